@@ -1,0 +1,18 @@
+"""avssl: self-supervised learning on audio and video."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from avssl.embed import Embedder
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load_embedder"]
+
+
+def load_embedder(run: str, device: str = "cpu") -> Embedder:
+    """Embedder of a finished run folder; see avssl.embed. The heavy imports happen here, not at `import avssl`."""
+    from avssl.embed import Embedder
+
+    return Embedder.from_run(run, device=device)

@@ -1,0 +1,173 @@
+"""Checkpoints of a run, and its final export. Written under a temporary name, synced, then renamed: whole or absent.
+
+run/
+  config.yaml            resolved configuration
+  metrics.jsonl          one line a logging step
+  step_000123/           Accelerate's state (loss with all its state, optimiser, scaler, RNG per rank) and progress.json
+  encoders.safetensors   on finish: encoders, heads, statistics of the views, banks and constants; no optimiser
+  provenance.json        versions, data, steps
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from avssl.distributed import barrier, broadcast_object, world_size
+from avssl.types import Progress
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+STEP_FOLDER = re.compile(r"step_(\d{6,})")
+WEIGHTS_FILE = "encoders.safetensors"
+PROVENANCE_FILE = "provenance.json"
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Whole checkpoints of a run, oldest first. Temporary ones do not match."""
+    found = [path for path in run.glob("step_*") if STEP_FOLDER.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name[5:]))
+
+
+def save(accelerator: Accelerator, run: Path, progress: Progress, facts: Mapping[str, object], keep: int) -> Path:
+    """Write run/step_<step>/ from all ranks and drop all but the newest `keep`.
+
+    facts are what must be equal when the run goes on (data set, batch, order); `resume` compares them.
+    """
+    target = run / f"step_{progress.step:06d}"
+    temporary = run / f".{target.name}.tmp"
+    if accelerator.is_main_process:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    barrier()
+    accelerator.save_state(str(temporary))
+    barrier()
+    if accelerator.is_main_process:
+        state = {"progress": progress.state_dict(), "facts": dict(facts), "world_size": world_size()}
+        (temporary / "progress.json").write_text(json.dumps(state, indent=1))
+        for path in temporary.iterdir():
+            _sync(path)
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+        _sync(run)
+        for old in checkpoints(run)[:-keep]:
+            shutil.rmtree(old)
+    barrier()
+    return target
+
+
+def resume(accelerator: Accelerator, run: Path, progress: Progress, facts: Mapping[str, object]) -> Path | None:
+    """Load the newest checkpoint of the run into the prepared objects and `progress`; None when there is none.
+
+    Raises ValueError when the run was made with other data, batch size, order or number of processes.
+    """
+    found = broadcast_object([str(path) for path in checkpoints(run)])
+    if not found:
+        return None
+    newest = Path(found[-1])
+    state = json.loads((newest / "progress.json").read_text())
+    given = {**facts, "world_size": world_size()}
+    stored = {**state["facts"], "world_size": state["world_size"]}
+    changed = [
+        f"{name}: {stored.get(name)!r} then, {value!r} now"
+        for name, value in given.items()
+        if stored.get(name) != value
+    ]
+    if changed:
+        raise ValueError(
+            f"{newest} cannot be resumed exactly, for something changed ({'; '.join(changed)}). Put it back, or start "
+            f"a new run with init_from={run}"
+        )
+    accelerator.load_state(str(newest))
+    progress.load_state_dict(state["progress"])
+    return newest
+
+
+def export(run: Path, modules: Mapping[str, nn.Module], provenance: Mapping[str, Any]) -> Path:
+    """Write encoders.safetensors: the state of each module under `<name>.`; call on the main process only."""
+    state = {
+        f"{name}.{key}": value.detach().cpu().contiguous()
+        for name, module in modules.items()
+        for key, value in module.state_dict().items()
+    }
+    path = run / WEIGHTS_FILE
+    temporary = path.with_suffix(".tmp")
+    save_file(state, str(temporary), metadata={"format": "avssl-run", "version": "1"})
+    _sync(temporary)
+    temporary.rename(path)
+    (run / PROVENANCE_FILE).write_text(json.dumps(dict(provenance), indent=1))
+    return path
+
+
+def save_module(module: nn.Module, path: Path) -> None:
+    """State of one module as safetensors, atomically."""
+    temporary = path.with_suffix(".tmp")
+    save_file({key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}, str(temporary))
+    temporary.rename(path)
+
+
+def load_module(module: nn.Module, path: Path) -> None:
+    """Load what `save_module` wrote, strictly."""
+    module.load_state_dict(load_file(str(path)))
+
+
+def read_weights(run: str | Path) -> dict[str, torch.Tensor]:
+    """The exported tensors of a finished run; FileNotFoundError says what to do when there are none."""
+    path = Path(run) / WEIGHTS_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: {run} has not finished; resume it with recipes/pretrain.py run={run}"
+        )
+    try:
+        return load_file(str(path))
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); write it again by resuming the run") from error
+
+
+def load_matching(module: nn.Module, state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, list[str]]:
+    """Copy every tensor of `state` under `prefix` whose name and shape the module has.
+
+    Returns {"loaded": names, "not in the source": names of the module, "not taken": names of the source with why}.
+    """
+    own = module.state_dict()
+    given = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    loaded = [key for key, value in given.items() if key in own and own[key].shape == value.shape]
+    module.load_state_dict({key: given[key] for key in loaded}, strict=False)
+    refused = [
+        f"{key} (here {tuple(own[key].shape)}, there {tuple(value.shape)})"
+        if key in own
+        else f"{key} (no such tensor here)"
+        for key, value in given.items()
+        if key not in loaded
+    ]
+    return {"loaded": loaded, "not in the source": [key for key in own if key not in given], "not taken": refused}
+
+
+def describe_matching(report: Mapping[str, list[str]], source: str, show: int = 6) -> str:
+    """The result of `load_matching` as a few lines."""
+    lines = [f"starting from {source}"]
+    for name, keys in report.items():
+        listed = (
+            "" if name == "loaded" or not keys else ": " + ", ".join(keys[:show]) + (" ..." if len(keys) > show else "")
+        )
+        lines.append(f"  {name}: {len(keys)} tensors{listed}")
+    return "\n".join(lines)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,164 @@
+"""Configuration: dataclasses are the schema, OmegaConf the parser. The only door to OmegaConf.
+
+`load(RunConfig, argv)` reads `RECIPE.yaml a.b=c ...`; the rest of the code sees ordinary dataclass instances.
+An unknown key, a wrong type or a missing value is an error that names the key. The type of the `loss` section follows
+`loss.name`. YAML holds only what differs from the defaults below.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from omegaconf import OmegaConf, errors
+
+from avssl import losses
+from avssl.data.loader import LoaderConfig
+from avssl.data.views import ViewsConfig
+from avssl.losses.base import LossConfig
+from avssl.optim.build import OptimConfig
+
+T = TypeVar("T")
+
+
+@dataclass
+class DataConfig(LoaderConfig):
+    """What to read and how; see data/loader.py for the fields that it adds."""
+
+    shards: str = ""  # folder written by `python -m data_prep write`
+
+
+@dataclass
+class RunConfig:
+    """One pretraining run."""
+
+    run: str = ""  # folder to write: config, metrics, checkpoints, encoders
+    epochs: int = 100  # passes over the data; `steps` ends a run earlier
+    steps: int = 0  # optimiser steps; 0 leaves it to `epochs`
+    seed: int = 0  # weights, order, augmentation
+    init_from: str = ""  # a finished run whose encoders, heads, banks and constants to start from
+    resume: bool = True  # go on from the newest checkpoint of `run`, if there is one
+    log_every_steps: int = 10
+    checkpoint_every_steps: int = 1000
+    keep_checkpoints: int = 2
+    trackers: list[str] = field(default_factory=list)  # tensorboard, wandb, ... through Accelerate
+    mixed_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    gradient_accumulation_steps: int = 1
+    synchronise_batch_norm: bool = False
+    compile: bool = False  # torch.compile on the encoders
+    cpu: bool = False  # stay on the CPU even where an accelerator is present
+    data: DataConfig = field(default_factory=DataConfig)
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    # {modality: {name: ..., and that encoder's options}}
+    encoders: dict[str, dict[str, Any]] = field(
+        default_factory=lambda: {"video": {"name": "avid_video"}, "audio": {"name": "avid_audio"}}
+    )
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+
+class ConfigError(ValueError):
+    """What is wrong with a configuration, in one message for the person who wrote it."""
+
+
+def load(schema: type[T], argv: list[str], *, usage: str = "", required: Sequence[str] = ()) -> T:
+    """Configuration from command-line arguments: YAML files first, then `a.b=c` changes, later ones win.
+
+    `--help` prints the schema and exits. Errors in the configuration leave with status 2 and one clear message.
+    """
+    if "--help" in argv or "-h" in argv:
+        sys.stdout.write(f"usage: {usage or 'RECIPE'} CONFIG.yaml [key=value ...]\n\n{describe(schema)}")
+        raise SystemExit(0)
+    try:
+        config = parse(schema, argv)
+        require(config, *required)
+        return config
+    except ConfigError as error:
+        sys.stderr.write(f"configuration error: {error}\n")
+        raise SystemExit(2) from error
+
+
+def parse(schema: type[T], argv: list[str]) -> T:
+    """As `load`, raising ConfigError."""
+    files = [argument for argument in argv if "=" not in argument]
+    changes = [argument for argument in argv if "=" in argument]
+    for name in files:
+        if name.startswith("-"):
+            raise ConfigError(f"{name} is not an option; changes are written key=value, without dashes")
+        if not Path(name).is_file():
+            raise ConfigError(f"{name}: no such file; the first argument is the YAML of the recipe")
+    try:
+        values = OmegaConf.merge(*map(OmegaConf.load, files), OmegaConf.from_dotlist(changes))
+        base = OmegaConf.structured(schema)
+        loss_name = OmegaConf.select(values, "loss.name", default="")
+        if loss_name:
+            OmegaConf.update(base, "loss", OmegaConf.structured(losses.get(loss_name).Config), force_add=True)
+        _replace_encoders(base, values)
+        return OmegaConf.to_object(OmegaConf.merge(base, values))  # type: ignore[return-value]
+    except errors.OmegaConfBaseException as error:
+        raise ConfigError(_explain(error)) from error
+    except (KeyError, ValueError) as error:  # a loss that nobody registered; a value that its section refuses
+        raise ConfigError(str(error.args[0])) from error
+
+
+def require(config: Any, *keys: str) -> None:
+    """ConfigError for the first of the dotted keys that is empty."""
+    for key in keys:
+        value = config
+        for name in key.split("."):
+            value = getattr(value, name)
+        if value in ("", None):
+            raise ConfigError(f"{key} is not set; add {key}=... to the command or to the YAML")
+
+
+def _replace_encoders(base: Any, values: Any) -> None:
+    """An encoder section that names another network starts afresh: options of the default one do not linger."""
+    given = OmegaConf.select(values, "encoders", default=None)
+    for modality in given or {}:
+        if "name" in given[modality] and "encoders" in base:
+            base.encoders[modality] = {}
+
+
+def _explain(error: errors.OmegaConfBaseException) -> str:
+    key = getattr(error, "full_key", None)
+    text = str(error).split("\n", maxsplit=1)[0].rstrip(".")
+    return f"{text} (key: {key})" if key and str(key) not in text else text
+
+
+def save(config: Any, path: Path) -> None:
+    """Write the resolved configuration as YAML."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def load_run(run: str | Path) -> RunConfig:
+    """The resolved configuration of a run folder; FileNotFoundError says what a run folder is."""
+    path = Path(run) / "config.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: {run} is not a run folder as recipes/pretrain.py writes it")
+    return parse(RunConfig, [str(path)])
+
+
+def describe(schema: type[Any], indent: str = "") -> str:
+    """The schema as indented `name: type = default  # comment` lines, comments taken from the source."""
+    comments = dict(re.findall(r"^\s+(\w+):[^#\n]*#\s*(.*)$", _sources(schema), re.MULTILINE))
+    lines = ""
+    for item in dataclasses.fields(schema):
+        default = item.default
+        if item.default_factory is not dataclasses.MISSING:
+            default = item.default_factory()
+        if dataclasses.is_dataclass(default) and not isinstance(default, type):
+            lines += f"{indent}{item.name}:\n{describe(type(default), indent + '  ')}"
+            continue
+        comment = comments.get(item.name, "")
+        lines += f"{indent}{item.name}: {item.type} = {default!r}" + (f"  # {comment}" if comment else "") + "\n"
+    return lines
+
+
+def _sources(schema: type[Any]) -> str:
+    return "\n".join(inspect.getsource(cls) for cls in reversed(schema.__mro__) if dataclasses.is_dataclass(cls))

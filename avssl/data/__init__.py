@@ -1,0 +1,1 @@
+"""Reading: media, clips, shards, loader and device-side transforms."""

@@ -1,0 +1,261 @@
+"""The loader: which samples when, in worker processes, as batches of views on the device.
+
+Order, augmentation and resume are pure functions: the main process plans (data/order.py) and sends (epoch, index) to
+stateless workers, so a run that stops after batch t goes on by planning from t, without reading what came before.
+The loader splits by rank itself; it is not given to `accelerator.prepare`.
+
+A sample that cannot be read is never replaced in silence. It is counted by reason, named in the log, and its row in
+the batch is taken by a repeat of a neighbouring sample of the same batch, index and all, because every process needs
+batches of one shape. Above `max_failure_rate` of all samples read, or when a whole batch fails, the run stops and says
+why.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from avssl.data.order import check_lanes, rank_order, steps_per_epoch
+from avssl.data.shards import ShardSet
+from avssl.data.video import VideoAugment
+from avssl.data.views import RawView, ViewMaker, ViewsConfig, raw_views, stack_raw_views
+from avssl.distributed import rank, world_size
+from avssl.types import Batch, MediaError, View
+
+logger = logging.getLogger("avssl")
+MIN_SAMPLES_FOR_RATE = 200  # before this many, a single failure says little about the rate
+
+
+@dataclass
+class LoaderConfig:
+    """How to read. Batch sizes count samples over all processes, so a YAML means the same on any number of them."""
+
+    global_batch_size: int = 256  # samples in a micro-batch, over all processes
+    num_workers: int = 2  # decoding processes per training process; 0 decodes in the training process
+    prefetch_batches: int = 4  # decoded batches waiting per worker
+    order_lanes: int = 0  # reading lanes over all processes; 0: one per process (see data/order.py)
+    shuffle_block: int = 4096  # samples shuffled together within a lane
+    max_failure_rate: float = 0.01  # share of unreadable samples at which a run stops
+    worker_timeout_seconds: float = 300.0  # a worker that gives nothing for so long is an error
+
+
+@dataclass
+class RawBatch:
+    """What a worker sends: stacked raw views, sample indices (B,), and (index, reason, message) of failures."""
+
+    views: dict[str, RawView]
+    index: torch.Tensor
+    failures: Sequence[tuple[int, str, str]]
+
+    def pin_memory(self) -> RawBatch:
+        """Called by DataLoader when it pins."""
+        self.views = {name: view.pin_memory() for name, view in self.views.items()}
+        return self
+
+
+class _Samples(Dataset[Any]):
+    """Stateless: (epoch, index) -> the sample's raw views or its MediaError. epoch -1: deterministic views."""
+
+    def __init__(self, shards: ShardSet, views: Sequence[View], config: ViewsConfig, seed: int) -> None:
+        self.shards, self.views, self.config, self.seed = shards, views, config, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[int, dict[str, RawView] | MediaError]:
+        epoch, index = key
+        try:
+            return index, raw_views(self.shards.read(index), self.views, self.config, self.seed, epoch)
+        except MediaError as error:
+            return index, error
+
+
+def collate(samples: list[tuple[int, dict[str, RawView] | MediaError]], augment: VideoAugment) -> RawBatch:
+    """Stack what could be read; the rows of what could not repeat the nearest readable row before (or the first)."""
+    readable = [place for place, (_, views) in enumerate(samples) if not isinstance(views, MediaError)]
+    failures = [(index, views.reason, views.message) for index, views in samples if isinstance(views, MediaError)]
+    if not readable:
+        return RawBatch({}, torch.tensor([index for index, _ in samples]), failures)
+    places = [max((p for p in readable if p <= place), default=readable[0]) for place in range(len(samples))]
+    index = torch.tensor([samples[place][0] for place in places])
+    rows = [samples[place][1] for place in places]
+    return RawBatch(stack_raw_views(rows, augment), index, failures)  # type: ignore[arg-type]
+
+
+class _Plan(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index) from a place in the run onwards, without end."""
+
+    def __init__(self, order: Callable[[int], NDArray[np.int64]], epoch: int, batch: int) -> None:
+        self.order, self.epoch, self.batch = order, epoch, batch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, first = self.epoch, self.batch
+        while True:
+            for row in self.order(epoch)[first:]:
+                yield [(epoch, int(index)) for index in row]
+            epoch, first = epoch + 1, 0
+
+
+class _Once(Sampler[list[tuple[int, int]]]):
+    """This rank's share of the given indices, once, in order, in batches; the last one may be smaller."""
+
+    def __init__(self, indices: Sequence[int], batch_size: int) -> None:
+        self.mine = indices[rank() :: world_size()]
+        self.batch_size = batch_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for first in range(0, len(self.mine), self.batch_size):
+            yield [(-1, index) for index in self.mine[first : first + self.batch_size]]
+
+
+class Loader:
+    """Batches of a shard folder, ready on the device. See the module's text.
+
+    Args:
+        shards: what to read.
+        config: batch size, workers, order.
+        views: what a loss asks for.
+        view_maker: turns raw views into model-ready tensors on the device.
+        seed: of order and augmentation.
+        device: where batches go.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        config: LoaderConfig,
+        views: Sequence[View],
+        view_maker: ViewMaker,
+        *,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.shards, self.config, self.view_maker, self.device = shards, config, view_maker, device
+        self.num_lanes = config.order_lanes or world_size()
+        check_lanes(config.global_batch_size, self.num_lanes, world_size())
+        self.num_samples = shards.num_samples
+        self.steps_per_epoch = steps_per_epoch(self.num_samples, config.global_batch_size)
+        self.per_device_batch_size = config.global_batch_size // world_size()
+        self.seed = seed
+        self._samples = _Samples(shards, views, view_maker.config, seed)
+        self._stream: Iterator[RawBatch] | None = None
+        self._stream_at = (-1, -1)
+        self._wait_seconds = 0.0
+        self.samples_read = 0
+        self.failures: Counter[str] = Counter()
+
+    def order_facts(self) -> dict[str, int]:
+        """What the order depends on beside the data: must be equal for an exact resume."""
+        return {
+            "seed": self.seed,
+            "global_batch_size": self.config.global_batch_size,
+            "num_lanes": self.num_lanes,
+            "shuffle_block": self.config.shuffle_block,
+        }
+
+    def epoch_order(self, epoch: int) -> NDArray[np.int64]:
+        """This rank's sample indices in an epoch: int64 (steps_per_epoch, per_device_batch_size)."""
+        return rank_order(
+            self.shards.shard_sizes,
+            seed=self.seed,
+            epoch=epoch,
+            global_batch_size=self.config.global_batch_size,
+            num_lanes=self.num_lanes,
+            shuffle_block=self.config.shuffle_block,
+            rank=rank(),
+            world_size=world_size(),
+        )
+
+    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
+        """Batches `first_batch` onwards of an epoch: as many on every rank. Workers run on into the next epoch."""
+        if self._stream is None or self._stream_at != (epoch, first_batch):
+            self._stream = iter(self._data_loader(self._samples, _Plan(self.epoch_order, epoch, first_batch)))
+        for batch in range(first_batch, self.steps_per_epoch):
+            began = time.perf_counter()
+            raw = next(self._stream)
+            self._wait_seconds += time.perf_counter() - began
+            done = batch + 1 == self.steps_per_epoch
+            self._stream_at = (epoch + 1, 0) if done else (epoch, batch + 1)
+            yield self._finish(raw)
+
+    def every_sample_once(self) -> Iterator[Batch]:
+        """Deterministic centre clips of every sample, each exactly once over all ranks.
+
+        Ranks may differ by one in their number of batches: no collective calls between batches.
+        """
+        plan = _Once(range(self.num_samples), self.per_device_batch_size)
+        for raw in self._data_loader(self._samples, plan):
+            yield self._finish(raw, deterministic=True)
+
+    def raw_subset(self, count: int, views: Sequence[View]) -> Iterator[dict[str, RawView]]:
+        """This rank's share of at most `count` evenly spaced samples, deterministic, as raw views."""
+        chosen = np.linspace(0, self.num_samples - 1, min(count, self.num_samples)).astype(int).tolist()
+        samples = _Samples(self.shards, views, self.view_maker.config, self.seed)
+        for raw in self._data_loader(samples, _Once(chosen, self.per_device_batch_size)):
+            self._count(raw, deterministic=True)
+            yield raw.views
+
+    @torch.no_grad()
+    def embed_all(self, model: torch.nn.Module) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+        """(index, outputs) of the model in eval mode over `every_sample_once`; restores training mode at the end."""
+        was_training = model.training
+        model.eval()
+        try:
+            for batch in self.every_sample_once():
+                yield batch.index, getattr(model, "module", model)(batch.views)
+        finally:
+            model.train(was_training)
+
+    def take_wait_seconds(self) -> float:
+        """Seconds spent waiting for workers since the last call."""
+        waited, self._wait_seconds = self._wait_seconds, 0.0
+        return waited
+
+    def _data_loader(self, samples: _Samples, plan: Sampler[list[tuple[int, int]]]) -> DataLoader[RawBatch]:
+        workers = self.config.num_workers
+        return DataLoader(
+            samples,
+            batch_sampler=plan,
+            collate_fn=partial(collate, augment=self.view_maker.config.video.augment),
+            num_workers=workers,
+            pin_memory=self.device.type == "cuda",
+            # A fork would inherit locks of native libraries in whatever state they are.
+            multiprocessing_context="forkserver" if workers else None,
+            prefetch_factor=self.config.prefetch_batches if workers else None,
+            timeout=self.config.worker_timeout_seconds if workers else 0,
+            worker_init_fn=_start_worker,
+        )
+
+    def _finish(self, raw: RawBatch, *, deterministic: bool = False) -> Batch:
+        self._count(raw, deterministic=deterministic)
+        views = self.view_maker(raw.views, self.device)
+        return Batch(views, raw.index.to(self.device), dict(Counter(reason for _, reason, _ in raw.failures)))
+
+    def _count(self, raw: RawBatch, *, deterministic: bool) -> None:
+        """Account for the failures of a batch; raise when there are too many."""
+        self.samples_read += len(raw.index)
+        for index, reason, message in raw.failures:
+            self.failures[reason] += 1
+            logger.warning("sample %d left out: %s: %s", index, reason, message)
+        failed = sum(self.failures.values())
+        too_many = failed > self.config.max_failure_rate * max(self.samples_read, MIN_SAMPLES_FOR_RATE)
+        if raw.failures and (too_many or not raw.views or deterministic):
+            index, reason, message = raw.failures[0]
+            raise MediaError(
+                "bad_sample",
+                f"{failed} of {self.samples_read} samples could not be read ({dict(self.failures)}), more than "
+                f"data.max_failure_rate={self.config.max_failure_rate} allows"
+                + (" (none may be missing here)" if deterministic else "")
+                + f"; the first of this batch is sample {index}: {reason}: {message}. Run `python -m data_prep verify`",
+            )
+
+
+def _start_worker(worker: int) -> None:  # noqa: ARG001  (DataLoader passes it)
+    torch.set_num_threads(1)

@@ -1,0 +1,85 @@
+"""The order of samples: a pure function of (shard sizes, seed, epoch, global batch, lanes).
+
+An epoch's sequence is the shards in a fresh random order, cut to whole global batches and divided into lanes of equal
+length. A lane is a contiguous run of shards that one process reads from start to end; inside it samples are shuffled
+within blocks, so that reading stays local. Every global batch takes an equal share from each lane:
+
+    batch t = [lane 0's t-th share, lane 1's t-th share, ...]
+
+With one lane a process (the default) each process reads its own shards. Given the number of lanes, the global batches
+do not depend on the number of processes or workers: they are the same on one process and on as many as there are lanes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def steps_per_epoch(num_samples: int, global_batch_size: int) -> int:
+    """Whole global batches in an epoch; ValueError when there is not even one."""
+    steps = num_samples // global_batch_size
+    if steps == 0:
+        raise ValueError(
+            f"data.global_batch_size is {global_batch_size}, but the shards hold {num_samples} samples; "
+            f"choose at most {num_samples}"
+        )
+    return steps
+
+
+def check_lanes(global_batch_size: int, num_lanes: int, world_size: int) -> None:
+    """Lanes must divide evenly over processes, and the global batch over lanes."""
+    if num_lanes < 1 or num_lanes % world_size or global_batch_size % num_lanes:
+        raise ValueError(
+            f"{num_lanes} order lanes do not fit {world_size} processes and a global batch of {global_batch_size}: "
+            "data.order_lanes must be a multiple of the processes, data.global_batch_size a multiple of the lanes"
+        )
+
+
+def rank_order(
+    shard_sizes: Sequence[int],
+    *,
+    seed: int,
+    epoch: int,
+    global_batch_size: int,
+    num_lanes: int,
+    shuffle_block: int,
+    rank: int,
+    world_size: int,
+) -> NDArray[np.int64]:
+    """Sample indices of one process in one epoch: int64 (steps, global_batch_size / world_size).
+
+    Memory grows with the process's share of the epoch only.
+    """
+    check_lanes(global_batch_size, num_lanes, world_size)
+    steps = steps_per_epoch(sum(shard_sizes), global_batch_size)
+    share = global_batch_size // num_lanes
+    shards = np.random.default_rng((seed, epoch)).permutation(len(shard_sizes))
+    lanes_here = num_lanes // world_size
+    columns = []
+    for lane in range(rank * lanes_here, (rank + 1) * lanes_here):
+        start = lane * steps * share
+        positions = _sequence_slice(shard_sizes, shards, start, start + steps * share)
+        generator = np.random.default_rng((seed, epoch, 1 + lane))
+        for block in range(0, len(positions), shuffle_block):
+            generator.shuffle(positions[block : block + shuffle_block])
+        columns.append(positions.reshape(steps, share))
+    return np.concatenate(columns, axis=1)
+
+
+def _sequence_slice(shard_sizes: Sequence[int], shards: NDArray[np.int64], start: int, stop: int) -> NDArray[np.int64]:
+    """Sample indices at places start..stop of the shards laid end to end in the order `shards`."""
+    sizes = np.asarray(shard_sizes, dtype=np.int64)
+    first_index = np.concatenate([[0], np.cumsum(sizes)])
+    ends = np.cumsum(sizes[shards])
+    pieces = []
+    for place in range(int(np.searchsorted(ends, start, side="right")), len(shards)):
+        shard = shards[place]
+        begin = ends[place] - sizes[shard]
+        if begin >= stop:
+            break
+        low, high = max(start, begin) - begin, min(stop, ends[place]) - begin
+        pieces.append(np.arange(first_index[shard] + low, first_index[shard] + high, dtype=np.int64))
+    return np.concatenate(pieces)

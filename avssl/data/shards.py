@@ -1,0 +1,194 @@
+"""Shard folders: random access to samples by index, and the tar writer. The only user of webdataset.
+
+The schema is in shard_format.py. The files are plain tar archives that any webdataset reader can stream.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tarfile
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from avssl.data.shard_format import (
+    AUDIO_MEMBER,
+    FORMAT_NAME,
+    INDEX_NAME,
+    JSON_MEMBER,
+    SCHEMA_VERSION,
+    SKIPPED_NAME,
+    VIDEO_MEMBER,
+    SampleInfo,
+    ShardIndex,
+    ShardRecord,
+    SideCar,
+    dump_json,
+    load_json,
+    sha256_file,
+    shard_name,
+)
+from avssl.types import MediaError
+
+__all__ = [
+    "AUDIO_MEMBER", "FORMAT_NAME", "INDEX_NAME", "JSON_MEMBER", "SCHEMA_VERSION", "SKIPPED_NAME", "VIDEO_MEMBER",
+    "Sample", "SampleInfo", "ShardIndex", "ShardRecord", "ShardSet", "SideCar", "dump_json", "load_json",
+    "parse_members", "sha256_file", "shard_name", "write_tar",
+]  # fmt: skip
+
+MAX_OPEN_SHARDS = 16
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sample as it is stored: its json, and its media still encoded (None if there is none)."""
+
+    info: SampleInfo
+    video: bytes | None
+    audio: bytes | None
+
+
+class ShardSet:
+    """A finished shard folder, read by sample index. Picklable: workers open their own files.
+
+    Args:
+        folder: what `python -m data_prep write` made.
+
+    Raises:
+        FileNotFoundError: index.json, a shard or a side-car is missing.
+        ValueError: another schema version, or a file that does not fit the index.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        self.index = ShardIndex.load(self.folder)
+        self._side_cars = [self._checked_side_car(record) for record in self.index.shards]
+        self._first_indices = [record.first_index for record in self.index.shards]
+        self._files: OrderedDict[int, BinaryIO] = OrderedDict()
+
+    @property
+    def num_samples(self) -> int:
+        """N: samples have index 0..N-1."""
+        return self.index.num_samples
+
+    @property
+    def shard_sizes(self) -> list[int]:
+        """Number of samples of each shard, in the order of `index`."""
+        return [record.num_samples for record in self.index.shards]
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """The key of every sample, in the order of `index`."""
+        return [key for side_car in self._side_cars for key in side_car.keys]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex sha256 over the shards' own: the same for equal contents, wherever the folder lies."""
+        return hashlib.sha256("\n".join(record.sha256 for record in self.index.shards).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def read(self, position: int) -> Sample:
+        """The sample with this index.
+
+        Raises:
+            IndexError: position is not in 0..N-1.
+            MediaError: bad_sample, if members are missing or the json does not fit.
+        """
+        if not 0 <= position < self.num_samples:
+            raise IndexError(f"{self.folder}: sample {position} asked for; there are 0..{self.num_samples - 1}")
+        number = bisect_right(self._first_indices, position) - 1
+        within = position - self._first_indices[number]
+        side_car = self._side_cars[number]
+        begin, end = side_car.offsets[within : within + 2]
+        file = self._open(number)
+        where = f"{self.folder / side_car.record.name}, sample {position} ({side_car.keys[within]})"
+        content = os.pread(file.fileno(), end - begin, begin)  # not seek: forked workers share the file's position
+        sample = parse_members(content, where)
+        if sample.info.index != position or sample.info.key != side_car.keys[within]:
+            raise MediaError("bad_sample", f"{where}: its json says index {sample.info.index}, key {sample.info.key}")
+        return sample
+
+    def close(self) -> None:
+        """Close the open shards; reading opens them again."""
+        while self._files:
+            self._files.popitem()[1].close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_files": OrderedDict()}
+
+    def __del__(self) -> None:
+        if "_files" in self.__dict__:
+            self.close()
+
+    def _checked_side_car(self, record: ShardRecord) -> SideCar:
+        path = self.folder / record.name
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: the shard is missing, index.json lists it; restore it or write again")
+        size = path.stat().st_size
+        if size != record.bytes:
+            raise ValueError(f"{path}: has {size} bytes; index.json says {record.bytes}. Restore it or write again")
+        side_car = SideCar.load(path.with_suffix(".json"))
+        if side_car.record != record:
+            raise ValueError(f"{path.with_suffix('.json')}: says {side_car.record}; index.json says {record}")
+        return side_car
+
+    def _open(self, number: int) -> BinaryIO:
+        """The shard's file, from the few most recently used."""
+        if number in self._files:
+            self._files.move_to_end(number)
+            return self._files[number]
+        while len(self._files) >= MAX_OPEN_SHARDS:
+            self._files.popitem(last=False)[1].close()
+        self._files[number] = (self.folder / self.index.shards[number].name).open("rb")
+        return self._files[number]
+
+
+def parse_members(content: bytes, where: str) -> Sample:
+    """One sample from the bytes of its tar members. MediaError("bad_sample") names `where`."""
+    from webdataset.tariterators import group_by_keys, tar_file_iterator
+
+    try:
+        members = (member | {"__url__": where} for member in tar_file_iterator(io.BytesIO(content + bytes(1024))))
+        samples: list[dict[str, Any]] = list(group_by_keys(members, lcase=False))
+    except (tarfile.TarError, ValueError, EOFError, OSError) as error:
+        raise MediaError("bad_sample", f"{where}: its bytes are no tar members ({error})") from error
+    if len(samples) != 1 or JSON_MEMBER not in samples[0]:
+        found = [sorted(name for name in sample if not name.startswith("__")) for sample in samples]
+        raise MediaError("bad_sample", f"{where}: its members are {found}; there must be one sample with a json")
+    sample = samples[0]
+    try:
+        info = SampleInfo.from_json(sample[JSON_MEMBER], where)
+    except ValueError as error:
+        raise MediaError("bad_sample", str(error)) from error
+    video, audio = sample.get(VIDEO_MEMBER), sample.get(AUDIO_MEMBER)
+    if info.key != sample["__key__"] or info.has_video != (video is not None) or info.has_audio != (audio is not None):
+        names = sorted(name for name in sample if not name.startswith("__"))
+        raise MediaError("bad_sample", f"{where}: members {sample['__key__']} {names} do not fit the json: {info}")
+    return Sample(info, video, audio)
+
+
+def write_tar(file: Any, samples: Iterable[Sample]) -> Iterator[int]:
+    """Write samples as tar members with fixed headers; yields the file offset after each sample.
+
+    file: has write(bytes). The same samples give the same bytes. The archive is complete when the iterator ends.
+    """
+    from webdataset.writer import TarWriter
+
+    with TarWriter(file, encoder=False, user="", group="", mode=0o644, mtime=0, format="PAX_FORMAT") as writer:
+        writer.tarstream.format = tarfile.PAX_FORMAT  # long keys; webdataset's own argument does not reach tarfile
+        for sample in samples:
+            members: dict[str, Any] = {"__key__": sample.info.key, JSON_MEMBER: sample.info.to_json()}
+            if sample.video is not None:
+                members[VIDEO_MEMBER] = sample.video
+            if sample.audio is not None:
+                members[AUDIO_MEMBER] = sample.audio
+            writer.write(members)
+            yield int(writer.tarstream.offset)

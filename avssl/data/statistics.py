@@ -1,0 +1,24 @@
+"""Per-bin mean and deviation of a corpus' spectrograms, measured once when a run begins and stored with it."""
+
+from __future__ import annotations
+
+import torch
+
+from avssl.data.audio import BinStatistics
+from avssl.data.loader import Loader
+from avssl.data.views import ViewMaker
+from avssl.distributed import gather_uneven
+from avssl.types import View
+
+
+@torch.no_grad()
+def measure_statistics(view_maker: ViewMaker, loader: Loader) -> None:
+    """Set the statistics of `view_maker` from evenly spaced samples of the loader's shards; the same on every rank."""
+    if not hasattr(view_maker, "normalize_audio"):
+        return
+    statistics = BinStatistics(view_maker.spectrogram.num_bins)
+    count = view_maker.config.statistics_samples
+    for raw in loader.raw_subset(count, (View("audio", "audio", "test"),)):
+        statistics.update(view_maker.spectrogram(raw["audio"].media.to(loader.device)))
+    packed = gather_uneven(statistics.pack()[None].to(loader.device))
+    view_maker.normalize_audio.set_statistics(BinStatistics.unpack(packed.cpu()))

@@ -1,0 +1,181 @@
+"""What decode.py knows without a decoder: facts about streams, which frame is on screen, how channels become one.
+
+Pure Python and NumPy. Times are seconds from the stream's own first frame or sample unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Matroska and FLV round times to whole milliseconds: a frame may be stamped this much late and still be the right one.
+FRAME_TIME_TOLERANCE_SECONDS = 0.0006
+# Stamps that stray less than this from the running sample count are rounding, not a gap.
+AUDIO_GAP_SECONDS = 0.05
+# A jump of this size is a broken clock, not a pause.
+MAX_GAP_SECONDS = 3600.0
+# Resampling filters and lossy codecs need some samples before the first one that counts (Opus asks for 80 ms).
+AUDIO_PREROLL_SECONDS = 0.1
+RESAMPLER_MARGIN_SECONDS = 0.02
+# Skipping less than this costs more than decoding it.
+AUDIO_SEEK_SECONDS = 0.5
+
+# What a folder is searched for. A file that is named itself may have any suffix.
+VIDEO_SUFFIXES = "mp4 m4v mov mkv webm avi mpg mpeg ts mts m2ts flv f4v wmv asf 3gp 3g2 ogv vob mxf rm rmvb gif dv"
+AUDIO_SUFFIXES = "m4a mka mp3 wav flac ogg oga opus aac aif aiff au caf ac3 amr wma w64 wv ape tta"
+MEDIA_SUFFIXES = frozenset(f".{name}" for name in f"{VIDEO_SUFFIXES} {AUDIO_SUFFIXES}".split())
+
+AudioBlock = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """A video stream. width, height: pixels of the upright picture (after the rotation). fps: the header's average.
+
+    rotation_degrees: clockwise turn to be applied to the stored picture, 0, 90, 180 or 270 (frames that decode.py
+    returns are already turned). pixel_aspect: width / height of one upright pixel. start_seconds: the first decoded
+    frame on the file's clock. duration_seconds: the header's claim, None if it makes none.
+    """
+
+    codec: str
+    width: int
+    height: int
+    fps: float
+    rotation_degrees: int
+    start_seconds: float
+    duration_seconds: float | None
+    pixel_format: str
+    pixel_aspect: float = 1.0
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """An audio stream. rate_hz, channels: as decoded. start_seconds: first decoded sample; duration: header's claim."""
+
+    codec: str
+    rate_hz: int
+    channels: int
+    start_seconds: float
+    duration_seconds: float | None
+
+
+@dataclass(frozen=True)
+class MediaInfo:
+    """A media file. container: FFmpeg's name. duration_seconds: the header's claim, None if it makes none."""
+
+    container: str
+    video: VideoInfo | None
+    audio: AudioInfo | None
+    duration_seconds: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dict for json."""
+        return asdict(self)
+
+
+def parse_clock(text: str) -> float | None:
+    """Seconds of "HH:MM:SS.fraction" (Matroska's DURATION tag); None if it is something else."""
+    parts = text.strip().split(":")
+    try:
+        hours, minutes, seconds = (float(part) for part in parts)
+    except ValueError:
+        return None
+    return hours * 3600 + minutes * 60 + seconds
+
+
+def mono_weights(channel_names: tuple[str, ...]) -> AudioBlock:
+    """How much of each channel goes into the mono mix: float32 (channels,), sum 1, so that it can never clip.
+
+    The usual down-mix: centre 1, front left and right 0.71, surrounds 0.5, bass effects 0. Stereo is the mean.
+    """
+    table = {"FC": 1.0, "FL": math.sqrt(0.5), "FR": math.sqrt(0.5), "LFE": 0.0, "LFE2": 0.0}
+    weights = np.array([table.get(name, 0.5) for name in channel_names], dtype=np.float64)
+    if weights.sum() == 0:
+        weights[:] = 1.0
+    return np.asarray(weights / weights.sum(), dtype=np.float32)
+
+
+def to_float(samples: NDArray[Any]) -> AudioBlock:
+    """Decoded samples of any type as float32 in [-1, 1]; integers are divided by their full scale."""
+    kind = samples.dtype
+    if kind == np.float32:
+        return samples
+    if kind.kind == "f":
+        return samples.astype(np.float32)
+    if kind == np.uint8:
+        return (samples.astype(np.float32) - 128.0) / np.float32(128.0)
+    full_scale = float(2 ** (8 * kind.itemsize - 1))
+    precise: NDArray[Any] = samples.astype(np.float64 if kind.itemsize > 2 else np.float32)
+    return np.asarray(precise / full_scale, dtype=np.float32)
+
+
+def mix_to_mono(samples: NDArray[Any], is_planar: bool, channel_names: tuple[str, ...]) -> AudioBlock:
+    """A decoded block, (channels, samples) if planar, else (1, samples * channels), as mono float32 (samples,)."""
+    num_channels = len(channel_names)
+    if num_channels == 1:
+        return to_float(samples.reshape(-1))
+    channels = samples if is_planar else samples.reshape(-1, num_channels).T
+    return np.asarray(mono_weights(channel_names) @ to_float(np.ascontiguousarray(channels)), dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class AudioSpan:
+    """Which source samples an excerpt needs so that it comes out the same wherever decoding begins.
+
+    first, last: source samples [first, last). skip: samples at the target rate before the wanted ones.
+    """
+
+    first: int
+    last: int
+    skip: int
+
+
+def audio_span(first_output: int, num_samples: int, source_rate_hz: int, rate_hz: int) -> AudioSpan:
+    """The source samples behind output samples [first_output, first_output + num_samples), first_output >= 0.
+
+    `first` falls on a source sample that is also an output sample, hence the grid is that of resampling from 0.
+    """
+    if source_rate_hz == rate_hz:
+        return AudioSpan(first_output, first_output + num_samples, 0)
+    margin = math.ceil(RESAMPLER_MARGIN_SECONDS * source_rate_hz)
+    step = source_rate_hz // math.gcd(source_rate_hz, rate_hz)
+    first = max(0, first_output * source_rate_hz // rate_hz - margin) // step * step
+    last = -(-(first_output + num_samples) * source_rate_hz // rate_hz) + margin
+    return AudioSpan(first, last, first_output - first * rate_hz // source_rate_hz)
+
+
+def fitted_size(width: int, height: int, pixel_aspect: float, short_side_px: int) -> tuple[int, int]:
+    """(width, height), both even, with square pixels, that keeps the picture's shape and has this short side.
+
+    Pictures are made smaller only: a short side below short_side_px stays as it is.
+    """
+    true_width = width * (pixel_aspect if pixel_aspect > 0 else 1.0)
+    scale = min(1.0, short_side_px / min(true_width, height))
+    return max(2, round(true_width * scale / 2) * 2), max(2, round(height * scale / 2) * 2)
+
+
+def collect(
+    blocks: Iterable[tuple[int, int, AudioBlock]], first: int, last: int, *, may_start_late: bool
+) -> AudioBlock | None:
+    """Samples [first, last) of consecutive (rate, position, samples) blocks; shorter where the stream ends before.
+
+    Blocks that begin after `first`: None, or with may_start_late zeros up to there.
+    """
+    pieces: list[AudioBlock] = []
+    reached: int | None = None
+    for _, position, block in blocks:
+        if reached is None and position > first:
+            if not may_start_late:
+                return None
+            pieces.append(np.zeros(min(position, last) - first, np.float32))
+        reached = position + len(block)
+        if reached > first and position < last:
+            pieces.append(block[max(0, first - position) : last - position])
+        if reached >= last:
+            break
+    return np.concatenate(pieces) if pieces else np.empty(0, np.float32)

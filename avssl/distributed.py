@@ -1,0 +1,112 @@
+"""The only door to torch.distributed. With one process every function is the identity on its input."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+
+
+def is_active() -> bool:
+    """True when a process group of more than one process is up."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def rank() -> int:
+    """Rank of this process, 0 when alone."""
+    return dist.get_rank() if is_active() else 0
+
+
+def world_size() -> int:
+    """Number of processes, 1 when alone."""
+    return dist.get_world_size() if is_active() else 1
+
+
+def gather(tensor: torch.Tensor) -> torch.Tensor:
+    """Concatenate (B, ...) tensors of equal shape from all ranks in rank order -> (W * B, ...). No gradient."""
+    tensor = tensor.detach()
+    if not is_active():
+        return tensor
+    pieces = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(pieces, tensor.contiguous())
+    return torch.cat(pieces)
+
+
+def gather_uneven(tensor: torch.Tensor) -> torch.Tensor:
+    """As `gather` where the first axis may differ between ranks (rows of an evaluation, say). No gradient."""
+    if not is_active():
+        return tensor.detach()
+    length = torch.tensor([tensor.shape[0]], device=tensor.device)
+    lengths = gather(length).tolist()
+    padding = tensor.new_zeros((max(lengths) - tensor.shape[0], *tensor.shape[1:]))
+    padded = gather(torch.cat([tensor, padding]))
+    rows = padded.split(max(lengths))
+    return torch.cat([piece[:count] for piece, count in zip(rows, lengths, strict=True)])
+
+
+class _GatherWithGrad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
+        ctx.rows = tensor.shape[0]
+        return gather(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        # The sum over ranks makes a loss written on the gathered batch exact under DDP's mean (methods: gather and
+        # gradient scaling); a bare all_gather would drop the other ranks' share.
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total[rank() * ctx.rows : (rank() + 1) * ctx.rows]
+
+
+def gather_with_grad(tensor: torch.Tensor) -> torch.Tensor:
+    """As `gather`, and its backward sums the ranks' gradients and returns this rank's slice.
+
+    A loss computed identically on every rank from gathered tensors then has, after DDP's mean over ranks, exactly the
+    gradient of one process on the whole batch.
+    """
+    if not is_active():
+        return tensor
+    return cast(torch.Tensor, _GatherWithGrad.apply(tensor))
+
+
+def all_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum of equal-shaped tensors over ranks, on every rank. No gradient; the input is left alone."""
+    result = tensor.detach().clone()
+    if is_active():
+        dist.all_reduce(result)
+    return result
+
+
+def all_mean(tensor: torch.Tensor) -> torch.Tensor:
+    """Mean over ranks, on every rank. No gradient."""
+    return all_sum(tensor) / world_size()
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's value on every rank, for small plain data such as a file listing."""
+    if not is_active():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    if is_active():
+        dist.barrier()
+
+
+def assert_replicated(name: str, tensor: torch.Tensor) -> None:
+    """Raise RuntimeError unless `tensor` is bit-identical on all ranks (state rule: replicated)."""
+    if not is_active():
+        return
+    flat = tensor.detach().reshape(-1).contiguous()
+    mine = flat.view(torch.uint8).to(torch.int64)
+    weight = torch.arange(1, mine.numel() + 1, device=mine.device) % 65_521
+    digest = torch.stack([mine.sum(), (mine * weight).sum()])
+    digests = gather(digest[None])
+    if not bool((digests == digests[0]).all()):
+        raise RuntimeError(f"{name} differs between processes: {digests.tolist()}; it must be the same on every rank")

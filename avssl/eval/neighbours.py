@@ -1,0 +1,122 @@
+"""Nearest rows by cosine, exactly and the same for every chunk size: what kNN, retrieval and the report share.
+
+Cosines are computed in float64 from whatever comes in and rounded to multiples of 2^-30. A matrix product may give
+two equal rows scores that differ in the last bit, depending on where a chunk ends; after rounding they are equal, so
+ties are real ties and every result is the same whatever the chunk, the thread count or the order of summation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+_RESOLUTION = 2.0**30
+_CHUNK_ELEMENTS = 2**24  # float64 similarities held at once: 128 MiB
+
+
+def unit_rows(features: Any, name: str = "features") -> torch.Tensor:
+    """(N, D) array or tensor of numbers -> float64 tensor (N, D) with rows of length 1, on the input's device.
+
+    Zero rows stay zero (cosine 0 with everything). ValueError for other shapes and for rows that are not finite.
+    """
+    rows = torch.as_tensor(features).detach().to(torch.float64)
+    if rows.ndim != 2 or rows.shape[1] == 0:
+        raise ValueError(f"{name} has shape {tuple(rows.shape)}; expected (rows, width) with width > 0")
+    wrong = ~torch.isfinite(rows).all(dim=1)
+    if bool(wrong.any()):
+        raise ValueError(
+            f"{name} has {int(wrong.sum())} rows that are not finite, the first is row {int(wrong.int().argmax())}; "
+            "leave out rows without this modality (table.select(table.has_video))"
+        )
+    return torch.nn.functional.normalize(rows, dim=1, eps=1e-300)
+
+
+def class_numbers(labels: Any, num_rows: int, name: str = "labels") -> torch.Tensor:
+    """(N,) integers -> int64 tensor; ValueError for another length, another kind of number or negative ones."""
+    numbers = torch.as_tensor(labels).detach()
+    if numbers.shape != (num_rows,):
+        raise ValueError(f"{name} has shape {tuple(numbers.shape)}; expected ({num_rows},), one per row")
+    if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
+        raise ValueError(f"{name} has type {numbers.dtype}; expected integers (see label_numbers for names)")
+    if num_rows and int(numbers.min()) < 0:
+        raise ValueError(f"{name} holds {int(numbers.min())}; class numbers start at 0")
+    return numbers.to(torch.int64)
+
+
+def label_numbers(names: Sequence[str | None], classes: Sequence[str] | None = None) -> tuple[torch.Tensor, list[str]]:
+    """Names -> (int64 (N,), class names): number i stands for class name i.
+
+    classes: the order of the classes, for example of the training split; default: the names that occur, sorted.
+
+    Raises:
+        ValueError: a row has no name, or a name that is not among `classes`.
+    """
+    missing = [row for row, name in enumerate(names) if name is None]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(names)} rows have no label, the first is row {missing[0]}; select rows"
+        )
+    order = sorted({str(name) for name in names}) if classes is None else [str(name) for name in classes]
+    number = {name: position for position, name in enumerate(order)}
+    unknown = sorted({str(name) for name in names} - number.keys())
+    if unknown:
+        raise ValueError(
+            f"labels {unknown[:5]} are not among the {len(order)} classes; pass the classes of both splits"
+        )
+    return torch.tensor([number[str(name)] for name in names], dtype=torch.int64), order
+
+
+def similarity_chunks(
+    queries: torch.Tensor, gallery: torch.Tensor, chunk_size: int | None = None
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Pairs (first query row, rounded cosines float64 (rows, N)) over queries (M, D) and gallery (N, D), unit rows.
+
+    chunk_size: queries at a time; None = as many as keep a chunk at 128 MiB. It does not change the result.
+    """
+    if queries.shape[1] != gallery.shape[1]:
+        raise ValueError(f"queries are {queries.shape[1]} wide and the gallery {gallery.shape[1]}; both must be equal")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1")
+    size = chunk_size or max(1, _CHUNK_ELEMENTS // max(1, len(gallery)))
+    for start in range(0, len(queries), size):
+        yield start, torch.round(queries[start : start + size] @ gallery.T * _RESOLUTION) / _RESOLUTION
+
+
+def nearest(
+    queries: Any, gallery: Any, num_neighbours: int, *, chunk_size: int | None = None
+) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.float64]]]:
+    """Rows of `gallery` (N, D) closest to each of `queries` (M, D) by cosine, best first; of equals the lower row.
+
+    Returns (rows int64 (M, k), cosines float64 (M, k)) with k = min(num_neighbours, N).
+    """
+    left, right = unit_rows(queries, "queries"), unit_rows(gallery, "gallery")
+    if len(right) == 0 or num_neighbours < 1:
+        raise ValueError(f"cannot give {num_neighbours} neighbours out of {len(right)} gallery rows; both must be >= 1")
+    count = min(num_neighbours, len(right))
+    rows = [torch.empty((0, count), dtype=torch.int64)]
+    cosines = [torch.empty((0, count), dtype=torch.float64)]
+    for _, similarity in similarity_chunks(left, right.to(left.device), chunk_size):
+        values, positions = _stable_top(similarity, count)
+        rows.append(positions.cpu())
+        cosines.append(values.cpu())
+    return torch.cat(rows).numpy(), torch.cat(cosines).numpy()
+
+
+def _stable_top(similarity: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """topk with a promise about ties: of equal values the lower positions win and come first."""
+    values, positions = similarity.topk(count, dim=1)
+    threshold = values[:, -1:]
+    tied = (similarity >= threshold).sum(dim=1) > count
+    if bool(tied.any()):
+        # Everything above the threshold is in; of those on it the lowest positions fill the remaining places.
+        above, level = similarity[tied] > threshold[tied], similarity[tied] == threshold[tied]
+        room = count - above.sum(dim=1, keepdim=True)
+        chosen = above | (level & (level.cumsum(dim=1) <= room))
+        positions[tied] = chosen.nonzero()[:, 1].reshape(-1, count)
+    positions = positions.sort(dim=1).values
+    values = similarity.gather(1, positions)
+    order = values.argsort(dim=1, descending=True, stable=True)
+    return values.gather(1, order), positions.gather(1, order)

@@ -1,0 +1,118 @@
+"""Retrieval between modalities: does a video find its own sound, and a sound its own video?
+
+Row i of both sides is the same clip. Ties are counted pessimistically: every row that is as similar as the target
+stands before it. Thus a constant embedding gets the last rank everywhere and recall 0 (for k < N), never a lucky 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from avssl.eval.neighbours import class_numbers, similarity_chunks, unit_rows
+
+RECALL_AT = (1, 5, 10)
+DIRECTIONS = ("video_to_audio", "audio_to_video")
+
+
+def _paired(queries: Any, gallery: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    left, right = unit_rows(queries, "queries"), unit_rows(gallery, "gallery")
+    if left.shape != right.shape or len(left) == 0:
+        raise ValueError(
+            f"queries have shape {tuple(left.shape)} and the gallery {tuple(right.shape)}; row i of one belongs to "
+            "row i of the other, so both must be equal and hold at least one row"
+        )
+    return left, right.to(left.device)
+
+
+def retrieval_ranks(queries: Any, gallery: Any, *, chunk_size: int | None = None) -> NDArray[np.int64]:
+    """Rank of row i of the gallery (N, D) for query i of (N, D) by cosine -> int64 (N,) in [1, N], 1 = found first.
+
+    Pessimistic under ties: the rank is the number of gallery rows at least as similar as the target.
+    """
+    left, right = _paired(queries, gallery)
+    ranks = []
+    for start, similarity in similarity_chunks(left, right, chunk_size):
+        own = torch.arange(start, start + len(similarity), device=similarity.device)[:, None]
+        ranks.append((similarity >= similarity.gather(1, own)).sum(dim=1).cpu())
+    return torch.cat(ranks).numpy()
+
+
+def recall(ranks: NDArray[np.int64], recall_at: Sequence[int] = RECALL_AT) -> dict[str, float]:
+    """{"recall_at_<k>": share of ranks <= k, ..., "median_rank": median} of ranks (N,) >= 1, N >= 1."""
+    if len(ranks) == 0 or min(recall_at, default=1) < 1:
+        raise ValueError(f"recall needs at least one rank and k >= 1; got {len(ranks)} ranks, k = {list(recall_at)}")
+    result = {f"recall_at_{k}": float((ranks <= k).mean()) for k in recall_at}
+    return {**result, "median_rank": float(np.median(ranks))}
+
+
+def class_precision(
+    queries: Any, gallery: Any, labels: Any, *, exclude_pair: bool = False, chunk_size: int | None = None
+) -> float:
+    """Share of queries whose closest gallery row has the query's label, in [0, 1].
+
+    queries, gallery: (N, D), row i of both is the same clip; labels: (N,) integers. Several equally close rows count
+    with the share of them that has the label, so that a constant embedding gets exactly chance.
+    exclude_pair: leave the clip's own other half out of the gallery; the plain score counts finding it as right.
+    """
+    left, right = _paired(queries, gallery)
+    numbers = class_numbers(labels, len(left)).to(left.device)
+    if exclude_pair and len(left) < 2:
+        raise ValueError("exclude_pair leaves an empty gallery: at least 2 rows are needed")
+    total = 0.0
+    for start, similarity in similarity_chunks(left, right, chunk_size):
+        rows = torch.arange(start, start + len(similarity), device=similarity.device)
+        if exclude_pair:
+            similarity[rows - start, rows] = -torch.inf
+        closest = similarity == similarity.amax(dim=1, keepdim=True)
+        same = numbers[rows][:, None] == numbers[None, :]
+        total += float(((closest & same).sum(dim=1) / closest.sum(dim=1).double()).sum())
+    return total / len(left)
+
+
+def retrieval_metrics(
+    video: Any,
+    audio: Any,
+    *,
+    labels: Any = None,
+    recall_at: Sequence[int] = RECALL_AT,
+    exclude_pair: bool = False,
+    chunk_size: int | None = None,
+) -> dict[str, float]:
+    """Both directions between video (N, D) and audio (N, D) embeddings of the same N clips.
+
+    Returns {"video_to_audio_recall_at_1", ..., "video_to_audio_median_rank", and with labels (N,)
+    "video_to_audio_class_precision"} and the same for "audio_to_video".
+    """
+    metrics: dict[str, float] = {}
+    for direction, (queries, gallery) in zip(DIRECTIONS, ((video, audio), (audio, video)), strict=True):
+        found = recall(retrieval_ranks(queries, gallery, chunk_size=chunk_size), recall_at)
+        if labels is not None:
+            found["class_precision"] = class_precision(
+                queries, gallery, labels, exclude_pair=exclude_pair, chunk_size=chunk_size
+            )
+        metrics |= {f"{direction}_{name}": value for name, value in found.items()}
+    return metrics
+
+
+def chance_levels(
+    num_rows: int, *, labels: Any = None, recall_at: Sequence[int] = RECALL_AT, exclude_pair: bool = False
+) -> dict[str, float]:
+    """What a random order of the gallery reaches on average, under the names that retrieval_metrics gives.
+
+    Recall at k: min(k / N, 1); median rank: (N + 1) / 2; class precision: the chance that a random row of the gallery
+    (other than the own one with exclude_pair) has the query's label.
+    """
+    if num_rows < 1:
+        raise ValueError(f"num_rows is {num_rows}; chance needs at least one row")
+    levels = {f"recall_at_{k}": min(k / num_rows, 1.0) for k in recall_at}
+    levels["median_rank"] = (num_rows + 1) / 2
+    if labels is not None:
+        counts = torch.bincount(class_numbers(labels, num_rows)).double()
+        own = 1 if exclude_pair else 0
+        levels["class_precision"] = float((counts * (counts - own)).sum() / (num_rows * max(1, num_rows - own)))
+    return {f"{direction}_{name}": value for direction in DIRECTIONS for name, value in levels.items()}

@@ -1,0 +1,156 @@
+"""AVID: audio-visual instance discrimination (Morgado, Vasconcelos, Misra; arXiv 2004.12943, CVPR 2021).
+
+A clip's video embedding v_i and audio embedding a_i are told apart from K noise samples by NCE against slow memories
+of every sample, vbar and abar:
+
+    cross  L = ( NCE(v_i; abar_i, abar_n) + NCE(a_i; vbar_i, vbar_n) ) / 2
+    self   L = ( NCE(v_i; vbar_i, vbar_n) + NCE(a_i; abar_i, abar_n) ) / 2
+    joint  L = ( cross + self ) / 2
+
+The same K indices, uniform over all samples but i, serve every direction. Banks are read before this batch's update:
+m_i <- normalise(momentum m_i + (1 - momentum) z_i). The partition constant is the mean of exp(score) over the first
+batch's video -> audio (self: video -> video) negatives of all ranks, then frozen and shared by every direction.
+
+Paper and code differ by scale: the paper adds the directions, the authors' code averages them. This follows the code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal, cast
+
+import torch
+from torch import nn
+from torch.nn.functional import normalize
+
+from avssl.distributed import all_mean, gather, rank, world_size
+from avssl.losses import register
+from avssl.losses.base import Loss, LossConfig
+from avssl.models.heads import mlp
+from avssl.ops.memory import MemoryBank
+from avssl.ops.nce import nce_terms
+from avssl.ops.sampling import generator_for, negatives_excluding
+from avssl.types import LossOutput, Progress, View
+
+# (anchor modality, memory modality) of each direction; the first one measures the partition constant.
+CROSS = (("video", "audio"), ("audio", "video"))
+SELF = (("video", "video"), ("audio", "audio"))
+DIRECTIONS = {"cross": CROSS, "self": SELF, "joint": CROSS + SELF}
+
+
+@dataclass
+class AVIDConfig(LossConfig):
+    """Defaults are those of the published Kinetics runs."""
+
+    name: str = "avid"
+    variant: Literal["cross", "self", "joint"] = "cross"
+    num_negatives: int = 1024
+    temperature: float = 0.07
+    bank_momentum: float = 0.5
+    projector_hidden_dims: tuple[int, ...] = (512, 512)
+    embedding_dim: int = 128
+
+
+def direction_name(anchor: str, memory: str) -> str:
+    """("video", "audio") -> "video_to_audio", as the log and the report write it."""
+    return f"{anchor}_to_{memory}"
+
+
+def scores(anchors: torch.Tensor, rows: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Inner products over temperature: anchors (B, D), rows (B, K, D) -> (B, K) float32."""
+    return torch.einsum("bd,bkd->bk", anchors.float(), rows.float()) / temperature
+
+
+@register("avid")
+class AVID(Loss):
+    """AVID's cross, self and joint variants. State: a bank per modality (N, D) and the partition constant ()."""
+
+    Config: ClassVar[type[LossConfig]] = AVIDConfig
+    partition: torch.Tensor
+
+    def __init__(self, config: AVIDConfig, encoders: Mapping[str, nn.Module], num_samples: int) -> None:
+        super().__init__(config, encoders, num_samples)
+        self.config: AVIDConfig = config
+        for modality, encoder in encoders.items():
+            dims = (cast(int, encoder.dim), *config.projector_hidden_dims, config.embedding_dim)
+            self.projectors[modality] = mlp(dims)
+        self.banks = nn.ModuleDict(
+            {
+                modality: MemoryBank(num_samples, config.embedding_dim, seed=2 * config.seed + offset)
+                for offset, modality in enumerate(("video", "audio"))
+            }
+        )
+        self.register_buffer("partition", torch.tensor(-1.0))  # below zero: not measured yet
+
+    @classmethod
+    def views(cls, config: LossConfig) -> tuple[View, ...]:  # noqa: ARG003  (the contract)
+        """One clip of each modality; AVID needs no second augmented view."""
+        return (View("video", "video"), View("audio", "audio"))
+
+    def forward(self, views: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Unit embeddings {"video": (B, D), "audio": (B, D)}."""
+        return {
+            name: normalize(self.projectors[name](self.encoders[name](view)).float(), dim=1)
+            for name, view in views.items()
+        }
+
+    def loss(self, outputs: dict[str, torch.Tensor], index: torch.Tensor, progress: Progress) -> LossOutput:
+        """Mean over this rank's anchors; rows do not meet, so DDP's mean gives the global batch's gradient."""
+        negatives = self.draw_negatives(index[:, None], progress)
+        terms: dict[str, torch.Tensor] = {}
+        directions = DIRECTIONS[self.config.variant]
+        losses = [
+            self.direction(outputs[anchor], index[:, None], negatives, anchor, memory, progress, terms)
+            for anchor, memory in directions
+        ]
+        return LossOutput(torch.stack(losses).mean(), terms)
+
+    def draw_negatives(self, excluded: torch.Tensor, progress: Progress) -> torch.Tensor:
+        """Indices (B, K) that avoid each row of `excluded` (B, E); the same at any world size."""
+        generator = generator_for(self.config.seed, progress.batch, excluded.device)
+        rows = excluded.shape[0]
+        return negatives_excluding(
+            excluded, self.config.num_negatives, self.num_samples, generator, rank() * rows, world_size() * rows
+        )
+
+    def direction(
+        self,
+        anchors: torch.Tensor,
+        positives: torch.Tensor,
+        negatives: torch.Tensor,
+        anchor: str,
+        memory: str,
+        progress: Progress,
+        terms: dict[str, torch.Tensor],
+        prefix: str = "",
+    ) -> torch.Tensor:
+        """NCE of anchors (B, D) against bank rows positives (B, P) and negatives (B, K); fills `terms`."""
+        bank = self.bank(memory)
+        positive_scores = scores(anchors, bank.gather_rows(positives), self.config.temperature)
+        negative_scores = scores(anchors, bank.gather_rows(negatives), self.config.temperature)
+        if progress.batch == 0:
+            self.latch_partition(negative_scores)
+        positive, negative = nce_terms(positive_scores, negative_scores, self.partition)
+        total = (positive + negative).mean()
+        name = prefix + direction_name(anchor, memory)
+        terms[name] = total.detach()
+        terms[name + "_positive_score"] = positive_scores.detach().mean() * self.config.temperature
+        terms[name + "_negative_score"] = negative_scores.detach().mean() * self.config.temperature
+        return total
+
+    def bank(self, modality: str) -> MemoryBank:
+        """The memory bank of a modality."""
+        return cast(MemoryBank, self.banks[modality])
+
+    @torch.no_grad()
+    def latch_partition(self, negative_scores: torch.Tensor) -> None:
+        """Measure E once, from the first negatives ever scored; a value taken over from another run stays."""
+        estimate = all_mean(negative_scores.detach().exp().mean())
+        self.partition.copy_(torch.where(self.partition > 0, self.partition, estimate))
+
+    def update(self, outputs: dict[str, torch.Tensor], index: torch.Tensor) -> None:
+        """Write this batch's own embeddings into both banks."""
+        index = gather(index)
+        for modality in self.banks:
+            self.bank(modality).update(index, gather(outputs[modality]), self.config.bank_momentum)

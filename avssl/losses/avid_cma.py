@@ -1,0 +1,158 @@
+"""AVID + CMA: cross-modal agreement (Morgado, Vasconcelos, Misra; arXiv 2004.12943, CVPR 2021).
+
+Starts from AVID's encoders, banks and partition constant. The positives of sample i are the k other samples whose
+memories agree with its own in both modalities,
+
+    rho_ij = min(<vbar_i, vbar_j>, <abar_i, abar_j>)     consensus; union takes the max, video and audio one of the two
+
+and the loss adds to cross-AVID's instance terms the NCE of each anchor against its positives' memories of the same
+modality (within) and, as an option, of the other one (across):
+
+    L = ( c_instance L_cross + c_within L_within + c_across L_across ) / (c_instance + c_within + c_across)
+    L_within = ( NCE(v_i; vbar_P, vbar_n) + NCE(a_i; abar_P, abar_n) ) / 2,   positive terms averaged over P
+
+Instance terms within a modality (self-AVID) join by `instance_within_weight`. Where this differs from the authors'
+code: the anchor is excluded from its negatives together with its positives (their mapping skips the positives only),
+and from its own positive set by masking the diagonal, not by dropping rank 1. The within terms use the first
+`num_negatives_within` of the shared negatives. Banks are updated with a sample's own embeddings only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import nn
+
+from avssl.distributed import gather_uneven, rank, world_size
+from avssl.losses import register
+from avssl.losses.avid import AVID, CROSS, SELF, AVIDConfig
+from avssl.losses.base import EpochContext, LossConfig
+from avssl.types import LossOutput, Progress
+
+Agreement = Literal["consensus", "union", "video", "audio"]
+_CHUNK_BYTES = 64 * 2**20  # size of one block of similarities; small enough to stay quick, large enough for the BLAS
+
+
+@dataclass
+class AVIDCMAConfig(AVIDConfig):
+    """Defaults are those of the published runs; every n epochs the positives are searched anew."""
+
+    name: str = "avid_cma"
+    agreement: Agreement = "consensus"
+    num_positives: int = 32
+    num_negatives_within: int = 64
+    search_every_epochs: int = 5
+    instance_across_weight: float = 1.0
+    instance_within_weight: float = 0.0
+    positive_within_weight: float = 1.0
+    positive_across_weight: float = 0.0
+
+
+def agreement_scores(video: torch.Tensor, audio: torch.Tensor, agreement: Agreement) -> torch.Tensor:
+    """Combine two similarity matrices of equal shape into rho."""
+    if agreement == "consensus":
+        return torch.minimum(video, audio)
+    if agreement == "union":
+        return torch.maximum(video, audio)
+    return video if agreement == "video" else audio
+
+
+def search_rows(
+    video_bank: torch.Tensor, audio_bank: torch.Tensor, num_positives: int, agreement: Agreement, start: int, stop: int
+) -> torch.Tensor:
+    """Positive sets of the rows start..stop: int64 (stop - start, k), ascending. Exact, in blocks of bounded size."""
+    num_samples = video_bank.shape[0]
+    block = max(1, _CHUNK_BYTES // (4 * num_samples))
+    found = [torch.empty(0, num_positives, dtype=torch.int64, device=video_bank.device)]
+    for first in range(start, stop, block):
+        rows = slice(first, min(first + block, stop))
+        # A modality that the agreement does not look at is not multiplied out.
+        video = video_bank[rows] @ video_bank.T if agreement != "audio" else video_bank.new_empty(0)
+        audio = audio_bank[rows] @ audio_bank.T if agreement != "video" else audio_bank.new_empty(0)
+        rho = agreement_scores(video, audio, agreement)
+        anchors = torch.arange(rows.start, rows.stop, device=rho.device)
+        rho[torch.arange(len(anchors), device=rho.device), anchors] = -torch.inf
+        found.append(rho.topk(num_positives, dim=1).indices.sort(dim=1).values)
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def positive_set(
+    video_bank: torch.Tensor, audio_bank: torch.Tensor, num_positives: int, agreement: Agreement
+) -> torch.Tensor:
+    """For each sample the k others that agree with it most.
+
+    Args:
+        video_bank, audio_bank: (N, D) unit rows of the same samples, N > k.
+        num_positives: k >= 1.
+        agreement: consensus (min), union (max), video or audio.
+
+    Returns:
+        int64 (N, k), ascending within a row, never the row itself. Exact search in float32, memory O(N k) beside
+        blocks of 64 MB; the rows are split over the ranks and every rank returns all of them.
+    """
+    num_samples = video_bank.shape[0]
+    if not 0 < num_positives < num_samples:
+        raise ValueError(f"num_positives is {num_positives}; it must be from 1 to {num_samples - 1}, the other samples")
+    share = -(-num_samples // world_size())
+    start, stop = min(rank() * share, num_samples), min((rank() + 1) * share, num_samples)
+    return gather_uneven(search_rows(video_bank.float(), audio_bank.float(), num_positives, agreement, start, stop))
+
+
+@register("avid_cma")
+class AVIDCMA(AVID):
+    """AVID plus positives by agreement. State: AVID's, and the positive sets (N, k)."""
+
+    Config: ClassVar[type[LossConfig]] = AVIDCMAConfig
+    positives: torch.Tensor
+
+    def __init__(self, config: AVIDCMAConfig, encoders: Mapping[str, nn.Module], num_samples: int) -> None:
+        super().__init__(config, encoders, num_samples)
+        self.config: AVIDCMAConfig = config
+        if not 0 < config.num_positives < num_samples - 1:
+            raise ValueError(
+                f"loss.num_positives is {config.num_positives} with {num_samples} samples: at least one sample must be "
+                "left as a negative; lower loss.num_positives"
+            )
+        if not 0 < config.num_negatives_within <= config.num_negatives:
+            raise ValueError(
+                f"loss.num_negatives_within is {config.num_negatives_within}; it must be from 1 to "
+                f"loss.num_negatives ({config.num_negatives}), of which it takes the first"
+            )
+        self.register_buffer("positives", torch.zeros(num_samples, config.num_positives, dtype=torch.int64))
+
+    def on_epoch_start(self, context: EpochContext) -> None:
+        """Search the positives in the banks as they are now, at epoch 0 and every `search_every_epochs`."""
+        if context.epoch % self.config.search_every_epochs == 0:
+            self.positives.copy_(
+                positive_set(
+                    self.bank("video").rows, self.bank("audio").rows, self.config.num_positives, self.config.agreement
+                )
+            )
+
+    def loss(self, outputs: dict[str, torch.Tensor], index: torch.Tensor, progress: Progress) -> LossOutput:
+        """Weighted mean of the active groups of terms; see the module's text."""
+        own, positives = index[:, None], self.positives[index]
+        negatives = self.draw_negatives(torch.cat([own, positives], dim=1), progress)
+        within = negatives[:, : self.config.num_negatives_within]
+        terms: dict[str, torch.Tensor] = {}
+        groups = (
+            (self.config.instance_across_weight, CROSS, own, negatives, "instance_"),
+            (self.config.instance_within_weight, SELF, own, negatives, "instance_"),
+            (self.config.positive_within_weight, SELF, positives, within, "positive_"),
+            (self.config.positive_across_weight, CROSS, positives, within, "positive_"),
+        )
+        total, weights = torch.zeros((), device=index.device), 0.0
+        for weight, directions, targets, noise, prefix in groups:
+            if weight > 0:
+                losses = [
+                    self.direction(outputs[anchor], targets, noise, anchor, memory, progress, terms, prefix)
+                    for anchor, memory in directions
+                ]
+                total, weights = total + weight * torch.stack(losses).mean(), weights + weight
+        if weights == 0:
+            raise ValueError("every weight of loss avid_cma is 0; set at least one of the *_weight keys above 0")
+        return LossOutput(total / weights, terms)

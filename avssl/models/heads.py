@@ -1,0 +1,33 @@
+"""Heads that losses put on top of encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import nn
+
+
+def mlp(dims: Sequence[int], *, batch_norm: bool = False, final_batch_norm: bool = False) -> nn.Sequential:
+    """Multi-layer perceptron (B, dims[0]) -> (B, dims[-1]): linear layers with ReLU between them.
+
+    Args:
+        dims: widths from input to output; (512, 512, 512, 128) is AVID's projector, (512, 128) one linear layer.
+        batch_norm: put a batch norm before each ReLU.
+        final_batch_norm: put a batch norm after the last linear layer.
+
+    A linear layer has a bias unless a batch norm follows it, which would cancel the bias. Without batch norm the
+    linear layers are modules 0, 2, 4, ... of the result. Raises ValueError for fewer than two or non-positive widths.
+    """
+    if len(dims) < 2 or min(dims) < 1:
+        raise ValueError(f"mlp: dims must be at least two positive widths, input to output, got {list(dims)}")
+    layers: list[nn.Module] = []
+    last = len(dims) - 2
+    for position, (dim_in, dim_out) in enumerate(pairwise(dims)):
+        normalise = final_batch_norm if position == last else batch_norm
+        layers.append(nn.Linear(dim_in, dim_out, bias=not normalise))
+        if normalise:
+            layers.append(nn.BatchNorm1d(dim_out))
+        if position != last:
+            layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)

@@ -1,0 +1,153 @@
+"""What a run tells its owner: metrics.jsonl, trackers, a progress bar; and how it is asked to stop."""
+
+from __future__ import annotations
+
+import json
+import platform
+import signal
+import sys
+import time
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm import tqdm
+
+from avssl.distributed import all_sum, is_active, world_size
+from avssl.losses.base import Loss
+from avssl.types import Batch, LossOutput, Progress
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from avssl.config import RunConfig
+    from avssl.data.loader import Loader
+    from avssl.data.shards import ShardSet
+
+
+class StopSignal:
+    """SIGTERM and SIGINT ask for a clean stop; all processes agree on the step at which it happens."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.agreed = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: object) -> None:  # noqa: ARG002  (the signature of a handler)
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def poll(self, step: int, every: int) -> bool:
+        """True once any process was asked. Several processes compare notes every `every` steps, one at every step."""
+        if not is_active():
+            self.agreed = self.asked
+        elif step % every == 0:
+            self.agreed = bool(all_sum(torch.tensor([float(self.asked)])).item() > 0)
+        return self.agreed
+
+
+class Monitor:
+    """Counts time and failures, and writes a line of metrics every `log_every_steps` optimiser steps."""
+
+    def __init__(
+        self, accelerator: Accelerator, cfg: RunConfig, total_steps: int, loader: Loader, progress: Progress
+    ) -> None:
+        self.accelerator, self.cfg, self.loader, self.progress = accelerator, cfg, loader, progress
+        self.path = Path(cfg.run) / "metrics.jsonl"
+        self.last_logged = progress.step
+        self.since = time.perf_counter()
+        self.batches_since = 0
+        self.failures: Counter[str] = Counter()
+        if accelerator.is_main_process:
+            _truncate_after(self.path, progress.step)
+        self.bar = tqdm(
+            total=total_steps,
+            initial=progress.step,
+            unit="step",
+            desc=Path(cfg.run).name,
+            disable=not accelerator.is_main_process,
+            mininterval=1.0,
+        )
+        if cfg.trackers:
+            accelerator.init_trackers("avssl", config={"run": cfg.run, "loss": cfg.loss.name})
+
+    def batch_done(self, batch: Batch, result: LossOutput, loss: Loss, outputs: dict[str, torch.Tensor]) -> None:
+        """After every micro-batch; synchronises with the device on logging steps only."""
+        self.batches_since += 1
+        self.failures.update(batch.failures)
+        step = self.progress.step
+        if step == self.last_logged:
+            return
+        if step % self.cfg.log_every_steps and step != self.bar.total:
+            return
+        scalars = {"loss": result.total.detach(), **result.terms, **loss.health(outputs)}
+        names = sorted(scalars)
+        values = all_sum(torch.stack([scalars[name].float() for name in names])) / world_size()
+        self._write(dict(zip(names, values.tolist(), strict=True)), batch)
+
+    def _write(self, scalars: dict[str, float], batch: Batch) -> None:
+        now = time.perf_counter()
+        elapsed = now - self.since
+        batch_size = self.loader.config.global_batch_size
+        record: dict[str, Any] = {
+            "step": self.progress.step,
+            "epoch": self.progress.epoch,
+            "samples_seen": self.progress.batch * batch_size,
+            "lr": self.accelerator._optimizers[0].param_groups[0]["lr"],
+            "data_wait_share": min(1.0, self.loader.take_wait_seconds() / elapsed),
+            "samples_per_second": self.batches_since * batch_size / elapsed,
+            "seconds": round(elapsed, 4),
+            **scalars,
+            **{f"failures/{reason}": count for reason, count in sorted(self.failures.items())},
+        }
+        self.since, self.batches_since = now, 0
+        self.bar.update(self.progress.step - self.last_logged)
+        self.bar.set_postfix(loss=f"{scalars['loss']:.3f}", wait=f"{record['data_wait_share']:.0%}")
+        self.last_logged = self.progress.step
+        if self.accelerator.is_main_process:
+            with self.path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+        if self.cfg.trackers:
+            numbers = {name: value for name, value in record.items() if name != "step"}
+            self.accelerator.log(numbers, step=self.progress.step)
+        if scalars["loss"] != scalars["loss"] or abs(scalars["loss"]) == float("inf"):
+            raise FloatingPointError(
+                f"the loss is {scalars['loss']} at step {self.progress.step}, samples {batch.index.tolist()[:8]} ...; "
+                "lower optim.lr, set optim.clip_norm, or use mixed_precision=bf16 in place of fp16"
+            )
+
+    def close(self) -> None:
+        """Finish the bar."""
+        self.bar.close()
+
+
+def _truncate_after(path: Path, step: int) -> None:
+    """Drop lines beyond the step that a run goes on from: they will be written again."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        # A kill can leave half a last line, which belongs to a step after the checkpoint anyway.
+        if line.startswith("{") and line.endswith("}") and json.loads(line)["step"] <= step:
+            kept.append(line)
+    path.write_text("".join(line + "\n" for line in kept))
+
+
+def provenance(cfg: RunConfig, shards: ShardSet, progress: Progress) -> dict[str, Any]:
+    """What made a run: versions, data and extent, as plain values."""
+    packages = ("torch", "torchvision", "torchaudio", "av", "webdataset", "accelerate")
+    return {
+        "versions": {name: version(name) for name in ("avssl", *packages)},
+        "python": sys.version.split()[0],
+        "machine": platform.machine(),
+        "world_size": world_size(),
+        "data": {"shards": cfg.data.shards, "fingerprint": shards.fingerprint, "num_samples": shards.num_samples},
+        "loss": cfg.loss.name,
+        "init_from": cfg.init_from,
+        "steps": progress.step,
+        "samples_seen": progress.batch * cfg.data.global_batch_size,
+    }

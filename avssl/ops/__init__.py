@@ -1,0 +1,1 @@
+"""Maths and state shared by two or more losses."""

@@ -1,0 +1,49 @@
+"""Random indices for losses: drawn for the whole batch of all ranks and sliced, so world size does not matter."""
+
+from __future__ import annotations
+
+import torch
+
+
+def generator_for(seed: int, batch: int, device: torch.device) -> torch.Generator:
+    """A generator whose stream is a function of the run's seed and the micro-batch number alone."""
+    generator = torch.Generator(device=device)
+    # Two integers into one seed: distinct for every batch below 2**31 and every 32-bit seed.
+    return generator.manual_seed(((seed & 0xFFFF_FFFF) << 31) ^ batch)
+
+
+def negatives_excluding(
+    excluded: torch.Tensor,
+    num_negatives: int,
+    num_samples: int,
+    generator: torch.Generator,
+    first_row: int,
+    num_rows_total: int,
+) -> torch.Tensor:
+    """Uniform indices in [0, num_samples), with replacement, that avoid each row's excluded ones.
+
+    Args:
+        excluded: int64 (B, E), distinct within a row, this rank's rows.
+        num_negatives: K >= 1.
+        num_samples: N; must exceed E.
+        generator: the same state on every rank, see `generator_for`.
+        first_row, num_rows_total: where this rank's rows stand in the batch of all ranks.
+
+    Returns:
+        int64 (B, K).
+
+    A draw r from the N - E allowed ranks becomes an index by skipping the excluded values below it: with excluded
+    sorted ascending, e_j - j <= r counts exactly those.
+    """
+    rows, num_excluded = excluded.shape
+    allowed = num_samples - num_excluded
+    if allowed < 1:
+        raise ValueError(
+            f"no negatives to draw: {num_samples} samples less {num_excluded} excluded; "
+            "use more samples or fewer positives"
+        )
+    draws = torch.randint(allowed, (num_rows_total, num_negatives), generator=generator, device=excluded.device)
+    draws = draws[first_row : first_row + rows]
+    offsets = torch.arange(num_excluded, device=excluded.device)
+    thresholds = (excluded.sort(dim=1).values - offsets).contiguous()
+    return draws + torch.searchsorted(thresholds, draws.contiguous(), right=True)

@@ -1,0 +1,198 @@
+"""Loss and health curves from metrics.jsonl, of one run or of several phases over each other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avssl.report.charts import Series, line_chart
+from avssl.report.markup import Html, join, number, tag
+
+X_KEYS = ("samples_seen", "step")
+_NOT_CURVES = frozenset({"step", "epoch", "samples_seen", "seconds", "batch", "phase", "run", "time"})
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart: its title, the keys it shows (name in the legend by key), what a reader should see in it."""
+
+    title: str
+    keys: dict[str, str]
+    note: str
+    y_unit: str = ""
+    include: tuple[float, ...] = ()
+    colours: dict[str, str] = field(default_factory=dict)
+
+
+_SIDES = {"video_embedding_spread": "video", "audio_embedding_spread": "audio", "v2a": "video", "a2v": "audio"}
+PANELS = (
+    Panel("Loss", {"loss": "loss"}, "Falling is good; its level depends on the number of negatives."),
+    Panel(
+        "Scores of pairs",
+        {"positive_score": "positive pairs", "negative_score": "negative pairs"},
+        "Cosine of true and of wrong pairs. Learning means that the two part.",
+        colours={"positive_score": "c2", "negative_score": "c5"},
+    ),
+    Panel(
+        "Embedding spread",
+        {"video_embedding_spread": "video", "audio_embedding_spread": "audio"},
+        "How different the embeddings of a batch are. Near 0 = collapse: every clip looks the same.",
+        include=(0.0,),
+        colours=_SIDES,
+    ),
+    Panel(
+        "Loss by direction",
+        {"v2a": "video → audio", "a2v": "audio → video"},
+        "Should fall together; a large gap means one modality carries the task.",
+        colours=_SIDES,
+    ),
+    Panel(
+        "Waiting for data",
+        {"data_wait_share": "share of the time"},
+        "High = the loader is the bottleneck: more workers or smaller frames.",
+        y_unit="%",
+        include=(0.0,),
+        colours={"data_wait_share": "c6"},
+    ),
+    Panel("Learning rate", {"lr": "learning rate"}, "As the schedule set it.", include=(0.0,), colours={"lr": "c7"}),
+    Panel(
+        "Speed",
+        {"samples_per_second": "samples per second"},
+        "Whole loop, loading included.",
+        include=(0.0,),
+        colours={"samples_per_second": "c9"},
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """rows: the readable lines of a metrics.jsonl, one per step (of a repeated step the last); num_unreadable lines."""
+
+    rows: list[dict[str, Any]]
+    num_unreadable: int = 0
+
+    def names(self) -> list[str]:
+        """Names with at least one number, in order of first appearance."""
+        return list(dict.fromkeys(key for row in self.rows for key, value in row.items() if _is_number(value)))
+
+    def x_key(self) -> str | None:
+        """The x axis that every row has: samples_seen, else step, else none."""
+        return next((key for key in X_KEYS if self.rows and all(_is_number(row.get(key)) for row in self.rows)), None)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def read_metrics(path: str | Path) -> Metrics:
+    """Read a metrics.jsonl. A missing file gives no rows; a line cut short by a killed run is counted, not read.
+
+    A run that was resumed has logged some steps twice: the last one is what the run went on from.
+    """
+    source = Path(path)
+    if not source.exists():
+        return Metrics([])
+    rows: dict[object, dict[str, Any]] = {}
+    num_unreadable = 0
+    for position, line in enumerate(source.read_text(encoding="utf-8", errors="replace").splitlines()):
+        try:
+            row = json.loads(line) if line.strip() else None
+        except json.JSONDecodeError:
+            num_unreadable += 1
+            continue
+        if isinstance(row, dict):
+            rows[row.get("step", f"line {position}")] = row
+    ordered = sorted(rows.values(), key=lambda row: row["step"] if _is_number(row.get("step")) else -1)
+    return Metrics(ordered, num_unreadable)
+
+
+def _series(runs: Mapping[str, Metrics], panel: Panel, x_key: str) -> list[Series]:
+    """One line per key and run: runs differ by dash, keys by colour, or runs by colour too if there is one key."""
+    lines = []
+    for run_number, (run, metrics) in enumerate(runs.items()):
+        for key_number, (key, name) in enumerate(panel.keys.items()):
+            rows = [row for row in metrics.rows if _is_number(row.get(x_key)) and _is_number(row.get(key))]
+            if not rows:
+                continue
+            colour = panel.colours.get(key, f"c{key_number}")
+            if len(panel.keys) == 1 and run_number:
+                colour = f"c{run_number}"
+            shown = name if len(runs) == 1 else f"{run}: {name}" if len(panel.keys) > 1 else run
+            x, y = (np.array([row[part] for row in rows], dtype=np.float64) for part in (x_key, key))
+            lines.append(Series(shown, x, np.where(np.isfinite(y), y, np.nan), colour, run_number % 4))
+    return lines
+
+
+def _other_panels(runs: Mapping[str, Metrics]) -> list[Panel]:
+    """A chart for every further number that was logged; a loss names its own terms and none may be lost."""
+    known = {key for panel in PANELS for key in panel.keys} | _NOT_CURVES
+    keys = dict.fromkeys(key for metrics in runs.values() for key in metrics.names())
+    return [
+        Panel(key[:1].upper() + key[1:].replace("_", " "), {key: key}, "A term of the loss or of the loop, as logged.")
+        for key in keys
+        if key not in known and not key.startswith("failures/")
+    ]
+
+
+def curves_section(runs: Mapping[str, Metrics]) -> Html:
+    """The charts of all runs {name: metrics}; says so where there is nothing to draw."""
+    keys = {metrics.x_key() for metrics in runs.values() if metrics.rows}
+    x_key = next((key for key in X_KEYS if keys == {key} or (key == "step" and keys == set(X_KEYS))), None)
+    if x_key is None:
+        return tag("p", "No training curves: no metrics.jsonl with samples_seen or step was found.", class_="note")
+    charts = []
+    for panel in (*PANELS, *_other_panels(runs)):
+        lines = [line for line in _series(runs, panel, x_key) if np.isfinite(line.y).any()]
+        if lines:
+            label = "samples seen" if x_key == "samples_seen" else "optimiser steps"
+            charts.append(
+                line_chart(
+                    panel.title, lines, note=panel.note, x_label=label, y_unit=panel.y_unit, include=panel.include
+                )
+            )
+    return join(tag("div", *charts, class_="charts"), _footnote(runs))
+
+
+def _footnote(runs: Mapping[str, Metrics]) -> Html:
+    notes = ["Long runs: the line is the mean of neighbouring logging steps, the band their lowest and highest value."]
+    for run, metrics in runs.items():
+        bad = sum(
+            1 for row in metrics.rows for value in row.values() if _is_number(value) and not np.isfinite(float(value))
+        )
+        if bad:
+            notes.append(f"{run}: values that are not finite and leave gaps in the lines: {bad}.")
+        if metrics.num_unreadable:
+            notes.append(f"{run}: unreadable lines in metrics.jsonl: {metrics.num_unreadable}.")
+    return tag("p", " ".join(notes), class_="note")
+
+
+def training_facts(metrics: Metrics) -> dict[str, str]:
+    """Where the run ended: steps, epochs, samples, wall time, and samples that could not be read, by reason."""
+    if not metrics.rows:
+        return {}
+    last = metrics.rows[-1]
+    names = {"step": "Optimiser steps", "epoch": "Last epoch", "samples_seen": "Samples seen"}
+    facts = {shown: number(last[key]) for key, shown in names.items() if _is_number(last.get(key))}
+    if _is_number(last.get("seconds")):
+        facts["Training time"] = duration_text(float(last["seconds"]))
+    for key in metrics.names():
+        if key.startswith("failures/"):
+            values: Sequence[float] = [row[key] for row in metrics.rows if _is_number(row.get(key))]
+            facts[f"Unreadable samples: {key.removeprefix('failures/')}"] = f"{number(max(values))} (highest logged)"
+    return facts
+
+
+def duration_text(seconds: float) -> str:
+    """45 s, 3 min 20 s, 2 h 05 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{number(round(seconds, 1))} s"
+    return (
+        f"{whole // 60} min {whole % 60:02d} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    )

@@ -1,0 +1,165 @@
+"""A flat map of the embeddings: the first two principal components of video and audio together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avssl.report.markup import Html, join, tag
+from avssl.tables import EmbeddingTable
+
+MAX_POINTS = 400  # per modality
+NUM_COLOURS = 12  # c0 to c11 in style.css
+WIDTH, HEIGHT, EDGE = 640.0, 460.0, 22.0
+
+
+def principal_plane(points: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """PCA by SVD: (n, D) -> coordinates float64 (n, 2) and the two axes' shares of the variance (2,).
+
+    The sign of an axis is fixed so that its largest coordinate is positive: the same input, the same map.
+    """
+    centred = points.astype(np.float64) - points.astype(np.float64).mean(axis=0)
+    left, sizes, _ = np.linalg.svd(centred, full_matrices=False)
+    plane = np.zeros((len(points), 2))
+    count = min(2, len(sizes))
+    plane[:, :count] = left[:, :count] * sizes[:count]
+    extreme = plane[np.abs(plane).argmax(axis=0), [0, 1]]
+    plane *= np.where(extreme < 0, -1.0, 1.0)
+    shares = np.zeros(2)
+    total = float((sizes**2).sum())
+    if total > 0:
+        shares[:count] = sizes[:count] ** 2 / total
+    return plane, shares
+
+
+def even_rows(present: NDArray[np.bool_], limit: int = MAX_POINTS) -> NDArray[np.int64]:
+    """At most `limit` of the rows that are present, evenly spread over the table."""
+    rows = np.flatnonzero(present)
+    return rows if len(rows) <= limit else rows[np.linspace(0, len(rows) - 1, limit).round().astype(np.int64)]
+
+
+def class_colours(labels: Sequence[str | None]) -> dict[str, int]:
+    """Class name -> colour 0 to 10 for the most frequent classes (11 = all others and no label), names sorted."""
+    names = [name for name in labels if name is not None]
+    frequent = sorted(set(names), key=lambda name: (-names.count(name), name))
+    kept = sorted(frequent[: NUM_COLOURS - 1])
+    return {name: kept.index(name) if name in kept else NUM_COLOURS - 1 for name in sorted(frequent)}
+
+
+def _mark(modality: str, x: float, y: float, **attributes: object) -> Html:
+    """Video is a disc, audio a triangle."""
+    title = tag("title", attributes.pop("title"))
+    if modality == "video":
+        return tag("circle", title, cx=x, cy=y, r=4.2, **attributes)
+    corners = f"{x:.1f},{y - 5.2:.1f} {x + 4.8:.1f},{y + 3.6:.1f} {x - 4.8:.1f},{y + 3.6:.1f}"
+    return tag("polygon", title, points=corners, **attributes)
+
+
+def _legend(field: str, place: int, colours: dict[str, int]) -> Html:
+    """Buttons that bring one class to the front; hidden unless the map is coloured by this field."""
+    shown: dict[int, list[str]] = {}
+    for name, colour in colours.items():
+        shown.setdefault(colour, []).append(name)
+    items = []
+    for colour, names in sorted(shown.items()):
+        text = names[0] if len(names) == 1 else f"{len(names)} other classes"
+        sample = tag(
+            "svg", tag("circle", cx=6, cy=6, r=5), viewBox="0 0 12 12", class_=f"key c{colour}", aria_hidden="true"
+        )
+        button = tag("button", sample, text, type="button", aria_pressed="false", data_class=colour)
+        items.append(tag("li", button))
+    return tag(
+        "ul", *items, class_="legend classes", data_field=place, aria_label=f"Classes of {field}", hidden=place > 0
+    )
+
+
+def _points(table: EmbeddingTable) -> tuple[list[tuple[str, int]], NDArray[np.float32]]:
+    """[(modality, row)] and the embeddings (n, D) of the points to draw; video only if the widths differ."""
+    marks: list[tuple[str, int]] = []
+    vectors: list[NDArray[np.float32]] = []
+    for modality, present, values in (
+        ("video", table.has_video, table.video_embedding),
+        ("audio", table.has_audio, table.audio_embedding),
+    ):
+        if values is None or (vectors and values.shape[1] != vectors[0].shape[1]):
+            continue
+        rows = even_rows(present)
+        marks += [(modality, int(row)) for row in rows]
+        vectors.append(values[rows])
+    return marks, np.concatenate(vectors) if vectors else np.zeros((0, 1), np.float32)
+
+
+def _gap_text(marks: Sequence[tuple[str, int]], vectors: NDArray[np.float32]) -> str:
+    """How far apart the modalities lie compared with how far the points of one modality spread."""
+    sides = [vectors[[modality == side for modality, _ in marks]] for side in ("video", "audio")]
+    if not all(len(side) for side in sides):
+        return ""
+    gap = float(np.linalg.norm(sides[0].mean(axis=0) - sides[1].mean(axis=0)))
+    return f" The mean video and the mean sound are {gap:.2f} apart (two opposite unit vectors: 2)."
+
+
+def map_section(table: EmbeddingTable) -> Html:
+    """The map with a legend per label field; hover shows key and labels, a line joins a clip's two halves."""
+    marks, vectors = _points(table)
+    if len(marks) < 3:
+        return tag("p", "Fewer than three embeddings: no map.", class_="note")
+    plane, shares = principal_plane(vectors)
+    fields = table.label_fields()
+    labels = {field: table.label(field) for field in fields}
+    colours = {field: class_colours(values) for field, values in labels.items()}
+    low, high = plane.min(axis=0), plane.max(axis=0)
+    scale = np.array([WIDTH - 2 * EDGE, HEIGHT - 2 * EDGE]) / np.maximum(high - low, 1e-12)
+    spots = EDGE + (plane - low) * scale
+    drawn = []
+    for (modality, row), (x, y) in zip(marks, spots, strict=True):
+        classes = [colours[f].get(labels[f][row] or "", NUM_COLOURS - 1) for f in fields]
+        named = ", ".join(f"{field} {labels[field][row]}" for field in fields if labels[field][row])
+        title = f"{table.keys[row]} ({'sound' if modality == 'audio' else 'video'}){': ' if named else ''}{named}"
+        attributes = {"class_": f"point c{classes[0] if classes else 0}", "data_row": row, "title": title}
+        drawn.append(
+            _mark(modality, float(x), HEIGHT - float(y), data_classes=" ".join(map(str, classes)), **attributes)
+        )
+    # Modalities alternate in drawing order, so that none covers the other.
+    order = np.argsort([row for _, row in marks], kind="stable")
+    name = f"Map of {len(marks)} embeddings; discs are videos, triangles are sounds."
+    frame = tag("rect", x=0.5, y=0.5, width=WIDTH - 1, height=HEIGHT - 1, rx=8, class_="frame")
+    partner = tag("line", class_="partner", x1=0, x2=0, y1=0, y2=0)
+    box = {"viewBox": f"0 0 {WIDTH:.0f} {HEIGHT:.0f}", "role": "img", "aria_label": name, "class_": "map"}
+    picture = tag("svg", frame, partner, *(drawn[place] for place in order), **box)
+    caption = (
+        f"Principal components: {shares[0] * 100:.0f} % of the variance to the right, {shares[1] * 100:.0f} % upwards; "
+        "distances beyond these two directions are not visible." + _gap_text(marks, vectors)
+    )
+    figure = tag("figure", picture, tag("figcaption", caption, class_="note"))
+    return tag("div", figure, tag("div", _controls(fields, colours)), class_="atlas")
+
+
+def _controls(fields: Sequence[str], colours: dict[str, dict[str, int]]) -> Html:
+    shapes = tag(
+        "ul",
+        tag(
+            "li",
+            tag("svg", tag("circle", cx=6, cy=6, r=4.5), viewBox="0 0 12 12", class_="key", aria_hidden="true"),
+            "video",
+        ),
+        tag(
+            "li",
+            tag(
+                "svg",
+                tag("polygon", points="6,1 11,10.5 1,10.5"),
+                viewBox="0 0 12 12",
+                class_="key",
+                aria_hidden="true",
+            ),
+            "sound",
+        ),
+        class_="legend",
+    )
+    switches = [
+        tag("button", field, type="button", aria_pressed="false" if place else "true", data_colour_by=place)
+        for place, field in enumerate(fields)
+    ]
+    chooser = tag("p", "Colour by ", *switches, class_="switches") if len(fields) > 1 else ""
+    return join(shapes, chooser, *(_legend(field, place, colours[field]) for place, field in enumerate(fields)))

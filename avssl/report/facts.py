@@ -1,0 +1,111 @@
+"""What the run was: data counts, skipped inputs, weights, software, configuration."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from avssl.report.markup import Html, join, number, tag
+from avssl.report.media import MediaLibrary
+from avssl.report.neighbours import label_text
+from avssl.tables import EmbeddingTable
+
+PACKAGES = ("avssl", "torch", "torchvision", "torchaudio", "av", "webdataset", "accelerate", "numpy")
+MAX_CONFIG_CHARACTERS = 60_000
+
+
+def software_versions() -> dict[str, str]:
+    """Installed versions of what a result may depend on; packages that are not installed are left out."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def data_counts(index: Mapping[str, Any]) -> dict[str, str]:
+    """Rows from a shard folder's index.json; keys that are missing are left out."""
+    names = {
+        "num_listed": "Files in the manifest",
+        "num_written": "Written",
+        "num_skipped": "Skipped",
+        "num_samples": "Samples",
+        "num_shards": "Shards",
+    }
+    counts = {shown: number(float(index[key])) for key, shown in names.items() if key in index}
+    if "total_bytes" in index:
+        counts["Size"] = f"{float(index['total_bytes']) / 1e6:,.1f} MB"
+    for field, classes in dict(index.get("label_names", {})).items():
+        counts[f"Classes of {field}"] = f"{len(classes)}: {', '.join(map(str, classes))}"
+    return counts
+
+
+def definition_list(title: str, entries: Mapping[str, object]) -> Html:
+    """A titled list of name and value; nothing if it is empty."""
+    if not entries:
+        return Html("")
+    rows = [tag("div", tag("dt", name), tag("dd", _value(value))) for name, value in entries.items()]
+    return tag("div", tag("h3", title), tag("dl", *rows), class_="facts")
+
+
+def _value(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {_value(inner)}" for name, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_value, value))
+    return number(value) if isinstance(value, float) else str(value)
+
+
+def skipped_table(index: Mapping[str, Any]) -> Html:
+    """Skipped inputs by reason; says so if there were none, nothing if the index does not know."""
+    reasons = index.get("skipped_by_reason")
+    if reasons is None:
+        return Html("")
+    if not reasons:
+        return tag("div", tag("h3", "Skipped inputs"), tag("p", "None."), class_="facts")
+    return definition_list("Skipped inputs by reason", dict(sorted(reasons.items())))
+
+
+def facts_section(run_folder: Path, groups: Mapping[str, Mapping[str, object]], index: Mapping[str, Any]) -> Html:
+    """All facts as lists, the configuration and the shard options folded away."""
+    lists = [definition_list(title, entries) for title, entries in groups.items()]
+    parts = [tag("div", *lists, skipped_table(index), class_="columns")]
+    config = run_folder / "config.yaml"
+    if config.exists():
+        text = config.read_text(encoding="utf-8", errors="replace")
+        cut = "" if len(text) <= MAX_CONFIG_CHARACTERS else f"\n... cut after {MAX_CONFIG_CHARACTERS} characters"
+        body = tag("pre", tag("code", text[:MAX_CONFIG_CHARACTERS] + cut), tabindex=0)
+        parts.append(tag("details", tag("summary", "Configuration of the run (config.yaml)"), body))
+    if index.get("options"):
+        options = definition_list("Options", dict(index["options"]))
+        parts.append(tag("details", tag("summary", "Options the shards were written with"), options))
+    return join(*parts)
+
+
+def sample_keys(table: EmbeddingTable | None, keys: Sequence[str], count: int) -> list[str]:
+    """Keys of samples to show, evenly spread over the table (or over the keys of the media if there is no table)."""
+    names = list(dict.fromkeys(table.keys if table is not None else keys))
+    return names if len(names) <= count else [names[place * len(names) // count] for place in range(count)]
+
+
+def samples_section(keys: Sequence[str], table: EmbeddingTable | None, library: MediaLibrary) -> Html:
+    """Cards with four frames, the waveform, labels and key."""
+    if not library.available or not keys:
+        return tag("p", "No media was given, so there are no pictures of the data.", class_="note")
+    cards = []
+    for key in keys:
+        row = table.keys.index(key) if table is not None else None
+        labels: Mapping[str, Sequence[str]] = table.labels[row] if table is not None and row is not None else {}
+        name = tag("code", key, title=key, class_="name")
+        cards.append(
+            tag("li", library.thumbnails(key, 4), library.wave(key), label_text(labels), name, class_="sample")
+        )
+    return join(
+        tag("p", "Evenly picked clips: four moments of the picture, the sound below."),
+        tag("ul", *cards, class_="samples"),
+    )

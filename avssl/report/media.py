@@ -1,0 +1,169 @@
+"""Pictures, waveforms and playable media of clips, all inside the page as data URIs."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from avssl.report.charts import waveform
+from avssl.report.markup import Html, join, tag
+from avssl.types import MediaError
+
+Media = tuple[bytes | None, bytes | None]
+MediaSource = Callable[[str], Media] | Mapping[str, Media]
+
+THUMBNAIL_HEIGHT_PX = 96
+WAVE_COLUMNS = 120
+WAVE_RATE_HZ = 8000
+WAVE_MAX_SECONDS = 30.0
+MIME_TYPES = {"video": "video/mp4", "audio": "audio/flac"}
+
+
+def data_uri(content: bytes, mime_type: str) -> str:
+    """The bytes as a data: URI."""
+    return f"data:{mime_type};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def video_thumbnails(video: bytes, num_thumbnails: int, name: str = "video") -> list[bytes]:
+    """JPEG pictures, 96 px high, from the middles of equal pieces of the video. MediaError if it cannot be decoded."""
+    from PIL import Image
+
+    from avssl.data.decode import probe, read_video
+
+    info = probe(video, name=name)
+    duration = (info.video.duration_seconds if info.video else None) or info.duration_seconds or 0.0
+    times = [(piece + 0.5) * duration / num_thumbnails for piece in range(num_thumbnails)]
+    pictures = []
+    for frame in read_video(video, times, name=name):
+        image = Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy())
+        width = max(1, round(image.width * THUMBNAIL_HEIGHT_PX / image.height))
+        # Made-up clips are tiny: hard pixels show what the network sees better than a blur.
+        filter_ = Image.Resampling.NEAREST if image.height < THUMBNAIL_HEIGHT_PX else Image.Resampling.LANCZOS
+        stream = io.BytesIO()
+        image.resize((width, THUMBNAIL_HEIGHT_PX), filter_).save(stream, "JPEG", quality=80, optimize=True)
+        pictures.append(stream.getvalue())
+    return pictures
+
+
+def audio_outline(audio: bytes, name: str = "audio") -> tuple[Any, Any, float]:
+    """(low, high, seconds): extremes float32 (120,) in [-1, 1] of equal pieces of the first 30 s, and their length."""
+    from avssl.data.decode import probe, read_audio
+
+    info = probe(audio, name=name)
+    duration = (info.audio.duration_seconds if info.audio else None) or info.duration_seconds or 0.0
+    seconds = min(duration, WAVE_MAX_SECONDS)
+    samples = read_audio(audio, 0.0, max(WAVE_COLUMNS, round(seconds * WAVE_RATE_HZ)), WAVE_RATE_HZ, name=name)
+    values = samples.reshape(-1).numpy()
+    pieces = np.array_split(values, WAVE_COLUMNS)
+    low = np.array([piece.min() for piece in pieces], np.float32)
+    high = np.array([piece.max() for piece in pieces], np.float32)
+    return low, high, seconds
+
+
+class MediaLibrary:
+    """Hands out parts of the page for clips by key and keeps each embedded file once, up to a budget of bytes.
+
+    Args:
+        source: key -> (bytes of video.mp4 or None, bytes of audio.flac or None), as function or mapping.
+        max_bytes: how much base64 text may be embedded; files beyond it are shown but cannot be played.
+    """
+
+    def __init__(self, source: MediaSource | None, max_bytes: int) -> None:
+        self._source = source
+        self._room = max_bytes
+        self.embedded: dict[str, str] = {}
+        self.num_left_out = 0
+        self._numbers: dict[tuple[str, str], str | None] = {}
+        self.clip = cache(self._clip)
+        self.pictures = cache(self._pictures)
+        self.thumbnails = cache(self._thumbnails)
+        self.wave = cache(self._wave)
+
+    @property
+    def available(self) -> bool:
+        """Whether there is any media at all."""
+        return self._source is not None
+
+    def _clip(self, key: str) -> dict[str, bytes | None]:
+        """{"video": bytes or None, "audio": bytes or None}; a mapping without the key gives None for both."""
+        if self._source is None:
+            return {"video": None, "audio": None}
+        found = self._source.get(key, (None, None)) if isinstance(self._source, Mapping) else self._source(key)
+        return {"video": found[0], "audio": found[1]}
+
+    def _pictures(self, key: str, count: int) -> list[str] | Html:
+        """data: URIs of thumbnails, or the words to show where there are none."""
+        video = self.clip(key)["video"]
+        if video is None:
+            return tag("span", "no video", class_="missing")
+        try:
+            return [data_uri(picture, "image/jpeg") for picture in video_thumbnails(video, count, key)]
+        except MediaError as error:
+            return tag("span", f"cannot be shown: {error}", class_="missing")
+
+    def _thumbnails(self, key: str, count: int) -> Html:
+        """Pictures in a row; a clip without video or with a broken one says so instead."""
+        pictures = self.pictures(key, count)
+        if isinstance(pictures, Html):
+            return pictures
+        images = [
+            tag("img", src=picture, alt=f"Frame {place + 1} of {count} of {key}")
+            for place, picture in enumerate(pictures)
+        ]
+        return tag("span", *images, class_="strip")
+
+    def _wave(self, key: str) -> Html:
+        """The sound's outline with its length; a clip without sound or with a broken one says so instead."""
+        audio = self.clip(key)["audio"]
+        if audio is None:
+            return tag("span", "no sound", class_="missing")
+        try:
+            low, high, seconds = audio_outline(audio, key)
+        except MediaError as error:
+            return tag("span", f"cannot be shown: {error}", class_="missing")
+        return waveform(low, high, f"Waveform of {key}, {seconds:.1f} seconds")
+
+    def embed(self, key: str, kind: str) -> str | None:
+        """Id of the clip's "video" or "audio" in the page's media, None if absent or beyond the budget."""
+        if (key, kind) not in self._numbers:
+            content = self.clip(key)[kind]
+            identifier = None
+            if content is not None:
+                uri = data_uri(content, MIME_TYPES[kind])
+                if len(uri) <= self._room:
+                    self._room -= len(uri)
+                    identifier = f"{kind}-{len(self.embedded)}"
+                    self.embedded[identifier] = uri
+                else:
+                    self.num_left_out += 1
+            self._numbers[key, kind] = identifier
+        return self._numbers[key, kind]
+
+    def player(self, key: str, kind: str) -> Html:
+        """The picture or waveform with a play control, or without one if the clip is not embedded.
+
+        The page's script puts the data: URI in: a clip that is shown five times is in the page once.
+        """
+        identifier = self.embed(key, kind)
+        if kind == "audio":
+            control: Html | str = ""
+            if identifier:
+                control = tag(
+                    "audio", controls=True, preload="none", data_media=identifier, aria_label=f"Sound of {key}"
+                )
+            return join(self.wave(key), control or tag("span", "not embedded", class_="missing"))
+        pictures = self.pictures(key, 1)
+        if identifier and not isinstance(pictures, Html):
+            # The browser's controls hide half of a small picture: the script shows them on hover and focus only.
+            label = f"Video of {key}, without sound"
+            looks = {"poster": pictures[0], "preload": "none", "muted": True, "playsinline": True, "tabindex": 0}
+            picture = tag("video", **looks, data_media=identifier, aria_label=label)
+            return join(
+                picture, tag("button", "▶ play", type="button", data_play=True, aria_label=f"Play video of {key}")
+            )
+        return join(self.thumbnails(key, 1), tag("span", "not embedded", class_="missing"))

@@ -1,0 +1,193 @@
+"""The report of a run as one HTML page without any outside request.
+
+    write_report("runs/avid", table=EmbeddingTable.read("embeddings/"), media=lambda key: (video_bytes, audio_bytes))
+
+The page carries a content security policy that forbids requests and every script but its own, so that a clip's name
+or label cannot do anything even if escaping were forgotten somewhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from avssl.report.curves import curves_section, read_metrics, training_facts
+from avssl.report.embedding_map import map_section
+from avssl.report.facts import data_counts, facts_section, sample_keys, samples_section, software_versions
+from avssl.report.markup import Html, json_block, tag
+from avssl.report.media import MediaLibrary, MediaSource
+from avssl.report.neighbours import neighbours_section
+from avssl.report.scores import headline, scores_section
+from avssl.tables import EmbeddingTable
+
+Evaluation = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """How much the page shows.
+
+    num_samples: cards in "Data"; num_queries, num_neighbours: searches per direction and results per search.
+    max_media_bytes: base64 text of embedded video and sound together; what does not fit is shown, but not playable.
+    label_fields: {"video": field, "audio": field} by which a found video or sound counts as right; default: "visual"
+        and "sound" if the table has them, otherwise its first field for both.
+    """
+
+    num_samples: int = 8
+    num_queries: int = 4
+    num_neighbours: int = 4
+    max_media_bytes: int = 4_000_000
+    label_fields: Mapping[str, str] | None = None
+
+
+def write_report(
+    run_folder: str | Path,
+    *,
+    evaluation: Evaluation | None = None,
+    evaluations: Sequence[Evaluation] = (),
+    table: EmbeddingTable | None = None,
+    media: MediaSource | None = None,
+    title: str = "",
+    other_runs: Mapping[str, str | Path] | None = None,
+    index: Mapping[str, Any] | None = None,
+    facts: Mapping[str, object] | None = None,
+    options: ReportOptions | None = None,
+) -> Path:
+    """Write run_folder/report.html and return its path. The same input gives the same bytes.
+
+    Args:
+        run_folder: read for metrics.jsonl, config.yaml and, if no evaluation is given, evaluation.json.
+        evaluation: this run's results, see scores.py; the large numbers on top come from it.
+        evaluations: further runs' results for the same tables.
+        table: embeddings of the clips to map and search; windows of one clip are pooled.
+        media: key -> (video.mp4 bytes or None, audio.flac bytes or None); function or mapping.
+        title: heading; default: the folder's name.
+        other_runs: {name: run folder} of earlier phases or other runs whose curves are drawn along.
+        index: the shard folder's index.json, for data counts and skip reasons.
+        facts: further lines for "About this run", for example {"Commit": "1a2b3c"}.
+        options: how much to show.
+
+    Raises:
+        FileNotFoundError: run_folder does not exist.
+        KeyError: a label field that the table does not have.
+    """
+    folder = Path(run_folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"the run folder {str(folder)!r} does not exist")
+    chosen = options or ReportOptions()
+    own = evaluation if evaluation is not None else _stored_evaluation(folder)
+    results = [*([own] if own is not None else []), *evaluations]
+    name = title or folder.resolve().name
+    metrics = {folder.resolve().name: read_metrics(folder / "metrics.jsonl")}
+    training = training_facts(metrics[folder.resolve().name])
+    for run, path in (other_runs or {}).items():
+        # A run of the same folder name elsewhere must not replace this one.
+        metrics[run if run not in metrics else f"{run} ({path})"] = read_metrics(Path(path) / "metrics.jsonl")
+    clips = None if table is None else table.pool_by_key()
+    library = MediaLibrary(media, chosen.max_media_bytes)
+    keys = sample_keys(clips, sorted(media) if isinstance(media, Mapping) else [], chosen.num_samples)
+    groups: dict[str, Mapping[str, object]] = {
+        "Run": {"Folder": str(run_folder), **(facts or {})},
+        "Training": training,
+        "Data": data_counts(index or {}),
+        "Embeddings": {} if clips is None else {"Clips": len(clips), **clips.metadata},
+        "Software": software_versions(),
+    }
+    # The budget for media is spent in this order.
+    sections = [
+        ("results", "Results", scores_section(results)),
+        ("neighbours", "Search across picture and sound", _neighbours(clips, library, chosen)),
+        ("map", "Map of the embeddings", _without_table() if clips is None else map_section(clips)),
+        ("training", "Training", curves_section(metrics)),
+        ("data", "Data", samples_section(keys, clips, library)),
+        ("about", "About this run", facts_section(folder, groups, index or {})),
+    ]
+    return _write(folder / "report.html", _page(name, headline(results), sections, library))
+
+
+def _stored_evaluation(folder: Path) -> Evaluation | None:
+    source = folder / "evaluation.json"
+    return json.loads(source.read_text(encoding="utf-8")) if source.exists() else None
+
+
+def _without_table() -> Html:
+    return tag("p", "No embedding table was given: run recipes/embed.py, then make the report again.", class_="note")
+
+
+def _neighbours(table: EmbeddingTable | None, library: MediaLibrary, options: ReportOptions) -> Html:
+    if table is None:
+        return _without_table()
+    fields = table.label_fields()
+    default = fields[0] if fields else None
+    names: dict[str, str | None] = {
+        "video": "visual" if "visual" in fields else default,
+        "audio": "sound" if "sound" in fields else default,
+    }
+    names |= options.label_fields or {}
+    return neighbours_section(
+        table, library, names, num_queries=options.num_queries, num_neighbours=options.num_neighbours
+    )
+
+
+def _head(title: str, style: str, script: str) -> Html:
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = (
+        "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    )
+    return tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        Html('<meta http-equiv="Content-Security-Policy" content="' + policy + '">'),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("title", f"{title} · avssl report"),
+        tag("style", Html(style)),
+    )
+
+
+def _page(title: str, lead: Html, sections: Sequence[tuple[str, str, Html]], library: MediaLibrary) -> str:
+    folder = resources.files("avssl.report")
+    style, script = (folder.joinpath(name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
+    links = [tag("a", heading, href=f"#{identifier}") for identifier, heading, _ in sections]
+    blocks = [
+        tag(
+            "section",
+            tag("h2", heading, id=f"{identifier}-title"),
+            body,
+            id=identifier,
+            aria_labelledby=f"{identifier}-title",
+        )
+        for identifier, heading, body in sections
+    ]
+    left_out = f"{library.num_left_out} files did not fit into the page." if library.num_left_out else None
+    body = tag(
+        "body",
+        tag("a", "Skip to the results", href="#results", class_="skip"),
+        tag("header", tag("p", "avssl report", class_="kicker"), tag("h1", title), lead),
+        tag("nav", *links, aria_label="Sections"),
+        tag("main", *blocks),
+        tag("footer", tag("p", "One file, no outside requests. ", left_out)),
+        tag("noscript", tag("p", "Playing clips and reading values off the charts needs JavaScript.", class_="note")),
+        json_block("media", library.embedded),
+        tag("script", Html(script)),
+    )
+    return f"<!doctype html>\n{tag('html', _head(title, style, script), body, lang='en')}\n"
+
+
+def _write(destination: Path, text: str) -> Path:
+    """Complete or not at all."""
+    temporary = destination.with_name(f".{destination.name}.tmp")
+    with temporary.open("w", encoding="utf-8", newline="\n") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(destination)
+    return destination

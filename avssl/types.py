@@ -1,0 +1,112 @@
+"""The nouns that the parts of avssl hand to each other. Imports nothing of ours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+
+Modality = Literal["image", "video", "audio"]
+
+FailureReason = Literal[
+    "missing_file",  # listed, but not on disk
+    "empty_file",  # zero bytes
+    "not_media",  # no demuxer recognises it
+    "no_video",  # no video stream, or one without a single decodable frame
+    "no_audio",  # no audio stream, or one without a single decodable sample
+    "unsupported_codec",  # the stream is there, its decoder is not
+    "truncated",  # the data ends before the header says it does
+    "too_short",  # shorter than the minimum duration
+    "decode_error",  # the decoder gave up
+    "bad_sample",  # a shard member is missing or its json does not fit the schema
+]
+FAILURE_REASONS: tuple[str, ...] = get_args(FailureReason)
+
+
+class MediaError(ValueError):
+    """A file or a sample that cannot be used, with a typed reason that reports count by.
+
+    Args:
+        reason: one of FAILURE_REASONS.
+        message: names the file and says what was found and what is allowed.
+    """
+
+    def __init__(self, reason: FailureReason, message: str) -> None:
+        super().__init__(reason, message)
+        self.reason: FailureReason = reason
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.message}"
+
+
+@dataclass(frozen=True)
+class View:
+    """What a loss asks the loader for: one model-ready tensor a batch, by name.
+
+    `augment` names a recipe of data/views.py: "train" draws random parameters, "test" is deterministic.
+    """
+
+    name: str
+    modality: Modality
+    augment: str = "train"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A decoded piece of one sample. Start times are seconds on the sample's common clock.
+
+    video: uint8 (T, 3, H, W) or None; audio: float32 (C, samples) in [-1, 1] or None; index in [0, num_samples).
+    """
+
+    index: int
+    key: str
+    video: torch.Tensor | None
+    audio: torch.Tensor | None
+    video_start_seconds: float
+    audio_start_seconds: float
+
+
+@dataclass
+class Batch:
+    """Model-ready tensors: views {view name: (B, ...)}, index int64 (B,).
+
+    failures counts, by reason, the samples of this batch that could not be read (see data/loader.py).
+    """
+
+    views: dict[str, torch.Tensor]
+    index: torch.Tensor
+    failures: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class LossOutput:
+    """total: scalar with gradient; terms: detached scalars for the log."""
+
+    total: torch.Tensor
+    terms: dict[str, torch.Tensor]
+
+
+@dataclass
+class Progress:
+    """Where a run stands. batch counts micro-batches, step counts optimiser steps, both since the run began."""
+
+    epoch: int = 0
+    batch: int = 0
+    batch_in_epoch: int = 0
+    step: int = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Plain integers, for the checkpoint."""
+        return {
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "batch_in_epoch": self.batch_in_epoch,
+            "step": self.step,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        for name, value in state.items():
+            setattr(self, name, int(value))

@@ -1,0 +1,1 @@
+"""From raw media files to verified shards."""

@@ -1,0 +1,144 @@
+"""Command line: python -m data_prep index | write | verify | demo-corpus."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from data_prep.options import WriteOptions
+from data_prep.pool import default_num_workers
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    from data_prep import demo_corpus
+
+    parser = argparse.ArgumentParser(prog="python -m data_prep", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    index = commands.add_parser("index", help="list the media files of a folder in a manifest")
+    index.add_argument("videos", type=Path, help="folder, searched with its sub-folders")
+    index.add_argument("--out", type=Path, required=True, help="the manifest, e.g. corpus.jsonl")
+    index.add_argument(
+        "--labels",
+        default="folder",
+        help="folder: the top-level folder's name (default); none; or a csv with a column path (relative to the"
+        " folder), each other column a label field, several names separated by |",
+    )
+    write = commands.add_parser("write", help="turn a manifest into a shard folder; continues when run again")
+    write.add_argument("manifest", type=Path)
+    write.add_argument("--out", type=Path, required=True, help="the shard folder")
+    _add_write_options(write)
+    verify = commands.add_parser("verify", help="check a shard folder; exit code 1 if anything is wrong")
+    verify.add_argument("shards", type=Path)
+    verify.add_argument("--decode", action="store_true", help="decode all media, not only the beginning of each")
+    for command in (index, write, verify):
+        command.add_argument(
+            "--workers", type=int, default=default_num_workers(), help="processes (default: all cores)"
+        )
+    demo_corpus.add_arguments(commands.add_parser("demo-corpus", help="make the embedded corpus of videos with sound"))
+    return parser
+
+
+def _add_write_options(parser: argparse.ArgumentParser) -> None:
+    helps = {
+        "short_side_px": "pictures are made smaller to this short side, never larger",
+        "fps": "frames a second",
+        "keyframe_interval": "frames between keyframes",
+        "crf": "x264 quality, 0 (lossless) to 51",
+        "preset": "x264 effort",
+        "audio_rate_hz": "samples a second, mono",
+        "samples_per_shard": "listed files a shard",
+        "seed": "of the global shuffle",
+        "on_missing_audio": "skip files without audio, or keep their video",
+        "on_missing_video": "skip files without video, or keep their audio",
+        "min_duration_seconds": "skip shorter files",
+    }
+    for option in fields(WriteOptions):
+        default = option.default
+        choices = ("skip", "keep") if option.name.startswith("on_missing") else None
+        parser.add_argument(
+            f"--{option.name.replace('_', '-')}",
+            type=type(default),
+            default=default,
+            choices=choices,
+            help=f"{helps[option.name]} (default: {default})",
+        )
+
+
+def run_index(arguments: argparse.Namespace) -> int:
+    """Exit code of `index`."""
+    from data_prep.index import index_folder
+
+    summary = index_folder(arguments.videos, arguments.out, arguments.labels, arguments.workers)
+    print(f"{arguments.out}: {summary.num_listed} files, {summary.num_with_video} with video, "
+          f"{summary.num_with_audio} with audio")  # fmt: skip
+    for reason, count in sorted(summary.failed_by_reason.items()):
+        print(f"  {count:8d} cannot be read: {reason} (listed with the reason; `write` skips them)")
+    if summary.ignored_by_suffix:
+        others = ", ".join(f"{count} {suffix}" for suffix, count in summary.ignored_by_suffix.items())
+        print(f"  ignored, no media by their extension: {others}")
+    return EXIT_OK
+
+
+def run_write(arguments: argparse.Namespace) -> int:
+    """Exit code of `write`."""
+    from data_prep.write_shards import write_shards
+
+    options = WriteOptions(**{option.name: getattr(arguments, option.name) for option in fields(WriteOptions)})
+    index = write_shards(arguments.manifest, arguments.out, options, arguments.workers)
+    print(f"{arguments.out}: {len(index.shards)} shards, {index.total_bytes / 1e6:.1f} MB")
+    print(f"  {index.num_listed:8d} listed")
+    print(f"  {index.num_samples:8d} written")
+    for reason, count in index.skipped_by_reason.items():
+        print(f"  {count:8d} skipped: {reason}")
+    if index.num_skipped:
+        print(f"  which and why: {arguments.out / 'skipped.jsonl'}")
+    if index.num_samples == 0:
+        print("error: nothing was written, every file was skipped", file=sys.stderr)
+        return EXIT_FAILED
+    return EXIT_OK
+
+
+def run_verify(arguments: argparse.Namespace) -> int:
+    """Exit code of `verify`."""
+    from data_prep.verify import verify_folder
+
+    report = verify_folder(arguments.shards, arguments.decode, arguments.workers)
+    for problem in report.problems:
+        print(f"{problem.file}: {problem.message}")
+    if not report.ok:
+        print(f"{arguments.shards}: {len(report.problems)} problems", file=sys.stderr)
+        return EXIT_FAILED
+    print(f"{arguments.shards}: ok, {report.num_samples} samples in {report.num_shards} shards, "
+          f"{report.total_bytes / 1e6:.1f} MB, {report.num_skipped} skipped")  # fmt: skip
+    return EXIT_OK
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0 ok, even with skips; 1 nothing written or something wrong; 2 usage."""
+    arguments = build_parser().parse_args(argv)
+    if getattr(arguments, "workers", 1) < 1:
+        print(f"error: --workers is {arguments.workers}; it must be at least 1", file=sys.stderr)
+        return EXIT_USAGE
+    try:
+        if arguments.command == "demo-corpus":
+            from data_prep import demo_corpus
+
+            return demo_corpus.run(arguments) or EXIT_OK
+        commands = {"index": run_index, "write": run_write, "verify": run_verify}
+        return commands[arguments.command](arguments)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except (RuntimeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""The manifest, corpus.jsonl: one json object a line for every media file found, also those that cannot be used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from avssl.data.shards import dump_json
+from avssl.types import FAILURE_REASONS
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the manifest.
+
+    path: absolute, or relative to the manifest's folder. key: unique, [A-Za-z0-9_/-] only. labels: {field: [names]}.
+    media: what probing found (MediaInfo.to_json), {} if it failed. error: {"reason", "message"} or None. num_bytes:
+    file size when it was indexed.
+    """
+
+    path: str
+    key: str
+    labels: dict[str, list[str]]
+    media: dict[str, Any]
+    error: dict[str, str] | None
+    num_bytes: int
+
+    def to_json(self) -> bytes:
+        """The line."""
+        record = asdict(self)
+        media, num_bytes = record.pop("media"), record.pop("num_bytes")
+        facts = {name: media.get(name) for name in ("container", "duration_seconds", "video", "audio")}
+        return dump_json(record | facts | {"bytes": num_bytes})
+
+    @classmethod
+    def from_json(cls, record: Any, where: str) -> Self:
+        """Check; ValueError names `where`."""
+        if not isinstance(record, dict):
+            raise ValueError(f"{where}: must be a json object")
+        path, key, labels, error = (record.get(name) for name in ("path", "key", "labels", "error"))
+        if not isinstance(path, str) or not isinstance(key, str) or not key or re.search(r"[^A-Za-z0-9_/-]", key):
+            raise ValueError(f"{where}: path is {path!r}, key is {key!r}; the key may hold A-Z a-z 0-9 _ / - only")
+        if not isinstance(labels, dict) or not all(isinstance(names, list) for names in labels.values()):
+            raise ValueError(f"{where}: labels is {labels!r}; it must be {{field: [names]}}")
+        if error is not None and (not isinstance(error, dict) or error.get("reason") not in FAILURE_REASONS):
+            raise ValueError(f"{where}: error is {error!r}; its reason must be one of {', '.join(FAILURE_REASONS)}")
+        media = {name: record.get(name) for name in ("container", "duration_seconds", "video", "audio")}
+        return cls(path, key, labels, media, error, int(record.get("bytes", 0)))
+
+
+def read_manifest(path: str | os.PathLike[str]) -> tuple[list[Entry], str]:
+    """All entries and the manifest's sha256. ValueError names the line; FileNotFoundError says what to do."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such manifest; make one with `python -m data_prep index`")
+    content = path.read_bytes()
+    entries = []
+    for number, line in enumerate(content.splitlines(), start=1):
+        where = f"{path}, line {number}"
+        try:
+            record = json.loads(line)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{where}: is not json ({error})") from error
+        entries.append(Entry.from_json(record, where))
+    repeated = [key for key, count in Counter(entry.key for entry in entries).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{path}: keys must be unique; repeated: {', '.join(repeated[:5])}")
+    if not entries:
+        raise ValueError(f"{path}: lists no files")
+    return entries, hashlib.sha256(content).hexdigest()
+
+
+def make_keys(relative_paths: list[str]) -> list[str]:
+    """A unique key for each path: other characters than A-Z a-z 0-9 _ / - become _; keys that collide get a hash."""
+    plain = [re.sub(r"[^A-Za-z0-9_/-]", "_", path) for path in relative_paths]
+    count = Counter(plain)
+    return [
+        key if count[key] == 1 else f"{key}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
+        for key, path in zip(plain, relative_paths, strict=True)
+    ]

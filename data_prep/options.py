@@ -1,0 +1,53 @@
+"""What shapes the shards. Every field here influences the bytes and is recorded in index.json."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+
+@dataclass(frozen=True)
+class WriteOptions:
+    """Options of `python -m data_prep write`.
+
+    short_side_px: pictures are made smaller (never larger) to this short side. fps: frames a second. keyframe_interval:
+    frames between keyframes. crf: x264's quality, 0 (lossless) to 51. preset: x264's effort. audio_rate_hz: samples a
+    second. samples_per_shard: listed files a shard; those skipped make it shorter. seed: of the global shuffle.
+    on_missing_audio, on_missing_video: "skip" the file with a reason, or "keep" what it has. min_duration_seconds:
+    shorter files are skipped.
+    """
+
+    short_side_px: int = 256
+    fps: float = 16.0
+    keyframe_interval: int = 8
+    crf: int = 23
+    preset: str = "veryfast"
+    audio_rate_hz: int = 24_000
+    samples_per_shard: int = 256
+    seed: int = 0
+    on_missing_audio: str = "skip"
+    on_missing_video: str = "skip"
+    min_duration_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        at_least = {
+            "short_side_px": 16, "fps": 0.1, "keyframe_interval": 1, "crf": 0, "audio_rate_hz": 1000,
+            "samples_per_shard": 1, "seed": 0, "min_duration_seconds": 0,
+        }  # fmt: skip
+        for name, least in at_least.items():
+            if not getattr(self, name) >= least:
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {least}")
+        if self.crf > 51:
+            raise ValueError(f"--crf is {self.crf}; x264 takes 0 (lossless) to 51")
+        for name in ("on_missing_audio", "on_missing_video"):
+            if getattr(self, name) not in ("skip", "keep"):
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)!r}; allowed: skip, keep")
+
+    def encoder_options(self) -> dict[str, str]:
+        """For x264. Without B-frames and scene cuts every k-th frame is a keyframe and frames are stored in order."""
+        return {"crf": str(self.crf), "preset": self.preset, "bf": "0", "sc_threshold": "0"}
+
+    def to_json(self) -> dict[str, Any]:
+        """All options, and the library that encodes: another version may give other bytes."""
+        return asdict(self) | {"pyav_version": version("av")}

@@ -1,0 +1,130 @@
+"""Pretrain audio and video encoders with any loss of the registry.
+
+    accelerate launch recipes/pretrain.py recipes/configs/avid.yaml run=runs/avid data.shards=shards/
+    torchrun --nproc_per_node 8 recipes/pretrain.py recipes/configs/avid_cma.yaml init_from=runs/avid ...
+
+The same command goes on from the newest checkpoint. SIGTERM saves one and leaves with status 0.
+`--help` prints every key. Reads top to bottom; nothing here knows which loss it runs.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import set_seed
+
+from avssl import checkpoint, config, losses
+from avssl.data.loader import Loader
+from avssl.data.shards import ShardSet
+from avssl.data.statistics import measure_statistics
+from avssl.data.views import ViewMaker
+from avssl.losses.base import EpochContext
+from avssl.models import create_encoder
+from avssl.monitor import Monitor, StopSignal, provenance
+from avssl.optim.build import build_optimizer, learning_rate, set_learning_rate
+from avssl.types import Progress
+
+
+def main(cfg: config.RunConfig) -> None:
+    run = Path(cfg.run)
+    accelerator = Accelerator(
+        cpu=cfg.cpu,
+        mixed_precision=cfg.mixed_precision.replace("fp32", "no"),
+        gradient_accumulation_steps=cfg.gradient_accumulation_steps,
+        log_with=cfg.trackers or None,
+        project_dir=str(run),
+        # Losses keep their state replicated by construction; sending banks around every step would cost more than it.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    set_seed(cfg.seed)
+    loss_class = losses.get(cfg.loss.name)
+    view_list = loss_class.views(cfg.loss)
+    modalities = loss_class.modalities(cfg.loss)
+
+    shards = ShardSet(cfg.data.shards)
+    views = ViewMaker(cfg.views, modalities).to(accelerator.device)
+    loader = Loader(shards, cfg.data, view_list, views, seed=cfg.seed, device=accelerator.device)
+    encoders = {modality: create_encoder(**cfg.encoders[modality]) for modality in modalities}
+    loss = loss_class(cfg.loss, encoders, shards.num_samples)
+    if cfg.synchronise_batch_norm:
+        loss = torch.nn.SyncBatchNorm.convert_sync_batchnorm(loss)
+    optimizer = build_optimizer(cfg.optim, loss.param_groups())
+
+    micro_batches = cfg.epochs * loader.steps_per_epoch
+    total_steps = min(cfg.steps or micro_batches, micro_batches // cfg.gradient_accumulation_steps)
+    facts = {"manifest": shards.fingerprint, "num_samples": shards.num_samples, **loader.order_facts()}
+    progress = Progress()
+    stop = StopSignal()
+    run.mkdir(parents=True, exist_ok=True)
+    model, optimizer = accelerator.prepare(loss, optimizer)  # not the loader: it splits by rank itself
+    if cfg.compile:
+        for encoder in loss.encoders.values():
+            encoder.compile()
+
+    resumed = checkpoint.resume(accelerator, run, progress, facts) if cfg.resume else None
+    statistics = run / "view_statistics.safetensors"
+    if resumed is None:
+        if cfg.init_from:
+            inherited = checkpoint.read_weights(cfg.init_from)
+            report = checkpoint.load_matching(loss, inherited, "loss.")
+            accelerator.print(checkpoint.describe_matching(report, cfg.init_from))
+            checkpoint.load_matching(views, inherited, "views.")
+        else:
+            measure_statistics(views, loader)
+        if accelerator.is_main_process:
+            checkpoint.save_module(views, statistics)
+            config.save(cfg, run / "config.yaml")
+    else:
+        accelerator.print(f"going on from {resumed} at step {progress.step} of {total_steps}")
+        checkpoint.load_module(views, statistics)
+
+    monitor = Monitor(accelerator, cfg, total_steps, loader, progress)
+    model.train()
+    while progress.step < total_steps and not stop.agreed:
+        if progress.batch_in_epoch == 0:
+            loss.on_epoch_start(EpochContext(progress.epoch, lambda: loader.embed_all(model)))
+        for batch in loader.epoch(progress.epoch, progress.batch_in_epoch):
+            with accelerator.accumulate(model):
+                outputs = model(batch.views)  # under DDP and autocast
+                result = loss.loss(outputs, batch.index, progress)  # float32, reads state
+                accelerator.backward(result.total)
+                if accelerator.sync_gradients:
+                    if cfg.optim.clip_norm:
+                        accelerator.clip_grad_norm_(model.parameters(), cfg.optim.clip_norm)
+                    loss.before_step(progress)
+                    set_learning_rate(optimizer, learning_rate(cfg.optim, progress.step, total_steps))
+                optimizer.step()
+                optimizer.zero_grad()
+                loss.update(outputs, batch.index)
+                if accelerator.sync_gradients:
+                    progress.step += 1
+                    loss.after_step(progress)
+            progress.batch += 1
+            progress.batch_in_epoch += 1
+            monitor.batch_done(batch, result, loss, outputs)
+            if accelerator.sync_gradients:
+                due = progress.step % cfg.checkpoint_every_steps == 0
+                if stop.poll(progress.step, cfg.log_every_steps) or due or progress.step == total_steps:
+                    checkpoint.save(accelerator, run, progress, facts, cfg.keep_checkpoints)
+                if stop.agreed or progress.step == total_steps:
+                    break
+        else:
+            progress.epoch, progress.batch_in_epoch = progress.epoch + 1, 0
+
+    monitor.close()
+    if progress.step == total_steps and accelerator.is_main_process:
+        checkpoint.export(run, {"loss": loss, "views": views}, provenance(cfg, shards, progress))
+        accelerator.print(f"finished: {run / checkpoint.WEIGHTS_FILE}")
+    elif stop.agreed:
+        accelerator.print(f"stopped by signal at step {progress.step}; the same command goes on from there")
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(
+        config.load(
+            config.RunConfig, sys.argv[1:], usage="recipes/pretrain.py", required=("run", "data.shards", "loss.name")
+        )
+    )

@@ -1,0 +1,56 @@
+"""One self-contained HTML page of a run: data, curves, results, neighbours across modalities that play, a 2-D map.
+
+    python recipes/report.py runs/avid_cma [runs/avid ...] --shards shards/test
+
+Further run folders are drawn and listed along. Uses RUN/evaluation.json and RUN/embeddings/test.parquet if they exist.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from avssl import checkpoint
+from avssl.data.shards import ShardSet
+from avssl.report.page import write_report
+from avssl.tables import EmbeddingTable
+
+
+def stored_evaluation(run: Path) -> dict[str, object] | None:
+    path = run / "evaluation.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def main(run: Path, others: list[Path], shards: str) -> Path:
+    library = ShardSet(shards) if shards else None
+    places = {key: place for place, key in enumerate(library.keys)} if library else {}
+    table_path = run / "embeddings" / "test.parquet"
+    provenance = run / checkpoint.PROVENANCE_FILE
+
+    def media(key: str) -> tuple[bytes | None, bytes | None]:
+        if key not in places:
+            return None, None  # embedded from elsewhere: listed, not shown
+        sample = library.read(places[key])
+        return sample.video, sample.audio
+
+    return write_report(
+        run,
+        evaluations=[found for other in others if (found := stored_evaluation(other))],
+        table=EmbeddingTable.read(table_path) if table_path.is_file() else None,
+        media=media if library else None,
+        other_runs={other.name: other for other in others},
+        index=json.loads((library.folder / "index.json").read_text()) if library else None,
+        facts=json.loads(provenance.read_text()) if provenance.is_file() else None,
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("others", nargs="*", type=Path, help="runs to compare with")
+    parser.add_argument("--shards", default="", help="shard folder of the embedded split, for pictures and sound")
+    arguments = parser.parse_args()
+    try:
+        print(main(arguments.run, arguments.others, arguments.shards))
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,92 @@
+"""Session-wide fixtures: a tiny corpus as shards, made once."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+torch.set_num_threads(1)  # the test runner uses a process per core
+
+# A run of the recipes that takes a second or two: small frames, short sound, narrow networks.
+TINY = [
+    "cpu=true",
+    "mixed_precision=fp32",
+    "log_every_steps=1",
+    "data.global_batch_size=4",
+    "data.num_workers=0",
+    "data.order_lanes=2",
+    "views.video.num_frames=4",
+    "views.video.augment.size_px=32",
+    "views.audio.seconds=0.5",
+    "views.audio.window_samples=256",
+    "views.audio.hop_samples=480",
+    "views.audio.num_frames=25",
+    "encoders.video={name: avid_video, depth: 10, width: 2}",
+    "encoders.audio={name: avid_audio, width: 2}",
+    "loss.num_negatives=8",
+    "loss.projector_hidden_dims=[16]",
+    "loss.embedding_dim=8",
+    "optim.lr=1e-3",
+]
+TINY_CMA = ["loss.num_positives=2", "loss.num_negatives_within=4", "loss.search_every_epochs=1"]
+
+
+def run_python(*arguments, check=True, **environment):
+    """A command of the project as a user runs it, on one thread; the finished process with its output as text."""
+    process = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"} | environment,
+    )
+    if check and process.returncode:
+        raise AssertionError(f"{arguments} left with {process.returncode}\n{process.stdout}\n{process.stderr}")
+    return process
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """A folder with train/ (18 clips) and test/ (6 clips) as real media files with labels.csv."""
+    from data_prep.demo_corpus import make_demo_corpus
+
+    folder = tmp_path_factory.mktemp("corpus")
+    make_demo_corpus(
+        folder, num_train=18, num_test=6, seed=3, size_px=32, duration_seconds=1.5, workers=1, progress=False
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shards(corpus, tmp_path_factory):
+    """{"train": shard folder of 18 samples in 3 shards, "test": of 6 samples}."""
+    from data_prep.index import index_folder
+    from data_prep.options import WriteOptions
+    from data_prep.write_shards import write_shards
+
+    folder = tmp_path_factory.mktemp("shards")
+    for split in ("train", "test"):
+        manifest = folder / f"{split}.jsonl"
+        index_folder(corpus / split, manifest, labels=str(corpus / split / "labels.csv"))
+        write_shards(manifest, folder / split, WriteOptions(short_side_px=32, samples_per_shard=7))
+    return {split: folder / split for split in ("train", "test")}
+
+
+@pytest.fixture(scope="session")
+def tiny_run(shards, tmp_path_factory):
+    """A finished AVID run of three steps on the tiny shards."""
+    run = tmp_path_factory.mktemp("runs") / "avid"
+    run_python(
+        "recipes/pretrain.py",
+        "recipes/configs/avid.yaml",
+        *TINY,
+        f"run={run}",
+        f"data.shards={shards['train']}",
+        "steps=3",
+    )
+    return run

@@ -1,0 +1,88 @@
+"""What tests/test_distributed.py starts on one or two processes with torchrun: a claim by name, then its arguments."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from avssl import distributed
+
+
+class SumEncoder(nn.Module):
+    """An encoder without batch norm: with it, one process on a double batch is another function than two processes."""
+
+    def __init__(self, modality, dim=16):
+        super().__init__()
+        self.modality, self.dim = modality, dim
+        self.layer = nn.Linear(3 if modality == "video" else 65, dim)
+
+    def forward(self, x):
+        pooled = x.mean(dim=(2, 3, 4)) if self.modality == "video" else x.mean(dim=(1, 2))
+        return torch.tanh(self.layer(pooled))
+
+
+def collectives():
+    """Every function of avssl.distributed against what two ranks must see."""
+    rank = distributed.rank()
+    rows = torch.arange(3.0) + 10 * rank
+    expected = torch.tensor([0.0, 1, 2, 10, 11, 12])
+    assert torch.equal(distributed.gather(rows), expected)
+    assert torch.equal(distributed.gather_uneven(rows[: 2 + rank]), torch.tensor([0.0, 1, 10, 11, 12]))
+    assert distributed.all_sum(rows).tolist() == [10, 12, 14]
+    assert distributed.all_mean(rows).tolist() == [5, 6, 7]
+    assert distributed.broadcast_object({"rank": rank}) == {"rank": 0}
+    distributed.assert_replicated("equal", torch.ones(4))
+    with pytest.raises(RuntimeError, match="unequal differs between processes"):
+        distributed.assert_replicated("unequal", rows)
+
+
+def gradient():
+    """A loss of the gathered batch has, after the mean over ranks, the gradient of one process on all of it."""
+    rank = distributed.rank()
+    everything = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    weight = torch.ones(4, 4, requires_grad=True)
+
+    def loss_of(z):
+        return (z @ z.T).exp().sum().log()
+
+    mine = everything[3 * rank : 3 * rank + 3] @ weight
+    loss_of(distributed.gather_with_grad(0.1 * mine)).backward()
+    averaged = distributed.all_mean(weight.grad)
+    alone = torch.ones(4, 4, requires_grad=True)
+    loss_of(0.1 * (everything @ alone)).backward()
+    torch.testing.assert_close(averaged, alone.grad)
+
+
+def pretrain(*arguments):
+    """The real recipe with encoders that have no batch norm; checks that state is the same on all ranks at the end."""
+    from avssl import checkpoint, config, models
+    from recipes import pretrain as recipe
+
+    for modality in ("video", "audio"):
+        build = lambda modality=modality: SumEncoder(modality)  # noqa: E731
+        models.ENCODERS[f"sum_{modality}"] = models.EncoderEntry(modality, build, ())
+    original = checkpoint.save
+
+    def save(accelerator, *rest):
+        for name, tensor in accelerator.unwrap_model(accelerator._models[0]).state_dict().items():
+            distributed.assert_replicated(name, tensor)
+        return original(accelerator, *rest)
+
+    checkpoint.save = save
+    recipe.main(config.parse(config.RunConfig, list(arguments)))
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    torch.set_num_threads(1)
+    claim, *rest = sys.argv[1:]
+    if claim != "pretrain":
+        torch.distributed.init_process_group("gloo")
+    {"collectives": collectives, "gradient": gradient, "pretrain": pretrain}[claim](*rest)
+    wanted = int(os.environ["EXPECTED_WORLD_SIZE"])
+    if claim != "pretrain":
+        assert distributed.world_size() == wanted, f"{distributed.world_size()} processes, {wanted} wanted"
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,73 @@
+"""Configuration: typed, strict, with errors that say what to do."""
+
+import pytest
+
+from avssl import config
+from avssl.config import ConfigError, RunConfig, parse
+from avssl.losses.avid_cma import AVIDCMAConfig
+from tests.conftest import ROOT, run_python
+
+AVID = str(ROOT / "recipes/configs/avid.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes/configs").glob("*avid*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_fits_the_schema_and_opens_with_its_command(path):
+    cfg = parse(RunConfig, [str(path)])
+    assert path.stem.endswith(cfg.loss.name)
+    first = path.read_text().splitlines()[0]
+    assert first.startswith("# ")
+    assert f"recipes/pretrain.py recipes/configs/{path.name}" in first
+
+
+def test_the_loss_section_takes_the_type_of_its_loss():
+    cfg = parse(
+        RunConfig, [str(ROOT / "recipes/configs/avid_cma.yaml"), "loss.agreement=union", "loss.num_positives=8"]
+    )
+    assert isinstance(cfg.loss, AVIDCMAConfig)
+    assert (cfg.loss.agreement, cfg.loss.num_positives, cfg.loss.temperature) == ("union", 8, 0.07)
+
+
+def test_later_changes_win():
+    assert parse(RunConfig, [AVID, "optim.lr=1", "optim.lr=2"]).optim.lr == 2.0
+
+
+def test_a_saved_configuration_reads_back_equal(tmp_path):
+    cfg = parse(RunConfig, [AVID, "encoders.video.name=avid_video", "encoders.video.depth=10", "run=x"])
+    config.save(cfg, tmp_path / "config.yaml")
+    assert config.load_run(tmp_path) == cfg
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("data.shard=x", r"'shard' not in.*Did you mean: 'shards'.*data\.shard"),
+        ("loss.temprature=1", "Did you mean: 'temperature'"),
+        ("loss.name=avod", r"no loss is called 'avod'. Did you mean 'avid'\?"),
+        ("loss.variant=both", r"expected one of \['cross', 'self', 'joint'\].*loss\.variant"),
+        ("optim.lr=fast", r"could not be converted to Float.*optim\.lr"),
+        ("views.video.augment.size_px=0", "size_px must be at least 1"),
+        ("--optim.lr", "changes are written key=value, without dashes"),
+        ("nothing.yaml", r"nothing\.yaml: no such file"),
+    ],
+)
+def test_a_wrong_configuration_is_refused_with_what_to_do(change, message):
+    with pytest.raises(ConfigError, match=message):
+        parse(RunConfig, [AVID, change])
+
+
+def test_the_recipe_leaves_with_status_2_and_one_line_for_a_wrong_key():
+    process = run_python("recipes/pretrain.py", AVID, "optim.learning_rate=1", check=False)
+    assert process.returncode == 2
+    assert process.stderr.strip().splitlines()[-1].startswith("configuration error: Key 'learning_rate' not in")
+    assert "Traceback" not in process.stderr
+
+
+def test_help_prints_every_key_with_its_comment():
+    text = config.describe(RunConfig)
+    assert "global_batch_size: int = 256  # samples in a micro-batch, over all processes" in text
+    assert "\n  video:\n    num_frames" in text
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is not a run folder"):
+        config.load_run(tmp_path)

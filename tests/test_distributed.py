@@ -1,0 +1,69 @@
+"""Two processes (torchrun, gloo) compute what one process computes."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import ROOT, TINY, TINY_CMA, run_python
+
+TINY_WITHOUT_BATCH_NORM = [
+    *(change for change in TINY if not change.startswith("encoders.")),
+    "encoders.video={name: sum_video}",
+    "encoders.audio={name: sum_audio}",
+    "checkpoint_every_steps=3",
+]
+
+
+def torchrun(num_processes, *arguments):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", num_processes]
+    return run_python(*launcher, "-m", "tests.ranks", *arguments, EXPECTED_WORLD_SIZE=str(num_processes))
+
+
+@pytest.mark.parametrize("claim", ["collectives", "gradient"])
+def test_collectives_and_their_gradients_on_two_processes(claim):
+    torchrun(2, claim)
+
+
+@pytest.mark.parametrize("name", ["avid", "avid_cma"])
+def test_two_processes_equal_one_process_on_the_double_batch_in_weights_and_state(name, shards, tmp_path):
+    """Six optimiser steps over more than one epoch, so that CMA searches its positives twice."""
+    arguments = [
+        "pretrain",
+        str(ROOT / f"recipes/configs/{name}.yaml"),
+        *TINY_WITHOUT_BATCH_NORM,
+        *(TINY_CMA if name == "avid_cma" else []),
+        f"data.shards={shards['train']}",
+        "steps=6",
+    ]
+    for num_processes in (1, 2):
+        torchrun(num_processes, *arguments, f"run={tmp_path}/{num_processes}")
+    one, two = (load_file(tmp_path / str(n) / "encoders.safetensors") for n in (1, 2))
+    assert json.loads((tmp_path / "2" / "provenance.json").read_text())["world_size"] == 2
+    assert one.keys() == two.keys()
+    for key, expected in one.items():
+        if expected.is_floating_point():
+            torch.testing.assert_close(
+                two[key], expected, rtol=1e-5, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}"
+            )
+        else:
+            assert torch.equal(two[key], expected), key
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / str(n) / "metrics.jsonl").read_text().splitlines()]
+        for n in (1, 2)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert len(losses[0]) == 6
+
+
+def test_a_run_of_two_processes_resumes_exactly(shards, tmp_path):
+    arguments = [
+        "pretrain", str(ROOT / "recipes/configs/avid.yaml"), *TINY_WITHOUT_BATCH_NORM, f"data.shards={shards['train']}",
+    ]  # fmt: skip
+    torchrun(2, *arguments, "steps=6", f"run={tmp_path}/straight")
+    torchrun(2, *arguments, "steps=3", f"run={tmp_path}/stopped")
+    torchrun(2, *arguments, "steps=6", f"run={tmp_path}/stopped")
+    straight, stopped = (load_file(tmp_path / name / "encoders.safetensors") for name in ("straight", "stopped"))
+    for key, expected in straight.items():
+        assert torch.equal(stopped[key], expected), key

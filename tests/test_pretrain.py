@@ -1,0 +1,156 @@
+"""The recipe end to end: stop and resume bit for bit, hand-over from AVID to AVID+CMA, bad input."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import ROOT, TINY, TINY_CMA, run_python
+
+CONFIGS = {"avid": "recipes/configs/avid.yaml", "avid_cma": "recipes/configs/avid_cma.yaml"}
+
+
+def losses_of(run):
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def arguments_for(name, shards, run, *more):
+    extra = TINY_CMA if name == "avid_cma" else []
+    return ["recipes/pretrain.py", CONFIGS[name], *TINY, *extra, f"data.shards={shards['train']}", f"run={run}", *more]
+
+
+def start_and_stop(arguments, run, after_step, number):
+    """Start the recipe, wait until it has logged `after_step`, send the signal; the exit status."""
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        metrics = run / "metrics.jsonl"
+        if metrics.exists() and len(metrics.read_text().splitlines()) >= after_step:
+            process.send_signal(number)
+            break
+        time.sleep(0.02)
+    output, _ = process.communicate(timeout=120)
+    return process.returncode, output.decode()
+
+
+@pytest.mark.parametrize("name", ["avid", "avid_cma"])
+def test_a_run_that_is_stopped_and_killed_goes_on_bit_for_bit(name, shards, tmp_path):
+    """SIGTERM saves and leaves with 0; SIGKILL loses what came after the last checkpoint and nothing else."""
+    num_steps = 60
+    more = [f"steps={num_steps}", "checkpoint_every_steps=7"]
+    run_python(*arguments_for(name, shards, tmp_path / "straight", *more))
+    run = tmp_path / "stopped"
+    status, output = start_and_stop(arguments_for(name, shards, run, *more), run, 3, signal.SIGTERM)
+    assert status == 0, output
+    assert "stopped by signal at step" in output
+    stopped_at = len(losses_of(run))
+    assert 3 <= stopped_at < num_steps
+    status, output = start_and_stop(arguments_for(name, shards, run, *more), run, stopped_at + 9, signal.SIGKILL)
+    assert status == -signal.SIGKILL, output
+    process = run_python(*arguments_for(name, shards, run, *more))
+    assert "going on from" in process.stdout
+    assert losses_of(run) == losses_of(tmp_path / "straight")
+    straight, stopped = (load_file(path / "encoders.safetensors") for path in (tmp_path / "straight", run))
+    for key, expected in straight.items():
+        assert torch.equal(stopped[key], expected), key
+
+
+def test_accumulated_micro_batches_step_as_often_as_asked_and_resume_exactly(shards, tmp_path):
+    more = ["gradient_accumulation_steps=2", "checkpoint_every_steps=2"]
+    run_python(*arguments_for("avid", shards, tmp_path / "straight", "steps=5", *more))
+    run_python(*arguments_for("avid", shards, tmp_path / "resumed", "steps=2", *more))
+    run_python(*arguments_for("avid", shards, tmp_path / "resumed", "steps=5", *more))
+    assert len(losses_of(tmp_path / "straight")) == 5
+    assert losses_of(tmp_path / "straight") == losses_of(tmp_path / "resumed")
+    provenance = json.loads((tmp_path / "straight" / "provenance.json").read_text())
+    assert provenance["samples_seen"] == 5 * 2 * 4
+
+
+def test_avid_cma_starts_from_the_encoders_banks_and_constant_of_an_avid_run(tiny_run, shards, tmp_path):
+    process = run_python(
+        *arguments_for("avid_cma", shards, tmp_path / "cma", f"init_from={tiny_run}", "steps=1", "optim.lr=0")
+    )
+    assert f"starting from {tiny_run}" in process.stdout
+    assert "not in the source: 1 tensors: positives" in process.stdout
+    assert "not taken: 0 tensors" in process.stdout
+    before, after = load_file(tiny_run / "encoders.safetensors"), load_file(tmp_path / "cma" / "encoders.safetensors")
+    assert after["loss.partition"] == before["loss.partition"]
+    for key in before:
+        if key.startswith("loss.encoders") and key.endswith("weight"):
+            assert torch.equal(after[key], before[key]), key
+    moved = (after["loss.banks.video.rows"] != before["loss.banks.video.rows"]).any(dim=1)
+    assert moved.sum() <= 4  # one batch's rows
+    assert after["loss.positives"].shape == (18, 2)
+
+
+def test_metrics_say_what_a_run_does(tiny_run):
+    lines = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert [line["samples_seen"] for line in lines] == [4, 8, 12]
+    wanted = {"loss", "lr", "data_wait_share", "samples_per_second", "video_embedding_spread", "audio_embedding_spread"}
+    wanted |= {"video_to_audio", "video_to_audio_positive_score", "video_to_audio_negative_score"}
+    assert wanted <= lines[0].keys()
+
+
+def test_tensorboard_is_one_key_away(shards, tmp_path):
+    run_python(*arguments_for("avid", shards, tmp_path / "run", "steps=2", "trackers=[tensorboard]"))
+    assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize(
+    "change", [["mixed_precision=bf16"], ["optim.name=lars", "optim.clip_norm=1.0", "optim.schedule=cosine"]]
+)
+def test_precisions_and_optimisers_train(change, shards, tmp_path):
+    run_python(*arguments_for("avid", shards, tmp_path / "run", "steps=2", *change))
+    assert all(math.isfinite(loss) for loss in losses_of(tmp_path / "run"))
+
+
+def failed(*arguments):
+    process = run_python(*arguments, check=False)
+    assert process.returncode != 0
+    return process.stderr
+
+
+def test_a_missing_shard_is_named_before_training_begins(shards, tmp_path):
+    copy = tmp_path / "shards"
+    shutil.copytree(shards["train"], copy)
+    (copy / "shard-000001.tar").unlink()
+    error = failed(*arguments_for("avid", {"train": copy}, tmp_path / "run", "steps=1"))
+    assert "shard-000001.tar: the shard is missing" in error
+
+
+def test_shards_of_another_schema_version_are_refused(shards, tmp_path):
+    copy = tmp_path / "shards"
+    shutil.copytree(shards["train"], copy)
+    index = json.loads((copy / "index.json").read_text()) | {"schema_version": 99}
+    (copy / "index.json").write_text(json.dumps(index))
+    error = failed(*arguments_for("avid", {"train": copy}, tmp_path / "run", "steps=1"))
+    assert "has schema version 99; this program reads version 1" in error
+
+
+def test_a_checkpoint_of_other_data_or_batch_is_not_resumed_in_silence(shards, tmp_path):
+    run_python(*arguments_for("avid", shards, tmp_path / "run", "steps=2"))
+    error = failed(*arguments_for("avid", shards, tmp_path / "run", "steps=4", "data.global_batch_size=2"))
+    assert "cannot be resumed exactly" in error
+    assert "global_batch_size: 4 then, 2 now" in error
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_and_says_so(shards, tmp_path):
+    error = failed(*arguments_for("avid", shards, tmp_path / "run", "steps=9", "optim.lr=1e30", "optim.name=sgd"))
+    assert "the loss is nan at step" in error or "the loss is inf at step" in error
+
+
+def test_a_run_without_its_folder_or_shards_named_says_which_key_is_missing(shards, tmp_path):
+    assert "run is not set" in failed("recipes/pretrain.py", CONFIGS["avid"], f"data.shards={shards['train']}")
+    assert "data.shards is not set" in failed("recipes/pretrain.py", CONFIGS["avid"], f"run={tmp_path}")

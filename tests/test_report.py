@@ -1,0 +1,380 @@
+"""The report page: self-contained, well-formed, escaped, complete, the same bytes for the same input."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+
+from avssl.report import write_report
+from avssl.report.charts import Series, binned, line_chart, tick_text, ticks
+from avssl.report.curves import read_metrics, training_facts
+from avssl.report.embedding_map import class_colours, even_rows, principal_plane
+from avssl.report.markup import Html, join, number, tag
+from avssl.report.media import MediaLibrary, audio_outline, video_thumbnails
+from avssl.report.neighbours import find_matches, pick_queries
+from avssl.report.page import ReportOptions
+from avssl.report.scores import flat_numbers, is_share, metric_title
+from avssl.tables import EmbeddingTable
+from data_prep.encode import write_media
+
+HOSTILE = "<script>alert('x')</script> & \"quoted\" </style><img src=http://evil.example/x onerror=alert(1)>"
+VOID = {"meta", "img", "br", "hr", "input", "link", "source", "wbr"}
+RESULTS = {
+    "video_knn_visual": 0.93,
+    "audio_knn_sound": 0.985,
+    "video_to_audio_recall_at_5": 0.165,
+    "audio_to_video_recall_at_5": 0.172,
+    "video_to_audio_median_rank": 24.0,
+    "positive_precision_consensus": 0.84,
+    "something_new": {"inner": 3.25},
+}
+
+
+class Checker(HTMLParser):
+    """Collects tags and attributes and notes what is not balanced."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.wrong: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if len(dict(attrs)) != len(attrs):
+            self.wrong.append(f"attribute twice in {tag}")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append(f"</{tag}> at {self.getpos()}")
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] not in ("script", "style"):
+            self.text.append(data)
+
+
+def sound(seconds: float = 0.5, rate_hz: int = 24_000) -> NDArray[np.float32]:
+    """Quiet first half, loud second half."""
+    time = np.arange(round(seconds * rate_hz)) / rate_hz
+    return (np.where(time < seconds / 2, 0.1, 0.8) * np.sin(2 * np.pi * 440 * time))[None].astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def clip() -> tuple[bytes, bytes]:
+    """A video that turns from red to blue half-way, and a sound."""
+    frames = [np.full((32, 48, 3), (230, 20, 20) if place < 8 else (20, 20, 230), np.uint8) for place in range(16)]
+    video, audio = io.BytesIO(), io.BytesIO()
+    write_media(video, video=frames, video_fps=16, container_format="mp4", keyframe_interval=8)
+    write_media(audio, audio=sound(), audio_codec="flac", container_format="flac")
+    return video.getvalue(), audio.getvalue()
+
+
+def make_table(num_rows: int = 12, hostile: bool = False) -> EmbeddingTable:
+    """Two windows per clip, two label fields; rows without one side."""
+    rng = np.random.default_rng(0)
+    video, audio = rng.normal(size=(2, num_rows, 5)).astype(np.float32)
+    video, audio = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (video, audio))
+    has_video, has_audio = np.arange(num_rows) // 2 != 1, np.arange(num_rows) // 2 != 3
+    video[~has_video], audio[~has_audio] = np.nan, np.nan
+    name = HOSTILE if hostile else "clip"
+    return EmbeddingTable(
+        keys=[f"{name}/{row // 2}" for row in range(num_rows)],
+        index=np.arange(num_rows) // 2,
+        start_seconds=np.arange(num_rows) % 2 * 0.5,
+        end_seconds=np.arange(num_rows) % 2 * 0.5 + 0.5,
+        has_audio=has_audio,
+        has_video=has_video,
+        video_embedding=video,
+        audio_embedding=audio,
+        labels=[
+            {"visual": [f"{name}-{row // 4}"], "sound": ["bell" if row % 4 < 2 else name]} for row in range(num_rows)
+        ],
+        metadata={"run": name, "normalised": True},
+    )
+
+
+def make_run(folder: Path, hostile: bool = False) -> Path:
+    folder.mkdir()
+    rows = [
+        {
+            "step": step,
+            "samples_seen": step * 16,
+            "loss": 5 - step / 400,
+            "lr": 1e-3,
+            "data_wait_share": 0.1,
+            "v2a": 1.0,
+        }
+        for step in range(0, 1200, 3)
+    ]
+    rows[5]["loss"] = float("nan")
+    if hostile:
+        rows[-1][HOSTILE] = 1.0
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"step": 12', encoding="utf-8")
+    (folder / "config.yaml").write_text(f"loss:\n  name: avid # {HOSTILE if hostile else ''}\n", encoding="utf-8")
+    return folder
+
+
+def evaluation(run: str = "avid", **results: Any) -> dict[str, Any]:
+    weights = results or {"trained": RESULTS, "untrained": {name: 0.1 for name in RESULTS if name != "something_new"}}
+    chance = {"video_knn_visual": 0.125, "video_to_audio_recall_at_5": 0.025}
+    return {"run": run, "protocol": {"test_clips": 200}, "chance": chance, "results": weights}
+
+
+def build(tmp_path: Path, clip: tuple[bytes, bytes], hostile: bool = False) -> str:
+    name = HOSTILE if hostile else "avid"
+    path = write_report(
+        make_run(tmp_path / "run", hostile),
+        evaluation=evaluation(name),
+        evaluations=[evaluation("avid_cma", **{name: RESULTS})],
+        table=make_table(hostile=hostile),
+        media=lambda key: clip,
+        title=name,
+        other_runs={name: make_run(tmp_path / "other")},
+        index={"num_listed": 9, "num_written": 7, "skipped_by_reason": {"truncated": 2}, "label_names": {name: [name]}},
+        facts={"Commit": name},
+    )
+    assert path == tmp_path / "run" / "report.html"
+    return path.read_text(encoding="utf-8")
+
+
+def test_the_page_is_well_formed_and_asks_nobody_for_anything(tmp_path: Path, clip: tuple[bytes, bytes]) -> None:
+    page = Checker(build(tmp_path, clip))
+    assert page.wrong == []
+    assert page.open == []
+    for name, attributes in page.tags:
+        for key in ("src", "href", "poster", "data", "action"):
+            value = attributes.get(key)
+            assert value is None or value.startswith(("data:", "#")), (name, key, value[:80])
+    style = re.findall(r"url\([^#]|@import", (Path(write_report.__code__.co_filename).parent / "style.css").read_text())
+    assert style == []
+    identifiers = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(identifiers) == len(set(identifiers))
+    policy = next(a["content"] for _, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+    assert "unsafe" not in policy.split("script-src")[1]
+
+
+def test_hostile_names_stay_text(tmp_path: Path, clip: tuple[bytes, bytes]) -> None:
+    text = build(tmp_path, clip, hostile=True)
+    page = Checker(text)
+    assert page.wrong == []
+    assert page.open == []
+    assert HOSTILE not in text
+    assert "<script>alert" not in text
+    assert [a.get("id") for name, a in page.tags if name == "script"] == ["media", None]
+    assert not any("onerror" in attributes for _, attributes in page.tags)
+    assert sum(HOSTILE in piece for piece in page.text) > 10, "the names are shown"
+
+
+def test_every_metric_run_and_chance_level_is_shown(tmp_path: Path, clip: tuple[bytes, bytes]) -> None:
+    page = Checker(build(tmp_path, clip))
+    shown = [a["data-metric"] for _, a in page.tags if "data-metric" in a]
+    assert sorted(filter(None, shown)) == sorted(flat_numbers(RESULTS))
+    words = " ".join(page.text).replace("\u00a0", " ")
+    for expected in ("93.0 %", "98.5 %", "16.5 %", "17.2 %", "24", "84.0 %", "3.25", "12.5 %", "2.5 %"):
+        assert expected in words, expected
+    for expected in (
+        "avid · trained",
+        "avid · untrained",
+        "avid_cma · avid",
+        "chance",
+        "lower is better",
+        "test clips",
+    ):
+        assert expected in words, expected
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path, clip: tuple[bytes, bytes]) -> None:
+    run = make_run(tmp_path / "run")
+    table = make_table()
+    pages = [
+        write_report(run, evaluation=evaluation(), table=table, media=dict.fromkeys(table.keys, clip)).read_bytes()
+        for _ in range(2)
+    ]
+    assert pages[0] == pages[1]
+    assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "metrics.jsonl", "report.html"]
+
+
+def test_curves_data_and_facts_are_there(tmp_path: Path, clip: tuple[bytes, bytes]) -> None:
+    page = Checker(build(tmp_path, clip))
+    words = " ".join(page.text)
+    for expected in ("Loss", "Learning rate", "Waiting for data", "Skipped inputs by reason", "truncated", "torch"):
+        assert expected in words, expected
+    assert "unreadable lines in metrics.jsonl: 1" in words
+    assert "values that are not finite and leave gaps in the lines: 1" in words
+    charts = [a["aria-label"] or "" for name, a in page.tags if a.get("class") == "chart"]
+    assert any(label.startswith("Loss over samples seen") and "ends at" in label for label in charts)
+    assert all(a.get("alt") for name, a in page.tags if name == "img")
+    assert all(a.get("aria-label") for name, a in page.tags if name in ("audio", "video"))
+
+
+def test_media_is_embedded_once_and_playable(tmp_path: Path, clip: tuple[bytes, bytes]) -> None:
+    text = build(tmp_path, clip)
+    media = json.loads(re.search(r'<script type="application/json" id="media">(.*?)</script>', text, re.S)[1])
+    players = [a["data-media"] for _, a in Checker(text).tags if "data-media" in a]
+    assert set(players) == set(media)
+    assert len(players) > len(media), "clips that are shown twice are in the page once"
+    assert {uri[:15] for uri in media.values()} == {"data:video/mp4;", "data:audio/flac"}
+    assert "✓ right class" in text
+    assert "✗ other class" in text
+    assert "★ its own" in text
+
+
+def test_media_beyond_the_budget_is_shown_but_not_embedded(tmp_path: Path, clip: tuple[bytes, bytes]) -> None:
+    run = make_run(tmp_path / "run")
+    options = ReportOptions(max_media_bytes=0)
+    text = write_report(run, table=make_table(), media=lambda key: clip, options=options).read_text(encoding="utf-8")
+    assert 'id="media">{}</script>' in text
+    assert "not embedded" in text
+    assert "files did not fit into the page" in text
+
+
+def test_an_empty_run_folder_gives_a_page_that_says_what_is_missing(tmp_path: Path) -> None:
+    page = Checker(write_report(tmp_path).read_text(encoding="utf-8"))
+    words = " ".join(page.text)
+    assert page.wrong == []
+    for expected in ("No training curves", "No evaluation yet", "No embedding table was given", "No media was given"):
+        assert expected in words, expected
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        write_report(tmp_path / "nowhere")
+
+
+def test_a_stored_evaluation_is_found_and_broken_media_is_named(tmp_path: Path, clip: tuple[bytes, bytes]) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "evaluation.json").write_text(json.dumps(evaluation()), encoding="utf-8")
+    text = write_report(run, table=make_table(), media=lambda key: (b"no video at all", None)).read_text(
+        encoding="utf-8"
+    )
+    assert "video_knn_visual" in text
+    assert "cannot be shown: not_media" in text
+    assert "no sound" in text
+    with pytest.raises(KeyError, match="place"):
+        write_report(run, table=make_table(), options=ReportOptions(label_fields={"video": "place"}))
+
+
+def test_thumbnails_show_the_moments_they_claim(clip: tuple[bytes, bytes]) -> None:
+    from PIL import Image
+
+    first, last = (Image.open(io.BytesIO(data)) for data in video_thumbnails(clip[0], 2))
+    assert first.size == (144, 96)
+    assert np.asarray(first).mean(axis=(0, 1)).argmax() == 0
+    assert np.asarray(last).mean(axis=(0, 1)).argmax() == 2
+
+
+def test_the_waveform_is_the_sounds_envelope(clip: tuple[bytes, bytes]) -> None:
+    low, high, seconds = audio_outline(clip[1])
+    assert seconds == pytest.approx(0.5, abs=0.01)
+    assert high[5:50].max() == pytest.approx(0.1, abs=0.02)
+    assert high[70:110].max() == pytest.approx(0.8, abs=0.05)
+    assert low[70:110].min() == pytest.approx(-0.8, abs=0.05)
+
+
+def test_neighbours_are_the_closest_rows_of_the_other_side() -> None:
+    table = make_table().pool_by_key()
+    labels = table.label("sound")
+    queries = pick_queries(table, "video", labels, 3)
+    assert all(table.has_video[row] for row in queries)
+    assert len({labels[row] for row in queries}) == 2, "every class has a query"
+    assert table.video_embedding is not None
+    assert table.audio_embedding is not None
+    for query, matches in zip(queries, find_matches(table, "video", queries, labels, 3), strict=True):
+        cosine = np.nan_to_num(table.audio_embedding @ table.video_embedding[query], nan=-2)
+        assert [match.row for match in matches] == np.argsort(-cosine)[:3].tolist()
+        assert [match.own for match in matches] == [match.row == query for match in matches]
+        assert [match.right for match in matches] == [labels[match.row] == labels[query] for match in matches]
+
+
+def test_the_map_is_the_principal_plane_of_scikit_learn() -> None:
+    points = np.random.default_rng(1).normal(size=(40, 6)).astype(np.float32) * [3, 2, 1, 1, 1, 1]
+    plane, shares = principal_plane(points.astype(np.float32))
+    oracle = PCA(2, svd_solver="full").fit(points)
+    np.testing.assert_allclose(np.abs(plane), np.abs(oracle.transform(points)), atol=1e-4)
+    np.testing.assert_allclose(shares, oracle.explained_variance_ratio_, atol=1e-5)
+    assert (plane[np.abs(plane).argmax(axis=0), [0, 1]] > 0).all()
+    assert principal_plane(np.ones((5, 3), np.float32))[1].tolist() == [0, 0]
+    assert even_rows(np.arange(1000) % 2 == 0, 4).tolist() == [0, 332, 666, 998]
+    colours = class_colours([f"c{place:02d}" for place in range(20)] + ["c19"])
+    assert sorted(colours.values()) == [*range(11), *[11] * 9]
+    assert colours["c19"] == 10
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 1, [0, 0.25, 0.5, 0.75, 1]),
+        (2.1, 6.9, [2, 4, 6, 8]),
+        (-0.01, 0.012, [-0.01, 0, 0.01, 0.02]),
+        (0, 96_000, [0, 25_000, 50_000, 75_000, 100_000]),
+        (3, 3, [2.6, 2.8, 3.0, 3.2, 3.4]),
+    ],
+)
+def test_ticks_are_round_and_cover_the_values(low: float, high: float, expected: list[float]) -> None:
+    found = ticks(low, high)
+    assert found[0] <= low
+    assert found[-1] >= high
+    assert len(found) <= 7
+    if expected[0] != 2.6:
+        assert found == pytest.approx(expected)
+
+
+def test_numbers_are_written_for_people() -> None:
+    assert [tick_text(value) for value in (0, 0.00025, 2500, 1_500_000)] == ["0", "2.5e-4", "2.5k", "1.5M"]
+    assert tick_text(0.125, "%") == "12.5\u00a0%"
+    assert [number(value) for value in (0.48531, 96_000, 24.0, 2e-8)] == ["0.4853", "96,000", "24", "2e-8"]
+    assert metric_title("video_to_audio_recall_at_5") == "Recall at 5"
+    assert metric_title("video_knn_visual") == "Video kNN, visual"
+    assert is_share("audio_knn_sound")
+    assert not is_share("video_to_audio_median_rank")
+
+
+def test_long_curves_are_binned_and_gaps_stay_gaps() -> None:
+    x = np.arange(1000, dtype=np.float64)
+    y = np.sin(x / 50)
+    y[400:500] = np.nan
+    left, mean, _, high = binned(x, y, 100)
+    assert len(left) == 100
+    assert np.isnan(mean[41:49]).all()
+    assert np.nanmax(high) == pytest.approx(np.nanmax(y))
+    np.testing.assert_allclose(mean[0], y[:10].mean())
+    drawn = re.search(r'd="([^"]*)" class="line', line_chart("t", [Series("s", x, y)]))
+    assert drawn is not None
+    assert drawn[1].count("M") == 2
+    with pytest.raises(ValueError, match="no finite value"):
+        line_chart("t", [Series("s", x, np.full(1000, np.nan))])
+
+
+def test_metrics_of_a_resumed_run_keep_the_last_of_a_step(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 5}\n{"step": 2, "loss": 4}\nbroken\n{"step": 2, "loss": 3, "seconds": 200}\n')
+    metrics = read_metrics(path)
+    assert ([row["loss"] for row in metrics.rows], metrics.num_unreadable, metrics.x_key()) == ([5, 3], 1, "step")
+    assert training_facts(metrics) == {"Optimiser steps": "2", "Training time": "3 min 20 s"}
+    assert read_metrics(tmp_path / "none.jsonl").rows == []
+
+
+def test_markup_escapes_everything_but_markup() -> None:
+    made = tag("a", "<b>", Html("<i></i>"), None, 3, href="\"'&", class_="x", hidden=True, title=None)
+    assert made == '<a href="&quot;&#x27;&amp;" class="x" hidden>&lt;b&gt;<i></i>3</a>'
+    assert join("a&b", tag("br")) == "a&amp;b<br>"
+
+
+def test_a_library_without_media_says_so() -> None:
+    library = MediaLibrary(None, 100)
+    assert not library.available
+    assert "no video" in library.thumbnails("k", 1)
+    assert MediaLibrary({}, 100).embed("k", "video") is None
