@@ -1,7 +1,7 @@
 """Embeddings of media with a finished run: one row per window, both modalities on one time grid.
 
     embedder = avssl.load_embedder("runs/avid_cma")
-    table = embedder.embed(["holiday.mp4"], window_seconds=2.0, stride_seconds=1.0)
+    table, failures = embedder.embed(["holiday.mp4"], window_seconds=2.0, stride_seconds=1.0)
     table.video_embedding, table.audio_embedding, table.start_seconds
 
 A window's embedding is the mean of the unit embeddings of the clips that fill it, made unit again: a window of 2 s
@@ -28,7 +28,7 @@ from avssl import checkpoint, losses
 from avssl.config import RunConfig, load_run
 from avssl.data.shards import ShardSet
 from avssl.data.views import RawView, ViewMaker
-from avssl.data.windows import MODALITIES, Media, Windows, WindowStream, resolve_sources
+from avssl.data.windows import MODALITIES, Media, Windows, WindowStream, open_media, resolve_sources
 from avssl.models import create_encoder
 from avssl.tables import EmbeddingTable
 from avssl.types import MediaError
@@ -125,6 +125,7 @@ class Embedder:
         return self._embed_one(path, "audio", options)
 
     def _embed_one(self, path: str | Path, modality: str, options: dict[str, Any]) -> EmbeddingTable:
+        open_media(path, str(path))  # what cannot be opened at all raises here, with its reason
         table, failures = self.embed(path, modalities=[modality], **options)
         for error in failures.values():
             raise error
@@ -223,5 +224,5 @@ def _digest(weights: dict[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for key in sorted(weights):
         if key.startswith(("loss.encoders.", "loss.projectors.", "views.")):
-            digest.update(key.encode() + weights[key].contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(key.encode() + weights[key].contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

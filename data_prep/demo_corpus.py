@@ -17,7 +17,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from tqdm import tqdm
 from data_prep.demo_pictures import SHAPES, render
 from data_prep.demo_sounds import MELODY_SEMITONES, TIMBRES, draw_score, loudness, record, synthesise
 from data_prep.encode import write_media
+from data_prep.pool import default_num_workers
 
 FORMAT_VERSION = 1
 VISUAL_CLASSES = tuple(SHAPES)
@@ -44,12 +45,13 @@ class Packaging:
     video_codec: str
     audio_codec: str
     video_options: dict[str, str]
+    audio_options: dict[str, str] = field(default_factory=dict)
 
 
 PACKAGINGS = (
-    Packaging("mp4", "libx264", "aac", {"preset": "veryfast", "crf": "20"}),
+    Packaging("mp4", "libx264", "aac", {"preset": "veryfast", "crf": "20"}, {"aac_coder": "fast"}),
     Packaging("webm", "libvpx-vp9", "libopus", {"deadline": "realtime", "cpu-used": "8", "crf": "28", "b": "0"}),
-    Packaging("avi", "mpeg4", "libmp3lame", {"flags": "+qscale", "global_quality": "472"}),
+    Packaging("avi", "mpeg4", "libmp3lame", {"flags": "+qscale", "global_quality": "472"}, {"compression_level": "9"}),
     Packaging("mkv", "libx264", "flac", {"preset": "veryfast", "crf": "20"}),
 )
 
@@ -65,7 +67,7 @@ class CorpusSettings:
     fps: float = 16.0
     duration_seconds: float = 2.0
     agreement: float = 0.8
-    difficulty: float = 0.5
+    difficulty: float = 0.25
     num_classes: int = 8
     audio_rate_hz: int = 24_000
 
@@ -156,7 +158,7 @@ def make_demo_corpus(
 
     Args:
         folder: made if missing; one that holds anything but a corpus of the same settings is refused.
-        workers: processes, default one per core; 1 works in this process.
+        workers: processes, default one per core (a script then needs `if __name__ == "__main__":`); 1: in this process.
         settings: seed; size_px: width and height of frames; fps; duration_seconds;
             agreement: share in [0, 1] of clips whose sound class is that of the shape, the others have any other one;
             difficulty: [0, 1], clutter, texture, noise, and how small the shapes may be;
@@ -220,12 +222,13 @@ def _write_clip(job: tuple[str, CorpusSettings, ClipPlan]) -> int:
         video_codec=plan.packaging.video_codec,
         audio_codec=plan.packaging.audio_codec,
         video_options=plan.packaging.video_options,
+        audio_options=plan.packaging.audio_options,
     )
     return path.stat().st_size
 
 
 def _run(jobs: list[tuple[str, CorpusSettings, ClipPlan]], workers: int | None) -> Iterator[int]:
-    num_workers = min(workers or os.cpu_count() or 1, len(jobs))
+    num_workers = min(workers or default_num_workers(), len(jobs))
     if num_workers <= 1:
         yield from map(_write_clip, jobs)
         return
@@ -267,7 +270,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--audio-rate-hz", type=int, default=default.audio_rate_hz, help="samples a second (%(default)s)"
     )
-    parser.add_argument("--workers", type=int, default=None, help="processes (one per core)")
+    parser.add_argument("--workers", type=int, default=default_num_workers(), help="processes (default: all cores)")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -91,6 +91,7 @@ def test_object_size_follows_loudness_in_decoded_files(packaging: object, tmp_pa
             video_codec=plan.packaging.video_codec,
             audio_codec=plan.packaging.audio_codec,
             video_options=plan.packaging.video_options,
+            audio_options=plan.packaging.audio_options,
         )
         times, frames, sound, rate_hz = decode(path)
         assert len(frames) == 32

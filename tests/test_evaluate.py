@@ -1,0 +1,52 @@
+"""The evaluation and report recipes on a tiny run."""
+
+import json
+import shutil
+
+import pytest
+
+from tests.conftest import run_python
+
+
+@pytest.fixture(scope="module")
+def evaluated(tiny_run, shards):
+    run_python(
+        "recipes/evaluate.py", tiny_run, "recipes/configs/evaluate.yaml",
+        f"train={shards['train']}", f"test={shards['test']}", "num_neighbours=3", "num_positives=3", "num_workers=0",
+    )  # fmt: skip
+    return json.loads((tiny_run / "evaluation.json").read_text())
+
+
+def test_trained_untrained_and_chance_are_given_for_every_metric(evaluated):
+    wanted = {"video_knn_visual", "audio_knn_sound", "video_to_audio_recall_at_5", "audio_to_video_median_rank"}
+    assert wanted <= evaluated["results"]["trained"].keys()
+    assert wanted <= evaluated["results"]["untrained"].keys()
+    assert evaluated["results"]["trained"].keys() == evaluated["chance"].keys()
+    for agreement in ("consensus", "union", "video", "audio"):
+        assert 0 <= evaluated["results"]["trained"][f"positive_precision_{agreement}_visual"] <= 1
+
+
+def test_the_protocol_says_what_was_compared(evaluated):
+    protocol = evaluated["protocol"]
+    assert (protocol["num_train"], protocol["num_test"], protocol["num_neighbours"]) == (18, 6, 3)
+    assert len(protocol["test_samples"]) == 16
+
+
+def test_a_missing_shard_is_an_error_and_not_a_smaller_test_set(tiny_run, shards, tmp_path):
+    copy = tmp_path / "test"
+    shutil.copytree(shards["test"], copy)
+    (copy / "shard-000000.tar").unlink()
+    command = ["recipes/evaluate.py", tiny_run, f"train={shards['train']}", f"test={copy}"]
+    process = run_python(*command, check=False)
+    assert process.returncode == 1
+    assert "the shard is missing" in process.stderr
+
+
+def test_the_report_of_a_run_is_one_page_with_its_numbers(tiny_run, shards, evaluated):
+    run_python("recipes/report.py", tiny_run, "--shards", shards["test"])
+    page = (tiny_run / "report.html").read_text()
+    assert 'src="http' not in page
+    assert "data:video/mp4" in page
+    assert "data:audio/flac" in page
+    shown = f"{evaluated['results']['trained']['video_to_audio_median_rank']:g}"
+    assert shown in page
