@@ -98,10 +98,15 @@ class Scene:
 
 
 def _draw_colours(generator: np.random.Generator, difficulty: float) -> tuple[Plane, Plane, Plane]:
-    """Colours of the object and of two ends of the background; the object differs clearly from both."""
+    """Colours of the object and of two ends of the background; the object differs clearly from both.
+
+    An easy clip shows a bright object before a dark background; the ranges grow together with difficulty.
+    """
     least = 0.75 - 0.3 * difficulty
+    reach = 0.3 + 0.6 * difficulty
     while True:
-        colours = generator.uniform(0.05, 0.95, (3, 3)).astype(np.float32)
+        colours = generator.uniform(0, reach, (3, 3)).astype(np.float32) + 0.05
+        colours[0] = 1 - colours[0]
         first, second = np.abs(colours[1:] - colours[0]).sum(axis=1)
         if min(first, second) >= least and np.abs(colours[1:].mean(axis=0) - colours[0]).sum() >= least:
             return colours[0], colours[1], colours[2]
@@ -112,11 +117,12 @@ def _draw_scene(generator: np.random.Generator, difficulty: float, colour: Plane
     room = max(0.5 - radius, 0.08)
     start, end = generator.uniform(-room, room, (2, 2))
     turn_limit = 0.3 + 1.2 * difficulty
+    angle_limit = np.pi * (0.1 + 0.9 * difficulty)
     return Scene(
         radius=radius,
         start=(float(start[0]), float(start[1])),
         drift=(float(0.6 * (end[0] - start[0])), float(0.6 * (end[1] - start[1]))),
-        angle=float(generator.uniform(0, 2 * np.pi)),
+        angle=float(generator.uniform(-angle_limit, angle_limit)),
         turn=float(generator.uniform(-turn_limit, turn_limit)),
         colour=colour,
         shade=float(generator.uniform(0, 0.25)),

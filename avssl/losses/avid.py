@@ -50,6 +50,7 @@ class AVIDConfig(LossConfig):
     bank_momentum: float = 0.5
     projector_hidden_dims: tuple[int, ...] = (512, 512)
     embedding_dim: int = 128
+    centre_embeddings: bool = False  # a batch norm ends each projector; not in the paper, see docs/decisions.md
 
 
 def direction_name(anchor: str, memory: str) -> str:
@@ -74,7 +75,7 @@ class AVID(Loss):
         self.config: AVIDConfig = config
         for modality, encoder in encoders.items():
             dims = (cast(int, encoder.dim), *config.projector_hidden_dims, config.embedding_dim)
-            self.projectors[modality] = mlp(dims)
+            self.projectors[modality] = mlp(dims, final_batch_norm=config.centre_embeddings)
         self.banks = nn.ModuleDict(
             {
                 modality: MemoryBank(num_samples, config.embedding_dim, seed=2 * config.seed + offset)
