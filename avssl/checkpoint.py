@@ -135,6 +135,39 @@ def read_weights(run: str | Path) -> dict[str, torch.Tensor]:
         raise ValueError(f"{path} is damaged ({error}); write it again by resuming the run") from error
 
 
+def inherit(loss: nn.Module, source: str | Path, fingerprint: str) -> dict[str, list[str]]:
+    """Start `loss` from a finished run: `load_matching` on its loss state.
+
+    State with a row per sample (banks, positive sets) is taken only when the source was trained on the very same
+    shards: rows of other samples would be silently wrong even where the numbers of samples agree.
+    """
+    weights = read_weights(source)
+    data = json.loads((Path(source) / PROVENANCE_FILE).read_text())["data"]
+    foreign = {}
+    if data["fingerprint"] != fingerprint:
+        rows = data["num_samples"]
+        foreign = {key: value for key, value in weights.items() if value.ndim > 0 and _is_per_sample(key, value, rows)}
+    report = load_matching(loss, {key: value for key, value in weights.items() if key not in foreign}, "loss.")
+    report["not taken"] += [f"{key.removeprefix('loss.')} (rows of other samples)" for key in foreign]
+    return report
+
+
+def _is_per_sample(key: str, value: torch.Tensor, num_samples: int) -> bool:
+    return value.shape[0] == num_samples and not key.startswith(("loss.encoders.", "loss.projectors.", "views."))
+
+
+def inherit_views(views: nn.Module, source: str | Path) -> bool:
+    """Take over the statistics of a finished run; False, and nothing taken, when its views are of another shape."""
+    state = {
+        key.removeprefix("views."): value for key, value in read_weights(source).items() if key.startswith("views.")
+    }
+    own = views.state_dict()
+    if own.keys() != state.keys() or any(own[key].shape != state[key].shape for key in own):
+        return False
+    views.load_state_dict(state)
+    return True
+
+
 def load_matching(module: nn.Module, state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, list[str]]:
     """Copy every tensor of `state` under `prefix` whose name and shape the module has.
 

