@@ -26,12 +26,13 @@ check: $(READY) ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_layers.py
 
 test: check ## lint, types and the quick tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-all: check ## every test, the long ones too
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 format: $(READY) ## let ruff rewrite what it can
 	$(BIN)/ruff format .

@@ -104,7 +104,8 @@ def test_banks_are_not_inherited_from_a_run_on_other_shards(tiny_run, shards, tm
     process = run_python(
         *arguments_for("avid", shards, tmp_path / "run", f"init_from={other}", "steps=1", "optim.lr=0")
     )
-    assert "not taken: 2 tensors: banks.video.rows (rows of other samples), banks.audio.rows" in process.stdout
+    assert "not taken: 2 tensors" in process.stdout
+    assert "banks.video.rows (rows of other samples)" in process.stdout
     before, after = load_file(tiny_run / "encoders.safetensors"), load_file(tmp_path / "run" / "encoders.safetensors")
     assert not torch.equal(before["loss.banks.video.rows"], after["loss.banks.video.rows"])
     assert before["loss.partition"] == after["loss.partition"]
@@ -130,6 +131,14 @@ def test_tensorboard_is_one_key_away(shards, tmp_path):
 def test_precisions_and_optimisers_train(change, shards, tmp_path):
     run_python(*arguments_for("avid", shards, tmp_path / "run", "steps=2", *change))
     assert all(math.isfinite(loss) for loss in losses_of(tmp_path / "run"))
+
+
+@pytest.mark.slow
+def test_compiled_encoders_train_to_the_same_losses(shards, tmp_path):
+    """torch.compile needs a C++ compiler and most of a minute, hence slow."""
+    run_python(*arguments_for("avid", shards, tmp_path / "eager", "steps=2"))
+    run_python(*arguments_for("avid", shards, tmp_path / "compiled", "steps=2", "compile=true"))
+    assert losses_of(tmp_path / "compiled") == pytest.approx(losses_of(tmp_path / "eager"), rel=1e-4)
 
 
 def failed(*arguments):

@@ -1,0 +1,81 @@
+"""Optimisers and learning rates against closed forms."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from avssl.optim.build import OptimConfig, build_optimizer, learning_rate, set_learning_rate
+from avssl.optim.lars import LARS
+
+
+def textbook_lars(weight, gradients, lr, weight_decay, momentum, trust):
+    """d = g + wd w; q = trust |w| / |d|; v = momentum v + q d; w = w - lr v; vectors get neither wd nor q."""
+    weight, velocity = weight.astype(np.float64).copy(), np.zeros(weight.shape)
+    for gradient in gradients:
+        direction = gradient.astype(np.float64)
+        if weight.ndim > 1:
+            direction = direction + weight_decay * weight
+            norms = np.linalg.norm(weight), np.linalg.norm(direction)
+            direction = direction * (trust * norms[0] / norms[1] if min(norms) > 0 else 1.0)
+        velocity = momentum * velocity + direction
+        weight = weight - lr * velocity
+    return weight
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (2, 3, 1, 2), (5,)])
+def test_lars_equals_the_textbook(shape):
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(shape, generator=generator)
+    gradients = [torch.randn(shape, generator=generator) for _ in range(4)]
+    weight = torch.nn.Parameter(start.clone())
+    optimizer = LARS([weight], lr=0.3, weight_decay=0.1, momentum=0.9, trust=0.02)
+    for gradient in gradients:
+        weight.grad = gradient.clone()
+        optimizer.step()
+    expected = textbook_lars(start.numpy(), [g.numpy() for g in gradients], 0.3, 0.1, 0.9, 0.02)
+    np.testing.assert_allclose(weight.detach(), expected, rtol=1e-5)
+
+
+def test_lars_leaves_a_zero_weight_and_a_zero_gradient_finite():
+    weight, still = torch.nn.Parameter(torch.zeros(3, 3)), torch.nn.Parameter(torch.ones(3, 3))
+    optimizer = LARS([weight, still], lr=1.0)
+    weight.grad, still.grad = torch.ones(3, 3), torch.zeros(3, 3)
+    optimizer.step()
+    assert torch.equal(weight.detach(), -torch.ones(3, 3))
+    assert torch.equal(still.detach(), torch.ones(3, 3))
+
+
+@pytest.mark.parametrize(
+    ("options", "step", "expected"),
+    [
+        ({}, 0, 1.0),
+        ({}, 99, 1.0),
+        ({"warmup_steps": 10}, 0, 0.1),
+        ({"warmup_steps": 10}, 9, 1.0),
+        ({"warmup_steps": 10}, 10, 1.0),
+        ({"schedule": "cosine"}, 0, 1.0),
+        ({"schedule": "cosine"}, 50, 0.5),
+        ({"schedule": "cosine", "final_lr": 0.2}, 100, 0.2),
+        ({"schedule": "cosine", "warmup_steps": 20}, 60, 0.5),
+        ({"schedule": "cosine"}, 25, 0.5 * (1 + math.cos(math.pi / 4))),
+        ({"schedule": "multistep", "milestone_steps": [30, 60]}, 29, 1.0),
+        ({"schedule": "multistep", "milestone_steps": [30, 60]}, 30, 0.1),
+        ({"schedule": "multistep", "milestone_steps": [60, 30], "gamma": 0.5}, 75, 0.25),
+    ],
+)
+def test_the_learning_rate_is_the_one_that_the_schedule_says(options, step, expected):
+    assert learning_rate(OptimConfig(lr=1.0, **options), step, 100) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lars"])
+def test_every_optimiser_steps_and_keeps_a_groups_own_scale(name):
+    first, second = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2, 2))
+    optimizer = build_optimizer(OptimConfig(name=name), [{"params": [first]}, {"params": [second], "lr_scale": 0.5}])
+    set_learning_rate(optimizer, 0.4)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.4, 0.2]
+    first.grad = second.grad = torch.ones(2, 2)
+    optimizer.step()
+    assert not torch.equal(first.detach(), torch.ones(2, 2))
+    assert (1 - first.detach()).sum() == pytest.approx(2 * (1 - second.detach()).sum().item(), rel=1e-3)
