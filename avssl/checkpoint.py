@@ -61,7 +61,8 @@ def save(accelerator: Accelerator, run: Path, progress: Progress, facts: Mapping
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
         _sync(run)
-        for old in checkpoints(run)[:-keep]:
+        older = [path for path in checkpoints(run) if path != target]
+        for old in older[: len(older) + 1 - max(1, keep)]:
             shutil.rmtree(old)
     barrier()
     return target
@@ -102,11 +103,13 @@ def export(run: Path, modules: Mapping[str, nn.Module], provenance: Mapping[str,
         for key, value in module.state_dict().items()
     }
     path = run / WEIGHTS_FILE
+    facts = run / f"{PROVENANCE_FILE}.tmp"
+    facts.write_text(json.dumps(dict(provenance), indent=1))
+    facts.rename(run / PROVENANCE_FILE)
     temporary = path.with_suffix(".tmp")
     save_file(state, str(temporary), metadata={"format": "avssl-run", "version": "1"})
     _sync(temporary)
-    temporary.rename(path)
-    (run / PROVENANCE_FILE).write_text(json.dumps(dict(provenance), indent=1))
+    temporary.rename(path)  # last: a run is finished when this is there
     return path
 
 
@@ -126,6 +129,8 @@ def read_weights(run: str | Path) -> dict[str, torch.Tensor]:
     """The exported tensors of a finished run; FileNotFoundError says what to do when there are none."""
     path = Path(run) / WEIGHTS_FILE
     if not path.is_file():
+        if not Path(run).is_dir():
+            raise FileNotFoundError(f"{run}: no such run folder")
         raise FileNotFoundError(
             f"{path} is missing: {run} has not finished; resume it with recipes/pretrain.py run={run}"
         )
@@ -147,9 +152,20 @@ def inherit(loss: nn.Module, source: str | Path, fingerprint: str) -> dict[str, 
     if data["fingerprint"] != fingerprint:
         rows = data["num_samples"]
         foreign = {key: value for key, value in weights.items() if value.ndim > 0 and _is_per_sample(key, value, rows)}
+    refused = [key for key in weights if key.startswith("loss.encoders.") and not _fits(key, weights[key], loss)]
+    if refused:
+        raise ValueError(
+            f"init_from={source}: its encoders are not these: {len(refused)} tensors do not fit, the first is "
+            f"{refused[0]} {tuple(weights[refused[0]].shape)}. Use the encoders of {source}/config.yaml"
+        )
     report = load_matching(loss, {key: value for key, value in weights.items() if key not in foreign}, "loss.")
     report["not taken"] += [f"{key.removeprefix('loss.')} (rows of other samples)" for key in foreign]
     return report
+
+
+def _fits(key: str, value: torch.Tensor, loss: nn.Module) -> bool:
+    own = loss.state_dict().get(key.removeprefix("loss."))
+    return own is not None and own.shape == value.shape
 
 
 def _is_per_sample(key: str, value: torch.Tensor, num_samples: int) -> bool:

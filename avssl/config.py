@@ -86,8 +86,8 @@ def load(schema: type[T], argv: list[str], *, usage: str = "", required: Sequenc
 
 def parse(schema: type[T], argv: list[str]) -> T:
     """As `load`, raising ConfigError."""
-    files = [argument for argument in argv if "=" not in argument]
-    changes = [argument for argument in argv if "=" in argument]
+    files = [argument for argument in argv if "=" not in argument or Path(argument).is_file()]
+    changes = [argument for argument in argv if argument not in files]
     for name in files:
         if name.startswith("-"):
             raise ConfigError(f"{name} is not an option; changes are written key=value, without dashes")
@@ -134,6 +134,36 @@ def _explain(error: errors.OmegaConfBaseException) -> str:
 def save(config: Any, path: Path) -> None:
     """Write the resolved configuration as YAML."""
     path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+# What a run may change when it goes on: its length, what it reports, how fast it reads. The shards are compared by
+# their contents (checkpoint.resume).
+MAY_CHANGE = frozenset(
+    ("run", "epochs", "steps", "resume", "init_from", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints")
+    + ("trackers", "cpu", "compile", "data.shards", "data.num_workers", "data.prefetch_batches")
+    + ("data.max_failure_rate", "data.worker_timeout_seconds")
+)
+
+
+def check_unchanged(config: RunConfig, run: Path) -> None:
+    """ValueError naming every key whose value differs from the run's config.yaml, but for MAY_CHANGE."""
+    now, then = (_flat(OmegaConf.to_container(OmegaConf.structured(one))) for one in (config, load_run(run)))
+    changed = [key for key in sorted({*now, *then}) if now.get(key) != then.get(key) and key not in MAY_CHANGE]
+    if changed:
+        shown = "; ".join(f"{key}: {then.get(key)!r} then, {now.get(key)!r} now" for key in changed)
+        raise ValueError(
+            f"{run} cannot be resumed exactly, for something changed ({shown}). Put it back, or start a new run with "
+            f"init_from={run}"
+        )
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict):
+        return {prefix: list(values) if isinstance(values, tuple) else values}
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}.{name}" if prefix else str(name))
+    return flat
 
 
 def load_run(run: str | Path) -> RunConfig:

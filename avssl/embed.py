@@ -206,7 +206,9 @@ class _Collector:
             **columns,
         )
         numbers = np.repeat([row[0] for row in self.rows], counts)
-        return table.select(np.lexsort((table.start_seconds, numbers)))
+        order = np.lexsort((table.start_seconds, numbers))
+        # A source that failed after some windows is a failure, not a shorter source.
+        return table.select(np.array([row for row in order if table.keys[row] not in self.failures], dtype=np.int64))
 
     def _has(self, name: str) -> np.ndarray:
         return np.concatenate([row[3][name] for row in self.rows])

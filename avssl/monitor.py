@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import signal
 import sys
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from avssl.distributed import all_sum, is_active, world_size
 from avssl.losses.base import Loss
-from avssl.types import Batch, LossOutput, Progress
+from avssl.types import FAILURE_REASONS, Batch, LossOutput, Progress
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -74,6 +75,9 @@ class Monitor:
             mininterval=1.0,
         )
         if cfg.trackers:
+            missing = sorted(set(cfg.trackers) - {str(getattr(one, "value", one)) for one in accelerator.log_with})
+            if missing:
+                raise ValueError(f"trackers={missing}: not installed; pip install 'avssl[{','.join(missing)}]'")
             accelerator.init_trackers("avssl", config={"run": cfg.run, "loss": cfg.loss.name})
 
     def batch_done(self, batch: Batch, result: LossOutput, loss: Loss, outputs: dict[str, torch.Tensor]) -> None:
@@ -103,7 +107,7 @@ class Monitor:
             "samples_per_second": self.batches_since * batch_size / elapsed,
             "seconds": round(elapsed, 4),
             **scalars,
-            **{f"failures/{reason}": count for reason, count in sorted(self.failures.items())},
+            **{f"failures/{reason}": count for reason, count in self._failures_of_all_ranks().items() if count},
         }
         self.since, self.batches_since = now, 0
         self.bar.update(self.progress.step - self.last_logged)
@@ -115,9 +119,20 @@ class Monitor:
         if self.cfg.trackers:
             numbers = {name: value for name, value in record.items() if name != "step"}
             self.accelerator.log(numbers, step=self.progress.step)
-        if scalars["loss"] != scalars["loss"] or abs(scalars["loss"]) == float("inf"):
+        self._refuse_unless_finite(scalars["loss"], batch)
+
+    def _failures_of_all_ranks(self) -> dict[str, int]:
+        counts = torch.tensor([self.failures[reason] for reason in FAILURE_REASONS], device=self.loader.device)
+        return dict(zip(FAILURE_REASONS, all_sum(counts).tolist(), strict=True))
+
+    def require_finite(self, result: LossOutput, batch: Batch) -> None:
+        """FloatingPointError on every rank when any rank's loss is not a number: such a state is not worth saving."""
+        self._refuse_unless_finite(float(all_sum(result.total)), batch)
+
+    def _refuse_unless_finite(self, loss: float, batch: Batch) -> None:
+        if not math.isfinite(loss):
             raise FloatingPointError(
-                f"the loss is {scalars['loss']} at step {self.progress.step}, samples {batch.index.tolist()[:8]} ...; "
+                f"the loss is {loss} at step {self.progress.step}, samples {batch.index.tolist()[:8]} ...; "
                 "lower optim.lr, set optim.clip_norm, or use mixed_precision=bf16 in place of fp16"
             )
 

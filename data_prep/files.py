@@ -33,8 +33,10 @@ class HashedFile:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[HashedFile]:
-    """Write to path.tmp; it is forced to disk and gets its name when the block ends well, and is removed if not."""
-    temporary = path.with_name(path.name + ".tmp")
+    """Write to a .tmp file of this process; it is forced to disk and gets its name when the block ends well, and is
+    removed if not. Its name holds the process, for a killed run can leave a worker that is still writing.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             yield HashedFile(file)

@@ -77,8 +77,11 @@ def read_manifest(path: str | os.PathLike[str]) -> tuple[list[Entry], str]:
 
 
 def make_keys(relative_paths: list[str]) -> list[str]:
-    """A unique key for each path: other characters than A-Z a-z 0-9 _ / - become _; keys that collide get a hash."""
-    plain = [re.sub(r"[^A-Za-z0-9_/-]", "_", path) for path in relative_paths]
+    """A unique key for each path: other characters than A-Z a-z 0-9 / - become _; keys that collide get a hash.
+
+    Several such characters in a row become one _: webdataset takes members below __name__ for metadata and drops them.
+    """
+    plain = [re.sub(r"[^A-Za-z0-9/-]+", "_", path) for path in relative_paths]
     count = Counter(plain)
     return [
         key if count[key] == 1 else f"{key}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
+PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
+
 
 @dataclass(frozen=True)
 class WriteOptions:
@@ -38,6 +40,10 @@ class WriteOptions:
         for name, least in at_least.items():
             if not getattr(self, name) >= least:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {least}")
+        if self.preset not in PRESETS:
+            raise ValueError(f"--preset is {self.preset!r}; x264 knows {', '.join(PRESETS)}")
+        if self.fps > 240 or self.short_side_px > 8192 or self.audio_rate_hz > 384_000:
+            raise ValueError("allowed are at most --fps 240, --short-side-px 8192 and --audio-rate-hz 384000")
         if self.crf > 51:
             raise ValueError(f"--crf is {self.crf}; x264 takes 0 (lossless) to 51")
         for name in ("on_missing_audio", "on_missing_video"):

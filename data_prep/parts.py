@@ -20,6 +20,7 @@ from avssl.data.shards import (
     SideCar,
     dump_json,
     load_json,
+    sha256_file,
     shard_name,
     write_tar,
 )
@@ -79,9 +80,10 @@ def make_part(task: PartTask) -> Counter[str]:
             except Exception as error:
                 error.add_note(f"while transcoding {entry.path}")
                 raise
-    records = {"written": written, "skipped": skipped}
+        sha256 = file.sha256
+    records = {"written": written, "skipped": skipped, "sha256": sha256}
     write_atomically(part_path(task.folder, task.number, "json"), dump_json(records))
-    now.unlink()
+    now.unlink(missing_ok=True)
     return Counter(written=len(written)) + Counter(skip["reason"] for skip in skipped)
 
 
@@ -124,7 +126,12 @@ def make_shard(task: ShardTask) -> ShardRecord:
     media_path = part_path(task.parts_folder, task.part_number, "bin")
     if not media_path.exists():  # made before this run was interrupted
         return _finished_shard(path, task)
-    records = load_part(task.parts_folder, task.part_number)["written"]
+    part = load_part(task.parts_folder, task.part_number)
+    if sha256_file(media_path) != part["sha256"]:
+        raise ValueError(
+            f"{media_path}: was changed or damaged since it was written; delete {task.parts_folder} and write again"
+        )
+    records = part["written"]
     with media_path.open("rb") as media, atomic_file(path) as file:
         offsets = [0, *write_tar(file, _samples(media, records, task.first_index))]
         size = file.tell()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from typing import TypeVar
@@ -14,11 +16,27 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 REFRESH_SECONDS = 0.5
+ORPHAN_POLL_SECONDS = 0.2
 
 
 def default_num_workers() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _end_with_parent() -> None:
+    """End this worker soon after the run that it belongs to was killed: the rerun must not meet it.
+
+    The fork server goes when the run does, and then this process gets another parent.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(ORPHAN_POLL_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def in_processes(
@@ -40,7 +58,7 @@ def in_processes(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["avssl.data.decode"])
     with (
-        ProcessPoolExecutor(min(num_workers, len(tasks)), mp_context=context) as pool,
+        ProcessPoolExecutor(min(num_workers, len(tasks)), mp_context=context, initializer=_end_with_parent) as pool,
         tqdm(total=sum(sizes), desc=description, unit="file", mininterval=0.5) as bar,
     ):
         futures = {pool.submit(work, task): (task, size) for task, size in zip(tasks, sizes, strict=True)}

@@ -132,7 +132,9 @@ def _check_complete(path: str, info: MediaInfo, video_seconds: float, audio_seco
         if stream is not None:
             ends.append(stream.start_seconds - start + seconds)
             claims.append((name, seconds, stream.duration_seconds))
-    claims.append(("file", max(ends), info.duration_seconds))
+    # Matroska and others count a file's duration from 0, others from its first stream: the smaller claim is meant.
+    whole = None if info.duration_seconds is None else info.duration_seconds - max(0.0, start)
+    claims.append(("file", max(ends), whole))
     for name, seconds, promised in claims:
         if promised is not None and seconds < LEAST_DECODED_SHARE * promised:
             message = f"{path}: {seconds:.2f} s of its {name} can be decoded; the header says {promised:.2f} s"

@@ -47,6 +47,11 @@ def positive_sets(run: Path, num_positives: int) -> dict[str, torch.Tensor]:
 
 def main(run: Path, task: TaskConfig) -> Path:
     results, chance, facts = {}, {}, {}
+    checkpoint.read_weights(run)  # says what is missing
+    if ShardSet(task.train).fingerprint == ShardSet(task.test).fingerprint:
+        raise ValueError(
+            f"train={task.train} and test={task.test} hold the same clips; the kNN would find each clip itself"
+        )
     trained_on = json.loads((run / checkpoint.PROVENANCE_FILE).read_text())["data"]["fingerprint"]
     for weights in ("trained", "untrained"):
         embedder = Embedder.from_run(run, device=task.device, untrained=weights == "untrained")
@@ -54,6 +59,8 @@ def main(run: Path, task: TaskConfig) -> Path:
         positives = {}
         if weights == "trained" and ShardSet(task.train).fingerprint == trained_on:
             positives = positive_sets(run, task.num_positives)
+        elif weights == "trained":
+            print(f"no precision of positives: {run} was not trained on {task.train}, whose labels are known")
         results[weights], levels = evaluate_tables(train, test, task, positives)
         chance |= levels
         facts = protocol(train, test, task)

@@ -53,6 +53,11 @@ def main(cfg: config.RunConfig) -> None:
 
     micro_batches = cfg.epochs * loader.steps_per_epoch
     total_steps = min(cfg.steps or micro_batches, micro_batches // cfg.gradient_accumulation_steps)
+    if total_steps == 0:
+        raise ValueError(
+            f"no optimiser step fits: {micro_batches} micro-batches, gradient_accumulation_steps="
+            f"{cfg.gradient_accumulation_steps}; raise epochs or lower it"
+        )
     facts = {"manifest": shards.fingerprint, "num_samples": shards.num_samples, **loader.order_facts()}
     progress = Progress()
     stop = StopSignal(accelerator.device)
@@ -63,22 +68,28 @@ def main(cfg: config.RunConfig) -> None:
         for encoder in loss.encoders.values():
             encoder.compile()
 
-    resumed = checkpoint.resume(accelerator, run, progress, facts) if cfg.resume else None
+    if not cfg.resume and checkpoint.checkpoints(run):
+        raise ValueError(f"resume=false, but {run} holds checkpoints; name another run, or delete that folder")
+    if checkpoint.checkpoints(run):
+        config.check_unchanged(cfg, run)
+    resumed = checkpoint.resume(accelerator, run, progress, facts)
     statistics = run / "view_statistics.safetensors"
     if resumed is None:
         inherited = False
         if cfg.init_from:
             report = checkpoint.inherit(loss, cfg.init_from, shards.fingerprint)
             accelerator.print(checkpoint.describe_matching(report, cfg.init_from))
-            inherited = checkpoint.inherit_views(views, cfg.init_from)
+            same_audio = config.load_run(cfg.init_from).views.audio == cfg.views.audio
+            inherited = same_audio and checkpoint.inherit_views(views, cfg.init_from)
         if not inherited:
             measure_statistics(views, loader)
         if accelerator.is_main_process:
             checkpoint.save_module(views, statistics)
-            config.save(cfg, run / "config.yaml")
     else:
         accelerator.print(f"going on from {resumed} at step {progress.step} of {total_steps}")
         checkpoint.load_module(views, statistics)
+    if accelerator.is_main_process:
+        config.save(cfg, run / "config.yaml")
 
     monitor = Monitor(accelerator, cfg, total_steps, loader, progress)
     model.train()
@@ -107,6 +118,7 @@ def main(cfg: config.RunConfig) -> None:
             if accelerator.sync_gradients:
                 due = progress.step % cfg.checkpoint_every_steps == 0
                 if stop.poll(progress.step, cfg.log_every_steps) or due or progress.step == total_steps:
+                    monitor.require_finite(result, batch)
                     checkpoint.save(accelerator, run, progress, facts, cfg.keep_checkpoints)
                 if stop.agreed or progress.step == total_steps:
                     break
@@ -124,8 +136,8 @@ def main(cfg: config.RunConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(
-        config.load(
-            config.RunConfig, sys.argv[1:], usage="recipes/pretrain.py", required=("run", "data.shards", "loss.name")
-        )
-    )
+    required = ("run", "data.shards", "loss.name")
+    try:
+        main(config.load(config.RunConfig, sys.argv[1:], usage="recipes/pretrain.py", required=required))
+    except (FileNotFoundError, ValueError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")

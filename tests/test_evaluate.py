@@ -9,12 +9,18 @@ from tests.conftest import run_python
 
 
 @pytest.fixture(scope="module")
-def evaluated(tiny_run, shards):
+def run(tiny_run, tmp_path_factory):
+    """A copy: other tests use the run as it was."""
+    return shutil.copytree(tiny_run, tmp_path_factory.mktemp("evaluated") / "avid")
+
+
+@pytest.fixture(scope="module")
+def evaluated(run, shards):
     run_python(
-        "recipes/evaluate.py", tiny_run, "recipes/configs/evaluate.yaml",
+        "recipes/evaluate.py", run, "recipes/configs/evaluate.yaml",
         f"train={shards['train']}", f"test={shards['test']}", "num_neighbours=3", "num_positives=3", "num_workers=0",
     )  # fmt: skip
-    return json.loads((tiny_run / "evaluation.json").read_text())
+    return json.loads((run / "evaluation.json").read_text())
 
 
 def test_trained_untrained_and_chance_are_given_for_every_metric(evaluated):
@@ -42,9 +48,9 @@ def test_a_missing_shard_is_an_error_and_not_a_smaller_test_set(tiny_run, shards
     assert "the shard is missing" in process.stderr
 
 
-def test_the_report_of_a_run_is_one_page_with_its_numbers(tiny_run, shards, evaluated):
-    run_python("recipes/report.py", tiny_run, "--shards", shards["test"])
-    page = (tiny_run / "report.html").read_text()
+def test_the_report_of_a_run_is_one_page_with_its_numbers(run, shards, evaluated):
+    run_python("recipes/report.py", run, "--shards", shards["test"])
+    page = (run / "report.html").read_text()
     assert 'src="http' not in page
     assert "data:video/mp4" in page
     assert "data:audio/flac" in page

@@ -35,8 +35,12 @@ def test_every_rank_has_equal_steps_and_no_sample_twice(num_shards, world_size):
     assert seen.max() < 103
 
 
-def test_every_sample_is_reached_over_a_few_epochs():
-    seen = {i for epoch in range(12) for order in orders(SIZES[7], 2, epoch=epoch) for i in order.ravel().tolist()}
+@pytest.mark.parametrize("num_shards", SIZES)
+def test_every_sample_is_reached_over_a_few_epochs(num_shards):
+    """With one shard, too: what does not fill a batch must not be the same tail in every epoch."""
+    seen = {
+        i for epoch in range(12) for order in orders(SIZES[num_shards], 2, epoch=epoch) for i in order.ravel().tolist()
+    }
     assert seen == set(range(103))
 
 
@@ -55,9 +59,9 @@ def test_epochs_and_seeds_differ_and_repeat():
 
 
 def test_a_process_stays_within_its_own_run_of_shards():
-    """Two lanes over four equal shards: each process touches two of them."""
-    for order in orders([25, 25, 25, 25], 2, batch=10):
-        assert len({int(i) // 25 for i in order.ravel()}) == 2
+    """Two lanes over eight equal shards: each process touches four of them, and the one in which it begins."""
+    for order in orders([25] * 8, 2, batch=10):
+        assert len({int(i) // 25 for i in order.ravel()}) <= 5
 
 
 def test_neighbours_in_the_shards_are_apart_in_the_order():

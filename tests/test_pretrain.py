@@ -47,7 +47,7 @@ def start_and_stop(arguments, run, after_step, number):
 @pytest.mark.parametrize("name", ["avid", "avid_cma"])
 def test_a_run_that_is_stopped_and_killed_goes_on_bit_for_bit(name, shards, tmp_path):
     """SIGTERM saves and leaves with 0; SIGKILL loses what came after the last checkpoint and nothing else."""
-    num_steps = 60
+    num_steps = 160
     more = [f"steps={num_steps}", "checkpoint_every_steps=7"]
     run_python(*arguments_for(name, shards, tmp_path / "straight", *more))
     run = tmp_path / "stopped"

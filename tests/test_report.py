@@ -116,7 +116,7 @@ def make_run(folder: Path, hostile: bool = False) -> Path:
             "loss": 5 - step / 400,
             "lr": 1e-3,
             "data_wait_share": 0.1,
-            "v2a": 1.0,
+            "video_to_audio": 1.0,
         }
         for step in range(0, 1200, 3)
     ]

@@ -13,6 +13,7 @@ why.
 from __future__ import annotations
 
 import logging
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -199,7 +200,7 @@ class Loader:
         chosen = np.linspace(0, self.num_samples - 1, min(count, self.num_samples)).astype(int).tolist()
         samples = _Samples(self.shards, views, self.view_maker.config, self.seed)
         for raw in self._data_loader(samples, _Once(chosen, self.per_device_batch_size)):
-            self._count(raw, deterministic=True)
+            self._count(raw, deterministic=False)
             yield raw.views
 
     @torch.no_grad()
@@ -231,6 +232,7 @@ class Loader:
             prefetch_factor=self.config.prefetch_batches if workers else None,
             timeout=self.config.worker_timeout_seconds if workers else 0,
             worker_init_fn=_start_worker,
+            generator=torch.Generator().manual_seed(0),  # the global one belongs to the networks
         )
 
     def _finish(self, raw: RawBatch, *, deterministic: bool = False) -> Batch:
@@ -259,3 +261,4 @@ class Loader:
 
 def _start_worker(worker: int) -> None:  # noqa: ARG001  (DataLoader passes it)
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the training process decides

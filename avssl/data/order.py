@@ -1,8 +1,9 @@
 """The order of samples: a pure function of (shard sizes, seed, epoch, global batch, lanes).
 
-An epoch's sequence is the shards in a fresh random order, cut to whole global batches and divided into lanes of equal
-length. A lane is a contiguous run of shards that one process reads from start to end; inside it samples are shuffled
-within blocks, so that reading stays local. Every global batch takes an equal share from each lane:
+An epoch's sequence is the shards in a fresh random order from a fresh random place on, cut to whole global batches
+and divided into lanes of equal length. A lane is a contiguous run of shards that one process reads from start to end;
+inside it samples are shuffled within blocks, so that reading stays local. Every global batch takes an equal share from
+each lane:
 
     batch t = [lane 0's t-th share, lane 1's t-th share, ...]
 
@@ -56,17 +57,30 @@ def rank_order(
     check_lanes(global_batch_size, num_lanes, world_size)
     steps = steps_per_epoch(sum(shard_sizes), global_batch_size)
     share = global_batch_size // num_lanes
-    shards = np.random.default_rng((seed, epoch)).permutation(len(shard_sizes))
+    generator = np.random.default_rng((seed, epoch))
+    shards = generator.permutation(len(shard_sizes))
+    # Another place to begin in every epoch: what does not fill a global batch is left out, never the same tail.
+    offset = int(generator.integers(sum(shard_sizes)))
     lanes_here = num_lanes // world_size
     columns = []
     for lane in range(rank * lanes_here, (rank + 1) * lanes_here):
         start = lane * steps * share
-        positions = _sequence_slice(shard_sizes, shards, start, start + steps * share)
-        generator = np.random.default_rng((seed, epoch, 1 + lane))
+        positions = _cyclic_slice(shard_sizes, shards, offset + start, steps * share)
+        lane_generator = np.random.default_rng((seed, epoch, 1 + lane))
         for block in range(0, len(positions), shuffle_block):
-            generator.shuffle(positions[block : block + shuffle_block])
+            lane_generator.shuffle(positions[block : block + shuffle_block])
         columns.append(positions.reshape(steps, share))
     return np.concatenate(columns, axis=1)
+
+
+def _cyclic_slice(shard_sizes: Sequence[int], shards: NDArray[np.int64], start: int, length: int) -> NDArray[np.int64]:
+    """As `_sequence_slice` from `start` on, going on at the beginning after the end; length at most the whole."""
+    total = sum(shard_sizes)
+    start %= total
+    first = _sequence_slice(shard_sizes, shards, start, min(start + length, total))
+    if len(first) == length:
+        return first
+    return np.concatenate([first, _sequence_slice(shard_sizes, shards, 0, length - len(first))])
 
 
 def _sequence_slice(shard_sizes: Sequence[int], shards: NDArray[np.int64], start: int, stop: int) -> NDArray[np.int64]:

@@ -156,7 +156,10 @@ def parse_members(content: bytes, where: str) -> Sample:
     from webdataset.tariterators import group_by_keys, tar_file_iterator
 
     try:
-        members = (member | {"__url__": where} for member in tar_file_iterator(io.BytesIO(content + bytes(1024))))
+        members = (
+            member | {"__url__": where}
+            for member in tar_file_iterator(io.BytesIO(content + bytes(1024)), skip_meta=None)
+        )
         samples: list[dict[str, Any]] = list(group_by_keys(members, lcase=False))
     except (tarfile.TarError, ValueError, EOFError, OSError) as error:
         raise MediaError("bad_sample", f"{where}: its bytes are no tar members ({error})") from error

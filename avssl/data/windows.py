@@ -109,7 +109,17 @@ def resolve_sources(sources: ShardSet | str | Path | Sequence[str | Path]) -> So
         if (Path(sources) / "index.json").is_file():
             return ShardSet(sources)
         return find_media(sources)
-    return [pair for source in sources for pair in find_media(source)]
+    if len(sources) == 1:
+        return resolve_sources(sources[0])
+    found = [pair for source in sources for pair in find_media(source)]
+    paths: dict[str, Path] = {}
+    for path, key in found:
+        if key in paths:
+            raise ValueError(
+                f"{paths[key]} and {path} would both be called {key!r}; embed them in two calls, or the folder above"
+            )
+        paths[key] = path
+    return found
 
 
 def clip_starts(window: Sequence[float], clip_seconds: float) -> list[float]:

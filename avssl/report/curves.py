@@ -29,14 +29,28 @@ class Panel:
     colours: dict[str, str] = field(default_factory=dict)
 
 
-_SIDES = {"video_embedding_spread": "video", "audio_embedding_spread": "audio", "v2a": "video", "a2v": "audio"}
+_SIDES = {"video_embedding_spread": "video", "audio_embedding_spread": "audio"}
+# AVID's terms as they are logged, and the same as AVID+CMA's instance terms.
+_DIRECTIONS: dict[str, str] = {}
+_SCORES: dict[str, str] = {}
+_SCORE_COLOURS: dict[str, str] = {}
+for _prefix in ("", "instance_"):
+    for _name, _arrow, _side in (
+        ("video_to_audio", "video → audio", "video"),
+        ("audio_to_video", "audio → video", "audio"),
+    ):
+        _DIRECTIONS[_prefix + _name] = _arrow
+        _SIDES[_prefix + _name] = _side
+        for _kind, _pairs, _colour in (("positive", "true pairs", "c2"), ("negative", "wrong pairs", "c5")):
+            _SCORES[f"{_prefix}{_name}_{_kind}_score"] = f"{_pairs}, {_arrow}"
+            _SCORE_COLOURS[f"{_prefix}{_name}_{_kind}_score"] = _colour
 PANELS = (
     Panel("Loss", {"loss": "loss"}, "Falling is good; its level depends on the number of negatives."),
     Panel(
         "Scores of pairs",
-        {"positive_score": "positive pairs", "negative_score": "negative pairs"},
+        _SCORES,
         "Cosine of true and of wrong pairs. Learning means that the two part.",
-        colours={"positive_score": "c2", "negative_score": "c5"},
+        colours=_SCORE_COLOURS,
     ),
     Panel(
         "Embedding spread",
@@ -47,7 +61,7 @@ PANELS = (
     ),
     Panel(
         "Loss by direction",
-        {"v2a": "video → audio", "a2v": "audio → video"},
+        _DIRECTIONS,
         "Should fall together; a large gap means one modality carries the task.",
         colours=_SIDES,
     ),
