@@ -139,9 +139,24 @@ def save(config: Any, path: Path) -> None:
 # What a run may change when it goes on: its length, what it reports, how fast it reads. The shards are compared by
 # their contents (checkpoint.resume).
 MAY_CHANGE = frozenset(
-    ("run", "epochs", "steps", "resume", "init_from", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints")
-    + ("trackers", "cpu", "compile", "data.shards", "data.num_workers", "data.prefetch_batches")
-    + ("data.max_failure_rate", "data.worker_timeout_seconds")
+    [
+        "run",
+        "epochs",
+        "steps",
+        "resume",
+        "init_from",
+        "log_every_steps",
+        "checkpoint_every_steps",
+        "keep_checkpoints",
+        "trackers",
+        "cpu",
+        "compile",
+        "data.shards",
+        "data.num_workers",
+        "data.prefetch_batches",
+        "data.max_failure_rate",
+        "data.worker_timeout_seconds",
+    ]
 )
 
 

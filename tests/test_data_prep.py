@@ -488,7 +488,7 @@ def test_bad_arguments_are_exit_code_2(arguments, message, capsys):
 def test_keys_are_safe_and_unique():
     keys = make_keys(["a/b c.mp4", "a/b_c.mp4", "ü.mp4", "plain/x-1.mkv"])
     assert keys[3] == "plain/x-1_mkv"
-    assert keys[2] == "__mp4"
+    assert keys[2] == "_mp4"
     assert keys[0] == "a/b_c_mp4-" + hashlib.sha256(b"a/b c.mp4").hexdigest()[:8]
     assert len(set(keys)) == 4
 
