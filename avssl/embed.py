@@ -48,7 +48,7 @@ class Embedder:
 
     @classmethod
     def from_run(cls, run: str | Path, *, device: str = "cpu", untrained: bool = False) -> Embedder:
-        """Load a finished run folder. untrained=True keeps the run's statistics but its initial weights: a baseline."""
+        """Load a finished run folder. untrained=True takes random weights from its seed: a baseline."""
         config = load_run(run)
         weights = checkpoint.read_weights(run)
         loss_class = losses.get(config.loss.name)

@@ -55,7 +55,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=64, help="clips per forward pass")
     parser.add_argument("--num-workers", type=int, default=2, help="decoding processes; 0 decodes in this one")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--untrained", action="store_true", help="the run's initial weights, as a baseline")
+    parser.add_argument("--untrained", action="store_true", help="random weights from the run's seed, as a baseline")
     return parser.parse_args(argv)
 
 

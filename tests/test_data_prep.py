@@ -17,6 +17,7 @@ import av
 import numpy as np
 import pytest
 
+import data_prep.write_shards as write_shards_module
 from avssl.data.decode import probe, read_audio, read_video
 from avssl.data.shards import ShardSet, dump_json
 from avssl.types import MediaError
@@ -315,6 +316,62 @@ def test_a_killed_run_continues_to_the_same_bytes(manifest, written, tmp_path):
         assert process.returncode in (-signal.SIGKILL, 0)
     write_shards(manifest, out, OPTIONS, num_workers=2)
     assert digest(out) == digest(written)
+
+
+def test_a_run_whose_parent_alone_was_killed_continues_to_the_same_bytes(manifest, written, tmp_path):
+    """As the kernel's out-of-memory killer does it: the workers are not told, and the rerun comes at once."""
+    out = tmp_path / "shards"
+    command = [
+        sys.executable, "-m", "data_prep", "write", str(manifest), "--out", str(out), "--short-side-px", "48",
+        "--samples-per-shard", "3", "--workers", "2",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list((out / ".parts").glob("part-*.json")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    assert process.returncode == -signal.SIGKILL
+    assert list((out / ".parts").glob("part-*.json"))  # it had finished some work
+    write_shards(manifest, out, OPTIONS, num_workers=2)
+    assert digest(out) == digest(written)
+
+
+def test_a_part_that_was_damaged_is_not_packed(manifest, tmp_path, monkeypatch):
+    out = tmp_path / "shards"
+    original = write_shards_module._make_all_shards
+
+    def damage_first(job):
+        path = next((out / ".parts").glob("part-*.bin"))
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        return original(job)
+
+    monkeypatch.setattr(write_shards_module, "_make_all_shards", damage_first)
+    with pytest.raises(ValueError, match="was changed or damaged since it was written"):
+        write_shards(manifest, out, OPTIONS)
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".webm", ".mp4"])
+def test_a_file_whose_streams_begin_late_is_whole(tmp_path, suffix):
+    """Matroska counts the file's duration from time 0, others from the first stream."""
+    codecs = {"video_codec": "libvpx-vp9", "audio_codec": "libopus"} if suffix == ".webm" else {}
+    make_clip(tmp_path / f"late{suffix}", video_start_seconds=2.0, audio_start_seconds=2.0, **codecs)
+    result = transcode(str(tmp_path / f"late{suffix}"), OPTIONS)
+    assert result.duration_seconds == pytest.approx(1.0, abs=0.1)
+
+
+def test_folders_in_any_script_are_written_and_read_back(tmp_path):
+    """webdataset takes members below __name__ for metadata: no key may look like that."""
+    for folder in ("日本語動画", "__meta__"):
+        (tmp_path / "videos" / folder).mkdir(parents=True)
+        make_clip(tmp_path / "videos" / folder / "clip.mp4")
+    index_folder(tmp_path / "videos", tmp_path / "corpus.jsonl")
+    write_shards(tmp_path / "corpus.jsonl", tmp_path / "shards", OPTIONS)
+    assert complaints(tmp_path / "shards") == []
+    labels = [ShardSet(tmp_path / "shards").read(i).info.labels["label"] for i in range(2)]
+    assert sorted(labels) == [["__meta__"], ["日本語動画"]]
 
 
 def test_two_writers_do_not_mix(manifest, tmp_path):

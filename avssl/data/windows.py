@@ -30,7 +30,7 @@ from avssl.types import MediaError
 
 MODALITIES = ("video", "audio")
 Sources = ShardSet | list[tuple[Path, str]]
-WINDOWS_PER_READ = 16  # windows decoded together: bounds the memory of long media, and the seeks
+WINDOWS_PER_READ = 16  # windows decoded together: bounds the memory of long media
 
 
 @dataclass(frozen=True)
