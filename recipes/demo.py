@@ -149,7 +149,7 @@ def main() -> int:
         prepare(split)
 
     pretrain("avid", "demo_avid")
-    pretrain("avid_longer", "demo_avid", "init_from=demo/runs/avid", "seed=1", "optim.schedule=cosine")
+    pretrain("avid_longer", "demo_avid", "init_from=demo/runs/avid", "seed=1", "steps=1000", "optim.schedule=cosine")
     pretrain("avid_cma", "demo_avid_cma", "init_from=demo/runs/avid", "seed=1")
     evaluations = {name: evaluate(name) for name in RUNS}
 
