@@ -144,6 +144,8 @@ def main() -> int:
         "300",
         "--difficulty",
         "0.5",
+        "--agreement",
+        "0.9",
     )
     for split in ("train", "test"):
         prepare(split)
