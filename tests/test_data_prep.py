@@ -298,15 +298,18 @@ def test_other_options_are_refused(manifest, shards):
         write_shards(longer, shards, OPTIONS)
 
 
+def write_command(manifest, out):
+    options = ["--short-side-px", "48", "--samples-per-shard", "3", "--workers", "2"]
+    return [sys.executable, "-m", "data_prep", "write", str(manifest), "--out", str(out), *options]
+
+
 def test_a_killed_run_continues_to_the_same_bytes(manifest, written, tmp_path):
     out = tmp_path / "shards"
-    command = [
-        sys.executable, "-m", "data_prep", "write", str(manifest), "--out", str(out), "--short-side-px", "48",
-        "--samples-per-shard", "3", "--workers", "2",
-    ]  # fmt: skip
     random.seed(0)
     for _ in range(3):
-        process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            write_command(manifest, out), cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL
+        )
         deadline = time.monotonic() + 20
         while not (out / ".parts" / "options.json").exists() and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -321,11 +324,7 @@ def test_a_killed_run_continues_to_the_same_bytes(manifest, written, tmp_path):
 def test_a_run_whose_parent_alone_was_killed_continues_to_the_same_bytes(manifest, written, tmp_path):
     """As the kernel's out-of-memory killer does it: the workers are not told, and the rerun comes at once."""
     out = tmp_path / "shards"
-    command = [
-        sys.executable, "-m", "data_prep", "write", str(manifest), "--out", str(out), "--short-side-px", "48",
-        "--samples-per-shard", "3", "--workers", "2",
-    ]  # fmt: skip
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(write_command(manifest, out), cwd=ROOT, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not list((out / ".parts").glob("part-*.json")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
