@@ -57,7 +57,11 @@ class RunConfig:
     views: ViewsConfig = field(default_factory=ViewsConfig)
     # {modality: {name: ..., and that encoder's options}}
     encoders: dict[str, dict[str, Any]] = field(
-        default_factory=lambda: {"video": {"name": "avid_video"}, "audio": {"name": "avid_audio"}}
+        default_factory=lambda: {
+            "image": {"name": "resnet50"},
+            "video": {"name": "avid_video"},
+            "audio": {"name": "avid_audio"},
+        }
     )
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

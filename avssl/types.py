@@ -45,19 +45,23 @@ class MediaError(ValueError):
 class View:
     """What a loss asks the loader for: one model-ready tensor a batch, by name.
 
-    `augment` names a recipe of data/views.py: "train" draws random parameters, "test" is deterministic.
+    augment: "train" is the run's own set of its modality (views.video.augment, views.audio.augment), "test" is
+    deterministic, any other name is a set of `views.augments`. clip: views with the same number are cut from the same
+    seconds of a sample (of both modalities); another number draws other seconds.
     """
 
     name: str
     modality: Modality
     augment: str = "train"
+    clip: int = 0
 
 
 @dataclass(frozen=True)
 class Clip:
     """A decoded piece of one sample. Start times are seconds on the sample's common clock.
 
-    video: uint8 (T, 3, H, W) or None; audio: float32 (C, samples) in [-1, 1] or None; index in [0, num_samples).
+    video: uint8 (T, 3, H, W) or None; audio: float32 (C, samples) in [-1, 1] or None; image: uint8 (3, H, W) or None;
+    index in [0, num_samples).
     """
 
     index: int
@@ -66,6 +70,7 @@ class Clip:
     audio: torch.Tensor | None
     video_start_seconds: float
     audio_start_seconds: float
+    image: torch.Tensor | None = None
 
 
 @dataclass
@@ -90,12 +95,16 @@ class LossOutput:
 
 @dataclass
 class Progress:
-    """Where a run stands. batch counts micro-batches, step counts optimiser steps, both since the run began."""
+    """Where a run stands. batch counts micro-batches, step counts optimiser steps, both since the run began.
+
+    total_steps is where the run ends, for schedules; it is part of the configuration, not of the state.
+    """
 
     epoch: int = 0
     batch: int = 0
     batch_in_epoch: int = 0
     step: int = 0
+    total_steps: int = 0
 
     def state_dict(self) -> dict[str, int]:
         """Plain integers, for the checkpoint."""

@@ -8,6 +8,7 @@ The same command goes on from the newest checkpoint. SIGTERM saves one and leave
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from avssl.data.views import ViewMaker
 from avssl.losses.base import EpochContext
 from avssl.models import create_encoder
 from avssl.monitor import Monitor, StopSignal, provenance
-from avssl.optim.build import build_optimizer, learning_rate, set_learning_rate
+from avssl.optim.build import build_optimizer, forget, set_learning_rate
 from avssl.types import Progress
 
 
@@ -47,6 +48,7 @@ def main(cfg: config.RunConfig) -> None:
     loader = Loader(shards, cfg.data, view_list, views, seed=cfg.seed, device=accelerator.device)
     encoders = {modality: create_encoder(**cfg.encoders[modality]) for modality in modalities}
     loss = loss_class(cfg.loss, encoders, shards.num_samples)
+    loss.check_batch_size(cfg.data.global_batch_size)
     if cfg.synchronise_batch_norm:
         loss = torch.nn.SyncBatchNorm.convert_sync_batchnorm(loss)
     optimizer = build_optimizer(cfg.optim, loss.param_groups())
@@ -59,7 +61,7 @@ def main(cfg: config.RunConfig) -> None:
             f"{cfg.gradient_accumulation_steps}; raise epochs or lower it"
         )
     facts = {"manifest": shards.fingerprint, "num_samples": shards.num_samples, **loader.order_facts()}
-    progress = Progress()
+    progress = Progress(total_steps=total_steps)
     stop = StopSignal(accelerator.device)
     run.mkdir(parents=True, exist_ok=True)
     model, optimizer = accelerator.prepare(loss, optimizer)  # not the loader: it splits by rank itself
@@ -95,7 +97,7 @@ def main(cfg: config.RunConfig) -> None:
     model.train()
     while progress.step < total_steps and not stop.agreed:
         if progress.batch_in_epoch == 0:
-            loss.on_epoch_start(EpochContext(progress.epoch, lambda: loader.embed_all(model)))
+            loss.on_epoch_start(EpochContext(progress.epoch, partial(loader.embed_all, model), forget(optimizer)))
         for batch in loader.epoch(progress.epoch, progress.batch_in_epoch):
             with accelerator.accumulate(model):
                 outputs = model(batch.views)  # under DDP and autocast
@@ -105,7 +107,7 @@ def main(cfg: config.RunConfig) -> None:
                     if cfg.optim.clip_norm:
                         accelerator.clip_grad_norm_(model.parameters(), cfg.optim.clip_norm)
                     loss.before_step(progress)
-                    set_learning_rate(optimizer, learning_rate(cfg.optim, progress.step, total_steps))
+                    set_learning_rate(optimizer, cfg.optim, progress.step, total_steps)
                 optimizer.step()
                 optimizer.zero_grad()
                 loss.update(outputs, batch.index)

@@ -271,7 +271,7 @@ def test_positives_are_searched_at_the_epochs_that_the_config_names():
     searched = []
     for epoch in range(4):
         loss.positives.fill_(-1)
-        loss.on_epoch_start(EpochContext(epoch=epoch, embed_all=lambda: iter(())))
+        loss.on_epoch_start(EpochContext(epoch=epoch, embed_all=lambda *names: iter(())))
         searched.append(bool((loss.positives >= 0).all()))
     assert searched == [True, False, True, False]
 
@@ -293,7 +293,7 @@ def test_optional_cma_terms_enter_the_weighted_mean(weight, monkeypatch):
     outputs = loss(
         {name: torch.randn(4, 16, generator=torch.Generator().manual_seed(1)) for name in ("video", "audio")}
     )
-    loss.on_epoch_start(EpochContext(epoch=0, embed_all=lambda: iter(())))
+    loss.on_epoch_start(EpochContext(epoch=0, embed_all=lambda *names: iter(())))
     result = loss.loss(outputs, torch.arange(4), Progress())
     names = [name for name in result.terms if not name.endswith("_score")]
     assert len(names) == 2

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from avssl.optim.build import OptimConfig, build_optimizer, learning_rate, set_learning_rate
+from avssl.optim.build import OptimConfig, build_optimizer, forget, learning_rate, set_learning_rate
 from avssl.optim.lars import LARS
 
 
@@ -72,10 +72,54 @@ def test_the_learning_rate_is_the_one_that_the_schedule_says(options, step, expe
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lars"])
 def test_every_optimiser_steps_and_keeps_a_groups_own_scale(name):
     first, second = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2, 2))
-    optimizer = build_optimizer(OptimConfig(name=name), [{"params": [first]}, {"params": [second], "lr_scale": 0.5}])
-    set_learning_rate(optimizer, 0.4)
+    config = OptimConfig(name=name, lr=0.4)
+    optimizer = build_optimizer(config, [{"params": [first]}, {"params": [second], "lr_scale": 0.5}])
+    set_learning_rate(optimizer, config, 0, 10)
     assert [group["lr"] for group in optimizer.param_groups] == [0.4, 0.2]
     first.grad = second.grad = torch.ones(2, 2)
     optimizer.step()
     assert not torch.equal(first.detach(), torch.ones(2, 2))
     assert (1 - first.detach()).sum() == pytest.approx(2 * (1 - second.detach()).sum().item(), rel=1e-3)
+
+
+def test_a_group_with_a_constant_learning_rate_stays_out_of_the_schedule():
+    first, second = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
+    config = OptimConfig(name="sgd", lr=1.0, schedule="cosine")
+    optimizer = build_optimizer(config, [{"params": [first]}, {"params": [second], "constant_lr": True}])
+    set_learning_rate(optimizer, config, 50, 100)
+    assert [group["lr"] for group in optimizer.param_groups] == [pytest.approx(0.5), 1.0]
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lars"])
+def test_biases_can_be_excluded_from_weight_decay_and_given_a_learning_rate_of_their_own(name):
+    layer = torch.nn.Linear(3, 2)
+    config = OptimConfig(name=name, lr=1.0, weight_decay=0.1, exclude_biases=True, bias_lr_scale=0.25)
+    optimizer = build_optimizer(config, [{"params": list(layer.parameters())}])
+    set_learning_rate(optimizer, config, 0, 10)
+    assert [group["lr"] for group in optimizer.param_groups] == [1.0, 0.25]
+    before = layer.bias.detach().clone()
+    layer.weight.grad, layer.bias.grad = torch.zeros(2, 3), torch.zeros(2)
+    optimizer.step()
+    assert torch.equal(layer.bias.detach(), before)  # no gradient, no decay, no change
+
+
+def test_lars_without_exclusion_treats_a_bias_as_a_weight():
+    bias = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+    optimizer = build_optimizer(
+        OptimConfig(name="lars", lr=1.0, weight_decay=0.5, exclude_biases=False), [{"params": [bias]}]
+    )
+    bias.grad = torch.tensor([0.0, 1.0])
+    optimizer.step()
+    direction = torch.tensor([1.5, 3.0])  # g + wd w
+    expected = torch.tensor([3.0, 4.0]) - 0.001 * 5.0 / direction.norm() * direction
+    torch.testing.assert_close(bias.detach(), expected)
+
+
+def test_forgetting_a_parameter_drops_its_moments_and_no_others():
+    first, second = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
+    optimizer = build_optimizer(OptimConfig(name="adam"), [{"params": [first, second]}])
+    first.grad = second.grad = torch.ones(2)
+    optimizer.step()
+    forget(optimizer)([first])
+    assert first not in optimizer.state
+    assert second in optimizer.state

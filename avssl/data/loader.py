@@ -145,6 +145,7 @@ class Loader:
         self.steps_per_epoch = steps_per_epoch(self.num_samples, config.global_batch_size)
         self.per_device_batch_size = config.global_batch_size // world_size()
         self.seed = seed
+        self.views = tuple(views)
         self._samples = _Samples(shards, views, view_maker.config, seed)
         self._stream: Iterator[RawBatch] | None = None
         self._stream_at = (-1, -1)
@@ -186,13 +187,15 @@ class Loader:
             self._stream_at = (epoch + 1, 0) if done else (epoch, batch + 1)
             yield self._finish(raw)
 
-    def every_sample_once(self) -> Iterator[Batch]:
-        """Deterministic centre clips of every sample, each exactly once over all ranks.
+    def every_sample_once(self, view_names: Sequence[str] = ()) -> Iterator[Batch]:
+        """Deterministic centre clips of every sample, each exactly once over all ranks: all views, or those named.
 
         Ranks may differ by one in their number of batches: no collective calls between batches.
         """
         plan = _Once(range(self.num_samples), self.per_device_batch_size)
-        for raw in self._data_loader(self._samples, plan):
+        views = [view for view in self.views if not view_names or view.name in view_names]
+        samples = _Samples(self.shards, views, self.view_maker.config, self.seed)
+        for raw in self._data_loader(samples, plan):
             yield self._finish(raw, deterministic=True)
 
     def raw_subset(self, count: int, views: Sequence[View]) -> Iterator[dict[str, RawView]]:
@@ -204,12 +207,14 @@ class Loader:
             yield raw.views
 
     @torch.no_grad()
-    def embed_all(self, model: torch.nn.Module) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+    def embed_all(
+        self, model: torch.nn.Module, view_names: Sequence[str] = ()
+    ) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
         """(index, outputs) of the model in eval mode over `every_sample_once`; restores training mode at the end."""
         was_training = model.training
         model.eval()
         try:
-            for batch in self.every_sample_once():
+            for batch in self.every_sample_once(view_names):
                 yield batch.index, getattr(model, "module", model)(batch.views)
         finally:
             model.train(was_training)

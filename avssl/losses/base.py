@@ -4,6 +4,7 @@ A Loss is one learning objective, whole: the views it compares, the heads it add
 keeps, its maths, and the moments at which it changes itself. Its name is its file's name, its YAML's `loss.name` and
 its test's id. The loop (recipes/pretrain.py) never asks which loss it runs:
 
+    loss.on_epoch_start(context)                        look at the whole data set; rewrite labels, reset a head
     outputs = model(batch.views)                        forward: everything that needs gradients, under DDP and autocast
     result = loss.loss(outputs, batch.index, progress)  outside both, float32; reads state, writes none
     backward; loss.before_step(progress); optimizer step
@@ -18,18 +19,24 @@ same bits on all ranks: it starts from a seeded generator and every write is a f
 writes no state except a constant that is measured once, at progress.batch == 0. Random draws are made for the global
 batch from (seed, progress.batch) and sliced by rank. No all_reduce inside a loss: write it on the gathered batch, or as
 a mean over the local rows where rows do not meet.
+
+Modalities. Encoders, projectors, predictors, teachers, banks and queues are keyed by modality. A pair of equal
+modalities shares them, a pair of different ones has one each; what is compared is the only thing that knows of pairs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
 
-from avssl.types import LossOutput, Progress, View
+from avssl.distributed import gather_uneven
+from avssl.types import LossOutput, Modality, Progress, View
+
+Outputs = dict[str, torch.Tensor]
 
 
 @dataclass
@@ -42,27 +49,52 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class EpochContext:
-    """What a loss may use before an epoch: the epoch's number and a pass over the whole data set.
+    """What a loss may use before an epoch.
 
-    embed_all() yields (index (B,), outputs) for every sample once over all ranks, without gradient, eval mode.
+    embed_all(view_names) yields (index (B,), outputs) for every sample once over all ranks, without gradient, in eval
+    mode, from deterministic views; of all views, or of those named.
+    reset_optimizer_state(parameters) forgets the optimiser's moments of parameters that the loss has just rewritten.
     """
 
     epoch: int
-    embed_all: Callable[[], Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]]
+    embed_all: Callable[..., Iterator[tuple[torch.Tensor, Outputs]]]
+    reset_optimizer_state: Callable[[Sequence[nn.Parameter]], None] = lambda parameters: None  # noqa: ARG005
+
+    def collect(self, output: str, num_samples: int, view_names: Sequence[str] = ()) -> torch.Tensor:
+        """One output of the whole data set, by sample: (N, ...) in float32, the same on every rank.
+
+        Raises RuntimeError if a sample did not come.
+        """
+        pieces = [(index, outputs[output].float()) for index, outputs in self.embed_all(view_names)]
+        index = gather_uneven(torch.cat([piece for piece, _ in pieces]))
+        rows = gather_uneven(torch.cat([piece for _, piece in pieces]))
+        result = rows.new_full((num_samples, *rows.shape[1:]), torch.nan)
+        result[index] = rows
+        if len(torch.unique(index)) != num_samples:
+            raise RuntimeError(f"a pass over the data set gave {len(torch.unique(index))} of {num_samples} samples")
+        return result
 
 
 class Loss(nn.Module):
     """Base class; see the module's text. Subclasses set Config and write views, __init__, forward and loss."""
 
     Config: ClassVar[type[LossConfig]] = LossConfig
+    # What `python -m avssl.losses` and the README say of it.
+    family: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    state: ClassVar[str] = "none"
+    pairs: ClassVar[tuple[tuple[Modality, ...], ...]] = ()  # combinations of modalities that it runs on
+    min_global_batch_size: ClassVar[int] = 1
 
     def __init__(self, config: LossConfig, encoders: Mapping[str, nn.Module], num_samples: int) -> None:
         super().__init__()
+        wanted = self.modalities(config)
+        if sorted(encoders) != wanted:
+            raise ValueError(f"loss {config.name} needs encoders for {', '.join(wanted)}; given: {', '.join(encoders)}")
         self.config = config
         self.encoders = nn.ModuleDict(encoders)
-        self.projectors: nn.ModuleDict = (
-            nn.ModuleDict()
-        )  # {modality: head}; exported with the encoders, used for embeddings
+        # {modality: head}: exported with the encoders, used for embeddings
+        self.projectors: nn.ModuleDict = nn.ModuleDict()
         self.num_samples = num_samples
 
     @classmethod
@@ -75,7 +107,16 @@ class Loss(nn.Module):
         """Modalities of the views, sorted: an encoder is built for each."""
         return sorted({view.modality for view in cls.views(config)})
 
-    def loss(self, outputs: dict[str, torch.Tensor], index: torch.Tensor, progress: Progress) -> LossOutput:
+    def check_batch_size(self, global_batch_size: int) -> None:
+        """ValueError for a global batch that this loss cannot work with; called before the first batch is read."""
+        least = self.min_global_batch_size
+        if global_batch_size < least:
+            raise ValueError(
+                f"data.global_batch_size is {global_batch_size}; loss {self.config.name} compares the samples of a "
+                f"batch with each other and needs at least {least}"
+            )
+
+    def loss(self, outputs: Outputs, index: torch.Tensor, progress: Progress) -> LossOutput:
         """The objective of one micro-batch of this rank."""
         raise NotImplementedError(f"{type(self).__name__}.loss")
 
@@ -85,17 +126,21 @@ class Loss(nn.Module):
     def before_step(self, progress: Progress) -> None:
         """Gradients are final, the optimiser has not stepped."""
 
-    def update(self, outputs: dict[str, torch.Tensor], index: torch.Tensor) -> None:
+    def update(self, outputs: Outputs, index: torch.Tensor) -> None:
         """After each micro-batch's backward."""
 
     def after_step(self, progress: Progress) -> None:
-        """After each optimiser step."""
+        """After each optimiser step; progress.step counts it already."""
 
     def param_groups(self) -> list[dict[str, object]]:
-        """Groups for the optimiser; all trainable parameters by default."""
+        """Groups for the optimiser; all trainable parameters by default.
+
+        A group may say lr_scale (a factor on the learning rate), constant_lr (True: no schedule) and options of the
+        optimiser such as momentum.
+        """
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
-    def health(self, outputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def health(self, outputs: Outputs) -> Outputs:
         """Scalars that say whether the embeddings of this batch are alive; logged with the loss."""
         return {
             f"{name}_embedding_spread": embedding_spread(z)
@@ -110,3 +155,90 @@ def embedding_spread(z: torch.Tensor) -> torch.Tensor:
     z = nn.functional.normalize(z.float(), dim=1)
     spread: torch.Tensor = z.std(dim=0, unbiased=False).mean() * z.shape[1] ** 0.5
     return spread
+
+
+PAIRS: tuple[tuple[Modality, ...], ...] = (
+    ("image", "image"),
+    ("video", "video"),
+    ("audio", "audio"),
+    ("video", "audio"),
+)
+
+
+@dataclass
+class PairConfig(LossConfig):
+    """Base of the losses that compare two views of a sample."""
+
+    modalities: tuple[str, str] = ("image", "image")  # or video video, audio audio, video audio
+    augments: tuple[str, ...] = ()  # a set for each of the two views; empty: the paper's for images, else the run's own
+
+
+class PairLoss(Loss):
+    """Base of the losses that compare two views, "first" and "second", of one or of two modalities.
+
+    Two views of the same video or sound are cut from different seconds of it; a video and a sound are the same moment.
+    """
+
+    augments: ClassVar[tuple[str, str]] = ("train", "train")  # the paper's sets of `views.augments`, for images
+    pairs: ClassVar[tuple[tuple[Modality, ...], ...]] = PAIRS
+
+    @classmethod
+    def views(cls, config: LossConfig) -> tuple[View, ...]:
+        """The two views."""
+        config = cast(PairConfig, config)
+        first, second = cls.checked_modalities(config)
+        names = cls.checked_augments(config)
+        return (
+            View("first", first, names[0]),
+            View("second", second, names[1], clip=int(first == second)),
+        )
+
+    @classmethod
+    def checked_modalities(cls, config: PairConfig) -> tuple[Modality, ...]:
+        """config.modalities; ValueError for a combination that this loss does not run on."""
+        given = tuple(config.modalities)
+        if given not in cls.pairs:
+            allowed = "; ".join(f"[{', '.join(pair)}]" for pair in cls.pairs)
+            raise ValueError(f"loss.modalities is [{', '.join(given)}]; loss {config.name} runs on {allowed}")
+        return cast(tuple[Modality, ...], given)
+
+    @classmethod
+    def checked_augments(cls, config: PairConfig) -> tuple[str, ...]:
+        """One set a view: config.augments, or the paper's for images and the run's own for video and sound."""
+        if not config.augments:
+            pairs = zip(config.modalities, cls.augments, strict=True)
+            return tuple(name if modality == "image" else "train" for modality, name in pairs)
+        if len(config.augments) != len(config.modalities):
+            raise ValueError(f"loss.augments is {list(config.augments)}; give one set for each of the two views")
+        return tuple(config.augments)
+
+    @property
+    def modality_of(self) -> dict[str, str]:
+        """{"first": modality, "second": modality}."""
+        first, second = cast(PairConfig, self.config).modalities
+        return {"first": first, "second": second}
+
+    @property
+    def is_cross_modal(self) -> bool:
+        """True when the two views are of different modalities."""
+        return len(set(self.modality_of.values())) == 2
+
+    def project(self, name: str, view: torch.Tensor) -> torch.Tensor:
+        """Projector of encoder of one view: (B, ...) -> (B, D)."""
+        modality = self.modality_of[name]
+        return cast(torch.Tensor, self.projectors[modality](self.encoders[modality](view)))
+
+    def project_together(self, views: Mapping[str, torch.Tensor]) -> Outputs:
+        """As `project` for every view, views of one modality and shape in one pass: batch norm sees them together."""
+        groups: dict[tuple[str, torch.Size], list[str]] = {}
+        for name, view in views.items():
+            groups.setdefault((self.modality_of[name], view.shape), []).append(name)
+        result: Outputs = {}
+        for names in groups.values():
+            stacked = self.project(names[0], torch.cat([views[name] for name in names]))
+            result.update(zip(names, stacked.chunk(len(names)), strict=True))
+        return result
+
+    def feature_dim(self, modality: str) -> int:
+        """Width of a modality's encoder."""
+        return int(cast(Any, self.encoders[modality]).dim)

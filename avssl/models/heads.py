@@ -8,13 +8,21 @@ from itertools import pairwise
 from torch import nn
 
 
-def mlp(dims: Sequence[int], *, batch_norm: bool = False, final_batch_norm: bool = False) -> nn.Sequential:
+def mlp(
+    dims: Sequence[int],
+    *,
+    batch_norm: bool = False,
+    final_batch_norm: bool = False,
+    final_affine: bool = True,
+    final_bias: bool = True,
+) -> nn.Sequential:
     """Multi-layer perceptron (B, dims[0]) -> (B, dims[-1]): linear layers with ReLU between them.
 
     Args:
         dims: widths from input to output; (512, 512, 512, 128) is AVID's projector, (512, 128) one linear layer.
         batch_norm: put a batch norm before each ReLU.
-        final_batch_norm: put a batch norm after the last linear layer.
+        final_batch_norm: put a batch norm after the last linear layer; final_affine: with scale and shift.
+        final_bias: the last linear layer has a bias, unless a batch norm follows.
 
     A linear layer has a bias unless a batch norm follows it, which would cancel the bias. Without batch norm the
     linear layers are modules 0, 2, 4, ... of the result. Raises ValueError for fewer than two or non-positive widths.
@@ -24,10 +32,12 @@ def mlp(dims: Sequence[int], *, batch_norm: bool = False, final_batch_norm: bool
     layers: list[nn.Module] = []
     last = len(dims) - 2
     for position, (dim_in, dim_out) in enumerate(pairwise(dims)):
-        normalise = final_batch_norm if position == last else batch_norm
-        layers.append(nn.Linear(dim_in, dim_out, bias=not normalise))
+        is_last = position == last
+        normalise = final_batch_norm if is_last else batch_norm
+        bias = not normalise and (final_bias or not is_last)
+        layers.append(nn.Linear(dim_in, dim_out, bias=bias))
         if normalise:
-            layers.append(nn.BatchNorm1d(dim_out))
-        if position != last:
+            layers.append(nn.BatchNorm1d(dim_out, affine=final_affine or not is_last))
+        if not is_last:
             layers.append(nn.ReLU(inplace=True))
     return nn.Sequential(*layers)

@@ -1,4 +1,4 @@
-"""State that outlives a batch: a memory bank with one row per sample."""
+"""State that outlives a batch: a memory bank with one row per sample, and a queue of the newest rows."""
 
 from __future__ import annotations
 
@@ -27,6 +27,11 @@ class MemoryBank(nn.Module):
 
     def __init__(self, num_samples: int, dim: int, seed: int) -> None:
         super().__init__()
+        if num_samples < 1:
+            raise ValueError(
+                f"a memory bank has a row for each sample, and num_samples is {num_samples}; read shards written by "
+                "`python -m data_prep write`, whose samples carry an index"
+            )
         generator = torch.Generator().manual_seed(seed)
         self.register_buffer("rows", normalize(torch.randn(num_samples, dim, generator=generator), dim=1))
 
@@ -49,3 +54,40 @@ class MemoryBank(nn.Module):
         index, embeddings = index[keep], embeddings[keep].float()
         mixed = self.rows[index] * momentum + embeddings * (1.0 - momentum)
         self.rows[index] = normalize(mixed, dim=1)
+
+
+class Queue(nn.Module):
+    """The newest `size` rows that were pushed: float32 (size, D), a ring of fixed shape.
+
+    It starts as normalised Gaussian noise from `seed`, the same on every rank. `count` is how many rows were ever
+    pushed. Push tensors gathered from all ranks: then every rank holds the same bits.
+    """
+
+    rows: torch.Tensor
+    count: torch.Tensor
+
+    def __init__(self, size: int, dim: int, seed: int) -> None:
+        super().__init__()
+        if size < 1:
+            raise ValueError(f"a queue holds at least one row, got queue_size {size}")
+        generator = torch.Generator().manual_seed(seed)
+        self.register_buffer("rows", normalize(torch.randn(size, dim, generator=generator), dim=1))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def size(self) -> int:
+        """Number of rows."""
+        return self.rows.shape[0]
+
+    @property
+    def is_full(self) -> bool:
+        """True once no row of the noise is left."""
+        return int(self.count) >= self.size
+
+    @torch.no_grad()
+    def push(self, rows: torch.Tensor) -> None:
+        """Replace the oldest rows by these (B, D); of more than fit, the last ones stay."""
+        self.count += rows.shape[0]
+        rows = rows[-self.size :].float()
+        places = (self.count - rows.shape[0] + torch.arange(rows.shape[0], device=rows.device)) % self.size
+        self.rows[places] = rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +15,10 @@ from avssl.optim.lars import LARS
 
 @dataclass
 class OptimConfig:
-    """Optimiser and schedule. weight_decay is L2 in the gradient for adam, sgd, lars; decoupled for adamw."""
+    """Optimiser and schedule. weight_decay is L2 in the gradient for adam, sgd, lars; decoupled for adamw.
+
+    "Biases" are all tensors with at most one axis: biases and the scales and shifts of norms.
+    """
 
     name: Literal["adam", "adamw", "sgd", "lars"] = "adam"
     lr: float = 2e-4
@@ -22,6 +26,8 @@ class OptimConfig:
     momentum: float = 0.9  # of sgd and lars
     betas: tuple[float, float] = (0.9, 0.999)  # of adam and adamw
     trust: float = 0.001  # of lars
+    exclude_biases: bool | None = None  # from weight decay and lars' scaling; null: lars yes, others no
+    bias_lr_scale: float = 1.0  # biases learn at this factor times the learning rate (Barlow Twins)
     clip_norm: float = 0.0  # largest norm of all gradients together; 0: no clipping
     schedule: Literal["constant", "cosine", "multistep"] = "constant"
     warmup_steps: int = 0  # linear from 0, before any schedule
@@ -30,17 +36,39 @@ class OptimConfig:
     gamma: float = 0.1
 
 
-def build_optimizer(config: OptimConfig, groups: list[dict[str, object]]) -> torch.optim.Optimizer:
-    """Optimiser over parameter groups. A group may carry its own "lr_scale", kept through the schedule."""
-    groups = [{"lr_scale": 1.0, **group} for group in groups]
+def build_optimizer(config: OptimConfig, groups: Sequence[Mapping[str, object]]) -> torch.optim.Optimizer:
+    """Optimiser over parameter groups as a loss gives them.
+
+    A group may carry lr_scale, a factor kept through the schedule; constant_lr, True to stay out of the schedule; and
+    options of the optimiser.
+    """
+    ready = [piece for group in groups for piece in _split_biases(config, group)]
     common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.name == "adam":
-        return torch.optim.Adam(groups, betas=config.betas, **common)
+        return torch.optim.Adam(ready, betas=config.betas, **common)
     if config.name == "adamw":
-        return torch.optim.AdamW(groups, betas=config.betas, **common)
+        return torch.optim.AdamW(ready, betas=config.betas, **common)
     if config.name == "sgd":
-        return torch.optim.SGD(groups, momentum=config.momentum, **common)
-    return LARS(groups, momentum=config.momentum, trust=config.trust, **common)
+        return torch.optim.SGD(ready, momentum=config.momentum, **common)
+    exclude = config.exclude_biases is not False
+    return LARS(ready, momentum=config.momentum, trust=config.trust, exclude_biases=exclude, **common)
+
+
+def _split_biases(config: OptimConfig, group: Mapping[str, object]) -> list[dict[str, Any]]:
+    """The group as it is, or as two where biases are treated in another way than weights."""
+    options: dict[str, Any] = {"lr_scale": 1.0, "constant_lr": False, **group}
+    no_decay = bool(config.exclude_biases) and config.name != "lars"  # lars knows by itself
+    if not no_decay and config.bias_lr_scale == 1.0:
+        return [options]
+    parameters: list[torch.nn.Parameter] = options.pop("params")
+    biases = dict(options, lr_scale=options["lr_scale"] * config.bias_lr_scale)
+    if no_decay:
+        biases["weight_decay"] = 0.0
+    parts = [
+        dict(options, params=[one for one in parameters if one.ndim > 1]),
+        dict(biases, params=[one for one in parameters if one.ndim <= 1]),
+    ]
+    return [part for part in parts if part["params"]]
 
 
 def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
@@ -56,7 +84,18 @@ def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
     return config.lr
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group lr times its own scale."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimConfig, step: int, total_steps: int) -> None:
+    """Give every group the learning rate of this step times its own scale; groups with constant_lr keep config.lr."""
+    scheduled = learning_rate(config, step, total_steps)
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_scale", 1.0)
+        group["lr"] = (config.lr if group.get("constant_lr") else scheduled) * group.get("lr_scale", 1.0)
+
+
+def forget(optimizer: torch.optim.Optimizer) -> Callable[[Sequence[torch.nn.Parameter]], None]:
+    """A function that drops the optimiser's moments of the parameters it is given."""
+
+    def reset(parameters: Sequence[torch.nn.Parameter]) -> None:
+        for parameter in parameters:
+            optimizer.state.pop(parameter, None)
+
+    return reset

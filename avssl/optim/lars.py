@@ -2,7 +2,7 @@
 
 For each tensor with more than one axis:  d = g + wd w;  q = trust ||w|| / ||d|| (1 if either norm is 0);  d <- q d.
 Then for all:  v <- momentum v + d;  w <- w - lr v.  Tensors with at most one axis (biases, norm scales) get neither
-weight decay nor q.
+weight decay nor q, unless exclude_biases is False: then they are treated as weights are (SwAV's LARC without clipping).
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ class LARS(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         momentum: float = 0.9,
         trust: float = 0.001,
+        exclude_biases: bool = True,
     ) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "trust": trust})
+        defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "trust": trust}
+        super().__init__(params, defaults | {"exclude_biases": exclude_biases})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -39,7 +41,7 @@ class LARS(torch.optim.Optimizer):
     def _update(self, weight: torch.Tensor, group: dict[str, Any]) -> None:
         direction = weight.grad
         assert direction is not None  # for the type checker: step() looked
-        if weight.ndim > 1:
+        if weight.ndim > 1 or not group["exclude_biases"]:
             direction = direction.add(weight, alpha=group["weight_decay"])
             weight_norm, norm = torch.linalg.vector_norm(weight), torch.linalg.vector_norm(direction)
             usable = (weight_norm > 0) & (norm > 0)

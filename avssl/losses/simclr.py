@@ -1,0 +1,91 @@
+"""SimCLR: a simple framework for contrastive learning (Chen et al. 2020, arXiv 2002.05709).
+
+Two augmented views of each sample; each of the 2 B embeddings is to be found among the 2 B - 1 others:
+
+    L = -1/(2B) sum_i log( exp(s(i, i+) / T) / sum_{j != i} exp(s(i, j) / T) ),    s the cosine           (eq. 1)
+
+The authors' code adds the means over the two halves, which is 2 L; this is the paper's mean. Candidates come from the
+whole batch of all ranks, with gradient. Across modalities the loss is the two-way cross-entropy of video against audio
+(Radford et al. 2021, CLIP's form): rows of one modality are compared with rows of the other only, for embeddings of
+the same modality tell how alike two networks' habits are, not which samples belong together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, normalize
+
+from avssl.distributed import gather_with_grad
+from avssl.losses import register
+from avssl.losses.base import LossConfig, Outputs, PairConfig, PairLoss
+from avssl.models.heads import mlp
+from avssl.types import LossOutput, Progress
+
+
+@dataclass
+class SimCLRConfig(PairConfig):
+    """Defaults are those of the paper's ImageNet runs."""
+
+    name: str = "simclr"
+    temperature: float = 0.1
+    projector_hidden_dims: tuple[int, ...] = (2048,)
+    embedding_dim: int = 128
+    projector_batch_norm: bool = True  # after every layer, as in the authors' code
+
+
+def nt_xent(z1: torch.Tensor, z2: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Normalised temperature-scaled cross-entropy, eq. 1: the mean over the 2 B anchors.
+
+    Args:
+        z1, z2: (B, D) embeddings of the two views, row by row of the same sample; need not be normalised; any float.
+        temperature: > 0.
+
+    Returns a float32 scalar; finite also where cosines are 1 and the temperature is small.
+    """
+    z = normalize(torch.cat([z1, z2]).float(), dim=1)
+    batch_size = len(z1)
+    scores = z @ z.T / temperature
+    scores.fill_diagonal_(-torch.inf)  # an anchor is no candidate of its own
+    partner = torch.arange(2 * batch_size, device=z.device).roll(batch_size)
+    return cross_entropy(scores, partner)
+
+
+def two_way_cross_entropy(z1: torch.Tensor, z2: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Find z2's row by z1's and the other way round: mean of the two cross-entropies. Arguments as `nt_xent`."""
+    scores = normalize(z1.float(), dim=1) @ normalize(z2.float(), dim=1).T / temperature
+    own = torch.arange(len(scores), device=scores.device)
+    return (cross_entropy(scores, own) + cross_entropy(scores.T, own)) / 2
+
+
+@register("simclr")
+class SimCLR(PairLoss):
+    """NT-Xent on two views, or two-way cross-entropy across modalities. State: none."""
+
+    Config: ClassVar[type[LossConfig]] = SimCLRConfig
+    family: ClassVar[str] = "contrastive"
+    paper: ClassVar[str] = "Chen et al. 2020, arXiv 2002.05709"
+    augments: ClassVar[tuple[str, str]] = ("simclr", "simclr")
+    min_global_batch_size: ClassVar[int] = 2
+
+    def __init__(self, config: SimCLRConfig, encoders: Mapping[str, nn.Module], num_samples: int) -> None:
+        super().__init__(config, encoders, num_samples)
+        self.config: SimCLRConfig = config
+        for modality in encoders:
+            dims = (self.feature_dim(modality), *config.projector_hidden_dims, config.embedding_dim)
+            normalise = config.projector_batch_norm
+            self.projectors[modality] = mlp(dims, batch_norm=normalise, final_batch_norm=normalise)
+
+    def forward(self, views: dict[str, torch.Tensor]) -> Outputs:
+        """{"first": (B, D), "second": (B, D)}."""
+        return self.project_together(views)
+
+    def loss(self, outputs: Outputs, index: torch.Tensor, progress: Progress) -> LossOutput:  # noqa: ARG002
+        """The loss of the batch of all ranks, computed on each of them."""
+        contrast = two_way_cross_entropy if self.is_cross_modal else nt_xent
+        z1, z2 = gather_with_grad(outputs["first"]), gather_with_grad(outputs["second"])
+        return LossOutput(contrast(z1, z2, self.config.temperature), {})
