@@ -50,6 +50,12 @@ def run_python(*arguments, check=True, **environment):
     return process
 
 
+def run_ranks(num_processes, claim, *arguments):
+    """A claim of tests/ranks.py on this many processes of torchrun."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", num_processes]
+    return run_python(*launcher, "-m", "tests.ranks", claim, *arguments, EXPECTED_WORLD_SIZE=str(num_processes))
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
     """A folder with train/ (18 clips) and test/ (6 clips) as real media files with labels.csv."""

