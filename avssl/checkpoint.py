@@ -151,7 +151,10 @@ def inherit(loss: nn.Module, source: str | Path, fingerprint: str) -> dict[str, 
     foreign = {}
     if data["fingerprint"] != fingerprint:
         rows = data["num_samples"]
-        foreign = {key: value for key, value in weights.items() if value.ndim > 0 and _is_per_sample(key, value, rows)}
+        learnt = {f"loss.{name}" for name, _ in loss.named_parameters()}
+        foreign = {
+            key: value for key, value in weights.items() if key not in learnt and _is_per_sample(key, value, rows)
+        }
     refused = [key for key in weights if key.startswith("loss.encoders.") and not _fits(key, weights[key], loss)]
     if refused:
         raise ValueError(
@@ -169,7 +172,8 @@ def _fits(key: str, value: torch.Tensor, loss: nn.Module) -> bool:
 
 
 def _is_per_sample(key: str, value: torch.Tensor, num_samples: int) -> bool:
-    return value.shape[0] == num_samples and not key.startswith(("loss.encoders.", "loss.projectors.", "views."))
+    """A buffer with an axis as long as the data set: banks (N, D), positive sets (N, k), labels (heads, N)."""
+    return num_samples in value.shape and not key.startswith(("loss.encoders.", "loss.projectors.", "views."))
 
 
 def inherit_views(views: nn.Module, source: str | Path) -> bool:

@@ -98,7 +98,10 @@ def parse(schema: type[T], argv: list[str]) -> T:
         if not Path(name).is_file():
             raise ConfigError(f"{name}: no such file; the first argument is the YAML of the recipe")
     try:
-        values = OmegaConf.merge(*map(OmegaConf.load, files), OmegaConf.from_dotlist(changes))
+        values: Any = OmegaConf.create()
+        for layer in (*map(OmegaConf.load, files), OmegaConf.from_dotlist(changes)):
+            _replace_encoders(values, layer)
+            values = OmegaConf.merge(values, layer)
         base = OmegaConf.structured(schema)
         loss_name = OmegaConf.select(values, "loss.name", default="")
         if loss_name:
@@ -122,10 +125,11 @@ def require(config: Any, *keys: str) -> None:
 
 
 def _replace_encoders(base: Any, values: Any) -> None:
-    """An encoder section that names another network starts afresh: options of the default one do not linger."""
+    """An encoder section that names another network starts afresh: options of the one before do not linger."""
     given = OmegaConf.select(values, "encoders", default=None)
     for modality in given or {}:
-        if "name" in given[modality] and "encoders" in base:
+        before = OmegaConf.select(base, f"encoders.{modality}", default=None)
+        if before is not None and given[modality].get("name", before.get("name")) != before.get("name"):
             base.encoders[modality] = {}
 
 
@@ -204,6 +208,8 @@ def describe(schema: type[Any], indent: str = "") -> str:
         if dataclasses.is_dataclass(default) and not isinstance(default, type):
             lines += f"{indent}{item.name}:\n{describe(type(default), indent + '  ')}"
             continue
+        if isinstance(default, dict) and any(map(dataclasses.is_dataclass, default.values())):
+            default = ", ".join(default)  # sections by name
         comment = comments.get(item.name, "")
         lines += f"{indent}{item.name}: {item.type} = {default!r}" + (f"  # {comment}" if comment else "") + "\n"
     return lines

@@ -1,8 +1,9 @@
-"""Embeddings of media with a finished run: one row per window, both modalities on one time grid.
+"""Embeddings of media with a finished run: one row per window, all modalities on one time grid, or one per picture.
 
     embedder = avssl.load_embedder("runs/avid_cma")
     table, failures = embedder.embed(["holiday.mp4"], window_seconds=2.0, stride_seconds=1.0)
     table.video_embedding, table.audio_embedding, table.start_seconds
+    avssl.load_embedder("runs/simclr").embed_image("holiday.jpg").image_embedding
 
 A window's embedding is the mean of the unit embeddings of the clips that fill it, made unit again: a window of 2 s
 holds four of AVID's video clips of 0.5 s and one audio clip of 2 s, evenly spaced; a clip longer than the window is
@@ -28,9 +29,9 @@ from avssl import checkpoint, losses
 from avssl.config import RunConfig, load_run
 from avssl.data.shards import ShardSet
 from avssl.data.views import RawView, ViewMaker
-from avssl.data.windows import MODALITIES, Media, Windows, WindowStream, open_media, resolve_sources
+from avssl.data.windows import Media, Windows, WindowStream, open_media, resolve_sources
 from avssl.models import create_encoder
-from avssl.tables import EmbeddingTable
+from avssl.tables import MODALITIES, EmbeddingTable
 from avssl.types import MediaError
 
 
@@ -54,7 +55,10 @@ class Embedder:
         loss_class = losses.get(config.loss.name)
         modalities = loss_class.modalities(config.loss)
         torch.manual_seed(config.seed)
-        encoders = {modality: create_encoder(**config.encoders[modality]) for modality in modalities}
+        # A file of weights that the run began with was needed then; it is again only to begin as the run did.
+        unneeded = () if untrained else ("weights",)
+        options = {m: {k: v for k, v in config.encoders[m].items() if k not in unneeded} for m in modalities}
+        encoders = {modality: create_encoder(**options[modality]) for modality in modalities}
         provenance = json.loads((Path(run) / checkpoint.PROVENANCE_FILE).read_text())
         loss = loss_class(config.loss, encoders, provenance["data"]["num_samples"])
         views = ViewMaker(config.views, modalities)
@@ -82,17 +86,17 @@ class Embedder:
 
         Args:
             sources: a shard folder, files, or folders of files.
-            window_seconds: default the run's audio clip length; stride_seconds: default the window.
+            window_seconds: default the run's audio clip length, or its video clip's if it has no sound;
+                stride_seconds: default the window. Pictures have neither.
             modalities: default all that the run has.
             batch_size: clips per forward pass; num_workers: decoding processes, 0 decodes here.
         """
-        wanted = tuple(modalities or self.modalities)
-        unknown = [name for name in wanted if name not in self.modalities]
-        if unknown:
-            raise ValueError(f"this run has no {', '.join(unknown)} encoder; it has {', '.join(self.modalities)}")
-        window = window_seconds or self.config.views.audio.seconds
-        stride = stride_seconds or window
-        stream = WindowStream(resolve_sources(sources), self.config.views, wanted, window, stride)
+        wanted = self._checked(modalities or self.modalities)
+        grid = self._grid(wanted, window_seconds, stride_seconds)
+        found = resolve_sources(sources, wanted)
+        stream = WindowStream(
+            found, self.config.views, wanted, grid.get("window_seconds", 0.0), grid.get("stride_seconds", 0.0)
+        )
         loader = DataLoader(
             stream,
             batch_size=None,
@@ -110,11 +114,34 @@ class Embedder:
         metadata = {
             "run": str(self.config.run),
             "weights": self.weights_hash,
-            "window_seconds": window,
-            "stride_seconds": stride,
+            **grid,
             "normalised": True,
         }
         return collector.table(metadata), collector.failures
+
+    def _checked(self, modalities: Sequence[str]) -> tuple[str, ...]:
+        """The modalities; ValueError for one that the run has not."""
+        unknown = [name for name in modalities if name not in self.modalities]
+        if unknown:
+            raise ValueError(f"this run has no {', '.join(unknown)} encoder; it has {', '.join(self.modalities)}")
+        return tuple(modalities)
+
+    def _grid(self, wanted: Sequence[str], window: float | None, stride: float | None) -> dict[str, float]:
+        """{"window_seconds", "stride_seconds"}, nothing for pictures alone. ValueError for windows of pictures."""
+        if tuple(wanted) == ("image",):
+            if window or stride:
+                raise ValueError(
+                    f"window_seconds={window} and stride_seconds={stride} are given, but this run embeds pictures, "
+                    "which have no windows; leave both out"
+                )
+            return {}
+        views = self.config.views
+        clip_seconds = views.audio.seconds if "audio" in self.modalities else views.video.num_frames / views.video.fps
+        return {"window_seconds": window or clip_seconds, "stride_seconds": stride or window or clip_seconds}
+
+    def embed_image(self, path: str | Path, **options: Any) -> EmbeddingTable:
+        """The row of one picture; raises MediaError where `embed` reports."""
+        return self._embed_one(path, "image", options)
 
     def embed_video(self, path: str | Path, **options: Any) -> EmbeddingTable:
         """Video rows of one file; raises MediaError where `embed` reports."""
@@ -125,12 +152,13 @@ class Embedder:
         return self._embed_one(path, "audio", options)
 
     def _embed_one(self, path: str | Path, modality: str, options: dict[str, Any]) -> EmbeddingTable:
-        open_media(path, str(path))  # what cannot be opened at all raises here, with its reason
+        self._checked([modality])
+        media = open_media(path, str(path), [modality])  # what cannot be opened at all raises here, with its reason
+        if modality not in media.sources:
+            raise MediaError(f"no_{modality}", f"{path}: has no {modality}")  # type: ignore[arg-type]
         table, failures = self.embed(path, modalities=[modality], **options)
         for error in failures.values():
             raise error
-        if not (table.has_video if modality == "video" else table.has_audio).any():
-            raise MediaError(f"no_{modality}", f"{path}: has no {modality}")  # type: ignore[arg-type]
         return table
 
     @torch.inference_mode()
@@ -160,7 +188,7 @@ class _Collector:
             self.failures[key] = item
             return
         # Media travel with their bytes no further than this.
-        media = Media(key, item.media.index, None, None, None, None, item.media.labels)
+        media = Media(key, item.media.index, labels=item.media.labels)
         self.rows.append((number, media, item.grid, item.has))
         for name in self.modalities:
             clips = item.clips[name]
@@ -178,10 +206,18 @@ class _Collector:
             self.outputs[name].append(self.embedder.encode(name, RawView(name, piece)))
 
     def table(self, metadata: dict[str, Any]) -> EmbeddingTable:
-        """All rows in the order of the sources. ValueError when nothing could be embedded."""
+        """All rows in the order of the sources. ValueError when nothing could be embedded, of one source its own."""
         if not self.rows:
+            if len(self.failures) == 1:
+                raise next(iter(self.failures.values()))
             reasons = "; ".join(str(error) for error in list(self.failures.values())[:3])
             raise ValueError(f"nothing could be embedded: {len(self.failures)} sources failed ({reasons})")
+        if not any(self.owners.values()):
+            wanted = " or ".join(self.modalities)
+            raise ValueError(
+                f"nothing could be embedded: none of the {len({row[0] for row in self.rows})} sources that could be "
+                f"opened has {wanted}, which this run reads"
+            )
         columns: dict[str, Any] = {}
         for name in self.modalities:
             if self.waiting[name]:
@@ -201,6 +237,7 @@ class _Collector:
             end_seconds=grid[:, 1],
             has_audio=self._has("audio"),
             has_video=self._has("video"),
+            has_image=self._has("image"),
             labels=[media.labels for media in medias],
             metadata=metadata,
             **columns,

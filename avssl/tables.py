@@ -1,10 +1,9 @@
-"""Tables of embeddings: one row per window of a clip, as Parquet or npz. The only user of pyarrow."""
+"""Tables of embeddings: one row per window of a clip or per picture. Their files are in table_files.py."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,30 +11,32 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-FORMAT_VERSION = 1
+from avssl.table_files import SUFFIXES, read_columns, write_columns
+
+MODALITIES = ("video", "audio", "image")
 SCALAR_COLUMNS: dict[str, Any] = {
     "index": np.int64,
     "start_seconds": np.float64,
     "end_seconds": np.float64,
     "has_audio": np.bool_,
     "has_video": np.bool_,
+    "has_image": np.bool_,
 }
-VECTOR_COLUMNS = ("video_embedding", "audio_embedding", "video_feature", "audio_feature")
-_METADATA_KEY = "avssl"
-_SUFFIXES = (".parquet", ".npz")
+VECTOR_COLUMNS = tuple(f"{modality}_{kind}" for kind in ("embedding", "feature") for modality in MODALITIES)
 
 
 @dataclass(frozen=True)
 class EmbeddingTable:
-    """n windows with their embeddings; every array has n rows, in the order in which they were written.
+    """n windows or pictures with their embeddings; every array has n rows, in the order in which they were written.
 
     keys: names of the clips, length n (several windows of one clip share a key).
     index: int64 (n,), the sample's index in its shard folder, -1 for plain files.
-    start_seconds, end_seconds: float64 (n,), the window on the clip's clock.
-    has_audio, has_video: bool (n,).
-    video_embedding, audio_embedding: float32 (n, D), unit rows, all NaN where the modality is absent; None if the
-        whole table lacks the column. D may differ between modalities.
-    video_feature, audio_feature: float32 (n, F), the encoder's output before the projector; NaN and None as above.
+    start_seconds, end_seconds: float64 (n,), the window on the clip's clock; a picture has no clock: both are 0.
+    has_audio, has_video, has_image: bool (n,). A table from before there were pictures has none.
+    video_embedding, audio_embedding, image_embedding: float32 (n, D), unit rows, all NaN where the modality is absent;
+        None if the whole table lacks the column. D may differ between modalities.
+    video_feature, audio_feature, image_feature: float32 (n, F), the encoder's output before the projector; NaN and
+        None as above.
     labels: {field: [names]} per row.
     metadata: run, weights hash, window_seconds, stride_seconds, normalised, ...: whatever json can hold.
     """
@@ -50,6 +51,9 @@ class EmbeddingTable:
     audio_embedding: NDArray[np.float32] | None = None
     video_feature: NDArray[np.float32] | None = None
     audio_feature: NDArray[np.float32] | None = None
+    image_embedding: NDArray[np.float32] | None = None
+    image_feature: NDArray[np.float32] | None = None
+    has_image: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     labels: list[dict[str, list[str]]] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
 
@@ -58,6 +62,8 @@ class EmbeddingTable:
         set_field = object.__setattr__
         set_field(self, "keys", [str(key) for key in self.keys])
         set_field(self, "labels", list(self.labels) or [{} for _ in self.keys])
+        if len(self.has_image) == 0:
+            set_field(self, "has_image", np.zeros(len(self.keys), np.bool_))
         for name, dtype in SCALAR_COLUMNS.items():
             set_field(self, name, np.asarray(getattr(self, name), dtype=dtype))
         for name in ("labels", *SCALAR_COLUMNS):
@@ -72,16 +78,23 @@ class EmbeddingTable:
                 set_field(self, name, np.asarray(values, dtype=np.float32))
                 self._check_vectors(name)
 
-    def _label_texts(self) -> list[str]:
-        return [json.dumps(row, sort_keys=True, ensure_ascii=False) for row in self.labels]
+    def has(self, modality: str) -> NDArray[np.bool_]:
+        """bool (n,): which rows have a modality; a vector column's name says it too (video_embedding)."""
+        rows: NDArray[np.bool_] = getattr(self, f"has_{modality.split('_', maxsplit=1)[0]}")
+        return rows
 
-    def _present(self, name: str) -> NDArray[np.bool_]:
-        """bool (n,): which rows have the modality of a vector column."""
-        return self.has_video if name.startswith("video") else self.has_audio
+    def embedding(self, modality: str) -> NDArray[np.float32] | None:
+        """The embeddings (n, D) of a modality, None if the table lacks the column."""
+        rows: NDArray[np.float32] | None = getattr(self, f"{modality}_embedding")
+        return rows
+
+    def modalities(self) -> list[str]:
+        """Those of which at least one row has an embedding, in the order of MODALITIES."""
+        return [name for name in MODALITIES if self.embedding(name) is not None and self.has(name).any()]
 
     def _check_vectors(self, name: str) -> None:
         """Rows that are present must be finite, absent rows all NaN: a zero or a stale vector would pass for data."""
-        values, present = getattr(self, name), self._present(name)
+        values, present = getattr(self, name), self.has(name)
         if values.ndim != 2 or len(values) != len(self.keys) or values.shape[1] == 0:
             raise ValueError(
                 f"column {name!r} has shape {values.shape}; expected ({len(self.keys)}, width) with width > 0"
@@ -133,29 +146,24 @@ class EmbeddingTable:
         group = np.argsort(order)[group]
         pooled = self.select(first[order])
         columns: dict[str, Any] = {"metadata": {**self.metadata, "pooled": "mean of windows by key"}}
-        spans = {"start_seconds": np.minimum, "end_seconds": np.maximum}
-        for name, union in {**spans, "has_audio": np.logical_or, "has_video": np.logical_or}.items():
+        unions = {"start_seconds": np.minimum, "end_seconds": np.maximum}
+        for name, union in (unions | {f"has_{modality}": np.logical_or for modality in MODALITIES}).items():
             columns[name] = getattr(pooled, name).copy()
             union.at(columns[name], group, getattr(self, name))
         for name in VECTOR_COLUMNS:
             if (values := getattr(self, name)) is not None:
                 unit = name.endswith("embedding")
-                columns[name] = _group_means(values, self._present(name), group, len(pooled), unit=unit)
+                columns[name] = _group_means(values, self.has(name), group, len(pooled), unit=unit)
         return replace(pooled, **columns)
 
     def write(self, path: str | Path) -> Path:
         """Write as Parquet or npz by the suffix, complete or not at all; the same table gives the same bytes."""
-        destination = Path(path)
-        if destination.suffix not in _SUFFIXES:
-            raise ValueError(f"cannot write {str(destination)!r}: the suffix must be one of {', '.join(_SUFFIXES)}")
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        temporary = destination.with_name(f".{destination.name}.tmp")
-        with temporary.open("wb") as stream:
-            (_write_parquet if destination.suffix == ".parquet" else _write_npz)(self, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(destination)
-        return destination
+        names = (*SCALAR_COLUMNS, *VECTOR_COLUMNS)
+        columns: dict[str, Any] = {"key": self.keys}
+        columns |= {name: values for name in names if (values := getattr(self, name)) is not None}
+        columns["labels"] = [json.dumps(row, sort_keys=True, ensure_ascii=False) for row in self.labels]
+        present = {name: self.has(name) for name in VECTOR_COLUMNS}
+        return write_columns(Path(path), columns, present, self.metadata)
 
     @classmethod
     def read(cls, path: str | Path) -> EmbeddingTable:
@@ -170,7 +178,7 @@ class EmbeddingTable:
             raise FileNotFoundError(f"no embedding table at {str(source)!r}")
         if source.is_file():
             return _read_file(source)
-        for suffix in _SUFFIXES:
+        for suffix in SUFFIXES:
             parts = sorted(part for part in source.glob(f"*{suffix}") if not part.name.startswith("."))
             if parts:
                 return concatenate([_read_file(part) for part in parts])
@@ -218,83 +226,10 @@ def _group_means(
     return means.astype(np.float32)
 
 
-def _payload(table: EmbeddingTable) -> str:
-    return json.dumps({"format_version": FORMAT_VERSION, "metadata": table.metadata}, sort_keys=True)
-
-
-def _metadata(payload: str, source: Path) -> dict[str, Any]:
-    found = json.loads(payload)
-    if found.get("format_version") != FORMAT_VERSION:
-        given = f"{str(source)!r} has embedding table format {found.get('format_version')}"
-        raise ValueError(f"{given}, this version reads {FORMAT_VERSION}; write the table again with recipes/embed.py")
-    return dict(found["metadata"])
-
-
-def _write_parquet(table: EmbeddingTable, stream: Any) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    columns: dict[str, Any] = {"key": pa.array(table.keys, pa.string())}
-    for name in SCALAR_COLUMNS:
-        columns[name] = pa.array(getattr(table, name))
-    for name in VECTOR_COLUMNS:
-        values = getattr(table, name)
-        if values is not None:
-            absent = ~table._present(name)
-            flat = pa.array(np.where(absent[:, None], np.float32(0), values).reshape(-1), pa.float32())
-            columns[name] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1], mask=pa.array(absent))
-    columns["labels"] = pa.array(table._label_texts(), pa.string())
-    pq.write_table(pa.table(columns, metadata={_METADATA_KEY: _payload(table)}), stream, compression="zstd")
-
-
-def _write_npz(table: EmbeddingTable, stream: Any) -> None:
-    names = (*SCALAR_COLUMNS, *VECTOR_COLUMNS)
-    columns: dict[str, Any] = {name: values for name in names if (values := getattr(table, name)) is not None}
-    # Fixed-width text, never object arrays: those would need a loader that can run code.
-    columns |= {"key": np.array(table.keys, np.str_), "labels": np.array(table._label_texts(), np.str_)}
-    columns[_METADATA_KEY] = np.array(_payload(table))
-    np.savez(stream, **columns)
-
-
 def _read_file(source: Path) -> EmbeddingTable:
-    if source.suffix not in _SUFFIXES:
-        raise ValueError(f"cannot read {str(source)!r}: the suffix must be one of {', '.join(_SUFFIXES)}")
-    columns = dict(_parquet_columns(source) if source.suffix == ".parquet" else _npz_columns(source))
-    missing = {"key", "labels", *SCALAR_COLUMNS} - columns.keys()
+    columns, metadata = read_columns(source)
+    missing = {"key", "labels", *SCALAR_COLUMNS} - {"has_image"} - columns.keys()
     if missing:
         raise ValueError(f"{str(source)!r} lacks the columns {sorted(missing)}: it is not an embedding table")
     labels = [json.loads(row) for row in columns.pop("labels")]
-    return EmbeddingTable(keys=columns.pop("key"), labels=labels, **columns)
-
-
-def _parquet_columns(source: Path) -> Iterator[tuple[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(source)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{str(source)!r} is not a readable Parquet file: {error}") from error
-    payload = (table.schema.metadata or {}).get(_METADATA_KEY.encode())
-    if payload is None:
-        raise ValueError(f"{str(source)!r} is Parquet, but no embedding table: it lacks the {_METADATA_KEY!r} metadata")
-    yield "metadata", _metadata(payload.decode(), source)
-    for name in table.column_names:
-        column = table[name].combine_chunks()
-        if name in VECTOR_COLUMNS:
-            values = np.full((len(column), column.type.list_size), np.nan, np.float32)
-            present = np.asarray(column.is_valid())
-            values[present] = column.flatten().to_numpy().reshape(-1, column.type.list_size)
-            yield name, values
-        else:
-            yield name, column.to_pylist() if name in ("key", "labels") else column.to_numpy(zero_copy_only=False)
-
-
-def _npz_columns(source: Path) -> Iterator[tuple[str, Any]]:
-    with np.load(source, allow_pickle=False) as archive:
-        if _METADATA_KEY not in archive:
-            raise ValueError(f"{str(source)!r} is no embedding table: it lacks the {_METADATA_KEY!r} entry")
-        yield "metadata", _metadata(str(archive[_METADATA_KEY]), source)
-        for name in archive.files:
-            if name != _METADATA_KEY:
-                yield name, [str(text) for text in archive[name]] if name in ("key", "labels") else archive[name]
+    return EmbeddingTable(keys=columns.pop("key"), labels=labels, metadata=metadata, **columns)

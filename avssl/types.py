@@ -15,6 +15,7 @@ FailureReason = Literal[
     "not_media",  # no demuxer recognises it
     "no_video",  # no video stream, or one without a single decodable frame
     "no_audio",  # no audio stream, or one without a single decodable sample
+    "no_image",  # a sample without a picture
     "unsupported_codec",  # the stream is there, its decoder is not
     "truncated",  # the data ends before the header says it does
     "too_short",  # shorter than the minimum duration

@@ -31,7 +31,7 @@ from avssl.optim.build import build_optimizer, set_learning_rate
 from benchmarks import learning
 from benchmarks.learning import Scores
 
-NUM_TRAIN, NUM_TEST, EPOCHS = 10_000, 5_000, 10
+NUM_TRAIN, NUM_TEST, EPOCHS = 10_000, 5_000, 6
 
 # The same for every loss: network, views, batch, optimiser, budget. AUGMENTS is a set of this benchmark's own.
 SHARED = [
@@ -44,9 +44,9 @@ SHARED = [
     "views.image.size_px=28",
     "views.image.small_size_px=20",
     "views.augments.small_picture={crop_scale: [0.3, 1.0], brightness: 0.4, contrast: 0.4, saturation: 0.0, hue: 0.0}",
-    "views.augments.small_crop={crop_scale: [0.1, 0.4], brightness: 0.4, contrast: 0.4, saturation: 0.0, hue: 0.0,"
+    "views.augments.swav_small={crop_scale: [0.1, 0.4], brightness: 0.4, contrast: 0.4, saturation: 0.0, hue: 0.0,"
     " small: true}",
-    "views.augments.small_puzzle={crop_scale: [0.6, 1.0], brightness: 0.4, contrast: 0.4, saturation: 0.0, hue: 0.0,"
+    "views.augments.small_jigsaw={crop_scale: [0.6, 1.0], brightness: 0.4, contrast: 0.4, saturation: 0.0, hue: 0.0,"
     " puzzle: true}",
     "encoders.image={name: resnet10, width: 16, small_stem: true}",
     "optim.name=adamw",
@@ -56,9 +56,47 @@ SHARED = [
     "optim.warmup_steps=40",
 ]
 AUGMENTS = "loss.augments=[small_picture,small_picture]"
-# What each loss needs beside: heads of a size for 128 features, banks and queues for 10,000 pictures.
+ONE_VIEW = "loss.augments=[small_picture]"
+HEAD = ["loss.projector_hidden_dims=[256]", "loss.embedding_dim=64"]
+# What each loss needs beside: heads for 128 features; banks, queues, prototypes for 10,000 pictures; temperatures and
+# teachers for a short run.
 OWN: dict[str, list[str]] = {
-    "simclr": [AUGMENTS, "loss.projector_hidden_dims=[256]", "loss.embedding_dim=64", "loss.temperature=0.2"],
+    "npid": [ONE_VIEW, "loss.num_negatives=1024", "loss.embedding_dim=64", "loss.temperature=0.2"],
+    "pirl": [
+        "loss.augments=[small_picture,small_jigsaw]",
+        "loss.num_negatives=1024",
+        "loss.embedding_dim=64",
+        "loss.temperature=0.2",
+    ],
+    "simclr": [AUGMENTS, *HEAD, "loss.temperature=0.2"],
+    "moco": [
+        AUGMENTS,
+        *HEAD,
+        "loss.temperature=0.2",
+        "loss.queue_size=4096",
+        "loss.teacher_momentum=0.99",
+        "loss.shuffle_groups=4",
+    ],
+    "moco_v3": [AUGMENTS, *HEAD, "loss.predictor_hidden_dims=[256]", "loss.temperature=0.2"],
+    "swav": [AUGMENTS, *HEAD, "loss.num_prototypes=200", "loss.num_small_crops=2", "loss.freeze_steps=78"],
+    "deepcluster": [ONE_VIEW, "loss.num_clusters=100", "loss.pca_dim=64", "loss.projector_dims=[256]"],
+    "deepcluster_v2": [AUGMENTS, *HEAD, "loss.num_prototypes=100", "loss.num_small_crops=2"],
+    "sela": [
+        ONE_VIEW,
+        "loss.num_heads=3",
+        "loss.num_clusters=100",
+        f"loss.relabel_epochs={EPOCHS}",
+        f"loss.num_relabellings={EPOCHS}",
+    ],
+    "byol": [AUGMENTS, *HEAD, "loss.predictor_hidden_dims=[256]", "loss.teacher_momentum=0.99"],
+    "simsiam": [
+        AUGMENTS,
+        "loss.projector_hidden_dims=[256,256]",
+        "loss.embedding_dim=256",
+        "loss.predictor_hidden_dims=[64]",
+    ],
+    "barlow_twins": [AUGMENTS, "loss.projector_hidden_dims=[256,256]", "loss.embedding_dim=256"],
+    "vicreg": [AUGMENTS, "loss.projector_hidden_dims=[256,256]", "loss.embedding_dim=256"],
 }
 LIGHTLY = ("simclr", "moco", "byol", "simsiam", "barlow_twins", "vicreg", "swav")
 

@@ -17,18 +17,29 @@ EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     from data_prep import demo_corpus
+    from data_prep.index import KINDS
 
     parser = argparse.ArgumentParser(prog="python -m data_prep", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    index = commands.add_parser("index", help="list the media files of a folder in a manifest")
-    index.add_argument("videos", type=Path, help="folder, searched with its sub-folders")
+    index = commands.add_parser("index", help="list the media files or pictures of a folder in a manifest")
+    index.add_argument(
+        "source",
+        type=Path,
+        help="folder, searched with its sub-folders; or a file of pictures in MNIST's format (*images-idx3-ubyte with"
+        " its labels beside it, or csv; .gz or not)",
+    )
     index.add_argument("--out", type=Path, required=True, help="the manifest, e.g. corpus.jsonl")
     index.add_argument(
         "--labels",
         default="folder",
         help="folder: the top-level folder's name (default); none; or a csv with a column path (relative to the"
-        " folder), each other column a label field, several names separated by |",
+        " folder), each other column a label field, several names separated by |. A file of pictures brings its own"
+        " labels; none leaves them out",
     )
+    index.add_argument(
+        "--kind", choices=KINDS, help="what to list: media (videos and sounds; default if there are any) or images"
+    )
+    index.add_argument("--csv-label", choices=("first", "last"), help="the column of a csv file that is the class")
     write = commands.add_parser("write", help="turn a manifest into a shard folder; continues when run again")
     write.add_argument("manifest", type=Path)
     write.add_argument("--out", type=Path, required=True, help="the shard folder")
@@ -57,6 +68,7 @@ def _add_write_options(parser: argparse.ArgumentParser) -> None:
         "on_missing_audio": "skip files without audio, or keep their video",
         "on_missing_video": "skip files without video, or keep their audio",
         "min_duration_seconds": "skip shorter files",
+        "image_quality": "JPEG quality, 1 to 100, of pictures that are encoded anew and were JPEG or lossy WebP before",
     }
     for option in fields(WriteOptions):
         default = option.default
@@ -72,16 +84,29 @@ def _add_write_options(parser: argparse.ArgumentParser) -> None:
 
 def run_index(arguments: argparse.Namespace) -> int:
     """Exit code of `index`."""
-    from data_prep.index import index_folder
+    from avssl.data.pictures import IMAGE_SUFFIXES
+    from data_prep.index import index_file, index_folder
 
-    summary = index_folder(arguments.videos, arguments.out, arguments.labels, arguments.workers)
-    print(f"{arguments.out}: {summary.num_listed} files, {summary.num_with_video} with video, "
-          f"{summary.num_with_audio} with audio")  # fmt: skip
+    source, out, labels, kind = arguments.source, arguments.out, arguments.labels, arguments.kind
+    if source.is_file():
+        summary = index_file(source, out, labels, kind, arguments.csv_label)
+    elif arguments.csv_label is not None:
+        raise ValueError(f"--csv-label is for a csv file of pictures; {source} is none")
+    else:
+        summary = index_folder(source, out, labels, arguments.workers, kind)
+    if summary.num_images:
+        print(f"{out}: {summary.num_images} pictures")
+    else:
+        print(f"{out}: {summary.num_listed} files, {summary.num_with_video} with video, "
+              f"{summary.num_with_audio} with audio")  # fmt: skip
     for reason, count in sorted(summary.failed_by_reason.items()):
         print(f"  {count:8d} cannot be read: {reason} (listed with the reason; `write` skips them)")
     if summary.ignored_by_suffix:
         others = ", ".join(f"{count} {suffix}" for suffix, count in summary.ignored_by_suffix.items())
-        print(f"  ignored, no media by their extension: {others}")
+        what = "no pictures" if summary.num_images else "no media"
+        print(f"  ignored, {what} by their extension: {others}")
+    if not summary.num_images and IMAGE_SUFFIXES & summary.ignored_by_suffix.keys():
+        print("  pictures beside videos or sounds are not listed; --kind images lists them, and them alone")
     return EXIT_OK
 
 

@@ -1,4 +1,8 @@
-"""The manifest, corpus.jsonl: one json object a line for every media file found, also those that cannot be used."""
+"""The manifest, corpus.jsonl: one json object a line for everything found, also what cannot be used.
+
+A line is a file, or one picture of a file that holds many (then it has an `item`). A manifest lists either videos and
+sounds, or pictures.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,14 @@ import json
 import os
 import re
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from avssl.data.shards import dump_json
 from avssl.types import FAILURE_REASONS
+
+MEDIA_FACTS = ("container", "duration_seconds", "video", "audio")
 
 
 @dataclass(frozen=True)
@@ -20,8 +26,9 @@ class Entry:
     """A line of the manifest.
 
     path: absolute, or relative to the manifest's folder. key: unique, [A-Za-z0-9_/-] only. labels: {field: [names]}.
-    media: what probing found (MediaInfo.to_json), {} if it failed. error: {"reason", "message"} or None. num_bytes:
-    file size when it was indexed.
+    media: what probing found (MediaInfo.to_json; {"image": ImageInfo.to_json or None} of a picture), {} if it failed.
+    error: {"reason", "message"} or None. num_bytes: file size when it was indexed. item: number of a picture inside the
+    file, from 0; None: the file is the sample.
     """
 
     path: str
@@ -30,13 +37,19 @@ class Entry:
     media: dict[str, Any]
     error: dict[str, str] | None
     num_bytes: int
+    item: int | None = None
+
+    @property
+    def is_image(self) -> bool:
+        """Is it a picture, if perhaps a broken one?"""
+        return "image" in self.media
 
     def to_json(self) -> bytes:
         """The line."""
-        record = asdict(self)
-        media, num_bytes = record.pop("media"), record.pop("num_bytes")
-        facts = {name: media.get(name) for name in ("container", "duration_seconds", "video", "audio")}
-        return dump_json(record | facts | {"bytes": num_bytes})
+        record: dict[str, Any] = {"path": self.path, "key": self.key, "labels": self.labels, "error": self.error}
+        names = ("image",) if self.is_image else MEDIA_FACTS
+        record |= {name: self.media.get(name) for name in names} | {"bytes": self.num_bytes}
+        return dump_json(record if self.item is None else record | {"item": self.item})
 
     @classmethod
     def from_json(cls, record: Any, where: str) -> Self:
@@ -50,8 +63,11 @@ class Entry:
             raise ValueError(f"{where}: labels is {labels!r}; it must be {{field: [names]}}")
         if error is not None and (not isinstance(error, dict) or error.get("reason") not in FAILURE_REASONS):
             raise ValueError(f"{where}: error is {error!r}; its reason must be one of {', '.join(FAILURE_REASONS)}")
-        media = {name: record.get(name) for name in ("container", "duration_seconds", "video", "audio")}
-        return cls(path, key, labels, media, error, int(record.get("bytes", 0)))
+        item = record.get("item")
+        if item is not None and (type(item) is not int or item < 0 or not record.get("image")):
+            raise ValueError(f"{where}: item is {item!r}; it must be a number from 0, of a picture")
+        media = {name: record.get(name) for name in (("image",) if "image" in record else MEDIA_FACTS)}
+        return cls(path, key, labels, media, error, int(record.get("bytes", 0)), item)
 
 
 def read_manifest(path: str | os.PathLike[str]) -> tuple[list[Entry], str]:
@@ -71,6 +87,8 @@ def read_manifest(path: str | os.PathLike[str]) -> tuple[list[Entry], str]:
     repeated = [key for key, count in Counter(entry.key for entry in entries).items() if count > 1]
     if repeated:
         raise ValueError(f"{path}: keys must be unique; repeated: {', '.join(repeated[:5])}")
+    if len({entry.is_image for entry in entries}) > 1:
+        raise ValueError(f"{path}: lists pictures beside videos or sounds; make a manifest of each")
     if not entries:
         raise ValueError(f"{path}: lists no files")
     return entries, hashlib.sha256(content).hexdigest()

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
+IMAGE_OPTIONS = ("short_side_px", "image_quality", "samples_per_shard", "seed")
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,8 @@ class WriteOptions:
     frames between keyframes. crf: x264's quality, 0 (lossless) to 51. preset: x264's effort. audio_rate_hz: samples a
     second. samples_per_shard: listed files a shard; those skipped make it shorter. seed: of the global shuffle.
     on_missing_audio, on_missing_video: "skip" the file with a reason, or "keep" what it has. min_duration_seconds:
-    shorter files are skipped.
+    shorter files are skipped. image_quality: of JPEG, 1 to 100, for pictures that are encoded anew and were stored with
+    loss before. Pictures heed IMAGE_OPTIONS alone, videos and sounds all but image_quality.
     """
 
     short_side_px: int = 256
@@ -31,11 +33,12 @@ class WriteOptions:
     on_missing_audio: str = "skip"
     on_missing_video: str = "skip"
     min_duration_seconds: float = 0.0
+    image_quality: int = 95
 
     def __post_init__(self) -> None:
         at_least = {
             "short_side_px": 16, "fps": 0.1, "keyframe_interval": 1, "crf": 0, "audio_rate_hz": 1000,
-            "samples_per_shard": 1, "seed": 0, "min_duration_seconds": 0,
+            "samples_per_shard": 1, "seed": 0, "min_duration_seconds": 0, "image_quality": 1,
         }  # fmt: skip
         for name, least in at_least.items():
             if not getattr(self, name) >= least:
@@ -46,6 +49,8 @@ class WriteOptions:
             raise ValueError("allowed are at most --fps 240, --short-side-px 8192 and --audio-rate-hz 384000")
         if self.crf > 51:
             raise ValueError(f"--crf is {self.crf}; x264 takes 0 (lossless) to 51")
+        if self.image_quality > 100:
+            raise ValueError(f"--image-quality is {self.image_quality}; JPEG takes 1 to 100")
         for name in ("on_missing_audio", "on_missing_video"):
             if getattr(self, name) not in ("skip", "keep"):
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)!r}; allowed: skip, keep")
@@ -54,6 +59,12 @@ class WriteOptions:
         """For x264. Without B-frames and scene cuts every k-th frame is a keyframe and frames are stored in order."""
         return {"crf": str(self.crf), "preset": self.preset, "bf": "0", "sc_threshold": "0"}
 
-    def to_json(self) -> dict[str, Any]:
-        """All options, and the library that encodes: another version may give other bytes."""
-        return asdict(self) | {"pyav_version": version("av")}
+    def to_json(self, *, images: bool = False) -> dict[str, Any]:
+        """The options that videos and sounds (or images) heed, and the library that encodes: another version may give
+        other bytes.
+        """
+        if images:
+            return {name: getattr(self, name) for name in IMAGE_OPTIONS} | {"pillow_version": version("pillow")}
+        options = asdict(self)
+        del options["image_quality"]
+        return options | {"pyav_version": version("av")}

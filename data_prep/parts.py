@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ from avssl.data.shards import (
 )
 from avssl.types import MediaError
 from data_prep.files import HashedFile, atomic_file, write_atomically
+from data_prep.images import store_file, store_item
 from data_prep.manifest import Entry
+from data_prep.mnist import PictureFile
 from data_prep.options import WriteOptions
 from data_prep.transcode import Transcoded, transcode
 
@@ -58,7 +60,7 @@ class ShardTask:
 
 
 def part_path(folder: Path, number: int, suffix: str) -> Path:
-    """A file of a part: suffix "bin" (media), "json" (records) or "now" (number and key being read)."""
+    """A file of a part: suffix "bin" (media), "json" (records) or "now" (first line: number and key being read)."""
     return folder / f"part-{number:06d}.{suffix}"
 
 
@@ -67,9 +69,10 @@ def make_part(task: PartTask) -> Counter[str]:
     written: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
     now = part_path(task.folder, task.number, "now")
-    with atomic_file(part_path(task.folder, task.number, "bin")) as file:
+    with atomic_file(part_path(task.folder, task.number, "bin")) as file, now.open("wb", buffering=0) as note:
         for number, entry in enumerate(task.entries):
-            now.write_text(f"{number} {entry.key}")
+            note.seek(0)
+            note.write(f"{number} {entry.key}\n".encode())  # only the first line counts: opening it anew takes long
             try:
                 written.append(_write_media(file, entry, task))
             except MediaError as error:
@@ -88,18 +91,24 @@ def make_part(task: PartTask) -> Counter[str]:
 
 
 def _write_media(file: HashedFile, entry: Entry, task: PartTask) -> dict[str, Any]:
-    """Append one sample's media to the part. MediaError if it has to be skipped."""
+    """Append one sample's media or picture to the part. MediaError if it has to be skipped."""
     path = str(task.manifest_folder / entry.path)
     if entry.error is not None:
         raise MediaError(entry.error["reason"], entry.error["message"])  # type: ignore[arg-type]
     if entry.key in task.crashed:
         raise MediaError("decode_error", f"{path}: the decoder crashes the process that reads it")
-    result = task.transcode(path, task.options)
+    sample = _image_sample(path, entry, task.options) if entry.is_image else _media_sample(path, entry, task)
     place: dict[str, Any] = {}
-    for name, content in (("video", result.video), ("audio", result.audio)):
+    for name, content in (("video", sample.video), ("audio", sample.audio), ("image", sample.image)):
         place[name] = None if content is None else [file.tell(), len(content)]
         if content is not None:
             file.write(content)
+    return place | {"info": vars(sample.info)}
+
+
+def _media_sample(path: str, entry: Entry, task: PartTask) -> Sample:
+    """A video or sound as it is stored; its index is not yet known."""
+    result = task.transcode(path, task.options)
     info = SampleInfo(
         index=0,
         key=entry.key,
@@ -112,7 +121,30 @@ def _write_media(file: HashedFile, entry: Entry, task: PartTask) -> dict[str, An
         labels=entry.labels,
         source={"path": entry.path, "bytes": entry.num_bytes} | result.info.to_json(),
     )
-    return place | {"info": asdict(info)}
+    return Sample(info, result.video, result.audio)
+
+
+def _image_sample(path: str, entry: Entry, options: WriteOptions) -> Sample:
+    """A picture as it is stored; its index is not yet known."""
+    if entry.item is None:
+        stored = store_file(path, options)
+    else:
+        stored = store_item(PictureFile(path, entry.media["image"].get("label_column")), entry.item, options)
+    info = SampleInfo(
+        index=0,
+        key=entry.key,
+        duration_seconds=0.0,
+        video_fps=0.0,
+        num_frames=0,
+        av_offset_seconds=0.0,
+        audio_rate_hz=0,
+        num_audio_samples=0,
+        labels=entry.labels,
+        source={"path": entry.path, "bytes": entry.num_bytes} | stored.source,
+        image_height_px=stored.height_px,
+        image_width_px=stored.width_px,
+    )
+    return Sample(info, None, None, stored.content)
 
 
 def load_part(folder: Path, number: int) -> dict[str, Any]:
@@ -152,12 +184,12 @@ def _finished_shard(path: Path, task: ShardTask) -> ShardRecord:
 def _samples(media: Any, records: list[dict[str, Any]], first_index: int) -> Iterator[Sample]:
     for index, record in enumerate(records, start=first_index):
         content: dict[str, bytes | None] = {}
-        for name in ("video", "audio"):
+        for name in ("video", "audio", "image"):
             content[name] = None
-            if record[name] is not None:
+            if record.get(name) is not None:
                 offset, size = record[name]
                 media.seek(offset)
                 content[name] = media.read(size)
         where = f"part record {record['info'].get('key')}.{JSON_MEMBER}"
         info = SampleInfo.from_json(record["info"] | {"index": index}, where)
-        yield Sample(info, content["video"], content["audio"])
+        yield Sample(info, content["video"], content["audio"], content["image"])

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from avssl.data.decode import probe, read_audio, read_video, stream_audio, stream_pictures
+from avssl.data.pictures import read_image
 from avssl.data.shards import (
     AUDIO_MEMBER,
     INDEX_NAME,
@@ -20,6 +21,7 @@ from avssl.data.shards import (
     ShardIndex,
     ShardRecord,
     SideCar,
+    image_member,
     parse_members,
     sha256_file,
 )
@@ -69,6 +71,7 @@ def verify_folder(folder: Path, decode_all: bool = False, num_workers: int = 1) 
 
     decode_all: decode every frame and sample and compare their number with the json; otherwise only the first frame
     and the first tenth of a second of each sample (the hashes already show that the bytes are those that were written).
+    Pictures are always decoded.
     """
     report = Report()
     try:
@@ -206,6 +209,11 @@ def _check_info(info: SampleInfo, index: int, key: str, label_names: dict[str, l
 
 def _check_media(sample: Sample, decode_all: bool) -> None:
     info = sample.info
+    if sample.image is not None:
+        name = f"{info.key}.{image_member(sample.image)}"
+        height_px, width_px = read_image(sample.image, name=name).shape[1:]
+        _compare(name, "rows", height_px, info.image_height_px)
+        _compare(name, "columns", width_px, info.image_width_px)
     if sample.video is not None:
         name = f"{info.key}.{VIDEO_MEMBER}"
         read_video(sample.video, [0.0], rgb=False, name=name)

@@ -55,6 +55,10 @@ class _Job:
     def num_listed(self) -> int:
         return sum(len(run) for run in self.runs)
 
+    @property
+    def recorded_options(self) -> dict[str, Any]:
+        return self.options.to_json(images=self.runs[0][0].is_image)
+
 
 def write_shards(
     manifest: Path,
@@ -96,7 +100,7 @@ def shuffled_runs(entries: list[Entry], options: WriteOptions) -> list[tuple[Ent
 
 
 def _identity(job: _Job) -> dict[str, Any]:
-    return {"manifest_sha256": job.manifest_sha256, "options": job.options.to_json()}
+    return {"manifest_sha256": job.manifest_sha256, "options": job.recorded_options}
 
 
 def _refuse_unless_same(found: dict[str, Any], job: _Job) -> None:
@@ -162,7 +166,7 @@ def _make_all_parts(job: _Job) -> None:
             for _ in in_processes(make_part, tasks, job.num_workers, "write", sizes, lambda: _num_underway(job)):
                 pass
         except BrokenProcessPool as error:
-            notes = [path.read_text().split(" ", 1) for path in job.parts.glob("part-*.now")]
+            notes = [path.read_text().partition("\n")[0].split(" ", 1) for path in job.parts.glob("part-*.now")]
             suspects = {note[1] for note in notes if len(note) == 2}
             guilty = {key for key in sorted(suspects) if _kills_its_process(job, key, crashed)}
             write_atomically(job.parts / CRASHED_NAME, dump_json(sorted(crashed | guilty)))
@@ -229,7 +233,7 @@ def _make_all_shards(job: _Job) -> ShardIndex:
         num_skipped=len(skipped),
         skipped_by_reason=dict(sorted(Counter(str(skip["reason"]) for skip in skipped).items())),
         label_names=_label_names(parts),
-        options=job.options.to_json(),
+        options=job.recorded_options,
         manifest_sha256=job.manifest_sha256,
     )
 

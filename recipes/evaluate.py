@@ -1,4 +1,5 @@
-"""Evaluate a finished run, trained and untrained: weighted kNN, audio <-> video retrieval, precision of positives.
+"""Evaluate a finished run, trained and untrained: weighted kNN of what it has encoders for, audio <-> video retrieval
+and precision of positives if it has both.
 
     python recipes/evaluate.py runs/avid_cma recipes/configs/evaluate.yaml train=shards/train test=shards/test
 
@@ -56,11 +57,10 @@ def main(run: Path, task: TaskConfig) -> Path:
     for weights in ("trained", "untrained"):
         embedder = Embedder.from_run(run, device=task.device, untrained=weights == "untrained")
         train, test = embed_split(embedder, task.train, task), embed_split(embedder, task.test, task)
-        positives = {}
-        if weights == "trained" and ShardSet(task.train).fingerprint == trained_on:
-            positives = positive_sets(run, task.num_positives)
-        elif weights == "trained":
+        positives = positive_sets(run, task.num_positives) if weights == "trained" else {}
+        if positives and ShardSet(task.train).fingerprint != trained_on:
             print(f"no precision of positives: {run} was not trained on {task.train}, whose labels are known")
+            positives = {}
         results[weights], levels = evaluate_tables(train, test, task, positives)
         chance |= levels
         facts = protocol(train, test, task)

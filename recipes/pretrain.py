@@ -80,6 +80,7 @@ def main(cfg: config.RunConfig) -> None:
         inherited = False
         if cfg.init_from:
             report = checkpoint.inherit(loss, cfg.init_from, shards.fingerprint)
+            loss.after_inherit(report["loaded"])
             accelerator.print(checkpoint.describe_matching(report, cfg.init_from))
             same_audio = config.load_run(cfg.init_from).views.audio == cfg.views.audio
             inherited = same_audio and checkpoint.inherit_views(views, cfg.init_from)

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a run: data, curves, results, neighbours across modalities that play, a 2-D map.
+"""One self-contained HTML page of a run: data, curves, results, neighbours to look at and to play, a 2-D map.
 
     python recipes/report.py runs/avid_cma [runs/avid ...] --shards shards/test
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from avssl import checkpoint
 from avssl.data.shards import ShardSet
+from avssl.report.media import ClipMedia
 from avssl.report.page import write_report
 from avssl.tables import EmbeddingTable
 
@@ -27,11 +28,11 @@ def main(run: Path, others: list[Path], shards: str) -> Path:
     table_path = run / "embeddings" / "test.parquet"
     provenance = run / checkpoint.PROVENANCE_FILE
 
-    def media(key: str) -> tuple[bytes | None, bytes | None]:
+    def media(key: str) -> ClipMedia:
         if key not in places:
-            return None, None  # embedded from elsewhere: listed, not shown
+            return ClipMedia()  # embedded from elsewhere: listed, not shown
         sample = library.read(places[key])
-        return sample.video, sample.audio
+        return ClipMedia(sample.video, sample.audio, sample.image)
 
     return write_report(
         run,

@@ -20,7 +20,7 @@ TINY = [
     "data.num_workers=0",
     "data.order_lanes=2",
     "views.video.num_frames=4",
-    "views.video.augment.size_px=32",
+    "views.video.size_px=32",
     "views.audio.seconds=0.5",
     "views.audio.window_samples=256",
     "views.audio.hop_samples=480",
@@ -96,3 +96,25 @@ def tiny_run(shards, tmp_path_factory):
         "steps=3",
     )
     return run
+
+
+@pytest.fixture(scope="session")
+def image_shards(tmp_path_factory):
+    """Shards of twelve made-up pictures of two classes."""
+    import numpy as np
+    from PIL import Image
+
+    from data_prep.index import index_folder
+    from data_prep.options import WriteOptions
+    from data_prep.write_shards import write_shards
+
+    folder = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for number in range(12):
+        path = folder / "pictures" / ("light" if number % 2 else "dark") / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        low = 128 if number % 2 else 0
+        Image.fromarray(generator.integers(low, low + 128, size=(40, 48, 3), dtype=np.uint8)).save(path)
+    index_folder(folder / "pictures", folder / "pictures.jsonl")
+    write_shards(folder / "pictures.jsonl", folder / "shards", WriteOptions(samples_per_shard=5))
+    return folder / "shards"

@@ -123,4 +123,5 @@ if __name__ == "__main__":
     wanted = int(os.environ["EXPECTED_WORLD_SIZE"])
     if claim != "pretrain":
         assert distributed.world_size() == wanted, f"{distributed.world_size()} processes, {wanted} wanted"
+        torch.distributed.barrier()  # a process that leaves while another still talks to it makes that one abort
         torch.distributed.destroy_process_group()

@@ -11,15 +11,12 @@ import torch
 import torchaudio
 
 from avssl.data.audio import (
-    AudioAugment,
     BinNormalize,
     BinStatistics,
     LogMel,
     LogSpectrogram,
     average_adjacent_bins,
-    draw_volume,
     power_to_db,
-    scale_volume,
 )
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -179,16 +176,6 @@ def test_normalising_with_a_corpus_statistics_gives_unit_bins() -> None:
     np.testing.assert_allclose(normalize(spectrogram).numpy()[..., :3], expected[..., :3], atol=1e-4)
 
 
-def test_volume_scales_each_sample_by_its_own_factor() -> None:
-    waveform = noise(3, 1, 10)
-    scaled = scale_volume(waveform, torch.tensor([1.0, 0.5, 2.0]))
-    np.testing.assert_allclose(scaled.numpy(), waveform.numpy() * np.array([1, 0.5, 2], np.float32)[:, None, None])
-    draws = [draw_volume(np.random.default_rng(seed), AudioAugment()) for seed in range(500)]
-    assert 0.9 <= min(draws) < 0.91
-    assert 1.09 < max(draws) <= 1.1
-    assert draw_volume(np.random.default_rng(5), AudioAugment()) == draws[5]
-
-
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -201,8 +188,6 @@ def test_volume_scales_each_sample_by_its_own_factor() -> None:
         (lambda: LogSpectrogram(dynamic_range_db=0.0), "dynamic_range_db must be positive"),
         (lambda: LogMel(high_hz=20_000.0), "12000.0"),
         (lambda: LogMel(num_bins=400), "would be empty"),
-        (lambda: AudioAugment(1.1, 0.9), "low <= high"),
-        (lambda: scale_volume(torch.zeros(2, 1, 4), torch.ones(3)), "one volume factor per sample"),
         (lambda: BinStatistics(3).update(torch.zeros(1, 1, 2, 4)), "expected 3 bins"),
         (lambda: BinStatistics(1).update(torch.full((1, 1, 2, 1), float("nan"))), "NaN"),
         (lambda: BinStatistics(3).merge(BinStatistics(4)), "cannot merge"),

@@ -45,7 +45,7 @@ def test_a_saved_configuration_reads_back_equal(tmp_path):
         ("loss.name=avod", r"no loss is called 'avod'. Did you mean 'avid'\?"),
         ("loss.variant=both", r"expected one of \['cross', 'self', 'joint'\].*loss\.variant"),
         ("optim.lr=fast", r"could not be converted to Float.*optim\.lr"),
-        ("views.video.augment.size_px=0", "size_px must be at least 1"),
+        ("views.video.size_px=0", "size_px must be at least 1"),
         ("--optim.lr", "changes are written key=value, without dashes"),
         ("nothing.yaml", r"nothing\.yaml: no such file"),
     ],
@@ -60,6 +60,18 @@ def test_the_recipe_leaves_with_status_2_and_one_line_for_a_wrong_key():
     assert process.returncode == 2
     assert process.stderr.strip().splitlines()[-1].startswith("configuration error: Key 'learning_rate' not in")
     assert "Traceback" not in process.stderr
+
+
+def test_a_command_that_names_another_encoder_drops_the_options_that_the_yaml_gave_the_first_one(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("encoders: {image: {name: vit_small, num_heads: 12}}")
+
+    def encoder(*changes):
+        return config.parse(RunConfig, [str(recipe), *changes]).encoders["image"]
+
+    assert encoder("encoders.image={name: resnet10, width: 4}") == {"name": "resnet10", "width": 4}
+    assert encoder("encoders.image.depth=2") == {"name": "vit_small", "num_heads": 12, "depth": 2}
+    assert encoder("encoders.image.name=vit_small") == {"name": "vit_small", "num_heads": 12}
 
 
 def test_help_prints_every_key_with_its_comment():

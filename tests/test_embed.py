@@ -116,7 +116,7 @@ def test_a_row_is_what_the_encoder_gives_for_that_clip(embedder, shards):
         sample.info.audio_start_seconds, sample.info.audio_start_seconds + sample.info.num_audio_samples / 24_000
     )
     clip = decode_audio_clip(sample.audio, 0.0, config.audio, span, "x")
-    view = raw_audio(clip, config.audio.augment, None)
+    view = raw_audio(clip, config.audio, None)
     spectrum = embedder.views.audio(type(view)("audio", view.media[None]), torch.device("cpu"))
     with torch.no_grad():
         feature = embedder.encoders["audio"](spectrum)

@@ -7,14 +7,20 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = {
-    0: ["avssl.types", "avssl.distributed", "avssl.tables"],
+    0: ["avssl.types", "avssl.distributed", "avssl.tables", "avssl.table_files"],
     1: [
         "avssl.ops",
         "avssl.models",
         "avssl.data.decode",
+        "avssl.data.pictures",
         "avssl.data.clips",
         "avssl.data.video",
+        "avssl.data.augment",
+        "avssl.data.augment_sets",
+        "avssl.data.colour",
+        "avssl.data.puzzle",
         "avssl.data.audio",
+        "avssl.data.audio_augment",
         "avssl.data.order",
         "avssl.data.streams",
         "avssl.data.cursor",
@@ -27,7 +33,14 @@ LAYERS = {
     3: ["avssl"],
     4: ["data_prep", "recipes"],
 }
-DATA_PREP_MAY_USE = ("avssl.types", "avssl.data.decode", "avssl.data.shards", "avssl.data.shard_format", "data_prep")
+DATA_PREP_MAY_USE = (
+    "avssl.types",
+    "avssl.data.decode",
+    "avssl.data.pictures",
+    "avssl.data.shards",
+    "avssl.data.shard_format",
+    "data_prep",
+)
 
 
 def layer(module):

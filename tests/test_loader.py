@@ -9,13 +9,12 @@ import torch
 from avssl.data.loader import Loader, LoaderConfig
 from avssl.data.shards import ShardSet
 from avssl.data.statistics import measure_statistics
-from avssl.data.video import VideoAugment
 from avssl.data.views import AudioViewConfig, VideoViewConfig, ViewMaker, ViewsConfig
 from avssl.types import MediaError, View
 
 VIEWS = (View("video", "video"), View("audio", "audio"))
 CONFIG = ViewsConfig(
-    video=VideoViewConfig(num_frames=4, augment=VideoAugment(size_px=24)),
+    video=VideoViewConfig(num_frames=4, size_px=24),
     audio=AudioViewConfig(seconds=0.5, window_samples=256, hop_samples=480, num_frames=25),
 )
 

@@ -143,7 +143,8 @@ def test_audio_stages_have_the_specified_shapes(
 def test_every_encoder_gives_dim_features(name: str) -> None:
     with torch.device("meta"):
         encoder = create_encoder(name).eval()
-        size = {"mvit_v2_s": (3, 16, 224, 224), "avid_audio": (1, 100, 65)}.get(name, (3, 8, 64, 64))
+        usual = (3, 224, 224) if encoder.modality == "image" else (3, 8, 64, 64)
+        size = {"mvit_v2_s": (3, 16, 224, 224), "avid_audio": (1, 100, 65)}.get(name, usual)
         feature = encoder(torch.empty(2, *size))
     assert feature.shape == (2, encoder.dim)
     assert encoder.modality == ENCODERS[name].modality

@@ -5,32 +5,45 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from avssl.tables import VECTOR_COLUMNS, EmbeddingTable, concatenate
 
-WIDTHS = {"video_embedding": 6, "audio_embedding": 4, "video_feature": 9, "audio_feature": 3}
+WIDTHS = {
+    "video_embedding": 6,
+    "audio_embedding": 4,
+    "image_embedding": 5,
+    "video_feature": 9,
+    "audio_feature": 3,
+    "image_feature": 2,
+}
 
 
 def make_table(num_rows: int = 7, seed: int = 0, prefix: str = "clip") -> EmbeddingTable:
-    """Rows with both, one or the other modality and awkward names."""
+    """Rows with some of the modalities and awkward names."""
     rng = np.random.default_rng(seed)
-    has_video, has_audio = np.arange(num_rows) % 3 != 1, np.arange(num_rows) % 3 != 2
+    has = {
+        "video": np.arange(num_rows) % 3 != 1,
+        "audio": np.arange(num_rows) % 3 != 2,
+        "image": np.arange(num_rows) % 4 == 0,
+    }
     vectors = {}
     for name, width in WIDTHS.items():
         values = rng.normal(size=(num_rows, width)).astype(np.float32)
         if name.endswith("embedding"):
             values /= np.linalg.norm(values, axis=1, keepdims=True)
-        values[~(has_video if name.startswith("video") else has_audio)] = np.nan
+        values[~has[name.split("_")[0]]] = np.nan
         vectors[name] = values
     return EmbeddingTable(
         keys=[f'{prefix}/{row} é "<&' for row in range(num_rows)],
         index=np.arange(num_rows) - 1,
         start_seconds=np.arange(num_rows) * 0.1,
         end_seconds=np.arange(num_rows) * 0.1 + 0.5,
-        has_audio=has_audio,
-        has_video=has_video,
+        has_audio=has["audio"],
+        has_video=has["video"],
+        has_image=has["image"],
         labels=[{"visual": ["a", "b|c"], "sound": []} if row % 2 else {} for row in range(num_rows)],
         metadata={"run": "runs/avid", "window_seconds": 0.5, "normalised": True},
         **vectors,
@@ -39,7 +52,7 @@ def make_table(num_rows: int = 7, seed: int = 0, prefix: str = "clip") -> Embedd
 
 def assert_equal(left: EmbeddingTable, right: EmbeddingTable) -> None:
     assert (left.keys, left.labels, left.metadata) == (right.keys, right.labels, right.metadata)
-    for name in ("index", "start_seconds", "end_seconds", "has_audio", "has_video", *VECTOR_COLUMNS):
+    for name in ("index", "start_seconds", "end_seconds", "has_audio", "has_video", "has_image", *VECTOR_COLUMNS):
         a, b = getattr(left, name), getattr(right, name)
         if a is None or b is None:
             assert a is b, name
@@ -66,6 +79,40 @@ def test_the_same_table_gives_the_same_bytes(tmp_path: Path, suffix: str) -> Non
 def test_a_missing_column_stays_missing(tmp_path: Path, suffix: str) -> None:
     table = EmbeddingTable(["a"], np.array([3]), np.zeros(1), np.ones(1), np.array([True]), np.array([False]))
     assert_equal(EmbeddingTable.read(table.write(tmp_path / f"t{suffix}")), table)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".npz"])
+def test_a_table_from_before_there_were_pictures_is_read(tmp_path: Path, suffix: str) -> None:
+    """The columns that such a file has, written by hand; nothing in it says anything of pictures."""
+    both, payload = np.array([True, True]), '{"format_version": 1, "metadata": {"run": "old"}}'
+    arrays = {"index": np.arange(2), "start_seconds": np.zeros(2), "end_seconds": np.ones(2)}
+    arrays |= {"has_audio": both, "has_video": ~both, "audio_embedding": np.eye(2, dtype=np.float32)}
+    path, text = tmp_path / f"old{suffix}", {"key": ["a", "b"], "labels": ["{}", '{"sound": ["bell"]}']}
+    if suffix == ".npz":
+        np.savez(path, avssl=np.array(payload), **arrays, **{name: np.array(rows) for name, rows in text.items()})
+    else:
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.eye(2, dtype=np.float32).reshape(-1)), 2)
+        columns = {name: pa.array(rows) for name, rows in {**text, **arrays}.items() if name != "audio_embedding"}
+        pq.write_table(pa.table(columns | {"audio_embedding": vectors}, metadata={"avssl": payload}), path)
+    table = EmbeddingTable.read(path)
+    assert (table.keys, table.labels[1], table.metadata) == (["a", "b"], {"sound": ["bell"]}, {"run": "old"})
+    assert table.has_image.tolist() == [False, False]
+    assert table.image_embedding is None
+    assert table.modalities() == ["audio"]
+    np.testing.assert_array_equal(table.audio_embedding, np.eye(2))
+    assert_equal(EmbeddingTable.read(table.write(tmp_path / f"new{suffix}")), table)
+
+
+def test_a_table_of_pictures_needs_no_other_column() -> None:
+    pictures = make_table().select(make_table().has_image)
+    nothing = np.zeros(len(pictures), bool)
+    without = {name: None for name in VECTOR_COLUMNS if not name.startswith("image")}
+    columns = {**pictures.__dict__, **without, "has_audio": nothing, "has_video": nothing}
+    table = EmbeddingTable(**columns)
+    assert table.modalities() == ["image"]
+    assert table.has("image").all()
+    with pytest.raises(ValueError, match=r"'image_embedding', row 0 .* lacks it, but is not NaN"):
+        EmbeddingTable(**{**columns, "has_image": nothing})
 
 
 def test_parquet_absent_rows_are_null_and_types_are_plain(tmp_path: Path) -> None:
@@ -138,7 +185,7 @@ def test_pooling_is_the_unit_mean_of_the_windows_that_have_the_modality() -> Non
     for position, key in enumerate(pooled.keys):
         rows = [row for row, name in enumerate(table.keys) if name == key]
         for name in VECTOR_COLUMNS:
-            present = table.has_video if name.startswith("video") else table.has_audio
+            present = {"video": table.has_video, "audio": table.has_audio, "image": table.has_image}[name.split("_")[0]]
             chosen = [row for row in rows if present[row]]
             if not chosen:
                 assert np.isnan(getattr(pooled, name)[position]).all()
@@ -150,6 +197,7 @@ def test_pooling_is_the_unit_mean_of_the_windows_that_have_the_modality() -> Non
         assert pooled.start_seconds[position] == table.start_seconds[rows].min()
         assert pooled.end_seconds[position] == table.end_seconds[rows].max()
         assert pooled.has_audio[position] == table.has_audio[rows].any()
+        assert pooled.has_image[position] == table.has_image[rows].any()
 
 
 def test_rows_are_selected_by_mask_and_by_position() -> None:

@@ -13,27 +13,23 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import v2 as torchvision_v2
 from torchvision.transforms.v2 import functional as oracle
 
-from avssl.data.video import (
-    COLOUR_OPERATIONS,
+from avssl.data.augment import (
+    JITTER_ORDERS,
     Box,
-    ColourBatch,
-    VideoAugment,
-    VideoParameters,
+    Look,
+    PictureAugment,
+    centre_crop_box,
+    draw_picture_parameters,
+    random_resized_crop_box,
+)
+from avssl.data.colour import (
     adjust_brightness,
     adjust_contrast,
     adjust_hue,
     adjust_saturation,
-    centre_crop_box,
-    crop_resize,
-    draw_video_parameters,
-    flip_horizontally,
-    jitter_colour,
-    normalize,
-    random_resized_crop_box,
-    stack_colour,
-    to_float,
-    to_model_layout,
+    apply_looks,
 )
+from avssl.data.video import crop_resize, flip_horizontally, normalize, to_float, to_model_layout
 
 ORACLES = (oracle.adjust_brightness, oracle.adjust_contrast, oracle.adjust_saturation, oracle.adjust_hue)
 
@@ -77,48 +73,31 @@ def test_hue_equals_the_standard_librarys_hsv() -> None:
             np.testing.assert_allclose(turned[:, row, column].numpy(), expected, atol=1e-5)
 
 
+def draw_looks(augment: PictureAugment, count: int, seed: int = 0) -> tuple[list[Look[float]], torch.Tensor]:
+    generator = np.random.default_rng(seed)
+    looks = [draw_picture_parameters(generator, 20, 20, augment).looks[0] for _ in range(count)]
+    return looks, torch.tensor(looks)
+
+
 def test_jitter_applies_each_clips_own_order() -> None:
-    augment = VideoAugment(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.3)
-    generator = np.random.default_rng(7)
-    parameters = [draw_video_parameters(generator, 20, 20, augment) for _ in range(12)]
-    assert len({each.order for each in parameters}) > 6
-    video = to_float(frames(12, 2, 3, 8, 8))
+    augment = PictureAugment(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.3, flip_probability=0)
+    looks, drawn = draw_looks(augment, 12, seed=7)
+    assert len({each.order for each in looks}) > 6
+    video = frames(12, 2, 3, 8, 8)
     before = video.clone()
-    result = jitter_colour(video, stack_colour(parameters, augment))
+    result = apply_looks(video, drawn, blur_radius_px=1)
     torch.testing.assert_close(video, before, rtol=0, atol=0)  # the input is left alone
-    for clip, start, each in zip(result, video, parameters, strict=True):
+    for clip, start, each in zip(result, to_float(video), looks, strict=True):
         expected = start
-        for operation in each.order:
-            expected = ORACLES[operation](expected, each.factors[operation])
+        for operation in JITTER_ORDERS[int(each.order)]:
+            expected = ORACLES[operation](expected, each[1 + operation])
         torch.testing.assert_close(clip, expected, atol=1e-4, rtol=0)
 
 
 def test_jitter_is_the_same_for_all_frames_of_a_clip() -> None:
-    still = to_float(frames(2, 1, 3, 8, 8)).expand(2, 5, 3, 8, 8)
-    augment = VideoAugment()
-    generator = np.random.default_rng(0)
-    colour = stack_colour([draw_video_parameters(generator, 8, 8, augment) for _ in range(2)], augment)
-    result = jitter_colour(still, colour)
+    still = frames(2, 1, 3, 8, 8).expand(2, 5, 3, 8, 8)
+    result = apply_looks(still, draw_looks(PictureAugment(), 2)[1], blur_radius_px=1)
     torch.testing.assert_close(result, result[:, :1].expand_as(result), rtol=0, atol=0)
-
-
-def test_operations_of_strength_zero_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    import avssl.data.video as module
-
-    def forbidden(video: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-        raise AssertionError("an operation of strength zero was computed")
-
-    video = to_float(frames(3, 2, 3, 8, 8))
-    generator = np.random.default_rng(0)
-    off = VideoAugment(brightness=0, contrast=0, saturation=0, hue=0)
-    drawn = [draw_video_parameters(generator, 8, 8, off) for _ in range(3)]
-    monkeypatch.setattr(module, "_ADJUST", (adjust_brightness, forbidden, forbidden, forbidden))
-    assert jitter_colour(video, stack_colour(drawn, off)) is video
-    bright = VideoAugment(brightness=0.5, contrast=0, saturation=0, hue=0)
-    drawn = [draw_video_parameters(generator, 8, 8, bright) for _ in range(3)]
-    factors = torch.tensor([each.factors[0] for each in drawn])
-    result = jitter_colour(video, stack_colour(drawn, bright))
-    torch.testing.assert_close(result, adjust_brightness(video, factors))
 
 
 def test_flip_mirrors_only_the_marked_clips() -> None:
@@ -190,20 +169,6 @@ def test_a_frame_without_a_fitting_box_gives_torchvisions_fallback(height: int, 
     assert box == RandomResizedCrop.get_params(torch.empty(3, height, width), [0.9, 1.0], [3 / 4, 4 / 3])
 
 
-def test_drawn_parameters_have_the_configured_ranges() -> None:
-    augment = VideoAugment(brightness=0.4, contrast=2.0, saturation=0.0, hue=0.1, flip_probability=0.25)
-    drawn = [draw_video_parameters(np.random.default_rng(seed), 32, 48, augment) for seed in range(3000)]
-    factors = np.array([each.factors for each in drawn])
-    np.testing.assert_allclose(factors.min(0), [0.6, 0.0, 1.0, -0.1], atol=0.01)
-    np.testing.assert_allclose(factors.max(0), [1.4, 3.0, 1.0, 0.1], atol=0.01)
-    assert np.mean([each.flip for each in drawn]) == pytest.approx(0.25, abs=0.03)
-    orders, counts = np.unique([each.order for each in drawn], axis=0, return_counts=True)
-    assert len(orders) == 24
-    assert counts.min() > 80
-    assert draw_video_parameters(np.random.default_rng(5), 32, 48, augment) == drawn[5]
-    assert len(COLOUR_OPERATIONS) == 4
-
-
 @pytest.mark.parametrize(("height", "width"), [(256, 340), (340, 256), (48, 64), (1, 1), (101, 64)])
 def test_test_crop_is_the_central_view_of_resize_and_crop(height: int, width: int) -> None:
     top, left, box_height, box_width = centre_crop_box(height, width)
@@ -223,37 +188,21 @@ def test_test_crop_looks_like_torchvisions_resize_then_centre_crop() -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: VideoAugment(size_px=0), "size_px"),
-        (lambda: VideoAugment(crop_scale=(0.0, 1.0)), "crop_scale"),
-        (lambda: VideoAugment(crop_ratio=(2.0, 1.0)), "crop_ratio"),
-        (lambda: VideoAugment(flip_probability=1.5), "flip_probability"),
-        (lambda: VideoAugment(hue=0.6), "hue at most 0.5"),
-        (lambda: VideoAugment(contrast=-1), "must not be negative"),
+        (lambda: PictureAugment(crop_scale=(0.0, 1.0)), "crop_scale"),
+        (lambda: PictureAugment(crop_ratio=(2.0, 1.0)), "crop_ratio"),
+        (lambda: PictureAugment(flip_probability=1.5), "flip_probability"),
+        (lambda: PictureAugment(hue=0.6), "hue at most 0.5"),
+        (lambda: PictureAugment(contrast=-1), "must not be negative"),
         (lambda: to_float(torch.zeros(1)), "uint8"),
         (lambda: crop_resize(torch.zeros(2, 3, 8, 8), Box(0, 0, 4, 4), 4), "torch.float32"),
         (lambda: crop_resize(frames(2, 3, 8, 8), Box(5, 0, 4, 4), 4), "does not fit"),
         (lambda: crop_resize(frames(2, 3, 8, 8), Box(0, 0, 0, 4), 4), "does not fit"),
-        (lambda: flip_horizontally(frames(2, 3, 3, 8, 8), torch.tensor([True])), "one parameter per clip"),
-        (
-            lambda: jitter_colour(torch.zeros(1, 3, 2, 8, 8), ColourBatch(None, None, None, None, torch.zeros(1, 4))),
-            "(B, T, 3, H, W)",
-        ),
+        (lambda: flip_horizontally(frames(2, 3, 3, 8, 8), torch.tensor([True])), "one flag per clip"),
+        (lambda: apply_looks(frames(1, 3, 2, 8, 8), torch.zeros(1, 13), blur_radius_px=1), "(B, T, 3, H, W)"),
+        (lambda: apply_looks(frames(2, 1, 3, 8, 8), torch.zeros(1, 13), blur_radius_px=1), "a look of 13 numbers"),
     ],
 )
 def test_wrong_arguments_are_explained(make: Callable[[], object], words: str) -> None:
     with pytest.raises(ValueError) as error:
         make()
     assert words in str(error.value)
-
-
-def test_stacking_keeps_the_clips_values() -> None:
-    box = Box(0, 0, 1, 1)
-    drawn = [
-        VideoParameters(box, False, (1.1, 0.9, 1.2, 0.1), (3, 2, 1, 0)),
-        VideoParameters(box, True, (0.8, 1.3, 0.7, -0.1), (0, 1, 2, 3)),
-    ]
-    colour = stack_colour(drawn, VideoAugment(saturation=0))
-    assert colour.saturation is None
-    assert colour.brightness is not None
-    torch.testing.assert_close(colour.brightness, torch.tensor([1.1, 0.8]))
-    assert colour.order.tolist() == [[3, 2, 1, 0], [0, 1, 2, 3]]

@@ -24,7 +24,34 @@ TINY_LOSSES: dict[str, dict[str, object]] = {
         "num_positives": 3,
         "projector_hidden_dims": [16],
     },
+    "npid": {"num_negatives": 16, "embedding_dim": 8},
+    "pirl": {"num_negatives": 16, "embedding_dim": 8},
     "simclr": {"projector_hidden_dims": [16], "embedding_dim": 8},
+    "moco": {"queue_size": 8, "embedding_dim": 8, "teacher_momentum": 0.9, "shuffle_groups": 0},
+    "moco_v3": {"projector_hidden_dims": [16], "predictor_hidden_dims": [16], "embedding_dim": 8},
+    "swav": {
+        "num_prototypes": 12,
+        "projector_hidden_dims": [16],
+        "embedding_dim": 8,
+        "num_small_crops": 2,
+        "freeze_steps": 2,
+        "queue_size": 16,
+        "queue_from_epoch": 1,
+    },
+    "deepcluster": {"num_clusters": 6, "pca_dim": 4, "projector_dims": [16]},
+    "xdc": {"num_clusters": 6, "pca_dim": 4},
+    "deepcluster_v2": {
+        "num_prototypes": 6,
+        "num_heads": 2,
+        "projector_hidden_dims": [16],
+        "embedding_dim": 8,
+        "num_small_crops": 2,
+    },
+    "sela": {"num_heads": 2, "num_clusters": 6, "num_relabellings": 4, "relabel_epochs": 4},
+    "byol": {"projector_hidden_dims": [16], "predictor_hidden_dims": [16], "embedding_dim": 8, "teacher_momentum": 0.9},
+    "simsiam": {"projector_hidden_dims": [16], "predictor_hidden_dims": [8], "embedding_dim": 16},
+    "barlow_twins": {"projector_hidden_dims": [16], "embedding_dim": 8},
+    "vicreg": {"projector_hidden_dims": [16], "embedding_dim": 8},
 }
 
 
@@ -100,7 +127,7 @@ def gather_batch_norms(module):
 class Run:
     """A loss in training on made-up data. Everything is a function of the arguments and of the steps made."""
 
-    def __init__(self, name, pair, *, lr=0.05, total_steps=12, gathered_norms=False, **options):
+    def __init__(self, name, pair, *, optimizer="sgd", lr=0.02, total_steps=12, gathered_norms=False, **options):
         torch.manual_seed(0)
         self.config = build_config(name, pair, **options)
         cls = losses.get(name)
@@ -110,7 +137,7 @@ class Run:
         if gathered_norms:
             gather_batch_norms(self.loss)
         self.views = cls.views(self.config)
-        self.optim = OptimConfig(name="sgd", lr=lr, weight_decay=0.0)
+        self.optim = OptimConfig(name=optimizer, lr=lr, weight_decay=0.0)
         self.optimizer = build_optimizer(self.optim, self.loss.param_groups())
         self.progress = Progress(total_steps=total_steps)
         self.model = self.loss

@@ -1,46 +1,18 @@
-"""Waveform -> spectrogram on the device, per-bin normalisation, and batched audio augmentation.
+"""Waveform -> spectrogram on the device, and per-bin normalisation.
 
 Shapes: waveforms float32 (B, 1, samples) in [-1, 1]; spectrograms float32 (B, 1, frames, bins) in decibels.
-The random parameter of an augmentation is drawn per sample by `draw_volume` from a generator that the caller seeds;
-what is applied to a batch on the device takes such parameters as tensors and draws nothing itself.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import nn
 
 POWER_FLOOR = 1e-10  # -100 dB: keeps the logarithm finite, so that silence becomes a constant -100 dB
 STD_FLOOR = 1e-5  # added to the standard deviation when normalising
-
-
-@dataclass(frozen=True)
-class AudioAugment:
-    """Random changes of the training waveform: its volume times a factor uniform in [volume_low, volume_high]."""
-
-    volume_low: float = 0.9
-    volume_high: float = 1.1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.volume_low <= self.volume_high:
-            raise ValueError(f"volume range must be 0 <= low <= high, got [{self.volume_low}, {self.volume_high}]")
-
-
-def draw_volume(generator: np.random.Generator, augment: AudioAugment) -> float:
-    """One sample's volume factor, uniform in [volume_low, volume_high]."""
-    return float(generator.uniform(augment.volume_low, augment.volume_high))
-
-
-def scale_volume(waveform: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Multiply each waveform of (B, C, samples) by its own factor (B,). Nothing is clipped to [-1, 1]."""
-    if factor.shape != waveform.shape[:1]:
-        raise ValueError(f"one volume factor per sample: expected shape {(len(waveform),)}, got {tuple(factor.shape)}")
-    return waveform * factor.to(waveform)[:, None, None]
 
 
 def power_spectrum(

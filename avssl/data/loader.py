@@ -18,7 +18,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,8 +27,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from avssl.data.order import check_lanes, rank_order, steps_per_epoch
 from avssl.data.shards import ShardSet
-from avssl.data.video import VideoAugment
-from avssl.data.views import RawView, ViewMaker, ViewsConfig, raw_views, stack_raw_views
+from avssl.data.view_config import ViewsConfig, check_views
+from avssl.data.views import RawView, ViewMaker, raw_views, stack_raw_views
 from avssl.distributed import rank, world_size
 from avssl.types import Batch, MediaError, View
 
@@ -73,12 +72,12 @@ class _Samples(Dataset[Any]):
     def __getitem__(self, key: tuple[int, int]) -> tuple[int, dict[str, RawView] | MediaError]:
         epoch, index = key
         try:
-            return index, raw_views(self.shards.read(index), self.views, self.config, self.seed, epoch)
+            return index, raw_views(self.shards, index, self.views, self.config, self.seed, epoch)
         except MediaError as error:
             return index, error
 
 
-def collate(samples: list[tuple[int, dict[str, RawView] | MediaError]], augment: VideoAugment) -> RawBatch:
+def collate(samples: list[tuple[int, dict[str, RawView] | MediaError]]) -> RawBatch:
     """Stack what could be read; the rows of what could not repeat the nearest readable row before (or the first)."""
     readable = [place for place, (_, views) in enumerate(samples) if not isinstance(views, MediaError)]
     failures = [(index, views.reason, views.message) for index, views in samples if isinstance(views, MediaError)]
@@ -87,7 +86,7 @@ def collate(samples: list[tuple[int, dict[str, RawView] | MediaError]], augment:
     places = [max((p for p in readable if p <= place), default=readable[0]) for place in range(len(samples))]
     index = torch.tensor([samples[place][0] for place in places])
     rows = [samples[place][1] for place in places]
-    return RawBatch(stack_raw_views(rows, augment), index, failures)  # type: ignore[arg-type]
+    return RawBatch(stack_raw_views(rows), index, failures)  # type: ignore[arg-type]
 
 
 class _Plan(Sampler[list[tuple[int, int]]]):
@@ -126,6 +125,8 @@ class Loader:
         view_maker: turns raw views into model-ready tensors on the device.
         seed: of order and augmentation.
         device: where batches go.
+
+    Raises ValueError for a batch size that does not fit, or a view whose augmentation set does not exist.
     """
 
     def __init__(
@@ -140,6 +141,7 @@ class Loader:
     ) -> None:
         self.shards, self.config, self.view_maker, self.device = shards, config, view_maker, device
         self.num_lanes = config.order_lanes or world_size()
+        check_views(views, view_maker.config)
         check_lanes(config.global_batch_size, self.num_lanes, world_size())
         self.num_samples = shards.num_samples
         self.steps_per_epoch = steps_per_epoch(self.num_samples, config.global_batch_size)
@@ -229,7 +231,7 @@ class Loader:
         return DataLoader(
             samples,
             batch_sampler=plan,
-            collate_fn=partial(collate, augment=self.view_maker.config.video.augment),
+            collate_fn=collate,
             num_workers=workers,
             pin_memory=self.device.type == "cuda",
             # A fork would inherit locks of native libraries in whatever state they are.

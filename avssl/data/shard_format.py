@@ -1,7 +1,7 @@
 """What stands in a shard folder: the json of a sample, of a shard and of the folder. Pure Python, no media.
 
-A folder holds shard-000000.tar, shard-000000.json (side-car), ..., index.json and skipped.jsonl. A sample is up to
-three tar members next to each other: KEY.video.mp4, KEY.audio.flac and KEY.json (SampleInfo).
+A folder holds shard-000000.tar, shard-000000.json (side-car), ..., index.json and skipped.jsonl. A sample is tar
+members next to each other: KEY.json (SampleInfo) and KEY.video.mp4, KEY.audio.flac, KEY.image.jpg or KEY.image.png.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Self
 SCHEMA_VERSION = 1
 FORMAT_NAME = "avssl-shards"
 VIDEO_MEMBER, AUDIO_MEMBER, JSON_MEMBER = "video.mp4", "audio.flac", "json"
+IMAGE_MEMBERS = {"image.jpg": b"\xff\xd8\xff", "image.png": b"\x89PNG\r\n\x1a\n"}  # and how their bytes begin
 INDEX_NAME, SKIPPED_NAME = "index.json", "skipped.jsonl"
 
 Number = (int, float)
@@ -87,7 +88,7 @@ class SampleInfo:
     index: contiguous 0..N-1 over the folder. duration_seconds: end of the later stream on the clock. video_fps:
     constant; 0 without video, as num_frames. av_offset_seconds: audio start minus video start in the source; 0 if one
     is missing. audio_rate_hz: 0 without audio, as num_audio_samples. labels: {field: [names]}. source: path and
-    what probing found.
+    what probing found. image_height_px, image_width_px: 0, and then not in the json, without a picture.
     """
 
     index: int
@@ -100,6 +101,13 @@ class SampleInfo:
     num_audio_samples: int
     labels: dict[str, list[str]]
     source: dict[str, Any]
+    image_height_px: int = 0
+    image_width_px: int = 0
+
+    @property
+    def has_image(self) -> bool:
+        """Is there an image member?"""
+        return self.image_height_px > 0
 
     @property
     def has_video(self) -> bool:
@@ -123,7 +131,8 @@ class SampleInfo:
 
     def to_json(self) -> bytes:
         """The member's bytes."""
-        return dump_json(asdict(self))
+        absent = () if self.has_image else ("image_height_px", "image_width_px")
+        return dump_json({name: value for name, value in vars(self).items() if name not in absent})
 
     @classmethod
     def from_json(cls, content: bytes | dict[str, Any], where: str = "sample") -> Self:
@@ -146,6 +155,8 @@ class SampleInfo:
             num_audio_samples=take_count(content, "num_audio_samples", where),
             labels=take_labels(content, "labels", where),
             source=dict(take(content, "source", dict, where)),
+            image_height_px=take_count({"image_height_px": 0} | content, "image_height_px", where),
+            image_width_px=take_count({"image_width_px": 0} | content, "image_width_px", where),
         )
 
 

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 from avssl.data.shard_format import (
     AUDIO_MEMBER,
     FORMAT_NAME,
+    IMAGE_MEMBERS,
     INDEX_NAME,
     JSON_MEMBER,
     SCHEMA_VERSION,
@@ -37,9 +38,9 @@ from avssl.data.shard_format import (
 from avssl.types import MediaError
 
 __all__ = [
-    "AUDIO_MEMBER", "FORMAT_NAME", "INDEX_NAME", "JSON_MEMBER", "SCHEMA_VERSION", "SKIPPED_NAME", "VIDEO_MEMBER",
-    "Sample", "SampleInfo", "ShardIndex", "ShardRecord", "ShardSet", "SideCar", "dump_json", "load_json",
-    "parse_members", "sha256_file", "shard_name", "write_tar",
+    "AUDIO_MEMBER", "FORMAT_NAME", "IMAGE_MEMBERS", "INDEX_NAME", "JSON_MEMBER", "SCHEMA_VERSION", "SKIPPED_NAME",
+    "VIDEO_MEMBER", "Sample", "SampleInfo", "ShardIndex", "ShardRecord", "ShardSet", "SideCar", "dump_json",
+    "image_member", "load_json", "parse_members", "sha256_file", "shard_name", "write_tar",
 ]  # fmt: skip
 
 MAX_OPEN_SHARDS = 16
@@ -47,11 +48,12 @@ MAX_OPEN_SHARDS = 16
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample as it is stored: its json, and its media still encoded (None if there is none)."""
+    """A sample as it is stored: its json, and its media still encoded (None if there is none). image: JPEG or PNG."""
 
     info: SampleInfo
     video: bytes | None
     audio: bytes | None
+    image: bytes | None = None
 
 
 class ShardSet:
@@ -172,10 +174,20 @@ def parse_members(content: bytes, where: str) -> Sample:
     except ValueError as error:
         raise MediaError("bad_sample", str(error)) from error
     video, audio = sample.get(VIDEO_MEMBER), sample.get(AUDIO_MEMBER)
-    if info.key != sample["__key__"] or info.has_video != (video is not None) or info.has_audio != (audio is not None):
+    images = [sample[name] for name in IMAGE_MEMBERS if name in sample]
+    there, said = (video is not None, audio is not None, len(images)), (info.has_video, info.has_audio, info.has_image)
+    if info.key != sample["__key__"] or there != said:
         names = sorted(name for name in sample if not name.startswith("__"))
         raise MediaError("bad_sample", f"{where}: members {sample['__key__']} {names} do not fit the json: {info}")
-    return Sample(info, video, audio)
+    return Sample(info, video, audio, images[0] if images else None)
+
+
+def image_member(content: bytes) -> str:
+    """The member's name for a stored picture, by its first bytes. ValueError if it is neither JPEG nor PNG."""
+    for name, signature in IMAGE_MEMBERS.items():
+        if content.startswith(signature):
+            return name
+    raise ValueError(f"a picture begins with {content[:8]!r}; only {' and '.join(IMAGE_MEMBERS)} are stored")
 
 
 def write_tar(file: Any, samples: Iterable[Sample]) -> Iterator[int]:
@@ -193,5 +205,7 @@ def write_tar(file: Any, samples: Iterable[Sample]) -> Iterator[int]:
                 members[VIDEO_MEMBER] = sample.video
             if sample.audio is not None:
                 members[AUDIO_MEMBER] = sample.audio
+            if sample.image is not None:
+                members[image_member(sample.image)] = sample.image
             writer.write(members)
             yield int(writer.tarstream.offset)

@@ -2,212 +2,176 @@
 
 A worker decodes once and does only what makes the data smaller: which seconds, which crop. Colour, flips, normalisation
 and spectrograms are batched tensor operations on the device. What is random about a sample is a function of (seed,
-epoch, index, view name) and of nothing else: not of the worker, the rank or the batch.
+epoch, index, view name), its seconds of (seed, epoch, index, clip number), and of nothing else: not of the worker, the
+rank or the batch.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from avssl.data.audio import AudioAugment, BinNormalize, LogMel, LogSpectrogram, draw_volume, scale_volume
-from avssl.data.clips import ClipLengths, Span, centre_windows, frame_times_seconds, random_windows, snap_to_frames
-from avssl.data.decode import Source, read_audio, read_video
-from avssl.data.shards import Sample
-from avssl.data.video import (
-    ColourBatch,
-    VideoAugment,
-    VideoParameters,
-    centre_crop_box,
-    crop_resize,
-    draw_video_parameters,
-    flip_horizontally,
-    jitter_colour,
-    normalize,
-    stack_colour,
-    to_float,
-    to_model_layout,
+from avssl.data.audio import BinNormalize, LogMel, LogSpectrogram
+from avssl.data.audio_augment import (
+    Sound,
+    crop_spectrogram,
+    draw_sound,
+    mix_power,
+    scale_volume,
+    shift_time,
 )
-from avssl.types import Clip, MediaError, View
+from avssl.data.augment import PictureAugment, centre_crop_box, draw_picture_parameters
+from avssl.data.clip_reading import decode_audio_clip, decode_video_clip, read_background, read_clip, spans
+from avssl.data.colour import apply_looks
+from avssl.data.puzzle import GRID, NUM_TILES, centred_puzzle, cut_patches, cut_tiles, puzzle_size
+from avssl.data.shards import ShardSet
+from avssl.data.video import crop_resize, normalize, to_float, to_model_layout
+from avssl.data.view_config import (
+    AudioViewConfig,
+    ImageViewConfig,
+    VideoViewConfig,
+    ViewsConfig,
+    check_views,
+    picture_augment,
+    picture_size_px,
+)
+from avssl.types import Clip, View
 
+__all__ = [
+    "AudioViewConfig", "ImageViewConfig", "RawView", "VideoViewConfig", "ViewMaker", "ViewsConfig", "check_views",
+    "decode_audio_clip", "decode_video_clip", "raw_audio", "raw_picture", "raw_views", "spans", "stack_raw_views",
+]  # fmt: skip
 
-@dataclass
-class VideoViewConfig:
-    """A clip of num_frames at fps, cropped and resized to augment.size_px."""
-
-    num_frames: int = 8
-    fps: float = 16.0
-    augment: VideoAugment = field(default_factory=VideoAugment)
-
-
-@dataclass
-class AudioViewConfig:
-    """Seconds of mono sound as a spectrogram of num_frames x bins, normalised per bin by the corpus' statistics."""
-
-    seconds: float = 2.0
-    rate_hz: int = 24_000
-    transform: Literal["log_spectrogram", "log_mel"] = "log_spectrogram"
-    window_samples: int = 1024
-    hop_samples: int = 240
-    num_frames: int = 200
-    bins_averaged: int = 2  # log_spectrogram: adjacent frequencies that make one bin
-    num_mels: int = 80  # log_mel: filters
-    augment: AudioAugment = field(default_factory=AudioAugment)
-
-
-@dataclass
-class ViewsConfig:
-    """Both modalities, and how far the video clip may reach out of the audio clip in training."""
-
-    video: VideoViewConfig = field(default_factory=VideoViewConfig)
-    audio: AudioViewConfig = field(default_factory=AudioViewConfig)
-    max_offset_seconds: float = 0.5
-    statistics_samples: int = 1000  # samples from which the per-bin statistics are measured
+BLUR_KERNEL_SHARE = 0.1  # of the side, as in SimCLR: 23 px of 224
 
 
 @dataclass
 class RawView:
-    """One view of a batch as a worker sends it.
+    """One view of a batch as a worker sends it; of a single sample the same without the batch axis.
 
-    media: uint8 (B, T, 3, S, S) or float32 (B, 1, samples). The other fields are the drawn parameters, None in
-    deterministic views.
+    media: uint8 (B, T, 3, S, S), of a puzzle (B, 9, T, 3, P, P), a picture with T = 1; or float32 (B, 1, samples).
+    The other fields are what was drawn, None where nothing is.
     """
 
     modality: str
     media: torch.Tensor
-    flip: torch.Tensor | None = None
-    colour: ColourBatch | None = None
-    volume: torch.Tensor | None = None
-    parameters: VideoParameters | None = None  # of a single sample, before stacking
+    looks: torch.Tensor | None = None  # float32 (B, fields of Look), of a puzzle (B, 9, fields)
+    sounds: torch.Tensor | None = None  # float32 (B, fields of Sound)
+    background: torch.Tensor | None = None  # float32 (B, 1, samples), to be mixed in
+    tiles: torch.Tensor | None = None  # int64 (B, 9), the order of a spectrogram's tiles
+
+    def tensors(self) -> dict[str, Any]:
+        """The fields that are there."""
+        named = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {name: value for name, value in named.items() if isinstance(value, torch.Tensor)}
 
     def pin_memory(self) -> RawView:
-        """The same with the media in pinned memory."""
-        return replace(self, media=self.media.pin_memory())
+        """The same in pinned memory."""
+        return replace(self, **{name: value.pin_memory() for name, value in self.tensors().items()})
 
 
-def clip_lengths(config: ViewsConfig) -> ClipLengths:
-    """The two clip lengths in seconds."""
-    return ClipLengths(config.video.num_frames / config.video.fps, config.audio.seconds, config.max_offset_seconds)
+def raw_views(
+    shards: ShardSet, index: int, views: Sequence[View], config: ViewsConfig, seed: int, epoch: int
+) -> dict[str, RawView]:
+    """All views of one sample. epoch -1 gives the deterministic clip and crop, whatever the views' augment and clip.
 
-
-def spans(sample: Sample) -> tuple[Span | None, Span | None]:
-    """Where the video and the audio of a sample lie on its clock."""
-    info = sample.info
-    video = audio = None
-    if sample.video is not None:
-        start = info.video_start_seconds
-        video = Span(start, start + info.num_frames / info.video_fps)
-    if sample.audio is not None:
-        start = info.audio_start_seconds
-        audio = Span(start, start + info.num_audio_samples / info.audio_rate_hz)
-    return video, audio
-
-
-def read_clip(
-    sample: Sample,
-    config: ViewsConfig,
-    modalities: set[str],
-    generator: np.random.Generator | None,
-) -> Clip:
-    """Decode one clip of each modality; generator None takes the centre, else a random pair of AVID's intervals.
-
-    Raises MediaError when a modality that is asked for is missing or cannot be decoded.
+    Views of one clip number share one pair of windows, and only what they need of it is decoded; a picture is decoded
+    once. Raises MediaError as `read_clip`.
     """
-    video_span, audio_span = spans(sample)
-    for modality, span in (("video", video_span), ("audio", audio_span)):
-        if modality in modalities and span is None:
-            raise MediaError(f"no_{modality}", f"sample {sample.info.key} has no {modality}")  # type: ignore[arg-type]
-    video_span = video_span if "video" in modalities else None
-    audio_span = audio_span if "audio" in modalities else None
-    lengths = clip_lengths(config)
-    if generator is None:
-        windows = centre_windows(video_span, audio_span, replace(lengths, max_offset_seconds=0.0))
-    else:
-        windows = random_windows(video_span, audio_span, lengths, generator)
-    if video_span is not None:
-        windows = snap_to_frames(windows, video_span, sample.info.video_fps)
-    key, video_start, audio_start = sample.info.key, windows.video_start_seconds, windows.audio_start_seconds
-    video = audio = None
-    if sample.video is not None and video_span is not None and video_start is not None:
-        video = decode_video_clip(sample.video, video_start, config.video, video_span, key)
-    if sample.audio is not None and audio_span is not None and audio_start is not None:
-        audio = decode_audio_clip(sample.audio, audio_start, config.audio, audio_span, key)
-    return Clip(sample.info.index, key, video, audio, video_start or 0.0, audio_start or 0.0)
-
-
-def decode_video_clip(
-    source: Source, start_seconds: float, config: VideoViewConfig, span: Span, name: str
-) -> torch.Tensor:
-    """uint8 (T, 3, H, W) from `start_seconds` on the media's common clock, tiled at the end of the video."""
-    times = frame_times_seconds(start_seconds, config.num_frames, config.fps, span) - span.start_seconds
-    return read_video(source, times.tolist(), name=name)
-
-
-def decode_audio_clip(
-    source: Source, start_seconds: float, config: AudioViewConfig, span: Span, name: str
-) -> torch.Tensor:
-    """float32 (1, samples) from `start_seconds` on the media's common clock, zeros beyond the stream."""
-    num_samples = round(config.seconds * config.rate_hz)
-    return read_audio(source, start_seconds - span.start_seconds, num_samples, config.rate_hz, name=name)
-
-
-def raw_views(sample: Sample, views: Sequence[View], config: ViewsConfig, seed: int, epoch: int) -> dict[str, RawView]:
-    """All views of one sample. epoch -1 gives the deterministic clip and crop, whatever the views' augment."""
-    index = sample.info.index
-    clip_generator = None if epoch < 0 else np.random.default_rng((seed, epoch, index))
-    clip = read_clip(sample, config, {view.modality for view in views}, clip_generator)
-    result = {}
+    sample = shards.read(index)
+    by_clip: dict[int, list[View]] = {}
     for view in views:
-        generator = None
-        if epoch >= 0 and view.augment != "test":
-            generator = np.random.default_rng((seed, epoch, index, zlib.crc32(view.name.encode())))
-        if view.modality == "video" and clip.video is not None:
-            result[view.name] = raw_video(clip.video, config.video.augment, generator)
-        elif view.modality == "audio" and clip.audio is not None:
-            result[view.name] = raw_audio(clip.audio, config.audio.augment, generator)
+        by_clip.setdefault(view.clip if epoch >= 0 and view.modality != "image" else 0, []).append(view)
+    result = {}
+    for number, group in by_clip.items():
+        # Clip 0 is drawn as if there were no other.
+        of_clip = (seed, epoch, index) if number == 0 else (seed, epoch, index, number)
+        generator = None if epoch < 0 else np.random.default_rng(of_clip)
+        clip = read_clip(sample, config, {view.modality for view in group}, generator)
+        for view in group:
+            generator = None
+            if epoch >= 0 and view.augment != "test":
+                generator = np.random.default_rng((seed, epoch, index, zlib.crc32(view.name.encode())))
+            result[view.name] = _raw_view(clip, view, config, shards, generator)
     return result
 
 
-def raw_video(video: torch.Tensor, augment: VideoAugment, generator: np.random.Generator | None) -> RawView:
-    """Crop and resize one clip (T, 3, H, W); a generator draws the box and the parameters of the rest."""
-    height, width = video.shape[2:]
+def _raw_view(
+    clip: Clip, view: View, config: ViewsConfig, shards: ShardSet, generator: np.random.Generator | None
+) -> RawView:
+    """One view of a decoded clip, which has the view's modality."""
+    if clip.audio is not None and view.modality == "audio":
+        raw = raw_audio(clip.audio, config.audio, generator)
+        if generator is not None and config.audio.augment.mixup_ratio > 0:
+            raw.background = read_background(shards, clip.index, config, generator)
+        if view.augment == "jigsaw":
+            order = np.arange(NUM_TILES) if generator is None else generator.permutation(NUM_TILES)
+            raw.tiles = torch.from_numpy(order)
+        return raw
+    augment = picture_augment(view, config)
+    if clip.image is not None and view.modality == "image":
+        return raw_picture("image", clip.image[None], config.image, augment, generator)
+    if clip.video is not None and view.modality == "video":
+        return raw_picture("video", clip.video, config.video, augment, generator)
+    raise ValueError(f"view {view.name!r} of modality {view.modality!r} asked for, but the clip has none: {clip.key}")
+
+
+def raw_picture(
+    modality: str,
+    clip: torch.Tensor,
+    config: ImageViewConfig | VideoViewConfig,
+    augment: PictureAugment | None,
+    generator: np.random.Generator | None,
+) -> RawView:
+    """Crop, resize and, for a puzzle, cut one clip, uint8 (T, 3, H, W). A generator draws where and how.
+
+    Without a generator, or a set, it is the central crop; the set still says which size and whether it is a puzzle.
+    """
+    height, width = clip.shape[2:]
+    size_px = picture_size_px(augment, config)
+    cut = puzzle_size(size_px) if augment is not None and augment.puzzle else None
+    looks = None
+    if augment is None or generator is None:
+        box, puzzle = centre_crop_box(height, width), None if cut is None else centred_puzzle(cut)
+    else:
+        box, drawn, puzzle = draw_picture_parameters(
+            generator, height, width, augment, size_px=config.size_px, puzzle_size=cut
+        )
+        looks = torch.tensor(drawn if puzzle is not None else drawn[0])
+    if cut is None or puzzle is None:
+        return RawView(modality, crop_resize(clip, box, size_px), looks)
+    return RawView(modality, cut_patches(crop_resize(clip, box, GRID * cut.cell_px), puzzle, cut), looks)
+
+
+def raw_audio(audio: torch.Tensor, config: AudioViewConfig, generator: np.random.Generator | None) -> RawView:
+    """One waveform (1, samples) with what a generator draws for it."""
     if generator is None:
-        return RawView("video", crop_resize(video, centre_crop_box(height, width), augment.size_px))
-    parameters = draw_video_parameters(generator, height, width, augment)
-    return RawView("video", crop_resize(video, parameters.box, augment.size_px), parameters=parameters)
+        return RawView("audio", audio)
+    return RawView("audio", audio, sounds=torch.tensor(draw_sound(generator, config.augment, config.rate_hz)))
 
 
-def raw_audio(audio: torch.Tensor, augment: AudioAugment, generator: np.random.Generator | None) -> RawView:
-    """One waveform (1, samples) with its volume factor."""
-    volume = None if generator is None else torch.tensor(draw_volume(generator, augment))
-    return RawView("audio", audio, volume=volume)
-
-
-def stack_raw_views(rows: Sequence[Mapping[str, RawView]], augment: VideoAugment) -> dict[str, RawView]:
+def stack_raw_views(rows: Sequence[Mapping[str, RawView]]) -> dict[str, RawView]:
     """Batch of raw views from single samples."""
     result = {}
-    for name in rows[0]:
-        views = [row[name] for row in rows]
-        stacked = RawView(views[0].modality, torch.stack([view.media for view in views]))
-        parameters = [view.parameters for view in views if view.parameters is not None]
-        if parameters:
-            stacked.flip = torch.tensor([each.flip for each in parameters])
-            stacked.colour = stack_colour(parameters, augment)
-        volumes = [view.volume for view in views if view.volume is not None]
-        if volumes:
-            stacked.volume = torch.stack(volumes)
-        result[name] = stacked
+    for name, first in rows[0].items():
+        stacked: dict[str, Any] = {
+            field: torch.stack([getattr(row[name], field) for row in rows]) for field in first.tensors()
+        }
+        result[name] = replace(first, **stacked)
     return result
 
 
 class ViewMaker(nn.Module):
-    """Raw views -> model-ready tensors on the device: video (B, 3, T, S, S), audio (B, 1, frames, bins).
+    """Raw views -> model-ready tensors on the device.
+
+    Image (B, 3, S, S), video (B, 3, T, S, S), their puzzles (B, 9, 3, P, P) and (B, 9, 3, T, P, P); audio
+    (B, 1, frames, bins), its puzzle (B, 9, 1, frames // 3, bins // 3).
 
     Its only state are the per-bin statistics of the spectrogram, which belong to the run.
     """
@@ -233,24 +197,42 @@ class ViewMaker(nn.Module):
     @torch.no_grad()
     def forward(self, raw: Mapping[str, RawView], device: torch.device) -> dict[str, torch.Tensor]:
         """Every view of a batch."""
-        return {
-            name: self.video(view, device) if view.modality == "video" else self.audio(view, device)
-            for name, view in raw.items()
-        }
+        make = {"image": self.image, "video": self.video, "audio": self.audio}
+        return {name: make[view.modality](view, device) for name, view in raw.items()}
+
+    def image(self, view: RawView, device: torch.device) -> torch.Tensor:
+        """uint8 (B, 1, 3, S, S) -> float32 (B, 3, S, S); as `video`."""
+        return self._pictures(view, device, self.config.image.size_px).squeeze(-4)
 
     def video(self, view: RawView, device: torch.device) -> torch.Tensor:
-        """uint8 (B, T, 3, S, S) -> float32 (B, 3, T, S, S), flipped, colour-jittered and normalised."""
+        """uint8 (B, T, 3, S, S) -> float32 (B, 3, T, S, S), with the looks that were drawn, normalised."""
+        return to_model_layout(self._pictures(view, device, self.config.video.size_px))
+
+    def _pictures(self, view: RawView, device: torch.device, size_px: int) -> torch.Tensor:
+        """Looks and normalisation; the axes stay."""
         media = view.media.to(device, non_blocking=True)
-        if view.flip is not None:
-            media = flip_horizontally(media, view.flip)
-        frames = to_float(media)
-        if view.colour is not None:
-            frames = jitter_colour(frames, view.colour)
-        return to_model_layout(normalize(frames))
+        if view.looks is None:
+            return normalize(to_float(media))
+        clips, looks = media.flatten(0, -5), view.looks.flatten(0, -2)  # patches are clips of their own
+        radius_px = int(size_px * BLUR_KERNEL_SHARE / 2)
+        return normalize(apply_looks(clips, looks, blur_radius_px=radius_px)).view(media.shape)
 
     def audio(self, view: RawView, device: torch.device) -> torch.Tensor:
-        """float32 (B, 1, samples) -> normalised spectrogram (B, 1, frames, bins)."""
+        """float32 (B, 1, samples) -> normalised spectrogram (B, 1, frames, bins), augmented as drawn, cut to tiles."""
         waveform = view.media.to(device, non_blocking=True)
-        if view.volume is not None:
-            waveform = scale_volume(waveform, view.volume.to(device))
-        return self.normalize_audio(self.spectrogram(waveform))  # type: ignore[no-any-return]
+        drawn = None if view.sounds is None else Sound(*view.sounds.unbind(1))
+        sound = None if view.sounds is None else Sound(*view.sounds.to(device, non_blocking=True).unbind(1))
+        if sound is not None and drawn is not None:
+            if drawn.shift_samples.any():
+                waveform = shift_time(waveform, sound.shift_samples)
+            waveform = scale_volume(waveform, sound.volume)
+        decibels = self.spectrogram(waveform)
+        if sound is not None and view.background is not None:
+            background = view.background.to(device, non_blocking=True)
+            decibels = mix_power(decibels, self.spectrogram(background), sound.mixup_share)
+        spectrogram = self.normalize_audio(decibels)
+        if sound is not None and self.config.audio.augment.crops:
+            spectrogram = crop_spectrogram(spectrogram, sound)
+        if view.tiles is not None:
+            spectrogram = cut_tiles(spectrogram, view.tiles.to(device, non_blocking=True))
+        return spectrogram  # type: ignore[no-any-return]

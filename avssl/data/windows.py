@@ -1,6 +1,7 @@
-"""Media cut into windows on one time grid for both modalities, decoded in workers: what embedding reads.
+"""Media cut into windows on one time grid for all modalities, decoded in workers: what embedding reads.
 
-A window is filled with evenly spaced clips of each modality; a clip longer than the window is centred on it.
+A window is filled with evenly spaced clips of video and of sound; a clip longer than the window is centred on it. A
+picture has no time: it belongs to the first window, and pictures alone have one window of no length, [0, 0].
 """
 
 from __future__ import annotations
@@ -15,34 +16,35 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from avssl.data.clips import Span, window_grid
 from avssl.data.decode import MEDIA_SUFFIXES, AudioInfo, Source, VideoInfo, probe, stream_audio, stream_video
-from avssl.data.shards import ShardSet
+from avssl.data.pictures import IMAGE_SUFFIXES, probe_image, read_image
+from avssl.data.shards import Sample, ShardSet
 from avssl.data.views import (
     RawView,
     ViewsConfig,
     decode_audio_clip,
     decode_video_clip,
     raw_audio,
-    raw_video,
+    raw_picture,
     spans,
     stack_raw_views,
 )
+from avssl.tables import MODALITIES
 from avssl.types import MediaError
 
-MODALITIES = ("video", "audio")
 Sources = ShardSet | list[tuple[Path, str]]
 WINDOWS_PER_READ = 16  # windows decoded together: bounds the memory of long media
 
 
 @dataclass(frozen=True)
 class Media:
-    """One thing to embed. Spans are on its own clock, which begins with its first stream."""
+    """One thing to embed: {modality: path or bytes}, and where video and sound lie on a clock that begins with the
+    first of them.
+    """
 
     key: str
     index: int
-    video: Source | None
-    audio: Source | None
-    video_span: Span | None
-    audio_span: Span | None
+    sources: dict[str, Source] = field(default_factory=dict)
+    spans: dict[str, Span] = field(default_factory=dict)
     labels: dict[str, list[str]] = field(default_factory=dict)
 
 
@@ -60,16 +62,21 @@ class Windows:
     owner: dict[str, list[int]]
 
 
-def open_media(path: str | Path, key: str) -> Media:
-    """A plain media file; MediaError when it holds neither video nor audio."""
+def open_media(path: str | Path, key: str, modalities: Sequence[str]) -> Media:
+    """A plain file: a picture if only pictures are wanted or its suffix says so, otherwise video and sound.
+
+    MediaError when it cannot be opened or holds none of them. The pixels of a picture are not decoded here.
+    """
+    if "image" in modalities and (len(modalities) == 1 or Path(path).suffix.lower() in IMAGE_SUFFIXES):
+        probe_image(path)
+        return Media(key, -1, {"image": path})
     info = probe(path, name=str(path))
-    streams = [stream for stream in (info.video, info.audio) if stream is not None]
+    streams = {name: stream for name, stream in (("video", info.video), ("audio", info.audio)) if stream is not None}
     if not streams:
         raise MediaError("no_video", f"{path}: has neither video nor audio")
-    zero = min(stream.start_seconds for stream in streams)
-    video_span = None if info.video is None else _span(path, info.video, zero)
-    audio_span = None if info.audio is None else _span(path, info.audio, zero)
-    return Media(key, -1, path if video_span else None, path if audio_span else None, video_span, audio_span)
+    zero = min(stream.start_seconds for stream in streams.values())
+    where = {name: _span(path, stream, zero) for name, stream in streams.items()}
+    return Media(key, -1, dict.fromkeys(streams, path), where)
 
 
 def _span(path: str | Path, stream: VideoInfo | AudioInfo, zero: float) -> Span:
@@ -86,32 +93,45 @@ def _span(path: str | Path, stream: VideoInfo | AudioInfo, zero: float) -> Span:
     return Span(start, start + duration)
 
 
-def find_media(path: str | Path) -> list[tuple[Path, str]]:
-    """(path, key) of one file, or of every media file below a folder, sorted; the key is the path below the folder."""
+def _sample_media(sample: Sample) -> Media:
+    """A sample of a shard."""
+    stored = {"video": sample.video, "audio": sample.audio, "image": sample.image}
+    sources: dict[str, Source] = {name: content for name, content in stored.items() if content is not None}
+    where = {name: span for name, span in zip(("video", "audio"), spans(sample), strict=True) if span is not None}
+    return Media(sample.info.key, sample.info.index, sources, where, sample.info.labels)
+
+
+def find_media(path: str | Path, modalities: Sequence[str]) -> list[tuple[Path, str]]:
+    """(path, key) of one file, or of every file below a folder that can hold one of the modalities, sorted.
+
+    The key is the path below the folder. FileNotFoundError when there is none.
+    """
     root = Path(path)
     if root.is_file():
         return [(root, root.name)]
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such file or folder")
-    found = [file for file in sorted(root.rglob("*")) if file.suffix.lower() in MEDIA_SUFFIXES and file.is_file()]
+    suffixes = IMAGE_SUFFIXES if "image" in modalities else frozenset()
+    if set(modalities) - {"image"}:
+        suffixes |= MEDIA_SUFFIXES
+    found = [file for file in sorted(root.rglob("*")) if file.suffix.lower() in suffixes and file.is_file()]
     if not found:
-        raise FileNotFoundError(
-            f"{root}: no media files below this folder (suffixes: {' '.join(sorted(MEDIA_SUFFIXES))})"
-        )
+        kind = "pictures" if list(modalities) == ["image"] else "media files"
+        raise FileNotFoundError(f"{root}: no {kind} below this folder (suffixes: {' '.join(sorted(suffixes))})")
     return [(file, file.relative_to(root).as_posix()) for file in found]
 
 
-def resolve_sources(sources: ShardSet | str | Path | Sequence[str | Path]) -> Sources:
+def resolve_sources(sources: ShardSet | str | Path | Sequence[str | Path], modalities: Sequence[str]) -> Sources:
     """Shards stay shards; a path to a shard folder opens it; files and folders become (path, key) pairs."""
     if isinstance(sources, ShardSet):
         return sources
     if isinstance(sources, str | Path):
         if (Path(sources) / "index.json").is_file():
             return ShardSet(sources)
-        return find_media(sources)
+        return find_media(sources, modalities)
     if len(sources) == 1:
-        return resolve_sources(sources[0])
-    found = [pair for source in sources for pair in find_media(source)]
+        return resolve_sources(sources[0], modalities)
+    found = [pair for source in sources for pair in find_media(source, modalities)]
     paths: dict[str, Path] = {}
     for path, key in found:
         if key in paths:
@@ -130,37 +150,52 @@ def clip_starts(window: Sequence[float], clip_seconds: float) -> list[float]:
     return [float(centre) - clip_seconds / 2 for centre in centres]
 
 
+def _clip_times(media: Media, grid: np.ndarray, config: ViewsConfig, modality: str) -> list[tuple[int, float]]:
+    """(window, start in seconds) of every clip of a modality. Windows that hold nothing of it have none."""
+    if modality == "image":
+        return [(number, 0.0) for number in np.flatnonzero(grid[:, 0] == 0).tolist()]
+    span = media.spans[modality]
+    seconds = config.video.num_frames / config.video.fps if modality == "video" else config.audio.seconds
+    # A window that does not overlap the stream by more than rounding has nothing of this modality.
+    overlaps = (grid[:, 1] > span.start_seconds + 1e-3) & (grid[:, 0] < span.end_seconds - 1e-3)
+    last = max(span.start_seconds, span.end_seconds - seconds)
+    return [
+        (number, min(max(wanted, span.start_seconds), last))
+        for number in np.flatnonzero(overlaps).tolist()
+        for wanted in clip_starts(grid[number], seconds)
+    ]
+
+
 def _decode(media: Media, grid: np.ndarray, config: ViewsConfig, modalities: Sequence[str]) -> Windows:
     """Decode the clips of some windows of one media."""
     result = Windows(media, grid, {}, {}, {})
     for modality in MODALITIES:
-        source, span = (media.video, media.video_span) if modality == "video" else (media.audio, media.audio_span)
-        seconds = config.video.num_frames / config.video.fps if modality == "video" else config.audio.seconds
-        overlaps = np.zeros(len(grid), dtype=bool)
-        views: list[dict[str, RawView]] = []
-        owner: list[int] = []
-        if span is not None and source is not None and modality in modalities:
-            # A window that does not overlap the stream by more than rounding has nothing of this modality.
-            overlaps = (grid[:, 1] > span.start_seconds + 1e-3) & (grid[:, 0] < span.end_seconds - 1e-3)
-            last = max(span.start_seconds, span.end_seconds - seconds)
-            for number in np.flatnonzero(overlaps).tolist():
-                for wanted in clip_starts(grid[number], seconds):
-                    start = min(max(wanted, span.start_seconds), last)
-                    views.append({"view": _decode_clip(source, start, config, span, media.key, modality)})
-                    owner.append(number)
-        result.has[modality], result.owner[modality] = overlaps, owner
-        result.clips[modality] = stack_raw_views(views, config.video.augment)["view"] if views else None
+        wanted = modality in media.sources and modality in modalities
+        times = _clip_times(media, grid, config, modality) if wanted else []
+        owner = [number for number, _ in times]
+        views = [{"view": _decode_clip(media, start, config, modality)} for _, start in times]
+        result.has[modality], result.owner[modality] = np.isin(np.arange(len(grid)), owner), owner
+        result.clips[modality] = stack_raw_views(views)["view"] if views else None
     return result
 
 
-def _decode_clip(source: Source, start: float, config: ViewsConfig, span: Span, key: str, modality: str) -> RawView:
+def _decode_clip(media: Media, start: float, config: ViewsConfig, modality: str) -> RawView:
+    """The deterministic view of one clip: its centre crop, as in training's own evaluation."""
+    source, key = media.sources[modality], media.key
+    if modality == "image":
+        return raw_picture("image", read_image(source, name=key)[None], config.image, None, None)
+    span = media.spans[modality]
     if modality == "video":
-        return raw_video(decode_video_clip(source, start, config.video, span, key), config.video.augment, None)
-    return raw_audio(decode_audio_clip(source, start, config.audio, span, key), config.audio.augment, None)
+        video = decode_video_clip(source, start, config.video, span, key)
+        return raw_picture("video", video, config.video, None, None)
+    return raw_audio(decode_audio_clip(source, start, config.audio, span, key), config.audio, None)
 
 
 class WindowStream(IterableDataset[Any]):
-    """In each worker: its share of the sources, decoded some windows at a time. A failure ends that source only."""
+    """In each worker: its share of the sources, decoded some windows at a time. A failure ends that source only.
+
+    window_seconds and stride_seconds are of no use, and may be 0, where modalities are pictures alone.
+    """
 
     def __init__(
         self,
@@ -182,9 +217,8 @@ class WindowStream(IterableDataset[Any]):
 
     def _open(self, number: int) -> Media:
         if not isinstance(self.sources, ShardSet):
-            return open_media(*self.sources[number])
-        sample = self.sources.read(number)
-        return Media(sample.info.key, sample.info.index, sample.video, sample.audio, *spans(sample), sample.info.labels)
+            return open_media(*self.sources[number], self.modalities)
+        return _sample_media(self.sources.read(number))
 
     def __iter__(self) -> Iterator[tuple[int, Windows | MediaError]]:
         worker = get_worker_info()
@@ -198,8 +232,9 @@ class WindowStream(IterableDataset[Any]):
 
     def _windows(self, number: int) -> Iterator[Windows]:
         media = self._open(number)
-        present = [span for span in (media.video_span, media.audio_span) if span is not None]
-        end = max(span.end_seconds for span in present)
-        grid = window_grid(0.0, end, self.window_seconds, self.stride_seconds)
+        grid = np.zeros((1, 2))
+        if media.spans and tuple(self.modalities) != ("image",):
+            end = max(span.end_seconds for span in media.spans.values())
+            grid = window_grid(0.0, end, self.window_seconds, self.stride_seconds)
         for first in range(0, len(grid), WINDOWS_PER_READ):
             yield _decode(media, grid[first : first + WINDOWS_PER_READ], self.config, self.modalities)

@@ -1,4 +1,5 @@
-"""The standard evaluation of a run: weighted kNN and audio <-> video retrieval, from two embedding tables."""
+"""The standard evaluation of a run, from two embedding tables: weighted kNN for every modality that it has, and
+audio <-> video retrieval where it has both."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from avssl.eval.knn import knn_chance, knn_classify
 from avssl.eval.neighbours import label_numbers
 from avssl.eval.positives import positive_precision
 from avssl.eval.retrieval import chance_levels, retrieval_metrics
-from avssl.tables import EmbeddingTable
+from avssl.tables import MODALITIES, EmbeddingTable
 
 
 @dataclass
@@ -27,7 +28,7 @@ class TaskConfig:
     temperature: float = 0.07
     knn_on: Literal["feature", "embedding"] = "feature"  # encoder output, or the shared space after the projector
     num_positives: int = 32  # size of the CMA positive sets whose precision is measured
-    window_seconds: float = 0.0  # 0: the run's audio clip
+    window_seconds: float = 0.0  # 0: the run's audio clip, or its video clip if it has no sound
     batch_size: int = 64
     num_workers: int = 2
     device: str = "cpu"
@@ -44,7 +45,7 @@ def knn_metrics(
     """Accuracy of every modality on every label field, and its chance level: {"video_knn_<field>": value}."""
     values, chance = {}, {}
     for label_field in test.label_fields():
-        for modality in ("video", "audio"):
+        for modality in MODALITIES:
             column = f"{modality}_{task.knn_on}"
             known, asked = _with(train, modality, label_field), _with(test, modality, label_field)
             if known is None or asked is None:
@@ -68,10 +69,10 @@ def knn_metrics(
 
 def _with(table: EmbeddingTable, modality: str, label_field: str) -> EmbeddingTable | None:
     """Rows that have the modality and a label; None when there are none."""
-    if label_field not in table.label_fields() or getattr(table, f"{modality}_embedding") is None:
+    if label_field not in table.label_fields() or table.embedding(modality) is None:
         return None
     labelled = np.array([name is not None for name in table.label(label_field)])
-    rows = labelled & (table.has_video if modality == "video" else table.has_audio)
+    rows = labelled & table.has(modality)
     return table.select(rows) if rows.any() else None
 
 
@@ -123,7 +124,10 @@ def evaluate_tables(
     task: TaskConfig,
     positives: Mapping[str, torch.Tensor] | None = None,
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """All metrics of one set of weights, and their chance levels. Windows of a clip are pooled first."""
+    """All metrics of one set of weights, and their chance levels. Windows of a clip are pooled first.
+
+    ValueError when nothing can be measured: kNN needs labels in both splits, retrieval video and sound of one clip.
+    """
     train, test = train.pool_by_key(), test.pool_by_key()
     parts = [knn_metrics(train, test, task), cross_modal_metrics(test), positive_metrics(positives or {}, train)]
     values: dict[str, float] = {}
@@ -131,6 +135,12 @@ def evaluate_tables(
     for part_values, part_chance in parts:
         values |= part_values
         chance |= part_chance
+    if not values:
+        raise ValueError(
+            f"nothing can be evaluated: embedded are {', '.join(test.modalities()) or 'nothing'}; the training split "
+            f"has the label fields {train.label_fields()}, the test split {test.label_fields()}. kNN needs a field "
+            "that both have (python -m data_prep index --labels), retrieval video and sound of the same clips"
+        )
     return values, chance
 
 
@@ -139,6 +149,7 @@ def protocol(train: EmbeddingTable, test: EmbeddingTable, task: TaskConfig) -> d
     return {
         "num_train": len(set(train.keys)),
         "num_test": len(set(test.keys)),
+        "modalities": test.modalities(),
         "train_samples": sample_list_hash(train),
         "test_samples": sample_list_hash(test),
         "num_neighbours": task.num_neighbours,

@@ -12,7 +12,7 @@ from avssl.losses.base import EpochContext, Loss, LossConfig
 __all__ = ["EpochContext", "Loss", "LossConfig", "get", "names", "register"]
 
 _REGISTRY: dict[str, type[Loss]] = {}
-_NOT_LOSSES = {"base"}
+_NOT_LOSSES = {"base", "crops", "__main__"}
 
 
 def register(name: str) -> Callable[[type[Loss]], type[Loss]]:

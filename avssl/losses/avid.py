@@ -24,14 +24,14 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from avssl.distributed import all_mean, gather, rank, world_size
+from avssl.distributed import gather
 from avssl.losses import register
 from avssl.losses.base import Loss, LossConfig
 from avssl.models.heads import mlp
 from avssl.ops.memory import MemoryBank
-from avssl.ops.nce import nce_terms
-from avssl.ops.sampling import generator_for, negatives_excluding
-from avssl.types import LossOutput, Progress, View
+from avssl.ops.nce import bank_nce, unmeasured_partition
+from avssl.ops.sampling import draw_negatives
+from avssl.types import LossOutput, Modality, Progress, View
 
 # (anchor modality, memory modality) of each direction; the first one measures the partition constant.
 CROSS = (("video", "audio"), ("audio", "video"))
@@ -58,16 +58,15 @@ def direction_name(anchor: str, memory: str) -> str:
     return f"{anchor}_to_{memory}"
 
 
-def scores(anchors: torch.Tensor, rows: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Inner products over temperature: anchors (B, D), rows (B, K, D) -> (B, K) float32."""
-    return torch.einsum("bd,bkd->bk", anchors.float(), rows.float()) / temperature
-
-
 @register("avid")
 class AVID(Loss):
     """AVID's cross, self and joint variants. State: a bank per modality (N, D) and the partition constant ()."""
 
     Config: ClassVar[type[LossConfig]] = AVIDConfig
+    family: ClassVar[str] = "audio-visual"
+    paper: ClassVar[str] = "Morgado et al. 2021, arXiv 2004.12943"
+    state: ClassVar[str] = "memory bank, partition constant"
+    pairs: ClassVar[tuple[tuple[Modality, ...], ...]] = (("video", "audio"),)
     partition: torch.Tensor
 
     def __init__(self, config: AVIDConfig, encoders: Mapping[str, nn.Module], num_samples: int) -> None:
@@ -82,7 +81,7 @@ class AVID(Loss):
                 for offset, modality in enumerate(("video", "audio"))
             }
         )
-        self.register_buffer("partition", torch.tensor(-1.0))  # below zero: not measured yet
+        self.register_buffer("partition", unmeasured_partition())
 
     @classmethod
     def views(cls, config: LossConfig) -> tuple[View, ...]:  # noqa: ARG003  (the contract)
@@ -109,11 +108,7 @@ class AVID(Loss):
 
     def draw_negatives(self, excluded: torch.Tensor, progress: Progress) -> torch.Tensor:
         """Indices (B, K) that avoid each row of `excluded` (B, E); the same at any world size."""
-        generator = generator_for(self.config.seed, progress.batch, excluded.device)
-        rows = excluded.shape[0]
-        return negatives_excluding(
-            excluded, self.config.num_negatives, self.num_samples, generator, rank() * rows, world_size() * rows
-        )
+        return draw_negatives(excluded, self.config.num_negatives, self.num_samples, self.config.seed, progress.batch)
 
     def direction(
         self,
@@ -127,28 +122,22 @@ class AVID(Loss):
         prefix: str = "",
     ) -> torch.Tensor:
         """NCE of anchors (B, D) against bank rows positives (B, P) and negatives (B, K); fills `terms`."""
-        bank = self.bank(memory)
-        positive_scores = scores(anchors, bank.gather_rows(positives), self.config.temperature)
-        negative_scores = scores(anchors, bank.gather_rows(negatives), self.config.temperature)
-        if progress.batch == 0:
-            self.latch_partition(negative_scores)
-        positive, negative = nce_terms(positive_scores, negative_scores, self.partition)
-        total = (positive + negative).mean()
+        total, parts = bank_nce(
+            anchors,
+            self.bank(memory),
+            positives,
+            negatives,
+            self.config.temperature,
+            self.partition,
+            measure=progress.batch == 0,
+        )
         name = prefix + direction_name(anchor, memory)
-        terms[name] = total.detach()
-        terms[name + "_positive_score"] = positive_scores.detach().mean() * self.config.temperature
-        terms[name + "_negative_score"] = negative_scores.detach().mean() * self.config.temperature
+        terms.update({name + part: value for part, value in parts.items()})
         return total
 
     def bank(self, modality: str) -> MemoryBank:
         """The memory bank of a modality."""
         return cast(MemoryBank, self.banks[modality])
-
-    @torch.no_grad()
-    def latch_partition(self, negative_scores: torch.Tensor) -> None:
-        """Measure E once, from the first negatives ever scored; a value taken over from another run stays."""
-        estimate = all_mean(negative_scores.detach().exp().mean())
-        self.partition.copy_(torch.where(self.partition > 0, self.partition, estimate))
 
     def update(self, outputs: dict[str, torch.Tensor], index: torch.Tensor) -> None:
         """Write this batch's own embeddings into both banks."""

@@ -108,6 +108,7 @@ class AVIDCMA(AVID):
     """AVID plus positives by agreement. State: AVID's, and the positive sets (N, k)."""
 
     Config: ClassVar[type[LossConfig]] = AVIDCMAConfig
+    state: ClassVar[str] = "memory bank, partition constant, positive sets"
     positives: torch.Tensor
 
     def __init__(self, config: AVIDCMAConfig, encoders: Mapping[str, nn.Module], num_samples: int) -> None:

@@ -26,7 +26,7 @@ modalities shares them, a pair of different ones has one each; what is compared 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -34,6 +34,7 @@ import torch
 from torch import nn
 
 from avssl.distributed import gather_uneven
+from avssl.ops.teacher import follow
 from avssl.types import LossOutput, Modality, Progress, View
 
 Outputs = dict[str, torch.Tensor]
@@ -95,6 +96,7 @@ class Loss(nn.Module):
         self.encoders = nn.ModuleDict(encoders)
         # {modality: head}: exported with the encoders, used for embeddings
         self.projectors: nn.ModuleDict = nn.ModuleDict()
+        self.teachers: nn.ModuleDict = nn.ModuleDict()  # {modality: slow copy of `student`}, where there are any
         self.num_samples = num_samples
 
     @classmethod
@@ -115,6 +117,16 @@ class Loss(nn.Module):
                 f"data.global_batch_size is {global_batch_size}; loss {self.config.name} compares the samples of a "
                 f"batch with each other and needs at least {least}"
             )
+
+    def student(self, modality: str) -> nn.Sequential:
+        """What a teacher follows: encoder and projector of a modality, sharing their parameters."""
+        return nn.Sequential(self.encoders[modality], self.projectors[modality])
+
+    def after_inherit(self, loaded: Collection[str]) -> None:
+        """After a run took over state of another one, by name. Teachers that did not come start as their students."""
+        if not any(name.startswith("teachers.") for name in loaded):
+            for modality, teacher in self.teachers.items():
+                follow(teacher, self.student(modality), 0.0)
 
     def loss(self, outputs: Outputs, index: torch.Tensor, progress: Progress) -> LossOutput:
         """The objective of one micro-batch of this rank."""
@@ -163,13 +175,14 @@ PAIRS: tuple[tuple[Modality, ...], ...] = (
     ("audio", "audio"),
     ("video", "audio"),
 )
+VIEW_NAMES = ("first", "second")  # a loss that names single modalities in its `pairs` has the first alone
 
 
 @dataclass
 class PairConfig(LossConfig):
     """Base of the losses that compare two views of a sample."""
 
-    modalities: tuple[str, str] = ("image", "image")  # or video video, audio audio, video audio
+    modalities: tuple[str, ...] = ("image", "image")  # or video video, audio audio, video audio
     augments: tuple[str, ...] = ()  # a set for each of the two views; empty: the paper's for images, else the run's own
 
 
@@ -186,11 +199,12 @@ class PairLoss(Loss):
     def views(cls, config: LossConfig) -> tuple[View, ...]:
         """The two views."""
         config = cast(PairConfig, config)
-        first, second = cls.checked_modalities(config)
-        names = cls.checked_augments(config)
-        return (
-            View("first", first, names[0]),
-            View("second", second, names[1], clip=int(first == second)),
+        modalities = cls.checked_modalities(config)
+        described = zip(VIEW_NAMES, modalities, cls.checked_augments(config), strict=False)
+        is_cross_modal = len(set(modalities)) == 2
+        return tuple(
+            View(name, modality, augment, clip=0 if is_cross_modal else number)
+            for number, (name, modality, augment) in enumerate(described)
         )
 
     @classmethod
@@ -206,17 +220,16 @@ class PairLoss(Loss):
     def checked_augments(cls, config: PairConfig) -> tuple[str, ...]:
         """One set a view: config.augments, or the paper's for images and the run's own for video and sound."""
         if not config.augments:
-            pairs = zip(config.modalities, cls.augments, strict=True)
+            pairs = zip(config.modalities, cls.augments, strict=False)
             return tuple(name if modality == "image" else "train" for modality, name in pairs)
         if len(config.augments) != len(config.modalities):
-            raise ValueError(f"loss.augments is {list(config.augments)}; give one set for each of the two views")
+            raise ValueError(f"loss.augments is {list(config.augments)}; give one set for each view")
         return tuple(config.augments)
 
     @property
     def modality_of(self) -> dict[str, str]:
         """{"first": modality, "second": modality}."""
-        first, second = cast(PairConfig, self.config).modalities
-        return {"first": first, "second": second}
+        return dict(zip(VIEW_NAMES, cast(PairConfig, self.config).modalities, strict=False))
 
     @property
     def is_cross_modal(self) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from avssl.distributed import rank, world_size
+
 
 def generator_for(seed: int, batch: int, device: torch.device) -> torch.Generator:
     """A generator whose stream is a function of the run's seed and the micro-batch number alone."""
@@ -47,3 +49,21 @@ def negatives_excluding(
     offsets = torch.arange(num_excluded, device=excluded.device)
     thresholds = (excluded.sort(dim=1).values - offsets).contiguous()
     return draws + torch.searchsorted(thresholds, draws.contiguous(), right=True)
+
+
+def check_negatives(num_negatives: int, num_samples: int) -> None:
+    """ValueError unless a sample can be told apart from at least one other: for the constructors of losses."""
+    if num_negatives < 1:
+        raise ValueError(f"loss.num_negatives is {num_negatives}; each sample is compared with at least 1 other")
+    if num_samples < 2:
+        raise ValueError(
+            f"the data set has {num_samples} samples with an index, and negatives are other samples; read shards of at "
+            "least 2, written by `python -m data_prep write`"
+        )
+
+
+def draw_negatives(excluded: torch.Tensor, num_negatives: int, num_samples: int, seed: int, batch: int) -> torch.Tensor:
+    """As `negatives_excluding` for this rank's rows of micro-batch `batch`: the same draws at any world size."""
+    generator = generator_for(seed, batch, excluded.device)
+    rows = excluded.shape[0]
+    return negatives_excluding(excluded, num_negatives, num_samples, generator, rank() * rows, world_size() * rows)

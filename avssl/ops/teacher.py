@@ -13,11 +13,17 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def frozen_copy(network: ModuleT, *, independent: bool = False) -> ModuleT:
-    """A copy of a network without gradients. independent: with random weights of its own (BYOL starts so)."""
+    """A copy of a network without gradients.
+
+    independent: with random weights of its own (BYOL starts so), drawn from torch's generator by PyTorch's default
+    rule for each layer. Parameters that belong to no layer, such as position tables, stay copies.
+    """
     teacher = copy.deepcopy(network).requires_grad_(False)
     if independent:
         for module in teacher.modules():
-            if callable(reset := getattr(module, "reset_parameters", None)):
+            # The only layer of PyTorch's that keeps its initialisation under another name.
+            name = "_reset_parameters" if isinstance(module, nn.MultiheadAttention) else "reset_parameters"
+            if callable(reset := getattr(module, name, None)):
                 reset()
     return teacher
 
@@ -30,6 +36,15 @@ def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """
     for slow, fast in zip(teacher.parameters(), student.parameters(), strict=True):
         slow.lerp_(fast, 1.0 - momentum)
+
+
+def check_momentum(momentum: float) -> None:
+    """ValueError for a loss.teacher_momentum that is no share: for the constructors of losses."""
+    if not 0 <= momentum <= 1:
+        raise ValueError(
+            f"loss.teacher_momentum is {momentum}; it is the share of itself that the teacher keeps at each step, from "
+            "0 to 1"
+        )
 
 
 def cosine_momentum(base: float, step: int, total_steps: int) -> float:

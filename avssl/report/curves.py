@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class Panel:
     colours: dict[str, str] = field(default_factory=dict)
 
 
+SPREAD = "_embedding_spread"  # how every loss's outputs are called in the log, after the output's name
 _SIDES = {"video_embedding_spread": "video", "audio_embedding_spread": "audio"}
 # AVID's terms as they are logged, and the same as AVID+CMA's instance terms.
 _DIRECTIONS: dict[str, str] = {}
@@ -54,8 +55,8 @@ PANELS = (
     ),
     Panel(
         "Embedding spread",
-        {"video_embedding_spread": "video", "audio_embedding_spread": "audio"},
-        "How different the embeddings of a batch are. Near 0 = collapse: every clip looks the same.",
+        {},  # those that were logged
+        "How different the embeddings of a batch are. Near 0 = collapse: every sample looks the same.",
         include=(0.0,),
         colours=_SIDES,
     ),
@@ -143,11 +144,13 @@ def _series(runs: Mapping[str, Metrics], panel: Panel, x_key: str) -> list[Serie
     return lines
 
 
-def _other_panels(runs: Mapping[str, Metrics]) -> list[Panel]:
-    """A chart for every further number that was logged; a loss names its own terms and none may be lost."""
-    known = {key for panel in PANELS for key in panel.keys} | _NOT_CURVES
+def _panels(runs: Mapping[str, Metrics]) -> list[Panel]:
+    """PANELS, and a chart for every further number that was logged; a loss names its own terms, none may be lost."""
     keys = dict.fromkeys(key for metrics in runs.values() for key in metrics.names())
-    return [
+    spreads = {key: key.removesuffix(SPREAD).replace("_", " ") for key in keys if key.endswith(SPREAD)}
+    panels = [replace(panel, keys=panel.keys or spreads) for panel in PANELS]
+    known = {key for panel in panels for key in panel.keys} | _NOT_CURVES
+    return panels + [
         Panel(key[:1].upper() + key[1:].replace("_", " "), {key: key}, "A term of the loss or of the loop, as logged.")
         for key in keys
         if key not in known and not key.startswith("failures/")
@@ -161,7 +164,7 @@ def curves_section(runs: Mapping[str, Metrics]) -> Html:
     if x_key is None:
         return tag("p", "No training curves: no metrics.jsonl with samples_seen or step was found.", class_="note")
     charts = []
-    for panel in (*PANELS, *_other_panels(runs)):
+    for panel in _panels(runs):
         lines = [line for line in _series(runs, panel, x_key) if np.isfinite(line.y).any()]
         if lines:
             label = "samples seen" if x_key == "samples_seen" else "optimiser steps"
@@ -193,8 +196,9 @@ def training_facts(metrics: Metrics) -> dict[str, str]:
     last = metrics.rows[-1]
     names = {"step": "Optimiser steps", "epoch": "Last epoch", "samples_seen": "Samples seen"}
     facts = {shown: number(last[key]) for key, shown in names.items() if _is_number(last.get(key))}
-    if _is_number(last.get("seconds")):
-        facts["Training time"] = duration_text(float(last["seconds"]))
+    seconds = [float(row["seconds"]) for row in metrics.rows if _is_number(row.get("seconds"))]
+    if seconds:
+        facts["Training time"] = duration_text(sum(seconds))  # a line has what went by since the line before
     for key in metrics.names():
         if key.startswith("failures/"):
             values: Sequence[float] = [row[key] for row in metrics.rows if _is_number(row.get(key))]

@@ -1,4 +1,4 @@
-"""A flat map of the embeddings: the first two principal components of video and audio together."""
+"""A flat map of the embeddings: the first two principal components of all modalities together."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avssl.report.markup import Html, join, tag
-from avssl.tables import EmbeddingTable
+from avssl.report.neighbours import NAMES
+from avssl.tables import MODALITIES, EmbeddingTable
 
 MAX_POINTS = 400  # per modality
 NUM_COLOURS = 12  # c0 to c11 in style.css
 WIDTH, HEIGHT, EDGE = 640.0, 460.0, 22.0
+SHAPES = {"video": "discs are videos", "audio": "triangles are sounds", "image": "squares are pictures"}
 
 
 def principal_plane(points: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -49,10 +51,12 @@ def class_colours(labels: Sequence[str | None]) -> dict[str, int]:
 
 
 def _mark(modality: str, x: float, y: float, **attributes: object) -> Html:
-    """Video is a disc, audio a triangle."""
-    title = tag("title", attributes.pop("title"))
+    """Video is a disc, audio a triangle, a picture a square."""
+    title = tag("title", attributes.pop("title")) if "title" in attributes else ""
     if modality == "video":
         return tag("circle", title, cx=x, cy=y, r=4.2, **attributes)
+    if modality == "image":
+        return tag("rect", title, x=x - 3.9, y=y - 3.9, width=7.8, height=7.8, **attributes)
     corners = f"{x:.1f},{y - 5.2:.1f} {x + 4.8:.1f},{y + 3.6:.1f} {x - 4.8:.1f},{y + 3.6:.1f}"
     return tag("polygon", title, points=corners, **attributes)
 
@@ -76,16 +80,14 @@ def _legend(field: str, place: int, colours: dict[str, int]) -> Html:
 
 
 def _points(table: EmbeddingTable) -> tuple[list[tuple[str, int]], NDArray[np.float32]]:
-    """[(modality, row)] and the embeddings (n, D) of the points to draw; video only if the widths differ."""
+    """[(modality, row)] and the embeddings (n, D) of the points to draw; the first modality only if widths differ."""
     marks: list[tuple[str, int]] = []
     vectors: list[NDArray[np.float32]] = []
-    for modality, present, values in (
-        ("video", table.has_video, table.video_embedding),
-        ("audio", table.has_audio, table.audio_embedding),
-    ):
+    for modality in MODALITIES:
+        values = table.embedding(modality)
         if values is None or (vectors and values.shape[1] != vectors[0].shape[1]):
             continue
-        rows = even_rows(present)
+        rows = even_rows(table.has(modality))
         marks += [(modality, int(row)) for row in rows]
         vectors.append(values[rows])
     return marks, np.concatenate(vectors) if vectors else np.zeros((0, 1), np.float32)
@@ -116,14 +118,15 @@ def map_section(table: EmbeddingTable) -> Html:
     for (modality, row), (x, y) in zip(marks, spots, strict=True):
         classes = [colours[f].get(labels[f][row] or "", NUM_COLOURS - 1) for f in fields]
         named = ", ".join(f"{field} {labels[field][row]}" for field in fields if labels[field][row])
-        title = f"{table.keys[row]} ({'sound' if modality == 'audio' else 'video'}){': ' if named else ''}{named}"
+        title = f"{table.keys[row]} ({NAMES[modality]}){': ' if named else ''}{named}"
         attributes = {"class_": f"point c{classes[0] if classes else 0}", "data_row": row, "title": title}
         drawn.append(
             _mark(modality, float(x), HEIGHT - float(y), data_classes=" ".join(map(str, classes)), **attributes)
         )
     # Modalities alternate in drawing order, so that none covers the other.
     order = np.argsort([row for _, row in marks], kind="stable")
-    name = f"Map of {len(marks)} embeddings; discs are videos, triangles are sounds."
+    there = [modality for modality in MODALITIES if any(modality == one for one, _ in marks)]
+    name = f"Map of {len(marks)} embeddings; {', '.join(SHAPES[modality] for modality in there)}."
     frame = tag("rect", x=0.5, y=0.5, width=WIDTH - 1, height=HEIGHT - 1, rx=8, class_="frame")
     partner = tag("line", class_="partner", x1=0, x2=0, y1=0, y2=0)
     box = {"viewBox": f"0 0 {WIDTH:.0f} {HEIGHT:.0f}", "role": "img", "aria_label": name, "class_": "map"}
@@ -133,28 +136,17 @@ def map_section(table: EmbeddingTable) -> Html:
         "distances beyond these two directions are not visible." + _gap_text(marks, vectors)
     )
     figure = tag("figure", picture, tag("figcaption", caption, class_="note"))
-    return tag("div", figure, tag("div", _controls(fields, colours)), class_="atlas")
+    return tag("div", figure, tag("div", _controls(there, fields, colours)), class_="atlas")
 
 
-def _controls(fields: Sequence[str], colours: dict[str, dict[str, int]]) -> Html:
+def _controls(modalities: Sequence[str], fields: Sequence[str], colours: dict[str, dict[str, int]]) -> Html:
+    keys = [
+        tag("svg", _mark(modality, 6.0, 6.0), viewBox="0 0 12 12", class_="key", aria_hidden="true")
+        for modality in modalities
+    ]
     shapes = tag(
         "ul",
-        tag(
-            "li",
-            tag("svg", tag("circle", cx=6, cy=6, r=4.5), viewBox="0 0 12 12", class_="key", aria_hidden="true"),
-            "video",
-        ),
-        tag(
-            "li",
-            tag(
-                "svg",
-                tag("polygon", points="6,1 11,10.5 1,10.5"),
-                viewBox="0 0 12 12",
-                class_="key",
-                aria_hidden="true",
-            ),
-            "sound",
-        ),
+        *(tag("li", key, NAMES[modality]) for key, modality in zip(keys, modalities, strict=True)),
         class_="legend",
     )
     switches = [

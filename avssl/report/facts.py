@@ -10,7 +10,7 @@ from typing import Any
 
 from avssl.report.markup import Html, join, number, tag
 from avssl.report.media import MediaLibrary
-from avssl.report.neighbours import label_text
+from avssl.report.neighbours import counted, label_text
 from avssl.tables import EmbeddingTable
 
 PACKAGES = ("avssl", "torch", "torchvision", "torchaudio", "av", "webdataset", "accelerate", "numpy")
@@ -94,18 +94,27 @@ def sample_keys(table: EmbeddingTable | None, keys: Sequence[str], count: int) -
 
 
 def samples_section(keys: Sequence[str], table: EmbeddingTable | None, library: MediaLibrary) -> Html:
-    """Cards with four frames, the waveform, labels and key."""
+    """Cards with what the table is about: the picture, four frames, the waveform; labels and key.
+
+    Without a table everything that the media of the clips hold is shown.
+    """
     if not library.available or not keys:
         return tag("p", "No media was given, so there are no pictures of the data.", class_="note")
+    names = () if table is None else table.modalities()
+    shown = set(names) or {name for key in keys for name, content in library.clip(key)._asdict().items() if content}
     cards = []
     for key in keys:
         row = table.keys.index(key) if table is not None else None
         labels: Mapping[str, Sequence[str]] = table.labels[row] if table is not None and row is not None else {}
         name = tag("code", key, title=key, class_="name")
-        cards.append(
-            tag("li", library.thumbnails(key, 4), library.wave(key), label_text(labels), name, class_="sample")
-        )
+        parts = [library.picture(key)] if "image" in shown else []
+        parts += [library.thumbnails(key, 4)] if "video" in shown else []
+        parts += [library.wave(key)] if "audio" in shown else []
+        cards.append(tag("li", *parts, label_text(labels), name, class_="sample"))
+    said = {"video": "four moments of the picture", "audio": "the sound below" if "video" in shown else "their outline"}
+    about = ", ".join(text for name, text in said.items() if name in shown)
+    kind = "clips" if table is None else counted(table)
     return join(
-        tag("p", "Evenly picked clips: four moments of the picture, the sound below."),
+        tag("p", f"Evenly picked {kind}{': ' if about else ''}{about}."),
         tag("ul", *cards, class_="samples"),
     )

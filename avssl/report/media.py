@@ -6,16 +6,25 @@ import base64
 import io
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from avssl.report.charts import waveform
 from avssl.report.markup import Html, join, tag
 from avssl.types import MediaError
 
-Media = tuple[bytes | None, bytes | None]
-MediaSource = Callable[[str], Media] | Mapping[str, Media]
+
+class ClipMedia(NamedTuple):
+    """Encoded files of one clip: video.mp4, audio.flac, and a picture (JPEG, PNG, ...); None where there is none."""
+
+    video: bytes | None = None
+    audio: bytes | None = None
+    image: bytes | None = None
+
+
+MediaSource = Callable[[str], tuple[bytes | None, ...]] | Mapping[str, tuple[bytes | None, ...]]
 
 THUMBNAIL_HEIGHT_PX = 96
 WAVE_COLUMNS = 120
@@ -31,23 +40,32 @@ def data_uri(content: bytes, mime_type: str) -> str:
 
 def video_thumbnails(video: bytes, num_thumbnails: int, name: str = "video") -> list[bytes]:
     """JPEG pictures, 96 px high, from the middles of equal pieces of the video. MediaError if it cannot be decoded."""
-    from PIL import Image
-
     from avssl.data.decode import probe, read_video
 
     info = probe(video, name=name)
     duration = (info.video.duration_seconds if info.video else None) or info.duration_seconds or 0.0
     times = [(piece + 0.5) * duration / num_thumbnails for piece in range(num_thumbnails)]
-    pictures = []
-    for frame in read_video(video, times, name=name):
-        image = Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy())
-        width = max(1, round(image.width * THUMBNAIL_HEIGHT_PX / image.height))
-        # Made-up clips are tiny: hard pixels show what the network sees better than a blur.
-        filter_ = Image.Resampling.NEAREST if image.height < THUMBNAIL_HEIGHT_PX else Image.Resampling.LANCZOS
-        stream = io.BytesIO()
-        image.resize((width, THUMBNAIL_HEIGHT_PX), filter_).save(stream, "JPEG", quality=80, optimize=True)
-        pictures.append(stream.getvalue())
-    return pictures
+    return [thumbnail(frame.permute(1, 2, 0).numpy()) for frame in read_video(video, times, name=name)]
+
+
+def image_thumbnail(image: bytes, name: str = "picture") -> bytes:
+    """The picture as JPEG, 96 px high. MediaError if it cannot be decoded."""
+    from avssl.data.pictures import read_image
+
+    return thumbnail(read_image(image, name=name).permute(1, 2, 0).numpy())
+
+
+def thumbnail(pixels: NDArray[np.uint8]) -> bytes:
+    """(H, W, 3) -> JPEG, 96 px high."""
+    from PIL import Image
+
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    width = max(1, round(image.width * THUMBNAIL_HEIGHT_PX / image.height))
+    # Made-up clips are tiny: hard pixels show what the network sees better than a blur.
+    filter_ = Image.Resampling.NEAREST if image.height < THUMBNAIL_HEIGHT_PX else Image.Resampling.LANCZOS
+    stream = io.BytesIO()
+    image.resize((width, THUMBNAIL_HEIGHT_PX), filter_).save(stream, "JPEG", quality=80, optimize=True)
+    return stream.getvalue()
 
 
 def audio_outline(audio: bytes, name: str = "audio") -> tuple[Any, Any, float]:
@@ -69,7 +87,7 @@ class MediaLibrary:
     """Hands out parts of the page for clips by key and keeps each embedded file once, up to a budget of bytes.
 
     Args:
-        source: key -> (bytes of video.mp4 or None, bytes of audio.flac or None), as function or mapping.
+        source: key -> the bytes of ClipMedia, in its order, as function or mapping; the picture may be left out.
         max_bytes: how much base64 text may be embedded; files beyond it are shown but cannot be played.
     """
 
@@ -83,22 +101,22 @@ class MediaLibrary:
         self.pictures = cache(self._pictures)
         self.thumbnails = cache(self._thumbnails)
         self.wave = cache(self._wave)
+        self.picture = cache(self._picture)
 
     @property
     def available(self) -> bool:
         """Whether there is any media at all."""
         return self._source is not None
 
-    def _clip(self, key: str) -> dict[str, bytes | None]:
-        """{"video": bytes or None, "audio": bytes or None}; a mapping without the key gives None for both."""
+    def _clip(self, key: str) -> ClipMedia:
+        """The files of a clip; a mapping without the key gives none."""
         if self._source is None:
-            return {"video": None, "audio": None}
-        found = self._source.get(key, (None, None)) if isinstance(self._source, Mapping) else self._source(key)
-        return {"video": found[0], "audio": found[1]}
+            return ClipMedia()
+        return ClipMedia(*(self._source.get(key, ()) if isinstance(self._source, Mapping) else self._source(key)))
 
     def _pictures(self, key: str, count: int) -> list[str] | Html:
         """data: URIs of thumbnails, or the words to show where there are none."""
-        video = self.clip(key)["video"]
+        video = self.clip(key).video
         if video is None:
             return tag("span", "no video", class_="missing")
         try:
@@ -119,7 +137,7 @@ class MediaLibrary:
 
     def _wave(self, key: str) -> Html:
         """The sound's outline with its length; a clip without sound or with a broken one says so instead."""
-        audio = self.clip(key)["audio"]
+        audio = self.clip(key).audio
         if audio is None:
             return tag("span", "no sound", class_="missing")
         try:
@@ -128,10 +146,21 @@ class MediaLibrary:
             return tag("span", f"cannot be shown: {error}", class_="missing")
         return waveform(low, high, f"Waveform of {key}, {seconds:.1f} seconds")
 
+    def _picture(self, key: str) -> Html:
+        """The picture; a clip without one or with a broken one says so instead."""
+        image = self.clip(key).image
+        if image is None:
+            return tag("span", "no picture", class_="missing")
+        try:
+            uri = data_uri(image_thumbnail(image, key), "image/jpeg")
+        except MediaError as error:
+            return tag("span", f"cannot be shown: {error}", class_="missing")
+        return tag("span", tag("img", src=uri, alt=f"Picture {key}"), class_="picture")
+
     def embed(self, key: str, kind: str) -> str | None:
         """Id of the clip's "video" or "audio" in the page's media, None if absent or beyond the budget."""
         if (key, kind) not in self._numbers:
-            content = self.clip(key)[kind]
+            content: bytes | None = getattr(self.clip(key), kind)
             identifier = None
             if content is not None:
                 uri = data_uri(content, MIME_TYPES[kind])
@@ -145,10 +174,12 @@ class MediaLibrary:
         return self._numbers[key, kind]
 
     def player(self, key: str, kind: str) -> Html:
-        """The picture or waveform with a play control, or without one if the clip is not embedded.
+        """The picture or waveform, of video and sound with a play control, or without one if it is not embedded.
 
         The page's script puts the data: URI in: a clip that is shown five times is in the page once.
         """
+        if kind == "image":
+            return self.picture(key)
         identifier = self.embed(key, kind)
         if kind == "audio":
             control: Html | str = ""

@@ -1,4 +1,4 @@
-"""Nearest neighbours across modalities that one can see, hear and play together."""
+"""Nearest neighbours that one can see, hear and play together: across modalities, or within the only one there is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from avssl.report.media import MediaLibrary
 from avssl.tables import EmbeddingTable
 
 OTHER = {"video": "audio", "audio": "video"}
-NAMES = {"video": "video", "audio": "sound"}
+NAMES = {"video": "video", "audio": "sound", "image": "picture"}
+
+
+Search = tuple[str, str]  # the modality of the query, the modality that is searched
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,8 @@ def pick_queries(table: EmbeddingTable, modality: str, labels: Sequence[str | No
 
     The choice looks at order and labels only, never at how well a row is matched: the page must not show off.
     """
-    present = table.has_video if modality == "video" else table.has_audio
     by_class: dict[str, list[int]] = {}
-    for row in np.flatnonzero(present).tolist():
+    for row in np.flatnonzero(table.has(modality)).tolist():
         by_class.setdefault(labels[row] or "", []).append(row)
     ordered = [by_class[name] for name in sorted(by_class)]
     if len(ordered) > count:
@@ -47,24 +49,35 @@ def pick_queries(table: EmbeddingTable, modality: str, labels: Sequence[str | No
 
 
 def find_matches(
-    table: EmbeddingTable, modality: str, queries: Sequence[int], labels: Sequence[str | None], count: int
+    table: EmbeddingTable,
+    modality: str,
+    queries: Sequence[int],
+    labels: Sequence[str | None],
+    count: int,
+    *,
+    among: str | None = None,
 ) -> list[list[Match]]:
-    """For each query row of one modality the closest `count` rows of the other modality, best first."""
-    other = OTHER[modality]
-    embeddings = {"video": table.video_embedding, "audio": table.audio_embedding}
-    rows = np.flatnonzero(table.has_video if other == "video" else table.has_audio)
-    source, target = embeddings[modality], embeddings[other]
+    """For each query row of one modality the closest `count` rows of another one, best first.
+
+    among: the modality that is searched, by default the other one of video and audio. Within one modality the query
+    itself is left out: it would always come first.
+    """
+    other = among or OTHER[modality]
+    rows = np.flatnonzero(table.has(other))
+    source, target = table.embedding(modality), table.embedding(other)
     if source is None or target is None or not len(rows) or not len(queries):
         return [[] for _ in queries]
-    places, cosines = nearest(source[list(queries)], target[rows], count)
+    places, cosines = nearest(source[list(queries)], target[rows], count + int(other == modality))
     found = []
     for query, near, scores in zip(queries, places, cosines, strict=True):
         matches = []
         for place, cosine in zip(near, scores, strict=True):
             row, label = int(rows[place]), labels[query]
+            if other == modality and row == query:
+                continue
             right = None if label is None or labels[rows[place]] is None else labels[rows[place]] == label
             matches.append(Match(row, float(cosine), table.keys[row] == table.keys[query], right))
-        found.append(matches)
+        found.append(matches[:count])
     return found
 
 
@@ -98,12 +111,12 @@ def _key(key: str) -> Html:
 
 
 def _match_card(
-    table: EmbeddingTable, match: Match, place: int, modality: str, *, query_key: str, library: MediaLibrary
+    table: EmbeddingTable, match: Match, place: int, sides: Search, *, query_key: str, library: MediaLibrary
 ) -> Html:
-    key, other = table.keys[match.row], OTHER[modality]
-    first, second = library.embed(query_key, modality), library.embed(key, other)
+    modality, other = sides
+    key = table.keys[match.row]
     together: Html | str = ""
-    if first and second:
+    if other != modality and library.embed(query_key, modality) and library.embed(key, other):
         label = f"Play {NAMES[other]} {place} with the query"
         text = f"▶ with the {NAMES[modality]}"
         together = tag("button", text, type="button", data_play=True, data_with_query=True, aria_label=label)
@@ -115,25 +128,39 @@ def _match_card(
 
 
 def _direction(
-    table: EmbeddingTable, modality: str, field: str | None, library: MediaLibrary, counts: tuple[int, int]
+    table: EmbeddingTable, sides: Search, field: str | None, library: MediaLibrary, counts: tuple[int, int]
 ) -> Html:
+    modality, other = sides
     labels: list[str | None] = [None] * len(table) if field is None else table.label(field)
     queries = pick_queries(table, modality, labels, counts[0])
-    found = find_matches(table, modality, queries, labels, counts[1])
+    found = find_matches(table, modality, queries, labels, counts[1], among=other)
     rows = []
     for query, matches in zip(queries, found, strict=True):
         cards = [
-            _match_card(table, match, place + 1, modality, query_key=table.keys[query], library=library)
+            _match_card(table, match, place + 1, sides, query_key=table.keys[query], library=library)
             for place, match in enumerate(matches)
         ]
         if cards:
             rows.append(tag("div", _query_card(table, query, modality, library), tag("ol", *cards), class_="search"))
     if not rows:
-        return tag("p", f"No clip has both sides, so there is no search from {modality}.", class_="note")
-    other = NAMES[OTHER[modality]]
-    rule = "" if field is None else f"Right class: the {other} found and the query's clip have the same “{field}”."
-    heading = tag("h3", f"From a {NAMES[modality]} to the closest {other}s")
+        lacking = "No clip has both sides" if other != modality else f"There is one {NAMES[modality]} at most"
+        return tag("p", f"{lacking}, so there is no search from {modality}.", class_="note")
+    sought, query_name = NAMES[other], "clip" if other != modality else NAMES[modality]
+    rule = (
+        ""
+        if field is None
+        else f"Right class: the {sought} found and the query's {query_name} have the same “{field}”."
+    )
+    heading = tag("h3", f"From a {NAMES[modality]} to the closest {'other ' if other == modality else ''}{sought}s")
     return tag("div", heading, tag("p", rule, class_="note"), *rows, class_="direction")
+
+
+def searches(table: EmbeddingTable) -> list[Search]:
+    """(modality of the query, modality searched): both directions where there are video and sound, else within."""
+    there = table.modalities()
+    if "video" in there and "audio" in there:
+        return [("video", "audio"), ("audio", "video")]
+    return [(modality, modality) for modality in there]
 
 
 def neighbours_section(
@@ -144,12 +171,21 @@ def neighbours_section(
     num_queries: int,
     num_neighbours: int,
 ) -> Html:
-    """Both directions. fields: the label field by which a match counts, by the modality that is searched for."""
+    """Every search of the table. fields: the label field by which a match counts, by the modality searched for."""
     counts = (num_queries, num_neighbours)
-    parts = [_direction(table, side, fields[OTHER[side]], library, counts) for side in ("video", "audio")]
-    intro = tag(
-        "p",
-        f"The closest of all {len(table)} clips by cosine. Queries are picked by class and order, not by result. "
-        "“Its own” is the other half of the query's clip.",
-    )
-    return join(intro, *parts)
+    found = searches(table)
+    if not found:
+        return tag("p", "The table holds no embeddings, so there is nothing to search.", class_="note")
+    parts = [_direction(table, sides, fields[sides[1]], library, counts) for sides in found]
+    text = f"The closest of all {len(table)} {counted(table)} by cosine. "
+    text += "Queries are picked by class and order, not by result."
+    if any(modality != other for modality, other in found):
+        text += " “Its own” is the other half of the query's clip."
+    return join(tag("p", text), *parts)
+
+
+def counted(table: EmbeddingTable) -> str:
+    """What the rows of a pooled table are: "pictures" if there is nothing else, "sounds" likewise, or "clips"."""
+    names = {"image": "pictures", "audio": "sounds"}
+    there = table.modalities()
+    return names.get(there[0], "clips") if len(there) == 1 else "clips"

@@ -1,6 +1,7 @@
 """The report of a run as one HTML page without any outside request.
 
     write_report("runs/avid", table=EmbeddingTable.read("embeddings/"), media=lambda key: (video_bytes, audio_bytes))
+    write_report("runs/simclr", table=table_of_pictures, media=lambda key: (None, None, image_bytes))
 
 The page carries a content security policy that forbids requests and every script but its own, so that a clip's name
 or label cannot do anything even if escaping were forgotten somewhere.
@@ -23,7 +24,7 @@ from avssl.report.embedding_map import map_section
 from avssl.report.facts import data_counts, facts_section, sample_keys, samples_section, software_versions
 from avssl.report.markup import Html, json_block, tag
 from avssl.report.media import MediaLibrary, MediaSource
-from avssl.report.neighbours import neighbours_section
+from avssl.report.neighbours import counted, neighbours_section, searches
 from avssl.report.scores import headline, scores_section
 from avssl.tables import EmbeddingTable
 
@@ -36,8 +37,8 @@ class ReportOptions:
 
     num_samples: cards in "Data"; num_queries, num_neighbours: searches per direction and results per search.
     max_media_bytes: base64 text of embedded video and sound together; what does not fit is shown, but not playable.
-    label_fields: {"video": field, "audio": field} by which a found video or sound counts as right; default: "visual"
-        and "sound" if the table has them, otherwise its first field for both.
+    label_fields: {"video": field, "audio": field, "image": field} by which a found video, sound or picture counts as
+        right; default: "visual", "sound" and "visual" if the table has them, otherwise its first field for all.
     """
 
     num_samples: int = 8
@@ -67,7 +68,8 @@ def write_report(
         evaluation: this run's results, see scores.py; the large numbers on top come from it.
         evaluations: further runs' results for the same tables.
         table: embeddings of the clips to map and search; windows of one clip are pooled.
-        media: key -> (video.mp4 bytes or None, audio.flac bytes or None); function or mapping.
+        media: key -> (video.mp4 bytes or None, audio.flac bytes or None, and if there are any the picture's bytes or
+            None); function or mapping.
         title: heading; default: the folder's name.
         other_runs: {name: run folder} of earlier phases or other runs whose curves are drawn along.
         index: the shard folder's index.json, for data counts and skip reasons.
@@ -97,13 +99,13 @@ def write_report(
         "Run": {"Folder": str(run_folder), **(facts or {})},
         "Training": training,
         "Data": data_counts(index or {}),
-        "Embeddings": {} if clips is None else {"Clips": len(clips), **clips.metadata},
+        "Embeddings": {} if clips is None else {counted(clips).capitalize(): len(clips), **clips.metadata},
         "Software": software_versions(),
     }
     # The budget for media is spent in this order.
     sections = [
         ("results", "Results", scores_section(results)),
-        ("neighbours", "Search across picture and sound", _neighbours(clips, library, chosen)),
+        ("neighbours", _search_title(clips), _neighbours(clips, library, chosen)),
         ("map", "Map of the embeddings", _without_table() if clips is None else map_section(clips)),
         ("training", "Training", curves_section(metrics)),
         ("data", "Data", samples_section(keys, clips, library)),
@@ -121,6 +123,12 @@ def _without_table() -> Html:
     return tag("p", "No embedding table was given: run recipes/embed.py, then make the report again.", class_="note")
 
 
+def _search_title(table: EmbeddingTable | None) -> str:
+    """Heading of the neighbours: across modalities, or within what there is."""
+    across = table is None or any(modality != other for modality, other in searches(table))
+    return "Search across picture and sound" if across else "Nearest neighbours"
+
+
 def _neighbours(table: EmbeddingTable | None, library: MediaLibrary, options: ReportOptions) -> Html:
     if table is None:
         return _without_table()
@@ -129,6 +137,7 @@ def _neighbours(table: EmbeddingTable | None, library: MediaLibrary, options: Re
     names: dict[str, str | None] = {
         "video": "visual" if "visual" in fields else default,
         "audio": "sound" if "sound" in fields else default,
+        "image": "visual" if "visual" in fields else default,
     }
     names |= options.label_fields or {}
     return neighbours_section(
@@ -175,7 +184,7 @@ def _page(title: str, lead: Html, sections: Sequence[tuple[str, str, Html]], lib
         tag("nav", *links, aria_label="Sections"),
         tag("main", *blocks),
         tag("footer", tag("p", "One file, no outside requests. ", left_out)),
-        tag("noscript", tag("p", "Playing clips and reading values off the charts needs JavaScript.", class_="note")),
+        tag("noscript", tag("p", "Playing media and reading values off the charts needs JavaScript.", class_="note")),
         json_block("media", library.embedded),
         tag("script", Html(script)),
     )

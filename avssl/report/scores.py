@@ -17,7 +17,11 @@ GROUPS = (
         "Rank the sounds of all test clips by cosine to the video.",
     ),
     ("Does a sound find its own video?", "audio_to_video_", "The same from the sound's side."),
-    ("Do neighbours have the same class?", "knn", "Weighted k nearest neighbours: training clips vote on test clips."),
+    (
+        "Do neighbours have the same class?",
+        "knn",
+        "Weighted k nearest neighbours: the training split votes on the test split.",
+    ),
     ("How pure are the positive sets?", "positive_precision", "Share of positives with the anchor's class."),
 )
 OTHER_GROUP = ("More metrics", "", "As the evaluation named them.")

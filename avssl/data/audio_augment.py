@@ -1,0 +1,144 @@
+"""Random changes of sound: what there is to choose from, the drawing of it, and its batched application on the device.
+
+What is random is drawn in a worker by `draw_sound` from a generator that the caller seeds; the functions for the device
+take it as one number per sample and draw nothing. In the order in which they run: time shift and volume on the
+waveform, mixup on the decibels, crop on the normalised spectrogram.
+
+BYOL-A (Niizumi et al. 2021, arXiv 2103.06695) as a YAML; its 60 to 7800 Hz are here 0 to 8000, and its normalisation
+of each batch after the augmentations is left out:
+
+    views:
+      audio:
+        {seconds: 0.95, rate_hz: 16000, transform: log_mel, num_mels: 64, window_samples: 1024, hop_samples: 160,
+         num_frames: 96, augment: {volume_low: 1.0, volume_high: 1.0, mixup_ratio: 0.4, crop_canvas: 1.5,
+         crop_time_scale: [0.6, 1.5], crop_frequency_scale: [0.6, 1.5]}}
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import log
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+
+T = TypeVar("T")
+NEPERS_PER_DB = log(10) / 10  # of power
+
+
+@dataclass(frozen=True)
+class AudioAugment:
+    """Random changes of the training sound. The defaults are AVID's: the volume alone.
+
+    mixup_ratio: the power of another sample's sound is mixed in with a share uniform in [0, it] (decoding one more
+    clip a sample, chosen by the sample's own generator). The crop takes a piece of the spectrogram, its sides uniform
+    shares of the frames and bins, and resizes it to the whole; where it reaches out of the spectrogram, on a canvas
+    crop_canvas times as long, it finds the average (0). Along the bins nothing lies outside, so a share above 1 is 1.
+    """
+
+    volume_low: float = 0.9  # the waveform's factor is uniform in [volume_low, volume_high]
+    volume_high: float = 1.1
+    time_shift_seconds: float = 0.0  # largest circular shift, either way
+    mixup_ratio: float = 0.0  # largest share of another sample's power
+    crop_time_scale: tuple[float, float] = (1.0, 1.0)  # share of the frames; longer than 1 needs crop_canvas
+    crop_frequency_scale: tuple[float, float] = (1.0, 1.0)  # share of the bins
+    crop_canvas: float = 1.0  # length of what is cropped from, in lengths of the spectrogram
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.volume_low <= self.volume_high:
+            raise ValueError(f"volume range must be 0 <= low <= high, got [{self.volume_low}, {self.volume_high}]")
+        if self.time_shift_seconds < 0:
+            raise ValueError(f"time_shift_seconds must not be negative, got {self.time_shift_seconds}")
+        if not 0 <= self.mixup_ratio < 1:
+            raise ValueError(f"mixup_ratio must be in [0, 1), got {self.mixup_ratio}")
+        for name in ("crop_time_scale", "crop_frequency_scale"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name} must be 0 < low <= high, got {(low, high)}")
+        if self.crop_canvas < 1 or self.crop_time_scale[0] > self.crop_canvas:
+            raise ValueError(
+                "crop_canvas must be at least 1 and at least the lowest crop_time_scale, "
+                f"got {self.crop_canvas} and {self.crop_time_scale}"
+            )
+
+    @property
+    def crops(self) -> bool:
+        """Is any crop other than the whole spectrogram possible?"""
+        return self.crop_canvas != 1 or (*self.crop_time_scale, *self.crop_frequency_scale) != (1, 1, 1, 1)
+
+
+class Sound(NamedTuple, Generic[T]):
+    """What was drawn for one sound; every number is a float. Of a batch: columns of one tensor, as with Look."""
+
+    volume: T  # factor
+    shift_samples: T  # whole, towards later; 0 is off
+    mixup_share: T  # of the background's power; 0 is off
+    time_start: T  # of the crop, in lengths of the spectrogram, from its beginning; may be negative
+    time_scale: T
+    frequency_start: T
+    frequency_scale: T
+
+
+WHOLE = (0.0, 1.0, 0.0, 1.0)  # the crop that changes nothing
+
+
+def draw_sound(generator: np.random.Generator, augment: AudioAugment, rate_hz: int) -> Sound[float]:
+    """Draw what is random about one sound but for the background; what is off takes no draw."""
+    volume = float(generator.uniform(augment.volume_low, augment.volume_high))
+    shift = share = 0.0
+    if augment.time_shift_seconds > 0:
+        longest = round(augment.time_shift_seconds * rate_hz)
+        shift = float(generator.integers(-longest, longest + 1))
+    if augment.mixup_ratio > 0:
+        share = float(generator.uniform(0, augment.mixup_ratio))
+    crop = WHOLE
+    if augment.crops:
+        time = _draw_piece(generator, augment.crop_time_scale, augment.crop_canvas)
+        crop = (*time, *_draw_piece(generator, augment.crop_frequency_scale, 1.0))
+    return Sound(volume, shift, share, *crop)
+
+
+def _draw_piece(generator: np.random.Generator, scale: tuple[float, float], canvas: float) -> tuple[float, float]:
+    """(start, length) of a piece of a canvas that reaches equally far out of [0, 1] on both sides."""
+    length = min(float(generator.uniform(*scale)), canvas)
+    return float(generator.uniform(0, canvas - length)) - (canvas - 1) / 2, length
+
+
+def scale_volume(waveform: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Multiply each waveform of (B, C, samples) by its own factor (B,). Nothing is clipped to [-1, 1]."""
+    if factor.shape != waveform.shape[:1]:
+        raise ValueError(f"one volume factor per sample: expected shape {(len(waveform),)}, got {tuple(factor.shape)}")
+    return waveform * factor.to(waveform)[:, None, None]
+
+
+def shift_time(waveform: torch.Tensor, shift_samples: torch.Tensor) -> torch.Tensor:
+    """Turn each waveform of (B, C, samples) around by its own whole number of samples (B,), later if positive."""
+    num_samples = waveform.shape[-1]
+    places = torch.arange(num_samples, device=waveform.device) - shift_samples.to(waveform.device).long()[:, None]
+    return waveform.gather(2, places.remainder_(num_samples)[:, None].expand_as(waveform))
+
+
+def mix_power(decibels: torch.Tensor, background_db: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """Decibels of (1 - share) times the power and share times the background's, share (B,) in [0, 1).
+
+    Spectrograms (B, 1, frames, bins). BYOL-A mixes the exponentials of its normalised logarithms instead of powers.
+    """
+    share = share.to(decibels)[:, None, None, None]
+    own, other = decibels * NEPERS_PER_DB + torch.log1p(-share), background_db * NEPERS_PER_DB + torch.log(share)
+    return torch.logaddexp(own, other) / NEPERS_PER_DB
+
+
+def crop_spectrogram(spectrogram: torch.Tensor, crop: Sound[torch.Tensor]) -> torch.Tensor:
+    """Resize each sample's own piece of (B, 1, frames, bins) to the whole, bicubic; 0 outside the spectrogram.
+
+    crop: its time_ and frequency_ fields, (B,). BYOL-A's RandomResizeCrop, but the piece may begin between two frames,
+    and the interpolation sees what lies beside the piece.
+    """
+    zero = torch.zeros_like(crop.time_start)
+    # Output places run from -1 to 1 between the outer edges; so do those they are taken from.
+    frequency = torch.stack([crop.frequency_scale, zero, 2 * crop.frequency_start + crop.frequency_scale - 1], dim=1)
+    time = torch.stack([zero, crop.time_scale, 2 * crop.time_start + crop.time_scale - 1], dim=1)
+    affine = torch.stack([frequency, time], dim=1).to(spectrogram)
+    grid = torch.nn.functional.affine_grid(affine, list(spectrogram.shape), align_corners=False)
+    return torch.nn.functional.grid_sample(spectrogram, grid, mode="bicubic", padding_mode="zeros", align_corners=False)

@@ -1,0 +1,80 @@
+"""Jigsaw puzzles of a 3 x 3 grid: patches of a picture or clip, tiles of a spectrogram.
+
+As PIRL cuts them (Misra & van der Maaten 2020, arXiv 1912.01991): the crop is resized to 255 px, each of its nine cells
+of 85 px gives a patch of 64 px at a random offset, and the patches come in a uniformly random order. Other sizes keep
+these proportions. They are never put together again: the network reads nine small pictures.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+GRID = 3
+NUM_TILES = GRID * GRID
+
+
+class PuzzleSize(NamedTuple):
+    """Sides in pixels of a cell and of the patch in it; the crop is resized to 3 cells."""
+
+    cell_px: int
+    patch_px: int
+
+
+class Puzzle(NamedTuple):
+    """offsets: (top, left) of the patch in each cell, row by row; place k of the puzzle shows cell permutation[k]."""
+
+    offsets: list[tuple[int, int]]
+    permutation: list[int]
+
+
+def puzzle_size(size_px: int) -> PuzzleSize:
+    """85 and 64 px for pictures of 224 px, and in proportion. ValueError when no patch is left."""
+    cell_px = round(size_px * 255 / 224) // GRID
+    patch_px = round(cell_px * 64 / 85)
+    if patch_px < 1:
+        raise ValueError(f"a puzzle of pictures of {size_px} px has no patches; size_px must be at least 3")
+    return PuzzleSize(cell_px, patch_px)
+
+
+def draw_puzzle(generator: np.random.Generator, size: PuzzleSize) -> Puzzle:
+    """Uniform offsets and a uniform permutation."""
+    offsets = generator.integers(size.cell_px - size.patch_px + 1, size=(NUM_TILES, 2)).tolist()
+    return Puzzle([(top, left) for top, left in offsets], generator.permutation(NUM_TILES).tolist())
+
+
+def centred_puzzle(size: PuzzleSize) -> Puzzle:
+    """The deterministic one: patches in the middle of their cells, in their places."""
+    offset = (size.cell_px - size.patch_px) // 2
+    return Puzzle([(offset, offset)] * NUM_TILES, list(range(NUM_TILES)))
+
+
+def cut_patches(clip: torch.Tensor, puzzle: Puzzle, size: PuzzleSize) -> torch.Tensor:
+    """(T, 3, 3 cells, 3 cells) -> (9, T, 3, patch, patch), the same cut and order in all frames; any dtype."""
+    patches = []
+    for cell in puzzle.permutation:
+        top = cell // GRID * size.cell_px + puzzle.offsets[cell][0]
+        left = cell % GRID * size.cell_px + puzzle.offsets[cell][1]
+        patches.append(clip[..., top : top + size.patch_px, left : left + size.patch_px])
+    return torch.stack(patches)
+
+
+def cut_tiles(spectrogram: torch.Tensor, permutation: torch.Tensor) -> torch.Tensor:
+    """(B, 1, frames, bins) -> (B, 9, 1, frames // 3, bins // 3): tile k of sample b is permutation[b, k].
+
+    The tiles are numbered along the bins first, then along the frames. What three do not divide is left out, half of it
+    on each side. permutation: int64 (B, 9). ValueError when a side is shorter than 3.
+    """
+    num_frames, num_bins = spectrogram.shape[-2:]
+    frames, bins = num_frames // GRID, num_bins // GRID
+    if not frames or not bins:
+        raise ValueError(f"nine tiles need at least 3 frames and 3 bins, got a spectrogram {tuple(spectrogram.shape)}")
+    first_frame, first_bin = (num_frames - GRID * frames) // 2, (num_bins - GRID * bins) // 2
+    inner = spectrogram[..., first_frame : first_frame + GRID * frames, first_bin : first_bin + GRID * bins]
+    grid = inner.unflatten(-1, (GRID, bins)).unflatten(-3, (GRID, frames))  # (B, 1, 3, frames, 3, bins)
+    tiles = grid.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+    samples = torch.arange(len(tiles), device=tiles.device)[:, None]
+    permuted: torch.Tensor = tiles[samples, permutation]
+    return permuted

@@ -1,0 +1,110 @@
+"""BYOL: bootstrap your own latent (Grill et al. 2020, arXiv 2006.07733).
+
+The online network (encoder, projector, predictor) predicts what a target network (encoder, projector) makes of the
+other view; no sample is compared with another one:
+
+    L = || p1 - sg(t2) ||^2 + || p2 - sg(t1) ||^2 = (2 - 2 cos(p1, t2)) + (2 - 2 cos(p2, t1)),   p, t made unit
+
+averaged over the batch; untrained, cosines are about 0 and L about 4. The target starts with random weights of its
+own, as in the authors' code, and follows the online network after each optimiser step:
+
+    target <- m_k target + (1 - m_k) online,    m_k = 1 - (1 - m_0) (1 + cos(pi k / K)) / 2,   k = 0 ... K - 1
+
+over parameters only; its batch norms take the statistics of their own batches, for it runs in train mode. Each view
+is a batch of its own for batch norm. Rows meet only there, so the loss is a mean over each process's rows.
+
+Hidden linear layers go without the bias that the batch norm behind them would cancel. Across modalities each one has
+its own online network, target and predictor: the video's prediction regresses the audio's target and the other way
+round. The independent start redraws every layer by PyTorch's default rule (ops/teacher.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+from torch.nn.functional import cosine_similarity
+
+from avssl.losses import register
+from avssl.losses.base import LossConfig, Outputs, PairConfig, PairLoss
+from avssl.models.heads import mlp
+from avssl.ops.teacher import check_momentum, cosine_momentum, follow, frozen_copy
+from avssl.types import LossOutput, Progress
+
+
+@dataclass
+class BYOLConfig(PairConfig):
+    """Defaults are those of the paper's 1000 epochs on ImageNet."""
+
+    name: str = "byol"
+    projector_hidden_dims: tuple[int, ...] = (4096,)
+    embedding_dim: int = 256
+    predictor_hidden_dims: tuple[int, ...] = (4096,)
+    teacher_momentum: float = 0.996  # at the first step; it rises to 1 along a cosine
+
+
+def regression(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean over the batch of 2 - 2 cos(prediction, target), eq. 2: 0 for equal directions, 4 for opposite ones.
+
+    Args:
+        predictions, targets: (B, D), row by row of the same sample; need not be normalised; any float. Targets get
+            no gradient.
+
+    Returns a float32 scalar.
+    """
+    return 2 - 2 * cosine_similarity(predictions.float(), targets.detach().float(), dim=1).mean()
+
+
+@register("byol")
+class BYOL(PairLoss):
+    """Regression of a slow teacher's embedding of the other view. State: a teacher per modality."""
+
+    Config: ClassVar[type[LossConfig]] = BYOLConfig
+    family: ClassVar[str] = "distillation"
+    paper: ClassVar[str] = "Grill et al. 2020, arXiv 2006.07733"
+    state: ClassVar[str] = "EMA teacher"
+    augments: ClassVar[tuple[str, str]] = ("byol_first", "byol_second")
+    min_global_batch_size: ClassVar[int] = 2
+
+    def __init__(self, config: BYOLConfig, encoders: Mapping[str, nn.Module], num_samples: int) -> None:
+        super().__init__(config, encoders, num_samples)
+        self.config: BYOLConfig = config
+        check_momentum(config.teacher_momentum)
+        width = config.embedding_dim
+        self.predictors = nn.ModuleDict()
+        for modality in encoders:
+            dims = (self.feature_dim(modality), *config.projector_hidden_dims, width)
+            self.projectors[modality] = mlp(dims, batch_norm=True, final_bias=False)
+            # By the modality of the query: the view that predicts.
+            dims = (width, *config.predictor_hidden_dims, width)
+            self.predictors[modality] = mlp(dims, batch_norm=True, final_bias=False)
+            # Drawn from torch's generator as all weights are: the same on every rank, a function of the run's seed.
+            self.teachers[modality] = frozen_copy(self.student(modality), independent=True)
+
+    def forward(self, views: dict[str, torch.Tensor]) -> Outputs:
+        """{"first_prediction": (B, D), "first_target": (B, D), and the same for "second"}."""
+        outputs: Outputs = {}
+        for name, view in views.items():
+            modality = self.modality_of[name]
+            outputs[f"{name}_prediction"] = self.predictors[modality](self.project(name, view))
+            with torch.no_grad():
+                outputs[f"{name}_target"] = self.teachers[modality](view)
+        return outputs
+
+    def loss(self, outputs: Outputs, index: torch.Tensor, progress: Progress) -> LossOutput:  # noqa: ARG002
+        """Both directions added: a mean over this rank's rows."""
+        terms = {
+            "first_to_second": regression(outputs["first_prediction"], outputs["second_target"]),
+            "second_to_first": regression(outputs["second_prediction"], outputs["first_target"]),
+        }
+        total = terms["first_to_second"] + terms["second_to_first"]
+        return LossOutput(total, {name: term.detach() for name, term in terms.items()})
+
+    def after_step(self, progress: Progress) -> None:
+        """Move the teachers towards the online networks as the step just made has left them."""
+        momentum = cosine_momentum(self.config.teacher_momentum, progress.step - 1, progress.total_steps)
+        for modality, teacher in self.teachers.items():
+            follow(teacher, self.student(modality), momentum)

@@ -1,0 +1,106 @@
+"""Base of the losses that see several crops of a sample: two large ones and, of pictures, small ones (multi-crop).
+
+The two large views are PairLoss's "first" and "second"; "small1", "small2", ... are cut from the same image, or from
+the seconds of "first" and "second" in turn, with the set "swav_small" (Caron et al. 2020, arXiv 2006.09882).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import torch
+from torch import nn
+from torch.nn.functional import normalize
+
+from avssl.losses.base import LossConfig, Outputs, PairConfig, PairLoss
+from avssl.models.heads import mlp
+from avssl.ops.clusters import check_num_clusters
+from avssl.types import Modality, View
+
+PICTURES: tuple[Modality, ...] = ("image", "video")  # modalities that have small crops
+
+
+@dataclass
+class CropConfig(PairConfig):
+    """Defaults are those of the paper's 800 epochs with eight crops."""
+
+    num_small_crops: int = 6  # of the image or the video; sound has none. 0: two crops alone
+    num_prototypes: int = 3000
+    temperature: float = 0.1
+    projector_hidden_dims: tuple[int, ...] = (2048,)
+    embedding_dim: int = 128
+
+
+class CropLoss(PairLoss):
+    """Unit embeddings of every crop, and the checks of what clusters need."""
+
+    augments: ClassVar[tuple[str, str]] = ("swav_large", "swav_large")
+
+    def __init__(self, config: CropConfig, encoders: Mapping[str, nn.Module], num_samples: int) -> None:
+        super().__init__(config, encoders, num_samples)
+        check_num_clusters("num_prototypes", config.num_prototypes, num_samples)
+        for modality in encoders:
+            dims = (self.feature_dim(modality), *config.projector_hidden_dims, config.embedding_dim)
+            self.projectors[modality] = mlp(dims, batch_norm=True)
+
+    @classmethod
+    def views(cls, config: LossConfig) -> tuple[View, ...]:
+        """The two large views and the small ones."""
+        config = cast(CropConfig, config)
+        large = super().views(config)
+        modality = small_modality(config)
+        clips = [view.clip for view in large if view.modality == modality]
+        count = config.num_small_crops if modality else 0
+        return large + tuple(
+            View(f"small{number + 1}", cast(Modality, modality), "swav_small", clips[number % len(clips)])
+            for number in range(count)
+        )
+
+    @classmethod
+    def checked_augments(cls, config: PairConfig) -> tuple[str, ...]:
+        """As of PairLoss; without small crops, images get the paper's set of two-crop runs."""
+        names = super().checked_augments(config)
+        if config.augments or cast(CropConfig, config).num_small_crops:
+            return names
+        return tuple(name.replace("swav_large", "swav_two_crops") for name in names)
+
+    @property
+    def modality_of(self) -> dict[str, str]:
+        """{view name: modality} of all crops, the two large ones first."""
+        return {view.name: view.modality for view in self.views(self.config)}
+
+    @property
+    def large_views(self) -> list[str]:
+        """Names of the views that codes and memories are made of."""
+        return ["first", "second"]
+
+    def embed(self, views: Mapping[str, torch.Tensor]) -> Outputs:
+        """Unit embeddings (B, D) float32 by view.
+
+        Crops of one modality and size pass the encoder together, all crops of a modality the projector: each batch
+        norm sees what it saw in the paper.
+        """
+        modality_of = self.modality_of
+        groups: dict[tuple[str, torch.Size], list[str]] = {}
+        for name, view in views.items():
+            groups.setdefault((modality_of[name], view.shape), []).append(name)
+        features: dict[str, dict[str, torch.Tensor]] = {}
+        for (modality, _), names in groups.items():
+            stacked = self.encoders[modality](torch.cat([views[name] for name in names]))
+            features.setdefault(modality, {}).update(zip(names, stacked.chunk(len(names)), strict=True))
+        outputs: Outputs = {}
+        for modality, rows in features.items():
+            stacked = self.projectors[modality](torch.cat(list(rows.values())))
+            outputs.update(zip(rows, normalize(stacked.float(), dim=1).chunk(len(rows)), strict=True))
+        return {name: outputs[name] for name in views}
+
+    def health(self, outputs: Outputs) -> Outputs:
+        """Spread of the embeddings of the two large views."""
+        return super().health({name: outputs[name] for name in self.large_views})
+
+
+def small_modality(config: CropConfig) -> str | None:
+    """What small crops are cut from: the picture among the modalities, if there is one."""
+    return next((modality for modality in config.modalities if modality in PICTURES), None)

@@ -1,0 +1,149 @@
+"""DeepCluster: k-means clusters of a network's own features as labels (Caron et al. 2018, arXiv 1807.05520).
+
+Before each epoch the features of all samples, in eval mode and without augmentation, are whitened to `pca_dim`
+principal components, made unit and clustered by k-means with a new seed. The classifier, a linear layer on the
+rectified features, starts anew from N(0, 0.01^2) with bias 0, and network and classifier are trained on the clusters
+y as on labels. Sampling uniformly over clusters is done in its equivalent form, a weight for each sample:
+
+    L = 1/B sum_b w(y_b) * -log softmax(W relu(f_b) + b)_{y_b},    w(y) = N / (non-empty clusters * samples in y)
+
+whose mean over the data set is 1. Without it, large clusters win and all samples end in one.
+
+Features are what precedes the last ReLU of the paper's AlexNet classifier, two layers of 4096 (projector_dims; its
+dropout and the fixed Sobel filter in front of the network are left out). The classifier's optimiser is plain SGD: its
+parameter group asks for momentum 0, which the optimisers sgd and lars honour.
+
+Across modalities the labels are swapped: each modality's clusters are the other one's labels (see xdc.py).
+A pass holds the features of all samples, (N, D) float32, on every process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, normalize, relu
+
+from avssl.losses import register
+from avssl.losses.base import EpochContext, LossConfig, Outputs, PairConfig, PairLoss
+from avssl.models.heads import mlp
+from avssl.ops.clusters import check_num_clusters, describe_labels
+from avssl.ops.kmeans import kmeans, whiten
+from avssl.ops.sampling import generator_for
+from avssl.types import LossOutput, Modality, Progress
+
+
+@dataclass
+class DeepClusterConfig(PairConfig):
+    """Defaults are those of the published AlexNet."""
+
+    name: str = "deepcluster"
+    modalities: tuple[str, ...] = ("image",)  # or video, audio, or both of these: labels are swapped
+    num_clusters: int = 10_000
+    pca_dim: int = 256  # at most the features' width, and fewer than samples
+    kmeans_iterations: int = 20
+    projector_dims: tuple[int, ...] = (4096, 4096)  # layers between encoder and features; []: the encoder's output
+
+
+def cluster_weights(labels: torch.Tensor, num_clusters: int) -> torch.Tensor:
+    """Weight of a sample by its label, inverse to the cluster's size: labels int64 (N,) -> float32 (K,).
+
+    The mean over the N samples of their weights is 1; an empty cluster has weight 0.
+    """
+    sizes = torch.bincount(labels, minlength=num_clusters)
+    weights = len(labels) / ((sizes > 0).sum() * sizes.clamp_min(1))
+    return torch.where(sizes > 0, weights, 0).float()
+
+
+def balanced_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Mean over the batch of the weighted cross-entropy; the sum of the weights does not divide it.
+
+    logits (B, K) any float, labels int64 (B,), weights (K,) of the labels. Returns a float32 scalar.
+    """
+    return (weights[labels] * cross_entropy(logits.float(), labels, reduction="none")).mean()
+
+
+@register("deepcluster")
+class DeepCluster(PairLoss):
+    """Classification of clusters. State: labels (N, M) and weights (M, K), a column for the clusters of a modality."""
+
+    Config: ClassVar[type[LossConfig]] = DeepClusterConfig
+    family: ClassVar[str] = "clustering"
+    paper: ClassVar[str] = "Caron et al. 2018, arXiv 1807.05520"
+    state: ClassVar[str] = "labels"
+    pairs: ClassVar[tuple[tuple[Modality, ...], ...]] = (("image",), ("video",), ("audio",), ("video", "audio"))
+    augments: ClassVar[tuple[str, str]] = ("deepcluster", "deepcluster")
+    labels: torch.Tensor
+    weights: torch.Tensor
+    label_health: torch.Tensor
+
+    def __init__(self, config: DeepClusterConfig, encoders: Mapping[str, nn.Module], num_samples: int) -> None:
+        super().__init__(config, encoders, num_samples)
+        self.config: DeepClusterConfig = config
+        check_num_clusters("num_clusters", config.num_clusters, num_samples)
+        self.classifiers = nn.ModuleDict()
+        for modality in encoders:
+            dims = (self.feature_dim(modality), *config.projector_dims)
+            self.projectors[modality] = mlp(dims) if config.projector_dims else nn.Identity()
+            self.classifiers[modality] = nn.Linear(dims[-1], config.num_clusters)
+            if not 0 < config.pca_dim <= min(dims[-1], num_samples - 1):
+                raise ValueError(
+                    f"loss.pca_dim is {config.pca_dim}; {num_samples} samples with {modality} features of width "
+                    f"{dims[-1]} allow 1 to {min(dims[-1], num_samples - 1)}: lower it, or widen loss.projector_dims"
+                )
+        columns = len(config.modalities)
+        self.register_buffer("labels", torch.zeros(num_samples, columns, dtype=torch.int64))
+        self.register_buffer("weights", torch.ones(columns, config.num_clusters))
+        self.register_buffer("label_health", torch.zeros(2))
+
+    def on_epoch_start(self, context: EpochContext) -> None:
+        """Cluster the features anew, and start the classifiers anew."""
+        before, config = self.labels.clone(), self.config
+        for column, (name, modality) in enumerate(self.modality_of.items()):
+            draw = context.epoch * len(self.modality_of) + column
+            generator = generator_for(config.seed, draw, torch.device("cpu"))
+            features = normalize(whiten(context.collect(name, self.num_samples, (name,)), config.pca_dim), dim=1)
+            _, assignments = kmeans(features, config.num_clusters, config.kmeans_iterations, generator)
+            self.labels[:, column] = assignments
+            self.weights[column] = cluster_weights(assignments, config.num_clusters)
+            self.reset_classifier(modality, generator)
+        self.label_health.copy_(describe_labels(before, self.labels, config.num_clusters))
+        context.reset_optimizer_state(list(self.classifiers.parameters()))
+
+    @torch.no_grad()
+    def reset_classifier(self, modality: str, generator: torch.Generator) -> None:
+        """Weights from N(0, 0.01^2), biases 0, in place: the optimiser and DDP hold on to the same tensors."""
+        classifier = cast(nn.Linear, self.classifiers[modality])
+        classifier.weight.copy_(0.01 * torch.randn(classifier.weight.shape, generator=generator))
+        classifier.bias.zero_()
+
+    def forward(self, views: dict[str, torch.Tensor]) -> Outputs:
+        """{view: (B, D) features, view + "_logits": (B, K)}."""
+        outputs = {name: self.project(name, view) for name, view in views.items()}
+        logits = {f"{name}_logits": self.classifiers[self.modality_of[name]](relu(f)) for name, f in outputs.items()}
+        return outputs | logits
+
+    def loss(self, outputs: Outputs, index: torch.Tensor, progress: Progress) -> LossOutput:  # noqa: ARG002
+        """Mean over modalities and this rank's rows, which do not meet."""
+        losses = []
+        for position, name in enumerate(self.modality_of):
+            column = 1 - position if self.is_cross_modal else position
+            labels = self.labels[index, column]
+            losses.append(balanced_cross_entropy(outputs[f"{name}_logits"], labels, self.weights[column]))
+        terms = {"label_nmi": self.label_health[0].clone(), "label_entropy": self.label_health[1].clone()}
+        return LossOutput(torch.stack(losses).mean(), terms)
+
+    def param_groups(self) -> list[dict[str, object]]:
+        """Encoders and projectors as the run says; classifiers without momentum."""
+        heads = list(self.classifiers.parameters())
+        return [
+            {"params": [*self.encoders.parameters(), *self.projectors.parameters()]},
+            {"params": heads, "momentum": 0.0},
+        ]
+
+    def health(self, outputs: Outputs) -> Outputs:
+        """Spread of the features."""
+        return super().health({name: outputs[name] for name in self.modality_of})

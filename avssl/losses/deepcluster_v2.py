@@ -1,0 +1,131 @@
+"""DeepCluster-v2: clusters of the last epoch's embeddings as labels (Caron et al. 2020, arXiv 2006.09882).
+
+A memory keeps each sample's unit embedding of the large crops "first" and "second" as training saw it last. Before an
+epoch, for every head h, spherical k-means on the memory of the next crop in turn gives centroids C_h and a label y_h
+for each sample. All crops of a sample are to find its labels, with the centroids as a classifier that is not trained:
+
+    L = 1/H sum_h  mean over crops and batch of  -log softmax(z C_h^T / T)_{y_h}
+
+Before the first epoch the memories are filled by one pass. As in the authors' code the head's k-means starts from
+random rows, and an empty cluster keeps its centroid. There each process clusters memories of its own samples with sums
+over all; here every process holds all rows and computes the same.
+
+Across modalities each crop is labelled by the other modality: the video's crops find the clusters, and are compared
+with the centroids, of the sound's memory, and the other way round. That is a design by analogy, without a published
+result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import torch
+from torch import nn
+from torch.nn.functional import normalize
+
+from avssl.distributed import gather
+from avssl.losses import register
+from avssl.losses.base import EpochContext, LossConfig, Outputs
+from avssl.losses.crops import CropConfig, CropLoss
+from avssl.ops.clusters import cross_entropy_of_heads, describe_labels
+from avssl.ops.kmeans import spherical_kmeans
+from avssl.ops.memory import MemoryBank
+from avssl.ops.sampling import generator_for
+from avssl.types import LossOutput, Progress
+
+
+@dataclass
+class DeepClusterV2Config(CropConfig):
+    """Defaults are those of the published 800 epochs with eight crops."""
+
+    name: str = "deepcluster_v2"
+    num_heads: int = 3  # clusterings of num_prototypes each
+    kmeans_iterations: int = 10
+
+
+@register("deepcluster_v2")
+class DeepClusterV2(CropLoss):
+    """Cross-entropy with cluster labels. State: two memories (N, D), labels (N, H, S), prototypes (S, H, K, D).
+
+    S counts sources of labels: one, or across modalities one a modality, in the order of config.modalities.
+    """
+
+    Config: ClassVar[type[LossConfig]] = DeepClusterV2Config
+    family: ClassVar[str] = "clustering"
+    paper: ClassVar[str] = "Caron et al. 2020, arXiv 2006.09882"
+    state: ClassVar[str] = "embedding memories, labels, centroids"
+    labels: torch.Tensor
+    prototypes: torch.Tensor
+    label_health: torch.Tensor
+
+    def __init__(self, config: DeepClusterV2Config, encoders: Mapping[str, nn.Module], num_samples: int) -> None:
+        super().__init__(config, encoders, num_samples)
+        self.config: DeepClusterV2Config = config
+        self.memories = nn.ModuleDict(
+            {
+                name: MemoryBank(num_samples, config.embedding_dim, seed=2 * config.seed + position)
+                for position, name in enumerate(self.large_views)
+            }
+        )
+        shape = (self.num_sources, config.num_heads, config.num_prototypes, config.embedding_dim)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(config.seed))
+        self.register_buffer("prototypes", normalize(noise, dim=-1))
+        # A row a sample comes first, by which rows of other samples are known when a run starts from another one.
+        self.register_buffer("labels", torch.zeros(num_samples, config.num_heads, shape[0], dtype=torch.int64))
+        self.register_buffer("label_health", torch.zeros(2))
+
+    @property
+    def num_sources(self) -> int:
+        """S: clusterings a head."""
+        return 2 if self.is_cross_modal else 1
+
+    def source_of(self, name: str) -> int:
+        """Which source labels a view: across modalities the other one."""
+        return int(self.is_cross_modal and self.modality_of[name] == self.modality_of["first"])
+
+    def on_epoch_start(self, context: EpochContext) -> None:
+        """Cluster the memories as the last epoch has left them; before the first one, fill them."""
+        if context.epoch == 0:
+            self.fill_memories(context)
+        before, config = self.labels.clone(), self.config
+        for source in range(self.num_sources):
+            for head in range(config.num_heads):
+                memory = self.large_views[source if self.is_cross_modal else head % 2]
+                draw = (context.epoch * config.num_heads + head) * self.num_sources + source
+                centroids, assignments = spherical_kmeans(
+                    cast(MemoryBank, self.memories[memory]).rows,
+                    config.num_prototypes,
+                    config.kmeans_iterations,
+                    generator_for(config.seed, draw, torch.device("cpu")),
+                )
+                self.prototypes[source, head] = centroids
+                self.labels[:, head, source] = assignments
+        self.label_health.copy_(describe_labels(before.flatten(1), self.labels.flatten(1), config.num_prototypes))
+
+    def fill_memories(self, context: EpochContext) -> None:
+        """One pass without augmentation: views of one modality are equal there, and read once."""
+        rows = {name: context.collect(name, self.num_samples, (name,)) for name in self.large_views[: self.num_sources]}
+        for name, memory in self.memories.items():
+            cast(MemoryBank, memory).rows.copy_(normalize(rows.get(name, rows["first"]), dim=1))
+
+    def forward(self, views: dict[str, torch.Tensor]) -> Outputs:
+        """{view: (B, D) unit embeddings}."""
+        return self.embed(views)
+
+    def loss(self, outputs: Outputs, index: torch.Tensor, progress: Progress) -> LossOutput:  # noqa: ARG002
+        """Mean over crops, heads and this rank's rows, which do not meet."""
+        losses = []
+        for name in self.modality_of:
+            source = self.source_of(name)
+            scores = torch.einsum("bd,hkd->bhk", outputs[name].float(), self.prototypes[source])
+            losses.append(cross_entropy_of_heads(scores / self.config.temperature, self.labels[index][..., source]))
+        terms = {"label_nmi": self.label_health[0].clone(), "label_entropy": self.label_health[1].clone()}
+        return LossOutput(torch.stack(losses).mean(), terms)
+
+    def update(self, outputs: Outputs, index: torch.Tensor) -> None:
+        """Write this batch's embeddings of the large crops into the memories, in place of the old ones."""
+        index = gather(index)
+        for name, memory in self.memories.items():
+            cast(MemoryBank, memory).update(index, gather(outputs[name]), momentum=0.0)

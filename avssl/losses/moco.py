@@ -1,0 +1,179 @@
+"""MoCo: momentum contrast (He et al. 2020, arXiv 1911.05722), and MoCo v2 (Chen et al. 2020, arXiv 2003.04297).
+
+A query is to find its key, the teacher's embedding of the other view, among a queue of the K newest keys of other
+batches (eq. 1, rows of unit norm):
+
+    L = mean_i -log( exp(q_i k_i / T) / ( exp(q_i k_i / T) + sum_{j <= K} exp(q_i queue_j / T) ) )
+
+The teacher follows encoder and projector as a moving average of the parameters (eq. 2). The authors move it before the
+keys are computed; here it moves after the optimiser's step, which is the same. Keys enter the queue after the loss was
+computed, else each would be its own negative.
+
+Asymmetric as published for two views of one modality: the first is the query, the second the key. Across modalities
+both directions count, video queries among sound keys and the other way round, with a teacher and a queue for each
+modality; the loss is their mean. v1 is a linear projector at T = 0.07; v2 is `projector_hidden_dims=[2048]`, T = 0.2
+and more augmentation.
+
+Shuffled batch norm. Where query and key share the statistics of a batch norm, these give away which key belongs to the
+query's batch. The batch of all processes is therefore cut into `shuffle_groups` parts with statistics of their own:
+queries in their order, keys in a random one. The authors' parts are their 8 GPUs; here the number is that of the global
+batch whatever the number of processes, so one process computes what eight do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, normalize
+
+from avssl.distributed import gather, rank, world_size
+from avssl.losses import register
+from avssl.losses.base import LossConfig, Outputs, PairConfig, PairLoss
+from avssl.models.heads import mlp
+from avssl.ops.memory import Queue
+from avssl.ops.sampling import generator_for
+from avssl.ops.teacher import check_momentum, follow, frozen_copy
+from avssl.types import LossOutput, Progress
+
+
+@dataclass
+class MoCoConfig(PairConfig):
+    """Defaults are those of v1 on ImageNet."""
+
+    name: str = "moco"
+    temperature: float = 0.07
+    queue_size: int = 65_536
+    teacher_momentum: float = 0.999
+    projector_hidden_dims: tuple[int, ...] = ()
+    embedding_dim: int = 128
+    shuffle_groups: int = 8  # parts of the global batch for batch norm; 0: none, goes with synchronise_batch_norm
+
+
+def info_nce(queries: torch.Tensor, keys: torch.Tensor, queue: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Cross-entropy of finding each query's key among its key and the queue, eq. 1: the mean over the B queries.
+
+    Args:
+        queries: (B, D) with gradient; need not be normalised; any float.
+        keys: (B, D), row by row of the same samples; likewise; detached here.
+        queue: (K, D) negatives of every query; likewise; detached here.
+        temperature: > 0.
+
+    Returns a float32 scalar; finite also where cosines are 1 and the temperature is small.
+    """
+    queries, keys, queue = (normalize(x.float(), dim=1) for x in (queries, keys.detach(), queue.detach()))
+    positive = (queries * keys).sum(dim=1, keepdim=True)
+    logits = torch.cat([positive, queries @ queue.T], dim=1) / temperature
+    return cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
+
+
+@register("moco")
+class MoCo(PairLoss):
+    """InfoNCE against a queue of a momentum teacher's keys. State: a teacher and a queue (K, D) per modality."""
+
+    Config: ClassVar[type[LossConfig]] = MoCoConfig
+    family: ClassVar[str] = "contrastive"
+    paper: ClassVar[str] = "He et al. 2020, arXiv 1911.05722; v2: Chen et al. 2020, arXiv 2003.04297"
+    state: ClassVar[str] = "EMA teacher, queue"
+    augments: ClassVar[tuple[str, str]] = ("moco_v1", "moco_v1")
+
+    def __init__(self, config: MoCoConfig, encoders: Mapping[str, nn.Module], num_samples: int) -> None:
+        super().__init__(config, encoders, num_samples)
+        self.config: MoCoConfig = config
+        check_momentum(config.teacher_momentum)
+        if config.queue_size > num_samples:
+            raise ValueError(
+                f"loss.queue_size is {config.queue_size} with {num_samples} samples: the queue would hold keys of the "
+                f"query's own sample as negatives; choose at most {num_samples}"
+            )
+        self.queues = nn.ModuleDict()
+        for offset, modality in enumerate(sorted(encoders)):
+            dims = (self.feature_dim(modality), *config.projector_hidden_dims, config.embedding_dim)
+            self.projectors[modality] = mlp(dims)
+            self.teachers[modality] = frozen_copy(self.student(modality))
+            self.queues[modality] = Queue(config.queue_size, config.embedding_dim, seed=2 * config.seed + offset)
+
+    def check_batch_size(self, global_batch_size: int) -> None:
+        """As in the base; also against the queue and the groups of the batch norm."""
+        super().check_batch_size(global_batch_size)
+        config, processes = self.config, world_size()
+        if config.queue_size < global_batch_size:
+            raise ValueError(
+                f"loss.queue_size is {config.queue_size}, less than data.global_batch_size {global_batch_size}; a "
+                "queue holds at least one batch of keys: raise loss.queue_size"
+            )
+        groups = config.shuffle_groups
+        if groups and (
+            groups < 0 or groups % processes or global_batch_size % groups or global_batch_size < 2 * groups
+        ):
+            raise ValueError(
+                f"loss.shuffle_groups is {groups}; it must be a multiple of the {processes} processes that divides "
+                f"data.global_batch_size {global_batch_size} into parts of at least 2, or 0 for batch norm without "
+                "shuffling (then set synchronise_batch_norm=true)"
+            )
+
+    @property
+    def key_of(self) -> dict[str, str]:
+        """{query view: its key view}: first to second; across modalities both ways."""
+        return {"first": "second", "second": "first"} if self.is_cross_modal else {"first": "second"}
+
+    def forward(self, views: dict[str, torch.Tensor]) -> Outputs:
+        """Queries {"first": (B, D)} and keys {"second_key": (B, D)}; across modalities both of each view."""
+        outputs: Outputs = {}
+        for query, key in self.key_of.items():
+            if query in views:
+                outputs[query] = self.in_groups(self.student(self.modality_of[query]), views[query])
+            if key in views:
+                outputs[f"{key}_key"] = self.teach(self.modality_of[key], views[key])
+        return outputs
+
+    @property
+    def shuffles(self) -> bool:
+        """True where the batch norm of queries and keys must be kept apart."""
+        return self.training and self.config.shuffle_groups > 0
+
+    def in_groups(self, network: nn.Module, view: torch.Tensor) -> torch.Tensor:
+        """The network on this process's share of the groups, one after the other: (B, ...) -> (B, D)."""
+        groups = self.config.shuffle_groups // world_size() if self.shuffles else 1
+        return torch.cat([network(part) for part in view.chunk(groups)])
+
+    @torch.no_grad()
+    def teach(self, modality: str, view: torch.Tensor) -> torch.Tensor:
+        """Keys (B, D) of this process's rows, computed wherever the random order of the global batch puts them."""
+        teacher = self.teachers[modality]
+        if not self.shuffles:
+            return cast(torch.Tensor, teacher(view))
+        everything, rows = gather(view), len(view)
+        mine = slice(rank() * rows, (rank() + 1) * rows)
+        # The rows ever pushed number the batches, also after a resume; drawn on the CPU, the order is everyone's.
+        generator = generator_for(self.config.seed, int(self.queue(modality).count), torch.device("cpu"))
+        order = torch.randperm(len(everything), generator=generator).to(view.device)
+        keys = gather(self.in_groups(teacher, everything[order[mine]]))
+        return keys[order.argsort()[mine]]
+
+    def loss(self, outputs: Outputs, index: torch.Tensor, progress: Progress) -> LossOutput:  # noqa: ARG002
+        """Mean over this rank's queries, which do not meet, and over the directions."""
+        losses = []
+        for query, key in self.key_of.items():
+            negatives = self.queue(self.modality_of[key]).rows
+            losses.append(info_nce(outputs[query], outputs[f"{key}_key"], negatives, self.config.temperature))
+        names = [f"{query}_to_{key}" for query, key in self.key_of.items()]
+        return LossOutput(torch.stack(losses).mean(), dict(zip(names, (one.detach() for one in losses), strict=True)))
+
+    def queue(self, modality: str) -> Queue:
+        """The newest keys of a modality."""
+        return cast(Queue, self.queues[modality])
+
+    def update(self, outputs: Outputs, index: torch.Tensor) -> None:  # noqa: ARG002
+        """Push this batch's keys."""
+        for key in self.key_of.values():
+            keys = normalize(gather(outputs[f"{key}_key"]).float(), dim=1)
+            self.queue(self.modality_of[key]).push(keys)
+
+    def after_step(self, progress: Progress) -> None:  # noqa: ARG002
+        """Move the teachers."""
+        for modality, teacher in self.teachers.items():
+            follow(teacher, self.student(modality), self.config.teacher_momentum)

@@ -1,0 +1,111 @@
+"""NPID: unsupervised feature learning via non-parametric instance discrimination (Wu et al. 2018, arXiv 1805.01978).
+
+Every sample is a class of its own. Its unit embedding z_i is told apart from K noise samples by NCE against a slow
+memory m of every sample, with a constant partition E (eq. 4 to 8; see ops/nce.py for the maths):
+
+    L = mean_i ( -log h(z_i, m_i) - sum_k log(1 - h(z_i, m_k)) ),    m_i <- normalise(momentum m_i + (1 - momentum) z_i)
+
+Two views of one modality are each told apart against the bank of that modality, which then follows the first view. A
+video and a sound are told apart against each other's bank, and each bank follows its own modality: that is cross-AVID
+(avid.py) with its single linear layer. The loss is the mean over the views.
+
+Choices. The paper's proximal term is left out: the authors' code replaces it by the bank's momentum. The authors' code
+draws negatives from all samples, the own one among them, and measures E with the positive scores; here the own index is
+never a negative, for NCE's noise would else hold data, and E is the mean over the first batch's negatives. The bank
+starts from normalised rows, the authors' from uniform ones whose norm is 1 only in the mean. No 1e-7 stands inside the
+logarithms: softplus needs none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import torch
+from torch import nn
+from torch.nn.functional import normalize
+
+from avssl.distributed import gather
+from avssl.losses import register
+from avssl.losses.base import PAIRS, LossConfig, Outputs, PairConfig, PairLoss
+from avssl.models.heads import mlp
+from avssl.ops.memory import MemoryBank
+from avssl.ops.nce import bank_nce, unmeasured_partition
+from avssl.ops.sampling import check_negatives, draw_negatives
+from avssl.types import LossOutput, Modality, Progress
+
+
+@dataclass
+class NPIDConfig(PairConfig):
+    """Defaults are those of the authors' ImageNet runs."""
+
+    name: str = "npid"
+    modalities: tuple[str, ...] = ("image",)  # or video, audio; or two views: image image, video audio, ...
+    num_negatives: int = 4096
+    temperature: float = 0.07
+    bank_momentum: float = 0.5
+    embedding_dim: int = 128
+
+
+@register("npid")
+class NPID(PairLoss):
+    """NCE against a memory bank. State: a bank per modality (N, D) and the partition constant ()."""
+
+    Config: ClassVar[type[LossConfig]] = NPIDConfig
+    family: ClassVar[str] = "contrastive"
+    paper: ClassVar[str] = "Wu et al. 2018, arXiv 1805.01978"
+    state: ClassVar[str] = "memory bank, partition constant"
+    pairs: ClassVar[tuple[tuple[Modality, ...], ...]] = (("image",), ("video",), ("audio",), *PAIRS)
+    augments: ClassVar[tuple[str, str]] = ("npid", "npid")
+    partition: torch.Tensor
+
+    def __init__(self, config: NPIDConfig, encoders: Mapping[str, nn.Module], num_samples: int) -> None:
+        super().__init__(config, encoders, num_samples)
+        self.config: NPIDConfig = config
+        check_negatives(config.num_negatives, num_samples)
+        self.banks = nn.ModuleDict()
+        for offset, modality in enumerate(sorted(encoders)):
+            self.projectors[modality] = mlp((self.feature_dim(modality), config.embedding_dim))
+            self.banks[modality] = MemoryBank(num_samples, config.embedding_dim, seed=2 * config.seed + offset)
+        self.register_buffer("partition", unmeasured_partition())
+
+    def forward(self, views: dict[str, torch.Tensor]) -> Outputs:
+        """Unit embeddings {view name: (B, D)}."""
+        return {name: normalize(self.project(name, view).float(), dim=1) for name, view in views.items()}
+
+    def loss(self, outputs: Outputs, index: torch.Tensor, progress: Progress) -> LossOutput:
+        """Mean over this rank's rows, which do not meet, and over the views; all views share the negatives."""
+        config = self.config
+        own = index[:, None]
+        negatives = draw_negatives(own, config.num_negatives, self.num_samples, config.seed, progress.batch)
+        losses, terms = [], {}
+        for name in self.modality_of:
+            value, parts = bank_nce(
+                outputs[name],
+                self.bank(self.memory_of(name)),
+                own,
+                negatives,
+                config.temperature,
+                self.partition,
+                measure=progress.batch == 0,
+            )
+            losses.append(value)
+            terms.update({name + part: value for part, value in parts.items()})
+        return LossOutput(torch.stack(losses).mean(), terms)
+
+    def memory_of(self, name: str) -> str:
+        """The modality whose bank a view is compared with: its own, or the other one in a pair of two."""
+        others = set(self.modality_of.values()) - {self.modality_of[name]}
+        return others.pop() if others else self.modality_of[name]
+
+    def bank(self, modality: str) -> MemoryBank:
+        """The memory bank of a modality."""
+        return cast(MemoryBank, self.banks[modality])
+
+    def update(self, outputs: Outputs, index: torch.Tensor) -> None:
+        """Move each bank's rows towards the first view of its modality."""
+        index = gather(index)
+        first_views = {modality: name for name, modality in reversed(self.modality_of.items())}
+        for modality, name in first_views.items():
+            self.bank(modality).update(index, gather(outputs[name]), self.config.bank_momentum)

@@ -1,0 +1,163 @@
+"""PIRL: self-supervised learning of pretext-invariant representations (Misra, van der Maaten 2020, arXiv 1912.01991).
+
+A sample's embedding is to be the same whether its encoder saw it whole or as a puzzle. The puzzle's nine patches go
+through the encoder one by one, a linear layer each (shared), side by side, and a last linear layer: g(I^t). The whole
+goes through one linear layer: f(I). Both are told apart from noise samples by NCE against a slow memory m of f:
+
+    L = weight NCE(g(I^t); m_i, m_n) + (1 - weight) NCE(f(I); m_i, m_n')
+    m_i <- normalise(momentum m_i + (1 - momentum) f(I))
+
+with negatives n and n' drawn independently, never the own index (npid.py says why; ops/nce.py has NCE). The partition
+constant is the mean of exp(score) over the first batch's puzzle negatives, then frozen: this is the form of VISSL's
+implementation, where the paper writes h like a softmax. `projector_hidden_dims=[2048]` gives the heads of VISSL's MLP
+variant; that variant's cross-entropy in place of NCE is MoCo's, and not built here.
+
+A puzzle of a clip cuts space at nine places, one of a sound cuts time and frequency; both are puzzles of the same
+seconds as the whole. A puzzle across modalities is none: with the other modality in its place the two terms are those
+of joint AVID.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, cast
+
+import torch
+from torch import nn
+from torch.nn.functional import normalize
+
+from avssl.distributed import gather
+from avssl.losses import register
+from avssl.losses.base import LossConfig, Outputs, PairConfig, PairLoss
+from avssl.models.heads import mlp
+from avssl.ops.memory import MemoryBank
+from avssl.ops.nce import bank_nce, unmeasured_partition
+from avssl.ops.sampling import check_negatives, draw_negatives
+from avssl.types import LossOutput, Modality, Progress, View
+
+NUM_PATCHES = 9
+PUZZLES = {"image": "pirl_jigsaw", "video": "pirl_jigsaw", "audio": "jigsaw"}  # the set of the second view
+
+
+@dataclass
+class PIRLConfig(PairConfig):
+    """Defaults are those of VISSL's reproduction."""
+
+    name: str = "pirl"
+    num_negatives: int = 32_000
+    temperature: float = 0.07
+    bank_momentum: float = 0.5
+    puzzle_weight: float = 0.5  # lambda; the rest is the whole's
+    projector_hidden_dims: tuple[int, ...] = ()
+    embedding_dim: int = 128
+
+
+@register("pirl")
+class PIRL(PairLoss):
+    """NCE of a sample and of its puzzle against a bank. State: the bank (N, D) and the partition constant ()."""
+
+    Config: ClassVar[type[LossConfig]] = PIRLConfig
+    family: ClassVar[str] = "contrastive"
+    paper: ClassVar[str] = "Misra & van der Maaten 2020, arXiv 1912.01991"
+    state: ClassVar[str] = "memory bank, partition constant"
+    pairs: ClassVar[tuple[tuple[Modality, ...], ...]] = (("image", "image"), ("video", "video"), ("audio", "audio"))
+    augments: ClassVar[tuple[str, str]] = ("pirl", "pirl_jigsaw")
+    partition: torch.Tensor
+
+    def __init__(self, config: PIRLConfig, encoders: Mapping[str, nn.Module], num_samples: int) -> None:
+        super().__init__(config, encoders, num_samples)
+        self.config: PIRLConfig = config
+        check_negatives(config.num_negatives, num_samples)
+        if not 0 <= config.puzzle_weight <= 1:
+            raise ValueError(f"loss.puzzle_weight is {config.puzzle_weight}; it is a share, from 0 to 1")
+        width = config.embedding_dim
+        self.patch_projectors = nn.ModuleDict()
+        self.puzzle_projectors = nn.ModuleDict()
+        self.banks = nn.ModuleDict()
+        for modality in encoders:
+            dims = (self.feature_dim(modality), *config.projector_hidden_dims, width)
+            self.projectors[modality] = mlp(dims)
+            self.patch_projectors[modality] = mlp(dims)
+            self.puzzle_projectors[modality] = mlp((NUM_PATCHES * width, width))
+            self.banks[modality] = MemoryBank(num_samples, width, seed=config.seed)
+        self.register_buffer("partition", unmeasured_partition())
+
+    @classmethod
+    def views(cls, config: LossConfig) -> tuple[View, ...]:
+        """The whole and its puzzle, of the same picture or seconds."""
+        return tuple(replace(view, clip=0) for view in super().views(config))
+
+    @classmethod
+    def checked_modalities(cls, config: PairConfig) -> tuple[Modality, ...]:
+        """As in the base, with the way out for pairs across modalities."""
+        if len(set(config.modalities)) == 2:
+            raise ValueError(
+                f"loss.modalities is [{', '.join(config.modalities)}]; loss pirl compares a sample with a puzzle of "
+                "itself, and across modalities it would be joint AVID: use loss.name=avid loss.variant=joint"
+            )
+        return super().checked_modalities(config)
+
+    @classmethod
+    def checked_augments(cls, config: PairConfig) -> tuple[str, ...]:
+        """As in the base, but the second set is always a puzzle: one whose name has "jigsaw" in it."""
+        first, second = super().checked_augments(config)
+        puzzle = PUZZLES[config.modalities[1]]
+        if not config.augments:
+            return first, puzzle
+        if "jigsaw" not in second:
+            raise ValueError(
+                f"loss.augments is {list(config.augments)}; the second view of loss pirl is a puzzle, of a set with "
+                f"`jigsaw` in its name: use loss.augments=[{first},{puzzle}]"
+            )
+        return first, second
+
+    def forward(self, views: dict[str, torch.Tensor]) -> Outputs:
+        """Unit embeddings {"first": f(I) (B, D), "second": g(I^t) (B, D)}."""
+        outputs = {
+            name: self.project(name, view) if name == "first" else self.project_puzzle(view)
+            for name, view in views.items()
+        }
+        return {name: normalize(z.float(), dim=1) for name, z in outputs.items()}
+
+    def project_puzzle(self, patches: torch.Tensor) -> torch.Tensor:
+        """g: nine patches (B, 9, ...) in their shuffled order -> (B, D)."""
+        if patches.shape[1] != NUM_PATCHES:
+            raise ValueError(
+                f"the second view of loss pirl has shape {tuple(patches.shape)}; it must be a puzzle "
+                f"(B, {NUM_PATCHES}, ...), from a set of views.augments that cuts one"
+            )
+        modality = self.modality_of["second"]
+        rows = self.patch_projectors[modality](self.encoders[modality](patches.flatten(0, 1)))
+        return cast(torch.Tensor, self.puzzle_projectors[modality](rows.view(len(patches), -1)))
+
+    def loss(self, outputs: Outputs, index: torch.Tensor, progress: Progress) -> LossOutput:
+        """Mean over this rank's rows, which do not meet."""
+        config = self.config
+        own = index[:, None]
+        negatives = draw_negatives(own, 2 * config.num_negatives, self.num_samples, config.seed, progress.batch)
+        puzzle_negatives, whole_negatives = negatives.chunk(2, dim=1)
+        values, terms = {}, {}
+        # The puzzle comes first: its scores measure the partition constant.
+        for term, name, noise in (("puzzle", "second", puzzle_negatives), ("whole", "first", whole_negatives)):
+            values[term], parts = bank_nce(
+                outputs[name],
+                self.bank,
+                own,
+                noise,
+                config.temperature,
+                self.partition,
+                measure=progress.batch == 0,
+            )
+            terms.update({term + part: value for part, value in parts.items()})
+        total = config.puzzle_weight * values["puzzle"] + (1 - config.puzzle_weight) * values["whole"]
+        return LossOutput(total, terms)
+
+    @property
+    def bank(self) -> MemoryBank:
+        """The memory of f(I)."""
+        return cast(MemoryBank, self.banks[self.modality_of["first"]])
+
+    def update(self, outputs: Outputs, index: torch.Tensor) -> None:
+        """Move the bank's rows towards f(I); puzzles never enter."""
+        self.bank.update(gather(index), gather(outputs["first"]), self.config.bank_momentum)

@@ -1,0 +1,143 @@
+"""SeLa: self-labelling by optimal transport (Asano, Rupprecht, Vedaldi 2020, arXiv 1911.05371).
+
+Linear heads on the features are trained on hard labels, and from time to time the labels are chosen anew as those that
+the heads find most probable among all labellings that use every cluster equally often. With P the predictions of a
+head for all N samples that is a transport problem, solved with sharpness lambda by scaling rows and columns:
+
+    Q_nk = c_n P_nk^lambda r_k,    sum_n Q_nk = 1/K,  sum_k Q_nk = 1/N,    label_n = argmax_k Q_nk
+
+The loss is the mean over heads of the cross-entropy. Labels start balanced at random.
+
+The authors re-label `num_relabellings` times at moments that are spread quadratically over the run, dense at its
+start, as soon as the samples seen pass them. Here an epoch that begins at or after such a moment re-labels first:
+several moments within one epoch make one re-labelling, and the first epoch re-labels with an untrained network. They
+take the predictions from the augmented training views with the network in train mode; here from deterministic views in
+eval mode, so that labels do not depend on the draws or on the batches.
+
+Across modalities both share the labels, found in the product (P_video P_audio)^(lambda / 2), the idea of SeLaVi
+(Asano, Patrick, Rupprecht, Vedaldi 2020, arXiv 2006.13662), without its unequal cluster sizes and alignment of heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import torch
+from torch import nn
+
+from avssl.losses import register
+from avssl.losses.base import EpochContext, LossConfig, Outputs, PairConfig, PairLoss
+from avssl.ops.clusters import check_num_clusters, cross_entropy_of_heads, describe_labels, usage_entropy
+from avssl.ops.transport import self_labels
+from avssl.types import LossOutput, Modality, Progress
+
+ROWS_AT_ONCE = 8192  # samples whose predictions are computed together
+
+
+@dataclass
+class SeLaConfig(PairConfig):
+    """Defaults are those of the published ResNet-50 with ten heads."""
+
+    name: str = "sela"
+    modalities: tuple[str, ...] = ("image",)  # or video, audio, or both of these: shared labels
+    num_heads: int = 10
+    num_clusters: int = 3000  # of each head
+    sharpness: float = 25.0  # lambda
+    num_relabellings: int = 100
+    relabel_epochs: int = 400  # over which they are spread: the epochs of the run
+
+
+def relabelling_epochs(num_relabellings: int, epochs: int) -> tuple[int, ...]:
+    """Epochs (0-based, ascending) that begin with new labels: moments epochs * (j / (n - 1))^2, each rounded up.
+
+    Those that fall on one epoch count once, and the last moment, the end of the run, has no epoch.
+    """
+    if num_relabellings < 1 or epochs < 1:
+        raise ValueError(
+            f"loss.num_relabellings is {num_relabellings} and loss.relabel_epochs {epochs}; both must be at least 1"
+        )
+    last = max(1, num_relabellings - 1)
+    # In integers: the ceiling of a float product would now and then be one too high.
+    moments = {-(-epochs * position**2 // last**2) for position in range(num_relabellings)}
+    return tuple(sorted(moment for moment in moments if moment < epochs))
+
+
+@register("sela")
+class SeLa(PairLoss):
+    """Classification of balanced labels. State: labels (N, H)."""
+
+    Config: ClassVar[type[LossConfig]] = SeLaConfig
+    family: ClassVar[str] = "clustering"
+    paper: ClassVar[str] = "Asano et al. 2020, arXiv 1911.05371"
+    state: ClassVar[str] = "labels"
+    pairs: ClassVar[tuple[tuple[Modality, ...], ...]] = (("image",), ("video",), ("audio",), ("video", "audio"))
+    augments: ClassVar[tuple[str, str]] = ("sela", "sela")
+    labels: torch.Tensor
+    label_health: torch.Tensor
+
+    def __init__(self, config: SeLaConfig, encoders: Mapping[str, nn.Module], num_samples: int) -> None:
+        super().__init__(config, encoders, num_samples)
+        self.config: SeLaConfig = config
+        check_num_clusters("num_clusters", config.num_clusters, num_samples)
+        self.relabel_at = relabelling_epochs(config.num_relabellings, config.relabel_epochs)
+        self.classifiers = nn.ModuleDict(
+            {
+                modality: nn.Linear(self.feature_dim(modality), config.num_heads * config.num_clusters)
+                for modality in encoders
+            }
+        )
+        generator = torch.Generator().manual_seed(config.seed)
+        balanced = torch.arange(num_samples) % config.num_clusters
+        columns = [balanced[torch.randperm(num_samples, generator=generator)] for _ in range(config.num_heads)]
+        self.register_buffer("labels", torch.stack(columns, dim=1))
+        self.register_buffer("label_health", torch.zeros(2))
+
+    def on_epoch_start(self, context: EpochContext) -> None:
+        """New labels, head by head, in the epochs of the schedule."""
+        if context.epoch not in self.relabel_at:
+            return
+        features = {name: context.collect(name, self.num_samples, (name,)) for name in self.modality_of}
+        before = self.labels.clone()
+        for head in range(self.config.num_heads):
+            logs = [self.log_probabilities(name, rows, head) for name, rows in features.items()]
+            # The mean of logarithms is the product's half power; rows need not sum to 1, scaling does that.
+            self.labels[:, head] = self_labels(torch.stack(logs).mean(dim=0), self.config.sharpness)
+        self.label_health.copy_(describe_labels(before, self.labels, self.config.num_clusters))
+
+    @torch.no_grad()
+    def log_probabilities(self, name: str, features: torch.Tensor, head: int) -> torch.Tensor:
+        """Predictions (N, K) of one head from the features (N, D) of a view."""
+        classifier = cast(nn.Linear, self.classifiers[self.modality_of[name]])
+        rows = slice(head * self.config.num_clusters, (head + 1) * self.config.num_clusters)
+        weight, bias = classifier.weight[rows], classifier.bias[rows]
+        blocks = [(block @ weight.T + bias).log_softmax(dim=1) for block in features.split(ROWS_AT_ONCE)]
+        return torch.cat(blocks)
+
+    def forward(self, views: dict[str, torch.Tensor]) -> Outputs:
+        """{view: (B, D) features, view + "_logits": (B, H, K)}."""
+        outputs: Outputs = {}
+        for name, view in views.items():
+            modality = self.modality_of[name]
+            outputs[name] = self.encoders[modality](view)
+            heads = self.classifiers[modality](outputs[name])
+            outputs[f"{name}_logits"] = heads.unflatten(1, (self.config.num_heads, self.config.num_clusters))
+        return outputs
+
+    def loss(self, outputs: Outputs, index: torch.Tensor, progress: Progress) -> LossOutput:  # noqa: ARG002
+        """Mean over modalities, heads and this rank's rows, which do not meet."""
+        labels = self.labels[index]
+        logits = [outputs[f"{name}_logits"] for name in self.modality_of]
+        total = torch.stack([cross_entropy_of_heads(one, labels) for one in logits]).mean()
+        usage = torch.stack([one.detach().float().softmax(dim=2).mean(dim=0) for one in logits])
+        terms = {
+            "label_nmi": self.label_health[0].clone(),
+            "label_entropy": self.label_health[1].clone(),
+            "prediction_entropy": usage_entropy(usage).mean(),  # labels are balanced by force, predictions are not
+        }
+        return LossOutput(total, terms)
+
+    def health(self, outputs: Outputs) -> Outputs:
+        """Spread of the features."""
+        return super().health({name: outputs[name] for name in self.modality_of})

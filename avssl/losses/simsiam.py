@@ -1,0 +1,98 @@
+"""SimSiam: exploring simple Siamese representation learning (Chen & He 2021, arXiv 2011.10566).
+
+BYOL without a teacher: a predictor on one side and a stopped gradient on the other are what keeps it from collapse.
+
+    L = ( D(p1, sg(z2)) + D(p2, sg(z1)) ) / 2,    D(p, z) = -mean over the batch of cos(p, z)            (eq. 1 to 4)
+
+L is near 0 untrained and -1 at best, in a solution and in a collapse alike; `first_embedding_spread` in the log tells
+them apart (near 1 healthy, 0 collapsed). Each view is a batch of its own for batch norm, as in the paper's algorithm 1.
+
+The projector ends in a batch norm without scale and shift, the predictor in a plain linear layer. The predictor keeps
+its learning rate while the others follow the schedule. The authors freeze the bias before the last batch norm, where
+it has no effect; here linear layers before a batch norm have none. Across modalities each one has its own projector
+and predictor, keyed by the modality that predicts. Rows meet only in batch norm: a mean over each process's rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+from torch.nn.functional import cosine_similarity
+
+from avssl.losses import register
+from avssl.losses.base import LossConfig, Outputs, PairConfig, PairLoss
+from avssl.models.heads import mlp
+from avssl.types import LossOutput, Progress
+
+
+@dataclass
+class SimSiamConfig(PairConfig):
+    """Defaults are those of the paper's ImageNet runs."""
+
+    name: str = "simsiam"
+    projector_hidden_dims: tuple[int, ...] = (2048, 2048)
+    embedding_dim: int = 2048
+    predictor_hidden_dims: tuple[int, ...] = (512,)
+
+
+def negative_cosine(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """-mean over the batch of cos(prediction, target), eq. 1: -1 for equal directions, 1 for opposite ones.
+
+    Args:
+        predictions, targets: (B, D), row by row of the same sample; need not be normalised; any float. Targets get
+            no gradient.
+
+    Returns a float32 scalar.
+    """
+    return -cosine_similarity(predictions.float(), targets.detach().float(), dim=1).mean()
+
+
+@register("simsiam")
+class SimSiam(PairLoss):
+    """Regression of the other view's embedding with a stopped gradient. State: none."""
+
+    Config: ClassVar[type[LossConfig]] = SimSiamConfig
+    family: ClassVar[str] = "distillation"
+    paper: ClassVar[str] = "Chen & He 2021, arXiv 2011.10566"
+    augments: ClassVar[tuple[str, str]] = ("moco_v2", "moco_v2")
+    min_global_batch_size: ClassVar[int] = 2
+
+    def __init__(self, config: SimSiamConfig, encoders: Mapping[str, nn.Module], num_samples: int) -> None:
+        super().__init__(config, encoders, num_samples)
+        self.config: SimSiamConfig = config
+        width = config.embedding_dim
+        self.predictors = nn.ModuleDict()
+        for modality in encoders:
+            dims = (self.feature_dim(modality), *config.projector_hidden_dims, width)
+            self.projectors[modality] = mlp(dims, batch_norm=True, final_batch_norm=True, final_affine=False)
+            # By the modality of the query: the view that predicts.
+            self.predictors[modality] = mlp((width, *config.predictor_hidden_dims, width), batch_norm=True)
+
+    def forward(self, views: dict[str, torch.Tensor]) -> Outputs:
+        """{"first": (B, D) embeddings, "first_prediction": (B, D), and the same for "second"}."""
+        outputs: Outputs = {}
+        for name, view in views.items():
+            outputs[name] = self.project(name, view)
+            outputs[f"{name}_prediction"] = self.predictors[self.modality_of[name]](outputs[name])
+        return outputs
+
+    def loss(self, outputs: Outputs, index: torch.Tensor, progress: Progress) -> LossOutput:  # noqa: ARG002
+        """Mean of both directions: a mean over this rank's rows."""
+        terms = {
+            "first_to_second": negative_cosine(outputs["first_prediction"], outputs["second"]),
+            "second_to_first": negative_cosine(outputs["second_prediction"], outputs["first"]),
+        }
+        total = (terms["first_to_second"] + terms["second_to_first"]) / 2
+        return LossOutput(total, {name: term.detach() for name, term in terms.items()})
+
+    def param_groups(self) -> list[dict[str, object]]:
+        """Encoders and projectors by the schedule, predictors at the full learning rate to the end."""
+        scheduled = [*self.encoders.parameters(), *self.projectors.parameters()]
+        return [
+            {"params": [one for one in scheduled if one.requires_grad]},
+            {"params": list(self.predictors.parameters()), "constant_lr": True},
+        ]

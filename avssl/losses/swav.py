@@ -1,0 +1,157 @@
+"""SwAV: swapped assignments between views (Caron et al. 2020, arXiv 2006.09882).
+
+K prototypes, unit rows C, are shared by all views. The codes q of a large crop, soft assignments of its scores z C^T
+balanced over the batch by Sinkhorn-Knopp, are to be predicted from every other crop:
+
+    L = 1/2 sum_{g in large} 1/(V - 1) sum_{v != g} -1/B sum_b sum_k q^g_bk log softmax(z^v_b C^T / T)_k
+
+without gradient through q. Codes are computed over all ranks, where asked together with a queue of earlier embeddings
+of the same crop, scored anew with today's prototypes; the queue's codes are dropped.
+
+As in the authors' code the prototypes are made unit rows around each step rather than inside the loss (here after it,
+and at the start), get no update in the first steps, and the mean over crops stands for the paper's sum. There the
+queue is filled from the epoch in which it is to be used and is used once full; here it is always being filled, so it
+is full when that epoch comes. Across modalities: one projector each into one space, shared prototypes, codes and
+queue per modality; the video's crops predict the sound's codes and the other way round, and small video crops predict
+both. That is a design by analogy, without a published result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import torch
+from torch import nn
+from torch.nn.functional import log_softmax, normalize
+
+from avssl.distributed import gather, rank
+from avssl.losses import register
+from avssl.losses.base import LossConfig, Outputs
+from avssl.losses.crops import CropConfig, CropLoss
+from avssl.ops.clusters import usage_entropy
+from avssl.ops.memory import Queue
+from avssl.ops.sinkhorn import sinkhorn
+from avssl.types import LossOutput, Progress
+
+
+@dataclass
+class SwAVConfig(CropConfig):
+    """Defaults are those of the published runs with a global batch of 4096."""
+
+    name: str = "swav"
+    epsilon: float = 0.05  # of Sinkhorn: smaller gives harder codes
+    sinkhorn_iterations: int = 3
+    freeze_steps: int = 313  # optimiser steps at the start in which prototypes stay (one epoch of ImageNet)
+    queue_size: int = 0  # embeddings of each large crop, of all ranks; 3840 for a global batch of 256
+    queue_from_epoch: int = 15  # first epoch that uses the queue
+
+
+def swapped_prediction(
+    scores: Sequence[torch.Tensor], codes: Sequence[torch.Tensor], temperature: float
+) -> torch.Tensor:
+    """Cross-entropy of each view's codes against the predictions of all the other views, averaged.
+
+    Args:
+        scores: (B, K) of every view against the prototypes, at least two views; any float.
+        codes: (B, K) of the first len(codes) views, rows sum to 1; they get no gradient.
+        temperature: > 0, divides the scores.
+
+    Returns a float32 scalar: the mean over codes of the mean over the other views of the mean over the batch.
+    """
+    if not 0 < len(codes) <= len(scores) or len(scores) < 2:
+        raise ValueError(
+            f"swapped_prediction got {len(scores)} views and codes of {len(codes)}; it needs two views or more, and "
+            "codes of the first one or more of them"
+        )
+    logs = [log_softmax(score.float() / temperature, dim=1) for score in scores]
+    losses = [
+        -(code.detach().float() * log).sum(dim=1).mean()
+        for position, code in enumerate(codes)
+        for other, log in enumerate(logs)
+        if other != position
+    ]
+    return torch.stack(losses).mean()  # as many for each code: the mean of the means
+
+
+@register("swav")
+class SwAV(CropLoss):
+    """Swapped prediction of balanced codes. State: a queue for each large crop, if asked for."""
+
+    Config: ClassVar[type[LossConfig]] = SwAVConfig
+    family: ClassVar[str] = "clustering"
+    paper: ClassVar[str] = "Caron et al. 2020, arXiv 2006.09882"
+    state: ClassVar[str] = "queues (optional)"
+    min_global_batch_size: ClassVar[int] = 2
+
+    def __init__(self, config: SwAVConfig, encoders: Mapping[str, nn.Module], num_samples: int) -> None:
+        super().__init__(config, encoders, num_samples)
+        self.config: SwAVConfig = config
+        self.prototypes = nn.Linear(config.embedding_dim, config.num_prototypes, bias=False)
+        self.normalise_prototypes()
+        self.queues = nn.ModuleDict()
+        if config.queue_size:
+            for position, name in enumerate(self.large_views):
+                self.queues[name] = Queue(config.queue_size, config.embedding_dim, seed=2 * config.seed + position)
+
+    def check_batch_size(self, global_batch_size: int) -> None:
+        """A queue holds whole batches, so that every step replaces the oldest one."""
+        super().check_batch_size(global_batch_size)
+        size = self.config.queue_size
+        if size % global_batch_size:
+            nearest = max(1, size // global_batch_size) * global_batch_size
+            raise ValueError(
+                f"loss.queue_size is {size} with data.global_batch_size {global_batch_size}; it must be a multiple of "
+                f"it, such as {nearest}, or 0 for no queue"
+            )
+
+    def forward(self, views: dict[str, torch.Tensor]) -> Outputs:
+        """{view: (B, D) unit embeddings, view + "_scores": (B, K) cosines to the prototypes}, all in float32."""
+        outputs = self.embed(views)
+        with torch.autocast(self.prototypes.weight.device.type, enabled=False):  # codes need float32 scores
+            scores = {f"{name}_scores": self.prototypes(z) for name, z in outputs.items()}
+        return outputs | scores
+
+    def loss(self, outputs: Outputs, index: torch.Tensor, progress: Progress) -> LossOutput:
+        """Codes from all ranks, cross-entropy over this rank's rows: after the codes, rows do not meet."""
+        everyone = [gather(outputs[f"{name}_scores"]) for name in self.large_views]
+        pairs = zip(self.large_views, everyone, strict=True)
+        codes = [self.codes(name, scores, len(index), progress) for name, scores in pairs]
+        temperature = self.config.temperature
+        total = swapped_prediction([outputs[f"{name}_scores"] for name in self.modality_of], codes, temperature)
+        # Codes are balanced even when the network has collapsed; predictions and nearest prototypes are not.
+        scores = torch.cat(everyone)
+        terms = {
+            "prediction_entropy": usage_entropy((scores / temperature).softmax(dim=1).mean(dim=0)),
+            "nearest_prototypes": torch.tensor(float(len(scores.argmax(dim=1).unique())), device=scores.device),
+        }
+        return LossOutput(total, terms)
+
+    def codes(self, name: str, scores: torch.Tensor, num_rows: int, progress: Progress) -> torch.Tensor:
+        """Codes (B, K) of this rank's rows, balanced over `scores` (W B, K) of all ranks and the queue's."""
+        if self.queues and progress.epoch >= self.config.queue_from_epoch:
+            queue = cast(Queue, self.queues[name])
+            if queue.is_full:
+                scores = torch.cat([scores, queue.rows @ self.prototypes.weight.detach().T])
+        balanced = sinkhorn(scores, self.config.epsilon, self.config.sinkhorn_iterations)
+        return balanced[rank() * num_rows : (rank() + 1) * num_rows]
+
+    def before_step(self, progress: Progress) -> None:
+        """Drop the prototypes' gradients in the first steps: no update, no weight decay, no momentum."""
+        if progress.step < self.config.freeze_steps:
+            self.prototypes.weight.grad = None
+
+    def update(self, outputs: Outputs, index: torch.Tensor) -> None:  # noqa: ARG002
+        """Push this batch into the queues, after they were read."""
+        for name, queue in self.queues.items():
+            cast(Queue, queue).push(gather(outputs[name]))
+
+    def after_step(self, progress: Progress) -> None:  # noqa: ARG002
+        """Make the prototypes unit rows again."""
+        self.normalise_prototypes()
+
+    @torch.no_grad()
+    def normalise_prototypes(self) -> None:
+        """Unit length for every row, in place: the optimiser and DDP hold on to the same tensor."""
+        self.prototypes.weight.copy_(normalize(self.prototypes.weight, dim=1))

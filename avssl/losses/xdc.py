@@ -1,0 +1,35 @@
+"""XDC: cross-modal deep clustering (Alwassel et al. 2020, arXiv 1911.12667).
+
+DeepCluster with labels swapped between the modalities: clusters of the sound's features are the video network's
+labels and the other way round. Only that idea is taken from what its authors publish. How many clusters they use, when
+they cluster anew and what becomes of the classifiers then could not be verified; all of that is DeepCluster's here
+(deepcluster.py), so its published numbers are not to be expected of these defaults.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from avssl.losses import register
+from avssl.losses.base import LossConfig
+from avssl.losses.deepcluster import DeepCluster, DeepClusterConfig
+from avssl.types import Modality
+
+
+@dataclass
+class XDCConfig(DeepClusterConfig):
+    """Defaults are DeepCluster's, on the encoders' own features."""
+
+    name: str = "xdc"
+    modalities: tuple[str, ...] = ("video", "audio")
+    projector_dims: tuple[int, ...] = ()
+
+
+@register("xdc")
+class XDC(DeepCluster):
+    """Each modality classifies the other's clusters. State: DeepCluster's."""
+
+    Config: ClassVar[type[LossConfig]] = XDCConfig
+    paper: ClassVar[str] = "Alwassel et al. 2020, arXiv 1911.12667"
+    pairs: ClassVar[tuple[tuple[Modality, ...], ...]] = (("video", "audio"),)

@@ -1,0 +1,220 @@
+"""Image encoders: torchvision's residual networks and vision transformer without their classifiers.
+
+Every encoder maps (B, 3, H, W) float to (B, dim) and has `.dim` and `.modality == "image"`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+# {name: (kind of block, blocks of the four stages)}; resnet10 is the usual small one, the others He et al. 2016's.
+RESNETS: dict[str, tuple[str, tuple[int, int, int, int]]] = {
+    "resnet10": ("BasicBlock", (1, 1, 1, 1)),
+    "resnet18": ("BasicBlock", (2, 2, 2, 2)),
+    "resnet34": ("BasicBlock", (3, 4, 6, 3)),
+    "resnet50": ("Bottleneck", (3, 4, 6, 3)),
+}
+POSITION_TEMPERATURE = 10_000.0
+
+
+def check_image_input(image: torch.Tensor) -> None:
+    """Raise ValueError unless the tensor is a batch of RGB pictures (B, 3, H, W)."""
+    if image.ndim != 4 or image.shape[1] != 3:
+        raise ValueError(f"an image encoder takes float tensors of shape (B, 3, H, W), got {tuple(image.shape)}")
+
+
+class ResNet(nn.Module):
+    """A residual network (He et al. 2016, arXiv 1512.03385) of torchvision's blocks, pooled by its mean.
+
+    Args:
+        name: resnet10, resnet18, resnet34 (dim 8 * width) or resnet50 (dim 32 * width).
+        width: channels of the stem and of the first stage; the next stages have 2, 4 and 8 times as many. 64 is the
+            published network; narrower ones are for small pictures.
+        small_stem: a 3 x 3 convolution of stride 1 and no max-pool, for pictures of about 32 px, in place of 7 x 7 of
+            stride 2 and a max-pool: the stem then keeps the resolution.
+        zero_init_residual: the last batch norm of each block starts at 0, so that blocks start as the identity (Goyal
+            et al. 2017, arXiv 1706.02677; Barlow Twins' published training does so).
+        weights: a local file with this network's state, safetensors or `torch.save`d, with or without a classifier
+            (`fc.`), or None for random weights. Nothing is downloaded.
+
+    Names of modules and state are torchvision's, so its published weights load by name. Any size of picture will do.
+    """
+
+    modality = "image"
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        width: int = 64,
+        small_stem: bool = False,
+        zero_init_residual: bool = False,
+        weights: str | None = None,
+    ) -> None:
+        super().__init__()
+        from torchvision.models import resnet
+
+        if width < 1:
+            raise ValueError(f"{name}: width must be at least 1 channel, got {width}")
+        kind, blocks = RESNETS[name]
+        block = getattr(resnet, kind)
+        self.dim = 8 * width * block.expansion
+        if small_stem:
+            self.conv1 = nn.Conv2d(3, width, kernel_size=3, stride=1, padding=1, bias=False)
+        else:
+            self.conv1 = nn.Conv2d(3, width, kernel_size=7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.Identity() if small_stem else nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        self.layer1 = _stage(block, width, width, blocks[0], stride=1)
+        self.layer2 = _stage(block, width * block.expansion, 2 * width, blocks[1], stride=2)
+        self.layer3 = _stage(block, 2 * width * block.expansion, 4 * width, blocks[2], stride=2)
+        self.layer4 = _stage(block, 4 * width * block.expansion, 8 * width, blocks[3], stride=2)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif zero_init_residual and isinstance(module, block):
+                nn.init.zeros_((module.bn3 if kind == "Bottleneck" else module.bn2).weight)
+        if weights is not None:
+            _load_weights(self, weights, name)
+
+    def forward_layers(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        """(B, 3, H, W) -> activations in order: stem, layer1, layer2, layer3, layer4, pool (B, dim, 1, 1).
+
+        layer4 is (B, dim, H / 32, W / 32), with small_stem (B, dim, H / 8, W / 8), rounded up.
+        """
+        check_image_input(image)
+        layers: dict[str, torch.Tensor] = {}
+        layers["stem"] = x = self.maxpool(self.relu(self.bn1(self.conv1(image))))
+        layers["layer1"] = x = self.layer1(x)
+        layers["layer2"] = x = self.layer2(x)
+        layers["layer3"] = x = self.layer3(x)
+        layers["layer4"] = x = self.layer4(x)
+        layers["pool"] = self.avgpool(x)
+        return layers
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) -> (B, dim). Raises ValueError on another shape."""
+        return self.forward_layers(image)["pool"].flatten(1)
+
+
+def _stage(block: Any, in_channels: int, planes: int, num_blocks: int, *, stride: int) -> nn.Sequential:
+    """A stage: the first block strides and widens to planes * expansion, the others keep the shape."""
+    out_channels = planes * block.expansion
+    shortcut: nn.Sequential | None = None
+    if stride != 1 or in_channels != out_channels:
+        convolution = nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False)
+        shortcut = nn.Sequential(convolution, nn.BatchNorm2d(out_channels))
+    first = block(in_channels, planes, stride, shortcut)
+    return nn.Sequential(first, *(block(out_channels, planes) for _ in range(num_blocks - 1)))
+
+
+def _load_weights(encoder: nn.Module, path: str, name: str) -> None:
+    """Load a local file into the encoder, every tensor but a classifier's; errors name the file."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"{name}: weights is {path!r}, and there is no such file; nothing is downloaded, so weights must be a "
+            "local file, or None for random weights"
+        )
+    from safetensors.torch import load_file
+
+    try:
+        is_safe = Path(path).suffix == ".safetensors"
+        state = load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the two libraries share no base class of their errors
+        raise ValueError(f"{name}: {path} cannot be read as weights: {error}") from error
+    try:
+        encoder.load_state_dict({key: value for key, value in state.items() if not key.startswith("fc.")})
+    except RuntimeError as error:  # names every tensor that is missing, unknown or of another shape
+        raise ValueError(f"{name}: the weights in {path} are not this network's: {error}") from error
+
+
+class VisionTransformer(nn.Module):
+    """A vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929), torchvision's; the feature is its class token.
+
+    Args:
+        name: for messages.
+        width, num_heads: of the tokens and of each attention; vit_tiny has 192 and 3, vit_small 384 and 6 (Touvron et
+            al. 2021, arXiv 2012.12877). MoCo v3's vit_small has 12 heads.
+        depth: number of blocks.
+        image_size_px, patch_size_px: sides of the square picture, the only size that it takes, and of its patches.
+        fixed_positions: positions are the 2-D sines and cosines of `sincos_positions` and are not trained (MoCo v3,
+            Chen et al. 2021, arXiv 2104.02057), in place of trained ones.
+        freeze_patches: the projection of the patches keeps its random start (MoCo v3, against unstable training).
+    """
+
+    modality = "image"
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        width: int,
+        num_heads: int,
+        depth: int = 12,
+        image_size_px: int = 224,
+        patch_size_px: int = 16,
+        fixed_positions: bool = False,
+        freeze_patches: bool = False,
+    ) -> None:
+        super().__init__()
+        from torchvision.models.vision_transformer import VisionTransformer as TorchvisionTransformer
+
+        if patch_size_px < 1 or image_size_px < 1 or image_size_px % patch_size_px:
+            raise ValueError(
+                f"{name}: image_size_px must be a multiple of patch_size_px, got {image_size_px} and {patch_size_px}"
+            )
+        if num_heads < 1 or width % num_heads:
+            raise ValueError(f"{name}: num_heads must divide the width {width}, got {num_heads}")
+        if depth < 1:
+            raise ValueError(f"{name}: depth must be at least 1 block, got {depth}")
+        self.name, self.dim, self.image_size_px = name, width, image_size_px
+        self.net: nn.Module = TorchvisionTransformer(
+            image_size=image_size_px,
+            patch_size=patch_size_px,
+            num_layers=depth,
+            num_heads=num_heads,
+            hidden_dim=width,
+            mlp_dim=4 * width,
+        )
+        self.net.heads = nn.Identity()
+        if fixed_positions:
+            positions = sincos_positions(image_size_px // patch_size_px, width)
+            self.net.encoder.pos_embedding = nn.Parameter(positions, requires_grad=False)
+        if freeze_patches:
+            self.net.conv_proj.requires_grad_(False)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, 3, S, S) with S = image_size_px -> (B, dim). Raises ValueError on another shape."""
+        check_image_input(image)
+        if tuple(image.shape[2:]) != (self.image_size_px, self.image_size_px):
+            raise ValueError(
+                f"{self.name} has positions for pictures of {self.image_size_px} x {self.image_size_px} px only, got "
+                f"{tuple(image.shape[2:])}; set its image_size_px to the size of the views"
+            )
+        feature: torch.Tensor = self.net(image)
+        return feature
+
+
+def sincos_positions(grid_size: int, width: int) -> torch.Tensor:
+    """2-D positions: float32 (1, 1 + grid_size^2, width), zeros for the class token, then the patches row by row.
+
+    The first half of a patch's vector codes its row r, the second its column c, each as sin(r w_k) followed by
+    cos(r w_k), with w_k = 10000^(-4 k / width) for k in 0 .. width / 4 - 1 (Vaswani et al. 2017's, per axis). width
+    must be a multiple of 4.
+    """
+    if width % 4:
+        raise ValueError(f"2-D sine positions need a width that is a multiple of 4, got {width}")
+    count = width // 4
+    frequency = POSITION_TEMPERATURE ** (-torch.arange(count, dtype=torch.float64) / count)
+    angle = torch.arange(grid_size, dtype=torch.float64)[:, None] * frequency
+    axis = torch.cat([angle.sin(), angle.cos()], dim=1)  # (grid_size, width / 2)
+    rows = axis[:, None].expand(grid_size, grid_size, 2 * count)
+    columns = axis[None].expand(grid_size, grid_size, 2 * count)
+    patches = torch.cat([rows, columns], dim=2).reshape(1, grid_size * grid_size, width)
+    return torch.cat([patches.new_zeros(1, 1, width), patches], dim=1).float()

@@ -1,0 +1,64 @@
+"""Clusters as labels: how many there may be, their cross-entropy, how evenly they are used, how lasting they are."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.nn.functional import cross_entropy
+
+
+def check_num_clusters(option: str, num_clusters: int, num_samples: int) -> None:
+    """ValueError unless the samples can fill the clusters."""
+    if not 1 < num_clusters <= num_samples:
+        raise ValueError(
+            f"loss.{option} is {num_clusters} with {num_samples} samples: more clusters than samples cannot all be "
+            f"used, and one cluster tells nothing; choose 2 to {num_samples}, or use more data"
+        )
+
+
+def cross_entropy_of_heads(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean over heads and batch of the cross-entropy of logits (B, H, K) with labels int64 (B, H): float32 scalar."""
+    return cross_entropy(logits.float().flatten(0, 1), labels.flatten())
+
+
+@torch.no_grad()
+def usage_entropy(usage: torch.Tensor) -> torch.Tensor:
+    """Entropy of how much each of K clusters is used, over log K: 1 all alike, 0 a single one (collapse).
+
+    usage: (..., K) non-negative counts or probabilities of any scale, not all 0; K > 1. Returns float32 (...).
+    """
+    share = usage.double() / usage.double().sum(dim=-1, keepdim=True)
+    entropy: torch.Tensor = torch.special.entr(share).sum(dim=-1)
+    return (entropy / math.log(usage.shape[-1])).float()
+
+
+@torch.no_grad()
+def normalised_mutual_information(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """I(a; b) / sqrt(H(a) H(b)) of two labellings of the same samples: 1 equal up to the names, 0 unrelated.
+
+    first, second: int64 (N,), labels >= 0. Returns a float32 scalar; 0 where a labelling has a single label, which
+    tells nothing. Caron et al. 2018 (arXiv 1807.05520) watch it between the assignments of consecutive epochs.
+    """
+    num_samples = first.shape[0]
+
+    def entropy(labels: torch.Tensor) -> torch.Tensor:
+        share = torch.unique(labels, dim=-1, return_counts=True)[1].double() / num_samples
+        result: torch.Tensor = torch.special.entr(share).sum()
+        return result
+
+    entropies = entropy(first), entropy(second)
+    shared = entropies[0] + entropies[1] - entropy(torch.stack([first, second]))
+    scale = (entropies[0] * entropies[1]).sqrt()
+    return torch.where(scale > 0, shared.clamp_min(0) / scale.clamp_min(1e-300), torch.zeros_like(scale)).float()
+
+
+def describe_labels(before: torch.Tensor, after: torch.Tensor, num_clusters: int) -> torch.Tensor:
+    """float32 (2,): how much of the labels int64 (N, L) is kept, and how evenly the new ones use the clusters.
+
+    The first is the normalised mutual information of each column with the one before, the second its usage entropy;
+    both are means over the L columns.
+    """
+    kept = [normalised_mutual_information(*pair) for pair in zip(before.T, after.T, strict=True)]
+    used = [usage_entropy(torch.bincount(labels, minlength=num_clusters)) for labels in after.T]
+    return torch.stack([torch.stack(kept).mean(), torch.stack(used).mean()])

@@ -1,0 +1,32 @@
+"""Balanced soft assignments by Sinkhorn-Knopp (Cuturi 2013, arXiv 1306.0895), as SwAV uses them.
+
+Q = exp(scores / epsilon) is scaled so that every prototype gets the same mass and every sample has mass 1: the
+prototypes' marginals, then the samples', in turn. The samples' come last, so rows sum to 1 exactly and prototypes'
+masses approach B / K.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+@torch.no_grad()
+def sinkhorn(scores: torch.Tensor, epsilon: float, iterations: int) -> torch.Tensor:
+    """Soft codes of a batch, without gradient.
+
+    Args:
+        scores: (B, K) of the samples of all ranks against the prototypes; any float.
+        epsilon: > 0; smaller gives harder codes.
+        iterations: >= 1; each scales the prototypes' marginals and then the samples'.
+
+    Returns:
+        (B, K) float32, rows sum to 1. The work is done on logarithms: no score that is finite over- or underflows.
+    """
+    if epsilon <= 0 or iterations < 1:
+        raise ValueError(f"sinkhorn: epsilon is {epsilon} and iterations {iterations}; they must be > 0 and >= 1")
+    log_codes = scores.float() / epsilon
+    # The constants 1/K and 1/B of the marginals cancel: each scaling is undone up to a factor by the next one.
+    for _ in range(iterations):
+        log_codes = log_codes - log_codes.logsumexp(dim=0, keepdim=True)
+        log_codes = log_codes.log_softmax(dim=1)
+    return log_codes.exp()

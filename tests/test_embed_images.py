@@ -1,0 +1,244 @@
+"""Pictures from the folder to the page: preparation, pretraining, embedding, evaluation, report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import avssl
+from avssl.data.shards import ShardSet
+from avssl.data.windows import find_media
+from avssl.embed import Embedder
+from avssl.eval.protocol import TaskConfig
+from avssl.tables import EmbeddingTable
+from avssl.types import MediaError
+from data_prep.__main__ import main as data_prep
+from recipes import embed as embed_recipe
+from recipes import evaluate as evaluate_recipe
+from recipes import report as report_recipe
+from tests.conftest import TINY, run_python
+
+SIZE_PX = 24
+TINY_IMAGES = [
+    *(change for change in TINY if change.startswith(("cpu", "mixed", "log", "data", "optim"))),
+    "synchronise_batch_norm=false",
+    f"views.image.size_px={SIZE_PX}",
+    "encoders.image={name: resnet10, width: 4, small_stem: true}",
+    "loss.projector_hidden_dims=[16]",
+    "loss.embedding_dim=8",
+]
+# Sizes on purpose of all forms; every third picture is a JPEG.
+SIZES = [(40, 40), (48, 32), (32, 56)]
+
+
+def save_picture(path: Path, colour: str, seed: int) -> Path:
+    """Noise around red or blue."""
+    width, height = SIZES[seed % 3]
+    noise = np.random.default_rng(seed).integers(0, 80, (height, width, 3))
+    noise[..., 0 if colour == "red" else 2] += 160
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(noise.astype(np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train/ and test/ with red/ and blue/ pictures, as shards too (train-shards/), and mixed/ with what goes wrong."""
+    root = tmp_path_factory.mktemp("pictures")
+    for split, count, first in (("train", 6, 0), ("test", 3, 100)):
+        for colour in ("red", "blue"):
+            for number in range(count):
+                suffix = "jpg" if number % 3 == 2 else "png"
+                save_picture(root / split / colour / f"{number}.{suffix}", colour, first + number)
+        assert data_prep(["index", f"{root / split}", "--out", f"{root / split}.jsonl", "--workers", "1"]) == 0
+        shards = ["--out", f"{root / split}-shards", "--samples-per-shard", "5", "--workers", "1"]
+        assert data_prep(["write", f"{root / split}.jsonl", *shards]) == 0
+    good = save_picture(root / "mixed" / "below" / "good.png", "red", 7)
+    (root / "mixed" / "broken.png").write_bytes(good.read_bytes()[:400])
+    (root / "mixed" / "text.jpg").write_text("no picture")
+    (root / "mixed" / "empty.png").touch()
+    (root / "mixed" / "notes.txt").write_text("not even called a picture")
+    return root
+
+
+@pytest.fixture(scope="module")
+def image_run(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SimCLR, three steps, through the recipe."""
+    run = tmp_path_factory.mktemp("runs") / "simclr"
+    changes = [f"run={run}", f"data.shards={folders / 'train-shards'}", "steps=3"]
+    run_python("recipes/pretrain.py", "recipes/configs/simclr.yaml", *TINY_IMAGES, *changes)
+    return run
+
+
+@pytest.fixture(scope="module")
+def embedder(image_run: Path) -> Embedder:
+    return avssl.load_embedder(str(image_run))
+
+
+def test_one_row_a_picture_with_labels_and_no_seconds(embedder: Embedder, folders: Path) -> None:
+    library = ShardSet(folders / "test-shards")
+    table, failures = embedder.embed(library)
+    assert failures == {}
+    assert table.keys == library.keys
+    assert table.index.tolist() == list(range(6))
+    assert table.modalities() == ["image"]
+    assert (table.start_seconds == 0).all()
+    assert (table.end_seconds == 0).all()
+    assert sorted(set(table.label("label"))) == ["blue", "red"]
+    assert table.image_feature is not None
+    assert table.image_embedding is not None
+    assert table.image_feature.shape == (6, 32)
+    np.testing.assert_allclose(np.linalg.norm(table.image_embedding, axis=1), 1, atol=1e-6)
+    assert "window_seconds" not in table.metadata
+    assert table.pool_by_key().keys == table.keys
+
+
+def test_a_row_is_what_the_encoder_gives_for_the_centre_of_the_picture(embedder: Embedder, folders: Path) -> None:
+    """Crop by Pillow, resize by torchvision, normalise by hand; the projector by matrix products and statistics."""
+    from torchvision.transforms.v2.functional import resize
+
+    path = folders / "test" / "blue" / "1.png"  # 32 x 56
+    with Image.open(path) as image:
+        side = round(0.875 * min(image.size))
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        cropped = np.asarray(image.crop((left, top, left + side, top + side)))
+    small = resize(torch.from_numpy(cropped.copy()).permute(2, 0, 1), [SIZE_PX, SIZE_PX], antialias=True)
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None].unbind()
+    with torch.no_grad():
+        feature = embedder.encoders["image"](((small / 255 - mean) / std)[None])[0].double()
+    x = feature
+    for name, norm in (("0", "1"), ("3", "4")):
+        weights = {key: value.double() for key, value in embedder.projectors["image"].state_dict().items()}
+        x = weights[f"{name}.weight"] @ x
+        x = (x - weights[f"{norm}.running_mean"]) / (weights[f"{norm}.running_var"] + 1e-5).sqrt()
+        x = x * weights[f"{norm}.weight"] + weights[f"{norm}.bias"]
+        x = x.relu() if name == "0" else x
+    table = embedder.embed_image(path)
+    assert table.image_feature is not None
+    assert table.image_embedding is not None
+    np.testing.assert_allclose(table.image_feature[0], feature.numpy(), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(table.image_embedding[0], (x / x.norm()).numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_the_same_pictures_give_the_same_bits(embedder: Embedder, folders: Path) -> None:
+    first, second = (embedder.embed(folders / "test")[0] for _ in range(2))
+    np.testing.assert_array_equal(first.image_embedding, second.image_embedding)
+    np.testing.assert_array_equal(first.image_feature, second.image_feature)
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 1}, {"batch_size": 4}, {"num_workers": 2}])
+def test_rows_do_not_depend_on_batch_size_or_workers(
+    embedder: Embedder, folders: Path, options: dict[str, int]
+) -> None:
+    for sources in (folders / "test", ShardSet(folders / "test-shards")):
+        whole, other = embedder.embed(sources)[0], embedder.embed(sources, **options)[0]
+        assert whole.keys == other.keys
+        for name in ("image_embedding", "image_feature"):
+            np.testing.assert_allclose(getattr(whole, name), getattr(other, name), atol=1e-5, err_msg=name)
+
+
+def test_files_folders_and_shards_give_the_same_embedding_of_a_picture(embedder: Embedder, folders: Path) -> None:
+    """PNG is stored without loss, so the shard's picture is the file's."""
+    in_shards = embedder.embed(folders / "test-shards")[0]
+    in_folder = embedder.embed(folders / "test")[0]
+    alone = embedder.embed_image(folders / "test" / "red" / "0.png")
+    assert in_folder.keys == [
+        f"{colour}/{n}.{s}" for colour in ("blue", "red") for n, s in enumerate(["png", "png", "jpg"])
+    ]
+    assert alone.image_embedding is not None
+    for table in (in_folder, in_shards):
+        row = next(row for row, key in enumerate(table.keys) if "red" in key and "0" in key.split("red")[1])
+        np.testing.assert_allclose(table.image_embedding[row], alone.image_embedding[0], atol=1e-5)
+
+
+def test_what_cannot_be_read_is_named_with_its_reason(embedder: Embedder, folders: Path) -> None:
+    table, failures = embedder.embed(folders / "mixed")
+    assert table.keys == ["below/good.png"]
+    reasons = {key: error.reason for key, error in failures.items()}
+    assert reasons.keys() == {"broken.png", "text.jpg", "empty.png"}, "notes.txt is not even tried"
+    assert (reasons["text.jpg"], reasons["empty.png"]) == ("not_media", "empty_file")
+    assert reasons["broken.png"] in ("truncated", "decode_error")
+    with pytest.raises(MediaError, match="not_media"):
+        embedder.embed_image(folders / "mixed" / "text.jpg")
+    with pytest.raises(MediaError, match="missing_file"):
+        embedder.embed_image(folders / "nowhere.jpg")
+    with pytest.raises(ValueError, match="nothing could be embedded: 2 sources failed"):
+        embedder.embed([folders / "mixed" / "text.jpg", folders / "mixed" / "empty.png"])
+    with pytest.raises(FileNotFoundError, match="no pictures below this folder"):
+        find_media(folders / "train-shards", ["image"])
+
+
+def test_what_a_run_cannot_do_is_refused_with_what_it_can(embedder: Embedder, folders: Path, shards: Any) -> None:
+    with pytest.raises(ValueError, match="no video encoder; it has image"):
+        embedder.embed_video(folders / "test" / "red" / "0.png")
+    with pytest.raises(ValueError, match="pictures, which have no windows"):
+        embedder.embed(folders / "test", window_seconds=2.0)
+    with pytest.raises(ValueError, match="none of the 6 sources that could be opened has image"):
+        embedder.embed(ShardSet(shards["test"]))
+
+
+def test_the_recipe_writes_both_formats_and_what_was_skipped(
+    image_run: Path, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(image_run), str(folders / "mixed"), "--out", str(tmp_path), "--num-workers", "0", "--device", "cpu"]
+    assert embed_recipe.main(embed_recipe.parse(command)) == 0
+    assert "1 of 4 sources embedded, 1 rows" in capsys.readouterr().out
+    skipped = [json.loads(line)["key"] for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert sorted(skipped) == ["broken.png", "empty.png", "text.jpg"]
+    tables = [EmbeddingTable.read(tmp_path / f"embeddings.{suffix}") for suffix in ("parquet", "npz")]
+    again = avssl.load_embedder(str(image_run)).embed_image(folders / "mixed" / "below" / "good.png")
+    for table in tables:
+        assert table.keys == ["below/good.png"]
+        np.testing.assert_array_equal(table.image_embedding, again.image_embedding)
+        np.testing.assert_array_equal(table.image_feature, again.image_feature)
+
+
+@pytest.fixture(scope="module")
+def evaluated(image_run: Path, folders: Path) -> dict[str, Any]:
+    splits = {split: str(folders / f"{split}-shards") for split in ("train", "test")}
+    return json.loads(
+        evaluate_recipe.main(image_run, TaskConfig(**splits, num_neighbours=3, num_workers=0)).read_text()
+    )
+
+
+def test_an_image_run_is_evaluated_by_knn_alone(evaluated: dict[str, Any]) -> None:
+    for weights in ("trained", "untrained"):
+        assert evaluated["results"][weights].keys() == {"image_knn_label"}
+    assert evaluated["chance"] == {"image_knn_label": 0.5}
+    assert evaluated["results"]["trained"]["image_knn_label"] == 1.0, "red and blue"
+    assert (evaluated["protocol"]["num_train"], evaluated["protocol"]["modalities"]) == (12, ["image"])
+
+
+def test_the_report_of_an_image_run_shows_its_pictures(
+    image_run: Path, folders: Path, evaluated: dict[str, Any]
+) -> None:
+    page = report_recipe.main(image_run, [], str(folders / "test-shards")).read_text()
+    assert evaluated["results"]["trained"]["image_knn_label"] == 1.0
+    assert "Image kNN, label" in page
+    assert "100.0\u00a0%" in page
+    assert "From a picture to the closest other pictures" in page
+    assert page.count('src="data:image/jpeg') == 4 * 5 + 6
+    for wrong in ("cannot be shown", "no video", "no sound", "no picture", "not embedded", 'src="http', "No training"):
+        assert wrong not in page, wrong
+
+
+def test_a_run_without_the_modality_of_the_shards_says_so(image_run: Path, shards: Any, folders: Path) -> None:
+    task = TaskConfig(train=str(shards["train"]), test=str(shards["test"]), num_workers=0)
+    with pytest.raises(ValueError, match="none of the 18 sources that could be opened has image"):
+        evaluate_recipe.main(image_run, task)
+
+
+def test_a_loss_without_a_projector_embeds_by_the_features_themselves(embedder: Embedder, folders: Path) -> None:
+    parts = SimpleNamespace(encoders=embedder.encoders, projectors=torch.nn.ModuleDict())
+    bare = Embedder(embedder.config, parts, embedder.views, "cpu", "none")  # type: ignore[arg-type]
+    table = bare.embed(folders / "test")[0]
+    assert table.image_feature is not None
+    unit = table.image_feature / np.linalg.norm(table.image_feature, axis=1, keepdims=True)
+    np.testing.assert_allclose(table.image_embedding, unit, atol=1e-6)

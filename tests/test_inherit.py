@@ -1,0 +1,62 @@
+"""A run that starts from another one takes over what is its own, and nothing that belongs to other samples."""
+
+import json
+
+import pytest
+import torch
+
+from avssl import checkpoint
+from tests.tiny import NUM_SAMPLES, Run
+
+
+def finished_run(folder, run, fingerprint="abc"):
+    """A folder as a finished run leaves it."""
+    folder.mkdir()
+    provenance = {"data": {"fingerprint": fingerprint, "num_samples": NUM_SAMPLES}}
+    checkpoint.export(folder, {"loss": run.loss}, provenance)
+    assert json.loads((folder / checkpoint.PROVENANCE_FILE).read_text()) == provenance
+    return folder
+
+
+@pytest.mark.parametrize("name", ["moco", "moco_v3", "byol"])
+def test_teachers_start_as_the_inherited_students_when_the_source_has_none(name, tmp_path):
+    pair = ("image", "image")
+    source = finished_run(tmp_path / "run", Run("simclr", pair))
+    run = Run(name, pair)
+    with torch.no_grad():
+        for parameter in run.loss.encoders.parameters():
+            parameter.add_(1.0)
+    report = checkpoint.inherit(run.loss, source, "abc")
+    run.loss.after_inherit(report["loaded"])
+    for slow, fast in zip(run.loss.teachers["image"].parameters(), run.loss.student("image").parameters(), strict=True):
+        assert torch.equal(slow, fast)
+
+
+def test_teachers_of_the_source_are_kept(tmp_path):
+    before = Run("byol", ("image", "image"))
+    before.step()
+    run = Run("byol", ("image", "image"))
+    report = checkpoint.inherit(run.loss, finished_run(tmp_path / "run", before), "abc")
+    run.loss.after_inherit(report["loaded"])
+    for key, value in before.loss.teachers.state_dict().items():
+        assert torch.equal(run.loss.teachers.state_dict()[key], value), key
+
+
+@pytest.mark.parametrize(
+    ("name", "pair"),
+    [("npid", ("image",)), ("deepcluster", ("image",)), ("deepcluster_v2", ("image", "image")), ("sela", ("image",))],
+)
+def test_rows_of_other_samples_are_not_inherited(name, pair, tmp_path):
+    before = Run(name, pair)
+    for _ in range(5):
+        before.step()
+    fresh = Run(name, pair).loss.state_dict()
+    run = Run(name, pair)
+    report = checkpoint.inherit(run.loss, finished_run(tmp_path / "run", before), fingerprint="another")
+    per_sample = [key for key, value in fresh.items() if NUM_SAMPLES in value.shape and "encoders" not in key]
+    assert per_sample
+    for key in per_sample:
+        assert torch.equal(run.loss.state_dict()[key], fresh[key]), key
+        assert any(line.startswith(key) and "other samples" in line for line in report["not taken"])
+    weight = next(key for key in fresh if key.startswith("encoders."))
+    assert torch.equal(run.loss.state_dict()[weight], before.loss.state_dict()[weight])

@@ -1,0 +1,119 @@
+"""Runs on one modality alone, sound or silent films; rows of media with a picture; weights that a run began with."""
+
+from __future__ import annotations
+
+import io
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from avssl import checkpoint, config, losses
+from avssl.data.clips import Span
+from avssl.data.shards import ShardSet
+from avssl.data.views import ViewMaker, ViewsConfig
+from avssl.data.windows import Media, _decode
+from avssl.embed import Embedder
+from avssl.eval.protocol import TaskConfig
+from avssl.models import create_encoder
+from avssl.tables import EmbeddingTable
+from data_prep.encode import write_media
+from recipes import embed as embed_recipe
+from recipes import evaluate as evaluate_recipe
+from recipes import report as report_recipe
+from tests.conftest import TINY
+from tests.test_embed import sine
+
+
+def make_run(folder: Path, modality: str, shards: Path) -> Path:
+    """A finished run on two views of one modality, whose weights are as they began."""
+    changes = [change for change in TINY if not change.startswith("loss.num_negatives")]
+    given = ["loss.name=simclr", f"loss.modalities=[{modality},{modality}]", f"run={folder}", f"data.shards={shards}"]
+    cfg = config.parse(config.RunConfig, [*changes, *given])
+    torch.manual_seed(cfg.seed)
+    encoders = {modality: create_encoder(**cfg.encoders[modality])}
+    library = ShardSet(shards)
+    loss = losses.get("simclr")(cfg.loss, encoders, library.num_samples)
+    facts = {"data": {"num_samples": library.num_samples, "fingerprint": library.fingerprint}}
+    folder.mkdir(parents=True)
+    config.save(cfg, folder / "config.yaml")
+    checkpoint.export(folder, {"loss": loss, "views": ViewMaker(cfg.views, [modality])}, facts)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("modality", "window_seconds", "metrics"),
+    # 4 frames at 16 a second; TINY's audio clips are of 0.5 s
+    [("video", 0.25, {"video_knn_visual", "video_knn_sound"}), ("audio", 0.5, {"audio_knn_visual", "audio_knn_sound"})],
+)
+def test_a_run_on_one_modality_embeds_evaluates_and_reports(
+    shards: Any, tmp_path: Path, modality: str, window_seconds: float, metrics: set[str]
+) -> None:
+    run = make_run(tmp_path / "run", modality, shards["train"])
+    options = {"window": None, "stride": None, "modalities": None, "batch_size": 8, "num_workers": 0, "device": "cpu"}
+    out = Namespace(run=run, sources=[shards["test"]], out=tmp_path, formats=["npz"], untrained=False, **options)
+    assert embed_recipe.main(out) == 0
+    table = EmbeddingTable.read(tmp_path / "embeddings.npz")
+    assert table.modalities() == [modality]
+    assert (table.metadata["window_seconds"], table.metadata["stride_seconds"]) == (window_seconds, window_seconds)
+    np.testing.assert_allclose(table.end_seconds[0] - table.start_seconds[0], window_seconds)
+
+    task = TaskConfig(train=str(shards["train"]), test=str(shards["test"]), num_neighbours=3, num_workers=0)
+    evaluation = json.loads(evaluate_recipe.main(run, task).read_text())
+    assert evaluation["results"]["trained"].keys() == evaluation["results"]["untrained"].keys() == metrics
+    assert evaluation["results"]["trained"] == evaluation["results"]["untrained"], "the weights are as they began"
+    page = report_recipe.main(run, [], str(shards["test"])).read_text()
+    name = {"video": "video", "audio": "sound"}[modality]
+    assert f"From a {name} to the closest other {name}s" in page
+    assert "No clip has both sides" not in page
+
+
+def test_weights_that_a_run_began_with_are_not_needed_to_load_it(
+    tmp_path: Path,
+) -> None:
+    """They are for the untrained baseline, which is the run's own start."""
+    start = create_encoder("resnet10", width=4, small_stem=True)
+    torch.save(start.state_dict(), tmp_path / "start.pth")
+    encoder = f"{{name: resnet10, width: 4, small_stem: true, weights: {tmp_path / 'start.pth'}}}"
+    given = ["loss.name=simclr", f"encoders.image={encoder}", f"run={tmp_path / 'run'}"]
+    cfg = config.parse(config.RunConfig, given)
+    loss = losses.get("simclr")(cfg.loss, {"image": create_encoder(**cfg.encoders["image"])}, 12)
+    with torch.no_grad():
+        loss.encoders["image"].conv1.weight.add_(1.0)  # as if trained
+    (tmp_path / "run").mkdir()
+    config.save(cfg, tmp_path / "run" / "config.yaml")
+    facts = {"data": {"num_samples": 12, "fingerprint": ""}}
+    checkpoint.export(tmp_path / "run", {"loss": loss, "views": ViewMaker(cfg.views, ["image"])}, facts)
+    untrained = Embedder.from_run(tmp_path / "run", untrained=True)
+    assert torch.equal(untrained.encoders["image"].conv1.weight, start.conv1.weight)
+    (tmp_path / "start.pth").unlink()
+    trained = Embedder.from_run(tmp_path / "run")
+    assert torch.equal(trained.encoders["image"].conv1.weight, start.conv1.weight + 1.0)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        Embedder.from_run(tmp_path / "run", untrained=True)
+
+
+def test_a_picture_belongs_to_the_first_window_of_its_media() -> None:
+    """It has no time of its own; the other windows are without."""
+    stream, sound = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (40, 30), (230, 20, 20)).save(stream, "PNG")
+    write_media(sound, audio=sine(3.0), audio_rate_hz=24_000, audio_codec="flac", container_format="flac")
+    media = Media("k", 0, {"image": stream.getvalue(), "audio": sound.getvalue()}, {"audio": Span(0.0, 3.0)})
+    grid = np.array([[0.0, 1.0], [1.0, 2.0], [2.0, 3.0]])
+    found = _decode(media, grid, ViewsConfig(), ("audio", "image"))
+    assert {name: rows.tolist() for name, rows in found.has.items()} == {
+        "video": [False] * 3,
+        "audio": [True] * 3,
+        "image": [True, False, False],
+    }
+    assert (found.owner["image"], found.owner["audio"], found.clips["video"]) == ([0], [0, 1, 2], None)
+    picture = found.clips["image"]
+    assert picture is not None
+    assert picture.media.shape == (1, 1, 3, 224, 224)
+    later = _decode(media, grid[1:], ViewsConfig(), ("audio", "image"))
+    assert (later.has["image"].tolist(), later.clips["image"]) == ([False, False], None)

@@ -1,0 +1,206 @@
+"""avssl.data.pictures: what Pillow reads becomes RGB as documented, and whatever cannot be read has a typed reason."""
+
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from avssl.data.pictures import MAX_PIXELS, probe_image, read_image
+from avssl.types import MediaError
+
+
+def scene(height=20, width=31, channels=3):
+    """A smooth picture without symmetry, uint8 (height, width, channels)."""
+    y, x = np.mgrid[:height, :width]
+    planes = [7 * x + 3 * y, 200 - 5 * x + 2 * y, 40 + 9 * y, 255 - 8 * x]
+    return np.stack([plane % 256 for plane in planes[:channels]], axis=-1).astype(np.uint8)
+
+
+def saved(image, format, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def as_hwc(tensor):
+    return tensor.permute(1, 2, 0).numpy()
+
+
+def png_header(width, height):
+    """A PNG that claims this size and holds next to nothing."""
+
+    def chunk(name, body):
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def test_the_tensor_is_uint8_and_channels_come_first():
+    tensor = read_image(saved(Image.fromarray(scene()), "PNG"))
+    assert (tensor.dtype, tuple(tensor.shape)) == (torch.uint8, (3, 20, 31))
+    assert np.array_equal(as_hwc(tensor), scene())
+
+
+@pytest.mark.parametrize(
+    ("format", "options"),
+    [("JPEG", {}), ("PNG", {}), ("WEBP", {}), ("WEBP", {"lossless": True}), ("BMP", {}), ("TIFF", {}),
+     ("TIFF", {"compression": "tiff_lzw"}), ("GIF", {})],
+)  # fmt: skip
+def test_every_format_is_read_as_pillow_reads_it(format, options, tmp_path):
+    content = saved(Image.fromarray(scene()), format, **options)
+    wanted = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+    (tmp_path / "picture").write_bytes(content)
+    for source in (content, tmp_path / "picture", str(tmp_path / "picture")):
+        assert np.array_equal(as_hwc(read_image(source)), wanted)
+        assert (probe_image(source).format, probe_image(source).width, probe_image(source).height) == (format, 31, 20)
+
+
+def test_grey_is_repeated():
+    grey = scene()[..., 0]
+    assert np.array_equal(as_hwc(read_image(saved(Image.fromarray(grey), "PNG"))), np.stack([grey] * 3, axis=-1))
+    bits = Image.fromarray(grey).convert("1")
+    wanted = np.where(np.asarray(bits), 255, 0)[..., None].repeat(3, axis=-1)
+    assert np.array_equal(as_hwc(read_image(saved(bits, "PNG"))), wanted)
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF"])
+def test_alpha_is_dropped_and_not_blended(format):
+    options = {"lossless": True, "exact": True} if format == "WEBP" else {}
+    image = Image.fromarray(scene(channels=4), "RGBA")
+    assert np.array_equal(as_hwc(read_image(saved(image, format, **options))), scene())
+
+
+def test_grey_with_alpha_is_its_grey():
+    image = Image.merge("LA", [Image.fromarray(scene()[..., 0]), Image.fromarray(scene()[..., 1])])
+    wanted = scene()[..., :1].repeat(3, axis=-1)
+    assert np.array_equal(as_hwc(read_image(saved(image, "PNG"))), wanted)
+
+
+@pytest.mark.parametrize("transparency", [None, 3, bytes(range(0, 160, 10))])
+def test_a_palette_is_looked_up_whatever_is_transparent(transparency):
+    numbers = np.arange(20 * 31).reshape(20, 31).astype(np.uint8) % 16
+    palette = np.random.default_rng(0).integers(0, 256, (16, 3), dtype=np.uint8)
+    image = Image.fromarray(numbers, "P")
+    image.putpalette(palette.tobytes())
+    options = {} if transparency is None else {"transparency": transparency}
+    assert np.array_equal(as_hwc(read_image(saved(image, "PNG", **options))), palette[numbers])
+
+
+def test_cmyk_is_converted_as_pillow_does():
+    content = saved(Image.fromarray(scene(channels=4), "CMYK"), "JPEG", quality=100)
+    image = Image.open(io.BytesIO(content))
+    assert image.mode == "CMYK"
+    cmyk = np.asarray(image).astype(float)
+    textbook = 255 * (1 - cmyk[..., :3] / 255) * (1 - cmyk[..., 3:] / 255)
+    found = as_hwc(read_image(content))
+    assert np.array_equal(found, np.asarray(image.convert("RGB")))
+    assert np.abs(found - textbook).max() <= 1
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_16_bits_keep_their_high_byte(format):
+    values = (np.arange(20 * 31).reshape(20, 31) * 105).astype(np.uint16)
+    image = Image.fromarray(values)
+    assert image.mode == "I;16"
+    wanted = (values // 256).astype(np.uint8)[..., None].repeat(3, axis=-1)
+    assert np.array_equal(as_hwc(read_image(saved(image, format))), wanted)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_pixels_of_unknown_range_are_refused(dtype):
+    content = saved(Image.fromarray(scene()[..., 0].astype(dtype)), "TIFF")
+    with pytest.raises(MediaError, match=r"x\.tif: has pixels of mode [FI], whose range nobody knows") as error:
+        read_image(content, name="x.tif")
+    assert error.value.reason == "decode_error"
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_orientation_is_applied(format, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if format == "WEBP" else {}
+    content = saved(Image.fromarray(scene()), format, exif=exif, **options)
+    wanted = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB"))
+    assert wanted.shape == ((31, 20, 3) if orientation > 4 else (20, 31, 3))
+    assert np.array_equal(as_hwc(read_image(content)), wanted)
+
+
+def test_of_an_animation_the_first_picture_is_read():
+    frames = [Image.fromarray(np.full((8, 8), level, np.uint8)) for level in (30, 200)]
+    for format in ("GIF", "TIFF", "WEBP", "PNG"):
+        options = {"lossless": True} if format == "WEBP" else {}
+        content = saved(frames[0], format, save_all=True, append_images=frames[1:], **options)
+        assert (read_image(content) == 30).all(), format
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty_file"),
+        (b"no picture\n" * 50, "not_media"),
+        (b"RIFF\x24\x00\x00\x00WAVEfmt " + bytes(40), "not_media"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n", "not_media"),
+        (b"P6 1 1 255 abc", "not_media"),
+        (b"\x89PNG\r\n\x1a\n\x00\x00", "decode_error"),
+        (png_header(9_500, 9_500), "truncated"),  # large enough for Pillow to warn
+        (png_header(MAX_PIXELS, 1), "decode_error"),  # Pillow raises MemoryError
+        (png_header(MAX_PIXELS + 1, 1), "decode_error"),
+        (png_header(60_000, 60_000), "decode_error"),
+        (png_header(0, 5), "decode_error"),
+    ],
+)
+def test_what_is_no_picture_has_a_reason(content, reason, tmp_path):
+    (tmp_path / "picture.png").write_bytes(content)
+    for source, name in ((content, "shard 3"), (tmp_path / "picture.png", "")):
+        with pytest.raises(MediaError) as error:
+            read_image(source, name=name)
+        assert error.value.reason == reason
+        assert (name or "picture.png") in error.value.message
+
+
+def test_a_file_that_is_not_there_is_missing(tmp_path):
+    for path in (tmp_path / "nowhere.png", tmp_path):
+        with pytest.raises(MediaError, match="missing_file"):
+            read_image(path)
+
+
+def test_the_limit_of_pixels_is_ours(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    with pytest.raises(MediaError, match="claims 60000 x 60000 pixels; allowed are at most"):
+        read_image(png_header(60_000, 60_000))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"])
+def test_a_file_that_ends_early_is_truncated(format):
+    noise = np.random.default_rng(0).integers(0, 256, (60, 70, 3), dtype=np.uint8)
+    content = saved(Image.fromarray(noise), format)
+    assert tuple(read_image(content).shape) == (3, 60, 70)
+    for share in (0.3, 0.6, 0.9):
+        with pytest.raises(MediaError) as error:
+            read_image(content[: int(share * len(content))])
+        assert error.value.reason == "truncated"
+
+
+def test_damaged_files_give_typed_errors_and_no_warnings():
+    rng = np.random.default_rng(1)
+    outcomes = set()
+    for format in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"):
+        good = np.frombuffer(saved(Image.fromarray(scene()), format), np.uint8)
+        for _ in range(40):
+            bad = good.copy()
+            bad[rng.integers(0, min(len(bad), 300), 5)] = rng.integers(0, 256, 5)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                try:
+                    read_image(bad.tobytes())
+                    outcomes.add("read")
+                except MediaError as error:
+                    outcomes.add(error.reason)
+    assert {"read", "decode_error", "truncated", "not_media"} >= outcomes > {"read", "decode_error"}

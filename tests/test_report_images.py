@@ -1,0 +1,205 @@
+"""The report of runs that have not both video and sound: pictures, silent films, sounds alone."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from avssl.eval.protocol import TaskConfig, evaluate_tables
+from avssl.report import write_report
+from avssl.report.curves import read_metrics, training_facts
+from avssl.report.media import MediaLibrary, image_thumbnail
+from avssl.report.neighbours import counted, find_matches, pick_queries, searches
+from avssl.tables import EmbeddingTable
+from tests.test_report import Checker, clip
+
+__all__ = ["clip"]  # a fixture
+
+COLOURS = {"red": (230, 20, 20), "blue": (20, 20, 230)}
+
+
+def picture(colour: str, size: tuple[int, int] = (24, 16), file_format: str = "PNG") -> bytes:
+    """A plain picture of width x height."""
+    stream = io.BytesIO()
+    Image.new("RGB", size, COLOURS[colour]).save(stream, file_format)
+    return stream.getvalue()
+
+
+def make_table(modality: str, num_rows: int = 8, seed: int = 0, **metadata: Any) -> EmbeddingTable:
+    """Rows of one modality in two classes that the embedding tells apart."""
+    rows = np.random.default_rng(seed).normal(size=(num_rows, 4)) * 0.1 + np.arange(num_rows)[:, None] % 2 * 2 - 1
+    columns: dict[str, Any] = {
+        f"has_{name}": np.full(num_rows, name == modality) for name in ("audio", "video", "image")
+    }
+    columns[f"{modality}_feature"] = rows
+    columns[f"{modality}_embedding"] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return EmbeddingTable(
+        keys=[f"{list(COLOURS)[row % 2]}/{row}" for row in range(num_rows)],
+        index=np.arange(num_rows),
+        start_seconds=np.zeros(num_rows),
+        end_seconds=np.zeros(num_rows),
+        labels=[{"label": [list(COLOURS)[row % 2]]} for row in range(num_rows)],
+        metadata=metadata,
+        **columns,
+    )
+
+
+def report(folder: Path, table: EmbeddingTable, media: Any) -> tuple[str, Checker, str]:
+    """(the page, its parsed form, its words)."""
+    folder.mkdir(exist_ok=True)
+    rows = [{"step": n, "samples_seen": n, "loss": 1 / n, "first_embedding_spread": 0.5 + n / 100} for n in range(1, 9)]
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    values, chance = evaluate_tables(table, make_table(table.modalities()[0], seed=1), TaskConfig(num_neighbours=3))
+    results = {"trained": values, "untrained": dict.fromkeys(values, 0.5)}
+    evaluation = {"run": "simclr", "protocol": {"num_test": 8}, "chance": chance, "results": results}
+    text = write_report(folder, evaluation=evaluation, table=table, media=media).read_text(encoding="utf-8")
+    page = Checker(text)
+    assert page.wrong == []
+    assert page.open == []
+    return text, page, " ".join(" ".join(page.text).replace("\u00a0", " ").split())
+
+
+@pytest.mark.parametrize("modality", ["image", "video", "audio"])
+def test_one_modality_is_searched_within_itself_without_the_query(modality: str) -> None:
+    table = make_table(modality)
+    assert searches(table) == [(modality, modality)]
+    labels = table.label("label")
+    queries = pick_queries(table, modality, labels, 4)
+    vectors = table.embedding(modality)
+    assert vectors is not None
+    for query, matches in zip(queries, find_matches(table, modality, queries, labels, 3, among=modality), strict=True):
+        cosine = vectors.astype(np.float64) @ vectors[query]
+        cosine[query] = -2
+        assert [match.row for match in matches] == np.argsort(-cosine)[:3].tolist()
+        assert not any(match.own for match in matches)
+        assert all(match.right for match in matches), "the classes lie on opposite sides"
+
+
+def test_a_picture_with_a_twin_still_leaves_only_itself_out() -> None:
+    table = make_table("image", 4)
+    assert table.image_embedding is not None
+    same = EmbeddingTable(**{**table.__dict__, "image_embedding": table.image_embedding[[0, 0, 0, 3]]})
+    (matches,) = find_matches(same, "image", [2], same.label("label"), 3, among="image")
+    assert [match.row for match in matches] == [0, 1, 3]
+
+
+def test_the_page_of_an_image_run_shows_pictures_and_speaks_of_nothing_else(tmp_path: Path) -> None:
+    media = {f"{colour}/{row}": (None, None, picture(colour)) for row in range(8) for colour in COLOURS}
+    text, page, words = report(tmp_path / "run", make_table("image"), media)
+    for expected in ("Nearest neighbours", "From a picture to the closest other pictures", "Query picture", "Image kNN",
+                     "Evenly picked pictures.", "squares are pictures", "✓ right class", "100.0 %"):  # fmt: skip
+        assert expected in words or expected in text, expected
+    for wrong in ("no video", "no sound", "not embedded", "▶", "waveform", "Does a video find", "triangles", "clips"):
+        assert wrong not in re.sub(r"<script.*?</script>|<style.*?</style>", "", text, flags=re.S), wrong
+    images = [attributes for name, attributes in page.tags if name == "img"]
+    assert len(images) == 4 * (1 + 4) + 8, "queries with their matches, and a card for every picture"
+    assert all(image["src"].startswith("data:image/jpeg") and image["alt"] for image in images)
+    assert (
+        sum(name == "rect" and attributes.get("class", "").startswith("point") for name, attributes in page.tags) == 8
+    )
+    assert not any(name in ("audio", "video") for name, _ in page.tags)
+
+
+def test_the_headings_of_every_section_have_something_below_them(tmp_path: Path) -> None:
+    media = {f"{colour}/{row}": (None, None, picture(colour)) for row in range(8) for colour in COLOURS}
+    text, _, _ = report(tmp_path / "run", make_table("image"), media)
+    sections = re.findall(r"<section[^>]*>(.*?)</section>", text, re.S)
+    assert len(sections) == 6
+    for section in sections:
+        assert len(re.sub(r"<h2.*?</h2>", "", section, flags=re.S)) > 200, section[:200]
+
+
+@pytest.mark.parametrize(
+    ("modality", "there", "absent"),
+    [
+        (
+            "video",
+            ["closest other videos", "four moments of the picture.", "discs are videos"],
+            ["no sound", "triangles"],
+        ),
+        ("audio", ["closest other sounds", "their outline", "triangles are sounds"], ["no video", "discs", "clips"]),
+    ],
+)
+def test_the_page_of_a_run_on_one_modality_leaves_the_other_out(
+    tmp_path: Path, clip: tuple[bytes, bytes], modality: str, there: list[str], absent: list[str]
+) -> None:
+    media = (clip[0], None) if modality == "video" else (None, clip[1])
+    text, page, words = report(tmp_path / "run", make_table(modality), lambda key: media)
+    for expected in there:
+        assert expected in words or expected in text, expected
+    for wrong in absent:
+        assert wrong not in re.sub(r"<script.*?</script>|<style.*?</style>", "", text, flags=re.S), wrong
+    assert any(name == modality for name, _ in page.tags), "there is a player"
+    assert "with the" not in words, "nothing plays together with a query of the same kind"
+
+
+def test_spreads_of_any_loss_are_drawn_in_one_chart(tmp_path: Path) -> None:
+    _, page, words = report(tmp_path / "run", make_table("image"), None)
+    assert "Near 0 = collapse" in words
+    charts = [attributes["aria-label"] or "" for _, attributes in page.tags if attributes.get("class") == "chart"]
+    assert [label for label in charts if label.startswith("Embedding spread") and "first ends at" in label]
+    assert not any("First embedding spread" in label for label in charts)
+
+
+def test_training_time_is_the_sum_over_the_logged_steps(tmp_path: Path) -> None:
+    """Every line of the log says how long it was since the line before."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "seconds": 100}\n{"step": 2, "seconds": 60}\n{"step": 3, "seconds": 40.2}\n')
+    assert training_facts(read_metrics(path))["Training time"] == "3 min 20 s"
+
+
+def test_a_thumbnail_is_the_picture_at_the_height_of_the_page() -> None:
+    small = Image.open(io.BytesIO(image_thumbnail(picture("red", (24, 16)))))
+    large = Image.open(io.BytesIO(image_thumbnail(picture("blue", (300, 400), "JPEG"))))
+    assert (small.size, large.size) == ((144, 96), (72, 96))
+    assert np.asarray(small).mean(axis=(0, 1)).argmax() == 0
+    assert np.asarray(large).mean(axis=(0, 1)).argmax() == 2
+
+
+def test_a_missing_or_broken_picture_is_named() -> None:
+    library = MediaLibrary({"broken": (None, None, b"no picture"), "film": (b"film", None)}, 100)
+    assert "cannot be shown: not_media" in library.picture("broken")
+    assert "no picture" in library.picture("film")
+    assert "no picture" in library.picture("elsewhere")
+    assert library.embedded == {}
+
+
+def test_a_shown_picture_is_the_one_of_its_key(tmp_path: Path) -> None:
+    library = MediaLibrary({colour: (None, None, picture(colour)) for colour in COLOURS}, 0)
+    for colour, channel in (("red", 0), ("blue", 2)):
+        uri = re.search(r"base64,([^\"]+)", library.player(colour, "image"))
+        assert uri is not None
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri[1]))))
+        assert pixels.mean(axis=(0, 1)).argmax() == channel
+
+
+def test_rows_are_called_by_what_they_are() -> None:
+    assert [counted(make_table(modality)) for modality in ("image", "video", "audio")] == [
+        "pictures",
+        "clips",
+        "sounds",
+    ]
+
+
+def test_what_cannot_be_evaluated_says_what_it_needs() -> None:
+    table = make_table("image")
+    unlabelled = EmbeddingTable(**{**table.__dict__, "labels": [{}] * len(table)})
+    with pytest.raises(ValueError, match=r"embedded are image.*label fields \['label'\], the test split \[\]"):
+        evaluate_tables(table, unlabelled, TaskConfig())
+
+
+def test_only_what_a_table_has_is_measured() -> None:
+    for modality in ("image", "video", "audio"):
+        values, chance = evaluate_tables(
+            make_table(modality), make_table(modality, seed=1), TaskConfig(num_neighbours=3)
+        )
+        assert values == {f"{modality}_knn_label": 1.0}
+        assert chance == {f"{modality}_knn_label": 0.5}
