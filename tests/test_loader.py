@@ -1,6 +1,8 @@
 """The loader: order, workers, resume in the middle of an epoch, and open accounting of what could not be read."""
 
+import gc
 import logging
+import weakref
 
 import numpy as np
 import pytest
@@ -51,8 +53,8 @@ def test_an_epoch_begun_in_the_middle_gives_the_same_batches_without_reading_wha
     straight = list(make_loader(shards["train"]).epoch(1))
     loader = make_loader(shards["train"])
     read = []
-    original = loader.shards.read
-    monkeypatch.setattr(loader.shards, "read", lambda index: read.append(index) or original(index))
+    original = ShardSet.read
+    monkeypatch.setattr(ShardSet, "read", lambda shards, index: read.append(index) or original(shards, index))
     for left, right in zip(straight[2:], loader.epoch(1, first_batch=2), strict=True):
         batches_equal(left, right)
     assert set(read) == {int(i) for batch in straight[2:] for i in batch.index}
@@ -82,6 +84,19 @@ def test_augmentation_changes_with_the_epoch_and_the_seed_but_not_with_the_batch
     assert not torch.equal(small, view_of(common, make_loader(shards["train"]), 1))
 
 
+def test_a_loader_that_is_dropped_goes_at_once(shards):
+    """Left to the garbage collector, the workers' queues may go first; then each worker is waited for in vain."""
+    loader = make_loader(shards["train"])
+    list(loader.epoch(0))
+    gone = weakref.ref(loader)
+    gc.disable()
+    try:
+        del loader
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
 def test_every_sample_once_is_deterministic_and_complete(shards):
     batches = list(make_loader(shards["train"]).every_sample_once())
     assert torch.cat([batch.index for batch in batches]).tolist() == list(range(18))
@@ -89,21 +104,21 @@ def test_every_sample_once_is_deterministic_and_complete(shards):
         batches_equal(left, right)
 
 
-def break_samples(loader, broken, monkeypatch):
-    original = loader.shards.read
+def break_samples(broken, monkeypatch):
+    original = ShardSet.read
 
-    def read(index):
+    def read(shards, index):
         if index in broken:
             raise MediaError("truncated", f"sample {index} was broken for this test")
-        return original(index)
+        return original(shards, index)
 
-    monkeypatch.setattr(loader.shards, "read", read)
+    monkeypatch.setattr(ShardSet, "read", read)
 
 
 def test_an_unreadable_sample_is_counted_and_named_and_never_stands_in_the_batch(shards, monkeypatch, caplog):
     loader = make_loader(shards["train"], max_failure_rate=0.1)
     broken = int(loader.epoch_order(0)[1, 2])
-    break_samples(loader, {broken}, monkeypatch)
+    break_samples({broken}, monkeypatch)
     with caplog.at_level(logging.WARNING, logger="avssl"):
         batches = list(loader.epoch(0))
     assert [batch.failures for batch in batches] == [{}, {"truncated": 1}, {}, {}]
@@ -116,21 +131,21 @@ def test_an_unreadable_sample_is_counted_and_named_and_never_stands_in_the_batch
 
 def test_a_run_stops_above_the_failure_rate_with_the_reasons(shards, monkeypatch):
     loader = make_loader(shards["train"], max_failure_rate=0.01)  # of at least 200 samples: 2 are allowed
-    break_samples(loader, set(loader.epoch_order(0)[:, 0].tolist()), monkeypatch)
+    break_samples(set(loader.epoch_order(0)[:, 0].tolist()), monkeypatch)
     with pytest.raises(MediaError, match=r"3 of 12 samples could not be read \(\{'truncated': 3\}\).*data_prep verify"):
         list(loader.epoch(0))
 
 
 def test_a_batch_in_which_everything_fails_stops_the_run_at_once(shards, monkeypatch):
     loader = make_loader(shards["train"], max_failure_rate=1.0)
-    break_samples(loader, set(range(18)), monkeypatch)
+    break_samples(set(range(18)), monkeypatch)
     with pytest.raises(MediaError, match="4 of 4 samples could not be read"):
         next(loader.epoch(0))
 
 
 def test_evaluation_does_not_shrink_when_a_sample_is_unreadable(shards, monkeypatch):
     loader = make_loader(shards["train"], max_failure_rate=1.0)
-    break_samples(loader, {5}, monkeypatch)
+    break_samples({5}, monkeypatch)
     with pytest.raises(MediaError, match="none may be missing here"):
         list(loader.every_sample_once())
 

@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -92,13 +93,13 @@ def collate(samples: list[tuple[int, dict[str, RawView] | MediaError]]) -> RawBa
 class _Plan(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index) from a place in the run onwards, without end."""
 
-    def __init__(self, order: Callable[[int], NDArray[np.int64]], epoch: int, batch: int) -> None:
+    def __init__(self, order: Callable[..., NDArray[np.int64]], epoch: int, batch: int) -> None:
         self.order, self.epoch, self.batch = order, epoch, batch
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, first = self.epoch, self.batch
         while True:
-            for row in self.order(epoch)[first:]:
+            for row in self.order(epoch=epoch)[first:]:
                 yield [(epoch, int(index)) for index in row]
             epoch, first = epoch + 1, 0
 
@@ -149,6 +150,17 @@ class Loader:
         self.seed = seed
         self.views = tuple(views)
         self._samples = _Samples(shards, views, view_maker.config, seed)
+        # The stream knows this and not the loader: a circle of references would leave the end of the workers to chance.
+        self._order = partial(
+            rank_order,
+            shards.shard_sizes,
+            seed=seed,
+            global_batch_size=config.global_batch_size,
+            num_lanes=self.num_lanes,
+            shuffle_block=config.shuffle_block,
+            rank=rank(),
+            world_size=world_size(),
+        )
         self._stream: Iterator[RawBatch] | None = None
         self._stream_at = (-1, -1)
         self._wait_seconds = 0.0
@@ -166,21 +178,12 @@ class Loader:
 
     def epoch_order(self, epoch: int) -> NDArray[np.int64]:
         """This rank's sample indices in an epoch: int64 (steps_per_epoch, per_device_batch_size)."""
-        return rank_order(
-            self.shards.shard_sizes,
-            seed=self.seed,
-            epoch=epoch,
-            global_batch_size=self.config.global_batch_size,
-            num_lanes=self.num_lanes,
-            shuffle_block=self.config.shuffle_block,
-            rank=rank(),
-            world_size=world_size(),
-        )
+        return self._order(epoch=epoch)
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
         """Batches `first_batch` onwards of an epoch: as many on every rank. Workers run on into the next epoch."""
         if self._stream is None or self._stream_at != (epoch, first_batch):
-            self._stream = iter(self._data_loader(self._samples, _Plan(self.epoch_order, epoch, first_batch)))
+            self._stream = iter(self._data_loader(self._samples, _Plan(self._order, epoch, first_batch)))
         for batch in range(first_batch, self.steps_per_epoch):
             began = time.perf_counter()
             raw = next(self._stream)
