@@ -151,9 +151,10 @@ def test_an_empty_cluster_of_kmeans_takes_over_half_of_a_larger_one():
     assert centroids.isfinite().all()
 
 
-def test_splitting_moves_both_halves_by_a_1024th_to_either_side_and_draws_large_clusters():
+@pytest.mark.parametrize("seed", range(20))
+def test_splitting_moves_the_halves_a_1024th_to_either_side_and_spares_clusters_of_one_row(seed):
     centroids = torch.tensor([[8.0, -4.0], [1.0, 1.0], [0.0, 0.0]])
-    kmeans_module._split_into_empty(centroids, torch.tensor([5, 1, 0]), seeded())  # the second has nothing to give
+    kmeans_module._split_into_empty(centroids, torch.tensor([3, 1, 0]), seeded(seed))
     torch.testing.assert_close(centroids[2], torch.tensor([8 * (1 + 1 / 1024), -4 * (1 - 1 / 1024)]), rtol=1e-6, atol=0)
     torch.testing.assert_close(centroids[0], torch.tensor([8 * (1 - 1 / 1024), -4 * (1 + 1 / 1024)]), rtol=1e-6, atol=0)
     assert torch.equal(centroids[1], torch.ones(2))

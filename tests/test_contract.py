@@ -88,9 +88,9 @@ def test_resume_equals_the_straight_run_bit_for_bit(case):
         assert torch.equal(tensor, straight.loss.state_dict()[name]), name
 
 
-# These start with new labels and a new classifier at each epoch, of four steps here: they get one look at the data,
+# These start each epoch, of four steps here, with new labels for the whole data set: they get one look at the data,
 # and must learn what it gave them.
-NEW_LABELS = {"deepcluster", "xdc"}
+NEW_LABELS = {"deepcluster", "deepcluster_v2", "xdc"}
 STARTS_FROM = {"avid_cma": "avid"}  # as published
 
 
