@@ -46,6 +46,7 @@ class NPIDConfig(PairConfig):
     temperature: float = 0.07
     bank_momentum: float = 0.5
     embedding_dim: int = 128
+    centre_embeddings: bool = False  # a batch norm ends the projector; not in the paper, see docs/decisions.md
 
 
 @register("npid")
@@ -66,7 +67,8 @@ class NPID(PairLoss):
         check_negatives(config.num_negatives, num_samples)
         self.banks = nn.ModuleDict()
         for offset, modality in enumerate(sorted(encoders)):
-            self.projectors[modality] = mlp((self.feature_dim(modality), config.embedding_dim))
+            dims = (self.feature_dim(modality), config.embedding_dim)
+            self.projectors[modality] = mlp(dims, final_batch_norm=config.centre_embeddings)
             self.banks[modality] = MemoryBank(num_samples, config.embedding_dim, seed=2 * config.seed + offset)
         self.register_buffer("partition", unmeasured_partition())
 

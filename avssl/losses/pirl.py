@@ -51,6 +51,7 @@ class PIRLConfig(PairConfig):
     puzzle_weight: float = 0.5  # lambda; the rest is the whole's
     projector_hidden_dims: tuple[int, ...] = ()
     embedding_dim: int = 128
+    centre_embeddings: bool = False  # a batch norm ends both heads; not in the paper, see docs/decisions.md
 
 
 @register("pirl")
@@ -77,9 +78,10 @@ class PIRL(PairLoss):
         self.banks = nn.ModuleDict()
         for modality in encoders:
             dims = (self.feature_dim(modality), *config.projector_hidden_dims, width)
-            self.projectors[modality] = mlp(dims)
+            self.projectors[modality] = mlp(dims, final_batch_norm=config.centre_embeddings)
             self.patch_projectors[modality] = mlp(dims)
-            self.puzzle_projectors[modality] = mlp((NUM_PATCHES * width, width))
+            puzzle_dims = (NUM_PATCHES * width, width)
+            self.puzzle_projectors[modality] = mlp(puzzle_dims, final_batch_norm=config.centre_embeddings)
             self.banks[modality] = MemoryBank(num_samples, width, seed=config.seed)
         self.register_buffer("partition", unmeasured_partition())
 
