@@ -47,8 +47,8 @@ class View:
     """What a loss asks the loader for: one model-ready tensor a batch, by name.
 
     augment: "train" is the run's own set of its modality (views.video.augment, views.audio.augment), "test" is
-    deterministic, any other name is a set of `views.augments`. clip: views with the same number are cut from the same
-    seconds of a sample (of both modalities); another number draws other seconds.
+    deterministic, any other name is a set of `views.augments`; for sound there is "jigsaw" instead. clip: views with
+    the same number are cut from the same seconds of a sample (of both modalities); another number draws other seconds.
     """
 
     name: str

@@ -31,7 +31,7 @@ from avssl.optim.build import build_optimizer, set_learning_rate
 from benchmarks import learning
 from benchmarks.learning import Scores
 
-NUM_TRAIN, NUM_TEST, EPOCHS = 10_000, 5_000, 6
+NUM_TRAIN, NUM_TEST, EPOCHS = 5_000, 5_000, 8
 
 # The same for every loss: network, views, batch, optimiser, budget. AUGMENTS is a set of this benchmark's own.
 SHARED = [
@@ -58,7 +58,7 @@ SHARED = [
 AUGMENTS = "loss.augments=[small_picture,small_picture]"
 ONE_VIEW = "loss.augments=[small_picture]"
 HEAD = ["loss.projector_hidden_dims=[256]", "loss.embedding_dim=64"]
-# What each loss needs beside: heads for 128 features; banks, queues, prototypes for 10,000 pictures; temperatures and
+# What each loss needs beside: heads for 128 features; banks, queues, prototypes for 5,000 pictures; temperatures and
 # teachers for a short run.
 OWN: dict[str, list[str]] = {
     "npid": [ONE_VIEW, "loss.num_negatives=1024", "loss.embedding_dim=64", "loss.temperature=0.2"],
