@@ -21,15 +21,15 @@ from avssl import losses
 from benchmarks import learning
 from recipes.demo import SHARD_OPTIONS
 
-STEPS = 1500
+NUM_TRAIN, NUM_TEST, BATCH_SIZE, STEPS = 600, 300, 32, 900
+EPOCHS = STEPS * BATCH_SIZE // NUM_TRAIN
 # Networks and views of the demo; the same optimiser and budget for all.
 SHARED = [
     "cpu=true",
     "epochs=1000",
-    f"steps={STEPS}",
     "log_every_steps=20",
     "checkpoint_every_steps=100000",
-    "data.global_batch_size=32",
+    f"data.global_batch_size={BATCH_SIZE}",
     "data.num_workers=0",
     "views.video.num_frames=4",
     "views.video.fps=8",
@@ -46,15 +46,45 @@ SHARED = [
     "optim.warmup_steps=50",
 ]
 PAIR = "loss.modalities=[video,audio]"
+HEAD = ["loss.projector_hidden_dims=[128]", "loss.embedding_dim=64"]
+AVID = [
+    "loss.num_negatives=256",
+    "loss.temperature=0.2",
+    "loss.projector_hidden_dims=[]",
+    "loss.centre_embeddings=true",
+]
+# What each loss needs beside: heads for 64 features; banks, queues, prototypes for 600 clips; temperatures and teachers
+# for a short run.
 OWN: dict[str, list[str]] = {
-    "avid": [
-        "loss.num_negatives=256",
-        "loss.temperature=0.2",
-        "loss.projector_hidden_dims=[]",
-        "loss.centre_embeddings=true",
+    "avid": AVID,
+    "avid_cma": [
+        *AVID,
+        "loss.num_positives=64",
+        "loss.num_negatives_within=64",
+        "loss.search_every_epochs=2",
     ],
-    "simclr": [PAIR, "loss.projector_hidden_dims=[128]", "loss.embedding_dim=64", "loss.temperature=0.2"],
-}
+    "npid": [PAIR, "loss.num_negatives=256", "loss.temperature=0.2", "loss.centre_embeddings=true"],
+    "simclr": [PAIR, *HEAD, "loss.temperature=0.2"],
+    "moco": [
+        PAIR, *HEAD, "loss.temperature=0.2", "loss.queue_size=512", "loss.teacher_momentum=0.99",
+        "loss.shuffle_groups=2",
+    ],
+    "moco_v3": [PAIR, *HEAD, "loss.predictor_hidden_dims=[128]", "loss.temperature=0.2"],
+    "swav": [PAIR, *HEAD, "loss.num_prototypes=32", "loss.num_small_crops=0", "loss.freeze_steps=18"],
+    "deepcluster_v2": [PAIR, *HEAD, "loss.num_prototypes=32", "loss.num_small_crops=0"],
+    "sela": [
+        PAIR, "loss.num_heads=3", "loss.num_clusters=32", f"loss.relabel_epochs={EPOCHS}",
+        f"loss.num_relabellings={EPOCHS // 2}",
+    ],
+    "xdc": ["loss.num_clusters=32", "loss.pca_dim=32"],
+    "byol": [PAIR, *HEAD, "loss.predictor_hidden_dims=[128]", "loss.teacher_momentum=0.99"],
+    "simsiam": [
+        PAIR, "loss.projector_hidden_dims=[128,128]", "loss.embedding_dim=128", "loss.predictor_hidden_dims=[32]",
+    ],
+    "barlow_twins": [PAIR, "loss.projector_hidden_dims=[128,128]", "loss.embedding_dim=128"],
+    "vicreg": [PAIR, "loss.projector_hidden_dims=[128,128]", "loss.embedding_dim=128"],
+}  # fmt: skip
+STARTS_FROM = {"avid_cma": "avid"}  # as published; each gets half of the steps
 METRICS = {
     "video kNN": ("video_knn_visual", 100.0),
     "audio kNN": ("audio_knn_sound", 100.0),
@@ -71,7 +101,8 @@ def prepare(folder: Path) -> dict[str, Path]:
     if all((path / "index.json").is_file() for path in shards.values()):
         return shards
     run, videos = [sys.executable, "-m", "data_prep"], folder / "videos"
-    options = ["--num-train", "600", "--num-test", "300", "--difficulty", "0.5", "--agreement", "0.9"]
+    counts = ["--num-train", str(NUM_TRAIN), "--num-test", str(NUM_TEST)]
+    options = [*counts, "--difficulty", "0.5", "--agreement", "0.9"]
     learning.run_command([*run, "demo-corpus", str(videos), *options], folder / "corpus.log")
     for split, path in shards.items():
         manifest, source = str(folder / f"{split}.jsonl"), videos / split
@@ -86,8 +117,14 @@ def prepare(folder: Path) -> dict[str, Path]:
 def one_run(name: str, seed: int, folder: Path, shards: dict[str, Path]) -> dict[str, dict[str, float]]:
     """Train and evaluate: {"trained", "untrained", "chance"} -> metrics, and the seconds of training."""
     run = folder / "runs" / f"{name}-{seed}"
-    changes = [f"loss.name={name}", *SHARED, f"seed={seed}", f"loss.seed={seed}", *OWN.get(name, [])]
-    seconds = learning.pretrain(run, [*changes, f"data.shards={shards['train']}"])
+    shared = [*SHARED, f"seed={seed}", f"loss.seed={seed}", f"data.shards={shards['train']}"]
+    seconds, steps, start = 0.0, STEPS, []
+    if name in STARTS_FROM:
+        before, steps = STARTS_FROM[name], STEPS // 2
+        first = run.with_name(f"{run.name}-start")
+        seconds = learning.pretrain(first, [f"loss.name={before}", *shared, *OWN[before], f"steps={steps}"])
+        start = [f"init_from={first}"]
+    seconds += learning.pretrain(run, [f"loss.name={name}", *shared, *OWN[name], f"steps={steps}", *start])
     found = run / "evaluation.json"
     if not found.is_file():
         splits = [f"{split}={path}" for split, path in shards.items()]
@@ -111,7 +148,7 @@ def report(names: list[str], results: dict[tuple[str, int], dict[str, dict[str, 
             times = learning.mean_and_spread([value["seconds"]["seconds"] for value in mine], 1.0)
             rows.append([name, losses.get(name).family, *cells([value["trained"] for value in mine]), times])
     failures = [f"{name}: {value}" for name, value in results.items() if isinstance(value, Exception)]
-    head = f"{learning.machine()}; 600 clips, {STEPS} steps of 32; test 300"
+    head = f"{learning.machine()}; {NUM_TRAIN} clips, {STEPS} steps of {BATCH_SIZE}; test {NUM_TEST}"
     return "\n\n".join([head, learning.markdown(rows), *failures])
 
 

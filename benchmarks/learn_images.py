@@ -41,8 +41,8 @@ SHARED = [
     "checkpoint_every_steps=100000",
     "data.global_batch_size=128",
     "data.num_workers=0",
-    "views.image.size_px=28",
-    "views.image.small_size_px=20",
+    "views.image.size_px=20",
+    "views.image.small_size_px=14",
     "views.augments.small_picture={crop_scale: [0.3, 1.0], brightness: 0.4, contrast: 0.4, saturation: 0.0, hue: 0.0}",
     "views.augments.swav_small={crop_scale: [0.1, 0.4], brightness: 0.4, contrast: 0.4, saturation: 0.0, hue: 0.0,"
     " small: true}",
