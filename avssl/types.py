@@ -20,6 +20,12 @@ FailureReason = Literal[
     "truncated",  # the data ends before the header says it does
     "too_short",  # shorter than the minimum duration
     "decode_error",  # the decoder gave up
+    "silent_audio",  # nothing to hear, and silence was asked to be left out
+    "still_video",  # nothing moves, and still pictures were asked to be left out
+    "unreachable",  # a remote file that could not be fetched, after several tries
+    "timeout",  # reading it took longer than a file may take
+    "out_of_memory",  # reading it took more memory than a file may take
+    "crashed",  # the process that read it died, or the program failed on it
     "bad_sample",  # a shard member is missing or its json does not fit the schema
 ]
 FAILURE_REASONS: tuple[str, ...] = get_args(FailureReason)

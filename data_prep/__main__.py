@@ -1,4 +1,4 @@
-"""Command line: python -m data_prep index | write | verify | demo-corpus."""
+"""Command line: python -m data_prep index | write | verify | ... ; --help lists them all."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 
 from data_prep.options import WriteOptions
 from data_prep.pool import default_num_workers
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+# Commands that are a module of their own, with add_arguments(parser) and run(arguments) -> exit code or None.
+MODULES = {
+    "demo-corpus": ("data_prep.demo_corpus", "make the embedded corpus of videos with sound"),
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their options."""
-    from data_prep import demo_corpus
     from data_prep.index import KINDS
 
     parser = argparse.ArgumentParser(prog="python -m data_prep", description=__doc__)
@@ -51,7 +55,8 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--workers", type=int, default=default_num_workers(), help="processes (default: all cores)"
         )
-    demo_corpus.add_arguments(commands.add_parser("demo-corpus", help="make the embedded corpus of videos with sound"))
+    for name, (module, text) in MODULES.items():
+        import_module(module).add_arguments(commands.add_parser(name, help=text))
     return parser
 
 
@@ -151,10 +156,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: --workers is {arguments.workers}; it must be at least 1", file=sys.stderr)
         return EXIT_USAGE
     try:
-        if arguments.command == "demo-corpus":
-            from data_prep import demo_corpus
-
-            return demo_corpus.run(arguments) or EXIT_OK
+        if arguments.command in MODULES:
+            return import_module(MODULES[arguments.command][0]).run(arguments) or EXIT_OK
         commands = {"index": run_index, "write": run_write, "verify": run_verify}
         return commands[arguments.command](arguments)
     except (ValueError, FileNotFoundError) as error:

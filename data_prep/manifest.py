@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -28,7 +29,8 @@ class Entry:
     path: absolute, or relative to the manifest's folder. key: unique, [A-Za-z0-9_/-] only. labels: {field: [names]}.
     media: what probing found (MediaInfo.to_json; {"image": ImageInfo.to_json or None} of a picture), {} if it failed.
     error: {"reason", "message"} or None. num_bytes: file size when it was indexed. item: number of a picture inside the
-    file, from 0; None: the file is the sample.
+    file, from 0; None: the file is the sample. segment: (begin, end) in seconds from the start of the stream that
+    starts first, if only these seconds of a video or a sound are the sample.
     """
 
     path: str
@@ -38,6 +40,7 @@ class Entry:
     error: dict[str, str] | None
     num_bytes: int
     item: int | None = None
+    segment: tuple[float, float] | None = None
 
     @property
     def is_image(self) -> bool:
@@ -49,7 +52,11 @@ class Entry:
         record: dict[str, Any] = {"path": self.path, "key": self.key, "labels": self.labels, "error": self.error}
         names = ("image",) if self.is_image else MEDIA_FACTS
         record |= {name: self.media.get(name) for name in names} | {"bytes": self.num_bytes}
-        return dump_json(record if self.item is None else record | {"item": self.item})
+        if self.item is not None:
+            record["item"] = self.item
+        if self.segment is not None:
+            record["segment"] = list(self.segment)
+        return dump_json(record)
 
     @classmethod
     def from_json(cls, record: Any, where: str) -> Self:
@@ -67,7 +74,18 @@ class Entry:
         if item is not None and (type(item) is not int or item < 0 or not record.get("image")):
             raise ValueError(f"{where}: item is {item!r}; it must be a number from 0, of a picture")
         media = {name: record.get(name) for name in (("image",) if "image" in record else MEDIA_FACTS)}
-        return cls(path, key, labels, media, error, int(record.get("bytes", 0)), item)
+        segment = read_segment(record.get("segment"), where)
+        return cls(path, key, labels, media, error, int(record.get("bytes", 0)), item, segment)
+
+
+def read_segment(value: Any, where: str) -> tuple[float, float] | None:
+    """[begin, end] in seconds, 0 <= begin < end, or None. ValueError names `where`."""
+    if value is None:
+        return None
+    is_pair = isinstance(value, (list, tuple)) and len(value) == 2 and all(type(one) in (int, float) for one in value)
+    if not is_pair or not 0 <= value[0] < value[1] or not math.isfinite(value[1]):
+        raise ValueError(f"{where}: segment is {value!r}; it must be [begin, end] in seconds, 0 <= begin < end")
+    return float(value[0]), float(value[1])
 
 
 def read_manifest(path: str | os.PathLike[str]) -> tuple[list[Entry], str]:

@@ -14,7 +14,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -163,7 +163,7 @@ def _make_all_parts(job: _Job) -> None:
         tasks = [_part_task(job, number, crashed) for number in missing]
         try:
             sizes = [len(task.entries) for task in tasks]
-            for _ in in_processes(make_part, tasks, job.num_workers, "write", sizes, lambda: _num_underway(job)):
+            for _ in in_processes(make_part, tasks, job.num_workers, "write", sizes):
                 pass
         except BrokenProcessPool as error:
             notes = [path.read_text().partition("\n")[0].split(" ", 1) for path in job.parts.glob("part-*.now")]
@@ -176,15 +176,6 @@ def _make_all_parts(job: _Job) -> None:
                     f"worker processes keep dying while they read one of: {', '.join(sorted(suspects))}. Is the machine"
                     f" short of memory? Finished parts are kept in {job.parts}; continue with fewer --workers"
                 ) from error
-
-
-def _num_underway(job: _Job) -> int:
-    """Files done in the parts that are being made."""
-    total = 0
-    for path in job.parts.glob("part-*.now"):
-        with suppress(OSError, ValueError):  # just finished, or just being written; this is only for the bar
-            total += int(path.read_text().split(" ")[0])
-    return total
 
 
 def _part_task(job: _Job, number: int, crashed: frozenset[str]) -> PartTask:

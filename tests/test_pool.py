@@ -1,0 +1,81 @@
+"""The sandbox: whatever one task does to its process, the others come out, in order, and it has a typed reason."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from avssl.types import MediaError
+from data_prep.pool import Limits, Sandbox
+
+
+def misbehave(task):
+    """Each word does something else to the process."""
+    match task:
+        case "hang":
+            time.sleep(60)
+        case "segfault":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "exit":
+            os._exit(7)
+        case "memory":
+            return len(bytearray(1 << 30))
+        case "bug":
+            raise IndexError("list index out of range")
+        case "media":
+            raise MediaError("no_audio", "it has none")
+    return f"did {task}"
+
+
+REASONS = {
+    "hang": "timeout", "segfault": "crashed", "killed": "out_of_memory", "exit": "crashed", "memory": "out_of_memory",
+    "bug": "crashed", "media": "no_audio",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_a_task_that_misbehaves_costs_itself_alone_and_says_why(num_workers):
+    tasks = [f"good {number}" for number in range(8)]
+    for number, word in enumerate(REASONS):
+        tasks.insert(2 * number, word)
+    with Sandbox(num_workers, Limits(seconds=2.0, memory_bytes=256 << 20)) as sandbox:
+        found = list(sandbox.run(misbehave, tasks, str))
+    assert [task for task, _ in found] == tasks
+    for task, outcome in found:
+        if task in REASONS:
+            assert isinstance(outcome, MediaError), task
+            assert outcome.reason == REASONS[task]
+            assert task in outcome.message or task == "media"
+        else:
+            assert outcome == f"did {task}"
+
+
+def test_tasks_are_taken_only_a_few_ahead_of_what_is_done():
+    taken = []
+
+    def tasks():
+        for number in range(200):
+            taken.append(number)
+            yield f"good {number}"
+
+    with Sandbox(2, Limits()) as sandbox:
+        results = sandbox.run(misbehave, tasks(), str)
+        next(results)
+        assert len(taken) <= 9
+        results.close()
+
+
+def test_leaving_does_not_wait_for_a_task_that_hangs():
+    began = time.monotonic()
+    with Sandbox(1, Limits(seconds=50.0)) as sandbox:
+        assert next(iter(sandbox.run(misbehave, ["good 1", "hang"], str)))[1] == "did good 1"
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("given", [{"seconds": 0.0}, {"memory_bytes": 1000}])
+def test_limits_that_nothing_can_keep_are_refused(given):
+    with pytest.raises(ValueError, match="allowed are"):
+        Limits(**given)
