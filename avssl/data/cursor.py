@@ -40,6 +40,7 @@ class FrameCursor:
             start_ticks = 0 if self._pending is None else self._pending[0]
         self.start_ticks: int = start_ticks
         self._reached = start_ticks
+        self.first = self._pending  # (ticks, frame); None also where start_ticks was given
 
     def on_screen(self, target: int) -> Any:
         """The latest frame with a stamp at or before target (ticks); the first one before that; None if there is none.
@@ -55,6 +56,20 @@ class FrameCursor:
                 return self._current
             self._reached, self._current = self._pending
             self._pending = None
+
+    def jump_to(self, target: int) -> tuple[int, Any] | None:
+        """(ticks, frame) on screen at target, by a jump if that is shorter; go on with `rest`. Raises SeekMissed."""
+        is_far = (target - self._reached) * self._stream.time_base > BLIND_SEEK_SECONDS
+        if self._may_seek and is_far and not self._has_keyframe_before(target):
+            self._jump(target)  # some containers list only the keyframes that were read
+        frame = self.on_screen(target)
+        return None if frame is None else (self._reached, frame)
+
+    def rest(self) -> Iterator[tuple[int, Any]]:
+        """(ticks, frame) of all that follow the last one asked for."""
+        if self._pending is not None:
+            yield self._pending
+        yield from self._frames
 
     def _has_keyframe_before(self, target: int) -> bool:
         """Is there a keyframe between the last decoded frame and the target?"""

@@ -2,14 +2,15 @@
 
 Times are seconds from the stream's own first frame or sample. Header numbers are hints: what counts are the decoded
 time stamps. Whatever goes wrong is a MediaError with a typed reason. One FFmpeg thread per call: workers are processes.
-The parts: timeline.py (arithmetic), streams.py (what a stream is), cursor.py (seeking), ffmpeg.py (PyAV).
+The parts: timeline.py (arithmetic), streams.py (what a stream is), cursor.py (seeking), playing.py (one stream from a
+time on), ffmpeg.py (PyAV).
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from avssl.data.ffmpeg import (
     to_array,
     video_stream,
 )
+from avssl.data.playing import Picture, PictureStream, SoundStream
 from avssl.data.streams import audio_info, mono_blocks, quarter_turns, video_info
 from avssl.data.timeline import (
     AUDIO_PREROLL_SECONDS,
@@ -46,20 +48,10 @@ from avssl.data.timeline import (
 from avssl.types import MediaError
 
 __all__ = [
-    "FRAME_TIME_TOLERANCE_SECONDS", "MEDIA_SUFFIXES", "AudioInfo", "MediaInfo", "Picture", "Source", "VideoInfo",
-    "fitted_size", "probe", "read_audio", "read_video", "stream_audio", "stream_pictures", "stream_video",
+    "FRAME_TIME_TOLERANCE_SECONDS", "MEDIA_SUFFIXES", "AudioInfo", "MediaInfo", "Picture", "PictureStream",
+    "SoundStream", "Source", "Upright", "VideoInfo", "fitted_size", "probe", "quarter_turns", "read_audio",
+    "read_video", "stream_audio", "stream_pictures", "stream_video",
 ]  # fmt: skip
-
-
-class Picture(NamedTuple):
-    """A decoded frame: shown `seconds` after the first one, for `duration_seconds` (its own or the header's claim).
-
-    frame: av.VideoFrame, upright.
-    """
-
-    seconds: float
-    duration_seconds: float
-    frame: Any
 
 
 def probe(source: Source, *, name: str = "") -> MediaInfo:

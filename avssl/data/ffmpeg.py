@@ -58,11 +58,19 @@ def opened(source: Source, name: str) -> Iterator[tuple[Any, str]]:
             ) from error
         raise MediaError("not_media", f"{label}: no known media format ({error})") from error
     try:
-        yield container, label
-    except av.FFmpegError as error:
-        raise MediaError("decode_error", f"{label}: {error}") from error
+        with translated(label):
+            yield container, label
     finally:
         container.close()
+
+
+@contextmanager
+def translated(label: str) -> Iterator[None]:
+    """FFmpeg's errors inside it become MediaErrors."""
+    try:
+        yield
+    except av.FFmpegError as error:
+        raise MediaError("decode_error", f"{label}: {error}") from error
 
 
 def _checked_head(source: Source, label: str) -> bytes:

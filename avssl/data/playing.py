@@ -1,0 +1,199 @@
+"""One stream of a file from given seconds on, at constant memory: its pictures, or its sound as one mono signal.
+
+What comes out is what decoding from the beginning gives there, but what lies before is skipped where the container can
+seek. Times are seconds from the stream's own first frame or sample. See decode.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from avssl.data.cursor import FrameCursor, SeekMissed
+from avssl.data.ffmpeg import (
+    Resampler,
+    Source,
+    audio_stream,
+    frames_from_here,
+    opened,
+    require,
+    translated,
+    video_stream,
+)
+from avssl.data.streams import audio_info, mono_blocks, video_info
+from avssl.data.timeline import (
+    AUDIO_PREROLL_SECONDS,
+    AUDIO_SEEK_SECONDS,
+    FRAME_TIME_TOLERANCE_SECONDS,
+    AudioBlock,
+    AudioInfo,
+    VideoInfo,
+    audio_span,
+)
+
+
+class Picture(NamedTuple):
+    """A decoded frame: shown `seconds` after the first one, for `duration_seconds` (its own or the header's claim).
+
+    frame: av.VideoFrame.
+    """
+
+    seconds: float
+    duration_seconds: float
+    frame: Any
+
+
+class _Open:
+    """An open file and one of its streams; a context manager."""
+
+    def __init__(self, source: Source, name: str = "") -> None:
+        self._source, self._name = source, name
+        self._open()
+
+    def _open(self) -> None:
+        self._opening = opened(self._source, self._name)
+        self._container, self.label = self._opening.__enter__()
+        self.container_name: str = self._container.format.name
+        duration = self._container.duration
+        self.container_seconds: float | None = None if duration is None else duration / 1e6
+
+    def close(self) -> None:
+        """Close the file."""
+        self._opening.__exit__(None, None, None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+class PictureStream(_Open):
+    """The pictures of a file. info: None if it has no video stream, or one that holds nothing decodable.
+
+    Raises MediaError as decode.probe does, when it is opened and while it plays.
+    """
+
+    def __init__(self, source: Source, name: str = "") -> None:
+        super().__init__(source, name)
+        self.info: VideoInfo | None = None
+        self._cursor: FrameCursor | None = None
+        try:
+            self._find_first(may_seek=True)
+        except BaseException:
+            self.close()
+            raise
+
+    def _find_first(self, *, may_seek: bool) -> None:
+        stream = video_stream(self._container)
+        if stream is None:
+            return
+        self._stream = require(stream, "no_video", self.label)
+        with translated(self.label):
+            self._cursor = FrameCursor(
+                self._container,
+                self._stream,
+                None,
+                may_seek,
+                lambda: frames_from_here(self._container, self._stream, self.label),
+            )
+        first = self._cursor.first
+        self.info = None if first is None else video_info(self._stream, *first)
+
+    def play(self, from_seconds: float = 0.0) -> Iterator[Picture]:
+        """From the frame that is on screen at from_seconds to the end; frames as stored, not turned. Call it once."""
+        if self.info is None or self._cursor is None:
+            return
+        tick = float(self._stream.time_base)
+        frame_seconds = 1 / float(self._stream.average_rate) if self._stream.average_rate else 0.0
+        start = self._cursor.start_ticks
+        target = start + int((from_seconds + FRAME_TIME_TOLERANCE_SECONDS) // tick)
+        with translated(self.label):
+            try:
+                current = None if from_seconds <= 0 else self._cursor.jump_to(target)
+            except SeekMissed:
+                self.close()
+                self._open()
+                self._find_first(may_seek=False)
+                current = self._cursor.jump_to(target)
+            frames = self._cursor.rest()
+            for ticks, frame in frames if current is None else itertools.chain([current], frames):
+                yield Picture((ticks - start) * tick, frame.duration * tick if frame.duration else frame_seconds, frame)
+
+
+class SoundStream(_Open):
+    """The sound of a file. info: None if it has no audio stream, or one that holds nothing decodable.
+
+    Raises MediaError as decode.probe does, when it is opened and while it plays.
+    """
+
+    def __init__(self, source: Source, name: str = "") -> None:
+        super().__init__(source, name)
+        self.info: AudioInfo | None = None
+        try:
+            self._find_first()
+        except BaseException:
+            self.close()
+            raise
+
+    def _find_first(self) -> None:
+        stream = audio_stream(self._container)
+        if stream is None:
+            return
+        self._stream = require(stream, "no_audio", self.label)
+        with translated(self.label):
+            self._frames = frames_from_here(self._container, self._stream, self.label)
+            self._first = next(self._frames, None)
+        self.info = None if self._first is None else audio_info(self._stream, *self._first)
+
+    def play(self, rate_hz: int, first_output: int = 0) -> Iterator[AudioBlock]:
+        """float32 (samples,) in [-1, 1]: blocks of the resampled stream from its sample first_output on. Call it once.
+
+        They lie on the grid of resampling from the beginning; pauses in the stream come as zeros.
+        """
+        if self.info is None:
+            return
+        span = audio_span(first_output, 1, self.info.rate_hz, rate_hz)
+        resample = Resampler(self.info.rate_hz, rate_hz)
+        skip = span.skip
+        for block in itertools.chain(self._source_blocks(span.first), [None]):
+            ready = resample(block)
+            if skip:
+                ready, skip = ready[skip:], max(0, skip - len(ready))
+            if len(ready):
+                yield ready
+
+    def _source_blocks(self, first: int) -> Iterator[AudioBlock]:
+        """Mono blocks at the source's rate from its sample `first` on, without a gap."""
+        with translated(self.label):
+            blocks = self._seek(first) or self._from_beginning()
+            for position, block in blocks:
+                piece = block[max(0, first - position) :]
+                if len(piece):
+                    yield piece
+
+    def _from_beginning(self) -> Iterator[tuple[int, AudioBlock]]:
+        frames = itertools.chain([self._first] if self._first else [], self._frames)
+        for _, position, block in mono_blocks(frames, self._stream, None, self.label):
+            yield position, block
+
+    def _seek(self, first: int) -> Iterator[tuple[int, AudioBlock]] | None:
+        """Blocks from before the source's sample `first` on; None where reading from the beginning is better."""
+        assert self.info is not None
+        assert self._first is not None  # play has looked
+        seek_seconds = first / self.info.rate_hz - AUDIO_PREROLL_SECONDS
+        if seek_seconds <= AUDIO_SEEK_SECONDS:
+            return None
+        start = self._first[0]
+        self._container.seek(start + int(seek_seconds / self._stream.time_base), stream=self._stream)
+        frames = frames_from_here(self._container, self._stream, self.label)
+        blocks = mono_blocks(frames, self._stream, start, self.label)
+        head = next(blocks, None)
+        if head is not None and head[1] <= first:
+            return ((position, block) for _, position, block in itertools.chain([head], blocks))
+        self.close()  # it came out too late
+        self._open()
+        self._find_first()
+        return None
