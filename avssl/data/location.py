@@ -1,0 +1,73 @@
+"""What a location is: a local path, or a URL of an allowed protocol. Pure functions on text; opens nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+Location = str | os.PathLike[str]
+
+# Protocol -> the package that fsspec needs for it, and the extra of avssl that installs that.
+REMOTE = {
+    "s3": ("s3fs", "s3"),
+    "gs": ("gcsfs", "gs"),
+    "gcs": ("gcsfs", "gs"),
+    "hf": ("huggingface_hub", "hf"),
+    "http": ("aiohttp", "http"),
+    "https": ("aiohttp", "http"),
+    "memory": ("", ""),
+}
+READ_ONLY = ("http", "https")
+
+
+def protocol_of(location: Location) -> str:
+    """ "" for a local path, else one of REMOTE. ValueError for a protocol that is not allowed."""
+    text = os.fspath(location)
+    scheme, separator, _ = text.partition("://")
+    if separator and (re.fullmatch(r"[A-Za-z0-9+.-]+", scheme) or "::" in scheme):
+        name = scheme.lower()
+        if name == "file":
+            return ""
+        if name not in REMOTE:
+            why = " (chained URLs are not read)" if "::" in scheme else ""
+            raise ValueError(
+                f"{shown(text)}: the protocol {scheme!r} is not allowed{why}; allowed are a local path, "
+                + ", ".join(f"{one}://" for one in REMOTE)
+            )
+        return name
+    command = re.match(r"(pipe):|([a-z][a-z0-9+.-]*)::", text)
+    if command and not Path(text).exists():
+        raise ValueError(f"{text}: pipes and chained URLs are not read; give a local path or a URL such as s3://...")
+    if isinstance(location, os.PathLike) and (mangled := re.match(r"([a-z0-9]+):/[^/]", text)) and mangled[1] in REMOTE:
+        raise ValueError(f"{text}: this URL was made a Path, which spoils it; pass it on as text")
+    return ""
+
+
+def is_remote(location: Location) -> bool:
+    """Is it a URL of another machine (or of memory://)? ValueError for a protocol that is not allowed."""
+    return protocol_of(location) != ""
+
+
+def local_path(location: Location) -> Path:
+    """The path of a location that is not remote; file:// is taken off."""
+    return Path(re.sub(r"^file://", "", os.fspath(location), flags=re.IGNORECASE))
+
+
+def join(location: Location, name: str) -> str:
+    """The location of a file (or `folder/file`) in a folder. ValueError for a name that leads out of it."""
+    if name.startswith("/") or "://" in name or ".." in name.split("/"):
+        raise ValueError(f"{name!r} in {location}: a name must lie below its folder, without .. and protocols")
+    protocol = protocol_of(location)
+    if not protocol:
+        return str(local_path(location) / name)
+    folder, question, query = os.fspath(location).partition("?") if protocol in READ_ONLY else (location, "", "")
+    return f"{os.fspath(folder).rstrip('/')}/{name}{question}{query}"
+
+
+def shown(location: str) -> str:
+    """A location as it may stand in a message: without the user and the query of a URL, which can be secrets."""
+    scheme, separator, rest = location.partition("://")
+    if not separator or scheme not in ("http", "https"):
+        return location
+    return f"{scheme}://{re.sub(r'^[^/@]*@', '', rest).partition('?')[0]}"

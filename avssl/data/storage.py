@@ -1,0 +1,291 @@
+"""Files anywhere: a local path, or a URL of s3://, gs://, hf://, http(s):// or memory://. The only user of fsspec.
+
+A location is text: a path, or PROTOCOL://... . Local ones never touch fsspec. What fails in passing (a dropped
+connection, a timeout, a status of 5xx) is tried again with growing pauses (retry.py); downloads go on where they
+stopped, a range of BLOCK_BYTES at a time, and their length is checked. All functions raise FileNotFoundError,
+PermissionError, ConnectionError (all tries failed) or another OSError that names the location, and ValueError for a
+location that is not allowed.
+
+Credentials and endpoints are those of each protocol's own library: environment, its files, or fsspec's configuration.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from avssl.data.location import READ_ONLY, REMOTE, Location, is_remote, join, local_path, protocol_of, shown
+from avssl.data.retry import MAX_TRIES, persistently
+
+__all__ = [
+    "Facts", "Location", "copy_to", "download", "exists", "facts", "files_below", "is_remote", "join", "local_copy",
+    "local_path", "names", "protocol_of", "read_bytes", "remove", "shown", "size", "upload", "write_bytes",
+]  # fmt: skip
+
+BLOCK_BYTES = 8 << 20
+CONNECT_SECONDS, STALL_SECONDS = 15.0, 60.0  # of http(s); the other libraries have limits of their own
+
+_file_systems: dict[tuple[int, str], Any] = {}
+
+
+class Facts(NamedTuple):
+    """What a store says of an object. num_bytes: None if it does not say. version: changes when the content does."""
+
+    num_bytes: int | None
+    version: str
+    is_folder: bool
+
+
+def facts(location: Location) -> Facts:
+    """Size and version of a file or folder."""
+    text = os.fspath(location)
+    if not is_remote(location):
+        status = local_path(location).stat()
+        return Facts(status.st_size, str(status.st_mtime_ns), local_path(location).is_dir())
+    info = _remotely(text, "looked up", lambda files: files.info(text))
+    # Servers behind one name may give an ETag each; their date is the file's.
+    names = ("LastModified", "Last-Modified", "last_modified", "created", "updated", "generation", "mtime")
+    version = [
+        str(info[name]) for name in (*names, *(() if text.startswith("http") else ("ETag", "etag"))) if name in info
+    ]
+    num_bytes = info.get("size")
+    return Facts(None if num_bytes is None else int(num_bytes), " ".join(version), info.get("type") == "directory")
+
+
+def exists(location: Location) -> bool:
+    """Is there such a file or folder? Not being able to tell is an error, not a no."""
+    try:
+        facts(location)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def size(location: Location) -> int:
+    """Bytes of a file. OSError if the server does not say."""
+    num_bytes = facts(location).num_bytes
+    if num_bytes is None:
+        raise OSError(f"{shown(os.fspath(location))}: the server does not tell its size")
+    return num_bytes
+
+
+def names(location: Location) -> list[str]:
+    """Names of the files and folders directly in a folder, sorted. FileNotFoundError where there is none."""
+    text = os.fspath(location)
+    if not is_remote(location):
+        return sorted(os.listdir(local_path(location)))  # noqa: PTH208  (names are wanted)
+    found = _remotely(text, "listed", lambda files: files.ls(text, detail=False))
+    return sorted({name for one in found if (name := str(one).rstrip("/").rpartition("/")[2])})
+
+
+def files_below(location: Location) -> list[tuple[str, int | None]]:
+    """(name relative to the folder, bytes if known) of every file below a folder, sorted by name."""
+    text = os.fspath(location)
+    if not is_remote(location):
+        root = local_path(location)
+        if not root.is_dir():
+            raise FileNotFoundError(f"{root}: no such folder")
+        return sorted((p.relative_to(root).as_posix(), p.stat().st_size) for p in root.rglob("*") if p.is_file())
+
+    def find(files: Any) -> list[tuple[str, int | None]]:
+        root = str(files._strip_protocol(text)).rstrip("/") + "/"
+        found = files.find(text, detail=True)
+        return [(path.removeprefix(root), info.get("size")) for path, info in found.items() if path.startswith(root)]
+
+    return sorted(_remotely(text, "listed", find))
+
+
+def read_bytes(location: Location, begin: int | None = None, end: int | None = None) -> bytes:
+    """The content of a file, or its bytes begin..end (end not included; fewer where the file ends before)."""
+    text = os.fspath(location)
+    if not is_remote(location):
+        with local_path(location).open("rb") as file:
+            file.seek(begin or 0)
+            return file.read() if end is None else file.read(max(0, end - (begin or 0)))
+    num_bytes = facts(text).num_bytes
+    if num_bytes is None:
+        return _whole(text)[begin or 0 : end]
+    first, last = min(begin or 0, num_bytes), num_bytes if end is None else min(end, num_bytes)
+    return b"".join(_blocks(text, first, last, num_bytes))
+
+
+def copy_to(location: Location, file: BinaryIO, num_bytes: int | None = None) -> int:
+    """Write a whole file to an open one, from where that stands; returns the number of bytes.
+
+    num_bytes: what it must have (OSError if it has not); whoever knows that also knows its hash and checks it. Without
+    it, a file that changes meanwhile is read anew, at last an OSError.
+    """
+    text = os.fspath(location)
+    start = file.tell()
+    for _ in range(MAX_TRIES):
+        before = facts(text)
+        if num_bytes is not None and before.num_bytes not in (None, num_bytes):
+            raise OSError(f"{shown(text)}: has {before.num_bytes} bytes; it must have {num_bytes}")
+        if not is_remote(location):
+            with local_path(location).open("rb") as source:
+                shutil.copyfileobj(source, file, 1 << 20)
+        elif before.num_bytes is None:
+            file.write(_whole(text))
+        else:
+            for block in _blocks(text, 0, before.num_bytes, before.num_bytes):
+                file.write(block)
+        written = file.tell() - start
+        if num_bytes is not None:
+            if written != num_bytes:
+                raise OSError(f"{shown(text)}: has {written} bytes; it must have {num_bytes}")
+            return written
+        if before.num_bytes in (None, written) and (written <= BLOCK_BYTES or facts(text) == before):
+            return written
+        file.seek(start)
+        file.truncate()
+    raise OSError(f"{shown(text)}: changed while it was read, {MAX_TRIES} times; wait until nobody writes it")
+
+
+def download(location: Location, path: Path) -> int:
+    """Copy a file to a local path, whole or not at all; returns the number of bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _made_whole(path) as temporary, temporary.open("wb") as file:
+        written = copy_to(location, file)
+        file.flush()
+        os.fsync(file.fileno())
+    return written
+
+
+def upload(path: Path, location: Location) -> None:
+    """Copy a local file to a location, whole or not at all."""
+    if not is_remote(location):
+        download(path, local_path(location))
+        return
+    text, num_bytes = os.fspath(location), path.stat().st_size
+    _refuse_read_only(text)
+    _remotely(text, "written", partial(_put, text, num_bytes, lambda files: files.put_file(str(path), text)))
+
+
+def write_bytes(location: Location, content: bytes) -> None:
+    """Make a file of this content, whole or not at all."""
+    if is_remote(location):
+        text = os.fspath(location)
+        _refuse_read_only(text)
+        _remotely(text, "written", partial(_put, text, len(content), lambda files: files.pipe_file(text, content)))
+        return
+    path = local_path(location)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _made_whole(path) as temporary, temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def remove(location: Location) -> None:
+    """Remove a file; none there is well, too."""
+    text = os.fspath(location)
+    if not is_remote(location):
+        local_path(location).unlink(missing_ok=True)
+        return
+    _refuse_read_only(text)
+    try:
+        _remotely(text, "removed", lambda files: files.rm_file(text))
+    except FileNotFoundError:
+        return
+
+
+@contextmanager
+def local_copy(location: Location) -> Iterator[Path]:
+    """A path to read: the location's own if it is local, else that of a temporary copy with the same last name."""
+    if not is_remote(location):
+        yield local_path(location)
+        return
+    with tempfile.TemporaryDirectory(prefix="avssl-") as folder:
+        path = Path(folder) / (re.sub(r"\?.*", "", os.fspath(location)).rstrip("/").rpartition("/")[2] or "file")
+        download(location, path)
+        yield path
+
+
+def _remotely(location: str, doing: str, action: Callable[[Any], Any]) -> Any:
+    """action(the file system), tried again while it fails in passing."""
+    return persistently(lambda: action(_file_system(protocol_of(location))), location, doing)
+
+
+def _file_system(protocol: str) -> Any:
+    """One a protocol and process: a forked process makes its own connections. Lists of folders are not cached."""
+    key = (os.getpid(), protocol)
+    if key not in _file_systems:
+        package, extra = REMOTE[protocol]
+        try:
+            import fsspec
+
+            options = _options(protocol, fsspec.config.conf.get(protocol, {}))
+            _file_systems[key] = fsspec.filesystem(protocol, use_listings_cache=False, **options)
+        except ImportError as error:
+            raise ValueError(
+                f"{protocol}:// needs the package {package}, which is missing ({error}); install it with "
+                f"`pip install 'avssl[{extra}]'`"
+            ) from error
+    return _file_systems[key]
+
+
+def _options(protocol: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Limits of our own where fsspec's configuration says nothing of them."""
+    if protocol in READ_ONLY:
+        from aiohttp import ClientTimeout
+
+        timeout = ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=STALL_SECONDS)
+        return {"client_kwargs": {"timeout": timeout, **given.get("client_kwargs", {})}}
+    if protocol == "s3" and "config_kwargs" not in given and "AWS_MAX_ATTEMPTS" not in os.environ:
+        return {"config_kwargs": {"retries": {"total_max_attempts": 1}}}  # s3fs and persistently try again already
+    return {}
+
+
+def _blocks(location: str, begin: int, end: int, num_bytes: int) -> Iterator[bytes]:
+    """The bytes begin..end of an object of num_bytes in order. A drop costs at most BLOCK_BYTES."""
+    while begin < end:
+        stop = min(begin + BLOCK_BYTES, end)
+        content = _remotely(location, "read", partial(_range, location, begin, stop, num_bytes))
+        if len(content) == num_bytes > stop - begin:  # the server ignores ranges, and this is everything
+            yield content[begin:end]
+            return
+        yield content
+        begin = stop
+
+
+def _range(location: str, begin: int, end: int, num_bytes: int, files: Any) -> bytes:
+    """The bytes begin..end, or all num_bytes if the server ignores ranges. ConnectionError for any other length."""
+    content = bytes(files.cat_file(location, start=begin, end=end))
+    if len(content) not in (end - begin, num_bytes):
+        raise ConnectionError(f"{len(content)} bytes came instead of {end - begin}, from byte {begin} of {num_bytes}")
+    return content
+
+
+def _whole(location: str) -> bytes:
+    return bytes(_remotely(location, "read", lambda files: files.cat_file(location)))
+
+
+def _put(location: str, num_bytes: int, action: Callable[[Any], Any], files: Any) -> None:
+    action(files)
+    found = files.info(location).get("size")
+    if found != num_bytes:
+        raise ConnectionError(f"{found} bytes arrived instead of {num_bytes}")
+
+
+def _refuse_read_only(location: str) -> None:
+    if protocol_of(location) in READ_ONLY:
+        raise ValueError(f"{shown(location)}: http(s) can only be read; write to a local path, s3://, gs:// or hf://")
+
+
+@contextmanager
+def _made_whole(path: Path) -> Iterator[Path]:
+    """A temporary name beside the path that becomes the path when the block ends well, and is removed if not."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
