@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,9 +35,10 @@ class HashedFile:
 @contextmanager
 def atomic_file(path: Path) -> Iterator[HashedFile]:
     """Write to a .tmp file of this process; it is forced to disk and gets its name when the block ends well, and is
-    removed if not. Its name holds the process, for a killed run can leave a worker that is still writing.
+    removed if not. Its name holds machine and process: several may write to one folder, and a killed run can leave a
+    worker that is still writing.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             yield HashedFile(file)

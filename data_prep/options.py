@@ -10,6 +10,10 @@ PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "sl
 IMAGE_OPTIONS = ("short_side_px", "image_quality", "samples_per_shard", "seed")
 
 
+class PolicyError(ValueError):
+    """A file for which the options say that it ends the run."""
+
+
 @dataclass(frozen=True)
 class WriteOptions:
     """Options of `python -m data_prep write`.

@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 REFRESH_SECONDS = 0.5
 ORPHAN_POLL_SECONDS = 0.2
-TASKS_AHEAD = 4  # a worker: enough that none waits, few enough that their results fit in memory
+TASKS_AHEAD = 16  # a worker: none waits long for a slow task of another, and the results fit in memory
 
 
 @dataclass(frozen=True)
@@ -158,8 +158,9 @@ def in_processes(
     num_workers: int,
     description: str,
     sizes: Sequence[int],
+    unit: str = "file",
 ) -> Iterator[tuple[Task, Result]]:
-    """(task, its result) as they become ready. sizes: how much each task adds to the bar.
+    """(task, its result) as they become ready. sizes: how much each task adds to the bar, in `unit`s.
 
     Raises BrokenProcessPool when a process dies, and whatever `work` raises.
     """
@@ -167,7 +168,7 @@ def in_processes(
         return
     with (
         ProcessPoolExecutor(min(num_workers, len(tasks)), mp_context=_context(), initializer=_end_with_parent) as pool,
-        tqdm(total=sum(sizes), desc=description, unit="file", mininterval=REFRESH_SECONDS) as bar,
+        tqdm(total=sum(sizes), desc=description, unit=unit, mininterval=REFRESH_SECONDS) as bar,
     ):
         futures = {pool.submit(work, task): (task, size) for task, size in zip(tasks, sizes, strict=True)}
         try:

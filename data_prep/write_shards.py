@@ -1,9 +1,11 @@
-"""The manifest -> a shard folder. Parallel over processes, and the same bytes whatever their number.
+"""The manifest -> a shard folder. Parallel over processes and machines, and the same bytes whatever their number.
 
-1. The manifest, sorted by key, is shuffled with the seed and cut into runs of samples_per_shard.
-2. Each run is transcoded to a part below .parts (parts.py). A part that is finished is never redone.
-3. When all parts exist, the number of samples of each is known, hence every sample's index: parts become shards.
+1. The manifest is scanned once (rows.py) and shuffled with the seed (shuffle.py), both at constant memory.
+2. Each run of samples_per_shard rows is read to a part below .parts (parts.py). A part that is done is never redone.
+3. When all parts are done, the number of samples of each is known, hence every sample's index: parts become shards.
 4. index.json is written last. A folder without it is unfinished; running again continues.
+
+With a share (i of n) only the parts and shards whose number leaves i when divided by n are made, and no index.json.
 """
 
 from __future__ import annotations
@@ -12,98 +14,253 @@ import fcntl
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from itertools import accumulate
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
-from avssl.data.shards import INDEX_NAME, SKIPPED_NAME, ShardIndex, ShardRecord, dump_json, load_json
-from data_prep.files import write_atomically
-from data_prep.manifest import Entry, read_manifest
+from avssl.data import storage
+from avssl.data.shards import INDEX_NAME, SKIPPED_NAME, ShardIndex, ShardRecord, dump_json
+from data_prep.executors import PART_RUNNERS
+from data_prep.files import atomic_file
+from data_prep.folder import OutputFolder
+from data_prep.manifest import Entry
 from data_prep.options import WriteOptions
-from data_prep.parts import PartTask, ShardTask, Transcode, load_part, make_part, make_shard, part_path
-from data_prep.pool import in_processes
+from data_prep.pack import ShardTask, make_shard, shard_tasks
+from data_prep.parts import PARTS, PartSummary, PartTask, Transcode, Work, load_samples
+from data_prep.pool import Limits, in_processes
+from data_prep.progress import Progress
+from data_prep.retry import begin_retry, current_attempt, unpack_shards
+from data_prep.rows import Rows, scan
+from data_prep.shuffle import shuffled_rows
 from data_prep.transcode import transcode
 
-PARTS_NAME = ".parts"
-OPTIONS_NAME, CRASHED_NAME, LOCK_NAME = "options.json", "crashed.json", "lock"
-MAX_UNEXPLAINED_CRASHES = 3
+OPTIONS_NAME = f"{PARTS}/options.json"
 
 
 @dataclass(frozen=True)
-class _Job:
+class Share:
+    """Part `number` (from 0) of `count` that run beside each other; one of one is everything."""
+
+    number: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.number < self.count:
+            raise ValueError(f"--part is {self.number}/{self.count}; it must be i/n with 0 <= i < n, e.g. 0/8 to 7/8")
+
+    @classmethod
+    def parse(cls, text: str) -> Share:
+        """From "i/n"."""
+        number, _, count = text.partition("/")
+        if not (number.isdecimal() and count.isdecimal()):
+            raise ValueError(f"--part is {text!r}; it must be i/n with 0 <= i < n, e.g. 0/8 to 7/8")
+        return cls(int(number), int(count))
+
+    def holds(self, number: int) -> bool:
+        """Is the part or shard with this number in the share?"""
+        return number % self.count == self.number
+
+
+@dataclass(frozen=True)
+class Job:
     """Everything that stays the same during a write."""
 
-    folder: Path
-    manifest: Path
-    manifest_sha256: str
-    runs: list[tuple[Entry, ...]]
-    options: WriteOptions
-    num_workers: int
-    transcode: Transcode
+    folder: OutputFolder
+    rows: Rows
+    work: Work
+    num_workers: int = 1
+    share: Share = Share()
+    executor: str = "local"
 
     @property
-    def parts(self) -> Path:
-        return self.folder / PARTS_NAME
-
-    @property
-    def num_listed(self) -> int:
-        return sum(len(run) for run in self.runs)
+    def num_parts(self) -> int:
+        return -(-len(self.rows) // self.work.options.samples_per_shard)
 
     @property
     def recorded_options(self) -> dict[str, Any]:
-        return self.options.to_json(images=self.runs[0][0].is_image)
+        return self.work.options.to_json(images=self.rows.are_images)
+
+    def num_rows(self, number: int) -> int:
+        """How many rows of the manifest a part takes."""
+        size = self.work.options.samples_per_shard
+        return min(size, len(self.rows) - number * size)
+
+    def entries(self, number: int) -> tuple[Entry, ...]:
+        """The rows of a part: a run of the shuffled manifest."""
+        begin = number * self.work.options.samples_per_shard
+        span = begin, begin + self.num_rows(number)
+        return tuple(self.rows.read(shuffled_rows(*span, len(self.rows), self.work.options.seed)))
+
+    def part_task(self, number: int, attempt: int) -> PartTask:
+        """What is to be read for a part now, and what an earlier attempt leaves to it."""
+        entries, summary = self.entries(number), PartSummary.load(self.folder, number)
+        if summary is None:
+            return PartTask(number, entries, attempt)
+        kept = frozenset(one.info.key for one in load_samples(self.folder, number, summary.attempt))
+        return PartTask(number, entries, attempt, kept, summary.attempt)
 
 
 def write_shards(
-    manifest: Path,
-    folder: Path,
+    manifest: str | Path,
+    folder: str | Path,
     options: WriteOptions,
     num_workers: int = 1,
     transcode: Transcode = transcode,
-) -> ShardIndex:
-    """Write all shards, or continue where an earlier run was stopped. Returns the finished index.json.
+    *,
+    limits: Limits | None = None,
+    share: Share | None = None,
+    executor: str = "local",
+    retry_failed: bool = False,
+) -> ShardIndex | None:
+    """Write all shards, or continue where an earlier run was stopped.
 
-    transcode: how a file becomes a sample's media; another function must be importable by name.
+    Args:
+        manifest, folder: paths or URLs. num_workers: processes (of this machine, or of the Ray cluster).
+        transcode: how a file becomes a sample's media; another function must be importable by name.
+        limits: what one file may take. share: do only this share of the work. executor: "local" or "ray".
+        retry_failed: read what was skipped once more.
+
+    Returns:
+        The finished index.json; None if only a share was done.
 
     Raises:
         ValueError, FileNotFoundError: the manifest does not fit, or the folder holds shards of other options.
-        RuntimeError: worker processes keep dying; what is finished is kept.
+        PolicyError: a file for which the options say that it ends the run.
+        OSError: the target is full or cannot be written; what is finished is kept.
     """
-    entries, manifest_sha256 = read_manifest(manifest)
-    job = _Job(folder, manifest, manifest_sha256, shuffled_runs(entries, options), options, num_workers, transcode)
-    if (folder / INDEX_NAME).exists():
-        index = _already_written(job)
-        shutil.rmtree(job.parts, ignore_errors=True)
-        return index
-    _begin(job)
-    with _locked(job.parts / LOCK_NAME):
-        _make_all_parts(job)
-        index = _make_all_shards(job)
-        _check_conservation(index, job)
-        write_atomically(folder / INDEX_NAME, index.to_json())
-    shutil.rmtree(job.parts)
+    output = OutputFolder.open(folder)
+    with ExitStack() as stack:
+        finished = output.exists(INDEX_NAME)
+        near = output.path(PARTS) if output.is_local else Path(stack.enter_context(TemporaryDirectory(prefix="avssl-")))
+        rows = _scanned(manifest, near, num_workers)
+        work = Work(parent_of(manifest), options, limits or Limits(), transcode)
+        job = Job(output, rows, work, num_workers, share or Share(), executor)
+        if finished:
+            index = _already_written(job)
+            if not (retry_failed and index.num_skipped):
+                _remove_parts(output)
+                return index
+        _begin(job)
+        stack.enter_context(_locked(output, job.share))
+        if retry_failed:
+            begin_retry(output, [record.name for record in index.shards] if finished else [])
+        unpack_shards(output, job.num_parts, job.entries)
+        return _run(job)
+
+
+def _run(job: Job) -> ShardIndex | None:
+    """Parts, then shards, then index.json; as much of it as the share allows now."""
+    attempt = current_attempt(job.folder)
+    missing = [n for n in range(job.num_parts) if job.share.holds(n) and not _is_done(job.folder, n, attempt)]
+    run_parts = _executor(job.executor)
+    num_files = sum(job.num_rows(number) for number in range(job.num_parts) if job.share.holds(number))
+    with Progress(num_files, sum(map(job.num_rows, missing))) as progress:
+        for _ in run_parts(job, missing, attempt, progress):
+            pass
+    counts = _counts(job, attempt)
+    if counts is None:
+        return None
+    shards = _pack(job, counts)
+    if job.share.count > 1:
+        return None
+    index = _finish(job, shards)
+    _remove_parts(job.folder)
     return index
 
 
-def shuffled_runs(entries: list[Entry], options: WriteOptions) -> list[tuple[Entry, ...]]:
-    """The manifest in its global order, cut into one run a shard. A pure function of entries' keys, seed and size."""
-    ordered = sorted(entries, key=lambda entry: entry.key)
-    shuffled = [ordered[position] for position in np.random.default_rng(options.seed).permutation(len(ordered))]
-    size = options.samples_per_shard
-    return [tuple(shuffled[begin : begin + size]) for begin in range(0, len(shuffled), size)]
+def _executor(name: str) -> Callable[[Job, list[int], int, Progress], Iterable[PartSummary]]:
+    if name not in PART_RUNNERS:
+        raise ValueError(f"--executor is {name!r}; allowed: {', '.join(PART_RUNNERS)}, slurm")
+    return PART_RUNNERS[name]
 
 
-def _identity(job: _Job) -> dict[str, Any]:
-    return {"manifest_sha256": job.manifest_sha256, "options": job.recorded_options}
+def _is_done(folder: OutputFolder, number: int, attempt: int) -> bool:
+    summary = PartSummary.load(folder, number)
+    return summary is not None and summary.is_done(attempt)
 
 
-def _refuse_unless_same(found: dict[str, Any], job: _Job) -> None:
+def _counts(job: Job, attempt: int) -> list[int] | None:
+    """Samples of every part; None while a part of another share is not done."""
+    counts = []
+    for number in range(job.num_parts):
+        summary = PartSummary.load(job.folder, number)
+        if summary is None or not summary.is_done(attempt):
+            return None
+        counts.append(summary.num_written)
+    return counts
+
+
+def _pack(job: Job, counts: list[int]) -> list[ShardRecord]:
+    tasks = [task for task in shard_tasks(job.folder, counts) if job.share.holds(task.shard_number)]
+    sizes = [counts[task.part_number] for task in tasks]
+    done: Iterator[tuple[ShardTask, ShardRecord]] = in_processes(make_shard, tasks, job.num_workers, "pack", sizes)
+    return sorted((record for _, record in done), key=lambda record: record.first_index)
+
+
+def _finish(job: Job, shards: list[ShardRecord]) -> ShardIndex:
+    """skipped.jsonl in the order of the parts, then index.json."""
+    reasons: Counter[str] = Counter()
+    labels: dict[str, set[str]] = {}
+    scratch = job.folder.scratch(SKIPPED_NAME)
+    with atomic_file(scratch) as file:
+        for number in range(job.num_parts):
+            summary = PartSummary.load(job.folder, number)
+            assert summary is not None  # _counts has seen it
+            for skip in summary.skipped:
+                file.write(dump_json(skip))
+                reasons[skip["reason"]] += 1
+            for field, names in summary.label_names.items():
+                labels.setdefault(field, set()).update(names)
+    job.folder.put_file(scratch, SKIPPED_NAME)
+    index = ShardIndex(
+        shards=shards,
+        num_samples=sum(shard.num_samples for shard in shards),
+        num_listed=len(job.rows),
+        num_skipped=reasons.total(),
+        skipped_by_reason=dict(sorted(reasons.items())),
+        label_names={field: sorted(names) for field, names in sorted(labels.items())},
+        options=job.recorded_options,
+        manifest_sha256=job.rows.sha256,
+    )
+    if index.num_listed != index.num_samples + index.num_skipped:  # the program is wrong, or someone edited .parts
+        raise RuntimeError(
+            f"{index.num_listed} files are listed, but {index.num_samples} were written and {index.num_skipped} "
+            f"skipped; delete {job.folder.where(PARTS)} and write again"
+        )
+    job.folder.write_bytes(INDEX_NAME, index.to_json())
+    return index
+
+
+# --- what is there already -------------------------------------------------------------------------------------------
+
+
+def parent_of(manifest: str | Path) -> str:
+    """The folder or URL that a manifest's relative paths start from."""
+    text = str(manifest)
+    return text.rpartition("/")[0] if "://" in text else str(Path(text).absolute().parent)
+
+
+def _scanned(manifest: str | Path, work: Path, num_workers: int) -> Rows:
+    """The manifest's rows; a remote one is fetched first."""
+    if "://" not in str(manifest):
+        return scan(Path(manifest), work, num_workers)
+    work.mkdir(parents=True, exist_ok=True)
+    return scan(_fetched(str(manifest), work / "manifest.jsonl"), work, num_workers)
+
+
+def _fetched(location: str, path: Path) -> Path:
+    storage.download(location, path)
+    return path
+
+
+def _identity(job: Job) -> dict[str, Any]:
+    return {"manifest_sha256": job.rows.sha256, "options": job.recorded_options}
+
+
+def _refuse_unless_same(found: dict[str, Any], job: Job) -> None:
     wanted = _identity(job)
     if found == wanted:
         return
@@ -115,133 +272,62 @@ def _refuse_unless_same(found: dict[str, Any], job: _Job) -> None:
     if found["manifest_sha256"] != wanted["manifest_sha256"]:
         differing.append("another manifest")
     raise ValueError(
-        f"{job.folder}: already holds shards of other options ({'; '.join(differing)}); choose another --out, "
+        f"{job.folder.location}: already holds shards of other options ({'; '.join(differing)}); choose another --out, "
         "or delete the folder"
     )
 
 
-def _already_written(job: _Job) -> ShardIndex:
-    index = ShardIndex.load(job.folder)
+def _already_written(job: Job) -> ShardIndex:
+    with job.folder.local_file(INDEX_NAME) as path:
+        index = ShardIndex.load(path.parent)
     _refuse_unless_same({"manifest_sha256": index.manifest_sha256, "options": index.options}, job)
     for record in index.shards:
-        path = job.folder / record.name
-        if not path.is_file() or path.stat().st_size != record.bytes:
-            raise ValueError(f"{path}: is missing or changed since it was written; delete the folder and write again")
+        if job.folder.size(record.name) != record.bytes:
+            raise ValueError(
+                f"{job.folder.where(record.name)}: is missing or changed since it was written; delete the folder "
+                "and write again"
+            )
     return index
 
 
-def _begin(job: _Job) -> None:
-    """Make the parts folder, or check that what it holds belongs to this job."""
-    path = job.parts / OPTIONS_NAME
-    if path.exists():
-        _refuse_unless_same(load_json(path), job)
+def _begin(job: Job) -> None:
+    """Say whose parts these are, or check that they belong to this job."""
+    if job.folder.exists(OPTIONS_NAME):
+        _refuse_unless_same(json.loads(job.folder.read_bytes(OPTIONS_NAME)), job)
         return
-    if job.folder.exists() and any(job.folder.glob("shard-*")):
-        raise ValueError(f"{job.folder}: holds shards but no {INDEX_NAME}; choose another --out, or delete the folder")
-    job.parts.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, dump_json(_identity(job)))
+    if not job.folder.exists(INDEX_NAME) and job.folder.names("shard-"):
+        raise ValueError(
+            f"{job.folder.location}: holds shards but no {INDEX_NAME}; choose another --out, or delete the folder"
+        )
+    job.folder.write_bytes(OPTIONS_NAME, dump_json(_identity(job)))
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Nobody else writes here meanwhile. The lock goes with the process, however it ends."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"{path.parent.parent}: another process is writing here; wait for it") from error
+def _locked(folder: OutputFolder, share: Share) -> Iterator[None]:
+    """Nobody else does the same share here meanwhile. The lock goes with the process, however it ends.
+
+    Remote folders have no locks: there, whoever starts two writers of one share has two that do the same work.
+    """
+    if not folder.is_local:
+        yield
+        return
+    whole = share.count == 1
+    with ExitStack() as stack:
+        names = {"lock": fcntl.LOCK_EX if whole else fcntl.LOCK_SH}
+        if not whole:
+            names[f"lock-{share.number}-of-{share.count}"] = fcntl.LOCK_EX
+        for name, kind in names.items():
+            file = stack.enter_context(folder.path(f"{PARTS}/{name}").open("w"))
+            try:
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(f"{folder.location}: another process is writing here; wait for it") from error
         yield
 
 
-def _make_all_parts(job: _Job) -> None:
-    """All parts, restarted after a worker's death without the file that caused it."""
-    num_unexplained = 0
-    while missing := [n for n in range(len(job.runs)) if not part_path(job.parts, n, "json").exists()]:
-        for stale in job.parts.glob("part-*.now"):
-            stale.unlink()
-        crashed = _crashed(job)
-        tasks = [_part_task(job, number, crashed) for number in missing]
-        try:
-            sizes = [len(task.entries) for task in tasks]
-            for _ in in_processes(make_part, tasks, job.num_workers, "write", sizes):
-                pass
-        except BrokenProcessPool as error:
-            notes = [path.read_text().partition("\n")[0].split(" ", 1) for path in job.parts.glob("part-*.now")]
-            suspects = {note[1] for note in notes if len(note) == 2}
-            guilty = {key for key in sorted(suspects) if _kills_its_process(job, key, crashed)}
-            write_atomically(job.parts / CRASHED_NAME, dump_json(sorted(crashed | guilty)))
-            num_unexplained += not guilty
-            if num_unexplained >= MAX_UNEXPLAINED_CRASHES:
-                raise RuntimeError(
-                    f"worker processes keep dying while they read one of: {', '.join(sorted(suspects))}. Is the machine"
-                    f" short of memory? Finished parts are kept in {job.parts}; continue with fewer --workers"
-                ) from error
-
-
-def _part_task(job: _Job, number: int, crashed: frozenset[str]) -> PartTask:
-    folder = job.manifest.absolute().parent
-    return PartTask(number, job.runs[number], job.parts, folder, job.options, crashed, job.transcode)
-
-
-def _crashed(job: _Job) -> frozenset[str]:
-    path = job.parts / CRASHED_NAME
-    return frozenset(json.loads(path.read_bytes())) if path.exists() else frozenset()
-
-
-def _kills_its_process(job: _Job, key: str, crashed: frozenset[str]) -> bool:
-    """Transcode one file alone in a process of its own."""
-    entry = next(entry for run in job.runs for entry in run if entry.key == key)
-    trial = job.parts / "trial"
-    trial.mkdir(exist_ok=True)
-    task = replace(_part_task(job, 0, crashed), entries=(entry,), folder=trial)
-    try:
-        for _ in in_processes(make_part, [task], 1, f"try {key}", [1]):
-            pass
-    except BrokenProcessPool:
-        return True
-    finally:
-        shutil.rmtree(trial)
-    return False
-
-
-def _make_all_shards(job: _Job) -> ShardIndex:
-    parts = [load_part(job.parts, number) for number in range(len(job.runs))]
-    counts = [len(part["written"]) for part in parts]
-    first_indices = [0, *accumulate(counts)]
-    filled = [number for number, count in enumerate(counts) if count]
-    tasks = [
-        ShardTask(number, shard_number, first_indices[number], job.parts, job.folder)
-        for shard_number, number in enumerate(filled)
-    ]
-    sizes = [counts[number] for number in filled]
-    shards: list[ShardRecord] = [shard for _, shard in in_processes(make_shard, tasks, job.num_workers, "pack", sizes)]
-    skipped = sorted((skip for part in parts for skip in part["skipped"]), key=lambda skip: str(skip["key"]))
-    write_atomically(job.folder / SKIPPED_NAME, b"".join(dump_json(skip) for skip in skipped))
-    return ShardIndex(
-        shards=sorted(shards, key=lambda shard: shard.first_index),
-        num_samples=sum(counts),
-        num_listed=job.num_listed,
-        num_skipped=len(skipped),
-        skipped_by_reason=dict(sorted(Counter(str(skip["reason"]) for skip in skipped).items())),
-        label_names=_label_names(parts),
-        options=job.recorded_options,
-        manifest_sha256=job.manifest_sha256,
-    )
-
-
-def _label_names(parts: list[dict[str, Any]]) -> dict[str, list[str]]:
-    names: dict[str, set[str]] = {}
-    for part in parts:
-        for record in part["written"]:
-            for field, values in record["info"]["labels"].items():
-                names.setdefault(field, set()).update(values)
-    return {field: sorted(values) for field, values in sorted(names.items())}
-
-
-def _check_conservation(index: ShardIndex, job: _Job) -> None:
-    """Nothing may disappear: this cannot fail unless the program is wrong or someone edited .parts."""
-    if index.num_listed != index.num_samples + index.num_skipped:
-        raise RuntimeError(
-            f"{index.num_listed} files are listed, but {index.num_samples} were written and {index.num_skipped} "
-            f"skipped; delete {job.parts} and write again"
-        )
+def _remove_parts(folder: OutputFolder) -> None:
+    if folder.is_local:
+        shutil.rmtree(folder.path(PARTS), ignore_errors=True)
+        return
+    for name in folder.names(f"{PARTS}/"):
+        folder.remove(name)

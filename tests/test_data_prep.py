@@ -1,15 +1,8 @@
 """data_prep: index -> write -> verify, on good files, on bad ones, and when it is disturbed."""
 
-import hashlib
 import io
 import json
-import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 import wave
 from pathlib import Path
 
@@ -17,45 +10,22 @@ import av
 import numpy as np
 import pytest
 
-import data_prep.write_shards as write_shards_module
 from avssl.data.decode import probe, read_audio, read_video
 from avssl.data.shards import ShardSet, dump_json
 from avssl.types import MediaError
 from data_prep.__main__ import main
 from data_prep.encode import write_media
-from data_prep.index import find_media, index_folder, read_labels
-from data_prep.manifest import make_keys, read_manifest
+from data_prep.index import index_folder
+from data_prep.manifest import read_manifest
 from data_prep.options import WriteOptions
+from data_prep.shuffle import shuffled_rows
 from data_prep.transcode import transcode
-from data_prep.verify import verify_folder
-from data_prep.write_shards import shuffled_runs, write_shards
+from data_prep.walk import find_media
+from data_prep.write_shards import write_shards
+from tests.clips import OPTIONS, complaints, digest, make_clip, pictures, skips, sound
 from tests.fixtures import REAL_VIDEOS, real_videos  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
-OPTIONS = WriteOptions(short_side_px=48, samples_per_shard=3)
-
-
-def pictures(num_frames, seed=0, height=48, width=64):
-    rng = np.random.default_rng(seed)
-    background = rng.integers(0, 200, 3, dtype=np.uint8)
-    frames = np.broadcast_to(background, (num_frames, height, width, 3)).copy()
-    for k in range(num_frames):
-        frames[k, 8:24, (2 * k) % 40 : (2 * k) % 40 + 16] = 255 - background
-    return frames
-
-
-def sound(seconds, rate_hz=48000, seed=0):
-    hz = 300 + 50 * seed
-    return (0.4 * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate_hz)) / rate_hz)).astype(np.float32)[None]
-
-
-def make_clip(path, seed=0, seconds=1.0, **changes):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    settings = {
-        "video": pictures(round(20 * seconds), seed), "video_fps": 20, "audio": sound(seconds, seed=seed),
-        "audio_rate_hz": 48000,
-    }  # fmt: skip
-    write_media(path, **(settings | changes))
 
 
 @pytest.fixture(scope="module")
@@ -88,19 +58,6 @@ def written(manifest, tmp_path_factory):
 @pytest.fixture
 def shards(written, tmp_path):
     return Path(shutil.copytree(written, tmp_path / "shards"))
-
-
-def digest(folder):
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
-
-
-def complaints(folder, **options):
-    return [f"{problem.file}: {problem.message}" for problem in verify_folder(folder, **options).problems]
-
-
-def skips(folder):
-    lines = (folder / "skipped.jsonl").read_text().splitlines()
-    return {record["key"]: record for record in map(json.loads, lines)}
 
 
 # --- the whole way -----------------------------------------------------------------------------------------------
@@ -162,11 +119,9 @@ def test_indices_are_contiguous_and_the_order_is_a_seeded_shuffle(written, manif
     shards = ShardSet(written)
     assert [shards.read(index).info.index for index in range(8)] == list(range(8))
     entries, _ = read_manifest(manifest)
-    wanted = [entry.key for run in shuffled_runs(entries, OPTIONS) for entry in run]
+    wanted = [entries[row].key for row in shuffled_rows(0, 8, 8, OPTIONS.seed)]
     assert shards.keys == wanted != sorted(wanted)
     assert sorted(wanted) == sorted(entry.key for entry in entries)
-    other = [e.key for run in shuffled_runs(entries[::-1], OPTIONS) for e in run]
-    assert other == wanted
 
 
 def test_the_stored_pictures_and_sound_are_those_of_the_source(written, videos):
@@ -298,60 +253,6 @@ def test_other_options_are_refused(manifest, shards):
         write_shards(longer, shards, OPTIONS)
 
 
-def write_command(manifest, out):
-    options = ["--short-side-px", "48", "--samples-per-shard", "3", "--workers", "2"]
-    return [sys.executable, "-m", "data_prep", "write", str(manifest), "--out", str(out), *options]
-
-
-def test_a_killed_run_continues_to_the_same_bytes(manifest, written, tmp_path):
-    out = tmp_path / "shards"
-    random.seed(0)
-    for _ in range(3):
-        process = subprocess.Popen(
-            write_command(manifest, out), cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL
-        )
-        deadline = time.monotonic() + 20
-        while not (out / ".parts" / "options.json").exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(random.uniform(0.0, 1.6))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        assert process.returncode in (-signal.SIGKILL, 0)
-    write_shards(manifest, out, OPTIONS, num_workers=2)
-    assert digest(out) == digest(written)
-
-
-def test_a_run_whose_parent_alone_was_killed_continues_to_the_same_bytes(manifest, written, tmp_path):
-    """As the kernel's out-of-memory killer does it: the workers are not told, and the rerun comes at once."""
-    out = tmp_path / "shards"
-    process = subprocess.Popen(write_command(manifest, out), cwd=ROOT, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not list((out / ".parts").glob("part-*.json")) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    process.kill()
-    process.wait()
-    assert process.returncode == -signal.SIGKILL
-    assert list((out / ".parts").glob("part-*.json"))  # it had finished some work
-    write_shards(manifest, out, OPTIONS, num_workers=2)
-    assert digest(out) == digest(written)
-
-
-def test_a_part_that_was_damaged_is_not_packed(manifest, tmp_path, monkeypatch):
-    out = tmp_path / "shards"
-    original = write_shards_module._make_all_shards
-
-    def damage_first(job):
-        path = next((out / ".parts").glob("part-*.bin"))
-        content = bytearray(path.read_bytes())
-        content[len(content) // 2] ^= 1
-        path.write_bytes(content)
-        return original(job)
-
-    monkeypatch.setattr(write_shards_module, "_make_all_shards", damage_first)
-    with pytest.raises(ValueError, match="was changed or damaged since it was written"):
-        write_shards(manifest, out, OPTIONS)
-
-
 @pytest.mark.parametrize("suffix", [".mkv", ".webm", ".mp4"])
 def test_a_file_whose_streams_begin_late_is_whole(tmp_path, suffix):
     """Matroska counts the file's duration from time 0, others from the first stream."""
@@ -371,32 +272,6 @@ def test_folders_in_any_script_are_written_and_read_back(tmp_path):
     assert complaints(tmp_path / "shards") == []
     labels = [ShardSet(tmp_path / "shards").read(i).info.labels["label"] for i in range(2)]
     assert sorted(labels) == [["__meta__"], ["日本語動画"]]
-
-
-def test_two_writers_do_not_mix(manifest, tmp_path):
-    import fcntl
-
-    out = tmp_path / "shards"
-    (out / ".parts").mkdir(parents=True)
-    with (out / ".parts" / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match="another process is writing here"):
-            write_shards(manifest, out, OPTIONS)
-
-
-def crash_on_clip_5(path, options):
-    """Stands for a decoder that takes the whole process with it."""
-    if "clip 5" in path:
-        os.kill(os.getpid(), signal.SIGSEGV)
-    return transcode(path, options)
-
-
-def test_a_file_that_kills_its_process_is_skipped_and_named(manifest, tmp_path):
-    out = tmp_path / "shards"
-    index = write_shards(manifest, out, OPTIONS, num_workers=2, transcode=crash_on_clip_5)
-    assert (index.num_samples, index.skipped_by_reason) == (7, {"decode_error": 1})
-    assert "crashes the process" in skips(out)["dogs/clip_5_webm"]["message"]
-    assert complaints(out) == []
 
 
 # --- bad input ----------------------------------------------------------------------------------------------------
@@ -536,32 +411,6 @@ def test_damaged_media_never_end_the_run(tmp_path):
 def test_bad_arguments_are_exit_code_2(arguments, message, capsys):
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
-
-
-# --- labels and keys ------------------------------------------------------------------------------------------------
-
-
-def test_keys_are_safe_and_unique():
-    keys = make_keys(["a/b c.mp4", "a/b_c.mp4", "ü.mp4", "plain/x-1.mkv"])
-    assert keys[3] == "plain/x-1_mkv"
-    assert keys[2] == "_mp4"
-    assert keys[0] == "a/b_c_mp4-" + hashlib.sha256(b"a/b c.mp4").hexdigest()[:8]
-    assert len(set(keys)) == 4
-
-
-def test_labels_come_from_folders_or_a_csv(tmp_path):
-    paths = ["cats/a.mp4", "b.mp4"]
-    assert read_labels("folder", paths) == [{"label": ["cats"]}, {}]
-    assert read_labels("none", paths) == [{}, {}]
-    table = tmp_path / "labels.csv"
-    table.write_text("path,animal,place\ncats/a.mp4,cat|kitten,\n")
-    assert read_labels(str(table), paths) == [{"animal": ["cat", "kitten"]}, {}]
-    table.write_text("path,animal\nelsewhere.mp4,cat\n")
-    with pytest.raises(ValueError, match=r"elsewhere\.mp4"):
-        read_labels(str(table), paths)
-    table.write_text("file,animal\na,cat\n")
-    with pytest.raises(ValueError, match="column 'path'"):
-        read_labels(str(table), paths)
 
 
 # --- verify finds what is wrong --------------------------------------------------------------------------------------

@@ -57,14 +57,14 @@ def test_tasks_are_taken_only_a_few_ahead_of_what_is_done():
     taken = []
 
     def tasks():
-        for number in range(200):
+        for number in range(400):
             taken.append(number)
             yield f"good {number}"
 
     with Sandbox(2, Limits()) as sandbox:
         results = sandbox.run(misbehave, tasks(), str)
         next(results)
-        assert len(taken) <= 9
+        assert len(taken) <= 33
         results.close()
 
 

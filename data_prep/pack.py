@@ -1,0 +1,93 @@
+"""Parts that are done -> shards: the indices are filled in, now that the counts of all parts before are known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from avssl.data.shards import Sample, ShardRecord, SideCar, sha256_file, shard_name, write_tar
+from data_prep.files import atomic_file
+from data_prep.folder import OutputFolder
+from data_prep.parts import PARTS, PartSummary, load_samples, part_name
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """What a worker needs to make a shard of a part."""
+
+    folder: OutputFolder
+    part_number: int
+    shard_number: int
+    first_index: int
+
+
+def shard_tasks(folder: OutputFolder, counts: Iterable[int]) -> Iterator[ShardTask]:
+    """A task for every part that holds anything; counts: samples of each part, in order."""
+    shard_number = first_index = 0
+    for part_number, count in enumerate(counts):
+        if count:
+            yield ShardTask(folder, part_number, shard_number, first_index)
+            shard_number, first_index = shard_number + 1, first_index + count
+
+
+def side_car_name(shard: str) -> str:
+    """shard-N.tar -> shard-N.json."""
+    return shard.removesuffix(".tar") + ".json"
+
+
+def make_shard(task: ShardTask) -> ShardRecord:
+    """Runs in a worker: copy a part to its shard and write the side-car; then the part's media go.
+
+    Raises ValueError if the part, or a shard that is there already, was changed since it was written.
+    """
+    folder, name = task.folder, shard_name(task.shard_number)
+    summary = PartSummary.load(folder, task.part_number)
+    if summary is None:
+        raise ValueError(f"{folder.location}: part {task.part_number} went away while it was packed; run again")
+    media = part_name(task.part_number, "bin", summary.attempt)
+    if not folder.exists(media):  # made before this run was interrupted
+        return _finished_shard(task, name)
+    with folder.local_file(media) as path:
+        if sha256_file(path) != summary.sha256:
+            raise ValueError(
+                f"{folder.where(media)}: was changed or damaged since it was written; delete {folder.where(PARTS)} and "
+                "write again"
+            )
+        samples = load_samples(folder, task.part_number, summary.attempt, task.first_index)
+        shard = write_shard(folder, name, samples, task.first_index)
+    folder.remove(media)
+    return shard
+
+
+def write_shard(folder: OutputFolder, name: str, samples: Iterable[Sample], first_index: int) -> ShardRecord:
+    """Write samples as a shard, then its side-car."""
+    keys: list[str] = []
+
+    def noted() -> Iterator[Sample]:
+        for sample in samples:
+            keys.append(sample.info.key)
+            yield sample
+
+    scratch = folder.scratch(name)
+    with atomic_file(scratch) as file:
+        offsets = [0, *write_tar(file, noted())]
+        size = file.tell()
+    record = ShardRecord(name, len(keys), size, file.sha256, first_index)
+    folder.put_file(scratch, name)
+    folder.write_bytes(side_car_name(name), SideCar(record, keys, offsets).to_json())
+    return record
+
+
+def load_side_car(folder: OutputFolder, name: str) -> SideCar:
+    """A shard's side-car. FileNotFoundError or ValueError names the file."""
+    with folder.local_file(side_car_name(name)) as path:
+        return SideCar.load(path)
+
+
+def _finished_shard(task: ShardTask, name: str) -> ShardRecord:
+    record = load_side_car(task.folder, name).record
+    if not task.folder.exists(name) or record.first_index != task.first_index:
+        raise ValueError(
+            f"{task.folder.where(name)}: was changed since it was written; delete the folder and write again"
+        )
+    return record

@@ -1,0 +1,53 @@
+"""The bar of `write`: files done, rate, time left, and what was skipped by reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+from types import TracebackType
+from typing import Any, Self
+
+from tqdm import tqdm
+
+from avssl.types import MediaError
+
+REFRESH_SECONDS = 0.5
+
+
+class Progress:
+    """Counts files; a context manager. Time left and rate are those of this run, what was done before counts as done.
+
+    Args:
+        num_files: that are listed in all. num_missing: that are to be read now.
+    """
+
+    def __init__(self, num_files: int, num_missing: int) -> None:
+        self._reasons: Counter[str] = Counter()
+        self._bar: Any = tqdm(
+            total=num_files, initial=num_files - num_missing, desc="write", unit="file", mininterval=REFRESH_SECONDS
+        )
+
+    def file_done(self, outcome: object) -> None:
+        """One more file: a sample, or the reason why it is none."""
+        if isinstance(outcome, MediaError):
+            self._reasons[outcome.reason] += 1
+            self._bar.set_postfix_str(describe(self._reasons), refresh=False)
+        self._bar.update()
+
+    def files_done(self, reasons: Counter[str], num_files: int) -> None:
+        """Several at once, of which some were skipped for these reasons."""
+        self._reasons += reasons
+        self._bar.set_postfix_str(describe(self._reasons), refresh=False)
+        self._bar.update(num_files)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._bar.close()
+
+
+def describe(reasons: Counter[str]) -> str:
+    """ "skipped 12: no_audio 9, timeout 3", nothing for none."""
+    if not reasons:
+        return ""
+    return f"skipped {reasons.total()}: {', '.join(f'{name} {count}' for name, count in reasons.most_common())}"

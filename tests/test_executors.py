@@ -1,0 +1,106 @@
+"""Many machines: Ray nodes that die, and Slurm's job arrays, give the bytes that one process gives."""
+
+import json
+import os
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from avssl.data.shards import dump_json
+from data_prep.write_shards import write_shards
+from tests.clips import OPTIONS, complaints, digest, make_clip
+from tests.conftest import run_python
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    """Twelve clips and a file that is none, in five parts."""
+    folder = tmp_path_factory.mktemp("executors")
+    for seed in range(12):
+        make_clip(folder / "videos" / f"clip_{seed}.mp4", seed, seconds=0.5)
+    (folder / "videos" / "clip_12.mp4").write_text("no video\n")
+    rows = [
+        {"path": f"videos/clip_{seed}.mp4", "key": f"clip_{seed}", "labels": {}, "error": None} for seed in range(13)
+    ]
+    (folder / "corpus.jsonl").write_bytes(b"".join(dump_json(row) for row in rows))
+    return folder / "corpus.jsonl"
+
+
+@pytest.fixture(scope="module")
+def written(manifest):
+    write_shards(manifest, manifest.parent / "written", OPTIONS)
+    return manifest.parent / "written"
+
+
+def test_ray_finishes_with_the_same_bytes_when_one_of_two_nodes_is_killed(manifest, written, tmp_path):
+    pytest.importorskip("ray")
+    run_python("-m", "tests.ray_cluster", manifest, tmp_path / "shards", tmp_path / "facts.json")
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    assert facts["before"] == 3
+    assert facts["after"] == 2
+    assert facts["parts_at_kill"][0] < 5  # half-way: parts were still to be made
+    assert facts["samples"] == 12
+    assert digest(tmp_path / "shards") == digest(written)
+
+
+# A scheduler that runs each job at once, on this machine. It reads the script that submitit writes as Slurm would.
+SBATCH = """#!{python}
+import os, re, subprocess, sys
+text = open(sys.argv[-1]).read()
+note = open({log!r}, "a")
+found = dict(re.findall(r"#SBATCH --([a-z-]+)=(\\S+)", text))
+number = str(len(open({log!r}).read().splitlines()) + 100)
+print(number, found.get("array"), found.get("dependency"), found.get("cpus-per-task"), file=note, flush=True)
+first, last = (found.get("array") or "0-0").partition("%")[0].split("-")
+for task in range(int(first), int(last) + 1):
+    environment = dict(os.environ, SLURM_JOB_ID=number, SLURM_NTASKS="1", SLURM_NODELIST="here",
+                       SLURM_JOB_NUM_NODES="1", SLURM_LOCALID="0", SLURM_PROCID="0", SLURM_NODEID="0")
+    if "array" in found:
+        environment.update(SLURM_ARRAY_JOB_ID=number, SLURM_ARRAY_TASK_ID=str(task))
+    done = subprocess.run(["bash", sys.argv[-1]], env=environment, capture_output=True, text=True)
+    print(done.stderr, file=sys.stderr)
+print("Submitted batch job", number)
+"""
+SRUN = """#!/usr/bin/env bash
+while [[ "$1" == --* ]]; do if [[ "$1" == "--output" || "$1" == "--error" ]]; then shift 2; else shift; fi; done
+exec "$@"
+"""
+
+
+@pytest.fixture
+def scheduler(tmp_path, monkeypatch):
+    """sbatch and srun on the PATH; returns the file that notes what was submitted."""
+    tools, log = tmp_path / "tools", tmp_path / "submitted"
+    tools.mkdir()
+    log.touch()
+    for name, text in (("sbatch", SBATCH.format(python=sys.executable, log=str(log))), ("srun", SRUN)):
+        (tools / name).write_text(text)
+        (tools / name).chmod(stat.S_IRWXU)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    return log
+
+
+def test_slurm_runs_shares_as_an_array_and_finishes_in_a_job_that_waits_for_it(manifest, written, tmp_path, scheduler):
+    pytest.importorskip("submitit")
+    out = tmp_path / "shards"
+    options = ["--short-side-px", "48", "--samples-per-shard", "3", "--workers", "1", "--slurm-tasks", "3"]
+    process = run_python("-m", "data_prep", "write", manifest, "--out", out, "--executor", "slurm", *options)
+    assert "with 3 jobs" in process.stdout
+    array, last = scheduler.read_text().splitlines()
+    assert array.split() == ["100", "0-2", "None", "1"]
+    assert last.split()[1:] == ["None", "afterok:100", "1"]
+    assert complaints(out) == []
+    assert digest(out) == digest(written)
+    logs = "".join(path.read_text() for path in Path(f"{out}.slurm").glob("*.out"))
+    assert "share 0/3 is done" in logs
+
+
+def test_slurm_without_sbatch_is_refused_with_the_reason(manifest, tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    process = run_python(
+        "-m", "data_prep", "write", manifest, "--out", tmp_path / "shards", "--executor", "slurm", check=False
+    )
+    assert process.returncode == 2
+    assert "cannot submit jobs" in process.stderr
