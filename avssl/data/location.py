@@ -65,9 +65,6 @@ def join(location: Location, name: str) -> str:
     return f"{os.fspath(folder).rstrip('/')}/{name}{question}{query}"
 
 
-def shown(location: str) -> str:
-    """A location as it may stand in a message: without the user and the query of a URL, which can be secrets."""
-    scheme, separator, rest = location.partition("://")
-    if not separator or scheme not in ("http", "https"):
-        return location
-    return f"{scheme}://{re.sub(r'^[^/@]*@', '', rest).partition('?')[0]}"
+def shown(text: str) -> str:
+    """A location or a message about one, without the users and queries of web addresses: they can be secrets."""
+    return re.sub(r"(https?://)(?:[^/\s@]*@)?([^\s?'\"),]*)(?:\?[^\s'\"),]*)?", r"\1\2", text, flags=re.IGNORECASE)

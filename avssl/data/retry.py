@@ -43,26 +43,31 @@ def kind_of(error: BaseException) -> Kind:
     if isinstance(error, FileNotFoundError) and cause is not None:  # fsspec calls every failure of HTTP by this name
         kind = kind_of(cause)
         return kind if kind in ("transient", "refused") else "missing"
-    status = next((found for one in _chain(error) if (found := _status(one)) is not None), None)
-    return _kind_of_name(error) if status is None or status < 400 else _kind_of_status(status)
+    for one in _chain(error):
+        if (known := _kind_of_library(one)) is not None:
+            return known
+    if isinstance(error, FileNotFoundError | PermissionError):
+        return "missing" if isinstance(error, FileNotFoundError) else "refused"
+    passing = isinstance(error, TimeoutError | ConnectionError) or getattr(error, "errno", None) in TRANSIENT_ERRNOS
+    return "transient" if passing else "other"
+
+
+def _kind_of_library(error: BaseException) -> Kind | None:
+    """By the name of a library's exception, or the status that it carries; None if it has neither."""
+    names, status = {parent.__name__ for parent in type(error).__mro__}, _status(error)
+    known: tuple[tuple[set[str], Kind], ...] = (
+        (REFUSED_NAMES, "refused"),
+        (PERMANENT_NAMES, "other"),
+        (TRANSIENT_NAMES, "transient"),  # before the status: the complaint that a body was cut off carries a 400
+    )
+    named = next((kind for some, kind in known if names & some), None)
+    return named or (_kind_of_status(status) if status is not None and status >= 400 else None)
 
 
 def _kind_of_status(status: int) -> Kind:
     if status >= 500 or status in TRANSIENT_STATUS:
         return "transient"
     return "missing" if status in MISSING_STATUS else "refused" if status in REFUSED_STATUS else "other"
-
-
-def _kind_of_name(error: BaseException) -> Kind:
-    if isinstance(error, FileNotFoundError):
-        return "missing"
-    names = {parent.__name__ for one in _chain(error) for parent in type(one).__mro__}
-    if isinstance(error, PermissionError) or names & REFUSED_NAMES:
-        return "refused"
-    if names & PERMANENT_NAMES:
-        return "other"
-    passing = isinstance(error, TimeoutError | ConnectionError) or bool(names & TRANSIENT_NAMES)
-    return "transient" if passing or getattr(error, "errno", None) in TRANSIENT_ERRNOS else "other"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -112,7 +117,7 @@ def persistently(action: Callable[[], T], location: str, doing: str) -> T:
 def _explained(error: Exception, kind: Kind, location: str, doing: str) -> Exception:
     where = shown(location)
     root = list(_chain(error))[-1]
-    cause = f"{type(root).__name__}: {root}".replace(location, where).rstrip(": ")
+    cause = shown(f"{type(root).__name__}: {root}").rstrip(": ")
     if kind == "missing":
         return FileNotFoundError(f"{where}: there is no such file or folder ({cause}); check the name")
     if kind == "refused":

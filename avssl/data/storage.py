@@ -14,9 +14,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -25,8 +27,9 @@ from avssl.data.location import READ_ONLY, REMOTE, Location, is_remote, join, lo
 from avssl.data.retry import MAX_TRIES, persistently
 
 __all__ = [
-    "Facts", "Location", "copy_to", "download", "exists", "facts", "files_below", "is_remote", "join", "local_copy",
-    "local_path", "names", "protocol_of", "read_bytes", "remove", "shown", "size", "upload", "write_bytes",
+    "Facts", "Location", "WrongSize", "copy_to", "download", "exists", "facts", "files_below", "is_remote", "join",
+    "local_copy", "local_path", "names", "protocol_of", "read_bytes", "remove", "shown", "size", "upload",
+    "write_bytes",
 ]  # fmt: skip
 
 BLOCK_BYTES = 8 << 20
@@ -41,6 +44,14 @@ class Facts(NamedTuple):
     num_bytes: int | None
     version: str
     is_folder: bool
+
+
+class WrongSize(OSError):
+    """A file that has not the size it must have. num_bytes: what was found."""
+
+    def __init__(self, location: str, num_bytes: int, wanted: int) -> None:
+        super().__init__(f"{shown(location)}: has {num_bytes} bytes; it must have {wanted}")
+        self.num_bytes = num_bytes
 
 
 def facts(location: Location) -> Facts:
@@ -99,7 +110,10 @@ def files_below(location: Location) -> list[tuple[str, int | None]]:
         found = files.find(text, detail=True)
         return [(path.removeprefix(root), info.get("size")) for path, info in found.items() if path.startswith(root)]
 
-    return sorted(_remotely(text, "listed", find))
+    found: list[tuple[str, int | None]] = sorted(_remotely(text, "listed", find))
+    if not found:
+        facts(text)  # says that there is none
+    return found
 
 
 def read_bytes(location: Location, begin: int | None = None, end: int | None = None) -> bytes:
@@ -119,15 +133,15 @@ def read_bytes(location: Location, begin: int | None = None, end: int | None = N
 def copy_to(location: Location, file: BinaryIO, num_bytes: int | None = None) -> int:
     """Write a whole file to an open one, from where that stands; returns the number of bytes.
 
-    num_bytes: what it must have (OSError if it has not); whoever knows that also knows its hash and checks it. Without
-    it, a file that changes meanwhile is read anew, at last an OSError.
+    num_bytes: what it must have (WrongSize if it has not); whoever knows that also knows its hash and checks it.
+    Without it, a file that changes meanwhile is read anew, at last an OSError.
     """
     text = os.fspath(location)
     start = file.tell()
     for _ in range(MAX_TRIES):
         before = facts(text)
-        if num_bytes is not None and before.num_bytes not in (None, num_bytes):
-            raise OSError(f"{shown(text)}: has {before.num_bytes} bytes; it must have {num_bytes}")
+        if num_bytes is not None and before.num_bytes is not None and before.num_bytes != num_bytes:
+            raise WrongSize(text, before.num_bytes, num_bytes)
         if not is_remote(location):
             with local_path(location).open("rb") as source:
                 shutil.copyfileobj(source, file, 1 << 20)
@@ -139,7 +153,7 @@ def copy_to(location: Location, file: BinaryIO, num_bytes: int | None = None) ->
         written = file.tell() - start
         if num_bytes is not None:
             if written != num_bytes:
-                raise OSError(f"{shown(text)}: has {written} bytes; it must have {num_bytes}")
+                raise WrongSize(text, written, num_bytes)
             return written
         if before.num_bytes in (None, written) and (written <= BLOCK_BYTES or facts(text) == before):
             return written
@@ -150,12 +164,8 @@ def copy_to(location: Location, file: BinaryIO, num_bytes: int | None = None) ->
 
 def download(location: Location, path: Path) -> int:
     """Copy a file to a local path, whole or not at all; returns the number of bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _made_whole(path) as temporary, temporary.open("wb") as file:
-        written = copy_to(location, file)
-        file.flush()
-        os.fsync(file.fileno())
-    return written
+    with _made_whole(path) as file:
+        return copy_to(location, file)
 
 
 def upload(path: Path, location: Location) -> None:
@@ -175,12 +185,8 @@ def write_bytes(location: Location, content: bytes) -> None:
         _refuse_read_only(text)
         _remotely(text, "written", partial(_put, text, len(content), lambda files: files.pipe_file(text, content)))
         return
-    path = local_path(location)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _made_whole(path) as temporary, temporary.open("wb") as file:
+    with _made_whole(local_path(location)) as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def remove(location: Location) -> None:
@@ -190,10 +196,8 @@ def remove(location: Location) -> None:
         local_path(location).unlink(missing_ok=True)
         return
     _refuse_read_only(text)
-    try:
+    with suppress(FileNotFoundError):
         _remotely(text, "removed", lambda files: files.rm_file(text))
-    except FileNotFoundError:
-        return
 
 
 @contextmanager
@@ -280,11 +284,15 @@ def _refuse_read_only(location: str) -> None:
 
 
 @contextmanager
-def _made_whole(path: Path) -> Iterator[Path]:
-    """A temporary name beside the path that becomes the path when the block ends well, and is removed if not."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+def _made_whole(path: Path) -> Iterator[BinaryIO]:
+    """A new file beside the path that is forced to disk and gets its name when the block ends well; removed if not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}.tmp")
     try:
-        yield temporary
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
