@@ -16,6 +16,11 @@ EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 # Commands that are a module of their own, with add_arguments(parser) and run(arguments) -> exit code or None.
 MODULES = {
     "demo-corpus": ("data_prep.demo_corpus", "make the embedded corpus of videos with sound"),
+    "stats": (
+        "data_prep.stats",
+        "say what a shard folder holds: sizes, classes, loudness, silence, stillness, duplicates",
+    ),
+    "show": ("data_prep.show", "write one sample of a shard folder as a file that plays, and print its json"),
 }
 
 

@@ -1,0 +1,155 @@
+"""Which pictures look alike: 64 bits a picture, and groups of those that differ in few bits. NumPy alone.
+
+The hash is of the family called pHash: signs of the lowest frequencies of a small grey picture, hence the same for
+another size, another compression, other brightness or contrast; not for crops, turns or mirror images.
+
+Groups are found without comparing all with all. Cut the 64 bits into m = d // 2 + 1 pieces: hashes that differ in at
+most d < 2 m bits differ in at most one bit of at least one piece, for else there were 2 m differences. So only hashes
+with a piece that is equal, or equal after one flipped bit, are compared; sorting and binary search find them. Equal
+hashes are joined first. With d = 6 about one pair of a thousand is compared (a million hashes take half a minute), with
+d = 4 one of thirty thousand.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+Hashes = NDArray[np.uint64]
+Indices = NDArray[np.int64]
+
+SMALL_PX = 32
+NUM_BITS = 64
+FLAT_LEVELS = 1.5  # standard deviation of the small picture, of 255: below, its frequencies are noise
+NO_HASH = 0  # half of the bits of a hash are set, so that none is 0
+MAX_DISTANCE = 15
+PAIRS_AT_ONCE = 1 << 20
+
+# The 64 lowest frequencies (rows, columns) but the mean.
+FREQUENCIES = sorted(itertools.product(range(11), repeat=2), key=lambda pair: (sum(pair), pair))[1 : NUM_BITS + 1]
+_COSINES = np.cos(np.pi / SMALL_PX * np.outer(np.arange(11), np.arange(SMALL_PX) + 0.5))
+_ONES = np.array([bin(value).count("1") for value in range(1 << 16)], dtype=np.uint8)
+
+
+@lru_cache(maxsize=64)
+def area_weights(size: int) -> NDArray[np.float32]:
+    """(SMALL_PX, size): row k takes the mean over the k-th of SMALL_PX equal parts of a line of `size` pixels."""
+    edges = np.linspace(0, size, SMALL_PX + 1)
+    pixels = np.arange(size)
+    overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    return np.asarray(np.maximum(overlap, 0) * SMALL_PX / size, dtype=np.float32)
+
+
+def small_picture(luma: NDArray[np.generic]) -> NDArray[np.float32]:
+    """Means of SMALL_PX x SMALL_PX equal parts of a grey picture (height, width)."""
+    height, width = luma.shape
+    return np.asarray(area_weights(height) @ luma.astype(np.float32) @ area_weights(width).T)
+
+
+def perceptual_hash(small: NDArray[np.float32]) -> int:
+    """64 bits of a `small_picture` with levels 0..255; NO_HASH if it is flat.
+
+    Of its DCT-II the 64 lowest frequencies but the mean are compared with their median: a bit is set where one is
+    greater.
+    """
+    if small.std() < FLAT_LEVELS:
+        return NO_HASH
+    rows, columns = np.array(FREQUENCIES).T
+    values = (_COSINES @ small @ _COSINES.T)[rows, columns]
+    return int.from_bytes(np.packbits(values > np.median(values)).tobytes(), "big")
+
+
+def distances(first: Hashes, second: Hashes) -> NDArray[np.int64]:
+    """Number of bits in which two arrays of hashes (n,) differ: int64 (n,)."""
+    return np.asarray(_ONES[(first ^ second)[:, None].view(np.uint16)].sum(axis=1, dtype=np.int64))
+
+
+def equal_groups(hashes: Hashes) -> list[Indices]:
+    """Groups of at least two indices whose hash (n,) is the same and not NO_HASH, the largest first."""
+    order = np.argsort(hashes, kind="stable")
+    order = order[hashes[order] != NO_HASH]
+    starts = np.flatnonzero(np.diff(hashes[order])) + 1
+    return _largest_first([group for group in np.split(order, starts) if len(group) > 1])
+
+
+def near_groups(hashes: Hashes, max_distance: int) -> list[Indices]:
+    """Groups of at least two indices that are linked by pairs within a distance in bits, the largest first.
+
+    hashes: (n, F), F pictures of each sample. A pair has to be near in the first, and in each other picture that both
+    have. Without a first hash a sample is in no group. Links chain: the ends of a group may be further apart.
+
+    Raises ValueError if max_distance is not in 0..MAX_DISTANCE.
+    """
+    if not 0 <= max_distance <= MAX_DISTANCE:
+        raise ValueError(f"the distance between alike pictures is {max_distance} bits; allowed are 0..{MAX_DISTANCE}")
+    present = np.flatnonzero(hashes[:, 0] != NO_HASH)
+    if len(present) == 0:
+        return []
+    rows, row_of = np.unique(hashes[present], axis=0, return_inverse=True)
+    parent = np.arange(len(rows))
+    for first, second in _candidates(rows[:, 0], max_distance):
+        near = np.ones(len(first), dtype=bool)
+        for column in rows.T:
+            one, other = column[first], column[second]
+            near &= (one == NO_HASH) | (other == NO_HASH) | (distances(one, other) <= max_distance)
+        _link(parent, first[near], second[near])
+    group_of = parent[row_of.reshape(-1)]
+    order = np.argsort(group_of, kind="stable")
+    starts = np.flatnonzero(np.diff(group_of[order])) + 1
+    return _largest_first([present[group] for group in np.split(order, starts) if len(group) > 1])
+
+
+def _largest_first(groups: list[Indices]) -> list[Indices]:
+    return sorted(groups, key=lambda group: (-len(group), int(group[0])))
+
+
+def _candidates(hashes: Hashes, max_distance: int) -> Iterator[tuple[Indices, Indices]]:
+    """Pairs of positions, in slabs, among them every pair within max_distance; some come more than once."""
+    num_pieces = max_distance // 2 + 1
+    edges = [NUM_BITS * piece // num_pieces for piece in range(num_pieces + 1)]
+    for low, high in itertools.pairwise(edges):
+        pieces = (hashes >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
+        order = np.argsort(pieces, kind="stable")
+        pieces = pieces[order]
+        everyone = np.arange(len(pieces))
+        slabs = _expand(everyone, everyone + 1, np.searchsorted(pieces, pieces, "right"))
+        yield from ((order[first], order[second]) for first, second in slabs)
+        if max_distance == 0:
+            continue
+        for bit in range(high - low):
+            flip = np.uint64(1 << bit)
+            own = np.flatnonzero(pieces & flip == 0)  # the other one of the pair has the bit
+            partner = pieces[own] | flip
+            begin, end = np.searchsorted(pieces, partner, "left"), np.searchsorted(pieces, partner, "right")
+            yield from ((order[first], order[second]) for first, second in _expand(own, begin, end))
+
+
+def _expand(own: Indices, begin: Indices, end: Indices) -> Iterator[tuple[Indices, Indices]]:
+    """Pairs (own[k], each of begin[k]..end[k] - 1), about PAIRS_AT_ONCE at a time."""
+    counts = end - begin
+    upto = np.cumsum(counts)
+    start = 0
+    while start < len(own):
+        before = int(upto[start - 1]) if start else 0
+        stop = max(start + 1, int(np.searchsorted(upto, before + PAIRS_AT_ONCE, "right")))
+        part = counts[start:stop]
+        if total := int(part.sum()):
+            within = np.arange(total) - np.repeat(np.cumsum(part) - part, part)
+            yield np.repeat(own[start:stop], part), np.repeat(begin[start:stop], part) + within
+        start = stop
+
+
+def _link(parent: Indices, first: Indices, second: Indices) -> None:
+    """Join the groups of pairs, in place. parent: of each position its group's smallest, before and after."""
+    while True:
+        one, other = parent[first], parent[second]
+        apart = one != other
+        if not apart.any():
+            return
+        np.minimum.at(parent, np.maximum(one, other)[apart], np.minimum(one, other)[apart])
+        while (parent[parent] != parent).any():
+            parent[:] = parent[parent]
