@@ -108,6 +108,28 @@ def test_the_streams_are_copied_bit_by_bit(shards, suffix):
     assert remux(sample.video, sample.audio, suffix, video_start_seconds=0.37) == shown
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_frames_that_are_stored_out_of_order_keep_their_times(suffix):
+    """A video with B-frames, as one that was copied from its source may be."""
+    frames = np.repeat(np.linspace(0, 250, 40).astype(np.uint8), 48 * 64 * 3).reshape(40, 48, 64, 3)
+    video, audio = io.BytesIO(), io.BytesIO()
+    write_media(video, video=frames, video_fps=20, container_format="mp4", video_options={"bf": "3"})
+    write_media(audio, audio=np.full((1, 9600), 0.5), audio_rate_hz=4800, audio_codec="flac", container_format="flac")
+    with av.open(io.BytesIO(video.getvalue())) as container:
+        stamps = [packet.pts for packet in container.demux(video=0) if packet.pts is not None]
+    assert stamps != sorted(stamps)
+    shown = remux(video.getvalue(), audio.getvalue(), suffix, video_start_seconds=0.25)
+    first = {}
+    for kind in ("video", "audio"):
+        with av.open(io.BytesIO(shown)) as container:
+            times = [frame.time for frame in container.decode(**{kind: 0})]
+        first[kind] = times[0]
+        if kind == "video":
+            assert np.diff(times) == pytest.approx(np.full(39, 0.05), abs=2e-3)
+    assert first["video"] - first["audio"] == pytest.approx(0.25, abs=2e-3)
+    assert (read_video(shown, np.arange(40) / 20) == read_video(video.getvalue(), np.arange(40) / 20)).all()
+
+
 def test_what_is_alone_is_written_as_it_is_stored(shards, image_shards, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["show", str(shards), "silent_mp4"]) == 0
