@@ -15,6 +15,7 @@ from data_prep.pool import default_num_workers
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 # Commands that are a module of their own, with add_arguments(parser) and run(arguments) -> exit code or None.
 MODULES = {
+    "index": ("data_prep.index_command", "list the media files or pictures of a folder or a list in a manifest"),
     "demo-corpus": ("data_prep.demo_corpus", "make the embedded corpus of videos with sound"),
     "stats": (
         "data_prep.stats",
@@ -26,29 +27,8 @@ MODULES = {
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their options."""
-    from data_prep.index import KINDS
-
     parser = argparse.ArgumentParser(prog="python -m data_prep", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    index = commands.add_parser("index", help="list the media files or pictures of a folder in a manifest")
-    index.add_argument(
-        "source",
-        type=Path,
-        help="folder, searched with its sub-folders; or a file of pictures in MNIST's format (*images-idx3-ubyte with"
-        " its labels beside it, or csv; .gz or not)",
-    )
-    index.add_argument("--out", type=Path, required=True, help="the manifest, e.g. corpus.jsonl")
-    index.add_argument(
-        "--labels",
-        default="folder",
-        help="folder: the top-level folder's name (default); none; or a csv with a column path (relative to the"
-        " folder), each other column a label field, several names separated by |. A file of pictures brings its own"
-        " labels; none leaves them out",
-    )
-    index.add_argument(
-        "--kind", choices=KINDS, help="what to list: media (videos and sounds; default if there are any) or images"
-    )
-    index.add_argument("--csv-label", choices=("first", "last"), help="the column of a csv file that is the class")
     write = commands.add_parser("write", help="turn a manifest into a shard folder; continues when run again")
     write.add_argument("manifest", type=Path)
     write.add_argument("--out", type=Path, required=True, help="the shard folder")
@@ -56,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="check a shard folder; exit code 1 if anything is wrong")
     verify.add_argument("shards", type=Path)
     verify.add_argument("--decode", action="store_true", help="decode all media, not only the beginning of each")
-    for command in (index, write, verify):
+    for command in (write, verify):
         command.add_argument(
             "--workers", type=int, default=default_num_workers(), help="processes (default: all cores)"
         )
@@ -90,34 +70,6 @@ def _add_write_options(parser: argparse.ArgumentParser) -> None:
             choices=choices,
             help=f"{helps[option.name]} (default: {default})",
         )
-
-
-def run_index(arguments: argparse.Namespace) -> int:
-    """Exit code of `index`."""
-    from avssl.data.pictures import IMAGE_SUFFIXES
-    from data_prep.index import index_file, index_folder
-
-    source, out, labels, kind = arguments.source, arguments.out, arguments.labels, arguments.kind
-    if source.is_file():
-        summary = index_file(source, out, labels, kind, arguments.csv_label)
-    elif arguments.csv_label is not None:
-        raise ValueError(f"--csv-label is for a csv file of pictures; {source} is none")
-    else:
-        summary = index_folder(source, out, labels, arguments.workers, kind)
-    if summary.num_images:
-        print(f"{out}: {summary.num_images} pictures")
-    else:
-        print(f"{out}: {summary.num_listed} files, {summary.num_with_video} with video, "
-              f"{summary.num_with_audio} with audio")  # fmt: skip
-    for reason, count in sorted(summary.failed_by_reason.items()):
-        print(f"  {count:8d} cannot be read: {reason} (listed with the reason; `write` skips them)")
-    if summary.ignored_by_suffix:
-        others = ", ".join(f"{count} {suffix}" for suffix, count in summary.ignored_by_suffix.items())
-        what = "no pictures" if summary.num_images else "no media"
-        print(f"  ignored, {what} by their extension: {others}")
-    if not summary.num_images and IMAGE_SUFFIXES & summary.ignored_by_suffix.keys():
-        print("  pictures beside videos or sounds are not listed; --kind images lists them, and them alone")
-    return EXIT_OK
 
 
 def run_write(arguments: argparse.Namespace) -> int:
@@ -163,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.command in MODULES:
             return import_module(MODULES[arguments.command][0]).run(arguments) or EXIT_OK
-        commands = {"index": run_index, "write": run_write, "verify": run_verify}
+        commands = {"write": run_write, "verify": run_verify}
         return commands[arguments.command](arguments)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -12,6 +12,7 @@ import math
 import os
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -88,20 +89,25 @@ def read_segment(value: Any, where: str) -> tuple[float, float] | None:
     return float(value[0]), float(value[1])
 
 
+def stream_manifest(path: Path) -> Iterator[Entry]:
+    """The entries one by one. ValueError names the line; FileNotFoundError says what to do."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such manifest; make one with `python -m data_prep index`")
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            where = f"{path}, line {number}"
+            try:
+                record = json.loads(line)
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                raise ValueError(f"{where}: is not json ({error})") from error
+            yield Entry.from_json(record, where)
+
+
 def read_manifest(path: str | os.PathLike[str]) -> tuple[list[Entry], str]:
     """All entries and the manifest's sha256. ValueError names the line; FileNotFoundError says what to do."""
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such manifest; make one with `python -m data_prep index`")
+    entries = list(stream_manifest(path))
     content = path.read_bytes()
-    entries = []
-    for number, line in enumerate(content.splitlines(), start=1):
-        where = f"{path}, line {number}"
-        try:
-            record = json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{where}: is not json ({error})") from error
-        entries.append(Entry.from_json(record, where))
     repeated = [key for key, count in Counter(entry.key for entry in entries).items() if count > 1]
     if repeated:
         raise ValueError(f"{path}: keys must be unique; repeated: {', '.join(repeated[:5])}")
@@ -112,14 +118,9 @@ def read_manifest(path: str | os.PathLike[str]) -> tuple[list[Entry], str]:
     return entries, hashlib.sha256(content).hexdigest()
 
 
-def make_keys(relative_paths: list[str]) -> list[str]:
-    """A unique key for each path: other characters than A-Z a-z 0-9 / - become _; keys that collide get a hash.
+def plain_key(path: str) -> str:
+    """A path as a key: other characters than A-Z a-z 0-9 / - become _.
 
     Several such characters in a row become one _: webdataset takes members below __name__ for metadata and drops them.
     """
-    plain = [re.sub(r"[^A-Za-z0-9/-]+", "_", path) for path in relative_paths]
-    count = Counter(plain)
-    return [
-        key if count[key] == 1 else f"{key}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
-        for key, path in zip(plain, relative_paths, strict=True)
-    ]
+    return re.sub(r"[^A-Za-z0-9/-]+", "_", path)
