@@ -25,11 +25,16 @@ LAYERS = {
         "avssl.data.streams",
         "avssl.data.cursor",
         "avssl.data.playing",
+        "avssl.data.sharing",
         "avssl.data.timeline",
         "avssl.data.ffmpeg",
+        "avssl.data.frames",
+        "avssl.data.packets",
+        "avssl.data.wholeness",
         "avssl.data.shard_format",
         "avssl.data.shards",
         "avssl.data.shard_cache",
+        "avssl.data.remote_shards",
         "avssl.data.location",
         "avssl.data.retry",
         "avssl.data.storage",
@@ -77,10 +82,10 @@ def imports(path):
             continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module in ("avssl", "avssl.data", "data_prep"):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
-            if node.module in ("avssl", "avssl.data", "data_prep"):
-                yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 FILES = sorted([*ROOT.glob("avssl/**/*.py"), *ROOT.glob("data_prep/**/*.py")])

@@ -18,20 +18,19 @@ from numpy.typing import NDArray
 
 from avssl.data.cursor import FrameCursor, SeekMissed
 from avssl.data.ffmpeg import (
-    Resampler,
     Source,
-    Upright,
     audio_stream,
     exact_start,
     first_frame,
     frames_from_here,
     opened,
     require,
-    to_array,
     video_stream,
 )
-from avssl.data.playing import Picture, PictureStream, SoundStream
-from avssl.data.streams import audio_info, mono_blocks, quarter_turns, video_info
+from avssl.data.frames import Resampler, Upright, to_array
+from avssl.data.playing import Picture, PictureStream, SoundStream, open_packets
+from avssl.data.sharing import StreamsFarApartError
+from avssl.data.streams import audio_info, file_seconds, mono_blocks, quarter_turns, video_info
 from avssl.data.timeline import (
     AUDIO_PREROLL_SECONDS,
     AUDIO_SEEK_SECONDS,
@@ -49,8 +48,8 @@ from avssl.types import MediaError
 
 __all__ = [
     "FRAME_TIME_TOLERANCE_SECONDS", "MEDIA_SUFFIXES", "AudioInfo", "MediaInfo", "Picture", "PictureStream",
-    "SoundStream", "Source", "Upright", "VideoInfo", "fitted_size", "probe", "quarter_turns", "read_audio",
-    "read_video", "stream_audio", "stream_pictures", "stream_video",
+    "SoundStream", "Source", "StreamsFarApartError", "Upright", "VideoInfo", "fitted_size", "open_packets", "probe",
+    "quarter_turns", "read_audio", "read_video", "stream_audio", "stream_pictures", "stream_video",
 ]  # fmt: skip
 
 
@@ -71,7 +70,7 @@ def probe(source: Source, *, name: str = "") -> MediaInfo:
             raise MediaError("not_media", f"{label}: a {container.format.name} file without video or audio streams")
         first = None if video is None else first_frame(container, require(video, "no_video", label), label)
         video_facts = None if first is None else video_info(video, *first)
-        duration = None if container.duration is None else container.duration / 1e6
+        duration = file_seconds(container)
         container_name = container.format.name
     audio_facts = None
     if audio is not None:

@@ -1,27 +1,27 @@
-"""FFmpeg through PyAV: opening files, packets to frames, frames to arrays. The lower half of decode.py, for it alone.
+"""FFmpeg through PyAV: opening files, packets to frames. The lower half of decode.py, for it alone.
 
 FFmpeg's log stays off (routing it through Python can dead-lock), and only local files of known formats are opened, so
-that a play list renamed to .mp4 can make nobody fetch anything.
+that a play list renamed to .mp4 can make nobody fetch anything. What is decided about damaged and cut files stands in
+packets.py and wholeness.py; frames become arrays in frames.py.
 """
 
 from __future__ import annotations
 
 import io
-import itertools
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import av
-import numpy as np
-from av.audio.resampler import AudioResampler
-from av.filter import Graph
 from av.stream import Disposition
-from numpy.typing import NDArray
 
-from avssl.data.timeline import MAX_GAP_SECONDS, AudioBlock
+from avssl.data.frames import sound_of, use_native_layout
+from avssl.data.packets import FORMATS_WITH_BREAKS, Refused, on_one_clock, preferred
+from avssl.data.timeline import MAX_BACKWARD_SECONDS, MAX_GAP_SECONDS
+from avssl.data.wholeness import Content, known_format, missing_end
 from avssl.types import FailureReason, MediaError
 
 Source = str | os.PathLike[str] | bytes
@@ -34,6 +34,15 @@ FORMATS = (
 # an edit list the decoder swallows AAC's first packet, and the stream begins 1,024 samples later than the header says.)
 EXACT_STARTS = (("mov,mp4,m4a,3gp,3g2,mj2", "video"), ("flac", "audio"), ("wav", "audio"))
 
+LEAST_PROMISE_SECONDS = 0.1  # tracks without anything in them may claim a packet or two
+SPOKEN_EXTRAS = (
+    Disposition.comment
+    | Disposition.visual_impaired
+    | Disposition.hearing_impaired
+    | Disposition.descriptions
+    | Disposition.karaoke
+)
+
 av.logging.set_level(None)
 
 
@@ -43,60 +52,72 @@ av.logging.set_level(None)
 @contextmanager
 def opened(source: Source, name: str) -> Iterator[tuple[Any, str]]:
     """The open container and the name for messages; closes it, and turns FFmpeg's errors into MediaErrors."""
-    label = name or ("<bytes>" if isinstance(source, bytes) else os.fspath(source))
-    head = _checked_head(source, label)
-    try:
-        container = av.open(
-            io.BytesIO(source) if isinstance(source, bytes) else f"file:{os.fspath(source)}",
-            options={"format_whitelist": FORMATS, "protocol_whitelist": "file"},
-            metadata_errors="ignore",
-        )
-    except (av.FFmpegError, ValueError) as error:
-        if head[4:8] == b"ftyp":
-            raise MediaError(
-                "truncated", f"{label}: an mp4 whose index (moov) is missing or damaged ({error})"
-            ) from error
-        raise MediaError("not_media", f"{label}: no known media format ({error})") from error
-    try:
-        with translated(label):
+    label = name or ("<bytes>" if isinstance(source, bytes) else os.fsencode(source).decode(errors="backslashreplace"))
+    with translated(label):
+        head = _checked_head(source, label)
+        try:
+            container = av.open(
+                io.BytesIO(source) if isinstance(source, bytes) else f"file:{os.fspath(source)}",
+                options={"format_whitelist": FORMATS, "protocol_whitelist": "file"},
+                metadata_errors="ignore",
+            )
+        except (av.FFmpegError, ValueError) as error:
+            if isinstance(error, MemoryError):
+                raise
+            if what := known_format(head):
+                missing = "index (moov)" if what == "an mp4" else "header"
+                message = f"{label}: {what} whose {missing} is missing, cut or damaged ({error})"
+                raise MediaError("truncated", message) from error
+            raise MediaError("not_media", f"{label}: no known media format ({error})") from error
+        try:
             yield container, label
-    finally:
-        container.close()
+        finally:
+            container.close()
 
 
 @contextmanager
 def translated(label: str) -> Iterator[None]:
-    """FFmpeg's errors inside it become MediaErrors."""
+    """FFmpeg's errors inside it become MediaErrors, and so does a lack of memory."""
     try:
         yield
+    except MemoryError as error:
+        raise MediaError("out_of_memory", f"{label}: reading it takes more memory than there is ({error})") from error
     except av.FFmpegError as error:
         raise MediaError("decode_error", f"{label}: {error}") from error
 
 
 def _checked_head(source: Source, label: str) -> bytes:
-    """The first bytes; MediaError if there are none."""
+    """The first bytes; MediaError if there are none, or if much of the end is missing."""
     if isinstance(source, bytes):
-        head = source[:16]
+        content = Content(io.BytesIO(source), len(source))
+        missing = missing_end(content)
     else:
+        path = Path(source)
         try:
-            with Path(source).open("rb") as file:
-                head = file.read(16)
+            if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for somebody to write into it
+                raise MediaError("missing_file", f"{label}: is no regular file")
+            with path.open("rb") as file:
+                content = Content(file, os.fstat(file.fileno()).st_size)
+                missing = missing_end(content)
         except OSError as error:
             raise MediaError("missing_file", f"{label}: cannot be opened ({error.strerror})") from error
-    if not head:
+    if not content.head:
         raise MediaError("empty_file", f"{label}: has zero bytes")
-    return head
+    if missing is not None:
+        raise MediaError("truncated", f"{label}: {missing}")
+    return content.head
 
 
 def video_stream(container: Any) -> Any | None:
-    """The first video stream that is not a cover picture."""
-    streams = (s for s in container.streams.video if not s.disposition & Disposition.attached_pic)
-    return next(streams, None)
+    """The default video stream that is not a cover picture, the first of several."""
+    covers = Disposition.attached_pic | Disposition.timed_thumbnails
+    films = [stream for stream in container.streams.video if not stream.disposition & covers]
+    return preferred(films, Disposition.default, Disposition.dependent)
 
 
 def audio_stream(container: Any) -> Any | None:
-    """The first audio stream."""
-    return next(iter(container.streams.audio), None)
+    """The default audio stream, the first of several; comments and descriptions only where there is nothing else."""
+    return preferred(container.streams.audio, Disposition.default, SPOKEN_EXTRAS)
 
 
 def require(stream: Any | None, reason: FailureReason, label: str) -> Any:
@@ -112,108 +133,79 @@ def require(stream: Any | None, reason: FailureReason, label: str) -> Any:
 
 
 def frames_from_here(container: Any, stream: Any, label: str) -> Iterator[tuple[int, Any]]:
-    """(time stamp in ticks, frame) from where the container stands to its end, the decoder flushed."""
+    """(time stamp in ticks, frame) from where the container stands to its end, the decoder flushed.
+
+    Frames are PyAV's of a video stream, Sounds of an audio stream. Damaged packets are left out while they are few
+    (packets.py says how few); breaks of the clock are mended in formats that are known for them.
+    """
     if not stream.codec_context.is_open:
         stream.codec_context.thread_count = 1
+        if stream.type == "audio":
+            use_native_layout(stream)
     max_gap = int(MAX_GAP_SECONDS / stream.time_base)
-    last = None
-    packets = container.demux(stream)
-    for packet in packets:
+    max_back = int(MAX_BACKWARD_SECONDS / stream.time_base)
+    refused = Refused(stream.type, container.format.name, label)
+    last, length = None, 0
+    for packet in _packets(container, stream):
         try:
             decoded = packet.decode()
         except av.FFmpegError as error:
-            is_last = not any(later.size for later in itertools.islice(packets, 2))
-            what = "the data ends inside a packet" if is_last else f"a {stream.type} packet cannot be decoded"
-            raise MediaError("truncated" if is_last else "decode_error", f"{label}: {what} ({error})") from error
+            if isinstance(error, MemoryError):
+                raise
+            refused.refused(error)
+            continue
+        if packet.size:
+            refused.took()
         for frame in decoded:
             ticks = frame.pts if frame.pts is not None else frame.dts
-            if ticks is None:
-                raise MediaError("decode_error", f"{label}: a {stream.type} frame carries no time stamp")
-            if last is not None and abs(ticks - last) > max_gap:
-                raise MediaError("decode_error", f"{label}: {stream.type} time stamps jump by more than an hour")
-            last = ticks
-            yield ticks, frame
+            if ticks is None:  # as in bare h264: they follow each other
+                ticks = (stream.start_time or 0) if last is None else last + length
+            if last is not None and not -max_back <= ticks - last <= max_gap:
+                by = (ticks - last) * float(stream.time_base)
+                raise MediaError("decode_error", f"{label}: {stream.type} time stamps jump by {by:.3f} s")
+            last, length = ticks, frame.duration or length or _nominal_ticks(stream)
+            yield ticks, frame if stream.type == "video" else sound_of(frame, stream)
+    refused.ended()
+
+
+def _packets(container: Any, stream: Any) -> Iterator[Any]:
+    """The stream's packets from where the container stands."""
+    if container.format.name not in FORMATS_WITH_BREAKS:
+        return iter(container.demux(stream))
+    together = [one for one in (video_stream(container), audio_stream(container)) if one is not None]
+    return on_one_clock(container.demux(together), stream)
+
+
+def _nominal_ticks(stream: Any) -> int:
+    """How long a frame is, where only the frame rate tells."""
+    return round(1 / (stream.average_rate * stream.time_base)) if stream.type == "video" and stream.average_rate else 1
 
 
 def first_frame(container: Any, stream: Any, label: str) -> tuple[int, Any] | None:
-    """(time stamp in ticks, frame) of the first one, None if there is none."""
-    return next(frames_from_here(container, stream, label), None)
+    """(time stamp in ticks, frame) of the first one, None if there is none.
+
+    MediaError("truncated") if the header says that there are some.
+    """
+    first = next(frames_from_here(container, stream, label), None)
+    if first is None:
+        check_empty(stream, label)
+    return first
+
+
+def check_empty(stream: Any, label: str) -> None:
+    """MediaError("truncated") if a stream of which nothing can be decoded should last some time by its header."""
+    promised = float(stream.duration * stream.time_base) if stream.duration else 0.0
+    if promised > LEAST_PROMISE_SECONDS:
+        raise MediaError(
+            "truncated", f"{label}: nothing of its {stream.type} is there; the header says {promised:.2f} s"
+        )
 
 
 def exact_start(container: Any, stream: Any) -> int | None:
     """The first frame's stamp where the header can be trusted with it, else None."""
-    if (container.format.name, stream.type) in EXACT_STARTS and stream.start_time is not None:
-        return int(stream.start_time)
-    return None
-
-
-# --- pictures ------------------------------------------------------------------------------------------------------
-
-
-def to_array(frame: Any, rgb: bool, turns: int) -> NDArray[np.uint8]:
-    """(H, W, 3) RGB or (H * 3 / 2, W) yuv420p, turned clockwise by turns * 90 degrees. Newly allocated."""
-    if rgb:
-        image = frame.reformat(format="rgb24", threads=1).to_ndarray()
-        return np.ascontiguousarray(np.rot90(image, -turns)) if turns else image
-    upright = Upright(turns, None)(frame)
-    return np.asarray(upright.reformat(format="yuv420p", threads=1).to_ndarray(), dtype=np.uint8)
-
-
-class Upright:
-    """Scales a stream's frames and turns them clockwise by turns * 90 degrees, without leaving YUV.
-
-    size: (width, height) after turning; None leaves size and pixel format alone.
-    """
-
-    def __init__(self, turns: int, size: tuple[int, int] | None) -> None:
-        self._turns = turns
-        self._size = size if size is None or turns % 2 == 0 else (size[1], size[0])
-        self._graph: Any = None
-
-    def __call__(self, frame: Any) -> Any:
-        if self._size is not None:
-            frame = _scaled(frame, *self._size)
-        if self._turns == 0:
-            return frame
-        if self._graph is None:
-            self._graph = _turning_graph(frame, self._turns)
-        self._graph.push(frame)
-        return self._graph.pull()
-
-
-def _scaled(frame: Any, width: int, height: int) -> Any:
-    """yuv420p, BT.601, limited range: one meaning of colours for every shard, whatever the source."""
-    return frame.reformat(
-        width, height, "yuv420p", dst_colorspace="ITU601", dst_color_range="MPEG", interpolation="AREA", threads=1
-    )
-
-
-def _turning_graph(frame: Any, turns: int) -> Graph:
-    """A filter that turns pictures clockwise by turns * 90 degrees."""
-    steps = {1: [("transpose", "clock")], 2: [("hflip", ""), ("vflip", "")], 3: [("transpose", "cclock")]}[turns]
-    graph = Graph()
-    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
-    nodes = [graph.add(name, arguments) for name, arguments in steps]
-    graph.link_nodes(source, *nodes, graph.add("buffersink")).configure()
-    return graph
-
-
-# --- sound ---------------------------------------------------------------------------------------------------------
-
-
-class Resampler:
-    """Mono float32 blocks from one rate to another; None flushes. Equal rates pass through."""
-
-    def __init__(self, source_rate_hz: int, rate_hz: int) -> None:
-        self.source_rate_hz, self.rate_hz = source_rate_hz, rate_hz
-        self._inner = AudioResampler(format="flt", layout="mono", rate=rate_hz)
-
-    def __call__(self, block: AudioBlock | None) -> AudioBlock:
-        if self.source_rate_hz == self.rate_hz:
-            return np.empty(0, np.float32) if block is None else block
-        frame = None
-        if block is not None:
-            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(block)[None], format="flt", layout="mono")
-            frame.sample_rate = self.source_rate_hz
-        ready = [np.clip(piece.to_ndarray()[0], -1, 1) for piece in self._inner.resample(frame) if piece is not None]
-        return np.concatenate(ready) if ready else np.empty(0, np.float32)
+    if (container.format.name, stream.type) not in EXACT_STARTS or stream.start_time is None:
+        return None
+    entries = stream.index_entries
+    if stream.type == "video" and len(entries) and not entries[0].is_keyframe:
+        return None  # cut without care: what lies before the first keyframe cannot be decoded
+    return int(stream.start_time)

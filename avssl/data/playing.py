@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+import numpy as np
+
 from avssl.data.cursor import FrameCursor, SeekMissed
 from avssl.data.ffmpeg import (
-    Resampler,
     Source,
     audio_stream,
+    check_empty,
     frames_from_here,
     opened,
     require,
     translated,
     video_stream,
 )
-from avssl.data.streams import audio_info, mono_blocks, video_info
+from avssl.data.frames import Resampler
+from avssl.data.sharing import FORMATS_TO_SHARE, SharedContainer
+from avssl.data.streams import audio_info, file_seconds, mono_blocks, video_info
 from avssl.data.timeline import (
     AUDIO_PREROLL_SECONDS,
     AUDIO_SEEK_SECONDS,
@@ -32,6 +37,9 @@ from avssl.data.timeline import (
     VideoInfo,
     audio_span,
 )
+
+# Sound is resampled in pieces of about this many samples: a call costs as much as some hundred of them.
+BATCH_SAMPLES = 16_384
 
 
 class Picture(NamedTuple):
@@ -46,22 +54,28 @@ class Picture(NamedTuple):
 
 
 class _Open:
-    """An open file and one of its streams; a context manager."""
+    """An open file and one of its streams; a context manager. beside: another reader whose open file is read along."""
 
-    def __init__(self, source: Source, name: str = "") -> None:
-        self._source, self._name = source, name
+    def __init__(self, source: Source, name: str = "", beside: _Open | None = None) -> None:
+        self._source, self._name, self._beside = source, name, beside
+        self._opening: AbstractContextManager[tuple[Any, str]] | None = None
+        self._container: Any = None
+        self.label = ""
         self._open()
 
     def _open(self) -> None:
-        self._opening = opened(self._source, self._name)
-        self._container, self.label = self._opening.__enter__()
+        if self._beside is not None and isinstance(self._beside._container, SharedContainer):
+            self._opening, self._container, self.label = None, self._beside._container, self._beside.label
+        else:
+            self._opening = opened(self._source, self._name)
+            self._container, self.label = self._opening.__enter__()
         self.container_name: str = self._container.format.name
-        duration = self._container.duration
-        self.container_seconds: float | None = None if duration is None else duration / 1e6
+        self.container_seconds = file_seconds(self._container)
 
     def close(self) -> None:
-        """Close the file."""
-        self._opening.__exit__(None, None, None)
+        """Close the file, unless it is another reader's."""
+        if self._opening is not None:
+            self._opening.__exit__(None, None, None)
 
     def __enter__(self) -> Self:
         return self
@@ -70,17 +84,29 @@ class _Open:
         self.close()
 
 
+@contextmanager
+def open_packets(source: Source, name: str = "") -> Iterator[tuple[Any, Iterator[Any]]]:
+    """PyAV's video stream and its packets as they are stored, for copying. Raises as decode.probe, and no_video."""
+    with opened(source, name) as (container, label):
+        stream = require(video_stream(container), "no_video", label)
+        yield stream, container.demux(stream)
+
+
 class PictureStream(_Open):
     """The pictures of a file. info: None if it has no video stream, or one that holds nothing decodable.
 
+    shares: a SoundStream may be opened beside it, where the format allows; then both play from the beginning, in turn.
     Raises MediaError as decode.probe does, when it is opened and while it plays.
     """
 
-    def __init__(self, source: Source, name: str = "") -> None:
+    def __init__(self, source: Source, name: str = "", *, shares: bool = False) -> None:
         super().__init__(source, name)
         self.info: VideoInfo | None = None
         self._cursor: FrameCursor | None = None
         try:
+            if shares and self.container_name in FORMATS_TO_SHARE:
+                streams = video_stream(self._container), audio_stream(self._container)
+                self._container = SharedContainer(self._container, [one for one in streams if one is not None])
             self._find_first(may_seek=True)
         except BaseException:
             self.close()
@@ -100,6 +126,8 @@ class PictureStream(_Open):
                 lambda: frames_from_here(self._container, self._stream, self.label),
             )
         first = self._cursor.first
+        if first is None:
+            check_empty(self._stream, self.label)
         self.info = None if first is None else video_info(self._stream, *first)
 
     def play(self, from_seconds: float = 0.0) -> Iterator[Picture]:
@@ -129,8 +157,8 @@ class SoundStream(_Open):
     Raises MediaError as decode.probe does, when it is opened and while it plays.
     """
 
-    def __init__(self, source: Source, name: str = "") -> None:
-        super().__init__(source, name)
+    def __init__(self, source: Source, name: str = "", beside: PictureStream | None = None) -> None:
+        super().__init__(source, name, beside)
         self.info: AudioInfo | None = None
         try:
             self._find_first()
@@ -146,6 +174,8 @@ class SoundStream(_Open):
         with translated(self.label):
             self._frames = frames_from_here(self._container, self._stream, self.label)
             self._first = next(self._frames, None)
+        if self._first is None:
+            check_empty(self._stream, self.label)
         self.info = None if self._first is None else audio_info(self._stream, *self._first)
 
     def play(self, rate_hz: int, first_output: int = 0) -> Iterator[AudioBlock]:
@@ -158,7 +188,7 @@ class SoundStream(_Open):
         span = audio_span(first_output, 1, self.info.rate_hz, rate_hz)
         resample = Resampler(self.info.rate_hz, rate_hz)
         skip = span.skip
-        for block in itertools.chain(self._source_blocks(span.first), [None]):
+        for block in itertools.chain(_in_batches(self._source_blocks(span.first)), [None]):
             ready = resample(block)
             if skip:
                 ready, skip = ready[skip:], max(0, skip - len(ready))
@@ -197,3 +227,17 @@ class SoundStream(_Open):
         self._open()
         self._find_first()
         return None
+
+
+def _in_batches(blocks: Iterator[AudioBlock]) -> Iterator[AudioBlock]:
+    """The same samples in blocks of at least BATCH_SAMPLES, the last one shorter."""
+    waiting: list[AudioBlock] = []
+    num_samples = 0
+    for block in blocks:
+        waiting.append(block)
+        num_samples += len(block)
+        if num_samples >= BATCH_SAMPLES:
+            yield np.concatenate(waiting)
+            waiting, num_samples = [], 0
+    if waiting:
+        yield np.concatenate(waiting)

@@ -19,6 +19,8 @@ FRAME_TIME_TOLERANCE_SECONDS = 0.0006
 AUDIO_GAP_SECONDS = 0.05
 # A jump of this size is a broken clock, not a pause.
 MAX_GAP_SECONDS = 3600.0
+# And so is one of this size back: what follows would be lost, for frames come in the order in which they are shown.
+MAX_BACKWARD_SECONDS = 1.0
 # Resampling filters and lossy codecs need some samples before the first one that counts (Opus asks for 80 ms).
 AUDIO_PREROLL_SECONDS = 0.1
 RESAMPLER_MARGIN_SECONDS = 0.02
@@ -39,7 +41,8 @@ class VideoInfo:
 
     rotation_degrees: clockwise turn to be applied to the stored picture, 0, 90, 180 or 270 (frames that decode.py
     returns are already turned). pixel_aspect: width / height of one upright pixel. start_seconds: the first decoded
-    frame on the file's clock. duration_seconds: the header's claim, None if it makes none.
+    frame on the file's clock. duration_seconds: the header's claim, None if it makes none. stream_index: its number in
+    the file; num_streams: how many of its kind the file has, cover pictures too.
     """
 
     codec: str
@@ -51,17 +54,24 @@ class VideoInfo:
     duration_seconds: float | None
     pixel_format: str
     pixel_aspect: float = 1.0
+    stream_index: int = 0
+    num_streams: int = 1
 
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """An audio stream. rate_hz, channels: as decoded. start_seconds: first decoded sample; duration: header's claim."""
+    """An audio stream. rate_hz, channels: as decoded. start_seconds: first decoded sample; duration: header's claim.
+
+    stream_index: its number in the file; num_streams: how many audio streams the file has.
+    """
 
     codec: str
     rate_hz: int
     channels: int
     start_seconds: float
     duration_seconds: float | None
+    stream_index: int = 0
+    num_streams: int = 1
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,157 @@
+"""Decoded frames to arrays: upright, without fields, in known colours; sound with its channels named, at a wanted rate.
+
+Beside ffmpeg.py the only file that reads with PyAV; for decode.py and playing.py alone.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import av
+import numpy as np
+from av.audio.resampler import AudioResampler
+from av.filter import Graph
+from numpy.typing import NDArray
+
+from avssl.data.streams import Sound
+from avssl.data.timeline import AudioBlock
+
+LEAST_INTERLACED_HEIGHT = 4
+UNSAFE_PLANES = 8
+UNKNOWN_TO_NUMPY = {"s64": "dbl", "s64p": "dbl"}
+CHANNELS_KEY = "avssl channels"
+OWN_ORDER = re.compile(r"\d+ channels \(|ambisonic")
+NATIVE_LAYOUTS = {
+    1: "mono",
+    2: "stereo",
+    3: "3.0",
+    4: "4.0",
+    5: "5.0",
+    6: "5.1",
+    7: "6.1",
+    8: "7.1",
+    16: "hexadecagonal",
+}
+
+# --- pictures ------------------------------------------------------------------------------------------------------
+
+
+def to_array(frame: Any, rgb: bool, turns: int) -> NDArray[np.uint8]:
+    """(H, W, 3) RGB or (H * 3 / 2, W) yuv420p, turned clockwise by turns * 90 degrees. Newly allocated."""
+    height = frame.height
+    frame = progressive(frame)
+    if rgb:
+        image = frame.reformat(height=height, format="rgb24", threads=1).to_ndarray()
+        return np.ascontiguousarray(np.rot90(image, -turns)) if turns else image
+    upright = Upright(turns, None)(_scaled_back(frame, height))
+    return np.asarray(upright.reformat(format="yuv420p", threads=1).to_ndarray(), dtype=np.uint8)
+
+
+def progressive(frame: Any) -> Any:
+    """The frame, or of an interlaced one its first field: half its height, all of it from the frame's own instant."""
+    if not frame.interlaced_frame or frame.height < LEAST_INTERLACED_HEIGHT:
+        return frame
+    graph = _graph(frame, [("separatefields", "")])
+    graph.push(frame)
+    return graph.pull()
+
+
+def _scaled_back(frame: Any, height: int) -> Any:
+    """A field at the height of its frame."""
+    return frame if frame.height == height else frame.reformat(height=height, interpolation="BILINEAR", threads=1)
+
+
+class Upright:
+    """Scales a stream's frames and turns them clockwise by turns * 90 degrees, without leaving YUV.
+
+    size: (width, height) after turning; None leaves size and pixel format alone.
+    """
+
+    def __init__(self, turns: int, size: tuple[int, int] | None) -> None:
+        self._turns = turns
+        self._size = size if size is None or turns % 2 == 0 else (size[1], size[0])
+        self._graph: Any = None
+
+    def __call__(self, frame: Any) -> Any:
+        height = frame.height
+        frame = progressive(frame)
+        frame = _scaled_back(frame, height) if self._size is None else _scaled(frame, *self._size)
+        if self._turns == 0:
+            return frame
+        if self._graph is None:
+            self._graph = _turning_graph(frame, self._turns)
+        self._graph.push(frame)
+        return self._graph.pull()
+
+
+def _scaled(frame: Any, width: int, height: int) -> Any:
+    """yuv420p, BT.601, limited range: one meaning of colours for every shard, whatever the source."""
+    return frame.reformat(
+        width, height, "yuv420p", dst_colorspace="ITU601", dst_color_range="MPEG", interpolation="AREA", threads=1
+    )
+
+
+def _turning_graph(frame: Any, turns: int) -> Graph:
+    """A filter that turns pictures clockwise by turns * 90 degrees."""
+    return _graph(
+        frame, {1: [("transpose", "clock")], 2: [("hflip", ""), ("vflip", "")], 3: [("transpose", "cclock")]}[turns]
+    )
+
+
+def _graph(frame: Any, steps: list[tuple[str, str]]) -> Graph:
+    """Filters, one after the other, for frames like this one."""
+    graph = Graph()
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
+    nodes = [graph.add(name, arguments) for name, arguments in steps]
+    graph.link_nodes(source, *nodes, graph.add("buffersink")).configure()
+    return graph
+
+
+# --- sound ---------------------------------------------------------------------------------------------------------
+
+
+def use_native_layout(stream: Any) -> None:
+    """Tell the decoder to speak of a usual order of channels where the file has one of its own.
+
+    PyAV 18.1 frees such an order twice, once for each frame, which ends the process. The true names stay in the
+    stream's metadata, for sound_of.
+    """
+    context = stream.codec_context
+    layout = context.layout
+    if OWN_ORDER.match(layout.name):
+        names = [channel.name for channel in layout.channels]
+        stream.metadata[CHANNELS_KEY] = " ".join(names)
+        context.layout = NATIVE_LAYOUTS.get(len(names), f"{len(names)}c")
+
+
+def sound_of(frame: Any, stream: Any) -> Sound:
+    """The samples of a decoded block."""
+    rate, layout = frame.sample_rate, frame.layout
+    names = stream.metadata.get(CHANNELS_KEY, "").split()
+    if len(names) != layout.nb_channels:
+        names = [channel.name for channel in layout.channels]
+    is_planar = frame.format.is_planar
+    if frame.format.name in UNKNOWN_TO_NUMPY or (is_planar and layout.nb_channels >= UNSAFE_PLANES):
+        # PyAV 18.1 looks for the end of the list of planes, runs past eight of them, and crashes: one plane for all.
+        wanted = UNKNOWN_TO_NUMPY.get(frame.format.name, frame.format.packed)
+        frame, is_planar = AudioResampler(format=wanted, layout=layout, rate=rate).resample(frame)[0], False
+    return Sound(rate, tuple(names), frame.to_ndarray(), is_planar)
+
+
+class Resampler:
+    """Mono float32 blocks from one rate to another; None flushes. Equal rates pass through."""
+
+    def __init__(self, source_rate_hz: int, rate_hz: int) -> None:
+        self.source_rate_hz, self.rate_hz = source_rate_hz, rate_hz
+        self._inner = AudioResampler(format="flt", layout="mono", rate=rate_hz)
+
+    def __call__(self, block: AudioBlock | None) -> AudioBlock:
+        if self.source_rate_hz == self.rate_hz:
+            return np.empty(0, np.float32) if block is None else np.clip(block, -1, 1)
+        frame = None
+        if block is not None:
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(block)[None], format="flt", layout="mono")
+            frame.sample_rate = self.source_rate_hz
+        ready = [np.clip(piece.to_ndarray()[0], -1, 1) for piece in self._inner.resample(frame) if piece is not None]
+        return np.concatenate(ready) if ready else np.empty(0, np.float32)

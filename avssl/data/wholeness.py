@@ -1,0 +1,190 @@
+"""Does a file hold all the bytes that its own structure speaks of? Reads sizes, never media, and knows no decoder.
+
+FFmpeg opens what is left of a cut file without a word, and often makes the header's duration fit. But most containers
+say somewhere how many bytes they have, and streams of packets end with a whole packet.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import BinaryIO
+
+# What every file of a format begins with. A file that begins so and cannot be opened is cut or damaged.
+SIGNATURES = (
+    (4, (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot"), "an mp4"),
+    (0, (b"\x1a\x45\xdf\xa3",), "a Matroska or WebM file"),
+    (0, (b"RIFF", b"RF64", b"RIFX"), "an AVI or WAV file"),
+    (0, (b"FORM",), "an AIFF file"),
+    (0, (b"OggS",), "an Ogg file"),
+    (0, (b"fLaC",), "a FLAC file"),
+    (0, (b"FLV\x01",), "an FLV file"),
+    (0, (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11",), "an ASF (wmv, wma) file"),
+    (0, (b"\x00\x00\x01\xba",), "an MPEG program stream"),
+    (0, (b"wvpk",), "a WavPack file"),
+)  # fmt: skip
+HEAD_BYTES = 256
+# A writer that could not go back leaves something near one of these for "unknown".
+UNKNOWN_FROM = 0x7FFF0000
+MOST_OGG_PAGE_BYTES = 65_307
+LEAST_SHARE_OF_BYTES = 0.9
+
+
+def known_format(head: bytes) -> str | None:
+    """What the first bytes of a file say that it is; None: nothing that is known here."""
+    for offset, names, what in SIGNATURES:
+        if any(head[offset : offset + len(name)] == name for name in names):
+            return what
+    return None
+
+
+class Content:
+    """A file as bytes at positions."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file, self.size = file, size
+        self.head = self.at(0, HEAD_BYTES)
+
+    def at(self, offset: int, count: int) -> bytes:
+        """Up to `count` bytes from there on."""
+        self._file.seek(offset)
+        return self._file.read(count)
+
+
+def missing_end(content: Content) -> str | None:
+    """What tells that the end of a file is missing, in words; None if nothing does.
+
+    A few bytes that are missing do not count where it is known how many there should be: LEAST_SHARE_OF_BYTES must be
+    there.
+    """
+    head, size = content.head, content.size
+    promised = promised_bytes(content)
+    if promised is not None:
+        if size < LEAST_SHARE_OF_BYTES * promised:
+            return f"has {size} bytes; by its own account it has at least {promised}"
+        return None
+    for packet, first in ((188, 0), (192, 4), (204, 0)):
+        if len(head) > first + packet and head[first] == head[first + packet] == 0x47 and size % packet:
+            return f"ends inside a packet of {packet} bytes"
+    if head[:4] == b"OggS":
+        tail = content.at(max(0, size - MOST_OGG_PAGE_BYTES), MOST_OGG_PAGE_BYTES)
+        at = tail.rfind(b"OggS")
+        if at >= 0 and (at + 27 > len(tail) or _ogg_page_bytes(tail[at:]) > len(tail) - at):
+            return "ends inside a page"
+    return None
+
+
+def promised_bytes(content: Content) -> int | None:
+    """How many bytes a file must have by its own account; None if it does not say."""
+    head = content.head
+    look: Callable[[Content], int | None] | None = None
+    if known_format(head) == "an mp4":
+        look = _boxes
+    elif head[:4] in (b"RIFF", b"RIFX", b"RF64", b"FORM"):
+        look = _riff
+    elif head[:4] == b"\x1a\x45\xdf\xa3":
+        look = _matroska
+    elif head[:3] == b"ID3" or (
+        head[:1] == b"\xff" and head[1:2] in (b"\xfb", b"\xfa", b"\xf3", b"\xf2", b"\xe3", b"\xe2")
+    ):
+        look = _mp3
+    elif head[:4] == b".snd":
+        look = _au
+    elif head[:4] == b"caff":
+        look = _caf
+    elif head[:4] == b"riff":
+        look = _wave64
+    try:
+        return None if look is None else look(content)
+    except (struct.error, IndexError):  # the header itself is cut: FFmpeg says more about it
+        return None
+
+
+def _boxes(content: Content) -> int | None:
+    """mp4: the end of the last box. None where something else follows."""
+    position = 0
+    while position + 8 <= content.size:
+        start = content.at(position, 16)
+        length, kind = struct.unpack_from(">I4s", start)
+        if not all(32 <= letter < 127 or letter == 0xA9 for letter in kind):
+            return None
+        if length == 1:
+            (length,) = struct.unpack_from(">Q", start, 8)
+        if length == 0:  # to the end of the file
+            return content.size
+        if length < 8:
+            return None
+        position += length
+    return position
+
+
+def _riff(content: Content) -> int | None:
+    """AVI (large ones are several RIFFs in a row), WAV, RF64, AIFF."""
+    name = content.head[:4]
+    if name == b"RF64":
+        return int(struct.unpack_from("<Q", content.head, 20)[0]) + 8
+    order = ">" if name in (b"RIFX", b"FORM") else "<"
+    position = 0
+    while content.at(position, 4) == name:
+        (length,) = struct.unpack(order + "I", content.at(position + 4, 4))
+        if length == 0 or length >= UNKNOWN_FROM:
+            return None
+        position += 8 + length + length % 2
+    return position
+
+
+def _matroska(content: Content) -> int | None:
+    """The end of the segment; None if it was written without knowing it."""
+    length, position = _vint(content.head, 4)
+    position += length or 0
+    start = content.at(position, 12)
+    if start[:4] != b"\x18\x53\x80\x67":
+        return None
+    length, used = _vint(start, 4)
+    return None if length is None else position + used + length
+
+
+def _vint(head: bytes, at: int) -> tuple[int | None, int]:
+    """(the number, None for "unknown"; where it ends) of EBML's number at a position."""
+    width = 9 - head[at].bit_length()
+    value = int.from_bytes(head[at : at + width], "big") - (1 << 7 * width)
+    return (None if value == (1 << 7 * width) - 1 else value), at + width
+
+
+def _mp3(content: Content) -> int | None:
+    """The number of bytes in the Xing or Info header, if there is one."""
+    begin = 0
+    if content.head[:3] == b"ID3":
+        size = zip(content.head[6:10], (21, 14, 7, 0), strict=True)
+        begin = 10 + sum((byte & 0x7F) << shift for byte, shift in size)
+    start = content.at(begin, HEAD_BYTES)
+    for at in (13, 21, 36):
+        if start[:1] == b"\xff" and start[at : at + 4] in (b"Xing", b"Info"):
+            flags, *fields = struct.unpack_from(">III", start, at + 4)
+            return begin + int(fields[1 if flags & 1 else 0]) if flags & 2 else None
+    return None
+
+
+def _au(content: Content) -> int | None:
+    begin, length = struct.unpack_from(">II", content.head, 4)
+    return None if length >= UNKNOWN_FROM else int(begin + length)
+
+
+def _caf(content: Content) -> int | None:
+    position = 8
+    while position + 12 <= content.size:
+        (length,) = struct.unpack(">q", content.at(position + 4, 8))
+        if length < 0:
+            return None
+        position += 12 + length
+    return position
+
+
+def _wave64(content: Content) -> int | None:
+    (length,) = struct.unpack_from("<Q", content.head, 16)
+    return int(length) if 0 < length < 1 << 62 else None
+
+
+def _ogg_page_bytes(page: bytes) -> int:
+    num_segments = page[26]
+    return 27 + num_segments + sum(page[27 : 27 + num_segments])
