@@ -20,6 +20,7 @@ from omegaconf import OmegaConf, errors
 
 from avssl import losses
 from avssl.data.loader import LoaderConfig
+from avssl.data.shard_cache import DEFAULT_CACHE_BYTES
 from avssl.data.views import ViewsConfig
 from avssl.losses.base import LossConfig
 from avssl.optim.build import OptimConfig
@@ -31,7 +32,11 @@ T = TypeVar("T")
 class DataConfig(LoaderConfig):
     """What to read and how; see data/loader.py for the fields that it adds."""
 
-    shards: str = ""  # folder written by `python -m data_prep write`
+    shards: str = ""  # folder written by `python -m data_prep write`, or its URL: s3://, gs://, hf://, https://
+    cache_dir: str = ""  # local folder for shards of a URL, may be shared; default $AVSSL_CACHE or ~/.cache/avssl
+    cache_bytes: int = (
+        DEFAULT_CACHE_BYTES  # bound of that folder on the disk (no RAM), several shards a reading process
+    )
 
 
 @dataclass
@@ -160,6 +165,8 @@ MAY_CHANGE = frozenset(
         "cpu",
         "compile",
         "data.shards",
+        "data.cache_dir",
+        "data.cache_bytes",
         "data.num_workers",
         "data.prefetch_batches",
         "data.max_failure_rate",

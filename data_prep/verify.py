@@ -1,14 +1,21 @@
-"""Is a shard folder whole, true to its own json, and decodable? Finds what is wrong and where."""
+"""Is a shard folder whole, true to its own json, and decodable? Finds what is wrong and where.
+
+Of a remote folder each worker has one shard at a time as a temporary file on this machine (TMPDIR says where).
+"""
 
 from __future__ import annotations
 
 import json
 import tarfile
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from avssl.data import storage
 from avssl.data.decode import probe, read_audio, read_video, stream_audio, stream_pictures
+from avssl.data.location import READ_ONLY
 from avssl.data.pictures import read_image
 from avssl.data.shards import (
     AUDIO_MEMBER,
@@ -60,24 +67,25 @@ class Report:
 class ShardCheck:
     """What a worker checks: one shard."""
 
-    folder: Path
+    folder: storage.Location
     record: ShardRecord
     label_names: dict[str, list[str]]
     decode_all: bool
 
 
-def verify_folder(folder: Path, decode_all: bool = False, num_workers: int = 1) -> Report:
+def verify_folder(folder: storage.Location, decode_all: bool = False, num_workers: int = 1) -> Report:
     """Check everything: json, sizes, hashes, members, indices, sums, and that the media decode.
 
     decode_all: decode every frame and sample and compare their number with the json; otherwise only the first frame
     and the first tenth of a second of each sample (the hashes already show that the bytes are those that were written).
-    Pictures are always decoded.
+    Pictures are always decoded. folder: a path or a URL. OSError: index.json or skipped.jsonl cannot be fetched.
     """
     report = Report()
     try:
-        index = ShardIndex.load(folder)
+        with _local(folder, INDEX_NAME) as path:
+            index = ShardIndex.load(path.parent)
     except (ValueError, FileNotFoundError) as error:
-        report.problems.append(Problem(str(folder / INDEX_NAME), str(error)))
+        report.problems.append(Problem(storage.join(folder, INDEX_NAME), str(error)))
         return report
     report.num_shards, report.num_samples = len(index.shards), index.num_samples
     report.total_bytes, report.num_skipped = index.total_bytes, index.num_skipped
@@ -96,69 +104,98 @@ def verify_folder(folder: Path, decode_all: bool = False, num_workers: int = 1) 
     return report
 
 
-def _check_skipped(folder: Path, index: ShardIndex, written: dict[str, str]) -> list[Problem]:
+@contextmanager
+def _local(folder: storage.Location, name: str) -> Iterator[Path]:
+    """A path to a file of the folder. What is said of a temporary copy is said of the file itself."""
+    where = storage.join(folder, name)
+    with storage.local_copy(where) as path:
+        try:
+            yield path
+        except (ValueError, FileNotFoundError) as error:
+            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+            raise kind(str(error).replace(str(path), where)) from error
+
+
+def _check_skipped(folder: storage.Location, index: ShardIndex, written: dict[str, str]) -> list[Problem]:
     """skipped.jsonl against the counts by reason in index.json, and against the keys written."""
-    path = folder / SKIPPED_NAME
-    if not path.is_file():
-        return [Problem(str(path), "is missing")]
+    path = storage.join(folder, SKIPPED_NAME)
+    try:
+        content = storage.read_bytes(path)
+    except FileNotFoundError:
+        return [Problem(path, "is missing")]
     problems = []
     reasons: Counter[str] = Counter()
     keys: set[str] = set()
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    for number, line in enumerate(content.splitlines(), start=1):
         try:
             record = json.loads(line)
             reason, key = str(record["reason"]), str(record["key"])
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            problems.append(Problem(str(path), f"line {number} is no skip record ({error})"))
+            problems.append(Problem(path, f"line {number} is no skip record ({error})"))
             continue
         if reason not in FAILURE_REASONS:
-            problems.append(Problem(str(path), f"line {number}: unknown reason {reason!r}"))
+            problems.append(Problem(path, f"line {number}: unknown reason {reason!r}"))
         if key in keys or key in written:
-            problems.append(Problem(str(path), f"line {number}: {key} is listed twice, or was also written"))
+            problems.append(Problem(path, f"line {number}: {key} is listed twice, or was also written"))
         keys.add(key)
         reasons[reason] += 1
     if dict(reasons) != index.skipped_by_reason:
-        problems.append(Problem(str(path), f"counts {dict(reasons)}; {INDEX_NAME} says {index.skipped_by_reason}"))
+        problems.append(Problem(path, f"counts {dict(reasons)}; {INDEX_NAME} says {index.skipped_by_reason}"))
     return problems
 
 
-def _check_strangers(folder: Path, index: ShardIndex) -> list[Problem]:
-    """Shards that nobody lists, and leftovers of a write."""
+def _check_strangers(folder: storage.Location, index: ShardIndex) -> list[Problem]:
+    """Shards that nobody lists, and leftovers of a write. Web servers need not list a folder: none are sought."""
+    if storage.protocol_of(folder) in READ_ONLY:
+        return []
     known = {record.name for record in index.shards} | {Path(record.name).stem + ".json" for record in index.shards}
     known |= {INDEX_NAME, SKIPPED_NAME}
-    strangers = [path for path in sorted(folder.iterdir()) if path.name not in known]
-    ours = [path for path in strangers if path.name.startswith(("shard-", ".parts")) or path.suffix == ".tmp"]
-    return [Problem(str(path), f"does not belong to what {INDEX_NAME} lists") for path in ours]
+    strangers = [name for name in storage.names(folder) if name not in known]
+    ours = [name for name in strangers if name.startswith(("shard-", ".parts")) or name.endswith(".tmp")]
+    return [Problem(storage.join(folder, name), f"does not belong to what {INDEX_NAME} lists") for name in ours]
 
 
 def check_shard(task: ShardCheck) -> tuple[list[Problem], list[str]]:
     """Runs in a worker: (what is wrong with one shard, its keys)."""
-    record, path = task.record, task.folder / task.record.name
-    if not path.is_file():
-        return [Problem(str(path), "is missing")], []
-    problems = []
-    if (size := path.stat().st_size) != record.bytes:
-        problems.append(Problem(str(path), f"has {size} bytes; {INDEX_NAME} says {record.bytes}"))
-    if (sha256 := sha256_file(path)) != record.sha256:
-        problems.append(Problem(str(path), f"has sha256 {sha256}; {INDEX_NAME} says {record.sha256}"))
+    where = storage.join(task.folder, task.record.name)
     try:
-        side_car = SideCar.load(path.with_suffix(".json"))
+        with storage.local_copy(where) as path:
+            return _check_shard(task, path, where)
+    except FileNotFoundError:
+        return [Problem(where, "is missing")], []
+    except OSError as error:
+        return [Problem(where, f"could not be checked ({error})")], []
+
+
+def _check_shard(task: ShardCheck, path: Path, where: str) -> tuple[list[Problem], list[str]]:
+    """path: where the shard lies on this machine; FileNotFoundError if it does not."""
+    record, problems = task.record, []
+    side_car_name = f"{Path(record.name).stem}.json"
+    if (size := path.stat().st_size) != record.bytes:
+        problems.append(Problem(where, f"has {size} bytes; {INDEX_NAME} says {record.bytes}"))
+    if (sha256 := sha256_file(path)) != record.sha256:
+        problems.append(Problem(where, f"has sha256 {sha256}; {INDEX_NAME} says {record.sha256}"))
+    try:
+        with _local(task.folder, side_car_name) as side_car_path:
+            side_car = SideCar.load(side_car_path)
     except (ValueError, FileNotFoundError) as error:
-        return [*problems, Problem(str(path.with_suffix(".json")), str(error))], []
+        return [*problems, Problem(storage.join(task.folder, side_car_name), str(error))], []
     if side_car.record != record:
-        problems.append(Problem(str(path.with_suffix(".json")), f"says {side_car.record}; {INDEX_NAME} says {record}"))
+        problems.append(
+            Problem(storage.join(task.folder, side_car_name), f"says {side_car.record}; {INDEX_NAME} says {record}")
+        )
     try:
         groups, end = _group_members(path)
     except (tarfile.TarError, EOFError, OSError) as error:
-        return [*problems, Problem(str(path), f"cannot be read as tar ({error})")], side_car.keys
+        return [*problems, Problem(where, f"cannot be read as tar ({error})")], side_car.keys
     keys, offsets = [key for key, _ in groups], [*(offset for _, offset in groups), end]
     if keys != side_car.keys:
-        problems.append(Problem(str(path), f"holds {len(keys)} groups of members, not the {len(side_car.keys)} keys of "
+        problems.append(Problem(where, f"holds {len(keys)} groups of members, not the {len(side_car.keys)} keys of "
                                 "its side-car in their order"))  # fmt: skip
     elif offsets != side_car.offsets:
-        problems.append(Problem(str(path), "its samples do not lie at the offsets of its side-car"))
+        problems.append(Problem(where, "its samples do not lie at the offsets of its side-car"))
     else:
-        problems += _check_samples(task, path, side_car)
+        problems += _check_samples(task, path, side_car, where)
     return problems, side_car.keys
 
 
@@ -178,13 +215,13 @@ def _group_members(path: Path) -> tuple[list[tuple[str, int]], int]:
     return groups, end
 
 
-def _check_samples(task: ShardCheck, path: Path, side_car: SideCar) -> list[Problem]:
+def _check_samples(task: ShardCheck, path: Path, side_car: SideCar, shard: str) -> list[Problem]:
     problems = []
     with path.open("rb") as file:
         for number, key in enumerate(side_car.keys):
             begin, end = side_car.offsets[number : number + 2]
             file.seek(begin)
-            where = f"{path}, sample {key}"
+            where = f"{shard}, sample {key}"
             try:
                 sample = parse_members(file.read(end - begin), where)
                 _check_info(sample.info, task.record.first_index + number, key, task.label_names)

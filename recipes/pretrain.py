@@ -43,7 +43,7 @@ def main(cfg: config.RunConfig) -> None:
     view_list = loss_class.views(cfg.loss)
     modalities = loss_class.modalities(cfg.loss)
 
-    shards = ShardSet(cfg.data.shards)
+    shards = ShardSet(cfg.data.shards, cfg.data.cache_dir, cfg.data.cache_bytes)
     views = ViewMaker(cfg.views, modalities).to(accelerator.device)
     loader = Loader(shards, cfg.data, view_list, views, seed=cfg.seed, device=accelerator.device)
     encoders = {modality: create_encoder(**cfg.encoders[modality]) for modality in modalities}

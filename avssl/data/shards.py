@@ -14,9 +14,11 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, BinaryIO
 
+from avssl.data.location import is_remote, join, local_path
+from avssl.data.remote_shards import RemoteShards
+from avssl.data.shard_cache import DEFAULT_CACHE_BYTES
 from avssl.data.shard_format import (
     AUDIO_MEMBER,
     FORMAT_NAME,
@@ -59,18 +61,34 @@ class Sample:
 class ShardSet:
     """A finished shard folder, read by sample index. Picklable: workers open their own files.
 
+    A local folder is checked now. Of a remote one, index.json is read now; a shard is fetched on its first use, checked
+    against size and sha256, and kept in a cache that processes share (shard_cache.py).
+
     Args:
-        folder: what `python -m data_prep write` made.
+        folder: what `python -m data_prep write` made: a path, or a URL (storage.py says which).
+        cache_dir: of remote shards; "" is $AVSSL_CACHE or ~/.cache/avssl. cache_bytes: its bound on the disk.
+
+    Attributes:
+        location: as given. folder: where index.json lies on this machine.
 
     Raises:
         FileNotFoundError: index.json, a shard or a side-car is missing.
-        ValueError: another schema version, or a file that does not fit the index.
+        ValueError: another schema version, a file that does not fit the index, or a protocol that is not allowed;
+            MediaError("unreachable") if the server is.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
-        self.index = ShardIndex.load(self.folder)
-        self._side_cars = [self._checked_side_car(record) for record in self.index.shards]
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        cache_dir: str | os.PathLike[str] = "",
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+    ) -> None:
+        self.location = os.fspath(folder)
+        self._remote = RemoteShards(self.location, cache_dir, cache_bytes) if is_remote(folder) else None
+        self.folder = local_path(folder) if self._remote is None else self._remote.folder
+        self.index = ShardIndex.load(self.folder) if self._remote is None else self._remote.index
+        local = self.index.shards if self._remote is None else []
+        self._side_cars = [self._checked_side_car(record) for record in local]
         self._first_indices = [record.first_index for record in self.index.shards]
         self._files: OrderedDict[int, BinaryIO] = OrderedDict()
 
@@ -86,7 +104,9 @@ class ShardSet:
 
     @cached_property
     def keys(self) -> list[str]:
-        """The key of every sample, in the order of `index`."""
+        """The key of every sample, in the order of `index`. Of a remote folder this fetches every side-car."""
+        if self._remote is not None:
+            return self._remote.keys()
         return [key for side_car in self._side_cars for key in side_car.keys]
 
     @cached_property
@@ -102,16 +122,27 @@ class ShardSet:
 
         Raises:
             IndexError: position is not in 0..N-1.
-            MediaError: bad_sample, if members are missing or the json does not fit.
+            MediaError: bad_sample, if members are missing or the json does not fit; of a remote folder also
+                missing_file, unreachable or truncated, of the shard.
         """
         if not 0 <= position < self.num_samples:
-            raise IndexError(f"{self.folder}: sample {position} asked for; there are 0..{self.num_samples - 1}")
+            raise IndexError(f"{self.location}: sample {position} asked for; there are 0..{self.num_samples - 1}")
         number = bisect_right(self._first_indices, position) - 1
+        try:
+            return self._read(position, number)
+        except MediaError as error:
+            if self._remote is None or error.reason != "bad_sample" or not self._remote.discard_if_damaged(number):
+                raise
+        return self._read(position, number)
+
+    def _read(self, position: int, number: int) -> Sample:
         within = position - self._first_indices[number]
-        side_car = self._side_cars[number]
+        if self._remote is None:
+            file, side_car = self._open(number), self._side_cars[number]
+        else:
+            file, side_car = self._remote.open(number)
         begin, end = side_car.offsets[within : within + 2]
-        file = self._open(number)
-        where = f"{self.folder / side_car.record.name}, sample {position} ({side_car.keys[within]})"
+        where = f"{join(self.location, side_car.record.name)}, sample {position} ({side_car.keys[within]})"
         content = os.pread(file.fileno(), end - begin, begin)  # not seek: forked workers share the file's position
         sample = parse_members(content, where)
         if sample.info.index != position or sample.info.key != side_car.keys[within]:
@@ -122,12 +153,14 @@ class ShardSet:
         """Close the open shards; reading opens them again."""
         while self._files:
             self._files.popitem()[1].close()
+        if self._remote is not None:
+            self._remote.close()
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_files": OrderedDict()}
 
     def __del__(self) -> None:
-        if "_files" in self.__dict__:
+        if "_files" in self.__dict__ and "_remote" in self.__dict__:
             self.close()
 
     def _checked_side_car(self, record: ShardRecord) -> SideCar:

@@ -16,6 +16,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from avssl.data.clips import Span, window_grid
 from avssl.data.decode import MEDIA_SUFFIXES, AudioInfo, Source, VideoInfo, probe, stream_audio, stream_video
+from avssl.data.location import is_remote
 from avssl.data.pictures import IMAGE_SUFFIXES, probe_image, read_image
 from avssl.data.shards import Sample, ShardSet
 from avssl.data.views import (
@@ -122,11 +123,11 @@ def find_media(path: str | Path, modalities: Sequence[str]) -> list[tuple[Path, 
 
 
 def resolve_sources(sources: ShardSet | str | Path | Sequence[str | Path], modalities: Sequence[str]) -> Sources:
-    """Shards stay shards; a path to a shard folder opens it; files and folders become (path, key) pairs."""
+    """Shards stay shards; a path to a shard folder or a URL opens it; files and folders become (path, key) pairs."""
     if isinstance(sources, ShardSet):
         return sources
     if isinstance(sources, str | Path):
-        if (Path(sources) / "index.json").is_file():
+        if is_remote(sources) or (Path(sources) / "index.json").is_file():
             return ShardSet(sources)
         return find_media(sources, modalities)
     if len(sources) == 1:
