@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     write.add_argument("--out", type=Path, required=True, help="the shard folder")
     _add_write_options(write)
     verify = commands.add_parser("verify", help="check a shard folder; exit code 1 if anything is wrong")
-    verify.add_argument("shards", type=Path)
+    verify.add_argument("shards", help="a path or URL")
     verify.add_argument("--decode", action="store_true", help="decode all media, not only the beginning of each")
     for command in (write, verify):
         command.add_argument(
