@@ -9,7 +9,7 @@ from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 
-from data_prep.options import WriteOptions
+from data_prep.options import CHOICES, WriteOptions
 from data_prep.pool import default_num_workers
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
@@ -50,24 +50,30 @@ def _add_write_options(parser: argparse.ArgumentParser) -> None:
         "short_side_px": "pictures are made smaller to this short side, never larger",
         "fps": "frames a second",
         "keyframe_interval": "frames between keyframes",
-        "crf": "x264 quality, 0 (lossless) to 51",
+        "crf": "quality of the encoder, 0 (lossless) to 51",
         "preset": "x264 effort",
         "audio_rate_hz": "samples a second, mono",
         "samples_per_shard": "listed files a shard",
         "seed": "of the global shuffle",
-        "on_missing_audio": "skip files without audio, or keep their video",
-        "on_missing_video": "skip files without video, or keep their audio",
+        "on_missing_audio": "skip files without audio, keep their video, or stop with an error",
+        "on_missing_video": "skip files without video, keep their audio, or stop with an error",
         "min_duration_seconds": "skip shorter files",
         "image_quality": "JPEG quality, 1 to 100, of pictures that are encoded anew and were JPEG or lossy WebP before",
+        "on_silent_audio": "keep samples in which nothing is to be heard, or skip them",
+        "silence_dbfs": "silent is what never reaches this: RMS of a tenth of a second, dB of full scale",
+        "on_still_video": "keep samples in which nothing moves, or skip them",
+        "still_levels": "still is where no sixteenth of the picture's side changes in mean brightness by this, of 255",
+        "video": "encode every stream, or copy h264 streams as they are where they fit, at their own frame rate",
+        "copy_keyframe_interval": "streams with more frames between keyframes are not copied",
+        "video_codec": "who encodes; h264_nvenc needs a GPU with a video encoder",
     }
     for option in fields(WriteOptions):
         default = option.default
-        choices = ("skip", "keep") if option.name.startswith("on_missing") else None
         parser.add_argument(
             f"--{option.name.replace('_', '-')}",
             type=type(default),
             default=default,
-            choices=choices,
+            choices=CHOICES.get(option.name),
             help=f"{helps[option.name]} (default: {default})",
         )
 

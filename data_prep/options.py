@@ -8,10 +8,20 @@ from typing import Any
 
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
 IMAGE_OPTIONS = ("short_side_px", "image_quality", "samples_per_shard", "seed")
+# The options that are a choice of few.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "on_missing_audio": ("skip", "keep", "error"),
+    "on_missing_video": ("skip", "keep", "error"),
+    "on_silent_audio": ("keep", "skip"),
+    "on_still_video": ("keep", "skip"),
+    "video": ("encode", "copy"),
+    "video_codec": ("libx264", "h264_nvenc"),
+    "preset": PRESETS,
+}
 
 
 class PolicyError(ValueError):
-    """A file for which the options say that it ends the run."""
+    """The whole run is to stop: because of a file and an option that says so, or for want of the encoder asked for."""
 
 
 @dataclass(frozen=True)
@@ -19,11 +29,20 @@ class WriteOptions:
     """Options of `python -m data_prep write`.
 
     short_side_px: pictures are made smaller (never larger) to this short side. fps: frames a second. keyframe_interval:
-    frames between keyframes. crf: x264's quality, 0 (lossless) to 51. preset: x264's effort. audio_rate_hz: samples a
-    second. samples_per_shard: listed files a shard; those skipped make it shorter. seed: of the global shuffle.
-    on_missing_audio, on_missing_video: "skip" the file with a reason, or "keep" what it has. min_duration_seconds:
-    shorter files are skipped. image_quality: of JPEG, 1 to 100, for pictures that are encoded anew and were stored with
-    loss before. Pictures heed IMAGE_OPTIONS alone, videos and sounds all but image_quality.
+    frames between keyframes. crf: the encoder's quality, 0 (lossless) to 51. preset: x264's effort. audio_rate_hz:
+    samples a second. samples_per_shard: listed files a shard; those skipped make it shorter. seed: of the global
+    shuffle. on_missing_audio, on_missing_video: "skip" the file with a reason, "keep" what it has, or stop the run with
+    an "error". min_duration_seconds: shorter files are skipped. image_quality: of JPEG, 1 to 100, for pictures that are
+    encoded anew and were stored with loss before.
+
+    on_silent_audio: "skip" samples whose sound never reaches silence_dbfs (RMS of a tenth of a second, dB of full
+    scale). on_still_video: "skip" samples in which no part of the picture changes by still_levels (of 255).
+
+    video: "copy" stores h264 streams as they are where they fit (copying.py says when), with at most
+    copy_keyframe_interval frames between keyframes; all others, and with "encode" all, are encoded. video_codec: who
+    encodes, libx264 or h264_nvenc (a GPU with an encoder; it ignores preset and need not give the same bytes twice).
+
+    Pictures heed IMAGE_OPTIONS alone, videos and sounds all but image_quality.
     """
 
     short_side_px: int = 256
@@ -38,29 +57,47 @@ class WriteOptions:
     on_missing_video: str = "skip"
     min_duration_seconds: float = 0.0
     image_quality: int = 95
+    on_silent_audio: str = "keep"
+    silence_dbfs: float = -60.0
+    on_still_video: str = "keep"
+    still_levels: float = 2.0
+    video: str = "encode"
+    copy_keyframe_interval: int = 32
+    video_codec: str = "libx264"
 
     def __post_init__(self) -> None:
         at_least = {
             "short_side_px": 16, "fps": 0.1, "keyframe_interval": 1, "crf": 0, "audio_rate_hz": 1000,
-            "samples_per_shard": 1, "seed": 0, "min_duration_seconds": 0, "image_quality": 1,
+            "samples_per_shard": 1, "seed": 0, "min_duration_seconds": 0, "image_quality": 1, "still_levels": 0,
+            "copy_keyframe_interval": 1, "silence_dbfs": -200,
         }  # fmt: skip
         for name, least in at_least.items():
             if not getattr(self, name) >= least:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {least}")
-        if self.preset not in PRESETS:
-            raise ValueError(f"--preset is {self.preset!r}; x264 knows {', '.join(PRESETS)}")
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                given = f"--{name.replace('_', '-')} is {getattr(self, name)!r}"
+                raise ValueError(f"{given}; allowed: {', '.join(allowed)}")
         if self.fps > 240 or self.short_side_px > 8192 or self.audio_rate_hz > 384_000:
             raise ValueError("allowed are at most --fps 240, --short-side-px 8192 and --audio-rate-hz 384000")
         if self.crf > 51:
             raise ValueError(f"--crf is {self.crf}; x264 takes 0 (lossless) to 51")
         if self.image_quality > 100:
             raise ValueError(f"--image-quality is {self.image_quality}; JPEG takes 1 to 100")
-        for name in ("on_missing_audio", "on_missing_video"):
-            if getattr(self, name) not in ("skip", "keep"):
-                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)!r}; allowed: skip, keep")
+        if self.silence_dbfs > 0 or self.still_levels > 255:
+            raise ValueError("allowed are at most --silence-dbfs 0 and --still-levels 255")
 
     def encoder_options(self) -> dict[str, str]:
-        """For x264. Without B-frames and scene cuts every k-th frame is a keyframe and frames are stored in order."""
+        """For the encoder. Without B-frames and scene cuts every k-th frame is a keyframe and frames are in order."""
+        if self.video_codec == "h264_nvenc":
+            return {
+                "rc": "constqp",
+                "qp": str(self.crf),
+                "preset": "p4",
+                "bf": "0",
+                "no-scenecut": "1",
+                "forced-idr": "1",
+            }
         return {"crf": str(self.crf), "preset": self.preset, "bf": "0", "sc_threshold": "0"}
 
     def to_json(self, *, images: bool = False) -> dict[str, Any]:

@@ -1,39 +1,30 @@
 """One source file, or some seconds of it -> one sample's media: h264 with frequent keyframes, and mono FLAC.
 
-Pictures stay in YUV all the way, and only those that are stored are scaled. All times are measured on what was decoded,
-not read from headers.
+Pictures stay in YUV all the way, and only those that are stored are scaled. A file is opened once and read once. All
+times are measured on what was decoded, not read from headers.
 """
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
-from avssl.data.decode import (
-    FRAME_TIME_TOLERANCE_SECONDS,
-    MediaInfo,
-    Picture,
-    PictureStream,
-    SoundStream,
-    Upright,
-    fitted_size,
-    quarter_turns,
-)
+from avssl.data.decode import MediaInfo, PictureStream, SoundStream, StreamsFarApartError
 from avssl.types import MediaError
-from data_prep.encode import AudioSettings, MediaWriter, VideoSettings
-from data_prep.encode_settings import as_rational_fps
-from data_prep.options import WriteOptions
+from data_prep.copying import CopiedVideo, DoesNotFitError
+from data_prep.encode import VideoSettings, why_not_encode
+from data_prep.members import AudioMember, Segment, VideoMember, Window, store_in_turn
+from data_prep.options import PolicyError, WriteOptions
 
 # These headers state a duration that was written by whoever made the file; elsewhere FFmpeg estimates it.
 FORMATS_THAT_KNOW_THEIR_DURATION = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "flac", "ogg", "asf")
 LEAST_DECODED_SHARE = 0.9
 WHOLE = (0.0, math.inf)
 
-Segment = tuple[float, float]
+Member = VideoMember | CopiedVideo | AudioMember
 
 
 @dataclass(frozen=True)
@@ -41,7 +32,7 @@ class Transcoded:
     """Encoded media of one sample; absent streams are None with counts of 0. See SampleInfo for the numbers.
 
     info: of the whole file. segment: the seconds that were asked for, from the start of the stream that starts first in
-    the file; None for all of them.
+    the file; None for all of them. is_copied: the video is the source's own stream, not encoded anew.
     """
 
     info: MediaInfo
@@ -53,6 +44,7 @@ class Transcoded:
     audio_rate_hz: int
     av_offset_seconds: float
     segment: Segment | None = None
+    is_copied: bool = False
 
     @property
     def duration_seconds(self) -> float:
@@ -63,185 +55,150 @@ class Transcoded:
 
     @property
     def source(self) -> dict[str, Any]:
-        """What the sample's json says of the file: its facts, and the segment where it is not the whole file."""
-        segment = {} if self.segment is None else {"segment_seconds": list(self.segment)}
-        return self.info.to_json() | segment
-
-
-@dataclass(frozen=True)
-class _Window:
-    """Which seconds of a stream become its member. All are counted from the stream's own first frame or sample.
-
-    start: where the member begins; length: at most so long; late: how long after the segment's beginning that is.
-    """
-
-    start: float
-    length: float
-    late: float
-
-    @classmethod
-    def of(cls, stream_start: float, segment: Segment) -> _Window:
-        """stream_start: after the start of the stream that starts first."""
-        begin, end = segment
-        late = max(0.0, stream_start - begin)
-        return cls(max(0.0, begin - stream_start), max(0.0, end - begin - late), late)
+        """What the sample's json says of the file: its facts, the segment if any, and whether its video was copied."""
+        more: dict[str, Any] = {} if self.segment is None else {"segment_seconds": list(self.segment)}
+        return self.info.to_json() | more | ({"is_copied": True} if self.is_copied else {})
 
 
 def transcode(path: str, options: WriteOptions, segment: Segment | None = None) -> Transcoded:
-    """Read one file and encode its streams anew.
+    """Read one file and store its streams, encoded anew or, with options.video "copy", as they are where they fit.
 
     Args:
         path: of the file.
         options: what is wanted.
         segment: (begin, end) in seconds from the start of the stream that starts first in the file; what lies past the
-            file's end is left out. None: the whole file.
+            file's end is left out. None: the whole file. Segments are always encoded.
 
     Raises:
         MediaError: says why the file, or the segment, is to be skipped; too_short where the file ends before it.
+        PolicyError: the options want the whole run to stop, or an encoder that this machine does not have.
         ValueError: the segment does not end after it begins, or begins before 0.
     """
     if segment is not None and not 0 <= segment[0] < segment[1]:
         raise ValueError(f"{path}: the segment is {segment}; it must begin at 0 s or later and end after it begins")
-    with PictureStream(path) as pictures, SoundStream(path) as sound:
+    check_encoder(options)
+    if options.video == "copy" and segment is None:
+        try:
+            return _transcode(path, options, None, shares=False, copies=True)
+        except DoesNotFitError:
+            pass
+    try:
+        return _transcode(path, options, segment, shares=segment is None)
+    except StreamsFarApartError:
+        return _transcode(path, options, segment, shares=False)
+
+
+@lru_cache
+def check_encoder(options: WriteOptions) -> None:
+    """PolicyError if this machine cannot encode as the options say."""
+    if options.video_codec != "libx264":
+        settings = VideoSettings(320, 256, options.fps, codec=options.video_codec, options=options.encoder_options())
+        if why := why_not_encode(settings):
+            raise PolicyError(
+                f"--video-codec {options.video_codec} does not work on this machine: {why}. It needs an NVIDIA GPU "
+                "with a video encoder (data-centre cards such as A100 and H100 have none) and its driver; use libx264"
+            )
+
+
+def _transcode(
+    path: str, options: WriteOptions, segment: Segment | None, *, shares: bool, copies: bool = False
+) -> Transcoded:
+    """shares: both streams are read from one open file. copies: DoesNotFitError where the video has to be encoded."""
+    with PictureStream(path, shares=shares) as pictures, SoundStream(path, beside=pictures) as sound:
         info = MediaInfo(pictures.container_name, pictures.info, sound.info, pictures.container_seconds)
         _check_streams(path, info, options)
         clock = min(one.start_seconds for one in (info.video, info.audio) if one is not None)
-        video, audio, windows = None, None, {}
-        num_frames = num_samples = 0
+        video: VideoMember | CopiedVideo | None = None
+        audio: AudioMember | None = None
         if info.video is not None:
-            windows["video"] = _Window.of(info.video.start_seconds - clock, segment or WHOLE)
-            video, num_frames = _store_video(pictures, windows["video"], options)
+            window = Window.of(info.video.start_seconds - clock, segment or WHOLE)
+            if copies:
+                video = CopiedVideo(path, pictures, info.video, window, options)
+            else:
+                video = VideoMember(pictures, info.video, window, options)
         if info.audio is not None:
-            windows["audio"] = _Window.of(info.audio.start_seconds - clock, segment or WHOLE)
-            audio, num_samples = _store_audio(sound, windows["audio"], options)
-    fps = as_rational_fps(options.fps)
-    seconds = {"video": float(num_frames / fps), "audio": num_samples / options.audio_rate_hz}
-    _check_complete(path, info, segment or WHOLE, windows, seconds)
+            window = Window.of(info.audio.start_seconds - clock, segment or WHOLE)
+            audio = AudioMember(sound, info.audio, window, options)
+        members = [member for member in (video, audio) if member is not None]
+        store_in_turn(members)
+    _check_complete(path, info, segment or WHOLE, members)
+    video = video if video is not None and video.content is not None else None
+    audio = audio if audio is not None and audio.content is not None else None
     if video is None and audio is None:
         raise MediaError("too_short", f"{path}: ends before the segment, which begins at {(segment or WHOLE)[0]:.3f} s")
-    offset = 0.0
-    if video is not None and audio is not None:
-        # Sound begins on the grid of its samples, up to half a sample beside the wanted second.
-        first_sample = round(windows["audio"].start * options.audio_rate_hz) / options.audio_rate_hz
-        offset = windows["audio"].late - windows["video"].late + first_sample - windows["audio"].start
+    where = path if segment is None else f"{path}, {segment[0]:.3f} to {segment[1]:.3f} s"
+    _check_policies(where, video, audio, options)
+    offset = audio.window.late + audio.grid_seconds - video.window.late if video and audio else 0.0
     result = Transcoded(
         info=info,
-        video=video,
-        num_frames=num_frames,
-        video_fps=float(fps) if video else 0.0,
-        audio=audio,
-        num_audio_samples=num_samples,
-        audio_rate_hz=options.audio_rate_hz if audio else 0,
+        video=video.content if video else None,
+        num_frames=video.num_frames if video else 0,
+        video_fps=float(video.fps) if video else 0.0,
+        audio=audio.content if audio else None,
+        num_audio_samples=audio.num_samples if audio else 0,
+        audio_rate_hz=audio.rate_hz if audio else 0,
         av_offset_seconds=round(offset, 9),
         segment=segment,
+        is_copied=isinstance(video, CopiedVideo),
     )
-    _check_members(path, result, options)
+    if result.duration_seconds < options.min_duration_seconds:
+        seconds, least = result.duration_seconds, options.min_duration_seconds
+        raise MediaError("too_short", f"{where}: lasts {seconds:.3f} s; --min-duration-seconds is {least}")
     return result
 
 
-def on_grid(pictures: Iterable[Picture], fps: Fraction, window_start: float, window_length: float) -> Iterator[Any]:
-    """The frame on screen at window_start + k / fps, k = 0, 1, ..., until the pictures or the window end.
-
-    pictures: from the one on screen at window_start on. One frame may come several times. A stream's last frame ends
-    with its duration; a stream with a single frame of no duration gives it once.
-    """
-    shown: Any = None
-    num_frames, end_seconds = 0, 0.0
-    for picture in pictures:
-        seconds = picture.seconds - window_start
-        while shown is not None and num_frames / fps + FRAME_TIME_TOLERANCE_SECONDS < min(seconds, window_length):
-            yield shown
-            num_frames += 1
-        if num_frames and num_frames / fps + FRAME_TIME_TOLERANCE_SECONDS >= window_length:
-            return
-        shown, end_seconds = picture.frame, max(end_seconds, seconds + picture.duration_seconds)
-    end_seconds = min(end_seconds, window_length)
-    while shown is not None and (
-        (num_frames == 0 and window_start == 0 and window_length > 0)
-        or num_frames / fps + FRAME_TIME_TOLERANCE_SECONDS < end_seconds
-    ):
-        yield shown
-        num_frames += 1
-
-
-def _store_video(stream: PictureStream, window: _Window, options: WriteOptions) -> tuple[bytes | None, int]:
-    """(mp4 bytes, number of frames); (None, 0) if none of its pictures is in the window."""
-    info = stream.info
-    assert info is not None  # the caller has looked
-    size = fitted_size(info.width, info.height, info.pixel_aspect, options.short_side_px)
-    fps = as_rational_fps(options.fps)
-    settings = VideoSettings(*size, fps, keyframe_interval=options.keyframe_interval, options=options.encoder_options())
-    output = io.BytesIO()
-    num_frames = 0
-    last: Any = None
-    with MediaWriter(output, video=settings, container_format="mp4") as writer:
-        for frame in on_grid(stream.play(window.start), fps, window.start, window.length):
-            if num_frames == 0:
-                upright = Upright(quarter_turns(frame), size)
-            if frame is not last:
-                picture, last = upright(frame), frame
-            writer.write_video(picture)
-            num_frames += 1
-    return (output.getvalue(), num_frames) if num_frames else (None, 0)
-
-
-def _store_audio(stream: SoundStream, window: _Window, options: WriteOptions) -> tuple[bytes | None, int]:
-    """(FLAC bytes, number of samples); (None, 0) if none of its sound is in the window."""
-    rate = options.audio_rate_hz
-    output = io.BytesIO()
-    num_samples = 0
-    with MediaWriter(
-        output, audio=AudioSettings(rate, num_channels=1, codec="flac"), container_format="flac"
-    ) as writer:
-        for block in stream.play(rate, round(window.start * rate)):
-            most = len(block) if math.isinf(window.length) else round(window.length * rate) - num_samples
-            if most <= 0:
-                break
-            writer.write_audio(block[None, :most])
-            num_samples += min(most, len(block))
-    return (output.getvalue(), num_samples) if num_samples else (None, 0)
-
-
 def _check_streams(path: str, info: MediaInfo, options: WriteOptions) -> None:
-    """MediaError if a stream is missing that must not be."""
-    if info.video is None and options.on_missing_video == "skip":
-        raise MediaError("no_video", f"{path}: has no video; --on-missing-video keep would keep its sound")
-    if info.audio is None and options.on_missing_audio == "skip":
-        raise MediaError("no_audio", f"{path}: has no audio; --on-missing-audio keep would keep its pictures")
+    """MediaError or PolicyError if a stream is missing that must not be."""
+    if info.video is None:
+        _check_missing(path, "video", "its sound", options)
+    if info.audio is None:
+        _check_missing(path, "audio", "its pictures", options)
     if info.video is None and info.audio is None:
         raise MediaError("no_video", f"{path}: neither its video nor its audio holds anything decodable")
 
 
-def _check_members(path: str, result: Transcoded, options: WriteOptions) -> None:
-    """MediaError if a segment misses one of the streams, or the sample is too short."""
-    where = path if result.segment is None else f"{path}, {result.segment[0]:.3f} to {result.segment[1]:.3f} s"
-    for name, member in (("video", result.video), ("audio", result.audio)):
-        if member is None and getattr(options, f"on_missing_{name}") == "skip":
-            raise MediaError(f"no_{name}", f"{where}: has no {name} there")  # type: ignore[arg-type]
-    if result.duration_seconds < options.min_duration_seconds:
-        raise MediaError(
-            "too_short",
-            f"{where}: lasts {result.duration_seconds:.3f} s; --min-duration-seconds is {options.min_duration_seconds}",
+def _check_missing(where: str, name: str, rest: str, options: WriteOptions) -> None:
+    """What the options say of a file without this stream."""
+    policy, option = getattr(options, f"on_missing_{name}"), f"--on-missing-{name}"
+    if policy == "error":
+        raise PolicyError(
+            f"{where}: has no {name}, and {option} is error. Take it out of the manifest, or use {option} skip "
+            f"(leaves such files out and lists them) or {option} keep (stores {rest})"
         )
+    if policy == "skip":
+        reason: Any = f"no_{name}"
+        raise MediaError(reason, f"{where}: has no {name}; {option} keep would keep {rest}")
 
 
-def _check_complete(
-    path: str, info: MediaInfo, segment: Segment, windows: dict[str, _Window], seconds: dict[str, float]
+def _check_policies(
+    where: str, video: VideoMember | CopiedVideo | None, audio: AudioMember | None, options: WriteOptions
 ) -> None:
+    """MediaError or PolicyError for what the options do not want in a sample."""
+    if video is None and audio is not None:
+        _check_missing(where, "video", "its sound", options)
+    if audio is None and video is not None:
+        _check_missing(where, "audio", "its pictures", options)
+    if audio is not None and audio.silence is not None and audio.silence.is_silent:
+        raise MediaError("silent_audio", f"{where}: its sound never reaches {options.silence_dbfs:g} dBFS")
+    if video is not None and video.stillness is not None and video.stillness.is_still:
+        raise MediaError("still_video", f"{where}: no part of its picture changes by {options.still_levels:g} levels")
+
+
+def _check_complete(path: str, info: MediaInfo, segment: Segment, members: Sequence[Member]) -> None:
     """MediaError("truncated") if much less could be decoded than the header promises for the segment."""
     if info.container not in FORMATS_THAT_KNOW_THEIR_DURATION:
         return
-    streams = {"video": info.video, "audio": info.audio}
     claims: list[tuple[str, float, float]] = []
-    for name, window in windows.items():
-        stream = streams[name]
-        if stream is not None and stream.duration_seconds is not None:
-            claims.append((name, seconds[name], min(window.length, stream.duration_seconds - window.start)))
+    for member in members:
+        if member.info.duration_seconds is not None:
+            promised = min(member.window.length, member.info.duration_seconds - member.window.start)
+            claims.append((member.name, member.seconds, promised))
     if info.duration_seconds is not None:
         # Matroska and others count a file's duration from 0, others from its first stream: the smaller claim is meant.
-        start = min(stream.start_seconds for stream in streams.values() if stream is not None)
+        start = min(member.info.start_seconds for member in members)
         end = min(segment[1], info.duration_seconds - max(0.0, start))
-        claims.append(("file", max(windows[name].late + seconds[name] for name in windows), end - segment[0]))
+        found = max(member.window.late + member.seconds for member in members)
+        claims.append(("file", found, end - segment[0]))
     for name, found, promised in claims:
         if found < LEAST_DECODED_SHARE * promised:
             message = f"{path}: {found:.2f} s of its {name} can be decoded; the header says {promised:.2f} s"

@@ -10,8 +10,9 @@ import pytest
 from avssl.data.decode import Picture, PictureStream, SoundStream
 from avssl.types import MediaError
 from data_prep.encode import write_media
+from data_prep.members import Window, on_grid
 from data_prep.options import WriteOptions
-from data_prep.transcode import on_grid, transcode
+from data_prep.transcode import transcode
 
 OPTIONS = WriteOptions(short_side_px=48, crf=10)
 CONTAINERS = {
@@ -161,7 +162,7 @@ def test_a_segment_past_the_end_is_too_short_and_one_without_a_stream_misses_it(
             transcode(str(sources[".mp4"]), OPTIONS, bad)
     path = tmp_path / "short sound.mp4"
     write_media(path, video=counting_video(50), video_fps=25, audio=chirp(1), audio_rate_hz=48000)
-    with pytest.raises(MediaError, match=r"no_audio.*1.500 to 2.000 s: has no audio there"):
+    with pytest.raises(MediaError, match=r"no_audio.*1.500 to 2.000 s: has no audio"):
         transcode(str(path), OPTIONS, (1.5, 2.0))
     kept = transcode(str(path), WriteOptions(on_missing_audio="keep"), (1.5, 2.0))
     assert (kept.num_frames, kept.audio, kept.num_audio_samples, kept.audio_rate_hz) == (8, None, 0, 0)
@@ -172,7 +173,7 @@ def test_frames_come_on_a_grid_and_the_last_one_stays_for_its_duration():
     pictures = [Picture(0.0, 0.1, "a"), Picture(0.1, 0.5, "b"), Picture(0.6, 0.1, "c")]
 
     def grid(start=0.0, length=float("inf"), chosen=pictures):
-        return "".join(on_grid(iter(chosen), Fraction(10), start, length))
+        return "".join(on_grid(iter(chosen), Fraction(10), Window(start, length, 0.0)))
 
     assert grid() == "abbbbbc"
     assert grid(0.25, chosen=pictures[1:]) == "bbbbc"

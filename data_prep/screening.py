@@ -1,0 +1,89 @@
+"""Is there anything to hear, and does anything move? Each meter stops measuring once it has the answer.
+
+Works on NumPy arrays and PyAV's frames, without importing PyAV.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+WINDOW_SECONDS = 0.1
+SQUARES_A_SIDE = 16
+
+
+class SilenceMeter:
+    """Whether a waveform stays below a level all the time.
+
+    What counts is the root mean square of each tenth of a second, in dB of full scale (a full-scale sine has -3 dBFS):
+    one click is no sound.
+
+    Args:
+        threshold_dbfs: silent is what never reaches this; rate_hz: samples a second.
+    """
+
+    def __init__(self, threshold_dbfs: float, rate_hz: int) -> None:
+        self._threshold = 10 ** (threshold_dbfs / 10)
+        self._window = max(1, round(WINDOW_SECONDS * rate_hz))
+        self._rest = np.empty(0, np.float32)
+        self._is_loud = False
+
+    def add(self, samples: NDArray[np.float32]) -> None:
+        """The next samples: float (samples,) in [-1, 1]."""
+        if self._is_loud:
+            return
+        samples = np.concatenate([self._rest, samples])
+        whole = len(samples) // self._window * self._window
+        windows = samples[:whole].reshape(-1, self._window)
+        self._is_loud = self._has_sound(windows)
+        self._rest = samples[whole:]
+
+    @property
+    def is_silent(self) -> bool:
+        """The answer for all that was added."""
+        return not self._is_loud and not (len(self._rest) and self._has_sound(self._rest[None]))
+
+    def _has_sound(self, windows: NDArray[np.float32]) -> bool:
+        return bool((np.square(windows, dtype=np.float64).mean(axis=1) >= self._threshold).any())
+
+
+class StillnessMeter:
+    """Whether all pictures are like the first one.
+
+    The picture is cut into squares, 16 along its short side, and the mean luma of each is compared with that of the
+    first picture: grain and what a codec makes of a still picture average out, a small thing that moves does not.
+
+    Args:
+        threshold_levels: still is where no square changes by so much, of 255.
+    """
+
+    def __init__(self, threshold_levels: float) -> None:
+        self._threshold = threshold_levels
+        self._first: NDArray[np.float64] | None = None
+        self._moves = False
+
+    def add(self, frame: Any) -> None:
+        """The next picture: an av.VideoFrame whose first plane is 8-bit luma; all of one size."""
+        if self._moves:
+            return
+        means = _square_means(frame)
+        if self._first is None:
+            self._first = means
+        self._moves = bool(np.abs(means - self._first).max() >= self._threshold)
+
+    @property
+    def is_still(self) -> bool:
+        """The answer for all that was added."""
+        return not self._moves
+
+
+def _square_means(frame: Any) -> NDArray[np.float64]:
+    """Mean luma of each square of a picture, float64 (rows, columns); what is left at the edges is ignored."""
+    plane = frame.planes[0]
+    luma = np.frombuffer(plane, np.uint8)[: plane.line_size * frame.height].reshape(frame.height, plane.line_size)
+    side = max(1, min(frame.width, frame.height) // SQUARES_A_SIDE)
+    rows, columns = frame.height // side, frame.width // side
+    squares = luma[: rows * side, : columns * side].reshape(rows, side, columns, side)
+    return np.asarray(squares.mean(axis=(1, 3), dtype=np.float64))
