@@ -16,6 +16,7 @@ EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 # Commands that are a module of their own, with add_arguments(parser) and run(arguments) -> exit code or None.
 MODULES = {
     "index": ("data_prep.index_command", "list the media files or pictures of a folder or a list in a manifest"),
+    "coverage": ("data_prep.coverage", "say how much of a manifest is there, can be decoded and was written, by class"),
     "demo-corpus": ("data_prep.demo_corpus", "make the embedded corpus of videos with sound"),
     "stats": (
         "data_prep.stats",

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -53,7 +53,7 @@ class Spool:
 
     def add(self, row: Pending) -> None:
         """The next row."""
-        self._file.write(json.dumps(asdict(row)).encode("ascii") + b"\n")
+        self._file.write(json.dumps(vars(row)).encode("ascii") + b"\n")
         self._hashes["key"].write(_hash(row.key).tobytes())
         self._hashes["row"].write(_hash(_place(row)).tobytes())
         self._count += 1

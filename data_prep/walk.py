@@ -134,11 +134,14 @@ class NameIndex:
         Of several with one name: those in one of `folders` (a class or a split, in any spelling) go first, then videos
         before sounds, then by path.
         """
-        for name in names:
-            found = self._database.execute("SELECT path FROM files WHERE name = ?", (os.fsencode(name),)).fetchall()
-            if found:
-                return min((os.fsdecode(path) for (path,) in found), key=lambda path: _rank(path, folders))
-        return None
+        order = {os.fsencode(name): number for number, name in enumerate(names)}
+        marks = ", ".join("?" * len(order))
+        found = self._database.execute(f"SELECT name, path FROM files WHERE name IN ({marks})", list(order)).fetchall()
+        if not found:
+            return None
+        best = min(order[name] for name, _ in found)
+        paths = (os.fsdecode(path) for name, path in found if order[name] == best)
+        return min(paths, key=lambda path: _rank(path, folders))
 
     def __enter__(self) -> Self:
         return self
