@@ -52,7 +52,8 @@ av.logging.set_level(None)
 @contextmanager
 def opened(source: Source, name: str) -> Iterator[tuple[Any, str]]:
     """The open container and the name for messages; closes it, and turns FFmpeg's errors into MediaErrors."""
-    label = name or ("<bytes>" if isinstance(source, bytes) else os.fsencode(source).decode(errors="backslashreplace"))
+    label = name or ("<bytes>" if isinstance(source, bytes) else os.fspath(source))
+    label = os.fsencode(label).decode(errors="backslashreplace")  # names of files may be no Unicode
     with translated(label):
         head = _checked_head(source, label)
         try:

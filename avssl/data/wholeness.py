@@ -47,6 +47,8 @@ class Content:
 
     def at(self, offset: int, count: int) -> bytes:
         """Up to `count` bytes from there on."""
+        if offset >= self.size:
+            return b""
         self._file.seek(offset)
         return self._file.read(count)
 
@@ -147,6 +149,8 @@ def _matroska(content: Content) -> int | None:
 def _vint(head: bytes, at: int) -> tuple[int | None, int]:
     """(the number, None for "unknown"; where it ends) of EBML's number at a position."""
     width = 9 - head[at].bit_length()
+    if width > 8:
+        return None, at + 1
     value = int.from_bytes(head[at : at + width], "big") - (1 << 7 * width)
     return (None if value == (1 << 7 * width) - 1 else value), at + width
 
@@ -155,8 +159,7 @@ def _mp3(content: Content) -> int | None:
     """The number of bytes in the Xing or Info header, if there is one."""
     begin = 0
     if content.head[:3] == b"ID3":
-        size = zip(content.head[6:10], (21, 14, 7, 0), strict=True)
-        begin = 10 + sum((byte & 0x7F) << shift for byte, shift in size)
+        begin = 10 + sum((content.head[6 + number] & 0x7F) << 21 - 7 * number for number in range(4))
     start = content.at(begin, HEAD_BYTES)
     for at in (13, 21, 36):
         if start[:1] == b"\xff" and start[at : at + 4] in (b"Xing", b"Info"):
