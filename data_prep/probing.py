@@ -7,7 +7,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from itertools import groupby, islice
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -169,8 +169,7 @@ def looked_at(
     batches: deque[list[tuple[str, list[Pending], Look | None]]] = deque()
 
     def tasks() -> Iterator[LookTask]:
-        groups = ((path, list(same)) for path, same in groupby(rows, key=lambda row: place_of(row.path, folder)))
-        while batch := list(islice(groups, files_per_task)):
+        for batch in _batches(rows, folder, files_per_task):
             batches.append([(path, same, _known(same, recent.get(path))) for path, same in batch])
             yield LookTask(look, tuple(path for path, _, known in batches[-1] if known is None))
 
@@ -183,6 +182,18 @@ def looked_at(
                 recent.move_to_end(path)
                 if len(recent) > NUM_RECENT:
                     recent.popitem(last=False)
+
+
+def _batches(rows: Iterable[Pending], folder: Path, size: int) -> Iterator[list[tuple[str, list[Pending]]]]:
+    """(path, rows of it), several files together that are quickly looked at; what has to be fetched comes alone."""
+    batch: list[tuple[str, list[Pending]]] = []
+    for path, same in groupby(rows, key=lambda row: place_of(row.path, folder)):
+        batch.append((path, list(same)))
+        if len(batch) == size or is_url(path):
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 def _known(rows: list[Pending], recent: Look | None) -> Look | None:

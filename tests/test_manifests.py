@@ -9,7 +9,10 @@ import shutil
 import signal
 import time
 import tracemalloc
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -606,6 +609,24 @@ def test_a_file_with_several_rows_is_opened_once(tmp_path):
     summary = index(tmp_path / "mine.jsonl", tmp_path / "c.jsonl", IndexOptions(), misbehaving)
     assert (summary.num_listed, summary.num_segments, summary.num_with_video) == (9, 9, 9)
     assert (tmp_path / "opened.log").read_text().split() == ["good1", "good2", "good3"]
+
+
+def test_listed_urls_are_fetched_and_probed(tmp_path, clip):
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=clip.parent)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        host = f"http://127.0.0.1:{server.server_port}"
+        entries, _ = listed(tmp_path, "files.txt", f"{host}/clip.mp4\n{host}/gone.mp4\n", media=tmp_path, probe=True)
+        server.shutdown()
+    found = {entry.path.rpartition("/")[2]: entry for entry in entries.values()}
+    assert [entry.path for entry in entries.values()] == [f"{host}/clip.mp4", f"{host}/gone.mp4"]
+    assert found["clip.mp4"].media["video"]["width"] == 64
+    assert found["clip.mp4"].num_bytes == clip.stat().st_size
+    assert found["gone.mp4"].error["reason"] == "missing_file"
+    assert f"{host}/gone.mp4" in found["gone.mp4"].error["message"]
 
 
 def test_file_seconds_and_memory_reach_the_sandbox(tmp_path, capsys):
