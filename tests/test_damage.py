@@ -152,9 +152,8 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 
 
 def packets(*stamps, index=0):
-    return [
-        SimpleNamespace(dts=one, pts=one, duration=10, time_base=Fraction(1, 100), stream_index=index) for one in stamps
-    ]
+    stream, tick = SimpleNamespace(index=index), Fraction(1, 100)
+    return [SimpleNamespace(dts=one, pts=one, duration=10, time_base=tick, stream=stream) for one in stamps]
 
 
 def on_clock(given, index=0):

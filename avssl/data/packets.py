@@ -74,22 +74,21 @@ def on_one_clock(packets: Iterator[Any], wanted: Any) -> Iterator[Any]:
     shift = Fraction(0)
     due: dict[int, Fraction] = {}  # when the next packet of a stream is expected
     for packet in packets:
+        index = packet.stream.index  # stream_index is 0 in the packets that flush a decoder
         stamp = packet.dts if packet.dts is not None else packet.pts
         if stamp is not None:
             tick = Fraction(packet.time_base)
             seconds = stamp * tick + shift
-            late = seconds - due.get(packet.stream_index, seconds)
+            late = seconds - due.get(index, seconds)
             if not -BREAK_BACKWARD_SECONDS <= late <= BREAK_FORWARD_SECONDS:
                 shift -= late
                 seconds -= late
-            due[packet.stream_index] = (
-                max(due.get(packet.stream_index, seconds), seconds) + (packet.duration or 0) * tick
-            )
+            due[index] = max(due.get(index, seconds), seconds) + (packet.duration or 0) * tick
             if shift:
                 for name in ("pts", "dts"):
                     if getattr(packet, name) is not None:
                         setattr(packet, name, getattr(packet, name) + round(shift / tick))
-        if packet.stream_index == wanted.index:
+        if index == wanted.index:
             yield packet
 
 
