@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from avssl.data import retry, storage
+from avssl.data import file_systems, retry
 from data_prep import folder as folder_module
 from data_prep.folder import OutputFolder
 from tests.stores import s3_server
@@ -152,7 +152,7 @@ def test_a_store_that_is_away_is_one_clear_error_and_the_scratch_file_stays(tmp_
         def put_file(self, *_):
             raise ConnectionResetError("reset by peer")
 
-    monkeypatch.setattr(storage, "_file_system", lambda protocol: Away())
+    monkeypatch.setattr(file_systems, "_file_system", lambda protocol: Away())
     with pytest.raises(
         ConnectionError, match=r"memory://bucket/away/a: could not be written in 5 tries.*reset by peer"
     ):

@@ -37,6 +37,7 @@ LAYERS = {
         "avssl.data.remote_shards",
         "avssl.data.location",
         "avssl.data.retry",
+        "avssl.data.file_systems",
         "avssl.data.storage",
     ],
     2: ["avssl.losses", "avssl.data", "avssl.optim", "avssl.eval"],

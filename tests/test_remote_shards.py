@@ -6,13 +6,15 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from avssl import config
-from avssl.data import remote_shards, retry, storage
+from avssl.data import file_systems, remote_shards, retry, storage
 from avssl.data.loader import Loader, LoaderConfig
 from avssl.data.shard_cache import ShardCache, default_cache_dir
 from avssl.data.shards import ShardSet, shard_name
@@ -42,7 +44,7 @@ def web():
 
 @pytest.fixture(autouse=True)
 def fast(monkeypatch, tmp_path):
-    monkeypatch.setattr(storage, "BLOCK_BYTES", 1 << 14)
+    monkeypatch.setattr(file_systems, "BLOCK_BYTES", 1 << 14)
     monkeypatch.setattr(retry, "FIRST_WAIT_SECONDS", 0.01)
     monkeypatch.setenv("AVSSL_CACHE", str(tmp_path / "cache"))
 
@@ -99,7 +101,7 @@ def test_every_sample_equals_the_local_one(protocol, request, folder, tmp_path):
 
 
 def test_a_local_folder_makes_no_cache_and_needs_no_file_system(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "_file_system", None)
+    monkeypatch.setattr(file_systems, "_file_system", None)
     assert read_all(ShardSet(folder)) == read_all(ShardSet(f"file://{folder}")) == SAMPLES
     assert not (tmp_path / "cache").exists()
 
@@ -354,6 +356,22 @@ def test_two_processes_share_a_cache_that_is_too_small_for_all(served, tmp_path)
     assert readers(served.location, bound) == [0, 0]
     assert max(worst) <= bound
     assert sum(cached(tmp_path).values()) <= bound
+
+
+def test_a_process_killed_while_it_fetches_stops_nobody(served, tmp_path):
+    stalled = threading.Event()
+    served.after_get = lambda _: stalled.wait(30) if served.gets(f"set/{shard_name(5)}") else None
+    process = multiprocessing.get_context("fork").Process(target=ShardSet(served.location).read, args=(11,))
+    process.start()
+    while not served.gets(f"set/{shard_name(5)}"):
+        time.sleep(0.01)
+    assert [name for name in cached(tmp_path) if name.endswith(".tar.part")]
+    process.kill()
+    process.join()
+    served.after_get = None
+    assert ShardSet(served.location).read(11) == SAMPLES[11]
+    assert not [name for name in cached(tmp_path) if name.endswith(".part")]
+    stalled.set()
 
 
 VIEWS = (View("video", "video"), View("audio", "audio"))

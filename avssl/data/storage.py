@@ -1,10 +1,10 @@
-"""Files anywhere: a local path, or a URL of s3://, gs://, hf://, http(s):// or memory://. The only user of fsspec.
+"""Files anywhere: a local path, or a URL of s3://, gs://, hf://, http(s):// or memory://.
 
-A location is text: a path, or PROTOCOL://... . Local ones never touch fsspec. What fails in passing (a dropped
-connection, a timeout, a status of 5xx) is tried again with growing pauses (retry.py); downloads go on where they
-stopped, a range of BLOCK_BYTES at a time, and their length is checked. All functions raise FileNotFoundError,
-PermissionError, ConnectionError (all tries failed) or another OSError that names the location, and ValueError for a
-location that is not allowed.
+A location is text: a path, or PROTOCOL://... . Remote ones go through fsspec (file_systems.py), local ones do not. What
+fails in passing (a dropped connection, a timeout, a status of 5xx) is tried again with growing pauses (retry.py);
+downloads go on where they stopped, a range of BLOCK_BYTES at a time, and their length is checked. All functions raise
+FileNotFoundError, PermissionError, ConnectionError (all tries failed) or another OSError that names the location, and
+ValueError for a location that is not allowed.
 
 Credentials and endpoints are those of each protocol's own library: environment, its files, or fsspec's configuration.
 """
@@ -23,19 +23,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from avssl.data.location import READ_ONLY, REMOTE, Location, is_remote, join, local_path, protocol_of, shown
-from avssl.data.retry import MAX_TRIES, persistently
+from avssl.data import file_systems
+from avssl.data.file_systems import WrongLength, blocks, remotely
+from avssl.data.location import READ_ONLY, Location, is_remote, join, local_path, protocol_of, shown
+from avssl.data.retry import MAX_TRIES
 
 __all__ = [
     "Facts", "Location", "WrongSize", "copy_to", "download", "exists", "facts", "files_below", "is_remote", "join",
     "local_copy", "local_path", "names", "protocol_of", "read_bytes", "remove", "shown", "size", "upload",
     "write_bytes",
 ]  # fmt: skip
-
-BLOCK_BYTES = 8 << 20
-CONNECT_SECONDS, STALL_SECONDS = 15.0, 60.0  # of http(s); the other libraries have limits of their own
-
-_file_systems: dict[tuple[int, str], Any] = {}
 
 
 class Facts(NamedTuple):
@@ -60,23 +57,21 @@ def facts(location: Location) -> Facts:
     if not is_remote(location):
         status = local_path(location).stat()
         return Facts(status.st_size, str(status.st_mtime_ns), local_path(location).is_dir())
-    info = _remotely(text, "looked up", lambda files: files.info(text))
+    info = remotely(text, "looked up", lambda files: files.info(text))
     # Servers behind one name may give an ETag each; their date is the file's.
-    names = ("LastModified", "Last-Modified", "last_modified", "created", "updated", "generation", "mtime")
-    version = [
-        str(info[name]) for name in (*names, *(() if text.startswith("http") else ("ETag", "etag"))) if name in info
-    ]
+    tags = () if protocol_of(text) in READ_ONLY else ("ETag", "etag", "generation", "blob_id")
+    dates = ("LastModified", "Last-Modified", "last_modified", "created", "updated", "mtime")
+    version = [str(info[name]) for name in (*tags, *dates) if name in info]
     num_bytes = info.get("size")
     return Facts(None if num_bytes is None else int(num_bytes), " ".join(version), info.get("type") == "directory")
 
 
 def exists(location: Location) -> bool:
     """Is there such a file or folder? Not being able to tell is an error, not a no."""
-    try:
+    with suppress(FileNotFoundError, NotADirectoryError):
         facts(location)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return True
+        return True
+    return False
 
 
 def size(location: Location) -> int:
@@ -92,7 +87,7 @@ def names(location: Location) -> list[str]:
     text = os.fspath(location)
     if not is_remote(location):
         return sorted(os.listdir(local_path(location)))  # noqa: PTH208  (names are wanted)
-    found = _remotely(text, "listed", lambda files: files.ls(text, detail=False))
+    found = remotely(text, "listed", lambda files: files.ls(text, detail=False))
     return sorted({name for one in found if (name := str(one).rstrip("/").rpartition("/")[2])})
 
 
@@ -110,7 +105,7 @@ def files_below(location: Location) -> list[tuple[str, int | None]]:
         found = files.find(text, detail=True)
         return [(path.removeprefix(root), info.get("size")) for path, info in found.items() if path.startswith(root)]
 
-    found: list[tuple[str, int | None]] = sorted(_remotely(text, "listed", find))
+    found: list[tuple[str, int | None]] = sorted(remotely(text, "listed", find))
     if not found:
         facts(text)  # says that there is none
     return found
@@ -123,11 +118,11 @@ def read_bytes(location: Location, begin: int | None = None, end: int | None = N
         with local_path(location).open("rb") as file:
             file.seek(begin or 0)
             return file.read() if end is None else file.read(max(0, end - (begin or 0)))
-    num_bytes = facts(text).num_bytes
+    num_bytes = None if begin is None and end is None else facts(text).num_bytes
     if num_bytes is None:
-        return _whole(text)[begin or 0 : end]
+        return bytes(remotely(text, "read", lambda files: files.cat_file(text))[begin or 0 : end])
     first, last = min(begin or 0, num_bytes), num_bytes if end is None else min(end, num_bytes)
-    return b"".join(_blocks(text, first, last, num_bytes))
+    return b"".join(blocks(text, first, last, num_bytes))
 
 
 def copy_to(location: Location, file: BinaryIO, num_bytes: int | None = None) -> int:
@@ -136,30 +131,45 @@ def copy_to(location: Location, file: BinaryIO, num_bytes: int | None = None) ->
     num_bytes: what it must have (WrongSize if it has not); whoever knows that also knows its hash and checks it.
     Without it, a file that changes meanwhile is read anew, at last an OSError.
     """
-    text = os.fspath(location)
-    start = file.tell()
+    text, start = os.fspath(location), file.tell()
+    if num_bytes is not None:
+        _copy_known(text, file, num_bytes)
+        return num_bytes
     for _ in range(MAX_TRIES):
         before = facts(text)
-        if num_bytes is not None and before.num_bytes is not None and before.num_bytes != num_bytes:
-            raise WrongSize(text, before.num_bytes, num_bytes)
         if not is_remote(location):
             with local_path(location).open("rb") as source:
                 shutil.copyfileobj(source, file, 1 << 20)
         elif before.num_bytes is None:
-            file.write(_whole(text))
+            file.write(remotely(text, "read", lambda files: files.cat_file(text)))
         else:
-            for block in _blocks(text, 0, before.num_bytes, before.num_bytes):
-                file.write(block)
+            file.writelines(blocks(text, 0, before.num_bytes, before.num_bytes))
         written = file.tell() - start
-        if num_bytes is not None:
-            if written != num_bytes:
-                raise WrongSize(text, written, num_bytes)
-            return written
-        if before.num_bytes in (None, written) and (written <= BLOCK_BYTES or facts(text) == before):
+        if before.num_bytes in (None, written) and (written <= file_systems.BLOCK_BYTES or facts(text) == before):
             return written
         file.seek(start)
         file.truncate()
     raise OSError(f"{shown(text)}: changed while it was read, {MAX_TRIES} times; wait until nobody writes it")
+
+
+def _copy_known(location: str, file: BinaryIO, num_bytes: int) -> None:
+    """The store is asked for the size only when something is wrong: a request less, and with hf:// a list less."""
+    if not is_remote(location):
+        if (found := size(location)) != num_bytes:
+            raise WrongSize(location, found, num_bytes)
+        with local_path(location).open("rb") as source:
+            shutil.copyfileobj(source, file, 1 << 20)
+        return
+    try:
+        file.writelines(blocks(location, 0, num_bytes, num_bytes))
+    except OSError as error:
+        of_length = isinstance(error.__cause__, WrongLength)
+        if of_length or not isinstance(error, FileNotFoundError | PermissionError | ConnectionError):
+            with suppress(FileNotFoundError, PermissionError, ConnectionError):
+                found = size(location)
+                if found != num_bytes:
+                    raise WrongSize(location, found, num_bytes) from error
+        raise
 
 
 def download(location: Location, path: Path) -> int:
@@ -175,7 +185,7 @@ def upload(path: Path, location: Location) -> None:
         return
     text, num_bytes = os.fspath(location), path.stat().st_size
     _refuse_read_only(text)
-    _remotely(text, "written", partial(_put, text, num_bytes, lambda files: files.put_file(str(path), text)))
+    remotely(text, "written", partial(_put, text, num_bytes, lambda files: files.put_file(str(path), text)))
 
 
 def write_bytes(location: Location, content: bytes) -> None:
@@ -183,7 +193,7 @@ def write_bytes(location: Location, content: bytes) -> None:
     if is_remote(location):
         text = os.fspath(location)
         _refuse_read_only(text)
-        _remotely(text, "written", partial(_put, text, len(content), lambda files: files.pipe_file(text, content)))
+        remotely(text, "written", partial(_put, text, len(content), lambda files: files.pipe_file(text, content)))
         return
     with _made_whole(local_path(location)) as file:
         file.write(content)
@@ -197,7 +207,7 @@ def remove(location: Location) -> None:
         return
     _refuse_read_only(text)
     with suppress(FileNotFoundError):
-        _remotely(text, "removed", lambda files: files.rm_file(text))
+        remotely(text, "removed", lambda files: files.rm_file(text))
 
 
 @contextmanager
@@ -210,65 +220,6 @@ def local_copy(location: Location) -> Iterator[Path]:
         path = Path(folder) / (re.sub(r"\?.*", "", os.fspath(location)).rstrip("/").rpartition("/")[2] or "file")
         download(location, path)
         yield path
-
-
-def _remotely(location: str, doing: str, action: Callable[[Any], Any]) -> Any:
-    """action(the file system), tried again while it fails in passing."""
-    return persistently(lambda: action(_file_system(protocol_of(location))), location, doing)
-
-
-def _file_system(protocol: str) -> Any:
-    """One a protocol and process: a forked process makes its own connections. Lists of folders are not cached."""
-    key = (os.getpid(), protocol)
-    if key not in _file_systems:
-        package, extra = REMOTE[protocol]
-        try:
-            import fsspec
-
-            options = _options(protocol, fsspec.config.conf.get(protocol, {}))
-            _file_systems[key] = fsspec.filesystem(protocol, use_listings_cache=False, **options)
-        except ImportError as error:
-            raise ValueError(
-                f"{protocol}:// needs the package {package}, which is missing ({error}); install it with "
-                f"`pip install 'avssl[{extra}]'`"
-            ) from error
-    return _file_systems[key]
-
-
-def _options(protocol: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Limits of our own where fsspec's configuration says nothing of them."""
-    if protocol in READ_ONLY:
-        from aiohttp import ClientTimeout
-
-        timeout = ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=STALL_SECONDS)
-        return {"client_kwargs": {"timeout": timeout, **given.get("client_kwargs", {})}}
-    if protocol == "s3" and "config_kwargs" not in given and "AWS_MAX_ATTEMPTS" not in os.environ:
-        return {"config_kwargs": {"retries": {"total_max_attempts": 1}}}  # s3fs and persistently try again already
-    return {}
-
-
-def _blocks(location: str, begin: int, end: int, num_bytes: int) -> Iterator[bytes]:
-    """The bytes begin..end of an object of num_bytes in order. A drop costs at most BLOCK_BYTES."""
-    while begin < end:
-        stop = min(begin + BLOCK_BYTES, end)
-        content = _remotely(location, "read", partial(_range, location, begin, stop, num_bytes))
-        if len(content) == num_bytes > stop - begin:  # the server ignores ranges, and this is everything
-            yield content[begin:end]
-            return
-        yield content
-        begin = stop
-
-
-def _range(location: str, begin: int, end: int, num_bytes: int, files: Any) -> bytes:
-    """The bytes begin..end, or all num_bytes if the server ignores ranges. ConnectionError for any other length."""
-    content = bytes(files.cat_file(location, start=begin, end=end))
-    if len(content) not in (end - begin, num_bytes):
-        raise ConnectionError(f"{len(content)} bytes came instead of {end - begin}, from byte {begin} of {num_bytes}")
-    return content
-
-
-def _whole(location: str) -> bytes:
-    return bytes(_remotely(location, "read", lambda files: files.cat_file(location)))
 
 
 def _put(location: str, num_bytes: int, action: Callable[[Any], Any], files: Any) -> None:
