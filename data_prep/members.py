@@ -21,10 +21,14 @@ from avssl.data.decode import (
     fitted_size,
     quarter_turns,
 )
+from avssl.types import MediaError
 from data_prep.encode import AudioSettings, MediaWriter, VideoSettings
 from data_prep.encode_settings import as_rational_fps
 from data_prep.options import WriteOptions
 from data_prep.screening import SilenceMeter, StillnessMeter
+
+# x264 takes no more; only damaged headers ask for it.
+MAX_SIDE_PX = 16_384
 
 Segment = tuple[float, float]
 
@@ -88,6 +92,11 @@ class VideoMember:
         self.stillness = StillnessMeter(options.still_levels) if options.on_still_video == "skip" else None
         self._stream, self._options = stream, options
         self._size = fitted_size(info.width, info.height, info.pixel_aspect, options.short_side_px)
+        if max(self._size) > MAX_SIDE_PX:
+            shape = f"{info.width}x{info.height} pixels with an aspect of {info.pixel_aspect:g}"
+            raise MediaError(
+                "decode_error", f"{stream.label}: its pictures have {shape}; a side may have {MAX_SIDE_PX}"
+            )
 
     @property
     def seconds(self) -> float:

@@ -60,7 +60,7 @@ class WriteOptions:
     on_silent_audio: str = "keep"
     silence_dbfs: float = -60.0
     on_still_video: str = "keep"
-    still_levels: float = 2.0
+    still_levels: float = 4.0
     video: str = "encode"
     copy_keyframe_interval: int = 32
     video_codec: str = "libx264"

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 WINDOW_SECONDS = 0.1
 SQUARES_A_SIDE = 16
+LEAST_SQUARE_PX = 8
 
 
 class SilenceMeter:
@@ -52,8 +53,8 @@ class SilenceMeter:
 class StillnessMeter:
     """Whether all pictures are like the first one.
 
-    The picture is cut into squares, 16 along its short side, and the mean luma of each is compared with that of the
-    first picture: grain and what a codec makes of a still picture average out, a small thing that moves does not.
+    The picture is cut into squares, 16 along its short side (each at least 8 px), and the mean luma of each is compared
+    with that of the first picture: grain and what a codec makes of a still picture average out, a small thing that moves does not.
 
     Args:
         threshold_levels: still is where no square changes by so much, of 255.
@@ -83,7 +84,8 @@ def _square_means(frame: Any) -> NDArray[np.float64]:
     """Mean luma of each square of a picture, float64 (rows, columns); what is left at the edges is ignored."""
     plane = frame.planes[0]
     luma = np.frombuffer(plane, np.uint8)[: plane.line_size * frame.height].reshape(frame.height, plane.line_size)
-    side = max(1, min(frame.width, frame.height) // SQUARES_A_SIDE)
+    short = min(frame.width, frame.height)
+    side = min(short, max(LEAST_SQUARE_PX, short // SQUARES_A_SIDE))
     rows, columns = frame.height // side, frame.width // side
     squares = luma[: rows * side, : columns * side].reshape(rows, side, columns, side)
     return np.asarray(squares.mean(axis=(1, 3), dtype=np.float64))

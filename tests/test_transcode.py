@@ -1,17 +1,20 @@
 """data_prep/transcode.py: segments, policies, copies; against decoding the whole file with PyAV alone."""
 
 import io
+import re
+from dataclasses import replace
 from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
 
-from avssl.data.decode import Picture, PictureStream, SoundStream
+from avssl.data.decode import Picture, PictureStream, SoundStream, read_video
 from avssl.types import MediaError
-from data_prep.encode import write_media
+from data_prep import members
+from data_prep.encode import VideoSettings, why_not_encode, write_media
 from data_prep.members import Window, on_grid
-from data_prep.options import WriteOptions
+from data_prep.options import PolicyError, WriteOptions
 from data_prep.transcode import transcode
 
 OPTIONS = WriteOptions(short_side_px=48, crf=10)
@@ -180,3 +183,218 @@ def test_frames_come_on_a_grid_and_the_last_one_stays_for_its_duration():
     assert grid(0.25, 0.2, pictures[1:]) == "bb"
     assert grid(0.9, chosen=pictures[2:]) == ""
     assert grid(chosen=[Picture(0.0, 0.0, "a")]) == "a"
+
+
+# --- what is left out ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def one_sided(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one sided")
+    write_media(folder / "mute.mp4", video=counting_video(20), video_fps=20)
+    write_media(folder / "dark.m4a", audio=chirp(1), audio_rate_hz=48000)
+    return folder
+
+
+@pytest.mark.parametrize(("file", "missing", "has"), [("mute.mp4", "audio", "video"), ("dark.m4a", "video", "audio")])
+def test_a_missing_stream_skips_the_file_is_let_be_or_stops_the_run(one_sided, file, missing, has):
+    path = str(one_sided / file)
+    with pytest.raises(MediaError) as skipped:
+        transcode(path, WriteOptions())
+    assert skipped.value.reason == f"no_{missing}"
+    kept = transcode(path, WriteOptions(**{f"on_missing_{missing}": "keep"}))
+    assert getattr(kept, missing) is None
+    assert getattr(kept, has)
+    with pytest.raises(PolicyError, match=rf"{file}: has no {missing}, and --on-missing-{missing} is error") as error:
+        transcode(path, WriteOptions(**{f"on_missing_{missing}": "error"}))
+    assert not isinstance(error.value, MediaError)
+
+
+def with_sound(path, audio):
+    write_media(path, video=counting_video(20), video_fps=20, audio=audio, audio_rate_hz=48000, audio_codec="flac")
+    return str(path)
+
+
+def test_silence_is_what_never_reaches_the_threshold(tmp_path):
+    """A sine of amplitude a has 20 log10(a) - 3.01 dBFS."""
+    t = np.arange(48000) / 48000
+    amplitude = 10 ** ((-50 + 3.0103) / 20)
+    path = with_sound(tmp_path / "faint.mkv", (amplitude * np.sin(2 * np.pi * 440 * t)).astype(np.float32)[None])
+    with pytest.raises(MediaError, match=r"silent_audio.*never reaches -49 dBFS"):
+        transcode(path, WriteOptions(on_silent_audio="skip", silence_dbfs=-49))
+    assert transcode(path, WriteOptions(on_silent_audio="skip", silence_dbfs=-51)).audio
+    assert transcode(path, WriteOptions(silence_dbfs=0)).audio  # kept is the default
+    late = np.zeros((1, 48000), np.float32)
+    late[0, -3000:] = 0.3 * np.sin(2 * np.pi * 440 * t[:3000])
+    assert transcode(with_sound(tmp_path / "late.mkv", late), WriteOptions(on_silent_audio="skip")).audio
+    click = np.zeros((1, 48000), np.float32)
+    click[0, 24000] = 0.1
+    with pytest.raises(MediaError, match="silent_audio"):
+        transcode(with_sound(tmp_path / "click.mkv", click), WriteOptions(on_silent_audio="skip", silence_dbfs=-50))
+    with pytest.raises(MediaError, match=r"silent_audio.*0.000 to 0.800 s"):
+        transcode(str(tmp_path / "late.mkv"), WriteOptions(on_silent_audio="skip"), (0.0, 0.8))
+
+
+@pytest.mark.parametrize("size", [(240, 320), (48, 64)])
+def test_a_still_picture_is_one_in_which_no_part_changes(tmp_path, size):
+    height, width = size
+    rng = np.random.default_rng(0)
+    picture = np.clip(rng.normal(120, 40, (height // 8, width // 8, 3)), 0, 255).astype(np.uint8)
+    picture = picture.repeat(8, axis=0).repeat(8, axis=1)
+    grain = [np.clip(picture + rng.normal(0, 2, (height, width, 3)), 0, 255).astype(np.uint8) for _ in range(30)]
+    mouth = [frame.copy() for frame in grain]
+    for k in range(15, 30):
+        mouth[k][height // 2 :][: height // 8, width // 2 :][:, : width // 8] = 30 if k % 4 < 2 else 220
+    fade = [np.clip(picture * (1 - k / 300), 0, 255).astype(np.uint8) for k in range(30)]
+    options = WriteOptions(on_still_video="skip", on_missing_audio="keep")
+    for name, frames in (("grain", grain), ("mouth", mouth), ("fade", fade)):
+        write_media(tmp_path / f"{name}.mp4", video=np.stack(frames), video_fps=15, video_options={"crf": "28"})
+    with pytest.raises(MediaError, match=r"still_video.*no part of its picture changes by 4 levels"):
+        transcode(str(tmp_path / "grain.mp4"), options)
+    assert transcode(str(tmp_path / "mouth.mp4"), options).video
+    assert transcode(str(tmp_path / "fade.mp4"), options).video
+    with pytest.raises(MediaError, match=r"still_video.*0.000 to 0.900 s"):
+        transcode(str(tmp_path / "mouth.mp4"), options, (0.0, 0.9))
+    assert transcode(str(tmp_path / "grain.mp4"), WriteOptions(on_missing_audio="keep")).video
+
+
+# --- copies --------------------------------------------------------------------------------------------------------
+
+COPY = WriteOptions(video="copy", on_missing_audio="keep", short_side_px=48)
+FITS = {"video_codec": "libx264", "keyframe_interval": 10, "video_fps": 25}
+
+
+def decoded(source):
+    with av.open(source) as container:
+        stream = container.streams.video[0]
+        frames = [(frame.time, frame.to_ndarray(format="yuv420p")) for frame in container.decode(stream)]
+    return np.array([time - frames[0][0] for time, _ in frames]), np.stack([frame for _, frame in frames])
+
+
+@pytest.mark.parametrize(
+    ("suffix", "changes"),
+    [
+        (".mp4", {}),
+        (".mp4", {"video_options": {"bf": "0"}}),
+        (".mkv", {}),
+        (".mp4", {"video_start_seconds": 0.5}),
+        (".mov", {"video_fps": Fraction(30000, 1001)}),
+    ],
+)
+def test_a_stream_that_fits_is_stored_frame_for_frame(tmp_path, suffix, changes):
+    path = tmp_path / f"fits{suffix}"
+    write_media(path, video=counting_video(73), audio=chirp(3), audio_rate_hz=48000, **(FITS | changes))
+    result = transcode(str(path), COPY)
+    times, frames = decoded(str(path))
+    stored_times, stored = decoded(io.BytesIO(result.video))
+    assert result.is_copied
+    assert result.source["is_copied"] is True
+    assert result.num_frames == len(frames) == 73
+    assert np.array_equal(frames, stored)
+    assert np.abs(times - stored_times).max() < 0.0011
+    assert result.video_fps == pytest.approx(float((FITS | changes)["video_fps"]))
+    assert result.av_offset_seconds == pytest.approx(-changes.get("video_start_seconds", 0.0), abs=0.022)
+    # as the shard reader does it, jumping from keyframe to keyframe
+    for k in (0, 1, 7, 12, 13, 36, 55, 72):
+        assert number_of(read_video(result.video, [k / result.video_fps], rgb=False)[0].numpy()) == k
+    assert transcode(str(path), COPY).video == result.video
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"keyframe_interval": 40},
+        {"video_codec": "mpeg4"},
+        {"pixel_format": "yuv444p"},
+        {"rotation_degrees": 90},
+        {"video": counting_video(73, height=64, width=96)},
+        {"frame_times_seconds": [k / 25 + (0.01 if k % 3 == 0 else 0) for k in range(73)]},
+    ],
+)
+def test_a_stream_that_does_not_fit_is_encoded(tmp_path, changes):
+    path = tmp_path / "other.mp4"
+    write_media(path, **({"video": counting_video(73)} | FITS | changes))
+    result = transcode(str(path), COPY)
+    assert not result.is_copied
+    assert result.video_fps == 16
+    assert result.video == transcode(str(path), replace(COPY, video="encode")).video
+
+
+def test_copies_know_stillness_and_segments_are_encoded(tmp_path):
+    path = tmp_path / "fits.mp4"
+    write_media(path, video=counting_video(50), **FITS)
+    assert not transcode(str(path), COPY, (0.0, 1.0)).is_copied
+    write_media(path, video=counting_video(1).repeat(50, axis=0), **FITS)
+    with pytest.raises(MediaError, match="still_video"):
+        transcode(str(path), replace(COPY, on_still_video="skip"))
+
+
+# --- the encoder, and one pass over the file --------------------------------------------------------------------------
+
+
+def test_an_encoder_that_this_machine_lacks_stops_the_run(sources):
+    options = WriteOptions(video_codec="h264_nvenc")
+    assert options.to_json()["video_codec"] == "h264_nvenc"
+    why = why_not_encode(VideoSettings(320, 256, 16, codec="h264_nvenc", options=options.encoder_options()))
+    if why is None:
+        pytest.skip("this machine has the encoder")
+    with pytest.raises(PolicyError, match=r"--video-codec h264_nvenc does not work on this machine: .*use libx264"):
+        transcode(str(sources[".mp4"]), options)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"on_missing_audio": "ignore"}, "--on-missing-audio is 'ignore'; allowed: skip, keep, error"),
+        ({"video": "remux"}, "--video is 'remux'; allowed: encode, copy"),
+        ({"video_codec": "hevc"}, "--video-codec is 'hevc'; allowed: libx264, h264_nvenc"),
+        ({"silence_dbfs": 3.0}, "at most --silence-dbfs 0"),
+        ({"still_levels": -1.0}, "--still-levels is -1.0; it must be at least 0"),
+    ],
+)
+def test_options_say_what_is_allowed(change, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        WriteOptions(**change)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_streams_read_from_one_open_file_are_those_read_from_two(sources, suffix, monkeypatch):
+    together = transcode(str(sources[suffix]), OPTIONS)
+    monkeypatch.setattr("avssl.data.sharing.MAX_WAITING_BYTES", 10)  # too little for anything to wait
+    apart = transcode(str(sources[suffix]), OPTIONS)
+    assert (together.video, together.audio) == (apart.video, apart.audio)
+    assert together == apart
+
+
+def test_frames_that_are_not_stored_are_not_scaled(sources, monkeypatch):
+    scaled = []
+    real = members.Upright.__call__
+    monkeypatch.setattr(members.Upright, "__call__", lambda self, frame: scaled.append(1) or real(self, frame))
+    assert transcode(str(sources[".mp4"]), WriteOptions(fps=5)).num_frames == len(scaled) == 70
+
+
+def test_a_stream_that_is_not_the_first_gives_its_last_frames_too(tmp_path):
+    """Frames that the decoder holds back until the end, of a transport stream whose sound is its first stream."""
+    path = tmp_path / "sound first.ts"
+    buffer = io.BytesIO()
+    write_media(buffer, video=counting_video(50), video_fps=25, audio=chirp(2), audio_rate_hz=48000,
+                container_format="mpegts", video_options={"bf": "3"})  # fmt: skip
+    buffer.seek(0)
+    with av.open(buffer) as source, av.open(str(path), "w", format="mpegts") as target:
+        order = [source.streams.audio[0], source.streams.video[0]]
+        copies = {one.index: target.add_stream_from_template(one) for one in order}
+        for packet in source.demux(order):
+            if packet.dts is not None:
+                packet.stream = copies[packet.stream.index]
+                target.mux(packet)
+    with PictureStream(str(path)) as stream:
+        assert stream.info.stream_index == 1
+        assert [number_of(picture.frame.to_ndarray(format="gray")) for picture in stream.play()] == list(range(50))
+
+
+def test_a_damaged_shape_is_a_decode_error(tmp_path, monkeypatch):
+    path = tmp_path / "wide.mp4"
+    write_media(path, video=counting_video(5), video_fps=25, audio=chirp(1), audio_rate_hz=48000)
+    monkeypatch.setattr("data_prep.members.MAX_SIDE_PX", 60)
+    with pytest.raises(MediaError, match=r"decode_error: .*wide.mp4: its pictures have 64x48 pixels .* may have 60"):
+        transcode(str(path), OPTIONS)
