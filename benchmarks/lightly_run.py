@@ -100,7 +100,7 @@ class BYOL(WithTeacher):
         super().__init__(cfg)
         hidden, dim = self.options.projector_hidden_dims[0], self.options.embedding_dim
         self.head = heads.BYOLProjectionHead(self.width, hidden, dim)
-        self.predictor = heads.BYOLPredictionHead(dim, self.options.predictor_hidden_dim, dim)
+        self.predictor = heads.BYOLPredictionHead(dim, self.options.predictor_hidden_dims[0], dim)
         self.make_teacher()
         self.criterion = NegativeCosineSimilarity()
 
@@ -118,7 +118,7 @@ class SimSiam(Method):
         super().__init__(cfg)
         hidden, dim = self.options.projector_hidden_dims[0], self.options.embedding_dim
         self.head = heads.SimSiamProjectionHead(self.width, hidden, dim)
-        self.predictor = heads.SimSiamPredictionHead(dim, self.options.predictor_hidden_dim, dim)
+        self.predictor = heads.SimSiamPredictionHead(dim, self.options.predictor_hidden_dims[0], dim)
         self.criterion = NegativeCosineSimilarity()
 
     def value(self, views: Views) -> torch.Tensor:
@@ -152,7 +152,7 @@ class SwAV(Method):
         hidden, dim = self.options.projector_hidden_dims[0], self.options.embedding_dim
         self.head = heads.SwaVProjectionHead(self.width, hidden, dim)
         self.prototypes = heads.SwaVPrototypes(
-            dim, self.options.num_prototypes, n_steps_frozen_prototypes=self.options.freeze_prototypes_steps
+            dim, self.options.num_prototypes, n_steps_frozen_prototypes=self.options.freeze_steps
         )
         self.criterion = SwaVLoss(sinkhorn_epsilon=self.options.epsilon, temperature=self.options.temperature)
         self.step = 0

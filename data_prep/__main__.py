@@ -7,10 +7,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from importlib import import_module
-from pathlib import Path
 
 from data_prep.options import CHOICES, WriteOptions
-from data_prep.pool import default_num_workers
+from data_prep.pool import Limits, default_num_workers
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 # Commands that are a module of their own, with add_arguments(parser) and run(arguments) -> exit code or None.
@@ -31,9 +30,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m data_prep", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     write = commands.add_parser("write", help="turn a manifest into a shard folder; continues when run again")
-    write.add_argument("manifest", type=Path)
-    write.add_argument("--out", type=Path, required=True, help="the shard folder")
+    write.add_argument("manifest", help="a path or URL")
+    write.add_argument("--out", required=True, help="the shard folder: a path, or a URL of s3://, gs:// or hf://")
     _add_write_options(write)
+    _add_machine_options(write)
     verify = commands.add_parser("verify", help="check a shard folder; exit code 1 if anything is wrong")
     verify.add_argument("shards", help="a path or URL")
     verify.add_argument("--decode", action="store_true", help="decode all media, not only the beginning of each")
@@ -79,19 +79,76 @@ def _add_write_options(parser: argparse.ArgumentParser) -> None:
         )
 
 
+def _add_machine_options(parser: argparse.ArgumentParser) -> None:
+    """Where and how the files are read; nothing here changes the bytes."""
+    parser.add_argument(
+        "--executor",
+        choices=("local", "ray", "slurm"),
+        default="local",
+        help="local: processes of this machine; ray: the cluster of RAY_ADDRESS, or one started here; slurm: submit job"
+        " arrays and leave (default: local)",
+    )
+    parser.add_argument(
+        "--part", help="i/n, e.g. 3/8: do only this share, for any scheduler; at last run the command without it"
+    )
+    parser.add_argument("--slurm-tasks", type=int, default=8, help="jobs in the array (default: 8)")
+    parser.add_argument("--slurm-partition", help="where to submit to (default: the cluster's)")
+    parser.add_argument(
+        "--retry-failed", action="store_true", help="read what was skipped once more; what was written is kept"
+    )
+    _add_limits(parser)
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    limits = Limits()
+    parser.add_argument(
+        "--file-seconds",
+        type=float,
+        default=limits.seconds,
+        help=f"a file that takes longer is given up, with the reason timeout (default: {limits.seconds:g})",
+    )
+    parser.add_argument(
+        "--file-memory-mib",
+        type=int,
+        default=limits.memory_bytes >> 20,
+        help="a file that takes more memory is given up, with the reason out_of_memory (default: "
+        f"{limits.memory_bytes >> 20})",
+    )
+
+
 def run_write(arguments: argparse.Namespace) -> int:
     """Exit code of `write`."""
+    from data_prep.job import Share
+    from data_prep.slurm import submit
     from data_prep.write_shards import write_shards
 
     options = WriteOptions(**{option.name: getattr(arguments, option.name) for option in fields(WriteOptions)})
-    index = write_shards(arguments.manifest, arguments.out, options, arguments.workers)
+    limits = Limits(arguments.file_seconds, arguments.file_memory_mib << 20)
+    share = None if arguments.part is None else Share.parse(arguments.part)
+    if arguments.executor == "slurm":
+        print(submit(arguments, options))
+        return EXIT_OK
+    index = write_shards(
+        arguments.manifest,
+        arguments.out,
+        options,
+        arguments.workers,
+        limits=limits,
+        share=share,
+        executor=arguments.executor,
+        retry_failed=arguments.retry_failed,
+    )
+    if index is None:
+        print(f"{arguments.out}: share {arguments.part} is done as far as it can be now; when all shares are, run the "
+              "same command without --part")  # fmt: skip
+        return EXIT_OK
     print(f"{arguments.out}: {len(index.shards)} shards, {index.total_bytes / 1e6:.1f} MB")
     print(f"  {index.num_listed:8d} listed")
     print(f"  {index.num_samples:8d} written")
     for reason, count in index.skipped_by_reason.items():
         print(f"  {count:8d} skipped: {reason}")
     if index.num_skipped:
-        print(f"  which and why: {arguments.out / 'skipped.jsonl'}")
+        print(f"  which and why: {str(arguments.out).rstrip('/')}/skipped.jsonl")
     if index.num_samples == 0:
         print("error: nothing was written, every file was skipped", file=sys.stderr)
         return EXIT_FAILED

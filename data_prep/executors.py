@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from data_prep.folder import OutputFolder
-from data_prep.parts import PartSummary, PartTask, Work, make_parts
+from data_prep.parts import PartSummary, PartTask, make_parts
 from data_prep.pool import Sandbox
+from data_prep.reading import Work
 
 if TYPE_CHECKING:
+    from data_prep.job import Job
     from data_prep.progress import Progress
-    from data_prep.write_shards import Job
 
 MAX_TRIES = 4  # of a part on Ray: a node that goes takes the parts with it that it was making
 PARTS_AHEAD = 2  # for each of Ray's processors, so that none waits for its next part

@@ -48,7 +48,7 @@ class OutputFolder:
         if protocol:
             return cls(os.fspath(location).rstrip("/"))
         path = storage.local_path(location)
-        with _clear_errors(str(path), "made"):
+        with clear_errors(str(path), "made"):
             path.mkdir(parents=True, exist_ok=True)
         return cls(str(path))
 
@@ -72,12 +72,12 @@ class OutputFolder:
 
     def exists(self, name: str) -> bool:
         """Is there such a file? Not being able to tell is an error."""
-        with _clear_errors(self.where(name), "looked up"):
+        with clear_errors(self.where(name), "looked up"):
             return storage.exists(self.where(name))
 
     def size(self, name: str) -> int | None:
         """Bytes of a file; None if there is none."""
-        with _clear_errors(self.where(name), "looked up"):
+        with clear_errors(self.where(name), "looked up"):
             try:
                 return storage.size(self.where(name))
             except (FileNotFoundError, NotADirectoryError):
@@ -90,7 +90,7 @@ class OutputFolder:
         """
         folder, slash, start = prefix.rpartition("/")
         where = self.where(folder) if slash else self.location
-        with _clear_errors(where, "listed"):
+        with clear_errors(where, "listed"):
             try:
                 found = storage.names(where)
             except FileNotFoundError:
@@ -99,12 +99,12 @@ class OutputFolder:
 
     def read_bytes(self, name: str) -> bytes:
         """The content of a file; FileNotFoundError if there is none."""
-        with _clear_errors(self.where(name), "read"):
+        with clear_errors(self.where(name), "read"):
             return storage.read_bytes(self.where(name))
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """The whole file, or the one that was there before."""
-        with _clear_errors(self.where(name), "written"):
+        with clear_errors(self.where(name), "written"):
             if self.is_local:
                 write_atomically(self.path(name), content)
             else:
@@ -129,13 +129,13 @@ class OutputFolder:
         if not self.is_local:
             return Path(tempfile.mkdtemp(prefix=SCRATCH)) / name.rpartition("/")[2]
         path = self.path(name)
-        with _clear_errors(str(path.parent), "made"):
+        with clear_errors(str(path.parent), "made"):
             path.parent.mkdir(parents=True, exist_ok=True)
         return path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.scratch.tmp")
 
     def put_file(self, path: Path, name: str) -> None:
         """Move a finished local file into the folder; it is gone from its old place when it is whole at the new one."""
-        with _clear_errors(self.where(name), "written"):
+        with clear_errors(self.where(name), "written"):
             if self.is_local:
                 _move(path, self.path(name))
                 return
@@ -147,14 +147,14 @@ class OutputFolder:
 
     def get_file(self, name: str, path: Path) -> None:
         """Copy a file of the folder to a local path, whole or not at all."""
-        with _clear_errors(str(path), "written"):
+        with clear_errors(str(path), "written"):
             path.parent.mkdir(parents=True, exist_ok=True)
-        with _clear_errors(f"{self.where(name)} (to {path})", "copied"):
+        with clear_errors(f"{self.where(name)} (to {path})", "copied"):
             storage.download(self.where(name), path)
 
     def remove(self, name: str) -> None:
         """Remove a file; none there is well, too."""
-        with _clear_errors(self.where(name), "removed"):
+        with clear_errors(self.where(name), "removed"):
             storage.remove(self.where(name))
 
 
@@ -174,11 +174,13 @@ def _move(path: Path, target: Path) -> None:
 
 
 @contextmanager
-def _clear_errors(where: str, doing: str) -> Iterator[None]:
+def clear_errors(where: str, doing: str) -> Iterator[None]:
     """An error of the system becomes one that says what to do, of the same class and errno."""
     try:
         yield
     except OSError as error:
+        if hasattr(error, "is_clear"):
+            raise
         code = error.errno
         text = f"{storage.shown(where)}: could not be {doing}"
         if code in FULL:
@@ -193,4 +195,5 @@ def _clear_errors(where: str, doing: str) -> Iterator[None]:
             raise
         clear = type(error)(text)
         clear.errno = code
+        clear.is_clear = True  # type: ignore[attr-defined]
         raise clear from error

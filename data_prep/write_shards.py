@@ -16,91 +16,26 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from avssl.data import storage
 from avssl.data.shards import INDEX_NAME, SKIPPED_NAME, ShardIndex, ShardRecord, dump_json
 from data_prep.executors import PART_RUNNERS
 from data_prep.files import atomic_file
-from data_prep.folder import OutputFolder
-from data_prep.manifest import Entry
+from data_prep.folder import OutputFolder, clear_errors
+from data_prep.job import Job, Share, identity, refuse_unless_same
 from data_prep.options import WriteOptions
 from data_prep.pack import ShardTask, make_shard, shard_tasks
-from data_prep.parts import PARTS, PartSummary, PartTask, Transcode, Work, load_samples
+from data_prep.parts import PARTS, PartSummary
 from data_prep.pool import Limits, in_processes
 from data_prep.progress import Progress
+from data_prep.reading import Transcode, Work
 from data_prep.retry import begin_retry, current_attempt, unpack_shards
 from data_prep.rows import Rows, scan
-from data_prep.shuffle import shuffled_rows
 from data_prep.transcode import transcode
 
 OPTIONS_NAME = f"{PARTS}/options.json"
-
-
-@dataclass(frozen=True)
-class Share:
-    """Part `number` (from 0) of `count` that run beside each other; one of one is everything."""
-
-    number: int = 0
-    count: int = 1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.number < self.count:
-            raise ValueError(f"--part is {self.number}/{self.count}; it must be i/n with 0 <= i < n, e.g. 0/8 to 7/8")
-
-    @classmethod
-    def parse(cls, text: str) -> Share:
-        """From "i/n"."""
-        number, _, count = text.partition("/")
-        if not (number.isdecimal() and count.isdecimal()):
-            raise ValueError(f"--part is {text!r}; it must be i/n with 0 <= i < n, e.g. 0/8 to 7/8")
-        return cls(int(number), int(count))
-
-    def holds(self, number: int) -> bool:
-        """Is the part or shard with this number in the share?"""
-        return number % self.count == self.number
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything that stays the same during a write."""
-
-    folder: OutputFolder
-    rows: Rows
-    work: Work
-    num_workers: int = 1
-    share: Share = Share()
-    executor: str = "local"
-
-    @property
-    def num_parts(self) -> int:
-        return -(-len(self.rows) // self.work.options.samples_per_shard)
-
-    @property
-    def recorded_options(self) -> dict[str, Any]:
-        return self.work.options.to_json(images=self.rows.are_images)
-
-    def num_rows(self, number: int) -> int:
-        """How many rows of the manifest a part takes."""
-        size = self.work.options.samples_per_shard
-        return min(size, len(self.rows) - number * size)
-
-    def entries(self, number: int) -> tuple[Entry, ...]:
-        """The rows of a part: a run of the shuffled manifest."""
-        begin = number * self.work.options.samples_per_shard
-        span = begin, begin + self.num_rows(number)
-        return tuple(self.rows.read(shuffled_rows(*span, len(self.rows), self.work.options.seed)))
-
-    def part_task(self, number: int, attempt: int) -> PartTask:
-        """What is to be read for a part now, and what an earlier attempt leaves to it."""
-        entries, summary = self.entries(number), PartSummary.load(self.folder, number)
-        if summary is None:
-            return PartTask(number, entries, attempt)
-        kept = frozenset(one.info.key for one in load_samples(self.folder, number, summary.attempt))
-        return PartTask(number, entries, attempt, kept, summary.attempt)
 
 
 def write_shards(
@@ -132,7 +67,7 @@ def write_shards(
         OSError: the target is full or cannot be written; what is finished is kept.
     """
     output = OutputFolder.open(folder)
-    with ExitStack() as stack:
+    with clear_errors(output.location, "written"), ExitStack() as stack:
         finished = output.exists(INDEX_NAME)
         near = output.path(PARTS) if output.is_local else Path(stack.enter_context(TemporaryDirectory(prefix="avssl-")))
         rows = _scanned(manifest, near, num_workers)
@@ -256,31 +191,10 @@ def _fetched(location: str, path: Path) -> Path:
     return path
 
 
-def _identity(job: Job) -> dict[str, Any]:
-    return {"manifest_sha256": job.rows.sha256, "options": job.recorded_options}
-
-
-def _refuse_unless_same(found: dict[str, Any], job: Job) -> None:
-    wanted = _identity(job)
-    if found == wanted:
-        return
-    differing = [
-        f"{name}: {found['options'].get(name)!r} there, {value!r} now"
-        for name, value in wanted["options"].items()
-        if found["options"].get(name) != value
-    ]
-    if found["manifest_sha256"] != wanted["manifest_sha256"]:
-        differing.append("another manifest")
-    raise ValueError(
-        f"{job.folder.location}: already holds shards of other options ({'; '.join(differing)}); choose another --out, "
-        "or delete the folder"
-    )
-
-
 def _already_written(job: Job) -> ShardIndex:
     with job.folder.local_file(INDEX_NAME) as path:
         index = ShardIndex.load(path.parent)
-    _refuse_unless_same({"manifest_sha256": index.manifest_sha256, "options": index.options}, job)
+    refuse_unless_same({"manifest_sha256": index.manifest_sha256, "options": index.options}, job)
     for record in index.shards:
         if job.folder.size(record.name) != record.bytes:
             raise ValueError(
@@ -293,13 +207,13 @@ def _already_written(job: Job) -> ShardIndex:
 def _begin(job: Job) -> None:
     """Say whose parts these are, or check that they belong to this job."""
     if job.folder.exists(OPTIONS_NAME):
-        _refuse_unless_same(json.loads(job.folder.read_bytes(OPTIONS_NAME)), job)
+        refuse_unless_same(json.loads(job.folder.read_bytes(OPTIONS_NAME)), job)
         return
     if not job.folder.exists(INDEX_NAME) and job.folder.names("shard-"):
         raise ValueError(
             f"{job.folder.location}: holds shards but no {INDEX_NAME}; choose another --out, or delete the folder"
         )
-    job.folder.write_bytes(OPTIONS_NAME, dump_json(_identity(job)))
+    job.folder.write_bytes(OPTIONS_NAME, dump_json(identity(job)))
 
 
 @contextmanager
