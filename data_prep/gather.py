@@ -11,7 +11,6 @@ from pathlib import Path
 
 from avssl.data.decode import MEDIA_SUFFIXES
 from avssl.data.pictures import IMAGE_SUFFIXES
-from avssl.data.storage import is_remote
 from data_prep.labels import Labels
 from data_prep.lists.formats import HAVE_SPLITS, READERS
 from data_prep.lists.published import ListSettings
@@ -194,7 +193,5 @@ def stored_text(path: str, folder: str) -> str:
     so that both can move together; else absolute. Nobody will take it for a URL.
     """
     text = path.removeprefix(f"{folder.rstrip('/')}/")
-    try:
-        return f"./{text}" if is_remote(text) else text
-    except ValueError:  # such as pipe:clip.mp4
-        return f"./{text}"
+    first = text.partition("/")[0]
+    return f"./{text}" if "::" in first or first.startswith("pipe:") or first.endswith(":") else text

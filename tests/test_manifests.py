@@ -463,6 +463,19 @@ def test_file_names_that_are_not_utf8_go_all_the_way(tmp_path, clip):
     assert os.fsencode(read_manifest(tmp_path / "listed.jsonl")[0][0].path) == os.fsencode(entry.path)
 
 
+@pytest.mark.parametrize("name", ["a::b.mp4", "pipe:x.mp4", "s3:/bucket/x.mp4", "file:/x.mp4"])
+def test_file_names_that_look_like_urls_are_files(tmp_path, clip, name):
+    from avssl.data.storage import is_remote
+
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(clip, tmp_path / name)
+    summary = index_folder(tmp_path, tmp_path / "corpus.jsonl")
+    assert (summary.num_listed, summary.num_with_video) == (1, 1)
+    (entry,), _ = read_manifest(tmp_path / "corpus.jsonl")
+    assert entry.path == f"./{name}"
+    assert not is_remote(entry.path)
+
+
 # --- cutting --------------------------------------------------------------------------------------------------------
 
 
