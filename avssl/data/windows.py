@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from math import floor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from avssl.data.clips import Span, window_grid
+from avssl.data.clips import TIME_TOLERANCE_SECONDS, Span, window_grid
 from avssl.data.decode import MEDIA_SUFFIXES, AudioInfo, Source, VideoInfo, probe, stream_audio, stream_video
 from avssl.data.location import is_remote
 from avssl.data.pictures import IMAGE_SUFFIXES, probe_image, read_image
@@ -40,6 +41,8 @@ WINDOWS_PER_READ = 16  # windows decoded together: bounds the memory of long med
 class Media:
     """One thing to embed: {modality: path or bytes}, and where video and sound lie on a clock that begins with the
     first of them.
+
+    frame_seconds: how long a frame of the video lasts where all do, as in shards; 0 elsewhere.
     """
 
     key: str
@@ -47,6 +50,7 @@ class Media:
     sources: dict[str, Source] = field(default_factory=dict)
     spans: dict[str, Span] = field(default_factory=dict)
     labels: dict[str, list[str]] = field(default_factory=dict)
+    frame_seconds: float = 0.0
 
 
 @dataclass
@@ -87,7 +91,7 @@ def _span(path: str | Path, stream: VideoInfo | AudioInfo, zero: float) -> Span:
         duration = 0.0
         if isinstance(stream, VideoInfo):
             for seconds, _ in stream_video(path):
-                duration = seconds + 1 / stream.fps
+                duration = seconds + (1 / stream.fps if stream.fps else 0.0)
         else:
             for seconds, block in stream_audio(path, stream.rate_hz):
                 duration = seconds + block.shape[1] / stream.rate_hz
@@ -99,7 +103,8 @@ def _sample_media(sample: Sample) -> Media:
     stored = {"video": sample.video, "audio": sample.audio, "image": sample.image}
     sources: dict[str, Source] = {name: content for name, content in stored.items() if content is not None}
     where = {name: span for name, span in zip(("video", "audio"), spans(sample), strict=True) if span is not None}
-    return Media(sample.info.key, sample.info.index, sources, where, sample.info.labels)
+    frame_seconds = 1 / sample.info.video_fps if "video" in where else 0.0
+    return Media(sample.info.key, sample.info.index, sources, where, sample.info.labels, frame_seconds)
 
 
 def find_media(path: str | Path, modalities: Sequence[str]) -> list[tuple[Path, str]]:
@@ -160,11 +165,23 @@ def _clip_times(media: Media, grid: np.ndarray, config: ViewsConfig, modality: s
     # A window that does not overlap the stream by more than rounding has nothing of this modality.
     overlaps = (grid[:, 1] > span.start_seconds + 1e-3) & (grid[:, 0] < span.end_seconds - 1e-3)
     last = max(span.start_seconds, span.end_seconds - seconds)
-    return [
+    starts = [
         (number, min(max(wanted, span.start_seconds), last))
         for number in np.flatnonzero(overlaps).tolist()
         for wanted in clip_starts(grid[number], seconds)
     ]
+    return [(number, _with_its_frame(media, start)) for number, start in starts] if modality == "audio" else starts
+
+
+def _with_its_frame(media: Media, start: float) -> float:
+    """The sound of a shard from the frame on that is on screen at a time, as in training: without this it would lead by
+    up to a frame, beside what the frame itself is late. It may begin up to a frame before its stream (zeros).
+    """
+    video = media.spans.get("video")
+    if video is None or not media.frame_seconds or not video.start_seconds <= start < video.end_seconds:
+        return start
+    frame = floor((start - video.start_seconds) / media.frame_seconds + TIME_TOLERANCE_SECONDS)
+    return video.start_seconds + frame * media.frame_seconds
 
 
 def _decode(media: Media, grid: np.ndarray, config: ViewsConfig, modalities: Sequence[str]) -> Windows:
