@@ -207,6 +207,8 @@ def test_in_the_windows_of_embedding(films, kind, stride):
                 continue
             beep, flash = beep / RATE_HZ, flash / SHARD_FPS
             assert_together(beep - flash, wanted[name], FRAME_SECONDS, name)
-            assert abs(zero + start + beep - EVENT_SECONDS - FILMS[name].late) < FRAME_SECONDS, name
+            # Priming counts as sound in some formats; the sound of a shard begins with a frame of it.
+            most = 0.03 + (FRAME_SECONDS if kind == "shards" else 0)
+            assert abs(zero + start + beep - EVENT_SECONDS - FILMS[name].late) < most, name
             seen.add(name)
     assert seen == set(FILMS)
