@@ -1,6 +1,6 @@
 """What preparing a file costs: `transcode` beside bare calls of the same libraries, and beside the ffmpeg command.
 
-    python -m benchmarks.prepare [--files clip.mp4 ...] [--rounds 7] [--ffmpeg /usr/bin/ffmpeg]
+    python benchmarks/prepare.py [--files clip.mp4 ...] [--rounds 7] [--ffmpeg /usr/bin/ffmpeg]
 
 All three make the same from the same file: every frame that a rate of 16 a second shows, scaled by area to a short side
 of 256, x264 with a keyframe every 8 frames, and mono FLAC at 24 kHz. One thread each. What counts is CPU time, children
@@ -31,6 +31,9 @@ import numpy as np
 from av.audio.resampler import AudioResampler
 from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
 from avssl.data.decode import fitted_size, probe
 from data_prep.encode import AudioSettings, MediaWriter, VideoSettings
@@ -228,7 +231,9 @@ def run_alone(path: str) -> float:
         "stored = len(result.video or b'') + len(result.audio or b'')\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, stored / 2**20)"
     )
-    output = subprocess.run([sys.executable, "-c", code, path], check=True, capture_output=True, text=True).stdout
+    output = subprocess.run(
+        [sys.executable, "-c", code, path], check=True, capture_output=True, text=True, cwd=ROOT
+    ).stdout
     peak, stored = map(float, output.split())
     print(f"  {Path(path).name}: peak {peak:.0f} MiB, of it stored media {stored:.1f} MiB")
     return peak - stored

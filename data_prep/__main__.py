@@ -66,7 +66,7 @@ def _add_write_options(parser: argparse.ArgumentParser) -> None:
         "still_levels": "still is where no sixteenth of the picture's side changes in mean brightness by this, of 255",
         "video": "encode every stream, or copy h264 streams as they are where they fit, at their own frame rate",
         "copy_keyframe_interval": "streams with more frames between keyframes are not copied",
-        "video_codec": "who encodes; h264_nvenc needs a GPU with a video encoder",
+        "video_codec": "who encodes; libsvtav1: AV1, smaller, slower to write, --crf 32; h264_nvenc: a GPU's encoder",
     }
     for option in fields(WriteOptions):
         default = option.default

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from fractions import Fraction
 from typing import Any
 
@@ -23,6 +24,8 @@ from data_prep.encode_settings import (
     frame_size,
     repeatable_options,
 )
+
+os.environ.setdefault("SVT_LOG", "1")  # errors only: else libsvtav1 prints its settings for every file
 
 
 def _add_stream(container: Any, codec: str, rate: Fraction | int, options: dict[str, str]) -> Any:

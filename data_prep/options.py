@@ -15,7 +15,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "on_silent_audio": ("keep", "skip"),
     "on_still_video": ("keep", "skip"),
     "video": ("encode", "copy"),
-    "video_codec": ("libx264", "h264_nvenc"),
+    "video_codec": ("libx264", "libsvtav1", "h264_nvenc"),
     "preset": PRESETS,
 }
 
@@ -40,7 +40,8 @@ class WriteOptions:
 
     video: "copy" stores h264 streams as they are where they fit (copying.py says when), with at most
     copy_keyframe_interval frames between keyframes; all others, and with "encode" all, are encoded. video_codec: who
-    encodes, libx264 or h264_nvenc (a GPU with an encoder; it ignores preset and need not give the same bytes twice).
+    encodes. libsvtav1 makes AV1 (smaller, sooner read, slower to write; crf 32 is about x264's 23), h264_nvenc needs a
+    GPU with an encoder and need not give the same bytes twice; both ignore preset.
 
     Pictures heed IMAGE_OPTIONS alone, videos and sounds all but image_quality.
     """
@@ -98,6 +99,8 @@ class WriteOptions:
                 "no-scenecut": "1",
                 "forced-idr": "1",
             }
+        if self.video_codec == "libsvtav1":
+            return {"crf": str(self.crf), "preset": "8", "svtav1-params": "lp=1:scd=0"}
         return {"crf": str(self.crf), "preset": self.preset, "bf": "0", "sc_threshold": "0"}
 
     def to_json(self, *, images: bool = False) -> dict[str, Any]:

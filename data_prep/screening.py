@@ -54,7 +54,8 @@ class StillnessMeter:
     """Whether all pictures are like the first one.
 
     The picture is cut into squares, 16 along its short side (each at least 8 px), and the mean luma of each is compared
-    with that of the first picture: grain and what a codec makes of a still picture average out, a small thing that moves does not.
+    with that of the first picture: grain and what a codec makes of a still picture average out, a small thing that
+    moves does not.
 
     Args:
         threshold_levels: still is where no square changes by so much, of 255.

@@ -22,6 +22,10 @@ from data_prep.options import PolicyError, WriteOptions
 # These headers state a duration that was written by whoever made the file; elsewhere FFmpeg estimates it.
 FORMATS_THAT_KNOW_THEIR_DURATION = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "flac", "ogg", "asf")
 LEAST_DECODED_SHARE = 0.9
+ENCODER_NEEDS = (
+    "h264_nvenc needs an NVIDIA GPU with a video encoder (data-centre cards such as A100 and H100 have none) and its "
+    "driver, libsvtav1 a PyAV that was built with it"
+)
 WHOLE = (0.0, math.inf)
 
 Member = VideoMember | CopiedVideo | AudioMember
@@ -94,10 +98,8 @@ def check_encoder(options: WriteOptions) -> None:
     if options.video_codec != "libx264":
         settings = VideoSettings(320, 256, options.fps, codec=options.video_codec, options=options.encoder_options())
         if why := why_not_encode(settings):
-            raise PolicyError(
-                f"--video-codec {options.video_codec} does not work on this machine: {why}. It needs an NVIDIA GPU "
-                "with a video encoder (data-centre cards such as A100 and H100 have none) and its driver; use libx264"
-            )
+            given = f"--video-codec {options.video_codec} does not work on this machine"
+            raise PolicyError(f"{given}: {why}. {ENCODER_NEEDS}; or use libx264")
 
 
 def _transcode(

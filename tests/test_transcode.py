@@ -342,12 +342,27 @@ def test_an_encoder_that_this_machine_lacks_stops_the_run(sources):
         transcode(str(sources[".mp4"]), options)
 
 
+def test_av1_has_the_same_frames_and_keyframes_each_time(sources, capfd):
+    options = WriteOptions(video_codec="libsvtav1", crf=20)
+    result = transcode(str(sources[".mp4"]), options, (0.0, 3.0))
+    with av.open(io.BytesIO(result.video)) as container:
+        assert container.streams.video[0].codec_context.codec.canonical_name == "av1"
+        frames = list(container.decode(video=0))
+        assert [frame.key_frame for frame in frames] == [k % 8 == 0 for k in range(48)]
+    wanted = stored_numbers(transcode(str(sources[".mp4"]), OPTIONS, (0.0, 3.0)))
+    assert stored_numbers(result) == wanted
+    for k in (0, 9, 31, 47):  # as the shard reader does it
+        assert number_of(read_video(result.video, [k / 16], rgb=False)[0].numpy()) == wanted[k]
+    assert transcode(str(sources[".mp4"]), options, (0.0, 3.0)).video == result.video
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"on_missing_audio": "ignore"}, "--on-missing-audio is 'ignore'; allowed: skip, keep, error"),
         ({"video": "remux"}, "--video is 'remux'; allowed: encode, copy"),
-        ({"video_codec": "hevc"}, "--video-codec is 'hevc'; allowed: libx264, h264_nvenc"),
+        ({"video_codec": "hevc"}, "--video-codec is 'hevc'; allowed: libx264, libsvtav1, h264_nvenc"),
         ({"silence_dbfs": 3.0}, "at most --silence-dbfs 0"),
         ({"still_levels": -1.0}, "--still-levels is -1.0; it must be at least 0"),
     ],

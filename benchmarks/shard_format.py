@@ -1,0 +1,213 @@
+"""What the choices of the shard format cost: bytes a clip, and clips a second that the shard reader gets out of them.
+
+    python benchmarks/shard_format.py [--files clip.mp4 ...] [--rounds 5]
+
+One choice at a time is changed from the default. A clip is ten seconds (or less) of a file. Reading is what training
+does: a sample's bytes from its tar members, 8 frames at 16 a second from a random place, to RGB, and 2 s of sound.
+Speed is in CPU time of one thread; all variants take turns, and the median over the rounds is printed. PSNR is of luma
+against the scaled pictures before encoding, so that codecs can be compared at equal quality.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import itertools
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from avssl.data.clip_reading import read_clip
+from avssl.data.decode import PictureStream, SoundStream, Upright, fitted_size, quarter_turns, stream_pictures
+from avssl.data.shards import Sample, SampleInfo, parse_members, write_tar
+from avssl.data.view_config import ViewsConfig
+from benchmarks.prepare import make_file
+from data_prep.encode import AudioSettings, MediaWriter, VideoSettings
+from data_prep.members import Window, on_grid
+from data_prep.options import WriteOptions
+
+CLIP_SECONDS, FPS, RATE_HZ = 10.0, 16, 24_000
+READS_A_ROUND = 8
+ENCODERS = {
+    "h264": ("libx264", {"preset": "veryfast", "bf": "0", "sc_threshold": "0"}),
+    "h264, B-frames": ("libx264", {"preset": "veryfast", "bf": "2", "sc_threshold": "0"}),
+    "hevc": (
+        "libx265",
+        {"preset": "veryfast", "x265-params": "pools=1:frame-threads=1:bframes=0:scenecut=0:log-level=0"},
+    ),
+    "vp9": ("libvpx-vp9", {"b": "0", "cpu-used": "4", "deadline": "good", "lag-in-frames": "0"}),
+    "av1": ("libsvtav1", {"preset": "8", "svtav1-params": "lp=1:scd=0"}),
+}
+SOUNDS = {
+    "flac": ("flac", "flac", {}),
+    "opus": ("libopus", "ogg", {"b": "64000"}),
+    "aac": ("aac", "mp4", {"b": "96000"}),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to store a clip. crf: in the codec's own numbers."""
+
+    codec: str = "h264"
+    keyframe_interval: int = WriteOptions.keyframe_interval
+    crf: int = WriteOptions.crf
+    short_side_px: int = WriteOptions.short_side_px
+    audio: str = "flac"
+
+
+DEFAULT = Variant()
+VARIANTS = {
+    "default": DEFAULT,
+    **{f"keyframe every {k}": replace(DEFAULT, keyframe_interval=k) for k in (1, 4, 12, 16, 32, 160)},
+    **{f"crf {crf}": replace(DEFAULT, crf=crf) for crf in (18, 20, 26, 28)},
+    **{f"short side {side} px": replace(DEFAULT, short_side_px=side) for side in (128, 192, 320)},
+    "h264 with B-frames": replace(DEFAULT, codec="h264, B-frames"),
+    "hevc, crf 25": replace(DEFAULT, codec="hevc", crf=25),
+    "vp9, crf 30": replace(DEFAULT, codec="vp9", crf=30),
+    "vp9, crf 30, keyframe every 16": replace(DEFAULT, codec="vp9", crf=30, keyframe_interval=16),
+    "av1, crf 32": replace(DEFAULT, codec="av1", crf=32),
+    "av1, crf 32, keyframe every 16": replace(DEFAULT, codec="av1", crf=32, keyframe_interval=16),
+    "opus, 64 kb/s": replace(DEFAULT, audio="opus"),
+    "aac, 96 kb/s": replace(DEFAULT, audio="aac"),
+}
+
+
+def scaled_frames(path: Path, short_side_px: int) -> list[Any]:
+    """PyAV frames of the clip, 16 a second, as an encoder gets them."""
+    with PictureStream(str(path)) as stream:
+        info = stream.info
+        assert info is not None
+        size = fitted_size(info.width, info.height, info.pixel_aspect, short_side_px)
+        frames: list[Any] = []
+        for frame in on_grid(stream.play(), Fraction(FPS), Window(0.0, CLIP_SECONDS, 0.0)):
+            if not frames:
+                upright = Upright(quarter_turns(frame), size)
+            frames.append(upright(frame))
+    return frames
+
+
+def sound(path: Path) -> np.ndarray:
+    """float32 (1, samples) of the clip."""
+    with SoundStream(str(path)) as stream:
+        return np.concatenate(list(stream.play(RATE_HZ)))[None, : round(CLIP_SECONDS * RATE_HZ)]
+
+
+def stored(path: Path, variant: Variant, pictures: list[Any], waveform: np.ndarray) -> Sample:
+    """The clip in this way."""
+    codec, options = ENCODERS[variant.codec]
+    video, audio = io.BytesIO(), io.BytesIO()
+    key = {"x265-params": f"{options['x265-params']}:keyint={variant.keyframe_interval}"} if codec == "libx265" else {}
+    settings = VideoSettings(
+        pictures[0].width, pictures[0].height, FPS, codec, keyframe_interval=variant.keyframe_interval,
+        options={**options, **key, "crf": str(variant.crf)},
+    )  # fmt: skip
+    with MediaWriter(video, video=settings, container_format="mp4") as writer:
+        for picture in pictures:
+            writer.write_video(picture)
+    encoder, container, audio_options = SOUNDS[variant.audio]
+    with MediaWriter(
+        audio, audio=AudioSettings(RATE_HZ, 1, encoder, options=audio_options), container_format=container
+    ) as writer:
+        for begin in range(0, waveform.shape[1], 4096):
+            writer.write_audio(waveform[:, begin : begin + 4096])
+    info = SampleInfo(0, path.stem.replace(" ", "_"), len(pictures) / FPS, float(FPS), len(pictures), 0.0, RATE_HZ,
+                      waveform.shape[1], {}, {})  # fmt: skip
+    return Sample(info, video.getvalue(), audio.getvalue())
+
+
+def psnr_db(sample: Sample, pictures: list[Any]) -> float:
+    """Of luma, over all frames; the frames must be as many as were encoded."""
+
+    def luma(frame: Any) -> np.ndarray:
+        return frame.to_ndarray(format="yuv420p")[: frame.height].astype(np.float32)
+
+    assert sample.video is not None
+    found = [luma(picture.frame) for picture in stream_pictures(sample.video)]
+    errors = [np.square(one - luma(two)).mean() for one, two in zip(found, pictures, strict=True)]
+    return float(10 * np.log10(255**2 / max(1e-9, np.mean(errors))))
+
+
+def clips_a_second(tar_members: list[bytes], seed: int) -> float:
+    """Reading every sample some times from random places."""
+    config = ViewsConfig()
+    generator = np.random.default_rng(seed)
+    begin = time.process_time()
+    for content in itertools.chain.from_iterable(itertools.repeat(tar_members, READS_A_ROUND)):
+        clip = read_clip(parse_members(content, "benchmark"), config, {"video", "audio"}, generator)
+        assert clip.video is not None
+        assert clip.audio is not None
+    return READS_A_ROUND * len(tar_members) / (time.process_time() - begin)
+
+
+def as_members(sample: Sample) -> bytes:
+    """The sample's tar members."""
+    file = io.BytesIO()
+    size = list(write_tar(file, [sample]))[-1]
+    return file.getvalue()[:size]
+
+
+def rows(files: list[Path], rounds: int) -> Iterator[str]:
+    """The table, in Markdown."""
+    facts: dict[str, tuple[float, float, float, float]] = {}
+    members: dict[str, list[bytes]] = {}
+    pictures = {
+        (path, side): scaled_frames(path, side)
+        for path in files
+        for side in {v.short_side_px for v in VARIANTS.values()}
+    }
+    sounds = {path: sound(path) for path in files}
+    for name, variant in VARIANTS.items():
+        before = time.process_time()
+        samples = [stored(path, variant, pictures[path, variant.short_side_px], sounds[path]) for path in files]
+        seconds = (time.process_time() - before) / len(files)
+        video, audio = (np.mean([len(content) for content in contents]) / 1e3 for contents in zip(
+            *((sample.video or b"", sample.audio or b"") for sample in samples), strict=True))  # fmt: skip
+        quality = np.mean(
+            [
+                psnr_db(sample, pictures[path, variant.short_side_px])
+                for sample, path in zip(samples, files, strict=True)
+            ]
+        )
+        facts[name] = video, audio, float(quality), seconds
+        members[name] = [as_members(sample) for sample in samples]
+    speeds: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    for number in range(rounds):
+        for name in list(VARIANTS)[:: 1 if number % 2 else -1]:
+            speeds[name].append(clips_a_second(members[name], number))
+    yield "| variant | video kB | audio kB | PSNR dB | encoding s | clips/s | of the default |"
+    yield "|---|---|---|---|---|---|---|"
+    for name, (video, audio, quality, seconds) in facts.items():
+        share = statistics.median(a / b for a, b in zip(speeds[name], speeds["default"], strict=True))
+        yield (f"| {name} | {video:.0f} | {audio:.0f} | {quality:.1f} | {seconds:.2f} | "
+               f"{statistics.median(speeds[name]):.0f} | {share:.2f} |")  # fmt: skip
+
+
+def main() -> None:
+    """The table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", type=Path, nargs="*", default=[], help="with sound; default: two files are made")
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    print(f"{platform.machine()}, Python {platform.python_version()}, {WriteOptions().to_json()['pyav_version']=}")
+    with tempfile.TemporaryDirectory() as folder:
+        made = [Path(folder) / "10 s 640x480.mp4", Path(folder) / "10 s 1280x720.mp4"]
+        make_file(made[0], CLIP_SECONDS, 640, 480)
+        make_file(made[1], CLIP_SECONDS, 1280, 720)
+        for row in rows([*made, *arguments.files], arguments.rounds):
+            print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
