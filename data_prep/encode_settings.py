@@ -93,16 +93,16 @@ class FrameClock:
         on_grid = not settings.variable_rate and settings.start_seconds == 0
         self.ticks_per_second = self.fps if on_grid else Fraction(FINE_TICKS_PER_SECOND)
         self.ticks_per_frame = self.ticks_per_second / self.fps
-        self._start_seconds, self._variable_rate = settings.start_seconds, settings.variable_rate
+        self._start_ticks = round(settings.start_seconds * self.ticks_per_second)
+        self._variable_rate = settings.variable_rate
         self._num_frames, self._last_ticks = 0, -1
 
     def next_ticks(self, seconds: float | None) -> int:
         """The next frame's ticks. seconds: from the first frame on, for variable rate only; they must increase."""
         if (seconds is None) == self._variable_rate:
             raise ValueError(f"frame {self._num_frames}: seconds are {seconds}; give them only with variable_rate")
-        start_ticks = round(self._start_seconds * self.ticks_per_second)
         from_start = self._num_frames * self.ticks_per_frame if seconds is None else seconds * self.ticks_per_second
-        ticks = start_ticks + round(from_start)
+        ticks = self._start_ticks + round(from_start)
         if ticks <= self._last_ticks:
             raise ValueError(f"frame {self._num_frames} is at {seconds} s, not after the frame before it")
         self._num_frames, self._last_ticks = self._num_frames + 1, ticks

@@ -63,7 +63,8 @@ class VideoStream:
         self._stream = _add_stream(container, settings.codec, self._clock.fps, repeatable_options(settings))
         context = self._stream.codec_context
         context.width, context.height, context.pix_fmt = settings.width, settings.height, settings.pixel_format
-        context.time_base = 1 / self._clock.ticks_per_second
+        context.time_base = self._time_base = 1 / self._clock.ticks_per_second
+        self._frame_ticks = max(1, round(self._clock.ticks_per_frame))
         if settings.keyframe_interval is not None:
             context.gop_size = settings.keyframe_interval
         if container.format.name == "avi":
@@ -81,8 +82,7 @@ class VideoStream:
             raise ValueError(f"a frame of {frame_size(picture)} pixels for {settings.width}x{settings.height} video")
         else:
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=settings.pixel_format)
-        frame.pts, frame.time_base = ticks, 1 / self._clock.ticks_per_second
-        frame.duration = max(1, round(self._clock.ticks_per_frame))
+        frame.pts, frame.time_base, frame.duration = ticks, self._time_base, self._frame_ticks
         frame.pict_type = PictureType.NONE  # a decoded frame carries its old type, which would force a keyframe
         return list(self._stream.encode(frame))
 

@@ -129,8 +129,10 @@ def mono_blocks(
             start_ticks = ticks
         if sound.sample_rate != rate and rate:
             raise MediaError("decode_error", f"{label}: the sample rate changes from {rate} to {sound.sample_rate} Hz")
-        rate = sound.sample_rate
-        position = round((ticks - start_ticks) * stream.time_base * rate)
+        if sound.sample_rate != rate:
+            rate = sound.sample_rate
+            samples_a_tick = stream.time_base * rate
+        position = round((ticks - start_ticks) * samples_a_tick)
         block = mix_to_mono(sound.samples, sound.is_planar, sound.channel_names)
         if not np.isfinite(block).all():
             raise MediaError("decode_error", f"{label}: its sound holds samples that are no numbers (NaN or infinite)")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,7 @@ def parse_clock(text: str) -> float | None:
     return hours * 3600 + minutes * 60 + seconds
 
 
+@lru_cache
 def mono_weights(channel_names: tuple[str, ...]) -> AudioBlock:
     """How much of each channel goes into the mono mix: float32 (channels,), sum 1, so that it can never clip.
 
@@ -107,7 +109,9 @@ def mono_weights(channel_names: tuple[str, ...]) -> AudioBlock:
     weights = np.array([table.get(name, 0.5) for name in channel_names], dtype=np.float64)
     if weights.sum() == 0:
         weights[:] = 1.0
-    return np.asarray(weights / weights.sum(), dtype=np.float32)
+    shares = np.asarray(weights / weights.sum(), dtype=np.float32)
+    shares.flags.writeable = False  # it is given to everyone who asks for these channels
+    return shares
 
 
 def to_float(samples: NDArray[Any]) -> AudioBlock:
