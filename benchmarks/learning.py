@@ -90,7 +90,7 @@ def score(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_la
 
     train, test = train.reshape(len(train), -1), test.reshape(len(test), -1)
     neighbours = knn_classify(train, train_labels, test, test_labels, num_neighbours=20, temperature=0.07)
-    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, C=0.1))
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, C=0.1))
     linear = classifier.fit(train, train_labels).score(test, test_labels)
     return Scores(neighbours.accuracy, float(linear))
 
