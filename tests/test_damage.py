@@ -132,7 +132,7 @@ def test_a_lack_of_memory_has_its_own_reason(tmp_path, monkeypatch, where):
             def decode(self):
                 raise av.error.MemoryError(12, "Cannot allocate memory")
 
-        monkeypatch.setattr(ffmpeg, "_packets", lambda container, stream: iter([Packet()]))
+        monkeypatch.setattr(ffmpeg, "_of_stream", lambda *_: iter([Packet()]))
     else:
 
         def refuse(*_):

@@ -147,34 +147,42 @@ def frames_from_here(container: Any, stream: Any, label: str) -> Iterator[tuple[
     max_back = int(MAX_BACKWARD_SECONDS / stream.time_base)
     refused = Refused(stream.type, container.format.name, label)
     last, length = None, 0
-    for packet in _packets(container, stream):
-        try:
-            decoded = packet.decode()
-        except av.FFmpegError as error:
-            if isinstance(error, MemoryError):
-                raise
-            refused.refused(error)
-            continue
-        if packet.size:
-            refused.took()
-        for frame in decoded:
-            ticks = frame.pts if frame.pts is not None else frame.dts
-            if ticks is None:  # as in bare h264: they follow each other
-                ticks = (stream.start_time or 0) if last is None else last + length
-            if last is not None and not -max_back <= ticks - last <= max_gap:
-                by = (ticks - last) * float(stream.time_base)
-                raise MediaError("decode_error", f"{label}: {stream.type} time stamps jump by {by:.3f} s")
-            last, length = ticks, frame.duration or length or _nominal_ticks(stream)
-            yield ticks, frame if stream.type == "video" else sound_of(frame, stream)
+    demuxed = container.demux(_together(container, stream))
+    try:
+        for packet in _of_stream(demuxed, container, stream):
+            try:
+                decoded = packet.decode()
+            except av.FFmpegError as error:
+                if isinstance(error, MemoryError):
+                    raise
+                refused.refused(error)
+                continue
+            if packet.size:
+                refused.took()
+            for frame in decoded:
+                ticks = frame.pts if frame.pts is not None else frame.dts
+                if ticks is None:  # as in bare h264: they follow each other
+                    ticks = (stream.start_time or 0) if last is None else last + length
+                if last is not None and not -max_back <= ticks - last <= max_gap:
+                    by = (ticks - last) * float(stream.time_base)
+                    raise MediaError("decode_error", f"{label}: {stream.type} time stamps jump by {by:.3f} s")
+                last, length = ticks, frame.duration or length or _nominal_ticks(stream)
+                yield ticks, frame if stream.type == "video" else sound_of(frame, stream)
+    finally:
+        demuxed.close()  # PyAV 18.1 loses memory of a demuxer that is merely dropped
     refused.ended()
 
 
-def _packets(container: Any, stream: Any) -> Iterator[Any]:
-    """The stream's packets from where the container stands."""
+def _together(container: Any, stream: Any) -> Any:
+    """The streams whose packets have to be looked at to read one of them."""
     if container.format.name not in FORMATS_WITH_BREAKS:
-        return iter(container.demux(stream))
-    together = [one for one in (video_stream(container), audio_stream(container)) if one is not None]
-    return on_one_clock(container.demux(together), stream)
+        return stream
+    return [one for one in (video_stream(container), audio_stream(container)) if one is not None]
+
+
+def _of_stream(demuxed: Iterator[Any], container: Any, stream: Any) -> Iterator[Any]:
+    """The stream's packets, on one clock."""
+    return on_one_clock(demuxed, stream) if container.format.name in FORMATS_WITH_BREAKS else demuxed
 
 
 def _nominal_ticks(stream: Any) -> int:
