@@ -16,9 +16,9 @@ EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 MODULES = {
     "index": ("data_prep.index_command", "list the media files or pictures of a folder or a list in a manifest"),
     "coverage": ("data_prep.coverage", "say how much of a manifest is there, can be decoded and was written, by class"),
-    "demo-corpus": ("data_prep.demo_corpus", "make the embedded corpus of videos with sound"),
+    "demo-corpus": ("data_prep.demo.corpus", "make the embedded corpus of videos with sound"),
     "stats": (
-        "data_prep.stats",
+        "data_prep.stats.command",
         "say what a shard folder holds: sizes, classes, loudness, silence, stillness, duplicates",
     ),
     "show": ("data_prep.show", "write one sample of a shard folder as a file that plays, and print its json"),

@@ -32,8 +32,8 @@ from avssl.data.shards import (
     sha256_file,
 )
 from avssl.types import FAILURE_REASONS
-from data_prep.cutting import claimed_seconds
 from data_prep.files import write_atomically
+from data_prep.indexing.cutting import claimed_seconds
 from data_prep.manifest import Entry, stream_manifest
 
 ABSENT = ("missing_file", "unreachable")

@@ -19,18 +19,18 @@ from tempfile import TemporaryDirectory
 
 from tqdm import tqdm
 
-from data_prep.cutting import Cutting, claimed_seconds
 from data_prep.files import atomic_file
-from data_prep.gather import KINDS, Gathered, ListSource, Target, gather_folder, gather_list, stored_text
+from data_prep.indexing.cutting import Cutting, claimed_seconds
+from data_prep.indexing.gather import KINDS, Gathered, ListSource, Target, gather_folder, gather_list, stored_text
+from data_prep.indexing.probing import FILES_PER_TASK, Look, Looker, looked_at, without_opening
+from data_prep.indexing.scenes import require_scenedetect
+from data_prep.indexing.spool import Pending, Spool, segment_key
 from data_prep.lists.formats import FORMATS, HAVE_FOLDS, detect
 from data_prep.lists.published import ListSettings
 from data_prep.lists.row import BadRow
 from data_prep.manifest import Entry, plain_key
 from data_prep.mnist import is_picture_file, open_picture_file
 from data_prep.pool import REFRESH_SECONDS, Limits
-from data_prep.probing import FILES_PER_TASK, Look, Looker, looked_at, without_opening
-from data_prep.scenes import require_scenedetect
-from data_prep.spool import Pending, Spool, segment_key
 
 PROBE_LIMITS, SCENES_LIMITS = Limits(seconds=60.0), Limits(seconds=1800.0)
 

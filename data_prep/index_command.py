@@ -8,9 +8,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from avssl.data.pictures import IMAGE_SUFFIXES
-from data_prep.cutting import Cutting
-from data_prep.gather import KINDS
 from data_prep.index import PROBE_LIMITS, SCENES_LIMITS, IndexOptions, IndexSummary, index, index_file
+from data_prep.indexing.cutting import Cutting
+from data_prep.indexing.gather import KINDS
 from data_prep.lists.formats import FORMATS, HAVE_SPLITS, detect
 from data_prep.lists.published import ListSettings
 from data_prep.pool import Limits, default_num_workers

@@ -59,7 +59,7 @@ def run_ranks(num_processes, claim, *arguments):
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
     """A folder with train/ (18 clips) and test/ (6 clips) as real media files with labels.csv."""
-    from data_prep.demo_corpus import make_demo_corpus
+    from data_prep.demo.corpus import make_demo_corpus
 
     folder = tmp_path_factory.mktemp("corpus")
     make_demo_corpus(

@@ -16,11 +16,11 @@ from avssl.types import MediaError
 from data_prep.__main__ import main
 from data_prep.encode import write_media
 from data_prep.index import index_folder
+from data_prep.indexing.walk import find_media
 from data_prep.manifest import read_manifest
 from data_prep.options import WriteOptions
 from data_prep.shuffle import shuffled_rows
 from data_prep.transcode import transcode
-from data_prep.walk import find_media
 from data_prep.write_shards import write_shards
 from tests.clips import OPTIONS, complaints, digest, make_clip, pictures, skips, sound
 from tests.fixtures import REAL_VIDEOS, real_videos  # noqa: F401

@@ -13,7 +13,7 @@ import pytest
 from scipy import ndimage, signal
 from sklearn.neighbors import KNeighborsClassifier
 
-from data_prep.demo_corpus import (
+from data_prep.demo.corpus import (
     PACKAGINGS,
     SOUND_CLASSES,
     VISUAL_CLASSES,
@@ -25,8 +25,8 @@ from data_prep.demo_corpus import (
     render_clip,
     run,
 )
-from data_prep.demo_pictures import SHAPES
-from data_prep.demo_sounds import Score, draw_score, synthesise
+from data_prep.demo.pictures import SHAPES
+from data_prep.demo.sounds import Score, draw_score, synthesise
 from data_prep.encode import write_media
 
 FPS = 16

@@ -24,11 +24,11 @@ from avssl.data.shards import Sample, SampleInfo, ShardSet, parse_members, write
 from avssl.types import MediaError
 from data_prep.__main__ import main
 from data_prep.index import index_file, index_folder
+from data_prep.indexing.walk import find_media
 from data_prep.manifest import Entry, read_manifest
 from data_prep.mnist import PictureFile, open_picture_file
 from data_prep.options import WriteOptions
 from data_prep.verify import verify_folder
-from data_prep.walk import find_media
 from data_prep.write_shards import write_shards
 from tests.fixtures import MEDIA_CACHE
 from tests.test_data_prep import complaints, digest, make_clip, rewrite, skips

@@ -18,17 +18,17 @@ import numpy as np
 import pytest
 
 from avssl.types import MediaError
-from data_prep import spool as spool_module
-from data_prep import walk as walk_module
 from data_prep.__main__ import main
-from data_prep.cutting import Cutting, claimed_seconds, clips, scenes
 from data_prep.index import IndexOptions, index, index_folder
-from data_prep.labels import Labels
+from data_prep.indexing import spool as spool_module
+from data_prep.indexing import walk as walk_module
+from data_prep.indexing.cutting import Cutting, claimed_seconds, clips, scenes
+from data_prep.indexing.labels import Labels
+from data_prep.indexing.probing import Look, Looker
+from data_prep.indexing.walk import Walk, find_media
 from data_prep.lists.published import ListSettings
 from data_prep.manifest import plain_key, read_manifest
 from data_prep.pool import Limits
-from data_prep.probing import Look, Looker
-from data_prep.walk import Walk, find_media
 from tests.clips import make_clip, pictures
 
 
@@ -554,7 +554,7 @@ def test_scenes_are_cut_where_the_picture_changes(tmp_path):
 
 
 def test_scenes_without_pyscenedetect_say_what_to_install(monkeypatch):
-    monkeypatch.setattr("data_prep.scenes.find_spec", lambda name: None)
+    monkeypatch.setattr("data_prep.indexing.scenes.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'avssl\[scenes\]'"):
         IndexOptions(cutting=Cutting(scenes=True))
 
@@ -562,7 +562,7 @@ def test_scenes_without_pyscenedetect_say_what_to_install(monkeypatch):
 @pytest.mark.parametrize("claim", [None, 1e6])
 def test_a_duration_that_a_header_lacks_or_exaggerates_is_measured(tmp_path, monkeypatch, claim):
     make_clip(tmp_path / "a.mkv", seconds=2.0, audio_start_seconds=0.5)
-    monkeypatch.setattr("data_prep.probing.claimed_seconds", lambda media: claim)
+    monkeypatch.setattr("data_prep.indexing.probing.claimed_seconds", lambda media: claim)
     look = Looker(cutting=Cutting(clip_seconds=1.0))(str(tmp_path / "a.mkv"))
     assert look.seconds == pytest.approx(2.5, abs=0.05)
     assert Looker()(str(tmp_path / "a.mkv")).seconds == claim

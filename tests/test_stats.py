@@ -14,14 +14,21 @@ from scipy.fft import dctn
 
 from avssl.data.shards import ShardSet
 from data_prep.__main__ import main
-from data_prep.collect import Thresholds, collect_stats
 from data_prep.encode import write_media
 from data_prep.index import index_folder
-from data_prep.measures import SoundMeter, measure_video, middle_frame, sampled_frames
-from data_prep.near_duplicates import NO_HASH, distances, equal_groups, near_groups, perceptual_hash, small_picture
 from data_prep.options import WriteOptions
-from data_prep.stats_charts import ticks
-from data_prep.tally import MAX_NAMES, OTHER, QUANTITIES, Histogram, Tally
+from data_prep.stats.charts import ticks
+from data_prep.stats.collect import Thresholds, collect_stats
+from data_prep.stats.measures import SoundMeter, measure_video, middle_frame, sampled_frames
+from data_prep.stats.near_duplicates import (
+    NO_HASH,
+    distances,
+    equal_groups,
+    near_groups,
+    perceptual_hash,
+    small_picture,
+)
+from data_prep.stats.tally import MAX_NAMES, OTHER, QUANTITIES, Histogram, Tally
 from data_prep.write_shards import write_shards
 
 

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from avssl.data.decode import MEDIA_SUFFIXES
 from avssl.data.pictures import IMAGE_SUFFIXES
-from data_prep.labels import Labels
+from data_prep.indexing.labels import Labels
+from data_prep.indexing.spool import Pending, Spool, row_key
+from data_prep.indexing.walk import NameIndex, Walk, kind_of, suffix_of
 from data_prep.lists.formats import HAVE_SPLITS, READERS
 from data_prep.lists.published import ListSettings
 from data_prep.lists.row import BadRow, Row, Rows, is_url
 from data_prep.manifest import plain_key
 from data_prep.mnist import is_picture_file
-from data_prep.spool import Pending, Spool, row_key
-from data_prep.walk import NameIndex, Walk, kind_of, suffix_of
 
 NUM_BAD_ROWS_SHOWN = 20
 KINDS = ("media", "images")

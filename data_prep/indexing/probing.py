@@ -15,12 +15,12 @@ from avssl.data.decode import MediaInfo, probe, stream_audio, stream_pictures
 from avssl.data.pictures import probe_image
 from avssl.data.storage import local_copy
 from avssl.types import MediaError
-from data_prep.cutting import Cutting, claimed_seconds
+from data_prep.indexing.cutting import Cutting, claimed_seconds
+from data_prep.indexing.scenes import find_cuts
+from data_prep.indexing.spool import Pending
+from data_prep.indexing.walk import num_bytes
 from data_prep.lists.row import is_url
 from data_prep.pool import Limits, Sandbox
-from data_prep.scenes import find_cuts
-from data_prep.spool import Pending
-from data_prep.walk import num_bytes
 
 FILES_PER_TASK = {"media": 8, "images": 128}
 NUM_RECENT = 1024  # files whose facts are kept for rows further down the list

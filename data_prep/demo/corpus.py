@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from data_prep.demo_pictures import SHAPES, render
-from data_prep.demo_sounds import MELODY_SEMITONES, TIMBRES, draw_score, loudness, record, synthesise
+from data_prep.demo.pictures import SHAPES, render
+from data_prep.demo.sounds import MELODY_SEMITONES, TIMBRES, draw_score, loudness, record, synthesise
 from data_prep.encode import write_media
 from data_prep.pool import default_num_workers
 

@@ -9,8 +9,8 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.stats_text import shown
-from data_prep.tally import Histogram
+from data_prep.stats.tally import Histogram
+from data_prep.stats.text import shown
 
 WIDTH, HEIGHT = 360, 170
 LEFT, RIGHT, TOP = 10, 10, 30

@@ -12,12 +12,12 @@ from avssl.data.decode import read_video
 from avssl.data.pictures import read_image
 from avssl.data.shards import Sample, ShardSet
 from avssl.types import MediaError
-from data_prep.collect import Groups, Stats
-from data_prep.measures import middle_frame
-from data_prep.stats_charts import bar_list, histogram_chart
-from data_prep.stats_style import STYLE
-from data_prep.stats_text import NUMBER_COLUMNS, count_of, limits_note, number_cells, shown, totals
-from data_prep.tally import FACTS, QUANTITIES, Histogram
+from data_prep.stats.charts import bar_list, histogram_chart
+from data_prep.stats.collect import Groups, Stats
+from data_prep.stats.measures import middle_frame
+from data_prep.stats.style import STYLE
+from data_prep.stats.tally import FACTS, QUANTITIES, Histogram
+from data_prep.stats.text import NUMBER_COLUMNS, count_of, limits_note, number_cells, shown, totals
 
 NUM_GROUPS, NUM_SHOWN = 8, 5
 THUMBNAIL_PX = 192

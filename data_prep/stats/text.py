@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from data_prep.collect import Stats
-from data_prep.tally import Histogram
+from data_prep.stats.collect import Stats
+from data_prep.stats.tally import Histogram
 
 QUANTILES = (0.05, 0.5, 0.95)
 NUMBER_COLUMNS = ("min", "5 %", "median", "95 %", "max", "mean", "sum")

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from avssl.data.shards import Sample, SampleInfo, ShardIndex, ShardRecord, SideCar, parse_members
 from avssl.types import MediaError
-from data_prep.measures import FLOOR_DBFS, measure_picture, measure_sound, measure_video
-from data_prep.near_duplicates import MAX_DISTANCE, NO_HASH, Hashes, equal_groups, near_groups
 from data_prep.pool import in_processes
-from data_prep.tally import Tally
+from data_prep.stats.measures import FLOOR_DBFS, measure_picture, measure_sound, measure_video
+from data_prep.stats.near_duplicates import MAX_DISTANCE, NO_HASH, Hashes, equal_groups, near_groups
+from data_prep.stats.tally import Tally
 
 Groups = list[NDArray[np.int64]]
 

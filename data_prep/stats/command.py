@@ -9,12 +9,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from avssl.data.shards import dump_json
-from data_prep.collect import Stats, Thresholds, collect_stats
 from data_prep.files import write_atomically
 from data_prep.pool import default_num_workers
-from data_prep.stats_page import page
-from data_prep.stats_text import NUMBER_COLUMNS, count_of, limits_note, number_cells, totals
-from data_prep.tally import FACTS, QUANTITIES
+from data_prep.stats.collect import Stats, Thresholds, collect_stats
+from data_prep.stats.page import page
+from data_prep.stats.tally import FACTS, QUANTITIES
+from data_prep.stats.text import NUMBER_COLUMNS, count_of, limits_note, number_cells, totals
 
 PAGE_NAME = "stats.html"
 NUM_VALUES = 6

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from avssl.data.decode import read_video, stream_audio
 from avssl.data.pictures import read_image
-from data_prep.near_duplicates import SMALL_PX, perceptual_hash, small_picture
+from data_prep.stats.near_duplicates import SMALL_PX, perceptual_hash, small_picture
 
 SILENCE_BLOCK_SECONDS = 0.05
 FLOOR_DBFS = -120.0  # 16 bits end at -101 dBFS; digital silence would be minus infinity
