@@ -183,6 +183,18 @@ def test_a_file_that_crashes_hangs_or_eats_memory_costs_itself_and_has_its_reaso
     assert complaints(out) == []
 
 
+def test_a_policy_that_says_error_ends_the_run_and_names_the_file(manifest, tmp_path, capsys):
+    make_clip(manifest.parent / "mute.mp4", audio=None)
+    mute = manifest.parent / "mute.jsonl"
+    row = {"path": "mute.mp4", "key": "mute", "labels": {}, "error": None}
+    mute.write_bytes(b"".join(manifest.read_bytes().splitlines(keepends=True)[:4]) + dump_json(row))
+    assert main(write_command(mute, tmp_path / "shards", "--on-missing-audio", "error")[3:]) == 2
+    assert "mute.mp4" in capsys.readouterr().err
+    assert not (tmp_path / "shards" / "index.json").exists()
+    assert main(write_command(mute, tmp_path / "other", "--on-missing-audio", "keep")[3:]) == 0
+    assert ShardSet(tmp_path / "other").num_samples == 5
+
+
 # --- retry ------------------------------------------------------------------------------------------------------------
 
 
