@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import math
 import multiprocessing
 import platform
 import resource
@@ -22,12 +21,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
 import av
-import numpy as np
 from av.audio.resampler import AudioResampler
 from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
@@ -36,54 +34,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from avssl.data.decode import fitted_size, probe
-from data_prep.encode import AudioSettings, MediaWriter, VideoSettings
+from benchmarks.made_files import make_file
 from data_prep.options import WriteOptions
 from data_prep.transcode import transcode
 
 OPTIONS = WriteOptions(on_missing_audio="keep")
-RATE_HZ = 30
-
-
-# --- files ---------------------------------------------------------------------------------------------------------
-
-
-def natural_frames(num_frames: int, width: int, height: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """A panned landscape of 1/f noise, two things that move before it, and grain: uint8 (height, width, 3)."""
-    rng = np.random.default_rng(seed)
-    tall, wide = height + 64, width + 256
-    scale = 1 / np.maximum(
-        1, np.hypot(*np.meshgrid(np.fft.fftfreq(tall) * tall, np.fft.rfftfreq(wide) * wide, indexing="ij"))
-    )
-    planes = [np.fft.irfft2(np.fft.rfft2(rng.standard_normal((tall, wide))) * scale, (tall, wide)) for _ in range(3)]
-    land = np.stack([128 + 45 * plane / plane.std() for plane in planes], axis=-1).astype(np.float32)
-    grain = rng.standard_normal((8, height, width, 1)).astype(np.float32) * 3
-    rows, columns = np.mgrid[:height, :width]
-    for k in range(num_frames):
-        x, y = int(128 + 120 * math.sin(k / 60)), int(32 + 30 * math.cos(k / 45))
-        frame = land[y : y + height, x : x + width].copy()
-        for number in range(2):
-            centre = (
-                height * (0.5 + 0.3 * math.sin(k / 20 + number)),
-                width * (0.5 + 0.3 * math.cos(k / 25 + 2 * number)),
-            )
-            inside = np.hypot(rows - centre[0], columns - centre[1]) < height / 8
-            frame[inside] = frame[inside] * 0.3 + np.array([200, 60, 40] if number else [40, 90, 210], np.float32)
-        yield np.clip(frame + grain[k % 8], 0, 255).astype(np.uint8)
-
-
-def make_file(path: Path, seconds: float, width: int, height: int) -> None:
-    """h264 with B-frames and a keyframe every 250 frames, and stereo AAC at 48 kHz, as videos come from the web."""
-    rng = np.random.default_rng(1)
-    video = VideoSettings(width, height, RATE_HZ, keyframe_interval=250, options={"crf": "23", "preset": "veryfast"})
-    audio = AudioSettings(48_000, num_channels=2, options={"b": "128000"})
-    period = 300  # after this many frames the pictures come again, for a long file
-    cache: list[np.ndarray] = list(natural_frames(min(period, round(seconds * RATE_HZ)), width, height))
-    with MediaWriter(path, video=video, audio=audio) as writer:
-        for k in range(round(seconds * RATE_HZ)):
-            writer.write_video(cache[k % period])
-            t = (k * 1600 + np.arange(1600)) / 48_000
-            tone = 0.2 * np.sin(2 * np.pi * (300 + 200 * np.sin(t)) * t) + 0.03 * rng.standard_normal((2, 1600))
-            writer.write_audio(tone.astype(np.float32))
 
 
 # --- the three ways ------------------------------------------------------------------------------------------------
@@ -239,13 +194,41 @@ def run_alone(path: str) -> float:
     return peak - stored
 
 
-def files_a_second(path: str, num_workers: int, num_files: int) -> float:
-    """Files a second of so many processes, by the clock on the wall."""
-    with multiprocessing.get_context("spawn").Pool(num_workers) as pool:
-        pool.map(with_transcode, [path] * num_workers)
-        begin = time.perf_counter()
-        pool.map(with_transcode, [path] * num_files, chunksize=1)
-        return num_files / (time.perf_counter() - begin)
+def print_video2dataset(path: str, python: str, rounds: int) -> None:
+    """Its steps beside ours, in turn."""
+    options = [OPTIONS.fps, OPTIONS.short_side_px, OPTIONS.audio_rate_hz]
+    command = [python, str(ROOT / "benchmarks" / "video2dataset_run.py"), path, "1", *(f"{one:.0f}" for one in options)]
+    times: dict[str, list[float]] = {"ours": [], "theirs": []}
+    for _ in range(rounds):
+        times["ours"].append(cpu_of(path))
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        times["theirs"].append(float(output.split()[-1]))
+    print(f"video2dataset's steps: {statistics.median(times['theirs']):.3f} s for {Path(path).name}, "
+          f"ours/video2dataset {ratio(times['ours'], times['theirs']):.3f}")  # fmt: skip
+
+
+def cpu_of(path: str) -> float:
+    """CPU seconds of one transcoding."""
+    before = time.process_time()
+    with_transcode(path)
+    return time.process_time() - before
+
+
+def print_scaling(path: str, rounds: int) -> None:
+    """Two processes beside one: by the clock on the wall, and whether each file costs more CPU time then."""
+    files, context = 4, multiprocessing.get_context("spawn")
+    speeds: dict[int, list[float]] = {1: [], 2: []}
+    costs: dict[int, list[float]] = {1: [], 2: []}
+    with context.Pool(1) as one, context.Pool(2) as two:
+        for number, pool in [(1, one), (2, two)] * (rounds + 1):
+            begin = time.perf_counter()
+            cpu = pool.map(cpu_of, [path] * files * number, chunksize=1)
+            speeds[number].append(files * number / (time.perf_counter() - begin))
+            costs[number].append(statistics.mean(cpu))
+    wall, cost = ratio(speeds[2][1:], speeds[1][1:]), ratio(costs[2][1:], costs[1][1:])
+    print(
+        f"2 workers do {wall:.2f} times the files a second of 1 (wall clock), at {cost:.2f} times the CPU time a file"
+    )
 
 
 def main() -> None:
@@ -255,6 +238,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--ffmpeg", default=shutil.which("ffmpeg"), help="the command; default: the one on the path")
     parser.add_argument("--minutes", type=float, default=10.0, help="of the long file for memory; 0 leaves it out")
+    parser.add_argument("--video2dataset", help="a Python that has video2dataset 1.3, in an environment of its own")
     arguments = parser.parse_args()
     print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, PyAV {av.__version__}")
     if arguments.ffmpeg:
@@ -269,9 +253,9 @@ def main() -> None:
         for (width, height), path in made.items():
             make_file(path, 10.0, width, height)
         print_comparison([*made.values(), *arguments.files], arguments.rounds, arguments.ffmpeg)
-        small = str(made[640, 480])
-        one, two = (files_a_second(small, workers, 8 * workers) for workers in (1, 2))
-        print(f"workers: 1 does {one:.2f} files/s, 2 do {two:.2f}: {two / one:.2f} times as many")
+        if arguments.video2dataset:
+            print_video2dataset(str(made[640, 480]), arguments.video2dataset, arguments.rounds)
+        print_scaling(str(made[640, 480]), arguments.rounds)
         if arguments.minutes:
             long = folder / f"{arguments.minutes:g} min 1280x720.mp4"
             make_file(long, 60 * arguments.minutes, 1280, 720)

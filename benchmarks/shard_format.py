@@ -32,7 +32,7 @@ from avssl.data.clip_reading import read_clip
 from avssl.data.decode import PictureStream, SoundStream, Upright, fitted_size, quarter_turns, stream_pictures
 from avssl.data.shards import Sample, SampleInfo, parse_members, write_tar
 from avssl.data.view_config import ViewsConfig
-from benchmarks.prepare import make_file
+from benchmarks.made_files import make_file
 from data_prep.encode import AudioSettings, MediaWriter, VideoSettings
 from data_prep.members import Window, on_grid
 from data_prep.options import WriteOptions

@@ -12,6 +12,7 @@ import av
 import numpy as np
 from av.audio.resampler import AudioResampler
 from av.filter import Graph
+from av.video.reformatter import Colorspace, VideoReformatter
 from numpy.typing import NDArray
 
 from avssl.data.streams import Sound
@@ -72,11 +73,12 @@ class Upright:
         self._turns = turns
         self._size = size if size is None or turns % 2 == 0 else (size[1], size[0])
         self._graph: Any = None
+        self._reformatter = VideoReformatter()  # one for all: a frame's own would be set up anew for each frame
 
     def __call__(self, frame: Any) -> Any:
         height = frame.height
         frame = progressive(frame)
-        frame = _scaled_back(frame, height) if self._size is None else _scaled(frame, *self._size)
+        frame = _scaled_back(frame, height) if self._size is None else self._scaled(frame, *self._size)
         if self._turns == 0:
             return frame
         if self._graph is None:
@@ -84,12 +86,18 @@ class Upright:
         self._graph.push(frame)
         return self._graph.pull()
 
-
-def _scaled(frame: Any, width: int, height: int) -> Any:
-    """yuv420p, BT.601, limited range: one meaning of colours for every shard, whatever the source."""
-    return frame.reformat(
-        width, height, "yuv420p", dst_colorspace="ITU601", dst_color_range="MPEG", interpolation="AREA", threads=1
-    )
+    def _scaled(self, frame: Any, width: int, height: int) -> Any:
+        """yuv420p, BT.601, limited range: one meaning of colours for every shard, whatever the source."""
+        return self._reformatter.reformat(
+            frame,
+            width,
+            height,
+            "yuv420p",
+            dst_colorspace=Colorspace.ITU601,
+            dst_color_range="MPEG",
+            interpolation="AREA",
+            threads=1,
+        )
 
 
 def _turning_graph(frame: Any, turns: int) -> Graph:
