@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import time
+from importlib import import_module
 from pathlib import Path
 
 import ray
@@ -46,7 +47,8 @@ def main(manifest, out, facts):
 
     killer = threading.Thread(target=kill_one)
     killer.start()
-    index = write_shards(manifest, out, OPTIONS, num_workers=2, transcode=slow, executor="ray")
+    named = import_module("tests.ray_cluster").slow  # not __main__'s: other processes must find it
+    index = write_shards(manifest, out, OPTIONS, num_workers=2, transcode=named, executor="ray")
     killer.join()
     found = {"before": before, "after": alive(), "parts_at_kill": killed_at, "samples": index.num_samples}
     Path(facts).write_text(json.dumps(found))
