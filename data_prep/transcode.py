@@ -60,7 +60,7 @@ class Transcoded:
     @property
     def source(self) -> dict[str, Any]:
         """What the sample's json says of the file: its facts, the segment if any, and whether its video was copied."""
-        more: dict[str, Any] = {} if self.segment is None else {"segment_seconds": list(self.segment)}
+        more: dict[str, Any] = {} if self.segment is None else {"segment": list(self.segment)}
         return self.info.to_json() | more | ({"is_copied": True} if self.is_copied else {})
 
 

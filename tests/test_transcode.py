@@ -123,7 +123,7 @@ def test_a_segment_holds_the_frames_of_its_seconds(sources, suffix, segment):
     assert result.num_frames == len(wanted)
     assert abs(result.num_audio_samples / 24000 - (min(end, 14.0) - begin)) < 0.06
     assert result.segment == segment
-    assert result.source["segment_seconds"] == list(segment)
+    assert result.source["segment"] == list(segment)
     assert result.source["video"]["duration_seconds"] in (None, pytest.approx(14.0, abs=0.1))
 
 
