@@ -55,7 +55,7 @@ def submit(arguments: argparse.Namespace, options: WriteOptions) -> str:
             for number in range(count)
         ]
     array = str(jobs[0].job_id).partition("_")[0]
-    executor.update_parameters(slurm_additional_parameters={"dependency": f"afterok:{array}"})
+    executor.update_parameters(slurm_additional_parameters={"dependency": f"afterany:{array}"})
     last = executor.submit(CommandFunction(write_command(arguments, options, None)))
     return (
         f"job array {array} with {count} jobs, then job {last.job_id} that packs and finishes; logs: {logs}. If jobs "
