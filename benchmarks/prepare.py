@@ -181,10 +181,13 @@ def print_comparison(paths: list[Path], rounds: int, program: str | None) -> Non
 def run_alone(path: str) -> float:
     """Peak resident memory of a new process that transcodes one file, less what it stores: MiB."""
     code = (
-        "import resource, sys; from benchmarks.prepare import OPTIONS; from data_prep.transcode import transcode\n"
+        "import sys; from pathlib import Path; from benchmarks.prepare import OPTIONS\n"
+        "from data_prep.transcode import transcode\n"
         "result = transcode(sys.argv[1], OPTIONS)\n"
         "stored = len(result.video or b'') + len(result.audio or b'')\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, stored / 2**20)"
+        # not ru_maxrss, which a process inherits from the one that starts it
+        "status = dict(line.split(':', 1) for line in Path('/proc/self/status').read_text().splitlines())\n"
+        "print(int(status['VmHWM'].split()[0]) / 1024, stored / 2**20)"
     )
     output = subprocess.run(
         [sys.executable, "-c", code, path], check=True, capture_output=True, text=True, cwd=ROOT
