@@ -54,11 +54,14 @@ def _context() -> Any:
     return context
 
 
-def _end_with_parent() -> None:
-    """End this worker soon after the run that it belongs to was killed: the rerun must not meet it.
+def _begin_worker(environment: dict[str, str]) -> None:
+    """In a fresh worker: take over the run's environment (the fork server's is as old as that), and end with the run.
 
-    The fork server goes when the run does, and then this process gets another parent.
+    A worker that outlives a killed run would meet the rerun. The fork server goes when the run does, and then this
+    process gets another parent.
     """
+    os.environ.clear()
+    os.environ.update(environment)
     parent = os.getppid()
 
     def watch() -> None:
@@ -69,9 +72,9 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _begin_sandbox(memory_bytes: int) -> None:
-    """In a fresh worker: end with the parent, and let the system refuse memory beyond the limit."""
-    _end_with_parent()
+def _begin_sandbox(environment: dict[str, str], memory_bytes: int) -> None:
+    """As `_begin_worker`; and let the system refuse memory beyond the limit."""
+    _begin_worker(environment)
     status = Path("/proc/self/status")
     if not status.is_file():
         return
@@ -93,7 +96,10 @@ class Sandbox:
 
         self.num_workers, self.limits = num_workers, limits
         self._pool = ProcessPool(
-            num_workers, initializer=_begin_sandbox, initargs=[limits.memory_bytes], context=_context()
+            num_workers,
+            initializer=_begin_sandbox,
+            initargs=[dict(os.environ), limits.memory_bytes],
+            context=_context(),
         )
 
     def run(
@@ -167,7 +173,12 @@ def in_processes(
     if not tasks:
         return
     with (
-        ProcessPoolExecutor(min(num_workers, len(tasks)), mp_context=_context(), initializer=_end_with_parent) as pool,
+        ProcessPoolExecutor(
+            min(num_workers, len(tasks)),
+            mp_context=_context(),
+            initializer=_begin_worker,
+            initargs=(dict(os.environ),),
+        ) as pool,
         tqdm(total=sum(sizes), desc=description, unit=unit, mininterval=REFRESH_SECONDS) as bar,
     ):
         futures = {pool.submit(work, task): (task, size) for task, size in zip(tasks, sizes, strict=True)}

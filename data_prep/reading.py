@@ -87,7 +87,7 @@ def _media_sample(path: str, entry: Entry, work: Work) -> Sample:
         audio_rate_hz=result.audio_rate_hz,
         num_audio_samples=result.num_audio_samples,
         labels=entry.labels,
-        source=_source(entry) | result.info.to_json(),
+        source=_source(entry) | result.source,
     )
     return Sample(info, result.video, result.audio)
 
@@ -115,8 +115,7 @@ def _image_sample(path: str, entry: Entry, options: WriteOptions) -> Sample:
 
 
 def _source(entry: Entry) -> dict[str, Any]:
-    facts: dict[str, Any] = {"path": entry.path, "bytes": entry.num_bytes}
-    return facts if entry.segment is None else facts | {"segment": list(entry.segment)}
+    return {"path": entry.path, "bytes": entry.num_bytes}
 
 
 def read_all(sandbox: Sandbox, work: Work, entries: Iterable[Entry]) -> Iterator[Outcome]:

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from avssl.types import MediaError
-from data_prep.pool import Limits, Sandbox
+from data_prep.pool import Limits, Sandbox, in_processes
 
 
 def misbehave(task):
@@ -73,6 +73,18 @@ def test_leaving_does_not_wait_for_a_task_that_hangs():
     with Sandbox(1, Limits(seconds=50.0)) as sandbox:
         assert next(iter(sandbox.run(misbehave, ["good 1", "hang"], str)))[1] == "did good 1"
     assert time.monotonic() - began < 20
+
+
+def read_variable(name):
+    return os.environ.get(name)
+
+
+def test_workers_see_the_environment_of_the_run_and_not_that_of_an_earlier_one(monkeypatch):
+    for value in ("one", "two"):
+        monkeypatch.setenv("AVSSL_TEST", value)
+        with Sandbox(1, Limits()) as sandbox:
+            assert [found for _, found in sandbox.run(read_variable, ["AVSSL_TEST"], str)] == [value]
+        assert [found for _, found in in_processes(read_variable, ["AVSSL_TEST"], 1, "read", [1])] == [value]
 
 
 @pytest.mark.parametrize("given", [{"seconds": 0.0}, {"memory_bytes": 1000}])
