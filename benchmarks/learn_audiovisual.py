@@ -66,7 +66,7 @@ OWN: dict[str, list[str]] = {
     "npid": [PAIR, "loss.num_negatives=256", "loss.temperature=0.2", "loss.centre_embeddings=true"],
     "simclr": [PAIR, *HEAD, "loss.temperature=0.2"],
     "moco": [
-        PAIR, *HEAD, "loss.temperature=0.2", "loss.queue_size=512", "loss.teacher_momentum=0.99",
+        PAIR, *HEAD, "loss.temperature=0.2", "loss.queue_size=96", "loss.teacher_momentum=0.99",
         "loss.shuffle_groups=2",
     ],
     "moco_v3": [PAIR, *HEAD, "loss.predictor_hidden_dims=[128]", "loss.temperature=0.2"],
