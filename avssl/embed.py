@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -34,6 +33,8 @@ from avssl.models import create_encoder
 from avssl.tables import MODALITIES, EmbeddingTable
 from avssl.types import MediaError
 
+EMBEDDING_PARTS = ("encoders", "projectors", "predictors")  # of a loss: what embeddings are a function of
+
 
 class Embedder:
     """Encoders, projectors and view statistics of a run, in eval mode. Build it with `from_run`.
@@ -44,8 +45,9 @@ class Embedder:
     def __init__(self, config: RunConfig, loss: losses.Loss, views: ViewMaker, device: str, weights_hash: str) -> None:
         self.config, self.views, self.weights_hash = config, views.to(device).eval(), weights_hash
         self.device = torch.device(device)
-        self.encoders, self.projectors = loss.encoders.to(device).eval(), loss.projectors.to(device).eval()
-        self.modalities = tuple(m for m in MODALITIES if m in self.encoders)
+        self.loss = loss.to(device).eval()
+        self.encoders, self.projectors = loss.encoders, loss.projectors
+        self.modalities = tuple(m for m in MODALITIES if m in loss.encoders)
 
     @classmethod
     def from_run(cls, run: str | Path, *, device: str = "cpu", untrained: bool = False) -> Embedder:
@@ -64,7 +66,7 @@ class Embedder:
         views = ViewMaker(config.views, modalities)
         parts: list[tuple[nn.Module, str]] = [(views, "views.")]
         if not untrained:
-            parts += [(loss.encoders, "loss.encoders."), (loss.projectors, "loss.projectors.")]
+            parts += [(getattr(loss, name), f"loss.{name}.") for name in EMBEDDING_PARTS]
         for module, prefix in parts:
             own = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
             module.load_state_dict(own)
@@ -165,9 +167,8 @@ class Embedder:
     def encode(self, modality: str, raw: RawView) -> tuple[np.ndarray, np.ndarray]:
         """Raw clips -> (features (n, F), unit embeddings (n, D)), float32."""
         view = self.views({"view": raw}, self.device)["view"]
-        feature = self.encoders[modality](view)
-        head = self.projectors[modality] if modality in self.projectors else nn.Identity()
-        return feature.float().cpu().numpy(), normalize(head(feature).float(), dim=1).cpu().numpy()
+        feature = self.loss.encoders[modality](view)
+        return feature.float().cpu().numpy(), self.loss.embedding(modality, feature).cpu().numpy()
 
 
 class _Collector:
@@ -262,6 +263,6 @@ def _window_means(values: np.ndarray, owners: Sequence[int], num_windows: int) -
 def _digest(weights: dict[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for key in sorted(weights):
-        if key.startswith(("loss.encoders.", "loss.projectors.", "views.")):
+        if key.startswith(("views.", *(f"loss.{name}." for name in EMBEDDING_PARTS))):
             digest.update(key.encode() + weights[key].contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -96,6 +96,7 @@ class Loss(nn.Module):
         self.encoders = nn.ModuleDict(encoders)
         # {modality: head}: exported with the encoders, used for embeddings
         self.projectors: nn.ModuleDict = nn.ModuleDict()
+        self.predictors: nn.ModuleDict = nn.ModuleDict()  # {modality that predicts: head on top of its projector}
         self.teachers: nn.ModuleDict = nn.ModuleDict()  # {modality: slow copy of `student`}, where there are any
         self.num_samples = num_samples
 
@@ -121,6 +122,11 @@ class Loss(nn.Module):
     def student(self, modality: str) -> nn.Sequential:
         """What a teacher follows: encoder and projector of a modality, sharing their parameters."""
         return nn.Sequential(self.encoders[modality], self.projectors[modality])
+
+    def embedding(self, modality: str, features: torch.Tensor) -> torch.Tensor:
+        """What samples are compared by after training: encoder features (B, F) -> unit rows (B, D), float32."""
+        head = self.projectors[modality] if modality in self.projectors else nn.Identity()
+        return nn.functional.normalize(head(features).float(), dim=1)
 
     def after_inherit(self, loaded: Collection[str]) -> None:
         """After a run took over state of another one, by name. Teachers that did not come start as their students."""
@@ -251,6 +257,21 @@ class PairLoss(Loss):
             stacked = self.project(names[0], torch.cat([views[name] for name in names]))
             result.update(zip(names, stacked.chunk(len(names)), strict=True))
         return result
+
+    def embedding(self, modality: str, features: torch.Tensor) -> torch.Tensor:
+        """As in the base class; across modalities with predictors, projection and prediction side by side.
+
+        Such a loss never makes the projections z of two modalities alike, only the prediction p of one and the z of
+        the other. With (p, z) / sqrt 2 for one modality and (z, p) / sqrt 2 for the other, the cosine of two rows is
+        the mean of both directions' similarities, (p_1 z_2 + z_1 p_2) / 2.
+        """
+        if not (self.is_cross_modal and modality in self.predictors):
+            return super().embedding(modality, features)
+        projection = self.projectors[modality](features)
+        halves = [self.predictors[modality](projection), projection]
+        if modality != self.modality_of[VIEW_NAMES[0]]:
+            halves.reverse()
+        return torch.cat([nn.functional.normalize(half.float(), dim=1) for half in halves], dim=1) / 2**0.5
 
     def feature_dim(self, modality: str) -> int:
         """Width of a modality's encoder."""

@@ -74,7 +74,6 @@ class BYOL(PairLoss):
         self.config: BYOLConfig = config
         check_momentum(config.teacher_momentum)
         width = config.embedding_dim
-        self.predictors = nn.ModuleDict()
         for modality in encoders:
             dims = (self.feature_dim(modality), *config.projector_hidden_dims, width)
             self.projectors[modality] = mlp(dims, batch_norm=True, final_bias=False)

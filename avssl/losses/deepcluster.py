@@ -1,6 +1,7 @@
 """DeepCluster: k-means clusters of a network's own features as labels (Caron et al. 2018, arXiv 1807.05520).
 
-Before each epoch the features of all samples, in eval mode and without augmentation, are whitened to `pca_dim`
+Before each epoch, or every `cluster_every_epochs` epochs where an epoch of a small corpus is too few steps to learn a
+new classifier in, the features of all samples, in eval mode and without augmentation, are whitened to `pca_dim`
 principal components, made unit and clustered by k-means with a new seed. The classifier, a linear layer on the
 rectified features, starts anew from N(0, 0.01^2) with bias 0, and network and classifier are trained on the clusters
 y as on labels. Sampling uniformly over clusters is done in its equivalent form, a weight for each sample:
@@ -43,6 +44,7 @@ class DeepClusterConfig(PairConfig):
     name: str = "deepcluster"
     modalities: tuple[str, ...] = ("image",)  # or video, audio, or both of these: labels are swapped
     num_clusters: int = 10_000
+    cluster_every_epochs: int = 1  # more for a small corpus: a new classifier needs some hundred steps
     pca_dim: int = 256  # at most the features' width, and fewer than samples
     kmeans_iterations: int = 20
     projector_dims: tuple[int, ...] = (4096, 4096)  # layers between encoder and features; []: the encoder's output
@@ -84,6 +86,8 @@ class DeepCluster(PairLoss):
         super().__init__(config, encoders, num_samples)
         self.config: DeepClusterConfig = config
         check_num_clusters("num_clusters", config.num_clusters, num_samples)
+        if config.cluster_every_epochs < 1:
+            raise ValueError(f"loss.cluster_every_epochs is {config.cluster_every_epochs}; it must be at least 1")
         self.classifiers = nn.ModuleDict()
         for modality in encoders:
             dims = (self.feature_dim(modality), *config.projector_dims)
@@ -100,7 +104,9 @@ class DeepCluster(PairLoss):
         self.register_buffer("label_health", torch.zeros(2))
 
     def on_epoch_start(self, context: EpochContext) -> None:
-        """Cluster the features anew, and start the classifiers anew."""
+        """Cluster the features anew, and start the classifiers anew, in the epochs in which that is due."""
+        if context.epoch % self.config.cluster_every_epochs:
+            return
         before, config = self.labels.clone(), self.config
         for column, (name, modality) in enumerate(self.modality_of.items()):
             draw = context.epoch * len(self.modality_of) + column

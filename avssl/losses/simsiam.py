@@ -65,7 +65,6 @@ class SimSiam(PairLoss):
         super().__init__(config, encoders, num_samples)
         self.config: SimSiamConfig = config
         width = config.embedding_dim
-        self.predictors = nn.ModuleDict()
         for modality in encoders:
             dims = (self.feature_dim(modality), *config.projector_hidden_dims, width)
             self.projectors[modality] = mlp(dims, batch_norm=True, final_batch_norm=True, final_affine=False)
