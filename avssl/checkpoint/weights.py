@@ -1,0 +1,70 @@
+"""The exported tensors of a finished run: safetensors, whole or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+WEIGHTS_FILE = "encoders.safetensors"
+PROVENANCE_FILE = "provenance.json"
+
+
+def export(run: Path, modules: Mapping[str, nn.Module], provenance: Mapping[str, Any]) -> Path:
+    """Write encoders.safetensors: the state of each module under `<name>.`; call on the main process only."""
+    state = {
+        f"{name}.{key}": value.detach().cpu().contiguous()
+        for name, module in modules.items()
+        for key, value in module.state_dict().items()
+    }
+    path = run / WEIGHTS_FILE
+    facts = run / f"{PROVENANCE_FILE}.tmp"
+    facts.write_text(json.dumps(dict(provenance), indent=1))
+    facts.rename(run / PROVENANCE_FILE)
+    temporary = path.with_suffix(".tmp")
+    save_file(state, str(temporary), metadata={"format": "avssl-run", "version": "1"})
+    sync(temporary)
+    temporary.rename(path)  # last: a run is finished when this is there
+    return path
+
+
+def save_module(module: nn.Module, path: Path) -> None:
+    """State of one module as safetensors, atomically."""
+    temporary = path.with_suffix(".tmp")
+    save_file({key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}, str(temporary))
+    temporary.rename(path)
+
+
+def load_module(module: nn.Module, path: Path) -> None:
+    """Load what `save_module` wrote, strictly."""
+    module.load_state_dict(load_file(str(path)))
+
+
+def read_weights(run: str | Path) -> dict[str, torch.Tensor]:
+    """The exported tensors of a finished run; FileNotFoundError says what to do when there are none."""
+    path = Path(run) / WEIGHTS_FILE
+    if not path.is_file():
+        if not Path(run).is_dir():
+            raise FileNotFoundError(f"{run}: no such run folder")
+        raise FileNotFoundError(
+            f"{path} is missing: {run} has not finished; resume it with recipes/pretrain.py run={run}"
+        )
+    try:
+        return load_file(str(path))
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); write it again by resuming the run") from error
+
+
+def sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
