@@ -1,0 +1,128 @@
+"""Metrics as functions of arrays with one entry per row and of the rows' weights.
+
+A weight is how often a row counts: 1 for the value itself, the counts of a bootstrap for a resampled set. Every
+function equals scikit-learn's on the rows repeated that often (tests/test_eval_measures.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+def mean(values: Array, weights: Array) -> float:
+    """Mean of (n,) values."""
+    return float(np.average(values.astype(np.float64), weights=weights))
+
+
+def class_mean(values: Array, targets: Array, weights: Array) -> float:
+    """Mean over the classes that have rows of the mean of (n,) values in each; targets int (n,)."""
+    total = np.bincount(targets, weights=weights)
+    hits = np.bincount(targets, weights=weights * values)
+    return float((hits[total > 0] / total[total > 0]).mean())
+
+
+def median(values: Array, weights: Array) -> float:
+    """Median of (n,) values repeated as often as their whole-numbered weights."""
+    return float(np.median(np.repeat(values, weights.astype(np.int64))))
+
+
+def _curves(scores: Array, targets: Array, weights: Array) -> tuple[Array, Array, Array]:
+    """Of one class: (weight of true rows, weight of false rows) at or above each distinct score, best first; totals."""
+    order = np.argsort(-scores, kind="stable")
+    weights = weights.astype(np.float64)
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
+    true = np.cumsum(weights[order] * targets[order])[ends]
+    false = np.cumsum(weights[order] * ~targets[order])[ends]
+    return true, false, np.array([true[-1], false[-1]])
+
+
+def _over_classes(scores: Array, targets: Array, weights: Array, of_class: Callable[..., float]) -> float:
+    """Mean over the classes that have weight both in and out of them; NaN if there is none."""
+    if scores.ndim == 1:
+        scores, targets = scores[:, None], targets[:, None]
+    found = []
+    for scores_of_class, targets_of_class in zip(scores.T, targets.T.astype(np.bool_), strict=True):
+        true, false, totals = _curves(scores_of_class, targets_of_class, weights)
+        if (totals > 0).all():
+            found.append(of_class(true, false))
+    return float(np.mean(found)) if found else float("nan")
+
+
+def _average_precision(true: Array, false: Array) -> float:
+    seen = true + false
+    precision = np.divide(true, seen, out=np.zeros_like(true), where=seen > 0)
+    return float((np.diff(true, prepend=0.0) * precision).sum() / true[-1])
+
+
+def _roc_auc(true: Array, false: Array) -> float:
+    hit_rate, false_rate = np.append(0.0, true / true[-1]), np.append(0.0, false / false[-1])
+    return float((np.diff(false_rate) * (hit_rate[1:] + hit_rate[:-1])).sum() / 2)
+
+
+def mean_average_precision(scores: Array, targets: Array, weights: Array) -> float:
+    """Mean over classes of average precision (area under the steps of precision over recall, equal scores together).
+
+    scores float (n, C) or (n,), targets bool of the same shape. Classes without rows in or out of them do not enter.
+    """
+    return _over_classes(scores, targets, weights, _average_precision)
+
+
+def roc_auc(scores: Array, targets: Array, weights: Array) -> float:
+    """Mean over classes of the area under the receiver operating characteristic; shapes as above."""
+    return _over_classes(scores, targets, weights, _roc_auc)
+
+
+def d_prime(scores: Array, targets: Array, weights: Array) -> float:
+    """sqrt(2) times the standard normal quantile of the mean AUC over classes (Hershey et al. 2017, arXiv 1609.09430).
+
+    An AUC of 1 gives infinity; it is cut at 1 - 1e-12, that is 9.95, for json has no infinity.
+    """
+    area = roc_auc(scores, targets, weights)
+    if np.isnan(area):
+        return area
+    return float(np.sqrt(2) * NormalDist().inv_cdf(min(max(area, 1e-12), 1 - 1e-12)))
+
+
+def accuracy_at_best_threshold(scores: Array, targets: Array, weights: Array) -> float:
+    """Share of (n,) rows on the right side of the threshold that is best for these rows: targets score at least it."""
+    true, false, totals = _curves(scores, targets.astype(np.bool_), weights)
+    right = np.append(0.0, true) + totals[1] - np.append(0.0, false)
+    return float(right.max() / totals.sum())
+
+
+def _clustering(measure: str) -> Callable[[Array, Array, Array], float]:
+    def of_repeated_rows(clusters: Array, targets: Array, weights: Array) -> float:
+        from sklearn import metrics
+
+        rows = np.repeat(np.arange(len(targets)), weights.astype(np.int64))
+        return float(getattr(metrics, measure)(targets[rows], clusters[rows]))
+
+    return of_repeated_rows
+
+
+def purity(clusters: Array, targets: Array, weights: Array) -> float:
+    """Share of rows that have the most frequent class of their cluster; clusters, targets int (n,)."""
+    table = np.zeros((clusters.max() + 1, targets.max() + 1))
+    np.add.at(table, (clusters, targets), weights)
+    return float(table.max(axis=1).sum() / table.sum())
+
+
+KINDS: dict[str, Callable[..., float]] = {
+    "mean": mean,
+    "class_mean": class_mean,
+    "median": median,
+    "mean_average_precision": mean_average_precision,
+    "roc_auc": roc_auc,
+    "d_prime": d_prime,
+    "accuracy_at_best_threshold": accuracy_at_best_threshold,
+    "purity": purity,
+    "normalised_mutual_information": _clustering("normalized_mutual_info_score"),
+    "adjusted_rand_index": _clustering("adjusted_rand_score"),
+}

@@ -1,0 +1,177 @@
+"""What an evaluation task takes and gives: the common part of configurations, repeats, metrics that can be recomputed.
+
+A metric is a function of arrays with one entry per test row and of the rows' weights, and of nothing else. Weights of 1
+give the value; counts of a bootstrap give the value on resampled rows (avssl/eval/compare.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avssl.eval.measures import KINDS
+
+Array = NDArray[Any]
+
+
+@dataclass
+class TaskConfig:
+    """What every task of recipes/evaluate.py has; a task adds its own keys."""
+
+    task: str = ""  # a file of avssl/eval/tasks, or `standard`
+    name: str = ""  # of the result: RUN/evaluations/<task>-<name>.json; default: the YAML's own
+    train: str = ""  # shard folder or URL that is learnt from; {fold} stands for each of `folds`
+    test: str = ""  # shard folder or URL that is scored; {fold} as above
+    folds: list[int] = field(default_factory=list)  # e.g. [1, 2, 3]: numbers to put for {fold}
+    fold_field: str = ""  # instead: the label field of `train` that numbers the folds, each of them tested once
+    label_field: str = "label"  # which of the samples' label fields
+    multi_label: bool = False  # several names a sample: mAP, AUC and d' in place of accuracies
+    modality: str = "video"  # video, audio, image, or both (video and audio)
+    untrained: bool = True  # the same with random weights, beside it
+    batch_size: int = 64  # clips a forward pass
+    num_workers: int = 2  # decoding processes
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a number comes from the columns of a Repeat: a kind of avssl/eval/measures.py and the columns it takes.
+
+    chance: what features without information reach, None where nobody knows.
+    """
+
+    kind: str
+    columns: tuple[str, ...]
+    chance: float | None = None
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """One fold or one seed.
+
+    name: "" for the only one, else "fold 1", "seed 0", ... keys: of the n test rows (what one row is, the protocol
+    says), each once. columns: arrays (n, ...), of numbers or bools, that the metrics are computed from. train_keys: of
+    what was learnt from, for the hash of the sample list. classes: names of the columns of scores.
+    """
+
+    name: str
+    keys: list[str]
+    columns: dict[str, Array]
+    metrics: dict[str, Metric]
+    train_keys: list[str] = field(default_factory=list)
+    classes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """ValueError for lengths that differ, keys that come twice, and metrics of columns that are not there."""
+        if len(set(self.keys)) != len(self.keys) or not self.keys:
+            raise ValueError(f"repeat {self.name!r} has {len(self.keys)} rows of {len(set(self.keys))} keys: each once")
+        for name, values in self.columns.items():
+            if len(values) != len(self.keys):
+                raise ValueError(f"column {name!r} has {len(values)} rows; there are {len(self.keys)} keys")
+        for name, metric in self.metrics.items():
+            missing = [column for column in metric.columns if column not in self.columns]
+            if missing or metric.kind not in KINDS:
+                raise ValueError(f"metric {name!r}: kind {metric.kind!r} of {sorted(KINDS)}, columns missing {missing}")
+
+    def values(self, weights: Array | None = None) -> dict[str, float]:
+        """Every metric, with the rows weighted; None counts each once."""
+        ones = np.ones(len(self.keys)) if weights is None else weights
+        return {
+            name: float(KINDS[metric.kind](*(self.columns[column] for column in metric.columns), ones))
+            for name, metric in self.metrics.items()
+        }
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a task found with one set of weights: its repeats, and what the configuration does not say of the protocol.
+
+    The protocol holds what must be equal for two results to be compared; `facts` what may differ (times, the steps of a
+    solver).
+    """
+
+    repeats: list[Repeat]
+    protocol: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def classified(
+    keys: Sequence[str],
+    scores: Array,
+    targets: Array,
+    classes: Sequence[str],
+    *,
+    name: str = "",
+    prefix: str = "",
+    train_keys: Sequence[str] = (),
+    train_targets: Array | None = None,
+) -> Repeat:
+    """A classifier's scores as a Repeat.
+
+    Args:
+        keys: n test rows. scores: float (n, C), higher is more likely. classes: C names.
+        targets: int (n,), class numbers in [0, C), single-label; or bool (n, C), multi-label.
+        name: of the fold or seed. prefix: of the metrics' and columns' names, for example "video_conv5x_".
+        train_keys, train_targets: what was learnt from; the targets give the chance level of accuracy.
+
+    Single-label: top1_accuracy, top5_accuracy (with more than 5 classes), class_mean_accuracy. Of equal scores the
+    lower class comes first in top 1; a true class that ties with others has the last place among them in top 5. Chance
+    of top 1 is naming the most frequent class of train_targets always, of the class mean 1 / (classes tested).
+    Multi-label: mean_average_precision, roc_auc, d_prime, means over the classes with rows both in and out of them.
+    """
+    scores, targets = np.asarray(scores, dtype=np.float32), np.asarray(targets)
+    shape = (len(keys), len(classes))
+    if scores.shape != shape or targets.shape not in (shape, shape[:1]) or not np.isfinite(scores).all():
+        raise ValueError(
+            f"scores {scores.shape} and targets {targets.shape}: must be finite, of {shape} (rows, classes)"
+        )
+    columns: dict[str, Array] = {f"{prefix}scores": scores, "targets": targets}
+    of_scores = (f"{prefix}scores", "targets")
+    if targets.ndim == 2:
+        columns["targets"] = targets.astype(np.bool_)
+        usable = targets.any(axis=0) & ~targets.all(axis=0)
+        frequency = float(targets[:, usable].mean(axis=0).mean()) if usable.any() else None
+        metrics = {
+            f"{prefix}mean_average_precision": Metric("mean_average_precision", of_scores, frequency),
+            f"{prefix}roc_auc": Metric("roc_auc", of_scores, 0.5),
+            f"{prefix}d_prime": Metric("d_prime", of_scores, 0.0),
+        }
+        return Repeat(name, list(keys), columns, metrics, list(train_keys), list(classes))
+    right = scores.argmax(axis=1) == targets
+    columns[f"{prefix}right"] = right
+    often = None if train_targets is None else int(np.bincount(np.asarray(train_targets)).argmax())
+    metrics = {
+        f"{prefix}top1_accuracy": Metric(
+            "mean", (f"{prefix}right",), None if often is None else float((targets == often).mean())
+        ),
+        f"{prefix}class_mean_accuracy": Metric(
+            "class_mean", (f"{prefix}right", "targets"), 1 / len(np.unique(targets))
+        ),
+    }
+    if len(classes) > 5:
+        own = scores[np.arange(len(scores)), targets][:, None]
+        columns[f"{prefix}top5_right"] = (scores >= own).sum(axis=1) <= 5
+        metrics[f"{prefix}top5_accuracy"] = Metric("mean", (f"{prefix}top5_right",), 5 / len(classes))
+    return Repeat(name, list(keys), columns, metrics, list(train_keys), list(classes))
+
+
+def merged(repeats: Sequence[Repeat]) -> Repeat:
+    """Several layers or modalities of one fold in one Repeat. ValueError unless they are of the same rows."""
+    first = repeats[0]
+    columns: dict[str, Array] = {}
+    metrics: dict[str, Metric] = {}
+    for one in repeats:
+        if (one.name, one.keys, one.train_keys, one.classes) != (
+            first.name,
+            first.keys,
+            first.train_keys,
+            first.classes,
+        ):
+            raise ValueError(f"repeats {first.name!r} and {one.name!r} are of different rows and cannot be one")
+        columns |= one.columns
+        metrics |= one.metrics
+    return Repeat(first.name, first.keys, columns, metrics, first.train_keys, first.classes)
