@@ -13,6 +13,8 @@ from torch import nn
 
 BLOCKS_PER_STAGE: dict[int, tuple[int, int, int, int]] = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 MVIT_CLIP_SHAPE = (16, 224, 224)
+# The last block of each stage of S3D, by its place among `features`; a spatial max-pool follows, or nothing.
+S3D_STAGES = {"layer1": "3", "layer2": "6", "layer3": "12", "layer4": "15"}
 
 
 def check_video_input(video: torch.Tensor) -> None:
@@ -153,6 +155,29 @@ class TorchvisionVideo(nn.Module):
         else:
             self.dim = int(self.net.fc.in_features)
             self.net.fc = nn.Identity()
+
+    def forward_layers(self, video: torch.Tensor) -> dict[str, torch.Tensor]:
+        """(B, 3, T, H, W) -> activations in order: layer1 .. layer4, pool (B, dim, 1, 1, 1); {} for mvit_v2_s.
+
+        The stages of a residual network; of s3d what comes before each spatial max-pool, and its last map.
+        """
+        check_video_input(video)
+        layers: dict[str, torch.Tensor] = OrderedDict()
+        if self.name == "mvit_v2_s":
+            return layers
+        if self.name == "s3d":
+            stage_of = {place: stage for stage, place in S3D_STAGES.items()}
+            x = video
+            for place, block in self.net.get_submodule("features").named_children():
+                x = block(x)
+                if place in stage_of:
+                    layers[stage_of[place]] = x
+        else:
+            x = self.net.get_submodule("stem")(video)
+            for stage in S3D_STAGES:
+                layers[stage] = x = self.net.get_submodule(stage)(x)
+        layers["pool"] = self.net.get_submodule("avgpool")(x)
+        return layers
 
     def forward(self, video: torch.Tensor) -> torch.Tensor:
         """(B, 3, T, H, W) -> (B, dim). Raises ValueError on a shape that the network does not take."""
