@@ -135,17 +135,34 @@ class ShardSet:
                 raise
         return self._read(position, number)
 
-    def _read(self, position: int, number: int) -> Sample:
+    def read_info(self, position: int) -> SampleInfo:
+        """The json of the sample with this index, without reading its media: labels, durations. Raises as `read`."""
+        if not 0 <= position < self.num_samples:
+            raise IndexError(f"{self.location}: sample {position} asked for; there are 0..{self.num_samples - 1}")
+        file, begin, end, key, where = self._place(position, bisect_right(self._first_indices, position) - 1)
+        try:
+            with tarfile.open(fileobj=_Piece(file, begin, end), mode="r:") as archive:
+                member = archive.extractfile(f"{key}.{JSON_MEMBER}")
+                return SampleInfo.from_json(b"" if member is None else member.read(), where)
+        except (tarfile.TarError, KeyError, ValueError) as error:
+            raise MediaError("bad_sample", f"{where}: its json cannot be read ({error})") from error
+
+    def _place(self, position: int, number: int) -> tuple[BinaryIO, int, int, str, str]:
+        """File, first byte, end, key and description of a sample of shard `number`."""
         within = position - self._first_indices[number]
         if self._remote is None:
             file, side_car = self._open(number), self._side_cars[number]
         else:
             file, side_car = self._remote.open(number)
         begin, end = side_car.offsets[within : within + 2]
-        where = f"{join(self.location, side_car.record.name)}, sample {position} ({side_car.keys[within]})"
+        key = side_car.keys[within]
+        return file, begin, end, key, f"{join(self.location, side_car.record.name)}, sample {position} ({key})"
+
+    def _read(self, position: int, number: int) -> Sample:
+        file, begin, end, key, where = self._place(position, number)
         content = os.pread(file.fileno(), end - begin, begin)  # not seek: forked workers share the file's position
         sample = parse_members(content, where)
-        if sample.info.index != position or sample.info.key != side_car.keys[within]:
+        if sample.info.index != position or sample.info.key != key:
             raise MediaError("bad_sample", f"{where}: its json says index {sample.info.index}, key {sample.info.key}")
         return sample
 
@@ -184,6 +201,33 @@ class ShardSet:
             self._files.popitem(last=False)[1].close()
         self._files[number] = (self.folder / self.index.shards[number].name).open("rb")
         return self._files[number]
+
+
+class _Piece(io.RawIOBase):
+    """Some bytes of a file as a file, read where it lies: the tar reader skips what it does not need."""
+
+    def __init__(self, file: BinaryIO, begin: int, end: int) -> None:
+        self._file, self._begin, self._size, self._at = file, begin, end - begin, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        length = max(0, min(len(buffer), self._size - self._at))
+        content = os.pread(self._file.fileno(), length, self._begin + self._at)
+        buffer[: len(content)] = content
+        self._at += len(content)
+        return len(content)
 
 
 def parse_members(content: bytes, where: str) -> Sample:
