@@ -222,6 +222,8 @@ def test_self_labels_need_logarithms_up_to_a_constant_a_row_and_survive_powers_t
     assert torch.equal(labels, self_labels(logits, 25.0))
     monkeypatch.setattr("avssl.ops.transport.BLOCK_ELEMENTS", 12)  # three rows a block
     assert torch.equal(labels, self_labels(logits, 25.0))
+    monkeypatch.setattr("avssl.ops.transport.KEPT_ELEMENTS", 0)  # the plan is made anew in each iteration
+    assert torch.equal(labels, self_labels(logits, 25.0))
     with pytest.raises(ValueError, match="sharpness is 0"):
         self_labels(logits, 0)
 

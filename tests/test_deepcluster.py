@@ -152,6 +152,19 @@ def test_every_epoch_has_a_seed_of_its_own_that_depends_on_the_runs():
             assert not torch.equal(one, other)
 
 
+def test_clusters_and_classifiers_stay_in_the_epochs_between():
+    loss = make(num_clusters=12, cluster_every_epochs=3)
+    seen = []
+    for epoch in range(7):
+        loss.on_epoch_start(context_of(loss, epoch))
+        seen.append((loss.labels.clone(), loss.classifiers["image"].weight.detach().clone()))
+    for epoch in range(1, 7):
+        stays = [torch.equal(now, before) for now, before in zip(seen[epoch], seen[epoch - 1], strict=True)]
+        assert stays == [epoch % 3 != 0] * 2
+    with pytest.raises(ValueError, match="cluster_every_epochs is 0"):
+        make(num_clusters=12, cluster_every_epochs=0)
+
+
 def test_the_classifiers_start_anew_in_place_and_their_optimiser_forgets_them_alone():
     loss = make(("video", "audio"), num_clusters=20)
     config = OptimConfig(name="adam", lr=0.1)

@@ -132,6 +132,26 @@ def test_new_labels_are_each_heads_transport_of_the_product_of_the_modalities(mo
         np.testing.assert_array_equal(loss.labels[:, head], textbook.labels(product, 10.0))
 
 
+def test_swapped_labels_are_each_heads_transport_of_the_other_modality_and_the_loss_reads_them_so():
+    loss = make(("video", "audio"), sharpness=10.0, swap_labels=True)
+    assert loss.labels.shape == (NUM_SAMPLES, 4)
+    loss.on_epoch_start(context_of(loss, 0)[0])
+    video, audio = (probabilities(loss, name) for name in loss.modality_of)
+    for head in range(2):
+        np.testing.assert_array_equal(loss.labels[:, head], textbook.labels(audio[:, head], 10.0))
+        np.testing.assert_array_equal(loss.labels[:, 2 + head], textbook.labels(video[:, head], 10.0))
+    index = torch.tensor([3, 59, 3, 20])
+    outputs, labels = outputs_of(loss, index), loss.labels[index].numpy()
+    logits = [outputs[f"{name}_logits"].detach().double().numpy() for name in loss.modality_of]
+    expected = (textbook.loss(logits[:1], labels[:, :2]) + textbook.loss(logits[1:], labels[:, 2:])) / 2
+    assert loss.loss(outputs, index, Progress()).total.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_labels_of_one_modality_cannot_be_swapped():
+    with pytest.raises(ValueError, match="swap_labels is true, but loss.modalities names one modality"):
+        make(("image",), swap_labels=True)
+
+
 @pytest.mark.parametrize(("num_relabellings", "epochs"), [(100, 400), (5, 16), (3, 8), (2, 10), (7, 6)])
 def test_the_schedule_is_quadratic_and_merges_moments_within_an_epoch(num_relabellings, epochs):
     assert list(relabelling_epochs(num_relabellings, epochs)) == textbook.relabelling_epochs(num_relabellings, epochs)

@@ -47,6 +47,7 @@ class SeLaConfig(PairConfig):
     sharpness: float = 25.0  # lambda
     num_relabellings: int = 100
     relabel_epochs: int = 400  # over which they are spread: the epochs of the run
+    swap_labels: bool = False  # across modalities: each takes the labels of the other's predictions, not of the product
 
 
 def relabelling_epochs(num_relabellings: int, epochs: int) -> tuple[int, ...]:
@@ -90,7 +91,11 @@ class SeLa(PairLoss):
         )
         generator = torch.Generator().manual_seed(config.seed)
         balanced = torch.arange(num_samples) % config.num_clusters
-        columns = [balanced[torch.randperm(num_samples, generator=generator)] for _ in range(config.num_heads)]
+        if config.swap_labels and not self.is_cross_modal:
+            raise ValueError("loss.swap_labels is true, but loss.modalities names one modality; it needs video and audio")
+        # One set of labels for all modalities, or one for what each modality predicts.
+        self.label_columns = config.num_heads * (2 if config.swap_labels else 1)
+        columns = [balanced[torch.randperm(num_samples, generator=generator)] for _ in range(self.label_columns)]
         self.register_buffer("labels", torch.stack(columns, dim=1))
         self.register_buffer("label_health", torch.zeros(2))
 
@@ -100,10 +105,14 @@ class SeLa(PairLoss):
             return
         features = {name: context.collect(name, self.num_samples, (name,)) for name in self.modality_of}
         before = self.labels.clone()
-        for head in range(self.config.num_heads):
-            logs = [self.log_probabilities(name, rows, head) for name, rows in features.items()]
-            # The mean of logarithms is the product's half power; rows need not sum to 1, scaling does that.
-            self.labels[:, head] = self_labels(torch.stack(logs).mean(dim=0), self.config.sharpness)
+        num_heads = self.config.num_heads
+        for column in range(self.label_columns):
+            logs = [self.log_probabilities(name, rows, column % num_heads) for name, rows in features.items()]
+            if self.config.swap_labels:  # the first modality's labels come from the second's predictions
+                chosen = logs[1 - column // num_heads]
+            else:  # the mean of logarithms is the product's half power; rows need not sum to 1, scaling does that
+                chosen = torch.stack(logs).mean(dim=0)
+            self.labels[:, column] = self_labels(chosen, self.config.sharpness)
         self.label_health.copy_(describe_labels(before, self.labels, self.config.num_clusters))
 
     @torch.no_grad()
@@ -127,9 +136,10 @@ class SeLa(PairLoss):
 
     def loss(self, outputs: Outputs, index: torch.Tensor, progress: Progress) -> LossOutput:  # noqa: ARG002
         """Mean over modalities, heads and this rank's rows, which do not meet."""
-        labels = self.labels[index]
         logits = [outputs[f"{name}_logits"] for name in self.modality_of]
-        total = torch.stack([cross_entropy_of_heads(one, labels) for one in logits]).mean()
+        sets = self.labels[index].split(self.config.num_heads, dim=1)
+        pairs = zip(logits, sets if self.config.swap_labels else sets * len(logits), strict=True)
+        total = torch.stack([cross_entropy_of_heads(one, labels) for one, labels in pairs]).mean()
         usage = torch.stack([one.detach().float().softmax(dim=2).mean(dim=0) for one in logits])
         terms = {
             "label_nmi": self.label_health[0].clone(),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 
 import torch
 
 BLOCK_ELEMENTS = 2**23  # of a block of rows: 64 MB in float64
+KEPT_ELEMENTS = 2**27  # of a whole plan that is kept between iterations: 1 GB; a larger one is made anew in each
 CHECK_EVERY = 10  # iterations between looks at how much the scaling still moves
 TOLERANCE = 0.1  # of the sum over samples of their scaling's relative change
 MAX_ITERATIONS = 2000  # the limit that SeLaVi (arXiv 2006.13662) sets
@@ -26,30 +27,51 @@ def self_labels(log_probabilities: torch.Tensor, sharpness: float) -> torch.Tens
         sharpness: lambda > 0. The larger, the closer to the best hard labelling, and the slower.
 
     Returns:
-        int64 (N,), labels from 0 to K - 1. Sums are float64 on logarithms, in blocks of rows: P^sharpness would
-        underflow. The input is not copied whole.
+        int64 (N,), labels from 0 to K - 1. Sums are float64, in blocks of rows; the input is not copied whole.
+
+    P^sharpness itself would underflow. So the scales are kept as logarithms and what is scaled is the plan that they
+    make, whose entries are at most 1/N; every 10 iterations the scales found since go into the logarithms (Schmitzer
+    2019, arXiv 1610.06519, absorption). The first iteration is on logarithms alone: after a whole one no column of the
+    plan holds less than 1/(N K), so none is lost to underflow.
     """
     if sharpness <= 0:
         raise ValueError(f"self_labels: sharpness is {sharpness}; it must be above 0 (25 in the paper)")
     num_rows, num_clusters = log_probabilities.shape
-    row_mass = -torch.log(torch.tensor(float(num_rows), dtype=torch.float64, device=log_probabilities.device))
-    column_mass = -torch.log(torch.tensor(float(num_clusters), dtype=torch.float64, device=log_probabilities.device))
+    size = max(1, BLOCK_ELEMENTS // num_clusters)
+    slices = [slice(first, first + size) for first in range(0, num_rows, size)]
 
-    def blocks() -> Iterator[tuple[slice, torch.Tensor]]:
-        size = max(1, BLOCK_ELEMENTS // num_clusters)
-        for first in range(0, num_rows, size):
-            rows = slice(first, first + size)
-            yield rows, log_probabilities[rows].double() * sharpness
+    def block(rows: slice) -> torch.Tensor:
+        return log_probabilities[rows].double() * sharpness
 
-    # log c, from scaled rows: so a constant of a row has no influence on where the iterations stop.
-    rows_scale = torch.cat([row_mass - block.logsumexp(dim=1) for _, block in blocks()])
-    columns_scale = torch.zeros_like(column_mass)  # log r
-    for iteration in range(1, MAX_ITERATIONS + 1):
-        sums = [(block + rows_scale[rows, None]).logsumexp(dim=0) for rows, block in blocks()]
-        columns_scale = column_mass - torch.stack(sums).logsumexp(dim=0)
-        scaled = torch.cat([row_mass - (block + columns_scale).logsumexp(dim=1) for _, block in blocks()])
-        change = (rows_scale - scaled).expm1().abs().sum()
-        rows_scale = scaled
+    # log c from scaled rows, so that a constant of a row has no influence on where the iterations stop; then log r
+    # and log c by one iteration.
+    row_logs = torch.cat([-math.log(num_rows) - block(rows).logsumexp(dim=1) for rows in slices])
+    sums = [(block(rows) + row_logs[rows, None]).logsumexp(dim=0) for rows in slices]
+    column_logs = -math.log(num_clusters) - torch.stack(sums).logsumexp(dim=0)
+    row_logs = torch.cat([-math.log(num_rows) - (block(rows) + column_logs).logsumexp(dim=1) for rows in slices])
+
+    def plan(rows: slice) -> torch.Tensor:
+        return (block(rows) + row_logs[rows, None]).add_(column_logs).exp_()
+
+    iteration = 1
+    while iteration < MAX_ITERATIONS:
+        is_kept = num_rows * num_clusters <= KEPT_ELEMENTS
+        kept = [plan(rows) for rows in slices] if is_kept else []
+        row_scales, column_sums = torch.ones_like(row_logs), torch.zeros_like(column_logs)
+        for part in kept or map(plan, slices):
+            column_sums += part.sum(dim=0)
+        while True:
+            column_scales, column_sums = 1 / (num_clusters * column_sums), torch.zeros_like(column_sums)
+            change = torch.zeros_like(column_sums[0])
+            for rows, part in zip(slices, kept or map(plan, slices), strict=True):
+                scales = 1 / (num_rows * (part @ column_scales))
+                change += (row_scales[rows] / scales - 1).abs().sum()
+                row_scales[rows] = scales
+                column_sums += scales @ part
+            iteration += 1
+            if iteration % CHECK_EVERY == 0 or iteration == MAX_ITERATIONS:
+                break
+        row_logs, column_logs = row_logs + row_scales.log(), column_logs + column_scales.log()
         if iteration % CHECK_EVERY == 0 and change < TOLERANCE:
             break
-    return torch.cat([(block + columns_scale).argmax(dim=1) for _, block in blocks()])
+    return torch.cat([(block(rows) + column_logs).argmax(dim=1) for rows in slices])
