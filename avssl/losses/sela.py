@@ -92,7 +92,9 @@ class SeLa(PairLoss):
         generator = torch.Generator().manual_seed(config.seed)
         balanced = torch.arange(num_samples) % config.num_clusters
         if config.swap_labels and not self.is_cross_modal:
-            raise ValueError("loss.swap_labels is true, but loss.modalities names one modality; it needs video and audio")
+            raise ValueError(
+                "loss.swap_labels is true, but loss.modalities names one modality; it needs video and audio"
+            )
         # One set of labels for all modalities, or one for what each modality predicts.
         self.label_columns = config.num_heads * (2 if config.swap_labels else 1)
         columns = [balanced[torch.randperm(num_samples, generator=generator)] for _ in range(self.label_columns)]
