@@ -4,21 +4,47 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 FORMAT_VERSION = 1
 SUFFIXES = (".parquet", ".npz")
+ROWS_PER_GROUP = 4096  # of a Parquet file: what is held in memory at once when many rows are written or read
 _METADATA_KEY = "avssl"
+Present = Mapping[str, NDArray[np.bool_]]
 
 
-def write_columns(
-    destination: Path, columns: Mapping[str, Any], present: Mapping[str, NDArray[np.bool_]], metadata: Mapping[str, Any]
-) -> Path:
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """Write a file that is then whole and on the disk, or the one that was there before.
+
+    Until then it is a hidden .tmp beside it, named after machine and process: several may write to one folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name, too, is on the disk
+    finally:
+        os.close(folder)
+
+
+def write_columns(destination: Path, columns: Mapping[str, Any], present: Present, metadata: Mapping[str, Any]) -> Path:
     """Write as Parquet or npz by the suffix, complete or not at all; the same columns give the same bytes.
 
     Args:
@@ -29,18 +55,107 @@ def write_columns(
     """
     if destination.suffix not in SUFFIXES:
         raise ValueError(f"cannot write {str(destination)!r}: the suffix must be one of {', '.join(SUFFIXES)}")
-    payload = json.dumps({"format_version": FORMAT_VERSION, "metadata": metadata}, sort_keys=True)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    temporary = destination.with_name(f".{destination.name}.tmp")
-    with temporary.open("wb") as stream:
+    payload = _payload(metadata)
+    with whole_file(destination) as stream:
         if destination.suffix == ".parquet":
             _write_parquet(columns, present, payload, stream)
         else:
             _write_npz(columns, payload, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(destination)
     return destination
+
+
+def write_parquet_pieces(
+    destination: Path, pieces: Iterable[tuple[Mapping[str, Any], Present]], metadata: Mapping[str, Any]
+) -> int:
+    """As `write_columns`, a row group for each piece of (columns, present): only one is held. The number of rows.
+
+    All pieces have the same columns, and widths. ValueError when there is none.
+    """
+    import pyarrow.parquet as pq
+
+    num_rows, writer = 0, None
+    with whole_file(destination) as stream:
+        for columns, present in pieces:
+            table = _arrow_table(columns, present, _payload(metadata))
+            writer = writer or pq.ParquetWriter(stream, table.schema, compression="zstd")
+            writer.write_table(table)
+            num_rows += table.num_rows
+        if writer is None:
+            raise ValueError(f"{destination}: no rows to write")
+        writer.close()
+    return num_rows
+
+
+def merge_parquet(sources: Iterable[Path], targets: Sequence[tuple[Path, int]]) -> None:
+    """The rows of files with one schema, in order, into files of so many rows each; one row group is held at a time.
+
+    The bytes are a function of the rows alone, not of how the sources are divided. Each target is whole or absent.
+    ValueError when the sources hold fewer rows.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    slices = _batches(sources)
+    batch = next(slices, None)
+    for path, num_rows in targets:
+        missing, writer = num_rows, None
+        with whole_file(path) as stream:
+            while missing:
+                group: list[Any] = []
+                room = min(missing, ROWS_PER_GROUP)
+                while room:
+                    if batch is None:
+                        raise ValueError(f"{path}: {missing} rows are missing")
+                    group.append(batch.slice(0, room))
+                    missing, room = missing - group[-1].num_rows, room - group[-1].num_rows
+                    batch = batch.slice(group[-1].num_rows)
+                    if batch.num_rows == 0:
+                        batch = next(slices, None)
+                table = pa.Table.from_batches(group).combine_chunks()
+                writer = writer or pq.ParquetWriter(stream, table.schema, compression="zstd")
+                writer.write_table(table, row_group_size=ROWS_PER_GROUP)
+            if writer is not None:
+                writer.close()
+
+
+def _batches(sources: Iterable[Path]) -> Iterator[Any]:
+    import pyarrow.parquet as pq
+
+    for source in sources:
+        with closing(pq.ParquetFile(source)) as file:
+            yield from (batch for batch in file.iter_batches(batch_size=ROWS_PER_GROUP) if batch.num_rows)
+
+
+def read_pieces(
+    source: Path,
+    names: Sequence[str],
+    wanted: Callable[[int, int], bool] = lambda first, end: True,  # noqa: ARG005
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(first row, columns) of a Parquet file of `write_columns`, a row group at a time: only the named columns.
+
+    wanted: says by first row and end whether to read a row group. Raises ValueError as `read_columns`.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(source)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{str(source)!r} is not a readable Parquet file: {error}") from error
+    with closing(file):
+        missing = set(names) - set(file.schema_arrow.names)
+        if missing:
+            raise ValueError(f"{str(source)!r} lacks the columns {sorted(missing)}; it has {file.schema_arrow.names}")
+        first = 0
+        for number in range(file.num_row_groups):
+            end = first + file.metadata.row_group(number).num_rows
+            if wanted(first, end):
+                yield first, _columns(file.read_row_group(number, columns=list(names)))
+            first = end
+
+
+def _payload(metadata: Mapping[str, Any]) -> str:
+    return json.dumps({"format_version": FORMAT_VERSION, "metadata": metadata}, sort_keys=True)
 
 
 def read_columns(source: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -61,11 +176,15 @@ def _metadata(payload: str, source: Path) -> dict[str, Any]:
     return dict(found["metadata"])
 
 
-def _write_parquet(
-    columns: Mapping[str, Any], present: Mapping[str, NDArray[np.bool_]], payload: str, stream: Any
-) -> None:
-    import pyarrow as pa
+def _write_parquet(columns: Mapping[str, Any], present: Present, payload: str, stream: Any) -> None:
     import pyarrow.parquet as pq
+
+    table = _arrow_table(columns, present, payload)
+    pq.write_table(table, stream, compression="zstd", row_group_size=ROWS_PER_GROUP)
+
+
+def _arrow_table(columns: Mapping[str, Any], present: Present, payload: str) -> Any:
+    import pyarrow as pa
 
     arrays: dict[str, Any] = {}
     for name, values in columns.items():
@@ -77,7 +196,7 @@ def _write_parquet(
             absent = ~present[name]
             flat = pa.array(np.where(absent[:, None], np.float32(0), values).reshape(-1), pa.float32())
             arrays[name] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1], mask=pa.array(absent))
-    pq.write_table(pa.table(arrays, metadata={_METADATA_KEY: payload}), stream, compression="zstd")
+    return pa.table(arrays, metadata={_METADATA_KEY: payload})
 
 
 def _write_npz(columns: Mapping[str, Any], payload: str, stream: Any) -> None:
@@ -100,7 +219,12 @@ def _read_parquet(source: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     payload = (table.schema.metadata or {}).get(_METADATA_KEY.encode())
     if payload is None:
         raise ValueError(f"{str(source)!r} is Parquet, but no embedding table: it lacks the {_METADATA_KEY!r} metadata")
-    metadata = _metadata(payload.decode(), source)
+    return _columns(table), _metadata(payload.decode(), source)
+
+
+def _columns(table: Any) -> dict[str, Any]:
+    import pyarrow as pa
+
     columns: dict[str, Any] = {}
     for name in table.column_names:
         column = table[name].combine_chunks()
@@ -113,7 +237,7 @@ def _read_parquet(source: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             columns[name] = column.to_pylist()
         else:
             columns[name] = column.to_numpy(zero_copy_only=False)
-    return columns, metadata
+    return columns
 
 
 def _read_npz(source: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avssl.table_files import SUFFIXES, read_columns, write_columns
+from avssl.table_files import ROWS_PER_GROUP, read_columns, write_columns, write_parquet_pieces
+from avssl.table_folders import table_files
 
 MODALITIES = ("video", "audio", "image")
 SCALAR_COLUMNS: dict[str, Any] = {
@@ -158,19 +159,14 @@ class EmbeddingTable:
 
     def write(self, path: str | Path) -> Path:
         """Write as Parquet or npz by the suffix, complete or not at all; the same table gives the same bytes."""
-        names = (*SCALAR_COLUMNS, *VECTOR_COLUMNS)
-        columns: dict[str, Any] = {"key": self.keys}
-        columns |= {name: values for name in names if (values := getattr(self, name)) is not None}
-        columns["labels"] = [json.dumps(row, sort_keys=True, ensure_ascii=False) for row in self.labels]
-        present = {name: self.has(name) for name in VECTOR_COLUMNS}
-        return write_columns(Path(path), columns, present, self.metadata)
+        return write_columns(Path(path), *_stored(self), self.metadata)
 
     @classmethod
     def read(cls, path: str | Path) -> EmbeddingTable:
-        """Read a .parquet or .npz file, or a folder of parts (its .parquet files, else its .npz files, by name).
+        """Read a .parquet or .npz file, or a folder: the files of its index.json, else its .parquet files, else .npz.
 
         Raises:
-            FileNotFoundError: nothing there, or a folder without parts.
+            FileNotFoundError: nothing there, or a folder without parts, or one that recipes/embed.py has not finished.
             ValueError: not an embedding table of this format version, or parts that do not belong together.
         """
         source = Path(path)
@@ -178,11 +174,36 @@ class EmbeddingTable:
             raise FileNotFoundError(f"no embedding table at {str(source)!r}")
         if source.is_file():
             return _read_file(source)
-        for suffix in SUFFIXES:
-            parts = sorted(part for part in source.glob(f"*{suffix}") if not part.name.startswith("."))
-            if parts:
-                return concatenate([_read_file(part) for part in parts])
-        raise FileNotFoundError(f"the folder {str(source)!r} holds no .parquet and no .npz file")
+        return concatenate([_read_file(part) for part in table_files(source)])
+
+
+def _stored(table: EmbeddingTable) -> tuple[dict[str, Any], dict[str, NDArray[np.bool_]]]:
+    """(columns, which rows have a vector) as table_files.py writes them."""
+    names = (*SCALAR_COLUMNS, *VECTOR_COLUMNS)
+    columns: dict[str, Any] = {"key": table.keys}
+    columns |= {name: values for name in names if (values := getattr(table, name)) is not None}
+    columns["labels"] = [json.dumps(row, sort_keys=True, ensure_ascii=False) for row in table.labels]
+    return columns, {name: table.has(name) for name in VECTOR_COLUMNS}
+
+
+def write_tables(path: Path, tables: Iterable[EmbeddingTable], metadata: dict[str, Any]) -> int:
+    """Tables with the same columns, one after the other, as one Parquet file; a row group at a time. The rows written.
+
+    Their own metadata is left out. ValueError for no tables.
+    """
+    return write_parquet_pieces(path, map(_stored, _grouped(tables)), metadata)
+
+
+def _grouped(tables: Iterable[EmbeddingTable]) -> Iterator[EmbeddingTable]:
+    """The same rows in tables of at least a row group each, but for the last."""
+    waiting: list[EmbeddingTable] = []
+    for table in tables:
+        waiting.append(table)
+        if sum(map(len, waiting)) >= ROWS_PER_GROUP:
+            yield concatenate(waiting)
+            waiting = []
+    if waiting:
+        yield concatenate(waiting)
 
 
 def concatenate(tables: Sequence[EmbeddingTable]) -> EmbeddingTable:

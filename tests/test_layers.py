@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = {
-    0: ["avssl.types", "avssl.distributed", "avssl.tables", "avssl.table_files"],
+    0: ["avssl.types", "avssl.distributed", "avssl.tables", "avssl.table_files", "avssl.table_folders"],
     1: [
         "avssl.ops",
         "avssl.models",

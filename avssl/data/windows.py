@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from math import floor
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from avssl.data.clips import TIME_TOLERANCE_SECONDS, Span, window_grid
 from avssl.data.decode import MEDIA_SUFFIXES, AudioInfo, Source, VideoInfo, probe, stream_audio, stream_video
+from avssl.data.listing import files_below, key_of
 from avssl.data.location import is_remote
 from avssl.data.pictures import IMAGE_SUFFIXES, probe_image, read_image
 from avssl.data.shards import Sample, ShardSet
@@ -33,7 +35,7 @@ from avssl.data.views import (
 from avssl.tables import MODALITIES
 from avssl.types import MediaError
 
-Sources = ShardSet | list[tuple[Path, str]]
+Sources = ShardSet | Sequence[tuple[Path, str]]
 WINDOWS_PER_READ = 16  # windows decoded together: bounds the memory of long media
 
 
@@ -57,7 +59,7 @@ class Media:
 class Windows:
     """Some windows of one media, decoded.
 
-    clips[modality]: raw view (n_clips, ...) or None; owner[modality]: the window of each clip.
+    clips[modality]: raw view (n_clips, ...) or None; owner[modality]: the window of each clip; is_last: no more follow.
     """
 
     media: Media
@@ -65,6 +67,7 @@ class Windows:
     has: dict[str, np.ndarray]  # modality -> bool (n,)
     clips: dict[str, RawView | None]
     owner: dict[str, list[int]]
+    is_last: bool = True
 
 
 def open_media(path: str | Path, key: str, modalities: Sequence[str]) -> Media:
@@ -107,6 +110,12 @@ def _sample_media(sample: Sample) -> Media:
     return Media(sample.info.key, sample.info.index, sources, where, sample.info.labels, frame_seconds)
 
 
+def suffixes_of(modalities: Sequence[str]) -> frozenset[str]:
+    """Suffixes of files that can hold one of the modalities."""
+    pictures = IMAGE_SUFFIXES if "image" in modalities else frozenset()
+    return pictures | MEDIA_SUFFIXES if set(modalities) - {"image"} else pictures
+
+
 def find_media(path: str | Path, modalities: Sequence[str]) -> list[tuple[Path, str]]:
     """(path, key) of one file, or of every file below a folder that can hold one of the modalities, sorted.
 
@@ -114,17 +123,15 @@ def find_media(path: str | Path, modalities: Sequence[str]) -> list[tuple[Path, 
     """
     root = Path(path)
     if root.is_file():
-        return [(root, root.name)]
+        return [(root, key_of(root.name))]
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such file or folder")
-    suffixes = IMAGE_SUFFIXES if "image" in modalities else frozenset()
-    if set(modalities) - {"image"}:
-        suffixes |= MEDIA_SUFFIXES
-    found = [file for file in sorted(root.rglob("*")) if file.suffix.lower() in suffixes and file.is_file()]
+    suffixes = suffixes_of(modalities)
+    found = [(root / below, key_of(below)) for below in files_below(root, suffixes)]
     if not found:
         kind = "pictures" if list(modalities) == ["image"] else "media files"
         raise FileNotFoundError(f"{root}: no {kind} below this folder (suffixes: {' '.join(sorted(suffixes))})")
-    return [(file, file.relative_to(root).as_posix()) for file in found]
+    return found
 
 
 def resolve_sources(sources: ShardSet | str | Path | Sequence[str | Path], modalities: Sequence[str]) -> Sources:
@@ -209,10 +216,16 @@ def _decode_clip(media: Media, start: float, config: ViewsConfig, modality: str)
     return raw_audio(decode_audio_clip(source, start, config.audio, span, key), config.audio, None)
 
 
+def num_sources(sources: Sources) -> int:
+    """How many there are."""
+    return sources.num_samples if isinstance(sources, ShardSet) else len(sources)
+
+
 class WindowStream(IterableDataset[Any]):
     """In each worker: its share of the sources, decoded some windows at a time. A failure ends that source only.
 
-    window_seconds and stride_seconds are of no use, and may be 0, where modalities are pictures alone.
+    window_seconds and stride_seconds are of no use, and may be 0, where modalities are pictures alone. blocks: the
+    numbers of the sources to read, in order; default all.
     """
 
     def __init__(
@@ -222,12 +235,14 @@ class WindowStream(IterableDataset[Any]):
         modalities: Sequence[str],
         window_seconds: float,
         stride_seconds: float,
+        blocks: Sequence[range] | None = None,
     ) -> None:
         self.sources, self.config, self.modalities = sources, config, modalities
         self.window_seconds, self.stride_seconds = window_seconds, stride_seconds
+        self.blocks = [range(num_sources(sources))] if blocks is None else blocks
 
     def __len__(self) -> int:
-        return self.sources.num_samples if isinstance(self.sources, ShardSet) else len(self.sources)
+        return sum(map(len, self.blocks))
 
     def name_of(self, number: int) -> str:
         """What to call a source that could not be opened."""
@@ -240,8 +255,8 @@ class WindowStream(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[tuple[int, Windows | MediaError]]:
         worker = get_worker_info()
-        numbers = range(worker.id, len(self), worker.num_workers) if worker else range(len(self))
-        for number in numbers:
+        every = chain.from_iterable(self.blocks)
+        for number in islice(every, worker.id, None, worker.num_workers) if worker else every:
             try:
                 for windows in self._windows(number):
                     yield number, windows
@@ -255,4 +270,6 @@ class WindowStream(IterableDataset[Any]):
             end = max(span.end_seconds for span in media.spans.values())
             grid = window_grid(0.0, end, self.window_seconds, self.stride_seconds)
         for first in range(0, len(grid), WINDOWS_PER_READ):
-            yield _decode(media, grid[first : first + WINDOWS_PER_READ], self.config, self.modalities)
+            windows = _decode(media, grid[first : first + WINDOWS_PER_READ], self.config, self.modalities)
+            windows.is_last = first + WINDOWS_PER_READ >= len(grid)
+            yield windows

@@ -1,0 +1,99 @@
+"""Folders of embedding tables: index.json, which recipes/embed.py writes last, says which files belong to it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from avssl.table_files import SUFFIXES, whole_file
+
+INDEX_NAME, SKIPPED_NAME, PROGRESS_NAME = "index.json", "skipped.jsonl", ".progress"
+KIND, VERSION = "avssl embeddings", 1
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One Parquet file of the folder: its rows follow those of the file before."""
+
+    name: str
+    num_rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class FolderIndex:
+    """What a finished folder holds.
+
+    settings: all that the rows are a function of, and how they are divided into files; widths: of each vector column;
+    num_listed = num_embedded + num_skipped, in sources; rows_with: by modality, how many rows have it; run_folder:
+    where the run lay.
+    """
+
+    settings: dict[str, Any]
+    widths: dict[str, int]
+    num_listed: int
+    num_embedded: int
+    num_skipped: int
+    skipped_by_reason: dict[str, int]
+    num_rows: int
+    rows_with: dict[str, int]
+    run_folder: str
+    files: list[FileRecord]
+
+    def write(self, folder: Path) -> None:
+        """Whole or absent."""
+        content = {"kind": KIND, "version": VERSION, **asdict(self)}
+        with whole_file(folder / INDEX_NAME) as stream:
+            stream.write(json.dumps(content, indent=1, sort_keys=True).encode() + b"\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Raises FileNotFoundError for a folder without one or unfinished, ValueError for another kind or version."""
+        path = folder / INDEX_NAME
+        if not path.is_file():
+            _refuse_unfinished(folder)
+            raise FileNotFoundError(f"{path} is missing: {folder} is not a folder that recipes/embed.py has finished")
+        content = json.loads(path.read_text())
+        found = content.pop("kind", None), content.pop("version", None)
+        if found != (KIND, VERSION):
+            raise ValueError(f"{path} is of kind and version {found}; expected {(KIND, VERSION)}")
+        files = [FileRecord(**record) for record in content.pop("files")]
+        return cls(files=files, **content)
+
+    def paths(self, folder: Path) -> list[Path]:
+        """The files; FileNotFoundError for one that is missing, ValueError for one of another size."""
+        for record in self.files:
+            path = folder / record.name
+            if not path.is_file():
+                raise FileNotFoundError(f"{path} is missing, but {INDEX_NAME} lists it; embed again with --overwrite")
+            if path.stat().st_size != record.bytes:
+                raise ValueError(f"{path} has {path.stat().st_size} bytes; {INDEX_NAME} says {record.bytes}")
+        return [folder / record.name for record in self.files]
+
+
+def table_files(folder: Path) -> list[Path]:
+    """The files of a folder's tables in order: those of index.json, else the .parquet files by name, else the .npz.
+
+    Raises FileNotFoundError: none, one is missing, or the folder is unfinished.
+    """
+    if (folder / INDEX_NAME).is_file():
+        paths = FolderIndex.read(folder).paths(folder)
+        if not paths:
+            raise FileNotFoundError(f"the folder {str(folder)!r} holds no rows: nothing could be embedded")
+        return paths
+    _refuse_unfinished(folder)
+    for suffix in SUFFIXES:
+        parts = sorted(part for part in folder.glob(f"*{suffix}") if not part.name.startswith("."))
+        if parts:
+            return parts
+    raise FileNotFoundError(f"the folder {str(folder)!r} holds no .parquet and no .npz file")
+
+
+def _refuse_unfinished(folder: Path) -> None:
+    if (folder / PROGRESS_NAME).is_dir():
+        raise FileNotFoundError(
+            f"the folder {str(folder)!r} is unfinished; run the same recipes/embed.py command again, it goes on"
+        )

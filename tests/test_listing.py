@@ -1,0 +1,86 @@
+"""Listings: every file once, in the order of the names, at constant memory, whatever names there are."""
+
+import json
+import os
+import pickle
+
+import pytest
+
+from avssl.data.listing import LINES_A_STEP, Listing, files_below, key_of, media_in, write_listing
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Folders and files whose names sort differently as whole paths, a link, another suffix, and no UTF-8."""
+    root = tmp_path / "root"
+    for name in ("a.b/x.mp4", "a/y.MP4", "a/deep/er/z.wav", "a0.mp4", "b/c.mp4", "b/notes.txt"):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (root / "link.mp4").symlink_to(root / "a0.mp4")
+    (root / "broken.mp4").symlink_to(root / "nowhere.mp4")
+    (root / "loop").symlink_to(root)
+    (root / "folder.mp4").mkdir()
+    return root
+
+
+def test_the_order_is_that_of_sorted_paths_however_few_names_are_held(folder):
+    expected = [
+        path for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".mp4", ".wav") and path.is_file()
+    ]
+    assert len(expected) == 6
+    for names_in_memory in (1, 2, 3, 1000):
+        found = list(files_below(folder, [".mp4", ".wav"], names_in_memory))
+        assert [folder / name for name in found] == expected
+
+
+def test_a_listing_is_read_by_number_also_in_another_process(tmp_path):
+    root = tmp_path / "root"
+    root.mkdir()
+    names = [f"{number:04d}.wav" for number in range(2 * LINES_A_STEP + 3)]
+    for name in names:
+        (root / name).touch()
+    (tmp_path / "single.wav").touch()
+    roots = [root, tmp_path / "single.wav"]
+    count = write_listing(tmp_path / "sources.jsonl", media_in(roots, [".wav"]))
+    listing = pickle.loads(pickle.dumps(Listing(tmp_path / "sources.jsonl", roots)))
+    assert len(listing) == count == len(names) + 1
+    for number in (0, LINES_A_STEP - 1, LINES_A_STEP, 5, 2 * LINES_A_STEP + 2):
+        assert listing[number] == (root / names[number], names[number])
+    assert listing[count - 1] == (tmp_path / "single.wav", "single.wav")
+    with pytest.raises(IndexError):
+        listing[count]
+    assert len((tmp_path / "sources.jsonl").read_text().splitlines()) == count
+
+
+def test_names_that_are_no_text_are_listed_and_their_key_is(tmp_path):
+    name = os.fsdecode(b"caf\xe9.wav")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / name).touch()
+    write_listing(tmp_path / "sources.jsonl", media_in([tmp_path / "root"], [".wav"]))
+    path, key = Listing(tmp_path / "sources.jsonl", [tmp_path / "root"])[0]
+    assert path.is_file()
+    assert key == key_of(name) == "caf\\xe9.wav"
+    json.dumps(key).encode("utf-8")
+    key.encode("utf-8")
+
+
+def test_what_cannot_be_listed_is_said(tmp_path, folder):
+    def listed(*roots):
+        return list(media_in(roots, [".mp4"]))
+
+    with pytest.raises(FileNotFoundError, match="nowhere: no such file or folder"):
+        listed(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"no files below this folder with the suffixes \.mp4"):
+        listed(folder / "folder.mp4")
+    (tmp_path / "other" / "b").mkdir(parents=True)
+    (tmp_path / "other" / "b" / "c.mp4").touch()
+    with pytest.raises(ValueError, match=r"root/b/c\.mp4 and .*other/b/c\.mp4 would both be called 'b/c\.mp4'"):
+        listed(folder, tmp_path / "other")
+    with pytest.raises(ValueError, match=r"would both be called 'c\.mp4'"):
+        listed(folder / "b" / "c.mp4", tmp_path / "other" / "b" / "c.mp4")
+    if os.geteuid() != 0:
+        (folder / "a").chmod(0)
+        with pytest.raises(PermissionError):
+            listed(folder)
+        (folder / "a").chmod(0o755)
