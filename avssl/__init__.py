@@ -12,7 +12,12 @@ __all__ = ["__version__", "load_embedder"]
 
 
 def load_embedder(run: str, device: str = "cpu") -> Embedder:
-    """Embedder of a finished run folder; see avssl.embed. The heavy imports happen here, not at `import avssl`."""
+    """Embedder of a finished run, of an exchange folder, or of a hub's `owner/name` or `hf://owner/name[@revision]`.
+
+    A name is looked for at the hub only where no such folder is here; that needs the extra `hub`. See avssl.embed. The
+    heavy imports happen here, not at `import avssl`.
+    """
+    from avssl import checkpoint
     from avssl.embed import Embedder
 
-    return Embedder.from_run(run, device=device)
+    return Embedder.from_run(checkpoint.locate(run), device=device)

@@ -119,6 +119,20 @@ def parse(schema: type[T], argv: list[str]) -> T:
         raise ConfigError(str(error.args[0])) from error
 
 
+def value_of(argv: Sequence[str], key: str, default: str) -> str:
+    """One key of the YAML files and changes of a command line, before its schema is known; the last one given wins."""
+    value = default
+    for argument in argv:
+        if Path(argument).is_file():
+            try:
+                value = str(OmegaConf.select(OmegaConf.load(argument), key, default=value))
+            except errors.OmegaConfBaseException as error:
+                raise ConfigError(_explain(error)) from error
+        elif argument.startswith(f"{key}="):
+            value = argument.removeprefix(f"{key}=")
+    return value
+
+
 def require(config: Any, *keys: str) -> None:
     """ConfigError for the first of the dotted keys that is empty."""
     for key in keys:
@@ -197,8 +211,10 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def load_run(run: str | Path) -> RunConfig:
-    """The resolved configuration of a run folder; FileNotFoundError says what a run folder is."""
+    """The resolved configuration of a run or exchange folder; FileNotFoundError says what a run folder is."""
     path = Path(run) / "config.yaml"
+    if not path.is_file() and (Path(run) / "config.json").is_file():
+        path = Path(run) / "config.json"  # of an exchange folder; JSON is YAML
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {run} is not a run folder as recipes/pretrain.py writes it")
     return parse(RunConfig, [str(path)])

@@ -1,25 +1,31 @@
-"""Checkpoints of a run, and its final export. Written under a temporary name, synced, then renamed: whole or absent.
+"""Checkpoints of a run, its final export, and what others give and take: `python -m avssl.checkpoint --help`.
+
+Files are written under a temporary name, synced, then renamed: whole or absent.
 
 run/
   config.yaml            resolved configuration
   metrics.jsonl          one line a logging step
   step_000123/           Accelerate's state (loss with all its state, optimiser, scaler, RNG per rank) and progress.json
   encoders.safetensors   on finish: encoders, heads, statistics of the views, banks and constants; no optimiser
-  provenance.json        versions, data, steps
+  provenance.json        versions, data, steps, licence of the weights it started from
 """
 
 from avssl.checkpoint.inheritance import describe_matching, inherit, inherit_views, load_matching
+from avssl.checkpoint.place import HUB_SCHEME, locate
+from avssl.checkpoint.statistics import UnmeasuredStatistics
 from avssl.checkpoint.steps import checkpoints, resume, save
 from avssl.checkpoint.weights import (
     PROVENANCE_FILE,
     WEIGHTS_FILE,
     export,
     load_module,
+    read_provenance,
     read_weights,
     save_module,
 )
 
 __all__ = [
-    "PROVENANCE_FILE", "WEIGHTS_FILE", "checkpoints", "describe_matching", "export", "inherit", "inherit_views",
-    "load_matching", "load_module", "read_weights", "resume", "save", "save_module",
+    "HUB_SCHEME", "PROVENANCE_FILE", "WEIGHTS_FILE", "UnmeasuredStatistics", "checkpoints", "describe_matching",
+    "export", "inherit", "inherit_views", "load_matching", "load_module", "locate", "read_provenance", "read_weights",
+    "resume", "save", "save_module",
 ]  # fmt: skip

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from avssl.checkpoint.weights import PROVENANCE_FILE, read_weights
+from avssl.checkpoint.weights import read_provenance, read_weights
 
 
 def inherit(loss: nn.Module, source: str | Path, fingerprint: str) -> dict[str, list[str]]:
@@ -19,7 +18,7 @@ def inherit(loss: nn.Module, source: str | Path, fingerprint: str) -> dict[str, 
     shards: rows of other samples would be silently wrong even where the numbers of samples agree.
     """
     weights = read_weights(source)
-    data = json.loads((Path(source) / PROVENANCE_FILE).read_text())["data"]
+    data = read_provenance(source)["data"]
     foreign = {}
     if data["fingerprint"] != fingerprint:
         rows = data["num_samples"]

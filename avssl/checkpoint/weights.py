@@ -14,25 +14,48 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 WEIGHTS_FILE = "encoders.safetensors"
+EXCHANGE_FILE = "model.safetensors"
 PROVENANCE_FILE = "provenance.json"
 
 
 def export(run: Path, modules: Mapping[str, nn.Module], provenance: Mapping[str, Any]) -> Path:
-    """Write encoders.safetensors: the state of each module under `<name>.`; call on the main process only."""
-    state = {
-        f"{name}.{key}": value.detach().cpu().contiguous()
-        for name, module in modules.items()
-        for key, value in module.state_dict().items()
-    }
+    """Write encoders.safetensors: the state of each module under `<name>.`; call on the main process only.
+
+    A run that started from licensed weights keeps their licence in its provenance: what is derived is not freer.
+    """
+    state = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
+    return write_weights(run, state, {**provenance, **_inherited_licence(str(provenance.get("init_from", "")))})
+
+
+def write_weights(run: Path, state: Mapping[str, torch.Tensor], provenance: Mapping[str, Any]) -> Path:
+    """Write provenance.json, then encoders.safetensors, each whole or absent."""
     path = run / WEIGHTS_FILE
     facts = run / f"{PROVENANCE_FILE}.tmp"
     facts.write_text(json.dumps(dict(provenance), indent=1))
     facts.rename(run / PROVENANCE_FILE)
     temporary = path.with_suffix(".tmp")
-    save_file(state, str(temporary), metadata={"format": "avssl-run", "version": "1"})
+    own = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    save_file(own, str(temporary), metadata={"format": "avssl-run", "version": "1"})
     sync(temporary)
     temporary.rename(path)  # last: a run is finished when this is there
     return path
+
+
+def _inherited_licence(init_from: str) -> dict[str, Any]:
+    source = Path(init_from) / PROVENANCE_FILE
+    if not init_from or not source.is_file():
+        return {}
+    facts = json.loads(source.read_text())
+    return {key: facts[key] for key in ("licence", "licence_note") if key in facts}
+
+
+def read_provenance(run: str | Path) -> dict[str, Any]:
+    """provenance.json of a finished run or of an exchange folder; FileNotFoundError where there is none."""
+    path = Path(run) / PROVENANCE_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: {run} is not a finished run")
+    facts: dict[str, Any] = json.loads(path.read_text())
+    return facts
 
 
 def save_module(module: nn.Module, path: Path) -> None:
@@ -47,9 +70,15 @@ def load_module(module: nn.Module, path: Path) -> None:
     module.load_state_dict(load_file(str(path)))
 
 
+def weights_path(run: str | Path) -> Path:
+    """Where the tensors are: encoders.safetensors of a run, model.safetensors of an exchange folder."""
+    exchanged = Path(run) / EXCHANGE_FILE
+    return exchanged if exchanged.is_file() else Path(run) / WEIGHTS_FILE
+
+
 def read_weights(run: str | Path) -> dict[str, torch.Tensor]:
     """The exported tensors of a finished run; FileNotFoundError says what to do when there are none."""
-    path = Path(run) / WEIGHTS_FILE
+    path = weights_path(run)
     if not path.is_file():
         if not Path(run).is_dir():
             raise FileNotFoundError(f"{run}: no such run folder")

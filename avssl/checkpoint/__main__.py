@@ -1,0 +1,135 @@
+"""Weights from and for others.
+
+python -m avssl.checkpoint import FILE.pth.tar --out RUN [--statistics SHARDS]     a published AVID-CMA checkpoint
+python -m avssl.checkpoint statistics RUN SHARDS                                  spectrogram statistics for it
+python -m avssl.checkpoint export RUN --out FOLDER                                one folder to pass on
+python -m avssl.checkpoint push FOLDER owner/name [--private]                     to a hub
+python -m avssl.checkpoint export RUN --to torchvision --modality video --out FILE.safetensors
+python -m avssl.checkpoint export RUN --to onnx --modality audio --out FILE.onnx  also torch_export, torchscript
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from avssl.checkpoint import locate
+
+GRAPHS = ("torch_export", "torchscript", "onnx")
+
+
+def main(argv: list[str]) -> None:
+    """Run one command; errors of the user's end with one line and status 1."""
+    arguments = parse(argv)
+    try:
+        sys.stdout.write(arguments.run_command(arguments).rstrip() + "\n")
+    except (FileNotFoundError, ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def import_command(arguments: argparse.Namespace) -> str:
+    """Published checkpoint -> run folder."""
+    from avssl.checkpoint.importing import import_published
+    from avssl.checkpoint.published import LICENCE_NOTE
+
+    banks = {"video": arguments.video_bank, "audio": arguments.audio_bank}
+    found = import_published(
+        arguments.file,
+        arguments.out,
+        small=arguments.small,
+        statistics=arguments.statistics,
+        banks={modality: name for modality, name in banks.items() if name},
+        ignore=arguments.ignore,
+    )
+    lines = [found.report(), LICENCE_NOTE, arguments.out]
+    if not arguments.statistics:
+        lines.insert(
+            2,
+            "The file holds no statistics of the spectrograms, so sound cannot be embedded yet: "
+            f"python -m avssl.checkpoint statistics {arguments.out} SHARDS",
+        )
+    return "\n".join(lines)
+
+
+def statistics_command(arguments: argparse.Namespace) -> str:
+    """Statistics of the spectrograms for a run without."""
+    from avssl.checkpoint.statistics import add_statistics
+
+    return str(add_statistics(arguments.run, arguments.source))
+
+
+def export_command(arguments: argparse.Namespace) -> str:
+    """A finished run -> folder, torchvision's layout, or a graph."""
+    run = locate(arguments.run)
+    if arguments.to == "folder":
+        if arguments.modality:
+            raise ValueError("--modality is for --to torchvision and the graphs; a folder holds the whole run")
+        from avssl.checkpoint.exchange import export_folder
+
+        return str(export_folder(run, arguments.out, with_state=arguments.with_state, licence=arguments.licence))
+    if arguments.with_state or arguments.licence:
+        raise ValueError("--with-state and --licence are for folders; leave out --to")
+    if not arguments.modality:
+        raise ValueError(f"--to {arguments.to} writes one encoder: say which by --modality video, audio or image")
+    if arguments.to == "torchvision":
+        from avssl.checkpoint.torchvision_layout import export_torchvision
+
+        name, head = export_torchvision(run, arguments.modality, arguments.out)
+        return f"{arguments.out}: torchvision's {name} but for its head ({', '.join(head)})"
+    from avssl.checkpoint.graphs import export_graph
+
+    differences = export_graph(run, arguments.to, arguments.modality, arguments.out)
+    shown = ", ".join(f"{name} {value:.2e}" for name, value in differences.items())
+    return f"largest difference to eager, relative to the largest value: {shown}\n{arguments.out}"
+
+
+def push_command(arguments: argparse.Namespace) -> str:
+    """An exchange folder -> a hub."""
+    from avssl.checkpoint.exchange import check_folder
+    from avssl.checkpoint.hub import push
+    from avssl.checkpoint.place import FILES
+
+    return push(check_folder(arguments.folder), arguments.name, FILES, private=arguments.private)
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m avssl.checkpoint", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    add = commands.add_parser("import", help="a published AVID-CMA checkpoint becomes a run")
+    add.set_defaults(run_command=import_command)
+    add.add_argument("file", help="the published .pth.tar")
+    add.add_argument("--out", required=True, help="run folder to write; new or empty")
+    add.add_argument("--statistics", default="", help="shard folder to measure, or .npz with mean and std by bin")
+    add.add_argument("--small", action="store_true", help="the small networks of the paper's analysis")
+    add.add_argument("--video-bank", default="", help="name of the video bank, where the names do not say")
+    add.add_argument("--audio-bank", default="", help="name of the audio bank")
+    add.add_argument("--ignore", nargs="+", default=[], help="patterns of tensors that may be left out")
+
+    add = commands.add_parser("statistics", help="spectrogram statistics for an imported run")
+    add.set_defaults(run_command=statistics_command)
+    add.add_argument("run", help="run folder")
+    add.add_argument("source", help="shard folder to measure, or .npz with mean and std by bin")
+
+    add = commands.add_parser("export", help="a finished run becomes a folder, a state dict or a graph")
+    add.set_defaults(run_command=export_command)
+    add.add_argument("run", help="finished run, exchange folder, or hf://owner/name")
+    add.add_argument("--out", required=True, help="folder or file to write")
+    add.add_argument("--to", choices=["folder", "torchvision", *GRAPHS], default="folder")
+    add.add_argument("--modality", choices=["video", "audio", "image"], help="which encoder")
+    add.add_argument("--with-state", action="store_true", help="folder: banks, queues, teachers and constants too")
+    add.add_argument("--licence", default="", help="folder: licence of the weights, such as apache-2.0")
+
+    add = commands.add_parser("push", help="an exchange folder goes to a hub")
+    add.set_defaults(run_command=push_command)
+    add.add_argument("folder", help="what `export` wrote")
+    add.add_argument("name", help="owner/name")
+    add.add_argument("--private", action="store_true", help="a repository that only its owner sees")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,142 @@
+"""The model card (README.md) of a run, written from the run: data, loss, steps, results, licence, how to load."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from avssl import losses
+from avssl.checkpoint.place import CARD_FILE
+from avssl.checkpoint.weights import read_provenance
+from avssl.config import RunConfig, load_run
+
+UNKNOWN_LICENCE = "other"  # what the front matter of a hub says where nobody has said
+
+
+def write_card(run: Path, folder: Path, *, title: str = "") -> Path:
+    """Write README.md of the run into `folder`; returns its path."""
+    path = folder / CARD_FILE
+    path.write_text(card(load_run(run), read_provenance(run), evaluations(run), title or run.name), encoding="utf-8")
+    return path
+
+
+def card(cfg: RunConfig, provenance: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]], title: str) -> str:
+    """Markdown with front matter as hubs read it. Says what is not known rather than leaving it out."""
+    loss_class = losses.get(cfg.loss.name)
+    modalities = loss_class.modalities(cfg.loss)
+    licence = provenance.get("licence")
+    front = ["---", "library_name: avssl", f"license: {str(licence or UNKNOWN_LICENCE).lower()}"]
+    front += ["tags:", "- self-supervised", f"- {cfg.loss.name}", *(f"- {modality}" for modality in modalities), "---"]
+    parts = [
+        "\n".join(front),
+        f"# {title}",
+        f"Encoders of {' and '.join(modalities)} trained without labels by `{cfg.loss.name}` ({loss_class.paper}).",
+        _section("Licence", _licence_lines(provenance)),
+        _section("Training", _training_lines(cfg, provenance)),
+        _section("Inputs", _input_lines(cfg, modalities)),
+        _section("Results", list(_result_lines(results)) or ["None are stored with this run."]),
+        _section("Use", _use_lines(title, modalities)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def evaluations(run: Path) -> dict[str, dict[str, Any]]:
+    """{name: content} of evaluation.json and evaluations/*.json of a run, in order of name."""
+    paths = [
+        path for path in (run / "evaluation.json", *sorted((run / "evaluations").glob("*.json"))) if path.is_file()
+    ]
+    return {path.stem: json.loads(path.read_text()) for path in paths}
+
+
+def _section(title: str, lines: list[str]) -> str:
+    return f"## {title}\n" + "\n".join(lines)
+
+
+def _licence_lines(provenance: Mapping[str, Any]) -> list[str]:
+    if "licence" not in provenance:
+        return ["Not stated by whoever trained these weights."]
+    note = provenance.get("licence_note")
+    return [f"**{provenance['licence']}**" + (f": {note}" if note else "")]
+
+
+def _training_lines(cfg: RunConfig, provenance: Mapping[str, Any]) -> list[str]:
+    data, imported = provenance["data"], provenance.get("imported")
+    if imported:
+        lines = [
+            f"- source: {imported['from']}, `{imported['file']}` (SHA-256 `{imported['sha256']}`), "
+            f"{imported['tensors']} tensors, epoch {imported['epoch']} as the file says",
+            f"- rows of the memory banks: {data['num_samples'] if data['num_samples'] > 1 else 'none in the file'}",
+        ]
+        if provenance.get("audio_statistics"):
+            lines.append("- statistics of the spectrograms: not the authors', measured or given when it was imported")
+        return lines
+    started = provenance.get("init_from")
+    return [
+        f"- data: {data['num_samples']} samples, `{Path(data.get('shards') or 'unnamed').name}` (fingerprint "
+        f"`{data['fingerprint']}`)",
+        f"- loss: `{cfg.loss.name}`, options in config.json",
+        f"- steps: {provenance.get('steps', 'not recorded')}, samples seen: "
+        f"{provenance.get('samples_seen', 'not recorded')}, global batch {cfg.data.global_batch_size}",
+        f"- optimiser: `{cfg.optim.name}`, learning rate {cfg.optim.lr:g}",
+        f"- started from: {f'`{Path(started).name}`' if started else 'random weights'}"
+        + "".join(f", {modality} from `{Path(str(w)).name}`" for modality, w in _weights(cfg).items()),
+        f"- versions: {', '.join(f'{name} {number}' for name, number in provenance.get('versions', {}).items())}",
+    ]
+
+
+def _weights(cfg: RunConfig) -> dict[str, Any]:
+    """{modality: the weights that its encoder started from}."""
+    return {modality: options["weights"] for modality, options in cfg.encoders.items() if options.get("weights")}
+
+
+def _input_lines(cfg: RunConfig, modalities: list[str]) -> list[str]:
+    views = cfg.views
+    said = {
+        "video": f"- video: {views.video.num_frames} frames at {views.video.fps:g} a second, {views.video.size_px} px",
+        "audio": f"- audio: {views.audio.seconds:g} s, mono, {views.audio.rate_hz} Hz, {views.audio.transform} of "
+        f"{views.audio.num_frames} frames",
+        "image": f"- image: {views.image.size_px} px",
+    }
+    encoders = {modality: cfg.encoders[modality] for modality in modalities}
+    return [
+        f"{said[name]}, encoder `{encoder['name']}`"
+        + "".join(f", {key} {value}" for key, value in encoder.items() if key not in ("name", "weights"))
+        for name, encoder in encoders.items()
+    ]
+
+
+def _result_lines(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """A table of every metric of every evaluation: trained, untrained, chance where they are there."""
+    for name, content in results.items():
+        found = content.get("results", {})
+        trained = found.get("trained", found)
+        rows = [(metric, number) for metric, value in trained.items() if (number := _number(value)) is not None]
+        if not rows:
+            continue
+        yield f"\n{name}:\n\n| metric | trained | untrained | chance |\n| --- | --- | --- | --- |"
+        untrained, chance = found.get("untrained") or {}, content.get("chance") or {}
+        for metric, number in rows:
+            others = (_number(untrained.get(metric)), _number(chance.get(metric)))
+            yield f"| {metric} | {number:.4f} | " + " | ".join("" if o is None else f"{o:.4f}" for o in others) + " |"
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, Mapping):
+        value = next((value[key] for key in ("mean", "value") if key in value), None)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _use_lines(title: str, modalities: list[str]) -> list[str]:
+    file = {"video": "holiday.mp4", "audio": "holiday.wav", "image": "holiday.jpg"}[modalities[-1]]
+    method = f"embed_{modalities[-1]}"
+    return [
+        "```python",
+        "import avssl",
+        "",
+        f'embedder = avssl.load_embedder("{title}")  # this folder, or "owner/name" of a hub',
+        f'table = embedder.{method}("{file}")',
+        f"table.{modalities[-1]}_embedding  # unit rows",
+        "```",
+    ]

@@ -1,0 +1,48 @@
+"""The Hugging Face hub: the only door to huggingface_hub, which is the extra `hub`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+INSTALL = "install the extra: pip install 'avssl[hub]'"
+
+
+def download(name: str, revision: str | None, files: Sequence[str]) -> Path:
+    """Folder of the hub's cache with these files of `owner/name`; a file that is there already is not fetched again.
+
+    Raises FileNotFoundError when the hub has no such model, or none that can be reached.
+    """
+    hub = _library(f"{name} is no folder here, and asking the hub for it needs huggingface_hub")
+    try:
+        return Path(hub.snapshot_download(name, revision=revision, allow_patterns=list(files)))
+    except (OSError, ValueError) as error:  # what the library raises for names, rights and connections
+        raise FileNotFoundError(
+            f"{name} is no folder here, and the hub did not give it: {str(error).strip().splitlines()[0]}"
+        ) from error
+
+
+def push(folder: Path, name: str, files: Sequence[str], *, private: bool = False) -> str:
+    """Upload these files of the folder to the model repository `owner/name`, made if need be; returns its address.
+
+    The login is huggingface_hub's own (`hf auth login`, or HF_TOKEN).
+    """
+    api = _library("pushing needs huggingface_hub").HfApi()
+    api.create_repo(name, private=private, exist_ok=True, repo_type="model")
+    commit = api.upload_folder(
+        repo_id=name,
+        folder_path=str(folder),
+        allow_patterns=list(files),
+        repo_type="model",
+        commit_message="Weights, configuration and card written by avssl",
+    )
+    return str(commit)
+
+
+def _library(why: str) -> ModuleType:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise FileNotFoundError(f"{why}; {INSTALL}") from error
+    return huggingface_hub
