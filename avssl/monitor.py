@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
+from avssl.collapse import CollapseWatch
 from avssl.distributed import all_sum, is_active, world_size
 from avssl.losses.base import Loss
 from avssl.types import FAILURE_REASONS, Batch, LossOutput, Progress
@@ -64,6 +65,7 @@ class Monitor:
         self.since = time.perf_counter()
         self.batches_since = 0
         self.failures: Counter[str] = Counter()
+        self.collapse = CollapseWatch(total_steps)
         if accelerator.is_main_process:
             _truncate_after(self.path, progress.step)
         self.bar = tqdm(
@@ -120,6 +122,9 @@ class Monitor:
             numbers = {name: value for name, value in record.items() if name != "step"}
             self.accelerator.log(numbers, step=self.progress.step)
         self._refuse_unless_finite(scalars["loss"], batch)
+        for finding in self.collapse.look(self.progress.step, scalars):
+            if self.accelerator.is_main_process:
+                self.bar.write(f"warning: {finding}", file=sys.stderr)
 
     def _failures_of_all_ranks(self) -> dict[str, int]:
         counts = torch.tensor([self.failures[reason] for reason in FAILURE_REASONS], device=self.loader.device)

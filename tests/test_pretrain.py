@@ -11,7 +11,7 @@ import time
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.conftest import ROOT, TINY, TINY_CMA, run_python
 
@@ -117,7 +117,25 @@ def test_metrics_say_what_a_run_does(tiny_run):
     assert [line["samples_seen"] for line in lines] == [4, 8, 12]
     wanted = {"loss", "lr", "data_wait_share", "samples_per_second", "video_embedding_spread", "audio_embedding_spread"}
     wanted |= {"video_to_audio", "video_to_audio_positive_score", "video_to_audio_negative_score"}
+    wanted |= {"video_effective_rank", "audio_uniformity", "video_audio_alignment"}
     assert wanted <= lines[0].keys()
+
+
+def test_a_run_that_has_collapsed_says_so_while_it_trains(tiny_run, shards, tmp_path):
+    """It starts from projectors that give the same embedding for everything, and does not learn."""
+    dead = tmp_path / "dead"
+    shutil.copytree(tiny_run, dead)
+    weights = load_file(dead / "encoders.safetensors")
+    for name, value in weights.items():
+        if name.startswith("loss.projectors.video"):
+            value.zero_() if name.endswith("weight") else value.fill_(1.0)
+    save_file(weights, dead / "encoders.safetensors")
+    options = ["steps=4", "optim.lr=0", "log_every_steps=1", f"init_from={dead}"]
+    process = run_python(*arguments_for("avid", shards, tmp_path / "run", *options))
+    told = [line for line in process.stderr.splitlines() if "warning: collapse:" in line]
+    assert len(told) == 2  # once each, at the third look
+    assert any("video_embedding_spread is 0 at step 3" in line for line in told)
+    assert any("video_effective_rank is 1 at step 3" in line for line in told)
 
 
 def test_tensorboard_is_one_key_away(shards, tmp_path):

@@ -67,6 +67,23 @@ def report(folder: Path, table: EmbeddingTable, media: Any) -> tuple[str, Checke
     return text, page, " ".join(" ".join(page.text).replace("\u00a0", " ").split())
 
 
+def test_the_page_says_that_a_run_collapsed_and_nothing_of_one_that_did_not(tmp_path: Path) -> None:
+    words = {}
+    for name, last in (("alive", 0.9), ("dead", 0.01)):
+        folder = tmp_path / name
+        folder.mkdir()
+        rows = [
+            {"step": n, "samples_seen": n, "loss": 1.0, "first_embedding_spread": 0.9 if n < 15 else last}
+            for n in range(1, 30)
+        ]
+        (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        page = Checker(write_report(folder).read_text(encoding="utf-8"))
+        words[name] = " ".join(" ".join(page.text).split())
+    told = "collapse: the embeddings of a batch are nearly the same: first_embedding_spread is 0.01 at step 17."
+    assert told in words["dead"]
+    assert "collapse: the embeddings" not in words["alive"]
+
+
 @pytest.mark.parametrize("modality", ["image", "video", "audio"])
 def test_one_modality_is_searched_within_itself_without_the_query(modality: str) -> None:
     table = make_table(modality)

@@ -34,6 +34,7 @@ import torch
 from torch import nn
 
 from avssl.distributed import gather_uneven
+from avssl.ops.health import alignment, effective_rank, embedding_spread, uniformity
 from avssl.ops.teacher import follow
 from avssl.types import LossOutput, Modality, Progress, View
 
@@ -86,6 +87,8 @@ class Loss(nn.Module):
     state: ClassVar[str] = "none"
     pairs: ClassVar[tuple[tuple[Modality, ...], ...]] = ()  # combinations of modalities that it runs on
     min_global_batch_size: ClassVar[int] = 1
+    # Pairs of outputs that the loss brings together, row by row: their alignment is logged.
+    compared: ClassVar[tuple[tuple[str, str], ...]] = (("first", "second"), ("video", "audio"))
 
     def __init__(self, config: LossConfig, encoders: Mapping[str, nn.Module], num_samples: int) -> None:
         super().__init__()
@@ -159,20 +162,20 @@ class Loss(nn.Module):
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
     def health(self, outputs: Outputs) -> Outputs:
-        """Scalars that say whether the embeddings of this batch are alive; logged with the loss."""
-        return {
-            f"{name}_embedding_spread": embedding_spread(z)
-            for name, z in outputs.items()
-            if z.ndim == 2 and z.shape[0] > 1
-        }
+        """Scalars that say whether the embeddings of this batch are alive; logged with the loss (ops/health.py).
 
-
-@torch.no_grad()
-def embedding_spread(z: torch.Tensor) -> torch.Tensor:
-    """Mean standard deviation over the batch of unit-norm embeddings (B, D), times sqrt(D): 1 spread, 0 collapsed."""
-    z = nn.functional.normalize(z.float(), dim=1)
-    spread: torch.Tensor = z.std(dim=0, unbiased=False).mean() * z.shape[1] ** 0.5
-    return spread
+        Spread, effective rank and uniformity of every (B, D) output, and the alignment of those in `compared`.
+        """
+        found: Outputs = {}
+        for name, z in outputs.items():
+            if z.ndim == 2 and z.shape[0] > 1:
+                found[f"{name}_embedding_spread"] = embedding_spread(z)
+                found[f"{name}_effective_rank"] = effective_rank(z)
+                found[f"{name}_uniformity"] = uniformity(z)
+        for first, second in self.compared:
+            if first in outputs and second in outputs:
+                found[f"{first}_{second}_alignment"] = alignment(outputs[first], outputs[second])
+        return found
 
 
 PAIRS: tuple[tuple[Modality, ...], ...] = (

@@ -67,6 +67,10 @@ class BYOL(PairLoss):
     paper: ClassVar[str] = "Grill et al. 2020, arXiv 2006.07733"
     state: ClassVar[str] = "EMA teacher"
     augments: ClassVar[tuple[str, str]] = ("byol_first", "byol_second")
+    compared: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("first_prediction", "second_target"),
+        ("second_prediction", "first_target"),
+    )
     min_global_batch_size: ClassVar[int] = 2
 
     def __init__(self, config: BYOLConfig, encoders: Mapping[str, nn.Module], num_samples: int) -> None:

@@ -79,6 +79,7 @@ class MoCo(PairLoss):
     paper: ClassVar[str] = "He et al. 2020, arXiv 1911.05722; v2: Chen et al. 2020, arXiv 2003.04297"
     state: ClassVar[str] = "EMA teacher, queue"
     augments: ClassVar[tuple[str, str]] = ("moco_v1", "moco_v1")
+    compared: ClassVar[tuple[tuple[str, str], ...]] = (("first", "second_key"), ("second", "first_key"))
 
     def __init__(self, config: MoCoConfig, encoders: Mapping[str, nn.Module], num_samples: int) -> None:
         super().__init__(config, encoders, num_samples)

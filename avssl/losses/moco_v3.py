@@ -71,6 +71,7 @@ class MoCoV3(PairLoss):
     paper: ClassVar[str] = "Chen et al. 2021, arXiv 2104.02057"
     state: ClassVar[str] = "EMA teacher"
     augments: ClassVar[tuple[str, str]] = ("moco_v3_first", "moco_v3_second")
+    compared: ClassVar[tuple[tuple[str, str], ...]] = (("first", "second_key"), ("second", "first_key"))
     min_global_batch_size: ClassVar[int] = 2
 
     def __init__(self, config: MoCoV3Config, encoders: Mapping[str, nn.Module], num_samples: int) -> None:

@@ -59,6 +59,7 @@ class SimSiam(PairLoss):
     family: ClassVar[str] = "distillation"
     paper: ClassVar[str] = "Chen & He 2021, arXiv 2011.10566"
     augments: ClassVar[tuple[str, str]] = ("moco_v2", "moco_v2")
+    compared: ClassVar[tuple[tuple[str, str], ...]] = (("first_prediction", "second"), ("second_prediction", "first"))
     min_global_batch_size: ClassVar[int] = 2
 
     def __init__(self, config: SimSiamConfig, encoders: Mapping[str, nn.Module], num_samples: int) -> None:

@@ -122,8 +122,10 @@ class SwAV(CropLoss):
         total = swapped_prediction([outputs[f"{name}_scores"] for name in self.modality_of], codes, temperature)
         # Codes are balanced even when the network has collapsed; predictions and nearest prototypes are not.
         scores = torch.cat(everyone)
+        predictions = (scores / temperature).softmax(dim=1)
         terms = {
-            "prediction_entropy": usage_entropy((scores / temperature).softmax(dim=1).mean(dim=0)),
+            "prediction_entropy": usage_entropy(predictions.mean(dim=0)),
+            "assignment_entropy": usage_entropy(predictions).mean(),  # 1: each sample belongs to all prototypes alike
             "nearest_prototypes": torch.tensor(float(len(scores.argmax(dim=1).unique())), device=scores.device),
         }
         return LossOutput(total, terms)

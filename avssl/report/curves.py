@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from avssl.collapse import CollapseWatch
 from avssl.report.charts import Series, line_chart
 from avssl.report.markup import Html, join, number, tag
 
@@ -29,8 +30,15 @@ class Panel:
     colours: dict[str, str] = field(default_factory=dict)
 
 
-SPREAD = "_embedding_spread"  # how every loss's outputs are called in the log, after the output's name
-_SIDES = {"video_embedding_spread": "video", "audio_embedding_spread": "audio"}
+# What every loss logs of its outputs, after the output's name; the panel of that title shows all of them.
+_SUFFIXES = {
+    "Embedding spread": "_embedding_spread",
+    "Effective rank": "_effective_rank",
+    "Uniformity": "_uniformity",
+    "Alignment": "_alignment",
+    "Use of clusters": "_entropy",
+}
+_SIDES = {f"{side}{suffix}": side for side in ("video", "audio") for suffix in list(_SUFFIXES.values())[:3]}
 # AVID's terms as they are logged, and the same as AVID+CMA's instance terms.
 _DIRECTIONS: dict[str, str] = {}
 _SCORES: dict[str, str] = {}
@@ -59,6 +67,33 @@ PANELS = (
         "How different the embeddings of a batch are. Near 0 = collapse: every sample looks the same.",
         include=(0.0,),
         colours=_SIDES,
+    ),
+    Panel(
+        "Effective rank",
+        {},
+        "In how many directions the embeddings of a batch lie. Near 1 = collapse; at most the batch or the width.",
+        include=(0.0,),
+        colours=_SIDES,
+    ),
+    Panel(
+        "Alignment",
+        {},
+        "Squared distance of what belongs together: 0 equal, 2 unrelated. Good only while uniformity stays low.",
+        include=(0.0,),
+    ),
+    Panel(
+        "Uniformity",
+        {},
+        "How evenly a batch covers the sphere: 0 = collapse, near -4 = all over it.",
+        include=(0.0,),
+        colours=_SIDES,
+    ),
+    Panel(
+        "Use of clusters",
+        {},
+        "Entropy over its highest value. Of labels and of predictions over a batch: 0 = one cluster for all. Of the "
+        "assignment of one sample: 1 = it belongs to all alike.",
+        include=(0.0,),
     ),
     Panel(
         "Loss by direction",
@@ -147,8 +182,12 @@ def _series(runs: Mapping[str, Metrics], panel: Panel, x_key: str) -> list[Serie
 def _panels(runs: Mapping[str, Metrics]) -> list[Panel]:
     """PANELS, and a chart for every further number that was logged; a loss names its own terms, none may be lost."""
     keys = dict.fromkeys(key for metrics in runs.values() for key in metrics.names())
-    spreads = {key: key.removesuffix(SPREAD).replace("_", " ") for key in keys if key.endswith(SPREAD)}
-    panels = [replace(panel, keys=panel.keys or spreads) for panel in PANELS]
+
+    def logged(title: str) -> dict[str, str]:
+        suffix = _SUFFIXES.get(title, "\0")
+        return {key: key.removesuffix(suffix).replace("_", " ") for key in keys if key.endswith(suffix)}
+
+    panels = [replace(panel, keys=panel.keys or logged(panel.title)) for panel in PANELS]
     known = {key for panel in panels for key in panel.keys} | _NOT_CURVES
     return panels + [
         Panel(key[:1].upper() + key[1:].replace("_", " "), {key: key}, "A term of the loss or of the loop, as logged.")
@@ -173,7 +212,19 @@ def curves_section(runs: Mapping[str, Metrics]) -> Html:
                     panel.title, lines, note=panel.note, x_label=label, y_unit=panel.y_unit, include=panel.include
                 )
             )
-    return join(tag("div", *charts, class_="charts"), _footnote(runs))
+    return join(_collapses(runs), tag("div", *charts, class_="charts"), _footnote(runs))
+
+
+def _collapses(runs: Mapping[str, Metrics]) -> Html:
+    """What the rules of avssl/collapse.py find in the log, run by run; nothing if nothing."""
+    items = []
+    for run, metrics in runs.items():
+        rows = [row for row in metrics.rows if _is_number(row.get("step"))]
+        watch = CollapseWatch(int(rows[-1]["step"]) if rows else 0)
+        for row in rows:
+            watch.look(int(row["step"]), {key: float(value) for key, value in row.items() if _is_number(value)})
+        items += [tag("li", f"{run}: {finding}" if len(runs) > 1 else str(finding)) for finding in watch.findings]
+    return tag("ul", *items, class_="warnings") if items else Html("")
 
 
 def _footnote(runs: Mapping[str, Metrics]) -> Html:

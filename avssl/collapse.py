@@ -1,0 +1,106 @@
+"""Says when a run collapses: rules over what is logged, the same while training and in the report.
+
+A network that maps every sample to one point, to one line, or to the same prediction has a fine loss in many of the
+methods. These rules look at the health that every loss logs; one must be broken at three looks in a row, after the
+first twentieth of the run, before it is told, and is told again only after a recovery.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+LOOKS = 3  # in a row
+SETTLING_SHARE = 0.05  # of the run, at its start, in which nothing is told
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A logged name that ends with `suffix` is unhealthy below `least` or above `most`."""
+
+    suffix: str
+    meaning: str
+    remedy: str
+    least: float = float("-inf")
+    most: float = float("inf")
+
+
+RULES = (
+    Rule(
+        "embedding_spread",
+        "the embeddings of a batch are nearly the same",
+        "lower optim.lr, use a larger batch, or, where the loss has it, loss.centre_embeddings=true",
+        least=0.05,
+    ),
+    Rule(
+        "effective_rank",
+        "the embeddings of a batch lie on one line",
+        "lower optim.lr; look at the views: do two samples still differ?",
+        least=1.5,
+    ),
+    Rule(
+        "prediction_entropy",
+        "the predictions of a batch use next to no clusters",
+        "lower optim.lr, use fewer clusters or prototypes",
+        least=0.1,
+    ),
+    Rule(
+        "assignment_entropy",
+        "every sample is predicted to belong to all prototypes alike",
+        "keep the prototypes fixed for longer (loss.freeze_steps) or lower optim.lr; loss.centre_embeddings=true helps "
+        "across modalities",
+        most=0.995,
+    ),
+    Rule("label_entropy", "the labels of the data set use next to no clusters", "use fewer clusters", least=0.1),
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One collapse: what was logged under which name, from which step, until when (None: to the end)."""
+
+    name: str
+    value: float
+    step: int
+    rule: Rule
+    until: int | None = None
+
+    def __str__(self) -> str:
+        until = "" if self.until is None else f" until step {self.until}"
+        return (
+            f"collapse: {self.rule.meaning}: {self.name} is {self.value:.3g} at step {self.step}{until}. "
+            f"Try: {self.rule.remedy}"
+        )
+
+
+class CollapseWatch:
+    """Feed it the logged scalars step by step; `findings` keeps all that was found."""
+
+    def __init__(self, total_steps: int) -> None:
+        self.settled = SETTLING_SHARE * total_steps
+        self.counts: dict[str, int] = {}
+        self.findings: list[Finding] = []
+
+    def look(self, step: int, scalars: Mapping[str, float]) -> list[Finding]:
+        """What is new at this step. Names without a rule are left alone; not-a-number counts as broken."""
+        new: list[Finding] = []
+        if step < self.settled:
+            return new
+        for name, value in scalars.items():
+            rule = next((rule for rule in RULES if name.endswith(rule.suffix)), None)
+            if rule is None:
+                continue
+            if rule.least <= value <= rule.most:
+                if self.counts.pop(name, 0) >= LOOKS:
+                    self._recovered(name, step)
+                continue
+            self.counts[name] = self.counts.get(name, 0) + 1
+            if self.counts[name] == LOOKS:
+                new.append(Finding(name, value, step, rule))
+        self.findings += new
+        return new
+
+    def _recovered(self, name: str, step: int) -> None:
+        for position, one in enumerate(self.findings):
+            if one.name == name and one.until is None:
+                self.findings[position] = Finding(one.name, one.value, one.step, one.rule, until=step)
