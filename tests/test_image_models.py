@@ -158,8 +158,8 @@ def test_weights_come_from_a_local_file_without_its_classifier(tmp_path: Path, s
     path.write_text("no weights")
     with pytest.raises(ValueError, match=f"weights{suffix} cannot be read"):
         create_encoder("resnet18", weights=str(path))
-    with pytest.raises(FileNotFoundError, match="nothing is downloaded"):
-        create_encoder("resnet18", weights="IMAGENET1K_V1")
+    with pytest.raises(FileNotFoundError, match="there is no such file"):
+        create_encoder("resnet18", weights=str(tmp_path / "none.pth"))
 
 
 def test_a_vision_transformer_is_torchvisions_with_the_usual_widths() -> None:

@@ -195,7 +195,7 @@ def test_narrow_encoders_train() -> None:
         ("avid_video", {"width": 0}, ["at least 1"]),
         ("avid_audio", {"width": -1}, ["at least 1"]),
         ("avid_audio", {"first_stride": 3}, ["1 or 2", "3"]),
-        ("r3d_18", {"weights": "KINETICS400_V1"}, ["weights must be None", "KINETICS400_V1"]),
+        ("r3d_18", {"weights": "IMAGENET1K_V1"}, ["no weights IMAGENET1K_V1", "KINETICS400_V1"]),
         ("s3d", {"depth": 18}, ["no option 'depth'", "weights"]),
     ],
 )

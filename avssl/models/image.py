@@ -5,11 +5,12 @@ Every encoder maps (B, 3, H, W) float to (B, dim) and has `.dim` and `.modality 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from avssl.models.weights import load_weights
 
 # {name: (kind of block, blocks of the four stages)}; resnet10 is the usual small one, the others He et al. 2016's.
 RESNETS: dict[str, tuple[str, tuple[int, int, int, int]]] = {
@@ -39,7 +40,8 @@ class ResNet(nn.Module):
         zero_init_residual: the last batch norm of each block starts at 0, so that blocks start as the identity (Goyal
             et al. 2017, arXiv 1706.02677; Barlow Twins' published training does so).
         weights: a local file with this network's state, safetensors or `torch.save`d, with or without a classifier
-            (`fc.`), or None for random weights. Nothing is downloaded.
+            (`fc.`); a name of torchvision's weights, such as IMAGENET1K_V2, which it downloads; or None for random
+            weights.
 
     Names of modules and state are torchvision's, so its published weights load by name. Any size of picture will do.
     """
@@ -81,7 +83,7 @@ class ResNet(nn.Module):
             elif zero_init_residual and isinstance(module, block):
                 nn.init.zeros_((module.bn3 if kind == "Bottleneck" else module.bn2).weight)
         if weights is not None:
-            _load_weights(self, weights, name)
+            load_weights(self, weights, name)
 
     def forward_layers(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         """(B, 3, H, W) -> activations in order: stem, layer1, layer2, layer3, layer4, pool (B, dim, 1, 1).
@@ -112,26 +114,6 @@ def _stage(block: Any, in_channels: int, planes: int, num_blocks: int, *, stride
         shortcut = nn.Sequential(convolution, nn.BatchNorm2d(out_channels))
     first = block(in_channels, planes, stride, shortcut)
     return nn.Sequential(first, *(block(out_channels, planes) for _ in range(num_blocks - 1)))
-
-
-def _load_weights(encoder: nn.Module, path: str, name: str) -> None:
-    """Load a local file into the encoder, every tensor but a classifier's; errors name the file."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"{name}: weights is {path!r}, and there is no such file; nothing is downloaded, so weights must be a "
-            "local file, or None for random weights"
-        )
-    from safetensors.torch import load_file
-
-    try:
-        is_safe = Path(path).suffix == ".safetensors"
-        state = load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the two libraries share no base class of their errors
-        raise ValueError(f"{name}: {path} cannot be read as weights: {error}") from error
-    try:
-        encoder.load_state_dict({key: value for key, value in state.items() if not key.startswith("fc.")})
-    except RuntimeError as error:  # names every tensor that is missing, unknown or of another shape
-        raise ValueError(f"{name}: the weights in {path} are not this network's: {error}") from error
 
 
 class VisionTransformer(nn.Module):

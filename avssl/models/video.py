@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from avssl.models.weights import load_weights
+
 BLOCKS_PER_STAGE: dict[int, tuple[int, int, int, int]] = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 MVIT_CLIP_SHAPE = (16, 224, 224)
 # The last block of each stage of S3D, by its place among `features`; a spatial max-pool follows, or nothing.
@@ -122,11 +124,13 @@ def _stage(in_channels: int, out_channels: int, num_blocks: int, *, stride: int)
 
 
 class TorchvisionVideo(nn.Module):
-    """One of torchvision's video networks, untrained, with its classification head removed.
+    """One of torchvision's video networks with its classification head removed.
 
     Args:
         name: r2plus1d_18, r3d_18, mc3_18 (dim 512), s3d (dim 1024) or mvit_v2_s (dim 768).
-        weights: only None. Nothing is downloaded; load your own weights with `load_state_dict`.
+        weights: a local file with this network's state under torchvision's names, safetensors or `torch.save`d, with
+            or without a classifier; a name of torchvision's weights, such as KINETICS400_V1, which it downloads; or
+            None for random weights.
 
     s3d returns the mean of its last feature map, which for a 16 x 224 x 224 clip is what torchvision's classifier
     averages too; being a global mean it also takes smaller clips. mvit_v2_s has position tables for
@@ -135,15 +139,10 @@ class TorchvisionVideo(nn.Module):
 
     modality = "video"
 
-    def __init__(self, name: str, *, weights: None = None) -> None:
+    def __init__(self, name: str, *, weights: str | None = None) -> None:
         super().__init__()
         from torchvision.models import video as torchvision_video
 
-        if weights is not None:
-            raise ValueError(
-                f"{name}: weights must be None, got {weights!r}; nothing is downloaded, "
-                "load weights of your own with encoder.net.load_state_dict"
-            )
         self.name = name
         self.net: nn.Module = getattr(torchvision_video, name)(weights=None)
         if name == "s3d":
@@ -155,6 +154,8 @@ class TorchvisionVideo(nn.Module):
         else:
             self.dim = int(self.net.fc.in_features)
             self.net.fc = nn.Identity()
+        if weights is not None:
+            load_weights(self.net, weights, name)
 
     def forward_layers(self, video: torch.Tensor) -> dict[str, torch.Tensor]:
         """(B, 3, T, H, W) -> activations in order: layer1 .. layer4, pool (B, dim, 1, 1, 1); {} for mvit_v2_s.
