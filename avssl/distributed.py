@@ -93,6 +93,22 @@ def broadcast_object(value: Any) -> Any:
     return box[0]
 
 
+def gather_objects(value: Any) -> list[Any]:
+    """The value of every rank in rank order, on every rank, for small plain data such as keys and labels."""
+    if not is_active():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def broadcast_state(module: torch.nn.Module) -> None:
+    """Give every rank the first one's state, in place: the running statistics of batch norm differ in training."""
+    if is_active():
+        for tensor in module.state_dict().values():
+            dist.broadcast(tensor, src=0)
+
+
 def barrier() -> None:
     """Wait until every process is here."""
     if is_active():
