@@ -35,6 +35,7 @@ class TaskConfig:
     batch_size: int = 64  # clips a forward pass
     num_workers: int = 2  # decoding processes
     device: str = "cpu"
+    folder: str = ""  # where a task that trains keeps what it goes on from; default RUN/evaluations/<task>-<name>
 
 
 @dataclass(frozen=True)
