@@ -1,21 +1,32 @@
-"""Evaluate a finished run, trained and untrained: weighted kNN of what it has encoders for, audio <-> video retrieval
-and precision of positives if it has both.
+"""Evaluate a finished run by one of several protocols, beside untrained weights and chance.
 
-    python recipes/evaluate.py runs/avid_cma recipes/configs/evaluate.yaml train=shards/train test=shards/test
+    python recipes/evaluate.py RUN TASK.yaml [key=value ...]
+    python recipes/evaluate.py runs/avid_cma recipes/configs/evaluate/esc50.yaml train=shards/esc50
+    torchrun --nproc_per_node 4 recipes/evaluate.py RUN TASK.yaml device=cuda ...
+    python recipes/evaluate.py --compare A.json B.json [weights=trained,trained] [draws=1000] [confidence=0.95] [seed=0]
+    python recipes/evaluate.py --help [TASK]
 
-Writes RUN/evaluation.json (values, chance levels, protocol) and the embeddings of both splits below RUN/embeddings/.
+`task:` in the YAML says which protocol: `standard` (the default: weighted kNN of what the run has encoders for,
+audio <-> video retrieval and precision of positives; RUN/evaluation.json and the embeddings of both splits below
+RUN/embeddings/), or one of avssl/eval/tasks, which write RUN/evaluations/<task>-<name>.json and .npz. --compare prints
+the differences of two of these with confidence intervals. docs/evaluation.md has them all.
+
 A sample that cannot be read is an error: a smaller test set would be another test set.
 """
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 
-from avssl import checkpoint, config
+from avssl import checkpoint, config, distributed
 from avssl.data.shards import ShardSet
 from avssl.embed import Embedder
+from avssl.eval import compare, results, tasks
+from avssl.eval.outcome import TaskConfig as AnyTaskConfig
 from avssl.eval.protocol import TaskConfig, evaluate_tables, protocol
 from avssl.losses.avid_cma import positive_set
 from avssl.tables import EmbeddingTable
@@ -47,7 +58,8 @@ def positive_sets(run: Path, num_positives: int) -> dict[str, torch.Tensor]:
 
 
 def main(run: Path, task: TaskConfig) -> Path:
-    results, chance, facts = {}, {}, {}
+    """The task `standard`."""
+    found, chance, facts = {}, {}, {}
     checkpoint.read_weights(run)  # says what is missing
     if ShardSet(task.train).fingerprint == ShardSet(task.test).fingerprint:
         raise ValueError(
@@ -61,7 +73,7 @@ def main(run: Path, task: TaskConfig) -> Path:
         if positives and ShardSet(task.train).fingerprint != trained_on:
             print(f"no precision of positives: {run} was not trained on {task.train}, whose labels are known")
             positives = {}
-        results[weights], levels = evaluate_tables(train, test, task, positives)
+        found[weights], levels = evaluate_tables(train, test, task, positives)
         chance |= levels
         facts = protocol(train, test, task)
         if weights == "trained":
@@ -73,25 +85,97 @@ def main(run: Path, task: TaskConfig) -> Path:
         "weights": facts_of_weights,
         "protocol": {**facts, "train": task.train, "test": task.test},
         "chance": chance,
-        "results": results,
+        "results": found,
+        "environment": results.environment(),
     }
     path = run / "evaluation.json"
     path.write_text(json.dumps(evaluation, indent=1))
     width = max(map(len, chance))
     print(f"{'':{width}}  trained  untrained  chance")
     for name, level in chance.items():
-        untrained = results["untrained"].get(name)
+        untrained = found["untrained"].get(name)
         shown = "-" if untrained is None else f"{untrained:.3f}"
-        print(f"{name:{width}}  {results['trained'][name]:7.3f}  {shown:>9}  {level:6.3f}")
+        print(f"{name:{width}}  {found['trained'][name]:7.3f}  {shown:>9}  {level:6.3f}")
     print(path)
     return path
 
 
+def evaluate(run: Path, task: AnyTaskConfig) -> Path:
+    """A task of avssl/eval/tasks, with the run's weights and with random ones. Every process of torchrun comes here."""
+    checkpoint.read_weights(run)  # says what is missing
+    folder = run / "evaluations"
+    task.folder = task.folder or str(folder / results.stem_of(task.task, task.name))
+    outcomes, hashes, inputs = {}, {}, {}
+    for weights in ("trained", "untrained") if task.untrained else ("trained",):
+        embedder = Embedder.from_run(run, device=task.device, untrained=weights == "untrained")
+        outcomes[weights] = tasks.get(task.task).run(embedder, task)
+        hashes[weights] = embedder.weights_hash
+        views = asdict(embedder.config.views)
+        inputs = {modality: views[modality] for modality in embedder.modalities}
+    evaluation = results.evaluation_of(outcomes, task, run.name, hashes, inputs)
+    if distributed.rank() > 0:
+        return folder
+    path = results.write(folder, outcomes, evaluation)
+    print(f"{results.table(evaluation)}\n{path}")
+    return path
+
+
+def load_task(arguments: list[str]) -> AnyTaskConfig:
+    """The configuration of a task other than `standard`; its name is by default that of the YAML."""
+    kind = tasks.get(config.value_of(arguments, "task", "standard"))
+    task = config.load(kind.Config, [*arguments, f"task={kind.name}"])
+    files = [Path(argument).stem for argument in arguments if Path(argument).is_file()]
+    task.name = task.name or next((stem for stem in reversed(files) if stem != kind.name), "")
+    if "/" in task.name:
+        raise ValueError(f"name is {task.name!r}; it becomes part of a file's name and must have no slash")
+    if task.device == "cuda" and distributed.is_active():
+        task.device = str(PartialState().device)
+    return task
+
+
+def compare_files(arguments: list[str]) -> None:
+    """Print the differences of two result files."""
+    files = [argument for argument in arguments if "=" not in argument]
+    options = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    unknown = options.keys() - {"weights", "draws", "confidence", "seed"}
+    if len(files) != 2 or unknown:
+        raise ValueError(f"--compare takes two result files and weights, draws, confidence, seed; given: {arguments}")
+    weights = options.get("weights", "trained,trained").split(",")
+    if len(weights) != 2:
+        raise ValueError(f"weights is {options['weights']!r}; name two, for example weights=trained,untrained")
+    confidence = float(options.get("confidence", 0.95))
+    differences = compare.compare(
+        files[0],
+        files[1],
+        weights=(weights[0], weights[1]),
+        num_draws=int(options.get("draws", 1000)),
+        confidence=confidence,
+        seed=int(options.get("seed", 0)),
+    )
+    print(f"first: {files[0]} ({weights[0]})\nsecond: {files[1]} ({weights[1]})")
+    print(compare.comparison_table(differences, confidence))
+
+
+def usage(arguments: list[str]) -> str:
+    """The text above, and the keys of a task; of `standard` if none is named."""
+    named = [argument for argument in arguments if argument in tasks.names()]
+    schema = tasks.get(named[0]).Config if named else TaskConfig
+    listed = ", ".join(["standard", *tasks.names()])
+    return f"{__doc__}\nTasks: {listed}\n\n{named[0] if named else 'standard'}:\n{config.describe(schema)}"
+
+
 if __name__ == "__main__":
-    arguments = sys.argv[1:]
-    if not arguments or "-h" in arguments or "--help" in arguments:
-        sys.exit(f"{__doc__}\n{config.describe(TaskConfig)}")
+    given = sys.argv[1:]
+    if not given or "-h" in given or "--help" in given:
+        print(usage(given))
+        sys.exit(0 if given else 2)
     try:
-        main(Path(arguments[0]), config.load(TaskConfig, arguments[1:], required=("train", "test")))
-    except (FileNotFoundError, ValueError) as error:
+        if "--compare" in given:
+            compare_files([argument for argument in given if argument != "--compare"])
+        elif config.value_of(given[1:], "task", "standard") == "standard":
+            main(Path(given[0]), config.load(TaskConfig, given[1:], required=("train", "test")))
+        else:
+            PartialState(cpu=config.value_of(given[1:], "device", "cpu") == "cpu")  # the process group of torchrun
+            evaluate(Path(given[0]), load_task(given[1:]))
+    except (FileNotFoundError, FloatingPointError, ModuleNotFoundError, ValueError) as error:
         sys.exit(f"error: {error}")

@@ -35,6 +35,7 @@ def collectives():
     assert distributed.all_sum(rows).tolist() == [10, 12, 14]
     assert distributed.all_mean(rows).tolist() == [5, 6, 7]
     assert distributed.broadcast_object({"rank": rank}) == {"rank": 0}
+    assert distributed.gather_objects({"rank": rank}) == [{"rank": 0}, {"rank": 1}]
     distributed.assert_replicated("equal", torch.ones(4))
     with pytest.raises(RuntimeError, match="unequal differs between processes"):
         distributed.assert_replicated("unequal", rows)

@@ -73,12 +73,19 @@ def test_weighted_means_medians_and_clusterings_equal_those_of_repeated_rows() -
         assert found == pytest.approx(oracle(targets[repeated], clusters[repeated]))
 
 
-def test_the_best_threshold_is_the_best_of_all() -> None:
-    scores, _, targets, weights = rows(ties=True)
-    one, truth = scores[:, 0], targets[:, 0]
-    candidates = [*np.unique(one), np.inf]
-    best = max(np.average((one >= threshold) == truth, weights=weights) for threshold in candidates)
-    assert measures.accuracy_at_best_threshold(one, truth, weights) == pytest.approx(best)
+def test_pairs_are_told_apart_as_scikit_learn_says_and_by_the_best_threshold() -> None:
+    scores, _, _, weights = rows(ties=True)
+    aligned, shifted = scores[:, 0] + 1, scores[:, 1]
+    repeated = np.repeat(np.arange(len(scores)), weights)
+    both = np.concatenate([aligned[repeated], shifted[repeated]])
+    expected = metrics.roc_auc_score(np.repeat([1, 0], len(repeated)), both)
+    assert measures.pair_auc(aligned, shifted, weights) == pytest.approx(expected)
+    found = measures.best_threshold(aligned, shifted)
+
+    def accuracy(threshold: float) -> float:
+        return float(((aligned >= threshold).mean() + (shifted < threshold).mean()) / 2)
+
+    assert accuracy(found) == max(accuracy(float(one)) for one in [*aligned, *shifted])
 
 
 def test_a_classifier_is_scored_as_scikit_learn_scores_it() -> None:

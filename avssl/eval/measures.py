@@ -28,6 +28,12 @@ def class_mean(values: Array, targets: Array, weights: Array) -> float:
     return float((hits[total > 0] / total[total > 0]).mean())
 
 
+def mean_where(values: Array, chosen: Array, weights: Array) -> float:
+    """Mean of (n,) values over the rows that are chosen, bool (n,); NaN if they have no weight."""
+    kept = weights * chosen
+    return float((values * kept).sum() / kept.sum()) if kept.sum() > 0 else float("nan")
+
+
 def median(values: Array, weights: Array) -> float:
     """Median of (n,) values repeated as often as their whole-numbered weights."""
     return float(np.median(np.repeat(values, weights.astype(np.int64))))
@@ -90,11 +96,20 @@ def d_prime(scores: Array, targets: Array, weights: Array) -> float:
     return float(np.sqrt(2) * NormalDist().inv_cdf(min(max(area, 1e-12), 1 - 1e-12)))
 
 
-def accuracy_at_best_threshold(scores: Array, targets: Array, weights: Array) -> float:
-    """Share of (n,) rows on the right side of the threshold that is best for these rows: targets score at least it."""
-    true, false, totals = _curves(scores, targets.astype(np.bool_), weights)
-    right = np.append(0.0, true) + totals[1] - np.append(0.0, false)
-    return float(right.max() / totals.sum())
+def pair_auc(aligned: Array, shifted: Array, weights: Array) -> float:
+    """Area under the curve of telling (n,) aligned from (n,) shifted scores, each pair with its weight."""
+    targets = np.repeat([True, False], len(aligned))
+    return roc_auc(np.concatenate([aligned, shifted]), targets, np.concatenate([weights, weights]))
+
+
+def best_threshold(aligned: Array, shifted: Array) -> float:
+    """The score t for which most of (n,) aligned scores are at least t and most of (n,) shifted ones below it.
+
+    Of equally good ones the highest.
+    """
+    scores = np.unique(np.concatenate([aligned, shifted]))[::-1]
+    right = [(aligned >= score).sum() + (shifted < score).sum() for score in scores]
+    return float(scores[int(np.argmax(right))])
 
 
 def _clustering(measure: str) -> Callable[[Array, Array, Array], float]:
@@ -116,12 +131,13 @@ def purity(clusters: Array, targets: Array, weights: Array) -> float:
 
 KINDS: dict[str, Callable[..., float]] = {
     "mean": mean,
+    "mean_where": mean_where,
     "class_mean": class_mean,
     "median": median,
     "mean_average_precision": mean_average_precision,
     "roc_auc": roc_auc,
     "d_prime": d_prime,
-    "accuracy_at_best_threshold": accuracy_at_best_threshold,
+    "pair_auc": pair_auc,
     "purity": purity,
     "normalised_mutual_information": _clustering("normalized_mutual_info_score"),
     "adjusted_rand_index": _clustering("adjusted_rand_score"),

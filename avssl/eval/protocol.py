@@ -22,6 +22,7 @@ from avssl.tables import MODALITIES, EmbeddingTable
 class TaskConfig:
     """What to evaluate on. Recalls and ranks are over all pairs of the test split."""
 
+    task: str = "standard"
     train: str = ""  # shard folder whose labels the kNN knows
     test: str = ""  # shard folder that is scored
     num_neighbours: int = 20

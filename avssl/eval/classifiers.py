@@ -1,0 +1,202 @@
+"""Classifiers on stored features: scikit-learn's logistic regression and linear SVM, and weighted kNN, over clips.
+
+All take train rows (n, K, D) with targets int64 (n,) or bool (n, C), and test rows (m, K', D), and give scores (m, C):
+every clip is a row of its own with its sample's label, and a test sample's scores are the mean over its clips.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avssl.eval.features import unit
+from avssl.eval.knn import weighted_knn
+from avssl.eval.neighbours import nearest
+
+Array = NDArray[Any]
+
+
+def require_sklearn() -> None:
+    """ModuleNotFoundError that says what to install."""
+    try:
+        import sklearn  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("this task needs scikit-learn: pip install 'avssl[eval]'") from error
+
+
+def standardiser(rows: Array, offset: float) -> Callable[[Array], Array]:
+    """x -> (x - mean) / (standard deviation + offset), both of these rows (n, D), in float32.
+
+    Constant columns stay 0, whatever the offset.
+    """
+    mean, deviation = rows.mean(axis=0, dtype=np.float64), rows.std(axis=0, dtype=np.float64) + offset
+    scale = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > 0)
+    return lambda x: ((x - mean) * scale).astype(np.float32)
+
+
+def _over_clips(
+    train: Array, targets: Array, test: Array, fit: Callable[[Array, Array], Callable[[Array], Array]], offset: float
+) -> Array:
+    """Standardise by the training clips, fit on all of them, and average the scores of a test sample's clips."""
+    clips = train.reshape(-1, train.shape[2])
+    scale = standardiser(clips, offset)
+    scores = fit(scale(clips), np.repeat(targets, train.shape[1], axis=0))(scale(test.reshape(-1, test.shape[2])))
+    averaged: Array = scores.reshape(len(test), test.shape[1], -1).mean(axis=1)
+    return averaged
+
+
+def logistic_scores(
+    train: Array,
+    targets: Array,
+    test: Array,
+    num_classes: int,
+    *,
+    costs: Sequence[float] = (1.0,),
+    max_iterations: int = 1000,
+    seed: int = 0,
+    report: dict[str, Any] | None = None,
+) -> Array:
+    """Multinomial logistic regression (L2, L-BFGS) on standardised rows: probabilities, averaged over clips.
+
+    With bool targets (n, C), one logistic regression a class. costs: C of scikit-learn; of several the best is taken on
+    a fifth of the training samples that is held out (stratified), never on the test set, and fitted on all again.
+    report: takes "cost" and "not_converged", a list entry for each call.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    def scores_with(cost: float, known: Array, own: Array, asked: Array) -> Array:
+        def fit(rows: Array, labels: Array) -> Callable[[Array], Array]:
+            return _fit_each(
+                rows, labels, num_classes, lambda: LogisticRegression(C=cost, max_iter=max_iterations), report
+            )
+
+        return _over_clips(known, own, asked, fit, 0.0)
+
+    chosen = costs[0]
+    if len(costs) > 1:
+        held = _held_out(targets, seed)
+        results = []
+        for cost in costs:
+            scores = scores_with(cost, train[~held], targets[~held], train[held])
+            results.append(-_log_loss(scores, targets[held]))
+        chosen = costs[int(np.argmax(results))]
+    if report is not None:
+        report.setdefault("cost", []).append(chosen)
+    return scores_with(chosen, train, targets, test)
+
+
+def svm_scores(
+    train: Array,
+    targets: Array,
+    test: Array,
+    num_classes: int,
+    *,
+    cost: float = 1.0,
+    max_iterations: int = 200,
+    deviation_offset: float = 1e-2,
+    seed: int = 0,
+    report: dict[str, Any] | None = None,
+) -> Array:
+    """One-vs-all linear SVM (hinge loss): decision values, averaged over clips.
+
+    Rows are standardised with (standard deviation + deviation_offset); 1e-2, C = 10 or 1 and 200 iterations are AVID's
+    (Morgado et al. 2021, evaluation on ESC-50 and DCASE).
+    """
+    from sklearn.svm import LinearSVC
+
+    def fit(rows: Array, labels: Array) -> Callable[[Array], Array]:
+        def new() -> Any:
+            return LinearSVC(C=cost, loss="hinge", max_iter=max_iterations, random_state=seed)
+
+        one_hot = labels if labels.ndim == 2 else labels[:, None] == np.arange(num_classes)
+        return _fit_each(rows, one_hot, num_classes, new, report)
+
+    return _over_clips(train, targets, test, fit, deviation_offset)
+
+
+def _fit_each(
+    rows: Array, labels: Array, num_classes: int, new: Callable[[], Any], report: dict[str, Any] | None
+) -> Callable[[Array], Array]:
+    """One model on class numbers, or one a class on bool (n, C); classes that nobody or everybody has score lowest."""
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        models: list[tuple[Array, Any]] = []
+        if labels.ndim == 1:
+            present = np.unique(labels)
+            models.append((present, new().fit(rows, labels) if len(present) > 1 else None))
+        else:
+            models = [
+                (np.array([number]), new().fit(rows, column))
+                for number, column in enumerate(labels.T)
+                if column.any() and not column.all()
+            ]
+    unfinished = [warning for warning in caught if issubclass(warning.category, ConvergenceWarning)]
+    if report is not None:
+        report["not_converged"] = report.get("not_converged", 0) + len(unfinished)
+
+    def scores(asked: Array) -> Array:
+        if labels.ndim == 1:
+            result = np.zeros((len(asked), num_classes))
+            present, model = models[0]
+            result[:, present] = 1.0 if model is None else model.predict_proba(asked)
+            return result
+        # A class that nobody in the training set has (or everybody) cannot be told from the others: the lowest value.
+        result = np.full((len(asked), num_classes), -np.inf)
+        for numbers, model in models:
+            decided = (
+                model.predict_proba(asked)[:, 1] if hasattr(model, "predict_proba") else model.decision_function(asked)
+            )
+            result[:, numbers[0]] = decided
+        finite = result[np.isfinite(result)]
+        return np.where(np.isfinite(result), result, finite.min() - 1.0 if finite.size else 0.0)
+
+    return scores
+
+
+def _held_out(targets: Array, seed: int) -> Array:
+    """bool (n,): a fifth of the rows, of each class its share (at least one of two); with several labels any fifth."""
+    order = np.random.default_rng(seed).permutation(len(targets))
+    held = np.zeros(len(targets), np.bool_)
+    if targets.ndim == 2:
+        held[order[: max(1, len(targets) // 5)]] = True
+        return held
+    for number in np.unique(targets):
+        own = order[targets[order] == number]
+        held[own[: max(1, len(own) // 5) if len(own) > 1 else 0]] = True
+    if not held.any():
+        raise ValueError(
+            "costs has several values, but no class has two training samples to choose with; give one cost"
+        )
+    return held
+
+
+def _log_loss(scores: Array, targets: Array) -> float:
+    clipped = np.clip(scores, 1e-12, 1 - 1e-12)
+    if targets.ndim == 2:
+        return float(-np.where(targets, np.log(clipped), np.log(1 - clipped)).mean())
+    return float(-np.log(clipped[np.arange(len(targets)), targets]).mean())
+
+
+def knn_scores(
+    train: Array, targets: Array, test: Array, num_classes: int, *, num_neighbours: int = 200, temperature: float = 0.07
+) -> Array:
+    """Weighted kNN (avssl/eval/knn.py) between samples: the mean of a sample's unit clips stands for it.
+
+    With bool targets (n, C) a class's score is the weight of the neighbours that have it.
+    """
+    known, asked = (unit(rows).mean(axis=1) for rows in (train, test))
+    options: dict[str, Any] = {"num_neighbours": num_neighbours, "temperature": temperature}
+    if targets.ndim == 1:
+        return weighted_knn(known, targets, asked, num_classes=num_classes, **options)
+    if temperature <= 0:
+        raise ValueError(f"temperature is {temperature}; it must be above 0")
+    rows, cosines = nearest(asked, known, num_neighbours)
+    weights = np.exp((cosines - cosines.max(axis=1, keepdims=True)) / temperature)
+    weights /= weights.sum(axis=1, keepdims=True)
+    return np.stack([share @ targets[own] for share, own in zip(weights, rows, strict=True)])

@@ -1,0 +1,143 @@
+"""Two results on the same rows: paired differences with bootstrap confidence intervals, and exact McNemar tests.
+
+The rows are resampled with replacement, the same draw for both results and for all their metrics (percentile
+bootstrap, Efron and Tibshirani 1993); in every draw each metric is computed anew, so that medians, mAP and AUC have
+intervals too. With several folds each one is resampled and the metric is their mean. With several seeds on the same
+rows a draw takes the same rows in all of them: seeds share their samples. McNemar 1947: of the rows on which exactly
+one of two classifiers is right, is it the one or the other (two-sided exact binomial test).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import comb
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avssl.eval.outcome import Repeat
+from avssl.eval.results import read_evaluation, read_rows
+
+
+@dataclass(frozen=True)
+class Difference:
+    """second - first of one metric, with the ends of its confidence interval; mcnemar: (only first right, only second
+    right, p-value), for shares of right rows of a single repeat.
+    """
+
+    first: float
+    second: float
+    low: float
+    high: float
+    mcnemar: tuple[int, int, float] | None = None
+
+    @property
+    def difference(self) -> float:
+        """second - first."""
+        return self.second - self.first
+
+
+def mcnemar(first: np.ndarray, second: np.ndarray) -> tuple[int, int, float]:
+    """(rows that only the first has right, only the second, two-sided exact p-value) of bool (n,) arrays."""
+    only_first, only_second = int((first & ~second).sum()), int((~first & second).sum())
+    total, fewer = only_first + only_second, min(only_first, only_second)
+    tail = sum(comb(total, count) for count in range(fewer + 1))
+    return only_first, only_second, min(1.0, 2 * tail / 2**total)  # whole numbers: exact for any number of rows
+
+
+def paired_differences(
+    first: Sequence[Repeat], second: Sequence[Repeat], *, num_draws: int = 1000, confidence: float = 0.95, seed: int = 0
+) -> dict[str, Difference]:
+    """{metric: Difference} of two results with the same repeats and rows."""
+    if num_draws < 2 or not 0 < confidence < 1:
+        raise ValueError(f"draws is {num_draws}, at least 2; confidence is {confidence}, between 0 and 1")
+    for one, other in zip(first, second, strict=True):
+        if one.keys != other.keys:
+            raise ValueError(f"repeat {one.name!r}: the rows differ; results can only be compared on the same samples")
+    names = [name for name in first[0].metrics if all(name in repeat.metrics for repeat in [*first, *second])]
+    plain = [_means(side, names, [None] * len(side)) for side in (first, second)]
+    generator = np.random.default_rng(seed)
+    draws = []
+    for _ in range(num_draws):
+        by_rows: dict[tuple[str, ...], np.ndarray] = {}
+        weights = []
+        for repeat in first:
+            rows = tuple(repeat.keys)
+            if rows not in by_rows:
+                by_rows[rows] = np.bincount(generator.integers(0, len(rows), len(rows)), minlength=len(rows))
+            weights.append(by_rows[rows])
+        drawn = [_means(side, names, weights) for side in (first, second)]
+        draws.append([drawn[1][name] - drawn[0][name] for name in names])
+    tail = 100 * (1 - confidence) / 2
+    # A draw without a single row that a metric needs has no value for it.
+    low, high = np.nanpercentile(np.array(draws), [tail, 100 - tail], axis=0)
+    return {
+        name: Difference(plain[0][name], plain[1][name], float(low[at]), float(high[at]), _mcnemar(first, second, name))
+        for at, name in enumerate(names)
+    }
+
+
+def _means(repeats: Sequence[Repeat], names: Sequence[str], weights: Sequence[np.ndarray | None]) -> dict[str, float]:
+    values = [repeat.values(own) for repeat, own in zip(repeats, weights, strict=True)]
+    return {name: float(np.mean([one[name] for one in values])) for name in names}
+
+
+def _mcnemar(first: Sequence[Repeat], second: Sequence[Repeat], name: str) -> tuple[int, int, float] | None:
+    """Of metrics that are the share of right rows, where every row comes once over all repeats (folds, not seeds)."""
+    keys = [key for repeat in first for key in repeat.keys]
+    sides = []
+    for side in (first, second):
+        columns = [repeat.columns[repeat.metrics[name].columns[0]] for repeat in side]
+        if any(repeat.metrics[name].kind != "mean" for repeat in side) or len(set(keys)) != len(keys):
+            return None
+        if any(column.dtype != np.bool_ for column in columns):
+            return None
+        sides.append(np.concatenate(columns))
+    return mcnemar(*sides)
+
+
+def refuse_unless_comparable(first: Mapping[str, Any], second: Mapping[str, Any], names: tuple[str, str]) -> None:
+    """ValueError that lists every part of task and protocol in which two results differ."""
+    differing = []
+    one, other = ({"task": side["task"], **side["protocol"]} for side in (first, second))
+    for part in sorted({*one, *other}):
+        if one.get(part) != other.get(part):
+            differing.append(f"  {part}: {one.get(part)!r} and {other.get(part)!r}")
+    repeats = [[repeat["name"] for repeat in side["repeats"]["trained"]] for side in (first, second)]
+    if repeats[0] != repeats[1]:
+        differing.append(f"  repeats: {repeats[0]} and {repeats[1]}")
+    if differing:
+        raise ValueError(
+            f"{names[0]} and {names[1]} cannot be compared, for they were not measured alike:\n" + "\n".join(differing)
+        )
+
+
+def compare(
+    first: str | Path,
+    second: str | Path,
+    *,
+    weights: tuple[str, str] = ("trained", "trained"),
+    num_draws: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Difference]:
+    """Differences of two result files. ValueError if they differ in task, protocol or samples, saying how."""
+    sides = [read_evaluation(path) for path in (first, second)]
+    refuse_unless_comparable(sides[0], sides[1], (str(first), str(second)))
+    rows = [read_rows(path, side, own) for path, side, own in zip((first, second), sides, weights, strict=True)]
+    return paired_differences(rows[0], rows[1], num_draws=num_draws, confidence=confidence, seed=seed)
+
+
+def comparison_table(differences: Mapping[str, Difference], confidence: float) -> str:
+    """One line a metric."""
+    width = max(len(name) for name in differences)
+    lines = [f"{'':{width}}     first    second  difference  {f'{confidence:.0%} interval':>20}  McNemar"]
+    for name, one in differences.items():
+        interval = f"[{one.low:+.4f}, {one.high:+.4f}]"
+        line = f"{name:{width}}  {one.first:8.4f}  {one.second:8.4f}  {one.difference:+10.4f}  {interval:>20}"
+        if one.mcnemar is not None:
+            line += f"  {one.mcnemar[0]} : {one.mcnemar[1]}, p = {one.mcnemar[2]:.2g}"
+        lines.append(line)
+    return "\n".join(lines)

@@ -1,0 +1,221 @@
+"""Features of a shard folder from frozen networks: evenly spaced or random clips, chosen layers, every sample once.
+
+The networks are in eval mode (batch norm uses its running statistics and keeps them) and nothing has a gradient. Under
+torchrun every process reads its share of the samples and all of them get the whole table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isqrt
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from avssl import distributed
+from avssl.data.shards import ShardSet
+from avssl.data.views import RawView
+from avssl.eval.clip_plan import ClipPlan, DecodedClips, SampleClips
+from avssl.models.layers import FEATURE, stage_activations
+
+if TYPE_CHECKING:
+    from avssl.embed import Embedder
+
+POOLED_DIM = 9216  # at most so many numbers a layer: 64 x 12 x 12, as published for AVID and for images (see `pooled`)
+BY_HEAD = ("feature", "embedding")  # the encoder's output; the unit vector behind the projector
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Features of N samples, in the order of their index.
+
+    keys, labels: N each. present: {modality: bool (N,)}. rows: {modality: {layer: float32 (N, K, D)}} of K clips a
+    sample, NaN where the sample lacks the modality. reasons: why a sample has no clips at all, "" otherwise.
+    """
+
+    keys: list[str]
+    labels: list[dict[str, list[str]]]
+    present: dict[str, NDArray[np.bool_]]
+    rows: dict[str, dict[str, NDArray[np.float32]]]
+    reasons: list[str]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def select(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> FeatureSet:
+        """These samples alone: a mask (N,) or positions."""
+        numbers = np.arange(len(self))[chosen]
+        return FeatureSet(
+            [self.keys[row] for row in numbers],
+            [self.labels[row] for row in numbers],
+            {modality: values[numbers] for modality, values in self.present.items()},
+            {m: {layer: values[numbers] for layer, values in layers.items()} for m, layers in self.rows.items()},
+            [self.reasons[row] for row in numbers],
+        )
+
+
+def extract(
+    embedder: Embedder,
+    shards: str | ShardSet,
+    modalities: Sequence[str],
+    layers: Sequence[str],
+    plan: ClipPlan,
+    *,
+    batch_size: int = 64,
+    num_workers: int = 0,
+) -> FeatureSet:
+    """Features of every sample of a shard folder.
+
+    layers: "feature", "embedding", or conv2x .. conv5x (models/layers.py), pooled as `pooled` says. Under several
+    processes a collective: all must call it alike.
+
+    Raises:
+        ValueError: the run lacks a modality, an encoder a layer; a sample cannot be read; no sample has a modality.
+        FileNotFoundError: a shard is missing.
+    """
+    missing = [modality for modality in modalities if modality not in embedder.modalities]
+    if missing:
+        raise ValueError(f"this run has no {', '.join(missing)} encoder; it has {', '.join(embedder.modalities)}")
+    dataset = SampleClips(shards, embedder.config.views, modalities, plan)
+    return extract_from(embedder, dataset, layers, batch_size=batch_size, num_workers=num_workers)
+
+
+def extract_from(
+    embedder: Embedder, dataset: SampleClips, layers: Sequence[str], *, batch_size: int = 64, num_workers: int = 0
+) -> FeatureSet:
+    """As `extract`, of the clips that a dataset decodes."""
+    library = dataset.shards
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=num_workers,
+        multiprocessing_context="forkserver" if num_workers else None,
+    )
+    found = _Gatherer(embedder, dataset.modalities, layers, batch_size)
+    failures: list[str] = []
+    for item in tqdm(loader, desc="features", disable=distributed.rank() > 0, mininterval=1.0):
+        if isinstance(item, str):
+            failures.append(item)
+        else:
+            found.add(item)
+    # Every process must know of a failure in any: one that raised alone would leave the others waiting.
+    everywhere = [text for part in distributed.gather_objects(failures) for text in part]
+    if everywhere:
+        raise ValueError(
+            f"{len(everywhere)} samples of {library.location} could not be read, the first is {everywhere[0]}. A "
+            "smaller test set would be another test set: write the shards again without them"
+        )
+    return found.table(library)
+
+
+def pooled(activation: torch.Tensor, modality: str) -> torch.Tensor:
+    """An inner layer as a vector: (B, C, H, W) or (B, C, T, H, W) -> (B, D), D <= 9216.
+
+    Adaptive pooling to s x s with s = floor(sqrt(9216 / C)), over all of T: 12, 8, 6 and 4 for 64, 128, 256 and 512
+    channels, which is what AVID publishes for conv2x to conv5x (9216, 8192, 9216 and 8192 numbers), and 6, 4, 3 and 2
+    for 256 to 2048 channels, which is what Goyal et al. 2019 (arXiv 1905.01235) take of a ResNet-50. The maximum for
+    video, the mean for sound and pictures. Never finer than the layer itself.
+    """
+    side = max(1, isqrt(POOLED_DIM // activation.shape[1]))
+    size = (min(side, activation.shape[-2]), min(side, activation.shape[-1]))
+    if activation.ndim == 5:
+        return nn.functional.adaptive_max_pool3d(activation, (1, *size)).flatten(1)
+    if modality == "video":
+        return nn.functional.adaptive_max_pool2d(activation, size).flatten(1)
+    return nn.functional.adaptive_avg_pool2d(activation, size).flatten(1)
+
+
+@torch.inference_mode()
+def encode_layers(
+    embedder: Embedder, modality: str, raw: RawView, layers: Sequence[str]
+) -> dict[str, NDArray[np.float32]]:
+    """{layer: float32 (B, D)} of a batch of raw clips."""
+    view = embedder.views({"view": raw}, embedder.device)["view"]
+    activations = stage_activations(embedder.encoders[modality], view)
+    feature = activations.pop(FEATURE)
+    unknown = [layer for layer in layers if layer not in activations and layer not in BY_HEAD]
+    if unknown:
+        raise ValueError(
+            f"the {modality} encoder has no layer {', '.join(unknown)}; it has {', '.join([*activations, *BY_HEAD])}"
+        )
+    found = {layer: pooled(activations[layer], modality) for layer in layers if layer in activations}
+    found["feature"] = feature
+    if "embedding" in layers:
+        found["embedding"] = embedder.loss.embedding(modality, feature)
+    return {layer: found[layer].float().cpu().numpy() for layer in layers}
+
+
+class _Gatherer:
+    """Batches of clips through the networks; the rows of this process, then of all."""
+
+    def __init__(self, embedder: Embedder, modalities: Sequence[str], layers: Sequence[str], batch_size: int) -> None:
+        self.embedder, self.modalities, self.layers = embedder, tuple(modalities), tuple(layers)
+        self.batch_size = batch_size
+        self.samples: list[tuple[int, str, dict[str, list[str]], str]] = []
+        self.waiting: dict[str, list[RawView]] = {modality: [] for modality in modalities}
+        self.owners: dict[str, list[int]] = {modality: [] for modality in modalities}
+        self.parts: dict[str, list[dict[str, NDArray[np.float32]]]] = {modality: [] for modality in modalities}
+
+    def add(self, item: DecodedClips) -> None:
+        """Take one sample."""
+        self.samples.append((item.index, item.key, item.labels, item.reason))
+        for modality, clips in item.clips.items():
+            self.owners[modality].append(item.index)
+            self.waiting[modality].append(clips)
+            if sum(len(view.media) for view in self.waiting[modality]) >= self.batch_size:
+                self._run(modality)
+
+    def _run(self, modality: str) -> None:
+        if not self.waiting[modality]:
+            return
+        media = torch.cat([view.media for view in self.waiting[modality]])
+        self.waiting[modality] = []
+        for piece in media.split(self.batch_size):
+            self.parts[modality].append(encode_layers(self.embedder, modality, RawView(modality, piece), self.layers))
+
+    def table(self, library: ShardSet) -> FeatureSet:
+        """All samples of all processes in the order of their index; each of them exactly once."""
+        everywhere = [row for part in distributed.gather_objects(self.samples) for row in part]
+        samples = sorted(everywhere, key=lambda row: row[0])
+        if [row[0] for row in samples] != list(range(library.num_samples)):
+            raise RuntimeError(
+                f"{library.location}: {len(samples)} of {library.num_samples} samples came, not each once"
+            )
+        present, rows = {}, {}
+        for modality in self.modalities:
+            self._run(modality)
+            owners = np.array([one for part in distributed.gather_objects(self.owners[modality]) for one in part], int)
+            if len(owners) == 0:
+                why = sorted({row[3] for row in samples if row[3]})
+                raise ValueError(
+                    f"no sample of {library.location} has {modality} to evaluate"
+                    + (f" ({', '.join(why)})" if why else "; evaluate another modality")
+                )
+            present[modality] = np.isin(np.arange(len(samples)), owners)
+            rows[modality] = {layer: self._whole(modality, layer, owners, len(samples)) for layer in self.layers}
+        keys, labels = [row[1] for row in samples], [row[2] for row in samples]
+        return FeatureSet(keys, labels, present, rows, [row[3] for row in samples])
+
+    def _whole(self, modality: str, layer: str, owners: NDArray[Any], num_samples: int) -> NDArray[np.float32]:
+        own = [part[layer] for part in self.parts[modality]]
+        width = max(distributed.gather_objects(own[0].shape[1] if own else 0))
+        mine = torch.from_numpy(np.concatenate(own) if own else np.zeros((0, width), np.float32))
+        device = self.embedder.device if distributed.is_active() else torch.device("cpu")
+        everything = distributed.gather_uneven(mine.to(device)).cpu().numpy()
+        num_clips = len(everything) // len(owners)  # the same of every sample that has any
+        result = np.full((num_samples, num_clips, width), np.nan, np.float32)
+        result[owners] = everything.reshape(len(owners), num_clips, width)
+        return result
+
+
+def unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows (..., D) of length 1; zero rows stay zero."""
+    length = np.linalg.norm(rows, axis=-1, keepdims=True)
+    result: NDArray[np.float32] = np.divide(rows, length, out=np.zeros_like(rows), where=length > 0)
+    return result

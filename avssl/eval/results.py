@@ -1,0 +1,221 @@
+"""A task's outcome as files: one JSON with values, spread, chance and the protocol in full; the test rows beside it.
+
+RUN/evaluations/<task>-<name>.json and .npz. `results`, `chance` and `protocol` have the form of evaluation.json, which
+the report reads. Both files are written under another name and renamed: whole or absent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avssl.eval.outcome import Metric, Outcome, Repeat, TaskConfig
+
+FORMAT_VERSION = 1
+# Of the configuration, what has no influence on the values.
+NOT_PROTOCOL = (
+    "task", "name", "train", "test", "batch_size", "num_workers", "device", "untrained", "folder", "log_every_steps",
+    "checkpoint_every_steps",
+)  # fmt: skip
+PACKAGES = ("torch", "numpy", "scikit-learn", "av")
+
+
+def keys_digest(keys: Sequence[str]) -> str:
+    """16 hex digits of the sorted keys: two results are comparable only when it is equal."""
+    return hashlib.sha256("\n".join(sorted(set(keys))).encode()).hexdigest()[:16]
+
+
+def mean_and_deviation(repeats: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], dict[str, float | None]]:
+    """({metric: mean}, {metric: standard deviation of one repeat, with n - 1; None of a single one})."""
+    names = list(dict.fromkeys(name for values in repeats for name in values))
+    table = {name: [values[name] for values in repeats if name in values] for name in names}
+    means = {name: float(np.mean(values)) for name, values in table.items()}
+    spread = {name: float(np.std(values, ddof=1)) if len(values) > 1 else None for name, values in table.items()}
+    return means, spread
+
+
+def evaluation_of(
+    outcomes: Mapping[str, Outcome],
+    config: TaskConfig,
+    run: str,
+    weights: Mapping[str, str],
+    inputs: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The JSON, without the side file's part.
+
+    outcomes, weights: {"trained": ..., "untrained": ...}; the hash of each set of weights. inputs: what the networks
+    see, by the run's own configuration: a property of the run, no part of the protocol.
+
+    Raises:
+        ValueError: the two sets of weights were measured by different protocols or on different rows.
+    """
+    first = outcomes["trained"]
+    lists = {
+        repeat.name: {"train": keys_digest(repeat.train_keys), "test": keys_digest(repeat.keys)}
+        for repeat in first.repeats
+    }
+    results, deviation, repeats = {}, {}, {}
+    for name, outcome in outcomes.items():
+        if outcome.protocol != first.protocol or [one.keys for one in outcome.repeats] != [
+            one.keys for one in first.repeats
+        ]:
+            raise ValueError(f"trained and {name} weights were not measured on the same rows by the same protocol")
+        values = [repeat.values() for repeat in outcome.repeats]
+        results[name], deviation[name] = mean_and_deviation(values)
+        named = zip(outcome.repeats, values, strict=True)
+        repeats[name] = [{"name": repeat.name, "num_test": len(repeat.keys), **own} for repeat, own in named]
+    levels = [
+        {name: metric.chance for name, metric in repeat.metrics.items() if metric.chance is not None}
+        for repeat in first.repeats
+    ]
+    settings = {name: value for name, value in asdict(config).items() if name not in NOT_PROTOCOL}
+    return {
+        "format_version": FORMAT_VERSION,
+        "task": config.task,
+        "name": config.name,
+        "run": run,
+        "weights": dict(weights),
+        "data": {"train": config.train, "test": config.test},
+        "protocol": {**settings, **first.protocol, "samples": lists},
+        "inputs": dict(inputs),
+        "chance": mean_and_deviation(levels)[0],
+        "results": results,
+        "deviation": deviation,
+        "repeats": repeats,
+        "facts": {name: outcome.facts for name, outcome in outcomes.items()},
+        "environment": environment(),
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Versions, and the commit of the code where that is known."""
+    versions = {"python": platform.python_version()}
+    for name in ("avssl", *PACKAGES):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {"versions": versions, "commit": commit()}
+
+
+def commit() -> str | None:
+    """The commit of the source folder, with "+changes" if tracked files differ from it; None outside a repository."""
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():
+        return None
+    command = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def stem_of(task: str, name: str) -> str:
+    """<task>-<name>, what the files of a result are called."""
+    return "-".join(part for part in (task, name) if part)
+
+
+def write(folder: Path, outcomes: Mapping[str, Outcome], evaluation: dict[str, Any]) -> Path:
+    """Both files of a result; returns the JSON's path. JSON comes last: where it is, the rows are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = stem_of(evaluation["task"], evaluation["name"])
+    arrays: dict[str, NDArray[Any]] = {}
+    described: dict[str, list[dict[str, Any]]] = {}
+    for weights, outcome in outcomes.items():
+        described[weights] = []
+        for number, repeat in enumerate(outcome.repeats):
+            place = f"{weights}/{number}"
+            arrays[f"{place}/keys"] = np.array(repeat.keys)
+            arrays |= {f"{place}/{column}": values for column, values in repeat.columns.items()}
+            metrics = {name: [metric.kind, list(metric.columns)] for name, metric in repeat.metrics.items()}
+            described[weights].append({"name": repeat.name, "metrics": metrics})
+    rows = folder / f"{stem}.npz"
+    temporary = folder / f".{stem}.tmp"
+    with temporary.open("wb") as stream:
+        np.savez_compressed(stream, allow_pickle=False, **arrays)
+    digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
+    temporary.rename(rows)
+    evaluation = {**evaluation, "rows": {"file": rows.name, "sha256": digest, "repeats": described}}
+    path = folder / f"{stem}.json"
+    temporary.write_text(json.dumps(without_nan(evaluation), indent=1, allow_nan=False))
+    temporary.rename(path)
+    return path
+
+
+def without_nan(value: Any) -> Any:
+    """The same with null for numbers that are not finite, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {str(name): without_nan(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(one) for one in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def read_evaluation(path: str | Path) -> dict[str, Any]:
+    """A result's JSON; ValueError if it is none that this version of the program knows."""
+    source = Path(path)
+    if not source.is_file():
+        raise FileNotFoundError(f"{source}: no such file; give a result of recipes/evaluate.py, a .json")
+    try:
+        found = json.loads(source.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{source}: is not JSON ({error})") from error
+    if not isinstance(found, dict) or found.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{source}: is no result of a task with rows (format_version {FORMAT_VERSION}). evaluation.json of the "
+            "task "
+            "`standard` has no rows to compare: run the tasks knn and retrieval"
+        )
+    return found
+
+
+def read_rows(path: str | Path, evaluation: Mapping[str, Any], weights: str) -> list[Repeat]:
+    """The repeats of one set of weights, as `write` stored them; ValueError for a missing or another side file."""
+    source = Path(path).with_name(evaluation["rows"]["file"])
+    if not source.is_file():
+        raise FileNotFoundError(f"{source} is missing: it belongs to {path} and holds its rows")
+    if hashlib.sha256(source.read_bytes()).hexdigest() != evaluation["rows"]["sha256"]:
+        raise ValueError(f"{source} does not belong to {path}: its sha256 is another; run the evaluation again")
+    if weights not in evaluation["rows"]["repeats"]:
+        raise ValueError(f"{path} has no weights {weights!r}; it has {', '.join(evaluation['rows']['repeats'])}")
+    repeats = []
+    with np.load(source, allow_pickle=False) as arrays:
+        for number, described in enumerate(evaluation["rows"]["repeats"][weights]):
+            place = f"{weights}/{number}/"
+            columns = {name.removeprefix(place): arrays[name] for name in arrays.files if name.startswith(place)}
+            keys = columns.pop("keys").tolist()
+            metrics = {name: Metric(kind, tuple(names)) for name, (kind, names) in described["metrics"].items()}
+            repeats.append(Repeat(described["name"], keys, columns, metrics))
+    return repeats
+
+
+def table(evaluation: Mapping[str, Any]) -> str:
+    """Metric by metric: trained (with the deviation over repeats), untrained, chance."""
+    results, deviation = evaluation["results"], evaluation["deviation"]
+    rows = [["", *results, "chance"]]
+    for name in results["trained"]:
+        cells = []
+        for weights in results:
+            spread = deviation[weights].get(name)
+            value = results[weights].get(name)
+            cells.append("-" if value is None else f"{value:.3f}" + ("" if spread is None else f" ± {spread:.3f}"))
+        level = evaluation["chance"].get(name)
+        rows.append([name, *cells, "-" if level is None else f"{level:.3f}"])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    )

@@ -1,0 +1,31 @@
+"""Weighted k nearest neighbours (Wu et al. 2018, arXiv 1805.01978): k = 200 and T = 0.07 there, on ImageNet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from avssl.eval.classifiers import knn_scores
+from avssl.eval.labelled import FrozenConfig, classify
+from avssl.eval.outcome import Outcome
+from avssl.eval.tasks import register
+
+if TYPE_CHECKING:
+    from avssl.embed import Embedder
+
+
+@dataclass
+class Config(FrozenConfig):
+    """Neighbours vote with exp(cosine / temperature)."""
+
+    num_neighbours: int = 20
+    temperature: float = 0.07
+
+
+@register("knn", Config)
+def knn(embedder: Embedder, config: Config) -> Outcome:
+    """Classes of the test samples by vote of the closest training samples, on every layer."""
+    return classify(
+        embedder, config, partial(knn_scores, num_neighbours=config.num_neighbours, temperature=config.temperature)
+    )

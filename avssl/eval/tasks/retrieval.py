@@ -1,0 +1,139 @@
+"""Retrieval across modalities (a clip's own other half) and within one (clips of the same label).
+
+Within a modality the query's own row is left out. Ties are pessimistic: what is as close as a right answer stands
+before it, so that constant features find nothing. With `train` set, test clips search the training clips instead of
+each other, as is usual for nearest neighbours on UCF-101 and HMDB-51.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from avssl.data.shards import ShardSet
+from avssl.eval.clip_plan import ClipPlan
+from avssl.eval.features import FeatureSet, extract, unit
+from avssl.eval.labelled import FROZEN, FrozenConfig, targets_of, usable, wanted_modalities
+from avssl.eval.outcome import Metric, Outcome, Repeat
+from avssl.eval.retrieval import retrieval_ranks
+from avssl.eval.same_label import chance_of_same_label, same_label_search
+from avssl.eval.tasks import register
+
+if TYPE_CHECKING:
+    from avssl.embed import Embedder
+
+
+@dataclass
+class Config(FrozenConfig):
+    """Cosines between the means of the samples' unit clips."""
+
+    modality: str = "both"  # both: across and within; one: within it
+    layers: list[str] = field(
+        default_factory=lambda: ["embedding"]
+    )  # across modalities only the embedding can be compared
+    recall_at: list[int] = field(default_factory=lambda: [1, 5, 10, 20, 50])
+    label_field: str = ""  # for retrieval within a modality; empty: only across
+
+
+@register("retrieval", Config)
+def retrieval(embedder: Embedder, config: Config) -> Outcome:
+    """Recall at k, median rank, and within a modality the mean average precision."""
+    modalities = wanted_modalities(config, embedder)
+    across = config.modality == "both"
+    if config.folds or config.fold_field or config.multi_label or not config.test or not (config.label_field or across):
+        raise ValueError(
+            f"retrieval needs test (it is {config.test!r}), and label_field for one modality; folds and multi_label "
+            "have no meaning for it"
+        )
+    if min(config.recall_at, default=0) < 1:
+        raise ValueError(f"recall_at is {list(config.recall_at)}; give numbers of at least 1")
+    options: dict[str, Any] = {"batch_size": config.batch_size, "num_workers": config.num_workers}
+    plan = ClipPlan(config.test_clips)
+    test, left_out = usable(
+        extract(embedder, config.test, modalities, config.layers, plan, **options), config.label_field, modalities
+    )
+    protocol: dict[str, Any] = {
+        **FROZEN,
+        "num_test": len(test),
+        "left_out": {"test": left_out},
+        "ties": "pessimistic",
+        "gallery": "train" if config.train else "test, own row left out within a modality",
+    }
+    gallery = test
+    if config.train:
+        if ShardSet(config.train).fingerprint == ShardSet(config.test).fingerprint:
+            raise ValueError(f"train={config.train} and test={config.test} hold the same clips: each would find itself")
+        everything = extract(embedder, config.train, modalities, config.layers, plan, **options)
+        gallery, protocol["left_out"]["train"] = usable(everything, config.label_field, modalities)
+        protocol["num_train"] = len(gallery)
+    columns: dict[str, Any] = {}
+    metrics: dict[str, Metric] = {}
+    if across:
+        _across(test, config, columns, metrics)
+    if config.label_field:
+        classes = sorted({labels[config.label_field][0] for part in (test, gallery) for labels in part.labels})
+        protocol["labels"] = hashlib.sha256("\n".join(classes).encode()).hexdigest()[:16]
+        for modality in modalities:
+            for layer in config.layers:
+                _within(modality, layer, test, gallery, classes, config, columns, metrics)
+    train_keys = gallery.keys if config.train else []
+    return Outcome([Repeat("", test.keys, columns, metrics, train_keys)], protocol)
+
+
+def _pooled(features: FeatureSet, modality: str, layer: str) -> np.ndarray:
+    rows: np.ndarray = unit(features.rows[modality][layer]).mean(axis=1)
+    return rows
+
+
+def _across(test: FeatureSet, config: Config, columns: dict[str, Any], metrics: dict[str, Metric]) -> None:
+    """Both directions over the clips of `test`, which have both modalities."""
+    if "embedding" not in config.layers:
+        return
+    sides = {modality: _pooled(test, modality, "embedding") for modality in ("video", "audio")}
+    if sides["video"].shape[1] != sides["audio"].shape[1]:
+        raise ValueError(
+            f"embeddings of video are {sides['video'].shape[1]} wide and of sound {sides['audio'].shape[1]}: this run "
+            "did not bring them together; set modality to one of them"
+        )
+    for first, second in (("video", "audio"), ("audio", "video")):
+        name = f"{first}_to_{second}"
+        columns[f"{name}_rank"] = ranks = retrieval_ranks(sides[first], sides[second])
+        for k in config.recall_at:
+            columns[f"{name}_found_at_{k}"] = ranks <= k
+            metrics[f"{name}_recall_at_{k}"] = Metric("mean", (f"{name}_found_at_{k}",), min(1.0, k / len(ranks)))
+        metrics[f"{name}_median_rank"] = Metric("median", (f"{name}_rank",), (len(ranks) + 1) / 2)
+
+
+def _within(
+    modality: str,
+    layer: str,
+    test: FeatureSet,
+    gallery: FeatureSet,
+    classes: list[str],
+    config: Config,
+    columns: dict[str, Any],
+    metrics: dict[str, Metric],
+) -> None:
+    """Clips of the same label; queries whose label nobody in the gallery has count with weight 0 (`has_match`)."""
+    own, others = (targets_of(part, config.label_field, classes, multi_label=False) for part in (test, gallery))
+    search = same_label_search(
+        _pooled(test, modality, layer), own, _pooled(gallery, modality, layer), others, exclude_own=gallery is test
+    )
+    has_match = search.first_rank > 0
+    if not has_match.any():
+        raise ValueError(f"no label of {config.label_field!r} occurs twice: there is nothing to find within {modality}")
+    columns["has_match"] = has_match
+    name = f"{modality}_to_{modality}_{layer}"
+    chance = chance_of_same_label(own, others, config.recall_at, exclude_own=gallery is test)
+    columns[f"{name}_average_precision"] = search.average_precision
+    metrics[f"{name}_mean_average_precision"] = Metric(
+        "mean_where", (f"{name}_average_precision", "has_match"), chance["mean_average_precision"]
+    )
+    for k in config.recall_at:
+        columns[f"{name}_found_at_{k}"] = has_match & (search.first_rank <= k)
+        metrics[f"{name}_recall_at_{k}"] = Metric(
+            "mean_where", (f"{name}_found_at_{k}", "has_match"), chance[f"recall_at_{k}"]
+        )

@@ -1,0 +1,260 @@
+"""The tasks of recipes/evaluate.py on a tiny run: their files, and what they say against scikit-learn."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import LinearSVC
+
+from avssl import config
+from avssl.embed import Embedder
+from avssl.eval import tasks
+from avssl.eval.clip_plan import ClipPlan
+from avssl.eval.features import FeatureSet, extract
+from avssl.eval.results import read_evaluation, read_rows
+from recipes import evaluate as recipe
+from tests.conftest import run_python
+
+LAYERS = ["conv2x", "conv5x", "feature"]
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy: other tests use the run as it was."""
+    return Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("tasks") / "avid"))
+
+
+@pytest.fixture(scope="module")
+def embedder(run: Path) -> Embedder:
+    return Embedder.from_run(run)
+
+
+def evaluate(run: Path, shards: Any, task: str, *changes: str) -> dict[str, Any]:
+    """The result of a task on the tiny shards, with train and test given unless changed; "train=" takes it away."""
+    given = [f"task={task}", f"train={shards['train']}", f"test={shards['test']}", "num_workers=0", *changes]
+    gone = [change for change in changes if change.endswith("=")]
+    given = [one for one in given if not one.startswith(tuple(gone))] if gone else given
+    return read_evaluation(recipe.evaluate(run, recipe.load_task(given)))
+
+
+def rows_of(features: FeatureSet, modality: str, layer: str) -> np.ndarray:
+    return features.rows[modality][layer].astype(np.float64)
+
+
+def labels_of(features: FeatureSet, field: str) -> np.ndarray:
+    return np.array([labels[field][0] for labels in features.labels])
+
+
+def splits(embedder: Embedder, shards: Any, modality: str, layer: str, num_clips: int = 1) -> tuple[Any, ...]:
+    """(train rows (n, K, D), labels, test rows, labels), by the code that is tested elsewhere."""
+    found = [extract(embedder, str(shards[split]), [modality], [layer], ClipPlan(num_clips)) for split in shards]
+    return tuple(part for one in found for part in (rows_of(one, modality, layer), labels_of(one, "visual")))
+
+
+def test_features_are_those_of_the_encoder_and_embed(embedder: Embedder, shards: Any) -> None:
+    found = extract(embedder, str(shards["test"]), ["video", "audio"], ["feature", "embedding"], ClipPlan(1))
+    clip = {"window_seconds": 0.5, "stride_seconds": 0.5}
+    table, _ = embedder.embed(shards["test"], **clip)
+    assert found.keys == list(dict.fromkeys(table.keys))
+    np.testing.assert_allclose(np.linalg.norm(found.rows["audio"]["embedding"], axis=2), 1, atol=1e-5)
+    # The middle of 1.5 s is the middle of the second of three windows.
+    middle = np.flatnonzero(np.isclose(table.start_seconds, 0.5))
+    np.testing.assert_allclose(found.rows["audio"]["embedding"][:, 0], table.audio_embedding[middle], atol=1e-2)
+    again = extract(embedder, str(shards["test"]), ["video"], ["feature"], ClipPlan(1), batch_size=2)
+    np.testing.assert_allclose(again.rows["video"]["feature"], found.rows["video"]["feature"], atol=1e-5)
+
+
+def test_encoders_stay_frozen_with_batch_norm_in_eval_mode(embedder: Embedder, shards: Any) -> None:
+    before = {name: value.clone() for name, value in embedder.loss.state_dict().items()}
+    extract(embedder, str(shards["test"]), ["video"], ["conv2x"], ClipPlan(2))
+    assert all((before[name] == value).all() for name, value in embedder.loss.state_dict().items())
+    assert not any(module.training for module in embedder.loss.modules())
+
+
+def test_knn_equals_scikit_learn(run: Path, embedder: Embedder, shards: Any) -> None:
+    found = evaluate(run, shards, "knn", "label_field=visual", "num_neighbours=5", "test_clips=2", "train_clips=2")
+    train, labels, test, truth = splits(embedder, shards, "video", "feature", 2)
+    train, test = ((rows / np.linalg.norm(rows, axis=2, keepdims=True)).mean(axis=1) for rows in (train, test))
+    oracle = KNeighborsClassifier(
+        5, metric="cosine", algorithm="brute", weights=lambda distance: np.exp((1 - distance) / 0.07)
+    ).fit(train, labels)
+    expected = oracle.score(test, truth)
+    assert found["results"]["trained"]["video_feature_top1_accuracy"] == pytest.approx(expected)
+    assert found["results"].keys() == {"trained", "untrained"}
+    assert found["weights"]["trained"] == embedder.weights_hash
+
+
+def test_linear_equals_scikit_learn_on_every_layer(run: Path, embedder: Embedder, shards: Any) -> None:
+    layers = f"layers=[{','.join(LAYERS)}]"
+    found = evaluate(run, shards, "linear", "label_field=visual", "costs=[0.5]", layers, "untrained=false")
+    for layer in LAYERS:
+        train, labels, test, truth = splits(embedder, shards, "video", layer)
+        scale = StandardScaler().fit(train[:, 0])
+        oracle = LogisticRegression(C=0.5, max_iter=1000).fit(scale.transform(train[:, 0]), labels)
+        expected = oracle.score(scale.transform(test[:, 0]), truth)
+        assert found["results"]["trained"][f"video_{layer}_top1_accuracy"] == pytest.approx(expected)
+        assert found["facts"]["trained"]["feature_dims"][layer] == [train.shape[2]]
+    rows = read_rows(run / "evaluations" / "linear.json", found, "trained")[0]
+    known = sorted(set(labels))
+    np.testing.assert_allclose(
+        rows.columns["video_feature_scores"][:, [sorted({*labels, *truth}).index(name) for name in known]],
+        oracle.predict_proba(scale.transform(test[:, 0])),
+        atol=1e-3,
+    )
+    assert found["protocol"]["frozen"] == "encoders, projectors, statistics of the views"
+    assert found["protocol"]["batch_norm"].startswith("eval")
+
+
+def test_svm_averages_decisions_over_crops_as_scikit_learn_does(run: Path, embedder: Embedder, shards: Any) -> None:
+    options = ("cost=0.001", "max_iterations=5000", "modality=audio", "layers=[conv4x]", "untrained=false")
+    found = evaluate(run, shards, "svm", "label_field=visual", "train_clips=3", "test_clips=3", *options)
+    train, labels, test, truth = splits(embedder, shards, "audio", "conv4x", 3)
+    clips = train.reshape(-1, train.shape[2])
+    mean, deviation = clips.mean(axis=0), clips.std(axis=0) + 0.01
+    oracle = LinearSVC(C=0.001, loss="hinge", max_iter=5000, random_state=0)
+    oracle.fit((clips - mean) / deviation, np.repeat(labels, 3))
+    decisions = oracle.decision_function((test.reshape(-1, test.shape[2]) - mean) / deviation)
+    averaged = decisions.reshape(len(test), 3, -1).mean(axis=1)
+    expected = (oracle.classes_[averaged.argmax(axis=1)] == truth).mean()
+    assert found["results"]["trained"]["audio_conv4x_top1_accuracy"] == pytest.approx(expected)
+
+
+def test_random_clips_are_the_same_every_time_and_differ_with_the_seed(embedder: Embedder, shards: Any) -> None:
+    def audio(seed: int) -> np.ndarray:
+        plan = ClipPlan(2, random=True, speed=(0.75, 4 / 3), volume=(0.9, 1.1), seed=seed)
+        return extract(embedder, str(shards["test"]), ["audio"], ["feature"], plan).rows["audio"]["feature"]
+
+    first = audio(0)
+    assert np.array_equal(first, audio(0))
+    assert (np.abs(first - audio(1)).max(axis=(1, 2)) > 1e-6).all()
+    assert np.abs(first[:, 0] - first[:, 1]).max() > 1e-6, "the clips of a sample are drawn one by one"
+
+
+@pytest.mark.parametrize("fuse", ["concatenate", "average"])
+def test_both_modalities_together(run: Path, shards: Any, fuse: str) -> None:
+    found = evaluate(run, shards, "linear", "label_field=visual", "modality=both", f"fuse={fuse}", "untrained=false")
+    widths = found["facts"]["trained"]["feature_dims"]["feature"]
+    assert widths == ([32] if fuse == "concatenate" else [16, 16])
+    assert 0 <= found["results"]["trained"]["both_feature_top1_accuracy"] <= 1
+
+
+def test_few_labels_are_stratified_and_repeated_over_seeds(run: Path, shards: Any) -> None:
+    found = evaluate(
+        run, shards, "few_label", "label_field=visual", "fractions=[0.5]", "per_class=[1]", "seeds=[0,1,2]"
+    )
+    assert [repeat["name"] for repeat in found["repeats"]["trained"]] == ["seed 0", "seed 1", "seed 2"]
+    name = "1_per_class_video_feature_top1_accuracy"
+    values = [repeat[name] for repeat in found["repeats"]["trained"]]
+    assert found["results"]["trained"][name] == pytest.approx(np.mean(values))
+    assert found["deviation"]["trained"][name] == pytest.approx(np.std(values, ddof=1))
+    from avssl.eval.tasks.few_label import stratified
+
+    targets = np.repeat([0, 1, 2], [100, 50, 3])
+    chosen = stratified(targets, 0.1, 0, 0)
+    assert np.bincount(targets[chosen]).tolist() == [10, 5, 1]
+    assert set(stratified(targets, 0.01, 0, 0)) <= set(chosen), "the smaller draw is part of the larger"
+    assert not np.array_equal(chosen, stratified(targets, 0.1, 0, 1))
+    assert np.bincount(targets[stratified(targets, 0.0, 5, 0)]).tolist() == [5, 5, 3]
+
+
+def test_clustering_is_scored_against_labels_and_shuffled_clusters(run: Path, shards: Any) -> None:
+    found = evaluate(run, shards, "clustering", "train=", "label_field=visual", "seeds=[0,1]", "num_clusters=3")
+    values = found["results"]["trained"]
+    assert set(values) == {
+        f"video_feature_{name}" for name in ("normalised_mutual_information", "adjusted_rand_index", "purity")
+    }
+    assert found["chance"]["video_feature_purity"] > 1 / 6, "of small clusters chance is far from 0"
+    assert len(found["repeats"]["trained"]) == 2
+
+
+def test_retrieval_across_and_within(run: Path, embedder: Embedder, shards: Any) -> None:
+    found = evaluate(run, shards, "retrieval", "label_field=visual", "recall_at=[1,5]")
+    names = set(found["results"]["trained"])
+    assert {"video_to_audio_recall_at_1", "audio_to_video_median_rank"} <= names
+    assert {"video_to_video_embedding_mean_average_precision", "audio_to_audio_embedding_recall_at_5"} <= names
+    across = evaluate(run, shards, "retrieval", "train=", "recall_at=[1]", "name=across", "untrained=false")
+    assert set(across["results"]["trained"]) == {
+        f"{direction}_{name}"
+        for direction in ("video_to_audio", "audio_to_video")
+        for name in ("recall_at_1", "median_rank")
+    }
+
+
+def test_synchronisation_counts_what_cannot_tell(run: Path, shards: Any, embedder: Embedder) -> None:
+    found = evaluate(run, shards, "synchronisation", "test_clips=2")
+    values = found["results"]["trained"]
+    rows = read_rows(run / "evaluations" / "synchronisation.json", found, "trained")[0].columns
+    assert values["synchronisation_pair_accuracy"] == pytest.approx((rows["aligned"] > rows["shifted"]).mean())
+    assert {"synchronisation_auc", "synchronisation_accuracy"} <= values.keys()
+    assert found["protocol"]["shift"] == 0.5
+    assert (found["protocol"]["num_test"], found["protocol"]["left_out"]["test"]) == (6, {})
+    with pytest.raises(ValueError, match="too short"):
+        evaluate(run, shards, "synchronisation", "shift_seconds=1.2")
+    with pytest.raises(ValueError, match="silent"):
+        evaluate(run, shards, "synchronisation", "silence_dbfs=60")
+
+
+def test_all_tasks_of_the_registry_have_a_configuration_that_parses() -> None:
+    for name in tasks.names():
+        kind = tasks.get(name)
+        parsed = config.parse(kind.Config, [f"task={name}", "train=a", "test=b"])
+        assert (parsed.train, parsed.test) == ("a", "b")
+    with pytest.raises(ValueError, match="Did you mean 'linear'"):
+        tasks.get("linaer")
+
+
+def test_bad_input_is_refused_with_what_to_do(run: Path, shards: Any) -> None:
+    for changes, message in (
+        (["label_field=nothing"], "set label_field"),
+        (["label_field=visual", "modality=image"], "this run has encoders for"),
+        (["label_field=visual", "layers=[conv9x]"], "has no layer conv9x; it has conv2x"),
+        (["label_field=visual", "test="], "test is not set"),
+        (["label_field=visual", f"test={shards['train']}"], "hold the same clips"),
+        (["label_field=visual", "folds=[1]"], "must stand in them"),
+        (["label_field=visual", "speed=[1]"], "two ends of a range"),
+        (["label_field=visual", "name=a/b"], "no slash"),
+        (["label_field=visual", "test=", "fold_field=nothing"], "no label field 'nothing'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate(run, shards, "linear", *changes)
+
+
+def test_a_missing_shard_is_an_error_and_not_a_smaller_test_set(run: Path, shards: Any, tmp_path: Path) -> None:
+    copy = shutil.copytree(shards["test"], tmp_path / "test")
+    (copy / "shard-000000.tar").unlink()
+    with pytest.raises(FileNotFoundError, match="the shard is missing"):
+        evaluate(run, shards, "knn", f"test={copy}", "label_field=visual")
+
+
+def test_two_processes_give_the_result_of_one_with_every_sample_once(run: Path, shards: Any) -> None:
+    options = [
+        "task=knn", f"train={shards['train']}", f"test={shards['test']}", "label_field=visual", "num_workers=0",
+        "modality=both", "layers=[conv5x,embedding]", "test_clips=2",
+    ]  # fmt: skip
+    recipe.evaluate(run, recipe.load_task([*options, "name=one"]))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
+    run_python(*launcher, "recipes/evaluate.py", run, *options, "name=two")
+    one, two = (read_evaluation(run / "evaluations" / f"knn-{name}.json") for name in ("one", "two"))
+    assert one["protocol"] == two["protocol"]
+    for weights in ("trained", "untrained"):
+        first, second = (
+            read_rows(run / "evaluations" / f"knn-{name}.json", found, weights)[0]
+            for name, found in (("one", one), ("two", two))
+        )
+        assert first.keys == second.keys
+        assert len(second.keys) == 6
+        for column in first.columns:
+            np.testing.assert_allclose(first.columns[column], second.columns[column], atol=1e-4)
+
+
+def test_help_lists_the_tasks_and_their_keys() -> None:
+    text = recipe.usage(["--help", "svm"])
+    assert "few_label" in text
+    assert "cost: float = 1.0  # C" in text
