@@ -16,9 +16,10 @@ UNKNOWN_LICENCE = "other"  # what the front matter of a hub says where nobody ha
 
 
 def write_card(run: Path, folder: Path, *, title: str = "") -> Path:
-    """Write README.md of the run into `folder`; returns its path."""
+    """Write README.md into `folder`, which has the provenance to tell of; the rest is the run's. Returns its path."""
     path = folder / CARD_FILE
-    path.write_text(card(load_run(run), read_provenance(run), evaluations(run), title or run.name), encoding="utf-8")
+    text = card(load_run(run), read_provenance(folder), evaluations(run), title or run.name)
+    path.write_text(text, encoding="utf-8")
     return path
 
 

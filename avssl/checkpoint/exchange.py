@@ -48,7 +48,9 @@ def export_folder(run: str | Path, out: str | Path, *, with_state: bool = False,
     (out / PROVENANCE_FILE).write_text(json.dumps(_facts(provenance), indent=1))
     kept = {key: value for key, value in weights.items() if with_state or key.startswith(PARTS)}
     temporary = out / f"{EXCHANGE_FILE}.tmp"
-    save_file(kept, str(temporary), metadata={"format": "avssl-model", "version": "1"})
+    save_file(
+        kept, str(temporary), metadata={"format": "pt"}
+    )  # one entry: of several the order, hence the bytes, would be chance
     write_card(run, out, title=out.resolve().name)
     temporary.rename(out / EXCHANGE_FILE)  # last: the folder is whole when this is there
     return out

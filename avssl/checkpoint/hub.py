@@ -19,7 +19,7 @@ def download(name: str, revision: str | None, files: Sequence[str]) -> Path:
         return Path(hub.snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except (OSError, ValueError) as error:  # what the library raises for names, rights and connections
         raise FileNotFoundError(
-            f"{name} is no folder here, and the hub did not give it: {str(error).strip().splitlines()[0]}"
+            f"{name} is no folder here, and the hub did not give it: {' '.join(str(error).split())[:300]}"
         ) from error
 
 

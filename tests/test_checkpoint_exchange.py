@@ -1,0 +1,282 @@
+"""One folder to pass on: it embeds bit for bit as the run does, says what it is, and goes to a hub and back."""
+
+import hashlib
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import avssl
+from avssl import checkpoint, config, losses
+from avssl.checkpoint.__main__ import main
+from avssl.checkpoint.place import FILES, locate
+from avssl.data.views import RawView
+from avssl.models import create_encoder
+from tests.conftest import run_python
+from tests.made_runs import NUM_SAMPLES, SMALL_AVID, made_run
+
+NAMES = {"config.json", "provenance.json", "model.safetensors", "README.md"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return made_run(tmp_path_factory.mktemp("runs") / "avid", "loss.name=avid", *SMALL_AVID)
+
+
+@pytest.fixture(scope="module")
+def folder(run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("exchange") / "avid-small"
+    main(["export", str(run), "--out", str(out)])
+    return out
+
+
+def raw_views():
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.randint(0, 256, (3, 4, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    return {
+        "video": RawView("video", frames),
+        "audio": RawView("audio", torch.randn(3, 1, 12_000, generator=generator)),
+    }
+
+
+def assert_same_embeddings(one, other):
+    """Bit for bit, features and embeddings."""
+    assert one.modalities == other.modalities
+    for modality, raw in raw_views().items():
+        for ours, theirs in zip(one.encode(modality, raw), other.encode(modality, raw), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_folder_embeds_bit_for_bit_as_the_run(run, folder):
+    assert {path.name for path in folder.iterdir()} == NAMES == set(FILES)
+    ours, theirs = avssl.load_embedder(str(run)), avssl.load_embedder(str(folder))
+    assert_same_embeddings(ours, theirs)
+    assert ours.weights_hash == theirs.weights_hash
+
+
+def test_a_trained_run_embeds_files_the_same_from_its_folder(tiny_run, shards, tmp_path):
+    main(["export", str(tiny_run), "--out", str(tmp_path / "folder")])
+    tables = [avssl.load_embedder(str(place)).embed(shards["test"])[0] for place in (tiny_run, tmp_path / "folder")]
+    for name in ("video_embedding", "audio_embedding", "video_feature", "audio_feature"):
+        np.testing.assert_array_equal(getattr(tables[0], name), getattr(tables[1], name))
+    card = (tmp_path / "folder" / "README.md").read_text()
+    assert "steps: 3" in card
+
+
+def test_the_configuration_is_the_runs_but_for_the_paths_of_its_machine(run, folder):
+    ours, theirs = config.load_run(run), config.load_run(folder)
+    assert (theirs.run, theirs.data.shards) == ("", "")
+    theirs.run, theirs.data.shards = ours.run, ours.data.shards
+    assert ours == theirs
+    assert "somewhere" not in "".join((folder / name).read_text() for name in NAMES - {"model.safetensors"})
+
+
+def test_a_folder_of_a_folder_is_equal(folder, tmp_path):
+    main(["export", str(folder), "--out", str(tmp_path / "avid-small")])
+    for name in NAMES:
+        assert (tmp_path / "avid-small" / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+def test_state_of_the_samples_stays_behind_unless_asked_for(run, folder, tmp_path):
+    kept = load_file(folder / "model.safetensors")
+    assert all(name.startswith(("loss.encoders.", "loss.projectors.", "views.")) for name in kept)
+    main(["export", str(run), "--out", str(tmp_path / "whole"), "--with-state"])
+    whole = load_file(tmp_path / "whole" / "model.safetensors")
+    assert whole.keys() - kept.keys() == {"loss.banks.video.rows", "loss.banks.audio.rows", "loss.partition"}
+    assert whole.keys() == checkpoint.read_weights(run).keys()
+
+
+def test_a_run_starts_from_a_folder(run, folder, tmp_path):
+    main(["export", str(run), "--out", str(tmp_path / "whole"), "--with-state"])
+    weights = checkpoint.read_weights(run)
+    for source, banks in ((folder, False), (tmp_path / "whole", True)):
+        cfg = config.load_run(run)
+        loss = losses.get("avid")(
+            cfg.loss, {m: create_encoder(**cfg.encoders[m]) for m in ("video", "audio")}, NUM_SAMPLES
+        )
+        loss.banks["video"].rows.zero_()
+        report = checkpoint.inherit(loss, source, fingerprint="abc")
+        assert ("banks.video.rows" in report["loaded"]) == banks
+        assert torch.equal(loss.banks["video"].rows, weights["loss.banks.video.rows"]) == banks
+        assert torch.equal(loss.encoders["audio"].conv1[0].weight, weights["loss.encoders.audio.conv1.0.weight"])
+
+
+def test_the_recipe_embeds_with_a_folder(folder, shards, tmp_path):
+    run_python("recipes/embed.py", str(folder), shards["test"], "--out", str(tmp_path), "--num-workers", "0")
+    assert list(tmp_path.glob("*.parquet"))
+
+
+def test_the_card_says_what_the_run_knows(tmp_path):
+    run = made_run(tmp_path / "run", "loss.name=avid", *SMALL_AVID, "optim.lr=0.003")
+    evaluation = {
+        "chance": {"video_knn_label": 0.1},
+        "results": {"trained": {"video_knn_label": 0.625}, "untrained": {"video_knn_label": 0.25}},
+    }
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    main(["export", str(run), "--out", str(tmp_path / "nice-name"), "--licence", "apache-2.0"])
+    card = (tmp_path / "nice-name" / "README.md").read_text()
+    for words in (
+        "license: apache-2.0",
+        "# nice-name",
+        "**apache-2.0**",
+        "`avid` (Morgado et al. 2021, arXiv 2004.12943)",
+        f"{NUM_SAMPLES} samples, `shards` (fingerprint `abc`)",
+        "steps: 7, samples seen: 56",
+        "learning rate 0.003",
+        "| video_knn_label | 0.6250 | 0.2500 | 0.1000 |",
+        'avssl.load_embedder("nice-name")',
+        "4 frames at 16 a second, 32 px, encoder `avid_video`, depth 10, width 4",
+    ):
+        assert words in card, words
+
+
+def test_the_card_says_what_is_not_known(folder):
+    card = (folder / "README.md").read_text()
+    assert "license: other" in card
+    assert "Not stated by whoever trained these weights." in card
+    assert "None are stored with this run." in card
+
+
+def test_a_licence_of_the_weights_cannot_be_changed(tmp_path):
+    facts = {"licence": "CC-BY-NC-4.0", "licence_note": "no commercial use"}
+    run = made_run(tmp_path / "run", "loss.name=avid", *SMALL_AVID, provenance=facts)
+    with pytest.raises(SystemExit, match=r"licensed CC-BY-NC-4\.0"):
+        main(["export", str(run), "--out", str(tmp_path / "out"), "--licence", "mit"])
+    assert not (tmp_path / "out").exists()
+    main(["export", str(run), "--out", str(tmp_path / "out")])
+    assert "**CC-BY-NC-4.0**: no commercial use" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_folder_in_use_is_left_alone(run, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(SystemExit, match="not empty"):
+        main(["export", str(run), "--out", str(tmp_path)])
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of a hub as a download asks for: one model, one commit."""
+
+    folder: Path
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    requests: list[str]
+
+    def do_HEAD(self):
+        self.answer(body=False)
+
+    def do_GET(self):
+        self.answer(body=True)
+
+    def answer(self, body):
+        path = self.path.partition("?")[0]
+        self.requests.append(path)
+        names = [*sorted(item.name for item in self.folder.iterdir()), "huge-and-not-wanted.bin"]
+        if path.startswith("/api/models/someone/avid-small/tree/"):  # how newer clients list files
+            files = [{"type": "file", "path": name, "size": 1, "oid": "0" * 40} for name in names]
+            self.send(json.dumps(files).encode(), body)
+        elif path.startswith("/api/models/someone/avid-small/revision/"):
+            files = [{"rfilename": name} for name in names]
+            self.send(json.dumps({"id": "someone/avid-small", "sha": self.commit, "siblings": files}).encode(), body)
+        elif path.startswith(f"/someone/avid-small/resolve/{self.commit}/"):
+            content = (self.folder / path.rsplit("/", 1)[1]).read_bytes()
+            etag = hashlib.sha256(content).hexdigest()
+            self.send(content, body, ETag=f'"{etag}"', **{"X-Repo-Commit": self.commit})
+        else:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    def send(self, content, body, **headers):
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json" if self.path.startswith("/api/") else "text/plain")
+        self.send_header("Content-Length", str(len(content)))
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, *arguments):
+        """Quiet."""
+
+
+@pytest.fixture
+def hub(folder, tmp_path, monkeypatch):
+    """A hub on loopback that the real client talks to."""
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    handler = type("OneHub", (Hub,), {"folder": folder, "requests": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    real = huggingface_hub.snapshot_download
+
+    def on_loopback(*arguments, **options):
+        return real(*arguments, endpoint=address, cache_dir=tmp_path / "cache", token=False, **options)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", on_loopback)
+    yield handler
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize("name", ["someone/avid-small", "hf://someone/avid-small", "hf://someone/avid-small@main"])
+def test_a_model_of_a_hub_embeds_bit_for_bit_as_the_run(name, hub, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert_same_embeddings(avssl.load_embedder(str(run)), avssl.load_embedder(name))
+    fetched = {path.rsplit("/", 1)[1] for path in hub.requests if "/resolve/" in path}
+    assert fetched == NAMES
+
+
+def test_what_neither_is_here_nor_at_the_hub_is_one_clear_error(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="runs/avid_cma is no folder here, and the hub did not give it"):
+        avssl.load_embedder("runs/avid_cma")
+
+
+def test_only_names_of_a_hub_are_asked_for_there(tmp_path, monkeypatch):
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", mock.Mock(side_effect=AssertionError("asked")))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "avid").mkdir(parents=True)
+    assert locate("runs/avid") == Path("runs/avid")
+    for name in ("avid", "./runs/none", "/runs/none", "a/b/c", "../runs/none"):
+        assert locate(name) == Path(name)
+    with pytest.raises(ValueError, match="write hf://owner/name"):
+        locate("hf://avid")
+
+
+def test_without_the_extra_the_error_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
+    with pytest.raises(FileNotFoundError, match=r"pip install 'avssl\[hub\]'"):
+        avssl.load_embedder("someone/avid-small")
+
+
+def test_push_makes_the_repository_and_uploads_the_four_files(folder, monkeypatch, capsys):
+    """Against an object with the real client's signatures: a call that it would not take fails."""
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    api = mock.create_autospec(huggingface_hub.HfApi, instance=True)
+    api.upload_folder.return_value = "the commit"
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: api)
+    (folder / "secret.txt").write_text("not to be uploaded")
+    main(["push", str(folder), "someone/avid-small", "--private"])
+    (folder / "secret.txt").unlink()
+    api.create_repo.assert_called_once_with("someone/avid-small", private=True, exist_ok=True, repo_type="model")
+    sent = api.upload_folder.call_args.kwargs
+    assert (sent["repo_id"], Path(sent["folder_path"])) == ("someone/avid-small", folder)
+    assert set(sent["allow_patterns"]) == NAMES
+    assert "the commit" in capsys.readouterr().out
+
+
+def test_push_refuses_what_is_no_exchange_folder(run, tmp_path):
+    with pytest.raises(SystemExit, match=r"has no config.json, model.safetensors, README.md; write it first"):
+        main(["push", str(run), "someone/avid"])
