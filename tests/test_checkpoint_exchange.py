@@ -119,6 +119,13 @@ def test_the_card_says_what_the_run_knows(tmp_path):
         "results": {"trained": {"video_knn_label": 0.625}, "untrained": {"video_knn_label": 0.25}},
     }
     (run / "evaluation.json").write_text(json.dumps(evaluation))
+    by_task = {
+        "results": {"trained": {"top1_accuracy": 0.5}, "untrained": {"top1_accuracy": 0.0}},
+        "deviation": {"trained": {"top1_accuracy": 0.03}},
+        "data": {"train": "/home/me/ucf/train", "test": "/home/me/ucf/test"},
+    }
+    (run / "evaluations").mkdir()
+    (run / "evaluations" / "knn-ucf.json").write_text(json.dumps(by_task))
     main(["export", str(run), "--out", str(tmp_path / "nice-name"), "--licence", "apache-2.0"])
     card = (tmp_path / "nice-name" / "README.md").read_text()
     for words in (
@@ -130,6 +137,8 @@ def test_the_card_says_what_the_run_knows(tmp_path):
         "steps: 7, samples seen: 56",
         "learning rate 0.003",
         "| video_knn_label | 0.6250 | 0.2500 | 0.1000 |",
+        "knn-ucf, train `train`, test `test`:",
+        "| top1_accuracy | 0.5000 ± 0.0300 | 0.0000 |  |",
         'avssl.load_embedder("nice-name")',
         "4 frames at 16 a second, 32 px, encoder `avid_video`, depth 10, width 4",
     ):

@@ -109,24 +109,29 @@ def _input_lines(cfg: RunConfig, modalities: list[str]) -> list[str]:
 
 
 def _result_lines(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """A table of every metric of every evaluation: trained, untrained, chance where they are there."""
+    """A table of every metric of every evaluation: trained (with its deviation), untrained, chance, if they are there.
+
+    Of the data the last part of a path alone.
+    """
     for name, content in results.items():
-        found = content.get("results", {})
-        trained = found.get("trained", found)
-        rows = [(metric, number) for metric, value in trained.items() if (number := _number(value)) is not None]
+        found, spread = content.get("results", {}), content.get("deviation", {}).get("trained", {})
+        rows = [(metric, number) for metric, value in found.get("trained", {}).items() if (number := _number(value))]
         if not rows:
             continue
-        yield f"\n{name}:\n\n| metric | trained | untrained | chance |\n| --- | --- | --- | --- |"
+        data = content.get("data") or content.get("protocol", {})
+        splits = [f"{split} `{Path(str(data[split])).name}`" for split in ("train", "test") if data.get(split)]
+        yield f"\n{', '.join([name, *splits])}:\n\n| metric | trained | untrained | chance |\n| --- | --- | --- | --- |"
         untrained, chance = found.get("untrained") or {}, content.get("chance") or {}
         for metric, number in rows:
-            others = (_number(untrained.get(metric)), _number(chance.get(metric)))
-            yield f"| {metric} | {number:.4f} | " + " | ".join("" if o is None else f"{o:.4f}" for o in others) + " |"
+            cells = [number, _number(untrained.get(metric)), _number(chance.get(metric))]
+            deviation = _number(spread.get(metric))
+            if deviation:
+                cells[0] = f"{number} ± {deviation}"
+            yield f"| {metric} | " + " | ".join(cell or "" for cell in cells) + " |"
 
 
-def _number(value: Any) -> float | None:
-    if isinstance(value, Mapping):
-        value = next((value[key] for key in ("mean", "value") if key in value), None)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+def _number(value: Any) -> str | None:
+    return f"{value:.4f}" if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _use_lines(title: str, modalities: list[str]) -> list[str]:
