@@ -1,0 +1,83 @@
+"""Linear probes on augmented clips: one classifier per layer of a frozen network, all trained in one pass.
+
+Frozen means frozen: no gradients, and batch norm in eval mode, so that neither weights nor running statistics move. The
+published code of AVID left batch norm in training mode here, so its numbers may differ (recipes/configs/evaluate/
+linear_kinetics400.yaml). Logistic regression on stored features, without augmentation, is the task `linear`.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from avssl.data.clip_sets import clip_set
+from avssl.data.view_config import ViewsConfig
+from avssl.data.views import ViewMaker
+from avssl.eval.finetune_data import ShardFold
+from avssl.eval.finetune_task import TrainedConfig, check, repeats, run_repeat, scheduled
+from avssl.eval.finetune_training import Stage
+from avssl.eval.labelled import FROZEN, wanted_modalities
+from avssl.eval.outcome import Outcome
+from avssl.eval.probe import LinearProbes
+from avssl.eval.tasks import register
+
+if TYPE_CHECKING:
+    from avssl.embed import Embedder
+
+
+@dataclass
+class Config(TrainedConfig):
+    """The defaults of epochs and steps are no protocol; recipes/configs/evaluate/linear_*.yaml are."""
+
+    layers: list[str] = field(default_factory=list)  # of conv2x .. conv5x and pool; []: every stage the encoder has
+    probe_batch_norm: bool = True  # before each linear layer, with scale and shift
+
+
+@register("linear_probe", Config)
+def linear_probe(embedder: Embedder, config: Config) -> Outcome:
+    """Every layer of every fold with every seed."""
+    check(config)
+    if config.optim.clip_norm:
+        raise ValueError(
+            f"optim.clip_norm is {config.optim.clip_norm}; it would couple the probes, which must not know of each "
+            "other: leave it at 0"
+        )
+    modalities = wanted_modalities(config, embedder)
+    widths: dict[str, int] = {}
+
+    def model(fold: ShardFold, maker: ViewMaker, views: ViewsConfig) -> LinearProbes:
+        encoders = {modality: copy.deepcopy(embedder.encoders[modality]) for modality in modalities}
+        clips = clip_set(fold.train.read(0), views, modalities, 1)
+        with torch.no_grad():
+            example = maker(clips, embedder.device)
+        probes = LinearProbes(
+            encoders, list(config.layers), example, len(fold.classes), batch_norm=config.probe_batch_norm
+        )
+        widths.update(probes.widths)
+        return probes
+
+    def stages(steps_per_pass: int) -> list[Stage]:
+        steps = config.epochs * config.clips_per_sample * steps_per_pass
+        return [Stage(steps, scheduled(config, steps_per_pass), False, "frozen")]
+
+    found, said = [], {}
+    for name, seed, fold in repeats(config, embedder):
+        repeat, of_training, _ = run_repeat(embedder, config, name, seed, fold, model, stages)
+        found.append(repeat)
+        said[name] = of_training
+    metric = "mean_average_precision" if config.multi_label else "top1_accuracy"
+    values = [repeat.values() for repeat in found]
+    means = {layer: float(np.mean([one[f"{layer}_{metric}"] for one in values])) for layer in widths}
+    protocol: dict[str, Any] = {
+        **FROZEN,
+        "layers": widths,
+        "probe_batch_norm": config.probe_batch_norm,
+        "scores": "mean over clips of the " + ("sigmoid" if config.multi_label else "softmax"),
+        "repeats": said,
+    }
+    best = max(means, key=lambda layer: means[layer])
+    return Outcome(found, protocol, {"best_layer": best, "best_layer_is_chosen_by": f"{metric} on the test samples"})
