@@ -13,8 +13,8 @@ centred on it. Nothing is random: the same input gives the same rows, whatever t
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,19 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+import avssl
 from avssl import checkpoint, losses
 from avssl.config import RunConfig, load_run
 from avssl.data.shards import ShardSet
 from avssl.data.views import RawView, ViewMaker
-from avssl.data.windows import Media, Windows, WindowStream, open_media, resolve_sources
+from avssl.data.windows import Sources, Windows, WindowStream, open_media, resolve_sources
+from avssl.embed_rows import Finished, RowMaker, Spool, in_order
 from avssl.models import create_encoder
-from avssl.tables import MODALITIES, EmbeddingTable
+from avssl.tables import MODALITIES, VECTOR_COLUMNS, EmbeddingTable, concatenate
 from avssl.types import MediaError
 
 EMBEDDING_PARTS = ("encoders", "projectors", "predictors")  # of a loss: what embeddings are a function of
+MAX_STATE_ROWS = 2**17  # more than any number of clusters or neighbours that a loss asks the samples for
 
 
 class Embedder:
@@ -51,7 +54,11 @@ class Embedder:
 
     @classmethod
     def from_run(cls, run: str | Path, *, device: str = "cpu", untrained: bool = False) -> Embedder:
-        """Load a finished run folder. untrained=True takes random weights from its seed: a baseline."""
+        """Load a finished run folder, an exchange folder, or `hf://owner/name` of a hub.
+
+        untrained=True takes random weights from its seed: a baseline.
+        """
+        run = checkpoint.locate(run) if str(run).startswith(checkpoint.HUB_SCHEME) else Path(run)
         config = load_run(run)
         weights = checkpoint.read_weights(run)
         loss_class = losses.get(config.loss.name)
@@ -61,12 +68,17 @@ class Embedder:
         unneeded = () if untrained else ("weights",)
         options = {m: {k: v for k, v in config.encoders[m].items() if k not in unneeded} for m in modalities}
         encoders = {modality: create_encoder(**options[modality]) for modality in modalities}
-        provenance = json.loads((Path(run) / checkpoint.PROVENANCE_FILE).read_text())
-        loss = loss_class(config.loss, encoders, provenance["data"]["num_samples"])
+        # State with a row per sample is not loaded here: millions of rows would only fill the memory.
+        num_samples = min(checkpoint.read_provenance(run)["data"]["num_samples"], MAX_STATE_ROWS)
+        loss = loss_class(config.loss, encoders, num_samples)
         views = ViewMaker(config.views, modalities)
-        parts: list[tuple[nn.Module, str]] = [(views, "views.")]
+        parts: list[tuple[nn.Module, str]] = []
         if not untrained:
             parts += [(getattr(loss, name), f"loss.{name}.") for name in EMBEDDING_PARTS]
+        if "audio" in modalities and not any(key.startswith("views.") for key in weights):
+            views.normalize_audio = checkpoint.UnmeasuredStatistics(views.spectrogram.num_bins, run)
+        else:
+            parts.append((views, "views."))
         for module, prefix in parts:
             own = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
             module.load_state_dict(own)
@@ -93,33 +105,68 @@ class Embedder:
             modalities: default all that the run has.
             batch_size: clips per forward pass; num_workers: decoding processes, 0 decodes here.
         """
+        wanted, metadata = self.settings(window_seconds, stride_seconds, modalities)
+        stream = self.stream(resolve_sources(sources, wanted), metadata)
+        spool, failures, finished = Spool(), {}, []
+        with tqdm(total=len(stream), unit="clip", desc="embed", disable=not progress, mininterval=1.0) as bar:
+            for source in self.rows(stream, batch_size, num_workers, spool):
+                bar.update()
+                if source.error is not None:
+                    failures[source.key] = source.error
+                else:
+                    finished.append(source)
+        tables = list(in_order(spool, finished))
+        if not any(table.has(name).any() for table in tables for name in wanted):
+            raise _explain_nothing(failures, len(finished), wanted)
+        table = concatenate(tables)
+        absent = {name: None for name in VECTOR_COLUMNS if name.split("_")[0] not in table.modalities()}
+        columns: dict[str, Any] = {"metadata": metadata, **absent}
+        return replace(table, **columns), failures
+
+    def settings(
+        self, window_seconds: float | None, stride_seconds: float | None, modalities: Sequence[str] | None
+    ) -> tuple[tuple[str, ...], dict[str, Any]]:
+        """(modalities, metadata of the table): what the rows are a function of, besides the sources.
+
+        ValueError for a modality that the run has not, and for windows of pictures.
+        """
         wanted = self._checked(modalities or self.modalities)
         grid = self._grid(wanted, window_seconds, stride_seconds)
-        found = resolve_sources(sources, wanted)
-        stream = WindowStream(
-            found, self.config.views, wanted, grid.get("window_seconds", 0.0), grid.get("stride_seconds", 0.0)
-        )
+        facts = {"run": str(self.config.run), "weights": self.weights_hash, **grid, "normalised": True}
+        return wanted, facts | {"modalities": list(wanted), "avssl_version": avssl.__version__}
+
+    def stream(self, sources: Sources, settings: dict[str, Any], blocks: Sequence[range] | None = None) -> WindowStream:
+        """The windows of sources, as `settings` gave them; blocks: numbers of the sources to read."""
+        grid = settings.get("window_seconds", 0.0), settings.get("stride_seconds", 0.0)
+        return WindowStream(sources, self.config.views, settings["modalities"], *grid, blocks)
+
+    def rows(
+        self, stream: WindowStream, batch_size: int, num_workers: int, spool: Spool, *, needs_any: bool = False
+    ) -> Iterator[Finished]:
+        """Embed a stream: every source as it is finished, its rows in the spool. See embed_rows.RowMaker."""
         loader = DataLoader(
             stream,
             batch_size=None,
             num_workers=num_workers,
             multiprocessing_context="forkserver" if num_workers else None,
         )
-        collector = _Collector(self, wanted, batch_size)
-        with tqdm(total=len(stream), unit="clip", desc="embed", disable=not progress, mininterval=1.0) as bar:
-            seen = -1
-            for number, item in loader:
-                bar.update(int(number != seen))
-                seen = number
-                key = item.media.key if isinstance(item, Windows) else stream.name_of(number)
-                collector.add(number, key, item)
-        metadata = {
-            "run": str(self.config.run),
-            "weights": self.weights_hash,
-            **grid,
-            "normalised": True,
-        }
-        return collector.table(metadata), collector.failures
+        maker = RowMaker(self.encode, self.widths(stream.modalities), batch_size, spool, needs_any=needs_any)
+        for number, item in loader:
+            key = item.media.key if isinstance(item, Windows) else stream.name_of(number)
+            maker.add(number, key, item)
+            while maker.finished:
+                yield maker.finished.popleft()
+        maker.flush()
+        yield from maker.finished
+
+    @torch.inference_mode()
+    def widths(self, modalities: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """{modality: (width of its features, of its embeddings)}."""
+        found = {}
+        for name in modalities:
+            feature = torch.zeros(1, int(self.loss.encoders[name].dim), device=self.device)  # type: ignore[arg-type]
+            found[name] = feature.shape[1], self.loss.embedding(name, feature).shape[1]
+        return found
 
     def _checked(self, modalities: Sequence[str]) -> tuple[str, ...]:
         """The modalities; ValueError for one that the run has not."""
@@ -171,93 +218,17 @@ class Embedder:
         return feature.float().cpu().numpy(), self.loss.embedding(modality, feature).cpu().numpy()
 
 
-class _Collector:
-    """Gathers decoded windows into batches of clips, runs them, and keeps the rows."""
-
-    def __init__(self, embedder: Embedder, modalities: Sequence[str], batch_size: int) -> None:
-        self.embedder, self.modalities, self.batch_size = embedder, modalities, batch_size
-        self.failures: dict[str, MediaError] = {}
-        self.rows: list[tuple[int, Media, np.ndarray, dict[str, np.ndarray]]] = []
-        self.waiting: dict[str, list[RawView]] = {name: [] for name in modalities}
-        self.owners: dict[str, list[int]] = {name: [] for name in modalities}
-        self.outputs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in modalities}
-        self.num_windows = 0
-
-    def add(self, number: int, key: str, item: Windows | MediaError) -> None:
-        """Take the next decoded windows of a source, or its failure."""
-        if isinstance(item, MediaError):
-            self.failures[key] = item
-            return
-        # Media travel with their bytes no further than this.
-        media = Media(key, item.media.index, labels=item.media.labels)
-        self.rows.append((number, media, item.grid, item.has))
-        for name in self.modalities:
-            clips = item.clips[name]
-            if clips is not None:
-                self.waiting[name].append(clips)
-                self.owners[name] += [self.num_windows + owner for owner in item.owner[name]]
-                if sum(len(view.media) for view in self.waiting[name]) >= self.batch_size:
-                    self._run(name)
-        self.num_windows += len(item.grid)
-
-    def _run(self, name: str) -> None:
-        media = torch.cat([view.media for view in self.waiting[name]])
-        self.waiting[name] = []
-        for piece in media.split(self.batch_size):
-            self.outputs[name].append(self.embedder.encode(name, RawView(name, piece)))
-
-    def table(self, metadata: dict[str, Any]) -> EmbeddingTable:
-        """All rows in the order of the sources. ValueError when nothing could be embedded, of one source its own."""
-        if not self.rows:
-            if len(self.failures) == 1:
-                raise next(iter(self.failures.values()))
-            reasons = "; ".join(str(error) for error in list(self.failures.values())[:3])
-            raise ValueError(f"nothing could be embedded: {len(self.failures)} sources failed ({reasons})")
-        if not any(self.owners.values()):
-            wanted = " or ".join(self.modalities)
-            raise ValueError(
-                f"nothing could be embedded: none of the {len({row[0] for row in self.rows})} sources that could be "
-                f"opened has {wanted}, which this run reads"
-            )
-        columns: dict[str, Any] = {}
-        for name in self.modalities:
-            if self.waiting[name]:
-                self._run(name)
-            if self.outputs[name]:
-                features, embeddings = (np.concatenate(part) for part in zip(*self.outputs[name], strict=True))
-                columns[f"{name}_feature"] = _window_means(features, self.owners[name], self.num_windows)
-                means = _window_means(embeddings, self.owners[name], self.num_windows)
-                columns[f"{name}_embedding"] = means / np.linalg.norm(means, axis=1, keepdims=True)
-        grid = np.concatenate([row[2] for row in self.rows])
-        counts = [len(row[2]) for row in self.rows]
-        medias = [media for (_, media, _, _), count in zip(self.rows, counts, strict=True) for _ in range(count)]
-        table = EmbeddingTable(
-            keys=[media.key for media in medias],
-            index=np.array([media.index for media in medias]),
-            start_seconds=grid[:, 0],
-            end_seconds=grid[:, 1],
-            has_audio=self._has("audio"),
-            has_video=self._has("video"),
-            has_image=self._has("image"),
-            labels=[media.labels for media in medias],
-            metadata=metadata,
-            **columns,
+def _explain_nothing(failures: dict[str, MediaError], num_opened: int, wanted: Sequence[str]) -> Exception:
+    """The error for a table without a single embedding; of one source that failed, its own."""
+    if num_opened:
+        return ValueError(
+            f"nothing could be embedded: none of the {num_opened} sources that could be opened has "
+            f"{' or '.join(wanted)}, which this run reads"
         )
-        numbers = np.repeat([row[0] for row in self.rows], counts)
-        order = np.lexsort((table.start_seconds, numbers))
-        # A source that failed after some windows is a failure, not a shorter source.
-        return table.select(np.array([row for row in order if table.keys[row] not in self.failures], dtype=np.int64))
-
-    def _has(self, name: str) -> np.ndarray:
-        return np.concatenate([row[3][name] for row in self.rows])
-
-
-def _window_means(values: np.ndarray, owners: Sequence[int], num_windows: int) -> np.ndarray:
-    """Mean over each window's clips in float64, NaN for windows without any: (n_clips, D) -> (n, D)."""
-    sums = np.zeros((num_windows, values.shape[1]))
-    np.add.at(sums, owners, values.astype(np.float64))
-    count = np.bincount(owners, minlength=num_windows)[:, None]
-    return np.divide(sums, count, out=np.full_like(sums, np.nan), where=count > 0)
+    if len(failures) == 1:
+        return next(iter(failures.values()))
+    reasons = "; ".join(str(error) for error in list(failures.values())[:3])
+    return ValueError(f"nothing could be embedded: {len(failures)} sources failed ({reasons})")
 
 
 def _digest(weights: dict[str, torch.Tensor]) -> str:

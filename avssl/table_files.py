@@ -6,7 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -74,15 +74,14 @@ def write_parquet_pieces(
     import pyarrow.parquet as pq
 
     num_rows, writer = 0, None
-    with whole_file(destination) as stream:
+    with whole_file(destination) as stream, ExitStack() as stack:
         for columns, present in pieces:
             table = _arrow_table(columns, present, _payload(metadata))
-            writer = writer or pq.ParquetWriter(stream, table.schema, compression="zstd")
+            writer = writer or stack.enter_context(pq.ParquetWriter(stream, table.schema, compression="zstd"))
             writer.write_table(table)
             num_rows += table.num_rows
         if writer is None:
             raise ValueError(f"{destination}: no rows to write")
-        writer.close()
     return num_rows
 
 
@@ -99,7 +98,7 @@ def merge_parquet(sources: Iterable[Path], targets: Sequence[tuple[Path, int]]) 
     batch = next(slices, None)
     for path, num_rows in targets:
         missing, writer = num_rows, None
-        with whole_file(path) as stream:
+        with whole_file(path) as stream, ExitStack() as stack:
             while missing:
                 group: list[Any] = []
                 room = min(missing, ROWS_PER_GROUP)
@@ -112,10 +111,8 @@ def merge_parquet(sources: Iterable[Path], targets: Sequence[tuple[Path, int]]) 
                     if batch.num_rows == 0:
                         batch = next(slices, None)
                 table = pa.Table.from_batches(group).combine_chunks()
-                writer = writer or pq.ParquetWriter(stream, table.schema, compression="zstd")
+                writer = writer or stack.enter_context(pq.ParquetWriter(stream, table.schema, compression="zstd"))
                 writer.write_table(table, row_group_size=ROWS_PER_GROUP)
-            if writer is not None:
-                writer.close()
 
 
 def _batches(sources: Iterable[Path]) -> Iterator[Any]:

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from avssl.table_files import SUFFIXES, whole_file
 
-INDEX_NAME, SKIPPED_NAME, PROGRESS_NAME = "index.json", "skipped.jsonl", ".progress"
+INDEX_NAME, SKIPPED_NAME, PROGRESS_NAME, FAISS_NAME = "index.json", "skipped.jsonl", ".progress", "faiss"
 KIND, VERSION = "avssl embeddings", 1
 
 

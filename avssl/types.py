@@ -26,6 +26,7 @@ FailureReason = Literal[
     "timeout",  # reading it took longer than a file may take
     "out_of_memory",  # reading it took more memory than a file may take
     "crashed",  # the process that read it died, or the program failed on it
+    "no_embedding",  # the network gave a vector of length 0, or one that is not finite
     "bad_sample",  # a shard member is missing or its json does not fit the schema
 ]
 FAILURE_REASONS: tuple[str, ...] = get_args(FailureReason)

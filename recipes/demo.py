@@ -156,7 +156,15 @@ def main() -> int:
     evaluations = {name: evaluate(name) for name in RUNS}
 
     windows = ("--window", "1", "--stride", "0.5", "--num-workers", "1")
-    run("recipes/embed.py", "demo/runs/avid_cma", "demo/videos/test", "--out", "demo/embeddings", *windows)
+    run(
+        "recipes/embed.py",
+        "demo/runs/avid_cma",
+        "demo/videos/test",
+        "--out",
+        "demo/embeddings",
+        "--overwrite",
+        *windows,
+    )
     run(
         "recipes/report.py",
         "demo/runs/avid_cma",

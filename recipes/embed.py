@@ -1,49 +1,82 @@
-"""Embeddings of files, folders or shards with a finished run, as Parquet and npz.
+"""Embeddings of files, folders or shards with a finished run, as a folder of Parquet files.
 
     python recipes/embed.py runs/avid_cma VIDEOS_OR_SHARDS --out embeddings/ --window 2 --stride 1
     python recipes/embed.py runs/simclr PICTURES_OR_SHARDS --out embeddings/
+    torchrun --nproc_per_node 8 recipes/embed.py runs/avid_cma VIDEOS --out embeddings/     # or --part 0/8 ... 7/8
 
 One row a window, or a picture: key, index, start_seconds, end_seconds (0 and 0 of a picture), has_audio, has_video,
 has_image, the unit embeddings (of video and audio in one space) and the encoders' features, of what the run has
-encoders for. The same input gives the same rows for any batch size and worker count.
+encoders for. The same input gives the same rows for any batch size, number of workers and of processes.
+
+However often it is stopped, the same command goes on; what is done is not done again. docs/embeddings.md says more.
 """
 
 import argparse
-import json
+import os
 import sys
 from pathlib import Path
 
 import torch
 
 from avssl.embed import Embedder
-from avssl.tables import MODALITIES
+from avssl.embed_folder import ROWS_PER_FILE, SOURCES_PER_BLOCK, FolderJob
+from avssl.embed_state import Part
+from avssl.table_folders import SKIPPED_NAME, FolderIndex
+from avssl.tables import MODALITIES, EmbeddingTable
 
 
 def main(arguments: argparse.Namespace) -> int:
+    part = Part.parse(arguments.part)
+    if arguments.overwrite and part.count > 1:
+        raise ValueError("--overwrite is for one process: several would remove each other's work; remove --out by hand")
     embedder = Embedder.from_run(arguments.run, device=arguments.device, untrained=arguments.untrained)
-    table, failures = embedder.embed(
-        arguments.sources[0] if len(arguments.sources) == 1 else arguments.sources,
+    job = FolderJob.begin(
+        embedder,
+        arguments.sources,
+        arguments.out,
         window_seconds=arguments.window,
         stride_seconds=arguments.stride,
         modalities=arguments.modalities,
+        sources_per_block=arguments.sources_per_block,
+        rows_per_file=arguments.rows_per_file,
+        overwrite=arguments.overwrite,
+    )
+    index = job.run(
+        embedder,
+        part=part,
         batch_size=arguments.batch_size,
         num_workers=arguments.num_workers,
+        run_folder=arguments.run,
         progress=True,
     )
+    if index is None:
+        print(f"part {part.number} of {part.count} is done; the last of them to end finishes {arguments.out}")
+        return 0
     out = Path(arguments.out)
-    paths = [table.write(out / f"embeddings.{suffix}") for suffix in arguments.formats]
-    skipped = out / "skipped.jsonl"
-    skipped.write_text(
-        "".join(
-            json.dumps({"key": key, "reason": error.reason, "message": error.message}) + "\n"
-            for key, error in failures.items()
-        )
-    )
-    print(f"{len(set(table.keys))} of {len(set(table.keys) | set(failures))} sources embedded, {len(table)} rows")
-    for key, error in list(failures.items())[:10]:
-        print(f"  skipped {key}: {error}")
-    print("\n".join(str(path) for path in [*paths, skipped]))
+    paths = [*index.paths(out), out / SKIPPED_NAME]
+    if "npz" in arguments.formats and len(index.files) == 1:
+        paths.append(EmbeddingTable.read(out).write(out / "embeddings.npz"))
+    elif "npz" in arguments.formats and index.files:
+        print(f"no embeddings.npz: npz is for one table, and here are {len(index.files)} of {ROWS_PER_FILE} rows")
+    print("\n".join(map(str, paths)))
+    print(summary(index))
+    if not index.num_rows:
+        raise ValueError(f"nothing could be embedded: {out / SKIPPED_NAME} says why")
     return 0
+
+
+def summary(index: FolderIndex) -> str:
+    """The closing lines: what became of every source."""
+    with_each = ", ".join(f"{count} with {name}" for name, count in index.rows_with.items())
+    reasons = ", ".join(f"{count} {reason}" for reason, count in index.skipped_by_reason.items())
+    lines = [f"{index.num_embedded} of {index.num_listed} sources embedded, {index.num_rows} rows ({with_each})"]
+    law = f"listed {index.num_listed} = embedded {index.num_embedded} + skipped {index.num_skipped}"
+    return "\n".join([*lines, law + (f" ({reasons})" if reasons else "")])
+
+
+def default_device() -> str:
+    """A GPU of this process, if there is one."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -56,10 +89,17 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--stride", type=float, help="seconds between windows (default: the window)")
     parser.add_argument("--modalities", nargs="+", choices=MODALITIES, help="default: what the run has")
-    parser.add_argument("--formats", nargs="+", choices=["parquet", "npz"], default=["parquet", "npz"])
+    parser.add_argument(
+        "--formats", nargs="+", choices=["parquet", "npz"], default=["parquet", "npz"],
+        help="Parquet is always written; npz is a copy of it where one file holds all rows",
+    )  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=64, help="clips per forward pass")
     parser.add_argument("--num-workers", type=int, default=2, help="decoding processes; 0 decodes in this one")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=default_device())
+    parser.add_argument("--part", default="0/1", help="i/n: do this share of the work alone, 0 <= i < n")
+    parser.add_argument("--sources-per-block", type=int, default=SOURCES_PER_BLOCK, help="what a kill can cost")
+    parser.add_argument("--rows-per-file", type=int, default=ROWS_PER_FILE, help="of a Parquet file, at most")
+    parser.add_argument("--overwrite", action="store_true", help="first remove the embeddings that lie in --out")
     parser.add_argument("--untrained", action="store_true", help="random weights from the run's seed, as a baseline")
     return parser.parse_args(argv)
 

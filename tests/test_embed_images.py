@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,9 @@ from avssl.data.shards import ShardSet
 from avssl.data.windows import find_media
 from avssl.embed import Embedder
 from avssl.eval.protocol import TaskConfig
+from avssl.losses.base import Loss, LossConfig
 from avssl.tables import EmbeddingTable
-from avssl.types import MediaError
+from avssl.types import MediaError, View
 from data_prep.__main__ import main as data_prep
 from recipes import embed as embed_recipe
 from recipes import evaluate as evaluate_recipe
@@ -236,8 +236,13 @@ def test_a_run_without_the_modality_of_the_shards_says_so(image_run: Path, shard
 
 
 def test_a_loss_without_a_projector_embeds_by_the_features_themselves(embedder: Embedder, folders: Path) -> None:
-    parts = SimpleNamespace(encoders=embedder.encoders, projectors=torch.nn.ModuleDict())
-    bare = Embedder(embedder.config, parts, embedder.views, "cpu", "none")  # type: ignore[arg-type]
+
+    class Bare(Loss):
+        @classmethod
+        def views(cls, config: LossConfig) -> tuple[View, ...]:
+            return (View("first", "image"),)
+
+    bare = Embedder(embedder.config, Bare(LossConfig(), dict(embedder.encoders), 1), embedder.views, "cpu", "none")
     table = bare.embed(folders / "test")[0]
     assert table.image_feature is not None
     unit = table.image_feature / np.linalg.norm(table.image_feature, axis=1, keepdims=True)

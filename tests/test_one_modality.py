@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +54,10 @@ def test_a_run_on_one_modality_embeds_evaluates_and_reports(
     shards: Any, tmp_path: Path, modality: str, window_seconds: float, metrics: set[str]
 ) -> None:
     run = make_run(tmp_path / "run", modality, shards["train"])
-    options = {"window": None, "stride": None, "modalities": None, "batch_size": 8, "num_workers": 0, "device": "cpu"}
-    out = Namespace(run=run, sources=[shards["test"]], out=tmp_path, formats=["npz"], untrained=False, **options)
-    assert embed_recipe.main(out) == 0
-    table = EmbeddingTable.read(tmp_path / "embeddings.npz")
+    out = tmp_path / "embeddings"
+    command = [run, shards["test"], "--out", out, "--formats", "npz", "--num-workers", "0", "--device", "cpu"]
+    assert embed_recipe.main(embed_recipe.parse(list(map(str, command)))) == 0
+    table = EmbeddingTable.read(out / "embeddings.npz")
     assert table.modalities() == [modality]
     assert (table.metadata["window_seconds"], table.metadata["stride_seconds"]) == (window_seconds, window_seconds)
     np.testing.assert_allclose(table.end_seconds[0] - table.start_seconds[0], window_seconds)
