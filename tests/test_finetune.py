@@ -19,7 +19,7 @@ from avssl.eval.finetune_task import run_repeat, scheduled
 from avssl.eval.finetune_training import Criterion, Stage, TrainingOptions, train
 from avssl.eval.finetune_views import changed
 from avssl.optim.build import OptimConfig
-from tests.conftest import run_python
+from tests.conftest import ROOT, run_python
 from tests.finetune_ranks import train_and_test
 from tests.labelled_runs import (
     MemoryLoader,
@@ -35,6 +35,7 @@ from tests.labelled_runs import (
 DEVICE = torch.device("cpu")
 OPTIONS = TrainingOptions(seed=5, log_every_steps=1, checkpoint_every_steps=4)
 TASK = tasks.get("finetune")
+CONFIGS = ROOT / "recipes/configs/evaluate"
 
 
 def classifier(**options):
@@ -294,3 +295,25 @@ def test_two_processes_train_and_test_as_one(shards, tmp_path):
     np.testing.assert_allclose(one["untrained"], two["untrained"], atol=1e-6)
     np.testing.assert_allclose(one["trained"], two["trained"], atol=1e-5)
     assert np.abs(one["trained"] - one["untrained"]).max() > 1e-3
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("finetune_*.yaml")), ids=lambda path: path.stem)
+def test_the_published_settings_are_what_the_protocol_says(path):
+    """Of AVID's code: clips an epoch, batch, epochs and drops (methods by 8 and by 32 frames)."""
+    config = parse(TASK.Config, [str(path)])
+    published = {
+        "finetune_ucf101": (8, 10, 64, 16, [6, 10, 14], 0.4),
+        "finetune_ucf101_32frames": (32, 5, 32, 16, [6, 10, 14], 0.4),
+        "finetune_hmdb51": (8, 25, 64, 10, [3, 6, 8], 1.0),
+        "finetune_hmdb51_32frames": (32, 10, 32, 10, [3, 6, 8], 1.0),
+    }
+    views = changed(tiny_embedder().config.views, config.views)
+    found = (
+        views.video.num_frames, config.clips_per_sample, config.train_batch_size, config.epochs,
+        config.milestone_epochs, views.augments[config.augment].brightness,
+    )  # fmt: skip
+    assert found == published[path.stem]
+    assert views.augments[config.augment].crop_scale == (0.08, 1.0)
+    assert (config.optim.name, config.optim.lr, config.optim.gamma, config.optim.weight_decay) == ("adam", 1e-4, 0.3, 0)
+    assert (config.head_epochs, config.head_batch_norm, config.dropout, config.test_clips) == (5, "train", 0.5, 10)
+    assert config.folds == [1, 2, 3]

@@ -14,6 +14,7 @@ from avssl.eval.probe import LinearProbes
 from avssl.models import create_encoder
 from avssl.models.layers import STAGES, stage_activations
 from avssl.optim.build import OptimConfig
+from tests.conftest import ROOT
 from tests.labelled_runs import MemoryLoader, assert_equal_states, stage, state_of, tiny_embedder, vectors
 
 TASK = tasks.get("linear_probe")
@@ -179,3 +180,10 @@ def test_the_task_reports_every_layer_and_the_best(shards, tmp_path, modality):
     config.optim.clip_norm = 1.0
     with pytest.raises(ValueError, match="couple the probes"):
         TASK.run(embedder, config)
+
+
+def test_the_published_settings_of_kinetics_are_what_the_protocol_says():
+    config = parse(TASK.Config, [str(ROOT / "recipes/configs/evaluate/linear_probe_kinetics400.yaml")])
+    assert (config.epochs, config.milestone_epochs, config.train_batch_size) == (12, [6, 9], 128)
+    assert (config.optim.name, config.optim.lr, config.optim.gamma, config.optim.weight_decay) == ("adam", 1e-4, 0.1, 0)
+    assert (config.layers, config.probe_batch_norm, config.test_clips) == (list(STAGES), True, 10)
