@@ -125,7 +125,7 @@ def load_task(arguments: list[str]) -> AnyTaskConfig:
     kind = tasks.get(config.value_of(arguments, "task", "standard"))
     task = config.load(kind.Config, [*arguments, f"task={kind.name}"])
     files = [Path(argument).stem for argument in arguments if Path(argument).is_file()]
-    task.name = task.name or next((stem for stem in reversed(files) if stem != kind.name), "")
+    task.name = task.name or next((stem.removeprefix(kind.name).strip("_") for stem in reversed(files)), "")
     if "/" in task.name:
         raise ValueError(f"name is {task.name!r}; it becomes part of a file's name and must have no slash")
     if task.device == "cuda" and distributed.is_active():

@@ -91,6 +91,8 @@ def extract_from(
 ) -> FeatureSet:
     """As `extract`, of the clips that a dataset decodes."""
     library = dataset.shards
+    if library.num_samples == 0:
+        raise ValueError(f"{library.location} holds no samples; see skipped.jsonl there for why")
     loader = DataLoader(
         dataset,
         batch_size=None,

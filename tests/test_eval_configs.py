@@ -1,0 +1,178 @@
+"""Every YAML of recipes/configs/evaluate for frozen features, unchanged, on tiny made-up data of the right shape."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from avssl import config
+from avssl.embed import Embedder
+from avssl.eval import tasks
+from avssl.eval.results import read_evaluation
+from data_prep.encode import write_media
+from data_prep.index import IndexOptions, index, index_file, index_folder
+from data_prep.options import WriteOptions
+from data_prep.write_shards import write_shards
+from recipes import evaluate as recipe
+from tests.conftest import ROOT
+from tests.made_runs import made_run
+from tests.test_image_prep import write_idx
+
+FOLDER = ROOT / "recipes" / "configs" / "evaluate"
+TASKS = ("knn", "linear", "svm", "few_label", "retrieval", "synchronisation", "clustering", "linear")
+YAMLS = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem.startswith(TASKS))
+YAMLS = [name for name in YAMLS if not name.startswith("linear_probe")]
+# What is only for the size of the data: fewer clips, and clips of a sound that is long enough for the shift.
+SMALLER = {
+    "svm_dcase2014": ["train_clips=3", "test_clips=3"],
+    "svm_esc50": ["train_clips=2", "test_clips=2"],
+    "synchronisation_vggsound": ["shift_seconds=0.5"],
+    "linear_ucf101": ["test_clips=2"],
+    "linear_hmdb51": ["test_clips=2"],
+}
+
+
+@pytest.fixture(scope="module")
+def labelled(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Shard folders of the tiny films with the field `label`: one label each, and several."""
+    folder = tmp_path_factory.mktemp("labelled")
+    found = {}
+    for kind in ("single", "multi"):
+        for split in ("train", "test"):
+            with (corpus / split / "labels.csv").open() as stream:
+                rows = list(csv.DictReader(stream))
+            names = [row["visual"] if kind == "single" else f"{row['visual']}|{row['sound']}" for row in rows]
+            labels = folder / f"{kind}-{split}.csv"
+            lines = [f"{row['path']},{name}\n" for row, name in zip(rows, names, strict=True)]
+            labels.write_text("path,label\n" + "".join(lines))
+            manifest = folder / f"{kind}-{split}.jsonl"
+            index_folder(corpus / split, manifest, labels=str(labels))
+            write_shards(manifest, folder / kind / split, WriteOptions(short_side_px=32, samples_per_shard=7))
+        found[kind] = folder / kind
+    for fold in (1, 2, 3):
+        for split in ("train", "test"):
+            shutil.copytree(found["single"] / split, folder / "folds" / f"{split}{fold}")
+    found["folds"] = folder / "folds"
+    return found
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Twenty sounds as ESC-50 lists them, with five folds and two classes; DCASE's two parts."""
+    folder = tmp_path_factory.mktemp("sounds")
+    generator = np.random.default_rng(0)
+    lines = ["path,fold,target,label\n"]
+    for number in range(20):
+        kind = number % 2
+        seconds = np.arange(16_000) / 16_000
+        wave = np.sin(2 * np.pi * (300 + 2000 * kind) * seconds) + 0.1 * generator.normal(size=16_000)
+        with (folder / f"{number:02d}.wav").open("wb") as stream:
+            audio = (0.3 * wave[None]).astype(np.float32)
+            write_media(stream, audio=audio, audio_rate_hz=16_000, audio_codec="pcm_s16le", container_format="wav")
+        lines.append(f"{number:02d}.wav,{number // 4 + 1},{kind},{'high' if kind else 'low'}\n")
+    found = {}
+    for name, rows in (("esc50", lines), ("train", lines[:13]), ("test", [lines[0], *lines[13:]])):
+        (folder / f"{name}.csv").write_text("".join(rows))
+        index(folder / f"{name}.csv", folder / f"{name}.jsonl", IndexOptions())
+        write_shards(
+            folder / f"{name}.jsonl",
+            folder / "shards" / name,
+            WriteOptions(samples_per_shard=8, on_missing_video="keep"),
+        )
+        found[name] = folder / "shards" / name
+    return found
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Shards of two parts of 40 and 24 grey pictures of ten classes, from files of the form of Fashion-MNIST's."""
+    folder = tmp_path_factory.mktemp("fashion")
+    found = {}
+    for seed, (split, count) in enumerate((("train", 40), ("t10k", 24))):
+        generator = np.random.default_rng(seed)
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        images = generator.integers(0, 60, size=(count, 28, 28), dtype=np.uint8)
+        images[np.arange(count), labels * 2] = 250
+        write_idx(folder / f"{split}-images-idx3-ubyte.gz", images)
+        write_idx(folder / f"{split}-labels-idx1-ubyte.gz", labels)
+        index_file(folder / f"{split}-images-idx3-ubyte.gz", folder / f"{split}.jsonl")
+        write_shards(folder / f"{split}.jsonl", folder / split, WriteOptions(samples_per_shard=16))
+        found[split] = folder / split
+    return found
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("made")
+    small = "encoders.video={name: avid_video, depth: 10, width: 2}"
+    heads = ["loss.projector_hidden_dims=[16]", "loss.embedding_dim=8"]
+    return {
+        "video": made_run(
+            folder / "avid", "loss.name=avid", small, "encoders.audio={name: avid_audio, width: 2}", *heads
+        ),
+        "image": made_run(
+            folder / "simclr", "loss.name=simclr", "encoders.image={name: resnet10, width: 4, small_stem: true}", *heads
+        ),
+    }
+
+
+def data_for(name: str, labelled: Any, sounds: Any, pictures: Any) -> list[str]:
+    """train and test of a YAML, as its comment says."""
+    if name == "svm_esc50":
+        return [f"train={sounds['esc50']}"]
+    if name == "svm_dcase2014":
+        return [f"train={sounds['train']}", f"test={sounds['test']}"]
+    if name.endswith(("imagefolder", "fashion_mnist")):
+        parts = [f"train={pictures['train']}", f"test={pictures['t10k']}"]
+    elif name in ("linear_ucf101", "linear_hmdb51"):
+        parts = [f"train={labelled['folds']}/train{{fold}}", f"test={labelled['folds']}/test{{fold}}"]
+    else:
+        kind = labelled["multi" if name == "linear_audioset" else "single"]
+        parts = [f"train={kind / 'train'}", f"test={kind / 'test'}"]
+    if name == "retrieval_vggsound":  # classes must come more than once: the larger part is searched
+        return [parts[0].replace("train=", "test=")]
+    return parts[1:] if name.startswith("clustering") else parts
+
+
+def test_the_benchmarks_that_are_promised_are_there() -> None:
+    text = " ".join(path.stem for path in FOLDER.glob("*.yaml"))
+    for wanted in ("kinetics400", "ucf101", "hmdb51", "esc50", "dcase", "audioset", "vggsound", "imagefolder"):
+        assert wanted in text
+    assert "fashion_mnist" in text
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.yaml")))
+def test_every_yaml_loads_and_says_how_its_data_is_made(name: str) -> None:
+    path = FOLDER / f"{name}.yaml"
+    kind = tasks.get(config.value_of([str(path)], "task", "standard"))
+    assert config.parse(kind.Config, [str(path)]).task == kind.name
+    assert "recipes/evaluate.py RUN" in path.read_text()
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("name", YAMLS)
+def test_every_yaml_runs_as_it_is(name: str, runs: Any, labelled: Any, sounds: Any, pictures: Any) -> None:
+    run = runs["image" if name.endswith(("imagefolder", "fashion_mnist")) else "video"]
+    given = [str(FOLDER / f"{name}.yaml"), *data_for(name, labelled, sounds, pictures), "num_workers=0"]
+    task = recipe.load_task([*given, *SMALLER.get(name, [])])
+    path = recipe.evaluate(run, task)
+    assert path.stem == f"{task.task}-{task.name}"
+    found = read_evaluation(path)
+    assert found["results"]["trained"].keys() == found["results"]["untrained"].keys() == found["chance"].keys()
+    assert all(np.isfinite(value) for value in found["results"]["trained"].values())
+    assert found["weights"]["trained"] == Embedder.from_run(run).weights_hash
+    assert found["environment"]["versions"]["torch"]
+    repeats = {"linear_ucf101": 3, "linear_hmdb51": 3, "svm_esc50": 5}.get(name, 5 if name.startswith("few") else 1)
+    assert len(found["repeats"]["trained"]) == (5 if name.startswith("clustering") else repeats)
+    if name == "svm_esc50":
+        assert sum(repeat["num_test"] for repeat in found["repeats"]["trained"]) == 20, "each clip once over the folds"
+        assert [repeat["name"] for repeat in found["repeats"]["trained"]] == [
+            f"fold {number}" for number in range(1, 6)
+        ]
+    if name == "linear_audioset":
+        assert {"audio_feature_mean_average_precision", "audio_feature_d_prime"} <= found["results"]["trained"].keys()
