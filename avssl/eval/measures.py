@@ -39,26 +39,31 @@ def median(values: Array, weights: Array) -> float:
     return float(np.median(np.repeat(values, weights.astype(np.int64))))
 
 
-def _curves(scores: Array, targets: Array, weights: Array) -> tuple[Array, Array, Array]:
-    """Of one class: (weight of true rows, weight of false rows) at or above each distinct score, best first; totals."""
-    order = np.argsort(-scores, kind="stable")
-    weights = weights.astype(np.float64)
-    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
-    true = np.cumsum(weights[order] * targets[order])[ends]
-    false = np.cumsum(weights[order] * ~targets[order])[ends]
-    return true, false, np.array([true[-1], false[-1]])
+class _Ranking:
+    """Rows by falling score, class by class: sorted once, for any number of weightings."""
 
+    def __init__(self, scores: Array, targets: Array) -> None:
+        if scores.ndim == 1:
+            scores, targets = scores[:, None], targets[:, None]
+        self.classes: list[tuple[Array, Array, Array]] = []  # (order, last row of each distinct score, sorted targets)
+        for column, target in zip(scores.T, targets.T.astype(np.bool_), strict=True):
+            order = np.argsort(-column, kind="stable")
+            ends = np.append(np.flatnonzero(np.diff(column[order])), len(order) - 1)
+            self.classes.append((order, ends, target[order]))
 
-def _over_classes(scores: Array, targets: Array, weights: Array, of_class: Callable[..., float]) -> float:
-    """Mean over the classes that have weight both in and out of them; NaN if there is none."""
-    if scores.ndim == 1:
-        scores, targets = scores[:, None], targets[:, None]
-    found = []
-    for scores_of_class, targets_of_class in zip(scores.T, targets.T.astype(np.bool_), strict=True):
-        true, false, totals = _curves(scores_of_class, targets_of_class, weights)
-        if (totals > 0).all():
-            found.append(of_class(true, false))
-    return float(np.mean(found)) if found else float("nan")
+    def mean(self, weights: Array, of_class: Callable[[Array, Array], float]) -> float:
+        """Mean over the classes that have weight both in and out of them; NaN if there is none.
+
+        of_class gets the weights of true and of false rows at or above each distinct score, best first.
+        """
+        weights = weights.astype(np.float64)
+        found = []
+        for order, ends, target in self.classes:
+            own = weights[order]
+            true, false = np.cumsum(own * target)[ends], np.cumsum(own * ~target)[ends]
+            if true[-1] > 0 and false[-1] > 0:
+                found.append(of_class(true, false))
+        return float(np.mean(found)) if found else float("nan")
 
 
 def _average_precision(true: Array, false: Array) -> float:
@@ -77,12 +82,12 @@ def mean_average_precision(scores: Array, targets: Array, weights: Array) -> flo
 
     scores float (n, C) or (n,), targets bool of the same shape. Classes without rows in or out of them do not enter.
     """
-    return _over_classes(scores, targets, weights, _average_precision)
+    return _Ranking(scores, targets).mean(weights, _average_precision)
 
 
 def roc_auc(scores: Array, targets: Array, weights: Array) -> float:
     """Mean over classes of the area under the receiver operating characteristic; shapes as above."""
-    return _over_classes(scores, targets, weights, _roc_auc)
+    return _Ranking(scores, targets).mean(weights, _roc_auc)
 
 
 def d_prime(scores: Array, targets: Array, weights: Array) -> float:
@@ -90,7 +95,10 @@ def d_prime(scores: Array, targets: Array, weights: Array) -> float:
 
     An AUC of 1 gives infinity; it is cut at 1 - 1e-12, that is 9.95, for json has no infinity.
     """
-    area = roc_auc(scores, targets, weights)
+    return _d_prime(roc_auc(scores, targets, weights))
+
+
+def _d_prime(area: float) -> float:
     if np.isnan(area):
         return area
     return float(np.sqrt(2) * NormalDist().inv_cdf(min(max(area, 1e-12), 1 - 1e-12)))
@@ -142,3 +150,13 @@ KINDS: dict[str, Callable[..., float]] = {
     "normalised_mutual_information": _clustering("normalized_mutual_info_score"),
     "adjusted_rand_index": _clustering("adjusted_rand_score"),
 }
+
+
+def prepared(kind: str, *columns: Array) -> Callable[[Array], float]:
+    """KINDS[kind] of these columns as a function of the weights alone, with the sorting done once."""
+    if kind not in ("mean_average_precision", "roc_auc", "d_prime"):
+        return lambda weights: KINDS[kind](*columns, weights)
+    ranking, of_class = _Ranking(*columns), _average_precision if kind == "mean_average_precision" else _roc_auc
+    if kind == "d_prime":
+        return lambda weights: _d_prime(ranking.mean(weights, of_class))
+    return lambda weights: ranking.mean(weights, of_class)

@@ -6,14 +6,15 @@ give the value; counts of a bootstrap give the value on resampled rows (avssl/ev
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from avssl.eval.measures import KINDS
+from avssl.eval.measures import KINDS, prepared
 
 Array = NDArray[Any]
 
@@ -78,13 +79,17 @@ class Repeat:
             if missing or metric.kind not in KINDS:
                 raise ValueError(f"metric {name!r}: kind {metric.kind!r} of {sorted(KINDS)}, columns missing {missing}")
 
-    def values(self, weights: Array | None = None) -> dict[str, float]:
-        """Every metric, with the rows weighted; None counts each once."""
-        ones = np.ones(len(self.keys)) if weights is None else weights
+    @cached_property
+    def _prepared(self) -> dict[str, Callable[[Array], float]]:
         return {
-            name: float(KINDS[metric.kind](*(self.columns[column] for column in metric.columns), ones))
+            name: prepared(metric.kind, *(self.columns[column] for column in metric.columns))
             for name, metric in self.metrics.items()
         }
+
+    def values(self, weights: Array | None = None) -> dict[str, float]:
+        """Every metric, with the rows weighted; None counts each once."""
+        own = np.ones(len(self.keys)) if weights is None else weights
+        return {name: float(function(own)) for name, function in self._prepared.items()}
 
 
 @dataclass(frozen=True)
