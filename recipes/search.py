@@ -1,0 +1,122 @@
+"""The rows of a folder of embeddings that are closest to a file: sounds for a film, films for a sound, and so on.
+
+    python recipes/search.py embeddings/ QUERY.mp4 --top 10
+    python recipes/search.py embeddings/ QUERY.wav --modality video --json
+    python recipes/search.py build embeddings/ --kind hnsw              # FAISS, an extra; then: ... --index hnsw
+
+INDEX is what recipes/embed.py wrote; the run that made it embeds the query, with the same windows. The query is the
+mean of its windows, or each window by itself. Searches are exact, at constant memory, unless --index says otherwise.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from avssl import search_faiss
+from avssl.search import EmbeddingIndex, comparable, key_of_source, load_embedder_of
+from avssl.tables import MODALITIES
+
+
+def main(arguments: argparse.Namespace) -> int:
+    index = EmbeddingIndex(arguments.index_folder)
+    embedder = load_embedder_of(index, arguments.run, arguments.device)
+    settings = index.index.settings
+    grid = {name: settings[name] for name in ("window_seconds", "stride_seconds") if name in settings}
+    asked = [arguments.query_modality] if arguments.query_modality else settings["modalities"]
+    table, failures = embedder.embed(arguments.query, modalities=asked, **grid)
+    for error in failures.values():
+        raise error
+    own = table.modalities()[0]
+    windows = table.select(table.has(own))
+    query = windows if arguments.each_window else windows.pool_by_key()
+    vectors = query.embedding(own)
+    if not np.abs(vectors).sum(axis=1).all():
+        raise ValueError(f"{arguments.query}: its windows cancel each other out; search by --each-window")
+
+    targets = arguments.modality or [name for name in index.modalities if comparable(embedder, own, name)]
+    for name in targets:
+        index.check(name)
+        if not comparable(embedder, own, name):
+            raise ValueError(f"{own} and {name} embeddings of this run lie in different spaces and cannot be compared")
+    exclude = set(arguments.exclude)
+    if arguments.exclude_self:
+        exclude.add(key_of_source(index, arguments.query))
+    wishes = {"exclude": exclude, "one_per_key": arguments.one_per_key}
+    results = {}
+    for name in targets:
+        if arguments.index == "exact":
+            results[name] = index.search(name, vectors, arguments.top, **wishes)
+        else:
+            results[name] = search_faiss.search(index, arguments.index, name, vectors, arguments.top, **wishes)
+
+    spans = [[float(one) for one in span] for span in zip(query.start_seconds, query.end_seconds, strict=True)]
+    if arguments.json:
+        answers = [
+            {
+                "start_seconds": start,
+                "end_seconds": end,
+                "hits": {name: [asdict(hit) for hit in found[number]] for name, found in results.items()},
+            }
+            for number, (start, end) in enumerate(spans)
+        ]
+        facts = {"query": str(arguments.query), "query_modality": own, "weights": index.weights_hash}
+        print(json.dumps({**facts, "index": arguments.index, "answers": answers}, indent=1))
+        return 0
+    for number, (start, end) in enumerate(spans):
+        for name, found in results.items():
+            print(f"{own} of {arguments.query} [{start:.2f} to {end:.2f} s] -> {name}")
+            for place, hit in enumerate(found[number], 1):
+                print(f"{place:4d}  {hit.score:7.4f}  {hit.start_seconds:9.2f} {hit.end_seconds:9.2f}  {hit.key}")
+    return 0
+
+
+def build(arguments: argparse.Namespace) -> int:
+    for modality, facts in search_faiss.build(EmbeddingIndex(arguments.index_folder), arguments.kind).items():
+        recall, count = facts["recall_at_10"], facts["num_recall_queries"]
+        print(f"{arguments.kind} of {facts['num_rows']} {modality} rows, in {facts['build_seconds']:.1f} s: "
+              f"recall at 10 is {recall:.3f} over {count} stored rows")  # fmt: skip
+    return 0
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if argv[:1] == ["build"]:
+        parser.add_argument("build", help=argparse.SUPPRESS)
+        parser.add_argument("index_folder", metavar="INDEX", type=Path, help="folder that recipes/embed.py wrote")
+        parser.add_argument("--kind", choices=search_faiss.KINDS, default="hnsw", help="default: %(default)s")
+        parser.set_defaults(main=build)
+        return parser.parse_args(argv)
+    parser.add_argument("index_folder", metavar="INDEX", type=Path, help="folder that recipes/embed.py wrote")
+    parser.add_argument("query", metavar="QUERY", type=Path, help="a film, a sound or a picture")
+    parser.add_argument("--run", default="", help="the run that made INDEX (default: where it lay then)")
+    parser.add_argument(
+        "--query-modality", choices=MODALITIES, help="what to ask by (default: the query's video, else its sound)"
+    )
+    parser.add_argument(
+        "--modality", nargs="+", choices=MODALITIES, help="what to find (default: all in the same space)"
+    )
+    parser.add_argument("--top", type=int, default=10, help="rows of each modality (default: %(default)s)")
+    parser.add_argument("--each-window", action="store_true", help="ask by each window of the query, not by their mean")
+    parser.add_argument("--one-per-key", action="store_true", help="of each file only its best row")
+    parser.add_argument("--exclude", nargs="+", default=[], metavar="KEY", help="keys whose rows do not count")
+    parser.add_argument("--exclude-self", action="store_true", help="leave out the query's own rows")
+    parser.add_argument("--index", choices=["exact", *search_faiss.KINDS], default="exact", help="default: %(default)s")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(main=main)
+    arguments = parser.parse_args(argv)
+    if arguments.top < 1:
+        parser.error(f"--top is {arguments.top}; it must be at least 1")
+    return arguments
+
+
+if __name__ == "__main__":
+    try:
+        given = parse(sys.argv[1:])
+        sys.exit(given.main(given))
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,269 @@
+"""Searches find what an argsort finds, however rows are stored, from a file on the command line; FAISS agrees."""
+
+import json
+import shutil
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+import avssl
+from avssl import search_faiss, table_files
+from avssl.embed_folder import FolderJob
+from avssl.embed_state import file_record
+from avssl.search import EmbeddingIndex, comparable, load_embedder_of
+from avssl.table_folders import FolderIndex
+from avssl.tables import EmbeddingTable
+from data_prep.encode import write_media
+from recipes import search as search_recipe
+from tests.conftest import run_python
+from tests.test_embed import frames, sine
+
+WIDTH = 8
+
+
+def make_index(folder, num_rows, *, rows_per_file=10_000, seed=0, repeat=1):
+    """A folder with random unit vectors: video in all rows but every fifth, audio in all but every third."""
+    generator = np.random.default_rng(seed)
+    columns, has = {}, {"video": np.arange(num_rows) % 5 != 0, "audio": np.arange(num_rows) % 3 != 0}
+    for name in has:
+        vectors = generator.standard_normal((num_rows, WIDTH))
+        vectors = vectors[np.arange(num_rows) // repeat * repeat]  # with repeat, equal rows and so equal scores
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        columns[f"{name}_embedding"] = np.where(has[name][:, None], vectors, np.nan)
+    table = EmbeddingTable(
+        [f"key{row // 4}" for row in range(num_rows)], np.full(num_rows, -1), np.arange(num_rows) % 4,
+        np.arange(num_rows) % 4 + 1.0, has["audio"], has["video"], metadata={"weights": "w"}, **columns,
+    )  # fmt: skip
+    folder.mkdir()
+    bounds = [*range(0, num_rows, rows_per_file), num_rows]
+    files = []
+    for number, (first, end) in enumerate(pairwise(bounds)):
+        path = table.select(range(first, end)).write(folder / f"embeddings-{number}.parquet")
+        files.append(file_record(path, end - first))
+    FolderIndex(
+        settings={"weights": "w", "modalities": ["video", "audio"], "sources": ["/films"], "shards": None},
+        widths={f"{name}_embedding": WIDTH for name in has},
+        num_listed=1, num_embedded=1, num_skipped=0, skipped_by_reason={}, num_rows=num_rows,
+        rows_with={name: int(rows.sum()) for name, rows in has.items()}, run_folder="", files=files,
+    ).write(folder)  # fmt: skip
+    return table, EmbeddingIndex(folder)
+
+
+def textbook(table, modality, queries, top, *, exclude=(), one_per_key=False):
+    """(row, cosine) by a loop in float64; of equal cosines the lower row."""
+    vectors = table.embedding(modality).astype(np.float64)
+    answers = []
+    for query in np.asarray(queries, np.float64):
+        scored = []
+        for row in range(len(table)):
+            if table.has(modality)[row] and table.keys[row] not in exclude:
+                norms = np.linalg.norm(query) * np.linalg.norm(vectors[row])
+                scored.append((round(-float(query @ vectors[row]) / norms, 9), row))
+        found, seen = [], set()
+        for score, row in sorted(scored):
+            if not (one_per_key and table.keys[row] in seen):
+                found.append((row, -score))
+            seen.add(table.keys[row])
+        answers.append(found[:top])
+    return answers
+
+
+def assert_same(hits, expected, table):
+    assert [[hit.row for hit in one] for one in hits] == [[row for row, _ in one] for one in expected]
+    for one, other in zip(hits, expected, strict=True):
+        np.testing.assert_allclose([hit.score for hit in one], [score for _, score in other], atol=2e-9)
+        for hit in one:
+            where = (table.keys[hit.row], table.start_seconds[hit.row], table.end_seconds[hit.row])
+            assert (hit.key, hit.start_seconds, hit.end_seconds) == where
+
+
+@pytest.mark.parametrize("options", [{}, {"exclude": {"key3", "key10"}}, {"one_per_key": True}])
+@pytest.mark.parametrize("repeat", [1, 12])
+def test_exact_search_is_an_argsort_of_all_rows(tmp_path, monkeypatch, options, repeat):
+    """Over three files of several row groups each, with and without equal rows in several of them."""
+    monkeypatch.setattr(table_files, "ROWS_PER_GROUP", 16)
+    table, index = make_index(tmp_path / "index", 200, rows_per_file=70, repeat=repeat)
+    queries = np.random.default_rng(1).standard_normal((3, WIDTH))
+    for modality in ("video", "audio"):
+        for top in (1, 10, 1000):
+            expected = textbook(table, modality, queries, top, **options)
+            assert_same(index.search(modality, queries, top, **options), expected, table)
+
+
+def test_only_some_row_groups_are_read_for_some_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(table_files, "ROWS_PER_GROUP", 16)
+    table, index = make_index(tmp_path / "index", 100, rows_per_file=70)
+    wanted = np.array([1, 14, 17, 71, 98])
+    found = list(index.rows("video", wanted))
+    assert [rows.numbers.tolist() for rows in found] == [[1, 14], [17], [71], [98]]
+    np.testing.assert_array_equal(np.concatenate([rows.vectors for rows in found]), table.video_embedding[wanted])
+    assert sum(len(rows.numbers) for rows in index.rows("audio")) == table.has_audio.sum()
+
+
+def test_a_search_that_cannot_be_is_refused(tmp_path):
+    _, index = make_index(tmp_path / "index", 20)
+    with pytest.raises(ValueError, match="has no image rows; it has video, audio"):
+        index.search("image", np.ones((1, WIDTH)))
+    with pytest.raises(ValueError, match=r"queries have shape \(1, 5\); the video rows of .* are 8 wide"):
+        index.search("video", np.ones((1, 5)))
+    with pytest.raises(FileNotFoundError, match=r"is not a folder that recipes/embed\.py has finished"):
+        EmbeddingIndex(tmp_path)
+    with pytest.raises(ValueError, match="kind is 'tree'; it must be one of flat, ivf, hnsw"):
+        search_faiss.build(index, "tree")
+    with pytest.raises(FileNotFoundError, match=r"search\.py build .* --kind flat"):
+        search_faiss.search(index, "flat", "video", np.ones((1, WIDTH)))
+    path = tmp_path / "index" / "embeddings-0.parquet"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"bytes; index\.json says"):
+        EmbeddingIndex(tmp_path / "index")
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"is missing, but index\.json lists it"):
+        EmbeddingIndex(tmp_path / "index")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A folder of 3,000 rows with an index of each kind; {kind: facts}."""
+    pytest.importorskip("faiss")
+    table, index = make_index(tmp_path_factory.mktemp("faiss") / "index", 3000, rows_per_file=1100)
+    return table, index, {kind: search_faiss.build(index, kind) for kind in search_faiss.KINDS}
+
+
+@pytest.mark.parametrize("options", [{}, {"exclude": {f"key{n}" for n in range(300)}}, {"one_per_key": True}])
+def test_a_flat_index_gives_the_exact_result(built, options):
+    _, index, facts = built
+    queries = np.random.default_rng(1).standard_normal((4, WIDTH))
+    for modality in ("video", "audio"):
+        assert search_faiss.search(index, "flat", modality, queries, 10, **options) == index.search(
+            modality, queries, 10, **options
+        )
+        assert facts["flat"][modality]["recall_at_10"] == 1.0
+
+
+def test_a_flat_index_gives_the_exact_result_where_many_rows_are_equal(tmp_path):
+    pytest.importorskip("faiss")
+    _, index = make_index(tmp_path / "index", 1200, repeat=300)
+    search_faiss.build(index, "flat")
+    queries = np.random.default_rng(1).standard_normal((2, WIDTH))
+    assert search_faiss.search(index, "flat", "video", queries, 5) == index.search("video", queries, 5)
+
+
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_the_recall_that_is_reported_is_what_searches_have(built, kind):
+    table, index, facts = built
+    reported = json.loads((index.folder / "faiss" / f"video-{kind}.json").read_text())
+    assert reported == facts[kind]["video"]
+    assert reported["num_rows"] == table.has_video.sum()
+    assert 0.6 < reported["recall_at_10"] <= 1
+    rows = np.flatnonzero(table.has_video)
+    queries = table.video_embedding[rows[:: len(rows) // 100][:100]]
+    expected = textbook(table, "video", queries, 10)
+    found = search_faiss.search(index, kind, "video", queries, 10)
+    pairs = zip(found, expected, strict=True)
+    recall = np.mean([len({hit.row for hit in one} & {row for row, _ in other}) / 10 for one, other in pairs])
+    assert recall == pytest.approx(reported["recall_at_10"], abs=1e-6)
+    for one in found:
+        assert [hit.score for hit in one] == sorted((hit.score for hit in one), reverse=True)
+
+
+def test_an_index_of_other_files_is_refused(built, tmp_path):
+    _, index, _ = built
+    make_index(tmp_path / "other", 3000, seed=5)
+    shutil.copytree(index.folder / "faiss", tmp_path / "other" / "faiss")
+    with pytest.raises(ValueError, match="built from other files"):
+        search_faiss.search(EmbeddingIndex(tmp_path / "other"), "flat", "video", np.ones((1, WIDTH)))
+
+
+@pytest.fixture(scope="module")
+def films(tiny_run, tmp_path_factory):
+    """(folder of films, folder of their embeddings)."""
+    root = tmp_path_factory.mktemp("search")
+    (root / "films" / "below").mkdir(parents=True)
+    for number in range(4):
+        path = root / "films" / ("below" if number % 2 else "") / f"{number}.mp4"
+        video = [np.roll(frame, 7 * number, 0) // (number + 1) for frame in frames(16 + 8 * number, 32)]
+        write_media(path, video=video, video_fps=16, audio=sine(1 + number / 2) / (number + 1), audio_rate_hz=24_000)
+    embedder = avssl.load_embedder(str(tiny_run))
+    FolderJob.begin(embedder, [root / "films"], root / "index", window_seconds=0.5).run(embedder, run_folder=tiny_run)
+    return root / "films", root / "index"
+
+
+def answers(capsys, *arguments):
+    given = search_recipe.parse([*map(str, arguments), "--json"])
+    assert given.main(given) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_film_finds_itself_and_the_sounds_that_are_closest(films, tiny_run, capsys):
+    folder, out = films
+    table = EmbeddingTable.read(out)
+    query = avssl.load_embedder(str(tiny_run)).embed(folder / "below" / "1.mp4", window_seconds=0.5)[0]
+    found = answers(capsys, out, folder / "below" / "1.mp4", "--top", 5)
+    assert (found["query_modality"], found["index"]) == ("video", "exact")
+    (answer,) = found["answers"]
+    assert answer["hits"].keys() == {"video", "audio"}
+    pooled = query.video_embedding.astype(np.float64).mean(axis=0, keepdims=True)
+    for name, hits in answer["hits"].items():
+        expected = textbook(table, name, pooled, 5)[0]
+        np.testing.assert_allclose([hit["score"] for hit in hits], [score for _, score in expected], atol=1e-5)
+    each = answers(capsys, out, folder / "below" / "1.mp4", "--top", 1, "--each-window")["answers"]
+    assert [one["start_seconds"] for one in each] == query.start_seconds.tolist()
+    assert all(one["hits"]["video"][0]["score"] > 1 - 1e-5 for one in each)
+    left_out = answers(capsys, out, folder / "below" / "1.mp4", "--exclude-self", "--top", 100)["answers"][0]["hits"]
+    assert {hit["key"] for hit in left_out["video"]} == {"0.mp4", "2.mp4", "below/3.mp4"}
+    assert len(left_out["audio"]) == sum(key != "below/1.mp4" for key in table.keys)
+
+
+def test_a_sound_finds_films(films, tmp_path, capsys):
+    _, out = films
+    write_media(tmp_path / "q.wav", audio=sine(1.0), audio_rate_hz=24_000, audio_codec="pcm_s16le")
+    found = answers(capsys, out, tmp_path / "q.wav", "--modality", "video", "--one-per-key")
+    assert found["query_modality"] == "audio"
+    hits = found["answers"][0]["hits"]["video"]
+    assert sorted(hit["key"] for hit in hits) == ["0.mp4", "2.mp4", "below/1.mp4", "below/3.mp4"]
+    given = search_recipe.parse([str(out), str(tmp_path / "q.wav"), "--exclude-self"])
+    with pytest.raises(ValueError, match="none of the files"):
+        given.main(given)
+
+
+def test_the_command_line_answers_and_builds(films, capsys):
+    pytest.importorskip("faiss")
+    folder, out = films
+    given = search_recipe.parse(["build", str(out), "--kind", "flat"])
+    assert given.main(given) == 0
+    assert capsys.readouterr().out.count("recall at 10 is 1.000") == 2
+    plain = run_python("recipes/search.py", out, folder / "0.mp4", "--top", "3").stdout
+    given = search_recipe.parse([str(out), str(folder / "0.mp4"), "--top", "3", "--index", "flat"])
+    assert given.main(given) == 0
+    assert capsys.readouterr().out == plain
+    lines = plain.splitlines()
+    assert len(lines) == 2 * (1 + 3)
+    assert lines[0].endswith("-> video")
+    assert lines[1].split()[-1] == "0.mp4"
+    missing = run_python("recipes/search.py", out, folder / "none.mp4", check=False)
+    assert (missing.returncode, "none.mp4: no such file or folder" in missing.stderr) == (1, True)
+
+
+def test_other_weights_are_refused(films, tiny_run, tmp_path):
+    _, out = films
+    shutil.copytree(out, tmp_path / "index")
+    path = tmp_path / "index" / "index.json"
+    content = json.loads(path.read_text())
+    content["settings"]["weights"] = "0123456789abcdef"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="was made with 0123456789abcdef; search with the run that made it"):
+        load_embedder_of(EmbeddingIndex(tmp_path / "index"))
+    content["run_folder"] = str(tmp_path / "moved")
+    path.write_text(json.dumps(content))
+    with pytest.raises(FileNotFoundError, match="moved, which is not there; say where it is with --run"):
+        load_embedder_of(EmbeddingIndex(tmp_path / "index"))
+    assert load_embedder_of(EmbeddingIndex(out), tiny_run).weights_hash == EmbeddingIndex(out).weights_hash
+
+
+def test_modalities_that_meet_in_labels_alone_are_not_compared(tiny_run, monkeypatch):
+    embedder = avssl.load_embedder(str(tiny_run))
+    assert comparable(embedder, "video", "audio")
+    monkeypatch.setattr(embedder.config.loss, "name", "xdc")
+    assert not comparable(embedder, "video", "audio")
+    assert comparable(embedder, "audio", "audio")
