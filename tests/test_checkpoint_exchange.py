@@ -77,6 +77,11 @@ def test_the_configuration_is_the_runs_but_for_the_paths_of_its_machine(run, fol
     assert "somewhere" not in "".join((folder / name).read_text() for name in NAMES - {"model.safetensors"})
 
 
+def test_everyone_who_may_read_new_files_may_read_the_weights(folder):
+    rights = {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
+    assert len(set(rights.values())) == 1, rights
+
+
 def test_a_folder_of_a_folder_is_equal(folder, tmp_path):
     main(["export", str(folder), "--out", str(tmp_path / "avid-small")])
     for name in NAMES:
@@ -147,7 +152,7 @@ def test_the_card_says_what_the_run_knows(tmp_path):
 
 def test_the_card_says_what_is_not_known(folder):
     card = (folder / "README.md").read_text()
-    assert "license: other" in card
+    assert "license: unknown" in card
     assert "Not stated by whoever trained these weights." in card
     assert "None are stored with this run." in card
 

@@ -12,7 +12,7 @@ from avssl.checkpoint.place import CARD_FILE
 from avssl.checkpoint.weights import read_provenance
 from avssl.config import RunConfig, load_run
 
-UNKNOWN_LICENCE = "other"  # what the front matter of a hub says where nobody has said
+UNKNOWN_LICENCE = "unknown"  # what the front matter of a hub says where nobody has said
 
 
 def write_card(run: Path, folder: Path, *, title: str = "") -> Path:

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
-from avssl.checkpoint.weights import read_weights
+from avssl.checkpoint.weights import read_weights, write_tensors
 from avssl.config import load_run
 
 SUFFIXES = (".safetensors", ".pth")
@@ -48,7 +47,7 @@ def export_torchvision(run: str | Path, modality: str, out: str | Path) -> tuple
     if out.suffix == ".pth":
         torch.save(state, temporary)
     else:
-        save_file({key: value.contiguous() for key, value in state.items()}, str(temporary))
+        write_tensors(state, temporary, {"format": "pt"})
     temporary.rename(out)
     return name, head
 

@@ -34,11 +34,19 @@ def write_weights(run: Path, state: Mapping[str, torch.Tensor], provenance: Mapp
     facts.write_text(json.dumps(dict(provenance), indent=1))
     facts.rename(run / PROVENANCE_FILE)
     temporary = path.with_suffix(".tmp")
-    own = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    save_file(own, str(temporary), metadata={"format": "avssl-run", "version": "1"})
+    write_tensors(state, temporary, {"format": "avssl-run", "version": "1"})
     sync(temporary)
     temporary.rename(path)  # last: a run is finished when this is there
     return path
+
+
+def write_tensors(state: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """A safetensors file with the rights that any new file has: the library's own are for its owner alone."""
+    own = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    save_file(own, str(path), metadata=dict(metadata))
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 def _inherited_licence(init_from: str) -> dict[str, Any]:
@@ -61,7 +69,7 @@ def read_provenance(run: str | Path) -> dict[str, Any]:
 def save_module(module: nn.Module, path: Path) -> None:
     """State of one module as safetensors, atomically."""
     temporary = path.with_suffix(".tmp")
-    save_file({key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}, str(temporary))
+    write_tensors(module.state_dict(), temporary, {})
     temporary.rename(path)
 
 
