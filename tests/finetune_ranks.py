@@ -33,15 +33,15 @@ def train_and_test(train: str, test: str, folder: str | Path) -> None:
     scores = {}
     for name, lr in (("untrained", 0.0), ("trained", 0.5)):
         config.folder = f"{folder}/{name}"
-        _, _, found = run_repeat(
+        found = run_repeat(
             embedder, config, name, 0, fold,
             lambda fold, maker, views: Classifier(
                 {"video": SumEncoder("video")}, len(fold.classes), dropout=0.0, head="video"
             ),
             lambda steps, lr=lr: [Stage(3 * steps, OptimConfig(name="sgd", lr=lr, weight_decay=0.0), True, "train")],
         )  # fmt: skip
-        scores[name] = found["video"].mean
-        distributed.assert_replicated(name, torch.from_numpy(found["video"].mean))
+        scores[name] = found.scores["video"].mean
+        distributed.assert_replicated(name, torch.from_numpy(found.scores["video"].mean))
     if distributed.rank() == 0:
         np.savez(Path(folder) / "scores.npz", keys=np.array(ShardSet(test).keys), **scores)
 

@@ -1,6 +1,12 @@
 """Full fine-tuning: stages, schedule, resume to the bit, clips averaged, every sample once, all kinds of labels."""
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -35,7 +41,6 @@ from tests.labelled_runs import (
 DEVICE = torch.device("cpu")
 OPTIONS = TrainingOptions(seed=5, log_every_steps=1, checkpoint_every_steps=4)
 TASK = tasks.get("finetune")
-CONFIGS = ROOT / "recipes/configs/evaluate"
 
 
 def classifier(**options):
@@ -212,13 +217,14 @@ def test_pictures_that_differ_in_brightness_are_told_apart(image_shards, tmp_pat
     shards = {"train": image_shards, "test": "other"}
     config = configured(shards, tmp_path, "modality=image", "train_batch_size=6", "test_clips=1")
     embedder = image_embedder()
-    repeat, _, found = run_repeat(
+    done = run_repeat(
         embedder, config, "", 0, fold,
         lambda fold, maker, views: Classifier(embedder.encoders, 2, dropout=0.0, head="image"),
         lambda steps: [Stage(20 * steps, OptimConfig(lr=1e-2, weight_decay=0.0), True, "train")],
     )  # fmt: skip
-    assert found["image"].clips.shape == (6, 1, 2)
-    assert repeat.values()["image_top1_accuracy"] == 1.0
+    assert done.scores["image"].clips.shape == (6, 1, 2)
+    assert done.facts == {"unreadable_training_clips": {}}
+    assert done.repeat.values()["image_top1_accuracy"] == 1.0
 
 
 def test_several_labels_a_sample_give_mean_average_precision(shards, tmp_path):
@@ -297,23 +303,51 @@ def test_two_processes_train_and_test_as_one(shards, tmp_path):
     assert np.abs(one["trained"] - one["untrained"]).max() > 1e-3
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("finetune_*.yaml")), ids=lambda path: path.stem)
-def test_the_published_settings_are_what_the_protocol_says(path):
-    """Of AVID's code: clips an epoch, batch, epochs and drops (methods by 8 and by 32 frames)."""
-    config = parse(TASK.Config, [str(path)])
-    published = {
-        "finetune_ucf101": (8, 10, 64, 16, [6, 10, 14], 0.4),
-        "finetune_ucf101_32frames": (32, 5, 32, 16, [6, 10, 14], 0.4),
-        "finetune_hmdb51": (8, 25, 64, 10, [3, 6, 8], 1.0),
-        "finetune_hmdb51_32frames": (32, 10, 32, 10, [3, 6, 8], 1.0),
-    }
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("finetune_ucf101", (8, 10, 64, 16, [6, 10, 14], 0.4)),
+        ("finetune_ucf101_32frames", (32, 5, 32, 16, [6, 10, 14], 0.4)),
+        ("finetune_hmdb51", (8, 25, 64, 10, [3, 6, 8], 1.0)),
+        ("finetune_hmdb51_32frames", (32, 10, 32, 10, [3, 6, 8], 1.0)),
+    ],
+)
+def test_the_published_settings_are_what_the_protocol_says(name, published):
+    """Of AVID's code: frames, clips an epoch, batch, epochs, drops, strength of the jitter."""
+    config = parse(TASK.Config, [str(ROOT / f"recipes/configs/evaluate/{name}.yaml")])
     views = changed(tiny_embedder().config.views, config.views)
     found = (
         views.video.num_frames, config.clips_per_sample, config.train_batch_size, config.epochs,
         config.milestone_epochs, views.augments[config.augment].brightness,
     )  # fmt: skip
-    assert found == published[path.stem]
+    assert found == published
     assert views.augments[config.augment].crop_scale == (0.08, 1.0)
     assert (config.optim.name, config.optim.lr, config.optim.gamma, config.optim.weight_decay) == ("adam", 1e-4, 0.3, 0)
     assert (config.head_epochs, config.head_batch_norm, config.dropout, config.test_clips) == (5, "train", 0.5, 10)
     assert config.folds == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_the_command_that_was_killed_twice_gives_the_result_of_one_that_was_not(tiny_run, shards, tmp_path):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    settings = [
+        "task=finetune", f"train={shards['train']}", f"test={shards['test']}", "label_field=visual", "num_workers=0",
+        "train_batch_size=6", "epochs=8", "head_epochs=4", "checkpoint_every_steps=7", "log_every_steps=1",
+        "untrained=false", "test_clips=2",
+    ]  # fmt: skip
+    run_python("recipes/evaluate.py", run, *settings, "name=straight")
+    arguments = ["recipes/evaluate.py", str(run), *settings, "name=killed"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    for after in (8, 20):
+        process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+        while process.poll() is None:
+            logs = list((run / "evaluations/finetune-killed").glob("*/metrics.jsonl"))
+            if logs and len(logs[0].read_text().splitlines()) >= after:
+                process.kill()
+            time.sleep(0.01)
+        assert process.wait() == -signal.SIGKILL
+    run_python(*arguments)
+    straight, killed = (np.load(run / f"evaluations/finetune-{name}.npz") for name in ("straight", "killed"))
+    assert straight.files == killed.files
+    for name in straight.files:
+        np.testing.assert_array_equal(straight[name], killed[name])

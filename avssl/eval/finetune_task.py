@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from avssl.data.loader import Loader, LoaderConfig
 from avssl.data.statistics import measure_statistics
 from avssl.data.view_config import ViewsConfig
 from avssl.data.views import ViewMaker
-from avssl.distributed import barrier, rank, world_size
+from avssl.distributed import gather_objects, rank, world_size
 from avssl.eval.finetune_data import ShardFold, few_labels, shard_folds
 from avssl.eval.finetune_scores import Scores, clip_accuracy, score
 from avssl.eval.finetune_state import CLASSIFIER_FILE, TRAINING_FILE, load_state, read_step, save_state
@@ -60,6 +61,17 @@ NOT_OF_TRAINING = (
     "name", "folder", "untrained", "batch_size", "num_workers", "device", "test_clips", "test_crops", "test", "folds",
     "log_every_steps", "checkpoint_every_steps", "seeds", "train", "max_failure_rate",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One repeat: protocol and facts as in Outcome, scores by head."""
+
+    repeat: Repeat
+    protocol: dict[str, Any]
+    facts: dict[str, Any]
+    scores: dict[str, Scores]
+
 
 MakeModel = Callable[[ShardFold, ViewMaker, ViewsConfig], Headed]
 MakeStages = Callable[[int], list[Stage]]
@@ -128,8 +140,8 @@ def run_repeat(
     fold: ShardFold,
     make_model: MakeModel,
     make_stages: MakeStages,
-) -> tuple[Repeat, dict[str, Any], dict[str, Scores]]:
-    """Train, test: the Repeat, what there is to say of the training, and the scores by head."""
+) -> Trained:
+    """Train and test. A classifier that was trained before with the same settings is taken from its file."""
     device = embedder.device
     modalities = wanted_modalities(config, embedder)
     views, maker, unmeasured = make_views(embedder, config)
@@ -153,11 +165,17 @@ def run_repeat(
         "weights": embedder.weights_hash,
         "world_size": world_size(),
     }
-    steps = sum(stage.num_steps for stage in stages)
+    said = {
+        "train_test_classes": [fold.train.num_samples, fold.test.num_samples, len(fold.classes)],
+        "left_out": fold.left_out,
+        "steps": (steps := sum(stage.num_steps for stage in stages)),
+        "steps_per_pass": loader.steps_per_epoch,
+    }
     folder = Path(config.folder) / "-".join([embedder.weights_hash, *name.replace(",", "").split()])
     if read_step(folder / CLASSIFIER_FILE, facts) == steps:
         load_state(folder / CLASSIFIER_FILE, model)
         model.eval()
+        of_training: dict[str, Any] = {"classifier": "as stored"}
     else:
         options = TrainingOptions(seed, config.mixed_precision, config.log_every_steps, config.checkpoint_every_steps)
         criterion = Criterion(fold.train_targets.to(device), config.label_smoothing)
@@ -165,7 +183,10 @@ def run_repeat(
         if rank() == 0:
             save_state(folder / CLASSIFIER_FILE, model, None, steps, facts)
             (folder / TRAINING_FILE).unlink(missing_ok=True)
-        barrier()
+        failures = gather_objects(dict(loader.failures))
+        unreadable: Counter[str] = sum(map(Counter, failures), Counter())
+        of_training = {"unreadable_training_clips": dict(unreadable)}
+    del loader  # and with it its workers
     found = score(
         model,
         ClipSets(fold.test, views, modalities, config.test_clips, config.test_crops),
@@ -176,13 +197,7 @@ def run_repeat(
         device=device,
         mixed_precision=config.mixed_precision,
     )
-    said = {
-        "train_test_classes": [fold.train.num_samples, fold.test.num_samples, len(fold.classes)],
-        "left_out": fold.left_out,
-        "steps": steps,
-        "steps_per_pass": loader.steps_per_epoch,
-    }
-    return as_repeat(found, fold, name, multi_label=config.multi_label), said, found
+    return Trained(as_repeat(found, fold, name, multi_label=config.multi_label), said, of_training, found)
 
 
 def as_repeat(found: Mapping[str, Scores], fold: ShardFold, name: str, *, multi_label: bool) -> Repeat:

@@ -58,15 +58,14 @@ def finetune(embedder: Embedder, config: Config) -> Outcome:
         head = Stage(config.head_epochs * per_epoch, replace(config.head_optim), False, config.head_batch_norm)
         return [head, whole] if config.head_epochs else [whole]
 
-    found, said = [], {}
-    for name, seed, fold in repeats(config, embedder):
-        repeat, of_training, _ = run_repeat(embedder, config, name, seed, fold, model, stages)
-        found.append(repeat)
-        said[name] = of_training
+    found = {
+        name: run_repeat(embedder, config, name, seed, fold, model, stages)
+        for name, seed, fold in repeats(config, embedder)
+    }
     protocol: dict[str, Any] = {
         "trained": "the whole network" + (", after the head alone" if config.head_epochs else ""),
         "batch_norm": f"{config.batch_norm}; with the head alone {config.head_batch_norm}",
         "scores": "mean over clips of the " + ("sigmoid" if config.multi_label else "softmax"),
-        "repeats": said,
+        "repeats": {name: one.protocol for name, one in found.items()},
     }
-    return Outcome(found, protocol)
+    return Outcome([one.repeat for one in found.values()], protocol, {name: one.facts for name, one in found.items()})

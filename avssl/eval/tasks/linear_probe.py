@@ -64,20 +64,21 @@ def linear_probe(embedder: Embedder, config: Config) -> Outcome:
         steps = config.epochs * config.clips_per_sample * steps_per_pass
         return [Stage(steps, scheduled(config, steps_per_pass), False, "frozen")]
 
-    found, said = [], {}
-    for name, seed, fold in repeats(config, embedder):
-        repeat, of_training, _ = run_repeat(embedder, config, name, seed, fold, model, stages)
-        found.append(repeat)
-        said[name] = of_training
+    found = {
+        name: run_repeat(embedder, config, name, seed, fold, model, stages)
+        for name, seed, fold in repeats(config, embedder)
+    }
     metric = "mean_average_precision" if config.multi_label else "top1_accuracy"
-    values = [repeat.values() for repeat in found]
+    values = [one.repeat.values() for one in found.values()]
     means = {layer: float(np.mean([one[f"{layer}_{metric}"] for one in values])) for layer in widths}
     protocol: dict[str, Any] = {
         **FROZEN,
         "layers": widths,
         "probe_batch_norm": config.probe_batch_norm,
         "scores": "mean over clips of the " + ("sigmoid" if config.multi_label else "softmax"),
-        "repeats": said,
+        "repeats": {name: one.protocol for name, one in found.items()},
     }
     best = max(means, key=lambda layer: means[layer])
-    return Outcome(found, protocol, {"best_layer": best, "best_layer_is_chosen_by": f"{metric} on the test samples"})
+    facts: dict[str, Any] = {"best_layer": best, "best_layer_is_chosen_by": f"{metric} on the test samples"}
+    facts |= {name: one.facts for name, one in found.items()}
+    return Outcome([one.repeat for one in found.values()], protocol, facts)
