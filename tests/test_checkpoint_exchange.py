@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import avssl
 from avssl import checkpoint, config, losses
-from avssl.checkpoint.__main__ import main
+from avssl.checkpoint.__main__ import main, parse
 from avssl.checkpoint.place import FILES, locate
 from avssl.data.views import RawView
 from avssl.models import create_encoder
@@ -144,6 +144,7 @@ def test_the_card_says_what_the_run_knows(tmp_path):
         "| video_knn_label | 0.6250 | 0.2500 | 0.1000 |",
         "knn-ucf, train `train`, test `test`:",
         "| top1_accuracy | 0.5000 ± 0.0300 | 0.0000 |  |",
+        "started from: audio from random weights, video from random weights",
         'avssl.load_embedder("nice-name")',
         "4 frames at 16 a second, 32 px, encoder `avid_video`, depth 10, width 4",
     ):
@@ -163,7 +164,7 @@ def test_a_licence_of_the_weights_cannot_be_changed(tmp_path):
     with pytest.raises(SystemExit, match=r"licensed CC-BY-NC-4\.0"):
         main(["export", str(run), "--out", str(tmp_path / "out"), "--licence", "mit"])
     assert not (tmp_path / "out").exists()
-    main(["export", str(run), "--out", str(tmp_path / "out")])
+    main(["export", str(run), "--out", str(tmp_path / "out"), "--licence", "cc-by-nc-4.0"])  # as hubs write it
     assert "**CC-BY-NC-4.0**: no commercial use" in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -294,3 +295,11 @@ def test_push_makes_the_repository_and_uploads_the_four_files(folder, monkeypatc
 def test_push_refuses_what_is_no_exchange_folder(run, tmp_path):
     with pytest.raises(SystemExit, match=r"has no config.json, model.safetensors, README.md; write it first"):
         main(["push", str(run), "someone/avid"])
+
+
+def test_the_commands_of_the_page_are_accepted():
+    page = (Path(__file__).parent.parent / "docs" / "checkpoints.md").read_text()
+    commands = [line.split()[3:] for line in page.splitlines() if line.startswith("python -m avssl.checkpoint ")]
+    assert {command[0] for command in commands} == {"import", "export", "push"}
+    for command in commands:
+        parse([*command])  # leaves with status 2 for an option that is not there

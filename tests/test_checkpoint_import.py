@@ -214,6 +214,16 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes(content, tmp_path):
     assert "wrong shape: 1: video_model.conv4x.1.out_bn.weight ((7,) in place of (32,))" in message
 
 
+def test_names_with_and_without_their_prefix_are_not_mixed_up(content, tmp_path):
+    name = "video_proj.projection.0.bias"
+    assert "are there twice" in refused(changed_model(content, **{name: torch.zeros(48)}), tmp_path)
+    plain = {key.removeprefix("module."): value for key, value in content["model"].items()}
+    torch.save({**content, "model": plain}, tmp_path / "plain.pth.tar")
+    main(["import", str(tmp_path / "plain.pth.tar"), "--out", str(tmp_path / "plain")])
+    stored = checkpoint.read_weights(tmp_path / "plain")["loss.projectors.video.0.bias"]
+    assert torch.equal(stored, content["model"][f"module.{name}"])
+
+
 def test_banks_are_told_apart_by_name_or_by_the_user(content, tmp_path):
     criterion = {"a": unit_rows(1), "b": unit_rows(2), "avg_exp_score": torch.tensor(2.2)}
     message = refused({**content, "train_criterion": criterion}, tmp_path)

@@ -73,7 +73,6 @@ def _training_lines(cfg: RunConfig, provenance: Mapping[str, Any]) -> list[str]:
         if provenance.get("audio_statistics"):
             lines.append("- statistics of the spectrograms: not the authors', measured or given when it was imported")
         return lines
-    started = provenance.get("init_from")
     return [
         f"- data: {data['num_samples']} samples, `{Path(data.get('shards') or 'unnamed').name}` (fingerprint "
         f"`{data['fingerprint']}`)",
@@ -81,15 +80,18 @@ def _training_lines(cfg: RunConfig, provenance: Mapping[str, Any]) -> list[str]:
         f"- steps: {provenance.get('steps', 'not recorded')}, samples seen: "
         f"{provenance.get('samples_seen', 'not recorded')}, global batch {cfg.data.global_batch_size}",
         f"- optimiser: `{cfg.optim.name}`, learning rate {cfg.optim.lr:g}",
-        f"- started from: {f'`{Path(started).name}`' if started else 'random weights'}"
-        + "".join(f", {modality} from `{Path(str(w)).name}`" for modality, w in _weights(cfg).items()),
+        f"- started from: {', '.join(_starts(cfg, str(provenance.get('init_from') or '')))}",
         f"- versions: {', '.join(f'{name} {number}' for name, number in provenance.get('versions', {}).items())}",
     ]
 
 
-def _weights(cfg: RunConfig) -> dict[str, Any]:
-    """{modality: the weights that its encoder started from}."""
-    return {modality: options["weights"] for modality, options in cfg.encoders.items() if options.get("weights")}
+def _starts(cfg: RunConfig, init_from: str) -> list[str]:
+    """What the run or its encoders started from, random weights where nothing is said."""
+    if init_from:
+        return [f"`{Path(init_from).name}`"]
+    modalities = losses.get(cfg.loss.name).modalities(cfg.loss)
+    given = {modality: cfg.encoders[modality].get("weights") for modality in modalities}
+    return [f"{name} from {f'`{Path(str(file)).name}`' if file else 'random weights'}" for name, file in given.items()]
 
 
 def _input_lines(cfg: RunConfig, modalities: list[str]) -> list[str]:

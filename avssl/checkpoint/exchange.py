@@ -33,13 +33,13 @@ def export_folder(run: str | Path, out: str | Path, *, with_state: bool = False,
     weights, provenance = read_weights(run), read_provenance(run)
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} exists and is not empty; give --out a new folder")
-    if licence and provenance.get("licence", licence) != licence:
+    if licence and str(provenance.get("licence", licence)).lower() != licence.lower():
         raise ValueError(
             f"the weights of {run} are licensed {provenance['licence']}, or come from such weights; "
             f"--licence {licence} cannot change that"
         )
     if licence:
-        provenance["licence"] = licence
+        provenance.setdefault("licence", licence)
     cfg = config.load_run(run)
     out.mkdir(parents=True, exist_ok=True)
     (out / CONFIG_FILE).write_text(json.dumps(dataclasses.asdict(_without_paths(cfg)), indent=1))

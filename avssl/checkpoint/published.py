@@ -82,7 +82,12 @@ def read_published(
     result, for the caller to refuse.
     """
     content, digest = _load(Path(file))
-    model = {_without_module(name): value for name, value in _tensors(content["model"]).items()}
+    given = _tensors(content["model"])
+    model = {_without_module(name): value for name, value in given.items()}
+    if len(model) < len(given):
+        raise ValueError(
+            f"{file}: some tensors of 'model' are there twice, with `module.` before their name and without"
+        )
     ours = {_renamed(name): value for name, value in model.items()}
     architecture = infer(ours, small=small)
     expected = skeleton(architecture)
