@@ -251,6 +251,15 @@ def test_a_model_of_a_hub_embeds_bit_for_bit_as_the_run(name, hub, run, tmp_path
     assert fetched == NAMES
 
 
+def test_a_model_of_something_else_is_refused(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("{}")
+    hub.folder = tmp_path / "other"
+    with pytest.raises(FileNotFoundError, match=r"no model of avssl: it has no provenance.json, model.safetensors"):
+        avssl.load_embedder("someone/avid-small")
+
+
 def test_what_neither_is_here_nor_at_the_hub_is_one_clear_error(hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match="runs/avid_cma is no folder here, and the hub did not give it"):
@@ -263,6 +272,8 @@ def test_only_names_of_a_hub_are_asked_for_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "avid").mkdir(parents=True)
     assert locate("runs/avid") == Path("runs/avid")
+    with pytest.raises(SystemExit, match="runs/none"):
+        main(["export", "runs/none", "--out", "out"])
     for name in ("avid", "./runs/none", "/runs/none", "a/b/c", "../runs/none"):
         assert locate(name) == Path(name)
     with pytest.raises(ValueError, match="write hf://owner/name"):

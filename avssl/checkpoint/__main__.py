@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
-from avssl.checkpoint import locate
+from avssl.checkpoint import HUB_SCHEME, locate
 
 GRAPHS = ("torch_export", "torchscript", "onnx")
 
@@ -60,7 +61,8 @@ def statistics_command(arguments: argparse.Namespace) -> str:
 
 def export_command(arguments: argparse.Namespace) -> str:
     """A finished run -> folder, torchvision's layout, or a graph."""
-    run = locate(arguments.run)
+    # As with the recipes, a mistyped folder is no question to a hub.
+    run = locate(arguments.run) if arguments.run.startswith(HUB_SCHEME) else Path(arguments.run)
     if arguments.to == "folder":
         if arguments.modality:
             raise ValueError("--modality is for --to torchvision and the graphs; a folder holds the whole run")

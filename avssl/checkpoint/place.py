@@ -29,4 +29,8 @@ def locate(run: str | Path) -> Path:
     from avssl.checkpoint.hub import download
 
     name, _, revision = text.partition("@")
-    return download(name, revision or None, FILES)
+    folder = download(name, revision or None, FILES)
+    missing = [file for file in FILES if not (folder / file).is_file() and file != CARD_FILE]
+    if missing:
+        raise FileNotFoundError(f"{name} at the hub is no model of avssl: it has no {', '.join(missing)}")
+    return folder
