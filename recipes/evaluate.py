@@ -15,6 +15,7 @@ A sample that cannot be read is an error: a smaller test set would be another te
 """
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -59,6 +60,8 @@ def positive_sets(run: Path, num_positives: int) -> dict[str, torch.Tensor]:
 
 def main(run: Path, task: TaskConfig) -> Path:
     """The task `standard`."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("the task standard runs in one process; start it without torchrun, or run knn and retrieval")
     found, chance, facts = {}, {}, {}
     checkpoint.read_weights(run)  # says what is missing
     if ShardSet(task.train).fingerprint == ShardSet(task.test).fingerprint:
