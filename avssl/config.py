@@ -40,6 +40,18 @@ class DataConfig(LoaderConfig):
 
 
 @dataclass
+class ProbeConfig:
+    """kNN and a linear classifier while the run trains (online_probe.py); without shards there is none."""
+
+    shards: str = ""  # labelled shard folder that is not trained on; half of it is learnt from, half is scored
+    every_steps: int = 1000  # optimiser steps between snapshots
+    device: str = "cpu"  # of the process beside the run, for example cuda
+    num_threads: int = 1  # of that process
+    num_neighbours: int = 20
+    temperature: float = 0.07
+
+
+@dataclass
 class RunConfig:
     """One pretraining run."""
 
@@ -69,6 +81,7 @@ class RunConfig:
         }
     )
     loss: LossConfig = field(default_factory=LossConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
 
@@ -185,6 +198,7 @@ MAY_CHANGE = frozenset(
         "data.prefetch_batches",
         "data.max_failure_rate",
         "data.worker_timeout_seconds",
+        *(f"probe.{one.name}" for one in dataclasses.fields(ProbeConfig)),
     ]
 )
 

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,6 +126,16 @@ class Monitor:
         for finding in self.collapse.look(self.progress.step, scalars):
             if self.accelerator.is_main_process:
                 self.bar.write(f"warning: {finding}", file=sys.stderr)
+
+    def probed(self, results: Sequence[Mapping[str, Any]]) -> None:
+        """Show and track what the online probe found; its own file has it already."""
+        for result in results:
+            scores = {name: value for name, value in result.items() if isinstance(value, float)}
+            shown = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+            self.bar.write(f"probe of step {result['step']}: {shown or result.get('error', 'nothing labelled')}")
+            if self.cfg.trackers and scores:
+                numbers = {f"probe/{name}": value for name, value in scores.items()}
+                self.accelerator.log(numbers | {"probe/step": result["step"]}, step=self.progress.step)
 
     def _failures_of_all_ranks(self) -> dict[str, int]:
         counts = torch.tensor([self.failures[reason] for reason in FAILURE_REASONS], device=self.loader.device)

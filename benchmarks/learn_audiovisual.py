@@ -70,13 +70,18 @@ OWN: dict[str, list[str]] = {
         "loss.shuffle_groups=2",
     ],
     "moco_v3": [PAIR, *HEAD, "loss.predictor_hidden_dims=[128]", "loss.temperature=0.2"],
-    "swav": [PAIR, *HEAD, "loss.num_prototypes=32", "loss.num_small_crops=0", "loss.freeze_steps=18"],
+    # Prototypes that stay and embeddings that are centred: with either one free the predictions become uniform.
+    "swav": [
+        PAIR, "loss.projector_hidden_dims=[128]", "loss.embedding_dim=16", "loss.num_prototypes=16",
+        "loss.num_small_crops=0", f"loss.freeze_steps={STEPS}", "loss.centre_embeddings=true", "loss.epsilon=0.1",
+        "loss.temperature=0.3", "loss.queue_size=480", "loss.queue_from_epoch=1",
+    ],
     "deepcluster_v2": [PAIR, *HEAD, "loss.num_prototypes=32", "loss.num_small_crops=0"],
     "sela": [
-        PAIR, "loss.num_heads=3", "loss.num_clusters=32", f"loss.relabel_epochs={EPOCHS}",
-        f"loss.num_relabellings={EPOCHS // 2}",
+        PAIR, "loss.num_heads=3", "loss.num_clusters=16", f"loss.relabel_epochs={EPOCHS}", "loss.num_relabellings=6",
+        "loss.swap_labels=true",
     ],
-    "xdc": ["loss.num_clusters=32", "loss.pca_dim=32"],
+    "xdc": ["loss.num_clusters=16", "loss.pca_dim=32", "loss.cluster_every_epochs=8"],
     "byol": [PAIR, *HEAD, "loss.predictor_hidden_dims=[128]", "loss.teacher_momentum=0.99"],
     "simsiam": [
         PAIR, "loss.projector_hidden_dims=[128,128]", "loss.embedding_dim=128", "loss.predictor_hidden_dims=[32]",

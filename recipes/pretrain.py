@@ -23,6 +23,7 @@ from avssl.data.views import ViewMaker
 from avssl.losses.base import EpochContext
 from avssl.models import create_encoder
 from avssl.monitor import Monitor, StopSignal, provenance
+from avssl.online_probe import OnlineProbe, embedding_parts
 from avssl.optim.build import build_optimizer, forget, set_learning_rate
 from avssl.types import Progress
 
@@ -95,6 +96,9 @@ def main(cfg: config.RunConfig) -> None:
         config.save(cfg, run / "config.yaml")
 
     monitor = Monitor(accelerator, cfg, total_steps, loader, progress)
+    probe = OnlineProbe(cfg.probe, run, step=progress.step, is_main=accelerator.is_main_process)
+    snapshot = {"loss": embedding_parts(loss), "views": views}, partial(provenance, cfg, shards, progress)
+    monitor.probed(probe.look(progress.step, *snapshot))
     model.train()
     while progress.step < total_steps and not stop.agreed:
         if progress.batch_in_epoch == 0:
@@ -119,6 +123,7 @@ def main(cfg: config.RunConfig) -> None:
             progress.batch_in_epoch += 1
             monitor.batch_done(batch, result, loss, outputs)
             if accelerator.sync_gradients:
+                monitor.probed(probe.look(progress.step, *snapshot))
                 due = progress.step % cfg.checkpoint_every_steps == 0
                 if stop.poll(progress.step, cfg.log_every_steps) or due or progress.step == total_steps:
                     monitor.require_finite(result, batch)
@@ -128,6 +133,7 @@ def main(cfg: config.RunConfig) -> None:
         else:
             progress.epoch, progress.batch_in_epoch = progress.epoch + 1, 0
 
+    monitor.probed(probe.finish(progress.step, *snapshot) if progress.step == total_steps else probe.stop())
     monitor.close()
     if progress.step == total_steps and accelerator.is_main_process:
         checkpoint.export(run, {"loss": loss, "views": views}, provenance(cfg, shards, progress))

@@ -38,6 +38,7 @@ _SUFFIXES = {
     "Alignment": "_alignment",
     "Use of clusters": "_entropy",
 }
+PROBE = "probe_"  # before the names of what the online probe found
 _SIDES = {f"{side}{suffix}": side for side in ("video", "audio") for suffix in list(_SUFFIXES.values())[:3]}
 # AVID's terms as they are logged, and the same as AVID+CMA's instance terms.
 _DIRECTIONS: dict[str, str] = {}
@@ -94,6 +95,12 @@ PANELS = (
         "Entropy over its highest value. Of labels and of predictions over a batch: 0 = one cluster for all. Of the "
         "assignment of one sample: 1 = it belongs to all alike.",
         include=(0.0,),
+    ),
+    Panel(
+        "Online probe",
+        {},
+        "kNN and linear accuracy (or mean average precision) on held-out labels while the run went on.",
+        include=(0.0, 1.0),
     ),
     Panel(
         "Loss by direction",
@@ -158,8 +165,19 @@ def read_metrics(path: str | Path) -> Metrics:
             continue
         if isinstance(row, dict):
             rows[row.get("step", f"line {position}")] = row
+    for result in _probe_results(source.with_name("probe.jsonl")):
+        found = {f"{PROBE}{key}": value for key, value in result.items() if key not in ("step", "samples_seen")}
+        rows[result["step"]] = {**rows.get(result["step"], {}), **result, **found}
     ordered = sorted(rows.values(), key=lambda row: row["step"] if _is_number(row.get("step")) else -1)
     return Metrics(ordered, num_unreadable)
+
+
+def _probe_results(path: Path) -> list[dict[str, Any]]:
+    """Lines of the online probe that have scores: {"step", "samples_seen", scores by name}."""
+    if not path.exists():
+        return []
+    lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    return [line for line in lines if "error" not in line]
 
 
 def _series(runs: Mapping[str, Metrics], panel: Panel, x_key: str) -> list[Series]:
@@ -184,6 +202,8 @@ def _panels(runs: Mapping[str, Metrics]) -> list[Panel]:
     keys = dict.fromkeys(key for metrics in runs.values() for key in metrics.names())
 
     def logged(title: str) -> dict[str, str]:
+        if title == "Online probe":
+            return {key: key.removeprefix(PROBE).replace("_", " ") for key in keys if key.startswith(PROBE)}
         suffix = _SUFFIXES.get(title, "\0")
         return {key: key.removesuffix(suffix).replace("_", " ") for key in keys if key.endswith(suffix)}
 

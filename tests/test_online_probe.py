@@ -1,0 +1,104 @@
+"""The online probe: what it finds is what a finished run is worth, and the run does not notice it."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+
+from avssl.config import ProbeConfig
+from avssl.embed import Embedder
+from avssl.eval.clip_plan import ClipPlan
+from avssl.eval.features import extract
+from avssl.online_probe import check, is_learnt_from, judge, keep_until
+from tests.test_pretrain import arguments_for, run_python
+
+
+@pytest.fixture(scope="module")
+def probed_run(shards, tmp_path_factory):
+    """Four steps with a probe of the training clips every two, and the process that made it."""
+    run = tmp_path_factory.mktemp("probe") / "run"
+    options = [f"probe.shards={shards['train']}", "probe.every_steps=2", "steps=4"]
+    return run, run_python(*arguments_for("avid", shards, run, *options))
+
+
+def lines(run):
+    return [json.loads(line) for line in (run / "probe.jsonl").read_text().splitlines()]
+
+
+def test_the_run_is_bit_for_bit_that_without_a_probe(probed_run, shards, tmp_path):
+    run_python(*arguments_for("avid", shards, tmp_path / "run", "steps=4"))
+    one, other = (load_file(run / "encoders.safetensors") for run in (probed_run[0], tmp_path / "run"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_snapshots_before_between_and_after_are_judged_or_said_not_to_be(probed_run):
+    run, process = probed_run
+    found = {line["step"]: line for line in lines(run)}
+    assert sorted(found) == [0, 2, 4]
+    assert all("error" not in found[step] or "not judged" in found[step]["error"] for step in found)
+    assert "error" not in found[0]
+    assert "error" not in found[4]
+    assert [found[step]["samples_seen"] for step in (0, 4)] == [0, 16]
+    assert "probe of step 4: " in process.stdout + process.stderr
+    assert not (run / "probe").exists()
+
+
+def test_the_last_line_is_what_the_finished_run_gives_and_scikit_learn_says_the_same(probed_run, shards):
+    run, _ = probed_run
+    embedder = Embedder.from_run(run)
+    folder = str(shards["train"])
+    last = {name: value for name, value in lines(run)[-1].items() if name not in ("step", "samples_seen")}
+    assert last == pytest.approx(judge(embedder, folder, num_neighbours=20, temperature=0.07))
+    assert {
+        f"{m}_{kind}_{field}" for m in ("video", "audio") for kind in ("knn", "linear") for field in ("sound", "visual")
+    } == set(last)
+    features = extract(embedder, folder, ("audio",), ("feature",), ClipPlan())
+    learnt = np.array([is_learnt_from(key) for key in features.keys])
+    assert 4 <= learnt.sum() <= 14
+    x = features.rows["audio"]["feature"][:, 0].astype(np.float64)
+    y = np.array([labels["sound"][0] for labels in features.labels])
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    neighbours = KNeighborsClassifier(
+        min(20, int(learnt.sum())), weights=lambda distances: np.exp((1 - distances**2 / 2) / 0.07)
+    ).fit(unit[learnt], y[learnt])
+    assert last["audio_knn_sound"] == pytest.approx(neighbours.score(unit[~learnt], y[~learnt]))
+    mean, deviation = x[learnt].mean(axis=0), x[learnt].std(axis=0)
+    scaled = np.divide(x - mean, deviation, out=np.zeros_like(x), where=deviation > 1e-12)
+    linear = LogisticRegression(max_iter=1000).fit(scaled[learnt], y[learnt])
+    assert last["audio_linear_sound"] == pytest.approx(linear.score(scaled[~learnt], y[~learnt]))
+
+
+def test_a_probe_that_fails_is_seen_and_the_run_goes_on(shards, tmp_path):
+    options = [f"probe.shards={shards['train']}", "probe.device=nowhere", "steps=1"]
+    process = run_python(*arguments_for("avid", shards, tmp_path / "run", *options))
+    assert "probe of step 0: status 1: RuntimeError" in process.stdout + process.stderr
+    assert (tmp_path / "run" / "encoders.safetensors").is_file()
+
+
+def test_results_beyond_the_step_that_a_run_goes_on_from_are_dropped(tmp_path):
+    path = tmp_path / "probe.jsonl"
+    path.write_text('{"step": 0}\n{"step": 5}\n{"step": 10}\n{"ste')
+    keep_until(path, 5)
+    assert path.read_text() == '{"step": 0}\n{"step": 5}\n'
+
+
+def test_folders_without_labels_and_impossible_numbers_are_refused_before_the_run(shards, tmp_path):
+    for name in ("every_steps", "num_neighbours"):
+        with pytest.raises(ValueError, match="must be at least 1"):
+            check(ProbeConfig(shards=f"{shards['train']}", **{name: 0}))
+    index = json.loads((shards["train"] / "index.json").read_text())
+    index["label_names"] = {}
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    for shard in shards["train"].glob("shard-*"):
+        (tmp_path / shard.name).symlink_to(shard)
+    with pytest.raises(ValueError, match="has no labels to judge by"):
+        check(ProbeConfig(shards=str(tmp_path)))
+
+
+def test_about_half_of_the_samples_are_learnt_from():
+    assert 450 < sum(is_learnt_from(f"clip {number}") for number in range(1000)) < 550
