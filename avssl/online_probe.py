@@ -220,7 +220,9 @@ def scores_of(
     for name, values in scores.items():
         metrics = classified(fold.test.features.keys, values, fold.test.targets, fold.classes).values()
         label = f"{modality}_{name}_{field}"
-        found |= {f"{label}_map": metrics["mean_average_precision"]} if multi_label else {label: metrics["top1_accuracy"]}
+        found |= (
+            {f"{label}_map": metrics["mean_average_precision"]} if multi_label else {label: metrics["top1_accuracy"]}
+        )
     return found
 
 
