@@ -10,11 +10,12 @@ from torch import nn
 from torchvision import models
 
 import avssl
-from avssl import checkpoint
+from avssl import checkpoint, losses
 from avssl.checkpoint import graphs
 from avssl.checkpoint.__main__ import main
 from avssl.models import create_encoder
 from tests.made_runs import SMALL_AVID, made_run
+from tests.tiny import loss_options
 
 SUFFIX = {"torch_export": "pt2", "torchscript": "pt", "onnx": "onnx"}
 
@@ -92,6 +93,17 @@ def test_pictures_too(kind, tmp_path):
     differences = graphs.export_graph(run, kind, "image", path)
     assert set(differences) == {"feature", "embedding"}
     assert max(differences.values()) <= 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", losses.names())
+def test_the_embedding_of_every_loss_becomes_a_graph(name, tmp_path):
+    pairs = losses.get(name).pairs
+    pair = ("video", "audio") if ("video", "audio") in pairs else ("audio", "audio")
+    options = [f"loss.{key}={value}".replace("'", "") for key, value in loss_options(name, pair).items()]
+    encoders = ["encoders.video.depth=10", "encoders.video.width=4", "encoders.audio.width=4"]
+    run = made_run(tmp_path / "run", f"loss.name={name}", *options, *encoders)
+    assert max(graphs.export_graph(run, "torch_export", "audio", tmp_path / "graph.pt2").values()) <= 1e-4
 
 
 def test_a_graph_says_how_its_input_is_made(avid, tmp_path):
