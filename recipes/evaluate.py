@@ -68,7 +68,7 @@ def main(run: Path, task: TaskConfig) -> Path:
         raise ValueError(
             f"train={task.train} and test={task.test} hold the same clips; the kNN would find each clip itself"
         )
-    trained_on = json.loads((run / checkpoint.PROVENANCE_FILE).read_text())["data"]["fingerprint"]
+    trained_on = checkpoint.read_provenance(run)["data"]["fingerprint"]
     for weights in ("trained", "untrained"):
         embedder = Embedder.from_run(run, device=task.device, untrained=weights == "untrained")
         train, test = embed_split(embedder, task.train, task), embed_split(embedder, task.test, task)

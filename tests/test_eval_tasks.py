@@ -18,6 +18,8 @@ from avssl.embed import Embedder
 from avssl.eval import tasks
 from avssl.eval.clip_plan import ClipPlan
 from avssl.eval.features import FeatureSet, extract
+from avssl.eval.labelled import usable
+from avssl.eval.protocol import TaskConfig as StandardConfig
 from avssl.eval.results import read_evaluation, read_rows
 from recipes import evaluate as recipe
 from tests.conftest import run_python
@@ -231,6 +233,32 @@ def test_a_missing_shard_is_an_error_and_not_a_smaller_test_set(run: Path, shard
     (copy / "shard-000000.tar").unlink()
     with pytest.raises(FileNotFoundError, match="the shard is missing"):
         evaluate(run, shards, "knn", f"test={copy}", "label_field=visual")
+
+
+def test_a_sample_that_cannot_be_read_is_an_error_by_name(run: Path, shards: Any, tmp_path: Path) -> None:
+    copy = shutil.copytree(shards["test"], tmp_path / "test")
+    shard = copy / "shard-000000.tar"
+    content = bytearray(shard.read_bytes())
+    place = content.index(b"ftyp")  # of the first sample's mp4
+    content[place : place + 400] = bytes(400)
+    shard.write_bytes(content)
+    with pytest.raises(ValueError, match=r"1 samples of .* could not be read, the first is sample 0: not_media"):
+        evaluate(run, shards, "knn", f"test={copy}", "label_field=visual")
+
+
+def test_samples_without_the_modality_are_left_out_and_counted(embedder: Embedder, shards: Any) -> None:
+    found = extract(embedder, str(shards["test"]), ["video", "audio"], ["feature"], ClipPlan(1))
+    found.present["audio"][1] = False
+    found.labels[2].pop("visual")
+    kept, left_out = usable(found, "visual", ["video", "audio"])
+    assert left_out == {"no label": 1, "no video": 0, "no audio": 1}
+    assert kept.keys == [key for row, key in enumerate(found.keys) if row not in (1, 2)]
+
+
+def test_standard_is_refused_under_torchrun(run: Path, shards: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="runs in one process"):
+        recipe.main(run, StandardConfig(train=str(shards["train"]), test=str(shards["test"])))
 
 
 def test_two_processes_give_the_result_of_one_with_every_sample_once(run: Path, shards: Any) -> None:
