@@ -57,7 +57,7 @@ def main(arguments: argparse.Namespace) -> int:
     if "npz" in arguments.formats and len(index.files) == 1:
         paths.append(EmbeddingTable.read(out).write(out / "embeddings.npz"))
     elif "npz" in arguments.formats and index.files:
-        print(f"no embeddings.npz: npz is for one table, and here are {len(index.files)} of {ROWS_PER_FILE} rows")
+        print(f"no embeddings.npz: npz is for one table, and here are {len(index.files)} files; see --rows-per-file")
     print("\n".join(map(str, paths)))
     print(summary(index))
     if not index.num_rows:
@@ -90,8 +90,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--stride", type=float, help="seconds between windows (default: the window)")
     parser.add_argument("--modalities", nargs="+", choices=MODALITIES, help="default: what the run has")
     parser.add_argument(
-        "--formats", nargs="+", choices=["parquet", "npz"], default=["parquet", "npz"],
-        help="Parquet is always written; npz is a copy of it where one file holds all rows",
+        "--formats", nargs="+", choices=["parquet", "npz"], default=["parquet"],
+        help="Parquet is always written; npz is a copy of it, made in memory, where one file holds all rows",
     )  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=64, help="clips per forward pass")
     parser.add_argument("--num-workers", type=int, default=2, help="decoding processes; 0 decodes in this one")

@@ -162,6 +162,8 @@ def test_the_recipe_writes_parquet_npz_and_what_was_skipped(tiny_run, files, tmp
         "0.5",
         "--stride",
         "0.25",
+        "--formats",
+        "npz",
         "--num-workers",
         "0",
     ]

@@ -26,7 +26,7 @@ from tests.conftest import ROOT, run_python
 from tests.test_embed import frames, same_rows, sine
 
 GRID = {"window_seconds": 0.5, "stride_seconds": 0.25}
-OPTIONS = ["--window", "0.5", "--stride", "0.25", "--formats", "parquet", "--device", "cpu"]
+OPTIONS = ["--window", "0.5", "--stride", "0.25", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")

@@ -188,6 +188,7 @@ def test_the_recipe_writes_both_formats_and_what_was_skipped(
     image_run: Path, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [str(image_run), str(folders / "mixed"), "--out", str(tmp_path), "--num-workers", "0", "--device", "cpu"]
+    command += ["--formats", "npz"]
     assert embed_recipe.main(embed_recipe.parse(command)) == 0
     assert "1 of 4 sources embedded, 1 rows" in capsys.readouterr().out
     skipped = [json.loads(line)["key"] for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]

@@ -16,8 +16,17 @@ from typing import Any
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from avssl.data.clips import TIME_TOLERANCE_SECONDS, Span, window_grid
-from avssl.data.decode import MEDIA_SUFFIXES, AudioInfo, Source, VideoInfo, probe, stream_audio, stream_video
+from avssl.data.clips import TIME_TOLERANCE_SECONDS, Span, frame_times_seconds, window_grid
+from avssl.data.decode import (
+    MEDIA_SUFFIXES,
+    AudioInfo,
+    Source,
+    VideoInfo,
+    probe,
+    read_video,
+    stream_audio,
+    stream_video,
+)
 from avssl.data.listing import files_below, key_of
 from avssl.data.location import is_remote
 from avssl.data.pictures import IMAGE_SUFFIXES, probe_image, read_image
@@ -26,7 +35,6 @@ from avssl.data.views import (
     RawView,
     ViewsConfig,
     decode_audio_clip,
-    decode_video_clip,
     raw_audio,
     raw_picture,
     spans,
@@ -37,6 +45,7 @@ from avssl.types import MediaError
 
 Sources = ShardSet | Sequence[tuple[Path, str]]
 WINDOWS_PER_READ = 16  # windows decoded together: bounds the memory of long media
+FRAMES_PER_READ = 32  # full frames decoded together, or those of one clip
 
 
 @dataclass(frozen=True)
@@ -198,22 +207,35 @@ def _decode(media: Media, grid: np.ndarray, config: ViewsConfig, modalities: Seq
         wanted = modality in media.sources and modality in modalities
         times = _clip_times(media, grid, config, modality) if wanted else []
         owner = [number for number, _ in times]
-        views = [{"view": _decode_clip(media, start, config, modality)} for _, start in times]
+        views = [{"view": view} for view in _decode_clips(media, [start for _, start in times], config, modality)]
         result.has[modality], result.owner[modality] = np.isin(np.arange(len(grid)), owner), owner
         result.clips[modality] = stack_raw_views(views)["view"] if views else None
     return result
 
 
-def _decode_clip(media: Media, start: float, config: ViewsConfig, modality: str) -> RawView:
-    """The deterministic view of one clip: its centre crop, as in training's own evaluation."""
+def _decode_clips(media: Media, starts: Sequence[float], config: ViewsConfig, modality: str) -> Iterator[RawView]:
+    """The deterministic views of clips: their centre crops, as in training's own evaluation.
+
+    Several of video are read together: opening and finding one's place in a long file costs more than a clip of it.
+    """
+    if not starts:
+        return
     source, key = media.sources[modality], media.key
     if modality == "image":
-        return raw_picture("image", read_image(source, name=key)[None], config.image, None, None)
+        picture = read_image(source, name=key)[None]
+        yield from (raw_picture("image", picture, config.image, None, None) for _ in starts)
+        return
     span = media.spans[modality]
     if modality == "video":
-        video = decode_video_clip(source, start, config.video, span, key)
-        return raw_picture("video", video, config.video, None, None)
-    return raw_audio(decode_audio_clip(source, start, config.audio, span, key), config.audio, None)
+        each, at_once = config.video.num_frames, max(1, FRAMES_PER_READ // config.video.num_frames)
+        for first in range(0, len(starts), at_once):
+            times = [frame_times_seconds(s, each, config.video.fps, span) for s in starts[first : first + at_once]]
+            frames = read_video(source, (np.concatenate(times) - span.start_seconds).tolist(), name=key)
+            for clip in frames.split(each):
+                yield raw_picture("video", clip, config.video, None, None)
+        return
+    for start in starts:  # one by one: where containers round their times, a sound begins where it is sought
+        yield raw_audio(decode_audio_clip(source, start, config.audio, span, key), config.audio, None)
 
 
 def num_sources(sources: Sources) -> int:
