@@ -234,16 +234,21 @@ def load_run(run: str | Path) -> RunConfig:
     return parse(RunConfig, [str(path)])
 
 
-def describe(schema: type[Any], indent: str = "") -> str:
-    """The schema as indented `name: type = default  # comment` lines, comments taken from the source."""
+def describe(schema: type[Any], indent: str = "", section: Any = None) -> str:
+    """The schema as indented `name: type = default  # comment` lines, comments taken from the source.
+
+    section: an instance whose values are the defaults, where a section starts from others than its own type's.
+    """
     comments = dict(re.findall(r"^\s+(\w+):[^#\n]*#\s*(.*)$", _sources(schema), re.MULTILINE))
     lines = ""
     for item in dataclasses.fields(schema):
         default = item.default
         if item.default_factory is not dataclasses.MISSING:
             default = item.default_factory()
+        if section is not None:
+            default = getattr(section, item.name)
         if dataclasses.is_dataclass(default) and not isinstance(default, type):
-            lines += f"{indent}{item.name}:\n{describe(type(default), indent + '  ')}"
+            lines += f"{indent}{item.name}:\n{describe(type(default), indent + '  ', default)}"
             continue
         if isinstance(default, dict) and any(map(dataclasses.is_dataclass, default.values())):
             default = ", ".join(default)  # sections by name

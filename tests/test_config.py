@@ -1,10 +1,13 @@
 """Configuration: typed, strict, with errors that say what to do."""
 
+from dataclasses import dataclass, field
+
 import pytest
 
 from avssl import config
 from avssl.config import ConfigError, RunConfig, parse
 from avssl.losses.avid_cma import AVIDCMAConfig
+from avssl.optim.build import OptimConfig
 from tests.conftest import ROOT, run_python
 
 AVID = str(ROOT / "recipes/configs/avid.yaml")
@@ -78,6 +81,17 @@ def test_help_prints_every_key_with_its_comment():
     text = config.describe(RunConfig)
     assert "global_batch_size: int = 256  # samples in a micro-batch, over all processes" in text
     assert "\n  video:\n    num_frames" in text
+
+
+def test_help_shows_the_defaults_of_the_section_and_not_of_its_type():
+    """An optimiser of a task starts from other values than one of pretraining."""
+
+    @dataclass
+    class Task:
+        optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=0.125))
+
+    assert "\n  lr: float = 0.125\n" in config.describe(Task)
+    assert OptimConfig().lr != 0.125
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path):

@@ -43,9 +43,7 @@ class TrainedConfig(TaskConfig):
     label_smoothing: float = 0.0  # of single labels
     label_share: float = 1.0  # of the training samples of each class that may be used, at least one; drawn by the seed
     seeds: list[int] = field(default_factory=lambda: [0])  # heads, order, augmentation; one repeat each, of every fold
-    augment: str = (
-        ""  # set of `views.augments` for training pictures and video; "": the run's, for pictures crop + flip
-    )
+    augment: str = ""  # a set of views.augments for training pictures and video; "": the run's, of pictures crop, flip
     views: dict[str, Any] = field(default_factory=dict)  # changes to the run's views, e.g. {video: {num_frames: 32}}
     test_clips: int = 10  # evenly spaced over each sample; what is said of them is averaged
     test_crops: int = 1  # of a picture: the centre, or 3 along the longer side
