@@ -68,4 +68,5 @@ def finetune(embedder: Embedder, config: Config) -> Outcome:
         "scores": "mean over clips of the " + ("sigmoid" if config.multi_label else "softmax"),
         "repeats": {name: one.protocol for name, one in found.items()},
     }
-    return Outcome([one.repeat for one in found.values()], protocol, {name: one.facts for name, one in found.items()})
+    facts = {"training": {name: one.facts for name, one in found.items()}}
+    return Outcome([one.repeat for one in found.values()], protocol, facts)

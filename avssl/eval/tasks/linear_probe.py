@@ -80,5 +80,5 @@ def linear_probe(embedder: Embedder, config: Config) -> Outcome:
     }
     best = max(means, key=lambda layer: means[layer])
     facts: dict[str, Any] = {"best_layer": best, "best_layer_is_chosen_by": f"{metric} on the test samples"}
-    facts |= {name: one.facts for name, one in found.items()}
+    facts["training"] = {name: one.facts for name, one in found.items()}
     return Outcome([one.repeat for one in found.values()], protocol, facts)
