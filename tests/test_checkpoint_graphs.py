@@ -50,12 +50,9 @@ def run_file(kind, path, batch):
 
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         return session.run(["feature", "embedding"], {"view": batch.numpy()})
-    if kind == "torchscript":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # newer versions of PyTorch call TorchScript deprecated
-            loaded = torch.jit.load(str(path))
-    else:
-        loaded = torch.export.load(str(path)).module()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PyTorch about itself: deprecations that differ from version to version
+        loaded = torch.jit.load(str(path)) if kind == "torchscript" else torch.export.load(str(path)).module()
     with torch.no_grad():
         return [value.numpy() for value in loaded(batch)]
 
@@ -116,7 +113,9 @@ def test_a_graph_says_how_its_input_is_made(avid, tmp_path):
     assert (facts["rate_hz"], facts["hop_samples"], facts["mean"][0], facts["std"][256]) == (24_000, 240, -40.0, 20.0)
     main(["export", str(avid), "--to", "torch_export", "--modality", "video", "--out", str(tmp_path / "graph.pt2")])
     extra = {"avssl.json": ""}
-    torch.export.load(str(tmp_path / "graph.pt2"), extra_files=extra)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.export.load(str(tmp_path / "graph.pt2"), extra_files=extra)
     facts = json.loads(extra["avssl.json"])
     assert facts["input_shape"] == [-1, 3, 4, 32, 32]
     assert facts["pixels"]["mean"] == [0.485, 0.456, 0.406]
@@ -126,7 +125,9 @@ def test_a_graph_says_how_its_input_is_made(avid, tmp_path):
 def test_a_graph_holds_no_bank(avid, tmp_path):
     """A bank has a row for every sample of the training data; two encoders' worth of others would be as useless."""
     main(["export", str(avid), "--to", "torch_export", "--modality", "video", "--out", str(tmp_path / "graph.pt2")])
-    names = torch.export.load(str(tmp_path / "graph.pt2")).state_dict
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        names = torch.export.load(str(tmp_path / "graph.pt2")).state_dict
     assert names
     assert all(name.startswith(("loss.encoders.video.", "loss.projectors.video.")) for name in names)
 

@@ -7,6 +7,7 @@ the other sizes are the run's. What comes before the graph is described in the f
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from collections.abc import Callable, Sequence
@@ -68,7 +69,10 @@ def export_graph(run: str | Path, kind: str, modality: str, out: str | Path) -> 
     temporary = out.with_name(f".{out.stem}.tmp{out.suffix}")
     try:
         write = {"torch_export": _write_torch_export, "torchscript": _write_torchscript, "onnx": _write_onnx}[kind]
-        run_file = write(graph, example, temporary, json.dumps(facts))
+        with warnings.catch_warnings():
+            # Of PyTorch's exporters about themselves (deprecations, shapes traced as constants): what counts is below.
+            warnings.simplefilter("ignore")
+            run_file = write(graph, example, temporary, json.dumps(facts))
         batches = [torch.randn(size, *shape, generator=generator) for size in CHECKED_BATCHES]
         differences = largest_differences(graph, run_file, batches)
         worst = max(differences.values())
@@ -148,14 +152,24 @@ def _write_torch_export(graph: nn.Module, example: torch.Tensor, path: Path, fac
 
 
 def _write_torchscript(graph: nn.Module, example: torch.Tensor, path: Path, facts: str) -> Runner:
-    with warnings.catch_warnings():
-        # Checks of shapes are traced as constants, as is meant; and PyTorch calls TorchScript deprecated.
-        warnings.simplefilter("ignore", torch.jit._trace.TracerWarning)
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.simplefilter("ignore", DeprecationWarning)
-        traced = torch.jit.trace(graph, example)
-        torch.jit.save(traced, str(path), _extra_files={FACTS_NAME: facts})
-        return cast(Runner, torch.jit.load(str(path)))
+    torch.jit.save(torch.jit.trace(graph, example), str(path), _extra_files={FACTS_NAME: facts})
+    return cast(Runner, torch.jit.load(str(path)))
+
+
+class _GlobalMaximum(nn.Module):
+    """What AdaptiveMaxPool2d(1) and AdaptiveMaxPool3d(1) compute: (B, C, ...) -> (B, C, 1, ...)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.amax(dim=list(range(2, x.ndim)), keepdim=True)
+
+
+def _with_plain_maxima(graph: nn.Module) -> nn.Module:
+    """The graph with global maxima written out: the exporter of PyTorch 2.11 knows no adaptive maximum."""
+    for module in list(graph.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.AdaptiveMaxPool2d | nn.AdaptiveMaxPool3d) and child.output_size == 1:
+                setattr(module, name, _GlobalMaximum())
+    return graph
 
 
 def _write_onnx(graph: nn.Module, example: torch.Tensor, path: Path, facts: str) -> Runner:
@@ -166,7 +180,7 @@ def _write_onnx(graph: nn.Module, example: torch.Tensor, path: Path, facts: str)
     except ImportError as error:
         raise ValueError(f"{error.name} is not installed; ONNX needs the extra: pip install 'avssl[onnx]'") from error
     torch.onnx.export(
-        graph,
+        _with_plain_maxima(copy.deepcopy(graph)),
         (example,),
         str(path),
         dynamo=True,
