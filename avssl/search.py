@@ -71,10 +71,16 @@ class EmbeddingIndex:
         """Of the weights that made the rows."""
         return str(self.index.settings["weights"])
 
-    def rows(self, modality: str, wanted: NDArray[np.int64] | None = None) -> Iterator[Rows]:
-        """Rows that have a modality, in order, a row group at a time; wanted: only these numbers, sorted."""
+    def rows(
+        self, modality: str, wanted: NDArray[np.int64] | None = None, *, with_vectors: bool = True
+    ) -> Iterator[Rows]:
+        """Rows that have a modality, in order, a row group at a time; wanted: only these numbers, sorted.
+
+        with_vectors=False does not read the vectors: they are (n, 0) then.
+        """
         self.check(modality)
         column = f"{modality}_embedding"
+        names = [*_WHERE, f"has_{modality}", *([column] if with_vectors else [])]
         for path, first_row in self._files:
 
             def holds(first: int, end: int, offset: int = first_row) -> bool:
@@ -83,7 +89,7 @@ class EmbeddingIndex:
                 left, right = np.searchsorted(wanted, [offset + first, offset + end])
                 return bool(left < right)
 
-            for first, columns in read_pieces(path, [*_WHERE, f"has_{modality}", column], holds):
+            for first, columns in read_pieces(path, names, holds):
                 numbers = first_row + first + np.arange(len(columns["key"]))
                 keep = columns[f"has_{modality}"]
                 if wanted is not None:
@@ -92,7 +98,8 @@ class EmbeddingIndex:
                 if len(chosen):
                     keys = [columns["key"][row] for row in chosen]
                     starts, ends = (columns[name][chosen] for name in _WHERE[1:])
-                    yield Rows(numbers[chosen], columns[column][chosen], keys, starts, ends)
+                    vectors = columns[column][chosen] if with_vectors else np.zeros((len(chosen), 0), np.float32)
+                    yield Rows(numbers[chosen], vectors, keys, starts, ends)
 
     def check(self, modality: str) -> None:
         """ValueError for a modality that no row has."""

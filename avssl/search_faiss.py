@@ -1,9 +1,9 @@
 """FAISS indices beside a folder of embeddings, for more rows than an exact search reads in time. The door to faiss.
 
-FAISS names candidates; their scores are then computed as the exact search computes them, so that "flat", which looks
-at all rows, gives the same result. "ivf" and "hnsw" look at some: how many of the true ten closest they find is
-measured when they are built, and kept beside them. An index is built in memory: 4 * D bytes a row, "hnsw" about 280
-bytes more.
+FAISS names candidates; their scores are then computed as the exact search computes them, from the same bits, so that
+"flat", which looks at all rows, gives the same result. "ivf" and "hnsw" look at some: how many of the true ten closest
+they find is measured when they are built, and kept beside them. An index is built and searched in memory: 4 * D bytes
+a row, "hnsw" about 280 bytes more.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -51,11 +52,11 @@ def _build(index: EmbeddingIndex, modality: str, kind: str) -> dict[str, Any]:
     num_rows, width = index.index.rows_with[modality], index.index.widths[f"{modality}_embedding"]
     facts: dict[str, Any] = {"kind": kind, "modality": modality, "num_rows": num_rows, "files": _fingerprint(index)}
     if kind == "flat":
-        made = faiss.IndexIDMap(faiss.IndexFlatIP(width))
+        made = faiss.IndexIDMap2(faiss.IndexFlatIP(width))
     elif kind == "hnsw":
         graph = faiss.IndexHNSWFlat(width, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
         graph.hnsw.efConstruction, graph.hnsw.efSearch = HNSW_BUILD_DEPTH, HNSW_SEARCH_DEPTH
-        made = faiss.IndexIDMap(graph)
+        made = faiss.IndexIDMap2(graph)
         facts |= {"links": HNSW_LINKS, "build_depth": HNSW_BUILD_DEPTH, "search_depth": HNSW_SEARCH_DEPTH}
     else:
         num_lists = max(1, min(int(4 * num_rows**0.5), num_rows // IVF_ROWS_PER_LIST))
@@ -142,11 +143,13 @@ def _search(
     for query, row in zip(given, unit, strict=True):
         count = min(made.ntotal, 4 * top + 32)
         while True:
-            scores, numbers = (one[0] for one in made.search(row[None], count))
-            numbers = numbers[numbers >= 0]
+            scores, numbers, vectors = (one[0] for one in made.search_and_reconstruct(row[None], count))
+            order = np.argsort(numbers[numbers >= 0])
+            numbers, vectors = numbers[order], vectors[order]
             hits: list[Hit] = []
-            for rows in index.rows(modality, np.sort(numbers)):
-                hits += hits_among(rows, query[None], len(rows.numbers), exclude)[0]
+            for rows in index.rows(modality, numbers, with_vectors=False):
+                mine = replace(rows, vectors=vectors[np.searchsorted(numbers, rows.numbers)])
+                hits += hits_among(mine, query[None], len(rows.numbers), exclude)[0]
             best = best_of(hits, top, one_per_key=one_per_key)
             # More candidates, while keys that are left out took places, or rows as good as the last may be missing.
             is_full = len(best) == top and scores[len(numbers) - 1] < best[-1].score - 1e-5
