@@ -27,10 +27,10 @@ from torch import nn
 
 from avssl import checkpoint
 from avssl.config import ProbeConfig
+from avssl.data.clip_sets import ClipPlan
 from avssl.data.shards import ShardSet
 from avssl.embed import EMBEDDING_PARTS, Embedder
 from avssl.eval.classifiers import knn_scores, logistic_scores, require_sklearn
-from avssl.eval.clip_plan import ClipPlan
 from avssl.eval.features import FeatureSet, extract
 from avssl.eval.labelled import make_fold
 from avssl.eval.outcome import TaskConfig, classified

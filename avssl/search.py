@@ -25,8 +25,6 @@ from avssl.table_files import read_pieces
 from avssl.table_folders import FolderIndex
 from avssl.tables import MODALITIES
 
-# Losses whose modalities meet only in labels: each has a classifier, and so a space, of its own.
-SEPARATE_SPACES = ("deepcluster", "xdc", "sela")
 _WHERE = ("key", "start_seconds", "end_seconds")
 
 
@@ -173,7 +171,7 @@ def comparable(embedder: Embedder, modality: str, other: str) -> bool:
     if modality == other:
         return True
     widths = embedder.widths([modality, other])
-    return embedder.config.loss.name not in SEPARATE_SPACES and widths[modality][1] == widths[other][1]
+    return embedder.loss.has_one_space and widths[modality][1] == widths[other][1]
 
 
 def load_embedder_of(index: EmbeddingIndex, run: str | Path = "", device: str = "cpu") -> Embedder:

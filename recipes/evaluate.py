@@ -32,6 +32,7 @@ from avssl.eval.protocol import TaskConfig, evaluate_tables, protocol
 from avssl.losses.avid_cma import positive_set
 from avssl.tables import EmbeddingTable
 
+BANKS = ("loss.banks.video.rows", "loss.banks.audio.rows")
 AGREEMENTS = ("consensus", "union", "video", "audio")
 
 
@@ -51,10 +52,9 @@ def embed_split(embedder: Embedder, shards: str, task: TaskConfig) -> EmbeddingT
 def positive_sets(run: Path, num_positives: int) -> dict[str, torch.Tensor]:
     """What CMA would take as positives now, for every kind of agreement; empty for runs without the two banks."""
     weights = checkpoint.read_weights(run)
-    names = ("loss.banks.video.rows", "loss.banks.audio.rows")
-    if not all(name in weights for name in names):
+    if not all(name in weights for name in BANKS):
         return {}
-    video, audio = (weights[name] for name in names)
+    video, audio = (weights[name] for name in BANKS)
     return {agreement: positive_set(video, audio, num_positives, agreement) for agreement in AGREEMENTS}
 
 
@@ -63,19 +63,18 @@ def main(run: Path, task: TaskConfig) -> Path:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("the task standard runs in one process; start it without torchrun, or run knn and retrieval")
     found, chance, facts = {}, {}, {}
-    checkpoint.read_weights(run)  # says what is missing
+    stored = checkpoint.read_weights(run)  # says what is missing
     if ShardSet(task.train).fingerprint == ShardSet(task.test).fingerprint:
         raise ValueError(
             f"train={task.train} and test={task.test} hold the same clips; the kNN would find each clip itself"
         )
-    trained_on = checkpoint.read_provenance(run)["data"]["fingerprint"]
+    has_positives = ShardSet(task.train).fingerprint == checkpoint.read_provenance(run)["data"]["fingerprint"]
+    if not has_positives and all(name in stored for name in BANKS):
+        print(f"no precision of positives: {run} was not trained on {task.train}, whose labels are known")
     for weights in ("trained", "untrained"):
         embedder = Embedder.from_run(run, device=task.device, untrained=weights == "untrained")
         train, test = embed_split(embedder, task.train, task), embed_split(embedder, task.test, task)
-        positives = positive_sets(run, task.num_positives) if weights == "trained" else {}
-        if positives and ShardSet(task.train).fingerprint != trained_on:
-            print(f"no precision of positives: {run} was not trained on {task.train}, whose labels are known")
-            positives = {}
+        positives = positive_sets(run, task.num_positives) if weights == "trained" and has_positives else {}
         found[weights], levels = evaluate_tables(train, test, task, positives)
         chance |= levels
         facts = protocol(train, test, task)

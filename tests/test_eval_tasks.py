@@ -14,9 +14,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
 from avssl import config
+from avssl.data.clip_sets import ClipPlan
 from avssl.embed import Embedder
 from avssl.eval import tasks
-from avssl.eval.clip_plan import ClipPlan
 from avssl.eval.features import FeatureSet, extract
 from avssl.eval.labelled import usable
 from avssl.eval.protocol import TaskConfig as StandardConfig

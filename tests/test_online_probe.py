@@ -10,8 +10,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
 from avssl.config import ProbeConfig
+from avssl.data.clip_sets import ClipPlan
 from avssl.embed import Embedder
-from avssl.eval.clip_plan import ClipPlan
 from avssl.eval.features import extract
 from avssl.online_probe import check, is_learnt_from, judge, keep_until
 from tests.test_pretrain import arguments_for, run_python

@@ -1,5 +1,5 @@
-"""Several clips of every sample, evenly spaced, each sample exactly once over all processes: what classifiers are
-tested on.
+"""Several clips of a sample, evenly spaced or drawn from a seed, and of every sample once over all processes: what
+classifiers are tested on.
 
 Of n clips the first begins and the last ends where the media does (`clips.uniform_windows`); clips of video and sound
 share their instants. A clip is its centre crop, or three squares of the whole short side: at the beginning, the middle
@@ -9,24 +9,50 @@ and the end of the longer side (Wang et al. 2018, arXiv 1711.07971). A picture h
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from avssl.data.augment import Box, centre_crop_box
 from avssl.data.clip_reading import decode_audio_clip, decode_video_clip, spans
-from avssl.data.clips import snap_to_frames, uniform_windows
+from avssl.data.clips import Windows, random_windows, snap_to_frames, uniform_windows
+from avssl.data.decode import read_audio
 from avssl.data.pictures import read_image
 from avssl.data.shards import Sample, ShardSet
 from avssl.data.video import crop_resize
-from avssl.data.view_config import ViewsConfig, clip_lengths
-from avssl.data.views import RawView, raw_audio, stack_raw_views
+from avssl.data.view_config import ImageViewConfig, VideoViewConfig, ViewsConfig, clip_lengths
+from avssl.data.views import RawView, raw_audio, raw_picture, stack_raw_views
 from avssl.distributed import rank, world_size
 from avssl.types import MediaError
 
 NUM_CROPS = (1, 3)
+
+
+@dataclass(frozen=True)
+class ClipPlan:
+    """Which clips of a sample to take, the same ones every time.
+
+    num_clips: evenly spaced ones, the same instants in video and sound; 1 is the middle. random: drawn from `seed` and
+    the sample's index instead. For sound with random: speed, the range of a factor drawn uniformly by which it is
+    played faster (and higher), and volume, the range of a factor on the waveform.
+    """
+
+    num_clips: int = 1
+    random: bool = False
+    speed: tuple[float, float] = (1.0, 1.0)
+    volume: tuple[float, float] = (1.0, 1.0)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """ValueError for no clip and for ranges that are none."""
+        if self.num_clips < 1:
+            raise ValueError(f"the number of clips is {self.num_clips}; it must be at least 1")
+        for name, (low, high) in (("speed", self.speed), ("volume", self.volume)):
+            if not 0 < low <= high:
+                raise ValueError(f"{name} is drawn from {low} to {high}; both must be above 0, the lower one first")
 
 
 class ClipSets(Dataset[Any]):
@@ -71,36 +97,79 @@ class ClipSets(Dataset[Any]):
 def clip_set(
     sample: Sample, config: ViewsConfig, modalities: Sequence[str], num_clips: int, num_crops: int = 1
 ) -> dict[str, RawView]:
-    """{modality: raw view of num_clips * num_crops clips}; MediaError for a modality that the sample has not."""
-    key = sample.info.key
+    """{modality: raw view of num_clips * num_crops clips}; MediaError for a modality that the sample has not.
+
+    A picture beside nothing else is one clip.
+    """
     here = {"video": sample.video, "audio": sample.audio, "image": sample.image}
     for modality in modalities:
         if here[modality] is None:
-            raise MediaError(f"no_{modality}", f"sample {key} has no {modality}")  # type: ignore[arg-type]
-    video_span, audio_span = spans(sample)
-    video_span = video_span if "video" in modalities else None
-    audio_span = audio_span if "audio" in modalities else None
-    clips: dict[str, list[dict[str, RawView]]] = {modality: [] for modality in modalities}
-    if sample.image is not None and "image" in modalities:
-        picture = read_image(sample.image, name=key)[None]
-        clips["image"] = _crops("image", picture, config.image.size_px, num_crops)
-    if video_span is not None or audio_span is not None:
-        lengths = replace(clip_lengths(config), max_offset_seconds=0.0)
-        for plain in uniform_windows(video_span, audio_span, lengths, num_clips):
-            window = plain if video_span is None else snap_to_frames(plain, video_span, sample.info.video_fps)
-            if sample.video is not None and video_span is not None and window.video_start_seconds is not None:
-                video = decode_video_clip(sample.video, window.video_start_seconds, config.video, video_span, key)
-                clips["video"] += _crops("video", video, config.video.size_px, num_crops)
-            if sample.audio is not None and audio_span is not None and window.audio_start_seconds is not None:
-                audio = decode_audio_clip(sample.audio, window.audio_start_seconds, config.audio, audio_span, key)
-                copies = num_crops if video_span is not None else 1  # one for each crop of the video beside it
-                clips["audio"] += [{"view": raw_audio(audio, config.audio, None)}] * copies
-    return {modality: stack_raw_views(rows)["view"] for modality, rows in clips.items()}
+            raise MediaError(f"no_{modality}", f"sample {sample.info.key} has no {modality}")  # type: ignore[arg-type]
+    plan = ClipPlan(1 if tuple(modalities) == ("image",) else num_clips)
+    return sample_clips(sample, config, modalities, plan, num_crops)
 
 
-def _crops(modality: str, clip: torch.Tensor, size_px: int, num_crops: int) -> list[dict[str, RawView]]:
+def sample_clips(
+    sample: Sample, config: ViewsConfig, modalities: Sequence[str], plan: ClipPlan, num_crops: int = 1
+) -> dict[str, RawView]:
+    """{modality: raw view (K, ...)} of the modalities that the sample has; a picture is the same in all clips.
+
+    K is the plan's clips times num_crops: clip by clip, of each its crops. Sound beside them is the same for all crops.
+    """
+    found: dict[str, RawView] = {}
+    key = sample.info.key
+    if "image" in modalities and sample.image is not None:
+        picture = _crops("image", read_image(sample.image, name=key)[None], config.image, num_crops)
+        found["image"] = stack_raw_views(picture * plan.num_clips)["view"]
+    video, audio = spans(sample)
+    video, audio = (span if name in modalities else None for name, span in (("video", video), ("audio", audio)))
+    if video is None and audio is None:
+        return found
+    lengths = replace(clip_lengths(config), max_offset_seconds=0.0)
+    draws = [np.random.default_rng((plan.seed, sample.info.index, number)) for number in range(plan.num_clips)]
+    speeds, volumes = [1.0] * plan.num_clips, [1.0] * plan.num_clips
+    windows: Sequence[Windows]
+    if plan.random:
+        speeds = [float(draw.uniform(*plan.speed)) for draw in draws]
+        volumes = [float(draw.uniform(*plan.volume)) for draw in draws]
+        windows = [
+            random_windows(video, audio, replace(lengths, audio_seconds=lengths.audio_seconds * speed), draw)
+            for speed, draw in zip(speeds, draws, strict=True)
+        ]
+    else:
+        windows = uniform_windows(video, audio, lengths, plan.num_clips)
+    if video is not None:
+        windows = [snap_to_frames(window, video, sample.info.video_fps) for window in windows]
+        frames = [
+            decode_video_clip(sample.video, float(window.video_start_seconds or 0.0), config.video, video, key)
+            for window in windows
+            if sample.video is not None
+        ]
+        pictures = [crop for clip in frames for crop in _crops("video", clip, config.video, num_crops)]
+        found["video"] = stack_raw_views(pictures)["view"]
+    if audio is not None and sample.audio is not None:
+        waves = []
+        for window, speed, volume in zip(windows, speeds, volumes, strict=True):
+            start = float(window.audio_start_seconds or 0.0)
+            if speed == 1.0:
+                wave = decode_audio_clip(sample.audio, start, config.audio, audio, key)
+            else:  # read at another rate and taken for the usual one, it is faster or slower, and still band-limited
+                num_samples, rate_hz = round(config.audio.seconds * config.audio.rate_hz), config.audio.rate_hz
+                begin = start - audio.start_seconds
+                wave = read_audio(sample.audio, begin, num_samples, round(rate_hz / speed), name=key)
+            copies = num_crops if video is not None else 1
+            waves += [{"view": raw_audio(volume * wave, config.audio, None)}] * copies
+        found["audio"] = stack_raw_views(waves)["view"]
+    return found
+
+
+def _crops(
+    modality: str, clip: torch.Tensor, config: VideoViewConfig | ImageViewConfig, num_crops: int
+) -> list[dict[str, RawView]]:
+    if num_crops == 1:
+        return [{"view": raw_picture(modality, clip, config, None, None)}]
     boxes = crop_boxes(clip.shape[2], clip.shape[3], num_crops)
-    return [{"view": RawView(modality, crop_resize(clip, box, size_px))} for box in boxes]
+    return [{"view": RawView(modality, crop_resize(clip, box, config.size_px))} for box in boxes]
 
 
 def crop_boxes(height: int, width: int, num_crops: int) -> list[Box]:

@@ -19,9 +19,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from avssl import distributed
+from avssl.data.clip_sets import ClipPlan
 from avssl.data.shards import ShardSet
 from avssl.data.views import RawView
-from avssl.eval.clip_plan import ClipPlan, DecodedClips, SampleClips
+from avssl.eval.sample_clips import DecodedClips, SampleClips
 from avssl.models.layers import FEATURE, stage_activations
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avssl.data.clip_sets import ClipPlan
 from avssl.data.shards import ShardSet
-from avssl.eval.clip_plan import ClipPlan
 from avssl.eval.features import FeatureSet, extract, unit
 from avssl.eval.outcome import Outcome, TaskConfig, classified, merged
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from avssl.data.clip_sets import ClipPlan
 from avssl.data.clips import Span, Windows, snap_to_frames
 from avssl.data.shards import Sample, ShardSet
 from avssl.data.view_config import ViewsConfig, clip_lengths
@@ -16,7 +17,7 @@ from avssl.data.views import (
     spans,
     stack_raw_views,
 )
-from avssl.eval.clip_plan import ClipPlan, SampleClips
+from avssl.eval.sample_clips import SampleClips
 
 
 class ShiftedClips(SampleClips):

@@ -87,6 +87,7 @@ class Loss(nn.Module):
     state: ClassVar[str] = "none"
     pairs: ClassVar[tuple[tuple[Modality, ...], ...]] = ()  # combinations of modalities that it runs on
     min_global_batch_size: ClassVar[int] = 1
+    has_one_space: ClassVar[bool] = True  # across modalities: embeddings of one are comparable with those of the other
     # Pairs of outputs that the loss brings together, row by row: their alignment is logged.
     compared: ClassVar[tuple[tuple[str, str], ...]] = (("first", "second"), ("video", "audio"))
 

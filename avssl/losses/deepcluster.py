@@ -77,6 +77,7 @@ class DeepCluster(PairLoss):
     paper: ClassVar[str] = "Caron et al. 2018, arXiv 1807.05520"
     state: ClassVar[str] = "labels"
     pairs: ClassVar[tuple[tuple[Modality, ...], ...]] = (("image",), ("video",), ("audio",), ("video", "audio"))
+    has_one_space: ClassVar[bool] = False  # each modality has features and classifiers of its own
     compared: ClassVar[tuple[tuple[str, str], ...]] = ()
     augments: ClassVar[tuple[str, str]] = ("deepcluster", "deepcluster")
     labels: torch.Tensor

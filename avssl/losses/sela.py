@@ -74,6 +74,7 @@ class SeLa(PairLoss):
     paper: ClassVar[str] = "Asano et al. 2020, arXiv 1911.05371"
     state: ClassVar[str] = "labels"
     pairs: ClassVar[tuple[tuple[Modality, ...], ...]] = (("image",), ("video",), ("audio",), ("video", "audio"))
+    has_one_space: ClassVar[bool] = False  # each modality has features and classifiers of its own
     compared: ClassVar[tuple[tuple[str, str], ...]] = ()
     augments: ClassVar[tuple[str, str]] = ("sela", "sela")
     labels: torch.Tensor

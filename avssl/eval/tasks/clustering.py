@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from avssl.data.clip_sets import ClipPlan
 from avssl.eval.classifiers import require_sklearn
-from avssl.eval.clip_plan import ClipPlan
 from avssl.eval.features import extract, unit
 from avssl.eval.labelled import FROZEN, FrozenConfig, fused, targets_of, usable, wanted_modalities
 from avssl.eval.measures import KINDS

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from avssl.data.clip_sets import ClipPlan
 from avssl.data.shards import ShardSet
-from avssl.eval.clip_plan import ClipPlan
 from avssl.eval.features import FeatureSet, extract, unit
 from avssl.eval.labelled import FROZEN, FrozenConfig, targets_of, usable, wanted_modalities
 from avssl.eval.outcome import Metric, Outcome, Repeat
