@@ -84,6 +84,31 @@ def test_the_page_says_that_a_run_collapsed_and_nothing_of_one_that_did_not(tmp_
     assert "collapse: the embeddings" not in words["alive"]
 
 
+def test_results_of_tasks_are_tables_with_their_deviation_random_weights_and_chance(tmp_path: Path) -> None:
+    (tmp_path / "evaluations").mkdir()
+    metric = "video_feature_top1_accuracy"
+    result = {
+        "task": "few_label", "name": "<b>demo</b>", "data": {"train": "a", "test": "shards/test"},
+        "weights": {"trained": "abc"}, "environment": {"commit": "123"},
+        "protocol": {"label_share": 0.1}, "chance": {metric: 0.125},
+        "results": {"trained": {metric: 0.75, "d_prime": 1.5}, "untrained": {metric: 0.25}},
+        "deviation": {"trained": {metric: 0.02, "d_prime": None}, "untrained": {metric: None}},
+        "repeats": {"trained": [{}, {}, {}], "untrained": [{}, {}, {}]},
+    }  # fmt: skip
+    (tmp_path / "evaluations" / "few_label-demo.json").write_text(json.dumps(result))
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    page = Checker(text)
+    assert (page.wrong, page.open) == ([], [])
+    assert "<b>demo" not in text
+    words = " ".join(" ".join(page.text).replace("\u00a0", " ").split())
+    assert "few label · <b>demo</b> shards/test; mean ± deviation of 3 folds or seeds" in words
+    assert f"{metric} 75.0 % ± 2.0 % 25.0 % 12.5 %" in words
+    assert "d_prime 1.5 – –" in words
+    (tmp_path / "evaluations" / "broken.json").write_text("{")
+    with pytest.raises(ValueError, match=r"broken\.json is damaged"):
+        write_report(tmp_path)
+
+
 @pytest.mark.parametrize("modality", ["image", "video", "audio"])
 def test_one_modality_is_searched_within_itself_without_the_query(modality: str) -> None:
     table = make_table(modality)

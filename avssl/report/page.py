@@ -22,10 +22,11 @@ from typing import Any
 from avssl.report.curves import curves_section, read_metrics, training_facts
 from avssl.report.embedding_map import map_section
 from avssl.report.facts import data_counts, facts_section, sample_keys, samples_section, software_versions
-from avssl.report.markup import Html, json_block, tag
+from avssl.report.markup import Html, join, json_block, tag
 from avssl.report.media import MediaLibrary, MediaSource
 from avssl.report.neighbours import counted, neighbours_section, searches
 from avssl.report.scores import headline, scores_section
+from avssl.report.task_scores import tasks_section
 from avssl.tables import EmbeddingTable
 
 Evaluation = Mapping[str, Any]
@@ -64,7 +65,8 @@ def write_report(
     """Write run_folder/report.html and return its path. The same input gives the same bytes.
 
     Args:
-        run_folder: read for metrics.jsonl, config.yaml and, if no evaluation is given, evaluation.json.
+        run_folder: read for metrics.jsonl, config.yaml, evaluations/*.json and, if no evaluation is given,
+            evaluation.json.
         evaluation: this run's results, see scores.py; the large numbers on top come from it.
         evaluations: further runs' results for the same tables.
         table: embeddings of the clips to map and search; windows of one clip are pooled.
@@ -104,7 +106,7 @@ def write_report(
     }
     # The budget for media is spent in this order.
     sections = [
-        ("results", "Results", scores_section(results)),
+        ("results", "Results", join(scores_section(results), tasks_section(folder))),
         ("neighbours", _search_title(clips), _neighbours(clips, library, chosen)),
         ("map", "Map of the embeddings", _without_table() if clips is None else map_section(clips)),
         ("training", "Training", curves_section(metrics)),
