@@ -24,7 +24,8 @@ def read_task_results(run_folder: Path) -> list[dict[str, Any]]:
 
 def tasks_section(run_folder: Path) -> Html:
     """The tables, with deviations over folds or seeds and the protocols folded away; nothing without results."""
-    return join(*(_task(result) for result in read_task_results(run_folder)))
+    tables = [_task(result) for result in read_task_results(run_folder)]
+    return tag("div", *tables, class_="tables") if tables else Html("")
 
 
 def _task(result: Mapping[str, Any]) -> Html:
@@ -38,7 +39,8 @@ def _task(result: Mapping[str, Any]) -> Html:
         for metric in metrics
     ]
     table = tag("table", tag("thead", head), tag("tbody", *body), aria_label=title)
-    note = f"{result['data']['test']}" + (f"; mean ± deviation of {repeats} folds or seeds" if repeats > 1 else "")
+    data = result["data"]
+    spread = f"; mean ± deviation of {repeats} folds or seeds" if repeats > 1 else ""
     entries = [
         join(tag("dt", str(name).replace("_", " ")), tag("dd", str(value)))
         for name, value in {**result["protocol"], "weights": result["weights"], **result["environment"]}.items()
@@ -46,7 +48,7 @@ def _task(result: Mapping[str, Any]) -> Html:
     return tag(
         "div",
         tag("h3", title),
-        tag("p", note),
+        tag("p", f"{data['test'] or data['train']}{spread}"),
         tag("div", table, class_="scroll", tabindex=0, role="region", aria_label=f"Table: {title}"),
         tag("details", tag("summary", "How this was measured"), tag("dl", *entries)),
         class_="box",
