@@ -114,7 +114,7 @@ def parse(schema: type[T], argv: list[str]) -> T:
         if name.startswith("-"):
             raise ConfigError(f"{name} is not an option; changes are written key=value, without dashes")
         if not Path(name).is_file():
-            raise ConfigError(f"{name}: no such file; the first argument is the YAML of the recipe")
+            raise ConfigError(f"{name}: no such file; give the YAML of the recipe or task")
     try:
         values: Any = OmegaConf.create()
         for layer in (*map(OmegaConf.load, files), OmegaConf.from_dotlist(changes)):

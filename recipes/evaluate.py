@@ -1,7 +1,7 @@
 """Evaluate a finished run by one of several protocols, beside untrained weights and chance.
 
     python recipes/evaluate.py RUN TASK.yaml [key=value ...]
-    python recipes/evaluate.py runs/avid_cma recipes/configs/evaluate/esc50.yaml train=shards/esc50
+    python recipes/evaluate.py runs/avid_cma recipes/configs/evaluate/svm_esc50.yaml train=shards/esc50
     torchrun --nproc_per_node 4 recipes/evaluate.py RUN TASK.yaml device=cuda ...
     python recipes/evaluate.py --compare A.json B.json [weights=trained,trained] [draws=1000] [confidence=0.95] [seed=0]
     python recipes/evaluate.py --help [TASK]
@@ -90,6 +90,9 @@ def main(run: Path, task: TaskConfig) -> Path:
         "results": found,
         "environment": results.environment(),
     }
+    if not any("_knn_" in name for name in chance):
+        fields = f"{train.label_fields() or 'none'} in {task.train}, {test.label_fields() or 'none'} in {task.test}"
+        print(f"no kNN: it needs a label field that both splits have; there are {fields}")
     path = run / "evaluation.json"
     path.write_text(json.dumps(evaluation, indent=1))
     width = max(map(len, chance))
@@ -160,18 +163,22 @@ def compare_files(arguments: list[str]) -> None:
 
 def usage(arguments: list[str]) -> str:
     """The text above, and the keys of a task; of `standard` if none is named."""
-    named = [argument for argument in arguments if argument in tasks.names()]
-    schema = tasks.get(named[0]).Config if named else TaskConfig
+    asked = [argument for argument in arguments if argument not in ("-h", "--help") and not Path(argument).is_dir()]
+    is_name = len(asked) == 1 and "=" not in asked[0] and not Path(asked[0]).is_file()
+    name = asked[0] if is_name else config.value_of(asked, "task", "standard")
+    schema = TaskConfig if name == "standard" else tasks.get(name).Config
     listed = ", ".join(["standard", *tasks.names()])
-    return f"{__doc__}\nTasks: {listed}\n\n{named[0] if named else 'standard'}:\n{config.describe(schema)}"
+    return f"{__doc__}\nTasks: {listed}\n\n{name}:\n{config.describe(schema)}"
 
 
 if __name__ == "__main__":
     given = sys.argv[1:]
-    if not given or "-h" in given or "--help" in given:
-        print(usage(given))
-        sys.exit(0 if given else 2)
     try:
+        if not given or "-h" in given or "--help" in given:
+            print(usage(given))
+            sys.exit(0 if given else 2)
+        if given[0].startswith(checkpoint.HUB_SCHEME):
+            raise ValueError(f"{given[0]}: results go below RUN, which must be a folder here")
         if "--compare" in given:
             compare_files([argument for argument in given if argument != "--compare"])
         elif config.value_of(given[1:], "task", "standard") == "standard":

@@ -303,6 +303,15 @@ def test_push_makes_the_repository_and_uploads_the_four_files(folder, monkeypatc
     assert "the commit" in capsys.readouterr().out
 
 
+def test_push_without_a_hub_ends_with_one_line(folder, monkeypatch):
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    api = mock.create_autospec(huggingface_hub.HfApi, instance=True)
+    api.create_repo.side_effect = RuntimeError("[Errno -2] Name\nnot known")  # as of its transport's own class
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: api)
+    with pytest.raises(SystemExit, match=r"the hub did not take .* as someone/avid: \[Errno -2\] Name not known"):
+        main(["push", str(folder), "someone/avid"])
+
+
 def test_push_refuses_what_is_no_exchange_folder(run, tmp_path):
     with pytest.raises(SystemExit, match=r"has no config.json, model.safetensors, README.md; write it first"):
         main(["push", str(run), "someone/avid"])

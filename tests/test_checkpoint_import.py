@@ -1,5 +1,6 @@
 """Published AVID-CMA checkpoints: everything is accounted for and computes what the authors' networks compute."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -13,6 +14,9 @@ import avssl
 from avssl import checkpoint, config, losses
 from avssl.checkpoint.__main__ import main
 from avssl.checkpoint.published import LICENCE_NOTE
+from avssl.checkpoint.statistics import statistics_from
+from avssl.checkpoint.weights import read_provenance, read_weights, write_weights
+from avssl.config import load_run
 from avssl.data.views import RawView
 from avssl.models import create_encoder
 from avssl.models.heads import mlp
@@ -312,8 +316,20 @@ def test_an_output_folder_in_use_is_left_alone(run):
 )
 def test_wrong_statistics_are_refused(arrays, words, run, tmp_path):
     np.savez(tmp_path / "statistics.npz", **arrays)
-    with pytest.raises(SystemExit, match=words):
-        main(["statistics", str(run), str(tmp_path / "statistics.npz")])
+    with pytest.raises(ValueError, match=words):
+        statistics_from(tmp_path / "statistics.npz", load_run(run))
+
+
+def test_statistics_that_a_run_embeds_with_are_not_replaced(run, tmp_path):
+    np.savez(tmp_path / "statistics.npz", mean=np.zeros(257), std=np.ones(257))
+    has_them = shutil.copytree(run, tmp_path / "run")
+    weights = read_weights(has_them)
+    weights |= {f"views.normalize_audio.{name}": torch.ones(257) for name in ("mean", "std")}
+    write_weights(has_them, weights, read_provenance(has_them))
+    before = (has_them / "encoders.safetensors").read_bytes()
+    with pytest.raises(SystemExit, match="has statistics of the spectrograms already"):
+        main(["statistics", str(has_them), str(tmp_path / "statistics.npz")])
+    assert (has_them / "encoders.safetensors").read_bytes() == before
 
 
 def test_the_command_runs_as_a_module(tmp_path):

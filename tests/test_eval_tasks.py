@@ -214,7 +214,10 @@ def test_all_tasks_of_the_registry_have_a_configuration_that_parses() -> None:
 
 def test_bad_input_is_refused_with_what_to_do(run: Path, shards: Any) -> None:
     for changes, message in (
-        (["label_field=nothing"], "set label_field"),
+        (
+            ["label_field=nothing"],
+            "has no label field 'nothing'; its samples have sound, visual: set label_field",
+        ),
         (["label_field=visual", "modality=image"], "this run has encoders for"),
         (["label_field=visual", "layers=[conv9x]"], "has no layer conv9x; it has conv2x"),
         (["label_field=visual", "test="], "test is not set"),

@@ -48,6 +48,28 @@ def test_a_missing_shard_is_an_error_and_not_a_smaller_test_set(tiny_run, shards
     assert "the shard is missing" in process.stderr
 
 
+def test_labels_that_one_split_lacks_and_remote_runs_and_unknown_tasks_are_said(tiny_run, shards, corpus, tmp_path):
+    run_python("-m", "data_prep", "index", corpus / "test", "--out", tmp_path / "test.jsonl")
+    options = ["--short-side-px", "32"]
+    run_python("-m", "data_prep", "write", tmp_path / "test.jsonl", "--out", tmp_path / "test", *options)
+    copy = shutil.copytree(tiny_run, tmp_path / "run")
+    found = run_python(
+        "recipes/evaluate.py",
+        copy,
+        f"train={shards['train']}",
+        f"test={tmp_path}/test",
+        "num_positives=3",
+        "num_workers=0",
+    )
+    assert "no kNN: it needs a label field that both splits have; there are ['sound', 'visual'] in" in found.stdout
+    remote = run_python("recipes/evaluate.py", "hf://a/b", "task=knn", check=False)
+    assert "results go below RUN, which must be a folder here" in remote.stderr
+    for arguments, words in ((["knm"], "Did you mean 'knn'"), (["recipes/configs/evaluate/knn_imagefolder.yaml"], "")):
+        usage = run_python("recipes/evaluate.py", "--help", *arguments, check=False)
+        assert (usage.returncode, words in usage.stderr) == (1 if words else 0, True)
+        assert ("\nknn:\n" in usage.stdout) == (not words)
+
+
 def test_the_report_of_a_run_is_one_page_with_its_numbers(run, shards, evaluated):
     run_python("recipes/report.py", run, "--shards", shards["test"])
     page = (run / "report.html").read_text()

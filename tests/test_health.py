@@ -30,6 +30,11 @@ def test_effective_rank_is_one_of_a_line_and_the_width_of_an_orthogonal_basis():
     assert health.effective_rank(torch.eye(7)).item() == pytest.approx(7, rel=1e-5)
 
 
+def test_embeddings_that_are_not_numbers_have_no_rank_and_raise_nothing():
+    assert health.effective_rank(torch.full((4, 3), torch.nan)).isnan()
+    assert health.uniformity(torch.full((4, 3), torch.nan)).isnan()
+
+
 def test_alignment_and_uniformity_equal_loops_over_pairs():
     first, second = RNG.normal(size=(9, 4)), RNG.normal(size=(9, 4))
     one, two = unit(first), unit(second)

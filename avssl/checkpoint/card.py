@@ -111,12 +111,12 @@ def _input_lines(cfg: RunConfig, modalities: list[str]) -> list[str]:
 
 
 def _result_lines(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """A table of every metric of every evaluation: trained (with its deviation), untrained, chance, if they are there.
+    """A table of every metric of every evaluation: trained, untrained (both with deviation) and chance, if there.
 
     Of the data the last part of a path alone.
     """
     for name, content in results.items():
-        found, spread = content.get("results", {}), content.get("deviation", {}).get("trained", {})
+        found, spread = content.get("results", {}), content.get("deviation", {})
         rows = [(metric, number) for metric, value in found.get("trained", {}).items() if (number := _number(value))]
         if not rows:
             continue
@@ -126,9 +126,10 @@ def _result_lines(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         untrained, chance = found.get("untrained") or {}, content.get("chance") or {}
         for metric, number in rows:
             cells = [number, _number(untrained.get(metric)), _number(chance.get(metric))]
-            deviation = _number(spread.get(metric))
-            if deviation:
-                cells[0] = f"{number} ± {deviation}"
+            for position, weights in enumerate(("trained", "untrained")):
+                deviation = _number(spread.get(weights, {}).get(metric))
+                if deviation and cells[position]:
+                    cells[position] = f"{cells[position]} ± {deviation}"
             yield f"| {metric} | " + " | ".join(cell or "" for cell in cells) + " |"
 
 

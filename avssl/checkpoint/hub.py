@@ -29,14 +29,17 @@ def push(folder: Path, name: str, files: Sequence[str], *, private: bool = False
     The login is huggingface_hub's own (`hf auth login`, or HF_TOKEN).
     """
     api = _library("pushing needs huggingface_hub").HfApi()
-    api.create_repo(name, private=private, exist_ok=True, repo_type="model")
-    commit = api.upload_folder(
-        repo_id=name,
-        folder_path=str(folder),
-        allow_patterns=list(files),
-        repo_type="model",
-        commit_message="Weights, configuration and card written by avssl",
-    )
+    try:
+        api.create_repo(name, private=private, exist_ok=True, repo_type="model")
+        commit = api.upload_folder(
+            repo_id=name,
+            folder_path=str(folder),
+            allow_patterns=list(files),
+            repo_type="model",
+            commit_message="Weights, configuration and card written by avssl",
+        )
+    except Exception as error:  # its own classes for names, rights and the server, its transport's for connections
+        raise OSError(f"the hub did not take {folder} as {name}: {' '.join(str(error).split())[:300]}") from error
     return str(commit)
 
 

@@ -57,11 +57,19 @@ def statistics_from(source: str | Path, config: RunConfig) -> dict[str, torch.Te
 
 
 def add_statistics(run: str | Path, source: str | Path) -> Path:
-    """Measure or read the statistics and write them into a finished run; returns the file of weights."""
+    """Measure or read the statistics and write them into a finished run without; returns the file of weights.
+
+    Raises ValueError where the run has some: its embeddings and results would silently no longer be its own.
+    """
     from avssl.config import load_run
 
     run = Path(run)
     weights, provenance = read_weights(run), read_provenance(run)
+    if any(key.startswith("views.") for key in weights):
+        raise ValueError(
+            f"{run} has statistics of the spectrograms already, and all that it embeds depends on them. For others, "
+            "import or train into another folder"
+        )
     weights |= statistics_from(source, load_run(run))
     return write_weights(run, weights, {**provenance, "audio_statistics": str(source)})
 

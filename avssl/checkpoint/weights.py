@@ -96,7 +96,8 @@ def read_weights(run: str | Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(str(path))
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); write it again by resuming the run") from error
+        remedy = "export or download it again" if path.name == EXCHANGE_FILE else "write it again by resuming the run"
+        raise ValueError(f"{path} is damaged ({error}); {remedy}") from error
 
 
 def sync(path: Path) -> None:

@@ -143,6 +143,11 @@ def run_repeat(
     device = embedder.device
     modalities = wanted_modalities(config, embedder)
     views, maker, unmeasured = make_views(embedder, config)
+    if config.train_batch_size > fold.train.num_samples:
+        raise ValueError(
+            f"train_batch_size is {config.train_batch_size}, but there are {fold.train.num_samples} samples to learn "
+            f"from; choose at most {fold.train.num_samples}"
+        )
     reading = LoaderConfig(
         global_batch_size=config.train_batch_size,
         num_workers=config.num_workers,

@@ -116,7 +116,10 @@ def folds(embedder: Embedder, config: FrozenConfig) -> Iterator[Fold]:
         options = {"batch_size": config.batch_size, "num_workers": config.num_workers}
         return extract(embedder, folder, modalities, config.layers, plan, **options)
 
-    for name, train_folder, test_folder in fold_paths(config):
+    paths = fold_paths(config)
+    for folder in dict.fromkeys(folder for _, *both in paths for folder in both if folder):
+        check_label_field(folder, config.label_field)  # before hours of decoding
+    for name, train_folder, test_folder in paths:
         train = read(train_folder, train_plan)
         if test_folder:
             yield make_fold(name, train, read(test_folder, test_plan), config, modalities)
@@ -137,6 +140,16 @@ def folds(embedder: Embedder, config: FrozenConfig) -> Iterator[Fold]:
         for number in sorted(set(numbers), key=lambda text: (len(text), text)):
             here = of_sample == number
             yield make_fold(f"fold {number}", train.select(~here), test.select(here), config, modalities)
+
+
+def check_label_field(folder: str, label_field: str) -> None:
+    """ValueError where no sample of a shard folder has a label of the field, as its index.json says."""
+    names = ShardSet(folder).index.label_names
+    if label_field not in names:
+        raise ValueError(
+            f"{folder} has no label field {label_field!r}; its samples have {', '.join(sorted(names)) or 'none'}: set "
+            "label_field"
+        )
 
 
 def make_fold(name: str, train: FeatureSet, test: FeatureSet, config: TaskConfig, modalities: Sequence[str]) -> Fold:
@@ -166,9 +179,10 @@ def usable(features: FeatureSet, label_field: str, modalities: Sequence[str]) ->
         chosen = chosen & features.present[modality]
     if not chosen.any():
         found = sorted({one for labels in features.labels for one in labels})
+        counts = ", ".join(f"{why}: {count}" for why, count in left_out.items())
         raise ValueError(
-            f"none of {len(features)} samples has a label of field {label_field!r} and {' and '.join(modalities)}: "
-            f"{left_out}. Label fields here are {', '.join(found) or 'none'}: set label_field"
+            f"none of {len(features)} samples has a label of field {label_field!r} and {' and '.join(modalities)} "
+            f"({counts}). Label fields here are {', '.join(found) or 'none'}: set label_field"
         )
     return features.select(chosen), left_out
 

@@ -24,14 +24,16 @@ def effective_rank(z: torch.Tensor) -> torch.Tensor:
     """In how many directions embeddings (B, D) lie: the exponential of the entropy of their singular values.
 
     From 1 (all on one line) to min(B, D) (all directions alike), of rows made unit (Roy & Vetterli 2007; as a measure
-    of self-supervised embeddings: Garrido et al. 2023, arXiv 2210.02885). Of the first 256 rows. float32 scalar.
+    of self-supervised embeddings: Garrido et al. 2023, arXiv 2210.02885). Of the first 256 rows; not a number if
+    they are not finite. Returns a float32 scalar.
     """
     rows = normalize(z[:MAX_ROWS].double(), dim=1)  # the square roots would make float32's noise large
     gram = rows @ rows.T if rows.shape[0] <= rows.shape[1] else rows.T @ rows
-    singular = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
+    is_finite = gram.isfinite().all()
+    singular = torch.linalg.eigvalsh(torch.where(is_finite, gram, 0.0)).clamp_min(0).sqrt()
     share = singular / singular.sum().clamp_min(1e-30)
     rank: torch.Tensor = torch.special.entr(share).sum().exp().float()
-    return rank
+    return torch.where(is_finite, rank, torch.nan)
 
 
 @torch.no_grad()
