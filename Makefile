@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-all check format clean
+.PHONY: help setup demo bench test test-all check format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -21,6 +21,9 @@ $(READY): pyproject.toml
 
 demo: $(READY) ## the main job on an embedded corpus: corpus, shards, AVID, AVID+CMA, embeddings, evaluation, report
 	$(BIN)/python recipes/demo.py
+
+bench: $(READY) ## what is claimed about speed, measured: one table
+	$(BIN)/python -m benchmarks
 
 check: $(READY) ## lint, format, types
 	$(BIN)/ruff check .

@@ -1,0 +1,62 @@
+"""All claims about speed that this machine can check, in one table.
+
+    python -m benchmarks [--only loader,avid_loss] [--gpu]
+
+Each script runs alone, in a process of its own. A row that falls short does not fail the command: the table is to be
+read. A script that ends with an error does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.claims import ROOT, Claim, machine, table
+
+# script -> its options in this table; sizes are chosen so that all of it takes under 20 minutes on two cores.
+CPU: dict[str, list[str]] = {}
+GPU: dict[str, list[str]] = {}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", help="comma-separated names of scripts")
+    parser.add_argument("--gpu", action="store_true", help="the scripts that need a GPU instead")
+    arguments = parser.parse_args()
+    scripts = GPU if arguments.gpu else CPU
+    names = arguments.only.split(",") if arguments.only else list(scripts)
+    unknown = sorted(set(names) - set(scripts))
+    if unknown:
+        parser.error(f"no such script: {', '.join(unknown)}; there are {', '.join(scripts)}")
+    print(machine(), flush=True)
+    claims, failed = run_all({name: scripts[name] for name in names})
+    print(f"\n{machine()}\n\n{table(claims)}")
+    short = [claim.name for claim in claims if claim.mark == "FALLS SHORT"]
+    print(f"\n{len(claims)} rows, {len(short)} fall short; {len(failed)} scripts failed: {', '.join(failed) or 'none'}")
+    sys.exit(bool(failed))
+
+
+def run_all(scripts: dict[str, list[str]]) -> tuple[list[Claim], list[str]]:
+    """Every script's rows, and the names of those that ended with an error."""
+    claims, failed = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, options in scripts.items():
+            rows = Path(folder) / f"{name}.jsonl"
+            print(f"\n## {name} {' '.join(options)}", flush=True)
+            began = time.perf_counter()
+            command = [sys.executable, f"benchmarks/{name}.py", *options, "--json", str(rows)]
+            if subprocess.run(command, cwd=ROOT, check=False).returncode:
+                failed.append(name)
+            print(f"{time.perf_counter() - began:.0f} s", flush=True)
+            if rows.is_file():
+                claims += [Claim(**json.loads(line)) for line in rows.read_text().splitlines()]
+    return claims, failed
+
+
+if __name__ == "__main__":
+    main()
