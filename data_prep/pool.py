@@ -2,87 +2,40 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from avssl.data.sandbox import (
+    Limits,
+    begin_sandbox,
+    begin_worker,
+    crashed,
+    died,
+    killable_context,
+    too_large,
+    too_slow,
+)
 from avssl.types import MediaError
+
+__all__ = ["Limits", "Sandbox", "default_num_workers", "in_processes"]
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 REFRESH_SECONDS = 0.5
-ORPHAN_POLL_SECONDS = 0.2
 TASKS_AHEAD = 16  # a worker: none waits long for a slow task of another, and the results fit in memory
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one task may take. seconds: on the wall clock. memory_bytes: beyond what a fresh worker has (Linux)."""
-
-    seconds: float = 600.0
-    memory_bytes: int = 4 << 30
-
-    def __post_init__(self) -> None:
-        if not self.seconds > 0 or self.memory_bytes < 64 << 20:
-            raise ValueError(
-                f"a file may take {self.seconds} s and {self.memory_bytes / 2**20:.0f} MiB; allowed are more than 0 s "
-                "and at least 64 MiB"
-            )
+PRELOAD = ("avssl.data.decode",)
 
 
 def default_num_workers() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _context() -> Any:
-    """Processes are not forked from this one: FFmpeg and PyTorch hold locks."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["avssl.data.decode"])
-    return context
-
-
-def _begin_worker(environment: dict[str, str]) -> None:
-    """In a fresh worker: take over the run's environment (the fork server's is as old as that), and end with the run.
-
-    A worker that outlives a killed run would meet the rerun. The fork server goes when the run does, and then this
-    process gets another parent.
-    """
-    os.environ.clear()
-    os.environ.update(environment)
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(ORPHAN_POLL_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _begin_sandbox(environment: dict[str, str], memory_bytes: int) -> None:
-    """As `_begin_worker`; and let the system refuse memory beyond the limit."""
-    _begin_worker(environment)
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return
-    import resource
-
-    used = next(int(line.split()[1]) << 10 for line in status.read_text().splitlines() if line.startswith("VmData"))
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (used + memory_bytes, hard))
 
 
 class Sandbox:
@@ -97,9 +50,9 @@ class Sandbox:
         self.num_workers, self.limits = num_workers, limits
         self._pool = ProcessPool(
             num_workers,
-            initializer=_begin_sandbox,
+            initializer=begin_sandbox,
             initargs=[dict(os.environ), limits.memory_bytes],
-            context=_context(),
+            context=killable_context(PRELOAD),
         )
 
     def run(
@@ -136,19 +89,13 @@ class Sandbox:
         from pebble import ProcessExpired
 
         if isinstance(error, TimeoutError):
-            return MediaError(
-                "timeout", f"{name}: given up after {self.limits.seconds:g} s; --file-seconds allows more"
-            )
+            return too_slow(name, self.limits)
         if isinstance(error, MemoryError):
-            limit = f"{self.limits.memory_bytes / 2**20:.0f} MiB"
-            return MediaError("out_of_memory", f"{name}: needs more than {limit}; see --file-memory-mib")
-        if isinstance(error, ProcessExpired) and error.exitcode == -signal.SIGKILL:
-            message = "the system killed the process that read it, as it does when memory runs out"
-            return MediaError("out_of_memory", f"{name}: {message}")
+            return too_large(name, self.limits)
         if isinstance(error, ProcessExpired):
-            return MediaError("crashed", f"{name}: the process that read it died with status {error.exitcode}")
+            return died(name, error.exitcode)
         where = str(error.__cause__ or "").strip().splitlines()[-3:-1]  # where it happened, as the worker tells it
-        return MediaError("crashed", f"{name}: {type(error).__name__}: {error} ({' '.join(where).strip()})")
+        return crashed(name, error, " ".join(where).strip())
 
     def __enter__(self) -> Sandbox:
         return self
@@ -175,8 +122,8 @@ def in_processes(
     with (
         ProcessPoolExecutor(
             min(num_workers, len(tasks)),
-            mp_context=_context(),
-            initializer=_begin_worker,
+            mp_context=killable_context(PRELOAD),
+            initializer=begin_worker,
             initargs=(dict(os.environ),),
         ) as pool,
         tqdm(total=sum(sizes), desc=description, unit=unit, mininterval=REFRESH_SECONDS) as bar,

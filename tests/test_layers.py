@@ -12,6 +12,7 @@ LAYERS = {
         "avssl.ops",
         "avssl.models",
         "avssl.data.decode",
+        "avssl.data.sandbox",
         "avssl.data.pictures",
         "avssl.data.clips",
         "avssl.data.video",
@@ -47,6 +48,7 @@ LAYERS = {
 DATA_PREP_MAY_USE = (
     "avssl.types",
     "avssl.data.decode",
+    "avssl.data.sandbox",
     "avssl.data.pictures",
     "avssl.data.shards",
     "avssl.data.shard_format",
