@@ -7,18 +7,17 @@
     python recipes/evaluate.py --help [TASK]
 
 `task:` in the YAML says which protocol: `standard` (the default: weighted kNN of what the run has encoders for,
-audio <-> video retrieval and precision of positives; RUN/evaluation.json and the embeddings of both splits below
-RUN/embeddings/), or one of avssl/eval/tasks, which write RUN/evaluations/<task>-<name>.json and .npz. --compare prints
-the differences of two of these with confidence intervals. docs/evaluation.md has them all.
+audio <-> video retrieval and precision of positives; RUN/evaluation.json and .npz, and the embeddings of both splits
+below RUN/embeddings/), or one of avssl/eval/tasks, which write RUN/evaluations/<task>-<name>.json and .npz. --compare
+prints the differences of two results with confidence intervals. docs/evaluation.md has them all.
 
 A sample that cannot be read is an error: a smaller test set would be another test set.
 """
 
-import json
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -26,27 +25,14 @@ from accelerate import PartialState
 from avssl import checkpoint, config, distributed
 from avssl.data.shards import ShardSet
 from avssl.embed import Embedder
+from avssl.embed_split import embed_split
 from avssl.eval import compare, results, tasks
 from avssl.eval.outcome import TaskConfig as AnyTaskConfig
-from avssl.eval.protocol import TaskConfig, evaluate_tables, protocol
+from avssl.eval.protocol import TaskConfig, evaluate_tables
 from avssl.losses.avid_cma import positive_set
-from avssl.tables import EmbeddingTable
 
 BANKS = ("loss.banks.video.rows", "loss.banks.audio.rows")
 AGREEMENTS = ("consensus", "union", "video", "audio")
-
-
-def embed_split(embedder: Embedder, shards: str, task: TaskConfig) -> EmbeddingTable:
-    table, failures = embedder.embed(
-        ShardSet(shards),
-        window_seconds=task.window_seconds or None,
-        batch_size=task.batch_size,
-        num_workers=task.num_workers,
-        progress=True,
-    )
-    for key, error in failures.items():
-        raise ValueError(f"{len(failures)} samples of {shards} could not be embedded, the first is {key}: {error}")
-    return table
 
 
 def positive_sets(run: Path, num_positives: int) -> dict[str, torch.Tensor]:
@@ -59,50 +45,44 @@ def positive_sets(run: Path, num_positives: int) -> dict[str, torch.Tensor]:
 
 
 def main(run: Path, task: TaskConfig) -> Path:
-    """The task `standard`."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("the task standard runs in one process; start it without torchrun, or run knn and retrieval")
-    found, chance, facts = {}, {}, {}
+    """The task `standard`. Every process of torchrun comes here; the first one writes."""
     stored = checkpoint.read_weights(run)  # says what is missing
     if ShardSet(task.train).fingerprint == ShardSet(task.test).fingerprint:
         raise ValueError(
             f"train={task.train} and test={task.test} hold the same clips; the kNN would find each clip itself"
         )
+    is_first = distributed.rank() == 0
     has_positives = ShardSet(task.train).fingerprint == checkpoint.read_provenance(run)["data"]["fingerprint"]
-    if not has_positives and all(name in stored for name in BANKS):
+    if is_first and not has_positives and all(name in stored for name in BANKS):
         print(f"no precision of positives: {run} was not trained on {task.train}, whose labels are known")
+    reading = {"window_seconds": task.window_seconds or None, "batch_size": task.batch_size}
+    outcomes, hashes, inputs = {}, {}, {}
     for weights in ("trained", "untrained"):
         embedder = Embedder.from_run(run, device=task.device, untrained=weights == "untrained")
-        train, test = embed_split(embedder, task.train, task), embed_split(embedder, task.test, task)
+        train, test = (
+            embed_split(embedder, split, num_workers=task.num_workers, **reading) for split in (task.train, task.test)
+        )
         positives = positive_sets(run, task.num_positives) if weights == "trained" and has_positives else {}
-        found[weights], levels = evaluate_tables(train, test, task, positives)
-        chance |= levels
-        facts = protocol(train, test, task)
-        if weights == "trained":
-            facts_of_weights = embedder.weights_hash
+        outcomes[weights] = evaluate_tables(train, test, task, positives)
+        hashes[weights], inputs = embedder.weights_hash, inputs_of(embedder)
+        if is_first and weights == "trained":
             for split, table in (("train", train), ("test", test)):
                 table.write(run / "embeddings" / f"{split}.parquet")
-    evaluation = {
-        "run": run.name,
-        "weights": facts_of_weights,
-        "protocol": {**facts, "train": task.train, "test": task.test},
-        "chance": chance,
-        "results": found,
-        "environment": results.environment(),
-    }
-    if not any("_knn_" in name for name in chance):
+    evaluation = results.evaluation_of(outcomes, task, run.name, hashes, inputs)
+    if not is_first:
+        return run / "evaluation.json"
+    if not any("_knn_" in name for name in evaluation["chance"]):
         fields = f"{train.label_fields() or 'none'} in {task.train}, {test.label_fields() or 'none'} in {task.test}"
         print(f"no kNN: it needs a label field that both splits have; there are {fields}")
-    path = run / "evaluation.json"
-    path.write_text(json.dumps(evaluation, indent=1))
-    width = max(map(len, chance))
-    print(f"{'':{width}}  trained  untrained  chance")
-    for name, level in chance.items():
-        untrained = found["untrained"].get(name)
-        shown = "-" if untrained is None else f"{untrained:.3f}"
-        print(f"{name:{width}}  {found['trained'][name]:7.3f}  {shown:>9}  {level:6.3f}")
-    print(path)
+    path = results.write(run, outcomes, evaluation, "evaluation")
+    print(f"{results.table(evaluation)}\n{path}")
     return path
+
+
+def inputs_of(embedder: Embedder) -> dict[str, Any]:
+    """What the networks see, by the run's own configuration."""
+    views = asdict(embedder.config.views)
+    return {modality: views[modality] for modality in embedder.modalities}
 
 
 def evaluate(run: Path, task: AnyTaskConfig) -> Path:
@@ -115,8 +95,7 @@ def evaluate(run: Path, task: AnyTaskConfig) -> Path:
         embedder = Embedder.from_run(run, device=task.device, untrained=weights == "untrained")
         outcomes[weights] = tasks.get(task.task).run(embedder, task)
         hashes[weights] = embedder.weights_hash
-        views = asdict(embedder.config.views)
-        inputs = {modality: views[modality] for modality in embedder.modalities}
+        inputs = inputs_of(embedder)
     evaluation = results.evaluation_of(outcomes, task, run.name, hashes, inputs)
     if distributed.rank() > 0:
         return folder
@@ -133,9 +112,25 @@ def load_task(arguments: list[str]) -> AnyTaskConfig:
     task.name = task.name or next((stem.removeprefix(kind.name).strip("_") for stem in reversed(files)), "")
     if "/" in task.name:
         raise ValueError(f"name is {task.name!r}; it becomes part of a file's name and must have no slash")
+    own_device(task)
+    return task
+
+
+def own_device(task: AnyTaskConfig | TaskConfig) -> None:
+    """Under torchrun each process has a GPU of its own."""
     if task.device == "cuda" and distributed.is_active():
         task.device = str(PartialState().device)
-    return task
+
+
+def start(run: Path, arguments: list[str]) -> None:
+    """The task that the arguments name, on a run."""
+    PartialState(cpu=config.value_of(arguments, "device", "cpu") == "cpu")  # the process group of torchrun
+    if config.value_of(arguments, "task", "standard") != "standard":
+        evaluate(run, load_task(arguments))
+        return
+    task = config.load(TaskConfig, arguments, required=("train", "test"))
+    own_device(task)
+    main(run, task)
 
 
 def compare_files(arguments: list[str]) -> None:
@@ -181,10 +176,7 @@ if __name__ == "__main__":
             raise ValueError(f"{given[0]}: results go below RUN, which must be a folder here")
         if "--compare" in given:
             compare_files([argument for argument in given if argument != "--compare"])
-        elif config.value_of(given[1:], "task", "standard") == "standard":
-            main(Path(given[0]), config.load(TaskConfig, given[1:], required=("train", "test")))
         else:
-            PartialState(cpu=config.value_of(given[1:], "device", "cpu") == "cpu")  # the process group of torchrun
-            evaluate(Path(given[0]), load_task(given[1:]))
+            start(Path(given[0]), given[1:])
     except (FileNotFoundError, FloatingPointError, ModuleNotFoundError, ValueError) as error:
         sys.exit(f"error: {error}")

@@ -132,6 +132,34 @@ def test_results_that_were_not_measured_alike_are_refused_saying_how(tmp_path: P
         compare(first, first, weights=("trained", "untrained"))
 
 
+def test_metrics_that_only_some_repeats_have_are_compared_on_those() -> None:
+    """As of `standard`: test clips are one repeat, training clips another, and only some runs have positives."""
+    tested, anchors = repeat(0, 1.0, name="test"), np.random.default_rng(3).random((2, ROWS))
+    keys = [f"train{number}" for number in range(ROWS)]
+    sides = [
+        [tested, Repeat("positives", keys, {"share": share}, {"precision": Metric("mean", ("share",))})]
+        for share in anchors
+    ]
+    found = paired_differences(*sides, num_draws=100)
+    assert found["precision"].difference == pytest.approx(anchors[1].mean() - anchors[0].mean())
+    assert found["precision"].low < found["precision"].difference < found["precision"].high
+    assert found["top1_accuracy"].difference == 0
+    without = [tested, Repeat("positives", keys, {}, {})]
+    assert "precision" not in paired_differences(sides[0], without, num_draws=10)
+
+
+def test_mcnemar_of_a_share_of_some_rows_counts_those_alone() -> None:
+    generator = np.random.default_rng(4)
+    right, asked = generator.random((2, ROWS)) < 0.6, generator.random(ROWS) < 0.5
+    sides = [
+        [Repeat("", KEYS, {"right": one, "asked": asked}, {"m": Metric("mean_where", ("right", "asked"))})]
+        for one in right
+    ]
+    found = paired_differences(*sides, num_draws=10)["m"]
+    assert found.mcnemar == mcnemar(right[0][asked], right[1][asked])
+    assert found.first == pytest.approx(right[0][asked].mean())
+
+
 def test_a_side_file_that_is_not_its_own_is_refused(tmp_path: Path) -> None:
     first = stored(tmp_path / "a", Outcome([repeat(0, 1.0)]))
     second = stored(tmp_path / "b", Outcome([repeat(1, 1.0)]))
@@ -143,7 +171,7 @@ def test_a_side_file_that_is_not_its_own_is_refused(tmp_path: Path) -> None:
         compare(first, second)
     standard = tmp_path / "evaluation.json"
     standard.write_text(json.dumps({"results": {}}))
-    with pytest.raises(ValueError, match="run the tasks knn and retrieval"):
+    with pytest.raises(ValueError, match="evaluate the run again"):
         compare(standard, second)
     with pytest.raises(FileNotFoundError, match="no such file"):
         compare(tmp_path / "nothing.json", second)

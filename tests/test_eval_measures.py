@@ -61,6 +61,9 @@ def test_weighted_means_medians_and_clusterings_equal_those_of_repeated_rows() -
     right = scores.argmax(axis=1) == targets
     assert measures.mean(right, weights) == pytest.approx(right[repeated].mean())
     assert measures.median(scores[:, 0], weights) == np.median(scores[repeated, 0])
+    chosen = targets < 3
+    assert measures.median_where(scores[:, 0], chosen, weights) == np.median(scores[repeated[chosen[repeated]], 0])
+    assert np.isnan(measures.median_where(scores[:, 0], np.zeros_like(chosen), weights))
     expected = metrics.balanced_accuracy_score(targets[repeated], scores.argmax(axis=1)[repeated])
     assert measures.class_mean(right, targets, weights) == pytest.approx(expected)
     table = metrics.cluster.contingency_matrix(targets[repeated], clusters[repeated])

@@ -19,7 +19,6 @@ from avssl.embed import Embedder
 from avssl.eval import tasks
 from avssl.eval.features import FeatureSet, extract
 from avssl.eval.labelled import usable
-from avssl.eval.protocol import TaskConfig as StandardConfig
 from avssl.eval.results import read_evaluation, read_rows
 from recipes import evaluate as recipe
 from tests.conftest import run_python
@@ -256,12 +255,6 @@ def test_samples_without_the_modality_are_left_out_and_counted(embedder: Embedde
     kept, left_out = usable(found, "visual", ["video", "audio"])
     assert left_out == {"no label": 1, "no video": 0, "no audio": 1}
     assert kept.keys == [key for row, key in enumerate(found.keys) if row not in (1, 2)]
-
-
-def test_standard_is_refused_under_torchrun(run: Path, shards: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="runs in one process"):
-        recipe.main(run, StandardConfig(train=str(shards["train"]), test=str(shards["test"])))
 
 
 def test_two_processes_give_the_result_of_one_with_every_sample_once(run: Path, shards: Any) -> None:

@@ -33,6 +33,12 @@ def picture(colour: str, size: tuple[int, int] = (24, 16), file_format: str = "P
     return stream.getvalue()
 
 
+def measured(train: EmbeddingTable, test: EmbeddingTable) -> tuple[dict[str, float], dict[str, float | None]]:
+    """({metric: value}, {metric: chance}) of the test clips by the task `standard`."""
+    clips = evaluate_tables(train, test, TaskConfig(num_neighbours=3)).repeats[0]
+    return clips.values(), {name: metric.chance for name, metric in clips.metrics.items()}
+
+
 def make_table(modality: str, num_rows: int = 8, seed: int = 0, **metadata: Any) -> EmbeddingTable:
     """Rows of one modality in two classes that the embedding tells apart."""
     rows = np.random.default_rng(seed).normal(size=(num_rows, 4)) * 0.1 + np.arange(num_rows)[:, None] % 2 * 2 - 1
@@ -57,7 +63,7 @@ def report(folder: Path, table: EmbeddingTable, media: Any) -> tuple[str, Checke
     folder.mkdir(exist_ok=True)
     rows = [{"step": n, "samples_seen": n, "loss": 1 / n, "first_embedding_spread": 0.5 + n / 100} for n in range(1, 9)]
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    values, chance = evaluate_tables(table, make_table(table.modalities()[0], seed=1), TaskConfig(num_neighbours=3))
+    values, chance = measured(table, make_table(table.modalities()[0], seed=1))
     results = {"trained": values, "untrained": dict.fromkeys(values, 0.5)}
     evaluation = {"run": "simclr", "protocol": {"num_test": 8}, "chance": chance, "results": results}
     text = write_report(folder, evaluation=evaluation, table=table, media=media).read_text(encoding="utf-8")
@@ -240,8 +246,6 @@ def test_what_cannot_be_evaluated_says_what_it_needs() -> None:
 
 def test_only_what_a_table_has_is_measured() -> None:
     for modality in ("image", "video", "audio"):
-        values, chance = evaluate_tables(
-            make_table(modality), make_table(modality, seed=1), TaskConfig(num_neighbours=3)
-        )
+        values, chance = measured(make_table(modality), make_table(modality, seed=1))
         assert values == {f"{modality}_knn_label": 1.0}
         assert chance == {f"{modality}_knn_label": 0.5}

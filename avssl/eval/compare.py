@@ -56,7 +56,7 @@ def paired_differences(
     for one, other in zip(first, second, strict=True):
         if one.keys != other.keys:
             raise ValueError(f"repeat {one.name!r}: the rows differ; results can only be compared on the same samples")
-    names = [name for name in first[0].metrics if all(name in repeat.metrics for repeat in [*first, *second])]
+    names = _shared_metrics(first, second)
     plain = [_means(side, names, [None] * len(side)) for side in (first, second)]
     generator = np.random.default_rng(seed)
     draws = []
@@ -79,23 +79,44 @@ def paired_differences(
     }
 
 
+def _shared_metrics(first: Sequence[Repeat], second: Sequence[Repeat]) -> list[str]:
+    """Metrics that both sides have, in the same repeats: not every repeat need have every metric."""
+    found = dict.fromkeys(name for repeat in first for name in repeat.metrics)
+    pairs = list(zip(first, second, strict=True))
+    return [name for name in found if all((name in one.metrics) == (name in other.metrics) for one, other in pairs)]
+
+
 def _means(repeats: Sequence[Repeat], names: Sequence[str], weights: Sequence[np.ndarray | None]) -> dict[str, float]:
     values = [repeat.values(own) for repeat, own in zip(repeats, weights, strict=True)]
-    return {name: float(np.mean([one[name] for one in values])) for name in names}
+    return {name: float(np.mean([one[name] for one in values if name in one])) for name in names}
 
 
 def _mcnemar(first: Sequence[Repeat], second: Sequence[Repeat], name: str) -> tuple[int, int, float] | None:
     """Of metrics that are the share of right rows, where every row comes once over all repeats (folds, not seeds)."""
-    keys = [key for repeat in first for key in repeat.keys]
-    sides = []
-    for side in (first, second):
-        columns = [repeat.columns[repeat.metrics[name].columns[0]] for repeat in side]
-        if any(repeat.metrics[name].kind != "mean" for repeat in side) or len(set(keys)) != len(keys):
+    sides = [_right_rows(side, name) for side in (first, second)]
+    if sides[0] is None or sides[1] is None:
+        return None
+    (keys, one), (other_keys, other) = sides[0], sides[1]
+    if keys != other_keys or len(set(keys)) != len(keys):
+        return None
+    return mcnemar(one, other)
+
+
+def _right_rows(side: Sequence[Repeat], name: str) -> tuple[list[str], np.ndarray] | None:
+    """(keys, bool (n,)) of the rows that a share of right rows is over; None of other kinds of metrics."""
+    keys: list[str] = []
+    right = []
+    for repeat in side:
+        if name not in repeat.metrics:
+            continue
+        metric = repeat.metrics[name]
+        values = repeat.columns[metric.columns[0]]
+        if metric.kind not in ("mean", "mean_where") or values.dtype != np.bool_:
             return None
-        if any(column.dtype != np.bool_ for column in columns):
-            return None
-        sides.append(np.concatenate(columns))
-    return mcnemar(*sides)
+        chosen = repeat.columns[metric.columns[1]] if metric.kind == "mean_where" else np.ones(len(values), np.bool_)
+        keys += [repeat.keys[row] for row in np.flatnonzero(chosen)]
+        right.append(values[chosen])
+    return keys, np.concatenate(right)
 
 
 def refuse_unless_comparable(first: Mapping[str, Any], second: Mapping[str, Any], names: tuple[str, str]) -> None:

@@ -39,6 +39,12 @@ def median(values: Array, weights: Array) -> float:
     return float(np.median(np.repeat(values, weights.astype(np.int64))))
 
 
+def median_where(values: Array, chosen: Array, weights: Array) -> float:
+    """Median of (n,) values over the rows that are chosen, bool (n,); NaN if they have no weight."""
+    kept = (weights * chosen).astype(np.int64)
+    return median(values, kept) if kept.any() else float("nan")
+
+
 class _Ranking:
     """Rows by falling score, class by class: sorted once, for any number of weightings."""
 
@@ -142,6 +148,7 @@ KINDS: dict[str, Callable[..., float]] = {
     "mean_where": mean_where,
     "class_mean": class_mean,
     "median": median,
+    "median_where": median_where,
     "mean_average_precision": mean_average_precision,
     "roc_auc": roc_auc,
     "d_prime": d_prime,

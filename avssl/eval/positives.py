@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from avssl.eval.neighbours import class_numbers
 
@@ -15,11 +17,13 @@ class PositivePrecision:
     """overall: share in [0, 1] of all positives with their anchor's label; chance: the same for random positives.
 
     per_class: {class number: share over the anchors of that class}, classes without anchors left out.
+    per_anchor: the same share of each anchor, float64 (N,).
     """
 
     overall: float
     per_class: dict[int, float]
     chance: float
+    per_anchor: NDArray[np.float64]
 
 
 def positive_precision(positives: Any, labels: Any) -> PositivePrecision:
@@ -49,4 +53,4 @@ def positive_precision(positives: Any, labels: Any) -> PositivePrecision:
     per_class = {int(number): float(share[numbers == number].mean()) for number in torch.unique(numbers)}
     sizes = torch.bincount(numbers).double()
     chance = float((sizes * (sizes - 1)).sum() / (count * (count - 1)))
-    return PositivePrecision(float(share.mean()), per_class, chance)
+    return PositivePrecision(float(share.mean()), per_class, chance, share.numpy())

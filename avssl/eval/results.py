@@ -1,7 +1,7 @@
 """A task's outcome as files: one JSON with values, spread, chance and the protocol in full; the test rows beside it.
 
-RUN/evaluations/<task>-<name>.json and .npz. `results`, `chance` and `protocol` have the form of evaluation.json, which
-the report reads. Both files are written under another name and renamed: whole or absent.
+RUN/evaluations/<task>-<name>.json and .npz, of the task `standard` RUN/evaluation.json and .npz. Both files are written
+under another name and renamed: whole or absent.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from avssl.eval.outcome import Metric, Outcome, Repeat, TaskConfig
+
+if TYPE_CHECKING:
+    from avssl.eval.protocol import TaskConfig as StandardConfig
 
 FORMAT_VERSION = 1
 # Of the configuration, what has no influence on the values.
@@ -46,7 +49,7 @@ def mean_and_deviation(repeats: Sequence[Mapping[str, float]]) -> tuple[dict[str
 
 def evaluation_of(
     outcomes: Mapping[str, Outcome],
-    config: TaskConfig,
+    config: TaskConfig | StandardConfig,
     run: str,
     weights: Mapping[str, str],
     inputs: Mapping[str, Any],
@@ -126,10 +129,13 @@ def stem_of(task: str, name: str) -> str:
     return "-".join(part for part in (task, name) if part)
 
 
-def write(folder: Path, outcomes: Mapping[str, Outcome], evaluation: dict[str, Any]) -> Path:
-    """Both files of a result; returns the JSON's path. JSON comes last: where it is, the rows are."""
+def write(folder: Path, outcomes: Mapping[str, Outcome], evaluation: dict[str, Any], stem: str = "") -> Path:
+    """Both files of a result; returns the JSON's path. JSON comes last: where it is, the rows are.
+
+    stem: what the files are called; default <task>-<name>.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    stem = stem_of(evaluation["task"], evaluation["name"])
+    stem = stem or stem_of(evaluation["task"], evaluation["name"])
     arrays: dict[str, NDArray[Any]] = {}
     described: dict[str, list[dict[str, Any]]] = {}
     for weights, outcome in outcomes.items():
@@ -173,9 +179,8 @@ def read_evaluation(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{source}: is not JSON ({error})") from error
     if not isinstance(found, dict) or found.get("format_version") != FORMAT_VERSION:
         raise ValueError(
-            f"{source}: is no result of a task with rows (format_version {FORMAT_VERSION}). evaluation.json of the "
-            "task "
-            "`standard` has no rows to compare: run the tasks knn and retrieval"
+            f"{source}: is no result of a task with rows (format_version {FORMAT_VERSION}). An evaluation.json of an "
+            "earlier version has none: evaluate the run again"
         )
     return found
 

@@ -50,10 +50,10 @@ def recall(ranks: NDArray[np.int64], recall_at: Sequence[int] = RECALL_AT) -> di
     return {**result, "median_rank": float(np.median(ranks))}
 
 
-def class_precision(
+def class_precision_rows(
     queries: Any, gallery: Any, labels: Any, *, exclude_pair: bool = False, chunk_size: int | None = None
-) -> float:
-    """Share of queries whose closest gallery row has the query's label, in [0, 1].
+) -> NDArray[np.float64]:
+    """Does the gallery row closest to each query have the query's label? (N,), 1 or 0, or a share where rows tie.
 
     queries, gallery: (N, D), row i of both is the same clip; labels: (N,) integers. Several equally close rows count
     with the share of them that has the label, so that a constant embedding gets exactly chance.
@@ -63,15 +63,24 @@ def class_precision(
     numbers = class_numbers(labels, len(left)).to(left.device)
     if exclude_pair and len(left) < 2:
         raise ValueError("exclude_pair leaves an empty gallery: at least 2 rows are needed")
-    total = 0.0
+    found = []
     for start, similarity in similarity_chunks(left, right, chunk_size):
         rows = torch.arange(start, start + len(similarity), device=similarity.device)
         if exclude_pair:
             similarity[rows - start, rows] = -torch.inf
         closest = similarity == similarity.amax(dim=1, keepdim=True)
         same = numbers[rows][:, None] == numbers[None, :]
-        total += float(((closest & same).sum(dim=1) / closest.sum(dim=1).double()).sum())
-    return total / len(left)
+        found.append(((closest & same).sum(dim=1) / closest.sum(dim=1).double()).cpu())
+    return torch.cat(found).numpy()
+
+
+def class_precision(
+    queries: Any, gallery: Any, labels: Any, *, exclude_pair: bool = False, chunk_size: int | None = None
+) -> float:
+    """The mean of class_precision_rows: share of queries whose closest gallery row has the query's label."""
+    return float(
+        class_precision_rows(queries, gallery, labels, exclude_pair=exclude_pair, chunk_size=chunk_size).mean()
+    )
 
 
 def retrieval_metrics(
