@@ -67,6 +67,7 @@ def _add_write_options(parser: argparse.ArgumentParser) -> None:
         "video": "encode every stream, or copy h264 streams as they are where they fit, at their own frame rate",
         "copy_keyframe_interval": "streams with more frames between keyframes are not copied",
         "video_codec": "who encodes; libsvtav1: AV1, smaller, slower to write, --crf 32; h264_nvenc: a GPU's encoder",
+        "entropy_coder": "of h264; cavlc: read nearly twice as fast; cabac: 5 to 10 %% smaller, with the same pictures",
     }
     for option in fields(WriteOptions):
         default = option.default

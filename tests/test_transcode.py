@@ -342,6 +342,16 @@ def test_an_encoder_that_this_machine_lacks_stops_the_run(sources):
         transcode(str(sources[".mp4"]), options)
 
 
+@pytest.mark.parametrize(("coder", "is_cabac"), [("cavlc", False), ("cabac", True)])
+def test_the_entropy_coder_is_the_one_asked_for(sources, coder, is_cabac):
+    result = transcode(str(sources[".mp4"]), replace(OPTIONS, entropy_coder=coder), (0.0, 1.0))
+    with av.open(io.BytesIO(result.video)) as container:
+        extradata = container.streams.video[0].codec_context.extradata
+    parameters = extradata[extradata.index(b"\x68") + 1]  # of the picture: two ids that are 0, then who codes
+    assert bool(parameters & 0b0010_0000) == is_cabac
+    assert stored_numbers(result) == stored_numbers(transcode(str(sources[".mp4"]), OPTIONS, (0.0, 1.0)))
+
+
 def test_av1_has_the_same_frames_and_keyframes_each_time(sources, capfd):
     options = WriteOptions(video_codec="libsvtav1", crf=20)
     result = transcode(str(sources[".mp4"]), options, (0.0, 3.0))
