@@ -91,7 +91,7 @@ def _knn(train: EmbeddingTable, test: EmbeddingTable, task: TaskConfig, columns:
             classes = sorted({str(name) for name in [*names, *asked_names]})
             numbers, targets = label_numbers(names, classes)[0], label_numbers(asked_names, classes)[0]
             column = f"{modality}_{task.knn_on}"
-            options = {"num_neighbours": task.num_neighbours, "temperature": task.temperature}
+            options: dict[str, Any] = {"num_neighbours": task.num_neighbours, "temperature": task.temperature}
             found = knn_classify(getattr(known, column), numbers, getattr(asked, column), targets, **options)
             name = f"{modality}_knn_{label_field}"
             columns[f"{name}_asked"] = asked_rows
