@@ -1,8 +1,12 @@
-"""How far few labels go: a classifier fitted on a share, or so many a class, of the training samples, over seeds."""
+"""How far few labels go: a classifier fitted on a share, or so many a class, of the training samples, over seeds.
+
+With several labels a sample (`multi_label`) a drawn sample brings all of its labels, those of other classes too; see
+`stratified` for the draw, and avssl/eval/outcome.py for what is measured then.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Config(FrozenConfig):
-    """Stratified: of each class its share, rounded, and at least one."""
+    """Stratified: of each class its share, rounded (halves up), and at least one."""
 
     fractions: list[float] = field(default_factory=lambda: [0.01, 0.1])  # of the training samples
     per_class: list[int] = field(default_factory=list)  # so many a class
@@ -35,18 +39,15 @@ class Config(FrozenConfig):
 @register("few_label", Config)
 def few_label(embedder: Embedder, config: Config) -> Outcome:
     """Every amount on every layer, once a seed (and fold)."""
-    if config.multi_label or config.classifier not in ("linear", "knn"):
-        raise ValueError(
-            f"few_label draws by class and fits linear or knn; multi_label is {config.multi_label}, classifier "
-            f"{config.classifier!r}. Use the task linear for several labels a sample"
-        )
+    if config.classifier not in ("linear", "knn"):
+        raise ValueError(f"classifier is {config.classifier!r}; few_label fits linear or knn")
     wrong = [share for share in config.fractions if not 0 < share <= 1] + [n for n in config.per_class if n < 1]
     if wrong or not config.seeds or not [*config.fractions, *config.per_class]:
         raise ValueError(f"fractions must lie in (0, 1], per_class be at least 1, seeds not be empty; wrong: {wrong}")
     if config.classifier == "linear":
         require_sklearn()
     report: dict[str, Any] = {}
-    sizes: dict[str, int] = {}
+    drawn: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
     repeats, left_out, labels = [], {}, []
     for fold in folds(embedder, config):
         labels.append(labels_digest(fold).hex()[:16])
@@ -54,20 +55,42 @@ def few_label(embedder: Embedder, config: Config) -> Outcome:
         for seed in config.seeds:
             repeat, used = _repeat(fold, config, seed, report)
             repeats.append(repeat)
-            sizes |= {f"{fold.name} {amount}".strip(): number for amount, number in used.items()}
-    return Outcome(repeats, {**FROZEN, "training_samples": sizes, "left_out": left_out, "labels": labels}, report)
+            for amount, counts in used.items():
+                drawn[f"{fold.name} {amount}".strip()].append(counts)
+    protocol = {**FROZEN, **_amounts_drawn(drawn, config), "left_out": left_out, "labels": labels}
+    return Outcome(repeats, protocol, report)
 
 
-def _repeat(fold: Fold, config: Config, seed: int, report: dict[str, Any]) -> tuple[Repeat, dict[str, int]]:
+def _amounts_drawn(drawn: dict[str, list[tuple[int, int, int]]], config: Config) -> dict[str, Any]:
+    """How many samples each amount was, of every seed where they differ; with several labels also of how many a class
+    had the fewest and the most.
+    """
+    sizes = {amount: [samples for samples, _, _ in over_seeds] for amount, over_seeds in drawn.items()}
+    found: dict[str, Any] = {
+        "training_samples": {amount: each[0] if len(set(each)) == 1 else each for amount, each in sizes.items()}
+    }
+    if config.multi_label:
+        found["samples_of_a_class"] = {
+            amount: [min(fewest for _, fewest, _ in over_seeds), max(most for _, _, most in over_seeds)]
+            for amount, over_seeds in drawn.items()
+        }
+    return found
+
+
+def _repeat(
+    fold: Fold, config: Config, seed: int, report: dict[str, Any]
+) -> tuple[Repeat, dict[str, tuple[int, int, int]]]:
+    """One draw, and of each amount (samples, those of the class with the fewest, those of the one with the most)."""
     targets = fold.train.targets
     amounts: list[tuple[str, float, int]] = [(f"{share * 100:g}_percent", share, 0) for share in config.fractions]
     amounts += [(f"{number}_per_class", 0.0, number) for number in config.per_class]
     columns: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
-    sizes: dict[str, int] = {}
+    sizes: dict[str, tuple[int, int, int]] = {}
     for amount, share, number in amounts:
         chosen = stratified(targets, share, number, seed)
-        sizes[amount] = len(chosen)
+        own = targets[chosen].sum(axis=0) if config.multi_label else np.bincount(targets[chosen])
+        sizes[amount] = len(chosen), int(own[own > 0].min()), int(own.max())
         for layer in config.layers:
             known, asked = (fused(part.features, config, layer) for part in (fold.train, fold.test))
             scores = [
@@ -80,7 +103,7 @@ def _repeat(fold: Fold, config: Config, seed: int, report: dict[str, Any]) -> tu
                 fold.test.targets,
                 fold.classes,
                 prefix=f"{amount}_{config.modality}_{layer}_",
-                train_targets=targets[chosen],
+                train_targets=None if config.multi_label else targets[chosen],
             )
             columns |= found.columns
             metrics |= found.metrics
@@ -106,16 +129,38 @@ def _scores(
     )
 
 
-def stratified(targets: NDArray[np.int64], share: float, number: int, seed: int) -> NDArray[np.int64]:
+def stratified(targets: NDArray[Any], share: float, number: int, seed: int) -> NDArray[np.int64]:
     """Sorted positions of a share in (0, 1] of each class (rounded, at least one), or of `number` of each if share is
     0.
 
-    targets: int (n,). A class with fewer than `number` rows gives all that it has. The smaller draw of a seed is part
-    of the larger one.
+    targets: int (n,), or bool (n, C) with several labels a sample. A class with fewer than `number` samples gives all.
+
+    Every class that occurs has an order of its samples: generator.permutation, class after class, with
+    generator = numpy.random.default_rng(seed). Classes take turns: in its r-th turn a class of which fewer than r
+    samples are drawn so far, for whichever class, takes the first of its order that is not drawn. It has as many turns
+    as it is due samples. Turns come by r with `number`, and by (r - 1/2) / (samples of the class) with a share, every
+    class's first turn before all others; at once: the rarer class, then the lower. So each class has at least what it
+    is due; with one label a sample exactly that; and the smaller draw of a seed is part of the larger one.
     """
+    several = targets.ndim == 2
     generator = np.random.default_rng(seed)
-    chosen: Sequence[NDArray[np.int64]] = [
-        order[: max(1, round(share * len(order))) if share else number]
-        for order in (generator.permutation(np.flatnonzero(targets == one)) for one in np.unique(targets))
-    ]
-    return np.sort(np.concatenate(chosen))
+    orders = {
+        int(one): generator.permutation(np.flatnonzero(targets[:, one] if several else targets == one))
+        for one in (np.flatnonzero(targets.any(axis=0)) if several else np.unique(targets))
+    }
+    turns = []
+    for one, order in orders.items():
+        due = max(1, int(share * len(order) + 0.5)) if share else min(number, len(order))
+        for turn in range(1, due + 1):
+            when = 0.0 if turn == 1 else (turn - 0.5) / len(order) if share else float(turn)
+            turns.append((when, len(order), one, turn))
+    is_drawn, counts = np.zeros(len(targets), np.bool_), np.zeros(max(orders) + 1, np.int64)
+    places = dict.fromkeys(orders, 0)
+    for _, _, one, turn in sorted(turns):
+        if counts[one] < turn:
+            while is_drawn[orders[one][places[one]]]:
+                places[one] += 1
+            sample = orders[one][places[one]]
+            is_drawn[sample] = True
+            counts[targets[sample, : len(counts)] if several else targets[sample]] += 1
+    return np.flatnonzero(is_drawn)
