@@ -20,6 +20,8 @@ class FrameCursor:
         container, stream: PyAV's; the container stands at its beginning.
         start_ticks: the first frame's stamp, None to find it by decoding.
         may_seek: False reads through from the beginning.
+        in_order: frames are shown as they are stored and each until the next one begins, so that nothing after the one
+            on screen needs to be decoded.
         decode: starts an iterator of (ticks, frame) from where the container stands.
     """
 
@@ -30,8 +32,11 @@ class FrameCursor:
         start_ticks: int | None,
         may_seek: bool,
         decode: Callable[[], Iterator[tuple[int, Any]]],
+        *,
+        in_order: bool = False,
     ) -> None:
         self._container, self._stream, self._may_seek, self._decode = container, stream, may_seek, decode
+        self._in_order = in_order
         self._frames = decode()
         self._current: Any = None
         self._pending: tuple[int, Any] | None = None  # decoded, its time not yet come
@@ -40,6 +45,7 @@ class FrameCursor:
             start_ticks = 0 if self._pending is None else self._pending[0]
         self.start_ticks: int = start_ticks
         self._reached = start_ticks
+        self._shown_until = start_ticks  # the end of what is on screen where that is known, else its beginning
         self.first = self._pending  # (ticks, frame); None also where start_ticks was given
 
     def on_screen(self, target: int) -> Any:
@@ -47,15 +53,23 @@ class FrameCursor:
 
         Targets must not decrease from call to call. Raises SeekMissed.
         """
+        if self._current is not None and target < self._shown_until:
+            return self._current
         if self._may_seek and self._has_keyframe_before(target):
             self._jump(target)
         while True:
             if self._pending is None:
                 self._pending = next(self._frames, None)
+                if self._in_order and None not in (self._pending, self._current) and self._pending[0] <= self._reached:
+                    raise SeekMissed  # they do not come in order
             if self._pending is None or (self._current is not None and self._pending[0] > target):
                 return self._current
             self._reached, self._current = self._pending
-            self._pending = None
+            self._shown_until, self._pending = self._reached, None
+            if self._in_order and self._current.duration:
+                self._shown_until += self._current.duration
+                if target < self._shown_until:
+                    return self._current
 
     def jump_to(self, target: int) -> tuple[int, Any] | None:
         """(ticks, frame) on screen at target, by a jump if that is shorter; go on with `rest`. Raises SeekMissed."""
@@ -72,8 +86,8 @@ class FrameCursor:
         yield from self._frames
 
     def _has_keyframe_before(self, target: int) -> bool:
-        """Is there a keyframe between the last decoded frame and the target?"""
-        reached = self._reached if self._pending is None else self._pending[0]
+        """Is there a keyframe between the last decoded frame and the target, beyond the next frame if that is known?"""
+        reached = self._shown_until if self._pending is None else self._pending[0]
         entries = self._stream.index_entries
         if len(entries) == 0:
             return bool((target - reached) * self._stream.time_base > BLIND_SEEK_SECONDS)

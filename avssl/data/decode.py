@@ -23,6 +23,7 @@ from avssl.data.ffmpeg import (
     exact_start,
     first_frame,
     frames_from_here,
+    holds_frames_in_order,
     opened,
     require,
     video_stream,
@@ -100,10 +101,11 @@ def read_video(source: Source, times_seconds: Sequence[float], *, rgb: bool = Tr
     """
     if len(times_seconds) == 0:
         raise ValueError("times_seconds is empty; give at least one time")
+    in_order = holds_frames_in_order(source)
     try:
-        images = _read_frames(source, times_seconds, rgb, name, may_seek=True)
+        images = _read_frames(source, times_seconds, rgb, name, may_seek=True, in_order=in_order)
     except SeekMissed:
-        images = _read_frames(source, times_seconds, rgb, name, may_seek=False)
+        images = _read_frames(source, times_seconds, rgb, name, may_seek=False, in_order=False)
     stacked = torch.from_numpy(images)
     return stacked.permute(0, 3, 1, 2) if rgb else stacked
 
@@ -193,9 +195,9 @@ def stream_audio(source: Source, rate_hz: int | None = None, *, name: str = "") 
 
 
 def _read_frames(
-    source: Source, times_seconds: Sequence[float], rgb: bool, name: str, may_seek: bool
+    source: Source, times_seconds: Sequence[float], rgb: bool, name: str, *, may_seek: bool, in_order: bool
 ) -> NDArray[np.uint8]:
-    with opened(source, name) as (container, label):
+    with opened(source, name, in_order=in_order) as (container, label):
         stream = require(video_stream(container), "no_video", label)
         cursor = FrameCursor(
             container,
@@ -203,6 +205,7 @@ def _read_frames(
             exact_start(container, stream),
             may_seek,
             lambda: frames_from_here(container, stream, label),
+            in_order=in_order,
         )
         tick = float(stream.time_base)
         targets = [cursor.start_ticks + int((t + FRAME_TIME_TOLERANCE_SECONDS) // tick) for t in times_seconds]

@@ -21,7 +21,7 @@ from av.stream import Disposition
 from avssl.data.frames import sound_of, use_native_layout
 from avssl.data.packets import FORMATS_WITH_BREAKS, Refused, on_one_clock, preferred
 from avssl.data.timeline import MAX_BACKWARD_SECONDS, MAX_GAP_SECONDS
-from avssl.data.wholeness import Content, known_format, missing_end
+from avssl.data.wholeness import Content, is_mp4_in_order, known_format, missing_end
 from avssl.types import FailureReason, MediaError
 
 Source = str | os.PathLike[str] | bytes
@@ -34,6 +34,8 @@ FORMATS = (
 # an edit list the decoder swallows AAC's first packet, and the stream begins 1,024 samples later than the header says.)
 EXACT_STARTS = (("mov,mp4,m4a,3gp,3g2,mj2", "video"), ("flac", "audio"), ("wav", "audio"))
 
+# Opening with these looks at one packet and decodes none. Decoders that are used afterwards have options of their own.
+UNDECODED = {"probesize": "32", "skip_frame": "all"}
 LEAST_PROMISE_SECONDS = 0.1  # tracks without anything in them may claim a packet or two
 SPOKEN_EXTRAS = (
     Disposition.comment
@@ -50,8 +52,12 @@ av.logging.set_level(None)
 
 
 @contextmanager
-def opened(source: Source, name: str) -> Iterator[tuple[Any, str]]:
-    """The open container and the name for messages; closes it, and turns FFmpeg's errors into MediaErrors."""
+def opened(source: Source, name: str, *, in_order: bool = False) -> Iterator[tuple[Any, str]]:
+    """The open container and the name for messages; closes it, and turns FFmpeg's errors into MediaErrors.
+
+    in_order: the caller knows that it is an mp4 whose frames are shown as they are stored (holds_frames_in_order). Then
+    opening decodes nothing: FFmpeg decodes frames to learn how many a decoder holds back, and their pixel format.
+    """
     label = name or ("<bytes>" if isinstance(source, bytes) else os.fspath(source))
     label = os.fsencode(label).decode(errors="backslashreplace")  # names of files may be no Unicode
     with translated(label):
@@ -59,7 +65,7 @@ def opened(source: Source, name: str) -> Iterator[tuple[Any, str]]:
         try:
             container = av.open(
                 io.BytesIO(source) if isinstance(source, bytes) else f"file:{os.fspath(source)}",
-                options={"format_whitelist": FORMATS, "protocol_whitelist": "file"},
+                options={"format_whitelist": FORMATS, "protocol_whitelist": "file"} | (UNDECODED if in_order else {}),
                 metadata_errors="ignore",
             )
         except (av.FFmpegError, ValueError) as error:
@@ -74,6 +80,11 @@ def opened(source: Source, name: str) -> Iterator[tuple[Any, str]]:
             yield container, label
         finally:
             container.close()
+
+
+def holds_frames_in_order(source: Source) -> bool:
+    """Is this, in memory, an mp4 whose frames are shown in the order in which they are stored? So shards hold them."""
+    return isinstance(source, bytes) and is_mp4_in_order(Content(io.BytesIO(source), len(source)))
 
 
 @contextmanager

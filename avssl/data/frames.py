@@ -21,6 +21,9 @@ from avssl.data.timeline import AudioBlock
 LEAST_INTERLACED_HEIGHT = 4
 UNSAFE_PLANES = 8
 UNKNOWN_TO_NUMPY = {"s64": "dbl", "s64p": "dbl"}
+MONO = ("FC",)
+NUMPY_KINDS = {"u8": "u1", "s16": "i2", "s32": "i4", "flt": "f4", "dbl": "f8"}
+NUMPY_KINDS |= {f"{name}p": kind for name, kind in NUMPY_KINDS.items()}  # planes of which there is one
 CHANNELS_KEY = "avssl channels"
 OWN_ORDER = re.compile(r"\d+ channels \(|ambisonic")
 NATIVE_LAYOUTS = {
@@ -136,6 +139,8 @@ def use_native_layout(stream: Any) -> None:
 def sound_of(frame: Any, stream: Any) -> Sound:
     """The samples of a decoded block."""
     rate, layout = frame.sample_rate, frame.layout
+    if layout.nb_channels == 1 and (kind := NUMPY_KINDS.get(frame.format.name)):  # without PyAV's copy
+        return Sound(rate, MONO, np.frombuffer(frame.planes[0], kind, frame.samples)[None], True)
     names = stream.metadata.get(CHANNELS_KEY, "").split()
     if len(names) != layout.nb_channels:
         names = [channel.name for channel in layout.channels]

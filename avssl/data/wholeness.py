@@ -7,7 +7,7 @@ say somewhere how many bytes they have, and streams of packets end with a whole 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 # What every file of a format begins with. A file that begins so and cannot be opened is cut or damaged.
@@ -27,6 +27,7 @@ HEAD_BYTES = 256
 # A writer that could not go back leaves something near one of these for "unknown".
 UNKNOWN_FROM = 0x7FFF0000
 MOST_OGG_PAGE_BYTES = 65_307
+MOST_INDEX_BYTES = 1 << 20  # of an mp4 that is looked at; hours of video have more
 LEAST_SHARE_OF_BYTES = 0.9
 
 
@@ -104,20 +105,48 @@ def promised_bytes(content: Content) -> int | None:
 
 def _boxes(content: Content) -> int | None:
     """mp4: the end of the last box. None where something else follows."""
-    position = 0
-    while position + 8 <= content.size:
-        start = content.at(position, 16)
-        length, kind = struct.unpack_from(">I4s", start)
+    end = 0
+    for begin, length, kind in _each_box(content):
         if not all(32 <= letter < 127 or letter == 0xA9 for letter in kind):
             return None
-        if length == 1:
-            (length,) = struct.unpack_from(">Q", start, 8)
         if length == 0:  # to the end of the file
             return content.size
         if length < 8:
             return None
+        end = begin + length
+    return end
+
+
+def _each_box(content: Content) -> Iterator[tuple[int, int, bytes]]:
+    """(position, length as written, kind) of the boxes of an mp4, until one has no length."""
+    position = 0
+    while position + 8 <= content.size:
+        start = content.at(position, 16)
+        length, kind = struct.unpack_from(">I4s", start)
+        if length == 1:
+            (length,) = struct.unpack_from(">Q", start, 8)
+        yield position, length, kind
+        if length < 8:
+            return
         position += length
-    return position
+
+
+def is_mp4_in_order(content: Content) -> bool:
+    """Is it an mp4 whose frames are shown in the order in which they are stored?
+
+    Then it has no table of what lies between decoding and showing (ctts), no such numbers in fragments (mvex), and a
+    decoder never holds a frame back.
+    """
+    if known_format(content.head) != "an mp4":
+        return False
+    try:
+        for position, length, kind in _each_box(content):
+            if kind == b"moov":
+                index = content.at(position, length) if length <= MOST_INDEX_BYTES else b"ctts"
+                return b"ctts" not in index and b"mvex" not in index
+    except struct.error:
+        pass
+    return False
 
 
 def _riff(content: Content) -> int | None:
