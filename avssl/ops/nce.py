@@ -12,10 +12,14 @@ Source: Wu et al. 2018 (arXiv 1805.01978), eq. 4 to 8; Morgado et al. 2020 (arXi
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
 from avssl.distributed import all_mean
+from avssl.ops.bank_scores import plain_scores, scan
 from avssl.ops.memory import MemoryBank
 
 
@@ -31,18 +35,19 @@ def nce_terms(
 
     Returns:
         positive (B,): mean over the P positives of -log h; negative (B,): sum over the K negatives of -log(1 - h).
-        Both float32, by softplus, hence finite for any finite score.
+        Both float32 (float64 for scores in float64), by softplus, hence finite for any finite score.
     """
     num_negatives = negative_scores.shape[-1]
-    constant = torch.as_tensor(partition, dtype=torch.float32, device=positive_scores.device)
+    dtype = torch.promote_types(negative_scores.dtype, torch.float32)
+    constant = torch.as_tensor(partition, dtype=dtype, device=positive_scores.device)
     log_noise = torch.log(constant * num_negatives)
-    positive = softplus(log_noise - positive_scores.float()).mean(dim=-1)
-    negative = softplus(negative_scores.float() - log_noise).sum(dim=-1)
+    positive = softplus(log_noise - positive_scores.to(dtype)).mean(dim=-1)
+    negative = softplus(negative_scores.to(dtype) - log_noise).sum(dim=-1)
     return positive, negative
 
 
 def nce(positive_scores: torch.Tensor, negative_scores: torch.Tensor, partition: torch.Tensor | float) -> torch.Tensor:
-    """Mean NCE loss of a batch: scalar float32. See `nce_terms` for the arguments."""
+    """Mean NCE loss of a batch: scalar. See `nce_terms` for the arguments."""
     positive, negative = nce_terms(positive_scores, negative_scores, partition)
     return (positive + negative).mean()
 
@@ -53,10 +58,110 @@ def unmeasured_partition() -> torch.Tensor:
 
 
 @torch.no_grad()
-def latch_partition(partition: torch.Tensor, negative_scores: torch.Tensor) -> None:
-    """Measure E once, from the first negatives (B, K) ever scored on all ranks; a value that is there stays."""
-    estimate = all_mean(negative_scores.detach().float().exp().mean())
-    partition.copy_(torch.where(partition > 0, partition, estimate))
+def latch_partition(partition: torch.Tensor, estimate: torch.Tensor) -> None:
+    """Write E once: the mean over ranks of the first `estimate` ever given; a value that is there stays."""
+    partition.copy_(torch.where(partition > 0, partition, all_mean(estimate.to(partition.dtype))))
+
+
+def mean_exponential(
+    anchors: torch.Tensor, rows: torch.Tensor, negatives: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """E as these negatives say: the mean of exp(score), scalar."""
+
+    def weigh(products: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return products, (products / temperature).exp().mean(dim=1, keepdim=True)
+
+    return scan(anchors, rows, (negatives,), weigh, wants_sum=False)[0].mean()
+
+
+class _RowsNCE(torch.autograd.Function):
+    """Value and mean scores of NCE, and the gradient for the anchors in the same reading of the rows.
+
+    The rows carry no gradient, so dL/du_b = sum_k (dL/ds_bk) m_k / T, and dL/ds is known as soon as s is. What is kept
+    for backward is (B, D), not the (B, K, D) rows.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        anchors: torch.Tensor,
+        rows: torch.Tensor,
+        positives: torch.Tensor,
+        negatives: torch.Tensor,
+        temperature: float,
+        partition: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        num_positives, num_negatives = positives.shape[1], negatives.shape[1]
+
+        def weigh(products: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            scores = products / temperature
+            return nce_slopes(scores, num_positives, partition), nce_parts(scores, num_positives, partition)
+
+        parts, slopes = scan(anchors, rows, (positives, negatives), weigh, wants_sum=ctx.needs_input_grad[0])
+        ctx.save_for_backward(slopes / (temperature * len(anchors)))
+        value, *sums = parts.mean(dim=0)
+        means = torch.stack([sums[0] / num_positives, sums[1] / num_negatives])
+        ctx.mark_non_differentiable(means)
+        return value, means
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, value_gradient: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return value_gradient * gradient, None, None, None, None, None
+
+
+def nce_parts(scores: torch.Tensor, num_positives: int, partition: torch.Tensor) -> torch.Tensor:
+    """Of scores (B, P + K): loss, sum of the P positive scores and sum of the K negative ones, (B, 3)."""
+    positive, negative = scores[:, :num_positives], scores[:, num_positives:]
+    loss = sum(nce_terms(positive, negative, partition))
+    return torch.stack([cast(torch.Tensor, loss), positive.sum(dim=1), negative.sum(dim=1)], dim=1)
+
+
+def nce_slopes(scores: torch.Tensor, num_positives: int, partition: torch.Tensor) -> torch.Tensor:
+    """dL/ds of an anchor's loss, (B, P + K): sigmoid(s - log K E), and -sigmoid(log K E - s) / P for the positives."""
+    log_noise = torch.log(partition.to(scores.dtype) * (scores.shape[1] - num_positives))
+    above = scores - log_noise
+    slopes = torch.sigmoid(above)
+    slopes[:, :num_positives] = -torch.sigmoid(-above[:, :num_positives]) / num_positives
+    return slopes
+
+
+def rows_nce(
+    anchors: torch.Tensor,
+    rows: torch.Tensor,
+    positives: torch.Tensor,
+    negatives: torch.Tensor,
+    temperature: float,
+    partition: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean NCE of anchors (B, D) against rows (N, D) by index, positives (B, P) and negatives (B, K).
+
+    Returns the loss, a scalar that differentiates to the anchors, and the mean scores of positives and negatives (2,)
+    without gradient. Under torch.compile it is written plainly: the compiler makes one loop of gather and product.
+    """
+    if torch.compiler.is_compiling():
+        return plain_rows_nce(anchors, rows, positives, negatives, temperature, partition)
+    if not torch.is_grad_enabled():
+        anchors = anchors.detach()  # else autograd asks for a gradient that nobody will use
+    return cast(
+        tuple[torch.Tensor, torch.Tensor],
+        _RowsNCE.apply(anchors, rows, positives, negatives, temperature, partition),
+    )
+
+
+def plain_rows_nce(
+    anchors: torch.Tensor,
+    rows: torch.Tensor,
+    positives: torch.Tensor,
+    negatives: torch.Tensor,
+    temperature: float,
+    partition: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `rows_nce`, in three lines and (B, P + K, D) of memory: the reference."""
+    positive = plain_scores(anchors, rows, positives) / temperature
+    negative = plain_scores(anchors, rows, negatives) / temperature
+    return nce(positive, negative, partition), torch.stack([positive.mean(), negative.mean()]).detach()
 
 
 def bank_nce(
@@ -69,7 +174,7 @@ def bank_nce(
     *,
     measure: bool,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """NCE of anchors against rows of a memory bank.
+    """NCE of anchors against rows of a memory bank, each row read once a step and none kept.
 
     Args:
         anchors: (B, D) unit embeddings with gradient; any float dtype.
@@ -83,16 +188,10 @@ def bank_nce(
     "_positive_score" and "_negative_score" the mean cosines.
     """
 
-    def scores(index: torch.Tensor) -> torch.Tensor:
-        return torch.einsum("bd,bkd->bk", anchors.float(), bank.gather_rows(index)) / temperature
-
-    positive_scores, negative_scores = scores(positives), scores(negatives)
+    anchors = anchors.to(bank.rows.dtype)
     if measure:
-        latch_partition(partition, negative_scores)
-    total = nce(positive_scores, negative_scores, partition)
-    terms = {
-        "": total.detach(),
-        "_positive_score": positive_scores.detach().mean() * temperature,
-        "_negative_score": negative_scores.detach().mean() * temperature,
-    }
+        latch_partition(partition, mean_exponential(anchors.detach(), bank.rows, negatives, temperature))
+    total, means = rows_nce(anchors, bank.rows, positives, negatives, temperature, partition)
+    positive_score, negative_score = means * temperature
+    terms = {"": total.detach(), "_positive_score": positive_score, "_negative_score": negative_score}
     return total, terms

@@ -46,6 +46,8 @@ def negatives_excluding(
         )
     draws = torch.randint(allowed, (num_rows_total, num_negatives), generator=generator, device=excluded.device)
     draws = draws[first_row : first_row + rows]
+    if num_excluded == 1:
+        return draws + (draws >= excluded)  # the same without a search
     offsets = torch.arange(num_excluded, device=excluded.device)
     thresholds = (excluded.sort(dim=1).values - offsets).contiguous()
     return draws + torch.searchsorted(thresholds, draws.contiguous(), right=True)

@@ -1,0 +1,102 @@
+"""Scores of anchors against rows of a bank, and sums of such rows, without ever holding all the rows that were read.
+
+B anchors with K rows each read B K D numbers from places all over a bank that no cache holds: at B = 64, K = 1024,
+D = 128 that is 34 MB. Copied out as (B, K, D), they are written once and read again by the products of forward and
+backward, and stay in memory between the two. Here they are read where they lie, a block of anchors at a time: its
+scores, then its weighted sum while the block is still in the cache.
+
+On a CPU a block is the product of a CSR pattern with the bank (scores) and an embedding bag (sum): two kernels that
+read rows by index. Elsewhere a block is gathered and multiplied.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import torch
+from torch.nn.functional import embedding_bag
+
+# Bytes of rows in one block. On a CPU, a thread's share of it: small enough to be in the cache still at the second
+# reading, large enough that threads seldom wait for each other. Elsewhere: large enough to fill the device, small enough
+# to be nothing beside a step's activations.
+CPU_BLOCK_BYTES_A_THREAD = 6 * 2**20
+DEVICE_BLOCK_BYTES = 512 * 2**20
+
+# Scores (b, K) of a block of anchors -> weights (b, K) of the rows, and (b, S) to be kept for each anchor.
+Weigh = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+def plain_scores(anchors: torch.Tensor, rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """<u_b, m_index[b, k]>: (B, D), (N, D), int64 (B, K) -> (B, K). The reference; autograd keeps the gathered rows."""
+    return torch.einsum("bd,bkd->bk", anchors, rows[index])
+
+
+@torch.no_grad()
+def scan(
+    anchors: torch.Tensor, rows: torch.Tensor, indices: Sequence[torch.Tensor], weigh: Weigh, *, wants_sum: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Read the rows of each anchor once: (what is kept (B, S), sum_k w_k m_k (B, D)), w and what is kept by `weigh`.
+
+    anchors (B, D) and rows (N, D) have one floating dtype; indices are int64 (B, P), (B, K), ..., side by side an index
+    (B, P + K + ...), B >= 1 and at least one column. `weigh` is given the scores <u_b, m_index[b, k]> of each block
+    once. Without `wants_sum` the sum is not made and the second is (B, 0). IndexError for an index that is no row.
+    """
+    num_indices = sum(index.shape[1] for index in indices)
+    is_cpu = rows.device.type == "cpu"
+    block_bytes = CPU_BLOCK_BYTES_A_THREAD * torch.get_num_threads() if is_cpu else DEVICE_BLOCK_BYTES
+    block = max(1, block_bytes // (num_indices * rows.shape[1] * rows.element_size()))
+    # A pattern has at most as many entries as the matrix: few samples with many negatives are gathered.
+    one_block = _cpu_block if is_cpu and num_indices <= rows.shape[0] and reads_any_rows() else _gathered_block
+    anchors = anchors.contiguous()
+    parts = []
+    for first in range(0, len(anchors), block):
+        index = torch.cat([one[first : first + block] for one in indices], dim=1)
+        parts.append(one_block(anchors[first : first + block], rows, index, weigh, wants_sum))
+    kept, sums = (torch.cat(column) for column in zip(*parts, strict=True))
+    return kept, sums
+
+
+def _cpu_block(
+    anchors: torch.Tensor, rows: torch.Tensor, index: torch.Tensor, weigh: Weigh, wants_sum: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    weights, kept = weigh(_csr_scores(anchors, rows, index))
+    if not wants_sum:
+        return kept, anchors[:, :0]
+    flat, starts = index.reshape(-1), torch.arange(0, index.numel(), index.shape[1])
+    return kept, embedding_bag(flat, rows, starts, mode="sum", per_sample_weights=weights.reshape(-1))
+
+
+def _gathered_block(
+    anchors: torch.Tensor, rows: torch.Tensor, index: torch.Tensor, weigh: Weigh, wants_sum: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    gathered = rows[index]
+    weights, kept = weigh(torch.bmm(gathered, anchors[:, :, None])[:, :, 0])
+    return kept, torch.bmm(weights[:, None], gathered)[:, 0] if wants_sum else anchors[:, :0]
+
+
+def _csr_scores(anchors: torch.Tensor, rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """The products of `scan` for K <= N. Raises IndexError: the kernel itself reads memory without asking."""
+    least, largest = (int(one) for one in index.aminmax())
+    if least < 0 or largest >= rows.shape[0]:
+        raise IndexError(f"rows {least} to {largest} were asked of a bank whose rows are 0 to {rows.shape[0] - 1}")
+    flat, ends = index.reshape(-1), torch.arange(0, index.numel() + 1, index.shape[1])
+    shape = (len(anchors), rows.shape[0])
+    pattern = torch.sparse_csr_tensor(ends, flat, rows.new_zeros(len(flat)), shape, check_invariants=False)
+    torch.sparse.sampled_addmm(pattern, anchors, rows.T, beta=0.0, out=pattern)
+    return pattern.values().view(index.shape)
+
+
+@cache
+def reads_any_rows() -> bool:
+    """Whether the CSR kernel takes columns in any order and more than once, as negatives come; asked once a process.
+
+    It does in every PyTorch tried (it treats each entry alone), but a CSR matrix by the book has neither, so this asks.
+    PyTorch also says once, at the first CSR tensor, that their API may change: here, where nobody is told.
+    """
+    rows = torch.arange(12.0).view(4, 3)
+    index = torch.tensor([[3, 0, 3], [2, 1, 1]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.equal(_csr_scores(rows[1:3], rows, index), plain_scores(rows[1:3], rows, index))
