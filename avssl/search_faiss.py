@@ -18,8 +18,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from avssl.search import EmbeddingIndex, Hit, best_of, hits_among
-from avssl.table_files import whole_file
 from avssl.table_folders import FAISS_NAME
+from avssl.whole_files import whole_file
 
 Kind = Literal["flat", "ivf", "hnsw"]
 KINDS: tuple[str, ...] = get_args(Kind)

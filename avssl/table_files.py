@@ -3,45 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from avssl.whole_files import whole_file
 
 FORMAT_VERSION = 1
 SUFFIXES = (".parquet", ".npz")
 ROWS_PER_GROUP = 4096  # of a Parquet file: what is held in memory at once when many rows are written or read
 _METADATA_KEY = "avssl"
 Present = Mapping[str, NDArray[np.bool_]]
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """Write a file that is then whole and on the disk, or the one that was there before.
-
-    Until then it is a hidden .tmp beside it, named after machine and process: several may write to one folder.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name, too, is on the disk
-    finally:
-        os.close(folder)
 
 
 def write_columns(destination: Path, columns: Mapping[str, Any], present: Present, metadata: Mapping[str, Any]) -> Path:

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from avssl.table_files import SUFFIXES, whole_file
+from avssl.table_files import SUFFIXES
+from avssl.whole_files import whole_file
 
 INDEX_NAME, SKIPPED_NAME, PROGRESS_NAME, FAISS_NAME = "index.json", "skipped.jsonl", ".progress", "faiss"
 KIND, VERSION = "avssl embeddings", 1

@@ -32,7 +32,7 @@ from avssl.data.shards import (
     sha256_file,
 )
 from avssl.types import FAILURE_REASONS
-from data_prep.files import write_atomically
+from avssl.whole_files import write_whole
 from data_prep.indexing.cutting import claimed_seconds
 from data_prep.manifest import Entry, stream_manifest
 
@@ -271,5 +271,5 @@ def run(arguments: argparse.Namespace) -> int:
         tqdm.write(line.encode("utf-8", "backslashreplace").decode())
     if arguments.json is not None:
         content = json.dumps(coverage.to_json(), sort_keys=True, indent=1, ensure_ascii=True)
-        write_atomically(arguments.json, f"{content}\n".encode())
+        write_whole(arguments.json, f"{content}\n".encode())
     return 0

@@ -1,14 +1,14 @@
-"""Files that are either whole or absent."""
+"""Whole files (avssl/whole_files.py) whose sha256 is kept along the way."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+from avssl.whole_files import whole_file
 
 
 class HashedFile:
@@ -34,29 +34,6 @@ class HashedFile:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[HashedFile]:
-    """Write to a .tmp file of this process; it is forced to disk and gets its name when the block ends well, and is
-    removed if not. Its name holds machine and process: several may write to one folder, and a killed run can leave a
-    worker that is still writing.
-    """
-    temporary = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield HashedFile(file)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name, too, is on the disk
-    finally:
-        os.close(folder)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """The whole file, or the one that was there before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as file:
-        file.write(content)
+    """As `whole_file` in a folder that is there, with its hash."""
+    with whole_file(path, make_folder=False) as file:
+        yield HashedFile(file)

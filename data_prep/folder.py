@@ -19,7 +19,8 @@ from typing import Self
 
 from avssl.data import storage
 from avssl.data.location import READ_ONLY
-from data_prep.files import atomic_file, write_atomically
+from avssl.whole_files import write_whole
+from data_prep.files import atomic_file
 
 FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name)}
 REFUSED = {errno.EACCES, errno.EPERM}
@@ -106,7 +107,7 @@ class OutputFolder:
         """The whole file, or the one that was there before."""
         with clear_errors(self.where(name), "written"):
             if self.is_local:
-                write_atomically(self.path(name), content)
+                write_whole(self.path(name), content)
             else:
                 storage.write_bytes(self.where(name), content)
 

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.files import atomic_file, write_atomically
+from avssl.whole_files import write_whole
+from data_prep.files import atomic_file
 from data_prep.manifest import Entry
 from data_prep.pool import in_processes
 
@@ -112,7 +113,7 @@ def scan(manifest: Path, work: Path, num_workers: int = 1) -> Rows:
     if num_images not in (0, num_rows):
         raise ValueError(f"{manifest}: lists pictures beside videos or sounds; make a manifest of each")
     facts = {"sha256": sha256, "rows": num_rows, "are_images": num_images > 0, "bytes": size}
-    write_atomically(work / FACTS_NAME, json.dumps(facts).encode())
+    write_whole(work / FACTS_NAME, json.dumps(facts).encode())
     return Rows(manifest, work)
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from avssl.data.shards import Sample, ShardSet, image_member
 from avssl.types import MediaError
-from data_prep.files import write_atomically
+from avssl.whole_files import write_whole
 from data_prep.remux import remux
 
 NUM_LISTED = 20
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         sample = shards.read(index)
         out = arguments.out or Path(default_name(sample))
-        write_atomically(out, playable(sample, out.suffix.lower()))
+        write_whole(out, playable(sample, out.suffix.lower()))
     except MediaError as error:  # a damaged shard is no wrong argument
         raise RuntimeError(str(error)) from error
     tqdm.write(json.dumps(json.loads(sample.info.to_json()), indent=2))

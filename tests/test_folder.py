@@ -10,6 +10,7 @@ import pytest
 
 from avssl.data import file_systems, retry
 from data_prep import folder as folder_module
+from data_prep.files import atomic_file
 from data_prep.folder import OutputFolder
 from tests.stores import s3_server
 
@@ -129,7 +130,7 @@ def test_what_the_system_refuses_says_what_to_do(tmp_path, monkeypatch, code, me
     def refuse(*_):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(folder_module, "write_atomically", refuse)
+    monkeypatch.setattr(folder_module, "write_whole", refuse)
     with pytest.raises(OSError, match=message) as error:
         folder.write_bytes("a", b"")
     assert error.value.errno == code
@@ -160,3 +161,9 @@ def test_a_store_that_is_away_is_one_clear_error_and_the_scratch_file_stays(tmp_
     assert scratch.read_bytes() == b"content"
     scratch.unlink()
     scratch.parent.rmdir()
+
+
+def test_a_worker_of_a_killed_run_does_not_bring_a_removed_folder_back(tmp_path):
+    with pytest.raises(FileNotFoundError), atomic_file(tmp_path / "removed" / "part.tar") as file:
+        file.write(b"late")
+    assert not (tmp_path / "removed").exists()

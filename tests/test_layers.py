@@ -7,7 +7,14 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = {
-    0: ["avssl.types", "avssl.distributed", "avssl.tables", "avssl.table_files", "avssl.table_folders"],
+    0: [
+        "avssl.types",
+        "avssl.distributed",
+        "avssl.tables",
+        "avssl.table_files",
+        "avssl.table_folders",
+        "avssl.whole_files",
+    ],
     1: [
         "avssl.ops",
         "avssl.models",
@@ -47,6 +54,7 @@ LAYERS = {
 }
 DATA_PREP_MAY_USE = (
     "avssl.types",
+    "avssl.whole_files",
     "avssl.data.decode",
     "avssl.data.sandbox",
     "avssl.data.pictures",

@@ -16,6 +16,7 @@ from avssl import config
 from avssl.checkpoint.card import write_card
 from avssl.checkpoint.place import CONFIG_FILE, FILES
 from avssl.checkpoint.weights import EXCHANGE_FILE, PROVENANCE_FILE, read_provenance, read_weights, write_tensors
+from avssl.whole_files import whole_path
 
 NAME = re.compile(r"[A-Z0-9_]+")  # of torchvision's weights, which anyone can get
 # Of a loss: what embeddings are a function of (avssl/embed.py).
@@ -45,10 +46,10 @@ def export_folder(run: str | Path, out: str | Path, *, with_state: bool = False,
     (out / CONFIG_FILE).write_text(json.dumps(dataclasses.asdict(_without_paths(cfg)), indent=1))
     (out / PROVENANCE_FILE).write_text(json.dumps(_facts(provenance), indent=1))
     kept = {key: value for key, value in weights.items() if with_state or key.startswith(PARTS)}
-    temporary = out / f"{EXCHANGE_FILE}.tmp"
-    write_tensors(kept, temporary, {"format": "pt"})  # one entry: the order of several, so the bytes, would be chance
-    write_card(run, out, title=out.resolve().name)
-    temporary.rename(out / EXCHANGE_FILE)  # last: the folder is whole when this is there
+    with whole_path(out / EXCHANGE_FILE) as temporary:  # last: the folder is whole when this is there
+        # One entry of metadata: the order of several, so the bytes, would be chance.
+        write_tensors(kept, temporary, {"format": "pt"})
+        write_card(run, out, title=out.resolve().name)
     return out
 
 

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from avssl.checkpoint.weights import sync
 from avssl.distributed import barrier, broadcast_object, world_size
 from avssl.types import Progress
+from avssl.whole_files import sync
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

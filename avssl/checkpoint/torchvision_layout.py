@@ -9,6 +9,7 @@ import torch
 
 from avssl.checkpoint.weights import read_weights, write_tensors
 from avssl.config import load_run
+from avssl.whole_files import whole_path
 
 SUFFIXES = (".safetensors", ".pth")
 
@@ -42,13 +43,11 @@ def export_torchvision(run: str | Path, modality: str, out: str | Path) -> tuple
     if out.suffix not in SUFFIXES:
         raise ValueError(f"--out is {out}; its name must end with {' or '.join(SUFFIXES)}")
     name, state, head = torchvision_state(run, modality)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(out.name + ".tmp")
-    if out.suffix == ".pth":
-        torch.save(state, temporary)
-    else:
-        write_tensors(state, temporary, {"format": "pt"})
-    temporary.rename(out)
+    with whole_path(out) as temporary:
+        if out.suffix == ".pth":
+            torch.save(state, temporary)
+        else:
+            write_tensors(state, temporary, {"format": "pt"})
     return name, head
 
 

@@ -13,6 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from avssl.whole_files import whole_path, write_whole
+
 WEIGHTS_FILE = "encoders.safetensors"
 EXCHANGE_FILE = "model.safetensors"
 PROVENANCE_FILE = "provenance.json"
@@ -30,13 +32,9 @@ def export(run: Path, modules: Mapping[str, nn.Module], provenance: Mapping[str,
 def write_weights(run: Path, state: Mapping[str, torch.Tensor], provenance: Mapping[str, Any]) -> Path:
     """Write provenance.json, then encoders.safetensors, each whole or absent."""
     path = run / WEIGHTS_FILE
-    facts = run / f"{PROVENANCE_FILE}.tmp"
-    facts.write_text(json.dumps(dict(provenance), indent=1))
-    facts.rename(run / PROVENANCE_FILE)
-    temporary = path.with_suffix(".tmp")
-    write_tensors(state, temporary, {"format": "avssl-run", "version": "1"})
-    sync(temporary)
-    temporary.rename(path)  # last: a run is finished when this is there
+    write_whole(run / PROVENANCE_FILE, json.dumps(dict(provenance), indent=1))
+    with whole_path(path) as temporary:  # last: a run is finished when this is there
+        write_tensors(state, temporary, {"format": "avssl-run", "version": "1"})
     return path
 
 
@@ -68,9 +66,8 @@ def read_provenance(run: str | Path) -> dict[str, Any]:
 
 def save_module(module: nn.Module, path: Path) -> None:
     """State of one module as safetensors, atomically."""
-    temporary = path.with_suffix(".tmp")
-    write_tensors(module.state_dict(), temporary, {})
-    temporary.rename(path)
+    with whole_path(path) as temporary:
+        write_tensors(module.state_dict(), temporary, {})
 
 
 def load_module(module: nn.Module, path: Path) -> None:
@@ -98,11 +95,3 @@ def read_weights(run: str | Path) -> dict[str, torch.Tensor]:
     except SafetensorError as error:
         remedy = "export or download it again" if path.name == EXCHANGE_FILE else "write it again by resuming the run"
         raise ValueError(f"{path} is damaged ({error}); {remedy}") from error
-
-
-def sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,9 +14,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -27,6 +25,7 @@ from avssl.data import file_systems
 from avssl.data.file_systems import WrongLength, blocks, remotely
 from avssl.data.location import READ_ONLY, Location, is_remote, join, local_path, protocol_of, shown
 from avssl.data.retry import MAX_TRIES
+from avssl.whole_files import whole_file
 
 __all__ = [
     "Facts", "Location", "WrongSize", "copy_to", "download", "exists", "facts", "files_below", "is_remote", "join",
@@ -174,7 +173,7 @@ def _copy_known(location: str, file: BinaryIO, num_bytes: int) -> None:
 
 def download(location: Location, path: Path) -> int:
     """Copy a file to a local path, whole or not at all; returns the number of bytes."""
-    with _made_whole(path) as file:
+    with whole_file(path) as file:
         return copy_to(location, file)
 
 
@@ -195,7 +194,7 @@ def write_bytes(location: Location, content: bytes) -> None:
         _refuse_read_only(text)
         remotely(text, "written", partial(_put, text, len(content), lambda files: files.pipe_file(text, content)))
         return
-    with _made_whole(local_path(location)) as file:
+    with whole_file(local_path(location)) as file:
         file.write(content)
 
 
@@ -232,19 +231,3 @@ def _put(location: str, num_bytes: int, action: Callable[[Any], Any], files: Any
 def _refuse_read_only(location: str) -> None:
     if protocol_of(location) in READ_ONLY:
         raise ValueError(f"{shown(location)}: http(s) can only be read; write to a local path, s3://, gs:// or hf://")
-
-
-@contextmanager
-def _made_whole(path: Path) -> Iterator[BinaryIO]:
-    """A new file beside the path that is forced to disk and gets its name when the block ends well; removed if not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

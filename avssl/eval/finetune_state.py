@@ -7,13 +7,14 @@ moments and the number of steps are all there is.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from avssl.whole_files import whole_path
 
 TRAINING_FILE = "training.safetensors"  # while it runs
 CLASSIFIER_FILE = "classifier.safetensors"  # when it has finished
@@ -29,17 +30,10 @@ def save_state(
     moments = {} if optimizer is None else optimizer.state_dict()["state"]
     for number, values in moments.items():
         tensors |= {f"optimizer.{number}.{name}": v for name, v in values.items() if isinstance(v, torch.Tensor)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
     # A copy of each: two names of one storage are refused.
     contents = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
-    save_file(contents, str(temporary), metadata={"step": str(step), "facts": json.dumps(dict(facts))})
-    descriptor = os.open(temporary, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    temporary.rename(path)
+    with whole_path(path) as temporary:
+        save_file(contents, str(temporary), metadata={"step": str(step), "facts": json.dumps(dict(facts))})
 
 
 def read_step(path: Path, facts: Mapping[str, Any]) -> int:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -28,6 +27,7 @@ from avssl.report.neighbours import counted, neighbours_section, searches
 from avssl.report.scores import headline, scores_section
 from avssl.report.task_scores import tasks_section
 from avssl.tables import EmbeddingTable
+from avssl.whole_files import write_whole
 
 Evaluation = Mapping[str, Any]
 
@@ -113,7 +113,7 @@ def write_report(
         ("data", "Data", samples_section(keys, clips, library)),
         ("about", "About this run", facts_section(folder, groups, index or {})),
     ]
-    return _write(folder / "report.html", _page(name, headline(results), sections, library))
+    return write_whole(folder / "report.html", _page(name, headline(results), sections, library))
 
 
 def _stored_evaluation(folder: Path) -> Evaluation | None:
@@ -191,14 +191,3 @@ def _page(title: str, lead: Html, sections: Sequence[tuple[str, str, Html]], lib
         tag("script", Html(script)),
     )
     return f"<!doctype html>\n{tag('html', _head(title, style, script), body, lang='en')}\n"
-
-
-def _write(destination: Path, text: str) -> Path:
-    """Complete or not at all."""
-    temporary = destination.with_name(f".{destination.name}.tmp")
-    with temporary.open("w", encoding="utf-8", newline="\n") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(destination)
-    return destination

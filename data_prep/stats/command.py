@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from avssl.data.shards import dump_json
-from data_prep.files import write_atomically
+from avssl.whole_files import write_whole
 from data_prep.pool import default_num_workers
 from data_prep.stats.collect import Stats, Thresholds, collect_stats
 from data_prep.stats.page import page
@@ -64,11 +64,11 @@ def run(arguments: argparse.Namespace) -> int:
     )
     tqdm.write("\n".join(lines(stats)))
     if arguments.json is not None:
-        write_atomically(arguments.json, dump_json(stats.to_json()))
+        write_whole(arguments.json, dump_json(stats.to_json()))
         tqdm.write(f"numbers: {arguments.json}")
     if arguments.out is not None:
         path = arguments.out / PAGE_NAME
-        write_atomically(path, page(stats).encode())
+        write_whole(path, page(stats).encode())
         tqdm.write(f"page: {path}")
     return 1 if stats.tally.failed else 0
 
