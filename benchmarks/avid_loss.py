@@ -3,7 +3,7 @@
     python benchmarks/avid_loss.py [--device cuda] [--threads 2]
 
 Plainly: the negatives of both banks are gathered as (B, K, D), multiplied by the anchors with bmm, softplus, and
-autograd goes back through them. Ours is `AVID.loss`, with everything it does besides: drawing the negatives, the log's terms.
+autograd goes back through them. Ours is `AVID.loss`, with all that it does besides: drawing negatives, the log's terms.
 Banks of 232,067 x 128 in float32 (Kinetics), batch 64, 1,024 negatives, cross-AVID; nothing else of a training step.
 
 The last lines say what the machine allows: B K D numbers of each bank must be read once, 67 MB in all, from rows all

@@ -19,8 +19,8 @@ import torch
 from torch.nn.functional import embedding_bag
 
 # Bytes of rows in one block. On a CPU, a thread's share of it: small enough to be in the cache still at the second
-# reading, large enough that threads seldom wait for each other. Elsewhere: large enough to fill the device, small enough
-# to be nothing beside a step's activations.
+# reading, large enough that threads seldom wait for each other. Elsewhere: large enough to fill the device, small
+# enough to be nothing beside a step's activations.
 CPU_BLOCK_BYTES_A_THREAD = 6 * 2**20
 DEVICE_BLOCK_BYTES = 512 * 2**20
 
