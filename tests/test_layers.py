@@ -41,6 +41,7 @@ LAYERS = {
         "avssl.data.wholeness",
         "avssl.data.shard_format",
         "avssl.data.shards",
+        "avssl.data.tar_members",
         "avssl.data.shard_cache",
         "avssl.data.remote_shards",
         "avssl.data.location",

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import tarfile
 
@@ -14,13 +15,17 @@ from avssl.data.shards import (
     ShardRecord,
     ShardSet,
     SideCar,
+    _any_members,
     dump_json,
     parse_members,
     sha256_file,
     shard_name,
     write_tar,
 )
+from avssl.data.tar_members import plain_members
 from avssl.types import MediaError
+
+USUAL = ("__key__", "json", "video.mp4", "audio.flac")
 
 
 def sample(index, video=b"video", audio=b"audio", key=None):
@@ -214,3 +219,35 @@ def test_a_sample_in_the_wrong_place_is_a_bad_sample(folder):
     edit(path, keys=[keys[1], keys[0], keys[2]], offsets=offsets)
     with pytest.raises(MediaError, match="bad_sample"):
         ShardSet(folder).read(0)
+
+
+def test_the_quick_reader_of_members_agrees_with_webdataset_or_leaves_it_to_webdataset(folder):
+    def slow(content):
+        return {name: part for name, part in _any_members(content, "here")[0].items() if name in USUAL}
+
+    offsets, whole = ShardSet(folder)._side_cars[0].offsets, (folder / shard_name(0)).read_bytes()
+    content = whole[offsets[1] : offsets[2]]
+    assert plain_members(content) == slow(content)
+    assert set(slow(content)) == set(USUAL)
+    agreed = 0
+    for position in range(0, 1100, 3):  # in headers, in media, in what fills a block
+        damaged = bytearray(content)
+        damaged[position] ^= 0x15
+        quick = plain_members(bytes(damaged))
+        assert quick is None or quick == slow(bytes(damaged))
+        agreed += quick is not None
+    assert 0 < agreed < 300
+    long_key = (folder / shard_name(1)).read_bytes()[: ShardSet(folder)._side_cars[1].offsets[1]]
+    for other in (content[:-512], content[:700], content + content, whole[: offsets[2]], long_key, b""):
+        assert plain_members(other) is None
+
+
+def test_reading_a_sample_is_one_read_of_its_bytes(folder, monkeypatch):
+    shards = ShardSet(folder)
+    calls = []
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda file, size, begin: calls.append((size, begin)) or pread(file, size, begin))
+    for index in (4, 0, 4):
+        shards.read(index)
+    first, second = shards._side_cars[0].offsets, shards._side_cars[1].offsets
+    assert calls == [(end - begin, begin) for begin, end in (second[1:3], first[0:2], second[1:3])]

@@ -60,8 +60,9 @@ class FrameCursor:
         while True:
             if self._pending is None:
                 self._pending = next(self._frames, None)
-                if self._in_order and None not in (self._pending, self._current) and self._pending[0] <= self._reached:
-                    raise SeekMissed  # they do not come in order
+                is_later = self._pending is None or self._current is None or self._pending[0] > self._reached
+                if self._in_order and not is_later:
+                    raise SeekMissed
             if self._pending is None or (self._current is not None and self._pending[0] > target):
                 return self._current
             self._reached, self._current = self._pending

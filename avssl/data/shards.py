@@ -37,6 +37,7 @@ from avssl.data.shard_format import (
     sha256_file,
     shard_name,
 )
+from avssl.data.tar_members import plain_members
 from avssl.types import MediaError
 
 __all__ = [
@@ -232,16 +233,8 @@ class _Piece(io.RawIOBase):
 
 def parse_members(content: bytes, where: str) -> Sample:
     """One sample from the bytes of its tar members. MediaError("bad_sample") names `where`."""
-    from webdataset.tariterators import group_by_keys, tar_file_iterator
-
-    try:
-        members = (
-            member | {"__url__": where}
-            for member in tar_file_iterator(io.BytesIO(content + bytes(1024)), skip_meta=None)
-        )
-        samples: list[dict[str, Any]] = list(group_by_keys(members, lcase=False))
-    except (tarfile.TarError, ValueError, EOFError, OSError) as error:
-        raise MediaError("bad_sample", f"{where}: its bytes are no tar members ({error})") from error
+    plain = plain_members(content)
+    samples = _any_members(content, where) if plain is None else [plain]
     if len(samples) != 1 or JSON_MEMBER not in samples[0]:
         found = [sorted(name for name in sample if not name.startswith("__")) for sample in samples]
         raise MediaError("bad_sample", f"{where}: its members are {found}; there must be one sample with a json")
@@ -257,6 +250,20 @@ def parse_members(content: bytes, where: str) -> Sample:
         names = sorted(name for name in sample if not name.startswith("__"))
         raise MediaError("bad_sample", f"{where}: members {sample['__key__']} {names} do not fit the json: {info}")
     return Sample(info, video, audio, images[0] if images else None)
+
+
+def _any_members(content: bytes, where: str) -> list[dict[str, Any]]:
+    """The samples that webdataset finds in it."""
+    from webdataset.tariterators import group_by_keys, tar_file_iterator
+
+    try:
+        members = (
+            member | {"__url__": where}
+            for member in tar_file_iterator(io.BytesIO(content + bytes(1024)), skip_meta=None)
+        )
+        return list(group_by_keys(members, lcase=False))
+    except (tarfile.TarError, ValueError, EOFError, OSError) as error:
+        raise MediaError("bad_sample", f"{where}: its bytes are no tar members ({error})") from error
 
 
 def image_member(content: bytes) -> str:

@@ -1,0 +1,49 @@
+"""The members of one sample from their bytes in a tar archive, for the headers that shards are written with.
+
+Everything else (long names, links, damage) is left to webdataset's reader; this one only spares it the usual case,
+for which it takes five times as long. Pure Python.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+BLOCK_BYTES = 512
+NAME, SIZE, CHECKSUM, KIND, PREFIX = slice(0, 100), slice(124, 136), slice(148, 156), slice(156, 157), slice(345, 500)
+REGULAR_FILE = (b"0", b"\0")
+
+
+def plain_members(content: bytes) -> dict[str, Any] | None:
+    """{"__key__": key, extension: bytes} of the members of one sample; None unless all of it is as usual.
+
+    content: whole blocks, without the archive's end. Key and extension are what lies before and behind the first dot of
+    a file's name, as webdataset has it.
+    """
+    sample: dict[str, bytes] = {}
+    key: str | None = None
+    position = 0
+    while position < len(content):
+        header = content[position : position + BLOCK_BYTES]
+        if len(header) < BLOCK_BYTES or header[KIND] not in REGULAR_FILE or any(header[PREFIX]):
+            return None
+        size, checksum = _number(header[SIZE]), _number(header[CHECKSUM])
+        if size is None or checksum != sum(header) - sum(header[CHECKSUM]) + 8 * ord(" "):
+            return None
+        name = header[NAME].partition(b"\0")[0]
+        folder, slash, file = name.rpartition(b"/")
+        base, dot, extension = file.partition(b".")
+        begin = position + BLOCK_BYTES
+        if not (name.isascii() and base and dot) or begin + size > len(content):
+            return None
+        if key not in (None, found := (folder + slash + base).decode()) or extension.decode() in sample:
+            return None
+        key = found
+        sample[extension.decode()] = content[begin : begin + size]
+        position = begin - -size // BLOCK_BYTES * BLOCK_BYTES
+    return None if key is None or position != len(content) else {"__key__": key, **sample}
+
+
+def _number(field: bytes) -> int | None:
+    """An octal number, ended by a zero byte or a space; None if it is something else."""
+    digits = field.strip(b"\0 ")
+    return int(digits, 8) if digits and not digits.strip(b"01234567") else None
