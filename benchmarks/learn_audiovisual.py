@@ -82,7 +82,9 @@ OWN: dict[str, list[str]] = {
         "loss.swap_labels=true",
     ],
     "xdc": ["loss.num_clusters=16", "loss.pca_dim=32", "loss.cluster_every_epochs=8"],
-    "byol": [PAIR, *HEAD, "loss.predictor_hidden_dims=[128]", "loss.teacher_momentum=0.99"],
+    "byol": [
+        PAIR, *HEAD, "loss.predictor_hidden_dims=[128]", "loss.teacher_momentum=0.99", "loss.teacher_start=copy",
+    ],
     "simsiam": [
         PAIR, "loss.projector_hidden_dims=[128,128]", "loss.embedding_dim=128", "loss.predictor_hidden_dims=[32]",
     ],

@@ -93,7 +93,13 @@ OWN: dict[str, list[str]] = {
         f"loss.relabel_epochs={2 * EPOCHS}",
         f"loss.num_relabellings={2 * EPOCHS}",
     ],
-    "byol": [AUGMENTS, *HEAD, "loss.predictor_hidden_dims=[256]", "loss.teacher_momentum=0.99"],
+    "byol": [
+        AUGMENTS,
+        *HEAD,
+        "loss.predictor_hidden_dims=[256]",
+        "loss.teacher_momentum=0.99",
+        "loss.teacher_start=copy",
+    ],
     "simsiam": [
         AUGMENTS,
         "loss.projector_hidden_dims=[256,256]",

@@ -117,6 +117,15 @@ def test_a_teacher_starts_with_weights_of_its_own_which_the_seed_determines():
             assert not torch.equal(weight, dict(other.teachers.named_parameters())[name]), name
 
 
+def test_a_teacher_that_starts_as_a_copy_has_the_weights_of_its_student_and_follows_it():
+    loss = make(teacher_start="copy", teacher_momentum=0.5)
+    online = dict(loss.student("image").named_parameters())
+    for name, weight in loss.teachers["image"].named_parameters():
+        assert torch.equal(weight, online[name])
+        assert weight.data_ptr() != online[name].data_ptr()
+        assert not weight.requires_grad
+
+
 def test_an_independent_teacher_of_a_transformer_has_attention_of_its_own():
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16)

@@ -6,7 +6,7 @@ other view; no sample is compared with another one:
     L = || p1 - sg(t2) ||^2 + || p2 - sg(t1) ||^2 = (2 - 2 cos(p1, t2)) + (2 - 2 cos(p2, t1)),   p, t made unit
 
 averaged over the batch; untrained, cosines are about 0 and L about 4. The target starts with random weights of its
-own, as in the authors' code, and follows the online network after each optimiser step:
+own, as in the authors' code (`teacher_start`: or as a copy), and follows the online network after each optimiser step:
 
     target <- m_k target + (1 - m_k) online,    m_k = 1 - (1 - m_0) (1 + cos(pi k / K)) / 2,   k = 0 ... K - 1
 
@@ -15,14 +15,15 @@ is a batch of its own for batch norm. Rows meet only there, so the loss is a mea
 
 Hidden linear layers go without the bias that the batch norm behind them would cancel. Across modalities each one has
 its own online network, target and predictor: the video's prediction regresses the audio's target and the other way
-round. The independent start redraws every layer by PyTorch's default rule (ops/teacher.py).
+round. The independent start redraws every layer by PyTorch's default rule (ops/teacher.py). A run of some hundred steps
+has no time to get over it: there a copy learns more (docs/decisions.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
@@ -44,6 +45,7 @@ class BYOLConfig(PairConfig):
     embedding_dim: int = 256
     predictor_hidden_dims: tuple[int, ...] = (4096,)
     teacher_momentum: float = 0.996  # at the first step; it rises to 1 along a cosine
+    teacher_start: Literal["independent", "copy"] = "independent"  # copy: for short runs
 
 
 def regression(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -85,7 +87,9 @@ class BYOL(PairLoss):
             dims = (width, *config.predictor_hidden_dims, width)
             self.predictors[modality] = mlp(dims, batch_norm=True, final_bias=False)
             # Drawn from torch's generator as all weights are: the same on every rank, a function of the run's seed.
-            self.teachers[modality] = frozen_copy(self.student(modality), independent=True)
+            self.teachers[modality] = frozen_copy(
+                self.student(modality), independent=config.teacher_start == "independent"
+            )
 
     def forward(self, views: dict[str, torch.Tensor]) -> Outputs:
         """{"first_prediction": (B, D), "first_target": (B, D), and the same for "second"}."""
