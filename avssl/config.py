@@ -18,12 +18,11 @@ from typing import Any, Literal, TypeVar
 
 from omegaconf import OmegaConf, errors
 
-from avssl import losses
-from avssl.data.loader import LoaderConfig
+from avssl.data.loader_config import LoaderConfig
 from avssl.data.shard_cache import DEFAULT_CACHE_BYTES
-from avssl.data.views import ViewsConfig
-from avssl.losses.base import LossConfig
-from avssl.optim.build import OptimConfig
+from avssl.data.view_config import ViewsConfig
+from avssl.optim.config import OptimConfig
+from avssl.types import LossConfig
 
 T = TypeVar("T")
 
@@ -34,9 +33,7 @@ class DataConfig(LoaderConfig):
 
     shards: str = ""  # folder written by `python -m data_prep write`, or its URL: s3://, gs://, hf://, https://
     cache_dir: str = ""  # local folder for shards of a URL, may be shared; default $AVSSL_CACHE or ~/.cache/avssl
-    cache_bytes: int = (
-        DEFAULT_CACHE_BYTES  # bound of that folder on the disk (no RAM), several shards a reading process
-    )
+    cache_bytes: int = DEFAULT_CACHE_BYTES  # bound of that folder on disk; several shards a reading process
 
 
 @dataclass
@@ -123,6 +120,8 @@ def parse(schema: type[T], argv: list[str]) -> T:
         base = OmegaConf.structured(schema)
         loss_name = OmegaConf.select(values, "loss.name", default="")
         if loss_name:
+            from avssl import losses
+
             OmegaConf.update(base, "loss", OmegaConf.structured(losses.get(loss_name).Config), force_add=True)
         _replace_encoders(base, values)
         return OmegaConf.to_object(OmegaConf.merge(base, values))  # type: ignore[return-value]

@@ -1,11 +1,12 @@
-"""The nouns that the parts of avssl hand to each other. Imports nothing of ours."""
+"""The nouns that the parts of avssl hand to each other. Imports nothing of ours, and torch only for type checkers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 Modality = Literal["image", "video", "audio"]
 
@@ -91,6 +92,14 @@ class Batch:
     views: dict[str, torch.Tensor]
     index: torch.Tensor
     failures: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class LossConfig:
+    """Base of every loss's configuration."""
+
+    name: str = ""  # a file of avssl/losses
+    seed: int = 0  # of the loss's own state and draws
 
 
 @dataclass

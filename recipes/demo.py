@@ -185,4 +185,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:]:  # it takes no arguments, and must not start for half an hour on one of them
+        print(__doc__)
+        sys.exit(0 if sys.argv[1] in ("-h", "--help") else f"error: the demo takes no arguments, got {sys.argv[1:]}")
     sys.exit(main())

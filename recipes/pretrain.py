@@ -11,24 +11,27 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import set_seed
-
-from avssl import checkpoint, config, losses
-from avssl.data.loader import Loader
-from avssl.data.shards import ShardSet
-from avssl.data.statistics import measure_statistics
-from avssl.data.views import ViewMaker
-from avssl.losses.base import EpochContext
-from avssl.models import create_encoder
-from avssl.monitor import Monitor, StopSignal, provenance
-from avssl.online_probe import OnlineProbe, embedding_parts
-from avssl.optim.build import build_optimizer, forget, set_learning_rate
-from avssl.types import Progress
+from avssl import config
 
 
 def main(cfg: config.RunConfig) -> None:
+    # Here, so that --help and a mistyped key are answered at once, and the loader's workers do without them.
+    import torch
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.utils import set_seed
+
+    from avssl import checkpoint, losses
+    from avssl.data.loader import Loader
+    from avssl.data.shards import ShardSet
+    from avssl.data.statistics import measure_statistics
+    from avssl.data.views import ViewMaker
+    from avssl.losses.base import EpochContext
+    from avssl.models import create_encoder
+    from avssl.monitor import Monitor, StopSignal, provenance
+    from avssl.online_probe import OnlineProbe, embedding_parts
+    from avssl.optim.build import build_optimizer, forget, set_learning_rate
+    from avssl.types import Progress
+
     run = Path(cfg.run)
     accelerator = Accelerator(
         cpu=cfg.cpu,

@@ -10,12 +10,6 @@ import json
 import sys
 from pathlib import Path
 
-from avssl import checkpoint
-from avssl.data.shards import ShardSet
-from avssl.report.media import ClipMedia
-from avssl.report.page import write_report
-from avssl.tables import EmbeddingTable
-
 
 def stored_evaluation(run: Path) -> dict[str, object] | None:
     path = run / "evaluation.json"
@@ -23,6 +17,12 @@ def stored_evaluation(run: Path) -> dict[str, object] | None:
 
 
 def main(run: Path, others: list[Path], shards: str) -> Path:
+    from avssl import checkpoint
+    from avssl.data.shards import ShardSet
+    from avssl.report.media import ClipMedia
+    from avssl.report.page import write_report
+    from avssl.tables import EmbeddingTable
+
     library = ShardSet(shards) if shards else None
     places = {key: place for place, key in enumerate(library.keys)} if library else {}
     table_path = run / "embeddings" / "test.parquet"

@@ -18,10 +18,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import log
-from typing import Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
-import numpy as np
-import torch
+if TYPE_CHECKING:  # the configuration imports this file, and `--help` does without torch
+    import numpy as np
+    import torch
 
 T = TypeVar("T")
 NEPERS_PER_DB = log(10) / 10  # of power
@@ -114,6 +115,8 @@ def scale_volume(waveform: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
 
 def shift_time(waveform: torch.Tensor, shift_samples: torch.Tensor) -> torch.Tensor:
     """Turn each waveform of (B, C, samples) around by its own whole number of samples (B,), later if positive."""
+    import torch
+
     num_samples = waveform.shape[-1]
     places = torch.arange(num_samples, device=waveform.device) - shift_samples.to(waveform.device).long()[:, None]
     return waveform.gather(2, places.remainder_(num_samples)[:, None].expand_as(waveform))
@@ -124,6 +127,8 @@ def mix_power(decibels: torch.Tensor, background_db: torch.Tensor, share: torch.
 
     Spectrograms (B, 1, frames, bins). BYOL-A mixes the exponentials of its normalised logarithms instead of powers.
     """
+    import torch
+
     share = share.to(decibels)[:, None, None, None]
     own, other = decibels * NEPERS_PER_DB + torch.log1p(-share), background_db * NEPERS_PER_DB + torch.log(share)
     return torch.logaddexp(own, other) / NEPERS_PER_DB
@@ -135,6 +140,8 @@ def crop_spectrogram(spectrogram: torch.Tensor, crop: Sound[torch.Tensor]) -> to
     crop: its time_ and frequency_ fields, (B,). BYOL-A's RandomResizeCrop, but the piece may begin between two frames,
     and the interpolation sees what lies beside the piece.
     """
+    import torch
+
     zero = torch.zeros_like(crop.time_start)
     # Output places run from -1 to 1 between the outer edges; so do those they are taken from.
     frequency = torch.stack([crop.frequency_scale, zero, 2 * crop.frequency_start + crop.frequency_scale - 1], dim=1)

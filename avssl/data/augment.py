@@ -11,11 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from itertools import permutations
 from math import exp, log, sqrt
-from typing import Generic, NamedTuple, TypeVar
-
-import numpy as np
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from avssl.data.puzzle import NUM_TILES, Puzzle, PuzzleSize, draw_puzzle
+
+if TYPE_CHECKING:
+    import numpy as np
 
 T = TypeVar("T")
 

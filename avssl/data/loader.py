@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from avssl.data.loader_config import LoaderConfig
 from avssl.data.order import check_lanes, rank_order, steps_per_epoch
 from avssl.data.shards import ShardSet
 from avssl.data.view_config import ViewsConfig, check_views
@@ -33,21 +34,10 @@ from avssl.data.views import RawView, ViewMaker, raw_views, stack_raw_views
 from avssl.distributed import rank, world_size
 from avssl.types import Batch, MediaError, View
 
+__all__ = ["Loader", "LoaderConfig", "RawBatch", "collate"]
+
 logger = logging.getLogger("avssl")
 MIN_SAMPLES_FOR_RATE = 200  # before this many, a single failure says little about the rate
-
-
-@dataclass
-class LoaderConfig:
-    """How to read. Batch sizes count samples over all processes, so a YAML means the same on any number of them."""
-
-    global_batch_size: int = 256  # samples in a micro-batch, over all processes
-    num_workers: int = 2  # decoding processes per training process; 0 decodes in the training process
-    prefetch_batches: int = 4  # decoded batches waiting per worker
-    order_lanes: int = 0  # reading lanes over all processes; 0: one per process (see data/order.py)
-    shuffle_block: int = 4096  # samples shuffled together within a lane
-    max_failure_rate: float = 0.01  # share of unreadable samples at which a run stops
-    worker_timeout_seconds: float = 300.0  # a worker that gives nothing for so long is an error
 
 
 @dataclass

@@ -7,10 +7,11 @@ these proportions. They are never put together again: the network reads nine sma
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-import torch
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
 
 GRID = 3
 NUM_TILES = GRID * GRID
@@ -53,6 +54,8 @@ def centred_puzzle(size: PuzzleSize) -> Puzzle:
 
 def cut_patches(clip: torch.Tensor, puzzle: Puzzle, size: PuzzleSize) -> torch.Tensor:
     """(T, 3, 3 cells, 3 cells) -> (9, T, 3, patch, patch), the same cut and order in all frames; any dtype."""
+    import torch
+
     patches = []
     for cell in puzzle.permutation:
         top = cell // GRID * size.cell_px + puzzle.offsets[cell][0]
@@ -67,6 +70,8 @@ def cut_tiles(spectrogram: torch.Tensor, permutation: torch.Tensor) -> torch.Ten
     The tiles are numbered along the bins first, then along the frames. What three do not divide is left out, half of it
     on each side. permutation: int64 (B, 9). ValueError when a side is shorter than 3.
     """
+    import torch
+
     num_frames, num_bins = spectrogram.shape[-2:]
     frames, bins = num_frames // GRID, num_bins // GRID
     if not frames or not bins:

@@ -36,17 +36,13 @@ from torch import nn
 from avssl.distributed import gather_uneven
 from avssl.ops.health import alignment, effective_rank, embedding_spread, uniformity
 from avssl.ops.teacher import follow
-from avssl.types import LossOutput, Modality, Progress, View
+from avssl.types import LossConfig, LossOutput, Modality, Progress, View
+
+__all__ = [
+    "PAIRS", "VIEW_NAMES", "EpochContext", "Loss", "LossConfig", "Outputs", "PairConfig", "PairLoss",
+]  # fmt: skip
 
 Outputs = dict[str, torch.Tensor]
-
-
-@dataclass
-class LossConfig:
-    """Base of every loss's configuration."""
-
-    name: str = ""  # a file of avssl/losses
-    seed: int = 0  # of the loss's own state and draws
 
 
 @dataclass(frozen=True)

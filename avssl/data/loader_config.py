@@ -1,0 +1,18 @@
+"""How the loader reads; apart from it because `--help` shows this and loads no libraries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class LoaderConfig:
+    """How to read. Batch sizes count samples over all processes, so a YAML means the same on any number of them."""
+
+    global_batch_size: int = 256  # samples in a micro-batch, over all processes
+    num_workers: int = 2  # decoding processes per training process; 0 decodes in the training process
+    prefetch_batches: int = 4  # decoded batches waiting per worker
+    order_lanes: int = 0  # reading lanes over all processes; 0: one per process (see data/order.py)
+    shuffle_block: int = 4096  # samples shuffled together within a lane
+    max_failure_rate: float = 0.01  # share of unreadable samples at which a run stops
+    worker_timeout_seconds: float = 300.0  # a worker that gives nothing for so long is an error

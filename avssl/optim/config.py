@@ -1,0 +1,29 @@
+"""Optimiser and schedule as configuration; apart from build.py because `--help` shows this and loads no libraries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass
+class OptimConfig:
+    """Optimiser and schedule. weight_decay is L2 in the gradient for adam, sgd, lars; decoupled for adamw.
+
+    "Biases" are all tensors with at most one axis: biases and the scales and shifts of norms.
+    """
+
+    name: Literal["adam", "adamw", "sgd", "lars"] = "adam"
+    lr: float = 2e-4
+    weight_decay: float = 1e-5
+    momentum: float = 0.9  # of sgd and lars
+    betas: tuple[float, float] = (0.9, 0.999)  # of adam and adamw
+    trust: float = 0.001  # of lars
+    exclude_biases: bool | None = None  # from weight decay and lars' scaling; null: lars yes, others no
+    bias_lr_scale: float = 1.0  # biases learn at this factor times the learning rate (Barlow Twins)
+    clip_norm: float = 0.0  # largest norm of all gradients together; 0: no clipping
+    schedule: Literal["constant", "cosine", "multistep"] = "constant"
+    warmup_steps: int = 0  # linear from 0, before any schedule
+    final_lr: float = 0.0  # where cosine ends
+    milestone_steps: list[int] | None = None  # multistep: lr is multiplied by `gamma` at each
+    gamma: float = 0.1

@@ -1,0 +1,59 @@
+"""How long until a command answers: `import avssl`, `--help` of the recipes and of data_prep, beside `import torch`.
+
+    python benchmarks/start_up.py [--rounds 5]
+
+Each start is an interpreter of its own, file caches warm (one round before the measured ones). What is judged is the
+median of wall-clock seconds; the fastest start stands beside it. tests/test_start_up.py names the libraries that must
+not be loaded by then, which does not depend on the machine.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.claims import ROOT, Claim, command_line, publish, take_turns
+
+# What is started, and how many seconds it may take; None: for comparison.
+STARTS: dict[str, tuple[list[str], float | None]] = {
+    "an empty program": (["-c", ""], None),
+    "import torch": (["-c", "import torch"], None),
+    "import avssl": (["-c", "import avssl"], 0.3),
+    "recipes/pretrain.py --help": (["recipes/pretrain.py", "--help"], 1.5),
+    "recipes/pretrain.py with a mistyped key": (["recipes/pretrain.py", "optim.learning_rate=1"], None),
+    "recipes/embed.py --help": (["recipes/embed.py", "--help"], None),
+    "recipes/evaluate.py --help": (["recipes/evaluate.py", "--help"], None),
+    "python -m data_prep --help": (["-m", "data_prep", "--help"], None),
+}
+
+
+def start(arguments: list[str]) -> None:
+    """One start, to its end."""
+    subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, check=False)
+
+
+def main() -> None:
+    parser = command_line(__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    methods = {name: partial(start, command) for name, (command, _) in STARTS.items()}
+    seconds = take_turns(methods, arguments.rounds)
+    torch_seconds = statistics.median(seconds["import torch"])
+    claims = []
+    for name, (_, goal) in STARTS.items():
+        taken = statistics.median(seconds[name])
+        note = f"fastest of {arguments.rounds}: {min(seconds[name]):.2f} s"
+        claims.append(
+            Claim(f"start: {name}", taken, torch_seconds, "s", "import torch alone (ratio: seconds)", taken, "at most",
+                  goal, note)
+        )  # fmt: skip
+    publish(claims, arguments.json)
+
+
+if __name__ == "__main__":
+    main()

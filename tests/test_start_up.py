@@ -1,0 +1,68 @@
+"""Start-up: what a command loads before it has to. Names of modules, not seconds; benchmarks/start_up.py has those."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+HEAVY = (
+    "torch",
+    "torchvision",
+    "torchaudio",
+    "accelerate",
+    "av",
+    "pyarrow",
+    "sklearn",
+    "faiss",
+    "webdataset",
+    "fsspec",
+)
+
+# Runs a script as __main__ and prints what it has loaded, whatever its exit status.
+AS_MAIN = """
+import runpy, sys
+script, sys.argv = sys.argv[1], sys.argv[1:]
+try:
+    runpy.run_path(script, run_name="__main__")
+except SystemExit:
+    pass
+print("\\nLOADED", *sorted(name for name in sys.modules if "." not in name))
+"""
+
+
+def loaded_after(code, *arguments):
+    """Names of the top-level modules of a fresh interpreter after `code`."""
+    process = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return set(process.stdout.rsplit("LOADED", 1)[1].split())
+
+
+def test_importing_the_package_loads_no_library():
+    loaded = loaded_after("import sys, avssl; print('LOADED', *sys.modules)")
+    assert not loaded & {*HEAVY, "numpy", "omegaconf"}
+
+
+@pytest.mark.parametrize("recipe", ["pretrain", "report", "demo"])
+def test_help_loads_no_heavy_library(recipe):
+    assert not loaded_after(AS_MAIN, f"recipes/{recipe}.py", "--help") & set(HEAVY)
+
+
+def test_the_demo_refuses_an_argument_instead_of_starting():
+    process = subprocess.run(
+        [sys.executable, "recipes/demo.py", "--fast"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 1
+    assert "takes no arguments" in process.stderr
+
+
+def test_a_mistyped_key_is_refused_without_loading_a_heavy_library():
+    assert not loaded_after(AS_MAIN, "recipes/pretrain.py", "optim.learning_rate=1") & set(HEAVY)
+
+
+def test_the_main_module_of_training_is_light_for_the_workers_that_import_it():
+    """A forkserver imports the script that started it in every worker."""
+    loaded = loaded_after("import sys, recipes.pretrain; print('LOADED', *sys.modules)")
+    assert not loaded & set(HEAVY)
