@@ -1,0 +1,133 @@
+"""The task `synchronisation` on films whose answer is known: networks that tell the time of their clip, or cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from avssl.embed import Embedder
+from avssl.eval import tasks
+from avssl.eval.outcome import Outcome
+from data_prep.encode import write_media
+from data_prep.index import index_folder
+from data_prep.options import WriteOptions
+from data_prep.write_shards import write_shards
+from tests.labelled_runs import tiny_embedder
+
+NUM_FILMS, SECONDS, FPS, RATE_HZ = 6, 3.0, 16, 24_000
+SHIFT_SECONDS = 0.5
+
+
+def write_films(folder: Path, picture_delay_seconds: float = 0.0) -> Path:
+    """Shards of films that grow lighter while their sound rises: each tells the second that it is.
+
+    Pictures go from black to white and a tone from 500 to 4,500 Hz over the film, to and fro in every other film, so
+    that late is not always light. The picture may be late against the sound.
+    """
+    (folder / "films").mkdir(parents=True)
+    for number in range(NUM_FILMS):
+        backward = bool(number % 2)
+        frames = (np.arange(round(SECONDS * FPS)) + 0.5) / FPS - picture_delay_seconds
+        shares = np.clip(frames / SECONDS, 0, 1)
+        light = (20 + 215 * (1 - shares if backward else shares)).astype(np.uint8)
+        samples = np.arange(round(SECONDS * RATE_HZ)) / RATE_HZ
+        pitch = 500 + 4000 * (1 - samples / SECONDS if backward else samples / SECONDS)
+        wave = 0.4 * np.sin(2 * np.pi * np.cumsum(pitch) / RATE_HZ)
+        write_media(
+            folder / "films" / f"{number}.mkv",
+            video=[np.full((32, 32, 3), value, np.uint8) for value in light],
+            video_fps=FPS,
+            audio=wave[None].astype(np.float32),
+            audio_rate_hz=RATE_HZ,
+            audio_codec="flac",
+        )
+    index_folder(folder / "films", folder / "films.jsonl")
+    write_shards(folder / "films.jsonl", folder / "shards", WriteOptions(short_side_px=32))
+    return folder / "shards"
+
+
+class Reader(nn.Module):
+    """A view -> the point on a quarter of a circle that a share in [0, 1], read from it, stands for: (B, 2)."""
+
+    dim = 2
+
+    def __init__(self, modality: str, share: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.modality, self.share = modality, share
+
+    def forward(self, view: torch.Tensor) -> torch.Tensor:
+        angle = self.share(view.float()).clamp(0, 1) * torch.pi / 2
+        return torch.stack([angle.cos(), angle.sin()], dim=1)
+
+
+def reading(shares: dict[str, Callable[[torch.Tensor], torch.Tensor]]) -> Embedder:
+    """A tiny run whose networks read a share of the film from a clip, and whose embedding is the feature."""
+    embedder = tiny_embedder()
+    for modality, share in shares.items():
+        embedder.encoders[modality] = Reader(modality, share)
+    embedder.loss.embedding = lambda modality, feature: feature  # type: ignore[method-assign, assignment]
+    return embedder
+
+
+def lightness(view: torch.Tensor) -> torch.Tensor:
+    """Mean brightness of (B, 3, T, H, W) standardised pixels, from the darkest to the lightest that films have."""
+    mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None, None]
+    std = torch.tensor([0.229, 0.224, 0.225])[:, None, None, None]
+    return ((view * std + mean).mean(dim=(1, 2, 3, 4)) * 255 - 20) / 215
+
+
+def pitch(view: torch.Tensor) -> torch.Tensor:
+    """The strongest frequency of (B, 1, frames, bins) log spectra: where it lies between 500 and 4,500 Hz."""
+    power = 10 ** ((view[:, 0] * 20 - 40) / 10)
+    bins = torch.arange(view.shape[-1], dtype=torch.float32) * RATE_HZ / 2 / view.shape[-1]
+    hertz = bins[power.argmax(dim=2)].mean(dim=1)
+    return (hertz - 500) / 4000
+
+
+def synchronisation(embedder: Embedder, shards: Path, **changes: Any) -> Outcome:
+    kind = tasks.get("synchronisation")
+    given = {"test": str(shards), "test_clips": 2, "shift_seconds": SHIFT_SECONDS, "num_workers": 0, **changes}
+    return kind.run(embedder, kind.Config(task="synchronisation", **given))
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_films(tmp_path_factory.mktemp("in-sync"))
+
+
+def test_networks_that_tell_the_time_are_nearly_always_right(films: Path) -> None:
+    repeat = synchronisation(reading({"video": lightness, "audio": pitch}), films).repeats[0]
+    values = repeat.values()
+    assert values["synchronisation_auc"] > 0.99
+    assert values["synchronisation_pair_accuracy"] == 1.0
+    # A shift of half a second of three is a sixth of the quarter circle: 15 degrees.
+    np.testing.assert_allclose(repeat.columns["aligned"], 1.0, atol=0.005)
+    np.testing.assert_allclose(repeat.columns["shifted"], np.cos(np.pi / 2 * SHIFT_SECONDS / SECONDS), atol=0.02)
+
+
+def test_a_film_whose_pictures_are_late_by_the_shift_is_found_out(tmp_path: Path) -> None:
+    """There the sound of half a second before fits better than the clip's own, that of half a second after worse."""
+    shards = write_films(tmp_path / "late", picture_delay_seconds=SHIFT_SECONDS)
+    repeat = synchronisation(reading({"video": lightness, "audio": pitch}), shards, test_clips=1).repeats[0]
+    gap = repeat.columns["aligned"] - repeat.columns["shifted"]
+    forward = np.arange(NUM_FILMS) % 2 == 0
+    assert (gap[forward] > 0).all()
+    assert (gap[~forward] < 0).all()
+    assert repeat.values()["synchronisation_pair_accuracy"] == 0.5
+
+
+@pytest.mark.parametrize("blind", ["video", "audio"])
+def test_networks_that_do_not_tell_the_time_are_at_chance_or_wrong(films: Path, blind: str) -> None:
+    shares = {"video": lightness, "audio": pitch, blind: lambda view: torch.full((len(view),), 0.5)}
+    values = synchronisation(reading(shares), films).repeats[0].values()
+    if blind == "audio":
+        assert values["synchronisation_pair_accuracy"] == 0.0, "equal cosines are no luck"
+        assert values["synchronisation_auc"] == pytest.approx(0.5, abs=1e-6)
+    else:
+        assert values["synchronisation_auc"] < 0.75
