@@ -21,20 +21,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from avssl.distributed import gather_uneven, rank, world_size
 from avssl.losses import register
 from avssl.losses.avid import AVID, CROSS, SELF, AVIDConfig
 from avssl.losses.base import EpochContext, LossConfig
+from avssl.ops.agreement import Agreement, most_agreeing
 from avssl.types import LossOutput, Progress
-
-Agreement = Literal["consensus", "union", "video", "audio"]
-_CHUNK_BYTES = 64 * 2**20  # size of one block of similarities; small enough to stay quick, large enough for the BLAS
 
 
 @dataclass
@@ -52,34 +49,6 @@ class AVIDCMAConfig(AVIDConfig):
     positive_across_weight: float = 0.0
 
 
-def agreement_scores(video: torch.Tensor, audio: torch.Tensor, agreement: Agreement) -> torch.Tensor:
-    """Combine two similarity matrices of equal shape into rho."""
-    if agreement == "consensus":
-        return torch.minimum(video, audio)
-    if agreement == "union":
-        return torch.maximum(video, audio)
-    return video if agreement == "video" else audio
-
-
-def search_rows(
-    video_bank: torch.Tensor, audio_bank: torch.Tensor, num_positives: int, agreement: Agreement, start: int, stop: int
-) -> torch.Tensor:
-    """Positive sets of the rows start..stop: int64 (stop - start, k), ascending. Exact, in blocks of bounded size."""
-    num_samples = video_bank.shape[0]
-    block = max(1, _CHUNK_BYTES // (4 * num_samples))
-    found = [torch.empty(0, num_positives, dtype=torch.int64, device=video_bank.device)]
-    for first in tqdm(range(start, stop, block), desc="positives", unit="block", delay=2, disable=rank() > 0):
-        rows = slice(first, min(first + block, stop))
-        # A modality that the agreement does not look at is not multiplied out.
-        video = video_bank[rows] @ video_bank.T if agreement != "audio" else video_bank.new_empty(0)
-        audio = audio_bank[rows] @ audio_bank.T if agreement != "video" else audio_bank.new_empty(0)
-        rho = agreement_scores(video, audio, agreement)
-        anchors = torch.arange(rows.start, rows.stop, device=rho.device)
-        rho[torch.arange(len(anchors), device=rho.device), anchors] = -torch.inf
-        found.append(rho.topk(num_positives, dim=1).indices.sort(dim=1).values)
-    return torch.cat(found)
-
-
 @torch.no_grad()
 def positive_set(
     video_bank: torch.Tensor, audio_bank: torch.Tensor, num_positives: int, agreement: Agreement
@@ -92,15 +61,16 @@ def positive_set(
         agreement: consensus (min), union (max), video or audio.
 
     Returns:
-        int64 (N, k), ascending within a row, never the row itself. Exact search in float32, memory O(N k) beside
-        blocks of 64 MB; the rows are split over the ranks and every rank returns all of them.
+        int64 (N, k), ascending within a row, never the row itself; of equal scores the lower index. Exact, as
+        ops/agreement.py proves, memory O(N k) beside blocks of fixed size; the rows are split over the ranks and every
+        rank returns all of them.
     """
     num_samples = video_bank.shape[0]
     if not 0 < num_positives < num_samples:
         raise ValueError(f"num_positives is {num_positives}; it must be from 1 to {num_samples - 1}, the other samples")
     share = -(-num_samples // world_size())
     start, stop = min(rank() * share, num_samples), min((rank() + 1) * share, num_samples)
-    return gather_uneven(search_rows(video_bank.float(), audio_bank.float(), num_positives, agreement, start, stop))
+    return gather_uneven(most_agreeing(video_bank.float(), audio_bank.float(), num_positives, agreement, start, stop))
 
 
 @register("avid_cma")
