@@ -133,9 +133,10 @@ def in_processes(
             waiting = set(futures)
             while waiting:
                 ready, waiting = wait(waiting, timeout=REFRESH_SECONDS, return_when=FIRST_COMPLETED)
-                for future in ready:
-                    task, size = futures[future]
+                while ready:  # what has been taken is kept nowhere: results of a large corpus do not fit
+                    task, size = futures.pop(future := ready.pop())
                     yield task, future.result()
+                    del future
                     bar.update(size)
         finally:
             for future in futures:

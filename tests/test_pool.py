@@ -3,7 +3,9 @@
 import os
 import signal
 import time
+import weakref
 
+import numpy as np
 import pytest
 
 from avssl.types import MediaError
@@ -91,3 +93,11 @@ def test_workers_see_the_environment_of_the_run_and_not_that_of_an_earlier_one(m
 def test_limits_that_nothing_can_keep_are_refused(given):
     with pytest.raises(ValueError, match="allowed are"):
         Limits(**given)
+
+
+def test_results_that_were_taken_are_kept_nowhere():
+    taken = []
+    for _, result in in_processes(np.arange, range(1, 9), 1, "count", [1] * 8):
+        taken.append(weakref.ref(result))
+        del result
+        assert sum(one() is not None for one in taken) <= 1  # the newest, which the generator has just handed over
