@@ -152,7 +152,6 @@ def test_positive_sets_equal_the_published_ones(agreement):
     np.testing.assert_array_equal(found, textbook_cma.positive_set(BANKS["video"], BANKS["audio"], 4, agreement))
 
 
-
 def test_a_sample_is_not_its_own_positive_even_among_exact_copies():
     rows = nn.functional.normalize(torch.ones(10, 4), dim=1)
     found = positive_set(rows, rows, 3, "consensus")
