@@ -62,7 +62,9 @@ class RunConfig:
     checkpoint_every_steps: int = 1000
     keep_checkpoints: int = 2
     trackers: list[str] = field(default_factory=list)  # tensorboard, wandb, ... through Accelerate
-    mixed_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    mixed_precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"  # auto: bf16 on GPUs that have it, else fp32
+    tf32: Literal["none", "convolutions", "all"] = "convolutions"  # what of float32 a GPU may round to TF32
+    channels_last: bool = False  # weights of the encoders' convolutions in the order that tensor cores read
     gradient_accumulation_steps: int = 1
     synchronise_batch_norm: bool = False
     compile: bool = False  # torch.compile on the encoders
@@ -190,6 +192,7 @@ MAY_CHANGE = frozenset(
         "trackers",
         "cpu",
         "compile",
+        "channels_last",
         "data.shards",
         "data.cache_dir",
         "data.cache_bytes",

@@ -20,7 +20,7 @@ def main(cfg: config.RunConfig) -> None:
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.utils import set_seed
 
-    from avssl import checkpoint, losses
+    from avssl import checkpoint, device_settings, losses
     from avssl.data.loader import Loader
     from avssl.data.shards import ShardSet
     from avssl.data.statistics import measure_statistics
@@ -33,6 +33,7 @@ def main(cfg: config.RunConfig) -> None:
     from avssl.types import Progress
 
     run = Path(cfg.run)
+    device_settings.settle_precision(cfg)  # config.yaml says what auto came to
     accelerator = Accelerator(
         cpu=cfg.cpu,
         mixed_precision=cfg.mixed_precision.replace("fp32", "no"),
@@ -53,6 +54,8 @@ def main(cfg: config.RunConfig) -> None:
     encoders = {modality: create_encoder(**cfg.encoders[modality]) for modality in modalities}
     loss = loss_class(cfg.loss, encoders, shards.num_samples)
     loss.check_batch_size(cfg.data.global_batch_size)
+    if cfg.channels_last:
+        device_settings.use_channels_last(loss.encoders)
     if cfg.synchronise_batch_norm:
         loss = torch.nn.SyncBatchNorm.convert_sync_batchnorm(loss)
     optimizer = build_optimizer(cfg.optim, loss.param_groups())
@@ -71,8 +74,7 @@ def main(cfg: config.RunConfig) -> None:
     model, optimizer = accelerator.prepare(loss, optimizer)  # not the loader: it splits by rank itself
     set_seed(cfg.seed, device_specific=True)  # the weights are equal now; from here on ranks must not share noise
     if cfg.compile:
-        for encoder in loss.encoders.values():
-            encoder.compile()
+        device_settings.compile_encoders(loss)
 
     if not cfg.resume and checkpoint.checkpoints(run):
         raise ValueError(f"resume=false, but {run} holds checkpoints; name another run, or delete that folder")

@@ -104,7 +104,8 @@ def adjust_hue(video: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
     sixths = torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe)
     sixths = torch.where(value == red, (green - blue) / safe, sixths) + 6 * _per_clip(shift)[..., 0]
     # Each colour is the value less the chroma times a trapezium over the hue, shifted by a third of a turn.
-    offsets = video.new_tensor([5.0, 3.0, 1.0])[:, None, None]
+    # 5, 3, 1, made on the device: a list would be copied there, which waits for all that the device still has to do.
+    offsets = (5 - 2 * torch.arange(3, device=video.device, dtype=video.dtype))[:, None, None]
     distance = (sixths.unsqueeze(-3) + offsets).remainder_(6)
     trapezium = distance.sub_(2).abs_().neg_().add_(2).clamp_(0, 1)  # min(distance, 4 - distance), in place
     return torch.addcmul(value.unsqueeze(-3), chroma.unsqueeze(-3), trapezium, value=-1).clamp_(0, 1)
@@ -122,7 +123,9 @@ def adjust_sharpness(video: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     Smooth is the mean of 3 x 3 pixels of which the middle one counts five times, as in Pillow.
     """
     smooth = video.clone()
-    kernel = video.new_tensor([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
+    kernel = video.new_ones(3, 3)
+    kernel[1, 1] = 5
+    kernel /= 13
     inner = smooth[..., 1:-1, 1:-1]
     inner.copy_(_convolve(video, kernel.expand(len(video), 3, 3)).view(inner.shape))
     return _blend(video, smooth, factor)

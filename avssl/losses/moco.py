@@ -151,7 +151,7 @@ class MoCo(PairLoss):
         mine = slice(rank() * rows, (rank() + 1) * rows)
         # The rows ever pushed number the batches, also after a resume; drawn on the CPU, the order is everyone's.
         generator = generator_for(self.config.seed, int(self.queue(modality).count), torch.device("cpu"))
-        order = torch.randperm(len(everything), generator=generator).to(view.device)
+        order = torch.randperm(len(everything), generator=generator).to(view.device, non_blocking=True)
         keys = gather(self.in_groups(teacher, everything[order[mine]]))
         return keys[order.argsort()[mine]]
 

@@ -126,7 +126,7 @@ class SwAV(CropLoss):
         terms = {
             "prediction_entropy": usage_entropy(predictions.mean(dim=0)),
             "assignment_entropy": usage_entropy(predictions).mean(),  # 1: each sample belongs to all prototypes alike
-            "nearest_prototypes": torch.tensor(float(len(scores.argmax(dim=1).unique())), device=scores.device),
+            "nearest_prototypes": scores.new_zeros(scores.shape[1]).index_fill_(0, scores.argmax(dim=1), 1.0).sum(),
         }
         return LossOutput(total, terms)
 

@@ -8,11 +8,12 @@ from torch.nn.functional import normalize
 
 
 def last_occurrence(index: torch.Tensor) -> torch.Tensor:
-    """Positions (U,) of the last occurrence of each distinct value of index (B,): makes duplicate writes defined."""
-    unique, inverse = torch.unique(index, return_inverse=True)
-    positions = torch.arange(index.shape[0], device=index.device)
-    last = torch.full((unique.shape[0],), -1, dtype=torch.int64, device=index.device)
-    return last.scatter_reduce(0, inverse, positions, reduce="amax")
+    """For each position of index (B,), that of the last occurrence of its value, (B,): makes duplicate writes defined.
+
+    Shapes do not depend on the values, so a GPU is not waited for, as it would be by torch.unique.
+    """
+    order = index.argsort(stable=True)
+    return order[torch.searchsorted(index[order], index, right=True) - 1]
 
 
 class MemoryBank(nn.Module):
@@ -50,8 +51,8 @@ class MemoryBank(nn.Module):
 
         Call it with tensors gathered from all ranks: then every rank writes the same bits.
         """
-        keep = last_occurrence(index)
-        index, embeddings = index[keep], embeddings[keep].float()
+        # All occurrences of an index write the same row.
+        embeddings = embeddings[last_occurrence(index)].float()
         mixed = self.rows[index] * momentum + embeddings * (1.0 - momentum)
         self.rows[index] = normalize(mixed, dim=1)
 
@@ -73,6 +74,12 @@ class Queue(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.register_buffer("rows", normalize(torch.randn(size, dim, generator=generator), dim=1))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self._was_full = False
+        self.register_load_state_dict_post_hook(Queue._look_again)
+
+    def _look_again(self, incompatible_keys: object) -> None:  # noqa: ARG002  (the signature of a hook)
+        """Another state may be one of a queue that is not full."""
+        self._was_full = False
 
     @property
     def size(self) -> int:
@@ -81,8 +88,10 @@ class Queue(nn.Module):
 
     @property
     def is_full(self) -> bool:
-        """True once no row of the noise is left."""
-        return int(self.count) >= self.size
+        """True once no row of the noise is left. Waits for a GPU until it is, and never again."""
+        if not self._was_full:
+            self._was_full = int(self.count) >= self.size
+        return self._was_full
 
     @torch.no_grad()
     def push(self, rows: torch.Tensor) -> None:

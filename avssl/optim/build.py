@@ -23,14 +23,16 @@ def build_optimizer(config: OptimConfig, groups: Sequence[Mapping[str, object]])
     """
     ready = [piece for group in groups for piece in _split_biases(config, group)]
     common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+    if config.name == "lars":
+        exclude = config.exclude_biases is not False
+        return LARS(ready, momentum=config.momentum, trust=config.trust, exclude_biases=exclude, **common)
+    # Null leaves PyTorch's choice on a CPU: its fused kernels round otherwise, and runs there gain nothing.
+    common["fused"] = True if config.fused is None and torch.cuda.is_available() else config.fused
     if config.name == "adam":
         return torch.optim.Adam(ready, betas=config.betas, **common)
     if config.name == "adamw":
         return torch.optim.AdamW(ready, betas=config.betas, **common)
-    if config.name == "sgd":
-        return torch.optim.SGD(ready, momentum=config.momentum, **common)
-    exclude = config.exclude_biases is not False
-    return LARS(ready, momentum=config.momentum, trust=config.trust, exclude_biases=exclude, **common)
+    return torch.optim.SGD(ready, momentum=config.momentum, **common)
 
 
 def _split_biases(config: OptimConfig, group: Mapping[str, object]) -> list[dict[str, Any]]:

@@ -1,0 +1,38 @@
+"""How the networks run on the device they are on: precision, memory order, compilation. Chosen by keys of the run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from avssl.config import RunConfig
+
+
+def settle_precision(cfg: RunConfig) -> None:
+    """Replace mixed_precision=auto by what this machine does, and set TF32 as asked.
+
+    auto is bf16 where a GPU computes it natively, else fp32; a run on the CPU is fp32. TF32 keeps 10 of a float32's 23
+    bits of mantissa: "convolutions" concerns the networks alone, "all" the matrix products of heads and losses too.
+    """
+    if cfg.mixed_precision == "auto":
+        has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        cfg.mixed_precision = "bf16" if has_bf16 and not cfg.cpu else "fp32"
+    torch.backends.cudnn.conv.fp32_precision = "ieee" if cfg.tf32 == "none" else "tf32"
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if cfg.tf32 == "all" else "ieee"
+
+
+def use_channels_last(encoders: nn.ModuleDict) -> None:
+    """Put the channels of the convolutions' weights last in memory; names, shapes and values stay."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for parameter in encoders.parameters():
+        if parameter.ndim in formats:
+            parameter.data = parameter.data.contiguous(memory_format=formats[parameter.ndim])
+
+
+def compile_encoders(loss: nn.Module, backend: str = "inductor") -> None:
+    """torch.compile on each encoder, in place: the names of its weights stay. Losses run as they are, in float32."""
+    for encoder in loss.get_submodule("encoders").children():
+        encoder.compile(backend=backend)

@@ -1,0 +1,152 @@
+"""A training step of the recipe on made-up media, whole and in parts: what the benchmarks of training share.
+
+The raw views are what the loader's workers would send, of random pictures and sounds; everything behind them is the
+program's own: the views on the device, encoders, heads, loss, optimiser, banks, log.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import normalize
+
+from avssl import config, losses
+from avssl.data.audio_augment import draw_sound
+from avssl.data.augment import draw_look
+from avssl.data.views import RawView, ViewMaker
+from avssl.models import create_encoder
+from avssl.monitor import Monitor
+from avssl.optim.build import build_optimizer, set_learning_rate
+from avssl.types import Batch, LossOutput, Progress
+
+
+@dataclass
+class Size:
+    """What a step is made of. batch_size is that of one process; num_samples the rows of a bank."""
+
+    batch_size: int = 256
+    num_samples: int = 1_780_000
+    num_negatives: int = 1024
+    num_frames: int = 8
+    size_px: int = 112
+    video: dict[str, Any] = field(default_factory=lambda: {"name": "avid_video"})
+    audio: dict[str, Any] = field(default_factory=lambda: {"name": "avid_audio"})
+    changes: tuple[str, ...] = ()  # further key=value of the configuration
+
+
+class WholeStep:
+    """AVID's training step at a size. precision: fp32 or bf16 (autocast of the networks)."""
+
+    def __init__(self, size: Size, device: str = "cpu", precision: str = "fp32") -> None:
+        self.size, self.device, self.precision = size, torch.device(device), precision
+        self.folder = tempfile.TemporaryDirectory()
+        changes = [
+            f"run={self.folder.name}", "loss.name=avid", f"loss.num_negatives={size.num_negatives}",
+            f"data.global_batch_size={size.batch_size}", f"views.video.num_frames={size.num_frames}",
+            f"views.video.size_px={size.size_px}", *size.changes,
+        ]  # fmt: skip
+        self.cfg = config.parse(config.RunConfig, changes)
+        self.views_of = ViewMaker(self.cfg.views, ["audio", "video"]).to(self.device)
+        encoders = {"video": create_encoder(**size.video), "audio": create_encoder(**size.audio)}
+        self.loss: Any = losses.get("avid")(self.cfg.loss, encoders, size.num_samples).to(self.device)
+        self.model: torch.nn.Module = self.loss  # or DDP around it
+        self.optimizer = build_optimizer(self.cfg.optim, self.loss.param_groups())
+        self.progress = Progress(total_steps=1_000_000, batch=1)
+        self.loss.partition.fill_(2.2)
+        loader = SimpleNamespace(config=self.cfg.data, take_wait_seconds=lambda: 0.0, device=self.device)
+        accelerator = SimpleNamespace(is_main_process=False, _optimizers=[self.optimizer], log_with=[])
+        self.monitor = Monitor(accelerator, self.cfg, self.progress.total_steps, loader, self.progress)
+        accelerator.is_main_process = True  # it writes metrics.jsonl, without a bar
+        self.raw = made_up_views(size.batch_size, self.cfg, pin=self.device.type == "cuda")
+        generator = torch.Generator().manual_seed(1)
+        self.index = torch.randint(size.num_samples, (size.batch_size,), generator=generator).to(self.device)
+        self.ready = self.make_views()
+        self.features = {
+            name: torch.randn(size.batch_size, encoder.dim, device=self.device, requires_grad=True)
+            for name, encoder in encoders.items()
+        }
+        for parameter in self.loss.parameters():
+            parameter.grad = torch.full_like(parameter, 1e-4)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def make_views(self) -> dict[str, torch.Tensor]:
+        """Copy to the device, augmentation, spectrogram."""
+        return self.views_of(self.raw, self.device)
+
+    def encode(self, rows: int | None = None) -> None:
+        """Both encoders forward and backward on views that lie on the device: the first `rows` of the batch."""
+        with self.autocast():
+            features = [encoder(self.ready[name][:rows]) for name, encoder in self.loss.encoders.items()]
+        sum(one.float().sum() for one in features).backward()
+
+    def heads(self) -> dict[str, torch.Tensor]:
+        """Projectors on made-up features: unit embeddings."""
+        with self.autocast():
+            found = {name: self.loss.projectors[name](rows) for name, rows in self.features.items()}
+        return {name: normalize(rows.float(), dim=1) for name, rows in found.items()}
+
+    def heads_and_loss(self) -> tuple[dict[str, torch.Tensor], LossOutput]:
+        """From the encoders' features to the loss, and back to them."""
+        outputs = self.heads()
+        result = self.loss.loss(outputs, self.index, self.progress)
+        result.total.backward()
+        return outputs, result
+
+    def optimise(self) -> None:
+        """Learning rate and one update of every weight; the gradients stay for the next time."""
+        set_learning_rate(self.optimizer, self.cfg.optim, self.progress.step, self.progress.total_steps)
+        self.optimizer.step()
+
+    def outside(self) -> None:
+        """Everything of a step but the encoders' forward and backward."""
+        self.make_views()
+        outputs, result = self.heads_and_loss()
+        self.optimise()
+        self.finish(outputs, result)
+
+    def whole(self) -> None:
+        """A step as in recipes/pretrain.py."""
+        views = self.make_views()
+        with self.autocast():
+            outputs = self.model(views)
+        result = self.loss.loss(outputs, self.index, self.progress)
+        result.total.backward()
+        self.optimise()
+        self.optimizer.zero_grad()
+        self.finish(outputs, result)
+
+    def finish(self, outputs: dict[str, torch.Tensor], result: LossOutput) -> None:
+        """Banks, counters, and the log where it is due."""
+        self.loss.update(outputs, self.index)
+        self.progress.step += 1
+        self.progress.batch += 1
+        self.monitor.batch_done(Batch({}, self.index), result, self.loss, outputs)
+
+    def close(self) -> None:
+        self.folder.cleanup()
+
+    @property
+    def metrics(self) -> Path:
+        return self.monitor.path
+
+
+def made_up_views(batch_size: int, cfg: config.RunConfig, *, pin: bool = False) -> dict[str, RawView]:
+    """A batch as workers send it: uint8 clips with their looks, waveforms with their changes."""
+    drawn, video, audio = np.random.default_rng(0), cfg.views.video, cfg.views.audio
+    generator = torch.Generator().manual_seed(0)
+    shape = (batch_size, video.num_frames, 3, video.size_px, video.size_px)
+    clips = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+    looks = torch.tensor([draw_look(drawn, video.augment, video.size_px) for _ in range(batch_size)])
+    waveforms = 0.1 * torch.randn(batch_size, 1, round(audio.seconds * audio.rate_hz), generator=generator)
+    sounds = torch.tensor([draw_sound(drawn, audio.augment, audio.rate_hz) for _ in range(batch_size)])
+    views = {"video": RawView("video", clips, looks=looks), "audio": RawView("audio", waveforms, sounds=sounds)}
+    return {name: view.pin_memory() if pin else view for name, view in views.items()}

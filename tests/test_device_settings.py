@@ -1,0 +1,95 @@
+"""Precision, TF32, memory order, compilation and fused optimisers: each by one key, and none of them another result."""
+
+import pytest
+import torch
+
+from avssl import config, device_settings, losses
+from avssl.models import create_encoder
+from avssl.optim.build import OptimConfig, build_optimizer
+from tests.tiny import Run
+
+
+@pytest.fixture(autouse=True)
+def own_backends():
+    """TF32 is a setting of the process."""
+    before = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+    yield
+    torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision = before
+
+
+def settled(*changes):
+    cfg = config.parse(config.RunConfig, list(changes))
+    device_settings.settle_precision(cfg)
+    return cfg.mixed_precision
+
+
+def test_auto_is_bf16_only_where_a_gpu_has_it(monkeypatch):
+    assert settled() == ("bf16" if torch.cuda.is_available() else "fp32")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for has_bf16, expected in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, found=has_bf16: found)
+        assert settled() == expected
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert settled("cpu=true") == "fp32"
+    assert settled("mixed_precision=fp32") == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("asked", "convolutions", "products"),
+    [("none", "ieee", "ieee"), ("convolutions", "tf32", "ieee"), ("all", "tf32", "tf32")],
+)
+def test_tf32_is_set_by_name_and_not_left_to_the_library(asked, convolutions, products):
+    settled(f"tf32={asked}")
+    found = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+    assert found == (convolutions, products)
+
+
+def test_channels_last_changes_strides_and_nothing_else():
+    torch.manual_seed(0)
+    encoders = torch.nn.ModuleDict(
+        {
+            "video": create_encoder("avid_video", depth=10, width=2),
+            "audio": create_encoder("avid_audio", width=2),
+        }
+    )
+    media = {"video": torch.randn(2, 3, 2, 16, 16), "audio": torch.randn(2, 1, 24, 33)}
+    before = {name: encoders[name](one).detach() for name, one in media.items()}
+    state = {name: tensor.clone() for name, tensor in encoders.state_dict().items() if "running" not in name}
+    device_settings.use_channels_last(encoders)
+    assert encoders["video"].conv1[0].weight.is_contiguous(memory_format=torch.channels_last_3d)
+    for name, one in media.items():
+        torch.testing.assert_close(encoders[name](one).detach(), before[name], rtol=1e-4, atol=1e-5)
+    for name, tensor in state.items():
+        if "num_batches" not in name:
+            assert torch.equal(encoders.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize(
+    "name", [one if one in ("avid", "byol") else pytest.param(one, marks=pytest.mark.slow) for one in losses.names()]
+)
+def test_compiled_encoders_train_as_plain_ones_do(name):
+    """Through torch.compile's capture and its own backward, with PyTorch's operations as the backend."""
+    found = []
+    for is_compiled in (False, True):
+        torch._dynamo.reset()
+        run = Run(name, losses.get(name).pairs[0])
+        if is_compiled:
+            names = list(run.loss.state_dict())
+            device_settings.compile_encoders(run.loss, backend="aot_eager")
+            assert list(run.loss.state_dict()) == names
+        found.append([run.step()[0].total.detach() for _ in range(2)])
+    torch.testing.assert_close(torch.stack(found[1]), torch.stack(found[0]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_the_fused_optimiser_makes_the_same_step(name):
+    results = []
+    for fused in (False, True):
+        weights = torch.nn.Parameter(torch.linspace(-1, 1, 12).view(3, 4))
+        optimizer = build_optimizer(OptimConfig(name=name, lr=0.1, fused=fused), [{"params": [weights]}])
+        assert all(bool(group["fused"]) == fused for group in optimizer.param_groups)
+        for _ in range(3):
+            weights.grad = weights.detach().sin()
+            optimizer.step()
+        results.append(weights.detach())
+    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-6)
