@@ -13,7 +13,8 @@ centred on it. Nothing is random: the same input gives the same rows, whatever t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,21 +22,24 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import avssl
 from avssl import checkpoint, losses
 from avssl.config import RunConfig, load_run
+from avssl.data.media import Sources, open_media, resolve_sources
+from avssl.data.sandbox import Limits
+from avssl.data.sandbox_streams import SandboxedStreams
 from avssl.data.shards import ShardSet
 from avssl.data.views import RawView, ViewMaker
-from avssl.data.windows import Sources, Windows, WindowStream, open_media, resolve_sources
+from avssl.data.windows import Windows, WindowStream
 from avssl.embed_rows import Finished, RowMaker, Spool, in_order
 from avssl.models import create_encoder
 from avssl.tables import MODALITIES, VECTOR_COLUMNS, EmbeddingTable, concatenate
 from avssl.types import MediaError
 
 EMBEDDING_PARTS = ("encoders", "projectors", "predictors")  # of a loss: what embeddings are a function of
+PRELOAD = ("avssl.embed",)  # of decoding processes: what this module's importers import in them
 MAX_STATE_ROWS = 2**17  # more than any number of clusters or neighbours that a loss asks the samples for
 
 
@@ -94,6 +98,7 @@ class Embedder:
         modalities: Sequence[str] | None = None,
         batch_size: int = 64,
         num_workers: int = 0,
+        limits: Limits | None = None,
         progress: bool = False,
     ) -> tuple[EmbeddingTable, dict[str, MediaError]]:
         """Rows of every window of every source, in the sources' order, and what failed by key.
@@ -103,13 +108,14 @@ class Embedder:
             window_seconds: default the run's audio clip length, or its video clip's if it has no sound;
                 stride_seconds: default the window. Pictures have neither.
             modalities: default all that the run has.
-            batch_size: clips per forward pass; num_workers: decoding processes, 0 decodes here.
+            batch_size: clips per forward pass; num_workers: decoding processes, 0 decodes here, where a file that
+                crashes its decoder ends everything. limits: of a source in such a process.
         """
         wanted, metadata = self.settings(window_seconds, stride_seconds, modalities)
         stream = self.stream(resolve_sources(sources, wanted), metadata)
         spool, failures, finished = Spool(), {}, []
         with tqdm(total=len(stream), unit="clip", desc="embed", disable=not progress, mininterval=1.0) as bar:
-            for source in self.rows(stream, batch_size, num_workers, spool):
+            for source in self.rows(stream, batch_size, num_workers, spool, limits=limits):
                 bar.update()
                 if source.error is not None:
                     failures[source.key] = source.error
@@ -141,17 +147,18 @@ class Embedder:
         return WindowStream(sources, self.config.views, settings["modalities"], *grid, blocks)
 
     def rows(
-        self, stream: WindowStream, batch_size: int, num_workers: int, spool: Spool, *, needs_any: bool = False
+        self,
+        stream: WindowStream,
+        batch_size: int,
+        num_workers: int,
+        spool: Spool,
+        *,
+        for_folder: bool = False,
+        limits: Limits | None = None,
     ) -> Iterator[Finished]:
         """Embed a stream: every source as it is finished, its rows in the spool. See embed_rows.RowMaker."""
-        loader = DataLoader(
-            stream,
-            batch_size=None,
-            num_workers=num_workers,
-            multiprocessing_context="forkserver" if num_workers else None,
-        )
-        maker = RowMaker(self.encode, self.widths(stream.modalities), batch_size, spool, needs_any=needs_any)
-        for number, item in loader:
+        maker = RowMaker(self.encode, self.widths(stream.modalities), batch_size, spool, for_folder=for_folder)
+        for number, item in decoded(stream, num_workers, limits or Limits()):
             key = item.media.key if isinstance(item, Windows) else stream.name_of(number)
             maker.add(number, key, item)
             while maker.finished:
@@ -202,9 +209,9 @@ class Embedder:
 
     def _embed_one(self, path: str | Path, modality: str, options: dict[str, Any]) -> EmbeddingTable:
         self._checked([modality])
-        media = open_media(path, str(path), [modality])  # what cannot be opened at all raises here, with its reason
-        if modality not in media.sources:
-            raise MediaError(f"no_{modality}", f"{path}: has no {modality}")  # type: ignore[arg-type]
+        with closing(open_media(path, str(path), [modality])) as media:  # or its reason is raised
+            if modality not in media.sources:
+                raise MediaError(f"no_{modality}", f"{path}: has no {modality}")  # type: ignore[arg-type]
         table, failures = self.embed(path, modalities=[modality], **options)
         for error in failures.values():
             raise error
@@ -216,6 +223,18 @@ class Embedder:
         view = self.views({"view": raw}, self.device)["view"]
         feature = self.loss.encoders[modality](view)
         return feature.float().cpu().numpy(), self.loss.embedding(modality, feature).cpu().numpy()
+
+
+def decoded(
+    stream: WindowStream, num_workers: int, limits: Limits
+) -> Generator[tuple[int, Windows | MediaError], None, None]:
+    """A stream's windows: decoded here, without protection, if num_workers is 0, else by so many killable processes."""
+    if num_workers == 0:
+        yield from stream
+        return
+    with closing(SandboxedStreams(stream, num_workers, limits, PRELOAD).run(stream.numbers)) as pieces:
+        for number, item in pieces:
+            yield number, item if isinstance(item, MediaError) else stream.read(item)
 
 
 def _explain_nothing(failures: dict[str, MediaError], num_opened: int, wanted: Sequence[str]) -> Exception:

@@ -24,8 +24,9 @@ from tqdm import tqdm
 
 from avssl.data.listing import Listing, media_in, write_listing
 from avssl.data.location import is_remote
+from avssl.data.media import Sources, num_sources, suffixes_of
+from avssl.data.sandbox import Limits
 from avssl.data.shards import ShardSet
-from avssl.data.windows import Sources, num_sources, suffixes_of
 from avssl.embed import Embedder
 from avssl.embed_rows import Finished, Spool, in_order
 from avssl.embed_state import (
@@ -37,9 +38,10 @@ from avssl.embed_state import (
     refuse_other_settings,
     remove_embeddings,
 )
-from avssl.table_files import merge_parquet, whole_file
+from avssl.table_files import merge_parquet
 from avssl.table_folders import INDEX_NAME, PROGRESS_NAME, SKIPPED_NAME, FolderIndex
 from avssl.tables import MODALITIES, EmbeddingTable, write_tables
+from avssl.whole_files import whole_file
 
 SOURCES_PER_BLOCK, ROWS_PER_FILE = 128, 200_000
 SETTINGS_NAME, LISTING_NAME, LOCK_NAME = "settings.json", "sources.jsonl", ".lock"
@@ -135,13 +137,14 @@ class FolderJob:
         batch_size: int = 64,
         num_workers: int = 0,
         run_folder: str | Path = "",
+        limits: Limits | None = None,
         spool_rows: int = 16_384,
         progress: bool = False,
     ) -> FolderIndex | None:
         """Do this process's blocks, then finish if all are done. None while other processes' blocks are not.
 
         Args:
-            part: which blocks are ours; default all. batch_size, num_workers: as Embedder.embed.
+            part: which blocks are ours; default all. batch_size, num_workers, limits: as Embedder.embed.
             run_folder: where the run lies, for searches. spool_rows: rows in memory that wait for their block.
         """
         part = part or Part()
@@ -149,7 +152,7 @@ class FolderJob:
             return FolderIndex.read(self.out)
         try:
             with locked(self.progress / f"part-{part.number}-of-{part.count}.lock", wait=False):
-                self._embed(embedder, part, batch_size, num_workers, spool_rows, progress)
+                self._embed(embedder, part, batch_size, num_workers, limits, spool_rows, progress)
         except FileNotFoundError:  # nothing was left to us, and others have finished meanwhile
             if not (self.out / INDEX_NAME).is_file():
                 raise
@@ -176,7 +179,14 @@ class FolderJob:
         return range(number * size, min((number + 1) * size, self._num_sources))
 
     def _embed(
-        self, embedder: Embedder, part: Part, batch_size: int, num_workers: int, spool_rows: int, show: bool
+        self,
+        embedder: Embedder,
+        part: Part,
+        batch_size: int,
+        num_workers: int,
+        limits: Limits | None,
+        spool_rows: int,
+        show: bool,
     ) -> None:
         done = {path.stem for path in self.progress.glob("block-*.json")}
         ours = [number for number in range(part.number, self.num_blocks, part.count) if _name(number) not in done]
@@ -189,7 +199,7 @@ class FolderJob:
         open_blocks: dict[int, _Block] = {}
         stream = embedder.stream(self.sources, self.settings, [self._block(number) for number in ours])
         with tqdm(total=len(stream), unit="source", desc="embed", disable=not show, mininterval=1.0) as bar:
-            for source in embedder.rows(stream, batch_size, num_workers, spool, needs_any=True):
+            for source in embedder.rows(stream, batch_size, num_workers, spool, for_folder=True, limits=limits):
                 bar.update()
                 number = source.number // size
                 block = open_blocks.setdefault(number, _Block(len(self._block(number))))

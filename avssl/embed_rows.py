@@ -112,14 +112,15 @@ class RowMaker:
         encode: (modality, raw clips) -> (features (n, F), unit embeddings (n, D)).
         widths: modality -> (F, D), of the modalities to embed.
         batch_size: clips a call of `encode`.
-        needs_any: a source that has none of the modalities is a failure, rather than rows without embeddings.
+        for_folder: every batch is full, the last one with copies of its last clip, so that rows are the same bits
+            whatever was embedded before them; and a source that has none of the modalities is a failure.
     """
 
     def __init__(
-        self, encode: Encode, widths: dict[str, tuple[int, int]], batch_size: int, spool: Spool, *, needs_any: bool
+        self, encode: Encode, widths: dict[str, tuple[int, int]], batch_size: int, spool: Spool, *, for_folder: bool
     ) -> None:
         self.encode, self.widths, self.batch_size, self.spool = encode, widths, batch_size, spool
-        self.needs_any = needs_any
+        self.for_folder = for_folder
         self.finished: deque[Finished] = deque()
         self._sources: dict[int, _Source] = {}
         # Modality -> clips that wait for a batch, and whose they are: (piece, its window).
@@ -143,7 +144,7 @@ class RowMaker:
             {name: np.zeros((num_windows, widths[kind])) for name, widths in self.widths.items()} for kind in (0, 1)
         )
         clips, item.clips = item.clips, {}  # media and clips travel no further than this
-        item.media = replace(item.media, sources={})
+        item.media = replace(item.media, sources={}, streams={})
         piece = _Piece(source, item, features, embeddings, num_clips)
         source.pieces.append(piece)
         source.has_any = source.has_any or num_clips > 0
@@ -162,13 +163,16 @@ class RowMaker:
                 self._run(name, flush=True)
 
     def _run(self, name: str, *, flush: bool) -> None:
-        media, owners = torch.cat(self._clips[name]), self._owners[name]
+        media, owners = _joined(self._clips[name]), self._owners[name]
         num_ready = len(media) if flush else len(media) // self.batch_size * self.batch_size
         self._clips[name] = [media[num_ready:].clone()] if num_ready < len(media) else []
         self._owners[name] = owners[num_ready:]
         for first in range(0, num_ready, self.batch_size):
             batch = slice(first, min(first + self.batch_size, num_ready))
-            found = self.encode(name, RawView(name, media[batch]))
+            clips = media[batch]
+            if self.for_folder and len(clips) < self.batch_size:
+                clips = torch.cat([clips, clips[-1:].expand(self.batch_size - len(clips), *clips.shape[1:])])
+            found = [rows[: len(owners[batch])] for rows in self.encode(name, RawView(name, clips))]
             for (piece, window), feature, embedding in zip(owners[batch], *found, strict=True):
                 piece.features[name][window] += feature
                 piece.embeddings[name][window] += embedding
@@ -182,7 +186,7 @@ class RowMaker:
             piece = source.pieces.popleft()
             try:
                 self.spool.put(source.number, rows_of(piece.windows, piece.features, piece.embeddings))
-                if piece.windows.is_last and self.needs_any and not source.has_any:
+                if piece.windows.is_last and self.for_folder and not source.has_any:
                     wanted = " or ".join(self.widths)
                     raise MediaError(f"no_{next(iter(self.widths))}", f"{source.key}: has no {wanted}")  # type: ignore[arg-type]
             except MediaError as error:
@@ -196,6 +200,13 @@ class RowMaker:
         source.pieces.clear()
         self.spool.drop(source.number)
         self.finished.append(Finished(source.number, source.key, error))
+
+
+def _joined(clips: list[torch.Tensor]) -> torch.Tensor:
+    """torch.cat; of pictures whose channels lie last in memory without moving them."""
+    if clips[0].ndim < 5 or clips[0].stride(-3) != 1:
+        return torch.cat(clips)
+    return torch.cat([media.movedim(-3, -1) for media in clips]).movedim(-1, -3)
 
 
 def rows_of(

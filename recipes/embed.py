@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from avssl.data.sandbox import Limits
 from avssl.embed import Embedder
 from avssl.embed_folder import ROWS_PER_FILE, SOURCES_PER_BLOCK, FolderJob
 from avssl.embed_state import Part
@@ -26,7 +27,7 @@ from avssl.tables import MODALITIES, EmbeddingTable
 
 
 def main(arguments: argparse.Namespace) -> int:
-    part = Part.parse(arguments.part)
+    part, limits = Part.parse(arguments.part), Limits(arguments.file_seconds, arguments.file_memory_mib << 20)
     if arguments.overwrite and part.count > 1:
         raise ValueError("--overwrite is for one process: several would remove each other's work; remove --out by hand")
     embedder = Embedder.from_run(arguments.run, device=arguments.device, untrained=arguments.untrained)
@@ -46,6 +47,7 @@ def main(arguments: argparse.Namespace) -> int:
         part=part,
         batch_size=arguments.batch_size,
         num_workers=arguments.num_workers,
+        limits=limits,
         run_folder=arguments.run,
         progress=True,
     )
@@ -94,7 +96,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="Parquet is always written; npz is a copy of it, made in memory, where one file holds all rows",
     )  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=64, help="clips per forward pass")
-    parser.add_argument("--num-workers", type=int, default=2, help="decoding processes; 0 decodes in this one")
+    parser.add_argument(
+        "--num-workers", type=int, default=2, help="decoding processes; 0 decodes in this one, which a file may crash"
+    )
+    parser.add_argument("--file-seconds", type=float, default=600.0, help="that a file may take to give new windows")
+    parser.add_argument("--file-memory-mib", type=int, default=4096, help="that decoding a file may take (Linux)")
     parser.add_argument("--device", default=default_device())
     parser.add_argument("--part", default="0/1", help="i/n: do this share of the work alone, 0 <= i < n")
     parser.add_argument("--sources-per-block", type=int, default=SOURCES_PER_BLOCK, help="what a kill can cost")

@@ -14,9 +14,10 @@ from PIL import Image
 
 from avssl import checkpoint, config, losses
 from avssl.data.clips import Span
+from avssl.data.media import Media
 from avssl.data.shards import ShardSet
 from avssl.data.views import ViewMaker, ViewsConfig
-from avssl.data.windows import Media, _decode
+from avssl.data.windows import MediaReader
 from avssl.embed import Embedder
 from avssl.eval.protocol import TaskConfig
 from avssl.models import create_encoder
@@ -104,7 +105,8 @@ def test_a_picture_belongs_to_the_first_window_of_its_media() -> None:
     write_media(sound, audio=sine(3.0), audio_rate_hz=24_000, audio_codec="flac", container_format="flac")
     media = Media("k", 0, {"image": stream.getvalue(), "audio": sound.getvalue()}, {"audio": Span(0.0, 3.0)})
     grid = np.array([[0.0, 1.0], [1.0, 2.0], [2.0, 3.0]])
-    found = _decode(media, grid, ViewsConfig(), ("audio", "image"))
+    with MediaReader(media, ViewsConfig(), ("audio", "image")) as reader:
+        found = reader.read(grid, grid[3:])
     assert {name: rows.tolist() for name, rows in found.has.items()} == {
         "video": [False] * 3,
         "audio": [True] * 3,
@@ -114,5 +116,6 @@ def test_a_picture_belongs_to_the_first_window_of_its_media() -> None:
     picture = found.clips["image"]
     assert picture is not None
     assert picture.media.shape == (1, 1, 3, 224, 224)
-    later = _decode(media, grid[1:], ViewsConfig(), ("audio", "image"))
+    with MediaReader(media, ViewsConfig(), ("audio", "image")) as reader:
+        later = reader.read(grid[1:], grid[3:])
     assert (later.has["image"].tolist(), later.clips["image"]) == ([False, False], None)

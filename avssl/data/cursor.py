@@ -48,14 +48,14 @@ class FrameCursor:
         self._shown_until = start_ticks  # the end of what is on screen where that is known, else its beginning
         self.first = self._pending  # (ticks, frame); None also where start_ticks was given
 
-    def on_screen(self, target: int) -> Any:
+    def on_screen(self, target: int, *, may_jump: bool = True) -> Any:
         """The latest frame with a stamp at or before target (ticks); the first one before that; None if there is none.
 
-        Targets must not decrease from call to call. Raises SeekMissed.
+        Targets must not decrease from call to call. may_jump: False reads on. Raises SeekMissed.
         """
         if self._current is not None and target < self._shown_until:
             return self._current
-        if self._may_seek and self._has_keyframe_before(target):
+        if may_jump and self._may_seek and self._has_keyframe_before(target):
             self._jump(target)
         while True:
             if self._pending is None:
@@ -71,6 +71,11 @@ class FrameCursor:
                 self._shown_until += self._current.duration
                 if target < self._shown_until:
                     return self._current
+
+    def walk_to(self, target: int) -> tuple[int, Any] | None:
+        """(ticks, frame) on screen at target, by reading on: for targets close to each other. Raises SeekMissed."""
+        frame = self.on_screen(target, may_jump=False)
+        return None if frame is None else (self._reached, frame)
 
     def jump_to(self, target: int) -> tuple[int, Any] | None:
         """(ticks, frame) on screen at target, by a jump if that is shorter; go on with `rest`. Raises SeekMissed."""

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from avssl.data.cursor import FrameCursor, SeekMissed
 from avssl.data.ffmpeg import (
@@ -25,9 +26,9 @@ from avssl.data.ffmpeg import (
     translated,
     video_stream,
 )
-from avssl.data.frames import Resampler
+from avssl.data.frames import Resampler, to_array
 from avssl.data.sharing import FORMATS_TO_SHARE, SharedContainer
-from avssl.data.streams import audio_info, file_seconds, mono_blocks, video_info
+from avssl.data.streams import audio_info, file_seconds, mono_blocks, quarter_turns, video_info
 from avssl.data.timeline import (
     AUDIO_PREROLL_SECONDS,
     AUDIO_SEEK_SECONDS,
@@ -40,6 +41,8 @@ from avssl.data.timeline import (
 
 # Sound is resampled in pieces of about this many samples: a call costs as much as some hundred of them.
 BATCH_SAMPLES = 16_384
+# A jump to a keyframe may have to be made again from the one before it, so a short way is read.
+LEAST_JUMP_SECONDS = 1.0
 
 
 class Picture(NamedTuple):
@@ -102,6 +105,7 @@ class PictureStream(_Open):
     def __init__(self, source: Source, name: str = "", *, shares: bool = False) -> None:
         super().__init__(source, name)
         self.info: VideoInfo | None = None
+        self._asked_seconds = 0.0
         self._cursor: FrameCursor | None = None
         try:
             if shares and self.container_name in FORMATS_TO_SHARE:
@@ -149,6 +153,32 @@ class PictureStream(_Open):
             frames = self._cursor.rest()
             for ticks, frame in frames if current is None else itertools.chain([current], frames):
                 yield Picture((ticks - start) * tick, frame.duration * tick if frame.duration else frame_seconds, frame)
+
+    def on_screen(self, seconds: float) -> Picture | None:
+        """The frame on screen at seconds that do not decrease from call to call; None where nothing can be decoded.
+
+        Long stretches that nobody asks for are jumped over. The frame as stored, for `pixels`. Not beside `play`.
+        """
+        if self.info is None or self._cursor is None:
+            return None
+        tick, start = float(self._stream.time_base), self._cursor.start_ticks
+        target = start + int((seconds + FRAME_TIME_TOLERANCE_SECONDS) // tick)
+        is_far = seconds - self._asked_seconds > LEAST_JUMP_SECONDS
+        self._asked_seconds = seconds
+        with translated(self.label):
+            try:
+                found = self._cursor.jump_to(target) if is_far else self._cursor.walk_to(target)
+            except SeekMissed:
+                self.close()
+                self._open()
+                self._find_first(may_seek=False)
+                found = self._cursor.walk_to(target)
+        return None if found is None else Picture((found[0] - start) * tick, found[1].duration * tick, found[1])
+
+    @staticmethod
+    def pixels(picture: Picture) -> NDArray[np.uint8]:
+        """uint8 (H, W, 3), RGB, upright."""
+        return to_array(picture.frame, rgb=True, turns=quarter_turns(picture.frame))
 
 
 class SoundStream(_Open):

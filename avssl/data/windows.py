@@ -7,61 +7,28 @@ picture has no time: it belongs to the first window, and pictures alone have one
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import chain, islice
+from dataclasses import dataclass
+from itertools import chain, groupby
 from math import floor
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 import numpy as np
-from torch.utils.data import IterableDataset, get_worker_info
+import torch
 
-from avssl.data.clips import TIME_TOLERANCE_SECONDS, Span, frame_times_seconds, window_grid
-from avssl.data.decode import (
-    MEDIA_SUFFIXES,
-    AudioInfo,
-    Source,
-    VideoInfo,
-    probe,
-    read_video,
-    stream_audio,
-    stream_video,
-)
-from avssl.data.listing import files_below, key_of
-from avssl.data.location import is_remote
-from avssl.data.pictures import IMAGE_SUFFIXES, probe_image, read_image
-from avssl.data.shards import Sample, ShardSet
-from avssl.data.views import (
-    RawView,
-    ViewsConfig,
-    decode_audio_clip,
-    raw_audio,
-    raw_picture,
-    spans,
-    stack_raw_views,
-)
+from avssl.data.clip_streams import AudioClips, VideoClips
+from avssl.data.clips import TIME_TOLERANCE_SECONDS, window_grid
+from avssl.data.decode import PictureStream, SoundStream
+from avssl.data.media import Media, Sources, num_sources, open_media, sample_media
+from avssl.data.pictures import read_image
+from avssl.data.sandbox import failure
+from avssl.data.sandbox_streams import Piece
+from avssl.data.shards import ShardSet
+from avssl.data.views import RawView, ViewsConfig, raw_picture
 from avssl.tables import MODALITIES
 from avssl.types import MediaError
 
-Sources = ShardSet | Sequence[tuple[Path, str]]
 WINDOWS_PER_READ = 16  # windows decoded together: bounds the memory of long media
-FRAMES_PER_READ = 32  # full frames decoded together, or those of one clip
-
-
-@dataclass(frozen=True)
-class Media:
-    """One thing to embed: {modality: path or bytes}, and where video and sound lie on a clock that begins with the
-    first of them.
-
-    frame_seconds: how long a frame of the video lasts where all do, as in shards; 0 elsewhere.
-    """
-
-    key: str
-    index: int
-    sources: dict[str, Source] = field(default_factory=dict)
-    spans: dict[str, Span] = field(default_factory=dict)
-    labels: dict[str, list[str]] = field(default_factory=dict)
-    frame_seconds: float = 0.0
 
 
 @dataclass
@@ -77,91 +44,6 @@ class Windows:
     clips: dict[str, RawView | None]
     owner: dict[str, list[int]]
     is_last: bool = True
-
-
-def open_media(path: str | Path, key: str, modalities: Sequence[str]) -> Media:
-    """A plain file: a picture if only pictures are wanted or its suffix says so, otherwise video and sound.
-
-    MediaError when it cannot be opened or holds none of them. The pixels of a picture are not decoded here.
-    """
-    if "image" in modalities and (len(modalities) == 1 or Path(path).suffix.lower() in IMAGE_SUFFIXES):
-        probe_image(path)
-        return Media(key, -1, {"image": path})
-    info = probe(path, name=str(path))
-    streams = {name: stream for name, stream in (("video", info.video), ("audio", info.audio)) if stream is not None}
-    if not streams:
-        raise MediaError("no_video", f"{path}: has neither video nor audio")
-    zero = min(stream.start_seconds for stream in streams.values())
-    where = {name: _span(path, stream, zero) for name, stream in streams.items()}
-    return Media(key, -1, dict.fromkeys(streams, path), where)
-
-
-def _span(path: str | Path, stream: VideoInfo | AudioInfo, zero: float) -> Span:
-    start = stream.start_seconds - zero
-    duration = stream.duration_seconds
-    if not duration:  # the header does not say: look
-        duration = 0.0
-        if isinstance(stream, VideoInfo):
-            for seconds, _ in stream_video(path):
-                duration = seconds + (1 / stream.fps if stream.fps else 0.0)
-        else:
-            for seconds, block in stream_audio(path, stream.rate_hz):
-                duration = seconds + block.shape[1] / stream.rate_hz
-    return Span(start, start + duration)
-
-
-def _sample_media(sample: Sample) -> Media:
-    """A sample of a shard."""
-    stored = {"video": sample.video, "audio": sample.audio, "image": sample.image}
-    sources: dict[str, Source] = {name: content for name, content in stored.items() if content is not None}
-    where = {name: span for name, span in zip(("video", "audio"), spans(sample), strict=True) if span is not None}
-    frame_seconds = 1 / sample.info.video_fps if "video" in where else 0.0
-    return Media(sample.info.key, sample.info.index, sources, where, sample.info.labels, frame_seconds)
-
-
-def suffixes_of(modalities: Sequence[str]) -> frozenset[str]:
-    """Suffixes of files that can hold one of the modalities."""
-    pictures = IMAGE_SUFFIXES if "image" in modalities else frozenset()
-    return pictures | MEDIA_SUFFIXES if set(modalities) - {"image"} else pictures
-
-
-def find_media(path: str | Path, modalities: Sequence[str]) -> list[tuple[Path, str]]:
-    """(path, key) of one file, or of every file below a folder that can hold one of the modalities, sorted.
-
-    The key is the path below the folder. FileNotFoundError when there is none.
-    """
-    root = Path(path)
-    if root.is_file():
-        return [(root, key_of(root.name))]
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such file or folder")
-    suffixes = suffixes_of(modalities)
-    found = [(root / below, key_of(below)) for below in files_below(root, suffixes)]
-    if not found:
-        kind = "pictures" if list(modalities) == ["image"] else "media files"
-        raise FileNotFoundError(f"{root}: no {kind} below this folder (suffixes: {' '.join(sorted(suffixes))})")
-    return found
-
-
-def resolve_sources(sources: ShardSet | str | Path | Sequence[str | Path], modalities: Sequence[str]) -> Sources:
-    """Shards stay shards; a path to a shard folder or a URL opens it; files and folders become (path, key) pairs."""
-    if isinstance(sources, ShardSet):
-        return sources
-    if isinstance(sources, str | Path):
-        if is_remote(sources) or (Path(sources) / "index.json").is_file():
-            return ShardSet(sources)
-        return find_media(sources, modalities)
-    if len(sources) == 1:
-        return resolve_sources(sources[0], modalities)
-    found = [pair for source in sources for pair in find_media(source, modalities)]
-    paths: dict[str, Path] = {}
-    for path, key in found:
-        if key in paths:
-            raise ValueError(
-                f"{paths[key]} and {path} would both be called {key!r}; embed them in two calls, or the folder above"
-            )
-        paths[key] = path
-    return found
 
 
 def clip_starts(window: Sequence[float], clip_seconds: float) -> list[float]:
@@ -200,51 +82,84 @@ def _with_its_frame(media: Media, start: float) -> float:
     return video.start_seconds + frame * media.frame_seconds
 
 
-def _decode(media: Media, grid: np.ndarray, config: ViewsConfig, modalities: Sequence[str]) -> Windows:
-    """Decode the clips of some windows of one media."""
-    result = Windows(media, grid, {}, {}, {})
-    for modality in MODALITIES:
-        wanted = modality in media.sources and modality in modalities
-        times = _clip_times(media, grid, config, modality) if wanted else []
-        owner = [number for number, _ in times]
-        views = [{"view": view} for view in _decode_clips(media, [start for _, start in times], config, modality)]
-        result.has[modality], result.owner[modality] = np.isin(np.arange(len(grid)), owner), owner
-        result.clips[modality] = stack_raw_views(views)["view"] if views else None
-    return result
+class MediaReader:
+    """The windows of one media, some at a time and in order; every stream is decoded once. A context manager.
 
-
-def _decode_clips(media: Media, starts: Sequence[float], config: ViewsConfig, modality: str) -> Iterator[RawView]:
-    """The deterministic views of clips: their centre crops, as in training's own evaluation.
-
-    Several of video are read together: opening and finding one's place in a long file costs more than a clip of it.
+    Clips are their centre crops, as in training's own evaluation.
     """
-    if not starts:
-        return
-    source, key = media.sources[modality], media.key
-    if modality == "image":
-        picture = read_image(source, name=key)[None]
-        yield from (raw_picture("image", picture, config.image, None, None) for _ in starts)
-        return
-    span = media.spans[modality]
-    if modality == "video":
-        each, at_once = config.video.num_frames, max(1, FRAMES_PER_READ // config.video.num_frames)
-        for first in range(0, len(starts), at_once):
-            times = [frame_times_seconds(s, each, config.video.fps, span) for s in starts[first : first + at_once]]
-            frames = read_video(source, (np.concatenate(times) - span.start_seconds).tolist(), name=key)
-            for clip in frames.split(each):
-                yield raw_picture("video", clip, config.video, None, None)
-        return
-    for start in starts:  # one by one: where containers round their times, a sound begins where it is sought
-        yield raw_audio(decode_audio_clip(source, start, config.audio, span, key), config.audio, None)
+
+    def __init__(self, media: Media, config: ViewsConfig, modalities: Sequence[str]) -> None:
+        self.media, self.config = media, config
+        self.modalities = [name for name in MODALITIES if name in media.sources and name in modalities]
+        self._video: VideoClips | None = None
+        self._audio: AudioClips | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            for name in self.modalities:
+                if name == "image":
+                    continue
+                where = self.media.sources[name], self.media.key
+                span, stream = self.media.spans[name], self.media.streams.get(name)
+                if name == "video":
+                    assert not isinstance(stream, SoundStream)  # they are kept by name
+                    self._video = VideoClips(*where, self.config.video, span, stream)
+                else:
+                    assert not isinstance(stream, PictureStream)
+                    self._audio = AudioClips(*where, self.config.audio, span, stream)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for clips in (self._video, self._audio, self.media):
+            if clips is not None:
+                clips.close()
+
+    def read(self, grid: np.ndarray, later: np.ndarray) -> Windows:
+        """Decode the clips of some windows, (n, 2) seconds; later: all those that follow."""
+        result = Windows(self.media, grid, {}, {}, {})
+        for name in MODALITIES:
+            times = _clip_times(self.media, grid, self.config, name) if name in self.modalities else []
+            owner = [number for number, _ in times]
+            result.has[name], result.owner[name] = np.isin(np.arange(len(grid)), owner), owner
+            result.clips[name] = self._clips(name, times, later) if times else None
+        return result
+
+    def _clips(self, modality: str, times: list[tuple[int, float]], later: np.ndarray) -> RawView:
+        starts = [start for _, start in times]
+        if modality == "video":
+            assert self._video is not None  # it is wanted, and there
+            return RawView(modality, self._video.read(starts, self._starts_before(starts[-1], later)))
+        if modality == "audio":
+            assert self._audio is not None
+            waveforms = []
+            for _, clips in groupby(times, key=lambda time: time[0]):
+                of_window = [start for _, start in clips]
+                self._audio.forget(of_window[0])
+                waveforms.append(self._audio.read(of_window))
+            return RawView(modality, torch.cat(waveforms))
+        picture = read_image(self.media.sources[modality], name=self.media.key)[None]
+        clip = raw_picture(modality, picture, self.config.image, None, None).media
+        return RawView(modality, torch.stack([clip for _ in starts]))
+
+    def _starts_before(self, last_start: float, later: np.ndarray) -> list[float]:
+        """Starts of the video clips of later windows that begin before the last of these ends."""
+        end = last_start + self.config.video.num_frames / self.config.video.fps
+        found: list[float] = []
+        for number in range(len(later)):
+            starts = [start for _, start in _clip_times(self.media, later[number : number + 1], self.config, "video")]
+            if not starts or starts[0] >= end:
+                break
+            found += starts
+        return found
 
 
-def num_sources(sources: Sources) -> int:
-    """How many there are."""
-    return sources.num_samples if isinstance(sources, ShardSet) else len(sources)
+class WindowStream:
+    """Sources decoded some windows at a time. A failure ends that source only; what shards raise of themselves, all.
 
-
-class WindowStream(IterableDataset[Any]):
-    """In each worker: its share of the sources, decoded some windows at a time. A failure ends that source only.
+    Iterate over it in this process, or let SandboxedStreams do its pieces in others, and `read` them.
 
     window_seconds and stride_seconds are of no use, and may be 0, where modalities are pictures alone. blocks: the
     numbers of the sources to read, in order; default all.
@@ -266,32 +181,80 @@ class WindowStream(IterableDataset[Any]):
     def __len__(self) -> int:
         return sum(map(len, self.blocks))
 
+    def numbers(self) -> Iterator[int]:
+        """Of the sources to read, in order."""
+        return chain.from_iterable(self.blocks)
+
     def name_of(self, number: int) -> str:
         """What to call a source that could not be opened."""
         return f"sample {number}" if isinstance(self.sources, ShardSet) else self.sources[number][1]
 
-    def _open(self, number: int) -> Media:
-        if not isinstance(self.sources, ShardSet):
-            return open_media(*self.sources[number], self.modalities)
-        return _sample_media(self.sources.read(number))
-
     def __iter__(self) -> Iterator[tuple[int, Windows | MediaError]]:
-        worker = get_worker_info()
-        every = chain.from_iterable(self.blocks)
-        for number in islice(every, worker.id, None, worker.num_workers) if worker else every:
+        for number in self.numbers():
             try:
-                for windows in self._windows(number):
-                    yield number, windows
+                begun = self.begin(number)
             except MediaError as error:
                 yield number, error
+                continue
+            windows = self._windows(begun)
+            while True:
+                try:
+                    found = next(windows)
+                except Exception as error:
+                    yield number, failure(self.name_of(number), error)
+                    break
+                yield number, found
+                if found.is_last:
+                    break
 
-    def _windows(self, number: int) -> Iterator[Windows]:
-        media = self._open(number)
-        grid = np.zeros((1, 2))
-        if media.spans and tuple(self.modalities) != ("image",):
-            end = max(span.end_seconds for span in media.spans.values())
-            grid = window_grid(0.0, end, self.window_seconds, self.stride_seconds)
-        for first in range(0, len(grid), WINDOWS_PER_READ):
-            windows = _decode(media, grid[first : first + WINDOWS_PER_READ], self.config, self.modalities)
-            windows.is_last = first + WINDOWS_PER_READ >= len(grid)
-            yield windows
+    def begin(self, number: int) -> Media | tuple[Path, str]:
+        """A sample of the shards as it is stored; of a file its path and key, for nothing of it is read here."""
+        return sample_media(self.sources.read(number)) if isinstance(self.sources, ShardSet) else self.sources[number]
+
+    def pieces(self, begun: Media | tuple[Path, str]) -> Iterator[Piece]:
+        """A source's windows as they travel between processes."""
+        return map(_packed, self._windows(begun))
+
+    def read(self, piece: Piece) -> Windows:
+        """The windows that `pieces` sent; of media no more than its names."""
+        return _unpacked(piece)
+
+    def _windows(self, begun: Media | tuple[Path, str]) -> Iterator[Windows]:
+        media = begun if isinstance(begun, Media) else open_media(*begun, self.modalities)
+        with MediaReader(media, self.config, self.modalities) as reader:
+            grid = np.zeros((1, 2))
+            if media.spans and tuple(self.modalities) != ("image",):
+                end = max(span.end_seconds for span in media.spans.values())
+                grid = window_grid(0.0, end, self.window_seconds, self.stride_seconds)
+            for first in range(0, len(grid), WINDOWS_PER_READ):
+                after = first + WINDOWS_PER_READ
+                windows = reader.read(grid[first:after], grid[after:])
+                windows.is_last = after >= len(grid)
+                yield windows
+
+
+def _packed(windows: Windows) -> Piece:
+    media = windows.media
+    values = {"key": media.key, "index": media.index, "labels": media.labels, "owner": windows.owner}
+    arrays = {f"has {name}": has for name, has in windows.has.items()} | {"grid": windows.grid}
+    for name, raw in windows.clips.items():
+        if raw is not None:  # channels travel last, as they lie in memory
+            arrays[f"clips {name}"] = (raw.media if name == "audio" else raw.media.movedim(-3, -1)).numpy()
+    return Piece(values, arrays, windows.is_last)
+
+
+def _unpacked(piece: Piece) -> Windows:
+    values, arrays = piece.values, piece.arrays
+    clips: dict[str, RawView | None] = dict.fromkeys(MODALITIES)
+    for name in MODALITIES:
+        if f"clips {name}" in arrays:
+            media = torch.from_numpy(arrays[f"clips {name}"])
+            clips[name] = RawView(name, media if name == "audio" else media.movedim(-1, -3))
+    return Windows(
+        Media(values["key"], values["index"], labels=values["labels"]),
+        arrays["grid"],
+        {name: arrays[f"has {name}"] for name in MODALITIES},
+        clips,
+        values["owner"],
+        piece.is_last,
+    )

@@ -1,0 +1,150 @@
+"""Clips read on the way through a file are those that are read each by itself, and nothing is decoded twice."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import avssl
+from avssl.data import ffmpeg, playing
+from avssl.data.clip_streams import AudioClips, VideoClips
+from avssl.data.clips import Span, frame_times_seconds
+from avssl.data.decode import read_audio, read_video, stream_audio
+from avssl.data.view_config import AudioViewConfig, VideoViewConfig, ViewsConfig
+from avssl.data.views import raw_picture
+from avssl.data.windows import WindowStream
+from avssl.embed_folder import FolderJob
+from avssl.table_folders import FolderIndex
+from data_prep.encode import AudioSettings, MediaWriter, VideoSettings
+
+VIDEO, AUDIO = VideoViewConfig(num_frames=4, fps=8.0, size_px=24), AudioViewConfig(seconds=0.5, rate_hz=16_000)
+SECONDS, FPS, RATE_HZ = 12, 10, 44_100
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    """{suffix: film of noise with a keyframe every 4 s}, and its last frames are not on any grid."""
+    folder, found = tmp_path_factory.mktemp("films"), {}
+    generator = np.random.default_rng(0)
+    pictures = generator.integers(0, 255, (SECONDS * FPS, 40, 64, 3), dtype=np.uint8)
+    clock = np.arange(SECONDS * RATE_HZ) / RATE_HZ  # no noise: AAC's is made up by its decoder, from where it begins
+    sound = 0.3 * np.sin(2 * np.pi * np.array([[200.0], [310.0]]) * (1 + clock / 10) * clock).astype(np.float32)
+    for suffix in ("mp4", "mkv"):
+        found[suffix] = folder / f"film.{suffix}"
+        settings = VideoSettings(64, 40, FPS, keyframe_interval=40), AudioSettings(RATE_HZ, num_channels=2)
+        with MediaWriter(found[suffix], video=settings[0], audio=settings[1]) as writer:
+            for k, picture in enumerate(pictures):
+                writer.write_video(picture)
+                writer.write_audio(sound[:, k * RATE_HZ // FPS : (k + 1) * RATE_HZ // FPS])
+    return found
+
+
+def windows_of(count, stride, per_window):
+    """Starts of clips, window by window: they overlap where the stride is short."""
+    return [[k * stride + j * 0.5 for j in range(per_window)] for k in range(count)]
+
+
+GRIDS = {
+    "side by side": windows_of(12, 1.0, 2),
+    "overlapping": windows_of(20, 0.3, 4),
+    "with gaps": windows_of(3, 5.0, 1),
+    "all at once": [windows_of(1, 1.0, 20)[0]],
+}
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_clips_of_video_are_those_read_by_themselves(films, suffix, grid):
+    span = Span(0.25, 0.25 + SECONDS)
+    windows = [[0.25 + start for start in starts] for starts in GRIDS[grid]]
+    clips = VideoClips(films[suffix], "film", VIDEO, span)
+    for number, starts in enumerate(windows):
+        later = [start for other in windows[number + 1 :] for start in other if start < starts[-1] + 0.5]
+        found = clips.read(starts, later)
+        for clip, start in zip(found, starts, strict=True):
+            times = frame_times_seconds(start, VIDEO.num_frames, VIDEO.fps, span) - span.start_seconds
+            alone = raw_picture("video", read_video(films[suffix], times.tolist()), VIDEO, None, None)
+            assert torch.equal(clip, alone.media)
+        assert len(clips._kept) <= len(later) * VIDEO.num_frames
+    clips.close()
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_clips_of_sound_are_cut_from_the_whole_stream(films, suffix, grid, monkeypatch):
+    """And begin before it, and end after it; what was read and is not needed is dropped."""
+    if grid == "with gaps":
+        monkeypatch.setattr("avssl.data.clip_streams.SKIP_SOUND_SECONDS", 2.0)  # by opening it anew
+    whole = torch.cat([block for _, block in stream_audio(films[suffix], AUDIO.rate_hz)], 1).numpy()[0]
+    length, edge = round(AUDIO.seconds * AUDIO.rate_hz), 2 * AUDIO.rate_hz
+    padded = np.pad(whole, edge)
+    span = Span(0.3, 0.3 + SECONDS)
+    clips = AudioClips(films[suffix], "film", AUDIO, span)
+    for starts in [[0.0, 0.2], *GRIDS[grid], [SECONDS + 0.1, SECONDS + 0.4]]:
+        clips.forget(min(starts))
+        for clip, start in zip(clips.read(starts), starts, strict=True):
+            first = round((start - span.start_seconds) * AUDIO.rate_hz)
+            expected = padded[edge + first : edge + first + length]
+            # Beyond a gap that was skipped, Matroska's times are rounded to a millisecond.
+            if not (suffix == "mkv" and grid == "with gaps"):
+                np.testing.assert_allclose(clip[0].numpy(), expected, atol=1e-3)
+        assert len(clips._waveform) <= (starts[-1] - starts[0] + 0.5 + 7.0) * AUDIO.rate_hz, "gaps are below 7 s"
+    clips.close()
+    if suffix == "mp4":
+        alone = read_audio(films[suffix], 3.0, length, AUDIO.rate_hz)[0].numpy()
+        np.testing.assert_allclose(alone, padded[edge + 3 * AUDIO.rate_hz :][:length], atol=1e-3)
+
+
+@pytest.fixture
+def counts(monkeypatch):
+    """{what: how often} of files opened and blocks or frames decoded by reading."""
+    found, opened, decoded = Counter(), ffmpeg.opened, ffmpeg.frames_from_here
+
+    def counting_opened(source, name):
+        found[f"{Path(source).name} opened"] += 1
+        return opened(source, name)
+
+    def counting_decoded(container, stream, label):
+        for item in decoded(container, stream, label):
+            found[f"{Path(label).name} {stream.type}"] += 1
+            yield item
+
+    monkeypatch.setattr(playing, "opened", counting_opened)
+    monkeypatch.setattr(playing, "frames_from_here", counting_decoded)
+    return found
+
+
+@pytest.mark.parametrize("stride", [0.5, 0.2])
+def test_a_file_is_opened_once_a_stream_and_each_frame_decoded_once(films, counts, stride):
+    """However much windows overlap: 12 s of 10 frames a second are 120 frames."""
+    config = ViewsConfig(video=VIDEO, audio=AUDIO)
+    stream = WindowStream([(films["mp4"], "film")], config, ("video", "audio"), 0.5, stride)
+    num_windows = sum(len(windows.grid) for _, windows in stream)
+    assert num_windows >= 11.5 / stride
+    assert counts["film.mp4 opened"] == 2
+    assert counts["film.mp4 video"] == SECONDS * FPS
+    assert counts["film.mp4 audio"] <= SECONDS * RATE_HZ / 1024 + 3
+
+
+def test_batches_are_full_across_files_and_modalities_apart(tiny_run, films, tmp_path, monkeypatch):
+    """Of each modality ceil(clips / batch) calls of the network; the last one is filled up."""
+    embedder = avssl.load_embedder(str(tiny_run))
+    sizes, encode = {"video": [], "audio": []}, embedder.encode
+
+    def counting(modality, raw):
+        sizes[modality].append(len(raw.media))
+        return encode(modality, raw)
+
+    monkeypatch.setattr(embedder, "encode", counting)
+    sources = [films["mp4"], films["mkv"]]
+    job = FolderJob.begin(embedder, sources, tmp_path / "out", window_seconds=0.5, stride_seconds=0.5)
+    job.run(embedder, batch_size=20)
+    index = FolderIndex.read(tmp_path / "out")
+    num_clips = {"video": 2 * index.rows_with["video"], "audio": index.rows_with["audio"]}  # of 0.25 and 0.5 s
+    assert num_clips["audio"] >= 2 * 24
+    assert {name: len(found) for name, found in sizes.items()} == {
+        name: -(-count // 20) for name, count in num_clips.items()
+    }
+    assert {size for found in sizes.values() for size in found} == {20}
