@@ -22,6 +22,7 @@ from benchmarks.claims import ROOT, Claim, machine, table
 CPU: dict[str, list[str]] = {
     "avid_loss": [],
     "cma_search": ["--queries", "2048", "--rounds", "3"],
+    "search": ["--kinds", "hnsw"],
 }
 GPU: dict[str, list[str]] = {
     "avid_loss": ["--device", "cuda"],

@@ -1,4 +1,4 @@
-"""Searches find what an argsort finds, however rows are stored, from a file on the command line; FAISS agrees."""
+"""Searches find what an argsort finds, however rows are stored, from a file on the command line."""
 
 import json
 import shutil
@@ -120,59 +120,6 @@ def test_a_search_that_cannot_be_is_refused(tmp_path):
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"is missing, but index\.json lists it"):
         EmbeddingIndex(tmp_path / "index")
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """A folder of 3,000 rows with an index of each kind; {kind: facts}."""
-    pytest.importorskip("faiss")
-    table, index = make_index(tmp_path_factory.mktemp("faiss") / "index", 3000, rows_per_file=1100)
-    return table, index, {kind: search_faiss.build(index, kind) for kind in search_faiss.KINDS}
-
-
-@pytest.mark.parametrize("options", [{}, {"exclude": {f"key{n}" for n in range(300)}}, {"one_per_key": True}])
-def test_a_flat_index_gives_the_exact_result(built, options):
-    _, index, facts = built
-    queries = np.random.default_rng(1).standard_normal((4, WIDTH))
-    for modality in ("video", "audio"):
-        assert search_faiss.search(index, "flat", modality, queries, 10, **options) == index.search(
-            modality, queries, 10, **options
-        )
-        assert facts["flat"][modality]["recall_at_10"] == 1.0
-
-
-def test_a_flat_index_gives_the_exact_result_where_many_rows_are_equal(tmp_path):
-    pytest.importorskip("faiss")
-    _, index = make_index(tmp_path / "index", 1200, repeat=300)
-    search_faiss.build(index, "flat")
-    queries = np.random.default_rng(1).standard_normal((2, WIDTH))
-    assert search_faiss.search(index, "flat", "video", queries, 5) == index.search("video", queries, 5)
-
-
-@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
-def test_the_recall_that_is_reported_is_what_searches_have(built, kind):
-    table, index, facts = built
-    reported = json.loads((index.folder / "faiss" / f"video-{kind}.json").read_text())
-    assert reported == facts[kind]["video"]
-    assert reported["num_rows"] == table.has_video.sum()
-    assert 0.6 < reported["recall_at_10"] <= 1
-    rows = np.flatnonzero(table.has_video)
-    queries = table.video_embedding[rows[:: len(rows) // 100][:100]]
-    expected = textbook(table, "video", queries, 10)
-    found = search_faiss.search(index, kind, "video", queries, 10)
-    pairs = zip(found, expected, strict=True)
-    recall = np.mean([len({hit.row for hit in one} & {row for row, _ in other}) / 10 for one, other in pairs])
-    assert recall == pytest.approx(reported["recall_at_10"], abs=1e-6)
-    for one in found:
-        assert [hit.score for hit in one] == sorted((hit.score for hit in one), reverse=True)
-
-
-def test_an_index_of_other_files_is_refused(built, tmp_path):
-    _, index, _ = built
-    make_index(tmp_path / "other", 3000, seed=5)
-    shutil.copytree(index.folder / "faiss", tmp_path / "other" / "faiss")
-    with pytest.raises(ValueError, match="built from other files"):
-        search_faiss.search(EmbeddingIndex(tmp_path / "other"), "flat", "video", np.ones((1, WIDTH)))
 
 
 @pytest.fixture(scope="module")

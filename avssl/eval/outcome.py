@@ -136,19 +136,29 @@ def classified(
             f"scores {scores.shape} and targets {targets.shape}: must be finite, of {shape} (rows, classes)"
         )
     columns: dict[str, Array] = {f"{prefix}scores": scores, "targets": targets}
-    of_scores = (f"{prefix}scores", "targets")
     if targets.ndim == 2:
         columns["targets"] = targets.astype(np.bool_)
-        usable = targets.any(axis=0) & ~targets.all(axis=0)
-        frequency = float(targets[:, usable].mean(axis=0).mean()) if usable.any() else None
-        metrics = {
-            f"{prefix}mean_average_precision": Metric("mean_average_precision", of_scores, frequency),
-            f"{prefix}roc_auc": Metric("roc_auc", of_scores, 0.5),
-            f"{prefix}d_prime": Metric("d_prime", of_scores, 0.0),
-        }
-        return Repeat(name, list(keys), columns, metrics, list(train_keys), list(classes))
-    right = scores.argmax(axis=1) == targets
-    columns[f"{prefix}right"] = right
+        metrics = _several_label_metrics(prefix, targets)
+    else:
+        metrics = _one_label_metrics(prefix, columns, train_targets)
+    return Repeat(name, list(keys), columns, metrics, list(train_keys), list(classes))
+
+
+def _several_label_metrics(prefix: str, targets: Array) -> dict[str, Metric]:
+    of_scores = (f"{prefix}scores", "targets")
+    usable = targets.any(axis=0) & ~targets.all(axis=0)
+    frequency = float(targets[:, usable].mean(axis=0).mean()) if usable.any() else None
+    return {
+        f"{prefix}mean_average_precision": Metric("mean_average_precision", of_scores, frequency),
+        f"{prefix}roc_auc": Metric("roc_auc", of_scores, 0.5),
+        f"{prefix}d_prime": Metric("d_prime", of_scores, 0.0),
+    }
+
+
+def _one_label_metrics(prefix: str, columns: dict[str, Array], train_targets: Array | None) -> dict[str, Metric]:
+    """The metrics; adds the columns that they need to those of scores and targets."""
+    scores, targets = columns[f"{prefix}scores"], columns["targets"]
+    columns[f"{prefix}right"] = scores.argmax(axis=1) == targets
     often = None if train_targets is None else int(np.bincount(np.asarray(train_targets)).argmax())
     metrics = {
         f"{prefix}top1_accuracy": Metric(
@@ -158,11 +168,11 @@ def classified(
             "class_mean", (f"{prefix}right", "targets"), 1 / len(np.unique(targets))
         ),
     }
-    if len(classes) > 5:
+    if scores.shape[1] > 5:
         own = scores[np.arange(len(scores)), targets][:, None]
         columns[f"{prefix}top5_right"] = (scores >= own).sum(axis=1) <= 5
-        metrics[f"{prefix}top5_accuracy"] = Metric("mean", (f"{prefix}top5_right",), 5 / len(classes))
-    return Repeat(name, list(keys), columns, metrics, list(train_keys), list(classes))
+        metrics[f"{prefix}top5_accuracy"] = Metric("mean", (f"{prefix}top5_right",), 5 / scores.shape[1])
+    return metrics
 
 
 def merged(repeats: Sequence[Repeat]) -> Repeat:

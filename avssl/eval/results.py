@@ -67,11 +67,10 @@ def evaluation_of(
         repeat.name: {"train": keys_digest(repeat.train_keys), "test": keys_digest(repeat.keys)}
         for repeat in first.repeats
     }
+    rows = [repeat.keys for repeat in first.repeats]
     results, deviation, repeats = {}, {}, {}
     for name, outcome in outcomes.items():
-        if outcome.protocol != first.protocol or [one.keys for one in outcome.repeats] != [
-            one.keys for one in first.repeats
-        ]:
+        if outcome.protocol != first.protocol or [repeat.keys for repeat in outcome.repeats] != rows:
             raise ValueError(f"trained and {name} weights were not measured on the same rows by the same protocol")
         values = [repeat.values() for repeat in outcome.repeats]
         results[name], deviation[name] = mean_and_deviation(values)
