@@ -1,0 +1,187 @@
+"""Images a second of whole training, ours against lightly's heads and losses in a plain loop with torchvision's views.
+
+    python benchmarks/image_losses.py [--losses simclr,byol,swav,barlow_twins] [--batch-size 32]
+    python benchmarks/image_losses.py --encoder resnet50 --size-px 224 --device cuda --batch-size 256 --workers 12
+
+Ours is recipes/pretrain.py on shards. The peer is lightly 1.6.0 in an environment of its own, in a loop like that of
+solo-learn: pictures from memory as PIL images, torchvision's transforms in the workers of a DataLoader, SGD; the same
+network (ResNet-18 for 32 px), augmentations, batch, optimiser, precision and number of workers. The pictures are those
+of Fashion-MNIST.
+
+Where the encoder is nearly all of a step, no loader or loss can make the ratio large: the bare encoder's rate, forward
+and backward on both views in memory, is printed as the limit, and what the ratio could be at most.
+The last rows leave the views out: heads, loss and backward on equal features, CPU time of one thread.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from avssl import config, losses
+from avssl.models import create_encoder
+from benchmarks import learn_images, learning
+from benchmarks.claims import ROOT, Claim, command_line, cpu_seconds, publish
+
+LOSSES = ("simclr", "byol", "swav", "barlow_twins")
+SET = "simclr"  # of augmentations, for every loss: the peer's transforms are the same ones
+OWN = {
+    "simclr": ["loss.projector_hidden_dims=[512]"],
+    "byol": ["loss.projector_hidden_dims=[1024]", "loss.predictor_hidden_dims=[1024]"],
+    "swav": ["loss.projector_hidden_dims=[512]", "loss.num_small_crops=0", "loss.num_prototypes=500"],
+    "barlow_twins": ["loss.projector_hidden_dims=[1024,1024]", "loss.embedding_dim=1024"],
+}
+
+
+def changes_of(name: str, arguments: Any, shards: Path) -> list[str]:
+    """The run as key=value changes, for both sides."""
+    small = ", small_stem: true" if arguments.size_px < 64 else ""
+    return [
+        f"loss.name={name}", f"loss.augments=[{SET},{SET}]", *OWN[name], f"data.shards={shards}",
+        f"cpu={str(arguments.device == 'cpu').lower()}", "epochs=1000",
+        f"mixed_precision={'bf16' if arguments.device == 'cuda' else 'fp32'}",
+        f"data.global_batch_size={arguments.batch_size}", f"data.num_workers={arguments.workers}",
+        f"views.image.size_px={arguments.size_px}", f"encoders.image={{name: {arguments.encoder}{small}}}",
+        "optim.name=sgd", "optim.lr=0.03", "optim.weight_decay=1e-4",
+    ]  # fmt: skip
+
+
+def ours(changes: list[str], arguments: Any, folder: Path) -> float:
+    """Images a second of the recipe, from its own log; the first third of the steps is warm-up."""
+    run = folder / "speed" / f"{time.time_ns()}"
+    steps = [f"steps={3 * arguments.steps}", f"log_every_steps={arguments.steps}", "checkpoint_every_steps=1000000"]
+    command = [sys.executable, "recipes/pretrain.py", *changes, *steps, f"run={run}"]
+    learning.run_command(command, run.with_suffix(".log"))
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return statistics.median(line["samples_per_second"] for line in lines[1:])
+
+
+def peer(mode: str, name: str, changes: list[str], arguments: Any, python: Path) -> float:
+    """What benchmarks/lightly_images.py prints last."""
+    command = [str(python), "benchmarks/lightly_images.py", mode, name, str(arguments.steps), *changes]
+    environment = {"OMP_NUM_THREADS": "1", "PATH": ""}
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} left with {done.returncode}:\n{done.stderr[-3000:]}")
+    return float(done.stdout.split()[-1])
+
+
+def encoder_rate(arguments: Any) -> float:
+    """Images a second of the bare encoder, forward and backward on two views of each."""
+    options = {"small_stem": True} if arguments.size_px < 64 else {}
+    encoder = create_encoder(arguments.encoder, **options).to(arguments.device)
+    shape = (2 * arguments.batch_size, 3, arguments.size_px, arguments.size_px)
+    views = torch.randn(shape, device=arguments.device)
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.device == "cuda"):
+            value = encoder(views).float().sum()
+        value.backward()
+        if arguments.device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return arguments.batch_size / statistics.median(seconds[1:])
+
+
+def heads_seconds(name: str, changes: list[str], repeats: int) -> float:
+    """CPU seconds of our heads, loss and backward on given features of two views: median over `repeats`."""
+    cfg = config.parse(config.RunConfig, changes)
+    encoders = {"image": GivenFeatures(512)}
+    loss: Any = losses.get(name)(cfg.loss, encoders, 10_000)
+    generator = torch.Generator().manual_seed(0)
+    batch = cfg.data.global_batch_size
+    views = {key: torch.randn(batch, 512, generator=generator).requires_grad_() for key in ("first", "second")}
+    from avssl.types import Progress
+
+    progress, index, seconds = Progress(total_steps=1000, batch=1), torch.arange(batch), []
+    for _ in range(repeats + 2):
+        began = cpu_seconds()
+        outputs = loss(views)
+        result = loss.loss(outputs, index, progress)
+        result.total.backward()
+        progress.step += 1
+        loss.update(outputs, index)
+        loss.after_step(progress)
+        seconds.append(cpu_seconds() - began)
+    return statistics.median(seconds[2:])
+
+
+class GivenFeatures(torch.nn.Module):
+    """An encoder whose input is its output."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim, self.modality = dim, "image"
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return features
+
+
+def compare(name: str, arguments: Any, folder: Path, shards: Path, python: Path, limit: float) -> list[Claim]:
+    """Whole training, and heads with loss alone."""
+    changes = changes_of(name, arguments, shards)
+    rates, theirs = [], []
+    for number in range(arguments.rounds):
+        turns = [
+            lambda: rates.append(ours(changes, arguments, folder)),
+            lambda: theirs.append(peer("train", name, changes, arguments, python)),
+        ]
+        for turn in turns[:: 1 if number % 2 else -1]:
+            turn()
+    ratio = statistics.median(a / b for a, b in zip(rates, theirs, strict=True))
+    rate, other = statistics.median(rates), statistics.median(theirs)
+    size = f"{arguments.encoder} {arguments.size_px} px, batch {arguments.batch_size}"
+    note = f"bare encoder {limit:.3g} images/s, so at most {limit / other:.3g}"
+    against = f"lightly, torchvision's views, {arguments.workers} worker(s) each"
+    claims = [Claim(f"image training: {name}, {size}", rate, other, "images/s", against, ratio, "at least", 1.3, note)]
+    larger = [*changes, f"data.global_batch_size={arguments.head_batch_size}"]
+    pairs = [
+        (heads_seconds(name, larger, arguments.repeats), peer("heads", name, larger, arguments, python))
+        for _ in range(arguments.rounds)
+    ]
+    mine, lightly = (statistics.median(column) for column in zip(*pairs, strict=True))
+    speed = statistics.median(b / a for a, b in pairs)
+    claims.append(
+        Claim(f"image loss alone: {name}, batch {arguments.head_batch_size}", mine, lightly, "s",
+              "lightly's heads and loss on the same features", speed, "at least", 1.0)
+    )  # fmt: skip
+    return claims
+
+
+def main() -> None:
+    parser = command_line(__doc__)
+    parser.add_argument("--losses", default=",".join(LOSSES))
+    parser.add_argument("--encoder", default="resnet18")
+    parser.add_argument("--size-px", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--head-batch-size", type=int, default=256)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=3, help="of each of three parts, the first of which is warm-up")
+    parser.add_argument("--repeats", type=int, default=10, help="of the rows without views")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--folder", type=Path, default=Path(".cache/learn_images/fashion"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    folder = arguments.folder.resolve()
+    shards = learn_images.prepare(folder, "fashion")["train"]
+    python = learn_images.lightly_environment(folder)
+    limit = encoder_rate(arguments)
+    claims = []
+    for name in arguments.losses.split(","):
+        claims += compare(name, arguments, folder, shards, python, limit)
+    publish(claims, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
