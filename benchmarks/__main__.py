@@ -28,7 +28,7 @@ CPU: dict[str, list[str]] = {
     "avid_loss": [],
     "cma_search": ["--queries", "2048", "--rounds", "3"],
     "search": ["--kinds", "hnsw"],
-    "embedding": [],
+    "embedding": ["--films", "4", "--film-seconds", "30"],
 }
 GPU: dict[str, list[str]] = {
     "gpu_training": [],
