@@ -8,6 +8,7 @@ the last two thirds of 3 STEPS steps. heads: on given features; prints the media
 
 from __future__ import annotations
 
+import copy
 import statistics
 import sys
 import time
@@ -98,9 +99,10 @@ def heads(name: str, repeats: int, cfg: Any) -> float:
     """Median CPU seconds of heads, loss and backward on features (B, 512) of two views."""
     method = METHODS[name](cfg)
     encoder = torch.nn.Identity()
+    encoder.register_parameter("unused", torch.nn.Parameter(torch.zeros(1)))  # a teacher follows one weight or more
     method.encoder = encoder
     if hasattr(method, "slow_encoder"):
-        method.slow_encoder = encoder
+        method.slow_encoder = copy.deepcopy(encoder)
     generator = torch.Generator().manual_seed(0)
     shape = (cfg.data.global_batch_size, 512)
     views = {key: torch.randn(shape, generator=generator).requires_grad_() for key in ("first", "second")}
