@@ -1,6 +1,6 @@
 """What the choices of the shard format cost: bytes a clip, and clips a second that the shard reader gets out of them.
 
-    python benchmarks/shard_format.py [--files clip.mp4 ...] [--rounds 5]
+    python benchmarks/shard_format.py [--files clip.mp4 ...] [--rounds 5] [--variants "with CABAC" ...]
 
 One choice at a time is changed from the default. A clip is ten seconds (or less) of a file. Reading is what training
 does: a sample's bytes from its tar members, 8 frames at 16 a second from a random place, to RGB, and 2 s of sound.
@@ -39,9 +39,12 @@ from data_prep.options import WriteOptions
 
 CLIP_SECONDS, FPS, RATE_HZ = 10.0, 16, 24_000
 READS_A_ROUND = 8
+H264 = {"preset": "veryfast", "bf": "0", "sc_threshold": "0", "coder": WriteOptions.entropy_coder}
 ENCODERS = {
-    "h264": ("libx264", {"preset": "veryfast", "bf": "0", "sc_threshold": "0"}),
-    "h264, B-frames": ("libx264", {"preset": "veryfast", "bf": "2", "sc_threshold": "0"}),
+    "h264": ("libx264", H264),
+    "h264, CABAC": ("libx264", H264 | {"coder": "cabac"}),
+    "h264, no deblocking": ("libx264", H264 | {"x264-params": "no-deblock=1"}),
+    "h264, B-frames": ("libx264", H264 | {"bf": "2"}),
     "hevc": (
         "libx265",
         {"preset": "veryfast", "x265-params": "pools=1:frame-threads=1:bframes=0:scenecut=0:log-level=0"},
@@ -70,6 +73,9 @@ class Variant:
 DEFAULT = Variant()
 VARIANTS = {
     "default": DEFAULT,
+    "with CABAC": replace(DEFAULT, codec="h264, CABAC"),
+    "with CABAC, keyframe every 16": replace(DEFAULT, codec="h264, CABAC", keyframe_interval=16),
+    "without deblocking": replace(DEFAULT, codec="h264, no deblocking"),
     **{f"keyframe every {k}": replace(DEFAULT, keyframe_interval=k) for k in (1, 4, 12, 16, 32, 160)},
     **{f"crf {crf}": replace(DEFAULT, crf=crf) for crf in (18, 20, 26, 28)},
     **{f"short side {side} px": replace(DEFAULT, short_side_px=side) for side in (128, 192, 320)},
@@ -158,17 +164,17 @@ def as_members(sample: Sample) -> bytes:
     return file.getvalue()[:size]
 
 
-def rows(files: list[Path], rounds: int) -> Iterator[str]:
+def rows(files: list[Path], rounds: int, variants: dict[str, Variant]) -> Iterator[str]:
     """The table, in Markdown."""
     facts: dict[str, tuple[float, float, float, float]] = {}
     members: dict[str, list[bytes]] = {}
     pictures = {
         (path, side): scaled_frames(path, side)
         for path in files
-        for side in {v.short_side_px for v in VARIANTS.values()}
+        for side in {v.short_side_px for v in variants.values()}
     }
     sounds = {path: sound(path) for path in files}
-    for name, variant in VARIANTS.items():
+    for name, variant in variants.items():
         before = time.process_time()
         samples = [stored(path, variant, pictures[path, variant.short_side_px], sounds[path]) for path in files]
         seconds = (time.process_time() - before) / len(files)
@@ -182,9 +188,9 @@ def rows(files: list[Path], rounds: int) -> Iterator[str]:
         )
         facts[name] = video, audio, float(quality), seconds
         members[name] = [as_members(sample) for sample in samples]
-    speeds: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    speeds: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds):
-        for name in list(VARIANTS)[:: 1 if number % 2 else -1]:
+        for name in list(variants)[:: 1 if number % 2 else -1]:
             speeds[name].append(clips_a_second(members[name], number))
     yield "| variant | video kB | audio kB | PSNR dB | encoding s | clips/s | of the default |"
     yield "|---|---|---|---|---|---|---|"
@@ -199,13 +205,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=Path, nargs="*", default=[], help="with sound; default: two files are made")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--variants", nargs="*", choices=VARIANTS, metavar="VARIANT", help="these beside the default")
     arguments = parser.parse_args()
     print(f"{platform.machine()}, Python {platform.python_version()}, {WriteOptions().to_json()['pyav_version']=}")
     with tempfile.TemporaryDirectory() as folder:
         made = [Path(folder) / "10 s 640x480.mp4", Path(folder) / "10 s 1280x720.mp4"]
         make_file(made[0], CLIP_SECONDS, 640, 480)
         make_file(made[1], CLIP_SECONDS, 1280, 720)
-        for row in rows([*made, *arguments.files], arguments.rounds):
+        chosen = ["default", *(arguments.variants if arguments.variants is not None else VARIANTS)]
+        for row in rows([*made, *arguments.files], arguments.rounds, {name: VARIANTS[name] for name in chosen}):
             print(row, flush=True)
 
 

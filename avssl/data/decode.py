@@ -147,7 +147,8 @@ def read_audio(source: Source, start_seconds: float, num_samples: int, rate_hz: 
 def stream_video(source: Source, *, name: str = "") -> Iterator[tuple[float, torch.Tensor]]:
     """All frames in order, at constant memory: (seconds, uint8 (3, H, W) RGB, upright). Raises as read_video."""
     for picture in stream_pictures(source, name=name):
-        yield picture.seconds, torch.from_numpy(to_array(picture.frame, rgb=True, turns=0)).permute(2, 0, 1)
+        pixels = to_array(picture.frame, rgb=True, turns=0).copy()  # a frame's own may be the decoder's reference
+        yield picture.seconds, torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def stream_pictures(source: Source, size: tuple[int, int] | None = None, *, name: str = "") -> Iterator[Picture]:
@@ -209,7 +210,7 @@ def _read_frames(
         )
         tick = float(stream.time_base)
         targets = [cursor.start_ticks + int((t + FRAME_TIME_TOLERANCE_SECONDS) // tick) for t in times_seconds]
-        images: dict[int, NDArray[np.uint8]] = {}
+        images: NDArray[np.uint8] | None = None
         last_frame: Any = None
         for position in sorted(range(len(targets)), key=targets.__getitem__):
             frame = cursor.on_screen(targets[position])
@@ -217,10 +218,13 @@ def _read_frames(
                 raise MediaError("no_video", f"{label}: the video stream holds no decodable frame")
             if frame is not last_frame:
                 image, last_frame = to_array(frame, rgb, quarter_turns(frame)), frame
+            if images is None:
+                images = np.empty((len(targets), *image.shape), np.uint8)
+            if images.shape[1:] != image.shape:
+                raise MediaError("decode_error", f"{label}: the size of its pictures changes on the way")
             images[position] = image
-        if len({image.shape for image in images.values()}) > 1:
-            raise MediaError("decode_error", f"{label}: the size of its pictures changes on the way")
-    return np.stack([images[position] for position in range(len(targets))])
+    assert images is not None  # there are times
+    return images
 
 
 def _read_excerpt(

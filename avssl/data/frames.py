@@ -42,14 +42,26 @@ NATIVE_LAYOUTS = {
 
 
 def to_array(frame: Any, rgb: bool, turns: int) -> NDArray[np.uint8]:
-    """(H, W, 3) RGB or (H * 3 / 2, W) yuv420p, turned clockwise by turns * 90 degrees. Newly allocated."""
+    """(H, W, 3) RGB or (H * 3 / 2, W) yuv420p, turned clockwise by turns * 90 degrees. It may be the frame's memory.
+
+    Rows may lie apart.
+    """
     height = frame.height
     frame = progressive(frame)
     if rgb:
-        image = frame.reformat(height=height, format="rgb24", threads=1).to_ndarray()
+        image = _rgb_pixels(frame.reformat(height=height, format="rgb24", threads=1))
         return np.ascontiguousarray(np.rot90(image, -turns)) if turns else image
     upright = Upright(turns, None)(_scaled_back(frame, height))
     return np.asarray(upright.reformat(format="yuv420p", threads=1).to_ndarray(), dtype=np.uint8)
+
+
+def _rgb_pixels(frame: Any) -> NDArray[np.uint8]:
+    """(H, W, 3) of a frame in rgb24, where it lies: its rows may be longer than they need to be."""
+    plane = frame.planes[0]
+    if plane.line_size < 3 * frame.width:  # stored from bottom to top
+        return frame.to_ndarray()  # type: ignore[no-any-return]
+    rows = np.frombuffer(plane, np.uint8).reshape(frame.height, plane.line_size)
+    return rows[:, : 3 * frame.width].reshape(frame.height, frame.width, 3)
 
 
 def progressive(frame: Any) -> Any:

@@ -13,7 +13,6 @@ why.
 from __future__ import annotations
 
 import logging
-import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -26,11 +25,13 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from avssl.data.copies import Copies
 from avssl.data.loader_config import LoaderConfig
 from avssl.data.order import check_lanes, rank_order, steps_per_epoch
 from avssl.data.shards import ShardSet
 from avssl.data.view_config import ViewsConfig, check_views
 from avssl.data.views import RawView, ViewMaker, raw_views, stack_raw_views
+from avssl.data.workers import start_worker, worker_context
 from avssl.distributed import rank, world_size
 from avssl.types import Batch, MediaError, View
 
@@ -51,6 +52,7 @@ class RawBatch:
     def pin_memory(self) -> RawBatch:
         """Called by DataLoader when it pins."""
         self.views = {name: view.pin_memory() for name, view in self.views.items()}
+        self.index = self.index.pin_memory()
         return self
 
 
@@ -154,6 +156,7 @@ class Loader:
         self._stream: Iterator[RawBatch] | None = None
         self._stream_at = (-1, -1)
         self._wait_seconds = 0.0
+        self._copies = Copies(device)
         self.samples_read = 0
         self.failures: Counter[str] = Counter()
 
@@ -227,18 +230,18 @@ class Loader:
             collate_fn=collate,
             num_workers=workers,
             pin_memory=self.device.type == "cuda",
-            # A fork would inherit locks of native libraries in whatever state they are.
-            multiprocessing_context="forkserver" if workers else None,
+            multiprocessing_context=worker_context() if workers else None,
             prefetch_factor=self.config.prefetch_batches if workers else None,
             timeout=self.config.worker_timeout_seconds if workers else 0,
-            worker_init_fn=_start_worker,
+            worker_init_fn=start_worker,
             generator=torch.Generator().manual_seed(0),  # the global one belongs to the networks
         )
 
     def _finish(self, raw: RawBatch, *, deterministic: bool = False) -> Batch:
         self._count(raw, deterministic=deterministic)
-        views = self.view_maker(raw.views, self.device)
-        return Batch(views, raw.index.to(self.device), dict(Counter(reason for _, reason, _ in raw.failures)))
+        views = self.view_maker(self._copies.ahead(raw.views), self.device)
+        index = raw.index.to(self.device, non_blocking=True)
+        return Batch(views, index, dict(Counter(reason for _, reason, _ in raw.failures)))
 
     def _count(self, raw: RawBatch, *, deterministic: bool) -> None:
         """Account for the failures of a batch; raise when there are too many."""
@@ -257,8 +260,3 @@ class Loader:
                 + (" (none may be missing here)" if deterministic else "")
                 + f"; the first of this batch is sample {index}: {reason}: {message}. Run `python -m data_prep verify`",
             )
-
-
-def _start_worker(worker: int) -> None:  # noqa: ARG001  (DataLoader passes it)
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the training process decides

@@ -19,6 +19,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 def crop_resize(clip: torch.Tensor, box: Box, size_px: int) -> torch.Tensor:
     """Crop uint8 (T, 3, H, W) to the box and resize to (T, 3, size_px, size_px), bilinear with antialiasing, uint8.
 
+    In the memory layout of the clip: decoded ones have channels last, and stay so until they are on the device.
     Raises ValueError if the clip has another form or the box does not lie inside the frame.
     """
     if clip.ndim != 4 or clip.shape[1] != 3 or clip.dtype != torch.uint8:
@@ -31,11 +32,11 @@ def crop_resize(clip: torch.Tensor, box: Box, size_px: int) -> torch.Tensor:
         )
     cropped = clip[..., top : top + height, left : left + width]
     if (height, width) == (size_px, size_px):
-        return cropped.contiguous()
+        return cropped.clone(memory_format=torch.channels_last if clip.stride(1) == 1 else torch.contiguous_format)
     # What torchvision's v2 resized_crop calls, without its import and dispatch.
     return torch.nn.functional.interpolate(
         cropped, size=(size_px, size_px), mode="bilinear", align_corners=False, antialias=True
-    ).contiguous()
+    )
 
 
 def to_float(video: torch.Tensor) -> torch.Tensor:
@@ -49,14 +50,17 @@ def flip_horizontally(video: torch.Tensor, flip: torch.Tensor) -> torch.Tensor:
     """Mirror the clips of (B, T, 3, H, W), any dtype, where flip, bool (B,), is true."""
     if video.ndim != 5 or flip.shape != video.shape[:1]:
         raise ValueError(f"one flag per clip of (B, T, 3, H, W): got {tuple(flip.shape)} for {tuple(video.shape)}")
-    return torch.where(flip.to(video.device)[:, None, None, None, None], video.flip(-1), video)
+    return torch.where(flip.to(video.device, non_blocking=True)[:, None, None, None, None], video.flip(-1), video)
 
 
 def normalize(
     video: torch.Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
 ) -> torch.Tensor:
     """(x - mean) / std per colour, for float (..., 3, H, W) in [0, 1]."""
-    mean_rgb, std_rgb = (video.new_tensor(values)[:, None, None] for values in (mean, std))
+    # Filled on the device: a list would be copied there, which waits for all that the device still has to do.
+    mean_rgb, std_rgb = (
+        torch.stack([video.new_full((), value) for value in values])[:, None, None] for values in (mean, std)
+    )
     return (video - mean_rgb).div_(std_rgb)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import default_collate
 
 from avssl.data.audio import BinNormalize, LogMel, LogSpectrogram
 from avssl.data.audio_augment import (
@@ -55,7 +56,8 @@ BLUR_KERNEL_SHARE = 0.1  # of the side, as in SimCLR: 23 px of 224
 class RawView:
     """One view of a batch as a worker sends it; of a single sample the same without the batch axis.
 
-    media: uint8 (B, T, 3, S, S), of a puzzle (B, 9, T, 3, P, P), a picture with T = 1; or float32 (B, 1, samples).
+    media: uint8 (B, T, 3, S, S), of a puzzle (B, 9, T, 3, P, P), a picture with T = 1; in memory as it was decoded,
+    channels last; or float32 (B, 1, samples).
     The other fields are what was drawn, None where nothing is.
     """
 
@@ -157,14 +159,22 @@ def raw_audio(audio: torch.Tensor, config: AudioViewConfig, generator: np.random
 
 
 def stack_raw_views(rows: Sequence[Mapping[str, RawView]]) -> dict[str, RawView]:
-    """Batch of raw views from single samples."""
+    """Batch of raw views from single samples; in a loader's worker in shared memory, from where nobody copies it."""
     result = {}
     for name, first in rows[0].items():
         stacked: dict[str, Any] = {
-            field: torch.stack([getattr(row[name], field) for row in rows]) for field in first.tensors()
+            field: _stacked([getattr(row[name], field) for row in rows]) for field in first.tensors()
         }
         result[name] = replace(first, **stacked)
     return result
+
+
+def _stacked(parts: list[torch.Tensor]) -> torch.Tensor:
+    """torch.stack, but pictures whose memory has channels last keep it so."""
+    has_channels_last = parts[0].ndim >= 4 and parts[0].shape[-3] == 3 and parts[0].stride(-3) == 1
+    if not has_channels_last:
+        return default_collate(parts)  # type: ignore[no-any-return]
+    return default_collate([part.movedim(-3, -1) for part in parts]).movedim(-1, -3)  # type: ignore[no-any-return]
 
 
 class ViewMaker(nn.Module):
@@ -210,7 +220,7 @@ class ViewMaker(nn.Module):
 
     def _pictures(self, view: RawView, device: torch.device, size_px: int) -> torch.Tensor:
         """Looks and normalisation; the axes stay."""
-        media = view.media.to(device, non_blocking=True)
+        media = view.media.to(device, non_blocking=True).contiguous()  # workers leave channels last
         if view.looks is None:
             return normalize(to_float(media))
         clips, looks = media.flatten(0, -5), view.looks.flatten(0, -2)  # patches are clips of their own

@@ -1,0 +1,92 @@
+"""The processes in which a loader reads: how they begin, what each sets before its first sample, what they hold."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import signal
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from avssl.data.audio_augment import Sound
+from avssl.data.augment import Look
+from avssl.data.puzzle import NUM_TILES, puzzle_size
+from avssl.data.view_config import ViewsConfig, picture_augment, picture_size_px
+from avssl.types import View
+
+# glibc's numbers of these settings, and their values. Its own thresholds move with what a program does: some workers
+# then give the memory of every clip back and get it anew, page by page, for up to a quarter of their time.
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
+KEPT_BYTES = 64 << 20  # freed bytes that a worker may keep
+WORKER_MIB = 150  # of a worker alone before it has read: what it changes of the libraries' memory, and Python's own
+LEAST_MAPPED_BYTES = 32 << 20  # from here on a piece of memory is the system's again as soon as it is freed
+
+
+def worker_context() -> Any:
+    """A server that has imported what a worker needs, and forks it: the first batch comes sooner, and workers share the
+    memory of the libraries.
+
+    The server itself begins anew and runs nothing: a fork of the training process would inherit locks of native
+    libraries in whatever state they are.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["avssl.data.loader"])  # heeded by the first one of a process
+    return context
+
+
+def start_worker(worker: int) -> None:  # noqa: ARG001  (DataLoader passes it)
+    """One thread; freed memory is kept for the next clip; Ctrl-C is the training process' to decide upon."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it reaches the whole group
+    keep_freed_memory()
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep up to 64 MiB that it has freed; False where the C library is not glibc."""
+    try:
+        set_option = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    mapped, trimmed = set_option(M_MMAP_THRESHOLD, LEAST_MAPPED_BYTES), set_option(M_TRIM_THRESHOLD, KEPT_BYTES)
+    return bool(mapped and trimmed)
+
+
+def sample_bytes(views: Sequence[View], config: ViewsConfig) -> int:
+    """What a worker hands over for one sample in training, all views and its index."""
+    return 8 + sum(_audio_bytes(view, config) if view.modality == "audio" else _picture_bytes(view, config)
+                   for view in views)  # fmt: skip
+
+
+def host_mib(views: Sequence[View], config: ViewsConfig, batch_size: int, workers: int, prefetch_batches: int) -> float:
+    """An upper bound on the host memory of a training process' workers, without the libraries that all of them share.
+
+    batch_size: samples of a batch of this process. docs/loading.md has the formula and how well it holds.
+    """
+    batch_mib = batch_size * sample_bytes(views, config) / 2**20
+    # Each makes one batch (its rows, and those stacked) while prefetch_batches wait in shared memory.
+    return workers * (WORKER_MIB + KEPT_BYTES / 2**20 + (2 + prefetch_batches) * batch_mib)
+
+
+def _picture_bytes(view: View, config: ViewsConfig) -> int:
+    """uint8 RGB, and a look."""
+    augment = picture_augment(view, config)
+    settings = config.image if view.modality == "image" else config.video
+    side = picture_size_px(augment, settings)
+    num_patches = 1
+    if augment is not None and augment.puzzle:
+        num_patches, side = NUM_TILES, puzzle_size(side).patch_px
+    num_frames = config.video.num_frames if view.modality == "video" else 1
+    looks = 0 if augment is None else 4 * num_patches * len(Look._fields)
+    return num_patches * num_frames * 3 * side**2 + looks
+
+
+def _audio_bytes(view: View, config: ViewsConfig) -> int:
+    """A float32 waveform, what was drawn, and what is mixed in."""
+    waveform = 4 * round(config.audio.seconds * config.audio.rate_hz)
+    if view.augment == "test":
+        return waveform
+    mixed_in = waveform if config.audio.augment.mixup_ratio > 0 else 0
+    tiles = 8 * NUM_TILES if view.augment == "jigsaw" else 0
+    return waveform + 4 * len(Sound._fields) + mixed_in + tiles

@@ -1,0 +1,204 @@
+"""Clips a second and core: what a worker of the loader does, against AVID-CMA-style loading, and against decoding.
+
+    python benchmarks/loader.py [--rounds 9] [--clips 12] [--torchcodec]
+
+A clip is 8 frames at 16 a second, 224 px, and 2 s of sound at 24 kHz, from random seconds, as AVID draws them. All is
+CPU time of one thread, and the methods take turns in one process with the memory settings of a worker of ours.
+
+ours: from the shard file to a stacked batch in shared memory, what the training process is given: uint8 frames, cropped
+  and resized, and the waveform. Flip, colours, normalisation and the spectrogram are batched on the device.
+ours and the device's part: these too, on the same core.
+AVID-CMA-style: benchmarks/loader_peer.py, from the original file to a stacked batch of float clips and spectrograms.
+bare: PyAV's shortest way to the same frames and samples from the same bytes of a shard, already in memory; nothing is
+  cropped, resized or handed over. To RGB, as PyAV gives it, or left in YUV.
+torchcodec (an environment of its own below .cache): the same frames and samples from the same bytes, in a process.
+"""
+
+# ruff: noqa: TID251 - the bare calls are what is compared with
+from __future__ import annotations
+
+import io
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from torch.utils.data import default_collate
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from avssl.data.clip_reading import spans
+from avssl.data.clips import random_windows, snap_to_frames
+from avssl.data.loader import RawBatch, collate
+from avssl.data.shards import Sample, ShardSet
+from avssl.data.view_config import clip_lengths
+from avssl.data.views import ViewMaker, ViewsConfig, raw_views
+from avssl.data.workers import keep_freed_memory
+from avssl.types import View
+from benchmarks import loader_peer
+from benchmarks.claims import Claim, command_line, machine, median_ratio, publish, take_turns
+from benchmarks.loader_clips import prepared
+from benchmarks.loader_torchcodec import TorchCodec
+
+VIEWS = (View("video", "video"), View("audio", "audio"))
+CONFIG = ViewsConfig()
+SEED = 7
+
+
+class Corpus:
+    """The shards, the films that they were made of, and the next clips to read: the same for all methods of a round."""
+
+    def __init__(self, num_clips: int) -> None:
+        films, folder = prepared()
+        by_key = {film.name.replace(".", "_"): film for film in films}
+        self.shards, self.num_clips, self.epoch = ShardSet(folder), num_clips, 0
+        self.samples = [self.shards.read(index) for index in range(len(self.shards))]
+        self.films = [by_key[sample.info.key] for sample in self.samples]
+        self.maker = ViewMaker(CONFIG, ["audio", "video"])
+
+    def places(self) -> list[tuple[int, int]]:
+        """(epoch, index) of the clips of a round."""
+        return [(self.epoch + k // len(self.shards), k % len(self.shards)) for k in range(self.num_clips)]
+
+    def seconds(self) -> list[tuple[int, float, float]]:
+        """(index, start of the video, start of the sound) of the same clips, drawn as the loader draws them."""
+        found = []
+        for epoch, index in self.places():
+            video, audio = spans(self.samples[index])
+            generator = np.random.default_rng((SEED, epoch, index))
+            windows = random_windows(video, audio, clip_lengths(CONFIG), generator)
+            assert video is not None
+            snapped = snap_to_frames(windows, video, self.samples[index].info.video_fps)
+            found.append((index, float(snapped.video_start_seconds or 0), max(0.0, snapped.audio_start_seconds or 0)))
+        return found
+
+
+def ours(corpus: Corpus) -> RawBatch:
+    """A batch as a worker sends it."""
+    rows = [(index, raw_views(corpus.shards, index, VIEWS, CONFIG, SEED, epoch)) for epoch, index in corpus.places()]
+    return collate(rows)  # type: ignore[arg-type]
+
+
+def ours_with_device(corpus: Corpus) -> dict[str, torch.Tensor]:
+    """And what the device does with it, here on the CPU."""
+    views: dict[str, torch.Tensor] = corpus.maker(ours(corpus).views, torch.device("cpu"))
+    return views
+
+
+def peer(corpus: Corpus) -> Any:
+    """A batch of AVID-CMA-style loading."""
+    generator = np.random.default_rng(corpus.epoch)
+    return default_collate([loader_peer.load(corpus.films[i], v, a, generator) for i, v, a in corpus.seconds()])
+
+
+def bare(sample: Sample, video_start: float, audio_start: float, *, rgb: bool) -> None:
+    """The shortest way that PyAV has."""
+    frames: list[np.ndarray] = []
+    with av.open(io.BytesIO(sample.video or b"")) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        container.seek(int(video_start / stream.time_base), stream=stream)
+        for frame in container.decode(stream):
+            if frame.time > video_start - 1e-3:
+                frames.append((frame.reformat(format="rgb24", threads=1) if rgb else frame).to_ndarray())
+                if len(frames) == CONFIG.video.num_frames:
+                    break
+    sounds: list[np.ndarray] = []
+    with av.open(io.BytesIO(sample.audio or b"")) as container:
+        sound = container.streams.audio[0]
+        container.seek(int(audio_start / sound.time_base), stream=sound)
+        end = audio_start + CONFIG.audio.seconds
+        for block in container.decode(sound):
+            sounds.append(block.to_ndarray())
+            if block.time + block.samples / block.sample_rate >= end:
+                break
+    np.concatenate(sounds, axis=1)
+
+
+def bares(corpus: Corpus, *, rgb: bool) -> None:
+    """The round's clips."""
+    for index, video_start, audio_start in corpus.seconds():
+        bare(corpus.samples[index], video_start, audio_start, rgb=rgb)
+
+
+def measured(corpus: Corpus, rounds: int) -> dict[str, list[float]]:
+    """CPU seconds a clip of each method in each round."""
+    methods: dict[str, Callable[[], Any]] = {
+        "ours": lambda: ours(corpus),
+        "device": lambda: ours_with_device(corpus),
+        "peer": lambda: peer(corpus),
+        "rgb": lambda: bares(corpus, rgb=True),
+        "yuv": lambda: bares(corpus, rgb=False),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
+    for number in range(rounds):
+        corpus.epoch = 100 * number
+        for name, values in take_turns(methods, 1, time.process_time, warm_up_rounds=int(number == 0)).items():
+            seconds[name] += [value / corpus.num_clips for value in values]
+    return seconds
+
+
+def claims_of(seconds: dict[str, list[float]]) -> list[Claim]:
+    """The rows."""
+    speed = {name: 1 / median(values) for name, values in seconds.items()}
+
+    def row(name: str, mine: str, other: str, against: str, goal: float | None) -> Claim:
+        ratio = median_ratio(seconds[other], seconds[mine])
+        return Claim(name, speed[mine], speed[other], "clips/s/core", against, ratio, goal=goal)
+
+    clip = "loader: 8 frames 224 px + 2 s of sound"
+    return [
+        row(f"{clip}, ready for the device", "ours", "peer", "AVID-CMA-style: PyAV, PIL, STFT in the worker", 8.0),
+        row(f"{clip}, with the device's part on the CPU", "device", "peer", "the same", None),
+        row(f"{clip}, ready for the device", "ours", "rgb", "bare PyAV on the same bytes, to RGB", 0.85),
+        row(f"{clip}, ready for the device", "ours", "yuv", "bare PyAV on the same bytes, in YUV", None),
+    ]
+
+
+def torchcodec_rows(corpus: Corpus, rounds: int) -> list[Claim]:
+    """Decoding of the same clips by torchcodec and by bare PyAV in turn, each in CPU time of its process."""
+    seconds: dict[str, list[float]] = {"torchcodec": [], "bare": []}
+    with TorchCodec([(sample.video or b"", sample.audio or b"") for sample in corpus.samples]) as other:
+        for number in range(-1, rounds):
+            corpus.epoch = 100 * number + 5000
+            theirs = other.decode(corpus.seconds())
+            before = time.process_time()
+            bares(corpus, rgb=True)
+            mine = time.process_time() - before
+            if number >= 0:
+                seconds["torchcodec"].append(theirs)
+                seconds["bare"].append(mine)
+    per_clip = {name: corpus.num_clips / median(values) for name, values in seconds.items()}
+    ratio = median_ratio(seconds["torchcodec"], seconds["bare"])
+    return [Claim("decoding the loader's clips: bare PyAV to RGB", per_clip["bare"], per_clip["torchcodec"],
+                  "clips/s/core", f"torchcodec {other.version}", ratio)]  # fmt: skip
+
+
+def main() -> None:
+    """The table."""
+    parser = command_line(__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--clips", type=int, default=12, help="in a round of a method")
+    parser.add_argument("--torchcodec", action="store_true", help="install it below .cache and compare with it")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    # default_collate makes batches in shared memory where it finds itself in a worker, as it does in training.
+    torch.utils.data._utils.worker._worker_info = SimpleNamespace()  # type: ignore[assignment]
+    print(machine())
+    corpus = Corpus(arguments.clips)
+    rows = claims_of(measured(corpus, arguments.rounds))
+    if arguments.torchcodec:
+        rows += torchcodec_rows(corpus, arguments.rounds)
+    publish(rows, arguments.json)
+
+
+if __name__ == "__main__":
+    main()

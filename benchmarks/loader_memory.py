@@ -1,0 +1,154 @@
+"""What the loader's workers hold, how soon the first batch comes, and whether memory grows.
+
+    python benchmarks/loader_memory.py [--passes 20] [--samples 200]
+
+Memory of a worker is what is its alone (private pages), so that libraries that all share do not count once a worker;
+the formula of docs/loading.md is held against it. The first batch is timed by the clock, from building the loader (its
+modules imported) and from the start of a process. Growth: the resident memory of the worker and of this process after
+each pass over 200 clips of two seconds; a claim is what a pass of the second half adds, by a straight line.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from avssl.data.loader import Loader, LoaderConfig
+from avssl.data.shards import ShardSet
+from avssl.data.views import ViewMaker, ViewsConfig
+from avssl.data.workers import host_mib
+from avssl.types import View
+from benchmarks.claims import Claim, command_line, machine, publish
+from benchmarks.loader_clips import FOLDER, prepared
+
+VIEWS = (View("video", "video"), View("audio", "audio"))
+CPU = torch.device("cpu")
+FIRST_BATCH = """
+import time
+from pathlib import Path
+ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
+age = float(Path("/proc/uptime").read_text().split()[0]) - ticks / 100
+begin = time.perf_counter() - age
+from benchmarks.loader_memory import loader_of
+imported = time.perf_counter()
+next(iter(loader_of({folder!r}, 16, 2, 2).epoch(0)))
+ended = time.perf_counter()
+print(ended - imported, ended - begin)
+"""
+
+
+def loader_of(folder: str, batch_size: int, num_workers: int, prefetch_batches: int) -> Loader:
+    """A loader of the pair of views that AVID reads."""
+    settings = LoaderConfig(global_batch_size=batch_size, num_workers=num_workers, prefetch_batches=prefetch_batches)
+    maker = ViewMaker(ViewsConfig(), ["audio", "video"])
+    return Loader(ShardSet(folder), settings, VIEWS, maker, seed=0, device=CPU)
+
+
+def samples(num_samples: int) -> Path:
+    """Shards of two-second segments of the films, about as many as that."""
+    films, _ = prepared()
+    shards, manifest = FOLDER / f"shards_{num_samples}", FOLDER / f"segments_{num_samples}.jsonl"
+    if not (shards / "index.json").is_file():
+        stride = f"{8 / (num_samples / len(films) - 1):.4f}"
+        for arguments in (
+            ["index", str(films[0].parent), "--out", str(manifest), "--clip-seconds", "2", "--clip-stride", stride],
+            ["write", str(manifest), "--out", str(shards), "--workers", "1"],
+        ):
+            subprocess.run([sys.executable, "-m", "data_prep", *arguments], cwd=ROOT, check=True)
+    return shards
+
+
+def workers_of(loader: Loader) -> list[int]:
+    """The processes that decode for it now."""
+    return [worker.pid for worker in loader._stream._workers]  # type: ignore[union-attr]
+
+
+def private_mib(pid: int | str) -> float:
+    """Pages that no other process maps."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private")) / 1024
+
+
+def resident_mib(pid: int | str) -> float:
+    """All pages, those in shared memory too."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
+
+
+def memory_rows(folder: Path) -> list[Claim]:
+    """Private memory of a worker when batches of several sizes wait, against the formula."""
+    rows = []
+    for batch_size, prefetch in ((8, 2), (32, 2), (32, 4)):
+        loader = loader_of(str(folder), batch_size, 2, prefetch)
+        stream = loader.epoch(0)
+        for _ in range(4):
+            next(stream)
+        measured = median(map(private_mib, workers_of(loader)))
+        formula = host_mib(VIEWS, ViewsConfig(), batch_size, 1, 0)
+        name = f"memory of a worker, batch {batch_size} of 8 x 224 px + 2 s, {prefetch} waiting"
+        rows.append(Claim(name, measured, formula, "MiB", "formula", measured / formula, "at most", 1.0))
+        stream.close()
+        del loader, stream
+    return rows
+
+
+def first_batch_rows(folder: Path, rounds: int) -> list[Claim]:
+    """Seconds by the clock."""
+    command = [sys.executable, "-c", FIRST_BATCH.format(folder=str(folder))]
+    found = []
+    for _ in range(rounds):
+        output = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+        found.append([float(word) for word in output.split()])
+    from_loader, from_process = (median(column) for column in zip(*found, strict=True))
+    what = "first batch of 16, two workers"
+    return [
+        Claim(what, from_loader, None, "s", "from building the loader", from_loader, "at most", 3.0),
+        Claim(what, from_process, None, "s", "from the start of the process", from_process, "at most", 3.0),
+    ]
+
+
+def growth_row(folder: Path, passes: int, batch_size: int = 8) -> Claim:
+    """Resident memory over passes."""
+    loader = loader_of(str(folder), batch_size, 1, 2)
+    resident = []
+    for number in range(passes):
+        for _ in loader.epoch(number):
+            pass
+        resident.append(resident_mib("self") + sum(map(resident_mib, workers_of(loader))))
+    print("resident MiB after each pass: " + " ".join(f"{value:.0f}" for value in resident))
+    last = resident[passes // 2 :]
+    slope = float(np.polyfit(np.arange(len(last)), last, 1)[0])
+    name = f"growth of resident memory, passes {passes // 2 + 1} to {passes} over {len(loader.shards)} clips"
+    return Claim(name, slope, None, "MiB a pass", "none", slope, "at most", 0.5)
+
+
+def main() -> None:
+    """The table."""
+    parser = command_line(__doc__)
+    parser.add_argument("--passes", type=int, default=20)
+    parser.add_argument("--samples", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=3, help="of the first batch")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    print(machine())
+    began = time.perf_counter()
+    folder = samples(arguments.samples)
+    rows = first_batch_rows(folder, arguments.rounds)
+    print(f"{time.perf_counter() - began:.0f} s", flush=True)
+    rows += memory_rows(folder)
+    print(f"{time.perf_counter() - began:.0f} s", flush=True)
+    rows.append(growth_row(folder, arguments.passes))
+    publish(rows, arguments.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""torchcodec as a decoder of the loader's clips, in an environment and a process of its own; for benchmarks/loader.py.
+
+It finds FFmpeg's shared libraries on the system, or in .cache/torchcodec/ffmpeg (unpacked packages of a distribution).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Self
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / ".cache" / "torchcodec"
+NUM_FRAMES, FPS, SOUND_SECONDS = 8, 16, 2.0
+
+
+def environment(folder: Path = FOLDER) -> Path:
+    """A virtual environment with torchcodec beside this project's packages; its Python."""
+    python = folder / "venv" / "bin" / "python"
+    if not python.is_file():
+        subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
+        own = next(path for path in map(Path, sys.path) if path.name == "site-packages")
+        target = next((folder / "venv" / "lib").glob("python*/site-packages"))
+        (target / "project.pth").write_text(f"{own}\n")
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--no-deps", "torchcodec"], check=True)
+    return python
+
+
+class TorchCodec:
+    """Decodes clips of samples, given as (bytes of mp4, bytes of FLAC), in a process that is asked over a pipe."""
+
+    def __init__(self, samples: list[tuple[bytes, bytes]]) -> None:
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        python = environment()
+        for number, (video, audio) in enumerate(samples):
+            (FOLDER / f"{number}.mp4").write_bytes(video)
+            (FOLDER / f"{number}.flac").write_bytes(audio)
+        libraries = [str(path.parent) for path in (FOLDER / "ffmpeg").rglob("libavcodec.so.*")]
+        paths = os.pathsep.join([*libraries, os.environ.get("LD_LIBRARY_PATH", "")])
+        self._process = subprocess.Popen(
+            [str(python), str(Path(__file__).resolve())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"LD_LIBRARY_PATH": paths, "OMP_NUM_THREADS": "1"},
+        )
+        self.version = str(self._answer())
+
+    def decode(self, places: list[tuple[int, float, float]]) -> float:
+        """CPU seconds of decoding 8 frames and 2 s of sound of each (sample, start of video, start of sound)."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(places) + "\n")
+        self._process.stdin.flush()
+        return float(self._answer())
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("torchcodec's process ended; its message stands above")
+        return json.loads(line)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+
+def serve() -> None:
+    """The process."""
+    import torch
+    import torchcodec
+    from torchcodec.decoders import AudioDecoder, VideoDecoder
+
+    torch.set_num_threads(1)
+    paths = sorted(FOLDER.glob("*.mp4"), key=lambda path: int(path.stem))
+    media = [(path.read_bytes(), path.with_suffix(".flac").read_bytes()) for path in paths]
+    print(json.dumps(torchcodec.__version__), flush=True)
+    for line in sys.stdin:
+        before = time.process_time()
+        for index, video_start, audio_start in json.loads(line):
+            video, audio = media[index]
+            # One thread, no scan of the file beforehand: the quickest of its ways that still finds these frames.
+            decoder = VideoDecoder(video, num_ffmpeg_threads=1, seek_mode="approximate", dimension_order="NHWC")
+            times = [video_start + (k + 0.5) / FPS for k in range(NUM_FRAMES)]
+            frames = decoder.get_frames_played_at(times).data
+            sound = AudioDecoder(audio).get_samples_played_in_range(audio_start, audio_start + SOUND_SECONDS).data
+            assert len(frames) == NUM_FRAMES
+            assert sound.shape[1] > 0
+        print(json.dumps(time.process_time() - before), flush=True)
+
+
+if __name__ == "__main__":
+    serve()

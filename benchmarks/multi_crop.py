@@ -1,0 +1,110 @@
+"""A worker's time for the eight views of multi-crop (two of 224 px, six of 96) against one view of the same sample.
+
+    python benchmarks/multi_crop.py [--rounds 9] [--clips 12]
+
+Views of one clip number share what was decoded. From the shard file to a stacked batch in shared memory, CPU time of
+one thread, in turn. Videos are clips of 8 frames of the loader's corpus, pictures JPEGs of 340 x 256 px of its films.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from avssl.data.decode import read_video
+from avssl.data.loader import collate
+from avssl.data.shards import ShardSet
+from avssl.data.views import ViewsConfig, raw_views
+from avssl.data.workers import keep_freed_memory
+from avssl.types import Modality, View
+from benchmarks.claims import Claim, command_line, machine, median_ratio, publish, take_turns
+from benchmarks.loader_clips import FOLDER, prepared
+
+CONFIG = ViewsConfig()
+
+
+def views_of(modality: Modality) -> list[View]:
+    """SwAV's two large and six small crops."""
+    large = [View(f"large{number}", modality, "swav_large") for number in range(2)]
+    return large + [View(f"small{number}", modality, "swav_small") for number in range(6)]
+
+
+def pictures(films: list[Path]) -> Path:
+    """Shards of eight JPEGs of each film."""
+    folder, shards = FOLDER / "pictures", FOLDER / "picture_shards"
+    if not (shards / "index.json").is_file():
+        folder.mkdir(exist_ok=True)
+        for film in films:
+            for number, frame in enumerate(read_video(str(film), range(8))):
+                Image.fromarray(frame.permute(1, 2, 0).numpy()).save(folder / f"{film.stem}_{number}.jpg", quality=95)
+        for arguments in (
+            ["index", str(folder), "--out", str(FOLDER / "pictures.jsonl")],
+            ["write", str(FOLDER / "pictures.jsonl"), "--out", str(shards), "--workers", "1"],
+        ):
+            subprocess.run([sys.executable, "-m", "data_prep", *arguments], cwd=ROOT, check=True)
+    return shards
+
+
+def claim(modality: Modality, folder: Path, rounds: int, num_samples: int) -> Claim:
+    """One row."""
+    shards = ShardSet(folder)
+    many = views_of(modality)
+    place = [0]
+
+    def batch(views: list[View]) -> None:
+        rows = []
+        for number in range(num_samples):
+            epoch, index = divmod(place[0] + number, len(shards))
+            rows.append((index, raw_views(shards, index, views, CONFIG, 3, epoch)))
+        collate(rows)  # type: ignore[arg-type]
+
+    seconds: dict[str, list[float]] = {"many": [], "one": []}
+    for number in range(rounds):
+        place[0] = number * num_samples  # both methods read the same seconds
+        methods = {"many": lambda: batch(many), "one": lambda: batch(many[:1])}
+        for name, values in take_turns(methods, 1, time.process_time, warm_up_rounds=int(number == 0)).items():
+            seconds[name] += values
+    milliseconds = {name: 1e3 * median(values) / num_samples for name, values in seconds.items()}
+    return Claim(
+        f"multi-crop (2 + 6 views) of a {modality}, a worker's time",
+        milliseconds["many"],
+        milliseconds["one"],
+        "ms/sample",
+        "one view of 224 px",
+        median_ratio(seconds["many"], seconds["one"]),
+        "at most",
+        1.5,
+    )
+
+
+def main() -> None:
+    """The table."""
+    parser = command_line(__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--clips", type=int, default=12, help="videos in a round; of pictures four times as many")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    # default_collate makes batches in shared memory where it finds itself in a worker, as it does in training.
+    torch.utils.data._utils.worker._worker_info = SimpleNamespace()  # type: ignore[assignment]
+    print(machine())
+    films, shards = prepared()
+    rows = [
+        claim("video", shards, arguments.rounds, arguments.clips),
+        claim("image", pictures(films), arguments.rounds, 4 * arguments.clips),
+    ]
+    publish(rows, arguments.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""What the loader may cost whatever the machine's mood: files opened, frames decoded, bytes handed over, no copies."""
+
+from __future__ import annotations
+
+import pickle
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.multiprocessing.reductions import reduce_storage
+
+from avssl.data import decode, ffmpeg, workers
+from avssl.data.decode import read_video
+from avssl.data.loader import RawBatch, collate
+from avssl.data.shards import Sample, ShardSet
+from avssl.data.view_config import AudioViewConfig, VideoViewConfig, ViewsConfig
+from avssl.data.views import raw_views
+from avssl.types import View
+
+VIEWS = (View("video", "video"), View("audio", "audio"))
+MULTI_CROP = (
+    *(View(f"large{number}", "video", "swav_large") for number in range(2)),
+    *(View(f"small{number}", "video", "swav_small") for number in range(6)),
+)
+CONFIG = ViewsConfig(
+    video=VideoViewConfig(num_frames=4, size_px=24, small_size_px=12),
+    audio=AudioViewConfig(seconds=0.5, window_samples=256, hop_samples=480, num_frames=25),
+)
+KEYFRAME_INTERVAL = 8  # of `data_prep write`
+
+
+@pytest.fixture
+def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """{what: how often} of files opened, and of frames and blocks of sound decoded after opening."""
+    found: Counter[str] = Counter()
+    opened, frames = ffmpeg.opened, ffmpeg.frames_from_here
+
+    def counting_opened(*arguments: object, **options: object):  # type: ignore[no-untyped-def]
+        found["opened"] += 1
+        return opened(*arguments, **options)  # type: ignore[arg-type]
+
+    def counting_frames(container, stream, label):  # type: ignore[no-untyped-def]
+        for item in frames(container, stream, label):
+            found[stream.type] += 1
+            yield item
+
+    monkeypatch.setattr(decode, "opened", counting_opened)
+    monkeypatch.setattr(decode, "frames_from_here", counting_frames)
+    return found
+
+
+def sample_of(shards: dict[str, Path]) -> Sample:
+    """The first training sample."""
+    return ShardSet(shards["train"]).read(0)
+
+
+def test_a_clip_decodes_from_its_keyframe_to_its_last_frame_and_no_more(
+    shards: dict[str, Path], counts: Counter[str]
+) -> None:
+    sample = sample_of(shards)
+    for first in range(sample.info.num_frames - 3):
+        counts.clear()
+        read_video(sample.video or b"", (np.arange(first, first + 4) / sample.info.video_fps).tolist())
+        assert counts == {"opened": 1, "video": first % KEYFRAME_INTERVAL + 4}, first
+
+
+def test_what_lies_between_wanted_frames_is_jumped_over(shards: dict[str, Path], counts: Counter[str]) -> None:
+    sample = sample_of(shards)
+    read_video(sample.video or b"", [2 / sample.info.video_fps, 17 / sample.info.video_fps])
+    assert counts == {"opened": 1, "video": 3 + 2}
+
+
+def test_opening_a_shards_video_decodes_nothing(shards: dict[str, Path]) -> None:
+    content = sample_of(shards).video or b""
+    assert ffmpeg.holds_frames_in_order(content)
+    with ffmpeg.opened(content, "", in_order=True) as (container, _):
+        assert container.streams.video[0].format is None  # only a decoded frame tells
+    with ffmpeg.opened(content, "") as (container, _):
+        assert container.streams.video[0].format is not None
+
+
+def test_a_pair_of_views_opens_each_stream_once(shards: dict[str, Path], counts: Counter[str]) -> None:
+    raw_views(ShardSet(shards["train"]), 0, VIEWS, CONFIG, seed=0, epoch=0)
+    assert counts["opened"] == 2
+    assert 4 <= counts["video"] < 4 + KEYFRAME_INTERVAL
+
+
+def test_eight_views_of_a_clip_decode_what_one_decodes(shards: dict[str, Path], counts: Counter[str]) -> None:
+    folder = ShardSet(shards["train"])
+    raw_views(folder, 0, MULTI_CROP[:1], CONFIG, seed=0, epoch=0)
+    of_one = counts.copy()
+    counts.clear()
+    assert len(raw_views(folder, 0, MULTI_CROP, CONFIG, seed=0, epoch=0)) == 8
+    assert counts == of_one
+    assert counts["opened"] == 1
+
+
+def batch_of(shards: dict[str, Path], views: tuple[View, ...] = VIEWS) -> RawBatch:
+    """Three samples."""
+    folder = ShardSet(shards["train"])
+    return collate([(index, raw_views(folder, index, views, CONFIG, 0, 0)) for index in range(3)])
+
+
+@pytest.mark.parametrize(
+    ("views", "wanted"),
+    [
+        (VIEWS, 8 + 4 * 3 * 24 * 24 + 4 * 13 + 4 * 12_000 + 4 * 7),
+        (MULTI_CROP, 8 + 2 * 4 * 3 * 24 * 24 + 6 * 4 * 3 * 12 * 12 + 8 * 4 * 13),
+        ((View("a", "audio", "test"), View("v", "video", "test")), 8 + 4 * 3 * 24 * 24 + 4 * 12_000),
+    ],
+)
+def test_a_sample_hands_over_its_pixels_as_bytes_and_its_sound_and_little_else(
+    shards: dict[str, Path], views: tuple[View, ...], wanted: int
+) -> None:
+    batch = batch_of(shards, views)
+    tensors = [tensor for view in batch.views.values() for tensor in view.tensors().values()]
+    drawn = sum(tensor.numel() * tensor.element_size() for tensor in [batch.index, *tensors])
+    assert drawn == 3 * workers.sample_bytes(views, CONFIG)
+    assert workers.sample_bytes(views, CONFIG) == wanted
+
+
+def test_a_worker_stacks_into_shared_memory_and_sending_copies_nothing(
+    shards: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = batch_of(shards)
+    monkeypatch.setattr(torch.utils.data._utils.worker, "_worker_info", SimpleNamespace())  # type: ignore[attr-defined]
+    for name, view in batch_of(shards).views.items():
+        for field, tensor in view.tensors().items():
+            assert tensor.is_shared(), (name, field)
+            before = tensor.data_ptr()
+            reduce_storage(tensor.untyped_storage())  # what the queue to the training process does
+            assert tensor.data_ptr() == before
+            assert torch.equal(tensor, alone.views[name].tensors()[field])
+    pixels = batch_of(shards).views["video"].media
+    assert pixels.shape == (3, 4, 3, 24, 24)
+    assert pixels.movedim(-3, -1).is_contiguous()  # turned on the device, not here
+
+
+def test_the_bound_on_host_memory_grows_with_its_options() -> None:
+    def bound(batch_size: int = 32, count: int = 2, prefetch: int = 4) -> float:
+        return workers.host_mib(VIEWS, ViewsConfig(), batch_size, count, prefetch)
+
+    batch_mib = 32 * (8 * 3 * 224**2 + 4 * 48_000 + 4 * 13 + 4 * 7 + 8) / 2**20
+    assert bound(prefetch=5) - bound() == pytest.approx(2 * batch_mib)
+    assert bound(count=4) == pytest.approx(2 * bound())
+    assert bound(batch_size=64) - bound() == pytest.approx(2 * 6 * batch_mib)
+
+
+def test_a_process_that_keeps_freed_memory_is_told_so_by_its_c_library() -> None:
+    assert workers.keep_freed_memory() in (True, False)
+    assert pickle.loads(pickle.dumps(workers.start_worker)) is workers.start_worker  # as a start method needs it
+
+
+def test_frames_shown_as_they_are_stored_are_those_of_the_careful_way(
+    shards: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = sample_of(shards)
+    times = [1.2, 0.0, 0.031, 0.5, 0.49, 5.0, 0.51]
+    quick = read_video(sample.video or b"", times)
+    path = tmp_path / "same.mp4"
+    path.write_bytes(sample.video or b"")
+    assert torch.equal(quick, read_video(path, times))
+    monkeypatch.setattr(decode, "holds_frames_in_order", lambda source: False)
+    assert torch.equal(quick, read_video(sample.video or b"", times))
