@@ -28,6 +28,8 @@ CPU: dict[str, list[str]] = {
     "avid_loss": [],
     "cma_search": ["--queries", "2048", "--rounds", "3"],
     "search": ["--kinds", "hnsw"],
+    "loader": ["--rounds", "5"],
+    "multi_crop": ["--rounds", "5"],
     "embedding": ["--films", "4", "--film-seconds", "30"],
 }
 GPU: dict[str, list[str]] = {
