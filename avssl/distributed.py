@@ -84,6 +84,29 @@ def all_mean(tensor: torch.Tensor) -> torch.Tensor:
     return all_sum(tensor) / world_size()
 
 
+def exchange_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """Of (W * B, ...) on every rank, the sum over ranks of this rank's B rows: (B, ...). No gradient.
+
+    Summed in rank order after an exchange, not by a reduction whose order the backend chooses.
+    """
+    if not is_active():
+        return tensor.detach()
+    received = torch.empty_like(tensor)
+    dist.all_to_all_single(received, tensor.detach().contiguous())
+    return received.view(world_size(), -1, *tensor.shape[1:]).sum(dim=0)
+
+
+def broadcast(tensor: torch.Tensor, source: int) -> torch.Tensor:
+    """The tensor of rank `source`, of one shape everywhere, on every rank; the input is left alone. No gradient."""
+    if not is_active() or rank() == source:
+        result = tensor.detach()
+    else:
+        result = torch.empty_like(tensor)
+    if is_active():
+        dist.broadcast(result, src=source)
+    return result
+
+
 def broadcast_object(value: Any) -> Any:
     """Rank 0's value on every rank, for small plain data such as a file listing."""
     if not is_active():

@@ -141,7 +141,8 @@ def main(cfg: config.RunConfig) -> None:
     monitor.probed(probe.finish(progress.step, *snapshot) if progress.step == total_steps else probe.stop())
     monitor.close()
     if progress.step == total_steps and accelerator.is_main_process:
-        checkpoint.export(run, {"loss": loss, "views": views}, provenance(cfg, shards, progress))
+        modules, facts = {"loss": loss, "views": views}, provenance(cfg, shards, progress)
+        checkpoint.export(run, modules, facts, checkpoint.whole_banks(run, loss))
         accelerator.print(f"finished: {run / checkpoint.WEIGHTS_FILE}")
     elif stop.agreed:
         accelerator.print(f"stopped by signal at step {progress.step}; the same command goes on from there")

@@ -105,6 +105,68 @@ def contract(folder):
         (Path(folder) / "differences.json").write_text(json.dumps(differences))
 
 
+def sharded(folder):
+    """Losses with banks split over the ranks against the same with a bank each, for six steps; differences.json."""
+    from tests.tiny import Run, cases
+
+    differences = {}
+    for name, pair in cases():
+        if name not in ("avid", "avid_cma", "npid", "pirl"):
+            continue
+        states = []
+        for is_split in (False, True):
+            options = {"variant": "joint"} if name == "avid" else {}
+            run = Run(name, pair, gathered_norms=True, shard_banks=is_split, **options)
+            results = [run.step()[0] for _ in range(6)]
+            state = {f"loss {step}": distributed.all_mean(result.total) for step, result in enumerate(results)}
+            state |= {key: distributed.all_mean(value) for key, value in results[-1].terms.items()}
+            state |= run.loss.state_dict()
+            everything = torch.arange(run.loss.num_samples)
+            for modality, bank in run.loss.banks.items():
+                assert type(bank).__name__ == ("ShardedMemoryBank" if is_split else "MemoryBank")
+                assert len(bank.rows) == run.loss.num_samples // (2 if is_split else 1)
+                state[f"banks.{modality}.rows"] = bank.gather_rows(everything)
+            states.append(state)
+        for key, tensor in states[1].items():
+            distributed.assert_replicated(f"{name} {key}", tensor)
+        assert states[0].keys() == states[1].keys()
+        case = "-".join((name, *pair))
+        differences[case] = {key: relative_difference(states[1][key], states[0][key]) for key in states[0]}
+    if distributed.rank() == 0:
+        (Path(folder) / "differences.json").write_text(json.dumps(differences))
+
+
+def sharded_bytes(folder):
+    """What one direction of NCE against a sharded bank hands to torch.distributed: bytes.json."""
+    import torch.distributed as dist
+
+    from avssl.ops.nce import bank_nce
+    from avssl.ops.sharded_memory import ShardedMemoryBank
+
+    bank, sent = ShardedMemoryBank(100, 8, seed=0), {}
+    for num_negatives in (16, 512):
+        counted = sent[str(num_negatives)] = {}
+        originals = {
+            name: getattr(dist, name) for name in ("all_gather", "all_to_all_single", "all_reduce", "broadcast")
+        }
+        for name, original in originals.items():
+
+            def count(first, second=None, *rest, name=name, original=original, counted=counted, **options):
+                pieces = first if isinstance(first, list) else [first]
+                counted[name] = counted.get(name, 0) + sum(piece.nbytes for piece in pieces)
+                return original(first, *(() if second is None else (second,)), *rest, **options)
+
+            setattr(dist, name, count)
+        anchors = torch.ones(4, 8, requires_grad=True)
+        negatives = torch.randint(100, (8, num_negatives), generator=torch.Generator().manual_seed(0))
+        loss, _ = bank_nce(anchors, bank, torch.arange(8)[:, None], negatives, 0.07, torch.tensor(2.0), measure=False)
+        loss.backward()
+        for name, original in originals.items():
+            setattr(dist, name, original)
+    if distributed.rank() == 0:
+        (Path(folder) / "bytes.json").write_text(json.dumps(sent))
+
+
 def relative_difference(actual, expected):
     """Largest difference over the largest expected magnitude (at least 1e-2)."""
     if expected.numel() == 0:
@@ -119,7 +181,7 @@ if __name__ == "__main__":
     claim, *rest = sys.argv[1:]
     if claim != "pretrain":
         torch.distributed.init_process_group("gloo")
-    claims = {"collectives": collectives, "gradient": gradient, "pretrain": pretrain, "contract": contract}
+    claims = {one.__name__: one for one in (collectives, gradient, pretrain, contract, sharded, sharded_bytes)}
     claims[claim](*rest)
     wanted = int(os.environ["EXPECTED_WORLD_SIZE"])
     if claim != "pretrain":

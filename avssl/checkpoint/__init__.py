@@ -12,6 +12,7 @@ run/
 
 from avssl.checkpoint.inheritance import describe_matching, inherit, inherit_views, load_matching
 from avssl.checkpoint.place import HUB_SCHEME, locate
+from avssl.checkpoint.shards import whole_banks
 from avssl.checkpoint.statistics import UnmeasuredStatistics
 from avssl.checkpoint.steps import checkpoints, resume, save
 from avssl.checkpoint.weights import (
@@ -27,5 +28,5 @@ from avssl.checkpoint.weights import (
 __all__ = [
     "HUB_SCHEME", "PROVENANCE_FILE", "WEIGHTS_FILE", "UnmeasuredStatistics", "checkpoints", "describe_matching",
     "export", "inherit", "inherit_views", "load_matching", "load_module", "locate", "read_provenance", "read_weights",
-    "resume", "save", "save_module",
+    "resume", "save", "save_module", "whole_banks",
 ]  # fmt: skip

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from avssl.checkpoint.shards import take_rows
 from avssl.checkpoint.weights import read_provenance, read_weights
 
 
@@ -32,7 +33,11 @@ def inherit(loss: nn.Module, source: str | Path, fingerprint: str) -> dict[str, 
             f"init_from={source}: its encoders are not these: {len(refused)} tensors do not fit, the first is "
             f"{refused[0]} {tuple(weights[refused[0]].shape)}. Use the encoders of {source}/config.yaml"
         )
-    report = load_matching(loss, {key: value for key, value in weights.items() if key not in foreign}, "loss.")
+    own = {key: value for key, value in weights.items() if key not in foreign}
+    report = load_matching(loss, own, "loss.")
+    taken = take_rows(loss, own, "loss.")
+    report["loaded"] += taken
+    report["not taken"] = [line for line in report["not taken"] if line.split(" ")[0] not in taken]
     report["not taken"] += [f"{key.removeprefix('loss.')} (rows of other samples)" for key in foreign]
     return report
 

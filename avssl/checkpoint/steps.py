@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from avssl.checkpoint.shards import load_shards, save_shards
 from avssl.distributed import barrier, broadcast_object, world_size
 from avssl.types import Progress
 from avssl.whole_files import sync
@@ -36,7 +37,9 @@ def save(accelerator: Accelerator, run: Path, progress: Progress, facts: Mapping
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     barrier()
+    hook = accelerator.register_save_state_pre_hook(save_shards)
     accelerator.save_state(str(temporary))
+    hook.remove()
     barrier()
     if accelerator.is_main_process:
         state = {"progress": progress.state_dict(), "facts": dict(facts), "world_size": world_size()}
@@ -75,6 +78,8 @@ def resume(accelerator: Accelerator, run: Path, progress: Progress, facts: Mappi
             f"{newest} cannot be resumed exactly, for something changed ({'; '.join(changed)}). Put it back, or start "
             f"a new run with init_from={run}"
         )
+    hook = accelerator.register_load_state_pre_hook(load_shards)
     accelerator.load_state(str(newest))
+    hook.remove()
     progress.load_state_dict(state["progress"])
     return newest

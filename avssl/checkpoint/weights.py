@@ -20,12 +20,19 @@ EXCHANGE_FILE = "model.safetensors"
 PROVENANCE_FILE = "provenance.json"
 
 
-def export(run: Path, modules: Mapping[str, nn.Module], provenance: Mapping[str, Any]) -> Path:
+def export(
+    run: Path,
+    modules: Mapping[str, nn.Module],
+    provenance: Mapping[str, Any],
+    more: Mapping[str, torch.Tensor] | None = None,
+) -> Path:
     """Write encoders.safetensors: the state of each module under `<name>.`; call on the main process only.
 
+    more: tensors that are in no module's state, by their whole names.
     A run that started from licensed weights keeps their licence in its provenance: what is derived is not freer.
     """
     state = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
+    state.update(more or {})
     return write_weights(run, state, {**provenance, **_inherited_licence(str(provenance.get("init_from", "")))})
 
 

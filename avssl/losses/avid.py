@@ -28,9 +28,9 @@ from avssl.distributed import gather
 from avssl.losses import register
 from avssl.losses.base import Loss, LossConfig
 from avssl.models.heads import mlp
-from avssl.ops.memory import MemoryBank
 from avssl.ops.nce import bank_nce, unmeasured_partition
 from avssl.ops.sampling import draw_negatives
+from avssl.ops.sharded_memory import AnyBank, make_bank
 from avssl.types import LossOutput, Modality, Progress, View
 
 # (anchor modality, memory modality) of each direction; the first one measures the partition constant.
@@ -51,6 +51,7 @@ class AVIDConfig(LossConfig):
     projector_hidden_dims: tuple[int, ...] = (512, 512)
     embedding_dim: int = 128
     centre_embeddings: bool = False  # a batch norm ends each projector; not in the paper, see docs/decisions.md
+    shard_banks: bool = False  # split the banks' rows over the ranks: for data sets whose banks fit no single device
 
 
 def direction_name(anchor: str, memory: str) -> str:
@@ -77,7 +78,9 @@ class AVID(Loss):
             self.projectors[modality] = mlp(dims, final_batch_norm=config.centre_embeddings)
         self.banks = nn.ModuleDict(
             {
-                modality: MemoryBank(num_samples, config.embedding_dim, seed=2 * config.seed + offset)
+                modality: make_bank(
+                    num_samples, config.embedding_dim, seed=2 * config.seed + offset, sharded=config.shard_banks
+                )
                 for offset, modality in enumerate(("video", "audio"))
             }
         )
@@ -97,18 +100,31 @@ class AVID(Loss):
 
     def loss(self, outputs: dict[str, torch.Tensor], index: torch.Tensor, progress: Progress) -> LossOutput:
         """Mean over this rank's anchors; rows do not meet, so DDP's mean gives the global batch's gradient."""
-        negatives = self.draw_negatives(index[:, None], progress)
+        own = self.compared_rows(index)[:, None]
+        negatives = self.draw_negatives(own, progress)
         terms: dict[str, torch.Tensor] = {}
         directions = DIRECTIONS[self.config.variant]
         losses = [
-            self.direction(outputs[anchor], index[:, None], negatives, anchor, memory, progress, terms)
+            self.direction(outputs[anchor], own, negatives, anchor, memory, progress, terms)
             for anchor, memory in directions
         ]
         return LossOutput(torch.stack(losses).mean(), terms)
 
     def draw_negatives(self, excluded: torch.Tensor, progress: Progress) -> torch.Tensor:
         """Indices (B, K) that avoid each row of `excluded` (B, E); the same at any world size."""
-        return draw_negatives(excluded, self.config.num_negatives, self.num_samples, self.config.seed, progress.batch)
+        config = self.config
+        return draw_negatives(
+            excluded,
+            config.num_negatives,
+            self.num_samples,
+            config.seed,
+            progress.batch,
+            for_all_ranks=config.shard_banks,
+        )
+
+    def compared_rows(self, index: torch.Tensor) -> torch.Tensor:
+        """Whose rows and negatives `direction` wants: this rank's samples (B,), with sharded banks all ranks'."""
+        return gather(index) if self.config.shard_banks else index
 
     def direction(
         self,
@@ -121,7 +137,7 @@ class AVID(Loss):
         terms: dict[str, torch.Tensor],
         prefix: str = "",
     ) -> torch.Tensor:
-        """NCE of anchors (B, D) against bank rows positives (B, P) and negatives (B, K); fills `terms`."""
+        """NCE of anchors (B, D) against bank rows positives and negatives (see `bank_nce`); fills `terms`."""
         total, parts = bank_nce(
             anchors,
             self.bank(memory),
@@ -135,9 +151,9 @@ class AVID(Loss):
         terms.update({name + part: value for part, value in parts.items()})
         return total
 
-    def bank(self, modality: str) -> MemoryBank:
+    def bank(self, modality: str) -> AnyBank:
         """The memory bank of a modality."""
-        return cast(MemoryBank, self.banks[modality])
+        return cast(AnyBank, self.banks[modality])
 
     def update(self, outputs: dict[str, torch.Tensor], index: torch.Tensor) -> None:
         """Write this batch's own embeddings into both banks."""

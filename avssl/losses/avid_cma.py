@@ -31,6 +31,7 @@ from avssl.losses import register
 from avssl.losses.avid import AVID, CROSS, SELF, AVIDConfig
 from avssl.losses.base import EpochContext, LossConfig
 from avssl.ops.agreement import Agreement, most_agreeing
+from avssl.ops.sharded_memory import ShardedMemoryBank, sharded_positive_set
 from avssl.types import LossOutput, Progress
 
 
@@ -99,14 +100,16 @@ class AVIDCMA(AVID):
     def on_epoch_start(self, context: EpochContext) -> None:
         """Search the positives in the banks as they are now, at epoch 0 and every `search_every_epochs`."""
         if context.epoch % self.config.search_every_epochs == 0:
-            self.positives.copy_(
-                positive_set(
-                    self.bank("video").rows, self.bank("audio").rows, self.config.num_positives, self.config.agreement
-                )
-            )
+            video, audio, config = self.bank("video"), self.bank("audio"), self.config
+            if isinstance(video, ShardedMemoryBank) and isinstance(audio, ShardedMemoryBank):
+                found = sharded_positive_set(video, audio, config.num_positives, config.agreement)
+            else:
+                found = positive_set(video.rows, audio.rows, config.num_positives, config.agreement)
+            self.positives.copy_(found)
 
     def loss(self, outputs: dict[str, torch.Tensor], index: torch.Tensor, progress: Progress) -> LossOutput:
         """Weighted mean of the active groups of terms; see the module's text."""
+        index = self.compared_rows(index)
         own, positives = index[:, None], self.positives[index]
         negatives = self.draw_negatives(torch.cat([own, positives], dim=1), progress)
         within = negatives[:, : self.config.num_negatives_within]

@@ -15,10 +15,11 @@ Legend used by every loss: h encoder feature, z unit-norm embedding, p predictio
 W ranks, D width, K negatives or prototypes, N samples, T frames, M bins.
 
 State rules. Everything that outlives a step is a persistent buffer with its final shape from __init__. State is the
-same bits on all ranks: it starts from a seeded generator and every write is a function of gathered tensors. `loss`
-writes no state except a constant that is measured once, at progress.batch == 0. Random draws are made for the global
-batch from (seed, progress.batch) and sliced by rank. No all_reduce inside a loss: write it on the gathered batch, or as
-a mean over the local rows where rows do not meet.
+same bits on all ranks: it starts from a seeded generator and every write is a function of gathered tensors (rows of
+sharded banks, ops/sharded_memory.py, are each rank's own and in no state_dict). `loss` writes no
+state except a constant that is measured once, at progress.batch == 0. Random draws are made for the global batch from
+(seed, progress.batch) and sliced by rank. No all_reduce inside a loss: write it on the gathered batch, or as a mean
+over the local rows where rows do not meet.
 
 Modalities. Encoders, projectors, predictors, teachers, banks and queues are keyed by modality. A pair of equal
 modalities shares them, a pair of different ones has one each; what is compared is the only thing that knows of pairs.

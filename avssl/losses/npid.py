@@ -30,9 +30,9 @@ from avssl.distributed import gather
 from avssl.losses import register
 from avssl.losses.base import PAIRS, LossConfig, Outputs, PairConfig, PairLoss
 from avssl.models.heads import mlp
-from avssl.ops.memory import MemoryBank
 from avssl.ops.nce import bank_nce, unmeasured_partition
 from avssl.ops.sampling import check_negatives, draw_negatives
+from avssl.ops.sharded_memory import AnyBank, make_bank
 from avssl.types import LossOutput, Modality, Progress
 
 
@@ -47,6 +47,7 @@ class NPIDConfig(PairConfig):
     bank_momentum: float = 0.5
     embedding_dim: int = 128
     centre_embeddings: bool = False  # a batch norm ends the projector; not in the paper, see docs/decisions.md
+    shard_banks: bool = False  # split the banks' rows over the ranks: for data sets whose banks fit no single device
 
 
 @register("npid")
@@ -69,7 +70,9 @@ class NPID(PairLoss):
         for offset, modality in enumerate(sorted(encoders)):
             dims = (self.feature_dim(modality), config.embedding_dim)
             self.projectors[modality] = mlp(dims, final_batch_norm=config.centre_embeddings)
-            self.banks[modality] = MemoryBank(num_samples, config.embedding_dim, seed=2 * config.seed + offset)
+            self.banks[modality] = make_bank(
+                num_samples, config.embedding_dim, seed=2 * config.seed + offset, sharded=config.shard_banks
+            )
         self.register_buffer("partition", unmeasured_partition())
 
     def forward(self, views: dict[str, torch.Tensor]) -> Outputs:
@@ -79,8 +82,10 @@ class NPID(PairLoss):
     def loss(self, outputs: Outputs, index: torch.Tensor, progress: Progress) -> LossOutput:
         """Mean over this rank's rows, which do not meet, and over the views; all views share the negatives."""
         config = self.config
-        own = index[:, None]
-        negatives = draw_negatives(own, config.num_negatives, self.num_samples, config.seed, progress.batch)
+        own = (gather(index) if config.shard_banks else index)[:, None]  # sharded: what all ranks' anchors meet
+        negatives = draw_negatives(
+            own, config.num_negatives, self.num_samples, config.seed, progress.batch, for_all_ranks=config.shard_banks
+        )
         losses, terms = [], {}
         for name in self.modality_of:
             value, parts = bank_nce(
@@ -101,9 +106,9 @@ class NPID(PairLoss):
         others = set(self.modality_of.values()) - {self.modality_of[name]}
         return others.pop() if others else self.modality_of[name]
 
-    def bank(self, modality: str) -> MemoryBank:
+    def bank(self, modality: str) -> AnyBank:
         """The memory bank of a modality."""
-        return cast(MemoryBank, self.banks[modality])
+        return cast(AnyBank, self.banks[modality])
 
     def update(self, outputs: Outputs, index: torch.Tensor) -> None:
         """Move each bank's rows towards the first view of its modality."""

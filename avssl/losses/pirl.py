@@ -31,9 +31,9 @@ from avssl.distributed import gather
 from avssl.losses import register
 from avssl.losses.base import LossConfig, Outputs, PairConfig, PairLoss
 from avssl.models.heads import mlp
-from avssl.ops.memory import MemoryBank
 from avssl.ops.nce import bank_nce, unmeasured_partition
 from avssl.ops.sampling import check_negatives, draw_negatives
+from avssl.ops.sharded_memory import AnyBank, make_bank
 from avssl.types import LossOutput, Modality, Progress, View
 
 NUM_PATCHES = 9
@@ -52,6 +52,7 @@ class PIRLConfig(PairConfig):
     projector_hidden_dims: tuple[int, ...] = ()
     embedding_dim: int = 128
     centre_embeddings: bool = False  # a batch norm ends both heads; not in the paper, see docs/decisions.md
+    shard_banks: bool = False  # split the banks' rows over the ranks: for data sets whose banks fit no single device
 
 
 @register("pirl")
@@ -82,7 +83,7 @@ class PIRL(PairLoss):
             self.patch_projectors[modality] = mlp(dims)
             puzzle_dims = (NUM_PATCHES * width, width)
             self.puzzle_projectors[modality] = mlp(puzzle_dims, final_batch_norm=config.centre_embeddings)
-            self.banks[modality] = MemoryBank(num_samples, width, seed=config.seed)
+            self.banks[modality] = make_bank(num_samples, width, config.seed, sharded=config.shard_banks)
         self.register_buffer("partition", unmeasured_partition())
 
     @classmethod
@@ -136,8 +137,15 @@ class PIRL(PairLoss):
     def loss(self, outputs: Outputs, index: torch.Tensor, progress: Progress) -> LossOutput:
         """Mean over this rank's rows, which do not meet."""
         config = self.config
-        own = index[:, None]
-        negatives = draw_negatives(own, 2 * config.num_negatives, self.num_samples, config.seed, progress.batch)
+        own = (gather(index) if config.shard_banks else index)[:, None]  # sharded: what all ranks' anchors meet
+        negatives = draw_negatives(
+            own,
+            2 * config.num_negatives,
+            self.num_samples,
+            config.seed,
+            progress.batch,
+            for_all_ranks=config.shard_banks,
+        )
         puzzle_negatives, whole_negatives = negatives.chunk(2, dim=1)
         values, terms = {}, {}
         # The puzzle comes first: its scores measure the partition constant.
@@ -156,9 +164,9 @@ class PIRL(PairLoss):
         return LossOutput(total, terms)
 
     @property
-    def bank(self) -> MemoryBank:
+    def bank(self) -> AnyBank:
         """The memory of f(I)."""
-        return cast(MemoryBank, self.banks[self.modality_of["first"]])
+        return cast(AnyBank, self.banks[self.modality_of["first"]])
 
     def update(self, outputs: Outputs, index: torch.Tensor) -> None:
         """Move the bank's rows towards f(I); puzzles never enter."""

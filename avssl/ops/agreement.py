@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -37,6 +37,7 @@ from tqdm import tqdm
 from avssl.distributed import rank
 
 Agreement = Literal["consensus", "union", "video", "audio"]
+Bank = TypeVar("Bank")
 UNIT_ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 MANY_PAIRS = 16  # times k: more candidates than this for a query on average, and the block is done more exactly
 PAIRS_AT_ONCE = 1 << 12  # scored together: their rows in float64 are 2 x 4 MB at D = 128
@@ -254,6 +255,11 @@ class Search:
         return each[0] if len(each) == 1 else COMBINE[self.agreement](*each)
 
 
+def sides_of(banks: Mapping[str, Bank], agreement: Agreement) -> dict[str, Bank]:
+    """Those of the banks {modality: bank} that the agreement looks at."""
+    return {name: bank for name, bank in banks.items() if agreement not in banks or name == agreement}
+
+
 def most_agreeing(
     video_bank: torch.Tensor, audio_bank: torch.Tensor, k: int, agreement: Agreement, start: int, stop: int
 ) -> torch.Tensor:
@@ -261,8 +267,7 @@ def most_agreeing(
 
     video_bank and audio_bank are (N, D) in float32, N > k. Raises ValueError for rows that are not finite.
     """
-    banks = {"video": video_bank, "audio": audio_bank}
-    banks = {name: bank for name, bank in banks.items() if agreement not in banks or name == agreement}
+    banks = sides_of({"video": video_bank, "audio": audio_bank}, agreement)
     search = Search(stop - start, k, agreement, video_bank.device)
     search.visit(Visit({name: bank[start:stop] for name, bank in banks.items()}, banks, start, 0))
     return search.found()

@@ -24,8 +24,8 @@ from torch.nn.functional import embedding_bag
 CPU_BLOCK_BYTES_A_THREAD = 6 * 2**20
 DEVICE_BLOCK_BYTES = 512 * 2**20
 
-# Scores (b, K) of a block of anchors -> weights (b, K) of the rows, and (b, S) to be kept for each anchor.
-Weigh = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+# Scores (b, K) of a block of anchors, and which they are -> weights (b, K) of the rows, and (b, S) to be kept.
+Weigh = Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]
 
 
 def plain_scores(anchors: torch.Tensor, rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -52,16 +52,17 @@ def scan(
     anchors = anchors.contiguous()
     parts = []
     for first in range(0, len(anchors), block):
-        index = torch.cat([one[first : first + block] for one in indices], dim=1)
-        parts.append(one_block(anchors[first : first + block], rows, index, weigh, wants_sum))
+        part = slice(first, min(first + block, len(anchors)))
+        index = torch.cat([one[part] for one in indices], dim=1)
+        parts.append(one_block(anchors[part], rows, index, weigh, part, wants_sum))
     kept, sums = (torch.cat(column) for column in zip(*parts, strict=True))
     return kept, sums
 
 
 def _cpu_block(
-    anchors: torch.Tensor, rows: torch.Tensor, index: torch.Tensor, weigh: Weigh, wants_sum: bool
+    anchors: torch.Tensor, rows: torch.Tensor, index: torch.Tensor, weigh: Weigh, part: slice, wants_sum: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    weights, kept = weigh(_csr_scores(anchors, rows, index))
+    weights, kept = weigh(_csr_scores(anchors, rows, index), part)
     if not wants_sum:
         return kept, anchors[:, :0]
     flat, starts = index.reshape(-1), torch.arange(0, index.numel(), index.shape[1])
@@ -69,10 +70,10 @@ def _cpu_block(
 
 
 def _gathered_block(
-    anchors: torch.Tensor, rows: torch.Tensor, index: torch.Tensor, weigh: Weigh, wants_sum: bool
+    anchors: torch.Tensor, rows: torch.Tensor, index: torch.Tensor, weigh: Weigh, part: slice, wants_sum: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     gathered = rows[index]
-    weights, kept = weigh(torch.bmm(gathered, anchors[:, :, None])[:, :, 0])
+    weights, kept = weigh(torch.bmm(gathered, anchors[:, :, None])[:, :, 0], part)
     return kept, torch.bmm(weights[:, None], gathered)[:, 0] if wants_sum else anchors[:, :0]
 
 

@@ -20,7 +20,8 @@ from torch.nn.functional import softplus
 
 from avssl.distributed import all_mean
 from avssl.ops.bank_scores import plain_scores, scan
-from avssl.ops.memory import MemoryBank
+from avssl.ops.sharded_memory import AnyBank, ShardedMemoryBank
+from avssl.ops.sharded_nce import sharded_mean_exponential, sharded_nce
 
 
 def nce_terms(
@@ -68,7 +69,7 @@ def mean_exponential(
 ) -> torch.Tensor:
     """E as these negatives say: the mean of exp(score), scalar."""
 
-    def weigh(products: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def weigh(products: torch.Tensor, block: slice) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: ARG001
         return products, (products / temperature).exp().mean(dim=1, keepdim=True)
 
     return scan(anchors, rows, (negatives,), weigh, wants_sum=False)[0].mean()
@@ -93,7 +94,7 @@ class _RowsNCE(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         num_positives, num_negatives = positives.shape[1], negatives.shape[1]
 
-        def weigh(products: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        def weigh(products: torch.Tensor, block: slice) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: ARG001
             scores = products / temperature
             return nce_slopes(scores, num_positives, partition), nce_parts(scores, num_positives, partition)
 
@@ -166,7 +167,7 @@ def plain_rows_nce(
 
 def bank_nce(
     anchors: torch.Tensor,
-    bank: MemoryBank,
+    bank: AnyBank,
     positives: torch.Tensor,
     negatives: torch.Tensor,
     temperature: float,
@@ -179,7 +180,8 @@ def bank_nce(
     Args:
         anchors: (B, D) unit embeddings with gradient; any float dtype.
         bank: rows by sample; they carry no gradient.
-        positives, negatives: int64 (B, P) and (B, K), rows of the bank.
+        positives, negatives: int64 (B, P) and (B, K), rows of the bank; for a sharded bank those of all ranks' anchors,
+            (W B, P) and (W B, K), the same on all ranks.
         temperature: > 0.
         partition: the loss's buffer for E, (); written when `measure` and it holds no value yet.
         measure: True in a run's first micro-batch.
@@ -189,9 +191,14 @@ def bank_nce(
     """
 
     anchors = anchors.to(bank.rows.dtype)
-    if measure:
-        latch_partition(partition, mean_exponential(anchors.detach(), bank.rows, negatives, temperature))
-    total, means = rows_nce(anchors, bank.rows, positives, negatives, temperature, partition)
+    if isinstance(bank, ShardedMemoryBank):
+        if measure:
+            latch_partition(partition, sharded_mean_exponential(anchors.detach(), bank, negatives, temperature))
+        total, means = sharded_nce(anchors, bank, positives, negatives, temperature, partition)
+    else:
+        if measure:
+            latch_partition(partition, mean_exponential(anchors.detach(), bank.rows, negatives, temperature))
+        total, means = rows_nce(anchors, bank.rows, positives, negatives, temperature, partition)
     positive_score, negative_score = means * temperature
     terms = {"": total.detach(), "_positive_score": positive_score, "_negative_score": negative_score}
     return total, terms

@@ -64,8 +64,15 @@ def check_negatives(num_negatives: int, num_samples: int) -> None:
         )
 
 
-def draw_negatives(excluded: torch.Tensor, num_negatives: int, num_samples: int, seed: int, batch: int) -> torch.Tensor:
-    """As `negatives_excluding` for this rank's rows of micro-batch `batch`: the same draws at any world size."""
+def draw_negatives(
+    excluded: torch.Tensor, num_negatives: int, num_samples: int, seed: int, batch: int, *, for_all_ranks: bool = False
+) -> torch.Tensor:
+    """As `negatives_excluding` for this rank's rows of micro-batch `batch`: the same draws at any world size.
+
+    for_all_ranks: `excluded` (W B, E) are the gathered rows of all ranks, and so are the draws (W B, K).
+    """
     generator = generator_for(seed, batch, excluded.device)
     rows = excluded.shape[0]
+    if for_all_ranks:
+        return negatives_excluding(excluded, num_negatives, num_samples, generator, 0, rows)
     return negatives_excluding(excluded, num_negatives, num_samples, generator, rank() * rows, world_size() * rows)
