@@ -20,7 +20,8 @@ def settle_precision(cfg: RunConfig) -> None:
     if cfg.mixed_precision == "auto":
         has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         cfg.mixed_precision = "bf16" if has_bf16 and not cfg.cpu else "fp32"
-    torch.backends.cudnn.conv.fp32_precision = "ieee" if cfg.tf32 == "none" else "tf32"
+    # The module has it at run time (torch/backends/cudnn), its types do not say so.
+    torch.backends.cudnn.conv.fp32_precision = "ieee" if cfg.tf32 == "none" else "tf32"  # type: ignore[attr-defined]
     torch.backends.cuda.matmul.fp32_precision = "tf32" if cfg.tf32 == "all" else "ieee"
 
 
