@@ -90,7 +90,7 @@ def memory_rows(folder: Path) -> list[Claim]:
     for batch_size, prefetch in ((8, 2), (32, 2), (32, 4)):
         loader = loader_of(str(folder), batch_size, 2, prefetch)
         stream = loader.epoch(0)
-        for _ in range(4):
+        for _ in range(min(4, loader.steps_per_epoch)):
             next(stream)
         measured = median(map(private_mib, workers_of(loader)))
         formula = host_mib(VIEWS, ViewsConfig(), batch_size, 1, 0)
