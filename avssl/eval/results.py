@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avssl.eval.outcome import Metric, Outcome, Repeat, TaskConfig
+from avssl.whole_files import whole_file, write_whole
 
 if TYPE_CHECKING:
     from avssl.eval.protocol import TaskConfig as StandardConfig
@@ -146,16 +147,12 @@ def write(folder: Path, outcomes: Mapping[str, Outcome], evaluation: dict[str, A
             metrics = {name: [metric.kind, list(metric.columns)] for name, metric in repeat.metrics.items()}
             described[weights].append({"name": repeat.name, "metrics": metrics})
     rows = folder / f"{stem}.npz"
-    temporary = folder / f".{stem}.tmp"
-    with temporary.open("wb") as stream:
+    with whole_file(rows) as stream:
         np.savez_compressed(stream, allow_pickle=False, **arrays)
-    digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
-    temporary.rename(rows)
+    digest = hashlib.sha256(rows.read_bytes()).hexdigest()
     evaluation = {**evaluation, "rows": {"file": rows.name, "sha256": digest, "repeats": described}}
     path = folder / f"{stem}.json"
-    temporary.write_text(json.dumps(without_nan(evaluation), indent=1, allow_nan=False))
-    temporary.rename(path)
-    return path
+    return write_whole(path, json.dumps(without_nan(evaluation), indent=1, allow_nan=False))
 
 
 def without_nan(value: Any) -> Any:
