@@ -87,14 +87,17 @@ class CropLoss(PairLoss):
         groups: dict[tuple[str, torch.Size], list[str]] = {}
         for name, view in views.items():
             groups.setdefault((modality_of[name], view.shape), []).append(name)
-        features: dict[str, dict[str, torch.Tensor]] = {}
+        features: dict[str, list[torch.Tensor]] = {}
+        rows_of: dict[str, list[str]] = {}
         for (modality, _), names in groups.items():
             stacked = self.encoders[modality](torch.cat([views[name] for name in names]))
-            features.setdefault(modality, {}).update(zip(names, stacked.chunk(len(names)), strict=True))
+            features.setdefault(modality, []).append(stacked)
+            rows_of.setdefault(modality, []).extend(names)
         outputs: Outputs = {}
-        for modality, rows in features.items():
-            stacked = self.projectors[modality](torch.cat(list(rows.values())))
-            outputs.update(zip(rows, normalize(stacked.float(), dim=1).chunk(len(rows)), strict=True))
+        for modality, parts in features.items():
+            stacked = self.projectors[modality](torch.cat(parts) if len(parts) > 1 else parts[0])
+            names = rows_of[modality]
+            outputs.update(zip(names, normalize(stacked.float(), dim=1).chunk(len(names)), strict=True))
         return {name: outputs[name] for name in views}
 
     def health(self, outputs: Outputs) -> Outputs:

@@ -20,13 +20,15 @@ def sinkhorn(scores: torch.Tensor, epsilon: float, iterations: int) -> torch.Ten
         iterations: >= 1; each scales the prototypes' marginals and then the samples'.
 
     Returns:
-        (B, K) float32, rows sum to 1. The work is done on logarithms: no score that is finite over- or underflows.
+        (B, K) float32, rows sum to 1. No score that is finite over- or underflows: the first iteration is on
+        logarithms; after a whole one no prototype holds less than 1 / K, and scaling those to mass 1 leaves no row
+        less than 1 / B.
     """
     if epsilon <= 0 or iterations < 1:
         raise ValueError(f"sinkhorn: epsilon is {epsilon} and iterations {iterations}; they must be > 0 and >= 1")
-    log_codes = scores.float() / epsilon
     # The constants 1/K and 1/B of the marginals cancel: each scaling is undone up to a factor by the next one.
-    for _ in range(iterations):
-        log_codes = log_codes - log_codes.logsumexp(dim=0, keepdim=True)
-        log_codes = log_codes.log_softmax(dim=1)
-    return log_codes.exp()
+    codes = (scores.float() / epsilon).log_softmax(dim=0).softmax(dim=1)
+    for _ in range(iterations - 1):
+        codes /= codes.sum(dim=0)
+        codes /= codes.sum(dim=1, keepdim=True)
+    return codes
