@@ -5,8 +5,9 @@
 A clip is 8 frames at 16 a second, 224 px, and 2 s of sound at 24 kHz, from random seconds, as AVID draws them. All is
 CPU time of one thread, and the methods take turns in one process with the memory settings of a worker of ours.
 
-ours: from the shard file to a stacked batch in shared memory, what the training process is given: uint8 frames, cropped
-  and resized, and the waveform. Flip, colours, normalisation and the spectrogram are batched on the device.
+ours: from the shard file to a stacked batch in shared memory, sent and received as the training process receives it:
+  uint8 frames, cropped and resized, and the waveform. Flip, colours, normalisation and the spectrogram are batched on
+  the device.
 ours and the device's part: these too, on the same core.
 AVID-CMA-style: benchmarks/loader_peer.py, from the original file to a stacked batch of float clips and spectrograms.
 bare: PyAV's shortest way to the same frames and samples from the same bytes of a shard, already in memory; nothing is
@@ -18,9 +19,11 @@ torchcodec (an environment of its own below .cache): the same frames and samples
 from __future__ import annotations
 
 import io
+import pickle
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
@@ -36,7 +39,7 @@ sys.path.insert(0, str(ROOT))
 
 from avssl.data.clip_reading import spans
 from avssl.data.clips import random_windows, snap_to_frames
-from avssl.data.loader import RawBatch, collate
+from avssl.data.raw_batch import Collate, RawBatch
 from avssl.data.shards import Sample, ShardSet
 from avssl.data.view_config import clip_lengths
 from avssl.data.views import ViewMaker, ViewsConfig, raw_views
@@ -62,6 +65,7 @@ class Corpus:
         self.samples = [self.shards.read(index) for index in range(len(self.shards))]
         self.films = [by_key[sample.info.key] for sample in self.samples]
         self.maker = ViewMaker(CONFIG, ["audio", "video"])
+        self.collate = Collate()
 
     def places(self) -> list[tuple[int, int]]:
         """(epoch, index) of the clips of a round."""
@@ -81,9 +85,14 @@ class Corpus:
 
 
 def ours(corpus: Corpus) -> RawBatch:
-    """A batch as a worker sends it."""
+    """A batch as a worker sends it and the training process gets it."""
     rows = [(index, raw_views(corpus.shards, index, VIEWS, CONFIG, SEED, epoch)) for epoch, index in corpus.places()]
-    return collate(rows)  # type: ignore[arg-type]
+    return received(corpus.collate(rows))  # type: ignore[arg-type]
+
+
+def received(batch: RawBatch) -> RawBatch:
+    """Through the queue's pickler, whose pickles are opened by the process itself."""
+    return pickle.loads(ForkingPickler.dumps(batch))  # type: ignore[no-any-return]
 
 
 def ours_with_device(corpus: Corpus) -> dict[str, torch.Tensor]:
@@ -190,7 +199,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
-    # default_collate makes batches in shared memory where it finds itself in a worker, as it does in training.
+    # As in a worker, where batches are stacked in shared memory.
     torch.utils.data._utils.worker._worker_info = SimpleNamespace()  # type: ignore[assignment]
     print(machine())
     corpus = Corpus(arguments.clips)

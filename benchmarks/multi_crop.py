@@ -22,12 +22,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from avssl.data.decode import read_video
-from avssl.data.loader import collate
+from avssl.data.raw_batch import Collate
 from avssl.data.shards import ShardSet
 from avssl.data.views import ViewsConfig, raw_views
 from avssl.data.workers import keep_freed_memory
 from avssl.types import Modality, View
 from benchmarks.claims import Claim, command_line, machine, median_ratio, publish, take_turns
+from benchmarks.loader import received
 from benchmarks.loader_clips import FOLDER, prepared
 
 CONFIG = ViewsConfig()
@@ -59,14 +60,14 @@ def claim(modality: Modality, folder: Path, rounds: int, num_samples: int) -> Cl
     """One row."""
     shards = ShardSet(folder)
     many = views_of(modality)
-    place = [0]
+    place, collate = [0], Collate()
 
     def batch(views: list[View]) -> None:
         rows = []
         for number in range(num_samples):
             epoch, index = divmod(place[0] + number, len(shards))
             rows.append((index, raw_views(shards, index, views, CONFIG, 3, epoch)))
-        collate(rows)  # type: ignore[arg-type]
+        received(collate(rows))  # type: ignore[arg-type]
 
     seconds: dict[str, list[float]] = {"many": [], "one": []}
     for number in range(rounds):
@@ -95,7 +96,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
-    # default_collate makes batches in shared memory where it finds itself in a worker, as it does in training.
+    # As in a worker, where batches are stacked in shared memory.
     torch.utils.data._utils.worker._worker_info = SimpleNamespace()  # type: ignore[assignment]
     print(machine())
     films, shards = prepared()

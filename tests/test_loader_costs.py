@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from torch.multiprocessing.reductions import reduce_storage
 
 from avssl.data import decode, ffmpeg, workers
 from avssl.data.decode import read_video
-from avssl.data.loader import RawBatch, collate
+from avssl.data.raw_batch import Collate, RawBatch
 from avssl.data.shards import Sample, ShardSet
+from avssl.data.shared_batches import Pieces
 from avssl.data.view_config import AudioViewConfig, VideoViewConfig, ViewsConfig
 from avssl.data.views import raw_views
 from avssl.types import View
@@ -98,10 +99,10 @@ def test_eight_views_of_a_clip_decode_what_one_decodes(shards: dict[str, Path], 
     assert counts["opened"] == 1
 
 
-def batch_of(shards: dict[str, Path], views: tuple[View, ...] = VIEWS) -> RawBatch:
+def batch_of(shards: dict[str, Path], views: tuple[View, ...] = VIEWS, collate: Collate | None = None) -> RawBatch:
     """Three samples."""
     folder = ShardSet(shards["train"])
-    return collate([(index, raw_views(folder, index, views, CONFIG, 0, 0)) for index in range(3)])
+    return (collate or Collate())([(index, raw_views(folder, index, views, CONFIG, 0, 0)) for index in range(3)])
 
 
 @pytest.mark.parametrize(
@@ -122,21 +123,77 @@ def test_a_sample_hands_over_its_pixels_as_bytes_and_its_sound_and_little_else(
     assert workers.sample_bytes(views, CONFIG) == wanted
 
 
-def test_a_worker_stacks_into_shared_memory_and_sending_copies_nothing(
-    shards: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    alone = batch_of(shards)
+@pytest.fixture
+def as_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process believes that it is a loader's worker."""
     monkeypatch.setattr(torch.utils.data._utils.worker, "_worker_info", SimpleNamespace())  # type: ignore[attr-defined]
-    for name, view in batch_of(shards).views.items():
+
+
+def sent(batch: RawBatch) -> RawBatch:
+    """As the queue to the training process does it."""
+    return pickle.loads(ForkingPickler.dumps(batch))  # type: ignore[no-any-return]
+
+
+def test_a_batch_arrives_as_it_was_stacked_and_its_pixels_keep_channels_last(
+    shards: dict[str, Path], as_worker: None
+) -> None:
+    alone, arrived = batch_of(shards), sent(batch_of(shards))
+    assert arrived.index.tolist() == alone.index.tolist()
+    assert arrived.failures == alone.failures
+    for name, view in alone.views.items():
+        there = arrived.views[name].tensors()
+        assert there.keys() == view.tensors().keys()
         for field, tensor in view.tensors().items():
-            assert tensor.is_shared(), (name, field)
-            before = tensor.data_ptr()
-            reduce_storage(tensor.untyped_storage())  # what the queue to the training process does
-            assert tensor.data_ptr() == before
-            assert torch.equal(tensor, alone.views[name].tensors()[field])
-    pixels = batch_of(shards).views["video"].media
+            assert torch.equal(there[field], tensor), (name, field)
+            assert there[field].data_ptr() % 64 == 0
+    pixels = arrived.views["video"].media
     assert pixels.shape == (3, 4, 3, 24, 24)
     assert pixels.movedim(-3, -1).is_contiguous()  # turned on the device, not here
+
+
+def test_sending_copies_nothing(shards: dict[str, Path], as_worker: None) -> None:
+    batch = batch_of(shards)
+    arrived = sent(batch)
+    for name, view in batch.views.items():
+        view.media.zero_()
+        assert not arrived.views[name].media.any()  # one memory, seen twice
+
+
+def test_memory_is_written_again_once_the_last_tensor_over_it_is_gone(shards: dict[str, Path], as_worker: None) -> None:
+    collate = Collate()
+    for _ in range(5):
+        sent(batch_of(shards, collate=collate))
+    assert len(collate.pieces) == 1
+    kept = sent(batch_of(shards, collate=collate)).views["audio"].media[1:, :, ::2]  # a view of a view
+    copy = kept.clone()
+    for _ in range(5):
+        sent(batch_of(shards, collate=collate)).views["audio"].media.zero_()
+    assert len(collate.pieces) == 2
+    assert torch.equal(kept, copy)
+    del kept
+    held = [sent(batch_of(shards, collate=collate)) for _ in range(4)]
+    assert len(collate.pieces) == 4
+    assert len({batch.views["video"].media.data_ptr() for batch in held}) == 4
+
+
+def test_a_batch_that_was_not_sent_yet_is_not_written_over(shards: dict[str, Path], as_worker: None) -> None:
+    collate = Collate()
+    first, second = batch_of(shards, collate=collate), batch_of(shards, collate=collate)
+    first.views["video"].media.zero_()
+    assert second.views["video"].media.any()
+
+
+def test_pieces_that_are_too_small_are_given_up_when_they_are_free(tmp_path: Path) -> None:
+    pieces = Pieces()
+    small = pieces.take(100)
+    assert pieces.take(1000) is not small
+    assert len(pieces) == 2
+    small._mapped[0] = 0  # as its reader does
+    large = pieces.take(1000)
+    assert large is not small
+    assert len(pieces) == 2
+    with pytest.raises(RuntimeError):
+        large.empty((2000,), torch.uint8)
 
 
 def test_the_bound_on_host_memory_grows_with_its_options() -> None:

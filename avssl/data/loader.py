@@ -16,7 +16,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -28,32 +27,18 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from avssl.data.copies import Copies
 from avssl.data.loader_config import LoaderConfig
 from avssl.data.order import check_lanes, rank_order, steps_per_epoch
+from avssl.data.raw_batch import Collate, RawBatch
 from avssl.data.shards import ShardSet
 from avssl.data.view_config import ViewsConfig, check_views
-from avssl.data.views import RawView, ViewMaker, raw_views, stack_raw_views
+from avssl.data.views import RawView, ViewMaker, raw_views
 from avssl.data.workers import start_worker, worker_context
 from avssl.distributed import rank, world_size
 from avssl.types import Batch, MediaError, View
 
-__all__ = ["Loader", "LoaderConfig", "RawBatch", "collate"]
+__all__ = ["Loader", "LoaderConfig"]
 
 logger = logging.getLogger("avssl")
 MIN_SAMPLES_FOR_RATE = 200  # before this many, a single failure says little about the rate
-
-
-@dataclass
-class RawBatch:
-    """What a worker sends: stacked raw views, sample indices (B,), and (index, reason, message) of failures."""
-
-    views: dict[str, RawView]
-    index: torch.Tensor
-    failures: Sequence[tuple[int, str, str]]
-
-    def pin_memory(self) -> RawBatch:
-        """Called by DataLoader when it pins."""
-        self.views = {name: view.pin_memory() for name, view in self.views.items()}
-        self.index = self.index.pin_memory()
-        return self
 
 
 class _Samples(Dataset[Any]):
@@ -68,18 +53,6 @@ class _Samples(Dataset[Any]):
             return index, raw_views(self.shards, index, self.views, self.config, self.seed, epoch)
         except MediaError as error:
             return index, error
-
-
-def collate(samples: list[tuple[int, dict[str, RawView] | MediaError]]) -> RawBatch:
-    """Stack what could be read; the rows of what could not repeat the nearest readable row before (or the first)."""
-    readable = [place for place, (_, views) in enumerate(samples) if not isinstance(views, MediaError)]
-    failures = [(index, views.reason, views.message) for index, views in samples if isinstance(views, MediaError)]
-    if not readable:
-        return RawBatch({}, torch.tensor([index for index, _ in samples]), failures)
-    places = [max((p for p in readable if p <= place), default=readable[0]) for place in range(len(samples))]
-    index = torch.tensor([samples[place][0] for place in places])
-    rows = [samples[place][1] for place in places]
-    return RawBatch(stack_raw_views(rows), index, failures)  # type: ignore[arg-type]
 
 
 class _Plan(Sampler[list[tuple[int, int]]]):
@@ -227,7 +200,7 @@ class Loader:
         return DataLoader(
             samples,
             batch_sampler=plan,
-            collate_fn=collate,
+            collate_fn=Collate(),
             num_workers=workers,
             pin_memory=self.device.type == "cuda",
             multiprocessing_context=worker_context() if workers else None,

@@ -30,7 +30,7 @@ def send_parcel(to: socket.socket, header: dict[str, Any], arrays: Arrays) -> No
     filled: list[int] = []
     try:
         for content in [np.frombuffer(text, np.uint8), *arrays.values()]:
-            filled.append(_shared_memory())
+            filled.append(shared_memory())
             _fill(filled[-1], content)
         socket.send_fds(to, [bytes([len(filled)])], filled)  # one small message: all of it arrives, or nothing
     finally:
@@ -57,7 +57,7 @@ def receive_parcel(sender: socket.socket) -> tuple[dict[str, Any], Arrays] | Non
             os.close(descriptor)
 
 
-def _shared_memory() -> int:
+def shared_memory() -> int:
     """A new descriptor of memory; of a file without a name where the system has no such thing."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("parcel", os.MFD_CLOEXEC)

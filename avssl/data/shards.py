@@ -9,6 +9,7 @@ import hashlib
 import io
 import os
 import tarfile
+import weakref
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
@@ -37,7 +38,7 @@ from avssl.data.shard_format import (
     sha256_file,
     shard_name,
 )
-from avssl.data.tar_members import plain_members
+from avssl.data.tar_members import FilePart, plain_members
 from avssl.types import MediaError
 
 __all__ = [
@@ -92,6 +93,7 @@ class ShardSet:
         self._side_cars = [self._checked_side_car(record) for record in local]
         self._first_indices = [record.first_index for record in self.index.shards]
         self._files: OrderedDict[int, BinaryIO] = OrderedDict()
+        self._close_when_gone()
 
     @property
     def num_samples(self) -> int:
@@ -142,7 +144,7 @@ class ShardSet:
             raise IndexError(f"{self.location}: sample {position} asked for; there are 0..{self.num_samples - 1}")
         file, begin, end, key, where = self._place(position, bisect_right(self._first_indices, position) - 1)
         try:
-            with tarfile.open(fileobj=_Piece(file, begin, end), mode="r:") as archive:
+            with tarfile.open(fileobj=FilePart(file, begin, end), mode="r:") as archive:
                 member = archive.extractfile(f"{key}.{JSON_MEMBER}")
                 return SampleInfo.from_json(b"" if member is None else member.read(), where)
         except (tarfile.TarError, KeyError, ValueError) as error:
@@ -169,17 +171,18 @@ class ShardSet:
 
     def close(self) -> None:
         """Close the open shards; reading opens them again."""
-        while self._files:
-            self._files.popitem()[1].close()
-        if self._remote is not None:
-            self._remote.close()
+        _close(self._files, self._remote)
+
+    def _close_when_gone(self) -> None:
+        """Not by __del__: in a circle of references that is found later, the files might be finalised before it."""
+        weakref.finalize(self, _close, self._files, self._remote).atexit = False
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_files": OrderedDict()}
 
-    def __del__(self) -> None:
-        if "_files" in self.__dict__ and "_remote" in self.__dict__:
-            self.close()
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._close_when_gone()
 
     def _checked_side_car(self, record: ShardRecord) -> SideCar:
         path = self.folder / record.name
@@ -204,31 +207,11 @@ class ShardSet:
         return self._files[number]
 
 
-class _Piece(io.RawIOBase):
-    """Some bytes of a file as a file, read where it lies: the tar reader skips what it does not need."""
-
-    def __init__(self, file: BinaryIO, begin: int, end: int) -> None:
-        self._file, self._begin, self._size, self._at = file, begin, end - begin, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        length = max(0, min(len(buffer), self._size - self._at))
-        content = os.pread(self._file.fileno(), length, self._begin + self._at)
-        buffer[: len(content)] = content
-        self._at += len(content)
-        return len(content)
+def _close(files: OrderedDict[int, BinaryIO], remote: RemoteShards | None) -> None:
+    while files:
+        files.popitem()[1].close()
+    if remote is not None:
+        remote.close()
 
 
 def parse_members(content: bytes, where: str) -> Sample:

@@ -6,7 +6,9 @@ for which it takes five times as long. Pure Python.
 
 from __future__ import annotations
 
-from typing import Any
+import io
+import os
+from typing import Any, BinaryIO
 
 BLOCK_BYTES = 512
 NAME, SIZE, CHECKSUM, KIND, PREFIX = slice(0, 100), slice(124, 136), slice(148, 156), slice(156, 157), slice(345, 500)
@@ -47,3 +49,30 @@ def _number(field: bytes) -> int | None:
     """An octal number, ended by a zero byte or a space; None if it is something else."""
     digits = field.strip(b"\0 ")
     return int(digits, 8) if digits and not digits.strip(b"01234567") else None
+
+
+class FilePart(io.RawIOBase):
+    """Some bytes of a file as a file, read where it lies: the tar reader skips what it does not need."""
+
+    def __init__(self, file: BinaryIO, begin: int, end: int) -> None:
+        self._file, self._begin, self._size, self._at = file, begin, end - begin, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        length = max(0, min(len(buffer), self._size - self._at))
+        content = os.pread(self._file.fileno(), length, self._begin + self._at)
+        buffer[: len(content)] = content
+        self._at += len(content)
+        return len(content)

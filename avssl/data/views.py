@@ -32,6 +32,7 @@ from avssl.data.clip_reading import decode_audio_clip, decode_video_clip, read_b
 from avssl.data.colour import apply_looks
 from avssl.data.puzzle import GRID, NUM_TILES, centred_puzzle, cut_patches, cut_tiles, puzzle_size
 from avssl.data.shards import ShardSet
+from avssl.data.shared_batches import Piece, padded
 from avssl.data.video import crop_resize, normalize, to_float, to_model_layout
 from avssl.data.view_config import (
     AudioViewConfig,
@@ -158,23 +159,35 @@ def raw_audio(audio: torch.Tensor, config: AudioViewConfig, generator: np.random
     return RawView("audio", audio, sounds=torch.tensor(draw_sound(generator, config.augment, config.rate_hz)))
 
 
-def stack_raw_views(rows: Sequence[Mapping[str, RawView]]) -> dict[str, RawView]:
-    """Batch of raw views from single samples; in a loader's worker in shared memory, from where nobody copies it."""
+def stack_raw_views(rows: Sequence[Mapping[str, RawView]], piece: Piece | None = None) -> dict[str, RawView]:
+    """Batch of raw views from single samples, in a piece of shared memory if one is given.
+
+    Pictures whose memory has channels last keep it so.
+    """
     result = {}
     for name, first in rows[0].items():
         stacked: dict[str, Any] = {
-            field: _stacked([getattr(row[name], field) for row in rows]) for field in first.tensors()
+            field: _stacked([getattr(row[name], field) for row in rows], piece) for field in first.tensors()
         }
         result[name] = replace(first, **stacked)
     return result
 
 
-def _stacked(parts: list[torch.Tensor]) -> torch.Tensor:
-    """torch.stack, but pictures whose memory has channels last keep it so."""
+def stacked_bytes(rows: Sequence[Mapping[str, RawView]]) -> int:
+    """What a batch of them takes of a piece of shared memory."""
+    views = rows[0].values()
+    return sum(padded(len(rows) * tensor.nbytes) for view in views for tensor in view.tensors().values())
+
+
+def _stacked(parts: list[torch.Tensor], piece: Piece | None) -> torch.Tensor:
     has_channels_last = parts[0].ndim >= 4 and parts[0].shape[-3] == 3 and parts[0].stride(-3) == 1
-    if not has_channels_last:
-        return default_collate(parts)  # type: ignore[no-any-return]
-    return default_collate([part.movedim(-3, -1) for part in parts]).movedim(-1, -3)  # type: ignore[no-any-return]
+    if has_channels_last:
+        parts = [part.movedim(-3, -1) for part in parts]
+    if piece is None:
+        batch: torch.Tensor = default_collate(parts)
+    else:
+        batch = torch.stack(parts, out=piece.empty((len(parts), *parts[0].shape), parts[0].dtype))
+    return batch.movedim(-1, -3) if has_channels_last else batch
 
 
 class ViewMaker(nn.Module):
