@@ -34,6 +34,7 @@ LAYERS = {
         "avssl.data.cursor",
         "avssl.data.playing",
         "avssl.data.sharing",
+        "avssl.data.skipping",
         "avssl.data.timeline",
         "avssl.data.ffmpeg",
         "avssl.data.frames",

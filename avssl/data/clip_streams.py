@@ -7,19 +7,23 @@ what lies between them is jumped over where the container can seek.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain, groupby
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from avssl.data.augment import Box, centre_crop_box
 from avssl.data.clips import Span, frame_times_seconds
 from avssl.data.decode import PictureStream, SoundStream, Source
 from avssl.data.timeline import AudioBlock
+from avssl.data.video import crop_resize
 from avssl.data.view_config import AudioViewConfig, VideoViewConfig
-from avssl.data.views import raw_picture
 from avssl.types import MediaError
 
 # Opening the file anew and seeking costs about what decoding so much sound costs.
 SKIP_SOUND_SECONDS = 20.0
+FRAMES_TOGETHER = 8  # that are resized together
 
 
 class VideoClips:
@@ -35,8 +39,8 @@ class VideoClips:
     ) -> None:
         self.name, self.config, self.span = name, config, span
         self._stream = PictureStream(source, name) if stream is None else stream
-        self._kept: dict[float, torch.Tensor] = {}  # seconds -> (S, S, 3), for the clips of later calls
-        self._last: tuple[float, torch.Tensor] | None = None  # seconds of the frame that was read last, as in _kept
+        self._kept: dict[float, NDArray[np.uint8]] = {}  # seconds -> (S, S, 3), for the clips of later calls
+        self._last_seconds, self._last_frame = -np.inf, np.empty(0, np.uint8)  # of what was read last, as in _kept
 
     def close(self) -> None:
         """Close the file."""
@@ -49,20 +53,20 @@ class VideoClips:
         an earlier call's last frame, unless that call was told of them. Raises MediaError as decode.read_video.
         """
         size, times = self.config.size_px, self._times(starts)
-        clips = torch.empty((len(starts), self.config.num_frames, size, size, 3), dtype=torch.uint8)
-        frames = clips.view(-1, size, size, 3)
+        frames = np.empty((len(times), size, size, 3), np.uint8)
         last = max(times, default=0.0)
         later = {seconds for seconds in self._times(later_starts) if seconds <= last}
         ready, self._kept = self._kept, {}
         positions: dict[float, list[int]] = {seconds: [] for seconds in later}
         for position, seconds in enumerate(times):
             positions.setdefault(seconds, []).append(position)
-        for seconds in sorted(positions):
-            frame = ready[seconds] if seconds in ready else self._frame(seconds)
+        new = self._frames(sorted(seconds for seconds in positions if seconds not in ready))
+        for seconds, frame in chain(((seconds, ready[seconds]) for seconds in positions if seconds in ready), new):
             for position in positions[seconds]:
                 frames[position] = frame
             if seconds in later:
                 self._kept[seconds] = frame
+        clips = torch.from_numpy(frames.reshape(len(starts), self.config.num_frames, size, size, 3))
         return clips.movedim(-1, -3)
 
     def _times(self, starts: Sequence[float]) -> list[float]:
@@ -74,16 +78,28 @@ class VideoClips:
             for seconds in (frame_times_seconds(start, each, fps, self.span) - self.span.start_seconds).tolist()
         ]
 
-    def _frame(self, seconds: float) -> torch.Tensor:
-        """uint8 (S, S, 3)."""
-        picture = self._stream.on_screen(seconds)
-        if picture is None:
-            raise MediaError("no_video", f"{self.name}: the video stream holds no decodable frame")
-        if self._last is None or self._last[0] != picture.seconds:
-            pixels = torch.from_numpy(self._stream.pixels(picture))[None]
-            view = raw_picture("video", pixels.movedim(-1, -3), self.config, None, None)
-            self._last = picture.seconds, view.media[0].movedim(-3, -1)
-        return self._last[1]
+    def _frames(self, times: list[float]) -> Iterator[tuple[float, NDArray[np.uint8]]]:
+        """(seconds, uint8 (S, S, 3)) of the frames on screen at rising seconds; each is cropped and resized once."""
+        self._stream.expect(times)
+        for first in range(0, len(times), FRAMES_TOGETHER):
+            crops, which = [], []
+            for seconds in times[first : first + FRAMES_TOGETHER]:
+                picture = self._stream.on_screen(seconds)
+                if picture is None:
+                    raise MediaError("no_video", f"{self.name}: the video stream holds no decodable frame")
+                if picture.seconds != self._last_seconds:
+                    crops.append(self._stream.part(picture, centre_crop_box))
+                    self._last_seconds = picture.seconds
+                which.append(len(crops))
+            found = [self._last_frame, *self._resized(crops)]
+            self._last_frame = found[-1]
+            yield from zip(times[first:], (found[number] for number in which), strict=False)
+
+    def _resized(self, crops: list[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+        """uint8 (S, S, 3) of each; those of one size together, for a call costs as much as a fifth of a frame."""
+        for shape, alike in groupby(crops, key=np.shape):
+            clip = torch.from_numpy(np.stack(list(alike))).movedim(-1, -3)
+            yield from crop_resize(clip, Box(0, 0, *shape[:2]), self.config.size_px).movedim(-3, -1).numpy()
 
 
 class AudioClips:

@@ -19,6 +19,8 @@ from avssl.data.streams import Sound
 from avssl.data.timeline import AudioBlock
 
 LEAST_INTERLACED_HEIGHT = 4
+# Where FFmpeg makes RGB of each square of 2 x 2 pixels by itself, so that a part is the same bits as in the whole.
+CUT_BEFORE_RGB = ("yuv420p", "yuvj420p")
 UNSAFE_PLANES = 8
 UNKNOWN_TO_NUMPY = {"s64": "dbl", "s64p": "dbl"}
 MONO = ("FC",)
@@ -62,6 +64,35 @@ def _rgb_pixels(frame: Any) -> NDArray[np.uint8]:
         return frame.to_ndarray()  # type: ignore[no-any-return]
     rows = np.frombuffer(plane, np.uint8).reshape(frame.height, plane.line_size)
     return rows[:, : 3 * frame.width].reshape(frame.height, frame.width, 3)
+
+
+class Cutter:
+    """A part of each frame of a stream in RGB: what lies around it is not converted where that makes no difference."""
+
+    def __init__(self) -> None:
+        self._graph: Any = None
+        self._made_for: tuple[Any, ...] = ()
+        self._reformatter = VideoReformatter()  # as in Upright
+
+    def __call__(self, frame: Any, turns: int, box: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+        """uint8 (height, width, 3): box is (top, left, height, width) of the upright frame, inside it.
+
+        In memory of its own; rows may lie apart.
+        """
+        top, left, height, width = box
+        size = frame.width, frame.height
+        if turns or frame.interlaced_frame or frame.format.name not in CUT_BEFORE_RGB or size[0] % 2 or size[1] % 2:
+            whole = to_array(frame, rgb=True, turns=turns)
+            return whole[top : top + height, left : left + width].copy()  # it may be the decoder's memory
+        above, before = top % 2, left % 2
+        wide, tall = before + width + (before + width) % 2, above + height + (above + height) % 2
+        part = f"{wide}:{tall}:{left - before}:{top - above}:exact=1"
+        if self._made_for != (*size, frame.format.name, part):
+            self._graph = _graph(frame, [("crop", part)])
+            self._made_for = (*size, frame.format.name, part)
+        self._graph.push(frame)
+        pixels = _rgb_pixels(self._reformatter.reformat(self._graph.pull(), format="rgb24", threads=1))
+        return pixels[above : above + height, before : before + width]
 
 
 def progressive(frame: Any) -> Any:

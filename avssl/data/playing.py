@@ -7,7 +7,7 @@ seek. Times are seconds from the stream's own first frame or sample. See decode.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -26,8 +26,9 @@ from avssl.data.ffmpeg import (
     translated,
     video_stream,
 )
-from avssl.data.frames import Resampler, to_array
+from avssl.data.frames import Cutter, Resampler, to_array
 from avssl.data.sharing import FORMATS_TO_SHARE, SharedContainer
+from avssl.data.skipping import SkippingContainer
 from avssl.data.streams import audio_info, file_seconds, mono_blocks, quarter_turns, video_info
 from avssl.data.timeline import (
     AUDIO_PREROLL_SECONDS,
@@ -106,7 +107,9 @@ class PictureStream(_Open):
         super().__init__(source, name)
         self.info: VideoInfo | None = None
         self._asked_seconds = 0.0
+        self._expected: list[int] = []  # ticks
         self._cursor: FrameCursor | None = None
+        self._cut = Cutter()
         try:
             if shares and self.container_name in FORMATS_TO_SHARE:
                 streams = video_stream(self._container), audio_stream(self._container)
@@ -121,13 +124,14 @@ class PictureStream(_Open):
         if stream is None:
             return
         self._stream = require(stream, "no_video", self.label)
+        choosing = SkippingContainer(self._container, self._expected)
         with translated(self.label):
             self._cursor = FrameCursor(
                 self._container,
                 self._stream,
                 None,
                 may_seek,
-                lambda: frames_from_here(self._container, self._stream, self.label),
+                lambda: frames_from_here(choosing, self._stream, self.label),
             )
         first = self._cursor.first
         if first is None:
@@ -140,8 +144,7 @@ class PictureStream(_Open):
             return
         tick = float(self._stream.time_base)
         frame_seconds = 1 / float(self._stream.average_rate) if self._stream.average_rate else 0.0
-        start = self._cursor.start_ticks
-        target = start + int((from_seconds + FRAME_TIME_TOLERANCE_SECONDS) // tick)
+        start, target = self._cursor.start_ticks, self._ticks(from_seconds)
         with translated(self.label):
             try:
                 current = None if from_seconds <= 0 else self._cursor.jump_to(target)
@@ -162,7 +165,7 @@ class PictureStream(_Open):
         if self.info is None or self._cursor is None:
             return None
         tick, start = float(self._stream.time_base), self._cursor.start_ticks
-        target = start + int((seconds + FRAME_TIME_TOLERANCE_SECONDS) // tick)
+        target = self._ticks(seconds)
         is_far = seconds - self._asked_seconds > LEAST_JUMP_SECONDS
         self._asked_seconds = seconds
         with translated(self.label):
@@ -175,10 +178,33 @@ class PictureStream(_Open):
                 found = self._cursor.walk_to(target)
         return None if found is None else Picture((found[0] - start) * tick, found[1].duration * tick, found[1])
 
+    def expect(self, times_seconds: Sequence[float]) -> None:
+        """The rising seconds that `on_screen` will be asked for next, and none other before the last of them.
+
+        What is on screen only between them need not be decoded.
+        """
+        first = None if self._cursor is None else self._cursor.first
+        if first is not None and not first[1].interlaced_frame:  # else two packets may hold a field of it each
+            self._expected[:] = map(self._ticks, times_seconds)
+
+    def _ticks(self, seconds: float) -> int:
+        assert self._cursor is not None  # callers have looked
+        whole = (seconds + FRAME_TIME_TOLERANCE_SECONDS) // float(self._stream.time_base)
+        return self._cursor.start_ticks + int(whole)
+
     @staticmethod
     def pixels(picture: Picture) -> NDArray[np.uint8]:
         """uint8 (H, W, 3), RGB, upright."""
         return to_array(picture.frame, rgb=True, turns=quarter_turns(picture.frame))
+
+    def part(self, picture: Picture, box_of: Callable[[int, int], tuple[int, int, int, int]]) -> NDArray[np.uint8]:
+        """The pixels of box_of(height, width) -> (top, left, height, width) alone, in memory of their own.
+
+        Rows may lie apart.
+        """
+        frame, turns = picture.frame, quarter_turns(picture.frame)
+        size = (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
+        return self._cut(frame, turns, box_of(*size))
 
 
 class SoundStream(_Open):

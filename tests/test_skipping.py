@@ -1,0 +1,201 @@
+"""Pictures at wanted times are the same bits, though frames that nobody looks at are left out and parts converted."""
+
+from fractions import Fraction
+from types import SimpleNamespace
+
+import av
+import numpy as np
+import pytest
+
+from avssl.data import frames, playing
+from avssl.data.decode import PictureStream
+from avssl.data.skipping import SkippingContainer
+from data_prep.encode import MediaWriter, VideoSettings
+
+NUM_FRAMES, FPS, LENGTH_BYTES = 240, 30, 4
+ENCODED = {  # x264: how frames are made from each other, and how they are shown
+    "usual": {"preset": "veryfast"},
+    "pyramid": {"x264-params": "bframes=8:b-pyramid=normal:b-adapt=0"},
+    "flat": {"x264-params": "bframes=3:b-pyramid=none:b-adapt=0:direct=temporal"},
+    "open": {"x264-params": "open-gop=1:bframes=3:b-adapt=0"},
+    "in order": {"x264-params": "bframes=0"},
+}
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    """{(how it is encoded, suffix): a film of 8 s that moves, with cuts}."""
+    folder, found = tmp_path_factory.mktemp("films"), {}
+    generator = np.random.default_rng(0)
+    scenes = generator.integers(0, 255, (6, 12, 16, 3), np.uint8).repeat(4, 1).repeat(4, 2)
+    for name, options in ENCODED.items():
+        for suffix in ("mp4", "mkv"):
+            found[name, suffix] = folder / f"{name}.{suffix}"
+            settings = VideoSettings(64, 48, FPS, keyframe_interval=60, options=options)
+            with MediaWriter(found[name, suffix], video=settings) as writer:
+                for k in range(NUM_FRAMES):
+                    picture = np.roll(scenes[k // 45], k, 1)
+                    picture[:8, :8] = 37 * k % 256, 11 * k % 256, 3 * k % 256
+                    writer.write_video(picture)
+    return found
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """A list that grows by every frame that is decoded."""
+    found, frames_from_here = [], playing.frames_from_here
+
+    def counting(container, stream, label):
+        for ticks, frame in frames_from_here(container, stream, label):
+            found.append(ticks)
+            yield ticks, frame
+
+    monkeypatch.setattr(playing, "frames_from_here", counting)
+    return found
+
+
+def shown(film, parts, *, expects):
+    """[(seconds, pixels)] of what is on screen at the times of all parts."""
+    found = []
+    with PictureStream(film) as stream:
+        for times in parts:
+            if expects:
+                stream.expect(times)
+            pictures = map(stream.on_screen, times)
+            found += [(picture.seconds, stream.pixels(picture).copy()) for picture in pictures]
+    return found
+
+
+def times_of(kind, generator):
+    """Rising seconds, in the parts in which they are made known."""
+    if kind == "random":
+        times = np.sort(generator.uniform(0, NUM_FRAMES / FPS + 0.2, 60))
+    elif kind == "clips":
+        times = np.arange(0, 7.9, 1 / 16)
+    else:  # with gaps that are jumped over
+        times = np.array([start + k / 8 for start in (0.4, 3.1, 6.6) for k in range(8)])
+    return np.split(times, [len(times) // 3, len(times) // 2])
+
+
+@pytest.mark.parametrize("kind", ["random", "clips", "gaps"])
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+@pytest.mark.parametrize("name", ENCODED)
+def test_what_is_on_screen_does_not_depend_on_what_is_left_out(films, decoded, name, suffix, kind):
+    parts = times_of(kind, np.random.default_rng(len(name)))
+    expected = shown(films[name, suffix], parts, expects=False)
+    num_all = len(decoded)
+    found = shown(films[name, suffix], parts, expects=True)
+    assert [seconds for seconds, _ in found] == [seconds for seconds, _ in expected]
+    for (_, pixels), (_, others) in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(pixels, others)
+    num_decoded = len(decoded) - num_all
+    assert num_decoded == num_all if name == "in order" else num_decoded < num_all
+
+
+@pytest.mark.parametrize("name", ENCODED)
+def test_all_that_nobody_looks_at_and_no_frame_is_made_from_is_left_out(films, decoded, name):
+    """Counted in the bits of the file: h264 marks frames that no other is made from."""
+    wanted = np.arange(0, NUM_FRAMES, 2) / FPS  # every other frame, and the last one is not
+    with av.open(str(films[name, "mp4"])) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        seconds = [float(packet.pts * packet.time_base) for packet in packets]
+    assert len(packets) == NUM_FRAMES
+    looked_at = {round(one * FPS) for one in wanted}
+    of_no_use = [
+        packet
+        for packet, one in zip(packets, seconds, strict=True)
+        if is_for_itself(bytes(packet))
+        and round((one - min(seconds)) * FPS) not in looked_at
+        and round((one - min(seconds)) * FPS) < max(looked_at)
+    ]
+    shown(films[name, "mp4"], [wanted], expects=True)
+    assert len(decoded) == NUM_FRAMES - len(of_no_use)
+    assert (len(of_no_use) > 0) == (name != "in order")
+
+
+def is_for_itself(data):
+    """Are the slices of an h264 packet, with lengths before its units, marked as of no use to other frames?"""
+    while data:
+        length = int.from_bytes(data[:LENGTH_BYTES], "big")
+        head = data[LENGTH_BYTES]
+        if head & 31 in (1, 5):
+            return head >> 5 & 3 == 0
+        data = data[LENGTH_BYTES + length :]
+    raise AssertionError("no slice")
+
+
+def test_an_interlaced_film_is_decoded_whole(tmp_path, decoded):
+    """There a packet may hold half a frame."""
+    film, (wanted,) = tmp_path / "film.mkv", [np.arange(0, 1.9, 1 / 8)]
+    with av.open(str(film), "w") as container:
+        stream = container.add_stream("libx264", rate=FPS, options={"x264-params": "tff=1:bframes=3:b-adapt=0"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for k in range(60):
+            picture = av.VideoFrame.from_ndarray(np.full((72, 64), 2 * k, np.uint8), format="yuv420p")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    shown(film, [wanted], expects=False)
+    num_all = len(decoded)
+    shown(film, [wanted], expects=True)
+    assert len(decoded) == 2 * num_all
+
+
+def left_out(stamps, wanted, dts=None):
+    """Of a film in h264 with these stamps in the order in which they are stored: those that the decoder may skip."""
+    dts = sorted(stamps) if dts is None else dts
+    packets = [SimpleNamespace(pts=pts, dts=at) for pts, at in zip(stamps, dts, strict=True)]
+    context = SimpleNamespace(name="h264", skip_frame="DEFAULT")
+    stream = SimpleNamespace(codec_context=context)
+    file = SimpleNamespace(
+        format=SimpleNamespace(name="matroska,webm"), demux=lambda stream: (packet for packet in packets)
+    )
+    found = [packet.pts for packet in SkippingContainer(file, wanted).demux(stream) if context.skip_frame == "NONREF"]
+    assert context.skip_frame == "DEFAULT"
+    return found
+
+
+def test_a_frame_is_left_out_only_if_a_later_one_is_sure_to_be_on_screen():
+    stamps = [0, 40, 20, 10, 30, 80, 60, 50, 70]
+    dts = [-20, -10, 0, 10, 20, 30, 40, 50, 60]
+    assert left_out(stamps, [0, 30, 60], dts) == [40, 20, 10, 50], "what follows the last wanted one is unknown"
+    assert left_out(stamps, [5, 35, 75], dts) == [40, 20, 10, 60, 50]
+    assert left_out(stamps, [25], dts) == [0, 10]
+    assert left_out(stamps, [], dts) == []
+    assert left_out(stamps, [0, 30, 60], [None] * 9) == [10, 50], "only what was stored before is known"
+
+
+# --- parts of frames -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "pixels", ["yuv420p", "yuvj420p", "yuv422p", "yuv444p", "yuv420p10le", "nv12", "gray", "rgb24"]
+)
+def test_a_part_of_a_frame_is_the_part_of_the_whole(pixels, turns):
+    generator, cut = np.random.default_rng(turns), frames.Cutter()
+    for number in range(40):
+        width, height = (int(one) for one in generator.integers(4, 90, 2))
+        if number % 4:
+            width, height = width // 2 * 2, height // 2 * 2
+        picture = generator.integers(0, 256, (height, width, 3), np.uint8)
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pixels, threads=1)
+        frame.time_base = Fraction(1, FPS)
+        frame.colorspace, frame.color_range = generator.choice([1, 2, 5, 6, 9]), generator.choice([0, 1, 2])
+        whole = frames.to_array(frame, rgb=True, turns=turns)
+        for _ in range(3):
+            tall, wide = (int(generator.integers(1, size + 1)) for size in whole.shape[:2])
+            top, left = (int(generator.integers(0, room + 1)) for room in (len(whole) - tall, whole.shape[1] - wide))
+            part = cut(frame, turns, (top, left, tall, wide))
+            np.testing.assert_array_equal(part, whole[top : top + tall, left : left + wide])
+            assert not np.shares_memory(part, whole)
+
+
+def test_what_lies_around_a_part_is_not_converted(monkeypatch):
+    sizes, rgb_pixels = [], frames._rgb_pixels
+    monkeypatch.setattr(
+        frames, "_rgb_pixels", lambda frame: sizes.append((frame.height, frame.width)) or rgb_pixels(frame)
+    )
+    frame = av.VideoFrame.from_ndarray(np.zeros((540, 640), np.uint8), format="yuv420p")
+    frame.time_base = Fraction(1, FPS)
+    assert frames.Cutter()(frame, 0, (23, 163, 315, 315)).shape == (315, 315, 3)
+    assert sizes == [(316, 316)]
