@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from math import prod
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from avssl.models import ENCODERS, create_encoder, encoder_names
-from avssl.models.heads import mlp
+from avssl.models.heads import mlp, on_each
 
 GOLDEN = Path(__file__).parent / "golden"
 LAYERS = ["conv1", "conv2x", "conv3x", "conv4x", "conv5x", "pool"]
@@ -240,3 +241,21 @@ def test_mlp_equals_the_textbook_formula() -> None:
     w1, b1, w2, b2 = (p.detach().numpy() for p in head.parameters())
     expected = np.maximum(x @ w1.T + b1, 0) @ w2.T + b2
     np.testing.assert_allclose(head(torch.from_numpy(x)).detach().numpy(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_a_head_on_each_of_several_batches_is_the_head_on_one_after_the_other(batch_norm: bool) -> None:
+    """Values, gradients and the running statistics of batch norm, which must not see the batches together."""
+    torch.manual_seed(0)
+    head = mlp((6, 5, 4), batch_norm=batch_norm, final_batch_norm=batch_norm)
+    found = []
+    for together in (False, True):
+        torch.manual_seed(1)
+        own = copy.deepcopy(head)
+        batches = [(1 + number) * torch.randn(7, 6).requires_grad_() for number in range(3)]
+        outputs = on_each(own, batches) if together else [own(batch) for batch in batches]
+        torch.stack(outputs).pow(3).sum().backward()
+        found.append([*outputs, *(one.grad for one in own.parameters()), *own.buffers()])
+    for actual, expected in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(actual, expected)
+    assert [one.shape for one in on_each(nn.Identity(), [torch.ones(2, 3)] * 2)] == [(2, 3)] * 2

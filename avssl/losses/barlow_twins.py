@@ -99,7 +99,7 @@ class BarlowTwins(PairLoss):
 
     def forward(self, views: dict[str, torch.Tensor]) -> Outputs:
         """{"first": (B, D), "second": (B, D)}; each view is a batch of its own for batch norm."""
-        return {name: self.project(name, view) for name, view in views.items()}
+        return self.project_each(views)
 
     def loss(self, outputs: Outputs, index: torch.Tensor, progress: Progress) -> LossOutput:  # noqa: ARG002
         """The loss of the batch of all ranks, computed on each of them."""

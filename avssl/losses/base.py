@@ -35,6 +35,7 @@ import torch
 from torch import nn
 
 from avssl.distributed import gather_uneven
+from avssl.models.heads import on_each
 from avssl.ops.health import alignment, effective_rank, embedding_spread, uniformity
 from avssl.ops.teacher import follow
 from avssl.types import LossConfig, LossOutput, Modality, Progress, View
@@ -258,6 +259,26 @@ class PairLoss(Loss):
             stacked = self.project(names[0], torch.cat([views[name] for name in names]))
             result.update(zip(names, stacked.chunk(len(names)), strict=True))
         return result
+
+    def on_each_view(self, heads: nn.ModuleDict | dict[str, nn.Module], rows: Outputs) -> Outputs:
+        """{view: head of its modality on its rows (B, F)}, each view a batch of its own for batch norm."""
+        result: Outputs = {}
+        for modality, head in heads.items():
+            names = [name for name in rows if self.modality_of[name] == modality]
+            result.update(zip(names, on_each(head, [rows[name] for name in names]), strict=True))
+        return result
+
+    def project_each(self, views: Mapping[str, torch.Tensor]) -> Outputs:
+        """As `project` for every view, each a batch of its own for batch norm."""
+        features = {name: self.encoders[self.modality_of[name]](view) for name, view in views.items()}
+        return self.on_each_view(self.projectors, features)
+
+    @torch.no_grad()
+    def teach_each(self, views: Mapping[str, torch.Tensor]) -> Outputs:
+        """As `project_each` with the teachers."""
+        teachers: dict[str, Any] = dict(self.teachers.items())
+        features = {name: teachers[self.modality_of[name]][0](view) for name, view in views.items()}
+        return self.on_each_view({modality: teacher[1] for modality, teacher in teachers.items()}, features)
 
     def embedding(self, modality: str, features: torch.Tensor) -> torch.Tensor:
         """As in the base class; across modalities with predictors, projection and prediction side by side.

@@ -93,13 +93,10 @@ class BYOL(PairLoss):
 
     def forward(self, views: dict[str, torch.Tensor]) -> Outputs:
         """{"first_prediction": (B, D), "first_target": (B, D), and the same for "second"}."""
-        outputs: Outputs = {}
-        for name, view in views.items():
-            modality = self.modality_of[name]
-            outputs[f"{name}_prediction"] = self.predictors[modality](self.project(name, view))
-            with torch.no_grad():
-                outputs[f"{name}_target"] = self.teachers[modality](view)
-        return outputs
+        predictions = self.on_each_view(self.predictors, self.project_each(views))
+        targets = self.teach_each(views)
+        outputs = {f"{name}_prediction": rows for name, rows in predictions.items()}
+        return outputs | {f"{name}_target": rows for name, rows in targets.items()}
 
     def loss(self, outputs: Outputs, index: torch.Tensor, progress: Progress) -> LossOutput:  # noqa: ARG002
         """Both directions added: a mean over this rank's rows."""

@@ -93,13 +93,8 @@ class MoCoV3(PairLoss):
 
     def forward(self, views: dict[str, torch.Tensor]) -> Outputs:
         """Predictions {"first": (B, D), "second": (B, D)} and keys {"first_key": (B, D), "second_key": (B, D)}."""
-        outputs: Outputs = {}
-        for name, view in views.items():
-            modality = self.modality_of[name]
-            outputs[name] = self.predictors[modality](self.project(name, view))
-            with torch.no_grad():
-                outputs[f"{name}_key"] = self.teachers[modality](view)
-        return outputs
+        keys = {f"{name}_key": rows for name, rows in self.teach_each(views).items()}
+        return self.on_each_view(self.predictors, self.project_each(views)) | keys
 
     def loss(self, outputs: Outputs, index: torch.Tensor, progress: Progress) -> LossOutput:  # noqa: ARG002
         """This rank's predictions against the keys of all ranks; the sum of both directions."""

@@ -74,11 +74,9 @@ class SimSiam(PairLoss):
 
     def forward(self, views: dict[str, torch.Tensor]) -> Outputs:
         """{"first": (B, D) embeddings, "first_prediction": (B, D), and the same for "second"}."""
-        outputs: Outputs = {}
-        for name, view in views.items():
-            outputs[name] = self.project(name, view)
-            outputs[f"{name}_prediction"] = self.predictors[self.modality_of[name]](outputs[name])
-        return outputs
+        outputs = self.project_each(views)
+        predictions = self.on_each_view(self.predictors, outputs)
+        return outputs | {f"{name}_prediction": rows for name, rows in predictions.items()}
 
     def loss(self, outputs: Outputs, index: torch.Tensor, progress: Progress) -> LossOutput:  # noqa: ARG002
         """Mean of both directions: a mean over this rank's rows."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 from torch import nn
 
 
@@ -41,3 +42,20 @@ def mlp(
         if not is_last:
             layers.append(nn.ReLU(inplace=True))
     return nn.Sequential(*layers)
+
+
+def on_each(head: nn.Module, batches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """[head(batch) for batch in batches] of equal shapes (B, F), each a batch of its own for batch norm.
+
+    The linear layers of an `mlp` see all of them at once: one product of many rows costs less than several of few, and
+    the gradient of its weights is not a sum that goes through memory. Heads of other kinds are called on each batch.
+    """
+    if len(batches) < 2 or not isinstance(head, nn.Sequential):
+        return [head(batch) for batch in batches]
+    rows = torch.cat(list(batches))
+    for layer in head:
+        if isinstance(layer, nn.Linear | nn.ReLU):
+            rows = layer(rows)
+        else:
+            rows = torch.cat([layer(batch) for batch in rows.chunk(len(batches))])
+    return list(rows.chunk(len(batches)))
