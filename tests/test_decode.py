@@ -2,6 +2,7 @@
 
 import io
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -10,10 +11,10 @@ import scipy.signal
 import torch
 
 from avssl.data import ffmpeg
-from avssl.data.decode import probe, read_audio, read_video, stream_audio, stream_pictures, stream_video
+from avssl.data.decode import SoundStream, probe, read_audio, read_video, stream_audio, stream_pictures, stream_video
 from avssl.data.timeline import audio_span, fitted_size, mix_to_mono, mono_weights
 from avssl.types import MediaError
-from data_prep.encode import write_media
+from data_prep.encode import AudioSettings, MediaWriter, write_media
 from tests.fixtures import REAL_VIDEOS, real_videos  # noqa: F401
 
 LEVELS = np.linspace(20, 235, 40).astype(np.uint8)
@@ -330,3 +331,21 @@ def test_excerpts_begin_on_the_grid_of_the_whole(rates):
         assert (span.first * target) % source == 0
         assert span.first * target // source + span.skip == first_output
         assert span.last * target >= (first_output + 1000) * source
+
+
+@pytest.mark.parametrize("block_samples", [4608, 16384, 65535])
+def test_sound_in_blocks_so_large_that_the_container_cannot_seek_is_read_from_its_beginning(
+    tmp_path: Path, block_samples: int
+) -> None:
+    path = tmp_path / "blocks.flac"
+    samples = np.random.default_rng(0).uniform(-1, 1, (1, 5 * 24_000)).astype(np.float32)
+    settings = AudioSettings(24_000, 1, "flac", options={"frame_size": str(block_samples)})
+    with MediaWriter(path, audio=settings) as writer:
+        writer.write_audio(samples)
+    whole = read_audio(path, 0.0, samples.shape[1], 24_000)
+    for seconds in np.arange(0.0, 5.0, 0.3):
+        first = round(seconds * 24_000)
+        wanted = whole[:, first : first + 2400]
+        assert torch.equal(read_audio(path, first / 24_000, wanted.shape[1], 24_000), wanted)
+        with SoundStream(path) as stream:
+            assert np.array_equal(np.concatenate(list(stream.play(24_000, first))), whole[0, first:].numpy())

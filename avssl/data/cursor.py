@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from avssl.data.ffmpeg import seek
+
 # Without an index of keyframes, a jump by seeking is worth it only beyond this.
 BLIND_SEEK_SECONDS = 10.0
 
@@ -104,7 +106,8 @@ class FrameCursor:
         """Seek to the keyframe before target; where a container misses, aim earlier and earlier."""
         aim, step = target, max(1, round(1 / self._stream.time_base))
         while aim > self.start_ticks:
-            self._container.seek(aim, stream=self._stream)
+            if not seek(self._container, self._stream, aim):
+                break
             self._frames = self._decode()
             self._pending = next(self._frames, None)
             if self._pending is not None and self._pending[0] <= target:

@@ -26,6 +26,7 @@ from avssl.data.ffmpeg import (
     holds_frames_in_order,
     opened,
     require,
+    seek,
     video_stream,
 )
 from avssl.data.frames import Resampler, Upright, to_array
@@ -232,7 +233,7 @@ def _read_excerpt(
 ) -> AudioBlock | None:
     """At most num_samples of the resampled stream from sample first_output >= 0; fewer where the stream ends.
 
-    None if it sought and came out too late.
+    None if it sought and came out too late, or could not.
     """
     with opened(source, name) as (container, label):
         stream = require(audio_stream(container), "no_audio", label)
@@ -249,7 +250,8 @@ def _read_excerpt(
         seek_seconds = span.first / source_rate - AUDIO_PREROLL_SECONDS
         has_sought = may_seek and seek_seconds > AUDIO_SEEK_SECONDS
         if has_sought:
-            container.seek(start + int(seek_seconds / stream.time_base), stream=stream)
+            if not seek(container, stream, start + int(seek_seconds / stream.time_base)):
+                return None
             frames = frames_from_here(container, stream, label)
         blocks = mono_blocks(frames, stream, start, label)
         buffer = collect(blocks, span.first, span.last, may_start_late=not has_sought)

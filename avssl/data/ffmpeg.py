@@ -87,6 +87,20 @@ def holds_frames_in_order(source: Source) -> bool:
     return isinstance(source, bytes) and is_mp4_in_order(Content(io.BytesIO(source), len(source)))
 
 
+def seek(container: Any, stream: Any, ticks: int) -> bool:
+    """Jump to before that time. False if it cannot be done: then the container stands anywhere, open it anew.
+
+    FFmpeg finds a place in FLAC by the beginnings of blocks, and gives up where few of them are left before the end.
+    """
+    try:
+        container.seek(ticks, stream=stream)
+    except MemoryError:
+        raise
+    except av.FFmpegError:
+        return False
+    return True
+
+
 @contextmanager
 def translated(label: str) -> Iterator[None]:
     """FFmpeg's errors inside it become MediaErrors, and so does a lack of memory."""

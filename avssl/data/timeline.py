@@ -123,9 +123,10 @@ def to_float(samples: NDArray[Any]) -> AudioBlock:
         return samples.astype(np.float32)
     if kind == np.uint8:
         return (samples.astype(np.float32) - 128.0) / np.float32(128.0)
-    full_scale = float(2 ** (8 * kind.itemsize - 1))
-    precise: NDArray[Any] = samples.astype(np.float64 if kind.itemsize > 2 else np.float32)
-    return np.asarray(precise / full_scale, dtype=np.float32)
+    share = np.float32(2.0 ** -(8 * kind.itemsize - 1))  # a power of two: multiplying rounds nothing
+    if kind.itemsize <= 2:
+        return np.multiply(samples, share, dtype=np.float32)
+    return np.asarray(samples.astype(np.float64) * share, dtype=np.float32)
 
 
 def mix_to_mono(samples: NDArray[Any], is_planar: bool, channel_names: tuple[str, ...]) -> AudioBlock:
