@@ -125,7 +125,8 @@ def to_float(samples: NDArray[Any]) -> AudioBlock:
         return (samples.astype(np.float32) - 128.0) / np.float32(128.0)
     share = np.float32(2.0 ** -(8 * kind.itemsize - 1))  # a power of two: multiplying rounds nothing
     if kind.itemsize <= 2:
-        return np.multiply(samples, share, dtype=np.float32)
+        scaled: AudioBlock = np.multiply(samples, share, dtype=np.float32)
+        return scaled
     return np.asarray(samples.astype(np.float64) * share, dtype=np.float32)
 
 
