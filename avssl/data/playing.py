@@ -23,6 +23,7 @@ from avssl.data.ffmpeg import (
     frames_from_here,
     opened,
     require,
+    seek,
     translated,
     video_stream,
 )
@@ -273,13 +274,13 @@ class SoundStream(_Open):
         if seek_seconds <= AUDIO_SEEK_SECONDS:
             return None
         start = self._first[0]
-        self._container.seek(start + int(seek_seconds / self._stream.time_base), stream=self._stream)
-        frames = frames_from_here(self._container, self._stream, self.label)
-        blocks = mono_blocks(frames, self._stream, start, self.label)
-        head = next(blocks, None)
-        if head is not None and head[1] <= first:
-            return ((position, block) for _, position, block in itertools.chain([head], blocks))
-        self.close()  # it came out too late
+        if seek(self._container, self._stream, start + int(seek_seconds / self._stream.time_base)):
+            frames = frames_from_here(self._container, self._stream, self.label)
+            blocks = mono_blocks(frames, self._stream, start, self.label)
+            head = next(blocks, None)
+            if head is not None and head[1] <= first:
+                return ((position, block) for _, position, block in itertools.chain([head], blocks))
+        self.close()  # it came out too late, or could not
         self._open()
         self._find_first()
         return None
