@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +124,9 @@ class RowMaker:
         self.for_folder = for_folder
         self.finished: deque[Finished] = deque()
         self._sources: dict[int, _Source] = {}
-        # Modality -> clips that wait for a batch, and whose they are: (piece, its window).
+        # Modality -> clips that wait for a batch, and whose they are: (piece, its windows that hold the clip).
         self._clips: dict[str, list[torch.Tensor]] = {name: [] for name in widths}
-        self._owners: dict[str, list[tuple[_Piece, int]]] = {name: [] for name in widths}
+        self._owners: dict[str, list[tuple[_Piece, list[int]]]] = {name: [] for name in widths}
 
     def add(self, number: int, key: str, item: Windows | MediaError) -> None:
         """Take the next decoded windows of a source, or its failure."""
@@ -138,8 +139,7 @@ class RowMaker:
         if isinstance(item, MediaError):
             self._fail(source, item)
             return
-        counts = {name: len(item.owner[name]) for name in self.widths}
-        num_windows, num_clips = len(item.grid), sum(counts.values())
+        num_windows, num_clips = len(item.grid), sum(len(item.owners[name]) for name in self.widths)
         features, embeddings = (
             {name: np.zeros((num_windows, widths[kind])) for name, widths in self.widths.items()} for kind in (0, 1)
         )
@@ -151,7 +151,7 @@ class RowMaker:
         for name, raw in clips.items():
             if name in self.widths and raw is not None:
                 self._clips[name].append(raw.media)
-                self._owners[name] += [(piece, window) for window in item.owner[name]]
+                self._owners[name] += [(piece, windows) for windows in item.owners[name]]
                 if len(self._owners[name]) >= self.batch_size:
                     self._run(name, flush=False)
         self._release(source)
@@ -173,9 +173,10 @@ class RowMaker:
             if self.for_folder and len(clips) < self.batch_size:
                 clips = torch.cat([clips, clips[-1:].expand(self.batch_size - len(clips), *clips.shape[1:])])
             found = [rows[: len(owners[batch])] for rows in self.encode(name, RawView(name, clips))]
-            for (piece, window), feature, embedding in zip(owners[batch], *found, strict=True):
-                piece.features[name][window] += feature
-                piece.embeddings[name][window] += embedding
+            for (piece, windows), feature, embedding in zip(owners[batch], *found, strict=True):
+                for window in windows:  # the same one several times where the media ends within it
+                    piece.features[name][window] += feature
+                    piece.embeddings[name][window] += embedding
                 piece.num_missing -= 1
         for source in dict.fromkeys(piece.source for piece, _ in owners[:num_ready]):
             self._release(source)
@@ -221,7 +222,8 @@ def rows_of(
     media, grid = windows.media, windows.grid
     columns: dict[str, Any] = {}
     for name, sums in embeddings.items():
-        count = np.bincount(windows.owner[name], minlength=len(grid))[:, None]
+        of_clips = list(chain.from_iterable(windows.owners[name]))
+        count = np.bincount(np.array(of_clips, int), minlength=len(grid))[:, None]
         length = np.linalg.norm(sums, axis=1, keepdims=True)
         is_sound = (length > 0) & np.isfinite(length) & np.isfinite(features[name]).all(axis=1, keepdims=True)
         is_wrong = (count > 0) & ~is_sound

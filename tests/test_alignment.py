@@ -196,12 +196,15 @@ def test_in_the_windows_of_embedding(films, kind, stride):
         begin = max(span.start_seconds for span in spans.values())
         end = min(span.end_seconds for span in spans.values())
         zero = min(FILMS[name].video_start, FILMS[name].audio_start)  # of the window's clock, on the film's
-        owners = windows.owner["video"], windows.owner["audio"]
+        clip_of = [
+            {window: clip for clip, of in enumerate(windows.owners[name]) for window in of}
+            for name in ("video", "audio")
+        ]
         for number, (start, stop) in enumerate(windows.grid):
             if start < begin - 1e-6 or stop > end + 1e-6:
                 continue  # one of the clips is moved into its stream
-            film = windows.clips["video"].media[owners[0].index(number)].float().mean(dim=(1, 2, 3)).numpy()
-            flash, wave = onset(film, 128), windows.clips["audio"].media[owners[1].index(number), 0].numpy()
+            film = windows.clips["video"].media[clip_of[0][number]].float().mean(dim=(1, 2, 3)).numpy()
+            flash, wave = onset(film, 128), windows.clips["audio"].media[clip_of[1][number], 0].numpy()
             beep = onset(np.abs(wave), 0.2, quiet=RATE_HZ // 100)
             if flash is None or beep is None:
                 continue

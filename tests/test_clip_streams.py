@@ -14,9 +14,10 @@ from avssl.data.clips import Span, frame_times_seconds
 from avssl.data.decode import read_audio, read_video, stream_audio
 from avssl.data.view_config import AudioViewConfig, VideoViewConfig, ViewsConfig
 from avssl.data.views import raw_picture
-from avssl.data.windows import WindowStream
+from avssl.data.windows import WINDOWS_PER_READ, WindowStream
 from avssl.embed_folder import FolderJob
 from avssl.table_folders import FolderIndex
+from avssl.tables import EmbeddingTable
 from data_prep.encode import AudioSettings, MediaWriter, VideoSettings
 
 VIDEO, AUDIO = VideoViewConfig(num_frames=4, fps=8.0, size_px=24), AudioViewConfig(seconds=0.5, rate_hz=16_000)
@@ -148,3 +149,53 @@ def test_batches_are_full_across_files_and_modalities_apart(tiny_run, films, tmp
         name: -(-count // 20) for name, count in num_clips.items()
     }
     assert {size for found in sizes.values() for size in found} == {20}
+
+
+def test_a_clip_that_several_windows_hold_goes_through_the_network_once(tiny_run, films, tmp_path, monkeypatch):
+    """Windows that overlap by half share all their clips of a quarter of a second, and their rows are the same bits."""
+    embedder, num_clips = avssl.load_embedder(str(tiny_run)), Counter()
+    encode = embedder.encode
+
+    def counting(modality, raw):
+        num_clips[modality] += len(raw.media)
+        return encode(modality, raw)
+
+    monkeypatch.setattr(embedder, "encode", counting)
+    tables = []
+    for stride in (0.5, 0.25):
+        num_clips.clear()
+        job = FolderJob.begin(
+            embedder, [films["mp4"]], tmp_path / f"{stride}", window_seconds=0.5, stride_seconds=stride
+        )
+        job.run(embedder, batch_size=1)
+        tables.append(EmbeddingTable.read(tmp_path / f"{stride}"))
+    num_windows = int(tables[1].has_video.sum())
+    num_reads = -(-num_windows // WINDOWS_PER_READ)
+    assert num_windows == 2 * SECONDS / 0.5 - 1
+    assert num_clips["video"] == num_windows + num_reads, (
+        "not two a window: one that is new, and where a read begins two"
+    )
+    apart, overlapping = tables
+    assert len(overlapping.select(np.arange(0, len(overlapping), 2))) == len(apart)
+    for name in ("video_embedding", "video_feature", "audio_embedding"):
+        np.testing.assert_array_equal(getattr(overlapping, name)[::2], getattr(apart, name))
+
+
+def test_a_clip_that_a_window_holds_several_times_counts_as_often(tiny_run, tmp_path):
+    """The sound goes on after the video, whose last clip then fills the rest of the window."""
+    embedder, film = avssl.load_embedder(str(tiny_run)), tmp_path / "film.mp4"
+    generator = np.random.default_rng(0)
+    with MediaWriter(film, video=VideoSettings(64, 40, FPS), audio=AudioSettings(RATE_HZ)) as writer:
+        for _ in range(4):
+            writer.write_video(generator.integers(0, 255, (40, 64, 3), dtype=np.uint8))
+        writer.write_audio(0.1 * generator.standard_normal((1, RATE_HZ)).astype(np.float32))
+    settings = embedder.settings(1.0, 1.0, None)[1]
+    ((_, windows),) = embedder.stream([(film, "film")], settings)
+    (clips, owners), (table, _) = (
+        (windows.clips["video"], windows.owners["video"]),
+        embedder.embed(film, window_seconds=1.0),
+    )
+    assert [len(of) for of in owners] == [1, 3], "four clips of a quarter of a second, of which 0.4 s are there"
+    _, vectors = embedder.encode("video", clips)
+    mean = vectors[0] + 3 * vectors[1]
+    np.testing.assert_allclose(table.video_embedding[0], mean / np.linalg.norm(mean), atol=1e-6)

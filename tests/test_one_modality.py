@@ -112,7 +112,7 @@ def test_a_picture_belongs_to_the_first_window_of_its_media() -> None:
         "audio": [True] * 3,
         "image": [True, False, False],
     }
-    assert (found.owner["image"], found.owner["audio"], found.clips["video"]) == ([0], [0, 1, 2], None)
+    assert (found.owners["image"], found.owners["audio"], found.clips["video"]) == ([[0]], [[0], [1], [2]], None)
     picture = found.clips["image"]
     assert picture is not None
     assert picture.media.shape == (1, 1, 3, 224, 224)

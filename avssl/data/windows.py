@@ -1,7 +1,8 @@
 """Media cut into windows on one time grid for all modalities, decoded in workers: what embedding reads.
 
-A window is filled with evenly spaced clips of video and of sound; a clip longer than the window is centred on it. A
-picture has no time: it belongs to the first window, and pictures alone have one window of no length, [0, 0].
+A window is filled with evenly spaced clips of video and of sound; a clip longer than the window is centred on it. What
+several of the windows that are read together hold is one clip. A picture has no time: it belongs to the first window,
+and pictures alone have one window of no length, [0, 0].
 """
 
 from __future__ import annotations
@@ -35,14 +36,15 @@ WINDOWS_PER_READ = 16  # windows decoded together: bounds the memory of long med
 class Windows:
     """Some windows of one media, decoded.
 
-    clips[modality]: raw view (n_clips, ...) or None; owner[modality]: the window of each clip; is_last: no more follow.
+    clips[modality]: raw view (n_clips, ...) or None; owners[modality]: the windows that hold each clip, one of them
+    more than once where the media ends within it; is_last: no more follow.
     """
 
     media: Media
     grid: np.ndarray  # (n, 2) seconds
     has: dict[str, np.ndarray]  # modality -> bool (n,)
     clips: dict[str, RawView | None]
-    owner: dict[str, list[int]]
+    owners: dict[str, list[list[int]]]
     is_last: bool = True
 
 
@@ -69,6 +71,14 @@ def _clip_times(media: Media, grid: np.ndarray, config: ViewsConfig, modality: s
         for wanted in clip_starts(grid[number], seconds)
     ]
     return [(number, _with_its_frame(media, start)) for number, start in starts] if modality == "audio" else starts
+
+
+def _distinct(times: Sequence[tuple[int, float]]) -> list[tuple[float, list[int]]]:
+    """(start, its windows) of the clips that begin at different times: where windows overlap, they share clips."""
+    found: dict[int, tuple[float, list[int]]] = {}
+    for window, start in times:
+        found.setdefault(round(start / TIME_TOLERANCE_SECONDS), (start, []))[1].append(window)
+    return list(found.values())
 
 
 def _with_its_frame(media: Media, start: float) -> float:
@@ -122,23 +132,29 @@ class MediaReader:
         result = Windows(self.media, grid, {}, {}, {})
         for name in MODALITIES:
             times = _clip_times(self.media, grid, self.config, name) if name in self.modalities else []
-            owner = [number for number, _ in times]
-            result.has[name], result.owner[name] = np.isin(np.arange(len(grid)), owner), owner
-            result.clips[name] = self._clips(name, times, later) if times else None
+            distinct = _distinct(times)
+            result.has[name] = np.isin(np.arange(len(grid)), [number for number, _ in times])
+            result.owners[name] = [windows for _, windows in distinct]
+            result.clips[name] = self._clips(name, times, distinct, later) if times else None
         return result
 
-    def _clips(self, modality: str, times: list[tuple[int, float]], later: np.ndarray) -> RawView:
-        starts = [start for _, start in times]
+    def _clips(
+        self,
+        modality: str,
+        times: list[tuple[int, float]],
+        distinct: list[tuple[float, list[int]]],
+        later: np.ndarray,
+    ) -> RawView:
+        starts = [start for start, _ in distinct]
         if modality == "video":
             assert self._video is not None  # it is wanted, and there
-            return RawView(modality, self._video.read(starts, self._starts_before(starts[-1], later)))
+            return RawView(modality, self._video.read(starts, self._starts_before(max(starts), later)))
         if modality == "audio":
             assert self._audio is not None
-            waveforms = []
-            for _, clips in groupby(times, key=lambda time: time[0]):
-                of_window = [start for _, start in clips]
-                self._audio.forget(of_window[0])
-                waveforms.append(self._audio.read(of_window))
+            waveforms, first_starts = [], dict(reversed(times))
+            for number, clips in groupby(distinct, key=lambda clip: clip[1][0]):
+                self._audio.forget(first_starts[number])
+                waveforms.append(self._audio.read([start for start, _ in clips]))
             return RawView(modality, torch.cat(waveforms))
         picture = read_image(self.media.sources[modality], name=self.media.key)[None]
         clip = raw_picture(modality, picture, self.config.image, None, None).media
@@ -235,7 +251,7 @@ class WindowStream:
 
 def _packed(windows: Windows) -> Piece:
     media = windows.media
-    values = {"key": media.key, "index": media.index, "labels": media.labels, "owner": windows.owner}
+    values = {"key": media.key, "index": media.index, "labels": media.labels, "owners": windows.owners}
     arrays = {f"has {name}": has for name, has in windows.has.items()} | {"grid": windows.grid}
     for name, raw in windows.clips.items():
         if raw is not None:  # channels travel last, as they lie in memory
@@ -255,6 +271,6 @@ def _unpacked(piece: Piece) -> Windows:
         arrays["grid"],
         {name: arrays[f"has {name}"] for name in MODALITIES},
         clips,
-        values["owner"],
+        values["owners"],
         piece.is_last,
     )
