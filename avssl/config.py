@@ -64,7 +64,7 @@ class RunConfig:
     trackers: list[str] = field(default_factory=list)  # tensorboard, wandb, ... through Accelerate
     mixed_precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"  # auto: bf16 on GPUs that have it, else fp32
     tf32: Literal["none", "convolutions", "all"] = "convolutions"  # what of float32 a GPU may round to TF32
-    channels_last: bool = False  # weights of the encoders' convolutions in the order that tensor cores read
+    channels_last: bool | None = None  # weights of the encoders' convolutions in that order; null: 2-D ones on a CPU
     gradient_accumulation_steps: int = 1
     synchronise_batch_norm: bool = False
     compile: bool = False  # torch.compile on the encoders

@@ -25,9 +25,17 @@ def settle_precision(cfg: RunConfig) -> None:
     torch.backends.cuda.matmul.fp32_precision = "tf32" if cfg.tf32 == "all" else "ieee"
 
 
-def use_channels_last(encoders: nn.ModuleDict) -> None:
-    """Put the channels of the convolutions' weights last in memory; names, shapes and values stay."""
+def use_channels_last(encoders: nn.ModuleDict, wanted: bool | None, device: torch.device) -> None:
+    """Put the channels of the convolutions' weights last in memory; names, shapes and values stay.
+
+    wanted None is what was measured to pay: two-dimensional convolutions on a CPU (docs/decisions.md); clips of AVID's
+    size are slower so, and no GPU has been measured.
+    """
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if wanted is None and device.type == "cpu":
+        del formats[5]
+    elif not wanted:
+        return
     for parameter in encoders.parameters():
         if parameter.ndim in formats:
             parameter.data = parameter.data.contiguous(memory_format=formats[parameter.ndim])

@@ -48,8 +48,7 @@ def prepare(arguments: Any, setting: str) -> WholeStep:
             video={"name": "avid_video", "depth": 10, "width": 4}, audio={"name": "avid_audio", "width": 4},
         )  # fmt: skip
     step = WholeStep(size, arguments.device, "bf16")
-    if chosen["channels_last"]:
-        device_settings.use_channels_last(step.loss.encoders)
+    device_settings.use_channels_last(step.loss.encoders, chosen["channels_last"], step.device)
     if chosen["compiled"]:
         device_settings.compile_encoders(step.loss, "aot_eager" if arguments.tiny else "inductor")
     for _ in range(3):

@@ -55,13 +55,24 @@ def test_channels_last_changes_strides_and_nothing_else():
     media = {"video": torch.randn(2, 3, 2, 16, 16), "audio": torch.randn(2, 1, 24, 33)}
     before = {name: encoders[name](one).detach() for name, one in media.items()}
     state = {name: tensor.clone() for name, tensor in encoders.state_dict().items() if "running" not in name}
-    device_settings.use_channels_last(encoders)
+    device_settings.use_channels_last(encoders, True, torch.device("cpu"))
     assert encoders["video"].conv1[0].weight.is_contiguous(memory_format=torch.channels_last_3d)
     for name, one in media.items():
         torch.testing.assert_close(encoders[name](one).detach(), before[name], rtol=1e-4, atol=1e-5)
     for name, tensor in state.items():
         if "num_batches" not in name:
             assert torch.equal(encoders.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "moved"),
+    [(None, "cpu", {4}), (None, "cuda", set()), (True, "cuda", {4, 5}), (False, "cpu", set())],
+)
+def test_left_to_itself_it_is_two_dimensional_convolutions_on_a_cpu(wanted, device, moved):
+    encoders = torch.nn.ModuleDict({"picture": torch.nn.Conv2d(2, 3, 3), "clip": torch.nn.Conv3d(2, 3, 3)})
+    device_settings.use_channels_last(encoders, wanted, torch.device(device))
+    weights = [layer.weight for layer in encoders.values()]
+    assert {weight.ndim for weight in weights if not weight.is_contiguous()} == moved
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,7 @@ def build_optimizer(config: OptimConfig, groups: Sequence[Mapping[str, object]])
     if config.name == "lars":
         exclude = config.exclude_biases is not False
         return LARS(ready, momentum=config.momentum, trust=config.trust, exclude_biases=exclude, **common)
-    # Null leaves PyTorch's choice on a CPU: its fused kernels round otherwise, and runs there gain nothing.
-    common["fused"] = True if config.fused is None and torch.cuda.is_available() else config.fused
+    common["fused"] = config.fused is not False
     if config.name == "adam":
         return torch.optim.Adam(ready, betas=config.betas, **common)
     if config.name == "adamw":

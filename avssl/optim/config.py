@@ -21,7 +21,7 @@ class OptimConfig:
     trust: float = 0.001  # of lars
     exclude_biases: bool | None = None  # from weight decay and lars' scaling; null: lars yes, others no
     bias_lr_scale: float = 1.0  # biases learn at this factor times the learning rate (Barlow Twins)
-    fused: bool | None = None  # adam, adamw, sgd: all weights in one kernel; null: where there is a GPU
+    fused: bool | None = None  # adam, adamw, sgd: all weights in one kernel; null: yes
     clip_norm: float = 0.0  # largest norm of all gradients together; 0: no clipping
     schedule: Literal["constant", "cosine", "multistep"] = "constant"
     warmup_steps: int = 0  # linear from 0, before any schedule
