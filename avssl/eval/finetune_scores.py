@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,14 +53,7 @@ def score(
     failures: list[str] = []
 
     def run() -> None:
-        if not waiting:
-            return
-        views = {
-            modality: torch.cat([clips[modality].media for _, clips in waiting]) for modality in clip_sets.modalities
-        }
-        pieces = {modality: media.split(batch_size) for modality, media in views.items()}
-        for batch in zip(*pieces.values(), strict=True):
-            raw = {modality: RawView(modality, media) for modality, media in zip(pieces, batch, strict=True)}
+        for raw in batches_of([clips for _, clips in waiting], batch_size):
             with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == "bf16"):
                 logits = model(view_maker(raw, device))
             collected.add_clips(logits)
@@ -78,14 +71,27 @@ def score(
         if sum(len(next(iter(one.values())).media) for _, one in waiting) >= batch_size:
             run()
     run()
-    # Every process must know of a failure in any: one that raised alone would leave the others waiting.
-    everywhere = [text for part in distributed.gather_objects(failures) for text in part]
+    refuse_failures(failures, clip_sets.shards.location)
+    return collected.gathered(clip_sets.shards.num_samples, device)
+
+
+def batches_of(clips: Sequence[dict[str, RawView]], batch_size: int) -> Iterator[dict[str, RawView]]:
+    """The clips of some samples, {modality: (K, ...)} each, as batches of batch_size clips and a rest."""
+    if not clips:
+        return
+    pieces = {name: torch.cat([one[name].media for one in clips]).split(batch_size) for name in clips[0]}
+    for batch in zip(*pieces.values(), strict=True):
+        yield {name: RawView(name, media) for name, media in zip(pieces, batch, strict=True)}
+
+
+def refuse_failures(failures: Sequence[str], location: object) -> None:
+    """ValueError on every process if any failed to read a sample: one that raised alone would leave others waiting."""
+    everywhere = [text for part in distributed.gather_objects(list(failures)) for text in part]
     if everywhere:
         raise ValueError(
-            f"{len(everywhere)} samples of {clip_sets.shards.location} could not be read, the first is "
-            f"{everywhere[0]}. None may be missing in a test: run `python -m data_prep verify`, write the shards again"
+            f"{len(everywhere)} samples of {location} could not be read, the first is {everywhere[0]}. None may be "
+            "missing in a test: run `python -m data_prep verify`, write the shards again"
         )
-    return collected.gathered(clip_sets.shards.num_samples, device)
 
 
 class _Collected:

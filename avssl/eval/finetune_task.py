@@ -130,19 +130,8 @@ def make_views(embedder: Embedder, config: TrainedConfig) -> tuple[ViewsConfig, 
     return views, maker, unmeasured
 
 
-def run_repeat(
-    embedder: Embedder,
-    config: TrainedConfig,
-    name: str,
-    seed: int,
-    fold: ShardFold,
-    make_model: MakeModel,
-    make_stages: MakeStages,
-) -> Trained:
-    """Train and test. A classifier that was trained before with the same settings is taken from its file."""
-    device = embedder.device
-    modalities = wanted_modalities(config, embedder)
-    views, maker, unmeasured = make_views(embedder, config)
+def make_loader(embedder: Embedder, config: TrainedConfig, fold: ShardFold, maker: ViewMaker, seed: int) -> Loader:
+    """The loader of the training samples. ValueError for batches larger than all of them."""
     if config.train_batch_size > fold.train.num_samples:
         raise ValueError(
             f"train_batch_size is {config.train_batch_size}, but there are {fold.train.num_samples} samples to learn "
@@ -154,13 +143,13 @@ def run_repeat(
         order_lanes=config.order_lanes,
         max_failure_rate=config.max_failure_rate,
     )
-    loader = Loader(fold.train, reading, training_views(modalities, config.augment), maker, seed=seed, device=device)
-    if unmeasured:
-        measure_statistics(maker, loader)
-    torch.manual_seed(seed)  # of the heads
-    model = make_model(fold, maker, views).to(device)
-    stages = make_stages(loader.steps_per_epoch)
-    facts = {
+    views = training_views(wanted_modalities(config, embedder), config.augment)
+    return Loader(fold.train, reading, views, maker, seed=seed, device=embedder.device)
+
+
+def facts_of(embedder: Embedder, config: TrainedConfig, fold: ShardFold, loader: Loader) -> dict[str, Any]:
+    """What a stored training must agree with to be gone on with."""
+    return {
         **{key: value for key, value in dataclasses.asdict(config).items() if key not in NOT_OF_TRAINING},
         **loader.order_facts(),
         "train_samples": fold.train.fingerprint,
@@ -168,31 +157,60 @@ def run_repeat(
         "weights": embedder.weights_hash,
         "world_size": world_size(),
     }
-    said = {
-        "train_test_classes": [fold.train.num_samples, fold.test.num_samples, len(fold.classes)],
-        "left_out": fold.left_out,
-        "steps": (steps := sum(stage.num_steps for stage in stages)),
-        "steps_per_pass": loader.steps_per_epoch,
-    }
-    folder = Path(config.folder) / "-".join([embedder.weights_hash, *name.replace(",", "").split()])
+
+
+def train_or_load(
+    model: Headed, loader: Loader, stages: list[Stage], criterion: Criterion, options: TrainingOptions, *,
+    folder: Path, facts: dict[str, Any], device: torch.device,
+) -> dict[str, Any]:  # fmt: skip
+    """Train the model, or take it from the folder if it was trained there with the same facts; what there is to say."""
+    steps = sum(stage.num_steps for stage in stages)
     if read_step(folder / CLASSIFIER_FILE, facts) == steps:
         load_state(folder / CLASSIFIER_FILE, model)
         model.eval()
-        of_training: dict[str, Any] = {"classifier": "as stored"}
-    else:
-        options = TrainingOptions(seed, config.mixed_precision, config.log_every_steps, config.checkpoint_every_steps)
-        criterion = Criterion(fold.train_targets.to(device), config.label_smoothing)
-        train(model, loader, stages, criterion, options, folder=folder, facts=facts, device=device)
-        if rank() == 0:
-            save_state(folder / CLASSIFIER_FILE, model, None, steps, facts)
-            (folder / TRAINING_FILE).unlink(missing_ok=True)
-        failures = gather_objects(dict(loader.failures))
-        unreadable: Counter[str] = sum(map(Counter, failures), Counter())
-        of_training = {"unreadable_training_clips": dict(unreadable)}
+        return {"classifier": "as stored"}
+    train(model, loader, stages, criterion, options, folder=folder, facts=facts, device=device)
+    if rank() == 0:
+        save_state(folder / CLASSIFIER_FILE, model, None, steps, facts)
+        (folder / TRAINING_FILE).unlink(missing_ok=True)
+    failures = gather_objects(dict(loader.failures))
+    unreadable: Counter[str] = sum(map(Counter, failures), Counter())
+    return {"unreadable_training_clips": dict(unreadable)}
+
+
+def run_repeat(
+    embedder: Embedder,
+    config: TrainedConfig,
+    name: str,
+    seed: int,
+    fold: ShardFold,
+    make_model: MakeModel,
+    make_stages: MakeStages,
+) -> Trained:
+    """Train and test. A classifier that was trained before with the same settings is taken from its file."""
+    device = embedder.device
+    views, maker, unmeasured = make_views(embedder, config)
+    loader = make_loader(embedder, config, fold, maker, seed)
+    if unmeasured:
+        measure_statistics(maker, loader)
+    torch.manual_seed(seed)  # of the heads
+    model = make_model(fold, maker, views).to(device)
+    stages = make_stages(loader.steps_per_epoch)
+    said = {
+        "train_test_classes": [fold.train.num_samples, fold.test.num_samples, len(fold.classes)],
+        "left_out": fold.left_out,
+        "steps": sum(stage.num_steps for stage in stages),
+        "steps_per_pass": loader.steps_per_epoch,
+    }
+    options = TrainingOptions(seed, config.mixed_precision, config.log_every_steps, config.checkpoint_every_steps)
+    criterion = Criterion(fold.train_targets.to(device), config.label_smoothing)
+    folder = Path(config.folder) / "-".join([embedder.weights_hash, *name.replace(",", "").split()])
+    facts = facts_of(embedder, config, fold, loader)
+    of_training = train_or_load(model, loader, stages, criterion, options, folder=folder, facts=facts, device=device)
     del loader  # and with it its workers
     found = score(
         model,
-        ClipSets(fold.test, views, modalities, config.test_clips, config.test_crops),
+        ClipSets(fold.test, views, wanted_modalities(config, embedder), config.test_clips, config.test_crops),
         maker,
         multi_label=config.multi_label,
         batch_size=config.batch_size,
