@@ -29,6 +29,7 @@ CPU: dict[str, list[str]] = {
     "cma_search": ["--queries", "2048", "--rounds", "3"],
     "search": ["--kinds", "hnsw"],
     "loader": ["--rounds", "5"],
+    "loader_memory": ["--rounds", "2", "--passes", "8"],
     "multi_crop": ["--rounds", "5"],
     "embedding": ["--films", "4", "--film-seconds", "30"],
 }

@@ -12,9 +12,12 @@ from functools import partial
 from pathlib import Path
 
 from avssl import config
+from avssl.data.worker_server import start_worker_server
 
 
 def main(cfg: config.RunConfig) -> None:
+    if cfg.data.num_workers:
+        start_worker_server()  # first: it imports for the loader's workers while this process does
     # Here, so that --help and a mistyped key are answered at once, and the loader's workers do without them.
     import torch
     from accelerate import Accelerator, DistributedDataParallelKwargs

@@ -45,6 +45,28 @@ def test_importing_the_package_loads_no_library():
     assert not loaded & {*HEAVY, "numpy", "omegaconf"}
 
 
+SERVED = """
+import sys
+from avssl.data.worker_server import start_worker_server, worker_context
+start_worker_server()
+here = {name.split(".")[0] for name in sys.modules}
+context = worker_context()
+queue = context.SimpleQueue()
+if __name__ == "__main__":
+    from tests.started_worker import tell
+    worker = context.Process(target=tell, args=(queue,))
+    worker.start()
+    print("\\nLOADED", *sorted(here), *(f"worker:{name}" for name in queue.get()))
+    worker.join()
+"""
+
+
+def test_the_server_of_workers_imports_for_them_and_nothing_here():
+    loaded = loaded_after(SERVED)
+    assert not loaded & set(HEAVY)
+    assert {"worker:torch", "worker:av", "worker:avssl.data.loader", "worker:avssl.data.clip_sets"} <= loaded
+
+
 @pytest.mark.parametrize("recipe", ["pretrain", "report", "demo"])
 def test_help_loads_no_heavy_library(recipe):
     assert not loaded_after(AS_MAIN, f"recipes/{recipe}.py", "--help") & set(HEAVY)

@@ -25,6 +25,8 @@ from avssl.data.shards import Sample, ShardSet
 from avssl.data.video import crop_resize
 from avssl.data.view_config import ImageViewConfig, VideoViewConfig, ViewsConfig, clip_lengths
 from avssl.data.views import RawView, raw_audio, raw_picture, stack_raw_views
+from avssl.data.worker_server import worker_context
+from avssl.data.workers import start_worker
 from avssl.distributed import rank, world_size
 from avssl.types import MediaError
 
@@ -87,8 +89,8 @@ class ClipSets(Dataset[Any]):
             self,
             batch_size=None,
             num_workers=num_workers,
-            multiprocessing_context="forkserver" if num_workers else None,
-            worker_init_fn=_start_worker,
+            multiprocessing_context=worker_context() if num_workers else None,
+            worker_init_fn=start_worker,
             generator=torch.Generator().manual_seed(0),  # the global one belongs to the networks
         )
         yield from loader
@@ -179,7 +181,3 @@ def crop_boxes(height: int, width: int, num_crops: int) -> list[Box]:
     side = min(height, width)
     places = [round((max(height, width) - side) * share) for share in (0.0, 0.5, 1.0)]
     return [Box(place, 0, side, side) if height > width else Box(0, place, side, side) for place in places]
-
-
-def _start_worker(worker: int) -> None:  # noqa: ARG001  (DataLoader passes it)
-    torch.set_num_threads(1)

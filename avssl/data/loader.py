@@ -31,7 +31,8 @@ from avssl.data.raw_batch import Collate, RawBatch
 from avssl.data.shards import ShardSet
 from avssl.data.view_config import ViewsConfig, check_views
 from avssl.data.views import RawView, ViewMaker, raw_views
-from avssl.data.workers import start_worker, worker_context
+from avssl.data.worker_server import worker_context
+from avssl.data.workers import start_worker
 from avssl.distributed import rank, world_size
 from avssl.types import Batch, MediaError, View
 

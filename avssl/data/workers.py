@@ -1,12 +1,10 @@
-"""The processes in which a loader reads: how they begin, what each sets before its first sample, what they hold."""
+"""The processes in which a loader reads: what each sets before its first sample, what they hold."""
 
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
 import signal
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -20,20 +18,9 @@ from avssl.types import View
 # then give the memory of every clip back and get it anew, page by page, for up to a quarter of their time.
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
 KEPT_BYTES = 64 << 20  # freed bytes that a worker may keep
-WORKER_MIB = 150  # of a worker alone before it has read: what it changes of the libraries' memory, and Python's own
+# Of a worker alone: what it changes of the libraries' memory and Python's own, 22 MiB, and a clip as it was decoded.
+WORKER_MIB = 40
 LEAST_MAPPED_BYTES = 32 << 20  # from here on a piece of memory is the system's again as soon as it is freed
-
-
-def worker_context() -> Any:
-    """A server that has imported what a worker needs, and forks it: the first batch comes sooner, and workers share the
-    memory of the libraries.
-
-    The server itself begins anew and runs nothing: a fork of the training process would inherit locks of native
-    libraries in whatever state they are.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["avssl.data.loader"])  # heeded by the first one of a process
-    return context
 
 
 def start_worker(worker: int) -> None:  # noqa: ARG001  (DataLoader passes it)
@@ -62,11 +49,12 @@ def sample_bytes(views: Sequence[View], config: ViewsConfig) -> int:
 def host_mib(views: Sequence[View], config: ViewsConfig, batch_size: int, workers: int, prefetch_batches: int) -> float:
     """An upper bound on the host memory of a training process' workers, without the libraries that all of them share.
 
-    batch_size: samples of a batch of this process. docs/loading.md has the formula and how well it holds.
+    batch_size: samples of a batch of this process. For clips of some ten frames of 340 x 256 px as they are stored:
+    docs/loading.md has the formula and how well it holds.
     """
     batch_mib = batch_size * sample_bytes(views, config) / 2**20
-    # Each makes one batch (its rows, and those stacked) while prefetch_batches wait in shared memory.
-    return workers * (WORKER_MIB + KEPT_BYTES / 2**20 + (2 + prefetch_batches) * batch_mib)
+    # The rows of a batch in the making, and shared memory: prefetch_batches that wait or are written, one in use.
+    return workers * (WORKER_MIB + (2 + prefetch_batches) * batch_mib)
 
 
 def _picture_bytes(view: View, config: ViewsConfig) -> int:

@@ -22,6 +22,8 @@ from avssl import distributed
 from avssl.data.clip_sets import ClipPlan
 from avssl.data.shards import ShardSet
 from avssl.data.views import RawView
+from avssl.data.worker_server import worker_context
+from avssl.data.workers import start_worker
 from avssl.eval.sample_clips import DecodedClips, SampleClips
 from avssl.models.layers import FEATURE, stage_activations
 
@@ -98,7 +100,8 @@ def extract_from(
         dataset,
         batch_size=None,
         num_workers=num_workers,
-        multiprocessing_context="forkserver" if num_workers else None,
+        multiprocessing_context=worker_context() if num_workers else None,
+        worker_init_fn=start_worker,
     )
     found = _Gatherer(embedder, dataset.modalities, layers, batch_size)
     failures: list[str] = []
