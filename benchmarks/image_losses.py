@@ -1,21 +1,24 @@
 """Images a second of whole training, ours against lightly's heads and losses in a plain loop with torchvision's views.
 
     python benchmarks/image_losses.py [--losses simclr,byol,swav,barlow_twins] [--batch-size 32]
-    python benchmarks/image_losses.py --encoder resnet50 --size-px 224 --device cuda --batch-size 256 --workers 12
+    python benchmarks/image_losses.py --device cuda --encoder resnet50 --size-px 224 --data made --batch-size 256 \
+        --workers 12 --steps 40          # no network, if lightly 1.6.0 is installed beforehand
 
 Ours is recipes/pretrain.py on shards. The peer is lightly 1.6.0 in an environment of its own, in a loop like that of
-solo-learn: pictures from memory as PIL images, torchvision's transforms in the workers of a DataLoader, SGD; the same
-network (ResNet-18 for 32 px), augmentations, batch, optimiser, precision and number of workers. The pictures are those
-of Fashion-MNIST.
+solo-learn: the same files, from memory, opened by PIL, torchvision's transforms in the workers of a DataLoader, SGD;
+the same network (ResNet-18 for 32 px), augmentations, batch, optimiser, precision and number of workers; memory order
+and fused optimiser are each side's default. Pictures are those of Fashion-MNIST, or made-up photographs (--data made).
 
 Where the encoder is nearly all of a step, no loader or loss can make the ratio large: the bare encoder's rate, forward
-and backward on both views in memory, is printed as the limit, and what the ratio could be at most.
+and backward on both views in memory, is printed as the limit, and what the ratio could be at most. Where a CPU has
+bfloat16 matrix units (AMX), the first loss is measured once more with both sides in bf16: there the encoder is less.
 The last rows leave the views out: heads, loss and backward on equal features, CPU time of one thread.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -27,10 +30,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from avssl import config, losses
+from avssl import config, device_settings, losses
 from avssl.models import create_encoder
-from benchmarks import learn_images, learning
-from benchmarks.claims import ROOT, Claim, command_line, cpu_seconds, publish
+from avssl.types import Progress
+from benchmarks import image_data, learning
+from benchmarks.claims import ROOT, Claim, command_line, cpu_seconds, median_ratio, publish
 
 LOSSES = ("simclr", "byol", "swav", "barlow_twins")
 SET = "simclr"  # of augmentations, for every loss: the peer's transforms are the same ones
@@ -48,7 +52,6 @@ def changes_of(name: str, arguments: Any, shards: Path) -> list[str]:
     return [
         f"loss.name={name}", f"loss.augments=[{SET},{SET}]", *OWN[name], f"data.shards={shards}",
         f"cpu={str(arguments.device == 'cpu').lower()}", "epochs=1000",
-        f"mixed_precision={'bf16' if arguments.device == 'cuda' else 'fp32'}",
         f"data.global_batch_size={arguments.batch_size}", f"data.num_workers={arguments.workers}",
         f"views.image.size_px={arguments.size_px}", f"encoders.image={{name: {arguments.encoder}{small}}}",
         "optim.name=sgd", "optim.lr=0.03", "optim.weight_decay=1e-4",
@@ -60,7 +63,7 @@ def ours(changes: list[str], arguments: Any, folder: Path) -> float:
     run = folder / "speed" / f"{time.time_ns()}"
     steps = [f"steps={3 * arguments.steps}", f"log_every_steps={arguments.steps}", "checkpoint_every_steps=1000000"]
     command = [sys.executable, "recipes/pretrain.py", *changes, *steps, f"run={run}"]
-    learning.run_command(command, run.with_suffix(".log"))
+    learning.run_command(command, run.with_suffix(".log"), on_cpu=arguments.device == "cpu")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return statistics.median(line["samples_per_second"] for line in lines[1:])
 
@@ -68,29 +71,37 @@ def ours(changes: list[str], arguments: Any, folder: Path) -> float:
 def peer(mode: str, name: str, changes: list[str], arguments: Any, python: Path) -> float:
     """What benchmarks/lightly_images.py prints last."""
     command = [str(python), "benchmarks/lightly_images.py", mode, name, str(arguments.steps), *changes]
-    environment = {"OMP_NUM_THREADS": "1", "PATH": ""}
-    done = subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False, capture_output=True, text=True
+    )
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} left with {done.returncode}:\n{done.stderr[-3000:]}")
     return float(done.stdout.split()[-1])
 
 
-def encoder_rate(arguments: Any) -> float:
-    """Images a second of the bare encoder, forward and backward on two views of each."""
+def encoder_rate(arguments: Any, precision: str) -> float:
+    """Images a second of the bare encoder as the recipe sets it up, forward and backward on two views of each."""
     options = {"small_stem": True} if arguments.size_px < 64 else {}
     encoder = create_encoder(arguments.encoder, **options).to(arguments.device)
+    device_settings.use_channels_last(torch.nn.ModuleDict({"image": encoder}), None, torch.device(arguments.device))
     shape = (2 * arguments.batch_size, 3, arguments.size_px, arguments.size_px)
     views = torch.randn(shape, device=arguments.device)
     seconds = []
-    for _ in range(3):
+    for _ in range(4):
         began = time.perf_counter()
-        with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.device == "cuda"):
+        with torch.autocast(arguments.device, torch.bfloat16, enabled=precision == "bf16"):
             value = encoder(views).float().sum()
         value.backward()
         if arguments.device == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
     return arguments.batch_size / statistics.median(seconds[1:])
+
+
+def has_matrix_units() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices (AMX)."""
+    file = Path("/proc/cpuinfo")
+    return file.is_file() and "amx_bf16" in file.read_text()
 
 
 def heads_seconds(name: str, changes: list[str], repeats: int) -> float:
@@ -101,8 +112,6 @@ def heads_seconds(name: str, changes: list[str], repeats: int) -> float:
     generator = torch.Generator().manual_seed(0)
     batch = cfg.data.global_batch_size
     views = {key: torch.randn(batch, 512, generator=generator).requires_grad_() for key in ("first", "second")}
-    from avssl.types import Progress
-
     progress, index, seconds = Progress(total_steps=1000, batch=1), torch.arange(batch), []
     for _ in range(repeats + 2):
         began = cpu_seconds()
@@ -127,9 +136,9 @@ class GivenFeatures(torch.nn.Module):
         return features
 
 
-def compare(name: str, arguments: Any, folder: Path, shards: Path, python: Path, limit: float) -> list[Claim]:
-    """Whole training, and heads with loss alone."""
-    changes = changes_of(name, arguments, shards)
+def training(name: str, changes: list[str], arguments: Any, folder: Path, python: Path, precision: str) -> Claim:
+    """Whole training, both sides in one precision."""
+    changes = [*changes, f"mixed_precision={precision}"]
     rates, theirs = [], []
     for number in range(arguments.rounds):
         turns = [
@@ -138,24 +147,26 @@ def compare(name: str, arguments: Any, folder: Path, shards: Path, python: Path,
         ]
         for turn in turns[:: 1 if number % 2 else -1]:
             turn()
-    ratio = statistics.median(a / b for a, b in zip(rates, theirs, strict=True))
-    rate, other = statistics.median(rates), statistics.median(theirs)
-    size = f"{arguments.encoder} {arguments.size_px} px, batch {arguments.batch_size}"
+    rate, other, limit = statistics.median(rates), statistics.median(theirs), encoder_rate(arguments, precision)
+    what = f"{name}, {arguments.encoder} {arguments.size_px} px, batch {arguments.batch_size}, both in {precision}"
     note = f"bare encoder {limit:.3g} images/s, so at most {limit / other:.3g}"
     against = f"lightly, torchvision's views, {arguments.workers} worker(s) each"
-    claims = [Claim(f"image training: {name}, {size}", rate, other, "images/s", against, ratio, "at least", 1.3, note)]
-    larger = [*changes, f"data.global_batch_size={arguments.head_batch_size}"]
+    goal = None if precision == "bf16" and arguments.device == "cpu" else 1.3
+    return Claim(f"image training: {what}", rate, other, "images/s", against, median_ratio(rates, theirs), goal=goal,
+                 note=note)  # fmt: skip
+
+
+def heads_alone(name: str, changes: list[str], arguments: Any, python: Path) -> Claim:
+    """Heads, loss and backward on given features."""
+    changes = [*changes, f"data.global_batch_size={arguments.head_batch_size}"]
     pairs = [
-        (heads_seconds(name, larger, arguments.repeats), peer("heads", name, larger, arguments, python))
-        for _ in range(arguments.rounds)
+        (heads_seconds(name, changes, arguments.repeats), peer("heads", name, changes, arguments, python))
+        for _ in range(arguments.head_rounds)
     ]
-    mine, lightly = (statistics.median(column) for column in zip(*pairs, strict=True))
-    speed = statistics.median(b / a for a, b in pairs)
-    claims.append(
-        Claim(f"image loss alone: {name}, batch {arguments.head_batch_size}", mine, lightly, "s",
-              "lightly's heads and loss on the same features", speed, "at least", 1.0)
-    )  # fmt: skip
-    return claims
+    mine, theirs = zip(*pairs, strict=True)
+    return Claim(f"image loss alone: {name}, batch {arguments.head_batch_size}", statistics.median(mine),
+                 statistics.median(theirs), "s", "lightly's heads and loss on the same features",
+                 median_ratio(theirs, mine), goal=1.0)  # fmt: skip
 
 
 def main() -> None:
@@ -168,18 +179,24 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--steps", type=int, default=3, help="of each of three parts, the first of which is warm-up")
     parser.add_argument("--repeats", type=int, default=10, help="of the rows without views")
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=1, help="of whole training")
+    parser.add_argument("--head-rounds", type=int, default=3, help="of the rows without views")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--folder", type=Path, default=Path(".cache/learn_images/fashion"))
+    parser.add_argument("--data", choices=tuple(image_data.SOURCES), default="fashion")
+    parser.add_argument("--folder", type=Path, default=Path(".cache/learn_images"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    folder = arguments.folder.resolve()
-    shards = learn_images.prepare(folder, "fashion")["train"]
-    python = learn_images.lightly_environment(folder)
-    limit = encoder_rate(arguments)
-    claims = []
-    for name in arguments.losses.split(","):
-        claims += compare(name, arguments, folder, shards, python, limit)
+    folder = arguments.folder.resolve() / arguments.data
+    shards = image_data.prepare(folder, arguments.data)["train"]
+    python = image_data.lightly_environment(folder)
+    first, *rest = arguments.losses.split(",")
+    usual = "fp32" if arguments.device == "cpu" else "bf16"
+    runs = [(name, usual) for name in (first, *rest)]
+    if usual == "fp32" and has_matrix_units():
+        runs.append((first, "bf16"))
+    changes = {name: changes_of(name, arguments, shards) for name, _ in runs}
+    claims = [training(name, changes[name], arguments, folder, python, precision) for name, precision in runs]
+    claims += [heads_alone(name, changes[name], arguments, python) for name in (first, *rest)]
     publish(claims, arguments.json)
 
 

