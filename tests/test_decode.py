@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.signal
 import torch
+from PIL import Image
 
 from avssl.data import ffmpeg
 from avssl.data.decode import SoundStream, probe, read_audio, read_video, stream_audio, stream_pictures, stream_video
@@ -349,3 +350,13 @@ def test_sound_in_blocks_so_large_that_the_container_cannot_seek_is_read_from_it
         assert torch.equal(read_audio(path, first / 24_000, wanted.shape[1], 24_000), wanted)
         with SoundStream(path) as stream:
             assert np.array_equal(np.concatenate(list(stream.play(24_000, first))), whole[0, first:].numpy())
+
+
+def test_planes_of_pictures_with_odd_sides_are_one_row_and_column_smaller(tmp_path: Path) -> None:
+    levels = [40, 120, 200]
+    pictures = [Image.new("L", (35, 33), level) for level in levels]
+    pictures[0].save(tmp_path / "odd.gif", save_all=True, append_images=pictures[1:], duration=100)
+    planes = read_video(tmp_path / "odd.gif", [0.0, 0.1, 0.2], rgb=False)
+    assert planes.shape == (3, 48, 34)
+    luma = planes[:, :32].float().mean((1, 2))
+    assert torch.allclose(luma, torch.tensor([16 + level * 219 / 255 for level in levels]), atol=2)

@@ -94,7 +94,7 @@ def read_video(source: Source, times_seconds: Sequence[float], *, rgb: bool = Tr
 
     Returns:
         uint8 (T, 3, H, W) in [0, 255], upright, in channels-last memory; with rgb=False uint8 (T, H * 3 / 2, W):
-        the Y plane, then the quarter-size U and V planes.
+        the Y plane, then the quarter-size U and V planes; an odd H or W is scaled to one less.
 
     Raises:
         MediaError: as `probe`, and no_video.

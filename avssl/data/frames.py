@@ -46,7 +46,7 @@ NATIVE_LAYOUTS = {
 def to_array(frame: Any, rgb: bool, turns: int) -> NDArray[np.uint8]:
     """(H, W, 3) RGB or (H * 3 / 2, W) yuv420p, turned clockwise by turns * 90 degrees. It may be the frame's memory.
 
-    Rows may lie apart.
+    Rows may lie apart. Of yuv420p an odd H or W is scaled to one less.
     """
     height = frame.height
     frame = progressive(frame)
@@ -54,7 +54,8 @@ def to_array(frame: Any, rgb: bool, turns: int) -> NDArray[np.uint8]:
         image = _rgb_pixels(frame.reformat(height=height, format="rgb24", threads=1))
         return np.ascontiguousarray(np.rot90(image, -turns)) if turns else image
     upright = Upright(turns, None)(_scaled_back(frame, height))
-    return np.asarray(upright.reformat(format="yuv420p", threads=1).to_ndarray(), dtype=np.uint8)
+    even = upright.width - upright.width % 2, upright.height - upright.height % 2
+    return np.asarray(upright.reformat(*even, format="yuv420p", threads=1).to_ndarray(), dtype=np.uint8)
 
 
 def _rgb_pixels(frame: Any) -> NDArray[np.uint8]:
