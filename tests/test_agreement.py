@@ -141,6 +141,26 @@ def test_no_tensor_is_larger_than_the_result_the_rounded_bank_or_a_block():
     assert largest.bytes < 900 * 900 / 8
 
 
+def test_bfloat16_products_may_not_be_summed_in_bfloat16_by_a_gpu_while_searching(monkeypatch):
+    """Its library may split a sum and add the parts in bfloat16, which the bound does not cover; the caller's own
+    setting comes back."""
+    settings, seen = torch.backends.cuda.matmul, []
+    plainly = agreement.Side.products
+
+    def watched(side, queries, columns):
+        seen.append(settings.allow_bf16_reduced_precision_reduction)
+        return plainly(side, queries, columns)
+
+    monkeypatch.setattr(agreement.Side, "products", watched)
+    before = settings.allow_bf16_reduced_precision_reduction
+    rows = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    agreement.most_agreeing(rows, rows, 3, "consensus", 0, 20)
+    assert before
+    assert seen
+    assert not any(seen)
+    assert settings.allow_bf16_reduced_precision_reduction == before
+
+
 def test_rows_that_are_not_finite_are_refused():
     video, audio = random_banks()
     audio[3, 2] = torch.nan

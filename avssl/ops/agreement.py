@@ -13,8 +13,9 @@ of a row from its rounded self, n the largest norm, and the product accumulated 
 
     |x - <., .>| <= r (2 n + r) + gamma (n + r)^2 =: e,   gamma = D u / (1 - D u), u = 2^-24
 
-by Cauchy-Schwarz and the usual bound of a sum's rounding; min and max move by no more than their arguments, so the same
-e holds for rho. What is stored is R(x), x to the nearest bfloat16. R is monotone, so it commutes with min and max, and
+by Cauchy-Schwarz and the usual bound of a sum's rounding, with u = 2^-22 for a GPU, whose tensor cores may cut off
+where a CPU rounds; min and max move by no more than their arguments, so the same e holds for rho. What is stored is
+R(x), x to the nearest bfloat16. R is monotone, so it commutes with min and max, and
 R(x) >= t implies x >= t - 2^-8 |t|.
 (1) A bound L below the k-th largest rho of a query: the k-th best score that was computed so far; or, with t the k-th
     largest of the maxima of disjoint groups of columns, t - 2^-8 |t| - e, for k columns have R(x) >= t.
@@ -27,7 +28,8 @@ Memory beside the banks and the result (N, k): the rows in bfloat16 and blocks o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -76,6 +78,18 @@ def levels(device: torch.device) -> list[torch.dtype]:
     return [torch.bfloat16, *exact] if has_quick_bfloat16(device) else exact
 
 
+@contextmanager
+def float32_sums() -> Iterator[None]:
+    """bfloat16 products of a GPU are summed in float32 to the end; by default parts of a sum may meet in bfloat16."""
+    settings = torch.backends.cuda.matmul
+    before = settings.allow_bf16_reduced_precision_reduction
+    settings.allow_bf16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        settings.allow_bf16_reduced_precision_reduction = before
+
+
 class Side:
     """One modality's rows, queries (Q, D) and columns (C, D) in float32, and both in the type of the products."""
 
@@ -100,7 +114,8 @@ class Side:
         if not norm.isfinite():
             raise ValueError("rows of a memory bank are not finite; the run that wrote them has diverged")
         r, n, dim = float(distance), float(norm), self.queries.shape[1]
-        accumulated = min(UNIT_ROUNDOFF[self.dtype], 2.0**-24) * dim
+        unit = 2.0**-24 if self.columns.device.type == "cpu" else 2.0**-22
+        accumulated = min(UNIT_ROUNDOFF[self.dtype], unit) * dim
         bound = r * (2 * n + r) + (accumulated / (1 - accumulated) + 2 * 2.0**-53 * dim) * (n + r) ** 2
         return bound * (1 + 2.0**-12)  # the norms were computed in float32
 
@@ -141,6 +156,7 @@ class Search:
         self.index = torch.full((num_queries, k), torch.iinfo(torch.int64).max, device=device)
         self.memory = self.scores.new_empty(0)
 
+    @float32_sums()
     def visit(self, visit: Visit) -> None:
         """Compare all queries, in the order of `scores`, with these columns; those of one modality if that is asked."""
         queries, columns = (len(next(iter(rows.values()))) for rows in (visit.queries, visit.columns))
