@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections import Counter
 from multiprocessing.reduction import ForkingPickler
@@ -157,6 +158,19 @@ def test_sending_copies_nothing(shards: dict[str, Path], as_worker: None) -> Non
     for name, view in batch.views.items():
         view.media.zero_()
         assert not arrived.views[name].media.any()  # one memory, seen twice
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="Linux alone has memory without a file system")
+def test_batches_take_no_room_in_dev_shm(shards: dict[str, Path], as_worker: None) -> None:
+    """Containers have 64 MiB there, and a worker that writes beyond is killed by SIGBUS."""
+    batch = sent(batch_of(shards))
+    mappings = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
+    for view in batch.views.values():
+        address = view.media.data_ptr()
+        bounds = [[int(end, 16) for end in mapping[0].split("-")] for mapping in mappings]
+        names = [m[-1] for m, (low, high) in zip(mappings, bounds, strict=True) if low <= address < high]
+        assert len(names) == 1
+        assert names[0].startswith("/memfd:"), names
 
 
 def test_memory_is_written_again_once_the_last_tensor_over_it_is_gone(shards: dict[str, Path], as_worker: None) -> None:
