@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from avssl.data import frames, playing
+from avssl.data.cursor import FrameCursor, SeekMissed
 from avssl.data.decode import PictureStream
 from avssl.data.skipping import SkippingContainer
 from data_prep.encode import MediaWriter, VideoSettings
@@ -138,6 +139,25 @@ def test_an_interlaced_film_is_decoded_whole(tmp_path, decoded):
     num_all = len(decoded)
     shown(film, [wanted], expects=True)
     assert len(decoded) == 2 * num_all
+
+
+@pytest.mark.parametrize("name", ENCODED)
+def test_a_film_that_has_to_be_opened_anew_shows_the_same(films, monkeypatch, name):
+    """As where a jump comes out too late: it is read from its beginning, and the same times are wanted."""
+    parts = times_of("gaps", np.random.default_rng(0))
+    expected = shown(films[name, "mp4"], parts, expects=False)
+    missed = []
+
+    def miss(cursor, target):
+        missed.append(target)
+        raise SeekMissed
+
+    monkeypatch.setattr(FrameCursor, "_jump", miss)
+    found = shown(films[name, "mp4"], parts, expects=True)
+    assert len(missed) == 1
+    assert [seconds for seconds, _ in found] == [seconds for seconds, _ in expected]
+    for (_, pixels), (_, others) in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(pixels, others)
 
 
 def left_out(stamps, wanted, dts=None):

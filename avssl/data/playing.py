@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -126,14 +127,11 @@ class PictureStream(_Open):
             return
         self._stream = require(stream, "no_video", self.label)
         choosing = SkippingContainer(self._container, self._expected)
+        expected, self._expected[:] = self._expected.copy(), []  # the first frame, whatever is wanted
         with translated(self.label):
-            self._cursor = FrameCursor(
-                self._container,
-                self._stream,
-                None,
-                may_seek,
-                lambda: frames_from_here(choosing, self._stream, self.label),
-            )
+            decode = partial(frames_from_here, choosing, self._stream, self.label)
+            self._cursor = FrameCursor(self._container, self._stream, None, may_seek, decode)
+        self._expected.extend(expected)
         first = self._cursor.first
         if first is None:
             check_empty(self._stream, self.label)
@@ -165,8 +163,7 @@ class PictureStream(_Open):
         """
         if self.info is None or self._cursor is None:
             return None
-        tick, start = float(self._stream.time_base), self._cursor.start_ticks
-        target = self._ticks(seconds)
+        tick, start, target = float(self._stream.time_base), self._cursor.start_ticks, self._ticks(seconds)
         is_far = seconds - self._asked_seconds > LEAST_JUMP_SECONDS
         self._asked_seconds = seconds
         with translated(self.label):
@@ -184,14 +181,14 @@ class PictureStream(_Open):
 
         What is on screen only between them need not be decoded.
         """
-        first = None if self._cursor is None else self._cursor.first
+        first = self._cursor.first if self._cursor is not None else None
         if first is not None and not first[1].interlaced_frame:  # else two packets may hold a field of it each
             self._expected[:] = map(self._ticks, times_seconds)
 
     def _ticks(self, seconds: float) -> int:
         assert self._cursor is not None  # callers have looked
-        whole = (seconds + FRAME_TIME_TOLERANCE_SECONDS) // float(self._stream.time_base)
-        return self._cursor.start_ticks + int(whole)
+        tick = float(self._stream.time_base)
+        return self._cursor.start_ticks + int((seconds + FRAME_TIME_TOLERANCE_SECONDS) // tick)
 
     @staticmethod
     def pixels(picture: Picture) -> NDArray[np.uint8]:
