@@ -157,7 +157,9 @@ class Loader:
             self._wait_seconds += time.perf_counter() - began
             done = batch + 1 == self.steps_per_epoch
             self._stream_at = (epoch + 1, 0) if done else (epoch, batch + 1)
-            yield self._finish(raw)
+            ready = self._finish(raw)
+            del raw  # its memory is the worker's again, for the length of a step
+            yield ready
 
     def every_sample_once(self, view_names: Sequence[str] = ()) -> Iterator[Batch]:
         """Deterministic centre clips of every sample, each exactly once over all ranks: all views, or those named.
