@@ -1,0 +1,73 @@
+"""The benchmarks that want a GPU run to their end on a CPU, at sizes of no use: what is new on a GPU is the GPU."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import __main__ as bench
+from benchmarks import gpu_training, learning
+
+TINY = {
+    "gpu_training": ["--device", "cpu", "--tiny", "--rounds", "1"],
+    "training_step": ["--rounds", "1", "--batch-size", "2", "--rows", "2000", "--encoder-rows", "1"],
+    "avid_loss": ["--rounds", "1"],
+    "cma_search": ["--rows", "300", "--queries", "64", "--plain-queries", "32", "--rounds", "1", "--all"],
+}
+ELSEWHERE = {"image_losses"}  # wants lightly beside it
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def rows_of(name, options, folder, monkeypatch):
+    script = importlib.import_module(f"benchmarks.{name}")
+    if name == "avid_loss":
+        monkeypatch.setattr(script, "NUM_SAMPLES", 2000)
+    out = folder / "rows.jsonl"
+    monkeypatch.setattr(sys, "argv", [name, *options, "--json", str(out)])
+    script.main()
+    return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_benchmark_of_the_gpu_ends_with_rows(name, tmp_path, monkeypatch):
+    """All but compilation, whose turn is below."""
+    monkeypatch.delitem(gpu_training.SETTINGS, "channels last, compiled")
+    rows = rows_of(name, TINY[name], tmp_path, monkeypatch)
+    assert rows
+    assert all(row["ours"] > 0 and row["ratio"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_the_gpu_trains_compiled_networks_too(tmp_path, monkeypatch):
+    rows = rows_of("gpu_training", TINY["gpu_training"], tmp_path, monkeypatch)
+    assert [row["name"].rsplit(", ", 1)[1] for row in rows] == ["plain", "channels last", "compiled"]
+
+
+def test_each_benchmark_of_the_gpu_is_tried_here_and_its_options_are_those_of_the_script(monkeypatch, capsys):
+    assert set(bench.GPU) == set(TINY) | ELSEWHERE
+    for name, options in bench.GPU.items():
+        monkeypatch.setattr(sys, "argv", [name, *options, "--help"])
+        with pytest.raises(SystemExit) as ended:
+            importlib.import_module(f"benchmarks.{name}").main()
+        assert ended.value.code == 0
+        known = capsys.readouterr().out
+        assert all(option in known for option in options if option.startswith("--"))
+
+
+def test_a_run_of_the_recipe_is_kept_on_the_cpu_only_if_asked(tmp_path, monkeypatch):
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    for on_cpu in (True, False):
+        log = Path(tmp_path / f"{on_cpu}.log")
+        learning.run_command(
+            [sys.executable, "-c", "import os; print(os.environ.get('ACCELERATE_USE_CPU'))"], log, on_cpu=on_cpu
+        )
+        assert log.read_text().split() == [str("true" if on_cpu else None)]
