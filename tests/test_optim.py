@@ -123,3 +123,23 @@ def test_forgetting_a_parameter_drops_its_moments_and_no_others():
     forget(optimizer)([first])
     assert first not in optimizer.state
     assert second in optimizer.state
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_parameters_may_begin_late_and_forget_with_the_same_steps_fused_or_not(name):
+    """Prototypes that are frozen at first, and classifiers that are made anew."""
+    ends = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        early, late = (torch.nn.Parameter(torch.randn(3, 4)) for _ in range(2))
+        config = OptimConfig(name=name, lr=0.1, momentum=0.9, weight_decay=0.01, fused=fused)
+        optimizer = build_optimizer(config, [{"params": [early, late]}])
+        for step in range(6):
+            optimizer.zero_grad(set_to_none=True)
+            loss = early.square().sum() + (late.sin().sum() if step >= 2 else 0.0)
+            loss.backward()
+            optimizer.step()
+            if step == 3:
+                forget(optimizer)([early])
+        ends.append(torch.cat([early.detach(), late.detach()]))
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-6, atol=1e-7)

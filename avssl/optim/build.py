@@ -31,7 +31,22 @@ def build_optimizer(config: OptimConfig, groups: Sequence[Mapping[str, object]])
         return torch.optim.Adam(ready, betas=config.betas, **common)
     if config.name == "adamw":
         return torch.optim.AdamW(ready, betas=config.betas, **common)
-    return torch.optim.SGD(ready, momentum=config.momentum, **common)
+    optimizer = torch.optim.SGD(ready, momentum=config.momentum, **common)
+    if common["fused"] and config.momentum:
+        optimizer.register_step_pre_hook(_begin_momentum)
+    return optimizer
+
+
+def _begin_momentum(optimizer: torch.optim.Optimizer, arguments: object, options: object) -> None:  # noqa: ARG001
+    """Zeros, which give the same first step, where there is no momentum yet.
+
+    The fused SGD of PyTorch 2.14 takes momentum of all parameters or of none. Some begin late: prototypes that are
+    frozen at first, classifiers whose moments were forgotten.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None and optimizer.state[parameter].get("momentum_buffer") is None:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _split_biases(config: OptimConfig, group: Mapping[str, object]) -> list[dict[str, Any]]:
