@@ -14,8 +14,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any, cast
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag
 
 # Bytes of rows in one block. On a CPU, a thread's share of it: small enough to be in the cache still at the second
@@ -26,6 +28,8 @@ DEVICE_BLOCK_BYTES = 512 * 2**20
 
 # Scores (b, K) of a block of anchors, and which they are -> weights (b, K) of the rows, and (b, S) to be kept.
 Weigh = Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]
+# Anchors (B, D), and whether their gradient is wanted -> a scalar, its gradient (B, D), and numbers for the log.
+Evaluate = Callable[[torch.Tensor, bool], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
 
 def plain_scores(anchors: torch.Tensor, rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -57,6 +61,32 @@ def scan(
         parts.append(one_block(anchors[part], rows, index, weigh, part, wants_sum))
     kept, sums = (torch.cat(column) for column in zip(*parts, strict=True))
     return kept, sums
+
+
+class _KnownGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, anchors: torch.Tensor, evaluate: Evaluate) -> tuple[torch.Tensor, torch.Tensor]:
+        value, gradient, logged = evaluate(anchors, ctx.needs_input_grad[0])
+        ctx.save_for_backward(gradient)
+        ctx.mark_non_differentiable(logged)
+        return value, logged
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, value_gradient: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return value_gradient * gradient, None
+
+
+def known_gradient(anchors: torch.Tensor, evaluate: Evaluate) -> tuple[torch.Tensor, torch.Tensor]:
+    """The scalar of `evaluate`, which differentiates to the anchors, and what it logs, without gradient.
+
+    Rows carry no gradient, so dL/du_b = sum_k (dL/ds_bk) m_k / T, and dL/ds is known as soon as s is: value and
+    gradient are of one reading of the rows, and what is kept for backward is (B, D), not the (B, K, D) rows.
+    """
+    if not torch.is_grad_enabled():
+        anchors = anchors.detach()  # else autograd asks for a gradient that nobody will use
+    return cast(tuple[torch.Tensor, torch.Tensor], _KnownGradient.apply(anchors, evaluate))
 
 
 def _cpu_block(

@@ -12,14 +12,13 @@ Source: Wu et al. 2018 (arXiv 1805.01978), eq. 4 to 8; Morgado et al. 2020 (arXi
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import torch
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
 from avssl.distributed import all_mean
-from avssl.ops.bank_scores import plain_scores, scan
+from avssl.ops.bank_scores import known_gradient, plain_scores, scan
 from avssl.ops.sharded_memory import AnyBank, ShardedMemoryBank
 from avssl.ops.sharded_nce import sharded_mean_exponential, sharded_nce
 
@@ -75,43 +74,6 @@ def mean_exponential(
     return scan(anchors, rows, (negatives,), weigh, wants_sum=False)[0].mean()
 
 
-class _RowsNCE(torch.autograd.Function):
-    """Value and mean scores of NCE, and the gradient for the anchors in the same reading of the rows.
-
-    The rows carry no gradient, so dL/du_b = sum_k (dL/ds_bk) m_k / T, and dL/ds is known as soon as s is. What is kept
-    for backward is (B, D), not the (B, K, D) rows.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        anchors: torch.Tensor,
-        rows: torch.Tensor,
-        positives: torch.Tensor,
-        negatives: torch.Tensor,
-        temperature: float,
-        partition: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        num_positives, num_negatives = positives.shape[1], negatives.shape[1]
-
-        def weigh(products: torch.Tensor, block: slice) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: ARG001
-            scores = products / temperature
-            return nce_slopes(scores, num_positives, partition), nce_parts(scores, num_positives, partition)
-
-        parts, slopes = scan(anchors, rows, (positives, negatives), weigh, wants_sum=ctx.needs_input_grad[0])
-        ctx.save_for_backward(slopes / (temperature * len(anchors)))
-        value, *sums = parts.mean(dim=0)
-        means = torch.stack([sums[0] / num_positives, sums[1] / num_negatives])
-        ctx.mark_non_differentiable(means)
-        return value, means
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, value_gradient: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return value_gradient * gradient, None, None, None, None, None
-
-
 def nce_parts(scores: torch.Tensor, num_positives: int, partition: torch.Tensor) -> torch.Tensor:
     """Of scores (B, P + K): loss, sum of the P positive scores and sum of the K negative ones, (B, 3)."""
     positive, negative = scores[:, :num_positives], scores[:, num_positives:]
@@ -143,12 +105,19 @@ def rows_nce(
     """
     if torch.compiler.is_compiling():
         return plain_rows_nce(anchors, rows, positives, negatives, temperature, partition)
-    if not torch.is_grad_enabled():
-        anchors = anchors.detach()  # else autograd asks for a gradient that nobody will use
-    return cast(
-        tuple[torch.Tensor, torch.Tensor],
-        _RowsNCE.apply(anchors, rows, positives, negatives, temperature, partition),
-    )
+    num_positives, num_negatives = positives.shape[1], negatives.shape[1]
+
+    def weigh(products: torch.Tensor, block: slice) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: ARG001
+        scores = products / temperature
+        return nce_slopes(scores, num_positives, partition), nce_parts(scores, num_positives, partition)
+
+    def evaluate(anchors: torch.Tensor, wants_gradient: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        parts, slopes = scan(anchors, rows, (positives, negatives), weigh, wants_sum=wants_gradient)
+        value, *sums = parts.mean(dim=0)
+        means = torch.stack([sums[0] / num_positives, sums[1] / num_negatives])
+        return value, slopes / (temperature * len(anchors)), means
+
+    return known_gradient(anchors, evaluate)
 
 
 def plain_rows_nce(

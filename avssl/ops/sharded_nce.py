@@ -12,14 +12,11 @@ the value is that of replicated banks but for the order of a sum. Bytes a rank a
 
 from __future__ import annotations
 
-from typing import Any, cast
-
 import torch
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
 from avssl.distributed import all_sum, exchange_sum, gather
-from avssl.ops.bank_scores import scan
+from avssl.ops.bank_scores import known_gradient, scan
 from avssl.ops.sharded_memory import ShardedMemoryBank
 
 POSITIVE, NEGATIVE = 1, 2
@@ -43,46 +40,6 @@ def own_columns(
     return torch.where(kind > 0, index.gather(1, order) - bank.first, 0), kind
 
 
-class _ShardedNCE(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        anchors: torch.Tensor,
-        bank: ShardedMemoryBank,
-        positives: torch.Tensor,
-        negatives: torch.Tensor,
-        temperature: float,
-        partition: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        num_positives, num_negatives = positives.shape[1], negatives.shape[1]
-        log_noise = torch.log(partition * num_negatives)
-        index, kind = own_columns(bank, positives, negatives)
-
-        def weigh(products: torch.Tensor, block: slice) -> tuple[torch.Tensor, torch.Tensor]:
-            scores = products / temperature
-            above = scores - log_noise
-            is_positive, is_negative = kind[block] == POSITIVE, kind[block] == NEGATIVE
-            losses = is_positive * softplus(-above) / num_positives + is_negative * softplus(above)
-            slopes = is_negative * torch.sigmoid(above) - is_positive * torch.sigmoid(-above) / num_positives
-            sums = [losses.sum(1), (is_positive * scores).sum(1), (is_negative * scores).sum(1)]
-            return slopes, torch.stack(sums, dim=1)
-
-        parts, slopes = scan(gather(anchors), bank.rows, (index,), weigh)
-        sums = exchange_sum(torch.cat([slopes, parts], dim=1))
-        width = anchors.shape[1]
-        ctx.save_for_backward(sums[:, :width] / (temperature * len(anchors)))
-        value, positive, negative = sums[:, width:].mean(dim=0)
-        means = torch.stack([positive / num_positives, negative / num_negatives])
-        ctx.mark_non_differentiable(means)
-        return value, means
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, value_gradient: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return value_gradient * gradient, None, None, None, None, None
-
-
 def sharded_nce(
     anchors: torch.Tensor,
     bank: ShardedMemoryBank,
@@ -92,10 +49,28 @@ def sharded_nce(
     partition: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `rows_nce` for this rank's anchors (B, D), with the positives (W B, P) and negatives (W B, K) of all ranks."""
-    return cast(
-        tuple[torch.Tensor, torch.Tensor],
-        _ShardedNCE.apply(anchors, bank, positives, negatives, temperature, partition),
-    )
+    num_positives, num_negatives = positives.shape[1], negatives.shape[1]
+    log_noise = torch.log(partition * num_negatives)
+    index, kind = own_columns(bank, positives, negatives)
+
+    def weigh(products: torch.Tensor, block: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        scores = products / temperature
+        above = scores - log_noise
+        is_positive, is_negative = kind[block] == POSITIVE, kind[block] == NEGATIVE
+        losses = is_positive * softplus(-above) / num_positives + is_negative * softplus(above)
+        slopes = is_negative * torch.sigmoid(above) - is_positive * torch.sigmoid(-above) / num_positives
+        sums = [losses.sum(1), (is_positive * scores).sum(1), (is_negative * scores).sum(1)]
+        return slopes, torch.stack(sums, dim=1)
+
+    def evaluate(anchors: torch.Tensor, wants_gradient: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        parts, slopes = scan(gather(anchors), bank.rows, (index,), weigh, wants_sum=wants_gradient)
+        sums = exchange_sum(torch.cat([slopes, parts], dim=1))
+        width = slopes.shape[1]
+        value, positive, negative = sums[:, width:].mean(dim=0)
+        means = torch.stack([positive / num_positives, negative / num_negatives])
+        return value, sums[:, :width] / (temperature * len(anchors)), means
+
+    return known_gradient(anchors, evaluate)
 
 
 @torch.no_grad()
