@@ -36,42 +36,55 @@ def self_labels(log_probabilities: torch.Tensor, sharpness: float) -> torch.Tens
     """
     if sharpness <= 0:
         raise ValueError(f"self_labels: sharpness is {sharpness}; it must be above 0 (25 in the paper)")
-    num_rows, num_clusters = log_probabilities.shape
-    size = max(1, BLOCK_ELEMENTS // num_clusters)
-    slices = [slice(first, first + size) for first in range(0, num_rows, size)]
-
-    def block(rows: slice) -> torch.Tensor:
-        return log_probabilities[rows].double() * sharpness
-
-    # log c from scaled rows, so that a constant of a row has no influence on where the iterations stop; then log r
-    # and log c by one iteration.
-    row_logs = torch.cat([-math.log(num_rows) - block(rows).logsumexp(dim=1) for rows in slices])
-    sums = [(block(rows) + row_logs[rows, None]).logsumexp(dim=0) for rows in slices]
-    column_logs = -math.log(num_clusters) - torch.stack(sums).logsumexp(dim=0)
-    row_logs = torch.cat([-math.log(num_rows) - (block(rows) + column_logs).logsumexp(dim=1) for rows in slices])
-
-    def plan(rows: slice) -> torch.Tensor:
-        return (block(rows) + row_logs[rows, None]).add_(column_logs).exp_()
-
+    plan = _Plan(log_probabilities, sharpness)
     iteration = 1
     while iteration < MAX_ITERATIONS:
-        is_kept = num_rows * num_clusters <= KEPT_ELEMENTS
-        kept = [plan(rows) for rows in slices] if is_kept else []
-        row_scales, column_sums = torch.ones_like(row_logs), torch.zeros_like(column_logs)
-        for part in kept or map(plan, slices):
+        count = min(CHECK_EVERY - iteration % CHECK_EVERY, MAX_ITERATIONS - iteration)
+        change = plan.scale(count)
+        iteration += count
+        if iteration % CHECK_EVERY == 0 and change < TOLERANCE:
+            break
+    return torch.cat([(plan.block(rows) + plan.column_logs).argmax(dim=1) for rows in plan.slices])
+
+
+class _Plan:
+    """P^sharpness, never whole, and the logarithms log c (N,) of its rows' and log r (K,) of its columns' scales."""
+
+    def __init__(self, log_probabilities: torch.Tensor, sharpness: float) -> None:
+        self.log_probabilities, self.sharpness = log_probabilities, sharpness
+        self.num_rows, self.num_clusters = log_probabilities.shape
+        size = max(1, BLOCK_ELEMENTS // self.num_clusters)
+        self.slices = [slice(first, first + size) for first in range(0, self.num_rows, size)]
+        # log c from scaled rows, so that a constant of a row has no influence on where the iterations stop; then log r
+        # and log c by one iteration.
+        row_logs = -math.log(self.num_rows) - torch.cat([self.block(rows).logsumexp(dim=1) for rows in self.slices])
+        sums = [(self.block(rows) + row_logs[rows, None]).logsumexp(dim=0) for rows in self.slices]
+        self.column_logs = -math.log(self.num_clusters) - torch.stack(sums).logsumexp(dim=0)
+        sums = [(self.block(rows) + self.column_logs).logsumexp(dim=1) for rows in self.slices]
+        self.row_logs = -math.log(self.num_rows) - torch.cat(sums)
+
+    def block(self, rows: slice) -> torch.Tensor:
+        """Logarithms of P^sharpness of some rows, float64."""
+        return self.log_probabilities[rows].double() * self.sharpness
+
+    def part(self, rows: slice) -> torch.Tensor:
+        """Those rows of the scaled plan."""
+        return (self.block(rows) + self.row_logs[rows, None]).add_(self.column_logs).exp_()
+
+    def scale(self, iterations: int) -> torch.Tensor:
+        """Scale columns and rows in turn, and take the scales into the logarithms; the last iteration's change."""
+        is_kept = self.num_rows * self.num_clusters <= KEPT_ELEMENTS
+        kept = [self.part(rows) for rows in self.slices] if is_kept else []
+        row_scales, column_sums = torch.ones_like(self.row_logs), torch.zeros_like(self.column_logs)
+        for part in kept or map(self.part, self.slices):
             column_sums += part.sum(dim=0)
-        while True:
-            column_scales, column_sums = 1 / (num_clusters * column_sums), torch.zeros_like(column_sums)
+        for _ in range(iterations):
+            column_scales, column_sums = 1 / (self.num_clusters * column_sums), torch.zeros_like(column_sums)
             change = torch.zeros_like(column_sums[0])
-            for rows, part in zip(slices, kept or map(plan, slices), strict=True):
-                scales = 1 / (num_rows * (part @ column_scales))
+            for rows, part in zip(self.slices, kept or map(self.part, self.slices), strict=True):
+                scales = 1 / (self.num_rows * (part @ column_scales))
                 change += (row_scales[rows] / scales - 1).abs().sum()
                 row_scales[rows] = scales
                 column_sums += scales @ part
-            iteration += 1
-            if iteration % CHECK_EVERY == 0 or iteration == MAX_ITERATIONS:
-                break
-        row_logs, column_logs = row_logs + row_scales.log(), column_logs + column_scales.log()
-        if iteration % CHECK_EVERY == 0 and change < TOLERANCE:
-            break
-    return torch.cat([(block(rows) + column_logs).argmax(dim=1) for rows in slices])
+        self.row_logs, self.column_logs = self.row_logs + row_scales.log(), self.column_logs + column_scales.log()
+        return change
