@@ -38,7 +38,9 @@ def use_channels_last(encoders: nn.ModuleDict, wanted: bool | None, device: torc
         return
     for parameter in encoders.parameters():
         if parameter.ndim in formats:
-            parameter.data = parameter.data.contiguous(memory_format=formats[parameter.ndim])
+            # New memory for kernels of 1 x 1, too: their strides must be those of the gradients that DDP will compare.
+            moved = torch.empty_like(parameter.data, memory_format=formats[parameter.ndim])
+            parameter.data = moved.copy_(parameter.data)
 
 
 def compile_encoders(loss: nn.Module, backend: str = "inductor") -> None:

@@ -64,6 +64,15 @@ def test_channels_last_changes_strides_and_nothing_else():
             assert torch.equal(encoders.state_dict()[name], tensor)
 
 
+def test_gradients_have_the_strides_of_their_weights_as_ddp_wants_them():
+    encoders = torch.nn.ModuleDict({"image": create_encoder("resnet10", width=4, small_stem=True)})
+    device_settings.use_channels_last(encoders, None, torch.device("cpu"))
+    encoders["image"](torch.randn(2, 3, 16, 16)).sum().backward()
+    convolutions = [weight for weight in encoders.parameters() if weight.ndim == 4]
+    assert any(weight.shape[2:] == (1, 1) for weight in convolutions)
+    assert all(weight.grad.stride() == weight.stride() for weight in convolutions)
+
+
 @pytest.mark.parametrize(
     ("wanted", "device", "moved"),
     [(None, "cpu", {4}), (None, "cuda", set()), (True, "cuda", {4, 5}), (False, "cpu", set())],
