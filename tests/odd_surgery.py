@@ -117,6 +117,30 @@ def trim_a_quarter(path):
     edit(path, change)
 
 
+def set_edits(path, edits):
+    """Let an mp4 of one track, its index at its end, show [(seconds long, seconds from its first frame on)] in turn."""
+
+    def change(content):
+        assert content.find(b"mdat") < content.find(b"moov"), "frames must not move"
+        place = content.find(b"elst") - 4
+        (size,) = struct.unpack_from(">I", content, place)
+        (first,) = struct.unpack_from(">i", content, place + 20)  # of the file's own edit: frames may be stored early
+        scales = [struct.unpack_from(">I", content, content.find(name) + 16)[0] for name in (b"mvhd", b"mdhd")]
+        rows = [
+            struct.pack(">IiI", round(seconds * scales[0]), first + round(start * scales[1]), 1 << 16)
+            for seconds, start in edits
+        ]
+        box = struct.pack(">I4sII", 16 + 12 * len(rows), b"elst", 0, len(rows)) + b"".join(rows)
+        content[place : place + size] = box
+        for name in (b"moov", b"trak", b"edts"):
+            around = content.find(name) - 4
+            (length,) = struct.unpack_from(">I", content, around)
+            struct.pack_into(">I", content, around, length + len(box) - size)
+        return content
+
+    edit(path, change)
+
+
 def scale_avi_lengths(path, factor):
     """Multiply the lengths in an AVI's headers."""
 

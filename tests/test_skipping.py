@@ -1,6 +1,8 @@
 """Pictures at wanted times are the same bits, though frames that nobody looks at are left out and parts converted."""
 
+import shutil
 from fractions import Fraction
+from pathlib import Path
 from types import SimpleNamespace
 
 import av
@@ -12,6 +14,7 @@ from avssl.data.cursor import FrameCursor, SeekMissed
 from avssl.data.decode import PictureStream
 from avssl.data.skipping import SkippingContainer
 from data_prep.encode import MediaWriter, VideoSettings
+from tests.odd_surgery import set_edits
 
 NUM_FRAMES, FPS, LENGTH_BYTES = 240, 30, 4
 ENCODED = {  # x264: how frames are made from each other, and how they are shown
@@ -160,12 +163,49 @@ def test_a_film_that_has_to_be_opened_anew_shows_the_same(films, monkeypatch, na
         np.testing.assert_array_equal(pixels, others)
 
 
-def left_out(stamps, wanted, dts=None):
+# [(seconds long, seconds from the first frame on)] of edit lists, by what they do
+EDITS = {
+    "end hidden": [(3.05, 0.0)],
+    "beginning hidden": [(3.0, 0.45)],
+    "cut out": [(1.53, 0.0), (1.5, 6.9)],
+    "shown twice": [(2.03, 0.3), (1.97, 5.1), (1.0, 1.2)],
+    "a seam without a cut": [(1.5, 0.0), (1.5, 1.5)],
+}
+
+
+@pytest.mark.parametrize("step", [1 / 16, 1 / 10, 1 / 15])
+@pytest.mark.parametrize("edits", EDITS)
+@pytest.mark.parametrize("name", ["pyramid", "flat", "open"])
+def test_frames_that_an_edit_list_hides_are_not_taken_for_shown(films, tmp_path, name, edits, step):
+    """They are stored, with stamps, and a real frame must not be left out for one of them."""
+    film = shutil.copy(films[name, "mp4"], tmp_path)
+    set_edits(Path(film), EDITS[edits])
+    times = np.arange(0.001, sum(seconds for seconds, _ in EDITS[edits]) + 0.1, step)
+    expected, found = (shown(film, [times], expects=expects) for expects in (False, True))
+    assert [seconds for seconds, _ in found] == [seconds for seconds, _ in expected]
+    for (_, pixels), (_, others) in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(pixels, others)
+
+
+@pytest.mark.parametrize("edits", [[(7.0, 0.0), (1.0, 7.0)], [(8.0, 0.0)]])
+def test_what_is_left_out_of_a_film_with_edits(films, tmp_path, decoded, edits):
+    """All of it where they hide no frame, nothing where they do: also of the parts that were left as they were."""
+    film = shutil.copy(films["flat", "mp4"], tmp_path)
+    set_edits(Path(film), edits)
+    times = np.arange(0, 6, 1 / 10)
+    shown(film, [times], expects=False)
+    num_all = len(decoded)
+    shown(film, [times], expects=True)
+    num_decoded = len(decoded) - num_all
+    assert num_decoded == num_all if len(edits) > 1 else num_decoded < 0.7 * num_all
+
+
+def left_out(stamps, wanted, dts=None, *, hidden=()):
     """Of a film in h264 with these stamps in the order in which they are stored: those that the decoder may skip."""
     dts = sorted(stamps) if dts is None else dts
-    packets = [SimpleNamespace(pts=pts, dts=at) for pts, at in zip(stamps, dts, strict=True)]
+    packets = [SimpleNamespace(pts=pts, dts=at, is_discard=pts in hidden) for pts, at in zip(stamps, dts, strict=True)]
     context = SimpleNamespace(name="h264", skip_frame="DEFAULT")
-    stream = SimpleNamespace(codec_context=context)
+    stream = SimpleNamespace(codec_context=context, index_entries=[])
     file = SimpleNamespace(
         format=SimpleNamespace(name="matroska,webm"), demux=lambda stream: (packet for packet in packets)
     )
@@ -182,6 +222,15 @@ def test_a_frame_is_left_out_only_if_a_later_one_is_sure_to_be_on_screen():
     assert left_out(stamps, [25], dts) == [0, 10]
     assert left_out(stamps, [], dts) == []
     assert left_out(stamps, [0, 30, 60], [None] * 9) == [10, 50], "only what was stored before is known"
+
+
+def test_nothing_is_left_out_from_the_first_sign_of_edits_on():
+    """Of a stream whose index does not show them."""
+    stamps, wanted = [0, 40, 20, 10, 30, 80, 60, 50, 70], [5, 35, 75]
+    dts = [-20, -10, 0, 10, 20, 30, 40, 50, 60]
+    assert left_out(stamps, wanted, dts, hidden=[50]) == [40, 20, 10], "a frame that is not shown"
+    assert left_out(stamps, wanted, [*dts[:7], 30, 60]) == [40, 20, 10], "a clock that goes back"
+    assert left_out([*stamps[:7], 35, 70], wanted, dts) == [40, 20, 10], "a frame shown before its time"
 
 
 # --- parts of frames -------------------------------------------------------------------------------------------------
