@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from typing import Any
 
 from avssl.types import MediaError
 
-ORPHAN_POLL_SECONDS = 0.2
 TORCH_OUT_OF_MEMORY = "can't allocate memory"  # PyTorch's allocator raises RuntimeError with these words
 
 
@@ -47,22 +45,29 @@ def killable_context(preload: Sequence[str]) -> Any:
     return context
 
 
-def begin_worker(environment: dict[str, str]) -> None:
-    """In a fresh worker: take over the run's environment (the fork server's is as old as that), and end with the run.
+def end_with_parent() -> None:
+    """In a process of multiprocessing: end it, whatever it does, once the process that started it has ended.
 
-    A worker that outlives a killed run would meet the rerun. The fork server goes when the run does, and then this
-    process gets another parent.
+    That one may be killed without a word. Its fork server does not tell: each process that it forks holds the end of a
+    pipe that keeps the server alive, so that one which waited for the server's end would wait for itself. A rerun would
+    meet them all. In a process that nobody started so, nothing is done.
     """
-    os.environ.clear()
-    os.environ.update(environment)
-    parent = os.getppid()
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(ORPHAN_POLL_SECONDS)
+        parent.join()  # a pipe of the two processes ends; nothing is asked for again and again
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def begin_worker(environment: dict[str, str]) -> None:
+    """In a fresh worker: take over the run's environment, as the fork server's is older, and end with the run."""
+    os.environ.clear()
+    os.environ.update(environment)
+    end_with_parent()
 
 
 def begin_sandbox(environment: dict[str, str], memory_bytes: int) -> None:

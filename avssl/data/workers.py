@@ -11,6 +11,7 @@ import torch
 from avssl.data.audio_augment import Sound
 from avssl.data.augment import Look
 from avssl.data.puzzle import NUM_TILES, puzzle_size
+from avssl.data.sandbox import end_with_parent
 from avssl.data.view_config import ViewsConfig, picture_augment, picture_size_px
 from avssl.types import View
 
@@ -24,7 +25,11 @@ LEAST_MAPPED_BYTES = 32 << 20  # from here on a piece of memory is the system's 
 
 
 def start_worker(worker: int) -> None:  # noqa: ARG001  (DataLoader passes it)
-    """One thread; freed memory is kept for the next clip; Ctrl-C is the training process' to decide upon."""
+    """One thread; freed memory is kept for the next clip; Ctrl-C is the training process' to decide upon; ends with it.
+
+    DataLoader's own watch looks at the process that forked this one: the server, which lives as long as its workers.
+    """
+    end_with_parent()
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it reaches the whole group
     keep_freed_memory()

@@ -1,0 +1,78 @@
+"""Runs that are killed or interrupted: none of their processes is left, and none says what the user need not know."""
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+
+import pytest
+
+from tests.conftest import ROOT
+
+LOADER = """
+import time
+from torch.utils.data import DataLoader
+from avssl.data.worker_server import start_worker_server, worker_context
+from avssl.data.workers import start_worker
+start_worker_server()
+loader = DataLoader(
+    range(8),
+    num_workers=2,
+    multiprocessing_context=worker_context(),
+    worker_init_fn=start_worker,
+    persistent_workers=True,
+)
+assert len(list(loader)) == 8
+print("READY", flush=True)
+time.sleep(60)
+"""
+SANDBOX = """
+import os, time
+from data_prep.pool import in_processes
+for number, _ in in_processes(abs, [1, 2], 2, "count", [1, 1]):
+    print("READY", flush=True)
+    time.sleep(60)
+"""
+SERVER = """
+import time
+from avssl.data.worker_server import start_worker_server
+start_worker_server()
+time.sleep(0.5)  # the server has begun to import by now, which takes it some seconds
+print("READY", flush=True)
+time.sleep(60)
+"""
+
+
+def ended_by(code, send, stderr):
+    """The run's standard error after it was READY and `send(pid)`; AssertionError when a process of it lives on.
+
+    All of them write to one pipe, which ends when the last one does.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    ) as process:
+        try:
+            assert process.stdout.readline() == "READY\n"
+            send(process.pid)
+            return process.communicate(timeout=10)[1]
+        except (AssertionError, subprocess.TimeoutExpired):
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise AssertionError("processes of the run were left after 10 s, or it never began") from None
+
+
+@pytest.mark.parametrize("code", [LOADER, SANDBOX], ids=["loader", "sandbox"])
+def test_nothing_is_left_of_a_run_that_was_killed(code):
+    ended_by(code, lambda pid: os.kill(pid, signal.SIGKILL), subprocess.DEVNULL)
+
+
+def test_ctrl_c_while_the_server_of_workers_imports_is_the_runs_to_answer():
+    said = ended_by(SERVER, lambda pid: os.killpg(pid, signal.SIGINT), subprocess.PIPE)
+    assert said.count("Traceback") == said.count('File "<string>"') == 1, said  # the run's own
