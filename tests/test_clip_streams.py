@@ -72,6 +72,15 @@ def test_clips_of_video_are_those_read_by_themselves(films, suffix, grid):
     clips.close()
 
 
+def test_what_is_kept_for_later_clips_holds_no_frame_besides(films):
+    """Frames are resized some together, and a view of one of them would hold them all."""
+    clips = VideoClips(films["mp4"], "film", VIDEO, Span(0.0, SECONDS))
+    clips.read([0.0, 0.5, 1.0, 1.5], [1.75, 2.5])
+    clips.close()
+    assert sorted(clips._kept) == [1.75, 1.875]
+    assert all(frame.base is None for frame in (*clips._kept.values(), clips._last_frame))
+
+
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 def test_clips_of_sound_are_cut_from_the_whole_stream(films, suffix, grid, monkeypatch):

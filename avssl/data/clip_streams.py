@@ -96,10 +96,14 @@ class VideoClips:
             yield from zip(times[first:], (found[number] for number in which), strict=False)
 
     def _resized(self, crops: list[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
-        """uint8 (S, S, 3) of each; those of one size together, for a call costs as much as a fifth of a frame."""
+        """uint8 (S, S, 3) of each; those of one size together, for a call costs as much as a fifth of a frame.
+
+        Each in memory of its own: one that is kept must not keep the others.
+        """
         for shape, alike in groupby(crops, key=np.shape):
             clip = torch.from_numpy(np.stack(list(alike))).movedim(-1, -3)
-            yield from crop_resize(clip, Box(0, 0, *shape[:2]), self.config.size_px).movedim(-3, -1).numpy()
+            together = crop_resize(clip, Box(0, 0, *shape[:2]), self.config.size_px).movedim(-3, -1).numpy()
+            yield from (frame.copy() for frame in together)
 
 
 class AudioClips:
