@@ -17,9 +17,9 @@ from avssl.data import decode, ffmpeg, workers
 from avssl.data.decode import read_video
 from avssl.data.raw_batch import Collate, RawBatch
 from avssl.data.shards import Sample, ShardSet
-from avssl.data.shared_batches import Pieces
+from avssl.data.shared_batches import SPARE_PIECES, Pieces, open_piece
 from avssl.data.view_config import AudioViewConfig, VideoViewConfig, ViewsConfig
-from avssl.data.views import raw_views
+from avssl.data.views import RawView, raw_views
 from avssl.types import View
 
 VIEWS = (View("video", "video"), View("audio", "audio"))
@@ -208,6 +208,34 @@ def test_pieces_that_are_too_small_are_given_up_when_they_are_free(tmp_path: Pat
     assert len(pieces) == 2
     with pytest.raises(RuntimeError):
         large.empty((2000,), torch.uint8)
+
+
+def test_a_worker_gives_back_memory_that_was_needed_once(shards: dict[str, Path], as_worker: None) -> None:
+    collate = Collate()
+    held = [sent(batch_of(shards, collate=collate)) for _ in range(8)]
+    open_before = len(list(Path("/dev/fd").iterdir()))
+    assert len(collate.pieces) == 8
+    held.clear()
+    sent(batch_of(shards, collate=collate))
+    assert len(collate.pieces) == 1 + SPARE_PIECES
+    assert open_before - len(list(Path("/dev/fd").iterdir())) >= 8 - (1 + SPARE_PIECES)
+
+
+def test_a_batch_that_cannot_be_stacked_takes_no_memory_for_good(as_worker: None) -> None:
+    collate = Collate()
+    for _ in range(5):
+        with pytest.raises(RuntimeError, match="equal size"):
+            collate([(size, {"audio": RawView("audio", torch.zeros(1, size))}) for size in (100, 90)])
+    assert len(collate.pieces) == 1
+
+
+def test_a_batch_of_a_worker_that_died_says_so(shards: dict[str, Path], as_worker: None) -> None:
+    class OfTheDead:
+        def detach(self) -> int:
+            raise ConnectionResetError(104, "Connection reset by peer")
+
+    with pytest.raises(RuntimeError, match="worker of the loader died"):
+        open_piece(OfTheDead(), 100, [])
 
 
 def test_the_bound_on_host_memory_grows_with_its_options() -> None:

@@ -76,4 +76,10 @@ class Collate:
         index = torch.tensor([samples[place][0] for place in places])
         rows: list[dict[str, RawView]] = [samples[place][1] for place in places]  # type: ignore[misc]
         piece = None if get_worker_info() is None else self.pieces.take(stacked_bytes(rows))
-        return RawBatch(stack_raw_views(rows, piece), index, failures, piece)
+        try:
+            views = stack_raw_views(rows, piece)
+        except BaseException:
+            if piece is not None:
+                piece.let_go()  # it will not be sent: no reader would
+            raise
+        return RawBatch(views, index, failures, piece)

@@ -19,6 +19,7 @@ import torch
 from avssl.data.parcels import shared_memory
 
 ALIGNED_BYTES = 64  # of every tensor, and of the head of a piece, whose first byte is 1 as long as somebody reads
+SPARE_PIECES = 2  # free ones that a worker keeps: a receiver that held many once does not cost their memory for good
 
 
 class Place(NamedTuple):
@@ -57,6 +58,10 @@ class Piece:
         self._mapped[0] = 1
         self._filled = ALIGNED_BYTES
 
+    def let_go(self) -> None:
+        """Nobody will read what was written."""
+        self._mapped[0] = 0
+
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """The next tensor in it; RuntimeError if there is no room."""
         num_bytes = dtype.itemsize * int(np.prod(shape))
@@ -75,12 +80,11 @@ class Pieces:
         self._pieces: list[Piece] = []
 
     def take(self, num_bytes: int) -> Piece:
-        """One with room for tensors of so many bytes, each padded. Free ones that are too small are given up."""
-        self._pieces = [one for one in self._pieces if not one.is_free or one.num_bytes >= ALIGNED_BYTES + num_bytes]
-        piece = next((one for one in self._pieces if one.is_free), None)
-        if piece is None:
-            piece = Piece(num_bytes)
-            self._pieces.append(piece)
+        """One with room for tensors of so many bytes, each padded. Free ones that are too small or too many go."""
+        free = {one for one in self._pieces if one.is_free}  # asked once: readers let go at any time
+        fitting = [one for one in self._pieces if one in free and one.num_bytes >= ALIGNED_BYTES + num_bytes]
+        piece = fitting[0] if fitting else Piece(num_bytes)
+        self._pieces = [piece, *fitting[1 : 1 + SPARE_PIECES], *(one for one in self._pieces if one not in free)]
         piece.begin()
         return piece
 
@@ -94,8 +98,17 @@ def place_of(tensor: torch.Tensor) -> Place:
 
 
 def open_piece(descriptor: Any, num_bytes: int, places: list[Place]) -> list[torch.Tensor]:
-    """The tensors of a piece that another process has sent. Their memory is its again once all of them are freed."""
-    received = descriptor.detach()
+    """The tensors of a piece that another process has sent. Their memory is its again once all of them are freed.
+
+    Raises RuntimeError when that process has died in the meantime.
+    """
+    try:
+        received = descriptor.detach()
+    except (ConnectionError, FileNotFoundError, EOFError) as error:
+        raise RuntimeError(
+            "a worker of the loader died before its batch was taken; if memory ran out, `dmesg` says that the system "
+            "killed it: fewer data.num_workers or a smaller data.prefetch_batches take less"
+        ) from error
     try:
         mapped = mmap.mmap(received, num_bytes)
     finally:
