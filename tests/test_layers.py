@@ -26,6 +26,7 @@ LAYERS = {
         "avssl.data.augment",
         "avssl.data.augment_sets",
         "avssl.data.colour",
+        "avssl.data.copies",
         "avssl.data.puzzle",
         "avssl.data.audio",
         "avssl.data.audio_augment",

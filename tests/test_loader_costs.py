@@ -8,12 +8,14 @@ from collections import Counter
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 
 from avssl.data import decode, ffmpeg, workers
+from avssl.data.copies import to_device
 from avssl.data.decode import read_video
 from avssl.data.raw_batch import Collate, RawBatch
 from avssl.data.shards import Sample, ShardSet
@@ -21,6 +23,7 @@ from avssl.data.shared_batches import SPARE_PIECES, Pieces, open_piece
 from avssl.data.view_config import AudioViewConfig, VideoViewConfig, ViewsConfig
 from avssl.data.views import RawView, raw_views
 from avssl.types import View
+from tests.conftest import ROOT
 
 VIEWS = (View("video", "video"), View("audio", "audio"))
 MULTI_CROP = (
@@ -236,6 +239,15 @@ def test_a_batch_of_a_worker_that_died_says_so(shards: dict[str, Path], as_worke
 
     with pytest.raises(RuntimeError, match="worker of the loader died"):
         open_piece(OfTheDead(), 100, [])
+
+
+@pytest.mark.parametrize(("kind", "at_once"), [("cuda", True), ("mps", False), ("cpu", False)])
+def test_memory_that_is_not_pinned_is_read_before_a_worker_writes_there_again(kind: str, at_once: bool) -> None:
+    asked = Mock()
+    to_device(asked, torch.device(kind))
+    asked.to.assert_called_once_with(torch.device(kind), non_blocking=at_once)
+    copying = [path.name for path in (ROOT / "avssl" / "data").glob("*.py") if "non_blocking" in path.read_text()]
+    assert copying == ["copies.py"]
 
 
 def test_the_bound_on_host_memory_grows_with_its_options() -> None:

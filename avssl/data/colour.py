@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import conv2d, pad
 
 from avssl.data.augment import JITTER_ORDERS, Look
+from avssl.data.copies import to_device
 from avssl.data.video import flip_horizontally, to_float
 
 LUMA = (0.2989, 0.587, 0.114)
@@ -43,8 +44,8 @@ def apply_looks(pictures: torch.Tensor, looks: torch.Tensor, *, blur_radius_px: 
     steps = [(rows, operation) for rows, operation in _steps(looks, blur_radius_px) if len(rows)]
     if not steps:
         return frames
-    on_device = looks.to(frames.device, non_blocking=True)
-    places = torch.cat([rows for rows, _ in steps]).to(frames.device, non_blocking=True)
+    on_device = to_device(looks, frames.device)
+    places = to_device(torch.cat([rows for rows, _ in steps]), frames.device)
     for rows, (_, operation) in zip(places.split([len(rows) for rows, _ in steps]), steps, strict=True):
         look = Look(*on_device.index_select(0, rows).unbind(1))
         frames.index_copy_(0, rows, operation(frames.index_select(0, rows), look))

@@ -1,4 +1,4 @@
-"""Copies of a batch to a GPU on a stream of their own, beside the computation of the batch before.
+"""Copies from host memory to the device; those of a batch to a GPU on a stream of their own, beside the computation.
 
 The loop never waits for the GPU in a step, so it asks for the next batch while the GPU still computes this one. On the
 stream of the computation the copy would wait for its turn; on its own it is done by then.
@@ -7,10 +7,21 @@ stream of the computation the copy would wait for its turn; on its own it is don
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
-from avssl.data.views import RawView
+if TYPE_CHECKING:
+    from avssl.data.views import RawView
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on the device; only CUDA is not waited for.
+
+    Batches are pinned for it, and PyTorch keeps pinned memory until it was read. MPS reads pageable memory some time
+    later, when a worker may have written its next batch there.
+    """
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 class Copies:
@@ -31,10 +42,10 @@ class Copies:
         moved = {}
         with torch.cuda.stream(self.stream):
             for name, view in views.items():
-                media = view.media.to(self.device, non_blocking=True)
+                media = to_device(view.media, self.device)
                 background = view.background
                 if background is not None:
-                    background = background.to(self.device, non_blocking=True)
+                    background = to_device(background, self.device)
                 moved[name] = replace(view, media=media, background=background)
         computing.wait_stream(self.stream)
         for view in moved.values():

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from avssl.data.copies import Copies
+from avssl.data.copies import Copies, to_device
 from avssl.data.loader_config import LoaderConfig
 from avssl.data.order import check_lanes, rank_order, steps_per_epoch
 from avssl.data.raw_batch import Collate, RawBatch
@@ -216,7 +216,7 @@ class Loader:
     def _finish(self, raw: RawBatch, *, deterministic: bool = False) -> Batch:
         self._count(raw, deterministic=deterministic)
         views = self.view_maker(self._copies.ahead(raw.views), self.device)
-        index = raw.index.to(self.device, non_blocking=True)
+        index = to_device(raw.index, self.device)
         return Batch(views, index, dict(Counter(reason for _, reason, _ in raw.failures)))
 
     def _count(self, raw: RawBatch, *, deterministic: bool) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from avssl.data.augment import Box
+from avssl.data.copies import to_device
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -50,7 +51,7 @@ def flip_horizontally(video: torch.Tensor, flip: torch.Tensor) -> torch.Tensor:
     """Mirror the clips of (B, T, 3, H, W), any dtype, where flip, bool (B,), is true."""
     if video.ndim != 5 or flip.shape != video.shape[:1]:
         raise ValueError(f"one flag per clip of (B, T, 3, H, W): got {tuple(flip.shape)} for {tuple(video.shape)}")
-    return torch.where(flip.to(video.device, non_blocking=True)[:, None, None, None, None], video.flip(-1), video)
+    return torch.where(to_device(flip, video.device)[:, None, None, None, None], video.flip(-1), video)
 
 
 def normalize(

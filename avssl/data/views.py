@@ -30,6 +30,7 @@ from avssl.data.audio_augment import (
 from avssl.data.augment import PictureAugment, centre_crop_box, draw_picture_parameters
 from avssl.data.clip_reading import decode_audio_clip, decode_video_clip, read_background, read_clip, spans
 from avssl.data.colour import apply_looks
+from avssl.data.copies import to_device
 from avssl.data.puzzle import GRID, NUM_TILES, centred_puzzle, cut_patches, cut_tiles, puzzle_size
 from avssl.data.shards import ShardSet
 from avssl.data.shared_batches import Piece, padded
@@ -233,7 +234,7 @@ class ViewMaker(nn.Module):
 
     def _pictures(self, view: RawView, device: torch.device, size_px: int) -> torch.Tensor:
         """Looks and normalisation; the axes stay."""
-        media = view.media.to(device, non_blocking=True).contiguous()  # workers leave channels last
+        media = to_device(view.media, device).contiguous()  # workers leave channels last
         if view.looks is None:
             return normalize(to_float(media))
         clips, looks = media.flatten(0, -5), view.looks.flatten(0, -2)  # patches are clips of their own
@@ -242,20 +243,20 @@ class ViewMaker(nn.Module):
 
     def audio(self, view: RawView, device: torch.device) -> torch.Tensor:
         """float32 (B, 1, samples) -> normalised spectrogram (B, 1, frames, bins), augmented as drawn, cut to tiles."""
-        waveform = view.media.to(device, non_blocking=True)
+        waveform = to_device(view.media, device)
         drawn = None if view.sounds is None else Sound(*view.sounds.unbind(1))
-        sound = None if view.sounds is None else Sound(*view.sounds.to(device, non_blocking=True).unbind(1))
+        sound = None if view.sounds is None else Sound(*to_device(view.sounds, device).unbind(1))
         if sound is not None and drawn is not None:
             if drawn.shift_samples.any():
                 waveform = shift_time(waveform, sound.shift_samples)
             waveform = scale_volume(waveform, sound.volume)
         decibels = self.spectrogram(waveform)
         if sound is not None and view.background is not None:
-            background = view.background.to(device, non_blocking=True)
+            background = to_device(view.background, device)
             decibels = mix_power(decibels, self.spectrogram(background), sound.mixup_share)
         spectrogram = self.normalize_audio(decibels)
         if sound is not None and self.config.audio.augment.crops:
             spectrogram = crop_spectrogram(spectrogram, sound)
         if view.tiles is not None:
-            spectrogram = cut_tiles(spectrogram, view.tiles.to(device, non_blocking=True))
+            spectrogram = cut_tiles(spectrogram, to_device(view.tiles, device))
         return spectrogram  # type: ignore[no-any-return]
