@@ -232,7 +232,7 @@ def test_a_batch_that_cannot_be_stacked_takes_no_memory_for_good(as_worker: None
     assert len(collate.pieces) == 1
 
 
-def test_a_batch_of_a_worker_that_died_says_so(shards: dict[str, Path], as_worker: None) -> None:
+def test_a_batch_of_a_worker_that_died_says_so() -> None:
     class OfTheDead:
         def detach(self) -> int:
             raise ConnectionResetError(104, "Connection reset by peer")
