@@ -25,7 +25,7 @@ def settle_precision(cfg: RunConfig) -> None:
     torch.backends.cuda.matmul.fp32_precision = "tf32" if cfg.tf32 == "all" else "ieee"
 
 
-def use_channels_last(encoders: nn.ModuleDict, wanted: bool | None, device: torch.device) -> None:
+def use_channels_last(networks: nn.Module, wanted: bool | None, device: torch.device) -> None:
     """Put the channels of the convolutions' weights last in memory; names, shapes and values stay.
 
     wanted None is what was measured to pay: two-dimensional convolutions on a CPU (docs/decisions.md); clips of AVID's
@@ -36,7 +36,7 @@ def use_channels_last(encoders: nn.ModuleDict, wanted: bool | None, device: torc
         del formats[5]
     elif not wanted:
         return
-    for parameter in encoders.parameters():
+    for parameter in networks.parameters():
         if parameter.ndim in formats:
             # New memory for kernels of 1 x 1, too: their strides must be those of the gradients that DDP will compare.
             moved = torch.empty_like(parameter.data, memory_format=formats[parameter.ndim])

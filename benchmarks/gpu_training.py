@@ -49,7 +49,7 @@ def prepare(arguments: Any, setting: str) -> WholeStep:
             changes=("views.audio.seconds=0.5", "views.audio.rate_hz=16000", "views.audio.num_frames=24"),
         )  # fmt: skip
     step = WholeStep(size, arguments.device, "bf16")
-    device_settings.use_channels_last(step.loss.encoders, chosen["channels_last"], step.device)
+    device_settings.use_channels_last(step.loss, chosen["channels_last"], step.device)
     if chosen["compiled"]:
         device_settings.compile_encoders(step.loss, "aot_eager" if arguments.tiny else "inductor")
     step.optimizer.zero_grad()  # gradients lie in memory as their weights do

@@ -57,7 +57,7 @@ def main(cfg: config.RunConfig) -> None:
     encoders = {modality: create_encoder(**cfg.encoders[modality]) for modality in modalities}
     loss = loss_class(cfg.loss, encoders, shards.num_samples)
     loss.check_batch_size(cfg.data.global_batch_size)
-    device_settings.use_channels_last(loss.encoders, cfg.channels_last, accelerator.device)
+    device_settings.use_channels_last(loss, cfg.channels_last, accelerator.device)
     if cfg.synchronise_batch_norm:
         loss = torch.nn.SyncBatchNorm.convert_sync_batchnorm(loss)
     optimizer = build_optimizer(cfg.optim, loss.param_groups())

@@ -269,3 +269,19 @@ def test_numbers_of_clusters_that_samples_cannot_fill_are_refused(num_clusters):
     with pytest.raises(ValueError, match=f"loss.num_heaps is {num_clusters} with 20 samples.*choose 2 to 20"):
         check_num_clusters("num_heaps", num_clusters, 20)
     check_num_clusters("num_heaps", 20, 20)
+
+
+@pytest.mark.parametrize("epsilon", [0.005, 0.01, 0.05])
+@pytest.mark.parametrize(("num_prototypes", "width"), [(4, 2), (15, 8)])
+def test_sinkhorn_loses_no_code_that_many_iterations_bring_back(epsilon, num_prototypes, width):
+    """Nearly all samples lie at one prototype: the others get theirs from codes that begin at almost nothing."""
+    generator = torch.Generator().manual_seed(0)
+    normalize = torch.nn.functional.normalize
+    prototypes = normalize(torch.randn(num_prototypes, width, generator=generator), dim=1)
+    centres = prototypes[:1].expand(512, -1).clone()
+    centres[:10] = prototypes[1]
+    scores = normalize(centres + 0.02 * torch.randn(512, width, generator=generator), dim=1) @ prototypes.T
+    logarithms = scores.double() / epsilon
+    for _ in range(50):
+        logarithms = logarithms.log_softmax(0).log_softmax(1)
+    torch.testing.assert_close(sinkhorn(scores, epsilon, 50).double(), logarithms.exp(), rtol=1e-3, atol=1e-4)

@@ -143,3 +143,38 @@ def test_parameters_may_begin_late_and_forget_with_the_same_steps_fused_or_not(n
                 forget(optimizer)([early])
         ends.append(torch.cat([early.detach(), late.detach()]))
     torch.testing.assert_close(ends[0], ends[1], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize(("before", "after"), [(False, True), (True, False)])
+def test_a_state_goes_on_exactly_whatever_the_memory_order_of_its_weights_was(name, before, after):
+    def steps(fused, orders):
+        torch.manual_seed(0)
+        start, directions = torch.randn(4, 3, 5, 2), torch.randn(6, 4, 3, 5, 2)
+        config = OptimConfig(name=name, lr=0.1, momentum=0.9, fused=fused)
+        state, value = None, start
+        for order, part in zip(orders, directions.chunk(2), strict=True):
+            memory = torch.channels_last if order else torch.contiguous_format
+            weight = torch.nn.Parameter(torch.empty_like(start, memory_format=memory).copy_(value))
+            optimizer = build_optimizer(config, [{"params": [weight]}])
+            if state is not None:
+                optimizer.load_state_dict(state)
+            for direction in part:
+                weight.grad = torch.empty_like(weight).copy_(direction)
+                optimizer.step()
+            state, value = optimizer.state_dict(), weight.detach()
+        return value
+
+    torch.testing.assert_close(steps(True, (before, after)), steps(False, (before, before)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_runs_own_key_says_whether_a_loaded_optimiser_is_fused(name, fused):
+    weight = torch.nn.Parameter(torch.ones(3))
+    made = [build_optimizer(OptimConfig(name=name, fused=one), [{"params": [weight]}]) for one in (fused, not fused)]
+    weight.grad = torch.ones(3)
+    made[1].step()
+    made[0].load_state_dict(made[1].state_dict())
+    assert made[0].param_groups[0]["fused"] is fused
+    made[0].step()

@@ -15,6 +15,16 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import ROOT, TINY, TINY_CMA, run_python
 
+PICTURES = [
+    "cpu=true",
+    "encoders.image={name: resnet10, width: 8}",
+    "views.image.size_px=24",
+    "data.global_batch_size=4",
+    "data.num_workers=0",
+    "optim={name: sgd, lr: 0.003, momentum: 0.9, schedule: constant, warmup_steps: 0}",
+    "log_every_steps=1",
+    "epochs=4",
+]
 CONFIGS = {"avid": "recipes/configs/avid.yaml", "avid_cma": "recipes/configs/avid_cma.yaml"}
 
 
@@ -75,6 +85,30 @@ def test_accumulated_micro_batches_step_as_often_as_asked_and_resume_exactly(sha
     assert losses_of(tmp_path / "straight") == losses_of(tmp_path / "resumed")
     provenance = json.loads((tmp_path / "straight" / "provenance.json").read_text())
     assert provenance["samples_seen"] == 5 * 2 * 4
+
+
+def train_on_pictures(shards, run, *keys):
+    run_python(
+        "recipes/pretrain.py", "recipes/configs/simclr.yaml", *PICTURES, f"data.shards={shards}", f"run={run}", *keys
+    )
+    return losses_of(run)
+
+
+def test_a_run_on_pictures_resumes_exactly(image_shards, tmp_path):
+    """It has no statistics of sound to keep."""
+    straight = train_on_pictures(image_shards, tmp_path / "straight", "steps=4")
+    train_on_pictures(image_shards, tmp_path / "resumed", "steps=2")
+    assert train_on_pictures(image_shards, tmp_path / "resumed", "steps=4") == straight
+
+
+def test_moments_follow_weights_into_another_memory_order(image_shards, tmp_path):
+    """Fused steps walk through raw memory, the others do not; both must go on alike."""
+    ends = []
+    for fused in ("true", "false"):
+        run = tmp_path / fused
+        train_on_pictures(image_shards, run, "steps=2", f"optim.fused={fused}", "channels_last=false")
+        ends.append(train_on_pictures(image_shards, run, "steps=4", f"optim.fused={fused}", "channels_last=true"))
+    assert ends[0] == pytest.approx(ends[1], rel=1e-4)
 
 
 def test_avid_cma_starts_from_the_encoders_banks_and_constant_of_an_avid_run(tiny_run, shards, tmp_path):

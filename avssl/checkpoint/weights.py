@@ -48,7 +48,8 @@ def write_weights(run: Path, state: Mapping[str, torch.Tensor], provenance: Mapp
 def write_tensors(state: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str]) -> None:
     """A safetensors file with the rights that any new file has: the library's own are for its owner alone."""
     own = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    save_file(own, str(path), metadata=dict(metadata))
+    # None, not {}: safetensors 0.8.0 writes a header that it cannot read for no tensors and metadata of no entries.
+    save_file(own, str(path), metadata=dict(metadata) or None)
     mask = os.umask(0)
     os.umask(mask)
     path.chmod(0o666 & ~mask)
@@ -78,8 +79,9 @@ def save_module(module: nn.Module, path: Path) -> None:
 
 
 def load_module(module: nn.Module, path: Path) -> None:
-    """Load what `save_module` wrote, strictly."""
-    module.load_state_dict(load_file(str(path)))
+    """Load what `save_module` wrote, strictly. Of a module without state there is nothing to read."""
+    if module.state_dict():
+        module.load_state_dict(load_file(str(path)))
 
 
 def weights_path(run: str | Path) -> Path:

@@ -45,17 +45,17 @@ def mlp(
 
 
 def on_each(head: nn.Module, batches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """[head(batch) for batch in batches] of equal shapes (B, F), each a batch of its own for batch norm.
+    """[head(batch) for batch in batches] of shapes (B, F), each a batch of its own for batch norm.
 
     The linear layers of an `mlp` see all of them at once: one product of many rows costs less than several of few, and
     the gradient of its weights is not a sum that goes through memory. Heads of other kinds are called on each batch.
     """
     if len(batches) < 2 or not isinstance(head, nn.Sequential):
         return [head(batch) for batch in batches]
-    rows = torch.cat(list(batches))
+    rows, sizes = torch.cat(list(batches)), [len(batch) for batch in batches]
     for layer in head:
         if isinstance(layer, nn.Linear | nn.ReLU):
             rows = layer(rows)
         else:
-            rows = torch.cat([layer(batch) for batch in rows.chunk(len(batches))])
-    return list(rows.chunk(len(batches)))
+            rows = torch.cat([layer(batch) for batch in rows.split(sizes)])
+    return list(rows.split(sizes))

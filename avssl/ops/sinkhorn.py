@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import torch
 
+# From here on codes of cosines keep all that counts without logarithms: in these they differ by 2 / epsilon = 40, by
+# twice as much after an iteration, and float32 goes down to -87.
+LEAST_LINEAR_EPSILON = 0.05
+
 
 @torch.no_grad()
 def sinkhorn(scores: torch.Tensor, epsilon: float, iterations: int) -> torch.Tensor:
@@ -20,14 +24,19 @@ def sinkhorn(scores: torch.Tensor, epsilon: float, iterations: int) -> torch.Ten
         iterations: >= 1; each scales the prototypes' marginals and then the samples'.
 
     Returns:
-        (B, K) float32, rows sum to 1. No score that is finite over- or underflows: the first iteration is on
-        logarithms; after a whole one no prototype holds less than 1 / K, and scaling those to mass 1 leaves no row
-        less than 1 / B.
+        (B, K) float32, rows sum to 1; finite for every finite score. The first iteration is on logarithms. So are the
+        others for a small epsilon, where codes that underflow could grow again; else scores further apart than cosines
+        lose the smallest ones.
     """
     if epsilon <= 0 or iterations < 1:
         raise ValueError(f"sinkhorn: epsilon is {epsilon} and iterations {iterations}; they must be > 0 and >= 1")
     # The constants 1/K and 1/B of the marginals cancel: each scaling is undone up to a factor by the next one.
-    codes = (scores.float() / epsilon).log_softmax(dim=0).softmax(dim=1)
+    log_codes = (scores.float() / epsilon).log_softmax(dim=0)
+    if epsilon < LEAST_LINEAR_EPSILON:
+        for _ in range(iterations - 1):
+            log_codes = log_codes.log_softmax(dim=1).log_softmax(dim=0)
+        return log_codes.softmax(dim=1)
+    codes = log_codes.softmax(dim=1)
     for _ in range(iterations - 1):
         codes /= codes.sum(dim=0)
         codes /= codes.sum(dim=1, keepdim=True)

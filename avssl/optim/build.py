@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,14 +28,33 @@ def build_optimizer(config: OptimConfig, groups: Sequence[Mapping[str, object]])
         exclude = config.exclude_biases is not False
         return LARS(ready, momentum=config.momentum, trust=config.trust, exclude_biases=exclude, **common)
     common["fused"] = config.fused is not False
-    if config.name == "adam":
-        return torch.optim.Adam(ready, betas=config.betas, **common)
-    if config.name == "adamw":
-        return torch.optim.AdamW(ready, betas=config.betas, **common)
-    optimizer = torch.optim.SGD(ready, momentum=config.momentum, **common)
-    if common["fused"] and config.momentum:
-        optimizer.register_step_pre_hook(_begin_momentum)
+    optimizer: torch.optim.Optimizer
+    if config.name == "sgd":
+        optimizer = torch.optim.SGD(ready, momentum=config.momentum, **common)
+        if common["fused"] and config.momentum:
+            optimizer.register_step_pre_hook(_begin_momentum)
+    else:
+        kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+        optimizer = kind(ready, betas=config.betas, **common)
+    optimizer.register_load_state_dict_pre_hook(partial(_keep_fused, fused=common["fused"]))
+    optimizer.register_load_state_dict_post_hook(_lay_out_as_weights)
     return optimizer
+
+
+def _keep_fused(optimizer: torch.optim.Optimizer, state: dict[str, Any], *, fused: bool) -> dict[str, Any]:  # noqa: ARG001
+    """A stored state says with which kernels it was made; the run's own key decides which go on."""
+    return {**state, "param_groups": [{**group, "fused": fused} for group in state["param_groups"]]}
+
+
+def _lay_out_as_weights(optimizer: torch.optim.Optimizer) -> None:
+    """Give moments the strides of their weights, which another run may have had otherwise (channels last).
+
+    PyTorch keeps those of the file, and its fused kernels walk through raw memory: moments of other weights, unnoticed.
+    """
+    for parameter, moments in optimizer.state.items():
+        for name, moment in moments.items():
+            if isinstance(moment, torch.Tensor) and moment.shape == parameter.shape:
+                moments[name] = torch.empty_like(parameter, dtype=moment.dtype).copy_(moment)
 
 
 def _begin_momentum(optimizer: torch.optim.Optimizer, arguments: object, options: object) -> None:  # noqa: ARG001
