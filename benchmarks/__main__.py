@@ -27,7 +27,6 @@ CPU: dict[str, list[str]] = {
     "scaling": ["--quick"],
     "avid_loss": [],
     "cma_search": ["--queries", "2048", "--rounds", "3"],
-    "search": ["--kinds", "hnsw"],
     "loader": ["--rounds", "5"],
     "loader_memory": ["--rounds", "2", "--passes", "8"],
     "multi_crop": ["--rounds", "5"],
