@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from benchmarks import learning
+from benchmarks.environments import beside_project
 from benchmarks.made_files import natural_frames
 
 NUM_TRAIN, NUM_TEST = 5_000, 5_000
@@ -79,11 +80,4 @@ def lightly_environment(folder: Path) -> Path:
     """
     if importlib.util.find_spec("lightly"):
         return Path(sys.executable)
-    python = folder / "venv" / "bin" / "python"
-    if not python.is_file():
-        subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
-        own = next(path for path in map(Path, sys.path) if path.name == "site-packages")
-        target = next((folder / "venv" / "lib").glob("python*/site-packages"))
-        (target / "project.pth").write_text(f"{own}\n")
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--no-deps", "lightly==1.6.0"], check=True)
-    return python
+    return beside_project(folder, "lightly==1.6.0")

@@ -18,24 +18,14 @@ FOLDER = ROOT / ".cache" / "torchcodec"
 NUM_FRAMES, FPS, SOUND_SECONDS = 8, 16, 2.0
 
 
-def environment(folder: Path = FOLDER) -> Path:
-    """A virtual environment with torchcodec beside this project's packages; its Python."""
-    python = folder / "venv" / "bin" / "python"
-    if not python.is_file():
-        subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
-        own = next(path for path in map(Path, sys.path) if path.name == "site-packages")
-        target = next((folder / "venv" / "lib").glob("python*/site-packages"))
-        (target / "project.pth").write_text(f"{own}\n")
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--no-deps", "torchcodec"], check=True)
-    return python
-
-
 class TorchCodec:
     """Decodes clips of samples, given as (bytes of mp4, bytes of FLAC), in a process that is asked over a pipe."""
 
     def __init__(self, samples: list[tuple[bytes, bytes]]) -> None:
         FOLDER.mkdir(parents=True, exist_ok=True)
-        python = environment()
+        from benchmarks.environments import beside_project  # not in the process that has torchcodec
+
+        python = beside_project(FOLDER, "torchcodec")
         for number, (video, audio) in enumerate(samples):
             (FOLDER / f"{number}.mp4").write_bytes(video)
             (FOLDER / f"{number}.flac").write_bytes(audio)
