@@ -57,7 +57,7 @@ class CopiedVideo:
 
     def _decode(self, stream: PictureStream) -> int:
         """The number of frames."""
-        num_frames = 0
+        num_frames, last = 0, None
         for picture in stream.play():
             if picture.frame.interlaced_frame:
                 raise DoesNotFitError("interlaced")
@@ -65,6 +65,9 @@ class CopiedVideo:
                 raise DoesNotFitError("its size changes on the way")
             if abs(picture.seconds - num_frames / self.fps) > TIME_TOLERANCE_SECONDS:
                 raise DoesNotFitError("frames at uneven times")
+            if last is not None and not picture.frame.pts > last:
+                raise DoesNotFitError("stamps of the order of decoding")
+            last = picture.frame.pts
             if self.stillness is not None:
                 self.stillness.add(picture.frame)
             num_frames += 1

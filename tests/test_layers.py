@@ -40,6 +40,7 @@ LAYERS = {
         "avssl.data.ffmpeg",
         "avssl.data.frames",
         "avssl.data.packets",
+        "avssl.data.presentation",
         "avssl.data.wholeness",
         "avssl.data.shard_format",
         "avssl.data.shards",

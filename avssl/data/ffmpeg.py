@@ -20,6 +20,7 @@ from av.stream import Disposition
 
 from avssl.data.frames import sound_of, use_native_layout
 from avssl.data.packets import FORMATS_WITH_BREAKS, Refused, on_one_clock, preferred
+from avssl.data.presentation import PictureClock
 from avssl.data.timeline import MAX_BACKWARD_SECONDS, MAX_GAP_SECONDS
 from avssl.data.wholeness import Content, is_mp4_in_order, known_format, missing_end
 from avssl.types import FailureReason, MediaError
@@ -171,21 +172,28 @@ def frames_from_here(container: Any, stream: Any, label: str) -> Iterator[tuple[
     max_gap = int(MAX_GAP_SECONDS / stream.time_base)
     max_back = int(MAX_BACKWARD_SECONDS / stream.time_base)
     refused = Refused(stream.type, container.format.name, label)
+    clock = PictureClock(container.format.name, stream.codec_context) if stream.type == "video" else None
     last, length = None, 0
     demuxed = container.demux(_together(container, stream))
     try:
         for packet in _of_stream(demuxed, container, stream):
+            decoded: list[Any] = []
             try:
                 decoded = packet.decode()
             except av.FFmpegError as error:
                 if isinstance(error, MemoryError):
                     raise
                 refused.refused(error)
-                continue
-            if packet.size:
-                refused.took()
+            else:
+                if packet.size:
+                    refused.took()
+            if clock is not None:
+                clock.take(packet)
             for frame in decoded:
-                ticks = frame.pts if frame.pts is not None else frame.dts
+                if clock is not None:
+                    ticks = clock.stamp(frame)
+                else:
+                    ticks = frame.pts if frame.pts is not None else frame.dts
                 if ticks is None:  # as in bare h264: they follow each other
                     ticks = (stream.start_time or 0) if last is None else last + length
                 if last is not None and not -max_back <= ticks - last <= max_gap:

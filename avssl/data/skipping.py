@@ -74,6 +74,8 @@ class _Ahead:
     """Packets in the order in which they are stored, some of them looked at before they are taken.
 
     is_edited: a packet was seen that is hidden or out of order, as of an edit list that the index did not show.
+    has_turned_back: one was seen that is shown before another that is stored before it. Until then stamps may be those
+    of the order of storing (presentation.py).
     """
 
     def __init__(self, packets: Iterator[Any]) -> None:
@@ -81,7 +83,7 @@ class _Ahead:
         self._waiting: deque[Any] = deque()
         self._stamps: list[int] = []  # of the packets that were looked at, rising
         self._reached: int | None = None  # all that were not are shown at or after it; None: unknown
-        self.is_edited = False
+        self.is_edited = self.has_turned_back = False
 
     def take(self) -> Any:
         """The next packet; None after the last one."""
@@ -97,7 +99,7 @@ class _Ahead:
         while not self.is_edited:
             following = bisect_right(self._stamps, stamp)
             if following < len(self._stamps) and self._stamps[following] <= wanted[number]:
-                return True
+                return self.has_turned_back
             is_sure = self._reached is None or self._reached > wanted[number]
             if is_sure or len(self._waiting) >= MOST_AHEAD or not self._look():
                 return False
@@ -115,6 +117,7 @@ class _Ahead:
         self.is_edited |= packet.is_discard or is_back
         self._reached = packet.dts
         if packet.pts is not None:
+            self.has_turned_back |= bool(self._stamps) and packet.pts < self._stamps[-1]
             insort(self._stamps, packet.pts)
             del self._stamps[:-STAMPS_KEPT]
         return True
