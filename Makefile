@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo bench test test-all check format clean
+.PHONY: help setup demo bench test test-all soak check format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,9 @@ test: check ## lint, types and the quick tests
 
 test-all: check ## every test, the long ones too
 	$(BIN)/python -m pytest -n 2
+
+soak: $(READY) ## the long checks of every promise: kills, damage, grids, fuzz; writes docs/promises.md
+	$(BIN)/python -m tests.soak
 
 format: $(READY) ## let ruff rewrite what it can
 	$(BIN)/ruff format .
