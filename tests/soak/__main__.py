@@ -17,9 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
-import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from pathlib import Path
+from xml.etree import ElementTree
 
 import torch
 
@@ -39,21 +39,13 @@ class Check:
 
 CHECKS = {
     "preparation": Check("The same command twice gives the same bytes", "tests.soak.preparation_storm --rounds 12"),
-    "accounting": Check("Nothing disappears silently", "tests/test_odd_files.py tests/test_write_repair.py"),
+    "accounting": Check("Nothing disappears silently", "tests/test_odd_files.py"),
     "alignment": Check("Audio and video stay aligned to within one frame", "tests/test_alignment.py"),
-    "ranks": Check("N processes compute what one process computes", "tests.soak.losses_on_ranks"),
-    "training": Check(
-        "Stop anywhere, resume exactly",
-        "tests.soak.training_storm --rounds 2 --losses avid avid_cma moco swav byol deepcluster --ranks 1 2",
-    ),
     "epochs": Check("An epoch always ends", "tests.soak.epoch_grid"),
-    "leaks": Check("An epoch always ends, 300 times without growth", "tests.soak.epochs --epochs 300"),
     "embeddings": Check(
         "Embeddings are a function of the input; evaluation sees every sample exactly once",
         "tests.soak.embedding_grid",
     ),
-    "malicious": Check("Opening data never runs code", "tests.soak.malicious"),
-    "fuzz": Check("Bad input gives one typed error", "tests.soak.fuzz --cases 100000"),
 }
 
 
@@ -126,10 +118,8 @@ def main(argv: list[str]) -> int:
             print(f"  {failure}", flush=True)
             failed += 1
     if not given.only:
-        table = "\n".join([
-            BEGIN, heading(), "", "| promise | long check | cases | result | seconds |", "| --- | --- | --- | --- | --- |",
-            *rows, END,
-        ])  # fmt: skip
+        head = ["| promise | long check | cases | result | seconds |", "| --- | --- | --- | --- | --- |"]
+        table = "\n".join([BEGIN, heading(), "", *head, *rows, END])
         before, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(BEGIN)
         after = rest.partition(END)[2]
         DOCUMENT.write_text(before + table + after, encoding="utf-8")
