@@ -177,16 +177,7 @@ def frames_from_here(container: Any, stream: Any, label: str) -> Iterator[tuple[
     demuxed = container.demux(_together(container, stream))
     try:
         for packet in _of_stream(demuxed, container, stream):
-            decoded: list[Any] = []
-            try:
-                decoded = packet.decode()
-            except av.FFmpegError as error:
-                if isinstance(error, MemoryError):
-                    raise
-                refused.refused(error)
-            else:
-                if packet.size:
-                    refused.took()
+            decoded = _decoded(packet, refused)
             if clock is not None:
                 clock.take(packet)
             for frame in decoded:
@@ -204,6 +195,20 @@ def frames_from_here(container: Any, stream: Any, label: str) -> Iterator[tuple[
     finally:
         demuxed.close()  # PyAV 18.1 loses memory of a demuxer that is merely dropped
     refused.ended()
+
+
+def _decoded(packet: Any, refused: Refused) -> list[Any]:
+    """The frames that a packet completes; none, and counted, if the decoder refuses it."""
+    try:
+        frames: list[Any] = packet.decode()
+    except av.FFmpegError as error:
+        if isinstance(error, MemoryError):
+            raise
+        refused.refused(error)
+        return []
+    if packet.size:
+        refused.took()
+    return frames
 
 
 def _together(container: Any, stream: Any) -> Any:
