@@ -33,6 +33,7 @@ LAYERS = {
         "avssl.data.order",
         "avssl.data.streams",
         "avssl.data.cursor",
+        "avssl.data.entry_points",
         "avssl.data.playing",
         "avssl.data.sharing",
         "avssl.data.skipping",

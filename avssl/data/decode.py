@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from avssl.data.cursor import FrameCursor, SeekMissed
+from avssl.data.entry_points import EntryContainer
 from avssl.data.ffmpeg import (
     Source,
     audio_stream,
@@ -201,12 +202,13 @@ def _read_frames(
 ) -> NDArray[np.uint8]:
     with opened(source, name, in_order=in_order) as (container, label):
         stream = require(video_stream(container), "no_video", label)
+        entering = EntryContainer(container, stream)
         cursor = FrameCursor(
-            container,
+            entering,
             stream,
             exact_start(container, stream),
             may_seek,
-            lambda: frames_from_here(container, stream, label),
+            lambda: frames_from_here(entering, stream, label),
             in_order=in_order,
         )
         tick = float(stream.time_base)

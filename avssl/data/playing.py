@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avssl.data.cursor import FrameCursor, SeekMissed
+from avssl.data.entry_points import EntryContainer
 from avssl.data.ffmpeg import (
     Source,
     audio_stream,
@@ -126,11 +127,12 @@ class PictureStream(_Open):
         if stream is None:
             return
         self._stream = require(stream, "no_video", self.label)
-        choosing = SkippingContainer(self._container, self._expected)
+        entering = EntryContainer(self._container, self._stream)
+        choosing = SkippingContainer(entering, self._expected)
         expected, self._expected[:] = self._expected.copy(), []  # the first frame, whatever is wanted
         with translated(self.label):
             decode = partial(frames_from_here, choosing, self._stream, self.label)
-            self._cursor = FrameCursor(self._container, self._stream, None, may_seek, decode)
+            self._cursor = FrameCursor(entering, self._stream, None, may_seek, decode)
         self._expected.extend(expected)
         first = self._cursor.first
         if first is None:
