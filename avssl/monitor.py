@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
+from avssl.checked_json import Fields
 from avssl.collapse import CollapseWatch
 from avssl.distributed import all_sum, is_active, world_size
 from avssl.losses.base import Loss
@@ -164,7 +165,11 @@ def _truncate_after(path: Path, step: int) -> None:
     kept = []
     for line in path.read_text().splitlines():
         # A kill can leave half a last line, which belongs to a step after the checkpoint anyway.
-        if line.startswith("{") and line.endswith("}") and json.loads(line)["step"] <= step:
+        if (
+            line.startswith("{")
+            and line.endswith("}")
+            and Fields.parse(line, str(path), finite=False).count("step") <= step
+        ):
             kept.append(line)
     path.write_text("".join(line + "\n" for line in kept))
 

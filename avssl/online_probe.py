@@ -26,6 +26,7 @@ import numpy as np
 from torch import nn
 
 from avssl import checkpoint
+from avssl.checked_json import Fields
 from avssl.config import ProbeConfig
 from avssl.data.clip_sets import ClipPlan
 from avssl.data.shards import ShardSet
@@ -126,7 +127,7 @@ class OnlineProbe:
             seen = checkpoint.read_provenance(path)["samples_seen"]
             result: dict[str, Any] = {"step": self.busy_with, "samples_seen": seen}
             if self.process.returncode == 0:
-                result |= json.loads((path / "result.json").read_text())
+                result |= Fields.read(path / "result.json").record
             else:  # a probe that fails must not end the run, but it must be seen
                 tail = (path / "log").read_text(errors="replace").strip().splitlines()[-1:]
                 result["error"] = f"status {self.process.returncode}: {''.join(tail)}"
@@ -173,8 +174,10 @@ def check(config: ProbeConfig) -> None:
 def keep_until(path: Path, step: int) -> None:
     """Drop results of steps beyond the one that a run goes on from: they will come again."""
     if path.is_file():
-        rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step))
+        rows = [
+            Fields.parse(line, str(path), finite=False) for line in path.read_text().splitlines() if line.endswith("}")
+        ]
+        path.write_text("".join(json.dumps(row.record) + "\n" for row in rows if row.count("step") <= step))
 
 
 def is_learnt_from(key: str) -> bool:

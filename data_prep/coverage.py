@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from avssl.checked_json import Fields
 from avssl.data import storage
 from avssl.data.shards import (
     INDEX_NAME,
@@ -156,9 +157,9 @@ def _hash(key: str) -> np.uint64:
 
 def _skipped(location: str) -> Iterator[tuple[str, int, int, float]]:
     with storage.local_copy(storage.join(location, SKIPPED_NAME)) as path, path.open("rb") as file:
-        for line in file:
-            record = json.loads(line)
-            yield record["key"], 1 + FAILURE_REASONS.index(record["reason"]), 0, 0.0
+        for number, line in enumerate(file, start=1):
+            record = Fields.parse(line, f"{storage.join(location, SKIPPED_NAME)}, line {number}")
+            yield record.text("key"), 1 + FAILURE_REASONS.index(record.choice("reason", FAILURE_REASONS)), 0, 0.0
 
 
 def _written(location: str, record: ShardRecord) -> Iterator[tuple[str, int, int, float]]:
@@ -175,7 +176,7 @@ def _written(location: str, record: ShardRecord) -> Iterator[tuple[str, int, int
                 if member.name.endswith(f".{JSON_MEMBER}") and (file := archive.extractfile(member)) is not None:
                     info = SampleInfo.from_json(file.read(), f"{path}, {member.name}")
                     yield info.key, WRITTEN, info.has_video + 2 * info.has_audio, info.duration_seconds
-    except (tarfile.TarError, OSError) as error:
+    except (tarfile.TarError, OSError, OverflowError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); see `python -m data_prep verify`") from error
 
 

@@ -7,8 +7,6 @@ sounds, or pictures.
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import os
 import re
 from collections import Counter
@@ -17,9 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from avssl.checked_json import Fields, parse
 from avssl.data.shards import dump_json
+from avssl.plain_text import brief
 from avssl.types import FAILURE_REASONS
 
+KEY = re.compile(r"[A-Za-z0-9_/-]+")
+MAX_ITEMS, MAX_SEGMENT_SECONDS = 2**31, 1e9
 MEDIA_FACTS = ("container", "duration_seconds", "video", "audio")
 
 
@@ -61,22 +63,44 @@ class Entry:
 
     @classmethod
     def from_json(cls, record: Any, where: str) -> Self:
-        """Check; ValueError names `where`."""
-        if not isinstance(record, dict):
-            raise ValueError(f"{where}: must be a json object")
-        path, key, labels, error = (record.get(name) for name in ("path", "key", "labels", "error"))
-        if not isinstance(path, str) or not isinstance(key, str) or not key or re.search(r"[^A-Za-z0-9_/-]", key):
-            raise ValueError(f"{where}: path is {path!r}, key is {key!r}; the key may hold A-Z a-z 0-9 _ / - only")
-        if not isinstance(labels, dict) or not all(isinstance(names, list) for names in labels.values()):
-            raise ValueError(f"{where}: labels is {labels!r}; it must be {{field: [names]}}")
-        if error is not None and (not isinstance(error, dict) or error.get("reason") not in FAILURE_REASONS):
-            raise ValueError(f"{where}: error is {error!r}; its reason must be one of {', '.join(FAILURE_REASONS)}")
+        """Check; ValueError names `where` and the field."""
+        fields = Fields.of(record, where)
+        path, key, labels = fields.text("path"), fields.text("key"), fields.labels("labels")
+        if not path or "\0" in path:
+            raise fields.wrong("path", "the path or URL of a file")
+        if not KEY.fullmatch(key):
+            raise fields.wrong("key", "made of A-Z a-z 0-9 _ / - only")
         item = record.get("item")
-        if item is not None and (type(item) is not int or item < 0 or not record.get("image")):
-            raise ValueError(f"{where}: item is {item!r}; it must be a number from 0, of a picture")
+        if item is not None and (type(item) is not int or not 0 <= item < MAX_ITEMS or not record.get("image")):
+            raise fields.wrong("item", "a number from 0, of a picture")
         media = {name: record.get(name) for name in (("image",) if "image" in record else MEDIA_FACTS)}
+        _check_media(fields, media)
         segment = read_segment(record.get("segment"), where)
-        return cls(path, key, labels, media, error, int(record.get("bytes", 0)), item, segment)
+        return cls(path, key, labels, media, _error(fields), fields.count("bytes", 0), item, segment)
+
+
+def _error(fields: Fields) -> dict[str, str] | None:
+    """What is known to be wrong with the file."""
+    if fields.record.get("error") is None:
+        return None
+    error = fields.section("error")
+    error.choice("reason", FAILURE_REASONS)
+    error.text("message", "")
+    return {"message": "", **error.record}
+
+
+def _check_media(fields: Fields, media: dict[str, Any]) -> None:
+    """What is calculated with before the file is opened again."""
+    if media.get("container") is not None:
+        fields.text("container")
+    if media.get("duration_seconds") is not None:
+        fields.number("duration_seconds", least=0)
+    for name in ("video", "audio", "image"):
+        if media.get(name) is not None:
+            inner = fields.section(name)
+            for fact, value in inner.record.items():
+                if fact.endswith(("_seconds", "_fps", "fps", "_hz", "_px", "_bytes")) and value is not None:
+                    inner.number(fact)
 
 
 def read_segment(value: Any, where: str) -> tuple[float, float] | None:
@@ -84,8 +108,8 @@ def read_segment(value: Any, where: str) -> tuple[float, float] | None:
     if value is None:
         return None
     is_pair = isinstance(value, (list, tuple)) and len(value) == 2 and all(type(one) in (int, float) for one in value)
-    if not is_pair or not 0 <= value[0] < value[1] or not math.isfinite(value[1]):
-        raise ValueError(f"{where}: segment is {value!r}; it must be [begin, end] in seconds, 0 <= begin < end")
+    if not is_pair or not 0 <= value[0] < value[1] or not value[1] <= MAX_SEGMENT_SECONDS:
+        raise ValueError(f"{where}: segment is {brief(value)}; it must be [begin, end] in seconds, 0 <= begin < end")
     return float(value[0]), float(value[1])
 
 
@@ -96,11 +120,7 @@ def stream_manifest(path: Path) -> Iterator[Entry]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             where = f"{path}, line {number}"
-            try:
-                record = json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise ValueError(f"{where}: is not json ({error})") from error
-            yield Entry.from_json(record, where)
+            yield Entry.from_json(parse(line, where), where)
 
 
 def read_manifest(path: str | os.PathLike[str]) -> tuple[list[Entry], str]:

@@ -7,12 +7,12 @@ counts of all parts before it (pack.py).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import tee
 from typing import Any, Self
 
+from avssl.checked_json import Fields
 from avssl.data.shards import Sample, SampleInfo, dump_json
 from avssl.types import MediaError
 from data_prep.files import HashedFile, atomic_file
@@ -59,7 +59,15 @@ class PartSummary:
     def load(cls, folder: OutputFolder, number: int) -> Self | None:
         """The summary of a part that is done, else None."""
         name = part_name(number, "json")
-        return cls(**json.loads(folder.read_bytes(name))) if folder.exists(name) else None
+        if not folder.exists(name):
+            return None
+        fields = Fields.parse(folder.read_bytes(name), folder.where(name))
+        skipped = [
+            {name: one.text(name) for name in ("path", "key", "reason", "message")}
+            for one in fields.sections("skipped")
+        ]
+        counts = fields.count("num_written"), skipped, fields.labels("label_names")
+        return cls(*counts, fields.text("sha256"), fields.count("attempt", least=1))
 
     def is_done(self, attempt: int) -> bool:
         """Need nothing of this part be read in this attempt?"""
@@ -163,14 +171,22 @@ def load_samples(folder: OutputFolder, number: int, attempt: int, first_index: i
     records = folder.read_bytes(part_name(number, "records", attempt)).splitlines()
     with folder.local_file(part_name(number, "bin", attempt)) as path, path.open("rb") as media:
         for index, line in enumerate(records, start=first_index):
-            record = json.loads(line)
+            fields = Fields.parse(line, f"{folder.where(part_name(number, 'records', attempt))}, line {index}")
+            record = fields.record
             content: dict[str, bytes | None] = {}
             for name in MEMBERS:
                 content[name] = None
-                if record[name] is not None:
-                    offset, size = record[name]
+                if record.get(name) is not None:
+                    offset, size = _place(fields, name)
                     media.seek(offset)
                     content[name] = media.read(size)
-            where = f"part record {record['info'].get('key')}"
-            info = SampleInfo.from_json(record["info"] | {"index": index}, where)
+            info = SampleInfo.from_json(fields.mapping("info") | {"index": index}, fields.where)
             yield Sample(info, content["video"], content["audio"], content["image"])
+
+
+def _place(fields: Fields, name: str) -> tuple[int, int]:
+    """Where the bytes of a member begin in the part, and how many they are."""
+    place = fields.items(name, int)
+    if len(place) != 2 or min(place) < 0:
+        raise fields.wrong(name, "[first byte, number of bytes]")
+    return place[0], place[1]

@@ -7,10 +7,10 @@ each part are read once more, and all is packed anew. retry.json tells how far t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
+from avssl.checked_json import Fields
 from avssl.data.shards import INDEX_NAME, SKIPPED_NAME, Sample, dump_json, parse_members
 from avssl.types import MediaError
 from data_prep.folder import OutputFolder
@@ -37,7 +37,8 @@ def begin_retry(folder: OutputFolder, shards: list[str]) -> None:
 def _state(folder: OutputFolder) -> dict[str, Any]:
     if not folder.exists(RETRY_NAME):
         return {"attempt": 1, "shards": []}
-    return dict(json.loads(folder.read_bytes(RETRY_NAME)))
+    fields = Fields.parse(folder.read_bytes(RETRY_NAME), folder.where(RETRY_NAME))
+    return {"attempt": fields.count("attempt", least=1), "shards": fields.items("shards", str)}
 
 
 def unpack_shards(folder: OutputFolder, num_parts: int, entries_of: Callable[[int], tuple[Entry, ...]]) -> None:
@@ -69,7 +70,10 @@ def unpack_shards(folder: OutputFolder, num_parts: int, entries_of: Callable[[in
 
 def _skipped_by_key(folder: OutputFolder) -> dict[str, dict[str, str]]:
     lines = folder.read_bytes(SKIPPED_NAME).splitlines()
-    return {record["key"]: record for record in map(json.loads, lines)}
+    records = (
+        Fields.parse(line, f"{folder.where(SKIPPED_NAME)}, line {number}") for number, line in enumerate(lines, start=1)
+    )
+    return {one.text("key"): {name: one.text(name) for name in ("reason", "message")} for one in records}
 
 
 def _unpack(folder: OutputFolder, task: PartTask, shard: str | None, skipped: dict[str, dict[str, str]]) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avssl.checked_json import Fields, parse
 from avssl.whole_files import write_whole
 from data_prep.files import atomic_file
 from data_prep.manifest import Entry
@@ -55,11 +56,11 @@ class Rows:
     """
 
     def __init__(self, manifest: Path, work: Path) -> None:
-        facts = json.loads((work / FACTS_NAME).read_bytes())
-        self.manifest, self.sha256, self.are_images = manifest, str(facts["sha256"]), bool(facts["are_images"])
-        self._num_bytes = int(facts["bytes"])
+        facts = Fields.read(work / FACTS_NAME)
+        self.manifest, self.sha256, self.are_images = manifest, facts.text("sha256"), facts.flag("are_images")
+        self._num_bytes = facts.count("bytes")
         self._offsets_path = work / OFFSETS_NAME
-        self._count = int(facts["rows"])
+        self._count = facts.count("rows")
 
     def __len__(self) -> int:
         return self._count
@@ -74,7 +75,7 @@ class Rows:
             for number in numbers:
                 begin, end = int(offsets[number]), int(offsets[number + 1])
                 line = os.pread(file.fileno(), end - begin, begin)
-                entries.append(Entry.from_json(json.loads(line), f"{self.manifest}, line {int(number) + 1}"))
+                entries.append(Entry.from_json(parse(line, where := f"{self.manifest}, line {int(number) + 1}"), where))
         return entries
 
 
@@ -91,7 +92,7 @@ def scan(manifest: Path, work: Path, num_workers: int = 1) -> Rows:
         raise FileNotFoundError(f"{manifest}: no such manifest; make one with `python -m data_prep index`")
     with manifest.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    if (work / FACTS_NAME).is_file() and json.loads((work / FACTS_NAME).read_bytes())["sha256"] == sha256:
+    if (work / FACTS_NAME).is_file() and Fields.read(work / FACTS_NAME).text("sha256") == sha256:
         return Rows(manifest, work)
     size = manifest.stat().st_size
     if size == 0:
@@ -127,11 +128,7 @@ def scan_piece(piece: Piece) -> Scanned:
         while (begin := file.tell()) < piece.end:
             line = file.readline()
             where = f"{piece.path}, byte {begin}"
-            try:
-                record: Any = json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise ValueError(f"{where}: is not json ({error})") from error
-            entry = Entry.from_json(record, where)
+            entry = Entry.from_json(parse(line, where), where)
             offsets.append(begin)
             hashes.append(hashlib.blake2b(entry.key.encode(), digest_size=8).digest())
             num_images += entry.is_image
@@ -207,5 +204,5 @@ def _keys_at(manifest: Path, work: Path, rows: list[int]) -> list[str]:
     with manifest.open("rb") as file:
         for row in rows:
             file.seek(int(offsets[row]))
-            keys.append(str(json.loads(file.readline())["key"]))
+            keys.append(Fields.parse(file.readline(), str(manifest)).text("key"))
     return list(dict.fromkeys(keys))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from avssl.checked_json import parse
 from avssl.data.shards import Sample, ShardSet, image_member
 from avssl.types import MediaError
 from avssl.whole_files import write_whole
@@ -63,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         write_whole(out, playable(sample, out.suffix.lower()))
     except MediaError as error:  # a damaged shard is no wrong argument
         raise RuntimeError(str(error)) from error
-    tqdm.write(json.dumps(json.loads(sample.info.to_json()), indent=2))
+    tqdm.write(json.dumps(parse(sample.info.to_json(), sample.info.key), indent=2))
     tqdm.write(f"written: {out} ({out.stat().st_size / 1e6:.2f} MB)", file=sys.stderr)
     return 0
 

@@ -5,7 +5,6 @@ Of a remote folder each worker has one shard at a time as a temporary file on th
 
 from __future__ import annotations
 
-import json
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from avssl.checked_json import Fields
 from avssl.data import storage
 from avssl.data.decode import probe, read_audio, read_video, stream_audio, stream_pictures
 from avssl.data.location import READ_ONLY
@@ -128,10 +128,10 @@ def _check_skipped(folder: storage.Location, index: ShardIndex, written: dict[st
     keys: set[str] = set()
     for number, line in enumerate(content.splitlines(), start=1):
         try:
-            record = json.loads(line)
-            reason, key = str(record["reason"]), str(record["key"])
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            problems.append(Problem(path, f"line {number} is no skip record ({error})"))
+            record = Fields.parse(line, f"line {number}")
+            reason, key = record.text("reason"), record.text("key")
+        except ValueError as error:
+            problems.append(Problem(path, f"{error}; it is no skip record"))
             continue
         if reason not in FAILURE_REASONS:
             problems.append(Problem(path, f"line {number}: unknown reason {reason!r}"))
@@ -186,7 +186,7 @@ def _check_shard(task: ShardCheck, path: Path, where: str) -> tuple[list[Problem
         )
     try:
         groups, end = _group_members(path)
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
         return [*problems, Problem(where, f"cannot be read as tar ({error})")], side_car.keys
     keys, offsets = [key for key, _ in groups], [*(offset for _, offset in groups), end]
     if keys != side_car.keys:

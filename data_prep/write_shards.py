@@ -11,7 +11,6 @@ With a share (i of n) only the parts and shards whose number leaves i when divid
 from __future__ import annotations
 
 import fcntl
-import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from avssl.checked_json import Fields
 from avssl.data import storage
 from avssl.data.shards import INDEX_NAME, SKIPPED_NAME, ShardIndex, ShardRecord, dump_json
 from data_prep.executors import PART_RUNNERS
@@ -207,7 +207,9 @@ def _already_written(job: Job) -> ShardIndex:
 def _begin(job: Job) -> None:
     """Say whose parts these are, or check that they belong to this job."""
     if job.folder.exists(OPTIONS_NAME):
-        refuse_unless_same(json.loads(job.folder.read_bytes(OPTIONS_NAME)), job)
+        fields = Fields.parse(job.folder.read_bytes(OPTIONS_NAME), job.folder.where(OPTIONS_NAME))
+        found = {"manifest_sha256": fields.text("manifest_sha256"), "options": fields.mapping("options")}
+        refuse_unless_same(found, job)
         return
     if not job.folder.exists(INDEX_NAME) and job.folder.names("shard-"):
         raise ValueError(

@@ -6,14 +6,15 @@ Further run folders are drawn and listed along. Uses RUN/evaluation.json and RUN
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
+
+from avssl.checked_json import Fields
 
 
 def stored_evaluation(run: Path) -> dict[str, object] | None:
     path = run / "evaluation.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    return Fields.read(path).record if path.is_file() else None
 
 
 def main(run: Path, others: list[Path], shards: str) -> Path:
@@ -40,8 +41,8 @@ def main(run: Path, others: list[Path], shards: str) -> Path:
         table=EmbeddingTable.read(table_path) if table_path.is_file() else None,
         media=media if library else None,
         other_runs={other.name: other for other in others},
-        index=json.loads((library.folder / "index.json").read_text()) if library else None,
-        facts=json.loads(provenance.read_text()) if provenance.is_file() else None,
+        index=Fields.read(library.folder / "index.json").record if library else None,
+        facts=Fields.read(provenance).record if provenance.is_file() else None,
     )
 
 

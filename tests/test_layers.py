@@ -14,6 +14,8 @@ LAYERS = {
         "avssl.table_files",
         "avssl.table_folders",
         "avssl.whole_files",
+        "avssl.checked_json",
+        "avssl.plain_text",
     ],
     1: [
         "avssl.ops",
@@ -60,6 +62,8 @@ LAYERS = {
 DATA_PREP_MAY_USE = (
     "avssl.types",
     "avssl.whole_files",
+    "avssl.checked_json",
+    "avssl.plain_text",
     "avssl.data.decode",
     "avssl.data.sandbox",
     "avssl.data.pictures",

@@ -334,7 +334,7 @@ def test_bad_rows_are_named_by_number_and_can_be_skipped(tmp_path, media):
     assert "11 of 12 rows cannot be used" in message
     for number, words in {
         2: "is not json", 3: "path is None", 4: "0 <= begin < end", 5: "must be a json object", 6: "key is 'ä'",
-        7: "label label is {'a': 1}", 8: "a label is empty", 9: "give both or none",
+        7: "label 'label' is {'a': 1}", 8: "a label is empty", 9: "give both or none",
         10: "lists the same file and seconds as line 1", 11: "has the key k, which another row has too",
         12: "has the key k",
     }.items():  # fmt: skip

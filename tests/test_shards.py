@@ -164,11 +164,11 @@ def test_another_schema_version_is_refused(folder, name):
         ({"num_listed": 7}, "num_listed is 7; the rest of the file says 9"),
         ({"num_skipped": 3}, "num_skipped is 3; the rest of the file says 2"),
         ({"total_bytes": 1}, "total_bytes is 1"),
-        ({"num_samples": "7"}, "num_samples is '7'; it must be int"),
-        ({"num_samples": True}, "num_samples is True; it must be int"),
+        ({"num_samples": "7"}, "num_samples is '7'; it must be a whole number"),
+        ({"num_samples": True}, "num_samples is True; it must be a whole number"),
         ({"shards": None}, "the field 'shards' is missing"),
         ({"format": "other"}, "format is 'other'"),
-        ({"label_names": {"label": "a"}}, "must be a list of strings"),
+        ({"label_names": {"label": "a"}}, "each name a string"),
     ],
 )
 def test_an_index_that_does_not_add_up_is_refused(folder, changes, message):

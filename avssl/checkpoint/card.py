@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from avssl import losses
+from avssl.checked_json import Fields
 from avssl.checkpoint.place import CARD_FILE
 from avssl.checkpoint.weights import read_provenance
 from avssl.config import RunConfig, load_run
@@ -48,7 +48,7 @@ def evaluations(run: Path) -> dict[str, dict[str, Any]]:
     paths = [
         path for path in (run / "evaluation.json", *sorted((run / "evaluations").glob("*.json"))) if path.is_file()
     ]
-    return {path.stem: json.loads(path.read_text()) for path in paths}
+    return {path.stem: Fields.read(path).record for path in paths}
 
 
 def _section(title: str, lines: list[str]) -> str:

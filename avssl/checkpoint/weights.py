@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from avssl.checked_json import Fields
 from avssl.whole_files import whole_path, write_whole
 
 WEIGHTS_FILE = "encoders.safetensors"
@@ -59,7 +60,7 @@ def _inherited_licence(init_from: str) -> dict[str, Any]:
     source = Path(init_from) / PROVENANCE_FILE
     if not init_from or not source.is_file():
         return {}
-    facts = json.loads(source.read_text())
+    facts = Fields.read(source).record
     return {key: facts[key] for key in ("licence", "licence_note") if key in facts}
 
 
@@ -68,8 +69,7 @@ def read_provenance(run: str | Path) -> dict[str, Any]:
     path = Path(run) / PROVENANCE_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {run} is not a finished run")
-    facts: dict[str, Any] = json.loads(path.read_text())
-    return facts
+    return Fields.read(path).record
 
 
 def save_module(module: nn.Module, path: Path) -> None:

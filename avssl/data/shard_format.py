@@ -7,19 +7,22 @@ members next to each other: KEY.json (SampleInfo) and KEY.video.mp4, KEY.audio.f
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
+
+from avssl.checked_json import Fields, dump
 
 SCHEMA_VERSION = 1
 FORMAT_NAME = "avssl-shards"
 VIDEO_MEMBER, AUDIO_MEMBER, JSON_MEMBER = "video.mp4", "audio.flac", "json"
 IMAGE_MEMBERS = {"image.jpg": b"\xff\xd8\xff", "image.png": b"\x89PNG\r\n\x1a\n"}  # and how their bytes begin
 INDEX_NAME, SKIPPED_NAME = "index.json", "skipped.jsonl"
-
-Number = (int, float)
+SHARD_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.tar")
+# What no recording reaches: beyond it a number is damage, and arithmetic on it would not be exact.
+MAX_SECONDS, MIN_VIDEO_FPS, MAX_VIDEO_FPS, MAX_AUDIO_RATE_HZ = 1e9, 1e-6, 1e6, 10_000_000
 
 
 def shard_name(number: int) -> str:
@@ -35,47 +38,7 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 
 def dump_json(value: Any) -> bytes:
     """The one way json is written here: sorted keys, no spaces to spare, ASCII, a newline at the end."""
-    return (json.dumps(value, sort_keys=True, separators=(", ", ": "), allow_nan=False) + "\n").encode("ascii")
-
-
-def load_json(path: Path) -> dict[str, Any]:
-    """A json object from a file; ValueError names the file."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: is not json ({error}); write the shards again or restore the file") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: holds a {type(value).__name__}; it must be a json object")
-    return value
-
-
-def take(record: dict[str, Any], name: str, kind: type | tuple[type, ...], where: str) -> Any:
-    """record[name], of the right type (bool is no number); ValueError says what was found."""
-    if name not in record:
-        raise ValueError(f"{where}: the field {name!r} is missing; found {', '.join(sorted(record)) or 'nothing'}")
-    value = record[name]
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        wanted = " or ".join(one.__name__ for one in kinds)
-        raise ValueError(f"{where}: {name} is {value!r}; it must be {wanted}")
-    return value
-
-
-def take_count(record: dict[str, Any], name: str, where: str) -> int:
-    """A whole number that is at least 0."""
-    value = int(take(record, name, int, where))
-    if value < 0:
-        raise ValueError(f"{where}: {name} is {value}; it must be at least 0")
-    return value
-
-
-def take_labels(record: dict[str, Any], name: str, where: str) -> dict[str, list[str]]:
-    """{field: [names]}."""
-    labels = take(record, name, dict, where)
-    for field, names in labels.items():
-        if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
-            raise ValueError(f"{where}: {name}[{field!r}] is {names!r}; it must be a list of strings")
-    return {str(field): list(names) for field, names in labels.items()}
+    return (dump(value, sort_keys=True, separators=(", ", ": ")) + "\n").encode("ascii")
 
 
 @dataclass(frozen=True)
@@ -137,31 +100,27 @@ class SampleInfo:
     @classmethod
     def from_json(cls, content: bytes | dict[str, Any], where: str = "sample") -> Self:
         """Parse and check. ValueError names `where` and the field."""
-        if isinstance(content, bytes):
-            try:
-                content = json.loads(content)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise ValueError(f"{where}: the json member is not json ({error})") from error
-        if not isinstance(content, dict):
-            raise ValueError(f"{where}: the json member is {type(content).__name__}; it must be an object")
+        fields = Fields.parse(content, where) if isinstance(content, bytes) else Fields.of(content, where)
+        num_frames, num_audio_samples = fields.count("num_frames"), fields.count("num_audio_samples")
         return cls(
-            index=take_count(content, "index", where),
-            key=str(take(content, "key", str, where)),
-            duration_seconds=float(take(content, "duration_seconds", Number, where)),
-            video_fps=float(take(content, "video_fps", Number, where)),
-            num_frames=take_count(content, "num_frames", where),
-            av_offset_seconds=float(take(content, "av_offset_seconds", Number, where)),
-            audio_rate_hz=take_count(content, "audio_rate_hz", where),
-            num_audio_samples=take_count(content, "num_audio_samples", where),
-            labels=take_labels(content, "labels", where),
-            source=dict(take(content, "source", dict, where)),
-            image_height_px=take_count({"image_height_px": 0} | content, "image_height_px", where),
-            image_width_px=take_count({"image_width_px": 0} | content, "image_width_px", where),
+            index=fields.count("index"),
+            key=fields.text("key"),
+            duration_seconds=fields.number("duration_seconds", least=0, most=MAX_SECONDS),
+            # With frames, their rate is divided by.
+            video_fps=fields.number("video_fps", least=MIN_VIDEO_FPS if num_frames else 0, most=MAX_VIDEO_FPS),
+            num_frames=num_frames,
+            av_offset_seconds=fields.number("av_offset_seconds", least=-MAX_SECONDS, most=MAX_SECONDS),
+            audio_rate_hz=fields.count("audio_rate_hz", least=min(1, num_audio_samples), most=MAX_AUDIO_RATE_HZ),
+            num_audio_samples=num_audio_samples,
+            labels=fields.labels("labels"),
+            source=fields.mapping("source"),
+            image_height_px=fields.count("image_height_px", 0),
+            image_width_px=fields.count("image_width_px", 0),
         )
 
 
-def _check_version(record: dict[str, Any], where: str) -> None:
-    version = take(record, "schema_version", int, where)
+def _check_version(fields: Fields) -> None:
+    version, where = fields.take("schema_version", int, "a whole number"), fields.where
     if version != SCHEMA_VERSION:
         raise ValueError(
             f"{where}: has schema version {version}; this program reads version {SCHEMA_VERSION}. Write the shards "
@@ -180,14 +139,17 @@ class ShardRecord:
     first_index: int
 
     @classmethod
-    def from_json(cls, record: dict[str, Any], where: str) -> Self:
-        """Check; ValueError names `where` and the field."""
+    def of(cls, fields: Fields) -> Self:
+        """Check; ValueError names the file and the field."""
+        name = fields.text("name")
+        if not SHARD_NAME.fullmatch(name):
+            raise fields.wrong("name", "the name of a shard in the same folder, like shard-000000.tar")
         return cls(
-            name=str(take(record, "name", str, where)),
-            num_samples=take_count(record, "num_samples", where),
-            bytes=take_count(record, "bytes", where),
-            sha256=str(take(record, "sha256", str, where)),
-            first_index=take_count(record, "first_index", where),
+            name=name,
+            num_samples=fields.count("num_samples"),
+            bytes=fields.count("bytes"),
+            sha256=fields.text("sha256"),
+            first_index=fields.count("first_index"),
         )
 
 
@@ -209,19 +171,20 @@ class SideCar:
         """Read and check. FileNotFoundError or ValueError names the file."""
         if not path.is_file():
             raise FileNotFoundError(f"{path}: the shard's side-car is missing; write the shards again or restore it")
-        content = load_json(path)
-        where = str(path)
-        _check_version(content, where)
-        record = ShardRecord.from_json(content, where)
-        keys, offsets = take(content, "keys", list, where), take(content, "offsets", list, where)
+        fields, where = Fields.read(path), str(path)
+        _check_version(fields)
+        record = ShardRecord.of(fields)
+        keys, offsets = fields.items("keys", str), fields.items("offsets", int)
         if len(keys) != record.num_samples or len(offsets) != record.num_samples + 1:
             raise ValueError(
                 f"{where}: {len(keys)} keys and {len(offsets)} offsets for {record.num_samples} samples; "
                 "there must be one key a sample and one offset more"
             )
-        if not all(type(one) is int for one in offsets) or offsets != sorted(set(offsets)) or offsets[:1] != [0]:
+        if offsets != sorted(set(offsets)) or offsets[:1] != [0]:
             raise ValueError(f"{where}: offsets must be whole numbers that rise from 0")
-        return cls(record, [str(key) for key in keys], offsets)
+        if offsets[-1] > record.bytes:
+            raise ValueError(f"{where}: offsets end at {offsets[-1]}; the shard has {record.bytes} bytes")
+        return cls(record, keys, offsets)
 
 
 @dataclass(frozen=True)
@@ -251,7 +214,7 @@ class ShardIndex:
             "num_written": self.num_samples,
             "total_bytes": self.total_bytes,
         }
-        return (json.dumps(asdict(self) | derived, sort_keys=True, indent=1, allow_nan=False) + "\n").encode("ascii")
+        return (dump(asdict(self) | derived, sort_keys=True, indent=1) + "\n").encode("ascii")
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Self:
@@ -262,25 +225,24 @@ class ShardIndex:
                 f"{path}: is missing, so {folder} is no finished shard folder; run `python -m data_prep write` "
                 "(it continues where it stopped)"
             )
-        content, where = load_json(path), str(path)
-        if content.get("format") != FORMAT_NAME:
-            raise ValueError(f"{where}: format is {content.get('format')!r}; it must be {FORMAT_NAME!r}")
-        _check_version(content, where)
-        shards = [ShardRecord.from_json(record, where) for record in take(content, "shards", list, where)]
+        fields, where = Fields.read(path), str(path)
+        if fields.record.get("format") != FORMAT_NAME:
+            raise fields.wrong("format", repr(FORMAT_NAME))
+        _check_version(fields)
         index = cls(
-            shards=shards,
-            num_samples=take_count(content, "num_samples", where),
-            num_listed=take_count(content, "num_listed", where),
-            num_skipped=take_count(content, "num_skipped", where),
-            skipped_by_reason={str(k): int(v) for k, v in take(content, "skipped_by_reason", dict, where).items()},
-            label_names=take_labels(content, "label_names", where),
-            options=dict(take(content, "options", dict, where)),
-            manifest_sha256=str(take(content, "manifest_sha256", str, where)),
+            shards=[ShardRecord.of(record) for record in fields.sections("shards")],
+            num_samples=fields.count("num_samples"),
+            num_listed=fields.count("num_listed"),
+            num_skipped=fields.count("num_skipped"),
+            skipped_by_reason=fields.counts("skipped_by_reason"),
+            label_names=fields.labels("label_names"),
+            options=fields.mapping("options"),
+            manifest_sha256=fields.text("manifest_sha256"),
         )
-        index.check_sums(content, where)
+        index.check_sums(fields, where)
         return index
 
-    def check_sums(self, content: dict[str, Any], where: str) -> None:
+    def check_sums(self, fields: Fields, where: str) -> None:
         """ValueError unless counts, first indices and totals agree with each other."""
         first = 0
         for shard in self.shards:
@@ -289,9 +251,9 @@ class ShardIndex:
             first += shard.num_samples
         facts = {
             "num_samples": (self.num_samples, first),
-            "num_written": (take_count(content, "num_written", where), first),
-            "num_shards": (take_count(content, "num_shards", where), len(self.shards)),
-            "total_bytes": (take_count(content, "total_bytes", where), self.total_bytes),
+            "num_written": (fields.count("num_written"), first),
+            "num_shards": (fields.count("num_shards"), len(self.shards)),
+            "total_bytes": (fields.count("total_bytes"), self.total_bytes),
             "num_skipped": (self.num_skipped, sum(self.skipped_by_reason.values())),
             "num_listed": (self.num_listed, first + self.num_skipped),
         }

@@ -34,7 +34,6 @@ from avssl.data.shard_format import (
     ShardRecord,
     SideCar,
     dump_json,
-    load_json,
     sha256_file,
     shard_name,
 )
@@ -44,7 +43,7 @@ from avssl.types import MediaError
 __all__ = [
     "AUDIO_MEMBER", "FORMAT_NAME", "IMAGE_MEMBERS", "INDEX_NAME", "JSON_MEMBER", "SCHEMA_VERSION", "SKIPPED_NAME",
     "VIDEO_MEMBER", "Sample", "SampleInfo", "ShardIndex", "ShardRecord", "ShardSet", "SideCar", "dump_json",
-    "image_member", "load_json", "parse_members", "sha256_file", "shard_name", "write_tar",
+    "image_member", "parse_members", "sha256_file", "shard_name", "write_tar",
 ]  # fmt: skip
 
 MAX_OPEN_SHARDS = 16
@@ -147,7 +146,7 @@ class ShardSet:
             with tarfile.open(fileobj=FilePart(file, begin, end), mode="r:") as archive:
                 member = archive.extractfile(f"{key}.{JSON_MEMBER}")
                 return SampleInfo.from_json(b"" if member is None else member.read(), where)
-        except (tarfile.TarError, KeyError, ValueError) as error:
+        except (tarfile.TarError, KeyError, ValueError, EOFError, OverflowError) as error:
             raise MediaError("bad_sample", f"{where}: its json cannot be read ({error})") from error
 
     def _place(self, position: int, number: int) -> tuple[BinaryIO, int, int, str, str]:
@@ -245,7 +244,7 @@ def _any_members(content: bytes, where: str) -> list[dict[str, Any]]:
             for member in tar_file_iterator(io.BytesIO(content + bytes(1024)), skip_meta=None)
         )
         return list(group_by_keys(members, lcase=False))
-    except (tarfile.TarError, ValueError, EOFError, OSError) as error:
+    except (tarfile.TarError, ValueError, EOFError, OSError, OverflowError) as error:
         raise MediaError("bad_sample", f"{where}: its bytes are no tar members ({error})") from error
 
 

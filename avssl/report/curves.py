@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from avssl.checked_json import Fields, parse
 from avssl.collapse import CollapseWatch
 from avssl.report.charts import Series, line_chart
 from avssl.report.markup import Html, join, number, tag
@@ -159,8 +159,8 @@ def read_metrics(path: str | Path) -> Metrics:
     num_unreadable = 0
     for position, line in enumerate(source.read_text(encoding="utf-8", errors="replace").splitlines()):
         try:
-            row = json.loads(line) if line.strip() else None
-        except json.JSONDecodeError:
+            row = parse(line, str(source), finite=False) if line.strip() else None
+        except ValueError:
             num_unreadable += 1
             continue
         if isinstance(row, dict):
@@ -176,7 +176,11 @@ def _probe_results(path: Path) -> list[dict[str, Any]]:
     """Lines of the online probe that have scores: {"step", "samples_seen", scores by name}."""
     if not path.exists():
         return []
-    lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    lines = [
+        Fields.parse(line, str(path), finite=False).record
+        for line in path.read_text().splitlines()
+        if line.endswith("}")
+    ]
     return [line for line in lines if "error" not in line]
 
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from avssl.checked_json import Fields
 from avssl.report.curves import curves_section, read_metrics, training_facts
 from avssl.report.embedding_map import map_section
 from avssl.report.facts import data_counts, facts_section, sample_keys, samples_section, software_versions
@@ -118,7 +118,7 @@ def write_report(
 
 def _stored_evaluation(folder: Path) -> Evaluation | None:
     source = folder / "evaluation.json"
-    return json.loads(source.read_text(encoding="utf-8")) if source.exists() else None
+    return Fields.read(source).record if source.exists() else None
 
 
 def _without_table() -> Html:

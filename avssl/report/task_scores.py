@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from avssl.checked_json import Fields
 from avssl.report.markup import Html, join, tag
 from avssl.report.scores import value_text
 
@@ -16,8 +16,8 @@ def read_task_results(run_folder: Path) -> list[dict[str, Any]]:
     found = []
     for path in sorted((run_folder / "evaluations").glob("*.json")):
         try:
-            found.append(json.loads(path.read_text(encoding="utf-8")))
-        except json.JSONDecodeError as error:
+            found.append(Fields.read(path).record)
+        except ValueError as error:
             raise ValueError(f"{path} is damaged ({error}); run the evaluation again") from error
     return found
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
+from avssl.checked_json import Fields
+from avssl.plain_text import brief
 from data_prep.lists.parquet import parquet_rows
 from data_prep.lists.published import ListSettings
 from data_prep.lists.row import Row, Rows, csv_rows, parsed, plain_path, text_lines
@@ -27,13 +28,7 @@ def json_lines(source: Path, settings: ListSettings) -> Rows:
     del settings
 
     def parse(text: str) -> Row:
-        try:
-            record = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"is not json ({error})") from error
-        if not isinstance(record, dict):
-            raise ValueError("must be a json object")
-        return record_row(record)
+        return record_row(Fields.parse(text, "the row").record)
 
     return parsed(text_lines(source), parse)
 
@@ -67,6 +62,8 @@ def parquet(source: Path, settings: ListSettings) -> Rows:
     def parse(record: dict[str, Any]) -> Row:
         given = {name: value for name, value in record.items() if value is not None}
         if isinstance(given.get("labels"), list):
+            if not all(isinstance(one, tuple) and len(one) == 2 for one in given["labels"]):
+                raise ValueError(f"labels is {brief(given['labels'])}; it must be a struct or a map")
             given["labels"] = dict(given["labels"])
         if isinstance(given.get("labels"), dict):
             given["labels"] = {name: names for name, names in given["labels"].items() if names is not None}
@@ -81,14 +78,14 @@ def record_row(record: dict[str, Any]) -> Row:
     """
     path, key, split = record.get("path"), record.get("key"), record.get("split")
     if not isinstance(path, str):
-        raise ValueError(f"path is {path!r}; it must be text")
+        raise ValueError(f"path is {brief(path)}; it must be text")
     if key is not None and (not isinstance(key, str) or not re.fullmatch(r"[A-Za-z0-9_/-]+", key)):
-        raise ValueError(f"key is {key!r}; it may hold A-Z a-z 0-9 _ / - only")
+        raise ValueError(f"key is {brief(key)}; it may hold A-Z a-z 0-9 _ / - only")
     if split is not None and not isinstance(split, str):
-        raise ValueError(f"split is {split!r}; it must be text")
+        raise ValueError(f"split is {brief(split)}; it must be text")
     labels = record.get("labels") or {}
     if not isinstance(labels, dict):
-        raise ValueError(f"labels is {labels!r}; it must be {{field: [names]}}")
+        raise ValueError(f"labels is {brief(labels)}; it must be {{field: [names]}}")
     if record.get("label") is not None:
         labels = labels | {"label": record["label"]}
     return Row(
@@ -113,7 +110,7 @@ def _names(field: Any, names: Any) -> list[str]:
     """One name, or several, without repeats; numbers become text."""
     several = names if isinstance(names, list) else [names]
     if not all(isinstance(one, (str, int)) and not isinstance(one, bool) for one in several):
-        raise ValueError(f"label {field} is {names!r}; it must be a name or a list of names")
+        raise ValueError(f"label {brief(field)} is {brief(names)}; it must be a name or a list of names")
     return list(dict.fromkeys(str(one) for one in several))
 
 
