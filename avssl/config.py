@@ -34,6 +34,7 @@ class DataConfig(LoaderConfig):
     shards: str = ""  # folder written by `python -m data_prep write`, or its URL: s3://, gs://, hf://, https://
     cache_dir: str = ""  # local folder for shards of a URL, may be shared; default $AVSSL_CACHE or ~/.cache/avssl
     cache_bytes: int = DEFAULT_CACHE_BYTES  # bound of that folder on disk; several shards a reading process
+    redirect_hosts: list[str] = field(default_factory=list)  # other hosts that a web server of shards may send on to
 
 
 @dataclass
@@ -196,6 +197,7 @@ MAY_CHANGE = frozenset(
         "data.shards",
         "data.cache_dir",
         "data.cache_bytes",
+        "data.redirect_hosts",
         "data.num_workers",
         "data.prefetch_batches",
         "data.max_failure_rate",

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from importlib import import_module
 
+from avssl.data import storage
 from data_prep.options import CHOICES, WriteOptions
 from data_prep.pool import Limits, default_num_workers
 
@@ -28,6 +29,9 @@ MODULES = {
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     parser = argparse.ArgumentParser(prog="python -m data_prep", description=__doc__)
+    parser.add_argument(
+        "--redirect-host", action="append", default=[], metavar="HOST", help="a host that web servers may send on to"
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     write = commands.add_parser("write", help="turn a manifest into a shard folder; continues when run again")
     write.add_argument("manifest", help="a path or URL")
@@ -177,6 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if getattr(arguments, "workers", 1) < 1:
         print(f"error: --workers is {arguments.workers}; it must be at least 1", file=sys.stderr)
         return EXIT_USAGE
+    storage.allow_redirects(arguments.redirect_host)
     try:
         if arguments.command in MODULES:
             return import_module(MODULES[arguments.command][0]).run(arguments) or EXIT_OK

@@ -24,6 +24,7 @@ def main(cfg: config.RunConfig) -> None:
     from accelerate.utils import set_seed
 
     from avssl import checkpoint, device_settings, losses
+    from avssl.data import storage
     from avssl.data.loader import Loader
     from avssl.data.shards import ShardSet
     from avssl.data.statistics import measure_statistics
@@ -51,6 +52,7 @@ def main(cfg: config.RunConfig) -> None:
     view_list = loss_class.views(cfg.loss)
     modalities = loss_class.modalities(cfg.loss)
 
+    storage.allow_redirects(list(cfg.data.redirect_hosts))
     shards = ShardSet(cfg.data.shards, cfg.data.cache_dir, cfg.data.cache_bytes)
     views = ViewMaker(cfg.views, modalities).to(accelerator.device)
     loader = Loader(shards, cfg.data, view_list, views, seed=cfg.seed, device=accelerator.device)

@@ -61,6 +61,9 @@ class Web:
     num_drops: int = 0  # bodies still to be cut off, the connection closed
     drop_after_bytes: int = 0
     after_get: object = None  # called with the number of GETs so far
+    redirects: dict[str, str] = field(default_factory=dict)  # name -> where it is sent on to
+    bodies: dict[str, object] = field(default_factory=dict)  # name -> (headers, pieces), told no length; HEAD too
+    headers: list = field(default_factory=list)  # of each request
     requests: list = field(default_factory=list)  # (method, name, range)
     bytes_sent: int = 0
 
@@ -79,6 +82,13 @@ class _Handler(BaseHTTPRequestHandler):
         web, name = self.server.web, self.path.lstrip("/").partition("?")[0]
         asked = self.headers.get("Range")
         web.requests.append((self.command, name, asked))
+        web.headers.append(dict(self.headers))
+        if name in web.redirects:
+            self._answer(302, b"", {"Location": web.redirects[name]})
+            return
+        if name in web.bodies:
+            self._endless(*web.bodies[name])
+            return
         if web.num_failures or name not in web.files:
             status = web.fail_status if web.num_failures else 404
             web.num_failures -= bool(web.num_failures)
@@ -112,6 +122,17 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         self.wfile.write(content)
         web.bytes_sent += len(content)
+
+    def _endless(self, headers, pieces):
+        self.send_response(200)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.close_connection = True
+        for piece in pieces() if self.command == "GET" else ():
+            self.wfile.write(piece)
+            self.server.web.bytes_sent += len(piece)
 
     def log_message(self, *arguments):
         pass

@@ -53,6 +53,7 @@ LAYERS = {
         "avssl.data.location",
         "avssl.data.retry",
         "avssl.data.file_systems",
+        "avssl.data.web_files",
         "avssl.data.storage",
     ],
     2: ["avssl.losses", "avssl.data", "avssl.optim", "avssl.eval"],

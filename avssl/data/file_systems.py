@@ -11,7 +11,6 @@ from avssl.data.location import READ_ONLY, REMOTE, protocol_of
 from avssl.data.retry import persistently
 
 BLOCK_BYTES = 8 << 20
-CONNECT_SECONDS, STALL_SECONDS = 15.0, 60.0  # of http(s); the other libraries have limits of their own
 
 _file_systems: dict[tuple[int, str], Any] = {}
 
@@ -52,7 +51,11 @@ def blocks(location: str, begin: int, end: int, num_bytes: int) -> Iterator[byte
 
 def _range(location: str, begin: int, end: int, num_bytes: int, files: Any) -> bytes:
     """The bytes begin..end, or all num_bytes if the server ignores ranges. WrongLength if it is neither."""
-    options = {"cache_type": "none"} if protocol_of(location) == "hf" else {}  # it would read ahead, for nothing
+    options: dict[str, Any] = (
+        {"cache_type": "none"} if protocol_of(location) == "hf" else {}
+    )  # it would read ahead, for nothing
+    if protocol_of(location) in READ_ONLY:
+        options = {"most": num_bytes}
     content = bytes(files.cat_file(location, start=begin, end=end, **options))
     if len(content) not in (end - begin, num_bytes):
         raise WrongLength(f"{len(content)} bytes came instead of {end - begin}, from byte {begin} of {num_bytes}")
@@ -68,7 +71,8 @@ def _file_system(protocol: str) -> Any:
             import fsspec
 
             options = _options(protocol, fsspec.config.conf.get(protocol, {}))
-            _file_systems[key] = fsspec.filesystem(protocol, use_listings_cache=False, **options)
+            made = _web_files() if protocol in READ_ONLY else partial(fsspec.filesystem, protocol)
+            _file_systems[key] = made(use_listings_cache=False, **options)
         except ImportError as error:
             raise ValueError(
                 f"{protocol}:// needs the package {package}, which is missing ({error}); install it with "
@@ -77,13 +81,21 @@ def _file_system(protocol: str) -> Any:
     return _file_systems[key]
 
 
+def _web_files() -> Callable[..., Any]:
+    from avssl.data.web_files import WebFiles
+
+    return WebFiles
+
+
 def _options(protocol: str, given: dict[str, Any]) -> dict[str, Any]:
     """Limits of our own where fsspec's configuration says nothing of them."""
     if protocol in READ_ONLY:
-        from aiohttp import ClientTimeout
+        from avssl.data.web_files import session_options
 
-        timeout = ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=STALL_SECONDS)
-        return {"client_kwargs": {"timeout": timeout, **given.get("client_kwargs", {})}}
+        own = session_options()
+        asked = given.get("client_kwargs", {})
+        own |= {**asked, "headers": {**own["headers"], **asked.get("headers", {})}}
+        return {**given, "client_kwargs": own, "skip_instance_cache": True}
     if protocol == "s3" and "config_kwargs" not in given and "AWS_MAX_ATTEMPTS" not in os.environ:
         return {"config_kwargs": {"retries": {"total_max_attempts": 1}}}  # s3fs and persistently try again already
     return {}

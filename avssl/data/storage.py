@@ -28,10 +28,13 @@ from avssl.data.retry import MAX_TRIES
 from avssl.whole_files import whole_file
 
 __all__ = [
-    "Facts", "Location", "WrongSize", "copy_to", "download", "exists", "facts", "files_below", "is_remote", "join",
-    "local_copy", "local_path", "names", "protocol_of", "read_bytes", "remove", "shown", "size", "upload",
+    "Facts", "Location", "WrongSize", "allow_redirects", "copy_to", "download", "exists", "facts", "files_below",
+    "is_remote", "join", "local_copy", "local_path", "names", "protocol_of", "read_bytes", "remove", "shown", "size", "upload",
     "write_bytes",
 ]  # fmt: skip
+
+
+MAX_BYTES_IN_MEMORY = 1 << 30
 
 
 class Facts(NamedTuple):
@@ -111,16 +114,22 @@ def files_below(location: Location) -> list[tuple[str, int | None]]:
 
 
 def read_bytes(location: Location, begin: int | None = None, end: int | None = None) -> bytes:
-    """The content of a file, or its bytes begin..end (end not included; fewer where the file ends before)."""
+    """The content of a file, or its bytes begin..end (end not included; fewer where the file ends before).
+
+    Of a remote file at most MAX_BYTES_IN_MEMORY; OSError for more.
+    """
     text = os.fspath(location)
     if not is_remote(location):
         with local_path(location).open("rb") as file:
             file.seek(begin or 0)
             return file.read() if end is None else file.read(max(0, end - (begin or 0)))
-    num_bytes = None if begin is None and end is None else facts(text).num_bytes
+    asks = begin is not None or end is not None or protocol_of(text) not in READ_ONLY
+    num_bytes = facts(text).num_bytes if asks else None
     if num_bytes is None:
         return bytes(remotely(text, "read", lambda files: files.cat_file(text))[begin or 0 : end])
     first, last = min(begin or 0, num_bytes), num_bytes if end is None else min(end, num_bytes)
+    if last - first > MAX_BYTES_IN_MEMORY:
+        raise OSError(f"{shown(text)}: has {last - first} bytes; at most {MAX_BYTES_IN_MEMORY} are read into memory")
     return b"".join(blocks(text, first, last, num_bytes))
 
 
@@ -207,6 +216,14 @@ def remove(location: Location) -> None:
     _refuse_read_only(text)
     with suppress(FileNotFoundError):
         remotely(text, "removed", lambda files: files.rm_file(text))
+
+
+def allow_redirects(hosts: list[str]) -> None:
+    """Let web servers send on to these hosts, too: in this process and those that it starts."""
+    if hosts:
+        from avssl.data import web_files
+
+        web_files.allow_redirects(hosts)
 
 
 @contextmanager
