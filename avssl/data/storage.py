@@ -29,8 +29,8 @@ from avssl.whole_files import whole_file
 
 __all__ = [
     "Facts", "Location", "WrongSize", "allow_redirects", "copy_to", "download", "exists", "facts", "files_below",
-    "is_remote", "join", "local_copy", "local_path", "names", "protocol_of", "read_bytes", "remove", "shown", "size", "upload",
-    "write_bytes",
+    "is_remote", "join", "local_copy", "local_path", "names", "protocol_of", "read_bytes", "remove", "shown", "size",
+    "upload", "write_bytes",
 ]  # fmt: skip
 
 
