@@ -38,6 +38,7 @@ LAYERS = {
         "avssl.data.entry_points",
         "avssl.data.playing",
         "avssl.data.sharing",
+        "avssl.data.sound",
         "avssl.data.skipping",
         "avssl.data.timeline",
         "avssl.data.ffmpeg",

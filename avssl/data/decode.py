@@ -8,7 +8,6 @@ time on), ffmpeg.py (PyAV).
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -27,16 +26,14 @@ from avssl.data.ffmpeg import (
     holds_frames_in_order,
     opened,
     require,
-    seek,
     video_stream,
 )
 from avssl.data.frames import Resampler, Upright, to_array
 from avssl.data.playing import Picture, PictureStream, SoundStream, open_packets
 from avssl.data.sharing import StreamsFarApartError
+from avssl.data.sound import SoundReader
 from avssl.data.streams import audio_info, file_seconds, mono_blocks, quarter_turns, video_info
 from avssl.data.timeline import (
-    AUDIO_PREROLL_SECONDS,
-    AUDIO_SEEK_SECONDS,
     FRAME_TIME_TOLERANCE_SECONDS,
     MEDIA_SUFFIXES,
     AudioBlock,
@@ -235,29 +232,20 @@ def _read_excerpt(
 ) -> AudioBlock | None:
     """At most num_samples of the resampled stream from sample first_output >= 0; fewer where the stream ends.
 
-    None if it sought and came out too late, or could not.
+    None if it jumped and came out wrong, or could not.
     """
     with opened(source, name) as (container, label):
         stream = require(audio_stream(container), "no_audio", label)
-        frames = frames_from_here(container, stream, label)
-        start = exact_start(container, stream)
-        source_rate = int(stream.codec_context.sample_rate)
-        if start is None:
-            first = next(frames, None)
-            if first is None:
-                raise MediaError("no_audio", f"{label}: the audio stream holds no decodable sample")
-            start, source_rate = first[0], first[1].sample_rate
-            frames = itertools.chain([first], frames)
+        reader = SoundReader(container, stream, label)
+        if reader.start_ticks is None and reader.find_first() is None:
+            raise MediaError("no_audio", f"{label}: the audio stream holds no decodable sample")
+        source_rate = reader.rate_hz
         span = audio_span(first_output, num_samples, source_rate, rate_hz)
-        seek_seconds = span.first / source_rate - AUDIO_PREROLL_SECONDS
-        has_sought = may_seek and seek_seconds > AUDIO_SEEK_SECONDS
-        if has_sought:
-            if not seek(container, stream, start + int(seek_seconds / stream.time_base)):
-                return None
-            frames = frames_from_here(container, stream, label)
-        blocks = mono_blocks(frames, stream, start, label)
-        buffer = collect(blocks, span.first, span.last, may_start_late=not has_sought)
-    if buffer is None or not len(buffer):
+        blocks = reader.blocks(span.first, may_jump=may_seek)
+        if blocks is None:
+            return None
+        buffer = collect(blocks, span.first, span.last)
+    if not len(buffer):
         return buffer
     resample = Resampler(source_rate, rate_hz)
     ready = np.concatenate([resample(buffer), resample(None)])

@@ -7,6 +7,7 @@ packets.py and wholeness.py; frames become arrays in frames.py.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -21,6 +22,7 @@ from av.stream import Disposition
 from avssl.data.frames import sound_of, use_native_layout
 from avssl.data.packets import FORMATS_WITH_BREAKS, Refused, on_one_clock, preferred
 from avssl.data.presentation import PictureClock
+from avssl.data.streams import Passed
 from avssl.data.timeline import MAX_BACKWARD_SECONDS, MAX_GAP_SECONDS
 from avssl.data.wholeness import Content, is_mp4_in_order, known_format, missing_end
 from avssl.types import FailureReason, MediaError
@@ -37,6 +39,9 @@ EXACT_STARTS = (("mov,mp4,m4a,3gp,3g2,mj2", "video"), ("flac", "audio"), ("wav",
 
 # Opening with these looks at one packet and decodes none. Decoders that are used afterwards have options of their own.
 UNDECODED = {"probesize": "32", "skip_frame": "all"}
+# What FFmpeg says of an Ogg file made of several that differ.
+OTHER_LINK_ERRORS = (errno.EINVAL, int.from_bytes(b"PAWE", "little"))
+CHAINED = "several Ogg files in a row, of which one layout is read: cut it where they meet"
 LEAST_PROMISE_SECONDS = 0.1  # tracks without anything in them may claim a packet or two
 SPOKEN_EXTRAS = (
     Disposition.comment
@@ -159,11 +164,12 @@ def require(stream: Any | None, reason: FailureReason, label: str) -> Any:
 # --- packets to frames -----------------------------------------------------------------------------------------------
 
 
-def frames_from_here(container: Any, stream: Any, label: str) -> Iterator[tuple[int, Any]]:
+def frames_from_here(container: Any, stream: Any, label: str, passing: Any = None) -> Iterator[tuple[int, Any]]:
     """(time stamp in ticks, frame) from where the container stands to its end, the decoder flushed.
 
     Frames are PyAV's of a video stream, Sounds of an audio stream. Damaged packets are left out while they are few
-    (packets.py says how few); breaks of the clock are mended in formats that are known for them.
+    (packets.py says how few); breaks of the clock are mended in formats that are known for them. passing: which packets
+    of sound are counted (streams.Passed) rather than decoded (sound.Passing).
     """
     if not stream.codec_context.is_open:
         stream.codec_context.thread_count = 1
@@ -176,10 +182,17 @@ def frames_from_here(container: Any, stream: Any, label: str) -> Iterator[tuple[
     last, length = None, 0
     demuxed = container.demux(_together(container, stream))
     try:
-        for packet in _of_stream(demuxed, container, stream):
+        for packet in _of_stream(demuxed, container, stream, label):
+            if passing is not None and packet.pts is not None and (num_samples := passing.count(packet)):
+                refused.took()
+                last, length = packet.pts, packet.duration or length
+                yield packet.pts, Passed(num_samples)
+                continue
             decoded = _decoded(packet, refused)
             if clock is not None:
                 clock.take(packet)
+            if passing is not None and (missing := passing.learn(packet, sum(frame.samples for frame in decoded))):
+                yield packet.pts, Passed(missing)
             for frame in decoded:
                 if clock is not None:
                     ticks = clock.stamp(frame)
@@ -218,9 +231,18 @@ def _together(container: Any, stream: Any) -> Any:
     return [one for one in (video_stream(container), audio_stream(container)) if one is not None]
 
 
-def _of_stream(demuxed: Iterator[Any], container: Any, stream: Any) -> Iterator[Any]:
+def _of_stream(demuxed: Iterator[Any], container: Any, stream: Any, label: str) -> Iterator[Any]:
     """The stream's packets, on one clock."""
-    return on_one_clock(demuxed, stream) if container.format.name in FORMATS_WITH_BREAKS else demuxed
+    if container.format.name not in FORMATS_WITH_BREAKS:
+        yield from demuxed
+        return
+    try:
+        yield from on_one_clock(demuxed, stream)
+    except av.FFmpegError as error:
+        if container.format.name == "ogg" and error.errno in OTHER_LINK_ERRORS:
+            message = f"{label}: its {stream.type} goes on with other channels or another codec ({CHAINED})"
+            raise MediaError("decode_error", message) from error
+        raise
 
 
 def _nominal_ticks(stream: Any) -> int:

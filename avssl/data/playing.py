@@ -25,17 +25,15 @@ from avssl.data.ffmpeg import (
     frames_from_here,
     opened,
     require,
-    seek,
     translated,
     video_stream,
 )
 from avssl.data.frames import Cutter, Resampler, to_array
 from avssl.data.sharing import FORMATS_TO_SHARE, SharedContainer
 from avssl.data.skipping import SkippingContainer
-from avssl.data.streams import audio_info, file_seconds, mono_blocks, quarter_turns, video_info
+from avssl.data.sound import SoundReader
+from avssl.data.streams import audio_info, file_seconds, quarter_turns, video_info
 from avssl.data.timeline import (
-    AUDIO_PREROLL_SECONDS,
-    AUDIO_SEEK_SECONDS,
     FRAME_TIME_TOLERANCE_SECONDS,
     AudioBlock,
     AudioInfo,
@@ -228,11 +226,11 @@ class SoundStream(_Open):
             return
         self._stream = require(stream, "no_audio", self.label)
         with translated(self.label):
-            self._frames = frames_from_here(self._container, self._stream, self.label)
-            self._first = next(self._frames, None)
-        if self._first is None:
+            self._reader = SoundReader(self._container, self._stream, self.label)
+            first = self._reader.find_first()
+        if first is None:
             check_empty(self._stream, self.label)
-        self.info = None if self._first is None else audio_info(self._stream, *self._first)
+        self.info = None if first is None else audio_info(self._stream, *first)
 
     def play(self, rate_hz: int, first_output: int = 0) -> Iterator[AudioBlock]:
         """float32 (samples,) in [-1, 1]: blocks of the resampled stream from its sample first_output on. Call it once.
@@ -254,35 +252,16 @@ class SoundStream(_Open):
     def _source_blocks(self, first: int) -> Iterator[AudioBlock]:
         """Mono blocks at the source's rate from its sample `first` on, without a gap."""
         with translated(self.label):
-            blocks = self._seek(first) or self._from_beginning()
-            for position, block in blocks:
+            blocks = self._reader.blocks(first)
+            if blocks is None:  # it jumped, and came out wrong
+                self.close()
+                self._open()
+                self._find_first()
+                blocks = self._reader.blocks(first, may_jump=False)
+            for _, position, block in blocks or ():
                 piece = block[max(0, first - position) :]
                 if len(piece):
                     yield piece
-
-    def _from_beginning(self) -> Iterator[tuple[int, AudioBlock]]:
-        frames = itertools.chain([self._first] if self._first else [], self._frames)
-        for _, position, block in mono_blocks(frames, self._stream, None, self.label):
-            yield position, block
-
-    def _seek(self, first: int) -> Iterator[tuple[int, AudioBlock]] | None:
-        """Blocks from before the source's sample `first` on; None where reading from the beginning is better."""
-        assert self.info is not None
-        assert self._first is not None  # play has looked
-        seek_seconds = first / self.info.rate_hz - AUDIO_PREROLL_SECONDS
-        if seek_seconds <= AUDIO_SEEK_SECONDS:
-            return None
-        start = self._first[0]
-        if seek(self._container, self._stream, start + int(seek_seconds / self._stream.time_base)):
-            frames = frames_from_here(self._container, self._stream, self.label)
-            blocks = mono_blocks(frames, self._stream, start, self.label)
-            head = next(blocks, None)
-            if head is not None and head[1] <= first:
-                return ((position, block) for _, position, block in itertools.chain([head], blocks))
-        self.close()  # it came out too late, or could not
-        self._open()
-        self._find_first()
-        return None
 
 
 def _in_batches(blocks: Iterator[AudioBlock]) -> Iterator[AudioBlock]:

@@ -6,6 +6,7 @@ Works on PyAV's objects without importing PyAV; see decode.py.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,10 @@ from numpy.typing import NDArray
 from avssl.data.timeline import AUDIO_GAP_SECONDS, AudioBlock, AudioInfo, VideoInfo, mix_to_mono, parse_clock
 from avssl.types import MediaError
 
+# Here the sound is one row of bytes: stamps are FFmpeg's arithmetic with numbers of the header or of rounded durations.
+FORMATS_WITHOUT_STAMPS = ("wav", "w64", "aiff", "au", "caf")
+# A stamp is this much off at most because it was rounded (to milliseconds, or to a duration that was).
+STAMP_ROUNDING_SECONDS = 0.002
 AVI_LEAST_UNLISTED_SHARE = 0.1  # of the file behind the last chunk that the index lists
 AVI_INDEX_ENTRY_BYTES = 16
 
@@ -25,6 +30,11 @@ class Sound(NamedTuple):
     channel_names: tuple[str, ...]
     samples: NDArray[Any]
     is_planar: bool
+
+    @property
+    def num_samples(self) -> int:
+        """Of each channel."""
+        return self.samples.size // len(self.channel_names)
 
 
 def quarter_turns(frame: Any) -> int:
@@ -114,38 +124,115 @@ def _avi_index_seconds(stream: Any) -> float | None:
     return float((2 * last.timestamp - before.timestamp) * stream.time_base)
 
 
+def _has_stamps(stream: Any) -> bool:
+    """Can the stamps of an audio stream tell of a gap? AVI's can where each chunk is one tick, for empty ones count."""
+    name, entries = stream.container.format.name, stream.index_entries
+    if name == "avi":
+        return len(entries) > 1 and entries[1].timestamp - entries[0].timestamp == 1
+    return name not in FORMATS_WITHOUT_STAMPS
+
+
+class Passed(NamedTuple):
+    """Samples that were counted, not decoded, for nobody will hear them."""
+
+    num_samples: int
+
+
+class _SampleClock:
+    """Where blocks of sound lie, in samples from start_ticks (None: the first block's) on.
+
+    Blocks follow each other. Stamps only tell of true gaps: what they stray from the count a little at each step is
+    rounding or a clock that goes wrong, however much it adds up to; in formats that have no stamps FFmpeg makes them
+    from a header that may be untrue.
+    """
+
+    def __init__(self, stream: Any, start_ticks: int | None, rate: int) -> None:
+        self._start, self._rate = start_ticks, rate
+        ratio = Fraction(stream.time_base) * rate
+        self._numerator, self._denominator = ratio.numerator, ratio.denominator  # fractions themselves are slow
+        self._has_stamps = _has_stamps(stream)
+        self._stamp_end: int | None = None
+        self._next = 0
+        self._strayed = self._leapt = 0  # samples: by all steps, by those that are more than rounding
+
+    def place(self, ticks: int, num_samples: int) -> int:
+        """The position of the next block."""
+        if self._start is None:
+            self._start = ticks
+        stamp = (2 * (ticks - self._start) * self._numerator + self._denominator) // (2 * self._denominator)
+        if self._stamp_end is None:
+            self._next = stamp
+        else:
+            self._next += self._gap(stamp - self._stamp_end)
+        self._stamp_end = stamp + num_samples
+        position, self._next = self._next, self._next + num_samples
+        return position
+
+    def _gap(self, step: int) -> int:
+        """How much later than the end of the one before a block begins, step: by its stamp; negative: they overlap."""
+        if not self._has_stamps:
+            return 0
+        self._strayed += step
+        if abs(step) > STAMP_ROUNDING_SECONDS * self._rate:
+            self._leapt += step
+        least = AUDIO_GAP_SECONDS * self._rate
+        if not (min(self._strayed, self._leapt) > least or max(self._strayed, self._leapt) < -least):
+            return 0
+        gap, self._strayed, self._leapt = self._leapt, 0, 0
+        return gap
+
+
 def mono_blocks(
-    sounds: Iterable[tuple[int, Sound]], stream: Any, start_ticks: int | None, label: str
+    sounds: Iterable[tuple[int, Sound | Passed]],
+    stream: Any,
+    start_ticks: int | None,
+    label: str,
+    first: int = 0,
+    counter: Any = None,
 ) -> Iterator[tuple[int, int, AudioBlock]]:
     """(rate_hz, position of the block's first sample, float32 (samples,)) of decoded blocks.
 
     Positions count source samples from start_ticks (None: the first block's). A pause becomes a block of zeros, an
-    overlap is cut, so that blocks follow each other without a gap.
+    overlap is cut, so that blocks follow each other without a gap; those that end before sample `first` are left out.
+    counter.position is the position reached, for who chooses what is decoded.
     """
     expected: int | None = None
     rate = 0
+    clock: _SampleClock | None = None
     for ticks, sound in sounds:
-        if start_ticks is None:
-            start_ticks = ticks
-        if sound.sample_rate != rate and rate:
-            raise MediaError("decode_error", f"{label}: the sample rate changes from {rate} to {sound.sample_rate} Hz")
-        if sound.sample_rate != rate:
+        if isinstance(sound, Sound):
+            if rate and sound.sample_rate != rate:
+                where = f"after {(expected or 0) / rate:.2f} s"
+                raise MediaError("decode_error", f"{label}: {where} {_changed_rate(rate, sound.sample_rate)}")
             rate = sound.sample_rate
-            samples_a_tick = stream.time_base * rate
-            if samples_a_tick.denominator == 1:  # whole numbers are quicker
-                samples_a_tick = int(samples_a_tick)
-        position = round((ticks - start_ticks) * samples_a_tick)
-        block = mix_to_mono(sound.samples, sound.is_planar, sound.channel_names)
-        if sound.samples.dtype.kind == "f" and not np.isfinite(block).all():
-            raise MediaError("decode_error", f"{label}: its sound holds samples that are no numbers (NaN or infinite)")
-        if expected is not None and abs(position - expected) <= AUDIO_GAP_SECONDS * rate:
-            position = expected
-        while expected is not None and expected < position:
+        clock = clock or _SampleClock(stream, start_ticks, rate)
+        position = clock.place(ticks, sound.num_samples)
+        expected = position if expected is None else expected
+        expected = max(expected, min(first, position))
+        while expected < position:
             pause = np.zeros(min(rate, position - expected), np.float32)
             yield rate, expected, pause
             expected += len(pause)
-        if expected is not None and position < expected:
-            block, position = block[expected - position :], expected
-        if len(block):
-            yield rate, position, block
-            expected = position + len(block)
+        end = max(expected, position + sound.num_samples)
+        if isinstance(sound, Sound) and expected < end and end > first:
+            block = _mono(sound, label)[expected - position :]
+            yield rate, expected, block
+        expected = end
+        if counter is not None:
+            counter.position = expected
+
+
+def _mono(sound: Sound, label: str) -> AudioBlock:
+    """float32 (samples,). Raises MediaError for what are no numbers."""
+    block = mix_to_mono(sound.samples, sound.is_planar, sound.channel_names)
+    if sound.samples.dtype.kind == "f" and not np.isfinite(block).all():
+        raise MediaError("decode_error", f"{label}: its sound holds samples that are no numbers (NaN or infinite)")
+    return block
+
+
+def _changed_rate(before: int, after: int) -> str:
+    """What happened, and what to do."""
+    return (
+        f"the sample rate changes from {before} to {after} Hz; one rate is read: cut the file there, "
+        "or encode it anew with one rate"
+    )

@@ -22,8 +22,7 @@ AUDIO_GAP_SECONDS = 0.05
 MAX_GAP_SECONDS = 3600.0
 # And so is one of this size back: what follows would be lost, for frames come in the order in which they are shown.
 MAX_BACKWARD_SECONDS = 1.0
-# Resampling filters and lossy codecs need some samples before the first one that counts (Opus asks for 80 ms).
-AUDIO_PREROLL_SECONDS = 0.1
+# Resampling filters need some samples before the first one that counts.
 RESAMPLER_MARGIN_SECONDS = 0.02
 # Skipping less than this costs more than decoding it.
 AUDIO_SEEK_SECONDS = 0.5
@@ -175,19 +174,15 @@ def fitted_size(width: int, height: int, pixel_aspect: float, short_side_px: int
     return max(2, round(true_width * scale / 2) * 2), max(2, round(height * scale / 2) * 2)
 
 
-def collect(
-    blocks: Iterable[tuple[int, int, AudioBlock]], first: int, last: int, *, may_start_late: bool
-) -> AudioBlock | None:
+def collect(blocks: Iterable[tuple[int, int, AudioBlock]], first: int, last: int) -> AudioBlock:
     """Samples [first, last) of consecutive (rate, position, samples) blocks; shorter where the stream ends before.
 
-    Blocks that begin after `first`: None, or with may_start_late zeros up to there.
+    Zeros up to where the first block begins.
     """
     pieces: list[AudioBlock] = []
     reached: int | None = None
     for _, position, block in blocks:
         if reached is None and position > first:
-            if not may_start_late:
-                return None
             pieces.append(np.zeros(min(position, last) - first, np.float32))
         reached = position + len(block)
         if reached > first and position < last:
