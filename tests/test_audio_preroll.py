@@ -18,7 +18,8 @@ MP3 = [(44_100, 32_000, "mono"), (48_000, 32_000, "stereo"), (22_050, 8_000, "mo
        (24_000, 8_000, "stereo"), (11_025, 8_000, "mono"), (8_000, 8_000, "mono")]  # fmt: skip
 OTHERS = [("mp2", "mp2", 44_100, 64_000), ("aac", "mp4", 44_100, 24_000), ("aac", "mp4", 8_000, 12_000),
           ("aac", "matroska", 96_000, 128_000), ("libopus", "matroska", 48_000, 6_000),
-          ("libopus", "mp4", 48_000, 12_000), ("libopus", "ogg", 48_000, 96_000), ("flac", "flac", 44_100, None), ("alac", "mp4", 44_100, None),
+          ("libopus", "mp4", 48_000, 12_000), ("libopus", "ogg", 48_000, 96_000),
+          ("flac", "flac", 44_100, None), ("alac", "mp4", 44_100, None),
           ("tta", "tta", 44_100, None), ("wavpack", "matroska", 44_100, None), ("adpcm_ima_wav", "wav", 22_050, None),
           ("adpcm_ms", "wav", 8_000, None), ("adpcm_swf", "flv", 22_050, None)]  # fmt: skip
 
