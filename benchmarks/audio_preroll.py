@@ -3,7 +3,7 @@
     python benchmarks/audio_preroll.py
 
 A rising tone in noise is encoded; from every seventh packet on it is decoded by a decoder that was emptied, and
-compared with decoding from the beginning. Printed: the packets until no sample differs by more than 0.001 of full scale.
+compared with decoding from the beginning. Printed: the packets until no sample differs by more than 0.001.
 """
 
 from __future__ import annotations
