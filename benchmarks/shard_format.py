@@ -29,7 +29,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from avssl.data.clip_reading import read_clip
-from avssl.data.decode import PictureStream, SoundStream, Upright, fitted_size, quarter_turns, stream_pictures
+from avssl.data.decode import PictureStream, SoundStream, Upright, fitted_size, stream_pictures
 from avssl.data.shards import Sample, SampleInfo, parse_members, write_tar
 from avssl.data.view_config import ViewsConfig
 from benchmarks.made_files import make_file
@@ -99,7 +99,8 @@ def scaled_frames(path: Path, short_side_px: int) -> list[Any]:
         frames: list[Any] = []
         for frame in on_grid(stream.play(), Fraction(FPS), Window(0.0, CLIP_SECONDS, 0.0)):
             if not frames:
-                upright = Upright(quarter_turns(frame), size)
+                turns, is_mirrored = stream.orientation
+                upright = Upright(turns, size, is_mirrored)
             frames.append(upright(frame))
     return frames
 

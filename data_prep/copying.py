@@ -80,7 +80,7 @@ def _check_facts(container: str, info: VideoInfo, options: WriteOptions) -> None
         "container": container in FORMATS_TO_COPY,
         "codec": info.codec == "h264",
         "pixel format": info.pixel_format == "yuv420p",
-        "rotation": info.rotation_degrees == 0,
+        "rotation": info.rotation_degrees == 0 and not info.is_mirrored,
         "pixel aspect": info.pixel_aspect == 1,
         "short side": min(info.width, info.height) <= options.short_side_px,
     }

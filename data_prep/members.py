@@ -19,7 +19,6 @@ from avssl.data.decode import (
     Upright,
     VideoInfo,
     fitted_size,
-    quarter_turns,
 )
 from avssl.types import MediaError
 from data_prep.encode import AudioSettings, MediaWriter, VideoSettings
@@ -119,7 +118,8 @@ class VideoMember:
             for frame in on_grid(self._stream.play(self.window.start), self.fps, self.window):
                 if frame is not last:  # only what is stored is scaled
                     if last is None:
-                        upright = Upright(quarter_turns(frame), self._size)
+                        turns, is_mirrored = self._stream.orientation
+                        upright = Upright(turns, self._size, is_mirrored)
                     picture, last = upright(frame), frame
                     if self.stillness is not None:
                         self.stillness.add(picture)

@@ -16,12 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 from avssl.data.cursor import FrameCursor, SeekMissed
-from avssl.data.entry_points import EntryContainer
+from avssl.data.entry_points import EntryContainer, says_orientation
 from avssl.data.ffmpeg import (
     Source,
     audio_stream,
     exact_start,
     first_frame,
+    first_packet,
     frames_from_here,
     holds_frames_in_order,
     opened,
@@ -32,13 +33,15 @@ from avssl.data.frames import Resampler, Upright, to_array
 from avssl.data.playing import Picture, PictureStream, SoundStream, open_packets
 from avssl.data.sharing import StreamsFarApartError
 from avssl.data.sound import SoundReader
-from avssl.data.streams import audio_info, file_seconds, mono_blocks, quarter_turns, video_info
+from avssl.data.streams import audio_info, file_seconds, mono_blocks, orientation_of, video_info
 from avssl.data.timeline import (
     FRAME_TIME_TOLERANCE_SECONDS,
     MEDIA_SUFFIXES,
+    UPRIGHT,
     AudioBlock,
     AudioInfo,
     MediaInfo,
+    Orientation,
     VideoInfo,
     audio_span,
     collect,
@@ -49,7 +52,7 @@ from avssl.types import MediaError
 __all__ = [
     "FRAME_TIME_TOLERANCE_SECONDS", "MEDIA_SUFFIXES", "AudioInfo", "MediaInfo", "Picture", "PictureStream",
     "SoundStream", "Source", "StreamsFarApartError", "Upright", "VideoInfo", "fitted_size", "open_packets", "probe",
-    "quarter_turns", "read_audio", "read_video", "stream_audio", "stream_pictures", "stream_video",
+    "read_audio", "read_video", "stream_audio", "stream_pictures", "stream_video",
 ]  # fmt: skip
 
 
@@ -163,7 +166,8 @@ def stream_pictures(source: Source, size: tuple[int, int] | None = None, *, name
         start, turn = None, None
         for ticks, frame in frames_from_here(container, stream, label):
             if turn is None:
-                start, turn = ticks, Upright(quarter_turns(frame), size)
+                turns, is_mirrored = orientation_of(frame)
+                start, turn = ticks, Upright(turns, size, is_mirrored)
             duration = frame.duration * tick if frame.duration else frame_seconds
             yield Picture((ticks - (start or 0)) * tick, duration, turn(frame))
         if turn is None:
@@ -212,12 +216,14 @@ def _read_frames(
         targets = [cursor.start_ticks + int((t + FRAME_TIME_TOLERANCE_SECONDS) // tick) for t in times_seconds]
         images: NDArray[np.uint8] | None = None
         last_frame: Any = None
+        orientation = None if cursor.first is None else orientation_of(cursor.first[1])
         for position in sorted(range(len(targets)), key=targets.__getitem__):
             frame = cursor.on_screen(targets[position])
             if frame is None:
                 raise MediaError("no_video", f"{label}: the video stream holds no decodable frame")
             if frame is not last_frame:
-                image, last_frame = to_array(frame, rgb, quarter_turns(frame)), frame
+                orientation = orientation or _orientation(source, label, stream, frame)
+                image, last_frame = to_array(frame, rgb, *orientation), frame
             if images is None:
                 images = np.empty((len(targets), *image.shape), np.uint8)
             if images.shape[1:] != image.shape:
@@ -225,6 +231,20 @@ def _read_frames(
             images[position] = image
     assert images is not None  # there are times
     return images
+
+
+def _orientation(source: Source, label: str, stream: Any, frame: Any) -> Orientation:
+    """Of a stream of an mp4, by a frame that need not be its first one.
+
+    What the container says comes with every frame, what the stream itself says with some. Where neither says anything
+    nothing has to be decoded.
+    """
+    found = orientation_of(frame)
+    if found == UPRIGHT and not says_orientation(first_packet(source, stream), stream.codec_context):
+        return found
+    with opened(source, label) as (container, _):
+        first = first_frame(container, require(video_stream(container), "no_video", label), label)
+        return found if first is None else orientation_of(first[1])
 
 
 def _read_excerpt(

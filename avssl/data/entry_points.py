@@ -12,7 +12,8 @@ from typing import Any
 
 H264_SLICE, H264_IDR, H264_SEI = 1, 5, 6
 H264_PARTITION = 2
-RECOVERY_POINT = 6
+RECOVERY_POINT, DISPLAY_ORIENTATION = 6, 47
+HEVC_SEI = 39
 HEVC_PICTURES, HEVC_ENTRIES = range(32), range(16, 22)  # IDR, CRA, BLA; the decoder drops what belongs before a CRA
 INTRA_SLICES = (2, 4, 7, 9)
 LOOKED_AT_BYTES = 64  # of a slice's header; its first two numbers are wanted
@@ -75,8 +76,8 @@ def _length_bytes(codec: str, extradata: bytes) -> int:
 
 
 def units(data: Any, length_bytes: int) -> Iterator[Any]:
-    """The units of h264 or hevc in a packet, as memoryviews."""
-    if length_bytes:
+    """The units of h264 or hevc in a packet, as memoryviews. Some files have no lengths though their header says so."""
+    if length_bytes and bytes(data[:4]) != b"\0\0\0\1":
         at = 0
         while at + length_bytes < len(data):
             length = int.from_bytes(data[at : at + length_bytes], "big")
@@ -107,6 +108,22 @@ def h264_begins(found: Iterator[Any]) -> bool:
             header = Bits(unescaped(unit[1:LOOKED_AT_BYTES]))
             header.number()  # where in the picture it begins
             return header.number() in INTRA_SLICES
+    return False
+
+
+def says_orientation(packet: bytes, context: Any) -> bool:
+    """Does the first picture of a stream of h264 or hevc itself tell how it is to be turned?"""
+    header = {"h264": 1, "hevc": 2}.get(context.name)
+    if header is None:
+        return False
+    for unit in units(memoryview(packet), _length_bytes(context.name, context.extradata or b"")):
+        kind = (unit[0] & 31 if header == 1 else unit[0] >> 1 & 63) if len(unit) else 0
+        if kind in (H264_SLICE, H264_PARTITION, H264_IDR) if header == 1 else kind in HEVC_PICTURES:
+            return False
+        if kind == (H264_SEI if header == 1 else HEVC_SEI) and any(
+            name == DISPLAY_ORIENTATION for name, _ in messages(unit[header:])
+        ):
+            return True
     return False
 
 

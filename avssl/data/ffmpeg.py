@@ -270,11 +270,21 @@ def check_empty(stream: Any, label: str) -> None:
         )
 
 
+def first_packet(source: Source, stream: Any) -> bytes:
+    """The first one that the index of a file speaks of, as it is stored there."""
+    entry = stream.index_entries[0]
+    if isinstance(source, bytes):
+        return source[entry.pos : entry.pos + entry.size]
+    with Path(source).open("rb") as file:
+        file.seek(entry.pos)
+        return file.read(entry.size)
+
+
 def exact_start(container: Any, stream: Any) -> int | None:
     """The first frame's stamp where the header can be trusted with it, else None."""
     if (container.format.name, stream.type) not in EXACT_STARTS or stream.start_time is None:
         return None
     entries = stream.index_entries
-    if stream.type == "video" and len(entries) and not entries[0].is_keyframe:
+    if stream.type == "video" and (not len(entries) or not entries[0].is_keyframe):
         return None  # cut without care: what lies before the first keyframe cannot be decoded
     return int(stream.start_time)

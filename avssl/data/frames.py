@@ -21,6 +21,12 @@ from avssl.data.timeline import AudioBlock
 LEAST_INTERLACED_HEIGHT = 4
 # Where FFmpeg makes RGB of each square of 2 x 2 pixels by itself, so that a part is the same bits as in the whole.
 CUT_BEFORE_RGB = ("yuv420p", "yuvj420p")
+TURNING: tuple[list[tuple[str, str]], ...] = (
+    [],
+    [("transpose", "clock")],
+    [("hflip", ""), ("vflip", "")],
+    [("transpose", "cclock")],
+)
 UNSAFE_PLANES = 8
 UNKNOWN_TO_NUMPY = {"s64": "dbl", "s64p": "dbl"}
 MONO = ("FC",)
@@ -43,8 +49,9 @@ NATIVE_LAYOUTS = {
 # --- pictures ------------------------------------------------------------------------------------------------------
 
 
-def to_array(frame: Any, rgb: bool, turns: int) -> NDArray[np.uint8]:
-    """(H, W, 3) RGB or (H * 3 / 2, W) yuv420p, turned clockwise by turns * 90 degrees. It may be the frame's memory.
+def to_array(frame: Any, rgb: bool, turns: int, is_mirrored: bool = False) -> NDArray[np.uint8]:
+    """(H, W, 3) RGB or (H * 3 / 2, W) yuv420p, mirrored left to right if asked for, then turned clockwise by turns * 90
+    degrees. It may be the frame's memory.
 
     Rows may lie apart. Of yuv420p an odd H or W is scaled to one less.
     """
@@ -52,8 +59,9 @@ def to_array(frame: Any, rgb: bool, turns: int) -> NDArray[np.uint8]:
     frame = progressive(frame)
     if rgb:
         image = _rgb_pixels(frame.reformat(height=height, format="rgb24", threads=1))
-        return np.ascontiguousarray(np.rot90(image, -turns)) if turns else image
-    upright = Upright(turns, None)(_scaled_back(frame, height))
+        image = image[:, ::-1] if is_mirrored else image
+        return np.ascontiguousarray(np.rot90(image, -turns)) if turns or is_mirrored else image
+    upright = Upright(turns, None, is_mirrored)(_scaled_back(frame, height))
     even = upright.width - upright.width % 2, upright.height - upright.height % 2
     return np.asarray(upright.reformat(*even, format="yuv420p", threads=1).to_ndarray(), dtype=np.uint8)
 
@@ -75,15 +83,18 @@ class Cutter:
         self._made_for: tuple[Any, ...] = ()
         self._reformatter = VideoReformatter()  # as in Upright
 
-    def __call__(self, frame: Any, turns: int, box: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+    def __call__(
+        self, frame: Any, turns: int, box: tuple[int, int, int, int], is_mirrored: bool = False
+    ) -> NDArray[np.uint8]:
         """uint8 (height, width, 3): box is (top, left, height, width) of the upright frame, inside it.
 
         In memory of its own; rows may lie apart.
         """
         top, left, height, width = box
         size = frame.width, frame.height
-        if turns or frame.interlaced_frame or frame.format.name not in CUT_BEFORE_RGB or size[0] % 2 or size[1] % 2:
-            whole = to_array(frame, rgb=True, turns=turns)
+        is_stored_so = not turns and not is_mirrored and not frame.interlaced_frame
+        if not is_stored_so or frame.format.name not in CUT_BEFORE_RGB or size[0] % 2 or size[1] % 2:
+            whole = to_array(frame, rgb=True, turns=turns, is_mirrored=is_mirrored)
             return whole[top : top + height, left : left + width].copy()  # it may be the decoder's memory
         above, before = top % 2, left % 2
         wide, tall = before + width + (before + width) % 2, above + height + (above + height) % 2
@@ -111,13 +122,14 @@ def _scaled_back(frame: Any, height: int) -> Any:
 
 
 class Upright:
-    """Scales a stream's frames and turns them clockwise by turns * 90 degrees, without leaving YUV.
+    """Scales a stream's frames, mirrors them left to right if asked for, and turns them clockwise by turns * 90
+    degrees, without leaving YUV.
 
     size: (width, height) after turning; None leaves size and pixel format alone.
     """
 
-    def __init__(self, turns: int, size: tuple[int, int] | None) -> None:
-        self._turns = turns
+    def __init__(self, turns: int, size: tuple[int, int] | None, is_mirrored: bool = False) -> None:
+        self._steps = [("hflip", "")] * is_mirrored + TURNING[turns]
         self._size = size if size is None or turns % 2 == 0 else (size[1], size[0])
         self._graph: Any = None
         self._reformatter = VideoReformatter()  # one for all: a frame's own would be set up anew for each frame
@@ -126,10 +138,10 @@ class Upright:
         height = frame.height
         frame = progressive(frame)
         frame = _scaled_back(frame, height) if self._size is None else self._scaled(frame, *self._size)
-        if self._turns == 0:
+        if not self._steps:
             return frame
         if self._graph is None:
-            self._graph = _turning_graph(frame, self._turns)
+            self._graph = _graph(frame, self._steps)
         self._graph.push(frame)
         return self._graph.pull()
 
@@ -145,13 +157,6 @@ class Upright:
             interpolation="AREA",
             threads=1,
         )
-
-
-def _turning_graph(frame: Any, turns: int) -> Graph:
-    """A filter that turns pictures clockwise by turns * 90 degrees."""
-    return _graph(
-        frame, {1: [("transpose", "clock")], 2: [("hflip", ""), ("vflip", "")], 3: [("transpose", "cclock")]}[turns]
-    )
 
 
 def _graph(frame: Any, steps: list[tuple[str, str]]) -> Graph:

@@ -32,11 +32,13 @@ from avssl.data.frames import Cutter, Resampler, to_array
 from avssl.data.sharing import FORMATS_TO_SHARE, SharedContainer
 from avssl.data.skipping import SkippingContainer
 from avssl.data.sound import SoundReader
-from avssl.data.streams import audio_info, file_seconds, quarter_turns, video_info
+from avssl.data.streams import audio_info, file_seconds, orientation_of, video_info
 from avssl.data.timeline import (
     FRAME_TIME_TOLERANCE_SECONDS,
+    UPRIGHT,
     AudioBlock,
     AudioInfo,
+    Orientation,
     VideoInfo,
     audio_span,
 )
@@ -50,12 +52,13 @@ LEAST_JUMP_SECONDS = 1.0
 class Picture(NamedTuple):
     """A decoded frame: shown `seconds` after the first one, for `duration_seconds` (its own or the header's claim).
 
-    frame: av.VideoFrame.
+    frame: av.VideoFrame, as stored; orientation: what makes it upright.
     """
 
     seconds: float
     duration_seconds: float
     frame: Any
+    orientation: Orientation = UPRIGHT
 
 
 class _Open:
@@ -107,6 +110,7 @@ class PictureStream(_Open):
     def __init__(self, source: Source, name: str = "", *, shares: bool = False) -> None:
         super().__init__(source, name)
         self.info: VideoInfo | None = None
+        self.orientation = UPRIGHT  # of all its pictures: the first one's
         self._asked_seconds = 0.0
         self._expected: list[int] = []  # ticks
         self._cursor: FrameCursor | None = None
@@ -136,6 +140,7 @@ class PictureStream(_Open):
         if first is None:
             check_empty(self._stream, self.label)
         self.info = None if first is None else video_info(self._stream, *first)
+        self.orientation = UPRIGHT if first is None else orientation_of(first[1])
 
     def play(self, from_seconds: float = 0.0) -> Iterator[Picture]:
         """From the frame that is on screen at from_seconds to the end; frames as stored, not turned. Call it once."""
@@ -154,7 +159,8 @@ class PictureStream(_Open):
                 current = self._cursor.jump_to(target)
             frames = self._cursor.rest()
             for ticks, frame in frames if current is None else itertools.chain([current], frames):
-                yield Picture((ticks - start) * tick, frame.duration * tick if frame.duration else frame_seconds, frame)
+                seconds = frame.duration * tick if frame.duration else frame_seconds
+                yield Picture((ticks - start) * tick, seconds, frame, self.orientation)
 
     def on_screen(self, seconds: float) -> Picture | None:
         """The frame on screen at seconds that do not decrease from call to call; None where nothing can be decoded.
@@ -174,7 +180,9 @@ class PictureStream(_Open):
                 self._open()
                 self._find_first(may_seek=False)
                 found = self._cursor.walk_to(target)
-        return None if found is None else Picture((found[0] - start) * tick, found[1].duration * tick, found[1])
+        if found is None:
+            return None
+        return Picture((found[0] - start) * tick, found[1].duration * tick, found[1], self.orientation)
 
     def expect(self, times_seconds: Sequence[float]) -> None:
         """The rising seconds that `on_screen` will be asked for next, and none other before the last of them.
@@ -193,16 +201,16 @@ class PictureStream(_Open):
     @staticmethod
     def pixels(picture: Picture) -> NDArray[np.uint8]:
         """uint8 (H, W, 3), RGB, upright."""
-        return to_array(picture.frame, rgb=True, turns=quarter_turns(picture.frame))
+        return to_array(picture.frame, True, *picture.orientation)
 
     def part(self, picture: Picture, box_of: Callable[[int, int], tuple[int, int, int, int]]) -> NDArray[np.uint8]:
         """The pixels of box_of(height, width) -> (top, left, height, width) alone, in memory of their own.
 
         Rows may lie apart.
         """
-        frame, turns = picture.frame, quarter_turns(picture.frame)
+        frame, (turns, is_mirrored) = picture.frame, picture.orientation
         size = (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
-        return self._cut(frame, turns, box_of(*size))
+        return self._cut(frame, turns, box_of(*size), is_mirrored)
 
 
 class SoundStream(_Open):

@@ -5,14 +5,24 @@ Works on PyAV's objects without importing PyAV; see decode.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from avssl.data.timeline import AUDIO_GAP_SECONDS, AudioBlock, AudioInfo, VideoInfo, mix_to_mono, parse_clock
+from avssl.data.timeline import (
+    AUDIO_GAP_SECONDS,
+    UPRIGHT,
+    AudioBlock,
+    AudioInfo,
+    Orientation,
+    VideoInfo,
+    mix_to_mono,
+    parse_clock,
+)
 from avssl.types import MediaError
 
 # Here the sound is one row of bytes: stamps are FFmpeg's arithmetic with numbers of the header or of rounded durations.
@@ -37,14 +47,29 @@ class Sound(NamedTuple):
         return self.samples.size // len(self.channel_names)
 
 
-def quarter_turns(frame: Any) -> int:
-    """How many clockwise quarter turns, 0 to 3, make the stored picture upright."""
-    return int(round(-frame.rotation / 90) % 4)
+def orientation_of(frame: Any) -> Orientation:
+    """What makes the stored picture upright. Of a stream the first frame says it for all: others may say nothing."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    return UPRIGHT if matrix is None else orientation(np.frombuffer(matrix, np.int32).tolist())
+
+
+def orientation(matrix: Sequence[int]) -> Orientation:
+    """Of a display matrix (a, b, u, c, d, v, ...): point (x, y) of the stored picture goes to (ax + cy, bx + dy).
+
+    The nearest quarter turn; a matrix that leaves nothing of the picture says nothing.
+    """
+    a, b, c, d = matrix[0], matrix[1], matrix[3], matrix[4]
+    if a * d == b * c:
+        return UPRIGHT
+    is_mirrored = a * d < b * c
+    degrees = math.degrees(math.atan2(-b, -a) if is_mirrored else math.atan2(b, a))
+    return Orientation(round(degrees / 90) % 4, is_mirrored)
 
 
 def video_info(stream: Any, ticks: int, frame: Any) -> VideoInfo:
     """Facts of a video stream; ticks, frame: its first decoded frame."""
-    rotation = 90 * quarter_turns(frame)
+    turns, is_mirrored = orientation_of(frame)
+    rotation = 90 * turns
     width, height = (frame.height, frame.width) if rotation % 180 else (frame.width, frame.height)
     aspect = float(stream.sample_aspect_ratio or 1) or 1.0
     return VideoInfo(
@@ -59,6 +84,7 @@ def video_info(stream: Any, ticks: int, frame: Any) -> VideoInfo:
         pixel_aspect=1 / aspect if rotation % 180 else aspect,
         stream_index=stream.index,
         num_streams=_num_alike(stream),
+        is_mirrored=is_mirrored,
     )
 
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,14 +35,25 @@ MEDIA_SUFFIXES = frozenset(f".{name}" for name in f"{VIDEO_SUFFIXES} {AUDIO_SUFF
 AudioBlock = NDArray[np.float32]
 
 
+class Orientation(NamedTuple):
+    """What makes a stored picture upright: mirroring it left to right if is_mirrored, then clockwise quarter turns."""
+
+    turns: int = 0
+    is_mirrored: bool = False
+
+
+UPRIGHT = Orientation()
+
+
 @dataclass(frozen=True)
 class VideoInfo:
     """A video stream. width, height: pixels of the upright picture (after the rotation). fps: the header's average.
 
-    rotation_degrees: clockwise turn to be applied to the stored picture, 0, 90, 180 or 270 (frames that decode.py
-    returns are already turned). pixel_aspect: width / height of one upright pixel. start_seconds: the first decoded
-    frame on the file's clock. duration_seconds: the header's claim, None if it makes none. stream_index: its number in
-    the file; num_streams: how many of its kind the file has, cover pictures too.
+    rotation_degrees: clockwise turn to be applied to the stored picture, 0, 90, 180 or 270, after it was mirrored left
+    to right if is_mirrored (frames that decode.py returns are already upright). pixel_aspect: width / height of one
+    upright pixel. start_seconds: the first decoded frame on the file's clock. duration_seconds: the header's claim,
+    None if it makes none. stream_index: its number in the file; num_streams: how many of its kind the file has, cover
+    pictures too.
     """
 
     codec: str
@@ -56,6 +67,7 @@ class VideoInfo:
     pixel_aspect: float = 1.0
     stream_index: int = 0
     num_streams: int = 1
+    is_mirrored: bool = False
 
 
 @dataclass(frozen=True)
