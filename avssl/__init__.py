@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
+
+from avssl.plain_text import PlainRecords
 
 if TYPE_CHECKING:
     from avssl.embed import Embedder
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load_embedder"]
+
+logging.getLogger("avssl").addFilter(PlainRecords())
 
 
 def load_embedder(run: str, device: str = "cpu") -> Embedder:

@@ -16,15 +16,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import yaml
 from omegaconf import OmegaConf, errors
 
+from avssl.checked_json import MAX_DEPTH
 from avssl.data.loader_config import LoaderConfig
 from avssl.data.shard_cache import DEFAULT_CACHE_BYTES
 from avssl.data.view_config import ViewsConfig
 from avssl.optim.config import OptimConfig
+from avssl.plain_text import brief, plain, say, say_lines
 from avssl.types import LossConfig
 
 T = TypeVar("T")
+MAX_YAML_BYTES = 1 << 20
 
 
 @dataclass
@@ -95,14 +99,14 @@ def load(schema: type[T], argv: list[str], *, usage: str = "", required: Sequenc
     `--help` prints the schema and exits. Errors in the configuration leave with status 2 and one clear message.
     """
     if "--help" in argv or "-h" in argv:
-        sys.stdout.write(f"usage: {usage or 'RECIPE'} CONFIG.yaml [key=value ...]\n\n{describe(schema)}")
+        say_lines(f"usage: {usage or 'RECIPE'} CONFIG.yaml [key=value ...]\n\n{describe(schema)}")
         raise SystemExit(0)
     try:
         config = parse(schema, argv)
         require(config, *required)
         return config
     except ConfigError as error:
-        sys.stderr.write(f"configuration error: {error}\n")
+        say(f"configuration error: {error}", sys.stderr)
         raise SystemExit(2) from error
 
 
@@ -114,10 +118,10 @@ def parse(schema: type[T], argv: list[str]) -> T:
         if name.startswith("-"):
             raise ConfigError(f"{name} is not an option; changes are written key=value, without dashes")
         if not Path(name).is_file():
-            raise ConfigError(f"{name}: no such file; give the YAML of the recipe or task")
+            raise ConfigError(f"{name}: {found}; give the YAML of the recipe or task")
     try:
         values: Any = OmegaConf.create()
-        for layer in (*map(OmegaConf.load, files), OmegaConf.from_dotlist(changes)):
+        for layer in (*map(_load_yaml, files), _parse_changes(changes)):
             _replace_encoders(values, layer)
             values = OmegaConf.merge(values, layer)
         base = OmegaConf.structured(schema)
@@ -130,8 +134,52 @@ def parse(schema: type[T], argv: list[str]) -> T:
         return OmegaConf.to_object(OmegaConf.merge(base, values))  # type: ignore[return-value]
     except errors.OmegaConfBaseException as error:
         raise ConfigError(_explain(error)) from error
+    except RecursionError as error:
+        raise ConfigError(f"a value is nested more than {MAX_DEPTH} deep") from error
     except (KeyError, ValueError) as error:  # a loss that nobody registered; a value that its section refuses
         raise ConfigError(str(error.args[0])) from error
+
+
+def _load_yaml(name: str) -> Any:
+    """A file's mapping. ConfigError of one line for whatever else a file can be."""
+    content = Path(name).read_bytes()
+    if len(content) > MAX_YAML_BYTES:
+        raise ConfigError(f"{name}: has {len(content)} bytes, so it is no configuration; at most {MAX_YAML_BYTES}")
+    try:
+        text = content.decode("utf-8-sig")
+        _check_yaml(text, name)
+        values = OmegaConf.create(text)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{name}: is not UTF-8 ({error})") from error
+    except (yaml.YAMLError, errors.OmegaConfBaseException, ValueError) as error:
+        raise error if isinstance(error, ConfigError) else ConfigError(f"{name}: {_one_line(error)}") from error
+    if not OmegaConf.is_dict(values) or not text.strip():
+        raise ConfigError(f"{name}: holds no `key: value` lines; give the YAML of the recipe or task")
+    return values
+
+
+def _parse_changes(changes: list[str]) -> Any:
+    for one in changes:
+        try:
+            _check_yaml(one.partition("=")[2], one.partition("=")[0])
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{brief(one)}: {_one_line(error)}") from error
+    return OmegaConf.from_dotlist(changes)
+
+
+def _check_yaml(text: str, where: str) -> None:
+    """ConfigError for what would grow or nest without bound when it is built."""
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise ConfigError(f"{where}: refers to another place of it (*{plain(event.anchor)}); write the value out")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise ConfigError(f"{where}: is nested more than {MAX_DEPTH} deep")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def value_of(argv: Sequence[str], key: str, default: str) -> str:
@@ -140,7 +188,7 @@ def value_of(argv: Sequence[str], key: str, default: str) -> str:
     for argument in argv:
         if Path(argument).is_file():
             try:
-                value = str(OmegaConf.select(OmegaConf.load(argument), key, default=value))
+                value = str(OmegaConf.select(_load_yaml(argument), key, default=value))
             except errors.OmegaConfBaseException as error:
                 raise ConfigError(_explain(error)) from error
         elif argument.startswith(f"{key}="):
@@ -175,7 +223,7 @@ def _explain(error: errors.OmegaConfBaseException) -> str:
 
 def save(config: Any, path: Path) -> None:
     """Write the resolved configuration as YAML."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
 
 
 # What a run may change when it goes on: its length, what it reports, how fast it reads. The shards are compared by

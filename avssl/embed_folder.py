@@ -119,7 +119,7 @@ class FolderJob:
                 shutil.rmtree(progress, ignore_errors=True)  # a finish that was killed after its last step
                 return cls(folder, settings, None)
             if (progress / SETTINGS_NAME).is_file():
-                refuse_other_settings(folder, json.loads((progress / SETTINGS_NAME).read_text()), settings)
+                refuse_other_settings(folder, json.loads((progress / SETTINGS_NAME).read_text("utf-8")), settings)
             else:
                 refuse_foreign(folder)
                 progress.mkdir(exist_ok=True)
@@ -251,7 +251,7 @@ class FolderJob:
         rows_with, reasons = Counter[str](), Counter[str]()
         with whole_file(self.out / SKIPPED_NAME) as stream:
             for number in range(self.num_blocks):
-                block = json.loads((self.progress / f"{_name(number)}.json").read_text())
+                block = json.loads((self.progress / f"{_name(number)}.json").read_text(encoding="utf-8"))
                 totals.update({name: block[name] for name in ("num_listed", "num_rows")})
                 rows_with.update(block["rows_with"])
                 for skipped in block["skipped"]:

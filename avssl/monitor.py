@@ -21,6 +21,7 @@ from avssl.checked_json import Fields
 from avssl.collapse import CollapseWatch
 from avssl.distributed import all_sum, is_active, world_size
 from avssl.losses.base import Loss
+from avssl.plain_text import plain
 from avssl.types import FAILURE_REASONS, Batch, LossOutput, Progress
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class Monitor:
             total=total_steps,
             initial=progress.step,
             unit="step",
-            desc=Path(cfg.run).name,
+            desc=plain(Path(cfg.run).name),
             disable=not accelerator.is_main_process,
             mininterval=1.0,
         )
@@ -163,7 +164,7 @@ def _truncate_after(path: Path, step: int) -> None:
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         # A kill can leave half a last line, which belongs to a step after the checkpoint anyway.
         if (
             line.startswith("{")
@@ -171,7 +172,7 @@ def _truncate_after(path: Path, step: int) -> None:
             and Fields.parse(line, str(path), finite=False).count("step") <= step
         ):
             kept.append(line)
-    path.write_text("".join(line + "\n" for line in kept))
+    path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
 
 def provenance(cfg: RunConfig, shards: ShardSet, progress: Progress) -> dict[str, Any]:

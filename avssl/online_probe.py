@@ -129,7 +129,7 @@ class OnlineProbe:
             if self.process.returncode == 0:
                 result |= Fields.read(path / "result.json").record
             else:  # a probe that fails must not end the run, but it must be seen
-                tail = (path / "log").read_text(errors="replace").strip().splitlines()[-1:]
+                tail = (path / "log").read_text(errors="replace", encoding="utf-8").strip().splitlines()[-1:]
                 result["error"] = f"status {self.process.returncode}: {''.join(tail)}"
             shutil.rmtree(path)
             self.process = None
@@ -175,9 +175,13 @@ def keep_until(path: Path, step: int) -> None:
     """Drop results of steps beyond the one that a run goes on from: they will come again."""
     if path.is_file():
         rows = [
-            Fields.parse(line, str(path), finite=False) for line in path.read_text().splitlines() if line.endswith("}")
+            Fields.parse(line, str(path), finite=False)
+            for line in path.read_text(encoding="utf-8").splitlines()
+            if line.endswith("}")
         ]
-        path.write_text("".join(json.dumps(row.record) + "\n" for row in rows if row.count("step") <= step))
+        path.write_text(
+            "".join(json.dumps(row.record) + "\n" for row in rows if row.count("step") <= step), encoding="utf-8"
+        )
 
 
 def is_learnt_from(key: str) -> bool:
@@ -242,7 +246,7 @@ def main() -> None:
     found = judge(
         embedder, arguments.shards, num_neighbours=arguments.num_neighbours, temperature=arguments.temperature
     )
-    (arguments.snapshot / "result.json").write_text(json.dumps(found))
+    (arguments.snapshot / "result.json").write_text(json.dumps(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ prints does so through `say`. Imports nothing of ours.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import unicodedata
 from typing import TextIO
@@ -78,3 +79,13 @@ def _plain_character(one: str) -> str:
     if one.isprintable() or one in JOINERS or unicodedata.category(one) not in ACTING:
         return one
     return one.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def run_in_utf8() -> None:
+    """Start the program anew in Python's UTF-8 mode where the locale is another: names of files may be any text.
+
+    First thing of every command; of no library function.
+    """
+    if sys.getfilesystemencoding() != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

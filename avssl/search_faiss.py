@@ -127,7 +127,7 @@ class LoadedIndex:
             raise FileNotFoundError(
                 f"{path} was not built; run: python recipes/search.py build {index.folder} --kind {kind}"
             )
-        facts = json.loads(path.with_suffix(".json").read_text())
+        facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         if facts["files"] != _fingerprint(index):
             raise ValueError(f"{path} was built from other files than lie in {index.folder} now; build it again")
         if depth < 0:

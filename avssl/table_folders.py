@@ -57,7 +57,7 @@ class FolderIndex:
         if not path.is_file():
             _refuse_unfinished(folder)
             raise FileNotFoundError(f"{path} is missing: {folder} is not a folder that recipes/embed.py has finished")
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         found = content.pop("kind", None), content.pop("version", None)
         if found != (KIND, VERSION):
             raise ValueError(f"{path} is of kind and version {found}; expected {(KIND, VERSION)}")

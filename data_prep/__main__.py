@@ -9,6 +9,7 @@ from dataclasses import fields
 from importlib import import_module
 
 from avssl.data import storage
+from avssl.plain_text import run_in_utf8, say, say_lines
 from data_prep.options import CHOICES, WriteOptions
 from data_prep.pool import Limits, default_num_workers
 
@@ -131,7 +132,7 @@ def run_write(arguments: argparse.Namespace) -> int:
     limits = Limits(arguments.file_seconds, arguments.file_memory_mib << 20)
     share = None if arguments.part is None else Share.parse(arguments.part)
     if arguments.executor == "slurm":
-        print(submit(arguments, options))
+        say_lines(submit(arguments, options))
         return EXIT_OK
     index = write_shards(
         arguments.manifest,
@@ -144,18 +145,18 @@ def run_write(arguments: argparse.Namespace) -> int:
         retry_failed=arguments.retry_failed,
     )
     if index is None:
-        print(f"{arguments.out}: share {arguments.part} is done as far as it can be now; when all shares are, run the "
+        say(f"{arguments.out}: share {arguments.part} is done as far as it can be now; when all shares are, run the "
               "same command without --part")  # fmt: skip
         return EXIT_OK
-    print(f"{arguments.out}: {len(index.shards)} shards, {index.total_bytes / 1e6:.1f} MB")
-    print(f"  {index.num_listed:8d} listed")
-    print(f"  {index.num_samples:8d} written")
+    say(f"{arguments.out}: {len(index.shards)} shards, {index.total_bytes / 1e6:.1f} MB")
+    say(f"  {index.num_listed:8d} listed")
+    say(f"  {index.num_samples:8d} written")
     for reason, count in index.skipped_by_reason.items():
-        print(f"  {count:8d} skipped: {reason}")
+        say(f"  {count:8d} skipped: {reason}")
     if index.num_skipped:
-        print(f"  which and why: {str(arguments.out).rstrip('/')}/skipped.jsonl")
+        say(f"  which and why: {str(arguments.out).rstrip('/')}/skipped.jsonl")
     if index.num_samples == 0:
-        print("error: nothing was written, every file was skipped", file=sys.stderr)
+        say("error: nothing was written, every file was skipped", sys.stderr)
         return EXIT_FAILED
     return EXIT_OK
 
@@ -166,11 +167,11 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
     report = verify_folder(arguments.shards, arguments.decode, arguments.workers)
     for problem in report.problems:
-        print(f"{problem.file}: {problem.message}")
+        say(f"{problem.file}: {problem.message}")
     if not report.ok:
-        print(f"{arguments.shards}: {len(report.problems)} problems", file=sys.stderr)
+        say(f"{arguments.shards}: {len(report.problems)} problems", sys.stderr)
         return EXIT_FAILED
-    print(f"{arguments.shards}: ok, {report.num_samples} samples in {report.num_shards} shards, "
+    say(f"{arguments.shards}: ok, {report.num_samples} samples in {report.num_shards} shards, "
           f"{report.total_bytes / 1e6:.1f} MB, {report.num_skipped} skipped")  # fmt: skip
     return EXIT_OK
 
@@ -179,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 ok, even with skips; 1 nothing written or something wrong; 2 usage."""
     arguments = build_parser().parse_args(argv)
     if getattr(arguments, "workers", 1) < 1:
-        print(f"error: --workers is {arguments.workers}; it must be at least 1", file=sys.stderr)
+        say(f"error: --workers is {arguments.workers}; it must be at least 1", sys.stderr)
         return EXIT_USAGE
     storage.allow_redirects(arguments.redirect_host)
     try:
@@ -188,12 +189,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         commands = {"write": run_write, "verify": run_verify}
         return commands[arguments.command](arguments)
     except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         return EXIT_USAGE
     except (RuntimeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         return EXIT_FAILED
 
 
 if __name__ == "__main__":
+    run_in_utf8()
     sys.exit(main())

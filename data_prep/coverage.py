@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from avssl.checked_json import Fields
 from avssl.data import storage
@@ -32,6 +31,7 @@ from avssl.data.shards import (
     SideCar,
     sha256_file,
 )
+from avssl.plain_text import say
 from avssl.types import FAILURE_REASONS
 from avssl.whole_files import write_whole
 from data_prep.indexing.cutting import claimed_seconds
@@ -269,7 +269,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--classes is {arguments.classes}; it must be 0 (all) or more")
     coverage = measure(arguments.manifest, arguments.shards)
     for line in table(coverage, arguments.classes):
-        tqdm.write(line.encode("utf-8", "backslashreplace").decode())
+        say(line)
     if arguments.json is not None:
         content = json.dumps(coverage.to_json(), sort_keys=True, indent=1, ensure_ascii=True)
         write_whole(arguments.json, f"{content}\n".encode())

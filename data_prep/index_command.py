@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tqdm import tqdm
-
 from avssl.data.pictures import IMAGE_SUFFIXES
+from avssl.plain_text import say
 from data_prep.index import PROBE_LIMITS, SCENES_LIMITS, IndexOptions, IndexSummary, index, index_file
 from data_prep.indexing.cutting import Cutting
 from data_prep.indexing.gather import KINDS
@@ -109,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         summary = index(source, out, _options(arguments))
     for line in describe(summary, out, arguments.split):
-        tqdm.write(line)
+        say(line)
     return 0
 
 

@@ -10,10 +10,9 @@ from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 
-from tqdm import tqdm
-
 from avssl.checked_json import parse
 from avssl.data.shards import Sample, ShardSet, image_member
+from avssl.plain_text import say, say_lines
 from avssl.types import MediaError
 from avssl.whole_files import write_whole
 from data_prep.remux import remux
@@ -53,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.list < 1:
             raise ValueError(f"--list is {arguments.list}; it must be at least 1")
         for index, key in enumerate(islice(shards.keys, arguments.list)):
-            tqdm.write(f"{index}\t{key}")
+            say(f"{index}  {key}")
         return 0
     if arguments.sample is None:
         raise ValueError(f"which sample? Give a key or an index (0..{len(shards) - 1}), or --list to see some")
@@ -64,8 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
         write_whole(out, playable(sample, out.suffix.lower()))
     except MediaError as error:  # a damaged shard is no wrong argument
         raise RuntimeError(str(error)) from error
-    tqdm.write(json.dumps(parse(sample.info.to_json(), sample.info.key), indent=2))
-    tqdm.write(f"written: {out} ({out.stat().st_size / 1e6:.2f} MB)", file=sys.stderr)
+    say_lines(json.dumps(parse(sample.info.to_json(), sample.info.key), indent=2))
+    say(f"written: {out} ({out.stat().st_size / 1e6:.2f} MB)", file=sys.stderr)
     return 0
 
 

@@ -76,7 +76,7 @@ def evaluate(name: str) -> dict:
         "num_workers=1",
         *splits,
     )
-    return json.loads((DEMO / "runs" / name / "evaluation.json").read_text())
+    return json.loads((DEMO / "runs" / name / "evaluation.json").read_text(encoding="utf-8"))
 
 
 def table(evaluations: dict[str, dict]) -> str:

@@ -22,6 +22,7 @@ from avssl.data.sandbox import Limits
 from avssl.embed import Embedder
 from avssl.embed_folder import ROWS_PER_FILE, SOURCES_PER_BLOCK, FolderJob
 from avssl.embed_state import Part
+from avssl.plain_text import run_in_utf8, say, say_lines
 from avssl.table_folders import SKIPPED_NAME, FolderIndex
 from avssl.tables import MODALITIES, EmbeddingTable
 
@@ -52,16 +53,18 @@ def main(arguments: argparse.Namespace) -> int:
         progress=True,
     )
     if index is None:
-        print(f"part {part.number} of {part.count} is done; the last of them to end finishes {arguments.out}")
+        say_lines(f"part {part.number} of {part.count} is done; the last of them to end finishes {arguments.out}")
         return 0
     out = Path(arguments.out)
     paths = [*index.paths(out), out / SKIPPED_NAME]
     if "npz" in arguments.formats and len(index.files) == 1:
         paths.append(EmbeddingTable.read(out).write(out / "embeddings.npz"))
     elif "npz" in arguments.formats and index.files:
-        print(f"no embeddings.npz: npz is for one table, and here are {len(index.files)} files; see --rows-per-file")
-    print("\n".join(map(str, paths)))
-    print(summary(index))
+        say_lines(
+            f"no embeddings.npz: npz is for one table, and here are {len(index.files)} files; see --rows-per-file"
+        )
+    say_lines("\n".join(map(str, paths)))
+    say_lines(summary(index))
     if not index.num_rows:
         raise ValueError(f"nothing could be embedded: {out / SKIPPED_NAME} says why")
     return 0
@@ -111,7 +114,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    run_in_utf8()
     try:
         sys.exit(main(parse(sys.argv[1:])))
     except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        say(f"error: {error}", sys.stderr)
+        sys.exit(1)

@@ -30,6 +30,7 @@ from avssl.eval import compare, results, tasks
 from avssl.eval.outcome import TaskConfig as AnyTaskConfig
 from avssl.eval.protocol import TaskConfig, evaluate_tables
 from avssl.losses.avid_cma import positive_set
+from avssl.plain_text import run_in_utf8, say, say_lines
 
 BANKS = ("loss.banks.video.rows", "loss.banks.audio.rows")
 AGREEMENTS = ("consensus", "union", "video", "audio")
@@ -54,7 +55,7 @@ def main(run: Path, task: TaskConfig) -> Path:
     is_first = distributed.rank() == 0
     has_positives = ShardSet(task.train).fingerprint == checkpoint.read_provenance(run)["data"]["fingerprint"]
     if is_first and not has_positives and all(name in stored for name in BANKS):
-        print(f"no precision of positives: {run} was not trained on {task.train}, whose labels are known")
+        say_lines(f"no precision of positives: {run} was not trained on {task.train}, whose labels are known")
     reading = {"window_seconds": task.window_seconds or None, "batch_size": task.batch_size}
     outcomes, hashes, inputs = {}, {}, {}
     for weights in ("trained", "untrained"):
@@ -73,9 +74,9 @@ def main(run: Path, task: TaskConfig) -> Path:
         return run / "evaluation.json"
     if not any("_knn_" in name for name in evaluation["chance"]):
         fields = f"{train.label_fields() or 'none'} in {task.train}, {test.label_fields() or 'none'} in {task.test}"
-        print(f"no kNN: it needs a label field that both splits have; there are {fields}")
+        say_lines(f"no kNN: it needs a label field that both splits have; there are {fields}")
     path = results.write(run, outcomes, evaluation, "evaluation")
-    print(f"{results.table(evaluation)}\n{path}")
+    say_lines(f"{results.table(evaluation)}\n{path}")
     return path
 
 
@@ -100,7 +101,7 @@ def evaluate(run: Path, task: AnyTaskConfig) -> Path:
     if distributed.rank() > 0:
         return folder
     path = results.write(folder, outcomes, evaluation)
-    print(f"{results.table(evaluation)}\n{path}")
+    say_lines(f"{results.table(evaluation)}\n{path}")
     return path
 
 
@@ -152,8 +153,8 @@ def compare_files(arguments: list[str]) -> None:
         confidence=confidence,
         seed=int(options.get("seed", 0)),
     )
-    print(f"first: {files[0]} ({weights[0]})\nsecond: {files[1]} ({weights[1]})")
-    print(compare.comparison_table(differences, confidence))
+    say_lines(f"first: {files[0]} ({weights[0]})\nsecond: {files[1]} ({weights[1]})")
+    say_lines(compare.comparison_table(differences, confidence))
 
 
 def usage(arguments: list[str]) -> str:
@@ -167,10 +168,11 @@ def usage(arguments: list[str]) -> str:
 
 
 if __name__ == "__main__":
+    run_in_utf8()
     given = sys.argv[1:]
     try:
         if not given or "-h" in given or "--help" in given:
-            print(usage(given))
+            say_lines(usage(given))
             sys.exit(0 if given else 2)
         if given[0].startswith(checkpoint.HUB_SCHEME):
             raise ValueError(f"{given[0]}: results go below RUN, which must be a folder here")
@@ -179,4 +181,5 @@ if __name__ == "__main__":
         else:
             start(Path(given[0]), given[1:])
     except (FileNotFoundError, FloatingPointError, ModuleNotFoundError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        say(f"error: {error}", sys.stderr)
+        sys.exit(1)

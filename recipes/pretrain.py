@@ -13,6 +13,7 @@ from pathlib import Path
 
 from avssl import config
 from avssl.data.worker_server import start_worker_server
+from avssl.plain_text import plain_lines, run_in_utf8, say
 
 
 def main(cfg: config.RunConfig) -> None:
@@ -91,7 +92,7 @@ def main(cfg: config.RunConfig) -> None:
         if cfg.init_from:
             report = checkpoint.inherit(loss, cfg.init_from, shards.fingerprint)
             loss.after_inherit(report["loaded"])
-            accelerator.print(checkpoint.describe_matching(report, cfg.init_from))
+            accelerator.print(plain_lines(checkpoint.describe_matching(report, cfg.init_from)))
             same_audio = config.load_run(cfg.init_from).views.audio == cfg.views.audio
             inherited = same_audio and checkpoint.inherit_views(views, cfg.init_from)
         if not inherited:
@@ -99,7 +100,7 @@ def main(cfg: config.RunConfig) -> None:
         if accelerator.is_main_process:
             checkpoint.save_module(views, statistics)
     else:
-        accelerator.print(f"going on from {resumed} at step {progress.step} of {total_steps}")
+        accelerator.print(plain_lines(f"going on from {resumed} at step {progress.step} of {total_steps}"))
         checkpoint.load_module(views, statistics)
     if accelerator.is_main_process:
         config.save(cfg, run / "config.yaml")
@@ -147,16 +148,20 @@ def main(cfg: config.RunConfig) -> None:
     if progress.step == total_steps and accelerator.is_main_process:
         modules, facts = {"loss": loss, "views": views}, provenance(cfg, shards, progress)
         checkpoint.export(run, modules, facts, checkpoint.whole_banks(run, loss))
-        accelerator.print(f"finished: {run / checkpoint.WEIGHTS_FILE}")
+        accelerator.print(plain_lines(f"finished: {run / checkpoint.WEIGHTS_FILE}"))
     elif stop.agreed:
-        accelerator.print(f"stopped by signal at step {progress.step}; the same command goes on from there")
+        accelerator.print(
+            plain_lines(f"stopped by signal at step {progress.step}; the same command goes on from there")
+        )
     accelerator.wait_for_everyone()
     accelerator.end_training()
 
 
 if __name__ == "__main__":
+    run_in_utf8()
     required = ("run", "data.shards", "loss.name")
     try:
         main(config.load(config.RunConfig, sys.argv[1:], usage="recipes/pretrain.py", required=required))
     except (FileNotFoundError, ValueError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+        say(f"error: {error}", sys.stderr)
+        sys.exit(1)

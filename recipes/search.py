@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from avssl import search_faiss
+from avssl.plain_text import run_in_utf8, say, say_lines
 from avssl.search import EmbeddingIndex, Hit, comparable, key_of_source, load_embedder_of
 from avssl.tables import MODALITIES
 
@@ -56,14 +57,14 @@ def main(arguments: argparse.Namespace) -> int:
 
     spans = [[float(one) for one in span] for span in zip(query.start_seconds, query.end_seconds, strict=True)]
     if arguments.json:
-        print(as_json(spans, results, query=str(arguments.query), query_modality=own, weights=index.weights_hash,
+        say_lines(as_json(spans, results, query=str(arguments.query), query_modality=own, weights=index.weights_hash,
                       index=arguments.index))  # fmt: skip
         return 0
     for number, (start, end) in enumerate(spans):
         for name, found in results.items():
-            print(f"{own} of {arguments.query} [{start:.2f} to {end:.2f} s] -> {name}")
+            say_lines(f"{own} of {arguments.query} [{start:.2f} to {end:.2f} s] -> {name}")
             for place, hit in enumerate(found[number], 1):
-                print(f"{place:4d}  {hit.score:7.4f}  {hit.start_seconds:9.2f} {hit.end_seconds:9.2f}  {hit.key}")
+                say_lines(f"{place:4d}  {hit.score:7.4f}  {hit.start_seconds:9.2f} {hit.end_seconds:9.2f}  {hit.key}")
     return 0
 
 
@@ -83,7 +84,7 @@ def as_json(spans: list[list[float]], results: dict[str, list[list[Hit]]], **fac
 def build(arguments: argparse.Namespace) -> int:
     for modality, facts in search_faiss.build(EmbeddingIndex(arguments.index_folder), arguments.kind).items():
         recall, noisy, count = facts["recall_at_10"], facts["noisy_recall_at_10"], facts["num_recall_queries"]
-        print(f"{arguments.kind} of {facts['num_rows']} {modality} rows, in {facts['build_seconds']:.1f} s: "
+        say_lines(f"{arguments.kind} of {facts['num_rows']} {modality} rows, in {facts['build_seconds']:.1f} s: "
               f"recall at 10 is {recall:.3f} over {count} stored rows, {noisy:.3f} with noise added")  # fmt: skip
     return 0
 
@@ -124,8 +125,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    run_in_utf8()
     try:
         given = parse(sys.argv[1:])
         sys.exit(given.main(given))
     except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        say(f"error: {error}", sys.stderr)
+        sys.exit(1)

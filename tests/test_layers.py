@@ -16,6 +16,7 @@ LAYERS = {
         "avssl.whole_files",
         "avssl.checked_json",
         "avssl.plain_text",
+        "avssl.tensor_files",
     ],
     1: [
         "avssl.ops",

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from avssl.checkpoint import HUB_SCHEME, locate
+from avssl.plain_text import run_in_utf8, say, say_lines
 
 GRAPHS = ("torch_export", "torchscript", "onnx")
 
@@ -23,9 +24,10 @@ def main(argv: list[str]) -> None:
     """Run one command; errors of the user's end with one line and status 1."""
     arguments = parse(argv)
     try:
-        sys.stdout.write(arguments.run_command(arguments).rstrip() + "\n")
+        say_lines(arguments.run_command(arguments).rstrip())
     except (FileNotFoundError, ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        say(f"error: {error}", sys.stderr)
+        sys.exit(1)
 
 
 def import_command(arguments: argparse.Namespace) -> str:
@@ -134,4 +136,5 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    run_in_utf8()
     main(sys.argv[1:])

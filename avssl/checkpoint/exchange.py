@@ -15,7 +15,8 @@ from typing import Any
 from avssl import config
 from avssl.checkpoint.card import write_card
 from avssl.checkpoint.place import CONFIG_FILE, FILES
-from avssl.checkpoint.weights import EXCHANGE_FILE, PROVENANCE_FILE, read_provenance, read_weights, write_tensors
+from avssl.checkpoint.weights import EXCHANGE_FILE, PROVENANCE_FILE, read_provenance, read_weights
+from avssl.tensor_files import write_tensors
 from avssl.whole_files import whole_path
 
 NAME = re.compile(r"[A-Z0-9_]+")  # of torchvision's weights, which anyone can get
@@ -43,8 +44,8 @@ def export_folder(run: str | Path, out: str | Path, *, with_state: bool = False,
         provenance.setdefault("licence", licence)
     cfg = config.load_run(run)
     out.mkdir(parents=True, exist_ok=True)
-    (out / CONFIG_FILE).write_text(json.dumps(dataclasses.asdict(_without_paths(cfg)), indent=1))
-    (out / PROVENANCE_FILE).write_text(json.dumps(_facts(provenance), indent=1))
+    (out / CONFIG_FILE).write_text(json.dumps(dataclasses.asdict(_without_paths(cfg)), indent=1), encoding="utf-8")
+    (out / PROVENANCE_FILE).write_text(json.dumps(_facts(provenance), indent=1), encoding="utf-8")
     kept = {key: value for key, value in weights.items() if with_state or key.startswith(PARTS)}
     with whole_path(out / EXCHANGE_FILE) as temporary:  # last: the folder is whole when this is there
         # One entry of metadata: the order of several, so the bytes, would be chance.

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from avssl.checkpoint.weights import write_tensors
 from avssl.distributed import rank
 from avssl.ops.sharded_memory import ShardedMemoryBank
+from avssl.tensor_files import write_tensors
 
 FILE_NAME = "rows_of_rank_{:05d}.safetensors"
 

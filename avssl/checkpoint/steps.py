@@ -43,7 +43,7 @@ def save(accelerator: Accelerator, run: Path, progress: Progress, facts: Mapping
     barrier()
     if accelerator.is_main_process:
         state = {"progress": progress.state_dict(), "facts": dict(facts), "world_size": world_size()}
-        (temporary / "progress.json").write_text(json.dumps(state, indent=1))
+        (temporary / "progress.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
         for path in temporary.iterdir():
             sync(path)
         shutil.rmtree(target, ignore_errors=True)
@@ -65,7 +65,7 @@ def resume(accelerator: Accelerator, run: Path, progress: Progress, facts: Mappi
     if not found:
         return None
     newest = Path(found[-1])
-    state = json.loads((newest / "progress.json").read_text())
+    state = json.loads((newest / "progress.json").read_text(encoding="utf-8"))
     given = {**facts, "world_size": world_size()}
     stored = {**state["facts"], "world_size": state["world_size"]}
     changed = [

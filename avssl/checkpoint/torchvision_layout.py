@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from avssl.checkpoint.weights import read_weights, write_tensors
+from avssl.checkpoint.weights import read_weights
 from avssl.config import load_run
+from avssl.tensor_files import write_tensors
 from avssl.whole_files import whole_path
 
 SUFFIXES = (".safetensors", ".pth")

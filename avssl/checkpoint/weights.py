@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from avssl.checked_json import Fields
+from avssl.tensor_files import write_tensors
 from avssl.whole_files import whole_path, write_whole
 
 WEIGHTS_FILE = "encoders.safetensors"
@@ -44,16 +44,6 @@ def write_weights(run: Path, state: Mapping[str, torch.Tensor], provenance: Mapp
     with whole_path(path) as temporary:  # last: a run is finished when this is there
         write_tensors(state, temporary, {"format": "avssl-run", "version": "1"})
     return path
-
-
-def write_tensors(state: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-    """A safetensors file with the rights that any new file has: the library's own are for its owner alone."""
-    own = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    # None, not {}: safetensors 0.8.0 writes a header that it cannot read for no tensors and metadata of no entries.
-    save_file(own, str(path), metadata=dict(metadata) or None)
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)
 
 
 def _inherited_licence(init_from: str) -> dict[str, Any]:

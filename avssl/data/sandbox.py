@@ -78,7 +78,9 @@ def begin_sandbox(environment: dict[str, str], memory_bytes: int) -> None:
         return
     import resource
 
-    used = next(int(line.split()[1]) << 10 for line in status.read_text().splitlines() if line.startswith("VmData"))
+    used = next(
+        int(line.split()[1]) << 10 for line in status.read_text("utf-8").splitlines() if line.startswith("VmData")
+    )
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (used + memory_bytes, hard))
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from avssl.tensor_files import write_tensors
 from avssl.whole_files import whole_path
 
 TRAINING_FILE = "training.safetensors"  # while it runs
@@ -24,8 +25,6 @@ def save_state(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, step: int, facts: Mapping[str, Any]
 ) -> None:
     """Write weights, moments, step and facts (plain values) to `path`. Call on one process."""
-    from safetensors.torch import save_file
-
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     moments = {} if optimizer is None else optimizer.state_dict()["state"]
     for number, values in moments.items():
@@ -33,7 +32,7 @@ def save_state(
     # A copy of each: two names of one storage are refused.
     contents = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
     with whole_path(path) as temporary:
-        save_file(contents, str(temporary), metadata={"step": str(step), "facts": json.dumps(dict(facts))})
+        write_tensors(contents, temporary, {"step": str(step), "facts": json.dumps(dict(facts))})
 
 
 def read_step(path: Path, facts: Mapping[str, Any]) -> int:

@@ -170,7 +170,7 @@ def read_evaluation(path: str | Path) -> dict[str, Any]:
     if not source.is_file():
         raise FileNotFoundError(f"{source}: no such file; give a result of recipes/evaluate.py, a .json")
     try:
-        found = json.loads(source.read_text())
+        found = json.loads(source.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{source}: is not JSON ({error})") from error
     if not isinstance(found, dict) or found.get("format_version") != FORMAT_VERSION:

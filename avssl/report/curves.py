@@ -178,7 +178,7 @@ def _probe_results(path: Path) -> list[dict[str, Any]]:
         return []
     lines = [
         Fields.parse(line, str(path), finite=False).record
-        for line in path.read_text().splitlines()
+        for line in path.read_text(encoding="utf-8").splitlines()
         if line.endswith("}")
     ]
     return [line for line in lines if "error" not in line]

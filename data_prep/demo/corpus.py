@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from avssl.plain_text import say
 from data_prep.demo.pictures import SHAPES, render
 from data_prep.demo.sounds import MELODY_SEMITONES, TIMBRES, draw_score, loudness, record, synthesise
 from data_prep.encode import write_media
@@ -200,12 +201,12 @@ def _claim(root: Path, settings: CorpusSettings) -> None:
     """Take an empty folder, or one that was begun with the same settings."""
     identity = json.dumps({"format": "avssl-demo-corpus", "version": FORMAT_VERSION, **asdict(settings)}, indent=2)
     marker = root / "corpus.json"
-    if root.is_dir() and any(root.iterdir()) and not (marker.is_file() and marker.read_text() == identity):
+    if root.is_dir() and any(root.iterdir()) and not (marker.is_file() and marker.read_text("utf-8") == identity):
         raise FileExistsError(
             f"{root} holds something else than a demo corpus with these settings: empty it or choose another"
         )
     root.mkdir(parents=True, exist_ok=True)
-    marker.write_text(identity)
+    marker.write_text(identity, encoding="utf-8")
 
 
 def _write_clip(job: tuple[str, CorpusSettings, ClipPlan]) -> int:
@@ -277,5 +278,5 @@ def run(arguments: argparse.Namespace) -> int:
     """Make the corpus that the options ask for and say what was made."""
     names = ("num_train", "num_test", "workers", *CorpusSettings.__dataclass_fields__)
     summary = make_demo_corpus(arguments.out, **{name: getattr(arguments, name) for name in names})
-    tqdm.write(json.dumps(summary))
+    say(json.dumps(summary))
     return 0

@@ -6,9 +6,8 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from avssl.data.shards import dump_json
+from avssl.plain_text import say
 from avssl.whole_files import write_whole
 from data_prep.pool import default_num_workers
 from data_prep.stats.collect import Stats, Thresholds, collect_stats
@@ -62,14 +61,15 @@ def run(arguments: argparse.Namespace) -> int:
     stats = collect_stats(
         arguments.shards, decode=not arguments.no_decode, num_workers=arguments.workers, thresholds=thresholds
     )
-    tqdm.write("\n".join(lines(stats)))
+    for line in lines(stats):
+        say(line)
     if arguments.json is not None:
         write_whole(arguments.json, dump_json(stats.to_json()))
-        tqdm.write(f"numbers: {arguments.json}")
+        say(f"numbers: {arguments.json}")
     if arguments.out is not None:
         path = arguments.out / PAGE_NAME
         write_whole(path, page(stats).encode())
-        tqdm.write(f"page: {path}")
+        say(f"page: {path}")
     return 1 if stats.tally.failed else 0
 
 
