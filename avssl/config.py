@@ -118,6 +118,7 @@ def parse(schema: type[T], argv: list[str]) -> T:
         if name.startswith("-"):
             raise ConfigError(f"{name} is not an option; changes are written key=value, without dashes")
         if not Path(name).is_file():
+            found = "a folder" if Path(name).is_dir() else "no such file"
             raise ConfigError(f"{name}: {found}; give the YAML of the recipe or task")
     try:
         values: Any = OmegaConf.create()
@@ -151,7 +152,7 @@ def _load_yaml(name: str) -> Any:
         values = OmegaConf.create(text)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{name}: is not UTF-8 ({error})") from error
-    except (yaml.YAMLError, errors.OmegaConfBaseException, ValueError) as error:
+    except (yaml.YAMLError, errors.OmegaConfBaseException, ValueError, AssertionError) as error:
         raise error if isinstance(error, ConfigError) else ConfigError(f"{name}: {_one_line(error)}") from error
     if not OmegaConf.is_dict(values) or not text.strip():
         raise ConfigError(f"{name}: holds no `key: value` lines; give the YAML of the recipe or task")
