@@ -20,11 +20,12 @@ import yaml
 from omegaconf import OmegaConf, errors
 
 from avssl.checked_json import MAX_DEPTH
+from avssl.config_text import ConfigError, check_yaml, one_line
 from avssl.data.loader_config import LoaderConfig
 from avssl.data.shard_cache import DEFAULT_CACHE_BYTES
 from avssl.data.view_config import ViewsConfig
 from avssl.optim.config import OptimConfig
-from avssl.plain_text import brief, plain, say, say_lines
+from avssl.plain_text import brief, say, say_lines
 from avssl.types import LossConfig
 
 T = TypeVar("T")
@@ -89,10 +90,6 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
 
-class ConfigError(ValueError):
-    """What is wrong with a configuration, in one message for the person who wrote it."""
-
-
 def load(schema: type[T], argv: list[str], *, usage: str = "", required: Sequence[str] = ()) -> T:
     """Configuration from command-line arguments: YAML files first, then `a.b=c` changes, later ones win.
 
@@ -148,12 +145,12 @@ def _load_yaml(name: str) -> Any:
         raise ConfigError(f"{name}: has {len(content)} bytes, so it is no configuration; at most {MAX_YAML_BYTES}")
     try:
         text = content.decode("utf-8-sig")
-        _check_yaml(text, name)
+        check_yaml(text, name)
         values = OmegaConf.create(text)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{name}: is not UTF-8 ({error})") from error
     except (yaml.YAMLError, errors.OmegaConfBaseException, ValueError, AssertionError) as error:
-        raise error if isinstance(error, ConfigError) else ConfigError(f"{name}: {_one_line(error)}") from error
+        raise error if isinstance(error, ConfigError) else ConfigError(f"{name}: {one_line(error)}") from error
     if not OmegaConf.is_dict(values) or not text.strip():
         raise ConfigError(f"{name}: holds no `key: value` lines; give the YAML of the recipe or task")
     return values
@@ -162,25 +159,10 @@ def _load_yaml(name: str) -> Any:
 def _parse_changes(changes: list[str]) -> Any:
     for one in changes:
         try:
-            _check_yaml(one.partition("=")[2], one.partition("=")[0])
+            check_yaml(one.partition("=")[2], one.partition("=")[0])
         except yaml.YAMLError as error:
-            raise ConfigError(f"{brief(one)}: {_one_line(error)}") from error
+            raise ConfigError(f"{brief(one)}: {one_line(error)}") from error
     return OmegaConf.from_dotlist(changes)
-
-
-def _check_yaml(text: str, where: str) -> None:
-    """ConfigError for what would grow or nest without bound when it is built."""
-    depth = 0
-    for event in yaml.parse(text, yaml.SafeLoader):
-        if isinstance(event, yaml.AliasEvent):
-            raise ConfigError(f"{where}: refers to another place of it (*{plain(event.anchor)}); write the value out")
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > MAX_DEPTH:
-            raise ConfigError(f"{where}: is nested more than {MAX_DEPTH} deep")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def value_of(argv: Sequence[str], key: str, default: str) -> str:
