@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from avssl import kernels
+
 if TYPE_CHECKING:
     from avssl.config import RunConfig
 
@@ -14,12 +16,14 @@ if TYPE_CHECKING:
 def settle_precision(cfg: RunConfig) -> None:
     """Replace mixed_precision=auto by what this machine does, and set TF32 as asked.
 
-    auto is bf16 where a GPU computes it natively, else fp32; a run on the CPU is fp32. TF32 keeps 10 of a float32's 23
+    auto is bf16 where a GPU computes it natively and a small case comes out right, else fp32; a run on the CPU is fp32:
+    some CPUs' bf16 kernels are wrong (avssl.kernels). TF32 keeps 10 of a float32's 23
     bits of mantissa: "convolutions" concerns the networks alone, "all" the matrix products of heads and losses too.
     """
     if cfg.mixed_precision == "auto":
         has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-        cfg.mixed_precision = "bf16" if has_bf16 and not cfg.cpu else "fp32"
+        is_right = has_bf16 and not cfg.cpu and kernels.autocast_is_right(torch.bfloat16, torch.device("cuda"))
+        cfg.mixed_precision = "bf16" if is_right else "fp32"
     # The module has it at run time (torch/backends/cudnn), its types do not say so.
     torch.backends.cudnn.conv.fp32_precision = "ieee" if cfg.tf32 == "none" else "tf32"  # type: ignore[attr-defined]
     torch.backends.cuda.matmul.fp32_precision = "tf32" if cfg.tf32 == "all" else "ieee"
@@ -29,13 +33,21 @@ def use_channels_last(networks: nn.Module, wanted: bool | None, device: torch.de
     """Put the channels of the convolutions' weights last in memory; names, shapes and values stay.
 
     wanted None is what was measured to pay: two-dimensional convolutions on a CPU (docs/decisions.md); clips of AVID's
-    size are slower so, and no GPU has been measured.
+    size are slower so, and no GPU has been measured. Wrong kernels of the machine (avssl.kernels): channels stay where
+    they are when nobody asked, else ValueError.
     """
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     if wanted is None and device.type == "cpu":
         del formats[5]
     elif not wanted:
         return
+    for ndim in list(formats):
+        if not kernels.channels_last_is_right(ndim - 2, device):
+            if wanted:
+                raise ValueError(
+                    f"channels_last=true: this machine computes {ndim - 2}-D convolutions wrongly; leave it out"
+                )
+            del formats[ndim]
     for parameter in networks.parameters():
         if parameter.ndim in formats:
             # New memory for kernels of 1 x 1, too: their strides must be those of the gradients that DDP will compare.

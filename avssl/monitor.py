@@ -31,6 +31,14 @@ if TYPE_CHECKING:
     from avssl.data.loader import Loader
     from avssl.data.shards import ShardSet
 
+# What to do about a loss that is not finite: first whatever the precision may have done by itself.
+IN_FLOAT32 = "lower optim.lr, set optim.clip_norm, or look at those samples (python -m data_prep show)"
+ADVICE = {
+    "fp32": IN_FLOAT32,
+    "bf16": f"first try mixed_precision=fp32 from the last checkpoint; if it is the same there, {IN_FLOAT32}",
+    "fp16": f"first try mixed_precision=bf16 or fp32 from the last checkpoint; if it is the same there, {IN_FLOAT32}",
+}
+
 
 class StopSignal:
     """SIGTERM and SIGINT ask for a clean stop; all processes agree on the step at which it happens."""
@@ -150,8 +158,8 @@ class Monitor:
     def _refuse_unless_finite(self, loss: float, batch: Batch) -> None:
         if not math.isfinite(loss):
             raise FloatingPointError(
-                f"the loss is {loss} at step {self.progress.step}, samples {batch.index.tolist()[:8]} ...; "
-                "lower optim.lr, set optim.clip_norm, or use mixed_precision=bf16 in place of fp16"
+                f"the loss is {loss} at step {self.progress.step}, samples {batch.index.tolist()[:8]} ..., "
+                f"mixed_precision={self.cfg.mixed_precision}; " + ADVICE[self.cfg.mixed_precision]
             )
 
     def close(self) -> None:

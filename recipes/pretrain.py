@@ -24,7 +24,7 @@ def main(cfg: config.RunConfig) -> None:
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.utils import set_seed
 
-    from avssl import checkpoint, device_settings, losses
+    from avssl import checkpoint, device_settings, kernels, losses
     from avssl.data import storage
     from avssl.data.loader import Loader
     from avssl.data.shards import ShardSet
@@ -61,6 +61,7 @@ def main(cfg: config.RunConfig) -> None:
     loss = loss_class(cfg.loss, encoders, shards.num_samples)
     loss.check_batch_size(cfg.data.global_batch_size)
     device_settings.use_channels_last(loss, cfg.channels_last, accelerator.device)
+    kernels.refuse_wrong_kernels(loss, cfg.mixed_precision, accelerator.device)
     if cfg.synchronise_batch_norm:
         loss = torch.nn.SyncBatchNorm.convert_sync_batchnorm(loss)
     optimizer = build_optimizer(cfg.optim, loss.param_groups())

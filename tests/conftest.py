@@ -9,7 +9,9 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
-torch.set_num_threads(1)  # the test runner uses a process per core
+# One unless asked otherwise: the test runner uses a process per core. Commands that tests start follow it, too.
+NUM_THREADS = os.environ.get("AVSSL_TEST_THREADS", "1")
+torch.set_num_threads(int(NUM_THREADS))
 
 # A run of the recipes that takes a second or two: small frames, short sound, narrow networks.
 TINY = [
@@ -43,7 +45,7 @@ def run_python(*arguments, check=True, **environment):
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"} | environment,
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": NUM_THREADS} | environment,
     )
     if check and process.returncode:
         raise AssertionError(f"{arguments} left with {process.returncode}\n{process.stdout}\n{process.stderr}")

@@ -177,7 +177,7 @@ def relative_difference(actual, expected):
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     claim, *rest = sys.argv[1:]
     if claim != "pretrain":
         torch.distributed.init_process_group("gloo")

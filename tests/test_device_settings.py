@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from avssl import config, device_settings, losses
+from avssl import config, device_settings, kernels, losses
 from avssl.models import create_encoder
 from avssl.optim.build import OptimConfig, build_optimizer
 from tests.tiny import Run
@@ -26,6 +26,7 @@ def settled(*changes):
 def test_auto_is_bf16_only_where_a_gpu_has_it(monkeypatch):
     assert settled() == ("bf16" if torch.cuda.is_available() else "fp32")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(kernels, "autocast_is_right", lambda dtype, device: True)
     for has_bf16, expected in ((True, "bf16"), (False, "fp32")):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, found=has_bf16: found)
         assert settled() == expected
@@ -44,7 +45,8 @@ def test_tf32_is_set_by_name_and_not_left_to_the_library(asked, convolutions, pr
     assert found == (convolutions, products)
 
 
-def test_channels_last_changes_strides_and_nothing_else():
+def test_channels_last_changes_strides_and_nothing_else(monkeypatch):
+    monkeypatch.setattr(kernels, "channels_last_is_right", lambda dimensions, device: True)
     torch.manual_seed(0)
     encoders = torch.nn.ModuleDict(
         {
@@ -64,6 +66,7 @@ def test_channels_last_changes_strides_and_nothing_else():
             assert torch.equal(encoders.state_dict()[name], tensor)
 
 
+@pytest.mark.filterwarnings("ignore:channels stay first")
 def test_gradients_have_the_strides_of_their_weights_as_ddp_wants_them():
     encoders = torch.nn.ModuleDict({"image": create_encoder("resnet10", width=4, small_stem=True)})
     device_settings.use_channels_last(encoders, None, torch.device("cpu"))
@@ -77,7 +80,8 @@ def test_gradients_have_the_strides_of_their_weights_as_ddp_wants_them():
     ("wanted", "device", "moved"),
     [(None, "cpu", {4}), (None, "cuda", set()), (True, "cuda", {4, 5}), (False, "cpu", set())],
 )
-def test_left_to_itself_it_is_two_dimensional_convolutions_on_a_cpu(wanted, device, moved):
+def test_left_to_itself_it_is_two_dimensional_convolutions_on_a_cpu(wanted, device, moved, monkeypatch):
+    monkeypatch.setattr(kernels, "channels_last_is_right", lambda dimensions, device: True)
     encoders = torch.nn.ModuleDict({"picture": torch.nn.Conv2d(2, 3, 3), "clip": torch.nn.Conv3d(2, 3, 3)})
     device_settings.use_channels_last(encoders, wanted, torch.device(device))
     weights = [layer.weight for layer in encoders.values()]

@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = {
     0: [
         "avssl.types",
+        "avssl.kernels",
         "avssl.distributed",
         "avssl.tables",
         "avssl.table_files",

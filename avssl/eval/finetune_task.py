@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from avssl import kernels
 from avssl.data.clip_sets import ClipSets
 from avssl.data.loader import Loader, LoaderConfig
 from avssl.data.statistics import measure_statistics
@@ -195,6 +196,7 @@ def run_repeat(
         measure_statistics(maker, loader)
     torch.manual_seed(seed)  # of the heads
     model = make_model(fold, maker, views).to(device)
+    kernels.refuse_wrong_kernels(model, config.mixed_precision, device)
     stages = make_stages(loader.steps_per_epoch)
     said = {
         "train_test_classes": [fold.train.num_samples, fold.test.num_samples, len(fold.classes)],

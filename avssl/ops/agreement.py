@@ -36,6 +36,7 @@ from typing import Literal, TypeVar
 import torch
 from tqdm import tqdm
 
+from avssl import kernels
 from avssl.distributed import rank
 
 Agreement = Literal["consensus", "union", "video", "audio"]
@@ -73,9 +74,9 @@ def has_quick_bfloat16(device: torch.device) -> bool:
 
 
 def levels(device: torch.device) -> list[torch.dtype]:
-    """The types that products are made in, one after the other where the first cannot tell rows apart."""
-    exact = [torch.float32, torch.float64] if device.type == "cpu" else [torch.float64]
-    return [torch.bfloat16, *exact] if has_quick_bfloat16(device) else exact
+    """The types that products are made in, one after the other where one cannot tell rows apart, without wrong ones."""
+    quick = [torch.bfloat16] * has_quick_bfloat16(device) + [torch.float32] * (device.type == "cpu")
+    return [*(dtype for dtype in quick if kernels.products_are_right(dtype, device)), torch.float64]
 
 
 @contextmanager

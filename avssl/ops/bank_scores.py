@@ -126,8 +126,22 @@ def reads_any_rows() -> bool:
     It does in every PyTorch tried (it treats each entry alone), but a CSR matrix by the book has neither, so this asks.
     PyTorch also says once, at the first CSR tensor, that their API may change: here, where nobody is told.
     """
-    rows = torch.arange(12.0).view(4, 3)
+    rows = (torch.arange(4 * 19.0) % 7).view(4, 19)  # small whole numbers: exact in any order
     index = torch.tensor([[3, 0, 3], [2, 1, 1]])
+    kept: list[torch.Tensor] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torch.equal(_csr_scores(rows[1:3], rows, index), plain_scores(rows[1:3], rows, index))
+
+        def weigh(scores: torch.Tensor, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
+            kept.append(scores.clone())
+            return index[part].float(), scores
+
+        _, sums = _cpu_block(rows[1:3], rows, index, weigh, slice(0, 2), True)
+    wrong = [] if torch.equal(kept[0], plain_scores(rows[1:3], rows, index)) else ["scores"]
+    if not torch.equal(sums, torch.einsum("bk,bkd->bd", index.float(), rows[index])):
+        wrong.append("sums")
+    if wrong:
+        warnings.warn(
+            f"rows of banks are gathered: {wrong} of PyTorch's CSR and bag kernels are wrong here", stacklevel=2
+        )
+    return not wrong

@@ -10,10 +10,13 @@ from typing import Any
 
 import torch
 
+from avssl import kernels
 from avssl.optim.config import OptimConfig
 from avssl.optim.lars import LARS
 
 __all__ = ["OptimConfig", "build_optimizer", "forget", "learning_rate", "set_learning_rate"]
+
+KINDS: dict[str, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
 def build_optimizer(config: OptimConfig, groups: Sequence[Mapping[str, object]]) -> torch.optim.Optimizer:
@@ -27,18 +30,29 @@ def build_optimizer(config: OptimConfig, groups: Sequence[Mapping[str, object]])
     if config.name == "lars":
         exclude = config.exclude_biases is not False
         return LARS(ready, momentum=config.momentum, trust=config.trust, exclude_biases=exclude, **common)
-    common["fused"] = config.fused is not False
+    kind = KINDS[config.name]
+    common["fused"] = _fused(config, kind, ready)
     optimizer: torch.optim.Optimizer
     if config.name == "sgd":
         optimizer = torch.optim.SGD(ready, momentum=config.momentum, **common)
         if common["fused"] and config.momentum:
             optimizer.register_step_pre_hook(_begin_momentum)
     else:
-        kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
         optimizer = kind(ready, betas=config.betas, **common)
     optimizer.register_load_state_dict_pre_hook(partial(_keep_fused, fused=common["fused"]))
     optimizer.register_load_state_dict_post_hook(_lay_out_as_weights)
     return optimizer
+
+
+def _fused(config: OptimConfig, kind: Any, groups: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the fused kernels are used. ValueError where they were asked for and are wrong on this machine."""
+    device = next((one.device for group in groups for one in group["params"]), torch.device("cpu"))
+    if config.fused is False:
+        return False
+    is_right = kernels.fused_is_right(kind, device)
+    if config.fused and not is_right:
+        raise ValueError(f"optim.fused=true: this machine computes the fused {kind.__name__} wrongly; leave it out")
+    return is_right
 
 
 def _keep_fused(optimizer: torch.optim.Optimizer, state: dict[str, Any], *, fused: bool) -> dict[str, Any]:  # noqa: ARG001
