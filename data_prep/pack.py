@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from avssl.data.shards import Sample, ShardRecord, SideCar, sha256_file, shard_name, write_tar
 from data_prep.files import atomic_file
 from data_prep.folder import OutputFolder
-from data_prep.parts import PARTS, PartSummary, load_samples, part_name
+from data_prep.parts import PartSummary, load_samples, part_name
 
 
 @dataclass(frozen=True)
@@ -38,25 +38,51 @@ def side_car_name(shard: str) -> str:
 def make_shard(task: ShardTask) -> ShardRecord:
     """Runs in a worker: copy a part to its shard and write the side-car; then the part's media go.
 
-    Raises ValueError if the part, or a shard that is there already, was changed since it was written.
+    Raises RuntimeError if the part is gone, ValueError if it was changed since it was written: it counts as not done
+    from then on.
     """
     folder, name = task.folder, shard_name(task.shard_number)
     summary = PartSummary.load(folder, task.part_number)
     if summary is None:
-        raise ValueError(f"{folder.location}: part {task.part_number} went away while it was packed; run again")
+        raise RuntimeError(
+            f"{folder}: part {task.part_number} went away while it was packed; run the same command again"
+        )
     media = part_name(task.part_number, "bin", summary.attempt)
-    if not folder.exists(media):  # made before this run was interrupted
-        return _finished_shard(task, name)
+    if (shard := finished_shard(task, summary.num_written)) is not None:  # made before this run was interrupted
+        folder.remove(media)
+        return shard
+    if not summary.has_data(folder, task.part_number):
+        raise _damaged(task, media)
     with folder.local_file(media) as path:
         if sha256_file(path) != summary.sha256:
-            raise ValueError(
-                f"{folder.where(media)}: was changed or damaged since it was written; delete {folder.where(PARTS)} and "
-                "write again"
-            )
+            raise _damaged(task, media)
         samples = load_samples(folder, task.part_number, summary.attempt, task.first_index)
         shard = write_shard(folder, name, samples, task.first_index)
     folder.remove(media)
     return shard
+
+
+def _damaged(task: ShardTask, media: str) -> ValueError:
+    """Of a part, which has to be read again."""
+    folder = task.folder
+    folder.remove(part_name(task.part_number, "json"))
+    return ValueError(
+        f"{folder.where(media)}: was changed or damaged since it was written; run the same command again: it reads the "
+        "files of this part once more"
+    )
+
+
+def finished_shard(task: ShardTask, num_samples: int) -> ShardRecord | None:
+    """What the side-car says of the shard, if both are there and are what this part becomes; else None."""
+    name = shard_name(task.shard_number)
+    if not task.folder.exists(side_car_name(name)):
+        return None
+    try:
+        record = load_side_car(task.folder, name).record
+    except (ValueError, FileNotFoundError):
+        return None
+    is_it = (record.first_index, record.num_samples) == (task.first_index, num_samples)
+    return record if is_it and task.folder.size(name) == record.bytes else None
 
 
 def write_shard(folder: OutputFolder, name: str, samples: Iterable[Sample], first_index: int) -> ShardRecord:
@@ -82,12 +108,3 @@ def load_side_car(folder: OutputFolder, name: str) -> SideCar:
     """A shard's side-car. FileNotFoundError or ValueError names the file."""
     with folder.local_file(side_car_name(name)) as path:
         return SideCar.load(path)
-
-
-def _finished_shard(task: ShardTask, name: str) -> ShardRecord:
-    record = load_side_car(task.folder, name).record
-    if not task.folder.exists(name) or record.first_index != task.first_index:
-        raise ValueError(
-            f"{task.folder.where(name)}: was changed since it was written; delete the folder and write again"
-        )
-    return record

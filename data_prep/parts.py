@@ -57,17 +57,30 @@ class PartSummary:
 
     @classmethod
     def load(cls, folder: OutputFolder, number: int) -> Self | None:
-        """The summary of a part that is done, else None."""
+        """The summary of a part that is done, else None; one that cannot be read is none."""
         name = part_name(number, "json")
         if not folder.exists(name):
             return None
-        fields = Fields.parse(folder.read_bytes(name), folder.where(name))
-        skipped = [
-            {name: one.text(name) for name in ("path", "key", "reason", "message")}
-            for one in fields.sections("skipped")
-        ]
-        counts = fields.count("num_written"), skipped, fields.labels("label_names")
-        return cls(*counts, fields.text("sha256"), fields.count("attempt", least=1))
+        try:
+            fields = Fields.parse(folder.read_bytes(name), folder.where(name))
+            skipped = [
+                {name: one.text(name) for name in ("path", "key", "reason", "message")}
+                for one in fields.sections("skipped")
+            ]
+            counts = fields.count("num_written"), skipped, fields.labels("label_names")
+            return cls(*counts, fields.text("sha256"), fields.count("attempt", least=1))
+        except (ValueError, FileNotFoundError):  # cut or changed by somebody, or gone this moment
+            return None
+
+    def has_data(self, folder: OutputFolder, number: int) -> bool:
+        """Are its media and records there? Whether the media are the same bytes, packing finds out."""
+        if not self.num_written:
+            return True
+        records = part_name(number, "records", self.attempt)
+        if not folder.exists(part_name(number, "bin", self.attempt)) or not folder.exists(records):
+            return False
+        content = folder.read_bytes(records)
+        return content.endswith(b"\n") and content.count(b"\n") == self.num_written
 
     def is_done(self, attempt: int) -> bool:
         """Need nothing of this part be read in this attempt?"""

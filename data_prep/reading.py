@@ -62,6 +62,7 @@ def _read_file(entry: Entry, work: Work) -> Outcome:
     path = source_path(work.root, entry.path)
     try:
         with local_copy(path) as local:
+            _check_unchanged(entry, path, Path(local).stat().st_size)
             if entry.is_image:
                 return _image_sample(str(local), entry, work.options)
             return _media_sample(str(local), entry, work)
@@ -73,6 +74,19 @@ def _read_file(entry: Entry, work: Work) -> Outcome:
         return MediaError("unreachable", f"{path}: {error}")
     except ValueError as error:  # FFmpeg or the encoder refuses it in a way that has no reason of its own
         return MediaError("decode_error", f"{path}: cannot be transcoded ({type(error).__name__}: {error})")
+
+
+def _check_unchanged(entry: Entry, path: str, num_bytes: int) -> None:
+    """MediaError if the file is not the one that was listed: what the manifest says of it need not be true any more.
+
+    The size decides; times of change do not survive copying. Manifests that know no size (0) are believed.
+    """
+    if entry.item is None and entry.num_bytes and num_bytes != entry.num_bytes:
+        raise MediaError(
+            "changed_file",
+            f"{path}: has {num_bytes} bytes; when it was listed it had {entry.num_bytes}. Make the manifest anew with "
+            "`python -m data_prep index`",
+        )
 
 
 def _media_sample(path: str, entry: Entry, work: Work) -> Sample:

@@ -92,7 +92,7 @@ def scan(manifest: Path, work: Path, num_workers: int = 1) -> Rows:
         raise FileNotFoundError(f"{manifest}: no such manifest; make one with `python -m data_prep index`")
     with manifest.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    if (work / FACTS_NAME).is_file() and Fields.read(work / FACTS_NAME).text("sha256") == sha256:
+    if _is_scanned(work, sha256):
         return Rows(manifest, work)
     size = manifest.stat().st_size
     if size == 0:
@@ -116,6 +116,16 @@ def scan(manifest: Path, work: Path, num_workers: int = 1) -> Rows:
     facts = {"sha256": sha256, "rows": num_rows, "are_images": num_images > 0, "bytes": size}
     write_whole(work / FACTS_NAME, json.dumps(facts).encode())
     return Rows(manifest, work)
+
+
+def _is_scanned(work: Path, sha256: str) -> bool:
+    """Is there a scan of these bytes, undamaged?"""
+    try:
+        facts = Fields.read(work / FACTS_NAME)
+        num_bytes = (work / OFFSETS_NAME).stat().st_size
+        return facts.text("sha256") == sha256 and num_bytes == 8 * (facts.count("rows") + 1)
+    except (OSError, ValueError):
+        return False
 
 
 def scan_piece(piece: Piece) -> Scanned:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from avssl.data.decode import MediaInfo, PictureStream, SoundStream, StreamsFarApartError
+from avssl.data.decode import MediaInfo, PictureStream, SoundStream, StreamsFarApartError, least_length
 from avssl.types import MediaError
 from data_prep.copying import CopiedVideo, DoesNotFitError
 from data_prep.encode import VideoSettings, why_not_encode
@@ -198,7 +198,7 @@ def _check_complete(path: str, info: MediaInfo, segment: Segment, members: Seque
     if info.duration_seconds is not None:
         # Matroska and others count a file's duration from 0, others from its first stream: the smaller claim is meant.
         start = min(member.info.start_seconds for member in members)
-        end = min(segment[1], info.duration_seconds - max(0.0, start))
+        end = min(segment[1], least_length(info.duration_seconds, start))
         found = max(member.window.late + member.seconds for member in members)
         claims.append(("file", found, end - segment[0]))
     for name, found, promised in claims:

@@ -26,8 +26,8 @@ from data_prep.files import atomic_file
 from data_prep.folder import OutputFolder, clear_errors
 from data_prep.job import Job, Share, identity, refuse_unless_same
 from data_prep.options import WriteOptions
-from data_prep.pack import ShardTask, make_shard, shard_tasks
-from data_prep.parts import PARTS, PartSummary
+from data_prep.pack import ShardTask, finished_shard, make_shard, shard_tasks
+from data_prep.parts import PARTS, PartSummary, part_name
 from data_prep.pool import Limits, in_processes
 from data_prep.progress import Progress
 from data_prep.reading import Transcode, Work
@@ -89,6 +89,7 @@ def write_shards(
 def _run(job: Job) -> ShardIndex | None:
     """Parts, then shards, then index.json; as much of it as the share allows now."""
     attempt = current_attempt(job.folder)
+    _forget_parts_without_data(job)
     missing = [n for n in range(job.num_parts) if job.share.holds(n) and not _is_done(job.folder, n, attempt)]
     run_parts = _executor(job.executor)
     num_files = sum(job.num_rows(number) for number in range(job.num_parts) if job.share.holds(number))
@@ -97,6 +98,8 @@ def _run(job: Job) -> ShardIndex | None:
             pass
     counts = _counts(job, attempt)
     if counts is None:
+        if job.share.count == 1:
+            raise _vanished(job)
         return None
     shards = _pack(job, counts)
     if job.share.count > 1:
@@ -128,6 +131,30 @@ def _counts(job: Job, attempt: int) -> list[int] | None:
     return counts
 
 
+def _vanished(job: Job) -> RuntimeError:
+    return RuntimeError(
+        f"{job.folder}: a part in {job.folder.where(PARTS)} went away while it was being written; run the same command "
+        "again: it makes that part anew"
+    )
+
+
+def _forget_parts_without_data(job: Job) -> None:
+    """A part of this share whose media somebody removed, and whose shard is not there either, has to be made anew.
+
+    Where packing has begun, a part that is packed has a shard instead of media. Which one is known once all are done.
+    """
+    summaries = [PartSummary.load(job.folder, number) for number in range(job.num_parts)]
+    tasks: dict[int, ShardTask] = {}
+    if all(summaries):
+        counts = [one.num_written for one in summaries if one is not None]
+        tasks = {task.part_number: task for task in shard_tasks(job.folder, counts)}
+    for number, summary in enumerate(summaries):
+        if summary is None or not job.share.holds(number) or summary.has_data(job.folder, number):
+            continue
+        if number not in tasks or finished_shard(tasks[number], summary.num_written) is None:
+            job.folder.remove(part_name(number, "json"))
+
+
 def _pack(job: Job, counts: list[int]) -> list[ShardRecord]:
     tasks = [task for task in shard_tasks(job.folder, counts) if job.share.holds(task.shard_number)]
     sizes = [counts[task.part_number] for task in tasks]
@@ -143,7 +170,8 @@ def _finish(job: Job, shards: list[ShardRecord]) -> ShardIndex:
     with atomic_file(scratch) as file:
         for number in range(job.num_parts):
             summary = PartSummary.load(job.folder, number)
-            assert summary is not None  # _counts has seen it
+            if summary is None:
+                raise _vanished(job)
             for skip in summary.skipped:
                 file.write(dump_json(skip))
                 reasons[skip["reason"]] += 1

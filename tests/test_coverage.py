@@ -34,7 +34,7 @@ def corpus(tmp_path_factory):
     ]
     (folder / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     index(folder / "list.jsonl", folder / "corpus.jsonl", IndexOptions(media=folder / "media"))
-    whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])  # damaged since
+    whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])  # cut since
     command = ["write", str(folder / "corpus.jsonl"), "--out", str(folder / "shards"), "--workers", "1",
                "--short-side-px", "48", "--samples-per-shard", "2"]  # fmt: skip
     assert main(command) == 0
@@ -59,7 +59,7 @@ def test_of_shards_it_says_what_was_written_and_why_the_rest_was_not(corpus):
     coverage = measure(str(corpus / "corpus.jsonl"), str(corpus / "shards"))
     assert numbers(coverage.total) == (7, 6, 4, 4, 4, 2, 5)
     assert coverage.total.reasons == {
-        "not_media": 1, "missing_file": 1, "truncated": 1, "no_audio": 1, "no_video": 1
+        "not_media": 1, "missing_file": 1, "changed_file": 1, "no_audio": 1, "no_video": 1
     }  # fmt: skip
     animals, places = coverage.classes["animal"], coverage.classes["place"]
     assert {name: numbers(counts) for name, counts in animals.items()} == {
@@ -87,7 +87,7 @@ def test_the_table_and_the_json_say_the_same(corpus, tmp_path, capsys):
     )
     assert rows["all"][1:8] == ["7", "6", "4", "4", "4", "2", "5"]
     assert rows["cat"][1:8] == ["3", "3", "3", "3", "2", "2", "1"]
-    assert rows["truncated"] == ["truncated", "1"]
+    assert rows["changed_file"] == ["changed_file", "1"]
     assert "  and 1 more; --classes 0 and --json show all" in lines
     found = json.loads((tmp_path / "c.json").read_text())
     assert found["classes"]["animal"]["emu"]["reasons"] == {"missing_file": 1}

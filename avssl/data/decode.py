@@ -46,13 +46,16 @@ from avssl.data.timeline import (
     audio_span,
     collect,
     fitted_size,
+    is_clear_length,
+    least_length,
 )
 from avssl.types import MediaError
 
 __all__ = [
     "FRAME_TIME_TOLERANCE_SECONDS", "MEDIA_SUFFIXES", "AudioInfo", "MediaInfo", "Picture", "PictureStream",
-    "SoundStream", "Source", "StreamsFarApartError", "Upright", "VideoInfo", "fitted_size", "open_packets", "probe",
-    "read_audio", "read_video", "stream_audio", "stream_pictures", "stream_video",
+    "SoundStream", "Source", "StreamsFarApartError", "Upright", "VideoInfo", "fitted_size", "is_clear_length",
+    "least_length", "open_packets", "probe", "read_audio", "read_video", "stream_audio", "stream_pictures",
+    "stream_video",
 ]  # fmt: skip
 
 

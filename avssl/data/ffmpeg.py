@@ -12,7 +12,7 @@ import io
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from av.stream import Disposition
 
 from avssl.data.frames import sound_of, use_native_layout
 from avssl.data.packets import FORMATS_WITH_BREAKS, Refused, on_one_clock, preferred
+from avssl.data.placeholders import Patched, Patches, filled_in
 from avssl.data.presentation import PictureClock
 from avssl.data.streams import Passed
 from avssl.data.timeline import MAX_BACKWARD_SECONDS, MAX_GAP_SECONDS
@@ -66,11 +67,11 @@ def opened(source: Source, name: str, *, in_order: bool = False) -> Iterator[tup
     """
     label = name or ("<bytes>" if isinstance(source, bytes) else os.fspath(source))
     label = os.fsencode(label).decode(errors="backslashreplace")  # names of files may be no Unicode
-    with translated(label):
-        head = _checked_head(source, label)
+    with translated(label), ExitStack() as stack:
+        head, patches = _checked_head(source, label)
         try:
             container = av.open(
-                io.BytesIO(source) if isinstance(source, bytes) else f"file:{os.fspath(source)}",
+                stack.enter_context(_readable(source, patches)),
                 options={"format_whitelist": FORMATS, "protocol_whitelist": "file"} | (UNDECODED if in_order else {}),
                 metadata_errors="ignore",
             )
@@ -86,6 +87,16 @@ def opened(source: Source, name: str, *, in_order: bool = False) -> Iterator[tup
             yield container, label
         finally:
             container.close()
+
+
+@contextmanager
+def _readable(source: Source, patches: Patches) -> Iterator[Any]:
+    """What FFmpeg opens: the path, or a file whose lengths are filled in."""
+    if not patches:
+        yield io.BytesIO(source) if isinstance(source, bytes) else f"file:{os.fspath(source)}"
+        return
+    with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
+        yield Patched(file, patches)
 
 
 def holds_frames_in_order(source: Source) -> bool:
@@ -118,11 +129,11 @@ def translated(label: str) -> Iterator[None]:
         raise MediaError("decode_error", f"{label}: {error}") from error
 
 
-def _checked_head(source: Source, label: str) -> bytes:
-    """The first bytes; MediaError if there are none, or if much of the end is missing."""
+def _checked_head(source: Source, label: str) -> tuple[bytes, Patches]:
+    """The first bytes, and lengths to fill in; MediaError if there are none, or if much of the end is missing."""
     if isinstance(source, bytes):
         content = Content(io.BytesIO(source), len(source))
-        missing = missing_end(content)
+        missing, patches = missing_end(content), filled_in(content)
     else:
         path = Path(source)
         try:
@@ -130,14 +141,14 @@ def _checked_head(source: Source, label: str) -> bytes:
                 raise MediaError("missing_file", f"{label}: is no regular file")
             with path.open("rb") as file:
                 content = Content(file, os.fstat(file.fileno()).st_size)
-                missing = missing_end(content)
+                missing, patches = missing_end(content), filled_in(content)
         except OSError as error:
             raise MediaError("missing_file", f"{label}: cannot be opened ({error.strerror})") from error
     if not content.head:
         raise MediaError("empty_file", f"{label}: has zero bytes")
     if missing is not None:
         raise MediaError("truncated", f"{label}: {missing}")
-    return content.head
+    return content.head, patches
 
 
 def video_stream(container: Any) -> Any | None:

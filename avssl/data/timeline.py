@@ -27,6 +27,10 @@ RESAMPLER_MARGIN_SECONDS = 0.02
 # Skipping less than this costs more than decoding it.
 AUDIO_SEEK_SECONDS = 0.5
 
+# A file that begins later than this began in the middle of something.
+LATE_SECONDS = 1.0
+FORMATS_COUNTED_FROM_ANYWHERE = ("matroska,webm", "asf", "flv", "nut", "ogg")
+
 # What a folder is searched for. A file that is named itself may have any suffix.
 VIDEO_SUFFIXES = "mp4 m4v mov mkv webm avi mpg mpeg ts mts m2ts flv f4v wmv asf 3gp 3g2 ogv vob mxf rm rmvb gif dv"
 AUDIO_SUFFIXES = "m4a mka mp3 wav flac ogg oga opus aac aif aiff au caf ac3 amr wma w64 wv ape tta"
@@ -98,6 +102,21 @@ class MediaInfo:
     def to_json(self) -> dict[str, Any]:
         """Plain dict for json."""
         return asdict(self)
+
+
+def is_clear_length(claim_seconds: float, container: str, file_start_seconds: float) -> bool:
+    """Is it known what a header's claim counts?
+
+    Some containers count from 0, and the same ones written by other programs from the start. Where a file begins near 0
+    that is one and the same; where it begins late, a claim that is smaller than the start must be a length.
+    """
+    is_alike = container not in FORMATS_COUNTED_FROM_ANYWHERE or file_start_seconds <= LATE_SECONDS
+    return is_alike or claim_seconds <= file_start_seconds
+
+
+def least_length(claim_seconds: float, start_seconds: float) -> float:
+    """The smaller of what a claim of that kind can mean."""
+    return claim_seconds - max(0.0, start_seconds) if claim_seconds > start_seconds else claim_seconds
 
 
 def parse_clock(text: str) -> float | None:

@@ -15,6 +15,7 @@ SIGNATURES = (
     (4, (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot"), "an mp4"),
     (0, (b"\x1a\x45\xdf\xa3",), "a Matroska or WebM file"),
     (0, (b"RIFF", b"RF64", b"RIFX"), "an AVI or WAV file"),
+    (0, (b"riff\x2e\x91",), "a Wave64 file"),
     (0, (b"FORM",), "an AIFF file"),
     (0, (b"OggS",), "an Ogg file"),
     (0, (b"fLaC",), "a FLAC file"),
@@ -25,7 +26,8 @@ SIGNATURES = (
 )  # fmt: skip
 HEAD_BYTES = 256
 # A writer that could not go back leaves something near one of these for "unknown".
-UNKNOWN_FROM = 0x7FFF0000
+UNKNOWN_FROM = 0x7F000000
+UNKNOWN_FROM_64 = 1 << 62
 MOST_OGG_PAGE_BYTES = 65_307
 MOST_INDEX_BYTES = 1 << 20  # of an mp4 that is looked at; hours of video have more
 LEAST_SHARE_OF_BYTES = 0.9
@@ -153,7 +155,8 @@ def _riff(content: Content) -> int | None:
     """AVI (large ones are several RIFFs in a row), WAV, RF64, AIFF."""
     name = content.head[:4]
     if name == b"RF64":
-        return int(struct.unpack_from("<Q", content.head, 20)[0]) + 8
+        length = int(struct.unpack_from("<Q", content.head, 20)[0])
+        return None if length >= UNKNOWN_FROM_64 else length + 8
     order = ">" if name in (b"RIFX", b"FORM") else "<"
     position = 0
     while content.at(position, 4) == name:

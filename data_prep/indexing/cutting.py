@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from avssl.data.decode import is_clear_length, least_length
+
 Span = tuple[float, float]
 LEAST_CLIP_SECONDS = 0.1
 ROUNDING_SECONDS = 1e-3  # keys say milliseconds; headers are not more exact
@@ -101,6 +103,8 @@ def claimed_seconds(media: dict[str, Any]) -> float | None:
     ends = [one["start_seconds"] + one["duration_seconds"] - start for one in streams if one["duration_seconds"]]
     if len(ends) == len(streams):
         return float(max(ends))
-    # Containers count from their first stream, or from 0: the smaller claim is meant.
     whole = media.get("duration_seconds")
-    return max([*ends, whole - max(0.0, start)]) if whole else (max(ends) if ends else None)
+    if whole:  # containers count from their first stream, or from 0: the smaller claim is meant, if they are alike
+        is_clear = is_clear_length(whole, str(media.get("container")), start)
+        return max([*ends, least_length(whole, start)]) if is_clear else None
+    return max(ends) if ends else None
