@@ -35,6 +35,7 @@ LAYERS = {
         "avssl.data.audio",
         "avssl.data.audio_augment",
         "avssl.data.order",
+        "avssl.data.lengths",
         "avssl.data.placeholders",
         "avssl.data.streams",
         "avssl.data.cursor",

@@ -30,10 +30,11 @@ from avssl.data.ffmpeg import (
     video_stream,
 )
 from avssl.data.frames import Resampler, Upright, to_array
+from avssl.data.lengths import file_seconds
 from avssl.data.playing import Picture, PictureStream, SoundStream, open_packets
 from avssl.data.sharing import StreamsFarApartError
 from avssl.data.sound import SoundReader
-from avssl.data.streams import audio_info, file_seconds, mono_blocks, orientation_of, video_info
+from avssl.data.streams import audio_info, mono_blocks, orientation_of, video_info
 from avssl.data.timeline import (
     FRAME_TIME_TOLERANCE_SECONDS,
     MEDIA_SUFFIXES,

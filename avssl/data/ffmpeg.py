@@ -21,7 +21,7 @@ from av.stream import Disposition
 
 from avssl.data.frames import sound_of, use_native_layout
 from avssl.data.packets import FORMATS_WITH_BREAKS, Refused, on_one_clock, preferred
-from avssl.data.placeholders import Patched, Patches, filled_in
+from avssl.data.placeholders import Patches, filled_in, readable
 from avssl.data.presentation import PictureClock
 from avssl.data.streams import Passed
 from avssl.data.timeline import MAX_BACKWARD_SECONDS, MAX_GAP_SECONDS
@@ -71,7 +71,7 @@ def opened(source: Source, name: str, *, in_order: bool = False) -> Iterator[tup
         head, patches = _checked_head(source, label)
         try:
             container = av.open(
-                stack.enter_context(_readable(source, patches)),
+                stack.enter_context(readable(source, patches)),
                 options={"format_whitelist": FORMATS, "protocol_whitelist": "file"} | (UNDECODED if in_order else {}),
                 metadata_errors="ignore",
             )
@@ -87,16 +87,6 @@ def opened(source: Source, name: str, *, in_order: bool = False) -> Iterator[tup
             yield container, label
         finally:
             container.close()
-
-
-@contextmanager
-def _readable(source: Source, patches: Patches) -> Iterator[Any]:
-    """What FFmpeg opens: the path, or a file whose lengths are filled in."""
-    if not patches:
-        yield io.BytesIO(source) if isinstance(source, bytes) else f"file:{os.fspath(source)}"
-        return
-    with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
-        yield Patched(file, patches)
 
 
 def holds_frames_in_order(source: Source) -> bool:

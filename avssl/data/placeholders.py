@@ -7,9 +7,12 @@ nothing. Knows bytes, no decoder.
 from __future__ import annotations
 
 import io
+import os
 import struct
 from collections.abc import Iterator
-from typing import BinaryIO
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
 
 from avssl.data.wholeness import UNKNOWN_FROM, UNKNOWN_FROM_64, Content
 
@@ -27,6 +30,16 @@ def filled_in(content: Content) -> Patches:
         return {} if look is None else look(content)
     except struct.error:  # cut inside its header
         return {}
+
+
+@contextmanager
+def readable(source: str | os.PathLike[str] | bytes, patches: Patches) -> Iterator[Any]:
+    """What FFmpeg opens: the path, or a file whose lengths are filled in."""
+    if not patches and not isinstance(source, bytes):
+        yield f"file:{os.fspath(source)}"
+        return
+    with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
+        yield Patched(file, patches) if patches else file
 
 
 class Patched(io.RawIOBase):

@@ -29,10 +29,11 @@ from avssl.data.ffmpeg import (
     video_stream,
 )
 from avssl.data.frames import Cutter, Resampler, to_array
+from avssl.data.lengths import file_seconds
 from avssl.data.sharing import FORMATS_TO_SHARE, SharedContainer
 from avssl.data.skipping import SkippingContainer
 from avssl.data.sound import SoundReader
-from avssl.data.streams import audio_info, file_seconds, orientation_of, video_info
+from avssl.data.streams import audio_info, orientation_of, video_info
 from avssl.data.timeline import (
     FRAME_TIME_TOLERANCE_SECONDS,
     UPRIGHT,
