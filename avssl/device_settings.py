@@ -45,7 +45,8 @@ def use_channels_last(networks: nn.Module, wanted: bool | None, device: torch.de
         if not kernels.channels_last_is_right(ndim - 2, device):
             if wanted:
                 raise ValueError(
-                    f"channels_last=true: this machine computes {ndim - 2}-D convolutions wrongly; leave it out"
+                    f"channels_last=true: {ndim - 2}-D convolutions with channels last are wrong on this machine "
+                    f"({device.type}, {torch.backends.cpu.get_cpu_capability()}); leave it out"
                 )
             del formats[ndim]
     for parameter in networks.parameters():

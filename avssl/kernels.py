@@ -137,12 +137,10 @@ def autocast_is_right(dtype: torch.dtype, device: torch.device) -> bool:
 def channels_last_is_right(dimensions: int, device: torch.device) -> bool:
     """Whether small convolutions with channels last are right; asked once a process.
 
-    Not tried on a CPU below AVX-512: there PyTorch 2.14's backward writes beyond its memory (1 x 1, stride 2, 4 to 8
-    channels), which ends the process or corrupts it, and no comparison can tell beforehand.
+    Not tried on a CPU below AVX-512: there PyTorch 2.14's backward of few channels (1 x 1, stride 2, 4 to 8 channels)
+    writes beyond its memory, which ends the process or corrupts it, and no comparison can tell beforehand.
     """
-    capability = torch.backends.cpu.get_cpu_capability()
-    if device.type == "cpu" and capability != "AVX512":
-        warnings.warn(f"channels stay first: this CPU has {capability}, not AVX512", stacklevel=2)
+    if device.type == "cpu" and torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     kind, order = {2: (nn.Conv2d, torch.channels_last), 3: (nn.Conv3d, torch.channels_last_3d)}[dimensions]
     layers = nn.Sequential(kind(16, 24, 3, stride=2, padding=1), kind(16, 24, 1))

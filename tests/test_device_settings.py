@@ -66,7 +66,6 @@ def test_channels_last_changes_strides_and_nothing_else(monkeypatch):
             assert torch.equal(encoders.state_dict()[name], tensor)
 
 
-@pytest.mark.filterwarnings("ignore:channels stay first")
 def test_gradients_have_the_strides_of_their_weights_as_ddp_wants_them():
     encoders = torch.nn.ModuleDict({"image": create_encoder("resnet10", width=4, small_stem=True)})
     device_settings.use_channels_last(encoders, None, torch.device("cpu"))
