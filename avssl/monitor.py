@@ -127,7 +127,7 @@ class Monitor:
         self.bar.set_postfix(loss=f"{scalars['loss']:.3f}", wait=f"{record['data_wait_share']:.0%}")
         self.last_logged = self.progress.step
         if self.accelerator.is_main_process:
-            with self.path.open("a") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         if self.cfg.trackers:
             numbers = {name: value for name, value in record.items() if name != "step"}

@@ -112,7 +112,7 @@ class OnlineProbe:
         return dropped
 
     def _keep(self, result: dict[str, Any]) -> dict[str, Any]:
-        with (self.run / RESULTS_FILE).open("a") as file:
+        with (self.run / RESULTS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(result) + "\n")
         return result
 

@@ -7,11 +7,12 @@ prints does so through `say`. Imports nothing of ours.
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import sys
 import unicodedata
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 # Control (C0, C1), format (bidi overrides, zero widths), surrogate, private, separators of lines and paragraphs.
 ACTING = frozenset(["Cc", "Cf", "Cs", "Co", "Zl", "Zp"])
@@ -65,6 +66,14 @@ def say_lines(text: object, file: TextIO | None = None) -> None:
     """`say` for each line of a text whose parts from data have been made plain."""
     for line in str(text).split("\n"):
         say(line, file)
+
+
+class PlainParser(argparse.ArgumentParser):
+    """A parser whose errors show arguments as `plain` does."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the message, and leave with status 2."""
+        super().error(plain(message))
 
 
 class PlainRecords(logging.Filter):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from avssl.checked_json import Fields
 from avssl.table_files import SUFFIXES
 from avssl.whole_files import whole_file
 
 INDEX_NAME, SKIPPED_NAME, PROGRESS_NAME, FAISS_NAME = "index.json", "skipped.jsonl", ".progress", "faiss"
 KIND, VERSION = "avssl embeddings", 1
+FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.parquet")
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,14 @@ class FileRecord:
     num_rows: int
     bytes: int
     sha256: str
+
+    @classmethod
+    def of(cls, fields: Fields) -> Self:
+        """Check; ValueError names the file and the field. A name that leads out of the folder is none."""
+        name = fields.text("name")
+        if not FILE_NAME.fullmatch(name):
+            raise fields.wrong("name", "the name of a Parquet file in the same folder, like embeddings.parquet")
+        return cls(name, fields.count("num_rows"), fields.count("bytes"), fields.text("sha256"))
 
 
 @dataclass(frozen=True)
@@ -57,12 +68,22 @@ class FolderIndex:
         if not path.is_file():
             _refuse_unfinished(folder)
             raise FileNotFoundError(f"{path} is missing: {folder} is not a folder that recipes/embed.py has finished")
-        content = json.loads(path.read_text(encoding="utf-8"))
-        found = content.pop("kind", None), content.pop("version", None)
+        fields = Fields.read(path)
+        found = fields.record.get("kind"), fields.record.get("version")
         if found != (KIND, VERSION):
             raise ValueError(f"{path} is of kind and version {found}; expected {(KIND, VERSION)}")
-        files = [FileRecord(**record) for record in content.pop("files")]
-        return cls(files=files, **content)
+        return cls(
+            settings=fields.mapping("settings"),
+            widths=fields.counts("widths"),
+            num_listed=fields.count("num_listed"),
+            num_embedded=fields.count("num_embedded"),
+            num_skipped=fields.count("num_skipped"),
+            skipped_by_reason=fields.counts("skipped_by_reason"),
+            num_rows=fields.count("num_rows"),
+            rows_with=fields.counts("rows_with"),
+            run_folder=fields.text("run_folder"),
+            files=[FileRecord.of(record) for record in fields.sections("files")],
+        )
 
     def paths(self, folder: Path) -> list[Path]:
         """The files; FileNotFoundError for one that is missing, ValueError for one of another size."""

@@ -9,7 +9,7 @@ from dataclasses import fields
 from importlib import import_module
 
 from avssl.data import storage
-from avssl.plain_text import run_in_utf8, say, say_lines
+from avssl.plain_text import PlainParser, run_in_utf8, say, say_lines
 from data_prep.options import CHOICES, WriteOptions
 from data_prep.pool import Limits, default_num_workers
 
@@ -29,7 +29,7 @@ MODULES = {
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their options."""
-    parser = argparse.ArgumentParser(prog="python -m data_prep", description=__doc__)
+    parser = PlainParser(prog="python -m data_prep", description=__doc__)
     parser.add_argument(
         "--redirect-host", action="append", default=[], metavar="HOST", help="a host that web servers may send on to"
     )

@@ -261,7 +261,7 @@ def _locked(folder: OutputFolder, share: Share) -> Iterator[None]:
         if not whole:
             names[f"lock-{share.number}-of-{share.count}"] = fcntl.LOCK_EX
         for name, kind in names.items():
-            file = stack.enter_context(folder.path(f"{PARTS}/{name}").open("w"))
+            file = stack.enter_context(folder.path(f"{PARTS}/{name}").open("w", encoding="utf-8"))
             try:
                 fcntl.flock(file, kind | fcntl.LOCK_NB)
             except BlockingIOError as error:

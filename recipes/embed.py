@@ -22,7 +22,7 @@ from avssl.data.sandbox import Limits
 from avssl.embed import Embedder
 from avssl.embed_folder import ROWS_PER_FILE, SOURCES_PER_BLOCK, FolderJob
 from avssl.embed_state import Part
-from avssl.plain_text import run_in_utf8, say, say_lines
+from avssl.plain_text import PlainParser, run_in_utf8, say, say_lines
 from avssl.table_folders import SKIPPED_NAME, FolderIndex
 from avssl.tables import MODALITIES, EmbeddingTable
 
@@ -53,17 +53,16 @@ def main(arguments: argparse.Namespace) -> int:
         progress=True,
     )
     if index is None:
-        say_lines(f"part {part.number} of {part.count} is done; the last of them to end finishes {arguments.out}")
+        say(f"part {part.number} of {part.count} is done; the last of them to end finishes {arguments.out}")
         return 0
     out = Path(arguments.out)
     paths = [*index.paths(out), out / SKIPPED_NAME]
     if "npz" in arguments.formats and len(index.files) == 1:
         paths.append(EmbeddingTable.read(out).write(out / "embeddings.npz"))
     elif "npz" in arguments.formats and index.files:
-        say_lines(
-            f"no embeddings.npz: npz is for one table, and here are {len(index.files)} files; see --rows-per-file"
-        )
-    say_lines("\n".join(map(str, paths)))
+        say(f"no embeddings.npz: npz is for one table, and here are {len(index.files)} files; see --rows-per-file")
+    for path in paths:
+        say(path)
     say_lines(summary(index))
     if not index.num_rows:
         raise ValueError(f"nothing could be embedded: {out / SKIPPED_NAME} says why")
@@ -85,7 +84,7 @@ def default_device() -> str:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = PlainParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="folder of a finished run")
     parser.add_argument("sources", nargs="+", help="media files or pictures, folders of them, or one shard folder")
     parser.add_argument("--out", required=True, help="folder to write")

@@ -55,7 +55,7 @@ def main(run: Path, task: TaskConfig) -> Path:
     is_first = distributed.rank() == 0
     has_positives = ShardSet(task.train).fingerprint == checkpoint.read_provenance(run)["data"]["fingerprint"]
     if is_first and not has_positives and all(name in stored for name in BANKS):
-        say_lines(f"no precision of positives: {run} was not trained on {task.train}, whose labels are known")
+        say(f"no precision of positives: {run} was not trained on {task.train}, whose labels are known")
     reading = {"window_seconds": task.window_seconds or None, "batch_size": task.batch_size}
     outcomes, hashes, inputs = {}, {}, {}
     for weights in ("trained", "untrained"):
@@ -74,9 +74,10 @@ def main(run: Path, task: TaskConfig) -> Path:
         return run / "evaluation.json"
     if not any("_knn_" in name for name in evaluation["chance"]):
         fields = f"{train.label_fields() or 'none'} in {task.train}, {test.label_fields() or 'none'} in {task.test}"
-        say_lines(f"no kNN: it needs a label field that both splits have; there are {fields}")
+        say(f"no kNN: it needs a label field that both splits have; there are {fields}")
     path = results.write(run, outcomes, evaluation, "evaluation")
-    say_lines(f"{results.table(evaluation)}\n{path}")
+    say_lines(results.table(evaluation))
+    say(path)
     return path
 
 
@@ -101,7 +102,8 @@ def evaluate(run: Path, task: AnyTaskConfig) -> Path:
     if distributed.rank() > 0:
         return folder
     path = results.write(folder, outcomes, evaluation)
-    say_lines(f"{results.table(evaluation)}\n{path}")
+    say_lines(results.table(evaluation))
+    say(path)
     return path
 
 
@@ -153,7 +155,8 @@ def compare_files(arguments: list[str]) -> None:
         confidence=confidence,
         seed=int(options.get("seed", 0)),
     )
-    say_lines(f"first: {files[0]} ({weights[0]})\nsecond: {files[1]} ({weights[1]})")
+    say(f"first: {files[0]} ({weights[0]})")
+    say(f"second: {files[1]} ({weights[1]})")
     say_lines(compare.comparison_table(differences, confidence))
 
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from avssl.checked_json import Fields
-from avssl.plain_text import run_in_utf8, say, say_lines
+from avssl.plain_text import PlainParser, run_in_utf8, say
 
 
 def stored_evaluation(run: Path) -> dict[str, object] | None:
@@ -49,13 +49,13 @@ def main(run: Path, others: list[Path], shards: str) -> Path:
 
 if __name__ == "__main__":
     run_in_utf8()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = PlainParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("others", nargs="*", type=Path, help="runs to compare with")
     parser.add_argument("--shards", default="", help="shard folder of the embedded split, for pictures and sound")
     arguments = parser.parse_args()
     try:
-        say_lines(main(arguments.run, arguments.others, arguments.shards))
+        say(main(arguments.run, arguments.others, arguments.shards))
     except (FileNotFoundError, ValueError) as error:
         say(f"error: {error}", sys.stderr)
         sys.exit(1)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from avssl import search_faiss
-from avssl.plain_text import run_in_utf8, say, say_lines
+from avssl.plain_text import PlainParser, run_in_utf8, say, say_lines
 from avssl.search import EmbeddingIndex, Hit, comparable, key_of_source, load_embedder_of
 from avssl.tables import MODALITIES
 
@@ -62,9 +62,9 @@ def main(arguments: argparse.Namespace) -> int:
         return 0
     for number, (start, end) in enumerate(spans):
         for name, found in results.items():
-            say_lines(f"{own} of {arguments.query} [{start:.2f} to {end:.2f} s] -> {name}")
+            say(f"{own} of {arguments.query} [{start:.2f} to {end:.2f} s] -> {name}")
             for place, hit in enumerate(found[number], 1):
-                say_lines(f"{place:4d}  {hit.score:7.4f}  {hit.start_seconds:9.2f} {hit.end_seconds:9.2f}  {hit.key}")
+                say(f"{place:4d}  {hit.score:7.4f}  {hit.start_seconds:9.2f} {hit.end_seconds:9.2f}  {hit.key}")
     return 0
 
 
@@ -84,13 +84,13 @@ def as_json(spans: list[list[float]], results: dict[str, list[list[Hit]]], **fac
 def build(arguments: argparse.Namespace) -> int:
     for modality, facts in search_faiss.build(EmbeddingIndex(arguments.index_folder), arguments.kind).items():
         recall, noisy, count = facts["recall_at_10"], facts["noisy_recall_at_10"], facts["num_recall_queries"]
-        say_lines(f"{arguments.kind} of {facts['num_rows']} {modality} rows, in {facts['build_seconds']:.1f} s: "
+        say(f"{arguments.kind} of {facts['num_rows']} {modality} rows, in {facts['build_seconds']:.1f} s: "
               f"recall at 10 is {recall:.3f} over {count} stored rows, {noisy:.3f} with noise added")  # fmt: skip
     return 0
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = PlainParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     if argv[:1] == ["build"]:
         parser.add_argument("build", help=argparse.SUPPRESS)
         parser.add_argument("index_folder", metavar="INDEX", type=Path, help="folder that recipes/embed.py wrote")

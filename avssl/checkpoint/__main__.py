@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from avssl.checkpoint import HUB_SCHEME, locate
-from avssl.plain_text import run_in_utf8, say, say_lines
+from avssl.plain_text import PlainParser, run_in_utf8, say, say_lines
 
 GRAPHS = ("torch_export", "torchscript", "onnx")
 
@@ -98,7 +98,7 @@ def push_command(arguments: argparse.Namespace) -> str:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = PlainParser(
         prog="python -m avssl.checkpoint", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from avssl.checked_json import Fields
 from avssl.checkpoint.place import CARD_FILE
 from avssl.checkpoint.weights import read_provenance
 from avssl.config import RunConfig, load_run
+from avssl.plain_text import plain
 
 UNKNOWN_LICENCE = "unknown"  # what the front matter of a hub says where nobody has said
 
@@ -27,12 +30,14 @@ def card(cfg: RunConfig, provenance: Mapping[str, Any], results: Mapping[str, Ma
     """Markdown with front matter as hubs read it. Says what is not known rather than leaving it out."""
     loss_class = losses.get(cfg.loss.name)
     modalities = loss_class.modalities(cfg.loss)
-    licence = provenance.get("licence")
-    front = ["---", "library_name: avssl", f"license: {str(licence or UNKNOWN_LICENCE).lower()}"]
+    licence = str(provenance.get("licence") or UNKNOWN_LICENCE).lower()
+    if not re.fullmatch(r"[a-z][a-z0-9.-]*", licence):
+        licence = json.dumps(licence)  # which is YAML, too, on one line
+    front = ["---", "library_name: avssl", f"license: {licence}"]
     front += ["tags:", "- self-supervised", f"- {cfg.loss.name}", *(f"- {modality}" for modality in modalities), "---"]
     parts = [
         "\n".join(front),
-        f"# {title}",
+        f"# {_words(title)}",
         f"Encoders of {' and '.join(modalities)} trained without labels by `{cfg.loss.name}` ({loss_class.paper}).",
         _section("Licence", _licence_lines(provenance)),
         _section("Training", _training_lines(cfg, provenance)),
@@ -51,6 +56,17 @@ def evaluations(run: Path) -> dict[str, dict[str, Any]]:
     return {path.stem: Fields.read(path).record for path in paths}
 
 
+def _words(text: object) -> str:
+    """Text from data as Markdown that shows it: on one line, without markup of its own and without HTML."""
+    return re.sub(r"[\\`*\[\]|]", r"\\\g<0>", plain(text)).replace("<", "&lt;")
+
+
+def _code(text: object) -> str:
+    """Text from data as a piece of code, which it cannot end; not even a cell of a table."""
+    shown = plain(text).replace("`", "'").replace("|", "/")
+    return f"`{shown}`"
+
+
 def _section(title: str, lines: list[str]) -> str:
     return f"## {title}\n" + "\n".join(lines)
 
@@ -59,39 +75,39 @@ def _licence_lines(provenance: Mapping[str, Any]) -> list[str]:
     if "licence" not in provenance:
         return ["Not stated by whoever trained these weights."]
     note = provenance.get("licence_note")
-    return [f"**{provenance['licence']}**" + (f": {note}" if note else "")]
+    return [f"**{_words(provenance['licence'])}**" + (f": {_words(note)}" if note else "")]
 
 
 def _training_lines(cfg: RunConfig, provenance: Mapping[str, Any]) -> list[str]:
     data, imported = provenance["data"], provenance.get("imported")
     if imported:
         lines = [
-            f"- source: {imported['from']}, `{imported['file']}` (SHA-256 `{imported['sha256']}`), "
-            f"{imported['tensors']} tensors, epoch {imported['epoch']} as the file says",
+            f"- source: {_words(imported['from'])}, {_code(imported['file'])} (SHA-256 {_code(imported['sha256'])}), "
+            f"{_words(imported['tensors'])} tensors, epoch {_words(imported['epoch'])} as the file says",
             f"- rows of the memory banks: {data['num_samples'] if data['num_samples'] > 1 else 'none in the file'}",
         ]
         if provenance.get("audio_statistics"):
             lines.append("- statistics of the spectrograms: not the authors', measured or given when it was imported")
         return lines
     return [
-        f"- data: {data['num_samples']} samples, `{Path(data.get('shards') or 'unnamed').name}` (fingerprint "
-        f"`{data['fingerprint']}`)",
+        f"- data: {_words(data['num_samples'])} samples, {_code(Path(data.get('shards') or 'unnamed').name)} "
+        f"(fingerprint {_code(data['fingerprint'])})",
         f"- loss: `{cfg.loss.name}`, options in config.json",
-        f"- steps: {provenance.get('steps', 'not recorded')}, samples seen: "
-        f"{provenance.get('samples_seen', 'not recorded')}, global batch {cfg.data.global_batch_size}",
+        f"- steps: {_words(provenance.get('steps', 'not recorded'))}, samples seen: "
+        f"{_words(provenance.get('samples_seen', 'not recorded'))}, global batch {cfg.data.global_batch_size}",
         f"- optimiser: `{cfg.optim.name}`, learning rate {cfg.optim.lr:g}",
         f"- started from: {', '.join(_starts(cfg, str(provenance.get('init_from') or '')))}",
-        f"- versions: {', '.join(f'{name} {number}' for name, number in provenance.get('versions', {}).items())}",
+        f"- versions: {_words(', '.join(f'{name} {of}' for name, of in provenance.get('versions', {}).items()))}",
     ]
 
 
 def _starts(cfg: RunConfig, init_from: str) -> list[str]:
     """What the run or its encoders started from, random weights where nothing is said."""
     if init_from:
-        return [f"`{Path(init_from).name}`"]
+        return [_code(Path(init_from).name)]
     modalities = losses.get(cfg.loss.name).modalities(cfg.loss)
     given = {modality: cfg.encoders[modality].get("weights") for modality in modalities}
-    return [f"{name} from {f'`{Path(str(file)).name}`' if file else 'random weights'}" for name, file in given.items()]
+    return [f"{name} from {_code(Path(str(file)).name) if file else 'random weights'}" for name, file in given.items()]
 
 
 def _input_lines(cfg: RunConfig, modalities: list[str]) -> list[str]:
@@ -104,8 +120,8 @@ def _input_lines(cfg: RunConfig, modalities: list[str]) -> list[str]:
     }
     encoders = {modality: cfg.encoders[modality] for modality in modalities}
     return [
-        f"{said[name]}, encoder `{encoder['name']}`"
-        + "".join(f", {key} {value}" for key, value in encoder.items() if key not in ("name", "weights"))
+        f"{said[name]}, encoder {_code(encoder['name'])}"
+        + "".join(_words(f", {key} {value}") for key, value in encoder.items() if key not in ("name", "weights"))
         for name, encoder in encoders.items()
     ]
 
@@ -121,8 +137,9 @@ def _result_lines(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         if not rows:
             continue
         data = content.get("data") or content.get("protocol", {})
-        splits = [f"{split} `{Path(str(data[split])).name}`" for split in ("train", "test") if data.get(split)]
-        yield f"\n{', '.join([name, *splits])}:\n\n| metric | trained | untrained | chance |\n| --- | --- | --- | --- |"
+        splits = [f"{split} {_code(Path(str(data[split])).name)}" for split in ("train", "test") if data.get(split)]
+        yield f"\n{', '.join([_words(name), *splits])}:\n"
+        yield "| metric | trained | untrained | chance |\n| --- | --- | --- | --- |"
         untrained, chance = found.get("untrained") or {}, content.get("chance") or {}
         for metric, number in rows:
             cells = [number, _number(untrained.get(metric)), _number(chance.get(metric))]
@@ -130,7 +147,7 @@ def _result_lines(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
                 deviation = _number(spread.get(weights, {}).get(metric))
                 if deviation and cells[position]:
                     cells[position] = f"{cells[position]} ± {deviation}"
-            yield f"| {metric} | " + " | ".join(cell or "" for cell in cells) + " |"
+            yield f"| {_words(metric)} | " + " | ".join(cell or "" for cell in cells) + " |"
 
 
 def _number(value: Any) -> str | None:
@@ -139,12 +156,12 @@ def _number(value: Any) -> str | None:
 
 def _use_lines(title: str, modalities: list[str]) -> list[str]:
     file = {"video": "holiday.mp4", "audio": "holiday.wav", "image": "holiday.jpg"}[modalities[-1]]
-    method = f"embed_{modalities[-1]}"
+    method, quoted = f"embed_{modalities[-1]}", json.dumps(plain(title), ensure_ascii=False)
     return [
         "```python",
         "import avssl",
         "",
-        f'embedder = avssl.load_embedder("{title}")  # this folder, or "owner/name" of a hub',
+        f'embedder = avssl.load_embedder({quoted})  # this folder, or "owner/name" of a hub',
         f'table = embedder.{method}("{file}")',
         f"table.{modalities[-1]}_embedding  # unit rows",
         "```",

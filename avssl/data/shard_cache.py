@@ -197,7 +197,7 @@ class ShardCache:
         """Was the process that fetched this entry killed? Then nobody holds the lock, or this process itself does."""
         if key[:LOCK_DIGITS] == own_key[:LOCK_DIGITS]:
             return True
-        with (self.folder / "locks" / key[:LOCK_DIGITS]).open("a") as file:
+        with (self.folder / "locks" / key[:LOCK_DIGITS]).open("a", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -211,7 +211,7 @@ class ShardCache:
     @contextmanager
     def _lock(self, name: str) -> Iterator[None]:
         """Held by one process of this machine at a time; it goes with the process, however that ends."""
-        with (self.folder / "locks" / name).open("a") as file:
+        with (self.folder / "locks" / name).open("a", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 

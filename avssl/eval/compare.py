@@ -19,6 +19,7 @@ import numpy as np
 
 from avssl.eval.outcome import Repeat
 from avssl.eval.results import read_evaluation, read_rows
+from avssl.plain_text import plain
 
 
 @dataclass(frozen=True)
@@ -153,11 +154,11 @@ def compare(
 
 def comparison_table(differences: Mapping[str, Difference], confidence: float) -> str:
     """One line a metric."""
-    width = max(len(name) for name in differences)
+    width = max(len(plain(name)) for name in differences)
     lines = [f"{'':{width}}     first    second  difference  {f'{confidence:.0%} interval':>20}  McNemar"]
     for name, one in differences.items():
         interval = f"[{one.low:+.4f}, {one.high:+.4f}]"
-        line = f"{name:{width}}  {one.first:8.4f}  {one.second:8.4f}  {one.difference:+10.4f}  {interval:>20}"
+        line = f"{plain(name):{width}}  {one.first:8.4f}  {one.second:8.4f}  {one.difference:+10.4f}  {interval:>20}"
         if one.mcnemar is not None:
             line += f"  {one.mcnemar[0]} : {one.mcnemar[1]}, p = {one.mcnemar[2]:.2g}"
         lines.append(line)

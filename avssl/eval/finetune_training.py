@@ -234,7 +234,7 @@ class _Log:
                 f"the loss is {value} at step {step} of {self.path.parent}; lower optim.lr or set optim.clip_norm"
             )
         if self.is_first:
-            with self.path.open("a") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, "loss": value, "lr": optimizer.param_groups[0]["lr"]}) + "\n")
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avssl.eval.outcome import Metric, Outcome, Repeat, TaskConfig
+from avssl.plain_text import plain
 from avssl.whole_files import whole_file, write_whole
 
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ def table(evaluation: Mapping[str, Any]) -> str:
             value = results[weights].get(name)
             cells.append("-" if value is None else f"{value:.3f}" + ("" if spread is None else f" ± {spread:.3f}"))
         level = evaluation["chance"].get(name)
-        rows.append([name, *cells, "-" if level is None else f"{level:.3f}"])
+        rows.append([plain(name), *cells, "-" if level is None else f"{level:.3f}"])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(
