@@ -50,7 +50,7 @@ def save(accelerator: Accelerator, run: Path, progress: Progress, facts: Mapping
         temporary.rename(target)
         sync(run)
         older = [path for path in checkpoints(run) if path != target]
-        for old in older[: len(older) + 1 - max(1, keep)]:
+        for old in older[: max(0, len(older) + 1 - max(1, keep))]:  # a negative end would count from the newest
             shutil.rmtree(old)
     barrier()
     return target
