@@ -157,7 +157,7 @@ def test_samples_are_found_by_key_or_index(shards, capsys):
     assert main(["show", str(shards)]) == 2
     assert "--list" in capsys.readouterr().err
     assert main(["show", str(shards), "--list", "2"]) == 0
-    assert capsys.readouterr().out == f"0\t{keys[0]}\n1\t{keys[1]}\n"
+    assert capsys.readouterr().out == f"0  {keys[0]}\n1  {keys[1]}\n"
     assert main(["show", str(shards), "--list"]) == 0
     assert capsys.readouterr().out.count("\n") == 5
 

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from avssl.checkpoint import HUB_SCHEME, locate
-from avssl.plain_text import PlainParser, run_in_utf8, say, say_lines
+from avssl.plain_text import PlainParser, plain_lines, run_in_utf8, say_lines
 
 GRAPHS = ("torch_export", "torchscript", "onnx")
 
@@ -26,8 +26,7 @@ def main(argv: list[str]) -> None:
     try:
         say_lines(arguments.run_command(arguments).rstrip())
     except (FileNotFoundError, ValueError, OSError) as error:
-        say(f"error: {error}", sys.stderr)
-        sys.exit(1)
+        sys.exit(plain_lines(f"error: {error}"))  # of several lines where tensors are accounted for
 
 
 def import_command(arguments: argparse.Namespace) -> str:
