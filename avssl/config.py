@@ -27,6 +27,7 @@ from avssl.data.view_config import ViewsConfig
 from avssl.optim.config import OptimConfig
 from avssl.plain_text import brief, say, say_lines
 from avssl.types import LossConfig
+from avssl.whole_files import write_whole
 
 T = TypeVar("T")
 MAX_YAML_BYTES = 1 << 20
@@ -205,8 +206,8 @@ def _explain(error: errors.OmegaConfBaseException) -> str:
 
 
 def save(config: Any, path: Path) -> None:
-    """Write the resolved configuration as YAML."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
+    """Write the resolved configuration as YAML: whole, or the file that was there before."""
+    write_whole(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
 # What a run may change when it goes on: its length, what it reports, how fast it reads. The shards are compared by

@@ -23,6 +23,7 @@ from avssl.distributed import all_sum, is_active, world_size
 from avssl.losses.base import Loss
 from avssl.plain_text import plain
 from avssl.types import FAILURE_REASONS, Batch, LossOutput, Progress
+from avssl.whole_files import write_whole
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -180,7 +181,7 @@ def _truncate_after(path: Path, step: int) -> None:
             and Fields.parse(line, str(path), finite=False).count("step") <= step
         ):
             kept.append(line)
-    path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    write_whole(path, "".join(line + "\n" for line in kept))
 
 
 def provenance(cfg: RunConfig, shards: ShardSet, progress: Progress) -> dict[str, Any]:

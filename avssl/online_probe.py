@@ -35,6 +35,7 @@ from avssl.eval.classifiers import knn_scores, logistic_scores, require_sklearn
 from avssl.eval.features import FeatureSet, extract
 from avssl.eval.labelled import make_fold
 from avssl.eval.outcome import TaskConfig, classified
+from avssl.whole_files import write_whole
 
 RESULTS_FILE = "probe.jsonl"
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -179,9 +180,7 @@ def keep_until(path: Path, step: int) -> None:
             for line in path.read_text(encoding="utf-8").splitlines()
             if line.endswith("}")
         ]
-        path.write_text(
-            "".join(json.dumps(row.record) + "\n" for row in rows if row.count("step") <= step), encoding="utf-8"
-        )
+        write_whole(path, "".join(json.dumps(row.record) + "\n" for row in rows if row.count("step") <= step))
 
 
 def is_learnt_from(key: str) -> bool:
