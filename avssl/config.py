@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -110,13 +111,13 @@ def load(schema: type[T], argv: list[str], *, usage: str = "", required: Sequenc
 
 def parse(schema: type[T], argv: list[str]) -> T:
     """As `load`, raising ConfigError."""
-    files = [argument for argument in argv if "=" not in argument or Path(argument).is_file()]
+    files = [argument for argument in argv if "=" not in argument or _is_file(argument)]
     changes = [argument for argument in argv if argument not in files]
     for name in files:
         if name.startswith("-"):
             raise ConfigError(f"{name} is not an option; changes are written key=value, without dashes")
-        if not Path(name).is_file():
-            found = "a folder" if Path(name).is_dir() else "no such file"
+        if not _is_file(name):
+            found = "a folder" if os.path.isdir(name) else "no such file"  # noqa: PTH112
             raise ConfigError(f"{name}: {found}; give the YAML of the recipe or task")
     try:
         values: Any = OmegaConf.create()
@@ -125,6 +126,8 @@ def parse(schema: type[T], argv: list[str]) -> T:
             values = OmegaConf.merge(values, layer)
         base = OmegaConf.structured(schema)
         loss_name = OmegaConf.select(values, "loss.name", default="")
+        if not isinstance(loss_name, str | None):
+            raise ConfigError(f"loss.name is {brief(loss_name)}; it must be the name of a loss")
         if loss_name:
             from avssl import losses
 
@@ -135,8 +138,13 @@ def parse(schema: type[T], argv: list[str]) -> T:
         raise ConfigError(_explain(error)) from error
     except RecursionError as error:
         raise ConfigError(f"a value is nested more than {MAX_DEPTH} deep") from error
-    except (KeyError, ValueError) as error:  # a loss that nobody registered; a value that its section refuses
+    except (KeyError, ValueError, TypeError) as error:  # a loss that nobody registered; a value that does not fit
         raise ConfigError(str(error.args[0])) from error
+
+
+def _is_file(name: str) -> bool:
+    """Is there such a file? Text that can be no name (too long, a zero byte) is none."""
+    return os.path.isfile(name)  # noqa: PTH113  (Path raises OSError for a name that is too long)
 
 
 def _load_yaml(name: str) -> Any:
@@ -163,14 +171,17 @@ def _parse_changes(changes: list[str]) -> Any:
             check_yaml(one.partition("=")[2], one.partition("=")[0])
         except yaml.YAMLError as error:
             raise ConfigError(f"{brief(one)}: {one_line(error)}") from error
-    return OmegaConf.from_dotlist(changes)
+    try:
+        return OmegaConf.from_dotlist(changes)
+    except (yaml.YAMLError, AssertionError, IndexError) as error:  # the last for a key of no name
+        raise ConfigError(f"{brief(' '.join(changes))}: {one_line(error)}") from error
 
 
 def value_of(argv: Sequence[str], key: str, default: str) -> str:
     """One key of the YAML files and changes of a command line, before its schema is known; the last one given wins."""
     value = default
     for argument in argv:
-        if Path(argument).is_file():
+        if _is_file(argument):
             try:
                 value = str(OmegaConf.select(_load_yaml(argument), key, default=value))
             except errors.OmegaConfBaseException as error:
@@ -193,9 +204,13 @@ def require(config: Any, *keys: str) -> None:
 def _replace_encoders(base: Any, values: Any) -> None:
     """An encoder section that names another network starts afresh: options of the one before do not linger."""
     given = OmegaConf.select(values, "encoders", default=None)
-    for modality in given or {}:
-        before = OmegaConf.select(base, f"encoders.{modality}", default=None)
-        if before is not None and given[modality].get("name", before.get("name")) != before.get("name"):
+    for modality in given if OmegaConf.is_dict(given) else ():
+        before, now = OmegaConf.select(base, f"encoders.{modality}", default=None), given[modality]
+        if (
+            OmegaConf.is_dict(before)
+            and OmegaConf.is_dict(now)
+            and now.get("name", before.get("name")) != before.get("name")
+        ):
             base.encoders[modality] = {}
 
 

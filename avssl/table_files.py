@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avssl.checked_json import Fields
+from avssl.foreign_files import naming_the_file
+from avssl.plain_text import brief
 from avssl.whole_files import whole_file
 
 FORMAT_VERSION = 1
@@ -108,13 +111,10 @@ def read_pieces(
 
     wanted: says by first row and end whether to read a row group. Raises ValueError as `read_columns`.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with naming_the_file(source, "Parquet file"):
         file = pq.ParquetFile(source)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{str(source)!r} is not a readable Parquet file: {error}") from error
     with closing(file):
         missing = set(names) - set(file.schema_arrow.names)
         if missing:
@@ -123,7 +123,9 @@ def read_pieces(
         for number in range(file.num_row_groups):
             end = first + file.metadata.row_group(number).num_rows
             if wanted(first, end):
-                yield first, _columns(file.read_row_group(number, columns=list(names)))
+                with naming_the_file(source, "Parquet file"):
+                    columns = _columns(file.read_row_group(number, columns=list(names)))
+                yield first, columns
             first = end
 
 
@@ -138,15 +140,16 @@ def read_columns(source: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     if source.suffix not in SUFFIXES:
         raise ValueError(f"cannot read {str(source)!r}: the suffix must be one of {', '.join(SUFFIXES)}")
-    return _read_parquet(source) if source.suffix == ".parquet" else _read_npz(source)
+    with naming_the_file(source, "embedding table"):
+        return _read_parquet(source) if source.suffix == ".parquet" else _read_npz(source)
 
 
 def _metadata(payload: str, source: Path) -> dict[str, Any]:
-    found = json.loads(payload)
-    if found.get("format_version") != FORMAT_VERSION:
-        given = f"{str(source)!r} has embedding table format {found.get('format_version')}"
+    fields = Fields.parse(payload, str(source))
+    if fields.record.get("format_version") != FORMAT_VERSION:
+        given = f"{str(source)!r} has embedding table format {brief(fields.record.get('format_version'))}"
         raise ValueError(f"{given}, this version reads {FORMAT_VERSION}; write the table again with recipes/embed.py")
-    return dict(found["metadata"])
+    return dict(fields.mapping("metadata"))
 
 
 def _write_parquet(columns: Mapping[str, Any], present: Present, payload: str, stream: Any) -> None:
@@ -182,13 +185,10 @@ def _write_npz(columns: Mapping[str, Any], payload: str, stream: Any) -> None:
 
 
 def _read_parquet(source: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with naming_the_file(source, "Parquet file"):
         table = pq.read_table(source)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{str(source)!r} is not a readable Parquet file: {error}") from error
     payload = (table.schema.metadata or {}).get(_METADATA_KEY.encode())
     if payload is None:
         raise ValueError(f"{str(source)!r} is Parquet, but no embedding table: it lacks the {_METADATA_KEY!r} metadata")

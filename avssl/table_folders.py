@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from avssl.checked_json import Fields
+from avssl.plain_text import brief
 from avssl.table_files import SUFFIXES
 from avssl.whole_files import whole_file
 
@@ -71,7 +72,7 @@ class FolderIndex:
         fields = Fields.read(path)
         found = fields.record.get("kind"), fields.record.get("version")
         if found != (KIND, VERSION):
-            raise ValueError(f"{path} is of kind and version {found}; expected {(KIND, VERSION)}")
+            raise ValueError(f"{path} is of kind and version {brief(found)}; expected {(KIND, VERSION)}")
         return cls(
             settings=fields.mapping("settings"),
             widths=fields.counts("widths"),

@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avssl.checked_json import Fields
+from avssl.foreign_files import naming_the_file
+from avssl.plain_text import brief
 from avssl.table_files import ROWS_PER_GROUP, read_columns, write_columns, write_parquet_pieces
 from avssl.table_folders import table_files
 
@@ -252,5 +255,10 @@ def _read_file(source: Path) -> EmbeddingTable:
     missing = {"key", "labels", *SCALAR_COLUMNS} - {"has_image"} - columns.keys()
     if missing:
         raise ValueError(f"{str(source)!r} lacks the columns {sorted(missing)}: it is not an embedding table")
-    labels = [json.loads(row) for row in columns.pop("labels")]
-    return EmbeddingTable(keys=columns.pop("key"), labels=labels, metadata=metadata, **columns)
+    strange = columns.keys() - {"key", "labels", *SCALAR_COLUMNS, *VECTOR_COLUMNS}
+    if strange:
+        raise ValueError(f"{str(source)!r} has the columns {brief(sorted(strange))}: it is not an embedding table")
+    with naming_the_file(source, "embedding table"):
+        rows = [Fields.parse(row, f"{source}, row {number}") for number, row in enumerate(columns.pop("labels"))]
+        labels = [Fields({"labels": row.record}, row.where).labels("labels") for row in rows]
+        return EmbeddingTable(keys=columns.pop("key"), labels=labels, metadata=metadata, **columns)

@@ -18,6 +18,7 @@ LAYERS = {
         "avssl.checked_json",
         "avssl.plain_text",
         "avssl.tensor_files",
+        "avssl.foreign_files",
     ],
     1: [
         "avssl.ops",

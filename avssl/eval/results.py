@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avssl.checked_json import Fields, parse
 from avssl.eval.outcome import Metric, Outcome, Repeat, TaskConfig
+from avssl.foreign_files import naming_the_file
 from avssl.plain_text import plain
 from avssl.whole_files import whole_file, write_whole
 
@@ -170,10 +172,7 @@ def read_evaluation(path: str | Path) -> dict[str, Any]:
     source = Path(path)
     if not source.is_file():
         raise FileNotFoundError(f"{source}: no such file; give a result of recipes/evaluate.py, a .json")
-    try:
-        found = json.loads(source.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{source}: is not JSON ({error})") from error
+    found = parse(source.read_bytes(), str(source))
     if not isinstance(found, dict) or found.get("format_version") != FORMAT_VERSION:
         raise ValueError(
             f"{source}: is no result of a task with rows (format_version {FORMAT_VERSION}). An evaluation.json of an "
@@ -184,21 +183,25 @@ def read_evaluation(path: str | Path) -> dict[str, Any]:
 
 def read_rows(path: str | Path, evaluation: Mapping[str, Any], weights: str) -> list[Repeat]:
     """The repeats of one set of weights, as `write` stored them; ValueError for a missing or another side file."""
-    source = Path(path).with_name(evaluation["rows"]["file"])
+    rows = Fields.of(evaluation, str(path)).section("rows")
+    name, stored = rows.text("file"), rows.section("repeats")
+    if Path(name).name != name or not name.isprintable():
+        raise rows.wrong("file", "the name of a file in the same folder")
+    source = Path(path).with_name(name)
     if not source.is_file():
         raise FileNotFoundError(f"{source} is missing: it belongs to {path} and holds its rows")
-    if hashlib.sha256(source.read_bytes()).hexdigest() != evaluation["rows"]["sha256"]:
+    if hashlib.sha256(source.read_bytes()).hexdigest() != rows.text("sha256"):
         raise ValueError(f"{source} does not belong to {path}: its sha256 is another; run the evaluation again")
-    if weights not in evaluation["rows"]["repeats"]:
-        raise ValueError(f"{path} has no weights {weights!r}; it has {', '.join(evaluation['rows']['repeats'])}")
+    if weights not in stored.record:
+        raise ValueError(f"{path} has no weights {weights!r}; it has {', '.join(map(plain, stored.record))}")
     repeats = []
-    with np.load(source, allow_pickle=False) as arrays:
-        for number, described in enumerate(evaluation["rows"]["repeats"][weights]):
+    with naming_the_file(source, f"file of the rows of {path}"), np.load(source, allow_pickle=False) as arrays:
+        for number, described in enumerate(stored.sections(weights)):
             place = f"{weights}/{number}/"
             columns = {name.removeprefix(place): arrays[name] for name in arrays.files if name.startswith(place)}
             keys = columns.pop("keys").tolist()
-            metrics = {name: Metric(kind, tuple(names)) for name, (kind, names) in described["metrics"].items()}
-            repeats.append(Repeat(described["name"], keys, columns, metrics))
+            metrics = {name: Metric(kind, tuple(names)) for name, (kind, names) in described.mapping("metrics").items()}
+            repeats.append(Repeat(described.text("name"), keys, columns, metrics))
     return repeats
 
 

@@ -164,7 +164,7 @@ def read_metrics(path: str | Path) -> Metrics:
             num_unreadable += 1
             continue
         if isinstance(row, dict):
-            rows[row.get("step", f"line {position}")] = row
+            rows[row["step"] if _is_number(row.get("step")) else f"line {position}"] = row
     for result in _probe_results(source.with_name("probe.jsonl")):
         found = {f"{PROBE}{key}": value for key, value in result.items() if key not in ("step", "samples_seen")}
         rows[result["step"]] = {**rows.get(result["step"], {}), **result, **found}

@@ -1,4 +1,4 @@
-"""Damage drawn from a generator: of bytes, of json, of tar headers, of arrays. Pure functions of what they are given."""
+"""Damage drawn from a generator: of bytes, of json, of tar headers, of arrays. Pure functions of what is given."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def damaged(content: bytes, rng: random.Random, others: tuple[bytes, ...] = ()) 
     return content
 
 
-def _flip(content: bytes, rng: random.Random, others: tuple[bytes, ...]) -> bytes:  # noqa: ARG001
+def _flip(content: bytes, rng: random.Random, others: tuple[bytes, ...]) -> bytes:
     changed = bytearray(content)
     for _ in range(rng.choice((1, 1, 2, 8, 64)) if content else 0):
         changed[_place(content, rng)] ^= 1 << rng.randrange(8)
     return bytes(changed)
 
 
-def _cut(content: bytes, rng: random.Random, others: tuple[bytes, ...]) -> bytes:  # noqa: ARG001
+def _cut(content: bytes, rng: random.Random, others: tuple[bytes, ...]) -> bytes:
     return content[: _place(content, rng)]
 
 
-def _drop(content: bytes, rng: random.Random, others: tuple[bytes, ...]) -> bytes:  # noqa: ARG001
+def _drop(content: bytes, rng: random.Random, others: tuple[bytes, ...]) -> bytes:
     begin, end = _span(content, rng)
     return content[:begin] + content[end:]
 
@@ -51,12 +51,12 @@ def _splice(content: bytes, rng: random.Random, others: tuple[bytes, ...]) -> by
     return content[:at] + other[begin:end] + content[at + length :]
 
 
-def _fill(content: bytes, rng: random.Random, others: tuple[bytes, ...]) -> bytes:  # noqa: ARG001
+def _fill(content: bytes, rng: random.Random, others: tuple[bytes, ...]) -> bytes:
     begin, end = _span(content, rng)
     return content[:begin] + rng.choice((b"\0", b"\xff", b"9", b"[", b" ")) * (end - begin) + content[end:]
 
 
-def _number(content: bytes, rng: random.Random, others: tuple[bytes, ...]) -> bytes:  # noqa: ARG001
+def _number(content: bytes, rng: random.Random, others: tuple[bytes, ...]) -> bytes:
     size, order = rng.choice((1, 2, 4, 8)), rng.choice(("big", "little"))
     at = _place(content, rng)
     value = (rng.choice(ODD_NUMBERS) & (256**size - 1)).to_bytes(size, order)

@@ -68,9 +68,7 @@ def fuzz(num_cases: int, seed: int, targets: list[str], folder: Path, outcome: O
         lost = [task for task, found in _tried(sandbox, tasks) if not _counted(outcome, task, found)]
         singles = [replace(task, first=one, end=one + 1) for task in lost for one in range(task.first, task.end)]
         for task, found in _tried(sandbox, singles):
-            if isinstance(found, MediaError):
-                found = {task.first: str(found)}
-            _counted(outcome, task, found)
+            _counted(outcome, task, {task.first: str(found)} if isinstance(found, MediaError) else found)
 
 
 def _tried(sandbox: Sandbox, tasks: list[Cases]):  # type: ignore[no-untyped-def]

@@ -76,13 +76,14 @@ def _make_lists(folder: Path) -> None:
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "rows.csv").write_text(
-        "path,label,begin_seconds,end_seconds,split\na.mp4,cat|dog,0,1.5,train\n\"b,c.mp4\",x,1,2,test\n"
+        'path,label,begin_seconds,end_seconds,split\na.mp4,cat|dog,0,1.5,train\n"b,c.mp4",x,1,2,test\n'
     )
     (folder / "kinetics.csv").write_text(
         "label,youtube_id,time_start,time_end,split\nplaying,abcdefghijk,10,20,train\nx,ABCDEFGHIJK,0,10,val\n"
     )
     (folder / "audioset.csv").write_text(
-        '# Segments csv created\n# YTID, start_seconds, end_seconds, positive_labels\nabcdefghijk, 0.0, 10.0, "/m/0,/m/1"\n'
+        "# Segments csv created\n# YTID, start_seconds, end_seconds, positive_labels\n"
+        'abcdefghijk, 0.0, 10.0, "/m/0,/m/1"\n'
     )
     (folder / "vggsound.csv").write_text('abcdefghijk,10,"people, clapping",train\nABCDEFGHIJK,20,dog,test\n')
     (folder / "trainlist01.txt").write_text("Bow/v_Bow_g01_c01.avi 1\nRun/v_Run_g02_c01.avi 2\n")
@@ -117,9 +118,9 @@ def _make_table(folder: Path) -> None:
     path = folder / "part-000000.parquet"
     record = FileRecord(path.name, 5, path.stat().st_size, "0" * 64)
     widths = {"video_embedding": 6, "audio_embedding": 4}
-    FolderIndex(
-        {"run": "x"}, widths, 6, 5, 1, {"truncated": 1}, 5, {"video": 3, "audio": 3}, "runs/x", [record]
-    ).write(folder)
+    FolderIndex({"run": "x"}, widths, 6, 5, 1, {"truncated": 1}, 5, {"video": 3, "audio": 3}, "runs/x", [record]).write(
+        folder
+    )
 
 
 def _make_result(folder: Path) -> None:
