@@ -172,6 +172,13 @@ class Fields:
         """A string."""
         return self.take(name, str, "a string", absent)  # type: ignore[no-any-return]
 
+    def file_name(self, name: str) -> str:
+        """The name of a file in the same folder: printable, of at most 255 bytes."""
+        value = self.text(name)
+        if value in ("", ".", "..") or "/" in value or not value.isprintable() or len(value.encode()) > 255:
+            raise self.wrong(name, "the name of a file in the same folder")
+        return value
+
     def flag(self, name: str, absent: Any = _REQUIRED) -> bool:
         """true or false."""
         return self.take(name, bool, "true or false", absent)  # type: ignore[no-any-return]

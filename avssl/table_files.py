@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avssl.checked_json import Fields
-from avssl.foreign_files import naming_the_file
+from avssl.foreign_files import arrays_of, naming_the_file
 from avssl.plain_text import brief
 from avssl.whole_files import whole_file
 
@@ -140,7 +140,7 @@ def read_columns(source: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     if source.suffix not in SUFFIXES:
         raise ValueError(f"cannot read {str(source)!r}: the suffix must be one of {', '.join(SUFFIXES)}")
-    with naming_the_file(source, "embedding table"):
+    with naming_the_file(source, "embedding table"):  # also what its columns hold
         return _read_parquet(source) if source.suffix == ".parquet" else _read_npz(source)
 
 
@@ -214,7 +214,7 @@ def _columns(table: Any) -> dict[str, Any]:
 
 
 def _read_npz(source: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    with np.load(source, allow_pickle=False) as archive:
+    with arrays_of(source, "embedding table") as archive:
         if _METADATA_KEY not in archive:
             raise ValueError(f"{str(source)!r} is no embedding table: it lacks the {_METADATA_KEY!r} entry")
         metadata = _metadata(str(archive[_METADATA_KEY]), source)

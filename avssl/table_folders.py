@@ -29,11 +29,8 @@ class FileRecord:
 
     @classmethod
     def of(cls, fields: Fields) -> Self:
-        """Check; ValueError names the file and the field. A name that leads out of the folder is none."""
-        name = fields.text("name")
-        if not FILE_NAME.fullmatch(name):
-            raise fields.wrong("name", "the name of a Parquet file in the same folder, like embeddings.parquet")
-        return cls(name, fields.count("num_rows"), fields.count("bytes"), fields.text("sha256"))
+        """Check; ValueError names the file and the field."""
+        return cls(fields.file_name("name"), fields.count("num_rows"), fields.count("bytes"), fields.text("sha256"))
 
 
 @dataclass(frozen=True)

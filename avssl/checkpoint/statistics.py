@@ -10,7 +10,7 @@ import torch
 
 from avssl.checkpoint.weights import read_provenance, read_weights, write_weights
 from avssl.data.audio import BinNormalize
-from avssl.foreign_files import naming_the_file
+from avssl.foreign_files import arrays_of
 
 if TYPE_CHECKING:
     from avssl.config import RunConfig
@@ -78,7 +78,7 @@ def add_statistics(run: str | Path, source: str | Path) -> Path:
 def _read_npz(path: Path, num_bins: int) -> list[torch.Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of statistics")
-    with naming_the_file(path, "file of statistics"), np.load(path, allow_pickle=False) as stored:
+    with arrays_of(path, "file of statistics") as stored:
         missing = [name for name in ("mean", "std") if name not in stored]
         if missing:
             raise ValueError(f"{path} has no {' and '.join(missing)}; it holds {', '.join(stored) or 'nothing'}")

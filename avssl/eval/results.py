@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from avssl.checked_json import Fields, parse
 from avssl.eval.outcome import Metric, Outcome, Repeat, TaskConfig
-from avssl.foreign_files import naming_the_file
+from avssl.foreign_files import arrays_of
 from avssl.plain_text import plain
 from avssl.whole_files import whole_file, write_whole
 
@@ -184,10 +184,8 @@ def read_evaluation(path: str | Path) -> dict[str, Any]:
 def read_rows(path: str | Path, evaluation: Mapping[str, Any], weights: str) -> list[Repeat]:
     """The repeats of one set of weights, as `write` stored them; ValueError for a missing or another side file."""
     rows = Fields.of(evaluation, str(path)).section("rows")
-    name, stored = rows.text("file"), rows.section("repeats")
-    if Path(name).name != name or not name.isprintable():
-        raise rows.wrong("file", "the name of a file in the same folder")
-    source = Path(path).with_name(name)
+    stored = rows.section("repeats")
+    source = Path(path).with_name(rows.file_name("file"))
     if not source.is_file():
         raise FileNotFoundError(f"{source} is missing: it belongs to {path} and holds its rows")
     if hashlib.sha256(source.read_bytes()).hexdigest() != rows.text("sha256"):
@@ -195,7 +193,7 @@ def read_rows(path: str | Path, evaluation: Mapping[str, Any], weights: str) -> 
     if weights not in stored.record:
         raise ValueError(f"{path} has no weights {weights!r}; it has {', '.join(map(plain, stored.record))}")
     repeats = []
-    with naming_the_file(source, f"file of the rows of {path}"), np.load(source, allow_pickle=False) as arrays:
+    with arrays_of(source, f"file of the rows of {path}") as arrays:
         for number, described in enumerate(stored.sections(weights)):
             place = f"{weights}/{number}/"
             columns = {name.removeprefix(place): arrays[name] for name in arrays.files if name.startswith(place)}
