@@ -21,7 +21,7 @@ import yaml
 from omegaconf import OmegaConf, errors
 
 from avssl.checked_json import MAX_DEPTH
-from avssl.config_text import ConfigError, check_yaml, one_line
+from avssl.config_text import ConfigError, check_yaml, flat, is_file, one_line
 from avssl.data.loader_config import LoaderConfig
 from avssl.data.shard_cache import DEFAULT_CACHE_BYTES
 from avssl.data.view_config import ViewsConfig
@@ -111,12 +111,12 @@ def load(schema: type[T], argv: list[str], *, usage: str = "", required: Sequenc
 
 def parse(schema: type[T], argv: list[str]) -> T:
     """As `load`, raising ConfigError."""
-    files = [argument for argument in argv if "=" not in argument or _is_file(argument)]
+    files = [argument for argument in argv if "=" not in argument or is_file(argument)]
     changes = [argument for argument in argv if argument not in files]
     for name in files:
         if name.startswith("-"):
             raise ConfigError(f"{name} is not an option; changes are written key=value, without dashes")
-        if not _is_file(name):
+        if not is_file(name):
             found = "a folder" if os.path.isdir(name) else "no such file"  # noqa: PTH112
             raise ConfigError(f"{name}: {found}; give the YAML of the recipe or task")
     try:
@@ -140,11 +140,6 @@ def parse(schema: type[T], argv: list[str]) -> T:
         raise ConfigError(f"a value is nested more than {MAX_DEPTH} deep") from error
     except (KeyError, ValueError, TypeError) as error:  # a loss that nobody registered; a value that does not fit
         raise ConfigError(str(error.args[0])) from error
-
-
-def _is_file(name: str) -> bool:
-    """Is there such a file? Text that can be no name (too long, a zero byte) is none."""
-    return os.path.isfile(name)  # noqa: PTH113  (Path raises OSError for a name that is too long)
 
 
 def _load_yaml(name: str) -> Any:
@@ -181,7 +176,7 @@ def value_of(argv: Sequence[str], key: str, default: str) -> str:
     """One key of the YAML files and changes of a command line, before its schema is known; the last one given wins."""
     value = default
     for argument in argv:
-        if _is_file(argument):
+        if is_file(argument):
             try:
                 value = str(OmegaConf.select(_load_yaml(argument), key, default=value))
             except errors.OmegaConfBaseException as error:
@@ -256,7 +251,7 @@ MAY_CHANGE = frozenset(
 
 def check_unchanged(config: RunConfig, run: Path) -> None:
     """ValueError naming every key whose value differs from the run's config.yaml, but for MAY_CHANGE."""
-    now, then = (_flat(OmegaConf.to_container(OmegaConf.structured(one))) for one in (config, load_run(run)))
+    now, then = (flat(OmegaConf.to_container(OmegaConf.structured(one))) for one in (config, load_run(run)))
     changed = [key for key in sorted({*now, *then}) if now.get(key) != then.get(key) and key not in MAY_CHANGE]
     if changed:
         shown = "; ".join(f"{key}: {then.get(key)!r} then, {now.get(key)!r} now" for key in changed)
@@ -264,15 +259,6 @@ def check_unchanged(config: RunConfig, run: Path) -> None:
             f"{run} cannot be resumed exactly, for something changed ({shown}). Put it back, or start a new run with "
             f"init_from={run}"
         )
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict):
-        return {prefix: list(values) if isinstance(values, tuple) else values}
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}.{name}" if prefix else str(name))
-    return flat
 
 
 def load_run(run: str | Path) -> RunConfig:

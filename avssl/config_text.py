@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 import yaml
 
 from avssl.checked_json import MAX_DEPTH
@@ -26,3 +29,18 @@ def check_yaml(text: str, where: str) -> None:
 def one_line(error: Exception) -> str:
     """A library's message of several lines as one."""
     return " ".join(str(error).split())[:300]
+
+
+def is_file(name: str) -> bool:
+    """Is there such a file? Text that can be no name (too long, a zero byte) is none."""
+    return os.path.isfile(name)  # noqa: PTH113  (Path raises OSError for a name that is too long)
+
+
+def flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """{dotted key: value} of sections in each other."""
+    if not isinstance(values, dict):
+        return {prefix: list(values) if isinstance(values, tuple) else values}
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flat(value, f"{prefix}.{name}" if prefix else str(name))
+    return flat

@@ -15,7 +15,7 @@ from avssl.whole_files import whole_file
 
 INDEX_NAME, SKIPPED_NAME, PROGRESS_NAME, FAISS_NAME = "index.json", "skipped.jsonl", ".progress", "faiss"
 KIND, VERSION = "avssl embeddings", 1
-FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.parquet")
+FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,240}\.parquet")
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,11 @@ class FileRecord:
 
     @classmethod
     def of(cls, fields: Fields) -> Self:
-        """Check; ValueError names the file and the field."""
-        return cls(fields.file_name("name"), fields.count("num_rows"), fields.count("bytes"), fields.text("sha256"))
+        """Check; ValueError names the file and the field. A name that leads out of the folder is none."""
+        name = fields.text("name")
+        if not FILE_NAME.fullmatch(name):
+            raise fields.wrong("name", "the name of a Parquet file in the same folder, like embeddings.parquet")
+        return cls(name, fields.count("num_rows"), fields.count("bytes"), fields.text("sha256"))
 
 
 @dataclass(frozen=True)
