@@ -40,7 +40,7 @@ def flat(values: Any, prefix: str = "") -> dict[str, Any]:
     """{dotted key: value} of sections in each other."""
     if not isinstance(values, dict):
         return {prefix: list(values) if isinstance(values, tuple) else values}
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name, value in values.items():
-        flat |= flat(value, f"{prefix}.{name}" if prefix else str(name))
-    return flat
+        found |= flat(value, f"{prefix}.{name}" if prefix else str(name))
+    return found
