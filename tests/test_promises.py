@@ -1,6 +1,7 @@
 """The long checks of the promises, in their quick form, and that such a check can fail."""
 
 import json
+import re
 
 import pytest
 
@@ -44,3 +45,5 @@ def test_every_long_check_exists_and_stands_in_the_document():
         path = name if name.startswith("tests/") else name.replace(".", "/") + ".py"
         assert (soak.ROOT / path).exists(), path
         assert path.removesuffix(".py").replace("/", ".") in text or path in text, path
+    # And what the document names is there.
+    assert all((soak.ROOT / path).exists() for path in re.findall(r"tests/[\w/]+\.py", text))

@@ -39,13 +39,15 @@ class Check:
 
 CHECKS = {
     "preparation": Check("The same command twice gives the same bytes", "tests.soak.preparation_storm --rounds 12"),
-    "accounting": Check("Nothing disappears silently", "tests/test_odd_files.py"),
+    "accounting": Check("Nothing disappears silently", "tests/test_odd_files.py tests/test_write_repair.py"),
     "alignment": Check("Audio and video stay aligned to within one frame", "tests/test_alignment.py"),
     "epochs": Check("An epoch always ends", "tests.soak.epoch_grid"),
     "embeddings": Check(
         "Embeddings are a function of the input; evaluation sees every sample exactly once",
         "tests.soak.embedding_grid",
     ),
+    "malicious": Check("Opening data never runs code", "tests.soak.malicious"),
+    "fuzz": Check("Bad input gives one typed error", "tests.soak.fuzz --cases 100000"),
 }
 
 
