@@ -27,6 +27,14 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def memory_order_that_this_cpu_can_have(monkeypatch):
+    """What is tried is the script; its settings are a GPU's, and channels last is refused on some CPUs."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        for name, chosen in gpu_training.SETTINGS.items():
+            monkeypatch.setitem(gpu_training.SETTINGS, name, chosen | {"channels_last": False})
+
+
 def rows_of(name, options, folder, monkeypatch):
     script = importlib.import_module(f"benchmarks.{name}")
     if name == "avid_loss":
