@@ -177,7 +177,9 @@ class EmbeddingTable:
             raise FileNotFoundError(f"no embedding table at {str(source)!r}")
         if source.is_file():
             return _read_file(source)
-        return concatenate([_read_file(part) for part in table_files(source)])
+        parts = [_read_file(part) for part in table_files(source)]
+        with naming_the_file(source, "folder of one embedding table"):
+            return concatenate(parts)
 
 
 def _stored(table: EmbeddingTable) -> tuple[dict[str, Any], dict[str, NDArray[np.bool_]]]:

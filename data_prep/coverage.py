@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from avssl.checked_json import Fields
 from avssl.data import storage
 from avssl.data.shards import (
+    DAMAGED_TAR,
     INDEX_NAME,
     JSON_MEMBER,
     SKIPPED_NAME,
@@ -29,6 +29,8 @@ from avssl.data.shards import (
     ShardIndex,
     ShardRecord,
     SideCar,
+    member_content,
+    opened_tar,
     sha256_file,
 )
 from avssl.plain_text import say
@@ -171,12 +173,13 @@ def _written(location: str, record: ShardRecord) -> Iterator[tuple[str, int, int
         return
     path = storage.local_path(location) / record.name
     try:
-        with tarfile.open(path, "r:") as archive:
+        with opened_tar(path) as archive:
             for member in archive:
-                if member.name.endswith(f".{JSON_MEMBER}") and (file := archive.extractfile(member)) is not None:
-                    info = SampleInfo.from_json(file.read(), f"{path}, {member.name}")
+                if member.name.endswith(f".{JSON_MEMBER}") and member.isreg():
+                    content = member_content(archive, member, record.bytes)
+                    info = SampleInfo.from_json(content, f"{path}, {member.name}")
                     yield info.key, WRITTEN, info.has_video + 2 * info.has_audio, info.duration_seconds
-    except (tarfile.TarError, OSError, OverflowError) as error:
+    except DAMAGED_TAR as error:
         raise ValueError(f"{path}: cannot be read ({error}); see `python -m data_prep verify`") from error
 
 

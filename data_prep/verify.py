@@ -19,6 +19,7 @@ from avssl.data.location import READ_ONLY
 from avssl.data.pictures import read_image
 from avssl.data.shards import (
     AUDIO_MEMBER,
+    DAMAGED_TAR,
     INDEX_NAME,
     JSON_MEMBER,
     SKIPPED_NAME,
@@ -29,6 +30,7 @@ from avssl.data.shards import (
     ShardRecord,
     SideCar,
     image_member,
+    opened_tar,
     parse_members,
     sha256_file,
 )
@@ -186,7 +188,7 @@ def _check_shard(task: ShardCheck, path: Path, where: str) -> tuple[list[Problem
         )
     try:
         groups, end = _group_members(path)
-    except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
+    except DAMAGED_TAR as error:
         return [*problems, Problem(where, f"cannot be read as tar ({error})")], side_car.keys
     keys, offsets = [key for key, _ in groups], [*(offset for _, offset in groups), end]
     if keys != side_car.keys:
@@ -203,7 +205,7 @@ def _group_members(path: Path) -> tuple[list[tuple[str, int]], int]:
     """([(key, offset of its first header)] of members that lie together, where the last one ends)."""
     groups: list[tuple[str, int]] = []
     end = 0
-    with tarfile.open(path, "r:") as archive:
+    with opened_tar(path) as archive:
         for member in archive:
             key = member.name.rsplit("/", 1)[0] + "/" if "/" in member.name else ""
             key += member.name.rsplit("/", 1)[-1].split(".", 1)[0]

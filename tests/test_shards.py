@@ -24,6 +24,7 @@ from avssl.data.shards import (
 )
 from avssl.data.tar_members import plain_members
 from avssl.types import MediaError
+from data_prep.verify import verify_folder
 
 USUAL = ("__key__", "json", "video.mp4", "audio.flac")
 
@@ -251,3 +252,49 @@ def test_reading_a_sample_is_one_read_of_its_bytes(folder, monkeypatch):
         shards.read(index)
     first, second = shards._side_cars[0].offsets, shards._side_cars[1].offsets
     assert calls == [(end - begin, begin) for begin, end in (second[1:3], first[0:2], second[1:3])]
+
+
+def header(name=b"a.json", size=b"", kind=b"0", rest=b""):
+    """A tar header with a right checksum. size: its field's 12 bytes."""
+    block = bytearray(512)
+    block[: len(name)], block[124:136], block[156:157] = name, size.ljust(12, b"\0"), kind
+    block[257:265], block[345 : 345 + len(rest)] = b"ustar  \0", rest
+    block[148:156] = b"%06o\0 " % (sum(block) + 8 * ord(" "))
+    return bytes(block)
+
+
+HUGE_SIZE = b"\x80" + (2**70).to_bytes(11, "big")
+HOLES = b"".join(b"%011o\0" % number for number in (0, 1))  # the first byte is there, then zeros to the end
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        header(size=HUGE_SIZE),
+        header(size=HUGE_SIZE, kind=b"x"),
+        header(size=HUGE_SIZE, kind=b"L"),
+        header(size=b"%011o" % 0) + header(b"a.txt", HUGE_SIZE) + bytes(512),
+        header(size=b"\x80" + (2**40).to_bytes(11, "big"), kind=b"x"),
+        header(size=b"%011o" % 1, kind=b"L") * 3000,
+        header(size=b"%011o" % 512, kind=b"S", rest=bytes(41) + HOLES + bytes(72) + b"\0%011o\0" % 2**33) + bytes(512),
+    ],
+    ids=["file", "pax", "name", "second", "memory", "recursion", "holes"],
+)
+def test_headers_that_announce_what_is_not_there_are_a_bad_sample_at_once(content, tmp_path):
+    with pytest.raises(MediaError, match="bad_sample: the shard"):
+        parse_members(content, "the shard")
+    write_folder(tmp_path, [sample(0)], 1)
+    tar, side_car, index = tmp_path / shard_name(0), tmp_path / "shard-000000.json", tmp_path / "index.json"
+    tar.write_bytes(content)
+    for path in (side_car, index):
+        found = json.loads(path.read_text())
+        for record in found.get("shards", [found]):
+            record["bytes"] = len(content)
+        found |= {"offsets": [0, len(content)]} if "offsets" in found else {"total_bytes": len(content)}
+        path.write_text(json.dumps(found))
+    shards = ShardSet(tmp_path)
+    for read in (shards.read, shards.read_info):
+        with pytest.raises(MediaError, match=r"bad_sample: .*shard-000000\.tar, sample 0"):
+            read(0)
+    assert verify_folder(tmp_path).problems
+    shards.close()

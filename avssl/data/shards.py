@@ -37,13 +37,13 @@ from avssl.data.shard_format import (
     sha256_file,
     shard_name,
 )
-from avssl.data.tar_members import FilePart, plain_members
+from avssl.data.tar_members import DAMAGED_TAR, FilePart, member_content, opened_tar, plain_members
 from avssl.types import MediaError
 
 __all__ = [
-    "AUDIO_MEMBER", "FORMAT_NAME", "IMAGE_MEMBERS", "INDEX_NAME", "JSON_MEMBER", "SCHEMA_VERSION", "SKIPPED_NAME",
-    "VIDEO_MEMBER", "Sample", "SampleInfo", "ShardIndex", "ShardRecord", "ShardSet", "SideCar", "dump_json",
-    "image_member", "parse_members", "sha256_file", "shard_name", "write_tar",
+    "AUDIO_MEMBER", "DAMAGED_TAR", "FORMAT_NAME", "IMAGE_MEMBERS", "INDEX_NAME", "JSON_MEMBER", "SCHEMA_VERSION",
+    "SKIPPED_NAME", "VIDEO_MEMBER", "Sample", "SampleInfo", "ShardIndex", "ShardRecord", "ShardSet", "SideCar", "dump_json",
+    "image_member", "member_content", "opened_tar", "parse_members", "sha256_file", "shard_name", "write_tar",
 ]  # fmt: skip
 
 MAX_OPEN_SHARDS = 16
@@ -144,9 +144,9 @@ class ShardSet:
         file, begin, end, key, where = self._place(position, bisect_right(self._first_indices, position) - 1)
         try:
             with tarfile.open(fileobj=FilePart(file, begin, end), mode="r:") as archive:
-                member = archive.extractfile(f"{key}.{JSON_MEMBER}")
-                return SampleInfo.from_json(b"" if member is None else member.read(), where)
-        except (tarfile.TarError, KeyError, ValueError, EOFError, OverflowError) as error:
+                member = archive.getmember(f"{key}.{JSON_MEMBER}")
+                return SampleInfo.from_json(member_content(archive, member, end - begin), where)
+        except (KeyError, *DAMAGED_TAR) as error:
             raise MediaError("bad_sample", f"{where}: its json cannot be read ({error})") from error
 
     def _place(self, position: int, number: int) -> tuple[BinaryIO, int, int, str, str]:
@@ -236,15 +236,19 @@ def parse_members(content: bytes, where: str) -> Sample:
 
 def _any_members(content: bytes, where: str) -> list[dict[str, Any]]:
     """The samples that webdataset finds in it."""
-    from webdataset.tariterators import group_by_keys, tar_file_iterator
+    from webdataset.tariterators import group_by_keys
 
     try:
-        members = (
-            member | {"__url__": where}
-            for member in tar_file_iterator(io.BytesIO(content + bytes(1024)), skip_meta=None)
-        )
-        return list(group_by_keys(members, lcase=False))
-    except (tarfile.TarError, ValueError, EOFError, OSError, OverflowError) as error:
+        # Not webdataset's own reader of a stream: it unpacks what is compressed, without bound, and skips any announced
+        # size block by block.
+        with tarfile.open(fileobj=io.BytesIO(content + bytes(1024)), mode="r:") as archive:
+            members = (
+                {"fname": member.name, "data": member_content(archive, member, len(content)), "__url__": where}
+                for member in archive
+                if member.isreg()
+            )
+            return list(group_by_keys(members, lcase=False))
+    except DAMAGED_TAR as error:
         raise MediaError("bad_sample", f"{where}: its bytes are no tar members ({error})") from error
 
 

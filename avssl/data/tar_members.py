@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import io
 import os
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, BinaryIO
 
 BLOCK_BYTES = 512
 NAME, SIZE, CHECKSUM, KIND, PREFIX = slice(0, 100), slice(124, 136), slice(148, 156), slice(156, 157), slice(345, 500)
 REGULAR_FILE = (b"0", b"\0")
+# What tarfile raises over damage; headers that announce headers without end recurse.
+DAMAGED_TAR = (tarfile.TarError, ValueError, EOFError, OSError, OverflowError, RecursionError)
 
 
 def plain_members(content: bytes) -> dict[str, Any] | None:
@@ -51,6 +57,24 @@ def _number(field: bytes) -> int | None:
     return int(digits, 8) if digits and not digits.strip(b"01234567") else None
 
 
+@contextmanager
+def opened_tar(path: Path) -> Iterator[tarfile.TarFile]:
+    """A whole archive; raises DAMAGED_TAR. No header makes it read, or hold, more than is there."""
+    size = path.stat().st_size
+    with path.open("rb") as file, tarfile.open(fileobj=FilePart(file, 0, size), mode="r:") as archive:
+        yield archive
+
+
+def member_content(archive: tarfile.TarFile, member: tarfile.TarInfo, num_bytes: int) -> bytes:
+    """A regular file's bytes. ReadError for a size beyond the archive's num_bytes, and for holes of any size."""
+    if member.size > num_bytes or member.sparse is not None:
+        raise tarfile.ReadError(f"a member of {member.size} bytes, in an archive of {num_bytes}, or one with holes")
+    file = archive.extractfile(member)
+    if file is None:
+        raise tarfile.ReadError("a member that is no file")
+    return file.read()
+
+
 class FilePart(io.RawIOBase):
     """Some bytes of a file as a file, read where it lies: the tar reader skips what it does not need."""
 
@@ -69,6 +93,11 @@ class FilePart(io.RawIOBase):
 
     def tell(self) -> int:
         return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        """At most what is there is asked for: a damaged header may want any number of bytes."""
+        there = max(0, self._size - self._at)
+        return super().read(there if size is None or size < 0 else min(size, there)) or b""
 
     def readinto(self, buffer: Any) -> int:
         length = max(0, min(len(buffer), self._size - self._at))
