@@ -43,7 +43,8 @@ from avssl.types import MediaError
 __all__ = [
     "AUDIO_MEMBER", "DAMAGED_TAR", "FORMAT_NAME", "IMAGE_MEMBERS", "INDEX_NAME", "JSON_MEMBER", "SCHEMA_VERSION",
     "SKIPPED_NAME", "VIDEO_MEMBER", "Sample", "SampleInfo", "ShardIndex", "ShardRecord", "ShardSet", "SideCar",
-    "dump_json", "image_member", "member_content", "opened_tar", "parse_members", "sha256_file", "shard_name", "write_tar",
+    "dump_json", "image_member", "member_content", "opened_tar", "parse_members", "sha256_file", "shard_name",
+    "write_tar",
 ]  # fmt: skip
 
 MAX_OPEN_SHARDS = 16
