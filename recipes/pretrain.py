@@ -87,6 +87,11 @@ def main(cfg: config.RunConfig) -> None:
     if checkpoint.checkpoints(run):
         config.check_unchanged(cfg, run)
     resumed = checkpoint.resume(accelerator, run, progress, facts)
+    if progress.step > total_steps:
+        raise config.ConfigError(
+            f"steps={cfg.steps} and epochs={cfg.epochs} end the run at step {total_steps}, but {run} has done "
+            f"{progress.step} already; raise them to go on, or name another run"
+        )
     statistics = run / "view_statistics.safetensors"
     if resumed is None:
         inherited = False

@@ -225,6 +225,15 @@ def test_a_checkpoint_of_other_data_or_batch_is_not_resumed_in_silence(shards, t
     assert "global_batch_size: 4 then, 2 now" in error
 
 
+def test_fewer_steps_than_a_run_has_done_are_refused(shards, tmp_path):
+    run = tmp_path / "run"
+    run_python(*arguments_for("avid", shards, run, "steps=3"))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    error = failed(*arguments_for("avid", shards, run, "steps=2"))
+    assert f"steps=2 and epochs=300 end the run at step 2, but {run} has done 3 already; raise them to go on" in error
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
 def test_a_loss_that_is_not_a_number_stops_the_run_and_says_so(shards, tmp_path):
     error = failed(*arguments_for("avid", shards, tmp_path / "run", "steps=9", "optim.lr=1e30", "optim.name=sgd"))
     assert "the loss is nan at step" in error or "the loss is inf at step" in error
