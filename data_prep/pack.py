@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from avssl.data.sample_digests import media_digest, source_digest, with_digests
 from avssl.data.shards import Sample, ShardRecord, SideCar, sha256_file, shard_name, write_tar
 from data_prep.files import atomic_file
 from data_prep.folder import OutputFolder
@@ -88,10 +89,12 @@ def finished_shard(task: ShardTask, num_samples: int) -> ShardRecord | None:
 def write_shard(folder: OutputFolder, name: str, samples: Iterable[Sample], first_index: int) -> ShardRecord:
     """Write samples as a shard, then its side-car."""
     keys: list[str] = []
+    digests: list[tuple[str, str]] = []
 
     def noted() -> Iterator[Sample]:
         for sample in samples:
             keys.append(sample.info.key)
+            digests.append((media_digest(sample), source_digest(sample.info)))
             yield sample
 
     scratch = folder.scratch(name)
@@ -100,7 +103,7 @@ def write_shard(folder: OutputFolder, name: str, samples: Iterable[Sample], firs
         size = file.tell()
     record = ShardRecord(name, len(keys), size, file.sha256, first_index)
     folder.put_file(scratch, name)
-    folder.write_bytes(side_car_name(name), SideCar(record, keys, offsets).to_json())
+    folder.write_bytes(side_car_name(name), with_digests(SideCar(record, keys, offsets), digests).to_json())
     return record
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +20,7 @@ from data_prep.pool import Limits, Sandbox
 from data_prep.transcode import Transcoded, transcode
 
 PICTURES_PER_TASK = 64
+CONTENT_PIECE_BYTES = 65_536
 
 Transcode = Callable[[str, WriteOptions, tuple[float, float] | None], Transcoded]
 Outcome = Sample | MediaError | PolicyError
@@ -101,7 +104,7 @@ def _media_sample(path: str, entry: Entry, work: Work) -> Sample:
         audio_rate_hz=result.audio_rate_hz,
         num_audio_samples=result.num_audio_samples,
         labels=entry.labels,
-        source=_source(entry) | result.source,
+        source=_source(entry, path) | result.source,
     )
     return Sample(info, result.video, result.audio)
 
@@ -121,15 +124,29 @@ def _image_sample(path: str, entry: Entry, options: WriteOptions) -> Sample:
         audio_rate_hz=0,
         num_audio_samples=0,
         labels=entry.labels,
-        source=_source(entry) | stored.source,
+        source=_source(entry, path) | stored.source,
         image_height_px=stored.height_px,
         image_width_px=stored.width_px,
     )
     return Sample(info, None, None, stored.content)
 
 
-def _source(entry: Entry) -> dict[str, Any]:
-    return {"path": entry.path, "bytes": entry.num_bytes}
+def _source(entry: Entry, path: str) -> dict[str, Any]:
+    """Which file it was: by these an evaluation knows a source again, whatever its name and the seconds taken."""
+    return {"path": entry.path, "bytes": entry.num_bytes, "content": content_digest(path)}
+
+
+def content_digest(path: str) -> str:
+    """16 hex digits of a file's size and of its first, middle and last 64 KiB: soon done, also for each of the
+    thousand segments of a long film.
+    """
+    with Path(path).open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        state = hashlib.sha256(f"{size} ".encode())
+        for begin in sorted({0, max(0, size // 2 - CONTENT_PIECE_BYTES // 2), max(0, size - CONTENT_PIECE_BYTES)}):
+            file.seek(begin)
+            state.update(file.read(CONTENT_PIECE_BYTES))
+    return state.hexdigest()[:16]
 
 
 def read_all(sandbox: Sandbox, work: Work, entries: Iterable[Entry]) -> Iterator[Outcome]:

@@ -17,6 +17,7 @@ from avssl.data import storage
 from avssl.data.decode import probe, read_audio, read_video, stream_audio, stream_pictures
 from avssl.data.location import READ_ONLY
 from avssl.data.pictures import read_image
+from avssl.data.sample_digests import media_digest, source_digest
 from avssl.data.shards import (
     AUDIO_MEMBER,
     DAMAGED_TAR,
@@ -228,6 +229,7 @@ def _check_samples(task: ShardCheck, path: Path, side_car: SideCar, shard: str) 
                 sample = parse_members(file.read(end - begin), where)
                 _check_info(sample.info, task.record.first_index + number, key, task.label_names)
                 _check_media(sample, task.decode_all)
+                _check_digests(sample, side_car, number)
             except (MediaError, ValueError) as error:
                 problems.append(Problem(where, str(error)))
     return problems
@@ -266,6 +268,14 @@ def _check_media(sample: Sample, decode_all: bool) -> None:
         if decode_all:
             num_samples = sum(block.shape[1] for _, block in stream_audio(sample.audio, name=name))
             _compare(name, "samples", num_samples, info.num_audio_samples)
+
+
+def _check_digests(sample: Sample, side_car: SideCar, number: int) -> None:
+    """Those of the side-car, by which evaluations know samples again; shards of earlier versions have none."""
+    for kind, found in (("media", media_digest(sample)), ("sources", source_digest(sample.info))):
+        stored = getattr(side_car, kind)[16 * number : 16 * number + 16]
+        if stored not in ("", found):
+            raise ValueError(f"its digest of {kind} is {found}; the side-car says {stored}")
 
 
 def _compare(name: str, what: str, found: int, promised: int) -> None:

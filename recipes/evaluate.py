@@ -26,7 +26,7 @@ from avssl import checkpoint, config, distributed
 from avssl.data.shards import ShardSet
 from avssl.embed import Embedder
 from avssl.embed_split import embed_split
-from avssl.eval import compare, results, tasks
+from avssl.eval import compare, overlap, results, tasks
 from avssl.eval.outcome import TaskConfig as AnyTaskConfig
 from avssl.eval.protocol import TaskConfig, evaluate_tables
 from avssl.losses.avid_cma import positive_set
@@ -52,6 +52,7 @@ def main(run: Path, task: TaskConfig) -> Path:
         raise ValueError(
             f"train={task.train} and test={task.test} hold the same clips; the kNN would find each clip itself"
         )
+    found_overlap = checked_overlap(run, task)
     is_first = distributed.rank() == 0
     has_positives = ShardSet(task.train).fingerprint == checkpoint.read_provenance(run)["data"]["fingerprint"]
     if is_first and not has_positives and all(name in stored for name in BANKS):
@@ -69,7 +70,7 @@ def main(run: Path, task: TaskConfig) -> Path:
         if is_first and weights == "trained":
             for split, table in (("train", train), ("test", test)):
                 table.write(run / "embeddings" / f"{split}.parquet")
-    evaluation = results.evaluation_of(outcomes, task, run.name, hashes, inputs)
+    evaluation = results.evaluation_of(outcomes, task, run.name, hashes, inputs) | {"overlap": found_overlap}
     if not is_first:
         return run / "evaluation.json"
     if not any("_knn_" in name for name in evaluation["chance"]):
@@ -81,6 +82,18 @@ def main(run: Path, task: TaskConfig) -> Path:
     return path
 
 
+def checked_overlap(run: Path, task: AnyTaskConfig | TaskConfig) -> dict[str, Any]:
+    """How many test samples were trained on. Before hours of work; ValueError unless the task allows any."""
+    if not task.train and not task.test:
+        return {"by_run": "unknown", "tests": []}  # the task itself says what is missing
+    found = overlap.measure_overlap(run, list(overlap.data_folders(task)))
+    overlap.refuse_overlap(found, allowed=task.allow_overlap)
+    if distributed.rank() == 0:
+        for line in overlap.describe_overlap(found):
+            print(f"note: {line}", file=sys.stderr)
+    return found
+
+
 def inputs_of(embedder: Embedder) -> dict[str, Any]:
     """What the networks see, by the run's own configuration."""
     views = asdict(embedder.config.views)
@@ -90,6 +103,7 @@ def inputs_of(embedder: Embedder) -> dict[str, Any]:
 def evaluate(run: Path, task: AnyTaskConfig) -> Path:
     """A task of avssl/eval/tasks, with the run's weights and with random ones. Every process of torchrun comes here."""
     checkpoint.read_weights(run)  # says what is missing
+    found_overlap = checked_overlap(run, task)
     folder = run / "evaluations"
     task.folder = task.folder or str(folder / results.stem_of(task.task, task.name))
     outcomes, hashes, inputs = {}, {}, {}
@@ -98,7 +112,7 @@ def evaluate(run: Path, task: AnyTaskConfig) -> Path:
         outcomes[weights] = tasks.get(task.task).run(embedder, task)
         hashes[weights] = embedder.weights_hash
         inputs = inputs_of(embedder)
-    evaluation = results.evaluation_of(outcomes, task, run.name, hashes, inputs)
+    evaluation = results.evaluation_of(outcomes, task, run.name, hashes, inputs) | {"overlap": found_overlap}
     if distributed.rank() > 0:
         return folder
     path = results.write(folder, outcomes, evaluation)

@@ -30,6 +30,7 @@ def main(cfg: config.RunConfig) -> None:
     from avssl.data.shards import ShardSet
     from avssl.data.statistics import measure_statistics
     from avssl.data.views import ViewMaker
+    from avssl.eval import overlap
     from avssl.losses.base import EpochContext
     from avssl.models import create_encoder
     from avssl.monitor import Monitor, StopSignal, provenance
@@ -110,6 +111,10 @@ def main(cfg: config.RunConfig) -> None:
         checkpoint.load_module(views, statistics)
     if accelerator.is_main_process:
         config.save(cfg, run / "config.yaml")
+        if resumed is None:
+            overlap.write_training_data(run, shards, cfg.init_from)
+        for line in overlap.probe_warnings(run, cfg.probe.shards):
+            accelerator.print(f"warning: {line}")
 
     monitor = Monitor(accelerator, cfg, total_steps, loader, progress)
     probe = OnlineProbe(cfg.probe, run, step=progress.step, is_main=accelerator.is_main_process)

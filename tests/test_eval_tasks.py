@@ -16,9 +16,10 @@ from sklearn.svm import LinearSVC
 from avssl import config
 from avssl.data.clip_sets import ClipPlan
 from avssl.embed import Embedder
-from avssl.eval import tasks
+from avssl.eval import results, tasks
 from avssl.eval.features import FeatureSet, extract
 from avssl.eval.labelled import usable
+from avssl.eval.outcome import Outcome, classified
 from avssl.eval.results import read_evaluation, read_rows
 from recipes import evaluate as recipe
 from tests.conftest import run_python
@@ -282,3 +283,32 @@ def test_help_lists_the_tasks_and_their_keys() -> None:
     text = recipe.usage(["--help", "svm"])
     assert "few_label" in text
     assert "cost: float = 1.0  # C" in text
+
+
+def test_a_result_of_another_test_set_or_other_settings_replaces_none(tmp_path):
+    outcome = Outcome([classified(["a", "b"], np.eye(2), np.array([0, 1]), ["x", "y"])])
+
+    def written(test, seed=0, value=1.0):
+        weights = {"trained": "w"}
+        found = {
+            "format_version": 1, "task": "knn", "name": "", "data": {"test": test}, "protocol": {"seed": seed},
+            "weights": weights, "results": {"trained": {"top1_accuracy": value}},
+        }  # fmt: skip
+        return results.write(tmp_path, {"trained": outcome}, found, "evaluation")
+
+    for test, seed in (("one", 0), ("two", 0), ("two", 1), ("two", 1), ("one", 0)):
+        path = written(test, seed)
+    written("one", value=0.5)  # measured again: it replaces its own
+    found = [results.read_evaluation(one) for one in results.standard_results(tmp_path)]
+    assert sorted((one["data"]["test"], one["protocol"]["seed"]) for one in found) == [
+        ("one", 0),
+        ("two", 0),
+        ("two", 1),
+    ]
+    assert found[0]["results"]["trained"]["top1_accuracy"] == 0.5
+    for one, place in zip(found, results.standard_results(tmp_path), strict=True):
+        assert results.read_rows(place, one, "trained")[0].keys == ["a", "b"]
+    path.write_text("{")
+    with pytest.raises(ValueError, match="evaluation.json is damaged"):
+        written("three")
+    assert path.read_text() == "{"

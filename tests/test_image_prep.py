@@ -179,9 +179,11 @@ def test_large_pictures_get_the_short_side_and_small_ones_stay(written, pictures
 def test_the_json_says_what_the_source_was_and_that_there_is_a_picture_alone(written, pictures):
     sample = samples_of(written)["cat/turned_jpg"]
     info = sample.info
+    content = (pictures / "cat/turned.jpg").read_bytes()
     assert info.source == {
         "path": "train/cat/turned.jpg",
         "bytes": (pictures / "cat/turned.jpg").stat().st_size,
+        "content": hashlib.sha256(f"{len(content)} ".encode() + content).hexdigest()[:16],  # less than 64 KiB
         "image": {"format": "JPEG", "mode": "RGB", "width": 31, "height": 20},
     }
     assert (info.has_image, info.has_video, info.has_audio, info.duration_seconds) == (True, False, False, 0.0)

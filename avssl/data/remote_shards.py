@@ -85,10 +85,10 @@ class RemoteShards:
         self.cache.discard(self.index.shards[number])
         return True
 
-    def keys(self) -> list[str]:
-        """The key of every sample: reads all side-cars, some at a time. Raises as the constructor does."""
+    def side_cars(self) -> list[SideCar]:
+        """Reads all side-cars, some at a time. Raises as the constructor does."""
         with _reachable(), ThreadPoolExecutor(SIDE_CAR_THREADS) as threads:
-            return [key for keys in threads.map(self._keys, self.index.shards) for key in keys]
+            return list(threads.map(self._side_car, self.index.shards))
 
     def close(self) -> None:
         """Close the open shards; reading opens them again."""
@@ -98,12 +98,12 @@ class RemoteShards:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": OrderedDict(), "_failed": {}}
 
-    def _keys(self, record: ShardRecord) -> list[str]:
+    def _side_car(self, record: ShardRecord) -> SideCar:
         location = storage.join(self.location, side_car_name(record.name))
         with TemporaryDirectory(prefix="avssl-") as folder:
             path = Path(folder) / "side-car.json"
             path.write_bytes(storage.read_bytes(location))
-            return load_side_car(path, storage.shown(location), record).keys
+            return load_side_car(path, storage.shown(location), record)
 
     def _close_removed(self, needed: int) -> None:
         """Close files that another process removed from the cache: only then has the disk its room back."""

@@ -155,16 +155,23 @@ class ShardRecord:
 
 @dataclass(frozen=True)
 class SideCar:
-    """shard-N.json. offsets: where each sample's first tar header begins, and where the last sample ends."""
+    """shard-N.json. offsets: where each sample's first tar header begins, and where the last sample ends.
+
+    media, sources: 16 hex digits a sample, one after the other (sample_digests.py says of what); "" in shards of an
+    earlier version of the program.
+    """
 
     record: ShardRecord
     keys: list[str]
     offsets: list[int]
+    media: str = ""
+    sources: str = ""
 
     def to_json(self) -> bytes:
         """The file's bytes."""
         body = asdict(self.record) | {"schema_version": SCHEMA_VERSION, "keys": self.keys, "offsets": self.offsets}
-        return dump_json(body)
+        digests = {"media": self.media, "sources": self.sources}
+        return dump_json(body | {name: text for name, text in digests.items() if text})
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -184,7 +191,15 @@ class SideCar:
             raise ValueError(f"{where}: offsets must be whole numbers that rise from 0")
         if offsets[-1] > record.bytes:
             raise ValueError(f"{where}: offsets end at {offsets[-1]}; the shard has {record.bytes} bytes")
-        return cls(record, keys, offsets)
+        media, sources = (_take_digests(content, name, record.num_samples, where) for name in ("media", "sources"))
+        return cls(record, keys, offsets, media, sources)
+
+
+def _take_digests(content: dict[str, Any], name: str, num_samples: int, where: str) -> str:
+    text = str(take({name: ""} | content, name, str, where))
+    if text and not re.fullmatch(f"[0-9a-f]{{{16 * num_samples}}}", text):
+        raise ValueError(f"{where}: {name} must be 16 hex digits for each of {num_samples} samples")
+    return text
 
 
 @dataclass(frozen=True)

@@ -108,9 +108,16 @@ class ShardSet:
     @cached_property
     def keys(self) -> list[str]:
         """The key of every sample, in the order of `index`. Of a remote folder this fetches every side-car."""
-        if self._remote is not None:
-            return self._remote.keys()
-        return [key for side_car in self._side_cars for key in side_car.keys]
+        return [key for side_car in self.side_cars() for key in side_car.keys]
+
+    @property
+    def is_remote(self) -> bool:
+        """Does the folder lie on a server?"""
+        return self._remote is not None
+
+    def side_cars(self) -> list[SideCar]:
+        """Of every shard, in their order. Of a remote folder this fetches all of them."""
+        return self._side_cars if self._remote is None else self._remote.side_cars()
 
     @cached_property
     def fingerprint(self) -> str:

@@ -30,6 +30,16 @@ class ShardSubset(ShardSet):
         self.location, self.folder, self.index = whole.location, whole.folder, whole.index
 
     @property
+    def whole(self) -> ShardSet:
+        """What this is a part of."""
+        return self._whole
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """int64 (n,): of the chosen samples in the whole, ascending."""
+        return self._positions
+
+    @property
     def num_samples(self) -> int:
         """How many samples were chosen."""
         return len(self._positions)

@@ -32,6 +32,7 @@ class TaskConfig:
     label_field: str = "label"  # which of the samples' label fields
     multi_label: bool = False  # several names a sample: mAP, AUC and d' in place of accuracies
     modality: str = "video"  # video, audio, image, or both (video and audio)
+    allow_overlap: bool = False  # evaluate a test set that was trained on; the result says how many samples were
     untrained: bool = True  # the same with random weights, beside it
     batch_size: int = 64  # clips a forward pass
     num_workers: int = 2  # decoding processes

@@ -35,6 +35,7 @@ class TaskConfig:
     knn_on: Literal["feature", "embedding"] = "feature"  # encoder output, or the shared space after the projector
     num_positives: int = 32  # size of the CMA positive sets whose precision is measured
     window_seconds: float = 0.0  # 0: the run's audio clip, or its video clip if it has no sound
+    allow_overlap: bool = False  # evaluate a test set that was trained on; the result says how many samples were
     batch_size: int = 64
     num_workers: int = 2
     device: str = "cpu"

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 # Of the configuration, what has no influence on the values.
 NOT_PROTOCOL = (
-    "task", "name", "train", "test", "batch_size", "num_workers", "device", "untrained", "folder", "log_every_steps",
-    "checkpoint_every_steps",
+    "task", "name", "train", "test", "batch_size", "num_workers", "device", "untrained", "allow_overlap", "folder",
+    "log_every_steps", "checkpoint_every_steps",
 )  # fmt: skip
 PACKAGES = ("torch", "numpy", "scikit-learn", "av")
 
@@ -149,13 +149,56 @@ def write(folder: Path, outcomes: Mapping[str, Outcome], evaluation: dict[str, A
             arrays |= {f"{place}/{column}": values for column, values in repeat.columns.items()}
             metrics = {name: [metric.kind, list(metric.columns)] for name, metric in repeat.metrics.items()}
             described[weights].append({"name": repeat.name, "metrics": metrics})
+    path = folder / f"{stem}.json"
+    keep_earlier(path, evaluation)
     rows = folder / f"{stem}.npz"
     with whole_file(rows) as stream:
         np.savez_compressed(stream, allow_pickle=False, **arrays)
     digest = hashlib.sha256(rows.read_bytes()).hexdigest()
     evaluation = {**evaluation, "rows": {"file": rows.name, "sha256": digest, "repeats": described}}
-    path = folder / f"{stem}.json"
-    return write_whole(path, json.dumps(without_nan(evaluation), indent=1, allow_nan=False))
+    write_whole(path, json.dumps(without_nan(evaluation), indent=1, allow_nan=False))
+    for left in (f"{stem}-{identity(evaluation)}{suffix}" for suffix in (".json", ".npz")):
+        (folder / left).unlink(missing_ok=True)  # the same evaluation, measured again
+    return path
+
+
+def identity(evaluation: Mapping[str, Any]) -> str:
+    """10 hex digits of what makes a result another one: task, name, data, protocol and weights."""
+    parts = ("task", "name", "data", "protocol", "weights")
+    known = without_nan({part: evaluation.get(part) for part in parts})
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def keep_earlier(path: Path, evaluation: Mapping[str, Any]) -> Path | None:
+    """Before a result takes the name `path`: another one that has it is kept as <stem>-<identity>.json and .npz.
+
+    Returns the path that it has then; None if there is none, or the same evaluation, which may be replaced. A kill leaves
+    at most the earlier result under both names.
+    """
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        earlier = None
+    if not isinstance(earlier, dict):
+        raise ValueError(
+            f"{path} is damaged: it is no result; move it away, or remove it, and run the evaluation again"
+        )
+    if identity(earlier) == identity(evaluation):
+        return None
+    kept = path.with_name(f"{path.stem}-{identity(earlier)}.json")
+    rows = path.with_suffix(".npz")
+    if isinstance(earlier.get("rows"), dict) and rows.is_file():
+        write_whole(kept.with_suffix(".npz"), rows.read_bytes())
+        earlier["rows"]["file"] = kept.with_suffix(".npz").name
+    return write_whole(kept, json.dumps(earlier, indent=1))
+
+
+def standard_results(run: Path) -> list[Path]:
+    """The results of the task `standard` in a run's folder, the newest first."""
+    plain = run / "evaluation.json"
+    return [*([plain] if plain.exists() else []), *sorted(run.glob("evaluation-*.json"))]
 
 
 def without_nan(value: Any) -> Any:

@@ -1,0 +1,168 @@
+"""A test set that was trained on is refused: by media and by source file, never by keys alone."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from avssl.data.sample_digests import sample_digests
+from avssl.data.shards import ShardSet, SideCar
+from avssl.eval import overlap
+from data_prep.index import IndexOptions, index, index_folder
+from data_prep.indexing.cutting import Cutting
+from data_prep.options import WriteOptions
+from data_prep.verify import verify_folder
+from data_prep.write_shards import write_shards
+from tests.conftest import run_python
+
+
+def made_shards(videos, folder, cutting=None, **options):
+    """A shard folder of the files of a folder, or of pieces of them."""
+    manifest = folder.with_suffix(".jsonl")
+    if cutting is None:
+        index_folder(videos, manifest)
+    else:
+        index(videos, manifest, IndexOptions(cutting=cutting))
+    write_shards(manifest, folder, WriteOptions(**{"short_side_px": 32, "samples_per_shard": 7} | options))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def videos(corpus, tmp_path_factory):
+    """Four clips of the training split and two of the test split, under names of their own."""
+    folder = tmp_path_factory.mktemp("mixed") / "clips"
+    folder.mkdir()
+    for split, count in (("train", 4), ("test", 2)):
+        for number, path in enumerate(sorted((corpus / split).rglob("*.mp4"))[:count]):
+            shutil.copy(path, folder / f"{split}_renamed_{number}.mp4")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(shards, tmp_path_factory):
+    """A folder that knows that it was trained on the training split."""
+    run = tmp_path_factory.mktemp("trained")
+    overlap.write_training_data(run, ShardSet(shards["train"]), "")
+    return run
+
+
+def counts(run, train, test):
+    found = overlap.measure_overlap(run, [(str(train), str(test))])
+    return found["by_run"], found["tests"][0]["num_in_train"], found["tests"][0]["num_in_run"]
+
+
+def test_files_of_the_training_split_are_known_again_under_other_names_sizes_and_rates(
+    videos, trained, shards, tmp_path
+):
+    mixed = made_shards(videos, tmp_path / "mixed", short_side_px=24, fps=4.0)
+    assert counts(trained, shards["train"], mixed) == ("known", 4, 4)
+    assert counts(trained, shards["test"], mixed) == ("known", 2, 4)
+    assert counts(trained, shards["train"], shards["test"]) == ("known", 0, 0)
+
+
+def test_other_seconds_of_the_same_file_are_overlap(videos, trained, tmp_path):
+    pieces = made_shards(videos, tmp_path / "pieces", Cutting(clip_seconds=0.5))
+    found = overlap.measure_overlap(trained, [("", str(pieces))])["tests"][0]
+    assert (found["num_test"], found["num_in_run"]) == (18, 12)
+    assert all("train_renamed" in key for key in found["keys"])
+
+
+def test_equal_keys_and_paths_of_other_media_are_no_overlap(trained, shards, corpus, tmp_path):
+    """Sound files of one length have one size too: name and size say nothing of the content."""
+    others = sorted((corpus / "test").rglob("*.mp4"))
+    for path, other in zip(sorted((corpus / "train").rglob("*.mp4")), others, strict=False):
+        place = tmp_path / path.relative_to(corpus)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(other, place)
+    alike = made_shards(tmp_path / "train", tmp_path / "alike")
+    assert set(ShardSet(alike).keys) <= set(ShardSet(shards["train"]).keys)
+    assert counts(trained, shards["train"], alike) == ("known", 0, 0)
+
+
+def test_older_shards_without_digests_are_read_for_them(shards, tmp_path):
+    older = shutil.copytree(shards["train"], tmp_path / "older")
+    for path in older.glob("shard-*.json"):
+        path.write_bytes(replace(SideCar.load(path), media="", sources="").to_json())
+    new, old = (sample_digests(ShardSet(folder)) for folder in (shards["train"], older))
+    assert len(np.unique(new.media)) == len(np.unique(new.sources)) == 18
+    np.testing.assert_array_equal(new.media, old.media)
+    np.testing.assert_array_equal(new.sources, old.sources)
+
+
+def test_damaged_digests_are_named(shards, tmp_path):
+    copy = shutil.copytree(shards["test"], tmp_path / "copy")
+    path = copy / "shard-000000.json"
+    good = SideCar.load(path)
+    path.write_bytes(replace(good, media="0" * 16 + good.media[16:]).to_json())
+    assert "its digest of media is" in str(verify_folder(str(copy)))
+    path.write_bytes(replace(good, media=good.media[1:]).to_json())
+    with pytest.raises(ValueError, match=r"shard-000000.json: media must be 16 hex digits for each of 6 samples"):
+        ShardSet(copy)
+
+
+def test_a_run_knows_what_the_run_that_it_began_from_was_trained_on(trained, shards, tmp_path):
+    second, third = tmp_path / "second", tmp_path / "third"
+    overlap.write_training_data(second, ShardSet(shards["test"]), str(trained))
+    assert counts(second, "", shards["train"]) == ("known", 0, 18)
+    assert counts(second, "", shards["test"]) == ("known", 0, 6)
+    overlap.write_training_data(third, ShardSet(shards["test"]), str(tmp_path / "imported"))
+    assert counts(third, "", shards["train"]) == ("incomplete", 0, 0)
+    assert counts(tmp_path / "imported", "", shards["train"]) == ("unknown", 0, None)
+
+
+def test_a_damaged_list_of_training_data_is_an_error_that_names_it(trained, shards, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    path = run / overlap.TRAINING_DATA_FILE
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"training_data.safetensors is damaged"):
+        overlap.measure_overlap(run, [("", str(shards["test"]))])
+
+
+@pytest.mark.parametrize("task", ["standard", "knn"])
+def test_evaluation_refuses_what_was_trained_on_unless_it_is_allowed(task, videos, tiny_run, shards, tmp_path):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    shutil.copytree(shards["train"], tmp_path / "again")
+    inside = tmp_path / "inside"
+    subset = tmp_path / "subset"
+    subset.mkdir()
+    for path in sorted(videos.glob("train_*.mp4"))[:3]:
+        shutil.copy(path, subset / path.name)
+    labels = subset / "labels.csv"
+    labels.write_text(
+        "path,visual\n" + "".join(f"{path.name},c{n % 2}\n" for n, path in enumerate(sorted(subset.glob("*.mp4"))))
+    )
+    manifest = tmp_path / "inside.jsonl"
+    index_folder(subset, manifest, labels=str(labels))
+    write_shards(manifest, inside, WriteOptions(short_side_px=32))
+    command = [
+        "recipes/evaluate.py",
+        run,
+        f"task={task}",
+        f"train={shards['train']}",
+        f"test={inside}",
+        "num_workers=0",
+    ]
+    command += ["num_neighbours=3", *(["num_positives=3"] if task == "standard" else ["label_field=visual"])]
+    refused = run_python(*command, check=False)
+    assert refused.returncode == 1
+    assert "3 of 3 test samples" in refused.stderr
+    assert "the run's training" in refused.stderr
+    assert "train_renamed_0" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not list(run.rglob("*evaluation*.json"))
+    allowed = run_python(*command, "allow_overlap=true")
+    assert "3 of 3 test samples" in allowed.stderr
+    result = json.loads(
+        next(
+            path for path in run.rglob("*.json") if path.parent.name == "evaluations" or path.name == "evaluation.json"
+        ).read_text()
+    )
+    assert result["overlap"]["tests"][0]["num_in_run"] == result["overlap"]["tests"][0]["num_in_train"] == 3
+
+
+def test_the_probe_of_a_run_warns_of_shards_that_are_trained_on(trained, shards):
+    assert overlap.probe_warnings(trained, "") == overlap.probe_warnings(trained, str(shards["test"])) == []
+    (line,) = overlap.probe_warnings(trained, str(shards["train"]))
+    assert line.startswith(f"probe.shards: 18 of 18 test samples of {shards['train']} are in the run's training too")
