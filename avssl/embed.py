@@ -62,6 +62,8 @@ class Embedder:
 
         untrained=True takes random weights from its seed: a baseline.
         """
+        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device is {device!r}, but PyTorch finds no CUDA GPU on this machine; there is: cpu")
         run = checkpoint.locate(run) if str(run).startswith(checkpoint.HUB_SCHEME) else Path(run)
         config = load_run(run)
         weights = checkpoint.read_weights(run)

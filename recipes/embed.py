@@ -116,6 +116,6 @@ if __name__ == "__main__":
     run_in_utf8()
     try:
         sys.exit(main(parse(sys.argv[1:])))
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ImportError, ValueError) as error:
         say(f"error: {error}", sys.stderr)
         sys.exit(1)

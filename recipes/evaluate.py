@@ -197,6 +197,6 @@ if __name__ == "__main__":
             compare_files([argument for argument in given if argument != "--compare"])
         else:
             start(Path(given[0]), given[1:])
-    except (FileNotFoundError, FloatingPointError, ModuleNotFoundError, ValueError) as error:
+    except (OSError, FloatingPointError, ImportError, ValueError) as error:
         say(f"error: {error}", sys.stderr)
         sys.exit(1)

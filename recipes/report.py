@@ -9,13 +9,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from avssl.checked_json import Fields
 from avssl.plain_text import PlainParser, run_in_utf8, say
 
 
-def stored_evaluation(run: Path) -> dict[str, object] | None:
-    path = run / "evaluation.json"
-    return Fields.read(path).record if path.is_file() else None
+def stored_evaluations(run: Path) -> list[dict[str, object]]:
+    """The results of the task `standard` of a run, the newest first. ValueError names one that is damaged."""
+    from avssl.eval.results import standard_results
+    from avssl.report.page import stored_result
+
+    return [stored_result(path) for path in standard_results(run)]
 
 
 def main(run: Path, others: list[Path], shards: str) -> Path:
@@ -38,7 +40,7 @@ def main(run: Path, others: list[Path], shards: str) -> Path:
 
     return write_report(
         run,
-        evaluations=[found for other in others if (found := stored_evaluation(other))],
+        evaluations=[found for place in (run, *others) for found in stored_evaluations(place)[int(place == run) :]],
         table=EmbeddingTable.read(table_path) if table_path.is_file() else None,
         media=media if library else None,
         other_runs={other.name: other for other in others},
@@ -56,6 +58,6 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     try:
         say(main(arguments.run, arguments.others, arguments.shards))
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ImportError, ValueError) as error:
         say(f"error: {error}", sys.stderr)
         sys.exit(1)

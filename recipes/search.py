@@ -129,6 +129,6 @@ if __name__ == "__main__":
     try:
         given = parse(sys.argv[1:])
         sys.exit(given.main(given))
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ImportError, ValueError) as error:
         say(f"error: {error}", sys.stderr)
         sys.exit(1)

@@ -300,7 +300,8 @@ def test_a_result_of_another_test_set_or_other_settings_replaces_none(tmp_path):
         path = written(test, seed)
     written("one", value=0.5)  # measured again: it replaces its own
     found = [results.read_evaluation(one) for one in results.standard_results(tmp_path)]
-    assert sorted((one["data"]["test"], one["protocol"]["seed"]) for one in found) == [
+    kept = sorted((one["data"]["test"], one["protocol"]["seed"]) for one in found)
+    assert kept == [
         ("one", 0),
         ("two", 0),
         ("two", 1),
@@ -309,6 +310,6 @@ def test_a_result_of_another_test_set_or_other_settings_replaces_none(tmp_path):
     for one, place in zip(found, results.standard_results(tmp_path), strict=True):
         assert results.read_rows(place, one, "trained")[0].keys == ["a", "b"]
     path.write_text("{")
-    with pytest.raises(ValueError, match="evaluation.json is damaged"):
+    with pytest.raises(ValueError, match=r"evaluation\.json is damaged"):
         written("three")
     assert path.read_text() == "{"

@@ -93,7 +93,8 @@ def data_folders(config: Any) -> Iterator[tuple[str, str]]:
 
 
 def measure_overlap(run: str | Path, folders: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """What stands in a result: {"by_run": "known", "incomplete" or "unknown", "tests": [{"test", "train", "num_test",
+    """What stands in a result: {"by_run": "known", "incomplete" or "unknown", "tests": [{"test",
+    "train", "fingerprint", "num_test",
     "num_in_train", "num_in_run" (None: unknown), "keys" (a few of them)}, ...]}.
     """
     seen = read_training_data(run)
@@ -110,6 +111,7 @@ def measure_overlap(run: str | Path, folders: Sequence[tuple[str, str]]) -> dict
             {
                 "test": test,
                 "train": train,
+                "fingerprint": shards.fingerprint,
                 "num_test": shards.num_samples,
                 "num_in_train": int(in_train.sum()) if asked is not None and (known is not None or not train) else None,
                 "num_in_run": int(in_run.sum()) if is_known else None,

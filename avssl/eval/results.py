@@ -163,8 +163,8 @@ def write(folder: Path, outcomes: Mapping[str, Outcome], evaluation: dict[str, A
 
 
 def identity(evaluation: Mapping[str, Any]) -> str:
-    """10 hex digits of what makes a result another one: task, name, data, protocol and weights."""
-    parts = ("task", "name", "data", "protocol", "weights")
+    """10 hex digits of what makes a result another: task, name, data, protocol, weights."""
+    parts = ("task", "name", "data", "overlap", "protocol", "weights")
     known = without_nan({part: evaluation.get(part) for part in parts})
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:10]
 
@@ -172,8 +172,8 @@ def identity(evaluation: Mapping[str, Any]) -> str:
 def keep_earlier(path: Path, evaluation: Mapping[str, Any]) -> Path | None:
     """Before a result takes the name `path`: another one that has it is kept as <stem>-<identity>.json and .npz.
 
-    Returns the path that it has then; None if there is none, or the same evaluation, which may be replaced. A kill leaves
-    at most the earlier result under both names.
+    Returns the path that it has then; None if there is none, or the same evaluation, which may be replaced. A kill
+    leaves at most the earlier result under both names.
     """
     try:
         earlier = json.loads(path.read_text(encoding="utf-8"))
@@ -182,9 +182,7 @@ def keep_earlier(path: Path, evaluation: Mapping[str, Any]) -> Path | None:
     except ValueError:
         earlier = None
     if not isinstance(earlier, dict):
-        raise ValueError(
-            f"{path} is damaged: it is no result; move it away, or remove it, and run the evaluation again"
-        )
+        raise ValueError(f"{path} is damaged: it is no result; move it away or remove it, then evaluate again")
     if identity(earlier) == identity(evaluation):
         return None
     kept = path.with_name(f"{path.stem}-{identity(earlier)}.json")

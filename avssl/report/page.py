@@ -118,7 +118,16 @@ def write_report(
 
 def _stored_evaluation(folder: Path) -> Evaluation | None:
     source = folder / "evaluation.json"
-    return Fields.read(source).record if source.exists() else None
+    return stored_result(source) if source.exists() else None
+
+
+def stored_result(path: Path) -> dict[str, Any]:
+    """A result's JSON; ValueError names the file that is damaged."""
+    found = Fields.read(path).record
+    parts = ("results", "chance", "protocol")
+    if not all(isinstance(found.get(part, {}), dict) for part in parts):
+        raise ValueError(f"{path} is no result: {', '.join(parts)} must be objects; run the evaluation again")
+    return found
 
 
 def _without_table() -> Html:

@@ -73,6 +73,16 @@ def value_text(metric: str, value: float) -> str:
     return f"{value * 100:.1f}\u00a0%" if is_share(metric) and abs(value) <= 1 else number(value)
 
 
+def clips_text(evaluation: Mapping[str, Any]) -> str:
+    """How many test clips a result is over, and how many of them were trained on; "" where it does not say."""
+    protocol = evaluation.get("protocol")
+    count = protocol.get("num_test") if isinstance(protocol, Mapping) else None
+    tests = dict(evaluation.get("overlap", {})).get("tests", [])
+    seen = sum(max(one.get("num_in_run") or 0, one.get("num_in_train") or 0) for one in tests)
+    texts = [f"{count} test clips" if count else "", f"{seen} of them trained on" if seen else ""]
+    return ", ".join(text for text in texts if text)
+
+
 def _rows(evaluations: Sequence[Mapping[str, Any]]) -> list[Row]:
     """One row per run and kind of weights, trained ones first inside a run, as the dicts order them."""
     several = len({evaluation.get("run") for evaluation in evaluations}) > 1
@@ -80,6 +90,7 @@ def _rows(evaluations: Sequence[Mapping[str, Any]]) -> list[Row]:
     for evaluation in evaluations:
         for weights, values in dict(evaluation.get("results", {})).items():
             name = f"{evaluation.get('run', 'run')} · {weights}" if several else str(weights)
+            name += f" · {clips_text(evaluation)}" if clips_text(evaluation) else ""
             rows.append((name, flat_numbers(values)))
     return rows
 
@@ -97,20 +108,20 @@ def _chance_rows(evaluations: Sequence[Mapping[str, Any]]) -> list[Row]:
     return found
 
 
-def _bar(value: float, chance: float | None, text: str) -> Html:
+def _bar(value: float, chance: float | None, text: Html) -> Html:
     """A bar of a share with a mark where chance lies; the number stands beside it, so it is hidden from readers."""
     fill = tag("rect", x=0, y=0, width=max(0.0, min(1.0, value)) * 100, height=6, class_="fill")
     mark = "" if chance is None else tag("rect", x=min(99.0, chance * 100), y=0, width=1, height=6, class_="mark")
     box = {"viewBox": "0 0 100 6", "preserveAspectRatio": "none", "class_": "bar", "aria_hidden": "true"}
-    return join(tag("span", text), tag("svg", tag("rect", width=100, height=6, class_="back"), fill, mark, **box))
+    return join(text, tag("svg", tag("rect", width=100, height=6, class_="back"), fill, mark, **box))
 
 
-def _cell(metric: str, value: float | None, best: bool, chance: float | None) -> Html:
+def _cell(metric: str, value: float | None, chance: float | None) -> Html:
     if value is None:
         return tag("td", tag("span", "–", aria_label="not measured"))
-    text = join(value_text(metric, value), tag("small", " best", class_="best") if best else "")
-    shown = _bar(value, chance, text) if is_share(metric) and abs(value) <= 1 else tag("span", text)
-    return tag("td", shown, class_="top" if best else None)
+    text = tag("span", value_text(metric, value))
+    shown = _bar(value, chance, text) if is_share(metric) and abs(value) <= 1 else text
+    return tag("td", shown)
 
 
 def _heading(metric: str) -> Html:
@@ -122,19 +133,14 @@ def _heading(metric: str) -> Html:
 
 def _table(group: tuple[str, str, str], metrics: Sequence[str], rows: Sequence[Row], chance: Sequence[Row]) -> Html:
     headings = [_heading(metric) for metric in metrics]
-    best = {}
-    for metric in metrics:
-        measured = [row[metric] for _, row in rows if metric in row and math.isfinite(row[metric])]
-        if len(measured) > 1:
-            best[metric] = min(measured) if lower_is_better(metric) else max(measured)
     level = chance[0][1] if chance else {}
     body = []
     for name, values in rows:
-        cells = [_cell(m, values.get(m), m in best and values.get(m) == best[m], level.get(m)) for m in metrics]
+        cells = [_cell(m, values.get(m), level.get(m)) for m in metrics]
         if any(metric in values for metric in metrics):
             body.append(tag("tr", tag("th", name, scope="row"), *cells))
     for name, values in chance:
-        cells = [_cell(metric, values.get(metric), False, None) for metric in metrics]
+        cells = [_cell(metric, values.get(metric), None) for metric in metrics]
         if any(metric in values for metric in metrics):
             body.append(tag("tr", tag("th", name, scope="row"), *cells, class_="chance"))
     head = tag("thead", tag("tr", tag("th", "Weights", scope="col"), *headings))
@@ -168,7 +174,10 @@ def scores_section(evaluations: Sequence[Mapping[str, Any]]) -> Html:
         if entries:
             protocols.append(tag("div", tag("h3", f"Protocol of {evaluation.get('run', 'run')}"), tag("dl", *entries)))
     details = tag("details", tag("summary", "How this was measured"), *protocols) if protocols else ""
-    note = "The bar under a number is its share of 100 %, the upright mark in it is chance."
+    note = (
+        "The bar under a number is its share of 100 %, the upright mark in it is chance. No number is called the best: "
+        "python recipes/evaluate.py --compare gives paired intervals of the differences."
+    )
     return join(tag("div", *tables, class_="tables"), tag("p", note, class_="note"), details)
 
 
