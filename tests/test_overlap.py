@@ -98,7 +98,7 @@ def test_damaged_digests_are_named(shards, tmp_path):
     path.write_bytes(replace(good, media="0" * 16 + good.media[16:]).to_json())
     assert "its digest of media is" in str(verify_folder(str(copy)))
     path.write_bytes(replace(good, media=good.media[1:]).to_json())
-    with pytest.raises(ValueError, match=r"shard-000000.json: media must be 16 hex digits for each of 6 samples"):
+    with pytest.raises(ValueError, match=r"shard-000000.json: media .*16 hex digits for each of 6 samples"):
         ShardSet(copy)
 
 

@@ -191,14 +191,14 @@ class SideCar:
             raise ValueError(f"{where}: offsets must be whole numbers that rise from 0")
         if offsets[-1] > record.bytes:
             raise ValueError(f"{where}: offsets end at {offsets[-1]}; the shard has {record.bytes} bytes")
-        media, sources = (_take_digests(content, name, record.num_samples, where) for name in ("media", "sources"))
+        media, sources = (_take_digests(fields, name, record.num_samples) for name in ("media", "sources"))
         return cls(record, keys, offsets, media, sources)
 
 
-def _take_digests(content: dict[str, Any], name: str, num_samples: int, where: str) -> str:
-    text = str(take({name: ""} | content, name, str, where))
+def _take_digests(fields: Fields, name: str, num_samples: int) -> str:
+    text = fields.text(name, "")
     if text and not re.fullmatch(f"[0-9a-f]{{{16 * num_samples}}}", text):
-        raise ValueError(f"{where}: {name} must be 16 hex digits for each of {num_samples} samples")
+        raise fields.wrong(name, f"16 hex digits for each of {num_samples} samples")
     return text
 
 
