@@ -90,7 +90,7 @@ def checked_overlap(run: Path, task: AnyTaskConfig | TaskConfig) -> dict[str, An
     overlap.refuse_overlap(found, allowed=task.allow_overlap)
     if distributed.rank() == 0:
         for line in overlap.describe_overlap(found):
-            print(f"note: {line}", file=sys.stderr)
+            say(f"note: {line}", sys.stderr)
     return found
 
 
