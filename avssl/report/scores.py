@@ -73,13 +73,13 @@ def value_text(metric: str, value: float) -> str:
     return f"{value * 100:.1f}\u00a0%" if is_share(metric) and abs(value) <= 1 else number(value)
 
 
-def clips_text(evaluation: Mapping[str, Any]) -> str:
-    """How many test clips a result is over, and how many of them were trained on; "" where it does not say."""
+def samples_text(evaluation: Mapping[str, Any]) -> str:
+    """How many test samples a result is over, and how many of them were trained on; "" where it does not say."""
     protocol = evaluation.get("protocol")
     count = protocol.get("num_test") if isinstance(protocol, Mapping) else None
     tests = dict(evaluation.get("overlap", {})).get("tests", [])
     seen = sum(max(one.get("num_in_run") or 0, one.get("num_in_train") or 0) for one in tests)
-    texts = [f"{count} test clips" if count else "", f"{seen} of them trained on" if seen else ""]
+    texts = [f"{count} test samples" if count else "", f"{seen} of them trained on" if seen else ""]
     return ", ".join(text for text in texts if text)
 
 
@@ -90,7 +90,7 @@ def _rows(evaluations: Sequence[Mapping[str, Any]]) -> list[Row]:
     for evaluation in evaluations:
         for weights, values in dict(evaluation.get("results", {})).items():
             name = f"{evaluation.get('run', 'run')} · {weights}" if several else str(weights)
-            name += f" · {clips_text(evaluation)}" if clips_text(evaluation) else ""
+            name += f" · {samples_text(evaluation)}" if samples_text(evaluation) else ""
             rows.append((name, flat_numbers(values)))
     return rows
 
