@@ -9,6 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from avssl.checked_json import Fields
 from avssl.plain_text import PlainParser, run_in_utf8, say
 
 

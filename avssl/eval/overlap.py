@@ -86,10 +86,16 @@ def read_training_data(run: str | Path) -> DigestSet | None:
 
 
 def data_folders(config: Any) -> Iterator[tuple[str, str]]:
-    """(train folder or "", test folder) of every fold of a task's configuration; of `fold_field` ("", train)."""
+    """(train folder or "", test folder) of every fold of a task's configuration; of `fold_field` ("", train).
+
+    None of a configuration without any test, which the task refuses.
+    """
     for number in getattr(config, "folds", None) or [""]:
         train, test = (str(side).replace("{fold}", str(number)) for side in (config.train, config.test))
-        yield (train, test) if test else ("", train)
+        if test:
+            yield train, test
+        elif not test and getattr(config, "fold_field", ""):
+            yield "", train
 
 
 def measure_overlap(run: str | Path, folders: Sequence[tuple[str, str]]) -> dict[str, Any]:
