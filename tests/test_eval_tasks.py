@@ -226,7 +226,7 @@ def test_bad_input_is_refused_with_what_to_do(run: Path, shards: Any) -> None:
         (["label_field=visual", "folds=[1]"], "must stand in them"),
         (["label_field=visual", "speed=[1]"], "two ends of a range"),
         (["label_field=visual", "name=a/b"], "no slash"),
-        (["label_field=visual", "test=", "fold_field=nothing"], "no label field 'nothing'"),
+        (["label_field=visual", "test=", "fold_field=nothing", "allow_overlap=true"], "no label field 'nothing'"),
     ):
         with pytest.raises(ValueError, match=message):
             evaluate(run, shards, "linear", *changes)

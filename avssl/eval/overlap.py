@@ -44,7 +44,7 @@ class DigestSet:
         """Both; not complete if the other is unknown."""
         if other is None:
             return DigestSet(self.media, self.sources, is_complete=False)
-        media, sources = (np.union1d(getattr(self, kind), getattr(other, kind)) for kind in KINDS)
+        media, sources = np.union1d(self.media, other.media), np.union1d(self.sources, other.sources)
         return DigestSet(media, sources, self.is_complete and other.is_complete)
 
     def holds(self, digests: SampleDigests) -> NDArray[np.bool_]:
@@ -90,11 +90,12 @@ def data_folders(config: Any) -> Iterator[tuple[str, str]]:
 
     None of a configuration without any test, which the task refuses.
     """
-    for number in getattr(config, "folds", None) or [""]:
+    folds: list[Any] = getattr(config, "folds", None) or [""]
+    for number in folds:
         train, test = (str(side).replace("{fold}", str(number)) for side in (config.train, config.test))
         if test:
             yield train, test
-        elif not test and getattr(config, "fold_field", ""):
+        elif getattr(config, "fold_field", ""):
             yield "", train
 
 
