@@ -68,6 +68,7 @@ class RunConfig:
     resume: bool = True  # go on from the newest checkpoint of `run`, if there is one
     log_every_steps: int = 10
     checkpoint_every_steps: int = 1000
+    stopped_status: int = 0  # exit status of a run that a signal has stopped; docs/checkpoints.md has schedulers
     keep_checkpoints: int = 2
     trackers: list[str] = field(default_factory=list)  # tensorboard, wandb, ... through Accelerate
     mixed_precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"  # auto: bf16 on GPUs that have it, else fp32
@@ -231,6 +232,7 @@ MAY_CHANGE = frozenset(
         "init_from",
         "log_every_steps",
         "checkpoint_every_steps",
+        "stopped_status",
         "keep_checkpoints",
         "trackers",
         "cpu",

@@ -1,11 +1,10 @@
-"""What a run tells its owner: metrics.jsonl, trackers, a progress bar; and how it is asked to stop."""
+"""What a run tells its owner: metrics.jsonl, trackers, a progress bar."""
 
 from __future__ import annotations
 
 import json
 import math
 import platform
-import signal
 import sys
 import time
 from collections import Counter
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from avssl.checked_json import Fields
 from avssl.collapse import CollapseWatch
-from avssl.distributed import all_sum, is_active, world_size
+from avssl.distributed import all_sum, world_size
 from avssl.losses.base import Loss
 from avssl.plain_text import plain
 from avssl.types import FAILURE_REASONS, Batch, LossOutput, Progress
@@ -39,30 +38,6 @@ ADVICE = {
     "bf16": f"first try mixed_precision=fp32 from the last checkpoint; if it is the same there, {IN_FLOAT32}",
     "fp16": f"first try mixed_precision=bf16 or fp32 from the last checkpoint; if it is the same there, {IN_FLOAT32}",
 }
-
-
-class StopSignal:
-    """SIGTERM and SIGINT ask for a clean stop; all processes agree on the step at which it happens."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device  # where collectives run
-        self.asked = False
-        self.agreed = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._ask)
-
-    def _ask(self, number: int, frame: object) -> None:  # noqa: ARG002  (the signature of a handler)
-        if self.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def poll(self, step: int, every: int) -> bool:
-        """True once any process was asked. Several processes compare notes every `every` steps, one at every step."""
-        if not is_active():
-            self.agreed = self.asked
-        elif step % every == 0:
-            self.agreed = bool(all_sum(torch.tensor([float(self.asked)], device=self.device)).item() > 0)
-        return self.agreed
 
 
 class Monitor:

@@ -35,6 +35,7 @@ from avssl.eval.classifiers import knn_scores, logistic_scores, require_sklearn
 from avssl.eval.features import FeatureSet, extract
 from avssl.eval.labelled import make_fold
 from avssl.eval.outcome import TaskConfig, classified
+from avssl.stopping import signals_blocked
 from avssl.whole_files import write_whole
 
 RESULTS_FILE = "probe.jsonl"
@@ -92,7 +93,7 @@ class OnlineProbe:
     def stop(self) -> list[dict[str, Any]]:
         """The run stops before its end: what is being judged is given up, a later start makes new snapshots."""
         if self.process is not None:
-            self.process.terminate()
+            self.process.kill()
             self.process.wait()
         return []
 
@@ -148,7 +149,7 @@ class OnlineProbe:
             sys.executable, "-m", "avssl.online_probe", str(path), config.shards, "--device", config.device,
             "--num-neighbours", str(config.num_neighbours), "--temperature", str(config.temperature),
         ]  # fmt: skip
-        with (path / "log").open("wb") as log:
+        with (path / "log").open("wb") as log, signals_blocked():  # `stop` ends it
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
 

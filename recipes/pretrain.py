@@ -3,7 +3,8 @@
     accelerate launch recipes/pretrain.py recipes/configs/avid.yaml run=runs/avid data.shards=shards/
     torchrun --nproc_per_node 8 recipes/pretrain.py recipes/configs/avid_cma.yaml init_from=runs/avid ...
 
-The same command goes on from the newest checkpoint. SIGTERM saves one and leaves with status 0.
+The same command goes on from the newest checkpoint. SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C save one after the step
+that is being made and leave with status 0, or `stopped_status`; docs/checkpoints.md says more.
 `--help` prints every key. Reads top to bottom; nothing here knows which loss it runs.
 """
 
@@ -14,9 +15,11 @@ from pathlib import Path
 from avssl import config
 from avssl.data.worker_server import start_worker_server
 from avssl.plain_text import plain_lines, run_in_utf8, say
+from avssl.stopping import StoppedError, StopSignal, end_with_launcher
 
 
-def main(cfg: config.RunConfig) -> None:
+def main(cfg: config.RunConfig) -> int:
+    end_with_launcher()
     if cfg.data.num_workers:
         start_worker_server()  # first: it imports for the loader's workers while this process does
     # Here, so that --help and a mistyped key are answered at once, and the loader's workers do without them.
@@ -33,7 +36,7 @@ def main(cfg: config.RunConfig) -> None:
     from avssl.eval import overlap
     from avssl.losses.base import EpochContext
     from avssl.models import create_encoder
-    from avssl.monitor import Monitor, StopSignal, provenance
+    from avssl.monitor import Monitor, provenance
     from avssl.online_probe import OnlineProbe, embedding_parts
     from avssl.optim.build import build_optimizer, forget, set_learning_rate
     from avssl.types import Progress
@@ -76,7 +79,6 @@ def main(cfg: config.RunConfig) -> None:
         )
     facts = {"manifest": shards.fingerprint, "num_samples": shards.num_samples, **loader.order_facts()}
     progress = Progress(total_steps=total_steps)
-    stop = StopSignal(accelerator.device)
     run.mkdir(parents=True, exist_ok=True)
     model, optimizer = accelerator.prepare(loss, optimizer)  # not the loader: it splits by rank itself
     set_seed(cfg.seed, device_specific=True)  # the weights are equal now; from here on ranks must not share noise
@@ -121,9 +123,14 @@ def main(cfg: config.RunConfig) -> None:
     snapshot = {"loss": embedding_parts(loss), "views": views}, partial(provenance, cfg, shards, progress)
     monitor.probed(probe.look(progress.step, *snapshot))
     model.train()
+    stop, saved_step = StopSignal(accelerator.device), progress.step
+    embed_all = stop.interruptible(partial(loader.embed_all, model), loader.least_batches)
     while progress.step < total_steps and not stop.agreed:
         if progress.batch_in_epoch == 0:
-            loss.on_epoch_start(EpochContext(progress.epoch, partial(loader.embed_all, model), forget(optimizer)))
+            try:
+                loss.on_epoch_start(EpochContext(progress.epoch, embed_all, forget(optimizer)))
+            except StoppedError:
+                break
         for batch in loader.epoch(progress.epoch, progress.batch_in_epoch):
             with accelerator.accumulate(model):
                 outputs = model(batch.views)  # under DDP and autocast
@@ -146,14 +153,17 @@ def main(cfg: config.RunConfig) -> None:
             if accelerator.sync_gradients:
                 monitor.probed(probe.look(progress.step, *snapshot))
                 due = progress.step % cfg.checkpoint_every_steps == 0
-                if stop.poll(progress.step, cfg.log_every_steps) or due or progress.step == total_steps:
+                if stop.poll() or due or progress.step == total_steps:
                     monitor.require_finite(result, batch)
                     checkpoint.save(accelerator, run, progress, facts, cfg.keep_checkpoints)
+                    saved_step = progress.step
                 if stop.agreed or progress.step == total_steps:
                     break
         else:
             progress.epoch, progress.batch_in_epoch = progress.epoch + 1, 0
 
+    if progress.step > saved_step:  # stopped before an epoch
+        checkpoint.save(accelerator, run, progress, facts, cfg.keep_checkpoints)
     monitor.probed(probe.finish(progress.step, *snapshot) if progress.step == total_steps else probe.stop())
     monitor.close()
     if progress.step == total_steps and accelerator.is_main_process:
@@ -166,13 +176,14 @@ def main(cfg: config.RunConfig) -> None:
         )
     accelerator.wait_for_everyone()
     accelerator.end_training()
+    return 0 if progress.step == total_steps else cfg.stopped_status
 
 
 if __name__ == "__main__":
     run_in_utf8()
     required = ("run", "data.shards", "loss.name")
     try:
-        main(config.load(config.RunConfig, sys.argv[1:], usage="recipes/pretrain.py", required=required))
+        sys.exit(main(config.load(config.RunConfig, sys.argv[1:], usage="recipes/pretrain.py", required=required)))
     except (FileNotFoundError, ValueError, FloatingPointError) as error:
         say(f"error: {error}", sys.stderr)
         sys.exit(1)

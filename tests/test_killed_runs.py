@@ -61,11 +61,11 @@ def ended_by(code, send, stderr):
         try:
             assert process.stdout.readline() == "READY\n"
             send(process.pid)
-            return process.communicate(timeout=10)[1]
+            return process.communicate(timeout=50)[1]
         except (AssertionError, subprocess.TimeoutExpired):
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            raise AssertionError("processes of the run were left after 10 s, or it never began") from None
+            raise AssertionError("processes of the run were left after 50 s, or it never began") from None
 
 
 @pytest.mark.parametrize("code", [LOADER, SANDBOX], ids=["loader", "sandbox"])

@@ -113,6 +113,7 @@ class Loader:
         self.num_samples = shards.num_samples
         self.steps_per_epoch = steps_per_epoch(self.num_samples, config.global_batch_size)
         self.per_device_batch_size = config.global_batch_size // world_size()
+        self.least_batches = self.num_samples // world_size() // self.per_device_batch_size  # of every_sample_once
         self.seed = seed
         self.views = tuple(views)
         self._samples = _Samples(shards, views, view_maker.config, seed)

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from avssl.data.worker_server import run_server
+from avssl.stopping import heed_owner_alone
 from avssl.types import MediaError
 
 TORCH_OUT_OF_MEMORY = "can't allocate memory"  # PyTorch's allocator raises RuntimeError with these words
@@ -42,6 +44,7 @@ def killable_context(preload: Sequence[str]) -> Any:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
+    run_server()
     return context
 
 
@@ -50,7 +53,7 @@ def end_with_parent() -> None:
 
     That one may be killed without a word. Its fork server does not tell: each process that it forks holds the end of a
     pipe that keeps the server alive, so that one which waited for the server's end would wait for itself. A rerun would
-    meet them all. In a process that nobody started so, nothing is done.
+    meet them all. Until then it heeds nobody else's signals. In a process that nobody started so, nothing is done.
     """
     parent = multiprocessing.parent_process()
     if parent is None:
@@ -60,6 +63,7 @@ def end_with_parent() -> None:
         parent.join()  # a pipe of the two processes ends; nothing is asked for again and again
         os._exit(1)
 
+    heed_owner_alone(parent.pid)
     threading.Thread(target=watch, daemon=True).start()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import socket
 import struct
 import time
@@ -49,7 +48,6 @@ def serve(to: socket.socket, work: Work, environment: dict[str, str], limits: Li
     """Read tasks until the other end is closed."""
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other end says when it is over
     begin_sandbox(environment, limits.memory_bytes)
     torch.set_num_threads(1)  # there is a process for every core
     orders = _Orders(to)

@@ -7,12 +7,10 @@ of the libraries. A fork of the training process would inherit locks of native l
 from __future__ import annotations
 
 import multiprocessing
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from typing import Any
+
+from avssl.stopping import signals_blocked
 
 IMPORTED = ("avssl.data.loader", "avssl.data.clip_sets")
 
@@ -21,11 +19,19 @@ def start_worker_server() -> None:
     """Start it if it does not run yet, and go on: it imports for some seconds beside what this process does.
 
     A program that calls this before its own imports does not wait for those of the workers. What it imports is decided
-    by the first start in a process. Ctrl-C, which reaches the whole group, is this process' to answer: the server, and
-    workers until they set something else, heed it at no time.
+    by the first start in a process.
     """
     multiprocessing.get_context("forkserver").set_forkserver_preload(list(IMPORTED))
-    with _interrupts_ignored():
+    run_server()
+
+
+def run_server() -> None:
+    """Start multiprocessing's server if it does not run yet. Ctrl-C, SIGTERM and the like, which reach the whole group,
+    are this process' to answer: the server and what it forks heed them at no time.
+    """
+    with signals_blocked():
+        resource_tracker.ensure_running()  # the server's start would start it, and let signals through afterwards
+    with signals_blocked():
         forkserver.ensure_running()
 
 
@@ -33,17 +39,3 @@ def worker_context() -> Any:
     """multiprocessing's context for workers; starts the server, if nobody has."""
     start_worker_server()
     return multiprocessing.get_context("forkserver")
-
-
-@contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """For the milliseconds in which a process is started, which inherits it. The main thread alone can say so."""
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or before is None:  # None: it could not be set again
-        yield
-        return
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

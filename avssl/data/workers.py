@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import signal
 from collections.abc import Sequence
 
 import torch
@@ -25,13 +24,12 @@ LEAST_MAPPED_BYTES = 32 << 20  # from here on a piece of memory is the system's 
 
 
 def start_worker(worker: int) -> None:  # noqa: ARG001  (DataLoader passes it)
-    """One thread; freed memory is kept for the next clip; Ctrl-C is the training process' to decide upon; ends with it.
+    """One thread; freed memory is kept for the next clip; signals are the training process' to answer; ends with it.
 
     DataLoader's own watch looks at the process that forked this one: the server, which lives as long as its workers.
     """
     end_with_parent()
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it reaches the whole group
     keep_freed_memory()
 
 

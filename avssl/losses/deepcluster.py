@@ -110,11 +110,14 @@ class DeepCluster(PairLoss):
         if context.epoch % self.config.cluster_every_epochs:
             return
         before, config = self.labels.clone(), self.config
+        found = []  # nothing is changed before the last pass over the samples has ended
         for column, (name, modality) in enumerate(self.modality_of.items()):
             draw = context.epoch * len(self.modality_of) + column
             generator = generator_for(config.seed, draw, torch.device("cpu"))
             features = normalize(whiten(context.collect(name, self.num_samples, (name,)), config.pca_dim), dim=1)
             _, assignments = kmeans(features, config.num_clusters, config.kmeans_iterations, generator)
+            found.append((assignments, modality, generator))
+        for column, (assignments, modality, generator) in enumerate(found):
             self.labels[:, column] = assignments
             self.weights[column] = cluster_weights(assignments, config.num_clusters)
             self.reset_classifier(modality, generator)

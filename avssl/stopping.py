@@ -1,0 +1,140 @@
+"""How a training is asked to stop, and who of its processes heeds that: the trainers, not what they have started.
+
+SIGTERM (Slurm, Kubernetes, torchrun), SIGUSR1 and SIGUSR2 (Slurm's `--signal=USR1@60`) and SIGINT ask for a clean stop.
+They reach whole process groups. Loads no library here, so that the processes of a loader can be started first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+LAUNCHED_BY = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")  # set by torchrun and by `accelerate launch`
+PR_SET_PDEATHSIG = 1  # of prctl, on Linux
+ORPHAN_SECONDS = 300  # that a process may go on once its launcher has gone
+
+
+class StoppedError(Exception):
+    """What was going on has been given up, because a stop was asked for."""
+
+
+class StopSignal:
+    """Takes the signals over; all processes agree on the step at which they stop.
+
+    Before there is one, a signal ends a process as it ends any other: nothing is lost before the first step.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device  # where collectives run
+        self.asked = False  # here
+        self.agreed = False  # by all
+        self._earlier: Callable[[], bool] | None = None
+        self._launcher = os.getppid()
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: object) -> None:  # noqa: ARG002  (the signature of a handler)
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+        if os.getppid() != self._launcher:  # nobody would end this process if it waited for another one for ever
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(ORPHAN_SECONDS)
+
+    def poll(self) -> bool:
+        """True once any process was asked, on all of them at once; all call it equally often.
+
+        On a GPU the answer is that of the call before: it is there by then, so that nothing waits for the device.
+        """
+        from avssl.distributed import is_active
+
+        if not is_active():
+            self.agreed = self.asked
+        elif self.device.type == "cuda":
+            earlier, self._earlier = self._earlier, self._exchange()
+            self.agreed = earlier is not None and earlier()
+        else:
+            self.agreed = self._exchange()()
+        return self.agreed
+
+    def _exchange(self) -> Callable[[], bool]:
+        """Tell all processes what this one was asked; the answer, once it is called for."""
+        import torch
+
+        from avssl.distributed import all_sum
+
+        total = all_sum(torch.tensor([float(self.asked)], device=self.device))
+        if not total.is_cuda:
+            return lambda: bool(total.item() > 0)
+        host = torch.empty(1, pin_memory=True)
+        host.copy_(total, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+
+        def answer() -> bool:
+            arrived.synchronize()
+            return bool(host.item() > 0)
+
+        return answer
+
+    def interruptible(self, embed_all: Callable[..., Iterator[Any]], num_polls: int) -> Callable[..., Iterator[Any]]:
+        """A pass over all samples, as `embed_all`, that a stop need not wait for: it raises StoppedError.
+
+        num_polls: batches of a pass that every process has.
+        """
+
+        def embed(*arguments: Any) -> Iterator[Any]:
+            with closing(embed_all(*arguments)) as batches:  # type: ignore[type-var]  # a generator
+                for number, batch in enumerate(batches):
+                    if number < num_polls and self.poll():
+                        raise StoppedError
+                    yield batch
+
+        return embed
+
+
+def end_with_launcher() -> None:
+    """Have the system send this process SIGTERM when its launcher has ended, if it has one (Linux).
+
+    `accelerate launch` of one process ends at a SIGTERM and hands nothing on; torchrun does so at a SIGUSR1.
+    """
+    if not any(name in os.environ for name in LAUNCHED_BY):
+        return
+    try:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    except (AttributeError, OSError, TypeError):
+        return
+
+
+@contextmanager
+def signals_blocked() -> Iterator[None]:
+    """A process that is started meanwhile, and what it starts, heeds none of the signals: its owner answers them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def heed_owner_alone(owner: int | None) -> None:
+    """In a process started with `signals_blocked`: end at a SIGTERM of the process `owner`, and at no other one's."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    if not hasattr(signal, "sigwaitinfo"):  # macOS does not tell whose it is
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+        return
+
+    def watch() -> None:
+        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != owner:
+            pass
+        os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
