@@ -52,8 +52,7 @@ class EpochContext:
     """What a loss may use before an epoch.
 
     embed_all(view_names) yields (index (B,), outputs) for every sample once over all ranks, without gradient, in eval
-    mode, from deterministic views; of all views, or of those named. It can raise what ends the run, which then goes on
-    from before the epoch: a loss changes nothing of its own before the last such pass has ended.
+    mode, from deterministic views; of all views, or of those named. A stop can end it: write after the last pass alone.
     reset_optimizer_state(parameters) forgets the optimiser's moments of parameters that the loss has just rewritten.
     """
 
