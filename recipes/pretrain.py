@@ -164,6 +164,7 @@ def main(cfg: config.RunConfig) -> int:
 
     if progress.step > saved_step:  # stopped before an epoch
         checkpoint.save(accelerator, run, progress, facts, cfg.keep_checkpoints)
+    loader.close()
     monitor.probed(probe.finish(progress.step, *snapshot) if progress.step == total_steps else probe.stop())
     monitor.close()
     if progress.step == total_steps and accelerator.is_main_process:

@@ -20,6 +20,8 @@ from avssl.data.augment import Box, centre_crop_box
 from avssl.data.clip_reading import decode_audio_clip, decode_video_clip, spans
 from avssl.data.clips import Windows, random_windows, snap_to_frames, uniform_windows
 from avssl.data.decode import read_audio
+from avssl.data.loader_config import LoaderConfig
+from avssl.data.patience import all_batches
 from avssl.data.pictures import read_image
 from avssl.data.shards import Sample, ShardSet
 from avssl.data.video import crop_resize
@@ -93,7 +95,7 @@ class ClipSets(Dataset[Any]):
             worker_init_fn=start_worker,
             generator=torch.Generator().manual_seed(0),  # the global one belongs to the networks
         )
-        yield from loader
+        yield from all_batches(loader, LoaderConfig.worker_timeout_seconds)
 
 
 def clip_set(

@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from avssl.data.copies import Copies, to_device
 from avssl.data.loader_config import LoaderConfig
 from avssl.data.order import check_lanes, rank_order, steps_per_epoch
+from avssl.data.patience import all_batches, begun, end_workers, next_batch
 from avssl.data.raw_batch import Collate, RawBatch
 from avssl.data.shards import ShardSet
 from avssl.data.view_config import ViewsConfig, check_views
@@ -151,10 +152,11 @@ class Loader:
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
         """Batches `first_batch` onwards of an epoch: as many on every rank. Workers run on into the next epoch."""
         if self._stream is None or self._stream_at != (epoch, first_batch):
-            self._stream = iter(self._data_loader(self._samples, _Plan(self._order, epoch, first_batch)))
+            plan = _Plan(self._order, epoch, first_batch)
+            self._stream = begun(self._data_loader(self._samples, plan), self.config.worker_timeout_seconds)
         for batch in range(first_batch, self.steps_per_epoch):
             began = time.perf_counter()
-            raw = next(self._stream)
+            raw = next_batch(self._stream, self.config.worker_timeout_seconds)
             self._wait_seconds += time.perf_counter() - began
             done = batch + 1 == self.steps_per_epoch
             self._stream_at = (epoch + 1, 0) if done else (epoch, batch + 1)
@@ -170,14 +172,15 @@ class Loader:
         plan = _Once(range(self.num_samples), self.per_device_batch_size)
         views = [view for view in self.views if not view_names or view.name in view_names]
         samples = _Samples(self.shards, views, self.view_maker.config, self.seed)
-        for raw in self._data_loader(samples, plan):
+        for raw in all_batches(self._data_loader(samples, plan), self.config.worker_timeout_seconds):
             yield self._finish(raw, deterministic=True)
 
     def raw_subset(self, count: int, views: Sequence[View]) -> Iterator[dict[str, RawView]]:
         """This rank's share of at most `count` evenly spaced samples, deterministic, as raw views."""
         chosen = np.linspace(0, self.num_samples - 1, min(count, self.num_samples)).astype(int).tolist()
         samples = _Samples(self.shards, views, self.view_maker.config, self.seed)
-        for raw in self._data_loader(samples, _Once(chosen, self.per_device_batch_size)):
+        plan = _Once(chosen, self.per_device_batch_size)
+        for raw in all_batches(self._data_loader(samples, plan), self.config.worker_timeout_seconds):
             self._count(raw, deterministic=False)
             yield raw.views
 
@@ -199,6 +202,11 @@ class Loader:
         waited, self._wait_seconds = self._wait_seconds, 0.0
         return waited
 
+    def close(self) -> None:
+        """End the workers, whatever they do."""
+        end_workers(self._stream)
+        self._stream = None
+
     def _data_loader(self, samples: _Samples, plan: Sampler[list[tuple[int, int]]]) -> DataLoader[RawBatch]:
         workers = self.config.num_workers
         return DataLoader(
@@ -209,7 +217,6 @@ class Loader:
             pin_memory=self.device.type == "cuda",
             multiprocessing_context=worker_context() if workers else None,
             prefetch_factor=self.config.prefetch_batches if workers else None,
-            timeout=self.config.worker_timeout_seconds if workers else 0,
             worker_init_fn=start_worker,
             generator=torch.Generator().manual_seed(0),  # the global one belongs to the networks
         )

@@ -15,4 +15,4 @@ class LoaderConfig:
     order_lanes: int = 0  # reading lanes over all processes; 0: one per process (see data/order.py)
     shuffle_block: int = 4096  # samples shuffled together within a lane
     max_failure_rate: float = 0.01  # share of unreadable samples at which a run stops
-    worker_timeout_seconds: float = 300.0  # a worker that gives nothing for so long is an error
+    worker_timeout_seconds: float = 300.0  # a batch that does not come for so long is an error; 0: wait

@@ -22,6 +22,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from avssl.data.parcels import receive_parcel
+from avssl.data.patience import state_of, within
 from avssl.data.sandbox import Limits, died, killable_context, too_slow
 from avssl.data.sandbox_worker import KNOWN_ERRORS, MORE, ORDER, Piece, Work, serve
 from avssl.types import MediaError
@@ -31,6 +32,8 @@ __all__ = ["PIECES_AHEAD", "Piece", "SandboxedStreams", "Work"]
 PIECES_AHEAD = 2  # one is taken while the next is made
 PRELOAD = ("avssl.data.windows",)
 GOODBYE_SECONDS = 5.0
+BEGIN_SECONDS = 600.0  # that a process may take until it can read its first task: it imports much
+NOT_BEGUN = "a process that was to read media has not begun in time"
 
 
 @dataclass
@@ -74,7 +77,7 @@ class _Lane:
         self.process: Any = None
         self.socket: socket.socket | None = None
         self.is_ready = self.has_read_others = False  # of this process
-        self.last_seconds = 0.0  # when it sent something
+        self.last_seconds = self.begun_seconds = 0.0  # when it sent something; when it was started
         self._fill_up()
         self._start()
 
@@ -128,9 +131,9 @@ class _Lane:
             self.process = streams.context.Process(
                 target=serve, args=(theirs, streams.work, dict(os.environ), streams.limits), daemon=True
             )
-            self.process.start()
+            within(BEGIN_SECONDS, self.process.start, lambda: NOT_BEGUN)
         self.is_ready = self.has_read_others = False
-        self.last_seconds = 0.0
+        self.last_seconds, self.begun_seconds = 0.0, time.monotonic()
         self.allowed_at.clear()
         for task in self.assigned:
             task.num_received = 0
@@ -159,8 +162,11 @@ class _Lane:
         limits, name_of = self.streams.limits, self.streams.work.name_of
         while True:
             # The seconds run while it may send something: since it sent the last piece, or since this one was allowed.
-            until = max(self.last_seconds, self.allowed_at[0]) + limits.seconds if self.is_ready else None
-            if not wait([self.socket], None if until is None else max(0.0, until - time.monotonic())):
+            since = max(self.last_seconds, self.allowed_at[0])
+            until = since + limits.seconds if self.is_ready else self.begun_seconds + BEGIN_SECONDS
+            if not wait([self.socket], max(0.0, until - time.monotonic())):
+                if not self.is_ready:
+                    raise TimeoutError(f"{NOT_BEGUN} (process {self.process.pid}, {state_of(self.process.pid)})")
                 raise _Ended(too_slow(name_of(task.number), limits), is_final=True)
             parcel = receive_parcel(self.socket)
             if parcel is None:

@@ -6,6 +6,7 @@ of the libraries. A fork of the training process would inherit locks of native l
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 from multiprocessing import forkserver, resource_tracker
 from typing import Any
@@ -39,3 +40,13 @@ def worker_context() -> Any:
     """multiprocessing's context for workers; starts the server, if nobody has."""
     start_worker_server()
     return multiprocessing.get_context("forkserver")
+
+
+def kill_children() -> None:
+    """Kill the daemon processes of multiprocessing that this one has started, stopped ones too."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
+
+
+atexit.register(kill_children)  # before multiprocessing asks them to end, and waits for one that is stopped

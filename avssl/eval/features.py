@@ -20,6 +20,8 @@ from tqdm import tqdm
 
 from avssl import distributed
 from avssl.data.clip_sets import ClipPlan
+from avssl.data.loader_config import LoaderConfig
+from avssl.data.patience import all_batches
 from avssl.data.shards import ShardSet
 from avssl.data.views import RawView
 from avssl.data.worker_server import worker_context
@@ -105,7 +107,8 @@ def extract_from(
     )
     found = _Gatherer(embedder, dataset.modalities, layers, batch_size)
     failures: list[str] = []
-    for item in tqdm(loader, desc="features", disable=distributed.rank() > 0, mininterval=1.0):
+    batches = all_batches(loader, LoaderConfig.worker_timeout_seconds)
+    for item in tqdm(batches, total=len(dataset), desc="features", disable=distributed.rank() > 0, mininterval=1.0):
         if isinstance(item, str):
             failures.append(item)
         else:
