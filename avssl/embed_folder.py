@@ -38,6 +38,7 @@ from avssl.embed_state import (
     refuse_other_settings,
     remove_embeddings,
 )
+from avssl.scratch import remove_leftovers
 from avssl.table_files import merge_parquet
 from avssl.table_folders import INDEX_NAME, PROGRESS_NAME, SKIPPED_NAME, FolderIndex
 from avssl.tables import MODALITIES, EmbeddingTable, write_tables
@@ -45,6 +46,8 @@ from avssl.whole_files import whole_file
 
 SOURCES_PER_BLOCK, ROWS_PER_FILE = 128, 200_000
 SETTINGS_NAME, LISTING_NAME, LOCK_NAME = "settings.json", "sources.jsonl", ".lock"
+
+OWN_NAMES = r"index\.json|skipped\.jsonl|embeddings.*\.parquet"
 
 
 @dataclass
@@ -245,8 +248,7 @@ class FolderJob:
 
     def _finish(self, embedder: Embedder, run_folder: str | Path) -> FolderIndex:
         """Merge the blocks; index.json comes last. What an earlier try left is written anew, with the same bytes."""
-        for path in self.out.glob(".*.tmp"):
-            path.unlink()  # of a finish that was killed
+        remove_leftovers(self.out, OWN_NAMES)  # of a finish that was killed
         totals: Counter[str] = Counter()
         rows_with, reasons = Counter[str](), Counter[str]()
         with whole_file(self.out / SKIPPED_NAME) as stream:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 Modality = Literal["image", "video", "audio"]
 
 FailureReason = Literal[
-    "missing_file",  # listed, but not on disk
+    "missing_file",  # listed, but not on disk, or nothing that may be opened: refused, a pipe, a link to itself
     "empty_file",  # zero bytes
     "not_media",  # no demuxer recognises it
     "no_video",  # no video stream, or one without a single decodable frame

@@ -7,25 +7,19 @@ before stay as they are, so the same command goes on from them.
 
 from __future__ import annotations
 
-import errno
 import os
-import socket
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from avssl.data import storage
 from avssl.data.location import READ_ONLY
+from avssl.disk_errors import clear_errors
+from avssl.scratch import temporary_folder
 from avssl.whole_files import write_whole
-from data_prep.files import atomic_file
-
-FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name)}
-REFUSED = {errno.EACCES, errno.EPERM}
-SCRATCH = "avssl-scratch-"
-CONTINUES = "what is finished is kept, and the same command goes on from there"
+from data_prep.files import HashedFile, atomic_file
 
 
 @dataclass(frozen=True)
@@ -49,7 +43,7 @@ class OutputFolder:
         if protocol:
             return cls(os.fspath(location).rstrip("/"))
         path = storage.local_path(location)
-        with clear_errors(str(path), "made"):
+        with _clear(str(path), "made"):
             path.mkdir(parents=True, exist_ok=True)
         return cls(str(path))
 
@@ -73,12 +67,12 @@ class OutputFolder:
 
     def exists(self, name: str) -> bool:
         """Is there such a file? Not being able to tell is an error."""
-        with clear_errors(self.where(name), "looked up"):
+        with _clear(self.where(name), "looked up"):
             return storage.exists(self.where(name))
 
     def size(self, name: str) -> int | None:
         """Bytes of a file; None if there is none."""
-        with clear_errors(self.where(name), "looked up"):
+        with _clear(self.where(name), "looked up"):
             try:
                 return storage.size(self.where(name))
             except (FileNotFoundError, NotADirectoryError):
@@ -91,7 +85,7 @@ class OutputFolder:
         """
         folder, slash, start = prefix.rpartition("/")
         where = self.where(folder) if slash else self.location
-        with clear_errors(where, "listed"):
+        with _clear(where, "listed"):
             try:
                 found = storage.names(where)
             except FileNotFoundError:
@@ -100,12 +94,12 @@ class OutputFolder:
 
     def read_bytes(self, name: str) -> bytes:
         """The content of a file; FileNotFoundError if there is none."""
-        with clear_errors(self.where(name), "read"):
+        with _clear(self.where(name), "read"):
             return storage.read_bytes(self.where(name))
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """The whole file, or the one that was there before."""
-        with clear_errors(self.where(name), "written"):
+        with _clear(self.where(name), "written"):
             if self.is_local:
                 write_whole(self.path(name), content)
             else:
@@ -117,84 +111,39 @@ class OutputFolder:
         if self.is_local:
             yield self.path(name)
             return
-        with tempfile.TemporaryDirectory(prefix=SCRATCH) as folder:
-            path = Path(folder) / name.rpartition("/")[2]
+        with temporary_folder() as folder:
+            path = folder / name.rpartition("/")[2]
             self.get_file(name, path)
             yield path
 
-    def scratch(self, name: str) -> Path:
-        """A local path of this process alone, to make a file at that `put_file` then moves in under this name.
-
-        It lies beside its target if that is local, else in a new folder of the system for temporary files (TMPDIR).
-        """
-        if not self.is_local:
-            return Path(tempfile.mkdtemp(prefix=SCRATCH)) / name.rpartition("/")[2]
-        path = self.path(name)
-        with clear_errors(str(path.parent), "made"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        return path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.scratch.tmp")
-
-    def put_file(self, path: Path, name: str) -> None:
-        """Move a finished local file into the folder; it is gone from its old place when it is whole at the new one."""
-        with clear_errors(self.where(name), "written"):
+    @contextmanager
+    def whole_file(self, name: str) -> Iterator[HashedFile]:
+        """A file to write that is in the folder, whole, when the block ends well; it leaves nothing if not."""
+        with _clear(self.where(name), "written"):
             if self.is_local:
-                _move(path, self.path(name))
+                path = self.path(name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_file(path) as file:
+                    yield file
                 return
-            storage.upload(path, self.where(name))
-        path.unlink()
-        if path.parent.name.startswith(SCRATCH):
-            with suppress(OSError):  # somebody keeps more there
-                path.parent.rmdir()
+            with temporary_folder() as folder:
+                path = folder / name.rpartition("/")[2]
+                with atomic_file(path) as file:
+                    yield file
+                storage.upload(path, self.where(name))
 
     def get_file(self, name: str, path: Path) -> None:
         """Copy a file of the folder to a local path, whole or not at all."""
-        with clear_errors(str(path), "written"):
+        with _clear(str(path), "written"):
             path.parent.mkdir(parents=True, exist_ok=True)
-        with clear_errors(f"{self.where(name)} (to {path})", "copied"):
+        with _clear(f"{self.where(name)} (to {path})", "copied"):
             storage.download(self.where(name), path)
 
     def remove(self, name: str) -> None:
         """Remove a file; none there is well, too."""
-        with clear_errors(self.where(name), "removed"):
+        with _clear(self.where(name), "removed"):
             storage.remove(self.where(name))
 
 
-def _move(path: Path, target: Path) -> None:
-    """Rename; between file systems copy, force to disk and rename, then remove."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        path.replace(target)
-        return
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-    with path.open("rb") as source, atomic_file(target) as file:
-        while block := source.read(1 << 20):
-            file.write(block)
-    path.unlink()
-
-
-@contextmanager
-def clear_errors(where: str, doing: str) -> Iterator[None]:
-    """An error of the system becomes one that says what to do, of the same class and errno."""
-    try:
-        yield
-    except OSError as error:
-        if hasattr(error, "is_clear"):
-            raise
-        code = error.errno
-        text = f"{storage.shown(where)}: could not be {doing}"
-        if code in FULL:
-            text += f", the disk or quota is full; free space, then run the same command again: {CONTINUES}"
-        elif code == errno.EROFS:
-            text += ", it lies on a read-only file system; choose another --out, or mount it writable"
-        elif code in REFUSED:
-            text += f", access is refused; choose another --out, or get the right to write there: {CONTINUES}"
-        elif code in (errno.ENOTDIR, errno.EEXIST):
-            text += ", for a file lies where a folder is needed; choose another --out, or move that file away"
-        else:
-            raise
-        clear = type(error)(text)
-        clear.errno = code
-        clear.is_clear = True  # type: ignore[attr-defined]
-        raise clear from error
+def _clear(where: str, doing: str) -> AbstractContextManager[None]:
+    return clear_errors(storage.shown(where), doing)

@@ -15,10 +15,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from tqdm import tqdm
 
+from avssl.disk_errors import clear_errors
+from avssl.scratch import scratch_folder
 from data_prep.files import atomic_file
 from data_prep.indexing.cutting import Cutting, claimed_seconds
 from data_prep.indexing.gather import KINDS, Gathered, ListSource, Target, gather_folder, gather_list, stored_text
@@ -115,13 +116,15 @@ def index(
         )
     list_format = detect(source) if options.format == "auto" else options.format
     _check_format(source, list_format, options)
-    manifest.parent.mkdir(parents=True, exist_ok=True)
+    with clear_errors(manifest, "written"):
+        manifest.parent.mkdir(parents=True, exist_ok=True)
     # Beside the manifest, not in /tmp, which may be memory.
     with (
-        TemporaryDirectory(dir=manifest.parent, prefix=f".{manifest.name}.") as work,
-        Spool(Path(work)) as spool,
+        clear_errors(manifest, "written"),
+        scratch_folder(manifest.parent, manifest.name) as work,
+        Spool(work) as spool,
     ):
-        found = _gather(source, list_format, options, Target(spool, manifest.parent, Path(work)))
+        found = _gather(source, list_format, options, Target(spool, manifest.parent, work))
         spool.finish()
         for bad in spool.repeated():
             found.add_bad(bad)
@@ -244,7 +247,8 @@ def _no_list(path: Path) -> str:
 def _write_manifest(manifest: Path, entries: Iterable[Entry]) -> IndexSummary:
     """Write them one by one; the manifest is whole, or what it was before."""
     summary = IndexSummary()
-    manifest.parent.mkdir(parents=True, exist_ok=True)
+    with clear_errors(manifest, "written"):
+        manifest.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(manifest) as file:
         for entry in entries:
             file.write(entry.to_json())

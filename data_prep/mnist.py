@@ -14,6 +14,7 @@ from __future__ import annotations
 import gzip
 import io
 import re
+import stat
 import zlib
 from dataclasses import dataclass
 from functools import lru_cache
@@ -122,6 +123,8 @@ def _label_file(images: Path) -> Path:
 def _read_bytes(path: Path) -> bytes:
     """The content, unpacked. MediaError if there is none or it ends early."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for somebody to write into it
+            raise MediaError("missing_file", f"{path}: is no regular file")
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (gzip.BadGzipFile, zlib.error) as error:
         raise MediaError("decode_error", f"{path}: is no gzip file, or damaged ({error})") from error

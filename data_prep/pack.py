@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from avssl.data.sample_digests import media_digest, source_digest, with_digests
 from avssl.data.shards import Sample, ShardRecord, SideCar, sha256_file, shard_name, write_tar
-from data_prep.files import atomic_file
 from data_prep.folder import OutputFolder
 from data_prep.parts import PartSummary, load_samples, part_name
 
@@ -97,12 +96,10 @@ def write_shard(folder: OutputFolder, name: str, samples: Iterable[Sample], firs
             digests.append((media_digest(sample), source_digest(sample.info)))
             yield sample
 
-    scratch = folder.scratch(name)
-    with atomic_file(scratch) as file:
+    with folder.whole_file(name) as file:
         offsets = [0, *write_tar(file, noted())]
         size = file.tell()
     record = ShardRecord(name, len(keys), size, file.sha256, first_index)
-    folder.put_file(scratch, name)
     folder.write_bytes(side_car_name(name), with_digests(SideCar(record, keys, offsets), digests).to_json())
     return record
 

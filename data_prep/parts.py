@@ -15,7 +15,7 @@ from typing import Any, Self
 from avssl.checked_json import Fields
 from avssl.data.shards import Sample, SampleInfo, dump_json
 from avssl.types import MediaError
-from data_prep.files import HashedFile, atomic_file
+from data_prep.files import HashedFile
 from data_prep.folder import OutputFolder
 from data_prep.manifest import Entry
 from data_prep.options import PolicyError
@@ -141,8 +141,7 @@ class PartWriter:
         self._records: list[bytes] = []
         self._skipped: list[dict[str, str]] = []
         self._labels: dict[str, set[str]] = {}
-        self._scratch = folder.scratch(part_name(task.number, "bin", task.attempt))
-        self._atomic = atomic_file(self._scratch)
+        self._whole = folder.whole_file(part_name(task.number, "bin", task.attempt))
         self._file: HashedFile
         self.summary: PartSummary
 
@@ -163,18 +162,17 @@ class PartWriter:
             self._labels.setdefault(label_field, set()).update(names)
 
     def __enter__(self) -> Self:
-        self._file = self._atomic.__enter__()
+        self._file = self._whole.__enter__()
         return self
 
     def __exit__(self, kind: Any, error: Any, at: Any) -> None:
-        self._atomic.__exit__(kind, error, at)
+        self._whole.__exit__(kind, error, at)
         if kind is not None:
             return
         number, attempt = self._task.number, self._task.attempt
         labels = {name: sorted(values) for name, values in sorted(self._labels.items())}
         counts = len(self._records), self._skipped, labels
         self.summary = PartSummary(*counts, self._file.sha256, attempt)
-        self._folder.put_file(self._scratch, part_name(number, "bin", attempt))
         self._folder.write_bytes(part_name(number, "records", attempt), b"".join(self._records))
         self._folder.write_bytes(part_name(number, "json"), dump_json(asdict(self.summary)))
 

@@ -71,10 +71,9 @@ def _read_file(entry: Entry, work: Work) -> Outcome:
             return _media_sample(str(local), entry, work)
     except (MediaError, PolicyError) as error:
         return error
-    except FileNotFoundError as error:
-        return MediaError("missing_file", f"{path}: {error}")
     except OSError as error:
-        return MediaError("unreachable", f"{path}: {error}")
+        is_far = is_remote(path) and not isinstance(error, FileNotFoundError)
+        return MediaError("unreachable" if is_far else "missing_file", f"{path}: {error}")
     except ValueError as error:  # FFmpeg or the encoder refuses it in a way that has no reason of its own
         return MediaError("decode_error", f"{path}: cannot be transcoded ({type(error).__name__}: {error})")
 

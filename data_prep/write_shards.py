@@ -16,14 +16,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from avssl.checked_json import Fields
 from avssl.data import storage
 from avssl.data.shards import INDEX_NAME, SKIPPED_NAME, ShardIndex, ShardRecord, dump_json
+from avssl.disk_errors import clear_errors
+from avssl.scratch import remove_leftovers, temporary_folder
 from data_prep.executors import PART_RUNNERS
-from data_prep.files import atomic_file
-from data_prep.folder import OutputFolder, clear_errors
+from data_prep.folder import OutputFolder
 from data_prep.job import Job, Share, identity, refuse_unless_same
 from data_prep.options import WriteOptions
 from data_prep.pack import ShardTask, finished_shard, make_shard, shard_tasks
@@ -36,6 +36,7 @@ from data_prep.rows import Rows, scan
 from data_prep.transcode import transcode
 
 OPTIONS_NAME = f"{PARTS}/options.json"
+OWN_NAMES = r"shard-\d+\.(tar|json)|index\.json|skipped\.jsonl"
 
 
 def write_shards(
@@ -67,9 +68,9 @@ def write_shards(
         OSError: the target is full or cannot be written; what is finished is kept.
     """
     output = OutputFolder.open(folder)
-    with clear_errors(output.location, "written"), ExitStack() as stack:
+    with clear_errors(str(output), "written"), ExitStack() as stack:
         finished = output.exists(INDEX_NAME)
-        near = output.path(PARTS) if output.is_local else Path(stack.enter_context(TemporaryDirectory(prefix="avssl-")))
+        near = output.path(PARTS) if output.is_local else stack.enter_context(temporary_folder())
         rows = _scanned(manifest, near, num_workers)
         work = Work(parent_of(manifest), options, limits or Limits(), transcode)
         job = Job(output, rows, work, num_workers, share or Share(), executor)
@@ -166,8 +167,7 @@ def _finish(job: Job, shards: list[ShardRecord]) -> ShardIndex:
     """skipped.jsonl in the order of the parts, then index.json."""
     reasons: Counter[str] = Counter()
     labels: dict[str, set[str]] = {}
-    scratch = job.folder.scratch(SKIPPED_NAME)
-    with atomic_file(scratch) as file:
+    with job.folder.whole_file(SKIPPED_NAME) as file:
         for number in range(job.num_parts):
             summary = PartSummary.load(job.folder, number)
             if summary is None:
@@ -177,7 +177,6 @@ def _finish(job: Job, shards: list[ShardRecord]) -> ShardIndex:
                 reasons[skip["reason"]] += 1
             for field, names in summary.label_names.items():
                 labels.setdefault(field, set()).update(names)
-    job.folder.put_file(scratch, SKIPPED_NAME)
     index = ShardIndex(
         shards=shards,
         num_samples=sum(shard.num_samples for shard in shards),
@@ -271,6 +270,7 @@ def _locked(folder: OutputFolder, share: Share) -> Iterator[None]:
 
 def _remove_parts(folder: OutputFolder) -> None:
     if folder.is_local:
+        remove_leftovers(folder.path(), OWN_NAMES)  # of a process that was killed while it packed
         shutil.rmtree(folder.path(PARTS), ignore_errors=True)
         return
     for name in folder.names(f"{PARTS}/"):

@@ -15,6 +15,8 @@ LAYERS = {
         "avssl.table_files",
         "avssl.table_folders",
         "avssl.whole_files",
+        "avssl.disk_errors",
+        "avssl.scratch",
         "avssl.checked_json",
         "avssl.plain_text",
         "avssl.tensor_files",
@@ -62,6 +64,7 @@ LAYERS = {
         "avssl.data.shard_cache",
         "avssl.data.remote_shards",
         "avssl.data.location",
+        "avssl.data.folders",
         "avssl.data.retry",
         "avssl.data.file_systems",
         "avssl.data.web_files",
@@ -74,6 +77,8 @@ LAYERS = {
 DATA_PREP_MAY_USE = (
     "avssl.types",
     "avssl.whole_files",
+    "avssl.disk_errors",
+    "avssl.scratch",
     "avssl.checked_json",
     "avssl.plain_text",
     "avssl.data.decode",
@@ -85,6 +90,7 @@ DATA_PREP_MAY_USE = (
     "avssl.data.sample_digests",
     "avssl.data.storage",
     "avssl.data.location",
+    "avssl.data.folders",
     "avssl.data.retry",
     "data_prep",
 )

@@ -7,12 +7,14 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
+
+from avssl.data.folders import UnreadableFolderError, entries_in, is_folder
 
 NAMES_IN_MEMORY = 200_000  # of one folder; more are sorted in pieces on the disk
 LINES_A_STEP = 128  # one offset is kept for so many lines
@@ -22,13 +24,21 @@ def files_below(folder: str | Path, suffixes: Iterable[str], names_in_memory: in
     """Paths below a folder, relative and with slashes, of the files with one of the suffixes (".mp4", any case).
 
     The order is that of the names, folder by folder, the same on every machine. Links to files are followed, links to
-    folders are not. OSError for a folder that cannot be read: leaving it out would be a smaller listing.
+    folders are not. Whatever has such a name and is no folder is listed, also links that lead nowhere, and so is a
+    folder below that cannot be read, by its own name: opening them says why they cannot be used, and they are counted.
+    OSError if `folder` itself cannot be read.
     """
     wanted = frozenset(suffixes)
-    for name, is_folder in _sorted_names(folder, wanted, names_in_memory):
-        if is_folder:
+    for name, holds_more in _sorted_names(folder, wanted, names_in_memory):
+        if holds_more:
             below = files_below(Path(folder) / name, wanted, names_in_memory)
-            yield from (f"{name}/{rest}" for rest in below)
+            try:
+                first = next(below, None)
+            except UnreadableFolderError:
+                yield name
+                continue
+            if first is not None:
+                yield from (f"{name}/{rest}" for rest in chain([first], below))
         else:
             yield name
 
@@ -55,12 +65,11 @@ def _stored(lines: Iterable[str]) -> Iterator[tuple[str, bool]]:
 
 
 def _entries(folder: str | Path, suffixes: frozenset[str]) -> Iterator[tuple[str, bool]]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                yield entry.name, True
-            elif os.path.splitext(entry.name)[1].lower() in suffixes and entry.is_file():  # noqa: PTH122
-                yield entry.name, False
+    for entry in entries_in(folder):
+        if is_folder(entry, follow_links=False):
+            yield entry.name, True
+        elif os.path.splitext(entry.name)[1].lower() in suffixes and not is_folder(entry, follow_links=True):  # noqa: PTH122
+            yield entry.name, False
 
 
 def key_of(path: str) -> str:

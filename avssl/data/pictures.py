@@ -17,6 +17,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -142,6 +143,10 @@ def _is_cut_off_webp(file: IO[bytes]) -> bool:
 def _opened_file(source: Source, label: str) -> Iterator[IO[bytes]]:
     """The file or bytes, open for reading; MediaError if there is nothing to read."""
     try:
+        if not isinstance(source, bytes) and not stat.S_ISREG(
+            Path(source).stat().st_mode
+        ):  # a pipe would be waited for
+            raise MediaError("missing_file", f"{label}: is no regular file")
         file: IO[bytes] = io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")  # noqa: SIM115 (below)
     except OSError as error:
         raise MediaError("missing_file", f"{label}: cannot be opened ({error.strerror})") from error

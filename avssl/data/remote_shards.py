@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
 from avssl.data import storage
 from avssl.data.retry import as_media_error
 from avssl.data.shard_cache import ShardCache, default_cache_dir, load_side_car, mark_used, sha256_of, side_car_name
 from avssl.data.shard_format import ShardIndex, ShardRecord, SideCar
+from avssl.scratch import temporary_folder
 from avssl.types import MediaError
 
 MAX_OPEN_SHARDS = 16
@@ -100,8 +100,8 @@ class RemoteShards:
 
     def _side_car(self, record: ShardRecord) -> SideCar:
         location = storage.join(self.location, side_car_name(record.name))
-        with TemporaryDirectory(prefix="avssl-") as folder:
-            path = Path(folder) / "side-car.json"
+        with temporary_folder() as folder:
+            path = folder / "side-car.json"
             path.write_bytes(storage.read_bytes(location))
             return load_side_car(path, storage.shown(location), record)
 

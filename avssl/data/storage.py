@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -25,6 +24,7 @@ from avssl.data import file_systems
 from avssl.data.file_systems import WrongLength, blocks, remotely
 from avssl.data.location import READ_ONLY, Location, is_remote, join, local_path, protocol_of, shown
 from avssl.data.retry import MAX_TRIES
+from avssl.scratch import temporary_folder
 from avssl.whole_files import whole_file
 
 __all__ = [
@@ -232,8 +232,8 @@ def local_copy(location: Location) -> Iterator[Path]:
     if not is_remote(location):
         yield local_path(location)
         return
-    with tempfile.TemporaryDirectory(prefix="avssl-") as folder:
-        path = Path(folder) / (re.sub(r"\?.*", "", os.fspath(location)).rstrip("/").rpartition("/")[2] or "file")
+    with temporary_folder() as folder:
+        path = folder / (re.sub(r"\?.*", "", os.fspath(location)).rstrip("/").rpartition("/")[2] or "file")
         download(location, path)
         yield path
 

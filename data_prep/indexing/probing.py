@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -118,10 +119,9 @@ def _look_or_reason(look: Callable[[str], Look], path: str) -> Look:
         return look(path)
     except MediaError as error:
         reason, message = error.reason, error.message
-    except FileNotFoundError as error:
-        reason, message = "missing_file", f"{path}: {error}"
     except OSError as error:
-        reason, message = "unreachable" if is_url(path) else "decode_error", f"{path}: {error}"
+        is_far = is_url(path) and not isinstance(error, FileNotFoundError)
+        reason, message = "unreachable" if is_far else "missing_file", f"{path}: {error}"
     except ValueError as error:  # FFmpeg refuses it in a way that has no reason of its own
         reason, message = "decode_error", f"{path}: cannot be probed ({type(error).__name__}: {error})"
     return failed(reason, message, _num_bytes(path))
@@ -148,10 +148,18 @@ def without_opening(rows: Iterable[Pending], folder: Path) -> Iterator[tuple[Pen
         elif is_url(path):
             yield row, Look({})
         else:
-            try:
-                yield row, Look({}, None, num_bytes(path))
-            except OSError as error:
-                yield row, failed("missing_file", f"{path}: cannot be opened ({error.strerror})")
+            yield row, _not_opened(path)
+
+
+def _not_opened(path: str) -> Look:
+    """The size of a file, if there is one."""
+    try:
+        facts = os.stat(path)  # noqa: PTH116  (paths are text here)
+    except OSError as error:
+        return failed("missing_file", f"{path}: cannot be opened ({error.strerror})")
+    if not stat.S_ISREG(facts.st_mode):
+        return failed("missing_file", f"{path}: is no regular file")
+    return Look({}, None, facts.st_size)
 
 
 def looked_at(

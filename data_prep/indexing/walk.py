@@ -12,11 +12,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import IO, Self
 
 from avssl.data.decode import MEDIA_SUFFIXES
+from avssl.data.folders import UnreadableFolderError, entries_in, is_folder
 from avssl.data.pictures import IMAGE_SUFFIXES
+from avssl.scratch import temporary_folder
 
 NAMES_AT_A_TIME = 100_000  # of one folder, sorted in memory; more go through files
 MAX_SUFFIXES = 1000  # that are counted one by one
@@ -27,8 +28,9 @@ SOUND_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".o
 class Walk:
     """Files below `folder` with these suffixes, as paths relative to it, sorted; what else is there is counted.
 
-    Hidden files and folders are among the others. Links to folders are not followed. Names that are not UTF-8 come as
-    os.fsencode takes them.
+    Hidden files and folders are among the others. Links to folders are not followed. Links that lead nowhere, pipes and
+    other things with such a name come, too, and so does the name of a folder that cannot be read: whoever opens them
+    learns why they cannot be used. Names that are not UTF-8 come as os.fsencode takes them.
     """
 
     folder: Path
@@ -41,7 +43,14 @@ class Walk:
 
     def _below(self, parent: str) -> Iterator[str]:
         with ExitStack() as stack:
-            for name in _sorted_names(stack, self._wanted(parent)):
+            try:
+                names = _sorted_names(stack, self._wanted(parent))
+            except UnreadableFolderError:
+                if not parent:
+                    raise
+                yield parent.rstrip("/")
+                return
+            for name in names:
                 if name.endswith("/"):
                     yield from self._below(parent + name)
                 else:
@@ -49,25 +58,19 @@ class Walk:
 
     def _wanted(self, parent: str) -> Iterator[str]:
         """Names of media, and of folders with / at the end, which makes the order that of whole paths."""
-        try:
-            found = os.scandir(self.folder / parent)
-        except PermissionError:
-            self.ignored["folders that may not be read"] += 1
-            return
-        with found:
-            for one in found:
-                is_hidden = one.name.startswith(".")
-                if one.is_dir(follow_symlinks=False):
-                    self.ignored["hidden"] += is_hidden
-                    if not is_hidden:
-                        yield f"{one.name}/"
-                elif one.is_dir():  # a link to a folder
-                    continue
-                elif (suffix := "hidden" if is_hidden else suffix_of(one.name)) in self.suffixes:
-                    yield one.name
-                else:
-                    is_known = suffix in self.ignored or len(self.ignored) < MAX_SUFFIXES
-                    self.ignored[(suffix or "none") if is_known else "others"] += 1
+        for one in entries_in(self.folder / parent):
+            is_hidden = one.name.startswith(".")
+            if is_folder(one, follow_links=False):
+                self.ignored["hidden"] += is_hidden
+                if not is_hidden:
+                    yield f"{one.name}/"
+            elif is_folder(one, follow_links=True):
+                self.ignored["links to folders"] += 1
+            elif (suffix := "hidden" if is_hidden else suffix_of(one.name)) in self.suffixes:
+                yield one.name
+            else:
+                is_known = suffix in self.ignored or len(self.ignored) < MAX_SUFFIXES
+                self.ignored[(suffix or "none") if is_known else "others"] += 1
 
 
 # Paths are text here: a Path keeps its parts in a table of the interpreter, which is slow and large for millions.
@@ -95,7 +98,7 @@ def _sorted_names(stack: ExitStack, names: Iterator[str]) -> Iterator[str]:
     run = sorted(islice(names, NAMES_AT_A_TIME))
     if len(run) < NAMES_AT_A_TIME:
         return iter(run)
-    folder = Path(stack.enter_context(TemporaryDirectory()))
+    folder = stack.enter_context(temporary_folder())
     runs: list[Iterator[str]] = []
     while run:
         path = folder / str(len(runs))
@@ -166,7 +169,8 @@ def kind_of(folder: Path) -> str:
     A GIF is taken for whatever the others are, alone for a video.
     """
     walk = Walk(folder, MEDIA_SUFFIXES)
-    only_pictures = all(suffix_of(path) in IMAGE_SUFFIXES for path in walk)
+    # A folder that cannot be read comes with its own name, of any suffix.
+    only_pictures = all(suffix_of(path) in IMAGE_SUFFIXES for path in walk if suffix_of(path) in MEDIA_SUFFIXES)
     return "images" if only_pictures and IMAGE_SUFFIXES & walk.ignored.keys() else "media"
 
 

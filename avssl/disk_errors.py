@@ -1,0 +1,69 @@
+"""What the system refuses to write or read, as one line that names the place and says what to do."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name)}
+REFUSED = {errno.EACCES, errno.EPERM}
+CONTINUES = "what is finished is kept, and the same command goes on from there"
+
+
+def explained(error: OSError, where: str = "", doing: str = "used") -> str | None:
+    """The line for an error of the system; None for one that says enough itself.
+
+    where: what could not be `doing` ("written", "read"); "": the file that the error names.
+    """
+    code, where = error.errno, where or str(error.filename or "the standard output")
+    text = f"{where}: could not be {doing}"
+    if code in FULL:
+        return f"{text}, the disk or quota is full; free space, then run the same command again: {CONTINUES}"
+    if code == errno.EROFS:
+        return f"{text}, it lies on a read-only file system; choose another --out, or mount it writable"
+    if code in REFUSED:
+        return f"{text}, access is refused; choose another --out, or get the right to write there: {CONTINUES}"
+    if code in (errno.ENOTDIR, errno.EEXIST):
+        return f"{text}, for a file lies where a folder is needed; choose another --out, or move that file away"
+    return None
+
+
+@contextmanager
+def clear_errors(where: str | os.PathLike[str], doing: str) -> Iterator[None]:
+    """An error of the system about `where`, or about no file by name, becomes one that says what to do, of the same
+    class and errno. Those about other places pass.
+    """
+    place = os.fspath(where)
+    try:
+        yield
+    except sqlite3.OperationalError as error:  # SQLite names neither the file nor the error of the system
+        code = errno.ENOSPC if "full" in str(error) else errno.EROFS if "readonly" in str(error) else errno.EIO
+        raise _clear(OSError(code, str(error)), place, doing) from error
+    except OSError as error:
+        if hasattr(error, "is_clear") or not _concerns(error, place):
+            raise
+        raise _clear(error, place, doing) from error
+
+
+def _concerns(error: OSError, place: str) -> bool:
+    """Is it about a file in the same folder as `place`, or below, or does it name none, as when writing fails?"""
+    if not isinstance(error.filename, str | os.PathLike):
+        return True
+    folder = Path(place).absolute().parent
+    return Path(error.filename).absolute().is_relative_to(folder)
+
+
+def _clear(error: OSError, place: str, doing: str) -> OSError:
+    text = explained(error, place, doing)
+    if text is None and error.filename is None:
+        text = f"{place}: could not be {doing} ({error.strerror or error})"
+    if text is None:
+        return error
+    clear = type(error)(text)
+    clear.errno = error.errno
+    clear.is_clear = True  # type: ignore[attr-defined]
+    return clear
