@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,6 +172,13 @@ class Fields:
     def text(self, name: str, absent: Any = _REQUIRED) -> str:
         """A string."""
         return self.take(name, str, "a string", absent)  # type: ignore[no-any-return]
+
+    def matching(self, name: str, pattern: re.Pattern[str], wanted: str) -> str:
+        """A string that the whole pattern fits. wanted: the pattern in words."""
+        value = self.text(name)
+        if not pattern.fullmatch(value):
+            raise self.wrong(name, wanted)
+        return value
 
     def file_name(self, name: str) -> str:
         """The name of a file in the same folder: printable, of at most 255 bytes."""

@@ -32,6 +32,12 @@ def explained(error: OSError, where: str = "", doing: str = "used") -> str | Non
     return None
 
 
+def one_line(error: BaseException) -> str:
+    """What a command says of an error that ends it."""
+    is_raw = isinstance(error, OSError) and not hasattr(error, "is_clear")
+    return (explained(error) if is_raw and isinstance(error, OSError) else None) or str(error)
+
+
 @contextmanager
 def clear_errors(where: str | os.PathLike[str], doing: str) -> Iterator[None]:
     """An error of the system about `where`, or about no file by name, becomes one that says what to do, of the same

@@ -30,9 +30,8 @@ class FileRecord:
     @classmethod
     def of(cls, fields: Fields) -> Self:
         """Check; ValueError names the file and the field. A name that leads out of the folder is none."""
-        name = fields.text("name")
-        if not FILE_NAME.fullmatch(name):
-            raise fields.wrong("name", "the name of a Parquet file in the same folder, like embeddings.parquet")
+        wanted = "the name of a Parquet file in the same folder, like embeddings.parquet"
+        name = fields.matching("name", FILE_NAME, wanted)
         return cls(name, fields.count("num_rows"), fields.count("bytes"), fields.text("sha256"))
 
 

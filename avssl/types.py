@@ -18,7 +18,7 @@ FailureReason = Literal[
     "no_audio",  # no audio stream, or one without a single decodable sample
     "no_image",  # a sample without a picture
     "unsupported_codec",  # the stream is there, its decoder is not
-    "changed_file",  # another size than when it was listed
+    "changed_file",  # another size or content than when it was listed
     "truncated",  # the data ends before the header says it does
     "too_short",  # shorter than the minimum duration
     "decode_error",  # the decoder gave up

@@ -9,6 +9,7 @@ from dataclasses import fields
 from importlib import import_module
 
 from avssl.data import storage
+from avssl.disk_errors import one_line
 from avssl.plain_text import PlainParser, run_in_utf8, say, say_lines
 from data_prep.options import CHOICES, WriteOptions
 from data_prep.pool import Limits, default_num_workers
@@ -192,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"error: {error}", sys.stderr)
         return EXIT_USAGE
     except (RuntimeError, OSError) as error:
-        say(f"error: {error}", sys.stderr)
+        say(f"error: {one_line(error)}", sys.stderr)
         return EXIT_FAILED
 
 

@@ -174,7 +174,17 @@ def _gather(source: Path, list_format: str, options: IndexOptions, target: Targe
 
 def entries_of(row: Pending, look: Look, nothing: dict[str, object], cutting: Cutting, spool: Spool) -> Iterator[Entry]:
     """The entries of a row: one, or one for each piece of its file. There is always one, if only to say why not."""
-    entry = Entry(row.path, row.key, row.labels, look.media or nothing, look.error, look.num_bytes, None, row.segment)
+    entry = Entry(
+        row.path,
+        row.key,
+        row.labels,
+        look.media or nothing,
+        look.error,
+        look.num_bytes,
+        None,
+        row.segment,
+        look.content,
+    )
     seconds = claimed_seconds(look.media) if look.seconds is None else look.seconds
     if look.error is not None or seconds is None:
         yield entry

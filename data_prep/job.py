@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from data_prep.folder import OutputFolder
@@ -39,7 +40,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that stays the same during a write."""
+    """Everything that stays the same during a write. skips: {key: why} of files that are not to be read again."""
 
     folder: OutputFolder
     rows: Rows
@@ -47,6 +48,7 @@ class Job:
     num_workers: int = 1
     share: Share = Share()
     executor: str = "local"
+    skips: Mapping[str, dict[str, str]] = field(default_factory=dict)
 
     @property
     def num_parts(self) -> int:
@@ -65,7 +67,8 @@ class Job:
         """The rows of a part: a run of the shuffled manifest."""
         begin = number * self.work.options.samples_per_shard
         span = begin, begin + self.num_rows(number)
-        return tuple(self.rows.read(shuffled_rows(*span, len(self.rows), self.work.options.seed)))
+        entries = self.rows.read(shuffled_rows(*span, len(self.rows), self.work.options.seed))
+        return tuple(replace(one, error=self.skips[one.key]) if one.key in self.skips else one for one in entries)
 
     def part_task(self, number: int, attempt: int) -> PartTask:
         """What is to be read for a part now, and what an earlier attempt leaves to it."""

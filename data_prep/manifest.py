@@ -33,7 +33,8 @@ class Entry:
     media: what probing found (MediaInfo.to_json; {"image": ImageInfo.to_json or None} of a picture), {} if it failed.
     error: {"reason", "message"} or None. num_bytes: file size when it was indexed. item: number of a picture inside the
     file, from 0; None: the file is the sample. segment: (begin, end) in seconds from the start of the stream that
-    starts first, if only these seconds of a video or a sound are the sample.
+    starts first, if only these seconds of a video or a sound are the sample. content: files.content_digest when it was
+    indexed; "" of a file that was not opened, and of one that holds many pictures.
     """
 
     path: str
@@ -44,6 +45,7 @@ class Entry:
     num_bytes: int
     item: int | None = None
     segment: tuple[float, float] | None = None
+    content: str = ""
 
     @property
     def is_image(self) -> bool:
@@ -59,6 +61,8 @@ class Entry:
             record["item"] = self.item
         if self.segment is not None:
             record["segment"] = list(self.segment)
+        if self.content:
+            record["content"] = self.content
         return dump_json(record)
 
     @classmethod
@@ -75,8 +79,8 @@ class Entry:
             raise fields.wrong("item", "a number from 0, of a picture")
         media = {name: record.get(name) for name in (("image",) if "image" in record else MEDIA_FACTS)}
         _check_media(fields, media)
-        segment = read_segment(record.get("segment"), where)
-        return cls(path, key, labels, media, _error(fields), fields.count("bytes", 0), item, segment)
+        segment, content = read_segment(record.get("segment"), where), fields.text("content", "")
+        return cls(path, key, labels, media, _error(fields), fields.count("bytes", 0), item, segment, content)
 
 
 def _error(fields: Fields) -> dict[str, str] | None:

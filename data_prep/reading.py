@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 from avssl.data.shards import Sample, SampleInfo
 from avssl.data.storage import is_remote, local_copy
 from avssl.types import MediaError
+from data_prep.files import content_digest
 from data_prep.images import store_file, store_item
 from data_prep.manifest import Entry
 from data_prep.mnist import PictureFile
@@ -20,7 +19,6 @@ from data_prep.pool import Limits, Sandbox
 from data_prep.transcode import Transcoded, transcode
 
 PICTURES_PER_TASK = 64
-CONTENT_PIECE_BYTES = 65_536
 
 Transcode = Callable[[str, WriteOptions, tuple[float, float] | None], Transcoded]
 Outcome = Sample | MediaError | PolicyError
@@ -65,7 +63,7 @@ def _read_file(entry: Entry, work: Work) -> Outcome:
     path = source_path(work.root, entry.path)
     try:
         with local_copy(path) as local:
-            _check_unchanged(entry, path, Path(local).stat().st_size)
+            _check_unchanged(entry, path, local)
             if entry.is_image:
                 return _image_sample(str(local), entry, work.options)
             return _media_sample(str(local), entry, work)
@@ -78,15 +76,22 @@ def _read_file(entry: Entry, work: Work) -> Outcome:
         return MediaError("decode_error", f"{path}: cannot be transcoded ({type(error).__name__}: {error})")
 
 
-def _check_unchanged(entry: Entry, path: str, num_bytes: int) -> None:
+def _check_unchanged(entry: Entry, path: str, local: Path) -> None:
     """MediaError if the file is not the one that was listed: what the manifest says of it need not be true any more.
 
-    The size decides; times of change do not survive copying. Manifests that know no size (0) are believed.
+    Size and content decide; times of change do not survive copying. Manifests that know neither are believed.
     """
+    num_bytes = local.stat().st_size
     if entry.item is None and entry.num_bytes and num_bytes != entry.num_bytes:
         raise MediaError(
             "changed_file",
             f"{path}: has {num_bytes} bytes; when it was listed it had {entry.num_bytes}. Make the manifest anew with "
+            "`python -m data_prep index`",
+        )
+    if entry.content and content_digest(local) != entry.content:
+        raise MediaError(
+            "changed_file",
+            f"{path}: has the size, but not the content that it had when it was listed. Make the manifest anew with "
             "`python -m data_prep index`",
         )
 
@@ -133,19 +138,6 @@ def _image_sample(path: str, entry: Entry, options: WriteOptions) -> Sample:
 def _source(entry: Entry, path: str) -> dict[str, Any]:
     """Which file it was: by these an evaluation knows a source again, whatever its name and the seconds taken."""
     return {"path": entry.path, "bytes": entry.num_bytes, "content": content_digest(path)}
-
-
-def content_digest(path: str) -> str:
-    """16 hex digits of a file's size and of its first, middle and last 64 KiB: soon done, also for each of the
-    thousand segments of a long film.
-    """
-    with Path(path).open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        state = hashlib.sha256(f"{size} ".encode())
-        for begin in sorted({0, max(0, size // 2 - CONTENT_PIECE_BYTES // 2), max(0, size - CONTENT_PIECE_BYTES)}):
-            file.seek(begin)
-            state.update(file.read(CONTENT_PIECE_BYTES))
-    return state.hexdigest()[:16]
 
 
 def read_all(sandbox: Sandbox, work: Work, entries: Iterable[Entry]) -> Iterator[Outcome]:

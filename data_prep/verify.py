@@ -177,7 +177,8 @@ def _check_shard(task: ShardCheck, path: Path, where: str) -> tuple[list[Problem
     if (size := path.stat().st_size) != record.bytes:
         problems.append(Problem(where, f"has {size} bytes; {INDEX_NAME} says {record.bytes}"))
     if (sha256 := sha256_file(path)) != record.sha256:
-        problems.append(Problem(where, f"has sha256 {sha256}; {INDEX_NAME} says {record.sha256}"))
+        how = "remove it and run the same `write` command again: it writes this shard anew"
+        problems.append(Problem(where, f"has sha256 {sha256}; {INDEX_NAME} says {record.sha256}; {how}"))
     try:
         with _local(task.folder, side_car_name) as side_car_path:
             side_car = SideCar.load(side_car_path)

@@ -13,13 +13,13 @@ from __future__ import annotations
 import fcntl
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from avssl.checked_json import Fields
 from avssl.data import storage
-from avssl.data.shards import INDEX_NAME, SKIPPED_NAME, ShardIndex, ShardRecord, dump_json
+from avssl.data.shards import INDEX_NAME, SKIPPED_NAME, ShardIndex, ShardRecord, SideCar, dump_json
 from avssl.disk_errors import clear_errors
 from avssl.scratch import remove_leftovers, temporary_folder
 from data_prep.executors import PART_RUNNERS
@@ -31,6 +31,7 @@ from data_prep.parts import PARTS, PartSummary, part_name
 from data_prep.pool import Limits, in_processes
 from data_prep.progress import Progress
 from data_prep.reading import Transcode, Work
+from data_prep.repair import check_repair, has_skipped, prepare_repair, proven_shards, whole_shards
 from data_prep.retry import begin_retry, current_attempt, unpack_shards
 from data_prep.rows import Rows, scan
 from data_prep.transcode import transcode
@@ -75,20 +76,24 @@ def write_shards(
         work = Work(parent_of(manifest), options, limits or Limits(), transcode)
         job = Job(output, rows, work, num_workers, share or Share(), executor)
         if finished:
-            index = _already_written(job)
+            index = _repaired(job, _already_written(job))
             if not (retry_failed and index.num_skipped):
                 _remove_parts(output)
                 return index
-        _begin(job)
+        proven = _begin(job)
         stack.enter_context(_locked(output, job.share))
+        if proven:
+            return _run(prepare_repair(job, proven, None), proven)
         if retry_failed:
             begin_retry(output, [record.name for record in index.shards] if finished else [])
         unpack_shards(output, job.num_parts, job.entries)
         return _run(job)
 
 
-def _run(job: Job) -> ShardIndex | None:
-    """Parts, then shards, then index.json; as much of it as the share allows now."""
+def _run(job: Job, whole: Mapping[str, SideCar] | None = None) -> ShardIndex | None:
+    """Parts, then shards, then index.json; as much of it as the share allows now. whole: shards of a folder that is
+    repaired.
+    """
     attempt = current_attempt(job.folder)
     _forget_parts_without_data(job)
     missing = [n for n in range(job.num_parts) if job.share.holds(n) and not _is_done(job.folder, n, attempt)]
@@ -102,6 +107,8 @@ def _run(job: Job) -> ShardIndex | None:
         if job.share.count == 1:
             raise _vanished(job)
         return None
+    if whole is not None:
+        check_repair(job, counts, whole)
     shards = _pack(job, counts)
     if job.share.count > 1:
         return None
@@ -222,27 +229,41 @@ def _already_written(job: Job) -> ShardIndex:
     with job.folder.local_file(INDEX_NAME) as path:
         index = ShardIndex.load(path.parent)
     refuse_unless_same({"manifest_sha256": index.manifest_sha256, "options": index.options}, job)
-    for record in index.shards:
-        if job.folder.size(record.name) != record.bytes:
-            raise ValueError(
-                f"{job.folder.where(record.name)}: is missing or changed since it was written; delete the folder "
-                "and write again"
-            )
     return index
 
 
-def _begin(job: Job) -> None:
-    """Say whose parts these are, or check that they belong to this job."""
+def _repaired(job: Job, index: ShardIndex) -> ShardIndex:
+    """The index of a finished folder, whose damaged files have been written anew."""
+    whole = whole_shards(job.folder, index)
+    if len(whole) == len(index.shards) and has_skipped(job.folder, index):
+        return index
+    if job.share.count > 1:
+        raise ValueError(f"{job.folder}: was finished and is damaged; run the same command without --part to repair it")
+    _begin(job)
+    with _locked(job.folder, job.share):
+        repaired = _run(prepare_repair(job, whole, index.label_names), whole)
+    assert repaired is not None  # of a single share
+    return repaired
+
+
+def _begin(job: Job) -> dict[str, SideCar]:
+    """Say whose parts these are, or check that they belong to this job.
+
+    Whole shards of a folder that was finished by this very command and has lost its index.json, else nothing.
+    """
     if job.folder.exists(OPTIONS_NAME):
         fields = Fields.parse(job.folder.read_bytes(OPTIONS_NAME), job.folder.where(OPTIONS_NAME))
         found = {"manifest_sha256": fields.text("manifest_sha256"), "options": fields.mapping("options")}
         refuse_unless_same(found, job)
-        return
-    if not job.folder.exists(INDEX_NAME) and job.folder.names("shard-"):
+        return {}
+    proven: dict[str, SideCar] = {}
+    if not job.folder.exists(INDEX_NAME) and job.folder.names("shard-") and not (proven := proven_shards(job)):
         raise ValueError(
-            f"{job.folder.location}: holds shards but no {INDEX_NAME}; choose another --out, or delete the folder"
+            f"{job.folder.location}: holds shards but no {INDEX_NAME}, and they are not what this command writes; "
+            "choose another --out, or delete the folder"
         )
     job.folder.write_bytes(OPTIONS_NAME, dump_json(identity(job)))
+    return proven
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from avssl.data.sandbox import Limits
+from avssl.disk_errors import one_line
 from avssl.embed import Embedder
 from avssl.embed_folder import ROWS_PER_FILE, SOURCES_PER_BLOCK, FolderJob
 from avssl.embed_state import Part
@@ -117,5 +118,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main(parse(sys.argv[1:])))
     except (OSError, ImportError, ValueError) as error:
-        say(f"error: {error}", sys.stderr)
+        say(f"error: {one_line(error)}", sys.stderr)
         sys.exit(1)

@@ -24,6 +24,7 @@ from accelerate import PartialState
 
 from avssl import checkpoint, config, distributed
 from avssl.data.shards import ShardSet
+from avssl.disk_errors import one_line
 from avssl.embed import Embedder
 from avssl.embed_split import embed_split
 from avssl.eval import compare, overlap, results, tasks
@@ -198,5 +199,5 @@ if __name__ == "__main__":
         else:
             start(Path(given[0]), given[1:])
     except (OSError, FloatingPointError, ImportError, ValueError) as error:
-        say(f"error: {error}", sys.stderr)
+        say(f"error: {one_line(error)}", sys.stderr)
         sys.exit(1)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from avssl.checked_json import Fields
+from avssl.disk_errors import one_line
 from avssl.plain_text import PlainParser, run_in_utf8, say
 
 
@@ -60,5 +61,5 @@ if __name__ == "__main__":
     try:
         say(main(arguments.run, arguments.others, arguments.shards))
     except (OSError, ImportError, ValueError) as error:
-        say(f"error: {error}", sys.stderr)
+        say(f"error: {one_line(error)}", sys.stderr)
         sys.exit(1)

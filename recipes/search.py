@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from avssl import search_faiss
+from avssl.disk_errors import one_line
 from avssl.plain_text import PlainParser, run_in_utf8, say, say_lines
 from avssl.search import EmbeddingIndex, Hit, comparable, key_of_source, load_embedder_of
 from avssl.tables import MODALITIES
@@ -130,5 +131,5 @@ if __name__ == "__main__":
         given = parse(sys.argv[1:])
         sys.exit(given.main(given))
     except (OSError, ImportError, ValueError) as error:
-        say(f"error: {error}", sys.stderr)
+        say(f"error: {one_line(error)}", sys.stderr)
         sys.exit(1)

@@ -1,10 +1,13 @@
 """A file that is another one than when it was listed is skipped with a reason of its own."""
 
+import hashlib
 import json
+import os
 from dataclasses import replace
 
 from avssl.data.shards import ShardSet
 from data_prep.coverage import measure
+from data_prep.files import content_digest
 from data_prep.index import IndexOptions, index
 from data_prep.indexing.cutting import Cutting
 from data_prep.write_shards import write_shards
@@ -45,3 +48,27 @@ def test_every_clip_of_a_changed_file_is_skipped(tmp_path):
     assert written is not None
     assert written.skipped_by_reason == {"changed_file": 2}
     assert ShardSet(tmp_path / "shards").num_samples == 2
+
+
+def test_a_file_replaced_by_one_of_the_same_size_is_skipped_and_a_copy_with_another_time_is_not(tmp_path):
+    media, manifest = tmp_path / "media", tmp_path / "corpus.jsonl"
+    for seed in range(2):
+        make_clip(media / f"{seed}.mp4", seed, seconds=0.5)
+    index(media, manifest, IndexOptions())
+    os.utime(media / "0.mp4", ns=(1, 1))
+    content = bytearray((media / "1.mp4").read_bytes())
+    content[-1] ^= 1
+    (media / "1.mp4").write_bytes(content)
+    written = write_shards(manifest, tmp_path / "shards", OPTIONS)
+    assert (written.num_samples, written.skipped_by_reason) == (1, {"changed_file": 1})
+
+
+def test_the_digest_of_a_long_file_is_that_of_its_size_and_three_pieces(tmp_path):
+    path, piece = tmp_path / "long", 65_536
+    content = bytes(range(256)) * 4096
+    path.write_bytes(content)
+    middle = len(content) // 2 - piece // 2
+    pieces = content[:piece] + content[middle : middle + piece] + content[-piece:]
+    assert content_digest(path) == hashlib.sha256(f"{len(content)} ".encode() + pieces).hexdigest()[:16]
+    (tmp_path / "empty").touch()
+    assert content_digest(tmp_path / "empty") == hashlib.sha256(b"0 ").hexdigest()[:16]

@@ -113,7 +113,7 @@ def test_a_listing_to_embed_holds_them_and_opening_them_gives_a_reason(corpus, m
             open_media(corpus / name, name, ["video"])
         assert caught.value.reason == "missing_file", name
     refuse(monkeypatch, "/media")
-    with pytest.raises(OSError, match="Permission denied"):  # the folder that was asked for is no small part of the listing
+    with pytest.raises(OSError, match="Permission denied"):  # the folder that was asked for
         list(files_below(corpus, [".mp4"]))
 
 

@@ -2,12 +2,14 @@
 repairs it to the same bytes.
 """
 
+import json
 import shutil
 
 import pytest
 
 import data_prep.write_shards as write_shards_module
 from data_prep.index import IndexOptions, index
+from data_prep.options import WriteOptions
 from data_prep.write_shards import write_shards
 from tests.clips import OPTIONS, digest, make_clip
 
@@ -92,3 +94,98 @@ def test_a_part_that_vanishes_while_it_runs_is_an_error_and_then_made_anew(
     assert not (out / "index.json").exists()
     assert write_shards(manifest, out, OPTIONS) is not None
     assert digest(out) == right
+
+
+# --- a folder that was finished ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def with_skips(tmp_path_factory):
+    """Seven clips of two classes and a text that is named as a film is, in shards of three listed files."""
+    folder = tmp_path_factory.mktemp("finished")
+    for seed in range(7):
+        make_clip(folder / "media" / f"class {seed % 2}" / f"{seed}.mp4", seed, seconds=0.5)
+    (folder / "media" / "text.mp4").write_text("no video")
+    index(folder / "media", folder / "corpus.jsonl", IndexOptions())
+    write_shards(folder / "corpus.jsonl", folder / "right", OPTIONS)
+    return folder
+
+
+def facts(folder):
+    return {path.name: (path.stat().st_ino, path.read_bytes()) for path in folder.iterdir()}
+
+
+FINISHED = ["shard-000000.tar", "shard-000001.tar", "shard-000001.json", "shard-000002.tar", "skipped.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("names", "damage"),
+    [
+        *(([name], damage) for name in FINISHED[1:] for damage in ("is removed", "is cut")),
+        (FINISHED, "is empty"),
+        (["index.json"], "is removed"),
+        (["index.json", "shard-000001.tar", "skipped.jsonl"], "is removed"),
+    ],
+)
+def test_what_is_damaged_of_a_finished_folder_is_written_anew_and_nothing_else_is_touched(
+    with_skips, tmp_path, names, damage
+):
+    out = tmp_path / "shards"
+    shutil.copytree(with_skips / "right", out)
+    before = facts(out)
+    for name in names:
+        DAMAGE[damage](out / name)
+    write_shards(with_skips / "corpus.jsonl", out, OPTIONS)
+    after = facts(out)
+    assert {name: content for name, (_, content) in after.items()} == {
+        name: content for name, (_, content) in before.items()
+    }
+    untouched = {name for name in before if name.endswith(".tar") and name not in names}
+    assert all(after[name][0] == before[name][0] for name in untouched)
+
+
+def test_without_the_sources_a_damaged_shard_is_an_error_that_names_them_and_all_else_stays(with_skips, tmp_path):
+    folder = tmp_path / "corpus"
+    shutil.copytree(with_skips, folder)
+    out = folder / "right"
+    keys = json.loads((out / "shard-000001.json").read_text())["keys"]
+    (out / "shard-000001.tar").unlink()
+    before = facts(out)
+    (folder / "media").rename(folder / "away")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="bring them back and run the same command again") as error:
+            write_shards(folder / "corpus.jsonl", out, OPTIONS)
+        assert all(key.rsplit("/", 1)[1].removesuffix("_mp4") + ".mp4" in str(error.value) for key in keys)
+        assert {name: one for name, one in facts(out).items() if name != ".parts"} == before
+    (folder / "away").rename(folder / "media")
+    write_shards(folder / "corpus.jsonl", out, OPTIONS)
+    assert digest(out) == digest(with_skips / "right")
+
+
+def test_shards_of_other_options_that_lost_their_index_are_not_overwritten(with_skips, tmp_path):
+    out = tmp_path / "shards"
+    shutil.copytree(with_skips / "right", out)
+    (out / "index.json").unlink()
+    before = facts(out)
+    for options in (WriteOptions(short_side_px=32, samples_per_shard=3), WriteOptions(48, samples_per_shard=3, seed=9)):
+        with pytest.raises(ValueError, match="they are not what this command writes"):
+            write_shards(with_skips / "corpus.jsonl", out, options)
+        assert facts(out) == before
+
+
+def test_a_repair_that_is_interrupted_goes_on(with_skips, tmp_path, monkeypatch):
+    out = tmp_path / "shards"
+    shutil.copytree(with_skips / "right", out)
+    for name in ("shard-000000.tar", "shard-000002.tar"):
+        (out / name).unlink()
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    for function in ("_pack", "_finish"):
+        with monkeypatch.context() as patch:
+            patch.setattr(write_shards_module, function, stop)
+            with pytest.raises(KeyboardInterrupt):
+                write_shards(with_skips / "corpus.jsonl", out, OPTIONS)
+    write_shards(with_skips / "corpus.jsonl", out, OPTIONS)
+    assert digest(out) == digest(with_skips / "right")

@@ -141,11 +141,9 @@ class ShardRecord:
     @classmethod
     def of(cls, fields: Fields) -> Self:
         """Check; ValueError names the file and the field."""
-        name = fields.text("name")
-        if not SHARD_NAME.fullmatch(name):
-            raise fields.wrong("name", "the name of a shard in the same folder, like shard-000000.tar")
+        wanted = "the name of a shard in the same folder, like shard-000000.tar"
         return cls(
-            name=name,
+            name=fields.matching("name", SHARD_NAME, wanted),
             num_samples=fields.count("num_samples"),
             bytes=fields.count("bytes"),
             sha256=fields.text("sha256"),

@@ -16,6 +16,7 @@ from avssl.data.decode import MediaInfo, probe, stream_audio, stream_pictures
 from avssl.data.pictures import probe_image
 from avssl.data.storage import local_copy
 from avssl.types import MediaError
+from data_prep.files import content_digest
 from data_prep.indexing.cutting import Cutting, claimed_seconds
 from data_prep.indexing.scenes import find_cuts
 from data_prep.indexing.spool import Pending
@@ -32,7 +33,8 @@ MEASURE_RATE_HZ = 8000
 @dataclass(frozen=True)
 class Look:
     """What was found. media: as `Entry.media`. error: {"reason", "message"} or None. seconds: how long it lasts, None
-    if unknown. cuts: seconds at which scenes change, if they were asked for.
+    if unknown. cuts: seconds at which scenes change, if they were asked for. content:
+    files.content_digest.
     """
 
     media: dict[str, Any]
@@ -40,6 +42,7 @@ class Look:
     num_bytes: int = 0
     seconds: float | None = None
     cuts: tuple[float, ...] = ()
+    content: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,13 +61,14 @@ class Looker:
         """MediaError or ValueError for a file that cannot be read."""
         with readable(path) as local:
             if self.kind == "images":
-                return Look({"image": probe_image(local, name=path).to_json()}, None, num_bytes(local))
+                facts = {"image": probe_image(local, name=path).to_json()}
+                return Look(facts, None, num_bytes(local), content=content_digest(local))
             info = probe(local, name=path)
             media = info.to_json()
             seconds, cuts = claimed_seconds(media), tuple[float, ...]()
             if self.cutting.is_asked_for and (info.video or info.audio):
                 seconds, cuts = self._measure(local, info, seconds)
-            return Look(media, None, num_bytes(local), seconds, cuts)
+            return Look(media, None, num_bytes(local), seconds, cuts, content_digest(local))
 
     def _measure(self, path: str, info: MediaInfo, seconds: float | None) -> tuple[float, tuple[float, ...]]:
         """(how long the file lasts, decoded if its header does not say so; where its scenes change)."""

@@ -43,13 +43,9 @@ def make_sources(folder: Path) -> None:
 
 
 def digest(path: Path) -> dict[str, str]:
-    """sha256 of every file below a folder, or of one file, without locks and hidden files, which are not results."""
+    """sha256 of every file below a folder, hidden ones too, or of one file: nothing of a killed command may stay."""
     files = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file())
-    return {
-        str(one.relative_to(path)): hashlib.sha256(one.read_bytes()).hexdigest()
-        for one in files
-        if not any(part.startswith(".") for part in one.relative_to(path).parts)
-    }
+    return {str(one.relative_to(path)): hashlib.sha256(one.read_bytes()).hexdigest() for one in files}
 
 
 def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
