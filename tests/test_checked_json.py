@@ -183,6 +183,6 @@ def test_every_door_to_json_is_this_one():
 
 
 NOT_YET = (
-    "avssl/embed_folder.py", "avssl/search_faiss.py", "avssl/eval/results.py", "avssl/checkpoint/steps.py", "avssl/eval/finetune_state.py",
-    "avssl/eval/finetune_training.py",
+    "avssl/embed_folder.py", "avssl/search_faiss.py", "avssl/eval/results.py", "avssl/checkpoint/steps.py",
+    "avssl/eval/finetune_state.py", "avssl/eval/finetune_training.py",
 )  # fmt: skip
