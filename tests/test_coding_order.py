@@ -29,6 +29,9 @@ FILMS = {  # as FFmpeg writes them: codec, options, container
     "mpeg2.asf": ("mpeg2video", MPEG, "asf"),
     "h264.mxf": ("libx264", X264, "mxf"),
     "mpeg2.mxf": ("mpeg2video", MPEG, "mxf"),
+    "mpeg2.mpg": ("mpeg2video", MPEG, "mpeg"),  # several small pictures share a PES packet, and one stamp
+    "mpeg1.mpg": ("mpeg1video", MPEG, "mpeg"),
+    "h264.mpg": ("libx264", X264, "mpeg"),
     "mpeg1.m1v": ("mpeg1video", MPEG, "mpeg1video"),
     "mpeg4.m4v": ("mpeg4", MPEG, "m4v"),
     "h264.nut": ("libx264", X264, "nut"),

@@ -161,7 +161,7 @@ def test_the_offset_between_sound_and_pictures_does_not_change_with_the_start(tm
     assert offsets[0] == pytest.approx(offsets[1], abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["mkv", "flv", "mp4", "fragments"])
+@pytest.mark.parametrize("name", ["mkv", "flv", "asf", "mp4", "fragments"])
 def test_a_late_file_whose_end_is_cut_off_is_truncated(tmp_path, name):
     if name == "fragments":
         path = made(tmp_path / "late.mp4", "libx264", "aac", FRAGMENTS)
@@ -183,3 +183,21 @@ def test_fragments_that_begin_at_0_and_of_which_the_last_are_missing_are_truncat
     path.write_bytes(content[:third])
     with pytest.raises(MediaError, match="truncated"):
         transcode(str(path), OPTIONS)
+
+
+def test_an_avi_whose_first_pictures_need_earlier_ones_lasts_from_the_first_that_does_not(tmp_path):
+    path = tmp_path / "cut.avi"
+    options = {"x264-params": "bframes=0:keyint=25:scenecut=0"}
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=FPS, options=options)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        pictures = [np.full((48, 64, 3), 2 * k, np.uint8) for k in range(100)]
+        frames = [av.VideoFrame.from_ndarray(one, format="rgb24") for one in pictures]
+        packets = [packet for frame in [*frames, None] for packet in stream.encode(frame)]
+        for number, packet in enumerate(packets[1:]):
+            packet.pts = packet.dts = number
+            out.mux(packet)
+    info = probe(path).video
+    assert info.duration_seconds == pytest.approx(75 / FPS)
+    assert info.start_seconds == pytest.approx(24 / FPS)
+    assert transcode(str(path), OPTIONS).duration_seconds == pytest.approx(75 / FPS, abs=0.1)

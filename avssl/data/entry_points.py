@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from avssl.data.packets import FORMATS_OF_PARCELS, without_doubtful_stamps
+
 H264_SLICE, H264_IDR, H264_SEI = 1, 5, 6
 H264_PARTITION = 2
 RECOVERY_POINT, DISPLAY_ORIENTATION = 6, 47
@@ -43,7 +45,11 @@ class EntryContainer:
         """The packets of one stream, or of several."""
         packets: Iterator[Any] = self._container.demux(streams)
         aim, self._aim = self._aim, None
-        return packets if aim is None else self._from_entry(packets, aim)
+        if aim is None:
+            return packets
+        if self._container.format.name in FORMATS_OF_PARCELS:
+            packets = without_doubtful_stamps(packets, self._stream, begins=False)
+        return self._from_entry(packets, aim)
 
     def _from_entry(self, packets: Any, aim: int) -> Iterator[Any]:
         has_begun = False

@@ -20,12 +20,13 @@ import av
 from av.stream import Disposition
 
 from avssl.data.frames import sound_of, use_native_layout
+from avssl.data.lengths import GUESSED_KEY, is_guessed
 from avssl.data.packets import FORMATS_WITH_BREAKS, Refused, on_one_clock, preferred
 from avssl.data.placeholders import Patches, filled_in, readable
 from avssl.data.presentation import PictureClock
 from avssl.data.streams import Passed
 from avssl.data.timeline import MAX_BACKWARD_SECONDS, MAX_GAP_SECONDS
-from avssl.data.wholeness import Content, is_mp4_in_order, known_format, missing_end
+from avssl.data.wholeness import Content, counts_frames, is_mp4_in_order, known_format, missing_end
 from avssl.types import FailureReason, MediaError
 
 Source = str | os.PathLike[str] | bytes
@@ -68,7 +69,7 @@ def opened(source: Source, name: str, *, in_order: bool = False) -> Iterator[tup
     label = name or ("<bytes>" if isinstance(source, bytes) else os.fspath(source))
     label = os.fsencode(label).decode(errors="backslashreplace")  # names of files may be no Unicode
     with translated(label), ExitStack() as stack:
-        head, patches = _checked_head(source, label)
+        head, patches, says_length = _checked_head(source, label)
         try:
             container = av.open(
                 stack.enter_context(readable(source, patches)),
@@ -83,6 +84,8 @@ def opened(source: Source, name: str, *, in_order: bool = False) -> Iterator[tup
                 message = f"{label}: {what} whose {missing} is missing, cut or damaged ({error})"
                 raise MediaError("truncated", message) from error
             raise MediaError("not_media", f"{label}: no known media format ({error})") from error
+        if is_guessed(container, says_length):
+            container.metadata[GUESSED_KEY] = "yes"
         try:
             yield container, label
         finally:
@@ -119,11 +122,14 @@ def translated(label: str) -> Iterator[None]:
         raise MediaError("decode_error", f"{label}: {error}") from error
 
 
-def _checked_head(source: Source, label: str) -> tuple[bytes, Patches]:
-    """The first bytes, and lengths to fill in; MediaError if there are none, or if much of the end is missing."""
+def _checked_head(source: Source, label: str) -> tuple[bytes, Patches, bool]:
+    """The first bytes, lengths to fill in, and whether an mp3 counts its frames.
+
+    MediaError if there are none, or if much of the end is missing.
+    """
     if isinstance(source, bytes):
         content = Content(io.BytesIO(source), len(source))
-        missing, patches = missing_end(content), filled_in(content)
+        missing, patches, says_length = missing_end(content), filled_in(content), counts_frames(content)
     else:
         path = Path(source)
         try:
@@ -131,14 +137,14 @@ def _checked_head(source: Source, label: str) -> tuple[bytes, Patches]:
                 raise MediaError("missing_file", f"{label}: is no regular file")
             with path.open("rb") as file:
                 content = Content(file, os.fstat(file.fileno()).st_size)
-                missing, patches = missing_end(content), filled_in(content)
+                missing, patches, says_length = missing_end(content), filled_in(content), counts_frames(content)
         except OSError as error:
             raise MediaError("missing_file", f"{label}: cannot be opened ({error.strerror})") from error
     if not content.head:
         raise MediaError("empty_file", f"{label}: has zero bytes")
     if missing is not None:
         raise MediaError("truncated", f"{label}: {missing}")
-    return content.head, patches
+    return content.head, patches, says_length
 
 
 def video_stream(container: Any) -> Any | None:

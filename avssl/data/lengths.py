@@ -14,6 +14,21 @@ AVI_INDEX_ENTRY_BYTES = 16
 AVI_UNKNOWN_COUNTS = (0, 1 << 30, (1 << 31) - 1, (1 << 32) - 1, -1)  # what writers put there for want of a number
 LEAST_INDEXED_SHARE = 0.8  # of the bytes of a fragmented file, before what it lists is all
 MOST_UNLISTED_SHARE = 2.0
+GUESSED_KEY = "avssl guessed length"  # in a container's metadata: its length is guessed from the first packets
+FORMATS_OF_BYTE_RATES = ("wav", "w64")  # here a length is a number of bytes divided by the header's rate
+CODECS_WITHOUT_BYTE_RATE = ("flac", "mp3", "aac", "opus", "vorbis", "wmav1", "wmav2")
+
+
+def is_guessed(container: Any, says_length: bool) -> bool:
+    """Does FFmpeg divide the number of bytes by a rate that need not be that of the whole?
+
+    says_length: an mp3 has a header that counts its frames.
+    """
+    name = container.format.name
+    if name in FORMATS_OF_BYTE_RATES:
+        contexts = [stream.codec_context for stream in container.streams.audio]
+        return any(one is not None and one.codec.canonical_name in CODECS_WITHOUT_BYTE_RATE for one in contexts)
+    return name == "aac" or (name == "mp3" and not says_length)
 
 
 def file_seconds(container: Any) -> float | None:
@@ -22,6 +37,8 @@ def file_seconds(container: Any) -> float | None:
     Streams are believed before the file as a whole: programs that cut or join files leave its duration as it was. In
     FORMATS_COUNTED_FROM_ANYWHERE it may be the time of the end.
     """
+    if GUESSED_KEY in container.metadata:
+        return None
     whole = None if container.duration is None else container.duration / 1e6
     if container.format.name == "avi":
         if all(_avi_index_seconds(stream) is None and _is_without_count(stream) for stream in container.streams):
@@ -65,7 +82,7 @@ def header_seconds(stream: Any, start_ticks: int) -> float | None:
     start_seconds = float(start_ticks * stream.time_base)
     container = stream.container.format.name
     file_start = (stream.container.start_time or 0) / 1e6
-    if _is_flac_in_ogg(stream):
+    if _is_flac_in_ogg(stream) or GUESSED_KEY in stream.container.metadata:
         return None
     if _is_fragmented(stream):
         return _seconds_to_end(stream, start_ticks, is_late=file_start > LATE_SECONDS)
@@ -74,8 +91,8 @@ def header_seconds(stream: Any, start_ticks: int) -> float | None:
     seconds = float(stream.duration * stream.time_base)
     in_index = _avi_index_seconds(stream) if container == "avi" else None
     if in_index is not None:
-        return max(0.0, min(seconds, in_index))
-    if not is_clear_length(seconds, container, file_start) or (container == "avi" and _is_without_count(stream)):
+        seconds = min(seconds, in_index)
+    elif not is_clear_length(seconds, container, file_start) or (container == "avi" and _is_without_count(stream)):
         return None
     if stream.type == "video" and stream.start_time is not None:  # sound may begin with priming, which is no loss
         seconds -= max(0.0, start_seconds - float(stream.start_time * stream.time_base))

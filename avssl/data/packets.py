@@ -18,6 +18,9 @@ MAX_REFUSED_IN_A_ROW = 25
 # (Not mp3: its decoder takes half a frame, and what it refuses at the end is a tag.)
 FORMATS_WITHOUT_LENGTH = ("mpegts", "mpeg", "aac", "ac3", "eac3", "dts", "amr", "h264", "hevc", "m4v", "mpegvideo")
 
+# Here pictures share parcels of bytes (PES packets), and each parcel has one stamp.
+FORMATS_OF_PARCELS = ("mpeg",)
+
 # Recordings and concatenated files of these set their clock anew on the way, as FFmpeg's own tools expect of them.
 FORMATS_WITH_BREAKS = ("mpegts", "mpeg", "ogg")
 BREAK_FORWARD_SECONDS = 10
@@ -71,6 +74,13 @@ def on_one_clock(packets: Iterator[Any], wanted: Any) -> Iterator[Any]:
 
     packets: of all streams that shall stay together, in the file's order. What moves one stream moves all of them.
     """
+    moved = _moved(packets, wanted)
+    if wanted.type == "video" and wanted.container.format.name in FORMATS_OF_PARCELS:
+        moved = without_doubtful_stamps(moved, wanted, begins=True)
+    return moved
+
+
+def _moved(packets: Iterator[Any], wanted: Any) -> Iterator[Any]:
     shift = Fraction(0)
     due: dict[int, Fraction] = {}  # when the next packet of a stream is expected
     for packet in packets:
@@ -90,6 +100,35 @@ def on_one_clock(packets: Iterator[Any], wanted: Any) -> Iterator[Any]:
                         setattr(packet, name, getattr(packet, name) + round(shift / tick))
         if index == wanted.index:
             yield packet
+
+
+def without_doubtful_stamps(packets: Iterator[Any], wanted: Any, *, begins: bool) -> Iterator[Any]:
+    """The packets, of which those of the stream `wanted` that share a parcel have no stamps.
+
+    A parcel's stamp is that of the first picture that begins in it. FFmpeg gives it to the first whose picture header
+    lies there, though the headers before that may lie in the parcel before; and it makes up the stamps of the others
+    from that one. pos: of the parcel, None for most but its first picture. begins: the first packet is the file's, and
+    keeps its stamps.
+    """
+    waiting: list[Any] = []  # a packet of that stream, and what follows up to its next one
+    for packet in packets:
+        if packet.stream.index == wanted.index:
+            if waiting:
+                _settle(waiting[0], packet, begins)
+                begins = False
+                yield from waiting
+            waiting = [packet]
+        elif waiting:
+            waiting.append(packet)
+        else:
+            yield packet
+    yield from waiting
+
+
+def _settle(packet: Any, following: Any, is_first: bool) -> None:
+    shares = packet.pos is None or (following.size and following.pos in (None, packet.pos))
+    if packet.size and shares and not is_first:
+        packet.pts = packet.dts = None
 
 
 def preferred(streams: Sequence[Any], default: Any, second_choice: Any) -> Any | None:

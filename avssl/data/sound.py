@@ -92,7 +92,7 @@ class Passing:
         """A packet was decoded to so many samples. How many are missing before them, for the decoder began anew."""
         duration, length = packet.duration or 0, self._resumed_length
         self._resumed_length = 0
-        if samples < length:
+        if samples < length and self._preroll is not None and self._preroll.frames:  # else it is a shorter last one
             return length - samples
         is_sure = samples and self._latest == (
             duration,

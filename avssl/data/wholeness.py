@@ -31,6 +31,8 @@ UNKNOWN_FROM_64 = 1 << 62
 MOST_OGG_PAGE_BYTES = 65_307
 MOST_INDEX_BYTES = 1 << 20  # of an mp4 that is looked at; hours of video have more
 LEAST_SHARE_OF_BYTES = 0.9
+ASF_HEADER_BYTES, MOST_ASF_OBJECTS = 30, 100
+ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
 
 def known_format(head: bytes) -> str | None:
@@ -93,6 +95,8 @@ def promised_bytes(content: Content) -> int | None:
         head[:1] == b"\xff" and head[1:2] in (b"\xfb", b"\xfa", b"\xf3", b"\xf2", b"\xe3", b"\xe2")
     ):
         look = _mp3
+    elif head[:4] == b"\x30\x26\xb2\x75":
+        look = _asf
     elif head[:4] == b".snd":
         look = _au
     elif head[:4] == b"caff":
@@ -187,8 +191,26 @@ def _vint(head: bytes, at: int) -> tuple[int | None, int]:
     return (None if value == (1 << 7 * width) - 1 else value), at + width
 
 
+def counts_frames(content: Content) -> bool:
+    """Has an mp3 a header that says how many frames there are?"""
+    try:
+        found = _mp3_header(content)
+    except (struct.error, IndexError):  # too short for one
+        return False
+    return found is not None and bool(found[1] & 1)
+
+
 def _mp3(content: Content) -> int | None:
     """The number of bytes in the Xing or Info header, if there is one."""
+    found = _mp3_header(content)
+    if found is None:
+        return None
+    begin, flags, fields = found
+    return begin + fields[1 if flags & 1 else 0] if flags & 2 else None
+
+
+def _mp3_header(content: Content) -> tuple[int, int, tuple[int, int]] | None:
+    """(position of the first frame, which fields are there, the first two of them) of a Xing or Info header."""
     begin = 0
     if content.head[:3] == b"ID3":
         begin = 10 + sum((content.head[6 + number] & 0x7F) << 21 - 7 * number for number in range(4))
@@ -196,7 +218,25 @@ def _mp3(content: Content) -> int | None:
     for at in (13, 21, 36):
         if start[:1] == b"\xff" and start[at : at + 4] in (b"Xing", b"Info"):
             flags, *fields = struct.unpack_from(">III", start, at + 4)
-            return begin + int(fields[1 if flags & 1 else 0]) if flags & 2 else None
+            return begin, flags, (fields[0], fields[1])
+    if start[:1] == b"\xff" and start[36:40] == b"VBRI":
+        num_bytes, num_frames = struct.unpack_from(">II", start, 46)
+        return begin, 3, (num_frames, num_bytes)
+    return None
+
+
+def _asf(content: Content) -> int | None:
+    """What the object of file properties says, unless it is marked as a broadcast."""
+    position = ASF_HEADER_BYTES
+    for _ in range(MOST_ASF_OBJECTS):
+        start = content.at(position, 92)
+        if len(start) < 92:
+            return None
+        (length,) = struct.unpack_from("<Q", start, 16)
+        if start[:16] == ASF_FILE_PROPERTIES:
+            num_bytes, (flags,) = struct.unpack_from("<Q", start, 40)[0], struct.unpack_from("<I", start, 88)
+            return None if flags & 1 else int(num_bytes) or None
+        position += max(24, length)
     return None
 
 

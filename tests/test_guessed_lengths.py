@@ -1,0 +1,53 @@
+"""Sound whose length FFmpeg guesses from its first packets lasts as long as what is in it."""
+
+from contextlib import closing
+
+import numpy as np
+import pytest
+
+from avssl.data.decode import probe
+from avssl.data.media import open_media
+from data_prep.index import IndexOptions, index
+from data_prep.indexing.cutting import Cutting
+from data_prep.manifest import read_manifest
+from tests.sounds import write_sound
+
+RATE_HZ, SECONDS = 44_100, 8
+VARIABLE = {"flags": "+qscale", "global_quality": str(118 * 4)}
+FILES = {  # suffix, container, codec, the encoder's options
+    "mp3": ("mp3", "libmp3lame", VARIABLE),
+    "aac": ("adts", "aac", {}),
+    "wav": ("wav", "flac", {}),
+}
+
+
+def half_silent(path, container_format, codec, options):
+    """Silence takes few bytes, noise many."""
+    wave = 0.3 * np.random.default_rng(0).standard_normal(SECONDS * RATE_HZ).astype(np.float32)
+    wave[: len(wave) // 2] = 0
+    write_sound(path, codec, RATE_HZ, wave, container_format, options=options)
+    if container_format == "mp3":  # without the frame that counts the others
+        content = path.read_bytes()
+        begin = 10 + sum((content[6 + k] & 0x7F) << 21 - 7 * k for k in range(4)) if content[:3] == b"ID3" else 0
+        following = content.index(content[begin : begin + 2], begin + 100)
+        path.write_bytes(content[following:])
+
+
+@pytest.mark.parametrize("suffix", FILES)
+def test_a_length_that_is_guessed_is_no_claim(tmp_path, suffix):
+    path = tmp_path / f"sound.{suffix}"
+    half_silent(path, *FILES[suffix])
+    info = probe(path)
+    assert info.duration_seconds is None
+    assert info.audio.duration_seconds is None
+    with closing(open_media(path, "sound", ("audio",))) as media:
+        assert media.spans["audio"].end_seconds == pytest.approx(SECONDS, abs=0.1)
+    index(tmp_path, tmp_path / "clips.jsonl", IndexOptions(cutting=Cutting(clip_seconds=2)))
+    entries, _ = read_manifest(tmp_path / "clips.jsonl")
+    assert [entry.segment for entry in entries] == [(0, 2), (2, 4), (4, 6), (6, 8)]
+
+
+def test_a_header_that_counts_the_frames_is_believed(tmp_path):
+    path = tmp_path / "sound.mp3"
+    write_sound(path, "libmp3lame", RATE_HZ, np.zeros(SECONDS * RATE_HZ, np.float32), "mp3", options=VARIABLE)
+    assert probe(path).audio.duration_seconds == pytest.approx(SECONDS, abs=0.1)
