@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -77,32 +78,68 @@ def pretrain(*arguments):
     recipe.main(config.parse(config.RunConfig, list(arguments)))
 
 
-def contract(folder):
-    """Every loss of the registry on every combination of modalities for six steps, over an epoch's end.
+def contract_cases(which):
+    """{case: (loss name, modalities, options)}: "all", or "few": each loss on the last combination that it names."""
+    from tests.tiny import SHARING_OPTIONS, cases
 
-    One process leaves its states in `folder`; two compare theirs with them and write differences.json: for each case
-    the largest difference of every tensor, relative to the tensor's largest entry.
+    queues = {"moco": {"queue_size": 24}, "swav": {"queue_size": 24}}  # multiples of the batch
+    found = [(name, pair, {}) for name, pair in cases()]
+    if which == "few":
+        found = list({name: case for case in found for name in case[:1]}.values())
+    last = {name: pair for name, pair, _ in found}
+    found += [(name, last[name], options) for name, options in SHARING_OPTIONS if which == "all" or name == "moco"]
+    return {
+        "-".join((name, *pair, *options)): (name, pair, queues.get(name, {}) | options) for name, pair, options in found
+    }
+
+
+def contract(folder, which, micro_batches, seeds):
+    """Losses with and without accumulation, over ends of epochs, in float64.
+
+    38 samples in batches of 12: some fill no batch, and ranks have unequal shares of a pass over the data set. One
+    process leaves its values, terms, gradients and state in `folder`; W compare theirs with them and write
+    differences_W.json: for each case the largest difference of every tensor, relative to its largest entry.
     """
-    from tests.tiny import Run, cases
+    from tests.tiny import Run
 
-    rank, alone = distributed.rank(), distributed.world_size() == 1
-    differences = {}
-    for name, pair in cases():
-        case = "-".join((name, *pair))
-        run = Run(name, pair, gathered_norms=True)
-        values = [distributed.all_mean(run.step()[0].total) for _ in range(6)]
-        state = {"loss": torch.stack(values), **run.loss.state_dict()}
-        path = Path(folder) / f"{case}.pt"
-        if alone:
+    # Losses call .float() to leave half precision; here that would hide what is compared below rounding.
+    torch.set_default_dtype(torch.float64)
+    torch.Tensor.float = torch.Tensor.double
+    world_size, differences = distributed.world_size(), {}
+    for (case, (name, pair, options)), accumulation, seed in product(
+        contract_cases(which).items(), (1, 2), map(int, seeds.split(","))
+    ):
+        label = f"{case}-{accumulation}-{seed}"
+        gathered = not options.get("shuffle_groups")  # groups have batch norms of their own
+        run = Run(name, pair, gathered_norms=gathered, num_samples=38, batch_size=12, seed=seed,
+                  accumulation=accumulation, **options)  # fmt: skip
+        for _ in range(int(micro_batches) // accumulation):
+            result, _ = run.step()
+        state = contract_state(run, result)
+        path = Path(folder) / f"{label}.pt"
+        if world_size == 1:
             torch.save(state, path)
             continue
         for key, tensor in state.items():
-            distributed.assert_replicated(f"{case} {key}", tensor)
+            distributed.assert_replicated(f"{label} {key}", tensor)
         expected = torch.load(path, weights_only=True)
-        assert expected.keys() == state.keys()
-        differences[case] = {key: relative_difference(state[key], expected[key]) for key in state}
-    if rank == 0 and not alone:
-        (Path(folder) / "differences.json").write_text(json.dumps(differences))
+        assert expected.keys() == state.keys(), label
+        differences[label] = {key: relative_difference(state[key], expected[key]) for key in state}
+    if distributed.rank() == 0 and world_size > 1:
+        (Path(folder) / f"differences_{world_size}.json").write_text(json.dumps(differences))
+
+
+def contract_state(run, result):
+    """{name: tensor} that must not depend on the number of processes."""
+    state = {"values": torch.stack([distributed.all_mean(value) for value in run.values])}
+    state |= {f"term {key}": distributed.all_mean(value) for key, value in result.terms.items()}
+    state |= {f"gradient of {key}": one.grad for key, one in run.loss.named_parameters() if one.grad is not None}
+    # Running statistics of batch norms that are not gathered are each rank's own.
+    own = ("running_mean", "running_var", "num_batches_tracked")
+    state |= {key: value for key, value in run.loss.state_dict().items() if not key.endswith(own)}
+    for modality, bank in getattr(run.loss, "banks", {}).items():
+        state[f"banks.{modality}.rows"] = bank.gather_rows(torch.arange(run.loss.num_samples))
+    return state
 
 
 def sharded(folder):

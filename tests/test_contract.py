@@ -8,6 +8,7 @@ import torch
 
 from avssl import losses
 from tests.conftest import run_ranks
+from tests.soak.losses_on_ranks import LARGEST_DIFFERENCE
 from tests.tiny import NUM_SAMPLES, Run, cases
 
 CASES = cases()
@@ -120,17 +121,29 @@ def test_weights_load_into_a_fresh_loss_strictly(case):
     fresh.loss.load_state_dict(run.loss.state_dict(), strict=True)
 
 
-def test_two_processes_compute_what_one_computes_and_hold_the_same_state(tmp_path):
-    """Six steps over an epoch's end, for all cases in one start of each: losses, weights, teachers, banks, labels."""
-    run_ranks(1, "contract", str(tmp_path))
-    run_ranks(2, "contract", str(tmp_path))
-    differences = json.loads((tmp_path / "differences.json").read_text())
-    assert set(differences) == {identify(case) for case in CASES}
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Where one process left its values, gradients and state of every loss."""
+    folder = tmp_path_factory.mktemp("alone")
+    run_ranks(1, "contract", str(folder), "few", "6", "0")
+    return folder
+
+
+@pytest.mark.parametrize("num_processes", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_several_processes_compute_what_one_computes_and_hold_the_same_state(num_processes, alone):
+    """Values, terms, gradients, weights, teachers, banks, labels, with and without accumulation, over ends of epochs.
+
+    tests/soak/losses_on_ranks.py is the long one: every combination of modalities, banks split over the ranks, seeds.
+    """
+    run_ranks(num_processes, "contract", str(alone), "few", "6", "0")
+    differences = json.loads((alone / f"differences_{num_processes}.json").read_text())
+    assert {label.split("-")[0] for label in differences} == set(losses.names())
+    assert {label.split("-")[-2] for label in differences} == {"1", "2"}
     wrong = [
-        f"{case} {name}: {value:.1e}"
-        for case, found in differences.items()
+        f"{label} {name}: {value:.1e}"
+        for label, found in differences.items()
         for name, value in found.items()
-        if not value < 1e-4
+        if not value < LARGEST_DIFFERENCE
     ]
     assert not wrong
 

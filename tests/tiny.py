@@ -5,6 +5,7 @@ made for all ranks and sliced, and batch norm is replaced by one that normalises
 """
 
 import copy
+from contextlib import nullcontext
 from functools import cache
 
 import torch
@@ -61,6 +62,19 @@ TINY_LOSSES: dict[str, dict[str, object]] = {
 def cases():
     """(loss name, modalities) of every registered loss on everything that it says it runs on."""
     return [(name, pair) for name in losses.names() for pair in losses.get(name).pairs]
+
+
+# Options that make ranks share state in another way; compared with one process like the losses themselves.
+SHARING_OPTIONS = [
+    ("avid", {"variant": "joint", "shard_banks": True}),
+    ("avid", {"variant": "self"}),
+    ("avid_cma", {"shard_banks": True}),
+    ("npid", {"shard_banks": True}),
+    ("pirl", {"shard_banks": True}),
+    ("moco", {"shuffle_groups": 6}),
+    ("sela", {"swap_labels": True}),
+    ("swav", {"centre_embeddings": True, "queue_size": 0}),
+]
 
 
 def loss_options(name, pair):
@@ -136,13 +150,16 @@ def gather_batch_norms(module):
 class Run:
     """A loss in training on made-up data. Everything is a function of the arguments and of the steps made."""
 
-    def __init__(self, name, pair, *, optimizer="sgd", lr=0.02, total_steps=12, gathered_norms=False, **options):
-        torch.manual_seed(0)
+    def __init__(self, name, pair, *, optimizer="sgd", lr=0.02, total_steps=12, gathered_norms=False,
+                 num_samples=NUM_SAMPLES, batch_size=BATCH_SIZE, accumulation=1, seed=0, **options):  # fmt: skip
+        torch.manual_seed(seed)
+        self.num_samples, self.batch_size, self.accumulation = num_samples, batch_size, accumulation
+        self.values = []  # of every micro-batch, this rank's
         self.config = build_config(name, pair, **options)
         cls = losses.get(name)
         encoders = {modality: TinyEncoder(modality) for modality in cls.modalities(self.config)}
-        self.loss = cls(self.config, encoders, NUM_SAMPLES)
-        self.loss.check_batch_size(BATCH_SIZE)
+        self.loss = cls(self.config, encoders, num_samples)
+        self.loss.check_batch_size(batch_size)
         if gathered_norms:
             gather_batch_norms(self.loss)
         self.views = cls.views(self.config)
@@ -152,18 +169,19 @@ class Run:
         self.model = self.loss
         if distributed.is_active():
             self.model = nn.parallel.DistributedDataParallel(self.loss, broadcast_buffers=False)
-        generator = torch.Generator().manual_seed(1)
+        generator = torch.Generator().manual_seed(1 + seed)
         # Eight kinds of samples, each a little different, and the same kind in every modality.
         kinds = {m: torch.randn(8, *SHAPES[m], generator=generator) for m in SHAPES}
         self.samples = {
-            m: kinds[m][torch.arange(NUM_SAMPLES) % 8] + 0.5 * torch.randn(NUM_SAMPLES, *SHAPES[m], generator=generator)
+            m: kinds[m][torch.arange(num_samples) % 8] + 0.5 * torch.randn(num_samples, *SHAPES[m], generator=generator)
             for m in SHAPES
         }
 
     def order(self, epoch):
-        """Sample indices (STEPS_PER_EPOCH, BATCH_SIZE)."""
+        """Sample indices (micro-batches of an epoch, global batch); samples that fill no batch are left out."""
         generator = torch.Generator().manual_seed(100 + epoch)
-        return torch.randperm(NUM_SAMPLES, generator=generator).view(STEPS_PER_EPOCH, BATCH_SIZE)
+        order = torch.randperm(self.num_samples, generator=generator)
+        return order[: self.num_samples // self.batch_size * self.batch_size].view(-1, self.batch_size)
 
     def make_views(self, index, names, noise_seed=None):
         """Views of these samples; noise_seed None gives the deterministic ones."""
@@ -188,34 +206,44 @@ class Run:
     def embed_all(self, names=()):
         """As Loader.embed_all."""
         self.model.eval()
-        for index in torch.arange(NUM_SAMPLES)[distributed.rank() :: distributed.world_size()].split(5):
+        for index in torch.arange(self.num_samples)[distributed.rank() :: distributed.world_size()].split(5):
             yield index, self.loss(self.make_views(index, names))
         self.model.train()
 
     def step(self):
-        """One optimiser step; returns the LossOutput and the outputs of forward."""
+        """One optimiser step; returns the last micro-batch's LossOutput and outputs. Gradients stay until the next."""
+        self.optimizer.zero_grad()
+        for number in range(self.accumulation):
+            result, outputs = self.micro_batch(is_last=number + 1 == self.accumulation)
+        return result, outputs
+
+    def micro_batch(self, *, is_last):
+        """Forward and backward of one global micro-batch; with the optimiser's step after the last of them."""
         progress, loss = self.progress, self.loss
         if progress.batch_in_epoch == 0:
             loss.on_epoch_start(EpochContext(progress.epoch, self.embed_all, forget(self.optimizer)))
         everyone = self.order(progress.epoch)[progress.batch_in_epoch]
-        mine = slice(
-            *(BATCH_SIZE * one // distributed.world_size() for one in (distributed.rank(), distributed.rank() + 1))
-        )
+        size = self.batch_size // distributed.world_size()
+        mine = slice(distributed.rank() * size, (distributed.rank() + 1) * size)
         views = {name: x[mine] for name, x in self.make_views(everyone, (), progress.batch).items()}
         index = everyone[mine]
-        outputs = self.model(views)
-        result = loss.loss(outputs, index, progress)
-        self.optimizer.zero_grad()
-        result.total.backward()
-        loss.before_step(progress)
-        set_learning_rate(self.optimizer, self.optim, progress.step, progress.total_steps)
-        self.optimizer.step()
+        is_alone = self.model is self.loss
+        with nullcontext() if is_last or is_alone else self.model.no_sync():
+            outputs = self.model(views)
+            result = loss.loss(outputs, index, progress)
+            (result.total / self.accumulation).backward()
+        self.values.append(result.total.detach())
+        if is_last:
+            loss.before_step(progress)
+            set_learning_rate(self.optimizer, self.optim, progress.step, progress.total_steps)
+            self.optimizer.step()
         loss.update(outputs, index)
-        progress.step += 1
-        loss.after_step(progress)
+        if is_last:
+            progress.step += 1
+            loss.after_step(progress)
         progress.batch += 1
         progress.batch_in_epoch += 1
-        if progress.batch_in_epoch == STEPS_PER_EPOCH:
+        if progress.batch_in_epoch == self.num_samples // self.batch_size:
             progress.epoch, progress.batch_in_epoch = progress.epoch + 1, 0
         return result, outputs
 

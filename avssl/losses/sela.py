@@ -27,6 +27,7 @@ from typing import ClassVar, cast
 import torch
 from torch import nn
 
+from avssl.distributed import gather
 from avssl.losses import register
 from avssl.losses.base import EpochContext, LossConfig, Outputs, PairConfig, PairLoss
 from avssl.ops.clusters import check_num_clusters, cross_entropy_of_heads, describe_labels, usage_entropy
@@ -144,7 +145,8 @@ class SeLa(PairLoss):
         sets = self.labels[index].split(self.config.num_heads, dim=1)
         pairs = zip(logits, sets if self.config.swap_labels else sets * len(logits), strict=True)
         total = torch.stack([cross_entropy_of_heads(one, labels) for one, labels in pairs]).mean()
-        usage = torch.stack([one.detach().float().softmax(dim=2).mean(dim=0) for one in logits])
+        mine = torch.stack([one.detach().float().softmax(dim=2).mean(dim=0) for one in logits])
+        usage = gather(mine[None]).mean(dim=0)  # of all ranks: an entropy of means is no mean of entropies
         terms = {
             "label_nmi": self.label_health[0].clone(),
             "label_entropy": self.label_health[1].clone(),

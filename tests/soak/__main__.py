@@ -41,6 +41,7 @@ CHECKS = {
     "preparation": Check("The same command twice gives the same bytes", "tests.soak.preparation_storm --rounds 12"),
     "accounting": Check("Nothing disappears silently", "tests/test_odd_files.py tests/test_write_repair.py"),
     "alignment": Check("Audio and video stay aligned to within one frame", "tests/test_alignment.py"),
+    "ranks": Check("N processes compute what one process computes", "tests.soak.losses_on_ranks"),
     "epochs": Check("An epoch always ends", "tests.soak.epoch_grid"),
     "embeddings": Check(
         "Embeddings are a function of the input; evaluation sees every sample exactly once",
