@@ -1,18 +1,23 @@
 """Memory does not grow with what was decoded: 200 clips, 20 times."""
 
 import ctypes
-import gc
 import os
-import typing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from avssl import config, losses
 from avssl.data.decode import probe, read_audio, read_video, stream_audio, stream_video
+from avssl.data.loader import _Samples
+from avssl.data.raw_batch import Collate
+from avssl.data.shards import ShardSet
 from avssl.types import MediaError
+from tests.conftest import TINY
 from tests.odd_files import ODD
 from tests.odd_media import clip, scene
+from tests.soak.epochs import check_growth
+from tests.soak.memory import heap_bytes
 
 NUM_CLIPS, NUM_ROUNDS, NUM_WARM_UP = 200, 20, 5
 KINDS = [
@@ -27,22 +32,6 @@ KINDS = [
 def resident_bytes():
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-class HeapFacts(ctypes.Structure):
-    """glibc's struct mallinfo2."""
-
-    names = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
-    _fields_: typing.ClassVar = [(name, ctypes.c_size_t) for name in names]
-
-
-def heap_bytes():
-    """What is allocated and not freed: unlike resident memory it knows nothing of gaps between pieces."""
-    gc.collect()
-    library = ctypes.CDLL(None)
-    library.mallinfo2.restype = HeapFacts
-    facts = library.mallinfo2()
-    return facts.uordblks + facts.hblkhd
 
 
 def slope(values):
@@ -103,3 +92,47 @@ def test_opening_and_reading_loses_no_memory(tmp_path):
     for _ in range(200):
         read_all([content])
     assert heap_bytes() - before < 200 * 100
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="the heap is looked at through glibc")
+def test_what_a_worker_does_each_epoch_loses_no_memory(shards):
+    """The quick one of tests/soak/epochs.py, whose runs have real workers: their samples and batches, made here."""
+    cfg = config.parse(config.RunConfig, ["loss.name=avid", *TINY])
+    samples = _Samples(ShardSet(shards["test"]), losses.get("avid").views(cfg.loss), cfg.views, 0)
+    heap = []
+    for epoch in range(30):
+        Collate()([samples[epoch, index] for index in range(6)])
+        if epoch >= 14:
+            heap.append(heap_bytes())
+    # A view of one sample that is kept would be 12 kB each time; what is seen is a hundredth of it.
+    assert heap[-1] - heap[0] < 15 * 3000, heap
+
+
+NOISE = np.random.default_rng(0).integers(-40, 41, 42)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("heap bytes", 10**8 + 1000 * NOISE + 20_000 * np.arange(42), "an epoch, from"),
+        ("anonymous bytes of workers", 10**8 + 1000 * NOISE + 100_000 * np.arange(42), "an epoch, from"),
+        ("descriptors", 40 + NOISE % 3 + np.arange(42) // 5, "from 45 to 49"),
+        ("files", 40 + np.arange(42), "from 60 to 81"),
+    ],
+)
+def test_growth_with_the_epochs_is_found_in_noise(name, values, message):
+    with pytest.raises(AssertionError, match=message):
+        check_growth(name, values)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("heap bytes", 10**8 + 1000 * NOISE),
+        ("anonymous bytes", 10**8 + 100_000 * NOISE),
+        ("descriptors", 40 + NOISE % 3),
+        ("files", np.full(42, 7)),
+    ],
+)
+def test_noise_is_no_growth(name, values):
+    check_growth(name, values)

@@ -43,6 +43,7 @@ CHECKS = {
     "alignment": Check("Audio and video stay aligned to within one frame", "tests/test_alignment.py"),
     "ranks": Check("N processes compute what one process computes", "tests.soak.losses_on_ranks"),
     "epochs": Check("An epoch always ends", "tests.soak.epoch_grid"),
+    "leaks": Check("An epoch always ends, 300 times without growth", "tests.soak.epochs --epochs 300"),
     "embeddings": Check(
         "Embeddings are a function of the input; evaluation sees every sample exactly once",
         "tests.soak.embedding_grid",
