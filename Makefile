@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo bench test test-all soak check format clean
+.PHONY: help setup demo bench test test-all test-cpus soak check format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,8 +34,12 @@ check: $(READY) ## lint, format, types
 test: check ## lint, types and the quick tests
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
-test-all: check ## every test, the long ones too
+test-all: check ## every test, the long ones too, and the numerical ones as other CPUs compute
 	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m tests.cpu_variants
+
+test-cpus: $(READY) ## the quick tests of numerical claims with other instruction sets and numbers of threads
+	$(BIN)/python -m tests.cpu_variants
 
 soak: $(READY) ## the long checks of every promise: kills, damage, grids, fuzz; writes docs/promises.md
 	$(BIN)/python -m tests.soak

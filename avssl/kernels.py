@@ -3,12 +3,20 @@
 A library chooses kernels by processor, number type and shape, and some are wrong: PyTorch 2.14's bfloat16 gradient of a
 3 x 1 x 1 convolution over two frames is 1e35 times too large on some CPUs. The reference is float64, which such
 kernels do not serve. What was chosen for the user falls back with a warning; what the user asked for is refused.
+
+Others end the process. A CPU's kernels are tried in a process of their own, which this file is the program of: it is
+given layers as JSON and says what is wrong. So layers are described, not passed as modules.
 """
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -20,7 +28,10 @@ from torch.nn import functional
 CASES = ((1, 3), (2, 2), (3, 1))
 # Largest relative error that rounding one number to this type makes.
 UNIT_ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
-CONVOLUTIONS = {nn.Conv1d: functional.conv1d, nn.Conv2d: functional.conv2d, nn.Conv3d: functional.conv3d}
+CONVOLUTIONS = {"Conv1d": functional.conv1d, "Conv2d": functional.conv2d, "Conv3d": functional.conv3d}
+# Channels that a convolution must make before channels last is chosen for it: narrow ones gain nothing from it, and
+# PyTorch 2.14's backward of some of them writes beyond its memory.
+LEAST_CHANNELS = 16
 
 
 def allowed_error(dtype: torch.dtype, device: torch.device) -> float:
@@ -35,65 +46,123 @@ def allowed_error(dtype: torch.dtype, device: torch.device) -> float:
     return 8 * UNIT_ROUNDOFF[dtype]
 
 
-def _layers(networks: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Each kind of convolution and linear layer once, with a name for people."""
-    seen = set()
-    for module in networks.modules():
-        if type(module) is nn.Linear:
+@dataclass(frozen=True)
+class Layer:
+    """What of a convolution or linear layer its kernels are chosen by, and its name for people."""
+
+    name: str
+    kind: str  # Linear or a key of CONVOLUTIONS
+    weight_shape: tuple[int, ...]
+    weight_strides: tuple[int, ...]
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] | str = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+
+    @classmethod
+    def of(cls, module: Any) -> Layer:
+        """Of nn.Linear, or of one of nn's convolutions."""
+        kind, weight = type(module).__name__, module.weight
+        if kind == "Linear":
             name = f"Linear({module.in_features}, {module.out_features})"
-        elif type(module) in CONVOLUTIONS:
-            name = str(module)
-        else:
-            continue
-        weight: torch.Tensor = module.get_parameter("weight")
-        if (name, weight.stride()) not in seen:
-            seen.add((name, weight.stride()))
-            yield name, module
+            return cls(name, kind, tuple(weight.shape), weight.stride())
+        options = (module.stride, module.padding, module.dilation, module.groups)
+        return cls(str(module), kind, tuple(weight.shape), weight.stride(), *options)
+
+    @classmethod
+    def read(cls, stored: dict[str, Any]) -> Layer:
+        """Of JSON, which has lists for tuples."""
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()
+        }
+        return cls(**fields)
+
+    def apply(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """The layer on x with this weight and without bias."""
+        if self.kind == "Linear":
+            return functional.linear(x, weight)
+        convolution: Any = CONVOLUTIONS[self.kind]
+        result: torch.Tensor = convolution(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
+        return result
+
+    def input_shape(self, frames: int, side: int) -> tuple[int, ...]:
+        """Of a small input of two samples, large enough for the kernel."""
+        if self.kind == "Linear":
+            return (2 * side, self.weight_shape[1])
+        kernel = self.weight_shape[2:]
+        sizes = (*[frames] * (self.kind == "Conv3d"), *[side] * (len(kernel) - (self.kind == "Conv3d")))
+        needed = [dilation * (width - 1) + 1 for dilation, width in zip(self.dilation, kernel, strict=True)]
+        padding = [0] * len(sizes) if isinstance(self.padding, str) else self.padding
+        spans = (max(size, need - 2 * pad) for size, need, pad in zip(sizes, needed, padding, strict=True))
+        return (2, self.weight_shape[1] * self.groups, *spans)
 
 
-def _apply(module: nn.Module, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """The layer on x with another weight and without bias."""
-    if isinstance(module, nn.Linear):
-        return functional.linear(x, weight)
-    convolution: Any = CONVOLUTIONS[type(module)]  # type: ignore[index]
-    options = (getattr(module, name) for name in ("stride", "padding", "dilation", "groups"))
-    result: torch.Tensor = convolution(x, weight, None, *options)
-    return result
+def layers_of(networks: nn.Module) -> list[Layer]:
+    """Each kind of convolution and linear layer once, with the strides of its weights."""
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return list(dict.fromkeys(Layer.of(module) for module in networks.modules() if type(module) in kinds))
 
 
-def _shape(module: nn.Module, frames: int, side: int) -> tuple[int, ...]:
-    """A small input of two samples, large enough for the kernel."""
-    if isinstance(module, nn.Linear):
-        return (2 * side, module.in_features)
-    layer: Any = module
-    sizes = (*[frames] * (type(module) is nn.Conv3d), *[side] * (len(layer.kernel_size) - (type(module) is nn.Conv3d)))
-    needed = [dilation * (kernel - 1) + 1 for dilation, kernel in zip(layer.dilation, layer.kernel_size, strict=True)]
-    padding = [0] * len(sizes) if isinstance(layer.padding, str) else layer.padding
-    spans = (max(size, need - 2 * pad) for size, need, pad in zip(sizes, needed, padding, strict=True))
-    return (2, layer.in_channels, *spans)
-
-
-def _errors(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> dict[str, float]:
+def _errors(layer: Layer, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> dict[str, float]:
     """Relative errors of output, weight gradient and input gradient; infinite or not a number where they are so."""
-    stored: torch.Tensor = module.get_parameter("weight")
     generator = torch.Generator().manual_seed(0)
 
     def drawn(like: tuple[int, ...]) -> torch.Tensor:
         return torch.randn(like, generator=generator).to(dtype).float().to(device)
 
-    x, weight = drawn(shape).requires_grad_(), torch.empty_like(stored, dtype=torch.float32, device=device)
-    weight = weight.copy_(drawn(tuple(stored.shape))).requires_grad_()
+    x, weight = drawn(shape).requires_grad_(), torch.empty_strided(layer.weight_shape, layer.weight_strides)
+    weight = weight.to(device).copy_(drawn(layer.weight_shape)).requires_grad_()
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        output = _apply(module, x, weight)
+        output = layer.apply(x, weight)
     gradient = drawn(tuple(output.shape))
     found = [output, *torch.autograd.grad(output, (weight, x), gradient.to(output.dtype))]
     exact_x, exact_weight = (one.detach().double().requires_grad_() for one in (x, weight))
-    exact_output = _apply(module, exact_x, exact_weight)
+    exact_output = layer.apply(exact_x, exact_weight)
     exact = [exact_output, *torch.autograd.grad(exact_output, (exact_weight, exact_x), gradient.double())]
     return {
         name: float((one.detach().double() - true.detach()).norm() / true.detach().norm().clamp_min(1e-300))
         for name, one, true in zip(("output", "weight gradient", "input gradient"), found, exact, strict=True)
     }
+
+
+def first_wrong(layers: Iterable[Layer], dtype: torch.dtype, device: torch.device) -> str | None:
+    """The first of the layers that this process computes wrongly, in words; or None. May end the process."""
+    allowed = allowed_error(dtype, device)
+    for layer in layers:
+        for frames, side in CASES[:1] if layer.kind == "Linear" else CASES:
+            shape = layer.input_shape(frames, side)
+            for what, error in _errors(layer, shape, dtype, device).items():
+                if not error <= allowed:
+                    where = " x ".join(map(str, shape))
+                    return (
+                        f"{layer.name} on {where}: the {what} is off by {error:.1e} of its norm, {allowed:.1e} allowed"
+                    )
+    return None
+
+
+def first_wrong_apart(layers: Iterable[Layer], dtype: torch.dtype, device: torch.device) -> str | None:
+    """As `first_wrong`, in a process of its own; one that ends otherwise than with an answer is wrong, too."""
+    type_name = str(dtype).removeprefix("torch.")
+    asked = {"layers": [asdict(layer) for layer in layers], "dtype": type_name, "device": device.type}
+    # -P: else names of the standard library would be looked for beside this file.
+    process = subprocess.run(
+        [sys.executable, "-P", __file__], input=json.dumps(asked), capture_output=True, text=True, check=False
+    )
+    if process.returncode == 0:
+        answer: str | None = json.loads(process.stdout)
+        return answer
+    by_signal = process.returncode < 0
+    how = signal.Signals(-process.returncode).name if by_signal else f"status {process.returncode}"
+    last = (process.stderr.strip().splitlines() or ["it said nothing"])[-1]
+    return f"a process that tried its layers in {type_name} ended with {how} ({last})"
+
+
+@cache
+def _asked_once(layers: tuple[Layer, ...], dtype: torch.dtype, device: torch.device) -> str | None:
+    """A GPU is asked in this process: its kernels raise errors, and a second context would take its memory."""
+    if not layers:
+        return None
+    return (first_wrong_apart if device.type == "cpu" else first_wrong)(layers, dtype, device)
 
 
 def wrong_layer(networks: nn.Module, dtype: torch.dtype, device: torch.device) -> str | None:
@@ -102,15 +171,7 @@ def wrong_layer(networks: nn.Module, dtype: torch.dtype, device: torch.device) -
     Each kind of convolution and linear layer, with the strides of its weights, is run forward and backward on small
     inputs. Neither weights nor random states are touched.
     """
-    for name, module in _layers(networks):
-        allowed = allowed_error(dtype, device)
-        for frames, side in CASES[:1] if isinstance(module, nn.Linear) else CASES:
-            shape = _shape(module, frames, side)
-            for what, error in _errors(module, shape, dtype, device).items():
-                if not error <= allowed:
-                    where = " x ".join(map(str, shape))
-                    return f"{name} on {where}: the {what} is off by {error:.1e} of its norm, {allowed:.1e} allowed"
-    return None
+    return _asked_once(tuple(layers_of(networks)), dtype, device)
 
 
 def refuse_wrong_kernels(networks: nn.Module, precision: str, device: torch.device) -> None:
@@ -120,36 +181,48 @@ def refuse_wrong_kernels(networks: nn.Module, precision: str, device: torch.devi
     if wrong:
         raise ValueError(
             f"mixed_precision={precision}: PyTorch {torch.__version__} computes it wrongly on this machine "
-            f"({torch.backends.cpu.get_cpu_capability()}): {wrong}; use mixed_precision=fp32 (or auto)"
+            f"({torch.backends.cpu.get_cpu_capability()}): {wrong}; use mixed_precision=fp32"
         )
 
 
-@cache
-def autocast_is_right(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether a small factorised convolution is right under autocast; asked once a process, before `auto` takes it."""
-    block = nn.Sequential(
-        nn.Conv3d(16, 16, (1, 3, 3), padding=(0, 1, 1)), nn.Conv3d(16, 16, (3, 1, 1), padding=(1, 0, 0))
-    )
-    return _warned(wrong_layer(block, dtype, device), f"mixed_precision=auto is fp32: {dtype}")
+def autocast_is_right(networks: nn.Module, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether these networks are right under autocast, before `auto` takes it."""
+    return _warned(wrong_layer(networks, dtype, device), f"mixed_precision=auto is fp32: {dtype}")
 
 
-@cache
-def channels_last_is_right(dimensions: int, device: torch.device) -> bool:
-    """Whether small convolutions with channels last are right; asked once a process.
+def wrong_channels_last(networks: nn.Module, dimensions: int, device: torch.device) -> str | None:
+    """What is wrong with the networks' convolutions of so many dimensions with channels last, in words; or None.
 
     Not tried on a CPU below AVX-512: there PyTorch 2.14's backward of few channels (1 x 1, stride 2, 4 to 8 channels)
     writes beyond its memory, which ends the process or corrupts it, and no comparison can tell beforehand.
     """
-    if device.type == "cpu" and torch.backends.cpu.get_cpu_capability() != "AVX512":
-        return False
-    kind, order = {2: (nn.Conv2d, torch.channels_last), 3: (nn.Conv3d, torch.channels_last_3d)}[dimensions]
-    layers = nn.Sequential(kind(16, 24, 3, stride=2, padding=1), kind(16, 24, 1))
-    for parameter in layers.parameters():
-        if parameter.ndim > 1:
-            parameter.data = torch.empty_like(parameter.data, memory_format=order).copy_(parameter.data)
-    return _warned(
-        wrong_layer(layers, torch.float32, device), f"channels stay first: {dimensions}-D convolutions, channels last"
+    if not _may_try_channels_last(device):
+        return "PyTorch's backward of some writes beyond its memory on CPUs below AVX-512"
+    order = {2: torch.channels_last, 3: torch.channels_last_3d}[dimensions]
+    layers = tuple(
+        replace(layer, weight_strides=torch.empty(layer.weight_shape, memory_format=order, device="meta").stride())
+        for layer in _convolutions(networks, dimensions)
     )
+    return _asked_once(layers, torch.float32, device)
+
+
+def offers_channels_last(networks: nn.Module, dimensions: int, device: torch.device) -> bool:
+    """Whether channels last may be chosen unasked: the device can, no convolution is narrow, and all are right."""
+    is_narrow = any(layer.weight_shape[0] < LEAST_CHANNELS for layer in _convolutions(networks, dimensions))
+    if is_narrow or not _may_try_channels_last(device):
+        return False
+    return _warned(
+        wrong_channels_last(networks, dimensions, device),
+        f"channels stay first: {dimensions}-D convolutions, channels last",
+    )
+
+
+def _may_try_channels_last(device: torch.device) -> bool:
+    return device.type != "cpu" or torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+def _convolutions(networks: nn.Module, dimensions: int) -> list[Layer]:
+    return [layer for layer in layers_of(networks) if layer.kind == f"Conv{dimensions}d"]
 
 
 @cache
@@ -174,14 +247,19 @@ def fused_is_right(kind: Any, device: torch.device) -> bool:
 
 
 @cache
-def products_are_right(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether matrix products keep to the error of their type, with sums in float32 or better; asked once a process."""
+def products_are_right(dtype: torch.dtype, device: torch.device, dimension: int) -> bool:
+    """Whether products of rows of this length keep to the error of their type, with sums in float32 or better.
+
+    Asked once a process, of a small product and of one as large as those of a search, for which kernels may be others.
+    """
     generator = torch.Generator().manual_seed(0)
-    left, right = (torch.randn(rows, 130, generator=generator).to(device, dtype) for rows in (33, 47))
-    exact, sizes = left.double() @ right.double().T, left.double().abs() @ right.double().abs().T
     unit = 2.0**-24 if device.type == "cpu" else 2.0**-22
-    slack = UNIT_ROUNDOFF[dtype] * exact.abs() + 2 * 130 * unit * sizes
-    excess = float((((left @ right.T).double() - exact).abs() / slack).max())
+    excess = 0.0
+    for numbers in ((33, 47), (256, 512)):
+        left, right = (torch.randn(rows, dimension, generator=generator).to(device, dtype) for rows in numbers)
+        exact, sizes = left.double() @ right.double().T, left.double().abs() @ right.double().abs().T
+        slack = UNIT_ROUNDOFF[dtype] * exact.abs() + 2 * dimension * unit * sizes
+        excess = max(excess, float((((left @ right.T).double() - exact).abs() / slack).nan_to_num(torch.inf).max()))
     wrong = None if excess <= 1 else f"off by {excess:.1e} times what its rounding allows"
     return _warned(wrong, f"a slower search is used: products in {dtype}")
 
@@ -191,3 +269,15 @@ def _warned(wrong: str | None, what: str) -> bool:
     if wrong:
         warnings.warn(f"{what} on {torch.__version__} of PyTorch and this machine: {wrong}", stacklevel=3)
     return not wrong
+
+
+def main() -> None:
+    """Read layers from standard input and write what is wrong with them, or null."""
+    asked = json.load(sys.stdin)
+    layers = [Layer.read(stored) for stored in asked["layers"]]
+    wrong = first_wrong(layers, getattr(torch, asked["dtype"]), torch.device(asked["device"]))
+    sys.stdout.write(json.dumps(wrong))
+
+
+if __name__ == "__main__":
+    main()

@@ -42,7 +42,9 @@ def main(cfg: config.RunConfig) -> int:
     from avssl.types import Progress
 
     run = Path(cfg.run)
-    device_settings.settle_precision(cfg)  # config.yaml says what auto came to
+    loss_class = losses.get(cfg.loss.name)
+    modalities = loss_class.modalities(cfg.loss)
+    device_settings.settle_precision(cfg, modalities)  # config.yaml says what auto came to
     accelerator = Accelerator(
         cpu=cfg.cpu,
         mixed_precision=cfg.mixed_precision.replace("fp32", "no"),
@@ -53,9 +55,7 @@ def main(cfg: config.RunConfig) -> int:
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     set_seed(cfg.seed)
-    loss_class = losses.get(cfg.loss.name)
     view_list = loss_class.views(cfg.loss)
-    modalities = loss_class.modalities(cfg.loss)
 
     storage.allow_redirects(list(cfg.data.redirect_hosts))
     shards = ShardSet(cfg.data.shards, cfg.data.cache_dir, cfg.data.cache_bytes)

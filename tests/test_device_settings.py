@@ -19,14 +19,14 @@ def own_backends():
 
 def settled(*changes):
     cfg = config.parse(config.RunConfig, list(changes))
-    device_settings.settle_precision(cfg)
+    device_settings.settle_precision(cfg, ["video"])
     return cfg.mixed_precision
 
 
 def test_auto_is_bf16_only_where_a_gpu_has_it(monkeypatch):
     assert settled() == ("bf16" if torch.cuda.is_available() else "fp32")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(kernels, "autocast_is_right", lambda dtype, device: True)
+    monkeypatch.setattr(kernels, "autocast_is_right", lambda networks, dtype, device: True)
     for has_bf16, expected in ((True, "bf16"), (False, "fp32")):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, found=has_bf16: found)
         assert settled() == expected
@@ -46,7 +46,7 @@ def test_tf32_is_set_by_name_and_not_left_to_the_library(asked, convolutions, pr
 
 
 def test_channels_last_changes_strides_and_nothing_else(monkeypatch):
-    monkeypatch.setattr(kernels, "channels_last_is_right", lambda dimensions, device: True)
+    monkeypatch.setattr(kernels, "wrong_channels_last", lambda networks, dimensions, device: None)
     torch.manual_seed(0)
     encoders = torch.nn.ModuleDict(
         {
@@ -67,7 +67,7 @@ def test_channels_last_changes_strides_and_nothing_else(monkeypatch):
 
 
 def test_gradients_have_the_strides_of_their_weights_as_ddp_wants_them():
-    encoders = torch.nn.ModuleDict({"image": create_encoder("resnet10", width=4, small_stem=True)})
+    encoders = torch.nn.ModuleDict({"image": create_encoder("resnet10", width=16, small_stem=True)})
     device_settings.use_channels_last(encoders, None, torch.device("cpu"))
     encoders["image"](torch.randn(2, 3, 16, 16)).sum().backward()
     convolutions = [weight for weight in encoders.parameters() if weight.ndim == 4]
@@ -80,8 +80,9 @@ def test_gradients_have_the_strides_of_their_weights_as_ddp_wants_them():
     [(None, "cpu", {4}), (None, "cuda", set()), (True, "cuda", {4, 5}), (False, "cpu", set())],
 )
 def test_left_to_itself_it_is_two_dimensional_convolutions_on_a_cpu(wanted, device, moved, monkeypatch):
-    monkeypatch.setattr(kernels, "channels_last_is_right", lambda dimensions, device: True)
-    encoders = torch.nn.ModuleDict({"picture": torch.nn.Conv2d(2, 3, 3), "clip": torch.nn.Conv3d(2, 3, 3)})
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(kernels, "wrong_channels_last", lambda networks, dimensions, device: None)
+    encoders = torch.nn.ModuleDict({"picture": torch.nn.Conv2d(2, 16, 3), "clip": torch.nn.Conv3d(2, 16, 3)})
     device_settings.use_channels_last(encoders, wanted, torch.device(device))
     weights = [layer.weight for layer in encoders.values()]
     assert {weight.ndim for weight in weights if not weight.is_contiguous()} == moved

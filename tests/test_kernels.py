@@ -1,5 +1,8 @@
 """A kernel that computes wrongly is found before a run rests on it: refused if asked for, else left with a warning."""
 
+import json
+from dataclasses import asdict
+
 import pytest
 import torch
 from torch import nn
@@ -11,7 +14,7 @@ from avssl.ops import agreement, bank_scores
 from avssl.optim.build import OptimConfig, build_optimizer
 
 CPU = torch.device("cpu")
-PROBES = ("autocast_is_right", "channels_last_is_right", "fused_is_right", "products_are_right")
+PROBES = ("_asked_once", "fused_is_right", "products_are_right")
 
 
 @pytest.fixture(autouse=True)
@@ -38,13 +41,14 @@ class WrongGradient(torch.autograd.Function):
 
 
 def corrupt(monkeypatch, is_wrong):
-    """3-D convolutions have a wrong weight gradient wherever `is_wrong(x, weight)`."""
+    """3-D convolutions have a wrong weight gradient wherever `is_wrong(x, weight)`, all in this process."""
     right = torch.nn.functional.conv3d
 
     def convolution(x, weight, *rest):
         return right(x, WrongGradient.apply(weight) if is_wrong(x, weight) else weight, *rest)
 
-    monkeypatch.setitem(kernels.CONVOLUTIONS, nn.Conv3d, convolution)
+    monkeypatch.setitem(kernels.CONVOLUTIONS, "Conv3d", convolution)
+    monkeypatch.setattr(kernels, "first_wrong_apart", kernels.first_wrong)
 
 
 def small_video():
@@ -66,7 +70,55 @@ def test_bf16_is_refused_where_the_gradient_of_a_temporal_convolution_over_two_f
     assert all(one.grad is None for one in networks.parameters())
 
 
-def test_the_random_state_is_left_alone():
+def temporal_convolution(channels=256):
+    return nn.Sequential(nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0), bias=False))
+
+
+def test_a_kernel_that_is_wrong_at_the_width_of_the_network_alone_is_found(monkeypatch):
+    corrupt(monkeypatch, lambda x, weight: weight.shape[0] == 256 and two_frames_under_autocast(x, weight))
+    with pytest.raises(ValueError, match=r"Conv3d\(256, 256, .* on 2 x 256 x 2 x 2 x 2: the weight gradient is off"):
+        kernels.refuse_wrong_kernels(temporal_convolution(), "bf16", CPU)
+    kernels.refuse_wrong_kernels(temporal_convolution(16), "bf16", CPU)
+
+
+def test_layers_are_what_another_process_reads_of_them():
+    network = nn.Sequential(
+        nn.Conv3d(6, 4, (3, 1, 1), stride=(2, 1, 1), padding=(1, 0, 0), groups=2),
+        nn.Conv2d(3, 5, 3, padding="same", dilation=2).to(memory_format=torch.channels_last),
+        nn.Conv1d(3, 4, 2),
+        nn.Linear(5, 2),
+        nn.Linear(5, 2),
+    )
+    layers = kernels.layers_of(network)
+    assert [layer.kind for layer in layers] == ["Conv3d", "Conv2d", "Conv1d", "Linear"]
+    assert [kernels.Layer.read(json.loads(json.dumps(asdict(layer)))) for layer in layers] == layers
+    for module, layer in zip(network, layers, strict=False):
+        x = torch.randn(layer.input_shape(2, 5), dtype=torch.float64)
+        weight = module.weight.detach().double()
+        assert weight.stride() == layer.weight_strides
+        torch.testing.assert_close(layer.apply(x, weight), module.double()(x) - bias_of(module))
+
+
+def bias_of(module):
+    return module.bias.detach().view(1, -1, *[1] * (module.weight.ndim - 2))
+
+
+def test_a_kernel_that_ends_its_process_is_a_wrong_one(monkeypatch, tmp_path):
+    """The process is ended as such a kernel ends it: by the system, for memory that is not its own."""
+    program = tmp_path / "crashing.py"
+    program.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    monkeypatch.setattr(kernels, "__file__", str(program))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    layer = nn.Conv2d(3, 16, 3)
+    with pytest.warns(UserWarning, match="channels stay first.*SIGSEGV"):
+        device_settings.use_channels_last(layer, None, CPU)
+    assert layer.weight.is_contiguous()
+    with pytest.raises(ValueError, match=r"mixed_precision=bf16.*SIGSEGV"):
+        kernels.refuse_wrong_kernels(layer, "bf16", CPU)
+
+
+def test_the_random_state_is_left_alone(monkeypatch):
+    monkeypatch.setattr(kernels, "first_wrong_apart", kernels.first_wrong)
     state = torch.get_rng_state()
     kernels.wrong_layer(nn.Sequential(nn.Conv2d(3, 4, 16, 16), nn.Linear(5, 2)), torch.bfloat16, CPU)
     torch.manual_seed(0)
@@ -77,36 +129,47 @@ def test_the_random_state_is_left_alone():
     torch.set_rng_state(state)
 
 
-@pytest.mark.parametrize("name", ["avid_video"])
-def test_bf16_of_this_machine_is_refused_or_right_and_float32_is_right(name):
-    """The judgement of each kind of layer against a bound that is computed by hand from the absolute values."""
-    options = {"depth": 10, "width": 16} if name == "avid_video" else {}
-    network = create_encoder(name, **options)
-    assert kernels.wrong_layer(network, torch.float32, CPU) is None
-    judged_wrong = kernels.wrong_layer(network, torch.bfloat16, CPU) is not None
+def test_bf16_of_this_machine_is_refused_or_right():
+    """The judgement of each kind of layer against the same layer in float32, with another input."""
+    wide = (temporal_convolution(channels) for channels in (128, 256))
+    networks = nn.ModuleList([create_encoder("avid_video", depth=10, width=16), *wide])
+    judged_wrong = kernels.wrong_layer(networks, torch.bfloat16, CPU) is not None
     is_wrong = False
-    for _, module in kernels._layers(network):
-        if not isinstance(module, nn.Conv3d):
-            continue
+    for module in (one for one in networks.modules() if isinstance(one, nn.Conv3d)):
         x = torch.randn(2, module.in_channels, 2, 3, 3, generator=torch.Generator().manual_seed(1))
-        own = [one.detach().clone().requires_grad_() for one in (module.weight, module.weight)]
-        for weight, low in zip(own, (True, False), strict=True):
-            with torch.autocast("cpu", torch.bfloat16, enabled=low):
-                kernels._apply(module, x, weight).float().pow(2).sum().backward()
-        is_wrong |= not (own[0].grad - own[1].grad).norm() <= 0.1 * own[1].grad.norm()
+        gradients = []
+        for is_low in (True, False):
+            module.weight.grad = None
+            with torch.autocast("cpu", torch.bfloat16, enabled=is_low):
+                module(x).float().pow(2).sum().backward()
+            gradients.append(module.weight.grad)
+        is_wrong |= not (gradients[0] - gradients[1]).norm() <= 0.1 * gradients[1].norm()
     assert judged_wrong or not is_wrong
+
+
+def test_float32_of_this_machine_is_right():
+    networks = nn.ModuleList([create_encoder("avid_video", depth=10, width=16), temporal_convolution()])
+    assert kernels.first_wrong(kernels.layers_of(networks), torch.float32, CPU) is None
 
 
 def test_auto_is_float32_with_a_warning_where_bf16_is_wrong(monkeypatch):
     corrupt(monkeypatch, two_frames_under_autocast)
     with pytest.warns(UserWarning, match="mixed_precision=auto is fp32"):
-        assert not kernels.autocast_is_right(torch.bfloat16, CPU)
+        assert not kernels.autocast_is_right(small_video(), torch.bfloat16, CPU)
+
+
+@pytest.mark.parametrize(("wrong", "precision"), [(None, "bf16"), ("it is off", "fp32")])
+def test_auto_asks_the_encoders_of_the_run_itself(wrong, precision, monkeypatch, recwarn):
+    """As on a machine with a GPU: the run's own layers are tried, and those of modalities that it has not are not."""
+    asked = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
-    monkeypatch.setattr(kernels, "autocast_is_right", lambda dtype, device: False)
-    cfg = config.parse(config.RunConfig, [])
-    device_settings.settle_precision(cfg)
-    assert cfg.mixed_precision == "fp32"
+    monkeypatch.setattr(kernels, "first_wrong", lambda layers, dtype, device: asked.extend(layers) or wrong)
+    cfg = config.parse(config.RunConfig, ["encoders.video={name: avid_video, depth: 10, width: 4}"])
+    device_settings.settle_precision(cfg, ["video"])
+    assert cfg.mixed_precision == precision
+    assert len(recwarn) == (precision == "fp32")
+    assert asked == kernels.layers_of(small_video())
 
 
 def test_channels_stay_first_where_channels_last_is_wrong(monkeypatch):
@@ -117,8 +180,9 @@ def test_channels_stay_first_where_channels_last_is_wrong(monkeypatch):
         is_last = weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
         return right(x, weight.contiguous(), *rest) * (1.5 if is_last and x.dtype != torch.float64 else 1)
 
-    monkeypatch.setitem(kernels.CONVOLUTIONS, nn.Conv2d, convolution)
-    layer = nn.Conv2d(3, 4, 3)
+    monkeypatch.setitem(kernels.CONVOLUTIONS, "Conv2d", convolution)
+    monkeypatch.setattr(kernels, "first_wrong_apart", kernels.first_wrong)
+    layer = nn.Conv2d(3, 16, 3)
     with pytest.warns(UserWarning, match="channels stay first"):
         device_settings.use_channels_last(layer, None, CPU)
     assert layer.weight.is_contiguous()
@@ -128,12 +192,20 @@ def test_channels_stay_first_where_channels_last_is_wrong(monkeypatch):
 
 def test_channels_stay_first_on_cpus_whose_backward_writes_beyond_its_memory(monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    monkeypatch.setattr(kernels, "wrong_layer", lambda *given: pytest.fail("it was run"))
-    layer = nn.Conv2d(4, 8, 1, stride=2)
+    monkeypatch.setattr(kernels, "first_wrong_apart", lambda *given: pytest.fail("it was run"))
+    layer = nn.Conv2d(4, 16, 1, stride=2)
     device_settings.use_channels_last(layer, None, CPU)
     assert layer.weight.stride() == (4, 1, 1, 1)
     with pytest.raises(ValueError, match="channels_last=true"):
         device_settings.use_channels_last(layer, True, CPU)
+
+
+def test_channels_of_narrow_convolutions_stay_first_untried(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(kernels, "first_wrong_apart", lambda *given: pytest.fail("it was run"))
+    layers = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 8, 3))
+    device_settings.use_channels_last(layers, None, CPU)
+    assert all(layer.weight.is_contiguous() for layer in layers)
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
@@ -158,13 +230,13 @@ def test_the_plain_optimiser_steps_where_the_fused_one_is_wrong(name, monkeypatc
 
 def test_the_search_leaves_out_products_that_are_wrong(monkeypatch):
     monkeypatch.setattr(agreement, "has_quick_bfloat16", lambda device: True)
-    assert agreement.levels(CPU) == [torch.bfloat16, torch.float32, torch.float64]
+    assert agreement.levels(CPU, 128) == [torch.bfloat16, torch.float32, torch.float64]
     monkeypatch.setitem(
         kernels.UNIT_ROUNDOFF, torch.bfloat16, 2.0**-12
     )  # as if bfloat16 were asked for more than it is
     kernels.products_are_right.cache_clear()
     with pytest.warns(UserWarning, match="a slower search"):
-        assert agreement.levels(CPU) == [torch.float32, torch.float64]
+        assert agreement.levels(CPU, 128) == [torch.float32, torch.float64]
 
 
 def test_rows_are_gathered_where_the_bag_is_wrong(monkeypatch):

@@ -73,10 +73,10 @@ def has_quick_bfloat16(device: torch.device) -> bool:
     return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def levels(device: torch.device) -> list[torch.dtype]:
+def levels(device: torch.device, dimension: int) -> list[torch.dtype]:
     """The types that products are made in, one after the other where one cannot tell rows apart, without wrong ones."""
     quick = [torch.bfloat16] * has_quick_bfloat16(device) + [torch.float32] * (device.type == "cpu")
-    return [*(dtype for dtype in quick if kernels.products_are_right(dtype, device)), torch.float64]
+    return [*(dtype for dtype in quick if kernels.products_are_right(dtype, device, dimension)), torch.float64]
 
 
 @contextmanager
@@ -152,7 +152,7 @@ class Search:
     def __init__(self, num_queries: int, k: int, agreement: Agreement, device: torch.device) -> None:
         self.k, self.agreement = k, agreement
         self.blocks = CPU_BLOCKS if device.type == "cpu" else GPU_BLOCKS
-        self.levels = levels(device)
+        self.levels: list[torch.dtype] = []
         self.scores = torch.full((num_queries, k), -torch.inf, dtype=torch.float64, device=device)
         self.index = torch.full((num_queries, k), torch.iinfo(torch.int64).max, device=device)
         self.memory = self.scores.new_empty(0)
@@ -161,6 +161,8 @@ class Search:
     def visit(self, visit: Visit) -> None:
         """Compare all queries, in the order of `scores`, with these columns; those of one modality if that is asked."""
         queries, columns = (len(next(iter(rows.values()))) for rows in (visit.queries, visit.columns))
+        first_rows = next(iter(visit.queries.values()))
+        self.levels = levels(first_rows.device, first_rows.shape[1])
         panel = self.blocks.columns * self.blocks.products
         blocks = range(0, queries, self.blocks.queries)
         for first in tqdm(blocks, desc="positives", unit="block", delay=2, disable=rank() > 0):
