@@ -45,8 +45,8 @@ def collectives():
 def gradient():
     """A loss of the gathered batch has, after the mean over ranks, the gradient of one process on all of it."""
     rank = distributed.rank()
-    everything = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
-    weight = torch.ones(4, 4, requires_grad=True)
+    everything = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weight = torch.ones(4, 4, requires_grad=True, dtype=torch.float64)
 
     def loss_of(z):
         return (z @ z.T).exp().sum().log()
@@ -54,7 +54,7 @@ def gradient():
     mine = everything[3 * rank : 3 * rank + 3] @ weight
     loss_of(distributed.gather_with_grad(0.1 * mine)).backward()
     averaged = distributed.all_mean(weight.grad)
-    alone = torch.ones(4, 4, requires_grad=True)
+    alone = torch.ones_like(weight, requires_grad=True)
     loss_of(0.1 * (everything @ alone)).backward()
     torch.testing.assert_close(averaged, alone.grad)
 

@@ -47,8 +47,15 @@ def test_loss_gradient_and_mean_scores_equal_the_plain_maths(options):
         plain_rows_nce, [one.double() if one.is_floating_point() else one for one in map(torch.as_tensor, arguments)]
     )
     for actual, expected in zip(run(rows_nce, arguments), exactly, strict=True):
-        # A sum of many rows may cancel in single entries: what rounds is as large as the largest one.
-        torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=float(1e-6 * expected.abs().max()))
+        assert_same_sums(actual.double(), expected)
+
+
+def assert_same_sums(actual, expected):
+    """Sums of 42 terms in any order: within 42 u = 2.5e-6 of the terms, and twice that for their exponentials.
+
+    Single entries may cancel: what rounds is as large as the largest one.
+    """
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=float(5e-6 * expected.abs().max()))
 
 
 @pytest.mark.parametrize("num_rows", [300, 20], ids=["in place", "gathered"])
@@ -58,14 +65,14 @@ def test_the_gradient_is_right_by_finite_differences_in_float64(num_rows):
 
 
 @pytest.mark.parametrize("blocks", [1, 3, 6])
-def test_block_size_changes_no_more_than_the_last_bit_of_an_exponential(blocks, monkeypatch):
+def test_block_size_changes_no_more_than_the_rounding_of_sums(blocks, monkeypatch):
     arguments = case()
     whole = run(rows_nce, arguments)
     bytes_an_anchor = (2 + 40) * 16 * 4
     monkeypatch.setattr(bank_scores, "CPU_BLOCK_BYTES_A_THREAD", 6 // blocks * bytes_an_anchor)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     for actual, expected in zip(run(rows_nce, arguments), whole, strict=True):
-        torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
+        assert_same_sums(actual, expected)
         assert torch.equal(*(run(rows_nce, arguments)[2] for _ in range(2)))
 
 
@@ -134,7 +141,7 @@ def test_the_same_where_the_kernel_would_not(monkeypatch):
     expected = run(rows_nce, arguments)
     monkeypatch.setattr(bank_scores, "reads_any_rows", lambda: False)
     for one, other in zip(run(rows_nce, arguments), expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+        assert_same_sums(one, other)
 
 
 def test_autocast_does_not_lower_its_precision():
@@ -151,7 +158,7 @@ def test_it_compiles_without_a_break_in_the_graph():
     torch._dynamo.reset()
     compiled = torch.compile(rows_nce, backend="eager", fullgraph=True)
     for actual, expected in zip(run(compiled, arguments), run(rows_nce, arguments), strict=True):
-        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+        assert_same_sums(actual, expected)
 
 
 def test_the_partition_constant_is_the_mean_exponential_of_the_scores():

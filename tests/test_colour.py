@@ -147,7 +147,8 @@ def test_a_clip_looks_the_same_in_any_batch() -> None:
     together = apply_looks(video, looks, blur_radius_px=1)
     for row in range(0, 40, 7):
         alone = apply_looks(video[row : row + 1], looks[row : row + 1], blur_radius_px=1)
-        torch.testing.assert_close(together[row : row + 1], alone, atol=1e-6, rtol=0)
+        # Contrast adds up a picture's 144 pixels, of at most 1, in any order: 144 u = 9e-6.
+        torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("used", ["flip", "brightness", "hue", "photometric", "grey", "blur_sigma_px", "solarize"])

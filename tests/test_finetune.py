@@ -169,7 +169,7 @@ def test_scores_are_the_mean_over_clips_whatever_the_batch(shards, multi_label, 
     sets = ClipSets(test, views, ["video"], 10, num_crops)
     found, other = (score(model, sets, embedder.views, batch_size=size, **options)["video"] for size in (7, 64))
     assert found.clips.shape == (6, 10 * num_crops, 4)
-    np.testing.assert_allclose(found.mean, other.mean, atol=1e-6)
+    np.testing.assert_allclose(found.mean, other.mean, atol=1e-5)  # probabilities of float32 networks
     for index in range(6):
         clips = clip_set(test.read(index), views, ["video"], 10, num_crops)["video"]
         total = np.zeros(4)
@@ -178,7 +178,7 @@ def test_scores_are_the_mean_over_clips_whatever_the_batch(shards, multi_label, 
             with torch.no_grad():
                 logits = model(embedder.views({"video": one}, DEVICE))["video"][0].double().numpy()
             total += 1 / (1 + np.exp(-logits)) if multi_label else np.exp(logits) / np.exp(logits).sum()
-        np.testing.assert_allclose(found.mean[index], total / (10 * num_crops), atol=1e-6)
+        np.testing.assert_allclose(found.mean[index], total / (10 * num_crops), atol=1e-5)
 
 
 @pytest.mark.parametrize("modality", ["video", "audio", "both"])
@@ -298,7 +298,7 @@ def test_two_processes_train_and_test_as_one(shards, tmp_path):
     run_python(*launcher, "-m", "tests.finetune_ranks", shards["train"], shards["test"], tmp_path / "2")
     one, two = (np.load(tmp_path / str(number) / "scores.npz") for number in (1, 2))
     assert one["keys"].tolist() == two["keys"].tolist() == ShardSet(shards["test"]).keys
-    np.testing.assert_allclose(one["untrained"], two["untrained"], atol=1e-6)
+    np.testing.assert_allclose(one["untrained"], two["untrained"], atol=1e-5)
     np.testing.assert_allclose(one["trained"], two["trained"], atol=1e-5)
     assert np.abs(one["trained"] - one["untrained"]).max() > 1e-3
 

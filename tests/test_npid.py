@@ -93,8 +93,10 @@ def test_across_modalities_it_is_cross_avid():
     expected = avid.loss(other := avid({"video": theirs["first"], "audio": theirs["second"]}), INDEX, Progress())
     result.total.backward()
     expected.total.backward()
-    assert result.total.item() == pytest.approx(expected.total.item(), rel=1e-6)
-    assert ours.partition.item() == pytest.approx(avid.partition.item(), rel=1e-6)
+    # Two programs for sums of NUM_NEGATIVES exponentials: each within NUM_NEGATIVES + 16 roundings.
+    allowed = 2 * (NUM_NEGATIVES + 16) * 2.0**-24
+    assert result.total.item() == pytest.approx(expected.total.item(), rel=allowed)
+    assert ours.partition.item() == pytest.approx(avid.partition.item(), rel=allowed)
     for name in mine:
         torch.testing.assert_close(mine[name].grad, theirs[name].grad)
     ours.update(outputs, INDEX)
