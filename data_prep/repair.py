@@ -161,11 +161,14 @@ def proven_shards(job: Job) -> dict[str, SideCar]:
 
 
 def _comes_out_again(job: Job, side_car: SideCar) -> bool:
-    key, (begin, end) = side_car.keys[0], side_car.offsets[:2]
+    key, held, (begin, end) = side_car.keys[0], set(side_car.keys), side_car.offsets[:2]
     for number in range(job.num_parts):
-        entry = next((one for one in job.entries(number) if one.key == key), None)
+        entries = {one.key: one for one in job.entries(number) if one.key in held}
+        entry = entries.get(key)
         if entry is None:
             continue
+        if list(entries) != side_car.keys:  # of another seed or division
+            return False
         with job.folder.local_file(side_car.record.name) as path, path.open("rb") as file:
             file.seek(begin)
             stored = parse_members(file.read(end - begin), side_car.record.name)
