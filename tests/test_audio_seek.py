@@ -155,3 +155,15 @@ def test_channels_that_change_on_the_way_are_one_mono_signal(tmp_path, suffix):
     assert abs(half - 3 * 44_100) < 2048
     assert np.corrcoef(whole[4096:half], whole[half + 4096 : 2 * half])[0, 1] > 0.9
     assert worst_difference(path, 44_100, (1.0, 4.0)) < 1e-3
+
+
+def test_a_last_packet_that_is_shorter_than_it_says_lacks_nothing_at_its_beginning():
+    context = SimpleNamespace(codec=SimpleNamespace(canonical_name="tta"), flush_buffers=lambda: None)
+    passing, packet = sound.Passing(SimpleNamespace(codec_context=context)), SimpleNamespace(duration=40, size=1)
+    for _ in range(3):
+        assert passing.learn(packet, 1000) == 0
+    passing.first, passing.position = 4500, 3000
+    assert passing.count(packet) == 1000
+    passing.position = 4000
+    assert passing.count(packet) == 0
+    assert passing.learn(packet, 700) == 0

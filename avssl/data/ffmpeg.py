@@ -21,7 +21,7 @@ from av.stream import Disposition
 
 from avssl.data.frames import sound_of, use_native_layout
 from avssl.data.lengths import GUESSED_KEY, is_guessed
-from avssl.data.packets import FORMATS_WITH_BREAKS, Refused, on_one_clock, preferred
+from avssl.data.packets import FORMATS_WITH_BREAKS, Refused, on_one_clock, preferred, trusted
 from avssl.data.placeholders import Patches, filled_in, readable
 from avssl.data.presentation import PictureClock
 from avssl.data.streams import Passed
@@ -244,7 +244,7 @@ def _of_stream(demuxed: Iterator[Any], container: Any, stream: Any, label: str) 
         yield from demuxed
         return
     try:
-        yield from on_one_clock(demuxed, stream)
+        yield from trusted(on_one_clock(demuxed, stream), stream)
     except av.FFmpegError as error:
         if container.format.name == "ogg" and error.errno in OTHER_LINK_ERRORS:
             message = f"{label}: its {stream.type} goes on with other channels or another codec ({CHAINED})"

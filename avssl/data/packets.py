@@ -74,13 +74,6 @@ def on_one_clock(packets: Iterator[Any], wanted: Any) -> Iterator[Any]:
 
     packets: of all streams that shall stay together, in the file's order. What moves one stream moves all of them.
     """
-    moved = _moved(packets, wanted)
-    if wanted.type == "video" and wanted.container.format.name in FORMATS_OF_PARCELS:
-        moved = without_doubtful_stamps(moved, wanted, begins=True)
-    return moved
-
-
-def _moved(packets: Iterator[Any], wanted: Any) -> Iterator[Any]:
     shift = Fraction(0)
     due: dict[int, Fraction] = {}  # when the next packet of a stream is expected
     for packet in packets:
@@ -100,6 +93,13 @@ def _moved(packets: Iterator[Any], wanted: Any) -> Iterator[Any]:
                         setattr(packet, name, getattr(packet, name) + round(shift / tick))
         if index == wanted.index:
             yield packet
+
+
+def trusted(packets: Iterator[Any], wanted: Any) -> Iterator[Any]:
+    """The packets of a stream from the file's beginning on, without stamps that may be another picture's."""
+    if wanted.type != "video" or wanted.container.format.name not in FORMATS_OF_PARCELS:
+        return packets
+    return without_doubtful_stamps(packets, wanted, begins=True)
 
 
 def without_doubtful_stamps(packets: Iterator[Any], wanted: Any, *, begins: bool) -> Iterator[Any]:
