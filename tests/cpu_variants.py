@@ -40,7 +40,7 @@ def can_run(variant: dict[str, str]) -> bool:
 def run(variant: dict[str, str], files: list[Path], arguments: list[str]) -> bool:
     """One variant of these tests and a line about them; what pytest wrote is shown where they fail."""
     processes = max(1, (os.cpu_count() or 1) // int(variant.get("AVSSL_TEST_THREADS", "1")))
-    command = [sys.executable, "-m", "pytest", "-q", "-n", str(processes), "-m", "not slow", *arguments]
+    command = [sys.executable, "-m", "pytest", "-n", str(processes), "-m", "not slow", *arguments]
     begin = time.monotonic()
     process = subprocess.run(
         [*command, *map(str, files)],
