@@ -15,6 +15,17 @@ if TYPE_CHECKING:
     from avssl.config import RunConfig
 
 
+def usable_device(name: str) -> torch.device:
+    """The device of that name. ValueError where PyTorch finds none, with those that there are."""
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # no GPU, none of that number, no such name
+        there = ", ".join(["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))])
+        raise ValueError(f"device is {name!r}, which PyTorch cannot use on this machine; there is: {there}") from error
+    return device
+
+
 def settle_precision(cfg: RunConfig, modalities: Iterable[str]) -> None:
     """Replace mixed_precision=auto by what this machine does, and set TF32 as asked.
 

@@ -33,6 +33,7 @@ from avssl.data.sandbox_streams import SandboxedStreams
 from avssl.data.shards import ShardSet
 from avssl.data.views import RawView, ViewMaker
 from avssl.data.windows import Windows, WindowStream
+from avssl.device_settings import usable_device
 from avssl.embed_rows import Finished, RowMaker, Spool, in_order
 from avssl.models import create_encoder
 from avssl.tables import MODALITIES, VECTOR_COLUMNS, EmbeddingTable, concatenate
@@ -62,8 +63,7 @@ class Embedder:
 
         untrained=True takes random weights from its seed: a baseline.
         """
-        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device is {device!r}, but PyTorch finds no CUDA GPU on this machine; there is: cpu")
+        usable_device(device)  # before files are read
         run = checkpoint.locate(run) if str(run).startswith(checkpoint.HUB_SCHEME) else Path(run)
         config = load_run(run)
         weights = checkpoint.read_weights(run)

@@ -27,12 +27,12 @@ from avssl.data.location import is_remote
 from avssl.data.media import Sources, num_sources, suffixes_of
 from avssl.data.sandbox import Limits
 from avssl.data.shards import ShardSet
+from avssl.disk_errors import clear_errors
 from avssl.embed import Embedder
 from avssl.embed_rows import Finished, Spool, in_order
 from avssl.embed_state import (
     Part,
     file_record,
-    locked,
     positive,
     refuse_foreign,
     refuse_other_settings,
@@ -42,7 +42,7 @@ from avssl.scratch import remove_leftovers
 from avssl.table_files import merge_parquet
 from avssl.table_folders import INDEX_NAME, PROGRESS_NAME, SKIPPED_NAME, FolderIndex
 from avssl.tables import MODALITIES, EmbeddingTable, write_tables
-from avssl.whole_files import whole_file
+from avssl.whole_files import locked, whole_file
 
 SOURCES_PER_BLOCK, ROWS_PER_FILE = 128, 200_000
 SETTINGS_NAME, LISTING_NAME, LOCK_NAME = "settings.json", "sources.jsonl", ".lock"
@@ -103,7 +103,8 @@ class FolderJob:
             "rows_per_file": positive("rows_per_file", rows_per_file),
         }
         folder = Path(out)
-        folder.mkdir(parents=True, exist_ok=True)
+        with clear_errors(folder, "made"):
+            folder.mkdir(parents=True, exist_ok=True)
         roots = [Path(one) for one in where]
         listed = (lambda: iter(())) if shards is not None else (lambda: media_in(roots, suffixes_of(wanted)))
         with locked(folder / LOCK_NAME):
@@ -125,7 +126,8 @@ class FolderJob:
                 refuse_other_settings(folder, json.loads((progress / SETTINGS_NAME).read_text("utf-8")), settings)
             else:
                 refuse_foreign(folder)
-                progress.mkdir(exist_ok=True)
+                with clear_errors(progress, "made"):
+                    progress.mkdir(exist_ok=True)
                 if shards is None:
                     write_listing(progress / LISTING_NAME, listed())
                 with whole_file(progress / SETTINGS_NAME) as stream:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -65,19 +62,6 @@ def remove_embeddings(folder: Path) -> None:
             path.unlink()
     for name in (PROGRESS_NAME, FAISS_NAME):
         shutil.rmtree(folder / name, ignore_errors=True)
-
-
-@contextmanager
-def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold a file that only one process can hold. wait=False: ValueError if another one does."""
-    with path.open("w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"{path}: another process is at work on this part of the folder; wait for it, or end it"
-            ) from None
-        yield
 
 
 def positive(name: str, value: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +16,7 @@ def write_tensors(state: Mapping[str, torch.Tensor], path: Path, metadata: Mappi
 
     The library sorts the tensors, but leaves the order of the metadata to chance: they are sorted here.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     own: dict[str, torch.Tensor] = {}
@@ -25,7 +27,11 @@ def write_tensors(state: Mapping[str, torch.Tensor], path: Path, metadata: Mappi
         own[name] = here.clone() if storage in seen else here
         seen.add(storage)
     # None, not {}: safetensors 0.8.0 writes a header that it cannot read for no tensors and metadata of no entries.
-    save_file(own, str(path), metadata=dict(metadata) or None)
+    try:
+        save_file(own, str(path), metadata=dict(metadata) or None)
+    except SafetensorError as error:  # the library has no class of its own for a disk that is full
+        found = re.search(r"os error (\d+)", str(error))
+        raise error if found is None else OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
     _sort_metadata(path)
     mask = os.umask(0)
     os.umask(mask)

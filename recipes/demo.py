@@ -5,7 +5,8 @@ AVID+CMA off from it beside AVID trained on for the same number of steps, evalua
 is the command that a user would type; it is printed before it runs. A killed demo that is started again keeps its
 shards and goes on training where it was; `make clean` starts afresh.
 
-Leaves with status 1 unless trained AVID beats untrained weights and chance clearly, on retrieval and on video kNN.
+Leaves with status 1 unless trained AVID beats untrained weights and chance clearly, on retrieval and on video kNN: by
+more than the 95 % interval over other samples.
 """
 
 import json
@@ -16,8 +17,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+
+from avssl.eval.intervals import NUM_DRAWS, bootstrap, ends, values_of
+from avssl.eval.outcome import Repeat
+from avssl.eval.results import read_rows
+
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "demo"
+DIRECTIONS = ("video_to_audio", "audio_to_video")
 RUNS = ("avid", "avid_longer", "avid_cma")
 SHARD_OPTIONS = [
     "--short-side-px",
@@ -80,13 +88,14 @@ def evaluate(name: str) -> dict:
 
 
 def table(evaluations: dict[str, dict]) -> str:
-    """Metric by metric: chance, untrained weights, then every run."""
+    """Metric by metric: samples, chance, untrained weights, then every run."""
     first = evaluations["avid"]
-    rows = [["", "chance", "untrained", *RUNS]]
+    rows = [["", "samples", "chance", "untrained", *RUNS]]
     for name, chance in first["chance"].items():
         untrained = first["results"]["untrained"].get(name)
         values = [chance, untrained, *(evaluations[run]["results"]["trained"].get(name) for run in RUNS)]
-        rows.append([name, *("-" if value is None else f"{value:.3f}" for value in values)])
+        counted = str(first["intervals"]["num_rows"][name])
+        rows.append([name, counted, *("-" if value is None else f"{value:.3f}" for value in values)])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:
@@ -95,40 +104,80 @@ def table(evaluations: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def claims(evaluations: dict[str, dict]) -> list[tuple[str, bool, bool]]:
-    """(claim, does it hold, must it hold): what the table should show."""
-    scores = {name: evaluation["results"]["trained"] for name, evaluation in evaluations.items()}
-    untrained, chance = evaluations["avid"]["results"]["untrained"], evaluations["avid"]["chance"]
-    avid, longer, cma = (scores[name] for name in RUNS)
-    directions = ("video_to_audio", "audio_to_video")
+Scores = dict[str, dict[str, float]]  # {run, "untrained" or "chance": {metric: value}}
+KNN = "video_knn_visual"
 
-    def recall(metrics: dict[str, float]) -> float:
-        return sum(metrics[f"{direction}_recall_at_10"] for direction in directions) / 2
 
-    def rank(metrics: dict[str, float]) -> float:
-        return sum(metrics[f"{direction}_median_rank"] for direction in directions) / 2
+def recall(metrics: dict[str, float]) -> float:
+    return sum(metrics[f"{direction}_recall_at_10"] for direction in DIRECTIONS) / 2
 
-    knn = "video_knn_visual"
-    precise = all(
-        avid[f"positive_precision_consensus_{field}"] > avid[f"positive_precision_video_{field}"]
-        for field in ("visual", "sound")
-    )
-    return [
-        (
-            "AVID: video kNN at least 1.5 times untrained and chance",
-            avid[knn] > 1.5 * max(untrained[knn], chance[knn]),
-            True,
-        ),
-        (
-            "AVID: recall at 10 at least 1.5 times untrained and chance",
-            recall(avid) > 1.5 * max(recall(untrained), recall(chance)),
-            True,
-        ),
-        ("AVID: median rank at most 0.75 of untrained", rank(avid) < 0.75 * rank(untrained), True),
-        ("consensus positives more precise than video-only ones, on both label fields", precise, False),
-        ("AVID+CMA: median rank no worse than 1.1 times AVID trained as long", rank(cma) <= 1.1 * rank(longer), False),
-        ("AVID+CMA: better video kNN than AVID trained as long", cma[knn] > longer[knn], False),
-    ]
+
+def rank(metrics: dict[str, float]) -> float:
+    return sum(metrics[f"{direction}_median_rank"] for direction in DIRECTIONS) / 2
+
+
+def better_consensus(scores: Scores) -> float:
+    precise = {name.removeprefix("positive_precision_"): value for name, value in scores["avid"].items()}
+    return min(precise[f"consensus_{field}"] - precise[f"video_{field}"] for field in ("visual", "sound"))
+
+
+# (claim, the margin by which it holds, must it hold): what the table should show.
+CLAIMS = (
+    (
+        "AVID: video kNN at least 1.5 times untrained and chance",
+        lambda scores: scores["avid"][KNN] - 1.5 * max(scores["untrained"][KNN], scores["chance"][KNN]),
+        True,
+    ),
+    (
+        "AVID: recall at 10 at least 1.5 times untrained and chance",
+        lambda scores: recall(scores["avid"]) - 1.5 * max(recall(scores["untrained"]), recall(scores["chance"])),
+        True,
+    ),
+    (
+        "AVID: median rank at most 0.75 of untrained",
+        lambda scores: 0.75 * rank(scores["untrained"]) - rank(scores["avid"]),
+        True,
+    ),
+    ("consensus positives more precise than video-only ones, on both label fields", better_consensus, False),
+    (
+        "AVID+CMA: median rank no worse than 1.1 times AVID trained as long",
+        lambda scores: 1.1 * rank(scores["avid_longer"]) - rank(scores["avid_cma"]),
+        False,
+    ),
+    (
+        "AVID+CMA: better video kNN than AVID trained as long",
+        lambda scores: scores["avid_cma"][KNN] - scores["avid_longer"][KNN],
+        False,
+    ),
+)
+
+
+def judged(
+    rows: dict[str, list[Repeat]], chance: dict[str, float]
+) -> list[tuple[str, str, tuple[float, float, float], bool]]:
+    """(claim, verdict, its margin and the ends of the margin's interval, must it hold).
+
+    "yes" and "NO" where other samples would hardly change it: the whole interval lies on that side of 0. Else "open".
+    """
+    drawn = dict(zip(rows, bootstrap(list(rows.values())), strict=True))
+    point = {name: values_of(repeats) for name, repeats in rows.items()} | {"chance": chance}
+    found = []
+    for claim, margin, required in CLAIMS:
+        margins = []
+        for draw in range(NUM_DRAWS):
+            scores = {name: {metric: values[draw] for metric, values in one.items()} for name, one in drawn.items()}
+            margins.append(margin(scores | {"chance": chance}))
+        low, high = ends(np.array(margins))
+        verdict = "yes" if low > 0 else "NO" if high < 0 else "open"
+        found.append((claim, verdict, (margin(point), low, high), required))
+    return found
+
+
+def stored_rows(evaluations: dict[str, dict]) -> dict[str, list[Repeat]]:
+    """The test rows of every run's trained weights, and of untrained ones."""
+    paths = {name: DEMO / "runs" / name / "evaluation.json" for name in evaluations}
+    found = {name: read_rows(paths[name], evaluations[name], "trained") for name in evaluations}
+    return found | {"untrained": read_rows(paths["avid"], evaluations["avid"], "untrained")}
 
 
 def main() -> int:
@@ -175,13 +224,14 @@ def main() -> int:
     )
 
     print(f"\n{table(evaluations)}\n")
-    found = claims(evaluations)
-    for claim, holds, _ in found:
-        print(f"  {'yes' if holds else 'NO '}  {claim}")
+    found = judged(stored_rows(evaluations), evaluations["avid"]["chance"])
+    print("claims, the margin by which each holds, and its 95 % interval over other samples (open: it has 0 in it)")
+    for claim, verdict, (margin, low, high), _ in found:
+        print(f"  {verdict:4}  {claim}: {margin:+.3f} [{low:+.3f}, {high:+.3f}]")
     print(f"\nfinished in {time.monotonic() - began:.0f} s; look at")
     for path in RESULTS:
         print(f"  {DEMO / path}")
-    return int(not all(holds for _, holds, required in found if required))
+    return int(not all(verdict == "yes" for _, verdict, _, required in found if required))
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@
     python recipes/evaluate.py --help [TASK]
 
 `task:` in the YAML says which protocol: `standard` (the default: weighted kNN of what the run has encoders for,
-audio <-> video retrieval and precision of positives; RUN/evaluation.json and .npz, and the embeddings of both splits
-below RUN/embeddings/), or one of avssl/eval/tasks, which write RUN/evaluations/<task>-<name>.json and .npz. --compare
-prints the differences of two results with confidence intervals. docs/evaluation.md has them all.
+audio <-> video retrieval and precision of positives; RUN/evaluation.json, its rows beside it, and the embeddings of
+both splits below RUN/embeddings/), or one of avssl/eval/tasks, which write RUN/evaluations/<task>-<name>.json.
+--compare prints the differences of two results with confidence intervals. docs/evaluation.md has them all.
 
 A sample that cannot be read is an error: a smaller test set would be another test set.
 """

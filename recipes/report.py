@@ -14,24 +14,17 @@ from avssl.disk_errors import one_line
 from avssl.plain_text import PlainParser, run_in_utf8, say
 
 
-def stored_evaluations(run: Path) -> list[dict[str, object]]:
-    """The results of the task `standard` of a run, the newest first. ValueError names one that is damaged."""
-    from avssl.eval.results import standard_results
-    from avssl.report.page import stored_result
-
-    return [stored_result(path) for path in standard_results(run)]
-
-
 def main(run: Path, others: list[Path], shards: str) -> Path:
     from avssl import checkpoint
     from avssl.data.shards import ShardSet
+    from avssl.eval.results import standard_results
     from avssl.report.media import ClipMedia
     from avssl.report.page import write_report
     from avssl.tables import EmbeddingTable
 
     library = ShardSet(shards) if shards else None
     places = {key: place for place, key in enumerate(library.keys)} if library else {}
-    table_path = run / "embeddings" / "test.parquet"
+    table_path, own = run / "embeddings" / "test.parquet", run / "evaluation.json"
     provenance = run / checkpoint.PROVENANCE_FILE
 
     def media(key: str) -> ClipMedia:
@@ -42,7 +35,7 @@ def main(run: Path, others: list[Path], shards: str) -> Path:
 
     return write_report(
         run,
-        evaluations=[found for place in (run, *others) for found in stored_evaluations(place)[int(place == run) :]],
+        evaluations=[path for place in (run, *others) for path in standard_results(place) if path != own],
         table=EmbeddingTable.read(table_path) if table_path.is_file() else None,
         media=media if library else None,
         other_runs={other.name: other for other in others},

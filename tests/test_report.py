@@ -194,7 +194,7 @@ def test_every_metric_run_and_chance_level_is_shown(tmp_path: Path, clip: tuple[
         "avid_cma · avid",
         "chance",
         "lower is better",
-        "test clips",
+        "lower is better",
     ):
         assert expected in words, expected
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from avssl.data.folders import UnreadableFolderError, entries_in, is_folder
+from avssl.disk_errors import clear_errors
 
 NAMES_IN_MEMORY = 200_000  # of one folder; more are sorted in pieces on the disk
 LINES_A_STEP = 128  # one offset is kept for so many lines
@@ -115,7 +116,7 @@ def write_listing(file: Path, found: Iterable[tuple[int, str]]) -> int:
     Not atomic: whoever calls it says elsewhere when it is whole.
     """
     offsets, count = [], 0
-    with file.open("wb") as lines:
+    with clear_errors(file, "written"), file.open("wb") as lines:
         for entry in found:
             if count % LINES_A_STEP == 0:
                 offsets.append(lines.tell())
@@ -123,7 +124,7 @@ def write_listing(file: Path, found: Iterable[tuple[int, str]]) -> int:
             count += 1
         lines.flush()
         os.fsync(lines.fileno())
-    with file.with_suffix(".npy").open("wb") as stream:
+    with clear_errors(file, "written"), file.with_suffix(".npy").open("wb") as stream:
         np.save(stream, np.array([*offsets, count], np.int64))
         stream.flush()
         os.fsync(stream.fileno())

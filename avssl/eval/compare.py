@@ -1,10 +1,7 @@
 """Two results on the same rows: paired differences with bootstrap confidence intervals, and exact McNemar tests.
 
-The rows are resampled with replacement, the same draw for both results and for all their metrics (percentile
-bootstrap, Efron and Tibshirani 1993); in every draw each metric is computed anew, so that medians, mAP and AUC have
-intervals too. With several folds each one is resampled and the metric is their mean. With several seeds on the same
-rows a draw takes the same rows in all of them: seeds share their samples. McNemar 1947: of the rows on which exactly
-one of two classifiers is right, is it the one or the other (two-sided exact binomial test).
+The bootstrap stands in avssl/eval/intervals.py. McNemar 1947: of the rows on which exactly one of two classifiers is
+right, is it the one or the other (two-sided exact binomial test).
 """
 
 from __future__ import annotations
@@ -17,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from avssl.eval.intervals import bootstrap, ends, row_counts, values_of
 from avssl.eval.outcome import Repeat
 from avssl.eval.results import read_evaluation, read_rows
 from avssl.plain_text import plain
@@ -25,7 +23,7 @@ from avssl.plain_text import plain
 @dataclass(frozen=True)
 class Difference:
     """second - first of one metric, with the ends of its confidence interval; mcnemar: (only first right, only second
-    right, p-value), for shares of right rows of a single repeat.
+    right, p-value), for shares of right rows of a single repeat; num_rows: over how many samples.
     """
 
     first: float
@@ -33,6 +31,7 @@ class Difference:
     low: float
     high: float
     mcnemar: tuple[int, int, float] | None = None
+    num_rows: int = 0
 
     @property
     def difference(self) -> float:
@@ -54,30 +53,16 @@ def paired_differences(
     """{metric: Difference} of two results with the same repeats and rows."""
     if num_draws < 2 or not 0 < confidence < 1:
         raise ValueError(f"draws is {num_draws}, at least 2; confidence is {confidence}, between 0 and 1")
-    for one, other in zip(first, second, strict=True):
-        if one.keys != other.keys:
-            raise ValueError(f"repeat {one.name!r}: the rows differ; results can only be compared on the same samples")
     names = _shared_metrics(first, second)
-    plain = [_means(side, names, [None] * len(side)) for side in (first, second)]
-    generator = np.random.default_rng(seed)
-    draws = []
-    for _ in range(num_draws):
-        by_rows: dict[tuple[str, ...], np.ndarray] = {}
-        weights = []
-        for repeat in first:
-            rows = tuple(repeat.keys)
-            if rows not in by_rows:
-                by_rows[rows] = np.bincount(generator.integers(0, len(rows), len(rows)), minlength=len(rows))
-            weights.append(by_rows[rows])
-        drawn = [_means(side, names, weights) for side in (first, second)]
-        draws.append([drawn[1][name] - drawn[0][name] for name in names])
-    tail = 100 * (1 - confidence) / 2
-    # A draw without a single row that a metric needs has no value for it.
-    low, high = np.nanpercentile(np.array(draws), [tail, 100 - tail], axis=0)
+    counts, values = row_counts(first), [values_of(side) for side in (first, second)]
+    drawn = bootstrap([first, second], num_draws=num_draws, seed=seed)
     return {
-        name: Difference(plain[0][name], plain[1][name], float(low[at]), float(high[at]), _mcnemar(first, second, name))
-        for at, name in enumerate(names)
-    }
+        name: Difference(
+            values[0][name], values[1][name], *ends(drawn[1][name] - drawn[0][name], confidence),
+            _mcnemar(first, second, name), counts[name],
+        )
+        for name in names
+    }  # fmt: skip
 
 
 def _shared_metrics(first: Sequence[Repeat], second: Sequence[Repeat]) -> list[str]:
@@ -85,11 +70,6 @@ def _shared_metrics(first: Sequence[Repeat], second: Sequence[Repeat]) -> list[s
     found = dict.fromkeys(name for repeat in first for name in repeat.metrics)
     pairs = list(zip(first, second, strict=True))
     return [name for name in found if all((name in one.metrics) == (name in other.metrics) for one, other in pairs)]
-
-
-def _means(repeats: Sequence[Repeat], names: Sequence[str], weights: Sequence[np.ndarray | None]) -> dict[str, float]:
-    values = [repeat.values(own) for repeat, own in zip(repeats, weights, strict=True)]
-    return {name: float(np.mean([one[name] for one in values if name in one])) for name in names}
 
 
 def _mcnemar(first: Sequence[Repeat], second: Sequence[Repeat], name: str) -> tuple[int, int, float] | None:
@@ -120,20 +100,30 @@ def _right_rows(side: Sequence[Repeat], name: str) -> tuple[list[str], np.ndarra
     return keys, np.concatenate(right)
 
 
+def same_measure(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Were two results measured alike: the same task, protocol and repeats?"""
+    return not _differing(first, second)
+
+
 def refuse_unless_comparable(first: Mapping[str, Any], second: Mapping[str, Any], names: tuple[str, str]) -> None:
     """ValueError that lists every part of task and protocol in which two results differ."""
-    differing = []
-    one, other = ({"task": side["task"], **side["protocol"]} for side in (first, second))
-    for part in sorted({*one, *other}):
-        if one.get(part) != other.get(part):
-            differing.append(f"  {part}: {one.get(part)!r} and {other.get(part)!r}")
-    repeats = [[repeat["name"] for repeat in side["repeats"]["trained"]] for side in (first, second)]
-    if repeats[0] != repeats[1]:
-        differing.append(f"  repeats: {repeats[0]} and {repeats[1]}")
+    differing = _differing(first, second)
     if differing:
         raise ValueError(
             f"{names[0]} and {names[1]} cannot be compared, for they were not measured alike:\n" + "\n".join(differing)
         )
+
+
+def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    found = []
+    one, other = ({"task": side.get("task"), **side.get("protocol", {})} for side in (first, second))
+    for part in sorted({*one, *other}):
+        if one.get(part) != other.get(part):
+            found.append(f"  {part}: {one.get(part)!r} and {other.get(part)!r}")
+    repeats = [[repeat["name"] for repeat in side.get("repeats", {}).get("trained", [])] for side in (first, second)]
+    if repeats[0] != repeats[1]:
+        found.append(f"  repeats: {repeats[0]} and {repeats[1]}")
+    return found
 
 
 def compare(
@@ -155,10 +145,13 @@ def compare(
 def comparison_table(differences: Mapping[str, Difference], confidence: float) -> str:
     """One line a metric."""
     width = max(len(plain(name)) for name in differences)
-    lines = [f"{'':{width}}     first    second  difference  {f'{confidence:.0%} interval':>20}  McNemar"]
+    lines = [f"{'':{width}}  samples     first    second  difference  {f'{confidence:.0%} interval':>20}  McNemar"]
     for name, one in differences.items():
         interval = f"[{one.low:+.4f}, {one.high:+.4f}]"
-        line = f"{plain(name):{width}}  {one.first:8.4f}  {one.second:8.4f}  {one.difference:+10.4f}  {interval:>20}"
+        line = (
+            f"{plain(name):{width}}  {one.num_rows:7d}  {one.first:8.4f}  {one.second:8.4f}  {one.difference:+10.4f}  "
+            f"{interval:>20}"
+        )
         if one.mcnemar is not None:
             line += f"  {one.mcnemar[0]} : {one.mcnemar[1]}, p = {one.mcnemar[2]:.2g}"
         lines.append(line)

@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from tqdm import tqdm
 
+from avssl.disk_errors import clear_errors
 from avssl.distributed import all_mean, barrier, broadcast_state, is_active, rank
 from avssl.eval.finetune_state import TRAINING_FILE, load_state, read_step, save_state
 from avssl.optim.build import OptimConfig, build_optimizer, set_learning_rate
@@ -234,7 +235,7 @@ class _Log:
                 f"the loss is {value} at step {step} of {self.path.parent}; lower optim.lr or set optim.clip_norm"
             )
         if self.is_first:
-            with self.path.open("a", encoding="utf-8") as file:
+            with clear_errors(self.path, "written"), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, "loss": value, "lr": optimizer.param_groups[0]["lr"]}) + "\n")
 
     def close(self) -> None:

@@ -1,14 +1,17 @@
 """A task's outcome as files: one JSON with values, spread, chance and the protocol in full; the test rows beside it.
 
-RUN/evaluations/<task>-<name>.json and .npz, of the task `standard` RUN/evaluation.json and .npz. Both files are written
-under another name and renamed: whole or absent.
+RUN/evaluations/<task>-<name>.json, of the task `standard` RUN/evaluation.json; the rows lie beside it as
+<stem>.<12 hex digits of their sha256>.npz. The JSON names its rows and comes last, so wherever writing is stopped each
+result that is there is whole, and so are the earlier ones.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import platform
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -20,10 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avssl.checked_json import Fields, parse
+from avssl.eval.intervals import DIFFERENCE, intervals_of
 from avssl.eval.outcome import Metric, Outcome, Repeat, TaskConfig
 from avssl.foreign_files import arrays_of
 from avssl.plain_text import plain
-from avssl.whole_files import whole_file, write_whole
+from avssl.scratch import remove_leftovers
+from avssl.whole_files import locked, write_whole
 
 if TYPE_CHECKING:
     from avssl.eval.protocol import TaskConfig as StandardConfig
@@ -97,6 +102,7 @@ def evaluation_of(
         "chance": mean_and_deviation(levels)[0],
         "results": results,
         "deviation": deviation,
+        "intervals": intervals_of(outcomes),
         "repeats": repeats,
         "facts": {name: outcome.facts for name, outcome in outcomes.items()},
         "environment": environment(),
@@ -133,9 +139,10 @@ def stem_of(task: str, name: str) -> str:
 
 
 def write(folder: Path, outcomes: Mapping[str, Outcome], evaluation: dict[str, Any], stem: str = "") -> Path:
-    """Both files of a result; returns the JSON's path. JSON comes last: where it is, the rows are.
+    """Both files of a result; returns the JSON's path.
 
-    stem: what the files are called; default <task>-<name>.
+    stem: what the files are called; default <task>-<name>. A result of the same name and another test set, protocol or
+    weights is kept as <stem>-<identity>.json.
     """
     folder.mkdir(parents=True, exist_ok=True)
     stem = stem or stem_of(evaluation["task"], evaluation["name"])
@@ -149,16 +156,20 @@ def write(folder: Path, outcomes: Mapping[str, Outcome], evaluation: dict[str, A
             arrays |= {f"{place}/{column}": values for column, values in repeat.columns.items()}
             metrics = {name: [metric.kind, list(metric.columns)] for name, metric in repeat.metrics.items()}
             described[weights].append({"name": repeat.name, "metrics": metrics})
-    path = folder / f"{stem}.json"
-    keep_earlier(path, evaluation)
-    rows = folder / f"{stem}.npz"
-    with whole_file(rows) as stream:
-        np.savez_compressed(stream, allow_pickle=False, **arrays)
-    digest = hashlib.sha256(rows.read_bytes()).hexdigest()
+    content = io.BytesIO()
+    np.savez_compressed(content, allow_pickle=False, **arrays)
+    digest = hashlib.sha256(content.getvalue()).hexdigest()
+    # A name of its own: the result that is there keeps its rows until the new JSON takes its place.
+    rows = folder / f"{stem}.{digest[:12]}.npz"
     evaluation = {**evaluation, "rows": {"file": rows.name, "sha256": digest, "repeats": described}}
-    write_whole(path, json.dumps(without_nan(evaluation), indent=1, allow_nan=False))
-    for left in (f"{stem}-{identity(evaluation)}{suffix}" for suffix in (".json", ".npz")):
-        (folder / left).unlink(missing_ok=True)  # the same evaluation, measured again
+    text = json.dumps(without_nan(evaluation), indent=1, allow_nan=False)
+    with locked(folder / ".results.lock"):
+        remove_leftovers(folder, rf"{re.escape(stem)}([.-].*)?\.(json|npz)")  # of a command that was killed
+        write_whole(rows, content.getvalue())
+        keep_earlier(folder / f"{stem}.json", evaluation)
+        path = write_whole(folder / f"{stem}.json", text)
+        (folder / f"{stem}-{identity(evaluation)}.json").unlink(missing_ok=True)  # the same, measured again
+        _remove_unused_rows(folder, stem)
     return path
 
 
@@ -169,28 +180,31 @@ def identity(evaluation: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def keep_earlier(path: Path, evaluation: Mapping[str, Any]) -> Path | None:
-    """Before a result takes the name `path`: another one that has it is kept as <stem>-<identity>.json and .npz.
+def keep_earlier(path: Path, evaluation: Mapping[str, Any]) -> None:
+    """Before a result takes the name `path`: another one that has it is kept as <stem>-<identity>.json.
 
-    Returns the path that it has then; None if there is none, or the same evaluation, which may be replaced. A kill
-    leaves at most the earlier result under both names.
+    The same evaluation may be replaced. A kill leaves at most the earlier result under both names.
     """
     try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        earlier = parse(content, str(path))
     except FileNotFoundError:
-        return None
+        return
     except ValueError:
         earlier = None
     if not isinstance(earlier, dict):
         raise ValueError(f"{path} is damaged: it is no result; move it away or remove it, then evaluate again")
-    if identity(earlier) == identity(evaluation):
-        return None
-    kept = path.with_name(f"{path.stem}-{identity(earlier)}.json")
-    rows = path.with_suffix(".npz")
-    if isinstance(earlier.get("rows"), dict) and rows.is_file():
-        write_whole(kept.with_suffix(".npz"), rows.read_bytes())
-        earlier["rows"]["file"] = kept.with_suffix(".npz").name
-    return write_whole(kept, json.dumps(earlier, indent=1))
+    if identity(earlier) != identity(evaluation):
+        write_whole(path.with_name(f"{path.stem}-{identity(earlier)}.json"), content)
+
+
+def _remove_unused_rows(folder: Path, stem: str) -> None:
+    """Rows of this stem that no result names: of one that was replaced, or of a command that was killed."""
+    named = re.compile(rf"{re.escape(stem)}(\.[0-9a-f]{{12}})?\.npz")
+    needed = [path.read_text(encoding="utf-8", errors="replace") for path in folder.glob("*.json")]
+    for rows in folder.glob("*.npz"):
+        if named.fullmatch(rows.name) and not any(f'"{rows.name}"' in text for text in needed):
+            rows.unlink()
 
 
 def standard_results(run: Path) -> list[Path]:
@@ -245,17 +259,24 @@ def read_rows(path: str | Path, evaluation: Mapping[str, Any], weights: str) -> 
 
 
 def table(evaluation: Mapping[str, Any]) -> str:
-    """Metric by metric: trained (with the deviation over repeats), untrained, chance."""
-    results, deviation = evaluation["results"], evaluation["deviation"]
-    rows = [["", *results, "chance"]]
-    for name in results["trained"]:
+    """Metric by metric: samples, trained (with the deviation over repeats), untrained, their difference, chance."""
+    results, deviation, found = evaluation["results"], evaluation["deviation"], evaluation["intervals"]
+    confidence = f"{found['confidence']:.0%} interval"
+    columns = [part for weights in results for part in (weights, confidence)]
+    has_difference = bool(found[DIFFERENCE])
+    rows = [["", "samples", *columns, *([DIFFERENCE, confidence] if has_difference else []), "chance"]]
+    for name, value in results["trained"].items():
         cells = []
-        for weights in results:
+        for weights, values in results.items():
             spread = deviation[weights].get(name)
-            value = results[weights].get(name)
-            cells.append("-" if value is None else f"{value:.3f}" + ("" if spread is None else f" ± {spread:.3f}"))
+            cells += ["-" if name not in values else f"{values[name]:.3f}" + (f" ± {spread:.3f}" if spread else "")]
+            cells += [_ends_text(found["values"][weights].get(name))]
+        if has_difference:
+            other = results["untrained"].get(name)
+            cells += ["-" if other is None else f"{value - other:+.3f}", _ends_text(found[DIFFERENCE].get(name), "+")]
         level = evaluation["chance"].get(name)
-        rows.append([plain(name), *cells, "-" if level is None else f"{level:.3f}"])
+        count = str(found["num_rows"][name])
+        rows.append([plain(name), count, *cells, "-" if level is None else f"{level:.3f}"])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(
@@ -263,3 +284,9 @@ def table(evaluation: Mapping[str, Any]) -> str:
         )
         for row in rows
     )
+
+
+def _ends_text(ends: Sequence[float | None] | None, sign: str = "") -> str:
+    if ends is None:
+        return "-"
+    return ", ".join("-" if end is None else f"{end:{sign}.3f}" for end in ends).join("[]")

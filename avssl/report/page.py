@@ -17,7 +17,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from avssl.checked_json import Fields
 from avssl.report.curves import curves_section, read_metrics, training_facts
 from avssl.report.embedding_map import map_section
 from avssl.report.facts import data_counts, facts_section, sample_keys, samples_section, software_versions
@@ -25,11 +24,10 @@ from avssl.report.markup import Html, join, json_block, tag
 from avssl.report.media import MediaLibrary, MediaSource
 from avssl.report.neighbours import counted, neighbours_section, searches
 from avssl.report.scores import headline, scores_section
+from avssl.report.stored import Evaluation, result_of
 from avssl.report.task_scores import tasks_section
 from avssl.tables import EmbeddingTable
 from avssl.whole_files import write_whole
-
-Evaluation = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -52,8 +50,8 @@ class ReportOptions:
 def write_report(
     run_folder: str | Path,
     *,
-    evaluation: Evaluation | None = None,
-    evaluations: Sequence[Evaluation] = (),
+    evaluation: Evaluation | Path | None = None,
+    evaluations: Sequence[Evaluation | Path] = (),
     table: EmbeddingTable | None = None,
     media: MediaSource | None = None,
     title: str = "",
@@ -67,7 +65,8 @@ def write_report(
     Args:
         run_folder: read for metrics.jsonl, config.yaml, evaluations/*.json and, if no evaluation is given,
             evaluation.json.
-        evaluation: this run's results, see scores.py; the large numbers on top come from it.
+        evaluation: this run's results, see scores.py; the large numbers on top come from it. The path of a stored one
+            brings its rows, without which nothing is known of differences.
         evaluations: further runs' results for the same tables.
         table: embeddings of the clips to map and search; windows of one clip are pooled.
         media: key -> (video.mp4 bytes or None, audio.flac bytes or None, and if there are any the picture's bytes or
@@ -86,8 +85,9 @@ def write_report(
     if not folder.is_dir():
         raise FileNotFoundError(f"the run folder {str(folder)!r} does not exist")
     chosen = options or ReportOptions()
-    own = evaluation if evaluation is not None else _stored_evaluation(folder)
-    results = [*([own] if own is not None else []), *evaluations]
+    stored = folder / "evaluation.json"
+    own = evaluation if evaluation is not None else stored if stored.exists() else None
+    results = [result_of(one) for one in (*([own] if own is not None else []), *evaluations)]
     name = title or folder.resolve().name
     metrics = {folder.resolve().name: read_metrics(folder / "metrics.jsonl")}
     training = training_facts(metrics[folder.resolve().name])
@@ -114,20 +114,6 @@ def write_report(
         ("about", "About this run", facts_section(folder, groups, index or {})),
     ]
     return write_whole(folder / "report.html", _page(name, headline(results), sections, library))
-
-
-def _stored_evaluation(folder: Path) -> Evaluation | None:
-    source = folder / "evaluation.json"
-    return stored_result(source) if source.exists() else None
-
-
-def stored_result(path: Path) -> dict[str, Any]:
-    """A result's JSON; ValueError names the file that is damaged."""
-    found = Fields.read(path).record
-    parts = ("results", "chance", "protocol")
-    if not all(isinstance(found.get(part, {}), dict) for part in parts):
-        raise ValueError(f"{path} is no result: {', '.join(parts)} must be objects; run the evaluation again")
-    return found
 
 
 def _without_table() -> Html:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from avssl.eval.compare import same_measure
+from avssl.eval.intervals import leaders
 from avssl.report.markup import Html, escaped, join, number, tag
+from avssl.report.stored import Result, count_of, interval_of, trained_on_text
 
 _SHARE_WORDS = ("recall", "knn", "precision", "accuracy", "share")
 # (title, what the name of a metric starts with or holds, what the columns say)
@@ -26,7 +30,16 @@ GROUPS = (
 )
 OTHER_GROUP = ("More metrics", "", "As the evaluation named them.")
 
-Row = tuple[str, Mapping[str, float]]
+
+@dataclass(frozen=True)
+class Row:
+    """Values by metric of one run and set of weights, the ends of their intervals, and the metrics that it leads in."""
+
+    name: str
+    values: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    leads: frozenset[str] = frozenset()
+    note: str = ""  # below the name
 
 
 def flat_numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
@@ -68,43 +81,70 @@ def lower_is_better(metric: str) -> bool:
     return any(word in metric for word in ("rank", "loss", "error"))
 
 
+PER_CENT = "\u00a0%"
+
+
 def value_text(metric: str, value: float) -> str:
     """48.5 % for shares, a plain number for everything else."""
-    return f"{value * 100:.1f}\u00a0%" if is_share(metric) and abs(value) <= 1 else number(value)
+    return f"{value * 100:.1f}{PER_CENT}" if is_share(metric) and abs(value) <= 1 else number(value)
 
 
-def samples_text(evaluation: Mapping[str, Any]) -> str:
-    """How many test samples a result is over, and how many of them were trained on; "" where it does not say."""
-    protocol = evaluation.get("protocol")
-    count = protocol.get("num_test") if isinstance(protocol, Mapping) else None
-    tests = dict(evaluation.get("overlap", {})).get("tests", [])
-    seen = sum(max(one.get("num_in_run") or 0, one.get("num_in_train") or 0) for one in tests)
-    texts = [f"{count} test samples" if count else "", f"{seen} of them trained on" if seen else ""]
-    return ", ".join(text for text in texts if text)
+def interval_text(metric: str, ends: tuple[float, float]) -> str:
+    """48.5 to 51.2 % for shares, the plain ends for everything else."""
+    low, high = (value_text(metric, end) for end in ends)
+    return f"{low.removesuffix(PER_CENT) if high.endswith(PER_CENT) else low} to {high}"
 
 
-def _rows(evaluations: Sequence[Mapping[str, Any]]) -> list[Row]:
+def _rows(results: Sequence[Result]) -> list[Row]:
     """One row per run and kind of weights, trained ones first inside a run, as the dicts order them."""
-    several = len({evaluation.get("run") for evaluation in evaluations}) > 1
+    several = len({result.record.get("run") for result in results}) > 1
+    leads = _leads(results)
     rows: list[Row] = []
-    for evaluation in evaluations:
-        for weights, values in dict(evaluation.get("results", {})).items():
-            name = f"{evaluation.get('run', 'run')} · {weights}" if several else str(weights)
-            name += f" · {samples_text(evaluation)}" if samples_text(evaluation) else ""
-            rows.append((name, flat_numbers(values)))
+    for result in results:
+        for weights, found in dict(result.record.get("results", {})).items():
+            name = f"{result.record.get('run', 'run')} · {weights}" if several else str(weights)
+            values = flat_numbers(found)
+            known = {metric: interval_of(result.record, weights, metric) for metric in values}
+            intervals = {metric: ends for metric, ends in known.items() if ends is not None}
+            own = frozenset(metric for metric, leader in leads.items() if leader == len(rows))
+            rows.append(Row(name, values, intervals, own, trained_on_text(result.record)))
     return rows
 
 
-def _chance_rows(evaluations: Sequence[Mapping[str, Any]]) -> list[Row]:
+def _leads(results: Sequence[Result]) -> dict[str, int]:
+    """{metric: number of the row that is best, beyond what other samples would change}. Of results that were measured
+    alike and have their rows; {} if any was not: nobody can say that it is not better.
+    """
+    first = results[0] if results else None
+    if first is None or not all(same_measure(first.record, one.record) and one.rows for one in results):
+        return {}
+    sides = [one.rows[weights] for one in results for weights in one.record["results"]]
+    # Metrics that some rows lack (precision of positives: trained weights alone) are led among those that have them.
+    having: dict[tuple[int, ...], list[str]] = {}
+    for metric in dict.fromkeys(name for side in sides for repeat in side for name in repeat.metrics):
+        able = tuple(n for n, side in enumerate(sides) if any(metric in repeat.metrics for repeat in side))
+        having.setdefault(able, []).append(metric)
+    found: dict[str, int] = {}
+    for able, metrics in having.items():
+        best = leaders([sides[number] for number in able], lower_is_better)
+        found |= {metric: able[best[metric]] for metric in metrics if metric in best}
+    return found
+
+
+def _chance_rows(results: Sequence[Result]) -> list[Row]:
     """The chance row; several if the runs were evaluated on sets with different chance."""
     found: list[Row] = []
-    for evaluation in evaluations:
-        values = flat_numbers(evaluation.get("chance", {}))
-        clash = any(math.isclose(values[m], other[m]) is False for _, other in found for m in values.keys() & other)
+    for result in results:
+        values = flat_numbers(result.record.get("chance", {}))
+        clash = any(
+            not math.isclose(values[metric], row.values[metric])
+            for row in found
+            for metric in values.keys() & row.values
+        )
         if values and (not found or clash):
-            found.append(("chance" if not found else f"chance · {evaluation.get('run', 'run')}", values))
+            found.append(Row("chance" if not found else f"chance · {result.record.get('run', 'run')}", values))
         elif values:
-            found[0] = (found[0][0], {**values, **found[0][1]})
+            found[0] = Row(found[0].name, {**values, **found[0].values})
     return found
 
 
@@ -116,33 +156,45 @@ def _bar(value: float, chance: float | None, text: Html) -> Html:
     return join(text, tag("svg", tag("rect", width=100, height=6, class_="back"), fill, mark, **box))
 
 
-def _cell(metric: str, value: float | None, chance: float | None) -> Html:
-    if value is None:
+def _cell(metric: str, row: Row, chance: float | None) -> Html:
+    if metric not in row.values:
         return tag("td", tag("span", "–", aria_label="not measured"))
-    text = tag("span", value_text(metric, value))
+    value = row.values[metric]
+    best = tag("small", " best", class_="best") if metric in row.leads else ""
+    text = tag("span", value_text(metric, value), best)
     shown = _bar(value, chance, text) if is_share(metric) and abs(value) <= 1 else text
-    return tag("td", shown)
+    ends = row.intervals.get(metric)
+    return tag("td", shown, "" if ends is None else tag("small", interval_text(metric, ends), class_="interval"))
 
 
-def _heading(metric: str) -> Html:
+def _heading(metric: str, counts: str) -> Html:
     """Column heading with the metric's own name below it, which may be broken after each underscore."""
     name = tag("code", join(*metric.split("_"), by="_<wbr>"))
     direction = tag("small", "lower is better") if lower_is_better(metric) else ""
-    return tag("th", metric_title(metric), direction, name, scope="col", data_metric=metric)
+    size = tag("small", counts) if counts else ""
+    return tag("th", metric_title(metric), size, direction, name, scope="col", data_metric=metric)
 
 
-def _table(group: tuple[str, str, str], metrics: Sequence[str], rows: Sequence[Row], chance: Sequence[Row]) -> Html:
-    headings = [_heading(metric) for metric in metrics]
-    level = chance[0][1] if chance else {}
+def samples_text(results: Sequence[Result], metric: str) -> str:
+    """ "300 samples", or "280 to 300 samples" of results of several sizes; "" where nobody says."""
+    counts = {count for one in results if (count := count_of(one.record, metric)) is not None}
+    return f"{' to '.join(str(one) for one in sorted({min(counts), max(counts)}))} samples" if counts else ""
+
+
+def _table(group: tuple[str, str, str], metrics: Sequence[str], results: Sequence[Result], rows: Sequence[Row]) -> Html:
+    chance = _chance_rows(results)
+    headings = [_heading(metric, samples_text(results, metric)) for metric in metrics]
+    level = chance[0].values if chance else {}
     body = []
-    for name, values in rows:
-        cells = [_cell(m, values.get(m), level.get(m)) for m in metrics]
-        if any(metric in values for metric in metrics):
-            body.append(tag("tr", tag("th", name, scope="row"), *cells))
-    for name, values in chance:
-        cells = [_cell(metric, values.get(metric), None) for metric in metrics]
-        if any(metric in values for metric in metrics):
-            body.append(tag("tr", tag("th", name, scope="row"), *cells, class_="chance"))
+    for row in rows:
+        if any(metric in row.values for metric in metrics):
+            cells = [_cell(metric, row, level.get(metric)) for metric in metrics]
+            note = tag("small", row.note) if row.note else ""
+            body.append(tag("tr", tag("th", row.name, note, scope="row"), *cells))
+    for row in chance:
+        if any(metric in row.values for metric in metrics):
+            cells = [_cell(metric, row, None) for metric in metrics]
+            body.append(tag("tr", tag("th", row.name, scope="row"), *cells, class_="chance"))
     head = tag("thead", tag("tr", tag("th", "Weights", scope="col"), *headings))
     table = tag("table", head, tag("tbody", *body), aria_label=group[0])
     scroll = tag("div", table, class_="scroll", tabindex=0, role="region", aria_label=f"Table: {group[0]}")
@@ -150,14 +202,10 @@ def _table(group: tuple[str, str, str], metrics: Sequence[str], rows: Sequence[R
     return tag("div", tag("h3", group[0]), tag("p", group[2]), scroll, class_=size)
 
 
-def _metrics(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
-    rows = [values for _, values in (*_rows(evaluations), *_chance_rows(evaluations))]
-    return list(dict.fromkeys(metric for values in rows for metric in values))
-
-
-def scores_section(evaluations: Sequence[Mapping[str, Any]]) -> Html:
+def scores_section(results: Sequence[Result]) -> Html:
     """Tables of every metric of every evaluation, in groups, and the protocols they were measured under."""
-    metrics = _metrics(evaluations)
+    rows = _rows(results)
+    metrics = list(dict.fromkeys(metric for row in (*rows, *_chance_rows(results)) for metric in row.values))
     if not metrics:
         return tag(
             "p", "No evaluation yet: run recipes/evaluate.py on this run, then make the report again.", class_="note"
@@ -166,41 +214,64 @@ def scores_section(evaluations: Sequence[Mapping[str, Any]]) -> Html:
     for group in (*GROUPS, OTHER_GROUP):
         members = [metric for metric in metrics if group_of(metric) == group]
         if members:
-            tables.append(_table(group, members, _rows(evaluations), _chance_rows(evaluations)))
+            tables.append(_table(group, members, results, rows))
     protocols = []
-    for evaluation in evaluations:
-        pairs = [(name, value) for name, value in dict(evaluation.get("protocol", {})).items()]
+    for result in results:
+        pairs = [(name, value) for name, value in dict(result.record.get("protocol", {})).items()]
         entries = [join(tag("dt", str(name).replace("_", " ")), tag("dd", str(value))) for name, value in pairs]
         if entries:
-            protocols.append(tag("div", tag("h3", f"Protocol of {evaluation.get('run', 'run')}"), tag("dl", *entries)))
+            title = f"Protocol of {result.record.get('run', 'run')}"
+            protocols.append(tag("div", tag("h3", title), tag("dl", *entries)))
     details = tag("details", tag("summary", "How this was measured"), *protocols) if protocols else ""
-    note = (
-        "The bar under a number is its share of 100 %, the upright mark in it is chance. No number is called the best: "
-        "python recipes/evaluate.py --compare gives paired intervals of the differences."
+    return join(tag("div", *tables, class_="tables"), tag("p", _note(results, rows), class_="note"), details)
+
+
+def _note(results: Sequence[Result], rows: Sequence[Row]) -> str:
+    text = "The bar under a number is its share of 100 %, the upright mark in it is chance."
+    if any(row.intervals for row in rows):
+        text += (
+            " Small below it: the 95 % interval over other samples of that kind, which says nothing of training again."
+        )
+    if all(result.rows for result in results):
+        return text + (
+            " Best is what is better than each other row by more than the 95 % interval of their difference, the "
+            "samples taken in pairs; a column without it has no best."
+        )
+    return text + (
+        " No number is called the best, for some result lacks its rows, without which no interval of a difference is "
+        "known: run recipes/evaluate.py again."
     )
-    return join(tag("div", *tables, class_="tables"), tag("p", note, class_="note"), details)
 
 
-def headline(evaluations: Sequence[Mapping[str, Any]]) -> Html:
+def headline(results: Sequence[Result]) -> Html:
     """The first metric of each group as a large number, with untrained weights and chance below it."""
-    if not evaluations:
+    if not results:
         return escaped(None)
-    results = {name: flat_numbers(values) for name, values in dict(evaluations[0].get("results", {})).items()}
-    chance = flat_numbers(evaluations[0].get("chance", {}))
-    main = next(iter(results), None)
+    record = results[0].record
+    values = {name: flat_numbers(found) for name, found in dict(record.get("results", {})).items()}
+    chance = flat_numbers(record.get("chance", {}))
+    main = next(iter(values), None)
     if main is None:
         return escaped(None)
     cards = []
     for group in GROUPS:
-        metric = _leading(group, results[main])
+        metric = _leading(group, values[main])
         if metric is None:
             continue
-        others = {**{name: row for name, row in results.items() if name != main}, "chance": chance}
+        others = {**{name: row for name, row in values.items() if name != main}, "chance": chance}
         compared = [f"{name} {value_text(metric, row[metric])}" for name, row in others.items() if metric in row]
-        title = f"{group[0]} {metric_title(metric)}"
-        parts = (tag("dt", title), tag("dd", value_text(metric, results[main][metric]), class_="big"))
-        cards.append(tag("div", *parts, tag("dd", " · ".join(compared)), class_="card"))
-    return tag("dl", *cards, class_="cards") if cards else escaped(None)
+        ends = interval_of(record, main, metric)
+        sure = [f"95 %: {interval_text(metric, ends)}" if ends else "", samples_text(results[:1], metric)]
+        parts = (
+            tag("dt", f"{group[0]} {metric_title(metric)}"),
+            tag("dd", value_text(metric, values[main][metric]), class_="big"),
+            tag("dd", " · ".join(part for part in sure if part)),
+            tag("dd", " · ".join(compared)),
+        )
+        cards.append(tag("div", *parts, class_="card"))
+    said = trained_on_text(record)
+    warning = tag("p", f"{said}.", class_="warnings") if said else ""
+    return join(warning, tag("dl", *cards, class_="cards") if cards else "")
 
 
 def _leading(group: tuple[str, str, str], values: Mapping[str, float]) -> str | None:

@@ -261,15 +261,16 @@ def _results(rng: random.Random, material: Path, folder: Path) -> None:
     path = folder / "knn-one.json"
     if rng.random() < 0.3:
         change = damage.odd_arrays if rng.random() < 0.6 else damage.damaged
-        _write_rows(path, change(files["knn-one.npz"], rng))
+        rows = next(content for name, content in files.items() if name.endswith(".npz"))
+        _write_rows(path, change(rows, rng))
     else:
         path.write_bytes(_json_or_bytes(files[path.name], rng))
     read_rows(path, read_evaluation(path), "trained")
 
 
 def _write_rows(path: Path, content: bytes) -> None:
-    path.with_suffix(".npz").write_bytes(content)
     result = json.loads(path.read_bytes())
+    path.with_name(result["rows"]["file"]).write_bytes(content)
     result["rows"]["sha256"] = hashlib.sha256(content).hexdigest()
     path.write_text(json.dumps(result))
 
