@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from pathlib import Path
 
 FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name)}
 REFUSED = {errno.EACCES, errno.EPERM}
+OS_ERROR = re.compile(r"\(os error (\d+)\)")  # in what safetensors says
+OF_TORCH = "inline_container"  # in what torch.save says of whatever the disk said
 CONTINUES = "what is finished is kept, and the same command goes on from there"
 
 
@@ -53,6 +56,20 @@ def clear_errors(where: str | os.PathLike[str], doing: str) -> Iterator[None]:
         if hasattr(error, "is_clear") or not _concerns(error, place):
             raise
         raise _clear(error, place, doing) from error
+    except Exception as error:
+        found = of_library(error)
+        if found is None:
+            raise
+        raise _clear(found, place, doing) from error
+
+
+def of_library(error: BaseException) -> OSError | None:
+    """What safetensors or PyTorch raised because the system refused to write; None for other errors."""
+    if match := OS_ERROR.search(str(error)):
+        return OSError(int(match[1]), os.strerror(int(match[1])))
+    if OF_TORCH in str(error):
+        return OSError(errno.EIO, "is the disk or quota full?")
+    return None
 
 
 def _concerns(error: OSError, place: str) -> bool:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from avssl.checked_json import Fields
 from avssl.collapse import CollapseWatch
+from avssl.disk_errors import clear_errors
 from avssl.distributed import all_sum, world_size
 from avssl.losses.base import Loss
 from avssl.plain_text import plain
@@ -67,7 +68,8 @@ class Monitor:
             missing = sorted(set(cfg.trackers) - {str(getattr(one, "value", one)) for one in accelerator.log_with})
             if missing:
                 raise ValueError(f"trackers={missing}: not installed; pip install 'avssl[{','.join(missing)}]'")
-            accelerator.init_trackers("avssl", config={"run": cfg.run, "loss": cfg.loss.name})
+            with clear_errors(cfg.run, "written"):
+                accelerator.init_trackers("avssl", config={"run": cfg.run, "loss": cfg.loss.name})
 
     def batch_done(self, batch: Batch, result: LossOutput, loss: Loss, outputs: dict[str, torch.Tensor]) -> None:
         """After every micro-batch; synchronises with the device on logging steps only."""
@@ -103,11 +105,12 @@ class Monitor:
         self.bar.set_postfix(loss=f"{scalars['loss']:.3f}", wait=f"{record['data_wait_share']:.0%}")
         self.last_logged = self.progress.step
         if self.accelerator.is_main_process:
-            with self.path.open("a", encoding="utf-8") as file:
+            with clear_errors(self.path, "written"), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         if self.cfg.trackers:
             numbers = {name: value for name, value in record.items() if name != "step"}
-            self.accelerator.log(numbers, step=self.progress.step)
+            with clear_errors(self.cfg.run, "written"):
+                self.accelerator.log(numbers, step=self.progress.step)
         self._refuse_unless_finite(scalars["loss"], batch)
         for finding in self.collapse.look(self.progress.step, scalars):
             if self.accelerator.is_main_process:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from avssl import checkpoint
@@ -30,6 +31,7 @@ from avssl.checked_json import Fields
 from avssl.config import ProbeConfig
 from avssl.data.clip_sets import ClipPlan
 from avssl.data.shards import ShardSet
+from avssl.disk_errors import clear_errors
 from avssl.embed import EMBEDDING_PARTS, Embedder
 from avssl.eval.classifiers import knn_scores, logistic_scores, require_sklearn
 from avssl.eval.features import FeatureSet, extract
@@ -114,7 +116,8 @@ class OnlineProbe:
         return dropped
 
     def _keep(self, result: dict[str, Any]) -> dict[str, Any]:
-        with (self.run / RESULTS_FILE).open("a", encoding="utf-8") as file:
+        path = self.run / RESULTS_FILE
+        with clear_errors(path, "written"), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(result) + "\n")
         return result
 
@@ -165,6 +168,8 @@ def check(config: ProbeConfig) -> None:
             f"probe.every_steps is {config.every_steps} and probe.num_neighbours {config.num_neighbours}; both must be "
             "at least 1"
         )
+    if torch.device(config.device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"probe.device={config.device}: PyTorch finds no GPU here; name cpu")
     shards = ShardSet(config.shards)
     if not shards.index.label_names:
         raise ValueError(

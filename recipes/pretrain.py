@@ -14,7 +14,8 @@ from pathlib import Path
 
 from avssl import config
 from avssl.data.worker_server import start_worker_server
-from avssl.plain_text import plain_lines, run_in_utf8, say
+from avssl.one_line_errors import one_line_errors
+from avssl.plain_text import plain_lines, run_in_utf8
 from avssl.stopping import StoppedError, StopSignal, end_with_launcher
 
 
@@ -183,8 +184,5 @@ def main(cfg: config.RunConfig) -> int:
 if __name__ == "__main__":
     run_in_utf8()
     required = ("run", "data.shards", "loss.name")
-    try:
+    with one_line_errors():
         sys.exit(main(config.load(config.RunConfig, sys.argv[1:], usage="recipes/pretrain.py", required=required)))
-    except (FileNotFoundError, ValueError, FloatingPointError) as error:
-        say(f"error: {error}", sys.stderr)
-        sys.exit(1)

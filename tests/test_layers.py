@@ -22,6 +22,7 @@ LAYERS = {
         "avssl.tensor_files",
         "avssl.foreign_files",
         "avssl.stopping",
+        "avssl.one_line_errors",
     ],
     1: [
         "avssl.ops",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from avssl.checkpoint.shards import load_shards, save_shards
+from avssl.disk_errors import clear_errors
 from avssl.distributed import barrier, broadcast_object, world_size
 from avssl.types import Progress
 from avssl.whole_files import sync
@@ -38,7 +39,8 @@ def save(accelerator: Accelerator, run: Path, progress: Progress, facts: Mapping
         temporary.mkdir(parents=True)
     barrier()
     hook = accelerator.register_save_state_pre_hook(save_shards)
-    accelerator.save_state(str(temporary))
+    with clear_errors(target, "written"):
+        accelerator.save_state(str(temporary))
     hook.remove()
     barrier()
     if accelerator.is_main_process:
