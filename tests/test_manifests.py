@@ -439,7 +439,7 @@ def test_folders_are_walked_in_the_order_of_whole_paths_also_through_files(tmp_p
     assert list(Walk(tmp_path, {".mp4"})) == sorted(names)
     monkeypatch.setattr(walk_module, "NAMES_AT_A_TIME", 2)
     assert list(Walk(tmp_path, {".mp4"})) == sorted(names)
-    assert find_media(tmp_path, {".mkv"}) == ([], {".mp4": 9})
+    assert find_media(tmp_path, {".mkv"}) == ([], {".mp4": 9, "links to folders": 1})
 
 
 def test_file_names_that_are_not_utf8_go_all_the_way(tmp_path, clip):
