@@ -38,6 +38,7 @@ from avssl.embed_state import (
     refuse_other_settings,
     remove_embeddings,
 )
+from avssl.locks import locked
 from avssl.scratch import remove_leftovers
 from avssl.table_files import merge_parquet
 from avssl.table_folders import INDEX_NAME, PROGRESS_NAME, SKIPPED_NAME, FolderIndex
@@ -156,7 +157,7 @@ class FolderJob:
         if self.sources is None:
             return FolderIndex.read(self.out)
         try:
-            with locked(self.progress / f"part-{part.number}-of-{part.count}.lock", wait=False):
+            with locked(self.progress / f"part-{part.number}-of-{part.count}.lock", wait_seconds=0):
                 self._embed(embedder, part, batch_size, num_workers, limits, spool_rows, progress)
         except FileNotFoundError:  # nothing was left to us, and others have finished meanwhile
             if not (self.out / INDEX_NAME).is_file():

@@ -1,4 +1,4 @@
-"""A folder of embeddings that is being filled: which share is ours, locks, what is refused and what removed."""
+"""A folder of embeddings that is being filled: which share is ours, what is refused and what removed."""
 
 from __future__ import annotations
 

@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from avssl.checked_json import Fields
 from avssl.collapse import CollapseWatch
 from avssl.disk_errors import clear_errors
 from avssl.distributed import all_sum, world_size
 from avssl.losses.base import Loss
 from avssl.plain_text import plain
+from avssl.step_lines import keep_until
 from avssl.types import FAILURE_REASONS, Batch, LossOutput, Progress
-from avssl.whole_files import write_whole
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -55,7 +54,7 @@ class Monitor:
         self.failures: Counter[str] = Counter()
         self.collapse = CollapseWatch(total_steps)
         if accelerator.is_main_process:
-            _truncate_after(self.path, progress.step)
+            keep_until(self.path, progress.step)
         self.bar = tqdm(
             total=total_steps,
             initial=progress.step,
@@ -144,22 +143,6 @@ class Monitor:
     def close(self) -> None:
         """Finish the bar."""
         self.bar.close()
-
-
-def _truncate_after(path: Path, step: int) -> None:
-    """Drop lines beyond the step that a run goes on from: they will be written again."""
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        # A kill can leave half a last line, which belongs to a step after the checkpoint anyway.
-        if (
-            line.startswith("{")
-            and line.endswith("}")
-            and Fields.parse(line, str(path), finite=False).count("step") <= step
-        ):
-            kept.append(line)
-    write_whole(path, "".join(line + "\n" for line in kept))
 
 
 def provenance(cfg: RunConfig, shards: ShardSet, progress: Progress) -> dict[str, Any]:

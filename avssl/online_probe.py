@@ -37,8 +37,8 @@ from avssl.eval.classifiers import knn_scores, logistic_scores, require_sklearn
 from avssl.eval.features import FeatureSet, extract
 from avssl.eval.labelled import make_fold
 from avssl.eval.outcome import TaskConfig, classified
+from avssl.step_lines import keep_until
 from avssl.stopping import signals_blocked
-from avssl.whole_files import write_whole
 
 RESULTS_FILE = "probe.jsonl"
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -176,17 +176,6 @@ def check(config: ProbeConfig) -> None:
             f"probe.shards={config.shards} has no labels to judge by; index it with labels (python -m data_prep index "
             "--labels), or leave probe.shards out"
         )
-
-
-def keep_until(path: Path, step: int) -> None:
-    """Drop results of steps beyond the one that a run goes on from: they will come again."""
-    if path.is_file():
-        rows = [
-            Fields.parse(line, str(path), finite=False)
-            for line in path.read_text(encoding="utf-8").splitlines()
-            if line.endswith("}")
-        ]
-        write_whole(path, "".join(json.dumps(row.record) + "\n" for row in rows if row.count("step") <= step))
 
 
 def is_learnt_from(key: str) -> bool:

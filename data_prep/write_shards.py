@@ -10,7 +10,6 @@ With a share (i of n) only the parts and shards whose number leaves i when divid
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,6 +20,7 @@ from avssl.checked_json import Fields
 from avssl.data import storage
 from avssl.data.shards import INDEX_NAME, SKIPPED_NAME, ShardIndex, ShardRecord, SideCar, dump_json
 from avssl.disk_errors import clear_errors
+from avssl.locks import locked
 from avssl.scratch import remove_leftovers, temporary_folder
 from data_prep.executors import PART_RUNNERS
 from data_prep.folder import OutputFolder
@@ -277,15 +277,12 @@ def _locked(folder: OutputFolder, share: Share) -> Iterator[None]:
         return
     whole = share.count == 1
     with ExitStack() as stack:
-        names = {"lock": fcntl.LOCK_EX if whole else fcntl.LOCK_SH}
-        if not whole:
-            names[f"lock-{share.number}-of-{share.count}"] = fcntl.LOCK_EX
-        for name, kind in names.items():
-            file = stack.enter_context(folder.path(f"{PARTS}/{name}").open("w", encoding="utf-8"))
-            try:
-                fcntl.flock(file, kind | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ValueError(f"{folder.location}: another process is writing here; wait for it") from error
+        busy = f"{folder.location}: another process is writing here; wait for it"
+        names = ["lock"] if whole else ["lock", f"lock-{share.number}-of-{share.count}"]
+        for name in names:
+            is_shared = name == "lock" and not whole
+            path = folder.path(f"{PARTS}/{name}")
+            stack.enter_context(locked(path, shared=is_shared, wait_seconds=0, busy=busy))
         yield
 
 

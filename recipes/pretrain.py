@@ -3,7 +3,7 @@
     accelerate launch recipes/pretrain.py recipes/configs/avid.yaml run=runs/avid data.shards=shards/
     torchrun --nproc_per_node 8 recipes/pretrain.py recipes/configs/avid_cma.yaml init_from=runs/avid ...
 
-The same command goes on from the newest checkpoint. SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C save one after the step
+The same command goes on from the newest whole checkpoint. SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C save one after the step
 that is being made and leave with status 0, or `stopped_status`; docs/checkpoints.md says more.
 `--help` prints every key. Reads top to bottom; nothing here knows which loss it runs.
 """
@@ -40,6 +40,7 @@ def main(cfg: config.RunConfig) -> int:
     from avssl.monitor import Monitor, provenance
     from avssl.online_probe import OnlineProbe, embedding_parts
     from avssl.optim.build import build_optimizer, forget, set_learning_rate
+    from avssl.run_folder import hold_run
     from avssl.types import Progress
 
     run = Path(cfg.run)
@@ -80,23 +81,22 @@ def main(cfg: config.RunConfig) -> int:
         )
     facts = {"manifest": shards.fingerprint, "num_samples": shards.num_samples, **loader.order_facts()}
     progress = Progress(total_steps=total_steps)
-    run.mkdir(parents=True, exist_ok=True)
+    hold_run(run)
     model, optimizer = accelerator.prepare(loss, optimizer)  # not the loader: it splits by rank itself
     set_seed(cfg.seed, device_specific=True)  # the weights are equal now; from here on ranks must not share noise
     if cfg.compile:
         device_settings.compile_encoders(loss)
 
-    if not cfg.resume and checkpoint.checkpoints(run):
+    if cfg.resume is False and checkpoint.checkpoints(run):
         raise ValueError(f"resume=false, but {run} holds checkpoints; name another run, or delete that folder")
     if checkpoint.checkpoints(run):
         config.check_unchanged(cfg, run)
-    resumed = checkpoint.resume(accelerator, run, progress, facts)
+    resumed = checkpoint.resume(accelerator, run, views, progress, facts, strict=cfg.resume == "strict")
     if progress.step > total_steps:
         raise config.ConfigError(
             f"steps={cfg.steps} and epochs={cfg.epochs} end the run at step {total_steps}, but {run} has done "
             f"{progress.step} already; raise them to go on, or name another run"
         )
-    statistics = run / "view_statistics.safetensors"
     if resumed is None:
         inherited = False
         if cfg.init_from:
@@ -107,11 +107,8 @@ def main(cfg: config.RunConfig) -> int:
             inherited = same_audio and checkpoint.inherit_views(views, cfg.init_from)
         if not inherited:
             measure_statistics(views, loader)
-        if accelerator.is_main_process:
-            checkpoint.save_module(views, statistics)
     else:
         accelerator.print(plain_lines(f"going on from {resumed} at step {progress.step} of {total_steps}"))
-        checkpoint.load_module(views, statistics)
     if accelerator.is_main_process:
         config.save(cfg, run / "config.yaml")
         if resumed is None:
@@ -156,7 +153,7 @@ def main(cfg: config.RunConfig) -> int:
                 due = progress.step % cfg.checkpoint_every_steps == 0
                 if stop.poll() or due or progress.step == total_steps:
                     monitor.require_finite(result, batch)
-                    checkpoint.save(accelerator, run, progress, facts, cfg.keep_checkpoints)
+                    checkpoint.save(accelerator, run, views, progress, facts, cfg.keep_checkpoints)
                     saved_step = progress.step
                 if stop.agreed or progress.step == total_steps:
                     break
@@ -164,7 +161,7 @@ def main(cfg: config.RunConfig) -> int:
             progress.epoch, progress.batch_in_epoch = progress.epoch + 1, 0
 
     if progress.step > saved_step:  # stopped before an epoch
-        checkpoint.save(accelerator, run, progress, facts, cfg.keep_checkpoints)
+        checkpoint.save(accelerator, run, views, progress, facts, cfg.keep_checkpoints)
     loader.close()
     monitor.probed(probe.finish(progress.step, *snapshot) if progress.step == total_steps else probe.stop())
     monitor.close()

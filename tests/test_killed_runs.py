@@ -44,13 +44,23 @@ time.sleep(60)
 """
 
 
-def ended_by(code, send, stderr):
+RANK = """
+import sys, time
+from avssl.stopping import end_with_launcher
+end_with_launcher()
+sys.stdout.write("READY\\n")
+sys.stdout.flush()
+time.sleep(60)
+"""
+
+
+def ended_by(arguments, send, stderr, num_ready=1):
     """The run's standard error after it was READY and `send(pid)`; AssertionError when a process of it lives on.
 
     All of them write to one pipe, which ends when the last one does.
     """
     with subprocess.Popen(
-        [sys.executable, "-c", code],
+        [sys.executable, *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=stderr,
@@ -59,7 +69,8 @@ def ended_by(code, send, stderr):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     ) as process:
         try:
-            assert process.stdout.readline() == "READY\n"
+            for _ in range(num_ready):
+                assert process.stdout.readline() == "READY\n"
             send(process.pid)
             return process.communicate(timeout=50)[1]
         except (AssertionError, subprocess.TimeoutExpired):
@@ -70,9 +81,38 @@ def ended_by(code, send, stderr):
 
 @pytest.mark.parametrize("code", [LOADER, SANDBOX], ids=["loader", "sandbox"])
 def test_nothing_is_left_of_a_run_that_was_killed(code):
-    ended_by(code, lambda pid: os.kill(pid, signal.SIGKILL), subprocess.DEVNULL)
+    ended_by(["-c", code], lambda pid: os.kill(pid, signal.SIGKILL), subprocess.DEVNULL)
 
 
 def test_ctrl_c_while_the_server_of_workers_imports_is_the_runs_to_answer():
-    said = ended_by(SERVER, lambda pid: os.killpg(pid, signal.SIGINT), subprocess.PIPE)
+    said = ended_by(["-c", SERVER], lambda pid: os.killpg(pid, signal.SIGINT), subprocess.PIPE)
     assert said.count("Traceback") == said.count('File "<string>"') == 1, said  # the run's own
+
+
+def test_ranks_end_when_their_torchrun_is_killed(tmp_path):
+    """Nobody else tells them: the launcher has no time to."""
+    script = tmp_path / "rank.py"
+    script.write_text(RANK)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    ended_by(launch, lambda pid: os.kill(pid, signal.SIGKILL), subprocess.DEVNULL, num_ready=2)
+
+
+def test_a_process_that_nobody_launched_stays_when_its_parent_goes(tmp_path):
+    """A run in the background of a shell that is left."""
+    done = tmp_path / "done"
+    code = f"""
+import os, time
+from pathlib import Path
+from avssl.stopping import LAUNCHED_BY, end_with_launcher
+for name in LAUNCHED_BY:
+    os.environ.pop(name, None)
+end_with_launcher()
+parent = os.getppid()
+print("READY", flush=True)
+while os.getppid() == parent:
+    time.sleep(0.01)
+Path({str(done)!r}).touch()
+"""
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}])"
+    ended_by(["-c", parent], lambda pid: os.kill(pid, signal.SIGKILL), subprocess.DEVNULL)
+    assert done.exists()  # the pipe of both has ended, so the child has

@@ -17,6 +17,8 @@ LAYERS = {
         "avssl.whole_files",
         "avssl.disk_errors",
         "avssl.scratch",
+        "avssl.locks",
+        "avssl.step_lines",
         "avssl.checked_json",
         "avssl.plain_text",
         "avssl.tensor_files",
@@ -78,6 +80,7 @@ LAYERS = {
 DATA_PREP_MAY_USE = (
     "avssl.types",
     "avssl.whole_files",
+    "avssl.locks",
     "avssl.disk_errors",
     "avssl.scratch",
     "avssl.checked_json",

@@ -13,7 +13,7 @@ from avssl.config import ProbeConfig
 from avssl.data.clip_sets import ClipPlan
 from avssl.embed import Embedder
 from avssl.eval.features import extract
-from avssl.online_probe import check, is_learnt_from, judge, keep_until
+from avssl.online_probe import check, is_learnt_from, judge
 from tests.test_pretrain import arguments_for, run_python
 
 
@@ -78,13 +78,6 @@ def test_a_probe_that_fails_is_seen_and_the_run_goes_on(shards, tmp_path):
     process = run_python(*arguments_for("avid", shards, tmp_path / "run", *options))
     assert "probe of step 0: status 1: RuntimeError" in process.stdout + process.stderr
     assert (tmp_path / "run" / "encoders.safetensors").is_file()
-
-
-def test_results_beyond_the_step_that_a_run_goes_on_from_are_dropped(tmp_path):
-    path = tmp_path / "probe.jsonl"
-    path.write_text('{"step": 0}\n{"step": 5}\n{"step": 10}\n{"ste')
-    keep_until(path, 5)
-    assert path.read_text() == '{"step": 0}\n{"step": 5}\n'
 
 
 def test_folders_without_labels_and_impossible_numbers_are_refused_before_the_run(shards, tmp_path):

@@ -5,11 +5,15 @@ Files are written under a temporary name, synced, then renamed: whole or absent.
 run/
   config.yaml            resolved configuration
   metrics.jsonl          one line a logging step
-  step_000123/           Accelerate's state (loss with all its state, optimiser, scaler, RNG per rank) and progress.json
+  step_000123/           Accelerate's state (loss with all its state, optimiser, scaler, RNG per rank), statistics of
+                         the views, progress.json and, last, checksums.json: without it a checkpoint does not count
+  damaged_step_000123/   one that was not as it was written when the run went on; nothing reads it
+  .lock                  held by the first process of the run that is at work here
   encoders.safetensors   on finish: encoders, heads, statistics of the views, banks and constants; no optimiser
   provenance.json        versions, data, steps, licence of the weights it started from
 """
 
+from avssl.checkpoint.checksums import DamagedCheckpointError
 from avssl.checkpoint.inheritance import describe_matching, inherit, inherit_views, load_matching
 from avssl.checkpoint.place import HUB_SCHEME, locate
 from avssl.checkpoint.shards import whole_banks
@@ -19,14 +23,12 @@ from avssl.checkpoint.weights import (
     PROVENANCE_FILE,
     WEIGHTS_FILE,
     export,
-    load_module,
     read_provenance,
     read_weights,
-    save_module,
 )
 
 __all__ = [
-    "HUB_SCHEME", "PROVENANCE_FILE", "WEIGHTS_FILE", "UnmeasuredStatistics", "checkpoints", "describe_matching",
-    "export", "inherit", "inherit_views", "load_matching", "load_module", "locate", "read_provenance", "read_weights",
-    "resume", "save", "save_module", "whole_banks",
+    "HUB_SCHEME", "PROVENANCE_FILE", "WEIGHTS_FILE", "DamagedCheckpointError", "UnmeasuredStatistics", "checkpoints",
+    "describe_matching", "export", "inherit", "inherit_views", "load_matching", "locate", "read_provenance",
+    "read_weights", "resume", "save", "whole_banks",
 ]  # fmt: skip

@@ -1,17 +1,27 @@
-"""Checkpoints of a run while it trains. Written under a temporary name, synced, then renamed: whole or absent."""
+"""Checkpoints of a run while it trains. Written under a temporary name, synced, then renamed: whole or absent.
+
+What a disk, a copy or a hand does to one later is found before any of it is used: avssl/checkpoint/checksums.py.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import nn
+
+from avssl.checked_json import Fields
+from avssl.checkpoint.checksums import DamagedCheckpointError, damage, seal
 from avssl.checkpoint.shards import load_shards, save_shards
+from avssl.checkpoint.weights import load_module, save_module
 from avssl.disk_errors import clear_errors
-from avssl.distributed import barrier, broadcast_object, world_size
+from avssl.distributed import barrier, broadcast_object, rank, world_size
+from avssl.plain_text import say
 from avssl.types import Progress
 from avssl.whole_files import sync
 
@@ -19,23 +29,34 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 STEP_FOLDER = re.compile(r"step_(\d{6,})")
+PROGRESS_FILE = "progress.json"
+VIEWS_FILE = "view_statistics.safetensors"
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """Whole checkpoints of a run, oldest first. Temporary ones do not match."""
+    """Checkpoints of a run, oldest first: neither temporary ones nor those that were set aside as damaged."""
     found = [path for path in run.glob("step_*") if STEP_FOLDER.fullmatch(path.name)]
     return sorted(found, key=lambda path: int(path.name[5:]))
 
 
-def save(accelerator: Accelerator, run: Path, progress: Progress, facts: Mapping[str, object], keep: int) -> Path:
+def save(
+    accelerator: Accelerator,
+    run: Path,
+    views: nn.Module,
+    progress: Progress,
+    facts: Mapping[str, object],
+    keep: int,
+) -> Path:
     """Write run/step_<step>/ from all ranks and drop all but the newest `keep`.
 
-    facts are what must be equal when the run goes on (data set, batch, order); `resume` compares them.
+    views is the module whose statistics were measured. facts are what must be equal when the run goes on (data set,
+    batch, order); `resume` compares them.
     """
     target = run / f"step_{progress.step:06d}"
     temporary = run / f".{target.name}.tmp"
     if accelerator.is_main_process:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for left in run.glob(".step_*.tmp"):  # of a run that was killed
+            shutil.rmtree(left)
         temporary.mkdir(parents=True)
     barrier()
     hook = accelerator.register_save_state_pre_hook(save_shards)
@@ -45,9 +66,10 @@ def save(accelerator: Accelerator, run: Path, progress: Progress, facts: Mapping
     barrier()
     if accelerator.is_main_process:
         state = {"progress": progress.state_dict(), "facts": dict(facts), "world_size": world_size()}
-        (temporary / "progress.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
-        for path in temporary.iterdir():
-            sync(path)
+        with clear_errors(target, "written"):
+            save_module(views, temporary / VIEWS_FILE)
+            (temporary / PROGRESS_FILE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+            seal(temporary)
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
         sync(run)
@@ -58,16 +80,24 @@ def save(accelerator: Accelerator, run: Path, progress: Progress, facts: Mapping
     return target
 
 
-def resume(accelerator: Accelerator, run: Path, progress: Progress, facts: Mapping[str, object]) -> Path | None:
-    """Load the newest checkpoint of the run into the prepared objects and `progress`; None when there is none.
+def resume(
+    accelerator: Accelerator,
+    run: Path,
+    views: nn.Module,
+    progress: Progress,
+    facts: Mapping[str, object],
+    *,
+    strict: bool = False,
+) -> Path | None:
+    """Load the newest whole checkpoint into the prepared objects, `views` and `progress`; None when there is none.
 
-    Raises ValueError when the run was made with other data, batch size, order or number of processes.
+    Raises ValueError when the run was made with other data, batch size, order or number of processes, and
+    DamagedCheckpointError as `newest_whole` does.
     """
-    found = broadcast_object([str(path) for path in checkpoints(run)])
-    if not found:
+    newest = newest_whole(run, strict=strict)
+    if newest is None:
         return None
-    newest = Path(found[-1])
-    state = json.loads((newest / "progress.json").read_text(encoding="utf-8"))
+    state = Fields.read(newest / PROGRESS_FILE).record
     given = {**facts, "world_size": world_size()}
     stored = {**state["facts"], "world_size": state["world_size"]}
     changed = [
@@ -83,5 +113,54 @@ def resume(accelerator: Accelerator, run: Path, progress: Progress, facts: Mappi
     hook = accelerator.register_load_state_pre_hook(load_shards)
     accelerator.load_state(str(newest))
     hook.remove()
+    load_module(views, newest / VIEWS_FILE)
     progress.load_state_dict(state["progress"])
+    return newest
+
+
+def newest_whole(run: Path, *, strict: bool = False) -> Path | None:
+    """The newest checkpoint whose files are all as they were written; None when the run has no checkpoint at all.
+
+    Damaged ones that are newer are named on standard error and renamed to damaged_step_<step>, for a run must not take
+    them for its newest, nor count them among those it keeps. The first rank looks, all take what it found.
+    DamagedCheckpointError on every rank when no whole one is left, or, with strict, when a newer one is damaged.
+    """
+    found, problem = "", ""
+    if rank() == 0:
+        try:
+            found = str(_newest_whole(run, strict) or "")
+        except DamagedCheckpointError as error:
+            problem = str(error)
+    found, problem = broadcast_object((found, problem))
+    if problem:
+        raise DamagedCheckpointError(problem)
+    return Path(found) if found else None
+
+
+def _newest_whole(run: Path, strict: bool) -> Path | None:
+    faults: dict[Path, str] = {}
+    newest = None
+    for path in reversed(checkpoints(run)):
+        if not (fault := damage(path)):
+            newest = path
+            break
+        faults[path] = fault
+    if not faults:
+        return newest
+    said = "; ".join(f"{path} is damaged: {fault}" for path, fault in faults.items())
+    if newest is None:
+        raise DamagedCheckpointError(
+            f"{said}. No whole checkpoint is left; put one back, name another run, or remove these to begin anew"
+        )
+    if strict:
+        raise DamagedCheckpointError(
+            f"{said}. resume=strict takes no older one; resume=true goes on from {newest}, the newest whole one"
+        )
+    names = []
+    for path in faults:
+        aside = path.with_name(f"damaged_{path.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        names.append(aside.name)
+    say(f"warning: {said}. Now {', '.join(names)}; going on from {newest}, the newest whole one", sys.stderr)
     return newest

@@ -13,18 +13,18 @@ can read to the end, whoever removes it; the disk has that room back when it ope
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from avssl.data import storage
 from avssl.data.shard_format import INDEX_NAME, ShardRecord, SideCar
+from avssl.locks import LockedError, locked
 from avssl.types import FailureReason, MediaError
 
 DEFAULT_CACHE_BYTES = 50_000_000_000
@@ -197,23 +197,19 @@ class ShardCache:
         """Was the process that fetched this entry killed? Then nobody holds the lock, or this process itself does."""
         if key[:LOCK_DIGITS] == own_key[:LOCK_DIGITS]:
             return True
-        with (self.folder / "locks" / key[:LOCK_DIGITS]).open("a", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
-        return True
+        try:
+            with locked(self.folder / "locks" / key[:LOCK_DIGITS], wait_seconds=0):
+                return True
+        except LockedError:
+            return False
 
     def _remove(self, key: str) -> None:
         for suffix in ("tar", "json", "tar.part", "json.part"):
             self._path(key, suffix).unlink(missing_ok=True)
 
-    @contextmanager
-    def _lock(self, name: str) -> Iterator[None]:
-        """Held by one process of this machine at a time; it goes with the process, however that ends."""
-        with (self.folder / "locks" / name).open("a", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+    def _lock(self, name: str) -> AbstractContextManager[None]:
+        """Held by one process of this machine at a time."""
+        return locked(self.folder / "locks" / name)
 
     @contextmanager
     def _when_full(self) -> Iterator[None]:

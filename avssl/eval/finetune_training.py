@@ -25,6 +25,7 @@ from avssl.distributed import all_mean, barrier, broadcast_state, is_active, ran
 from avssl.eval.finetune_state import TRAINING_FILE, load_state, read_step, save_state
 from avssl.optim.build import OptimConfig, build_optimizer, set_learning_rate
 from avssl.plain_text import plain
+from avssl.step_lines import keep_until
 from avssl.types import Batch
 
 BatchNormMode = Literal["train", "frozen"]
@@ -212,10 +213,7 @@ class _Log:
         self.path, self.every, self.is_first = folder / "metrics.jsonl", options.log_every_steps, rank() == 0
         if self.is_first:
             folder.mkdir(parents=True, exist_ok=True)
-            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.is_file() else []
-            # What came after the checkpoint comes again; a kill can leave half a line.
-            kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
-            self.path.write_text("".join(kept), encoding="utf-8")
+            keep_until(self.path, step)
         self.bar = tqdm(
             total=total_steps,
             initial=step,
