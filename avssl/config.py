@@ -65,8 +65,7 @@ class RunConfig:
     steps: int = 0  # optimiser steps; 0 leaves it to `epochs`
     seed: int = 0  # weights, order, augmentation
     init_from: str = ""  # a finished run whose encoders, heads, banks and constants to start from
-    # of a `run` with checkpoints. true: go on from the newest whole one; strict: only if none is damaged; false: refuse
-    resume: Literal[True, False, "strict"] = True  # go on from the newest whole checkpoint; strict: refuse damaged ones
+    resume: Literal[True, False, "strict"] = True  # go on from the newest whole checkpoint; strict: if none is damaged
     log_every_steps: int = 10
     checkpoint_every_steps: int = 1000
     stopped_status: int = 0  # exit status of a run that a signal has stopped; docs/checkpoints.md has schedulers

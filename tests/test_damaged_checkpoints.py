@@ -1,5 +1,6 @@
 """Checkpoints that are not as they were written: named, never used, and the newest whole one is used in their place."""
 
+import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from avssl.checkpoint import steps as module
 from avssl.checkpoint.checksums import _content, damage
 from avssl.checkpoint.steps import newest_whole
 from avssl.types import Progress
+from tests.conftest import run_python
 
 FILES = ("model.safetensors", "optimizer.bin", "random_states_0.pkl", "random_states_1.pkl", "scaler.pt")
 OURS = ("view_statistics.safetensors", "progress.json", "checksums.json")
@@ -186,3 +188,11 @@ def test_every_rank_takes_what_the_first_one_found(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "broadcast_object", lambda mine: ("", "step_000010 is damaged"))
     with pytest.raises(DamagedCheckpointError, match="step_000010 is damaged"):
         newest_whole(tmp_path)
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged_ends_as_the_uninterrupted_one(shards):
+    """Each file once, each in another way; losses and weights bit for bit. The long check has all of them."""
+    process = run_python(
+        "-m", "tests.soak.training_storm", "--shards", shards["train"], "--kinds", "1", "--rounds", "0"
+    )
+    assert json.loads(process.stdout.splitlines()[-1])["cases"] == 6

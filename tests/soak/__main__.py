@@ -39,6 +39,7 @@ class Check:
 
 CHECKS = {
     "preparation": Check("The same command twice gives the same bytes", "tests.soak.preparation_storm --rounds 12"),
+    "training": Check("Stop anywhere, resume exactly", "tests.soak.training_storm --rounds 1 --kills 4"),
     "accounting": Check("Nothing disappears silently", "tests/test_odd_files.py tests/test_write_repair.py"),
     "alignment": Check("Audio and video stay aligned to within one frame", "tests/test_alignment.py"),
     "ranks": Check("N processes compute what one process computes", "tests.soak.losses_on_ranks"),
