@@ -43,7 +43,7 @@ from avssl.scratch import remove_leftovers
 from avssl.table_files import merge_parquet
 from avssl.table_folders import INDEX_NAME, PROGRESS_NAME, SKIPPED_NAME, FolderIndex
 from avssl.tables import MODALITIES, EmbeddingTable, write_tables
-from avssl.whole_files import locked, whole_file
+from avssl.whole_files import whole_file
 
 SOURCES_PER_BLOCK, ROWS_PER_FILE = 128, 200_000
 SETTINGS_NAME, LISTING_NAME, LOCK_NAME = "settings.json", "sources.jsonl", ".lock"

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from avssl.disk_errors import clear_errors
+
 LOOK_SECONDS = 0.1
 
 
@@ -23,7 +25,9 @@ def locked(path: Path, *, shared: bool = False, wait_seconds: float | None = Non
     hold the file after so long, LockedError `busy` (default: what the file is and that another process is at work).
     """
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    with path.open("a", encoding="utf-8") as file:
+    with clear_errors(path, "written"):
+        file = path.open("a", encoding="utf-8")
+    with file:
         if wait_seconds is None:
             fcntl.flock(file, kind)
         else:

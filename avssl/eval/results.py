@@ -26,9 +26,10 @@ from avssl.checked_json import Fields, parse
 from avssl.eval.intervals import DIFFERENCE, intervals_of
 from avssl.eval.outcome import Metric, Outcome, Repeat, TaskConfig
 from avssl.foreign_files import arrays_of
+from avssl.locks import locked
 from avssl.plain_text import plain
 from avssl.scratch import remove_leftovers
-from avssl.whole_files import locked, write_whole
+from avssl.whole_files import write_whole
 
 if TYPE_CHECKING:
     from avssl.eval.protocol import TaskConfig as StandardConfig
