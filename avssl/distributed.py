@@ -132,6 +132,20 @@ def broadcast_state(module: torch.nn.Module) -> None:
             dist.broadcast(tensor, src=0)
 
 
+def broadcast_running_statistics(module: torch.nn.Module) -> None:
+    """Give every rank the first one's running statistics of batch norm, in place.
+
+    In training each rank has its own. Whoever looks at samples with all ranks, in eval mode, looks with one network,
+    and with that of a resumed run, for a checkpoint holds the first rank's.
+    """
+    if not is_active():
+        return
+    for part in module.modules():
+        if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
+            for buffer in part.buffers(recurse=False):
+                dist.broadcast(buffer, src=0)
+
+
 def barrier() -> None:
     """Wait until every process is here."""
     if is_active():

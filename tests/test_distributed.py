@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT, TINY, TINY_CMA, run_ranks
+from tests.conftest import ROOT, TINY, TINY_CMA, run_python, run_ranks
 
 TINY_WITHOUT_BATCH_NORM = [
     *(change for change in TINY if not change.startswith("encoders.")),
@@ -62,3 +62,18 @@ def test_a_run_of_two_processes_resumes_exactly(shards, tmp_path):
     straight, stopped = (load_file(tmp_path / name / "encoders.safetensors") for name in ("straight", "stopped"))
     for key, expected in straight.items():
         assert torch.equal(stopped[key], expected), key
+
+
+def test_two_processes_that_look_at_all_samples_with_batch_norm_resume_exactly(shards, tmp_path):
+    """Each process has running statistics of its own in training; which it looks with must not depend on a stop."""
+    keys = [
+        *(change for change in TINY if not change.startswith("loss.")),
+        "loss.name=xdc", "loss.num_clusters=6", "loss.pca_dim=4",
+        f"data.shards={shards['train']}", "checkpoint_every_steps=1", "optim.schedule=constant",
+    ]  # fmt: skip
+    start = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "recipes/pretrain.py", *keys)
+    for run, steps in (("straight", 8), ("stopped", 2), ("stopped", 8)):
+        run_python(*start, f"steps={steps}", f"run={tmp_path / run}")
+    straight, stopped = (load_file(tmp_path / name / "encoders.safetensors") for name in ("straight", "stopped"))
+    assert any("running_mean" in key for key in straight)
+    assert [key for key, value in straight.items() if not torch.equal(stopped[key], value)] == []

@@ -34,7 +34,7 @@ from avssl.data.view_config import ViewsConfig, check_views
 from avssl.data.views import RawView, ViewMaker, raw_views
 from avssl.data.worker_server import worker_context
 from avssl.data.workers import start_worker
-from avssl.distributed import rank, world_size
+from avssl.distributed import broadcast_running_statistics, rank, world_size
 from avssl.types import Batch, MediaError, View
 
 __all__ = ["Loader", "LoaderConfig"]
@@ -188,7 +188,11 @@ class Loader:
     def embed_all(
         self, model: torch.nn.Module, view_names: Sequence[str] = ()
     ) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
-        """(index, outputs) of the model in eval mode over `every_sample_once`; restores training mode at the end."""
+        """(index, outputs) of the model in eval mode over `every_sample_once`; restores training mode at the end.
+
+        All ranks look with the first one's running statistics, and keep them.
+        """
+        broadcast_running_statistics(model)
         was_training = model.training
         model.eval()
         try:

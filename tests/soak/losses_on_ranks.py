@@ -18,7 +18,7 @@ from pathlib import Path
 from tests.conftest import run_ranks
 from tests.soak.outcome import Outcome
 
-# Of a tensor's largest entry, in float64 and at most twelve steps: sums in another order were seen to make 1.3e-12 of it.
+# Of a tensor's largest entry, in float64, at most twelve steps: sums in another order were seen to make 1.3e-12 of it.
 LARGEST_DIFFERENCE = 1e-10
 
 
