@@ -94,6 +94,18 @@ def test_any_damage_is_named_and_the_one_before_is_used(name, kind, tmp_path, ca
     assert newest_whole(tmp_path, strict=True) == before  # it stays aside
 
 
+def test_a_checkpoint_of_an_earlier_version_is_taken_as_it_is_and_one_of_this_version_is_not(tmp_path):
+    """Earlier ones have no checksums, and the statistics of the views beside them."""
+    (newest,) = written(tmp_path, 5)
+    (newest / "checksums.json").unlink()
+    (newest / "view_statistics.safetensors").rename(tmp_path / "view_statistics.safetensors")
+    assert newest_whole(tmp_path, strict=True) == newest
+    *_, newest = written(tmp_path, 10)
+    (newest / "checksums.json").unlink()
+    with pytest.raises(DamagedCheckpointError, match=r"step_000010 is damaged: checksums\.json"):
+        newest_whole(tmp_path, strict=True)
+
+
 def test_every_bit_of_the_checksums_counts(tmp_path):
     """Spaces, names and numbers: json has many ways to say the same, and a name could come twice."""
     (newest,) = written(tmp_path, 5)

@@ -1,4 +1,7 @@
-"""Is a checkpoint as it was written? Its last file, checksums.json, has the size and SHA-256 of every other one."""
+"""Is a checkpoint as it was written? Its last file, checksums.json, has the size and SHA-256 of every other one.
+
+Checkpoints of earlier versions have no such file; they are taken as they are.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from avssl.checked_json import Fields, dump
 from avssl.whole_files import sync
 
 CHECKSUMS_FILE = "checksums.json"
+VIEWS_FILE = "view_statistics.safetensors"
 
 
 class DamagedCheckpointError(ValueError):
@@ -33,13 +37,18 @@ def damage(folder: Path) -> str:
         content = path.read_bytes()
         records = Fields.parse(content, CHECKSUMS_FILE).mapping("files")
     except FileNotFoundError:
-        return f"{CHECKSUMS_FILE}, which is written last, is missing"
+        return "" if is_unsealed(folder) else f"{CHECKSUMS_FILE}, which is written last, is missing"
     except (OSError, ValueError) as error:
         return f"{CHECKSUMS_FILE} cannot be read ({error})"
     # json has several ways to write one value, and a name may come twice: only the bytes that `seal` writes count.
     if not records or content != _content(records):
         return f"{CHECKSUMS_FILE} is not as it was written"
     return next((fault for name, record in records.items() if (fault := _fault(folder / name, record))), "")
+
+
+def is_unsealed(folder: Path) -> bool:
+    """Is it a checkpoint of an earlier version, without checksums, with the statistics of the views beside it?"""
+    return (folder.parent / VIEWS_FILE).is_file() and not (folder / VIEWS_FILE).exists()
 
 
 def _fault(path: Path, record: object) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from avssl.checked_json import Fields
-from avssl.checkpoint.checksums import DamagedCheckpointError, damage, seal
+from avssl.checkpoint.checksums import VIEWS_FILE, DamagedCheckpointError, damage, is_unsealed, seal
 from avssl.checkpoint.shards import load_shards, save_shards
 from avssl.checkpoint.weights import load_module, save_module
 from avssl.disk_errors import clear_errors
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 STEP_FOLDER = re.compile(r"step_(\d{6,})")
 PROGRESS_FILE = "progress.json"
-VIEWS_FILE = "view_statistics.safetensors"
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -113,7 +112,7 @@ def resume(
     hook = accelerator.register_load_state_pre_hook(load_shards)
     accelerator.load_state(str(newest))
     hook.remove()
-    load_module(views, newest / VIEWS_FILE)
+    load_module(views, (run if is_unsealed(newest) else newest) / VIEWS_FILE)
     progress.load_state_dict(state["progress"])
     return newest
 
