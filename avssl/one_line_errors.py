@@ -59,9 +59,12 @@ def tell_launcher(text: str) -> None:
     """torchrun ends its own report, the last thing a user sees, with what stands in this file."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
-        about = {"py_callstack": plain(text), "timestamp": str(int(time.time()))}
+        report = {
+            "message": plain(text),
+            "extraInfo": {"py_callstack": plain(text), "timestamp": str(int(time.time()))},
+        }
         try:
-            Path(path).write_text(json.dumps({"message": {"message": plain(text), "extraInfo": about}}), "utf-8")
+            Path(path).write_text(json.dumps({"message": report}), encoding="utf-8")
         except OSError:  # as full as the other disk, say; the line has been printed
             return
 

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from avssl import checkpoint
@@ -31,6 +30,7 @@ from avssl.checked_json import Fields
 from avssl.config import ProbeConfig
 from avssl.data.clip_sets import ClipPlan
 from avssl.data.shards import ShardSet
+from avssl.device_settings import usable_device
 from avssl.disk_errors import clear_errors
 from avssl.embed import EMBEDDING_PARTS, Embedder
 from avssl.eval.classifiers import knn_scores, logistic_scores, require_sklearn
@@ -168,8 +168,10 @@ def check(config: ProbeConfig) -> None:
             f"probe.every_steps is {config.every_steps} and probe.num_neighbours {config.num_neighbours}; both must be "
             "at least 1"
         )
-    if torch.device(config.device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"probe.device={config.device}: PyTorch finds no GPU here; name cpu")
+    try:
+        usable_device(config.device)
+    except ValueError as error:
+        raise ValueError(f"probe.{error}") from error
     shards = ShardSet(config.shards)
     if not shards.index.label_names:
         raise ValueError(

@@ -135,6 +135,7 @@ class Largest(TorchDispatchMode):
 def test_no_tensor_is_larger_than_the_result_the_rounded_bank_or_a_block():
     video, audio = random_banks(num_rows=900, dim=8)
     k = 10
+    most_agreeing(video, audio, k, "consensus", 0, 900)  # the first search of a process tries its kernels
     with Largest() as largest:
         most_agreeing(video, audio, k, "consensus", 0, 900)
     assert largest.bytes <= max(900 * k * 8, 900 * 8 * 4, 13 * 17 * 3 * 8, 13 * (k + 17 * 3) * 8)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from avssl.eval.compare import Difference, comparison_table
+from avssl.eval.intervals import DIFFERENCE
 from avssl.eval.results import table
 from avssl.table_folders import FolderIndex
 from tests.conftest import run_python
@@ -25,7 +26,9 @@ def test_nothing_that_opens_data_runs_code_reaches_elsewhere_or_acts_on_the_term
 
 
 def test_a_metric_called_after_a_malicious_label_field_is_one_line_of_a_table():
+    intervals = {"confidence": 0.95, "num_rows": {NAME: 9}, "values": {"trained": {NAME: [0.4, 0.6]}}, DIFFERENCE: {}}
     evaluation = {"results": {"trained": {NAME: 0.5}}, "deviation": {"trained": {}}, "chance": {NAME: 0.1}}
+    evaluation["intervals"] = intervals
     assert len(table(evaluation).split("\n")) == 2
     assert not acting_lines(table(evaluation))
     shown = comparison_table({NAME: Difference(0.5, 0.4, -0.2, 0.2)}, 0.95)

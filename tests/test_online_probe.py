@@ -1,6 +1,7 @@
 """The online probe: what it finds is what a finished run is worth, and the run does not notice it."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -74,9 +75,13 @@ def test_the_last_line_is_what_the_finished_run_gives_and_scikit_learn_says_the_
 
 
 def test_a_probe_that_fails_is_seen_and_the_run_goes_on(shards, tmp_path):
-    options = [f"probe.shards={shards['train']}", "probe.device=nowhere", "steps=1"]
+    copy = tmp_path / "shards"
+    shutil.copytree(shards["train"], copy)
+    for tar in copy.glob("*.tar"):  # whole by size, which the run looks at, and no tar
+        tar.write_bytes(bytes(tar.stat().st_size))
+    options = [f"probe.shards={copy}", "steps=1"]
     process = run_python(*arguments_for("avid", shards, tmp_path / "run", *options))
-    assert "probe of step 0: status 1: RuntimeError" in process.stdout + process.stderr
+    assert "probe of step 0: status 1: " in process.stdout + process.stderr
     assert (tmp_path / "run" / "encoders.safetensors").is_file()
 
 

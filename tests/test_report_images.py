@@ -96,7 +96,7 @@ def test_results_of_tasks_are_tables_with_their_deviation_random_weights_and_cha
     result = {
         "task": "few_label", "name": "<b>demo</b>", "data": {"train": "a", "test": "shards/test"},
         "weights": {"trained": "abc"}, "environment": {"commit": "123"},
-        "protocol": {"label_share": 0.1}, "chance": {metric: 0.125},
+        "protocol": {"label_share": 0.1, "num_test": 40}, "chance": {metric: 0.125},
         "results": {"trained": {metric: 0.75, "d_prime": 1.5}, "untrained": {metric: 0.25}},
         "deviation": {"trained": {metric: 0.02, "d_prime": None}, "untrained": {metric: None}},
         "repeats": {"trained": [{}, {}, {}], "untrained": [{}, {}, {}]},
@@ -108,8 +108,8 @@ def test_results_of_tasks_are_tables_with_their_deviation_random_weights_and_cha
     assert "<b>demo" not in text
     words = " ".join(" ".join(page.text).replace("\u00a0", " ").split())
     assert "few label · <b>demo</b> shards/test; mean ± deviation of 3 folds or seeds" in words
-    assert f"{metric} 75.0 % ± 2.0 % 25.0 % 12.5 %" in words
-    assert "d_prime 1.5 – –" in words
+    assert f"{metric} 40 75.0 % ± 2.0 % 25.0 % 12.5 %" in words
+    assert "d_prime 40 1.5 – –" in words
     (tmp_path / "evaluations" / "broken.json").write_text("{")
     with pytest.raises(ValueError, match=r"broken\.json is damaged"):
         write_report(tmp_path)
