@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from avssl.plain_text import PlainRecords
+from avssl.files.plain_text import PlainRecords
 
 if TYPE_CHECKING:
-    from avssl.embed import Embedder
+    from avssl.embedding.embedder import Embedder
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load_embedder"]
@@ -19,10 +19,10 @@ logging.getLogger("avssl").addFilter(PlainRecords())
 def load_embedder(run: str, device: str = "cpu") -> Embedder:
     """Embedder of a finished run, of an exchange folder, or of a hub's `owner/name` or `hf://owner/name[@revision]`.
 
-    A name is looked for at the hub only where no such folder is here; that needs the extra `hub`. See avssl.embed. The
+    A name is looked for at the hub only where no such folder is here; that needs the extra `hub`. See avssl.embedding.embedder. The
     heavy imports happen here, not at `import avssl`.
     """
     from avssl import checkpoint
-    from avssl.embed import Embedder
+    from avssl.embedding.embedder import Embedder
 
     return Embedder.from_run(checkpoint.locate(run), device=device)

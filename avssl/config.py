@@ -20,15 +20,15 @@ from typing import Any, Literal, TypeVar
 import yaml
 from omegaconf import OmegaConf, errors
 
-from avssl.checked_json import MAX_DEPTH
-from avssl.config_text import ConfigError, check_yaml, flat, is_file, one_line
 from avssl.data.loader_config import LoaderConfig
-from avssl.data.shard_cache import DEFAULT_CACHE_BYTES
-from avssl.data.view_config import ViewsConfig
+from avssl.files.checked_json import MAX_DEPTH
+from avssl.files.config_text import ConfigError, check_yaml, flat, is_file, one_line
+from avssl.files.plain_text import brief, say, say_lines
+from avssl.files.whole import write_whole
 from avssl.optim.config import OptimConfig
-from avssl.plain_text import brief, say, say_lines
+from avssl.shards.cache import DEFAULT_CACHE_BYTES
+from avssl.transforms.config import ViewsConfig
 from avssl.types import LossConfig
-from avssl.whole_files import write_whole
 
 T = TypeVar("T")
 MAX_YAML_BYTES = 1 << 20

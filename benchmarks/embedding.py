@@ -35,15 +35,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from avssl import config, losses
-from avssl.data.clips import frame_times_seconds
-from avssl.data.decode import PictureStream, SoundStream
-from avssl.data.media import Sources, open_media
-from avssl.data.sandbox_streams import Piece
-from avssl.data.views import ViewMaker
-from avssl.data.windows import Windows, WindowStream, clip_starts, window_grid
-from avssl.embed import Embedder
-from avssl.embed_folder import FolderJob
+from avssl.embedding.embedder import Embedder
+from avssl.embedding.folder import FolderJob
+from avssl.embedding.sources import Sources, open_media
+from avssl.embedding.windows import Windows, WindowStream, clip_starts, window_grid
+from avssl.media.decode import PictureStream, SoundStream
 from avssl.models import create_encoder
+from avssl.processes.streams import Piece
+from avssl.transforms.time_sampling import frame_times_seconds
+from avssl.transforms.view_maker import ViewMaker
 from benchmarks.claims import Claim, command_line, cpu_seconds, median_ratio, publish, take_turns
 from benchmarks.made_files import make_file
 

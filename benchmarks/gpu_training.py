@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from avssl import device_settings
+from avssl import device as device_settings
 from benchmarks.claims import Claim, command_line, publish, take_turns
 from benchmarks.whole_step import Size, WholeStep
 

@@ -30,7 +30,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from avssl import config, device_settings, losses
+from avssl import config, device, losses
 from avssl.models import create_encoder
 from avssl.types import Progress
 from benchmarks import image_data, learning
@@ -83,7 +83,7 @@ def encoder_rate(arguments: Any, precision: str) -> float:
     """Images a second of the bare encoder as the recipe sets it up, forward and backward on two views of each."""
     options = {"small_stem": True} if arguments.size_px < 64 else {}
     encoder = create_encoder(arguments.encoder, **options).to(arguments.device)
-    device_settings.use_channels_last(torch.nn.ModuleDict({"image": encoder}), None, torch.device(arguments.device))
+    device.use_channels_last(torch.nn.ModuleDict({"image": encoder}), None, torch.device(arguments.device))
     shape = (2 * arguments.batch_size, 3, arguments.size_px, arguments.size_px)
     views = torch.randn(shape, device=arguments.device)
     seconds = []

@@ -22,7 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from avssl import config, losses
-from avssl.embed import Embedder
+from avssl.embedding.embedder import Embedder
 from avssl.models import create_encoder
 from avssl.optim.build import build_optimizer, set_learning_rate
 from benchmarks import learning

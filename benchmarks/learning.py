@@ -18,9 +18,9 @@ import torch
 
 from avssl import config, losses
 from avssl.data.loader import Loader
-from avssl.data.shards import ShardSet
-from avssl.data.views import ViewMaker
 from avssl.eval.knn import knn_classify
+from avssl.shards.shard_set import ShardSet
+from avssl.transforms.view_maker import ViewMaker
 from avssl.types import View
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -24,7 +24,7 @@ from torchvision import transforms
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from avssl import config
-from avssl.data.shards import ShardSet
+from avssl.shards.shard_set import ShardSet
 from benchmarks.claims import cpu_seconds
 from benchmarks.lightly_run import METHODS
 

@@ -37,13 +37,13 @@ from torch.utils.data import default_collate
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from avssl.data.clip_reading import spans
-from avssl.data.clips import random_windows, snap_to_frames
-from avssl.data.raw_batch import Collate, RawBatch
-from avssl.data.shards import Sample, ShardSet
-from avssl.data.view_config import clip_lengths
-from avssl.data.views import ViewMaker, ViewsConfig, raw_views
+from avssl.data.batch import Collate, RawBatch
+from avssl.data.read_views import spans
 from avssl.data.workers import keep_freed_memory
+from avssl.shards.shard_set import Sample, ShardSet
+from avssl.transforms.config import clip_lengths
+from avssl.transforms.time_sampling import random_windows, snap_to_frames
+from avssl.transforms.view_maker import ViewMaker, ViewsConfig, raw_views
 from avssl.types import View
 from benchmarks import loader_peer
 from benchmarks.claims import Claim, command_line, machine, median_ratio, publish, take_turns

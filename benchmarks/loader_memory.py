@@ -26,9 +26,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from avssl.data.loader import Loader, LoaderConfig
-from avssl.data.shards import ShardSet
-from avssl.data.views import ViewMaker, ViewsConfig
 from avssl.data.workers import host_mib
+from avssl.shards.shard_set import ShardSet
+from avssl.transforms.view_maker import ViewMaker, ViewsConfig
 from avssl.types import View
 from benchmarks.claims import Claim, command_line, machine, publish
 from benchmarks.loader_clips import FOLDER, prepared
@@ -41,7 +41,7 @@ from pathlib import Path
 ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
 age = float(Path("/proc/uptime").read_text().split()[0]) - ticks / 100
 begin = time.perf_counter() - age
-from avssl.data.worker_server import start_worker_server
+from avssl.processes.worker_server import start_worker_server
 start_worker_server()
 from benchmarks.loader_memory import loader_of
 imported = time.perf_counter()

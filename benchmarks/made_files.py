@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.encode import AudioSettings, MediaWriter, VideoSettings
+from data_prep.transcode.encode import AudioSettings, MediaWriter, VideoSettings
 
 FPS = 30
 

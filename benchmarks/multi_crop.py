@@ -21,11 +21,11 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from avssl.data.decode import read_video
-from avssl.data.raw_batch import Collate
-from avssl.data.shards import ShardSet
-from avssl.data.views import ViewsConfig, raw_views
+from avssl.data.batch import Collate
 from avssl.data.workers import keep_freed_memory
+from avssl.media.decode import read_video
+from avssl.shards.shard_set import ShardSet
+from avssl.transforms.view_maker import ViewsConfig, raw_views
 from avssl.types import Modality, View
 from benchmarks.claims import Claim, command_line, machine, median_ratio, publish, take_turns
 from benchmarks.loader import received

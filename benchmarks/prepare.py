@@ -33,10 +33,10 @@ from av.video.reformatter import VideoReformatter
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from avssl.data.decode import fitted_size, probe
+from avssl.media.decode import fitted_size, probe
 from benchmarks.made_files import make_file
-from data_prep.options import WriteOptions
-from data_prep.transcode import transcode
+from data_prep.transcode.file import transcode
+from data_prep.transcode.options import WriteOptions
 
 OPTIONS = WriteOptions(on_missing_audio="keep")
 
@@ -182,7 +182,7 @@ def run_alone(path: str) -> float:
     """Peak resident memory of a new process that transcodes one file, less what it stores: MiB."""
     code = (
         "import sys; from pathlib import Path; from benchmarks.prepare import OPTIONS\n"
-        "from data_prep.transcode import transcode\n"
+        "from data_prep.transcode.file import transcode\n"
         "result = transcode(sys.argv[1], OPTIONS)\n"
         "stored = len(result.video or b'') + len(result.audio or b'')\n"
         # not ru_maxrss, which a process inherits from the one that starts it

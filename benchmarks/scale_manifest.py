@@ -20,11 +20,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from avssl.data.shards import ShardIndex, ShardRecord, dump_json
+from avssl.processes.pool import default_num_workers
+from avssl.shards.shard_set import ShardIndex, ShardRecord, dump_json
 from benchmarks import learning
-from data_prep.pool import default_num_workers
-from data_prep.rows import scan
-from data_prep.shuffle import shuffled_rows
+from data_prep.write.rows import scan
+from data_prep.write.shuffle import shuffled_rows
 
 ROWS_PER_PART = 1000
 NUM_SHARES = 1000

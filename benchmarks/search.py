@@ -20,11 +20,11 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from avssl import search_faiss
-from avssl.embed_state import file_record
-from avssl.search import EmbeddingIndex, Hit
-from avssl.table_folders import FolderIndex
-from avssl.tables import EmbeddingTable
+from avssl.embedding import faiss_index
+from avssl.embedding.index import FolderIndex
+from avssl.embedding.search import EmbeddingIndex, Hit
+from avssl.embedding.state import file_record
+from avssl.embedding.table import EmbeddingTable
 from benchmarks.claims import Claim, command_line, cpu_seconds, median_ratio, publish, take_turns
 
 WIDTH, NUM_CLUSTERS, SPREAD, TOP, ROUNDS = 128, 1000, 0.5, 10, 3
@@ -69,9 +69,9 @@ def measure(
     kind: str, words: str, index: EmbeddingIndex, queries: np.ndarray, exact: list[list[Hit]], threads: int
 ) -> list[Claim]:
     """Recall at every depth, and both speeds at the depth that the index was built with."""
-    faiss: Any = search_faiss._faiss()
+    faiss: Any = faiss_index._faiss()
     faiss.omp_set_num_threads(threads)
-    facts = search_faiss.build(index, kind)["video"]
+    facts = faiss_index.build(index, kind)["video"]
     faiss.omp_set_num_threads(1)
     size = f"{kind}, {facts['num_rows']:,} {words} rows"
     print(
@@ -81,13 +81,13 @@ def measure(
     )
     claims = []
     for depth in DEPTHS[kind]:
-        loaded = search_faiss.LoadedIndex(index, kind, "video", depth)
+        loaded = faiss_index.LoadedIndex(index, kind, "video", depth)
         before = cpu_seconds()
         share = recall(loaded.search(queries, TOP), exact)
         rate = len(queries) / (cpu_seconds() - before)
         name = f"{size}, {f'depth {depth}' if depth else 'as built'}: recall at {TOP}"
         claims.append(Claim(name, share, None, "found", "the exact search", share, note=f"{rate:,.0f} queries/s"))
-    built = search_faiss.LoadedIndex(index, kind, "video")
+    built = faiss_index.LoadedIndex(index, kind, "video")
     for how, asked in (("together", [queries[:TOGETHER]]), ("one by one", [row[None] for row in queries[:ONE_BY_ONE]])):
         count = sum(map(len, asked))
         seconds = take_turns(

@@ -28,14 +28,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from avssl.data.clip_reading import read_clip
-from avssl.data.decode import PictureStream, SoundStream, Upright, fitted_size, stream_pictures
-from avssl.data.shards import Sample, SampleInfo, parse_members, write_tar
-from avssl.data.view_config import ViewsConfig
+from avssl.data.read_views import read_clip
+from avssl.media.decode import PictureStream, SoundStream, Upright, fitted_size, stream_pictures
+from avssl.shards.shard_set import Sample, SampleInfo, parse_members, write_tar
+from avssl.transforms.config import ViewsConfig
 from benchmarks.made_files import make_file
-from data_prep.encode import AudioSettings, MediaWriter, VideoSettings
-from data_prep.members import Window, on_grid
-from data_prep.options import WriteOptions
+from data_prep.transcode.encode import AudioSettings, MediaWriter, VideoSettings
+from data_prep.transcode.members import Window, on_grid
+from data_prep.transcode.options import WriteOptions
 
 CLIP_SECONDS, FPS, RATE_HZ = 10.0, 16, 24_000
 READS_A_ROUND = 8

@@ -18,12 +18,12 @@ import torch
 from torch.nn.functional import normalize
 
 from avssl import config, losses
-from avssl.data.audio_augment import draw_sound
-from avssl.data.augment import draw_look
-from avssl.data.views import RawView, ViewMaker
 from avssl.models import create_encoder
-from avssl.monitor import Monitor
 from avssl.optim.build import build_optimizer, set_learning_rate
+from avssl.train.monitor import Monitor
+from avssl.transforms.audio import draw_sound
+from avssl.transforms.draw import draw_look
+from avssl.transforms.view_maker import RawView, ViewMaker
 from avssl.types import Batch, LossOutput, Progress
 
 

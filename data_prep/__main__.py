@@ -8,23 +8,26 @@ from collections.abc import Sequence
 from dataclasses import fields
 from importlib import import_module
 
-from avssl.data import storage
-from avssl.disk_errors import one_line
-from avssl.plain_text import PlainParser, run_in_utf8, say, say_lines
-from data_prep.options import CHOICES, WriteOptions
-from data_prep.pool import Limits, default_num_workers
+from avssl.files import storage
+from avssl.files.disk_errors import one_line
+from avssl.files.plain_text import PlainParser, run_in_utf8, say, say_lines
+from avssl.processes.pool import Limits, default_num_workers
+from data_prep.transcode.options import CHOICES, WriteOptions
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 # Commands that are a module of their own, with add_arguments(parser) and run(arguments) -> exit code or None.
 MODULES = {
-    "index": ("data_prep.index_command", "list the media files or pictures of a folder or a list in a manifest"),
-    "coverage": ("data_prep.coverage", "say how much of a manifest is there, can be decoded and was written, by class"),
+    "index": ("data_prep.index.command", "list the media files or pictures of a folder or a list in a manifest"),
+    "coverage": (
+        "data_prep.inspect.coverage",
+        "say how much of a manifest is there, can be decoded and was written, by class",
+    ),
     "demo-corpus": ("data_prep.demo.corpus", "make the embedded corpus of videos with sound"),
     "stats": (
-        "data_prep.stats.command",
+        "data_prep.inspect.stats.command",
         "say what a shard folder holds: sizes, classes, loudness, silence, stillness, duplicates",
     ),
-    "show": ("data_prep.show", "write one sample of a shard folder as a file that plays, and print its json"),
+    "show": ("data_prep.inspect.show", "write one sample of a shard folder as a file that plays, and print its json"),
 }
 
 
@@ -125,9 +128,9 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 
 def run_write(arguments: argparse.Namespace) -> int:
     """Exit code of `write`."""
-    from data_prep.job import Share
-    from data_prep.slurm import submit
-    from data_prep.write_shards import write_shards
+    from data_prep.write.job import Share
+    from data_prep.write.run import write_shards
+    from data_prep.write.slurm import submit
 
     options = WriteOptions(**{option.name: getattr(arguments, option.name) for option in fields(WriteOptions)})
     limits = Limits(arguments.file_seconds, arguments.file_memory_mib << 20)
@@ -164,7 +167,7 @@ def run_write(arguments: argparse.Namespace) -> int:
 
 def run_verify(arguments: argparse.Namespace) -> int:
     """Exit code of `verify`."""
-    from data_prep.verify import verify_folder
+    from data_prep.inspect.verify import verify_folder
 
     report = verify_folder(arguments.shards, arguments.decode, arguments.workers)
     for problem in report.problems:

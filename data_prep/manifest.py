@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from avssl.checked_json import Fields, parse
-from avssl.data.shards import dump_json
-from avssl.plain_text import brief
+from avssl.files.checked_json import Fields, parse
+from avssl.files.plain_text import brief
+from avssl.shards.shard_set import dump_json
 from avssl.types import FAILURE_REASONS
 
 KEY = re.compile(r"[A-Za-z0-9_/-]+")

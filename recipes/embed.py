@@ -18,14 +18,14 @@ from pathlib import Path
 
 import torch
 
-from avssl.data.sandbox import Limits
-from avssl.disk_errors import one_line
-from avssl.embed import Embedder
-from avssl.embed_folder import ROWS_PER_FILE, SOURCES_PER_BLOCK, FolderJob
-from avssl.embed_state import Part
-from avssl.plain_text import PlainParser, run_in_utf8, say, say_lines
-from avssl.table_folders import SKIPPED_NAME, FolderIndex
-from avssl.tables import MODALITIES, EmbeddingTable
+from avssl.embedding.embedder import Embedder
+from avssl.embedding.folder import ROWS_PER_FILE, SOURCES_PER_BLOCK, FolderJob
+from avssl.embedding.index import SKIPPED_NAME, FolderIndex
+from avssl.embedding.state import Part
+from avssl.embedding.table import MODALITIES, EmbeddingTable
+from avssl.files.disk_errors import one_line
+from avssl.files.plain_text import PlainParser, run_in_utf8, say, say_lines
+from avssl.processes.limits import Limits
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -23,15 +23,15 @@ import torch
 from accelerate import PartialState
 
 from avssl import checkpoint, config, distributed
-from avssl.data.shards import ShardSet
-from avssl.disk_errors import one_line
-from avssl.embed import Embedder
-from avssl.embed_split import embed_split
+from avssl.embedding.embed_shards import embed_split
+from avssl.embedding.embedder import Embedder
 from avssl.eval import compare, overlap, results, tasks
 from avssl.eval.outcome import TaskConfig as AnyTaskConfig
-from avssl.eval.protocol import TaskConfig, evaluate_tables
+from avssl.eval.tasks.standard import TaskConfig, evaluate_tables
+from avssl.files.disk_errors import one_line
+from avssl.files.plain_text import run_in_utf8, say, say_lines
 from avssl.losses.avid_cma import positive_set
-from avssl.plain_text import run_in_utf8, say, say_lines
+from avssl.shards.shard_set import ShardSet
 
 BANKS = ("loss.banks.video.rows", "loss.banks.audio.rows")
 AGREEMENTS = ("consensus", "union", "video", "audio")

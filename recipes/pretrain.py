@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 
 from avssl import config
-from avssl.data.worker_server import start_worker_server
-from avssl.one_line_errors import one_line_errors
-from avssl.plain_text import plain_lines, run_in_utf8
-from avssl.stopping import StoppedError, StopSignal, end_with_launcher
+from avssl.errors import one_line_errors
+from avssl.files.plain_text import plain_lines, run_in_utf8
+from avssl.processes.stopping import StoppedError, StopSignal, end_with_launcher
+from avssl.processes.worker_server import start_worker_server
 
 
 def main(cfg: config.RunConfig) -> int:
@@ -28,25 +28,26 @@ def main(cfg: config.RunConfig) -> int:
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.utils import set_seed
 
-    from avssl import checkpoint, device_settings, kernels, losses
-    from avssl.data import storage
+    from avssl import checkpoint, device, losses
     from avssl.data.loader import Loader
-    from avssl.data.shards import ShardSet
     from avssl.data.statistics import measure_statistics
-    from avssl.data.views import ViewMaker
     from avssl.eval import overlap
+    from avssl.files import storage
     from avssl.losses.base import EpochContext
     from avssl.models import create_encoder
-    from avssl.monitor import Monitor, provenance
-    from avssl.online_probe import OnlineProbe, embedding_parts
+    from avssl.ops import kernels
     from avssl.optim.build import build_optimizer, forget, set_learning_rate
-    from avssl.run_folder import hold_run
+    from avssl.shards.shard_set import ShardSet
+    from avssl.train.monitor import Monitor, provenance
+    from avssl.train.probe import OnlineProbe, embedding_parts
+    from avssl.train.run_folder import hold_run
+    from avssl.transforms.view_maker import ViewMaker
     from avssl.types import Progress
 
     run = Path(cfg.run)
     loss_class = losses.get(cfg.loss.name)
     modalities = loss_class.modalities(cfg.loss)
-    device_settings.settle_precision(cfg, modalities)  # config.yaml says what auto came to
+    device.settle_precision(cfg, modalities)  # config.yaml says what auto came to
     accelerator = Accelerator(
         cpu=cfg.cpu,
         mixed_precision=cfg.mixed_precision.replace("fp32", "no"),
@@ -66,7 +67,7 @@ def main(cfg: config.RunConfig) -> int:
     encoders = {modality: create_encoder(**cfg.encoders[modality]) for modality in modalities}
     loss = loss_class(cfg.loss, encoders, shards.num_samples)
     loss.check_batch_size(cfg.data.global_batch_size)
-    device_settings.use_channels_last(loss, cfg.channels_last, accelerator.device)
+    device.use_channels_last(loss, cfg.channels_last, accelerator.device)
     kernels.refuse_wrong_kernels(loss, cfg.mixed_precision, accelerator.device)
     if cfg.synchronise_batch_norm:
         loss = torch.nn.SyncBatchNorm.convert_sync_batchnorm(loss)
@@ -85,7 +86,7 @@ def main(cfg: config.RunConfig) -> int:
     model, optimizer = accelerator.prepare(loss, optimizer)  # not the loader: it splits by rank itself
     set_seed(cfg.seed, device_specific=True)  # the weights are equal now; from here on ranks must not share noise
     if cfg.compile:
-        device_settings.compile_encoders(loss)
+        device.compile_encoders(loss)
 
     if cfg.resume is False and checkpoint.checkpoints(run):
         raise ValueError(f"resume=false, but {run} holds checkpoints; name another run, or delete that folder")

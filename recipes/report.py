@@ -9,18 +9,18 @@ import argparse
 import sys
 from pathlib import Path
 
-from avssl.checked_json import Fields
-from avssl.disk_errors import one_line
-from avssl.plain_text import PlainParser, run_in_utf8, say
+from avssl.files.checked_json import Fields
+from avssl.files.disk_errors import one_line
+from avssl.files.plain_text import PlainParser, run_in_utf8, say
 
 
 def main(run: Path, others: list[Path], shards: str) -> Path:
     from avssl import checkpoint
-    from avssl.data.shards import ShardSet
+    from avssl.embedding.table import EmbeddingTable
     from avssl.eval.results import standard_results
     from avssl.report.media import ClipMedia
     from avssl.report.page import write_report
-    from avssl.tables import EmbeddingTable
+    from avssl.shards.shard_set import ShardSet
 
     library = ShardSet(shards) if shards else None
     places = {key: place for place, key in enumerate(library.keys)} if library else {}

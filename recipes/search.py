@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from avssl import search_faiss
-from avssl.disk_errors import one_line
-from avssl.plain_text import PlainParser, run_in_utf8, say, say_lines
-from avssl.search import EmbeddingIndex, Hit, comparable, key_of_source, load_embedder_of
-from avssl.tables import MODALITIES
+from avssl.embedding import faiss_index
+from avssl.embedding.search import EmbeddingIndex, Hit, comparable, key_of_source, load_embedder_of
+from avssl.embedding.table import MODALITIES
+from avssl.files.disk_errors import one_line
+from avssl.files.plain_text import PlainParser, run_in_utf8, say, say_lines
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -53,7 +53,7 @@ def main(arguments: argparse.Namespace) -> int:
         if arguments.index == "exact":
             results[name] = index.search(name, vectors, arguments.top, **wishes)
         else:
-            loaded = search_faiss.LoadedIndex(index, arguments.index, name, arguments.depth)
+            loaded = faiss_index.LoadedIndex(index, arguments.index, name, arguments.depth)
             results[name] = loaded.search(vectors, arguments.top, **wishes)
 
     spans = [[float(one) for one in span] for span in zip(query.start_seconds, query.end_seconds, strict=True)]
@@ -83,7 +83,7 @@ def as_json(spans: list[list[float]], results: dict[str, list[list[Hit]]], **fac
 
 
 def build(arguments: argparse.Namespace) -> int:
-    for modality, facts in search_faiss.build(EmbeddingIndex(arguments.index_folder), arguments.kind).items():
+    for modality, facts in faiss_index.build(EmbeddingIndex(arguments.index_folder), arguments.kind).items():
         recall, noisy, count = facts["recall_at_10"], facts["noisy_recall_at_10"], facts["num_recall_queries"]
         say(f"{arguments.kind} of {facts['num_rows']} {modality} rows, in {facts['build_seconds']:.1f} s: "
               f"recall at 10 is {recall:.3f} over {count} stored rows, {noisy:.3f} with noise added")  # fmt: skip
@@ -95,7 +95,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if argv[:1] == ["build"]:
         parser.add_argument("build", help=argparse.SUPPRESS)
         parser.add_argument("index_folder", metavar="INDEX", type=Path, help="folder that recipes/embed.py wrote")
-        parser.add_argument("--kind", choices=search_faiss.KINDS, default="hnsw", help="default: %(default)s")
+        parser.add_argument("--kind", choices=faiss_index.KINDS, default="hnsw", help="default: %(default)s")
         parser.set_defaults(main=build)
         return parser.parse_args(argv)
     parser.add_argument("index_folder", metavar="INDEX", type=Path, help="folder that recipes/embed.py wrote")
@@ -112,7 +112,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--one-per-key", action="store_true", help="of each file only its best row")
     parser.add_argument("--exclude", nargs="+", default=[], metavar="KEY", help="keys whose rows do not count")
     parser.add_argument("--exclude-self", action="store_true", help="leave out the query's own rows")
-    parser.add_argument("--index", choices=["exact", *search_faiss.KINDS], default="exact", help="default: %(default)s")
+    parser.add_argument("--index", choices=["exact", *faiss_index.KINDS], default="exact", help="default: %(default)s")
     parser.add_argument(
         "--depth", type=int, default=0, help="candidates that hnsw keeps, lists that ivf searches (default: as built)"
     )

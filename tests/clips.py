@@ -5,9 +5,9 @@ import json
 
 import numpy as np
 
-from data_prep.encode import write_media
-from data_prep.options import WriteOptions
-from data_prep.verify import verify_folder
+from data_prep.inspect.verify import verify_folder
+from data_prep.transcode.encode import write_media
+from data_prep.transcode.options import WriteOptions
 
 OPTIONS = WriteOptions(short_side_px=48, samples_per_shard=3)
 

@@ -73,9 +73,9 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="session")
 def shards(corpus, tmp_path_factory):
     """{"train": shard folder of 18 samples in 3 shards, "test": of 6 samples}."""
-    from data_prep.index import index_folder
-    from data_prep.options import WriteOptions
-    from data_prep.write_shards import write_shards
+    from data_prep.index.build import index_folder
+    from data_prep.transcode.options import WriteOptions
+    from data_prep.write.run import write_shards
 
     folder = tmp_path_factory.mktemp("shards")
     for split in ("train", "test"):
@@ -106,9 +106,9 @@ def image_shards(tmp_path_factory):
     import numpy as np
     from PIL import Image
 
-    from data_prep.index import index_folder
-    from data_prep.options import WriteOptions
-    from data_prep.write_shards import write_shards
+    from data_prep.index.build import index_folder
+    from data_prep.transcode.options import WriteOptions
+    from data_prep.write.run import write_shards
 
     folder = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(0)

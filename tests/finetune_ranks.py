@@ -9,12 +9,12 @@ from accelerate import PartialState
 
 from avssl import distributed
 from avssl.config import parse
-from avssl.data.shards import ShardSet
 from avssl.eval import tasks
-from avssl.eval.finetune_model import Classifier
-from avssl.eval.finetune_task import run_repeat, shard_folds
-from avssl.eval.finetune_training import Stage
+from avssl.eval.finetune.model import Classifier
+from avssl.eval.finetune.task import run_repeat, shard_folds
+from avssl.eval.finetune.training import Stage
 from avssl.optim.build import OptimConfig
+from avssl.shards.shard_set import ShardSet
 from tests.labelled_runs import tiny_embedder
 from tests.ranks import SumEncoder
 

@@ -4,11 +4,11 @@ import torch
 from torch import nn
 
 from avssl import config, losses
-from avssl.data.views import ViewMaker
-from avssl.embed import Embedder
-from avssl.eval.finetune_training import Stage
+from avssl.embedding.embedder import Embedder
+from avssl.eval.finetune.training import Stage
 from avssl.models import create_encoder
 from avssl.optim.build import OptimConfig
+from avssl.transforms.view_maker import ViewMaker
 from avssl.types import Batch
 from tests.conftest import TINY
 

@@ -3,8 +3,8 @@
 import torch
 
 from avssl import checkpoint, config, losses
-from avssl.data.views import ViewMaker
 from avssl.models import create_encoder
+from avssl.transforms.view_maker import ViewMaker
 
 NUM_SAMPLES = 40
 SMALL_VIEWS = (

@@ -5,7 +5,7 @@ from fractions import Fraction
 import av
 import numpy as np
 
-from avssl.data.decode import stream_video
+from avssl.media.decode import stream_video
 
 WIDTH, HEIGHT, FPS = 128, 64, 25
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from av.stream import Disposition
 
-from data_prep.encode import write_media
+from data_prep.transcode.encode import write_media
 from tests import odd_surgery as surgery
 from tests.odd_media import (
     FLASH_SECONDS,

@@ -12,7 +12,7 @@ import numpy as np
 from av.filter import Graph
 from PIL import Image
 
-from data_prep.encode import write_media
+from data_prep.transcode.encode import write_media
 
 SECONDS, FPS, RATE_HZ = 1.0, 20, 48_000
 FLASH_SECONDS, FLASH_LENGTH_SECONDS = 0.5, 0.2
@@ -39,7 +39,7 @@ def beep(rate_hz=RATE_HZ, seconds=SECONDS, channels=1, beep_seconds=FLASH_SECOND
 
 
 def clip(path, **changes):
-    """The scene through data_prep.encode, as mp4 with h264 and AAC unless `changes` says otherwise."""
+    """The scene through data_prep.transcode.encode, as mp4 with h264 and AAC unless `changes` says otherwise."""
     rate_hz = changes.get("audio_rate_hz", RATE_HZ)
     settings = {"video_fps": FPS, "audio_rate_hz": rate_hz}
     settings |= {"video": scene()} if "video" not in changes else {}
@@ -64,7 +64,7 @@ def voice(layout="mono", num_channels=1, hz=1000.0, **changes):
 
 
 def mux(path, tracks, container_format=None, options=None):
-    """A file of any number of streams, through PyAV: for what data_prep.encode does not write.
+    """A file of any number of streams, through PyAV: for what data_prep.transcode.encode does not write.
 
     tracks: dicts with `codec`; of a film `pictures`, `pixel_format`, `field_order`; of a sound `sound`, `rate_hz`,
     `layout`; and `options`, `disposition` of either.

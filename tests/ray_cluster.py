@@ -16,8 +16,8 @@ from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 
-from data_prep.transcode import transcode
-from data_prep.write_shards import write_shards
+from data_prep.transcode.file import transcode
+from data_prep.write.run import write_shards
 from tests.clips import OPTIONS
 
 

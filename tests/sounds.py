@@ -4,8 +4,8 @@ import av
 import numpy as np
 import torch
 
-from avssl.data.decode import read_audio, stream_audio
-from avssl.data.playing import SoundStream
+from avssl.media.decode import read_audio, stream_audio
+from avssl.media.readers import SoundStream
 
 
 def chirp(rate_hz, seconds, seed=0):

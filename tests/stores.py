@@ -10,7 +10,7 @@ from unittest import mock
 
 import fsspec
 
-from avssl.data import file_systems
+from avssl.files import file_systems
 
 S3_ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "nobody",

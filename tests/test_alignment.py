@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from avssl.data.decode import probe, read_audio, read_video
 from avssl.data.loader import Loader, LoaderConfig
-from avssl.data.shards import ShardSet
-from avssl.data.views import AudioViewConfig, VideoViewConfig, ViewMaker, ViewsConfig
-from avssl.data.windows import WindowStream
+from avssl.embedding.windows import WindowStream
+from avssl.media.decode import probe, read_audio, read_video
+from avssl.shards.shard_set import ShardSet
+from avssl.transforms.view_maker import AudioViewConfig, VideoViewConfig, ViewMaker, ViewsConfig
 from avssl.types import View
-from data_prep.encode import write_media
-from data_prep.index import index_folder
-from data_prep.options import WriteOptions
-from data_prep.verify import verify_folder
-from data_prep.write_shards import write_shards
+from data_prep.index.build import index_folder
+from data_prep.inspect.verify import verify_folder
+from data_prep.transcode.encode import write_media
+from data_prep.transcode.options import WriteOptions
+from data_prep.write.run import write_shards
 
 # The film's clock: flash and beep begin at EVENT_SECONDS of it, and last LENGTH_SECONDS.
 EVENT_SECONDS, LENGTH_SECONDS, FILM_SECONDS = 1.5, 0.25, 3.0

@@ -10,7 +10,7 @@ import scipy.signal
 import torch
 import torchaudio
 
-from avssl.data.audio import (
+from avssl.transforms.spectrogram import (
     BinNormalize,
     BinStatistics,
     LogMel,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from avssl.data.audio_augment import (
+from avssl.transforms.audio import (
     WHOLE,
     AudioAugment,
     Sound,

@@ -5,10 +5,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from avssl.data import sound
-from avssl.data.decode import read_audio
-from data_prep.options import WriteOptions
-from data_prep.transcode import transcode
+from avssl.media import sound
+from avssl.media.decode import read_audio
+from data_prep.transcode.file import transcode
+from data_prep.transcode.options import WriteOptions
 from tests.sounds import chirp, whole_of, worst_difference, write_sound
 
 SECONDS = 7.0

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from avssl.data import sound
-from avssl.data.decode import read_audio
-from avssl.data.playing import SoundStream
+from avssl.media import sound
+from avssl.media.decode import read_audio
+from avssl.media.readers import SoundStream
 from avssl.types import MediaError
 from tests.sounds import chirp, whole_of, worst_difference, write_sound
 

@@ -10,7 +10,8 @@ import pytest
 
 from avssl import config
 from avssl.config import ConfigError, RunConfig, parse
-from avssl.data.augment import (
+from avssl.transforms.config import ViewsConfig, check_views, picture_augment
+from avssl.transforms.draw import (
     JITTER_ORDERS,
     Box,
     Look,
@@ -18,9 +19,8 @@ from avssl.data.augment import (
     PictureParameters,
     draw_picture_parameters,
 )
-from avssl.data.augment_sets import published_sets
-from avssl.data.puzzle import puzzle_size
-from avssl.data.view_config import ViewsConfig, check_views, picture_augment
+from avssl.transforms.jigsaw import puzzle_size
+from avssl.transforms.published_sets import published_sets
 from avssl.types import View
 from tests.conftest import ROOT
 

@@ -5,12 +5,12 @@ import json
 import os
 from dataclasses import replace
 
-from avssl.data.shards import ShardSet
-from data_prep.coverage import measure
-from data_prep.files import content_digest
-from data_prep.index import IndexOptions, index
-from data_prep.indexing.cutting import Cutting
-from data_prep.write_shards import write_shards
+from avssl.files.hashed import content_digest
+from avssl.shards.shard_set import ShardSet
+from data_prep.index.build import IndexOptions, index
+from data_prep.index.cutting import Cutting
+from data_prep.inspect.coverage import measure
+from data_prep.write.run import write_shards
 from tests.clips import OPTIONS, make_clip
 
 

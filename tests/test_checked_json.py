@@ -5,12 +5,12 @@ import re
 
 import pytest
 
-from avssl.checked_json import MAX_DEPTH, Fields, parse
-from avssl.data.shards import SampleInfo, ShardIndex, ShardSet, SideCar
+from avssl.files.checked_json import MAX_DEPTH, Fields, parse
+from avssl.shards.shard_set import SampleInfo, ShardIndex, ShardSet, SideCar
 from avssl.types import MediaError
+from data_prep.inspect.verify import verify_folder
 from data_prep.manifest import Entry, read_manifest
-from data_prep.rows import scan
-from data_prep.verify import verify_folder
+from data_prep.write.rows import scan
 from tests.test_shards import sample, write_folder
 
 DEEP = '{"a":' * 100_000 + "1" + "}" * 100_000
@@ -172,18 +172,18 @@ def test_every_door_to_json_is_this_one():
     from tests.test_layers import FILES, ROOT
 
     own = {
-        "avssl/data/listing.py",
-        "avssl/kernels.py",
-        "avssl/tensor_files.py",
-        "avssl/data/parcels.py",
-        "data_prep/indexing/spool.py",
-        "data_prep/indexing/labels.py",
+        "avssl/embedding/listing.py",
+        "avssl/ops/kernels.py",
+        "avssl/files/tensors.py",
+        "avssl/processes/parcels.py",
+        "data_prep/index/spool.py",
+        "data_prep/index/labels.py",
     }
     found = {str(path.relative_to(ROOT)) for path in FILES if re.search(r"\bjson\.loads?\(", path.read_text())}
     assert found - own - set(NOT_YET) == set()
 
 
 NOT_YET = (
-    "avssl/embed_folder.py", "avssl/search_faiss.py", "avssl/eval/results.py",
-    "avssl/eval/finetune_state.py", "avssl/eval/finetune_training.py",
+    "avssl/embedding/folder.py", "avssl/embedding/faiss_index.py", "avssl/eval/results.py",
+    "avssl/eval/finetune/state.py", "avssl/eval/finetune/training.py",
 )  # fmt: skip

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 
 import avssl
 from avssl import checkpoint, config, losses
-from avssl.checkpoint.__main__ import main, parse
 from avssl.checkpoint.place import FILES, locate
-from avssl.data.views import RawView
+from avssl.exchange.__main__ import main, parse
 from avssl.models import create_encoder
+from avssl.transforms.view_maker import RawView
 from tests.conftest import run_python
 from tests.made_runs import NUM_SAMPLES, SMALL_AVID, made_run
 
@@ -319,7 +319,7 @@ def test_push_refuses_what_is_no_exchange_folder(run, tmp_path):
 
 def test_the_commands_of_the_page_are_accepted():
     page = (Path(__file__).parent.parent / "docs" / "checkpoints.md").read_text()
-    commands = [line.split()[3:] for line in page.splitlines() if line.startswith("python -m avssl.checkpoint ")]
+    commands = [line.split()[3:] for line in page.splitlines() if line.startswith("python -m avssl.exchange ")]
     assert {command[0] for command in commands} == {"import", "export", "push"}
     for command in commands:
         parse([*command])  # leaves with status 2 for an option that is not there

@@ -11,8 +11,8 @@ from torchvision import models
 
 import avssl
 from avssl import checkpoint, losses
-from avssl.checkpoint import graphs
-from avssl.checkpoint.__main__ import main
+from avssl.exchange import graphs
+from avssl.exchange.__main__ import main
 from avssl.models import create_encoder
 from tests.made_runs import SMALL_AVID, made_run
 from tests.tiny import loss_options

@@ -12,14 +12,14 @@ import torch
 
 import avssl
 from avssl import checkpoint, config, losses
-from avssl.checkpoint.__main__ import main
-from avssl.checkpoint.published import LICENCE_NOTE
-from avssl.checkpoint.statistics import statistics_from
 from avssl.checkpoint.weights import read_provenance, read_weights, write_weights
 from avssl.config import load_run
-from avssl.data.views import RawView
+from avssl.exchange.__main__ import main
+from avssl.exchange.avid_release import LICENCE_NOTE
+from avssl.exchange.statistics import statistics_from
 from avssl.models import create_encoder
 from avssl.models.heads import mlp
+from avssl.transforms.view_maker import RawView
 from tests.test_models import GOLDEN, golden_fill, golden_input, published_entries
 from tests.test_security import Malicious
 
@@ -154,7 +154,7 @@ def test_without_statistics_video_is_embedded_and_sound_is_refused(content, tmp_
     assert feature.shape == (1, 64)
     assert np.linalg.norm(embedding) == pytest.approx(1, abs=1e-5)
     sound = RawView("audio", 0.1 * torch.sin(torch.arange(48_000.0))[None, None])
-    with pytest.raises(ValueError, match=r"no statistics .* python -m avssl.checkpoint statistics"):
+    with pytest.raises(ValueError, match=r"no statistics .* python -m avssl.exchange statistics"):
         embedder.encode("audio", sound)
     np.savez(tmp_path / "statistics.npz", mean=np.full(257, -40.0), std=np.full(257, 20.0))
     main(["statistics", str(run), str(tmp_path / "statistics.npz")])
@@ -334,7 +334,7 @@ def test_statistics_that_a_run_embeds_with_are_not_replaced(run, tmp_path):
 
 
 def test_the_command_runs_as_a_module(tmp_path):
-    command = [sys.executable, "-m", "avssl.checkpoint", "import", str(tmp_path / "no.pth.tar"), "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "avssl.exchange", "import", str(tmp_path / "no.pth.tar"), "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, check=False)
     assert done.returncode == 1
     assert "no such file" in done.stderr

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from avssl.data.clip_reading import decode_video_clip, spans
-from avssl.data.clip_sets import ClipSets, clip_set, crop_boxes
-from avssl.data.shards import ShardSet
-from avssl.data.subset import ShardSubset, read_labels
-from avssl.data.video import crop_resize
-from avssl.data.view_config import AudioViewConfig, VideoViewConfig, ViewsConfig
+from avssl.data.every_sample import ClipSets, clip_set, crop_boxes
+from avssl.data.read_views import decode_video_clip, spans
+from avssl.shards.shard_set import ShardSet
+from avssl.shards.subset import ShardSubset, read_labels
+from avssl.transforms.config import AudioViewConfig, VideoViewConfig, ViewsConfig
+from avssl.transforms.geometry import crop_resize
 from avssl.types import MediaError
 
 VIEWS = ViewsConfig(

@@ -8,17 +8,17 @@ import pytest
 import torch
 
 import avssl
-from avssl.data import ffmpeg, playing, sound
-from avssl.data.clip_streams import AudioClips, VideoClips
-from avssl.data.clips import Span, frame_times_seconds
-from avssl.data.decode import read_audio, read_video, stream_audio
-from avssl.data.view_config import AudioViewConfig, VideoViewConfig, ViewsConfig
-from avssl.data.views import raw_picture
-from avssl.data.windows import WINDOWS_PER_READ, WindowStream
-from avssl.embed_folder import FolderJob
-from avssl.table_folders import FolderIndex
-from avssl.tables import EmbeddingTable
-from data_prep.encode import AudioSettings, MediaWriter, VideoSettings
+from avssl.embedding.folder import FolderJob
+from avssl.embedding.index import FolderIndex
+from avssl.embedding.table import EmbeddingTable
+from avssl.embedding.window_clips import AudioClips, VideoClips
+from avssl.embedding.windows import WINDOWS_PER_READ, WindowStream
+from avssl.media import ffmpeg, readers, sound
+from avssl.media.decode import read_audio, read_video, stream_audio
+from avssl.transforms.config import AudioViewConfig, VideoViewConfig, ViewsConfig
+from avssl.transforms.time_sampling import Span, frame_times_seconds
+from avssl.transforms.view_maker import raw_picture
+from data_prep.transcode.encode import AudioSettings, MediaWriter, VideoSettings
 
 VIDEO, AUDIO = VideoViewConfig(num_frames=4, fps=8.0, size_px=24), AudioViewConfig(seconds=0.5, rate_hz=16_000)
 SECONDS, FPS, RATE_HZ = 12, 10, 44_100
@@ -86,7 +86,7 @@ def test_what_is_kept_for_later_clips_holds_no_frame_besides(films):
 def test_clips_of_sound_are_cut_from_the_whole_stream(films, suffix, grid, monkeypatch):
     """And begin before it, and end after it; what was read and is not needed is dropped."""
     if grid == "with gaps":
-        monkeypatch.setattr("avssl.data.clip_streams.SKIP_SOUND_SECONDS", 2.0)  # by opening it anew
+        monkeypatch.setattr("avssl.embedding.window_clips.SKIP_SOUND_SECONDS", 2.0)  # by opening it anew
     whole = torch.cat([block for _, block in stream_audio(films[suffix], AUDIO.rate_hz)], 1).numpy()[0]
     length, edge = round(AUDIO.seconds * AUDIO.rate_hz), 2 * AUDIO.rate_hz
     padded = np.pad(whole, edge)
@@ -119,8 +119,8 @@ def counts(monkeypatch):
             found[f"{Path(label).name} {stream.type}"] += 1
             yield item
 
-    monkeypatch.setattr(playing, "opened", counting_opened)
-    for module in (playing, sound):
+    monkeypatch.setattr(readers, "opened", counting_opened)
+    for module in (readers, sound):
         monkeypatch.setattr(module, "frames_from_here", counting_decoded)
     return found
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
-from avssl.data.clips import (
+from avssl.transforms.time_sampling import (
     ClipLengths,
     Span,
     Windows,

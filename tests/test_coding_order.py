@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from avssl.data.decode import PictureStream, SoundStream, probe, read_video
-from avssl.data.shards import ShardSet
+from avssl.media.decode import PictureStream, SoundStream, probe, read_video
+from avssl.shards.shard_set import ShardSet
 from data_prep.__main__ import main
 from tests import numbered
 from tests.numbered import FPS

@@ -10,11 +10,11 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torchvision.transforms.v2 import functional as oracle
 
-from avssl.data import colour
-from avssl.data.augment import JITTER_ORDERS, Look, PictureAugment, draw_look
-from avssl.data.augment_sets import published_sets
-from avssl.data.colour import adjust_sharpness, apply_looks, autocontrast, gaussian_blur, posterize, solarize
-from avssl.data.video import to_float
+from avssl.transforms import color
+from avssl.transforms.color import adjust_sharpness, apply_looks, autocontrast, gaussian_blur, posterize, solarize
+from avssl.transforms.draw import JITTER_ORDERS, Look, PictureAugment, draw_look
+from avssl.transforms.geometry import to_float
+from avssl.transforms.published_sets import published_sets
 
 OFF: Look[float] = Look(0, 1, 1, 1, 0, 0, 0, 5, 0.2, 0.4, 0, 0, 0)  # strengths of a pack that is not taken
 JITTER = (oracle.adjust_brightness, oracle.adjust_contrast, oracle.adjust_saturation, oracle.adjust_hue)
@@ -158,13 +158,13 @@ def test_what_nobody_takes_is_not_computed(used: str, monkeypatch: pytest.Monkey
     def spy(name: str, original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         return lambda *arguments: computed.append((name, len(arguments[0]))) or original(*arguments)
 
-    monkeypatch.setattr(colour, "flip_horizontally", spy("flip", colour.flip_horizontally))
-    monkeypatch.setattr(colour, "_photometric", spy("photometric", colour._photometric))
-    monkeypatch.setattr(colour, "_grey", spy("grey", colour._grey))
-    monkeypatch.setattr(colour, "gaussian_blur", spy("blur_sigma_px", colour.gaussian_blur))
-    monkeypatch.setattr(colour, "solarize", spy("solarize", colour.solarize))
-    jitter = tuple((name, neutral, spy(name, adjust)) for name, neutral, adjust in colour._JITTER)
-    monkeypatch.setattr(colour, "_JITTER", jitter)
+    monkeypatch.setattr(color, "flip_horizontally", spy("flip", color.flip_horizontally))
+    monkeypatch.setattr(color, "_photometric", spy("photometric", color._photometric))
+    monkeypatch.setattr(color, "_grey", spy("grey", color._grey))
+    monkeypatch.setattr(color, "gaussian_blur", spy("blur_sigma_px", color.gaussian_blur))
+    monkeypatch.setattr(color, "solarize", spy("solarize", color.solarize))
+    jitter = tuple((name, neutral, spy(name, adjust)) for name, neutral, adjust in color._JITTER)
+    monkeypatch.setattr(color, "_JITTER", jitter)
     video = pictures(5, 1, 3, 6, 6)
     assert torch.equal(apply_looks(video, torch.tensor([OFF] * 5), blur_radius_px=1), to_float(video))
     assert computed == []

@@ -7,8 +7,8 @@ import tracemalloc
 import pytest
 
 from data_prep.__main__ import main
-from data_prep.coverage import Counts, measure
-from data_prep.index import IndexOptions, index
+from data_prep.index.build import IndexOptions, index
+from data_prep.inspect.coverage import Counts, measure
 from data_prep.manifest import Entry
 from tests.clips import make_clip
 

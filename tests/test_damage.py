@@ -1,4 +1,4 @@
-"""The rules for damaged packets, cut files and broken clocks (avssl/data/packets.py, wholeness.py), one by one."""
+"""The rules for damaged packets, cut files and broken clocks (avssl/media/packets.py, wholeness.py), one by one."""
 
 import io
 from fractions import Fraction
@@ -8,10 +8,10 @@ import av
 import numpy as np
 import pytest
 
-from avssl.data import ffmpeg
-from avssl.data.decode import probe, read_video, stream_video
-from avssl.data.packets import MAX_REFUSED_IN_A_ROW, Refused, on_one_clock, preferred
-from avssl.data.wholeness import Content, known_format, missing_end, promised_bytes
+from avssl.media import ffmpeg
+from avssl.media.decode import probe, read_video, stream_video
+from avssl.media.packets import MAX_REFUSED_IN_A_ROW, Refused, on_one_clock, preferred
+from avssl.media.truncation import Content, known_format, missing_end, promised_bytes
 from avssl.types import MediaError
 from tests.odd_media import clip, sound
 from tests.odd_surgery import cut, damage_packets
@@ -138,7 +138,7 @@ def test_a_lack_of_memory_has_its_own_reason(tmp_path, monkeypatch, where):
         def refuse(*_):
             raise MemoryError("Unable to allocate 9 GiB")
 
-        monkeypatch.setattr("avssl.data.decode.to_array", refuse)
+        monkeypatch.setattr("avssl.media.decode.to_array", refuse)
     with pytest.raises(MediaError, match=r"out_of_memory: .*clip\.mp4"):
         read_video(path, [0.0])
 

@@ -10,18 +10,18 @@ import av
 import numpy as np
 import pytest
 
-from avssl.data.decode import probe, read_audio, read_video
-from avssl.data.shards import ShardSet, dump_json
+from avssl.media.decode import probe, read_audio, read_video
+from avssl.shards.shard_set import ShardSet, dump_json
 from avssl.types import MediaError
 from data_prep.__main__ import main
-from data_prep.encode import write_media
-from data_prep.index import index_folder
-from data_prep.indexing.walk import find_media
+from data_prep.index.build import index_folder
+from data_prep.index.walk import find_media
 from data_prep.manifest import read_manifest
-from data_prep.options import WriteOptions
-from data_prep.shuffle import shuffled_rows
-from data_prep.transcode import transcode
-from data_prep.write_shards import write_shards
+from data_prep.transcode.encode import write_media
+from data_prep.transcode.file import transcode
+from data_prep.transcode.options import WriteOptions
+from data_prep.write.run import write_shards
+from data_prep.write.shuffle import shuffled_rows
 from tests.clips import OPTIONS, complaints, digest, make_clip, pictures, skips, sound
 from tests.fixtures import REAL_VIDEOS, real_videos  # noqa: F401
 
@@ -445,7 +445,7 @@ def test_verify_refuses_another_schema_version(shards, capsys):
 
 def rewrite(shards, name, edit):
     """Change the samples of a shard and make all sizes, hashes and offsets fit again."""
-    from avssl.data.shards import ShardIndex, ShardRecord, SideCar, sha256_file, write_tar
+    from avssl.shards.shard_set import ShardIndex, ShardRecord, SideCar, sha256_file, write_tar
 
     whole = ShardSet(shards)
     index, position = whole.index, [record.name for record in whole.index.shards].index(name)

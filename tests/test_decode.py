@@ -1,4 +1,4 @@
-"""avssl.data.decode against known content and against plain PyAV loops from the first frame on."""
+"""avssl.media.decode against known content and against plain PyAV loops from the first frame on."""
 
 import io
 from fractions import Fraction
@@ -11,11 +11,11 @@ import scipy.signal
 import torch
 from PIL import Image
 
-from avssl.data import ffmpeg
-from avssl.data.decode import SoundStream, probe, read_audio, read_video, stream_audio, stream_pictures, stream_video
-from avssl.data.timeline import audio_span, fitted_size, mix_to_mono, mono_weights
+from avssl.media import ffmpeg
+from avssl.media.decode import SoundStream, probe, read_audio, read_video, stream_audio, stream_pictures, stream_video
+from avssl.media.info import audio_span, fitted_size, mix_to_mono, mono_weights
 from avssl.types import MediaError
-from data_prep.encode import AudioSettings, MediaWriter, write_media
+from data_prep.transcode.encode import AudioSettings, MediaWriter, write_media
 from tests.fixtures import REAL_VIDEOS, real_videos  # noqa: F401
 
 LEVELS = np.linspace(20, 235, 40).astype(np.uint8)

@@ -27,7 +27,7 @@ from data_prep.demo.corpus import (
 )
 from data_prep.demo.pictures import SHAPES
 from data_prep.demo.sounds import Score, draw_score, synthesise
-from data_prep.encode import write_media
+from data_prep.transcode.encode import write_media
 
 FPS = 16
 

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from avssl import config, device_settings, kernels, losses
+from avssl import config, losses
+from avssl import device as device_settings
 from avssl.models import create_encoder
+from avssl.ops import kernels
 from avssl.optim.build import OptimConfig, build_optimizer
 from tests.tiny import Run
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import avssl
-from avssl.data.shards import ShardSet
-from avssl.data.windows import clip_starts
-from avssl.embed import Embedder
-from avssl.tables import EmbeddingTable
+from avssl.embedding.embedder import Embedder
+from avssl.embedding.table import EmbeddingTable
+from avssl.embedding.windows import clip_starts
+from avssl.shards.shard_set import ShardSet
 from avssl.types import MediaError
-from data_prep.encode import write_media
+from data_prep.transcode.encode import write_media
 from tests.conftest import run_python
 
 
@@ -105,8 +105,8 @@ def test_rows_of_a_shard_carry_index_key_and_labels(embedder, shards):
 
 def test_a_row_is_what_the_encoder_gives_for_that_clip(embedder, shards):
     """The window of one clip's length equals the model applied by hand to the decoded clip."""
-    from avssl.data.clips import Span
-    from avssl.data.views import decode_audio_clip, raw_audio
+    from avssl.transforms.time_sampling import Span
+    from avssl.transforms.view_maker import decode_audio_clip, raw_audio
 
     sample = ShardSet(shards["test"]).read(0)
     config = embedder.config.views

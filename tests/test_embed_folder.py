@@ -12,16 +12,16 @@ import pytest
 import torch
 
 import avssl
-from avssl import table_files
-from avssl.data.shards import ShardSet
-from avssl.data.views import RawView
-from avssl.embed_folder import FolderJob
-from avssl.embed_rows import Spool
-from avssl.embed_state import Part
-from avssl.table_folders import FolderIndex
-from avssl.tables import EmbeddingTable
+from avssl.embedding import parquet
+from avssl.embedding.folder import FolderJob
+from avssl.embedding.index import FolderIndex
+from avssl.embedding.rows import Spool
+from avssl.embedding.state import Part
+from avssl.embedding.table import EmbeddingTable
+from avssl.shards.shard_set import ShardSet
+from avssl.transforms.view_maker import RawView
 from avssl.types import MediaError
-from data_prep.encode import write_media
+from data_prep.transcode.encode import write_media
 from tests.conftest import ROOT, run_python
 from tests.test_embed import frames, same_rows, sine
 
@@ -340,7 +340,7 @@ def test_a_spool_keeps_no_more_rows_than_it_may_and_gives_them_in_order(tmp_path
 
 
 def test_merged_files_have_the_same_bytes_however_the_rows_came(tmp_path, monkeypatch):
-    monkeypatch.setattr(table_files, "ROWS_PER_GROUP", 8)
+    monkeypatch.setattr(parquet, "ROWS_PER_GROUP", 8)
     generator = np.random.default_rng(0)
     n = 50
     table = EmbeddingTable(
@@ -354,13 +354,13 @@ def test_merged_files_have_the_same_bytes_however_the_rows_came(tmp_path, monkey
             table.select(range(a, b)).write(tmp_path / f"p{len(pieces)}-{a:03d}.parquet") for a, b in pairwise(bounds)
         ]
         targets = [(tmp_path / f"{len(pieces)}-{k}.parquet", rows) for k, rows in enumerate((21, 21, 8))]
-        table_files.merge_parquet(parts, targets)
+        parquet.merge_parquet(parts, targets)
         written.append([path.read_bytes() for path, _ in targets])
     assert written[0] == written[1] == written[2]
     merged = [EmbeddingTable.read(path) for path, _ in targets]
     assert [key for part in merged for key in part.keys] == table.keys
     np.testing.assert_array_equal(np.concatenate([part.audio_embedding for part in merged]), table.audio_embedding)
     with pytest.raises(ValueError, match="rows are missing"):
-        table_files.merge_parquet(parts, [(tmp_path / "x.parquet", 51)])
+        parquet.merge_parquet(parts, [(tmp_path / "x.parquet", 51)])
     assert not (tmp_path / "x.parquet").exists()
     assert torch.get_num_threads() == 1

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 import avssl
-from avssl.data.media import find_media
-from avssl.data.shards import ShardSet
-from avssl.embed import Embedder
-from avssl.eval.protocol import TaskConfig
+from avssl.embedding.embedder import Embedder
+from avssl.embedding.sources import find_media
+from avssl.embedding.table import EmbeddingTable
+from avssl.eval.tasks.standard import TaskConfig
 from avssl.losses.base import Loss, LossConfig
-from avssl.tables import EmbeddingTable
+from avssl.shards.shard_set import ShardSet
 from avssl.types import MediaError, View
 from data_prep.__main__ import main as data_prep
 from recipes import embed as embed_recipe

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 import avssl
-from avssl.data.windows import WINDOWS_PER_READ
-from avssl.embed_folder import FolderJob
-from avssl.embed_rows import RowMaker, Spool
-from avssl.table_folders import FolderIndex
-from avssl.tables import EmbeddingTable
-from data_prep.encode import AudioSettings, MediaWriter, VideoSettings
+from avssl.embedding.folder import FolderJob
+from avssl.embedding.index import FolderIndex
+from avssl.embedding.rows import RowMaker, Spool
+from avssl.embedding.table import EmbeddingTable
+from avssl.embedding.windows import WINDOWS_PER_READ
+from data_prep.transcode.encode import AudioSettings, MediaWriter, VideoSettings
 from tests.conftest import run_python
 
 RATE_HZ, FPS = 8000, 2

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 import avssl
-from avssl.data.sandbox import Limits
-from avssl.data.windows import WINDOWS_PER_READ, WindowStream
-from avssl.embed_folder import FolderJob
-from avssl.embed_state import Part
-from avssl.table_folders import FolderIndex
-from avssl.tables import EmbeddingTable
-from data_prep.encode import write_media
+from avssl.embedding.folder import FolderJob
+from avssl.embedding.index import FolderIndex
+from avssl.embedding.state import Part
+from avssl.embedding.table import EmbeddingTable
+from avssl.embedding.windows import WINDOWS_PER_READ, WindowStream
+from avssl.processes.limits import Limits
+from data_prep.transcode.encode import write_media
 from tests.conftest import ROOT, run_python
 from tests.test_embed import frames, sine
 
@@ -116,7 +116,7 @@ def assert_only_they_are_missing(out, good_rows):
 def test_they_cost_their_own_rows_and_no_others(
     embedder, folders, good_rows, misbehaving, tmp_path, options, monkeypatch
 ):
-    from avssl.embed_rows import Spool
+    from avssl.embedding.rows import Spool
 
     dropped, drop = {}, Spool.drop
 
@@ -153,7 +153,7 @@ def test_a_file_that_hangs_is_given_up(embedder, folders, misbehaving):
 
 
 def test_samples_of_shards_that_misbehave_are_skipped_too(embedder, shards, tmp_path, monkeypatch, misbehaving):
-    from avssl.data.shards import ShardSet
+    from avssl.shards.shard_set import ShardSet
 
     key = ShardSet(shards["test"]).keys[2]
     monkeypatch.setattr(embedder, "stream", lambda *a, **o: CrashOf(key, type(embedder).stream(embedder, *a, **o)))
@@ -176,7 +176,7 @@ class CrashOf(WindowStream):
 
 def test_a_missing_shard_is_an_error_and_not_a_smaller_result(embedder, shards, tmp_path):
     folder = shutil.copytree(shards["test"], tmp_path / "shards")
-    from avssl.data.shards import ShardSet
+    from avssl.shards.shard_set import ShardSet
 
     opened = ShardSet(folder)
     next(folder.glob("*.tar")).unlink()

@@ -15,8 +15,8 @@ import av
 import numpy as np
 import pytest
 
-from data_prep.encode import AudioSettings, MediaWriter, VideoSettings, write_media
-from data_prep.encode_settings import as_rational_fps
+from data_prep.transcode.encode import AudioSettings, MediaWriter, VideoSettings, write_media
+from data_prep.transcode.encode_settings import as_rational_fps
 
 FPS = 16
 RATE_HZ = 24_000
@@ -144,7 +144,7 @@ def test_bytes_do_not_depend_on_what_memory_held_before() -> None:
     # glibc fills memory with this byte when it is handed out: an encoder that reads before it writes is found out.
     program = """
 import hashlib, io, numpy as np
-from data_prep.encode import write_media
+from data_prep.transcode.encode import write_media
 noise = np.random.default_rng(1).normal(0, 8, (182, 324, 3))
 x, y = np.meshgrid(np.arange(324), np.arange(182))
 waves = [128 + 60 * np.sin(x / 13 + k / 3)[..., None] + 50 * np.cos(y / 17 - k / 5)[..., None] for k in range(40)]

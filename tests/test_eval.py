@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from sklearn.neighbors import KNeighborsClassifier
 
 from avssl.eval.knn import knn_chance, knn_classify, weighted_knn
-from avssl.eval.neighbours import label_numbers, nearest
-from avssl.eval.positives import positive_precision
 from avssl.eval.retrieval import chance_levels, class_precision, recall, retrieval_metrics, retrieval_ranks
+from avssl.eval.tasks.positives import positive_precision
+from avssl.ops.nearest import label_numbers, nearest
 
 
 def clusters(num_rows: int, width: int = 16, num_classes: int = 5, seed: int = 0) -> tuple[NDArray, NDArray]:

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from avssl import config
-from avssl.embed import Embedder
+from avssl.embedding.embedder import Embedder
 from avssl.eval import tasks
 from avssl.eval.results import read_evaluation
-from data_prep.encode import write_media
-from data_prep.index import IndexOptions, index, index_file, index_folder
-from data_prep.options import WriteOptions
-from data_prep.write_shards import write_shards
+from data_prep.index.build import IndexOptions, index, index_file, index_folder
+from data_prep.transcode.encode import write_media
+from data_prep.transcode.options import WriteOptions
+from data_prep.write.run import write_shards
 from recipes import evaluate as recipe
 from tests.conftest import ROOT
 from tests.made_runs import made_run

@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score
 from sklearn.preprocessing import StandardScaler
 
 from avssl.eval.features import FeatureSet
-from avssl.eval.labelled import make_fold
+from avssl.eval.labels import make_fold
 from avssl.eval.tasks.few_label import Config, few_label, stratified
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from avssl.eval import measures
+from avssl.eval import metrics as measures
 from avssl.eval.outcome import Metric, Repeat, classified, merged
 
 

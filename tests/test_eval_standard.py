@@ -12,12 +12,12 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from avssl.embed import Embedder
-from avssl.embed_split import embed_split
+from avssl.embedding.embed_shards import embed_split
+from avssl.embedding.embedder import Embedder
+from avssl.embedding.table import VECTOR_COLUMNS, EmbeddingTable
 from avssl.eval.outcome import Outcome
-from avssl.eval.protocol import TaskConfig, evaluate_tables
 from avssl.eval.results import read_evaluation, read_rows
-from avssl.tables import VECTOR_COLUMNS, EmbeddingTable
+from avssl.eval.tasks.standard import TaskConfig, evaluate_tables
 from recipes import evaluate as recipe
 from tests.conftest import run_python
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from avssl.embed import Embedder
+from avssl.embedding.embedder import Embedder
 from avssl.eval import tasks
 from avssl.eval.outcome import Outcome
-from data_prep.encode import write_media
-from data_prep.index import index_folder
-from data_prep.options import WriteOptions
-from data_prep.write_shards import write_shards
+from data_prep.index.build import index_folder
+from data_prep.transcode.encode import write_media
+from data_prep.transcode.options import WriteOptions
+from data_prep.write.run import write_shards
 from tests.labelled_runs import tiny_embedder
 
 NUM_FILMS, SECONDS, FPS, RATE_HZ = 6, 3.0, 16, 24_000

@@ -14,11 +14,11 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
 from avssl import config
-from avssl.data.clip_sets import ClipPlan
-from avssl.embed import Embedder
+from avssl.data.every_sample import ClipPlan
+from avssl.embedding.embedder import Embedder
 from avssl.eval import results, tasks
 from avssl.eval.features import FeatureSet, extract
-from avssl.eval.labelled import usable
+from avssl.eval.labels import usable
 from avssl.eval.outcome import Outcome, classified
 from avssl.eval.results import read_evaluation, read_rows
 from recipes import evaluate as recipe

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from avssl.data.shards import dump_json
-from data_prep.write_shards import write_shards
+from avssl.shards.shard_set import dump_json
+from data_prep.write.run import write_shards
 from tests.clips import OPTIONS, complaints, digest, make_clip
 from tests.conftest import run_python
 

@@ -14,17 +14,17 @@ import pytest
 import torch
 
 from avssl.config import ConfigError, parse
-from avssl.data.clip_sets import ClipSets, clip_set
-from avssl.data.shards import ShardSet
-from avssl.data.subset import ShardSubset, read_labels
+from avssl.data.every_sample import ClipSets, clip_set
 from avssl.eval import tasks
-from avssl.eval.finetune_data import ShardFold, few_labels, label_targets, shard_folds
-from avssl.eval.finetune_model import Classifier
-from avssl.eval.finetune_scores import score
-from avssl.eval.finetune_task import run_repeat, scheduled
-from avssl.eval.finetune_training import Criterion, Stage, TrainingOptions, train
-from avssl.eval.finetune_views import changed
+from avssl.eval.finetune.data import ShardFold, few_labels, label_targets, shard_folds
+from avssl.eval.finetune.model import Classifier
+from avssl.eval.finetune.scores import score
+from avssl.eval.finetune.task import run_repeat, scheduled
+from avssl.eval.finetune.training import Criterion, Stage, TrainingOptions, train
+from avssl.eval.finetune.views import changed
 from avssl.optim.build import OptimConfig
+from avssl.shards.shard_set import ShardSet
+from avssl.shards.subset import ShardSubset, read_labels
 from tests.conftest import ROOT, run_python
 from tests.finetune_ranks import train_and_test
 from tests.labelled_runs import (

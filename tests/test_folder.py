@@ -1,4 +1,4 @@
-"""data_prep.folder: the same folder wherever it lies; what cannot be written says why and leaves what was there."""
+"""data_prep.write.folder: the same folder wherever it lies; what cannot be written says why and leaves what was there."""
 
 import errno
 import os
@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from avssl.data import file_systems, retry
-from data_prep import folder as folder_module
-from data_prep.files import atomic_file
-from data_prep.folder import OutputFolder
+from avssl.files import file_systems, retry
+from avssl.files.hashed import atomic_file
+from data_prep.write import folder as folder_module
+from data_prep.write.folder import OutputFolder
 from tests.stores import s3_server
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from avssl import whole_files
-from avssl.device_settings import usable_device
-from avssl.embed import Embedder
-from avssl.eval.protocol import TaskConfig
+from avssl.device import usable_device
+from avssl.embedding.embedder import Embedder
+from avssl.embedding.table import EmbeddingTable
+from avssl.eval.tasks.standard import TaskConfig
+from avssl.files import whole
+from avssl.files.tensors import write_tensors
 from avssl.report.page import write_report
-from avssl.tables import EmbeddingTable
-from avssl.tensor_files import write_tensors
 from recipes import embed, evaluate
 from tests.conftest import run_python
 
@@ -43,9 +43,9 @@ def test_a_full_disk_keeps_what_was_there(kind, tmp_path):
 
     def write():
         if kind == "bytes":
-            whole_files.write_whole(path, bytes(5000))
+            whole.write_whole(path, bytes(5000))
             return
-        with whole_files.whole_path(path) as temporary:
+        with whole.whole_path(path) as temporary:
             write_tensors({"a": torch.zeros(5000)}, temporary, {})
 
     with files_of_at_most(1000), pytest.raises(OSError, match=r"/file: could not be written, the disk") as error:
@@ -64,18 +64,18 @@ def test_what_the_system_refuses_says_what_to_do_and_errors_of_other_files_stay(
         raise OSError(code, os.strerror(code))
 
     with monkeypatch.context() as patch:
-        patch.setattr(whole_files, "sync", refuse)
+        patch.setattr(whole, "sync", refuse)
         with pytest.raises(OSError, match=message) as error:
-            whole_files.write_whole(tmp_path / "file", b"content")
+            whole.write_whole(tmp_path / "file", b"content")
     assert str(error.value).startswith(f"{tmp_path}/file: could not be written, ")
     assert files(tmp_path) == []
     other = OSError(code, os.strerror(code), "/elsewhere/source")
-    with pytest.raises(OSError, match="source") as error, whole_files.whole_file(tmp_path / "file"):
+    with pytest.raises(OSError, match="source") as error, whole.whole_file(tmp_path / "file"):
         raise other
     assert error.value is other
     (tmp_path / "plain").write_bytes(b"")
     with pytest.raises(OSError, match="a file lies where a folder is needed"):
-        whole_files.write_whole(tmp_path / "plain" / "file", b"")
+        whole.write_whole(tmp_path / "plain" / "file", b"")
 
 
 def test_embedding_goes_on_after_a_full_disk_to_the_same_rows(tiny_run, corpus, tmp_path):

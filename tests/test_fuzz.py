@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avssl.checked_json import parse
+from avssl.files.checked_json import parse
 from tests.soak import fuzz, fuzz_targets
 from tests.soak.fuzz_material import make_material
 from tests.soak.outcome import Outcome

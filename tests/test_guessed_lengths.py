@@ -5,10 +5,10 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from avssl.data.decode import probe
-from avssl.data.media import open_media
-from data_prep.index import IndexOptions, index
-from data_prep.indexing.cutting import Cutting
+from avssl.embedding.sources import open_media
+from avssl.media.decode import probe
+from data_prep.index.build import IndexOptions, index
+from data_prep.index.cutting import Cutting
 from data_prep.manifest import read_manifest
 from tests.sounds import write_sound
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from avssl.collapse import LOOKS, RULES, CollapseWatch
 from avssl.ops import health
+from avssl.train.collapse import LOOKS, RULES, CollapseWatch
 
 RNG = np.random.default_rng(0)
 

@@ -9,8 +9,8 @@ import tracemalloc
 import fsspec
 import pytest
 
-from avssl.data import file_systems, retry, storage, web_files
-from avssl.data.shards import ShardSet
+from avssl.files import file_systems, retry, storage, web_files
+from avssl.shards.shard_set import ShardSet
 from avssl.types import MediaError
 from tests.stores import forget_connections, web_server
 from tests.test_shards import sample, write_folder

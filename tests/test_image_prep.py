@@ -19,17 +19,17 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from avssl.data.pictures import read_image
-from avssl.data.shards import Sample, SampleInfo, ShardSet, parse_members, write_tar
+from avssl.media.images import read_image
+from avssl.shards.shard_set import Sample, SampleInfo, ShardSet, parse_members, write_tar
 from avssl.types import MediaError
 from data_prep.__main__ import main
-from data_prep.index import index_file, index_folder
-from data_prep.indexing.walk import find_media
+from data_prep.index.build import index_file, index_folder
+from data_prep.index.mnist import PictureFile, open_picture_file
+from data_prep.index.walk import find_media
+from data_prep.inspect.verify import verify_folder
 from data_prep.manifest import Entry, read_manifest
-from data_prep.mnist import PictureFile, open_picture_file
-from data_prep.options import WriteOptions
-from data_prep.verify import verify_folder
-from data_prep.write_shards import write_shards
+from data_prep.transcode.options import WriteOptions
+from data_prep.write.run import write_shards
 from tests.fixtures import MEDIA_CACHE
 from tests.test_data_prep import complaints, digest, make_clip, rewrite, skips
 from tests.test_pictures import as_hwc, png_header, saved, scene

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from avssl import config, device_settings, kernels
+from avssl import config
+from avssl import device as device_settings
 from avssl.models import create_encoder
-from avssl.monitor import ADVICE
-from avssl.ops import agreement, bank_scores
+from avssl.ops import agreement, bank_scores, kernels
 from avssl.optim.build import OptimConfig, build_optimizer
+from avssl.train.monitor import ADVICE
 
 CPU = torch.device("cpu")
 PROBES = ("_asked_once", "fused_is_right", "products_are_right")

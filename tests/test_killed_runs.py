@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 LOADER = """
 import time
 from torch.utils.data import DataLoader
-from avssl.data.worker_server import start_worker_server, worker_context
+from avssl.processes.worker_server import start_worker_server, worker_context
 from avssl.data.workers import start_worker
 start_worker_server()
 loader = DataLoader(
@@ -29,14 +29,14 @@ time.sleep(60)
 """
 SANDBOX = """
 import os, time
-from data_prep.pool import in_processes
+from avssl.processes.pool import in_processes
 for number, _ in in_processes(abs, [1, 2], 2, "count", [1, 1]):
     print("READY", flush=True)
     time.sleep(60)
 """
 SERVER = """
 import time
-from avssl.data.worker_server import start_worker_server
+from avssl.processes.worker_server import start_worker_server
 start_worker_server()
 time.sleep(0.5)  # the server has begun to import by now, which takes it some seconds
 print("READY", flush=True)
@@ -46,7 +46,7 @@ time.sleep(60)
 
 RANK = """
 import sys, time
-from avssl.stopping import end_with_launcher
+from avssl.processes.stopping import end_with_launcher
 end_with_launcher()
 sys.stdout.write("READY\\n")
 sys.stdout.flush()
@@ -103,7 +103,7 @@ def test_a_process_that_nobody_launched_stays_when_its_parent_goes(tmp_path):
     code = f"""
 import os, time
 from pathlib import Path
-from avssl.stopping import LAUNCHED_BY, end_with_launcher
+from avssl.processes.stopping import LAUNCHED_BY, end_with_launcher
 for name in LAUNCHED_BY:
     os.environ.pop(name, None)
 end_with_launcher()

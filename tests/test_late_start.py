@@ -8,14 +8,14 @@ import av
 import numpy as np
 import pytest
 
-from avssl.data.decode import probe
-from avssl.data.media import open_media
+from avssl.embedding.sources import open_media
+from avssl.media.decode import probe
 from avssl.types import MediaError
-from data_prep.index import IndexOptions, index
-from data_prep.indexing.cutting import Cutting, claimed_seconds
+from data_prep.index.build import IndexOptions, index
+from data_prep.index.cutting import Cutting, claimed_seconds
 from data_prep.manifest import read_manifest
-from data_prep.options import WriteOptions
-from data_prep.transcode import transcode
+from data_prep.transcode.file import transcode
+from data_prep.transcode.options import WriteOptions
 
 SECONDS, FPS, RATE_HZ, LATE = 6, 25, 48_000, 3600
 FRAGMENTS = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from avssl.data.loader import Loader, LoaderConfig
-from avssl.data.shards import ShardSet
 from avssl.data.statistics import measure_statistics
-from avssl.data.views import AudioViewConfig, VideoViewConfig, ViewMaker, ViewsConfig
+from avssl.shards.shard_set import ShardSet
+from avssl.transforms.view_maker import AudioViewConfig, VideoViewConfig, ViewMaker, ViewsConfig
 from avssl.types import MediaError, View
 
 VIEWS = (View("video", "video"), View("audio", "audio"))

@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from avssl.data import decode, ffmpeg, workers
+from avssl.data import workers
+from avssl.data.batch import Collate, RawBatch
 from avssl.data.copies import to_device
-from avssl.data.decode import read_video
-from avssl.data.raw_batch import Collate, RawBatch
-from avssl.data.shards import Sample, ShardSet
-from avssl.data.shared_batches import SPARE_PIECES, Pieces, open_piece
-from avssl.data.view_config import AudioViewConfig, VideoViewConfig, ViewsConfig
-from avssl.data.views import RawView, raw_views
+from avssl.data.shared_memory import SPARE_PIECES, Pieces, open_piece
+from avssl.media import decode, ffmpeg
+from avssl.media.decode import read_video
+from avssl.shards.shard_set import Sample, ShardSet
+from avssl.transforms.config import AudioViewConfig, VideoViewConfig, ViewsConfig
+from avssl.transforms.view_maker import RawView, raw_views
 from avssl.types import View
 from tests.conftest import ROOT
 

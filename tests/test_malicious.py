@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from avssl.embedding.index import FolderIndex
 from avssl.eval.compare import Difference, comparison_table
 from avssl.eval.intervals import DIFFERENCE
 from avssl.eval.results import table
-from avssl.table_folders import FolderIndex
 from tests.conftest import run_python
 from tests.soak.malicious import KINDS, acting_lines, make_sounds
 from tests.soak.outcome import Outcome

@@ -17,18 +17,18 @@ from threading import Thread
 import numpy as np
 import pytest
 
+from avssl.processes.pool import Limits
 from avssl.types import MediaError
 from data_prep.__main__ import main
-from data_prep.index import IndexOptions, index, index_folder
-from data_prep.indexing import spool as spool_module
-from data_prep.indexing import walk as walk_module
-from data_prep.indexing.cutting import Cutting, claimed_seconds, clips, scenes
-from data_prep.indexing.labels import Labels
-from data_prep.indexing.probing import Look, Looker
-from data_prep.indexing.walk import Walk, find_media
-from data_prep.lists.published import ListSettings
+from data_prep.index import spool as spool_module
+from data_prep.index import walk as walk_module
+from data_prep.index.build import IndexOptions, index, index_folder
+from data_prep.index.cutting import Cutting, claimed_seconds, clips, scenes
+from data_prep.index.labels import Labels
+from data_prep.index.lists.published import ListSettings
+from data_prep.index.probing import Look, Looker
+from data_prep.index.walk import Walk, find_media
 from data_prep.manifest import plain_key, read_manifest
-from data_prep.pool import Limits
 from tests.clips import make_clip, pictures
 
 
@@ -443,9 +443,9 @@ def test_folders_are_walked_in_the_order_of_whole_paths_also_through_files(tmp_p
 
 
 def test_file_names_that_are_not_utf8_go_all_the_way(tmp_path, clip):
-    from avssl.data.shards import ShardSet
-    from data_prep.options import WriteOptions
-    from data_prep.write_shards import write_shards
+    from avssl.shards.shard_set import ShardSet
+    from data_prep.transcode.options import WriteOptions
+    from data_prep.write.run import write_shards
 
     folder = os.fsencode(tmp_path / "videos") + b"/caf\xe9"
     Path(os.fsdecode(folder)).mkdir(parents=True)
@@ -465,7 +465,7 @@ def test_file_names_that_are_not_utf8_go_all_the_way(tmp_path, clip):
 
 @pytest.mark.parametrize("name", ["a::b.mp4", "pipe:x.mp4", "s3:/bucket/x.mp4", "file:/x.mp4"])
 def test_file_names_that_look_like_urls_are_files(tmp_path, clip, name):
-    from avssl.data.storage import is_remote
+    from avssl.files.storage import is_remote
 
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(clip, tmp_path / name)
@@ -554,7 +554,7 @@ def test_scenes_are_cut_where_the_picture_changes(tmp_path):
 
 
 def test_scenes_without_pyscenedetect_say_what_to_install(monkeypatch):
-    monkeypatch.setattr("data_prep.indexing.scenes.find_spec", lambda name: None)
+    monkeypatch.setattr("data_prep.index.scenes.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'avssl\[scenes\]'"):
         IndexOptions(cutting=Cutting(scenes=True))
 
@@ -562,7 +562,7 @@ def test_scenes_without_pyscenedetect_say_what_to_install(monkeypatch):
 @pytest.mark.parametrize("claim", [None, 1e6])
 def test_a_duration_that_a_header_lacks_or_exaggerates_is_measured(tmp_path, monkeypatch, claim):
     make_clip(tmp_path / "a.mkv", seconds=2.0, audio_start_seconds=0.5)
-    monkeypatch.setattr("data_prep.indexing.probing.claimed_seconds", lambda media: claim)
+    monkeypatch.setattr("data_prep.index.probing.claimed_seconds", lambda media: claim)
     look = Looker(cutting=Cutting(clip_seconds=1.0))(str(tmp_path / "a.mkv"))
     assert look.seconds == pytest.approx(2.5, abs=0.05)
     assert Looker()(str(tmp_path / "a.mkv")).seconds == claim

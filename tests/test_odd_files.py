@@ -5,14 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from avssl.data.decode import probe, read_audio, read_video
-from avssl.data.shards import ShardSet
+from avssl.media.decode import probe, read_audio, read_video
+from avssl.shards.shard_set import ShardSet
 from avssl.types import FAILURE_REASONS, MediaError
-from data_prep.index import index_folder
+from data_prep.index.build import index_folder
+from data_prep.inspect.verify import verify_folder
 from data_prep.manifest import read_manifest
-from data_prep.options import WriteOptions
-from data_prep.verify import verify_folder
-from data_prep.write_shards import write_shards
+from data_prep.transcode.options import WriteOptions
+from data_prep.write.run import write_shards
 from tests.odd_files import ODD, make_odd_files
 
 OPTIONS = WriteOptions(short_side_px=48, crf=12, on_missing_audio="keep", on_missing_video="keep")

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avssl.data import folders
-from avssl.data.listing import files_below
-from avssl.data.media import open_media
-from avssl.data.pictures import read_image
+from avssl.embedding.listing import files_below
+from avssl.embedding.sources import open_media
+from avssl.files import folders
+from avssl.media.images import read_image
 from avssl.types import MediaError
-from data_prep.index import IndexOptions, index
+from data_prep.index.build import IndexOptions, index
+from data_prep.index.mnist import open_picture_file
 from data_prep.manifest import read_manifest
-from data_prep.mnist import open_picture_file
-from data_prep.write_shards import write_shards
+from data_prep.write.run import write_shards
 from tests.clips import OPTIONS, make_clip, skips
 
 ODD = ("device.SUFFIX", "loop.SUFFIX", "nowhere.SUFFIX", "one.SUFFIX", "other.SUFFIX", "pipe.SUFFIX", "socket.SUFFIX")

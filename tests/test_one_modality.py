@@ -13,16 +13,16 @@ import torch
 from PIL import Image
 
 from avssl import checkpoint, config, losses
-from avssl.data.clips import Span
-from avssl.data.media import Media
-from avssl.data.shards import ShardSet
-from avssl.data.views import ViewMaker, ViewsConfig
-from avssl.data.windows import MediaReader
-from avssl.embed import Embedder
-from avssl.eval.protocol import TaskConfig
+from avssl.embedding.embedder import Embedder
+from avssl.embedding.sources import Media
+from avssl.embedding.table import EmbeddingTable
+from avssl.embedding.windows import MediaReader
+from avssl.eval.tasks.standard import TaskConfig
 from avssl.models import create_encoder
-from avssl.tables import EmbeddingTable
-from data_prep.encode import write_media
+from avssl.shards.shard_set import ShardSet
+from avssl.transforms.time_sampling import Span
+from avssl.transforms.view_maker import ViewMaker, ViewsConfig
+from data_prep.transcode.encode import write_media
 from recipes import embed as embed_recipe
 from recipes import evaluate as evaluate_recipe
 from recipes import report as report_recipe

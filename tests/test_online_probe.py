@@ -11,10 +11,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
 from avssl.config import ProbeConfig
-from avssl.data.clip_sets import ClipPlan
-from avssl.embed import Embedder
+from avssl.data.every_sample import ClipPlan
+from avssl.embedding.embedder import Embedder
 from avssl.eval.features import extract
-from avssl.online_probe import check, is_learnt_from, judge
+from avssl.train.probe import check, is_learnt_from, judge
 from tests.test_pretrain import arguments_for, run_python
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from av.bitstream import BitStreamFilterContext
 
-from avssl.data.decode import PictureStream, probe, read_video, stream_video
-from avssl.data.shards import ShardSet
-from avssl.data.streams import orientation
-from avssl.data.timeline import Orientation
+from avssl.media.decode import PictureStream, probe, read_video, stream_video
+from avssl.media.info import Orientation
+from avssl.media.streams import orientation
+from avssl.shards.shard_set import ShardSet
 from data_prep.__main__ import main
 
 FPS, NUM_PICTURES, ONE = 10, 30, 1 << 16

@@ -7,14 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from avssl.data.sample_digests import sample_digests
-from avssl.data.shards import ShardSet, SideCar
 from avssl.eval import overlap
-from data_prep.index import IndexOptions, index, index_folder
-from data_prep.indexing.cutting import Cutting
-from data_prep.options import WriteOptions
-from data_prep.verify import verify_folder
-from data_prep.write_shards import write_shards
+from avssl.shards.sample_digests import sample_digests
+from avssl.shards.shard_set import ShardSet, SideCar
+from data_prep.index.build import IndexOptions, index, index_folder
+from data_prep.index.cutting import Cutting
+from data_prep.inspect.verify import verify_folder
+from data_prep.transcode.options import WriteOptions
+from data_prep.write.run import write_shards
 from tests.conftest import run_python
 
 

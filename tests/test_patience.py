@@ -9,10 +9,10 @@ import threading
 
 import pytest
 
-from avssl.data import sandbox_streams
-from avssl.data.patience import state_of, within
-from avssl.data.sandbox import Limits
-from avssl.data.sandbox_streams import SandboxedStreams
+from avssl.processes import streams
+from avssl.processes.limits import Limits
+from avssl.processes.patience import state_of, within
+from avssl.processes.streams import SandboxedStreams
 from tests.conftest import ROOT
 from tests.test_loader import make_loader
 from tests.test_sandbox_streams import Stories
@@ -21,8 +21,8 @@ SERVER_IS_STOPPED = """
 import os, signal
 from multiprocessing import forkserver
 from torch.utils.data import DataLoader
-from avssl.data.patience import begun
-from avssl.data.worker_server import worker_context
+from avssl.processes.patience import begun
+from avssl.processes.worker_server import worker_context
 from avssl.data.workers import start_worker
 def loader():
     return DataLoader(range(8), num_workers=1, multiprocessing_context=worker_context(), worker_init_fn=start_worker)
@@ -90,7 +90,7 @@ class Stopped(Stories):
 
 
 def test_a_process_that_is_to_read_media_and_never_begins_is_an_error(monkeypatch):
-    monkeypatch.setattr(sandbox_streams, "BEGIN_SECONDS", 2.0)
+    monkeypatch.setattr(streams, "BEGIN_SECONDS", 2.0)
     with pytest.raises(TimeoutError, match=r"has not begun in time"):
         list(SandboxedStreams(Stopped("1 pieces"), 1, Limits(seconds=1)).run(lambda: range(1)))
 

@@ -1,4 +1,4 @@
-"""avssl.data.pictures: what Pillow reads becomes RGB as documented, and whatever cannot be read has a typed reason."""
+"""avssl.media.images: what Pillow reads becomes RGB as documented, and whatever cannot be read has a typed reason."""
 
 import io
 import struct
@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from avssl.data.pictures import MAX_PIXELS, probe_image, read_image
+from avssl.media.images import MAX_PIXELS, probe_image, read_image
 from avssl.types import MediaError
 
 

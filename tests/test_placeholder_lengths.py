@@ -8,13 +8,13 @@ import av
 import numpy as np
 import pytest
 
-from avssl.data.decode import probe, read_audio, stream_audio
+from avssl.media.decode import probe, read_audio, stream_audio
 from avssl.types import MediaError
-from data_prep.index import IndexOptions, index
-from data_prep.indexing.cutting import Cutting, claimed_seconds
+from data_prep.index.build import IndexOptions, index
+from data_prep.index.cutting import Cutting, claimed_seconds
 from data_prep.manifest import read_manifest
-from data_prep.options import WriteOptions
-from data_prep.transcode import transcode
+from data_prep.transcode.file import transcode
+from data_prep.transcode.options import WriteOptions
 from tests.test_late_start import made
 
 RATE_HZ, SECONDS = 8000, 6

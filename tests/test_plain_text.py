@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from avssl import config
-from avssl.plain_text import plain, say
-from avssl.tensor_files import write_tensors
+from avssl.files.plain_text import plain, say
+from avssl.files.tensors import write_tensors
 
 MALICIOUS = "a\x1b[31m\x9b2J\n\u202eb\u2066\r\udcff\x07"
 

@@ -8,8 +8,8 @@ import weakref
 import numpy as np
 import pytest
 
+from avssl.processes.pool import Limits, Sandbox, in_processes
 from avssl.types import MediaError
-from data_prep.pool import Limits, Sandbox, in_processes
 
 
 def misbehave(task):

@@ -9,8 +9,8 @@ from torch import nn
 
 from avssl.config import parse
 from avssl.eval import tasks
-from avssl.eval.finetune_training import Criterion, TrainingOptions, train
-from avssl.eval.probe import LinearProbes
+from avssl.eval.finetune.layer_probes import LinearProbes
+from avssl.eval.finetune.training import Criterion, TrainingOptions, train
 from avssl.models import create_encoder
 from avssl.models.layers import STAGES, stage_activations
 from avssl.optim.build import OptimConfig

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from avssl.data.streams import Passed, Sound, mono_blocks
+from avssl.media.streams import Passed, Sound, mono_blocks
 from tests.sounds import whole_of, write_sound
 
 

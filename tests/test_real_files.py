@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from avssl.tables import EmbeddingTable
+from avssl.embedding.table import EmbeddingTable
 from tests.conftest import TINY, run_python
 from tests.fixtures import real_videos  # noqa: F401  (a fixture)
 

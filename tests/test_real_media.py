@@ -7,11 +7,11 @@ import av
 import numpy as np
 import pytest
 
-from avssl.data.shards import ShardSet
-from data_prep.index import index_folder
-from data_prep.options import WriteOptions
-from data_prep.verify import verify_folder
-from data_prep.write_shards import write_shards
+from avssl.shards.shard_set import ShardSet
+from data_prep.index.build import index_folder
+from data_prep.inspect.verify import verify_folder
+from data_prep.transcode.options import WriteOptions
+from data_prep.write.run import write_shards
 from tests.fixtures import package_media
 
 # package: (files, at least; have they pictures; have they sound), as the packages are known today.

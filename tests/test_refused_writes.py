@@ -7,17 +7,17 @@ import sys
 
 import pytest
 
-from avssl.disk_errors import clear_errors
-from avssl.one_line_errors import one_line_errors
+from avssl.errors import one_line_errors
+from avssl.files.disk_errors import clear_errors
 from tests.conftest import ROOT, TINY, run_python
 
 FILES = """
 import resource, sys
 from pathlib import Path
 import torch
-from avssl.tensor_files import write_tensors
-from avssl.disk_errors import clear_errors
-from avssl.whole_files import whole_path, write_whole
+from avssl.files.tensors import write_tensors
+from avssl.files.disk_errors import clear_errors
+from avssl.files.whole import whole_path, write_whole
 folder = Path(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
 content = {"x": torch.zeros(9999)}

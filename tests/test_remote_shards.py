@@ -14,12 +14,13 @@ import pytest
 import torch
 
 from avssl import config
-from avssl.data import file_systems, remote_shards, retry, storage
 from avssl.data.loader import Loader, LoaderConfig
-from avssl.data.media import resolve_sources
-from avssl.data.shard_cache import ShardCache, default_cache_dir
-from avssl.data.shards import ShardSet, shard_name
-from avssl.data.views import AudioViewConfig, VideoViewConfig, ViewMaker, ViewsConfig
+from avssl.embedding.sources import resolve_sources
+from avssl.files import file_systems, retry, storage
+from avssl.shards import remote as remote_shards
+from avssl.shards.cache import ShardCache, default_cache_dir
+from avssl.shards.shard_set import ShardSet, shard_name
+from avssl.transforms.view_maker import AudioViewConfig, VideoViewConfig, ViewMaker, ViewsConfig
 from avssl.types import MediaError, View
 from data_prep.__main__ import main
 from tests.conftest import ROOT

@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
+from avssl.embedding.table import EmbeddingTable
 from avssl.report import write_report
 from avssl.report.charts import Series, binned, line_chart, tick_text, ticks
 from avssl.report.curves import read_metrics, training_facts
@@ -23,8 +24,7 @@ from avssl.report.media import MediaLibrary, audio_outline, video_thumbnails
 from avssl.report.neighbours import find_matches, pick_queries
 from avssl.report.page import ReportOptions
 from avssl.report.scores import flat_numbers, is_share, metric_title
-from avssl.tables import EmbeddingTable
-from data_prep.encode import write_media
+from data_prep.transcode.encode import write_media
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\" </style><img src=http://evil.example/x onerror=alert(1)>"
 VOID = {"meta", "img", "br", "hr", "input", "link", "source", "wbr"}

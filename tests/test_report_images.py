@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avssl.eval.protocol import TaskConfig, evaluate_tables
+from avssl.embedding.table import EmbeddingTable
+from avssl.eval.tasks.standard import TaskConfig, evaluate_tables
 from avssl.report import write_report
 from avssl.report.curves import read_metrics, training_facts
 from avssl.report.media import MediaLibrary, image_thumbnail
 from avssl.report.neighbours import counted, find_matches, pick_queries, searches
-from avssl.tables import EmbeddingTable
 from tests.test_report import Checker, clip
 
 __all__ = ["clip"]  # a fixture

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from avssl import config
-from avssl.step_lines import keep_until
+from avssl.files.json_lines import keep_until
 
 WRITERS = {
     "config.yaml": lambda path: config.save(config.DataConfig(), path),

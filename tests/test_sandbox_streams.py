@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from avssl.data.parcels import receive_parcel, send_parcel
-from avssl.data.sandbox import Limits
-from avssl.data.sandbox_streams import PIECES_AHEAD, Piece, SandboxedStreams
+from avssl.processes.limits import Limits
+from avssl.processes.parcels import receive_parcel, send_parcel
+from avssl.processes.streams import PIECES_AHEAD, Piece, SandboxedStreams
 from avssl.types import MediaError
 
 

@@ -6,15 +6,15 @@ import time
 
 import pytest
 
-from avssl.scratch import LOCK_NAME, remove_leftovers, scratch_folder
-from avssl.whole_files import whole_file, write_whole
+from avssl.files.scratch import LOCK_NAME, remove_leftovers, scratch_folder
+from avssl.files.whole import whole_file, write_whole
 from tests.conftest import ROOT
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from avssl.scratch import scratch_folder
-from avssl.whole_files import whole_file
+from avssl.files.scratch import scratch_folder
+from avssl.files.whole import whole_file
 out = Path(sys.argv[1])
 with scratch_folder(out.parent, out.name) as folder, whole_file(out) as file:
     (folder / "rows").write_text("x")
@@ -101,7 +101,7 @@ def test_a_link_in_the_place_of_a_temporary_file_is_not_followed(tmp_path):
 
 def test_a_folder_that_is_taken_for_left_behind_before_it_is_locked_is_made_anew(tmp_path, monkeypatch):
     """The worst moment: somebody removes it between its making and its lock."""
-    from avssl import scratch
+    from avssl.files import scratch
 
     real, taken = scratch.lock_file, []
 
@@ -120,7 +120,7 @@ def test_a_folder_that_is_taken_for_left_behind_before_it_is_locked_is_made_anew
 def test_writers_that_are_killed_at_any_moment_never_mix_their_content(tmp_path):
     """Several writers of one file, killed and started again: it always holds the whole content of one of them."""
     write = (
-        "import sys\nfrom pathlib import Path\nfrom avssl.whole_files import write_whole\n"
+        "import sys\nfrom pathlib import Path\nfrom avssl.files.whole import write_whole\n"
         "while True:\n    write_whole(Path(sys.argv[1]), sys.argv[2] * 100_000)"
     )
     out = tmp_path / "out"

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 import avssl
-from avssl import losses, search_faiss, table_files
-from avssl.embed_folder import FolderJob
-from avssl.embed_state import file_record
-from avssl.search import EmbeddingIndex, comparable, load_embedder_of
-from avssl.table_folders import FolderIndex
-from avssl.tables import EmbeddingTable
-from data_prep.encode import write_media
+from avssl import losses
+from avssl.embedding import faiss_index, parquet
+from avssl.embedding.folder import FolderJob
+from avssl.embedding.index import FolderIndex
+from avssl.embedding.search import EmbeddingIndex, comparable, load_embedder_of
+from avssl.embedding.state import file_record
+from avssl.embedding.table import EmbeddingTable
+from data_prep.transcode.encode import write_media
 from recipes import search as search_recipe
 from tests.conftest import run_python
 from tests.test_embed import frames, sine
@@ -82,7 +83,7 @@ def assert_same(hits, expected, table):
 @pytest.mark.parametrize("repeat", [1, 12])
 def test_exact_search_is_an_argsort_of_all_rows(tmp_path, monkeypatch, options, repeat):
     """Over three files of several row groups each, with and without equal rows in several of them."""
-    monkeypatch.setattr(table_files, "ROWS_PER_GROUP", 16)
+    monkeypatch.setattr(parquet, "ROWS_PER_GROUP", 16)
     table, index = make_index(tmp_path / "index", 200, rows_per_file=70, repeat=repeat)
     queries = np.random.default_rng(1).standard_normal((3, WIDTH))
     for modality in ("video", "audio"):
@@ -92,7 +93,7 @@ def test_exact_search_is_an_argsort_of_all_rows(tmp_path, monkeypatch, options, 
 
 
 def test_only_some_row_groups_are_read_for_some_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr(table_files, "ROWS_PER_GROUP", 16)
+    monkeypatch.setattr(parquet, "ROWS_PER_GROUP", 16)
     table, index = make_index(tmp_path / "index", 100, rows_per_file=70)
     wanted = np.array([1, 14, 17, 71, 98])
     found = list(index.rows("video", wanted))
@@ -110,9 +111,9 @@ def test_a_search_that_cannot_be_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"is not a folder that recipes/embed\.py has finished"):
         EmbeddingIndex(tmp_path)
     with pytest.raises(ValueError, match="kind is 'tree'; it must be one of flat, ivf, hnsw"):
-        search_faiss.build(index, "tree")
+        faiss_index.build(index, "tree")
     with pytest.raises(FileNotFoundError, match=r"search\.py build .* --kind flat"):
-        search_faiss.search(index, "flat", "video", np.ones((1, WIDTH)))
+        faiss_index.search(index, "flat", "video", np.ones((1, WIDTH)))
     path = tmp_path / "index" / "embeddings-0.parquet"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"bytes; index\.json says"):

@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from avssl import search_faiss
-from avssl.search import EmbeddingIndex
+from avssl.embedding import faiss_index
+from avssl.embedding.search import EmbeddingIndex
 from tests.test_search import WIDTH, make_index, textbook
 
 
@@ -16,7 +16,7 @@ def built(tmp_path_factory):
     """A folder of 3,000 rows with an index of each kind; {kind: facts}."""
     pytest.importorskip("faiss")
     table, index = make_index(tmp_path_factory.mktemp("faiss") / "index", 3000, rows_per_file=1100)
-    return table, index, {kind: search_faiss.build(index, kind) for kind in search_faiss.KINDS}
+    return table, index, {kind: faiss_index.build(index, kind) for kind in faiss_index.KINDS}
 
 
 @pytest.mark.parametrize("options", [{}, {"exclude": {f"key{n}" for n in range(300)}}, {"one_per_key": True}])
@@ -24,7 +24,7 @@ def test_a_flat_index_gives_the_exact_result(built, options):
     _, index, facts = built
     queries = np.random.default_rng(1).standard_normal((4, WIDTH))
     for modality in ("video", "audio"):
-        assert search_faiss.search(index, "flat", modality, queries, 10, **options) == index.search(
+        assert faiss_index.search(index, "flat", modality, queries, 10, **options) == index.search(
             modality, queries, 10, **options
         )
         assert facts["flat"][modality]["recall_at_10"] == 1.0
@@ -33,9 +33,9 @@ def test_a_flat_index_gives_the_exact_result(built, options):
 def test_a_flat_index_gives_the_exact_result_where_many_rows_are_equal(tmp_path):
     pytest.importorskip("faiss")
     _, index = make_index(tmp_path / "index", 1200, repeat=300)
-    search_faiss.build(index, "flat")
+    faiss_index.build(index, "flat")
     queries = np.random.default_rng(1).standard_normal((2, WIDTH))
-    assert search_faiss.search(index, "flat", "video", queries, 5) == index.search("video", queries, 5)
+    assert faiss_index.search(index, "flat", "video", queries, 5) == index.search("video", queries, 5)
 
 
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])
@@ -48,14 +48,14 @@ def test_the_recall_that_is_reported_is_what_searches_have(built, kind):
     rows = np.flatnonzero(table.has_video)
     queries = table.video_embedding[rows[:: len(rows) // 100][:100]]
     expected = textbook(table, "video", queries, 10)
-    found = search_faiss.search(index, kind, "video", queries, 10)
+    found = faiss_index.search(index, kind, "video", queries, 10)
     pairs = zip(found, expected, strict=True)
     recall = np.mean([len({hit.row for hit in one} & {row for row, _ in other}) / 10 for one, other in pairs])
     assert recall == pytest.approx(reported["recall_at_10"], abs=1e-6)
     noise = np.random.default_rng(0).standard_normal(queries.shape)
     noisy = queries + noise / np.linalg.norm(noise, axis=1, keepdims=True)
     expected = textbook(table, "video", noisy, 10)
-    pairs = zip(search_faiss.search(index, kind, "video", noisy, 10), expected, strict=True)
+    pairs = zip(faiss_index.search(index, kind, "video", noisy, 10), expected, strict=True)
     recall = np.mean([len({hit.row for hit in one} & {row for row, _ in other}) / 10 for one, other in pairs])
     assert recall == pytest.approx(reported["noisy_recall_at_10"], abs=1e-6)
     for one in found:
@@ -69,7 +69,7 @@ def test_more_depth_finds_more_and_all_of_it_everything(built, kind):
     exact = index.search("video", queries, 10)
     recalls = []
     for depth in (1, 0, 3000 if kind == "hnsw" else facts["ivf"]["video"]["lists"]):
-        found = search_faiss.LoadedIndex(index, kind, "video", depth).search(queries, 10)
+        found = faiss_index.LoadedIndex(index, kind, "video", depth).search(queries, 10)
         pairs = [
             ({hit.row for hit in one}, {hit.row for hit in other}) for one, other in zip(found, exact, strict=True)
         ]
@@ -78,13 +78,13 @@ def test_more_depth_finds_more_and_all_of_it_everything(built, kind):
     if kind == "ivf":  # hnsw keeps at least the candidates that are asked of it
         assert recalls[0] < recalls[1]
     with pytest.raises(ValueError, match="depth is -1"):
-        search_faiss.LoadedIndex(index, kind, "video", -1)
+        faiss_index.LoadedIndex(index, kind, "video", -1)
 
 
 @pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
 def test_queries_that_come_together_find_the_same_with_one_reading_of_the_folder(built, kind, monkeypatch):
     _, index, _ = built
-    loaded = search_faiss.LoadedIndex(index, kind, "video")
+    loaded = faiss_index.LoadedIndex(index, kind, "video")
     queries = np.random.default_rng(2).standard_normal((30, WIDTH))
     alone = [loaded.search(query[None], 10)[0] for query in queries]
     readings, rows = [], EmbeddingIndex.rows
@@ -93,7 +93,7 @@ def test_queries_that_come_together_find_the_same_with_one_reading_of_the_folder
     )
     assert loaded.search(queries, 10) == alone
     assert len(readings) == 1
-    monkeypatch.setattr(search_faiss, "MOST_NUMBERS", 7 * 72 * WIDTH)  # seven queries at a time
+    monkeypatch.setattr(faiss_index, "MOST_NUMBERS", 7 * 72 * WIDTH)  # seven queries at a time
     assert loaded.search(queries, 10) == alone
     assert len(readings) == 1 + 5
 
@@ -103,4 +103,4 @@ def test_an_index_of_other_files_is_refused(built, tmp_path):
     make_index(tmp_path / "other", 3000, seed=5)
     shutil.copytree(index.folder / "faiss", tmp_path / "other" / "faiss")
     with pytest.raises(ValueError, match="built from other files"):
-        search_faiss.search(EmbeddingIndex(tmp_path / "other"), "flat", "video", np.ones((1, WIDTH)))
+        faiss_index.search(EmbeddingIndex(tmp_path / "other"), "flat", "video", np.ones((1, WIDTH)))

@@ -11,9 +11,9 @@ import torch
 from accelerate.utils.other import load as accelerate_load
 
 from avssl import checkpoint
-from avssl.data.decode import probe, read_video
-from avssl.data.shards import parse_members
-from avssl.tables import EmbeddingTable
+from avssl.embedding.table import EmbeddingTable
+from avssl.media.decode import probe, read_video
+from avssl.shards.shard_set import parse_members
 from avssl.types import MediaError
 
 

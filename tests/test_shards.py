@@ -1,4 +1,4 @@
-"""avssl.data.shards: what is written is read back, by index, and whatever does not fit is refused by name."""
+"""avssl.shards.shard_set: what is written is read back, by index, and whatever does not fit is refused by name."""
 
 import io
 import json
@@ -8,7 +8,7 @@ import tarfile
 
 import pytest
 
-from avssl.data.shards import (
+from avssl.shards.shard_set import (
     Sample,
     SampleInfo,
     ShardIndex,
@@ -22,9 +22,9 @@ from avssl.data.shards import (
     shard_name,
     write_tar,
 )
-from avssl.data.tar_members import plain_members
+from avssl.shards.tar_members import plain_members
 from avssl.types import MediaError
-from data_prep.verify import verify_folder
+from data_prep.inspect.verify import verify_folder
 
 USUAL = ("__key__", "json", "video.mp4", "audio.flac")
 

@@ -9,15 +9,15 @@ import av
 import numpy as np
 import pytest
 
-from avssl.data.decode import read_audio, read_video
-from avssl.data.shards import ShardSet
+from avssl.media.decode import read_audio, read_video
+from avssl.shards.shard_set import ShardSet
 from data_prep.__main__ import main
-from data_prep.encode import write_media
-from data_prep.index import index_folder
-from data_prep.options import WriteOptions
-from data_prep.remux import remux
-from data_prep.show import closest, find
-from data_prep.write_shards import write_shards
+from data_prep.index.build import index_folder
+from data_prep.inspect.show import closest, find
+from data_prep.transcode.encode import write_media
+from data_prep.transcode.options import WriteOptions
+from data_prep.transcode.remux import remux
+from data_prep.write.run import write_shards
 
 RATE, FPS = 48000, 25
 

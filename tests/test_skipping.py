@@ -9,11 +9,11 @@ import av
 import numpy as np
 import pytest
 
-from avssl.data import frames, playing
-from avssl.data.cursor import FrameCursor, SeekMissed
-from avssl.data.decode import PictureStream
-from avssl.data.skipping import SkippingContainer
-from data_prep.encode import MediaWriter, VideoSettings
+from avssl.media import frames, readers
+from avssl.media.cursor import FrameCursor, SeekMissed
+from avssl.media.decode import PictureStream
+from avssl.media.skipping import SkippingContainer
+from data_prep.transcode.encode import MediaWriter, VideoSettings
 from tests.odd_surgery import set_edits
 
 NUM_FRAMES, FPS, LENGTH_BYTES = 240, 30, 4
@@ -47,14 +47,14 @@ def films(tmp_path_factory):
 @pytest.fixture
 def decoded(monkeypatch):
     """A list that grows by every frame that is decoded."""
-    found, frames_from_here = [], playing.frames_from_here
+    found, frames_from_here = [], readers.frames_from_here
 
     def counting(container, stream, label):
         for ticks, frame in frames_from_here(container, stream, label):
             found.append(ticks)
             yield ticks, frame
 
-    monkeypatch.setattr(playing, "frames_from_here", counting)
+    monkeypatch.setattr(readers, "frames_from_here", counting)
     return found
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from avssl import config, losses
-from avssl.data.decode import probe, read_audio, read_video, stream_audio, stream_video
+from avssl.data.batch import Collate
 from avssl.data.loader import _Samples
-from avssl.data.raw_batch import Collate
-from avssl.data.shards import ShardSet
+from avssl.media.decode import probe, read_audio, read_video, stream_audio, stream_video
+from avssl.shards.shard_set import ShardSet
 from avssl.types import MediaError
 from tests.conftest import TINY
 from tests.odd_files import ODD

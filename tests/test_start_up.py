@@ -47,7 +47,7 @@ def test_importing_the_package_loads_no_library():
 
 SERVED = """
 import sys
-from avssl.data.worker_server import start_worker_server, worker_context
+from avssl.processes.worker_server import start_worker_server, worker_context
 start_worker_server()
 here = {name.split(".")[0] for name in sys.modules}
 context = worker_context()
@@ -64,7 +64,7 @@ if __name__ == "__main__":
 def test_the_server_of_workers_imports_for_them_and_nothing_here():
     loaded = loaded_after(SERVED)
     assert not loaded & set(HEAVY)
-    assert {"worker:torch", "worker:av", "worker:avssl.data.loader", "worker:avssl.data.clip_sets"} <= loaded
+    assert {"worker:torch", "worker:av", "worker:avssl.data.loader", "worker:avssl.data.every_sample"} <= loaded
 
 
 @pytest.mark.parametrize("recipe", ["pretrain", "report", "demo"])

@@ -12,15 +12,13 @@ import pytest
 from PIL import Image
 from scipy.fft import dctn
 
-from avssl.data.shards import ShardSet
+from avssl.shards.shard_set import ShardSet
 from data_prep.__main__ import main
-from data_prep.encode import write_media
-from data_prep.index import index_folder
-from data_prep.options import WriteOptions
-from data_prep.stats.charts import ticks
-from data_prep.stats.collect import Thresholds, collect_stats
-from data_prep.stats.measures import SoundMeter, measure_video, middle_frame, sampled_frames
-from data_prep.stats.near_duplicates import (
+from data_prep.index.build import index_folder
+from data_prep.inspect.stats.charts import ticks
+from data_prep.inspect.stats.collect import Thresholds, collect_stats
+from data_prep.inspect.stats.measures import SoundMeter, measure_video, middle_frame, sampled_frames
+from data_prep.inspect.stats.near_duplicates import (
     NO_HASH,
     distances,
     equal_groups,
@@ -28,8 +26,10 @@ from data_prep.stats.near_duplicates import (
     perceptual_hash,
     small_picture,
 )
-from data_prep.stats.tally import MAX_NAMES, OTHER, QUANTITIES, Histogram, Tally
-from data_prep.write_shards import write_shards
+from data_prep.inspect.stats.tally import MAX_NAMES, OTHER, QUANTITIES, Histogram, Tally
+from data_prep.transcode.encode import write_media
+from data_prep.transcode.options import WriteOptions
+from data_prep.write.run import write_shards
 
 
 def meter(samples, rate_hz, silence_dbfs=-60.0, piece=4096):

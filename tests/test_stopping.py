@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from avssl import stopping
+from avssl.processes import stopping
 from tests.conftest import ROOT, TINY, run_python
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -24,9 +24,9 @@ LOADER = """
 import os, signal, subprocess
 from multiprocessing.connection import wait
 from torch.utils.data import DataLoader
-from avssl.data.worker_server import start_worker_server, worker_context
+from avssl.processes.worker_server import start_worker_server, worker_context
 from avssl.data.workers import start_worker
-from avssl.stopping import STOP_SIGNALS
+from avssl.processes.stopping import STOP_SIGNALS
 asked = []
 for number in STOP_SIGNALS:
     signal.signal(number, lambda number, frame: asked.append(number))

@@ -1,4 +1,4 @@
-"""avssl.data.storage: any store gives the bytes that were put there, whole or not at all, or says what is wrong."""
+"""avssl.files.storage: any store gives the bytes that were put there, whole or not at all, or says what is wrong."""
 
 import io
 import os
@@ -9,7 +9,7 @@ import botocore.exceptions
 import numpy as np
 import pytest
 
-from avssl.data import file_systems, retry, storage
+from avssl.files import file_systems, retry, storage
 from avssl.types import MediaError
 from tests.stores import forget_connections, s3_server, web_server
 

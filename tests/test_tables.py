@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from avssl.tables import VECTOR_COLUMNS, EmbeddingTable, concatenate
+from avssl.embedding.table import VECTOR_COLUMNS, EmbeddingTable, concatenate
 
 WIDTHS = {
     "video_embedding": 6,

@@ -1,4 +1,4 @@
-"""data_prep/transcode.py: segments, policies, copies; against decoding the whole file with PyAV alone."""
+"""data_prep/transcode/file.py: segments, policies, copies; against decoding the whole file with PyAV alone."""
 
 import io
 import re
@@ -9,13 +9,13 @@ import av
 import numpy as np
 import pytest
 
-from avssl.data.decode import Picture, PictureStream, SoundStream, read_video
+from avssl.media.decode import Picture, PictureStream, SoundStream, read_video
 from avssl.types import MediaError
-from data_prep import members
-from data_prep.encode import VideoSettings, why_not_encode, write_media
-from data_prep.members import Window, on_grid
-from data_prep.options import PolicyError, WriteOptions
-from data_prep.transcode import transcode
+from data_prep.transcode import members
+from data_prep.transcode.encode import VideoSettings, why_not_encode, write_media
+from data_prep.transcode.file import transcode
+from data_prep.transcode.members import Window, on_grid
+from data_prep.transcode.options import PolicyError, WriteOptions
 
 OPTIONS = WriteOptions(short_side_px=48, crf=10)
 CONTAINERS = {
@@ -385,7 +385,7 @@ def test_options_say_what_is_allowed(change, words):
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_streams_read_from_one_open_file_are_those_read_from_two(sources, suffix, monkeypatch):
     together = transcode(str(sources[suffix]), OPTIONS)
-    monkeypatch.setattr("avssl.data.sharing.MAX_WAITING_BYTES", 10)  # too little for anything to wait
+    monkeypatch.setattr("avssl.media.sharing.MAX_WAITING_BYTES", 10)  # too little for anything to wait
     apart = transcode(str(sources[suffix]), OPTIONS)
     assert (together.video, together.audio) == (apart.video, apart.audio)
     assert together == apart
@@ -420,6 +420,6 @@ def test_a_stream_that_is_not_the_first_gives_its_last_frames_too(tmp_path):
 def test_a_damaged_shape_is_a_decode_error(tmp_path, monkeypatch):
     path = tmp_path / "wide.mp4"
     write_media(path, video=counting_video(5), video_fps=25, audio=chirp(1), audio_rate_hz=48000)
-    monkeypatch.setattr("data_prep.members.MAX_SIDE_PX", 60)
+    monkeypatch.setattr("data_prep.transcode.members.MAX_SIDE_PX", 60)
     with pytest.raises(MediaError, match=r"decode_error: .*wide.mp4: its pictures have 64x48 pixels .* may have 60"):
         transcode(str(path), OPTIONS)

@@ -13,7 +13,14 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import v2 as torchvision_v2
 from torchvision.transforms.v2 import functional as oracle
 
-from avssl.data.augment import (
+from avssl.transforms.color import (
+    adjust_brightness,
+    adjust_contrast,
+    adjust_hue,
+    adjust_saturation,
+    apply_looks,
+)
+from avssl.transforms.draw import (
     JITTER_ORDERS,
     Box,
     Look,
@@ -22,14 +29,7 @@ from avssl.data.augment import (
     draw_picture_parameters,
     random_resized_crop_box,
 )
-from avssl.data.colour import (
-    adjust_brightness,
-    adjust_contrast,
-    adjust_hue,
-    adjust_saturation,
-    apply_looks,
-)
-from avssl.data.video import crop_resize, flip_horizontally, normalize, to_float, to_model_layout
+from avssl.transforms.geometry import crop_resize, flip_horizontally, normalize, to_float, to_model_layout
 
 ORACLES = (oracle.adjust_brightness, oracle.adjust_contrast, oracle.adjust_saturation, oracle.adjust_hue)
 

@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as oracle
 
-from avssl.data import clip_reading, views
-from avssl.data.audio_augment import AudioAugment
+from avssl.data import read_views
 from avssl.data.loader import Loader, LoaderConfig
-from avssl.data.shards import Sample, SampleInfo, ShardSet
-from avssl.data.view_config import AudioViewConfig, ImageViewConfig, VideoViewConfig, ViewsConfig
-from avssl.data.views import RawView, ViewMaker, raw_views, stack_raw_views
+from avssl.shards.shard_set import Sample, SampleInfo, ShardSet
+from avssl.transforms import view_maker
+from avssl.transforms.audio import AudioAugment
+from avssl.transforms.config import AudioViewConfig, ImageViewConfig, VideoViewConfig, ViewsConfig
+from avssl.transforms.view_maker import RawView, ViewMaker, raw_views, stack_raw_views
 from avssl.types import MediaError, View
 
 CPU = torch.device("cpu")
@@ -80,13 +81,13 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The modality of everything that is decoded, in order."""
     calls: list[str] = []
     for name, modality in (("read_video", "video"), ("read_audio", "audio"), ("read_image", "image")):
-        original = getattr(clip_reading, name)
+        original = getattr(read_views, name)
 
         def spy(*arguments: object, original=original, modality=modality, **options: object):  # type: ignore[no-untyped-def]
             calls.append(modality)
             return original(*arguments, **options)
 
-        monkeypatch.setattr(clip_reading, name, spy)
+        monkeypatch.setattr(read_views, name, spy)
     return calls
 
 
@@ -155,14 +156,14 @@ def test_equal_clip_numbers_share_seconds_and_others_draw_their_own(
     shards: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     starts: list[tuple[float, float]] = []
-    original = views.read_clip
+    original = view_maker.read_clip
 
     def spy(*arguments):  # type: ignore[no-untyped-def]
         clip = original(*arguments)
         starts.append((clip.video_start_seconds, clip.audio_start_seconds))
         return clip
 
-    monkeypatch.setattr(views, "read_clip", spy)
+    monkeypatch.setattr(view_maker, "read_clip", spy)
     opened = ShardSet(shards["train"])
     pair = [View("v", "video"), View("a", "audio")]
     for index in range(6):
@@ -257,7 +258,7 @@ def test_augmented_sound_does_not_depend_on_the_batch_or_the_workers(
 
 
 def test_augmented_sound_is_shift_volume_mixup_and_crop_in_this_order(shards: dict[str, Path]) -> None:
-    from avssl.data.audio_augment import Sound, crop_spectrogram, mix_power, scale_volume, shift_time
+    from avssl.transforms.audio import Sound, crop_spectrogram, mix_power, scale_volume, shift_time
 
     config = byol_a()
     maker = ViewMaker(config, ["audio"])
@@ -312,9 +313,9 @@ def test_a_background_that_cannot_be_read_is_named_with_the_sample_it_was_for(
 def test_the_worked_yaml_of_byol_a_gives_its_input(tmp_path: Path, shards: dict[str, Path]) -> None:
     """The YAML that stands in the docstring: 64 mel bins of 96 frames."""
     from avssl import config
-    from avssl.data import audio_augment
+    from avssl.transforms import audio
 
-    text = (audio_augment.__doc__ or "").split("as a YAML")[1].split("\n\n", maxsplit=1)[1]
+    text = (audio.__doc__ or "").split("as a YAML")[1].split("\n\n", maxsplit=1)[1]
     (tmp_path / "byol_a.yaml").write_text(text)
     made = config.parse(config.RunConfig, [str(tmp_path / "byol_a.yaml")]).views
     assert made.audio.augment.mixup_ratio == 0.4

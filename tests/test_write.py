@@ -13,17 +13,17 @@ from pathlib import Path
 
 import pytest
 
-import data_prep.write_shards as write_shards_module
-from avssl.data.shards import ShardSet, dump_json
+import data_prep.write.run as write_shards_module
+from avssl.files.hashed import atomic_file
+from avssl.processes.pool import Limits
+from avssl.shards.shard_set import ShardSet, dump_json
 from data_prep.__main__ import main
-from data_prep.files import atomic_file
-from data_prep.job import Share
 from data_prep.manifest import read_manifest
-from data_prep.options import WriteOptions
-from data_prep.pool import Limits
-from data_prep.rows import scan
-from data_prep.transcode import transcode
-from data_prep.write_shards import write_shards
+from data_prep.transcode.file import transcode
+from data_prep.transcode.options import WriteOptions
+from data_prep.write.job import Share
+from data_prep.write.rows import scan
+from data_prep.write.run import write_shards
 from tests.clips import OPTIONS, complaints, digest, make_clip, skips
 
 ROOT = Path(__file__).parent.parent
@@ -360,7 +360,7 @@ def test_rows_are_those_of_the_file_in_any_number_of_pieces(tmp_path, monkeypatc
     fake_manifest(path, 1000)
     wanted, sha256 = read_manifest(path)
     for size in (100, 1001, 64 << 20):
-        monkeypatch.setattr("data_prep.rows.PIECE_BYTES", size * 1000)
+        monkeypatch.setattr("data_prep.write.rows.PIECE_BYTES", size * 1000)
         rows = scan(path, tmp_path / f"work-{size}", num_workers=2)
         assert len(rows) == 1000
         assert rows.sha256 == sha256
@@ -375,7 +375,7 @@ def test_a_last_row_without_an_end_of_line_counts(tmp_path):
 
 
 def test_rows_that_do_not_fit_are_named_by_line_and_repeated_keys_by_name(tmp_path, monkeypatch):
-    monkeypatch.setattr("data_prep.rows.PIECE_BYTES", 2000)
+    monkeypatch.setattr("data_prep.write.rows.PIECE_BYTES", 2000)
     path = tmp_path / "corpus.jsonl"
     fake_manifest(path, 100)
     lines = path.read_bytes().splitlines(keepends=True)

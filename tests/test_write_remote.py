@@ -2,11 +2,11 @@
 
 import pytest
 
-from avssl.data import storage
-from avssl.data.shards import dump_json
+from avssl.files import storage
+from avssl.shards.shard_set import dump_json
 from data_prep.__main__ import main
-from data_prep.job import Share
-from data_prep.write_shards import write_shards
+from data_prep.write.job import Share
+from data_prep.write.run import write_shards
 from tests.clips import OPTIONS, digest, make_clip
 from tests.stores import s3_server
 
@@ -74,7 +74,7 @@ def test_a_list_on_the_disk_may_name_files_in_s3(bucket, local, tmp_path):
 
 
 def test_files_that_cannot_be_reached_are_counted_as_such(s3, tmp_path, monkeypatch):
-    monkeypatch.setattr("avssl.data.retry.MAX_TRIES", 1)
+    monkeypatch.setattr("avssl.files.retry.MAX_TRIES", 1)
     row = {"path": "http://127.0.0.1:9/clip.mp4", "key": "clip", "labels": {}, "error": None}
     (tmp_path / "corpus.jsonl").write_bytes(dump_json(row))
     index = write_shards(tmp_path / "corpus.jsonl", tmp_path / "shards", OPTIONS)

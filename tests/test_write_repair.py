@@ -7,10 +7,10 @@ import shutil
 
 import pytest
 
-import data_prep.write_shards as write_shards_module
-from data_prep.index import IndexOptions, index
-from data_prep.options import WriteOptions
-from data_prep.write_shards import write_shards
+import data_prep.write.run as write_shards_module
+from data_prep.index.build import IndexOptions, index
+from data_prep.transcode.options import WriteOptions
+from data_prep.write.run import write_shards
 from tests.clips import OPTIONS, digest, make_clip
 
 

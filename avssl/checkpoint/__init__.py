@@ -1,4 +1,4 @@
-"""Checkpoints of a run, its final export, and what others give and take: `python -m avssl.checkpoint --help`.
+"""Checkpoints of a run, its final export, and what others give and take: `python -m avssl.exchange --help`.
 
 Files are written under a temporary name, synced, then renamed: whole or absent.
 
@@ -13,11 +13,10 @@ run/
   provenance.json        versions, data, steps, licence of the weights it started from
 """
 
+from avssl.checkpoint.bank_rows import whole_banks
 from avssl.checkpoint.checksums import DamagedCheckpointError
-from avssl.checkpoint.inheritance import describe_matching, inherit, inherit_views, load_matching
+from avssl.checkpoint.inherit import describe_matching, inherit, inherit_views, load_matching
 from avssl.checkpoint.place import HUB_SCHEME, locate
-from avssl.checkpoint.shards import whole_banks
-from avssl.checkpoint.statistics import UnmeasuredStatistics
 from avssl.checkpoint.steps import checkpoints, resume, save
 from avssl.checkpoint.weights import (
     PROVENANCE_FILE,
@@ -26,6 +25,7 @@ from avssl.checkpoint.weights import (
     read_provenance,
     read_weights,
 )
+from avssl.exchange.statistics import UnmeasuredStatistics
 
 __all__ = [
     "HUB_SCHEME", "PROVENANCE_FILE", "WEIGHTS_FILE", "DamagedCheckpointError", "UnmeasuredStatistics", "checkpoints",

@@ -9,8 +9,8 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from avssl.checked_json import Fields, dump
-from avssl.whole_files import sync
+from avssl.files.checked_json import Fields, dump
+from avssl.files.whole import sync
 
 CHECKSUMS_FILE = "checksums.json"
 VIEWS_FILE = "view_statistics.safetensors"

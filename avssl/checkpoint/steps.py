@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from avssl.checked_json import Fields
+from avssl.checkpoint.bank_rows import load_shards, save_shards
 from avssl.checkpoint.checksums import VIEWS_FILE, DamagedCheckpointError, damage, is_unsealed, seal
-from avssl.checkpoint.shards import load_shards, save_shards
 from avssl.checkpoint.weights import load_module, save_module
-from avssl.disk_errors import clear_errors
 from avssl.distributed import barrier, broadcast_object, rank, world_size
-from avssl.plain_text import say
+from avssl.files.checked_json import Fields
+from avssl.files.disk_errors import clear_errors
+from avssl.files.plain_text import say
+from avssl.files.whole import sync
 from avssl.types import Progress
-from avssl.whole_files import sync
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

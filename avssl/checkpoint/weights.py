@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from avssl.checked_json import Fields
-from avssl.tensor_files import write_tensors
-from avssl.whole_files import whole_path, write_whole
+from avssl.files.checked_json import Fields
+from avssl.files.tensors import write_tensors
+from avssl.files.whole import whole_path, write_whole
 
 WEIGHTS_FILE = "encoders.safetensors"
 EXCHANGE_FILE = "model.safetensors"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from avssl.data.views import RawView
+    from avssl.transforms.view_maker import RawView
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -24,17 +24,17 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from avssl.data.batch import Collate, RawBatch
 from avssl.data.copies import Copies, to_device
 from avssl.data.loader_config import LoaderConfig
 from avssl.data.order import check_lanes, rank_order, steps_per_epoch
-from avssl.data.patience import all_batches, begun, end_workers, next_batch
-from avssl.data.raw_batch import Collate, RawBatch
-from avssl.data.shards import ShardSet
-from avssl.data.view_config import ViewsConfig, check_views
-from avssl.data.views import RawView, ViewMaker, raw_views
-from avssl.data.worker_server import worker_context
 from avssl.data.workers import start_worker
 from avssl.distributed import broadcast_running_statistics, rank, world_size
+from avssl.processes.patience import all_batches, begun, end_workers, next_batch
+from avssl.processes.worker_server import worker_context
+from avssl.shards.shard_set import ShardSet
+from avssl.transforms.config import ViewsConfig, check_views
+from avssl.transforms.view_maker import RawView, ViewMaker, raw_views
 from avssl.types import Batch, MediaError, View
 
 __all__ = ["Loader", "LoaderConfig"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from tqdm import tqdm
 
-from avssl.data.audio import BinStatistics
 from avssl.data.loader import Loader
-from avssl.data.views import ViewMaker
 from avssl.distributed import gather_uneven, rank
+from avssl.transforms.spectrogram import BinStatistics
+from avssl.transforms.view_maker import ViewMaker
 from avssl.types import View
 
 

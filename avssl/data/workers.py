@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import torch
 
-from avssl.data.audio_augment import Sound
-from avssl.data.augment import Look
-from avssl.data.puzzle import NUM_TILES, puzzle_size
-from avssl.data.sandbox import end_with_parent
-from avssl.data.view_config import ViewsConfig, picture_augment, picture_size_px
+from avssl.processes.limits import end_with_parent
+from avssl.transforms.audio import Sound
+from avssl.transforms.config import ViewsConfig, picture_augment, picture_size_px
+from avssl.transforms.draw import Look
+from avssl.transforms.jigsaw import NUM_TILES, puzzle_size
 from avssl.types import View
 
 # glibc's numbers of these settings, and their values. Its own thresholds move with what a program does: some workers

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from avssl.eval.features import unit
 from avssl.eval.knn import weighted_knn
-from avssl.eval.neighbours import nearest
+from avssl.ops.nearest import nearest
 
 Array = NDArray[Any]
 

@@ -17,7 +17,7 @@ import numpy as np
 from avssl.eval.intervals import bootstrap, ends, row_counts, values_of
 from avssl.eval.outcome import Repeat
 from avssl.eval.results import read_evaluation, read_rows
-from avssl.plain_text import plain
+from avssl.files.plain_text import plain
 
 
 @dataclass(frozen=True)

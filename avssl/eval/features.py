@@ -19,18 +19,18 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from avssl import distributed
-from avssl.data.clip_sets import ClipPlan
+from avssl.data.every_sample import ClipPlan
 from avssl.data.loader_config import LoaderConfig
-from avssl.data.patience import all_batches
-from avssl.data.shards import ShardSet
-from avssl.data.views import RawView
-from avssl.data.worker_server import worker_context
+from avssl.data.sample_clips import DecodedClips, SampleClips
 from avssl.data.workers import start_worker
-from avssl.eval.sample_clips import DecodedClips, SampleClips
 from avssl.models.layers import FEATURE, stage_activations
+from avssl.processes.patience import all_batches
+from avssl.processes.worker_server import worker_context
+from avssl.shards.shard_set import ShardSet
+from avssl.transforms.view_maker import RawView
 
 if TYPE_CHECKING:
-    from avssl.embed import Embedder
+    from avssl.embedding.embedder import Embedder
 
 POOLED_DIM = 9216  # at most so many numbers a layer: 64 x 12 x 12, as published for AVID and for images (see `pooled`)
 BY_HEAD = ("feature", "embedding")  # the encoder's output; the unit vector behind the projector

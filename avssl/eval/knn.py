@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from avssl.eval.neighbours import class_numbers, nearest
+from avssl.ops.nearest import class_numbers, nearest
 
 
 @dataclass(frozen=True)

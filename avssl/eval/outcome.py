@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avssl.eval.measures import KINDS, prepared
+from avssl.eval.metrics import KINDS, prepared
 
 Array = NDArray[Any]
 
@@ -42,7 +42,7 @@ class TaskConfig:
 
 @dataclass(frozen=True)
 class Metric:
-    """How a number comes from the columns of a Repeat: a kind of avssl/eval/measures.py and the columns it takes.
+    """How a number comes from the columns of a Repeat: a kind of avssl/eval/metrics.py and the columns it takes.
 
     chance: what features without information reach, None where nobody knows.
     """

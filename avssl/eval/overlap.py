@@ -1,4 +1,4 @@
-"""Was a test set trained on? By the samples' media and sources (avssl/data/sample_digests.py), never by keys alone.
+"""Was a test set trained on? By the samples' media and sources (avssl/shards/sample_digests.py), never by keys alone.
 
 Three sides: what is tested; what classifiers and neighbours learn from; what the run itself was trained on, which it
 keeps beside its weights (RUN/training_data.safetensors: 64-bit digests, sorted, each once; at most 16 MB a million
@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from avssl.data.sample_digests import Digests, SampleDigests, sample_digests
-from avssl.data.shards import ShardSet
-from avssl.whole_files import whole_path
+from avssl.files.whole import whole_path
+from avssl.shards.sample_digests import Digests, SampleDigests, sample_digests
+from avssl.shards.shard_set import ShardSet
 
 TRAINING_DATA_FILE = "training_data.safetensors"
 KINDS = ("media", "sources")

@@ -22,17 +22,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avssl.checked_json import Fields, parse
 from avssl.eval.intervals import DIFFERENCE, intervals_of
 from avssl.eval.outcome import Metric, Outcome, Repeat, TaskConfig
-from avssl.foreign_files import arrays_of
-from avssl.locks import locked
-from avssl.plain_text import plain
-from avssl.scratch import remove_leftovers
-from avssl.whole_files import write_whole
+from avssl.files.checked_json import Fields, parse
+from avssl.files.foreign import arrays_of
+from avssl.files.locks import locked
+from avssl.files.plain_text import plain
+from avssl.files.scratch import remove_leftovers
+from avssl.files.whole import write_whole
 
 if TYPE_CHECKING:
-    from avssl.eval.protocol import TaskConfig as StandardConfig
+    from avssl.eval.tasks.standard import TaskConfig as StandardConfig
 
 FORMAT_VERSION = 1
 # Of the configuration, what has no influence on the values.

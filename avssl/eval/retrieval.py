@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from avssl.eval.neighbours import class_numbers, similarity_chunks, unit_rows
+from avssl.ops.nearest import class_numbers, similarity_chunks, unit_rows
 
 RECALL_AT = (1, 5, 10)
 DIRECTIONS = ("video_to_audio", "audio_to_video")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from avssl.eval.neighbours import similarity_chunks, unit_rows
+from avssl.ops.nearest import similarity_chunks, unit_rows
 
 
 class Found(NamedTuple):

@@ -36,8 +36,8 @@ from typing import Literal, TypeVar
 import torch
 from tqdm import tqdm
 
-from avssl import kernels
 from avssl.distributed import rank
+from avssl.ops import kernels
 
 Agreement = Literal["consensus", "union", "video", "audio"]
 Bank = TypeVar("Bank")

@@ -2,7 +2,7 @@
 
 Rank r holds rows r S to (r + 1) S - 1, S = ceil(N / W). Everything else is as in `MemoryBank`, to the bit: the start,
 the update, the rows that a sample is compared with. Its rows are no entry of state_dict, which is the same on all
-ranks: checkpoint/shards.py saves and loads them.
+ranks: checkpoint/bank_rows.py saves and loads them.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from avssl import kernels
+from avssl.ops import kernels
 from avssl.optim.config import OptimConfig
 from avssl.optim.lars import LARS
 

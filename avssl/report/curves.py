@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from avssl.checked_json import Fields, parse
-from avssl.collapse import CollapseWatch
+from avssl.files.checked_json import Fields, parse
 from avssl.report.charts import Series, line_chart
 from avssl.report.markup import Html, join, number, tag
+from avssl.train.collapse import CollapseWatch
 
 X_KEYS = ("samples_seen", "step")
 _NOT_CURVES = frozenset({"step", "epoch", "samples_seen", "seconds", "batch", "phase", "run", "time"})
@@ -240,7 +240,7 @@ def curves_section(runs: Mapping[str, Metrics]) -> Html:
 
 
 def _collapses(runs: Mapping[str, Metrics]) -> Html:
-    """What the rules of avssl/collapse.py find in the log, run by run; nothing if nothing."""
+    """What the rules of avssl/train/collapse.py find in the log, run by run; nothing if nothing."""
     items = []
     for run, metrics in runs.items():
         rows = [row for row in metrics.rows if _is_number(row.get("step"))]

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from avssl.embedding.table import MODALITIES, EmbeddingTable
 from avssl.report.markup import Html, join, tag
 from avssl.report.neighbours import NAMES
-from avssl.tables import MODALITIES, EmbeddingTable
 
 MAX_POINTS = 400  # per modality
 NUM_COLOURS = 12  # c0 to c11 in style.css

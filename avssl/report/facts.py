@@ -8,10 +8,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from avssl.embedding.table import EmbeddingTable
 from avssl.report.markup import Html, join, number, tag
 from avssl.report.media import MediaLibrary
 from avssl.report.neighbours import counted, label_text
-from avssl.tables import EmbeddingTable
 
 PACKAGES = ("avssl", "torch", "torchvision", "torchaudio", "av", "webdataset", "accelerate", "numpy")
 MAX_CONFIG_CHARACTERS = 60_000

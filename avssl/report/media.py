@@ -40,7 +40,7 @@ def data_uri(content: bytes, mime_type: str) -> str:
 
 def video_thumbnails(video: bytes, num_thumbnails: int, name: str = "video") -> list[bytes]:
     """JPEG pictures, 96 px high, from the middles of equal pieces of the video. MediaError if it cannot be decoded."""
-    from avssl.data.decode import probe, read_video
+    from avssl.media.decode import probe, read_video
 
     info = probe(video, name=name)
     duration = (info.video.duration_seconds if info.video else None) or info.duration_seconds or 0.0
@@ -50,7 +50,7 @@ def video_thumbnails(video: bytes, num_thumbnails: int, name: str = "video") -> 
 
 def image_thumbnail(image: bytes, name: str = "picture") -> bytes:
     """The picture as JPEG, 96 px high. MediaError if it cannot be decoded."""
-    from avssl.data.pictures import read_image
+    from avssl.media.images import read_image
 
     return thumbnail(read_image(image, name=name).permute(1, 2, 0).numpy())
 
@@ -70,7 +70,7 @@ def thumbnail(pixels: NDArray[np.uint8]) -> bytes:
 
 def audio_outline(audio: bytes, name: str = "audio") -> tuple[Any, Any, float]:
     """(low, high, seconds): extremes float32 (120,) in [-1, 1] of equal pieces of the first 30 s, and their length."""
-    from avssl.data.decode import probe, read_audio
+    from avssl.media.decode import probe, read_audio
 
     info = probe(audio, name=name)
     duration = (info.audio.duration_seconds if info.audio else None) or info.duration_seconds or 0.0

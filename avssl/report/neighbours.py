@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from avssl.eval.neighbours import nearest
+from avssl.embedding.table import EmbeddingTable
+from avssl.ops.nearest import nearest
 from avssl.report.markup import Html, join, number, tag
 from avssl.report.media import MediaLibrary
-from avssl.tables import EmbeddingTable
 
 OTHER = {"video": "audio", "audio": "video"}
 NAMES = {"video": "video", "audio": "sound", "image": "picture"}

@@ -17,6 +17,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from avssl.embedding.table import EmbeddingTable
+from avssl.files.whole import write_whole
 from avssl.report.curves import curves_section, read_metrics, training_facts
 from avssl.report.embedding_map import map_section
 from avssl.report.facts import data_counts, facts_section, sample_keys, samples_section, software_versions
@@ -26,8 +28,6 @@ from avssl.report.neighbours import counted, neighbours_section, searches
 from avssl.report.scores import headline, scores_section
 from avssl.report.stored import Evaluation, result_of
 from avssl.report.task_scores import tasks_section
-from avssl.tables import EmbeddingTable
-from avssl.whole_files import write_whole
 
 
 @dataclass(frozen=True)

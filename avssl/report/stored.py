@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from avssl.checked_json import Fields
 from avssl.eval.outcome import Repeat
 from avssl.eval.results import read_rows
+from avssl.files.checked_json import Fields
 
 Evaluation = Mapping[str, Any]
 

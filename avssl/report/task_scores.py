@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from avssl.checked_json import Fields
 from avssl.eval.intervals import DIFFERENCE
+from avssl.files.checked_json import Fields
 from avssl.report.markup import Html, join, tag
 from avssl.report.scores import interval_text, value_text
 from avssl.report.stored import count_of, interval_of, trained_on_text

@@ -25,11 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from avssl.plain_text import say
+from avssl.files.plain_text import say
+from avssl.processes.pool import default_num_workers
 from data_prep.demo.pictures import SHAPES, render
 from data_prep.demo.sounds import MELODY_SEMITONES, TIMBRES, draw_score, loudness, record, synthesise
-from data_prep.encode import write_media
-from data_prep.pool import default_num_workers
+from data_prep.transcode.encode import write_media
 
 FORMAT_VERSION = 1
 VISUAL_CLASSES = tuple(SHAPES)

@@ -17,16 +17,16 @@ from pathlib import Path
 import numpy as np
 
 import avssl
-from avssl.data.clip_sets import ClipPlan
-from avssl.data.shards import ShardSet
-from avssl.embed import Embedder
-from avssl.embed_folder import FolderJob
-from avssl.embed_state import Part
+from avssl.data.every_sample import ClipPlan
+from avssl.embedding.embedder import Embedder
+from avssl.embedding.folder import FolderJob
+from avssl.embedding.state import Part
+from avssl.embedding.table import EmbeddingTable
 from avssl.eval.features import extract
-from avssl.tables import EmbeddingTable
-from data_prep.index import index_folder
-from data_prep.options import WriteOptions
-from data_prep.write_shards import write_shards
+from avssl.shards.shard_set import ShardSet
+from data_prep.index.build import index_folder
+from data_prep.transcode.options import WriteOptions
+from data_prep.write.run import write_shards
 from tests.clips import make_clip
 from tests.made_runs import SMALL_AVID, made_run
 from tests.soak.outcome import Outcome

@@ -22,12 +22,12 @@ import torch
 import avssl.data.loader as loader_module
 from avssl.data.loader import Loader, LoaderConfig
 from avssl.data.order import rank_order, steps_per_epoch
-from avssl.data.shards import ShardSet
-from avssl.data.views import VideoViewConfig, ViewMaker, ViewsConfig
+from avssl.shards.shard_set import ShardSet
+from avssl.transforms.view_maker import VideoViewConfig, ViewMaker, ViewsConfig
 from avssl.types import View
-from data_prep.index import index_folder
-from data_prep.options import WriteOptions
-from data_prep.write_shards import write_shards
+from data_prep.index.build import index_folder
+from data_prep.transcode.options import WriteOptions
+from data_prep.write.run import write_shards
 from tests.clips import make_clip
 from tests.soak.outcome import Outcome
 

@@ -25,13 +25,13 @@ from typing import Any
 import numpy as np
 
 from avssl import config, losses
-from avssl.data.shards import ShardSet
-from avssl.embed import Embedder
+from avssl.embedding.embedder import Embedder
+from avssl.embedding.table import EmbeddingTable
 from avssl.losses.base import EpochContext
-from avssl.tables import EmbeddingTable
-from data_prep.index import index_folder
-from data_prep.options import WriteOptions
-from data_prep.write_shards import write_shards
+from avssl.shards.shard_set import ShardSet
+from data_prep.index.build import index_folder
+from data_prep.transcode.options import WriteOptions
+from data_prep.write.run import write_shards
 from recipes import pretrain
 from tests.clips import make_clip
 from tests.conftest import TINY, TINY_CMA

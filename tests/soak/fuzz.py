@@ -17,8 +17,8 @@ import traceback
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from avssl.processes.pool import Limits, Sandbox
 from avssl.types import MediaError
-from data_prep.pool import Limits, Sandbox
 from tests.soak.fuzz_material import MEDIA, make_material
 from tests.soak.fuzz_targets import TARGETS, WEIGHTS, try_case
 from tests.soak.outcome import Outcome

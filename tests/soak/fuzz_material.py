@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
+from avssl.embedding.index import FileRecord, FolderIndex
 from avssl.eval.outcome import Outcome, TaskConfig, classified
 from avssl.eval.results import evaluation_of
 from avssl.eval.results import write as write_result
-from avssl.table_folders import FileRecord, FolderIndex
-from avssl.tensor_files import write_tensors
+from avssl.files.tensors import write_tensors
 from data_prep.manifest import Entry
 from tests import odd_media
 from tests.odd_files import ODD

@@ -19,21 +19,21 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from avssl.checkpoint.statistics import _read_npz
 from avssl.checkpoint.weights import read_provenance, read_weights
 from avssl.config import RunConfig, parse
-from avssl.config_text import ConfigError
-from avssl.data.decode import probe, read_audio, read_video
-from avssl.data.pictures import probe_image, read_image
-from avssl.data.shards import ShardIndex, ShardSet, SideCar, parse_members
+from avssl.embedding.table import EmbeddingTable
 from avssl.eval.results import read_evaluation, read_rows
+from avssl.exchange.statistics import _read_npz
+from avssl.files.config_text import ConfigError
+from avssl.media.decode import probe, read_audio, read_video
+from avssl.media.images import probe_image, read_image
 from avssl.report.curves import read_metrics
-from avssl.tables import EmbeddingTable
+from avssl.shards.shard_set import ShardIndex, ShardSet, SideCar, parse_members
 from avssl.types import MediaError
-from data_prep.lists.formats import READERS, detect
-from data_prep.lists.published import ListSettings
+from data_prep.index.lists.formats import READERS, detect
+from data_prep.index.lists.published import ListSettings
+from data_prep.index.mnist import open_picture_file
 from data_prep.manifest import read_manifest
-from data_prep.mnist import open_picture_file
 from tests.soak import damage
 
 NAME = "fuzzed"  # of the folder that is read, so of every file's path: an error must name it

@@ -24,16 +24,16 @@ import numpy as np
 import torch
 
 from avssl import checkpoint, config
-from avssl.checkpoint.card import write_card
-from avssl.checkpoint.published import read_published
 from avssl.checkpoint.weights import load_module
 from avssl.config import ConfigError
-from avssl.data.decode import probe, read_audio, read_video
-from avssl.data.location import join
-from avssl.data.pictures import read_image
+from avssl.embedding.table import EmbeddingTable
+from avssl.exchange.avid_release import read_published
+from avssl.exchange.card import write_card
+from avssl.files.location import join
+from avssl.media.decode import probe, read_audio, read_video
+from avssl.media.images import read_image
 from avssl.models.weights import load_weights
 from avssl.report import write_report
-from avssl.tables import EmbeddingTable
 from avssl.types import MediaError
 from data_prep.__main__ import main as prepare
 from tests.made_runs import SMALL_AVID, made_run

@@ -205,9 +205,9 @@ def killed_rounds(
 def make_shards(folder: Path) -> Path:
     """18 clips in three shards."""
     from data_prep.demo.corpus import make_demo_corpus
-    from data_prep.index import index_folder
-    from data_prep.options import WriteOptions
-    from data_prep.write_shards import write_shards
+    from data_prep.index.build import index_folder
+    from data_prep.transcode.options import WriteOptions
+    from data_prep.write.run import write_shards
 
     corpus, manifest = folder / "corpus", folder / "corpus.jsonl"
     make_demo_corpus(

@@ -10,7 +10,7 @@ ones, averages over repeats (folds, seeds), and writes RUN/evaluations/<task>-<n
     @register("knn", Config)
     def knn(embedder: Embedder, config: Config) -> Outcome: ...
 
-What the function gets. `embedder` (avssl/embed.py) has the networks of the run in eval mode on its device:
+What the function gets. `embedder` (avssl/embedding/embedder.py) has the networks of the run in eval mode on its device:
 `embedder.encoders` and `.projectors` {modality: module}, `.views` (raw views -> tensors), `.config` (the run's),
 `.modalities`, `.device`, `.weights_hash`. It belongs to the caller: a task that trains takes copy.deepcopy of what it
 changes. The function runs in every process of torchrun alike; what it reads it shares out (avssl/eval/features.py does,

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from avssl.data.clip_sets import ClipPlan
+from avssl.data.every_sample import ClipPlan
 from avssl.eval.classifiers import require_sklearn
 from avssl.eval.features import extract, unit
-from avssl.eval.labelled import FROZEN, FrozenConfig, fused, targets_of, usable, wanted_modalities
-from avssl.eval.measures import KINDS
+from avssl.eval.labels import FROZEN, FrozenConfig, fused, targets_of, usable, wanted_modalities
+from avssl.eval.metrics import KINDS
 from avssl.eval.outcome import Metric, Outcome, Repeat
 from avssl.eval.tasks import register
 
 if TYPE_CHECKING:
-    from avssl.embed import Embedder
+    from avssl.embedding.embedder import Embedder
 
 MEASURES = ("normalised_mutual_information", "adjusted_rand_index", "purity")
 NUM_SHUFFLES = 20  # random assignments, with clusters of the same sizes, whose mean is chance

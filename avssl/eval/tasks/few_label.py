@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avssl.eval.classifiers import knn_scores, logistic_scores, require_sklearn
-from avssl.eval.labelled import FROZEN, Fold, FrozenConfig, folds, fused, labels_digest
+from avssl.eval.labels import FROZEN, Fold, FrozenConfig, folds, fused, labels_digest
 from avssl.eval.outcome import Outcome, Repeat, classified
 from avssl.eval.tasks import register
 
 if TYPE_CHECKING:
-    from avssl.embed import Embedder
+    from avssl.embedding.embedder import Embedder
 
 
 @dataclass

@@ -10,19 +10,19 @@ import copy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from avssl.data.view_config import ViewsConfig
-from avssl.data.views import ViewMaker
-from avssl.eval.finetune_data import ShardFold
-from avssl.eval.finetune_model import Classifier
-from avssl.eval.finetune_task import TrainedConfig, check, repeats, run_repeat, scheduled
-from avssl.eval.finetune_training import Stage
-from avssl.eval.labelled import wanted_modalities
+from avssl.eval.finetune.data import ShardFold
+from avssl.eval.finetune.model import Classifier
+from avssl.eval.finetune.task import TrainedConfig, check, repeats, run_repeat, scheduled
+from avssl.eval.finetune.training import Stage
+from avssl.eval.labels import wanted_modalities
 from avssl.eval.outcome import Outcome
 from avssl.eval.tasks import register
 from avssl.optim.build import OptimConfig
+from avssl.transforms.config import ViewsConfig
+from avssl.transforms.view_maker import ViewMaker
 
 if TYPE_CHECKING:
-    from avssl.embed import Embedder
+    from avssl.embedding.embedder import Embedder
 
 
 @dataclass

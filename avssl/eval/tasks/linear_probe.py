@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from avssl.data.clip_sets import clip_set
-from avssl.data.view_config import ViewsConfig
-from avssl.data.views import ViewMaker
-from avssl.eval.finetune_data import ShardFold
-from avssl.eval.finetune_task import TrainedConfig, check, repeats, run_repeat, scheduled
-from avssl.eval.finetune_training import Stage
-from avssl.eval.labelled import FROZEN, wanted_modalities
+from avssl.data.every_sample import clip_set
+from avssl.eval.finetune.data import ShardFold
+from avssl.eval.finetune.layer_probes import LinearProbes
+from avssl.eval.finetune.task import TrainedConfig, check, repeats, run_repeat, scheduled
+from avssl.eval.finetune.training import Stage
+from avssl.eval.labels import FROZEN, wanted_modalities
 from avssl.eval.outcome import Outcome
-from avssl.eval.probe import LinearProbes
 from avssl.eval.tasks import register
+from avssl.transforms.config import ViewsConfig
+from avssl.transforms.view_maker import ViewMaker
 
 if TYPE_CHECKING:
-    from avssl.embed import Embedder
+    from avssl.embedding.embedder import Embedder
 
 
 @dataclass

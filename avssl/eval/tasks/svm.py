@@ -11,12 +11,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from avssl.eval.classifiers import require_sklearn, svm_scores
-from avssl.eval.labelled import FrozenConfig, classify
+from avssl.eval.labels import FrozenConfig, classify
 from avssl.eval.outcome import Outcome
 from avssl.eval.tasks import register
 
 if TYPE_CHECKING:
-    from avssl.embed import Embedder
+    from avssl.embedding.embedder import Embedder
 
 
 @dataclass

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from avssl.eval.features import FeatureSet, extract_from, unit
-from avssl.eval.labelled import FROZEN, FrozenConfig, wanted_modalities
-from avssl.eval.measures import best_threshold
+from avssl.eval.labels import FROZEN, FrozenConfig, wanted_modalities
+from avssl.eval.metrics import best_threshold
 from avssl.eval.outcome import Metric, Outcome, Repeat
-from avssl.eval.shifted import ShiftedClips
 from avssl.eval.tasks import register
+from avssl.eval.tasks.shifted import ShiftedClips
 
 if TYPE_CHECKING:
-    from avssl.embed import Embedder
+    from avssl.embedding.embedder import Embedder
 
 
 @dataclass

@@ -1,0 +1,185 @@
+"""Several clips of a sample, evenly spaced or drawn from a seed, and of every sample once over all processes: what
+classifiers are tested on.
+
+Of n clips the first begins and the last ends where the media does (`clips.uniform_windows`); clips of video and sound
+share their instants. A clip is its centre crop, or three squares of the whole short side: at the beginning, the middle
+and the end of the longer side (Wang et al. 2018, arXiv 1711.07971). A picture has no time and is one clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from avssl.data.loader_config import LoaderConfig
+from avssl.data.read_views import decode_audio_clip, decode_video_clip, spans
+from avssl.data.workers import start_worker
+from avssl.distributed import rank, world_size
+from avssl.media.decode import read_audio
+from avssl.media.images import read_image
+from avssl.processes.patience import all_batches
+from avssl.processes.worker_server import worker_context
+from avssl.shards.shard_set import Sample, ShardSet
+from avssl.transforms.config import ImageViewConfig, VideoViewConfig, ViewsConfig, clip_lengths
+from avssl.transforms.draw import Box, centre_crop_box
+from avssl.transforms.geometry import crop_resize
+from avssl.transforms.time_sampling import Windows, random_windows, snap_to_frames, uniform_windows
+from avssl.transforms.view_maker import RawView, raw_audio, raw_picture, stack_raw_views
+from avssl.types import MediaError
+
+NUM_CROPS = (1, 3)
+
+
+@dataclass(frozen=True)
+class ClipPlan:
+    """Which clips of a sample to take, the same ones every time.
+
+    num_clips: evenly spaced ones, the same instants in video and sound; 1 is the middle. random: drawn from `seed` and
+    the sample's index instead. For sound with random: speed, the range of a factor drawn uniformly by which it is
+    played faster (and higher), and volume, the range of a factor on the waveform.
+    """
+
+    num_clips: int = 1
+    random: bool = False
+    speed: tuple[float, float] = (1.0, 1.0)
+    volume: tuple[float, float] = (1.0, 1.0)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """ValueError for no clip and for ranges that are none."""
+        if self.num_clips < 1:
+            raise ValueError(f"the number of clips is {self.num_clips}; it must be at least 1")
+        for name, (low, high) in (("speed", self.speed), ("volume", self.volume)):
+            if not 0 < low <= high:
+                raise ValueError(f"{name} is drawn from {low} to {high}; both must be above 0, the lower one first")
+
+
+class ClipSets(Dataset[Any]):
+    """number -> (index, {modality: RawView of its clips x crops} or MediaError) of this process's share of the samples.
+
+    Clips come one after the other, of each its crops; all modalities of a sample have as many.
+    """
+
+    def __init__(
+        self, shards: ShardSet, config: ViewsConfig, modalities: Sequence[str], num_clips: int, num_crops: int
+    ) -> None:
+        if num_crops not in NUM_CROPS or num_clips < 1:
+            raise ValueError(f"num_clips must be at least 1 and num_crops 1 or 3, got {num_clips} and {num_crops}")
+        self.shards, self.config, self.modalities = shards, config, tuple(modalities)
+        self.num_clips, self.num_crops = num_clips, num_crops
+        self.indices = range(rank(), shards.num_samples, world_size())
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, number: int) -> tuple[int, dict[str, RawView] | MediaError]:
+        index = self.indices[number]
+        try:
+            sample = self.shards.read(index)
+            return index, clip_set(sample, self.config, self.modalities, self.num_clips, self.num_crops)
+        except MediaError as error:
+            return index, error
+
+    def load(self, num_workers: int) -> Iterator[tuple[int, dict[str, RawView] | MediaError]]:
+        """All of this process's samples in order, decoded by that many workers (0: here)."""
+        loader: DataLoader[Any] = DataLoader(
+            self,
+            batch_size=None,
+            num_workers=num_workers,
+            multiprocessing_context=worker_context() if num_workers else None,
+            worker_init_fn=start_worker,
+            generator=torch.Generator().manual_seed(0),  # the global one belongs to the networks
+        )
+        yield from all_batches(loader, LoaderConfig.worker_timeout_seconds)
+
+
+def clip_set(
+    sample: Sample, config: ViewsConfig, modalities: Sequence[str], num_clips: int, num_crops: int = 1
+) -> dict[str, RawView]:
+    """{modality: raw view of num_clips * num_crops clips}; MediaError for a modality that the sample has not.
+
+    A picture beside nothing else is one clip.
+    """
+    here = {"video": sample.video, "audio": sample.audio, "image": sample.image}
+    for modality in modalities:
+        if here[modality] is None:
+            raise MediaError(f"no_{modality}", f"sample {sample.info.key} has no {modality}")  # type: ignore[arg-type]
+    plan = ClipPlan(1 if tuple(modalities) == ("image",) else num_clips)
+    return sample_clips(sample, config, modalities, plan, num_crops)
+
+
+def sample_clips(
+    sample: Sample, config: ViewsConfig, modalities: Sequence[str], plan: ClipPlan, num_crops: int = 1
+) -> dict[str, RawView]:
+    """{modality: raw view (K, ...)} of the modalities that the sample has; a picture is the same in all clips.
+
+    K is the plan's clips times num_crops: clip by clip, of each its crops. Sound beside them is the same for all crops.
+    """
+    found: dict[str, RawView] = {}
+    key = sample.info.key
+    if "image" in modalities and sample.image is not None:
+        picture = _crops("image", read_image(sample.image, name=key)[None], config.image, num_crops)
+        found["image"] = stack_raw_views(picture * plan.num_clips)["view"]
+    video, audio = spans(sample)
+    video, audio = (span if name in modalities else None for name, span in (("video", video), ("audio", audio)))
+    if video is None and audio is None:
+        return found
+    lengths = replace(clip_lengths(config), max_offset_seconds=0.0)
+    draws = [np.random.default_rng((plan.seed, sample.info.index, number)) for number in range(plan.num_clips)]
+    speeds, volumes = [1.0] * plan.num_clips, [1.0] * plan.num_clips
+    windows: Sequence[Windows]
+    if plan.random:
+        speeds = [float(draw.uniform(*plan.speed)) for draw in draws]
+        volumes = [float(draw.uniform(*plan.volume)) for draw in draws]
+        windows = [
+            random_windows(video, audio, replace(lengths, audio_seconds=lengths.audio_seconds * speed), draw)
+            for speed, draw in zip(speeds, draws, strict=True)
+        ]
+    else:
+        windows = uniform_windows(video, audio, lengths, plan.num_clips)
+    if video is not None:
+        windows = [snap_to_frames(window, video, sample.info.video_fps) for window in windows]
+        frames = [
+            decode_video_clip(sample.video, float(window.video_start_seconds or 0.0), config.video, video, key)
+            for window in windows
+            if sample.video is not None
+        ]
+        pictures = [crop for clip in frames for crop in _crops("video", clip, config.video, num_crops)]
+        found["video"] = stack_raw_views(pictures)["view"]
+    if audio is not None and sample.audio is not None:
+        waves = []
+        for window, speed, volume in zip(windows, speeds, volumes, strict=True):
+            start = float(window.audio_start_seconds or 0.0)
+            if speed == 1.0:
+                wave = decode_audio_clip(sample.audio, start, config.audio, audio, key)
+            else:  # read at another rate and taken for the usual one, it is faster or slower, and still band-limited
+                num_samples, rate_hz = round(config.audio.seconds * config.audio.rate_hz), config.audio.rate_hz
+                begin = start - audio.start_seconds
+                wave = read_audio(sample.audio, begin, num_samples, round(rate_hz / speed), name=key)
+            copies = num_crops if video is not None else 1
+            waves += [{"view": raw_audio(volume * wave, config.audio, None)}] * copies
+        found["audio"] = stack_raw_views(waves)["view"]
+    return found
+
+
+def _crops(
+    modality: str, clip: torch.Tensor, config: VideoViewConfig | ImageViewConfig, num_crops: int
+) -> list[dict[str, RawView]]:
+    if num_crops == 1:
+        return [{"view": raw_picture(modality, clip, config, None, None)}]
+    boxes = crop_boxes(clip.shape[2], clip.shape[3], num_crops)
+    return [{"view": RawView(modality, crop_resize(clip, box, config.size_px))} for box in boxes]
+
+
+def crop_boxes(height: int, width: int, num_crops: int) -> list[Box]:
+    """The centre crop of evaluation, or three squares of the short side along the longer one."""
+    if num_crops == 1:
+        return [centre_crop_box(height, width)]
+    side = min(height, width)
+    places = [round((max(height, width) - side) * share) for share in (0.0, 0.5, 1.0)]
+    return [Box(place, 0, side, side) if height > width else Box(0, place, side, side) for place in places]

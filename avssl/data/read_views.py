@@ -1,0 +1,97 @@
+"""A sample of a shard -> decoded clips and pictures: only what is asked for, each once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from avssl.media.decode import Source, read_audio, read_video
+from avssl.media.images import read_image
+from avssl.shards.shard_set import Sample, ShardSet
+from avssl.transforms.config import AudioViewConfig, VideoViewConfig, ViewsConfig, clip_lengths
+from avssl.transforms.time_sampling import Span, centre_windows, frame_times_seconds, random_windows, snap_to_frames
+from avssl.types import Clip, MediaError
+
+
+def spans(sample: Sample) -> tuple[Span | None, Span | None]:
+    """Where the video and the audio of a sample lie on its clock."""
+    info = sample.info
+    video = audio = None
+    if sample.video is not None:
+        start = info.video_start_seconds
+        video = Span(start, start + info.num_frames / info.video_fps)
+    if sample.audio is not None:
+        start = info.audio_start_seconds
+        audio = Span(start, start + info.num_audio_samples / info.audio_rate_hz)
+    return video, audio
+
+
+def read_clip(
+    sample: Sample,
+    config: ViewsConfig,
+    modalities: set[str],
+    generator: np.random.Generator | None,
+) -> Clip:
+    """Decode one clip of each modality; generator None takes the centre, else a random pair of AVID's intervals.
+
+    A picture has no time: it is read whole and takes no draw. Raises MediaError when a modality that is asked for is
+    missing or cannot be decoded.
+    """
+    key, index = sample.info.key, sample.info.index
+    video_span, audio_span = spans(sample)
+    here = {"video": video_span, "audio": audio_span, "image": sample.image}
+    for modality in sorted(modalities):
+        if here[modality] is None:
+            raise MediaError(f"no_{modality}", f"sample {key} has no {modality}")  # type: ignore[arg-type]
+    image = read_image(sample.image, name=key) if sample.image is not None and "image" in modalities else None
+    video_span = video_span if "video" in modalities else None
+    audio_span = audio_span if "audio" in modalities else None
+    if video_span is None and audio_span is None:
+        return Clip(index, key, None, None, 0.0, 0.0, image)
+    lengths = clip_lengths(config)
+    if generator is None:
+        windows = centre_windows(video_span, audio_span, replace(lengths, max_offset_seconds=0.0))
+    else:
+        windows = random_windows(video_span, audio_span, lengths, generator)
+    if video_span is not None:
+        windows = snap_to_frames(windows, video_span, sample.info.video_fps)
+    video_start, audio_start = windows.video_start_seconds, windows.audio_start_seconds
+    video = audio = None
+    if sample.video is not None and video_span is not None and video_start is not None:
+        video = decode_video_clip(sample.video, video_start, config.video, video_span, key)
+    if sample.audio is not None and audio_span is not None and audio_start is not None:
+        audio = decode_audio_clip(sample.audio, audio_start, config.audio, audio_span, key)
+    return Clip(index, key, video, audio, video_start or 0.0, audio_start or 0.0, image)
+
+
+def read_background(shards: ShardSet, index: int, config: ViewsConfig, generator: np.random.Generator) -> torch.Tensor:
+    """Random seconds of another, random sample than `index`: float32 (1, samples).
+
+    Only the generator decides which: not the batch, so that a sample sounds the same in any of them. Raises MediaError
+    when it cannot be read: that sample then fails, and those that it was to be mixed into.
+    """
+    other = (index + 1 + int(generator.integers(max(1, shards.num_samples - 1)))) % shards.num_samples
+    try:
+        audio = read_clip(shards.read(other), config, {"audio"}, generator).audio
+    except MediaError as error:
+        raise MediaError(error.reason, f"to be mixed into sample {index}: {error.message}") from error
+    assert audio is not None  # read_clip has what it was asked for
+    return audio
+
+
+def decode_video_clip(
+    source: Source, start_seconds: float, config: VideoViewConfig, span: Span, name: str
+) -> torch.Tensor:
+    """uint8 (T, 3, H, W) from `start_seconds` on the media's common clock, tiled at the end of the video."""
+    times = frame_times_seconds(start_seconds, config.num_frames, config.fps, span) - span.start_seconds
+    return read_video(source, times.tolist(), name=name)
+
+
+def decode_audio_clip(
+    source: Source, start_seconds: float, config: AudioViewConfig, span: Span, name: str
+) -> torch.Tensor:
+    """float32 (1, samples) from `start_seconds` on the media's common clock, zeros beyond the stream."""
+    num_samples = round(config.seconds * config.rate_hz)
+    return read_audio(source, start_seconds - span.start_seconds, num_samples, config.rate_hz, name=name)

@@ -1,0 +1,79 @@
+"""How the networks run on the device they are on: precision, memory order, compilation. Chosen by keys of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from avssl.models import create_encoder
+from avssl.ops import kernels
+
+if TYPE_CHECKING:
+    from avssl.config import RunConfig
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of that name. ValueError where PyTorch finds none, with those that there are."""
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # no GPU, none of that number, no such name
+        there = ", ".join(["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))])
+        raise ValueError(f"device is {name!r}, which PyTorch cannot use on this machine; there is: {there}") from error
+    return device
+
+
+def settle_precision(cfg: RunConfig, modalities: Iterable[str]) -> None:
+    """Replace mixed_precision=auto by what this machine does, and set TF32 as asked.
+
+    auto is bf16 where a GPU computes it natively and the layers of these modalities' encoders come out right on small
+    cases, else fp32; a run on the CPU is fp32: some CPUs' bf16 kernels are wrong (avssl.ops.kernels). TF32 keeps 10 of a
+    float32's 23 bits of mantissa: "convolutions" concerns the networks alone, "all" the matrix products of heads and
+    losses too.
+    """
+    if cfg.mixed_precision == "auto":
+        has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        is_right = has_bf16 and not cfg.cpu
+        if is_right:
+            encoders = nn.ModuleDict({modality: create_encoder(**cfg.encoders[modality]) for modality in modalities})
+            is_right = kernels.autocast_is_right(encoders, torch.bfloat16, torch.device("cuda"))
+        cfg.mixed_precision = "bf16" if is_right else "fp32"
+    # The module has it at run time (torch/backends/cudnn), its types do not say so.
+    torch.backends.cudnn.conv.fp32_precision = "ieee" if cfg.tf32 == "none" else "tf32"  # type: ignore[attr-defined]
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if cfg.tf32 == "all" else "ieee"
+
+
+def use_channels_last(networks: nn.Module, wanted: bool | None, device: torch.device) -> None:
+    """Put the channels of the convolutions' weights last in memory; names, shapes and values stay.
+
+    wanted None is what was measured to pay: two-dimensional convolutions on a CPU, unless some are narrow
+    (docs/decisions.md); clips of AVID's size are slower so, and no GPU has been measured. Wrong kernels of the machine
+    (avssl.ops.kernels): channels stay where they are when nobody asked, else ValueError.
+    """
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if wanted is None:
+        is_chosen = device.type == "cpu" and kernels.offers_channels_last(networks, 2, device)
+        formats = {4: torch.channels_last} if is_chosen else {}
+    elif not wanted:
+        return
+    for ndim in formats if wanted else ():
+        wrong = kernels.wrong_channels_last(networks, ndim - 2, device)
+        if wrong:
+            raise ValueError(
+                f"channels_last=true: {ndim - 2}-D convolutions with channels last are wrong on this machine "
+                f"({device.type}, {torch.backends.cpu.get_cpu_capability()}): {wrong}; leave it out"
+            )
+    for parameter in networks.parameters():
+        if parameter.ndim in formats:
+            # New memory for kernels of 1 x 1, too: their strides must be those of the gradients that DDP will compare.
+            moved = torch.empty_like(parameter.data, memory_format=formats[parameter.ndim])
+            parameter.data = moved.copy_(parameter.data)
+
+
+def compile_encoders(loss: nn.Module, backend: str = "inductor") -> None:
+    """torch.compile on each encoder, in place: the names of its weights stay. Losses run as they are, in float32."""
+    for encoder in loss.get_submodule("encoders").children():
+        encoder.compile(backend=backend)

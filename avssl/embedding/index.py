@@ -1,0 +1,121 @@
+"""Folders of embedding tables: index.json, which recipes/embed.py writes last, says which files belong to it."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from avssl.embedding.parquet import SUFFIXES
+from avssl.files.checked_json import Fields
+from avssl.files.plain_text import brief
+from avssl.files.whole import whole_file
+
+INDEX_NAME, SKIPPED_NAME, PROGRESS_NAME, FAISS_NAME = "index.json", "skipped.jsonl", ".progress", "faiss"
+KIND, VERSION = "avssl embeddings", 1
+FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,240}\.parquet")
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One Parquet file of the folder: its rows follow those of the file before."""
+
+    name: str
+    num_rows: int
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, fields: Fields) -> Self:
+        """Check; ValueError names the file and the field. A name that leads out of the folder is none."""
+        wanted = "the name of a Parquet file in the same folder, like embeddings.parquet"
+        name = fields.matching("name", FILE_NAME, wanted)
+        return cls(name, fields.count("num_rows"), fields.count("bytes"), fields.text("sha256"))
+
+
+@dataclass(frozen=True)
+class FolderIndex:
+    """What a finished folder holds.
+
+    settings: all that the rows are a function of, and how they are divided into files; widths: of each vector column;
+    num_listed = num_embedded + num_skipped, in sources; rows_with: by modality, how many rows have it; run_folder:
+    where the run lay.
+    """
+
+    settings: dict[str, Any]
+    widths: dict[str, int]
+    num_listed: int
+    num_embedded: int
+    num_skipped: int
+    skipped_by_reason: dict[str, int]
+    num_rows: int
+    rows_with: dict[str, int]
+    run_folder: str
+    files: list[FileRecord]
+
+    def write(self, folder: Path) -> None:
+        """Whole or absent."""
+        content = {"kind": KIND, "version": VERSION, **asdict(self)}
+        with whole_file(folder / INDEX_NAME) as stream:
+            stream.write(json.dumps(content, indent=1, sort_keys=True).encode() + b"\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Raises FileNotFoundError for a folder without one or unfinished, ValueError for another kind or version."""
+        path = folder / INDEX_NAME
+        if not path.is_file():
+            _refuse_unfinished(folder)
+            raise FileNotFoundError(f"{path} is missing: {folder} is not a folder that recipes/embed.py has finished")
+        fields = Fields.read(path)
+        found = fields.record.get("kind"), fields.record.get("version")
+        if found != (KIND, VERSION):
+            raise ValueError(f"{path} is of kind and version {brief(found)}; expected {(KIND, VERSION)}")
+        return cls(
+            settings=fields.mapping("settings"),
+            widths=fields.counts("widths"),
+            num_listed=fields.count("num_listed"),
+            num_embedded=fields.count("num_embedded"),
+            num_skipped=fields.count("num_skipped"),
+            skipped_by_reason=fields.counts("skipped_by_reason"),
+            num_rows=fields.count("num_rows"),
+            rows_with=fields.counts("rows_with"),
+            run_folder=fields.text("run_folder"),
+            files=[FileRecord.of(record) for record in fields.sections("files")],
+        )
+
+    def paths(self, folder: Path) -> list[Path]:
+        """The files; FileNotFoundError for one that is missing, ValueError for one of another size."""
+        for record in self.files:
+            path = folder / record.name
+            if not path.is_file():
+                raise FileNotFoundError(f"{path} is missing, but {INDEX_NAME} lists it; embed again with --overwrite")
+            if path.stat().st_size != record.bytes:
+                raise ValueError(f"{path} has {path.stat().st_size} bytes; {INDEX_NAME} says {record.bytes}")
+        return [folder / record.name for record in self.files]
+
+
+def table_files(folder: Path) -> list[Path]:
+    """The files of a folder's tables in order: those of index.json, else the .parquet files by name, else the .npz.
+
+    Raises FileNotFoundError: none, one is missing, or the folder is unfinished.
+    """
+    if (folder / INDEX_NAME).is_file():
+        paths = FolderIndex.read(folder).paths(folder)
+        if not paths:
+            raise FileNotFoundError(f"the folder {str(folder)!r} holds no rows: nothing could be embedded")
+        return paths
+    _refuse_unfinished(folder)
+    for suffix in SUFFIXES:
+        parts = sorted(part for part in folder.glob(f"*{suffix}") if not part.name.startswith("."))
+        if parts:
+            return parts
+    raise FileNotFoundError(f"the folder {str(folder)!r} holds no .parquet and no .npz file")
+
+
+def _refuse_unfinished(folder: Path) -> None:
+    if (folder / PROGRESS_NAME).is_dir():
+        raise FileNotFoundError(
+            f"the folder {str(folder)!r} is unfinished; run the same recipes/embed.py command again, it goes on"
+        )

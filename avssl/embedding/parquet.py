@@ -1,0 +1,223 @@
+"""Named columns as Parquet or npz, and back: the files of embedding tables. The only user of pyarrow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avssl.files.checked_json import Fields
+from avssl.files.foreign import arrays_of, naming_the_file
+from avssl.files.plain_text import brief
+from avssl.files.whole import whole_file
+
+FORMAT_VERSION = 1
+SUFFIXES = (".parquet", ".npz")
+ROWS_PER_GROUP = 4096  # of a Parquet file: what is held in memory at once when many rows are written or read
+_METADATA_KEY = "avssl"
+Present = Mapping[str, NDArray[np.bool_]]
+
+
+def write_columns(destination: Path, columns: Mapping[str, Any], present: Present, metadata: Mapping[str, Any]) -> Path:
+    """Write as Parquet or npz by the suffix, complete or not at all; the same columns give the same bytes.
+
+    Args:
+        destination: its folder is made if need be.
+        columns: name -> list of str, or array (n,) or float32 (n, width), of equal length.
+        present: for each column (n, width), which rows hold a vector, bool (n,); the others become null in Parquet.
+        metadata: whatever json can hold.
+    """
+    if destination.suffix not in SUFFIXES:
+        raise ValueError(f"cannot write {str(destination)!r}: the suffix must be one of {', '.join(SUFFIXES)}")
+    payload = _payload(metadata)
+    with whole_file(destination) as stream:
+        if destination.suffix == ".parquet":
+            _write_parquet(columns, present, payload, stream)
+        else:
+            _write_npz(columns, payload, stream)
+    return destination
+
+
+def write_parquet_pieces(
+    destination: Path, pieces: Iterable[tuple[Mapping[str, Any], Present]], metadata: Mapping[str, Any]
+) -> int:
+    """As `write_columns`, a row group for each piece of (columns, present): only one is held. The number of rows.
+
+    All pieces have the same columns, and widths. ValueError when there is none.
+    """
+    import pyarrow.parquet as pq
+
+    num_rows, writer = 0, None
+    with whole_file(destination) as stream, ExitStack() as stack:
+        for columns, present in pieces:
+            table = _arrow_table(columns, present, _payload(metadata))
+            writer = writer or stack.enter_context(pq.ParquetWriter(stream, table.schema, compression="zstd"))
+            writer.write_table(table)
+            num_rows += table.num_rows
+        if writer is None:
+            raise ValueError(f"{destination}: no rows to write")
+    return num_rows
+
+
+def merge_parquet(sources: Iterable[Path], targets: Sequence[tuple[Path, int]]) -> None:
+    """The rows of files with one schema, in order, into files of so many rows each; one row group is held at a time.
+
+    The bytes are a function of the rows alone, not of how the sources are divided. Each target is whole or absent.
+    ValueError when the sources hold fewer rows.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    slices = _batches(sources)
+    batch = next(slices, None)
+    for path, num_rows in targets:
+        missing, writer = num_rows, None
+        with whole_file(path) as stream, ExitStack() as stack:
+            while missing:
+                group: list[Any] = []
+                room = min(missing, ROWS_PER_GROUP)
+                while room:
+                    if batch is None:
+                        raise ValueError(f"{path}: {missing} rows are missing")
+                    group.append(batch.slice(0, room))
+                    missing, room = missing - group[-1].num_rows, room - group[-1].num_rows
+                    batch = batch.slice(group[-1].num_rows)
+                    if batch.num_rows == 0:
+                        batch = next(slices, None)
+                table = pa.Table.from_batches(group).combine_chunks()
+                writer = writer or stack.enter_context(pq.ParquetWriter(stream, table.schema, compression="zstd"))
+                writer.write_table(table, row_group_size=ROWS_PER_GROUP)
+
+
+def _batches(sources: Iterable[Path]) -> Iterator[Any]:
+    import pyarrow.parquet as pq
+
+    for source in sources:
+        with closing(pq.ParquetFile(source)) as file:
+            yield from (batch for batch in file.iter_batches(batch_size=ROWS_PER_GROUP) if batch.num_rows)
+
+
+def read_pieces(
+    source: Path,
+    names: Sequence[str],
+    wanted: Callable[[int, int], bool] = lambda first, end: True,  # noqa: ARG005
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(first row, columns) of a Parquet file of `write_columns`, a row group at a time: only the named columns.
+
+    wanted: says by first row and end whether to read a row group. Raises ValueError as `read_columns`.
+    """
+    import pyarrow.parquet as pq
+
+    with naming_the_file(source, "Parquet file"):
+        file = pq.ParquetFile(source)
+    with closing(file):
+        missing = set(names) - set(file.schema_arrow.names)
+        if missing:
+            raise ValueError(f"{str(source)!r} lacks the columns {sorted(missing)}; it has {file.schema_arrow.names}")
+        first = 0
+        for number in range(file.num_row_groups):
+            end = first + file.metadata.row_group(number).num_rows
+            if wanted(first, end):
+                with naming_the_file(source, "Parquet file"):
+                    columns = _columns(file.read_row_group(number, columns=list(names)))
+                yield first, columns
+            first = end
+
+
+def _payload(metadata: Mapping[str, Any]) -> str:
+    return json.dumps({"format_version": FORMAT_VERSION, "metadata": metadata}, sort_keys=True)
+
+
+def read_columns(source: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(columns, metadata) as `write_columns` took them; vectors that are null in Parquet are NaN.
+
+    Raises ValueError: another suffix, not a file of this format version, or unreadable.
+    """
+    if source.suffix not in SUFFIXES:
+        raise ValueError(f"cannot read {str(source)!r}: the suffix must be one of {', '.join(SUFFIXES)}")
+    with naming_the_file(source, "embedding table"):  # also what its columns hold
+        return _read_parquet(source) if source.suffix == ".parquet" else _read_npz(source)
+
+
+def _metadata(payload: str, source: Path) -> dict[str, Any]:
+    fields = Fields.parse(payload, str(source))
+    if fields.record.get("format_version") != FORMAT_VERSION:
+        given = f"{str(source)!r} has embedding table format {brief(fields.record.get('format_version'))}"
+        raise ValueError(f"{given}, this version reads {FORMAT_VERSION}; write the table again with recipes/embed.py")
+    return dict(fields.mapping("metadata"))
+
+
+def _write_parquet(columns: Mapping[str, Any], present: Present, payload: str, stream: Any) -> None:
+    import pyarrow.parquet as pq
+
+    table = _arrow_table(columns, present, payload)
+    pq.write_table(table, stream, compression="zstd", row_group_size=ROWS_PER_GROUP)
+
+
+def _arrow_table(columns: Mapping[str, Any], present: Present, payload: str) -> Any:
+    import pyarrow as pa
+
+    arrays: dict[str, Any] = {}
+    for name, values in columns.items():
+        if isinstance(values, list):
+            arrays[name] = pa.array(values, pa.string())
+        elif values.ndim == 1:
+            arrays[name] = pa.array(values)
+        else:
+            absent = ~present[name]
+            flat = pa.array(np.where(absent[:, None], np.float32(0), values).reshape(-1), pa.float32())
+            arrays[name] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1], mask=pa.array(absent))
+    return pa.table(arrays, metadata={_METADATA_KEY: payload})
+
+
+def _write_npz(columns: Mapping[str, Any], payload: str, stream: Any) -> None:
+    # Fixed-width text, never object arrays: those would need a loader that can run code.
+    arrays: dict[str, Any] = {
+        name: np.array(values, np.str_) if isinstance(values, list) else values for name, values in columns.items()
+    }
+    arrays[_METADATA_KEY] = np.array(payload)
+    np.savez(stream, **arrays)
+
+
+def _read_parquet(source: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    with naming_the_file(source, "Parquet file"):
+        table = pq.read_table(source)
+    payload = (table.schema.metadata or {}).get(_METADATA_KEY.encode())
+    if payload is None:
+        raise ValueError(f"{str(source)!r} is Parquet, but no embedding table: it lacks the {_METADATA_KEY!r} metadata")
+    return _columns(table), _metadata(payload.decode(), source)
+
+
+def _columns(table: Any) -> dict[str, Any]:
+    import pyarrow as pa
+
+    columns: dict[str, Any] = {}
+    for name in table.column_names:
+        column = table[name].combine_chunks()
+        if pa.types.is_fixed_size_list(column.type):
+            values = np.full((len(column), column.type.list_size), np.nan, np.float32)
+            present = np.asarray(column.is_valid())
+            values[present] = column.flatten().to_numpy().reshape(-1, column.type.list_size)
+            columns[name] = values
+        elif pa.types.is_string(column.type):
+            columns[name] = column.to_pylist()
+        else:
+            columns[name] = column.to_numpy(zero_copy_only=False)
+    return columns
+
+
+def _read_npz(source: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    with arrays_of(source, "embedding table") as archive:
+        if _METADATA_KEY not in archive:
+            raise ValueError(f"{str(source)!r} is no embedding table: it lacks the {_METADATA_KEY!r} entry")
+        metadata = _metadata(str(archive[_METADATA_KEY]), source)
+        arrays = {name: archive[name] for name in archive.files if name != _METADATA_KEY}
+    columns = {name: [str(text) for text in one] if one.dtype.kind == "U" else one for name, one in arrays.items()}
+    return columns, metadata

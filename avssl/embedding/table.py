@@ -1,0 +1,266 @@
+"""Tables of embeddings: one row per window of a clip or per picture. Their files are in table_files.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avssl.embedding.index import table_files
+from avssl.embedding.parquet import ROWS_PER_GROUP, read_columns, write_columns, write_parquet_pieces
+from avssl.files.checked_json import Fields
+from avssl.files.foreign import naming_the_file
+from avssl.files.plain_text import brief
+
+MODALITIES = ("video", "audio", "image")
+SCALAR_COLUMNS: dict[str, Any] = {
+    "index": np.int64,
+    "start_seconds": np.float64,
+    "end_seconds": np.float64,
+    "has_audio": np.bool_,
+    "has_video": np.bool_,
+    "has_image": np.bool_,
+}
+VECTOR_COLUMNS = tuple(f"{modality}_{kind}" for kind in ("embedding", "feature") for modality in MODALITIES)
+
+
+@dataclass(frozen=True)
+class EmbeddingTable:
+    """n windows or pictures with their embeddings; every array has n rows, in the order in which they were written.
+
+    keys: names of the clips, length n (several windows of one clip share a key).
+    index: int64 (n,), the sample's index in its shard folder, -1 for plain files.
+    start_seconds, end_seconds: float64 (n,), the window on the clip's clock; a picture has no clock: both are 0.
+    has_audio, has_video, has_image: bool (n,). A table from before there were pictures has none.
+    video_embedding, audio_embedding, image_embedding: float32 (n, D), unit rows, all NaN where the modality is absent;
+        None if the whole table lacks the column. D may differ between modalities.
+    video_feature, audio_feature, image_feature: float32 (n, F), the encoder's output before the projector; NaN and
+        None as above.
+    labels: {field: [names]} per row.
+    metadata: run, weights hash, window_seconds, stride_seconds, normalised, ...: whatever json can hold.
+    """
+
+    keys: list[str]
+    index: NDArray[np.int64]
+    start_seconds: NDArray[np.float64]
+    end_seconds: NDArray[np.float64]
+    has_audio: NDArray[np.bool_]
+    has_video: NDArray[np.bool_]
+    video_embedding: NDArray[np.float32] | None = None
+    audio_embedding: NDArray[np.float32] | None = None
+    video_feature: NDArray[np.float32] | None = None
+    audio_feature: NDArray[np.float32] | None = None
+    image_embedding: NDArray[np.float32] | None = None
+    image_feature: NDArray[np.float32] | None = None
+    has_image: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    labels: list[dict[str, list[str]]] = field(default_factory=list)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Convert to the types above; ValueError where lengths or presence do not fit."""
+        set_field = object.__setattr__
+        set_field(self, "keys", [str(key) for key in self.keys])
+        set_field(self, "labels", list(self.labels) or [{} for _ in self.keys])
+        if len(self.has_image) == 0:
+            set_field(self, "has_image", np.zeros(len(self.keys), np.bool_))
+        for name, dtype in SCALAR_COLUMNS.items():
+            set_field(self, name, np.asarray(getattr(self, name), dtype=dtype))
+        for name in ("labels", *SCALAR_COLUMNS):
+            if len(getattr(self, name)) != len(self.keys):
+                raise ValueError(
+                    f"column {name!r} has {len(getattr(self, name))} rows, but there are {len(self.keys)} keys; "
+                    "every column needs one entry per key"
+                )
+        for name in VECTOR_COLUMNS:
+            values = getattr(self, name)
+            if values is not None:
+                set_field(self, name, np.asarray(values, dtype=np.float32))
+                self._check_vectors(name)
+
+    def has(self, modality: str) -> NDArray[np.bool_]:
+        """bool (n,): which rows have a modality; a vector column's name says it too (video_embedding)."""
+        rows: NDArray[np.bool_] = getattr(self, f"has_{modality.split('_', maxsplit=1)[0]}")
+        return rows
+
+    def embedding(self, modality: str) -> NDArray[np.float32] | None:
+        """The embeddings (n, D) of a modality, None if the table lacks the column."""
+        rows: NDArray[np.float32] | None = getattr(self, f"{modality}_embedding")
+        return rows
+
+    def modalities(self) -> list[str]:
+        """Those of which at least one row has an embedding, in the order of MODALITIES."""
+        return [name for name in MODALITIES if self.embedding(name) is not None and self.has(name).any()]
+
+    def _check_vectors(self, name: str) -> None:
+        """Rows that are present must be finite, absent rows all NaN: a zero or a stale vector would pass for data."""
+        values, present = getattr(self, name), self.has(name)
+        if values.ndim != 2 or len(values) != len(self.keys) or values.shape[1] == 0:
+            raise ValueError(
+                f"column {name!r} has shape {values.shape}; expected ({len(self.keys)}, width) with width > 0"
+            )
+        wrong = np.where(present, ~np.isfinite(values).all(axis=1), ~np.isnan(values).all(axis=1))
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            state = "has this modality, but its vector is not finite" if present[row] else "lacks it, but is not NaN"
+            raise ValueError(f"column {name!r}, row {row} (key {self.keys[row]!r}): the row {state}")
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def label_fields(self) -> list[str]:
+        """Names of the label fields, sorted."""
+        return sorted({name for row in self.labels for name in row})
+
+    def label(self, label_field: str) -> list[str | None]:
+        """One name per row for a field: None where a row has none, several names joined by " | ".
+
+        Raises:
+            KeyError: no row has this field.
+        """
+        if label_field not in self.label_fields():
+            raise KeyError(f"no row has labels of field {label_field!r}; this table has {self.label_fields()}")
+        return [" | ".join(row[label_field]) if row.get(label_field) else None for row in self.labels]
+
+    def select(self, rows: NDArray[Any] | Sequence[int]) -> EmbeddingTable:
+        """The given rows as a new table. rows: bool (n,) mask or integer positions in [0, n), order kept."""
+        chosen = np.asarray(rows)
+        if chosen.dtype == np.bool_:
+            if chosen.shape != (len(self),):
+                raise ValueError(f"mask has shape {chosen.shape}; expected ({len(self)},)")
+            chosen = np.flatnonzero(chosen)
+        chosen = chosen.astype(np.int64)
+        names = (*SCALAR_COLUMNS, *VECTOR_COLUMNS)
+        arrays = {name: values[chosen] for name in names if (values := getattr(self, name)) is not None}
+        keys, labels = [self.keys[row] for row in chosen], [self.labels[row] for row in chosen]
+        return EmbeddingTable(keys=keys, labels=labels, metadata=dict(self.metadata), **arrays)
+
+    def pool_by_key(self) -> EmbeddingTable:
+        """One row per key, in order of first appearance: embeddings = mean of the unit windows, made unit again.
+
+        Features are averaged and left as they are; the time span is the union of the windows; index and labels are
+        the first window's. Windows without a modality do not enter its mean.
+        """
+        _, first, group = np.unique(np.array(self.keys, np.str_), return_index=True, return_inverse=True)
+        order = np.argsort(first)
+        group = np.argsort(order)[group]
+        pooled = self.select(first[order])
+        columns: dict[str, Any] = {"metadata": {**self.metadata, "pooled": "mean of windows by key"}}
+        unions = {"start_seconds": np.minimum, "end_seconds": np.maximum}
+        for name, union in (unions | {f"has_{modality}": np.logical_or for modality in MODALITIES}).items():
+            columns[name] = getattr(pooled, name).copy()
+            union.at(columns[name], group, getattr(self, name))
+        for name in VECTOR_COLUMNS:
+            if (values := getattr(self, name)) is not None:
+                unit = name.endswith("embedding")
+                columns[name] = _group_means(values, self.has(name), group, len(pooled), unit=unit)
+        return replace(pooled, **columns)
+
+    def write(self, path: str | Path) -> Path:
+        """Write as Parquet or npz by the suffix, complete or not at all; the same table gives the same bytes."""
+        return write_columns(Path(path), *_stored(self), self.metadata)
+
+    @classmethod
+    def read(cls, path: str | Path) -> EmbeddingTable:
+        """Read a .parquet or .npz file, or a folder: the files of its index.json, else its .parquet files, else .npz.
+
+        Raises:
+            FileNotFoundError: nothing there, or a folder without parts, or one that recipes/embed.py has not finished.
+            ValueError: not an embedding table of this format version, or parts that do not belong together.
+        """
+        source = Path(path)
+        if not source.exists():
+            raise FileNotFoundError(f"no embedding table at {str(source)!r}")
+        if source.is_file():
+            return _read_file(source)
+        parts = [_read_file(part) for part in table_files(source)]
+        with naming_the_file(source, "folder of one embedding table"):
+            return concatenate(parts)
+
+
+def _stored(table: EmbeddingTable) -> tuple[dict[str, Any], dict[str, NDArray[np.bool_]]]:
+    """(columns, which rows have a vector) as table_files.py writes them."""
+    names = (*SCALAR_COLUMNS, *VECTOR_COLUMNS)
+    columns: dict[str, Any] = {"key": table.keys}
+    columns |= {name: values for name in names if (values := getattr(table, name)) is not None}
+    columns["labels"] = [json.dumps(row, sort_keys=True, ensure_ascii=False) for row in table.labels]
+    return columns, {name: table.has(name) for name in VECTOR_COLUMNS}
+
+
+def write_tables(path: Path, tables: Iterable[EmbeddingTable], metadata: dict[str, Any]) -> int:
+    """Tables with the same columns, one after the other, as one Parquet file; a row group at a time. The rows written.
+
+    Their own metadata is left out. ValueError for no tables.
+    """
+    return write_parquet_pieces(path, map(_stored, _grouped(tables)), metadata)
+
+
+def _grouped(tables: Iterable[EmbeddingTable]) -> Iterator[EmbeddingTable]:
+    """The same rows in tables of at least a row group each, but for the last."""
+    waiting: list[EmbeddingTable] = []
+    for table in tables:
+        waiting.append(table)
+        if sum(map(len, waiting)) >= ROWS_PER_GROUP:
+            yield concatenate(waiting)
+            waiting = []
+    if waiting:
+        yield concatenate(waiting)
+
+
+def concatenate(tables: Sequence[EmbeddingTable]) -> EmbeddingTable:
+    """All rows, one table after the other. ValueError if metadata or columns differ or a window comes twice."""
+    if not tables:
+        raise ValueError("nothing to concatenate: pass at least one table")
+    first = tables[0]
+    for other in tables[1:]:
+        names = first.metadata.keys() | other.metadata.keys()
+        differing = sorted(name for name in names if first.metadata.get(name) != other.metadata.get(name))
+        if differing:
+            raise ValueError(f"parts with different metadata do not belong together; they differ in {differing}")
+    windows = [(key, start) for table in tables for key, start in zip(table.keys, table.start_seconds, strict=True)]
+    if len(tables) > 1 and len(set(windows)) != len(windows):
+        raise ValueError("two parts hold the same key and start_seconds; remove the parts of an earlier run")
+    columns: dict[str, Any] = {}
+    for name in SCALAR_COLUMNS:
+        columns[name] = np.concatenate([getattr(table, name) for table in tables])
+    for name in VECTOR_COLUMNS:
+        parts = [getattr(table, name) for table in tables]
+        widths = {"absent" if part is None else str(part.shape[1]) for part in parts}
+        if len(widths) > 1:
+            raise ValueError(f"parts disagree about the width of column {name!r}: {sorted(widths)}")
+        columns[name] = None if parts[0] is None else np.concatenate(parts)
+    keys, labels = [key for table in tables for key in table.keys], [row for table in tables for row in table.labels]
+    return EmbeddingTable(keys=keys, labels=labels, metadata=dict(first.metadata), **columns)
+
+
+def _group_means(
+    values: NDArray[np.float32], present: NDArray[np.bool_], group: NDArray[np.int64], count: int, *, unit: bool
+) -> NDArray[np.float32]:
+    """Mean of the present rows of each group in float64, NaN for groups with none: (n, D) -> (count, D)."""
+    sums = np.zeros((count, values.shape[1]))
+    np.add.at(sums, group[present], values[present].astype(np.float64))
+    number = np.bincount(group[present], minlength=count)[:, None]
+    means = np.divide(sums, number, out=np.full_like(sums, np.nan), where=number > 0)
+    if unit:
+        # Opposite windows can cancel: the mean then has no direction and stays the zero vector.
+        length = np.linalg.norm(means, axis=1, keepdims=True)
+        means = np.divide(means, length, out=means, where=length > 0)
+    return means.astype(np.float32)
+
+
+def _read_file(source: Path) -> EmbeddingTable:
+    columns, metadata = read_columns(source)
+    missing = {"key", "labels", *SCALAR_COLUMNS} - {"has_image"} - columns.keys()
+    if missing:
+        raise ValueError(f"{str(source)!r} lacks the columns {sorted(missing)}: it is not an embedding table")
+    strange = columns.keys() - {"key", "labels", *SCALAR_COLUMNS, *VECTOR_COLUMNS}
+    if strange:
+        raise ValueError(f"{str(source)!r} has the columns {brief(sorted(strange))}: it is not an embedding table")
+    with naming_the_file(source, "embedding table"):
+        rows = [Fields.parse(row, f"{source}, row {number}") for number, row in enumerate(columns.pop("labels"))]
+        labels = [Fields({"labels": row.record}, row.where).labels("labels") for row in rows]
+        return EmbeddingTable(keys=columns.pop("key"), labels=labels, metadata=metadata, **columns)

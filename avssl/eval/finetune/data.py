@@ -1,0 +1,159 @@
+"""Folds of shard folders for training on labels: which samples, which targets, what is left out and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from avssl.eval.labels import fold_paths
+from avssl.eval.outcome import TaskConfig
+from avssl.shards.shard_set import ShardSet
+from avssl.shards.subset import ShardSubset
+
+
+@dataclass(frozen=True)
+class ShardFold:
+    """What is learnt from and what is tested. Targets: int64 (n,), of multi-label float32 (n, C), in the order of the
+    samples' index. left_out: {"train", "test"}: {reason: number of samples}.
+    """
+
+    name: str
+    train: ShardSet
+    test: ShardSet
+    train_targets: torch.Tensor
+    test_targets: torch.Tensor
+    classes: list[str]
+    left_out: dict[str, dict[str, int]]
+
+
+@dataclass(frozen=True)
+class _Split:
+    """A shard folder with what its samples say of themselves: media are not read."""
+
+    shards: ShardSet
+    labels: list[list[str]]
+    folds: list[str]
+    has: dict[str, NDArray[np.bool_]]
+
+    def usable(self, modalities: Sequence[str]) -> tuple[NDArray[np.bool_], dict[str, int]]:
+        """Samples that have a label and all modalities, and how many lack what."""
+        chosen = np.array([bool(names) for names in self.labels])
+        left_out = {"no label": int((~chosen).sum())}
+        for modality in modalities:
+            left_out[f"no {modality}"] = int((chosen & ~self.has[modality]).sum())
+            chosen &= self.has[modality]
+        return chosen, left_out
+
+
+def _read_split(folder: str, config: TaskConfig) -> _Split:
+    shards = ShardSet(folder)
+    for label_field in filter(None, (config.label_field, config.fold_field)):
+        if label_field not in shards.index.label_names:
+            fields = ", ".join(sorted(shards.index.label_names)) or "none"
+            raise ValueError(f"{folder} has no label field {label_field!r}; it has: {fields}. Set label_field")
+    infos = [shards.read_info(position) for position in range(shards.num_samples)]
+    has = {
+        "video": np.array([info.has_video for info in infos]),
+        "audio": np.array([info.has_audio for info in infos]),
+        "image": np.array([info.has_image for info in infos]),
+    }
+    labels = [info.labels.get(config.label_field, []) for info in infos]
+    folds = ["|".join(info.labels.get(config.fold_field, [])) for info in infos]
+    return _Split(shards, labels, folds, has)
+
+
+def shard_folds(config: TaskConfig, modalities: Sequence[str]) -> Iterator[ShardFold]:
+    """Every fold of a configuration: of train and test folders, of {fold} in their names, or of `fold_field`.
+
+    ValueError for folders without the label field, folds without samples, several labels where one is expected.
+    """
+    for name, train_folder, test_folder in fold_paths(config):
+        train = _read_split(train_folder, config)
+        if test_folder:
+            test = _read_split(test_folder, config)
+            everything = np.ones(len(train.labels), np.bool_), np.ones(len(test.labels), np.bool_)
+            yield _fold(name, train, test, *everything, config, modalities)
+            continue
+        numbers = np.array(train.folds)
+        missing = int((numbers == "").sum())
+        if missing or len(set(train.folds)) < 2:
+            raise ValueError(
+                f"fold_field {config.fold_field!r} of {train_folder} has the values {sorted(set(train.folds))[:9]}, "
+                f"and {missing} samples have none; every sample needs one, and there must be at least two"
+            )
+        for number in sorted(set(train.folds), key=lambda text: (len(text), text)):
+            yield _fold(f"fold {number}", train, train, numbers != number, numbers == number, config, modalities)
+
+
+def _fold(
+    name: str,
+    train: _Split,
+    test: _Split,
+    in_train: NDArray[np.bool_],
+    in_test: NDArray[np.bool_],
+    config: TaskConfig,
+    modalities: Sequence[str],
+) -> ShardFold:
+    sides, left_out = {}, {}
+    for side, split, members in (("train", train, in_train), ("test", test, in_test)):
+        chosen, left_out[side] = split.usable(modalities)
+        positions = np.flatnonzero(chosen & members)
+        if len(positions) == 0:
+            raise ValueError(
+                f"{name or 'the ' + side + ' split'}: none of {int(members.sum())} samples of {split.shards.location} "
+                f"has a label of field {config.label_field!r} and {' and '.join(modalities)} (left out: "
+                f"{left_out[side]})"
+            )
+        sides[side] = (split, positions)
+    names = {side: [split.labels[row] for row in positions] for side, (split, positions) in sides.items()}
+    # A test class without a training sample is counted as wrong, not refused.
+    classes = sorted({one for rows in names.values() for row in rows for one in row})
+    targets = {side: label_targets(rows, classes, multi_label=config.multi_label) for side, rows in names.items()}
+    train_shards, test_shards = (_chosen(split.shards, positions) for split, positions in sides.values())
+    return ShardFold(name, train_shards, test_shards, targets["train"], targets["test"], classes, left_out)
+
+
+def _chosen(shards: ShardSet, positions: NDArray[np.int64]) -> ShardSet:
+    return shards if len(positions) == shards.num_samples else ShardSubset(shards, positions)
+
+
+def label_targets(names: Sequence[Sequence[str]], classes: Sequence[str], *, multi_label: bool) -> torch.Tensor:
+    """Class numbers int64 (N,), or zeros and ones float32 (N, C). ValueError for several names without multi_label."""
+    number = {name: position for position, name in enumerate(classes)}
+    if multi_label:
+        targets = torch.zeros(len(names), len(classes))
+        for row, own in enumerate(names):
+            targets[row, [number[name] for name in own]] = 1
+        return targets
+    several = [list(own) for own in names if len(own) > 1]
+    if several:
+        raise ValueError(
+            f"{len(several)} of {len(names)} samples have several labels, the first {several[0]}; set multi_label: true"
+        )
+    return torch.tensor([number[own[0]] for own in names])
+
+
+def few_labels(fold: ShardFold, share: float, seed: int) -> ShardFold:
+    """The fold with a share of its training samples: of each class that share, at least one; drawn from the seed.
+
+    With several labels a sample, a share of all samples.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"label_share must be above 0 and at most 1, got {share}")
+    if share == 1:
+        return fold
+    targets = fold.train_targets.numpy()
+    groups = [np.arange(len(targets))]
+    if targets.ndim == 1:
+        groups = [np.flatnonzero(targets == number) for number in np.unique(targets)]
+    generator = np.random.default_rng(seed)
+    chosen = np.sort(np.concatenate([generator.permutation(rows)[: ceil(share * len(rows))] for rows in groups]))
+    return ShardFold(
+        fold.name, ShardSubset(fold.train, chosen), fold.test, fold.train_targets[chosen], fold.test_targets,
+        fold.classes, fold.left_out,
+    )  # fmt: skip

@@ -1,0 +1,138 @@
+"""Class scores of every sample: the mean over its clips of what the classifier says of each, each sample once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from avssl import distributed
+from avssl.data.every_sample import ClipSets
+from avssl.eval.finetune.training import Headed
+from avssl.transforms.view_maker import RawView, ViewMaker
+from avssl.types import MediaError
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of N samples in the order of their index: mean float32 (N, C), the samples' scores; clips float32 (N, K, C)."""
+
+    mean: NDArray[np.float32]
+    clips: NDArray[np.float32]
+
+
+def clip_probabilities(logits: torch.Tensor, *, multi_label: bool) -> torch.Tensor:
+    """Softmax over classes, or the sigmoid of each: float32 (B, C)."""
+    return logits.float().sigmoid() if multi_label else logits.float().softmax(dim=1)
+
+
+@torch.no_grad()
+def score(
+    model: Headed,
+    clip_sets: ClipSets,
+    view_maker: ViewMaker,
+    *,
+    multi_label: bool,
+    batch_size: int,
+    num_workers: int,
+    device: torch.device,
+    mixed_precision: str = "fp32",
+) -> dict[str, Scores]:
+    """{head: scores of all samples}, on every process. The model is taken in eval mode.
+
+    Every process reads its share. ValueError, on all of them, when any sample cannot be read: a smaller test set would
+    be another test set. RuntimeError unless every sample came exactly once.
+    """
+    model.eval()
+    collected = _Collected(multi_label)
+    waiting: list[tuple[int, dict[str, RawView]]] = []
+    failures: list[str] = []
+
+    def run() -> None:
+        for raw in batches_of([clips for _, clips in waiting], batch_size):
+            with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == "bf16"):
+                logits = model(view_maker(raw, device))
+            collected.add_clips(logits)
+        collected.indices += [index for index, _ in waiting]
+        waiting.clear()
+
+    samples = clip_sets.load(num_workers)
+    for index, clips in tqdm(
+        samples, "test", len(clip_sets), unit="sample", mininterval=1.0, disable=distributed.rank() > 0
+    ):
+        if isinstance(clips, MediaError):
+            failures.append(f"sample {index}: {clips}")
+            continue
+        waiting.append((index, clips))
+        if sum(len(next(iter(one.values())).media) for _, one in waiting) >= batch_size:
+            run()
+    run()
+    refuse_failures(failures, clip_sets.shards.location)
+    return collected.gathered(clip_sets.shards.num_samples, device)
+
+
+def batches_of(clips: Sequence[dict[str, RawView]], batch_size: int) -> Iterator[dict[str, RawView]]:
+    """The clips of some samples, {modality: (K, ...)} each, as batches of batch_size clips and a rest."""
+    if not clips:
+        return
+    pieces = {name: torch.cat([one[name].media for one in clips]).split(batch_size) for name in clips[0]}
+    for batch in zip(*pieces.values(), strict=True):
+        yield {name: RawView(name, media) for name, media in zip(pieces, batch, strict=True)}
+
+
+def refuse_failures(failures: Sequence[str], location: object) -> None:
+    """ValueError on every process if any failed to read a sample: one that raised alone would leave others waiting."""
+    everywhere = [text for part in distributed.gather_objects(list(failures)) for text in part]
+    if everywhere:
+        raise ValueError(
+            f"{len(everywhere)} samples of {location} could not be read, the first is {everywhere[0]}. None may be "
+            "missing in a test: run `python -m data_prep verify`, write the shards again"
+        )
+
+
+class _Collected:
+    """Rows of this process; then of all, in the order of the samples."""
+
+    def __init__(self, multi_label: bool) -> None:
+        self.multi_label = multi_label
+        self.indices: list[int] = []
+        self.parts: dict[str, list[torch.Tensor]] = {}
+
+    def add_clips(self, logits: Mapping[str, torch.Tensor]) -> None:
+        for head, values in logits.items():
+            self.parts.setdefault(head, []).append(clip_probabilities(values, multi_label=self.multi_label))
+
+    def gathered(self, num_samples: int, device: torch.device) -> dict[str, Scores]:
+        # A process without a sample still has to take part, and must know the shapes.
+        shapes = {
+            head: (sum(map(len, parts)) // max(1, len(self.indices)), parts[0].shape[1])
+            for head, parts in self.parts.items()
+        }
+        shapes = next(one for one in distributed.gather_objects(shapes) if one)
+        indices = distributed.gather_uneven(torch.tensor(self.indices, dtype=torch.int64, device=device))
+        order = indices.argsort()
+        if indices[order].tolist() != list(range(num_samples)):
+            raise RuntimeError(f"{len(indices)} of {num_samples} samples came in the test, not each exactly once")
+        found = {}
+        for head, (num_clips, num_classes) in shapes.items():
+            own = self.parts.get(head, [])
+            rows = torch.cat(own) if own else torch.zeros((0, num_classes), device=device)
+            clips = distributed.gather_uneven(rows.view(-1, num_clips, num_classes))[order].cpu()
+            found[head] = Scores(average(clips.numpy()), clips.numpy())
+        return found
+
+
+def average(clips: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Mean over the clips: (N, K, C) -> (N, C), in float64 on the way."""
+    result: NDArray[np.float32] = clips.astype(np.float64).mean(axis=1).astype(np.float32)
+    return result
+
+
+def clip_accuracy(clips: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Share of each sample's own clips whose best class is right: float64 (N,)."""
+    right: NDArray[np.float64] = (clips.argmax(axis=2) == targets[:, None]).mean(axis=1)
+    return right

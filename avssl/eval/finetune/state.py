@@ -1,0 +1,77 @@
+"""Where a classifier's training stands, on disk: one safetensors file, whole or absent, replaced at every checkpoint.
+
+Nothing random has a state: order, augmentation and dropout are functions of (seed, step), so weights, the optimiser's
+moments and the number of steps are all there is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from avssl.files.tensors import write_tensors
+from avssl.files.whole import whole_path
+
+TRAINING_FILE = "training.safetensors"  # while it runs
+CLASSIFIER_FILE = "classifier.safetensors"  # when it has finished
+
+
+def save_state(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, step: int, facts: Mapping[str, Any]
+) -> None:
+    """Write weights, moments, step and facts (plain values) to `path`. Call on one process."""
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    moments = {} if optimizer is None else optimizer.state_dict()["state"]
+    for number, values in moments.items():
+        tensors |= {f"optimizer.{number}.{name}": v for name, v in values.items() if isinstance(v, torch.Tensor)}
+    # A copy of each: two names of one storage are refused.
+    contents = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
+    with whole_path(path) as temporary:
+        write_tensors(contents, temporary, {"step": str(step), "facts": json.dumps(dict(facts))})
+
+
+def read_step(path: Path, facts: Mapping[str, Any]) -> int:
+    """The step of a file, 0 if there is none. ValueError naming what has changed if it was made with other facts."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return 0
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata()
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it to begin this training anew") from error
+    then = json.loads(metadata["facts"])
+    now = json.loads(json.dumps(dict(facts)))
+    changed = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
+    if changed:
+        shown = "; ".join(f"{name}: {then.get(name)!r} then, {now.get(name)!r} now" for name in changed)
+        raise ValueError(
+            f"{path} cannot be gone on from, for something changed ({shown}). Put it back, give this evaluation "
+            "another name, or delete that file"
+        )
+    return int(metadata["step"])
+
+
+def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Load what `save_state` wrote into the model and, if given, the optimiser, strictly."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(str(path))
+    model.load_state_dict(_under(tensors, "model."))
+    if optimizer is None:
+        return
+    moments: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in _under(tensors, "optimizer.").items():
+        number, key = name.split(".", maxsplit=1)
+        moments.setdefault(int(number), {})[key] = value
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _under(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,240 @@
+"""Training of classifiers on labels, in stages, resumable to the bit: shared by full fine-tuning and linear probes.
+
+A stage trains heads alone on encoders that are frozen, or all. The whole state is weights, the optimiser's moments and
+a number of steps: order and augmentation are the loader's pure functions, the learning rate is one of the step, and
+dropout is drawn from (seed, step, rank).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from tqdm import tqdm
+
+from avssl.distributed import all_mean, barrier, broadcast_state, is_active, rank
+from avssl.eval.finetune.state import TRAINING_FILE, load_state, read_step, save_state
+from avssl.files.disk_errors import clear_errors
+from avssl.files.json_lines import keep_until
+from avssl.files.plain_text import plain
+from avssl.optim.build import OptimConfig, build_optimizer, set_learning_rate
+from avssl.types import Batch
+
+BatchNormMode = Literal["train", "frozen"]
+
+
+class Batches(Protocol):
+    """What is asked of a loader (avssl/data/loader.py)."""
+
+    steps_per_epoch: int
+
+    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
+        """Batches of a pass over the data, from one on."""
+
+
+class Headed(nn.Module):
+    """Encoders with heads on top: {view name: tensor} -> {head: logits (B, C)}."""
+
+    encoders: nn.ModuleDict
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Of everything but the encoders."""
+        own = {id(parameter) for parameter in self.encoders.parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in own]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Some steps of training.
+
+    encoders: do they learn? batch_norm: of the encoders: "train" normalises by the batch and moves the running
+    statistics, even where the weights are frozen; "frozen" leaves statistics as they are.
+    encoder_lr_scale: their learning rate over that of the heads.
+    """
+
+    num_steps: int
+    optim: OptimConfig
+    encoders: bool
+    batch_norm: BatchNormMode
+    encoder_lr_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """Cross-entropy of class numbers int64 (N,), or binary cross-entropy of float (N, C), by sample index."""
+
+    targets: torch.Tensor
+    label_smoothing: float = 0.0
+
+    def __call__(self, logits: Mapping[str, torch.Tensor], index: torch.Tensor) -> torch.Tensor:
+        """Sum over the heads of the mean over the batch (of multi-label, over batch and classes): float32 scalar."""
+        targets = self.targets[index]
+        losses = []
+        for scores in logits.values():
+            if targets.ndim == 2:
+                losses.append(binary_cross_entropy_with_logits(scores.float(), targets))
+            else:
+                losses.append(cross_entropy(scores.float(), targets, label_smoothing=self.label_smoothing))
+        return torch.stack(losses).sum()
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How often to write what, and the precision of the forward pass."""
+
+    seed: int = 0
+    mixed_precision: str = "fp32"  # or bf16
+    log_every_steps: int = 10
+    checkpoint_every_steps: int = 500
+
+
+def set_stage(model: Headed, stage: Stage, trainable: Sequence[nn.Parameter]) -> None:
+    """Modes and gradients of a stage. trainable: the encoders' parameters that are not fixed by the network itself."""
+    model.train()
+    if not stage.encoders:
+        model.encoders.eval()
+    for module in model.encoders.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train(stage.batch_norm == "train")
+    for parameter in trainable:
+        parameter.requires_grad_(stage.encoders)
+
+
+def train(
+    model: Headed,
+    loader: Batches,
+    stages: Sequence[Stage],
+    criterion: Criterion,
+    options: TrainingOptions,
+    *,
+    folder: Path,
+    facts: Mapping[str, Any],
+    device: torch.device,
+) -> None:
+    """Train `model` in place through all stages, from the newest checkpoint of `folder` on if there is one.
+
+    Afterwards it is in eval mode and the same on every rank. ValueError if that checkpoint was made with other `facts`;
+    FloatingPointError if the loss is no longer a number.
+    """
+    checkpoint = folder / TRAINING_FILE
+    step = read_step(checkpoint, facts)
+    trainable = [parameter for parameter in model.encoders.parameters() if parameter.requires_grad]
+    if step:
+        load_state(checkpoint, model)
+    log = _Log(folder, sum(stage.num_steps for stage in stages), step, options)
+    first = 0
+    for stage in stages:
+        last = first + stage.num_steps
+        if step < last:
+            set_stage(model, stage, trainable)
+            groups: list[dict[str, Any]] = [{"params": model.head_parameters()}]
+            if stage.encoders:
+                groups.append({"params": trainable, "lr_scale": stage.encoder_lr_scale})
+            optimizer = build_optimizer(stage.optim, groups)
+            if step > first:
+                load_state(checkpoint, model, optimizer)
+            step = _train_stage(
+                model, loader, stage, criterion, options, optimizer, log, step=step, first=first, device=device,
+                save=lambda at, moments: _save(checkpoint, model, moments, at, facts),
+            )  # fmt: skip
+        first = last
+    log.close()
+    for parameter in trainable:
+        parameter.requires_grad_(True)
+    broadcast_state(model)
+    model.eval()
+
+
+def _train_stage(
+    model: Headed,
+    loader: Batches,
+    stage: Stage,
+    criterion: Criterion,
+    options: TrainingOptions,
+    optimizer: torch.optim.Optimizer,
+    log: _Log,
+    *,
+    step: int,
+    first: int,
+    device: torch.device,
+    save: Callable[[int, torch.optim.Optimizer], None],
+) -> int:
+    """Steps until the stage ends; the number of steps made since training began."""
+    last = first + stage.num_steps
+    wrapped: nn.Module = model
+    if is_active():
+        # Buffers are broadcast before every forward pass: running statistics are rank 0's, and so resume is exact.
+        ids = [device.index] if device.type == "cuda" else None
+        wrapped = nn.parallel.DistributedDataParallel(model, device_ids=ids)
+    while step < last:
+        for batch in loader.epoch(*divmod(step, loader.steps_per_epoch)):
+            set_learning_rate(optimizer, stage.optim, step - first, stage.num_steps)
+            seed_step(options.seed, step)
+            with torch.autocast(device.type, torch.bfloat16, enabled=options.mixed_precision == "bf16"):
+                logits = wrapped(batch.views)
+            loss = criterion(logits, batch.index)
+            optimizer.zero_grad()
+            loss.backward()
+            if stage.optim.clip_norm:
+                nn.utils.clip_grad_norm_(model.parameters(), stage.optim.clip_norm)
+            optimizer.step()
+            step += 1
+            log.step_done(step, loss, optimizer)
+            if step % options.checkpoint_every_steps == 0 or step == last:
+                save(step, optimizer)
+            if step == last:
+                break
+    return step
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Make what is random inside a network, dropout, a function of (seed, step, rank)."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, step, rank())).generate_state(1)[0]))
+
+
+def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, facts: Mapping[str, Any]) -> None:
+    if rank() == 0:
+        save_state(path, model, optimizer, step, facts)
+    barrier()
+
+
+class _Log:
+    """FOLDER/metrics.jsonl, a line every few steps, and a bar; stops a training whose loss is no number."""
+
+    def __init__(self, folder: Path, total_steps: int, step: int, options: TrainingOptions) -> None:
+        self.path, self.every, self.is_first = folder / "metrics.jsonl", options.log_every_steps, rank() == 0
+        if self.is_first:
+            folder.mkdir(parents=True, exist_ok=True)
+            keep_until(self.path, step)
+        self.bar = tqdm(
+            total=total_steps,
+            initial=step,
+            unit="step",
+            desc=plain(folder.name),
+            mininterval=1.0,
+            disable=not self.is_first,
+        )
+
+    def step_done(self, step: int, loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+        self.bar.update()
+        if step % self.every and step != self.bar.total:
+            return
+        value = float(all_mean(loss))
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"the loss is {value} at step {step} of {self.path.parent}; lower optim.lr or set optim.clip_norm"
+            )
+        if self.is_first:
+            with clear_errors(self.path, "written"), self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, "loss": value, "lr": optimizer.param_groups[0]["lr"]}) + "\n")
+
+    def close(self) -> None:
+        self.bar.close()

@@ -1,0 +1,1 @@
+"""What others give and take: published checkpoints, exchange folders, graphs, the hub."""

@@ -1,0 +1,139 @@
+"""Weights from and for others.
+
+python -m avssl.exchange import FILE.pth.tar --out RUN [--statistics SHARDS]     a published AVID-CMA checkpoint
+python -m avssl.exchange statistics RUN SHARDS                                  spectrogram statistics for it
+python -m avssl.exchange export RUN --out FOLDER                                one folder to pass on
+python -m avssl.exchange push FOLDER owner/name [--private]                     to a hub
+python -m avssl.exchange export RUN --to torchvision --modality video --out FILE.safetensors
+python -m avssl.exchange export RUN --to onnx --modality audio --out FILE.onnx  also torch_export, torchscript
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from avssl.checkpoint import HUB_SCHEME, locate
+from avssl.files.plain_text import PlainParser, plain_lines, run_in_utf8, say_lines
+
+GRAPHS = ("torch_export", "torchscript", "onnx")
+
+
+def main(argv: list[str]) -> None:
+    """Run one command; errors of the user's end with one line and status 1."""
+    arguments = parse(argv)
+    try:
+        say_lines(arguments.run_command(arguments).rstrip())
+    except (FileNotFoundError, ValueError, OSError) as error:
+        sys.exit(plain_lines(f"error: {error}"))  # of several lines where tensors are accounted for
+
+
+def import_command(arguments: argparse.Namespace) -> str:
+    """Published checkpoint -> run folder."""
+    from avssl.exchange.avid_release import LICENCE_NOTE
+    from avssl.exchange.importing import import_published
+
+    banks = {"video": arguments.video_bank, "audio": arguments.audio_bank}
+    found = import_published(
+        arguments.file,
+        arguments.out,
+        small=arguments.small,
+        statistics=arguments.statistics,
+        banks={modality: name for modality, name in banks.items() if name},
+        ignore=arguments.ignore,
+    )
+    lines = [found.report(), LICENCE_NOTE, arguments.out]
+    if not arguments.statistics:
+        lines.insert(
+            2,
+            "The file holds no statistics of the spectrograms, so sound cannot be embedded yet: "
+            f"python -m avssl.exchange statistics {arguments.out} SHARDS",
+        )
+    return "\n".join(lines)
+
+
+def statistics_command(arguments: argparse.Namespace) -> str:
+    """Statistics of the spectrograms for a run without."""
+    from avssl.exchange.statistics import add_statistics
+
+    return str(add_statistics(arguments.run, arguments.source))
+
+
+def export_command(arguments: argparse.Namespace) -> str:
+    """A finished run -> folder, torchvision's layout, or a graph."""
+    # As with the recipes, a mistyped folder is no question to a hub.
+    run = locate(arguments.run) if arguments.run.startswith(HUB_SCHEME) else Path(arguments.run)
+    if arguments.to == "folder":
+        if arguments.modality:
+            raise ValueError("--modality is for --to torchvision and the graphs; a folder holds the whole run")
+        from avssl.exchange.folder import export_folder
+
+        return str(export_folder(run, arguments.out, with_state=arguments.with_state, licence=arguments.licence))
+    if arguments.with_state or arguments.licence:
+        raise ValueError("--with-state and --licence are for folders; leave out --to")
+    if not arguments.modality:
+        raise ValueError(f"--to {arguments.to} writes one encoder: say which by --modality video, audio or image")
+    if arguments.to == "torchvision":
+        from avssl.exchange.torchvision import export_torchvision
+
+        name, head = export_torchvision(run, arguments.modality, arguments.out)
+        return f"{arguments.out}: torchvision's {name} but for its head ({', '.join(head)})"
+    from avssl.exchange.graphs import export_graph
+
+    differences = export_graph(run, arguments.to, arguments.modality, arguments.out)
+    shown = ", ".join(f"{name} {value:.2e}" for name, value in differences.items())
+    return f"largest difference to eager, relative to the largest value: {shown}\n{arguments.out}"
+
+
+def push_command(arguments: argparse.Namespace) -> str:
+    """An exchange folder -> a hub."""
+    from avssl.checkpoint.hub import push
+    from avssl.checkpoint.place import FILES
+    from avssl.exchange.folder import check_folder
+
+    return push(check_folder(arguments.folder), arguments.name, FILES, private=arguments.private)
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = PlainParser(
+        prog="python -m avssl.exchange", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    add = commands.add_parser("import", help="a published AVID-CMA checkpoint becomes a run")
+    add.set_defaults(run_command=import_command)
+    add.add_argument("file", help="the published .pth.tar")
+    add.add_argument("--out", required=True, help="run folder to write; new or empty")
+    add.add_argument("--statistics", default="", help="shard folder to measure, or .npz with mean and std by bin")
+    add.add_argument("--small", action="store_true", help="the small networks of the paper's analysis")
+    add.add_argument("--video-bank", default="", help="name of the video bank, where the names do not say")
+    add.add_argument("--audio-bank", default="", help="name of the audio bank")
+    add.add_argument("--ignore", nargs="+", default=[], help="patterns of tensors that may be left out")
+
+    add = commands.add_parser("statistics", help="spectrogram statistics for an imported run")
+    add.set_defaults(run_command=statistics_command)
+    add.add_argument("run", help="run folder")
+    add.add_argument("source", help="shard folder to measure, or .npz with mean and std by bin")
+
+    add = commands.add_parser("export", help="a finished run becomes a folder, a state dict or a graph")
+    add.set_defaults(run_command=export_command)
+    add.add_argument("run", help="finished run, exchange folder, or hf://owner/name")
+    add.add_argument("--out", required=True, help="folder or file to write")
+    add.add_argument("--to", choices=["folder", "torchvision", *GRAPHS], default="folder")
+    add.add_argument("--modality", choices=["video", "audio", "image"], help="which encoder")
+    add.add_argument("--with-state", action="store_true", help="folder: banks, queues, teachers and constants too")
+    add.add_argument("--licence", default="", help="folder: licence of the weights, such as apache-2.0")
+
+    add = commands.add_parser("push", help="an exchange folder goes to a hub")
+    add.set_defaults(run_command=push_command)
+    add.add_argument("folder", help="what `export` wrote")
+    add.add_argument("name", help="owner/name")
+    add.add_argument("--private", action="store_true", help="a repository that only its owner sees")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    run_in_utf8()
+    main(sys.argv[1:])

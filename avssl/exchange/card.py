@@ -1,0 +1,168 @@
+"""The model card (README.md) of a run, written from the run: data, loss, steps, results, licence, how to load."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from avssl import losses
+from avssl.checkpoint.place import CARD_FILE
+from avssl.checkpoint.weights import read_provenance
+from avssl.config import RunConfig, load_run
+from avssl.files.checked_json import Fields
+from avssl.files.plain_text import plain
+
+UNKNOWN_LICENCE = "unknown"  # what the front matter of a hub says where nobody has said
+
+
+def write_card(run: Path, folder: Path, *, title: str = "") -> Path:
+    """Write README.md into `folder`, which has the provenance to tell of; the rest is the run's. Returns its path."""
+    path = folder / CARD_FILE
+    text = card(load_run(run), read_provenance(folder), evaluations(run), title or run.name)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def card(cfg: RunConfig, provenance: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]], title: str) -> str:
+    """Markdown with front matter as hubs read it. Says what is not known rather than leaving it out."""
+    loss_class = losses.get(cfg.loss.name)
+    modalities = loss_class.modalities(cfg.loss)
+    licence = str(provenance.get("licence") or UNKNOWN_LICENCE).lower()
+    if not re.fullmatch(r"[a-z][a-z0-9.-]*", licence):
+        licence = json.dumps(licence)  # which is YAML, too, on one line
+    front = ["---", "library_name: avssl", f"license: {licence}"]
+    front += ["tags:", "- self-supervised", f"- {cfg.loss.name}", *(f"- {modality}" for modality in modalities), "---"]
+    parts = [
+        "\n".join(front),
+        f"# {_words(title)}",
+        f"Encoders of {' and '.join(modalities)} trained without labels by `{cfg.loss.name}` ({loss_class.paper}).",
+        _section("Licence", _licence_lines(provenance)),
+        _section("Training", _training_lines(cfg, provenance)),
+        _section("Inputs", _input_lines(cfg, modalities)),
+        _section("Results", list(_result_lines(results)) or ["None are stored with this run."]),
+        _section("Use", _use_lines(title, modalities)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def evaluations(run: Path) -> dict[str, dict[str, Any]]:
+    """{name: content} of evaluation.json and evaluations/*.json of a run, in order of name."""
+    paths = [
+        path for path in (run / "evaluation.json", *sorted((run / "evaluations").glob("*.json"))) if path.is_file()
+    ]
+    return {path.stem: Fields.read(path).record for path in paths}
+
+
+def _words(text: object) -> str:
+    """Text from data as Markdown that shows it: on one line, without markup of its own and without HTML."""
+    return re.sub(r"[\\`*\[\]|]", r"\\\g<0>", plain(text)).replace("<", "&lt;")
+
+
+def _code(text: object) -> str:
+    """Text from data as a piece of code, which it cannot end; not even a cell of a table."""
+    shown = plain(text).replace("`", "'").replace("|", "/")
+    return f"`{shown}`"
+
+
+def _section(title: str, lines: list[str]) -> str:
+    return f"## {title}\n" + "\n".join(lines)
+
+
+def _licence_lines(provenance: Mapping[str, Any]) -> list[str]:
+    if "licence" not in provenance:
+        return ["Not stated by whoever trained these weights."]
+    note = provenance.get("licence_note")
+    return [f"**{_words(provenance['licence'])}**" + (f": {_words(note)}" if note else "")]
+
+
+def _training_lines(cfg: RunConfig, provenance: Mapping[str, Any]) -> list[str]:
+    data, imported = provenance["data"], provenance.get("imported")
+    if imported:
+        lines = [
+            f"- source: {_words(imported['from'])}, {_code(imported['file'])} (SHA-256 {_code(imported['sha256'])}), "
+            f"{_words(imported['tensors'])} tensors, epoch {_words(imported['epoch'])} as the file says",
+            f"- rows of the memory banks: {data['num_samples'] if data['num_samples'] > 1 else 'none in the file'}",
+        ]
+        if provenance.get("audio_statistics"):
+            lines.append("- statistics of the spectrograms: not the authors', measured or given when it was imported")
+        return lines
+    return [
+        f"- data: {_words(data['num_samples'])} samples, {_code(Path(data.get('shards') or 'unnamed').name)} "
+        f"(fingerprint {_code(data['fingerprint'])})",
+        f"- loss: `{cfg.loss.name}`, options in config.json",
+        f"- steps: {_words(provenance.get('steps', 'not recorded'))}, samples seen: "
+        f"{_words(provenance.get('samples_seen', 'not recorded'))}, global batch {cfg.data.global_batch_size}",
+        f"- optimiser: `{cfg.optim.name}`, learning rate {cfg.optim.lr:g}",
+        f"- started from: {', '.join(_starts(cfg, str(provenance.get('init_from') or '')))}",
+        f"- versions: {_words(', '.join(f'{name} {of}' for name, of in provenance.get('versions', {}).items()))}",
+    ]
+
+
+def _starts(cfg: RunConfig, init_from: str) -> list[str]:
+    """What the run or its encoders started from, random weights where nothing is said."""
+    if init_from:
+        return [_code(Path(init_from).name)]
+    modalities = losses.get(cfg.loss.name).modalities(cfg.loss)
+    given = {modality: cfg.encoders[modality].get("weights") for modality in modalities}
+    return [f"{name} from {_code(Path(str(file)).name) if file else 'random weights'}" for name, file in given.items()]
+
+
+def _input_lines(cfg: RunConfig, modalities: list[str]) -> list[str]:
+    views = cfg.views
+    said = {
+        "video": f"- video: {views.video.num_frames} frames at {views.video.fps:g} a second, {views.video.size_px} px",
+        "audio": f"- audio: {views.audio.seconds:g} s, mono, {views.audio.rate_hz} Hz, {views.audio.transform} of "
+        f"{views.audio.num_frames} frames",
+        "image": f"- image: {views.image.size_px} px",
+    }
+    encoders = {modality: cfg.encoders[modality] for modality in modalities}
+    return [
+        f"{said[name]}, encoder {_code(encoder['name'])}"
+        + "".join(_words(f", {key} {value}") for key, value in encoder.items() if key not in ("name", "weights"))
+        for name, encoder in encoders.items()
+    ]
+
+
+def _result_lines(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """A table of every metric of every evaluation: trained, untrained (both with deviation) and chance, if there.
+
+    Of the data the last part of a path alone.
+    """
+    for name, content in results.items():
+        found, spread = content.get("results", {}), content.get("deviation", {})
+        rows = [(metric, number) for metric, value in found.get("trained", {}).items() if (number := _number(value))]
+        if not rows:
+            continue
+        data = content.get("data") or content.get("protocol", {})
+        splits = [f"{split} {_code(Path(str(data[split])).name)}" for split in ("train", "test") if data.get(split)]
+        yield f"\n{', '.join([_words(name), *splits])}:\n"
+        yield "| metric | trained | untrained | chance |\n| --- | --- | --- | --- |"
+        untrained, chance = found.get("untrained") or {}, content.get("chance") or {}
+        for metric, number in rows:
+            cells = [number, _number(untrained.get(metric)), _number(chance.get(metric))]
+            for position, weights in enumerate(("trained", "untrained")):
+                deviation = _number(spread.get(weights, {}).get(metric))
+                if deviation and cells[position]:
+                    cells[position] = f"{cells[position]} ± {deviation}"
+            yield f"| {_words(metric)} | " + " | ".join(cell or "" for cell in cells) + " |"
+
+
+def _number(value: Any) -> str | None:
+    return f"{value:.4f}" if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _use_lines(title: str, modalities: list[str]) -> list[str]:
+    file = {"video": "holiday.mp4", "audio": "holiday.wav", "image": "holiday.jpg"}[modalities[-1]]
+    method, quoted = f"embed_{modalities[-1]}", json.dumps(plain(title), ensure_ascii=False)
+    return [
+        "```python",
+        "import avssl",
+        "",
+        f'embedder = avssl.load_embedder({quoted})  # this folder, or "owner/name" of a hub',
+        f'table = embedder.{method}("{file}")',
+        f"table.{modalities[-1]}_embedding  # unit rows",
+        "```",
+    ]

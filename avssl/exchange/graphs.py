@@ -1,0 +1,202 @@
+"""Encoders as graphs that run without this package: torch.export, TorchScript, ONNX. Checked before they are kept.
+
+A graph maps a batch of model-ready views of one modality, as avssl.transforms.view_maker.ViewMaker makes them (normalised pixels,
+or the normalised spectrogram), to the encoder's feature (B, F) and the unit embedding (B, D). The batch size is free,
+the other sizes are the run's. What comes before the graph is described in the file itself (`graph_facts`).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from avssl.embedding.embedder import EMBEDDING_PARTS, Embedder
+from avssl.losses.base import Loss
+from avssl.transforms.geometry import IMAGENET_MEAN, IMAGENET_STD
+from avssl.transforms.spectrogram import STD_FLOOR
+
+MAX_DIFFERENCE = 1e-4  # of any output, relative to the largest value of that output
+EXAMPLE_BATCH = 2
+CHECKED_BATCHES = (1, 2, 5)
+OUTPUTS = ("feature", "embedding")
+FACTS_NAME = "avssl.json"  # of the extra file in torch_export and torchscript; in onnx the metadata key "avssl"
+KINDS = {"torch_export": ".pt2", "torchscript": ".pt", "onnx": ".onnx"}
+
+Runner = Callable[[torch.Tensor], Sequence[torch.Tensor]]
+
+
+class EmbeddingGraph(nn.Module):
+    """Encoder and embedding of one modality: (B, ...) -> feature (B, F), unit embedding (B, D), float32."""
+
+    def __init__(self, loss: Loss, modality: str) -> None:
+        super().__init__()
+        self.loss, self.modality = loss, modality
+
+    def forward(self, view: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See the class."""
+        feature = self.loss.encoders[self.modality](view)
+        return feature.float(), self.loss.embedding(self.modality, feature)
+
+
+def export_graph(run: str | Path, kind: str, modality: str, out: str | Path) -> dict[str, float]:
+    """Write the graph of one modality; {"feature", "embedding"}: the largest differences to eager, relative.
+
+    kind: torch_export (.pt2), torchscript (.pt) or onnx (.onnx). The written file is read again and run on random
+    input of several batch sizes. Raises ValueError, and keeps no file, beyond MAX_DIFFERENCE.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"--to is {kind}; allowed: {', '.join(KINDS)}")
+    out = Path(out)
+    if out.suffix != KINDS[kind]:
+        raise ValueError(f"--out is {out}; a file of {kind} ends with {KINDS[kind]}")
+    embedder = Embedder.from_run(run)
+    if modality not in embedder.modalities:
+        raise ValueError(f"{run} has no {modality} encoder; it has {', '.join(embedder.modalities)}")
+    graph = EmbeddingGraph(_only(embedder.loss, modality), modality).eval()
+    facts = graph_facts(embedder, modality)
+    shape = facts["input_shape"][1:]
+    generator = torch.Generator().manual_seed(0)
+    example = torch.randn(EXAMPLE_BATCH, *shape, generator=generator)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.stem}.tmp{out.suffix}")
+    try:
+        write = {"torch_export": _write_torch_export, "torchscript": _write_torchscript, "onnx": _write_onnx}[kind]
+        with warnings.catch_warnings():
+            # Of PyTorch's exporters about themselves (deprecations, shapes traced as constants): what counts is below.
+            warnings.simplefilter("ignore")
+            run_file = write(graph, example, temporary, json.dumps(facts))
+        batches = [torch.randn(size, *shape, generator=generator) for size in CHECKED_BATCHES]
+        differences = largest_differences(graph, run_file, batches)
+        worst = max(differences.values())
+        if not worst <= MAX_DIFFERENCE:
+            raise ValueError(
+                f"the {kind} graph of {modality} differs from eager by {worst:.2e}, more than {MAX_DIFFERENCE:.0e}; "
+                "no file was kept"
+            )
+        temporary.rename(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return differences
+
+
+@torch.no_grad()
+def largest_differences(graph: nn.Module, run_file: Runner, batches: Sequence[torch.Tensor]) -> dict[str, float]:
+    """{"feature", "embedding"}: max |eager - file| / max |eager| over the batches; infinite for NaN or other shapes."""
+    worst = dict.fromkeys(OUTPUTS, 0.0)
+    for batch in batches:
+        for name, eager, found in zip(OUTPUTS, graph(batch), run_file(batch), strict=True):
+            difference = float("inf")
+            if found.shape == eager.shape and found.isfinite().all():
+                scale = eager.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+                difference = float((eager - found).abs().max() / scale)
+            worst[name] = max(worst[name], difference)
+    return worst
+
+
+def graph_facts(embedder: Embedder, modality: str) -> dict[str, Any]:
+    """What a user of the graph must know, as plain values: shapes, how the input is made, which weights."""
+    views = embedder.config.views
+    facts: dict[str, Any] = {"modality": modality, "weights": embedder.weights_hash, "outputs": list(OUTPUTS)}
+    pixels = {"range": [0, 1], "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
+    if modality == "audio":
+        audio = views.audio
+        normalise = embedder.views.normalize_audio
+        return facts | {
+            "input_shape": [-1, 1, audio.num_frames, embedder.views.spectrogram.num_bins],
+            "axes": "batch, channel, frames, bins",
+            "seconds": audio.seconds,
+            "rate_hz": audio.rate_hz,
+            "transform": audio.transform,
+            "window_samples": audio.window_samples,
+            "hop_samples": audio.hop_samples,
+            "bins_averaged": audio.bins_averaged if audio.transform == "log_spectrogram" else None,
+            "normalisation": f"(decibels - mean) / (std + {STD_FLOOR}), by bin",
+            "mean": normalise.mean.tolist(),
+            "std": normalise.std.tolist(),
+        }
+    size = views.video.size_px if modality == "video" else views.image.size_px
+    if modality == "video":
+        frames = views.video.num_frames
+        shape, axes = [-1, 3, frames, size, size], "batch, RGB, frames, height, width"
+        return facts | {"input_shape": shape, "axes": axes, "fps": views.video.fps, "pixels": pixels}
+    return facts | {"input_shape": [-1, 3, size, size], "axes": "batch, RGB, height, width", "pixels": pixels}
+
+
+def _only(loss: Loss, modality: str) -> Loss:
+    """The loss with what the embedding of one modality is a function of, and without banks, teachers and the rest."""
+    others = [name for name, _ in loss.named_children() if name not in EMBEDDING_PARTS]
+    others += [name for name, _ in loss.named_buffers(recurse=False)]
+    others += [name for name, _ in loss.named_parameters(recurse=False)]
+    for name in others:
+        delattr(loss, name)
+    for part in EMBEDDING_PARTS:
+        heads = cast(nn.ModuleDict, getattr(loss, part))
+        for name in [name for name in heads if name != modality]:
+            del heads[name]
+    return loss.requires_grad_(False)
+
+
+def _write_torch_export(graph: nn.Module, example: torch.Tensor, path: Path, facts: str) -> Runner:
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(graph, (example,), dynamic_shapes=({0: batch},))
+    torch.export.save(program, str(path), extra_files={FACTS_NAME: facts})
+    return cast(Runner, torch.export.load(str(path)).module())
+
+
+def _write_torchscript(graph: nn.Module, example: torch.Tensor, path: Path, facts: str) -> Runner:
+    torch.jit.save(torch.jit.trace(graph, example), str(path), _extra_files={FACTS_NAME: facts})
+    return cast(Runner, torch.jit.load(str(path)))
+
+
+class _GlobalMaximum(nn.Module):
+    """What AdaptiveMaxPool2d(1) and AdaptiveMaxPool3d(1) compute: (B, C, ...) -> (B, C, 1, ...)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.amax(dim=list(range(2, x.ndim)), keepdim=True)
+
+
+def _with_plain_maxima(graph: nn.Module) -> nn.Module:
+    """The graph with global maxima written out: the exporter of PyTorch 2.11 knows no adaptive maximum."""
+    for module in list(graph.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.AdaptiveMaxPool2d | nn.AdaptiveMaxPool3d) and child.output_size == 1:
+                setattr(module, name, _GlobalMaximum())
+    return graph
+
+
+def _write_onnx(graph: nn.Module, example: torch.Tensor, path: Path, facts: str) -> Runner:
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401  (torch's exporter needs it)
+    except ImportError as error:
+        raise ValueError(f"{error.name} is not installed; ONNX needs the extra: pip install 'avssl[onnx]'") from error
+    torch.onnx.export(
+        _with_plain_maxima(copy.deepcopy(graph)),
+        (example,),
+        str(path),
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        external_data=False,
+        verbose=False,
+        input_names=["view"],
+        output_names=list(OUTPUTS),
+    )
+    model = onnx.load(str(path))
+    onnx.helper.set_model_props(model, {"avssl": facts})
+    onnx.checker.check_model(model)
+    onnx.save(model, str(path))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def run_file(view: torch.Tensor) -> list[torch.Tensor]:
+        return [torch.from_numpy(np.asarray(value)) for value in session.run(None, {"view": view.numpy()})]
+
+    return run_file

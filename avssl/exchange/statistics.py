@@ -1,0 +1,91 @@
+"""Per-bin statistics of the spectrogram for a run that came without: from shards, or from a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from avssl.checkpoint.weights import read_provenance, read_weights, write_weights
+from avssl.files.foreign import arrays_of
+from avssl.transforms.spectrogram import BinNormalize
+
+if TYPE_CHECKING:
+    from avssl.config import RunConfig
+
+STATISTICS_KEYS = ("views.normalize_audio.mean", "views.normalize_audio.std")
+
+
+class UnmeasuredStatistics(BinNormalize):
+    """In place of the normalisation of a run without statistics: sound cannot be read rightly, and is not."""
+
+    def __init__(self, num_bins: int, run: str | Path) -> None:
+        super().__init__(num_bins)
+        self.run = run
+
+    def forward(self, spectrogram: torch.Tensor) -> torch.Tensor:  # noqa: ARG002  (the contract)
+        """Always raises ValueError, saying what to do."""
+        raise ValueError(
+            f"{self.run} has no statistics of its spectrograms (a published checkpoint holds none), so its sound "
+            "cannot be normalised as in training. Measure them once: "
+            f"python -m avssl.exchange statistics {self.run} SHARDS"
+        )
+
+
+def statistics_from(source: str | Path, config: RunConfig) -> dict[str, torch.Tensor]:
+    """{"views.normalize_audio.mean", "views.normalize_audio.std"}, float32 (bins,).
+
+    source: an .npz with `mean` and `std` in decibels, one value a bin; else a shard folder or its URL, of which
+    views.statistics_samples evenly spaced samples are read. ValueError for another number of bins.
+    """
+    from avssl.transforms.view_maker import ViewMaker
+
+    views = ViewMaker(config.views, ("audio",))
+    if str(source).endswith(".npz"):
+        return dict(zip(STATISTICS_KEYS, _read_npz(Path(source), views.spectrogram.num_bins), strict=True))
+    from avssl.data.loader import Loader, LoaderConfig
+    from avssl.data.statistics import measure_statistics
+    from avssl.shards.shard_set import ShardSet
+    from avssl.types import View
+
+    shards = ShardSet(str(source))
+    settings = LoaderConfig(global_batch_size=min(64, shards.num_samples), num_workers=config.data.num_workers)
+    view_list = (View("audio", "audio", "test"),)
+    measure_statistics(views, Loader(shards, settings, view_list, views, seed=0, device=torch.device("cpu")))
+    return {f"views.{key}": value for key, value in views.state_dict().items()}
+
+
+def add_statistics(run: str | Path, source: str | Path) -> Path:
+    """Measure or read the statistics and write them into a finished run without; returns the file of weights.
+
+    Raises ValueError where the run has some: its embeddings and results would silently no longer be its own.
+    """
+    from avssl.config import load_run
+
+    run = Path(run)
+    weights, provenance = read_weights(run), read_provenance(run)
+    if any(key.startswith("views.") for key in weights):
+        raise ValueError(
+            f"{run} has statistics of the spectrograms already, and all that it embeds depends on them. For others, "
+            "import or train into another folder"
+        )
+    weights |= statistics_from(source, load_run(run))
+    return write_weights(run, weights, {**provenance, "audio_statistics": str(source)})
+
+
+def _read_npz(path: Path, num_bins: int) -> list[torch.Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of statistics")
+    with arrays_of(path, "file of statistics") as stored:
+        missing = [name for name in ("mean", "std") if name not in stored]
+        if missing:
+            raise ValueError(f"{path} has no {' and '.join(missing)}; it holds {', '.join(stored) or 'nothing'}")
+        found = [torch.from_numpy(stored[name].astype(np.float32).reshape(-1)) for name in ("mean", "std")]
+    for name, value in zip(("mean", "std"), found, strict=True):
+        if len(value) != num_bins or not value.isfinite().all():
+            raise ValueError(f"{path}: {name} must hold {num_bins} finite values, one a bin, and holds {len(value)}")
+    if (found[1] <= 0).any():
+        raise ValueError(f"{path}: std must be positive in every bin, and is {found[1].min().item()} in one")
+    return found

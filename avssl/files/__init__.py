@@ -1,0 +1,1 @@
+"""Files anywhere: paths and URLs, whole or absent, read within bounds."""

@@ -1,0 +1,140 @@
+"""Which failures of a remote store pass by themselves, how often to try again, and what to say in the end.
+
+Knows the libraries below fsspec by the names of their exceptions only, so that none has to be installed. Pure Python.
+"""
+
+from __future__ import annotations
+
+import errno
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from typing import Literal, TypeVar
+
+from avssl.files.location import shown
+from avssl.types import MediaError
+
+T = TypeVar("T")
+Kind = Literal["transient", "missing", "refused", "other"]
+
+MAX_TRIES = 5
+FIRST_WAIT_SECONDS = 0.5  # doubled from try to try, half of it drawn: processes that failed together come back apart
+LONGEST_WAIT_SECONDS = 8.0
+
+MISSING_STATUS, REFUSED_STATUS, TRANSIENT_STATUS = (404, 410), (401, 403), (408, 425, 429)
+TRANSIENT_ERRNOS = {
+    getattr(errno, name)
+    for name in ("EBUSY", "EIO", "EREMOTEIO", "ETIMEDOUT", "ENETUNREACH", "EHOSTUNREACH", "ENETDOWN", "EAGAIN")
+    if hasattr(errno, name)
+}
+TRANSIENT_NAMES = {
+    "ClientPayloadError", "ClientConnectionError",  # aiohttp
+    "HTTPClientError", "ResponseParserError", "ResponseStreamingError", "IncompleteReadError",  # botocore
+    "IncompleteRead", "ProtocolError", "ChunkedEncodingError", "ConnectionError", "Timeout",  # urllib3, requests
+    "TransportError",  # httpx
+}  # fmt: skip
+PERMANENT_NAMES = {"SSLError", "ClientSSLError", "ClientConnectorCertificateError", "InvalidURL"}
+REFUSED_NAMES = {"NoCredentialsError", "PartialCredentialsError", "GatedRepoError", "LocalTokenNotFoundError"}
+
+
+def kind_of(error: BaseException) -> Kind:
+    """What a failure of a remote store means: worth another try, no such object, no access, or something else."""
+    cause = error.__cause__
+    if isinstance(error, FileNotFoundError) and cause is not None:  # fsspec calls every failure of HTTP by this name
+        kind = kind_of(cause)
+        return kind if kind in ("transient", "refused") else "missing"
+    for one in _chain(error):
+        if (known := _kind_of_library(one)) is not None:
+            return known
+    if isinstance(error, FileNotFoundError | PermissionError):
+        return "missing" if isinstance(error, FileNotFoundError) else "refused"
+    passing = isinstance(error, TimeoutError | ConnectionError) or getattr(error, "errno", None) in TRANSIENT_ERRNOS
+    return "transient" if passing else "other"
+
+
+def _kind_of_library(error: BaseException) -> Kind | None:
+    """By the name of a library's exception, or the status that it carries; None if it has neither."""
+    names, status = {parent.__name__ for parent in type(error).__mro__}, _status(error)
+    known: tuple[tuple[set[str], Kind], ...] = (
+        (REFUSED_NAMES, "refused"),
+        (PERMANENT_NAMES, "other"),
+        (TRANSIENT_NAMES, "transient"),  # before the status: the complaint that a body was cut off carries a 400
+    )
+    named = next((kind for some, kind in known if names & some), None)
+    return named or (_kind_of_status(status) if status is not None and status >= 400 else None)
+
+
+def _kind_of_status(status: int) -> Kind:
+    if status >= 500 or status in TRANSIENT_STATUS:
+        return "transient"
+    return "missing" if status in MISSING_STATUS else "refused" if status in REFUSED_STATUS else "other"
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status that an exception carries, wherever its library puts it."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    else:
+        found = getattr(response, "status_code", None) or getattr(error, "status", None) or getattr(error, "code", None)
+    return int(found) if isinstance(found, int) or (isinstance(found, str) and found.isdigit()) else None
+
+
+def wait_seconds(num_failures: int) -> float:
+    """How long to wait after so many failures, at least 1, in a row. Draws nothing from generators that others seed."""
+    longest = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2.0 ** (num_failures - 1))
+    return longest * (0.5 + 0.5 * secrets.randbelow(1000) / 1000)
+
+
+def persistently(action: Callable[[], T], location: str, doing: str) -> T:
+    """action(), repeated while it fails in ways that pass by themselves, at most MAX_TRIES times.
+
+    Args:
+        action: may run several times.
+        location, doing: for the message, e.g. "s3://bucket/name", "read".
+
+    Raises:
+        FileNotFoundError: there is no such object. PermissionError: no access. ConnectionError: all tries failed.
+        OSError: another failure of the store. Errors that are not the store's pass unchanged.
+    """
+    for num_failures in range(1, MAX_TRIES + 1):
+        try:
+            return action()
+        except Exception as error:
+            kind = kind_of(error)
+            if kind != "transient" or num_failures == MAX_TRIES:
+                raise _explained(error, kind, location, doing) from error
+        time.sleep(wait_seconds(num_failures))
+    raise AssertionError("unreachable")
+
+
+def _explained(error: Exception, kind: Kind, location: str, doing: str) -> Exception:
+    where = shown(location)
+    root = list(_chain(error))[-1]
+    cause = shown(f"{type(root).__name__}: {root}").rstrip(": ")
+    if kind == "missing":
+        return FileNotFoundError(f"{where}: there is no such file or folder ({cause}); check the name")
+    if kind == "refused":
+        return PermissionError(
+            f"{where}: may not be {doing}, access is refused ({cause}); check the credentials of this machine and the "
+            "rights of their owner"
+        )
+    if kind == "transient":
+        return ConnectionError(
+            f"{where}: could not be {doing} in {MAX_TRIES} tries, the last one failed with {cause}; check the network "
+            "and the server, then run the same command again"
+        )
+    if isinstance(error, OSError) or type(error).__module__.partition(".")[0] not in ("builtins", "avssl"):
+        return OSError(f"{where}: could not be {doing} ({cause})")
+    return error
+
+
+def as_media_error(error: OSError) -> MediaError:
+    """The same failure for those who count files by reason: missing_file, or unreachable."""
+    return MediaError("missing_file" if isinstance(error, FileNotFoundError) else "unreachable", str(error))

@@ -1,0 +1,250 @@
+"""Files anywhere: a local path, or a URL of s3://, gs://, hf://, http(s):// or memory://.
+
+A location is text: a path, or PROTOCOL://... . Remote ones go through fsspec (file_systems.py), local ones do not. What
+fails in passing (a dropped connection, a timeout, a status of 5xx) is tried again with growing pauses (retry.py);
+downloads go on where they stopped, a range of BLOCK_BYTES at a time, and their length is checked. All functions raise
+FileNotFoundError, PermissionError, ConnectionError (all tries failed) or another OSError that names the location, and
+ValueError for a location that is not allowed.
+
+Credentials and endpoints are those of each protocol's own library: environment, its files, or fsspec's configuration.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from avssl.files import file_systems
+from avssl.files.file_systems import WrongLength, blocks, remotely
+from avssl.files.location import READ_ONLY, Location, is_remote, join, local_path, protocol_of, shown
+from avssl.files.retry import MAX_TRIES
+from avssl.files.scratch import temporary_folder
+from avssl.files.whole import whole_file
+
+__all__ = [
+    "Facts", "Location", "WrongSize", "allow_redirects", "copy_to", "download", "exists", "facts", "files_below",
+    "is_remote", "join", "local_copy", "local_path", "names", "protocol_of", "read_bytes", "remove", "shown", "size",
+    "upload", "write_bytes",
+]  # fmt: skip
+
+
+MAX_BYTES_IN_MEMORY = 1 << 30
+
+
+class Facts(NamedTuple):
+    """What a store says of an object. num_bytes: None if it does not say. version: changes when the content does."""
+
+    num_bytes: int | None
+    version: str
+    is_folder: bool
+
+
+class WrongSize(OSError):
+    """A file that has not the size it must have. num_bytes: what was found."""
+
+    def __init__(self, location: str, num_bytes: int, wanted: int) -> None:
+        super().__init__(f"{shown(location)}: has {num_bytes} bytes; it must have {wanted}")
+        self.num_bytes = num_bytes
+
+
+def facts(location: Location) -> Facts:
+    """Size and version of a file or folder."""
+    text = os.fspath(location)
+    if not is_remote(location):
+        status = local_path(location).stat()
+        return Facts(status.st_size, str(status.st_mtime_ns), local_path(location).is_dir())
+    info = remotely(text, "looked up", lambda files: files.info(text))
+    # Servers behind one name may give an ETag each; their date is the file's.
+    tags = () if protocol_of(text) in READ_ONLY else ("ETag", "etag", "generation", "blob_id")
+    dates = ("LastModified", "Last-Modified", "last_modified", "created", "updated", "mtime")
+    version = [str(info[name]) for name in (*tags, *dates) if name in info]
+    num_bytes = info.get("size")
+    return Facts(None if num_bytes is None else int(num_bytes), " ".join(version), info.get("type") == "directory")
+
+
+def exists(location: Location) -> bool:
+    """Is there such a file or folder? Not being able to tell is an error, not a no."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        facts(location)
+        return True
+    return False
+
+
+def size(location: Location) -> int:
+    """Bytes of a file. OSError if the server does not say."""
+    num_bytes = facts(location).num_bytes
+    if num_bytes is None:
+        raise OSError(f"{shown(os.fspath(location))}: the server does not tell its size")
+    return num_bytes
+
+
+def names(location: Location) -> list[str]:
+    """Names of the files and folders directly in a folder, sorted. FileNotFoundError where there is none."""
+    text = os.fspath(location)
+    if not is_remote(location):
+        return sorted(os.listdir(local_path(location)))  # noqa: PTH208  (names are wanted)
+    found = remotely(text, "listed", lambda files: files.ls(text, detail=False))
+    return sorted({name for one in found if (name := str(one).rstrip("/").rpartition("/")[2])})
+
+
+def files_below(location: Location) -> list[tuple[str, int | None]]:
+    """(name relative to the folder, bytes if known) of every file below a folder, sorted by name."""
+    text = os.fspath(location)
+    if not is_remote(location):
+        root = local_path(location)
+        if not root.is_dir():
+            raise FileNotFoundError(f"{root}: no such folder")
+        return sorted((p.relative_to(root).as_posix(), p.stat().st_size) for p in root.rglob("*") if p.is_file())
+
+    def find(files: Any) -> list[tuple[str, int | None]]:
+        root = str(files._strip_protocol(text)).rstrip("/") + "/"
+        found = files.find(text, detail=True)
+        return [(path.removeprefix(root), info.get("size")) for path, info in found.items() if path.startswith(root)]
+
+    found: list[tuple[str, int | None]] = sorted(remotely(text, "listed", find))
+    if not found:
+        facts(text)  # says that there is none
+    return found
+
+
+def read_bytes(location: Location, begin: int | None = None, end: int | None = None) -> bytes:
+    """The content of a file, or its bytes begin..end (end not included; fewer where the file ends before).
+
+    Of a remote file at most MAX_BYTES_IN_MEMORY; OSError for more.
+    """
+    text = os.fspath(location)
+    if not is_remote(location):
+        with local_path(location).open("rb") as file:
+            file.seek(begin or 0)
+            return file.read() if end is None else file.read(max(0, end - (begin or 0)))
+    asks = begin is not None or end is not None or protocol_of(text) not in READ_ONLY
+    num_bytes = facts(text).num_bytes if asks else None
+    if num_bytes is None:
+        return bytes(remotely(text, "read", lambda files: files.cat_file(text))[begin or 0 : end])
+    first, last = min(begin or 0, num_bytes), num_bytes if end is None else min(end, num_bytes)
+    if last - first > MAX_BYTES_IN_MEMORY:
+        raise OSError(f"{shown(text)}: has {last - first} bytes; at most {MAX_BYTES_IN_MEMORY} are read into memory")
+    return b"".join(blocks(text, first, last, num_bytes))
+
+
+def copy_to(location: Location, file: BinaryIO, num_bytes: int | None = None) -> int:
+    """Write a whole file to an open one, from where that stands; returns the number of bytes.
+
+    num_bytes: what it must have (WrongSize if it has not); whoever knows that also knows its hash and checks it.
+    Without it, a file that changes meanwhile is read anew, at last an OSError.
+    """
+    text, start = os.fspath(location), file.tell()
+    if num_bytes is not None:
+        _copy_known(text, file, num_bytes)
+        return num_bytes
+    for _ in range(MAX_TRIES):
+        before = facts(text)
+        if not is_remote(location):
+            with local_path(location).open("rb") as source:
+                shutil.copyfileobj(source, file, 1 << 20)
+        elif before.num_bytes is None:
+            file.write(remotely(text, "read", lambda files: files.cat_file(text)))
+        else:
+            file.writelines(blocks(text, 0, before.num_bytes, before.num_bytes))
+        written = file.tell() - start
+        if before.num_bytes in (None, written) and (written <= file_systems.BLOCK_BYTES or facts(text) == before):
+            return written
+        file.seek(start)
+        file.truncate()
+    raise OSError(f"{shown(text)}: changed while it was read, {MAX_TRIES} times; wait until nobody writes it")
+
+
+def _copy_known(location: str, file: BinaryIO, num_bytes: int) -> None:
+    """The store is asked for the size only when something is wrong: a request less, and with hf:// a list less."""
+    if not is_remote(location):
+        if (found := size(location)) != num_bytes:
+            raise WrongSize(location, found, num_bytes)
+        with local_path(location).open("rb") as source:
+            shutil.copyfileobj(source, file, 1 << 20)
+        return
+    try:
+        file.writelines(blocks(location, 0, num_bytes, num_bytes))
+    except OSError as error:
+        of_length = isinstance(error.__cause__, WrongLength)
+        if of_length or not isinstance(error, FileNotFoundError | PermissionError | ConnectionError):
+            with suppress(FileNotFoundError, PermissionError, ConnectionError):
+                found = size(location)
+                if found != num_bytes:
+                    raise WrongSize(location, found, num_bytes) from error
+        raise
+
+
+def download(location: Location, path: Path) -> int:
+    """Copy a file to a local path, whole or not at all; returns the number of bytes."""
+    with whole_file(path) as file:
+        return copy_to(location, file)
+
+
+def upload(path: Path, location: Location) -> None:
+    """Copy a local file to a location, whole or not at all."""
+    if not is_remote(location):
+        download(path, local_path(location))
+        return
+    text, num_bytes = os.fspath(location), path.stat().st_size
+    _refuse_read_only(text)
+    remotely(text, "written", partial(_put, text, num_bytes, lambda files: files.put_file(str(path), text)))
+
+
+def write_bytes(location: Location, content: bytes) -> None:
+    """Make a file of this content, whole or not at all."""
+    if is_remote(location):
+        text = os.fspath(location)
+        _refuse_read_only(text)
+        remotely(text, "written", partial(_put, text, len(content), lambda files: files.pipe_file(text, content)))
+        return
+    with whole_file(local_path(location)) as file:
+        file.write(content)
+
+
+def remove(location: Location) -> None:
+    """Remove a file; none there is well, too."""
+    text = os.fspath(location)
+    if not is_remote(location):
+        local_path(location).unlink(missing_ok=True)
+        return
+    _refuse_read_only(text)
+    with suppress(FileNotFoundError):
+        remotely(text, "removed", lambda files: files.rm_file(text))
+
+
+def allow_redirects(hosts: list[str]) -> None:
+    """Let web servers send on to these hosts, too: in this process and those that it starts."""
+    if hosts:
+        from avssl.files import web_files
+
+        web_files.allow_redirects(hosts)
+
+
+@contextmanager
+def local_copy(location: Location) -> Iterator[Path]:
+    """A path to read: the location's own if it is local, else that of a temporary copy with the same last name."""
+    if not is_remote(location):
+        yield local_path(location)
+        return
+    with temporary_folder() as folder:
+        path = folder / (re.sub(r"\?.*", "", os.fspath(location)).rstrip("/").rpartition("/")[2] or "file")
+        download(location, path)
+        yield path
+
+
+def _put(location: str, num_bytes: int, action: Callable[[Any], Any], files: Any) -> None:
+    action(files)
+    found = files.info(location).get("size")
+    if found != num_bytes:
+        raise ConnectionError(f"{found} bytes arrived instead of {num_bytes}")
+
+
+def _refuse_read_only(location: str) -> None:
+    if protocol_of(location) in READ_ONLY:
+        raise ValueError(f"{shown(location)}: http(s) can only be read; write to a local path, s3://, gs:// or hf://")

@@ -1,0 +1,78 @@
+"""Files that are whole or absent: written under another name, forced to the disk, then renamed."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from avssl.files.disk_errors import clear_errors
+from avssl.files.scratch import lock_file
+
+
+@contextmanager
+def whole_path(path: Path, *, make_folder: bool = True) -> Iterator[Path]:
+    """A path to write a file at. It is forced to the disk and becomes `path` when the block ends well, and goes if not.
+
+    Its name is hidden, ends with .tmp, and is the same each time, so that what a killed process left is written over.
+    Where a living one writes to it, or there are no locks, machine, process and thread are part of the name.
+    make_folder: False where a worker of a killed run must not bring a folder back that the next run has removed.
+
+    OSError says what to do where the disk is full, or the place cannot be written to.
+    """
+    with clear_errors(path, "written"):
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        temporary, lock = _temporary(path)
+        try:
+            yield temporary
+            sync(temporary)
+            temporary.replace(path)
+        except BaseException:
+            with suppress(OSError):  # of a disk that has become read-only: the error before says so
+                temporary.unlink(missing_ok=True)
+            raise
+        finally:
+            if lock is not None:
+                os.close(lock)
+        sync(path.parent)  # the new name, too, is on the disk
+
+
+def _temporary(path: Path) -> tuple[Path, int | None]:
+    """An empty file beside `path`, and the descriptor that holds its lock, if there are locks."""
+    usual = path.with_name(f".{path.name}.tmp")
+    own = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}.tmp")
+    with suppress(OSError):  # another user left it, or a link lies there
+        lock = lock_file(usual)
+        if lock is not None:
+            os.ftruncate(lock, 0)
+            return usual, lock
+    return own, lock_file(own)
+
+
+@contextmanager
+def whole_file(path: Path, *, make_folder: bool = True) -> Iterator[BinaryIO]:
+    """As `whole_path`, opened for writing bytes."""
+    with whole_path(path, make_folder=make_folder) as temporary, temporary.open("wb") as file:
+        yield file
+        file.flush()
+
+
+def write_whole(path: Path, content: bytes | str) -> Path:
+    """The whole content (text as UTF-8), or the file that was there before; returns the path."""
+    with whole_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def sync(path: Path) -> None:
+    """Force a file's content, or a folder's names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,276 @@
+"""Bytes or a path -> frames and waveform at given seconds. The only reader of media.
+
+Times are seconds from the stream's own first frame or sample. Header numbers are hints: what counts are the decoded
+time stamps. Whatever goes wrong is a MediaError with a typed reason. One FFmpeg thread per call: workers are processes.
+The parts: timeline.py (arithmetic), streams.py (what a stream is), cursor.py (seeking), playing.py (one stream from a
+time on), ffmpeg.py (PyAV).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from avssl.media.cursor import FrameCursor, SeekMissed
+from avssl.media.entry_points import EntryContainer, says_orientation
+from avssl.media.ffmpeg import (
+    Source,
+    audio_stream,
+    exact_start,
+    first_frame,
+    first_packet,
+    frames_from_here,
+    holds_frames_in_order,
+    opened,
+    require,
+    video_stream,
+)
+from avssl.media.frames import Resampler, Upright, to_array
+from avssl.media.info import (
+    FRAME_TIME_TOLERANCE_SECONDS,
+    MEDIA_SUFFIXES,
+    UPRIGHT,
+    AudioBlock,
+    AudioInfo,
+    MediaInfo,
+    Orientation,
+    VideoInfo,
+    audio_span,
+    collect,
+    fitted_size,
+    is_clear_length,
+    least_length,
+)
+from avssl.media.lengths import file_seconds
+from avssl.media.readers import Picture, PictureStream, SoundStream, open_packets
+from avssl.media.sharing import StreamsFarApartError
+from avssl.media.sound import SoundReader
+from avssl.media.streams import audio_info, mono_blocks, orientation_of, video_info
+from avssl.types import MediaError
+
+__all__ = [
+    "FRAME_TIME_TOLERANCE_SECONDS", "MEDIA_SUFFIXES", "AudioInfo", "MediaInfo", "Picture", "PictureStream",
+    "SoundStream", "Source", "StreamsFarApartError", "Upright", "VideoInfo", "fitted_size", "is_clear_length",
+    "least_length", "open_packets", "probe", "read_audio", "read_video", "stream_audio", "stream_pictures",
+    "stream_video",
+]  # fmt: skip
+
+
+def probe(source: Source, *, name: str = "") -> MediaInfo:
+    """Look at a file: its header, and one decoded frame and block of samples for what headers get wrong.
+
+    A stream that holds nothing decodable counts as absent. A cover picture is no video.
+
+    Args:
+        source: path, or the file's bytes; name: what error messages call it, default the path.
+
+    Raises:
+        MediaError: missing_file, empty_file, not_media, truncated (no index), unsupported_codec, decode_error.
+    """
+    with opened(source, name) as (container, label):
+        video, audio = video_stream(container), audio_stream(container)
+        if video is None and audio is None:
+            raise MediaError("not_media", f"{label}: a {container.format.name} file without video or audio streams")
+        first = None if video is None else first_frame(container, require(video, "no_video", label), label)
+        video_facts = None if first is None else video_info(video, *first)
+        duration = file_seconds(container)
+        container_name = container.format.name
+    audio_facts = None
+    if audio is not None:
+        with opened(source, name) as (container, label):  # anew, rather than trust every container to rewind
+            audio = audio_stream(container)
+            first = first_frame(container, require(audio, "no_audio", label), label)
+            audio_facts = None if first is None else audio_info(audio, *first)
+    return MediaInfo(container_name, video_facts, audio_facts, duration)
+
+
+def read_video(source: Source, times_seconds: Sequence[float], *, rgb: bool = True, name: str = "") -> torch.Tensor:
+    """The frames on screen at the given times.
+
+    Args:
+        source: path, or the file's bytes; name: what error messages call it.
+        times_seconds: (T,) in any order, from the stream's first frame. A time shows the latest frame that begins at or
+            before it; before the first frame the first, after the last the last.
+        rgb: False leaves the colours as they are stored, in yuv420p planes.
+
+    Returns:
+        uint8 (T, 3, H, W) in [0, 255], upright, in channels-last memory; with rgb=False uint8 (T, H * 3 / 2, W):
+        the Y plane, then the quarter-size U and V planes; an odd H or W is scaled to one less.
+
+    Raises:
+        MediaError: as `probe`, and no_video.
+        ValueError: no times are given.
+    """
+    if len(times_seconds) == 0:
+        raise ValueError("times_seconds is empty; give at least one time")
+    in_order = holds_frames_in_order(source)
+    try:
+        images = _read_frames(source, times_seconds, rgb, name, may_seek=True, in_order=in_order)
+    except SeekMissed:
+        images = _read_frames(source, times_seconds, rgb, name, may_seek=False, in_order=False)
+    stacked = torch.from_numpy(images)
+    return stacked.permute(0, 3, 1, 2) if rgb else stacked
+
+
+def read_audio(source: Source, start_seconds: float, num_samples: int, rate_hz: int, *, name: str = "") -> torch.Tensor:
+    """A piece of the waveform, mixed to mono and resampled.
+
+    Args:
+        source: path, or the file's bytes; name: what error messages call it.
+        start_seconds: from the stream's first sample; may lie outside the stream.
+        num_samples: exactly this many come back; rate_hz: samples a second of the result.
+
+    Returns:
+        float32 (1, num_samples) in [-1, 1]; zeros outside the stream. Sample k is the sound at start_seconds + k /
+        rate_hz, on the same grid (start rounded to a whole sample) as resampling the whole stream.
+
+    Raises:
+        MediaError: as `probe`, and no_audio.
+        ValueError: num_samples or rate_hz is not positive.
+    """
+    if num_samples <= 0 or rate_hz <= 0:
+        raise ValueError(f"num_samples is {num_samples} and rate_hz {rate_hz}; both must be positive")
+    output = np.zeros(num_samples, np.float32)
+    first_output = round(start_seconds * rate_hz)
+    leading = min(num_samples, max(0, -first_output))
+    if leading < num_samples:
+        wanted = (source, max(0, first_output), num_samples - leading, rate_hz, name)
+        excerpt = _read_excerpt(*wanted, may_seek=True)
+        if excerpt is None:
+            excerpt = _read_excerpt(*wanted, may_seek=False)
+        if excerpt is not None:
+            output[leading : leading + len(excerpt)] = excerpt
+    else:
+        with opened(source, name) as (container, label):
+            require(audio_stream(container), "no_audio", label)
+    return torch.from_numpy(output)[None]
+
+
+def stream_video(source: Source, *, name: str = "") -> Iterator[tuple[float, torch.Tensor]]:
+    """All frames in order, at constant memory: (seconds, uint8 (3, H, W) RGB, upright). Raises as read_video."""
+    for picture in stream_pictures(source, name=name):
+        pixels = to_array(picture.frame, rgb=True, turns=0).copy()  # a frame's own may be the decoder's reference
+        yield picture.seconds, torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def stream_pictures(source: Source, size: tuple[int, int] | None = None, *, name: str = "") -> Iterator[Picture]:
+    """All frames in order as PyAV frames, upright; for transcoding.
+
+    size: (width, height) of the upright picture to scale to, in yuv420p, BT.601, limited range; None leaves the frame
+    as stored but upright. Raises as read_video.
+    """
+    with opened(source, name) as (container, label):
+        stream = require(video_stream(container), "no_video", label)
+        tick = float(stream.time_base)
+        frame_seconds = 1 / float(stream.average_rate) if stream.average_rate else 0.0
+        start, turn = None, None
+        for ticks, frame in frames_from_here(container, stream, label):
+            if turn is None:
+                turns, is_mirrored = orientation_of(frame)
+                start, turn = ticks, Upright(turns, size, is_mirrored)
+            duration = frame.duration * tick if frame.duration else frame_seconds
+            yield Picture((ticks - (start or 0)) * tick, duration, turn(frame))
+        if turn is None:
+            raise MediaError("no_video", f"{label}: the video stream holds no decodable frame")
+
+
+def stream_audio(source: Source, rate_hz: int | None = None, *, name: str = "") -> Iterator[tuple[float, torch.Tensor]]:
+    """The whole waveform in blocks, mono, at constant memory: (seconds, float32 (1, samples) in [-1, 1]).
+
+    Blocks follow each other without a gap; pauses in the stream come as zeros. rate_hz: None keeps the stream's rate.
+    Raises as read_audio.
+    """
+    with opened(source, name) as (container, label):
+        stream = require(audio_stream(container), "no_audio", label)
+        resample: Resampler | None = None
+        num_samples = 0
+        for rate, _, block in mono_blocks(frames_from_here(container, stream, label), stream, None, label):
+            resample = resample or Resampler(rate, rate_hz or rate)
+            if len(ready := resample(block)):
+                yield num_samples / resample.rate_hz, torch.from_numpy(ready)[None]
+                num_samples += len(ready)
+        if resample is None:
+            raise MediaError("no_audio", f"{label}: the audio stream holds no decodable sample")
+        if len(ready := resample(None)):
+            yield num_samples / resample.rate_hz, torch.from_numpy(ready)[None]
+
+
+# --- pieces of streams ---------------------------------------------------------------------------------------------
+
+
+def _read_frames(
+    source: Source, times_seconds: Sequence[float], rgb: bool, name: str, *, may_seek: bool, in_order: bool
+) -> NDArray[np.uint8]:
+    with opened(source, name, in_order=in_order) as (container, label):
+        stream = require(video_stream(container), "no_video", label)
+        entering = EntryContainer(container, stream)
+        cursor = FrameCursor(
+            entering,
+            stream,
+            exact_start(container, stream),
+            may_seek,
+            lambda: frames_from_here(entering, stream, label),
+            in_order=in_order,
+        )
+        tick = float(stream.time_base)
+        targets = [cursor.start_ticks + int((t + FRAME_TIME_TOLERANCE_SECONDS) // tick) for t in times_seconds]
+        images: NDArray[np.uint8] | None = None
+        last_frame: Any = None
+        orientation = None if cursor.first is None else orientation_of(cursor.first[1])
+        for position in sorted(range(len(targets)), key=targets.__getitem__):
+            frame = cursor.on_screen(targets[position])
+            if frame is None:
+                raise MediaError("no_video", f"{label}: the video stream holds no decodable frame")
+            if frame is not last_frame:
+                orientation = orientation or _orientation(source, label, stream, frame)
+                image, last_frame = to_array(frame, rgb, *orientation), frame
+            if images is None:
+                images = np.empty((len(targets), *image.shape), np.uint8)
+            if images.shape[1:] != image.shape:
+                raise MediaError("decode_error", f"{label}: the size of its pictures changes on the way")
+            images[position] = image
+    assert images is not None  # there are times
+    return images
+
+
+def _orientation(source: Source, label: str, stream: Any, frame: Any) -> Orientation:
+    """Of a stream of an mp4, by a frame that need not be its first one.
+
+    What the container says comes with every frame, what the stream itself says with some. Where neither says anything
+    nothing has to be decoded.
+    """
+    found = orientation_of(frame)
+    if found == UPRIGHT and not says_orientation(first_packet(source, stream), stream.codec_context):
+        return found
+    with opened(source, label) as (container, _):
+        first = first_frame(container, require(video_stream(container), "no_video", label), label)
+        return found if first is None else orientation_of(first[1])
+
+
+def _read_excerpt(
+    source: Source, first_output: int, num_samples: int, rate_hz: int, name: str, *, may_seek: bool
+) -> AudioBlock | None:
+    """At most num_samples of the resampled stream from sample first_output >= 0; fewer where the stream ends.
+
+    None if it jumped and came out wrong, or could not.
+    """
+    with opened(source, name) as (container, label):
+        stream = require(audio_stream(container), "no_audio", label)
+        reader = SoundReader(container, stream, label)
+        if reader.start_ticks is None and reader.find_first() is None:
+            raise MediaError("no_audio", f"{label}: the audio stream holds no decodable sample")
+        source_rate = reader.rate_hz
+        span = audio_span(first_output, num_samples, source_rate, rate_hz)
+        blocks = reader.blocks(span.first, may_jump=may_seek)
+        if blocks is None:
+            return None
+        buffer = collect(blocks, span.first, span.last)
+    if not len(buffer):
+        return buffer
+    resample = Resampler(source_rate, rate_hz)
+    ready = np.concatenate([resample(buffer), resample(None)])
+    return ready[span.skip : span.skip + num_samples]

@@ -1,0 +1,1 @@
+"""Processes that may be killed: limits, pools and the messages between them."""

@@ -1,0 +1,119 @@
+"""The other end of sandbox_streams.py: a process that reads task after task and sends the pieces that are wanted."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any, NamedTuple, Protocol
+
+from avssl.processes.limits import Limits, begin_sandbox, failure
+from avssl.processes.parcels import Arrays, send_parcel
+from avssl.types import MediaError
+
+ORDER = struct.Struct("<q")  # a task; or MORE: one more piece may be sent
+MORE = -1
+KNOWN_ERRORS = (FileNotFoundError, ValueError, OSError)  # are raised at the other end as they were here
+
+
+class Piece(NamedTuple):
+    """A part of a task's result: plain values that JSON keeps, and arrays."""
+
+    values: dict[str, Any]
+    arrays: Arrays
+    is_last: bool
+
+
+class Work(Protocol):
+    """What the processes do; it is pickled to them. A MediaError ends the task, as any `Exception` of `pieces` does.
+
+    Other exceptions of `begin` end everything: what all tasks are read from is not in order.
+    """
+
+    def name_of(self, number: int) -> str:
+        """Of a task, for messages."""
+
+    def begin(self, number: int) -> Any:
+        """What `pieces` needs of a task."""
+
+    def pieces(self, begun: Any) -> Iterator[Piece]:
+        """The task's pieces, the same ones each time."""
+
+
+def serve(to: socket.socket, work: Work, environment: dict[str, str], limits: Limits) -> None:
+    """Read tasks until the other end is closed."""
+    import torch
+
+    begin_sandbox(environment, limits.memory_bytes)
+    torch.set_num_threads(1)  # there is a process for every core
+    orders = _Orders(to)
+
+    def send(kind: str, arrays: Arrays | None = None, **content: Any) -> None:
+        send_parcel(to, {"kind": kind, "seconds": time.monotonic()} | content, arrays or {})
+
+    with suppress(BrokenPipeError, ConnectionResetError, EOFError):  # the other end is closed
+        send("ready")
+        while True:
+            _read_task(orders.next_task(), work, limits, orders, send)
+
+
+def _read_task(number: int, work: Work, limits: Limits, orders: _Orders, send: Callable[..., None]) -> None:
+    """Send the pieces of a task, each when it is wanted, or its failure."""
+    orders.wait_until_wanted()
+    try:
+        begun = work.begin(number)
+    except MediaError as error:
+        send("failed", reason=error.reason, message=error.message)
+        return
+    except Exception as error:
+        known = next((kind.__name__ for kind in KNOWN_ERRORS if isinstance(error, kind)), "")
+        message = str(error) if known else "".join(traceback.format_exception(error))
+        send("fault", error=known, message=message)
+        return
+    pieces = work.pieces(begun)
+    while True:
+        try:
+            piece = next(pieces)
+        except Exception as error:
+            found = failure(work.name_of(number), error, limits)
+            send("failed", reason=found.reason, message=found.message)
+            return
+        send("piece", piece.arrays, values=piece.values, is_last=piece.is_last)
+        if piece.is_last:
+            return
+        orders.wait_until_wanted()
+
+
+class _Orders:
+    """What the other end wants."""
+
+    def __init__(self, sender: socket.socket) -> None:
+        self._sender = sender
+        self._tasks: deque[int] = deque()
+        self._num_wanted = 0
+
+    def next_task(self) -> int:
+        """Raises EOFError when the other end is closed."""
+        while not self._tasks:
+            self._read()
+        return self._tasks.popleft()
+
+    def wait_until_wanted(self) -> None:
+        """Before a piece is made."""
+        while not self._num_wanted:
+            self._read()
+        self._num_wanted -= 1
+
+    def _read(self) -> None:
+        message = self._sender.recv(ORDER.size, socket.MSG_WAITALL)
+        if len(message) < ORDER.size:
+            raise EOFError
+        (order,) = ORDER.unpack(message)
+        if order == MORE:
+            self._num_wanted += 1
+        else:
+            self._tasks.append(order)

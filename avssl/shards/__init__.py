@@ -1,0 +1,1 @@
+"""Shards: their format, sets of them, and shards that lie elsewhere."""

@@ -1,0 +1,289 @@
+"""Shard folders: random access to samples by index, and the tar writer. The only user of webdataset.
+
+The schema is in shard_format.py. The files are plain tar archives that any webdataset reader can stream.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tarfile
+import weakref
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, BinaryIO
+
+from avssl.files.location import is_remote, join, local_path
+from avssl.shards.cache import DEFAULT_CACHE_BYTES
+from avssl.shards.format import (
+    AUDIO_MEMBER,
+    FORMAT_NAME,
+    IMAGE_MEMBERS,
+    INDEX_NAME,
+    JSON_MEMBER,
+    SCHEMA_VERSION,
+    SKIPPED_NAME,
+    VIDEO_MEMBER,
+    SampleInfo,
+    ShardIndex,
+    ShardRecord,
+    SideCar,
+    dump_json,
+    sha256_file,
+    shard_name,
+)
+from avssl.shards.remote import RemoteShards
+from avssl.shards.tar_members import DAMAGED_TAR, FilePart, member_content, opened_tar, plain_members
+from avssl.types import MediaError
+
+__all__ = [
+    "AUDIO_MEMBER", "DAMAGED_TAR", "FORMAT_NAME", "IMAGE_MEMBERS", "INDEX_NAME", "JSON_MEMBER", "SCHEMA_VERSION",
+    "SKIPPED_NAME", "VIDEO_MEMBER", "Sample", "SampleInfo", "ShardIndex", "ShardRecord", "ShardSet", "SideCar",
+    "dump_json", "image_member", "member_content", "opened_tar", "parse_members", "sha256_file", "shard_name",
+    "write_tar",
+]  # fmt: skip
+
+MAX_OPEN_SHARDS = 16
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sample as it is stored: its json, and its media still encoded (None if there is none). image: JPEG or PNG."""
+
+    info: SampleInfo
+    video: bytes | None
+    audio: bytes | None
+    image: bytes | None = None
+
+
+class ShardSet:
+    """A finished shard folder, read by sample index. Picklable: workers open their own files.
+
+    A local folder is checked now. Of a remote one, index.json is read now; a shard is fetched on its first use, checked
+    against size and sha256, and kept in a cache that processes share (shard_cache.py).
+
+    Args:
+        folder: what `python -m data_prep write` made: a path, or a URL (storage.py says which).
+        cache_dir: of remote shards; "" is $AVSSL_CACHE or ~/.cache/avssl. cache_bytes: its bound on the disk.
+
+    Attributes:
+        location: as given. folder: where index.json lies on this machine.
+
+    Raises:
+        FileNotFoundError: index.json, a shard or a side-car is missing.
+        ValueError: another schema version, a file that does not fit the index, or a protocol that is not allowed;
+            MediaError("unreachable") if the server is.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        cache_dir: str | os.PathLike[str] = "",
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+    ) -> None:
+        self.location = os.fspath(folder)
+        self._remote = RemoteShards(self.location, cache_dir, cache_bytes) if is_remote(folder) else None
+        self.folder = local_path(folder) if self._remote is None else self._remote.folder
+        self.index = ShardIndex.load(self.folder) if self._remote is None else self._remote.index
+        local = self.index.shards if self._remote is None else []
+        self._side_cars = [self._checked_side_car(record) for record in local]
+        self._first_indices = [record.first_index for record in self.index.shards]
+        self._files: OrderedDict[int, BinaryIO] = OrderedDict()
+        self._close_when_gone()
+
+    @property
+    def num_samples(self) -> int:
+        """N: samples have index 0..N-1."""
+        return self.index.num_samples
+
+    @property
+    def shard_sizes(self) -> list[int]:
+        """Number of samples of each shard, in the order of `index`."""
+        return [record.num_samples for record in self.index.shards]
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """The key of every sample, in the order of `index`. Of a remote folder this fetches every side-car."""
+        return [key for side_car in self.side_cars() for key in side_car.keys]
+
+    @property
+    def is_remote(self) -> bool:
+        """Does the folder lie on a server?"""
+        return self._remote is not None
+
+    def side_cars(self) -> list[SideCar]:
+        """Of every shard, in their order. Of a remote folder this fetches all of them."""
+        return self._side_cars if self._remote is None else self._remote.side_cars()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex sha256 over the shards' own: the same for equal contents, wherever the folder lies."""
+        return hashlib.sha256("\n".join(record.sha256 for record in self.index.shards).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def read(self, position: int) -> Sample:
+        """The sample with this index.
+
+        Raises:
+            IndexError: position is not in 0..N-1.
+            MediaError: bad_sample, if members are missing or the json does not fit; of a remote folder also
+                missing_file, unreachable or truncated, of the shard.
+        """
+        if not 0 <= position < self.num_samples:
+            raise IndexError(f"{self.location}: sample {position} asked for; there are 0..{self.num_samples - 1}")
+        number = bisect_right(self._first_indices, position) - 1
+        try:
+            return self._read(position, number)
+        except MediaError as error:
+            if self._remote is None or error.reason != "bad_sample" or not self._remote.discard_if_damaged(number):
+                raise
+        return self._read(position, number)
+
+    def read_info(self, position: int) -> SampleInfo:
+        """The json of the sample with this index, without reading its media: labels, durations. Raises as `read`."""
+        if not 0 <= position < self.num_samples:
+            raise IndexError(f"{self.location}: sample {position} asked for; there are 0..{self.num_samples - 1}")
+        file, begin, end, key, where = self._place(position, bisect_right(self._first_indices, position) - 1)
+        try:
+            with tarfile.open(fileobj=FilePart(file, begin, end), mode="r:") as archive:
+                member = archive.getmember(f"{key}.{JSON_MEMBER}")
+                return SampleInfo.from_json(member_content(archive, member, end - begin), where)
+        except (KeyError, *DAMAGED_TAR) as error:
+            raise MediaError("bad_sample", f"{where}: its json cannot be read ({error})") from error
+
+    def _place(self, position: int, number: int) -> tuple[BinaryIO, int, int, str, str]:
+        """File, first byte, end, key and description of a sample of shard `number`."""
+        within = position - self._first_indices[number]
+        if self._remote is None:
+            file, side_car = self._open(number), self._side_cars[number]
+        else:
+            file, side_car = self._remote.open(number)
+        begin, end = side_car.offsets[within : within + 2]
+        key = side_car.keys[within]
+        return file, begin, end, key, f"{join(self.location, side_car.record.name)}, sample {position} ({key})"
+
+    def _read(self, position: int, number: int) -> Sample:
+        file, begin, end, key, where = self._place(position, number)
+        content = os.pread(file.fileno(), end - begin, begin)  # not seek: forked workers share the file's position
+        sample = parse_members(content, where)
+        if sample.info.index != position or sample.info.key != key:
+            raise MediaError("bad_sample", f"{where}: its json says index {sample.info.index}, key {sample.info.key}")
+        return sample
+
+    def close(self) -> None:
+        """Close the open shards; reading opens them again."""
+        _close(self._files, self._remote)
+
+    def _close_when_gone(self) -> None:
+        """Not by __del__: in a circle of references that is found later, the files might be finalised before it."""
+        weakref.finalize(self, _close, self._files, self._remote).atexit = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_files": OrderedDict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._close_when_gone()
+
+    def _checked_side_car(self, record: ShardRecord) -> SideCar:
+        path = self.folder / record.name
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: the shard is missing, index.json lists it; restore it or write again")
+        size = path.stat().st_size
+        if size != record.bytes:
+            raise ValueError(f"{path}: has {size} bytes; index.json says {record.bytes}. Restore it or write again")
+        side_car = SideCar.load(path.with_suffix(".json"))
+        if side_car.record != record:
+            raise ValueError(f"{path.with_suffix('.json')}: says {side_car.record}; index.json says {record}")
+        return side_car
+
+    def _open(self, number: int) -> BinaryIO:
+        """The shard's file, from the few most recently used."""
+        if number in self._files:
+            self._files.move_to_end(number)
+            return self._files[number]
+        while len(self._files) >= MAX_OPEN_SHARDS:
+            self._files.popitem(last=False)[1].close()
+        self._files[number] = (self.folder / self.index.shards[number].name).open("rb")
+        return self._files[number]
+
+
+def _close(files: OrderedDict[int, BinaryIO], remote: RemoteShards | None) -> None:
+    while files:
+        files.popitem()[1].close()
+    if remote is not None:
+        remote.close()
+
+
+def parse_members(content: bytes, where: str) -> Sample:
+    """One sample from the bytes of its tar members. MediaError("bad_sample") names `where`."""
+    plain = plain_members(content)
+    samples = _any_members(content, where) if plain is None else [plain]
+    if len(samples) != 1 or JSON_MEMBER not in samples[0]:
+        found = [sorted(name for name in sample if not name.startswith("__")) for sample in samples]
+        raise MediaError("bad_sample", f"{where}: its members are {found}; there must be one sample with a json")
+    sample = samples[0]
+    try:
+        info = SampleInfo.from_json(sample[JSON_MEMBER], where)
+    except ValueError as error:
+        raise MediaError("bad_sample", str(error)) from error
+    video, audio = sample.get(VIDEO_MEMBER), sample.get(AUDIO_MEMBER)
+    images = [sample[name] for name in IMAGE_MEMBERS if name in sample]
+    there, said = (video is not None, audio is not None, len(images)), (info.has_video, info.has_audio, info.has_image)
+    if info.key != sample["__key__"] or there != said:
+        names = sorted(name for name in sample if not name.startswith("__"))
+        raise MediaError("bad_sample", f"{where}: members {sample['__key__']} {names} do not fit the json: {info}")
+    return Sample(info, video, audio, images[0] if images else None)
+
+
+def _any_members(content: bytes, where: str) -> list[dict[str, Any]]:
+    """The samples that webdataset finds in it."""
+    from webdataset.tariterators import group_by_keys
+
+    try:
+        # Not webdataset's own reader of a stream: it unpacks what is compressed, without bound, and skips any announced
+        # size block by block.
+        with tarfile.open(fileobj=io.BytesIO(content + bytes(1024)), mode="r:") as archive:
+            members = (
+                {"fname": member.name, "data": member_content(archive, member, len(content)), "__url__": where}
+                for member in archive
+                if member.isreg()
+            )
+            return list(group_by_keys(members, lcase=False))
+    except DAMAGED_TAR as error:
+        raise MediaError("bad_sample", f"{where}: its bytes are no tar members ({error})") from error
+
+
+def image_member(content: bytes) -> str:
+    """The member's name for a stored picture, by its first bytes. ValueError if it is neither JPEG nor PNG."""
+    for name, signature in IMAGE_MEMBERS.items():
+        if content.startswith(signature):
+            return name
+    raise ValueError(f"a picture begins with {content[:8]!r}; only {' and '.join(IMAGE_MEMBERS)} are stored")
+
+
+def write_tar(file: Any, samples: Iterable[Sample]) -> Iterator[int]:
+    """Write samples as tar members with fixed headers; yields the file offset after each sample.
+
+    file: has write(bytes). The same samples give the same bytes. The archive is complete when the iterator ends.
+    """
+    from webdataset.writer import TarWriter
+
+    with TarWriter(file, encoder=False, user="", group="", mode=0o644, mtime=0, format="PAX_FORMAT") as writer:
+        writer.tarstream.format = tarfile.PAX_FORMAT  # long keys; webdataset's own argument does not reach tarfile
+        for sample in samples:
+            members: dict[str, Any] = {"__key__": sample.info.key, JSON_MEMBER: sample.info.to_json()}
+            if sample.video is not None:
+                members[VIDEO_MEMBER] = sample.video
+            if sample.audio is not None:
+                members[AUDIO_MEMBER] = sample.audio
+            if sample.image is not None:
+                members[image_member(sample.image)] = sample.image
+            writer.write(members)
+            yield int(writer.tarstream.offset)

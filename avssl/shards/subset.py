@@ -1,0 +1,101 @@
+"""Some samples of a shard folder as a folder of their own (folds, splits, few labels); labels without media."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avssl.shards.shard_set import Sample, SampleInfo, ShardSet
+
+
+class ShardSubset(ShardSet):
+    """The samples of `whole` at these positions; they are renumbered 0..n-1 in the order of the shards.
+
+    Reads like any other ShardSet. ValueError for no position, one that comes twice, or one that is not there.
+    """
+
+    def __init__(self, whole: ShardSet, positions: Sequence[int] | NDArray[np.int64]) -> None:
+        chosen = np.sort(np.asarray(positions, dtype=np.int64))
+        if len(chosen) == 0 or len(np.unique(chosen)) != len(chosen):
+            raise ValueError(f"a subset of {whole.location} needs positions, each once; got {len(chosen)}")
+        if chosen[0] < 0 or chosen[-1] >= whole.num_samples:
+            raise ValueError(
+                f"{whole.location} has samples 0..{whole.num_samples - 1}; a subset asks for {chosen[0]}..{chosen[-1]}"
+            )
+        self._whole, self._positions = whole, chosen
+        self.location, self.folder, self.index = whole.location, whole.folder, whole.index
+
+    @property
+    def whole(self) -> ShardSet:
+        """What this is a part of."""
+        return self._whole
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """int64 (n,): of the chosen samples in the whole, ascending."""
+        return self._positions
+
+    @property
+    def num_samples(self) -> int:
+        """How many samples were chosen."""
+        return len(self._positions)
+
+    @property
+    def shard_sizes(self) -> list[int]:
+        """How many were chosen of each shard, without those of which none was: reading stays local."""
+        ends = np.cumsum(self._whole.shard_sizes)
+        counts = np.bincount(np.searchsorted(ends, self._positions, side="right"), minlength=len(ends))
+        return [int(count) for count in counts if count]
+
+    @property
+    def keys(self) -> list[str]:
+        """Of the chosen samples."""
+        keys = self._whole.keys
+        return [keys[position] for position in self._positions]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex sha256 over the whole folder's and the chosen positions."""
+        return hashlib.sha256(self._whole.fingerprint.encode() + self._positions.astype("<i8").tobytes()).hexdigest()
+
+    def read(self, position: int) -> Sample:
+        """As ShardSet.read, with the number within the subset as its index."""
+        sample = self._whole.read(self._original(position))
+        return replace(sample, info=replace(sample.info, index=position))
+
+    def read_info(self, position: int) -> SampleInfo:
+        """As ShardSet.read_info, with the number within the subset as its index."""
+        return replace(self._whole.read_info(self._original(position)), index=position)
+
+    def close(self) -> None:
+        """Close the files of the whole."""
+        self._whole.close()
+
+    def _original(self, position: int) -> int:
+        if not 0 <= position < self.num_samples:
+            raise IndexError(f"subset of {self.location}: sample {position} of 0..{self.num_samples - 1} asked for")
+        return int(self._positions[position])
+
+    def __getstate__(self) -> dict[str, object]:
+        return dict(self.__dict__)
+
+    def __del__(self) -> None:
+        """Nothing is open here: the whole closes its own."""
+
+
+def read_labels(shards: ShardSet, label_field: str) -> list[list[str]]:
+    """The names that each sample has in a label field, in the order of `index`; [] for none. Media are not read.
+
+    ValueError when no sample has the field, with the fields that there are.
+    """
+    if label_field not in shards.index.label_names:
+        fields = ", ".join(sorted(shards.index.label_names)) or "none"
+        raise ValueError(
+            f"{shards.location} has no label field {label_field!r}; it has: {fields}. Set label_field, or index the "
+            "files again with labels (python -m data_prep index --labels)"
+        )
+    return [shards.read_info(position).labels.get(label_field, []) for position in range(shards.num_samples)]

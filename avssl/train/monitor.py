@@ -1,0 +1,161 @@
+"""What a run tells its owner: metrics.jsonl, trackers, a progress bar."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm import tqdm
+
+from avssl.distributed import all_sum, world_size
+from avssl.files.disk_errors import clear_errors
+from avssl.files.json_lines import keep_until
+from avssl.files.plain_text import plain
+from avssl.losses.base import Loss
+from avssl.train.collapse import CollapseWatch
+from avssl.types import FAILURE_REASONS, Batch, LossOutput, Progress
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from avssl.config import RunConfig
+    from avssl.data.loader import Loader
+    from avssl.shards.shard_set import ShardSet
+
+# What to do about a loss that is not finite: first whatever the precision may have done by itself.
+IN_FLOAT32 = "lower optim.lr, set optim.clip_norm, or look at those samples (python -m data_prep show)"
+ADVICE = {
+    "fp32": IN_FLOAT32,
+    "bf16": f"first try mixed_precision=fp32 from the last checkpoint; if it is the same there, {IN_FLOAT32}",
+    "fp16": f"first try mixed_precision=bf16 or fp32 from the last checkpoint; if it is the same there, {IN_FLOAT32}",
+}
+
+
+class Monitor:
+    """Counts time and failures, and writes a line of metrics every `log_every_steps` optimiser steps."""
+
+    def __init__(
+        self, accelerator: Accelerator, cfg: RunConfig, total_steps: int, loader: Loader, progress: Progress
+    ) -> None:
+        self.accelerator, self.cfg, self.loader, self.progress = accelerator, cfg, loader, progress
+        self.path = Path(cfg.run) / "metrics.jsonl"
+        self.last_logged = progress.step
+        self.since = time.perf_counter()
+        self.batches_since = 0
+        self.failures: Counter[str] = Counter()
+        self.collapse = CollapseWatch(total_steps)
+        if accelerator.is_main_process:
+            keep_until(self.path, progress.step)
+        self.bar = tqdm(
+            total=total_steps,
+            initial=progress.step,
+            unit="step",
+            desc=plain(Path(cfg.run).name),
+            disable=not accelerator.is_main_process,
+            mininterval=1.0,
+        )
+        if cfg.trackers:
+            missing = sorted(set(cfg.trackers) - {str(getattr(one, "value", one)) for one in accelerator.log_with})
+            if missing:
+                raise ValueError(f"trackers={missing}: not installed; pip install 'avssl[{','.join(missing)}]'")
+            with clear_errors(cfg.run, "written"):
+                accelerator.init_trackers("avssl", config={"run": cfg.run, "loss": cfg.loss.name})
+
+    def batch_done(self, batch: Batch, result: LossOutput, loss: Loss, outputs: dict[str, torch.Tensor]) -> None:
+        """After every micro-batch; synchronises with the device on logging steps only."""
+        self.batches_since += 1
+        self.failures.update(batch.failures)
+        step = self.progress.step
+        if step == self.last_logged:
+            return
+        if step % self.cfg.log_every_steps and step != self.bar.total:
+            return
+        scalars = {"loss": result.total.detach(), **result.terms, **loss.health(outputs)}
+        names = sorted(scalars)
+        values = all_sum(torch.stack([scalars[name].float() for name in names])) / world_size()
+        self._write(dict(zip(names, values.tolist(), strict=True)), batch)
+
+    def _write(self, scalars: dict[str, float], batch: Batch) -> None:
+        now = time.perf_counter()
+        elapsed = now - self.since
+        batch_size = self.loader.config.global_batch_size
+        record: dict[str, Any] = {
+            "step": self.progress.step,
+            "epoch": self.progress.epoch,
+            "samples_seen": self.progress.batch * batch_size,
+            "lr": self.accelerator._optimizers[0].param_groups[0]["lr"],
+            "data_wait_share": min(1.0, self.loader.take_wait_seconds() / elapsed),
+            "samples_per_second": self.batches_since * batch_size / elapsed,
+            "seconds": round(elapsed, 4),
+            **scalars,
+            **{f"failures/{reason}": count for reason, count in self._failures_of_all_ranks().items() if count},
+        }
+        self.since, self.batches_since = now, 0
+        self.bar.update(self.progress.step - self.last_logged)
+        self.bar.set_postfix(loss=f"{scalars['loss']:.3f}", wait=f"{record['data_wait_share']:.0%}")
+        self.last_logged = self.progress.step
+        if self.accelerator.is_main_process:
+            with clear_errors(self.path, "written"), self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        if self.cfg.trackers:
+            numbers = {name: value for name, value in record.items() if name != "step"}
+            with clear_errors(self.cfg.run, "written"):
+                self.accelerator.log(numbers, step=self.progress.step)
+        self._refuse_unless_finite(scalars["loss"], batch)
+        for finding in self.collapse.look(self.progress.step, scalars):
+            if self.accelerator.is_main_process:
+                self.bar.write(f"warning: {finding}", file=sys.stderr)
+
+    def probed(self, results: Sequence[Mapping[str, Any]]) -> None:
+        """Show and track what the online probe found; its own file has it already."""
+        for result in results:
+            scores = {name: value for name, value in result.items() if isinstance(value, float)}
+            shown = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+            self.bar.write(f"probe of step {result['step']}: {shown or result.get('error', 'nothing labelled')}")
+            if self.cfg.trackers and scores:
+                numbers = {f"probe/{name}": value for name, value in scores.items()}
+                self.accelerator.log(numbers | {"probe/step": result["step"]}, step=self.progress.step)
+
+    def _failures_of_all_ranks(self) -> dict[str, int]:
+        counts = torch.tensor([self.failures[reason] for reason in FAILURE_REASONS], device=self.loader.device)
+        return dict(zip(FAILURE_REASONS, all_sum(counts).tolist(), strict=True))
+
+    def require_finite(self, result: LossOutput, batch: Batch) -> None:
+        """FloatingPointError on every rank when any rank's loss is not a number: such a state is not worth saving."""
+        self._refuse_unless_finite(float(all_sum(result.total)), batch)
+
+    def _refuse_unless_finite(self, loss: float, batch: Batch) -> None:
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss} at step {self.progress.step}, samples {batch.index.tolist()[:8]} ..., "
+                f"mixed_precision={self.cfg.mixed_precision}; " + ADVICE[self.cfg.mixed_precision]
+            )
+
+    def close(self) -> None:
+        """Finish the bar."""
+        self.bar.close()
+
+
+def provenance(cfg: RunConfig, shards: ShardSet, progress: Progress) -> dict[str, Any]:
+    """What made a run: versions, data and extent, as plain values."""
+    packages = ("torch", "torchvision", "torchaudio", "av", "webdataset", "accelerate")
+    return {
+        "versions": {name: version(name) for name in ("avssl", *packages)},
+        "python": sys.version.split()[0],
+        "machine": platform.machine(),
+        "world_size": world_size(),
+        "data": {"shards": cfg.data.shards, "fingerprint": shards.fingerprint, "num_samples": shards.num_samples},
+        "loss": cfg.loss.name,
+        "init_from": cfg.init_from,
+        "steps": progress.step,
+        "samples_seen": progress.batch * cfg.data.global_batch_size,
+    }

@@ -1,0 +1,249 @@
+"""How good are the features so far? kNN and a linear classifier while a run trains, in a process of its own.
+
+    recipes/pretrain.py ... probe.shards=shards/held_out
+
+Every `probe.every_steps` optimiser steps, before the first and after the last, the loop writes encoders, heads and
+statistics of the views to RUN/probe/ and goes on; a process beside it embeds the labelled samples of probe.shards,
+learns from one half of them (by a hash of the key) and is scored on the other. RUN/probe.jsonl gets one line for every
+snapshot. Nothing flows back: weights, order and random numbers of the run are those of a run without a probe. While
+the process is busy one snapshot waits; a newer one takes its place, which the line of the older one says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from avssl import checkpoint
+from avssl.config import ProbeConfig
+from avssl.data.every_sample import ClipPlan
+from avssl.device import usable_device
+from avssl.embedding.embedder import EMBEDDING_PARTS, Embedder
+from avssl.eval.classifiers import knn_scores, logistic_scores, require_sklearn
+from avssl.eval.features import FeatureSet, extract
+from avssl.eval.labels import make_fold
+from avssl.eval.outcome import TaskConfig, classified
+from avssl.files.checked_json import Fields
+from avssl.files.disk_errors import clear_errors
+from avssl.files.json_lines import keep_until
+from avssl.processes.stopping import signals_blocked
+from avssl.shards.shard_set import ShardSet
+
+RESULTS_FILE = "probe.jsonl"
+LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+MIN_SAMPLES = 4  # labelled ones of a field, for two of each half
+
+
+class OnlineProbe:
+    """Starts the probe's processes and gathers their results; on the main process alone, elsewhere it does nothing."""
+
+    def __init__(self, config: ProbeConfig, run: Path, *, step: int, is_main: bool) -> None:
+        self.config, self.run, self.is_active = config, run, bool(config.shards) and is_main
+        self.process: subprocess.Popen[bytes] | None = None
+        self.busy_with = -1
+        self.waiting = -1  # step of the snapshot that is next
+        self.last_due = step
+        if config.shards:
+            require_sklearn()
+            check(config)
+        if self.is_active:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for left in self.folder.glob("step_*"):  # of a run that was killed
+                shutil.rmtree(left)
+            keep_until(run / RESULTS_FILE, step)
+
+    @property
+    def folder(self) -> Path:
+        """Where snapshots lie until they are judged."""
+        return self.run / "probe"
+
+    def look(
+        self, step: int, modules: Mapping[str, nn.Module], provenance: Callable[[], Mapping[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """After an optimiser step, and before the first: snapshot if due. Returns what was found meanwhile."""
+        if not self.is_active:
+            return []
+        if step % self.config.every_steps == 0 and (step > self.last_due or step == 0):
+            return self._snapshot(step, modules, provenance) + self._collect()
+        return self._collect()
+
+    def finish(
+        self, step: int, modules: Mapping[str, nn.Module], provenance: Callable[[], Mapping[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """At the end of the run: judge its last state too, and wait for what is not judged yet."""
+        if not self.is_active:
+            return []
+        found = self._snapshot(step, modules, provenance) if step > self.last_due else []
+        found += self._collect()
+        while self.process is not None:
+            self.process.wait()
+            found += self._collect()
+        self.folder.rmdir()
+        return found
+
+    def stop(self) -> list[dict[str, Any]]:
+        """The run stops before its end: what is being judged is given up, a later start makes new snapshots."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+        return []
+
+    def _snapshot(
+        self, step: int, modules: Mapping[str, nn.Module], provenance: Callable[[], Mapping[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Write what is to be judged; the result says so if one that waited had to go."""
+        dropped = []
+        if self.waiting >= 0:
+            shutil.rmtree(self._path(self.waiting))
+            error = f"not judged: step {self.busy_with} was still being judged at step {step}"
+            dropped.append(self._keep({"step": self.waiting, "error": error}))
+        path = self._path(step)
+        path.mkdir()
+        shutil.copy(self.run / "config.yaml", path)
+        checkpoint.export(path, modules, provenance())
+        self.last_due = self.waiting = step
+        return dropped
+
+    def _keep(self, result: dict[str, Any]) -> dict[str, Any]:
+        path = self.run / RESULTS_FILE
+        with clear_errors(path, "written"), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(result) + "\n")
+        return result
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step_{step:06d}"
+
+    def _collect(self) -> list[dict[str, Any]]:
+        """The result of a process that has ended; then the waiting snapshot's turn."""
+        found = []
+        if self.process is not None and self.process.poll() is not None:
+            path = self._path(self.busy_with)
+            seen = checkpoint.read_provenance(path)["samples_seen"]
+            result: dict[str, Any] = {"step": self.busy_with, "samples_seen": seen}
+            if self.process.returncode == 0:
+                result |= Fields.read(path / "result.json").record
+            else:  # a probe that fails must not end the run, but it must be seen
+                tail = (path / "log").read_text(errors="replace", encoding="utf-8").strip().splitlines()[-1:]
+                result["error"] = f"status {self.process.returncode}: {''.join(tail)}"
+            shutil.rmtree(path)
+            self.process = None
+            found.append(self._keep(result))
+        if self.process is None and self.waiting >= 0:
+            self.busy_with, self.waiting = self.waiting, -1
+            self._start(self._path(self.busy_with))
+        return found
+
+    def _start(self, path: Path) -> None:
+        config = self.config
+        environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
+        environment["OMP_NUM_THREADS"] = str(config.num_threads)
+        command = [
+            sys.executable, "-m", "avssl.train.probe", str(path), config.shards, "--device", config.device,
+            "--num-neighbours", str(config.num_neighbours), "--temperature", str(config.temperature),
+        ]  # fmt: skip
+        with (path / "log").open("wb") as log, signals_blocked():  # `stop` ends it
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+
+
+def embedding_parts(loss: nn.Module) -> nn.Module:
+    """The parts of a loss that embeddings are a function of, under the names of the loss; banks stay behind."""
+    return nn.ModuleDict({name: getattr(loss, name) for name in EMBEDDING_PARTS})
+
+
+def check(config: ProbeConfig) -> None:
+    """ValueError before the first step for a folder without labels, and for numbers that cannot be."""
+    if config.every_steps < 1 or config.num_neighbours < 1:
+        raise ValueError(
+            f"probe.every_steps is {config.every_steps} and probe.num_neighbours {config.num_neighbours}; both must be "
+            "at least 1"
+        )
+    try:
+        usable_device(config.device)
+    except ValueError as error:
+        raise ValueError(f"probe.{error}") from error
+    shards = ShardSet(config.shards)
+    if not shards.index.label_names:
+        raise ValueError(
+            f"probe.shards={config.shards} has no labels to judge by; index it with labels (python -m data_prep index "
+            "--labels), or leave probe.shards out"
+        )
+
+
+def is_learnt_from(key: str) -> bool:
+    """True for the half of the samples that the classifiers learn from."""
+    return hashlib.sha256(key.encode()).digest()[0] % 2 == 0
+
+
+def judge(
+    embedder: Embedder, shards: str, *, num_neighbours: int, temperature: float, batch_size: int = 32
+) -> dict[str, float]:
+    """{"<modality>_<knn or linear>_<field>": value} of one half of the shards, learnt from the other.
+
+    The value is the share of the samples that are right, or, of a field with several labels a sample, the mean average
+    precision (..._map).
+    """
+    found: dict[str, float] = {}
+    for modality in embedder.modalities:
+        features = extract(embedder, shards, (modality,), ("feature",), ClipPlan(), batch_size=batch_size)
+        learnt = np.array([is_learnt_from(key) for key in features.keys])
+        for field in sorted({name for labels in features.labels for name in labels}):
+            found |= scores_of(features, learnt, modality, field, num_neighbours, temperature)
+    return found
+
+
+def scores_of(
+    features: FeatureSet, learnt: np.ndarray, modality: str, field: str, num_neighbours: int, temperature: float
+) -> dict[str, float]:
+    """Both classifiers on one label field; nothing where a half has no labelled sample with the modality."""
+    labelled = np.array([bool(labels.get(field)) for labels in features.labels]) & features.present[modality]
+    if min((labelled & learnt).sum(), (labelled & ~learnt).sum()) < MIN_SAMPLES // 2:
+        return {}
+    multi_label = any(len(labels.get(field, [])) > 1 for labels in features.labels)
+    task = TaskConfig(label_field=field, modality=modality, multi_label=multi_label)
+    fold = make_fold("", features.select(learnt), features.select(~learnt), task, (modality,))
+    known, asked = (part.features.rows[modality]["feature"] for part in (fold.train, fold.test))
+    sides = known, fold.train.targets, asked, len(fold.classes)
+    neighbours = min(num_neighbours, len(known))
+    scores = {
+        "knn": knn_scores(*sides, num_neighbours=neighbours, temperature=temperature),
+        "linear": logistic_scores(*sides),
+    }
+    found: dict[str, float] = {}
+    for name, values in scores.items():
+        metrics = classified(fold.test.features.keys, values, fold.test.targets, fold.classes).values()
+        label = f"{modality}_{name}_{field}"
+        found |= (
+            {f"{label}_map": metrics["mean_average_precision"]} if multi_label else {label: metrics["top1_accuracy"]}
+        )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Judge one snapshot of a run; recipes/pretrain.py starts this.")
+    parser.add_argument("snapshot", type=Path)
+    parser.add_argument("shards")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--num-neighbours", type=int, default=20)
+    parser.add_argument("--temperature", type=float, default=0.07)
+    arguments = parser.parse_args()
+    os.nice(10)  # the run comes first
+    embedder = Embedder.from_run(arguments.snapshot, device=arguments.device)
+    found = judge(
+        embedder, arguments.shards, num_neighbours=arguments.num_neighbours, temperature=arguments.temperature
+    )
+    (arguments.snapshot / "result.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

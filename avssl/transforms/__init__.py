@@ -1,0 +1,1 @@
+"""Views of a clip: which seconds, what is drawn for them, and the operations on frames and sound."""

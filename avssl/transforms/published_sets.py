@@ -1,0 +1,70 @@
+"""The published augmentation sets of pictures by name: the defaults of `views.augments`.
+
+A YAML changes a set (`views.augments.simclr.blur_probability: 0`) or adds one of its own
+(`views.augments.mine: {hue: 0.1}`), which starts from PictureAugment's defaults. Crops not named here take 0.08 to 1 of
+the area, with an aspect of 3/4 to 4/3; all sets flip with probability 0.5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from difflib import get_close_matches
+
+from avssl.transforms.draw import PictureAugment
+
+
+def published_sets() -> dict[str, PictureAugment]:
+    """Every published set by name."""
+    no_jitter = PictureAugment(brightness=0, contrast=0, saturation=0, hue=0)
+    # Wu et al. 2018 (NPID; the authors' lemniscate): crop from 0.2, grey 0.2, jitter 0.4 four times, always.
+    npid = PictureAugment(crop_scale=(0.2, 1.0), hue=0.4, grey_probability=0.2)
+    # Chen et al. 2020 (SimCLR; the authors' code), colour strength 1.
+    simclr = PictureAugment(
+        brightness=0.8,
+        contrast=0.8,
+        saturation=0.8,
+        hue=0.2,
+        colour_probability=0.8,
+        grey_probability=0.2,
+        blur_probability=0.5,
+    )
+    # Chen et al. 2020 (MoCo v2; the authors' code): SimCLR's operations with weaker colours.
+    moco_v2 = replace(simclr, crop_scale=(0.2, 1.0), brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
+    # Grill et al. 2020 (BYOL; the authors' code): one view is always blurred, the other seldom blurred and solarised.
+    byol_first = replace(moco_v2, crop_scale=(0.08, 1.0), saturation=0.2, blur_probability=1.0)
+    byol_second = replace(byol_first, blur_probability=0.1, solarize_probability=0.2)
+    # Misra & van der Maaten 2020 (PIRL; vissl): the same for the whole picture and, one by one, for the patches.
+    pirl = PictureAugment(grey_probability=0.2, photometric_probability=0.66)
+    return {
+        "npid": npid,
+        "moco_v1": npid,  # He et al. 2020, the authors' code: as NPID
+        "moco_v2": moco_v2,
+        # Chen, Xie, He 2021, the authors' code: BYOL's pair, cropped from 0.2 for ResNets.
+        "moco_v3_first": replace(byol_first, crop_scale=(0.2, 1.0)),
+        "moco_v3_second": replace(byol_second, crop_scale=(0.2, 1.0)),
+        "simclr": simclr,
+        "byol_first": byol_first,
+        "byol_second": byol_second,
+        # Caron et al. 2020 (SwAV): SimCLR's colours; two large and six small crops, or two crops alone.
+        "swav_large": replace(simclr, crop_scale=(0.14, 1.0)),
+        "swav_small": replace(simclr, crop_scale=(0.05, 0.14), small=True),
+        "swav_two_crops": simclr,
+        "pirl": pirl,
+        "pirl_jigsaw": replace(pirl, crop_scale=(0.6, 1.0), puzzle=True),
+        # Caron et al. 2018 (DeepCluster): crop and flip.
+        "deepcluster": no_jitter,
+        # Asano, Rupprecht, Vedaldi 2020 (SeLa; the authors' code).
+        "sela": PictureAugment(hue=0.4, grey_probability=0.2),
+        # Feichtenhofer et al. 2021 (video; SlowFast's configurations, which also ask for MoCo v2's scheme: taken to
+        # mean its probabilities of jitter and blur).
+        "rho": replace(moco_v2, crop_scale=(0.2, 0.766), brightness=0.6, contrast=0.6, saturation=0.6, hue=0.15),
+    }
+
+
+def unknown_set(view: str, given: str, allowed: Iterable[str]) -> ValueError:
+    """The error for a set that is not there: what was given, the nearest name and the allowed ones."""
+    names = list(allowed)
+    near = get_close_matches(given, names, 1)
+    guess = f" Did you mean {near[0]!r}?" if near else ""
+    return ValueError(f"view {view!r} asks for the augmentation set {given!r}.{guess} Allowed: {', '.join(names)}")

@@ -1,0 +1,1 @@
+"""From files and lists to a manifest."""

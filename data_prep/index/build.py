@@ -1,0 +1,266 @@
+"""A folder, a list, or a file of many pictures -> the manifest: what is there, what it is, and what it is labelled.
+
+1. Rows are gathered in a spool on disk (gather.py), and keys are made unique over all of them. Bad rows end it here.
+2. Files are looked at in a sandbox (probing.py), several rows of one file once.
+3. Entries are written in the order of the rows; files that are cut give several (cutting.py).
+
+A folder is searched either for videos and sounds or for pictures, for the pictures beside videos are mostly thumbnails
+and must not become samples unasked. Memory does not grow with the number of files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from avssl.files.disk_errors import clear_errors
+from avssl.files.hashed import atomic_file
+from avssl.files.scratch import scratch_folder
+from avssl.processes.pool import REFRESH_SECONDS, Limits
+from data_prep.index.cutting import Cutting, claimed_seconds
+from data_prep.index.gather import KINDS, Gathered, ListSource, Target, gather_folder, gather_list, stored_text
+from data_prep.index.lists.formats import FORMATS, HAVE_FOLDS, detect
+from data_prep.index.lists.published import ListSettings
+from data_prep.index.lists.row import BadRow
+from data_prep.index.mnist import is_picture_file, open_picture_file
+from data_prep.index.probing import FILES_PER_TASK, Look, Looker, looked_at, without_opening
+from data_prep.index.scenes import require_scenedetect
+from data_prep.index.spool import Pending, Spool, segment_key
+from data_prep.manifest import Entry, plain_key
+
+PROBE_LIMITS, SCENES_LIMITS = Limits(seconds=60.0), Limits(seconds=1800.0)
+
+
+@dataclass(frozen=True)
+class IndexOptions:
+    """Options of `python -m data_prep index`.
+
+    format: one of FORMATS. media: the folder of a list's files, default the folder of the list. labels: see labels.py;
+    None: "folder" for folders, "none" for lists, which bring their own. kind: "media", "images", or None: by what is
+    there. split: only the rows of it. settings: what a published list does not say. skip_bad_rows: go on without them.
+    probe: False: do not open the files. cutting: into clips or scenes. limits: of one file; None: 60 s, or 1800 s
+    for scenes.
+    """
+
+    format: str = "auto"
+    media: Path | None = None
+    labels: str | None = None
+    kind: str | None = None
+    split: str | None = None
+    settings: ListSettings = field(default_factory=ListSettings)
+    skip_bad_rows: bool = False
+    probe: bool = True
+    cutting: Cutting = field(default_factory=Cutting)
+    num_workers: int = 1
+    limits: Limits | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (("--format", self.format, FORMATS), ("--kind", self.kind, (None, *KINDS))):
+            if value not in allowed:
+                raise ValueError(f"{name} is {value!r}; allowed: {', '.join(one for one in allowed if one)}")
+        if self.cutting.is_asked_for and (not self.probe or self.kind == "images"):
+            what = "pictures are not" if self.kind == "images" else "with --no-probe nobody knows how long files last, "
+            raise ValueError(f"--clip-seconds and --scenes cut videos and sounds; {what} so they cannot be cut")
+        if self.cutting.scenes:
+            require_scenedetect()
+
+
+@dataclass
+class IndexSummary:
+    """num_listed entries, of which num_failed by reason; ignored: files that are no media, by extension.
+
+    num_segments: entries that are a piece of a file. num_bad_rows: of a list, left out. left_out_by_split: rows that
+    --split left out; all_splits: rows of each split.
+    """
+
+    num_listed: int = 0
+    failed_by_reason: Counter[str] = field(default_factory=Counter)
+    ignored_by_suffix: dict[str, int] = field(default_factory=dict)
+    num_with_video: int = 0
+    num_with_audio: int = 0
+    num_images: int = 0
+    num_segments: int = 0
+    num_bad_rows: int = 0
+    left_out_by_split: dict[str, int] = field(default_factory=dict)
+    all_splits: dict[str, int] = field(default_factory=dict)
+
+    def add(self, entry: Entry) -> None:
+        """Count an entry."""
+        self.num_listed += 1
+        if entry.error:
+            self.failed_by_reason[entry.error["reason"]] += 1
+        self.num_with_video += entry.media.get("video") is not None
+        self.num_with_audio += entry.media.get("audio") is not None
+        self.num_images += entry.is_image
+        self.num_segments += entry.segment is not None
+
+
+def index(
+    source: Path, manifest: Path, options: IndexOptions, look: Callable[[str], Look] | None = None
+) -> IndexSummary:
+    """List what `source` holds or lists, look at every file, and write the manifest.
+
+    look: how a file is looked at, default a `Looker`; another one must be importable by name.
+
+    Raises:
+        ValueError, FileNotFoundError: arguments that make no sense, a list that cannot be read or has bad rows.
+    """
+    if not source.exists():
+        raise FileNotFoundError(
+            f"{source}: is no folder; give the folder that holds the media files, or a list of them"
+        )
+    list_format = detect(source) if options.format == "auto" else options.format
+    _check_format(source, list_format, options)
+    with clear_errors(manifest, "written"):
+        manifest.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the manifest, not in /tmp, which may be memory.
+    with (
+        clear_errors(manifest, "written"),
+        scratch_folder(manifest.parent, manifest.name) as work,
+        Spool(work) as spool,
+    ):
+        found = _gather(source, list_format, options, Target(spool, manifest.parent, work))
+        spool.finish()
+        for bad in spool.repeated():
+            found.add_bad(bad)
+        found.check(source, options.split, skip_bad_rows=options.skip_bad_rows)
+        if found.kind == "images" and options.cutting.is_asked_for:
+            raise ValueError(f"{source}: holds pictures; --clip-seconds and --scenes cut videos and sounds")
+        looker = look or Looker(found.kind, options.cutting)
+        good = (row for row in spool if not isinstance(row, BadRow))
+        if options.probe:
+            limits = options.limits or (SCENES_LIMITS if options.cutting.scenes else PROBE_LIMITS)
+            per_task = 1 if options.cutting.scenes else FILES_PER_TASK[found.kind]
+            looks = looked_at(good, manifest.parent, looker, per_task, options.num_workers, limits)
+        else:
+            looks = without_opening(good, manifest.parent)
+        bar = tqdm(looks, "index", found.num_rows, unit="file", mininterval=REFRESH_SECONDS)
+        nothing = Looker(found.kind).nothing
+        entries = (entry for row, one in bar for entry in entries_of(row, one, nothing, options.cutting, spool))
+        summary = _write_manifest(manifest, entries)
+    summary.num_bad_rows = found.num_bad
+    summary.ignored_by_suffix = dict(sorted((+found.ignored).items()))
+    summary.left_out_by_split, summary.all_splits = dict(found.left_out), dict(sorted(found.all_splits.items()))
+    return summary
+
+
+def _check_format(source: Path, list_format: str, options: IndexOptions) -> None:
+    is_folder = list_format == "folder"
+    if list_format == "pictures":
+        raise ValueError(_no_list(source))
+    if source.is_dir() and not is_folder and list_format not in HAVE_FOLDS:
+        raise ValueError(f"{source}: is a folder; --format {list_format} takes a file")
+    if is_folder and not source.is_dir():
+        raise FileNotFoundError(f"{source}: is no folder; give the folder that holds the media files")
+    given = {"--media": options.media, "--split": options.split, "--fold": options.settings.fold}
+    if is_folder and (extra := [name for name, value in given.items() if value is not None]):
+        raise ValueError(f"{source}: is a folder; {', '.join(extra)} is for lists. For a folder of lists give --format")
+    if options.media is not None and not options.media.is_dir():
+        raise FileNotFoundError(f"--media {options.media}: is no folder; give the folder that holds the listed files")
+
+
+def _gather(source: Path, list_format: str, options: IndexOptions, target: Target) -> Gathered:
+    if list_format == "folder":
+        return gather_folder(source, target, options.labels or "folder", options.kind)
+    media = options.media or (source if source.is_dir() else source.parent)
+    what = options.settings, options.labels or "none", options.kind, options.split
+    return gather_list(ListSource(source, list_format, media, *what), target)
+
+
+def entries_of(row: Pending, look: Look, nothing: dict[str, object], cutting: Cutting, spool: Spool) -> Iterator[Entry]:
+    """The entries of a row: one, or one for each piece of its file. There is always one, if only to say why not."""
+    entry = Entry(
+        row.path,
+        row.key,
+        row.labels,
+        look.media or nothing,
+        look.error,
+        look.num_bytes,
+        None,
+        row.segment,
+        look.content,
+    )
+    seconds = claimed_seconds(look.media) if look.seconds is None else look.seconds
+    if look.error is not None or seconds is None:
+        yield entry
+        return
+    begin, end = row.segment or (0.0, seconds)
+    if begin >= seconds:
+        message = (
+            f"{row.path}: lasts {seconds:.3f} s; its segment begins at {begin:.3f} s. If the files hold the listed "
+            "seconds alone, say --trimmed"
+        )
+        yield replace(entry, error={"reason": "too_short", "message": message})
+        return
+    if not cutting.is_asked_for:
+        yield entry
+        return
+    is_empty = True
+    for span in cutting.spans((begin, min(end, seconds)), look.cuts):
+        key, is_empty = segment_key(row.key, span), False
+        if spool.has_key(key):
+            key = spool.unused_key(key, f"{row.identity} {span}")
+        yield replace(entry, key=key, segment=span)
+    if is_empty:
+        message = f"{row.path}: lasts {min(end, seconds) - begin:.3f} s, too short for a clip; see --min-clip-seconds"
+        yield replace(entry, error={"reason": "too_short", "message": message})
+
+
+def index_folder(
+    folder: Path, manifest: Path, labels: str = "folder", num_workers: int = 1, kind: str | None = None
+) -> IndexSummary:
+    """`index` of a folder with what is asked most."""
+    return index(folder, manifest, IndexOptions("folder", labels=labels, kind=kind, num_workers=num_workers))
+
+
+def index_file(
+    path: Path, manifest: Path, labels: str = "folder", kind: str | None = None, csv_label: str | None = None
+) -> IndexSummary:
+    """List every picture of an idx or csv file (mnist.py): one line each, its class as the label.
+
+    labels: "none" leaves out the classes (and needs no label file); "folder" means those of the file. csv_label: which
+    column of a csv holds the class, "first" or "last".
+
+    Raises ValueError or FileNotFoundError for a file that is none, or is damaged.
+    """
+    if not is_picture_file(path) or kind == "media":
+        raise ValueError(_no_list(path))
+    if labels not in ("folder", "none"):
+        raise ValueError(f"--labels {labels}: {path} brings its own labels; allowed: none, or nothing")
+    file, pictures, names = open_picture_file(path, csv_label, with_labels=labels != "none")
+    stored = stored_text(str(path.absolute()), str(manifest.parent.absolute()))
+    stem = plain_key(re.sub(r"([-.]idx3[-.]ubyte|\.csv)?(\.gz)?$", "", path.name, flags=re.IGNORECASE))
+    num_digits = max(6, len(str(len(pictures) - 1)))
+    num_pictures, height, width = pictures.shape
+    media, num_bytes = {"image": file.facts((width, height))}, height * width
+    entries = (
+        Entry(stored, f"{stem}/{item:0{num_digits}d}", {"label": [names[item]]} if names else {}, media, None,
+              num_bytes, item)
+        for item in range(num_pictures)
+    )  # fmt: skip
+    return _write_manifest(manifest, entries)
+
+
+def _no_list(path: Path) -> str:
+    return (
+        f"{path}: is no folder, no list that is known by its name or its first lines (--format says which: "
+        f"{', '.join(FORMATS[1:])}), and no file of pictures (*images-idx3-ubyte or *.csv, .gz or not); for a video "
+        "or a picture give the folder that holds it"
+    )
+
+
+def _write_manifest(manifest: Path, entries: Iterable[Entry]) -> IndexSummary:
+    """Write them one by one; the manifest is whole, or what it was before."""
+    summary = IndexSummary()
+    with clear_errors(manifest, "written"):
+        manifest.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(manifest) as file:
+        for entry in entries:
+            file.write(entry.to_json())
+            summary.add(entry)
+    return summary

@@ -1,0 +1,165 @@
+"""List the media files or pictures of a folder, or of a list, in a manifest."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from avssl.files.plain_text import say
+from avssl.media.images import IMAGE_SUFFIXES
+from avssl.processes.pool import Limits, default_num_workers
+from data_prep.index.build import PROBE_LIMITS, SCENES_LIMITS, IndexOptions, IndexSummary, index, index_file
+from data_prep.index.cutting import Cutting
+from data_prep.index.gather import KINDS
+from data_prep.index.lists.formats import FORMATS, HAVE_SPLITS, detect
+from data_prep.index.lists.published import ListSettings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `python -m data_prep index`."""
+    parser.add_argument(
+        "source",
+        type=Path,
+        help="folder, searched with its sub-folders; a list of files; or a file of pictures in MNIST's format"
+        " (*images-idx3-ubyte with its labels beside it, or csv; .gz or not)",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the manifest, e.g. corpus.jsonl")
+    parser.add_argument(
+        "--labels",
+        help="folder: the top-level folder's name (default for folders); none (default for lists, whose own labels are"
+        " kept); or a csv with a column path (relative to the folder), each other column a label field, several names"
+        " separated by |. A file of pictures brings its own labels; none leaves them out",
+    )
+    parser.add_argument(
+        "--kind", choices=KINDS, help="what to list: media (videos and sounds; default if there are any) or images"
+    )
+    parser.add_argument("--csv-label", choices=("first", "last"), help="the column of a csv file that is the class")
+    parser.add_argument(
+        "--no-probe", action="store_true", help="do not open the files: only say whether they are there"
+    )
+    parser.add_argument("--workers", type=int, default=default_num_workers(), help="processes (default: all cores)")
+    _add_list_arguments(parser.add_argument_group("lists"))
+    _add_cutting_arguments(parser.add_argument_group("cutting long files into several samples"))
+    _add_limits(parser.add_argument_group("what one file may take"))
+
+
+def _add_list_arguments(parser: argparse._ArgumentGroup) -> None:
+    parser.add_argument(
+        "--format", choices=FORMATS, default="auto", help="of the source (default: by its name and first lines)"
+    )
+    parser.add_argument("--media", type=Path, help="where a list's files are (default: the folder of the list)")
+    parser.add_argument("--split", help=f"take only the rows of this split; {', '.join(HAVE_SPLITS)} have some")
+    parser.add_argument("--fold", type=int, help="which lists of a folder of UCF-101 or HMDB-51 lists: 1, 2 or 3")
+    parser.add_argument(
+        "--trimmed",
+        action="store_true",
+        help="Kinetics, AudioSet, VGGSound: a file called by the bare id holds the listed seconds alone (default: the"
+        " whole video, of which they are the sample)",
+    )
+    parser.add_argument("--classes", type=Path, help="AudioSet's class_labels_indices.csv (default: beside the list)")
+    parser.add_argument("--skip-bad-rows", action="store_true", help="go on without rows that cannot be used")
+
+
+def _add_cutting_arguments(parser: argparse._ArgumentGroup) -> None:
+    default = Cutting()
+    parser.add_argument("--clip-seconds", type=float, help="length of a clip")
+    parser.add_argument("--clip-stride", type=float, help="from one clip's begin to the next (default: clip-seconds)")
+    parser.add_argument(
+        "--min-clip-seconds", type=float, help="a shorter clip at the end is left out (default: half of clip-seconds)"
+    )
+    parser.add_argument(
+        "--scenes", action="store_true", help="cut where scenes change (needs the extra avssl[scenes]; decodes all)"
+    )
+    parser.add_argument(
+        "--scene-threshold", type=float, default=default.scene_threshold, help="of PySceneDetect (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--min-scene-seconds",
+        type=float,
+        default=default.min_scene_seconds,
+        help="a shorter scene joins the one before (default: %(default)s)",
+    )
+
+
+def _add_limits(parser: argparse._ArgumentGroup) -> None:
+    parser.add_argument(
+        "--file-seconds",
+        type=float,
+        help=f"then it is given up, with the reason timeout (default: {PROBE_LIMITS.seconds:g}; with --scenes "
+        f"{SCENES_LIMITS.seconds:g})",
+    )
+    parser.add_argument(
+        "--file-memory-mib",
+        type=int,
+        default=PROBE_LIMITS.memory_bytes >> 20,
+        help="with more it is given up, with the reason out_of_memory (default: %(default)s)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Make the manifest and say what is in it. 0, also if some or all files cannot be read: they are listed."""
+    source, out = arguments.source, arguments.out
+    wanted = detect(source) if arguments.format == "auto" and source.is_file() else arguments.format
+    if wanted == "pictures":
+        labels = arguments.labels or "folder"
+        summary = index_file(source, out, labels, arguments.kind, arguments.csv_label)
+    elif arguments.csv_label is not None:
+        raise ValueError(f"--csv-label is for a csv file of pictures; {source} is none")
+    else:
+        summary = index(source, out, _options(arguments))
+    for line in describe(summary, out, arguments.split):
+        say(line)
+    return 0
+
+
+def _options(arguments: argparse.Namespace) -> IndexOptions:
+    cutting = Cutting(
+        arguments.clip_seconds,
+        arguments.clip_stride,
+        arguments.min_clip_seconds,
+        arguments.scenes,
+        arguments.scene_threshold,
+        arguments.min_scene_seconds,
+    )
+    seconds = (SCENES_LIMITS if cutting.scenes else PROBE_LIMITS).seconds
+    if arguments.file_seconds is not None:
+        seconds = arguments.file_seconds
+    return IndexOptions(
+        format=arguments.format,
+        media=arguments.media,
+        labels=arguments.labels,
+        kind=arguments.kind,
+        split=arguments.split,
+        settings=ListSettings(arguments.trimmed, arguments.classes, arguments.fold),
+        skip_bad_rows=arguments.skip_bad_rows,
+        probe=not arguments.no_probe,
+        cutting=cutting,
+        num_workers=arguments.workers,
+        limits=Limits(seconds, arguments.file_memory_mib << 20),
+    )
+
+
+def describe(summary: IndexSummary, out: Path, split: str | None) -> list[str]:
+    """What was listed, and what was not, in lines for people."""
+    if summary.num_images:
+        lines = [f"{out}: {summary.num_images} pictures"]
+    else:
+        what = f"entries, {summary.num_segments} of them a part of a file" if summary.num_segments else "files"
+        streams = f"{summary.num_with_video} with video, {summary.num_with_audio} with audio"
+        lines = [f"{out}: {summary.num_listed} {what}, {streams}"]
+    for reason, count in sorted(summary.failed_by_reason.items()):
+        lines.append(f"  {count:8d} cannot be read: {reason} (listed with the reason; `write` skips them)")
+    if summary.num_bad_rows:
+        lines.append(f"  {summary.num_bad_rows:8d} bad rows are left out")
+    for name, count in sorted(summary.left_out_by_split.items()):
+        lines.append(f"  {count:8d} left out, of the split {name}")
+    if split is None and len(summary.all_splits) - len(summary.left_out_by_split) > 1:
+        splits = ", ".join(f"{name} ({count} rows)" for name, count in summary.all_splits.items())
+        lines.append(f"  several splits are listed together: {splits}; --split takes one")
+    if summary.ignored_by_suffix:
+        others = ", ".join(f"{count} {suffix}" for suffix, count in summary.ignored_by_suffix.items())
+        what = "no pictures" if summary.num_images else "no media"
+        lines.append(f"  ignored, {what} by their extension: {others}")
+    if not summary.num_images and IMAGE_SUFFIXES & summary.ignored_by_suffix.keys():
+        lines.append("  pictures beside videos or sounds are not listed; --kind images lists them, and them alone")
+    return [line.encode("utf-8", "backslashreplace").decode() for line in lines]

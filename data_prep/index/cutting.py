@@ -1,0 +1,110 @@
+"""Long files into samples: clips of one length, or scenes. Pure arithmetic; what it works on is in probing.py.
+
+Times are seconds from the start of the stream that starts first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from avssl.media.decode import is_clear_length, least_length
+
+Span = tuple[float, float]
+LEAST_CLIP_SECONDS = 0.1
+ROUNDING_SECONDS = 1e-3  # keys say milliseconds; headers are not more exact
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """How files are cut. clip_seconds: length of a clip; None: not into clips. stride_seconds: from one clip's begin to
+    the next one's; None: the clip's length. min_seconds: a shorter last clip is left out; None: half a clip. scenes:
+    cut where the picture changes, then scenes into clips if both are asked for. scene_threshold: of PySceneDetect's
+    content detector. min_scene_seconds: shorter scenes join the one before.
+    """
+
+    clip_seconds: float | None = None
+    stride_seconds: float | None = None
+    min_seconds: float | None = None
+    scenes: bool = False
+    scene_threshold: float = 27.0
+    min_scene_seconds: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.clip_seconds is None and (self.stride_seconds is not None or self.min_seconds is not None):
+            raise ValueError("--clip-stride and --min-clip-seconds are about clips; give --clip-seconds, too")
+        for name, value in (("--clip-seconds", self.clip_seconds), ("--clip-stride", self.stride_seconds)):
+            if value is not None and not LEAST_CLIP_SECONDS <= value < 1e6:
+                raise ValueError(f"{name} is {value}; it must be at least {LEAST_CLIP_SECONDS}")
+        if self.min_seconds is not None and not 0 <= self.min_seconds <= (self.clip_seconds or 0.0):
+            raise ValueError(f"--min-clip-seconds is {self.min_seconds}; it must be 0 to {self.clip_seconds}")
+        if not self.min_scene_seconds >= LEAST_CLIP_SECONDS or not self.scene_threshold > 0:
+            raise ValueError(
+                f"--min-scene-seconds is {self.min_scene_seconds} and --scene-threshold {self.scene_threshold}; they "
+                f"must be at least {LEAST_CLIP_SECONDS} and more than 0"
+            )
+
+    @property
+    def is_asked_for(self) -> bool:
+        """Are files cut at all?"""
+        return self.scenes or self.clip_seconds is not None
+
+    def spans(self, whole: Span, cuts: Sequence[float]) -> Iterator[Span]:
+        """The samples of the seconds `whole`, in order. cuts: where scenes change."""
+        for scene in scenes(whole, cuts, self.min_scene_seconds) if self.scenes else [whole]:
+            if self.clip_seconds is None:
+                yield scene
+            else:
+                least = self.clip_seconds / 2 if self.min_seconds is None else self.min_seconds
+                yield from clips(scene, self.clip_seconds, self.stride_seconds or self.clip_seconds, least)
+
+
+def clips(whole: Span, clip_seconds: float, stride_seconds: float, min_seconds: float) -> Iterator[Span]:
+    """Clips that begin every stride_seconds and last clip_seconds.
+
+    The tail: the first clip that would go beyond the end is cut off there and is the last one; it is left out if it is
+    shorter than min_seconds, or if the clip before it already reaches the end.
+    """
+    begin, end = whole
+    number, covered = 0, begin
+    while covered < end - ROUNDING_SECONDS:
+        first = begin + number * stride_seconds
+        covered = min(first + clip_seconds, end)
+        is_whole = first + clip_seconds <= end + ROUNDING_SECONDS
+        if not is_whole and covered - first < max(min_seconds, ROUNDING_SECONDS):
+            return
+        yield round(first, 6), round(covered, 6)
+        number += 1
+
+
+def scenes(whole: Span, cuts: Sequence[float], min_seconds: float) -> list[Span]:
+    """Scenes between the cuts, without a gap from the begin to the end.
+
+    A cut less than min_seconds after the one before does not count, and neither do those as close to the end.
+    """
+    begin, end = whole
+    bounds = [begin]
+    for cut in sorted(cuts):
+        if cut - bounds[-1] >= min_seconds and end - cut >= min_seconds:
+            bounds.append(round(cut, 6))
+    return list(zip(bounds, [*bounds[1:], end], strict=True))
+
+
+def claimed_seconds(media: dict[str, Any]) -> float | None:
+    """How long a file lasts by its header (MediaInfo.to_json); None if that says nothing.
+
+    The end of the stream that ends last, from the start of the stream that starts first.
+    """
+    streams = [one for one in (media.get("video"), media.get("audio")) if one]
+    if not streams:
+        return None
+    start = min(one["start_seconds"] for one in streams)
+    ends = [one["start_seconds"] + one["duration_seconds"] - start for one in streams if one["duration_seconds"]]
+    if len(ends) == len(streams):
+        return float(max(ends))
+    whole = media.get("duration_seconds")
+    if whole:  # containers count from their first stream, or from 0: the smaller claim is meant, if they are alike
+        is_clear = is_clear_length(whole, str(media.get("container")), start)
+        return max([*ends, least_length(whole, start)]) if is_clear else None
+    return max(ends) if ends else None

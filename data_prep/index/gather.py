@@ -1,0 +1,197 @@
+"""A folder or a list -> rows whose files are known, in a spool. No media file is opened yet."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from pathlib import Path
+
+from avssl.media.decode import MEDIA_SUFFIXES
+from avssl.media.images import IMAGE_SUFFIXES
+from data_prep.index.labels import Labels
+from data_prep.index.lists.formats import HAVE_SPLITS, READERS
+from data_prep.index.lists.published import ListSettings
+from data_prep.index.lists.row import BadRow, Row, Rows, is_url
+from data_prep.index.mnist import is_picture_file
+from data_prep.index.spool import Pending, Spool, row_key
+from data_prep.index.walk import NameIndex, Walk, kind_of, suffix_of
+from data_prep.manifest import plain_key
+
+NUM_BAD_ROWS_SHOWN = 20
+KINDS = ("media", "images")
+UNUSED = "unused"  # what HMDB-51 calls videos of neither split
+
+
+@dataclass
+class Gathered:
+    """What was gathered. ignored: files of a folder that are no media, by extension. left_out: rows of other splits, by
+    split; all_splits: rows of every split.
+    """
+
+    kind: str
+    ignored: Counter[str] = field(default_factory=Counter)
+    all_splits: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+    num_rows: int = 0
+    num_bad: int = 0
+    bad: list[BadRow] = field(default_factory=list)
+
+    def add_bad(self, row: BadRow) -> None:
+        """Count a bad row; the first ones are kept."""
+        self.num_bad += 1
+        if len(self.bad) < NUM_BAD_ROWS_SHOWN:
+            self.bad.append(row)
+
+    def check(self, source: Path, split: str | None, *, skip_bad_rows: bool) -> None:
+        """ValueError for bad rows, unless they are to be skipped, and for a source with nothing in it."""
+        if self.num_bad and not skip_bad_rows:
+            shown = "\n".join(f"  {row.where}: {row.message}" for row in self.bad)
+            more = f"\n  and {self.num_bad - len(self.bad)} more" if self.num_bad > len(self.bad) else ""
+            raise ValueError(
+                f"{source}: {self.num_bad} of {self.num_rows} rows cannot be used:\n{shown}{more}\n"
+                "Correct them, or go on without them with --skip-bad-rows"
+            )
+        if self.num_rows == sum(self.left_out.values()) + self.num_bad:
+            there = ", ".join(f"{name} ({count} rows)" for name, count in sorted(self.all_splits.items()))
+            if split is not None:
+                raise ValueError(f"{source}: no row has the split {split!r}; there are {there or 'no splits'}")
+            raise ValueError(f"{source}: lists nothing" + (", bad rows aside" if self.num_bad else ""))
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where rows go. spool: takes them. folder: of the manifest. work: for files that are not kept."""
+
+    spool: Spool
+    folder: Path
+    work: Path
+
+
+@dataclass(frozen=True)
+class ListSource:
+    """A list and what it is read with. media: the folder of the files. labels: as `--labels`. kind: None: by the first
+    row. split: None: all but unused ones.
+    """
+
+    path: Path
+    format: str
+    media: Path
+    settings: ListSettings
+    labels: str = "none"
+    kind: str | None = None
+    split: str | None = None
+
+
+def gather_folder(folder: Path, target: Target, labels: str, kind: str | None) -> Gathered:
+    """All media, or all pictures, of a folder. ValueError if there are none."""
+    found = Gathered(kind or kind_of(folder))
+    walk = Walk(folder, IMAGE_SUFFIXES if found.kind == "images" else MEDIA_SUFFIXES, found.ignored)
+    table = Labels(labels, target.work / "labels.db")
+    base, manifest_folder = str(folder.absolute()), str(target.folder.absolute())
+    for relative in walk:
+        path = stored_text(f"{base}/{relative}", manifest_folder)
+        target.spool.add(Pending(relative, path, plain_key(relative), False, relative, table.of(relative)))
+        found.num_rows += 1
+    if not found.num_rows:
+        _refuse_without_media(folder, found.kind, walk)
+    table.check()
+    return found
+
+
+def _refuse_without_media(folder: Path, kind: str, walk: Walk) -> None:
+    others = Walk(folder, (".csv", ".gz", ".idx3-ubyte", "")) if walk.ignored else ()
+    files = [one for one in others if is_picture_file(folder / one)]
+    if files:
+        raise ValueError(
+            f"{folder}: holds no {kind} files. If one of these holds the pictures of a split, give that file: "
+            f"{', '.join(files[:20])}"
+        )
+    raise ValueError(f"{folder}: holds no {kind} files (looked for {' '.join(sorted(walk.suffixes))})")
+
+
+def gather_list(source: ListSource, target: Target) -> Gathered:
+    """All rows of a list, each with its file. Raises nothing for bad rows: see `Gathered.check`."""
+    if source.split is not None and source.format not in HAVE_SPLITS:
+        raise ValueError(
+            f"--split {source.split}: {source.format} lists have no splits, only {', '.join(HAVE_SPLITS)} have"
+        )
+    rows = READERS[source.format](source.path, source.settings)
+    first = next(rows, None)
+    found = Gathered(source.kind or _kind_of_row(first))
+    suffixes = IMAGE_SUFFIXES if found.kind == "images" else MEDIA_SUFFIXES
+    table = Labels(source.labels, target.work / "labels.db")
+    media, folder = str(source.media.absolute()), str(target.folder.absolute())
+    finder: NameIndex | None = None
+    with ExitStack() as stack:
+        for where, row in _of_split(rows if first is None else chain([first], rows), source.split, found):
+            if row.path is not None:
+                one = _listed(where, row, media, folder)
+            else:
+                if finder is None:
+                    finder = stack.enter_context(NameIndex(source.media, suffixes, target.work / "names.db"))
+                one = _named(where, row, media, folder, finder)
+            target.spool.add(replace(one, labels=row.labels | table.of(row.path or row.name)))
+    if len(target.spool):
+        table.check()
+    return found
+
+
+def _kind_of_row(first: tuple[str, Row | BadRow] | None) -> str:
+    path = first[1].path if first is not None and isinstance(first[1], Row) else None
+    return "images" if path is not None and suffix_of(path) in IMAGE_SUFFIXES - MEDIA_SUFFIXES else "media"
+
+
+def _of_split(rows: Rows, split: str | None, found: Gathered) -> Iterator[tuple[str, Row]]:
+    """The good rows of the split; all others are counted."""
+    for where, row in rows:
+        found.num_rows += 1
+        if isinstance(row, BadRow):
+            found.add_bad(row)
+            continue
+        if row.split is not None:
+            found.all_splits[row.split] += 1
+        if row.split != split and (split is not None or row.split == UNUSED):
+            found.left_out[row.split or "none"] += 1
+            continue
+        yield where, row
+
+
+def _listed(where: str, row: Row, media: str, folder: str) -> Pending:
+    """A row that gives a path."""
+    path = row.path or ""
+    if is_url(path):
+        stored, name = path, path.split("://", 1)[1]
+    else:
+        stored, name = stored_text(path if path.startswith("/") else f"{media}/{path}", folder), path
+        if path.startswith("/"):
+            name = path.removeprefix(f"{media}/").lstrip("/")
+    identity = name if row.segment is None else f"{name} {row.segment}"
+    return Pending(
+        where, stored, row.key or row_key(name, row.segment), row.key is not None, identity, row.labels, row.segment
+    )
+
+
+def _named(where: str, row: Row, media: str, folder: str, finder: NameIndex) -> Pending:
+    """A row that gives names: the file that holds just these seconds, else the one that holds the whole video."""
+    folders = [*(name for names in row.labels.values() for name in names), *([row.split] if row.split else [])]
+    path, segment, missing = finder.find(row.names, folders), None, None
+    if path is None:
+        path, segment = finder.find(row.whole_names, folders), row.segment
+    if path is None:
+        names = [*row.names, *row.whole_names]
+        path = names[-1]
+        missing = f"{media}/{path}: no media file in any folder below {media} is called {' or '.join(names)}"
+    stored = stored_text(f"{media}/{path}", folder)
+    return Pending(where, stored, plain_key(row.name), False, row.name, row.labels, segment, missing)
+
+
+def stored_text(path: str, folder: str) -> str:
+    """A file's path as the manifest in `folder` says it (both absolute): relative where the file lies below the folder,
+    so that both can move together; else absolute. Nobody will take it for a URL.
+    """
+    text = path.removeprefix(f"{folder.rstrip('/')}/")
+    first = text.partition("/")[0]
+    return f"./{text}" if "::" in first or first.startswith("pipe:") or first.endswith(":") else text

@@ -1,0 +1,82 @@
+"""Labels of files by their path: from their folder, or from a csv that is looked up on disk, however long it is."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_prep.index.lists.row import opened_text
+
+
+class Labels:
+    """What `--labels` says.
+
+    Args:
+        labels: "folder" (name of the top-level folder), "none", or a csv file with a column `path`; every other column
+            is a label field, several names separated by |. Of several rows with one path the last counts.
+        database: a file that does not exist yet, for the csv.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such csv, or it has no column `path`.
+    """
+
+    def __init__(self, labels: str, database: Path) -> None:
+        self._labels, self._num_found, self._database = labels, 0, None
+        if labels not in ("folder", "none"):
+            self._database = _stored(Path(labels), labels, database)
+
+    def of(self, path: str) -> dict[str, list[str]]:
+        """{field: [names]} of a file, its path relative to the folder."""
+        if self._database is not None:
+            query = "SELECT labels FROM labels WHERE path = ?"
+            found = self._database.execute(query, (os.fsencode(path),)).fetchone()
+            self._num_found += found is not None
+            return dict(json.loads(found[0])) if found else {}
+        if self._labels == "none" or "/" not in path:
+            return {}
+        # A label is text: bytes that are no UTF-8 are replaced.
+        return {"label": [os.fsencode(path.split("/", maxsplit=1)[0]).decode("utf-8", "replace")]}
+
+    def check(self) -> None:
+        """When all files were asked about: ValueError if the csv knew none of them. Ends the use of the csv."""
+        if self._database is None:
+            return
+        (example,) = self._database.execute("SELECT path FROM labels LIMIT 1").fetchone()
+        self._database.close()
+        if not self._num_found:
+            raise ValueError(
+                f"{self._labels}: none of its paths is in the folder, e.g. {os.fsdecode(example)!a}; they are relative "
+                "to it"
+            )
+
+
+def _stored(path: Path, labels: str, database: Path) -> sqlite3.Connection:
+    if not path.is_file():
+        raise FileNotFoundError(f"--labels {labels}: no such file; allowed: folder, none, or a csv file")
+    store = sqlite3.connect(database)
+    store.execute("PRAGMA journal_mode = OFF")
+    store.execute("PRAGMA synchronous = OFF")
+    store.execute("CREATE TABLE labels (path BLOB PRIMARY KEY, labels TEXT) WITHOUT ROWID")
+    with opened_text(path) as file:
+        rows = csv.DictReader(file)
+        if "path" not in (rows.fieldnames or ()):
+            raise ValueError(f"{path}: needs a header with a column 'path' and at least one row")
+        store.executemany("INSERT OR REPLACE INTO labels VALUES (?, ?)", _labelled(rows))
+    store.commit()
+    if store.execute("SELECT COUNT(*) FROM labels").fetchone() == (0,):
+        raise ValueError(f"{path}: needs a header with a column 'path' and at least one row")
+    return store
+
+
+def _labelled(rows: csv.DictReader[str]) -> Iterator[tuple[bytes, str]]:
+    for row in rows:
+        labels = {
+            field: [name for name in value.split("|") if name]
+            for field, value in row.items()
+            if field not in (None, "path") and value
+        }
+        yield os.fsencode(row["path"]), json.dumps(labels)

@@ -1,0 +1,125 @@
+"""Your own lists: paths, one a line; json lines; csv; Parquet. A row names a file and says what you know of it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from avssl.files.checked_json import Fields
+from avssl.files.plain_text import brief
+from data_prep.index.lists.parquet import parquet_rows
+from data_prep.index.lists.published import ListSettings
+from data_prep.index.lists.row import Row, Rows, csv_rows, parsed, plain_path, text_lines
+from data_prep.manifest import read_segment
+
+KNOWN = ("path", "key", "label", "labels", "segment", "begin_seconds", "end_seconds", "split")
+
+
+def paths(source: Path, settings: ListSettings) -> Rows:
+    """A path or URL a line. Blank lines and those that begin with # do not count."""
+    del settings
+    lines = ((number, text) for number, text in text_lines(source) if text.strip() and not text.startswith("#"))
+    return parsed(lines, lambda text: Row(path=plain_path(text)))
+
+
+def json_lines(source: Path, settings: ListSettings) -> Rows:
+    """A json object a line, see `record_row`."""
+    del settings
+
+    def parse(text: str) -> Row:
+        return record_row(Fields.parse(text, "the row").record)
+
+    return parsed(text_lines(source), parse)
+
+
+def table(source: Path, settings: ListSettings) -> Rows:
+    """csv with a header: the columns of `record_row`; all others are label fields. Several names: cat|kitten."""
+    del settings
+    rows = csv_rows(source)
+    _, header = next(rows, (1, [""]))
+    if "path" not in header or len(set(header)) != len(header):
+        raise ValueError(f"{source}: has the columns {', '.join(header)}; needs a header with `path`, each name once")
+
+    def parse(cells: list[str]) -> Row:
+        if len(cells) != len(header):
+            raise ValueError(f"has {len(cells)} cells; the header has {len(header)}")
+        record: dict[str, Any] = {name: cell for name, cell in zip(header, cells, strict=True) if cell}
+        fields = {name: _split(record.pop(name)) for name in list(record) if name == "label" or name not in KNOWN}
+        for name in ("begin_seconds", "end_seconds"):
+            record |= {name: _number(record[name], name)} if name in record else {}
+        if given := {"labels", "segment"} & record.keys():
+            raise ValueError(f"cannot hold {', '.join(sorted(given))}; use label, begin_seconds and end_seconds")
+        return record_row(record | {"labels": {name: names for name, names in fields.items() if names}})
+
+    return parsed(rows, parse)
+
+
+def parquet(source: Path, settings: ListSettings) -> Rows:
+    """A Parquet file with the columns of `record_row`; labels may be a struct or a map."""
+    del settings
+
+    def parse(record: dict[str, Any]) -> Row:
+        given = {name: value for name, value in record.items() if value is not None}
+        if isinstance(given.get("labels"), list):
+            if not all(isinstance(one, tuple) and len(one) == 2 for one in given["labels"]):
+                raise ValueError(f"labels is {brief(given['labels'])}; it must be a struct or a map")
+            given["labels"] = dict(given["labels"])
+        if isinstance(given.get("labels"), dict):
+            given["labels"] = {name: names for name, names in given["labels"].items() if names is not None}
+        return record_row(given)
+
+    return parsed(parquet_rows(source), parse, "row")
+
+
+def record_row(record: dict[str, Any]) -> Row:
+    """path, and where wanted: key; labels {field: name or [names]} or label (one name or several); segment [begin, end]
+    or begin_seconds and end_seconds; split. Other fields do not count. ValueError says what does not fit.
+    """
+    path, key, split = record.get("path"), record.get("key"), record.get("split")
+    if not isinstance(path, str):
+        raise ValueError(f"path is {brief(path)}; it must be text")
+    if key is not None and (not isinstance(key, str) or not re.fullmatch(r"[A-Za-z0-9_/-]+", key)):
+        raise ValueError(f"key is {brief(key)}; it may hold A-Z a-z 0-9 _ / - only")
+    if split is not None and not isinstance(split, str):
+        raise ValueError(f"split is {brief(split)}; it must be text")
+    labels = record.get("labels") or {}
+    if not isinstance(labels, dict):
+        raise ValueError(f"labels is {brief(labels)}; it must be {{field: [names]}}")
+    if record.get("label") is not None:
+        labels = labels | {"label": record["label"]}
+    return Row(
+        path=plain_path(path),
+        labels={str(name): _names(name, names) for name, names in labels.items()},
+        segment=_segment(record),
+        split=split,
+        key=key,
+    )
+
+
+def _segment(record: dict[str, Any]) -> tuple[float, float] | None:
+    begin, end = record.get("begin_seconds"), record.get("end_seconds")
+    if (begin is None) != (end is None):
+        raise ValueError("has one of begin_seconds and end_seconds; give both or none")
+    if begin is not None and record.get("segment") is not None:
+        raise ValueError("has a segment and begin_seconds; give one of them")
+    return read_segment(record.get("segment") if begin is None else [begin, end], "the row")
+
+
+def _names(field: Any, names: Any) -> list[str]:
+    """One name, or several, without repeats; numbers become text."""
+    several = names if isinstance(names, list) else [names]
+    if not all(isinstance(one, (str, int)) and not isinstance(one, bool) for one in several):
+        raise ValueError(f"label {brief(field)} is {brief(names)}; it must be a name or a list of names")
+    return list(dict.fromkeys(str(one) for one in several))
+
+
+def _split(text: str) -> list[str]:
+    return [name.strip() for name in text.split("|") if name.strip()]
+
+
+def _number(text: str, name: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{name} is {text!a}; it must be a number of seconds") from None

@@ -1,0 +1,145 @@
+"""A row of a list, and how a list is read so that its bad rows are known by number and the good ones go on."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import math
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TypeVar
+
+from avssl.files.storage import is_remote, local_path
+
+Raw = TypeVar("Raw")
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a list says of one sample. Either `path` is given, or names to look for.
+
+    path: as listed: a URL, absolute, or relative to the folder of the media. names: of files (without extension) that
+    hold just this sample, the best first. whole_names: of files of which `segment` is the sample. labels: {field:
+    [names]}. segment: (begin, end) in seconds. split: "train", ... or None. key: given by the list, or made of `name`.
+    """
+
+    path: str | None = None
+    names: tuple[str, ...] = ()
+    whole_names: tuple[str, ...] = ()
+    labels: dict[str, list[str]] = field(default_factory=dict)
+    segment: tuple[float, float] | None = None
+    split: str | None = None
+    key: str | None = None
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that says nothing usable. where: "line 7" of the list."""
+
+    where: str
+    message: str
+
+
+Rows = Iterator[tuple[str, Row | BadRow]]
+
+
+def is_url(path: str) -> bool:
+    """Is it s3://..., https://... and so on, not a place in the file system?"""
+    return URL.match(path) is not None
+
+
+def parsed(raw: Iterator[tuple[int, Raw]], parse: Callable[[Raw], Row | None], unit: str = "line") -> Rows:
+    """(where, row) of each; what `parse` refuses with ValueError becomes a BadRow, None (left out) is dropped."""
+    for number, one in raw:
+        where = f"{unit} {number}"
+        try:
+            row = parse(one)
+            if row is not None:
+                check_text(row)
+        except ValueError as error:
+            yield where, BadRow(where, str(error))
+        else:
+            if row is not None:
+                yield where, row
+
+
+def check_text(row: Row) -> None:
+    """ValueError for labels that are not UTF-8 or empty (paths may be any bytes)."""
+    for name, values in row.labels.items():
+        for text in (name, *values):
+            if not text.strip():
+                raise ValueError("a label is empty")
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise ValueError(f"the label {text!a} is not UTF-8") from error
+
+
+@contextmanager
+def opened_text(path: Path) -> Iterator[IO[str]]:
+    """A text file, .gz or not, as UTF-8; other bytes (a path may hold any) come back as os.fsencode takes them."""
+    with path.open("rb") as file:
+        stream = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
+        yield io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(number from 1, line without its end) of all lines that are not blank."""
+    with opened_text(path) as file:
+        for number, line in enumerate(file, start=1):
+            if text := line.rstrip("\r\n"):
+                yield number, text
+
+
+def csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(number of the line it ends on, cells) of all rows that are not blank, comments (#) too. Spaces after a comma do
+    not count.
+    """
+    with opened_text(path) as file:
+        reader = csv.reader(file, skipinitialspace=True)
+        while True:
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                cells = [f"({error})"]
+            if any(cell.strip() for cell in cells):
+                yield reader.line_num, [cell.strip() for cell in cells]
+
+
+def seconds(text: str, name: str) -> float:
+    """A time; ValueError says which one is none."""
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{name} is {text!a}; it must be a number of seconds") from None
+
+
+def segment_of(begin: str, end: str) -> tuple[float, float]:
+    """(begin, end) in seconds; ValueError unless 0 <= begin < end."""
+    first, last = seconds(begin, "the begin"), seconds(end, "the end")
+    if not 0 <= first < last < math.inf:
+        raise ValueError(f"it lasts from {begin} s to {end} s; it must be 0 <= begin < end")
+    return first, last
+
+
+def video_id(text: str) -> str:
+    """A video's id; ValueError if it cannot be one (and might be a path)."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", text):
+        raise ValueError(f"the video id is {text!a}; it may hold A-Z a-z 0-9 _ - only")
+    return text
+
+
+def plain_path(text: str) -> str:
+    """A path or URL as it can be listed; ValueError for an empty one, or a protocol that is not allowed."""
+    if not text or "\0" in text:
+        raise ValueError(f"the path is {text!a}")
+    return text if is_remote(text) else os.path.normpath(local_path(text))

@@ -1,0 +1,229 @@
+"""Files -> what is in them, in processes that may be killed: a file that hangs or crashes costs itself alone."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from avssl.files.hashed import content_digest
+from avssl.files.storage import local_copy
+from avssl.media.decode import MediaInfo, probe, stream_audio, stream_pictures
+from avssl.media.images import probe_image
+from avssl.processes.pool import Limits, Sandbox
+from avssl.types import MediaError
+from data_prep.index.cutting import Cutting, claimed_seconds
+from data_prep.index.lists.row import is_url
+from data_prep.index.scenes import find_cuts
+from data_prep.index.spool import Pending
+from data_prep.index.walk import num_bytes
+
+FILES_PER_TASK = {"media": 8, "images": 128}
+NUM_RECENT = 1024  # files whose facts are kept for rows further down the list
+MAX_TRUSTED_SECONDS = 86_400.0  # a header that claims more than a day is checked, if that decides how a file is cut
+MEASURE_RATE_HZ = 8000
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was found. media: as `Entry.media`. error: {"reason", "message"} or None. seconds: how long it lasts, None
+    if unknown. cuts: seconds at which scenes change, if they were asked for. content:
+    files.content_digest.
+    """
+
+    media: dict[str, Any]
+    error: dict[str, str] | None = None
+    num_bytes: int = 0
+    seconds: float | None = None
+    cuts: tuple[float, ...] = ()
+    content: str = ""
+
+
+@dataclass(frozen=True)
+class Looker:
+    """Looks at one file. kind: "media" or "images". cutting: decides what has to be known beyond the header."""
+
+    kind: str = "media"
+    cutting: Cutting = field(default_factory=Cutting)
+
+    @property
+    def nothing(self) -> dict[str, Any]:
+        """`Entry.media` of a file that cannot be read, or was not opened."""
+        return {"image": None} if self.kind == "images" else {}
+
+    def __call__(self, path: str) -> Look:
+        """MediaError or ValueError for a file that cannot be read."""
+        with readable(path) as local:
+            if self.kind == "images":
+                facts = {"image": probe_image(local, name=path).to_json()}
+                return Look(facts, None, num_bytes(local), content=content_digest(local))
+            info = probe(local, name=path)
+            media = info.to_json()
+            seconds, cuts = claimed_seconds(media), tuple[float, ...]()
+            if self.cutting.is_asked_for and (info.video or info.audio):
+                seconds, cuts = self._measure(local, info, seconds)
+            return Look(media, None, num_bytes(local), seconds, cuts, content_digest(local))
+
+    def _measure(self, path: str, info: MediaInfo, seconds: float | None) -> tuple[float, tuple[float, ...]]:
+        """(how long the file lasts, decoded if its header does not say so; where its scenes change)."""
+        starts = [stream.start_seconds for stream in (info.video, info.audio) if stream is not None]
+        lead = info.video.start_seconds - min(starts) if info.video is not None else 0.0
+        if seconds is None or seconds > MAX_TRUSTED_SECONDS:
+            late = info.audio.start_seconds - min(starts) if info.audio is not None else 0.0
+            seconds = max(
+                _video_seconds(path) + lead if info.video is not None else 0.0,
+                _audio_seconds(path) + late if info.audio is not None else 0.0,
+            )
+        if not self.cutting.scenes or info.video is None:
+            return seconds, ()
+        return seconds, tuple(one + lead for one in find_cuts(path, info.video, self.cutting.scene_threshold))
+
+
+@contextmanager
+def readable(path: str) -> Iterator[str]:
+    """Where the bytes of a listed file or URL can be read. OSError if they cannot be had."""
+    with local_copy(path) if is_url(path) else nullcontext(path) as local:
+        yield os.fspath(local)
+
+
+def place_of(stored: str, manifest_folder: Path) -> str:
+    """A manifest's path as it can be opened."""
+    return stored if is_url(stored) or stored.startswith("/") else f"{manifest_folder}/{stored}"
+
+
+def _video_seconds(path: str) -> float:
+    return max((picture.seconds + picture.duration_seconds for picture in stream_pictures(path)), default=0.0)
+
+
+def _audio_seconds(path: str) -> float:
+    return sum(block.shape[1] for _, block in stream_audio(path, MEASURE_RATE_HZ)) / MEASURE_RATE_HZ
+
+
+@dataclass(frozen=True)
+class LookTask:
+    """Files that one process looks at, one after the other."""
+
+    look: Callable[[str], Look]
+    paths: tuple[str, ...]
+
+
+def look_at_all(task: LookTask) -> list[Look]:
+    """Runs in a worker: a look, or why there is none, for each file."""
+    return [_look_or_reason(task.look, path) for path in task.paths]
+
+
+def _look_or_reason(look: Callable[[str], Look], path: str) -> Look:
+    try:
+        return look(path)
+    except MediaError as error:
+        reason, message = error.reason, error.message
+    except OSError as error:
+        is_far = is_url(path) and not isinstance(error, FileNotFoundError)
+        reason, message = "unreachable" if is_far else "missing_file", f"{path}: {error}"
+    except ValueError as error:  # FFmpeg refuses it in a way that has no reason of its own
+        reason, message = "decode_error", f"{path}: cannot be probed ({type(error).__name__}: {error})"
+    return failed(reason, message, _num_bytes(path))
+
+
+def failed(reason: str, message: str, num_bytes: int = 0) -> Look:
+    """A look that found nothing."""
+    return Look({}, {"reason": reason, "message": message}, num_bytes)
+
+
+def _num_bytes(path: str) -> int:
+    try:
+        return 0 if is_url(path) else num_bytes(path)
+    except OSError:
+        return 0
+
+
+def without_opening(rows: Iterable[Pending], folder: Path) -> Iterator[tuple[Pending, Look]]:
+    """Each row with its file's size alone, and whether it is there."""
+    for row in rows:
+        path = place_of(row.path, folder)
+        if row.missing is not None:
+            yield row, failed("missing_file", row.missing)
+        elif is_url(path):
+            yield row, Look({})
+        else:
+            yield row, _not_opened(path)
+
+
+def _not_opened(path: str) -> Look:
+    """The size of a file, if there is one."""
+    try:
+        facts = os.stat(path)  # noqa: PTH116  (paths are text here)
+    except OSError as error:
+        return failed("missing_file", f"{path}: cannot be opened ({error.strerror})")
+    if not stat.S_ISREG(facts.st_mode):
+        return failed("missing_file", f"{path}: is no regular file")
+    return Look({}, None, facts.st_size)
+
+
+def looked_at(
+    rows: Iterable[Pending],
+    folder: Path,
+    look: Callable[[str], Look],
+    files_per_task: int,
+    num_workers: int,
+    limits: Limits,
+) -> Iterator[tuple[Pending, Look]]:
+    """Each row with what is in its file, in their order. A file that several rows list, one after the other or a little
+    later, is opened once. look: importable by name, for it runs in another process.
+    """
+    recent: OrderedDict[str, Look] = OrderedDict()
+    batches: deque[list[tuple[str, list[Pending], Look | None]]] = deque()
+
+    def tasks() -> Iterator[LookTask]:
+        for batch in _batches(rows, folder, files_per_task):
+            batches.append([(path, same, _known(same, recent.get(path))) for path, same in batch])
+            yield LookTask(look, tuple(path for path, _, known in batches[-1] if known is None))
+
+    with Sandbox(num_workers, limits) as sandbox:
+        for task, outcome in sandbox.run(look_at_all, tasks(), _name):
+            found = iter(_settled(sandbox, task, outcome))
+            for path, same, known in batches.popleft():
+                recent[path] = known if known is not None else next(found)
+                yield from ((row, recent[path]) for row in same)
+                recent.move_to_end(path)
+                if len(recent) > NUM_RECENT:
+                    recent.popitem(last=False)
+
+
+def _batches(rows: Iterable[Pending], folder: Path, size: int) -> Iterator[list[tuple[str, list[Pending]]]]:
+    """(path, rows of it), several files together that are quickly looked at; what has to be fetched comes alone."""
+    batch: list[tuple[str, list[Pending]]] = []
+    for path, same in groupby(rows, key=lambda row: place_of(row.path, folder)):
+        batch.append((path, list(same)))
+        if len(batch) == size or is_url(path):
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _known(rows: list[Pending], recent: Look | None) -> Look | None:
+    missing = rows[0].missing
+    return failed("missing_file", missing) if missing is not None else recent
+
+
+def _settled(sandbox: Sandbox, task: LookTask, outcome: list[Look] | MediaError) -> Iterator[Look]:
+    """A look for each file of the task. If the whole task failed, each file is tried alone."""
+    if not isinstance(outcome, MediaError):
+        yield from outcome
+    elif len(task.paths) == 1:
+        yield failed(outcome.reason, outcome.message, _num_bytes(task.paths[0]))
+    else:
+        alone = (LookTask(task.look, (path,)) for path in task.paths)
+        for one, its_outcome in sandbox.run(look_at_all, alone, _name):
+            yield from _settled(sandbox, one, its_outcome)
+
+
+def _name(task: LookTask) -> str:
+    return task.paths[0] if task.paths else "nothing"

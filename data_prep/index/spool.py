@@ -1,0 +1,148 @@
+"""Rows on their way into the manifest: on disk, so that keys can be made unique over all of them at constant memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.index.lists.row import BadRow
+from data_prep.manifest import plain_key
+
+HASH_LENGTHS = (8, 16, 64)
+HASHES_AT_A_TIME = 1 << 20
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A row whose file is known, or known to be missing (then `missing` says what was looked for).
+
+    where: of its list. path: as the manifest will say it. key: without regard to the others; is_given: the list gave
+    it. identity: what tells rows apart that would have the same key.
+    """
+
+    where: str
+    path: str
+    key: str
+    is_given: bool
+    identity: str
+    labels: dict[str, list[str]]
+    segment: tuple[float, float] | None = None
+    missing: str | None = None
+
+
+class Spool:
+    """Takes rows one by one; after `finish` gives them back in order, any number of times, with unique keys.
+
+    folder: for its files, which the caller removes. 16 bytes a row are sorted on disk.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "rows.jsonl"
+        self._hash_paths = {name: folder / f"{name}.hashes" for name in ("key", "row")}
+        self._file = self._path.open("wb")
+        self._hashes = {name: path.open("wb") for name, path in self._hash_paths.items()}
+        self._count = 0
+
+    def add(self, row: Pending) -> None:
+        """The next row."""
+        self._file.write(json.dumps(vars(row)).encode("ascii") + b"\n")
+        self._hashes["key"].write(_hash(row.key).tobytes())
+        self._hashes["row"].write(_hash(_place(row)).tobytes())
+        self._count += 1
+
+    def __len__(self) -> int:
+        return self._count
+
+    def finish(self) -> None:
+        """No more rows come."""
+        for file in (self._file, *self._hashes.values()):
+            file.close()
+        self._keys, self._repeated_keys = self._sorted("key")
+        _, self._repeated_rows = self._sorted("row")
+
+    def __iter__(self) -> Iterator[Pending | BadRow]:
+        """The rows with their final keys; a BadRow for one that is there already, or whose given key is."""
+        seen: dict[str, str] = {}
+        for row in self._read():
+            place = _place(row)
+            if _is_in(self._repeated_rows, _hash(place)) and (first := seen.setdefault(place, row.where)) != row.where:
+                yield BadRow(row.where, f"lists the same file and seconds as {first}: {row.path!a}")
+            elif not _is_in(self._repeated_keys, _hash(row.key)):
+                yield row
+            elif row.is_given:
+                yield BadRow(row.where, f"has the key {row.key}, which another row has too")
+            else:
+                yield replace(row, key=self.unused_key(row.key, row.identity))
+
+    def repeated(self) -> Iterator[BadRow]:
+        """The bad ones among the rows."""
+        if len(self._repeated_rows) or len(self._repeated_keys):
+            yield from (row for row in self if isinstance(row, BadRow))
+
+    def unused_key(self, key: str, identity: str) -> str:
+        """The key with enough of a hash of `identity` that no row has it."""
+        digest = hashlib.sha256(os.fsencode(identity)).hexdigest()
+        candidates = (f"{key}-{digest[:length]}" for length in HASH_LENGTHS)
+        return next(one for one in candidates if not self.has_key(one))
+
+    def has_key(self, key: str) -> bool:
+        """Has any row this key (before keys were made unique)? True by chance once in 10^19 rows."""
+        return _is_in(self._keys, _hash(key))
+
+    def _read(self) -> Iterator[Pending]:
+        with self._path.open("rb") as file:
+            for line in file:
+                record: dict[str, Any] = json.loads(line)
+                segment = record["segment"]
+                yield Pending(**(record | {"segment": None if segment is None else (segment[0], segment[1])}))
+
+    def _sorted(self, name: str) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        """(all hashes in order, on disk; those that come more than once)."""
+        if not self._count:
+            return np.zeros(0, np.uint64), np.zeros(0, np.uint64)
+        hashes = np.memmap(self._hash_paths[name], np.uint64, "r+")
+        hashes.sort()
+        repeated = []
+        for begin in range(0, len(hashes) - 1, HASHES_AT_A_TIME):
+            piece = np.asarray(hashes[begin : begin + HASHES_AT_A_TIME + 1])
+            repeated.append(np.unique(piece[1:][piece[1:] == piece[:-1]]))
+        return hashes, np.unique(np.concatenate(repeated)) if repeated else hashes[:0]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in (self._file, *self._hashes.values()):
+            file.close()
+
+
+def segment_key(key: str, segment: tuple[float, float]) -> str:
+    """KEY_BEGIN_END, in milliseconds."""
+    return f"{key}_{round(segment[0] * 1000)}_{round(segment[1] * 1000)}"
+
+
+def row_key(name: str, segment: tuple[float, float] | None) -> str:
+    """The key of a row that is called by a path: its characters made plain, its seconds added."""
+    return plain_key(name) if segment is None else segment_key(plain_key(name), segment)
+
+
+def _place(row: Pending) -> str:
+    """What may be listed only once."""
+    return json.dumps([row.path, row.segment, row.missing])
+
+
+def _hash(text: str) -> np.uint64:
+    return np.uint64(int.from_bytes(hashlib.blake2b(os.fsencode(text), digest_size=8).digest(), "little"))
+
+
+def _is_in(ordered: NDArray[np.uint64], value: np.uint64) -> bool:
+    at = int(np.searchsorted(ordered, value))
+    return at < len(ordered) and bool(ordered[at] == value)

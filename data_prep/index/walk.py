@@ -1,0 +1,180 @@
+"""The files of a folder in sorted order, however many there are; and where in it a file of a given name lies."""
+
+from __future__ import annotations
+
+import heapq
+import os
+import re
+import sqlite3
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import IO, Self
+
+from avssl.files.folders import UnreadableFolderError, entries_in, is_folder
+from avssl.files.scratch import temporary_folder
+from avssl.media.decode import MEDIA_SUFFIXES
+from avssl.media.images import IMAGE_SUFFIXES
+
+NAMES_AT_A_TIME = 100_000  # of one folder, sorted in memory; more go through files
+MAX_SUFFIXES = 1000  # that are counted one by one
+SOUND_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".opus", ".wma", ".aif", ".aiff"})
+
+
+@dataclass
+class Walk:
+    """Files below `folder` with these suffixes, as paths relative to it, sorted; what else is there is counted.
+
+    Hidden files and folders are among the others. Links to folders are not followed. Links that lead nowhere, pipes and
+    other things with such a name come, too, and so does the name of a folder that cannot be read: whoever opens them
+    learns why they cannot be used. Names that are not UTF-8 come as os.fsencode takes them.
+    """
+
+    folder: Path
+    suffixes: Collection[str]
+    ignored: Counter[str] = field(default_factory=Counter)
+
+    def __iter__(self) -> Iterator[str]:
+        self.ignored.clear()
+        yield from self._below("")
+
+    def _below(self, parent: str) -> Iterator[str]:
+        with ExitStack() as stack:
+            try:
+                names = _sorted_names(stack, self._wanted(parent))
+            except UnreadableFolderError:
+                if not parent:
+                    raise
+                yield parent.rstrip("/")
+                return
+            for name in names:
+                if name.endswith("/"):
+                    yield from self._below(parent + name)
+                else:
+                    yield parent + name
+
+    def _wanted(self, parent: str) -> Iterator[str]:
+        """Names of media, and of folders with / at the end, which makes the order that of whole paths."""
+        for one in entries_in(self.folder / parent):
+            is_hidden = one.name.startswith(".")
+            if is_folder(one, follow_links=False):
+                self.ignored["hidden"] += is_hidden
+                if not is_hidden:
+                    yield f"{one.name}/"
+            elif is_folder(one, follow_links=True):
+                self.ignored["links to folders"] += 1
+            elif (suffix := "hidden" if is_hidden else suffix_of(one.name)) in self.suffixes:
+                yield one.name
+            else:
+                is_known = suffix in self.ignored or len(self.ignored) < MAX_SUFFIXES
+                self.ignored[(suffix or "none") if is_known else "others"] += 1
+
+
+# Paths are text here: a Path keeps its parts in a table of the interpreter, which is slow and large for millions.
+
+
+def suffix_of(path: str) -> str:
+    """The extension of a file in small letters, with its dot; "" without one."""
+    name = path.rpartition("/")[2]
+    at = name.rfind(".")
+    return name[at:].lower() if 0 < at < len(name) - 1 else ""
+
+
+def _stem(path: str) -> str:
+    """The name of a file that has an extension, without it."""
+    return path.rpartition("/")[2].rpartition(".")[0]
+
+
+def num_bytes(path: str) -> int:
+    """Size of a file. OSError if there is none."""
+    return os.stat(path).st_size  # noqa: PTH116
+
+
+def _sorted_names(stack: ExitStack, names: Iterator[str]) -> Iterator[str]:
+    """Sorted at constant memory: runs of names are sorted, put into files, and merged."""
+    run = sorted(islice(names, NAMES_AT_A_TIME))
+    if len(run) < NAMES_AT_A_TIME:
+        return iter(run)
+    folder = stack.enter_context(temporary_folder())
+    runs: list[Iterator[str]] = []
+    while run:
+        path = folder / str(len(runs))
+        path.write_bytes(b"".join(os.fsencode(name) + b"\0" for name in run))
+        runs.append(_null_ended(stack.enter_context(path.open("rb"))))
+        run = sorted(islice(names, NAMES_AT_A_TIME))
+    return heapq.merge(*runs)
+
+
+def _null_ended(file: IO[bytes]) -> Iterator[str]:
+    rest = b""
+    while block := file.read(1 << 12):
+        *names, rest = (rest + block).split(b"\0")
+        yield from (os.fsdecode(name) for name in names)
+
+
+class NameIndex:
+    """Finds files of a folder by their name without extension, in any sub-folder. On disk, not in memory.
+
+    A context manager. database: a file that does not exist yet.
+    """
+
+    def __init__(self, folder: Path, suffixes: Collection[str], database: Path) -> None:
+        self._database = sqlite3.connect(database)
+        self._database.execute("PRAGMA journal_mode = OFF")
+        self._database.execute("PRAGMA synchronous = OFF")
+        self._database.execute("CREATE TABLE files (name BLOB, path BLOB)")
+        rows = ((os.fsencode(_stem(path)), os.fsencode(path)) for path in Walk(folder, suffixes))
+        self._database.executemany("INSERT INTO files VALUES (?, ?)", rows)
+        self._database.execute("CREATE INDEX by_name ON files (name)")
+        self._database.commit()
+
+    def find(self, names: Sequence[str], folders: Collection[str] = ()) -> str | None:
+        """The path, relative to the folder, of a file with the first of the names that is there; None if none is.
+
+        Of several with one name: those in one of `folders` (a class or a split, in any spelling) go first, then videos
+        before sounds, then by path.
+        """
+        order = {os.fsencode(name): number for number, name in enumerate(names)}
+        marks = ", ".join("?" * len(order))
+        found = self._database.execute(f"SELECT name, path FROM files WHERE name IN ({marks})", list(order)).fetchall()
+        if not found:
+            return None
+        best = min(order[name] for name, _ in found)
+        paths = (os.fsdecode(path) for name, path in found if order[name] == best)
+        return min(paths, key=lambda path: _rank(path, folders))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._database.close()
+
+
+def _rank(path: str, folders: Collection[str]) -> tuple[bool, bool, str]:
+    parents = {_spelling(part) for part in path.split("/")[:-1]}
+    is_elsewhere = not parents & {_spelling(folder) for folder in folders}
+    return is_elsewhere, suffix_of(path) in SOUND_SUFFIXES, path
+
+
+def _spelling(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", text.lower())
+
+
+def kind_of(folder: Path) -> str:
+    """What a folder is searched for unasked: "images" if it holds neither videos nor sounds, else "media".
+
+    A GIF is taken for whatever the others are, alone for a video.
+    """
+    walk = Walk(folder, MEDIA_SUFFIXES)
+    # A folder that cannot be read comes with its own name, of any suffix.
+    only_pictures = all(suffix_of(path) in IMAGE_SUFFIXES for path in walk if suffix_of(path) in MEDIA_SUFFIXES)
+    return "images" if only_pictures and IMAGE_SUFFIXES & walk.ignored.keys() else "media"
+
+
+def find_media(folder: Path, suffixes: Collection[str] = MEDIA_SUFFIXES) -> tuple[list[str], dict[str, int]]:
+    """(all paths of a `Walk`, how many others there are by extension)."""
+    walk = Walk(folder, suffixes)
+    return list(walk), dict(sorted((+walk.ignored).items()))

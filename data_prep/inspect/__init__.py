@@ -1,0 +1,1 @@
+"""Looking at what there is: verify, coverage, stats, show."""

@@ -1,0 +1,279 @@
+"""How much of a list there is: listed, found, decodable, with video, with audio, written; in all and for every class.
+
+The manifest is read line by line. Of a shard folder, every sample takes 13 bytes of memory. Of a remote one only the
+side-cars are fetched, which say what was written but not for how long.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avssl.files import storage
+from avssl.files.checked_json import Fields
+from avssl.files.plain_text import say
+from avssl.files.whole import write_whole
+from avssl.shards.shard_set import (
+    DAMAGED_TAR,
+    INDEX_NAME,
+    JSON_MEMBER,
+    SKIPPED_NAME,
+    SampleInfo,
+    ShardIndex,
+    ShardRecord,
+    SideCar,
+    member_content,
+    opened_tar,
+    sha256_file,
+)
+from avssl.types import FAILURE_REASONS
+from data_prep.index.cutting import claimed_seconds
+from data_prep.manifest import Entry, stream_manifest
+
+ABSENT = ("missing_file", "unreachable")
+# These are left out because of what they are, not because they cannot be read.
+POLICY = ("no_video", "no_audio", "too_short", "silent_audio", "still_video")
+WRITTEN = 0  # as the fate of a sample; others are 1 + the number of a reason
+COLUMNS = ("listed", "found", "decodable", "with_video", "with_audio", "written", "skipped")
+NAME_WIDTH = 36
+
+
+@dataclass
+class Counts:
+    """Entries of a manifest, and hours of them. found: there. decodable: something in them can be decoded, as far as it
+    was tried. written, skipped: by `write`. listed_hours: as headers claim; written_hours: as decoded. reasons: why
+    entries cannot be used.
+    """
+
+    listed: int = 0
+    found: int = 0
+    decodable: int = 0
+    with_video: int = 0
+    with_audio: int = 0
+    written: int = 0
+    skipped: int = 0
+    listed_hours: float = 0.0
+    written_hours: float = 0.0
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    def add(self, entry: Entry, fate: Fate | None) -> None:
+        """Count an entry. fate: what became of it in the shards, None if there are none."""
+        reason = fate.reason if fate is not None else None
+        if reason is None and entry.error is not None:
+            reason = entry.error["reason"]
+        is_written = fate is not None and fate.reason is None
+        has_video = entry.media.get("video") is not None or (fate is not None and fate.has_video)
+        has_audio = entry.media.get("audio") is not None or (fate is not None and fate.has_audio)
+        can_be_read = has_video or has_audio or entry.media.get("image") is not None or is_written
+        self.listed += 1
+        self.found += reason not in ABSENT
+        self.decodable += can_be_read and (reason is None or reason in POLICY)
+        self.with_video += has_video
+        self.with_audio += has_audio
+        self.written += is_written
+        self.skipped += fate is not None and fate.reason is not None
+        self.listed_hours += _listed_seconds(entry) / 3600
+        self.written_hours += fate.seconds / 3600 if fate is not None else 0.0
+        if reason is not None:
+            self.reasons[reason] += 1
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict; hours to a second or so."""
+        hours = {name: round(getattr(self, name), 4) for name in ("listed_hours", "written_hours")}
+        return vars(self) | hours | {"reasons": dict(self.reasons)}
+
+
+@dataclass
+class Coverage:
+    """Of a manifest, and of the shards made of it. classes: {label field: {name: counts}}; an entry with several names
+    counts for each. unlabelled: entries without any label. num_not_opened: of a manifest made with --no-probe.
+    """
+
+    total: Counts = field(default_factory=Counts)
+    classes: dict[str, dict[str, Counts]] = field(default_factory=dict)
+    unlabelled: Counts = field(default_factory=Counts)
+    num_not_opened: int = 0
+    has_shards: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts."""
+        return {
+            "total": self.total.to_json(),
+            "classes": {
+                name: {one: counts.to_json() for one, counts in names.items()} for name, names in self.classes.items()
+            },
+            "unlabelled": self.unlabelled.to_json(),
+            "num_not_opened": self.num_not_opened,
+            "has_shards": self.has_shards,
+        }
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What became of an entry. reason: why it was skipped, None if it was written. seconds: of the sample."""
+
+    reason: str | None
+    has_video: bool = False
+    has_audio: bool = False
+    seconds: float = 0.0
+
+
+class Fates:
+    """The fate of every entry, by key: sorted hashes, and what belongs to them."""
+
+    def __init__(self, location: str, index: ShardIndex) -> None:
+        hashes: list[NDArray[np.uint64]] = []
+        facts: list[NDArray[Any]] = []
+        kinds = [("fate", "u1"), ("streams", "u1"), ("seconds", "f4")]
+        for record in [*index.shards, None]:
+            rows = list(_skipped(location) if record is None else _written(location, record))
+            hashes.append(np.array([_hash(key) for key, *_ in rows], np.uint64))
+            facts.append(np.array([row[1:] for row in rows], kinds))
+        whole = np.concatenate(hashes)
+        order = np.argsort(whole, kind="stable")
+        self._hashes, self._facts = whole[order], np.concatenate(facts)[order]
+
+    def of(self, key: str) -> Fate | None:
+        """None if the shards know nothing of it."""
+        value = _hash(key)
+        at = int(np.searchsorted(self._hashes, value))
+        if at == len(self._hashes) or self._hashes[at] != value:
+            return None
+        fate, streams, seconds = self._facts[at].tolist()
+        reason = None if fate == WRITTEN else FAILURE_REASONS[fate - 1]
+        return Fate(reason, bool(streams & 1), bool(streams & 2), seconds)
+
+
+def _hash(key: str) -> np.uint64:
+    return np.uint64(int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little"))
+
+
+def _skipped(location: str) -> Iterator[tuple[str, int, int, float]]:
+    with storage.local_copy(storage.join(location, SKIPPED_NAME)) as path, path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            record = Fields.parse(line, f"{storage.join(location, SKIPPED_NAME)}, line {number}")
+            yield record.text("key"), 1 + FAILURE_REASONS.index(record.choice("reason", FAILURE_REASONS)), 0, 0.0
+
+
+def _written(location: str, record: ShardRecord) -> Iterator[tuple[str, int, int, float]]:
+    """(key, WRITTEN, 1 for video + 2 for audio, seconds) of each sample of a shard."""
+    if storage.is_remote(location):
+        side_car = storage.join(location, Path(record.name).with_suffix(".json").name)
+        with storage.local_copy(side_car) as path:
+            yield from ((key, WRITTEN, 0, 0.0) for key in SideCar.load(path).keys)
+        return
+    path = storage.local_path(location) / record.name
+    try:
+        with opened_tar(path) as archive:
+            for member in archive:
+                if member.name.endswith(f".{JSON_MEMBER}") and member.isreg():
+                    content = member_content(archive, member, record.bytes)
+                    info = SampleInfo.from_json(content, f"{path}, {member.name}")
+                    yield info.key, WRITTEN, info.has_video + 2 * info.has_audio, info.duration_seconds
+    except DAMAGED_TAR as error:
+        raise ValueError(f"{path}: cannot be read ({error}); see `python -m data_prep verify`") from error
+
+
+def _listed_seconds(entry: Entry) -> float:
+    if entry.segment is not None:
+        return entry.segment[1] - entry.segment[0]
+    return claimed_seconds(entry.media) or 0.0
+
+
+def measure(manifest: str, shards: str | None = None) -> Coverage:
+    """The coverage of a manifest, and of the shard folder that was made of it; both are paths or URLs.
+
+    Raises:
+        ValueError, FileNotFoundError: one of them is missing or damaged, or the shards are of another manifest.
+    """
+    coverage = Coverage(has_shards=shards is not None)
+    fates: Fates | None = None
+    with storage.local_copy(manifest) as path:
+        if not path.is_file():
+            raise FileNotFoundError(f"{manifest}: no such manifest; make one with `python -m data_prep index`")
+        if shards is not None:
+            with storage.local_copy(storage.join(shards, INDEX_NAME)) as index_path:
+                index = ShardIndex.load(index_path.parent)
+            if index.manifest_sha256 != sha256_file(path):
+                raise ValueError(
+                    f"{shards}: was not written from {manifest} as it is now; give the manifest that it was written "
+                    "from, or write again"
+                )
+            fates = Fates(shards, index)
+        for entry in stream_manifest(path):
+            fate = None if fates is None else fates.of(entry.key)
+            if fates is not None and fate is None:
+                raise ValueError(f"{shards}: neither wrote nor skipped {entry.key}; see `python -m data_prep verify`")
+            _add(coverage, entry, fate)
+    return coverage
+
+
+def _add(coverage: Coverage, entry: Entry, fate: Fate | None) -> None:
+    coverage.total.add(entry, fate)
+    coverage.num_not_opened += entry.error is None and not any(entry.media.values())
+    if not any(entry.labels.values()):
+        coverage.unlabelled.add(entry, fate)
+    for label_field, names in entry.labels.items():
+        for name in names:
+            coverage.classes.setdefault(label_field, {}).setdefault(name, Counts()).add(entry, fate)
+
+
+def table(coverage: Coverage, num_classes: int = 30) -> list[str]:
+    """Lines for people: totals, reasons, and of each label field the num_classes with most entries (0: all)."""
+    columns = COLUMNS if coverage.has_shards else COLUMNS[:5]
+    hours = ("listed_hours", "written_hours") if coverage.has_shards else ("listed_hours",)
+
+    def line(name: str, counts: Counts) -> str:
+        name = name if len(name) <= NAME_WIDTH else f"{name[: NAME_WIDTH - 3]}..."
+        cells = [f"{getattr(counts, one):>11,}" for one in columns] + [
+            f"{getattr(counts, one):>14,.2f}" for one in hours
+        ]
+        return f"{name:<{NAME_WIDTH}}{''.join(cells)}"
+
+    titles = [f"{one.replace('_', ' '):>11}" for one in columns] + [f"{one.replace('_', ' '):>14}" for one in hours]
+    lines = [" " * NAME_WIDTH + "".join(titles)]
+    lines.append(line("all", coverage.total))
+    if coverage.total.reasons:
+        lines += ["", "cannot be used, because of"]
+        lines += [f"  {name:<{NAME_WIDTH - 2}}{count:>11,}" for name, count in coverage.total.reasons.most_common()]
+    for label_field, classes in sorted(coverage.classes.items()):
+        ordered = sorted(classes.items(), key=lambda one: (-one[1].listed, one[0]))
+        shown = ordered[:num_classes] if num_classes else ordered
+        lines += ["", f"{label_field}: {len(classes)} classes", *(line(f"  {name}", one) for name, one in shown)]
+        if len(shown) < len(ordered):
+            lines.append(f"  and {len(ordered) - len(shown)} more; --classes 0 and --json show all")
+    if coverage.classes and coverage.unlabelled.listed:
+        lines += ["", line("without a label", coverage.unlabelled)]
+    if coverage.num_not_opened:
+        lines += ["", f"{coverage.num_not_opened:,} entries were not opened, or hold nothing that can be decoded"]
+    return lines
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `python -m data_prep coverage`."""
+    parser.add_argument("manifest", help="a path or URL")
+    parser.add_argument("shards", nargs="?", help="the shard folder that was written from it: a path or URL")
+    parser.add_argument("--json", type=Path, help="write all numbers to this file, too")
+    parser.add_argument("--classes", type=int, default=30, help="classes shown a label field, 0: all (%(default)s)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure and print. 0, whatever the coverage is."""
+    if arguments.classes < 0:
+        raise ValueError(f"--classes is {arguments.classes}; it must be 0 (all) or more")
+    coverage = measure(arguments.manifest, arguments.shards)
+    for line in table(coverage, arguments.classes):
+        say(line)
+    if arguments.json is not None:
+        content = json.dumps(coverage.to_json(), sort_keys=True, indent=1, ensure_ascii=True)
+        write_whole(arguments.json, f"{content}\n".encode())
+    return 0

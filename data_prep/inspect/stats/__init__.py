@@ -1,0 +1,1 @@
+"""Statistics of a corpus and its page."""

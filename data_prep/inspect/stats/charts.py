@@ -1,0 +1,127 @@
+"""Histograms and bars of `stats` as inline SVG and HTML. Colours are CSS variables: stats_style.py."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.inspect.stats.tally import Histogram
+from data_prep.inspect.stats.text import shown
+
+WIDTH, HEIGHT = 360, 170
+LEFT, RIGHT, TOP = 10, 10, 30
+FLOOR = HEIGHT - 26
+MAX_BARS = 36
+NUM_BARS_LISTED = 10
+LETTER_PX = 7.8  # of a label, about
+
+
+def grouped_bins(histogram: Histogram) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """(edges (n + 1,), counts (n,)) from the first to the last bin that is not empty; neighbours are added up until at
+    most MAX_BARS are left, so that every bar is a whole number of bins.
+    """
+    filled = np.flatnonzero(histogram.counts)
+    first, last = int(filled[0]), int(filled[-1])
+    size = -(-(last - first + 1) // MAX_BARS)
+    starts = np.arange(first, last + 1, size)
+    counts = np.add.reduceat(histogram.counts[: last + 1], starts)
+    edges = histogram.quantity.edges
+    return edges[np.minimum(np.append(starts, starts[-1] + size), len(edges) - 1)], counts
+
+
+def ticks(low: float, high: float, is_logarithmic: bool, target: int = 4) -> list[float]:
+    """About `target` round numbers in [low, high]."""
+    if is_logarithmic and high / low > 20:
+        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        for factors in ((1, 2, 5), (1, 3), (1,)):
+            values = [factor * 10.0**power for power in powers for factor in factors]
+            inside = [value for value in values if low <= value <= high]
+            if len(inside) <= target + 1:
+                return inside
+        return inside[:: -(-len(inside) // target)]
+    raw = (high - low) / target
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw)
+    return [round(k * step, 12) for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def histogram_chart(histogram: Histogram) -> str:
+    """A figure with a column for every range of values; at least two bins hold something."""
+    quantity, unit = histogram.quantity, histogram.quantity.unit
+    edges, counts = grouped_bins(histogram)
+    scale = np.log(edges) if quantity.is_logarithmic else edges
+
+    def across(value: float) -> float:
+        place = math.log(value) if quantity.is_logarithmic else value
+        return LEFT + (WIDTH - LEFT - RIGHT) * float((place - scale[0]) / (scale[-1] - scale[0]))
+
+    parts = [tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=FLOOR, y2=FLOOR, class_="axis")]
+    for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True):
+        if count:
+            left, right = across(float(low)), across(float(high))
+            height = max(1.5, (FLOOR - TOP) * float(count / counts.max()))
+            hint = f"{shown(low, unit)} to {shown(high, unit)}: {count:,} ({count / counts.sum():.1%})"
+            box = {"x": left + 0.5, "y": FLOOR - height, "width": max(1, right - left - 1), "height": height}
+            parts.append(tag("rect", tag("title", escape(hint)), class_="bar", **box))
+    taken = -math.inf
+    for value in ticks(float(edges[0]), float(edges[-1]), quantity.is_logarithmic):
+        text = shown(value, unit)
+        x, middle, half = across(value), *_inside(across(value), text)
+        if middle - half >= taken:
+            taken = middle + half + 6
+            parts.append(tag("line", x1=x, x2=x, y1=FLOOR, y2=FLOOR + 4, class_="axis"))
+            parts.append(tag("text", escape(text), x=middle, y=FLOOR + 18, class_="tick"))
+    x, text = across(histogram.quantile(0.5)), f"median {shown(histogram.quantile(0.5), unit)}"
+    parts.append(tag("line", x1=x, x2=x, y1=TOP - 8, y2=FLOOR, class_="median"))
+    parts.append(tag("text", escape(text), x=_inside(x, text)[0], y=TOP - 13, class_="tick strong"))
+    span = f"{shown(histogram.least, unit)} to {shown(histogram.most, unit)}"
+    label = f"{quantity.title}: {text}, {span}"
+    picture = tag("svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=label)
+    return _figure(quantity.title, f"{histogram.num_values:,} samples, {span}", picture)
+
+
+def bar_list(title: str, values: Sequence[tuple[str, int]], whole: int, note: str = "") -> str:
+    """A figure with one horizontal bar a value, the most frequent first. whole: what the shares are of."""
+    rows = []
+    most = max(count for _, count in values)
+    for value, count in values[:NUM_BARS_LISTED]:
+        share = f"{count / whole:.1%}" if count / whole < 0.1 else f"{count / whole:.0%}"
+        rows.append(
+            tag(
+                "li",
+                tag("span", escape(value), class_="value", title=value),
+                tag("span", tag("i", style=f"width:{100 * count / most:.1f}%"), class_="track"),
+                tag("span", f"{count:,}", class_="count"),
+                tag("span", share, class_="share"),
+            )
+        )
+    if len(values) > NUM_BARS_LISTED:
+        rest = sum(count for _, count in values[NUM_BARS_LISTED:])
+        rows.append(tag("li", f"and {len(values) - NUM_BARS_LISTED:,} more, together {rest:,}", class_="rest"))
+    return _figure(title, note, tag("ul", *rows, class_="bars"))
+
+
+def _figure(title: str, note: str, content: str) -> str:
+    caption = tag("figcaption", escape(title), tag("small", escape(note)) if note else "")
+    return tag("figure", caption, content, class_="panel")
+
+
+def _inside(x: float, text: str) -> tuple[float, float]:
+    """(where a label's middle goes so that it does not leave the chart, half its width)."""
+    half = len(text) * LETTER_PX / 2
+    return min(max(x, half), WIDTH - half), half
+
+
+def tag(name: str, *children: str, **attributes: object) -> str:
+    """<name attributes>children</name>. Values are escaped, children are markup already; class_ and aria_label lose or
+    change their underscore; floats get two decimals.
+    """
+    shown_attributes = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{escape(f"{value:.2f}" if isinstance(value, float) else str(value))}"'
+        for key, value in attributes.items()
+    )
+    return f"<{name}{shown_attributes}>{''.join(children)}</{name}>"

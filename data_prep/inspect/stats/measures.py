@@ -1,0 +1,211 @@
+"""What a sound, a video or a picture is like: loudness, silence, motion, and what it looks like in 64 bits.
+
+NumPy alone; constant memory in the length of a sound or video.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avssl.media.decode import read_video, stream_audio
+from avssl.media.images import read_image
+from data_prep.inspect.stats.near_duplicates import SMALL_PX, perceptual_hash, small_picture
+
+SILENCE_BLOCK_SECONDS = 0.05
+FLOOR_DBFS = -120.0  # 16 bits end at -101 dBFS; digital silence would be minus infinity
+CHUNK_STEPS = 40  # of 100 ms, filtered at once
+LEAD_SECONDS = 0.2  # the K filter has forgotten what was longer ago
+
+# ITU-R BS.1770-4, tables 1 and 2: both stages of the K filter at 48 kHz, numerator and denominator.
+K_RATE_HZ = 48_000
+K_STAGES = (
+    ((1.53512485958697, -2.69169618940638, 1.19839281085285), (1.0, -1.69065929318241, 0.73248077421585)),
+    ((1.0, -2.0, 1.0), (1.0, -1.99004745483398, 0.99007225036621)),
+)
+ABSOLUTE_GATE_LUFS, RELATIVE_GATE_LU = -70.0, -10.0
+STEPS_A_BLOCK = 4  # blocks of 400 ms, one every 100 ms
+
+VIDEO_STEP_SECONDS = 0.5
+MAX_VIDEO_STEPS = 32
+FRAMES_A_READ = 8
+SQUARES = 16  # along each side
+
+
+@dataclass(frozen=True)
+class SoundFacts:
+    """loudness_lufs: integrated, ITU-R BS.1770-4; None for less than 400 ms or nothing above its gate of -70 LUFS.
+    rms_dbfs, peak_dbfs: of all samples, at least FLOOR_DBFS. silent_share: of blocks of 50 ms, 0 to 1.
+    """
+
+    loudness_lufs: float | None
+    rms_dbfs: float
+    peak_dbfs: float
+    silent_share: float
+
+
+@dataclass(frozen=True)
+class VideoFacts:
+    """Frames are compared by the mean luma of 16 x 16 squares: what a codec makes of a still picture averages out.
+
+    motion: mean absolute change of a square from sampled frame to sampled frame, in levels of 255; None for a single
+    frame. still_share: of those pairs in which no square changes by the threshold; 1 for a single frame.
+    middle_hash, first_hash: `perceptual_hash` of those frames.
+    """
+
+    width_px: int
+    height_px: int
+    motion: float | None
+    still_share: float
+    middle_hash: int
+    first_hash: int
+
+
+def decibels(power: float) -> float:
+    """10 log10, at least FLOOR_DBFS."""
+    return max(FLOOR_DBFS, 10 * math.log10(power)) if power > 0 else FLOOR_DBFS
+
+
+def k_response(frequencies_hz: NDArray[np.floating[Any]]) -> NDArray[np.complex128]:
+    """The K filter's frequency response: the standard's own, whatever the rate of the sound is.
+
+    It is flat above the 24 kHz up to which the standard says something.
+    """
+    delay = np.exp(-2j * np.pi * np.minimum(frequencies_hz, K_RATE_HZ / 2) / K_RATE_HZ)
+    response: NDArray[np.complex128] = np.ones_like(delay)
+    for above, below in K_STAGES:
+        response *= np.polyval(above[::-1], delay) / np.polyval(below[::-1], delay)
+    return response
+
+
+def gated_loudness(powers: NDArray[np.float64]) -> float | None:
+    """Integrated loudness in LUFS of one channel; powers: (n,) K-weighted mean squares of successive 100 ms."""
+    if len(powers) < STEPS_A_BLOCK:
+        return None
+    blocks = np.convolve(powers, np.full(STEPS_A_BLOCK, 1 / STEPS_A_BLOCK), "valid")
+    loudness = -0.691 + 10 * np.log10(np.maximum(blocks, 1e-30))
+    loud = loudness > ABSOLUTE_GATE_LUFS
+    if not loud.any():
+        return None
+    loud &= loudness > -0.691 + 10 * math.log10(blocks[loud].mean()) + RELATIVE_GATE_LU
+    return float(-0.691 + 10 * math.log10(blocks[loud].mean()))
+
+
+class SoundMeter:
+    """Takes a mono sound in pieces; see SoundFacts. silence_dbfs: a block of 50 ms with less RMS is silent."""
+
+    def __init__(self, rate_hz: int, silence_dbfs: float) -> None:
+        self._block = max(1, round(SILENCE_BLOCK_SECONDS * rate_hz))
+        self._step = 2 * self._block
+        self._silent_power = 10 ** (silence_dbfs / 10)
+        self._lead = np.zeros(round(LEAD_SECONDS * rate_hz))
+        self._length = len(self._lead) + CHUNK_STEPS * self._step
+        self._response = k_response(np.fft.rfftfreq(self._length, 1 / rate_hz))
+        self._waiting: list[NDArray[np.float32]] = []
+        self._powers: list[NDArray[np.float64]] = []
+        self._num_samples = self._num_blocks = self._num_silent = 0
+        self._energy = self._peak = 0.0
+
+    def add(self, samples: NDArray[np.float32]) -> None:
+        """The next samples: float32 (n,) in [-1, 1]."""
+        self._waiting.append(samples)
+        if sum(map(len, self._waiting)) < CHUNK_STEPS * self._step:
+            return
+        together = np.concatenate(self._waiting)
+        num_whole = len(together) // (CHUNK_STEPS * self._step)
+        for chunk in together[: num_whole * CHUNK_STEPS * self._step].reshape(num_whole, -1):
+            self._measure(chunk.astype(np.float64))
+        self._waiting = [together[num_whole * CHUNK_STEPS * self._step :]]
+
+    def facts(self) -> SoundFacts:
+        """Of all that was added; to be called once. What is left of the last block counts if there is no other."""
+        self._measure(np.concatenate(self._waiting or [np.zeros(0, np.float32)]).astype(np.float64))
+        power = self._energy / max(1, self._num_samples)
+        if self._num_blocks == 0:
+            self._num_blocks, self._num_silent = 1, int(power < self._silent_power)
+        return SoundFacts(
+            loudness_lufs=gated_loudness(np.concatenate(self._powers)),
+            rms_dbfs=decibels(power),
+            peak_dbfs=decibels(self._peak**2),
+            silent_share=self._num_silent / self._num_blocks,
+        )
+
+    def _measure(self, chunk: NDArray[np.float64]) -> None:
+        self._num_samples += len(chunk)
+        self._energy += float(chunk @ chunk)
+        self._peak = max(self._peak, float(np.abs(chunk).max(initial=0)))
+        blocks = chunk[: len(chunk) // self._block * self._block].reshape(-1, self._block)
+        self._num_blocks += len(blocks)
+        self._num_silent += int(((blocks**2).mean(axis=1) < self._silent_power).sum())
+        spectrum = np.fft.rfft(np.concatenate([self._lead, chunk]), self._length)
+        weighted = np.fft.irfft(spectrum * self._response, self._length)[len(self._lead) :][: len(chunk)]
+        steps = weighted[: len(chunk) // self._step * self._step].reshape(-1, self._step)
+        self._powers.append((steps**2).mean(axis=1))
+        self._lead = np.concatenate([self._lead, chunk])[-len(self._lead) :]
+
+
+def measure_sound(content: bytes, rate_hz: int, silence_dbfs: float, name: str) -> SoundFacts:
+    """Decode a whole audio member. MediaError as `stream_audio`."""
+    meter = SoundMeter(rate_hz, silence_dbfs)
+    for _, block in stream_audio(content, name=name):
+        meter.add(np.asarray(block[0].numpy(), dtype=np.float32))
+    return meter.facts()
+
+
+def sampled_frames(num_frames: int, fps: float) -> list[int]:
+    """Numbers of the frames that are compared: one every half second, or as many as MAX_VIDEO_STEPS allows."""
+    step = max(1, round(VIDEO_STEP_SECONDS * fps), math.ceil(num_frames / MAX_VIDEO_STEPS))
+    step = min(step, max(1, num_frames - 1))  # also of the shortest video two
+    return list(range(0, num_frames, step))
+
+
+def middle_frame(num_frames: int, fps: float) -> int:
+    """Number of the frame near the middle that stands for a video.
+
+    It lies on half seconds from the start, and moves at other lengths than whole seconds: a copy that another container
+    or encoder made a few frames shorter has it at the same place.
+    """
+    half_seconds = math.floor((num_frames / fps / 2 + 0.15) / 0.5)
+    return min(num_frames - 1, round(0.5 * half_seconds * fps)) if half_seconds else num_frames // 2
+
+
+def measure_video(content: bytes, num_frames: int, fps: float, still_levels: float, name: str) -> VideoFacts:
+    """Decode a few frames of a video member. MediaError as `read_video`.
+
+    still_levels: of 255; sampled neighbours are still if no square changes by so much.
+    """
+    compared, middle = sampled_frames(num_frames, fps), middle_frame(num_frames, fps)
+    wanted = sorted({*compared, middle})
+    hashes: dict[int, int] = {}
+    changes: list[NDArray[np.float32]] = []
+    before: NDArray[np.float32] | None = None
+    for begin in range(0, len(wanted), FRAMES_A_READ):
+        numbers = wanted[begin : begin + FRAMES_A_READ]
+        planes = read_video(content, [number / fps for number in numbers], rgb=False, name=name).numpy()
+        height_px, width_px = planes.shape[1] * 2 // 3, planes.shape[2]
+        for number, plane in zip(numbers, planes, strict=True):
+            small = small_picture(plane[:height_px])
+            if number in (0, middle):
+                hashes[number] = perceptual_hash(small)
+            if number in compared:
+                squares = small.reshape(SQUARES, SMALL_PX // SQUARES, SQUARES, SMALL_PX // SQUARES).mean(axis=(1, 3))
+                changes += [] if before is None else [np.abs(squares - before)]
+                before = squares
+    return VideoFacts(
+        width_px=width_px,
+        height_px=height_px,
+        motion=float(np.mean(changes)) if changes else None,
+        still_share=float(np.mean([change.max() < still_levels for change in changes])) if changes else 1.0,
+        middle_hash=hashes[middle],
+        first_hash=hashes[0],
+    )
+
+
+def measure_picture(content: bytes, name: str) -> int:
+    """`perceptual_hash` of a picture member. MediaError as `read_image`."""
+    red, green, blue = read_image(content, name=name).numpy().astype(np.float32)
+    return perceptual_hash(small_picture(0.299 * red + 0.587 * green + 0.114 * blue))

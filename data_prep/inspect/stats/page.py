@@ -1,0 +1,203 @@
+"""stats.html: what a shard folder holds on one page that needs nothing else, neither scripts nor other files."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from html import escape
+from itertools import islice
+
+from avssl.media.decode import read_video
+from avssl.media.images import read_image
+from avssl.shards.shard_set import Sample, ShardSet
+from avssl.types import MediaError
+from data_prep.inspect.stats.charts import bar_list, histogram_chart
+from data_prep.inspect.stats.collect import Groups, Stats
+from data_prep.inspect.stats.measures import middle_frame
+from data_prep.inspect.stats.style import STYLE
+from data_prep.inspect.stats.tally import FACTS, QUANTITIES, Histogram
+from data_prep.inspect.stats.text import NUMBER_COLUMNS, count_of, limits_note, number_cells, shown, totals
+
+NUM_GROUPS, NUM_SHOWN = 8, 5
+THUMBNAIL_PX = 192
+TITLES = {
+    "alike videos": "Videos that look alike",
+    "alike pictures": "Pictures that look alike",
+    "same sounds": "Sounds that are the same",
+    "same videos": "Videos that are the same",
+    "same pictures": "Pictures that are the same",
+}
+
+
+def page(stats: Stats) -> str:
+    """The whole page. The same folder and thresholds give the same text."""
+    name = escape(stats.folder.resolve().name)
+    tally = stats.tally
+    sections = [_cards(stats)]
+    if tally.failed:
+        sections.append(_failures(stats))
+    if tally.numbers:
+        sections += ["<h2>Numbers</h2>", _histograms(stats), _table(stats)]
+    if tally.labels:
+        sections.append("<h2>Classes</h2>" + f'<div class="panels">{"".join(_classes(stats))}</div>')
+    if tally.facts:
+        sections.append("<h2>What the files are</h2>" + _facts(stats))
+    if stats.groups:
+        sections.append("<h2>Duplicates</h2>" + "".join(_duplicates(stats)))
+    sections.append("<h2>How this was measured</h2>" + _method(stats))
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{name}: statistics</title><style>{STYLE}</style></head><body><main><h1>{name}</h1>"
+        f'<p class="muted">{escape(totals(stats))}</p>{"".join(sections)}</main></body></html>\n'
+    )
+
+
+def _cards(stats: Stats) -> str:
+    """The large numbers on top."""
+    tally = stats.tally
+    cards = [("Samples", f"{tally.num_samples:,}", count_of(len(stats.index.shards), "shard"))]
+    if "duration_seconds" in tally.numbers:
+        duration = tally.numbers["duration_seconds"]
+        cards.append(("Together", shown(duration.total, "s"), f"{shown(duration.mean, 's')} in the mean"))
+    cards.append(("Size", shown(stats.index.total_bytes, "B"), ""))
+    for name, counter in sorted(tally.labels.items())[:2]:
+        cards.append((f"Classes, {name}", f"{len(counter):,}", ""))
+    for name, title, noun in (("silent_share", "Silence", "silent"), ("still_share", "Still video", "still")):
+        if name in tally.numbers:
+            note = f"{tally.counts[f'wholly {noun}']:,} {noun} throughout"
+            cards.append((title, shown(tally.numbers[name].mean, "%"), note))
+    for name, groups in stats.groups.items():
+        note = f"in {count_of(len(groups), 'group')}" if groups else ""
+        cards.append((TITLES[name], f"{sum(map(len, groups)):,}", note))
+    cells = (
+        f"<div><dt>{escape(title)}</dt><dd>{escape(value)}<small>{escape(note)}</small></dd></div>"
+        for title, value, note in cards
+    )
+    return f'<dl class="cards">{"".join(cells)}</dl>'
+
+
+def _failures(stats: Stats) -> str:
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in stats.tally.failed.most_common())
+    messages = "".join(f"<br><code>{escape(message)}</code>" for message in stats.tally.messages)
+    return f'<h2>Cannot be read</h2><div class="panel bad">{escape(reasons)}{messages}</div>'
+
+
+def _histograms(stats: Stats) -> str:
+    """Those that spread over more than one bin."""
+    spread = (one for one in _numbers_in_order(stats) if (one.counts > 0).sum() > 1)
+    return f'<div class="panels">{"".join(histogram_chart(one) for one in spread)}</div>'
+
+
+def _numbers_in_order(stats: Stats) -> list[Histogram]:
+    return [stats.tally.numbers[name] for name in QUANTITIES if name in stats.tally.numbers]
+
+
+def _table(stats: Stats) -> str:
+    head = "".join(f"<th>{name}</th>" for name in ("", "samples", *NUMBER_COLUMNS))
+    rows = (
+        f"<tr><th>{escape(one.quantity.title)}</th><td>{one.num_values:,}</td>"
+        + "".join(f"<td>{escape(cell)}</td>" for cell in number_cells(one))
+        + "</tr>"
+        for one in _numbers_in_order(stats)
+    )
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return f'<div class="box below">{table}</div>'
+
+
+def _classes(stats: Stats) -> Iterator[str]:
+    tally = stats.tally
+    for name, counter in sorted(tally.labels.items()):
+        values = counter.most_common()
+        if not values:
+            continue
+        note = f"{count_of(len(values), 'class')}, {values[-1][1]:,} to {values[0][1]:,} samples each"
+        if unlabelled := tally.num_samples - tally.num_labelled[name]:
+            note += f"; {unlabelled:,} samples without"
+        yield bar_list(name, values, tally.num_samples, note)
+
+
+def _facts(stats: Stats) -> str:
+    """Bars for what differs, one list for what is always the same."""
+    facts = [(title, stats.tally.facts[name]) for name, title in FACTS.items() if name in stats.tally.facts]
+    panels = [
+        bar_list(
+            title, counter.most_common(), counter.total(), f"{len(counter):,} different" if len(counter) > 10 else ""
+        )
+        for title, counter in facts
+        if len(counter) > 1
+    ]
+    same = [(title, next(iter(counter))) for title, counter in facts if len(counter) == 1]
+    rows = "".join(f"<div><dt>{escape(title)}</dt><dd>{escape(value)}</dd></div>" for title, value in same)
+    always = f'<dl class="same box">{rows}</dl>' if same else ""
+    return f'<div class="panels">{"".join(panels)}</div>{always}'
+
+
+def _duplicates(stats: Stats) -> Iterator[str]:
+    shards = ShardSet(stats.folder)
+    for name, groups in stats.groups.items():
+        if groups:
+            yield from _groups(name, groups, shards)
+        else:
+            yield f'<p class="muted">{TITLES[name]}: none.</p>'
+    shards.close()
+
+
+def _groups(name: str, groups: Groups, shards: ShardSet) -> Iterator[str]:
+    """The largest groups, a picture of each sample where there is one."""
+    for group in groups[:NUM_GROUPS]:
+        members = "".join(_member(shards, int(index)) for index in islice(group, NUM_SHOWN))
+        more = f"<li>and {len(group) - NUM_SHOWN:,} more</li>" if len(group) > NUM_SHOWN else ""
+        yield f'<div class="panel group"><b>{TITLES[name]}</b>: {len(group):,} samples<ul>{members}{more}</ul></div>'
+    if len(groups) > NUM_GROUPS:
+        yield f'<p class="muted">{TITLES[name]}: {len(groups) - NUM_GROUPS:,} more groups; --json lists them.</p>'
+
+
+def _member(shards: ShardSet, index: int) -> str:
+    try:
+        sample = shards.read(index)
+        picture = thumbnail(sample)
+    except MediaError as error:
+        return f"<li>{index}: {escape(error.message)}</li>"
+    image = "" if picture is None else f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(picture).decode()}">'
+    return f"<li>{image}{index}: {escape(sample.info.key)}</li>"
+
+
+def thumbnail(sample: Sample) -> bytes | None:
+    """A small JPEG of the picture or of the frame that stands for the video; None for a sound. MediaError."""
+    from PIL import Image
+
+    if sample.image is not None:
+        pixels = read_image(sample.image, name=sample.info.key)
+    elif sample.video is not None:
+        number = middle_frame(sample.info.num_frames, sample.info.video_fps)
+        pixels = read_video(sample.video, [number / sample.info.video_fps], name=sample.info.key)[0]
+    else:
+        return None
+    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    image.thumbnail((2 * THUMBNAIL_PX, THUMBNAIL_PX))
+    output = io.BytesIO()
+    image.save(output, "JPEG", quality=80)
+    return output.getvalue()
+
+
+def _method(stats: Stats) -> str:
+    limits = stats.thresholds
+    notes = [
+        "Quantiles come from histograms and are right to within a bin (3 to 4 % for times and sizes); counts, sums, "
+        "least and greatest values are exact. Facts of codecs, rates and sizes are those of the source files."
+    ]
+    if stats.decode:
+        notes += [
+            *limits_note(stats),
+            "Loudness is the integrated loudness of ITU-R BS.1770-4 of the stored mono sound; sounds shorter than "
+            "400 ms or below its gate of -70 LUFS have none. RMS and peak are of all samples.",
+            "Motion is the mean absolute change of the mean luma of 16 x 16 squares between frames half a second apart "
+            "(further apart in videos of more than 16 s).",
+            f"Alike: the 64-bit DCT hashes of two pictures differ in at most {limits.max_distance} bits; for videos, "
+            "of a frame near the middle and of the first frame. Links chain, so that the ends of a group may differ "
+            "more. Crops, mirror images and excerpts from other seconds are not found.",
+        ]
+    else:
+        notes.append("Nothing was decoded (--no-decode): duplicates are members with equal bytes.")
+    return "".join(f'<p class="muted">{escape(note[0].upper() + note[1:])}</p>' for note in notes)

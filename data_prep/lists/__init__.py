@@ -1,1 +1,0 @@
-"""Lists of files that others published or that you wrote, read row by row. The formats stand in formats.py."""

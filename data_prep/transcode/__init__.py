@@ -1,0 +1,1 @@
+"""From one media file to the members of a sample."""

@@ -1,0 +1,142 @@
+"""The two encoders of a file that data_prep/transcode/encode.py writes, each with its clock."""
+
+from __future__ import annotations
+
+import os
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+from av.audio.resampler import AudioResampler
+from av.codec.context import Flags
+from av.video.frame import PictureType
+
+from data_prep.transcode.encode_settings import (
+    AVI_ZEROS_BEFORE_AUDIO,
+    ENCODER_ALIASES,
+    AudioArray,
+    AudioSettings,
+    FrameClock,
+    VideoArray,
+    VideoSettings,
+    count_channels,
+    frame_size,
+    repeatable_options,
+)
+
+os.environ.setdefault("SVT_LOG", "1")  # errors only: else libsvtav1 prints its settings for every file
+
+
+def _add_stream(container: Any, codec: str, rate: Fraction | int, options: dict[str, str]) -> Any:
+    """A new stream that encodes in one thread and bit-exactly; ValueError says what the container takes."""
+    name = ENCODER_ALIASES.get(codec, codec)
+    try:
+        stream = container.add_stream(name, rate=rate, options=dict(options))
+    except (av.FFmpegError, ValueError) as error:
+        raise ValueError(
+            f"cannot write {codec!r} into {container.format.name!r} ({error}); pairs that work: libx264 + aac in mp4 "
+            "or mov, libvpx-vp9 + libopus in webm, mpeg4 + libmp3lame in avi, libx264 + flac in mkv"
+        ) from error
+    stream.codec_context.thread_count = 1
+    stream.codec_context.flags |= Flags.bitexact
+    return stream
+
+
+def _open_encoder(stream: Any) -> None:
+    """Start the encoder; ValueError for options that it refuses or does not know (FFmpeg would ignore those)."""
+    context, given = stream.codec_context, dict(stream.codec_context.options)
+    try:
+        context.open()
+    except av.FFmpegError as error:
+        raise ValueError(f"the encoder {context.name} refuses its settings or its options {given}: {error}") from error
+    if context.options:  # what PyAV leaves here is what no one took
+        raise ValueError(f"the encoder {context.name} knows no option {', '.join(sorted(context.options))}")
+
+
+class VideoStream:
+    """The video encoder and its clock."""
+
+    def __init__(self, container: Any, settings: VideoSettings) -> None:
+        self._settings = settings
+        self._clock = FrameClock(settings)
+        self._stream = _add_stream(container, settings.codec, self._clock.fps, repeatable_options(settings))
+        context = self._stream.codec_context
+        context.width, context.height, context.pix_fmt = settings.width, settings.height, settings.pixel_format
+        context.time_base = self._time_base = 1 / self._clock.ticks_per_second
+        self._frame_ticks = max(1, round(self._clock.ticks_per_frame))
+        if settings.keyframe_interval is not None:
+            context.gop_size = settings.keyframe_interval
+        if container.format.name == "avi":
+            context.max_b_frames = 0  # AVI stores no presentation times: frames must be stored as they are shown
+        if settings.rotation_degrees:
+            self._stream.set_display_rotation(-settings.rotation_degrees)  # PyAV counts counter-clockwise
+        _open_encoder(self._stream)
+
+    def encode(self, picture: VideoArray | av.VideoFrame, seconds: float | None) -> list[Any]:
+        settings = self._settings
+        ticks = self._clock.next_ticks(seconds)
+        if isinstance(picture, av.VideoFrame):
+            frame = picture.reformat(settings.width, settings.height, settings.pixel_format, interpolation="AREA")
+        elif frame_size(picture) != (settings.width, settings.height):
+            raise ValueError(f"a frame of {frame_size(picture)} pixels for {settings.width}x{settings.height} video")
+        else:
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=settings.pixel_format)
+        frame.pts, frame.time_base, frame.duration = ticks, self._time_base, self._frame_ticks
+        frame.pict_type = PictureType.NONE  # a decoded frame carries its old type, which would force a keyframe
+        return list(self._stream.encode(frame))
+
+    def flush(self) -> list[Any]:
+        return list(self._stream.encode(None))
+
+
+class AudioStream:
+    """The audio encoder and its clock."""
+
+    def __init__(self, container: Any, settings: AudioSettings, container_format: str) -> None:
+        self._settings = settings
+        self._drops_priming = container_format == "avi"
+        options = dict(settings.options)
+        encoder = ENCODER_ALIASES.get(settings.codec, settings.codec)
+        if self._drops_priming and encoder == "libmp3lame":
+            options.setdefault("reservoir", "0")  # no packet may borrow bits from one that is left out
+        self._stream = _add_stream(container, encoder, settings.rate_hz, options)
+        context = self._stream.codec_context
+        allowed = context.codec.audio_rates
+        if allowed and settings.rate_hz not in allowed:
+            raise ValueError(f"{settings.codec} cannot do {settings.rate_hz} Hz; allowed: {sorted(allowed)}")
+        self._layout = "mono" if settings.num_channels == 1 else "stereo"
+        context.layout = self._layout
+        context.time_base = Fraction(1, settings.rate_hz)
+        _open_encoder(self._stream)
+        self._resampler = AudioResampler(format=context.format, layout=self._layout, rate=settings.rate_hz)
+        self._next_sample = round(settings.start_seconds * settings.rate_hz)
+        num_zeros = AVI_ZEROS_BEFORE_AUDIO.get(encoder, 0) if self._drops_priming else 0
+        if num_zeros:
+            self._next_sample -= num_zeros
+            # The frame is shorter than a packet: the encoder keeps it and gives nothing yet.
+            self.encode(np.zeros((settings.num_channels, num_zeros), dtype=np.float32))
+
+    def encode(self, samples: AudioArray | av.AudioFrame) -> list[Any]:
+        if isinstance(samples, av.AudioFrame):
+            frame = samples
+        elif count_channels(samples) != self._settings.num_channels:
+            raise ValueError(f"audio has {samples.shape[0]} channels; the stream has {self._settings.num_channels}")
+        else:
+            planes = np.ascontiguousarray(np.clip(samples, -1, 1), dtype=np.float32)
+            frame = av.AudioFrame.from_ndarray(planes, format="fltp", layout=self._layout)
+            frame.sample_rate = self._settings.rate_hz
+        frame.pts = None
+        return self._encode_all(self._resampler.resample(frame))
+
+    def _encode_all(self, frames: list[Any]) -> list[Any]:
+        packets: list[Any] = []
+        for frame in frames:
+            if frame is not None:
+                frame.pts, frame.time_base = self._next_sample, Fraction(1, self._settings.rate_hz)
+                self._next_sample += frame.samples
+            packets += self._stream.encode(frame)
+        return [packet for packet in packets if packet.pts >= 0] if self._drops_priming else packets
+
+    def flush(self) -> list[Any]:
+        return self._encode_all([*filter(None, self._resampler.resample(None)), None])

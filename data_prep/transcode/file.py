@@ -1,0 +1,207 @@
+"""One source file, or some seconds of it -> one sample's media: h264 with frequent keyframes, and mono FLAC.
+
+Pictures stay in YUV all the way, and only those that are stored are scaled. A file is opened once and read once. All
+times are measured on what was decoded, not read from headers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from avssl.media.decode import MediaInfo, PictureStream, SoundStream, StreamsFarApartError, least_length
+from avssl.types import MediaError
+from data_prep.transcode.copying import CopiedVideo, DoesNotFitError
+from data_prep.transcode.encode import VideoSettings, why_not_encode
+from data_prep.transcode.members import AudioMember, Segment, VideoMember, Window, store_in_turn
+from data_prep.transcode.options import PolicyError, WriteOptions
+
+# These headers state a duration that was written by whoever made the file; elsewhere FFmpeg estimates it.
+FORMATS_THAT_KNOW_THEIR_DURATION = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "flac", "ogg", "asf")
+LEAST_DECODED_SHARE = 0.9
+ENCODER_NEEDS = (
+    "h264_nvenc needs an NVIDIA GPU with a video encoder (data-centre cards such as A100 and H100 have none) and its "
+    "driver, libsvtav1 a PyAV that was built with it"
+)
+WHOLE = (0.0, math.inf)
+
+Member = VideoMember | CopiedVideo | AudioMember
+
+
+@dataclass(frozen=True)
+class Transcoded:
+    """Encoded media of one sample; absent streams are None with counts of 0. See SampleInfo for the numbers.
+
+    info: of the whole file. segment: the seconds that were asked for, from the start of the stream that starts first in
+    the file; None for all of them. is_copied: the video is the source's own stream, not encoded anew.
+    """
+
+    info: MediaInfo
+    video: bytes | None
+    num_frames: int
+    video_fps: float
+    audio: bytes | None
+    num_audio_samples: int
+    audio_rate_hz: int
+    av_offset_seconds: float
+    segment: Segment | None = None
+    is_copied: bool = False
+
+    @property
+    def duration_seconds(self) -> float:
+        """End of the later stream, from the start of the earlier one."""
+        video_seconds = self.num_frames / self.video_fps if self.video else 0.0
+        audio_seconds = self.num_audio_samples / self.audio_rate_hz if self.audio else 0.0
+        return max(video_seconds + max(0.0, -self.av_offset_seconds), audio_seconds + max(0.0, self.av_offset_seconds))
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """What the sample's json says of the file: its facts, the segment if any, and whether its video was copied."""
+        more: dict[str, Any] = {} if self.segment is None else {"segment": list(self.segment)}
+        return self.info.to_json() | more | ({"is_copied": True} if self.is_copied else {})
+
+
+def transcode(path: str, options: WriteOptions, segment: Segment | None = None) -> Transcoded:
+    """Read one file and store its streams, encoded anew or, with options.video "copy", as they are where they fit.
+
+    Args:
+        path: of the file.
+        options: what is wanted.
+        segment: (begin, end) in seconds from the start of the stream that starts first in the file; what lies past the
+            file's end is left out. None: the whole file. Segments are always encoded.
+
+    Raises:
+        MediaError: says why the file, or the segment, is to be skipped; too_short where the file ends before it.
+        PolicyError: the options want the whole run to stop, or an encoder that this machine does not have.
+        ValueError: the segment does not end after it begins, or begins before 0.
+    """
+    if segment is not None and not 0 <= segment[0] < segment[1]:
+        raise ValueError(f"{path}: the segment is {segment}; it must begin at 0 s or later and end after it begins")
+    check_encoder(options)
+    if options.video == "copy" and segment is None:
+        try:
+            return _transcode(path, options, None, shares=False, copies=True)
+        except DoesNotFitError:
+            pass
+    try:
+        return _transcode(path, options, segment, shares=segment is None)
+    except StreamsFarApartError:
+        return _transcode(path, options, segment, shares=False)
+
+
+@lru_cache
+def check_encoder(options: WriteOptions) -> None:
+    """PolicyError if this machine cannot encode as the options say."""
+    if options.video_codec != "libx264":
+        settings = VideoSettings(320, 256, options.fps, codec=options.video_codec, options=options.encoder_options())
+        if why := why_not_encode(settings):
+            given = f"--video-codec {options.video_codec} does not work on this machine"
+            raise PolicyError(f"{given}: {why}. {ENCODER_NEEDS}; or use libx264")
+
+
+def _transcode(
+    path: str, options: WriteOptions, segment: Segment | None, *, shares: bool, copies: bool = False
+) -> Transcoded:
+    """shares: both streams are read from one open file. copies: DoesNotFitError where the video has to be encoded."""
+    with PictureStream(path, shares=shares) as pictures, SoundStream(path, beside=pictures) as sound:
+        info = MediaInfo(pictures.container_name, pictures.info, sound.info, pictures.container_seconds)
+        _check_streams(path, info, options)
+        clock = min(one.start_seconds for one in (info.video, info.audio) if one is not None)
+        video: VideoMember | CopiedVideo | None = None
+        audio: AudioMember | None = None
+        if info.video is not None:
+            window = Window.of(info.video.start_seconds - clock, segment or WHOLE)
+            if copies:
+                video = CopiedVideo(path, pictures, info.video, window, options)
+            else:
+                video = VideoMember(pictures, info.video, window, options)
+        if info.audio is not None:
+            window = Window.of(info.audio.start_seconds - clock, segment or WHOLE)
+            audio = AudioMember(sound, info.audio, window, options)
+        members = [member for member in (video, audio) if member is not None]
+        store_in_turn(members)
+    _check_complete(path, info, segment or WHOLE, members)
+    video = video if video is not None and video.content is not None else None
+    audio = audio if audio is not None and audio.content is not None else None
+    if video is None and audio is None:
+        raise MediaError("too_short", f"{path}: ends before the segment, which begins at {(segment or WHOLE)[0]:.3f} s")
+    where = path if segment is None else f"{path}, {segment[0]:.3f} to {segment[1]:.3f} s"
+    _check_policies(where, video, audio, options)
+    offset = audio.window.late + audio.grid_seconds - video.window.late if video and audio else 0.0
+    result = Transcoded(
+        info=info,
+        video=video.content if video else None,
+        num_frames=video.num_frames if video else 0,
+        video_fps=float(video.fps) if video else 0.0,
+        audio=audio.content if audio else None,
+        num_audio_samples=audio.num_samples if audio else 0,
+        audio_rate_hz=audio.rate_hz if audio else 0,
+        av_offset_seconds=round(offset, 9),
+        segment=segment,
+        is_copied=isinstance(video, CopiedVideo),
+    )
+    if result.duration_seconds < options.min_duration_seconds:
+        seconds, least = result.duration_seconds, options.min_duration_seconds
+        raise MediaError("too_short", f"{where}: lasts {seconds:.3f} s; --min-duration-seconds is {least}")
+    return result
+
+
+def _check_streams(path: str, info: MediaInfo, options: WriteOptions) -> None:
+    """MediaError or PolicyError if a stream is missing that must not be."""
+    if info.video is None:
+        _check_missing(path, "video", "its sound", options)
+    if info.audio is None:
+        _check_missing(path, "audio", "its pictures", options)
+    if info.video is None and info.audio is None:
+        raise MediaError("no_video", f"{path}: neither its video nor its audio holds anything decodable")
+
+
+def _check_missing(where: str, name: str, rest: str, options: WriteOptions) -> None:
+    """What the options say of a file without this stream."""
+    policy, option = getattr(options, f"on_missing_{name}"), f"--on-missing-{name}"
+    if policy == "error":
+        raise PolicyError(
+            f"{where}: has no {name}, and {option} is error. Take it out of the manifest, or use {option} skip "
+            f"(leaves such files out and lists them) or {option} keep (stores {rest})"
+        )
+    if policy == "skip":
+        reason: Any = f"no_{name}"
+        raise MediaError(reason, f"{where}: has no {name}; {option} keep would keep {rest}")
+
+
+def _check_policies(
+    where: str, video: VideoMember | CopiedVideo | None, audio: AudioMember | None, options: WriteOptions
+) -> None:
+    """MediaError or PolicyError for what the options do not want in a sample."""
+    if video is None and audio is not None:
+        _check_missing(where, "video", "its sound", options)
+    if audio is None and video is not None:
+        _check_missing(where, "audio", "its pictures", options)
+    if audio is not None and audio.silence is not None and audio.silence.is_silent:
+        raise MediaError("silent_audio", f"{where}: its sound never reaches {options.silence_dbfs:g} dBFS")
+    if video is not None and video.stillness is not None and video.stillness.is_still:
+        raise MediaError("still_video", f"{where}: no part of its picture changes by {options.still_levels:g} levels")
+
+
+def _check_complete(path: str, info: MediaInfo, segment: Segment, members: Sequence[Member]) -> None:
+    """MediaError("truncated") if much less could be decoded than the header promises for the segment."""
+    if info.container not in FORMATS_THAT_KNOW_THEIR_DURATION:
+        return
+    claims: list[tuple[str, float, float]] = []
+    for member in members:
+        if member.info.duration_seconds is not None:
+            promised = min(member.window.length, member.info.duration_seconds - member.window.start)
+            claims.append((member.name, member.seconds, promised))
+    if info.duration_seconds is not None:
+        # Matroska and others count a file's duration from 0, others from its first stream: the smaller claim is meant.
+        start = min(member.info.start_seconds for member in members)
+        end = min(segment[1], least_length(info.duration_seconds, start))
+        found = max(member.window.late + member.seconds for member in members)
+        claims.append(("file", found, end - segment[0]))
+    for name, found, promised in claims:
+        if found < LEAST_DECODED_SHARE * promised:
+            message = f"{path}: {found:.2f} s of its {name} can be decoded; the header says {promised:.2f} s"
+            raise MediaError("truncated", message)

@@ -1,0 +1,69 @@
+"""One source picture -> one sample's picture: JPEG for photographs, PNG for what was stored without loss.
+
+A JPEG that is small enough, upright, and grey or RGB is copied byte for byte, with whatever metadata it carries.
+Everything else is decoded (avssl/media/images.py says how), made smaller if need be, and encoded without metadata.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from avssl.media.images import GREY_MODES, ImageInfo, is_upright, opened_image, to_rgb
+from data_prep.index.mnist import PictureFile
+from data_prep.transcode.options import WriteOptions
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """content: JPEG or PNG. height_px, width_px: of the upright picture in it. source: what the original was."""
+
+    content: bytes
+    height_px: int
+    width_px: int
+    source: dict[str, Any]
+
+
+def store_file(path: str, options: WriteOptions) -> StoredImage:
+    """A picture file as it goes into a shard. MediaError says why it is to be skipped."""
+    with opened_image(path) as image:
+        info = ImageInfo.of(image)
+        may_be_copied = info.format == "JPEG" and info.mode in ("L", "RGB") and is_upright(image)
+        content = Path(path).read_bytes()
+        is_lossy = info.format in ("JPEG", "MPO") or (info.format == "WEBP" and b"VP8L" not in content)
+        picture = to_rgb(image)  # also of those that are copied: it shows that they can be decoded
+        size = smaller_size(picture.width, picture.height, options.short_side_px)
+        if not may_be_copied or size != picture.size:
+            if info.mode in GREY_MODES:
+                picture = picture.convert("L")
+            content = encode(picture, size, options.image_quality if is_lossy else None)
+    return StoredImage(content, size[1], size[0], {"image": info.to_json()})
+
+
+def store_item(file: PictureFile, item: int, options: WriteOptions) -> StoredImage:
+    """A picture of a file that holds many, as PNG. MediaError says why it is to be skipped."""
+    picture = Image.fromarray(file.picture(item))
+    size = smaller_size(picture.width, picture.height, options.short_side_px)
+    return StoredImage(encode(picture, size, None), size[1], size[0], {"item": item, "image": file.facts(picture.size)})
+
+
+def smaller_size(width: int, height: int, short_side_px: int) -> tuple[int, int]:
+    """(width, height) of the same shape, the shorter side at most short_side_px; never larger than given."""
+    scale = min(1.0, short_side_px / min(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def encode(picture: Image.Image, size: tuple[int, int], quality: int | None) -> bytes:
+    """The picture at this size (antialiased bicubic) as JPEG of this quality, 1 to 100, or as PNG for None."""
+    if size != picture.size:
+        picture = picture.resize(size, Image.Resampling.BICUBIC)
+    output = io.BytesIO()
+    if quality is None:
+        picture.save(output, "PNG")
+    else:
+        picture.save(output, "JPEG", quality=quality)
+    return output.getvalue()

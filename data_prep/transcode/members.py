@@ -1,0 +1,188 @@
+"""The two members of a sample, stored step by step: an mp4 of what is on screen at every k / fps, and a FLAC."""
+
+from __future__ import annotations
+
+import heapq
+import io
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Protocol
+
+from avssl.media.decode import (
+    FRAME_TIME_TOLERANCE_SECONDS,
+    AudioInfo,
+    Picture,
+    PictureStream,
+    SoundStream,
+    Upright,
+    VideoInfo,
+    fitted_size,
+)
+from avssl.types import MediaError
+from data_prep.transcode.encode import AudioSettings, MediaWriter, VideoSettings
+from data_prep.transcode.encode_settings import as_rational_fps
+from data_prep.transcode.options import WriteOptions
+from data_prep.transcode.screening import SilenceMeter, StillnessMeter
+
+# x264 takes no more; only damaged headers ask for it.
+MAX_SIDE_PX = 16_384
+
+Segment = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Which seconds of a stream become its member. All are counted from the stream's own first frame or sample.
+
+    start: where the member begins; length: at most so long; late: how long after the segment's beginning that is.
+    """
+
+    start: float
+    length: float
+    late: float
+
+    @classmethod
+    def of(cls, stream_start: float, segment: Segment) -> Window:
+        """stream_start: after the start of the stream that starts first."""
+        begin, end = segment
+        late = max(0.0, stream_start - begin)
+        return cls(max(0.0, begin - stream_start), max(0.0, end - begin - late), late)
+
+
+def on_grid(pictures: Iterable[Picture], fps: Fraction, window: Window) -> Iterator[Any]:
+    """The frame on screen at window.start + k / fps, k = 0, 1, ..., until the pictures or the window end.
+
+    pictures: from the one on screen at window.start on. One frame may come several times. A stream's last frame ends
+    with its duration; a stream with a single frame of no duration gives it once.
+    """
+    rate, length = float(fps), window.length
+    shown: Any = None
+    num_frames, end_seconds = 0, 0.0
+    for picture in pictures:
+        seconds = picture.seconds - window.start
+        if shown is not None:
+            until = min(seconds, length) - FRAME_TIME_TOLERANCE_SECONDS
+            while num_frames / rate < until:
+                yield shown
+                num_frames += 1
+        if num_frames and num_frames / rate + FRAME_TIME_TOLERANCE_SECONDS >= length:
+            return
+        shown, end_seconds = picture.frame, max(end_seconds, seconds + picture.duration_seconds)
+    until = min(end_seconds, length) - FRAME_TIME_TOLERANCE_SECONDS
+    is_lone = num_frames == 0 and window.start == 0 and length > 0
+    while shown is not None and (num_frames / rate < until or is_lone):
+        yield shown
+        num_frames += 1
+        is_lone = False
+
+
+class VideoMember:
+    """The mp4 of a window of a stream. content: its bytes when all is stored, None without any picture."""
+
+    name = "video"
+
+    def __init__(self, stream: PictureStream, info: VideoInfo, window: Window, options: WriteOptions) -> None:
+        self.info, self.window = info, window
+        self.content: bytes | None = None
+        self.num_frames = 0
+        self.fps = as_rational_fps(options.fps)
+        self.stillness = StillnessMeter(options.still_levels) if options.on_still_video == "skip" else None
+        self._stream, self._options = stream, options
+        self._size = fitted_size(info.width, info.height, info.pixel_aspect, options.short_side_px)
+        if max(self._size) > MAX_SIDE_PX:
+            shape = f"{info.width}x{info.height} pixels with an aspect of {info.pixel_aspect:g}"
+            raise MediaError(
+                "decode_error", f"{stream.label}: its pictures have {shape}; a side may have {MAX_SIDE_PX}"
+            )
+
+    @property
+    def seconds(self) -> float:
+        """How long what is stored lasts."""
+        return float(self.num_frames / self.fps)
+
+    def store(self) -> Iterator[float]:
+        """Does the work; yields the seconds of the stream that are done."""
+        options = self._options
+        settings = VideoSettings(
+            *self._size,
+            self.fps,
+            codec=options.video_codec,
+            keyframe_interval=options.keyframe_interval,
+            options=options.encoder_options(),
+        )
+        rate, last = float(self.fps), None
+        output = io.BytesIO()
+        with MediaWriter(output, video=settings, container_format="mp4") as writer:
+            for frame in on_grid(self._stream.play(self.window.start), self.fps, self.window):
+                if frame is not last:  # only what is stored is scaled
+                    if last is None:
+                        turns, is_mirrored = self._stream.orientation
+                        upright = Upright(turns, self._size, is_mirrored)
+                    picture, last = upright(frame), frame
+                    if self.stillness is not None:
+                        self.stillness.add(picture)
+                writer.write_video(picture)
+                self.num_frames += 1
+                yield self.num_frames / rate
+        self.content = output.getvalue() if self.num_frames else None
+
+
+class AudioMember:
+    """The FLAC of a window of a stream. content: its bytes when all is stored, None without any sound."""
+
+    name = "audio"
+
+    def __init__(self, stream: SoundStream, info: AudioInfo, window: Window, options: WriteOptions) -> None:
+        self.info, self.window = info, window
+        self.content: bytes | None = None
+        self.num_samples = 0
+        self.rate_hz = options.audio_rate_hz
+        skips = options.on_silent_audio == "skip"
+        self.silence = SilenceMeter(options.silence_dbfs, self.rate_hz) if skips else None
+        self._stream = stream
+
+    @property
+    def seconds(self) -> float:
+        """How long what is stored lasts."""
+        return self.num_samples / self.rate_hz
+
+    @property
+    def grid_seconds(self) -> float:
+        """How far the first sample lies behind the window's start: up to half a sample, sound has a grid of its own."""
+        return round(self.window.start * self.rate_hz) / self.rate_hz - self.window.start
+
+    def store(self) -> Iterator[float]:
+        """Does the work; yields the seconds of the stream that are done."""
+        length = self.window.length
+        output = io.BytesIO()
+        settings = AudioSettings(self.rate_hz, num_channels=1, codec="flac")
+        with MediaWriter(output, audio=settings, container_format="flac") as writer:
+            for block in self._stream.play(self.rate_hz, round(self.window.start * self.rate_hz)):
+                most = len(block) if math.isinf(length) else round(length * self.rate_hz) - self.num_samples
+                if most <= 0:
+                    break
+                samples = block[:most]
+                if self.silence is not None:
+                    self.silence.add(samples)
+                writer.write_audio(samples[None])
+                self.num_samples += len(samples)
+                yield self.seconds
+        self.content = output.getvalue() if self.num_samples else None
+
+
+class Storing(Protocol):
+    """Something with a `store` that does its work step by step and yields the seconds that are done."""
+
+    def store(self) -> Iterator[float]: ...
+
+
+def store_in_turn(members: Iterable[Storing]) -> None:
+    """Store all of them, always a step of the one that is behind: what one is ahead of the other is held in memory."""
+    done = [(0.0, number, member.store()) for number, member in enumerate(members)]
+    while done:
+        _, number, work = heapq.heappop(done)
+        seconds = next(work, None)
+        if seconds is not None:
+            heapq.heappush(done, (seconds, number, work))

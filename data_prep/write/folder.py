@@ -1,0 +1,149 @@
+"""The folder that `write` fills: local, or of any store that storage.py reaches. Files are whole or absent.
+
+A remote store has no move: a file is put there in one piece under its own name, or not at all. What cannot be written
+(a full disk, a target that is read-only, refused access) is one OSError that says what to do; files that were finished
+before stay as they are, so the same command goes on from them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from avssl.files import storage
+from avssl.files.disk_errors import clear_errors
+from avssl.files.hashed import HashedFile, atomic_file
+from avssl.files.location import READ_ONLY
+from avssl.files.scratch import temporary_folder
+from avssl.files.whole import write_whole
+
+
+@dataclass(frozen=True)
+class OutputFolder:
+    """A folder by its location; names are those of files in it, `sub/name` included. Picklable.
+
+    All methods raise OSError with one message that names the file, the cause and what to do.
+    """
+
+    location: str
+
+    @classmethod
+    def open(cls, location: storage.Location) -> Self:
+        """The folder, made if it is local and not there. ValueError for a location that cannot be written to."""
+        protocol = storage.protocol_of(location)
+        if protocol in READ_ONLY:
+            raise ValueError(
+                f"{storage.shown(os.fspath(location))}: http(s) can only be read; write to a local path, s3://, gs:// "
+                "or hf://"
+            )
+        if protocol:
+            return cls(os.fspath(location).rstrip("/"))
+        path = storage.local_path(location)
+        with _clear(str(path), "made"):
+            path.mkdir(parents=True, exist_ok=True)
+        return cls(str(path))
+
+    def __str__(self) -> str:
+        return storage.shown(self.location)
+
+    @property
+    def is_local(self) -> bool:
+        """Does it lie on this machine?"""
+        return not storage.is_remote(self.location)
+
+    def path(self, name: str = "") -> Path:
+        """Where a file of a local folder lies; ValueError for a remote one."""
+        if not self.is_local:
+            raise ValueError(f"{self.location} is no local folder: {name or 'it'} has no path there")
+        return Path(self.where(name)) if name else Path(self.location)
+
+    def where(self, name: str) -> str:
+        """The location of a file, for storage.py and for messages."""
+        return storage.join(self.location, name)
+
+    def exists(self, name: str) -> bool:
+        """Is there such a file? Not being able to tell is an error."""
+        with _clear(self.where(name), "looked up"):
+            return storage.exists(self.where(name))
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None if there is none."""
+        with _clear(self.where(name), "looked up"):
+            try:
+                return storage.size(self.where(name))
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def names(self, prefix: str = "") -> list[str]:
+        """Names that begin so of the files and folders directly in it, sorted; none if there is no such folder.
+
+        A prefix with slashes lists a sub-folder: names("sub/part-") gives ["sub/part-1", ...].
+        """
+        folder, slash, start = prefix.rpartition("/")
+        where = self.where(folder) if slash else self.location
+        with _clear(where, "listed"):
+            try:
+                found = storage.names(where)
+            except FileNotFoundError:
+                return []
+        return [f"{folder}{slash}{name}" for name in found if name.startswith(start)]
+
+    def read_bytes(self, name: str) -> bytes:
+        """The content of a file; FileNotFoundError if there is none."""
+        with _clear(self.where(name), "read"):
+            return storage.read_bytes(self.where(name))
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """The whole file, or the one that was there before."""
+        with _clear(self.where(name), "written"):
+            if self.is_local:
+                write_whole(self.path(name), content)
+            else:
+                storage.write_bytes(self.where(name), content)
+
+    @contextmanager
+    def local_file(self, name: str) -> Iterator[Path]:
+        """A path to read: the file's own in a local folder, else that of a temporary copy with the same last name."""
+        if self.is_local:
+            yield self.path(name)
+            return
+        with temporary_folder() as folder:
+            path = folder / name.rpartition("/")[2]
+            self.get_file(name, path)
+            yield path
+
+    @contextmanager
+    def whole_file(self, name: str) -> Iterator[HashedFile]:
+        """A file to write that is in the folder, whole, when the block ends well; it leaves nothing if not."""
+        with _clear(self.where(name), "written"):
+            if self.is_local:
+                path = self.path(name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_file(path) as file:
+                    yield file
+                return
+            with temporary_folder() as folder:
+                path = folder / name.rpartition("/")[2]
+                with atomic_file(path) as file:
+                    yield file
+                storage.upload(path, self.where(name))
+
+    def get_file(self, name: str, path: Path) -> None:
+        """Copy a file of the folder to a local path, whole or not at all."""
+        with _clear(str(path), "written"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with _clear(f"{self.where(name)} (to {path})", "copied"):
+            storage.download(self.where(name), path)
+
+    def remove(self, name: str) -> None:
+        """Remove a file; none there is well, too."""
+        with _clear(self.where(name), "removed"):
+            storage.remove(self.where(name))
+
+
+def _clear(where: str, doing: str) -> AbstractContextManager[None]:
+    return clear_errors(storage.shown(where), doing)

@@ -1,0 +1,162 @@
+"""The files of a manifest -> samples, each file in a process of the sandbox. What the workers of `write` do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from avssl.files.hashed import content_digest
+from avssl.files.storage import is_remote, local_copy
+from avssl.processes.pool import Limits, Sandbox
+from avssl.shards.shard_set import Sample, SampleInfo
+from avssl.types import MediaError
+from data_prep.index.mnist import PictureFile
+from data_prep.manifest import Entry
+from data_prep.transcode.file import Transcoded, transcode
+from data_prep.transcode.images import store_file, store_item
+from data_prep.transcode.options import PolicyError, WriteOptions
+
+PICTURES_PER_TASK = 64
+
+Transcode = Callable[[str, WriteOptions, tuple[float, float] | None], Transcoded]
+Outcome = Sample | MediaError | PolicyError
+
+
+@dataclass(frozen=True)
+class Work:
+    """How files become samples. root: the folder (or URL) that the manifest's paths are relative to."""
+
+    root: str
+    options: WriteOptions
+    limits: Limits = field(default_factory=Limits)
+    transcode: Transcode = transcode
+
+
+def source_path(root: str, path: str) -> str:
+    """Where a file of the manifest lies: a URL or an absolute path as it is, others below the manifest's folder."""
+    if is_remote(path):
+        return path
+    return f"{root}/{path}" if is_remote(root) else str(Path(root) / path)
+
+
+@dataclass(frozen=True)
+class FileTask:
+    """Files that one process reads one after the other: one video or sound, or several pictures."""
+
+    entries: tuple[Entry, ...]
+    work: Work
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return source_path(self.work.root, self.entries[0].path)
+
+
+def read_files(task: FileTask) -> list[Outcome]:
+    """Runs in a worker: each file as a sample without index, or why there is none."""
+    return [_read_file(entry, task.work) for entry in task.entries]
+
+
+def _read_file(entry: Entry, work: Work) -> Outcome:
+    path = source_path(work.root, entry.path)
+    try:
+        with local_copy(path) as local:
+            _check_unchanged(entry, path, local)
+            if entry.is_image:
+                return _image_sample(str(local), entry, work.options)
+            return _media_sample(str(local), entry, work)
+    except (MediaError, PolicyError) as error:
+        return error
+    except OSError as error:
+        is_far = is_remote(path) and not isinstance(error, FileNotFoundError)
+        return MediaError("unreachable" if is_far else "missing_file", f"{path}: {error}")
+    except ValueError as error:  # FFmpeg or the encoder refuses it in a way that has no reason of its own
+        return MediaError("decode_error", f"{path}: cannot be transcoded ({type(error).__name__}: {error})")
+
+
+def _check_unchanged(entry: Entry, path: str, local: Path) -> None:
+    """MediaError if the file is not the one that was listed: what the manifest says of it need not be true any more.
+
+    Size and content decide; times of change do not survive copying. Manifests that know neither are believed.
+    """
+    num_bytes = local.stat().st_size
+    if entry.item is None and entry.num_bytes and num_bytes != entry.num_bytes:
+        raise MediaError(
+            "changed_file",
+            f"{path}: has {num_bytes} bytes; when it was listed it had {entry.num_bytes}. Make the manifest anew with "
+            "`python -m data_prep index`",
+        )
+    if entry.content and content_digest(local) != entry.content:
+        raise MediaError(
+            "changed_file",
+            f"{path}: has the size, but not the content that it had when it was listed. Make the manifest anew with "
+            "`python -m data_prep index`",
+        )
+
+
+def _media_sample(path: str, entry: Entry, work: Work) -> Sample:
+    result = work.transcode(path, work.options, entry.segment)
+    info = SampleInfo(
+        index=0,
+        key=entry.key,
+        duration_seconds=round(result.duration_seconds, 9),
+        video_fps=result.video_fps,
+        num_frames=result.num_frames,
+        av_offset_seconds=result.av_offset_seconds,
+        audio_rate_hz=result.audio_rate_hz,
+        num_audio_samples=result.num_audio_samples,
+        labels=entry.labels,
+        source=_source(entry, path) | result.source,
+    )
+    return Sample(info, result.video, result.audio)
+
+
+def _image_sample(path: str, entry: Entry, options: WriteOptions) -> Sample:
+    if entry.item is None:
+        stored = store_file(path, options)
+    else:
+        stored = store_item(PictureFile(path, entry.media["image"].get("label_column")), entry.item, options)
+    info = SampleInfo(
+        index=0,
+        key=entry.key,
+        duration_seconds=0.0,
+        video_fps=0.0,
+        num_frames=0,
+        av_offset_seconds=0.0,
+        audio_rate_hz=0,
+        num_audio_samples=0,
+        labels=entry.labels,
+        source=_source(entry, path) | stored.source,
+        image_height_px=stored.height_px,
+        image_width_px=stored.width_px,
+    )
+    return Sample(info, None, None, stored.content)
+
+
+def _source(entry: Entry, path: str) -> dict[str, Any]:
+    """Which file it was: by these an evaluation knows a source again, whatever its name and the seconds taken."""
+    return {"path": entry.path, "bytes": entry.num_bytes, "content": content_digest(path)}
+
+
+def read_all(sandbox: Sandbox, work: Work, entries: Iterable[Entry]) -> Iterator[Outcome]:
+    """What becomes of each entry, in their order."""
+    for task, outcomes in sandbox.run(read_files, _file_tasks(work, entries), lambda task: task.name):
+        if not isinstance(outcomes, MediaError):
+            yield from outcomes
+        elif len(task.entries) == 1:
+            yield outcomes
+        else:  # one of several pictures did it: each alone
+            yield from (one for entry in task.entries for one in read_all(sandbox, work, [entry]))
+
+
+def _file_tasks(work: Work, entries: Iterable[Entry]) -> Iterator[FileTask]:
+    batch: list[Entry] = []
+    for entry in entries:
+        batch.append(entry)
+        if not entry.is_image or len(batch) == PICTURES_PER_TASK:
+            yield FileTask(tuple(batch), work)
+            batch = []
+    if batch:
+        yield FileTask(tuple(batch), work)

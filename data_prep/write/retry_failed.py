@@ -1,0 +1,98 @@
+"""`write --retry-failed`: files that were skipped are read again, what was written is kept.
+
+The result is byte for byte what one write would have made in which these files had worked. In a folder that is
+finished, a sample more changes the index of every sample behind it: the shards become parts again, the failed files of
+each part are read once more, and all is packed anew. retry.json tells how far that is, so that it may be interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from avssl.files.checked_json import Fields
+from avssl.shards.shard_set import INDEX_NAME, SKIPPED_NAME, Sample, dump_json, parse_members
+from avssl.types import MediaError
+from data_prep.manifest import Entry
+from data_prep.write.folder import OutputFolder
+from data_prep.write.pack import load_side_car, side_car_name
+from data_prep.write.parts import PARTS, PartSummary, PartTask, PartWriter
+
+RETRY_NAME = f"{PARTS}/retry.json"
+
+
+def current_attempt(folder: OutputFolder) -> int:
+    """1, or one more for every --retry-failed."""
+    return int(_state(folder)["attempt"])
+
+
+def begin_retry(folder: OutputFolder, shards: list[str]) -> None:
+    """From now on what was skipped counts as not done. shards: names in a folder that was finished."""
+    state = _state(folder)
+    pending = state["shards"] or shards
+    folder.write_bytes(RETRY_NAME, dump_json({"attempt": state["attempt"] + 1, "shards": pending}))
+    folder.remove(INDEX_NAME)
+
+
+def _state(folder: OutputFolder) -> dict[str, Any]:
+    if not folder.exists(RETRY_NAME):
+        return {"attempt": 1, "shards": []}
+    fields = Fields.parse(folder.read_bytes(RETRY_NAME), folder.where(RETRY_NAME))
+    return {"attempt": fields.count("attempt", least=1), "shards": fields.items("shards", str)}
+
+
+def unpack_shards(folder: OutputFolder, num_parts: int, entries_of: Callable[[int], tuple[Entry, ...]]) -> None:
+    """Turn the shards of a finished folder into parts of the first attempt; nothing to do in any other folder."""
+    state = _state(folder)
+    names: list[str] = state["shards"]
+    if not names:
+        return
+    skipped = _skipped_by_key(folder)
+    attempt, position = state["attempt"] - 1, 0
+    for number in range(num_parts):
+        summary = PartSummary.load(folder, number)
+        if summary is not None:  # unpacked before an interruption
+            position += summary.num_written > 0
+            continue
+        task = PartTask(number, entries_of(number), attempt)
+        shard = names[position] if position < len(names) else None
+        if shard is not None and load_side_car(folder, shard).keys[0] in {entry.key for entry in task.entries}:
+            _unpack(folder, task, shard, skipped)
+            position += 1
+        else:
+            _unpack(folder, task, None, skipped)
+    for name in names:
+        for one in (name, side_car_name(name)):
+            if folder.exists(one):
+                folder.remove(one)
+    folder.write_bytes(RETRY_NAME, dump_json({"attempt": state["attempt"], "shards": []}))
+
+
+def _skipped_by_key(folder: OutputFolder) -> dict[str, dict[str, str]]:
+    lines = folder.read_bytes(SKIPPED_NAME).splitlines()
+    records = (
+        Fields.parse(line, f"{folder.where(SKIPPED_NAME)}, line {number}") for number, line in enumerate(lines, start=1)
+    )
+    return {one.text("key"): {name: one.text(name) for name in ("reason", "message")} for one in records}
+
+
+def _unpack(folder: OutputFolder, task: PartTask, shard: str | None, skipped: dict[str, dict[str, str]]) -> None:
+    """One part from one shard, or from none: all of its files were skipped."""
+    samples = {} if shard is None else _samples(folder, shard)
+    with PartWriter(folder, task) as part:
+        for entry in task.entries:
+            if entry.key in samples:
+                part.add(entry, samples[entry.key])
+            else:
+                record = skipped[entry.key]
+                part.add(entry, MediaError(record["reason"], record["message"]))  # type: ignore[arg-type]
+
+
+def _samples(folder: OutputFolder, shard: str) -> dict[str, Sample]:
+    side_car = load_side_car(folder, shard)
+    samples = {}
+    with folder.local_file(shard) as path, path.open("rb") as file:
+        for key, begin, end in zip(side_car.keys, side_car.offsets[:-1], side_car.offsets[1:], strict=True):
+            file.seek(begin)
+            samples[key] = parse_members(file.read(end - begin), f"{shard}, sample {key}")
+    return samples
