@@ -38,11 +38,11 @@ from avssl import config, losses
 from avssl.embedding.embedder import Embedder
 from avssl.embedding.folder import FolderJob
 from avssl.embedding.sources import Sources, open_media
-from avssl.embedding.windows import Windows, WindowStream, clip_starts, window_grid
-from avssl.media.decode import PictureStream, SoundStream
+from avssl.embedding.windows import Windows, WindowStream, clip_starts
+from avssl.media.readers import PictureStream, SoundStream
 from avssl.models import create_encoder
-from avssl.processes.streams import Piece
-from avssl.transforms.time_sampling import frame_times_seconds
+from avssl.processes.worker import Piece
+from avssl.transforms.time_sampling import frame_times_seconds, window_grid
 from avssl.transforms.view_maker import ViewMaker
 from benchmarks.claims import Claim, command_line, cpu_seconds, median_ratio, publish, take_turns
 from benchmarks.made_files import make_file

@@ -14,7 +14,8 @@ import numpy as np
 
 from benchmarks.claims import ROOT
 from benchmarks.made_files import FPS, natural_frames
-from data_prep.transcode.encode import AudioSettings, MediaWriter, VideoSettings
+from data_prep.transcode.encode import MediaWriter
+from data_prep.transcode.encode_settings import AudioSettings, VideoSettings
 
 HEIGHT_PX, WIDTH_PX, SECONDS, NUM_FILMS = 256, 340, 10, 4
 FOLDER = ROOT / ".cache" / "loader_clips"

@@ -25,10 +25,12 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from avssl.data.loader import Loader, LoaderConfig
+from avssl.data.loader import Loader
+from avssl.data.loader_config import LoaderConfig
 from avssl.data.workers import host_mib
 from avssl.shards.shard_set import ShardSet
-from avssl.transforms.view_maker import ViewMaker, ViewsConfig
+from avssl.transforms.config import ViewsConfig
+from avssl.transforms.view_maker import ViewMaker
 from avssl.types import View
 from benchmarks.claims import Claim, command_line, machine, publish
 from benchmarks.loader_clips import FOLDER, prepared

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.transcode.encode import AudioSettings, MediaWriter, VideoSettings
+from data_prep.transcode.encode import MediaWriter
+from data_prep.transcode.encode_settings import AudioSettings, VideoSettings
 
 FPS = 30
 

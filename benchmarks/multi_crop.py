@@ -25,7 +25,8 @@ from avssl.data.batch import Collate
 from avssl.data.workers import keep_freed_memory
 from avssl.media.decode import read_video
 from avssl.shards.shard_set import ShardSet
-from avssl.transforms.view_maker import ViewsConfig, raw_views
+from avssl.transforms.config import ViewsConfig
+from avssl.transforms.view_maker import raw_views
 from avssl.types import Modality, View
 from benchmarks.claims import Claim, command_line, machine, median_ratio, publish, take_turns
 from benchmarks.loader import received

@@ -33,7 +33,8 @@ from av.video.reformatter import VideoReformatter
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from avssl.media.decode import fitted_size, probe
+from avssl.media.decode import probe
+from avssl.media.info import fitted_size
 from benchmarks.made_files import make_file
 from data_prep.transcode.file import transcode
 from data_prep.transcode.options import WriteOptions

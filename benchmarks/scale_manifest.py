@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from avssl.processes.pool import default_num_workers
-from avssl.shards.shard_set import ShardIndex, ShardRecord, dump_json
+from avssl.shards.format import ShardIndex, ShardRecord, dump_json
 from benchmarks import learning
 from data_prep.write.rows import scan
 from data_prep.write.shuffle import shuffled_rows

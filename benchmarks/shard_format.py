@@ -29,11 +29,16 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from avssl.data.read_views import read_clip
-from avssl.media.decode import PictureStream, SoundStream, Upright, fitted_size, stream_pictures
-from avssl.shards.shard_set import Sample, SampleInfo, parse_members, write_tar
+from avssl.media.decode import stream_pictures
+from avssl.media.frames import Upright
+from avssl.media.info import fitted_size
+from avssl.media.readers import PictureStream, SoundStream
+from avssl.shards.format import SampleInfo
+from avssl.shards.shard_set import Sample, parse_members, write_tar
 from avssl.transforms.config import ViewsConfig
 from benchmarks.made_files import make_file
-from data_prep.transcode.encode import AudioSettings, MediaWriter, VideoSettings
+from data_prep.transcode.encode import MediaWriter
+from data_prep.transcode.encode_settings import AudioSettings, VideoSettings
 from data_prep.transcode.members import Window, on_grid
 from data_prep.transcode.options import WriteOptions
 

@@ -11,7 +11,8 @@ from importlib import import_module
 from avssl.files import storage
 from avssl.files.disk_errors import one_line
 from avssl.files.plain_text import PlainParser, run_in_utf8, say, say_lines
-from avssl.processes.pool import Limits, default_num_workers
+from avssl.processes.limits import Limits
+from avssl.processes.pool import default_num_workers
 from data_prep.transcode.options import CHOICES, WriteOptions
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from avssl.files.checked_json import Fields, parse
 from avssl.files.plain_text import brief
-from avssl.shards.shard_set import dump_json
+from avssl.shards.format import dump_json
 from avssl.types import FAILURE_REASONS
 
 KEY = re.compile(r"[A-Za-z0-9_/-]+")

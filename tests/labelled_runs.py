@@ -7,7 +7,7 @@ from avssl import config, losses
 from avssl.embedding.embedder import Embedder
 from avssl.eval.finetune.training import Stage
 from avssl.models import create_encoder
-from avssl.optim.build import OptimConfig
+from avssl.optim.config import OptimConfig
 from avssl.transforms.view_maker import ViewMaker
 from avssl.types import Batch
 from tests.conftest import TINY

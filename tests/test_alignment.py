@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from avssl.data.loader import Loader, LoaderConfig
+from avssl.data.loader import Loader
+from avssl.data.loader_config import LoaderConfig
 from avssl.embedding.windows import WindowStream
 from avssl.media.decode import probe, read_audio, read_video
 from avssl.shards.shard_set import ShardSet
-from avssl.transforms.view_maker import AudioViewConfig, VideoViewConfig, ViewMaker, ViewsConfig
+from avssl.transforms.config import AudioViewConfig, VideoViewConfig, ViewsConfig
+from avssl.transforms.view_maker import ViewMaker
 from avssl.types import View
 from data_prep.index.build import index_folder
 from data_prep.inspect.verify import verify_folder

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from avssl.losses.barlow_twins import BarlowTwins, BarlowTwinsConfig, barlow_twins, normalize_over_batch
-from avssl.optim.build import OptimConfig, build_optimizer
+from avssl.optim.build import build_optimizer
+from avssl.optim.config import OptimConfig
 from avssl.types import Progress
 from tests.textbook import barlow_twins as textbook
 from tests.textbook.gradients import gradient

@@ -6,7 +6,8 @@ import re
 import pytest
 
 from avssl.files.checked_json import MAX_DEPTH, Fields, parse
-from avssl.shards.shard_set import SampleInfo, ShardIndex, ShardSet, SideCar
+from avssl.shards.format import SampleInfo, ShardIndex, SideCar
+from avssl.shards.shard_set import ShardSet
 from avssl.types import MediaError
 from data_prep.inspect.verify import verify_folder
 from data_prep.manifest import Entry, read_manifest

@@ -18,7 +18,8 @@ from avssl.media.decode import read_audio, read_video, stream_audio
 from avssl.transforms.config import AudioViewConfig, VideoViewConfig, ViewsConfig
 from avssl.transforms.time_sampling import Span, frame_times_seconds
 from avssl.transforms.view_maker import raw_picture
-from data_prep.transcode.encode import AudioSettings, MediaWriter, VideoSettings
+from data_prep.transcode.encode import MediaWriter
+from data_prep.transcode.encode_settings import AudioSettings, VideoSettings
 
 VIDEO, AUDIO = VideoViewConfig(num_frames=4, fps=8.0, size_px=24), AudioViewConfig(seconds=0.5, rate_hz=16_000)
 SECONDS, FPS, RATE_HZ = 12, 10, 44_100

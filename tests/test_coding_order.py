@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from avssl.media.decode import PictureStream, SoundStream, probe, read_video
+from avssl.media.decode import probe, read_video
+from avssl.media.readers import PictureStream, SoundStream
 from avssl.shards.shard_set import ShardSet
 from data_prep.__main__ import main
 from tests import numbered

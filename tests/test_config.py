@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from avssl import config
-from avssl.config import ConfigError, RunConfig, parse
+from avssl.config import RunConfig, parse
+from avssl.files.config_text import ConfigError
 from avssl.losses.avid_cma import AVIDCMAConfig
-from avssl.optim.build import OptimConfig
+from avssl.optim.config import OptimConfig
 from tests.conftest import ROOT, run_python
 
 AVID = str(ROOT / "recipes/configs/avid.yaml")

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from avssl.media.decode import probe, read_audio, read_video
-from avssl.shards.shard_set import ShardSet, dump_json
+from avssl.shards.format import dump_json
+from avssl.shards.shard_set import ShardSet
 from avssl.types import MediaError
 from data_prep.__main__ import main
 from data_prep.index.build import index_folder
@@ -445,7 +446,8 @@ def test_verify_refuses_another_schema_version(shards, capsys):
 
 def rewrite(shards, name, edit):
     """Change the samples of a shard and make all sizes, hashes and offsets fit again."""
-    from avssl.shards.shard_set import ShardIndex, ShardRecord, SideCar, sha256_file, write_tar
+    from avssl.shards.format import ShardIndex, ShardRecord, SideCar, sha256_file
+    from avssl.shards.shard_set import write_tar
 
     whole = ShardSet(shards)
     index, position = whole.index, [record.name for record in whole.index.shards].index(name)

@@ -12,10 +12,12 @@ import torch
 from PIL import Image
 
 from avssl.media import ffmpeg
-from avssl.media.decode import SoundStream, probe, read_audio, read_video, stream_audio, stream_pictures, stream_video
+from avssl.media.decode import probe, read_audio, read_video, stream_audio, stream_pictures, stream_video
 from avssl.media.info import audio_span, fitted_size, mix_to_mono, mono_weights
+from avssl.media.readers import SoundStream
 from avssl.types import MediaError
-from data_prep.transcode.encode import AudioSettings, MediaWriter, write_media
+from data_prep.transcode.encode import MediaWriter, write_media
+from data_prep.transcode.encode_settings import AudioSettings
 from tests.fixtures import REAL_VIDEOS, real_videos  # noqa: F401
 
 LEVELS = np.linspace(20, 235, 40).astype(np.uint8)

@@ -14,7 +14,8 @@ from avssl.losses.base import EpochContext
 from avssl.losses.deepcluster import DeepCluster, DeepClusterConfig, balanced_cross_entropy, cluster_weights
 from avssl.losses.xdc import XDC, XDCConfig
 from avssl.ops.sampling import generator_for
-from avssl.optim.build import OptimConfig, build_optimizer, forget
+from avssl.optim.build import build_optimizer, forget
+from avssl.optim.config import OptimConfig
 from avssl.types import Progress
 from tests.textbook import deepcluster as textbook
 from tests.textbook.gradients import gradient

@@ -7,7 +7,8 @@ from avssl import config, losses
 from avssl import device as device_settings
 from avssl.models import create_encoder
 from avssl.ops import kernels
-from avssl.optim.build import OptimConfig, build_optimizer
+from avssl.optim.build import build_optimizer
+from avssl.optim.config import OptimConfig
 from tests.tiny import Run
 
 

@@ -16,9 +16,9 @@ from avssl.embedding.embedder import Embedder
 from avssl.embedding.sources import find_media
 from avssl.embedding.table import EmbeddingTable
 from avssl.eval.tasks.standard import TaskConfig
-from avssl.losses.base import Loss, LossConfig
+from avssl.losses.base import Loss
 from avssl.shards.shard_set import ShardSet
-from avssl.types import MediaError, View
+from avssl.types import LossConfig, MediaError, View
 from data_prep.__main__ import main as data_prep
 from recipes import embed as embed_recipe
 from recipes import evaluate as evaluate_recipe

@@ -11,7 +11,8 @@ from avssl.embedding.index import FolderIndex
 from avssl.embedding.rows import RowMaker, Spool
 from avssl.embedding.table import EmbeddingTable
 from avssl.embedding.windows import WINDOWS_PER_READ
-from data_prep.transcode.encode import AudioSettings, MediaWriter, VideoSettings
+from data_prep.transcode.encode import MediaWriter
+from data_prep.transcode.encode_settings import AudioSettings, VideoSettings
 from tests.conftest import run_python
 
 RATE_HZ, FPS = 8000, 2

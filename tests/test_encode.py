@@ -15,8 +15,8 @@ import av
 import numpy as np
 import pytest
 
-from data_prep.transcode.encode import AudioSettings, MediaWriter, VideoSettings, write_media
-from data_prep.transcode.encode_settings import as_rational_fps
+from data_prep.transcode.encode import MediaWriter, write_media
+from data_prep.transcode.encode_settings import AudioSettings, VideoSettings, as_rational_fps
 
 FPS = 16
 RATE_HZ = 24_000

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from avssl.shards.shard_set import dump_json
+from avssl.shards.format import dump_json
 from data_prep.write.run import write_shards
 from tests.clips import OPTIONS, complaints, digest, make_clip
 from tests.conftest import run_python

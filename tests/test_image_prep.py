@@ -20,7 +20,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from avssl.media.images import read_image
-from avssl.shards.shard_set import Sample, SampleInfo, ShardSet, parse_members, write_tar
+from avssl.shards.format import SampleInfo
+from avssl.shards.shard_set import Sample, ShardSet, parse_members, write_tar
 from avssl.types import MediaError
 from data_prep.__main__ import main
 from data_prep.index.build import index_file, index_folder

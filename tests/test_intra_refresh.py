@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from avssl.media import entry_points
-from avssl.media.decode import PictureStream, read_video, stream_video
+from avssl.media.decode import read_video, stream_video
 from avssl.media.entry_points import Bits, h264_begins, hevc_begins, messages, units
+from avssl.media.readers import PictureStream
 
 NUM_PICTURES, FPS, WIDTH, HEIGHT = 420, 25, 144, 96
 MPEG = {"bf": "2", "b_strategy": "0", "g": "30", "sc_threshold": "1000000000"}  # groups are open unless told otherwise

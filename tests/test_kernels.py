@@ -11,7 +11,8 @@ from avssl import config
 from avssl import device as device_settings
 from avssl.models import create_encoder
 from avssl.ops import agreement, bank_scores, kernels
-from avssl.optim.build import OptimConfig, build_optimizer
+from avssl.optim.build import build_optimizer
+from avssl.optim.config import OptimConfig
 from avssl.train.monitor import ADVICE
 
 CPU = torch.device("cpu")

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from avssl.data.loader import Loader, LoaderConfig
+from avssl.data.loader import Loader
+from avssl.data.loader_config import LoaderConfig
 from avssl.data.statistics import measure_statistics
 from avssl.shards.shard_set import ShardSet
-from avssl.transforms.view_maker import AudioViewConfig, VideoViewConfig, ViewMaker, ViewsConfig
+from avssl.transforms.config import AudioViewConfig, VideoViewConfig, ViewsConfig
+from avssl.transforms.view_maker import ViewMaker
 from avssl.types import MediaError, View
 
 VIEWS = (View("video", "video"), View("audio", "audio"))

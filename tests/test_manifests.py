@@ -17,7 +17,7 @@ from threading import Thread
 import numpy as np
 import pytest
 
-from avssl.processes.pool import Limits
+from avssl.processes.limits import Limits
 from avssl.types import MediaError
 from data_prep.__main__ import main
 from data_prep.index import spool as spool_module
@@ -465,7 +465,7 @@ def test_file_names_that_are_not_utf8_go_all_the_way(tmp_path, clip):
 
 @pytest.mark.parametrize("name", ["a::b.mp4", "pipe:x.mp4", "s3:/bucket/x.mp4", "file:/x.mp4"])
 def test_file_names_that_look_like_urls_are_files(tmp_path, clip, name):
-    from avssl.files.storage import is_remote
+    from avssl.files.location import is_remote
 
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(clip, tmp_path / name)

@@ -20,8 +20,9 @@ from avssl.embedding.windows import MediaReader
 from avssl.eval.tasks.standard import TaskConfig
 from avssl.models import create_encoder
 from avssl.shards.shard_set import ShardSet
+from avssl.transforms.config import ViewsConfig
 from avssl.transforms.time_sampling import Span
-from avssl.transforms.view_maker import ViewMaker, ViewsConfig
+from avssl.transforms.view_maker import ViewMaker
 from data_prep.transcode.encode import write_media
 from recipes import embed as embed_recipe
 from recipes import evaluate as evaluate_recipe

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from avssl.optim.build import OptimConfig, build_optimizer, forget, learning_rate, set_learning_rate
+from avssl.optim.build import build_optimizer, forget, learning_rate, set_learning_rate
+from avssl.optim.config import OptimConfig
 from avssl.optim.lars import LARS
 
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from av.bitstream import BitStreamFilterContext
 
-from avssl.media.decode import PictureStream, probe, read_video, stream_video
+from avssl.media.decode import probe, read_video, stream_video
 from avssl.media.info import Orientation
+from avssl.media.readers import PictureStream
 from avssl.media.streams import orientation
 from avssl.shards.shard_set import ShardSet
 from data_prep.__main__ import main

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from avssl.eval import overlap
+from avssl.shards.format import SideCar
 from avssl.shards.sample_digests import sample_digests
-from avssl.shards.shard_set import ShardSet, SideCar
+from avssl.shards.shard_set import ShardSet
 from data_prep.index.build import IndexOptions, index, index_folder
 from data_prep.index.cutting import Cutting
 from data_prep.inspect.verify import verify_folder

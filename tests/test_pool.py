@@ -8,7 +8,8 @@ import weakref
 import numpy as np
 import pytest
 
-from avssl.processes.pool import Limits, Sandbox, in_processes
+from avssl.processes.limits import Limits
+from avssl.processes.pool import Sandbox, in_processes
 from avssl.types import MediaError
 
 

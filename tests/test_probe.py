@@ -13,7 +13,7 @@ from avssl.eval.finetune.layer_probes import LinearProbes
 from avssl.eval.finetune.training import Criterion, TrainingOptions, train
 from avssl.models import create_encoder
 from avssl.models.layers import STAGES, stage_activations
-from avssl.optim.build import OptimConfig
+from avssl.optim.config import OptimConfig
 from tests.conftest import ROOT
 from tests.labelled_runs import MemoryLoader, assert_equal_states, stage, state_of, tiny_embedder, vectors
 

@@ -14,13 +14,16 @@ import pytest
 import torch
 
 from avssl import config
-from avssl.data.loader import Loader, LoaderConfig
+from avssl.data.loader import Loader
+from avssl.data.loader_config import LoaderConfig
 from avssl.embedding.sources import resolve_sources
 from avssl.files import file_systems, retry, storage
 from avssl.shards import remote as remote_shards
 from avssl.shards.cache import ShardCache, default_cache_dir
-from avssl.shards.shard_set import ShardSet, shard_name
-from avssl.transforms.view_maker import AudioViewConfig, VideoViewConfig, ViewMaker, ViewsConfig
+from avssl.shards.format import shard_name
+from avssl.shards.shard_set import ShardSet
+from avssl.transforms.config import AudioViewConfig, VideoViewConfig, ViewsConfig
+from avssl.transforms.view_maker import ViewMaker
 from avssl.types import MediaError, View
 from data_prep.__main__ import main
 from tests.conftest import ROOT

@@ -11,7 +11,8 @@ import pytest
 
 from avssl.processes.limits import Limits
 from avssl.processes.parcels import receive_parcel, send_parcel
-from avssl.processes.streams import PIECES_AHEAD, Piece, SandboxedStreams
+from avssl.processes.streams import PIECES_AHEAD, SandboxedStreams
+from avssl.processes.worker import Piece
 from avssl.types import MediaError
 
 

@@ -8,20 +8,8 @@ import tarfile
 
 import pytest
 
-from avssl.shards.shard_set import (
-    Sample,
-    SampleInfo,
-    ShardIndex,
-    ShardRecord,
-    ShardSet,
-    SideCar,
-    _any_members,
-    dump_json,
-    parse_members,
-    sha256_file,
-    shard_name,
-    write_tar,
-)
+from avssl.shards.format import SampleInfo, ShardIndex, ShardRecord, SideCar, dump_json, sha256_file, shard_name
+from avssl.shards.shard_set import Sample, ShardSet, _any_members, parse_members, write_tar
 from avssl.shards.tar_members import plain_members
 from avssl.types import MediaError
 from data_prep.inspect.verify import verify_folder

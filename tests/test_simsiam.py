@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from avssl.losses.simsiam import SimSiam, SimSiamConfig, negative_cosine
-from avssl.optim.build import OptimConfig, build_optimizer, set_learning_rate
+from avssl.optim.build import build_optimizer, set_learning_rate
+from avssl.optim.config import OptimConfig
 from avssl.types import Progress
 from tests.textbook import simsiam as textbook
 from tests.textbook.gradients import gradient

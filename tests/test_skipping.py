@@ -11,9 +11,10 @@ import pytest
 
 from avssl.media import frames, readers
 from avssl.media.cursor import FrameCursor, SeekMissed
-from avssl.media.decode import PictureStream
+from avssl.media.readers import PictureStream
 from avssl.media.skipping import SkippingContainer
-from data_prep.transcode.encode import MediaWriter, VideoSettings
+from data_prep.transcode.encode import MediaWriter
+from data_prep.transcode.encode_settings import VideoSettings
 from tests.odd_surgery import set_edits
 
 NUM_FRAMES, FPS, LENGTH_BYTES = 240, 30, 4

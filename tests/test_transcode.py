@@ -9,10 +9,12 @@ import av
 import numpy as np
 import pytest
 
-from avssl.media.decode import Picture, PictureStream, SoundStream, read_video
+from avssl.media.decode import read_video
+from avssl.media.readers import Picture, PictureStream, SoundStream
 from avssl.types import MediaError
 from data_prep.transcode import members
-from data_prep.transcode.encode import VideoSettings, why_not_encode, write_media
+from data_prep.transcode.encode import why_not_encode, write_media
+from data_prep.transcode.encode_settings import VideoSettings
 from data_prep.transcode.file import transcode
 from data_prep.transcode.members import Window, on_grid
 from data_prep.transcode.options import PolicyError, WriteOptions

@@ -12,8 +12,10 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as oracle
 
 from avssl.data import read_views
-from avssl.data.loader import Loader, LoaderConfig
-from avssl.shards.shard_set import Sample, SampleInfo, ShardSet
+from avssl.data.loader import Loader
+from avssl.data.loader_config import LoaderConfig
+from avssl.shards.format import SampleInfo
+from avssl.shards.shard_set import Sample, ShardSet
 from avssl.transforms import view_maker
 from avssl.transforms.audio import AudioAugment
 from avssl.transforms.config import AudioViewConfig, ImageViewConfig, VideoViewConfig, ViewsConfig

@@ -15,8 +15,9 @@ import pytest
 
 import data_prep.write.run as write_shards_module
 from avssl.files.hashed import atomic_file
-from avssl.processes.pool import Limits
-from avssl.shards.shard_set import ShardSet, dump_json
+from avssl.processes.limits import Limits
+from avssl.shards.format import dump_json
+from avssl.shards.shard_set import ShardSet
 from data_prep.__main__ import main
 from data_prep.manifest import read_manifest
 from data_prep.transcode.file import transcode

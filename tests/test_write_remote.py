@@ -3,7 +3,7 @@
 import pytest
 
 from avssl.files import storage
-from avssl.shards.shard_set import dump_json
+from avssl.shards.format import dump_json
 from data_prep.__main__ import main
 from data_prep.write.job import Share
 from data_prep.write.run import write_shards

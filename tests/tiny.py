@@ -13,7 +13,8 @@ from torch import nn
 
 from avssl import distributed, losses
 from avssl.losses.base import EpochContext
-from avssl.optim.build import OptimConfig, build_optimizer, forget, set_learning_rate
+from avssl.optim.build import build_optimizer, forget, set_learning_rate
+from avssl.optim.config import OptimConfig
 from avssl.types import Progress
 
 NUM_SAMPLES, BATCH_SIZE = 32, 8

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from avssl.media.decode import Source, read_audio, read_video
+from avssl.media.decode import read_audio, read_video
+from avssl.media.ffmpeg import Source
 from avssl.media.images import read_image
 from avssl.shards.shard_set import Sample, ShardSet
 from avssl.transforms.config import AudioViewConfig, VideoViewConfig, ViewsConfig, clip_lengths

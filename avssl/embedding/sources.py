@@ -7,23 +7,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from avssl.data.read_views import spans
 from avssl.embedding.listing import files_below, key_of
 from avssl.files.location import is_remote
-from avssl.media.decode import (
-    MEDIA_SUFFIXES,
-    AudioInfo,
-    PictureStream,
-    SoundStream,
-    Source,
-    VideoInfo,
-    probe,
-    stream_audio,
-    stream_video,
-)
+from avssl.media.decode import probe, stream_audio, stream_video
+from avssl.media.ffmpeg import Source
 from avssl.media.images import IMAGE_SUFFIXES, probe_image
+from avssl.media.info import MEDIA_SUFFIXES, AudioInfo, VideoInfo
+from avssl.media.readers import PictureStream, SoundStream
 from avssl.shards.shard_set import Sample, ShardSet
 from avssl.transforms.time_sampling import Span
-from avssl.transforms.view_maker import spans
 from avssl.types import MediaError
 
 Sources = ShardSet | Sequence[tuple[Path, str]]

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from avssl.media.decode import PictureStream, SoundStream, Source
+from avssl.media.ffmpeg import Source
 from avssl.media.info import AudioBlock
+from avssl.media.readers import PictureStream, SoundStream
 from avssl.transforms.config import AudioViewConfig, VideoViewConfig
 from avssl.transforms.draw import Box, centre_crop_box
 from avssl.transforms.geometry import crop_resize

@@ -20,13 +20,14 @@ import torch
 from avssl.embedding.sources import Media, Sources, num_sources, open_media, sample_media
 from avssl.embedding.table import MODALITIES
 from avssl.embedding.window_clips import AudioClips, VideoClips
-from avssl.media.decode import PictureStream, SoundStream
 from avssl.media.images import read_image
+from avssl.media.readers import PictureStream, SoundStream
 from avssl.processes.limits import failure
-from avssl.processes.streams import Piece
+from avssl.processes.worker import Piece
 from avssl.shards.shard_set import ShardSet
+from avssl.transforms.config import ViewsConfig
 from avssl.transforms.time_sampling import TIME_TOLERANCE_SECONDS, window_grid
-from avssl.transforms.view_maker import RawView, ViewsConfig, raw_picture
+from avssl.transforms.view_maker import RawView, raw_picture
 from avssl.types import MediaError
 
 WINDOWS_PER_READ = 16  # windows decoded together: bounds the memory of long media

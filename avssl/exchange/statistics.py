@@ -45,7 +45,8 @@ def statistics_from(source: str | Path, config: RunConfig) -> dict[str, torch.Te
     views = ViewMaker(config.views, ("audio",))
     if str(source).endswith(".npz"):
         return dict(zip(STATISTICS_KEYS, _read_npz(Path(source), views.spectrogram.num_bins), strict=True))
-    from avssl.data.loader import Loader, LoaderConfig
+    from avssl.data.loader import Loader
+    from avssl.data.loader_config import LoaderConfig
     from avssl.data.statistics import measure_statistics
     from avssl.shards.shard_set import ShardSet
     from avssl.types import View

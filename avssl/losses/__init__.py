@@ -7,7 +7,8 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 
-from avssl.losses.base import EpochContext, Loss, LossConfig
+from avssl.losses.base import EpochContext, Loss
+from avssl.types import LossConfig
 
 __all__ = ["EpochContext", "Loss", "LossConfig", "get", "names", "register"]
 

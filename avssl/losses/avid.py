@@ -26,12 +26,12 @@ from torch.nn.functional import normalize
 
 from avssl.distributed import gather
 from avssl.losses import register
-from avssl.losses.base import Loss, LossConfig
+from avssl.losses.base import Loss
 from avssl.models.heads import mlp
 from avssl.ops.nce import bank_nce, unmeasured_partition
 from avssl.ops.sampling import draw_negatives
 from avssl.ops.sharded_memory import AnyBank, make_bank
-from avssl.types import LossOutput, Modality, Progress, View
+from avssl.types import LossConfig, LossOutput, Modality, Progress, View
 
 # (anchor modality, memory modality) of each direction; the first one measures the partition constant.
 CROSS = (("video", "audio"), ("audio", "video"))

@@ -25,9 +25,9 @@ from torch import nn
 
 from avssl.distributed import gather_with_grad
 from avssl.losses import register
-from avssl.losses.base import LossConfig, Outputs, PairConfig, PairLoss
+from avssl.losses.base import Outputs, PairConfig, PairLoss
 from avssl.models.heads import mlp
-from avssl.types import LossOutput, Progress
+from avssl.types import LossConfig, LossOutput, Progress
 
 # Below a standard deviation of 1e-4 a dimension counts as constant: its gradient stays bounded by 1e4 times C's.
 VARIANCE_FLOOR = 1e-8

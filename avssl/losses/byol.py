@@ -30,10 +30,10 @@ from torch import nn
 from torch.nn.functional import cosine_similarity
 
 from avssl.losses import register
-from avssl.losses.base import LossConfig, Outputs, PairConfig, PairLoss
+from avssl.losses.base import Outputs, PairConfig, PairLoss
 from avssl.models.heads import mlp
 from avssl.ops.teacher import check_momentum, cosine_momentum, follow, frozen_copy
-from avssl.types import LossOutput, Progress
+from avssl.types import LossConfig, LossOutput, Progress
 
 
 @dataclass

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from avssl.losses.base import LossConfig, Outputs, PairConfig, PairLoss
+from avssl.losses.base import Outputs, PairConfig, PairLoss
 from avssl.models.heads import mlp
 from avssl.ops.clusters import check_num_clusters
-from avssl.types import Modality, View
+from avssl.types import LossConfig, Modality, View
 
 PICTURES: tuple[Modality, ...] = ("image", "video")  # modalities that have small crops
 

@@ -29,12 +29,12 @@ from torch import nn
 from torch.nn.functional import cross_entropy, normalize, relu
 
 from avssl.losses import register
-from avssl.losses.base import EpochContext, LossConfig, Outputs, PairConfig, PairLoss
+from avssl.losses.base import EpochContext, Outputs, PairConfig, PairLoss
 from avssl.models.heads import mlp
 from avssl.ops.clusters import check_num_clusters, describe_labels
 from avssl.ops.kmeans import kmeans, whiten
 from avssl.ops.sampling import generator_for
-from avssl.types import LossOutput, Modality, Progress
+from avssl.types import LossConfig, LossOutput, Modality, Progress
 
 
 @dataclass

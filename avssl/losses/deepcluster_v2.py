@@ -27,13 +27,13 @@ from torch.nn.functional import normalize
 
 from avssl.distributed import gather
 from avssl.losses import register
-from avssl.losses.base import EpochContext, LossConfig, Outputs
+from avssl.losses.base import EpochContext, Outputs
 from avssl.losses.crops import CropConfig, CropLoss
 from avssl.ops.clusters import cross_entropy_of_heads, describe_labels
 from avssl.ops.kmeans import spherical_kmeans
 from avssl.ops.memory import MemoryBank
 from avssl.ops.sampling import generator_for
-from avssl.types import LossOutput, Progress
+from avssl.types import LossConfig, LossOutput, Progress
 
 
 @dataclass

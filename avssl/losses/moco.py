@@ -32,12 +32,12 @@ from torch.nn.functional import cross_entropy, normalize
 
 from avssl.distributed import gather, rank, world_size
 from avssl.losses import register
-from avssl.losses.base import LossConfig, Outputs, PairConfig, PairLoss
+from avssl.losses.base import Outputs, PairConfig, PairLoss
 from avssl.models.heads import mlp
 from avssl.ops.memory import Queue
 from avssl.ops.sampling import generator_for
 from avssl.ops.teacher import check_momentum, follow, frozen_copy
-from avssl.types import LossOutput, Progress
+from avssl.types import LossConfig, LossOutput, Progress
 
 
 @dataclass

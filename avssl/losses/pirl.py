@@ -29,12 +29,12 @@ from torch.nn.functional import normalize
 
 from avssl.distributed import gather
 from avssl.losses import register
-from avssl.losses.base import LossConfig, Outputs, PairConfig, PairLoss
+from avssl.losses.base import Outputs, PairConfig, PairLoss
 from avssl.models.heads import mlp
 from avssl.ops.nce import bank_nce, unmeasured_partition
 from avssl.ops.sampling import check_negatives, draw_negatives
 from avssl.ops.sharded_memory import AnyBank, make_bank
-from avssl.types import LossOutput, Modality, Progress, View
+from avssl.types import LossConfig, LossOutput, Modality, Progress, View
 
 NUM_PATCHES = 9
 PUZZLES = {"image": "pirl_jigsaw", "video": "pirl_jigsaw", "audio": "jigsaw"}  # the set of the second view

@@ -29,10 +29,10 @@ from torch import nn
 
 from avssl.distributed import gather
 from avssl.losses import register
-from avssl.losses.base import EpochContext, LossConfig, Outputs, PairConfig, PairLoss
+from avssl.losses.base import EpochContext, Outputs, PairConfig, PairLoss
 from avssl.ops.clusters import check_num_clusters, cross_entropy_of_heads, describe_labels, usage_entropy
 from avssl.ops.transport import self_labels
-from avssl.types import LossOutput, Modality, Progress
+from avssl.types import LossConfig, LossOutput, Modality, Progress
 
 ROWS_AT_ONCE = 8192  # samples whose predictions are computed together
 

@@ -24,9 +24,9 @@ from torch import nn
 from torch.nn.functional import cosine_similarity
 
 from avssl.losses import register
-from avssl.losses.base import LossConfig, Outputs, PairConfig, PairLoss
+from avssl.losses.base import Outputs, PairConfig, PairLoss
 from avssl.models.heads import mlp
-from avssl.types import LossOutput, Progress
+from avssl.types import LossConfig, LossOutput, Progress
 
 
 @dataclass

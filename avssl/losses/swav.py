@@ -28,12 +28,12 @@ from torch.nn.functional import log_softmax, normalize
 
 from avssl.distributed import gather, rank
 from avssl.losses import register
-from avssl.losses.base import LossConfig, Outputs
+from avssl.losses.base import Outputs
 from avssl.losses.crops import CropConfig, CropLoss
 from avssl.ops.clusters import usage_entropy
 from avssl.ops.memory import Queue
 from avssl.ops.sinkhorn import sinkhorn
-from avssl.types import LossOutput, Progress
+from avssl.types import LossConfig, LossOutput, Progress
 
 
 @dataclass

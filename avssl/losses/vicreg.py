@@ -26,9 +26,9 @@ from torch.nn.functional import mse_loss, relu
 
 from avssl.distributed import gather_with_grad
 from avssl.losses import register
-from avssl.losses.base import LossConfig, Outputs, PairConfig, PairLoss
+from avssl.losses.base import Outputs, PairConfig, PairLoss
 from avssl.models.heads import mlp
-from avssl.types import LossOutput, Progress
+from avssl.types import LossConfig, LossOutput, Progress
 
 VARIANCE_EPSILON = 1e-4  # of the paper: keeps the root's gradient finite for constant dimensions
 

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from avssl.losses import register
-from avssl.losses.base import LossConfig
 from avssl.losses.deepcluster import DeepCluster, DeepClusterConfig
-from avssl.types import Modality
+from avssl.types import LossConfig, Modality
 
 
 @dataclass

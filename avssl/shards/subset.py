@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from avssl.shards.shard_set import Sample, SampleInfo, ShardSet
+from avssl.shards.format import SampleInfo
+from avssl.shards.shard_set import Sample, ShardSet
 
 
 class ShardSubset(ShardSet):

@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from avssl.data.copies import to_device
-from avssl.data.read_views import decode_audio_clip, decode_video_clip, read_background, read_clip, spans
+from avssl.data.read_views import read_background, read_clip
 from avssl.data.shared_memory import Piece, padded
 from avssl.shards.shard_set import ShardSet
 from avssl.transforms.audio import (
@@ -36,7 +36,6 @@ from avssl.transforms.config import (
     ImageViewConfig,
     VideoViewConfig,
     ViewsConfig,
-    check_views,
     picture_augment,
     picture_size_px,
 )
@@ -45,11 +44,6 @@ from avssl.transforms.geometry import crop_resize, normalize, to_float, to_model
 from avssl.transforms.jigsaw import GRID, NUM_TILES, centred_puzzle, cut_patches, cut_tiles, puzzle_size
 from avssl.transforms.spectrogram import BinNormalize, LogMel, LogSpectrogram
 from avssl.types import Clip, View
-
-__all__ = [
-    "AudioViewConfig", "ImageViewConfig", "RawView", "VideoViewConfig", "ViewMaker", "ViewsConfig", "check_views",
-    "decode_audio_clip", "decode_video_clip", "raw_audio", "raw_picture", "raw_views", "spans", "stack_raw_views",
-]  # fmt: skip
 
 BLUR_KERNEL_SHARE = 0.1  # of the side, as in SimCLR: 23 px of 224
 

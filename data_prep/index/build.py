@@ -21,7 +21,8 @@ from tqdm import tqdm
 from avssl.files.disk_errors import clear_errors
 from avssl.files.hashed import atomic_file
 from avssl.files.scratch import scratch_folder
-from avssl.processes.pool import REFRESH_SECONDS, Limits
+from avssl.processes.limits import Limits
+from avssl.processes.pool import REFRESH_SECONDS
 from data_prep.index.cutting import Cutting, claimed_seconds
 from data_prep.index.gather import KINDS, Gathered, ListSource, Target, gather_folder, gather_list, stored_text
 from data_prep.index.lists.formats import FORMATS, HAVE_FOLDS, detect

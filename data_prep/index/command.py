@@ -7,7 +7,8 @@ from pathlib import Path
 
 from avssl.files.plain_text import say
 from avssl.media.images import IMAGE_SUFFIXES
-from avssl.processes.pool import Limits, default_num_workers
+from avssl.processes.limits import Limits
+from avssl.processes.pool import default_num_workers
 from data_prep.index.build import PROBE_LIMITS, SCENES_LIMITS, IndexOptions, IndexSummary, index, index_file
 from data_prep.index.cutting import Cutting
 from data_prep.index.gather import KINDS

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from avssl.media.decode import is_clear_length, least_length
+from avssl.media.info import is_clear_length, least_length
 
 Span = tuple[float, float]
 LEAST_CLIP_SECONDS = 0.1

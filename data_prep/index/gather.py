@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
-from avssl.media.decode import MEDIA_SUFFIXES
 from avssl.media.images import IMAGE_SUFFIXES
+from avssl.media.info import MEDIA_SUFFIXES
 from data_prep.index.labels import Labels
 from data_prep.index.lists.formats import HAVE_SPLITS, READERS
 from data_prep.index.lists.published import ListSettings

@@ -14,9 +14,11 @@ from typing import Any
 
 from avssl.files.hashed import content_digest
 from avssl.files.storage import local_copy
-from avssl.media.decode import MediaInfo, probe, stream_audio, stream_pictures
+from avssl.media.decode import probe, stream_audio, stream_pictures
 from avssl.media.images import probe_image
-from avssl.processes.pool import Limits, Sandbox
+from avssl.media.info import MediaInfo
+from avssl.processes.limits import Limits
+from avssl.processes.pool import Sandbox
 from avssl.types import MediaError
 from data_prep.index.cutting import Cutting, claimed_seconds
 from data_prep.index.lists.row import is_url

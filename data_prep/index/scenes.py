@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from avssl.media.decode import VideoInfo, fitted_size, stream_pictures
+from avssl.media.decode import stream_pictures
+from avssl.media.info import VideoInfo, fitted_size
 
 SHORT_SIDE_PX = 144
 

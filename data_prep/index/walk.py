@@ -16,8 +16,8 @@ from typing import IO, Self
 
 from avssl.files.folders import UnreadableFolderError, entries_in, is_folder
 from avssl.files.scratch import temporary_folder
-from avssl.media.decode import MEDIA_SUFFIXES
 from avssl.media.images import IMAGE_SUFFIXES
+from avssl.media.info import MEDIA_SUFFIXES
 
 NAMES_AT_A_TIME = 100_000  # of one folder, sorted in memory; more go through files
 MAX_SUFFIXES = 1000  # that are counted one by one

@@ -22,8 +22,7 @@ from avssl.files import storage
 from avssl.files.checked_json import Fields
 from avssl.files.plain_text import say
 from avssl.files.whole import write_whole
-from avssl.shards.shard_set import (
-    DAMAGED_TAR,
+from avssl.shards.format import (
     INDEX_NAME,
     JSON_MEMBER,
     SKIPPED_NAME,
@@ -31,10 +30,9 @@ from avssl.shards.shard_set import (
     ShardIndex,
     ShardRecord,
     SideCar,
-    member_content,
-    opened_tar,
     sha256_file,
 )
+from avssl.shards.tar_members import DAMAGED_TAR, member_content, opened_tar
 from avssl.types import FAILURE_REASONS
 from data_prep.index.cutting import claimed_seconds
 from data_prep.manifest import Entry, stream_manifest

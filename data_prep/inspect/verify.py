@@ -18,24 +18,21 @@ from avssl.files.location import READ_ONLY
 from avssl.media.decode import probe, read_audio, read_video, stream_audio, stream_pictures
 from avssl.media.images import read_image
 from avssl.processes.pool import in_processes
-from avssl.shards.sample_digests import media_digest, source_digest
-from avssl.shards.shard_set import (
+from avssl.shards.format import (
     AUDIO_MEMBER,
-    DAMAGED_TAR,
     INDEX_NAME,
     JSON_MEMBER,
     SKIPPED_NAME,
     VIDEO_MEMBER,
-    Sample,
     SampleInfo,
     ShardIndex,
     ShardRecord,
     SideCar,
-    image_member,
-    opened_tar,
-    parse_members,
     sha256_file,
 )
+from avssl.shards.sample_digests import media_digest, source_digest
+from avssl.shards.shard_set import Sample, image_member, parse_members
+from avssl.shards.tar_members import DAMAGED_TAR, opened_tar
 from avssl.types import FAILURE_REASONS, MediaError
 
 PROBE_SECONDS = 0.1

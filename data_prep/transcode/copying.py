@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
-from avssl.media.decode import PictureStream, VideoInfo, open_packets
+from avssl.media.info import VideoInfo
+from avssl.media.readers import PictureStream, open_packets
 from data_prep.transcode.encode import copy_video
 from data_prep.transcode.members import Window
 from data_prep.transcode.options import WriteOptions

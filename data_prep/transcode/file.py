@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from avssl.media.decode import MediaInfo, PictureStream, SoundStream, StreamsFarApartError, least_length
+from avssl.media.info import MediaInfo, least_length
+from avssl.media.readers import PictureStream, SoundStream
+from avssl.media.sharing import StreamsFarApartError
 from avssl.types import MediaError
 from data_prep.transcode.copying import CopiedVideo, DoesNotFitError
-from data_prep.transcode.encode import VideoSettings, why_not_encode
+from data_prep.transcode.encode import why_not_encode
+from data_prep.transcode.encode_settings import VideoSettings
 from data_prep.transcode.members import AudioMember, Segment, VideoMember, Window, store_in_turn
 from data_prep.transcode.options import PolicyError, WriteOptions
 

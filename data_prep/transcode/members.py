@@ -10,19 +10,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Protocol
 
-from avssl.media.decode import (
-    FRAME_TIME_TOLERANCE_SECONDS,
-    AudioInfo,
-    Picture,
-    PictureStream,
-    SoundStream,
-    Upright,
-    VideoInfo,
-    fitted_size,
-)
+from avssl.media.frames import Upright
+from avssl.media.info import FRAME_TIME_TOLERANCE_SECONDS, AudioInfo, VideoInfo, fitted_size
+from avssl.media.readers import Picture, PictureStream, SoundStream
 from avssl.types import MediaError
-from data_prep.transcode.encode import AudioSettings, MediaWriter, VideoSettings
-from data_prep.transcode.encode_settings import as_rational_fps
+from data_prep.transcode.encode import MediaWriter
+from data_prep.transcode.encode_settings import AudioSettings, VideoSettings, as_rational_fps
 from data_prep.transcode.options import WriteOptions
 from data_prep.transcode.screening import SilenceMeter, StillnessMeter
 

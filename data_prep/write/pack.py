@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from avssl.shards.format import ShardRecord, SideCar, sha256_file, shard_name
 from avssl.shards.sample_digests import media_digest, source_digest, with_digests
-from avssl.shards.shard_set import Sample, ShardRecord, SideCar, sha256_file, shard_name, write_tar
+from avssl.shards.shard_set import Sample, write_tar
 from data_prep.write.folder import OutputFolder
 from data_prep.write.parts import PartSummary, load_samples, part_name
 

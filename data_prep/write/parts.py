@@ -15,7 +15,8 @@ from typing import Any, Self
 from avssl.files.checked_json import Fields
 from avssl.files.hashed import HashedFile
 from avssl.processes.pool import Sandbox
-from avssl.shards.shard_set import Sample, SampleInfo, dump_json
+from avssl.shards.format import SampleInfo, dump_json
+from avssl.shards.shard_set import Sample
 from avssl.types import MediaError
 from data_prep.manifest import Entry
 from data_prep.transcode.options import PolicyError

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from avssl.files.hashed import content_digest
-from avssl.files.storage import is_remote, local_copy
-from avssl.processes.pool import Limits, Sandbox
-from avssl.shards.shard_set import Sample, SampleInfo
+from avssl.files.location import is_remote
+from avssl.files.storage import local_copy
+from avssl.processes.limits import Limits
+from avssl.processes.pool import Sandbox
+from avssl.shards.format import SampleInfo
+from avssl.shards.shard_set import Sample
 from avssl.types import MediaError
 from data_prep.index.mnist import PictureFile
 from data_prep.manifest import Entry

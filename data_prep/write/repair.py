@@ -12,7 +12,8 @@ from dataclasses import asdict, replace
 
 from avssl.files.checked_json import Fields
 from avssl.processes.pool import Sandbox
-from avssl.shards.shard_set import SKIPPED_NAME, ShardIndex, SideCar, dump_json, parse_members, sha256_file, shard_name
+from avssl.shards.format import SKIPPED_NAME, ShardIndex, SideCar, dump_json, sha256_file, shard_name
+from avssl.shards.shard_set import parse_members
 from avssl.types import FAILURE_REASONS
 from data_prep.manifest import Entry
 from data_prep.write.folder import OutputFolder

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from avssl.files.checked_json import Fields
-from avssl.shards.shard_set import INDEX_NAME, SKIPPED_NAME, Sample, dump_json, parse_members
+from avssl.shards.format import INDEX_NAME, SKIPPED_NAME, dump_json
+from avssl.shards.shard_set import Sample, parse_members
 from avssl.types import MediaError
 from data_prep.manifest import Entry
 from data_prep.write.folder import OutputFolder

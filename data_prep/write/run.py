@@ -21,8 +21,9 @@ from avssl.files.checked_json import Fields
 from avssl.files.disk_errors import clear_errors
 from avssl.files.locks import locked
 from avssl.files.scratch import remove_leftovers, temporary_folder
-from avssl.processes.pool import Limits, in_processes
-from avssl.shards.shard_set import INDEX_NAME, SKIPPED_NAME, ShardIndex, ShardRecord, SideCar, dump_json
+from avssl.processes.limits import Limits
+from avssl.processes.pool import in_processes
+from avssl.shards.format import INDEX_NAME, SKIPPED_NAME, ShardIndex, ShardRecord, SideCar, dump_json
 from data_prep.transcode.file import transcode
 from data_prep.transcode.options import WriteOptions
 from data_prep.write.executors import PART_RUNNERS

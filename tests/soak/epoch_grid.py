@@ -20,10 +20,12 @@ import numpy as np
 import torch
 
 import avssl.data.loader as loader_module
-from avssl.data.loader import Loader, LoaderConfig
+from avssl.data.loader import Loader
+from avssl.data.loader_config import LoaderConfig
 from avssl.data.order import rank_order, steps_per_epoch
 from avssl.shards.shard_set import ShardSet
-from avssl.transforms.view_maker import VideoViewConfig, ViewMaker, ViewsConfig
+from avssl.transforms.config import VideoViewConfig, ViewsConfig
+from avssl.transforms.view_maker import ViewMaker
 from avssl.types import View
 from data_prep.index.build import index_folder
 from data_prep.transcode.options import WriteOptions

@@ -17,7 +17,8 @@ import traceback
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from avssl.processes.pool import Limits, Sandbox
+from avssl.processes.limits import Limits
+from avssl.processes.pool import Sandbox
 from avssl.types import MediaError
 from tests.soak.fuzz_material import MEDIA, make_material
 from tests.soak.fuzz_targets import TARGETS, WEIGHTS, try_case

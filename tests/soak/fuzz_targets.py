@@ -28,7 +28,8 @@ from avssl.files.config_text import ConfigError
 from avssl.media.decode import probe, read_audio, read_video
 from avssl.media.images import probe_image, read_image
 from avssl.report.curves import read_metrics
-from avssl.shards.shard_set import ShardIndex, ShardSet, SideCar, parse_members
+from avssl.shards.format import ShardIndex, SideCar
+from avssl.shards.shard_set import ShardSet, parse_members
 from avssl.types import MediaError
 from data_prep.index.lists.formats import READERS, detect
 from data_prep.index.lists.published import ListSettings

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from avssl.data.every_sample import ClipSets
-from avssl.data.loader import Loader, LoaderConfig
+from avssl.data.loader import Loader
+from avssl.data.loader_config import LoaderConfig
 from avssl.data.statistics import measure_statistics
 from avssl.distributed import gather_objects, rank, world_size
 from avssl.eval.finetune.data import ShardFold, few_labels, shard_folds
@@ -24,7 +25,7 @@ from avssl.eval.finetune.views import changed, same_sound, training_views
 from avssl.eval.labels import wanted_modalities
 from avssl.eval.outcome import Metric, Repeat, TaskConfig, classified
 from avssl.ops import kernels
-from avssl.optim.build import OptimConfig
+from avssl.optim.config import OptimConfig
 from avssl.transforms.config import ViewsConfig
 from avssl.transforms.view_maker import ViewMaker
 

@@ -25,7 +25,8 @@ from avssl.eval.finetune.state import TRAINING_FILE, load_state, read_step, save
 from avssl.files.disk_errors import clear_errors
 from avssl.files.json_lines import keep_until
 from avssl.files.plain_text import plain
-from avssl.optim.build import OptimConfig, build_optimizer, set_learning_rate
+from avssl.optim.build import build_optimizer, set_learning_rate
+from avssl.optim.config import OptimConfig
 from avssl.types import Batch
 
 BatchNormMode = Literal["train", "frozen"]

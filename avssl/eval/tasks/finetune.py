@@ -17,7 +17,7 @@ from avssl.eval.finetune.training import Stage
 from avssl.eval.labels import wanted_modalities
 from avssl.eval.outcome import Outcome
 from avssl.eval.tasks import register
-from avssl.optim.build import OptimConfig
+from avssl.optim.config import OptimConfig
 from avssl.transforms.config import ViewsConfig
 from avssl.transforms.view_maker import ViewMaker
 

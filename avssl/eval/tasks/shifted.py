@@ -5,19 +5,12 @@ from __future__ import annotations
 import torch
 
 from avssl.data.every_sample import ClipPlan
+from avssl.data.read_views import decode_audio_clip, decode_video_clip, spans
 from avssl.data.sample_clips import SampleClips
 from avssl.shards.shard_set import Sample, ShardSet
 from avssl.transforms.config import ViewsConfig, clip_lengths
 from avssl.transforms.time_sampling import Span, Windows, snap_to_frames
-from avssl.transforms.view_maker import (
-    RawView,
-    decode_audio_clip,
-    decode_video_clip,
-    raw_audio,
-    raw_picture,
-    spans,
-    stack_raw_views,
-)
+from avssl.transforms.view_maker import RawView, raw_audio, raw_picture, stack_raw_views
 
 
 class ShiftedClips(SampleClips):

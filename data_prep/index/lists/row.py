@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TypeVar
 
-from avssl.files.storage import is_remote, local_path
+from avssl.files.location import is_remote, local_path
 
 Raw = TypeVar("Raw")
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avssl.processes.pool import in_processes
-from avssl.shards.shard_set import Sample, SampleInfo, ShardIndex, ShardRecord, SideCar, parse_members
+from avssl.shards.format import SampleInfo, ShardIndex, ShardRecord, SideCar
+from avssl.shards.shard_set import Sample, parse_members
 from avssl.types import MediaError
 from data_prep.inspect.stats.measures import FLOOR_DBFS, measure_picture, measure_sound, measure_video
 from data_prep.inspect.stats.near_duplicates import MAX_DISTANCE, NO_HASH, Hashes, equal_groups, near_groups
