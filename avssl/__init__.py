@@ -6,11 +6,11 @@ import logging
 from typing import TYPE_CHECKING
 
 from avssl.files.plain_text import PlainRecords
+from avssl.version import __version__
 
 if TYPE_CHECKING:
     from avssl.embedding.embedder import Embedder
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "load_embedder"]
 
 logging.getLogger("avssl").addFilter(PlainRecords())
@@ -19,8 +19,8 @@ logging.getLogger("avssl").addFilter(PlainRecords())
 def load_embedder(run: str, device: str = "cpu") -> Embedder:
     """Embedder of a finished run, of an exchange folder, or of a hub's `owner/name` or `hf://owner/name[@revision]`.
 
-    A name is looked for at the hub only where no such folder is here; that needs the extra `hub`. See avssl.embedding.embedder. The
-    heavy imports happen here, not at `import avssl`.
+    A name is looked for at the hub only where no such folder is here; that needs the extra `hub`. See
+    avssl.embedding.embedder. The heavy imports happen here, not at `import avssl`.
     """
     from avssl import checkpoint
     from avssl.embedding.embedder import Embedder

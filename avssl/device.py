@@ -30,8 +30,8 @@ def settle_precision(cfg: RunConfig, modalities: Iterable[str]) -> None:
     """Replace mixed_precision=auto by what this machine does, and set TF32 as asked.
 
     auto is bf16 where a GPU computes it natively and the layers of these modalities' encoders come out right on small
-    cases, else fp32; a run on the CPU is fp32: some CPUs' bf16 kernels are wrong (avssl.ops.kernels). TF32 keeps 10 of a
-    float32's 23 bits of mantissa: "convolutions" concerns the networks alone, "all" the matrix products of heads and
+    cases, else fp32; a run on the CPU is fp32: some CPUs' bf16 kernels are wrong (avssl.ops.kernels). TF32 keeps 10 of
+    a float32's 23 bits of mantissa: "convolutions" concerns the networks alone, "all" the matrix products of heads and
     losses too.
     """
     if cfg.mixed_precision == "auto":

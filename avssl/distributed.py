@@ -68,7 +68,7 @@ def gather_with_grad(tensor: torch.Tensor) -> torch.Tensor:
     """
     if not is_active():
         return tensor
-    return cast(torch.Tensor, _GatherWithGrad.apply(tensor))
+    return cast("torch.Tensor", _GatherWithGrad.apply(tensor))
 
 
 def all_sum(tensor: torch.Tensor) -> torch.Tensor:

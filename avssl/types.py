@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
     import torch
+from typing import NamedTuple
 
 Modality = Literal["image", "video", "audio"]
 
@@ -137,3 +138,10 @@ class Progress:
         """Take over what `state_dict` gave."""
         for name, value in state.items():
             setattr(self, name, int(value))
+
+
+class Span(NamedTuple):
+    """Where a stream begins and ends, in seconds on the sample's clock (it may begin after 0)."""
+
+    start_seconds: float
+    end_seconds: float

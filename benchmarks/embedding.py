@@ -37,8 +37,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from avssl import config, losses
 from avssl.embedding.embedder import Embedder
 from avssl.embedding.folder import FolderJob
+from avssl.embedding.media import Windows
 from avssl.embedding.sources import Sources, open_media
-from avssl.embedding.windows import Windows, WindowStream, clip_starts
+from avssl.embedding.windows import WindowStream, clip_starts
 from avssl.media.readers import PictureStream, SoundStream
 from avssl.models import create_encoder
 from avssl.processes.worker import Piece

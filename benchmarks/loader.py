@@ -38,12 +38,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from avssl.data.batch import Collate, RawBatch
-from avssl.data.read_views import spans
+from avssl.data.read_views import raw_views
 from avssl.data.workers import keep_freed_memory
-from avssl.shards.shard_set import Sample, ShardSet
+from avssl.shards.shard_set import Sample, ShardSet, spans
 from avssl.transforms.config import ViewsConfig, clip_lengths
 from avssl.transforms.time_sampling import random_windows, snap_to_frames
-from avssl.transforms.view_maker import ViewMaker, raw_views
+from avssl.transforms.view_maker import ViewMaker
 from avssl.types import View
 from benchmarks import loader_peer
 from benchmarks.claims import Claim, command_line, machine, median_ratio, publish, take_turns

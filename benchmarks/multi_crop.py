@@ -22,11 +22,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from avssl.data.batch import Collate
+from avssl.data.read_views import raw_views
 from avssl.data.workers import keep_freed_memory
 from avssl.media.decode import read_video
 from avssl.shards.shard_set import ShardSet
 from avssl.transforms.config import ViewsConfig
-from avssl.transforms.view_maker import raw_views
 from avssl.types import Modality, View
 from benchmarks.claims import Claim, command_line, machine, median_ratio, publish, take_turns
 from benchmarks.loader import received

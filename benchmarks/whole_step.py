@@ -23,7 +23,8 @@ from avssl.optim.build import build_optimizer, set_learning_rate
 from avssl.train.monitor import Monitor
 from avssl.transforms.audio import draw_sound
 from avssl.transforms.draw import draw_look
-from avssl.transforms.view_maker import RawView, ViewMaker
+from avssl.transforms.raw_view import RawView
+from avssl.transforms.view_maker import ViewMaker
 from avssl.types import Batch, LossOutput, Progress
 
 

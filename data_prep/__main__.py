@@ -129,9 +129,9 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 
 def run_write(arguments: argparse.Namespace) -> int:
     """Exit code of `write`."""
+    from data_prep.write.executors import submit
     from data_prep.write.job import Share
     from data_prep.write.run import write_shards
-    from data_prep.write.slurm import submit
 
     options = WriteOptions(**{option.name: getattr(arguments, option.name) for option in fields(WriteOptions)})
     limits = Limits(arguments.file_seconds, arguments.file_memory_mib << 20)

@@ -5,7 +5,7 @@ import json
 import os
 from dataclasses import replace
 
-from avssl.files.hashed import content_digest
+from avssl.files.whole import content_digest
 from avssl.shards.shard_set import ShardSet
 from data_prep.index.build import IndexOptions, index
 from data_prep.index.cutting import Cutting

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 
 import avssl
 from avssl import checkpoint, config, losses
-from avssl.checkpoint.place import FILES, locate
+from avssl.checkpoint.hub import FILES, locate
 from avssl.exchange.__main__ import main, parse
 from avssl.models import create_encoder
-from avssl.transforms.view_maker import RawView
+from avssl.transforms.raw_view import RawView
 from tests.conftest import run_python
 from tests.made_runs import NUM_SAMPLES, SMALL_AVID, made_run
 

@@ -19,7 +19,7 @@ from avssl.exchange.avid_release import LICENCE_NOTE
 from avssl.exchange.statistics import statistics_from
 from avssl.models import create_encoder
 from avssl.models.heads import mlp
-from avssl.transforms.view_maker import RawView
+from avssl.transforms.raw_view import RawView
 from tests.test_models import GOLDEN, golden_fill, golden_input, published_entries
 from tests.test_security import Malicious
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from avssl.data.every_sample import ClipSets, clip_set, crop_boxes
-from avssl.data.read_views import decode_video_clip, spans
-from avssl.shards.shard_set import ShardSet
+from avssl.data.read_views import decode_video_clip
+from avssl.shards.shard_set import ShardSet, spans
 from avssl.shards.subset import ShardSubset, read_labels
 from avssl.transforms.config import AudioViewConfig, VideoViewConfig, ViewsConfig
 from avssl.transforms.geometry import crop_resize

@@ -16,8 +16,9 @@ from avssl.embedding.windows import WINDOWS_PER_READ, WindowStream
 from avssl.media import ffmpeg, readers, sound
 from avssl.media.decode import read_audio, read_video, stream_audio
 from avssl.transforms.config import AudioViewConfig, VideoViewConfig, ViewsConfig
-from avssl.transforms.time_sampling import Span, frame_times_seconds
-from avssl.transforms.view_maker import raw_picture
+from avssl.transforms.raw_view import raw_picture
+from avssl.transforms.time_sampling import frame_times_seconds
+from avssl.types import Span
 from data_prep.transcode.encode import MediaWriter
 from data_prep.transcode.encode_settings import AudioSettings, VideoSettings
 

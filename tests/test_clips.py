@@ -10,7 +10,6 @@ from scipy.stats import kstest
 
 from avssl.transforms.time_sampling import (
     ClipLengths,
-    Span,
     Windows,
     centre_windows,
     frame_times_seconds,
@@ -19,6 +18,7 @@ from avssl.transforms.time_sampling import (
     uniform_windows,
     window_grid,
 )
+from avssl.types import Span
 
 AVID = ClipLengths(0.5, 2.0, 0.5)
 ALIGNED = ClipLengths(0.5, 2.0, 0.0)

@@ -18,8 +18,7 @@ from avssl.ops.clusters import (
     usage_entropy,
 )
 from avssl.ops.kmeans import kmeans, spherical_kmeans, whiten
-from avssl.ops.sinkhorn import sinkhorn
-from avssl.ops.transport import self_labels
+from avssl.ops.transport import self_labels, sinkhorn
 from tests.textbook import kmeans as textbook_kmeans
 from tests.textbook import sela as textbook_sela
 from tests.textbook import swav as textbook_swav

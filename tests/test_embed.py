@@ -106,8 +106,8 @@ def test_rows_of_a_shard_carry_index_key_and_labels(embedder, shards):
 def test_a_row_is_what_the_encoder_gives_for_that_clip(embedder, shards):
     """The window of one clip's length equals the model applied by hand to the decoded clip."""
     from avssl.data.read_views import decode_audio_clip
-    from avssl.transforms.time_sampling import Span
-    from avssl.transforms.view_maker import raw_audio
+    from avssl.transforms.raw_view import raw_audio
+    from avssl.types import Span
 
     sample = ShardSet(shards["test"]).read(0)
     config = embedder.config.views

@@ -19,7 +19,7 @@ from avssl.embedding.rows import Spool
 from avssl.embedding.state import Part
 from avssl.embedding.table import EmbeddingTable
 from avssl.shards.shard_set import ShardSet
-from avssl.transforms.view_maker import RawView
+from avssl.transforms.raw_view import RawView
 from avssl.types import MediaError
 from data_prep.transcode.encode import write_media
 from tests.conftest import ROOT, run_python

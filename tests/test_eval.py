@@ -10,7 +10,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from avssl.eval.knn import knn_chance, knn_classify, weighted_knn
 from avssl.eval.retrieval import chance_levels, class_precision, recall, retrieval_metrics, retrieval_ranks
-from avssl.eval.tasks.positives import positive_precision
+from avssl.eval.tasks.standard import positive_precision
 from avssl.ops.nearest import label_numbers, nearest
 
 

@@ -10,9 +10,9 @@ from sklearn.metrics import average_precision_score
 from avssl.eval.classifiers import knn_scores, logistic_scores, svm_scores
 from avssl.eval.features import pooled
 from avssl.eval.knn import weighted_knn
-from avssl.eval.same_label import chance_of_same_label, same_label_search
-from avssl.eval.tasks.shifted import shifted_places
-from avssl.transforms.time_sampling import Span
+from avssl.eval.retrieval import chance_of_same_label, same_label_search
+from avssl.eval.tasks.synchronisation import shifted_places
+from avssl.types import Span
 
 
 def made(num_rows: int = 60, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,5 @@
-"""data_prep.write.folder: the same folder wherever it lies; what cannot be written says why and leaves what was there."""
+"""data_prep.write.folder: the same folder wherever it lies; what cannot be written says why and leaves
+what was there."""
 
 import errno
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from avssl.files import file_systems, retry
-from avssl.files.hashed import atomic_file
+from avssl.files.whole import atomic_file
 from data_prep.write import folder as folder_module
 from data_prep.write.folder import OutputFolder
 from tests.stores import s3_server

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from avssl.embedding.listing import LINES_A_STEP, Listing, files_below, key_of, media_in, write_listing
+from avssl.embedding.sources import LINES_A_STEP, Listing, files_below, key_of, media_in, write_listing
 
 
 @pytest.fixture

@@ -16,13 +16,14 @@ import torch
 
 from avssl.data import workers
 from avssl.data.batch import Collate, RawBatch
-from avssl.data.copies import to_device
+from avssl.data.read_views import raw_views
 from avssl.data.shared_memory import SPARE_PIECES, Pieces, open_piece
 from avssl.media import decode, ffmpeg
 from avssl.media.decode import read_video
 from avssl.shards.shard_set import Sample, ShardSet
 from avssl.transforms.config import AudioViewConfig, VideoViewConfig, ViewsConfig
-from avssl.transforms.view_maker import RawView, raw_views
+from avssl.transforms.geometry import to_device
+from avssl.transforms.raw_view import RawView
 from avssl.types import View
 from tests.conftest import ROOT
 

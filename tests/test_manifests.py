@@ -554,7 +554,7 @@ def test_scenes_are_cut_where_the_picture_changes(tmp_path):
 
 
 def test_scenes_without_pyscenedetect_say_what_to_install(monkeypatch):
-    monkeypatch.setattr("data_prep.index.scenes.find_spec", lambda name: None)
+    monkeypatch.setattr("data_prep.index.cutting.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'avssl\[scenes\]'"):
         IndexOptions(cutting=Cutting(scenes=True))
 

@@ -14,15 +14,15 @@ from PIL import Image
 
 from avssl import checkpoint, config, losses
 from avssl.embedding.embedder import Embedder
-from avssl.embedding.sources import Media
+from avssl.embedding.media import Media
 from avssl.embedding.table import EmbeddingTable
 from avssl.embedding.windows import MediaReader
 from avssl.eval.tasks.standard import TaskConfig
 from avssl.models import create_encoder
 from avssl.shards.shard_set import ShardSet
 from avssl.transforms.config import ViewsConfig
-from avssl.transforms.time_sampling import Span
 from avssl.transforms.view_maker import ViewMaker
+from avssl.types import Span
 from data_prep.transcode.encode import write_media
 from recipes import embed as embed_recipe
 from recipes import evaluate as evaluate_recipe

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from avssl.data.batch import stack_raw_views
 from avssl.transforms.config import ImageViewConfig, VideoViewConfig, ViewsConfig
 from avssl.transforms.draw import PictureAugment
 from avssl.transforms.jigsaw import Puzzle, centred_puzzle, cut_patches, cut_tiles, draw_puzzle, puzzle_size
 from avssl.transforms.published_sets import published_sets
-from avssl.transforms.view_maker import ViewMaker, raw_picture, stack_raw_views
+from avssl.transforms.raw_view import raw_picture
+from avssl.transforms.view_maker import ViewMaker
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from avssl.media.streams import Passed, Sound, mono_blocks
+from avssl.media.info import Passed, Sound
+from avssl.media.streams import mono_blocks
 from tests.sounds import whole_of, write_sound
 
 

@@ -12,14 +12,17 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as oracle
 
 from avssl.data import read_views
+from avssl.data.batch import stack_raw_views
 from avssl.data.loader import Loader
 from avssl.data.loader_config import LoaderConfig
+from avssl.data.read_views import raw_views
 from avssl.shards.format import SampleInfo
 from avssl.shards.shard_set import Sample, ShardSet
 from avssl.transforms import view_maker
 from avssl.transforms.audio import AudioAugment
 from avssl.transforms.config import AudioViewConfig, ImageViewConfig, VideoViewConfig, ViewsConfig
-from avssl.transforms.view_maker import RawView, ViewMaker, raw_views, stack_raw_views
+from avssl.transforms.raw_view import RawView
+from avssl.transforms.view_maker import ViewMaker
 from avssl.types import MediaError, View
 
 CPU = torch.device("cpu")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import data_prep.write.run as write_shards_module
-from avssl.files.hashed import atomic_file
+from avssl.files.whole import atomic_file
 from avssl.processes.limits import Limits
 from avssl.shards.format import dump_json
 from avssl.shards.shard_set import ShardSet

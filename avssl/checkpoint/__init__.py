@@ -15,8 +15,8 @@ run/
 
 from avssl.checkpoint.bank_rows import whole_banks
 from avssl.checkpoint.checksums import DamagedCheckpointError
+from avssl.checkpoint.hub import HUB_SCHEME, locate
 from avssl.checkpoint.inherit import describe_matching, inherit, inherit_views, load_matching
-from avssl.checkpoint.place import HUB_SCHEME, locate
 from avssl.checkpoint.steps import checkpoints, resume, save
 from avssl.checkpoint.weights import (
     PROVENANCE_FILE,
@@ -25,7 +25,7 @@ from avssl.checkpoint.weights import (
     read_provenance,
     read_weights,
 )
-from avssl.exchange.statistics import UnmeasuredStatistics
+from avssl.transforms.spectrogram import UnmeasuredStatistics
 
 __all__ = [
     "HUB_SCHEME", "PROVENANCE_FILE", "WEIGHTS_FILE", "DamagedCheckpointError", "UnmeasuredStatistics", "checkpoints",

@@ -2,16 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import get_worker_info
+from torch.utils.data import default_collate, get_worker_info
 
-from avssl.data.shared_memory import Piece, Pieces, Place, open_piece, place_of
-from avssl.transforms.view_maker import RawView, stack_raw_views, stacked_bytes
+from avssl.data.shared_memory import Piece, Pieces, Place, open_piece, padded, place_of
+from avssl.transforms.raw_view import RawView
 from avssl.types import MediaError
+
+if TYPE_CHECKING:
+    from avssl.transforms.raw_view import RawView
+from avssl.transforms.geometry import to_device
+
+
+def stack_raw_views(rows: Sequence[Mapping[str, RawView]], piece: Piece | None = None) -> dict[str, RawView]:
+    """Batch of raw views from single samples, in a piece of shared memory if one is given.
+
+    Pictures whose memory has channels last keep it so.
+    """
+    result = {}
+    for name, first in rows[0].items():
+        stacked: dict[str, Any] = {
+            field: _stacked([getattr(row[name], field) for row in rows], piece) for field in first.tensors()
+        }
+        result[name] = replace(first, **stacked)
+    return result
+
+
+def stacked_bytes(rows: Sequence[Mapping[str, RawView]]) -> int:
+    """What a batch of them takes of a piece of shared memory."""
+    views = rows[0].values()
+    return sum(padded(len(rows) * tensor.nbytes) for view in views for tensor in view.tensors().values())
+
+
+def _stacked(parts: list[torch.Tensor], piece: Piece | None) -> torch.Tensor:
+    has_channels_last = parts[0].ndim >= 4 and parts[0].shape[-3] == 3 and parts[0].stride(-3) == 1
+    if has_channels_last:
+        parts = [part.movedim(-3, -1) for part in parts]
+    if piece is None:
+        batch: torch.Tensor = default_collate(parts)
+    else:
+        batch = torch.stack(parts, out=piece.empty((len(parts), *parts[0].shape), parts[0].dtype))
+    return batch.movedim(-1, -3) if has_channels_last else batch
 
 
 @dataclass
@@ -83,3 +118,34 @@ class Collate:
                 piece.let_go()  # it will not be sent: no reader would
             raise
         return RawBatch(views, index, failures, piece)
+
+
+class Copies:
+    """Moves the media of raw views to the device. Without a GPU it hands them on as they are."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def ahead(self, views: dict[str, RawView]) -> dict[str, RawView]:
+        """The views with media and background on the device, for the current stream to use.
+
+        What was drawn stays in host memory, where the views look at it without waiting.
+        """
+        if self.stream is None:
+            return views
+        computing = torch.cuda.current_stream(self.device)
+        moved = {}
+        with torch.cuda.stream(self.stream):
+            for name, view in views.items():
+                media = to_device(view.media, self.device)
+                background = view.background
+                if background is not None:
+                    background = to_device(background, self.device)
+                moved[name] = replace(view, media=media, background=background)
+        computing.wait_stream(self.stream)
+        for view in moved.values():
+            for tensor in (view.media, view.background):
+                if tensor is not None:
+                    tensor.record_stream(computing)  # its memory is not given to another copy before it was used
+        return moved

@@ -16,20 +16,22 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from avssl import distributed
+from avssl.data.batch import stack_raw_views
 from avssl.data.loader_config import LoaderConfig
-from avssl.data.read_views import decode_audio_clip, decode_video_clip, spans
+from avssl.data.read_views import decode_audio_clip, decode_video_clip
 from avssl.data.workers import start_worker
 from avssl.distributed import rank, world_size
 from avssl.media.decode import read_audio
 from avssl.media.images import read_image
 from avssl.processes.patience import all_batches
 from avssl.processes.worker_server import worker_context
-from avssl.shards.shard_set import Sample, ShardSet
+from avssl.shards.shard_set import Sample, ShardSet, spans
 from avssl.transforms.config import ImageViewConfig, VideoViewConfig, ViewsConfig, clip_lengths
 from avssl.transforms.draw import Box, centre_crop_box
 from avssl.transforms.geometry import crop_resize
+from avssl.transforms.raw_view import RawView, raw_audio, raw_picture
 from avssl.transforms.time_sampling import Windows, random_windows, snap_to_frames, uniform_windows
-from avssl.transforms.view_maker import RawView, raw_audio, raw_picture, stack_raw_views
 from avssl.types import MediaError
 
 NUM_CROPS = (1, 3)
@@ -183,3 +185,45 @@ def crop_boxes(height: int, width: int, num_crops: int) -> list[Box]:
     side = min(height, width)
     places = [round((max(height, width) - side) * share) for share in (0.0, 0.5, 1.0)]
     return [Box(place, 0, side, side) if height > width else Box(0, place, side, side) for place in places]
+
+
+@dataclass
+class DecodedClips:
+    """One sample, decoded. clips: {modality: raw view (K, ...)}, of what it has; none and a reason if it is left
+    out."""
+
+    index: int
+    key: str
+    labels: dict[str, list[str]]
+    clips: dict[str, RawView]
+    reason: str = ""
+
+
+class SampleClips(Dataset[Any]):
+    """Map-style: the clips of this process's share of a shard folder, or what is wrong with a sample as text.
+
+    Subclasses that take other clips write `decode`, and keep all that it needs picklable.
+    """
+
+    def __init__(self, shards: str | ShardSet, config: ViewsConfig, modalities: Sequence[str], plan: ClipPlan) -> None:
+        self.shards = shards if isinstance(shards, ShardSet) else ShardSet(shards)
+        self.config, self.modalities, self.plan = config, tuple(modalities), plan
+        self.numbers = range(self.shards.num_samples)[distributed.rank() :: distributed.world_size()]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, position: int) -> DecodedClips | str:
+        if position >= len(self):
+            raise IndexError(position)
+        number = self.numbers[position]
+        try:
+            sample = self.shards.read(number)
+            clips, reason = self.decode(sample)
+        except MediaError as error:
+            return f"sample {number}: {error}"
+        return DecodedClips(number, sample.info.key, sample.info.labels, clips, reason)
+
+    def decode(self, sample: Sample) -> tuple[dict[str, RawView], str]:
+        """({modality: raw view (K, ...)}, why there is nothing): the same K for every sample that has any."""
+        return sample_clips(sample, self.config, self.modalities, self.plan), ""

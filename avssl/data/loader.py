@@ -24,17 +24,19 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from avssl.data.batch import Collate, RawBatch
-from avssl.data.copies import Copies, to_device
+from avssl.data.batch import Collate, Copies, RawBatch
 from avssl.data.loader_config import LoaderConfig
 from avssl.data.order import check_lanes, rank_order, steps_per_epoch
+from avssl.data.read_views import raw_views
 from avssl.data.workers import start_worker
 from avssl.distributed import broadcast_running_statistics, rank, world_size
 from avssl.processes.patience import all_batches, begun, end_workers, next_batch
 from avssl.processes.worker_server import worker_context
 from avssl.shards.shard_set import ShardSet
 from avssl.transforms.config import ViewsConfig, check_views
-from avssl.transforms.view_maker import RawView, ViewMaker, raw_views
+from avssl.transforms.geometry import to_device
+from avssl.transforms.raw_view import RawView
+from avssl.transforms.view_maker import ViewMaker
 from avssl.types import Batch, MediaError, View
 
 __all__ = ["Loader", "LoaderConfig"]

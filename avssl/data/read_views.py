@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,23 +12,18 @@ import torch
 from avssl.media.decode import read_audio, read_video
 from avssl.media.ffmpeg import Source
 from avssl.media.images import read_image
-from avssl.shards.shard_set import Sample, ShardSet
-from avssl.transforms.config import AudioViewConfig, VideoViewConfig, ViewsConfig, clip_lengths
-from avssl.transforms.time_sampling import Span, centre_windows, frame_times_seconds, random_windows, snap_to_frames
-from avssl.types import Clip, MediaError
-
-
-def spans(sample: Sample) -> tuple[Span | None, Span | None]:
-    """Where the video and the audio of a sample lie on its clock."""
-    info = sample.info
-    video = audio = None
-    if sample.video is not None:
-        start = info.video_start_seconds
-        video = Span(start, start + info.num_frames / info.video_fps)
-    if sample.audio is not None:
-        start = info.audio_start_seconds
-        audio = Span(start, start + info.num_audio_samples / info.audio_rate_hz)
-    return video, audio
+from avssl.shards.shard_set import Sample, ShardSet, spans
+from avssl.transforms.config import (
+    AudioViewConfig,
+    VideoViewConfig,
+    ViewsConfig,
+    clip_lengths,
+    picture_augment,
+)
+from avssl.transforms.jigsaw import NUM_TILES
+from avssl.transforms.raw_view import RawView, raw_audio, raw_picture
+from avssl.transforms.time_sampling import centre_windows, frame_times_seconds, random_windows, snap_to_frames
+from avssl.types import Clip, MediaError, Span, View
 
 
 def read_clip(
@@ -96,3 +93,49 @@ def decode_audio_clip(
     """float32 (1, samples) from `start_seconds` on the media's common clock, zeros beyond the stream."""
     num_samples = round(config.seconds * config.rate_hz)
     return read_audio(source, start_seconds - span.start_seconds, num_samples, config.rate_hz, name=name)
+
+
+def raw_views(
+    shards: ShardSet, index: int, views: Sequence[View], config: ViewsConfig, seed: int, epoch: int
+) -> dict[str, RawView]:
+    """All views of one sample. epoch -1 gives the deterministic clip and crop, whatever the views' augment and clip.
+
+    Views of one clip number share one pair of windows, and only what they need of it is decoded; a picture is decoded
+    once. Raises MediaError as `read_clip`.
+    """
+    sample = shards.read(index)
+    by_clip: dict[int, list[View]] = {}
+    for view in views:
+        by_clip.setdefault(view.clip if epoch >= 0 and view.modality != "image" else 0, []).append(view)
+    result = {}
+    for number, group in by_clip.items():
+        # Clip 0 is drawn as if there were no other.
+        of_clip = (seed, epoch, index) if number == 0 else (seed, epoch, index, number)
+        generator = None if epoch < 0 else np.random.default_rng(of_clip)
+        clip = read_clip(sample, config, {view.modality for view in group}, generator)
+        for view in group:
+            generator = None
+            if epoch >= 0 and view.augment != "test":
+                generator = np.random.default_rng((seed, epoch, index, zlib.crc32(view.name.encode())))
+            result[view.name] = _raw_view(clip, view, config, shards, generator)
+    return result
+
+
+def _raw_view(
+    clip: Clip, view: View, config: ViewsConfig, shards: ShardSet, generator: np.random.Generator | None
+) -> RawView:
+    """One view of a decoded clip, which has the view's modality."""
+    if clip.audio is not None and view.modality == "audio":
+        raw = raw_audio(clip.audio, config.audio, generator)
+        if generator is not None and config.audio.augment.mixup_ratio > 0:
+            raw.background = read_background(shards, clip.index, config, generator)
+        if view.augment == "jigsaw":
+            order = np.arange(NUM_TILES) if generator is None else generator.permutation(NUM_TILES)
+            raw.tiles = torch.from_numpy(order)
+        return raw
+    augment = picture_augment(view, config)
+    if clip.image is not None and view.modality == "image":
+        return raw_picture("image", clip.image[None], config.image, augment, generator)
+    if clip.video is not None and view.modality == "video":
+        return raw_picture("video", clip.video, config.video, augment, generator)
+    raise ValueError(f"view {view.name!r} of modality {view.modality!r} asked for, but the clip has none: {clip.key}")

@@ -24,20 +24,22 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-import avssl
 from avssl import checkpoint, losses
 from avssl.config import RunConfig, load_run
 from avssl.device import usable_device
+from avssl.embedding.media import Windows
 from avssl.embedding.rows import Finished, RowMaker, Spool, in_order
 from avssl.embedding.sources import Sources, open_media, resolve_sources
 from avssl.embedding.table import MODALITIES, VECTOR_COLUMNS, EmbeddingTable, concatenate
-from avssl.embedding.windows import Windows, WindowStream
+from avssl.embedding.windows import WindowStream
 from avssl.models import create_encoder
 from avssl.processes.limits import Limits
 from avssl.processes.streams import SandboxedStreams
 from avssl.shards.shard_set import ShardSet
-from avssl.transforms.view_maker import RawView, ViewMaker
+from avssl.transforms.raw_view import RawView
+from avssl.transforms.view_maker import ViewMaker
 from avssl.types import MediaError
+from avssl.version import __version__
 
 EMBEDDING_PARTS = ("encoders", "projectors", "predictors")  # of a loss: what embeddings are a function of
 PRELOAD = ("avssl.embedding.embedder",)  # of decoding processes: what this module's importers import in them
@@ -141,7 +143,7 @@ class Embedder:
         wanted = self._checked(modalities or self.modalities)
         grid = self._grid(wanted, window_seconds, stride_seconds)
         facts = {"run": str(self.config.run), "weights": self.weights_hash, **grid, "normalised": True}
-        return wanted, facts | {"modalities": list(wanted), "avssl_version": avssl.__version__}
+        return wanted, facts | {"modalities": list(wanted), "avssl_version": __version__}
 
     def stream(self, sources: Sources, settings: dict[str, Any], blocks: Sequence[range] | None = None) -> WindowStream:
         """The windows of sources, as `settings` gave them; blocks: numbers of the sources to read."""

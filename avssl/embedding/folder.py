@@ -24,10 +24,9 @@ from tqdm import tqdm
 
 from avssl.embedding.embedder import Embedder
 from avssl.embedding.index import INDEX_NAME, PROGRESS_NAME, SKIPPED_NAME, FolderIndex
-from avssl.embedding.listing import Listing, media_in, write_listing
 from avssl.embedding.parquet import merge_parquet
 from avssl.embedding.rows import Finished, Spool, in_order
-from avssl.embedding.sources import Sources, num_sources, suffixes_of
+from avssl.embedding.sources import Listing, Sources, media_in, num_sources, suffixes_of, write_listing
 from avssl.embedding.state import (
     Part,
     file_record,

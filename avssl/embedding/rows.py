@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from avssl.embedding.media import Windows
 from avssl.embedding.table import EmbeddingTable, concatenate
-from avssl.embedding.windows import Windows
-from avssl.transforms.view_maker import RawView
+from avssl.transforms.raw_view import RawView
 from avssl.types import MediaError
 
 Encode = Callable[[str, RawView], tuple[NDArray[np.float32], NDArray[np.float32]]]

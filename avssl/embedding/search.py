@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from avssl.embedding.embedder import Embedder
 from avssl.embedding.index import FolderIndex
-from avssl.embedding.listing import key_of
 from avssl.embedding.parquet import read_pieces
+from avssl.embedding.sources import key_of
 from avssl.embedding.table import MODALITIES
 from avssl.files.location import is_remote
 from avssl.ops.nearest import nearest

@@ -19,8 +19,8 @@ from avssl.media.readers import PictureStream, SoundStream
 from avssl.transforms.config import AudioViewConfig, VideoViewConfig
 from avssl.transforms.draw import Box, centre_crop_box
 from avssl.transforms.geometry import crop_resize
-from avssl.transforms.time_sampling import Span, frame_times_seconds
-from avssl.types import MediaError
+from avssl.transforms.time_sampling import frame_times_seconds
+from avssl.types import MediaError, Span
 
 # Opening the file anew and seeking costs about what decoding so much sound costs.
 SKIP_SOUND_SECONDS = 20.0

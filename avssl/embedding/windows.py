@@ -8,7 +8,6 @@ and pictures alone have one window of no length, [0, 0].
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain, groupby
 from math import floor
 from pathlib import Path
@@ -17,7 +16,8 @@ from typing import Self
 import numpy as np
 import torch
 
-from avssl.embedding.sources import Media, Sources, num_sources, open_media, sample_media
+from avssl.embedding.media import Media, Windows
+from avssl.embedding.sources import Sources, num_sources, open_media, sample_media
 from avssl.embedding.table import MODALITIES
 from avssl.embedding.window_clips import AudioClips, VideoClips
 from avssl.media.images import read_image
@@ -26,27 +26,11 @@ from avssl.processes.limits import failure
 from avssl.processes.worker import Piece
 from avssl.shards.shard_set import ShardSet
 from avssl.transforms.config import ViewsConfig
+from avssl.transforms.raw_view import RawView, raw_picture
 from avssl.transforms.time_sampling import TIME_TOLERANCE_SECONDS, window_grid
-from avssl.transforms.view_maker import RawView, raw_picture
 from avssl.types import MediaError
 
 WINDOWS_PER_READ = 16  # windows decoded together: bounds the memory of long media
-
-
-@dataclass
-class Windows:
-    """Some windows of one media, decoded.
-
-    clips[modality]: raw view (n_clips, ...) or None; owners[modality]: the windows that hold each clip, one of them
-    more than once where the media ends within it; is_last: no more follow.
-    """
-
-    media: Media
-    grid: np.ndarray  # (n, 2) seconds
-    has: dict[str, np.ndarray]  # modality -> bool (n,)
-    clips: dict[str, RawView | None]
-    owners: dict[str, list[list[int]]]
-    is_last: bool = True
 
 
 def clip_starts(window: Sequence[float], clip_seconds: float) -> list[float]:

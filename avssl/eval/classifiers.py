@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avssl.eval.features import unit
 from avssl.eval.knn import weighted_knn
-from avssl.ops.nearest import nearest
+from avssl.ops.nearest import nearest, unit
 
 Array = NDArray[Any]
 

@@ -19,15 +19,14 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from avssl import distributed
-from avssl.data.every_sample import ClipPlan
+from avssl.data.every_sample import ClipPlan, DecodedClips, SampleClips
 from avssl.data.loader_config import LoaderConfig
-from avssl.data.sample_clips import DecodedClips, SampleClips
 from avssl.data.workers import start_worker
 from avssl.models.layers import FEATURE, stage_activations
 from avssl.processes.patience import all_batches
 from avssl.processes.worker_server import worker_context
 from avssl.shards.shard_set import ShardSet
-from avssl.transforms.view_maker import RawView
+from avssl.transforms.raw_view import RawView
 
 if TYPE_CHECKING:
     from avssl.embedding.embedder import Embedder
@@ -221,10 +220,3 @@ class _Gatherer:
         result = np.full((num_samples, num_clips, width), np.nan, np.float32)
         result[owners] = everything.reshape(len(owners), num_clips, width)
         return result
-
-
-def unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows (..., D) of length 1; zero rows stay zero."""
-    length = np.linalg.norm(rows, axis=-1, keepdims=True)
-    result: NDArray[np.float32] = np.divide(rows, length, out=np.zeros_like(rows), where=length > 0)
-    return result

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avssl.data.every_sample import ClipPlan
-from avssl.eval.features import FeatureSet, extract, unit
+from avssl.eval.features import FeatureSet, extract
 from avssl.eval.outcome import Outcome, TaskConfig, classified, merged
+from avssl.ops.nearest import unit
 from avssl.shards.shard_set import ShardSet
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ give the value; counts of a bootstrap give the value on resampled rows (avssl/ev
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -192,3 +193,8 @@ def merged(repeats: Sequence[Repeat]) -> Repeat:
         columns |= one.columns
         metrics |= one.metrics
     return Repeat(first.name, first.keys, columns, metrics, first.train_keys, first.classes)
+
+
+def keys_digest(keys: Sequence[str]) -> str:
+    """16 hex digits of the sorted keys: two results are comparable only when it is equal."""
+    return hashlib.sha256("\n".join(sorted(set(keys))).encode()).hexdigest()[:16]

@@ -33,6 +33,7 @@ from avssl.files.whole import write_whole
 
 if TYPE_CHECKING:
     from avssl.eval.tasks.standard import TaskConfig as StandardConfig
+from avssl.eval.outcome import keys_digest
 
 FORMAT_VERSION = 1
 # Of the configuration, what has no influence on the values.
@@ -41,11 +42,6 @@ NOT_PROTOCOL = (
     "log_every_steps", "checkpoint_every_steps",
 )  # fmt: skip
 PACKAGES = ("torch", "numpy", "scikit-learn", "av")
-
-
-def keys_digest(keys: Sequence[str]) -> str:
-    """16 hex digits of the sorted keys: two results are comparable only when it is equal."""
-    return hashlib.sha256("\n".join(sorted(set(keys))).encode()).hexdigest()[:16]
 
 
 def mean_and_deviation(repeats: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], dict[str, float | None]]:

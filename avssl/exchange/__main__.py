@@ -88,8 +88,7 @@ def export_command(arguments: argparse.Namespace) -> str:
 
 def push_command(arguments: argparse.Namespace) -> str:
     """An exchange folder -> a hub."""
-    from avssl.checkpoint.hub import push
-    from avssl.checkpoint.place import FILES
+    from avssl.checkpoint.hub import FILES, push
     from avssl.exchange.folder import check_folder
 
     return push(check_folder(arguments.folder), arguments.name, FILES, private=arguments.private)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from avssl import losses
-from avssl.checkpoint.place import CARD_FILE
+from avssl.checkpoint.hub import CARD_FILE
 from avssl.checkpoint.weights import read_provenance
 from avssl.config import RunConfig, load_run
 from avssl.files.checked_json import Fields

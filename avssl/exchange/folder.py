@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from avssl import config
-from avssl.checkpoint.place import CONFIG_FILE, FILES
+from avssl.checkpoint.hub import CONFIG_FILE, FILES
 from avssl.checkpoint.weights import EXCHANGE_FILE, PROVENANCE_FILE, read_provenance, read_weights
 from avssl.exchange.card import write_card
 from avssl.files.tensors import write_tensors

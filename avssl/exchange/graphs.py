@@ -1,8 +1,9 @@
 """Encoders as graphs that run without this package: torch.export, TorchScript, ONNX. Checked before they are kept.
 
-A graph maps a batch of model-ready views of one modality, as avssl.transforms.view_maker.ViewMaker makes them (normalised pixels,
-or the normalised spectrogram), to the encoder's feature (B, F) and the unit embedding (B, D). The batch size is free,
-the other sizes are the run's. What comes before the graph is described in the file itself (`graph_facts`).
+A graph maps a batch of model-ready views of one modality, as avssl.transforms.view_maker.ViewMaker makes them
+(normalized pixels, or the normalized spectrogram), to the encoder's feature (B, F) and the unit embedding (B, D). The
+batch size is free, the other sizes are the run's. What comes before the graph is described in the file itself
+(`graph_facts`).
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ def _only(loss: Loss, modality: str) -> Loss:
     for name in others:
         delattr(loss, name)
     for part in EMBEDDING_PARTS:
-        heads = cast(nn.ModuleDict, getattr(loss, part))
+        heads = cast("nn.ModuleDict", getattr(loss, part))
         for name in [name for name in heads if name != modality]:
             del heads[name]
     return loss.requires_grad_(False)
@@ -148,12 +149,12 @@ def _write_torch_export(graph: nn.Module, example: torch.Tensor, path: Path, fac
     batch = torch.export.Dim("batch")
     program = torch.export.export(graph, (example,), dynamic_shapes=({0: batch},))
     torch.export.save(program, str(path), extra_files={FACTS_NAME: facts})
-    return cast(Runner, torch.export.load(str(path)).module())
+    return cast("Runner", torch.export.load(str(path)).module())
 
 
 def _write_torchscript(graph: nn.Module, example: torch.Tensor, path: Path, facts: str) -> Runner:
     torch.jit.save(torch.jit.trace(graph, example), str(path), _extra_files={FACTS_NAME: facts})
-    return cast(Runner, torch.jit.load(str(path)))
+    return cast("Runner", torch.jit.load(str(path)))
 
 
 class _GlobalMaximum(nn.Module):

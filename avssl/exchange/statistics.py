@@ -10,28 +10,11 @@ import torch
 
 from avssl.checkpoint.weights import read_provenance, read_weights, write_weights
 from avssl.files.foreign import arrays_of
-from avssl.transforms.spectrogram import BinNormalize
 
 if TYPE_CHECKING:
     from avssl.config import RunConfig
 
 STATISTICS_KEYS = ("views.normalize_audio.mean", "views.normalize_audio.std")
-
-
-class UnmeasuredStatistics(BinNormalize):
-    """In place of the normalisation of a run without statistics: sound cannot be read rightly, and is not."""
-
-    def __init__(self, num_bins: int, run: str | Path) -> None:
-        super().__init__(num_bins)
-        self.run = run
-
-    def forward(self, spectrogram: torch.Tensor) -> torch.Tensor:  # noqa: ARG002  (the contract)
-        """Always raises ValueError, saying what to do."""
-        raise ValueError(
-            f"{self.run} has no statistics of its spectrograms (a published checkpoint holds none), so its sound "
-            "cannot be normalised as in training. Measure them once: "
-            f"python -m avssl.exchange statistics {self.run} SHARDS"
-        )
 
 
 def statistics_from(source: str | Path, config: RunConfig) -> dict[str, torch.Tensor]:

@@ -74,7 +74,7 @@ class AVID(Loss):
         super().__init__(config, encoders, num_samples)
         self.config: AVIDConfig = config
         for modality, encoder in encoders.items():
-            dims = (cast(int, encoder.dim), *config.projector_hidden_dims, config.embedding_dim)
+            dims = (cast("int", encoder.dim), *config.projector_hidden_dims, config.embedding_dim)
             self.projectors[modality] = mlp(dims, final_batch_norm=config.centre_embeddings)
         self.banks = nn.ModuleDict(
             {
@@ -153,7 +153,7 @@ class AVID(Loss):
 
     def bank(self, modality: str) -> AnyBank:
         """The memory bank of a modality."""
-        return cast(AnyBank, self.banks[modality])
+        return cast("AnyBank", self.banks[modality])
 
     def update(self, outputs: dict[str, torch.Tensor], index: torch.Tensor) -> None:
         """Write this batch's own embeddings into both banks."""

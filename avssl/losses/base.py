@@ -206,7 +206,7 @@ class PairLoss(Loss):
     @classmethod
     def views(cls, config: LossConfig) -> tuple[View, ...]:
         """The two views."""
-        config = cast(PairConfig, config)
+        config = cast("PairConfig", config)
         modalities = cls.checked_modalities(config)
         described = zip(VIEW_NAMES, modalities, cls.checked_augments(config), strict=False)
         is_cross_modal = len(set(modalities)) == 2
@@ -222,7 +222,7 @@ class PairLoss(Loss):
         if given not in cls.pairs:
             allowed = "; ".join(f"[{', '.join(pair)}]" for pair in cls.pairs)
             raise ValueError(f"loss.modalities is [{', '.join(given)}]; loss {config.name} runs on {allowed}")
-        return cast(tuple[Modality, ...], given)
+        return cast("tuple[Modality, ...]", given)
 
     @classmethod
     def checked_augments(cls, config: PairConfig) -> tuple[str, ...]:
@@ -237,7 +237,7 @@ class PairLoss(Loss):
     @property
     def modality_of(self) -> dict[str, str]:
         """{"first": modality, "second": modality}."""
-        return dict(zip(VIEW_NAMES, cast(PairConfig, self.config).modalities, strict=False))
+        return dict(zip(VIEW_NAMES, cast("PairConfig", self.config).modalities, strict=False))
 
     @property
     def is_cross_modal(self) -> bool:
@@ -247,7 +247,7 @@ class PairLoss(Loss):
     def project(self, name: str, view: torch.Tensor) -> torch.Tensor:
         """Projector of encoder of one view: (B, ...) -> (B, D)."""
         modality = self.modality_of[name]
-        return cast(torch.Tensor, self.projectors[modality](self.encoders[modality](view)))
+        return cast("torch.Tensor", self.projectors[modality](self.encoders[modality](view)))
 
     def project_together(self, views: Mapping[str, torch.Tensor]) -> Outputs:
         """As `project` for every view, views of one modality and shape in one pass: batch norm sees them together."""
@@ -297,4 +297,4 @@ class PairLoss(Loss):
 
     def feature_dim(self, modality: str) -> int:
         """Width of a modality's encoder."""
-        return int(cast(Any, self.encoders[modality]).dim)
+        return int(cast("Any", self.encoders[modality]).dim)

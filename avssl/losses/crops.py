@@ -49,13 +49,13 @@ class CropLoss(PairLoss):
     @classmethod
     def views(cls, config: LossConfig) -> tuple[View, ...]:
         """The two large views and the small ones."""
-        config = cast(CropConfig, config)
+        config = cast("CropConfig", config)
         large = super().views(config)
         modality = small_modality(config)
         clips = [view.clip for view in large if view.modality == modality]
         count = config.num_small_crops if modality else 0
         return large + tuple(
-            View(f"small{number + 1}", cast(Modality, modality), "swav_small", clips[number % len(clips)])
+            View(f"small{number + 1}", cast("Modality", modality), "swav_small", clips[number % len(clips)])
             for number in range(count)
         )
 
@@ -63,7 +63,7 @@ class CropLoss(PairLoss):
     def checked_augments(cls, config: PairConfig) -> tuple[str, ...]:
         """As of PairLoss; without small crops, images get the paper's set of two-crop runs."""
         names = super().checked_augments(config)
-        if config.augments or cast(CropConfig, config).num_small_crops:
+        if config.augments or cast("CropConfig", config).num_small_crops:
             return names
         return tuple(name.replace("swav_large", "swav_two_crops") for name in names)
 

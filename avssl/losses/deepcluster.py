@@ -127,7 +127,7 @@ class DeepCluster(PairLoss):
     @torch.no_grad()
     def reset_classifier(self, modality: str, generator: torch.Generator) -> None:
         """Weights from N(0, 0.01^2), biases 0, in place: the optimiser and DDP hold on to the same tensors."""
-        classifier = cast(nn.Linear, self.classifiers[modality])
+        classifier = cast("nn.Linear", self.classifiers[modality])
         classifier.weight.copy_(0.01 * torch.randn(classifier.weight.shape, generator=generator))
         classifier.bias.zero_()
 

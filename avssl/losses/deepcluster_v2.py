@@ -95,7 +95,7 @@ class DeepClusterV2(CropLoss):
                 memory = self.large_views[source if self.is_cross_modal else head % 2]
                 draw = (context.epoch * config.num_heads + head) * self.num_sources + source
                 centroids, assignments = spherical_kmeans(
-                    cast(MemoryBank, self.memories[memory]).rows,
+                    cast("MemoryBank", self.memories[memory]).rows,
                     config.num_prototypes,
                     config.kmeans_iterations,
                     generator_for(config.seed, draw, torch.device("cpu")),
@@ -108,7 +108,7 @@ class DeepClusterV2(CropLoss):
         """One pass without augmentation: views of one modality are equal there, and read once."""
         rows = {name: context.collect(name, self.num_samples, (name,)) for name in self.large_views[: self.num_sources]}
         for name, memory in self.memories.items():
-            cast(MemoryBank, memory).rows.copy_(normalize(rows.get(name, rows["first"]), dim=1))
+            cast("MemoryBank", memory).rows.copy_(normalize(rows.get(name, rows["first"]), dim=1))
 
     def forward(self, views: dict[str, torch.Tensor]) -> Outputs:
         """{view: (B, D) unit embeddings}."""
@@ -128,4 +128,4 @@ class DeepClusterV2(CropLoss):
         """Write this batch's embeddings of the large crops into the memories, in place of the old ones."""
         index = gather(index)
         for name, memory in self.memories.items():
-            cast(MemoryBank, memory).update(index, gather(outputs[name]), momentum=0.0)
+            cast("MemoryBank", memory).update(index, gather(outputs[name]), momentum=0.0)

@@ -146,7 +146,7 @@ class MoCo(PairLoss):
         """Keys (B, D) of this process's rows, computed wherever the random order of the global batch puts them."""
         teacher = self.teachers[modality]
         if not self.shuffles:
-            return cast(torch.Tensor, teacher(view))
+            return cast("torch.Tensor", teacher(view))
         everything, rows = gather(view), len(view)
         mine = slice(rank() * rows, (rank() + 1) * rows)
         # The rows ever pushed number the batches, also after a resume; drawn on the CPU, the order is everyone's.
@@ -166,7 +166,7 @@ class MoCo(PairLoss):
 
     def queue(self, modality: str) -> Queue:
         """The newest keys of a modality."""
-        return cast(Queue, self.queues[modality])
+        return cast("Queue", self.queues[modality])
 
     def update(self, outputs: Outputs, index: torch.Tensor) -> None:  # noqa: ARG002
         """Push this batch's keys."""

@@ -103,7 +103,7 @@ class MoCoV3(PairLoss):
         for query, key in (("first", "second"), ("second", "first")):
             keys = gather(outputs[f"{key}_key"])
             terms[f"{query}_to_{key}"] = contrast(outputs[query], keys, self.config.temperature, first_row)
-        total = cast(torch.Tensor, sum(terms.values()))
+        total = cast("torch.Tensor", sum(terms.values()))
         return LossOutput(total, {name: term.detach() for name, term in terms.items()})
 
     def after_step(self, progress: Progress) -> None:

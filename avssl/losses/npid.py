@@ -108,7 +108,7 @@ class NPID(PairLoss):
 
     def bank(self, modality: str) -> AnyBank:
         """The memory bank of a modality."""
-        return cast(AnyBank, self.banks[modality])
+        return cast("AnyBank", self.banks[modality])
 
     def update(self, outputs: Outputs, index: torch.Tensor) -> None:
         """Move each bank's rows towards the first view of its modality."""

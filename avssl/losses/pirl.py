@@ -132,7 +132,7 @@ class PIRL(PairLoss):
             )
         modality = self.modality_of["second"]
         rows = self.patch_projectors[modality](self.encoders[modality](patches.flatten(0, 1)))
-        return cast(torch.Tensor, self.puzzle_projectors[modality](rows.view(len(patches), -1)))
+        return cast("torch.Tensor", self.puzzle_projectors[modality](rows.view(len(patches), -1)))
 
     def loss(self, outputs: Outputs, index: torch.Tensor, progress: Progress) -> LossOutput:
         """Mean over this rank's rows, which do not meet."""
@@ -166,7 +166,7 @@ class PIRL(PairLoss):
     @property
     def bank(self) -> AnyBank:
         """The memory of f(I)."""
-        return cast(AnyBank, self.banks[self.modality_of["first"]])
+        return cast("AnyBank", self.banks[self.modality_of["first"]])
 
     def update(self, outputs: Outputs, index: torch.Tensor) -> None:
         """Move the bank's rows towards f(I); puzzles never enter."""

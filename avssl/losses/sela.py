@@ -123,7 +123,7 @@ class SeLa(PairLoss):
     @torch.no_grad()
     def log_probabilities(self, name: str, features: torch.Tensor, head: int) -> torch.Tensor:
         """Predictions (N, K) of one head from the features (N, D) of a view."""
-        classifier = cast(nn.Linear, self.classifiers[self.modality_of[name]])
+        classifier = cast("nn.Linear", self.classifiers[self.modality_of[name]])
         rows = slice(head * self.config.num_clusters, (head + 1) * self.config.num_clusters)
         weight, bias = classifier.weight[rows], classifier.bias[rows]
         blocks = [(block @ weight.T + bias).log_softmax(dim=1) for block in features.split(ROWS_AT_ONCE)]

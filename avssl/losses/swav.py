@@ -32,7 +32,7 @@ from avssl.losses.base import Outputs
 from avssl.losses.crops import CropConfig, CropLoss
 from avssl.ops.clusters import usage_entropy
 from avssl.ops.memory import Queue
-from avssl.ops.sinkhorn import sinkhorn
+from avssl.ops.transport import sinkhorn
 from avssl.types import LossConfig, LossOutput, Progress
 
 
@@ -139,7 +139,7 @@ class SwAV(CropLoss):
     def codes(self, name: str, scores: torch.Tensor, num_rows: int, progress: Progress) -> torch.Tensor:
         """Codes (B, K) of this rank's rows, balanced over `scores` (W B, K) of all ranks and the queue's."""
         if self.queues and progress.epoch >= self.config.queue_from_epoch:
-            queue = cast(Queue, self.queues[name])
+            queue = cast("Queue", self.queues[name])
             if queue.is_full:
                 scores = torch.cat([scores, queue.rows @ self.prototypes.weight.detach().T])
         balanced = sinkhorn(scores, self.config.epsilon, self.config.sinkhorn_iterations)
@@ -153,7 +153,7 @@ class SwAV(CropLoss):
     def update(self, outputs: Outputs, index: torch.Tensor) -> None:  # noqa: ARG002
         """Push this batch into the queues, after they were read."""
         for name, queue in self.queues.items():
-            cast(Queue, queue).push(gather(outputs[name]))
+            cast("Queue", queue).push(gather(outputs[name]))
 
     def after_step(self, progress: Progress) -> None:  # noqa: ARG002
         """Make the prototypes unit rows again."""

@@ -20,12 +20,11 @@ import av
 from av.stream import Disposition
 
 from avssl.media.frames import sound_of, use_native_layout
-from avssl.media.info import MAX_BACKWARD_SECONDS, MAX_GAP_SECONDS
+from avssl.media.info import MAX_BACKWARD_SECONDS, MAX_GAP_SECONDS, Passed
 from avssl.media.lengths import GUESSED_KEY, is_guessed
 from avssl.media.packets import FORMATS_WITH_BREAKS, Refused, on_one_clock, preferred, trusted
 from avssl.media.placeholders import Patches, filled_in, readable
 from avssl.media.presentation import PictureClock
-from avssl.media.streams import Passed
 from avssl.media.truncation import Content, counts_frames, is_mp4_in_order, known_format, missing_end
 from avssl.types import FailureReason, MediaError
 

@@ -15,8 +15,7 @@ from av.filter import Graph
 from av.video.reformatter import Colorspace, VideoReformatter
 from numpy.typing import NDArray
 
-from avssl.media.info import AudioBlock
-from avssl.media.streams import Sound
+from avssl.media.info import AudioBlock, Sound
 
 LEAST_INTERLACED_HEIGHT = 4
 # Where FFmpeg makes RGB of each square of 2 x 2 pixels by itself, so that a part is the same bits as in the whole.

@@ -221,3 +221,23 @@ def collect(blocks: Iterable[tuple[int, int, AudioBlock]], first: int, last: int
         if reached >= last:
             break
     return np.concatenate(pieces) if pieces else np.empty(0, np.float32)
+
+
+class Sound(NamedTuple):
+    """A decoded block of sound. samples: (channels, n) if planar, else (1, channels * n), of any of FFmpeg's types."""
+
+    sample_rate: int
+    channel_names: tuple[str, ...]
+    samples: NDArray[Any]
+    is_planar: bool
+
+    @property
+    def num_samples(self) -> int:
+        """Of each channel."""
+        return self.samples.size // len(self.channel_names)
+
+
+class Passed(NamedTuple):
+    """Samples that were counted, not decoded, for nobody will hear them."""
+
+    num_samples: int

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from avssl.media.ffmpeg import exact_start, frames_from_here, seek
-from avssl.media.info import AUDIO_SEEK_SECONDS, AudioBlock
-from avssl.media.streams import Sound, mono_blocks
+from avssl.media.info import AUDIO_SEEK_SECONDS, AudioBlock, Sound
+from avssl.media.streams import mono_blocks
 
 Blocks = Iterator[tuple[int, int, AudioBlock]]
 

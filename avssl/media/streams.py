@@ -8,10 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from avssl.media.info import (
     AUDIO_GAP_SECONDS,
@@ -19,6 +18,8 @@ from avssl.media.info import (
     AudioBlock,
     AudioInfo,
     Orientation,
+    Passed,
+    Sound,
     VideoInfo,
     mix_to_mono,
 )
@@ -29,20 +30,6 @@ from avssl.types import MediaError
 FORMATS_WITHOUT_STAMPS = ("wav", "w64", "aiff", "au", "caf")
 # A stamp is this much off at most because it was rounded (to milliseconds, or to a duration that was).
 STAMP_ROUNDING_SECONDS = 0.002
-
-
-class Sound(NamedTuple):
-    """A decoded block of sound. samples: (channels, n) if planar, else (1, channels * n), of any of FFmpeg's types."""
-
-    sample_rate: int
-    channel_names: tuple[str, ...]
-    samples: NDArray[Any]
-    is_planar: bool
-
-    @property
-    def num_samples(self) -> int:
-        """Of each channel."""
-        return self.samples.size // len(self.channel_names)
 
 
 def orientation_of(frame: Any) -> Orientation:
@@ -110,12 +97,6 @@ def _has_stamps(stream: Any) -> bool:
     if name == "avi":
         return len(entries) > 1 and entries[1].timestamp - entries[0].timestamp == 1
     return name not in FORMATS_WITHOUT_STAMPS
-
-
-class Passed(NamedTuple):
-    """Samples that were counted, not decoded, for nobody will hear them."""
-
-    num_samples: int
 
 
 class _SampleClock:

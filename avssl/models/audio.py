@@ -62,7 +62,8 @@ class AVIDAudio(nn.Module):
         if spectrogram.ndim != 4 or spectrogram.shape[1] != 1:
             raise ValueError(
                 "an audio encoder takes float spectrograms of shape (B, 1, frames, bins), "
-                f"got {tuple(spectrogram.shape)}; waveforms go through avssl.transforms.spectrogram.LogSpectrogram first"
+                f"got {tuple(spectrogram.shape)}; waveforms go through "
+                "avssl.transforms.spectrogram.LogSpectrogram first"
             )
         layers: dict[str, torch.Tensor] = OrderedDict()
         layers["conv1"] = x = self.conv1(spectrogram)

@@ -86,7 +86,7 @@ def known_gradient(anchors: torch.Tensor, evaluate: Evaluate) -> tuple[torch.Ten
     """
     if not torch.is_grad_enabled():
         anchors = anchors.detach()  # else autograd asks for a gradient that nobody will use
-    return cast(tuple[torch.Tensor, torch.Tensor], _KnownGradient.apply(anchors, evaluate))
+    return cast("tuple[torch.Tensor, torch.Tensor]", _KnownGradient.apply(anchors, evaluate))
 
 
 def _cpu_block(

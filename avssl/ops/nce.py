@@ -78,7 +78,7 @@ def nce_parts(scores: torch.Tensor, num_positives: int, partition: torch.Tensor)
     """Of scores (B, P + K): loss, sum of the P positive scores and sum of the K negative ones, (B, 3)."""
     positive, negative = scores[:, :num_positives], scores[:, num_positives:]
     loss = sum(nce_terms(positive, negative, partition))
-    return torch.stack([cast(torch.Tensor, loss), positive.sum(dim=1), negative.sum(dim=1)], dim=1)
+    return torch.stack([cast("torch.Tensor", loss), positive.sum(dim=1), negative.sum(dim=1)], dim=1)
 
 
 def nce_slopes(scores: torch.Tensor, num_positives: int, partition: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 _RESOLUTION = 2.0**30
 _CHUNK_ELEMENTS = 2**24  # float64 similarities held at once: 128 MiB
@@ -120,3 +121,10 @@ def _stable_top(similarity: torch.Tensor, count: int) -> tuple[torch.Tensor, tor
     values = similarity.gather(1, positions)
     order = values.argsort(dim=1, descending=True, stable=True)
     return values.gather(1, order), positions.gather(1, order)
+
+
+def unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows (..., D) of length 1; zero rows stay zero."""
+    length = np.linalg.norm(rows, axis=-1, keepdims=True)
+    result: NDArray[np.float32] = np.divide(rows, length, out=np.zeros_like(rows), where=length > 0)
+    return result

@@ -25,9 +25,8 @@ from avssl.report.facts import data_counts, facts_section, sample_keys, samples_
 from avssl.report.markup import Html, join, json_block, tag
 from avssl.report.media import MediaLibrary, MediaSource
 from avssl.report.neighbours import counted, neighbours_section, searches
-from avssl.report.scores import headline, scores_section
+from avssl.report.scores import headline, scores_section, tasks_section
 from avssl.report.stored import Evaluation, result_of
-from avssl.report.task_scores import tasks_section
 
 
 @dataclass(frozen=True)

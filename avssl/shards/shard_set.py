@@ -38,7 +38,7 @@ from avssl.shards.format import (
 )
 from avssl.shards.remote import RemoteShards
 from avssl.shards.tar_members import DAMAGED_TAR, FilePart, member_content, opened_tar, plain_members
-from avssl.types import MediaError
+from avssl.types import MediaError, Span
 
 __all__ = [
     "AUDIO_MEMBER", "DAMAGED_TAR", "FORMAT_NAME", "IMAGE_MEMBERS", "INDEX_NAME", "JSON_MEMBER", "SCHEMA_VERSION",
@@ -287,3 +287,16 @@ def write_tar(file: Any, samples: Iterable[Sample]) -> Iterator[int]:
                 members[image_member(sample.image)] = sample.image
             writer.write(members)
             yield int(writer.tarstream.offset)
+
+
+def spans(sample: Sample) -> tuple[Span | None, Span | None]:
+    """Where the video and the audio of a sample lie on its clock."""
+    info = sample.info
+    video = audio = None
+    if sample.video is not None:
+        start = info.video_start_seconds
+        video = Span(start, start + info.num_frames / info.video_fps)
+    if sample.audio is not None:
+        start = info.audio_start_seconds
+        audio = Span(start, start + info.num_audio_samples / info.audio_rate_hz)
+    return video, audio

@@ -12,9 +12,8 @@ from functools import partial
 import torch
 from torch.nn.functional import conv2d, pad
 
-from avssl.data.copies import to_device
 from avssl.transforms.draw import JITTER_ORDERS, Look
-from avssl.transforms.geometry import flip_horizontally, to_float
+from avssl.transforms.geometry import flip_horizontally, to_device, to_float
 
 LUMA = (0.2989, 0.587, 0.114)
 Adjust = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

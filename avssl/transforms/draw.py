@@ -1,9 +1,9 @@
 """Random changes of pictures and video clips: what there is to choose from, and the drawing of it.
 
-Everything random about one view of one sample is drawn here, in a worker, from a generator that the caller seeds; the
-device (transforms/color.py) draws nothing. The operations run in the order in which the papers have them: crop and resize,
-flip, colour jitter, photometric pack, grey, blur, solarise. A video clip keeps its parameters over all its frames; the
-nine patches of a puzzle have a look each.
+Everything random about one view of one sample is drawn here, in a worker, from a generator that the caller seeds;
+the device (transforms/color.py) draws nothing. The operations run in the order in which the papers have them: crop
+and resize, flip, color jitter, photometric pack, grey, blur, solarize. A video clip keeps its parameters over all its
+frames; the nine patches of a jigsaw have a look each.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import torch
 
-from avssl.data.copies import to_device
 from avssl.transforms.draw import Box
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -68,3 +67,12 @@ def normalize(
 def to_model_layout(video: torch.Tensor) -> torch.Tensor:
     """(..., T, 3, H, W) -> (..., 3, T, H, W), contiguous."""
     return video.transpose(-4, -3).contiguous()
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on the device; only CUDA is not waited for.
+
+    Batches are pinned for it, and PyTorch keeps pinned memory until it was read. MPS reads pageable memory some time
+    later, when a worker may have written its next batch there.
+    """
+    return tensor.to(device, non_blocking=device.type == "cuda")

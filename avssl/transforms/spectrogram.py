@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -269,3 +270,19 @@ class BinNormalize(nn.Module):
     def forward(self, spectrogram: torch.Tensor) -> torch.Tensor:
         """(B, 1, frames, bins) -> same shape, float32."""
         return (spectrogram - self.mean) / (self.std + STD_FLOOR)
+
+
+class UnmeasuredStatistics(BinNormalize):
+    """In place of the normalisation of a run without statistics: sound cannot be read rightly, and is not."""
+
+    def __init__(self, num_bins: int, run: str | Path) -> None:
+        super().__init__(num_bins)
+        self.run = run
+
+    def forward(self, spectrogram: torch.Tensor) -> torch.Tensor:  # noqa: ARG002  (the contract)
+        """Always raises ValueError, saying what to do."""
+        raise ValueError(
+            f"{self.run} has no statistics of its spectrograms (a published checkpoint holds none), so its sound "
+            "cannot be normalised as in training. Measure them once: "
+            f"python -m avssl.exchange statistics {self.run} SHARDS"
+        )

@@ -13,14 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from avssl.types import Span
+
 TIME_TOLERANCE_SECONDS = 1e-6  # far below a frame or a sample, far above float64 rounding
-
-
-class Span(NamedTuple):
-    """Where a stream begins and ends, in seconds on the sample's clock (it may begin after 0)."""
-
-    start_seconds: float
-    end_seconds: float
 
 
 class Windows(NamedTuple):

@@ -19,18 +19,17 @@ from pathlib import Path
 from tqdm import tqdm
 
 from avssl.files.disk_errors import clear_errors
-from avssl.files.hashed import atomic_file
 from avssl.files.scratch import scratch_folder
+from avssl.files.whole import atomic_file
 from avssl.processes.limits import Limits
 from avssl.processes.pool import REFRESH_SECONDS
-from data_prep.index.cutting import Cutting, claimed_seconds
+from data_prep.index.cutting import Cutting, claimed_seconds, require_scenedetect
 from data_prep.index.gather import KINDS, Gathered, ListSource, Target, gather_folder, gather_list, stored_text
 from data_prep.index.lists.formats import FORMATS, HAVE_FOLDS, detect
 from data_prep.index.lists.published import ListSettings
 from data_prep.index.lists.row import BadRow
 from data_prep.index.mnist import is_picture_file, open_picture_file
 from data_prep.index.probing import FILES_PER_TASK, Look, Looker, looked_at, without_opening
-from data_prep.index.scenes import require_scenedetect
 from data_prep.index.spool import Pending, Spool, segment_key
 from data_prep.manifest import Entry, plain_key
 

@@ -12,17 +12,16 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from avssl.files.hashed import content_digest
 from avssl.files.storage import local_copy
+from avssl.files.whole import content_digest
 from avssl.media.decode import probe, stream_audio, stream_pictures
 from avssl.media.images import probe_image
 from avssl.media.info import MediaInfo
 from avssl.processes.limits import Limits
 from avssl.processes.pool import Sandbox
 from avssl.types import MediaError
-from data_prep.index.cutting import Cutting, claimed_seconds
+from data_prep.index.cutting import Cutting, claimed_seconds, find_cuts
 from data_prep.index.lists.row import is_url
-from data_prep.index.scenes import find_cuts
 from data_prep.index.spool import Pending
 from data_prep.index.walk import num_bytes
 

@@ -16,10 +16,9 @@ from typing import Self
 
 from avssl.files import storage
 from avssl.files.disk_errors import clear_errors
-from avssl.files.hashed import HashedFile, atomic_file
 from avssl.files.location import READ_ONLY
 from avssl.files.scratch import temporary_folder
-from avssl.files.whole import write_whole
+from avssl.files.whole import HashedFile, atomic_file, write_whole
 
 
 @dataclass(frozen=True)

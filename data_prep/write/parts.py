@@ -13,7 +13,7 @@ from itertools import tee
 from typing import Any, Self
 
 from avssl.files.checked_json import Fields
-from avssl.files.hashed import HashedFile
+from avssl.files.whole import HashedFile
 from avssl.processes.pool import Sandbox
 from avssl.shards.format import SampleInfo, dump_json
 from avssl.shards.shard_set import Sample

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from avssl.files.hashed import content_digest
 from avssl.files.location import is_remote
 from avssl.files.storage import local_copy
+from avssl.files.whole import content_digest
 from avssl.processes.limits import Limits
 from avssl.processes.pool import Sandbox
 from avssl.shards.format import SampleInfo

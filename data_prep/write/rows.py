@@ -20,8 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avssl.files.checked_json import Fields, parse
-from avssl.files.hashed import atomic_file
-from avssl.files.whole import write_whole
+from avssl.files.whole import atomic_file, write_whole
 from avssl.processes.pool import in_processes
 from data_prep.manifest import Entry
 

@@ -13,7 +13,8 @@ from tqdm import tqdm
 from avssl import distributed
 from avssl.data.every_sample import ClipSets
 from avssl.eval.finetune.training import Headed
-from avssl.transforms.view_maker import RawView, ViewMaker
+from avssl.transforms.raw_view import RawView
+from avssl.transforms.view_maker import ViewMaker
 from avssl.types import MediaError
 
 

@@ -17,11 +17,10 @@ from avssl.data.loader import Loader
 from avssl.data.loader_config import LoaderConfig
 from avssl.data.statistics import measure_statistics
 from avssl.distributed import gather_objects, rank, world_size
-from avssl.eval.finetune.data import ShardFold, few_labels, shard_folds
+from avssl.eval.finetune.data import ShardFold, changed, few_labels, same_sound, shard_folds, training_views
 from avssl.eval.finetune.scores import Scores, clip_accuracy, score
 from avssl.eval.finetune.state import CLASSIFIER_FILE, TRAINING_FILE, load_state, read_step, save_state
 from avssl.eval.finetune.training import Criterion, Headed, Stage, TrainingOptions, train
-from avssl.eval.finetune.views import changed, same_sound, training_views
 from avssl.eval.labels import wanted_modalities
 from avssl.eval.outcome import Metric, Repeat, TaskConfig, classified
 from avssl.ops import kernels

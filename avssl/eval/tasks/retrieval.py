@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from avssl.data.every_sample import ClipPlan
-from avssl.eval.features import FeatureSet, extract, unit
+from avssl.eval.features import FeatureSet, extract
 from avssl.eval.labels import FROZEN, FrozenConfig, targets_of, usable, wanted_modalities
 from avssl.eval.outcome import Metric, Outcome, Repeat
-from avssl.eval.retrieval import retrieval_ranks
-from avssl.eval.same_label import chance_of_same_label, same_label_search
+from avssl.eval.retrieval import chance_of_same_label, retrieval_ranks, same_label_search
 from avssl.eval.tasks import register
+from avssl.ops.nearest import unit
 from avssl.shards.shard_set import ShardSet
 
 if TYPE_CHECKING:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from avssl.files.checked_json import Fields
 from avssl.files.plain_text import brief
-from data_prep.index.lists.parquet import parquet_rows
 from data_prep.index.lists.published import ListSettings
 from data_prep.index.lists.row import Row, Rows, csv_rows, parsed, plain_path, text_lines
 from data_prep.manifest import read_segment
@@ -123,3 +123,24 @@ def _number(text: str, name: str) -> float:
         return float(text)
     except ValueError:
         raise ValueError(f"{name} is {text!a}; it must be a number of seconds") from None
+
+
+ROWS_AT_A_TIME = 1024
+
+
+def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number from 1, {column: value}) of each row. ValueError if it is no Parquet file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            number = 0
+            for batch in file.iter_batches(batch_size=ROWS_AT_A_TIME):
+                names = batch.schema.names
+                columns = [column.to_pylist() for column in batch.columns]
+                for values in zip(*columns, strict=True):
+                    number += 1
+                    yield number, dict(zip(names, values, strict=True))
+    except (pa.ArrowException, OSError, OverflowError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: is no readable Parquet file ({error})") from error
