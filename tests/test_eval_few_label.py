@@ -8,8 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from sklearn.preprocessing import StandardScaler
 
-from avssl.eval.features import FeatureSet
-from avssl.eval.labels import make_fold
+from avssl.eval.labels import FeatureSet, make_fold
 from avssl.eval.tasks.few_label import Config, few_label, stratified
 
 

@@ -17,8 +17,8 @@ from avssl import config
 from avssl.data.every_sample import ClipPlan
 from avssl.embedding.embedder import Embedder
 from avssl.eval import results, tasks
-from avssl.eval.features import FeatureSet, extract
-from avssl.eval.labels import usable
+from avssl.eval.features import extract
+from avssl.eval.labels import FeatureSet, usable
 from avssl.eval.outcome import Outcome, classified
 from avssl.eval.results import read_evaluation, read_rows
 from recipes import evaluate as recipe

@@ -1,162 +1,189 @@
-"""Who may import whom: the layers of CONTRIBUTING.md, read from the source."""
+"""The house: which folder may import which, no circles, short chains, no drawers; all read from the sources.
+
+An import counts wherever it stands: at the top of a file, inside a function, or for type checkers alone.
+"""
+
+from __future__ import annotations
 
 import ast
+from collections import Counter, defaultdict
+from functools import cache
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parent.parent
-LAYERS = {
-    0: [
-        "avssl.types",
-        "avssl.ops.kernels",
-        "avssl.distributed",
-        "avssl.embedding.table",
-        "avssl.embedding.parquet",
-        "avssl.embedding.index",
-        "avssl.files.whole",
-        "avssl.files.disk_errors",
-        "avssl.files.scratch",
-        "avssl.files.locks",
-        "avssl.files.json_lines",
-        "avssl.files.checked_json",
-        "avssl.files.plain_text",
-        "avssl.files.tensors",
-        "avssl.files.foreign",
-        "avssl.processes.stopping",
-        "avssl.errors",
-    ],
-    1: [
-        "avssl.ops",
-        "avssl.models",
-        "avssl.media.decode",
-        "avssl.processes.limits",
-        "avssl.processes.worker_server",
-        "avssl.processes.patience",
-        "avssl.media.images",
-        "avssl.transforms.time_sampling",
-        "avssl.transforms.geometry",
-        "avssl.transforms.draw",
-        "avssl.transforms.published_sets",
-        "avssl.transforms.color",
-        "avssl.data.batch",
-        "avssl.transforms.jigsaw",
-        "avssl.transforms.spectrogram",
-        "avssl.transforms.audio",
-        "avssl.data.order",
-        "avssl.media.lengths",
-        "avssl.media.placeholders",
-        "avssl.media.streams",
-        "avssl.media.cursor",
-        "avssl.media.entry_points",
-        "avssl.media.readers",
-        "avssl.media.sharing",
-        "avssl.media.sound",
-        "avssl.media.skipping",
-        "avssl.media.info",
-        "avssl.media.ffmpeg",
-        "avssl.media.frames",
-        "avssl.media.packets",
-        "avssl.media.presentation",
-        "avssl.media.truncation",
-        "avssl.shards.format",
-        "avssl.shards.shard_set",
-        "avssl.shards.sample_digests",
-        "avssl.shards.subset",
-        "avssl.shards.tar_members",
-        "avssl.shards.cache",
-        "avssl.shards.remote",
-        "avssl.files.location",
-        "avssl.files.folders",
-        "avssl.files.retry",
-        "avssl.files.storage",
-        "avssl.files.web_files",
-        "avssl.files.storage",
-    ],
-    2: ["avssl.losses", "avssl.data", "avssl.optim", "avssl.eval"],
-    3: ["avssl"],
-    4: ["data_prep", "recipes"],
+MOST_LINES, FEW_LINES, MOST_FILES, LONGEST_CHAIN = 400, 60, 16, 12
+REGISTRIES = ("avssl/losses", "avssl/eval/tasks")  # a file per method: these may grow
+
+# Each folder, or file of its own, with the folders whose files it imports. A folder stands below all that it uses, so
+# reading the table from top to bottom is reading the house from the ground up.
+MAY_IMPORT = {
+    "avssl/types": "",
+    "avssl/version": "",
+    "avssl/files": "types",
+    "avssl/errors": "files",
+    "avssl/distributed": "",
+    "avssl/processes": "types distributed",
+    "avssl/media": "types",
+    "avssl/shards": "types files",
+    "avssl/transforms": "types",
+    "avssl/ops": "distributed",
+    "avssl/models": "types",
+    "avssl/optim": "ops",
+    "avssl/losses": "types distributed models ops",
+    "avssl/data": "types distributed processes media shards transforms",
+    "avssl/config": "types files shards transforms optim losses data",
+    "avssl/device": "ops models config",
+    "avssl/checkpoint": "types files distributed transforms ops",
+    "avssl/embedding": "types version files distributed processes media shards transforms ops models losses config "
+    "device checkpoint",
+    "avssl/eval": "files distributed processes shards transforms ops models data embedding",
+    "avssl/eval/finetune": "types files distributed shards transforms ops models optim data embedding eval",
+    "avssl/eval/tasks": "types shards transforms ops optim data embedding eval eval/finetune",
+    "avssl/train": "types files distributed processes shards losses data config device checkpoint embedding eval",
+    "avssl/report": "types files media ops embedding eval train",
+    "avssl/exchange": "types files shards transforms models losses data config checkpoint embedding",
+    "avssl": "version files checkpoint embedding",
+    "data_prep": "types files shards",
+    "data_prep/index/lists": "files data_prep",
+    "data_prep/index": "types files processes media data_prep data_prep/index/lists",
+    "data_prep/transcode": "types media data_prep/index",
+    "data_prep/write": "types files processes shards data_prep data_prep/index data_prep/transcode",
+    "data_prep/inspect/stats": "types files processes media shards",
+    "data_prep/inspect": "types files processes media shards data_prep data_prep/index data_prep/transcode",
+    "data_prep/demo": "files processes data_prep/transcode",
+    "data_prep/__main__": "files processes data_prep/transcode data_prep/write data_prep/inspect",
 }
-DATA_PREP_MAY_USE = (
-    "avssl.types",
-    "avssl.files.whole",
-    "avssl.files.locks",
-    "avssl.files.disk_errors",
-    "avssl.files.scratch",
-    "avssl.files.checked_json",
-    "avssl.files.plain_text",
-    "avssl.media.decode",
-    "avssl.processes.limits",
-    "avssl.processes.patience",
-    "avssl.media.images",
-    "avssl.shards.shard_set",
-    "avssl.shards.format",
-    "avssl.shards.sample_digests",
-    "avssl.files.storage",
-    "avssl.files.location",
-    "avssl.files.folders",
-    "avssl.files.retry",
-    "data_prep",
-)
+# A recipe puts everything together and may import all of avssl, but nothing of data_prep.
 
 
-def layer(module):
-    """The layer of the longest prefix that the table names."""
-    matches = [
-        (len(name), level)
-        for level, names in LAYERS.items()
-        for name in names
-        if module == name or module.startswith(name + ".")
+def _modules() -> dict[str, Path]:
+    files = [path for top in ("avssl", "data_prep", "recipes") for path in sorted((ROOT / top).rglob("*.py"))]
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
+
+
+MODULES = _modules()
+
+
+def _known(name: str) -> str:
+    """The module of ours that a dotted name is, or lies in; "" if none."""
+    while name and name not in MODULES:
+        name = name.rpartition(".")[0]
+    return name
+
+
+@cache
+def imports() -> dict[str, set[str]]:
+    """Every module of ours with the modules of ours that it imports."""
+    result: dict[str, set[str]] = {name: set() for name in MODULES}
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                result[name].update(_known(alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                result[name].update(_known(f"{node.module}.{alias.name}") for alias in node.names)
+        result[name] -= {"", name}
+    return result
+
+
+def folder(module: str) -> str:
+    """The key of MAY_IMPORT that a module belongs to: its own, or that of the folder it lies in."""
+    path = MODULES[module].relative_to(ROOT)
+    own = str(path.with_suffix(""))
+    return own if own in MAY_IMPORT else str(path.parent)
+
+
+def _circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of nodes of which each reaches each other one."""
+    reached: dict[str, set[str]] = {}
+    for start in graph:
+        todo, seen = list(graph[start]), set()
+        while todo:
+            node = todo.pop()
+            if node not in seen:
+                seen.add(node)
+                todo.extend(graph.get(node, ()))
+        reached[start] = seen
+    groups = {frozenset(b for b in reached[a] if a in reached.get(b, ())) for a in graph}
+    return [sorted(group) for group in groups if group]
+
+
+def longest_chain(start: str) -> list[str]:
+    """The longest way down from a module, itself included."""
+
+    @cache
+    def way(name: str) -> tuple[str, ...]:
+        return (name, *max((way(below) for below in sorted(imports()[name])), key=len, default=()))
+
+    return list(way(start))
+
+
+def test_a_folder_imports_only_what_its_line_in_the_table_says():
+    wrong = []
+    for module, used in imports().items():
+        here = folder(module)
+        for other in sorted(used):
+            there = folder(other)
+            if there == here:
+                continue
+            if here == "recipes":
+                is_allowed = there.startswith("avssl")
+            else:
+                assert here in MAY_IMPORT, f"{here} has no line in MAY_IMPORT"
+                is_allowed = there.removeprefix("avssl/") in MAY_IMPORT[here].split()
+            if not is_allowed:
+                wrong.append(f"{module} imports {other}: {here} may import {MAY_IMPORT.get(here) or 'nothing'}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_table_of_folders_says_nothing_that_is_not_so():
+    used: dict[str, set[str]] = defaultdict(set)
+    for module, others in imports().items():
+        used[folder(module)].update(folder(other).removeprefix("avssl/") for other in others)
+    idle = {here: set(line.split()) - used[here] for here, line in MAY_IMPORT.items()}
+    assert not {here: names for here, names in idle.items() if names}
+
+
+def test_each_folder_stands_below_the_folders_that_use_it():
+    order = list(MAY_IMPORT)
+    upward = [
+        (here, name)
+        for here, line in MAY_IMPORT.items()
+        for name in line.split()
+        if order.index(name if name in order else f"avssl/{name}") >= order.index(here)
     ]
-    assert matches, f"{module} has no layer"
-    return max(matches)[1]
+    assert not upward
 
 
-def imports(path):
-    """Modules of ours that a file imports when it runs; those for type checkers alone do not count."""
-    tree = ast.parse(path.read_text())
-    for_types = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        for inner in ast.walk(node)
+def test_no_file_imports_itself_by_way_of_others():
+    assert not _circles(imports())
+
+
+def test_chains_of_imports_are_short():
+    chains = [
+        longest_chain(name) for name in MODULES if name.startswith(("recipes", "data_prep")) and name != "recipes"
+    ]
+    long = [" > ".join(chain) for chain in chains if len(chain) > LONGEST_CHAIN]
+    assert not long, "\n".join(long)
+
+
+def test_files_are_neither_long_nor_scraps():
+    lines = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in MODULES.items()}
+    assert not {name: number for name, number in lines.items() if number > MOST_LINES}
+    importers = Counter(other for others in imports().values() for other in others)
+    stands_alone = ("__init__", "__main__")
+    scraps = {
+        name: number
+        for name, number in lines.items()
+        if number < FEW_LINES and importers[name] < 2 and MODULES[name].stem not in stands_alone
     }
-    for node in ast.walk(tree):
-        if id(node) in for_types:
-            continue
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module in ("avssl", "avssl.data", "data_prep"):
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
+    registered = {name for name in scraps if str(MODULES[name].parent.relative_to(ROOT)) in (*REGISTRIES, "recipes")}
+    assert not {name: number for name, number in scraps.items() if name not in registered}
 
 
-FILES = sorted([*ROOT.glob("avssl/**/*.py"), *ROOT.glob("data_prep/**/*.py")])
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_file_imports_only_from_its_layer_or_below(path):
-    name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-    ours = [module for module in imports(path) if module.split(".")[0] in ("avssl", "data_prep", "recipes")]
-    for module in ours:
-        if name == "avssl" or module == "avssl":  # the package itself imports lazily
-            continue
-        assert layer(module) <= layer(name), f"{name} (layer {layer(name)}) imports {module} (layer {layer(module)})"
-        if name.startswith("avssl.losses"):
-            assert not module.startswith("avssl.data"), f"{name} imports {module}: losses and data meet in avssl.types"
-        if name.startswith("avssl.data"):
-            assert not module.startswith("avssl.losses"), (
-                f"{name} imports {module}: losses and data meet in avssl.types"
-            )
-        if name.startswith("data_prep"):
-            assert module.startswith(DATA_PREP_MAY_USE), f"{name} imports {module}; allowed: {DATA_PREP_MAY_USE}"
-
-
-def test_files_stay_short():
-    long = {str(path.relative_to(ROOT)): n for path in FILES if (n := len(path.read_text().splitlines())) > 300}
-    assert not long, f"over 300 lines: {long}"
+def test_no_folder_is_a_drawer():
+    folders = Counter(str(path.parent.relative_to(ROOT)) for path in MODULES.values() if path.stem != "__init__")
+    assert not {name: n for name, n in folders.items() if n > MOST_FILES and name not in REGISTRIES}
 
 
 def test_nothing_is_called_utils():
-    assert not [path for path in FILES if path.stem in ("utils", "misc", "helpers", "common")]
+    assert not [path for path in MODULES.values() if path.stem in ("utils", "misc", "helpers", "common")]

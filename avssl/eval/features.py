@@ -7,7 +7,6 @@ torchrun every process reads its share of the samples and all of them get the wh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import isqrt
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from avssl import distributed
 from avssl.data.every_sample import ClipPlan, DecodedClips, SampleClips
 from avssl.data.loader_config import LoaderConfig
 from avssl.data.workers import start_worker
+from avssl.eval.labels import FeatureSet
 from avssl.models.layers import FEATURE, stage_activations
 from avssl.processes.patience import all_batches
 from avssl.processes.worker_server import worker_context
@@ -33,35 +33,6 @@ if TYPE_CHECKING:
 
 POOLED_DIM = 9216  # at most so many numbers a layer: 64 x 12 x 12, as published for AVID and for images (see `pooled`)
 BY_HEAD = ("feature", "embedding")  # the encoder's output; the unit vector behind the projector
-
-
-@dataclass(frozen=True)
-class FeatureSet:
-    """Features of N samples, in the order of their index.
-
-    keys, labels: N each. present: {modality: bool (N,)}. rows: {modality: {layer: float32 (N, K, D)}} of K clips a
-    sample, NaN where the sample lacks the modality. reasons: why a sample has no clips at all, "" otherwise.
-    """
-
-    keys: list[str]
-    labels: list[dict[str, list[str]]]
-    present: dict[str, NDArray[np.bool_]]
-    rows: dict[str, dict[str, NDArray[np.float32]]]
-    reasons: list[str]
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def select(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> FeatureSet:
-        """These samples alone: a mask (N,) or positions."""
-        numbers = np.arange(len(self))[chosen]
-        return FeatureSet(
-            [self.keys[row] for row in numbers],
-            [self.labels[row] for row in numbers],
-            {modality: values[numbers] for modality, values in self.present.items()},
-            {m: {layer: values[numbers] for layer, values in layers.items()} for m, layers in self.rows.items()},
-            [self.reasons[row] for row in numbers],
-        )
 
 
 def extract(

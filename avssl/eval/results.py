@@ -17,23 +17,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from avssl.eval.intervals import DIFFERENCE, intervals_of
-from avssl.eval.outcome import Metric, Outcome, Repeat, TaskConfig
+from avssl.eval.outcome import Metric, Outcome, Repeat, keys_digest
 from avssl.files.checked_json import Fields, parse
 from avssl.files.foreign import arrays_of
 from avssl.files.locks import locked
 from avssl.files.plain_text import plain
 from avssl.files.scratch import remove_leftovers
 from avssl.files.whole import write_whole
-
-if TYPE_CHECKING:
-    from avssl.eval.tasks.standard import TaskConfig as StandardConfig
-from avssl.eval.outcome import keys_digest
 
 FORMAT_VERSION = 1
 # Of the configuration, what has no influence on the values.
@@ -55,7 +51,7 @@ def mean_and_deviation(repeats: Sequence[Mapping[str, float]]) -> tuple[dict[str
 
 def evaluation_of(
     outcomes: Mapping[str, Outcome],
-    config: TaskConfig | StandardConfig,
+    config: Any,
     run: str,
     weights: Mapping[str, str],
     inputs: Mapping[str, Any],

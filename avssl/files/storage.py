@@ -1,6 +1,6 @@
 """Files anywhere: a local path, or a URL of s3://, gs://, hf://, http(s):// or memory://.
 
-A location is text: a path, or PROTOCOL://... . Remote ones go through fsspec (file_systems.py), local ones do not. What
+A location is text: a path, or PROTOCOL://... . Remote ones go through fsspec, local ones do not. What
 fails in passing (a dropped connection, a timeout, a status of 5xx) is tried again with growing pauses (retry.py);
 downloads go on where they stopped, a range of BLOCK_BYTES at a time, and their length is checked. All functions raise
 FileNotFoundError, PermissionError, ConnectionError (all tries failed) or another OSError that names the location, and
@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from avssl.files import file_systems
 from avssl.files.location import READ_ONLY, REMOTE, Location, is_remote, join, local_path, protocol_of, shown
 from avssl.files.retry import MAX_TRIES, persistently
 from avssl.files.scratch import temporary_folder
@@ -34,6 +33,8 @@ __all__ = [
 
 
 MAX_BYTES_IN_MEMORY = 1 << 30
+BLOCK_BYTES = 8 << 20
+_file_systems: dict[tuple[int, str], Any] = {}  # by process and protocol
 
 
 class Facts(NamedTuple):
@@ -50,6 +51,10 @@ class WrongSize(OSError):
     def __init__(self, location: str, num_bytes: int, wanted: int) -> None:
         super().__init__(f"{shown(location)}: has {num_bytes} bytes; it must have {wanted}")
         self.num_bytes = num_bytes
+
+
+class WrongLength(ConnectionError):
+    """Another number of bytes came than was asked for."""
 
 
 def facts(location: Location) -> Facts:
@@ -152,7 +157,7 @@ def copy_to(location: Location, file: BinaryIO, num_bytes: int | None = None) ->
         else:
             file.writelines(blocks(text, 0, before.num_bytes, before.num_bytes))
         written = file.tell() - start
-        if before.num_bytes in (None, written) and (written <= file_systems.BLOCK_BYTES or facts(text) == before):
+        if before.num_bytes in (None, written) and (written <= BLOCK_BYTES or facts(text) == before):
             return written
         file.seek(start)
         file.truncate()
@@ -247,15 +252,6 @@ def _put(location: str, num_bytes: int, action: Callable[[Any], Any], files: Any
 def _refuse_read_only(location: str) -> None:
     if protocol_of(location) in READ_ONLY:
         raise ValueError(f"{shown(location)}: http(s) can only be read; write to a local path, s3://, gs:// or hf://")
-
-
-BLOCK_BYTES = 8 << 20
-
-_file_systems: dict[tuple[int, str], Any] = {}
-
-
-class WrongLength(ConnectionError):
-    """Another number of bytes came than was asked for."""
 
 
 def remotely(location: str, doing: str, action: Callable[[Any], Any]) -> Any:

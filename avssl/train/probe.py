@@ -31,8 +31,8 @@ from avssl.data.every_sample import ClipPlan
 from avssl.device import usable_device
 from avssl.embedding.embedder import EMBEDDING_PARTS, Embedder
 from avssl.eval.classifiers import knn_scores, logistic_scores, require_sklearn
-from avssl.eval.features import FeatureSet, extract
-from avssl.eval.labels import make_fold
+from avssl.eval.features import extract
+from avssl.eval.labels import FeatureSet, make_fold
 from avssl.eval.outcome import TaskConfig, classified
 from avssl.files.checked_json import Fields
 from avssl.files.disk_errors import clear_errors

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from avssl.eval.labels import fold_paths
+from avssl.eval.frozen import fold_paths
 from avssl.eval.outcome import TaskConfig
 from avssl.shards.shard_set import ShardSet
 from avssl.shards.subset import ShardSubset

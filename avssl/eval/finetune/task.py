@@ -21,7 +21,7 @@ from avssl.eval.finetune.data import ShardFold, changed, few_labels, same_sound,
 from avssl.eval.finetune.scores import Scores, clip_accuracy, score
 from avssl.eval.finetune.state import CLASSIFIER_FILE, TRAINING_FILE, load_state, read_step, save_state
 from avssl.eval.finetune.training import Criterion, Headed, Stage, TrainingOptions, train
-from avssl.eval.labels import wanted_modalities
+from avssl.eval.frozen import wanted_modalities
 from avssl.eval.outcome import Metric, Repeat, TaskConfig, classified
 from avssl.ops import kernels
 from avssl.optim.config import OptimConfig

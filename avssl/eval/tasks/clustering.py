@@ -11,7 +11,8 @@ import numpy as np
 from avssl.data.every_sample import ClipPlan
 from avssl.eval.classifiers import require_sklearn
 from avssl.eval.features import extract
-from avssl.eval.labels import FROZEN, FrozenConfig, fused, targets_of, usable, wanted_modalities
+from avssl.eval.frozen import FROZEN, FrozenConfig, fused, wanted_modalities
+from avssl.eval.labels import targets_of, usable
 from avssl.eval.metrics import KINDS
 from avssl.eval.outcome import Metric, Outcome, Repeat
 from avssl.eval.tasks import register

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avssl.eval.classifiers import knn_scores, logistic_scores, require_sklearn
-from avssl.eval.labels import FROZEN, Fold, FrozenConfig, folds, fused, labels_digest
+from avssl.eval.frozen import FROZEN, FrozenConfig, folds, fused
+from avssl.eval.labels import Fold, labels_digest
 from avssl.eval.outcome import Outcome, Repeat, classified
 from avssl.eval.tasks import register
 

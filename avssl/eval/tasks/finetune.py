@@ -14,7 +14,7 @@ from avssl.eval.finetune.data import ShardFold
 from avssl.eval.finetune.model import Classifier
 from avssl.eval.finetune.task import TrainedConfig, check, repeats, run_repeat, scheduled
 from avssl.eval.finetune.training import Stage
-from avssl.eval.labels import wanted_modalities
+from avssl.eval.frozen import wanted_modalities
 from avssl.eval.outcome import Outcome
 from avssl.eval.tasks import register
 from avssl.optim.config import OptimConfig

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from avssl.eval.classifiers import knn_scores
-from avssl.eval.labels import FrozenConfig, classify
+from avssl.eval.frozen import FrozenConfig, classify
 from avssl.eval.outcome import Outcome
 from avssl.eval.tasks import register
 

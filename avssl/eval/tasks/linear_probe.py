@@ -19,7 +19,7 @@ from avssl.eval.finetune.data import ShardFold
 from avssl.eval.finetune.layer_probes import LinearProbes
 from avssl.eval.finetune.task import TrainedConfig, check, repeats, run_repeat, scheduled
 from avssl.eval.finetune.training import Stage
-from avssl.eval.labels import FROZEN, wanted_modalities
+from avssl.eval.frozen import FROZEN, wanted_modalities
 from avssl.eval.outcome import Outcome
 from avssl.eval.tasks import register
 from avssl.transforms.config import ViewsConfig

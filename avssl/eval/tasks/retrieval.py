@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from avssl.data.every_sample import ClipPlan
-from avssl.eval.features import FeatureSet, extract
-from avssl.eval.labels import FROZEN, FrozenConfig, targets_of, usable, wanted_modalities
+from avssl.eval.features import extract
+from avssl.eval.frozen import FROZEN, FrozenConfig, wanted_modalities
+from avssl.eval.labels import FeatureSet, targets_of, usable
 from avssl.eval.outcome import Metric, Outcome, Repeat
 from avssl.eval.retrieval import chance_of_same_label, retrieval_ranks, same_label_search
 from avssl.eval.tasks import register

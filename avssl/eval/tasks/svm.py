@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from avssl.eval.classifiers import require_sklearn, svm_scores
-from avssl.eval.labels import FrozenConfig, classify
+from avssl.eval.frozen import FrozenConfig, classify
 from avssl.eval.outcome import Outcome
 from avssl.eval.tasks import register
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from avssl.eval.features import FeatureSet, extract_from
-from avssl.eval.labels import FROZEN, FrozenConfig, wanted_modalities
+from avssl.eval.features import extract_from
+from avssl.eval.frozen import FROZEN, FrozenConfig, wanted_modalities
+from avssl.eval.labels import FeatureSet
 from avssl.eval.metrics import best_threshold
 from avssl.eval.outcome import Metric, Outcome, Repeat
 from avssl.eval.tasks import register

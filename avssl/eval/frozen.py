@@ -1,0 +1,191 @@
+"""Classifiers on stored features of frozen networks: their configuration, folds and scores."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avssl.data.every_sample import ClipPlan
+from avssl.eval.features import extract
+from avssl.eval.labels import FeatureSet, Fold, Rows, Targets, labels_digest, make_fold
+from avssl.eval.outcome import Outcome, TaskConfig, classified, merged
+from avssl.ops.nearest import unit
+from avssl.shards.shard_set import ShardSet
+
+if TYPE_CHECKING:
+    from avssl.embedding.embedder import Embedder
+
+FROZEN = {"frozen": "encoders, projectors, statistics of the views", "batch_norm": "eval (running statistics)"}
+
+
+@dataclass
+class FrozenConfig(TaskConfig):
+    """Tasks on stored features of frozen networks."""
+
+    layers: list[str] = field(default_factory=lambda: ["feature"])  # feature, embedding, conv2x .. conv5x
+    fuse: str = "concatenate"  # of `modality: both`: concatenate (unit features), or average (scores of two models)
+    train_clips: int = 1  # evenly spaced clips of a sample that is learnt from
+    test_clips: int = 1  # and of one that is scored; their scores are averaged
+    random_train_clips: bool = False  # draw the clips that are learnt from instead of spacing them evenly
+    speed: list[float] = field(default_factory=lambda: [1.0, 1.0])  # of random clips of sound: range of the factor
+    volume: list[float] = field(default_factory=lambda: [1.0, 1.0])  # the same for the waveform
+    seed: int = 0  # of random clips and of the classifier
+
+
+def wanted_modalities(config: TaskConfig, embedder: Embedder) -> tuple[str, ...]:
+    """The modalities that `config.modality` means; ValueError for those that the run lacks."""
+    wanted = ("video", "audio") if config.modality == "both" else (config.modality,)
+    missing = [one for one in wanted if one not in embedder.modalities]
+    if missing or config.modality not in ("video", "audio", "image", "both"):
+        raise ValueError(
+            f"modality is {config.modality!r}; allowed are video, audio, image and both, and this run has encoders for "
+            f"{', '.join(embedder.modalities)}"
+        )
+    return wanted
+
+
+def fold_paths(config: TaskConfig) -> list[tuple[str, str, str]]:
+    """(name, train folder, test folder) of every fold; of `fold_field` one with an empty test folder."""
+    both = config.train + config.test
+    if config.fold_field:
+        if config.test or config.folds:
+            raise ValueError("fold_field says which samples of `train` are tested: leave out `test` and `folds`")
+        return [("", config.train, "")]
+    if not config.test:
+        raise ValueError("test is not set; add test=SHARDS to the command or to the YAML (or fold_field)")
+    if bool(config.folds) != ("{fold}" in both):
+        raise ValueError(
+            f"folds is {list(config.folds)} and the folders are {config.train}, {config.test}: with folds {{fold}} "
+            "must stand in them, without it must not"
+        )
+    pairs = [
+        (f"fold {number}", config.train.replace("{fold}", str(number)), config.test.replace("{fold}", str(number)))
+        for number in config.folds
+    ] or [("", config.train, config.test)]
+    for _, train, test in pairs:
+        if ShardSet(train).fingerprint == ShardSet(test).fingerprint:
+            raise ValueError(f"train={train} and test={test} hold the same clips; the test set must be another one")
+    return pairs
+
+
+def clip_plans(config: FrozenConfig) -> tuple[ClipPlan, ClipPlan]:
+    """Of what is learnt from, and of what is scored."""
+    for name, values in (("speed", config.speed), ("volume", config.volume)):
+        if len(values) != 2:
+            raise ValueError(f"{name} is {list(values)}; give the two ends of a range, for example [0.75, 1.333]")
+    train = ClipPlan(
+        config.train_clips,
+        config.random_train_clips,
+        (config.speed[0], config.speed[1]),
+        (config.volume[0], config.volume[1]),
+        config.seed,
+    )
+    return train, ClipPlan(config.test_clips)
+
+
+def folds(embedder: Embedder, config: FrozenConfig) -> Iterator[Fold]:
+    """Every fold with its features. A collective under several processes."""
+    modalities = wanted_modalities(config, embedder)
+    train_plan, test_plan = clip_plans(config)
+
+    def read(folder: str, plan: ClipPlan) -> FeatureSet:
+        options = {"batch_size": config.batch_size, "num_workers": config.num_workers}
+        return extract(embedder, folder, modalities, config.layers, plan, **options)
+
+    paths = fold_paths(config)
+    for folder in dict.fromkeys(folder for _, *both in paths for folder in both if folder):
+        check_label_field(folder, config.label_field)  # before hours of decoding
+    for name, train_folder, test_folder in paths:
+        train = read(train_folder, train_plan)
+        if test_folder:
+            yield make_fold(name, train, read(test_folder, test_plan), config, modalities)
+            continue
+        test = train if train_plan == test_plan else read(train_folder, test_plan)
+        numbers = [" | ".join(labels.get(config.fold_field, [])) for labels in train.labels]
+        if "" in numbers:
+            fields = sorted({one for labels in train.labels for one in labels})
+            raise ValueError(
+                f"sample {train.keys[numbers.index('')]} has no label field {config.fold_field!r}; the samples of "
+                f"{train_folder} have {', '.join(fields) or 'none'}"
+            )
+        of_sample = np.array(numbers)
+        if len(set(numbers)) < 2:
+            raise ValueError(
+                f"fold_field {config.fold_field!r} has one value, {numbers[0]!r}; there must be at least two"
+            )
+        for number in sorted(set(numbers), key=lambda text: (len(text), text)):
+            here = of_sample == number
+            yield make_fold(f"fold {number}", train.select(~here), test.select(here), config, modalities)
+
+
+def check_label_field(folder: str, label_field: str) -> None:
+    """ValueError where no sample of a shard folder has a label of the field, as its index.json says."""
+    names = ShardSet(folder).index.label_names
+    if label_field not in names:
+        raise ValueError(
+            f"{folder} has no label field {label_field!r}; its samples have {', '.join(sorted(names)) or 'none'}: set "
+            "label_field"
+        )
+
+
+def fused(features: FeatureSet, config: FrozenConfig, layer: str) -> list[Rows]:
+    """What models are fitted on, each (n, K, D): one modality's rows, or of both, by `config.fuse`."""
+    if config.modality != "both":
+        return [features.rows[config.modality][layer]]
+    video, audio = (features.rows[modality][layer] for modality in ("video", "audio"))
+    if config.fuse == "average":
+        return [video, audio]
+    if config.fuse != "concatenate":
+        raise ValueError(f"fuse is {config.fuse!r}; allowed are concatenate and average")
+    return [np.concatenate([unit(video), unit(audio)], axis=2)]
+
+
+def classify(
+    embedder: Embedder, config: FrozenConfig, scores_of: Callable[[Rows, Targets, Rows, int], NDArray[Any]]
+) -> Outcome:
+    """Fit and score a classifier on every layer of every fold.
+
+    scores_of(train rows (n, K, D), targets, test rows (m, K', D), C) -> scores (m, C), of samples, not of clips.
+    """
+    repeats, sizes, left_out, widths = [], {}, {}, {}
+    labels = hashlib.sha256()
+    for fold in folds(embedder, config):
+        by_layer = []
+        for layer in config.layers:
+            known, asked = (fused(part.features, config, layer) for part in (fold.train, fold.test))
+            found = [
+                scores_of(rows, fold.train.targets, others, len(fold.classes))
+                for rows, others in zip(known, asked, strict=True)
+            ]
+            widths[layer] = [rows.shape[2] for rows in known]
+            by_layer.append(
+                classified(
+                    fold.test.features.keys,
+                    np.mean(found, axis=0),
+                    fold.test.targets,
+                    fold.classes,
+                    name=fold.name,
+                    prefix=f"{config.modality}_{layer}_",
+                    train_keys=fold.train.features.keys,
+                    train_targets=None if config.multi_label else fold.train.targets,
+                )
+            )
+        repeats.append(merged(by_layer))
+        sizes[fold.name] = [len(fold.train.features), len(fold.test.features), len(fold.classes)]
+        left_out[fold.name] = fold.left_out
+        labels.update(labels_digest(fold))
+    return Outcome(
+        repeats,
+        {
+            **FROZEN,
+            "train_test_classes": sizes,
+            "left_out": left_out,
+            "labels": labels.hexdigest()[:16],
+        },
+        {"feature_dims": widths},
+    )
