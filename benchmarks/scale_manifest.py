@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from avssl.processes.pool import default_num_workers
 from avssl.shards.format import ShardIndex, ShardRecord, dump_json
 from benchmarks import learning
+from data_prep.write.job import shuffled_rows
 from data_prep.write.rows import scan
-from data_prep.write.shuffle import shuffled_rows
 
 ROWS_PER_PART = 1000
 NUM_SHARES = 1000

@@ -29,6 +29,7 @@ def main(cfg: config.RunConfig) -> int:
     from accelerate.utils import set_seed
 
     from avssl import checkpoint, device, losses
+    from avssl.checkpoint.run_folder import hold_run
     from avssl.data.loader import Loader
     from avssl.data.statistics import measure_statistics
     from avssl.eval import overlap
@@ -40,7 +41,6 @@ def main(cfg: config.RunConfig) -> int:
     from avssl.shards.shard_set import ShardSet
     from avssl.train.monitor import Monitor, provenance
     from avssl.train.probe import OnlineProbe, embedding_parts
-    from avssl.train.run_folder import hold_run
     from avssl.transforms.view_maker import ViewMaker
     from avssl.types import Progress
 

@@ -11,9 +11,8 @@ from avssl import distributed
 from avssl.config import parse
 from avssl.eval import tasks
 from avssl.eval.finetune.data import shard_folds
-from avssl.eval.finetune.model import Classifier
 from avssl.eval.finetune.task import run_repeat
-from avssl.eval.finetune.training import Stage
+from avssl.eval.finetune.training import Classifier, Stage
 from avssl.optim.config import OptimConfig
 from avssl.shards.shard_set import ShardSet
 from tests.labelled_runs import tiny_embedder

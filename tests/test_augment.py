@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from avssl import config
-from avssl.config import RunConfig, parse
-from avssl.files.config_text import ConfigError
+from avssl.config import ConfigError, RunConfig, parse
 from avssl.transforms.config import ViewsConfig, check_views, picture_augment
 from avssl.transforms.draw import (
     JITTER_ORDERS,

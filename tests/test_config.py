@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from avssl import config
-from avssl.config import RunConfig, parse
-from avssl.files.config_text import ConfigError
+from avssl.config import ConfigError, RunConfig, parse
 from avssl.losses.avid_cma import AVIDCMAConfig
 from avssl.optim.config import OptimConfig
 from tests.conftest import ROOT, run_python

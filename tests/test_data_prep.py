@@ -21,8 +21,8 @@ from data_prep.manifest import read_manifest
 from data_prep.transcode.encode import write_media
 from data_prep.transcode.file import transcode
 from data_prep.transcode.options import WriteOptions
+from data_prep.write.job import shuffled_rows
 from data_prep.write.run import write_shards
-from data_prep.write.shuffle import shuffled_rows
 from tests.clips import OPTIONS, complaints, digest, make_clip, pictures, skips, sound
 from tests.fixtures import REAL_VIDEOS, real_videos  # noqa: F401
 

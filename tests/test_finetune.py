@@ -13,15 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from avssl.config import parse
+from avssl.config import ConfigError, parse
 from avssl.data.every_sample import ClipSets, clip_set
 from avssl.eval import tasks
 from avssl.eval.finetune.data import ShardFold, changed, few_labels, label_targets, shard_folds
-from avssl.eval.finetune.model import Classifier
 from avssl.eval.finetune.scores import score
 from avssl.eval.finetune.task import run_repeat, scheduled
-from avssl.eval.finetune.training import Criterion, Stage, TrainingOptions, train
-from avssl.files.config_text import ConfigError
+from avssl.eval.finetune.training import Classifier, Criterion, Stage, TrainingOptions, train
 from avssl.optim.config import OptimConfig
 from avssl.shards.shard_set import ShardSet
 from avssl.shards.subset import ShardSubset, read_labels

@@ -95,8 +95,8 @@ def folder(module: str) -> str:
 def _circles(graph: dict[str, set[str]]) -> list[list[str]]:
     """Groups of nodes of which each reaches each other one."""
     reached: dict[str, set[str]] = {}
-    for start in graph:
-        todo, seen = list(graph[start]), set()
+    for start, first in graph.items():
+        todo, seen = list(first), set()
         while todo:
             node = todo.pop()
             if node not in seen:

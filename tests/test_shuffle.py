@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from data_prep.write.shuffle import shuffled_rows
+from data_prep.write.job import shuffled_rows
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 2, 3, 4, 5, 7, 16, 17, 100, 255, 256, 257, 1000, 4097, 65_537])

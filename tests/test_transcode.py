@@ -387,7 +387,7 @@ def test_options_say_what_is_allowed(change, words):
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_streams_read_from_one_open_file_are_those_read_from_two(sources, suffix, monkeypatch):
     together = transcode(str(sources[suffix]), OPTIONS)
-    monkeypatch.setattr("avssl.media.sharing.MAX_WAITING_BYTES", 10)  # too little for anything to wait
+    monkeypatch.setattr("avssl.media.packets.MAX_WAITING_BYTES", 10)  # too little for anything to wait
     apart = transcode(str(sources[suffix]), OPTIONS)
     assert (together.video, together.audio) == (apart.video, apart.audio)
     assert together == apart

@@ -1,4 +1,7 @@
-"""What embedding reads: files, folders of them and samples of shards, and where their streams lie in time."""
+"""What embedding reads: files, folders of them and samples of shards, and where their streams lie in time.
+
+Folders may have any size: their listing is streamed, in a fixed order, and frozen on disk to be read by number.
+"""
 
 from __future__ import annotations
 

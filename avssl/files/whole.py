@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under another name, forced to the disk, then renamed."""
+"""Files that are whole or absent: written under another name, forced to the disk, then renamed. Their sha256 is kept on the way."""
 
 from __future__ import annotations
 

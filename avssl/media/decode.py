@@ -46,8 +46,8 @@ from avssl.media.info import (
     least_length,
 )
 from avssl.media.lengths import file_seconds
+from avssl.media.packets import StreamsFarApartError
 from avssl.media.readers import Picture, PictureStream, SoundStream, open_packets
-from avssl.media.sharing import StreamsFarApartError
 from avssl.media.sound import SoundReader
 from avssl.media.streams import audio_info, mono_blocks, orientation_of, video_info
 from avssl.types import MediaError

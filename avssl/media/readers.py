@@ -39,7 +39,7 @@ from avssl.media.info import (
     audio_span,
 )
 from avssl.media.lengths import file_seconds
-from avssl.media.sharing import FORMATS_TO_SHARE, SharedContainer
+from avssl.media.packets import FORMATS_TO_SHARE, SharedContainer
 from avssl.media.skipping import SkippingContainer
 from avssl.media.sound import SoundReader
 from avssl.media.streams import audio_info, orientation_of, video_info

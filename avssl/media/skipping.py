@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Any
 
-from avssl.media.sharing import FORMATS_TO_SHARE
+from avssl.media.packets import FORMATS_TO_SHARE
 
 # Of other codecs a frame that is marked as of no use to others may be of use to some of them.
 CODEC = "h264"

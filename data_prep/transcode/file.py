@@ -13,8 +13,8 @@ from functools import lru_cache
 from typing import Any
 
 from avssl.media.info import MediaInfo, least_length
+from avssl.media.packets import StreamsFarApartError
 from avssl.media.readers import PictureStream, SoundStream
-from avssl.media.sharing import StreamsFarApartError
 from avssl.types import MediaError
 from data_prep.transcode.copying import CopiedVideo, DoesNotFitError
 from data_prep.transcode.encode import why_not_encode

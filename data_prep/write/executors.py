@@ -1,6 +1,9 @@
-"""Where parts are made: in processes of this machine, or on the nodes of a Ray cluster. (Slurm: slurm.py.)
+"""Where parts are made: in processes of this machine, on the nodes of a Ray cluster, or in a Slurm job array.
 
-A runner reads the parts with the given numbers and yields once for each as it is done.
+A runner reads the parts with the given numbers and yields once for each as it is done. On Slurm an array of shares is
+followed, when all of them have ended, by a job that packs and finishes. Every job runs the very command that a user of
+any other scheduler would write by hand: `write ... --part i/n`, and at last the same without --part. All nodes must see
+input and output under the same path or URL.
 """
 
 from __future__ import annotations

@@ -20,11 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from avssl.checkpoint.weights import read_provenance, read_weights
-from avssl.config import RunConfig, parse
+from avssl.config import ConfigError, RunConfig, parse
 from avssl.embedding.table import EmbeddingTable
 from avssl.eval.results import read_evaluation, read_rows
 from avssl.exchange.statistics import _read_npz
-from avssl.files.config_text import ConfigError
 from avssl.media.decode import probe, read_audio, read_video
 from avssl.media.images import probe_image, read_image
 from avssl.report.curves import read_metrics

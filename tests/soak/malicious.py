@@ -25,10 +25,10 @@ import torch
 
 from avssl import checkpoint, config
 from avssl.checkpoint.weights import load_module
+from avssl.config import ConfigError
 from avssl.embedding.table import EmbeddingTable
 from avssl.exchange.avid_release import read_published
 from avssl.exchange.card import write_card
-from avssl.files.config_text import ConfigError
 from avssl.files.location import join
 from avssl.media.decode import probe, read_audio, read_video
 from avssl.media.images import read_image

@@ -1,4 +1,5 @@
-"""Folds of shard folders for training on labels: which samples, which targets, what is left out and why."""
+"""Folds of shard folders for training on labels: which samples, which targets, what is left out and why; and the run's
+views with some changes (longer clips, other augmentation)."""
 
 from __future__ import annotations
 

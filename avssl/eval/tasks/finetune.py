@@ -11,9 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from avssl.eval.finetune.data import ShardFold
-from avssl.eval.finetune.model import Classifier
 from avssl.eval.finetune.task import TrainedConfig, check, repeats, run_repeat, scheduled
-from avssl.eval.finetune.training import Stage
+from avssl.eval.finetune.training import Classifier, Stage
 from avssl.eval.frozen import wanted_modalities
 from avssl.eval.outcome import Outcome
 from avssl.eval.tasks import register
