@@ -64,7 +64,8 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
 
 def locate(run: str | Path) -> Path:
-    """A local folder for what was asked for: the folder itself, or a copy of `owner/name`, `hf://owner/name[@revision]`.
+    """A local folder for what was asked for: the folder itself, or a copy of `owner/name`,
+    `hf://owner/name[@revision]`.
 
     Only what is no folder here and looks like a hub's name is asked for there. Raises FileNotFoundError when it is in
     neither place.

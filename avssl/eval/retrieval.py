@@ -1,5 +1,5 @@
-"""Retrieval between modalities (does a video find its own sound, and a sound its own video?) and within one (what has the
-query's label counts as right).
+"""Retrieval between modalities (does a video find its own sound, and a sound its own video?) and within one (what has
+the query's label counts as right).
 
 Row i of both sides is the same clip. Ties are counted pessimistically: every row that is as similar as the target
 stands before it. Thus a constant embedding gets the last rank everywhere and recall 0 (for k < N), never a lucky 1.

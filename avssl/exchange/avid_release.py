@@ -2,8 +2,8 @@
 
 The file is a dict. Its "model" entry holds the networks, every name under `module.` (nn.DataParallel); another entry
 holds the criterion's buffers: two banks with a row per sample, the partition constant `avg_exp_score` and, after CMA,
-the positive sets. The architecture is not in the file: the encoders' depths and widths follow from the shapes. Nor are the per-bin
-statistics of the spectrogram. Every tensor must be accounted for, or nothing is written.
+the positive sets. The architecture is not in the file: the encoders' depths and widths follow from the shapes. Nor are
+the per-bin statistics of the spectrogram. Every tensor must be accounted for, or nothing is written.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 A location is text: a path, or PROTOCOL://... . Remote ones go through fsspec, of which this is the only user, local
 ones do not. What fails in passing (a dropped connection, a timeout, a status of 5xx) is tried again with growing pauses
-(retry.py); downloads go on where they stopped, a range of BLOCK_BYTES at a time, and their length is checked. All functions raise
-FileNotFoundError, PermissionError, ConnectionError (all tries failed) or another OSError that names the location, and
-ValueError for a location that is not allowed.
+(retry.py); downloads go on where they stopped, a range of BLOCK_BYTES at a time, and their length is checked. All
+functions raise FileNotFoundError, PermissionError, ConnectionError (all tries failed) or another OSError that names the
+location, and ValueError for a location that is not allowed.
 
 Credentials and endpoints are those of each protocol's own library: environment, its files, or fsspec's configuration.
 """

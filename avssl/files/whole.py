@@ -1,4 +1,6 @@
-"""Files that are whole or absent: written under another name, forced to the disk, then renamed. Their sha256 is kept on the way."""
+"""Files that are whole or absent: written under another name, forced to the disk, then renamed. Their sha256 is kept on
+the way.
+"""
 
 from __future__ import annotations
 

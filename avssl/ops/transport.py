@@ -1,4 +1,5 @@
-"""Assignments that use every cluster equally often, by optimal transport: soft ones of a batch (SwAV), hard ones (SeLa).
+"""Assignments that use every cluster equally often, by optimal transport: soft ones of a batch (SwAV), hard ones
+(SeLa).
 
 Soft ones by Sinkhorn-Knopp (Cuturi 2013, arXiv 1306.0895): Q = exp(scores / epsilon) is scaled so that every prototype
 gets the same mass and every sample has mass 1: the prototypes' marginals, then the samples', in turn. The samples' come

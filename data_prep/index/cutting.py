@@ -1,8 +1,8 @@
 """Long files into samples: clips of one length, or scenes. What it works on is in probing.py.
 
-Times are seconds from the start of the stream that starts first. Scenes are found by PySceneDetect (extra avssl[scenes], used here
-alone) on frames that our own decoder read: it opens no files, so what may be read, how a frame is turned and when it is
-shown are settled in avssl/media.
+Times are seconds from the start of the stream that starts first. Scenes are found by PySceneDetect (extra
+avssl[scenes], used here alone) on frames that our own decoder read: it opens no files, so what may be read, how a frame
+is turned and when it is shown are settled in avssl/media.
 """
 
 from __future__ import annotations

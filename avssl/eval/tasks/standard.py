@@ -1,5 +1,6 @@
 """The task `standard`, from two embedding tables: weighted kNN for every modality and label field, audio <-> video
-retrieval, and the precision of CMA's positives (how many are of the anchor's own class). Every measure keeps its rows, so that two results can be compared."""
+retrieval, and the precision of CMA's positives (how many are of the anchor's own class). Every measure keeps its rows,
+so that two results can be compared."""
 
 from __future__ import annotations
 
