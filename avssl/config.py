@@ -47,11 +47,11 @@ class DataConfig(LoaderConfig):
 class ProbeConfig:
     """kNN and a linear classifier while the run trains (online_probe.py); without shards there is none."""
 
-    shards: str = ""  # labelled shard folder that is not trained on; half of it is learnt from, half is scored
-    every_steps: int = 1000  # optimiser steps between snapshots
+    shards: str = ""  # labeled shard folder that is not trained on; half of it is learned from, half is scored
+    every_steps: int = 1000  # optimizer steps between snapshots
     device: str = "cpu"  # of the process beside the run, for example cuda
     num_threads: int = 1  # of that process
-    num_neighbours: int = 20
+    num_neighbors: int = 20
     temperature: float = 0.07
 
 
@@ -61,7 +61,7 @@ class RunConfig:
 
     run: str = ""  # folder to write: config, metrics, checkpoints, encoders
     epochs: int = 100  # passes over the data; `steps` ends a run earlier
-    steps: int = 0  # optimiser steps; 0 leaves it to `epochs`
+    steps: int = 0  # optimizer steps; 0 leaves it to `epochs`
     seed: int = 0  # weights, order, augmentation
     init_from: str = ""  # a finished run whose encoders, heads, banks and constants to start from
     resume: Literal[True, False, "strict"] = True  # go on from the newest whole checkpoint; strict: if none is damaged
@@ -74,7 +74,7 @@ class RunConfig:
     tf32: Literal["none", "convolutions", "all"] = "convolutions"  # what of float32 a GPU may round to TF32
     channels_last: bool | None = None  # weights of the encoders' convolutions in that order; null: 2-D ones on a CPU
     gradient_accumulation_steps: int = 1
-    synchronise_batch_norm: bool = False
+    synchronize_batch_norm: bool = False
     compile: bool = False  # torch.compile on the encoders
     cpu: bool = False  # stay on the CPU even where an accelerator is present
     data: DataConfig = field(default_factory=DataConfig)

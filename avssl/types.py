@@ -14,7 +14,7 @@ Modality = Literal["image", "video", "audio"]
 FailureReason = Literal[
     "missing_file",  # listed, but not on disk, or nothing that may be opened: refused, a pipe, a link to itself
     "empty_file",  # zero bytes
-    "not_media",  # no demuxer recognises it
+    "not_media",  # no demuxer recognizes it
     "no_video",  # no video stream, or one without a single decodable frame
     "no_audio",  # no audio stream, or one without a single decodable sample
     "no_image",  # a sample without a picture
@@ -114,7 +114,7 @@ class LossOutput:
 
 @dataclass
 class Progress:
-    """Where a run stands. batch counts micro-batches, step counts optimiser steps, both since the run began.
+    """Where a run stands. batch counts micro-batches, step counts optimizer steps, both since the run began.
 
     total_steps is where the run ends, for schedules; it is part of the configuration, not of the state.
     """

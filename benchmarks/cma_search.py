@@ -3,9 +3,9 @@
     python benchmarks/cma_search.py [--rows 100000] [--queries 1024] [--device cuda] [--all] [--threads 2]
 
 For each query the 32 rows of largest min(<v, v'>, <a, a'>) among 100,000 x 128 rows of two banks. Plainly: the float32
-products of 16 queries with both banks, their minimum, topk. FAISS: IndexFlatIP, 33 neighbours in one bank, half of the
+products of 16 queries with both banks, their minimum, topk. FAISS: IndexFlatIP, 33 neighbors in one bank, half of the
 products. Each is given what it likes: the plain way 16 queries at a time, FAISS and ours all queries in one call. The
-clusters of the rows are those of a bank that has learned something: 1,000 centres, cosines up to 0.9.
+clusters of the rows are those of a bank that has learned something: 1,000 centers, cosines up to 0.9.
 
 Measured on a share of the queries against all rows, the claims are ratios of queries per second. On a CPU one thread's
 CPU time; on a GPU wall time, and --all searches every row, once. Recall is against the k best float32 scores of plain.
@@ -32,11 +32,11 @@ GOAL_SECONDS, GOAL_ROWS = 60.0, 1_780_000  # on one GPU of the H200's class
 
 
 def bank(num_rows: int, seed: int, device: str) -> torch.Tensor:
-    """Unit rows around 1,000 centres (both modalities agree on which), (N, 128) float32."""
+    """Unit rows around 1,000 centers (both modalities agree on which), (N, 128) float32."""
     generator = torch.Generator().manual_seed(seed)
-    centres = normalize(torch.randn(1000, DIM, generator=generator), dim=1)
+    centers = normalize(torch.randn(1000, DIM, generator=generator), dim=1)
     of = torch.randint(1000, (num_rows,), generator=torch.Generator().manual_seed(0))
-    return normalize(centres[of] + 0.08 * torch.randn(num_rows, DIM, generator=generator), dim=1).to(device)
+    return normalize(centers[of] + 0.08 * torch.randn(num_rows, DIM, generator=generator), dim=1).to(device)
 
 
 class Case:

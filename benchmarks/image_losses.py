@@ -6,8 +6,8 @@
 
 Ours is recipes/pretrain.py on shards. The peer is lightly 1.6.0 in an environment of its own, in a loop like that of
 solo-learn: the same files, from memory, opened by PIL, torchvision's transforms in the workers of a DataLoader, SGD;
-the same network (ResNet-18 for 32 px), augmentations, batch, optimiser, precision and number of workers; memory order
-and fused optimiser are each side's default. Pictures are those of Fashion-MNIST, or made-up photographs (--data made).
+the same network (ResNet-18 for 32 px), augmentations, batch, optimizer, precision and number of workers; memory order
+and fused optimizer are each side's default. Pictures are those of Fashion-MNIST, or made-up photographs (--data made).
 
 Where the encoder is nearly all of a step, no loader or loss can make the ratio large: the bare encoder's rate, forward
 and backward on both views in memory, is printed as the limit, and what the ratio could be at most. Where a CPU has

@@ -23,7 +23,7 @@ from recipes.demo import SHARD_OPTIONS
 
 NUM_TRAIN, NUM_TEST, BATCH_SIZE, STEPS = 600, 300, 32, 900
 EPOCHS = STEPS * BATCH_SIZE // NUM_TRAIN
-# Networks and views of the demo; the same optimiser and budget for all.
+# Networks and views of the demo; the same optimizer and budget for all.
 SHARED = [
     "cpu=true",
     "epochs=1000",
@@ -51,7 +51,7 @@ AVID = [
     "loss.num_negatives=256",
     "loss.temperature=0.2",
     "loss.projector_hidden_dims=[]",
-    "loss.centre_embeddings=true",
+    "loss.center_embeddings=true",
 ]
 # What each loss needs beside: heads for 64 features; banks, queues, prototypes for 600 clips; temperatures and teachers
 # for a short run.
@@ -63,22 +63,22 @@ OWN: dict[str, list[str]] = {
         "loss.num_negatives_within=64",
         "loss.search_every_epochs=2",
     ],
-    "npid": [PAIR, "loss.num_negatives=256", "loss.temperature=0.2", "loss.centre_embeddings=true"],
+    "npid": [PAIR, "loss.num_negatives=256", "loss.temperature=0.2", "loss.center_embeddings=true"],
     "simclr": [PAIR, *HEAD, "loss.temperature=0.2"],
     "moco": [
         PAIR, *HEAD, "loss.temperature=0.2", "loss.queue_size=96", "loss.teacher_momentum=0.99",
         "loss.shuffle_groups=2",
     ],
     "moco_v3": [PAIR, *HEAD, "loss.predictor_hidden_dims=[128]", "loss.temperature=0.2"],
-    # Prototypes that stay and embeddings that are centred: with either one free the predictions become uniform.
+    # Prototypes that stay and embeddings that are centered: with either one free the predictions become uniform.
     "swav": [
         PAIR, "loss.projector_hidden_dims=[128]", "loss.embedding_dim=16", "loss.num_prototypes=16",
-        "loss.num_small_crops=0", f"loss.freeze_steps={STEPS}", "loss.centre_embeddings=true", "loss.epsilon=0.1",
+        "loss.num_small_crops=0", f"loss.freeze_steps={STEPS}", "loss.center_embeddings=true", "loss.epsilon=0.1",
         "loss.temperature=0.3", "loss.queue_size=480", "loss.queue_from_epoch=1",
     ],
     "deepcluster_v2": [PAIR, *HEAD, "loss.num_prototypes=32", "loss.num_small_crops=0"],
     "sela": [
-        PAIR, "loss.num_heads=3", "loss.num_clusters=16", f"loss.relabel_epochs={EPOCHS}", "loss.num_relabellings=6",
+        PAIR, "loss.num_heads=3", "loss.num_clusters=16", f"loss.relabel_epochs={EPOCHS}", "loss.num_relabelings=6",
         "loss.swap_labels=true",
     ],
     "xdc": ["loss.num_clusters=16", "loss.pca_dim=32", "loss.cluster_every_epochs=8"],

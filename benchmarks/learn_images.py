@@ -6,7 +6,7 @@ Every loss trains one small ResNet on Fashion-MNIST (of the Debian package datas
 through the whole program with one equal budget of images seen; frozen features are judged by kNN and by a linear
 classifier, beside raw pixels, random weights and the same network trained with labels. The losses that lightly has are
 trained once more with lightly's heads and losses, in a virtual environment of their own, on the same network, views,
-order, optimiser and budget. What has run is kept below --out and not run again.
+order, optimizer and budget. What has run is kept below --out and not run again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from benchmarks.learning import Scores
 
 EPOCHS = 8
 
-# The same for every loss: network, views, batch, optimiser, budget. AUGMENTS is a set of this benchmark's own.
+# The same for every loss: network, views, batch, optimizer, budget. AUGMENTS is a set of this benchmark's own.
 SHARED = [
     "cpu=true",
     "log_every_steps=20",
@@ -64,14 +64,14 @@ OWN: dict[str, list[str]] = {
         "loss.num_negatives=1024",
         "loss.embedding_dim=64",
         "loss.temperature=0.2",
-        "loss.centre_embeddings=true",
+        "loss.center_embeddings=true",
     ],
     "pirl": [
         "loss.augments=[small_picture,small_jigsaw]",
         "loss.num_negatives=1024",
         "loss.embedding_dim=64",
         "loss.temperature=0.2",
-        "loss.centre_embeddings=true",
+        "loss.center_embeddings=true",
     ],
     "simclr": [AUGMENTS, *HEAD, "loss.temperature=0.2"],
     "moco": [
@@ -91,7 +91,7 @@ OWN: dict[str, list[str]] = {
         "loss.num_heads=3",
         "loss.num_clusters=100",
         f"loss.relabel_epochs={2 * EPOCHS}",
-        f"loss.num_relabellings={2 * EPOCHS}",
+        f"loss.num_relabelings={2 * EPOCHS}",
     ],
     "byol": [
         AUGMENTS,
@@ -157,9 +157,9 @@ def judge(encoder: torch.nn.Module, cfg: config.RunConfig, shards: dict[str, Pat
 
 def raw_pixels(cfg: config.RunConfig, shards: dict[str, Path]) -> Scores:
     """The pictures themselves as features."""
-    grey = torch.nn.Sequential(torch.nn.Flatten(1))
-    grey.forward = lambda x: x[:, 0].flatten(1)  # type: ignore[method-assign]  # the three colours are the same
-    return judge(grey, cfg, shards)
+    gray = torch.nn.Sequential(torch.nn.Flatten(1))
+    gray.forward = lambda x: x[:, 0].flatten(1)  # type: ignore[method-assign]  # the three colors are the same
+    return judge(gray, cfg, shards)
 
 
 def random_weights(cfg: config.RunConfig, seed: int, shards: dict[str, Path]) -> Scores:

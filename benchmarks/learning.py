@@ -85,16 +85,16 @@ def labels(shards: Path, field: str = "label") -> np.ndarray:
 
 
 def score(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray) -> Scores:
-    """Weighted kNN (k = 20) on unit features and logistic regression on standardised ones."""
+    """Weighted kNN (k = 20) on unit features and logistic regression on standardized ones."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     train, test = train.reshape(len(train), -1), test.reshape(len(test), -1)
-    neighbours = knn_classify(train, train_labels, test, test_labels, num_neighbours=20, temperature=0.07)
+    neighbors = knn_classify(train, train_labels, test, test_labels, num_neighbors=20, temperature=0.07)
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, C=0.1))
     linear = classifier.fit(train, train_labels).score(test, test_labels)
-    return Scores(neighbours.accuracy, float(linear))
+    return Scores(neighbors.accuracy, float(linear))
 
 
 def in_parallel(jobs: dict[Any, Callable[[], Any]], num_at_once: int) -> dict[Any, Any]:

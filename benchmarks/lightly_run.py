@@ -2,7 +2,7 @@
 
     python benchmarks/lightly_run.py LOSS OUT.npz key=value ...
 
-Views, order, network, optimiser, schedule and budget are those of the recipe; heads, loss and teacher are lightly's,
+Views, order, network, optimizer, schedule and budget are those of the recipe; heads, loss and teacher are lightly's,
 put together as its documentation does. Writes the encoder's weights and the seconds of the steps.
 """
 

@@ -6,7 +6,7 @@ A clip is 8 frames at 16 a second, 224 px, and 2 s of sound at 24 kHz, from rand
 CPU time of one thread, and the methods take turns in one process with the memory settings of a worker of ours.
 
 ours: from the shard file to a stacked batch in shared memory, sent and received as the training process receives it:
-  uint8 frames, cropped and resized, and the waveform. Flip, colours, normalisation and the spectrogram are batched on
+  uint8 frames, cropped and resized, and the waveform. Flip, colors, normalization and the spectrogram are batched on
   the device.
 ours and the device's part: these too, on the same core.
 AVID-CMA-style: benchmarks/loader_peer.py, from the original file to a stacked batch of float clips and spectrograms.

@@ -1,7 +1,7 @@
 """Loading as AVID-CMA's program does it, written anew for comparison: everything in the worker, frame by frame.
 
 From the original file: PyAV seeks, decodes from the keyframe on, and what is needed becomes pictures of PIL; one random
-resized crop, flip and colour jitter for all frames of the clip, done on each by PIL; tensors in [0, 1], normalised. The
+resized crop, flip and color jitter for all frames of the clip, done on each by PIL; tensors in [0, 1], normalized. The
 sound is decoded, mixed and resampled, and a short-time Fourier transform in NumPy (framed as librosa frames it) makes
 the log spectrogram. Each step is as quick as these libraries allow when called so.
 """

@@ -29,11 +29,11 @@ def natural_frames(num_frames: int, width: int, height: int, seed: int = 0) -> I
         x, y = int(128 + 120 * math.sin(k / 60)), int(32 + 30 * math.cos(k / 45))
         frame = land[y : y + height, x : x + width].copy()
         for number in range(2):
-            centre = (
+            center = (
                 height * (0.5 + 0.3 * math.sin(k / 20 + number)),
                 width * (0.5 + 0.3 * math.cos(k / 25 + 2 * number)),
             )
-            inside = np.hypot(rows - centre[0], columns - centre[1]) < height / 8
+            inside = np.hypot(rows - center[0], columns - center[1]) < height / 8
             frame[inside] = frame[inside] * 0.3 + np.array([200, 60, 40] if number else [40, 90, 210], np.float32)
         yield np.clip(frame + grain[k % 8], 0, 255).astype(np.uint8)
 

@@ -37,8 +37,8 @@ def vectors(kind: str, count: int, seed: int) -> np.ndarray:
     generator = np.random.default_rng(seed)
     rows = generator.standard_normal((count, WIDTH))
     if kind == "clustered":
-        centres = np.random.default_rng(99).standard_normal((NUM_CLUSTERS, WIDTH))
-        rows = centres[np.sort(generator.integers(0, NUM_CLUSTERS, count))] + SPREAD * rows
+        centers = np.random.default_rng(99).standard_normal((NUM_CLUSTERS, WIDTH))
+        rows = centers[np.sort(generator.integers(0, NUM_CLUSTERS, count))] + SPREAD * rows
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 

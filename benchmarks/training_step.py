@@ -2,7 +2,7 @@
 
     python benchmarks/training_step.py [--rounds 3] [--device cuda] [--encoder-rows 256]
 
-Outside the encoders: views (copy, augmentation, spectrogram), heads, negatives, loss and its backward, optimiser,
+Outside the encoders: views (copy, augmentation, spectrogram), heads, negatives, loss and its backward, optimizer,
 banks, log; at batch 256, K = 1024, banks 1.78 M x 128, clips of 8 x 112 x 112 and two seconds of sound. Against both
 encoders (AVID's R(2+1)D-18 and its audio network), forward and backward. On a CPU the encoders are measured on
 --encoder-rows of the batch and multiplied (they work row by row; a whole batch would take minutes), everything else on
@@ -52,14 +52,14 @@ def main() -> None:
         "outside": step.outside,
         "views": step.make_views,
         "heads, negatives, loss": step.heads_and_loss,
-        "optimiser": step.optimise,
+        "optimizer": step.optimize,
         "banks": lambda: step.loss.update(outputs, step.index),
         "log": log,
     }
     clock: Callable[[], float] = cpu_seconds
     if on_gpu:
         clock = time.perf_counter
-        parts = {name: synchronised(part) for name, part in parts.items()}
+        parts = {name: synchronized(part) for name, part in parts.items()}
     seconds = take_turns(parts, arguments.rounds, clock)
     publish(claims_of(seconds, arguments.batch_size / rows, arguments), arguments.json)
     step.close()
@@ -71,7 +71,7 @@ def batch_of(step: WholeStep) -> Any:
     return Batch({}, step.index)
 
 
-def synchronised(part: Callable[[], Any]) -> Callable[[], None]:
+def synchronized(part: Callable[[], Any]) -> Callable[[], None]:
     """The part, and all that it started on the GPU."""
 
     def run() -> None:

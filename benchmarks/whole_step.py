@@ -1,7 +1,7 @@
 """A training step of the recipe on made-up media, whole and in parts: what the benchmarks of training share.
 
 The raw views are what the loader's workers would send, of random pictures and sounds; everything behind them is the
-program's own: the views on the device, encoders, heads, loss, optimiser, banks, log.
+program's own: the views on the device, encoders, heads, loss, optimizer, banks, log.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class WholeStep:
         result.total.backward()
         return outputs, result
 
-    def optimise(self) -> None:
+    def optimize(self) -> None:
         """Learning rate and one update of every weight; the gradients stay for the next time."""
         set_learning_rate(self.optimizer, self.cfg.optim, self.progress.step, self.progress.total_steps)
         self.optimizer.step()
@@ -111,7 +111,7 @@ class WholeStep:
         """Everything of a step but the encoders' forward and backward."""
         self.make_views()
         outputs, result = self.heads_and_loss()
-        self.optimise()
+        self.optimize()
         self.finish(outputs, result)
 
     def whole(self) -> None:
@@ -121,7 +121,7 @@ class WholeStep:
             outputs = self.model(views)
         result = self.loss.loss(outputs, self.index, self.progress)
         result.total.backward()
-        self.optimise()
+        self.optimize()
         self.optimizer.zero_grad()
         self.finish(outputs, result)
 

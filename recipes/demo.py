@@ -1,6 +1,6 @@
 """The main job, start to finish, on an embedded corpus: `make demo`.
 
-Makes a labelled audio-visual corpus as real media files, prepares and verifies shards, pretrains AVID, branches
+Makes a labeled audio-visual corpus as real media files, prepares and verifies shards, pretrains AVID, branches
 AVID+CMA off from it beside AVID trained on for the same number of steps, evaluates, and writes the report. Every step
 is the command that a user would type; it is printed before it runs. A killed demo that is started again keeps its
 shards and goes on training where it was; `make clean` starts afresh.

@@ -69,7 +69,7 @@ def main(cfg: config.RunConfig) -> int:
     loss.check_batch_size(cfg.data.global_batch_size)
     device.use_channels_last(loss, cfg.channels_last, accelerator.device)
     kernels.refuse_wrong_kernels(loss, cfg.mixed_precision, accelerator.device)
-    if cfg.synchronise_batch_norm:
+    if cfg.synchronize_batch_norm:
         loss = torch.nn.SyncBatchNorm.convert_sync_batchnorm(loss)
     optimizer = build_optimizer(cfg.optim, loss.param_groups())
 
@@ -77,7 +77,7 @@ def main(cfg: config.RunConfig) -> int:
     total_steps = min(cfg.steps or micro_batches, micro_batches // cfg.gradient_accumulation_steps)
     if total_steps == 0:
         raise ValueError(
-            f"no optimiser step fits: {micro_batches} micro-batches, gradient_accumulation_steps="
+            f"no optimizer step fits: {micro_batches} micro-batches, gradient_accumulation_steps="
             f"{cfg.gradient_accumulation_steps}; raise epochs or lower it"
         )
     facts = {"manifest": shards.fingerprint, "num_samples": shards.num_samples, **loader.order_facts()}

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a run: data, curves, results, neighbours to look at and to play, a 2-D map.
+"""One self-contained HTML page of a run: data, curves, results, neighbors to look at and to play, a 2-D map.
 
     python recipes/report.py runs/avid_cma [runs/avid ...] --shards shards/test
 

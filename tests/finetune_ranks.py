@@ -15,7 +15,7 @@ from avssl.eval.finetune.task import run_repeat
 from avssl.eval.finetune.training import Classifier, Stage
 from avssl.optim.config import OptimConfig
 from avssl.shards.shard_set import ShardSet
-from tests.labelled_runs import tiny_embedder
+from tests.labeled_runs import tiny_embedder
 from tests.ranks import SumEncoder
 
 

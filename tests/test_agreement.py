@@ -22,8 +22,8 @@ def small_blocks(monkeypatch):
 def random_banks(num_rows=160, dim=24, spread=1.0, seed=0):
     """Unit rows around a common direction; spread 1e-6: nearly one row."""
     generator = torch.Generator().manual_seed(seed)
-    centre = normalize(torch.randn(2, 1, dim, generator=generator), dim=2)
-    return normalize(centre + spread * torch.randn(2, num_rows, dim, generator=generator), dim=2).unbind(0)
+    center = normalize(torch.randn(2, 1, dim, generator=generator), dim=2)
+    return normalize(center + spread * torch.randn(2, num_rows, dim, generator=generator), dim=2).unbind(0)
 
 
 def tied_banks(num_rows=160, dim=24, seed=0):

@@ -161,7 +161,7 @@ def test_in_the_shard(films, name):
 
 
 def test_in_the_batches_of_the_loader(films):
-    """Random seconds of every film, through workers' views, normalisation and spectrograms."""
+    """Random seconds of every film, through workers' views, normalization and spectrograms."""
     _, wanted, folder = films
     shards = ShardSet(folder)
     names = {key: name for name, film in FILMS.items() for key in [(name + film.suffix).replace(".", "_")]}

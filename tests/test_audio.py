@@ -128,7 +128,7 @@ def test_spectrogram_modules_have_no_state_to_save() -> None:
     assert not LogMel().state_dict()
 
 
-def test_averaging_keeps_dc_and_averages_neighbours() -> None:
+def test_averaging_keeps_dc_and_averages_neighbors() -> None:
     power = torch.tensor([[7.0, 1.0, 3.0, 10.0, 20.0]])
     assert average_adjacent_bins(power, 2).tolist() == [[7.0, 2.0, 15.0]]
     assert average_adjacent_bins(power, 4).tolist() == [[7.0, 8.5]]
@@ -167,7 +167,7 @@ def test_statistics_of_ranks_merge_to_those_of_all_data() -> None:
     assert merged.count == len(frames)
 
 
-def test_normalising_with_a_corpus_statistics_gives_unit_bins() -> None:
+def test_normalizing_with_a_corpus_statistics_gives_unit_bins() -> None:
     spectrogram = noise(8, 1, 10, 4) * torch.tensor([1.0, 5.0, 20.0, 0.0]) - 40
     statistics = BinStatistics(4)
     statistics.update(spectrogram)

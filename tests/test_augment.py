@@ -34,7 +34,7 @@ class Published(NamedTuple):
     crop: tuple[float, float] = (0.08, 1.0)
     strengths: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.4)
     jitter: float = 1.0
-    grey: float = 0.2
+    gray: float = 0.2
     blur: float = 0.0
     solarize: float = 0.0
     photometric: float = 0.0
@@ -54,7 +54,7 @@ PAPERS = {
     "swav_two_crops": Published((0.08, 1), (0.8, 0.8, 0.8, 0.2), jitter=0.8, blur=0.5),
     "pirl": Published((0.08, 1), (0.4, 0.4, 0.4, 0.2), photometric=0.66),
     "pirl_jigsaw": Published((0.6, 1), (0.4, 0.4, 0.4, 0.2), photometric=0.66),
-    "deepcluster": Published(strengths=(0, 0, 0, 0), jitter=0.0, grey=0.0),
+    "deepcluster": Published(strengths=(0, 0, 0, 0), jitter=0.0, gray=0.0),
     "sela": Published(),
     "rho": Published((0.2, 0.766), (0.6, 0.6, 0.6, 0.15), jitter=0.8, blur=0.5),
 }
@@ -95,7 +95,7 @@ def test_a_named_set_draws_the_published_distribution(name: str) -> None:
     frequencies = {
         "flip": (looks.flip, 0.5),
         "jitter": (jittered, paper.jitter),
-        "grey": (looks.grey, paper.grey),
+        "gray": (looks.gray, paper.gray),
         "blur": (looks.blur_sigma_px > 0, paper.blur),
         "solarize": (looks.solarize, paper.solarize),
         "photometric": (looks.photometric, paper.photometric),
@@ -151,7 +151,7 @@ def test_blur_is_scaled_to_the_size_of_the_pictures() -> None:
 def test_patches_of_a_puzzle_are_drawn_independently_of_each_other() -> None:
     drawn = draw(published_sets()["pirl_jigsaw"], 400, puzzle_size=puzzle_size(224))
     looks = np.array([each.looks for each in drawn])  # (400, 9, fields)
-    for field in ("flip", "brightness", "hue", "grey", "photometric"):
+    for field in ("flip", "brightness", "hue", "gray", "photometric"):
         column = looks[:, :, Look._fields.index(field)]
         correlation = np.corrcoef(column.T) - np.eye(9)
         assert np.abs(correlation).max() < 0.25, field
@@ -169,8 +169,8 @@ def test_patches_of_a_puzzle_are_drawn_independently_of_each_other() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"grey_probability": 1.5}, "grey_probability must be in [0, 1], got 1.5"),
-        ({"colour_probability": -0.1}, "colour_probability must be in [0, 1]"),
+        ({"gray_probability": 1.5}, "gray_probability must be in [0, 1], got 1.5"),
+        ({"color_probability": -0.1}, "color_probability must be in [0, 1]"),
         ({"blur_sigma_px": (0, 2)}, "blur_sigma_px must be 0 < low <= high"),
         ({"crop_scale": (0.5, 0.2)}, "crop_scale must be 0 < low <= high <= 1"),
     ],
@@ -201,7 +201,7 @@ def test_a_yaml_changes_a_published_set_and_adds_one_of_its_own(tmp_path) -> Non
     [
         ("views.augments.simclr.blur_probability=2", r"blur_probability must be in \[0, 1\], got 2"),
         ("views.augments.simclr.blur_probabilty=1", r"Did you mean one of: 'blur_probability'"),
-        ("views.augments.mine.grey=1", r"'grey' not in"),
+        ("views.augments.mine.gray=1", r"'gray' not in"),
         ("views.image.size_px=0", "size_px must be at least 1, got 0"),
         ("views.image.small_size_px=-1", "small_size_px must be at least 1, got -1"),
     ],

@@ -165,7 +165,7 @@ def test_with_a_constant_student_the_teachers_start_has_the_product_of_the_momen
         torch.testing.assert_close(parameter, torch.full_like(parameter, 0.99**10))
 
 
-def test_the_teacher_normalises_by_its_own_batch_and_takes_no_running_statistics_from_the_student():
+def test_the_teacher_normalizes_by_its_own_batch_and_takes_no_running_statistics_from_the_student():
     loss = make()
     norm, own = loss.teachers["image"][1][1], loss.projectors["image"][1]
     given = views()

@@ -131,7 +131,7 @@ def test_the_card_says_what_the_run_knows(tmp_path):
     }
     (run / "evaluations").mkdir()
     (run / "evaluations" / "knn-ucf.json").write_text(json.dumps(by_task))
-    main(["export", str(run), "--out", str(tmp_path / "nice-name"), "--licence", "apache-2.0"])
+    main(["export", str(run), "--out", str(tmp_path / "nice-name"), "--license", "apache-2.0"])
     card = (tmp_path / "nice-name" / "README.md").read_text()
     for words in (
         "license: apache-2.0",
@@ -158,13 +158,13 @@ def test_the_card_says_what_is_not_known(folder):
     assert "None are stored with this run." in card
 
 
-def test_a_licence_of_the_weights_cannot_be_changed(tmp_path):
-    facts = {"licence": "CC-BY-NC-4.0", "licence_note": "no commercial use"}
+def test_a_license_of_the_weights_cannot_be_changed(tmp_path):
+    facts = {"license": "CC-BY-NC-4.0", "license_note": "no commercial use"}
     run = made_run(tmp_path / "run", "loss.name=avid", *SMALL_AVID, provenance=facts)
     with pytest.raises(SystemExit, match=r"licensed CC-BY-NC-4\.0"):
-        main(["export", str(run), "--out", str(tmp_path / "out"), "--licence", "mit"])
+        main(["export", str(run), "--out", str(tmp_path / "out"), "--license", "mit"])
     assert not (tmp_path / "out").exists()
-    main(["export", str(run), "--out", str(tmp_path / "out"), "--licence", "cc-by-nc-4.0"])  # as hubs write it
+    main(["export", str(run), "--out", str(tmp_path / "out"), "--license", "cc-by-nc-4.0"])  # as hubs write it
     assert "**CC-BY-NC-4.0**: no commercial use" in (tmp_path / "out" / "README.md").read_text()
 
 

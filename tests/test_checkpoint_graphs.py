@@ -165,7 +165,7 @@ def test_a_graph_that_gives_no_number_or_another_shape_differs(broken):
             "avid_video .* no counterpart in torchvision",
         ),
         (["--modality", "video", "--out", "a"], "a folder holds the whole run"),
-        (["--to", "onnx", "--modality", "video", "--licence", "mit", "--out", "a.onnx"], "are for folders"),
+        (["--to", "onnx", "--modality", "video", "--license", "mit", "--out", "a.onnx"], "are for folders"),
     ],
 )
 def test_wrong_orders_are_explained(options, words, avid, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from avssl import checkpoint, config, losses
 from avssl.checkpoint.weights import read_provenance, read_weights, write_weights
 from avssl.config import load_run
 from avssl.exchange.__main__ import main
-from avssl.exchange.avid_release import LICENCE_NOTE
+from avssl.exchange.avid_release import LICENSE_NOTE
 from avssl.exchange.statistics import statistics_from
 from avssl.models import create_encoder
 from avssl.models.heads import mlp
@@ -114,20 +114,20 @@ def test_every_tensor_of_the_file_is_in_the_run(run, golden):
     assert len(weights) == len(networks) + 3 + 2  # banks and partition; statistics
 
 
-def test_the_licence_is_printed_and_kept(run, content, tmp_path, capsys):
+def test_the_license_is_printed_and_kept(run, content, tmp_path, capsys):
     torch.save(content, tmp_path / "file.pth.tar")
     main(["import", str(tmp_path / "file.pth.tar"), "--out", str(tmp_path / "run")])
     printed = capsys.readouterr().out
-    assert LICENCE_NOTE in printed
+    assert LICENSE_NOTE in printed
     assert f"loaded: {len(content['model']) + 3} tensors" in printed
     assert "missing: 0" in printed
-    assert checkpoint.read_provenance(run)["licence"] == "CC-BY-NC-4.0"
+    assert checkpoint.read_provenance(run)["license"] == "CC-BY-NC-4.0"
     card = (run / "README.md").read_text()
-    assert LICENCE_NOTE in card
+    assert LICENSE_NOTE in card
     assert "license: cc-by-nc-4.0" in card
 
 
-def test_a_run_that_starts_from_it_takes_the_networks_and_keeps_the_licence(run, tmp_path, golden):
+def test_a_run_that_starts_from_it_takes_the_networks_and_keeps_the_license(run, tmp_path, golden):
     cfg = config.parse(config.RunConfig, ["loss.name=avid_cma", "loss.num_positives=4"])
     encoders = {name: create_encoder(f"avid_{name}") for name in ("video", "audio")}
     loss = losses.get("avid_cma")(cfg.loss, encoders, NUM_SAMPLES)
@@ -141,7 +141,7 @@ def test_a_run_that_starts_from_it_takes_the_networks_and_keeps_the_licence(run,
     tmp_path.joinpath("next").mkdir()
     facts = {"data": {"fingerprint": "mine", "num_samples": NUM_SAMPLES}, "init_from": str(run)}
     checkpoint.export(tmp_path / "next", {"loss": loss}, facts)
-    assert checkpoint.read_provenance(tmp_path / "next")["licence"] == "CC-BY-NC-4.0"
+    assert checkpoint.read_provenance(tmp_path / "next")["license"] == "CC-BY-NC-4.0"
 
 
 def test_without_statistics_video_is_embedded_and_sound_is_refused(content, tmp_path):
@@ -278,7 +278,7 @@ def test_files_that_torch_did_not_write_are_refused(tmp_path):
         main(["import", str(tmp_path / "none.pth.tar"), "--out", str(tmp_path / "out")])
 
 
-def test_the_small_networks_are_recognised(tmp_path):
+def test_the_small_networks_are_recognized(tmp_path):
     """Depth and widths follow from the shapes; that there is no pooling must be said."""
     torch.manual_seed(0)
     parts = {

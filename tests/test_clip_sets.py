@@ -77,5 +77,5 @@ def test_labels_read_without_media_are_those_of_the_samples(train):
     assert [train.read_info(position) for position in range(18)] == expected
     assert read_labels(train, "visual") == [info.labels["visual"] for info in expected]
     assert read_labels(ShardSubset(train, [5]), "sound") == [expected[5].labels["sound"]]
-    with pytest.raises(ValueError, match=r"no label field 'colour'; it has: .*visual"):
-        read_labels(train, "colour")
+    with pytest.raises(ValueError, match=r"no label field 'color'; it has: .*visual"):
+        read_labels(train, "color")

@@ -11,7 +11,7 @@ from scipy.stats import kstest
 from avssl.transforms.time_sampling import (
     ClipLengths,
     Windows,
-    centre_windows,
+    center_windows,
     frame_times_seconds,
     random_windows,
     snap_to_frames,
@@ -138,8 +138,8 @@ def test_the_number_of_draws_does_not_depend_on_the_media() -> None:
         (Span(5, 8), Span(0, 2), (5.0, 0.0)),
     ],
 )
-def test_centre_windows(video: Span | None, audio: Span | None, expected: tuple[float | None, float | None]) -> None:
-    windows = centre_windows(video, audio, ALIGNED)
+def test_center_windows(video: Span | None, audio: Span | None, expected: tuple[float | None, float | None]) -> None:
+    windows = center_windows(video, audio, ALIGNED)
     for ours, wanted in zip(windows, expected, strict=True):
         assert ours == (None if wanted is None else pytest.approx(wanted))
 
@@ -265,8 +265,8 @@ def test_grids_cover_the_media_without_gaps_and_in_order() -> None:
         (lambda: ClipLengths(video_seconds=0), "must be positive"),
         (lambda: ClipLengths(max_offset_seconds=-1), "not negative"),
         (lambda: ClipLengths(audio_seconds=float("nan")), "must be positive"),
-        (lambda: centre_windows(None, None, AVID), "got neither"),
-        (lambda: centre_windows(Span(2, 1), None, AVID), "the video must have finite start <= end"),
+        (lambda: center_windows(None, None, AVID), "got neither"),
+        (lambda: center_windows(Span(2, 1), None, AVID), "the video must have finite start <= end"),
         (lambda: random_windows(None, Span(0, float("inf")), AVID, np.random.default_rng()), "the audio must have"),
         (lambda: random_windows(None, Span(float("nan"), 1), AVID, np.random.default_rng()), "the audio must have"),
         (lambda: uniform_windows(Span(0, 1), None, AVID, 0), "at least 1, got 0"),

@@ -14,7 +14,7 @@ from avssl.ops.clusters import (
     check_num_clusters,
     cross_entropy_of_heads,
     describe_labels,
-    normalised_mutual_information,
+    normalized_mutual_information,
     usage_entropy,
 )
 from avssl.ops.kmeans import kmeans, spherical_kmeans, whiten
@@ -36,10 +36,10 @@ def start_rows(num_rows, k, seed=0):
 
 
 def blobs(num_rows=120, num_blobs=4, width=6, spread=0.3, seed=0):
-    """Float32 rows around num_blobs centres."""
+    """Float32 rows around num_blobs centers."""
     rng = np.random.default_rng(seed)
-    centres = 2 * rng.normal(size=(num_blobs, width))
-    rows = centres[np.arange(num_rows) % num_blobs] + spread * rng.normal(size=(num_rows, width))
+    centers = 2 * rng.normal(size=(num_blobs, width))
+    rows = centers[np.arange(num_rows) % num_blobs] + spread * rng.normal(size=(num_rows, width))
     return rows.astype(np.float32)
 
 
@@ -196,7 +196,7 @@ def test_whitening_to_more_directions_than_there_are_is_refused(dim):
 
 @pytest.mark.parametrize("sharpness", [1.0, 5.0, 25.0])
 def test_self_labels_equal_the_textbook_at_its_stop_and_where_it_is_clear_the_converged_plan(sharpness):
-    logits = RNG.normal(size=(60, 5)) + np.array([2.0, 0, 0, 0, 0])  # the first cluster is everyone's favourite
+    logits = RNG.normal(size=(60, 5)) + np.array([2.0, 0, 0, 0, 0])  # the first cluster is everyone's favorite
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     labels = self_labels(torch.tensor(np.log(probabilities)), sharpness)
     assert labels.dtype == torch.int64
@@ -234,15 +234,15 @@ def test_mutual_information_equals_scikit_learns():
         first = rng.integers(0, 6, size=200)
         second = np.where(rng.random(200) < 0.3 * seed, (first + 1) % 6, rng.integers(0, 9, size=200))
         expected = normalized_mutual_info_score(first, second, average_method="geometric")
-        value = normalised_mutual_information(torch.tensor(first), torch.tensor(second))
+        value = normalized_mutual_information(torch.tensor(first), torch.tensor(second))
         assert value.item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_mutual_information_is_1_for_renamed_labels_and_0_where_one_labelling_is_constant():
+def test_mutual_information_is_1_for_renamed_labels_and_0_where_one_labeling_is_constant():
     labels = torch.tensor([0, 1, 2, 3, 0, 1])
-    assert normalised_mutual_information(labels, 7 - labels).item() == pytest.approx(1)
-    assert normalised_mutual_information(labels, torch.zeros_like(labels)) == 0
-    assert normalised_mutual_information(torch.zeros_like(labels), torch.zeros_like(labels)) == 0
+    assert normalized_mutual_information(labels, 7 - labels).item() == pytest.approx(1)
+    assert normalized_mutual_information(labels, torch.zeros_like(labels)) == 0
+    assert normalized_mutual_information(torch.zeros_like(labels), torch.zeros_like(labels)) == 0
 
 
 def test_usage_entropy_is_1_for_equal_use_0_for_a_single_cluster_and_a_half_for_the_root():
@@ -277,9 +277,9 @@ def test_sinkhorn_loses_no_code_that_many_iterations_bring_back(epsilon, num_pro
     generator = torch.Generator().manual_seed(0)
     normalize = torch.nn.functional.normalize
     prototypes = normalize(torch.randn(num_prototypes, width, generator=generator), dim=1)
-    centres = prototypes[:1].expand(512, -1).clone()
-    centres[:10] = prototypes[1]
-    scores = normalize(centres + 0.02 * torch.randn(512, width, generator=generator), dim=1) @ prototypes.T
+    centers = prototypes[:1].expand(512, -1).clone()
+    centers[:10] = prototypes[1]
+    scores = normalize(centers + 0.02 * torch.randn(512, width, generator=generator), dim=1) @ prototypes.T
     logarithms = scores.double() / epsilon
     for _ in range(50):
         logarithms = logarithms.log_softmax(0).log_softmax(1)

@@ -84,7 +84,7 @@ def test_help_prints_every_key_with_its_comment():
 
 
 def test_help_shows_the_defaults_of_the_section_and_not_of_its_type():
-    """An optimiser of a task starts from other values than one of pretraining."""
+    """An optimizer of a task starts from other values than one of pretraining."""
 
     @dataclass
     class Task:

@@ -34,7 +34,7 @@ def test_trainable_parameters_get_finite_gradients_and_frozen_ones_none(case):
     grouped = {id(one) for group in run.loss.param_groups() for one in group["params"]}
     for name, parameter in trainable.items():
         if parameter.requires_grad:
-            assert id(parameter) in grouped, f"{name} is in no group of the optimiser"
+            assert id(parameter) in grouped, f"{name} is in no group of the optimizer"
         else:
             assert parameter.grad is None, f"{name} is frozen and has a gradient"
             assert id(parameter) not in grouped

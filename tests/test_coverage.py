@@ -69,7 +69,7 @@ def test_of_shards_it_says_what_was_written_and_why_the_rest_was_not(corpus):
     }
     assert animals["dog"].reasons == {"no_video": 1, "not_media": 1}
     assert numbers(places["home"]) == (2, 2, 1, 1, 1, 1, 1)
-    assert numbers(coverage.unlabelled) == (1, 1, 0, 1, 1, 0, 1)
+    assert numbers(coverage.unlabeled) == (1, 1, 0, 1, 1, 0, 1)
     assert coverage.total.written_hours * 3600 == pytest.approx(2.0, abs=0.15)
     assert animals["cat"].listed_hours * 3600 == pytest.approx(3.0, abs=0.05)
     shards = json.loads((corpus / "shards" / "index.json").read_text())

@@ -196,10 +196,10 @@ def test_shards_hold_upright_pictures(tmp_path, degrees):
 
 
 @pytest.mark.parametrize(("colorspace", "range_"), [("ITU709", "MPEG"), ("ITU601", "JPEG"), ("ITU709", "JPEG")])
-def test_colours_survive_whatever_the_source_calls_them(tmp_path, colorspace, range_):
+def test_colors_survive_whatever_the_source_calls_them(tmp_path, colorspace, range_):
     image = np.zeros((48, 96, 3), np.uint8)
-    for number, colour in enumerate([(230, 30, 30), (30, 200, 40), (40, 60, 220), (240, 240, 240)]):
-        image[:, 24 * number : 24 * number + 24] = colour
+    for number, color in enumerate([(230, 30, 30), (30, 200, 40), (40, 60, 220), (240, 240, 240)]):
+        image[:, 24 * number : 24 * number + 24] = color
     path = tmp_path / "clip.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=20, options={"crf": "10"})
@@ -213,9 +213,9 @@ def test_colours_survive_whatever_the_source_calls_them(tmp_path, colorspace, ra
             )))  # fmt: skip
         container.mux(stream.encode(None))
     result = transcode(str(path), WriteOptions(on_missing_audio="keep"))
-    centres = (slice(24, 25), slice(12, 96, 24))
-    stored = read_video(result.video, [0.0])[0].permute(1, 2, 0).numpy()[centres].astype(int)
-    assert np.abs(stored - image[centres]).max() <= 8
+    centers = (slice(24, 25), slice(12, 96, 24))
+    stored = read_video(result.video, [0.0])[0].permute(1, 2, 0).numpy()[centers].astype(int)
+    assert np.abs(stored - image[centers]).max() <= 8
 
 
 def test_frame_rate_size_and_audio_rate_are_options(tmp_path):

@@ -29,13 +29,13 @@ FORMATS = [
 ]
 
 
-def grey_frames(num_frames, height=48, width=64):
-    """Frame k is one shade of grey, LEVELS[k], so that a decoded frame tells its number."""
+def gray_frames(num_frames, height=48, width=64):
+    """Frame k is one shade of gray, LEVELS[k], so that a decoded frame tells its number."""
     return [np.full((height, width, 3), LEVELS[k], np.uint8) for k in range(num_frames)]
 
 
 def numbers(frames):
-    """Which frames of grey_frames these are."""
+    """Which frames of gray_frames these are."""
     means = frames.float().mean(dim=(1, 2, 3)).numpy()
     return [int(np.abs(LEVELS.astype(float) - mean).argmin()) for mean in means]
 
@@ -57,7 +57,7 @@ def all_frames(path):
 def test_a_time_shows_the_latest_frame_that_began(tmp_path, suffix, video_codec, audio_codec):
     path = tmp_path / f"clip{suffix}"
     write_media(
-        path, video=grey_frames(40), video_fps=20, keyframe_interval=10, video_codec=video_codec,
+        path, video=gray_frames(40), video_fps=20, keyframe_interval=10, video_codec=video_codec,
         audio=tone(48000, 2.0), audio_rate_hz=48000, audio_codec=audio_codec,
     )  # fmt: skip
     times = [-1.0, 0.0, 0.02, 0.05, 0.149, 0.15, 1.0, 1.54, 1.95, 30.0]
@@ -78,7 +78,7 @@ def test_frames_of_real_files_equal_those_decoded_from_the_start(real_videos, na
 def test_uneven_frame_times_are_followed(tmp_path):
     times = [0.0, 0.1, 0.15, 0.5, 0.55, 1.2]
     path = tmp_path / "vfr.mkv"
-    write_media(path, video=grey_frames(6), video_fps=20, frame_times_seconds=times)
+    write_media(path, video=gray_frames(6), video_fps=20, frame_times_seconds=times)
     assert numbers(read_video(path, [0.0, 0.12, 0.3, 0.5, 0.54, 1.1, 1.3])) == [0, 1, 2, 3, 3, 4, 5]
     assert np.allclose([seconds for seconds, _ in stream_video(path)], times, atol=0.001)
 
@@ -108,7 +108,7 @@ def test_the_size_of_pictures_may_not_change_on_the_way(tmp_path):
     path = tmp_path / "growing.mpg"
     first, second = tmp_path / "a.mpg", tmp_path / "b.mpg"
     for part, size in ((first, (48, 64)), (second, (96, 128))):
-        write_media(part, video=grey_frames(25, *size), video_fps=25, video_codec="mpeg1video", container_format="mpeg")
+        write_media(part, video=gray_frames(25, *size), video_fps=25, video_codec="mpeg1video", container_format="mpeg")
     path.write_bytes(first.read_bytes() + second.read_bytes())
     with pytest.raises(MediaError, match="the size of its pictures changes"):
         read_video(path, np.arange(0, 2, 0.2))
@@ -132,7 +132,7 @@ def test_audio_excerpts_have_the_right_samples(tmp_path, suffix, video_codec, au
     wave *= 0.5 / np.abs(wave).max()
     path = tmp_path / f"clip{suffix}"
     write_media(
-        path, video=grey_frames(40), video_fps=10, video_codec=video_codec, audio=wave, audio_rate_hz=48000,
+        path, video=gray_frames(40), video_fps=10, video_codec=video_codec, audio=wave, audio_rate_hz=48000,
         audio_codec=audio_codec, audio_start_seconds=start_seconds, audio_options={"b": "256000"},
     )  # fmt: skip
     wanted = scipy.signal.resample_poly(wave[0], 1, 2)
@@ -220,7 +220,7 @@ def test_probe_measures_start_offsets(tmp_path):
             continue
         path = tmp_path / f"late{suffix}"
         write_media(
-            path, video=grey_frames(20), video_fps=20, video_codec=video_codec, audio=tone(48000, 1.0),
+            path, video=gray_frames(20), video_fps=20, video_codec=video_codec, audio=tone(48000, 1.0),
             audio_rate_hz=48000, audio_codec=audio_codec, video_start_seconds=0.25,
         )  # fmt: skip
         info = probe(path)
@@ -259,7 +259,7 @@ def test_missing_and_cut_files_have_a_reason(tmp_path):
     with pytest.raises(MediaError, match=r"missing_file: .*gone\.mp4"):
         read_video(tmp_path / "gone.mp4", [0.0])
     path = tmp_path / "cut.mp4"
-    write_media(path, video=grey_frames(20), video_fps=20)
+    write_media(path, video=gray_frames(20), video_fps=20)
     path.write_bytes(path.read_bytes()[:-400])
     with pytest.raises(MediaError, match=r"truncated: .*cut\.mp4"):
         probe(path)
@@ -267,7 +267,7 @@ def test_missing_and_cut_files_have_a_reason(tmp_path):
 
 def test_damaged_bytes_end_in_a_media_error_or_in_frames(tmp_path):
     buffer = io.BytesIO()
-    write_media(buffer, video=grey_frames(40), video_fps=20, keyframe_interval=8, container_format="mp4")
+    write_media(buffer, video=gray_frames(40), video_fps=20, keyframe_interval=8, container_format="mp4")
     good = np.frombuffer(buffer.getvalue(), np.uint8)
     rng = np.random.default_rng(0)
     for _ in range(60):
@@ -292,7 +292,7 @@ def test_bad_arguments_are_refused(tmp_path):
 def test_nothing_stays_open(tmp_path):
     path = tmp_path / "clip.mkv"
     write_media(
-        path, video=grey_frames(8), video_fps=20, audio=tone(48000, 0.4), audio_rate_hz=48000, audio_codec="flac"
+        path, video=gray_frames(8), video_fps=20, audio=tone(48000, 0.4), audio_rate_hz=48000, audio_codec="flac"
     )
     opened = []
     original = ffmpeg.av.open

@@ -166,7 +166,7 @@ def test_clusters_and_classifiers_stay_in_the_epochs_between():
         make(num_clusters=12, cluster_every_epochs=0)
 
 
-def test_the_classifiers_start_anew_in_place_and_their_optimiser_forgets_them_alone():
+def test_the_classifiers_start_anew_in_place_and_their_optimizer_forgets_them_alone():
     loss = make(("video", "audio"), num_clusters=20)
     config = OptimConfig(name="adam", lr=0.1)
     optimizer = build_optimizer(config, loss.param_groups())
@@ -214,7 +214,7 @@ def test_health_is_the_mutual_information_with_the_epoch_before_and_the_evenness
 
 
 @pytest.mark.parametrize("modalities", COMBINATIONS)
-def test_within_an_epoch_the_classification_of_the_clusters_is_learnt(modalities):
+def test_within_an_epoch_the_classification_of_the_clusters_is_learned(modalities):
     loss = make(modalities)
     optimizer = build_optimizer(OptimConfig(name="sgd", lr=0.5, weight_decay=0.0), loss.param_groups())
     loss.on_epoch_start(context_of(loss, 0, forget(optimizer)))

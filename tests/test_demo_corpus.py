@@ -1,4 +1,4 @@
-"""The demo corpus: repeatable, labelled, in sync on the decoded files, sounds easy and pictures hard to tell apart."""
+"""The demo corpus: repeatable, labeled, in sync on the decoded files, sounds easy and pictures hard to tell apart."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from data_prep.demo.corpus import (
     run,
 )
 from data_prep.demo.pictures import SHAPES
-from data_prep.demo.sounds import Score, draw_score, synthesise
+from data_prep.demo.sounds import Score, draw_score, synthesize
 from data_prep.transcode.encode import write_media
 
 FPS = 16
@@ -113,9 +113,9 @@ def test_object_height_follows_the_melody() -> None:
     for number in range(8):
         clip = render_clip(settings, plan_clip(settings, "train", number))
         masks = object_masks(clip.frames)
-        centre_y = np.array([ndimage.center_of_mass(mask)[0] for mask in masks]) / 64
-        drift = np.polyval(np.polyfit(np.arange(32), centre_y + 0.125 * clip.heights, 1), np.arange(32))
-        found.append(np.corrcoef(drift - centre_y, clip.heights)[0, 1])
+        center_y = np.array([ndimage.center_of_mass(mask)[0] for mask in masks]) / 64
+        drift = np.polyval(np.polyfit(np.arange(32), center_y + 0.125 * clip.heights, 1), np.arange(32))
+        found.append(np.corrcoef(drift - center_y, clip.heights)[0, 1])
     assert np.median(found) > 0.9
 
 
@@ -228,7 +228,7 @@ def test_shapes_measure_distance_near_their_outline(shape: str) -> None:
 def test_pitched_sounds_have_the_pitch_of_the_score(timbre: str) -> None:
     rate_hz, pitch_hz = 24_000, 250.0
     score = Score(rate_hz, pitch_hz, np.zeros(1), np.ones(rate_hz), np.zeros(rate_hz))
-    sound = synthesise(timbre, score, np.random.default_rng(0))
+    sound = synthesize(timbre, score, np.random.default_rng(0))
     spectrum = np.abs(np.fft.rfft(sound * np.hanning(rate_hz)))  # one line a Hz
     found_hz = 100 + int(np.argmax(spectrum[100:375]))  # the fundamental, not an overtone
     assert abs(found_hz - pitch_hz) <= 3
@@ -238,7 +238,7 @@ def test_pitched_sounds_have_the_pitch_of_the_score(timbre: str) -> None:
 def test_every_sound_is_loud_and_follows_the_score(timbre: str) -> None:
     generator = np.random.default_rng(5)
     score = draw_score(generator, 2.0, 24_000)
-    sound = synthesise(timbre, score, generator)
+    sound = synthesize(timbre, score, generator)
     assert np.abs(sound).max() == pytest.approx(1.0)
     blocks = sound.reshape(32, -1).std(axis=1)
     assert np.corrcoef(blocks, score.envelope.reshape(32, -1).mean(axis=1))[0, 1] > 0.75

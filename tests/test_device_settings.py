@@ -1,4 +1,4 @@
-"""Precision, TF32, memory order, compilation and fused optimisers: each by one key, and none of them another result."""
+"""Precision, TF32, memory order, compilation and fused optimizers: each by one key, and none of them another result."""
 
 import pytest
 import torch
@@ -109,7 +109,7 @@ def test_compiled_encoders_train_as_plain_ones_do(name):
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
-def test_the_fused_optimiser_makes_the_same_step(name):
+def test_the_fused_optimizer_makes_the_same_step(name):
     results = []
     for fused in (False, True):
         weights = torch.nn.Parameter(torch.linspace(-1, 1, 12, dtype=torch.float64).view(3, 4))

@@ -23,7 +23,7 @@ def test_collectives_and_their_gradients_on_two_processes(claim):
 
 @pytest.mark.parametrize("name", ["avid", "avid_cma"])
 def test_two_processes_equal_one_process_on_the_double_batch_in_weights_and_state(name, shards, tmp_path):
-    """Six optimiser steps over more than one epoch, so that CMA searches its positives twice."""
+    """Six optimizer steps over more than one epoch, so that CMA searches its positives twice."""
     arguments = [
         "pretrain",
         str(ROOT / f"recipes/configs/{name}.yaml"),

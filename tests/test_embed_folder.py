@@ -89,7 +89,7 @@ def test_a_folder_holds_what_embed_gives(embedder, folder, whole, tmp_path):
     metadata = EmbeddingTable.read(tmp_path).metadata
     assert metadata == {**whole[0].metadata}
     assert metadata["weights"] == embedder.weights_hash
-    assert (metadata["window_seconds"], metadata["stride_seconds"], metadata["normalised"]) == (0.5, 0.25, True)
+    assert (metadata["window_seconds"], metadata["stride_seconds"], metadata["normalized"]) == (0.5, 0.25, True)
     assert (metadata["modalities"], metadata["avssl_version"]) == (["video", "audio"], avssl.__version__)
 
 

@@ -28,7 +28,7 @@ from tests.conftest import TINY, run_python
 SIZE_PX = 24
 TINY_IMAGES = [
     *(change for change in TINY if change.startswith(("cpu", "mixed", "log", "data", "optim"))),
-    "synchronise_batch_norm=false",
+    "synchronize_batch_norm=false",
     f"views.image.size_px={SIZE_PX}",
     "encoders.image={name: resnet10, width: 4, small_stem: true}",
     "loss.projector_hidden_dims=[16]",
@@ -38,11 +38,11 @@ TINY_IMAGES = [
 SIZES = [(40, 40), (48, 32), (32, 56)]
 
 
-def save_picture(path: Path, colour: str, seed: int) -> Path:
+def save_picture(path: Path, color: str, seed: int) -> Path:
     """Noise around red or blue."""
     width, height = SIZES[seed % 3]
     noise = np.random.default_rng(seed).integers(0, 80, (height, width, 3))
-    noise[..., 0 if colour == "red" else 2] += 160
+    noise[..., 0 if color == "red" else 2] += 160
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(noise.astype(np.uint8)).save(path)
     return path
@@ -53,10 +53,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """train/ and test/ with red/ and blue/ pictures, as shards too (train-shards/), and mixed/ with what goes wrong."""
     root = tmp_path_factory.mktemp("pictures")
     for split, count, first in (("train", 6, 0), ("test", 3, 100)):
-        for colour in ("red", "blue"):
+        for color in ("red", "blue"):
             for number in range(count):
                 suffix = "jpg" if number % 3 == 2 else "png"
-                save_picture(root / split / colour / f"{number}.{suffix}", colour, first + number)
+                save_picture(root / split / color / f"{number}.{suffix}", color, first + number)
         assert data_prep(["index", f"{root / split}", "--out", f"{root / split}.jsonl", "--workers", "1"]) == 0
         shards = ["--out", f"{root / split}-shards", "--samples-per-shard", "5", "--workers", "1"]
         assert data_prep(["write", f"{root / split}.jsonl", *shards]) == 0
@@ -100,8 +100,8 @@ def test_one_row_a_picture_with_labels_and_no_seconds(embedder: Embedder, folder
     assert table.pool_by_key().keys == table.keys
 
 
-def test_a_row_is_what_the_encoder_gives_for_the_centre_of_the_picture(embedder: Embedder, folders: Path) -> None:
-    """Crop by Pillow, resize by torchvision, normalise by hand; the projector by matrix products and statistics."""
+def test_a_row_is_what_the_encoder_gives_for_the_center_of_the_picture(embedder: Embedder, folders: Path) -> None:
+    """Crop by Pillow, resize by torchvision, normalize by hand; the projector by matrix products and statistics."""
     from torchvision.transforms.v2.functional import resize
 
     path = folders / "test" / "blue" / "1.png"  # 32 x 56
@@ -150,7 +150,7 @@ def test_files_folders_and_shards_give_the_same_embedding_of_a_picture(embedder:
     in_folder = embedder.embed(folders / "test")[0]
     alone = embedder.embed_image(folders / "test" / "red" / "0.png")
     assert in_folder.keys == [
-        f"{colour}/{n}.{s}" for colour in ("blue", "red") for n, s in enumerate(["png", "png", "jpg"])
+        f"{color}/{n}.{s}" for color in ("blue", "red") for n, s in enumerate(["png", "png", "jpg"])
     ]
     assert alone.image_embedding is not None
     for table in (in_folder, in_shards):
@@ -204,9 +204,7 @@ def test_the_recipe_writes_both_formats_and_what_was_skipped(
 @pytest.fixture(scope="module")
 def evaluated(image_run: Path, folders: Path) -> dict[str, Any]:
     splits = {split: str(folders / f"{split}-shards") for split in ("train", "test")}
-    return json.loads(
-        evaluate_recipe.main(image_run, TaskConfig(**splits, num_neighbours=3, num_workers=0)).read_text()
-    )
+    return json.loads(evaluate_recipe.main(image_run, TaskConfig(**splits, num_neighbors=3, num_workers=0)).read_text())
 
 
 def test_an_image_run_is_evaluated_by_knn_alone(evaluated: dict[str, Any]) -> None:

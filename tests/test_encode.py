@@ -199,7 +199,7 @@ def test_audio_only_files_have_no_video(extension: str, tmp_path: Path) -> None:
     assert click_seconds(str(path)) - first_sample_seconds == pytest.approx(1.0, abs=2e-3)
 
 
-def test_video_only_files_have_no_audio_and_true_colours(tmp_path: Path) -> None:
+def test_video_only_files_have_no_audio_and_true_colors(tmp_path: Path) -> None:
     picture = np.zeros((64, 96, 3), np.uint8)
     picture[:, :32], picture[:, 32:64], picture[:, 64:] = (200, 30, 40), (20, 180, 60), (50, 60, 210)
     path = tmp_path / "silent.mp4"

@@ -16,35 +16,35 @@ from avssl.ops.nearest import label_numbers, nearest
 
 def clusters(num_rows: int, width: int = 16, num_classes: int = 5, seed: int = 0) -> tuple[NDArray, NDArray]:
     """Noisy points around one direction per class, float32, of any length."""
-    centres = np.random.default_rng(99).normal(size=(num_classes, width))
+    centers = np.random.default_rng(99).normal(size=(num_classes, width))
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, num_classes, num_rows)
-    points = centres[labels] + 1.2 * rng.normal(size=(num_rows, width))
+    points = centers[labels] + 1.2 * rng.normal(size=(num_rows, width))
     return (points * rng.uniform(0.1, 10, (num_rows, 1))).astype(np.float32), labels
 
 
 @pytest.mark.parametrize("temperature", [0.07, 0.5])
-@pytest.mark.parametrize("num_neighbours", [1, 20])
-def test_weighted_knn_equals_scikit_learn(num_neighbours: int, temperature: float) -> None:
+@pytest.mark.parametrize("num_neighbors", [1, 20])
+def test_weighted_knn_equals_scikit_learn(num_neighbors: int, temperature: float) -> None:
     (train, labels), (test, truth) = clusters(200), clusters(90, seed=1)
     oracle = KNeighborsClassifier(
-        num_neighbours,
+        num_neighbors,
         metric="cosine",
         algorithm="brute",
         weights=lambda distance: np.exp((1 - distance) / temperature),
     ).fit(train.astype(np.float64), labels)
-    result = knn_classify(train, labels, test, truth, num_neighbours=num_neighbours, temperature=temperature)
+    result = knn_classify(train, labels, test, truth, num_neighbors=num_neighbors, temperature=temperature)
     np.testing.assert_allclose(result.scores, oracle.predict_proba(test.astype(np.float64)), atol=1e-6)
     assert result.accuracy == pytest.approx(oracle.score(test.astype(np.float64), truth))
     for number, accuracy in result.per_class.items():
         assert accuracy == pytest.approx((oracle.predict(test)[truth == number] == number).mean())
 
 
-def test_knn_with_fewer_training_rows_than_neighbours_uses_all() -> None:
+def test_knn_with_fewer_training_rows_than_neighbors_uses_all() -> None:
     train, labels = clusters(6)
     test, truth = clusters(10, seed=1)
-    result = knn_classify(train, labels, test, truth, num_neighbours=20)
-    assert result.num_neighbours == 6
+    result = knn_classify(train, labels, test, truth, num_neighbors=20)
+    assert result.num_neighbors == 6
     unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (test, train)]
     weights = np.exp(unit[0] @ unit[1].T / 0.07)
     votes = weights @ np.eye(int(labels.max()) + 1)[labels]
@@ -53,7 +53,7 @@ def test_knn_with_fewer_training_rows_than_neighbours_uses_all() -> None:
 
 def test_a_tiny_temperature_does_not_overflow() -> None:
     train, labels = clusters(50)
-    scores = weighted_knn(train, labels, train, num_neighbours=5, temperature=1e-4)
+    scores = weighted_knn(train, labels, train, num_neighbors=5, temperature=1e-4)
     assert np.isfinite(scores).all()
     assert (scores.argmax(1) == labels).all(), "with T -> 0 only the row itself counts"
 
@@ -65,7 +65,7 @@ def test_equally_close_rows_are_taken_from_the_front() -> None:
     np.testing.assert_allclose(cosines, 1.0, atol=1e-9)
     mixed = np.array([[1, 0], [0, 1], [1, 0], [1, 1], [1, 0]], np.float32)
     assert nearest(np.array([[1.0, 0.0]]), mixed, 4)[0].tolist() == [[0, 2, 4, 3]]
-    scores = weighted_knn(np.ones((4, 2)), [1, 0, 2, 2], np.ones((1, 2)), num_neighbours=2)
+    scores = weighted_knn(np.ones((4, 2)), [1, 0, 2, 2], np.ones((1, 2)), num_neighbors=2)
     assert scores.tolist() == [[0.5, 0.5, 0.0]]
 
 

@@ -24,14 +24,14 @@ from tests.made_runs import made_run
 from tests.test_image_prep import write_idx
 
 FOLDER = ROOT / "recipes" / "configs" / "evaluate"
-TASKS = ("knn", "linear", "svm", "few_label", "retrieval", "synchronisation", "clustering", "linear")
+TASKS = ("knn", "linear", "svm", "few_label", "retrieval", "synchronization", "clustering", "linear")
 YAMLS = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem.startswith(TASKS))
 YAMLS = [name for name in YAMLS if not name.startswith("linear_probe")]
 # What is only for the size of the data and the time of the tests: fewer clips and costs, a shift that fits the clips.
 SMALLER = {
     "svm_dcase2014": ["train_clips=3", "test_clips=3"],
     "svm_esc50": ["train_clips=2", "test_clips=2"],
-    "synchronisation_vggsound": ["shift_seconds=0.5"],
+    "synchronization_vggsound": ["shift_seconds=0.5"],
     "linear_ucf101": ["test_clips=2", "train_clips=1"],
     "linear_hmdb51": ["test_clips=2", "costs=[0.1]"],
     "linear_imagefolder": ["costs=[0.1]"],
@@ -39,9 +39,9 @@ SMALLER = {
 
 
 @pytest.fixture(scope="module")
-def labelled(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def labeled(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Shard folders of the tiny films with the field `label`: one label each, and several."""
-    folder = tmp_path_factory.mktemp("labelled")
+    folder = tmp_path_factory.mktemp("labeled")
     found = {}
     for kind in ("single", "multi"):
         for split in ("train", "test"):
@@ -91,7 +91,7 @@ def sounds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Shards of two parts of 40 and 24 grey pictures of ten classes, from files of the form of Fashion-MNIST's."""
+    """Shards of two parts of 40 and 24 gray pictures of ten classes, from files of the form of Fashion-MNIST's."""
     folder = tmp_path_factory.mktemp("fashion")
     found = {}
     for seed, (split, count) in enumerate((("train", 40), ("t10k", 24))):
@@ -122,7 +122,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def data_for(name: str, labelled: Any, sounds: Any, pictures: Any) -> list[str]:
+def data_for(name: str, labeled: Any, sounds: Any, pictures: Any) -> list[str]:
     """train and test of a YAML, as its comment says."""
     if name == "svm_esc50":
         return [f"train={sounds['esc50']}"]
@@ -131,9 +131,9 @@ def data_for(name: str, labelled: Any, sounds: Any, pictures: Any) -> list[str]:
     if name.endswith(("imagefolder", "fashion_mnist")):
         parts = [f"train={pictures['train']}", f"test={pictures['t10k']}"]
     elif name in ("linear_ucf101", "linear_hmdb51"):
-        parts = [f"train={labelled['folds']}/train{{fold}}", f"test={labelled['folds']}/test{{fold}}"]
+        parts = [f"train={labeled['folds']}/train{{fold}}", f"test={labeled['folds']}/test{{fold}}"]
     else:
-        kind = labelled["multi" if name.endswith("audioset") else "single"]
+        kind = labeled["multi" if name.endswith("audioset") else "single"]
         parts = [f"train={kind / 'train'}", f"test={kind / 'test'}"]
     if name == "retrieval_vggsound":  # classes must come more than once: the larger part is searched
         return [parts[0].replace("train=", "test=")]
@@ -157,9 +157,9 @@ def test_every_yaml_loads_and_says_how_its_data_is_made(name: str) -> None:
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("name", YAMLS)
-def test_every_yaml_runs_as_it_is(name: str, runs: Any, labelled: Any, sounds: Any, pictures: Any) -> None:
+def test_every_yaml_runs_as_it_is(name: str, runs: Any, labeled: Any, sounds: Any, pictures: Any) -> None:
     run = runs["image" if name.endswith(("imagefolder", "fashion_mnist")) else "video"]
-    given = [str(FOLDER / f"{name}.yaml"), *data_for(name, labelled, sounds, pictures), "num_workers=0"]
+    given = [str(FOLDER / f"{name}.yaml"), *data_for(name, labeled, sounds, pictures), "num_workers=0"]
     task = recipe.load_task([*given, *SMALLER.get(name, [])])
     path = recipe.evaluate(run, task)
     assert path.stem == f"{task.task}-{task.name}"

@@ -69,7 +69,7 @@ def test_weighted_means_medians_and_clusterings_equal_those_of_repeated_rows() -
     table = metrics.cluster.contingency_matrix(targets[repeated], clusters[repeated])
     assert measures.purity(clusters, targets, weights) == pytest.approx(table.max(axis=0).sum() / table.sum())
     for name, oracle in (
-        ("normalised_mutual_information", metrics.normalized_mutual_info_score),
+        ("normalized_mutual_information", metrics.normalized_mutual_info_score),
         ("adjusted_rand_index", metrics.adjusted_rand_score),
     ):
         found = measures.KINDS[name](clusters, targets, weights)

@@ -11,7 +11,7 @@ from avssl.eval.classifiers import knn_scores, logistic_scores, svm_scores
 from avssl.eval.features import pooled
 from avssl.eval.knn import weighted_knn
 from avssl.eval.retrieval import chance_of_same_label, same_label_search
-from avssl.eval.tasks.synchronisation import shifted_places
+from avssl.eval.tasks.synchronization import shifted_places
 from avssl.types import Span
 
 
@@ -95,12 +95,12 @@ def test_layers_are_pooled_to_the_published_sizes(channels: int, side: int) -> N
 
 def test_kNN_with_several_labels_reduces_to_one_label() -> None:
     (train, labels), (test, _) = made(), made(20, 1)
-    single = weighted_knn(train, labels, test, num_neighbours=7, num_classes=5)
-    multi = knn_scores(train[:, None], np.eye(5, dtype=bool)[labels], test[:, None], 5, num_neighbours=7)
+    single = weighted_knn(train, labels, test, num_neighbors=7, num_classes=5)
+    multi = knn_scores(train[:, None], np.eye(5, dtype=bool)[labels], test[:, None], 5, num_neighbors=7)
     np.testing.assert_allclose(multi, single, atol=1e-9)
 
 
-def test_a_class_that_nobody_has_learnt_scores_lowest() -> None:
+def test_a_class_that_nobody_has_learned_scores_lowest() -> None:
     train, labels = made()
     labels = np.where(labels == 4, 3, labels)
     for scores in (
@@ -115,7 +115,7 @@ def test_one_cost_of_several_is_taken_on_training_samples_alone() -> None:
     (train, labels), (test, _) = made(200), made(20, 1)
     report: dict[str, list[float]] = {}
     chosen = logistic_scores(train[:, None], labels, test[:, None], 5, costs=(1e-6, 1.0), report=report)
-    assert report["cost"] == [1.0], "with next to no weight nothing is learnt"
+    assert report["cost"] == [1.0], "with next to no weight nothing is learned"
     np.testing.assert_allclose(chosen, logistic_scores(train[:, None], labels, test[:, None], 5, costs=(1.0,)))
     with pytest.raises(ValueError, match="give one cost"):
         logistic_scores(train[:5, None], np.arange(5), test[:, None], 5, costs=(1.0, 2.0))

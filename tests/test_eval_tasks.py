@@ -81,7 +81,7 @@ def test_encoders_stay_frozen_with_batch_norm_in_eval_mode(embedder: Embedder, s
 
 
 def test_knn_equals_scikit_learn(run: Path, embedder: Embedder, shards: Any) -> None:
-    found = evaluate(run, shards, "knn", "label_field=visual", "num_neighbours=5", "test_clips=2", "train_clips=2")
+    found = evaluate(run, shards, "knn", "label_field=visual", "num_neighbors=5", "test_clips=2", "train_clips=2")
     train, labels, test, truth = splits(embedder, shards, "video", "feature", 2)
     train, test = ((rows / np.linalg.norm(rows, axis=2, keepdims=True)).mean(axis=1) for rows in (train, test))
     oracle = KNeighborsClassifier(
@@ -170,7 +170,7 @@ def test_clustering_is_scored_against_labels_and_shuffled_clusters(run: Path, sh
     found = evaluate(run, shards, "clustering", "train=", "label_field=visual", "seeds=[0,1]", "num_clusters=3")
     values = found["results"]["trained"]
     assert set(values) == {
-        f"video_feature_{name}" for name in ("normalised_mutual_information", "adjusted_rand_index", "purity")
+        f"video_feature_{name}" for name in ("normalized_mutual_information", "adjusted_rand_index", "purity")
     }
     assert found["chance"]["video_feature_purity"] > 1 / 6, "of small clusters chance is far from 0"
     assert len(found["repeats"]["trained"]) == 2
@@ -189,18 +189,18 @@ def test_retrieval_across_and_within(run: Path, embedder: Embedder, shards: Any)
     }
 
 
-def test_synchronisation_counts_what_cannot_tell(run: Path, shards: Any, embedder: Embedder) -> None:
-    found = evaluate(run, shards, "synchronisation", "test_clips=2")
+def test_synchronization_counts_what_cannot_tell(run: Path, shards: Any, embedder: Embedder) -> None:
+    found = evaluate(run, shards, "synchronization", "test_clips=2")
     values = found["results"]["trained"]
-    rows = read_rows(run / "evaluations" / "synchronisation.json", found, "trained")[0].columns
-    assert values["synchronisation_pair_accuracy"] == pytest.approx((rows["aligned"] > rows["shifted"]).mean())
-    assert {"synchronisation_auc", "synchronisation_accuracy"} <= values.keys()
+    rows = read_rows(run / "evaluations" / "synchronization.json", found, "trained")[0].columns
+    assert values["synchronization_pair_accuracy"] == pytest.approx((rows["aligned"] > rows["shifted"]).mean())
+    assert {"synchronization_auc", "synchronization_accuracy"} <= values.keys()
     assert found["protocol"]["shift"] == 0.5
     assert (found["protocol"]["num_test"], found["protocol"]["left_out"]["test"]) == (6, {})
     with pytest.raises(ValueError, match="too short"):
-        evaluate(run, shards, "synchronisation", "shift_seconds=1.2")
+        evaluate(run, shards, "synchronization", "shift_seconds=1.2")
     with pytest.raises(ValueError, match="silent"):
-        evaluate(run, shards, "synchronisation", "silence_dbfs=60")
+        evaluate(run, shards, "synchronization", "silence_dbfs=60")
 
 
 def test_all_tasks_of_the_registry_have_a_configuration_that_parses() -> None:

@@ -18,7 +18,7 @@ def run(tiny_run, tmp_path_factory):
 def evaluated(run, shards):
     run_python(
         "recipes/evaluate.py", run, "recipes/configs/evaluate.yaml",
-        f"train={shards['train']}", f"test={shards['test']}", "num_neighbours=3", "num_positives=3", "num_workers=0",
+        f"train={shards['train']}", f"test={shards['test']}", "num_neighbors=3", "num_positives=3", "num_workers=0",
     )  # fmt: skip
     return json.loads((run / "evaluation.json").read_text())
 
@@ -34,7 +34,7 @@ def test_trained_untrained_and_chance_are_given_for_every_metric(evaluated):
 
 def test_the_protocol_says_what_was_compared(evaluated):
     protocol = evaluated["protocol"]
-    assert (protocol["num_train"], protocol["num_test"], protocol["num_neighbours"]) == (18, 6, 3)
+    assert (protocol["num_train"], protocol["num_test"], protocol["num_neighbors"]) == (18, 6, 3)
     assert len(protocol["test_samples"]) == 16
 
 

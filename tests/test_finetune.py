@@ -25,7 +25,7 @@ from avssl.shards.shard_set import ShardSet
 from avssl.shards.subset import ShardSubset, read_labels
 from tests.conftest import ROOT, run_python
 from tests.finetune_ranks import train_and_test
-from tests.labelled_runs import (
+from tests.labeled_runs import (
     MemoryLoader,
     NormEncoder,
     assert_equal_states,
@@ -197,7 +197,7 @@ def test_every_modality_is_finetuned_over_seeds(shards, tmp_path, modality):
 
 
 def test_a_class_without_a_training_sample_counts_as_wrong(image_shards, tmp_path):
-    """Folds that are the classes themselves: what is tested has never been learnt."""
+    """Folds that are the classes themselves: what is tested has never been learned."""
     config = replace(configured({"train": image_shards, "test": "other"}, tmp_path, "modality=image"), test="")
     config = replace(config, label_field="label", fold_field="label", epochs=10, optim=OptimConfig(lr=0.1))
     outcome = TASK.run(image_embedder(), config)

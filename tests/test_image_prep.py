@@ -76,24 +76,24 @@ def digits(number=12, side=28, seed=0):
 def pictures(tmp_path_factory):
     """A folder a class, with one picture of every kind."""
     folder = tmp_path_factory.mktemp("pictures") / "train"
-    colour, large = Image.fromarray(scene(20, 31)), Image.fromarray(scene(80, 125))
-    grey = Image.fromarray(scene()[..., 0])
+    color, large = Image.fromarray(scene(20, 31)), Image.fromarray(scene(80, 125))
+    gray = Image.fromarray(scene()[..., 0])
     files = {
-        "cat/small.jpg": saved(colour, "JPEG", quality=80, comment=b"kept"),
-        "cat/grey.JPEG": saved(grey, "JPEG"),
+        "cat/small.jpg": saved(color, "JPEG", quality=80, comment=b"kept"),
+        "cat/gray.JPEG": saved(gray, "JPEG"),
         "cat/large.jpg": saved(large, "JPEG"),
-        "cat/turned.jpg": saved(colour, "JPEG", **turned(6)),
-        "cat/upright.jpg": saved(colour, "JPEG", **turned(1)),
+        "cat/turned.jpg": saved(color, "JPEG", **turned(6)),
+        "cat/upright.jpg": saved(color, "JPEG", **turned(1)),
         "cat/print.jpg": saved(Image.fromarray(scene(channels=4), "CMYK"), "JPEG"),
-        "dog/exact.png": saved(colour, "PNG"),
-        "dog/grey.png": saved(grey, "PNG"),
+        "dog/exact.png": saved(color, "PNG"),
+        "dog/gray.png": saved(gray, "PNG"),
         "dog/large.png": saved(large, "PNG"),
         "dog/alpha.png": saved(Image.fromarray(scene(channels=4), "RGBA"), "PNG"),
-        "dog/lossy.webp": saved(colour, "WEBP"),
-        "dog/exact.webp": saved(colour, "WEBP", lossless=True),
+        "dog/lossy.webp": saved(color, "WEBP"),
+        "dog/exact.webp": saved(color, "WEBP", lossless=True),
         "dog/tall.bmp": saved(large.rotate(90, expand=True), "BMP"),
-        "dog/turned.tif": saved(colour, "TIFF", **turned(8)),
-        "loose.gif": saved(grey, "GIF"),
+        "dog/turned.tif": saved(color, "TIFF", **turned(8)),
+        "loose.gif": saved(gray, "GIF"),
     }
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -143,18 +143,18 @@ def test_a_folder_per_class_goes_all_the_way(pictures, tmp_path, capsys):
 
 def test_small_upright_jpegs_are_copied_byte_for_byte(written, pictures):
     samples = samples_of(written)
-    for name in ("cat/small.jpg", "cat/grey.JPEG", "cat/upright.jpg"):
+    for name in ("cat/small.jpg", "cat/gray.JPEG", "cat/upright.jpg"):
         assert samples[name.replace(".", "_")].image == (pictures / name).read_bytes()
 
 
 @pytest.mark.parametrize(
-    "name", ["dog/exact.png", "dog/grey.png", "dog/alpha.png", "dog/exact.webp", "dog/turned.tif", "loose.gif"]
+    "name", ["dog/exact.png", "dog/gray.png", "dog/alpha.png", "dog/exact.webp", "dog/turned.tif", "loose.gif"]
 )
 def test_what_was_stored_without_loss_stays_exact(written, pictures, name):
     sample = samples_of(written)[name.replace(".", "_")]
     stored = Image.open(io.BytesIO(sample.image))
     assert stored.format == "PNG"
-    assert stored.mode == ("L" if name in ("dog/grey.png", "loose.gif") else "RGB")
+    assert stored.mode == ("L" if name in ("dog/gray.png", "loose.gif") else "RGB")
     assert np.array_equal(as_hwc(read_image(sample.image)), np.asarray(upright(pictures / name)))
 
 
@@ -197,7 +197,7 @@ def test_a_csv_gives_any_number_of_labels(pictures, tmp_path):
     samples = prepared(pictures, tmp_path, labels=str(table))
     assert samples["cat/small_jpg"].info.labels == {"animal": ["cat", "kitten"], "place": ["home"]}
     assert samples["dog/exact_png"].info.labels == {"animal": ["dog"]}
-    assert samples["dog/grey_png"].info.labels == {}
+    assert samples["dog/gray_png"].info.labels == {}
 
 
 def test_thumbnails_beside_videos_become_samples_only_on_request(tmp_path, capsys):

@@ -132,7 +132,7 @@ def test_the_random_state_is_left_alone(monkeypatch):
 
 
 def test_bf16_of_this_machine_is_refused_or_right():
-    """The judgement of each kind of layer against the same layer in float32, with another input."""
+    """The judgment of each kind of layer against the same layer in float32, with another input."""
     wide = (temporal_convolution(channels) for channels in (128, 256))
     networks = nn.ModuleList([create_encoder("avid_video", depth=10, width=16), *wide])
     judged_wrong = kernels.wrong_layer(networks, torch.bfloat16, CPU) is not None
@@ -211,7 +211,7 @@ def test_channels_of_narrow_convolutions_stay_first_untried(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
-def test_the_plain_optimiser_steps_where_the_fused_one_is_wrong(name, monkeypatch):
+def test_the_plain_optimizer_steps_where_the_fused_one_is_wrong(name, monkeypatch):
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[name]
     step = kind.step
 
@@ -224,7 +224,7 @@ def test_the_plain_optimiser_steps_where_the_fused_one_is_wrong(name, monkeypatc
 
     monkeypatch.setattr(kind, "step", wrong)
     groups = [{"params": [nn.Parameter(torch.ones(3))]}]
-    with pytest.warns(UserWarning, match="the plain optimiser is used"):
+    with pytest.warns(UserWarning, match="the plain optimizer is used"):
         assert build_optimizer(OptimConfig(name=name), groups).param_groups[0]["fused"] is False
     with pytest.raises(ValueError, match=r"optim\.fused=true"):
         build_optimizer(OptimConfig(name=name, fused=True), groups)

@@ -125,7 +125,7 @@ def test_an_unreadable_sample_is_counted_and_named_and_never_stands_in_the_batch
         batches = list(loader.epoch(0))
     assert [batch.failures for batch in batches] == [{}, {"truncated": 1}, {}, {}]
     assert all(broken not in batch.index for batch in batches)
-    assert batches[1].index[2] == batches[1].index[1]  # its neighbour stands there twice, index and all
+    assert batches[1].index[2] == batches[1].index[1]  # its neighbor stands there twice, index and all
     assert torch.equal(batches[1].views["video"][2], batches[1].views["video"][1])
     assert loader.failures == {"truncated": 1}
     assert f"sample {broken} left out: truncated" in caplog.text
@@ -152,7 +152,7 @@ def test_evaluation_does_not_shrink_when_a_sample_is_unreadable(shards, monkeypa
         list(loader.every_sample_once())
 
 
-def test_statistics_standardise_the_corpus_they_were_measured_on(shards):
+def test_statistics_standardize_the_corpus_they_were_measured_on(shards):
     loader = make_loader(shards["train"], views=(View("audio", "audio", "test"),))
     measure_statistics(loader.view_maker, loader)
     spectra = torch.cat([batch.views["audio"] for batch in loader.every_sample_once()])

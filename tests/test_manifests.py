@@ -498,7 +498,7 @@ def test_clips_cover_a_file_and_the_tail_has_a_rule(whole, clip_seconds, stride,
     assert list(clips(whole, clip_seconds, stride, least)) == wanted
 
 
-def test_scenes_cover_a_file_and_short_ones_join_their_neighbour():
+def test_scenes_cover_a_file_and_short_ones_join_their_neighbor():
     assert scenes((0, 10), [3, 3.5, 6], 1.0) == [(0, 3), (3, 6), (6, 10)]
     assert scenes((0, 10), [0.5, 9.5], 1.0) == [(0, 10)]
     assert scenes((2, 5), [1, 3.2, 8], 1.0) == [(2, 3.2), (3.2, 5)]
@@ -535,8 +535,8 @@ def test_long_files_become_clips_also_within_listed_segments(tmp_path):
 
 def test_scenes_are_cut_where_the_picture_changes(tmp_path):
     pytest.importorskip("scenedetect")
-    colours = ((24, (200, 30, 30)), (30, (20, 40, 220)), (4, (240, 240, 240)), (30, (10, 90, 10)))
-    frames = np.concatenate([np.full((number, 48, 64, 3), colour, np.uint8) for number, colour in colours])
+    colors = ((24, (200, 30, 30)), (30, (20, 40, 220)), (4, (240, 240, 240)), (30, (10, 90, 10)))
+    frames = np.concatenate([np.full((number, 48, 64, 3), color, np.uint8) for number, color in colors])
     make_clip(tmp_path / "media" / "a.mp4", seconds=88 / 20, video=frames)
     make_clip(tmp_path / "media" / "still.mp4", video=pictures(20))
     make_clip(tmp_path / "media" / "sound.m4a", video=None)

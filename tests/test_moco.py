@@ -163,7 +163,7 @@ def test_with_a_constant_student_the_start_keeps_the_power_of_the_momentum_as_it
         torch.testing.assert_close(parameter, torch.full_like(parameter, 0.99**10))
 
 
-def normalised_in(parts, x, encoder):
+def normalized_in(parts, x, encoder):
     """Textbook batch norm of the encoder's linear layer for the rows of x, each within the part that holds it."""
     weight, bias = numpy(encoder.layer.weight), numpy(encoder.layer.bias)
     result = np.empty((len(x), DIM))
@@ -183,10 +183,10 @@ def test_shuffled_keys_come_in_random_groups_with_statistics_of_their_own_and_re
     together = torch.cat(teacher.seen)
     assert not torch.equal(together, given["second"])
     assert sorted(together.tolist()) == sorted(given["second"].tolist())
-    expected = normalised_in(teacher.seen, given["second"], teacher)
+    expected = normalized_in(teacher.seen, given["second"], teacher)
     np.testing.assert_allclose(outputs["second_key"], expected, atol=1e-5)
     assert torch.equal(torch.cat(student.seen), given["first"])
-    expected = normalised_in(given["first"].split(4), given["first"], student)
+    expected = normalized_in(given["first"].split(4), given["first"], student)
     np.testing.assert_allclose(outputs["first"].detach(), expected, atol=1e-5)
 
 

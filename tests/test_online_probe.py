@@ -14,7 +14,7 @@ from avssl.config import ProbeConfig
 from avssl.data.every_sample import ClipPlan
 from avssl.embedding.embedder import Embedder
 from avssl.eval.features import extract
-from avssl.train.probe import check, is_learnt_from, judge
+from avssl.train.probe import check, is_learned_from, judge
 from tests.test_pretrain import arguments_for, run_python
 
 
@@ -54,24 +54,24 @@ def test_the_last_line_is_what_the_finished_run_gives_and_scikit_learn_says_the_
     embedder = Embedder.from_run(run)
     folder = str(shards["train"])
     last = {name: value for name, value in lines(run)[-1].items() if name not in ("step", "samples_seen")}
-    assert last == pytest.approx(judge(embedder, folder, num_neighbours=20, temperature=0.07))
+    assert last == pytest.approx(judge(embedder, folder, num_neighbors=20, temperature=0.07))
     assert {
         f"{m}_{kind}_{field}" for m in ("video", "audio") for kind in ("knn", "linear") for field in ("sound", "visual")
     } == set(last)
     features = extract(embedder, folder, ("audio",), ("feature",), ClipPlan())
-    learnt = np.array([is_learnt_from(key) for key in features.keys])
-    assert 4 <= learnt.sum() <= 14
+    learned = np.array([is_learned_from(key) for key in features.keys])
+    assert 4 <= learned.sum() <= 14
     x = features.rows["audio"]["feature"][:, 0].astype(np.float64)
     y = np.array([labels["sound"][0] for labels in features.labels])
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
-    neighbours = KNeighborsClassifier(
-        min(20, int(learnt.sum())), weights=lambda distances: np.exp((1 - distances**2 / 2) / 0.07)
-    ).fit(unit[learnt], y[learnt])
-    assert last["audio_knn_sound"] == pytest.approx(neighbours.score(unit[~learnt], y[~learnt]))
-    mean, deviation = x[learnt].mean(axis=0), x[learnt].std(axis=0)
+    neighbors = KNeighborsClassifier(
+        min(20, int(learned.sum())), weights=lambda distances: np.exp((1 - distances**2 / 2) / 0.07)
+    ).fit(unit[learned], y[learned])
+    assert last["audio_knn_sound"] == pytest.approx(neighbors.score(unit[~learned], y[~learned]))
+    mean, deviation = x[learned].mean(axis=0), x[learned].std(axis=0)
     scaled = np.divide(x - mean, deviation, out=np.zeros_like(x), where=deviation > 1e-12)
-    linear = LogisticRegression(max_iter=1000).fit(scaled[learnt], y[learnt])
-    assert last["audio_linear_sound"] == pytest.approx(linear.score(scaled[~learnt], y[~learnt]))
+    linear = LogisticRegression(max_iter=1000).fit(scaled[learned], y[learned])
+    assert last["audio_linear_sound"] == pytest.approx(linear.score(scaled[~learned], y[~learned]))
 
 
 def test_a_probe_that_fails_is_seen_and_the_run_goes_on(shards, tmp_path):
@@ -86,7 +86,7 @@ def test_a_probe_that_fails_is_seen_and_the_run_goes_on(shards, tmp_path):
 
 
 def test_folders_without_labels_and_impossible_numbers_are_refused_before_the_run(shards, tmp_path):
-    for name in ("every_steps", "num_neighbours"):
+    for name in ("every_steps", "num_neighbors"):
         with pytest.raises(ValueError, match="must be at least 1"):
             check(ProbeConfig(shards=f"{shards['train']}", **{name: 0}))
     index = json.loads((shards["train"] / "index.json").read_text())
@@ -98,5 +98,5 @@ def test_folders_without_labels_and_impossible_numbers_are_refused_before_the_ru
         check(ProbeConfig(shards=str(tmp_path)))
 
 
-def test_about_half_of_the_samples_are_learnt_from():
-    assert 450 < sum(is_learnt_from(f"clip {number}") for number in range(1000)) < 550
+def test_about_half_of_the_samples_are_learned_from():
+    assert 450 < sum(is_learned_from(f"clip {number}") for number in range(1000)) < 550

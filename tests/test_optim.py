@@ -1,4 +1,4 @@
-"""Optimisers and learning rates against closed forms."""
+"""Optimizers and learning rates against closed forms."""
 
 import math
 
@@ -71,7 +71,7 @@ def test_the_learning_rate_is_the_one_that_the_schedule_says(options, step, expe
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lars"])
-def test_every_optimiser_steps_and_keeps_a_groups_own_scale(name):
+def test_every_optimizer_steps_and_keeps_a_groups_own_scale(name):
     first, second = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2, 2))
     config = OptimConfig(name=name, lr=0.4)
     optimizer = build_optimizer(config, [{"params": [first]}, {"params": [second], "lr_scale": 0.5}])
@@ -171,7 +171,7 @@ def test_a_state_goes_on_exactly_whatever_the_memory_order_of_its_weights_was(na
 
 @pytest.mark.parametrize("name", ["sgd", "adam"])
 @pytest.mark.parametrize("fused", [True, False])
-def test_the_runs_own_key_says_whether_a_loaded_optimiser_is_fused(name, fused):
+def test_the_runs_own_key_says_whether_a_loaded_optimizer_is_fused(name, fused):
     weight = torch.nn.Parameter(torch.ones(3))
     made = [build_optimizer(OptimConfig(name=name, fused=one), [{"params": [weight]}]) for one in (fused, not fused)]
     weight.grad = torch.ones(3)

@@ -64,7 +64,7 @@ def test_a_process_stays_within_its_own_run_of_shards():
         assert len({int(i) // 25 for i in order.ravel()}) <= 5
 
 
-def test_neighbours_in_the_shards_are_apart_in_the_order():
+def test_neighbors_in_the_shards_are_apart_in_the_order():
     order = orders([1000], 1, batch=10, block=250)[0].ravel()
     assert np.mean(np.abs(np.diff(order)) == 1) < 0.05
 

@@ -29,7 +29,7 @@ MATRICES = {
 
 
 def scene():
-    """uint8 (48, 64, 3): four colours, each in a corner."""
+    """uint8 (48, 64, 3): four colors, each in a corner."""
     picture = np.empty((48, 64, 3), np.uint8)
     picture[:24, :32], picture[:24, 32:], picture[24:, :32], picture[24:, 32:] = 235, 30, (200, 40, 40), (40, 40, 200)
     return picture
@@ -95,8 +95,8 @@ def test_every_reader_shows_what_the_container_says(turned):
         for seconds in (0.0, 1.5):
             assert like(read_video(source, [seconds])[0].permute(1, 2, 0).numpy(), expected)
             planes = read_video(source, [seconds], rgb=False)[0].numpy()
-            colours = av.VideoFrame.from_ndarray(planes, format="yuv420p").to_ndarray(format="rgb24")
-            assert like(colours, expected)
+            colors = av.VideoFrame.from_ndarray(planes, format="yuv420p").to_ndarray(format="rgb24")
+            assert like(colors, expected)
         assert all(like(pixels.permute(1, 2, 0).numpy(), expected) for _, pixels in stream_video(source))
     with PictureStream(path) as stream:
         assert all(like(PictureStream.pixels(picture), expected) for picture in stream.play(0.7))

@@ -145,7 +145,7 @@ def test_evaluation_refuses_what_was_trained_on_unless_it_is_allowed(task, video
         f"test={inside}",
         "num_workers=0",
     ]
-    command += ["num_neighbours=3", *(["num_positives=3"] if task == "standard" else ["label_field=visual"])]
+    command += ["num_neighbors=3", *(["num_positives=3"] if task == "standard" else ["label_field=visual"])]
     refused = run_python(*command, check=False)
     assert refused.returncode == 1
     assert "3 of 3 test samples" in refused.stderr

@@ -61,10 +61,10 @@ def test_every_format_is_read_as_pillow_reads_it(format, options, tmp_path):
         assert (probe_image(source).format, probe_image(source).width, probe_image(source).height) == (format, 31, 20)
 
 
-def test_grey_is_repeated():
-    grey = scene()[..., 0]
-    assert np.array_equal(as_hwc(read_image(saved(Image.fromarray(grey), "PNG"))), np.stack([grey] * 3, axis=-1))
-    bits = Image.fromarray(grey).convert("1")
+def test_gray_is_repeated():
+    gray = scene()[..., 0]
+    assert np.array_equal(as_hwc(read_image(saved(Image.fromarray(gray), "PNG"))), np.stack([gray] * 3, axis=-1))
+    bits = Image.fromarray(gray).convert("1")
     wanted = np.where(np.asarray(bits), 255, 0)[..., None].repeat(3, axis=-1)
     assert np.array_equal(as_hwc(read_image(saved(bits, "PNG"))), wanted)
 
@@ -76,7 +76,7 @@ def test_alpha_is_dropped_and_not_blended(format):
     assert np.array_equal(as_hwc(read_image(saved(image, format, **options))), scene())
 
 
-def test_grey_with_alpha_is_its_grey():
+def test_gray_with_alpha_is_its_gray():
     image = Image.merge("LA", [Image.fromarray(scene()[..., 0]), Image.fromarray(scene()[..., 1])])
     wanted = scene()[..., :1].repeat(3, axis=-1)
     assert np.array_equal(as_hwc(read_image(saved(image, "PNG"))), wanted)

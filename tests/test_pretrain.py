@@ -182,7 +182,7 @@ def test_tensorboard_is_one_key_away(shards, tmp_path):
 @pytest.mark.parametrize(
     "change", [["mixed_precision=bf16"], ["optim.name=lars", "optim.clip_norm=1.0", "optim.schedule=cosine"]]
 )
-def test_precisions_and_optimisers_train(change, shards, tmp_path):
+def test_precisions_and_optimizers_train(change, shards, tmp_path):
     run_python(*arguments_for("avid", shards, tmp_path / "run", "steps=2", *change))
     assert all(math.isfinite(loss) for loss in losses_of(tmp_path / "run"))
 

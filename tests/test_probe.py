@@ -15,7 +15,7 @@ from avssl.models import create_encoder
 from avssl.models.layers import STAGES, stage_activations
 from avssl.optim.config import OptimConfig
 from tests.conftest import ROOT
-from tests.labelled_runs import MemoryLoader, assert_equal_states, stage, state_of, tiny_embedder, vectors
+from tests.labeled_runs import MemoryLoader, assert_equal_states, stage, state_of, tiny_embedder, vectors
 
 TASK = tasks.get("linear_probe")
 DEVICE = torch.device("cpu")

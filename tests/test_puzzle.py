@@ -9,7 +9,7 @@ import torch
 from avssl.data.batch import stack_raw_views
 from avssl.transforms.config import ImageViewConfig, VideoViewConfig, ViewsConfig
 from avssl.transforms.draw import PictureAugment
-from avssl.transforms.jigsaw import Puzzle, centred_puzzle, cut_patches, cut_tiles, draw_puzzle, puzzle_size
+from avssl.transforms.jigsaw import Puzzle, centered_puzzle, cut_patches, cut_tiles, draw_puzzle, puzzle_size
 from avssl.transforms.published_sets import published_sets
 from avssl.transforms.raw_view import raw_picture
 from avssl.transforms.view_maker import ViewMaker
@@ -42,9 +42,9 @@ def test_putting_the_patches_back_gives_the_pieces_of_the_picture() -> None:
         assert torch.equal(patches[place], inside[:, :, top : top + 64, left : left + 64])
 
 
-def test_the_deterministic_puzzle_has_centred_patches_in_their_places() -> None:
+def test_the_deterministic_puzzle_has_centered_patches_in_their_places() -> None:
     size = puzzle_size(224)
-    patches = cut_patches(numbered(1, 255), centred_puzzle(size), size)
+    patches = cut_patches(numbered(1, 255), centered_puzzle(size), size)
     for cell in range(9):
         top, left = 85 * (cell // 3) + 10, 85 * (cell % 3) + 10
         assert torch.equal(patches[cell], numbered(1, 255)[:, :, top : top + 64, left : left + 64])
@@ -80,7 +80,7 @@ def test_a_spectrogram_too_small_for_nine_tiles_is_refused() -> None:
         cut_tiles(torch.zeros(1, 1, 8, 2), torch.arange(9)[None])
 
 
-def test_patches_of_one_picture_differ_in_colour_but_not_over_the_frames() -> None:
+def test_patches_of_one_picture_differ_in_color_but_not_over_the_frames() -> None:
     """Of a flat red clip only the looks can tell the patches apart."""
     red = torch.tensor([180, 60, 40], dtype=torch.uint8)[None, :, None, None].expand(3, 3, 90, 90)
     augment = published_sets()["pirl_jigsaw"]
@@ -92,8 +92,8 @@ def test_patches_of_one_picture_differ_in_colour_but_not_over_the_frames() -> No
     assert puzzle.shape == (1, 9, 3, 3, 18, 18)
     flat = puzzle.flatten(3)  # (1, 9, 3, frames and pixels)
     torch.testing.assert_close(flat, flat[..., :1].expand_as(flat), atol=1e-4, rtol=0)
-    colours = flat[0, :, :, 0]
-    assert len(torch.unique((colours * 50).round(), dim=0)) >= 8
+    colors = flat[0, :, :, 0]
+    assert len(torch.unique((colors * 50).round(), dim=0)) >= 8
 
 
 def test_patches_are_flipped_one_by_one_within_their_places() -> None:

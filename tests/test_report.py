@@ -18,10 +18,10 @@ from avssl.embedding.table import EmbeddingTable
 from avssl.report import write_report
 from avssl.report.charts import Series, binned, line_chart, tick_text, ticks
 from avssl.report.curves import read_metrics, training_facts
-from avssl.report.embedding_map import class_colours, even_rows, principal_plane
+from avssl.report.embedding_map import class_colors, even_rows, principal_plane
 from avssl.report.markup import Html, join, number, tag
 from avssl.report.media import MediaLibrary, audio_outline, video_thumbnails
-from avssl.report.neighbours import find_matches, pick_queries
+from avssl.report.neighbors import find_matches, pick_queries
 from avssl.report.page import ReportOptions
 from avssl.report.scores import flat_numbers, is_share, metric_title
 from data_prep.transcode.encode import write_media
@@ -103,7 +103,7 @@ def make_table(num_rows: int = 12, hostile: bool = False) -> EmbeddingTable:
         labels=[
             {"visual": [f"{name}-{row // 4}"], "sound": ["bell" if row % 4 < 2 else name]} for row in range(num_rows)
         ],
-        metadata={"run": name, "normalised": True},
+        metadata={"run": name, "normalized": True},
     )
 
 
@@ -284,7 +284,7 @@ def test_the_waveform_is_the_sounds_envelope(clip: tuple[bytes, bytes]) -> None:
     assert low[70:110].min() == pytest.approx(-0.8, abs=0.05)
 
 
-def test_neighbours_are_the_closest_rows_of_the_other_side() -> None:
+def test_neighbors_are_the_closest_rows_of_the_other_side() -> None:
     table = make_table().pool_by_key()
     labels = table.label("sound")
     queries = pick_queries(table, "video", labels, 3)
@@ -308,9 +308,9 @@ def test_the_map_is_the_principal_plane_of_scikit_learn() -> None:
     assert (plane[np.abs(plane).argmax(axis=0), [0, 1]] > 0).all()
     assert principal_plane(np.ones((5, 3), np.float32))[1].tolist() == [0, 0]
     assert even_rows(np.arange(1000) % 2 == 0, 4).tolist() == [0, 332, 666, 998]
-    colours = class_colours([f"c{place:02d}" for place in range(20)] + ["c19"])
-    assert sorted(colours.values()) == [*range(11), *[11] * 9]
-    assert colours["c19"] == 10
+    colors = class_colors([f"c{place:02d}" for place in range(20)] + ["c19"])
+    assert sorted(colors.values()) == [*range(11), *[11] * 9]
+    assert colors["c19"] == 10
 
 
 @pytest.mark.parametrize(
@@ -363,7 +363,7 @@ def test_metrics_of_a_resumed_run_keep_the_last_of_a_step(tmp_path: Path) -> Non
     path.write_text('{"step": 1, "loss": 5}\n{"step": 2, "loss": 4}\nbroken\n{"step": 2, "loss": 3, "seconds": 200}\n')
     metrics = read_metrics(path)
     assert ([row["loss"] for row in metrics.rows], metrics.num_unreadable, metrics.x_key()) == ([5, 3], 1, "step")
-    assert training_facts(metrics) == {"Optimiser steps": "2", "Training time": "3 min 20 s"}
+    assert training_facts(metrics) == {"Optimizer steps": "2", "Training time": "3 min 20 s"}
     assert read_metrics(tmp_path / "none.jsonl").rows == []
 
 

@@ -18,24 +18,24 @@ from avssl.eval.tasks.standard import TaskConfig, evaluate_tables
 from avssl.report import write_report
 from avssl.report.curves import read_metrics, training_facts
 from avssl.report.media import MediaLibrary, image_thumbnail
-from avssl.report.neighbours import counted, find_matches, pick_queries, searches
+from avssl.report.neighbors import counted, find_matches, pick_queries, searches
 from tests.test_report import Checker, clip
 
 __all__ = ["clip"]  # a fixture
 
-COLOURS = {"red": (230, 20, 20), "blue": (20, 20, 230)}
+COLORS = {"red": (230, 20, 20), "blue": (20, 20, 230)}
 
 
-def picture(colour: str, size: tuple[int, int] = (24, 16), file_format: str = "PNG") -> bytes:
+def picture(color: str, size: tuple[int, int] = (24, 16), file_format: str = "PNG") -> bytes:
     """A plain picture of width x height."""
     stream = io.BytesIO()
-    Image.new("RGB", size, COLOURS[colour]).save(stream, file_format)
+    Image.new("RGB", size, COLORS[color]).save(stream, file_format)
     return stream.getvalue()
 
 
 def measured(train: EmbeddingTable, test: EmbeddingTable) -> tuple[dict[str, float], dict[str, float | None]]:
     """({metric: value}, {metric: chance}) of the test clips by the task `standard`."""
-    clips = evaluate_tables(train, test, TaskConfig(num_neighbours=3)).repeats[0]
+    clips = evaluate_tables(train, test, TaskConfig(num_neighbors=3)).repeats[0]
     return clips.values(), {name: metric.chance for name, metric in clips.metrics.items()}
 
 
@@ -48,11 +48,11 @@ def make_table(modality: str, num_rows: int = 8, seed: int = 0, **metadata: Any)
     columns[f"{modality}_feature"] = rows
     columns[f"{modality}_embedding"] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     return EmbeddingTable(
-        keys=[f"{list(COLOURS)[row % 2]}/{row}" for row in range(num_rows)],
+        keys=[f"{list(COLORS)[row % 2]}/{row}" for row in range(num_rows)],
         index=np.arange(num_rows),
         start_seconds=np.zeros(num_rows),
         end_seconds=np.zeros(num_rows),
-        labels=[{"label": [list(COLOURS)[row % 2]]} for row in range(num_rows)],
+        labels=[{"label": [list(COLORS)[row % 2]]} for row in range(num_rows)],
         metadata=metadata,
         **columns,
     )
@@ -140,9 +140,9 @@ def test_a_picture_with_a_twin_still_leaves_only_itself_out() -> None:
 
 
 def test_the_page_of_an_image_run_shows_pictures_and_speaks_of_nothing_else(tmp_path: Path) -> None:
-    media = {f"{colour}/{row}": (None, None, picture(colour)) for row in range(8) for colour in COLOURS}
+    media = {f"{color}/{row}": (None, None, picture(color)) for row in range(8) for color in COLORS}
     text, page, words = report(tmp_path / "run", make_table("image"), media)
-    for expected in ("Nearest neighbours", "From a picture to the closest other pictures", "Query picture", "Image kNN",
+    for expected in ("Nearest neighbors", "From a picture to the closest other pictures", "Query picture", "Image kNN",
                      "Evenly picked pictures.", "squares are pictures", "✓ right class", "100.0 %"):  # fmt: skip
         assert expected in words or expected in text, expected
     for wrong in ("no video", "no sound", "not embedded", "▶", "waveform", "Does a video find", "triangles", "clips"):
@@ -157,7 +157,7 @@ def test_the_page_of_an_image_run_shows_pictures_and_speaks_of_nothing_else(tmp_
 
 
 def test_the_headings_of_every_section_have_something_below_them(tmp_path: Path) -> None:
-    media = {f"{colour}/{row}": (None, None, picture(colour)) for row in range(8) for colour in COLOURS}
+    media = {f"{color}/{row}": (None, None, picture(color)) for row in range(8) for color in COLORS}
     text, _, _ = report(tmp_path / "run", make_table("image"), media)
     sections = re.findall(r"<section[^>]*>(.*?)</section>", text, re.S)
     assert len(sections) == 6
@@ -221,9 +221,9 @@ def test_a_missing_or_broken_picture_is_named() -> None:
 
 
 def test_a_shown_picture_is_the_one_of_its_key(tmp_path: Path) -> None:
-    library = MediaLibrary({colour: (None, None, picture(colour)) for colour in COLOURS}, 0)
-    for colour, channel in (("red", 0), ("blue", 2)):
-        uri = re.search(r"base64,([^\"]+)", library.player(colour, "image"))
+    library = MediaLibrary({color: (None, None, picture(color)) for color in COLORS}, 0)
+    for color, channel in (("red", 0), ("blue", 2)):
+        uri = re.search(r"base64,([^\"]+)", library.player(color, "image"))
         assert uri is not None
         pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri[1]))))
         assert pixels.mean(axis=(0, 1)).argmax() == channel
@@ -239,9 +239,9 @@ def test_rows_are_called_by_what_they_are() -> None:
 
 def test_what_cannot_be_evaluated_says_what_it_needs() -> None:
     table = make_table("image")
-    unlabelled = EmbeddingTable(**{**table.__dict__, "labels": [{}] * len(table)})
+    unlabeled = EmbeddingTable(**{**table.__dict__, "labels": [{}] * len(table)})
     with pytest.raises(ValueError, match=r"embedded are image.*label fields \['label'\], the test split \[\]"):
-        evaluate_tables(table, unlabelled, TaskConfig())
+        evaluate_tables(table, unlabeled, TaskConfig())
 
 
 def test_only_what_a_table_has_is_measured() -> None:

@@ -60,8 +60,8 @@ def test_a_table_with_pickled_objects_is_refused(tmp_path, canary):
     assert not canary.exists()
 
 
-def test_a_pickled_optimiser_state_is_refused(tmp_path, canary):
-    """What accelerator.load_state opens a checkpoint's optimiser and random states with."""
+def test_a_pickled_optimizer_state_is_refused(tmp_path, canary):
+    """What accelerator.load_state opens a checkpoint's optimizer and random states with."""
     path = tmp_path / "optimizer.bin"
     torch.save({"state": Malicious(canary)}, path)
     with pytest.raises(pickle.UnpicklingError):

@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from avssl.losses.base import EpochContext
-from avssl.losses.sela import SeLa, SeLaConfig, relabelling_epochs
+from avssl.losses.sela import SeLa, SeLaConfig, relabeling_epochs
 from avssl.types import Progress
 from tests.textbook import sela as textbook
 from tests.textbook.gradients import gradient
 
 COMBINATIONS = [("image",), ("video",), ("audio",), ("video", "audio")]
 NUM_SAMPLES = 60
-SMALL = {"num_clusters": 4, "num_heads": 2, "num_relabellings": 3, "relabel_epochs": 8}  # labels at 0 and 2
+SMALL = {"num_clusters": 4, "num_heads": 2, "num_relabelings": 3, "relabel_epochs": 8}  # labels at 0 and 2
 
 
 class Encoder(nn.Module):
@@ -34,7 +34,7 @@ def make(modalities=("image",), seed=0, num_samples=NUM_SAMPLES, **options):
     torch.manual_seed(seed)
     config = SeLaConfig(modalities=modalities, **(SMALL | options))
     loss = SeLa(config, {modality: Encoder() for modality in modalities}, num_samples)
-    for classifier in loss.classifiers.values():  # predictions that differ between samples, and favourites
+    for classifier in loss.classifiers.values():  # predictions that differ between samples, and favorites
         nn.init.normal_(classifier.weight, std=2.0)
         nn.init.normal_(classifier.bias, std=1.0)
     return loss
@@ -152,17 +152,17 @@ def test_labels_of_one_modality_cannot_be_swapped():
         make(("image",), swap_labels=True)
 
 
-@pytest.mark.parametrize(("num_relabellings", "epochs"), [(100, 400), (5, 16), (3, 8), (2, 10), (7, 6)])
-def test_the_schedule_is_quadratic_and_merges_moments_within_an_epoch(num_relabellings, epochs):
-    assert list(relabelling_epochs(num_relabellings, epochs)) == textbook.relabelling_epochs(num_relabellings, epochs)
+@pytest.mark.parametrize(("num_relabelings", "epochs"), [(100, 400), (5, 16), (3, 8), (2, 10), (7, 6)])
+def test_the_schedule_is_quadratic_and_merges_moments_within_an_epoch(num_relabelings, epochs):
+    assert list(relabeling_epochs(num_relabelings, epochs)) == textbook.relabeling_epochs(num_relabelings, epochs)
 
 
 def test_the_schedule_by_hand():
-    assert relabelling_epochs(5, 16) == (0, 1, 4, 9)  # 16 (j / 4)^2 = 0, 1, 4, 9, 16, and the last is the end
-    assert relabelling_epochs(4, 6) == (0, 1, 3)  # 6 (j / 3)^2 = 0, 0.67, 2.67, 6
-    assert relabelling_epochs(1, 6) == (0,)
+    assert relabeling_epochs(5, 16) == (0, 1, 4, 9)  # 16 (j / 4)^2 = 0, 1, 4, 9, 16, and the last is the end
+    assert relabeling_epochs(4, 6) == (0, 1, 3)  # 6 (j / 3)^2 = 0, 0.67, 2.67, 6
+    assert relabeling_epochs(1, 6) == (0,)
     with pytest.raises(ValueError, match="both must be at least 1"):
-        relabelling_epochs(0, 6)
+        relabeling_epochs(0, 6)
 
 
 def test_labels_stay_in_epochs_between_the_moments():

@@ -28,7 +28,7 @@ def test_a_piece_of_a_hundred_million_rows_needs_no_memory_for_the_rest():
     assert (rows < 100_000_000).all()
 
 
-def test_rows_fall_evenly_over_the_order_and_neighbours_are_not_neighbours():
+def test_rows_fall_evenly_over_the_order_and_neighbors_are_not_neighbors():
     num_rows = 100_000
     for seed in range(5):
         rows = shuffled_rows(0, num_rows, num_rows, seed)

@@ -44,7 +44,7 @@ def sine(seconds, rate_hz, amplitude=1.0, hz=997.0):
 
 
 def landscape(seed, height=96, width=128):
-    """uint8 (height, width, 3): soft random colours, as different from each other as photographs are."""
+    """uint8 (height, width, 3): soft random colors, as different from each other as photographs are."""
     coarse = np.random.default_rng(seed).integers(0, 256, (7, 9, 3), dtype=np.uint8)
     return np.array(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
@@ -88,7 +88,7 @@ def ffmpeg_loudness(samples, rate_hz):
 
 @pytest.mark.parametrize("rate_hz", [24000, 44100, 48000])
 def test_loudness_is_that_of_ffmpeg(rate_hz):
-    """Coloured noise with loud, soft and silent passages, so that both gates have something to do."""
+    """Colored noise with loud, soft and silent passages, so that both gates have something to do."""
     rng = np.random.default_rng(rate_hz)
     noise = np.convolve(rng.normal(size=9 * rate_hz), [1, -0.6, 0.3])[: 9 * rate_hz]
     levels = np.repeat([0.2, 0.05, 0.0, 0.001, 0.1, 0.15, 0.01, 0.2, 0.0], rate_hz)
@@ -155,7 +155,7 @@ def test_a_small_thing_that_moves_is_no_still_video():
 
 
 def test_motion_and_stillness_are_those_of_the_frames():
-    """A second of one picture, a second of alternating grey levels 40 apart every half second."""
+    """A second of one picture, a second of alternating gray levels 40 apart every half second."""
     still, levels = [landscape(3)] * 16, [np.full((96, 128, 3), 60 + 40 * (k // 8 % 2), np.uint8) for k in range(17)]
     file = io.BytesIO()
     write_media(file, video=still + levels, video_fps=16, container_format="mp4", video_options={"crf": "10"})
@@ -165,8 +165,8 @@ def test_motion_and_stillness_are_those_of_the_frames():
     assert facts.still_share == 0.25  # frames 0 and 8, of four pairs
     luma = 219 / 255 * 40  # limited range
     squares = Image.fromarray(landscape(3)).convert("L").resize((16, 16), Image.Resampling.BOX)
-    to_grey = np.abs(np.array(squares).astype(float) - 60).mean() * 219 / 255
-    assert facts.motion == pytest.approx((0 + to_grey + 2 * luma) / 4, abs=1)
+    to_gray = np.abs(np.array(squares).astype(float) - 60).mean() * 219 / 255
+    assert facts.motion == pytest.approx((0 + to_gray + 2 * luma) / 4, abs=1)
 
 
 def test_the_middle_frame_stays_where_it_is_when_a_copy_is_a_little_shorter():
@@ -318,7 +318,7 @@ def test_numbers_and_facts_are_those_of_the_samples(stats, shards):
     assert tally.numbers["duration_seconds"].total == pytest.approx(sum(info.duration_seconds for info in infos))
     assert tally.numbers["num_frames"].total == sum(info.num_frames for info in infos)
     assert tally.labels == {"what": {"tone": 3, "<b>clip</b>": 5}, "place": {"here": 1}}
-    assert tally.num_labelled == {"what": 8, "place": 1}
+    assert tally.num_labeled == {"what": 8, "place": 1}
     assert tally.counts["wholly silent"] == tally.counts["digital silence"] == tally.counts["wholly still"] == 1
     assert tally.numbers["silent_share"].mean == pytest.approx((3 * 0.5 + 1) / 7, abs=0.02)
     assert tally.numbers["still_share"].total == 1

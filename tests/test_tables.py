@@ -45,7 +45,7 @@ def make_table(num_rows: int = 7, seed: int = 0, prefix: str = "clip") -> Embedd
         has_video=has["video"],
         has_image=has["image"],
         labels=[{"visual": ["a", "b|c"], "sound": []} if row % 2 else {} for row in range(num_rows)],
-        metadata={"run": "runs/avid", "window_seconds": 0.5, "normalised": True},
+        metadata={"run": "runs/avid", "window_seconds": 0.5, "normalized": True},
         **vectors,
     )
 
@@ -142,7 +142,7 @@ def test_a_folder_is_read_part_by_part(tmp_path: Path) -> None:
 def test_parts_that_do_not_belong_together_are_refused() -> None:
     table = make_table(2)
     other = EmbeddingTable(**{**table.__dict__, "keys": ["x", "y"], "metadata": {"run": "other"}})
-    with pytest.raises(ValueError, match=r"differ in \['normalised', 'run', 'window_seconds'\]"):
+    with pytest.raises(ValueError, match=r"differ in \['normalized', 'run', 'window_seconds'\]"):
         concatenate([table, other])
     with pytest.raises(ValueError, match="same key and start_seconds"):
         concatenate([table, table])

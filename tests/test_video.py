@@ -25,7 +25,7 @@ from avssl.transforms.draw import (
     Box,
     Look,
     PictureAugment,
-    centre_crop_box,
+    center_crop_box,
     draw_picture_parameters,
     random_resized_crop_box,
 )
@@ -35,7 +35,7 @@ ORACLES = (oracle.adjust_brightness, oracle.adjust_contrast, oracle.adjust_satur
 
 
 def frames(*shape: int, seed: int = 0) -> torch.Tensor:
-    """uint8 noise with flat, grey, black, white and saturated patches: the corner cases of HSV."""
+    """uint8 noise with flat, gray, black, white and saturated patches: the corner cases of HSV."""
     pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
     pixels[..., 0, :4] = 0
     pixels[..., 1, :4] = 255
@@ -54,7 +54,7 @@ def frames(*shape: int, seed: int = 0) -> torch.Tensor:
         (adjust_hue, oracle.adjust_hue, [-0.5, -0.13, 0.0, 0.2]),
     ],
 )
-def test_each_colour_operation_equals_torchvision(
+def test_each_color_operation_equals_torchvision(
     ours: Callable[..., torch.Tensor], theirs: Callable[..., torch.Tensor], factors: list[float]
 ) -> None:
     video = to_float(frames(4, 3, 3, 9, 7))
@@ -108,7 +108,7 @@ def test_flip_mirrors_only_the_marked_clips() -> None:
     np.testing.assert_array_equal(flipped.numpy(), expected)
 
 
-def test_float_normalise_and_layout_equal_torchvision() -> None:
+def test_float_normalize_and_layout_equal_torchvision() -> None:
     video = frames(2, 4, 3, 5, 6)
     scaled = to_float(video)
     torch.testing.assert_close(scaled, oracle.to_dtype(video, torch.float32, scale=True))
@@ -171,15 +171,15 @@ def test_a_frame_without_a_fitting_box_gives_torchvisions_fallback(height: int, 
 
 @pytest.mark.parametrize(("height", "width"), [(256, 340), (340, 256), (48, 64), (1, 1), (101, 64)])
 def test_test_crop_is_the_central_view_of_resize_and_crop(height: int, width: int) -> None:
-    top, left, box_height, box_width = centre_crop_box(height, width)
+    top, left, box_height, box_width = center_crop_box(height, width)
     assert box_height == box_width == max(1, round(min(height, width) * 0.875))
     assert abs((height - box_height) / 2 - top) <= 0.5
     assert abs((width - box_width) / 2 - left) <= 0.5
 
 
-def test_test_crop_looks_like_torchvisions_resize_then_centre_crop() -> None:
+def test_test_crop_looks_like_torchvisions_resize_then_center_crop() -> None:
     ramp = torch.linspace(0, 255, 340).expand(1, 3, 256, 340).round().to(torch.uint8)
-    ours = crop_resize(ramp, centre_crop_box(256, 340), 112)
+    ours = crop_resize(ramp, center_crop_box(256, 340), 112)
     resized = torchvision_v2.Resize(128, antialias=True)(ramp)
     expected = torchvision_v2.CenterCrop(112)(resized)
     assert (ours.int() - expected.int()).abs().max() <= 2

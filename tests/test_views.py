@@ -131,7 +131,7 @@ def test_pictures_do_not_depend_on_the_batch_the_workers_or_the_lanes(options: d
         torch.testing.assert_close(expected[key], other[key], atol=1e-5, rtol=0)
 
 
-def test_the_deterministic_picture_is_the_normalised_central_crop() -> None:
+def test_the_deterministic_picture_is_the_normalized_central_crop() -> None:
     loader = make_loader(Pictures(), (View("plain", "image", "test"), View("first", "image", "simclr")))
     for batch in loader.every_sample_once():
         for row, index in enumerate(batch.index.tolist()):

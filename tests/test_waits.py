@@ -102,8 +102,8 @@ def test_only_a_step_that_logs_reads_anything_back(whole_step):
     drawn = waits(whole_step.make_views)
     for weight in whole_step.loss.parameters():
         weight.grad = torch.zeros_like(weight)
-    optimiser = waits(whole_step.optimise)  # the counts of steps of the plain Adam lie in host memory, too
-    expected = Counter(drawn) + Counter(optimiser)
+    optimizer = waits(whole_step.optimize)  # the counts of steps of the plain Adam lie in host memory, too
+    expected = Counter(drawn) + Counter(optimizer)
     whole_step.progress.step = 3
     assert waits(whole_step.whole) == expected
     logged = []

@@ -1,7 +1,7 @@
 """A training loop on 32 made-up samples in memory, for what must hold of every loss: no files, no workers, no recipe.
 
 `Run` mirrors recipes/pretrain.py step by step. One process or several give the same numbers: the data of a batch are
-made for all ranks and sliced, and batch norm is replaced by one that normalises over all ranks.
+made for all ranks and sliced, and batch norm is replaced by one that normalizes over all ranks.
 """
 
 import copy
@@ -52,7 +52,7 @@ TINY_LOSSES: dict[str, dict[str, object]] = {
         "embedding_dim": 8,
         "num_small_crops": 2,
     },
-    "sela": {"num_heads": 2, "num_clusters": 6, "num_relabellings": 4, "relabel_epochs": 4},
+    "sela": {"num_heads": 2, "num_clusters": 6, "num_relabelings": 4, "relabel_epochs": 4},
     "byol": {"projector_hidden_dims": [16], "predictor_hidden_dims": [16], "embedding_dim": 8, "teacher_momentum": 0.9},
     "simsiam": {"projector_hidden_dims": [16], "predictor_hidden_dims": [8], "embedding_dim": 16},
     "barlow_twins": {"projector_hidden_dims": [16], "embedding_dim": 8},
@@ -74,7 +74,7 @@ SHARING_OPTIONS = [
     ("pirl", {"shard_banks": True}),
     ("moco", {"shuffle_groups": 6}),
     ("sela", {"swap_labels": True}),
-    ("swav", {"centre_embeddings": True, "queue_size": 0}),
+    ("swav", {"center_embeddings": True, "queue_size": 0}),
 ]
 
 
@@ -134,8 +134,8 @@ class GatheredBatchNorm(nn.Module):
                 self.variance.lerp_(variance, 0.1)
         else:
             mean, variance = self.mean, self.variance
-        normalised = (x - mean) * (variance + self.eps).rsqrt()
-        return normalised if self.weight is None else normalised * self.weight + self.bias
+        normalized = (x - mean) * (variance + self.eps).rsqrt()
+        return normalized if self.weight is None else normalized * self.weight + self.bias
 
 
 def gather_batch_norms(module):
@@ -212,14 +212,14 @@ class Run:
         self.model.train()
 
     def step(self):
-        """One optimiser step; returns the last micro-batch's LossOutput and outputs. Gradients stay until the next."""
+        """One optimizer step; returns the last micro-batch's LossOutput and outputs. Gradients stay until the next."""
         self.optimizer.zero_grad()
         for number in range(self.accumulation):
             result, outputs = self.micro_batch(is_last=number + 1 == self.accumulation)
         return result, outputs
 
     def micro_batch(self, *, is_last):
-        """Forward and backward of one global micro-batch; with the optimiser's step after the last of them."""
+        """Forward and backward of one global micro-batch; with the optimizer's step after the last of them."""
         progress, loss = self.progress, self.loss
         if progress.batch_in_epoch == 0:
             loss.on_epoch_start(EpochContext(progress.epoch, self.embed_all, forget(self.optimizer)))

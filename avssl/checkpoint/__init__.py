@@ -5,12 +5,12 @@ Files are written under a temporary name, synced, then renamed: whole or absent.
 run/
   config.yaml            resolved configuration
   metrics.jsonl          one line a logging step
-  step_000123/           Accelerate's state (loss with all its state, optimiser, scaler, RNG per rank), statistics of
+  step_000123/           Accelerate's state (loss with all its state, optimizer, scaler, RNG per rank), statistics of
                          the views, progress.json and, last, checksums.json: without it a checkpoint does not count
   damaged_step_000123/   one that was not as it was written when the run went on; nothing reads it
   .lock                  held by the first process of the run that is at work here
-  encoders.safetensors   on finish: encoders, heads, statistics of the views, banks and constants; no optimiser
-  provenance.json        versions, data, steps, licence of the weights it started from
+  encoders.safetensors   on finish: encoders, heads, statistics of the views, banks and constants; no optimizer
+  provenance.json        versions, data, steps, license of the weights it started from
 """
 
 from avssl.checkpoint.bank_rows import whole_banks

@@ -23,9 +23,9 @@ def inherit(loss: nn.Module, source: str | Path, fingerprint: str) -> dict[str, 
     foreign = {}
     if data["fingerprint"] != fingerprint:
         rows = data["num_samples"]
-        learnt = {f"loss.{name}" for name, _ in loss.named_parameters()}
+        learned = {f"loss.{name}" for name, _ in loss.named_parameters()}
         foreign = {
-            key: value for key, value in weights.items() if key not in learnt and _is_per_sample(key, value, rows)
+            key: value for key, value in weights.items() if key not in learned and _is_per_sample(key, value, rows)
         }
     refused = [key for key in weights if key.startswith("loss.encoders.") and not _fits(key, weights[key], loss)]
     if refused:

@@ -30,11 +30,11 @@ def export(
     """Write encoders.safetensors: the state of each module under `<name>.`; call on the main process only.
 
     more: tensors that are in no module's state, by their whole names.
-    A run that started from licensed weights keeps their licence in its provenance: what is derived is not freer.
+    A run that started from licensed weights keeps their license in its provenance: what is derived is not freer.
     """
     state = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
     state.update(more or {})
-    return write_weights(run, state, {**provenance, **_inherited_licence(str(provenance.get("init_from", "")))})
+    return write_weights(run, state, {**provenance, **_inherited_license(str(provenance.get("init_from", "")))})
 
 
 def write_weights(run: Path, state: Mapping[str, torch.Tensor], provenance: Mapping[str, Any]) -> Path:
@@ -46,12 +46,12 @@ def write_weights(run: Path, state: Mapping[str, torch.Tensor], provenance: Mapp
     return path
 
 
-def _inherited_licence(init_from: str) -> dict[str, Any]:
+def _inherited_license(init_from: str) -> dict[str, Any]:
     source = Path(init_from) / PROVENANCE_FILE
     if not init_from or not source.is_file():
         return {}
     facts = Fields.read(source).record
-    return {key: facts[key] for key in ("licence", "licence_note") if key in facts}
+    return {key: facts[key] for key in ("license", "license_note") if key in facts}
 
 
 def read_provenance(run: str | Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 classifiers are tested on.
 
 Of n clips the first begins and the last ends where the media does (`clips.uniform_windows`); clips of video and sound
-share their instants. A clip is its centre crop, or three squares of the whole short side: at the beginning, the middle
+share their instants. A clip is its center crop, or three squares of the whole short side: at the beginning, the middle
 and the end of the longer side (Wang et al. 2018, arXiv 1711.07971). A picture has no time and is one clip.
 """
 
@@ -28,7 +28,7 @@ from avssl.processes.patience import all_batches
 from avssl.processes.worker_server import worker_context
 from avssl.shards.shard_set import Sample, ShardSet, spans
 from avssl.transforms.config import ImageViewConfig, VideoViewConfig, ViewsConfig, clip_lengths
-from avssl.transforms.draw import Box, centre_crop_box
+from avssl.transforms.draw import Box, center_crop_box
 from avssl.transforms.geometry import crop_resize
 from avssl.transforms.raw_view import RawView, raw_audio, raw_picture
 from avssl.transforms.time_sampling import Windows, random_windows, snap_to_frames, uniform_windows
@@ -179,9 +179,9 @@ def _crops(
 
 
 def crop_boxes(height: int, width: int, num_crops: int) -> list[Box]:
-    """The centre crop of evaluation, or three squares of the short side along the longer one."""
+    """The center crop of evaluation, or three squares of the short side along the longer one."""
     if num_crops == 1:
-        return [centre_crop_box(height, width)]
+        return [center_crop_box(height, width)]
     side = min(height, width)
     places = [round((max(height, width) - side) * share) for share in (0.0, 0.5, 1.0)]
     return [Box(place, 0, side, side) if height > width else Box(0, place, side, side) for place in places]

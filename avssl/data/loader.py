@@ -5,7 +5,7 @@ stateless workers, so a run that stops after batch t goes on by planning from t,
 The loader splits by rank itself; it is not given to `accelerator.prepare`.
 
 A sample that cannot be read is never replaced in silence. It is counted by reason, named in the log, and its row in
-the batch is taken by a repeat of a neighbouring sample of the same batch, index and all, because every process needs
+the batch is taken by a repeat of a neighboring sample of the same batch, index and all, because every process needs
 batches of one shape. Above `max_failure_rate` of all samples read, or when a whole batch fails, the run stops and says
 why.
 """
@@ -167,7 +167,7 @@ class Loader:
             yield ready
 
     def every_sample_once(self, view_names: Sequence[str] = ()) -> Iterator[Batch]:
-        """Deterministic centre clips of every sample, each exactly once over all ranks: all views, or those named.
+        """Deterministic center clips of every sample, each exactly once over all ranks: all views, or those named.
 
         Ranks may differ by one in their number of batches: no collective calls between batches.
         """

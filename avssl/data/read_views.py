@@ -22,7 +22,7 @@ from avssl.transforms.config import (
 )
 from avssl.transforms.jigsaw import NUM_TILES
 from avssl.transforms.raw_view import RawView, raw_audio, raw_picture
-from avssl.transforms.time_sampling import centre_windows, frame_times_seconds, random_windows, snap_to_frames
+from avssl.transforms.time_sampling import center_windows, frame_times_seconds, random_windows, snap_to_frames
 from avssl.types import Clip, MediaError, Span, View
 
 
@@ -32,7 +32,7 @@ def read_clip(
     modalities: set[str],
     generator: np.random.Generator | None,
 ) -> Clip:
-    """Decode one clip of each modality; generator None takes the centre, else a random pair of AVID's intervals.
+    """Decode one clip of each modality; generator None takes the center, else a random pair of AVID's intervals.
 
     A picture has no time: it is read whole and takes no draw. Raises MediaError when a modality that is asked for is
     missing or cannot be decoded.
@@ -50,7 +50,7 @@ def read_clip(
         return Clip(index, key, None, None, 0.0, 0.0, image)
     lengths = clip_lengths(config)
     if generator is None:
-        windows = centre_windows(video_span, audio_span, replace(lengths, max_offset_seconds=0.0))
+        windows = center_windows(video_span, audio_span, replace(lengths, max_offset_seconds=0.0))
     else:
         windows = random_windows(video_span, audio_span, lengths, generator)
     if video_span is not None:

@@ -7,7 +7,7 @@
 
 A window's embedding is the mean of the unit embeddings of the clips that fill it, made unit again: a window of 2 s
 holds four of AVID's video clips of 0.5 s and one audio clip of 2 s, evenly spaced; a clip longer than the window is
-centred on it. Nothing is random: the same input gives the same rows, whatever the batch size or the number of workers.
+centered on it. Nothing is random: the same input gives the same rows, whatever the batch size or the number of workers.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from avssl.version import __version__
 
 EMBEDDING_PARTS = ("encoders", "projectors", "predictors")  # of a loss: what embeddings are a function of
 PRELOAD = ("avssl.embedding.embedder",)  # of decoding processes: what this module's importers import in them
-MAX_STATE_ROWS = 2**17  # more than any number of clusters or neighbours that a loss asks the samples for
+MAX_STATE_ROWS = 2**17  # more than any number of clusters or neighbors that a loss asks the samples for
 
 
 class Embedder:
@@ -142,7 +142,7 @@ class Embedder:
         """
         wanted = self._checked(modalities or self.modalities)
         grid = self._grid(wanted, window_seconds, stride_seconds)
-        facts = {"run": str(self.config.run), "weights": self.weights_hash, **grid, "normalised": True}
+        facts = {"run": str(self.config.run), "weights": self.weights_hash, **grid, "normalized": True}
         return wanted, facts | {"modalities": list(wanted), "avssl_version": __version__}
 
     def stream(self, sources: Sources, settings: dict[str, Any], blocks: Sequence[range] | None = None) -> WindowStream:

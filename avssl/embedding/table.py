@@ -42,7 +42,7 @@ class EmbeddingTable:
     video_feature, audio_feature, image_feature: float32 (n, F), the encoder's output before the projector; NaN and
         None as above.
     labels: {field: [names]} per row.
-    metadata: run, weights hash, window_seconds, stride_seconds, normalised, ...: whatever json can hold.
+    metadata: run, weights hash, window_seconds, stride_seconds, normalized, ...: whatever json can hold.
     """
 
     keys: list[str]

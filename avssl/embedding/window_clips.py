@@ -17,7 +17,7 @@ from avssl.media.ffmpeg import Source
 from avssl.media.info import AudioBlock
 from avssl.media.readers import PictureStream, SoundStream
 from avssl.transforms.config import AudioViewConfig, VideoViewConfig
-from avssl.transforms.draw import Box, centre_crop_box
+from avssl.transforms.draw import Box, center_crop_box
 from avssl.transforms.geometry import crop_resize
 from avssl.transforms.time_sampling import frame_times_seconds
 from avssl.types import MediaError, Span
@@ -28,7 +28,7 @@ FRAMES_TOGETHER = 8  # that are resized together
 
 
 class VideoClips:
-    """The deterministic view of clips of a video, their centre crops.
+    """The deterministic view of clips of a video, their center crops.
 
     Args:
         source, name: as decode.read_video. span: of the video, on the clock on which clips begin.
@@ -89,7 +89,7 @@ class VideoClips:
                 if picture is None:
                     raise MediaError("no_video", f"{self.name}: the video stream holds no decodable frame")
                 if picture.seconds != self._last_seconds:
-                    crops.append(self._stream.part(picture, centre_crop_box))
+                    crops.append(self._stream.part(picture, center_crop_box))
                     self._last_seconds = picture.seconds
                 which.append(len(crops))
             found = [self._last_frame, *self._resized(crops)]

@@ -1,6 +1,6 @@
 """Media cut into windows on one time grid for all modalities, decoded in workers: what embedding reads.
 
-A window is filled with evenly spaced clips of video and of sound; a clip longer than the window is centred on it. What
+A window is filled with evenly spaced clips of video and of sound; a clip longer than the window is centered on it. What
 several of the windows that are read together hold is one clip. A picture has no time: it belongs to the first window,
 and pictures alone have one window of no length, [0, 0].
 """
@@ -34,11 +34,11 @@ WINDOWS_PER_READ = 16  # windows decoded together: bounds the memory of long med
 
 
 def clip_starts(window: Sequence[float], clip_seconds: float) -> list[float]:
-    """Starts of the evenly spaced clips that fill a window (start, end); a longer clip is centred on the window."""
+    """Starts of the evenly spaced clips that fill a window (start, end); a longer clip is centered on the window."""
     start, end = float(window[0]), float(window[1])
     count = max(1, round((end - start) / clip_seconds))
-    centres = start + (end - start) * (np.arange(count) + 0.5) / count
-    return [float(centre) - clip_seconds / 2 for centre in centres]
+    centers = start + (end - start) * (np.arange(count) + 0.5) / count
+    return [float(center) - clip_seconds / 2 for center in centers]
 
 
 def _clip_times(media: Media, grid: np.ndarray, config: ViewsConfig, modality: str) -> list[tuple[int, float]]:
@@ -80,7 +80,7 @@ def _with_its_frame(media: Media, start: float) -> float:
 class MediaReader:
     """The windows of one media, some at a time and in order; every stream is decoded once. A context manager.
 
-    Clips are their centre crops, as in training's own evaluation.
+    Clips are their center crops, as in training's own evaluation.
     """
 
     def __init__(self, media: Media, config: ViewsConfig, modalities: Sequence[str]) -> None:

@@ -27,7 +27,7 @@ def require_sklearn() -> None:
         raise ModuleNotFoundError("this task needs scikit-learn: pip install 'avssl[eval]'") from error
 
 
-def standardiser(rows: Array, offset: float) -> Callable[[Array], Array]:
+def standardizer(rows: Array, offset: float) -> Callable[[Array], Array]:
     """x -> (x - mean) / (standard deviation + offset), both of these rows (n, D), in float32.
 
     Constant columns stay 0, whatever the offset.
@@ -40,9 +40,9 @@ def standardiser(rows: Array, offset: float) -> Callable[[Array], Array]:
 def _over_clips(
     train: Array, targets: Array, test: Array, fit: Callable[[Array, Array], Callable[[Array], Array]], offset: float
 ) -> Array:
-    """Standardise by the training clips, fit on all of them, and average the scores of a test sample's clips."""
+    """Standardize by the training clips, fit on all of them, and average the scores of a test sample's clips."""
     clips = train.reshape(-1, train.shape[2])
-    scale = standardiser(clips, offset)
+    scale = standardizer(clips, offset)
     scores = fit(scale(clips), np.repeat(targets, train.shape[1], axis=0))(scale(test.reshape(-1, test.shape[2])))
     averaged: Array = scores.reshape(len(test), test.shape[1], -1).mean(axis=1)
     return averaged
@@ -59,7 +59,7 @@ def logistic_scores(
     seed: int = 0,
     report: dict[str, Any] | None = None,
 ) -> Array:
-    """Multinomial logistic regression (L2, L-BFGS) on standardised rows: probabilities, averaged over clips.
+    """Multinomial logistic regression (L2, L-BFGS) on standardized rows: probabilities, averaged over clips.
 
     With bool targets (n, C), one logistic regression a class. costs: C of scikit-learn; of several the best is taken on
     a fifth of the training samples that is held out (stratified), never on the test set, and fitted on all again.
@@ -102,7 +102,7 @@ def svm_scores(
 ) -> Array:
     """One-vs-all linear SVM (hinge loss): decision values, averaged over clips.
 
-    Rows are standardised with (standard deviation + deviation_offset); 1e-2, C = 10 or 1 and 200 iterations are AVID's
+    Rows are standardized with (standard deviation + deviation_offset); 1e-2, C = 10 or 1 and 200 iterations are AVID's
     (Morgado et al. 2021, evaluation on ESC-50 and DCASE).
     """
     from sklearn.svm import LinearSVC
@@ -183,19 +183,19 @@ def _log_loss(scores: Array, targets: Array) -> float:
 
 
 def knn_scores(
-    train: Array, targets: Array, test: Array, num_classes: int, *, num_neighbours: int = 200, temperature: float = 0.07
+    train: Array, targets: Array, test: Array, num_classes: int, *, num_neighbors: int = 200, temperature: float = 0.07
 ) -> Array:
     """Weighted kNN (avssl/eval/knn.py) between samples: the mean of a sample's unit clips stands for it.
 
-    With bool targets (n, C) a class's score is the weight of the neighbours that have it.
+    With bool targets (n, C) a class's score is the weight of the neighbors that have it.
     """
     known, asked = (unit(rows).mean(axis=1) for rows in (train, test))
-    options: dict[str, Any] = {"num_neighbours": num_neighbours, "temperature": temperature}
+    options: dict[str, Any] = {"num_neighbors": num_neighbors, "temperature": temperature}
     if targets.ndim == 1:
         return weighted_knn(known, targets, asked, num_classes=num_classes, **options)
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}; it must be above 0")
-    rows, cosines = nearest(asked, known, num_neighbours)
+    rows, cosines = nearest(asked, known, num_neighbors)
     weights = np.exp((cosines - cosines.max(axis=1, keepdims=True)) / temperature)
     weights /= weights.sum(axis=1, keepdims=True)
     return np.stack([share @ targets[own] for share, own in zip(weights, rows, strict=True)])

@@ -29,9 +29,9 @@ class FrozenConfig(TaskConfig):
 
     layers: list[str] = field(default_factory=lambda: ["feature"])  # feature, embedding, conv2x .. conv5x
     fuse: str = "concatenate"  # of `modality: both`: concatenate (unit features), or average (scores of two models)
-    train_clips: int = 1  # evenly spaced clips of a sample that is learnt from
+    train_clips: int = 1  # evenly spaced clips of a sample that is learned from
     test_clips: int = 1  # and of one that is scored; their scores are averaged
-    random_train_clips: bool = False  # draw the clips that are learnt from instead of spacing them evenly
+    random_train_clips: bool = False  # draw the clips that are learned from instead of spacing them evenly
     speed: list[float] = field(default_factory=lambda: [1.0, 1.0])  # of random clips of sound: range of the factor
     volume: list[float] = field(default_factory=lambda: [1.0, 1.0])  # the same for the waveform
     seed: int = 0  # of random clips and of the classifier
@@ -74,7 +74,7 @@ def fold_paths(config: TaskConfig) -> list[tuple[str, str, str]]:
 
 
 def clip_plans(config: FrozenConfig) -> tuple[ClipPlan, ClipPlan]:
-    """Of what is learnt from, and of what is scored."""
+    """Of what is learned from, and of what is scored."""
     for name, values in (("speed", config.speed), ("volume", config.volume)):
         if len(values) != 2:
             raise ValueError(f"{name} is {list(values)}; give the two ends of a range, for example [0.75, 1.333]")

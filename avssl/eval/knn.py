@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour classification on frozen features.
+"""Weighted k-nearest-neighbor classification on frozen features.
 
 Wu, Xiong, Yu, Lin: "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR 2018, section 3.4:
 a test row's k closest training rows i vote for their class with weight exp(s_i / T), s_i the cosine and T = 0.07.
@@ -22,14 +22,14 @@ class KNNResult:
     """scores: float64 (M, C), each row sums to 1; predicted: int64 (M,); accuracy in [0, 1].
 
     per_class: {class number: accuracy on the test rows of that class}, classes without test rows left out.
-    num_neighbours: the k that was used (the number of training rows if those are fewer than asked for).
+    num_neighbors: the k that was used (the number of training rows if those are fewer than asked for).
     """
 
     scores: NDArray[np.float64]
     predicted: NDArray[np.int64]
     accuracy: float
     per_class: dict[int, float]
-    num_neighbours: int
+    num_neighbors: int
 
 
 def weighted_knn(
@@ -37,7 +37,7 @@ def weighted_knn(
     train_labels: Any,
     test_features: Any,
     *,
-    num_neighbours: int = 20,
+    num_neighbors: int = 20,
     temperature: float = 0.07,
     num_classes: int | None = None,
     chunk_size: int | None = None,
@@ -48,7 +48,7 @@ def weighted_knn(
         train_features: (N, D) array or tensor, N >= 1; rows need not be unit.
         train_labels: (N,) integers in [0, num_classes).
         test_features: (M, D).
-        num_neighbours: k; all N training rows vote if N < k. Of equally close rows the lower ones are taken.
+        num_neighbors: k; all N training rows vote if N < k. Of equally close rows the lower ones are taken.
         temperature: T > 0, the smaller the more the closest rows count.
         num_classes: C; None = largest training label + 1.
         chunk_size: test rows at a time; changes memory, not results.
@@ -57,15 +57,15 @@ def weighted_knn(
         float64 (M, C): the share of each class in the sum of weights. Dividing by the sum leaves the order of the
         classes as it is and keeps small temperatures from overflowing.
     """
-    if temperature <= 0 or num_neighbours < 1:
-        raise ValueError(f"temperature {temperature} must be > 0 and num_neighbours {num_neighbours} >= 1")
+    if temperature <= 0 or num_neighbors < 1:
+        raise ValueError(f"temperature {temperature} must be > 0 and num_neighbors {num_neighbors} >= 1")
     labels = class_numbers(train_labels, len(train_features), "train_labels").cpu()
     if len(labels) == 0:
         raise ValueError("there are no training rows; kNN needs at least one")
     classes = int(labels.max()) + 1 if num_classes is None else num_classes
     if int(labels.max()) >= classes:
         raise ValueError(f"train_labels hold class {int(labels.max())}, allowed are 0 to {classes - 1}")
-    rows, cosines = nearest(test_features, train_features, num_neighbours, chunk_size=chunk_size)
+    rows, cosines = nearest(test_features, train_features, num_neighbors, chunk_size=chunk_size)
     weights = torch.softmax(torch.from_numpy(cosines) / temperature, dim=1)
     scores = torch.zeros((len(rows), classes), dtype=torch.float64)
     scores.scatter_add_(1, labels[torch.from_numpy(rows)], weights)
@@ -78,7 +78,7 @@ def knn_classify(
     test_features: Any,
     test_labels: Any,
     *,
-    num_neighbours: int = 20,
+    num_neighbors: int = 20,
     temperature: float = 0.07,
     chunk_size: int | None = None,
 ) -> KNNResult:
@@ -94,14 +94,14 @@ def knn_classify(
         train_features,
         train_labels,
         test_features,
-        num_neighbours=num_neighbours,
+        num_neighbors=num_neighbors,
         temperature=temperature,
         chunk_size=chunk_size,
     )
     predicted = scores.argmax(axis=1)
     right = predicted == truth
     per_class = {int(number): float(right[truth == number].mean()) for number in np.unique(truth)}
-    return KNNResult(scores, predicted, float(right.mean()), per_class, min(num_neighbours, len(train_features)))
+    return KNNResult(scores, predicted, float(right.mean()), per_class, min(num_neighbors, len(train_features)))
 
 
 def knn_chance(train_labels: Any, test_labels: Any) -> float:

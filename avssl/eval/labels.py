@@ -1,4 +1,4 @@
-"""Labelled features for classification: folds, targets, what is left out and why, modalities alone or together."""
+"""Labeled features for classification: folds, targets, what is left out and why, modalities alone or together."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ Targets = NDArray[Any]  # int64 (n,), or bool (n, C) with several labels
 
 
 @dataclass(frozen=True)
-class Labelled:
+class Labeled:
     """Samples that have a label and the modality. targets as in the module's Targets."""
 
     features: FeatureSet
@@ -56,11 +56,11 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Fold:
-    """What is learnt from and what is scored. left_out: {"train", "test"}: {reason: number of samples}."""
+    """What is learned from and what is scored. left_out: {"train", "test"}: {reason: number of samples}."""
 
     name: str
-    train: Labelled
-    test: Labelled
+    train: Labeled
+    test: Labeled
     classes: list[str]
     left_out: dict[str, dict[str, int]]
 
@@ -72,11 +72,11 @@ def make_fold(name: str, train: FeatureSet, test: FeatureSet, config: TaskConfig
         parts[side], left_out[side] = usable(features, config.label_field, modalities)
     names = {one for part in parts.values() for labels in part.labels for one in labels[config.label_field]}
     classes = sorted(names)
-    labelled = {
-        side: Labelled(part, targets_of(part, config.label_field, classes, multi_label=config.multi_label))
+    labeled = {
+        side: Labeled(part, targets_of(part, config.label_field, classes, multi_label=config.multi_label))
         for side, part in parts.items()
     }
-    return Fold(name, labelled["train"], labelled["test"], classes, left_out)
+    return Fold(name, labeled["train"], labeled["test"], classes, left_out)
 
 
 def usable(features: FeatureSet, label_field: str, modalities: Sequence[str]) -> tuple[FeatureSet, dict[str, int]]:
@@ -84,9 +84,9 @@ def usable(features: FeatureSet, label_field: str, modalities: Sequence[str]) ->
 
     ValueError when none is left.
     """
-    labelled = np.array([not label_field or bool(labels.get(label_field)) for labels in features.labels])
-    left_out = {"no label": int((~labelled).sum())} if label_field else {}
-    chosen = labelled
+    labeled = np.array([not label_field or bool(labels.get(label_field)) for labels in features.labels])
+    left_out = {"no label": int((~labeled).sum())} if label_field else {}
+    chosen = labeled
     for modality in modalities:
         left_out[f"no {modality}"] = int((chosen & ~features.present[modality]).sum())
         chosen = chosen & features.present[modality]

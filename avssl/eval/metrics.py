@@ -154,7 +154,7 @@ KINDS: dict[str, Callable[..., float]] = {
     "d_prime": d_prime,
     "pair_auc": pair_auc,
     "purity": purity,
-    "normalised_mutual_information": _clustering("normalized_mutual_info_score"),
+    "normalized_mutual_information": _clustering("normalized_mutual_info_score"),
     "adjusted_rand_index": _clustering("adjusted_rand_score"),
 }
 

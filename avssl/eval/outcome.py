@@ -26,7 +26,7 @@ class TaskConfig:
 
     task: str = ""  # a file of avssl/eval/tasks, or `standard`
     name: str = ""  # of the result: RUN/evaluations/<task>-<name>.json; default: the YAML's own
-    train: str = ""  # shard folder or URL that is learnt from; {fold} stands for each of `folds`
+    train: str = ""  # shard folder or URL that is learned from; {fold} stands for each of `folds`
     test: str = ""  # shard folder or URL that is scored; {fold} as above
     folds: list[int] = field(default_factory=list)  # e.g. [1, 2, 3]: numbers to put for {fold}
     fold_field: str = ""  # instead: the label field of `train` that numbers the folds, each of them tested once
@@ -59,7 +59,7 @@ class Repeat:
 
     name: "" for the only one, else "fold 1", "seed 0", ... keys: of the n test rows (what one row is, the protocol
     says), each once. columns: arrays (n, ...), of numbers or bools, that the metrics are computed from. train_keys: of
-    what was learnt from, for the hash of the sample list. classes: names of the columns of scores.
+    what was learned from, for the hash of the sample list. classes: names of the columns of scores.
     """
 
     name: str
@@ -124,7 +124,7 @@ def classified(
         keys: n test rows. scores: float (n, C), higher is more likely. classes: C names.
         targets: int (n,), class numbers in [0, C), single-label; or bool (n, C), multi-label.
         name: of the fold or seed. prefix: of the metrics' and columns' names, for example "video_conv5x_".
-        train_keys, train_targets: what was learnt from; the targets give the chance level of accuracy.
+        train_keys, train_targets: what was learned from; the targets give the chance level of accuracy.
 
     Single-label: top1_accuracy, top5_accuracy (with more than 5 classes), class_mean_accuracy. Of equal scores the
     lower class comes first in top 1; a true class that ties with others has the last place among them in top 5. Chance

@@ -1,6 +1,6 @@
 """Was a test set trained on? By the samples' media and sources (avssl/shards/sample_digests.py), never by keys alone.
 
-Three sides: what is tested; what classifiers and neighbours learn from; what the run itself was trained on, which it
+Three sides: what is tested; what classifiers and neighbors learn from; what the run itself was trained on, which it
 keeps beside its weights (RUN/training_data.safetensors: 64-bit digests, sorted, each once; at most 16 MB a million
 samples) with those of the run that it began from.
 """

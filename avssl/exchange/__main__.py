@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
 
 def import_command(arguments: argparse.Namespace) -> str:
     """Published checkpoint -> run folder."""
-    from avssl.exchange.avid_release import LICENCE_NOTE
+    from avssl.exchange.avid_release import LICENSE_NOTE
     from avssl.exchange.importing import import_published
 
     banks = {"video": arguments.video_bank, "audio": arguments.audio_bank}
@@ -43,7 +43,7 @@ def import_command(arguments: argparse.Namespace) -> str:
         banks={modality: name for modality, name in banks.items() if name},
         ignore=arguments.ignore,
     )
-    lines = [found.report(), LICENCE_NOTE, arguments.out]
+    lines = [found.report(), LICENSE_NOTE, arguments.out]
     if not arguments.statistics:
         lines.insert(
             2,
@@ -69,9 +69,9 @@ def export_command(arguments: argparse.Namespace) -> str:
             raise ValueError("--modality is for --to torchvision and the graphs; a folder holds the whole run")
         from avssl.exchange.folder import export_folder
 
-        return str(export_folder(run, arguments.out, with_state=arguments.with_state, licence=arguments.licence))
-    if arguments.with_state or arguments.licence:
-        raise ValueError("--with-state and --licence are for folders; leave out --to")
+        return str(export_folder(run, arguments.out, with_state=arguments.with_state, license=arguments.license))
+    if arguments.with_state or arguments.license:
+        raise ValueError("--with-state and --license are for folders; leave out --to")
     if not arguments.modality:
         raise ValueError(f"--to {arguments.to} writes one encoder: say which by --modality video, audio or image")
     if arguments.to == "torchvision":
@@ -123,7 +123,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add.add_argument("--to", choices=["folder", "torchvision", *GRAPHS], default="folder")
     add.add_argument("--modality", choices=["video", "audio", "image"], help="which encoder")
     add.add_argument("--with-state", action="store_true", help="folder: banks, queues, teachers and constants too")
-    add.add_argument("--licence", default="", help="folder: licence of the weights, such as apache-2.0")
+    add.add_argument("--license", default="", help="folder: license of the weights, such as apache-2.0")
 
     add = commands.add_parser("push", help="an exchange folder goes to a hub")
     add.set_defaults(run_command=push_command)

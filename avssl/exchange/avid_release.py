@@ -87,8 +87,8 @@ def _projector_widths(state: Mapping[str, torch.Tensor]) -> tuple[int, ...]:
     return (layers[0].shape[1], *(layers[place].shape[0] for place in places))
 
 
-LICENCE = "CC-BY-NC-4.0"
-LICENCE_NOTE = (
+LICENSE = "CC-BY-NC-4.0"
+LICENSE_NOTE = (
     "Published AVID-CMA weights are licensed CC BY-NC 4.0 by their authors: no commercial use, of these weights or of "
     "anything trained from them; name the authors (Morgado, Vasconcelos, Misra, CVPR 2021)."
 )

@@ -1,4 +1,4 @@
-"""The model card (README.md) of a run, written from the run: data, loss, steps, results, licence, how to load."""
+"""The model card (README.md) of a run, written from the run: data, loss, steps, results, license, how to load."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from avssl.config import RunConfig, load_run
 from avssl.files.checked_json import Fields
 from avssl.files.plain_text import plain
 
-UNKNOWN_LICENCE = "unknown"  # what the front matter of a hub says where nobody has said
+UNKNOWN_LICENSE = "unknown"  # what the front matter of a hub says where nobody has said
 
 
 def write_card(run: Path, folder: Path, *, title: str = "") -> Path:
@@ -30,16 +30,16 @@ def card(cfg: RunConfig, provenance: Mapping[str, Any], results: Mapping[str, Ma
     """Markdown with front matter as hubs read it. Says what is not known rather than leaving it out."""
     loss_class = losses.get(cfg.loss.name)
     modalities = loss_class.modalities(cfg.loss)
-    licence = str(provenance.get("licence") or UNKNOWN_LICENCE).lower()
-    if not re.fullmatch(r"[a-z][a-z0-9.-]*", licence):
-        licence = json.dumps(licence)  # which is YAML, too, on one line
-    front = ["---", "library_name: avssl", f"license: {licence}"]
+    license = str(provenance.get("license") or UNKNOWN_LICENSE).lower()
+    if not re.fullmatch(r"[a-z][a-z0-9.-]*", license):
+        license = json.dumps(license)  # which is YAML, too, on one line
+    front = ["---", "library_name: avssl", f"license: {license}"]
     front += ["tags:", "- self-supervised", f"- {cfg.loss.name}", *(f"- {modality}" for modality in modalities), "---"]
     parts = [
         "\n".join(front),
         f"# {_words(title)}",
         f"Encoders of {' and '.join(modalities)} trained without labels by `{cfg.loss.name}` ({loss_class.paper}).",
-        _section("Licence", _licence_lines(provenance)),
+        _section("License", _license_lines(provenance)),
         _section("Training", _training_lines(cfg, provenance)),
         _section("Inputs", _input_lines(cfg, modalities)),
         _section("Results", list(_result_lines(results)) or ["None are stored with this run."]),
@@ -71,11 +71,11 @@ def _section(title: str, lines: list[str]) -> str:
     return f"## {title}\n" + "\n".join(lines)
 
 
-def _licence_lines(provenance: Mapping[str, Any]) -> list[str]:
-    if "licence" not in provenance:
+def _license_lines(provenance: Mapping[str, Any]) -> list[str]:
+    if "license" not in provenance:
         return ["Not stated by whoever trained these weights."]
-    note = provenance.get("licence_note")
-    return [f"**{_words(provenance['licence'])}**" + (f": {_words(note)}" if note else "")]
+    note = provenance.get("license_note")
+    return [f"**{_words(provenance['license'])}**" + (f": {_words(note)}" if note else "")]
 
 
 def _training_lines(cfg: RunConfig, provenance: Mapping[str, Any]) -> list[str]:
@@ -95,7 +95,7 @@ def _training_lines(cfg: RunConfig, provenance: Mapping[str, Any]) -> list[str]:
         f"- loss: `{cfg.loss.name}`, options in config.json",
         f"- steps: {_words(provenance.get('steps', 'not recorded'))}, samples seen: "
         f"{_words(provenance.get('samples_seen', 'not recorded'))}, global batch {cfg.data.global_batch_size}",
-        f"- optimiser: `{cfg.optim.name}`, learning rate {cfg.optim.lr:g}",
+        f"- optimizer: `{cfg.optim.name}`, learning rate {cfg.optim.lr:g}",
         f"- started from: {', '.join(_starts(cfg, str(provenance.get('init_from') or '')))}",
         f"- versions: {_words(', '.join(f'{name} {of}' for name, of in provenance.get('versions', {}).items()))}",
     ]

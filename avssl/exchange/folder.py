@@ -24,24 +24,24 @@ NAME = re.compile(r"[A-Z0-9_]+")  # of torchvision's weights, which anyone can g
 PARTS = ("views.", "loss.encoders.", "loss.projectors.", "loss.predictors.")
 
 
-def export_folder(run: str | Path, out: str | Path, *, with_state: bool = False, licence: str = "") -> Path:
+def export_folder(run: str | Path, out: str | Path, *, with_state: bool = False, license: str = "") -> Path:
     """Write the exchange folder `out` of a finished run, or of another exchange folder.
 
     with_state: also banks, queues, teachers and constants, for a run that shall start from it on the same samples.
-    licence: of the weights, for the card (an SPDX name such as `apache-2.0`). Raises ValueError if `out` is not empty,
-    or if the run's weights have a licence of their own and another one is given.
+    license: of the weights, for the card (an SPDX name such as `apache-2.0`). Raises ValueError if `out` is not empty,
+    or if the run's weights have a license of their own and another one is given.
     """
     run, out = Path(run), Path(out)
     weights, provenance = read_weights(run), read_provenance(run)
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} exists and is not empty; give --out a new folder")
-    if licence and str(provenance.get("licence", licence)).lower() != licence.lower():
+    if license and str(provenance.get("license", license)).lower() != license.lower():
         raise ValueError(
-            f"the weights of {run} are licensed {provenance['licence']}, or come from such weights; "
-            f"--licence {licence} cannot change that"
+            f"the weights of {run} are licensed {provenance['license']}, or come from such weights; "
+            f"--license {license} cannot change that"
         )
-    if licence:
-        provenance.setdefault("licence", licence)
+    if license:
+        provenance.setdefault("license", license)
     cfg = config.load_run(run)
     out.mkdir(parents=True, exist_ok=True)
     (out / CONFIG_FILE).write_text(json.dumps(dataclasses.asdict(_without_paths(cfg)), indent=1), encoding="utf-8")

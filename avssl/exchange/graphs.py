@@ -109,7 +109,7 @@ def graph_facts(embedder: Embedder, modality: str) -> dict[str, Any]:
     pixels = {"range": [0, 1], "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
     if modality == "audio":
         audio = views.audio
-        normalise = embedder.views.normalize_audio
+        normalize = embedder.views.normalize_audio
         return facts | {
             "input_shape": [-1, 1, audio.num_frames, embedder.views.spectrogram.num_bins],
             "axes": "batch, channel, frames, bins",
@@ -119,9 +119,9 @@ def graph_facts(embedder: Embedder, modality: str) -> dict[str, Any]:
             "window_samples": audio.window_samples,
             "hop_samples": audio.hop_samples,
             "bins_averaged": audio.bins_averaged if audio.transform == "log_spectrogram" else None,
-            "normalisation": f"(decibels - mean) / (std + {STD_FLOOR}), by bin",
-            "mean": normalise.mean.tolist(),
-            "std": normalise.std.tolist(),
+            "normalization": f"(decibels - mean) / (std + {STD_FLOOR}), by bin",
+            "mean": normalize.mean.tolist(),
+            "std": normalize.std.tolist(),
         }
     size = views.video.size_px if modality == "video" else views.image.size_px
     if modality == "video":

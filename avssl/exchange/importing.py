@@ -9,7 +9,7 @@ from typing import Any
 
 from avssl import config
 from avssl.checkpoint.weights import write_weights
-from avssl.exchange.avid_release import LICENCE, LICENCE_NOTE, Published, read_published
+from avssl.exchange.avid_release import LICENSE, LICENSE_NOTE, Published, read_published
 from avssl.exchange.card import write_card
 from avssl.exchange.statistics import statistics_from
 
@@ -69,8 +69,8 @@ def run_config(found: Published, run: Path) -> config.RunConfig:
 def _provenance(found: Published, file: Path, loss: str, statistics: str) -> dict[str, Any]:
     return {
         "versions": {name: metadata.version(name) for name in ("avssl", "torch")},
-        "licence": LICENCE,
-        "licence_note": LICENCE_NOTE,
+        "license": LICENSE,
+        "license_note": LICENSE_NOTE,
         "imported": {
             "from": "a published AVID-CMA checkpoint",
             "file": file.name,

@@ -8,7 +8,7 @@ of every sample, vbar and abar:
     joint  L = ( cross + self ) / 2
 
 The same K indices, uniform over all samples but i, serve every direction. Banks are read before this batch's update:
-m_i <- normalise(momentum m_i + (1 - momentum) z_i). The partition constant is the mean of exp(score) over the first
+m_i <- normalize(momentum m_i + (1 - momentum) z_i). The partition constant is the mean of exp(score) over the first
 batch's video -> audio (self: video -> video) negatives of all ranks, then frozen and shared by every direction.
 
 Paper and code differ by scale: the paper adds the directions, the authors' code averages them. This follows the code.
@@ -50,7 +50,7 @@ class AVIDConfig(LossConfig):
     bank_momentum: float = 0.5
     projector_hidden_dims: tuple[int, ...] = (512, 512)
     embedding_dim: int = 128
-    centre_embeddings: bool = False  # a batch norm ends each projector; not in the paper, see docs/decisions.md
+    center_embeddings: bool = False  # a batch norm ends each projector; not in the paper, see docs/decisions.md
     shard_banks: bool = False  # split the banks' rows over the ranks: for data sets whose banks fit no single device
 
 
@@ -75,7 +75,7 @@ class AVID(Loss):
         self.config: AVIDConfig = config
         for modality, encoder in encoders.items():
             dims = (cast("int", encoder.dim), *config.projector_hidden_dims, config.embedding_dim)
-            self.projectors[modality] = mlp(dims, final_batch_norm=config.centre_embeddings)
+            self.projectors[modality] = mlp(dims, final_batch_norm=config.center_embeddings)
         self.banks = nn.ModuleDict(
             {
                 modality: make_bank(

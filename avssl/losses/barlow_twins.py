@@ -5,11 +5,11 @@ The D x D cross-correlation matrix of two views' embeddings, over the batch, is 
     L = sum_i (1 - C_ii)^2 + w sum_{i != j} C_ij^2,    C = Z1^T Z2 / B                                   (eq. 1, 2)
 
 where every column of Z1 and of Z2 has mean 0 and (biased) variance 1 over the batch of all ranks, so that C_ii is
-exactly 1 where the views agree. Nothing is normalised per sample, and no sample is a negative.
+exactly 1 where the views agree. Nothing is normalized per sample, and no sample is a negative.
 
 Where this differs from the authors' code. Its sum of C over the ranks carries no gradient, so on W ranks its gradient
 is 1/W of the exact one; here it is exact at any W. LARS does not see that factor in weights, but biases and norms,
-which it does not scale, learn W times as fast at the same rate: see recipes/configs/barlow_twins.yaml. Its normaliser
+which it does not scale, learn W times as fast at the same rate: see recipes/configs/barlow_twins.yaml. Its normalizer
 adds 1e-5 to the variance, which bounds C_ii below 1 for small embeddings; here the variance has a floor instead, and
 the result does not depend on the scale of the embeddings above it.
 """
@@ -49,15 +49,15 @@ def normalize_over_batch(z: torch.Tensor) -> torch.Tensor:
     # The result does not depend on what is subtracted first; with a row of z, constant columns become exact zeros
     # and not rounding errors, which dividing by a tiny deviation would blow up.
     z = z - z[0].detach()
-    centred = z - z.mean(dim=0)
-    return centred * centred.square().mean(dim=0).clamp_min(VARIANCE_FLOOR).rsqrt()
+    centered = z - z.mean(dim=0)
+    return centered * centered.square().mean(dim=0).clamp_min(VARIANCE_FLOOR).rsqrt()
 
 
 def barlow_twins(z1: torch.Tensor, z2: torch.Tensor, redundancy_weight: float) -> torch.Tensor:
     """Distance of the views' cross-correlation matrix from the identity, eq. 1.
 
     Args:
-        z1, z2: (B, D) embeddings of the two views, row by row of the same sample, B >= 2; need not be normalised; any
+        z1, z2: (B, D) embeddings of the two views, row by row of the same sample, B >= 2; need not be normalized; any
             float. Memory is O(D^2).
         redundancy_weight: >= 0, lambda.
 

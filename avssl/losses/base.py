@@ -9,7 +9,7 @@ its test's id. The loop (recipes/pretrain.py) never asks which loss it runs:
     result = loss.loss(outputs, batch.index, progress)  outside both, float32; reads state, writes none
     backward; loss.before_step(progress); optimizer step
     loss.update(outputs, batch.index)                   write banks and queues, once per micro-batch
-    loss.after_step(progress)                           teachers, prototypes, once per optimiser step
+    loss.after_step(progress)                           teachers, prototypes, once per optimizer step
 
 Legend used by every loss: h encoder feature, z unit-norm embedding, p prediction, q code or assignment; shapes B batch,
 W ranks, D width, K negatives or prototypes, N samples, T frames, M bins.
@@ -53,7 +53,7 @@ class EpochContext:
 
     embed_all(view_names) yields (index (B,), outputs) for every sample once over all ranks, without gradient, in eval
     mode, from deterministic views; of all views, or of those named. A stop can end it: write after the last pass alone.
-    reset_optimizer_state(parameters) forgets the optimiser's moments of parameters that the loss has just rewritten.
+    reset_optimizer_state(parameters) forgets the optimizer's moments of parameters that the loss has just rewritten.
     """
 
     epoch: int
@@ -144,19 +144,19 @@ class Loss(nn.Module):
         """Before an epoch's first batch, on every rank."""
 
     def before_step(self, progress: Progress) -> None:
-        """Gradients are final, the optimiser has not stepped."""
+        """Gradients are final, the optimizer has not stepped."""
 
     def update(self, outputs: Outputs, index: torch.Tensor) -> None:
         """After each micro-batch's backward."""
 
     def after_step(self, progress: Progress) -> None:
-        """After each optimiser step; progress.step counts it already."""
+        """After each optimizer step; progress.step counts it already."""
 
     def param_groups(self) -> list[dict[str, object]]:
-        """Groups for the optimiser; all trainable parameters by default.
+        """Groups for the optimizer; all trainable parameters by default.
 
         A group may say lr_scale (a factor on the learning rate), constant_lr (True: no schedule) and options of the
-        optimiser such as momentum.
+        optimizer such as momentum.
         """
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 

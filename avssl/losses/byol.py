@@ -6,7 +6,7 @@ other view; no sample is compared with another one:
     L = || p1 - sg(t2) ||^2 + || p2 - sg(t1) ||^2 = (2 - 2 cos(p1, t2)) + (2 - 2 cos(p2, t1)),   p, t made unit
 
 averaged over the batch; untrained, cosines are about 0 and L about 4. The target starts with random weights of its
-own, as in the authors' code (`teacher_start`: or as a copy), and follows the online network after each optimiser step:
+own, as in the authors' code (`teacher_start`: or as a copy), and follows the online network after each optimizer step:
 
     target <- m_k target + (1 - m_k) online,    m_k = 1 - (1 - m_0) (1 + cos(pi k / K)) / 2,   k = 0 ... K - 1
 
@@ -52,7 +52,7 @@ def regression(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor
     """Mean over the batch of 2 - 2 cos(prediction, target), eq. 2: 0 for equal directions, 4 for opposite ones.
 
     Args:
-        predictions, targets: (B, D), row by row of the same sample; need not be normalised; any float. Targets get
+        predictions, targets: (B, D), row by row of the same sample; need not be normalized; any float. Targets get
             no gradient.
 
     Returns a float32 scalar.

@@ -31,7 +31,7 @@ class CropConfig(PairConfig):
     temperature: float = 0.1
     projector_hidden_dims: tuple[int, ...] = (2048,)
     embedding_dim: int = 128
-    centre_embeddings: bool = False  # a batch norm ends the projector; not in the papers, see docs/decisions.md
+    center_embeddings: bool = False  # a batch norm ends the projector; not in the papers, see docs/decisions.md
 
 
 class CropLoss(PairLoss):
@@ -44,7 +44,7 @@ class CropLoss(PairLoss):
         check_num_clusters("num_prototypes", config.num_prototypes, num_samples)
         for modality in encoders:
             dims = (self.feature_dim(modality), *config.projector_hidden_dims, config.embedding_dim)
-            self.projectors[modality] = mlp(dims, batch_norm=True, final_batch_norm=config.centre_embeddings)
+            self.projectors[modality] = mlp(dims, batch_norm=True, final_batch_norm=config.center_embeddings)
 
     @classmethod
     def views(cls, config: LossConfig) -> tuple[View, ...]:

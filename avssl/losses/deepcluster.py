@@ -11,8 +11,8 @@ y as on labels. Sampling uniformly over clusters is done in its equivalent form,
 whose mean over the data set is 1. Without it, large clusters win and all samples end in one.
 
 Features are what precedes the last ReLU of the paper's AlexNet classifier, two layers of 4096 (projector_dims; its
-dropout and the fixed Sobel filter in front of the network are left out). The classifier's optimiser is plain SGD: its
-parameter group asks for momentum 0, which the optimisers sgd and lars honour.
+dropout and the fixed Sobel filter in front of the network are left out). The classifier's optimizer is plain SGD: its
+parameter group asks for momentum 0, which the optimizers sgd and lars honour.
 
 Across modalities the labels are swapped: each modality's clusters are the other one's labels (see xdc.py).
 A pass holds the features of all samples, (N, D) float32, on every process.
@@ -126,7 +126,7 @@ class DeepCluster(PairLoss):
 
     @torch.no_grad()
     def reset_classifier(self, modality: str, generator: torch.Generator) -> None:
-        """Weights from N(0, 0.01^2), biases 0, in place: the optimiser and DDP hold on to the same tensors."""
+        """Weights from N(0, 0.01^2), biases 0, in place: the optimizer and DDP hold on to the same tensors."""
         classifier = cast("nn.Linear", self.classifiers[modality])
         classifier.weight.copy_(0.01 * torch.randn(classifier.weight.shape, generator=generator))
         classifier.bias.zero_()

@@ -10,7 +10,7 @@ Before the first epoch the memories are filled by one pass. As in the authors' c
 random rows, and an empty cluster keeps its centroid. There each process clusters memories of its own samples with sums
 over all; here every process holds all rows and computes the same.
 
-Across modalities each crop is labelled by the other modality: the video's crops find the clusters, and are compared
+Across modalities each crop is labeled by the other modality: the video's crops find the clusters, and are compared
 with the centroids, of the sound's memory, and the other way round. That is a design by analogy, without a published
 result.
 """

@@ -6,7 +6,7 @@ batches (eq. 1, rows of unit norm):
     L = mean_i -log( exp(q_i k_i / T) / ( exp(q_i k_i / T) + sum_{j <= K} exp(q_i queue_j / T) ) )
 
 The teacher follows encoder and projector as a moving average of the parameters (eq. 2). The authors move it before the
-keys are computed; here it moves after the optimiser's step, which is the same. Keys enter the queue after the loss was
+keys are computed; here it moves after the optimizer's step, which is the same. Keys enter the queue after the loss was
 computed, else each would be its own negative.
 
 Asymmetric as published for two views of one modality: the first is the query, the second the key. Across modalities
@@ -50,14 +50,14 @@ class MoCoConfig(PairConfig):
     teacher_momentum: float = 0.999
     projector_hidden_dims: tuple[int, ...] = ()
     embedding_dim: int = 128
-    shuffle_groups: int = 8  # parts of the global batch for batch norm; 0: none, goes with synchronise_batch_norm
+    shuffle_groups: int = 8  # parts of the global batch for batch norm; 0: none, goes with synchronize_batch_norm
 
 
 def info_nce(queries: torch.Tensor, keys: torch.Tensor, queue: torch.Tensor, temperature: float) -> torch.Tensor:
     """Cross-entropy of finding each query's key among its key and the queue, eq. 1: the mean over the B queries.
 
     Args:
-        queries: (B, D) with gradient; need not be normalised; any float.
+        queries: (B, D) with gradient; need not be normalized; any float.
         keys: (B, D), row by row of the same samples; likewise; detached here.
         queue: (K, D) negatives of every query; likewise; detached here.
         temperature: > 0.
@@ -113,7 +113,7 @@ class MoCo(PairLoss):
             raise ValueError(
                 f"loss.shuffle_groups is {groups}; it must be a multiple of the {processes} processes that divides "
                 f"data.global_batch_size {global_batch_size} into parts of at least 2, or 0 for batch norm without "
-                "shuffling (then set synchronise_batch_norm=true)"
+                "shuffling (then set synchronize_batch_norm=true)"
             )
 
     @property

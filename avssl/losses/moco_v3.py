@@ -50,7 +50,7 @@ def contrast(queries: torch.Tensor, keys: torch.Tensor, temperature: float, firs
     """Cross-entropy of finding each query's own key among all keys, times 2 T: the mean over the B queries.
 
     Args:
-        queries: (B, D) predictions with gradient; need not be normalised; any float.
+        queries: (B, D) predictions with gradient; need not be normalized; any float.
         keys: (C, D), C >= B; likewise; detached here. Query i's own key is row first_row + i.
         temperature: > 0.
         first_row: where this rank's rows begin among the keys of all ranks.

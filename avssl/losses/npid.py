@@ -3,7 +3,7 @@
 Every sample is a class of its own. Its unit embedding z_i is told apart from K noise samples by NCE against a slow
 memory m of every sample, with a constant partition E (eq. 4 to 8; see ops/nce.py for the maths):
 
-    L = mean_i ( -log h(z_i, m_i) - sum_k log(1 - h(z_i, m_k)) ),    m_i <- normalise(momentum m_i + (1 - momentum) z_i)
+    L = mean_i ( -log h(z_i, m_i) - sum_k log(1 - h(z_i, m_k)) ),    m_i <- normalize(momentum m_i + (1 - momentum) z_i)
 
 Two views of one modality are each told apart against the bank of that modality, which then follows the first view. A
 video and a sound are told apart against each other's bank, and each bank follows its own modality: that is cross-AVID
@@ -12,7 +12,7 @@ video and a sound are told apart against each other's bank, and each bank follow
 Choices. The paper's proximal term is left out: the authors' code replaces it by the bank's momentum. The authors' code
 draws negatives from all samples, the own one among them, and measures E with the positive scores; here the own index is
 never a negative, for NCE's noise would else hold data, and E is the mean over the first batch's negatives. The bank
-starts from normalised rows, the authors' from uniform ones whose norm is 1 only in the mean. No 1e-7 stands inside the
+starts from normalized rows, the authors' from uniform ones whose norm is 1 only in the mean. No 1e-7 stands inside the
 logarithms: softplus needs none.
 """
 
@@ -46,7 +46,7 @@ class NPIDConfig(PairConfig):
     temperature: float = 0.07
     bank_momentum: float = 0.5
     embedding_dim: int = 128
-    centre_embeddings: bool = False  # a batch norm ends the projector; not in the paper, see docs/decisions.md
+    center_embeddings: bool = False  # a batch norm ends the projector; not in the paper, see docs/decisions.md
     shard_banks: bool = False  # split the banks' rows over the ranks: for data sets whose banks fit no single device
 
 
@@ -69,7 +69,7 @@ class NPID(PairLoss):
         self.banks = nn.ModuleDict()
         for offset, modality in enumerate(sorted(encoders)):
             dims = (self.feature_dim(modality), config.embedding_dim)
-            self.projectors[modality] = mlp(dims, final_batch_norm=config.centre_embeddings)
+            self.projectors[modality] = mlp(dims, final_batch_norm=config.center_embeddings)
             self.banks[modality] = make_bank(
                 num_samples, config.embedding_dim, seed=2 * config.seed + offset, sharded=config.shard_banks
             )

@@ -5,7 +5,7 @@ through the encoder one by one, a linear layer each (shared), side by side, and 
 goes through one linear layer: f(I). Both are told apart from noise samples by NCE against a slow memory m of f:
 
     L = weight NCE(g(I^t); m_i, m_n) + (1 - weight) NCE(f(I); m_i, m_n')
-    m_i <- normalise(momentum m_i + (1 - momentum) f(I))
+    m_i <- normalize(momentum m_i + (1 - momentum) f(I))
 
 with negatives n and n' drawn independently, never the own index (npid.py says why; ops/nce.py has NCE). The partition
 constant is the mean of exp(score) over the first batch's puzzle negatives, then frozen: this is the form of VISSL's
@@ -51,7 +51,7 @@ class PIRLConfig(PairConfig):
     puzzle_weight: float = 0.5  # lambda; the rest is the whole's
     projector_hidden_dims: tuple[int, ...] = ()
     embedding_dim: int = 128
-    centre_embeddings: bool = False  # a batch norm ends both heads; not in the paper, see docs/decisions.md
+    center_embeddings: bool = False  # a batch norm ends both heads; not in the paper, see docs/decisions.md
     shard_banks: bool = False  # split the banks' rows over the ranks: for data sets whose banks fit no single device
 
 
@@ -79,10 +79,10 @@ class PIRL(PairLoss):
         self.banks = nn.ModuleDict()
         for modality in encoders:
             dims = (self.feature_dim(modality), *config.projector_hidden_dims, width)
-            self.projectors[modality] = mlp(dims, final_batch_norm=config.centre_embeddings)
+            self.projectors[modality] = mlp(dims, final_batch_norm=config.center_embeddings)
             self.patch_projectors[modality] = mlp(dims)
             puzzle_dims = (NUM_PATCHES * width, width)
-            self.puzzle_projectors[modality] = mlp(puzzle_dims, final_batch_norm=config.centre_embeddings)
+            self.puzzle_projectors[modality] = mlp(puzzle_dims, final_batch_norm=config.center_embeddings)
             self.banks[modality] = make_bank(num_samples, width, config.seed, sharded=config.shard_banks)
         self.register_buffer("partition", unmeasured_partition())
 

@@ -1,16 +1,16 @@
-"""SeLa: self-labelling by optimal transport (Asano, Rupprecht, Vedaldi 2020, arXiv 1911.05371).
+"""SeLa: self-labeling by optimal transport (Asano, Rupprecht, Vedaldi 2020, arXiv 1911.05371).
 
 Linear heads on the features are trained on hard labels, and from time to time the labels are chosen anew as those that
-the heads find most probable among all labellings that use every cluster equally often. With P the predictions of a
+the heads find most probable among all labelings that use every cluster equally often. With P the predictions of a
 head for all N samples that is a transport problem, solved with sharpness lambda by scaling rows and columns:
 
     Q_nk = c_n P_nk^lambda r_k,    sum_n Q_nk = 1/K,  sum_k Q_nk = 1/N,    label_n = argmax_k Q_nk
 
 The loss is the mean over heads of the cross-entropy. Labels start balanced at random.
 
-The authors re-label `num_relabellings` times at moments that are spread quadratically over the run, dense at its
+The authors re-label `num_relabelings` times at moments that are spread quadratically over the run, dense at its
 start, as soon as the samples seen pass them. Here an epoch that begins at or after such a moment re-labels first:
-several moments within one epoch make one re-labelling, and the first epoch re-labels with an untrained network. They
+several moments within one epoch make one re-labeling, and the first epoch re-labels with an untrained network. They
 take the predictions from the augmented training views with the network in train mode; here from deterministic views in
 eval mode, so that labels do not depend on the draws or on the batches.
 
@@ -46,23 +46,23 @@ class SeLaConfig(PairConfig):
     num_heads: int = 10
     num_clusters: int = 3000  # of each head
     sharpness: float = 25.0  # lambda
-    num_relabellings: int = 100
+    num_relabelings: int = 100
     relabel_epochs: int = 400  # over which they are spread: the epochs of the run
     swap_labels: bool = False  # across modalities: each takes the labels of the other's predictions, not of the product
 
 
-def relabelling_epochs(num_relabellings: int, epochs: int) -> tuple[int, ...]:
+def relabeling_epochs(num_relabelings: int, epochs: int) -> tuple[int, ...]:
     """Epochs (0-based, ascending) that begin with new labels: moments epochs * (j / (n - 1))^2, each rounded up.
 
     Those that fall on one epoch count once, and the last moment, the end of the run, has no epoch.
     """
-    if num_relabellings < 1 or epochs < 1:
+    if num_relabelings < 1 or epochs < 1:
         raise ValueError(
-            f"loss.num_relabellings is {num_relabellings} and loss.relabel_epochs {epochs}; both must be at least 1"
+            f"loss.num_relabelings is {num_relabelings} and loss.relabel_epochs {epochs}; both must be at least 1"
         )
-    last = max(1, num_relabellings - 1)
+    last = max(1, num_relabelings - 1)
     # In integers: the ceiling of a float product would now and then be one too high.
-    moments = {-(-epochs * position**2 // last**2) for position in range(num_relabellings)}
+    moments = {-(-epochs * position**2 // last**2) for position in range(num_relabelings)}
     return tuple(sorted(moment for moment in moments if moment < epochs))
 
 
@@ -85,7 +85,7 @@ class SeLa(PairLoss):
         super().__init__(config, encoders, num_samples)
         self.config: SeLaConfig = config
         check_num_clusters("num_clusters", config.num_clusters, num_samples)
-        self.relabel_at = relabelling_epochs(config.num_relabellings, config.relabel_epochs)
+        self.relabel_at = relabeling_epochs(config.num_relabelings, config.relabel_epochs)
         self.classifiers = nn.ModuleDict(
             {
                 modality: nn.Linear(self.feature_dim(modality), config.num_heads * config.num_clusters)

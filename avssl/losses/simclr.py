@@ -39,10 +39,10 @@ class SimCLRConfig(PairConfig):
 
 
 def nt_xent(z1: torch.Tensor, z2: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Normalised temperature-scaled cross-entropy, eq. 1: the mean over the 2 B anchors.
+    """Normalized temperature-scaled cross-entropy, eq. 1: the mean over the 2 B anchors.
 
     Args:
-        z1, z2: (B, D) embeddings of the two views, row by row of the same sample; need not be normalised; any float.
+        z1, z2: (B, D) embeddings of the two views, row by row of the same sample; need not be normalized; any float.
         temperature: > 0.
 
     Returns a float32 scalar; finite also where cosines are 1 and the temperature is small.
@@ -77,8 +77,8 @@ class SimCLR(PairLoss):
         self.config: SimCLRConfig = config
         for modality in encoders:
             dims = (self.feature_dim(modality), *config.projector_hidden_dims, config.embedding_dim)
-            normalise = config.projector_batch_norm
-            self.projectors[modality] = mlp(dims, batch_norm=normalise, final_batch_norm=normalise)
+            normalize = config.projector_batch_norm
+            self.projectors[modality] = mlp(dims, batch_norm=normalize, final_batch_norm=normalize)
 
     def forward(self, views: dict[str, torch.Tensor]) -> Outputs:
         """{"first": (B, D), "second": (B, D)}."""

@@ -43,7 +43,7 @@ def negative_cosine(predictions: torch.Tensor, targets: torch.Tensor) -> torch.T
     """-mean over the batch of cos(prediction, target), eq. 1: -1 for equal directions, 1 for opposite ones.
 
     Args:
-        predictions, targets: (B, D), row by row of the same sample; need not be normalised; any float. Targets get
+        predictions, targets: (B, D), row by row of the same sample; need not be normalized; any float. Targets get
             no gradient.
 
     Returns a float32 scalar.

@@ -43,7 +43,7 @@ class SwAVConfig(CropConfig):
     name: str = "swav"
     epsilon: float = 0.05  # of Sinkhorn: smaller gives harder codes
     sinkhorn_iterations: int = 3
-    freeze_steps: int = 313  # optimiser steps at the start in which prototypes stay (one epoch of ImageNet)
+    freeze_steps: int = 313  # optimizer steps at the start in which prototypes stay (one epoch of ImageNet)
     queue_size: int = 0  # embeddings of each large crop, of all ranks; 3840 for a global batch of 256
     queue_from_epoch: int = 15  # first epoch that uses the queue
 
@@ -89,7 +89,7 @@ class SwAV(CropLoss):
         super().__init__(config, encoders, num_samples)
         self.config: SwAVConfig = config
         self.prototypes = nn.Linear(config.embedding_dim, config.num_prototypes, bias=False)
-        self.normalise_prototypes()
+        self.normalize_prototypes()
         self.queues = nn.ModuleDict()
         if config.queue_size:
             for position, name in enumerate(self.large_views):
@@ -157,9 +157,9 @@ class SwAV(CropLoss):
 
     def after_step(self, progress: Progress) -> None:  # noqa: ARG002
         """Make the prototypes unit rows again."""
-        self.normalise_prototypes()
+        self.normalize_prototypes()
 
     @torch.no_grad()
-    def normalise_prototypes(self) -> None:
-        """Unit length for every row, in place: the optimiser and DDP hold on to the same tensor."""
+    def normalize_prototypes(self) -> None:
+        """Unit length for every row, in place: the optimizer and DDP hold on to the same tensor."""
         self.prototypes.weight.copy_(normalize(self.prototypes.weight, dim=1))

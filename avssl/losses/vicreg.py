@@ -1,6 +1,6 @@
-"""VICReg: variance-invariance-covariance regularisation (Bardes, Ponce, LeCun 2022, arXiv 2105.04906).
+"""VICReg: variance-invariance-covariance regularization (Bardes, Ponce, LeCun 2022, arXiv 2105.04906).
 
-Three terms on the embeddings as they are, without any normalisation of them:
+Three terms on the embeddings as they are, without any normalization of them:
 
     L = 25 s(Z1, Z2) + 25 v(Z1, Z2) + c(Z1, Z2)
     s = mean over batch and dimensions of (z1 - z2)^2                              views agree
@@ -66,8 +66,8 @@ def variance_hinge(z: torch.Tensor) -> torch.Tensor:
 
 def redundancy(z: torch.Tensor) -> torch.Tensor:
     """sum_{i != j} Cov_ij^2 / D of (B, D) float32; memory is O(D^2)."""
-    centred = z - z.mean(dim=0)
-    covariance = centred.T @ centred / (len(z) - 1)
+    centered = z - z.mean(dim=0)
+    covariance = centered.T @ centered / (len(z) - 1)
     return covariance.fill_diagonal_(0.0).square().sum() / z.shape[1]
 
 
@@ -93,7 +93,7 @@ def vicreg(
 
     Args:
         z1, z2: (B, D) embeddings of the two views, row by row of the same sample, B >= 2; any float. Their scale
-            matters: do not normalise them.
+            matters: do not normalize them.
         invariance_weight, variance_weight, covariance_weight: >= 0; 25, 25, 1 in the paper.
 
     Returns a float32 scalar from 0 on. Raises ValueError for a batch of one: it has no variance.

@@ -95,7 +95,7 @@ def read_video(source: Source, times_seconds: Sequence[float], *, rgb: bool = Tr
         source: path, or the file's bytes; name: what error messages call it.
         times_seconds: (T,) in any order, from the stream's first frame. A time shows the latest frame that begins at or
             before it; before the first frame the first, after the last the last.
-        rgb: False leaves the colours as they are stored, in yuv420p planes.
+        rgb: False leaves the colors as they are stored, in yuv420p planes.
 
     Returns:
         uint8 (T, 3, H, W) in [0, 255], upright, in channels-last memory; with rgb=False uint8 (T, H * 3 / 2, W):

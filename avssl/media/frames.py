@@ -1,4 +1,4 @@
-"""Decoded frames to arrays: upright, without fields, in known colours; sound with its channels named, at a wanted rate.
+"""Decoded frames to arrays: upright, without fields, in known colors; sound with its channels named, at a wanted rate.
 
 Beside ffmpeg.py the only file that reads with PyAV; for decode.py and playing.py alone.
 """
@@ -145,7 +145,7 @@ class Upright:
         return self._graph.pull()
 
     def _scaled(self, frame: Any, width: int, height: int) -> Any:
-        """yuv420p, BT.601, limited range: one meaning of colours for every shard, whatever the source."""
+        """yuv420p, BT.601, limited range: one meaning of colors for every shard, whatever the source."""
         return self._reformatter.reformat(
             frame,
             width,

@@ -2,10 +2,10 @@
 
 Every picture becomes RGB, 8 bits, upright:
 
-- Grey is repeated in the three channels; palettes are looked up; CMYK and YCbCr are converted as Pillow does.
+- Gray is repeated in the three channels; palettes are looked up; CMYK and YCbCr are converted as Pillow does.
 - Transparency is dropped, not blended: what is stored below it shows, as in torchvision's ImageFolder.
 - 16 bits keep their high byte. 32-bit and float pixels are refused, for nothing says which range they have.
-- The orientation of EXIF (or XMP) is applied. Colour profiles are ignored.
+- The orientation of EXIF (or XMP) is applied. Color profiles are ignored.
 - Of several pictures in a file (animations, pages) the first one is read.
 
 Whatever goes wrong is a MediaError with a typed reason. Only the formats below are opened: all of them are decoded by
@@ -32,7 +32,7 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
 from avssl.types import MediaError
 
 __all__ = [
-    "GREY_MODES", "IMAGE_SUFFIXES", "MAX_PIXELS", "ImageInfo", "Source", "is_upright", "opened_image", "probe_image",
+    "GRAY_MODES", "IMAGE_SUFFIXES", "MAX_PIXELS", "ImageInfo", "Source", "is_upright", "opened_image", "probe_image",
     "read_image", "to_rgb",
 ]  # fmt: skip
 
@@ -44,8 +44,8 @@ IMAGE_SUFFIXES = frozenset(f".{name}" for name in ("jpg", "jpeg", "jfif", "png",
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", WebPImagePlugin.WebPImageFile.format, TiffImagePlugin.TiffImageFile.format)
 SIGNATURE = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n|GIF8|RIFF....WEBP|II\*\0|MM\0\*", re.DOTALL)
 MAX_PIXELS = 178_956_970  # half a GiB as RGB, where Pillow, too, calls a picture a decompression bomb
-GREY_16_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # I: 16-bit PNG before Pillow 11
-GREY_MODES = ("1", "L", "LA", *GREY_16_BITS)
+GRAY_16_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # I: 16-bit PNG before Pillow 11
+GRAY_MODES = ("1", "L", "LA", *GRAY_16_BITS)
 ORIENTATION_TAG = 0x0112
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -78,7 +78,7 @@ class ImageInfo:
 
 
 def read_image(source: Source, *, name: str = "") -> torch.Tensor:
-    """A picture as RGB (see the top of this file for what becomes of other colours).
+    """A picture as RGB (see the top of this file for what becomes of other colors).
 
     Args:
         source: path, or the file's bytes; name: what error messages call it, default the path.
@@ -166,7 +166,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Decode: the upright picture in mode RGB, without metadata. To be called in the block of `opened_image`."""
     image.load()  # first: PNG may give the orientation after the pixels, and TIFF applies it here
     turn = TURNS.get(image.getexif().get(ORIENTATION_TAG, 1))
-    if image.mode in GREY_16_BITS:
+    if image.mode in GRAY_16_BITS:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode != "RGB":
         image.info.pop("transparency", None)  # Pillow would warn

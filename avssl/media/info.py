@@ -133,7 +133,7 @@ def parse_clock(text: str) -> float | None:
 def mono_weights(channel_names: tuple[str, ...]) -> AudioBlock:
     """How much of each channel goes into the mono mix: float32 (channels,), sum 1, so that it can never clip.
 
-    The usual down-mix: centre 1, front left and right 0.71, surrounds 0.5, bass effects 0. Stereo is the mean.
+    The usual down-mix: center 1, front left and right 0.71, surrounds 0.5, bass effects 0. Stereo is the mean.
     """
     table = {"FC": 1.0, "FL": math.sqrt(0.5), "FR": math.sqrt(0.5), "LFE": 0.0, "LFE2": 0.0}
     weights = np.array([table.get(name, 0.5) for name in channel_names], dtype=np.float64)

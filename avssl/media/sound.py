@@ -62,7 +62,7 @@ def preroll_of(codec: str) -> Preroll | None:
 class Passing:
     """Tells which packets need not be decoded to hear a stream from its sample `first` on.
 
-    How many samples a packet holds is learnt from packets that were decoded: those of one stated duration must agree.
+    How many samples a packet holds is learned from packets that were decoded: those of one stated duration must agree.
     position: of the next sample, None while it is unknown; whoever counts samples sets it.
     """
 

@@ -34,10 +34,10 @@ def mlp(
     last = len(dims) - 2
     for position, (dim_in, dim_out) in enumerate(pairwise(dims)):
         is_last = position == last
-        normalise = final_batch_norm if is_last else batch_norm
-        bias = not normalise and (final_bias or not is_last)
+        normalize = final_batch_norm if is_last else batch_norm
+        bias = not normalize and (final_bias or not is_last)
         layers.append(nn.Linear(dim_in, dim_out, bias=bias))
-        if normalise:
+        if normalize:
             layers.append(nn.BatchNorm1d(dim_out, affine=final_affine or not is_last))
         if not is_last:
             layers.append(nn.ReLU(inplace=True))

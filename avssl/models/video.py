@@ -28,10 +28,10 @@ def check_video_input(video: torch.Tensor) -> None:
         )
 
 
-class FactorisedBlock(nn.Module):
+class FactorizedBlock(nn.Module):
     """Residual block of AVID: spatial, temporal, spatial, temporal convolution, each of `out_channels`.
 
-    The last batch norm comes after the shortcut has been added, so it normalises the sum. The two factors have no
+    The last batch norm comes after the shortcut has been added, so it normalizes the sum. The two factors have no
     intermediate width of their own, unlike torchvision's R(2+1)D. (B, C, T, H, W) -> (B, out_channels, ...).
     """
 
@@ -119,8 +119,8 @@ class AVIDVideo(nn.Module):
 
 def _stage(in_channels: int, out_channels: int, num_blocks: int, *, stride: int) -> nn.Sequential:
     """A stage: the first block strides and widens, the others keep the shape."""
-    first = FactorisedBlock(in_channels, out_channels, stride)
-    return nn.Sequential(first, *(FactorisedBlock(out_channels, out_channels, 1) for _ in range(num_blocks - 1)))
+    first = FactorizedBlock(in_channels, out_channels, stride)
+    return nn.Sequential(first, *(FactorizedBlock(out_channels, out_channels, 1) for _ in range(num_blocks - 1)))
 
 
 class TorchvisionVideo(nn.Module):

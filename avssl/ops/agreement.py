@@ -213,7 +213,7 @@ class Search:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """R(x) of rows and panel: (p, q, c), and the maxima over its first axis, of disjoint groups: (q, c).
 
-        A group is one column of each product: neighbours, often alike, are in different groups, and maxima of whole
+        A group is one column of each product: neighbors, often alike, are in different groups, and maxima of whole
         matrices are quick. The memory is that of the last call.
         """
         width = self.blocks.columns

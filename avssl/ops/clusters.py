@@ -34,10 +34,10 @@ def usage_entropy(usage: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def normalised_mutual_information(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """I(a; b) / sqrt(H(a) H(b)) of two labellings of the same samples: 1 equal up to the names, 0 unrelated.
+def normalized_mutual_information(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """I(a; b) / sqrt(H(a) H(b)) of two labelings of the same samples: 1 equal up to the names, 0 unrelated.
 
-    first, second: int64 (N,), labels >= 0. Returns a float32 scalar; 0 where a labelling has a single label, which
+    first, second: int64 (N,), labels >= 0. Returns a float32 scalar; 0 where a labeling has a single label, which
     tells nothing. Caron et al. 2018 (arXiv 1807.05520) watch it between the assignments of consecutive epochs.
     """
     num_samples = first.shape[0]
@@ -56,9 +56,9 @@ def normalised_mutual_information(first: torch.Tensor, second: torch.Tensor) -> 
 def describe_labels(before: torch.Tensor, after: torch.Tensor, num_clusters: int) -> torch.Tensor:
     """float32 (2,): how much of the labels int64 (N, L) is kept, and how evenly the new ones use the clusters.
 
-    The first is the normalised mutual information of each column with the one before, the second its usage entropy;
+    The first is the normalized mutual information of each column with the one before, the second its usage entropy;
     both are means over the L columns.
     """
-    kept = [normalised_mutual_information(*pair) for pair in zip(before.T, after.T, strict=True)]
+    kept = [normalized_mutual_information(*pair) for pair in zip(before.T, after.T, strict=True)]
     used = [usage_entropy(torch.bincount(labels, minlength=num_clusters)) for labels in after.T]
     return torch.stack([torch.stack(kept).mean(), torch.stack(used).mean()])

@@ -227,7 +227,7 @@ def _convolutions(networks: nn.Module, dimensions: int) -> list[Layer]:
 
 @cache
 def fused_is_right(kind: Any, device: torch.device) -> bool:
-    """Whether two steps of the fused optimiser are those of the plain one; asked once a process.
+    """Whether two steps of the fused optimizer are those of the plain one; asked once a process.
 
     A step is a dozen operations that round by 2^-24 each: 2^-20 of the weights, which are at most 1.
     """
@@ -243,7 +243,7 @@ def fused_is_right(kind: Any, device: torch.device) -> bool:
         ends.append(weight.detach())
     error = float((ends[1] - ends[0]).abs().max())
     wrong = None if error <= 2.0**-20 else f"two steps are off by {error:.1e}"
-    return _warned(wrong, f"the plain optimiser is used: fused {kind.__name__}")
+    return _warned(wrong, f"the plain optimizer is used: fused {kind.__name__}")
 
 
 @cache

@@ -25,7 +25,7 @@ def spherical_kmeans(
     """k-means by cosine (DeepCluster-v2): rows and centroids are unit vectors, an empty cluster keeps its centroid.
 
     Args:
-        x: (N, D), normalised here; any float.
+        x: (N, D), normalized here; any float.
         k: number of clusters, 1 to N.
         iterations: >= 1; each assigns and then moves. A last assignment follows.
         generator: draws the k rows to start from.
@@ -47,7 +47,7 @@ def spherical_kmeans(
 def kmeans(x: torch.Tensor, k: int, iterations: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """k-means by Euclidean distance; an empty cluster takes over half of a random larger one, as DeepCluster's do.
 
-    Arguments and results as `spherical_kmeans`, without any normalisation. The cluster to split is drawn with a chance
+    Arguments and results as `spherical_kmeans`, without any normalization. The cluster to split is drawn with a chance
     proportional to its size less one; the two halves start a 1024th to either side of its centroid.
     """
     x = x.float()
@@ -75,8 +75,8 @@ def whiten(x: torch.Tensor, dim: int) -> torch.Tensor:
     mean = torch.stack([block.double().sum(dim=0) for block in _blocks(x, width)]).sum(dim=0) / num_rows
     covariance = x.new_zeros((width, width), dtype=torch.float64)
     for block in _blocks(x, width):
-        centred = block.double() - mean
-        covariance += centred.T @ centred / num_rows
+        centered = block.double() - mean
+        covariance += centered.T @ centered / num_rows
     values, vectors = torch.linalg.eigh(covariance)
     values, vectors = values[-dim:].flip(0), vectors[:, -dim:].flip(1)
     scale = values.clamp_min(float(values[0]) * FLATTEST_DIRECTION).clamp_min(torch.finfo(torch.float64).tiny).rsqrt()

@@ -17,9 +17,9 @@ def last_occurrence(index: torch.Tensor) -> torch.Tensor:
 
 
 class MemoryBank(nn.Module):
-    """A slow, unit-norm copy of each sample's embedding: m_i <- normalise(momentum m_i + (1 - momentum) z_i).
+    """A slow, unit-norm copy of each sample's embedding: m_i <- normalize(momentum m_i + (1 - momentum) z_i).
 
-    `rows` is float32 (N, D), a persistent buffer from birth. It starts as normalised Gaussian noise from `seed`, the
+    `rows` is float32 (N, D), a persistent buffer from birth. It starts as normalized Gaussian noise from `seed`, the
     same on every rank: the constant of the NCE losses is estimated from these random rows.
     Callers use `gather_rows` and `update` only, so that a bank sharded over devices can take this one's place.
     """
@@ -60,7 +60,7 @@ class MemoryBank(nn.Module):
 class Queue(nn.Module):
     """The newest `size` rows that were pushed: float32 (size, D), a ring of fixed shape.
 
-    It starts as normalised Gaussian noise from `seed`, the same on every rank. `count` is how many rows were ever
+    It starts as normalized Gaussian noise from `seed`, the same on every rank. `count` is how many rows were ever
     pushed. Push tensors gathered from all ranks: then every rank holds the same bits.
     """
 

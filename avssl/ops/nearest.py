@@ -87,16 +87,16 @@ def similarity_chunks(
 
 
 def nearest(
-    queries: Any, gallery: Any, num_neighbours: int, *, chunk_size: int | None = None
+    queries: Any, gallery: Any, num_neighbors: int, *, chunk_size: int | None = None
 ) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.float64]]]:
     """Rows of `gallery` (N, D) closest to each of `queries` (M, D) by cosine, best first; of equals the lower row.
 
-    Returns (rows int64 (M, k), cosines float64 (M, k)) with k = min(num_neighbours, N).
+    Returns (rows int64 (M, k), cosines float64 (M, k)) with k = min(num_neighbors, N).
     """
     left, right = unit_rows(queries, "queries"), unit_rows(gallery, "gallery")
-    if len(right) == 0 or num_neighbours < 1:
-        raise ValueError(f"cannot give {num_neighbours} neighbours out of {len(right)} gallery rows; both must be >= 1")
-    count = min(num_neighbours, len(right))
+    if len(right) == 0 or num_neighbors < 1:
+        raise ValueError(f"cannot give {num_neighbors} neighbors out of {len(right)} gallery rows; both must be >= 1")
+    count = min(num_neighbors, len(right))
     rows = [torch.empty((0, count), dtype=torch.int64)]
     cosines = [torch.empty((0, count), dtype=torch.float64)]
     for _, similarity in similarity_chunks(left, right.to(left.device), chunk_size):

@@ -21,7 +21,7 @@ def frozen_copy(network: ModuleT, *, independent: bool = False) -> ModuleT:
     teacher = copy.deepcopy(network).requires_grad_(False)
     if independent:
         for module in teacher.modules():
-            # The only layer of PyTorch's that keeps its initialisation under another name.
+            # The only layer of PyTorch's that keeps its initialization under another name.
             name = "_reset_parameters" if isinstance(module, nn.MultiheadAttention) else "reset_parameters"
             if callable(reset := getattr(module, name, None)):
                 reset()

@@ -21,7 +21,7 @@ MAX_ITERATIONS = 2000  # the limit that SeLaVi (arXiv 2006.13662) sets
 
 @torch.no_grad()
 def self_labels(log_probabilities: torch.Tensor, sharpness: float) -> torch.Tensor:
-    """The most probable balanced labelling: argmax of the transport plan with uniform marginals.
+    """The most probable balanced labeling: argmax of the transport plan with uniform marginals.
 
     Q_nk = c_n P_nk^sharpness r_k with rows of mass 1/N and columns of mass 1/K is found by scaling columns and rows in
     turn, until sum_n |c_n / c'_n - 1| < 0.1, looked at every 10 iterations, or for 2000 iterations (Asano et al. 2020,
@@ -30,7 +30,7 @@ def self_labels(log_probabilities: torch.Tensor, sharpness: float) -> torch.Tens
 
     Args:
         log_probabilities: (N, K) finite logarithms of P, up to a constant a row; any float.
-        sharpness: lambda > 0. The larger, the closer to the best hard labelling, and the slower.
+        sharpness: lambda > 0. The larger, the closer to the best hard labeling, and the slower.
 
     Returns:
         int64 (N,), labels from 0 to K - 1. Sums are float64, in blocks of rows; the input is not copied whole.

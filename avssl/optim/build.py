@@ -1,4 +1,4 @@
-"""Optimisers by name and learning rates as a pure function of the step."""
+"""Optimizers by name and learning rates as a pure function of the step."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ KINDS: dict[str, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adam
 
 
 def build_optimizer(config: OptimConfig, groups: Sequence[Mapping[str, object]]) -> torch.optim.Optimizer:
-    """Optimiser over parameter groups as a loss gives them.
+    """Optimizer over parameter groups as a loss gives them.
 
     A group may carry lr_scale, a factor kept through the schedule; constant_lr, True to stay out of the schedule; and
-    options of the optimiser.
+    options of the optimizer.
     """
     ready = [piece for group in groups for piece in _split_biases(config, group)]
     common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
@@ -101,7 +101,7 @@ def _split_biases(config: OptimConfig, group: Mapping[str, object]) -> list[dict
 
 
 def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
-    """Learning rate of optimiser step `step` (0-based) of `total_steps`."""
+    """Learning rate of optimizer step `step` (0-based) of `total_steps`."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     if config.schedule == "cosine":
@@ -121,7 +121,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimConfig, ste
 
 
 def forget(optimizer: torch.optim.Optimizer) -> Callable[[Sequence[torch.nn.Parameter]], None]:
-    """A function that drops the optimiser's moments of the parameters it is given."""
+    """A function that drops the optimizer's moments of the parameters it is given."""
 
     def reset(parameters: Sequence[torch.nn.Parameter]) -> None:
         for parameter in parameters:

@@ -1,4 +1,4 @@
-"""Optimiser and schedule as configuration; apart from build.py because `--help` shows this and loads no libraries."""
+"""Optimizer and schedule as configuration; apart from build.py because `--help` shows this and loads no libraries."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass
 class OptimConfig:
-    """Optimiser and schedule. weight_decay is L2 in the gradient for adam, sgd, lars; decoupled for adamw.
+    """Optimizer and schedule. weight_decay is L2 in the gradient for adam, sgd, lars; decoupled for adamw.
 
     "Biases" are all tensors with at most one axis: biases and the scales and shifts of norms.
     """

@@ -1,4 +1,4 @@
-"""Line charts, waveforms and scatter marks as inline SVG. Colours are CSS classes, so that light and dark both work."""
+"""Line charts, waveforms and scatter marks as inline SVG. Colors are CSS classes, so that light and dark both work."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ MAX_POINTS = 240
 
 @dataclass(frozen=True)
 class Series:
-    """One line: x and y float64 (n,), y may hold NaN (a gap). colour: c0..c11, video, audio; dash: 0 solid .. 3."""
+    """One line: x and y float64 (n,), y may hold NaN (a gap). color: c0..c11, video, audio; dash: 0 solid .. 3."""
 
     name: str
     x: NDArray[np.float64]
     y: NDArray[np.float64]
-    colour: str = "c0"
+    color: str = "c0"
     dash: int = 0
 
 
@@ -59,7 +59,7 @@ def tick_text(value: float, unit: str = "") -> str:
 def binned(
     x: NDArray[np.float64], y: NDArray[np.float64], max_points: int = MAX_POINTS
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """(x, mean, low, high) of at most max_points runs of neighbouring points; NaN where a run has no finite value."""
+    """(x, mean, low, high) of at most max_points runs of neighboring points; NaN where a run has no finite value."""
     if len(x) <= max_points:
         return x, y, y, y
     edges = np.linspace(0, len(x), max_points + 1).astype(int)
@@ -144,9 +144,9 @@ def _line(series: Series, axes: Axes) -> Html:
     if len(series.x) > MAX_POINTS and solid.any():
         edge = np.concatenate([axes.to_y(low[solid]), axes.to_y(high[solid])[::-1]])
         outline = path(np.concatenate([across[solid], across[solid][::-1]]), edge)
-        parts.append(tag("path", d=outline + "Z", class_=f"band {series.colour}"))
+        parts.append(tag("path", d=outline + "Z", class_=f"band {series.color}"))
     points = path(across, axes.to_y(mean))
-    parts.append(tag("path", d=points, class_=f"line {series.colour} dash{series.dash}", data_series=series.name))
+    parts.append(tag("path", d=points, class_=f"line {series.color} dash{series.dash}", data_series=series.name))
     return join(*parts)
 
 
@@ -156,10 +156,10 @@ def _last_value(series: Series, y_unit: str) -> str:
 
 
 def legend(entries: Sequence[tuple[str, str, int, str]]) -> Html:
-    """List of (name, colour class, dash, value text): a piece of the line, its name, its last value."""
+    """List of (name, color class, dash, value text): a piece of the line, its name, its last value."""
     items = []
-    for name, colour, dash, value in entries:
-        stroke = tag("path", d="M1 6H23", class_=f"line {colour} dash{dash}")
+    for name, color, dash, value in entries:
+        stroke = tag("path", d="M1 6H23", class_=f"line {color} dash{dash}")
         sample = tag("svg", stroke, viewBox="0 0 24 12", class_="key", aria_hidden="true")
         items.append(tag("li", sample, tag("span", name), tag("b", value) if value else ""))
     return tag("ul", *items, class_="legend")
@@ -184,7 +184,7 @@ def line_chart(
     if not drawn:
         raise ValueError(f"chart {title!r} has no finite value to draw; leave it out")
     axes = _axes(drawn, include, whole)
-    entries = [(line.name, line.colour, line.dash, _last_value(line, y_unit)) for line in drawn]
+    entries = [(line.name, line.color, line.dash, _last_value(line, y_unit)) for line in drawn]
     summary = "; ".join(f"{name} ends at {value}" for name, _, _, value in entries)
     area = {"x": LEFT, "y": TOP, "width": WIDTH - LEFT - RIGHT, "height": HEIGHT - TOP - BOTTOM}
     clip = f"clip-{zlib.crc32(title.encode()):x}"

@@ -27,7 +27,7 @@ class Panel:
     note: str
     y_unit: str = ""
     include: tuple[float, ...] = ()
-    colours: dict[str, str] = field(default_factory=dict)
+    colors: dict[str, str] = field(default_factory=dict)
 
 
 # What every loss logs of its outputs, after the output's name; the panel of that title shows all of them.
@@ -43,7 +43,7 @@ _SIDES = {f"{side}{suffix}": side for side in ("video", "audio") for suffix in l
 # AVID's terms as they are logged, and the same as AVID+CMA's instance terms.
 _DIRECTIONS: dict[str, str] = {}
 _SCORES: dict[str, str] = {}
-_SCORE_COLOURS: dict[str, str] = {}
+_SCORE_COLORS: dict[str, str] = {}
 for _prefix in ("", "instance_"):
     for _name, _arrow, _side in (
         ("video_to_audio", "video → audio", "video"),
@@ -51,30 +51,30 @@ for _prefix in ("", "instance_"):
     ):
         _DIRECTIONS[_prefix + _name] = _arrow
         _SIDES[_prefix + _name] = _side
-        for _kind, _pairs, _colour in (("positive", "true pairs", "c2"), ("negative", "wrong pairs", "c5")):
+        for _kind, _pairs, _color in (("positive", "true pairs", "c2"), ("negative", "wrong pairs", "c5")):
             _SCORES[f"{_prefix}{_name}_{_kind}_score"] = f"{_pairs}, {_arrow}"
-            _SCORE_COLOURS[f"{_prefix}{_name}_{_kind}_score"] = _colour
+            _SCORE_COLORS[f"{_prefix}{_name}_{_kind}_score"] = _color
 PANELS = (
     Panel("Loss", {"loss": "loss"}, "Falling is good; its level depends on the number of negatives."),
     Panel(
         "Scores of pairs",
         _SCORES,
         "Cosine of true and of wrong pairs. Learning means that the two part.",
-        colours=_SCORE_COLOURS,
+        colors=_SCORE_COLORS,
     ),
     Panel(
         "Embedding spread",
         {},  # those that were logged
         "How different the embeddings of a batch are. Near 0 = collapse: every sample looks the same.",
         include=(0.0,),
-        colours=_SIDES,
+        colors=_SIDES,
     ),
     Panel(
         "Effective rank",
         {},
         "In how many directions the embeddings of a batch lie. Near 1 = collapse; at most the batch or the width.",
         include=(0.0,),
-        colours=_SIDES,
+        colors=_SIDES,
     ),
     Panel(
         "Alignment",
@@ -87,7 +87,7 @@ PANELS = (
         {},
         "How evenly a batch covers the sphere: 0 = collapse, near -4 = all over it.",
         include=(0.0,),
-        colours=_SIDES,
+        colors=_SIDES,
     ),
     Panel(
         "Use of clusters",
@@ -106,7 +106,7 @@ PANELS = (
         "Loss by direction",
         _DIRECTIONS,
         "Should fall together; a large gap means one modality carries the task.",
-        colours=_SIDES,
+        colors=_SIDES,
     ),
     Panel(
         "Waiting for data",
@@ -114,15 +114,15 @@ PANELS = (
         "High = the loader is the bottleneck: more workers or smaller frames.",
         y_unit="%",
         include=(0.0,),
-        colours={"data_wait_share": "c6"},
+        colors={"data_wait_share": "c6"},
     ),
-    Panel("Learning rate", {"lr": "learning rate"}, "As the schedule set it.", include=(0.0,), colours={"lr": "c7"}),
+    Panel("Learning rate", {"lr": "learning rate"}, "As the schedule set it.", include=(0.0,), colors={"lr": "c7"}),
     Panel(
         "Speed",
         {"samples_per_second": "samples per second"},
         "Whole loop, loading included.",
         include=(0.0,),
-        colours={"samples_per_second": "c9"},
+        colors={"samples_per_second": "c9"},
     ),
 )
 
@@ -185,19 +185,19 @@ def _probe_results(path: Path) -> list[dict[str, Any]]:
 
 
 def _series(runs: Mapping[str, Metrics], panel: Panel, x_key: str) -> list[Series]:
-    """One line per key and run: runs differ by dash, keys by colour, or runs by colour too if there is one key."""
+    """One line per key and run: runs differ by dash, keys by color, or runs by color too if there is one key."""
     lines = []
     for run_number, (run, metrics) in enumerate(runs.items()):
         for key_number, (key, name) in enumerate(panel.keys.items()):
             rows = [row for row in metrics.rows if _is_number(row.get(x_key)) and _is_number(row.get(key))]
             if not rows:
                 continue
-            colour = panel.colours.get(key, f"c{key_number}")
+            color = panel.colors.get(key, f"c{key_number}")
             if len(panel.keys) == 1 and run_number:
-                colour = f"c{run_number}"
+                color = f"c{run_number}"
             shown = name if len(runs) == 1 else f"{run}: {name}" if len(panel.keys) > 1 else run
             x, y = (np.array([row[part] for row in rows], dtype=np.float64) for part in (x_key, key))
-            lines.append(Series(shown, x, np.where(np.isfinite(y), y, np.nan), colour, run_number % 4))
+            lines.append(Series(shown, x, np.where(np.isfinite(y), y, np.nan), color, run_number % 4))
     return lines
 
 
@@ -230,7 +230,7 @@ def curves_section(runs: Mapping[str, Metrics]) -> Html:
     for panel in _panels(runs):
         lines = [line for line in _series(runs, panel, x_key) if np.isfinite(line.y).any()]
         if lines:
-            label = "samples seen" if x_key == "samples_seen" else "optimiser steps"
+            label = "samples seen" if x_key == "samples_seen" else "optimizer steps"
             charts.append(
                 line_chart(
                     panel.title, lines, note=panel.note, x_label=label, y_unit=panel.y_unit, include=panel.include
@@ -252,7 +252,7 @@ def _collapses(runs: Mapping[str, Metrics]) -> Html:
 
 
 def _footnote(runs: Mapping[str, Metrics]) -> Html:
-    notes = ["Long runs: the line is the mean of neighbouring logging steps, the band their lowest and highest value."]
+    notes = ["Long runs: the line is the mean of neighboring logging steps, the band their lowest and highest value."]
     for run, metrics in runs.items():
         bad = sum(
             1 for row in metrics.rows for value in row.values() if _is_number(value) and not np.isfinite(float(value))
@@ -269,7 +269,7 @@ def training_facts(metrics: Metrics) -> dict[str, str]:
     if not metrics.rows:
         return {}
     last = metrics.rows[-1]
-    names = {"step": "Optimiser steps", "epoch": "Last epoch", "samples_seen": "Samples seen"}
+    names = {"step": "Optimizer steps", "epoch": "Last epoch", "samples_seen": "Samples seen"}
     facts = {shown: number(last[key]) for key, shown in names.items() if _is_number(last.get(key))}
     seconds = [float(row["seconds"]) for row in metrics.rows if _is_number(row.get("seconds"))]
     if seconds:

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from avssl.embedding.table import MODALITIES, EmbeddingTable
 from avssl.report.markup import Html, join, tag
-from avssl.report.neighbours import NAMES
+from avssl.report.neighbors import NAMES
 
 MAX_POINTS = 400  # per modality
-NUM_COLOURS = 12  # c0 to c11 in style.css
+NUM_COLORS = 12  # c0 to c11 in style.css
 WIDTH, HEIGHT, EDGE = 640.0, 460.0, 22.0
 SHAPES = {"video": "discs are videos", "audio": "triangles are sounds", "image": "squares are pictures"}
 
@@ -22,8 +22,8 @@ def principal_plane(points: NDArray[np.float32]) -> tuple[NDArray[np.float64], N
 
     The sign of an axis is fixed so that its largest coordinate is positive: the same input, the same map.
     """
-    centred = points.astype(np.float64) - points.astype(np.float64).mean(axis=0)
-    left, sizes, _ = np.linalg.svd(centred, full_matrices=False)
+    centered = points.astype(np.float64) - points.astype(np.float64).mean(axis=0)
+    left, sizes, _ = np.linalg.svd(centered, full_matrices=False)
     plane = np.zeros((len(points), 2))
     count = min(2, len(sizes))
     plane[:, :count] = left[:, :count] * sizes[:count]
@@ -42,12 +42,12 @@ def even_rows(present: NDArray[np.bool_], limit: int = MAX_POINTS) -> NDArray[np
     return rows if len(rows) <= limit else rows[np.linspace(0, len(rows) - 1, limit).round().astype(np.int64)]
 
 
-def class_colours(labels: Sequence[str | None]) -> dict[str, int]:
-    """Class name -> colour 0 to 10 for the most frequent classes (11 = all others and no label), names sorted."""
+def class_colors(labels: Sequence[str | None]) -> dict[str, int]:
+    """Class name -> color 0 to 10 for the most frequent classes (11 = all others and no label), names sorted."""
     names = [name for name in labels if name is not None]
     frequent = sorted(set(names), key=lambda name: (-names.count(name), name))
-    kept = sorted(frequent[: NUM_COLOURS - 1])
-    return {name: kept.index(name) if name in kept else NUM_COLOURS - 1 for name in sorted(frequent)}
+    kept = sorted(frequent[: NUM_COLORS - 1])
+    return {name: kept.index(name) if name in kept else NUM_COLORS - 1 for name in sorted(frequent)}
 
 
 def _mark(modality: str, x: float, y: float, **attributes: object) -> Html:
@@ -61,18 +61,18 @@ def _mark(modality: str, x: float, y: float, **attributes: object) -> Html:
     return tag("polygon", title, points=corners, **attributes)
 
 
-def _legend(field: str, place: int, colours: dict[str, int]) -> Html:
-    """Buttons that bring one class to the front; hidden unless the map is coloured by this field."""
+def _legend(field: str, place: int, colors: dict[str, int]) -> Html:
+    """Buttons that bring one class to the front; hidden unless the map is colored by this field."""
     shown: dict[int, list[str]] = {}
-    for name, colour in colours.items():
-        shown.setdefault(colour, []).append(name)
+    for name, color in colors.items():
+        shown.setdefault(color, []).append(name)
     items = []
-    for colour, names in sorted(shown.items()):
+    for color, names in sorted(shown.items()):
         text = names[0] if len(names) == 1 else f"{len(names)} other classes"
         sample = tag(
-            "svg", tag("circle", cx=6, cy=6, r=5), viewBox="0 0 12 12", class_=f"key c{colour}", aria_hidden="true"
+            "svg", tag("circle", cx=6, cy=6, r=5), viewBox="0 0 12 12", class_=f"key c{color}", aria_hidden="true"
         )
-        button = tag("button", sample, text, type="button", aria_pressed="false", data_class=colour)
+        button = tag("button", sample, text, type="button", aria_pressed="false", data_class=color)
         items.append(tag("li", button))
     return tag(
         "ul", *items, class_="legend classes", data_field=place, aria_label=f"Classes of {field}", hidden=place > 0
@@ -110,13 +110,13 @@ def map_section(table: EmbeddingTable) -> Html:
     plane, shares = principal_plane(vectors)
     fields = table.label_fields()
     labels = {field: table.label(field) for field in fields}
-    colours = {field: class_colours(values) for field, values in labels.items()}
+    colors = {field: class_colors(values) for field, values in labels.items()}
     low, high = plane.min(axis=0), plane.max(axis=0)
     scale = np.array([WIDTH - 2 * EDGE, HEIGHT - 2 * EDGE]) / np.maximum(high - low, 1e-12)
     spots = EDGE + (plane - low) * scale
     drawn = []
     for (modality, row), (x, y) in zip(marks, spots, strict=True):
-        classes = [colours[f].get(labels[f][row] or "", NUM_COLOURS - 1) for f in fields]
+        classes = [colors[f].get(labels[f][row] or "", NUM_COLORS - 1) for f in fields]
         named = ", ".join(f"{field} {labels[field][row]}" for field in fields if labels[field][row])
         title = f"{table.keys[row]} ({NAMES[modality]}){': ' if named else ''}{named}"
         attributes = {"class_": f"point c{classes[0] if classes else 0}", "data_row": row, "title": title}
@@ -136,10 +136,10 @@ def map_section(table: EmbeddingTable) -> Html:
         "distances beyond these two directions are not visible." + _gap_text(marks, vectors)
     )
     figure = tag("figure", picture, tag("figcaption", caption, class_="note"))
-    return tag("div", figure, tag("div", _controls(there, fields, colours)), class_="atlas")
+    return tag("div", figure, tag("div", _controls(there, fields, colors)), class_="atlas")
 
 
-def _controls(modalities: Sequence[str], fields: Sequence[str], colours: dict[str, dict[str, int]]) -> Html:
+def _controls(modalities: Sequence[str], fields: Sequence[str], colors: dict[str, dict[str, int]]) -> Html:
     keys = [
         tag("svg", _mark(modality, 6.0, 6.0), viewBox="0 0 12 12", class_="key", aria_hidden="true")
         for modality in modalities
@@ -150,8 +150,8 @@ def _controls(modalities: Sequence[str], fields: Sequence[str], colours: dict[st
         class_="legend",
     )
     switches = [
-        tag("button", field, type="button", aria_pressed="false" if place else "true", data_colour_by=place)
+        tag("button", field, type="button", aria_pressed="false" if place else "true", data_color_by=place)
         for place, field in enumerate(fields)
     ]
-    chooser = tag("p", "Colour by ", *switches, class_="switches") if len(fields) > 1 else ""
-    return join(shapes, chooser, *(_legend(field, place, colours[field]) for place, field in enumerate(fields)))
+    chooser = tag("p", "Color by ", *switches, class_="switches") if len(fields) > 1 else ""
+    return join(shapes, chooser, *(_legend(field, place, colors[field]) for place, field in enumerate(fields)))

@@ -11,7 +11,7 @@ from typing import Any
 from avssl.embedding.table import EmbeddingTable
 from avssl.report.markup import Html, join, number, tag
 from avssl.report.media import MediaLibrary
-from avssl.report.neighbours import counted, label_text
+from avssl.report.neighbors import counted, label_text
 
 PACKAGES = ("avssl", "torch", "torchvision", "torchaudio", "av", "webdataset", "accelerate", "numpy")
 MAX_CONFIG_CHARACTERS = 60_000

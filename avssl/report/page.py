@@ -24,7 +24,7 @@ from avssl.report.embedding_map import map_section
 from avssl.report.facts import data_counts, facts_section, sample_keys, samples_section, software_versions
 from avssl.report.markup import Html, join, json_block, tag
 from avssl.report.media import MediaLibrary, MediaSource
-from avssl.report.neighbours import counted, neighbours_section, searches
+from avssl.report.neighbors import counted, neighbors_section, searches
 from avssl.report.scores import headline, scores_section, tasks_section
 from avssl.report.stored import Evaluation, result_of
 
@@ -33,7 +33,7 @@ from avssl.report.stored import Evaluation, result_of
 class ReportOptions:
     """How much the page shows.
 
-    num_samples: cards in "Data"; num_queries, num_neighbours: searches per direction and results per search.
+    num_samples: cards in "Data"; num_queries, num_neighbors: searches per direction and results per search.
     max_media_bytes: base64 text of embedded video and sound together; what does not fit is shown, but not playable.
     label_fields: {"video": field, "audio": field, "image": field} by which a found video, sound or picture counts as
         right; default: "visual", "sound" and "visual" if the table has them, otherwise its first field for all.
@@ -41,7 +41,7 @@ class ReportOptions:
 
     num_samples: int = 8
     num_queries: int = 4
-    num_neighbours: int = 4
+    num_neighbors: int = 4
     max_media_bytes: int = 4_000_000
     label_fields: Mapping[str, str] | None = None
 
@@ -106,7 +106,7 @@ def write_report(
     # The budget for media is spent in this order.
     sections = [
         ("results", "Results", join(scores_section(results), tasks_section(folder))),
-        ("neighbours", _search_title(clips), _neighbours(clips, library, chosen)),
+        ("neighbors", _search_title(clips), _neighbors(clips, library, chosen)),
         ("map", "Map of the embeddings", _without_table() if clips is None else map_section(clips)),
         ("training", "Training", curves_section(metrics)),
         ("data", "Data", samples_section(keys, clips, library)),
@@ -120,12 +120,12 @@ def _without_table() -> Html:
 
 
 def _search_title(table: EmbeddingTable | None) -> str:
-    """Heading of the neighbours: across modalities, or within what there is."""
+    """Heading of the neighbors: across modalities, or within what there is."""
     across = table is None or any(modality != other for modality, other in searches(table))
-    return "Search across picture and sound" if across else "Nearest neighbours"
+    return "Search across picture and sound" if across else "Nearest neighbors"
 
 
-def _neighbours(table: EmbeddingTable | None, library: MediaLibrary, options: ReportOptions) -> Html:
+def _neighbors(table: EmbeddingTable | None, library: MediaLibrary, options: ReportOptions) -> Html:
     if table is None:
         return _without_table()
     fields = table.label_fields()
@@ -136,8 +136,8 @@ def _neighbours(table: EmbeddingTable | None, library: MediaLibrary, options: Re
         "image": "visual" if "visual" in fields else default,
     }
     names |= options.label_fields or {}
-    return neighbours_section(
-        table, library, names, num_queries=options.num_queries, num_neighbours=options.num_neighbours
+    return neighbors_section(
+        table, library, names, num_queries=options.num_queries, num_neighbors=options.num_neighbors
     )
 
 
@@ -168,7 +168,7 @@ def _page(title: str, lead: Html, sections: Sequence[tuple[str, str, Html]], lib
             tag("h2", heading, id=f"{identifier}-title"),
             body,
             id=identifier,
-            aria_labelledby=f"{identifier}-title",
+            aria_labeledby=f"{identifier}-title",
         )
         for identifier, heading, body in sections
     ]

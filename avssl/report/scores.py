@@ -24,9 +24,9 @@ GROUPS = (
     ),
     ("Does a sound find its own video?", "audio_to_video_", "The same from the sound's side."),
     (
-        "Do neighbours have the same class?",
+        "Do neighbors have the same class?",
         "knn",
-        "Weighted k nearest neighbours: the training split votes on the test split.",
+        "Weighted k nearest neighbors: the training split votes on the test split.",
     ),
     ("How pure are the positive sets?", "positive_precision", "Share of positives with the anchor's class."),
 )

@@ -181,7 +181,7 @@ class ShardSet:
         _close(self._files, self._remote)
 
     def _close_when_gone(self) -> None:
-        """Not by __del__: in a circle of references that is found later, the files might be finalised before it."""
+        """Not by __del__: in a circle of references that is found later, the files might be finalized before it."""
         weakref.finalize(self, _close, self._files, self._remote).atexit = False
 
     def __getstate__(self) -> dict[str, Any]:

@@ -41,7 +41,7 @@ ADVICE = {
 
 
 class Monitor:
-    """Counts time and failures, and writes a line of metrics every `log_every_steps` optimiser steps."""
+    """Counts time and failures, and writes a line of metrics every `log_every_steps` optimizer steps."""
 
     def __init__(
         self, accelerator: Accelerator, cfg: RunConfig, total_steps: int, loader: Loader, progress: Progress
@@ -71,7 +71,7 @@ class Monitor:
                 accelerator.init_trackers("avssl", config={"run": cfg.run, "loss": cfg.loss.name})
 
     def batch_done(self, batch: Batch, result: LossOutput, loss: Loss, outputs: dict[str, torch.Tensor]) -> None:
-        """After every micro-batch; synchronises with the device on logging steps only."""
+        """After every micro-batch; synchronizes with the device on logging steps only."""
         self.batches_since += 1
         self.failures.update(batch.failures)
         step = self.progress.step
@@ -120,7 +120,7 @@ class Monitor:
         for result in results:
             scores = {name: value for name, value in result.items() if isinstance(value, float)}
             shown = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
-            self.bar.write(f"probe of step {result['step']}: {shown or result.get('error', 'nothing labelled')}")
+            self.bar.write(f"probe of step {result['step']}: {shown or result.get('error', 'nothing labeled')}")
             if self.cfg.trackers and scores:
                 numbers = {f"probe/{name}": value for name, value in scores.items()}
                 self.accelerator.log(numbers | {"probe/step": result["step"]}, step=self.progress.step)

@@ -2,8 +2,8 @@
 
     recipes/pretrain.py ... probe.shards=shards/held_out
 
-Every `probe.every_steps` optimiser steps, before the first and after the last, the loop writes encoders, heads and
-statistics of the views to RUN/probe/ and goes on; a process beside it embeds the labelled samples of probe.shards,
+Every `probe.every_steps` optimizer steps, before the first and after the last, the loop writes encoders, heads and
+statistics of the views to RUN/probe/ and goes on; a process beside it embeds the labeled samples of probe.shards,
 learns from one half of them (by a hash of the key) and is scored on the other. RUN/probe.jsonl gets one line for every
 snapshot. Nothing flows back: weights, order and random numbers of the run are those of a run without a probe. While
 the process is busy one snapshot waits; a newer one takes its place, which the line of the older one says.
@@ -42,7 +42,7 @@ from avssl.shards.shard_set import ShardSet
 
 RESULTS_FILE = "probe.jsonl"
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-MIN_SAMPLES = 4  # labelled ones of a field, for two of each half
+MIN_SAMPLES = 4  # labeled ones of a field, for two of each half
 
 
 class OnlineProbe:
@@ -71,7 +71,7 @@ class OnlineProbe:
     def look(
         self, step: int, modules: Mapping[str, nn.Module], provenance: Callable[[], Mapping[str, Any]]
     ) -> list[dict[str, Any]]:
-        """After an optimiser step, and before the first: snapshot if due. Returns what was found meanwhile."""
+        """After an optimizer step, and before the first: snapshot if due. Returns what was found meanwhile."""
         if not self.is_active:
             return []
         if step % self.config.every_steps == 0 and (step > self.last_due or step == 0):
@@ -150,7 +150,7 @@ class OnlineProbe:
         environment["OMP_NUM_THREADS"] = str(config.num_threads)
         command = [
             sys.executable, "-m", "avssl.train.probe", str(path), config.shards, "--device", config.device,
-            "--num-neighbours", str(config.num_neighbours), "--temperature", str(config.temperature),
+            "--num-neighbors", str(config.num_neighbors), "--temperature", str(config.temperature),
         ]  # fmt: skip
         with (path / "log").open("wb") as log, signals_blocked():  # `stop` ends it
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
@@ -163,9 +163,9 @@ def embedding_parts(loss: nn.Module) -> nn.Module:
 
 def check(config: ProbeConfig) -> None:
     """ValueError before the first step for a folder without labels, and for numbers that cannot be."""
-    if config.every_steps < 1 or config.num_neighbours < 1:
+    if config.every_steps < 1 or config.num_neighbors < 1:
         raise ValueError(
-            f"probe.every_steps is {config.every_steps} and probe.num_neighbours {config.num_neighbours}; both must be "
+            f"probe.every_steps is {config.every_steps} and probe.num_neighbors {config.num_neighbors}; both must be "
             "at least 1"
         )
     try:
@@ -180,15 +180,15 @@ def check(config: ProbeConfig) -> None:
         )
 
 
-def is_learnt_from(key: str) -> bool:
+def is_learned_from(key: str) -> bool:
     """True for the half of the samples that the classifiers learn from."""
     return hashlib.sha256(key.encode()).digest()[0] % 2 == 0
 
 
 def judge(
-    embedder: Embedder, shards: str, *, num_neighbours: int, temperature: float, batch_size: int = 32
+    embedder: Embedder, shards: str, *, num_neighbors: int, temperature: float, batch_size: int = 32
 ) -> dict[str, float]:
-    """{"<modality>_<knn or linear>_<field>": value} of one half of the shards, learnt from the other.
+    """{"<modality>_<knn or linear>_<field>": value} of one half of the shards, learned from the other.
 
     The value is the share of the samples that are right, or, of a field with several labels a sample, the mean average
     precision (..._map).
@@ -196,27 +196,27 @@ def judge(
     found: dict[str, float] = {}
     for modality in embedder.modalities:
         features = extract(embedder, shards, (modality,), ("feature",), ClipPlan(), batch_size=batch_size)
-        learnt = np.array([is_learnt_from(key) for key in features.keys])
+        learned = np.array([is_learned_from(key) for key in features.keys])
         for field in sorted({name for labels in features.labels for name in labels}):
-            found |= scores_of(features, learnt, modality, field, num_neighbours, temperature)
+            found |= scores_of(features, learned, modality, field, num_neighbors, temperature)
     return found
 
 
 def scores_of(
-    features: FeatureSet, learnt: np.ndarray, modality: str, field: str, num_neighbours: int, temperature: float
+    features: FeatureSet, learned: np.ndarray, modality: str, field: str, num_neighbors: int, temperature: float
 ) -> dict[str, float]:
-    """Both classifiers on one label field; nothing where a half has no labelled sample with the modality."""
-    labelled = np.array([bool(labels.get(field)) for labels in features.labels]) & features.present[modality]
-    if min((labelled & learnt).sum(), (labelled & ~learnt).sum()) < MIN_SAMPLES // 2:
+    """Both classifiers on one label field; nothing where a half has no labeled sample with the modality."""
+    labeled = np.array([bool(labels.get(field)) for labels in features.labels]) & features.present[modality]
+    if min((labeled & learned).sum(), (labeled & ~learned).sum()) < MIN_SAMPLES // 2:
         return {}
     multi_label = any(len(labels.get(field, [])) > 1 for labels in features.labels)
     task = TaskConfig(label_field=field, modality=modality, multi_label=multi_label)
-    fold = make_fold("", features.select(learnt), features.select(~learnt), task, (modality,))
+    fold = make_fold("", features.select(learned), features.select(~learned), task, (modality,))
     known, asked = (part.features.rows[modality]["feature"] for part in (fold.train, fold.test))
     sides = known, fold.train.targets, asked, len(fold.classes)
-    neighbours = min(num_neighbours, len(known))
+    neighbors = min(num_neighbors, len(known))
     scores = {
-        "knn": knn_scores(*sides, num_neighbours=neighbours, temperature=temperature),
+        "knn": knn_scores(*sides, num_neighbors=neighbors, temperature=temperature),
         "linear": logistic_scores(*sides),
     }
     found: dict[str, float] = {}
@@ -234,14 +234,12 @@ def main() -> None:
     parser.add_argument("snapshot", type=Path)
     parser.add_argument("shards")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--num-neighbours", type=int, default=20)
+    parser.add_argument("--num-neighbors", type=int, default=20)
     parser.add_argument("--temperature", type=float, default=0.07)
     arguments = parser.parse_args()
     os.nice(10)  # the run comes first
     embedder = Embedder.from_run(arguments.snapshot, device=arguments.device)
-    found = judge(
-        embedder, arguments.shards, num_neighbours=arguments.num_neighbours, temperature=arguments.temperature
-    )
+    found = judge(embedder, arguments.shards, num_neighbors=arguments.num_neighbors, temperature=arguments.temperature)
     (arguments.snapshot / "result.json").write_text(json.dumps(found), encoding="utf-8")
 
 

@@ -2,9 +2,9 @@
 
 What is random is drawn in a worker by `draw_sound` from a generator that the caller seeds; the functions for the device
 take it as one number per sample and draw nothing. In the order in which they run: time shift and volume on the
-waveform, mixup on the decibels, crop on the normalised spectrogram.
+waveform, mixup on the decibels, crop on the normalized spectrogram.
 
-BYOL-A (Niizumi et al. 2021, arXiv 2103.06695) as a YAML; its 60 to 7800 Hz are here 0 to 8000, and its normalisation
+BYOL-A (Niizumi et al. 2021, arXiv 2103.06695) as a YAML; its 60 to 7800 Hz are here 0 to 8000, and its normalization
 of each batch after the augmentations is left out:
 
     views:
@@ -125,7 +125,7 @@ def shift_time(waveform: torch.Tensor, shift_samples: torch.Tensor) -> torch.Ten
 def mix_power(decibels: torch.Tensor, background_db: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
     """Decibels of (1 - share) times the power and share times the background's, share (B,) in [0, 1).
 
-    Spectrograms (B, 1, frames, bins). BYOL-A mixes the exponentials of its normalised logarithms instead of powers.
+    Spectrograms (B, 1, frames, bins). BYOL-A mixes the exponentials of its normalized logarithms instead of powers.
     """
     import torch
 

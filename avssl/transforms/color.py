@@ -1,4 +1,4 @@
-"""Colours of a batch on the device: every operation takes one parameter per clip and draws nothing.
+"""Colors of a batch on the device: every operation takes one parameter per clip and draws nothing.
 
 Clips are (B, T, 3, H, W); a picture, or a patch of a puzzle, is a clip of one frame. All frames of a clip are treated
 alike. `apply_looks` gives each clip its own operations in its own order.
@@ -21,7 +21,7 @@ Operation = Callable[[torch.Tensor, Look[torch.Tensor]], torch.Tensor]
 
 
 def apply_looks(pictures: torch.Tensor, looks: torch.Tensor, *, blur_radius_px: int) -> torch.Tensor:
-    """Flip, jitter, photometric pack, grey, blur and solarise, as drawn for each clip.
+    """Flip, jitter, photometric pack, gray, blur and solarize, as drawn for each clip.
 
     Clips that take the same operation at the same place are worked on together, so that each is worked on only by what
     it takes, and an operation that nobody takes costs nothing.
@@ -57,7 +57,7 @@ def _steps(looks: torch.Tensor, blur_radius_px: int) -> list[tuple[torch.Tensor,
     orders = torch.tensor(JITTER_ORDERS)[look.order.long()]
     later: list[tuple[torch.Tensor, Operation]] = [
         (look.photometric > 0, _photometric),
-        (look.grey > 0, lambda frames, _: _grey(frames).expand_as(frames)),
+        (look.gray > 0, lambda frames, _: _gray(frames).expand_as(frames)),
         (look.blur_sigma_px > 0, lambda frames, look: gaussian_blur(frames, look.blur_sigma_px, blur_radius_px)),
         (look.solarize > 0, lambda frames, look: solarize(frames, torch.full_like(look.solarize, 0.5))),
     ]
@@ -85,13 +85,13 @@ def adjust_brightness(video: torch.Tensor, factor: torch.Tensor) -> torch.Tensor
 
 
 def adjust_contrast(video: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Blend with each frame's own mean grey: factor 0 is flat grey, 1 the original."""
-    return _blend(video, _grey(video).mean(dim=(-3, -2, -1), keepdim=True), factor)
+    """Blend with each frame's own mean gray: factor 0 is flat gray, 1 the original."""
+    return _blend(video, _gray(video).mean(dim=(-3, -2, -1), keepdim=True), factor)
 
 
 def adjust_saturation(video: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Blend with the grey picture: factor 0 is grey, 1 the original."""
-    return _blend(video, _grey(video), factor)
+    """Blend with the gray picture: factor 0 is gray, 1 the original."""
+    return _blend(video, _gray(video), factor)
 
 
 def adjust_hue(video: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
@@ -103,7 +103,7 @@ def adjust_hue(video: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
     # The hue in sixths of a turn: 0 red, 2 green, 4 blue. Of equal maxima the first counts.
     sixths = torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe)
     sixths = torch.where(value == red, (green - blue) / safe, sixths) + 6 * _per_clip(shift)[..., 0]
-    # Each colour is the value less the chroma times a trapezium over the hue, shifted by a third of a turn.
+    # Each color is the value less the chroma times a trapezium over the hue, shifted by a third of a turn.
     # 5, 3, 1, made on the device: a list would be copied there, which waits for all that the device still has to do.
     offsets = (5 - 2 * torch.arange(3, device=video.device, dtype=video.dtype))[:, None, None]
     distance = (sixths.unsqueeze(-3) + offsets).remainder_(6)
@@ -112,7 +112,7 @@ def adjust_hue(video: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
 
 
 def posterize(video: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
-    """Keep the highest `bits`, (B,) of 1 to 8, of colours rounded to 8 bits."""
+    """Keep the highest `bits`, (B,) of 1 to 8, of colors rounded to 8 bits."""
     step = _per_clip(2 ** (8 - bits))
     return (video * 255).round_().div_(step).floor_().mul_(step / 255)
 
@@ -137,7 +137,7 @@ def solarize(video: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
 
 
 def autocontrast(video: torch.Tensor) -> torch.Tensor:
-    """Stretch each colour to [0, 1], by the lowest and highest value that it has in the whole clip."""
+    """Stretch each color to [0, 1], by the lowest and highest value that it has in the whole clip."""
     from torchvision.transforms.v2.functional import autocontrast as torchvision_autocontrast
 
     tall = video.transpose(1, 2).flatten(2, 3)  # the frames one below the other: (B, 3, T * H, W)
@@ -175,7 +175,7 @@ def _per_clip(factor: torch.Tensor) -> torch.Tensor:
     return factor[:, None, None, None, None]
 
 
-def _grey(video: torch.Tensor) -> torch.Tensor:
+def _gray(video: torch.Tensor) -> torch.Tensor:
     """(B, T, 3, H, W) -> luma (B, T, 1, H, W)."""
     red, green, blue = video.unbind(-3)
     return (LUMA[0] * red).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2]).unsqueeze(-3)
@@ -185,7 +185,7 @@ def _blend(video: torch.Tensor, other: torch.Tensor, factor: torch.Tensor) -> to
     return torch.lerp(other, video, _per_clip(factor)).clamp_(0, 1)
 
 
-# Name (in the order of COLOUR_OPERATIONS), the factor that changes nothing, the operation.
+# Name (in the order of COLOR_OPERATIONS), the factor that changes nothing, the operation.
 _JITTER: tuple[tuple[str, float, Adjust], ...] = (
     ("brightness", 1.0, adjust_brightness),
     ("contrast", 1.0, adjust_contrast),

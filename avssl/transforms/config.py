@@ -43,7 +43,7 @@ class ImageViewConfig:
 
 @dataclass
 class AudioViewConfig:
-    """Seconds of mono sound as a spectrogram of num_frames x bins, normalised per bin by the corpus' statistics."""
+    """Seconds of mono sound as a spectrogram of num_frames x bins, normalized per bin by the corpus' statistics."""
 
     seconds: float = 2.0
     rate_hz: int = 24_000

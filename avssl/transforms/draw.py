@@ -2,7 +2,7 @@
 
 Everything random about one view of one sample is drawn here, in a worker, from a generator that the caller seeds;
 the device (transforms/color.py) draws nothing. The operations run in the order in which the papers have them: crop
-and resize, flip, color jitter, photometric pack, grey, blur, solarize. A video clip keeps its parameters over all its
+and resize, flip, color jitter, photometric pack, gray, blur, solarize. A video clip keeps its parameters over all its
 frames; the nine patches of a jigsaw have a look each.
 """
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-COLOUR_OPERATIONS = ("brightness", "contrast", "saturation", "hue")
-JITTER_ORDERS = tuple(permutations(range(len(COLOUR_OPERATIONS))))
+COLOR_OPERATIONS = ("brightness", "contrast", "saturation", "hue")
+JITTER_ORDERS = tuple(permutations(range(len(COLOR_OPERATIONS))))
 TEST_CROP_SHARE = 0.875  # 224 of 256: the central part that is looked at in evaluation
 PUBLISHED_SIZE_PX = 224  # what sizes in pixels are published for
 
@@ -31,7 +31,7 @@ class PictureAugment:
     """Random changes of a training picture or clip. The defaults are AVID's; 0 switches an operation off.
 
     brightness, contrast, saturation s: factor uniform in [max(0, 1 - s), 1 + s]; hue h <= 0.5: shift in [-h, h] turns;
-    the four in random order. The photometric pack is PIRL's: posterise, sharpness, solarise and auto-contrast, one
+    the four in random order. The photometric pack is PIRL's: posterize, sharpness, solarize and auto-contrast, one
     after the other, each with a strength of its own.
     """
 
@@ -42,9 +42,9 @@ class PictureAugment:
     contrast: float = 0.4
     saturation: float = 0.4
     hue: float = 0.2
-    colour_probability: float = 1.0  # of jittering the four above at all
+    color_probability: float = 1.0  # of jittering the four above at all
     photometric_probability: float = 0.0  # of PIRL's pack
-    grey_probability: float = 0.0
+    gray_probability: float = 0.0
     blur_probability: float = 0.0
     blur_sigma_px: tuple[float, float] = (0.1, 2.0)  # of a Gaussian, for size_px 224; other sizes scale it
     solarize_probability: float = 0.0  # of inverting what is brighter than half
@@ -59,7 +59,7 @@ class PictureAugment:
         if not 0 < self.blur_sigma_px[0] <= self.blur_sigma_px[1]:
             raise ValueError(f"blur_sigma_px must be 0 < low <= high, got {self.blur_sigma_px}")
         if min(self.brightness, self.contrast, self.saturation, self.hue) < 0 or self.hue > 0.5:
-            raise ValueError(f"colour strengths must not be negative and hue at most 0.5, got {self}")
+            raise ValueError(f"color strengths must not be negative and hue at most 0.5, got {self}")
         for name in (item.name for item in fields(self) if item.name.endswith("_probability")):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
@@ -86,12 +86,12 @@ class Look(NamedTuple, Generic[T]):
     contrast: T
     saturation: T
     hue: T  # turns; 0 is off
-    order: T  # place in JITTER_ORDERS, which lists positions in COLOUR_OPERATIONS
+    order: T  # place in JITTER_ORDERS, which lists positions in COLOR_OPERATIONS
     photometric: T  # 0 or 1
-    posterize_bits: T  # bits of a colour that are kept, 4 to 8
+    posterize_bits: T  # bits of a color that are kept, 4 to 8
     sharpness: T  # factor, 0.1 to 1.9; 1 changes nothing
-    photometric_threshold: T  # of the pack's solarising, in [0, 256 / 255]
-    grey: T  # 0 or 1
+    photometric_threshold: T  # of the pack's solarizing, in [0, 256 / 255]
+    gray: T  # 0 or 1
     blur_sigma_px: T  # 0 is off
     solarize: T  # 0 or 1
 
@@ -134,13 +134,13 @@ def draw_look(generator: np.random.Generator, augment: PictureAugment, size_px: 
     factors = [float(generator.uniform(max(0.0, 1 - strength), 1 + strength)) for strength in strengths]
     factors.append(float(generator.uniform(-augment.hue, augment.hue)))
     flip = generator.random() < augment.flip_probability
-    if not _happens(generator, augment.colour_probability):
+    if not _happens(generator, augment.color_probability):
         factors = [1.0, 1.0, 1.0, 0.0]
     photometric, bits, sharpness, threshold = False, 8, 1.0, 256
     if _happens(generator, augment.photometric_probability):
         photometric, bits = True, int(generator.integers(4, 9))
         sharpness, threshold = float(generator.uniform(0.1, 1.9)), int(generator.integers(257))
-    grey = _happens(generator, augment.grey_probability)
+    gray = _happens(generator, augment.gray_probability)
     sigma_px = 0.0
     if _happens(generator, augment.blur_probability):
         sigma_px = float(generator.uniform(*augment.blur_sigma_px)) * size_px / PUBLISHED_SIZE_PX
@@ -156,7 +156,7 @@ def draw_look(generator: np.random.Generator, augment: PictureAugment, size_px: 
         posterize_bits=float(bits),
         sharpness=sharpness,
         photometric_threshold=threshold / 255,
-        grey=float(grey),
+        gray=float(gray),
         blur_sigma_px=sigma_px,
         solarize=float(solarize),
     )
@@ -171,7 +171,7 @@ def random_resized_crop_box(
 ) -> Box:
     """Box with a uniform share of the area and a log-uniform aspect ratio, as torchvision's RandomResizedCrop draws it.
 
-    After ten boxes that do not fit into height x width, the largest centred box of an allowed ratio is taken.
+    After ten boxes that do not fit into height x width, the largest centered box of an allowed ratio is taken.
     """
     for _ in range(10):
         area = height * width * generator.uniform(*scale)
@@ -189,7 +189,7 @@ def random_resized_crop_box(
     return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
 
 
-def centre_crop_box(height: int, width: int, share: float = TEST_CROP_SHARE) -> Box:
+def center_crop_box(height: int, width: int, share: float = TEST_CROP_SHARE) -> Box:
     """The central square of `share` of the short side: the same view as resizing to size / share and cropping."""
     side = max(1, round(min(height, width) * share))
     return Box((height - side) // 2, (width - side) // 2, side, side)

@@ -1,4 +1,4 @@
-"""Geometry and layout of pictures and clips: the crop that a worker makes, and what the device does around the colours.
+"""Geometry and layout of pictures and clips: the crop that a worker makes, and what the device does around the colors.
 
 Layouts: decoded clips (T, 3, H, W) uint8, a picture is a clip of one frame; batches (B, T, 3, H, W); models read videos
 (B, 3, T, H, W) and pictures (B, 3, H, W).
@@ -56,7 +56,7 @@ def flip_horizontally(video: torch.Tensor, flip: torch.Tensor) -> torch.Tensor:
 def normalize(
     video: torch.Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
 ) -> torch.Tensor:
-    """(x - mean) / std per colour, for float (..., 3, H, W) in [0, 1]."""
+    """(x - mean) / std per color, for float (..., 3, H, W) in [0, 1]."""
     # Filled on the device: a list would be copied there, which waits for all that the device still has to do.
     mean_rgb, std_rgb = (
         torch.stack([video.new_full((), value) for value in values])[:, None, None] for values in (mean, std)

@@ -46,7 +46,7 @@ def draw_puzzle(generator: np.random.Generator, size: PuzzleSize) -> Puzzle:
     return Puzzle([(top, left) for top, left in offsets], generator.permutation(NUM_TILES).tolist())
 
 
-def centred_puzzle(size: PuzzleSize) -> Puzzle:
+def centered_puzzle(size: PuzzleSize) -> Puzzle:
     """The deterministic one: patches in the middle of their cells, in their places."""
     offset = (size.cell_px - size.patch_px) // 2
     return Puzzle([(offset, offset)] * NUM_TILES, list(range(NUM_TILES)))

@@ -17,25 +17,25 @@ from avssl.transforms.draw import PictureAugment
 def published_sets() -> dict[str, PictureAugment]:
     """Every published set by name."""
     no_jitter = PictureAugment(brightness=0, contrast=0, saturation=0, hue=0)
-    # Wu et al. 2018 (NPID; the authors' lemniscate): crop from 0.2, grey 0.2, jitter 0.4 four times, always.
-    npid = PictureAugment(crop_scale=(0.2, 1.0), hue=0.4, grey_probability=0.2)
-    # Chen et al. 2020 (SimCLR; the authors' code), colour strength 1.
+    # Wu et al. 2018 (NPID; the authors' lemniscate): crop from 0.2, gray 0.2, jitter 0.4 four times, always.
+    npid = PictureAugment(crop_scale=(0.2, 1.0), hue=0.4, gray_probability=0.2)
+    # Chen et al. 2020 (SimCLR; the authors' code), color strength 1.
     simclr = PictureAugment(
         brightness=0.8,
         contrast=0.8,
         saturation=0.8,
         hue=0.2,
-        colour_probability=0.8,
-        grey_probability=0.2,
+        color_probability=0.8,
+        gray_probability=0.2,
         blur_probability=0.5,
     )
-    # Chen et al. 2020 (MoCo v2; the authors' code): SimCLR's operations with weaker colours.
+    # Chen et al. 2020 (MoCo v2; the authors' code): SimCLR's operations with weaker colors.
     moco_v2 = replace(simclr, crop_scale=(0.2, 1.0), brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
-    # Grill et al. 2020 (BYOL; the authors' code): one view is always blurred, the other seldom blurred and solarised.
+    # Grill et al. 2020 (BYOL; the authors' code): one view is always blurred, the other seldom blurred and solarized.
     byol_first = replace(moco_v2, crop_scale=(0.08, 1.0), saturation=0.2, blur_probability=1.0)
     byol_second = replace(byol_first, blur_probability=0.1, solarize_probability=0.2)
     # Misra & van der Maaten 2020 (PIRL; vissl): the same for the whole picture and, one by one, for the patches.
-    pirl = PictureAugment(grey_probability=0.2, photometric_probability=0.66)
+    pirl = PictureAugment(gray_probability=0.2, photometric_probability=0.66)
     return {
         "npid": npid,
         "moco_v1": npid,  # He et al. 2020, the authors' code: as NPID
@@ -46,7 +46,7 @@ def published_sets() -> dict[str, PictureAugment]:
         "simclr": simclr,
         "byol_first": byol_first,
         "byol_second": byol_second,
-        # Caron et al. 2020 (SwAV): SimCLR's colours; two large and six small crops, or two crops alone.
+        # Caron et al. 2020 (SwAV): SimCLR's colors; two large and six small crops, or two crops alone.
         "swav_large": replace(simclr, crop_scale=(0.14, 1.0)),
         "swav_small": replace(simclr, crop_scale=(0.05, 0.14), small=True),
         "swav_two_crops": simclr,
@@ -55,7 +55,7 @@ def published_sets() -> dict[str, PictureAugment]:
         # Caron et al. 2018 (DeepCluster): crop and flip.
         "deepcluster": no_jitter,
         # Asano, Rupprecht, Vedaldi 2020 (SeLa; the authors' code).
-        "sela": PictureAugment(hue=0.4, grey_probability=0.2),
+        "sela": PictureAugment(hue=0.4, gray_probability=0.2),
         # Feichtenhofer et al. 2021 (video; SlowFast's configurations, which also ask for MoCo v2's scheme: taken to
         # mean its probabilities of jitter and blur).
         "rho": replace(moco_v2, crop_scale=(0.2, 0.766), brightness=0.6, contrast=0.6, saturation=0.6, hue=0.15),

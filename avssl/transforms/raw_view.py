@@ -17,9 +17,9 @@ from avssl.transforms.config import (
     VideoViewConfig,
     picture_size_px,
 )
-from avssl.transforms.draw import PictureAugment, centre_crop_box, draw_picture_parameters
+from avssl.transforms.draw import PictureAugment, center_crop_box, draw_picture_parameters
 from avssl.transforms.geometry import crop_resize
-from avssl.transforms.jigsaw import GRID, centred_puzzle, cut_patches, puzzle_size
+from avssl.transforms.jigsaw import GRID, centered_puzzle, cut_patches, puzzle_size
 
 
 @dataclass
@@ -64,7 +64,7 @@ def raw_picture(
     cut = puzzle_size(size_px) if augment is not None and augment.puzzle else None
     looks = None
     if augment is None or generator is None:
-        box, puzzle = centre_crop_box(height, width), None if cut is None else centred_puzzle(cut)
+        box, puzzle = center_crop_box(height, width), None if cut is None else centered_puzzle(cut)
     else:
         box, drawn, puzzle = draw_picture_parameters(
             generator, height, width, augment, size_px=config.size_px, puzzle_size=cut

@@ -1,4 +1,4 @@
-"""Waveform -> spectrogram on the device, and per-bin normalisation.
+"""Waveform -> spectrogram on the device, and per-bin normalization.
 
 Shapes: waveforms float32 (B, 1, samples) in [-1, 1]; spectrograms float32 (B, 1, frames, bins) in decibels.
 """
@@ -13,16 +13,16 @@ import torch
 from torch import nn
 
 POWER_FLOOR = 1e-10  # -100 dB: keeps the logarithm finite, so that silence becomes a constant -100 dB
-STD_FLOOR = 1e-5  # added to the standard deviation when normalising
+STD_FLOOR = 1e-5  # added to the standard deviation when normalizing
 
 
 def power_spectrum(
     waveform: torch.Tensor, window: torch.Tensor, hop_samples: int, num_frames: int | None = None
 ) -> torch.Tensor:
-    """Squared magnitude of the centred short-time Fourier transform, zeros outside the waveform.
+    """Squared magnitude of the centered short-time Fourier transform, zeros outside the waveform.
 
     waveform (B, samples); window (window_samples,), also the FFT length, whose dtype the transform runs in; frame k
-    is centred on sample k * hop_samples; num_frames keeps the first so many, None all samples // hop_samples + 1.
+    is centered on sample k * hop_samples; num_frames keeps the first so many, None all samples // hop_samples + 1.
     Returns (B, frames, window_samples / 2 + 1). Raises ValueError if the waveform has fewer frames than asked for.
     """
     available = waveform.shape[-1] // hop_samples + 1
@@ -273,7 +273,7 @@ class BinNormalize(nn.Module):
 
 
 class UnmeasuredStatistics(BinNormalize):
-    """In place of the normalisation of a run without statistics: sound cannot be read rightly, and is not."""
+    """In place of the normalization of a run without statistics: sound cannot be read rightly, and is not."""
 
     def __init__(self, num_bins: int, run: str | Path) -> None:
         super().__init__(num_bins)
@@ -283,6 +283,6 @@ class UnmeasuredStatistics(BinNormalize):
         """Always raises ValueError, saying what to do."""
         raise ValueError(
             f"{self.run} has no statistics of its spectrograms (a published checkpoint holds none), so its sound "
-            "cannot be normalised as in training. Measure them once: "
+            "cannot be normalized as in training. Measure them once: "
             f"python -m avssl.exchange statistics {self.run} SHARDS"
         )

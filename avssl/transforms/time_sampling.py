@@ -77,8 +77,8 @@ def random_windows(
 def uniform_windows(video: Span | None, audio: Span | None, lengths: ClipLengths, num_windows: int) -> list[Windows]:
     """Evenly spaced windows for deterministic evaluation; the first begins and the last ends where the media does.
 
-    Paired streams share their instants: both windows are centred on the same times, spread over the overlap of the
-    streams, then moved into their own stream. One window is the centre one. Streams without overlap give the
+    Paired streams share their instants: both windows are centered on the same times, spread over the overlap of the
+    streams, then moved into their own stream. One window is the center one. Streams without overlap give the
     windows nearest to the gap's middle.
     """
     _check(video, audio)
@@ -94,15 +94,15 @@ def uniform_windows(video: Span | None, audio: Span | None, lengths: ClipLengths
     if num_windows == 1:
         first = last = middle
     windows = []
-    for centre in np.linspace(first, last, num_windows).tolist():
+    for center in np.linspace(first, last, num_windows).tolist():
         starts = [
-            None if span is None else _clamp(centre - seconds / 2, *_starts(span, seconds)) for span, seconds in streams
+            None if span is None else _clamp(center - seconds / 2, *_starts(span, seconds)) for span, seconds in streams
         ]
         windows.append(Windows(*starts))
     return windows
 
 
-def centre_windows(video: Span | None, audio: Span | None, lengths: ClipLengths) -> Windows:
+def center_windows(video: Span | None, audio: Span | None, lengths: ClipLengths) -> Windows:
     """The pair of windows around the middle of what both streams cover."""
     return uniform_windows(video, audio, lengths, 1)[0]
 

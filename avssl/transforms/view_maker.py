@@ -1,6 +1,6 @@
 """Clips and views: a sample of a shard -> raw views (in a worker) -> model-ready tensors (on the device).
 
-A worker decodes once and does only what makes the data smaller: which seconds, which crop. Colour, flips, normalisation
+A worker decodes once and does only what makes the data smaller: which seconds, which crop. Color, flips, normalization
 and spectrograms are batched tensor operations on the device. What is random about a sample is a function of (seed,
 epoch, index, view name), its seconds of (seed, epoch, index, clip number), and of nothing else: not of the worker, the
 rank or the batch.
@@ -71,11 +71,11 @@ class ViewMaker(nn.Module):
         return self._pictures(view, device, self.config.image.size_px).squeeze(-4)
 
     def video(self, view: RawView, device: torch.device) -> torch.Tensor:
-        """uint8 (B, T, 3, S, S) -> float32 (B, 3, T, S, S), with the looks that were drawn, normalised."""
+        """uint8 (B, T, 3, S, S) -> float32 (B, 3, T, S, S), with the looks that were drawn, normalized."""
         return to_model_layout(self._pictures(view, device, self.config.video.size_px))
 
     def _pictures(self, view: RawView, device: torch.device, size_px: int) -> torch.Tensor:
-        """Looks and normalisation; the axes stay."""
+        """Looks and normalization; the axes stay."""
         media = to_device(view.media, device).contiguous()  # workers leave channels last
         if view.looks is None:
             return normalize(to_float(media))
@@ -84,7 +84,7 @@ class ViewMaker(nn.Module):
         return normalize(apply_looks(clips, looks, blur_radius_px=radius_px)).view(media.shape)
 
     def audio(self, view: RawView, device: torch.device) -> torch.Tensor:
-        """float32 (B, 1, samples) -> normalised spectrogram (B, 1, frames, bins), augmented as drawn, cut to tiles."""
+        """float32 (B, 1, samples) -> normalized spectrogram (B, 1, frames, bins), augmented as drawn, cut to tiles."""
         waveform = to_device(view.media, device)
         drawn = None if view.sounds is None else Sound(*view.sounds.unbind(1))
         sound = None if view.sounds is None else Sound(*to_device(view.sounds, device).unbind(1))

@@ -1,8 +1,8 @@
-"""A small labelled corpus of real media files, made on the spot: shapes that move to sounds.
+"""A small labeled corpus of real media files, made on the spot: shapes that move to sounds.
 
 A clip shows one shape (the visual class) that pulses with the loudness of one timbre (the sound class) and rises and
 falls with its melody. Every clip has its own rhythm and melody, so that sound and picture of one clip belong together
-in a way that one can hear and see; colours, place, size, rotation, pitch, loudness, noise and the file's codecs are
+in a way that one can hear and see; colors, place, size, rotation, pitch, loudness, noise and the file's codecs are
 nuisances that say nothing about the classes. `agreement` sets how often class i of the shapes comes with class i of
 the sounds, `difficulty` how well the shape is hidden.
 """
@@ -28,7 +28,7 @@ from tqdm import tqdm
 from avssl.files.plain_text import say
 from avssl.processes.pool import default_num_workers
 from data_prep.demo.pictures import SHAPES, render
-from data_prep.demo.sounds import MELODY_SEMITONES, TIMBRES, draw_score, loudness, record, synthesise
+from data_prep.demo.sounds import MELODY_SEMITONES, TIMBRES, draw_score, loudness, record, synthesize
 from data_prep.transcode.encode import write_media
 
 FORMAT_VERSION = 1
@@ -40,7 +40,7 @@ GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 @dataclass(frozen=True)
 class Packaging:
-    """A pair of codecs and the container around them, with encoder options that favour speed."""
+    """A pair of codecs and the container around them, with encoder options that favor speed."""
 
     extension: str
     video_codec: str
@@ -128,10 +128,10 @@ def plan_clip(settings: CorpusSettings, split: str, number: int) -> ClipPlan:
 
 
 def render_clip(settings: CorpusSettings, plan: ClipPlan) -> RenderedClip:
-    """Synthesise the sound, then draw the picture that follows it."""
+    """Synthesize the sound, then draw the picture that follows it."""
     generator = _generator(settings, plan.split, plan.number, purpose=1)
     score = draw_score(generator, settings.duration_seconds, settings.audio_rate_hz)
-    clean = synthesise(plan.sound, score, generator)
+    clean = synthesize(plan.sound, score, generator)
     num_frames = max(1, round(settings.duration_seconds * settings.fps))
     # A frame stays on screen from k / fps to (k + 1) / fps: it shows what sounds in the middle of that time.
     times_seconds = (np.arange(num_frames) + 0.5) / settings.fps

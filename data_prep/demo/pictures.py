@@ -1,4 +1,4 @@
-"""The pictures of the demo corpus: one moving shape before a background. What makes the class is the shape; colours,
+"""The pictures of the demo corpus: one moving shape before a background. What makes the class is the shape; colors,
 place, size, rotation, texture, clutter and noise are drawn anew for every clip, from the same ranges for every class.
 
 A shape is a function of x, y (arrays of one size; the shape fills about the unit circle) that is negative inside and,
@@ -86,33 +86,33 @@ SHAPES: dict[str, Callable[[Plane, Plane], Plane]] = {
 
 @dataclass(frozen=True)
 class Scene:
-    """What a clip looks like apart from its shape and its motion. Lengths in frame widths, from the centre."""
+    """What a clip looks like apart from its shape and its motion. Lengths in frame widths, from the center."""
 
     radius: float  # when the sound is loudest
     start: tuple[float, float]
     drift: tuple[float, float]  # over the whole clip
     angle: float
     turn: float  # radians over the whole clip
-    colour: Plane  # (3,) in [0, 1]
+    color: Plane  # (3,) in [0, 1]
     shade: float
 
 
-def _draw_colours(generator: np.random.Generator, difficulty: float) -> tuple[Plane, Plane, Plane]:
-    """Colours of the object and of two ends of the background; the object differs clearly from both.
+def _draw_colors(generator: np.random.Generator, difficulty: float) -> tuple[Plane, Plane, Plane]:
+    """Colors of the object and of two ends of the background; the object differs clearly from both.
 
     An easy clip shows a bright object before a dark background; the ranges grow together with difficulty.
     """
     least = 0.75 - 0.3 * difficulty
     reach = 0.3 + 0.6 * difficulty
     while True:
-        colours = generator.uniform(0, reach, (3, 3)).astype(np.float32) + 0.05
-        colours[0] = 1 - colours[0]
-        first, second = np.abs(colours[1:] - colours[0]).sum(axis=1)
-        if min(first, second) >= least and np.abs(colours[1:].mean(axis=0) - colours[0]).sum() >= least:
-            return colours[0], colours[1], colours[2]
+        colors = generator.uniform(0, reach, (3, 3)).astype(np.float32) + 0.05
+        colors[0] = 1 - colors[0]
+        first, second = np.abs(colors[1:] - colors[0]).sum(axis=1)
+        if min(first, second) >= least and np.abs(colors[1:].mean(axis=0) - colors[0]).sum() >= least:
+            return colors[0], colors[1], colors[2]
 
 
-def _draw_scene(generator: np.random.Generator, difficulty: float, colour: Plane) -> Scene:
+def _draw_scene(generator: np.random.Generator, difficulty: float, color: Plane) -> Scene:
     radius = float(generator.uniform(0.36 - 0.16 * difficulty, 0.40))
     room = max(0.5 - radius, 0.08)
     start, end = generator.uniform(-room, room, (2, 2))
@@ -124,20 +124,20 @@ def _draw_scene(generator: np.random.Generator, difficulty: float, colour: Plane
         drift=(float(0.6 * (end[0] - start[0])), float(0.6 * (end[1] - start[1]))),
         angle=float(generator.uniform(-angle_limit, angle_limit)),
         turn=float(generator.uniform(-turn_limit, turn_limit)),
-        colour=colour,
+        color=color,
         shade=float(generator.uniform(0, 0.25)),
     )
 
 
 def _grid(size_px: int) -> tuple[Plane, Plane]:
-    """x, y (size, size) of pixel centres, in [-0.5, 0.5]."""
+    """x, y (size, size) of pixel centers, in [-0.5, 0.5]."""
     axis = ((np.arange(size_px) + 0.5) / size_px - 0.5).astype(np.float32)
     x, y = np.meshgrid(axis, axis)
     return x, y
 
 
 def draw_background(generator: np.random.Generator, size_px: int, difficulty: float, ends: Plane) -> Plane:
-    """(size, size, 3) in [0, 1]: a gradient between two colours (2, 3), with waves over it if difficult."""
+    """(size, size, 3) in [0, 1]: a gradient between two colors (2, 3), with waves over it if difficult."""
     x, y = _grid(size_px)
     angle = generator.uniform(0, 2 * np.pi)
     along = np.clip(0.5 + x * np.cos(angle) + y * np.sin(angle), 0, 1)[..., None]
@@ -173,11 +173,11 @@ def _cover(shape: str, scene: Scene, size_px: int, radii: Plane, heights: Plane)
     x, y = _grid(size_px)
     progress = np.linspace(0, 1, len(radii), dtype=np.float32)[:, None, None]
     limit = 0.5 - 0.6 * scene.radius
-    centre_x = np.clip(scene.start[0] + progress * scene.drift[0], -limit, limit)
-    centre_y = np.clip(scene.start[1] + progress * scene.drift[1] - heights[:, None, None], -limit, limit)
+    center_x = np.clip(scene.start[0] + progress * scene.drift[0], -limit, limit)
+    center_y = np.clip(scene.start[1] + progress * scene.drift[1] - heights[:, None, None], -limit, limit)
     angle = scene.angle + progress * scene.turn
     scale = radii[:, None, None]
-    across, down = (x - centre_x) / scale, (y - centre_y) / scale
+    across, down = (x - center_x) / scale, (y - center_y) / scale
     turned_x = np.cos(angle) * across + np.sin(angle) * down
     turned_y = np.cos(angle) * down - np.sin(angle) * across
     distance_px = SHAPES[shape](turned_x, turned_y) * scale * size_px
@@ -197,12 +197,12 @@ def render(
 
     Returns uint8 (frames, size, size, 3) RGB.
     """
-    colour, *ends = _draw_colours(generator, difficulty)
-    scene = _draw_scene(generator, difficulty, colour)
+    color, *ends = _draw_colors(generator, difficulty)
+    scene = _draw_scene(generator, difficulty, color)
     radii = (scene.radius * (SMALLEST_SIZE + (1 - SMALLEST_SIZE) * loudness)).astype(np.float32)
     background = draw_background(generator, size_px, difficulty, np.stack(ends))
     frames = _add_blobs(np.repeat(background[None], len(radii), axis=0), generator, difficulty)
     cover, shading = _cover(shape, scene, size_px, radii, (0.125 * heights).astype(np.float32))
-    frames = frames + cover[..., None] * (np.clip(shading[..., None] * scene.colour, 0, 1) - frames)
+    frames = frames + cover[..., None] * (np.clip(shading[..., None] * scene.color, 0, 1) - frames)
     frames = frames + (0.01 + 0.07 * difficulty) * generator.standard_normal(frames.shape, dtype=np.float32)
     return np.asarray(np.round(255 * np.clip(frames, 0, 1)), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""The sounds of the demo corpus: eight timbres, synthesised. What makes the class is the timbre; pitch, melody, rhythm,
+"""The sounds of the demo corpus: eight timbres, synthesized. What makes the class is the timbre; pitch, melody, rhythm,
 loudness and noise are drawn anew for every clip, from the same ranges for every class.
 
 A sound is driven by a `Score` (notes with onset, strength, attack, decay and pitch), which the picture follows too.
@@ -155,8 +155,8 @@ def hiss(score: Score, generator: np.random.Generator) -> Signal:
     spectrum = np.fft.rfft(generator.standard_normal(num_samples))
     frequencies = np.fft.rfftfreq(num_samples, 1 / score.rate_hz)
     low, high = (
-        np.fft.irfft(spectrum * np.exp(-0.5 * ((frequencies - centre) / (0.35 * centre)) ** 2), num_samples)
-        for centre in (6 * score.pitch_hz, 14 * score.pitch_hz)
+        np.fft.irfft(spectrum * np.exp(-0.5 * ((frequencies - center) / (0.35 * center)) ** 2), num_samples)
+        for center in (6 * score.pitch_hz, 14 * score.pitch_hz)
     )
     mix = (score.semitones + MELODY_SEMITONES) / (2 * MELODY_SEMITONES)
     return np.asarray((1 - mix) * low / low.std() + mix * high / high.std())
@@ -192,7 +192,7 @@ TIMBRES: dict[str, Callable[[Score, np.random.Generator], Signal]] = {
 }
 
 
-def synthesise(timbre: str, score: Score, generator: np.random.Generator) -> Signal:
+def synthesize(timbre: str, score: Score, generator: np.random.Generator) -> Signal:
     """The score played by a timbre (a key of TIMBRES): clean, (samples,), peak 1."""
     played = TIMBRES[timbre](score, generator) * score.envelope
     return np.asarray(played / max(float(np.abs(played).max()), 1e-9))

@@ -1,4 +1,4 @@
-"""A folder, a list, or a file of many pictures -> the manifest: what is there, what it is, and what it is labelled.
+"""A folder, a list, or a file of many pictures -> the manifest: what is there, what it is, and what it is labeled.
 
 1. Rows are gathered in a spool on disk (gather.py), and keys are made unique over all of them. Bad rows end it here.
 2. Files are looked at in a sandbox (probing.py), several rows of one file once.

@@ -65,14 +65,14 @@ def _stored(path: Path, labels: str, database: Path) -> sqlite3.Connection:
         rows = csv.DictReader(file)
         if "path" not in (rows.fieldnames or ()):
             raise ValueError(f"{path}: needs a header with a column 'path' and at least one row")
-        store.executemany("INSERT OR REPLACE INTO labels VALUES (?, ?)", _labelled(rows))
+        store.executemany("INSERT OR REPLACE INTO labels VALUES (?, ?)", _labeled(rows))
     store.commit()
     if store.execute("SELECT COUNT(*) FROM labels").fetchone() == (0,):
         raise ValueError(f"{path}: needs a header with a column 'path' and at least one row")
     return store
 
 
-def _labelled(rows: csv.DictReader[str]) -> Iterator[tuple[bytes, str]]:
+def _labeled(rows: csv.DictReader[str]) -> Iterator[tuple[bytes, str]]:
     for row in rows:
         labels = {
             field: [name for name in value.split("|") if name]

@@ -1,4 +1,4 @@
-"""Files that hold many grey pictures and their classes: MNIST's idx, and csv with a row a picture; .gz or not.
+"""Files that hold many gray pictures and their classes: MNIST's idx, and csv with a row a picture; .gz or not.
 
 idx (the format of MNIST, Fashion-MNIST and their kin): `<name>images-idx3-ubyte` holds big-endian 0x803, the number of
 pictures, rows and columns as 32-bit integers, then a byte a pixel; `<name>labels-idx1-ubyte` beside it holds 0x801, the

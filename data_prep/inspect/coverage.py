@@ -93,12 +93,12 @@ class Counts:
 @dataclass
 class Coverage:
     """Of a manifest, and of the shards made of it. classes: {label field: {name: counts}}; an entry with several names
-    counts for each. unlabelled: entries without any label. num_not_opened: of a manifest made with --no-probe.
+    counts for each. unlabeled: entries without any label. num_not_opened: of a manifest made with --no-probe.
     """
 
     total: Counts = field(default_factory=Counts)
     classes: dict[str, dict[str, Counts]] = field(default_factory=dict)
-    unlabelled: Counts = field(default_factory=Counts)
+    unlabeled: Counts = field(default_factory=Counts)
     num_not_opened: int = 0
     has_shards: bool = False
 
@@ -109,7 +109,7 @@ class Coverage:
             "classes": {
                 name: {one: counts.to_json() for one, counts in names.items()} for name, names in self.classes.items()
             },
-            "unlabelled": self.unlabelled.to_json(),
+            "unlabeled": self.unlabeled.to_json(),
             "num_not_opened": self.num_not_opened,
             "has_shards": self.has_shards,
         }
@@ -219,7 +219,7 @@ def _add(coverage: Coverage, entry: Entry, fate: Fate | None) -> None:
     coverage.total.add(entry, fate)
     coverage.num_not_opened += entry.error is None and not any(entry.media.values())
     if not any(entry.labels.values()):
-        coverage.unlabelled.add(entry, fate)
+        coverage.unlabeled.add(entry, fate)
     for label_field, names in entry.labels.items():
         for name in names:
             coverage.classes.setdefault(label_field, {}).setdefault(name, Counts()).add(entry, fate)
@@ -249,8 +249,8 @@ def table(coverage: Coverage, num_classes: int = 30) -> list[str]:
         lines += ["", f"{label_field}: {len(classes)} classes", *(line(f"  {name}", one) for name, one in shown)]
         if len(shown) < len(ordered):
             lines.append(f"  and {len(ordered) - len(shown)} more; --classes 0 and --json show all")
-    if coverage.classes and coverage.unlabelled.listed:
-        lines += ["", line("without a label", coverage.unlabelled)]
+    if coverage.classes and coverage.unlabeled.listed:
+        lines += ["", line("without a label", coverage.unlabeled)]
     if coverage.num_not_opened:
         lines += ["", f"{coverage.num_not_opened:,} entries were not opened, or hold nothing that can be decoded"]
     return lines

@@ -46,7 +46,7 @@ AVI_ZEROS_BEFORE_AUDIO = {"libmp3lame": 47}
 class VideoSettings:
     """How the video stream is written.
 
-    width, height: pixels, even for pixel formats with half-size colour planes. fps: frames a second, float or Fraction.
+    width, height: pixels, even for pixel formats with half-size color planes. fps: frames a second, float or Fraction.
     variable_rate: frames come at any times (not in AVI). keyframe_interval: frames between keyframes, None leaves it to
     the encoder. start_seconds >= 0: when the first frame is shown. rotation_degrees: 0, 90, 180 or 270, the CLOCKWISE
     turn that players apply to the stored picture. options: the encoder's own, e.g. {"crf": "20"}.

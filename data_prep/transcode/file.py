@@ -26,7 +26,7 @@ from data_prep.transcode.options import PolicyError, WriteOptions
 FORMATS_THAT_KNOW_THEIR_DURATION = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "flac", "ogg", "asf")
 LEAST_DECODED_SHARE = 0.9
 ENCODER_NEEDS = (
-    "h264_nvenc needs an NVIDIA GPU with a video encoder (data-centre cards such as A100 and H100 have none) and its "
+    "h264_nvenc needs an NVIDIA GPU with a video encoder (data-center cards such as A100 and H100 have none) and its "
     "driver, libsvtav1 a PyAV that was built with it"
 )
 WHOLE = (0.0, math.inf)

@@ -1,6 +1,6 @@
 """One source picture -> one sample's picture: JPEG for photographs, PNG for what was stored without loss.
 
-A JPEG that is small enough, upright, and grey or RGB is copied byte for byte, with whatever metadata it carries.
+A JPEG that is small enough, upright, and gray or RGB is copied byte for byte, with whatever metadata it carries.
 Everything else is decoded (avssl/media/images.py says how), made smaller if need be, and encoded without metadata.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from avssl.media.images import GREY_MODES, ImageInfo, is_upright, opened_image, to_rgb
+from avssl.media.images import GRAY_MODES, ImageInfo, is_upright, opened_image, to_rgb
 from data_prep.index.mnist import PictureFile
 from data_prep.transcode.options import WriteOptions
 
@@ -38,7 +38,7 @@ def store_file(path: str, options: WriteOptions) -> StoredImage:
         picture = to_rgb(image)  # also of those that are copied: it shows that they can be decoded
         size = smaller_size(picture.width, picture.height, options.short_side_px)
         if not may_be_copied or size != picture.size:
-            if info.mode in GREY_MODES:
+            if info.mode in GRAY_MODES:
                 picture = picture.convert("L")
             content = encode(picture, size, options.image_quality if is_lossy else None)
     return StoredImage(content, size[1], size[0], {"image": info.to_json()})

@@ -50,7 +50,7 @@ def _round_keys(seed: int) -> NDArray[np.uint64]:
 
 
 def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """splitmix64's finaliser: every bit of the input changes half of those of the output."""
+    """splitmix64's finalizer: every bit of the input changes half of those of the output."""
     with np.errstate(over="ignore"):
         x = (x ^ (x >> np.uint64(30))) * _MIX[0]
         x = (x ^ (x >> np.uint64(27))) * _MIX[1]

@@ -114,7 +114,7 @@ def note(measured: Measured, folder: Path) -> None:
 
 
 def growth(values: Sequence[int]) -> tuple[float, float]:
-    """Least-squares slope an epoch and its standard error, from means of ten blocks: neighbours are not independent."""
+    """Least-squares slope an epoch and its standard error, from means of ten blocks: neighbors are not independent."""
     blocks = np.array([block.mean() for block in np.array_split(np.array(values, float), 10)])
     at = (np.arange(10) + 0.5) * len(values) * MEASURED_EVERY / 10
     (slope, _), covariance = np.polyfit(at, blocks, 1, cov=True)

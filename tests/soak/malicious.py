@@ -303,7 +303,7 @@ def pages(outcome: Outcome, folder: Path, *, quick: bool = False) -> None:
             place / "run",
             "loss.name=avid",
             *SMALL_AVID,
-            provenance={"licence": "mit"} if not number else {"licence": f"mit\n{text}"},
+            provenance={"license": "mit"} if not number else {"license": f"mit\n{text}"},
         )
         make_sounds(place / "media", ["one", "two"])
         rows = "path,class\n" + "".join(

@@ -44,10 +44,10 @@ def loss(logits, labels):
     return sum(values) / len(values)
 
 
-def relabelling_epochs(num_relabellings, epochs):
+def relabeling_epochs(num_relabelings, epochs):
     """First epoch that begins at or after each moment."""
     found = set()
-    for position in range(num_relabellings):
-        moment = epochs * (position / (num_relabellings - 1)) ** 2
+    for position in range(num_relabelings):
+        moment = epochs * (position / (num_relabelings - 1)) ** 2
         found.add(math.ceil(round(moment, 9)))
     return sorted(epoch for epoch in found if epoch < epochs)

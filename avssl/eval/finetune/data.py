@@ -25,7 +25,7 @@ from avssl.types import View
 
 @dataclass(frozen=True)
 class ShardFold:
-    """What is learnt from and what is tested. Targets: int64 (n,), of multi-label float32 (n, C), in the order of the
+    """What is learned from and what is tested. Targets: int64 (n,), of multi-label float32 (n, C), in the order of the
     samples' index. left_out: {"train", "test"}: {reason: number of samples}.
     """
 
@@ -168,7 +168,7 @@ def few_labels(fold: ShardFold, share: float, seed: int) -> ShardFold:
 
 T = TypeVar("T")
 
-CROP_AND_FLIP = "deepcluster"  # the published set without colours: what classifiers of pictures are trained on
+CROP_AND_FLIP = "deepcluster"  # the published set without colors: what classifiers of pictures are trained on
 
 
 def changed(config: T, changes: Mapping[str, Any], where: str = "views") -> T:

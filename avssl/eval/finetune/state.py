@@ -1,6 +1,6 @@
 """Where a classifier's training stands, on disk: one safetensors file, whole or absent, replaced at every checkpoint.
 
-Nothing random has a state: order, augmentation and dropout are functions of (seed, step), so weights, the optimiser's
+Nothing random has a state: order, augmentation and dropout are functions of (seed, step), so weights, the optimizer's
 moments and the number of steps are all there is.
 """
 
@@ -59,7 +59,7 @@ def read_step(path: Path, facts: Mapping[str, Any]) -> int:
 
 
 def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
-    """Load what `save_state` wrote into the model and, if given, the optimiser, strictly."""
+    """Load what `save_state` wrote into the model and, if given, the optimizer, strictly."""
     from safetensors.torch import load_file
 
     tensors = load_file(str(path))

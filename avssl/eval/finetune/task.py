@@ -47,7 +47,7 @@ class TrainedConfig(TaskConfig):
     augment: str = ""  # a set of views.augments for training pictures and video; "": the run's, of pictures crop, flip
     views: dict[str, Any] = field(default_factory=dict)  # changes to the run's views, e.g. {video: {num_frames: 32}}
     test_clips: int = 10  # evenly spaced over each sample; what is said of them is averaged
-    test_crops: int = 1  # of a picture: the centre, or 3 along the longer side
+    test_crops: int = 1  # of a picture: the center, or 3 along the longer side
     mixed_precision: str = "fp32"  # or bf16
     order_lanes: int = 0  # as data.order_lanes in pretraining: fixes the order for any number of processes
     max_failure_rate: float = 0.01  # share of unreadable training samples at which it stops; of the test none may be
@@ -96,7 +96,7 @@ def check(config: TrainedConfig) -> None:
 
 
 def scheduled(config: TrainedConfig, steps_per_pass: int) -> OptimConfig:
-    """The optimiser with its milestones in steps."""
+    """The optimizer with its milestones in steps."""
     if not config.milestone_epochs:
         return config.optim
     per_epoch = config.clips_per_sample * steps_per_pass

@@ -1,6 +1,6 @@
 """Training of classifiers on labels, in stages, resumable to the bit: shared by full fine-tuning and linear probes.
 
-A stage trains heads alone on encoders that are frozen, or all. The whole state is weights, the optimiser's moments and
+A stage trains heads alone on encoders that are frozen, or all. The whole state is weights, the optimizer's moments and
 a number of steps: order and augmentation are the loader's pure functions, the learning rate is one of the step, and
 dropout is drawn from (seed, step, rank).
 """
@@ -56,7 +56,7 @@ class Headed(nn.Module):
 class Stage:
     """Some steps of training.
 
-    encoders: do they learn? batch_norm: of the encoders: "train" normalises by the batch and moves the running
+    encoders: do they learn? batch_norm: of the encoders: "train" normalizes by the batch and moves the running
     statistics, even where the weights are frozen; "frozen" leaves statistics as they are.
     encoder_lr_scale: their learning rate over that of the heads.
     """

@@ -5,7 +5,7 @@ ones, averages over repeats (folds, seeds), and writes RUN/evaluations/<task>-<n
 
     @dataclass
     class Config(TaskConfig):                    # avssl/eval/outcome.py: what every task has
-        num_neighbours: int = 20                 # keys of the YAML; unknown ones are refused
+        num_neighbors: int = 20                 # keys of the YAML; unknown ones are refused
 
     @register("knn", Config)
     def knn(embedder: Embedder, config: Config) -> Outcome: ...

@@ -21,7 +21,7 @@ from avssl.ops.nearest import unit
 if TYPE_CHECKING:
     from avssl.embedding.embedder import Embedder
 
-MEASURES = ("normalised_mutual_information", "adjusted_rand_index", "purity")
+MEASURES = ("normalized_mutual_information", "adjusted_rand_index", "purity")
 NUM_SHUFFLES = 20  # random assignments, with clusters of the same sizes, whose mean is chance
 
 

@@ -33,7 +33,7 @@ class Config(FrozenConfig):
     classifier: str = "linear"  # linear (logistic regression), or knn
     cost: float = 1.0  # C of the logistic regression
     max_iterations: int = 1000
-    num_neighbours: int = 20
+    num_neighbors: int = 20
     temperature: float = 0.07
 
 
@@ -117,8 +117,8 @@ def _scores(
     train: Any, targets: Any, test: Any, num_classes: int, config: Config, report: dict[str, Any]
 ) -> NDArray[Any]:
     if config.classifier == "knn":
-        neighbours, temperature = config.num_neighbours, config.temperature
-        return knn_scores(train, targets, test, num_classes, num_neighbours=neighbours, temperature=temperature)
+        neighbors, temperature = config.num_neighbors, config.temperature
+        return knn_scores(train, targets, test, num_classes, num_neighbors=neighbors, temperature=temperature)
     return logistic_scores(
         train,
         targets,

@@ -1,4 +1,4 @@
-"""Weighted k nearest neighbours (Wu et al. 2018, arXiv 1805.01978): k = 200 and T = 0.07 there, on ImageNet."""
+"""Weighted k nearest neighbors (Wu et al. 2018, arXiv 1805.01978): k = 200 and T = 0.07 there, on ImageNet."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class Config(FrozenConfig):
-    """Neighbours vote with exp(cosine / temperature)."""
+    """Neighbors vote with exp(cosine / temperature)."""
 
-    num_neighbours: int = 20
+    num_neighbors: int = 20
     temperature: float = 0.07
 
 
@@ -27,5 +27,5 @@ class Config(FrozenConfig):
 def knn(embedder: Embedder, config: Config) -> Outcome:
     """Classes of the test samples by vote of the closest training samples, on every layer."""
     return classify(
-        embedder, config, partial(knn_scores, num_neighbours=config.num_neighbours, temperature=config.temperature)
+        embedder, config, partial(knn_scores, num_neighbors=config.num_neighbors, temperature=config.temperature)
     )

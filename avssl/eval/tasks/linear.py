@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Config(FrozenConfig):
-    """L2 regularisation 1 / (2 C) |w|^2 against the sum of the losses, as in scikit-learn."""
+    """L2 regularization 1 / (2 C) |w|^2 against the sum of the losses, as in scikit-learn."""
 
     costs: list[float] = field(default_factory=lambda: [1.0])  # C; of several, the best on a fifth of the training set
     max_iterations: int = 1000
@@ -29,7 +29,7 @@ class Config(FrozenConfig):
 
 @register("linear", Config)
 def linear(embedder: Embedder, config: Config) -> Outcome:
-    """Logistic regression on standardised features."""
+    """Logistic regression on standardized features."""
     require_sklearn()
     report: dict[str, Any] = {}
     fit = partial(

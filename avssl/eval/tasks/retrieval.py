@@ -2,7 +2,7 @@
 
 Within a modality the query's own row is left out. Ties are pessimistic: what is as close as a right answer stands
 before it, so that constant features find nothing. With `train` set, test clips search the training clips instead of
-each other, as is usual for nearest neighbours on UCF-101 and HMDB-51.
+each other, as is usual for nearest neighbors on UCF-101 and HMDB-51.
 """
 
 from __future__ import annotations

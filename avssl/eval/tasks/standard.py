@@ -29,7 +29,7 @@ class TaskConfig:
     task: str = "standard"
     train: str = ""  # shard folder whose labels the kNN knows
     test: str = ""  # shard folder that is scored
-    num_neighbours: int = 20
+    num_neighbors: int = 20
     temperature: float = 0.07
     knn_on: Literal["feature", "embedding"] = "feature"  # encoder output, or the shared space after the projector
     num_positives: int = 32  # size of the CMA positive sets whose precision is measured
@@ -82,7 +82,7 @@ def _knn(train: EmbeddingTable, test: EmbeddingTable, task: TaskConfig, columns:
     """<modality>_knn_<label field>: was each test clip that has both named right?"""
     for label_field in test.label_fields():
         for modality in MODALITIES:
-            asked_rows, known_rows = (_labelled(table, modality, label_field) for table in (test, train))
+            asked_rows, known_rows = (_labeled(table, modality, label_field) for table in (test, train))
             if not asked_rows.any() or not known_rows.any():
                 continue
             known, asked = train.select(known_rows), test.select(asked_rows)
@@ -91,7 +91,7 @@ def _knn(train: EmbeddingTable, test: EmbeddingTable, task: TaskConfig, columns:
             classes = sorted({str(name) for name in [*names, *asked_names]})
             numbers, targets = label_numbers(names, classes)[0], label_numbers(asked_names, classes)[0]
             column = f"{modality}_{task.knn_on}"
-            options: dict[str, Any] = {"num_neighbours": task.num_neighbours, "temperature": task.temperature}
+            options: dict[str, Any] = {"num_neighbors": task.num_neighbors, "temperature": task.temperature}
             found = knn_classify(getattr(known, column), numbers, getattr(asked, column), targets, **options)
             name = f"{modality}_knn_{label_field}"
             columns[f"{name}_asked"] = asked_rows
@@ -99,7 +99,7 @@ def _knn(train: EmbeddingTable, test: EmbeddingTable, task: TaskConfig, columns:
             metrics[name] = Metric("mean_where", (f"{name}_right", f"{name}_asked"), knn_chance(numbers, targets))
 
 
-def _labelled(table: EmbeddingTable, modality: str, label_field: str) -> NDArray[np.bool_]:
+def _labeled(table: EmbeddingTable, modality: str, label_field: str) -> NDArray[np.bool_]:
     """bool (n,): rows that have the modality and a label."""
     if label_field not in table.label_fields() or table.embedding(modality) is None:
         return np.zeros(len(table), np.bool_)
@@ -173,7 +173,7 @@ def protocol(train: EmbeddingTable, test: EmbeddingTable, task: TaskConfig) -> d
         "modalities": test.modalities(),
         "train_samples": keys_digest(train.keys),
         "test_samples": keys_digest(test.keys),
-        "num_neighbours": task.num_neighbours,
+        "num_neighbors": task.num_neighbors,
         "temperature": task.temperature,
         "knn_on": task.knn_on,
         "num_positives": task.num_positives,

@@ -1,7 +1,7 @@
 """One-vs-all linear SVM on pooled layers: how AVID measures its sound network on ESC-50 and DCASE.
 
 Morgado et al. 2021 (arXiv 2004.12943): hinge loss, 200 iterations, C = 10 (ESC-50) or 1 (DCASE), features pooled to
-12, 8, 6 and 4 squared and standardised with (deviation + 0.01), 10 or 60 crops a sample, decision values averaged.
+12, 8, 6 and 4 squared and standardized with (deviation + 0.01), 10 or 60 crops a sample, decision values averaged.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Config(FrozenConfig):
 
 @register("svm", Config)
 def svm(embedder: Embedder, config: Config) -> Outcome:
-    """One SVM a class on standardised features; those that do not converge in max_iterations are counted in facts."""
+    """One SVM a class on standardized features; those that do not converge in max_iterations are counted in facts."""
     require_sklearn()
     report: dict[str, Any] = {}
     fit = partial(

@@ -1,4 +1,4 @@
-"""Histograms and bars of `stats` as inline SVG and HTML. Colours are CSS variables: stats_style.py."""
+"""Histograms and bars of `stats` as inline SVG and HTML. Colors are CSS variables: stats_style.py."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LETTER_PX = 7.8  # of a label, about
 
 
 def grouped_bins(histogram: Histogram) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """(edges (n + 1,), counts (n,)) from the first to the last bin that is not empty; neighbours are added up until at
+    """(edges (n + 1,), counts (n,)) from the first to the last bin that is not empty; neighbors are added up until at
     most MAX_BARS are left, so that every bar is a whole number of bins.
     """
     filled = np.flatnonzero(histogram.counts)

@@ -85,8 +85,8 @@ def lines(stats: Stats) -> Iterator[str]:
         if name in tally.facts:
             yield f"{title:<15} {_shares(tally.facts[name].most_common(), tally.facts[name].total())}"
     for name, counter in sorted(tally.labels.items()):
-        unlabelled = tally.num_samples - tally.num_labelled[name]
-        rest = f"; {unlabelled} without" if unlabelled else ""
+        unlabeled = tally.num_samples - tally.num_labeled[name]
+        rest = f"; {unlabeled} without" if unlabeled else ""
         classes = count_of(len(counter), "class")
         yield f"label {name!r}: {classes}: {_shares(counter.most_common(), tally.num_samples)}{rest}"
     yield ""

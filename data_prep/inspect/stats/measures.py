@@ -176,7 +176,7 @@ def middle_frame(num_frames: int, fps: float) -> int:
 def measure_video(content: bytes, num_frames: int, fps: float, still_levels: float, name: str) -> VideoFacts:
     """Decode a few frames of a video member. MediaError as `read_video`.
 
-    still_levels: of 255; sampled neighbours are still if no square changes by so much.
+    still_levels: of 255; sampled neighbors are still if no square changes by so much.
     """
     compared, middle = sampled_frames(num_frames, fps), middle_frame(num_frames, fps)
     wanted = sorted({*compared, middle})

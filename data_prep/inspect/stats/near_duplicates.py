@@ -1,6 +1,6 @@
 """Which pictures look alike: 64 bits a picture, and groups of those that differ in few bits. NumPy alone.
 
-The hash is of the family called pHash: signs of the lowest frequencies of a small grey picture, hence the same for
+The hash is of the family called pHash: signs of the lowest frequencies of a small gray picture, hence the same for
 another size, another compression, other brightness or contrast; not for crops, turns or mirror images.
 
 Groups are found without comparing all with all. Cut the 64 bits into m = d // 2 + 1 pieces: hashes that differ in at
@@ -45,7 +45,7 @@ def area_weights(size: int) -> NDArray[np.float32]:
 
 
 def small_picture(luma: NDArray[np.generic]) -> NDArray[np.float32]:
-    """Means of SMALL_PX x SMALL_PX equal parts of a grey picture (height, width)."""
+    """Means of SMALL_PX x SMALL_PX equal parts of a gray picture (height, width)."""
     height, width = luma.shape
     return np.asarray(area_weights(height) @ luma.astype(np.float32) @ area_weights(width).T)
 

@@ -111,8 +111,8 @@ def _classes(stats: Stats) -> Iterator[str]:
         if not values:
             continue
         note = f"{count_of(len(values), 'class')}, {values[-1][1]:,} to {values[0][1]:,} samples each"
-        if unlabelled := tally.num_samples - tally.num_labelled[name]:
-            note += f"; {unlabelled:,} samples without"
+        if unlabeled := tally.num_samples - tally.num_labeled[name]:
+            note += f"; {unlabeled:,} samples without"
         yield bar_list(name, values, tally.num_samples, note)
 
 

@@ -139,7 +139,7 @@ class Tally:
     """What is known of a number of samples.
 
     numbers: by Quantity.name, those that occur. facts: {name of FACTS: {value: samples}}. labels: {field: {name:
-    samples}}. num_labelled: {field: samples with any name of it}. failed: {reason: samples whose media could not be
+    samples}}. num_labeled: {field: samples with any name of it}. failed: {reason: samples whose media could not be
     measured}, messages the first few of them. counts: samples by other claims (wholly silent, flat, ...).
     """
 
@@ -147,7 +147,7 @@ class Tally:
     numbers: dict[str, Histogram] = field(default_factory=dict)
     facts: dict[str, Counter[str]] = field(default_factory=dict)
     labels: dict[str, Counter[str]] = field(default_factory=dict)
-    num_labelled: Counter[str] = field(default_factory=Counter)
+    num_labeled: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)
     messages: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
@@ -167,7 +167,7 @@ class Tally:
         """A sample's labels."""
         for name, values in labels.items():
             self.labels.setdefault(name, Counter()).update(set(values))
-            self.num_labelled[name] += bool(values)
+            self.num_labeled[name] += bool(values)
 
     def add_failure(self, reason: str, message: str) -> None:
         """A sample whose media could not be measured."""
@@ -184,7 +184,7 @@ class Tally:
             self._count(self.facts.setdefault(name, Counter()), counter.items())
         for name, counter in other.labels.items():
             self.labels.setdefault(name, Counter()).update(counter)
-        self.num_labelled.update(other.num_labelled)
+        self.num_labeled.update(other.num_labeled)
         self.failed.update(other.failed)
         self.messages = (self.messages + other.messages)[:MAX_MESSAGES]
         self.counts.update(other.counts)
@@ -201,7 +201,7 @@ class Tally:
             "numbers": {name: self.numbers[name].to_json() for name in QUANTITIES if name in self.numbers},
             "facts": {name: dict(self.facts[name].most_common()) for name in FACTS if name in self.facts},
             "labels": {name: dict(counter.most_common()) for name, counter in sorted(self.labels.items())},
-            "num_labelled": dict(sorted(self.num_labelled.items())),
+            "num_labeled": dict(sorted(self.num_labeled.items())),
             "failed": dict(self.failed.most_common()),
             "messages": self.messages,
             "counts": dict(sorted(self.counts.items())),

@@ -86,4 +86,4 @@ def limits_note(stats: Stats) -> Iterator[str]:
             "are still throughout"
         )
     if tally.counts["flat pictures"]:
-        yield f"flat: {tally.counts['flat pictures']} pictures or middle frames of one colour, not compared"
+        yield f"flat: {tally.counts['flat pictures']} pictures or middle frames of one color, not compared"

@@ -1,4 +1,4 @@
-"""Nearest neighbours that one can see, hear and play together: across modalities, or within the only one there is."""
+"""Nearest neighbors that one can see, hear and play together: across modalities, or within the only one there is."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Search = tuple[str, str]  # the modality of the query, the modality that is sear
 
 @dataclass(frozen=True)
 class Match:
-    """One neighbour: its row in the table, cosine, whether it is the query's own clip, and of the right class.
+    """One neighbor: its row in the table, cosine, whether it is the query's own clip, and of the right class.
 
-    right is None where query or neighbour has no label to compare.
+    right is None where query or neighbor has no label to compare.
     """
 
     row: int
@@ -88,7 +88,7 @@ def label_text(labels: Mapping[str, Sequence[str]]) -> Html:
 
 
 def _verdict(match: Match) -> Html:
-    """A word and a sign, never colour alone."""
+    """A word and a sign, never color alone."""
     if match.own:
         return tag("span", "★ its own", class_="verdict own")
     if match.right is None:
@@ -163,16 +163,16 @@ def searches(table: EmbeddingTable) -> list[Search]:
     return [(modality, modality) for modality in there]
 
 
-def neighbours_section(
+def neighbors_section(
     table: EmbeddingTable,
     library: MediaLibrary,
     fields: Mapping[str, str | None],
     *,
     num_queries: int,
-    num_neighbours: int,
+    num_neighbors: int,
 ) -> Html:
     """Every search of the table. fields: the label field by which a match counts, by the modality searched for."""
-    counts = (num_queries, num_neighbours)
+    counts = (num_queries, num_neighbors)
     found = searches(table)
     if not found:
         return tag("p", "The table holds no embeddings, so there is nothing to search.", class_="note")

@@ -1,4 +1,4 @@
-"""Batched colour operations against torchvision and Pillow, one sample at a time."""
+"""Batched color operations against torchvision and Pillow, one sample at a time."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ JITTER = (oracle.adjust_brightness, oracle.adjust_contrast, oracle.adjust_satura
 
 
 def pictures(*shape: int, seed: int = 0) -> torch.Tensor:
-    """uint8 noise on a ramp: bright and dark parts, all colours."""
+    """uint8 noise on a ramp: bright and dark parts, all colors."""
     noise = np.random.default_rng(seed).integers(-90, 90, shape)
     ramp = np.linspace(30, 225, shape[-1])
     return torch.from_numpy(np.clip(noise + ramp, 0, 255).astype(np.uint8))
 
 
-def test_posterising_equals_torchvision_on_eight_bits() -> None:
+def test_posterizing_equals_torchvision_on_eight_bits() -> None:
     video = torch.arange(256, dtype=torch.uint8).expand(5, 2, 3, 2, 256)
     result = posterize(to_float(video), torch.tensor([4.0, 5, 6, 7, 8]))
     for clip, start, bits in zip(result, video, (4, 5, 6, 7, 8), strict=True):
         torch.testing.assert_close(clip * 255, oracle.posterize(start, bits).float(), atol=1e-4, rtol=0)
 
 
-def test_solarising_equals_torchvision_at_each_clips_threshold() -> None:
+def test_solarizing_equals_torchvision_at_each_clips_threshold() -> None:
     video = to_float(pictures(4, 2, 3, 6, 7))
     thresholds = [0.0, 100 / 255, 0.5, 1.0]
     for clip, start, threshold in zip(solarize(video, torch.tensor(thresholds)), video, thresholds, strict=True):
@@ -68,7 +68,7 @@ def test_autocontrast_stretches_all_frames_of_a_clip_alike() -> None:
     torch.testing.assert_close(autocontrast(video), (video - low) / (high - low), atol=1e-6, rtol=0)
 
 
-def test_a_flat_colour_stays_in_autocontrast() -> None:
+def test_a_flat_color_stays_in_autocontrast() -> None:
     flat = torch.full((1, 2, 3, 4, 4), 0.3)
     torch.testing.assert_close(autocontrast(flat), flat)
 
@@ -101,7 +101,7 @@ def by_hand(clip: torch.Tensor, look: Look[float], radius_px: int) -> torch.Tens
         frames = torch.where(frames >= look.photometric_threshold, 1 - frames, frames)
         tall = oracle.autocontrast(torch.cat(list(frames), dim=1))
         frames = torch.stack(tall.chunk(len(frames), dim=1))
-    if look.grey:
+    if look.gray:
         frames = oracle.rgb_to_grayscale(frames, num_output_channels=3)
     if look.blur_sigma_px:
         frames = oracle.gaussian_blur(frames, [2 * radius_px + 1] * 2, [look.blur_sigma_px] * 2)
@@ -112,9 +112,9 @@ def by_hand(clip: torch.Tensor, look: Look[float], radius_px: int) -> torch.Tens
 def test_a_batch_of_looks_equals_torchvision_clip_by_clip_in_the_published_order(num_frames: int) -> None:
     generator = np.random.default_rng(11)
     everything = PictureAugment(
-        colour_probability=0.8,
+        color_probability=0.8,
         photometric_probability=0.5,
-        grey_probability=0.3,
+        gray_probability=0.3,
         blur_probability=0.5,
         solarize_probability=0.3,
     )
@@ -151,7 +151,7 @@ def test_a_clip_looks_the_same_in_any_batch() -> None:
         torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("used", ["flip", "brightness", "hue", "photometric", "grey", "blur_sigma_px", "solarize"])
+@pytest.mark.parametrize("used", ["flip", "brightness", "hue", "photometric", "gray", "blur_sigma_px", "solarize"])
 def test_what_nobody_takes_is_not_computed(used: str, monkeypatch: pytest.MonkeyPatch) -> None:
     computed = []
 
@@ -160,7 +160,7 @@ def test_what_nobody_takes_is_not_computed(used: str, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(color, "flip_horizontally", spy("flip", color.flip_horizontally))
     monkeypatch.setattr(color, "_photometric", spy("photometric", color._photometric))
-    monkeypatch.setattr(color, "_grey", spy("grey", color._grey))
+    monkeypatch.setattr(color, "_gray", spy("gray", color._gray))
     monkeypatch.setattr(color, "gaussian_blur", spy("blur_sigma_px", color.gaussian_blur))
     monkeypatch.setattr(color, "solarize", spy("solarize", color.solarize))
     jitter = tuple((name, neutral, spy(name, adjust)) for name, neutral, adjust in color._JITTER)

@@ -1,4 +1,4 @@
-"""The task `synchronisation` on films whose answer is known: networks that tell the time of their clip, or cannot."""
+"""The task `synchronization` on films whose answer is known: networks that tell the time of their clip, or cannot."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from data_prep.index.build import index_folder
 from data_prep.transcode.encode import write_media
 from data_prep.transcode.options import WriteOptions
 from data_prep.write.run import write_shards
-from tests.labelled_runs import tiny_embedder
+from tests.labeled_runs import tiny_embedder
 
 NUM_FILMS, SECONDS, FPS, RATE_HZ = 6, 3.0, 16, 24_000
 SHIFT_SECONDS = 0.5
@@ -76,7 +76,7 @@ def reading(shares: dict[str, Callable[[torch.Tensor], torch.Tensor]]) -> Embedd
 
 
 def lightness(view: torch.Tensor) -> torch.Tensor:
-    """Mean brightness of (B, 3, T, H, W) standardised pixels, from the darkest to the lightest that films have."""
+    """Mean brightness of (B, 3, T, H, W) standardized pixels, from the darkest to the lightest that films have."""
     mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None, None]
     std = torch.tensor([0.229, 0.224, 0.225])[:, None, None, None]
     return ((view * std + mean).mean(dim=(1, 2, 3, 4)) * 255 - 20) / 215
@@ -90,10 +90,10 @@ def pitch(view: torch.Tensor) -> torch.Tensor:
     return (hertz - 500) / 4000
 
 
-def synchronisation(embedder: Embedder, shards: Path, **changes: Any) -> Outcome:
-    kind = tasks.get("synchronisation")
+def synchronization(embedder: Embedder, shards: Path, **changes: Any) -> Outcome:
+    kind = tasks.get("synchronization")
     given = {"test": str(shards), "test_clips": 2, "shift_seconds": SHIFT_SECONDS, "num_workers": 0, **changes}
-    return kind.run(embedder, kind.Config(task="synchronisation", **given))
+    return kind.run(embedder, kind.Config(task="synchronization", **given))
 
 
 @pytest.fixture(scope="module")
@@ -102,10 +102,10 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_networks_that_tell_the_time_are_nearly_always_right(films: Path) -> None:
-    repeat = synchronisation(reading({"video": lightness, "audio": pitch}), films).repeats[0]
+    repeat = synchronization(reading({"video": lightness, "audio": pitch}), films).repeats[0]
     values = repeat.values()
-    assert values["synchronisation_auc"] > 0.99
-    assert values["synchronisation_pair_accuracy"] == 1.0
+    assert values["synchronization_auc"] > 0.99
+    assert values["synchronization_pair_accuracy"] == 1.0
     # A shift of half a second of three is a sixth of the quarter circle: 15 degrees.
     np.testing.assert_allclose(repeat.columns["aligned"], 1.0, atol=0.005)
     np.testing.assert_allclose(repeat.columns["shifted"], np.cos(np.pi / 2 * SHIFT_SECONDS / SECONDS), atol=0.02)
@@ -114,20 +114,20 @@ def test_networks_that_tell_the_time_are_nearly_always_right(films: Path) -> Non
 def test_a_film_whose_pictures_are_late_by_the_shift_is_found_out(tmp_path: Path) -> None:
     """There the sound of half a second before fits better than the clip's own, that of half a second after worse."""
     shards = write_films(tmp_path / "late", picture_delay_seconds=SHIFT_SECONDS)
-    repeat = synchronisation(reading({"video": lightness, "audio": pitch}), shards, test_clips=1).repeats[0]
+    repeat = synchronization(reading({"video": lightness, "audio": pitch}), shards, test_clips=1).repeats[0]
     gap = repeat.columns["aligned"] - repeat.columns["shifted"]
     forward = np.arange(NUM_FILMS) % 2 == 0
     assert (gap[forward] > 0).all()
     assert (gap[~forward] < 0).all()
-    assert repeat.values()["synchronisation_pair_accuracy"] == 0.5
+    assert repeat.values()["synchronization_pair_accuracy"] == 0.5
 
 
 @pytest.mark.parametrize("blind", ["video", "audio"])
 def test_networks_that_do_not_tell_the_time_are_at_chance_or_wrong(films: Path, blind: str) -> None:
     shares = {"video": lightness, "audio": pitch, blind: lambda view: torch.full((len(view),), 0.5)}
-    values = synchronisation(reading(shares), films).repeats[0].values()
+    values = synchronization(reading(shares), films).repeats[0].values()
     if blind == "audio":
-        assert values["synchronisation_pair_accuracy"] == 0.0, "equal cosines are no luck"
-        assert values["synchronisation_auc"] == pytest.approx(0.5, abs=1e-6)
+        assert values["synchronization_pair_accuracy"] == 0.0, "equal cosines are no luck"
+        assert values["synchronization_auc"] == pytest.approx(0.5, abs=1e-6)
     else:
-        assert values["synchronisation_auc"] < 0.75
+        assert values["synchronization_auc"] < 0.75

@@ -1,4 +1,4 @@
-"""Audio-visual synchronisation: are embeddings of a video and its sound closer in sync than shifted against each other?
+"""Audio-visual synchronization: are embeddings of a video and its sound closer in sync than shifted against each other?
 
 Of every test sample a video clip is compared with the sound around it and with sound that lies `shift_seconds` later or
 earlier (in turn, so that neither lies at the end more often). The task of Korbar et al. 2018 (arXiv 1807.00230), asked
@@ -46,14 +46,14 @@ class Config(FrozenConfig):
     silence_dbfs: float = -60.0  # samples whose right and wrong sounds are below this level are left out, counted
 
 
-@register("synchronisation", Config)
-def synchronisation(embedder: Embedder, config: Config) -> Outcome:
+@register("synchronization", Config)
+def synchronization(embedder: Embedder, config: Config) -> Outcome:
     """AUC, and the share of samples whose own sound is closer; with `train` also at the threshold that is best there.
 
     Samples without video or sound, too short for the shifted window, or silent in all windows are left out and counted.
     """
     if config.modality != "both" or list(config.layers) != ["embedding"] or config.folds or config.fold_field:
-        raise ValueError("synchronisation compares embeddings of video and sound; leave modality, layers, folds alone")
+        raise ValueError("synchronization compares embeddings of video and sound; leave modality, layers, folds alone")
     if not config.test:
         raise ValueError("test is not set; add test=SHARDS to the command or to the YAML")
     wanted_modalities(config, embedder)
@@ -61,8 +61,8 @@ def synchronisation(embedder: Embedder, config: Config) -> Outcome:
     kept, aligned, shifted, left_out = _cosines(embedder, config, config.test, shift)
     columns: dict[str, Any] = {"aligned": aligned, "shifted": shifted, "own_closer": aligned > shifted}
     metrics = {
-        "synchronisation_auc": Metric("pair_auc", ("aligned", "shifted"), 0.5),
-        "synchronisation_pair_accuracy": Metric("mean", ("own_closer",), 0.5),
+        "synchronization_auc": Metric("pair_auc", ("aligned", "shifted"), 0.5),
+        "synchronization_pair_accuracy": Metric("mean", ("own_closer",), 0.5),
     }
     protocol: dict[str, Any] = {**FROZEN, "shift": shift, "num_test": len(kept), "ties": "wrong"}
     protocol["left_out"] = {"test": left_out}
@@ -73,7 +73,7 @@ def synchronisation(embedder: Embedder, config: Config) -> Outcome:
         )
         threshold = best_threshold(known_aligned, known_shifted)
         columns["right_at_threshold"] = ((aligned >= threshold).astype(float) + (shifted < threshold)) / 2
-        metrics["synchronisation_accuracy"] = Metric("mean", ("right_at_threshold",), 0.5)
+        metrics["synchronization_accuracy"] = Metric("mean", ("right_at_threshold",), 0.5)
         train_keys = known.keys
     return Outcome([Repeat("", kept.keys, columns, metrics, train_keys)], protocol)
 
@@ -161,7 +161,7 @@ def shifted_places(
 ) -> list[tuple[float, float]]:
     """(start of the right sound, shift of the wrong one in seconds) at so many places; [] if none fits.
 
-    The right sound is centred on the video clip; all three lie within their streams. Directions take turns; where only
+    The right sound is centered on the video clip; all three lie within their streams. Directions take turns; where only
     one fits it is taken. Places of a direction are spread evenly over what fits.
     """
     half = (audio_seconds - video_seconds) / 2
