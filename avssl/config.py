@@ -33,6 +33,18 @@ T = TypeVar("T")
 MAX_YAML_BYTES = 1 << 20
 
 
+# What earlier versions called the keys: a configuration or run folder with them is refused with the new names.
+RENAMED_KEYS = {
+    "centre_embeddings": "projector_final_batch_norm",
+    "colour_probability": "color_jitter_probability",
+    "grey_probability": "grayscale_probability",
+    "num_neighbours": "num_neighbors",
+    "puzzle": "jigsaw",
+    "puzzle_weight": "jigsaw_weight",
+    "synchronise_batch_norm": "sync_batch_norm",
+}
+
+
 @dataclass
 class DataConfig(LoaderConfig):
     """What to read and how; see data/loader.py for the fields that it adds."""
@@ -74,7 +86,7 @@ class RunConfig:
     tf32: Literal["none", "convolutions", "all"] = "convolutions"  # what of float32 a GPU may round to TF32
     channels_last: bool | None = None  # weights of the encoders' convolutions in that order; null: 2-D ones on a CPU
     gradient_accumulation_steps: int = 1
-    synchronize_batch_norm: bool = False
+    sync_batch_norm: bool = False
     compile: bool = False  # torch.compile on the encoders
     cpu: bool = False  # stay on the CPU even where an accelerator is present
     data: DataConfig = field(default_factory=DataConfig)
@@ -122,6 +134,7 @@ def parse(schema: type[T], argv: list[str]) -> T:
     try:
         values: Any = OmegaConf.create()
         for layer in (*map(_load_yaml, files), _parse_changes(changes)):
+            _refuse_renamed(layer)
             _replace_encoders(values, layer)
             values = OmegaConf.merge(values, layer)
         base = OmegaConf.structured(schema)
@@ -170,6 +183,14 @@ def _parse_changes(changes: list[str]) -> Any:
         return OmegaConf.from_dotlist(changes)
     except (yaml.YAMLError, AssertionError, IndexError) as error:  # the last for a key of no name
         raise ConfigError(f"{brief(' '.join(changes))}: {one_line(error)}") from error
+
+
+def _refuse_renamed(layer: Any) -> None:
+    """ConfigError with the new names of all keys of a mapping that earlier versions called otherwise."""
+    names = {name for key in flat(OmegaConf.to_container(layer)) for name in key.split(".")}
+    if renamed := sorted(names & RENAMED_KEYS.keys()):
+        changes = ", ".join(f"{name} is now {RENAMED_KEYS[name]}" for name in renamed)
+        raise ConfigError(f"some keys have new names: {changes}; rename them where they stand, their values stay")
 
 
 def value_of(argv: Sequence[str], key: str, default: str) -> str:

@@ -37,12 +37,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from avssl import config, losses
 from avssl.embedding.embedder import Embedder
 from avssl.embedding.folder import FolderJob
-from avssl.embedding.media import Windows
+from avssl.embedding.media import WindowBatch
 from avssl.embedding.sources import Sources, open_media
 from avssl.embedding.windows import WindowStream, clip_starts
-from avssl.media.readers import PictureStream, SoundStream
+from avssl.media.readers import AudioReader, VideoReader
 from avssl.models import create_encoder
-from avssl.processes.worker import Piece
+from avssl.processes.worker import Message
 from avssl.transforms.time_sampling import frame_times_seconds, window_grid
 from avssl.transforms.view_maker import ViewMaker
 from benchmarks.claims import Claim, command_line, cpu_seconds, median_ratio, publish, take_turns
@@ -68,14 +68,14 @@ class TimedWindows(WindowStream):
             self.began_seconds = time.process_time()
         return super().begin(number)
 
-    def pieces(self, begun: Any) -> Iterator[Piece]:
+    def pieces(self, begun: Any) -> Iterator[Message]:
         """In the process that decodes; of a piece the sending is counted with the next one."""
         for piece in super().pieces(begun):
             assert self.began_seconds is not None
             seconds = time.process_time() - self.began_seconds
             yield piece._replace(values=piece.values | {"decoding_seconds": seconds})
 
-    def read(self, piece: Piece) -> Windows:
+    def read(self, piece: Message) -> WindowBatch:
         """In the process of the network."""
         self.decoding_seconds = piece.values["decoding_seconds"]
         return super().read(piece)
@@ -134,14 +134,14 @@ class Reading:
         expects: it is told which frames are looked at, and leaves out what it can of the others.
         """
         for film, times in zip(self.films, self.times, strict=True):
-            with PictureStream(film) as pictures:
+            with VideoReader(film) as pictures:
                 if expects:
                     pictures.expect(times)
                 for seconds in times:
                     picture = pictures.on_screen(seconds)
                     assert picture is not None
                     pictures.pixels(picture)
-            with SoundStream(film) as sound:
+            with AudioReader(film) as sound:
                 for _ in sound.play(self.views.audio.rate_hz):
                     pass
 

@@ -51,7 +51,7 @@ AVID = [
     "loss.num_negatives=256",
     "loss.temperature=0.2",
     "loss.projector_hidden_dims=[]",
-    "loss.center_embeddings=true",
+    "loss.projector_final_batch_norm=true",
 ]
 # What each loss needs beside: heads for 64 features; banks, queues, prototypes for 600 clips; temperatures and teachers
 # for a short run.
@@ -63,7 +63,7 @@ OWN: dict[str, list[str]] = {
         "loss.num_negatives_within=64",
         "loss.search_every_epochs=2",
     ],
-    "npid": [PAIR, "loss.num_negatives=256", "loss.temperature=0.2", "loss.center_embeddings=true"],
+    "npid": [PAIR, "loss.num_negatives=256", "loss.temperature=0.2", "loss.projector_final_batch_norm=true"],
     "simclr": [PAIR, *HEAD, "loss.temperature=0.2"],
     "moco": [
         PAIR, *HEAD, "loss.temperature=0.2", "loss.queue_size=96", "loss.teacher_momentum=0.99",
@@ -73,8 +73,9 @@ OWN: dict[str, list[str]] = {
     # Prototypes that stay and embeddings that are centered: with either one free the predictions become uniform.
     "swav": [
         PAIR, "loss.projector_hidden_dims=[128]", "loss.embedding_dim=16", "loss.num_prototypes=16",
-        "loss.num_small_crops=0", f"loss.freeze_steps={STEPS}", "loss.center_embeddings=true", "loss.epsilon=0.1",
-        "loss.temperature=0.3", "loss.queue_size=480", "loss.queue_from_epoch=1",
+        "loss.num_small_crops=0", f"loss.freeze_steps={STEPS}", "loss.epsilon=0.1",
+        "loss.projector_final_batch_norm=true", "loss.temperature=0.3",
+        "loss.queue_size=480", "loss.queue_from_epoch=1",
     ],
     "deepcluster_v2": [PAIR, *HEAD, "loss.num_prototypes=32", "loss.num_small_crops=0"],
     "sela": [

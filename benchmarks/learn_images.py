@@ -44,7 +44,7 @@ SHARED = [
     "views.augments.swav_small={crop_scale: [0.1, 0.4], brightness: 0.4, contrast: 0.4, saturation: 0.0, hue: 0.0,"
     " small: true}",
     "views.augments.small_jigsaw={crop_scale: [0.6, 1.0], brightness: 0.4, contrast: 0.4, saturation: 0.0, hue: 0.0,"
-    " puzzle: true}",
+    " jigsaw: true}",
     "encoders.image={name: resnet10, width: 16, small_stem: true}",
     "optim.name=adamw",
     "optim.lr=2e-3",
@@ -64,14 +64,14 @@ OWN: dict[str, list[str]] = {
         "loss.num_negatives=1024",
         "loss.embedding_dim=64",
         "loss.temperature=0.2",
-        "loss.center_embeddings=true",
+        "loss.projector_final_batch_norm=true",
     ],
     "pirl": [
         "loss.augments=[small_picture,small_jigsaw]",
         "loss.num_negatives=1024",
         "loss.embedding_dim=64",
         "loss.temperature=0.2",
-        "loss.center_embeddings=true",
+        "loss.projector_final_batch_norm=true",
     ],
     "simclr": [AUGMENTS, *HEAD, "loss.temperature=0.2"],
     "moco": [

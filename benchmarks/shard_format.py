@@ -29,10 +29,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from avssl.data.read_views import read_clip
-from avssl.media.decode import stream_pictures
+from avssl.media.decode import stream_frames
 from avssl.media.frames import Upright
 from avssl.media.info import fitted_size
-from avssl.media.readers import PictureStream, SoundStream
+from avssl.media.readers import AudioReader, VideoReader
 from avssl.shards.format import SampleInfo
 from avssl.shards.shard_set import Sample, parse_members, write_tar
 from avssl.transforms.config import ViewsConfig
@@ -97,7 +97,7 @@ VARIANTS = {
 
 def scaled_frames(path: Path, short_side_px: int) -> list[Any]:
     """PyAV frames of the clip, 16 a second, as an encoder gets them."""
-    with PictureStream(str(path)) as stream:
+    with VideoReader(str(path)) as stream:
         info = stream.info
         assert info is not None
         size = fitted_size(info.width, info.height, info.pixel_aspect, short_side_px)
@@ -112,7 +112,7 @@ def scaled_frames(path: Path, short_side_px: int) -> list[Any]:
 
 def sound(path: Path) -> np.ndarray:
     """float32 (1, samples) of the clip."""
-    with SoundStream(str(path)) as stream:
+    with AudioReader(str(path)) as stream:
         return np.concatenate(list(stream.play(RATE_HZ)))[None, : round(CLIP_SECONDS * RATE_HZ)]
 
 
@@ -146,7 +146,7 @@ def psnr_db(sample: Sample, pictures: list[Any]) -> float:
         return frame.to_ndarray(format="yuv420p")[: frame.height].astype(np.float32)
 
     assert sample.video is not None
-    found = [luma(picture.frame) for picture in stream_pictures(sample.video)]
+    found = [luma(picture.frame) for picture in stream_frames(sample.video)]
     errors = [np.square(one - luma(two)).mean() for one, two in zip(found, pictures, strict=True)]
     return float(10 * np.log10(255**2 / max(1e-9, np.mean(errors))))
 

@@ -21,8 +21,8 @@ from avssl import config, losses
 from avssl.models import create_encoder
 from avssl.optim.build import build_optimizer, set_learning_rate
 from avssl.train.monitor import Monitor
-from avssl.transforms.audio import draw_sound
-from avssl.transforms.draw import draw_look
+from avssl.transforms.audio import draw_audio_params
+from avssl.transforms.draw import draw_color_params
 from avssl.transforms.raw_view import RawView
 from avssl.transforms.view_maker import ViewMaker
 from avssl.types import Batch, LossOutput, Progress
@@ -146,8 +146,8 @@ def made_up_views(batch_size: int, cfg: config.RunConfig, *, pin: bool = False) 
     generator = torch.Generator().manual_seed(0)
     shape = (batch_size, video.num_frames, 3, video.size_px, video.size_px)
     clips = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
-    looks = torch.tensor([draw_look(drawn, video.augment, video.size_px) for _ in range(batch_size)])
+    looks = torch.tensor([draw_color_params(drawn, video.augment, video.size_px) for _ in range(batch_size)])
     waveforms = 0.1 * torch.randn(batch_size, 1, round(audio.seconds * audio.rate_hz), generator=generator)
-    sounds = torch.tensor([draw_sound(drawn, audio.augment, audio.rate_hz) for _ in range(batch_size)])
+    sounds = torch.tensor([draw_audio_params(drawn, audio.augment, audio.rate_hz) for _ in range(batch_size)])
     views = {"video": RawView("video", clips, looks=looks), "audio": RawView("audio", waveforms, sounds=sounds)}
     return {name: view.pin_memory() if pin else view for name, view in views.items()}

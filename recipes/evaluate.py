@@ -26,8 +26,8 @@ from avssl import checkpoint, config, distributed
 from avssl.embedding.embed_shards import embed_split
 from avssl.embedding.embedder import Embedder
 from avssl.eval import compare, overlap, results, tasks
-from avssl.eval.outcome import TaskConfig as AnyTaskConfig
-from avssl.eval.tasks.standard import TaskConfig, evaluate_tables
+from avssl.eval.outcome import StandardConfig as AnyTaskConfig
+from avssl.eval.tasks.standard import StandardConfig, evaluate_tables
 from avssl.files.disk_errors import one_line
 from avssl.files.plain_text import run_in_utf8, say, say_lines
 from avssl.losses.avid_cma import positive_set
@@ -46,7 +46,7 @@ def positive_sets(run: Path, num_positives: int) -> dict[str, torch.Tensor]:
     return {agreement: positive_set(video, audio, num_positives, agreement) for agreement in AGREEMENTS}
 
 
-def main(run: Path, task: TaskConfig) -> Path:
+def main(run: Path, task: StandardConfig) -> Path:
     """The task `standard`. Every process of torchrun comes here; the first one writes."""
     stored = checkpoint.read_weights(run)  # says what is missing
     if ShardSet(task.train).fingerprint == ShardSet(task.test).fingerprint:
@@ -83,7 +83,7 @@ def main(run: Path, task: TaskConfig) -> Path:
     return path
 
 
-def checked_overlap(run: Path, task: AnyTaskConfig | TaskConfig) -> dict[str, Any]:
+def checked_overlap(run: Path, task: AnyTaskConfig | StandardConfig) -> dict[str, Any]:
     """How many test samples were trained on. Before hours of work; ValueError unless the task allows any."""
     if not task.train and not task.test:
         return {"by_run": "unknown", "tests": []}  # the task itself says what is missing
@@ -134,7 +134,7 @@ def load_task(arguments: list[str]) -> AnyTaskConfig:
     return task
 
 
-def own_device(task: AnyTaskConfig | TaskConfig) -> None:
+def own_device(task: AnyTaskConfig | StandardConfig) -> None:
     """Under torchrun each process has a GPU of its own."""
     if task.device == "cuda" and distributed.is_active():
         task.device = str(PartialState().device)
@@ -146,7 +146,7 @@ def start(run: Path, arguments: list[str]) -> None:
     if config.value_of(arguments, "task", "standard") != "standard":
         evaluate(run, load_task(arguments))
         return
-    task = config.load(TaskConfig, arguments, required=("train", "test"))
+    task = config.load(StandardConfig, arguments, required=("train", "test"))
     own_device(task)
     main(run, task)
 
@@ -180,7 +180,7 @@ def usage(arguments: list[str]) -> str:
     asked = [argument for argument in arguments if argument not in ("-h", "--help") and not Path(argument).is_dir()]
     is_name = len(asked) == 1 and "=" not in asked[0] and not Path(asked[0]).is_file()
     name = asked[0] if is_name else config.value_of(asked, "task", "standard")
-    schema = TaskConfig if name == "standard" else tasks.get(name).Config
+    schema = StandardConfig if name == "standard" else tasks.get(name).Config
     listed = ", ".join(["standard", *tasks.names()])
     return f"{__doc__}\nTasks: {listed}\n\n{name}:\n{config.describe(schema)}"
 

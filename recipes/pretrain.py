@@ -69,7 +69,7 @@ def main(cfg: config.RunConfig) -> int:
     loss.check_batch_size(cfg.data.global_batch_size)
     device.use_channels_last(loss, cfg.channels_last, accelerator.device)
     kernels.refuse_wrong_kernels(loss, cfg.mixed_precision, accelerator.device)
-    if cfg.synchronize_batch_norm:
+    if cfg.sync_batch_norm:
         loss = torch.nn.SyncBatchNorm.convert_sync_batchnorm(loss)
     optimizer = build_optimizer(cfg.optim, loss.param_groups())
 

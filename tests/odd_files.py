@@ -88,7 +88,7 @@ def a_clip(changes=None):
 
 
 def a_sound(codec, **changes):
-    """Makes a beep (see odd_media.sound)."""
+    """Makes a beep (see odd_media.gapless_audio)."""
     return lambda path: sound(path, codec, **changes)
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 
 from avssl.media.decode import read_audio, stream_audio
-from avssl.media.readers import SoundStream
+from avssl.media.readers import AudioReader
 
 
 def chirp(rate_hz, seconds, seed=0):
@@ -49,7 +49,7 @@ def worst_difference(path, rate_hz, starts):
     for start in starts:
         first = round(start * rate_hz)
         found = read_audio(path, start, rate_hz // 2, rate_hz)[0].numpy()
-        with SoundStream(path) as stream:
+        with AudioReader(path) as stream:
             played = np.concatenate(list(stream.play(rate_hz, first)))
         piece = whole[first : first + len(found)]
         assert len(played) == len(whole) - first

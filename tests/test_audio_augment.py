@@ -11,9 +11,9 @@ import torch
 from avssl.transforms.audio import (
     WHOLE,
     AudioAugment,
-    Sound,
+    AudioParams,
     crop_spectrogram,
-    draw_sound,
+    draw_audio_params,
     mix_power,
     scale_volume,
     shift_time,
@@ -33,17 +33,19 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).uniform(-0.5, 0.5, shape).astype(np.float32))
 
 
-def draw(augment: AudioAugment, count: int, rate_hz: int = 16_000) -> Sound[Any]:
-    return Sound(*np.array([draw_sound(np.random.default_rng(seed), augment, rate_hz) for seed in range(count)]).T)
+def draw(augment: AudioAugment, count: int, rate_hz: int = 16_000) -> AudioParams[Any]:
+    return AudioParams(
+        *np.array([draw_audio_params(np.random.default_rng(seed), augment, rate_hz) for seed in range(count)]).T
+    )
 
 
-def crop_of(*rows: tuple[float, float, float, float]) -> Sound[torch.Tensor]:
+def crop_of(*rows: tuple[float, float, float, float]) -> AudioParams[torch.Tensor]:
     """Batch of crops (time start, time scale, frequency start, frequency scale); the rest is off."""
-    return Sound(*torch.tensor([(1.0, 0.0, 0.0, *row) for row in rows]).unbind(1))
+    return AudioParams(*torch.tensor([(1.0, 0.0, 0.0, *row) for row in rows]).unbind(1))
 
 
 def test_the_default_is_avids_volume_alone_drawn_as_before_there_was_more() -> None:
-    drawn = draw_sound(np.random.default_rng((5, 2, 7, 0)), AudioAugment(), 24_000)
+    drawn = draw_audio_params(np.random.default_rng((5, 2, 7, 0)), AudioAugment(), 24_000)
     assert drawn == (1.070356574256873, 0, 0, *WHOLE)  # of the first version
     assert not AudioAugment().crops
     volumes = draw(AudioAugment(), 500).volume

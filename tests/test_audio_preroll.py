@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from avssl.media import sound
+from avssl.media import gapless_audio
 from avssl.media.decode import read_audio
 from data_prep.transcode.file import transcode
 from data_prep.transcode.options import WriteOptions
@@ -55,15 +55,15 @@ def test_a_segment_of_a_corpus_begins_right_too(tmp_path):
 @pytest.fixture
 def decoded(monkeypatch):
     """{samples of a block: how many of them were decoded}."""
-    found, frames_from_here = Counter(), sound.frames_from_here
+    found, frames_from_here = Counter(), gapless_audio.frames_from_here
 
     def counting(*arguments):
         for ticks, block in frames_from_here(*arguments):
-            if isinstance(block, sound.Sound):
+            if isinstance(block, gapless_audio.AudioFrame):
                 found[block.num_samples] += 1
             yield ticks, block
 
-    monkeypatch.setattr(sound, "frames_from_here", counting)
+    monkeypatch.setattr(gapless_audio, "frames_from_here", counting)
     return found
 
 

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from avssl.media import sound
+from avssl.media import gapless_audio
 from avssl.media.decode import read_audio
-from avssl.media.readers import SoundStream
+from avssl.media.readers import AudioReader
 from avssl.types import MediaError
 from tests.sounds import chirp, whole_of, worst_difference, write_sound
 
@@ -71,16 +71,16 @@ def test_a_transport_stream_whose_clock_begins_anew_is_cut_in_the_right_place(tm
 
 
 def test_unknown_codecs_are_decoded_from_the_beginning():
-    assert sound.preroll_of("adpcm_yamaha") is None
-    assert sound.preroll_of("pcm_s16le_planar") == sound.NO_PREROLL
-    assert sound.preroll_of("pcm_bluray") is None
+    assert gapless_audio.preroll_of("adpcm_yamaha") is None
+    assert gapless_audio.preroll_of("pcm_s16le_planar") == gapless_audio.NO_PREROLL
+    assert gapless_audio.preroll_of("pcm_bluray") is None
 
 
 def passed_packets(durations, lengths, first, codec="aac"):
     """(how many of these packets are not decoded, how often the decoder was flushed)."""
     flushed = []
     context = SimpleNamespace(codec=SimpleNamespace(canonical_name=codec), flush_buffers=lambda: flushed.append(1))
-    passing = sound.Passing(SimpleNamespace(codec_context=context))
+    passing = gapless_audio.Passing(SimpleNamespace(codec_context=context))
     passing.first, passing.position, count = first, 0, 0
     for duration, length in zip(durations, lengths, strict=True):
         packet = SimpleNamespace(duration=duration, size=100)
@@ -139,7 +139,7 @@ def test_what_changes_on_the_way_is_named(tmp_path, name, first, second, words):
 
 
 def played(path, rate):
-    with SoundStream(path) as stream:
+    with AudioReader(path) as stream:
         return list(stream.play(rate, 4 * rate))
 
 
@@ -159,7 +159,8 @@ def test_channels_that_change_on_the_way_are_one_mono_signal(tmp_path, suffix):
 
 def test_a_last_packet_that_is_shorter_than_it_says_lacks_nothing_at_its_beginning():
     context = SimpleNamespace(codec=SimpleNamespace(canonical_name="tta"), flush_buffers=lambda: None)
-    passing, packet = sound.Passing(SimpleNamespace(codec_context=context)), SimpleNamespace(duration=40, size=1)
+    passing = gapless_audio.Passing(SimpleNamespace(codec_context=context))
+    packet = SimpleNamespace(duration=40, size=1)
     for _ in range(3):
         assert passing.learn(packet, 1000) == 0
     passing.first, passing.position = 4500, 3000

@@ -10,16 +10,16 @@ import pytest
 
 from avssl import config
 from avssl.config import ConfigError, RunConfig, parse
-from avssl.transforms.config import ViewsConfig, check_views, picture_augment
+from avssl.transforms.config import ViewsConfig, check_views, image_augment
 from avssl.transforms.draw import (
     JITTER_ORDERS,
     Box,
-    Look,
-    PictureAugment,
-    PictureParameters,
-    draw_picture_parameters,
+    ColorParams,
+    ImageAugment,
+    ViewParams,
+    draw_view_params,
 )
-from avssl.transforms.jigsaw import puzzle_size
+from avssl.transforms.jigsaw import jigsaw_size
 from avssl.transforms.published_sets import published_sets
 from avssl.types import View
 from tests.conftest import ROOT
@@ -60,18 +60,15 @@ PAPERS = {
 }
 
 
-def draw(augment: PictureAugment, count: int, **options: Any) -> list[PictureParameters]:
-    return [
-        draw_picture_parameters(np.random.default_rng((7, seed)), SIDE, SIDE, augment, **options)
-        for seed in range(count)
-    ]
+def draw(augment: ImageAugment, count: int, **options: Any) -> list[ViewParams]:
+    return [draw_view_params(np.random.default_rng((7, seed)), SIDE, SIDE, augment, **options) for seed in range(count)]
 
 
-def test_every_set_is_checked_here_and_only_small_crops_and_puzzles_differ_in_form() -> None:
+def test_every_set_is_checked_here_and_only_small_crops_and_jigsaws_differ_in_form() -> None:
     sets = published_sets()
     assert sets.keys() == PAPERS.keys()
     assert [name for name, augment in sets.items() if augment.small] == ["swav_small"]
-    assert [name for name, augment in sets.items() if augment.puzzle] == ["pirl_jigsaw"]
+    assert [name for name, augment in sets.items() if augment.jigsaw] == ["pirl_jigsaw"]
 
 
 @pytest.mark.parametrize("name", PAPERS)
@@ -79,7 +76,7 @@ def test_a_named_set_draws_the_published_distribution(name: str) -> None:
     paper, augment = PAPERS[name], published_sets()[name]
     count = 1500
     drawn = draw(augment, count)
-    looks = Look(*np.array([each.looks[0] for each in drawn]).T)
+    looks = ColorParams(*np.array([each.looks[0] for each in drawn]).T)
     area = np.array([each.box.height * each.box.width for each in drawn]) / SIDE**2
     low, high = paper.crop
     assert low - 0.002 < area.min() < low + 0.05
@@ -116,9 +113,7 @@ def test_a_named_set_draws_the_published_distribution(name: str) -> None:
 
 def test_avids_clips_are_drawn_as_before_there_were_other_operations() -> None:
     """Values of the first version, whose draws a run that goes on from then repeats."""
-    drawn = [
-        draw_picture_parameters(np.random.default_rng((5, 2, 7, view)), 256, 340, PictureAugment()) for view in range(2)
-    ]
+    drawn = [draw_view_params(np.random.default_rng((5, 2, 7, view)), 256, 340, ImageAugment()) for view in range(2)]
     assert drawn[0].box == Box(top=48, left=103, height=178, width=209)
     assert drawn[1].box == Box(top=39, left=16, height=151, width=199)
     look = drawn[0].looks[0]
@@ -131,8 +126,8 @@ def test_avids_clips_are_drawn_as_before_there_were_other_operations() -> None:
 
 
 def test_the_order_of_the_jitter_is_uniform_and_a_strength_above_one_stops_at_zero() -> None:
-    augment = PictureAugment(brightness=0.4, contrast=2.0, saturation=0.0, hue=0.1, flip_probability=0.25)
-    looks = Look(*np.array([each.looks[0] for each in draw(augment, 3000)]).T)
+    augment = ImageAugment(brightness=0.4, contrast=2.0, saturation=0.0, hue=0.1, flip_probability=0.25)
+    looks = ColorParams(*np.array([each.looks[0] for each in draw(augment, 3000)]).T)
     factors = np.stack([looks.brightness, looks.contrast, looks.saturation, looks.hue])
     np.testing.assert_allclose(factors.min(axis=1), [0.6, 0.0, 1.0, -0.1], atol=0.01)
     np.testing.assert_allclose(factors.max(axis=1), [1.4, 3.0, 1.0, 0.1], atol=0.01)
@@ -143,24 +138,24 @@ def test_the_order_of_the_jitter_is_uniform_and_a_strength_above_one_stops_at_ze
 
 
 def test_blur_is_scaled_to_the_size_of_the_pictures() -> None:
-    augment = PictureAugment(blur_probability=1)
+    augment = ImageAugment(blur_probability=1)
     for full, half in zip(draw(augment, 20, size_px=224), draw(augment, 20, size_px=112), strict=True):
         assert half.looks[0].blur_sigma_px == pytest.approx(full.looks[0].blur_sigma_px / 2)
 
 
-def test_patches_of_a_puzzle_are_drawn_independently_of_each_other() -> None:
-    drawn = draw(published_sets()["pirl_jigsaw"], 400, puzzle_size=puzzle_size(224))
+def test_patches_of_a_jigsaw_are_drawn_independently_of_each_other() -> None:
+    drawn = draw(published_sets()["pirl_jigsaw"], 400, jigsaw_size=jigsaw_size(224))
     looks = np.array([each.looks for each in drawn])  # (400, 9, fields)
     for field in ("flip", "brightness", "hue", "gray", "photometric"):
-        column = looks[:, :, Look._fields.index(field)]
+        column = looks[:, :, ColorParams._fields.index(field)]
         correlation = np.corrcoef(column.T) - np.eye(9)
         assert np.abs(correlation).max() < 0.25, field
         np.testing.assert_allclose(column.mean(axis=0), column.mean(), atol=0.13, err_msg=field)
     for each in drawn:
-        assert each.puzzle is not None
-        assert sorted(each.puzzle.permutation) == list(range(9))
-        assert all(0 <= value <= 21 for offset in each.puzzle.offsets for value in offset)
-    places = np.array([each.puzzle.permutation for each in drawn if each.puzzle is not None])
+        assert each.jigsaw is not None
+        assert sorted(each.jigsaw.permutation) == list(range(9))
+        assert all(0 <= value <= 21 for offset in each.jigsaw.offsets for value in offset)
+    places = np.array([each.jigsaw.permutation for each in drawn if each.jigsaw is not None])
     counts = np.stack([np.bincount(column, minlength=9) for column in places.T])
     assert counts.min() > 20  # 400 / 9 = 44 of each cell at each place
     assert counts.max() < 75
@@ -169,15 +164,15 @@ def test_patches_of_a_puzzle_are_drawn_independently_of_each_other() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"gray_probability": 1.5}, "gray_probability must be in [0, 1], got 1.5"),
-        ({"color_probability": -0.1}, "color_probability must be in [0, 1]"),
+        ({"grayscale_probability": 1.5}, "grayscale_probability must be in [0, 1], got 1.5"),
+        ({"color_jitter_probability": -0.1}, "color_jitter_probability must be in [0, 1]"),
         ({"blur_sigma_px": (0, 2)}, "blur_sigma_px must be 0 < low <= high"),
         ({"crop_scale": (0.5, 0.2)}, "crop_scale must be 0 < low <= high <= 1"),
     ],
 )
 def test_an_impossible_set_is_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError) as error:
-        PictureAugment(**options)
+        ImageAugment(**options)
     assert words in str(error.value)
 
 
@@ -188,7 +183,7 @@ def test_a_yaml_changes_a_published_set_and_adds_one_of_its_own(tmp_path) -> Non
     changes = ["views.augments.simclr.blur_probability=0"]
     augments = parse(RunConfig, [SIMCLR, str(tmp_path / "mine.yaml"), *changes]).views.augments
     published = published_sets()
-    assert augments["mine"] == PictureAugment(hue=0.05, crop_scale=(0.5, 1.0))
+    assert augments["mine"] == ImageAugment(hue=0.05, crop_scale=(0.5, 1.0))
     assert augments["simclr"].blur_probability == 0
     assert augments["simclr"].brightness == 0.8
     assert augments["byol_first"].small
@@ -220,7 +215,7 @@ def test_a_run_with_a_set_of_its_own_reads_back_equal(tmp_path) -> None:  # type
 def test_help_names_the_sets_without_their_values() -> None:
     line = next(line for line in config.describe(RunConfig).splitlines() if line.startswith("  augments:"))
     assert all(name in line for name in published_sets())
-    assert "PictureAugment(" not in line
+    assert "ImageAugment(" not in line
     assert len(line) < 300
 
 
@@ -243,25 +238,25 @@ def test_an_unknown_set_is_refused_with_the_allowed_ones(view: View, message: st
 
 def test_a_view_takes_the_set_that_it_names() -> None:
     views = ViewsConfig()
-    views.video.augment = PictureAugment(hue=0.33)
-    views.augments["mine"] = PictureAugment(hue=0.11)
-    assert picture_augment(View("v", "video", "train"), views) == views.video.augment
-    assert picture_augment(View("v", "video", "mine"), views) == views.augments["mine"]
-    assert picture_augment(View("i", "image", "mine"), views) == views.augments["mine"]
-    assert picture_augment(View("i", "image", "test"), views) is None
+    views.video.augment = ImageAugment(hue=0.33)
+    views.augments["mine"] = ImageAugment(hue=0.11)
+    assert image_augment(View("v", "video", "train"), views) == views.video.augment
+    assert image_augment(View("v", "video", "mine"), views) == views.augments["mine"]
+    assert image_augment(View("i", "image", "mine"), views) == views.augments["mine"]
+    assert image_augment(View("i", "image", "test"), views) is None
 
 
-def test_pictures_too_small_for_a_puzzle_are_refused_before_any_are_read() -> None:
+def test_pictures_too_small_for_a_jigsaw_are_refused_before_any_are_read() -> None:
     views = ViewsConfig()
     views.image.size_px = 2
-    with pytest.raises(ValueError, match="a puzzle of pictures of 2 px has no patches"):
+    with pytest.raises(ValueError, match="a jigsaw of pictures of 2 px has no patches"):
         check_views([View("j", "image", "pirl_jigsaw")], views)
     check_views([View("i", "image", "pirl")], views)
 
 
 def test_two_seeds_differ_and_one_repeats_itself() -> None:
     augment = published_sets()["simclr"]
-    make: Callable[[int], PictureParameters] = lambda seed: draw_picture_parameters(  # noqa: E731
+    make: Callable[[int], ViewParams] = lambda seed: draw_view_params(  # noqa: E731
         np.random.default_rng(seed), SIDE, SIDE, augment
     )
     assert make(1) == make(1)

@@ -16,7 +16,7 @@ from avssl.embedding.windows import WINDOWS_PER_READ, WindowStream
 from avssl.media import ffmpeg, readers, sound
 from avssl.media.decode import read_audio, read_video, stream_audio
 from avssl.transforms.config import AudioViewConfig, VideoViewConfig, ViewsConfig
-from avssl.transforms.raw_view import raw_picture
+from avssl.transforms.raw_view import raw_image
 from avssl.transforms.time_sampling import frame_times_seconds
 from avssl.types import Span
 from data_prep.transcode.encode import MediaWriter
@@ -68,7 +68,7 @@ def test_clips_of_video_are_those_read_by_themselves(films, suffix, grid):
         found = clips.read(starts, later)
         for clip, start in zip(found, starts, strict=True):
             times = frame_times_seconds(start, VIDEO.num_frames, VIDEO.fps, span) - span.start_seconds
-            alone = raw_picture("video", read_video(films[suffix], times.tolist()), VIDEO, None, None)
+            alone = raw_image("video", read_video(films[suffix], times.tolist()), VIDEO, None, None)
             assert torch.equal(clip, alone.media)
         assert len(clips._kept) <= len(later) * VIDEO.num_frames
     clips.close()

@@ -10,7 +10,7 @@ from scipy.stats import kstest
 
 from avssl.transforms.time_sampling import (
     ClipLengths,
-    Windows,
+    ClipTimes,
     center_windows,
     frame_times_seconds,
     random_windows,
@@ -200,16 +200,16 @@ def test_a_clip_that_just_fits_is_not_tiled(fps: float) -> None:
 @pytest.mark.parametrize(
     ("windows", "expected"),
     [
-        (Windows(1.30, 1.0), (1.25, 0.95)),
-        (Windows(1.25, 1.0), (1.25, 1.0)),
-        (Windows(0.3, 0.0), (0.25, -0.05)),
-        (Windows(10.25, 8.0), (10.0, 7.75)),  # after the last frame: the last frame is on screen
-        (Windows(1.30, None), (1.25, None)),
-        (Windows(None, 1.3), (None, 1.3)),
+        (ClipTimes(1.30, 1.0), (1.25, 0.95)),
+        (ClipTimes(1.25, 1.0), (1.25, 1.0)),
+        (ClipTimes(0.3, 0.0), (0.25, -0.05)),
+        (ClipTimes(10.25, 8.0), (10.0, 7.75)),  # after the last frame: the last frame is on screen
+        (ClipTimes(1.30, None), (1.25, None)),
+        (ClipTimes(None, 1.3), (None, 1.3)),
     ],
 )
 def test_snapping_moves_both_streams_by_the_same_time(
-    windows: Windows, expected: tuple[float | None, float | None]
+    windows: ClipTimes, expected: tuple[float | None, float | None]
 ) -> None:
     snapped = snap_to_frames(windows, Span(0.25, 10.25), 4.0)
     assert snapped == tuple(None if wanted is None else pytest.approx(wanted) for wanted in expected)
@@ -218,7 +218,7 @@ def test_snapping_moves_both_streams_by_the_same_time(
 def test_snapping_a_frame_time_changes_nothing_in_floating_point() -> None:
     for frame in range(480):
         start = 0.1 + frame / 16
-        snapped = snap_to_frames(Windows(start, start), Span(0.1, 30.1), 16)
+        snapped = snap_to_frames(ClipTimes(start, start), Span(0.1, 30.1), 16)
         assert snapped.video_start_seconds == pytest.approx(start, abs=1e-9)
 
 

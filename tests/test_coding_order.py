@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from avssl.media.decode import probe, read_video
-from avssl.media.readers import PictureStream, SoundStream
+from avssl.media.readers import AudioReader, VideoReader
 from avssl.shards.shard_set import ShardSet
 from data_prep.__main__ import main
 from tests import numbered
@@ -114,10 +114,10 @@ def test_a_picture_alone_is_that_of_its_time(films, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_playing_from_a_time_gives_what_playing_from_the_beginning_gives(films, name):
-    with PictureStream(films[name]) as stream:
+    with VideoReader(films[name]) as stream:
         whole = [(picture.seconds, stream.pixels(picture).copy()) for picture in stream.play()]
     for first in (7, 45, 61):
-        with PictureStream(films[name]) as stream:
+        with VideoReader(films[name]) as stream:
             part = [(picture.seconds, stream.pixels(picture).copy()) for picture in stream.play(first / FPS)]
         assert [seconds for seconds, _ in part] == pytest.approx([seconds for seconds, _ in whole[first:]])
         for (_, pixels), (_, expected) in zip(part, whole[first:], strict=True):
@@ -128,7 +128,7 @@ def test_playing_from_a_time_gives_what_playing_from_the_beginning_gives(films, 
 def test_pictures_are_not_left_out_by_stamps_that_are_not_theirs(films, name):
     """As embedding reads them: it knows the times that it will ask for."""
     times = [k / FPS for k in (1, 2, 5, 6, 9, 14, 15, 30, 33, 70, 71, 85)]
-    with PictureStream(films[name]) as stream:
+    with VideoReader(films[name]) as stream:
         stream.expect(times)
         found = [
             numbered.number(torch.from_numpy(stream.pixels(one)).movedim(-1, 0)) for one in map(stream.on_screen, times)
@@ -156,7 +156,7 @@ def test_pictures_that_a_decoder_holds_back_do_not_come_late_against_the_sound(t
             container.mux(voice.encode(block))
         container.mux(pictures.encode())
         container.mux(voice.encode())
-    with PictureStream(film) as stream, SoundStream(film) as heard:
+    with VideoReader(film) as stream, AudioReader(film) as heard:
         assert stream.info.start_seconds == pytest.approx(heard.info.start_seconds, abs=0.0015)
 
 

@@ -12,11 +12,13 @@ from torchvision.transforms.v2 import functional as oracle
 
 from avssl.transforms import color
 from avssl.transforms.color import adjust_sharpness, apply_looks, autocontrast, gaussian_blur, posterize, solarize
-from avssl.transforms.draw import JITTER_ORDERS, Look, PictureAugment, draw_look
+from avssl.transforms.draw import JITTER_ORDERS, ColorParams, ImageAugment, draw_color_params
 from avssl.transforms.geometry import to_float
 from avssl.transforms.published_sets import published_sets
 
-OFF: Look[float] = Look(0, 1, 1, 1, 0, 0, 0, 5, 0.2, 0.4, 0, 0, 0)  # strengths of a pack that is not taken
+OFF: ColorParams[float] = ColorParams(
+    0, 1, 1, 1, 0, 0, 0, 5, 0.2, 0.4, 0, 0, 0
+)  # strengths of a pack that is not taken
 JITTER = (oracle.adjust_brightness, oracle.adjust_contrast, oracle.adjust_saturation, oracle.adjust_hue)
 
 
@@ -90,7 +92,7 @@ def test_a_kernel_larger_than_the_picture_is_cut_to_it() -> None:
     )
 
 
-def by_hand(clip: torch.Tensor, look: Look[float], radius_px: int) -> torch.Tensor:
+def by_hand(clip: torch.Tensor, look: ColorParams[float], radius_px: int) -> torch.Tensor:
     """One clip (T, 3, H, W) through torchvision's functions in the published order."""
     frames = to_float(clip.flip(-1) if look.flip else clip)
     for operation in JITTER_ORDERS[int(look.order)]:
@@ -111,14 +113,14 @@ def by_hand(clip: torch.Tensor, look: Look[float], radius_px: int) -> torch.Tens
 @pytest.mark.parametrize("num_frames", [1, 3])
 def test_a_batch_of_looks_equals_torchvision_clip_by_clip_in_the_published_order(num_frames: int) -> None:
     generator = np.random.default_rng(11)
-    everything = PictureAugment(
-        color_probability=0.8,
+    everything = ImageAugment(
+        color_jitter_probability=0.8,
         photometric_probability=0.5,
-        gray_probability=0.3,
+        grayscale_probability=0.3,
         blur_probability=0.5,
         solarize_probability=0.3,
     )
-    looks = [draw_look(generator, everything, 224) for _ in range(24)]
+    looks = [draw_color_params(generator, everything, 224) for _ in range(24)]
     video = pictures(24, num_frames, 3, 14, 14, seed=4)
     result = apply_looks(video, torch.tensor(looks), blur_radius_px=3)
     wrong = 0.0
@@ -133,7 +135,7 @@ def test_a_batch_of_looks_equals_torchvision_clip_by_clip_in_the_published_order
 
 def test_the_published_sets_leave_still_frames_still() -> None:
     for name, augment in published_sets().items():
-        looks = torch.tensor([draw_look(np.random.default_rng(seed), augment, 224) for seed in range(6)])
+        looks = torch.tensor([draw_color_params(np.random.default_rng(seed), augment, 224) for seed in range(6)])
         still = pictures(6, 1, 3, 12, 12).expand(6, 4, 3, 12, 12)
         result = apply_looks(still, looks, blur_radius_px=1)
         # Planes of one clip may be summed in another order: not more than rounding.
@@ -142,7 +144,7 @@ def test_the_published_sets_leave_still_frames_still() -> None:
 
 def test_a_clip_looks_the_same_in_any_batch() -> None:
     augment = published_sets()["byol_second"]
-    looks = torch.tensor([draw_look(np.random.default_rng(seed), augment, 224) for seed in range(40)])
+    looks = torch.tensor([draw_color_params(np.random.default_rng(seed), augment, 224) for seed in range(40)])
     video = pictures(40, 1, 3, 12, 12)
     together = apply_looks(video, looks, blur_radius_px=1)
     for row in range(0, 40, 7):

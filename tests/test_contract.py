@@ -70,7 +70,7 @@ def test_values_are_finite_float32_scalars_without_gradient_in_the_terms(case):
         assert term.shape == (), name
         assert not term.requires_grad, name
         assert term.isfinite(), name
-    for name, value in Run(*case).loss.health(outputs).items():
+    for name, value in Run(*case).loss.diagnostics(outputs).items():
         assert value.isfinite(), name
 
 

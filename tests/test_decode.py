@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from avssl.media import ffmpeg
-from avssl.media.decode import probe, read_audio, read_video, stream_audio, stream_pictures, stream_video
+from avssl.media.decode import probe, read_audio, read_video, stream_audio, stream_frames, stream_video
 from avssl.media.info import audio_span, fitted_size, mix_to_mono, mono_weights
-from avssl.media.readers import SoundStream
+from avssl.media.readers import AudioReader
 from avssl.types import MediaError
 from data_prep.transcode.encode import MediaWriter, write_media
 from data_prep.transcode.encode_settings import AudioSettings
@@ -100,7 +100,7 @@ def test_rotation_is_applied(tmp_path, degrees):
     assert np.abs(streamed.astype(int) - upright)[4:-4, 4:-4].mean() < 8
     planes = read_video(path, [0.1], rgb=False)
     assert planes.shape == (1, upright.shape[0] * 3 // 2, upright.shape[1])
-    scaled = next(iter(stream_pictures(path, (upright.shape[1] // 2, upright.shape[0] // 2)))).frame
+    scaled = next(iter(stream_frames(path, (upright.shape[1] // 2, upright.shape[0] // 2)))).frame
     assert np.abs(scaled.to_ndarray(format="rgb24").astype(int) - upright[::2, ::2])[4:-4, 4:-4].mean() < 20
 
 
@@ -350,7 +350,7 @@ def test_sound_in_blocks_so_large_that_the_container_cannot_seek_is_read_from_it
         first = round(seconds * 24_000)
         wanted = whole[:, first : first + 2400]
         assert torch.equal(read_audio(path, first / 24_000, wanted.shape[1], 24_000), wanted)
-        with SoundStream(path) as stream:
+        with AudioReader(path) as stream:
             assert np.array_equal(np.concatenate(list(stream.play(24_000, first))), whole[0, first:].numpy())
 
 

@@ -13,20 +13,20 @@ import pytest
 from scipy import ndimage, signal
 from sklearn.neighbors import KNeighborsClassifier
 
+from data_prep.demo.audio import Score, draw_score, synthesize
 from data_prep.demo.corpus import (
     PACKAGINGS,
     SOUND_CLASSES,
     VISUAL_CLASSES,
-    ClipPlan,
     CorpusSettings,
+    DemoClip,
     add_arguments,
     make_demo_corpus,
     plan_clip,
     render_clip,
     run,
 )
-from data_prep.demo.pictures import SHAPES
-from data_prep.demo.sounds import Score, draw_score, synthesize
+from data_prep.demo.frames import SHAPES
 from data_prep.transcode.encode import write_media
 
 FPS = 16
@@ -69,7 +69,7 @@ def correlations(first: np.ndarray, second: np.ndarray, lags: range) -> list[flo
     return [float(np.corrcoef(a, b)[0, 1]) for a, b in pairs]
 
 
-def of_packaging(settings: CorpusSettings, extension: str, count: int) -> list[ClipPlan]:
+def of_packaging(settings: CorpusSettings, extension: str, count: int) -> list[DemoClip]:
     plans = [plan_clip(settings, "train", number) for number in range(64)]
     return [plan for plan in plans if plan.packaging.extension == extension][:count]
 

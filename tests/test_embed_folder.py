@@ -15,7 +15,7 @@ import avssl
 from avssl.embedding import parquet
 from avssl.embedding.folder import FolderJob
 from avssl.embedding.index import FolderIndex
-from avssl.embedding.rows import Spool
+from avssl.embedding.rows import RowSpool
 from avssl.embedding.state import Part
 from avssl.embedding.table import EmbeddingTable
 from avssl.shards.shard_set import ShardSet
@@ -326,7 +326,7 @@ def test_a_spool_keeps_no_more_rows_than_it_may_and_gives_them_in_order(tmp_path
             [f"{number}"] * count, np.full(count, -1), values, values + 1, *np.zeros((2, count), bool)
         )
 
-    spool = Spool(tmp_path / "spool", max_rows=20)
+    spool = RowSpool(tmp_path / "spool", max_rows=20)
     for first in range(0, 100, 5):
         spool.put(7, rows(7, first, 5))
         spool.put(8, rows(8, first, 1))

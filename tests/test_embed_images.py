@@ -15,7 +15,7 @@ import avssl
 from avssl.embedding.embedder import Embedder
 from avssl.embedding.sources import find_media
 from avssl.embedding.table import EmbeddingTable
-from avssl.eval.tasks.standard import TaskConfig
+from avssl.eval.tasks.standard import StandardConfig
 from avssl.losses.base import Loss
 from avssl.shards.shard_set import ShardSet
 from avssl.types import LossConfig, MediaError, View
@@ -28,7 +28,7 @@ from tests.conftest import TINY, run_python
 SIZE_PX = 24
 TINY_IMAGES = [
     *(change for change in TINY if change.startswith(("cpu", "mixed", "log", "data", "optim"))),
-    "synchronize_batch_norm=false",
+    "sync_batch_norm=false",
     f"views.image.size_px={SIZE_PX}",
     "encoders.image={name: resnet10, width: 4, small_stem: true}",
     "loss.projector_hidden_dims=[16]",
@@ -204,7 +204,9 @@ def test_the_recipe_writes_both_formats_and_what_was_skipped(
 @pytest.fixture(scope="module")
 def evaluated(image_run: Path, folders: Path) -> dict[str, Any]:
     splits = {split: str(folders / f"{split}-shards") for split in ("train", "test")}
-    return json.loads(evaluate_recipe.main(image_run, TaskConfig(**splits, num_neighbors=3, num_workers=0)).read_text())
+    return json.loads(
+        evaluate_recipe.main(image_run, StandardConfig(**splits, num_neighbors=3, num_workers=0)).read_text()
+    )
 
 
 def test_an_image_run_is_evaluated_by_knn_alone(evaluated: dict[str, Any]) -> None:
@@ -229,7 +231,7 @@ def test_the_report_of_an_image_run_shows_its_pictures(
 
 
 def test_a_run_without_the_modality_of_the_shards_says_so(image_run: Path, shards: Any, folders: Path) -> None:
-    task = TaskConfig(train=str(shards["train"]), test=str(shards["test"]), num_workers=0)
+    task = StandardConfig(train=str(shards["train"]), test=str(shards["test"]), num_workers=0)
     with pytest.raises(ValueError, match="none of the 18 sources that could be opened has image"):
         evaluate_recipe.main(image_run, task)
 

@@ -8,7 +8,7 @@ import pytest
 import avssl
 from avssl.embedding.folder import FolderJob
 from avssl.embedding.index import FolderIndex
-from avssl.embedding.rows import RowMaker, Spool
+from avssl.embedding.rows import RowMaker, RowSpool
 from avssl.embedding.table import EmbeddingTable
 from avssl.embedding.windows import WINDOWS_PER_READ
 from data_prep.transcode.encode import MediaWriter
@@ -44,7 +44,7 @@ def write_film(path, seconds):
 def test_no_more_than_a_batch_of_clips_and_the_rows_of_a_spool_are_held(tiny_run, tmp_path, monkeypatch):
     """Of three minutes: 719 windows of half a second."""
     film = write_film(tmp_path / "film.mp4", 180)
-    held, most_rows, add, put = [], [], RowMaker.add, Spool.put
+    held, most_rows, add, put = [], [], RowMaker.add, RowSpool.put
 
     def watched_add(maker, number, key, item):
         add(maker, number, key, item)
@@ -55,7 +55,7 @@ def test_no_more_than_a_batch_of_clips_and_the_rows_of_a_spool_are_held(tiny_run
         most_rows.append(spool.most_rows)
 
     monkeypatch.setattr(RowMaker, "add", watched_add)
-    monkeypatch.setattr(Spool, "put", watched_put)
+    monkeypatch.setattr(RowSpool, "put", watched_put)
     embedder = avssl.load_embedder(str(tiny_run))
     job = FolderJob.begin(embedder, [film], tmp_path / "out", window_seconds=0.5, stride_seconds=0.25)
     job.run(embedder, batch_size=24, spool_rows=100)

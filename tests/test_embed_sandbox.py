@@ -116,15 +116,15 @@ def assert_only_they_are_missing(out, good_rows):
 def test_they_cost_their_own_rows_and_no_others(
     embedder, folders, good_rows, misbehaving, tmp_path, options, monkeypatch
 ):
-    from avssl.embedding.rows import Spool
+    from avssl.embedding.rows import RowSpool
 
-    dropped, drop = {}, Spool.drop
+    dropped, drop = {}, RowSpool.drop
 
     def watched(spool, number):
         dropped[number] = sum(map(len, spool._tables.get(number, [])))
         drop(spool, number)
 
-    monkeypatch.setattr(Spool, "drop", watched)
+    monkeypatch.setattr(RowSpool, "drop", watched)
     embed(embedder, folders[1], tmp_path, **options)
     assert_only_they_are_missing(tmp_path, good_rows)
     assert len(dropped) == 3

@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score
 from sklearn.preprocessing import StandardScaler
 
 from avssl.eval.labels import FeatureSet, make_fold
-from avssl.eval.tasks.few_label import Config, few_label, stratified
+from avssl.eval.tasks.few_label import FewLabelConfig, few_label, stratified
 
 
 def several_labels(num_samples: int = 120, seed: int = 0) -> np.ndarray:
@@ -98,7 +98,7 @@ def test_several_labels_are_measured_by_mean_average_precision(
         keys = [f"{seed}-{row}" for row in range(count)]
         sides.append((rows, targets, FeatureSet(keys, labels, present, {"video": {"feature": rows}}, [""] * count)))
     (train, known, _), (test, truth, _) = sides
-    config = Config(
+    config = FewLabelConfig(
         train="a", test="b", multi_label=True, fractions=[], per_class=[4], seeds=[0, 1], classifier=classifier
     )
     fold = make_fold("", sides[0][2], sides[1][2], config, ["video"])
@@ -132,4 +132,4 @@ def test_several_labels_are_measured_by_mean_average_precision(
 
 def test_an_unknown_classifier_is_refused() -> None:
     with pytest.raises(ValueError, match="few_label fits linear or knn"):
-        few_label(None, Config(train="a", test="b", classifier="svm"))
+        few_label(None, FewLabelConfig(train="a", test="b", classifier="svm"))

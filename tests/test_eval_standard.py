@@ -17,7 +17,7 @@ from avssl.embedding.embedder import Embedder
 from avssl.embedding.table import VECTOR_COLUMNS, EmbeddingTable
 from avssl.eval.outcome import Outcome
 from avssl.eval.results import read_evaluation, read_rows
-from avssl.eval.tasks.standard import TaskConfig, evaluate_tables
+from avssl.eval.tasks.standard import StandardConfig, evaluate_tables
 from recipes import evaluate as recipe
 from tests.conftest import run_python
 
@@ -52,7 +52,7 @@ def tables() -> dict[str, EmbeddingTable]:
 @pytest.fixture(scope="module")
 def outcome(tables: dict[str, EmbeddingTable]) -> Outcome:
     positives = {"union": torch.from_numpy((np.arange(60)[:, None] + [1, 2, 5]) % 60)}
-    return evaluate_tables(tables["train"], tables["test"], TaskConfig(num_neighbors=5), positives)
+    return evaluate_tables(tables["train"], tables["test"], StandardConfig(num_neighbors=5), positives)
 
 
 @pytest.mark.parametrize("modality", ["video", "audio"])
@@ -112,7 +112,7 @@ def run(tiny_run: Path, shards: Any, tmp_path_factory: pytest.TempPathFactory) -
     """A run that was evaluated in one process."""
     copy = Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("standard") / "avid"))
     splits = {"train": str(shards["train"]), "test": str(shards["test"])}
-    recipe.main(copy, TaskConfig(**splits, num_neighbors=3, num_positives=3, num_workers=0))
+    recipe.main(copy, StandardConfig(**splits, num_neighbors=3, num_positives=3, num_workers=0))
     return copy
 
 

@@ -13,7 +13,7 @@ import torch
 from avssl.device import usable_device
 from avssl.embedding.embedder import Embedder
 from avssl.embedding.table import EmbeddingTable
-from avssl.eval.tasks.standard import TaskConfig
+from avssl.eval.tasks.standard import StandardConfig
 from avssl.files import whole
 from avssl.files.tensors import write_tensors
 from avssl.report.page import write_report
@@ -95,7 +95,7 @@ def test_embedding_goes_on_after_a_full_disk_to_the_same_rows(tiny_run, corpus, 
 def test_an_evaluation_on_a_full_disk_leaves_no_result_and_a_report_the_one_before(tiny_run, shards, tmp_path):
     run = shutil.copytree(tiny_run, tmp_path / "run")
     before = files(run)
-    task = TaskConfig(train=str(shards["train"]), test=str(shards["test"]), num_neighbors=3, num_positives=3)
+    task = StandardConfig(train=str(shards["train"]), test=str(shards["test"]), num_neighbors=3, num_positives=3)
     task.num_workers = 0
     with files_of_at_most(2500), pytest.raises(OSError, match=r"train\.parquet: could not be written, the disk"):
         evaluate.main(run, task)

@@ -25,7 +25,7 @@ from avssl.shards.shard_set import Sample, ShardSet, parse_members, write_tar
 from avssl.types import MediaError
 from data_prep.__main__ import main
 from data_prep.index.build import index_file, index_folder
-from data_prep.index.mnist import PictureFile, open_picture_file
+from data_prep.index.mnist import ImageFile, open_picture_file
 from data_prep.index.walk import find_media
 from data_prep.inspect.verify import verify_folder
 from data_prep.manifest import Entry, read_manifest
@@ -468,11 +468,11 @@ def test_a_damaged_file_is_read_once_and_not_for_each_picture(tmp_path, monkeypa
     path = tmp_path / "images-idx3-ubyte"
     path.write_bytes(b"\0" * 64)
     reads = []
-    original = PictureFile.pictures
-    monkeypatch.setattr(PictureFile, "pictures", lambda self: (reads.append(self), original(self))[1])
+    original = ImageFile.pictures
+    monkeypatch.setattr(ImageFile, "pictures", lambda self: (reads.append(self), original(self))[1])
     for item in range(5):
         with pytest.raises(MediaError, match="not_media"):
-            PictureFile(str(path)).picture(item)
+            ImageFile(str(path)).picture(item)
     assert len(reads) == 1
 
 

@@ -7,7 +7,7 @@ import pytest
 from avssl.media import entry_points
 from avssl.media.decode import read_video, stream_video
 from avssl.media.entry_points import Bits, h264_begins, hevc_begins, messages, units
-from avssl.media.readers import PictureStream
+from avssl.media.readers import VideoReader
 
 NUM_PICTURES, FPS, WIDTH, HEIGHT = 420, 25, 144, 96
 MPEG = {"bf": "2", "b_strategy": "0", "g": "30", "sc_threshold": "1000000000"}  # groups are open unless told otherwise
@@ -62,7 +62,7 @@ def test_a_picture_alone_is_the_one_of_decoding_from_the_beginning(film):
 @pytest.mark.parametrize("first", [64, 163, 409])
 def test_playing_from_a_time_begins_with_a_whole_picture(film, first):
     path, whole = film
-    with PictureStream(path) as stream:
+    with VideoReader(path) as stream:
         for (seconds, pixels), picture in zip(whole[first : first + 60], stream.play(whole[first][0]), strict=False):
             assert picture.seconds == pytest.approx(seconds)
             np.testing.assert_array_equal(stream.pixels(picture), pixels.movedim(0, -1).numpy())
@@ -72,7 +72,7 @@ def test_pictures_far_apart_are_whole(film):
     """As embedding reads them, with jumps between them."""
     path, whole = film
     numbers = [3, 64, 99, 232, 233, 371, 409]
-    with PictureStream(path) as stream:
+    with VideoReader(path) as stream:
         stream.expect([whole[number][0] for number in numbers])
         for number in numbers:
             picture = stream.on_screen(whole[number][0])

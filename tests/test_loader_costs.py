@@ -17,7 +17,7 @@ import torch
 from avssl.data import workers
 from avssl.data.batch import Collate, RawBatch
 from avssl.data.read_views import raw_views
-from avssl.data.shared_memory import SPARE_PIECES, Pieces, open_piece
+from avssl.data.shared_memory import SPARE_PIECES, SharedBuffers, open_buffer
 from avssl.media import decode, ffmpeg
 from avssl.media.decode import read_video
 from avssl.shards.shard_set import Sample, ShardSet
@@ -203,7 +203,7 @@ def test_a_batch_that_was_not_sent_yet_is_not_written_over(shards: dict[str, Pat
 
 
 def test_pieces_that_are_too_small_are_given_up_when_they_are_free(tmp_path: Path) -> None:
-    pieces = Pieces()
+    pieces = SharedBuffers()
     small = pieces.take(100)
     assert pieces.take(1000) is not small
     assert len(pieces) == 2
@@ -240,7 +240,7 @@ def test_a_batch_of_a_worker_that_died_says_so() -> None:
             raise ConnectionResetError(104, "Connection reset by peer")
 
     with pytest.raises(RuntimeError, match="worker of the loader died"):
-        open_piece(OfTheDead(), 100, [])
+        open_buffer(OfTheDead(), 100, [])
 
 
 @pytest.mark.parametrize(("kind", "at_once"), [("cuda", True), ("mps", False), ("cpu", False)])

@@ -26,7 +26,7 @@ from data_prep.index.build import IndexOptions, index, index_folder
 from data_prep.index.cutting import Cutting, claimed_seconds, clips, scenes
 from data_prep.index.labels import Labels
 from data_prep.index.lists.published import ListSettings
-from data_prep.index.probing import Look, Looker
+from data_prep.index.probing import Looker, ProbedFile
 from data_prep.index.walk import Walk, find_media
 from data_prep.manifest import plain_key, read_manifest
 from tests.clips import make_clip, pictures
@@ -586,7 +586,7 @@ def misbehaving(path):
         raise IndexError("list index out of range")
     elif name == "bad":
         raise MediaError("truncated", f"{path}: ends early")
-    return Look({"video": {"start_seconds": 0.0, "duration_seconds": 9.0}, "audio": None}, None, 1)
+    return ProbedFile({"video": {"start_seconds": 0.0, "duration_seconds": 9.0}, "audio": None}, None, 1)
 
 
 def test_a_file_that_misbehaves_costs_itself_alone_and_says_why(tmp_path):

@@ -17,7 +17,7 @@ from avssl.embedding.embedder import Embedder
 from avssl.embedding.media import Media
 from avssl.embedding.table import EmbeddingTable
 from avssl.embedding.windows import MediaReader
-from avssl.eval.tasks.standard import TaskConfig
+from avssl.eval.tasks.standard import StandardConfig
 from avssl.models import create_encoder
 from avssl.shards.shard_set import ShardSet
 from avssl.transforms.config import ViewsConfig
@@ -64,7 +64,7 @@ def test_a_run_on_one_modality_embeds_evaluates_and_reports(
     assert (table.metadata["window_seconds"], table.metadata["stride_seconds"]) == (window_seconds, window_seconds)
     np.testing.assert_allclose(table.end_seconds[0] - table.start_seconds[0], window_seconds)
 
-    task = TaskConfig(train=str(shards["train"]), test=str(shards["test"]), num_neighbors=3, num_workers=0)
+    task = StandardConfig(train=str(shards["train"]), test=str(shards["test"]), num_neighbors=3, num_workers=0)
     evaluation = json.loads(evaluate_recipe.main(run, task).read_text())
     assert evaluation["results"]["trained"].keys() == evaluation["results"]["untrained"].keys() == metrics
     assert evaluation["results"]["trained"] == evaluation["results"]["untrained"], "the weights are as they began"

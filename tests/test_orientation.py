@@ -9,7 +9,7 @@ from av.bitstream import BitStreamFilterContext
 
 from avssl.media.decode import probe, read_video, stream_video
 from avssl.media.info import Orientation
-from avssl.media.readers import PictureStream
+from avssl.media.readers import VideoReader
 from avssl.media.streams import orientation
 from avssl.shards.shard_set import ShardSet
 from data_prep.__main__ import main
@@ -98,9 +98,9 @@ def test_every_reader_shows_what_the_container_says(turned):
             colors = av.VideoFrame.from_ndarray(planes, format="yuv420p").to_ndarray(format="rgb24")
             assert like(colors, expected)
         assert all(like(pixels.permute(1, 2, 0).numpy(), expected) for _, pixels in stream_video(source))
-    with PictureStream(path) as stream:
-        assert all(like(PictureStream.pixels(picture), expected) for picture in stream.play(0.7))
-    with PictureStream(path) as stream:
+    with VideoReader(path) as stream:
+        assert all(like(VideoReader.pixels(picture), expected) for picture in stream.play(0.7))
+    with VideoReader(path) as stream:
         picture = stream.on_screen(1.5)
         top, left, height, width = box = 4, 6, 20, 30
         assert like(stream.part(picture, lambda *size: box), expected[top : top + height, left : left + width])
@@ -168,9 +168,9 @@ def test_a_stream_is_turned_as_its_first_picture_wherever_it_is_read(telling, wh
             for pixels in read_video(source, times):
                 assert like(pixels.permute(1, 2, 0).numpy(), expected), times
     for begin in (0.0, 1.05, 2.0):
-        with PictureStream(path) as stream:
-            assert all(like(PictureStream.pixels(picture), expected) for picture in stream.play(begin))
-    with PictureStream(path) as stream:
+        with VideoReader(path) as stream:
+            assert all(like(VideoReader.pixels(picture), expected) for picture in stream.play(begin))
+    with VideoReader(path) as stream:
         assert all(like(stream.pixels(stream.on_screen(seconds)), expected) for seconds in (0.0, 1.2, 2.5))
     info = probe(path).video
     assert (info.height, info.width) == expected.shape[:2]

@@ -1,4 +1,4 @@
-"""PIRL against the textbook: its two terms, its puzzle head, its bank."""
+"""PIRL against the textbook: its two terms, its jigsaw head, its bank."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from tests.textbook.gradients import gradient
 
 NUM_SAMPLES, DIM, NUM_NEGATIVES, TEMPERATURE = 30, 5, 8, 0.2
 RANDOM = np.random.default_rng(0)
-WHOLE, PUZZLE = RANDOM.normal(size=(2, 4, DIM))
+WHOLE, JIGSAW = RANDOM.normal(size=(2, 4, DIM))
 INDEX = torch.tensor([4, 0, 29, 11])
 PAIRS = [("image", "image"), ("video", "video"), ("audio", "audio")]
 
@@ -37,30 +37,30 @@ def make(pair=("image", "image"), num_samples=NUM_SAMPLES, **options):
     return PIRL(PIRLConfig(modalities=pair, **(small | options)), {pair[0]: Recorder()}, num_samples)
 
 
-def outputs_of(whole, puzzle, dtype=torch.float32):
+def outputs_of(whole, jigsaw, dtype=torch.float32):
     """Unit outputs as forward gives them, and the leaves below them."""
-    leaves = [torch.tensor(x, dtype=dtype, requires_grad=True) for x in (whole, puzzle)]
+    leaves = [torch.tensor(x, dtype=dtype, requires_grad=True) for x in (whole, jigsaw)]
     unit = [nn.functional.normalize(leaf.float(), dim=1) for leaf in leaves]
     return dict(zip(("first", "second"), unit, strict=True)), leaves
 
 
 @pytest.mark.parametrize("weight", [0.5, 0.2])
 def test_value_gradient_and_constant_equal_the_textbook(weight):
-    loss = make(puzzle_weight=weight)
+    loss = make(jigsaw_weight=weight)
     bank = loss.bank.rows.double().numpy()
-    outputs, leaves = outputs_of(WHOLE, PUZZLE)
+    outputs, leaves = outputs_of(WHOLE, JIGSAW)
     result = loss.loss(outputs, INDEX, Progress())
     result.total.backward()
     both = draw_negatives(INDEX[:, None], 2 * NUM_NEGATIVES, NUM_SAMPLES, 0, 0).numpy()
-    of_puzzle, of_whole = both[:, :NUM_NEGATIVES], both[:, NUM_NEGATIVES:]
-    constant = npid.partition(PUZZLE, bank, of_puzzle, TEMPERATURE)
+    of_jigsaw, of_whole = both[:, :NUM_NEGATIVES], both[:, NUM_NEGATIVES:]
+    constant = npid.partition(JIGSAW, bank, of_jigsaw, TEMPERATURE)
     assert loss.partition.item() == pytest.approx(constant, rel=1e-5)
 
-    def expected(whole, puzzle, constant=constant):
-        return textbook.pirl(whole, puzzle, bank, INDEX, of_whole, of_puzzle, TEMPERATURE, weight, constant)
+    def expected(whole, jigsaw, constant=constant):
+        return textbook.pirl(whole, jigsaw, bank, INDEX, of_whole, of_jigsaw, TEMPERATURE, weight, constant)
 
-    assert result.total.item() == pytest.approx(expected(WHOLE, PUZZLE, constant=None), rel=1e-5)
-    for leaf, value in zip(leaves, gradient(expected, WHOLE, PUZZLE), strict=True):
+    assert result.total.item() == pytest.approx(expected(WHOLE, JIGSAW, constant=None), rel=1e-5)
+    for leaf, value in zip(leaves, gradient(expected, WHOLE, JIGSAW), strict=True):
         np.testing.assert_allclose(leaf.grad, value, atol=1e-5 * np.abs(value).max())
 
 
@@ -68,8 +68,8 @@ def test_the_two_terms_have_negatives_of_their_own():
     """With both embeddings equal the terms differ by their negatives alone."""
     outputs, _ = outputs_of(WHOLE, WHOLE)
     terms = make().loss(outputs, INDEX, Progress()).terms
-    assert terms["puzzle_positive_score"] == terms["whole_positive_score"]
-    assert terms["puzzle_negative_score"] != terms["whole_negative_score"]
+    assert terms["jigsaw_positive_score"] == terms["whole_positive_score"]
+    assert terms["jigsaw_negative_score"] != terms["whole_negative_score"]
 
 
 @pytest.mark.parametrize(
@@ -89,9 +89,9 @@ def test_the_encoder_sees_every_patch_as_an_input_of_its_own_and_the_head_keeps_
     outputs = loss(given)
     assert loss.encoders[pair[0]].shapes == [whole, (18, *patches[2:])]
     features = given["second"].double().flatten(3).mean(dim=3).numpy()
-    patch, puzzle = loss.patch_projectors[pair[0]][0], loss.puzzle_projectors[pair[0]][0]
-    weights = [x.detach().double().numpy() for x in (patch.weight, patch.bias, puzzle.weight, puzzle.bias)]
-    expected = textbook.puzzle_head(features, *weights)
+    patch, jigsaw = loss.patch_projectors[pair[0]][0], loss.puzzle_projectors[pair[0]][0]
+    weights = [x.detach().double().numpy() for x in (patch.weight, patch.bias, jigsaw.weight, jigsaw.bias)]
+    expected = textbook.jigsaw_head(features, *weights)
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(outputs["second"].detach(), expected, atol=1e-5)
     turned = loss({"second": given["second"].flip(1)})["second"]
@@ -112,7 +112,7 @@ def test_heads_have_the_published_shapes():
 
 def test_update_moves_the_bank_by_the_whole_only_and_loss_moves_nothing():
     loss = make()
-    outputs, _ = outputs_of(WHOLE, PUZZLE)
+    outputs, _ = outputs_of(WHOLE, JIGSAW)
     before = loss.bank.rows.clone()
     loss.loss(outputs, INDEX, Progress())
     assert torch.equal(loss.bank.rows, before)
@@ -124,10 +124,10 @@ def test_update_moves_the_bank_by_the_whole_only_and_loss_moves_nothing():
 
 def test_the_constant_is_measured_in_the_first_batch_only():
     loss = make()
-    outputs, _ = outputs_of(WHOLE, PUZZLE)
+    outputs, _ = outputs_of(WHOLE, JIGSAW)
     loss.loss(outputs, INDEX, Progress())
     measured = loss.partition.item()
-    loss.loss(outputs_of(PUZZLE, -WHOLE)[0], INDEX, Progress(batch=1))
+    loss.loss(outputs_of(JIGSAW, -WHOLE)[0], INDEX, Progress(batch=1))
     assert loss.partition.item() == measured > 0
 
 
@@ -143,7 +143,7 @@ def test_half_precision_and_equal_rows_at_a_low_temperature_stay_finite(dtype):
     assert all(leaf.grad.isfinite().all() for leaf in leaves)
 
 
-def test_both_views_are_of_the_same_seconds_and_the_second_is_a_puzzle():
+def test_both_views_are_of_the_same_seconds_and_the_second_is_a_jigsaw():
     def described(pair):
         return [(v.name, v.augment, v.clip) for v in PIRL.views(PIRLConfig(modalities=pair))]
 
@@ -153,12 +153,12 @@ def test_both_views_are_of_the_same_seconds_and_the_second_is_a_puzzle():
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_a_second_view_that_is_no_puzzle_is_refused_by_its_name_and_by_its_shape(pair):
+def test_a_second_view_that_is_no_jigsaw_is_refused_by_its_name_and_by_its_shape(pair):
     remedy = rf"use loss\.augments=\[train,{'jigsaw' if pair[0] == 'audio' else 'pirl_jigsaw'}\]"
-    with pytest.raises(ValueError, match=rf"\['train', 'train'\].*puzzle.*{remedy}"):
+    with pytest.raises(ValueError, match=rf"\['train', 'train'\].*jigsaw.*{remedy}"):
         make(pair, augments=("train", "train"))
     loss = make(pair, augments=("train", "my_jigsaw"))
-    with pytest.raises(ValueError, match=r"shape \(2, 3, 8, 8\); it must be a puzzle \(B, 9"):
+    with pytest.raises(ValueError, match=r"shape \(2, 3, 8, 8\); it must be a jigsaw \(B, 9"):
         loss({"second": torch.zeros(2, 3, 8, 8)})
 
 
@@ -167,7 +167,7 @@ def test_what_cannot_work_is_refused_with_what_is_allowed():
         PIRL.views(PIRLConfig(modalities=("video", "audio")))
     with pytest.raises(ValueError, match=r"modalities is \[image\]; loss pirl runs on \[image, image\]"):
         PIRL.views(PIRLConfig(modalities=("image",)))
-    with pytest.raises(ValueError, match=r"puzzle_weight is 1\.5; .*from 0 to 1"):
-        make(puzzle_weight=1.5)
+    with pytest.raises(ValueError, match=r"jigsaw_weight is 1\.5; .*from 0 to 1"):
+        make(jigsaw_weight=1.5)
     with pytest.raises(ValueError, match="num_negatives is 0"):
         make(num_negatives=0)

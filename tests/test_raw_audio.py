@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from avssl.media.info import Passed, Sound
+from avssl.media.info import AudioFrame, Passed
 from avssl.media.streams import mono_blocks
 from tests.sounds import whole_of, write_sound
 
@@ -20,7 +20,7 @@ def stream_of(name="mpegts", tick=Fraction(1, 90_000), entries=()):
 
 
 def block(num_samples, rate=44_100):
-    return Sound(rate, ("FC",), np.ones((1, num_samples), np.float32), True)
+    return AudioFrame(rate, ("FC",), np.ones((1, num_samples), np.float32), True)
 
 
 def mono(stamps, length, stream):

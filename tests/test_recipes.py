@@ -18,7 +18,7 @@ RECIPES = sorted(
 )
 TINY_RUN = [
     "cpu=true", "mixed_precision=fp32",
-    "synchronize_batch_norm=false", "gradient_accumulation_steps=1", "steps=2",
+    "sync_batch_norm=false", "gradient_accumulation_steps=1", "steps=2",
     "log_every_steps=1", "data.global_batch_size=4", "data.num_workers=0", "data.order_lanes=0",
     "views.video.num_frames=2", "views.video.size_px=32", "views.video.small_size_px=24", "views.image.size_px=32",
     "views.image.small_size_px=24", "views.audio.seconds=0.5", "views.audio.rate_hz=16000",

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from avssl.embedding.table import EmbeddingTable
-from avssl.eval.tasks.standard import TaskConfig, evaluate_tables
+from avssl.eval.tasks.standard import StandardConfig, evaluate_tables
 from avssl.report import write_report
 from avssl.report.curves import read_metrics, training_facts
 from avssl.report.media import MediaLibrary, image_thumbnail
@@ -35,7 +35,7 @@ def picture(color: str, size: tuple[int, int] = (24, 16), file_format: str = "PN
 
 def measured(train: EmbeddingTable, test: EmbeddingTable) -> tuple[dict[str, float], dict[str, float | None]]:
     """({metric: value}, {metric: chance}) of the test clips by the task `standard`."""
-    clips = evaluate_tables(train, test, TaskConfig(num_neighbors=3)).repeats[0]
+    clips = evaluate_tables(train, test, StandardConfig(num_neighbors=3)).repeats[0]
     return clips.values(), {name: metric.chance for name, metric in clips.metrics.items()}
 
 
@@ -241,7 +241,7 @@ def test_what_cannot_be_evaluated_says_what_it_needs() -> None:
     table = make_table("image")
     unlabeled = EmbeddingTable(**{**table.__dict__, "labels": [{}] * len(table)})
     with pytest.raises(ValueError, match=r"embedded are image.*label fields \['label'\], the test split \[\]"):
-        evaluate_tables(table, unlabeled, TaskConfig())
+        evaluate_tables(table, unlabeled, StandardConfig())
 
 
 def test_only_what_a_table_has_is_measured() -> None:

@@ -12,7 +12,7 @@ import pytest
 from avssl.processes.limits import Limits
 from avssl.processes.parcels import receive_parcel, send_parcel
 from avssl.processes.streams import PIECES_AHEAD, SandboxedStreams
-from avssl.processes.worker import Piece
+from avssl.processes.worker import Message
 from avssl.types import MediaError
 
 
@@ -46,7 +46,7 @@ class Stories:
                 log.write(f"{number} {k} {os.getpid()}\n")
             if k == 1:
                 self.do(word, number)
-            yield Piece({"k": k}, {"values": np.full((2, 3), 10 * number + k)}, k == count - 1)
+            yield Message({"k": k}, {"values": np.full((2, 3), 10 * number + k)}, k == count - 1)
 
     def do(self, word, number):
         match word:

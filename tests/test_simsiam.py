@@ -72,8 +72,8 @@ def test_the_loss_starts_near_0_and_is_minus_1_for_equal_directions():
 
 def test_the_log_tells_a_healthy_start_from_a_collapse():
     loss = make(projector_hidden_dims=(64, 64), embedding_dim=512)
-    healthy = loss.health(loss(views(batch=64)))["first_embedding_spread"].item()
-    collapsed = loss.health({"first": torch.ones(64, 512)})["first_embedding_spread"].item()
+    healthy = loss.diagnostics(loss(views(batch=64)))["first_embedding_spread"].item()
+    collapsed = loss.diagnostics({"first": torch.ones(64, 512)})["first_embedding_spread"].item()
     assert healthy > 0.8
     assert collapsed == pytest.approx(0, abs=1e-5)
 

@@ -11,7 +11,7 @@ import pytest
 
 from avssl.media import frames, readers
 from avssl.media.cursor import FrameCursor, SeekMissed
-from avssl.media.readers import PictureStream
+from avssl.media.readers import VideoReader
 from avssl.media.skipping import SkippingContainer
 from data_prep.transcode.encode import MediaWriter
 from data_prep.transcode.encode_settings import VideoSettings
@@ -62,7 +62,7 @@ def decoded(monkeypatch):
 def shown(film, parts, *, expects):
     """[(seconds, pixels)] of what is on screen at the times of all parts."""
     found = []
-    with PictureStream(film) as stream:
+    with VideoReader(film) as stream:
         for times in parts:
             if expects:
                 stream.expect(times)

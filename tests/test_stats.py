@@ -17,7 +17,7 @@ from data_prep.__main__ import main
 from data_prep.index.build import index_folder
 from data_prep.inspect.stats.charts import ticks
 from data_prep.inspect.stats.collect import Thresholds, collect_stats
-from data_prep.inspect.stats.measures import SoundMeter, measure_video, middle_frame, sampled_frames
+from data_prep.inspect.stats.metrics import AudioMeter, measure_video, middle_frame, sampled_frames
 from data_prep.inspect.stats.near_duplicates import (
     NO_HASH,
     distances,
@@ -33,7 +33,7 @@ from data_prep.write.run import write_shards
 
 
 def meter(samples, rate_hz, silence_dbfs=-60.0, piece=4096):
-    one = SoundMeter(rate_hz, silence_dbfs)
+    one = AudioMeter(rate_hz, silence_dbfs)
     for begin in range(0, len(samples), piece):
         one.add(samples[begin : begin + piece].astype(np.float32))
     return one.facts()

@@ -270,7 +270,7 @@ def test_health_tells_a_collapsed_network_from_one_that_spreads():
     loss = bare(num_prototypes=20, num_small_crops=0)
     spread = {name: torch.randn(32, 5, generator=torch.Generator().manual_seed(7)) for name in ("first", "second")}
     collapsed = {name: torch.ones(32, 5) for name in ("first", "second")}
-    alive, dead = (loss.health(loss(views)) for views in (spread, collapsed))
+    alive, dead = (loss.diagnostics(loss(views)) for views in (spread, collapsed))
     assert dead["nearest_prototypes"] == 1
     assert alive["nearest_prototypes"] > 10
     assert dead["prediction_entropy"] < 0.7

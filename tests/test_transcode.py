@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from avssl.media.decode import read_video
-from avssl.media.readers import Picture, PictureStream, SoundStream
+from avssl.media.readers import AudioReader, Frame, VideoReader
 from avssl.types import MediaError
 from data_prep.transcode import members
 from data_prep.transcode.encode import why_not_encode, write_media
@@ -80,11 +80,11 @@ def stored_sound(result):
 @pytest.mark.parametrize("suffix", CONTAINERS)
 @pytest.mark.parametrize("begin", [0.0, 0.3, 2.0, 5.01, 12.7])
 def test_pictures_from_a_time_on_are_those_of_a_decode_from_the_beginning(sources, suffix, begin):
-    with PictureStream(str(sources[suffix])) as whole:
+    with VideoReader(str(sources[suffix])) as whole:
         everything = [(picture.seconds, picture.frame.to_ndarray()) for picture in whole.play()]
     assert len(everything) == 350
     last_before = max(k for k, (seconds, _) in enumerate(everything) if seconds <= begin + 0.0006)
-    with PictureStream(str(sources[suffix])) as stream:
+    with VideoReader(str(sources[suffix])) as stream:
         found = [(picture.seconds, picture.frame.to_ndarray()) for picture in stream.play(begin)]
     assert len(found) == 350 - last_before
     for (seconds, frame), (wanted_seconds, wanted) in zip(found, everything[last_before:], strict=True):
@@ -94,10 +94,10 @@ def test_pictures_from_a_time_on_are_those_of_a_decode_from_the_beginning(source
 
 @pytest.mark.parametrize("suffix", CONTAINERS)
 def test_sound_from_a_sample_on_is_that_of_a_decode_from_the_beginning(sources, suffix):
-    with SoundStream(str(sources[suffix])) as stream:
+    with AudioReader(str(sources[suffix])) as stream:
         whole = np.concatenate(list(stream.play(24000)))
     for first in (1, 24000, 100_001, 240_000):
-        with SoundStream(str(sources[suffix])) as stream:
+        with AudioReader(str(sources[suffix])) as stream:
             part = np.concatenate(list(stream.play(24000, first)))
         wanted = whole[first:]
         if suffix == ".webm":  # its times are milliseconds: a place is known to half of one
@@ -175,7 +175,7 @@ def test_a_segment_past_the_end_is_too_short_and_one_without_a_stream_misses_it(
 
 
 def test_frames_come_on_a_grid_and_the_last_one_stays_for_its_duration():
-    pictures = [Picture(0.0, 0.1, "a"), Picture(0.1, 0.5, "b"), Picture(0.6, 0.1, "c")]
+    pictures = [Frame(0.0, 0.1, "a"), Frame(0.1, 0.5, "b"), Frame(0.6, 0.1, "c")]
 
     def grid(start=0.0, length=float("inf"), chosen=pictures):
         return "".join(on_grid(iter(chosen), Fraction(10), Window(start, length, 0.0)))
@@ -184,7 +184,7 @@ def test_frames_come_on_a_grid_and_the_last_one_stays_for_its_duration():
     assert grid(0.25, chosen=pictures[1:]) == "bbbbc"
     assert grid(0.25, 0.2, pictures[1:]) == "bb"
     assert grid(0.9, chosen=pictures[2:]) == ""
-    assert grid(chosen=[Picture(0.0, 0.0, "a")]) == "a"
+    assert grid(chosen=[Frame(0.0, 0.0, "a")]) == "a"
 
 
 # --- what is left out ----------------------------------------------------------------------------------------------
@@ -414,7 +414,7 @@ def test_a_stream_that_is_not_the_first_gives_its_last_frames_too(tmp_path):
             if packet.dts is not None:
                 packet.stream = copies[packet.stream.index]
                 target.mux(packet)
-    with PictureStream(str(path)) as stream:
+    with VideoReader(str(path)) as stream:
         assert stream.info.stream_index == 1
         assert [number_of(picture.frame.to_ndarray(format="gray")) for picture in stream.play()] == list(range(50))
 

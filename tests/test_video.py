@@ -23,10 +23,10 @@ from avssl.transforms.color import (
 from avssl.transforms.draw import (
     JITTER_ORDERS,
     Box,
-    Look,
-    PictureAugment,
+    ColorParams,
+    ImageAugment,
     center_crop_box,
-    draw_picture_parameters,
+    draw_view_params,
     random_resized_crop_box,
 )
 from avssl.transforms.geometry import crop_resize, flip_horizontally, normalize, to_float, to_model_layout
@@ -73,14 +73,14 @@ def test_hue_equals_the_standard_librarys_hsv() -> None:
             np.testing.assert_allclose(turned[:, row, column].numpy(), expected, atol=1e-5)
 
 
-def draw_looks(augment: PictureAugment, count: int, seed: int = 0) -> tuple[list[Look[float]], torch.Tensor]:
+def draw_looks(augment: ImageAugment, count: int, seed: int = 0) -> tuple[list[ColorParams[float]], torch.Tensor]:
     generator = np.random.default_rng(seed)
-    looks = [draw_picture_parameters(generator, 20, 20, augment).looks[0] for _ in range(count)]
+    looks = [draw_view_params(generator, 20, 20, augment).looks[0] for _ in range(count)]
     return looks, torch.tensor(looks)
 
 
 def test_jitter_applies_each_clips_own_order() -> None:
-    augment = PictureAugment(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.3, flip_probability=0)
+    augment = ImageAugment(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.3, flip_probability=0)
     looks, drawn = draw_looks(augment, 12, seed=7)
     assert len({each.order for each in looks}) > 6
     video = frames(12, 2, 3, 8, 8)
@@ -96,7 +96,7 @@ def test_jitter_applies_each_clips_own_order() -> None:
 
 def test_jitter_is_the_same_for_all_frames_of_a_clip() -> None:
     still = frames(2, 1, 3, 8, 8).expand(2, 5, 3, 8, 8)
-    result = apply_looks(still, draw_looks(PictureAugment(), 2)[1], blur_radius_px=1)
+    result = apply_looks(still, draw_looks(ImageAugment(), 2)[1], blur_radius_px=1)
     torch.testing.assert_close(result, result[:, :1].expand_as(result), rtol=0, atol=0)
 
 
@@ -188,11 +188,11 @@ def test_test_crop_looks_like_torchvisions_resize_then_center_crop() -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: PictureAugment(crop_scale=(0.0, 1.0)), "crop_scale"),
-        (lambda: PictureAugment(crop_ratio=(2.0, 1.0)), "crop_ratio"),
-        (lambda: PictureAugment(flip_probability=1.5), "flip_probability"),
-        (lambda: PictureAugment(hue=0.6), "hue at most 0.5"),
-        (lambda: PictureAugment(contrast=-1), "must not be negative"),
+        (lambda: ImageAugment(crop_scale=(0.0, 1.0)), "crop_scale"),
+        (lambda: ImageAugment(crop_ratio=(2.0, 1.0)), "crop_ratio"),
+        (lambda: ImageAugment(flip_probability=1.5), "flip_probability"),
+        (lambda: ImageAugment(hue=0.6), "hue at most 0.5"),
+        (lambda: ImageAugment(contrast=-1), "must not be negative"),
         (lambda: to_float(torch.zeros(1)), "uint8"),
         (lambda: crop_resize(torch.zeros(2, 3, 8, 8), Box(0, 0, 4, 4), 4), "torch.float32"),
         (lambda: crop_resize(frames(2, 3, 8, 8), Box(5, 0, 4, 4), 4), "does not fit"),

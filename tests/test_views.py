@@ -263,7 +263,7 @@ def test_augmented_sound_does_not_depend_on_the_batch_or_the_workers(
 
 
 def test_augmented_sound_is_shift_volume_mixup_and_crop_in_this_order(shards: dict[str, Path]) -> None:
-    from avssl.transforms.audio import Sound, crop_spectrogram, mix_power, scale_volume, shift_time
+    from avssl.transforms.audio import AudioParams, crop_spectrogram, mix_power, scale_volume, shift_time
 
     config = byol_a()
     maker = ViewMaker(config, ["audio"])
@@ -271,7 +271,7 @@ def test_augmented_sound_is_shift_volume_mixup_and_crop_in_this_order(shards: di
     assert raw.sounds is not None
     assert raw.background is not None
     assert raw.background.shape == raw.media.shape
-    sound = Sound(*raw.sounds.unbind(1))
+    sound = AudioParams(*raw.sounds.unbind(1))
     waveform = scale_volume(shift_time(raw.media, sound.shift_samples), sound.volume)
     mixed = mix_power(maker.spectrogram(waveform), maker.spectrogram(raw.background), sound.mixup_share)
     expected = crop_spectrogram(maker.normalize_audio(mixed), sound)

@@ -74,7 +74,7 @@ SHARING_OPTIONS = [
     ("pirl", {"shard_banks": True}),
     ("moco", {"shuffle_groups": 6}),
     ("sela", {"swap_labels": True}),
-    ("swav", {"center_embeddings": True, "queue_size": 0}),
+    ("swav", {"projector_final_batch_norm": True, "queue_size": 0}),
 ]
 
 

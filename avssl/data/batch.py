@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import default_collate, get_worker_info
 
-from avssl.data.shared_memory import Piece, Pieces, Place, open_piece, padded, place_of
+from avssl.data.shared_memory import BufferRange, SharedBuffer, SharedBuffers, open_buffer, padded, range_of
 from avssl.transforms.raw_view import RawView
 from avssl.types import MediaError
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 from avssl.transforms.geometry import to_device
 
 
-def stack_raw_views(rows: Sequence[Mapping[str, RawView]], piece: Piece | None = None) -> dict[str, RawView]:
+def stack_raw_views(rows: Sequence[Mapping[str, RawView]], piece: SharedBuffer | None = None) -> dict[str, RawView]:
     """Batch of raw views from single samples, in a piece of shared memory if one is given.
 
     Pictures whose memory has channels last keep it so.
@@ -38,7 +38,7 @@ def stacked_bytes(rows: Sequence[Mapping[str, RawView]]) -> int:
     return sum(padded(len(rows) * tensor.nbytes) for view in views for tensor in view.tensors().values())
 
 
-def _stacked(parts: list[torch.Tensor], piece: Piece | None) -> torch.Tensor:
+def _stacked(parts: list[torch.Tensor], piece: SharedBuffer | None) -> torch.Tensor:
     has_channels_last = parts[0].ndim >= 4 and parts[0].shape[-3] == 3 and parts[0].stride(-3) == 1
     if has_channels_last:
         parts = [part.movedim(-3, -1) for part in parts]
@@ -59,14 +59,14 @@ class RawBatch:
     views: dict[str, RawView]
     index: torch.Tensor
     failures: Sequence[tuple[int, str, str]]
-    piece: Piece | None = None
+    piece: SharedBuffer | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """To another process goes the piece of memory, not what it holds."""
         if self.piece is None:
             return RawBatch, (self.views, self.index, self.failures)
         modalities = {name: view.modality for name, view in self.views.items()}
-        places = {(name, field): place_of(tensor) for name, view in self.views.items()
+        places = {(name, field): range_of(tensor) for name, view in self.views.items()
                   for field, tensor in view.tensors().items()}  # fmt: skip
         return _received, (self.piece.sent(), modalities, places, self.index.tolist(), self.failures)
 
@@ -80,12 +80,12 @@ class RawBatch:
 def _received(
     sent: tuple[Any, int],
     modalities: dict[str, str],
-    places: dict[tuple[str, str], Place],
+    places: dict[tuple[str, str], BufferRange],
     index: list[int],
     failures: Sequence[tuple[int, str, str]],
 ) -> RawBatch:
     """A batch in the process that it was sent to."""
-    tensors = dict(zip(places, open_piece(*sent, list(places.values())), strict=True))
+    tensors = dict(zip(places, open_buffer(*sent, list(places.values())), strict=True))
     views = {
         name: RawView(modality, **{field: tensor for (of, field), tensor in tensors.items() if of == name})
         for name, modality in modalities.items()
@@ -100,7 +100,7 @@ class Collate:
     """
 
     def __init__(self) -> None:
-        self.pieces = Pieces()
+        self.pieces = SharedBuffers()
 
     def __call__(self, samples: list[tuple[int, dict[str, RawView] | MediaError]]) -> RawBatch:
         readable = [place for place, (_, views) in enumerate(samples) if not isinstance(views, MediaError)]

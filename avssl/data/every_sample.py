@@ -30,8 +30,8 @@ from avssl.shards.shard_set import Sample, ShardSet, spans
 from avssl.transforms.config import ImageViewConfig, VideoViewConfig, ViewsConfig, clip_lengths
 from avssl.transforms.draw import Box, center_crop_box
 from avssl.transforms.geometry import crop_resize
-from avssl.transforms.raw_view import RawView, raw_audio, raw_picture
-from avssl.transforms.time_sampling import Windows, random_windows, snap_to_frames, uniform_windows
+from avssl.transforms.raw_view import RawView, raw_audio, raw_image
+from avssl.transforms.time_sampling import ClipTimes, random_windows, snap_to_frames, uniform_windows
 from avssl.types import MediaError
 
 NUM_CROPS = (1, 3)
@@ -134,7 +134,7 @@ def sample_clips(
     lengths = replace(clip_lengths(config), max_offset_seconds=0.0)
     draws = [np.random.default_rng((plan.seed, sample.info.index, number)) for number in range(plan.num_clips)]
     speeds, volumes = [1.0] * plan.num_clips, [1.0] * plan.num_clips
-    windows: Sequence[Windows]
+    windows: Sequence[ClipTimes]
     if plan.random:
         speeds = [float(draw.uniform(*plan.speed)) for draw in draws]
         volumes = [float(draw.uniform(*plan.volume)) for draw in draws]
@@ -173,7 +173,7 @@ def _crops(
     modality: str, clip: torch.Tensor, config: VideoViewConfig | ImageViewConfig, num_crops: int
 ) -> list[dict[str, RawView]]:
     if num_crops == 1:
-        return [{"view": raw_picture(modality, clip, config, None, None)}]
+        return [{"view": raw_image(modality, clip, config, None, None)}]
     boxes = crop_boxes(clip.shape[2], clip.shape[3], num_crops)
     return [{"view": RawView(modality, crop_resize(clip, box, config.size_px))} for box in boxes]
 

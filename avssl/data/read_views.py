@@ -18,10 +18,10 @@ from avssl.transforms.config import (
     VideoViewConfig,
     ViewsConfig,
     clip_lengths,
-    picture_augment,
+    image_augment,
 )
 from avssl.transforms.jigsaw import NUM_TILES
-from avssl.transforms.raw_view import RawView, raw_audio, raw_picture
+from avssl.transforms.raw_view import RawView, raw_audio, raw_image
 from avssl.transforms.time_sampling import center_windows, frame_times_seconds, random_windows, snap_to_frames
 from avssl.types import Clip, MediaError, Span, View
 
@@ -133,9 +133,9 @@ def _raw_view(
             order = np.arange(NUM_TILES) if generator is None else generator.permutation(NUM_TILES)
             raw.tiles = torch.from_numpy(order)
         return raw
-    augment = picture_augment(view, config)
+    augment = image_augment(view, config)
     if clip.image is not None and view.modality == "image":
-        return raw_picture("image", clip.image[None], config.image, augment, generator)
+        return raw_image("image", clip.image[None], config.image, augment, generator)
     if clip.video is not None and view.modality == "video":
-        return raw_picture("video", clip.video, config.video, augment, generator)
+        return raw_image("video", clip.video, config.video, augment, generator)
     raise ValueError(f"view {view.name!r} of modality {view.modality!r} asked for, but the clip has none: {clip.key}")

@@ -22,7 +22,7 @@ ALIGNED_BYTES = 64  # of every tensor, and of the head of a piece, whose first b
 SPARE_PIECES = 2  # free ones that a worker keeps: a receiver that held many once does not cost their memory for good
 
 
-class Place(NamedTuple):
+class BufferRange(NamedTuple):
     """Where a tensor lies in a piece: its first element's number in units of its dtype, shape and strides."""
 
     dtype: torch.dtype
@@ -36,7 +36,7 @@ def padded(num_bytes: int) -> int:
     return -(-num_bytes // ALIGNED_BYTES) * ALIGNED_BYTES
 
 
-class Piece:
+class SharedBuffer:
     """Some shared memory in the process that writes it."""
 
     def __init__(self, num_bytes: int) -> None:
@@ -73,17 +73,17 @@ class Piece:
         return DupFd(self.descriptor), self.num_bytes
 
 
-class Pieces:
+class SharedBuffers:
     """The pieces of a worker."""
 
     def __init__(self) -> None:
-        self._pieces: list[Piece] = []
+        self._pieces: list[SharedBuffer] = []
 
-    def take(self, num_bytes: int) -> Piece:
+    def take(self, num_bytes: int) -> SharedBuffer:
         """One with room for tensors of so many bytes, each padded. Free ones that are too small or too many go."""
         free = {one for one in self._pieces if one.is_free}  # asked once: readers let go at any time
         fitting = [one for one in self._pieces if one in free and one.num_bytes >= ALIGNED_BYTES + num_bytes]
-        piece = fitting[0] if fitting else Piece(num_bytes)
+        piece = fitting[0] if fitting else SharedBuffer(num_bytes)
         self._pieces = [piece, *fitting[1 : 1 + SPARE_PIECES], *(one for one in self._pieces if one not in free)]
         piece.begin()
         return piece
@@ -92,12 +92,12 @@ class Pieces:
         return len(self._pieces)
 
 
-def place_of(tensor: torch.Tensor) -> Place:
+def range_of(tensor: torch.Tensor) -> BufferRange:
     """Of a tensor of a piece."""
-    return Place(tensor.dtype, int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride())
+    return BufferRange(tensor.dtype, int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride())
 
 
-def open_piece(descriptor: Any, num_bytes: int, places: list[Place]) -> list[torch.Tensor]:
+def open_buffer(descriptor: Any, num_bytes: int, places: list[BufferRange]) -> list[torch.Tensor]:
     """The tensors of a piece that another process has sent. Their memory is its again once all of them are freed.
 
     Raises RuntimeError when that process has died in the meantime.

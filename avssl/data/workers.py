@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 
 from avssl.processes.limits import end_with_parent
-from avssl.transforms.audio import Sound
-from avssl.transforms.config import ViewsConfig, picture_augment, picture_size_px
-from avssl.transforms.draw import Look
-from avssl.transforms.jigsaw import NUM_TILES, puzzle_size
+from avssl.transforms.audio import AudioParams
+from avssl.transforms.config import ViewsConfig, image_augment, picture_size_px
+from avssl.transforms.draw import ColorParams
+from avssl.transforms.jigsaw import NUM_TILES, jigsaw_size
 from avssl.types import View
 
 # glibc's numbers of these settings, and their values. Its own thresholds move with what a program does: some workers
@@ -62,14 +62,14 @@ def host_mib(views: Sequence[View], config: ViewsConfig, batch_size: int, worker
 
 def _picture_bytes(view: View, config: ViewsConfig) -> int:
     """uint8 RGB, and a look."""
-    augment = picture_augment(view, config)
+    augment = image_augment(view, config)
     settings = config.image if view.modality == "image" else config.video
     side = picture_size_px(augment, settings)
     num_patches = 1
-    if augment is not None and augment.puzzle:
-        num_patches, side = NUM_TILES, puzzle_size(side).patch_px
+    if augment is not None and augment.jigsaw:
+        num_patches, side = NUM_TILES, jigsaw_size(side).patch_px
     num_frames = config.video.num_frames if view.modality == "video" else 1
-    looks = 0 if augment is None else 4 * num_patches * len(Look._fields)
+    looks = 0 if augment is None else 4 * num_patches * len(ColorParams._fields)
     return num_patches * num_frames * 3 * side**2 + looks
 
 
@@ -80,4 +80,4 @@ def _audio_bytes(view: View, config: ViewsConfig) -> int:
         return waveform
     mixed_in = waveform if config.audio.augment.mixup_ratio > 0 else 0
     tiles = 8 * NUM_TILES if view.augment == "jigsaw" else 0
-    return waveform + 4 * len(Sound._fields) + mixed_in + tiles
+    return waveform + 4 * len(AudioParams._fields) + mixed_in + tiles

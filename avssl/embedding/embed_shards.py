@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from avssl import distributed
 from avssl.embedding.embedder import Embedder
-from avssl.embedding.rows import Spool, in_order
+from avssl.embedding.rows import RowSpool, in_order
 from avssl.embedding.table import SCALAR_COLUMNS, VECTOR_COLUMNS, EmbeddingTable, concatenate
 from avssl.shards.shard_set import ShardSet
 
@@ -36,7 +36,7 @@ def embed_split(
     wanted, metadata = embedder.settings(window_seconds, None, None)
     share = range(library.num_samples)[distributed.rank() :: distributed.world_size()]
     stream = embedder.stream(library, metadata, [share])
-    spool, failures, finished = Spool(), [], []
+    spool, failures, finished = RowSpool(), [], []
     bar = tqdm(total=len(share), unit="clip", desc="embed", disable=distributed.rank() > 0, mininterval=1.0)
     with bar:
         for source in embedder.rows(stream, batch_size, num_workers, spool):

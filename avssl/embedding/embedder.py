@@ -27,8 +27,8 @@ from tqdm import tqdm
 from avssl import checkpoint, losses
 from avssl.config import RunConfig, load_run
 from avssl.device import usable_device
-from avssl.embedding.media import Windows
-from avssl.embedding.rows import Finished, RowMaker, Spool, in_order
+from avssl.embedding.media import WindowBatch
+from avssl.embedding.rows import Finished, RowMaker, RowSpool, in_order
 from avssl.embedding.sources import Sources, open_media, resolve_sources
 from avssl.embedding.table import MODALITIES, VECTOR_COLUMNS, EmbeddingTable, concatenate
 from avssl.embedding.windows import WindowStream
@@ -117,7 +117,7 @@ class Embedder:
         """
         wanted, metadata = self.settings(window_seconds, stride_seconds, modalities)
         stream = self.stream(resolve_sources(sources, wanted), metadata)
-        spool, failures, finished = Spool(), {}, []
+        spool, failures, finished = RowSpool(), {}, []
         with tqdm(total=len(stream), unit="clip", desc="embed", disable=not progress, mininterval=1.0) as bar:
             for source in self.rows(stream, batch_size, num_workers, spool, limits=limits):
                 bar.update()
@@ -155,7 +155,7 @@ class Embedder:
         stream: WindowStream,
         batch_size: int,
         num_workers: int,
-        spool: Spool,
+        spool: RowSpool,
         *,
         for_folder: bool = False,
         limits: Limits | None = None,
@@ -163,7 +163,7 @@ class Embedder:
         """Embed a stream: every source as it is finished, its rows in the spool. See embed_rows.RowMaker."""
         maker = RowMaker(self.encode, self.widths(stream.modalities), batch_size, spool, for_folder=for_folder)
         for number, item in decoded(stream, num_workers, limits or Limits()):
-            key = item.media.key if isinstance(item, Windows) else stream.name_of(number)
+            key = item.media.key if isinstance(item, WindowBatch) else stream.name_of(number)
             maker.add(number, key, item)
             while maker.finished:
                 yield maker.finished.popleft()
@@ -231,7 +231,7 @@ class Embedder:
 
 def decoded(
     stream: WindowStream, num_workers: int, limits: Limits
-) -> Generator[tuple[int, Windows | MediaError], None, None]:
+) -> Generator[tuple[int, WindowBatch | MediaError], None, None]:
     """A stream's windows: decoded here, without protection, if num_workers is 0, else by so many killable processes."""
     if num_workers == 0:
         yield from stream

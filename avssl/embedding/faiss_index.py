@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avssl.embedding.index import FAISS_NAME
-from avssl.embedding.search import EmbeddingIndex, Hit, Rows, best_of, hits_among
+from avssl.embedding.search import EmbeddingIndex, EmbeddingRows, Hit, best_of, hits_among
 from avssl.files.whole import whole_file
 
 Kind = Literal["flat", "ivf", "hnsw"]
@@ -205,12 +205,12 @@ class _Named:
         self.starts = np.concatenate([np.zeros(0), *(piece.start_seconds for piece in pieces)])
         self.ends = np.concatenate([np.zeros(0), *(piece.end_seconds for piece in pieces)])
 
-    def rows(self, numbers: NDArray[np.int64], vectors: NDArray[np.float32]) -> Rows:
+    def rows(self, numbers: NDArray[np.int64], vectors: NDArray[np.float32]) -> EmbeddingRows:
         """Some of them, with their vectors (n, D), in the order of their numbers."""
         order = np.argsort(numbers)
         places = np.searchsorted(self.numbers, numbers[order])
         keys = [self.keys[place] for place in places]
-        return Rows(numbers[order], vectors[order], keys, self.starts[places], self.ends[places])
+        return EmbeddingRows(numbers[order], vectors[order], keys, self.starts[places], self.ends[places])
 
 
 def _path(index: EmbeddingIndex, modality: str, kind: str) -> Path:

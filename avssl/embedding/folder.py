@@ -25,7 +25,7 @@ from tqdm import tqdm
 from avssl.embedding.embedder import Embedder
 from avssl.embedding.index import INDEX_NAME, PROGRESS_NAME, SKIPPED_NAME, FolderIndex
 from avssl.embedding.parquet import merge_parquet
-from avssl.embedding.rows import Finished, Spool, in_order
+from avssl.embedding.rows import Finished, RowSpool, in_order
 from avssl.embedding.sources import Listing, Sources, media_in, num_sources, suffixes_of, write_listing
 from avssl.embedding.state import (
     Part,
@@ -200,7 +200,7 @@ class FolderJob:
         assert self.sources is not None
         folder = self.progress / f"spool-{part.number}-of-{part.count}"
         shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
-        spool, size = Spool(folder, spool_rows), int(self.settings["sources_per_block"])
+        spool, size = RowSpool(folder, spool_rows), int(self.settings["sources_per_block"])
         open_blocks: dict[int, _Block] = {}
         stream = embedder.stream(self.sources, self.settings, [self._block(number) for number in ours])
         with tqdm(total=len(stream), unit="source", desc="embed", disable=not show, mininterval=1.0) as bar:
@@ -214,7 +214,7 @@ class FolderJob:
                     self._commit(number, open_blocks.pop(number).finished, spool)
         shutil.rmtree(folder, ignore_errors=True)
 
-    def _commit(self, number: int, finished: list[Finished], spool: Spool) -> None:
+    def _commit(self, number: int, finished: list[Finished], spool: RowSpool) -> None:
         """Write a block that is complete; block-N.json comes last."""
         rows_with: Counter[str] = Counter()
 

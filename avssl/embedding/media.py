@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from avssl.media.ffmpeg import Source
-from avssl.media.readers import PictureStream, SoundStream
+from avssl.media.readers import AudioReader, VideoReader
 from avssl.transforms.raw_view import RawView
 from avssl.types import Span
 
@@ -27,7 +27,7 @@ class Media:
     spans: dict[str, Span] = field(default_factory=dict)
     labels: dict[str, list[str]] = field(default_factory=dict)
     frame_seconds: float = 0.0
-    streams: dict[str, PictureStream | SoundStream] = field(default_factory=dict, compare=False)
+    streams: dict[str, VideoReader | AudioReader] = field(default_factory=dict, compare=False)
 
     def close(self) -> None:
         """Close the file, if it is open."""
@@ -36,7 +36,7 @@ class Media:
 
 
 @dataclass
-class Windows:
+class WindowBatch:
     """Some windows of one media, decoded.
 
     clips[modality]: raw view (n_clips, ...) or None; owners[modality]: the windows that hold each clip, one of them

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from avssl.embedding.media import Windows
+from avssl.embedding.media import WindowBatch
 from avssl.embedding.table import EmbeddingTable, concatenate
 from avssl.transforms.raw_view import RawView
 from avssl.types import MediaError
@@ -36,7 +36,7 @@ class Finished:
     error: MediaError | None = None
 
 
-class Spool:
+class RowSpool:
     """Rows that wait for their source to be finished: in memory while they are few, then on the disk.
 
     Args:
@@ -90,17 +90,17 @@ class Spool:
 class _Source:
     number: int
     key: str
-    pieces: deque[_Piece] = field(default_factory=deque)  # those without rows yet, in the order of time
+    pieces: deque[_WindowSums] = field(default_factory=deque)  # those without rows yet, in the order of time
     has_any: bool = False  # one of the modalities, in some window
     failed: bool = False
 
 
 @dataclass(eq=False)
-class _Piece:
+class _WindowSums:
     """Some windows of a source: sums over the clips that have been through the network so far."""
 
     source: _Source
-    windows: Windows
+    windows: WindowBatch
     features: dict[str, NDArray[np.float64]]  # modality -> (n, F)
     embeddings: dict[str, NDArray[np.float64]]  # modality -> (n, D)
     num_missing: int  # clips that have not
@@ -118,7 +118,7 @@ class RowMaker:
     """
 
     def __init__(
-        self, encode: Encode, widths: dict[str, tuple[int, int]], batch_size: int, spool: Spool, *, for_folder: bool
+        self, encode: Encode, widths: dict[str, tuple[int, int]], batch_size: int, spool: RowSpool, *, for_folder: bool
     ) -> None:
         self.encode, self.widths, self.batch_size, self.spool = encode, widths, batch_size, spool
         self.for_folder = for_folder
@@ -126,9 +126,9 @@ class RowMaker:
         self._sources: dict[int, _Source] = {}
         # Modality -> clips that wait for a batch, and whose they are: (piece, its windows that hold the clip).
         self._clips: dict[str, list[torch.Tensor]] = {name: [] for name in widths}
-        self._owners: dict[str, list[tuple[_Piece, list[int]]]] = {name: [] for name in widths}
+        self._owners: dict[str, list[tuple[_WindowSums, list[int]]]] = {name: [] for name in widths}
 
-    def add(self, number: int, key: str, item: Windows | MediaError) -> None:
+    def add(self, number: int, key: str, item: WindowBatch | MediaError) -> None:
         """Take the next decoded windows of a source, or its failure."""
         source = self._sources.setdefault(number, _Source(number, key))
         is_last = isinstance(item, MediaError) or item.is_last
@@ -145,7 +145,7 @@ class RowMaker:
         )
         clips, item.clips = item.clips, {}  # media and clips travel no further than this
         item.media = replace(item.media, sources={}, streams={})
-        piece = _Piece(source, item, features, embeddings, num_clips)
+        piece = _WindowSums(source, item, features, embeddings, num_clips)
         source.pieces.append(piece)
         source.has_any = source.has_any or num_clips > 0
         for name, raw in clips.items():
@@ -211,7 +211,7 @@ def _joined(clips: list[torch.Tensor]) -> torch.Tensor:
 
 
 def rows_of(
-    windows: Windows, features: dict[str, NDArray[np.float64]], embeddings: dict[str, NDArray[np.float64]]
+    windows: WindowBatch, features: dict[str, NDArray[np.float64]], embeddings: dict[str, NDArray[np.float64]]
 ) -> EmbeddingTable:
     """Rows of windows from the sums over their clips: {modality: (n, F)}, and of unit vectors {modality: (n, D)}.
 
@@ -248,7 +248,7 @@ def rows_of(
     )
 
 
-def in_order(spool: Spool, finished: Sequence[Finished]) -> Iterator[EmbeddingTable]:
+def in_order(spool: RowSpool, finished: Sequence[Finished]) -> Iterator[EmbeddingTable]:
     """The rows of these sources by number; those that failed have none."""
     for source in sorted(finished, key=lambda one: one.number):
         yield from spool.take(source.number)

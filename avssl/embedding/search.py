@@ -40,7 +40,7 @@ class Hit:
 
 
 @dataclass(frozen=True)
-class Rows:
+class EmbeddingRows:
     """Some rows that have a modality: numbers int64 (n,), vectors float32 (n, D), and where they are from."""
 
     numbers: NDArray[np.int64]
@@ -71,7 +71,7 @@ class EmbeddingIndex:
 
     def rows(
         self, modality: str, wanted: NDArray[np.int64] | None = None, *, with_vectors: bool = True
-    ) -> Iterator[Rows]:
+    ) -> Iterator[EmbeddingRows]:
         """Rows that have a modality, in order, a row group at a time; wanted: only these numbers, sorted.
 
         with_vectors=False does not read the vectors: they are (n, 0) then.
@@ -97,7 +97,7 @@ class EmbeddingIndex:
                     keys = [columns["key"][row] for row in chosen]
                     starts, ends = (columns[name][chosen] for name in _WHERE[1:])
                     vectors = columns[column][chosen] if with_vectors else np.zeros((len(chosen), 0), np.float32)
-                    yield Rows(numbers[chosen], vectors, keys, starts, ends)
+                    yield EmbeddingRows(numbers[chosen], vectors, keys, starts, ends)
 
     def check(self, modality: str) -> None:
         """ValueError for a modality that no row has."""
@@ -137,7 +137,12 @@ class EmbeddingIndex:
 
 
 def hits_among(
-    rows: Rows, queries: NDArray[np.float64], top: int, exclude: Collection[str] = (), *, one_per_key: bool = False
+    rows: EmbeddingRows,
+    queries: NDArray[np.float64],
+    top: int,
+    exclude: Collection[str] = (),
+    *,
+    one_per_key: bool = False,
 ) -> list[list[Hit]]:
     """The `top` closest of some rows for each query (M, D); see EmbeddingIndex.search."""
     allowed = np.flatnonzero([key not in exclude for key in rows.keys])

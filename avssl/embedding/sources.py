@@ -25,7 +25,7 @@ from avssl.media.decode import probe, stream_audio, stream_video
 from avssl.media.ffmpeg import Source
 from avssl.media.images import IMAGE_SUFFIXES, probe_image
 from avssl.media.info import MEDIA_SUFFIXES, AudioInfo, VideoInfo
-from avssl.media.readers import PictureStream, SoundStream
+from avssl.media.readers import AudioReader, VideoReader
 from avssl.shards.shard_set import Sample, ShardSet, spans
 from avssl.types import MediaError, Span
 
@@ -41,9 +41,9 @@ def open_media(path: str | Path, key: str, modalities: Sequence[str]) -> Media:
         probe_image(path)
         return Media(key, -1, {"image": path})
     with ExitStack() as opened:
-        both: dict[str, PictureStream | SoundStream] = {
-            "video": opened.enter_context(PictureStream(path, str(path))),
-            "audio": opened.enter_context(SoundStream(path, str(path))),
+        both: dict[str, VideoReader | AudioReader] = {
+            "video": opened.enter_context(VideoReader(path, str(path))),
+            "audio": opened.enter_context(AudioReader(path, str(path))),
         }
         facts = {name: stream.info for name, stream in both.items() if stream.info is not None}
         if not facts:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from avssl.media.ffmpeg import Source
 from avssl.media.info import AudioBlock
-from avssl.media.readers import PictureStream, SoundStream
+from avssl.media.readers import AudioReader, VideoReader
 from avssl.transforms.config import AudioViewConfig, VideoViewConfig
 from avssl.transforms.draw import Box, center_crop_box
 from avssl.transforms.geometry import crop_resize
@@ -36,10 +36,10 @@ class VideoClips:
     """
 
     def __init__(
-        self, source: Source, name: str, config: VideoViewConfig, span: Span, stream: PictureStream | None = None
+        self, source: Source, name: str, config: VideoViewConfig, span: Span, stream: VideoReader | None = None
     ) -> None:
         self.name, self.config, self.span = name, config, span
-        self._stream = PictureStream(source, name) if stream is None else stream
+        self._stream = VideoReader(source, name) if stream is None else stream
         self._kept: dict[float, NDArray[np.uint8]] = {}  # seconds -> (S, S, 3), for the clips of later calls
         self._last_seconds, self._last_frame = -np.inf, np.empty(0, np.uint8)  # of what was read last, as in _kept
 
@@ -116,10 +116,10 @@ class AudioClips:
     """
 
     def __init__(
-        self, source: Source, name: str, config: AudioViewConfig, span: Span, stream: SoundStream | None = None
+        self, source: Source, name: str, config: AudioViewConfig, span: Span, stream: AudioReader | None = None
     ) -> None:
         self.source, self.name, self.config, self.span = source, name, config, span
-        self._stream = SoundStream(source, name) if stream is None else stream
+        self._stream = AudioReader(source, name) if stream is None else stream
         self._blocks: Iterator[AudioBlock] | None = None
         self._waveform = np.empty(0, np.float32)  # the samples from number _first on that were read and not forgotten
         self._first = 0
@@ -139,7 +139,7 @@ class AudioClips:
                 first = reached  # it is cheaper to read on from here
             else:
                 self._stream.close()
-                self._stream, self._blocks = SoundStream(self.source, self.name), None
+                self._stream, self._blocks = AudioReader(self.source, self.name), None
         self._waveform, self._first = kept.copy(), first
 
     def read(self, starts: Sequence[float]) -> torch.Tensor:

@@ -16,17 +16,17 @@ from typing import Self
 import numpy as np
 import torch
 
-from avssl.embedding.media import Media, Windows
+from avssl.embedding.media import Media, WindowBatch
 from avssl.embedding.sources import Sources, num_sources, open_media, sample_media
 from avssl.embedding.table import MODALITIES
 from avssl.embedding.window_clips import AudioClips, VideoClips
 from avssl.media.images import read_image
-from avssl.media.readers import PictureStream, SoundStream
+from avssl.media.readers import AudioReader, VideoReader
 from avssl.processes.limits import failure
-from avssl.processes.worker import Piece
+from avssl.processes.worker import Message
 from avssl.shards.shard_set import ShardSet
 from avssl.transforms.config import ViewsConfig
-from avssl.transforms.raw_view import RawView, raw_picture
+from avssl.transforms.raw_view import RawView, raw_image
 from avssl.transforms.time_sampling import TIME_TOLERANCE_SECONDS, window_grid
 from avssl.types import MediaError
 
@@ -97,10 +97,10 @@ class MediaReader:
                 where = self.media.sources[name], self.media.key
                 span, stream = self.media.spans[name], self.media.streams.get(name)
                 if name == "video":
-                    assert not isinstance(stream, SoundStream)  # they are kept by name
+                    assert not isinstance(stream, AudioReader)  # they are kept by name
                     self._video = VideoClips(*where, self.config.video, span, stream)
                 else:
-                    assert not isinstance(stream, PictureStream)
+                    assert not isinstance(stream, VideoReader)
                     self._audio = AudioClips(*where, self.config.audio, span, stream)
         except BaseException:
             self.__exit__()
@@ -112,9 +112,9 @@ class MediaReader:
             if clips is not None:
                 clips.close()
 
-    def read(self, grid: np.ndarray, later: np.ndarray) -> Windows:
+    def read(self, grid: np.ndarray, later: np.ndarray) -> WindowBatch:
         """Decode the clips of some windows, (n, 2) seconds; later: all those that follow."""
-        result = Windows(self.media, grid, {}, {}, {})
+        result = WindowBatch(self.media, grid, {}, {}, {})
         for name in MODALITIES:
             times = _clip_times(self.media, grid, self.config, name) if name in self.modalities else []
             distinct = _distinct(times)
@@ -142,7 +142,7 @@ class MediaReader:
                 waveforms.append(self._audio.read([start for start, _ in clips]))
             return RawView(modality, torch.cat(waveforms))
         picture = read_image(self.media.sources[modality], name=self.media.key)[None]
-        clip = raw_picture(modality, picture, self.config.image, None, None).media
+        clip = raw_image(modality, picture, self.config.image, None, None).media
         return RawView(modality, torch.stack([clip for _ in starts]))
 
     def _starts_before(self, last_start: float, later: np.ndarray) -> list[float]:
@@ -190,7 +190,7 @@ class WindowStream:
         """What to call a source that could not be opened."""
         return f"sample {number}" if isinstance(self.sources, ShardSet) else self.sources[number][1]
 
-    def __iter__(self) -> Iterator[tuple[int, Windows | MediaError]]:
+    def __iter__(self) -> Iterator[tuple[int, WindowBatch | MediaError]]:
         for number in self.numbers():
             try:
                 begun = self.begin(number)
@@ -212,15 +212,15 @@ class WindowStream:
         """A sample of the shards as it is stored; of a file its path and key, for nothing of it is read here."""
         return sample_media(self.sources.read(number)) if isinstance(self.sources, ShardSet) else self.sources[number]
 
-    def pieces(self, begun: Media | tuple[Path, str]) -> Iterator[Piece]:
+    def pieces(self, begun: Media | tuple[Path, str]) -> Iterator[Message]:
         """A source's windows as they travel between processes."""
         return map(_packed, self._windows(begun))
 
-    def read(self, piece: Piece) -> Windows:
+    def read(self, piece: Message) -> WindowBatch:
         """The windows that `pieces` sent; of media no more than its names."""
         return _unpacked(piece)
 
-    def _windows(self, begun: Media | tuple[Path, str]) -> Iterator[Windows]:
+    def _windows(self, begun: Media | tuple[Path, str]) -> Iterator[WindowBatch]:
         media = begun if isinstance(begun, Media) else open_media(*begun, self.modalities)
         with MediaReader(media, self.config, self.modalities) as reader:
             grid = np.zeros((1, 2))
@@ -234,24 +234,24 @@ class WindowStream:
                 yield windows
 
 
-def _packed(windows: Windows) -> Piece:
+def _packed(windows: WindowBatch) -> Message:
     media = windows.media
     values = {"key": media.key, "index": media.index, "labels": media.labels, "owners": windows.owners}
     arrays = {f"has {name}": has for name, has in windows.has.items()} | {"grid": windows.grid}
     for name, raw in windows.clips.items():
         if raw is not None:  # channels travel last, as they lie in memory
             arrays[f"clips {name}"] = (raw.media if name == "audio" else raw.media.movedim(-3, -1)).numpy()
-    return Piece(values, arrays, windows.is_last)
+    return Message(values, arrays, windows.is_last)
 
 
-def _unpacked(piece: Piece) -> Windows:
+def _unpacked(piece: Message) -> WindowBatch:
     values, arrays = piece.values, piece.arrays
     clips: dict[str, RawView | None] = dict.fromkeys(MODALITIES)
     for name in MODALITIES:
         if f"clips {name}" in arrays:
             media = torch.from_numpy(arrays[f"clips {name}"])
             clips[name] = RawView(name, media if name == "audio" else media.movedim(-1, -3))
-    return Windows(
+    return WindowBatch(
         Media(values["key"], values["index"], labels=values["labels"]),
         arrays["grid"],
         {name: arrays[f"has {name}"] for name in MODALITIES},

@@ -47,7 +47,7 @@ Targets = NDArray[Any]  # int64 (n,), or bool (n, C) with several labels
 
 
 @dataclass(frozen=True)
-class Labeled:
+class LabeledFeatures:
     """Samples that have a label and the modality. targets as in the module's Targets."""
 
     features: FeatureSet
@@ -59,8 +59,8 @@ class Fold:
     """What is learned from and what is scored. left_out: {"train", "test"}: {reason: number of samples}."""
 
     name: str
-    train: Labeled
-    test: Labeled
+    train: LabeledFeatures
+    test: LabeledFeatures
     classes: list[str]
     left_out: dict[str, dict[str, int]]
 
@@ -73,7 +73,7 @@ def make_fold(name: str, train: FeatureSet, test: FeatureSet, config: TaskConfig
     names = {one for part in parts.values() for labels in part.labels for one in labels[config.label_field]}
     classes = sorted(names)
     labeled = {
-        side: Labeled(part, targets_of(part, config.label_field, classes, multi_label=config.multi_label))
+        side: LabeledFeatures(part, targets_of(part, config.label_field, classes, multi_label=config.multi_label))
         for side, part in parts.items()
     }
     return Fold(name, labeled["train"], labeled["test"], classes, left_out)

@@ -50,7 +50,9 @@ class AVIDConfig(LossConfig):
     bank_momentum: float = 0.5
     projector_hidden_dims: tuple[int, ...] = (512, 512)
     embedding_dim: int = 128
-    center_embeddings: bool = False  # a batch norm ends each projector; not in the paper, see docs/decisions.md
+    projector_final_batch_norm: bool = (
+        False  # a batch norm ends each projector; not in the paper, see docs/decisions.md
+    )
     shard_banks: bool = False  # split the banks' rows over the ranks: for data sets whose banks fit no single device
 
 
@@ -75,7 +77,7 @@ class AVID(Loss):
         self.config: AVIDConfig = config
         for modality, encoder in encoders.items():
             dims = (cast("int", encoder.dim), *config.projector_hidden_dims, config.embedding_dim)
-            self.projectors[modality] = mlp(dims, final_batch_norm=config.center_embeddings)
+            self.projectors[modality] = mlp(dims, final_batch_norm=config.projector_final_batch_norm)
         self.banks = nn.ModuleDict(
             {
                 modality: make_bank(

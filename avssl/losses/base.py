@@ -36,7 +36,7 @@ from torch import nn
 
 from avssl.distributed import gather_uneven
 from avssl.models.heads import on_each
-from avssl.ops.health import alignment, effective_rank, embedding_spread, uniformity
+from avssl.ops.diagnostics import alignment, effective_rank, embedding_spread, uniformity
 from avssl.ops.teacher import follow
 from avssl.types import LossConfig, LossOutput, Modality, Progress, View
 
@@ -160,8 +160,8 @@ class Loss(nn.Module):
         """
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
-    def health(self, outputs: Outputs) -> Outputs:
-        """Scalars that say whether the embeddings of this batch are alive; logged with the loss (ops/health.py).
+    def diagnostics(self, outputs: Outputs) -> Outputs:
+        """Scalars that say whether the embeddings of this batch are alive; logged with the loss (ops/diagnostics.py).
 
         Spread, effective rank and uniformity of every (B, D) output, and the alignment of those in `compared`.
         """

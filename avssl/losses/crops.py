@@ -31,7 +31,9 @@ class CropConfig(PairConfig):
     temperature: float = 0.1
     projector_hidden_dims: tuple[int, ...] = (2048,)
     embedding_dim: int = 128
-    center_embeddings: bool = False  # a batch norm ends the projector; not in the papers, see docs/decisions.md
+    projector_final_batch_norm: bool = (
+        False  # a batch norm ends the projector; not in the papers, see docs/decisions.md
+    )
 
 
 class CropLoss(PairLoss):
@@ -44,7 +46,7 @@ class CropLoss(PairLoss):
         check_num_clusters("num_prototypes", config.num_prototypes, num_samples)
         for modality in encoders:
             dims = (self.feature_dim(modality), *config.projector_hidden_dims, config.embedding_dim)
-            self.projectors[modality] = mlp(dims, batch_norm=True, final_batch_norm=config.center_embeddings)
+            self.projectors[modality] = mlp(dims, batch_norm=True, final_batch_norm=config.projector_final_batch_norm)
 
     @classmethod
     def views(cls, config: LossConfig) -> tuple[View, ...]:
@@ -100,9 +102,9 @@ class CropLoss(PairLoss):
             outputs.update(zip(names, normalize(stacked.float(), dim=1).chunk(len(names)), strict=True))
         return {name: outputs[name] for name in views}
 
-    def health(self, outputs: Outputs) -> Outputs:
+    def diagnostics(self, outputs: Outputs) -> Outputs:
         """Spread of the embeddings of the two large views."""
-        return super().health({name: outputs[name] for name in self.large_views})
+        return super().diagnostics({name: outputs[name] for name in self.large_views})
 
 
 def small_modality(config: CropConfig) -> str | None:

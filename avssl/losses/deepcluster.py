@@ -155,6 +155,6 @@ class DeepCluster(PairLoss):
             {"params": heads, "momentum": 0.0},
         ]
 
-    def health(self, outputs: Outputs) -> Outputs:
+    def diagnostics(self, outputs: Outputs) -> Outputs:
         """Spread of the features."""
-        return super().health({name: outputs[name] for name in self.modality_of})
+        return super().diagnostics({name: outputs[name] for name in self.modality_of})

@@ -50,7 +50,7 @@ class MoCoConfig(PairConfig):
     teacher_momentum: float = 0.999
     projector_hidden_dims: tuple[int, ...] = ()
     embedding_dim: int = 128
-    shuffle_groups: int = 8  # parts of the global batch for batch norm; 0: none, goes with synchronize_batch_norm
+    shuffle_groups: int = 8  # parts of the global batch for batch norm; 0: none, goes with sync_batch_norm
 
 
 def info_nce(queries: torch.Tensor, keys: torch.Tensor, queue: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -113,7 +113,7 @@ class MoCo(PairLoss):
             raise ValueError(
                 f"loss.shuffle_groups is {groups}; it must be a multiple of the {processes} processes that divides "
                 f"data.global_batch_size {global_batch_size} into parts of at least 2, or 0 for batch norm without "
-                "shuffling (then set synchronize_batch_norm=true)"
+                "shuffling (then set sync_batch_norm=true)"
             )
 
     @property

@@ -46,7 +46,7 @@ class NPIDConfig(PairConfig):
     temperature: float = 0.07
     bank_momentum: float = 0.5
     embedding_dim: int = 128
-    center_embeddings: bool = False  # a batch norm ends the projector; not in the paper, see docs/decisions.md
+    projector_final_batch_norm: bool = False  # a batch norm ends the projector; not in the paper, see docs/decisions.md
     shard_banks: bool = False  # split the banks' rows over the ranks: for data sets whose banks fit no single device
 
 
@@ -69,7 +69,7 @@ class NPID(PairLoss):
         self.banks = nn.ModuleDict()
         for offset, modality in enumerate(sorted(encoders)):
             dims = (self.feature_dim(modality), config.embedding_dim)
-            self.projectors[modality] = mlp(dims, final_batch_norm=config.center_embeddings)
+            self.projectors[modality] = mlp(dims, final_batch_norm=config.projector_final_batch_norm)
             self.banks[modality] = make_bank(
                 num_samples, config.embedding_dim, seed=2 * config.seed + offset, sharded=config.shard_banks
             )

@@ -1,6 +1,6 @@
 """PIRL: self-supervised learning of pretext-invariant representations (Misra, van der Maaten 2020, arXiv 1912.01991).
 
-A sample's embedding is to be the same whether its encoder saw it whole or as a puzzle. The puzzle's nine patches go
+A sample's embedding is to be the same whether its encoder saw it whole or as a jigsaw. The jigsaw's nine patches go
 through the encoder one by one, a linear layer each (shared), side by side, and a last linear layer: g(I^t). The whole
 goes through one linear layer: f(I). Both are told apart from noise samples by NCE against a slow memory m of f:
 
@@ -8,12 +8,12 @@ goes through one linear layer: f(I). Both are told apart from noise samples by N
     m_i <- normalize(momentum m_i + (1 - momentum) f(I))
 
 with negatives n and n' drawn independently, never the own index (npid.py says why; ops/nce.py has NCE). The partition
-constant is the mean of exp(score) over the first batch's puzzle negatives, then frozen: this is the form of VISSL's
+constant is the mean of exp(score) over the first batch's jigsaw negatives, then frozen: this is the form of VISSL's
 implementation, where the paper writes h like a softmax. `projector_hidden_dims=[2048]` gives the heads of VISSL's MLP
 variant; that variant's cross-entropy in place of NCE is MoCo's, and not built here.
 
-A puzzle of a clip cuts space at nine places, one of a sound cuts time and frequency; both are puzzles of the same
-seconds as the whole. A puzzle across modalities is none: with the other modality in its place the two terms are those
+A jigsaw of a clip cuts space at nine places, one of a sound cuts time and frequency; both are jigsaws of the same
+seconds as the whole. A jigsaw across modalities is none: with the other modality in its place the two terms are those
 of joint AVID.
 """
 
@@ -37,7 +37,7 @@ from avssl.ops.sharded_memory import AnyBank, make_bank
 from avssl.types import LossConfig, LossOutput, Modality, Progress, View
 
 NUM_PATCHES = 9
-PUZZLES = {"image": "pirl_jigsaw", "video": "pirl_jigsaw", "audio": "jigsaw"}  # the set of the second view
+JIGSAWS = {"image": "pirl_jigsaw", "video": "pirl_jigsaw", "audio": "jigsaw"}  # the set of the second view
 
 
 @dataclass
@@ -48,16 +48,16 @@ class PIRLConfig(PairConfig):
     num_negatives: int = 32_000
     temperature: float = 0.07
     bank_momentum: float = 0.5
-    puzzle_weight: float = 0.5  # lambda; the rest is the whole's
+    jigsaw_weight: float = 0.5  # lambda; the rest is the whole's
     projector_hidden_dims: tuple[int, ...] = ()
     embedding_dim: int = 128
-    center_embeddings: bool = False  # a batch norm ends both heads; not in the paper, see docs/decisions.md
+    projector_final_batch_norm: bool = False  # a batch norm ends both heads; not in the paper, see docs/decisions.md
     shard_banks: bool = False  # split the banks' rows over the ranks: for data sets whose banks fit no single device
 
 
 @register("pirl")
 class PIRL(PairLoss):
-    """NCE of a sample and of its puzzle against a bank. State: the bank (N, D) and the partition constant ()."""
+    """NCE of a sample and of its jigsaw against a bank. State: the bank (N, D) and the partition constant ()."""
 
     Config: ClassVar[type[LossConfig]] = PIRLConfig
     family: ClassVar[str] = "contrastive"
@@ -71,24 +71,24 @@ class PIRL(PairLoss):
         super().__init__(config, encoders, num_samples)
         self.config: PIRLConfig = config
         check_negatives(config.num_negatives, num_samples)
-        if not 0 <= config.puzzle_weight <= 1:
-            raise ValueError(f"loss.puzzle_weight is {config.puzzle_weight}; it is a share, from 0 to 1")
+        if not 0 <= config.jigsaw_weight <= 1:
+            raise ValueError(f"loss.jigsaw_weight is {config.jigsaw_weight}; it is a share, from 0 to 1")
         width = config.embedding_dim
         self.patch_projectors = nn.ModuleDict()
         self.puzzle_projectors = nn.ModuleDict()
         self.banks = nn.ModuleDict()
         for modality in encoders:
             dims = (self.feature_dim(modality), *config.projector_hidden_dims, width)
-            self.projectors[modality] = mlp(dims, final_batch_norm=config.center_embeddings)
+            self.projectors[modality] = mlp(dims, final_batch_norm=config.projector_final_batch_norm)
             self.patch_projectors[modality] = mlp(dims)
-            puzzle_dims = (NUM_PATCHES * width, width)
-            self.puzzle_projectors[modality] = mlp(puzzle_dims, final_batch_norm=config.center_embeddings)
+            jigsaw_dims = (NUM_PATCHES * width, width)
+            self.puzzle_projectors[modality] = mlp(jigsaw_dims, final_batch_norm=config.projector_final_batch_norm)
             self.banks[modality] = make_bank(num_samples, width, config.seed, sharded=config.shard_banks)
         self.register_buffer("partition", unmeasured_partition())
 
     @classmethod
     def views(cls, config: LossConfig) -> tuple[View, ...]:
-        """The whole and its puzzle, of the same picture or seconds."""
+        """The whole and its jigsaw, of the same picture or seconds."""
         return tuple(replace(view, clip=0) for view in super().views(config))
 
     @classmethod
@@ -96,38 +96,38 @@ class PIRL(PairLoss):
         """As in the base, with the way out for pairs across modalities."""
         if len(set(config.modalities)) == 2:
             raise ValueError(
-                f"loss.modalities is [{', '.join(config.modalities)}]; loss pirl compares a sample with a puzzle of "
+                f"loss.modalities is [{', '.join(config.modalities)}]; loss pirl compares a sample with a jigsaw of "
                 "itself, and across modalities it would be joint AVID: use loss.name=avid loss.variant=joint"
             )
         return super().checked_modalities(config)
 
     @classmethod
     def checked_augments(cls, config: PairConfig) -> tuple[str, ...]:
-        """As in the base, but the second set is always a puzzle: one whose name has "jigsaw" in it."""
+        """As in the base, but the second set is always a jigsaw: one whose name has "jigsaw" in it."""
         first, second = super().checked_augments(config)
-        puzzle = PUZZLES[config.modalities[1]]
+        jigsaw = JIGSAWS[config.modalities[1]]
         if not config.augments:
-            return first, puzzle
+            return first, jigsaw
         if "jigsaw" not in second:
             raise ValueError(
-                f"loss.augments is {list(config.augments)}; the second view of loss pirl is a puzzle, of a set with "
-                f"`jigsaw` in its name: use loss.augments=[{first},{puzzle}]"
+                f"loss.augments is {list(config.augments)}; the second view of loss pirl is a jigsaw, of a set with "
+                f"`jigsaw` in its name: use loss.augments=[{first},{jigsaw}]"
             )
         return first, second
 
     def forward(self, views: dict[str, torch.Tensor]) -> Outputs:
         """Unit embeddings {"first": f(I) (B, D), "second": g(I^t) (B, D)}."""
         outputs = {
-            name: self.project(name, view) if name == "first" else self.project_puzzle(view)
+            name: self.project(name, view) if name == "first" else self.project_jigsaw(view)
             for name, view in views.items()
         }
         return {name: normalize(z.float(), dim=1) for name, z in outputs.items()}
 
-    def project_puzzle(self, patches: torch.Tensor) -> torch.Tensor:
+    def project_jigsaw(self, patches: torch.Tensor) -> torch.Tensor:
         """g: nine patches (B, 9, ...) in their shuffled order -> (B, D)."""
         if patches.shape[1] != NUM_PATCHES:
             raise ValueError(
-                f"the second view of loss pirl has shape {tuple(patches.shape)}; it must be a puzzle "
+                f"the second view of loss pirl has shape {tuple(patches.shape)}; it must be a jigsaw "
                 f"(B, {NUM_PATCHES}, ...), from a set of views.augments that cuts one"
             )
         modality = self.modality_of["second"]
@@ -146,10 +146,10 @@ class PIRL(PairLoss):
             progress.batch,
             for_all_ranks=config.shard_banks,
         )
-        puzzle_negatives, whole_negatives = negatives.chunk(2, dim=1)
+        jigsaw_negatives, whole_negatives = negatives.chunk(2, dim=1)
         values, terms = {}, {}
-        # The puzzle comes first: its scores measure the partition constant.
-        for term, name, noise in (("puzzle", "second", puzzle_negatives), ("whole", "first", whole_negatives)):
+        # The jigsaw comes first: its scores measure the partition constant.
+        for term, name, noise in (("jigsaw", "second", jigsaw_negatives), ("whole", "first", whole_negatives)):
             values[term], parts = bank_nce(
                 outputs[name],
                 self.bank,
@@ -160,7 +160,7 @@ class PIRL(PairLoss):
                 measure=progress.batch == 0,
             )
             terms.update({term + part: value for part, value in parts.items()})
-        total = config.puzzle_weight * values["puzzle"] + (1 - config.puzzle_weight) * values["whole"]
+        total = config.jigsaw_weight * values["jigsaw"] + (1 - config.jigsaw_weight) * values["whole"]
         return LossOutput(total, terms)
 
     @property
@@ -169,5 +169,5 @@ class PIRL(PairLoss):
         return cast("AnyBank", self.banks[self.modality_of["first"]])
 
     def update(self, outputs: Outputs, index: torch.Tensor) -> None:
-        """Move the bank's rows towards f(I); puzzles never enter."""
+        """Move the bank's rows towards f(I); jigsaws never enter."""
         self.bank.update(gather(index), gather(outputs["first"]), self.config.bank_momentum)

@@ -154,6 +154,6 @@ class SeLa(PairLoss):
         }
         return LossOutput(total, terms)
 
-    def health(self, outputs: Outputs) -> Outputs:
+    def diagnostics(self, outputs: Outputs) -> Outputs:
         """Spread of the features."""
-        return super().health({name: outputs[name] for name in self.modality_of})
+        return super().diagnostics({name: outputs[name] for name in self.modality_of})

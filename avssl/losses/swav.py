@@ -123,14 +123,14 @@ class SwAV(CropLoss):
         return LossOutput(total, {})
 
     @torch.no_grad()
-    def health(self, outputs: Outputs) -> Outputs:
+    def diagnostics(self, outputs: Outputs) -> Outputs:
         """Beside what every loss tells: how the prototypes are used by the two large views of all ranks.
 
         Codes are balanced even when the network has collapsed; predictions and nearest prototypes are not.
         """
         scores = torch.cat([gather(outputs[f"{name}_scores"]) for name in self.large_views])
         predictions = (scores / self.config.temperature).softmax(dim=1)
-        return super().health(outputs) | {
+        return super().diagnostics(outputs) | {
             "prediction_entropy": usage_entropy(predictions.mean(dim=0)),
             "assignment_entropy": usage_entropy(predictions).mean(),  # 1: each sample belongs to all prototypes alike
             "nearest_prototypes": scores.new_zeros(scores.shape[1]).index_fill_(0, scores.argmax(dim=1), 1.0).sum(),

@@ -30,34 +30,20 @@ from avssl.media.ffmpeg import (
     video_stream,
 )
 from avssl.media.frames import Resampler, Upright, to_array
+from avssl.media.gapless_audio import GaplessAudio
 from avssl.media.info import (
     FRAME_TIME_TOLERANCE_SECONDS,
-    MEDIA_SUFFIXES,
     UPRIGHT,
     AudioBlock,
-    AudioInfo,
     MediaInfo,
     Orientation,
-    VideoInfo,
     audio_span,
     collect,
-    fitted_size,
-    is_clear_length,
-    least_length,
 )
 from avssl.media.lengths import file_seconds
-from avssl.media.packets import StreamsFarApartError
-from avssl.media.readers import Picture, PictureStream, SoundStream, open_packets
-from avssl.media.sound import SoundReader
+from avssl.media.readers import Frame
 from avssl.media.streams import audio_info, mono_blocks, orientation_of, video_info
 from avssl.types import MediaError
-
-__all__ = [
-    "FRAME_TIME_TOLERANCE_SECONDS", "MEDIA_SUFFIXES", "AudioInfo", "MediaInfo", "Picture", "PictureStream",
-    "SoundStream", "Source", "StreamsFarApartError", "Upright", "VideoInfo", "fitted_size", "is_clear_length",
-    "least_length", "open_packets", "probe", "read_audio", "read_video", "stream_audio", "stream_pictures",
-    "stream_video",
-]  # fmt: skip
 
 
 def probe(source: Source, *, name: str = "") -> MediaInfo:
@@ -152,12 +138,12 @@ def read_audio(source: Source, start_seconds: float, num_samples: int, rate_hz: 
 
 def stream_video(source: Source, *, name: str = "") -> Iterator[tuple[float, torch.Tensor]]:
     """All frames in order, at constant memory: (seconds, uint8 (3, H, W) RGB, upright). Raises as read_video."""
-    for picture in stream_pictures(source, name=name):
+    for picture in stream_frames(source, name=name):
         pixels = to_array(picture.frame, rgb=True, turns=0).copy()  # a frame's own may be the decoder's reference
         yield picture.seconds, torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def stream_pictures(source: Source, size: tuple[int, int] | None = None, *, name: str = "") -> Iterator[Picture]:
+def stream_frames(source: Source, size: tuple[int, int] | None = None, *, name: str = "") -> Iterator[Frame]:
     """All frames in order as PyAV frames, upright; for transcoding.
 
     size: (width, height) of the upright picture to scale to, in yuv420p, BT.601, limited range; None leaves the frame
@@ -173,7 +159,7 @@ def stream_pictures(source: Source, size: tuple[int, int] | None = None, *, name
                 turns, is_mirrored = orientation_of(frame)
                 start, turn = ticks, Upright(turns, size, is_mirrored)
             duration = frame.duration * tick if frame.duration else frame_seconds
-            yield Picture((ticks - (start or 0)) * tick, duration, turn(frame))
+            yield Frame((ticks - (start or 0)) * tick, duration, turn(frame))
         if turn is None:
             raise MediaError("no_video", f"{label}: the video stream holds no decodable frame")
 
@@ -260,7 +246,7 @@ def _read_excerpt(
     """
     with opened(source, name) as (container, label):
         stream = require(audio_stream(container), "no_audio", label)
-        reader = SoundReader(container, stream, label)
+        reader = GaplessAudio(container, stream, label)
         if reader.start_ticks is None and reader.find_first() is None:
             raise MediaError("no_audio", f"{label}: the audio stream holds no decodable sample")
         source_rate = reader.rate_hz

@@ -19,12 +19,12 @@ from typing import Any
 import av
 from av.stream import Disposition
 
-from avssl.media.frames import sound_of, use_native_layout
+from avssl.media.frames import audio_frame_of, use_native_layout
 from avssl.media.info import MAX_BACKWARD_SECONDS, MAX_GAP_SECONDS, Passed
 from avssl.media.lengths import GUESSED_KEY, is_guessed
 from avssl.media.packets import FORMATS_WITH_BREAKS, Refused, on_one_clock, preferred, trusted
 from avssl.media.placeholders import Patches, filled_in, readable
-from avssl.media.presentation import PictureClock
+from avssl.media.presentation import PresentationClock
 from avssl.media.truncation import Content, counts_frames, is_mp4_in_order, known_format, missing_end
 from avssl.types import FailureReason, MediaError
 
@@ -184,7 +184,7 @@ def frames_from_here(container: Any, stream: Any, label: str, passing: Any = Non
     max_gap = int(MAX_GAP_SECONDS / stream.time_base)
     max_back = int(MAX_BACKWARD_SECONDS / stream.time_base)
     refused = Refused(stream.type, container.format.name, label)
-    clock = PictureClock(container.format.name, stream.codec_context) if stream.type == "video" else None
+    clock = PresentationClock(container.format.name, stream.codec_context) if stream.type == "video" else None
     last, length = None, 0
     demuxed = container.demux(_together(container, stream))
     try:
@@ -210,7 +210,7 @@ def frames_from_here(container: Any, stream: Any, label: str, passing: Any = Non
                     by = (ticks - last) * float(stream.time_base)
                     raise MediaError("decode_error", f"{label}: {stream.type} time stamps jump by {by:.3f} s")
                 last, length = ticks, frame.duration or length or _nominal_ticks(stream)
-                yield ticks, frame if stream.type == "video" else sound_of(frame, stream)
+                yield ticks, frame if stream.type == "video" else audio_frame_of(frame, stream)
     finally:
         demuxed.close()  # PyAV 18.1 loses memory of a demuxer that is merely dropped
     refused.ended()

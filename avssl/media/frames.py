@@ -15,7 +15,7 @@ from av.filter import Graph
 from av.video.reformatter import Colorspace, VideoReformatter
 from numpy.typing import NDArray
 
-from avssl.media.info import AudioBlock, Sound
+from avssl.media.info import AudioBlock, AudioFrame
 
 LEAST_INTERLACED_HEIGHT = 4
 # Where FFmpeg makes RGB of each square of 2 x 2 pixels by itself, so that a part is the same bits as in the whole.
@@ -184,11 +184,11 @@ def use_native_layout(stream: Any) -> None:
         context.layout = NATIVE_LAYOUTS.get(len(names), f"{len(names)}c")
 
 
-def sound_of(frame: Any, stream: Any) -> Sound:
+def audio_frame_of(frame: Any, stream: Any) -> AudioFrame:
     """The samples of a decoded block."""
     rate, layout = frame.sample_rate, frame.layout
     if layout.nb_channels == 1 and (kind := NUMPY_KINDS.get(frame.format.name)):  # without PyAV's copy
-        return Sound(rate, MONO, np.frombuffer(frame.planes[0], kind, frame.samples)[None], True)
+        return AudioFrame(rate, MONO, np.frombuffer(frame.planes[0], kind, frame.samples)[None], True)
     names = stream.metadata.get(CHANNELS_KEY, "").split()
     if len(names) != layout.nb_channels:
         names = [channel.name for channel in layout.channels]
@@ -197,7 +197,7 @@ def sound_of(frame: Any, stream: Any) -> Sound:
         # PyAV 18.1 looks for the end of the list of planes, runs past eight of them, and crashes: one plane for all.
         wanted = UNKNOWN_TO_NUMPY.get(frame.format.name, frame.format.packed)
         frame, is_planar = AudioResampler(format=wanted, layout=layout, rate=rate).resample(frame)[0], False
-    return Sound(rate, tuple(names), frame.to_ndarray(), is_planar)
+    return AudioFrame(rate, tuple(names), frame.to_ndarray(), is_planar)
 
 
 class Resampler:

@@ -223,7 +223,7 @@ def collect(blocks: Iterable[tuple[int, int, AudioBlock]], first: int, last: int
     return np.concatenate(pieces) if pieces else np.empty(0, np.float32)
 
 
-class Sound(NamedTuple):
+class AudioFrame(NamedTuple):
     """A decoded block of sound. samples: (channels, n) if planar, else (1, channels * n), of any of FFmpeg's types."""
 
     sample_rate: int

@@ -19,7 +19,7 @@ FORMATS_OF_DECODING_TIMES = ("asf",)
 STAMPS_KEPT = 64  # packets; no decoder holds back more than 16 pictures
 
 
-class PictureClock:
+class PresentationClock:
     """The stamps of the pictures of a stream, from where decoding begins. It is told of each packet, then asked for its
     pictures.
 

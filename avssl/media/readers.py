@@ -29,6 +29,7 @@ from avssl.media.ffmpeg import (
     video_stream,
 )
 from avssl.media.frames import Cutter, Resampler, to_array
+from avssl.media.gapless_audio import GaplessAudio
 from avssl.media.info import (
     FRAME_TIME_TOLERANCE_SECONDS,
     UPRIGHT,
@@ -41,7 +42,6 @@ from avssl.media.info import (
 from avssl.media.lengths import file_seconds
 from avssl.media.packets import FORMATS_TO_SHARE, SharedContainer
 from avssl.media.skipping import SkippingContainer
-from avssl.media.sound import SoundReader
 from avssl.media.streams import audio_info, orientation_of, video_info
 
 # Sound is resampled in pieces of about this many samples: a call costs as much as some hundred of them.
@@ -50,7 +50,7 @@ BATCH_SAMPLES = 16_384
 LEAST_JUMP_SECONDS = 1.0
 
 
-class Picture(NamedTuple):
+class Frame(NamedTuple):
     """A decoded frame: shown `seconds` after the first one, for `duration_seconds` (its own or the header's claim).
 
     frame: av.VideoFrame, as stored; orientation: what makes it upright.
@@ -101,10 +101,10 @@ def open_packets(source: Source, name: str = "") -> Iterator[tuple[Any, Iterator
         yield stream, container.demux(stream)
 
 
-class PictureStream(_Open):
+class VideoReader(_Open):
     """The pictures of a file. info: None if it has no video stream, or one that holds nothing decodable.
 
-    shares: a SoundStream may be opened beside it, where the format allows; then both play from the beginning, in turn.
+    shares: a AudioReader may be opened beside it, where the format allows; then both play from the beginning, in turn.
     Raises MediaError as decode.probe does, when it is opened and while it plays.
     """
 
@@ -143,7 +143,7 @@ class PictureStream(_Open):
         self.info = None if first is None else video_info(self._stream, *first)
         self.orientation = UPRIGHT if first is None else orientation_of(first[1])
 
-    def play(self, from_seconds: float = 0.0) -> Iterator[Picture]:
+    def play(self, from_seconds: float = 0.0) -> Iterator[Frame]:
         """From the frame that is on screen at from_seconds to the end; frames as stored, not turned. Call it once."""
         if self.info is None or self._cursor is None:
             return
@@ -161,9 +161,9 @@ class PictureStream(_Open):
             frames = self._cursor.rest()
             for ticks, frame in frames if current is None else itertools.chain([current], frames):
                 seconds = frame.duration * tick if frame.duration else frame_seconds
-                yield Picture((ticks - start) * tick, seconds, frame, self.orientation)
+                yield Frame((ticks - start) * tick, seconds, frame, self.orientation)
 
-    def on_screen(self, seconds: float) -> Picture | None:
+    def on_screen(self, seconds: float) -> Frame | None:
         """The frame on screen at seconds that do not decrease from call to call; None where nothing can be decoded.
 
         Long stretches that nobody asks for are jumped over. The frame as stored, for `pixels`. Not beside `play`.
@@ -183,7 +183,7 @@ class PictureStream(_Open):
                 found = self._cursor.walk_to(target)
         if found is None:
             return None
-        return Picture((found[0] - start) * tick, found[1].duration * tick, found[1], self.orientation)
+        return Frame((found[0] - start) * tick, found[1].duration * tick, found[1], self.orientation)
 
     def expect(self, times_seconds: Sequence[float]) -> None:
         """The rising seconds that `on_screen` will be asked for next, and none other before the last of them.
@@ -200,11 +200,11 @@ class PictureStream(_Open):
         return self._cursor.start_ticks + int((seconds + FRAME_TIME_TOLERANCE_SECONDS) // tick)
 
     @staticmethod
-    def pixels(picture: Picture) -> NDArray[np.uint8]:
+    def pixels(picture: Frame) -> NDArray[np.uint8]:
         """uint8 (H, W, 3), RGB, upright."""
         return to_array(picture.frame, True, *picture.orientation)
 
-    def part(self, picture: Picture, box_of: Callable[[int, int], tuple[int, int, int, int]]) -> NDArray[np.uint8]:
+    def part(self, picture: Frame, box_of: Callable[[int, int], tuple[int, int, int, int]]) -> NDArray[np.uint8]:
         """The pixels of box_of(height, width) -> (top, left, height, width) alone, in memory of their own.
 
         Rows may lie apart.
@@ -214,13 +214,13 @@ class PictureStream(_Open):
         return self._cut(frame, turns, box_of(*size), is_mirrored)
 
 
-class SoundStream(_Open):
+class AudioReader(_Open):
     """The sound of a file. info: None if it has no audio stream, or one that holds nothing decodable.
 
     Raises MediaError as decode.probe does, when it is opened and while it plays.
     """
 
-    def __init__(self, source: Source, name: str = "", beside: PictureStream | None = None) -> None:
+    def __init__(self, source: Source, name: str = "", beside: VideoReader | None = None) -> None:
         super().__init__(source, name, beside)
         self.info: AudioInfo | None = None
         try:
@@ -235,7 +235,7 @@ class SoundStream(_Open):
             return
         self._stream = require(stream, "no_audio", self.label)
         with translated(self.label):
-            self._reader = SoundReader(self._container, self._stream, self.label)
+            self._reader = GaplessAudio(self._container, self._stream, self.label)
             first = self._reader.find_first()
         if first is None:
             check_empty(self._stream, self.label)

@@ -16,10 +16,10 @@ from avssl.media.info import (
     AUDIO_GAP_SECONDS,
     UPRIGHT,
     AudioBlock,
+    AudioFrame,
     AudioInfo,
     Orientation,
     Passed,
-    Sound,
     VideoInfo,
     mix_to_mono,
 )
@@ -73,7 +73,7 @@ def video_info(stream: Any, ticks: int, frame: Any) -> VideoInfo:
     )
 
 
-def audio_info(stream: Any, ticks: int, sound: Sound) -> AudioInfo:
+def audio_info(stream: Any, ticks: int, sound: AudioFrame) -> AudioInfo:
     """Facts of an audio stream; ticks, sound: its first decoded block."""
     return AudioInfo(
         codec=stream.codec_context.name,
@@ -144,7 +144,7 @@ class _SampleClock:
 
 
 def mono_blocks(
-    sounds: Iterable[tuple[int, Sound | Passed]],
+    sounds: Iterable[tuple[int, AudioFrame | Passed]],
     stream: Any,
     start_ticks: int | None,
     label: str,
@@ -161,7 +161,7 @@ def mono_blocks(
     rate = 0
     clock: _SampleClock | None = None
     for ticks, sound in sounds:
-        if isinstance(sound, Sound):
+        if isinstance(sound, AudioFrame):
             if rate and sound.sample_rate != rate:
                 where = f"after {(expected or 0) / rate:.2f} s"
                 raise MediaError("decode_error", f"{label}: {where} {_changed_rate(rate, sound.sample_rate)}")
@@ -175,7 +175,7 @@ def mono_blocks(
             yield rate, expected, pause
             expected += len(pause)
         end = max(expected, position + sound.num_samples)
-        if isinstance(sound, Sound) and expected < end and end > first:
+        if isinstance(sound, AudioFrame) and expected < end and end > first:
             block = _mono(sound, label)[expected - position :]
             yield rate, expected, block
         expected = end
@@ -183,7 +183,7 @@ def mono_blocks(
             counter.position = expected
 
 
-def _mono(sound: Sound, label: str) -> AudioBlock:
+def _mono(sound: AudioFrame, label: str) -> AudioBlock:
     """float32 (samples,). Raises MediaError for what are no numbers."""
     block = mix_to_mono(sound.samples, sound.is_planar, sound.channel_names)
     if sound.samples.dtype.kind == "f" and not np.isfinite(block).all():

@@ -24,10 +24,8 @@ from typing import Any
 from avssl.processes.limits import Limits, died, killable_context, too_slow
 from avssl.processes.parcels import receive_parcel
 from avssl.processes.patience import state_of, within
-from avssl.processes.worker import KNOWN_ERRORS, MORE, ORDER, Piece, Work, serve
+from avssl.processes.worker import KNOWN_ERRORS, MORE, ORDER, Message, StreamWork, serve
 from avssl.types import MediaError
-
-__all__ = ["PIECES_AHEAD", "Piece", "SandboxedStreams", "Work"]
 
 PIECES_AHEAD = 2  # one is taken while the next is made
 PRELOAD = ("avssl.embedding.windows",)
@@ -46,11 +44,11 @@ class _Task:
 class SandboxedStreams:
     """See the module. work: what the processes do. preload: as killable_context."""
 
-    def __init__(self, work: Work, num_workers: int, limits: Limits, preload: Sequence[str] = PRELOAD) -> None:
+    def __init__(self, work: StreamWork, num_workers: int, limits: Limits, preload: Sequence[str] = PRELOAD) -> None:
         self.work, self.num_workers, self.limits = work, num_workers, limits
         self.context = killable_context(preload)
 
-    def run(self, tasks: Callable[[], Iterable[int]]) -> Generator[tuple[int, Piece | MediaError], None, None]:
+    def run(self, tasks: Callable[[], Iterable[int]]) -> Generator[tuple[int, Message | MediaError], None, None]:
         """(task, its next piece, or why there is none). tasks: gives their numbers from the beginning, each time."""
         shares = (itertools.islice(tasks(), lane, None, self.num_workers) for lane in range(self.num_workers))
         lanes = [_Lane(self, share) for share in shares]
@@ -81,7 +79,7 @@ class _Lane:
         self._fill_up()
         self._start()
 
-    def take(self) -> tuple[int, Piece | MediaError] | None:
+    def take(self) -> tuple[int, Message | MediaError] | None:
         """The next piece or failure; None when all tasks are finished."""
         while self.assigned:
             task = self.assigned[0]
@@ -95,12 +93,12 @@ class _Lane:
                     continue
                 found = ended.error
             self._allow_one_more()
-            if isinstance(found, Piece):
+            if isinstance(found, Message):
                 task.num_received += 1
                 if task.num_received <= task.num_given:
                     continue
                 task.num_given += 1
-            if not isinstance(found, Piece) or found.is_last:
+            if not isinstance(found, Message) or found.is_last:
                 self.assigned.popleft()
                 self.has_read_others = True
                 self._fill_up()
@@ -156,7 +154,7 @@ class _Lane:
             with suppress(OSError):  # it is dead: what it sent before is still to be read, and then its end is seen
                 self.socket.sendall(ORDER.pack(message))
 
-    def _receive(self, task: _Task) -> Piece | MediaError:
+    def _receive(self, task: _Task) -> Message | MediaError:
         """What comes next. Raises _Ended."""
         assert self.socket is not None  # there is a process
         limits, name_of = self.streams.limits, self.streams.work.name_of
@@ -191,7 +189,7 @@ class _Lane:
             if error.reason == "out_of_memory":  # what was read before may have left too little
                 raise _Ended(error)
             return error
-        return Piece(header["values"], arrays, header["is_last"])
+        return Message(header["values"], arrays, header["is_last"])
 
 
 class _Ended(Exception):

@@ -20,7 +20,7 @@ MORE = -1
 KNOWN_ERRORS = (FileNotFoundError, ValueError, OSError)  # are raised at the other end as they were here
 
 
-class Piece(NamedTuple):
+class Message(NamedTuple):
     """A part of a task's result: plain values that JSON keeps, and arrays."""
 
     values: dict[str, Any]
@@ -28,7 +28,7 @@ class Piece(NamedTuple):
     is_last: bool
 
 
-class Work(Protocol):
+class StreamWork(Protocol):
     """What the processes do; it is pickled to them. A MediaError ends the task, as any `Exception` of `pieces` does.
 
     Other exceptions of `begin` end everything: what all tasks are read from is not in order.
@@ -40,11 +40,11 @@ class Work(Protocol):
     def begin(self, number: int) -> Any:
         """What `pieces` needs of a task."""
 
-    def pieces(self, begun: Any) -> Iterator[Piece]:
+    def pieces(self, begun: Any) -> Iterator[Message]:
         """The task's pieces, the same ones each time."""
 
 
-def serve(to: socket.socket, work: Work, environment: dict[str, str], limits: Limits) -> None:
+def serve(to: socket.socket, work: StreamWork, environment: dict[str, str], limits: Limits) -> None:
     """Read tasks until the other end is closed."""
     import torch
 
@@ -61,7 +61,7 @@ def serve(to: socket.socket, work: Work, environment: dict[str, str], limits: Li
             _read_task(orders.next_task(), work, limits, orders, send)
 
 
-def _read_task(number: int, work: Work, limits: Limits, orders: _Orders, send: Callable[..., None]) -> None:
+def _read_task(number: int, work: StreamWork, limits: Limits, orders: _Orders, send: Callable[..., None]) -> None:
     """Send the pieces of a task, each when it is wanted, or its failure."""
     orders.wait_until_wanted()
     try:

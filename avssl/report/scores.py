@@ -34,7 +34,7 @@ OTHER_GROUP = ("More metrics", "", "As the evaluation named them.")
 
 
 @dataclass(frozen=True)
-class Row:
+class ScoreRow:
     """Values by metric of one run and set of weights, the ends of their intervals, and the metrics that it leads in."""
 
     name: str
@@ -97,11 +97,11 @@ def interval_text(metric: str, ends: tuple[float, float]) -> str:
     return f"{low.removesuffix(PER_CENT) if high.endswith(PER_CENT) else low} to {high}"
 
 
-def _rows(results: Sequence[Result]) -> list[Row]:
+def _rows(results: Sequence[Result]) -> list[ScoreRow]:
     """One row per run and kind of weights, trained ones first inside a run, as the dicts order them."""
     several = len({result.record.get("run") for result in results}) > 1
     leads = _leads(results)
-    rows: list[Row] = []
+    rows: list[ScoreRow] = []
     for result in results:
         for weights, found in dict(result.record.get("results", {})).items():
             name = f"{result.record.get('run', 'run')} · {weights}" if several else str(weights)
@@ -109,7 +109,7 @@ def _rows(results: Sequence[Result]) -> list[Row]:
             known = {metric: interval_of(result.record, weights, metric) for metric in values}
             intervals = {metric: ends for metric, ends in known.items() if ends is not None}
             own = frozenset(metric for metric, leader in leads.items() if leader == len(rows))
-            rows.append(Row(name, values, intervals, own, trained_on_text(result.record)))
+            rows.append(ScoreRow(name, values, intervals, own, trained_on_text(result.record)))
     return rows
 
 
@@ -133,9 +133,9 @@ def _leads(results: Sequence[Result]) -> dict[str, int]:
     return found
 
 
-def _chance_rows(results: Sequence[Result]) -> list[Row]:
+def _chance_rows(results: Sequence[Result]) -> list[ScoreRow]:
     """The chance row; several if the runs were evaluated on sets with different chance."""
-    found: list[Row] = []
+    found: list[ScoreRow] = []
     for result in results:
         values = flat_numbers(result.record.get("chance", {}))
         clash = any(
@@ -144,9 +144,9 @@ def _chance_rows(results: Sequence[Result]) -> list[Row]:
             for metric in values.keys() & row.values
         )
         if values and (not found or clash):
-            found.append(Row("chance" if not found else f"chance · {result.record.get('run', 'run')}", values))
+            found.append(ScoreRow("chance" if not found else f"chance · {result.record.get('run', 'run')}", values))
         elif values:
-            found[0] = Row(found[0].name, {**values, **found[0].values})
+            found[0] = ScoreRow(found[0].name, {**values, **found[0].values})
     return found
 
 
@@ -158,7 +158,7 @@ def _bar(value: float, chance: float | None, text: Html) -> Html:
     return join(text, tag("svg", tag("rect", width=100, height=6, class_="back"), fill, mark, **box))
 
 
-def _cell(metric: str, row: Row, chance: float | None) -> Html:
+def _cell(metric: str, row: ScoreRow, chance: float | None) -> Html:
     if metric not in row.values:
         return tag("td", tag("span", "–", aria_label="not measured"))
     value = row.values[metric]
@@ -183,7 +183,9 @@ def samples_text(results: Sequence[Result], metric: str) -> str:
     return f"{' to '.join(str(one) for one in sorted({min(counts), max(counts)}))} samples" if counts else ""
 
 
-def _table(group: tuple[str, str, str], metrics: Sequence[str], results: Sequence[Result], rows: Sequence[Row]) -> Html:
+def _table(
+    group: tuple[str, str, str], metrics: Sequence[str], results: Sequence[Result], rows: Sequence[ScoreRow]
+) -> Html:
     chance = _chance_rows(results)
     headings = [_heading(metric, samples_text(results, metric)) for metric in metrics]
     level = chance[0].values if chance else {}
@@ -228,7 +230,7 @@ def scores_section(results: Sequence[Result]) -> Html:
     return join(tag("div", *tables, class_="tables"), tag("p", _note(results, rows), class_="note"), details)
 
 
-def _note(results: Sequence[Result], rows: Sequence[Row]) -> str:
+def _note(results: Sequence[Result], rows: Sequence[ScoreRow]) -> str:
     text = "The bar under a number is its share of 100 %, the upright mark in it is chance."
     if any(row.intervals for row in rows):
         text += (

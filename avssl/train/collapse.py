@@ -29,7 +29,7 @@ RULES = (
     Rule(
         "embedding_spread",
         "the embeddings of a batch are nearly the same",
-        "lower optim.lr, use a larger batch, or, where the loss has it, loss.center_embeddings=true",
+        "lower optim.lr, use a larger batch, or, where the loss has it, loss.projector_final_batch_norm=true",
         least=0.05,
     ),
     Rule(
@@ -47,8 +47,8 @@ RULES = (
     Rule(
         "assignment_entropy",
         "every sample is predicted to belong to all prototypes alike",
-        "keep the prototypes fixed for longer (loss.freeze_steps) or lower optim.lr; loss.center_embeddings=true helps "
-        "across modalities",
+        "keep the prototypes fixed for longer (loss.freeze_steps) or lower optim.lr; "
+        "loss.projector_final_batch_norm=true helps across modalities",
         most=0.995,
     ),
     Rule("label_entropy", "the labels of the data set use next to no clusters", "use fewer clusters", least=0.1),

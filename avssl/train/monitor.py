@@ -79,7 +79,7 @@ class Monitor:
             return
         if step % self.cfg.log_every_steps and step != self.bar.total:
             return
-        scalars = {"loss": result.total.detach(), **result.terms, **loss.health(outputs)}
+        scalars = {"loss": result.total.detach(), **result.terms, **loss.diagnostics(outputs)}
         names = sorted(scalars)
         values = all_sum(torch.stack([scalars[name].float() for name in names])) / world_size()
         self._write(dict(zip(names, values.tolist(), strict=True)), batch)

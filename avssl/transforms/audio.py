@@ -1,7 +1,7 @@
 """Random changes of sound: what there is to choose from, the drawing of it, and its batched application on the device.
 
-What is random is drawn in a worker by `draw_sound` from a generator that the caller seeds; the functions for the device
-take it as one number per sample and draw nothing. In the order in which they run: time shift and volume on the
+What is random is drawn in a worker by `draw_audio_params` from a generator that the caller seeds; the functions for the
+device take it as one number per sample and draw nothing. In the order in which they run: time shift and volume on the
 waveform, mixup on the decibels, crop on the normalized spectrogram.
 
 BYOL-A (Niizumi et al. 2021, arXiv 2103.06695) as a YAML; its 60 to 7800 Hz are here 0 to 8000, and its normalization
@@ -69,7 +69,7 @@ class AudioAugment:
         return self.crop_canvas != 1 or (*self.crop_time_scale, *self.crop_frequency_scale) != (1, 1, 1, 1)
 
 
-class Sound(NamedTuple, Generic[T]):
+class AudioParams(NamedTuple, Generic[T]):
     """What was drawn for one sound; every number is a float. Of a batch: columns of one tensor, as with Look."""
 
     volume: T  # factor
@@ -84,7 +84,7 @@ class Sound(NamedTuple, Generic[T]):
 WHOLE = (0.0, 1.0, 0.0, 1.0)  # the crop that changes nothing
 
 
-def draw_sound(generator: np.random.Generator, augment: AudioAugment, rate_hz: int) -> Sound[float]:
+def draw_audio_params(generator: np.random.Generator, augment: AudioAugment, rate_hz: int) -> AudioParams[float]:
     """Draw what is random about one sound but for the background; what is off takes no draw."""
     volume = float(generator.uniform(augment.volume_low, augment.volume_high))
     shift = share = 0.0
@@ -97,7 +97,7 @@ def draw_sound(generator: np.random.Generator, augment: AudioAugment, rate_hz: i
     if augment.crops:
         time = _draw_piece(generator, augment.crop_time_scale, augment.crop_canvas)
         crop = (*time, *_draw_piece(generator, augment.crop_frequency_scale, 1.0))
-    return Sound(volume, shift, share, *crop)
+    return AudioParams(volume, shift, share, *crop)
 
 
 def _draw_piece(generator: np.random.Generator, scale: tuple[float, float], canvas: float) -> tuple[float, float]:
@@ -134,7 +134,7 @@ def mix_power(decibels: torch.Tensor, background_db: torch.Tensor, share: torch.
     return torch.logaddexp(own, other) / NEPERS_PER_DB
 
 
-def crop_spectrogram(spectrogram: torch.Tensor, crop: Sound[torch.Tensor]) -> torch.Tensor:
+def crop_spectrogram(spectrogram: torch.Tensor, crop: AudioParams[torch.Tensor]) -> torch.Tensor:
     """Resize each sample's own piece of (B, 1, frames, bins) to the whole, bicubic; 0 outside the spectrogram.
 
     crop: its time_ and frequency_ fields, (B,). BYOL-A's RandomResizeCrop, but the piece may begin between two frames,

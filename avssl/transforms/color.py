@@ -1,6 +1,6 @@
 """Colors of a batch on the device: every operation takes one parameter per clip and draws nothing.
 
-Clips are (B, T, 3, H, W); a picture, or a patch of a puzzle, is a clip of one frame. All frames of a clip are treated
+Clips are (B, T, 3, H, W); a picture, or a patch of a jigsaw, is a clip of one frame. All frames of a clip are treated
 alike. `apply_looks` gives each clip its own operations in its own order.
 """
 
@@ -12,12 +12,12 @@ from functools import partial
 import torch
 from torch.nn.functional import conv2d, pad
 
-from avssl.transforms.draw import JITTER_ORDERS, Look
+from avssl.transforms.draw import JITTER_ORDERS, ColorParams
 from avssl.transforms.geometry import flip_horizontally, to_device, to_float
 
 LUMA = (0.2989, 0.587, 0.114)
 Adjust = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-Operation = Callable[[torch.Tensor, Look[torch.Tensor]], torch.Tensor]
+Operation = Callable[[torch.Tensor, ColorParams[torch.Tensor]], torch.Tensor]
 
 
 def apply_looks(pictures: torch.Tensor, looks: torch.Tensor, *, blur_radius_px: int) -> torch.Tensor:
@@ -33,12 +33,12 @@ def apply_looks(pictures: torch.Tensor, looks: torch.Tensor, *, blur_radius_px: 
 
     Returns a new float32 (B, T, 3, H, W) in [0, 1].
     """
-    if pictures.ndim != 5 or pictures.shape[2] != 3 or looks.shape != (len(pictures), len(Look._fields)):
+    if pictures.ndim != 5 or pictures.shape[2] != 3 or looks.shape != (len(pictures), len(ColorParams._fields)):
         raise ValueError(
-            f"expected a batch (B, T, 3, H, W) and a look of {len(Look._fields)} numbers per clip, "
+            f"expected a batch (B, T, 3, H, W) and a look of {len(ColorParams._fields)} numbers per clip, "
             f"got {tuple(pictures.shape)} and looks {tuple(looks.shape)}"
         )
-    flip = Look(*looks.unbind(1)).flip > 0
+    flip = ColorParams(*looks.unbind(1)).flip > 0
     frames = to_float(flip_horizontally(pictures, flip) if flip.any() else pictures)
     steps = [(rows, operation) for rows, operation in _steps(looks, blur_radius_px) if len(rows)]
     if not steps:
@@ -46,14 +46,14 @@ def apply_looks(pictures: torch.Tensor, looks: torch.Tensor, *, blur_radius_px: 
     on_device = to_device(looks, frames.device)
     places = to_device(torch.cat([rows for rows, _ in steps]), frames.device)
     for rows, (_, operation) in zip(places.split([len(rows) for rows, _ in steps]), steps, strict=True):
-        look = Look(*on_device.index_select(0, rows).unbind(1))
+        look = ColorParams(*on_device.index_select(0, rows).unbind(1))
         frames.index_copy_(0, rows, operation(frames.index_select(0, rows), look))
     return frames
 
 
 def _steps(looks: torch.Tensor, blur_radius_px: int) -> list[tuple[torch.Tensor, Operation]]:
     """The operations in their order, each with the clips that take it then."""
-    look = Look(*looks.unbind(1))
+    look = ColorParams(*looks.unbind(1))
     orders = torch.tensor(JITTER_ORDERS)[look.order.long()]
     later: list[tuple[torch.Tensor, Operation]] = [
         (look.photometric > 0, _photometric),
@@ -69,11 +69,11 @@ def _steps(looks: torch.Tensor, blur_radius_px: int) -> list[tuple[torch.Tensor,
     return [(takes.nonzero()[:, 0], operation) for takes, operation in jitter + later]
 
 
-def _jitter(name: str, adjust: Adjust, frames: torch.Tensor, look: Look[torch.Tensor]) -> torch.Tensor:
+def _jitter(name: str, adjust: Adjust, frames: torch.Tensor, look: ColorParams[torch.Tensor]) -> torch.Tensor:
     return adjust(frames, getattr(look, name))
 
 
-def _photometric(frames: torch.Tensor, look: Look[torch.Tensor]) -> torch.Tensor:
+def _photometric(frames: torch.Tensor, look: ColorParams[torch.Tensor]) -> torch.Tensor:
     """PIRL's pack: the four in this order."""
     frames = adjust_sharpness(posterize(frames, look.posterize_bits), look.sharpness)
     return autocontrast(solarize(frames, look.photometric_threshold))

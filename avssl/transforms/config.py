@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from avssl.transforms.audio import AudioAugment
-from avssl.transforms.draw import PictureAugment
-from avssl.transforms.jigsaw import puzzle_size
+from avssl.transforms.draw import ImageAugment
+from avssl.transforms.jigsaw import jigsaw_size
 from avssl.transforms.published_sets import published_sets, unknown_set
 from avssl.transforms.time_sampling import ClipLengths
 from avssl.types import View
@@ -24,7 +24,7 @@ class VideoViewConfig:
     fps: float = 16.0
     size_px: int = 224  # side
     small_size_px: int = 96  # side in sets with `small`
-    augment: PictureAugment = field(default_factory=PictureAugment)
+    augment: ImageAugment = field(default_factory=ImageAugment)
 
     def __post_init__(self) -> None:
         _check_sizes(self)
@@ -63,7 +63,7 @@ class ViewsConfig:
     video: VideoViewConfig = field(default_factory=VideoViewConfig)
     audio: AudioViewConfig = field(default_factory=AudioViewConfig)
     image: ImageViewConfig = field(default_factory=ImageViewConfig)
-    augments: dict[str, PictureAugment] = field(default_factory=published_sets)  # keys as video.augment; add your own
+    augments: dict[str, ImageAugment] = field(default_factory=published_sets)  # keys as video.augment; add your own
     max_offset_seconds: float = 0.5
     statistics_samples: int = 1000  # samples from which the per-bin statistics are measured
 
@@ -73,7 +73,7 @@ def clip_lengths(config: ViewsConfig) -> ClipLengths:
     return ClipLengths(config.video.num_frames / config.video.fps, config.audio.seconds, config.max_offset_seconds)
 
 
-def picture_augment(view: View, config: ViewsConfig) -> PictureAugment | None:
+def image_augment(view: View, config: ViewsConfig) -> ImageAugment | None:
     """The set that a view of an image or a video asks for; None for "test". ValueError for one that is not there."""
     if view.augment == "test":
         return None
@@ -86,19 +86,19 @@ def picture_augment(view: View, config: ViewsConfig) -> PictureAugment | None:
 
 
 def check_views(views: Iterable[View], config: ViewsConfig) -> None:
-    """ValueError for a view that cannot be made: an unknown set or modality, or pictures too small for a puzzle."""
+    """ValueError for a view that cannot be made: an unknown set or modality, or pictures too small for a jigsaw."""
     for view in views:
         if view.modality == "audio":
             if view.augment not in AUDIO_SETS:
                 raise unknown_set(view.name, view.augment, AUDIO_SETS)
             continue
-        augment = picture_augment(view, config)
-        if augment is not None and augment.puzzle:
-            puzzle_size(picture_size_px(augment, config.image if view.modality == "image" else config.video))
+        augment = image_augment(view, config)
+        if augment is not None and augment.jigsaw:
+            jigsaw_size(picture_size_px(augment, config.image if view.modality == "image" else config.video))
 
 
-def picture_size_px(augment: PictureAugment | None, config: ImageViewConfig | VideoViewConfig) -> int:
-    """Side of a view's pictures, before a puzzle cuts them."""
+def picture_size_px(augment: ImageAugment | None, config: ImageViewConfig | VideoViewConfig) -> int:
+    """Side of a view's pictures, before a jigsaw cuts them."""
     return config.small_size_px if augment is not None and augment.small else config.size_px
 
 

@@ -13,7 +13,7 @@ from itertools import permutations
 from math import exp, log, sqrt
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
-from avssl.transforms.jigsaw import NUM_TILES, Puzzle, PuzzleSize, draw_puzzle
+from avssl.transforms.jigsaw import NUM_TILES, Jigsaw, JigsawSize, draw_jigsaw
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +27,7 @@ PUBLISHED_SIZE_PX = 224  # what sizes in pixels are published for
 
 
 @dataclass(frozen=True)
-class PictureAugment:
+class ImageAugment:
     """Random changes of a training picture or clip. The defaults are AVID's; 0 switches an operation off.
 
     brightness, contrast, saturation s: factor uniform in [max(0, 1 - s), 1 + s]; hue h <= 0.5: shift in [-h, h] turns;
@@ -42,14 +42,14 @@ class PictureAugment:
     contrast: float = 0.4
     saturation: float = 0.4
     hue: float = 0.2
-    color_probability: float = 1.0  # of jittering the four above at all
+    color_jitter_probability: float = 1.0  # of jittering the four above at all
     photometric_probability: float = 0.0  # of PIRL's pack
-    gray_probability: float = 0.0
+    grayscale_probability: float = 0.0
     blur_probability: float = 0.0
     blur_sigma_px: tuple[float, float] = (0.1, 2.0)  # of a Gaussian, for size_px 224; other sizes scale it
     solarize_probability: float = 0.0  # of inverting what is brighter than half
     small: bool = False  # crops of small_size_px instead of size_px
-    puzzle: bool = False  # nine patches of a 3 x 3 grid, permuted
+    jigsaw: bool = False  # nine patches of a 3 x 3 grid, permuted
 
     def __post_init__(self) -> None:
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
@@ -74,7 +74,7 @@ class Box(NamedTuple):
     width: int
 
 
-class Look(NamedTuple, Generic[T]):
+class ColorParams(NamedTuple, Generic[T]):
     """What was drawn for one picture, clip or patch beside its place; every number is a float.
 
     Of a batch the same fields are the columns of one tensor, so that a view's parameters travel as one piece:
@@ -96,56 +96,56 @@ class Look(NamedTuple, Generic[T]):
     solarize: T  # 0 or 1
 
 
-class PictureParameters(NamedTuple):
-    """All that was drawn for one view of one sample: looks has one entry, or one a patch of the puzzle."""
+class ViewParams(NamedTuple):
+    """All that was drawn for one view of one sample: looks has one entry, or one a patch of the jigsaw."""
 
     box: Box
-    looks: list[Look[float]]
-    puzzle: Puzzle | None
+    looks: list[ColorParams[float]]
+    jigsaw: Jigsaw | None
 
 
-def draw_picture_parameters(
+def draw_view_params(
     generator: np.random.Generator,
     height: int,
     width: int,
-    augment: PictureAugment,
+    augment: ImageAugment,
     *,
     size_px: int = PUBLISHED_SIZE_PX,
-    puzzle_size: PuzzleSize | None = None,
-) -> PictureParameters:
+    jigsaw_size: JigsawSize | None = None,
+) -> ViewParams:
     """Draw everything that is random about one view of a picture or clip of height x width px.
 
-    size_px: side of the modality's full pictures, which the blur is scaled to. puzzle_size: None if it is no puzzle.
+    size_px: side of the modality's full pictures, which the blur is scaled to. jigsaw_size: None if it is no jigsaw.
     """
-    look = draw_look(generator, augment, size_px)
+    look = draw_color_params(generator, augment, size_px)
     # The box comes after the look because it alone takes a varying number of draws for one and the same augment.
     box = random_resized_crop_box(generator, height, width, augment.crop_scale, augment.crop_ratio)
-    if puzzle_size is None:
-        return PictureParameters(box, [look], None)
-    puzzle = draw_puzzle(generator, puzzle_size)
-    others = [draw_look(generator, augment, size_px) for _ in range(NUM_TILES - 1)]
-    return PictureParameters(box, [look, *others], puzzle)
+    if jigsaw_size is None:
+        return ViewParams(box, [look], None)
+    jigsaw = draw_jigsaw(generator, jigsaw_size)
+    others = [draw_color_params(generator, augment, size_px) for _ in range(NUM_TILES - 1)]
+    return ViewParams(box, [look, *others], jigsaw)
 
 
-def draw_look(generator: np.random.Generator, augment: PictureAugment, size_px: int) -> Look[float]:
+def draw_color_params(generator: np.random.Generator, augment: ImageAugment, size_px: int) -> ColorParams[float]:
     """One look. An operation with probability 0 or 1 takes no draw for whether it happens."""
     strengths = (augment.brightness, augment.contrast, augment.saturation)
     order = JITTER_ORDERS.index(tuple(generator.permutation(4).tolist()))
     factors = [float(generator.uniform(max(0.0, 1 - strength), 1 + strength)) for strength in strengths]
     factors.append(float(generator.uniform(-augment.hue, augment.hue)))
     flip = generator.random() < augment.flip_probability
-    if not _happens(generator, augment.color_probability):
+    if not _happens(generator, augment.color_jitter_probability):
         factors = [1.0, 1.0, 1.0, 0.0]
     photometric, bits, sharpness, threshold = False, 8, 1.0, 256
     if _happens(generator, augment.photometric_probability):
         photometric, bits = True, int(generator.integers(4, 9))
         sharpness, threshold = float(generator.uniform(0.1, 1.9)), int(generator.integers(257))
-    gray = _happens(generator, augment.gray_probability)
+    gray = _happens(generator, augment.grayscale_probability)
     sigma_px = 0.0
     if _happens(generator, augment.blur_probability):
         sigma_px = float(generator.uniform(*augment.blur_sigma_px)) * size_px / PUBLISHED_SIZE_PX
     solarize = _happens(generator, augment.solarize_probability)
-    return Look(
+    return ColorParams(
         flip=float(flip),
         brightness=factors[0],
         contrast=factors[1],

@@ -17,49 +17,49 @@ GRID = 3
 NUM_TILES = GRID * GRID
 
 
-class PuzzleSize(NamedTuple):
+class JigsawSize(NamedTuple):
     """Sides in pixels of a cell and of the patch in it; the crop is resized to 3 cells."""
 
     cell_px: int
     patch_px: int
 
 
-class Puzzle(NamedTuple):
-    """offsets: (top, left) of the patch in each cell, row by row; place k of the puzzle shows cell permutation[k]."""
+class Jigsaw(NamedTuple):
+    """offsets: (top, left) of the patch in each cell, row by row; place k of the jigsaw shows cell permutation[k]."""
 
     offsets: list[tuple[int, int]]
     permutation: list[int]
 
 
-def puzzle_size(size_px: int) -> PuzzleSize:
+def jigsaw_size(size_px: int) -> JigsawSize:
     """85 and 64 px for pictures of 224 px, and in proportion. ValueError when no patch is left."""
     cell_px = round(size_px * 255 / 224) // GRID
     patch_px = round(cell_px * 64 / 85)
     if patch_px < 1:
-        raise ValueError(f"a puzzle of pictures of {size_px} px has no patches; size_px must be at least 3")
-    return PuzzleSize(cell_px, patch_px)
+        raise ValueError(f"a jigsaw of pictures of {size_px} px has no patches; size_px must be at least 3")
+    return JigsawSize(cell_px, patch_px)
 
 
-def draw_puzzle(generator: np.random.Generator, size: PuzzleSize) -> Puzzle:
+def draw_jigsaw(generator: np.random.Generator, size: JigsawSize) -> Jigsaw:
     """Uniform offsets and a uniform permutation."""
     offsets = generator.integers(size.cell_px - size.patch_px + 1, size=(NUM_TILES, 2)).tolist()
-    return Puzzle([(top, left) for top, left in offsets], generator.permutation(NUM_TILES).tolist())
+    return Jigsaw([(top, left) for top, left in offsets], generator.permutation(NUM_TILES).tolist())
 
 
-def centered_puzzle(size: PuzzleSize) -> Puzzle:
+def centered_jigsaw(size: JigsawSize) -> Jigsaw:
     """The deterministic one: patches in the middle of their cells, in their places."""
     offset = (size.cell_px - size.patch_px) // 2
-    return Puzzle([(offset, offset)] * NUM_TILES, list(range(NUM_TILES)))
+    return Jigsaw([(offset, offset)] * NUM_TILES, list(range(NUM_TILES)))
 
 
-def cut_patches(clip: torch.Tensor, puzzle: Puzzle, size: PuzzleSize) -> torch.Tensor:
+def cut_patches(clip: torch.Tensor, jigsaw: Jigsaw, size: JigsawSize) -> torch.Tensor:
     """(T, 3, 3 cells, 3 cells) -> (9, T, 3, patch, patch), the same cut and order in all frames; any dtype."""
     import torch
 
     patches = []
-    for cell in puzzle.permutation:
-        top = cell // GRID * size.cell_px + puzzle.offsets[cell][0]
-        left = cell % GRID * size.cell_px + puzzle.offsets[cell][1]
+    for cell in jigsaw.permutation:
+        top = cell // GRID * size.cell_px + jigsaw.offsets[cell][0]
+        left = cell % GRID * size.cell_px + jigsaw.offsets[cell][1]
         patches.append(clip[..., top : top + size.patch_px, left : left + size.patch_px])
     return torch.stack(patches)
 

@@ -1,7 +1,7 @@
 """The published augmentation sets of pictures by name: the defaults of `views.augments`.
 
 A YAML changes a set (`views.augments.simclr.blur_probability: 0`) or adds one of its own
-(`views.augments.mine: {hue: 0.1}`), which starts from PictureAugment's defaults. Crops not named here take 0.08 to 1 of
+(`views.augments.mine: {hue: 0.1}`), which starts from ImageAugment's defaults. Crops not named here take 0.08 to 1 of
 the area, with an aspect of 3/4 to 4/3; all sets flip with probability 0.5.
 """
 
@@ -11,22 +11,22 @@ from collections.abc import Iterable
 from dataclasses import replace
 from difflib import get_close_matches
 
-from avssl.transforms.draw import PictureAugment
+from avssl.transforms.draw import ImageAugment
 
 
-def published_sets() -> dict[str, PictureAugment]:
+def published_sets() -> dict[str, ImageAugment]:
     """Every published set by name."""
-    no_jitter = PictureAugment(brightness=0, contrast=0, saturation=0, hue=0)
+    no_jitter = ImageAugment(brightness=0, contrast=0, saturation=0, hue=0)
     # Wu et al. 2018 (NPID; the authors' lemniscate): crop from 0.2, gray 0.2, jitter 0.4 four times, always.
-    npid = PictureAugment(crop_scale=(0.2, 1.0), hue=0.4, gray_probability=0.2)
+    npid = ImageAugment(crop_scale=(0.2, 1.0), hue=0.4, grayscale_probability=0.2)
     # Chen et al. 2020 (SimCLR; the authors' code), color strength 1.
-    simclr = PictureAugment(
+    simclr = ImageAugment(
         brightness=0.8,
         contrast=0.8,
         saturation=0.8,
         hue=0.2,
-        color_probability=0.8,
-        gray_probability=0.2,
+        color_jitter_probability=0.8,
+        grayscale_probability=0.2,
         blur_probability=0.5,
     )
     # Chen et al. 2020 (MoCo v2; the authors' code): SimCLR's operations with weaker colors.
@@ -35,7 +35,7 @@ def published_sets() -> dict[str, PictureAugment]:
     byol_first = replace(moco_v2, crop_scale=(0.08, 1.0), saturation=0.2, blur_probability=1.0)
     byol_second = replace(byol_first, blur_probability=0.1, solarize_probability=0.2)
     # Misra & van der Maaten 2020 (PIRL; vissl): the same for the whole picture and, one by one, for the patches.
-    pirl = PictureAugment(gray_probability=0.2, photometric_probability=0.66)
+    pirl = ImageAugment(grayscale_probability=0.2, photometric_probability=0.66)
     return {
         "npid": npid,
         "moco_v1": npid,  # He et al. 2020, the authors' code: as NPID
@@ -51,11 +51,11 @@ def published_sets() -> dict[str, PictureAugment]:
         "swav_small": replace(simclr, crop_scale=(0.05, 0.14), small=True),
         "swav_two_crops": simclr,
         "pirl": pirl,
-        "pirl_jigsaw": replace(pirl, crop_scale=(0.6, 1.0), puzzle=True),
+        "pirl_jigsaw": replace(pirl, crop_scale=(0.6, 1.0), jigsaw=True),
         # Caron et al. 2018 (DeepCluster): crop and flip.
         "deepcluster": no_jitter,
         # Asano, Rupprecht, Vedaldi 2020 (SeLa; the authors' code).
-        "sela": PictureAugment(hue=0.4, gray_probability=0.2),
+        "sela": ImageAugment(hue=0.4, grayscale_probability=0.2),
         # Feichtenhofer et al. 2021 (video; SlowFast's configurations, which also ask for MoCo v2's scheme: taken to
         # mean its probabilities of jitter and blur).
         "rho": replace(moco_v2, crop_scale=(0.2, 0.766), brightness=0.6, contrast=0.6, saturation=0.6, hue=0.15),

@@ -18,7 +18,7 @@ from avssl.types import Span
 TIME_TOLERANCE_SECONDS = 1e-6  # far below a frame or a sample, far above float64 rounding
 
 
-class Windows(NamedTuple):
+class ClipTimes(NamedTuple):
     """Where to begin reading each stream, in seconds on the sample's clock; None for a stream that is missing."""
 
     video_start_seconds: float | None
@@ -43,7 +43,7 @@ class ClipLengths:
 
 def random_windows(
     video: Span | None, audio: Span | None, lengths: ClipLengths, generator: np.random.Generator
-) -> Windows:
+) -> ClipTimes:
     """Random start times of a training pair, uniform in AVID's intervals. Always takes two draws.
 
     With A, V the clip lengths, d the largest offset, [v0, v1] the video and [a0, a1] the audio:
@@ -60,7 +60,7 @@ def random_windows(
     if video is None or audio is None:
         video_start = None if video is None else _uniform(*_starts(video, lengths.video_seconds), video_draw)
         audio_start = None if audio is None else _uniform(*_starts(audio, lengths.audio_seconds), audio_draw)
-        return Windows(video_start, audio_start)
+        return ClipTimes(video_start, audio_start)
 
     low = max(audio.start_seconds, video.start_seconds)
     high = min(audio.end_seconds - lengths.audio_seconds, video.end_seconds - lengths.video_seconds)
@@ -70,11 +70,11 @@ def random_windows(
     low = max(audio_start - lengths.max_offset_seconds, video.start_seconds)
     high = min(audio_start + reach, video.end_seconds)
     if low <= high:
-        return Windows(_uniform(low, high, video_draw), audio_start)
-    return Windows(_clamp(high, *_starts(video, lengths.video_seconds)), audio_start)
+        return ClipTimes(_uniform(low, high, video_draw), audio_start)
+    return ClipTimes(_clamp(high, *_starts(video, lengths.video_seconds)), audio_start)
 
 
-def uniform_windows(video: Span | None, audio: Span | None, lengths: ClipLengths, num_windows: int) -> list[Windows]:
+def uniform_windows(video: Span | None, audio: Span | None, lengths: ClipLengths, num_windows: int) -> list[ClipTimes]:
     """Evenly spaced windows for deterministic evaluation; the first begins and the last ends where the media does.
 
     Paired streams share their instants: both windows are centered on the same times, spread over the overlap of the
@@ -98,16 +98,16 @@ def uniform_windows(video: Span | None, audio: Span | None, lengths: ClipLengths
         starts = [
             None if span is None else _clamp(center - seconds / 2, *_starts(span, seconds)) for span, seconds in streams
         ]
-        windows.append(Windows(*starts))
+        windows.append(ClipTimes(*starts))
     return windows
 
 
-def center_windows(video: Span | None, audio: Span | None, lengths: ClipLengths) -> Windows:
+def center_windows(video: Span | None, audio: Span | None, lengths: ClipLengths) -> ClipTimes:
     """The pair of windows around the middle of what both streams cover."""
     return uniform_windows(video, audio, lengths, 1)[0]
 
 
-def snap_to_frames(windows: Windows, video: Span, fps: float) -> Windows:
+def snap_to_frames(windows: ClipTimes, video: Span, fps: float) -> ClipTimes:
     """Move the video start back to the frame on screen then (frames lie at start + k / fps), the audio with it.
 
     Without this the audio would lead by up to a frame, since the video reader shows the latest frame. The audio start
@@ -119,7 +119,7 @@ def snap_to_frames(windows: Windows, video: Span, fps: float) -> Windows:
     snapped = video.start_seconds + min(max(frame, 0), _num_frames(video, fps) - 1) / fps
     shift = snapped - windows.video_start_seconds
     audio_start = windows.audio_start_seconds
-    return Windows(snapped, None if audio_start is None else audio_start + shift)
+    return ClipTimes(snapped, None if audio_start is None else audio_start + shift)
 
 
 def frame_times_seconds(start_seconds: float, num_frames: int, fps: float, video: Span) -> np.ndarray:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from avssl.transforms.audio import (
-    Sound,
+    AudioParams,
     crop_spectrogram,
     mix_power,
     scale_volume,
@@ -36,8 +36,8 @@ BLUR_KERNEL_SHARE = 0.1  # of the side, as in SimCLR: 23 px of 224
 class ViewMaker(nn.Module):
     """Raw views -> model-ready tensors on the device.
 
-    Image (B, 3, S, S), video (B, 3, T, S, S), their puzzles (B, 9, 3, P, P) and (B, 9, 3, T, P, P); audio
-    (B, 1, frames, bins), its puzzle (B, 9, 1, frames // 3, bins // 3).
+    Image (B, 3, S, S), video (B, 3, T, S, S), their jigsaws (B, 9, 3, P, P) and (B, 9, 3, T, P, P); audio
+    (B, 1, frames, bins), its jigsaw (B, 9, 1, frames // 3, bins // 3).
 
     Its only state are the per-bin statistics of the spectrogram, which belong to the run.
     """
@@ -86,8 +86,8 @@ class ViewMaker(nn.Module):
     def audio(self, view: RawView, device: torch.device) -> torch.Tensor:
         """float32 (B, 1, samples) -> normalized spectrogram (B, 1, frames, bins), augmented as drawn, cut to tiles."""
         waveform = to_device(view.media, device)
-        drawn = None if view.sounds is None else Sound(*view.sounds.unbind(1))
-        sound = None if view.sounds is None else Sound(*to_device(view.sounds, device).unbind(1))
+        drawn = None if view.sounds is None else AudioParams(*view.sounds.unbind(1))
+        sound = None if view.sounds is None else AudioParams(*to_device(view.sounds, device).unbind(1))
         if sound is not None and drawn is not None:
             if drawn.shift_samples.any():
                 waveform = shift_time(waveform, sound.shift_samples)

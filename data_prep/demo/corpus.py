@@ -27,8 +27,8 @@ from tqdm import tqdm
 
 from avssl.files.plain_text import say
 from avssl.processes.pool import default_num_workers
-from data_prep.demo.pictures import SHAPES, render
-from data_prep.demo.sounds import MELODY_SEMITONES, TIMBRES, draw_score, loudness, record, synthesize
+from data_prep.demo.audio import MELODY_SEMITONES, TIMBRES, draw_score, loudness, record, synthesize
+from data_prep.demo.frames import SHAPES, render
 from data_prep.transcode.encode import write_media
 
 FORMAT_VERSION = 1
@@ -91,7 +91,7 @@ class CorpusSettings:
 
 
 @dataclass(frozen=True)
-class ClipPlan:
+class DemoClip:
     """What one clip will be: a function of the settings, the split and the clip's number."""
 
     split: str
@@ -116,7 +116,7 @@ class RenderedClip:
     heights: NDArray[np.floating[Any]]
 
 
-def plan_clip(settings: CorpusSettings, split: str, number: int) -> ClipPlan:
+def plan_clip(settings: CorpusSettings, split: str, number: int) -> DemoClip:
     """Choose classes and packaging of a clip: classes in turn, packagings in turn within a class."""
     generator = _generator(settings, split, number, purpose=0)
     visual, round_number = number % settings.num_classes, number // settings.num_classes
@@ -124,10 +124,10 @@ def plan_clip(settings: CorpusSettings, split: str, number: int) -> ClipPlan:
     agrees = (round_number * GOLDEN_RATIO + visual / settings.num_classes + 0.5) % 1 < settings.agreement
     other = (visual + int(generator.integers(1, settings.num_classes))) % settings.num_classes
     packaging = PACKAGINGS[(round_number + visual) % len(PACKAGINGS)]
-    return ClipPlan(split, number, VISUAL_CLASSES[visual], SOUND_CLASSES[visual if agrees else other], packaging)
+    return DemoClip(split, number, VISUAL_CLASSES[visual], SOUND_CLASSES[visual if agrees else other], packaging)
 
 
-def render_clip(settings: CorpusSettings, plan: ClipPlan) -> RenderedClip:
+def render_clip(settings: CorpusSettings, plan: DemoClip) -> RenderedClip:
     """Synthesize the sound, then draw the picture that follows it."""
     generator = _generator(settings, plan.split, plan.number, purpose=1)
     score = draw_score(generator, settings.duration_seconds, settings.audio_rate_hz)
@@ -209,7 +209,7 @@ def _claim(root: Path, settings: CorpusSettings) -> None:
     marker.write_text(identity, encoding="utf-8")
 
 
-def _write_clip(job: tuple[str, CorpusSettings, ClipPlan]) -> int:
+def _write_clip(job: tuple[str, CorpusSettings, DemoClip]) -> int:
     """Make one file; its size in bytes."""
     root, settings, plan = job
     path = Path(root) / plan.split / plan.relative_path
@@ -228,7 +228,7 @@ def _write_clip(job: tuple[str, CorpusSettings, ClipPlan]) -> int:
     return path.stat().st_size
 
 
-def _run(jobs: list[tuple[str, CorpusSettings, ClipPlan]], workers: int | None) -> Iterator[int]:
+def _run(jobs: list[tuple[str, CorpusSettings, DemoClip]], workers: int | None) -> Iterator[int]:
     num_workers = min(workers or default_num_workers(), len(jobs))
     if num_workers <= 1:
         yield from map(_write_clip, jobs)
@@ -238,7 +238,7 @@ def _run(jobs: list[tuple[str, CorpusSettings, ClipPlan]], workers: int | None) 
         yield from pool.map(_write_clip, jobs, chunksize=4)
 
 
-def _write_labels(path: Path, plans: list[ClipPlan]) -> None:
+def _write_labels(path: Path, plans: list[DemoClip]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")

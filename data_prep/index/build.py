@@ -29,8 +29,8 @@ from data_prep.index.lists.formats import FORMATS, HAVE_FOLDS, detect
 from data_prep.index.lists.published import ListSettings
 from data_prep.index.lists.row import BadRow
 from data_prep.index.mnist import is_picture_file, open_picture_file
-from data_prep.index.probing import FILES_PER_TASK, Look, Looker, looked_at, without_opening
-from data_prep.index.spool import Pending, Spool, segment_key
+from data_prep.index.probing import FILES_PER_TASK, Looker, ProbedFile, looked_at, without_opening
+from data_prep.index.spool import IndexSpool, Pending, segment_key
 from data_prep.manifest import Entry, plain_key
 
 PROBE_LIMITS, SCENES_LIMITS = Limits(seconds=60.0), Limits(seconds=1800.0)
@@ -101,7 +101,7 @@ class IndexSummary:
 
 
 def index(
-    source: Path, manifest: Path, options: IndexOptions, look: Callable[[str], Look] | None = None
+    source: Path, manifest: Path, options: IndexOptions, look: Callable[[str], ProbedFile] | None = None
 ) -> IndexSummary:
     """List what `source` holds or lists, look at every file, and write the manifest.
 
@@ -122,7 +122,7 @@ def index(
     with (
         clear_errors(manifest, "written"),
         scratch_folder(manifest.parent, manifest.name) as work,
-        Spool(work) as spool,
+        IndexSpool(work) as spool,
     ):
         found = _gather(source, list_format, options, Target(spool, manifest.parent, work))
         spool.finish()
@@ -172,7 +172,9 @@ def _gather(source: Path, list_format: str, options: IndexOptions, target: Targe
     return gather_list(ListSource(source, list_format, media, *what), target)
 
 
-def entries_of(row: Pending, look: Look, nothing: dict[str, object], cutting: Cutting, spool: Spool) -> Iterator[Entry]:
+def entries_of(
+    row: Pending, look: ProbedFile, nothing: dict[str, object], cutting: Cutting, spool: IndexSpool
+) -> Iterator[Entry]:
     """The entries of a row: one, or one for each piece of its file. There is always one, if only to say why not."""
     entry = Entry(
         row.path,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from avssl.media.decode import stream_pictures
+from avssl.media.decode import stream_frames
 from avssl.media.info import VideoInfo, fitted_size, is_clear_length, least_length
 
 Span = tuple[float, float]
@@ -134,7 +134,7 @@ def find_cuts(path: str, info: VideoInfo, threshold: float) -> list[float]:
     detector = ContentDetector(threshold=threshold, min_scene_len=0)  # how long scenes must be is settled in seconds
     size = fitted_size(info.width, info.height, info.pixel_aspect, SHORT_SIDE_PX)
     cuts = []
-    for number, picture in enumerate(stream_pictures(path, size)):
+    for number, picture in enumerate(stream_frames(path, size)):
         # The detector compares frames and counts them; the time that counts is the decoder's.
         if detector.process_frame(FrameTimecode(number, 25.0), picture.frame.to_ndarray(format="bgr24")):
             cuts.append(picture.seconds)

@@ -14,9 +14,9 @@ from avssl.media.info import MEDIA_SUFFIXES
 from data_prep.index.labels import Labels
 from data_prep.index.lists.formats import HAVE_SPLITS, READERS
 from data_prep.index.lists.published import ListSettings
-from data_prep.index.lists.row import BadRow, Row, Rows, is_url
+from data_prep.index.lists.row import BadRow, ListedFile, ListedFiles, is_url
 from data_prep.index.mnist import is_picture_file
-from data_prep.index.spool import Pending, Spool, row_key
+from data_prep.index.spool import IndexSpool, Pending, row_key
 from data_prep.index.walk import NameIndex, Walk, kind_of, suffix_of
 from data_prep.manifest import plain_key
 
@@ -65,7 +65,7 @@ class Gathered:
 class Target:
     """Where rows go. spool: takes them. folder: of the manifest. work: for files that are not kept."""
 
-    spool: Spool
+    spool: IndexSpool
     folder: Path
     work: Path
 
@@ -139,12 +139,12 @@ def gather_list(source: ListSource, target: Target) -> Gathered:
     return found
 
 
-def _kind_of_row(first: tuple[str, Row | BadRow] | None) -> str:
-    path = first[1].path if first is not None and isinstance(first[1], Row) else None
+def _kind_of_row(first: tuple[str, ListedFile | BadRow] | None) -> str:
+    path = first[1].path if first is not None and isinstance(first[1], ListedFile) else None
     return "images" if path is not None and suffix_of(path) in IMAGE_SUFFIXES - MEDIA_SUFFIXES else "media"
 
 
-def _of_split(rows: Rows, split: str | None, found: Gathered) -> Iterator[tuple[str, Row]]:
+def _of_split(rows: ListedFiles, split: str | None, found: Gathered) -> Iterator[tuple[str, ListedFile]]:
     """The good rows of the split; all others are counted."""
     for where, row in rows:
         found.num_rows += 1
@@ -159,7 +159,7 @@ def _of_split(rows: Rows, split: str | None, found: Gathered) -> Iterator[tuple[
         yield where, row
 
 
-def _listed(where: str, row: Row, media: str, folder: str) -> Pending:
+def _listed(where: str, row: ListedFile, media: str, folder: str) -> Pending:
     """A row that gives a path."""
     path = row.path or ""
     if is_url(path):
@@ -174,7 +174,7 @@ def _listed(where: str, row: Row, media: str, folder: str) -> Pending:
     )
 
 
-def _named(where: str, row: Row, media: str, folder: str, finder: NameIndex) -> Pending:
+def _named(where: str, row: ListedFile, media: str, folder: str, finder: NameIndex) -> Pending:
     """A row that gives names: the file that holds just these seconds, else the one that holds the whole video."""
     folders = [*(name for names in row.labels.values() for name in names), *([row.split] if row.split else [])]
     path, segment, missing = finder.find(row.names, folders), None, None

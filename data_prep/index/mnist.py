@@ -35,7 +35,7 @@ LABEL_NAMES = ("label", "class")
 
 
 @dataclass(frozen=True)
-class PictureFile:
+class ImageFile:
     """A file of many pictures. label_column: of a csv, "first", "last" or "none"; None for idx."""
 
     path: str
@@ -69,7 +69,7 @@ class PictureFile:
 
 
 @lru_cache(maxsize=4)
-def _cached_pictures(file: PictureFile, modified_ns: int, num_bytes: int) -> NDArray[np.uint8] | MediaError:
+def _cached_pictures(file: ImageFile, modified_ns: int, num_bytes: int) -> NDArray[np.uint8] | MediaError:
     """All pictures, or why there are none: a damaged file, too, is read once and not again for each of its items."""
     del modified_ns, num_bytes  # part of the key: a file that was changed is another file
     try:
@@ -85,7 +85,7 @@ def is_picture_file(path: Path) -> bool:
 
 def open_picture_file(
     path: Path, label_column: str | None = None, *, with_labels: bool = True
-) -> tuple[PictureFile, NDArray[np.uint8], list[str] | None]:
+) -> tuple[ImageFile, NDArray[np.uint8], list[str] | None]:
     """(the file, uint8 (N, H, W), N class names).
 
     label_column: of a csv, "first" or "last"; None: see the top of this file. with_labels: an idx file needs its label
@@ -96,12 +96,12 @@ def open_picture_file(
     if IDX_NAME.search(path.name):
         if label_column is not None:
             raise ValueError(f"{path}: --csv-label {label_column} is for csv files; idx has its labels beside it")
-        file = PictureFile(str(path))
+        file = ImageFile(str(path))
         pictures = file.pictures()
         labels: NDArray[Any] | None = _read_idx(_label_file(path), IDX_LABELS) if with_labels else None
     else:
         names, rows = _read_csv(path)
-        file = PictureFile(str(path), _label_column(path, names, rows, label_column))
+        file = ImageFile(str(path), _label_column(path, names, rows, label_column))
         pictures, labels = _split_columns(file, rows)
     if labels is not None and len(labels) != len(pictures):
         raise ValueError(f"{_label_file(path)}: holds {len(labels)} labels for {len(pictures)} pictures of {path.name}")
@@ -199,7 +199,7 @@ def _looks_like_classes(values: NDArray[np.int16]) -> bool:
     return len(found) > 1 and bool((found == np.arange(len(found))).all())
 
 
-def _split_columns(file: PictureFile, rows: NDArray[np.int16]) -> tuple[NDArray[np.uint8], NDArray[np.int16] | None]:
+def _split_columns(file: ImageFile, rows: NDArray[np.int16]) -> tuple[NDArray[np.uint8], NDArray[np.int16] | None]:
     """(uint8 (N, side, side), int16 (N,) classes or None). MediaError if pixels are not 0 to 255."""
     labels: NDArray[np.int16] | None = None
     if file.label_column == "first":

@@ -14,7 +14,7 @@ from typing import Any
 
 from avssl.files.storage import local_copy
 from avssl.files.whole import content_digest
-from avssl.media.decode import probe, stream_audio, stream_pictures
+from avssl.media.decode import probe, stream_audio, stream_frames
 from avssl.media.images import probe_image
 from avssl.media.info import MediaInfo
 from avssl.processes.limits import Limits
@@ -32,7 +32,7 @@ MEASURE_RATE_HZ = 8000
 
 
 @dataclass(frozen=True)
-class Look:
+class ProbedFile:
     """What was found. media: as `Entry.media`. error: {"reason", "message"} or None. seconds: how long it lasts, None
     if unknown. cuts: seconds at which scenes change, if they were asked for. content:
     files.content_digest.
@@ -58,18 +58,18 @@ class Looker:
         """`Entry.media` of a file that cannot be read, or was not opened."""
         return {"image": None} if self.kind == "images" else {}
 
-    def __call__(self, path: str) -> Look:
+    def __call__(self, path: str) -> ProbedFile:
         """MediaError or ValueError for a file that cannot be read."""
         with readable(path) as local:
             if self.kind == "images":
                 facts = {"image": probe_image(local, name=path).to_json()}
-                return Look(facts, None, num_bytes(local), content=content_digest(local))
+                return ProbedFile(facts, None, num_bytes(local), content=content_digest(local))
             info = probe(local, name=path)
             media = info.to_json()
             seconds, cuts = claimed_seconds(media), tuple[float, ...]()
             if self.cutting.is_asked_for and (info.video or info.audio):
                 seconds, cuts = self._measure(local, info, seconds)
-            return Look(media, None, num_bytes(local), seconds, cuts, content_digest(local))
+            return ProbedFile(media, None, num_bytes(local), seconds, cuts, content_digest(local))
 
     def _measure(self, path: str, info: MediaInfo, seconds: float | None) -> tuple[float, tuple[float, ...]]:
         """(how long the file lasts, decoded if its header does not say so; where its scenes change)."""
@@ -93,13 +93,13 @@ def readable(path: str) -> Iterator[str]:
         yield os.fspath(local)
 
 
-def place_of(stored: str, manifest_folder: Path) -> str:
+def range_of(stored: str, manifest_folder: Path) -> str:
     """A manifest's path as it can be opened."""
     return stored if is_url(stored) or stored.startswith("/") else f"{manifest_folder}/{stored}"
 
 
 def _video_seconds(path: str) -> float:
-    return max((picture.seconds + picture.duration_seconds for picture in stream_pictures(path)), default=0.0)
+    return max((picture.seconds + picture.duration_seconds for picture in stream_frames(path)), default=0.0)
 
 
 def _audio_seconds(path: str) -> float:
@@ -107,19 +107,19 @@ def _audio_seconds(path: str) -> float:
 
 
 @dataclass(frozen=True)
-class LookTask:
+class ProbeTask:
     """Files that one process looks at, one after the other."""
 
-    look: Callable[[str], Look]
+    look: Callable[[str], ProbedFile]
     paths: tuple[str, ...]
 
 
-def look_at_all(task: LookTask) -> list[Look]:
+def probe_all(task: ProbeTask) -> list[ProbedFile]:
     """Runs in a worker: a look, or why there is none, for each file."""
     return [_look_or_reason(task.look, path) for path in task.paths]
 
 
-def _look_or_reason(look: Callable[[str], Look], path: str) -> Look:
+def _look_or_reason(look: Callable[[str], ProbedFile], path: str) -> ProbedFile:
     try:
         return look(path)
     except MediaError as error:
@@ -132,9 +132,9 @@ def _look_or_reason(look: Callable[[str], Look], path: str) -> Look:
     return failed(reason, message, _num_bytes(path))
 
 
-def failed(reason: str, message: str, num_bytes: int = 0) -> Look:
+def failed(reason: str, message: str, num_bytes: int = 0) -> ProbedFile:
     """A look that found nothing."""
-    return Look({}, {"reason": reason, "message": message}, num_bytes)
+    return ProbedFile({}, {"reason": reason, "message": message}, num_bytes)
 
 
 def _num_bytes(path: str) -> int:
@@ -144,19 +144,19 @@ def _num_bytes(path: str) -> int:
         return 0
 
 
-def without_opening(rows: Iterable[Pending], folder: Path) -> Iterator[tuple[Pending, Look]]:
+def without_opening(rows: Iterable[Pending], folder: Path) -> Iterator[tuple[Pending, ProbedFile]]:
     """Each row with its file's size alone, and whether it is there."""
     for row in rows:
-        path = place_of(row.path, folder)
+        path = range_of(row.path, folder)
         if row.missing is not None:
             yield row, failed("missing_file", row.missing)
         elif is_url(path):
-            yield row, Look({})
+            yield row, ProbedFile({})
         else:
             yield row, _not_opened(path)
 
 
-def _not_opened(path: str) -> Look:
+def _not_opened(path: str) -> ProbedFile:
     """The size of a file, if there is one."""
     try:
         facts = os.stat(path)  # noqa: PTH116  (paths are text here)
@@ -164,30 +164,30 @@ def _not_opened(path: str) -> Look:
         return failed("missing_file", f"{path}: cannot be opened ({error.strerror})")
     if not stat.S_ISREG(facts.st_mode):
         return failed("missing_file", f"{path}: is no regular file")
-    return Look({}, None, facts.st_size)
+    return ProbedFile({}, None, facts.st_size)
 
 
 def looked_at(
     rows: Iterable[Pending],
     folder: Path,
-    look: Callable[[str], Look],
+    look: Callable[[str], ProbedFile],
     files_per_task: int,
     num_workers: int,
     limits: Limits,
-) -> Iterator[tuple[Pending, Look]]:
+) -> Iterator[tuple[Pending, ProbedFile]]:
     """Each row with what is in its file, in their order. A file that several rows list, one after the other or a little
     later, is opened once. look: importable by name, for it runs in another process.
     """
-    recent: OrderedDict[str, Look] = OrderedDict()
-    batches: deque[list[tuple[str, list[Pending], Look | None]]] = deque()
+    recent: OrderedDict[str, ProbedFile] = OrderedDict()
+    batches: deque[list[tuple[str, list[Pending], ProbedFile | None]]] = deque()
 
-    def tasks() -> Iterator[LookTask]:
+    def tasks() -> Iterator[ProbeTask]:
         for batch in _batches(rows, folder, files_per_task):
             batches.append([(path, same, _known(same, recent.get(path))) for path, same in batch])
-            yield LookTask(look, tuple(path for path, _, known in batches[-1] if known is None))
+            yield ProbeTask(look, tuple(path for path, _, known in batches[-1] if known is None))
 
     with Sandbox(num_workers, limits) as sandbox:
-        for task, outcome in sandbox.run(look_at_all, tasks(), _name):
+        for task, outcome in sandbox.run(probe_all, tasks(), _name):
             found = iter(_settled(sandbox, task, outcome))
             for path, same, known in batches.popleft():
                 recent[path] = known if known is not None else next(found)
@@ -200,7 +200,7 @@ def looked_at(
 def _batches(rows: Iterable[Pending], folder: Path, size: int) -> Iterator[list[tuple[str, list[Pending]]]]:
     """(path, rows of it), several files together that are quickly looked at; what has to be fetched comes alone."""
     batch: list[tuple[str, list[Pending]]] = []
-    for path, same in groupby(rows, key=lambda row: place_of(row.path, folder)):
+    for path, same in groupby(rows, key=lambda row: range_of(row.path, folder)):
         batch.append((path, list(same)))
         if len(batch) == size or is_url(path):
             yield batch
@@ -209,22 +209,22 @@ def _batches(rows: Iterable[Pending], folder: Path, size: int) -> Iterator[list[
         yield batch
 
 
-def _known(rows: list[Pending], recent: Look | None) -> Look | None:
+def _known(rows: list[Pending], recent: ProbedFile | None) -> ProbedFile | None:
     missing = rows[0].missing
     return failed("missing_file", missing) if missing is not None else recent
 
 
-def _settled(sandbox: Sandbox, task: LookTask, outcome: list[Look] | MediaError) -> Iterator[Look]:
+def _settled(sandbox: Sandbox, task: ProbeTask, outcome: list[ProbedFile] | MediaError) -> Iterator[ProbedFile]:
     """A look for each file of the task. If the whole task failed, each file is tried alone."""
     if not isinstance(outcome, MediaError):
         yield from outcome
     elif len(task.paths) == 1:
         yield failed(outcome.reason, outcome.message, _num_bytes(task.paths[0]))
     else:
-        alone = (LookTask(task.look, (path,)) for path in task.paths)
-        for one, its_outcome in sandbox.run(look_at_all, alone, _name):
+        alone = (ProbeTask(task.look, (path,)) for path in task.paths)
+        for one, its_outcome in sandbox.run(probe_all, alone, _name):
             yield from _settled(sandbox, one, its_outcome)
 
 
-def _name(task: LookTask) -> str:
+def _name(task: ProbeTask) -> str:
     return task.paths[0] if task.paths else "nothing"

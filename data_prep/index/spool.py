@@ -38,7 +38,7 @@ class Pending:
     missing: str | None = None
 
 
-class Spool:
+class IndexSpool:
     """Takes rows one by one; after `finish` gives them back in order, any number of times, with unique keys.
 
     folder: for its files, which the caller removes. 16 bytes a row are sorted on disk.

@@ -15,7 +15,7 @@ from pathlib import Path
 from avssl.files import storage
 from avssl.files.checked_json import Fields
 from avssl.files.location import READ_ONLY
-from avssl.media.decode import probe, read_audio, read_video, stream_audio, stream_pictures
+from avssl.media.decode import probe, read_audio, read_video, stream_audio, stream_frames
 from avssl.media.images import read_image
 from avssl.processes.pool import in_processes
 from avssl.shards.format import (
@@ -257,7 +257,7 @@ def _check_media(sample: Sample, decode_all: bool) -> None:
         name = f"{info.key}.{VIDEO_MEMBER}"
         read_video(sample.video, [0.0], rgb=False, name=name)
         if decode_all:
-            _compare(name, "frames", sum(1 for _ in stream_pictures(sample.video, name=name)), info.num_frames)
+            _compare(name, "frames", sum(1 for _ in stream_frames(sample.video, name=name)), info.num_frames)
     if sample.audio is not None:
         name = f"{info.key}.{AUDIO_MEMBER}"
         facts = probe(sample.audio, name=name).audio

@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 from avssl.media.info import VideoInfo
-from avssl.media.readers import PictureStream, open_packets
+from avssl.media.readers import VideoReader, open_packets
 from data_prep.transcode.encode import copy_video
 from data_prep.transcode.members import Window
 from data_prep.transcode.options import WriteOptions
@@ -32,9 +32,7 @@ class CopiedVideo:
 
     name = "video"
 
-    def __init__(
-        self, path: str, stream: PictureStream, info: VideoInfo, window: Window, options: WriteOptions
-    ) -> None:
+    def __init__(self, path: str, stream: VideoReader, info: VideoInfo, window: Window, options: WriteOptions) -> None:
         _check_facts(stream.container_name, info, options)
         self.info, self.window = info, window
         with open_packets(path) as (source, every_packet):
@@ -56,7 +54,7 @@ class CopiedVideo:
         """There is nothing left to do."""
         return iter(())
 
-    def _decode(self, stream: PictureStream) -> int:
+    def _decode(self, stream: VideoReader) -> int:
         """The number of frames."""
         num_frames, last = 0, None
         for picture in stream.play():

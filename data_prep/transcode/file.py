@@ -14,7 +14,7 @@ from typing import Any
 
 from avssl.media.info import MediaInfo, least_length
 from avssl.media.packets import StreamsFarApartError
-from avssl.media.readers import PictureStream, SoundStream
+from avssl.media.readers import AudioReader, VideoReader
 from avssl.types import MediaError
 from data_prep.transcode.copying import CopiedVideo, DoesNotFitError
 from data_prep.transcode.encode import why_not_encode
@@ -109,7 +109,7 @@ def _transcode(
     path: str, options: WriteOptions, segment: Segment | None, *, shares: bool, copies: bool = False
 ) -> Transcoded:
     """shares: both streams are read from one open file. copies: DoesNotFitError where the video has to be encoded."""
-    with PictureStream(path, shares=shares) as pictures, SoundStream(path, beside=pictures) as sound:
+    with VideoReader(path, shares=shares) as pictures, AudioReader(path, beside=pictures) as sound:
         info = MediaInfo(pictures.container_name, pictures.info, sound.info, pictures.container_seconds)
         _check_streams(path, info, options)
         clock = min(one.start_seconds for one in (info.video, info.audio) if one is not None)

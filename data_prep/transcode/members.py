@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from avssl.media.frames import Upright
 from avssl.media.info import FRAME_TIME_TOLERANCE_SECONDS, AudioInfo, VideoInfo, fitted_size
-from avssl.media.readers import Picture, PictureStream, SoundStream
+from avssl.media.readers import AudioReader, Frame, VideoReader
 from avssl.types import MediaError
 from data_prep.transcode.encode import MediaWriter
 from data_prep.transcode.encode_settings import AudioSettings, VideoSettings, as_rational_fps
@@ -44,7 +44,7 @@ class Window:
         return cls(max(0.0, begin - stream_start), max(0.0, end - begin - late), late)
 
 
-def on_grid(pictures: Iterable[Picture], fps: Fraction, window: Window) -> Iterator[Any]:
+def on_grid(pictures: Iterable[Frame], fps: Fraction, window: Window) -> Iterator[Any]:
     """The frame on screen at window.start + k / fps, k = 0, 1, ..., until the pictures or the window end.
 
     pictures: from the one on screen at window.start on. One frame may come several times. A stream's last frame ends
@@ -76,7 +76,7 @@ class VideoMember:
 
     name = "video"
 
-    def __init__(self, stream: PictureStream, info: VideoInfo, window: Window, options: WriteOptions) -> None:
+    def __init__(self, stream: VideoReader, info: VideoInfo, window: Window, options: WriteOptions) -> None:
         self.info, self.window = info, window
         self.content: bytes | None = None
         self.num_frames = 0
@@ -127,7 +127,7 @@ class AudioMember:
 
     name = "audio"
 
-    def __init__(self, stream: SoundStream, info: AudioInfo, window: Window, options: WriteOptions) -> None:
+    def __init__(self, stream: AudioReader, info: AudioInfo, window: Window, options: WriteOptions) -> None:
         self.info, self.window = info, window
         self.content: bytes | None = None
         self.num_samples = 0

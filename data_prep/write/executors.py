@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 from avssl.processes.pool import Sandbox
 from data_prep.write.folder import OutputFolder
 from data_prep.write.parts import PartSummary, PartTask, make_parts
-from data_prep.write.reading import Work
+from data_prep.write.reading import FileOptions
 
 if TYPE_CHECKING:
     from data_prep.write.job import Job
-    from data_prep.write.progress import Progress
+    from data_prep.write.progress import WriteProgress
 import argparse
 import sys
 from dataclasses import fields
@@ -32,7 +32,7 @@ MAX_TRIES = 4  # of a part on Ray: a node that goes takes the parts with it that
 PARTS_AHEAD = 2  # for each of Ray's processors, so that none waits for its next part
 
 
-def run_local(job: Job, missing: list[int], attempt: int, progress: Progress) -> Iterator[PartSummary]:
+def run_local(job: Job, missing: list[int], attempt: int, progress: WriteProgress) -> Iterator[PartSummary]:
     """All parts through one sandbox of num_workers processes."""
     if not missing:
         return
@@ -41,7 +41,7 @@ def run_local(job: Job, missing: list[int], attempt: int, progress: Progress) ->
         yield from make_parts(job.folder, job.work, tasks, sandbox, progress.file_done)
 
 
-def run_ray(job: Job, missing: list[int], attempt: int, progress: Progress) -> Iterator[PartSummary]:
+def run_ray(job: Job, missing: list[int], attempt: int, progress: WriteProgress) -> Iterator[PartSummary]:
     """A task of Ray for each part, on the cluster of RAY_ADDRESS, or on one that is started here.
 
     Each task holds one processor and reads its files in a sandbox of one process. A part whose node dies is made again
@@ -73,7 +73,7 @@ def run_ray(job: Job, missing: list[int], attempt: int, progress: Progress) -> I
         yield summary
 
 
-def make_part_alone(folder: OutputFolder, work: Work, task: PartTask) -> tuple[PartSummary, Counter[str], int]:
+def make_part_alone(folder: OutputFolder, work: FileOptions, task: PartTask) -> tuple[PartSummary, Counter[str], int]:
     """One part in a sandbox of its own: (its summary, skipped by reason, files)."""
     with Sandbox(1, work.limits) as sandbox:
         (summary,) = make_parts(folder, work, [task], sandbox)

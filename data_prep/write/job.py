@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from data_prep.manifest import Entry
 from data_prep.write.folder import OutputFolder
 from data_prep.write.parts import PartSummary, PartTask, load_samples
-from data_prep.write.reading import Work
-from data_prep.write.rows import Rows
+from data_prep.write.reading import FileOptions
+from data_prep.write.rows import ManifestRows
 
 NUM_ROUNDS = 6
 _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
@@ -94,8 +94,8 @@ class Job:
     """Everything that stays the same during a write. skips: {key: why} of files that are not to be read again."""
 
     folder: OutputFolder
-    rows: Rows
-    work: Work
+    rows: ManifestRows
+    work: FileOptions
     num_workers: int = 1
     share: Share = Share()
     executor: str = "local"

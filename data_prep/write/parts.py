@@ -21,7 +21,7 @@ from avssl.types import MediaError
 from data_prep.manifest import Entry
 from data_prep.transcode.options import PolicyError
 from data_prep.write.folder import OutputFolder
-from data_prep.write.reading import Outcome, Work, read_all
+from data_prep.write.reading import FileOptions, Outcome, read_all
 
 PARTS = ".parts"
 MEMBERS = ("video", "audio", "image")
@@ -99,7 +99,7 @@ def part_name(number: int, suffix: str, attempt: int = 1) -> str:
 
 def make_parts(
     folder: OutputFolder,
-    work: Work,
+    work: FileOptions,
     tasks: Iterable[PartTask],
     sandbox: Sandbox,
     done: Callable[[Outcome], None] | None = None,

@@ -13,7 +13,7 @@ from avssl.types import MediaError
 REFRESH_SECONDS = 0.5
 
 
-class Progress:
+class WriteProgress:
     """Counts files; a context manager. Time left and rate are those of this run, what was done before counts as done.
 
     Args:

@@ -15,7 +15,7 @@ from avssl.processes.pool import Sandbox
 from avssl.shards.format import SampleInfo
 from avssl.shards.shard_set import Sample
 from avssl.types import MediaError
-from data_prep.index.mnist import PictureFile
+from data_prep.index.mnist import ImageFile
 from data_prep.manifest import Entry
 from data_prep.transcode.file import Transcoded, transcode
 from data_prep.transcode.images import store_file, store_item
@@ -28,7 +28,7 @@ Outcome = Sample | MediaError | PolicyError
 
 
 @dataclass(frozen=True)
-class Work:
+class FileOptions:
     """How files become samples. root: the folder (or URL) that the manifest's paths are relative to."""
 
     root: str
@@ -49,7 +49,7 @@ class FileTask:
     """Files that one process reads one after the other: one video or sound, or several pictures."""
 
     entries: tuple[Entry, ...]
-    work: Work
+    work: FileOptions
 
     @property
     def name(self) -> str:
@@ -62,7 +62,7 @@ def read_files(task: FileTask) -> list[Outcome]:
     return [_read_file(entry, task.work) for entry in task.entries]
 
 
-def _read_file(entry: Entry, work: Work) -> Outcome:
+def _read_file(entry: Entry, work: FileOptions) -> Outcome:
     path = source_path(work.root, entry.path)
     try:
         with local_copy(path) as local:
@@ -99,7 +99,7 @@ def _check_unchanged(entry: Entry, path: str, local: Path) -> None:
         )
 
 
-def _media_sample(path: str, entry: Entry, work: Work) -> Sample:
+def _media_sample(path: str, entry: Entry, work: FileOptions) -> Sample:
     result = work.transcode(path, work.options, entry.segment)
     info = SampleInfo(
         index=0,
@@ -120,7 +120,7 @@ def _image_sample(path: str, entry: Entry, options: WriteOptions) -> Sample:
     if entry.item is None:
         stored = store_file(path, options)
     else:
-        stored = store_item(PictureFile(path, entry.media["image"].get("label_column")), entry.item, options)
+        stored = store_item(ImageFile(path, entry.media["image"].get("label_column")), entry.item, options)
     info = SampleInfo(
         index=0,
         key=entry.key,
@@ -143,7 +143,7 @@ def _source(entry: Entry, path: str) -> dict[str, Any]:
     return {"path": entry.path, "bytes": entry.num_bytes, "content": content_digest(path)}
 
 
-def read_all(sandbox: Sandbox, work: Work, entries: Iterable[Entry]) -> Iterator[Outcome]:
+def read_all(sandbox: Sandbox, work: FileOptions, entries: Iterable[Entry]) -> Iterator[Outcome]:
     """What becomes of each entry, in their order."""
     for task, outcomes in sandbox.run(read_files, _file_tasks(work, entries), lambda task: task.name):
         if not isinstance(outcomes, MediaError):
@@ -154,7 +154,7 @@ def read_all(sandbox: Sandbox, work: Work, entries: Iterable[Entry]) -> Iterator
             yield from (one for entry in task.entries for one in read_all(sandbox, work, [entry]))
 
 
-def _file_tasks(work: Work, entries: Iterable[Entry]) -> Iterator[FileTask]:
+def _file_tasks(work: FileOptions, entries: Iterable[Entry]) -> Iterator[FileTask]:
     batch: list[Entry] = []
     for entry in entries:
         batch.append(entry)

@@ -30,7 +30,7 @@ NUM_BUCKETS = 64  # of key hashes, looked through one by one: each holds 1/64 of
 
 
 @dataclass(frozen=True)
-class Piece:
+class ByteRange:
     """Bytes [begin, end) of a manifest: the rows that begin there."""
 
     path: Path
@@ -47,7 +47,7 @@ class Scanned:
     num_images: int
 
 
-class Rows:
+class ManifestRows:
     """The rows of a manifest. Picklable; every process opens the file anew.
 
     Args:
@@ -78,7 +78,7 @@ class Rows:
         return entries
 
 
-def scan(manifest: Path, work: Path, num_workers: int = 1) -> Rows:
+def scan(manifest: Path, work: Path, num_workers: int = 1) -> ManifestRows:
     """Check every row of the manifest, note where each begins, and return access to them.
 
     A scan that is there already for the same bytes is used again.
@@ -92,11 +92,11 @@ def scan(manifest: Path, work: Path, num_workers: int = 1) -> Rows:
     with manifest.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if _is_scanned(work, sha256):
-        return Rows(manifest, work)
+        return ManifestRows(manifest, work)
     size = manifest.stat().st_size
     if size == 0:
         raise ValueError(f"{manifest}: lists no files")
-    pieces = [Piece(manifest, begin, min(begin + PIECE_BYTES, size)) for begin in range(0, size, PIECE_BYTES)]
+    pieces = [ByteRange(manifest, begin, min(begin + PIECE_BYTES, size)) for begin in range(0, size, PIECE_BYTES)]
     work.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         offsets = stack.enter_context(atomic_file(work / OFFSETS_NAME))
@@ -114,7 +114,7 @@ def scan(manifest: Path, work: Path, num_workers: int = 1) -> Rows:
         raise ValueError(f"{manifest}: lists pictures beside videos or sounds; make a manifest of each")
     facts = {"sha256": sha256, "rows": num_rows, "are_images": num_images > 0, "bytes": size}
     write_whole(work / FACTS_NAME, json.dumps(facts).encode())
-    return Rows(manifest, work)
+    return ManifestRows(manifest, work)
 
 
 def _is_scanned(work: Path, sha256: str) -> bool:
@@ -127,7 +127,7 @@ def _is_scanned(work: Path, sha256: str) -> bool:
         return False
 
 
-def scan_piece(piece: Piece) -> Scanned:
+def scan_piece(piece: ByteRange) -> Scanned:
     """Runs in a worker: check the rows that begin in a piece. ValueError tells the first bad one by its byte."""
     offsets, hashes, num_images = [], [], 0
     with piece.path.open("rb") as file:
@@ -144,7 +144,7 @@ def scan_piece(piece: Piece) -> Scanned:
     return Scanned(np.array(offsets, np.int64), np.frombuffer(b"".join(hashes), np.uint64), num_images)
 
 
-def _in_order(pieces: list[Piece], num_workers: int) -> Iterator[Scanned]:
+def _in_order(pieces: list[ByteRange], num_workers: int) -> Iterator[Scanned]:
     """What the pieces hold, in their order. A bad row is named by its line."""
     try:
         if len(pieces) == 1:

@@ -31,11 +31,11 @@ from data_prep.write.folder import OutputFolder
 from data_prep.write.job import Job, Share, identity, refuse_unless_same
 from data_prep.write.pack import ShardTask, finished_shard, make_shard, shard_tasks
 from data_prep.write.parts import PARTS, PartSummary, part_name
-from data_prep.write.progress import Progress
-from data_prep.write.reading import Transcode, Work
+from data_prep.write.progress import WriteProgress
+from data_prep.write.reading import FileOptions, Transcode
 from data_prep.write.repair import check_repair, has_skipped, prepare_repair, proven_shards, whole_shards
 from data_prep.write.retry_failed import begin_retry, current_attempt, unpack_shards
-from data_prep.write.rows import Rows, scan
+from data_prep.write.rows import ManifestRows, scan
 
 OPTIONS_NAME = f"{PARTS}/options.json"
 OWN_NAMES = r"shard-\d+\.(tar|json)|index\.json|skipped\.jsonl"
@@ -74,7 +74,7 @@ def write_shards(
         finished = output.exists(INDEX_NAME)
         near = output.path(PARTS) if output.is_local else stack.enter_context(temporary_folder())
         rows = _scanned(manifest, near, num_workers)
-        work = Work(parent_of(manifest), options, limits or Limits(), transcode)
+        work = FileOptions(parent_of(manifest), options, limits or Limits(), transcode)
         job = Job(output, rows, work, num_workers, share or Share(), executor)
         if finished:
             index = _repaired(job, _already_written(job))
@@ -100,7 +100,7 @@ def _run(job: Job, whole: Mapping[str, SideCar] | None = None) -> ShardIndex | N
     missing = [n for n in range(job.num_parts) if job.share.holds(n) and not _is_done(job.folder, n, attempt)]
     run_parts = _executor(job.executor)
     num_files = sum(job.num_rows(number) for number in range(job.num_parts) if job.share.holds(number))
-    with Progress(num_files, sum(map(job.num_rows, missing))) as progress:
+    with WriteProgress(num_files, sum(map(job.num_rows, missing))) as progress:
         for _ in run_parts(job, missing, attempt, progress):
             pass
     counts = _counts(job, attempt)
@@ -118,7 +118,7 @@ def _run(job: Job, whole: Mapping[str, SideCar] | None = None) -> ShardIndex | N
     return index
 
 
-def _executor(name: str) -> Callable[[Job, list[int], int, Progress], Iterable[PartSummary]]:
+def _executor(name: str) -> Callable[[Job, list[int], int, WriteProgress], Iterable[PartSummary]]:
     if name not in PART_RUNNERS:
         raise ValueError(f"--executor is {name!r}; allowed: {', '.join(PART_RUNNERS)}, slurm")
     return PART_RUNNERS[name]
@@ -213,7 +213,7 @@ def parent_of(manifest: str | Path) -> str:
     return text.rpartition("/")[0] if "://" in text else str(Path(text).absolute().parent)
 
 
-def _scanned(manifest: str | Path, work: Path, num_workers: int) -> Rows:
+def _scanned(manifest: str | Path, work: Path, num_workers: int) -> ManifestRows:
     """The manifest's rows; a remote one is fetched first."""
     if "://" not in str(manifest):
         return scan(Path(manifest), work, num_workers)

@@ -5,7 +5,7 @@ import numpy as np
 from tests.textbook.npid import nce, partition
 
 
-def puzzle_head(features, patch_weight, patch_bias, weight, bias):
+def jigsaw_head(features, patch_weight, patch_bias, weight, bias):
     """g: features (B, 9, D) through one linear layer for every patch, side by side, and another linear layer."""
     rows = []
     for patches in np.asarray(features, dtype=np.float64):
@@ -14,10 +14,10 @@ def puzzle_head(features, patch_weight, patch_bias, weight, bias):
     return np.array(rows)
 
 
-def pirl(whole, puzzle, bank, index, whole_negatives, puzzle_negatives, temperature, puzzle_weight, constant=None):
-    """Weighted sum of the two terms; the constant is the puzzle's mean exponential, unless it is given."""
+def pirl(whole, jigsaw, bank, index, whole_negatives, jigsaw_negatives, temperature, jigsaw_weight, constant=None):
+    """Weighted sum of the two terms; the constant is the jigsaw's mean exponential, unless it is given."""
     if constant is None:
-        constant = partition(puzzle, bank, puzzle_negatives, temperature)
-    of_puzzle = nce(puzzle, bank, index, puzzle_negatives, temperature, constant)
+        constant = partition(jigsaw, bank, jigsaw_negatives, temperature)
+    of_jigsaw = nce(jigsaw, bank, index, jigsaw_negatives, temperature, constant)
     of_whole = nce(whole, bank, index, whole_negatives, temperature, constant)
-    return puzzle_weight * of_puzzle + (1 - puzzle_weight) * of_whole
+    return jigsaw_weight * of_jigsaw + (1 - jigsaw_weight) * of_whole

@@ -19,7 +19,7 @@ from avssl.eval.outcome import TaskConfig
 from avssl.shards.shard_set import ShardSet
 from avssl.shards.subset import ShardSubset
 from avssl.transforms.config import ViewsConfig
-from avssl.transforms.draw import PictureAugment
+from avssl.transforms.draw import ImageAugment
 from avssl.types import View
 
 
@@ -195,7 +195,7 @@ def _changed_value(before: Any, value: Any, where: str) -> Any:
         return changed(before, value, where)
     if isinstance(before, dict):
         return before | {
-            name: _changed_value(before.get(name, PictureAugment()), one, f"{where}.{name}")
+            name: _changed_value(before.get(name, ImageAugment()), one, f"{where}.{name}")
             for name, one in value.items()
         }
     if isinstance(before, float) and isinstance(value, int) and not isinstance(value, bool):

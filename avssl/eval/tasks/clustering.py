@@ -26,7 +26,7 @@ NUM_SHUFFLES = 20  # random assignments, with clusters of the same sizes, whose 
 
 
 @dataclass
-class Config(FrozenConfig):
+class ClusteringConfig(FrozenConfig):
     """Clusters of the test samples, by the mean of their unit clips."""
 
     num_clusters: int = 0  # 0: as many as there are classes
@@ -34,8 +34,8 @@ class Config(FrozenConfig):
     num_restarts: int = 10  # of each seed, the one with the tightest clusters counts
 
 
-@register("clustering", Config)
-def clustering(embedder: Embedder, config: Config) -> Outcome:
+@register("clustering", ClusteringConfig)
+def clustering(embedder: Embedder, config: ClusteringConfig) -> Outcome:
     """Cluster `test` (no training split is used); one repeat a seed."""
     require_sklearn()
     from sklearn.cluster import KMeans

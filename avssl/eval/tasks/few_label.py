@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Config(FrozenConfig):
+class FewLabelConfig(FrozenConfig):
     """Stratified: of each class its share, rounded (halves up), and at least one."""
 
     fractions: list[float] = field(default_factory=lambda: [0.01, 0.1])  # of the training samples
@@ -37,8 +37,8 @@ class Config(FrozenConfig):
     temperature: float = 0.07
 
 
-@register("few_label", Config)
-def few_label(embedder: Embedder, config: Config) -> Outcome:
+@register("few_label", FewLabelConfig)
+def few_label(embedder: Embedder, config: FewLabelConfig) -> Outcome:
     """Every amount on every layer, once a seed (and fold)."""
     if config.classifier not in ("linear", "knn"):
         raise ValueError(f"classifier is {config.classifier!r}; few_label fits linear or knn")
@@ -62,7 +62,7 @@ def few_label(embedder: Embedder, config: Config) -> Outcome:
     return Outcome(repeats, protocol, report)
 
 
-def _amounts_drawn(drawn: dict[str, list[tuple[int, int, int]]], config: Config) -> dict[str, Any]:
+def _amounts_drawn(drawn: dict[str, list[tuple[int, int, int]]], config: FewLabelConfig) -> dict[str, Any]:
     """How many samples each amount was, of every seed where they differ; with several labels also of how many a class
     had the fewest and the most.
     """
@@ -79,7 +79,7 @@ def _amounts_drawn(drawn: dict[str, list[tuple[int, int, int]]], config: Config)
 
 
 def _repeat(
-    fold: Fold, config: Config, seed: int, report: dict[str, Any]
+    fold: Fold, config: FewLabelConfig, seed: int, report: dict[str, Any]
 ) -> tuple[Repeat, dict[str, tuple[int, int, int]]]:
     """One draw, and of each amount (samples, those of the class with the fewest, those of the one with the most)."""
     targets = fold.train.targets
@@ -114,7 +114,7 @@ def _repeat(
 
 
 def _scores(
-    train: Any, targets: Any, test: Any, num_classes: int, config: Config, report: dict[str, Any]
+    train: Any, targets: Any, test: Any, num_classes: int, config: FewLabelConfig, report: dict[str, Any]
 ) -> NDArray[Any]:
     if config.classifier == "knn":
         neighbors, temperature = config.num_neighbors, config.temperature

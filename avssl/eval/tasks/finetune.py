@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Config(TrainedConfig):
+class FinetuneConfig(TrainedConfig):
     """The head: dropout and a linear layer on the encoder's feature, of `modality: both` on the two side by side."""
 
     dropout: float = 0.5  # of the feature, before the linear layer
@@ -36,8 +36,8 @@ class Config(TrainedConfig):
     encoder_lr_scale: float = 1.0  # the encoder's learning rate over the head's
 
 
-@register("finetune", Config)
-def finetune(embedder: Embedder, config: Config) -> Outcome:
+@register("finetune", FinetuneConfig)
+def finetune(embedder: Embedder, config: FinetuneConfig) -> Outcome:
     """Every fold with every seed."""
     check(config)
     if config.head_epochs < 0:

@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Config(FrozenConfig):
+class KNNConfig(FrozenConfig):
     """Neighbors vote with exp(cosine / temperature)."""
 
     num_neighbors: int = 20
     temperature: float = 0.07
 
 
-@register("knn", Config)
-def knn(embedder: Embedder, config: Config) -> Outcome:
+@register("knn", KNNConfig)
+def knn(embedder: Embedder, config: KNNConfig) -> Outcome:
     """Classes of the test samples by vote of the closest training samples, on every layer."""
     return classify(
         embedder, config, partial(knn_scores, num_neighbors=config.num_neighbors, temperature=config.temperature)

@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Config(FrozenConfig):
+class LinearConfig(FrozenConfig):
     """L2 regularization 1 / (2 C) |w|^2 against the sum of the losses, as in scikit-learn."""
 
     costs: list[float] = field(default_factory=lambda: [1.0])  # C; of several, the best on a fifth of the training set
     max_iterations: int = 1000
 
 
-@register("linear", Config)
-def linear(embedder: Embedder, config: Config) -> Outcome:
+@register("linear", LinearConfig)
+def linear(embedder: Embedder, config: LinearConfig) -> Outcome:
     """Logistic regression on standardized features."""
     require_sklearn()
     report: dict[str, Any] = {}

@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Config(TrainedConfig):
+class LinearProbeConfig(TrainedConfig):
     """The defaults of epochs and steps are no protocol; recipes/configs/evaluate/linear_*.yaml are."""
 
     layers: list[str] = field(default_factory=list)  # of conv2x .. conv5x and pool; []: every stage the encoder has
     probe_batch_norm: bool = True  # before each linear layer, with scale and shift
 
 
-@register("linear_probe", Config)
-def linear_probe(embedder: Embedder, config: Config) -> Outcome:
+@register("linear_probe", LinearProbeConfig)
+def linear_probe(embedder: Embedder, config: LinearProbeConfig) -> Outcome:
     """Every layer of every fold with every seed."""
     check(config)
     if config.optim.clip_norm:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Config(FrozenConfig):
+class RetrievalConfig(FrozenConfig):
     """Cosines between the means of the samples' unit clips."""
 
     modality: str = "both"  # both: across and within; one: within it
@@ -39,8 +39,8 @@ class Config(FrozenConfig):
     label_field: str = ""  # for retrieval within a modality; empty: only across
 
 
-@register("retrieval", Config)
-def retrieval(embedder: Embedder, config: Config) -> Outcome:
+@register("retrieval", RetrievalConfig)
+def retrieval(embedder: Embedder, config: RetrievalConfig) -> Outcome:
     """Recall at k, median rank, and within a modality the mean average precision."""
     modalities = wanted_modalities(config, embedder)
     across = config.modality == "both"
@@ -89,7 +89,7 @@ def _pooled(features: FeatureSet, modality: str, layer: str) -> np.ndarray:
     return rows
 
 
-def _across(test: FeatureSet, config: Config, columns: dict[str, Any], metrics: dict[str, Metric]) -> None:
+def _across(test: FeatureSet, config: RetrievalConfig, columns: dict[str, Any], metrics: dict[str, Metric]) -> None:
     """Both directions over the clips of `test`, which have both modalities."""
     if "embedding" not in config.layers:
         return
@@ -114,7 +114,7 @@ def _within(
     test: FeatureSet,
     gallery: FeatureSet,
     classes: list[str],
-    config: Config,
+    config: RetrievalConfig,
     columns: dict[str, Any],
     metrics: dict[str, Metric],
 ) -> None:

@@ -23,7 +23,7 @@ Metrics = dict[str, Metric]
 
 
 @dataclass
-class TaskConfig:
+class StandardConfig:
     """What to evaluate on. Recalls and ranks are over all pairs of the test split."""
 
     task: str = "standard"
@@ -48,7 +48,7 @@ class TaskConfig:
 def evaluate_tables(
     train: EmbeddingTable,
     test: EmbeddingTable,
-    task: TaskConfig,
+    task: StandardConfig,
     positives: Mapping[str, torch.Tensor] | None = None,
 ) -> Outcome:
     """All measures of one set of weights. Windows of a clip are pooled first.
@@ -78,7 +78,7 @@ def evaluate_tables(
     return Outcome([Repeat("test", test.keys, columns, metrics, train.keys), anchors], facts)
 
 
-def _knn(train: EmbeddingTable, test: EmbeddingTable, task: TaskConfig, columns: Columns, metrics: Metrics) -> None:
+def _knn(train: EmbeddingTable, test: EmbeddingTable, task: StandardConfig, columns: Columns, metrics: Metrics) -> None:
     """<modality>_knn_<label field>: was each test clip that has both named right?"""
     for label_field in test.label_fields():
         for modality in MODALITIES:
@@ -165,7 +165,7 @@ def _positives(positives: Mapping[str, torch.Tensor], train: EmbeddingTable) -> 
     return Repeat("positives", by_index.keys, columns, metrics)
 
 
-def protocol(train: EmbeddingTable, test: EmbeddingTable, task: TaskConfig) -> dict[str, Any]:
+def protocol(train: EmbeddingTable, test: EmbeddingTable, task: StandardConfig) -> dict[str, Any]:
     """What must be equal for two results to be compared."""
     return {
         "num_train": len(set(train.keys)),

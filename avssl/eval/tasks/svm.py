@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Config(FrozenConfig):
+class SVMConfig(FrozenConfig):
     """scikit-learn's LinearSVC."""
 
     cost: float = 1.0  # C
@@ -28,8 +28,8 @@ class Config(FrozenConfig):
     deviation_offset: float = 0.01  # added to the deviation that features are divided by
 
 
-@register("svm", Config)
-def svm(embedder: Embedder, config: Config) -> Outcome:
+@register("svm", SVMConfig)
+def svm(embedder: Embedder, config: SVMConfig) -> Outcome:
     """One SVM a class on standardized features; those that do not converge in max_iterations are counted in facts."""
     require_sklearn()
     report: dict[str, Any] = {}

@@ -30,13 +30,13 @@ from avssl.data.every_sample import ClipPlan, SampleClips
 from avssl.data.read_views import decode_audio_clip, decode_video_clip
 from avssl.shards.shard_set import Sample, ShardSet, spans
 from avssl.transforms.config import ViewsConfig, clip_lengths
-from avssl.transforms.raw_view import RawView, raw_audio, raw_picture
-from avssl.transforms.time_sampling import Windows, snap_to_frames
+from avssl.transforms.raw_view import RawView, raw_audio, raw_image
+from avssl.transforms.time_sampling import ClipTimes, snap_to_frames
 from avssl.types import Span
 
 
 @dataclass
-class Config(FrozenConfig):
+class SynchronizationConfig(FrozenConfig):
     """test_clips positions a sample, evenly spaced; their cosines are averaged."""
 
     modality: str = "both"
@@ -46,8 +46,8 @@ class Config(FrozenConfig):
     silence_dbfs: float = -60.0  # samples whose right and wrong sounds are below this level are left out, counted
 
 
-@register("synchronization", Config)
-def synchronization(embedder: Embedder, config: Config) -> Outcome:
+@register("synchronization", SynchronizationConfig)
+def synchronization(embedder: Embedder, config: SynchronizationConfig) -> Outcome:
     """AUC, and the share of samples whose own sound is closer; with `train` also at the threshold that is best there.
 
     Samples without video or sound, too short for the shifted window, or silent in all windows are left out and counted.
@@ -79,7 +79,7 @@ def synchronization(embedder: Embedder, config: Config) -> Outcome:
 
 
 def _cosines(
-    embedder: Embedder, config: Config, shards: str, shift_seconds: float
+    embedder: Embedder, config: SynchronizationConfig, shards: str, shift_seconds: float
 ) -> tuple[FeatureSet, np.ndarray, np.ndarray, dict[str, int]]:
     """(samples that can tell, their cosines in sync, shifted, what was left out by reason)."""
     clips = ShiftedClips(shards, embedder.config.views, config.test_clips, shift_seconds, config.silence_dbfs)
@@ -135,10 +135,10 @@ class ShiftedClips(SampleClips):
         pictures, right, wrong = [], [], []
         for start, shift in places:
             around = start + (lengths.audio_seconds - lengths.video_seconds) / 2
-            window = snap_to_frames(Windows(around, start), video, sample.info.video_fps)
+            window = snap_to_frames(ClipTimes(around, start), video, sample.info.video_fps)
             shown, heard = float(window.video_start_seconds or 0.0), float(window.audio_start_seconds or 0.0)
             frames = decode_video_clip(sample.video, shown, self.config.video, video, key)
-            pictures.append({"view": raw_picture("video", frames, self.config.video, None, None)})
+            pictures.append({"view": raw_image("video", frames, self.config.video, None, None)})
             right.append(decode_audio_clip(sample.audio, heard, self.config.audio, audio, key))
             wrong.append(decode_audio_clip(sample.audio, heard + shift, self.config.audio, audio, key))
         waves = torch.stack([*right, *wrong])

@@ -18,9 +18,9 @@ from data_prep.index.lists.published import (
     vggsound,
 )
 from data_prep.index.lists.records import json_lines, parquet, paths, table
-from data_prep.index.lists.row import Rows, csv_rows
+from data_prep.index.lists.row import ListedFiles, csv_rows
 
-READERS: dict[str, Callable[[Path, ListSettings], Rows]] = {
+READERS: dict[str, Callable[[Path, ListSettings], ListedFiles]] = {
     "kinetics": kinetics,
     "audioset": audioset,
     "vggsound": vggsound,

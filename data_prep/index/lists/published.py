@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from data_prep.index.lists.row import Row, Rows, csv_rows, parsed, seconds, segment_of, text_lines, video_id
+from data_prep.index.lists.row import (
+    ListedFile,
+    ListedFiles,
+    csv_rows,
+    parsed,
+    seconds,
+    segment_of,
+    text_lines,
+    video_id,
+)
 
 VGGSOUND_SECONDS = 10.0
 AUDIOSET_CLASSES = "class_labels_indices.csv"
@@ -49,9 +58,9 @@ def clip_names(video: str, segment: tuple[float, float]) -> tuple[str, ...]:
 
 def _video_row(
     video: str, segment: tuple[float, float], labels: Sequence[str], split: str | None, settings: ListSettings
-) -> Row:
+) -> ListedFile:
     names = clip_names(video_id(video), segment)
-    return Row(
+    return ListedFile(
         names=(*names, video) if settings.trimmed else names,
         whole_names=() if settings.trimmed else (video,),
         labels={"label": list(labels)} if labels else {},
@@ -61,7 +70,7 @@ def _video_row(
     )
 
 
-def kinetics(source: Path, settings: ListSettings) -> Rows:
+def kinetics(source: Path, settings: ListSettings) -> ListedFiles:
     """csv with a header: label, youtube_id, time_start, time_end, split; the lists of hidden tests lack the label."""
     rows = csv_rows(source)
     _, header = next(rows, (1, [""]))
@@ -73,7 +82,7 @@ def kinetics(source: Path, settings: ListSettings) -> Rows:
             f"time_start, time_end, split ({', '.join(missing)} missing)"
         )
 
-    def parse(cells: list[str]) -> Row:
+    def parse(cells: list[str]) -> ListedFile:
         if len(cells) != len(header):
             raise ValueError(f"has {len(cells)} cells; the header has {len(header)}")
         label, split = (cells[columns[name]] if name in columns else "" for name in ("label", "split"))
@@ -83,11 +92,11 @@ def kinetics(source: Path, settings: ListSettings) -> Rows:
     return parsed(rows, parse)
 
 
-def audioset(source: Path, settings: ListSettings) -> Rows:
+def audioset(source: Path, settings: ListSettings) -> ListedFiles:
     """# YTID, start_seconds, end_seconds, positive_labels: class ids in one quoted cell, told apart by commas."""
     classes = _audioset_classes(source, settings)
 
-    def parse(cells: list[str]) -> Row | None:
+    def parse(cells: list[str]) -> ListedFile | None:
         if cells[0].startswith("#"):
             return None
         if len(cells) != 4:
@@ -116,10 +125,10 @@ def _audioset_classes(source: Path, settings: ListSettings) -> dict[str, str]:
     return {row[1]: row[2] for row in rows[1:]}
 
 
-def vggsound(source: Path, settings: ListSettings) -> Rows:
+def vggsound(source: Path, settings: ListSettings) -> ListedFiles:
     """csv without a header: id, second at which the clip of 10 s begins, label, split."""
 
-    def parse(cells: list[str]) -> Row:
+    def parse(cells: list[str]) -> ListedFile:
         if len(cells) != 4:
             raise ValueError(f"has {len(cells)} cells; it must be id, begin in seconds, label, train or test")
         begin = seconds(cells[1], "the begin")
@@ -129,7 +138,7 @@ def vggsound(source: Path, settings: ListSettings) -> Rows:
     return parsed(csv_rows(source), parse)
 
 
-def ucf101(source: Path, settings: ListSettings) -> Rows:
+def ucf101(source: Path, settings: ListSettings) -> ListedFiles:
     """trainlist01.txt (`Class/v_X.avi 1`), testlist01.txt (no number), with classInd.txt; or the folder of them."""
     files = _files_of_fold(source, UCF_LIST, settings.fold)
     known = files[0].parent / "classInd.txt"
@@ -137,7 +146,7 @@ def ucf101(source: Path, settings: ListSettings) -> Rows:
     if known.is_file():
         numbers = {name: number for number, name in (text.split() for _, text in text_lines(known))}
 
-    def parse(text: str, split: str) -> Row:
+    def parse(text: str, split: str) -> ListedFile:
         match = re.fullmatch(r"([^/]+)/([^/]+?)\.\w+(?:\s+(\d+))?\s*", text)
         if match is None:
             raise ValueError(f"is {text!a}; it must be Class/v_Name.avi and in training lists a class number")
@@ -146,27 +155,27 @@ def ucf101(source: Path, settings: ListSettings) -> Rows:
             raise ValueError(f"has the class {label!a}, which classInd.txt does not know")
         if numbers and number is not None and numbers[label] != number:
             raise ValueError(f"says that {label} is class {number}; classInd.txt says {numbers[label]}")
-        return Row(names=(stem,), labels={"label": [label]}, split=split, name=f"{label}/{stem}")
+        return ListedFile(names=(stem,), labels={"label": [label]}, split=split, name=f"{label}/{stem}")
 
-    def read(path: Path) -> Rows:
+    def read(path: Path) -> ListedFiles:
         split = _matched(UCF_LIST, path)[1]
         return parsed(text_lines(path), lambda text: parse(text, split), f"{path.name} line")
 
     return chain.from_iterable(read(path) for path in files)
 
 
-def hmdb51(source: Path, settings: ListSettings) -> Rows:
+def hmdb51(source: Path, settings: ListSettings) -> ListedFiles:
     """brush_hair_test_split1.txt: `name.avi 1` (1 train, 2 test, 0 unused), a file a class; or the folder of them."""
     files = _files_of_fold(source, HMDB_LIST, settings.fold)
 
-    def parse(text: str, label: str) -> Row:
+    def parse(text: str, label: str) -> ListedFile:
         match = re.fullmatch(r"([^/]+?)\.\w+\s+([012])\s*", text)
         if match is None:
             raise ValueError(f"is {text!a}; it must be a file name and 0, 1 or 2")
         stem, code = match.groups()
-        return Row(names=(stem,), labels={"label": [label]}, split=HMDB_SPLITS[code], name=f"{label}/{stem}")
+        return ListedFile(names=(stem,), labels={"label": [label]}, split=HMDB_SPLITS[code], name=f"{label}/{stem}")
 
-    def read(path: Path) -> Rows:
+    def read(path: Path) -> ListedFiles:
         label = _matched(HMDB_LIST, path)[1]
         return parsed(text_lines(path), lambda text: parse(text, label), f"{path.name} line")
 

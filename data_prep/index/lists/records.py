@@ -10,30 +10,30 @@ from typing import Any
 from avssl.files.checked_json import Fields
 from avssl.files.plain_text import brief
 from data_prep.index.lists.published import ListSettings
-from data_prep.index.lists.row import Row, Rows, csv_rows, parsed, plain_path, text_lines
+from data_prep.index.lists.row import ListedFile, ListedFiles, csv_rows, parsed, plain_path, text_lines
 from data_prep.manifest import read_segment
 
 KNOWN = ("path", "key", "label", "labels", "segment", "begin_seconds", "end_seconds", "split")
 
 
-def paths(source: Path, settings: ListSettings) -> Rows:
+def paths(source: Path, settings: ListSettings) -> ListedFiles:
     """A path or URL a line. Blank lines and those that begin with # do not count."""
     del settings
     lines = ((number, text) for number, text in text_lines(source) if text.strip() and not text.startswith("#"))
-    return parsed(lines, lambda text: Row(path=plain_path(text)))
+    return parsed(lines, lambda text: ListedFile(path=plain_path(text)))
 
 
-def json_lines(source: Path, settings: ListSettings) -> Rows:
+def json_lines(source: Path, settings: ListSettings) -> ListedFiles:
     """A json object a line, see `record_row`."""
     del settings
 
-    def parse(text: str) -> Row:
+    def parse(text: str) -> ListedFile:
         return record_row(Fields.parse(text, "the row").record)
 
     return parsed(text_lines(source), parse)
 
 
-def table(source: Path, settings: ListSettings) -> Rows:
+def table(source: Path, settings: ListSettings) -> ListedFiles:
     """csv with a header: the columns of `record_row`; all others are label fields. Several names: cat|kitten."""
     del settings
     rows = csv_rows(source)
@@ -41,7 +41,7 @@ def table(source: Path, settings: ListSettings) -> Rows:
     if "path" not in header or len(set(header)) != len(header):
         raise ValueError(f"{source}: has the columns {', '.join(header)}; needs a header with `path`, each name once")
 
-    def parse(cells: list[str]) -> Row:
+    def parse(cells: list[str]) -> ListedFile:
         if len(cells) != len(header):
             raise ValueError(f"has {len(cells)} cells; the header has {len(header)}")
         record: dict[str, Any] = {name: cell for name, cell in zip(header, cells, strict=True) if cell}
@@ -55,11 +55,11 @@ def table(source: Path, settings: ListSettings) -> Rows:
     return parsed(rows, parse)
 
 
-def parquet(source: Path, settings: ListSettings) -> Rows:
+def parquet(source: Path, settings: ListSettings) -> ListedFiles:
     """A Parquet file with the columns of `record_row`; labels may be a struct or a map."""
     del settings
 
-    def parse(record: dict[str, Any]) -> Row:
+    def parse(record: dict[str, Any]) -> ListedFile:
         given = {name: value for name, value in record.items() if value is not None}
         if isinstance(given.get("labels"), list):
             if not all(isinstance(one, tuple) and len(one) == 2 for one in given["labels"]):
@@ -72,7 +72,7 @@ def parquet(source: Path, settings: ListSettings) -> Rows:
     return parsed(parquet_rows(source), parse, "row")
 
 
-def record_row(record: dict[str, Any]) -> Row:
+def record_row(record: dict[str, Any]) -> ListedFile:
     """path, and where wanted: key; labels {field: name or [names]} or label (one name or several); segment [begin, end]
     or begin_seconds and end_seconds; split. Other fields do not count. ValueError says what does not fit.
     """
@@ -88,7 +88,7 @@ def record_row(record: dict[str, Any]) -> Row:
         raise ValueError(f"labels is {brief(labels)}; it must be {{field: [names]}}")
     if record.get("label") is not None:
         labels = labels | {"label": record["label"]}
-    return Row(
+    return ListedFile(
         path=plain_path(path),
         labels={str(name): _names(name, names) for name, names in labels.items()},
         segment=_segment(record),

@@ -21,7 +21,7 @@ URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 @dataclass(frozen=True)
-class Row:
+class ListedFile:
     """What a list says of one sample. Either `path` is given, or names to look for.
 
     path: as listed: a URL, absolute, or relative to the folder of the media. names: of files (without extension) that
@@ -47,7 +47,7 @@ class BadRow:
     message: str
 
 
-Rows = Iterator[tuple[str, Row | BadRow]]
+ListedFiles = Iterator[tuple[str, ListedFile | BadRow]]
 
 
 def is_url(path: str) -> bool:
@@ -55,7 +55,9 @@ def is_url(path: str) -> bool:
     return URL.match(path) is not None
 
 
-def parsed(raw: Iterator[tuple[int, Raw]], parse: Callable[[Raw], Row | None], unit: str = "line") -> Rows:
+def parsed(
+    raw: Iterator[tuple[int, Raw]], parse: Callable[[Raw], ListedFile | None], unit: str = "line"
+) -> ListedFiles:
     """(where, row) of each; what `parse` refuses with ValueError becomes a BadRow, None (left out) is dropped."""
     for number, one in raw:
         where = f"{unit} {number}"
@@ -70,7 +72,7 @@ def parsed(raw: Iterator[tuple[int, Raw]], parse: Callable[[Raw], Row | None], u
                 yield where, row
 
 
-def check_text(row: Row) -> None:
+def check_text(row: ListedFile) -> None:
     """ValueError for labels that are not UTF-8 or empty (paths may be any bytes)."""
     for name, values in row.labels.items():
         for text in (name, *values):

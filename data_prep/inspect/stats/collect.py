@@ -15,7 +15,7 @@ from avssl.processes.pool import in_processes
 from avssl.shards.format import SampleInfo, ShardIndex, ShardRecord, SideCar
 from avssl.shards.shard_set import Sample, parse_members
 from avssl.types import MediaError
-from data_prep.inspect.stats.measures import FLOOR_DBFS, measure_picture, measure_sound, measure_video
+from data_prep.inspect.stats.metrics import FLOOR_DBFS, measure_picture, measure_sound, measure_video
 from data_prep.inspect.stats.near_duplicates import MAX_DISTANCE, NO_HASH, Hashes, equal_groups, near_groups
 from data_prep.inspect.stats.tally import Tally
 
@@ -46,7 +46,7 @@ class Thresholds:
 
 
 @dataclass(frozen=True)
-class ShardTask:
+class StatsTask:
     """What a worker measures: one shard. decode: False leaves out all that needs decoded media."""
 
     folder: Path
@@ -115,7 +115,7 @@ def collect_stats(
 def _in_order(stats: Stats, num_workers: int) -> Iterator[tuple[ShardRecord, Tally, dict[str, Hashes]]]:
     """The shards' results in the order of the shards, so that sums do not depend on who was faster."""
     records = stats.index.shards
-    tasks = [ShardTask(stats.folder, record, stats.decode, stats.thresholds) for record in records]
+    tasks = [StatsTask(stats.folder, record, stats.decode, stats.thresholds) for record in records]
     waiting: dict[str, tuple[Tally, dict[str, Hashes]]] = {}
     coming = iter(records)
     expected = next(coming, None)
@@ -126,7 +126,7 @@ def _in_order(stats: Stats, num_workers: int) -> Iterator[tuple[ShardRecord, Tal
             expected = next(coming, None)
 
 
-def measure_shard(task: ShardTask) -> tuple[Tally, dict[str, Hashes]]:
+def measure_shard(task: StatsTask) -> tuple[Tally, dict[str, Hashes]]:
     """Runs in a worker: (sums over one shard, {kind of hash: uint64 (samples of the shard,)})."""
     path = task.folder / task.record.name
     side_car = SideCar.load(path.with_suffix(".json"))
@@ -192,7 +192,7 @@ def _add_source(
         tally.add_fact("stored_size", f"{info.image_width_px} x {info.image_height_px}")
 
 
-def _measure(tally: Tally, sample: Sample, task: ShardTask) -> dict[str, int]:
+def _measure(tally: Tally, sample: Sample, task: StatsTask) -> dict[str, int]:
     """Decode what is there; the sample's hashes. MediaError if a member is damaged."""
     info, limits = sample.info, task.thresholds
     found: dict[str, int] = {}

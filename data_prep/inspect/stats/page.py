@@ -14,7 +14,7 @@ from avssl.shards.shard_set import Sample, ShardSet
 from avssl.types import MediaError
 from data_prep.inspect.stats.charts import bar_list, histogram_chart
 from data_prep.inspect.stats.collect import Groups, Stats
-from data_prep.inspect.stats.measures import middle_frame
+from data_prep.inspect.stats.metrics import middle_frame
 from data_prep.inspect.stats.tally import FACTS, QUANTITIES, Histogram
 from data_prep.inspect.stats.text import NUMBER_COLUMNS, count_of, limits_note, number_cells, shown, totals
 

@@ -37,7 +37,7 @@ SQUARES = 16  # along each side
 
 
 @dataclass(frozen=True)
-class SoundFacts:
+class AudioFacts:
     """loudness_lufs: integrated, ITU-R BS.1770-4; None for less than 400 ms or nothing above its gate of -70 LUFS.
     rms_dbfs, peak_dbfs: of all samples, at least FLOOR_DBFS. silent_share: of blocks of 50 ms, 0 to 1.
     """
@@ -95,8 +95,8 @@ def gated_loudness(powers: NDArray[np.float64]) -> float | None:
     return float(-0.691 + 10 * math.log10(blocks[loud].mean()))
 
 
-class SoundMeter:
-    """Takes a mono sound in pieces; see SoundFacts. silence_dbfs: a block of 50 ms with less RMS is silent."""
+class AudioMeter:
+    """Takes a mono sound in pieces; see AudioFacts. silence_dbfs: a block of 50 ms with less RMS is silent."""
 
     def __init__(self, rate_hz: int, silence_dbfs: float) -> None:
         self._block = max(1, round(SILENCE_BLOCK_SECONDS * rate_hz))
@@ -121,13 +121,13 @@ class SoundMeter:
             self._measure(chunk.astype(np.float64))
         self._waiting = [together[num_whole * CHUNK_STEPS * self._step :]]
 
-    def facts(self) -> SoundFacts:
+    def facts(self) -> AudioFacts:
         """Of all that was added; to be called once. What is left of the last block counts if there is no other."""
         self._measure(np.concatenate(self._waiting or [np.zeros(0, np.float32)]).astype(np.float64))
         power = self._energy / max(1, self._num_samples)
         if self._num_blocks == 0:
             self._num_blocks, self._num_silent = 1, int(power < self._silent_power)
-        return SoundFacts(
+        return AudioFacts(
             loudness_lufs=gated_loudness(np.concatenate(self._powers)),
             rms_dbfs=decibels(power),
             peak_dbfs=decibels(self._peak**2),
@@ -148,9 +148,9 @@ class SoundMeter:
         self._lead = np.concatenate([self._lead, chunk])[-len(self._lead) :]
 
 
-def measure_sound(content: bytes, rate_hz: int, silence_dbfs: float, name: str) -> SoundFacts:
+def measure_sound(content: bytes, rate_hz: int, silence_dbfs: float, name: str) -> AudioFacts:
     """Decode a whole audio member. MediaError as `stream_audio`."""
-    meter = SoundMeter(rate_hz, silence_dbfs)
+    meter = AudioMeter(rate_hz, silence_dbfs)
     for _, block in stream_audio(content, name=name):
         meter.add(np.asarray(block[0].numpy(), dtype=np.float32))
     return meter.facts()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from avssl.ops import health
+from avssl.ops import diagnostics
 from avssl.train.collapse import LOOKS, RULES, CollapseWatch
 
 RNG = np.random.default_rng(0)
@@ -19,39 +19,39 @@ def test_effective_rank_equals_numpys_singular_values(shape):
     z = RNG.normal(size=shape) * np.geomspace(1, 0.01, shape[1])
     singular = np.linalg.svd(unit(z), compute_uv=False)
     share = singular / singular.sum()
-    assert health.effective_rank(torch.tensor(z)).item() == pytest.approx(
+    assert diagnostics.effective_rank(torch.tensor(z)).item() == pytest.approx(
         np.exp(-(share * np.log(share)).sum()), rel=1e-4
     )
 
 
 def test_effective_rank_is_one_of_a_line_and_the_width_of_an_orthogonal_basis():
     line = np.outer(RNG.uniform(0.1, 2, size=20), RNG.normal(size=8))
-    assert health.effective_rank(torch.tensor(line)).item() == pytest.approx(1, abs=1e-3)
-    assert health.effective_rank(torch.eye(7)).item() == pytest.approx(7, rel=1e-5)
+    assert diagnostics.effective_rank(torch.tensor(line)).item() == pytest.approx(1, abs=1e-3)
+    assert diagnostics.effective_rank(torch.eye(7)).item() == pytest.approx(7, rel=1e-5)
 
 
 def test_embeddings_that_are_not_numbers_have_no_rank_and_raise_nothing():
-    assert health.effective_rank(torch.full((4, 3), torch.nan)).isnan()
-    assert health.uniformity(torch.full((4, 3), torch.nan)).isnan()
+    assert diagnostics.effective_rank(torch.full((4, 3), torch.nan)).isnan()
+    assert diagnostics.uniformity(torch.full((4, 3), torch.nan)).isnan()
 
 
 def test_alignment_and_uniformity_equal_loops_over_pairs():
     first, second = RNG.normal(size=(9, 4)), RNG.normal(size=(9, 4))
     one, two = unit(first), unit(second)
-    assert health.alignment(torch.tensor(first), torch.tensor(second)).item() == pytest.approx(
+    assert diagnostics.alignment(torch.tensor(first), torch.tensor(second)).item() == pytest.approx(
         np.mean([((a - b) ** 2).sum() for a, b in zip(one, two, strict=True)]), rel=1e-5
     )
     pairs = [np.exp(-2 * ((one[i] - one[j]) ** 2).sum()) for i in range(9) for j in range(i)]
-    assert health.uniformity(torch.tensor(first)).item() == pytest.approx(np.log(np.mean(pairs)), rel=1e-5)
-    assert health.uniformity(torch.ones(5, 3)).item() == pytest.approx(0, abs=1e-5)
+    assert diagnostics.uniformity(torch.tensor(first)).item() == pytest.approx(np.log(np.mean(pairs)), rel=1e-5)
+    assert diagnostics.uniformity(torch.ones(5, 3)).item() == pytest.approx(0, abs=1e-5)
 
 
 def test_large_batches_are_looked_at_in_part_and_half_precision_gives_float32(monkeypatch):
     z = torch.randn(50, 6, generator=torch.Generator().manual_seed(1))
-    part = health.effective_rank(z[:20]), health.uniformity(z[:20])
-    monkeypatch.setattr(health, "MAX_ROWS", 20)
-    assert (health.effective_rank(z), health.uniformity(z)) == part
-    for measure in (health.effective_rank, health.uniformity, health.embedding_spread):
+    part = diagnostics.effective_rank(z[:20]), diagnostics.uniformity(z[:20])
+    monkeypatch.setattr(diagnostics, "MAX_ROWS", 20)
+    assert (diagnostics.effective_rank(z), diagnostics.uniformity(z)) == part
+    for measure in (diagnostics.effective_rank, diagnostics.uniformity, diagnostics.embedding_spread):
         assert measure(z.half()).dtype == torch.float32
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from avssl.media.ffmpeg import exact_start, frames_from_here, seek
-from avssl.media.info import AUDIO_SEEK_SECONDS, AudioBlock, Sound
+from avssl.media.info import AUDIO_SEEK_SECONDS, AudioBlock, AudioFrame
 from avssl.media.streams import mono_blocks
 
 Blocks = Iterator[tuple[int, int, AudioBlock]]
@@ -104,7 +104,7 @@ class Passing:
         return 0
 
 
-class SoundReader:
+class GaplessAudio:
     """The sound of an open container that stands at its beginning.
 
     start_ticks, rate_hz: of the stream's first sample, None and 0 before `find_first` where the header does not tell.
@@ -116,12 +116,12 @@ class SoundReader:
         self._sounds = frames_from_here(container, stream, label, self._passing)
         self.start_ticks = exact_start(container, stream)
         self.rate_hz = 0 if self.start_ticks is None else int(stream.codec_context.sample_rate)
-        self.first: tuple[int, Sound] | None = None
+        self.first: tuple[int, AudioFrame] | None = None
 
-    def find_first(self) -> tuple[int, Sound] | None:
+    def find_first(self) -> tuple[int, AudioFrame] | None:
         """(ticks, the first decoded block); None if there is none."""
         for ticks, sound in self._sounds:
-            assert isinstance(sound, Sound)  # nothing is passed over before a position is known
+            assert isinstance(sound, AudioFrame)  # nothing is passed over before a position is known
             self.start_ticks, self.rate_hz = ticks, sound.sample_rate
             self.first = ticks, sound
             return self.first
