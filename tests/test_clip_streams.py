@@ -13,7 +13,7 @@ from avssl.embedding.index import FolderIndex
 from avssl.embedding.table import EmbeddingTable
 from avssl.embedding.window_clips import AudioClips, VideoClips
 from avssl.embedding.windows import WINDOWS_PER_READ, WindowStream
-from avssl.media import ffmpeg, readers, sound
+from avssl.media import ffmpeg, readers
 from avssl.media.decode import read_audio, read_video, stream_audio
 from avssl.transforms.config import AudioViewConfig, VideoViewConfig, ViewsConfig
 from avssl.transforms.raw_view import raw_image
@@ -122,7 +122,7 @@ def counts(monkeypatch):
             yield item
 
     monkeypatch.setattr(readers, "opened", counting_opened)
-    for module in (readers, sound):
+    for module in (readers, gapless_audio):
         monkeypatch.setattr(module, "frames_from_here", counting_decoded)
     return found
 

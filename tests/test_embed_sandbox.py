@@ -29,7 +29,7 @@ REASONS = {"crash.mp4": "crashed", "memory.mp4": "out_of_memory", "bug.mp4": "cr
 # The recipe in a process of its own, whose decoding processes read with `Misbehaving`.
 RECIPE = """
 import sys
-from avssl import embed
+from avssl.embedding import embedder as embed
 from recipes import embed as recipe
 from tests.test_embed_sandbox import Misbehaving
 embed.WindowStream = Misbehaving

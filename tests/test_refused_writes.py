@@ -41,7 +41,8 @@ for write in (tensors, pickled, appended, lambda path: write_whole(path, "x" * 9
 # The second checkpoint meets a limit on the size of files; or a named file a full disk.
 RUN = """
 import errno, resource, runpy, sys
-from avssl import checkpoint, whole_files
+from avssl import checkpoint
+from avssl.files import whole as whole_files
 what = sys.argv.pop(1)
 save, sync, saved = checkpoint.save, whole_files.sync, []
 def limited_save(*arguments):

@@ -1,46 +1,77 @@
-"""The loss registry: one file per loss in this folder, found by name. `register` lets users add their own."""
+"""The losses: pure functions of embeddings, and learning objectives for the recipe, one file per loss.
+
+    from avssl.losses import nt_xent, info_nce, barlow_twins, vicreg, swapped_prediction, nce   # for a loop of your own
+    from avssl.losses import SimCLR, AVID, register                                             # for the recipe
+
+A class is found by the name in `loss.name` (registry.py); `register` adds one of yours. base.py has the contract.
+"""
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import pkgutil
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from avssl.losses.base import EpochContext, Loss
-from avssl.types import LossConfig
+from avssl.exports import offer
 
-__all__ = ["EpochContext", "Loss", "LossConfig", "get", "names", "register"]
+if TYPE_CHECKING:
+    from avssl.losses.avid import AVID as AVID
+    from avssl.losses.avid_cma import AVIDCMA as AVIDCMA
+    from avssl.losses.barlow_twins import BarlowTwins as BarlowTwins
+    from avssl.losses.barlow_twins import barlow_twins as barlow_twins
+    from avssl.losses.base import EpochContext as EpochContext
+    from avssl.losses.base import Loss as Loss
+    from avssl.losses.base import PairConfig as PairConfig
+    from avssl.losses.base import PairLoss as PairLoss
+    from avssl.losses.byol import BYOL as BYOL
+    from avssl.losses.byol import regression as regression
+    from avssl.losses.deepcluster import DeepCluster as DeepCluster
+    from avssl.losses.deepcluster_v2 import DeepClusterV2 as DeepClusterV2
+    from avssl.losses.moco import MoCo as MoCo
+    from avssl.losses.moco import info_nce as info_nce
+    from avssl.losses.moco_v3 import MoCoV3 as MoCoV3
+    from avssl.losses.npid import NPID as NPID
+    from avssl.losses.pirl import PIRL as PIRL
+    from avssl.losses.registry import get as get
+    from avssl.losses.registry import names as names
+    from avssl.losses.registry import register as register
+    from avssl.losses.sela import SeLa as SeLa
+    from avssl.losses.simclr import SimCLR as SimCLR
+    from avssl.losses.simclr import nt_xent as nt_xent
+    from avssl.losses.simclr import two_way_cross_entropy as two_way_cross_entropy
+    from avssl.losses.simsiam import SimSiam as SimSiam
+    from avssl.losses.simsiam import negative_cosine as negative_cosine
+    from avssl.losses.swav import SwAV as SwAV
+    from avssl.losses.swav import swapped_prediction as swapped_prediction
+    from avssl.losses.vicreg import VICReg as VICReg
+    from avssl.losses.vicreg import vicreg as vicreg
+    from avssl.losses.xdc import XDC as XDC
+    from avssl.ops.nce import nce as nce
+    from avssl.types import LossConfig as LossConfig
+    from avssl.types import LossOutput as LossOutput
+    from avssl.types import Progress as Progress
+    from avssl.types import View as View
 
-_REGISTRY: dict[str, type[Loss]] = {}
-_NOT_LOSSES = {"base", "crops", "__main__"}
-
-
-def register(name: str) -> Callable[[type[Loss]], type[Loss]]:
-    """Class decorator: `@register("avid")` makes a Loss reachable as `loss.name=avid`. A taken name is an error."""
-
-    def add(cls: type[Loss]) -> type[Loss]:
-        known = _REGISTRY.get(name)
-        if known is not None and known.__qualname__ != cls.__qualname__:
-            raise ValueError(f"loss name {name!r} is taken by {known.__module__}.{known.__qualname__}")
-        _REGISTRY[name] = cls
-        return cls
-
-    return add
-
-
-def names() -> list[str]:
-    """All registered names, sorted. Imports every file of the folder once."""
-    for module in pkgutil.iter_modules(__path__):
-        if module.name not in _NOT_LOSSES:
-            importlib.import_module(f"{__name__}.{module.name}")
-    return sorted(_REGISTRY)
-
-
-def get(name: str) -> type[Loss]:
-    """The loss class of a name; KeyError with the allowed names and the nearest one otherwise."""
-    if name not in _REGISTRY and name not in names():
-        near = difflib.get_close_matches(name, _REGISTRY, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise KeyError(f"no loss is called {name!r}.{hint} Registered: {', '.join(sorted(_REGISTRY))}")
-    return _REGISTRY[name]
+offer(
+    __name__,
+    {
+        "avid": "AVID",
+        "avid_cma": "AVIDCMA",
+        "avssl.ops.nce": "nce",
+        "avssl.types": "LossConfig LossOutput Progress View",
+        "barlow_twins": "BarlowTwins barlow_twins",
+        "base": "EpochContext Loss PairConfig PairLoss",
+        "byol": "BYOL regression",
+        "deepcluster": "DeepCluster",
+        "deepcluster_v2": "DeepClusterV2",
+        "moco": "MoCo info_nce",
+        "moco_v3": "MoCoV3",
+        "npid": "NPID",
+        "pirl": "PIRL",
+        "registry": "get names register",
+        "sela": "SeLa",
+        "simclr": "SimCLR nt_xent two_way_cross_entropy",
+        "simsiam": "SimSiam negative_cosine",
+        "swav": "SwAV swapped_prediction",
+        "vicreg": "VICReg vicreg",
+        "xdc": "XDC",
+    },
+)

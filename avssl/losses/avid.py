@@ -25,8 +25,8 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from avssl.distributed import gather
-from avssl.losses import register
 from avssl.losses.base import Loss
+from avssl.losses.registry import register
 from avssl.models.heads import mlp
 from avssl.ops.nce import bank_nce, unmeasured_partition
 from avssl.ops.sampling import draw_negatives

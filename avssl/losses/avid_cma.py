@@ -27,9 +27,9 @@ import torch
 from torch import nn
 
 from avssl.distributed import gather_uneven, rank, world_size
-from avssl.losses import register
 from avssl.losses.avid import AVID, CROSS, SELF, AVIDConfig
 from avssl.losses.base import EpochContext
+from avssl.losses.registry import register
 from avssl.ops.agreement import Agreement, most_agreeing
 from avssl.ops.sharded_memory import ShardedMemoryBank, sharded_positive_set
 from avssl.types import LossConfig, LossOutput, Progress

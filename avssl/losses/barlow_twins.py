@@ -24,8 +24,8 @@ import torch
 from torch import nn
 
 from avssl.distributed import gather_with_grad
-from avssl.losses import register
 from avssl.losses.base import Outputs, PairConfig, PairLoss
+from avssl.losses.registry import register
 from avssl.models.heads import mlp
 from avssl.types import LossConfig, LossOutput, Progress
 

@@ -28,8 +28,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, normalize, relu
 
-from avssl.losses import register
 from avssl.losses.base import EpochContext, Outputs, PairConfig, PairLoss
+from avssl.losses.registry import register
 from avssl.models.heads import mlp
 from avssl.ops.clusters import check_num_clusters, describe_labels
 from avssl.ops.kmeans import kmeans, whiten

@@ -26,9 +26,9 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from avssl.distributed import gather
-from avssl.losses import register
 from avssl.losses.base import EpochContext, Outputs
 from avssl.losses.crops import CropConfig, CropLoss
+from avssl.losses.registry import register
 from avssl.ops.clusters import cross_entropy_of_heads, describe_labels
 from avssl.ops.kmeans import spherical_kmeans
 from avssl.ops.memory import MemoryBank

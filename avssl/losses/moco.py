@@ -31,8 +31,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 
 from avssl.distributed import gather, rank, world_size
-from avssl.losses import register
 from avssl.losses.base import Outputs, PairConfig, PairLoss
+from avssl.losses.registry import register
 from avssl.models.heads import mlp
 from avssl.ops.memory import Queue
 from avssl.ops.sampling import generator_for

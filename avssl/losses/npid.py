@@ -27,8 +27,8 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from avssl.distributed import gather
-from avssl.losses import register
 from avssl.losses.base import PAIRS, Outputs, PairConfig, PairLoss
+from avssl.losses.registry import register
 from avssl.models.heads import mlp
 from avssl.ops.nce import bank_nce, unmeasured_partition
 from avssl.ops.sampling import check_negatives, draw_negatives

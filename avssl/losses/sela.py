@@ -28,8 +28,8 @@ import torch
 from torch import nn
 
 from avssl.distributed import gather
-from avssl.losses import register
 from avssl.losses.base import EpochContext, Outputs, PairConfig, PairLoss
+from avssl.losses.registry import register
 from avssl.ops.clusters import check_num_clusters, cross_entropy_of_heads, describe_labels, usage_entropy
 from avssl.ops.transport import self_labels
 from avssl.types import LossConfig, LossOutput, Modality, Progress

@@ -21,8 +21,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 
 from avssl.distributed import gather_with_grad
-from avssl.losses import register
 from avssl.losses.base import Outputs, PairConfig, PairLoss
+from avssl.losses.registry import register
 from avssl.models.heads import mlp
 from avssl.types import LossConfig, LossOutput, Progress
 

@@ -23,8 +23,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cosine_similarity
 
-from avssl.losses import register
 from avssl.losses.base import Outputs, PairConfig, PairLoss
+from avssl.losses.registry import register
 from avssl.models.heads import mlp
 from avssl.types import LossConfig, LossOutput, Progress
 

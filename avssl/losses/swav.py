@@ -27,9 +27,9 @@ from torch import nn
 from torch.nn.functional import log_softmax, normalize
 
 from avssl.distributed import gather, rank
-from avssl.losses import register
 from avssl.losses.base import Outputs
 from avssl.losses.crops import CropConfig, CropLoss
+from avssl.losses.registry import register
 from avssl.ops.clusters import usage_entropy
 from avssl.ops.memory import Queue
 from avssl.ops.transport import sinkhorn

@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from avssl.losses import register
 from avssl.losses.deepcluster import DeepCluster, DeepClusterConfig
+from avssl.losses.registry import register
 from avssl.types import LossConfig, Modality
 
 

@@ -1,0 +1,44 @@
+"""The loss registry: one file per loss in this folder, found by name. `register` lets users add their own."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable
+from pathlib import Path
+
+from avssl.losses.base import Loss
+
+_REGISTRY: dict[str, type[Loss]] = {}
+_NOT_LOSSES = {"base", "crops", "registry", "__main__"}
+
+
+def register(name: str) -> Callable[[type[Loss]], type[Loss]]:
+    """Class decorator: `@register("avid")` makes a Loss reachable as `loss.name=avid`. A taken name is an error."""
+
+    def add(cls: type[Loss]) -> type[Loss]:
+        known = _REGISTRY.get(name)
+        if known is not None and known.__qualname__ != cls.__qualname__:
+            raise ValueError(f"loss name {name!r} is taken by {known.__module__}.{known.__qualname__}")
+        _REGISTRY[name] = cls
+        return cls
+
+    return add
+
+
+def names() -> list[str]:
+    """All registered names, sorted. Imports every file of the folder once."""
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        if module.name not in _NOT_LOSSES:
+            importlib.import_module(f"{__package__}.{module.name}")
+    return sorted(_REGISTRY)
+
+
+def get(name: str) -> type[Loss]:
+    """The loss class of a name; KeyError with the allowed names and the nearest one otherwise."""
+    if name not in _REGISTRY and name not in names():
+        near = difflib.get_close_matches(name, _REGISTRY, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise KeyError(f"no loss is called {name!r}.{hint} Registered: {', '.join(sorted(_REGISTRY))}")
+    return _REGISTRY[name]
