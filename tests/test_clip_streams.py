@@ -13,7 +13,7 @@ from avssl.embedding.index import FolderIndex
 from avssl.embedding.table import EmbeddingTable
 from avssl.embedding.window_clips import AudioClips, VideoClips
 from avssl.embedding.windows import WINDOWS_PER_READ, WindowStream
-from avssl.media import ffmpeg, readers
+from avssl.media import ffmpeg, gapless_audio, readers
 from avssl.media.decode import read_audio, read_video, stream_audio
 from avssl.transforms.config import AudioViewConfig, VideoViewConfig, ViewsConfig
 from avssl.transforms.raw_view import raw_image
