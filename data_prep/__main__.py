@@ -74,9 +74,7 @@ def _add_write_options(parser: argparse.ArgumentParser) -> None:
         "silence_dbfs": "silent is what never reaches this: RMS of a tenth of a second, dB of full scale",
         "on_still_video": "keep samples in which nothing moves, or skip them",
         "still_levels": "still is where no sixteenth of the picture's side changes in mean brightness by this, of 255",
-        "video": "encode every stream, or copy h264 streams as they are where they fit, at their own frame rate",
-        "copy_keyframe_interval": "streams with more frames between keyframes are not copied",
-        "video_codec": "who encodes; libsvtav1: AV1, smaller, slower to write, --crf 32; h264_nvenc: a GPU's encoder",
+        "video_codec": "the encoder; libsvtav1: AV1, smaller, slower to write, with --crf 32",
         "entropy_coder": "of h264; cavlc: read nearly twice as fast; cabac: 5 to 10 %% smaller, with the same pictures",
     }
     for option in fields(WriteOptions):

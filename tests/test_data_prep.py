@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import wave
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -11,12 +12,13 @@ import numpy as np
 import pytest
 
 from avssl.media.decode import probe, read_audio, read_video
-from avssl.shards.format import dump_json
-from avssl.shards.shard_set import ShardSet
+from avssl.shards.format import ShardIndex, ShardRecord, SideCar, dump_json, sha256_file
+from avssl.shards.shard_set import Sample, ShardSet, write_tar
 from avssl.types import MediaError
 from data_prep.__main__ import main
 from data_prep.index.build import index_folder
 from data_prep.index.walk import find_media
+from data_prep.inspect.verify import verify_folder
 from data_prep.manifest import read_manifest
 from data_prep.transcode.encode import write_media
 from data_prep.transcode.file import transcode
@@ -446,9 +448,6 @@ def test_verify_refuses_another_schema_version(shards, capsys):
 
 def rewrite(shards, name, edit):
     """Change the samples of a shard and make all sizes, hashes and offsets fit again."""
-    from avssl.shards.format import ShardIndex, ShardRecord, SideCar, sha256_file
-    from avssl.shards.shard_set import write_tar
-
     whole = ShardSet(shards)
     index, position = whole.index, [record.name for record in whole.index.shards].index(name)
     record = index.shards[position]
@@ -465,9 +464,42 @@ def rewrite(shards, name, edit):
     (shards / "index.json").write_bytes(ShardIndex(**(facts | {"shards": records})).to_json())
 
 
-def test_verify_finds_samples_that_lie_about_themselves(shards):
-    from dataclasses import replace
+def test_shards_of_earlier_versions_with_copied_streams_are_read_and_verified(shards):
+    """At the source's frame rate, with B-frames; `write` makes none any more."""
+    content = io.BytesIO()
+    frames = np.arange(50, dtype=np.uint8)[:, None, None, None].repeat(48, 1).repeat(64, 2).repeat(3, 3) * 4
+    write_media(content, video=frames, video_fps=25, video_options={"bf": "3"}, container_format="mp4")
 
+    def copied(samples):
+        info = samples[0].info
+        source = info.source | {"is_copied": True}
+        facts = {"video_fps": 25.0, "num_frames": 50, "audio_rate_hz": 0, "num_audio_samples": 0}
+        facts |= {"duration_seconds": 2.0, "av_offset_seconds": 0.0, "source": source}
+        return [Sample(replace(info, **facts), content.getvalue(), None), *samples[1:]]
+
+    rewrite(shards, "shard-000000.tar", copied)
+    assert verify_folder(shards, decode_all=True).problems == []
+    stored = ShardSet(shards).read(0)
+    assert stored.info.source["is_copied"] is True
+    assert read_video(stored.video, [k / 25 for k in (0, 7, 49)]).shape == (3, 3, 48, 64)
+
+
+@pytest.mark.parametrize(("video", "is_same"), [("encode", True), ("copy", False)])
+def test_a_folder_of_an_earlier_version_is_known_again_unless_streams_were_copied(manifest, shards, video, is_same):
+    path = shards / "index.json"
+    index = json.loads(path.read_text())
+    index["options"] |= {"video": video, "copy_keyframe_interval": 32}
+    path.write_bytes(dump_json(index))
+    before = path.read_bytes()
+    if is_same:
+        write_shards(manifest, shards, OPTIONS)
+    else:
+        with pytest.raises(ValueError, match="video: 'copy' there, None now"):
+            write_shards(manifest, shards, OPTIONS)
+    assert path.read_bytes() == before
+
+
+def test_verify_finds_samples_that_lie_about_themselves(shards):
     def change(samples):
         first, second, third = samples
         return [
@@ -484,8 +516,6 @@ def test_verify_finds_samples_that_lie_about_themselves(shards):
 
 
 def test_verify_finds_a_key_that_is_there_twice(shards):
-    from dataclasses import replace
-
     other = ShardSet(shards).read(0).info.key
     rewrite(
         shards, "shard-000001.tar", lambda old: [replace(old[0], info=replace(old[0].info, key=other)), *old[1:]]

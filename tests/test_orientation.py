@@ -110,25 +110,24 @@ def test_every_reader_shows_what_the_container_says(turned):
     assert (np.rot90(stored, -info.rotation_degrees // 90) == expected).all()
 
 
-@pytest.mark.parametrize("video", ["encode", "copy"])
 @pytest.mark.parametrize("name", ["turned by 90", "left to right", "top to bottom", "over the other"])
-def test_shards_hold_pictures_that_are_upright(tmp_path, name, video):
+def test_shards_hold_pictures_that_are_upright(tmp_path, name):
     (tmp_path / "files").mkdir()
     matrix, shown = MATRICES[name]
     write(tmp_path / "files" / "film.mp4")
     turn(tmp_path / "files" / "film.mp4", matrix)
     expected = shown(scene())
-    info, pixels = stored_in(tmp_path, "--video", video)
+    info, pixels = stored_in(tmp_path)
     assert (info.is_mirrored, info.rotation_degrees) == (False, 0)
     assert like(pixels, expected)
 
 
-def stored_in(folder, *options, index=0):
+def stored_in(folder):
     """(facts, a picture in the middle) of a sample of shards made from folder / files."""
     main(["index", str(folder / "files"), "--out", str(folder / "list.jsonl")])
     main(["write", str(folder / "list.jsonl"), "--out", str(folder / "shards"), "--on-missing-audio", "keep",
-          "--workers", "1", *options])  # fmt: skip
-    content = ShardSet(folder / "shards").read(index).video
+          "--workers", "1"])  # fmt: skip
+    content = ShardSet(folder / "shards").read(0).video
     return probe(content).video, read_video(content, [1.5])[0].permute(1, 2, 0).numpy()
 
 
@@ -176,12 +175,11 @@ def test_a_stream_is_turned_as_its_first_picture_wherever_it_is_read(telling, wh
     assert (info.height, info.width) == expected.shape[:2]
 
 
-@pytest.mark.parametrize("options", [["--video", "encode"], ["--video", "copy"]])
-def test_shards_of_a_stream_that_says_it_itself_are_upright(telling, tmp_path, options):
+def test_shards_of_a_stream_that_says_it_itself_are_upright(telling, tmp_path):
     path = telling(0)
     (tmp_path / "files").mkdir()
     path.rename(tmp_path / "files" / "film.mp4")
-    info, pixels = stored_in(tmp_path, *options)
+    info, pixels = stored_in(tmp_path)
     assert (info.rotation_degrees, info.is_mirrored) == (0, False)
     assert like(pixels, LEFT)
 

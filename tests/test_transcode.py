@@ -1,4 +1,4 @@
-"""data_prep/transcode/file.py: segments, policies, copies; against decoding the whole file with PyAV alone."""
+"""data_prep/transcode/file.py: segments and policies; against decoding the whole file with PyAV alone."""
 
 import io
 import re
@@ -12,10 +12,9 @@ import pytest
 from avssl.media.decode import read_video
 from avssl.media.readers import AudioReader, Frame, VideoReader
 from avssl.types import MediaError
-from data_prep.transcode import members
-from data_prep.transcode.encode import why_not_encode, write_media
-from data_prep.transcode.encode_settings import VideoSettings
-from data_prep.transcode.file import transcode
+from data_prep.transcode import encode_streams, members
+from data_prep.transcode.encode import write_media
+from data_prep.transcode.file import check_encoder, transcode
 from data_prep.transcode.members import Window, on_grid
 from data_prep.transcode.options import PolicyError, WriteOptions
 
@@ -260,88 +259,14 @@ def test_a_still_picture_is_one_in_which_no_part_changes(tmp_path, size):
     assert transcode(str(tmp_path / "grain.mp4"), WriteOptions(on_missing_audio="keep")).video
 
 
-# --- copies --------------------------------------------------------------------------------------------------------
-
-COPY = WriteOptions(video="copy", on_missing_audio="keep", short_side_px=48)
-FITS = {"video_codec": "libx264", "keyframe_interval": 10, "video_fps": 25}
-
-
-def decoded(source):
-    with av.open(source) as container:
-        stream = container.streams.video[0]
-        frames = [(frame.time, frame.to_ndarray(format="yuv420p")) for frame in container.decode(stream)]
-    return np.array([time - frames[0][0] for time, _ in frames]), np.stack([frame for _, frame in frames])
-
-
-@pytest.mark.parametrize(
-    ("suffix", "changes"),
-    [
-        (".mp4", {}),
-        (".mp4", {"video_options": {"bf": "0"}}),
-        (".mkv", {}),
-        (".mp4", {"video_start_seconds": 0.5}),
-        (".mov", {"video_fps": Fraction(30000, 1001)}),
-    ],
-)
-def test_a_stream_that_fits_is_stored_frame_for_frame(tmp_path, suffix, changes):
-    path = tmp_path / f"fits{suffix}"
-    write_media(path, video=counting_video(73), audio=chirp(3), audio_rate_hz=48000, **(FITS | changes))
-    result = transcode(str(path), COPY)
-    times, frames = decoded(str(path))
-    stored_times, stored = decoded(io.BytesIO(result.video))
-    assert result.is_copied
-    assert result.source["is_copied"] is True
-    assert result.num_frames == len(frames) == 73
-    assert np.array_equal(frames, stored)
-    assert np.abs(times - stored_times).max() < 0.0011
-    assert result.video_fps == pytest.approx(float((FITS | changes)["video_fps"]))
-    assert result.av_offset_seconds == pytest.approx(-changes.get("video_start_seconds", 0.0), abs=0.022)
-    # as the shard reader does it, jumping from keyframe to keyframe
-    for k in (0, 1, 7, 12, 13, 36, 55, 72):
-        assert number_of(read_video(result.video, [k / result.video_fps], rgb=False)[0].numpy()) == k
-    assert transcode(str(path), COPY).video == result.video
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"keyframe_interval": 40},
-        {"video_codec": "mpeg4"},
-        {"pixel_format": "yuv444p"},
-        {"rotation_degrees": 90},
-        {"video": counting_video(73, height=64, width=96)},
-        {"frame_times_seconds": [k / 25 + (0.01 if k % 3 == 0 else 0) for k in range(73)]},
-    ],
-)
-def test_a_stream_that_does_not_fit_is_encoded(tmp_path, changes):
-    path = tmp_path / "other.mp4"
-    write_media(path, **({"video": counting_video(73)} | FITS | changes))
-    result = transcode(str(path), COPY)
-    assert not result.is_copied
-    assert result.video_fps == 16
-    assert result.video == transcode(str(path), replace(COPY, video="encode")).video
-
-
-def test_copies_know_stillness_and_segments_are_encoded(tmp_path):
-    path = tmp_path / "fits.mp4"
-    write_media(path, video=counting_video(50), **FITS)
-    assert not transcode(str(path), COPY, (0.0, 1.0)).is_copied
-    write_media(path, video=counting_video(1).repeat(50, axis=0), **FITS)
-    with pytest.raises(MediaError, match="still_video"):
-        transcode(str(path), replace(COPY, on_still_video="skip"))
-
-
 # --- the encoder, and one pass over the file --------------------------------------------------------------------------
 
 
-def test_an_encoder_that_this_machine_lacks_stops_the_run(sources):
-    options = WriteOptions(video_codec="h264_nvenc")
-    assert options.to_json()["video_codec"] == "h264_nvenc"
-    why = why_not_encode(VideoSettings(320, 256, 16, codec="h264_nvenc", options=options.encoder_options()))
-    if why is None:
-        pytest.skip("this machine has the encoder")
-    with pytest.raises(PolicyError, match=r"--video-codec h264_nvenc does not work on this machine: .*use libx264"):
-        transcode(str(sources[".mp4"]), options)
+def test_an_encoder_that_this_machine_lacks_stops_the_run(sources, monkeypatch):
+    monkeypatch.setitem(encode_streams.ENCODER_ALIASES, "libsvtav1", "libsvtav1_that_is_not_there")
+    check_encoder.cache_clear()
+    with pytest.raises(PolicyError, match=r"--video-codec libsvtav1 does not work on this machine: .*Use libx264"):
+        transcode(str(sources[".mp4"]), WriteOptions(video_codec="libsvtav1"))
 
 
 @pytest.mark.parametrize(("coder", "is_cabac"), [("cavlc", False), ("cabac", True)])
@@ -373,8 +298,7 @@ def test_av1_has_the_same_frames_and_keyframes_each_time(sources, capfd):
     ("change", "words"),
     [
         ({"on_missing_audio": "ignore"}, "--on-missing-audio is 'ignore'; allowed: skip, keep, error"),
-        ({"video": "remux"}, "--video is 'remux'; allowed: encode, copy"),
-        ({"video_codec": "hevc"}, "--video-codec is 'hevc'; allowed: libx264, libsvtav1, h264_nvenc"),
+        ({"video_codec": "hevc"}, "--video-codec is 'hevc'; allowed: libx264, libsvtav1"),
         ({"silence_dbfs": 3.0}, "at most --silence-dbfs 0"),
         ({"still_levels": -1.0}, "--still-levels is -1.0; it must be at least 0"),
     ],

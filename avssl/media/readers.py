@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -91,14 +91,6 @@ class _Open:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
-
-
-@contextmanager
-def open_packets(source: Source, name: str = "") -> Iterator[tuple[Any, Iterator[Any]]]:
-    """PyAV's video stream and its packets as they are stored, for copying. Raises as decode.probe, and no_video."""
-    with opened(source, name) as (container, label):
-        stream = require(video_stream(container), "no_video", label)
-        yield stream, container.demux(stream)
 
 
 class VideoReader(_Open):

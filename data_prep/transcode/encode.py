@@ -18,7 +18,6 @@ from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import av
 
@@ -35,7 +34,7 @@ from data_prep.transcode.encode_settings import (
 )
 from data_prep.transcode.encode_streams import AudioStream, VideoStream
 
-__all__ = ["AudioSettings", "MediaWriter", "VideoSettings", "copy_video", "why_not_encode", "write_media"]
+__all__ = ["AudioSettings", "MediaWriter", "VideoSettings", "why_not_encode", "write_media"]
 
 
 class MediaWriter:
@@ -201,22 +200,3 @@ def write_media(
                 writer.write_audio(block)
             elif picture is not None:
                 writer.write_video(picture, None if frame_times_seconds is None else seconds)
-
-
-def copy_video(stream: Any, packets: Sequence[Any], fps: Fraction) -> bytes:
-    """An mp4 with a stream's packets as they are, but with times from 0 on that are exactly k / fps.
-
-    Args:
-        stream: PyAV's, of a file that is still open; packets: all of its packets, in the file's order; changed.
-    """
-    place = {packet.pts: number for number, packet in enumerate(sorted(packets, key=lambda packet: int(packet.pts)))}
-    places = [place[packet.pts] for packet in packets]
-    delay = max(number - shown for number, shown in enumerate(places))  # frames are decoded so long before they show
-    output = io.BytesIO()
-    with av.open(output, "w", format="mp4", container_options={"fflags": "+bitexact"}) as container:
-        copied = container.add_stream_from_template(stream)
-        for number, (packet, shown) in enumerate(zip(packets, places, strict=True)):
-            packet.stream, packet.time_base = copied, 1 / fps
-            packet.pts, packet.dts, packet.duration = shown, number - delay, 1
-            container.mux(packet)
-    return output.getvalue()

@@ -16,7 +16,6 @@ from avssl.media.info import MediaInfo, least_length
 from avssl.media.packets import StreamsFarApartError
 from avssl.media.readers import AudioReader, VideoReader
 from avssl.types import MediaError
-from data_prep.transcode.copying import CopiedVideo, DoesNotFitError
 from data_prep.transcode.encode import why_not_encode
 from data_prep.transcode.encode_settings import VideoSettings
 from data_prep.transcode.members import AudioMember, Segment, VideoMember, Window, store_in_turn
@@ -25,13 +24,9 @@ from data_prep.transcode.options import PolicyError, WriteOptions
 # These headers state a duration that was written by whoever made the file; elsewhere FFmpeg estimates it.
 FORMATS_THAT_KNOW_THEIR_DURATION = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "flac", "ogg", "asf")
 LEAST_DECODED_SHARE = 0.9
-ENCODER_NEEDS = (
-    "h264_nvenc needs an NVIDIA GPU with a video encoder (data-center cards such as A100 and H100 have none) and its "
-    "driver, libsvtav1 a PyAV that was built with it"
-)
 WHOLE = (0.0, math.inf)
 
-Member = VideoMember | CopiedVideo | AudioMember
+Member = VideoMember | AudioMember
 
 
 @dataclass(frozen=True)
@@ -39,7 +34,7 @@ class Transcoded:
     """Encoded media of one sample; absent streams are None with counts of 0. See SampleInfo for the numbers.
 
     info: of the whole file. segment: the seconds that were asked for, from the start of the stream that starts first in
-    the file; None for all of them. is_copied: the video is the source's own stream, not encoded anew.
+    the file; None for all of them.
     """
 
     info: MediaInfo
@@ -51,7 +46,6 @@ class Transcoded:
     audio_rate_hz: int
     av_offset_seconds: float
     segment: Segment | None = None
-    is_copied: bool = False
 
     @property
     def duration_seconds(self) -> float:
@@ -62,19 +56,18 @@ class Transcoded:
 
     @property
     def source(self) -> dict[str, Any]:
-        """What the sample's json says of the file: its facts, the segment if any, and whether its video was copied."""
-        more: dict[str, Any] = {} if self.segment is None else {"segment": list(self.segment)}
-        return self.info.to_json() | more | ({"is_copied": True} if self.is_copied else {})
+        """What the sample's json says of the file: its facts, and the segment if there is one."""
+        return self.info.to_json() | ({} if self.segment is None else {"segment": list(self.segment)})
 
 
 def transcode(path: str, options: WriteOptions, segment: Segment | None = None) -> Transcoded:
-    """Read one file and store its streams, encoded anew or, with options.video "copy", as they are where they fit.
+    """Read one file and encode its streams for a shard.
 
     Args:
         path: of the file.
         options: what is wanted.
         segment: (begin, end) in seconds from the start of the stream that starts first in the file; what lies past the
-            file's end is left out. None: the whole file. Segments are always encoded.
+            file's end is left out. None: the whole file.
 
     Raises:
         MediaError: says why the file, or the segment, is to be skipped; too_short where the file ends before it.
@@ -84,11 +77,6 @@ def transcode(path: str, options: WriteOptions, segment: Segment | None = None) 
     if segment is not None and not 0 <= segment[0] < segment[1]:
         raise ValueError(f"{path}: the segment is {segment}; it must begin at 0 s or later and end after it begins")
     check_encoder(options)
-    if options.video == "copy" and segment is None:
-        try:
-            return _transcode(path, options, None, shares=False, copies=True)
-        except DoesNotFitError:
-            pass
     try:
         return _transcode(path, options, segment, shares=segment is None)
     except StreamsFarApartError:
@@ -102,29 +90,24 @@ def check_encoder(options: WriteOptions) -> None:
         settings = VideoSettings(320, 256, options.fps, codec=options.video_codec, options=options.encoder_options())
         if why := why_not_encode(settings):
             given = f"--video-codec {options.video_codec} does not work on this machine"
-            raise PolicyError(f"{given}: {why}. {ENCODER_NEEDS}; or use libx264")
+            raise PolicyError(f"{given}: {why}. Use libx264, or a PyAV that was built with this encoder")
 
 
-def _transcode(
-    path: str, options: WriteOptions, segment: Segment | None, *, shares: bool, copies: bool = False
-) -> Transcoded:
-    """shares: both streams are read from one open file. copies: DoesNotFitError where the video has to be encoded."""
+def _transcode(path: str, options: WriteOptions, segment: Segment | None, *, shares: bool) -> Transcoded:
+    """`transcode` without its checks. shares: both streams are read from one open file."""
     with VideoReader(path, shares=shares) as pictures, AudioReader(path, beside=pictures) as sound:
         info = MediaInfo(pictures.container_name, pictures.info, sound.info, pictures.container_seconds)
         _check_streams(path, info, options)
         clock = min(one.start_seconds for one in (info.video, info.audio) if one is not None)
-        video: VideoMember | CopiedVideo | None = None
+        video: VideoMember | None = None
         audio: AudioMember | None = None
         if info.video is not None:
             window = Window.of(info.video.start_seconds - clock, segment or WHOLE)
-            if copies:
-                video = CopiedVideo(path, pictures, info.video, window, options)
-            else:
-                video = VideoMember(pictures, info.video, window, options)
+            video = VideoMember(pictures, info.video, window, options)
         if info.audio is not None:
             window = Window.of(info.audio.start_seconds - clock, segment or WHOLE)
             audio = AudioMember(sound, info.audio, window, options)
-        members = [member for member in (video, audio) if member is not None]
+        members: list[Member] = [member for member in (video, audio) if member is not None]
         store_in_turn(members)
     _check_complete(path, info, segment or WHOLE, members)
     video = video if video is not None and video.content is not None else None
@@ -144,7 +127,6 @@ def _transcode(
         audio_rate_hz=audio.rate_hz if audio else 0,
         av_offset_seconds=round(offset, 9),
         segment=segment,
-        is_copied=isinstance(video, CopiedVideo),
     )
     if result.duration_seconds < options.min_duration_seconds:
         seconds, least = result.duration_seconds, options.min_duration_seconds
@@ -175,9 +157,7 @@ def _check_missing(where: str, name: str, rest: str, options: WriteOptions) -> N
         raise MediaError(reason, f"{where}: has no {name}; {option} keep would keep {rest}")
 
 
-def _check_policies(
-    where: str, video: VideoMember | CopiedVideo | None, audio: AudioMember | None, options: WriteOptions
-) -> None:
+def _check_policies(where: str, video: VideoMember | None, audio: AudioMember | None, options: WriteOptions) -> None:
     """MediaError or PolicyError for what the options do not want in a sample."""
     if video is None and audio is not None:
         _check_missing(where, "video", "its sound", options)

@@ -14,8 +14,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "on_missing_video": ("skip", "keep", "error"),
     "on_silent_audio": ("keep", "skip"),
     "on_still_video": ("keep", "skip"),
-    "video": ("encode", "copy"),
-    "video_codec": ("libx264", "libsvtav1", "h264_nvenc"),
+    "video_codec": ("libx264", "libsvtav1"),
     "preset": PRESETS,
     "entropy_coder": ("cavlc", "cabac"),
 }
@@ -39,11 +38,9 @@ class WriteOptions:
     on_silent_audio: "skip" samples whose sound never reaches silence_dbfs (RMS of a tenth of a second, dB of full
     scale). on_still_video: "skip" samples in which no part of the picture changes by still_levels (of 255).
 
-    video: "copy" stores h264 streams as they are where they fit (copying.py says when), with at most
-    copy_keyframe_interval frames between keyframes; all others, and with "encode" all, are encoded. video_codec: who
-    encodes. libsvtav1 makes AV1 (smaller, sooner read, slower to write; crf 32 is about x264's 23), h264_nvenc needs a
-    GPU with an encoder and need not give the same bytes twice; both ignore preset. entropy_coder of h264: "cavlc" is
-    read nearly twice as fast, "cabac" takes 5 to 10 % less room, with the same pictures (docs/format.md).
+    video_codec: the encoder. libsvtav1 makes AV1 (smaller, sooner read, slower to write; crf 32 is about x264's 23) and
+    ignores preset. entropy_coder of h264: "cavlc" is read nearly twice as fast, "cabac" takes 5 to 10 % less room, with
+    the same pictures (docs/format.md).
 
     Pictures heed IMAGE_OPTIONS alone, videos and sounds all but image_quality.
     """
@@ -64,8 +61,6 @@ class WriteOptions:
     silence_dbfs: float = -60.0
     on_still_video: str = "keep"
     still_levels: float = 4.0
-    video: str = "encode"
-    copy_keyframe_interval: int = 32
     video_codec: str = "libx264"
     entropy_coder: str = "cavlc"
 
@@ -73,7 +68,7 @@ class WriteOptions:
         at_least = {
             "short_side_px": 16, "fps": 0.1, "keyframe_interval": 1, "crf": 0, "audio_rate_hz": 1000,
             "samples_per_shard": 1, "seed": 0, "min_duration_seconds": 0, "image_quality": 1, "still_levels": 0,
-            "copy_keyframe_interval": 1, "silence_dbfs": -200,
+            "silence_dbfs": -200,
         }  # fmt: skip
         for name, least in at_least.items():
             if not getattr(self, name) >= least:
@@ -93,16 +88,6 @@ class WriteOptions:
 
     def encoder_options(self) -> dict[str, str]:
         """For the encoder. Without B-frames and scene cuts every k-th frame is a keyframe and frames are in order."""
-        if self.video_codec == "h264_nvenc":
-            return {
-                "rc": "constqp",
-                "qp": str(self.crf),
-                "preset": "p4",
-                "bf": "0",
-                "no-scenecut": "1",
-                "forced-idr": "1",
-                "coder": self.entropy_coder,
-            }
         if self.video_codec == "libsvtav1":
             return {"crf": str(self.crf), "preset": "8", "svtav1-params": "lp=1:scd=0"}
         options = {"crf": str(self.crf), "preset": self.preset, "bf": "0", "sc_threshold": "0"}

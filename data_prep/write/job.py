@@ -136,14 +136,18 @@ def identity(job: Job) -> dict[str, Any]:
 
 
 def refuse_unless_same(found: dict[str, Any], job: Job) -> None:
-    """ValueError that names what differs."""
+    """ValueError that names what differs. found: the `identity` of the write that began the folder."""
     wanted = identity(job)
-    if found == wanted:
+    there, now = dict(found["options"]), wanted["options"]
+    if there.get("video") == "encode":  # earlier versions could also copy streams; what they encoded is the same
+        del there["video"]
+        there.pop("copy_keyframe_interval", None)
+    if found["manifest_sha256"] == wanted["manifest_sha256"] and there == now:
         return
     differing = [
-        f"{name}: {found['options'].get(name)!r} there, {value!r} now"
-        for name, value in wanted["options"].items()
-        if found["options"].get(name) != value
+        f"{name}: {there.get(name)!r} there, {now.get(name)!r} now"
+        for name in dict.fromkeys([*now, *there])
+        if there.get(name) != now.get(name)
     ]
     if found["manifest_sha256"] != wanted["manifest_sha256"]:
         differing.append("another manifest")
