@@ -22,7 +22,7 @@ from avssl.embedding.embedder import Embedder
 from avssl.embedding.folder import ROWS_PER_FILE, SOURCES_PER_BLOCK, FolderJob
 from avssl.embedding.index import SKIPPED_NAME, FolderIndex
 from avssl.embedding.state import Part
-from avssl.embedding.table import MODALITIES, EmbeddingTable
+from avssl.embedding.table import MODALITIES
 from avssl.files.disk_errors import one_line
 from avssl.files.plain_text import PlainParser, run_in_utf8, say, say_lines
 from avssl.processes.limits import Limits
@@ -58,10 +58,6 @@ def main(arguments: argparse.Namespace) -> int:
         return 0
     out = Path(arguments.out)
     paths = [*index.paths(out), out / SKIPPED_NAME]
-    if "npz" in arguments.formats and len(index.files) == 1:
-        paths.append(EmbeddingTable.read(out).write(out / "embeddings.npz"))
-    elif "npz" in arguments.formats and index.files:
-        say(f"no embeddings.npz: npz is for one table, and here are {len(index.files)} files; see --rows-per-file")
     for path in paths:
         say(path)
     say_lines(summary(index))
@@ -94,10 +90,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--stride", type=float, help="seconds between windows (default: the window)")
     parser.add_argument("--modalities", nargs="+", choices=MODALITIES, help="default: what the run has")
-    parser.add_argument(
-        "--formats", nargs="+", choices=["parquet", "npz"], default=["parquet"],
-        help="Parquet is always written; npz is a copy of it, made in memory, where one file holds all rows",
-    )  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=64, help="clips per forward pass")
     parser.add_argument(
         "--num-workers", type=int, default=2, help="decoding processes; 0 decodes in this one, which a file may crash"

@@ -57,9 +57,9 @@ def test_a_run_on_one_modality_embeds_evaluates_and_reports(
 ) -> None:
     run = make_run(tmp_path / "run", modality, shards["train"])
     out = tmp_path / "embeddings"
-    command = [run, shards["test"], "--out", out, "--formats", "npz", "--num-workers", "0", "--device", "cpu"]
+    command = [run, shards["test"], "--out", out, "--num-workers", "0", "--device", "cpu"]
     assert embed_recipe.main(embed_recipe.parse(list(map(str, command)))) == 0
-    table = EmbeddingTable.read(out / "embeddings.npz")
+    table = EmbeddingTable.read(out / "embeddings.parquet")
     assert table.modalities() == [modality]
     assert (table.metadata["window_seconds"], table.metadata["stride_seconds"]) == (window_seconds, window_seconds)
     np.testing.assert_allclose(table.end_seconds[0] - table.start_seconds[0], window_seconds)

@@ -11,7 +11,7 @@ import torch
 from accelerate.utils.other import load as accelerate_load
 
 from avssl import checkpoint
-from avssl.embedding.table import EmbeddingTable
+from avssl.files.foreign import arrays_of
 from avssl.media.decode import probe, read_video
 from avssl.shards.shard_set import parse_members
 from avssl.types import MediaError
@@ -52,11 +52,11 @@ def test_a_pipe_is_a_file_name_and_not_a_command(read, canary):
     assert not canary.exists()
 
 
-def test_a_table_with_pickled_objects_is_refused(tmp_path, canary):
-    path = tmp_path / "table.npz"
+def test_arrays_with_pickled_objects_are_refused(tmp_path, canary):
+    path = tmp_path / "arrays.npz"
     np.savez(path, avssl=np.array([Malicious(canary)], dtype=object))
-    with pytest.raises(ValueError, match="allow_pickle"):
-        EmbeddingTable.read(path)
+    with pytest.raises(ValueError, match="allow_pickle"), arrays_of(path, "file of arrays") as arrays:
+        arrays["avssl"]
     assert not canary.exists()
 
 

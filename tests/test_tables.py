@@ -1,4 +1,4 @@
-"""Embedding tables: what is written comes back, as Parquet and as npz, and nothing passes for data that is not."""
+"""Embedding tables: what is written comes back, as Parquet, and nothing passes for data that is not."""
 
 from __future__ import annotations
 
@@ -61,46 +61,39 @@ def assert_equal(left: EmbeddingTable, right: EmbeddingTable) -> None:
             np.testing.assert_array_equal(a, b, err_msg=name)
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".npz"])
 @pytest.mark.parametrize("num_rows", [0, 1, 7])
-def test_what_is_written_comes_back_bit_equal(tmp_path: Path, suffix: str, num_rows: int) -> None:
+def test_what_is_written_comes_back_bit_equal(tmp_path: Path, num_rows: int) -> None:
     table = make_table(num_rows)
-    assert_equal(EmbeddingTable.read(table.write(tmp_path / f"t{suffix}")), table)
-    assert [path.name for path in tmp_path.iterdir()] == [f"t{suffix}"], "no temporary file is left"
+    assert_equal(EmbeddingTable.read(table.write(tmp_path / "t.parquet")), table)
+    assert [path.name for path in tmp_path.iterdir()] == ["t.parquet"], "no temporary file is left"
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".npz"])
-def test_the_same_table_gives_the_same_bytes(tmp_path: Path, suffix: str) -> None:
-    first, second = (make_table().write(tmp_path / name / f"t{suffix}") for name in "ab")
+def test_the_same_table_gives_the_same_bytes(tmp_path: Path) -> None:
+    first, second = (make_table().write(tmp_path / name / "t.parquet") for name in "ab")
     assert first.read_bytes() == second.read_bytes()
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".npz"])
-def test_a_missing_column_stays_missing(tmp_path: Path, suffix: str) -> None:
+def test_a_missing_column_stays_missing(tmp_path: Path) -> None:
     table = EmbeddingTable(["a"], np.array([3]), np.zeros(1), np.ones(1), np.array([True]), np.array([False]))
-    assert_equal(EmbeddingTable.read(table.write(tmp_path / f"t{suffix}")), table)
+    assert_equal(EmbeddingTable.read(table.write(tmp_path / "t.parquet")), table)
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".npz"])
-def test_a_table_from_before_there_were_pictures_is_read(tmp_path: Path, suffix: str) -> None:
+def test_a_table_from_before_there_were_pictures_is_read(tmp_path: Path) -> None:
     """The columns that such a file has, written by hand; nothing in it says anything of pictures."""
     both, payload = np.array([True, True]), '{"format_version": 1, "metadata": {"run": "old"}}'
     arrays = {"index": np.arange(2), "start_seconds": np.zeros(2), "end_seconds": np.ones(2)}
-    arrays |= {"has_audio": both, "has_video": ~both, "audio_embedding": np.eye(2, dtype=np.float32)}
-    path, text = tmp_path / f"old{suffix}", {"key": ["a", "b"], "labels": ["{}", '{"sound": ["bell"]}']}
-    if suffix == ".npz":
-        np.savez(path, avssl=np.array(payload), **arrays, **{name: np.array(rows) for name, rows in text.items()})
-    else:
-        vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.eye(2, dtype=np.float32).reshape(-1)), 2)
-        columns = {name: pa.array(rows) for name, rows in {**text, **arrays}.items() if name != "audio_embedding"}
-        pq.write_table(pa.table(columns | {"audio_embedding": vectors}, metadata={"avssl": payload}), path)
+    arrays |= {"has_audio": both, "has_video": ~both}
+    path, text = tmp_path / "old.parquet", {"key": ["a", "b"], "labels": ["{}", '{"sound": ["bell"]}']}
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.eye(2, dtype=np.float32).reshape(-1)), 2)
+    columns = {name: pa.array(rows) for name, rows in {**text, **arrays}.items()} | {"audio_embedding": vectors}
+    pq.write_table(pa.table(columns, metadata={"avssl": payload}), path)
     table = EmbeddingTable.read(path)
     assert (table.keys, table.labels[1], table.metadata) == (["a", "b"], {"sound": ["bell"]}, {"run": "old"})
     assert table.has_image.tolist() == [False, False]
     assert table.image_embedding is None
     assert table.modalities() == ["audio"]
     np.testing.assert_array_equal(table.audio_embedding, np.eye(2))
-    assert_equal(EmbeddingTable.read(table.write(tmp_path / f"new{suffix}")), table)
+    assert_equal(EmbeddingTable.read(table.write(tmp_path / "new.parquet")), table)
 
 
 def test_a_table_of_pictures_needs_no_other_column() -> None:
@@ -126,16 +119,21 @@ def test_parquet_absent_rows_are_null_and_types_are_plain(tmp_path: Path) -> Non
     assert columns["labels"].to_pylist()[1] == '{"sound": [], "visual": ["a", "b|c"]}'
 
 
-def test_npz_holds_no_objects(tmp_path: Path) -> None:
-    with np.load(make_table().write(tmp_path / "t.npz"), allow_pickle=False) as archive:
-        assert all(archive[name].dtype.kind in "iufbU" for name in archive.files)
+def test_npz_tables_of_earlier_versions_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    np.savez(tmp_path / "embeddings.npz", key=np.array(["a"]))
+    for path in (tmp_path / "embeddings.npz", tmp_path):
+        with pytest.raises(
+            (ValueError, FileNotFoundError), match=r"npz.* with recipes/embed\.py|recipes/embed\.py .*npz"
+        ):
+            EmbeddingTable.read(path)
+    with pytest.raises(ValueError, match=r"suffix \.parquet"):
+        make_table().write(tmp_path / "t.npz")
 
 
 def test_a_folder_is_read_part_by_part(tmp_path: Path) -> None:
     parts = [make_table(4, seed, prefix=f"part{seed}") for seed in range(3)]
     for number, part in enumerate(parts):
         part.write(tmp_path / f"part-{number}.parquet")
-        part.write(tmp_path / f"part-{number}.npz")
     assert_equal(EmbeddingTable.read(tmp_path), concatenate(parts))
 
 
@@ -156,14 +154,17 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "text.parquet").write_text("no table")
     with pytest.raises(ValueError, match=r"text\.parquet"):
         EmbeddingTable.read(tmp_path / "text.parquet")
-    np.savez(tmp_path / "foreign.npz", a=np.zeros(3))
+    columns = {"a": pa.array([0.0])}
+    pq.write_table(pa.table(columns), tmp_path / "foreign.parquet")
     with pytest.raises(ValueError, match="no embedding table"):
-        EmbeddingTable.read(tmp_path / "foreign.npz")
-    np.savez(tmp_path / "future.npz", avssl=np.array('{"format_version": 9, "metadata": {}}'))
+        EmbeddingTable.read(tmp_path / "foreign.parquet")
+    payload = '{"format_version": 9, "metadata": {}}'
+    pq.write_table(pa.table(columns, metadata={"avssl": payload}), tmp_path / "future.parquet")
     with pytest.raises(ValueError, match="format 9, this version reads 1"):
-        EmbeddingTable.read(tmp_path / "future.npz")
-    with pytest.raises(ValueError, match="suffix must be one of"):
-        make_table().write(tmp_path / "t.csv")
+        EmbeddingTable.read(tmp_path / "future.parquet")
+    for use in (make_table().write, lambda path: EmbeddingTable.read(path.touch() or path)):
+        with pytest.raises(ValueError, match=r"suffix \.parquet"):
+            use(tmp_path / "t.csv")
 
 
 def test_rows_that_pass_for_data_are_refused() -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from avssl.embedding.parquet import SUFFIXES
+from avssl.embedding.parquet import SUFFIX
 from avssl.files.checked_json import Fields
 from avssl.files.plain_text import brief
 from avssl.files.whole import whole_file
@@ -97,7 +97,7 @@ class FolderIndex:
 
 
 def table_files(folder: Path) -> list[Path]:
-    """The files of a folder's tables in order: those of index.json, else the .parquet files by name, else the .npz.
+    """The files of a folder's tables in order: those of index.json, else the .parquet files by name.
 
     Raises FileNotFoundError: none, one is missing, or the folder is unfinished.
     """
@@ -107,11 +107,13 @@ def table_files(folder: Path) -> list[Path]:
             raise FileNotFoundError(f"the folder {str(folder)!r} holds no rows: nothing could be embedded")
         return paths
     _refuse_unfinished(folder)
-    for suffix in SUFFIXES:
-        parts = sorted(part for part in folder.glob(f"*{suffix}") if not part.name.startswith("."))
-        if parts:
-            return parts
-    raise FileNotFoundError(f"the folder {str(folder)!r} holds no .parquet and no .npz file")
+    paths = sorted(path for path in folder.glob(f"*{SUFFIX}") if not path.name.startswith("."))
+    if not paths:
+        raise FileNotFoundError(
+            f"the folder {str(folder)!r} holds no {SUFFIX} file; write its tables with recipes/embed.py (npz files, "
+            "which earlier versions wrote, too, are not read)"
+        )
+    return paths
 
 
 def _refuse_unfinished(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Named columns as Parquet or npz, and back: the files of embedding tables. The only user of pyarrow."""
+"""Named columns as Parquet, and back: the files of embedding tables. The only user of pyarrow."""
 
 from __future__ import annotations
 
@@ -12,34 +12,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avssl.files.checked_json import Fields
-from avssl.files.foreign import arrays_of, naming_the_file
+from avssl.files.foreign import naming_the_file
 from avssl.files.plain_text import brief
 from avssl.files.whole import whole_file
 
 FORMAT_VERSION = 1
-SUFFIXES = (".parquet", ".npz")
+SUFFIX = ".parquet"
 ROWS_PER_GROUP = 4096  # of a Parquet file: what is held in memory at once when many rows are written or read
 _METADATA_KEY = "avssl"
 Present = Mapping[str, NDArray[np.bool_]]
 
 
 def write_columns(destination: Path, columns: Mapping[str, Any], present: Present, metadata: Mapping[str, Any]) -> Path:
-    """Write as Parquet or npz by the suffix, complete or not at all; the same columns give the same bytes.
+    """Write a Parquet file, complete or not at all; the same columns give the same bytes.
 
     Args:
         destination: its folder is made if need be.
         columns: name -> list of str, or array (n,) or float32 (n, width), of equal length.
-        present: for each column (n, width), which rows hold a vector, bool (n,); the others become null in Parquet.
+        present: for each column (n, width), which rows hold a vector, bool (n,); the others become null.
         metadata: whatever json can hold.
     """
-    if destination.suffix not in SUFFIXES:
-        raise ValueError(f"cannot write {str(destination)!r}: the suffix must be one of {', '.join(SUFFIXES)}")
-    payload = _payload(metadata)
+    import pyarrow.parquet as pq
+
+    if destination.suffix != SUFFIX:
+        raise ValueError(f"cannot write {str(destination)!r}: a table is a Parquet file, with the suffix {SUFFIX}")
+    table = _arrow_table(columns, present, _payload(metadata))
     with whole_file(destination) as stream:
-        if destination.suffix == ".parquet":
-            _write_parquet(columns, present, payload, stream)
-        else:
-            _write_npz(columns, payload, stream)
+        pq.write_table(table, stream, compression="zstd", row_group_size=ROWS_PER_GROUP)
     return destination
 
 
@@ -134,14 +133,28 @@ def _payload(metadata: Mapping[str, Any]) -> str:
 
 
 def read_columns(source: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(columns, metadata) as `write_columns` took them; vectors that are null in Parquet are NaN.
+    """(columns, metadata) as `write_columns` took them; vectors that are null in the file are NaN.
 
     Raises ValueError: another suffix, not a file of this format version, or unreadable.
     """
-    if source.suffix not in SUFFIXES:
-        raise ValueError(f"cannot read {str(source)!r}: the suffix must be one of {', '.join(SUFFIXES)}")
+    import pyarrow.parquet as pq
+
+    if source.suffix == ".npz":
+        raise ValueError(
+            f"cannot read {str(source)!r}: earlier versions wrote tables as npz, too, and this one reads Parquet "
+            "alone; write the table again with recipes/embed.py"
+        )
+    if source.suffix != SUFFIX:
+        raise ValueError(f"cannot read {str(source)!r}: a table is a Parquet file, with the suffix {SUFFIX}")
     with naming_the_file(source, "embedding table"):  # also what its columns hold
-        return _read_parquet(source) if source.suffix == ".parquet" else _read_npz(source)
+        with naming_the_file(source, "Parquet file"):
+            table = pq.read_table(source)
+        payload = (table.schema.metadata or {}).get(_METADATA_KEY.encode())
+        if payload is None:
+            raise ValueError(
+                f"{str(source)!r} is Parquet, but no embedding table: it lacks the {_METADATA_KEY!r} metadata"
+            )
+        return _columns(table), _metadata(payload.decode(), source)
 
 
 def _metadata(payload: str, source: Path) -> dict[str, Any]:
@@ -150,13 +163,6 @@ def _metadata(payload: str, source: Path) -> dict[str, Any]:
         given = f"{str(source)!r} has embedding table format {brief(fields.record.get('format_version'))}"
         raise ValueError(f"{given}, this version reads {FORMAT_VERSION}; write the table again with recipes/embed.py")
     return dict(fields.mapping("metadata"))
-
-
-def _write_parquet(columns: Mapping[str, Any], present: Present, payload: str, stream: Any) -> None:
-    import pyarrow.parquet as pq
-
-    table = _arrow_table(columns, present, payload)
-    pq.write_table(table, stream, compression="zstd", row_group_size=ROWS_PER_GROUP)
 
 
 def _arrow_table(columns: Mapping[str, Any], present: Present, payload: str) -> Any:
@@ -175,26 +181,6 @@ def _arrow_table(columns: Mapping[str, Any], present: Present, payload: str) -> 
     return pa.table(arrays, metadata={_METADATA_KEY: payload})
 
 
-def _write_npz(columns: Mapping[str, Any], payload: str, stream: Any) -> None:
-    # Fixed-width text, never object arrays: those would need a loader that can run code.
-    arrays: dict[str, Any] = {
-        name: np.array(values, np.str_) if isinstance(values, list) else values for name, values in columns.items()
-    }
-    arrays[_METADATA_KEY] = np.array(payload)
-    np.savez(stream, **arrays)
-
-
-def _read_parquet(source: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    import pyarrow.parquet as pq
-
-    with naming_the_file(source, "Parquet file"):
-        table = pq.read_table(source)
-    payload = (table.schema.metadata or {}).get(_METADATA_KEY.encode())
-    if payload is None:
-        raise ValueError(f"{str(source)!r} is Parquet, but no embedding table: it lacks the {_METADATA_KEY!r} metadata")
-    return _columns(table), _metadata(payload.decode(), source)
-
-
 def _columns(table: Any) -> dict[str, Any]:
     import pyarrow as pa
 
@@ -211,13 +197,3 @@ def _columns(table: Any) -> dict[str, Any]:
         else:
             columns[name] = column.to_numpy(zero_copy_only=False)
     return columns
-
-
-def _read_npz(source: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    with arrays_of(source, "embedding table") as archive:
-        if _METADATA_KEY not in archive:
-            raise ValueError(f"{str(source)!r} is no embedding table: it lacks the {_METADATA_KEY!r} entry")
-        metadata = _metadata(str(archive[_METADATA_KEY]), source)
-        arrays = {name: archive[name] for name in archive.files if name != _METADATA_KEY}
-    columns = {name: [str(text) for text in one] if one.dtype.kind == "U" else one for name, one in arrays.items()}
-    return columns, metadata

@@ -83,7 +83,7 @@ class RowSpool:
             table = concatenate(self._tables.pop(number))
             self._num_rows -= len(table)
             files = self._files.setdefault(number, [])
-            files.append(table.write(folder / f"{number}-{len(files)}.npz"))
+            files.append(table.write(folder / f"{number}-{len(files)}.parquet"))
 
 
 @dataclass(eq=False)

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from avssl.embedding.index import FAISS_NAME, INDEX_NAME, PROGRESS_NAME, SKIPPED_NAME, FileRecord
-from avssl.embedding.parquet import SUFFIXES
+from avssl.embedding.parquet import SUFFIX
+
+TABLE_SUFFIXES = (SUFFIX, ".npz")  # earlier versions wrote both
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,9 @@ def refuse_other_settings(folder: Path, then: dict[str, Any], now: dict[str, Any
 
 def refuse_foreign(folder: Path) -> None:
     """ValueError if there are tables that no index.json and no settings explain."""
-    found = sorted(path.name for path in folder.iterdir() if path.suffix in SUFFIXES and not path.name.startswith("."))
+    found = sorted(
+        path.name for path in folder.iterdir() if path.suffix in TABLE_SUFFIXES and not path.name.startswith(".")
+    )
     if found:
         raise ValueError(
             f"{folder} holds {', '.join(found[:3])}, of another program or version; choose another --out, "
@@ -58,7 +62,7 @@ def remove_embeddings(folder: Path) -> None:
     for path in (folder / INDEX_NAME, folder / SKIPPED_NAME):
         path.unlink(missing_ok=True)
     for path in folder.glob("embeddings*"):
-        if path.suffix in SUFFIXES:
+        if path.suffix in TABLE_SUFFIXES:
             path.unlink()
     for name in (PROGRESS_NAME, FAISS_NAME):
         shutil.rmtree(folder / name, ignore_errors=True)

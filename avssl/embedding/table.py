@@ -161,12 +161,12 @@ class EmbeddingTable:
         return replace(pooled, **columns)
 
     def write(self, path: str | Path) -> Path:
-        """Write as Parquet or npz by the suffix, complete or not at all; the same table gives the same bytes."""
+        """Write a .parquet file, complete or not at all; the same table gives the same bytes."""
         return write_columns(Path(path), *_stored(self), self.metadata)
 
     @classmethod
     def read(cls, path: str | Path) -> EmbeddingTable:
-        """Read a .parquet or .npz file, or a folder: the files of its index.json, else its .parquet files, else .npz.
+        """Read a .parquet file, or a folder: the files of its index.json, else its .parquet files.
 
         Raises:
             FileNotFoundError: nothing there, or a folder without parts, or one that recipes/embed.py has not finished.

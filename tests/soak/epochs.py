@@ -171,8 +171,8 @@ def read(name: str, folder: Path, rounds: int) -> Measured:
         table, failures = embedder.embed([film], window_seconds=0.5, stride_seconds=0.25)
         assert len(table) > 1
         assert not failures
-        table.write(place / "table.npz")
-        assert len(EmbeddingTable.read(place / "table.npz")) == len(table)
+        table.write(place / "table.parquet")
+        assert len(EmbeddingTable.read(place / "table.parquet")) == len(table)
         if number % MEASURED_EVERY == 0:
             note(measured, place)
     return measured

@@ -114,7 +114,6 @@ def _make_run(folder: Path) -> None:
 
 def _make_table(folder: Path) -> None:
     make_table(5).write(folder / "part-000000.parquet")
-    make_table(5).write(folder / "table.npz")
     path = folder / "part-000000.parquet"
     record = FileRecord(path.name, 5, path.stat().st_size, "0" * 64)
     widths = {"video_embedding": 6, "audio_embedding": 4}

@@ -230,7 +230,7 @@ def _checkpoints(rng: random.Random, material: Path, folder: Path) -> None:
 
 
 def _tables(rng: random.Random, material: Path, folder: Path) -> None:
-    """A folder of embeddings with its index.json, or one npz file."""
+    """A folder of embeddings with its index.json."""
     files = dict(_good(material / "table"))
     name = rng.choice(list(files))
     for one, content in files.items():
@@ -238,7 +238,7 @@ def _tables(rng: random.Random, material: Path, folder: Path) -> None:
     part = "part-000000.parquet"
     if name == "index.json":
         (folder / name).write_bytes(_json_or_bytes(files[name], rng))
-    elif name == part:
+    else:
         if rng.random() < 0.5:
             _write_odd_parquet(files[name], folder / name, rng)
         else:
@@ -246,11 +246,6 @@ def _tables(rng: random.Random, material: Path, folder: Path) -> None:
         index = json.loads(files["index.json"])
         index["files"][0]["bytes"] = (folder / part).stat().st_size
         (folder / "index.json").write_text(json.dumps(index))
-    else:
-        change = damage.odd_arrays if rng.random() < 0.6 else damage.damaged
-        (folder / name).write_bytes(change(files[name], rng))
-        EmbeddingTable.read(folder / name)
-        return
     EmbeddingTable.read(folder)
 
 

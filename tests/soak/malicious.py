@@ -29,6 +29,7 @@ from avssl.config import ConfigError
 from avssl.embedding.table import EmbeddingTable
 from avssl.exchange.avid_release import read_published
 from avssl.exchange.card import write_card
+from avssl.files.foreign import arrays_of
 from avssl.files.location import join
 from avssl.media.decode import probe, read_audio, read_video
 from avssl.media.images import read_image
@@ -190,7 +191,7 @@ def pickles(outcome: Outcome, folder: Path, *, quick: bool = False) -> None:
     opened("published.pth.tar", b"", lambda path: read_published(path, "avid"))
     opened("optimizer.bin", b"", accelerate_load)
     opened("random_states_0.pkl", b"", accelerate_load)
-    opened("table.npz", b"", EmbeddingTable.read)
+    opened("arrays.npz", b"", _arrays)
     opened("table.parquet", b"", EmbeddingTable.read)
     opened("clip.mp4", b"", probe)
     opened("clip.jpg", b"", read_image)
@@ -204,6 +205,11 @@ def _configuration(path: Path) -> object:
         return config.parse(config.RunConfig, [str(path)])
     except ConfigError as error:
         raise ValueError(str(error)) from error
+
+
+def _arrays(path: Path) -> object:
+    with arrays_of(path, "file of arrays") as arrays:
+        return {name: arrays[name] for name in arrays}
 
 
 def _saved(value: object) -> bytes:
