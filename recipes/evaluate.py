@@ -26,7 +26,7 @@ from avssl import checkpoint, config, distributed
 from avssl.embedding.embed_shards import embed_split
 from avssl.embedding.embedder import Embedder
 from avssl.eval import compare, overlap, results, tasks
-from avssl.eval.outcome import StandardConfig as AnyTaskConfig
+from avssl.eval.outcome import TaskConfig as AnyTaskConfig
 from avssl.eval.tasks.standard import StandardConfig, evaluate_tables
 from avssl.files.disk_errors import one_line
 from avssl.files.plain_text import run_in_utf8, say, say_lines
