@@ -17,7 +17,7 @@ from avssl.models import create_encoder
 from tests.made_runs import SMALL_AVID, made_run
 from tests.tiny import loss_options
 
-SUFFIX = {"torch_export": "pt2", "torchscript": "pt", "onnx": "onnx"}
+SUFFIX = {"torch_export": "pt2", "onnx": "onnx"}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def run_file(kind, path, batch):
         return session.run(["feature", "embedding"], {"view": batch.numpy()})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of PyTorch about itself: deprecations that differ from version to version
-        loaded = torch.jit.load(str(path)) if kind == "torchscript" else torch.export.load(str(path)).module()
+        loaded = torch.export.load(str(path)).module()
     with torch.no_grad():
         return [value.numpy() for value in loaded(batch)]
 

@@ -5,7 +5,7 @@ python -m avssl.exchange statistics RUN SHARDS                                  
 python -m avssl.exchange export RUN --out FOLDER                                one folder to pass on
 python -m avssl.exchange push FOLDER owner/name [--private]                     to a hub
 python -m avssl.exchange export RUN --to torchvision --modality video --out FILE.safetensors
-python -m avssl.exchange export RUN --to onnx --modality audio --out FILE.onnx  also torch_export, torchscript
+python -m avssl.exchange export RUN --to onnx --modality audio --out FILE.onnx  also torch_export
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from avssl.checkpoint import HUB_SCHEME, locate
 from avssl.files.plain_text import PlainParser, plain_lines, run_in_utf8, say_lines
 
-GRAPHS = ("torch_export", "torchscript", "onnx")
+GRAPHS = ("torch_export", "onnx")
 
 
 def main(argv: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Encoders as graphs that run without this package: torch.export, TorchScript, ONNX. Checked before they are kept.
+"""Encoders as graphs that run without this package: torch.export and ONNX. Checked before they are kept.
 
 A graph maps a batch of model-ready views of one modality, as avssl.transforms.view_maker.ViewMaker makes them
 (normalized pixels, or the normalized spectrogram), to the encoder's feature (B, F) and the unit embedding (B, D). The
@@ -28,8 +28,8 @@ MAX_DIFFERENCE = 1e-4  # of any output, relative to the largest value of that ou
 EXAMPLE_BATCH = 2
 CHECKED_BATCHES = (1, 2, 5)
 OUTPUTS = ("feature", "embedding")
-FACTS_NAME = "avssl.json"  # of the extra file in torch_export and torchscript; in onnx the metadata key "avssl"
-KINDS = {"torch_export": ".pt2", "torchscript": ".pt", "onnx": ".onnx"}
+FACTS_NAME = "avssl.json"  # of the extra file in torch_export; in onnx the metadata key is "avssl"
+KINDS = {"torch_export": ".pt2", "onnx": ".onnx"}
 
 Runner = Callable[[torch.Tensor], Sequence[torch.Tensor]]
 
@@ -50,7 +50,7 @@ class EmbeddingGraph(nn.Module):
 def export_graph(run: str | Path, kind: str, modality: str, out: str | Path) -> dict[str, float]:
     """Write the graph of one modality; {"feature", "embedding"}: the largest differences to eager, relative.
 
-    kind: torch_export (.pt2), torchscript (.pt) or onnx (.onnx). The written file is read again and run on random
+    kind: torch_export (.pt2) or onnx (.onnx). The written file is read again and run on random
     input of several batch sizes. Raises ValueError, and keeps no file, beyond MAX_DIFFERENCE.
     """
     if kind not in KINDS:
@@ -69,7 +69,7 @@ def export_graph(run: str | Path, kind: str, modality: str, out: str | Path) -> 
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.stem}.tmp{out.suffix}")
     try:
-        write = {"torch_export": _write_torch_export, "torchscript": _write_torchscript, "onnx": _write_onnx}[kind]
+        write = {"torch_export": _write_torch_export, "onnx": _write_onnx}[kind]
         with warnings.catch_warnings():
             # Of PyTorch's exporters about themselves (deprecations, shapes traced as constants): what counts is below.
             warnings.simplefilter("ignore")
@@ -150,11 +150,6 @@ def _write_torch_export(graph: nn.Module, example: torch.Tensor, path: Path, fac
     program = torch.export.export(graph, (example,), dynamic_shapes=({0: batch},))
     torch.export.save(program, str(path), extra_files={FACTS_NAME: facts})
     return cast("Runner", torch.export.load(str(path)).module())
-
-
-def _write_torchscript(graph: nn.Module, example: torch.Tensor, path: Path, facts: str) -> Runner:
-    torch.jit.save(torch.jit.trace(graph, example), str(path), _extra_files={FACTS_NAME: facts})
-    return cast("Runner", torch.jit.load(str(path)))
 
 
 class _GlobalMaximum(nn.Module):

@@ -31,7 +31,7 @@ def torchvision_state(run: str | Path, modality: str) -> tuple[str, dict[str, to
     if name not in models.list_models():
         raise ValueError(
             f"encoder {name} of {run} has no counterpart in torchvision, whose networks are laid out otherwise; "
-            "export it with --to torch_export, torchscript or onnx, or the whole run as a folder (without --to)"
+            "export it with --to torch_export or onnx, or the whole run as a folder (without --to)"
         )
     state = {key.removeprefix("net."): value for key, value in own.items()}
     head = _head_of_torchvision(name, state, options=cfg.encoders[modality])
