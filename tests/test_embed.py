@@ -86,12 +86,12 @@ def test_each_file_gives_what_it_has_and_a_failure_is_named_with_its_reason(embe
 
 
 def test_one_file_by_modality(embedder, files):
-    assert embedder.embed_video(files / "mute.mp4").video_embedding.shape == (3, 8)
-    assert embedder.embed_audio(files / "sound.wav").audio_embedding.shape == (3, 8)
-    with pytest.raises(MediaError, match="no_audio"):
-        embedder.embed_audio(files / "mute.mp4")
+    assert embedder.embed(files / "mute.mp4", modalities=["video"])[0].video_embedding.shape == (3, 8)
+    assert embedder.embed(files / "sound.wav", modalities=["audio"])[0].audio_embedding.shape == (3, 8)
+    with pytest.raises(ValueError, match="none of the 1 sources that could be opened has audio"):
+        embedder.embed(files / "mute.mp4", modalities=["audio"])
     with pytest.raises(MediaError, match="not_media"):
-        embedder.embed_video(files / "text.mp4")
+        embedder.embed(files / "text.mp4", modalities=["video"])
 
 
 def test_rows_of_a_shard_carry_index_key_and_labels(embedder, shards):

@@ -120,7 +120,7 @@ def test_a_row_is_what_the_encoder_gives_for_the_center_of_the_picture(embedder:
         x = (x - weights[f"{norm}.running_mean"]) / (weights[f"{norm}.running_var"] + 1e-5).sqrt()
         x = x * weights[f"{norm}.weight"] + weights[f"{norm}.bias"]
         x = x.relu() if name == "0" else x
-    table = embedder.embed_image(path)
+    table, _ = embedder.embed(path)
     assert table.image_feature is not None
     assert table.image_embedding is not None
     np.testing.assert_allclose(table.image_feature[0], feature.numpy(), rtol=1e-3, atol=1e-4)
@@ -148,7 +148,7 @@ def test_files_folders_and_shards_give_the_same_embedding_of_a_picture(embedder:
     """PNG is stored without loss, so the shard's picture is the file's."""
     in_shards = embedder.embed(folders / "test-shards")[0]
     in_folder = embedder.embed(folders / "test")[0]
-    alone = embedder.embed_image(folders / "test" / "red" / "0.png")
+    alone, _ = embedder.embed(folders / "test" / "red" / "0.png")
     assert in_folder.keys == [
         f"{color}/{n}.{s}" for color in ("blue", "red") for n, s in enumerate(["png", "png", "jpg"])
     ]
@@ -166,9 +166,9 @@ def test_what_cannot_be_read_is_named_with_its_reason(embedder: Embedder, folder
     assert (reasons["text.jpg"], reasons["empty.png"]) == ("not_media", "empty_file")
     assert reasons["broken.png"] in ("truncated", "decode_error")
     with pytest.raises(MediaError, match="not_media"):
-        embedder.embed_image(folders / "mixed" / "text.jpg")
-    with pytest.raises(MediaError, match="missing_file"):
-        embedder.embed_image(folders / "nowhere.jpg")
+        embedder.embed(folders / "mixed" / "text.jpg")
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
+        embedder.embed(folders / "nowhere.jpg")
     with pytest.raises(ValueError, match="nothing could be embedded: 2 sources failed"):
         embedder.embed([folders / "mixed" / "text.jpg", folders / "mixed" / "empty.png"])
     with pytest.raises(FileNotFoundError, match="no pictures below this folder"):
@@ -177,7 +177,7 @@ def test_what_cannot_be_read_is_named_with_its_reason(embedder: Embedder, folder
 
 def test_what_a_run_cannot_do_is_refused_with_what_it_can(embedder: Embedder, folders: Path, shards: Any) -> None:
     with pytest.raises(ValueError, match="no video encoder; it has image"):
-        embedder.embed_video(folders / "test" / "red" / "0.png")
+        embedder.embed(folders / "test" / "red" / "0.png", modalities=["video"])
     with pytest.raises(ValueError, match="pictures, which have no windows"):
         embedder.embed(folders / "test", window_seconds=2.0)
     with pytest.raises(ValueError, match="none of the 6 sources that could be opened has image"):

@@ -3,7 +3,7 @@
     embedder = avssl.load_embedder("runs/avid_cma")
     table, failures = embedder.embed(["holiday.mp4"], window_seconds=2.0, stride_seconds=1.0)
     table.video_embedding, table.audio_embedding, table.start_seconds
-    avssl.load_embedder("runs/simclr").embed_image("holiday.jpg").image_embedding
+    table, failures = avssl.load_embedder("runs/simclr").embed("holiday.jpg")  # table.image_embedding
 
 A window's embedding is the mean of the unit embeddings of the clips that fill it, made unit again: a window of 2 s
 holds four of AVID's video clips of 0.5 s and one audio clip of 2 s, evenly spaced; a clip longer than the window is
@@ -29,7 +29,7 @@ from avssl.config import RunConfig, load_run
 from avssl.device import usable_device
 from avssl.embedding.media import WindowBatch
 from avssl.embedding.rows import Finished, RowMaker, RowSpool, in_order
-from avssl.embedding.sources import Sources, open_media, resolve_sources
+from avssl.embedding.sources import Sources, resolve_sources
 from avssl.embedding.table import MODALITIES, VECTOR_COLUMNS, EmbeddingTable, concatenate
 from avssl.embedding.windows import WindowStream
 from avssl.models import create_encoder
@@ -198,28 +198,6 @@ class Embedder:
         views = self.config.views
         clip_seconds = views.audio.seconds if "audio" in self.modalities else views.video.num_frames / views.video.fps
         return {"window_seconds": window or clip_seconds, "stride_seconds": stride or window or clip_seconds}
-
-    def embed_image(self, path: str | Path, **options: Any) -> EmbeddingTable:
-        """The row of one picture; raises MediaError where `embed` reports."""
-        return self._embed_one(path, "image", options)
-
-    def embed_video(self, path: str | Path, **options: Any) -> EmbeddingTable:
-        """Video rows of one file; raises MediaError where `embed` reports."""
-        return self._embed_one(path, "video", options)
-
-    def embed_audio(self, path: str | Path, **options: Any) -> EmbeddingTable:
-        """Audio rows of one file; raises MediaError where `embed` reports."""
-        return self._embed_one(path, "audio", options)
-
-    def _embed_one(self, path: str | Path, modality: str, options: dict[str, Any]) -> EmbeddingTable:
-        self._checked([modality])
-        with closing(open_media(path, str(path), [modality])) as media:  # or its reason is raised
-            if modality not in media.sources:
-                raise MediaError(f"no_{modality}", f"{path}: has no {modality}")  # type: ignore[arg-type]
-        table, failures = self.embed(path, modalities=[modality], **options)
-        for error in failures.values():
-            raise error
-        return table
 
     @torch.inference_mode()
     def encode(self, modality: str, raw: RawView) -> tuple[np.ndarray, np.ndarray]:

@@ -156,13 +156,13 @@ def _number(value: Any) -> str | None:
 
 def _use_lines(title: str, modalities: list[str]) -> list[str]:
     file = {"video": "holiday.mp4", "audio": "holiday.wav", "image": "holiday.jpg"}[modalities[-1]]
-    method, quoted = f"embed_{modalities[-1]}", json.dumps(plain(title), ensure_ascii=False)
+    quoted = json.dumps(plain(title), ensure_ascii=False)
     return [
         "```python",
         "import avssl",
         "",
         f'embedder = avssl.load_embedder({quoted})  # this folder, or "owner/name" of a hub',
-        f'table = embedder.{method}("{file}")',
+        f'table, failures = embedder.embed("{file}")',
         f"table.{modalities[-1]}_embedding  # unit rows",
         "```",
     ]
