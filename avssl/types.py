@@ -59,6 +59,9 @@ class View:
     augment: "train" is the run's own set of its modality (views.video.augment, views.audio.augment), "test" is
     deterministic, any other name is a set of `views.augments`; for sound there is "jigsaw" instead. clip: views with
     the same number are cut from the same seconds of a sample (of both modalities); another number draws other seconds.
+
+    >>> View("second", "video", augment="simclr", clip=1).modality
+    'video'
     """
 
     name: str
@@ -98,7 +101,11 @@ class Batch:
 
 @dataclass
 class LossConfig:
-    """Base of every loss's configuration."""
+    """Base of every loss's configuration.
+
+    >>> LossConfig(name="simclr").seed
+    0
+    """
 
     name: str = ""  # a file of avssl/losses
     seed: int = 0  # of the loss's own state and draws
@@ -106,7 +113,11 @@ class LossConfig:
 
 @dataclass
 class LossOutput:
-    """total: scalar with gradient; terms: detached scalars for the log."""
+    """total: scalar with gradient; terms: detached scalars for the log.
+
+    >>> LossOutput(torch.tensor(1.0), {"invariance": torch.tensor(0.5)}).total
+    tensor(1.)
+    """
 
     total: torch.Tensor
     terms: dict[str, torch.Tensor]
@@ -117,6 +128,9 @@ class Progress:
     """Where a run stands. batch counts micro-batches, step counts optimizer steps, both since the run began.
 
     total_steps is where the run ends, for schedules; it is part of the configuration, not of the state.
+
+    >>> Progress(step=3, total_steps=10).state_dict()["step"]
+    3
     """
 
     epoch: int = 0

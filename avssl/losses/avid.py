@@ -63,7 +63,14 @@ def direction_name(anchor: str, memory: str) -> str:
 
 @register("avid")
 class AVID(Loss):
-    """AVID's cross, self and joint variants. State: a bank per modality (N, D) and the partition constant ()."""
+    """AVID's cross, self and joint variants. State: a bank per modality (N, D) and the partition constant ().
+
+    >>> video, audio = create_encoder("avid_video", depth=10, width=4), create_encoder("avid_audio", width=4)
+    >>> loss = AVID(AVID.Config(num_negatives=4), {"video": video, "audio": audio}, num_samples=8)
+    >>> views = {"video": torch.rand(4, 3, 4, 32, 32), "audio": torch.rand(4, 1, 50, 20)}
+    >>> loss.loss(loss(views), torch.arange(4), Progress()).total.item() < torch.inf
+    True
+    """
 
     Config: ClassVar[type[LossConfig]] = AVIDConfig
     family: ClassVar[str] = "audio-visual"

@@ -76,7 +76,15 @@ def positive_set(
 
 @register("avid_cma")
 class AVIDCMA(AVID):
-    """AVID plus positives by agreement. State: AVID's, and the positive sets (N, k)."""
+    """AVID plus positives by agreement. State: AVID's, and the positive sets (N, k).
+
+    >>> video, audio = create_encoder("avid_video", depth=10, width=4), create_encoder("avid_audio", width=4)
+    >>> config = AVIDCMA.Config(num_negatives=4, num_negatives_within=2, num_positives=2)
+    >>> loss = AVIDCMA(config, {"video": video, "audio": audio}, num_samples=8)
+    >>> views = {"video": torch.rand(4, 3, 4, 32, 32), "audio": torch.rand(4, 1, 50, 20)}
+    >>> loss.loss(loss(views), torch.arange(4), Progress()).total.item() < torch.inf
+    True
+    """
 
     Config: ClassVar[type[LossConfig]] = AVIDCMAConfig
     state: ClassVar[str] = "memory bank, partition constant, positive sets"

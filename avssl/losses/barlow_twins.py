@@ -63,6 +63,10 @@ def barlow_twins(z1: torch.Tensor, z2: torch.Tensor, redundancy_weight: float) -
 
     Returns a float32 scalar from 0 on; D for views that do not correlate at all.
     Raises ValueError for a batch of one: it has no correlations.
+
+    >>> z = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+    >>> barlow_twins(z, z, redundancy_weight=0.0051).item()  # two dimensions that do not correlate
+    0.0
     """
     if len(z1) < 2:
         raise ValueError(
@@ -77,7 +81,14 @@ def barlow_twins(z1: torch.Tensor, z2: torch.Tensor, redundancy_weight: float) -
 
 @register("barlow_twins")
 class BarlowTwins(PairLoss):
-    """Cross-correlation of two views towards the identity. State: none."""
+    """Cross-correlation of two views towards the identity. State: none.
+
+    >>> encoders = {"image": create_encoder("resnet10", width=8)}
+    >>> loss = BarlowTwins(BarlowTwins.Config(projector_hidden_dims=(16,), embedding_dim=16), encoders, num_samples=8)
+    >>> views = {"first": torch.rand(4, 3, 32, 32), "second": torch.rand(4, 3, 32, 32)}
+    >>> loss.loss(loss(views), torch.arange(4), Progress()).total.item() < torch.inf
+    True
+    """
 
     Config: ClassVar[type[LossConfig]] = BarlowTwinsConfig
     family: ClassVar[str] = "redundancy reduction"

@@ -54,6 +54,11 @@ class EpochContext:
     embed_all(view_names) yields (index (B,), outputs) for every sample once over all ranks, without gradient, in eval
     mode, from deterministic views; of all views, or of those named. A stop can end it: write after the last pass alone.
     reset_optimizer_state(parameters) forgets the optimizer's moments of parameters that the loss has just rewritten.
+
+    >>> context = EpochContext(0, lambda views: [(torch.tensor([1, 0]), {"first": torch.tensor([[1.0], [0.0]])})])
+    >>> context.collect("first", num_samples=2)
+    tensor([[0.],
+            [1.]])
     """
 
     epoch: int
@@ -76,7 +81,15 @@ class EpochContext:
 
 
 class Loss(nn.Module):
-    """Base class; see the module's text. Subclasses set Config and write views, __init__, forward and loss."""
+    """Base class; see the module's text. Subclasses set Config and write views, __init__, forward and loss.
+
+    >>> class Reconstruction(Loss):
+    ...     @classmethod
+    ...     def views(cls, config):
+    ...         return (View("first", "image"),)
+    >>> Reconstruction.modalities(LossConfig())
+    ['image']
+    """
 
     Config: ClassVar[type[LossConfig]] = LossConfig
     # What `python -m avssl.losses` and the README say of it.
@@ -188,7 +201,11 @@ VIEW_NAMES = ("first", "second")  # a loss that names single modalities in its `
 
 @dataclass
 class PairConfig(LossConfig):
-    """Base of the losses that compare two views of a sample."""
+    """Base of the losses that compare two views of a sample.
+
+    >>> PairConfig(name="simclr", modalities=("video", "audio")).augments
+    ()
+    """
 
     modalities: tuple[str, ...] = ("image", "image")  # or video video, audio audio, video audio
     augments: tuple[str, ...] = ()  # a set for each of the two views; empty: the paper's for images, else the run's own
@@ -198,6 +215,9 @@ class PairLoss(Loss):
     """Base of the losses that compare two views, "first" and "second", of one or of two modalities.
 
     Two views of the same video or sound are cut from different seconds of it; a video and a sound are the same moment.
+
+    >>> [view.augment for view in PairLoss.views(PairConfig(name="mine", augments=("simclr", "moco_v2")))]
+    ['simclr', 'moco_v2']
     """
 
     augments: ClassVar[tuple[str, str]] = ("train", "train")  # the paper's sets of `views.augments`, for images

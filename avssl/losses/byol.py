@@ -56,13 +56,24 @@ def regression(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor
             no gradient.
 
     Returns a float32 scalar.
+
+    >>> z = torch.eye(4)
+    >>> regression(z, z).item(), regression(z, -z).item()
+    (0.0, 4.0)
     """
     return 2 - 2 * cosine_similarity(predictions.float(), targets.detach().float(), dim=1).mean()
 
 
 @register("byol")
 class BYOL(PairLoss):
-    """Regression of a slow teacher's embedding of the other view. State: a teacher per modality."""
+    """Regression of a slow teacher's embedding of the other view. State: a teacher per modality.
+
+    >>> encoders = {"image": create_encoder("resnet10", width=8)}
+    >>> loss = BYOL(BYOL.Config(), encoders, num_samples=8)
+    >>> views = {"first": torch.rand(4, 3, 32, 32), "second": torch.rand(4, 3, 32, 32)}
+    >>> loss.loss(loss(views), torch.arange(4), Progress()).total.item() < torch.inf
+    True
+    """
 
     Config: ClassVar[type[LossConfig]] = BYOLConfig
     family: ClassVar[str] = "distillation"

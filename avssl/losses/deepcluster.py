@@ -64,13 +64,24 @@ def balanced_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, weights: 
     """Mean over the batch of the weighted cross-entropy; the sum of the weights does not divide it.
 
     logits (B, K) any float, labels int64 (B,), weights (K,) of the labels. Returns a float32 scalar.
+
+    >>> logits, labels = torch.zeros(4, 2), torch.tensor([0, 0, 0, 1])
+    >>> round(balanced_cross_entropy(logits, labels, weights=torch.tensor([2 / 3, 2.0])).item(), 4)
+    0.6931
     """
     return (weights[labels] * cross_entropy(logits.float(), labels, reduction="none")).mean()
 
 
 @register("deepcluster")
 class DeepCluster(PairLoss):
-    """Classification of clusters. State: labels (N, M) and weights (M, K), a column for the clusters of a modality."""
+    """Classification of clusters. State: labels (N, M) and weights (M, K), a column for the clusters of a modality.
+
+    >>> encoders = {"image": create_encoder("resnet10", width=8)}
+    >>> loss = DeepCluster(DeepCluster.Config(num_clusters=2, pca_dim=4), encoders, num_samples=8)
+    >>> views = {"first": torch.rand(4, 3, 32, 32)}
+    >>> loss.loss(loss(views), torch.arange(4), Progress()).total.item() < torch.inf
+    True
+    """
 
     Config: ClassVar[type[LossConfig]] = DeepClusterConfig
     family: ClassVar[str] = "clustering"

@@ -50,6 +50,12 @@ class DeepClusterV2(CropLoss):
     """Cross-entropy with cluster labels. State: two memories (N, D), labels (N, H, S), prototypes (S, H, K, D).
 
     S counts sources of labels: one, or across modalities one a modality, in the order of config.modalities.
+
+    >>> encoders = {"image": create_encoder("resnet10", width=8)}
+    >>> loss = DeepClusterV2(DeepClusterV2.Config(num_small_crops=0, num_prototypes=4), encoders, num_samples=8)
+    >>> views = {"first": torch.rand(4, 3, 32, 32), "second": torch.rand(4, 3, 32, 32)}
+    >>> loss.loss(loss(views), torch.arange(4), Progress()).total.item() < torch.inf
+    True
     """
 
     Config: ClassVar[type[LossConfig]] = DeepClusterV2Config

@@ -63,6 +63,10 @@ def info_nce(queries: torch.Tensor, keys: torch.Tensor, queue: torch.Tensor, tem
         temperature: > 0.
 
     Returns a float32 scalar; finite also where cosines are 1 and the temperature is small.
+
+    >>> z = torch.eye(4)
+    >>> info_nce(z[:2], z[:2], queue=z[2:], temperature=0.1).item() < 1e-3
+    True
     """
     queries, keys, queue = (normalize(x.float(), dim=1) for x in (queries, keys.detach(), queue.detach()))
     positive = (queries * keys).sum(dim=1, keepdim=True)
@@ -72,7 +76,14 @@ def info_nce(queries: torch.Tensor, keys: torch.Tensor, queue: torch.Tensor, tem
 
 @register("moco")
 class MoCo(PairLoss):
-    """InfoNCE against a queue of a momentum teacher's keys. State: a teacher and a queue (K, D) per modality."""
+    """InfoNCE against a queue of a momentum teacher's keys. State: a teacher and a queue (K, D) per modality.
+
+    >>> encoders = {"image": create_encoder("resnet10", width=8)}
+    >>> loss = MoCo(MoCo.Config(queue_size=8, shuffle_groups=0), encoders, num_samples=8)
+    >>> views = {"first": torch.rand(4, 3, 32, 32), "second": torch.rand(4, 3, 32, 32)}
+    >>> loss.loss(loss(views), torch.arange(4), Progress()).total.item() < torch.inf
+    True
+    """
 
     Config: ClassVar[type[LossConfig]] = MoCoConfig
     family: ClassVar[str] = "contrastive"

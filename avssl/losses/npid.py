@@ -52,7 +52,14 @@ class NPIDConfig(PairConfig):
 
 @register("npid")
 class NPID(PairLoss):
-    """NCE against a memory bank. State: a bank per modality (N, D) and the partition constant ()."""
+    """NCE against a memory bank. State: a bank per modality (N, D) and the partition constant ().
+
+    >>> encoders = {"image": create_encoder("resnet10", width=8)}
+    >>> loss = NPID(NPID.Config(num_negatives=4), encoders, num_samples=8)
+    >>> views = {"first": torch.rand(4, 3, 32, 32)}
+    >>> loss.loss(loss(views), torch.arange(4), Progress()).total.item() < torch.inf
+    True
+    """
 
     Config: ClassVar[type[LossConfig]] = NPIDConfig
     family: ClassVar[str] = "contrastive"

@@ -57,7 +57,14 @@ class PIRLConfig(PairConfig):
 
 @register("pirl")
 class PIRL(PairLoss):
-    """NCE of a sample and of its jigsaw against a bank. State: the bank (N, D) and the partition constant ()."""
+    """NCE of a sample and of its jigsaw against a bank. State: the bank (N, D) and the partition constant ().
+
+    >>> encoders = {"image": create_encoder("resnet10", width=8)}
+    >>> loss = PIRL(PIRL.Config(num_negatives=4), encoders, num_samples=8)
+    >>> views = {"first": torch.rand(4, 3, 48, 48), "second": torch.rand(4, 9, 3, 16, 16)}
+    >>> loss.loss(loss(views), torch.arange(4), Progress()).total.item() < torch.inf
+    True
+    """
 
     Config: ClassVar[type[LossConfig]] = PIRLConfig
     family: ClassVar[str] = "contrastive"

@@ -15,7 +15,14 @@ _NOT_LOSSES = {"base", "crops", "registry", "__main__"}
 
 
 def register(name: str) -> Callable[[type[Loss]], type[Loss]]:
-    """Class decorator: `@register("avid")` makes a Loss reachable as `loss.name=avid`. A taken name is an error."""
+    """Class decorator: `@register("avid")` makes a Loss reachable as `loss.name=avid`. A taken name is an error.
+
+    >>> @register("weighted_simclr")
+    ... class WeightedSimCLR(get("simclr")):
+    ...     pass
+    >>> get("weighted_simclr").__name__
+    'WeightedSimCLR'
+    """
 
     def add(cls: type[Loss]) -> type[Loss]:
         known = _REGISTRY.get(name)
@@ -28,7 +35,11 @@ def register(name: str) -> Callable[[type[Loss]], type[Loss]]:
 
 
 def names() -> list[str]:
-    """All registered names, sorted. Imports every file of the folder once."""
+    """All registered names, sorted. Imports every file of the folder once.
+
+    >>> {"avid", "avid_cma", "simclr"} <= set(names())
+    True
+    """
     for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
         if module.name not in _NOT_LOSSES:
             importlib.import_module(f"{__package__}.{module.name}")
@@ -36,7 +47,11 @@ def names() -> list[str]:
 
 
 def get(name: str) -> type[Loss]:
-    """The loss class of a name; KeyError with the allowed names and the nearest one otherwise."""
+    """The loss class of a name; KeyError with the allowed names and the nearest one otherwise.
+
+    >>> get("barlow_twins").paper
+    'Zbontar et al. 2021, arXiv 2103.03230'
+    """
     if name not in _REGISTRY and name not in names():
         near = difflib.get_close_matches(name, _REGISTRY, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""

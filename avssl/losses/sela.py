@@ -68,7 +68,14 @@ def relabeling_epochs(num_relabelings: int, epochs: int) -> tuple[int, ...]:
 
 @register("sela")
 class SeLa(PairLoss):
-    """Classification of balanced labels. State: labels (N, H)."""
+    """Classification of balanced labels. State: labels (N, H).
+
+    >>> encoders = {"image": create_encoder("resnet10", width=8)}
+    >>> loss = SeLa(SeLa.Config(num_clusters=4), encoders, num_samples=8)
+    >>> views = {"first": torch.rand(4, 3, 32, 32)}
+    >>> loss.loss(loss(views), torch.arange(4), Progress()).total.item() < torch.inf
+    True
+    """
 
     Config: ClassVar[type[LossConfig]] = SeLaConfig
     family: ClassVar[str] = "clustering"

@@ -46,6 +46,10 @@ def nt_xent(z1: torch.Tensor, z2: torch.Tensor, temperature: float) -> torch.Ten
         temperature: > 0.
 
     Returns a float32 scalar; finite also where cosines are 1 and the temperature is small.
+
+    >>> z = torch.eye(4)
+    >>> nt_xent(z, z, temperature=0.1).item() < 1e-3 < nt_xent(z, z.flip(0), temperature=0.1).item()
+    True
     """
     z = normalize(torch.cat([z1, z2]).float(), dim=1)
     batch_size = len(z1)
@@ -56,7 +60,11 @@ def nt_xent(z1: torch.Tensor, z2: torch.Tensor, temperature: float) -> torch.Ten
 
 
 def two_way_cross_entropy(z1: torch.Tensor, z2: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Find z2's row by z1's and the other way round: mean of the two cross-entropies. Arguments as `nt_xent`."""
+    """Find z2's row by z1's and the other way round: mean of the two cross-entropies. Arguments as `nt_xent`.
+
+    >>> two_way_cross_entropy(torch.eye(4), torch.eye(4), temperature=0.1).item() < 1e-3
+    True
+    """
     scores = normalize(z1.float(), dim=1) @ normalize(z2.float(), dim=1).T / temperature
     own = torch.arange(len(scores), device=scores.device)
     return (cross_entropy(scores, own) + cross_entropy(scores.T, own)) / 2
@@ -64,7 +72,14 @@ def two_way_cross_entropy(z1: torch.Tensor, z2: torch.Tensor, temperature: float
 
 @register("simclr")
 class SimCLR(PairLoss):
-    """NT-Xent on two views, or two-way cross-entropy across modalities. State: none."""
+    """NT-Xent on two views, or two-way cross-entropy across modalities. State: none.
+
+    >>> encoders = {"image": create_encoder("resnet10", width=8)}
+    >>> loss = SimCLR(SimCLR.Config(), encoders, num_samples=8)
+    >>> views = {"first": torch.rand(4, 3, 32, 32), "second": torch.rand(4, 3, 32, 32)}
+    >>> loss.loss(loss(views), torch.arange(4), Progress()).total.item() < torch.inf
+    True
+    """
 
     Config: ClassVar[type[LossConfig]] = SimCLRConfig
     family: ClassVar[str] = "contrastive"

@@ -47,13 +47,24 @@ def negative_cosine(predictions: torch.Tensor, targets: torch.Tensor) -> torch.T
             no gradient.
 
     Returns a float32 scalar.
+
+    >>> z = torch.eye(4)
+    >>> negative_cosine(z, z).item()
+    -1.0
     """
     return -cosine_similarity(predictions.float(), targets.detach().float(), dim=1).mean()
 
 
 @register("simsiam")
 class SimSiam(PairLoss):
-    """Regression of the other view's embedding with a stopped gradient. State: none."""
+    """Regression of the other view's embedding with a stopped gradient. State: none.
+
+    >>> encoders = {"image": create_encoder("resnet10", width=8)}
+    >>> loss = SimSiam(SimSiam.Config(), encoders, num_samples=8)
+    >>> views = {"first": torch.rand(4, 3, 32, 32), "second": torch.rand(4, 3, 32, 32)}
+    >>> loss.loss(loss(views), torch.arange(4), Progress()).total.item() < torch.inf
+    True
+    """
 
     Config: ClassVar[type[LossConfig]] = SimSiamConfig
     family: ClassVar[str] = "distillation"

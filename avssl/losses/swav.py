@@ -59,6 +59,11 @@ def swapped_prediction(
         temperature: > 0, divides the scores.
 
     Returns a float32 scalar: the mean over codes of the mean over the other views of the mean over the batch.
+
+    >>> scores = torch.tensor([[5.0, 0.0], [0.0, 5.0]])
+    >>> codes = torch.eye(2)
+    >>> round(swapped_prediction([scores, scores], [codes, codes], temperature=1.0).item(), 4)
+    0.0067
     """
     if not 0 < len(codes) <= len(scores) or len(scores) < 2:
         raise ValueError(
@@ -77,7 +82,14 @@ def swapped_prediction(
 
 @register("swav")
 class SwAV(CropLoss):
-    """Swapped prediction of balanced codes. State: a queue for each large crop, if asked for."""
+    """Swapped prediction of balanced codes. State: a queue for each large crop, if asked for.
+
+    >>> encoders = {"image": create_encoder("resnet10", width=8)}
+    >>> loss = SwAV(SwAV.Config(num_small_crops=0, num_prototypes=4), encoders, num_samples=8)
+    >>> views = {"first": torch.rand(4, 3, 32, 32), "second": torch.rand(4, 3, 32, 32)}
+    >>> loss.loss(loss(views), torch.arange(4), Progress()).total.item() < torch.inf
+    True
+    """
 
     Config: ClassVar[type[LossConfig]] = SwAVConfig
     family: ClassVar[str] = "clustering"

@@ -97,13 +97,24 @@ def vicreg(
         invariance_weight, variance_weight, covariance_weight: >= 0; 25, 25, 1 in the paper.
 
     Returns a float32 scalar from 0 on. Raises ValueError for a batch of one: it has no variance.
+
+    >>> z = torch.zeros(4, 2)
+    >>> round(vicreg(z, z, 25.0, 25.0, 1.0).item(), 2)  # collapsed: only the variance term is left
+    24.75
     """
     return vicreg_terms(z1, z2).weighted(invariance_weight, variance_weight, covariance_weight)
 
 
 @register("vicreg")
 class VICReg(PairLoss):
-    """Views agree, dimensions stay alive and do not repeat each other. State: none."""
+    """Views agree, dimensions stay alive and do not repeat each other. State: none.
+
+    >>> encoders = {"image": create_encoder("resnet10", width=8)}
+    >>> loss = VICReg(VICReg.Config(projector_hidden_dims=(16,), embedding_dim=16), encoders, num_samples=8)
+    >>> views = {"first": torch.rand(4, 3, 32, 32), "second": torch.rand(4, 3, 32, 32)}
+    >>> loss.loss(loss(views), torch.arange(4), Progress()).total.item() < torch.inf
+    True
+    """
 
     Config: ClassVar[type[LossConfig]] = VICRegConfig
     family: ClassVar[str] = "redundancy reduction"

@@ -27,7 +27,14 @@ class XDCConfig(DeepClusterConfig):
 
 @register("xdc")
 class XDC(DeepCluster):
-    """Each modality classifies the other's clusters. State: DeepCluster's."""
+    """Each modality classifies the other's clusters. State: DeepCluster's.
+
+    >>> video, audio = create_encoder("avid_video", depth=10, width=4), create_encoder("avid_audio", width=4)
+    >>> loss = XDC(XDC.Config(num_clusters=2, pca_dim=4), {"video": video, "audio": audio}, num_samples=8)
+    >>> views = {"first": torch.rand(4, 3, 4, 32, 32), "second": torch.rand(4, 1, 50, 20)}
+    >>> loss.loss(loss(views), torch.arange(4), Progress()).total.item() < torch.inf
+    True
+    """
 
     Config: ClassVar[type[LossConfig]] = XDCConfig
     paper: ClassVar[str] = "Alwassel et al. 2020, arXiv 1911.12667"

@@ -32,6 +32,11 @@ def spherical_kmeans(
 
     Returns:
         centroids (k, D) float32 unit rows; assignments (N,) int64, of the rows to these centroids.
+
+    >>> rows = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]])
+    >>> labels = spherical_kmeans(rows, k=2, iterations=5, generator=torch.Generator().manual_seed(0))[1]
+    >>> (labels[0] == labels[1]).item(), (labels[0] == labels[2]).item()
+    (True, False)
     """
     x = normalize(x.float(), dim=1)
     centroids = x[_distinct_rows(len(x), k, generator, x.device)]
@@ -65,6 +70,10 @@ def whiten(x: torch.Tensor, dim: int) -> torch.Tensor:
 
     ValueError unless dim <= D and dim < N: fewer rows do not span as many directions. Directions in which the rows do
     not vary stay near 0. The covariance and its eigenvectors are float64.
+
+    >>> rows = whiten(torch.randn(100, 5), dim=3)
+    >>> rows.shape, rows.var(dim=0).round(decimals=1)
+    (torch.Size([100, 3]), tensor([1., 1., 1.]))
     """
     num_rows, width = x.shape
     if not 0 < dim <= min(width, num_rows - 1):

@@ -22,6 +22,11 @@ class MemoryBank(nn.Module):
     `rows` is float32 (N, D), a persistent buffer from birth. It starts as normalized Gaussian noise from `seed`, the
     same on every rank: the constant of the NCE losses is estimated from these random rows.
     Callers use `gather_rows` and `update` only, so that a bank sharded over devices can take this one's place.
+
+    >>> bank = MemoryBank(num_samples=10, dim=4, seed=0)
+    >>> bank.update(torch.tensor([2]), torch.tensor([[1.0, 0.0, 0.0, 0.0]]), momentum=0.0)
+    >>> bank.gather_rows(torch.tensor([2]))
+    tensor([[1., 0., 0., 0.]])
     """
 
     rows: torch.Tensor
@@ -62,6 +67,11 @@ class Queue(nn.Module):
 
     It starts as normalized Gaussian noise from `seed`, the same on every rank. `count` is how many rows were ever
     pushed. Push tensors gathered from all ranks: then every rank holds the same bits.
+
+    >>> queue = Queue(size=3, dim=2, seed=0)
+    >>> queue.push(torch.eye(2))
+    >>> queue.count.item(), queue.rows.shape
+    (2, torch.Size([3, 2]))
     """
 
     rows: torch.Tensor

@@ -47,7 +47,12 @@ def nce_terms(
 
 
 def nce(positive_scores: torch.Tensor, negative_scores: torch.Tensor, partition: torch.Tensor | float) -> torch.Tensor:
-    """Mean NCE loss of a batch: scalar. See `nce_terms` for the arguments."""
+    """Mean NCE loss of a batch: scalar. See `nce_terms` for the arguments.
+
+    >>> positive, negatives = torch.tensor([5.0]), torch.tensor([[-5.0, -5.0]])
+    >>> nce(positive, negatives, partition=1.0).item() < nce(-positive, -negatives, partition=1.0).item()
+    True
+    """
     positive, negative = nce_terms(positive_scores, negative_scores, partition)
     return (positive + negative).mean()
 

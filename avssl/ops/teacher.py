@@ -51,6 +51,9 @@ def cosine_momentum(base: float, step: int, total_steps: int) -> float:
     """1 - (1 - base) (1 + cos(pi step / total_steps)) / 2: from `base` at step 0 to 1 at the end.
 
     Source: Grill et al. 2020 (arXiv 2006.07733), section 3.3; used by MoCo v3 too.
+
+    >>> cosine_momentum(0.996, 0, 100), cosine_momentum(0.996, 100, 100)
+    (0.996, 1.0)
     """
     if total_steps < 1:
         raise ValueError(f"a momentum schedule needs the length of the run; total_steps is {total_steps}")

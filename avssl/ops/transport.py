@@ -39,6 +39,9 @@ def self_labels(log_probabilities: torch.Tensor, sharpness: float) -> torch.Tens
     make, whose entries are at most 1/N; every 10 iterations the scales found since go into the logarithms (Schmitzer
     2019, arXiv 1610.06519, absorption). The first iteration is on logarithms alone: after a whole one no column of the
     plan holds less than 1/(N K), so none is lost to underflow.
+
+    >>> self_labels(torch.tensor([[0.0, -5.0], [0.0, -1.0]]), sharpness=25.0)  # one sample for each of two clusters
+    tensor([0, 1])
     """
     if sharpness <= 0:
         raise ValueError(f"self_labels: sharpness is {sharpness}; it must be above 0 (25 in the paper)")
@@ -114,6 +117,9 @@ def sinkhorn(scores: torch.Tensor, epsilon: float, iterations: int) -> torch.Ten
         (B, K) float32, rows sum to 1; finite for every finite score. The first iteration is on logarithms. So are the
         others for a small epsilon, where codes that underflow could grow again; else scores further apart than cosines
         lose the smallest ones.
+
+    >>> sinkhorn(torch.tensor([[1.0, 0.0], [0.9, 0.0]]), epsilon=0.05, iterations=3).sum(dim=1)
+    tensor([1., 1.])
     """
     if epsilon <= 0 or iterations < 1:
         raise ValueError(f"sinkhorn: epsilon is {epsilon} and iterations {iterations}; they must be > 0 and >= 1")

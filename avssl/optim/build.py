@@ -24,6 +24,10 @@ def build_optimizer(config: OptimConfig, groups: Sequence[Mapping[str, object]])
 
     A group may carry lr_scale, a factor kept through the schedule; constant_lr, True to stay out of the schedule; and
     options of the optimizer.
+
+    >>> network = torch.nn.Linear(2, 2)
+    >>> build_optimizer(OptimConfig(name="lars", lr=0.2), [{"params": list(network.parameters())}]).__class__.__name__
+    'LARS'
     """
     ready = [piece for group in groups for piece in _split_biases(config, group)]
     common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
@@ -101,7 +105,11 @@ def _split_biases(config: OptimConfig, group: Mapping[str, object]) -> list[dict
 
 
 def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
-    """Learning rate of optimizer step `step` (0-based) of `total_steps`."""
+    """Learning rate of optimizer step `step` (0-based) of `total_steps`.
+
+    >>> learning_rate(OptimConfig(lr=1.0, schedule="cosine", warmup_steps=10), step=4, total_steps=100)
+    0.5
+    """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     if config.schedule == "cosine":

@@ -11,6 +11,9 @@ class OptimConfig:
     """Optimizer and schedule. weight_decay is L2 in the gradient for adam, sgd, lars; decoupled for adamw.
 
     "Biases" are all tensors with at most one axis: biases and the scales and shifts of norms.
+
+    >>> OptimConfig(name="sgd", lr=0.1, schedule="cosine").momentum
+    0.9
     """
 
     name: Literal["adam", "adamw", "sgd", "lars"] = "adam"

@@ -14,7 +14,13 @@ import torch
 
 
 class LARS(torch.optim.Optimizer):
-    """See the module's text. trust is the coefficient eta, 0.001 in SimCLR, BYOL, Barlow Twins and VICReg."""
+    """See the module's text. trust is the coefficient eta, 0.001 in SimCLR, BYOL, Barlow Twins and VICReg.
+
+    >>> network = torch.nn.Linear(2, 1)
+    >>> optimizer = LARS(network.parameters(), lr=0.1)
+    >>> network(torch.ones(1, 2)).sum().backward()
+    >>> optimizer.step()
+    """
 
     def __init__(
         self,
