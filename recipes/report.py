@@ -40,7 +40,7 @@ def main(run: Path, others: list[Path], shards: str) -> Path:
         media=media if library else None,
         other_runs={other.name: other for other in others},
         index=Fields.read(library.folder / "index.json").record if library else None,
-        facts=Fields.read(provenance).record if provenance.is_file() else None,
+        facts=checkpoint.read_provenance(run) if provenance.is_file() else None,
     )
 
 

@@ -18,6 +18,20 @@ def finished_run(folder, run, fingerprint="abc"):
     return folder
 
 
+def test_the_license_of_a_run_of_an_earlier_version_is_read_and_kept(tmp_path):
+    """Its keys had the British spelling."""
+    run = Run("simclr", ("image", "image"))
+    source = finished_run(tmp_path / "run", run)
+    facts = json.loads((source / checkpoint.PROVENANCE_FILE).read_text())
+    facts |= {"licence": "CC-BY-NC-4.0", "licence_note": "no commercial use"}
+    (source / checkpoint.PROVENANCE_FILE).write_text(json.dumps(facts))
+    (tmp_path / "next").mkdir()
+    checkpoint.export(tmp_path / "next", {"loss": run.loss}, {"init_from": str(source)})
+    for folder in (source, tmp_path / "next"):
+        provenance = checkpoint.read_provenance(folder)
+        assert (provenance["license"], provenance["license_note"]) == ("CC-BY-NC-4.0", "no commercial use")
+
+
 @pytest.mark.parametrize("name", ["moco", "moco_v3", "byol"])
 def test_teachers_start_as_the_inherited_students_when_the_source_has_none(name, tmp_path):
     pair = ("image", "image")

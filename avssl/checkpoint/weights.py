@@ -19,6 +19,7 @@ from avssl.files.whole import whole_path, write_whole
 WEIGHTS_FILE = "encoders.safetensors"
 EXCHANGE_FILE = "model.safetensors"
 PROVENANCE_FILE = "provenance.json"
+OLD_PROVENANCE_KEYS = {"licence": "license", "licence_note": "license_note"}  # of earlier versions
 
 
 def export(
@@ -47,19 +48,21 @@ def write_weights(run: Path, state: Mapping[str, torch.Tensor], provenance: Mapp
 
 
 def _inherited_license(init_from: str) -> dict[str, Any]:
-    source = Path(init_from) / PROVENANCE_FILE
-    if not init_from or not source.is_file():
+    if not init_from or not (Path(init_from) / PROVENANCE_FILE).is_file():
         return {}
-    facts = Fields.read(source).record
+    facts = read_provenance(init_from)
     return {key: facts[key] for key in ("license", "license_note") if key in facts}
 
 
 def read_provenance(run: str | Path) -> dict[str, Any]:
-    """provenance.json of a finished run or of an exchange folder; FileNotFoundError where there is none."""
+    """provenance.json of a finished run or of an exchange folder, with the keys of this version.
+
+    FileNotFoundError where there is none.
+    """
     path = Path(run) / PROVENANCE_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {run} is not a finished run")
-    return Fields.read(path).record
+    return {OLD_PROVENANCE_KEYS.get(key, key): value for key, value in Fields.read(path).record.items()}
 
 
 def save_module(module: nn.Module, path: Path) -> None:
