@@ -10,7 +10,7 @@ from unittest import mock
 
 import fsspec
 
-from avssl.files import file_systems
+from avssl.files import storage
 
 S3_ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "nobody",
@@ -24,7 +24,7 @@ S3_ENVIRONMENT = {
 
 def forget_connections():
     """The next use of a protocol reads its settings anew."""
-    file_systems._file_systems.clear()
+    storage._file_systems.clear()
     for protocol in ("s3", "http"):
         fsspec.get_filesystem_class(protocol).clear_instance_cache()
 

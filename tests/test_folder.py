@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from avssl.files import file_systems, retry
+from avssl.files import retry, storage
 from avssl.files.whole import atomic_file
 from data_prep.write import folder as folder_module
 from data_prep.write.folder import OutputFolder
@@ -136,7 +136,7 @@ def test_a_store_that_is_away_is_one_clear_error_and_nothing_stays_here(tmp_path
         def put_file(self, *_):
             raise ConnectionResetError("reset by peer")
 
-    monkeypatch.setattr(file_systems, "_file_system", lambda protocol: Away())
+    monkeypatch.setattr(storage, "_file_system", lambda protocol: Away())
     message = r"memory://bucket/away/a: could not be written in 5 tries.*reset by peer"
     with pytest.raises(ConnectionError, match=message), folder.whole_file("a") as file:
         file.write(b"content")

@@ -9,7 +9,7 @@ import tracemalloc
 import fsspec
 import pytest
 
-from avssl.files import file_systems, retry, storage, web_files
+from avssl.files import retry, storage, web_files
 from avssl.shards.shard_set import ShardSet
 from avssl.types import MediaError
 from tests.stores import forget_connections, web_server
@@ -138,4 +138,4 @@ def test_the_bound_of_a_range_is_the_range(web):
     assert storage.read_bytes(f"{web.url}/file", 5, 300) == web.files["file"][5:300]
     web.honours_ranges = False
     assert storage.read_bytes(f"{web.url}/file", 5, 300) == web.files["file"][5:300]
-    assert file_systems.BLOCK_BYTES == 8 << 20
+    assert storage.BLOCK_BYTES == 8 << 20

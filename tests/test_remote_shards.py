@@ -17,7 +17,7 @@ from avssl import config
 from avssl.data.loader import Loader
 from avssl.data.loader_config import LoaderConfig
 from avssl.embedding.sources import resolve_sources
-from avssl.files import file_systems, retry, storage
+from avssl.files import retry, storage
 from avssl.shards import remote as remote_shards
 from avssl.shards.cache import ShardCache, default_cache_dir
 from avssl.shards.format import shard_name
@@ -48,7 +48,7 @@ def web():
 
 @pytest.fixture(autouse=True)
 def fast(monkeypatch, tmp_path):
-    monkeypatch.setattr(file_systems, "BLOCK_BYTES", 1 << 14)
+    monkeypatch.setattr(storage, "BLOCK_BYTES", 1 << 14)
     monkeypatch.setattr(retry, "FIRST_WAIT_SECONDS", 0.01)
     monkeypatch.setenv("AVSSL_CACHE", str(tmp_path / "cache"))
 
@@ -105,7 +105,7 @@ def test_every_sample_equals_the_local_one(protocol, request, folder, tmp_path):
 
 
 def test_a_local_folder_makes_no_cache_and_needs_no_file_system(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(file_systems, "_file_system", None)
+    monkeypatch.setattr(storage, "_file_system", None)
     assert read_all(ShardSet(folder)) == read_all(ShardSet(f"file://{folder}")) == SAMPLES
     assert not (tmp_path / "cache").exists()
 

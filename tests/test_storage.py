@@ -1,6 +1,7 @@
 """avssl.files.storage: any store gives the bytes that were put there, whole or not at all, or says what is wrong."""
 
 import io
+import json
 import os
 import sys
 
@@ -9,7 +10,7 @@ import botocore.exceptions
 import numpy as np
 import pytest
 
-from avssl.files import file_systems, retry, storage
+from avssl.files import retry, storage
 from avssl.types import MediaError
 from tests.stores import forget_connections, s3_server, web_server
 
@@ -34,7 +35,7 @@ def web():
 
 @pytest.fixture(autouse=True)
 def fast(monkeypatch):
-    monkeypatch.setattr(file_systems, "BLOCK_BYTES", BLOCK)
+    monkeypatch.setattr(storage, "BLOCK_BYTES", BLOCK)
     monkeypatch.setattr(retry, "FIRST_WAIT_SECONDS", 0.01)
 
 
@@ -241,7 +242,7 @@ def test_web_servers_are_only_read(tmp_path):
 def test_a_package_that_is_missing_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
-    monkeypatch.setattr(file_systems, "_file_systems", {})
+    monkeypatch.setattr(storage, "_file_systems", {})
     with pytest.raises(ValueError, match=r"s3:// needs the package s3fs.*pip install 'avssl\[s3\]'"):
         storage.read_bytes("s3://bucket/a")
 
@@ -282,8 +283,7 @@ def web_error(status):
         (OSError(16, "Please reduce your request rate"), "transient"),
         (botocore.exceptions.EndpointConnectionError(endpoint_url="x"), "transient"),
         (botocore.exceptions.ReadTimeoutError(endpoint_url="x"), "transient"),
-        (botocore.exceptions.NoCredentialsError(), "refused"),
-        (botocore.exceptions.SSLError(endpoint_url="x", error="certificate"), "other"),
+        (json.JSONDecodeError("x", "", 0), "other"),
         (PermissionError(), "refused"),
         (OSError(28, "No space left on device"), "other"),
         (KeyError("x"), "other"),

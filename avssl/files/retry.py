@@ -1,6 +1,6 @@
 """Which failures of a remote store pass by themselves, how often to try again, and what to say in the end.
 
-Knows the libraries below fsspec by the names of their exceptions only, so that none has to be installed. Pure Python.
+Decides by the HTTP status and the standard type of an exception, so that no library has to be installed. Pure Python.
 """
 
 from __future__ import annotations
@@ -21,53 +21,33 @@ MAX_TRIES = 5
 FIRST_WAIT_SECONDS = 0.5  # doubled from try to try, half of it drawn: processes that failed together come back apart
 LONGEST_WAIT_SECONDS = 8.0
 
-MISSING_STATUS, REFUSED_STATUS, TRANSIENT_STATUS = (404, 410), (401, 403), (408, 425, 429)
+KIND_OF_STATUS: dict[int, Kind] = {
+    401: "refused", 403: "refused", 404: "missing", 408: "transient",
+    410: "missing", 425: "transient", 429: "transient",
+}  # fmt: skip
 TRANSIENT_ERRNOS = {
     getattr(errno, name)
     for name in ("EBUSY", "EIO", "EREMOTEIO", "ETIMEDOUT", "ENETUNREACH", "EHOSTUNREACH", "ENETDOWN", "EAGAIN")
     if hasattr(errno, name)
 }
-TRANSIENT_NAMES = {
-    "ClientPayloadError", "ClientConnectionError",  # aiohttp
-    "HTTPClientError", "ResponseParserError", "ResponseStreamingError", "IncompleteReadError",  # botocore
-    "IncompleteRead", "ProtocolError", "ChunkedEncodingError", "ConnectionError", "Timeout",  # urllib3, requests
-    "TransportError",  # httpx
-}  # fmt: skip
-PERMANENT_NAMES = {"SSLError", "ClientSSLError", "ClientConnectorCertificateError", "InvalidURL"}
-REFUSED_NAMES = {"NoCredentialsError", "PartialCredentialsError", "GatedRepoError", "LocalTokenNotFoundError"}
 
 
 def kind_of(error: BaseException) -> Kind:
     """What a failure of a remote store means: worth another try, no such object, no access, or something else."""
-    cause = error.__cause__
-    if isinstance(error, FileNotFoundError) and cause is not None:  # fsspec calls every failure of HTTP by this name
-        kind = kind_of(cause)
-        return kind if kind in ("transient", "refused") else "missing"
-    for one in _chain(error):
-        if (known := _kind_of_library(one)) is not None:
-            return known
+    for cause in _chain(error):  # fsspec gives failures of other kinds the type FileNotFoundError, too
+        if (status := _status(cause)) is not None and status >= 400:
+            return KIND_OF_STATUS.get(status, "transient" if status >= 500 else "other")
     if isinstance(error, FileNotFoundError | PermissionError):
         return "missing" if isinstance(error, FileNotFoundError) else "refused"
-    passing = isinstance(error, TimeoutError | ConnectionError) or getattr(error, "errno", None) in TRANSIENT_ERRNOS
-    return "transient" if passing else "other"
-
-
-def _kind_of_library(error: BaseException) -> Kind | None:
-    """By the name of a library's exception, or the status that it carries; None if it has neither."""
-    names, status = {parent.__name__ for parent in type(error).__mro__}, _status(error)
-    known: tuple[tuple[set[str], Kind], ...] = (
-        (REFUSED_NAMES, "refused"),
-        (PERMANENT_NAMES, "other"),
-        (TRANSIENT_NAMES, "transient"),  # before the status: the complaint that a body was cut off carries a 400
+    is_transient = (
+        isinstance(error, TimeoutError | ConnectionError) or getattr(error, "errno", None) in TRANSIENT_ERRNOS
     )
-    named = next((kind for some, kind in known if names & some), None)
-    return named or (_kind_of_status(status) if status is not None and status >= 400 else None)
+    # What a library raises without a status is mostly a failure of the connection, and costs some seconds if it is not.
+    return "transient" if is_transient or (_is_of_library(error) and not isinstance(error, ValueError)) else "other"
 
 
-def _kind_of_status(status: int) -> Kind:
-    if status >= 500 or status in TRANSIENT_STATUS:
-        return "transient"
-    return "missing" if status in MISSING_STATUS else "refused" if status in REFUSED_STATUS else "other"
+def _is_of_library(error: BaseException) -> bool:
+    return type(error).__module__.partition(".")[0] not in ("builtins", "avssl")
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -127,10 +107,10 @@ def _explained(error: Exception, kind: Kind, location: str, doing: str) -> Excep
         )
     if kind == "transient":
         return ConnectionError(
-            f"{where}: could not be {doing} in {MAX_TRIES} tries, the last one failed with {cause}; check the network "
-            "and the server, then run the same command again"
+            f"{where}: could not be {doing} in {MAX_TRIES} tries, the last one failed with {cause}; check the network, "
+            "the server and the credentials of this machine, then run the same command again"
         )
-    if isinstance(error, OSError) or type(error).__module__.partition(".")[0] not in ("builtins", "avssl"):
+    if isinstance(error, OSError) or _is_of_library(error):
         return OSError(f"{where}: could not be {doing} ({cause})")
     return error
 

@@ -1,7 +1,7 @@
 """http(s) for fsspec, within bounds: how many bytes, how slow, and to which host a server may send on.
 
 A server is not trusted: a body without end, one that inflates a thousandfold, one that trickles, a redirect to a host
-that nobody named and the credentials that would go there are all ended here. Used by file_systems.py alone.
+that nobody named and the credentials that would go there are all ended here. Used by storage.py alone.
 """
 
 from __future__ import annotations
@@ -151,15 +151,18 @@ async def _body(answer: aiohttp.ClientResponse, most: int) -> bytes:
     if encoding not in ("identity", "gzip", "x-gzip", "deflate"):
         raise OSError(f"the server answers in the encoding {encoding!r}, although none was asked for")
     inflating = None if encoding == "identity" else zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
-    async for part in answer.content.iter_any():
-        try:
-            piece = part if inflating is None else inflating.decompress(part, most - received + 1)
-        except zlib.error as error:
-            raise BadBodyError(f"its {encoding} is damaged ({error})") from error
-        received += len(piece)
-        if received > most:
-            raise BadBodyError(f"more than {most} bytes came; there may not be more")
-        if time.monotonic() - began > STALL_SECONDS + received / LEAST_BYTES_PER_SECOND:
-            raise TimeoutError(f"{received} bytes came in {time.monotonic() - began:.0f} s: too slow to go on")
-        pieces.append(piece)
+    try:
+        async for part in answer.content.iter_any():
+            try:
+                piece = part if inflating is None else inflating.decompress(part, most - received + 1)
+            except zlib.error as error:
+                raise BadBodyError(f"its {encoding} is damaged ({error})") from error
+            received += len(piece)
+            if received > most:
+                raise BadBodyError(f"more than {most} bytes came; there may not be more")
+            if time.monotonic() - began > STALL_SECONDS + received / LEAST_BYTES_PER_SECOND:
+                raise TimeoutError(f"{received} bytes came in {time.monotonic() - began:.0f} s: too slow to go on")
+            pieces.append(piece)
+    except aiohttp.ClientPayloadError as error:  # what raised it has the status 400, which the server never sent
+        raise BadBodyError(str(error)) from None
     return b"".join(pieces)
