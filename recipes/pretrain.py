@@ -29,10 +29,7 @@ def main(cfg: config.RunConfig) -> int:
     from accelerate.utils import set_seed
 
     from avssl import checkpoint, device, losses
-    from avssl.checkpoint.run_folder import hold_run
     from avssl.data.loader import Loader
-    from avssl.data.statistics import measure_statistics
-    from avssl.eval import overlap
     from avssl.files import storage
     from avssl.losses.base import EpochContext
     from avssl.models import create_encoder
@@ -41,6 +38,7 @@ def main(cfg: config.RunConfig) -> int:
     from avssl.shards.shard_set import ShardSet
     from avssl.train.monitor import Monitor, provenance
     from avssl.train.probe import OnlineProbe, embedding_parts
+    from avssl.train.run_folder import begin
     from avssl.transforms.view_maker import ViewMaker
     from avssl.types import Progress
 
@@ -82,40 +80,11 @@ def main(cfg: config.RunConfig) -> int:
         )
     facts = {"manifest": shards.fingerprint, "num_samples": shards.num_samples, **loader.order_facts()}
     progress = Progress(total_steps=total_steps)
-    hold_run(run)
     model, optimizer = accelerator.prepare(loss, optimizer)  # not the loader: it splits by rank itself
     set_seed(cfg.seed, device_specific=True)  # the weights are equal now; from here on ranks must not share noise
     if cfg.compile:
         device.compile_encoders(loss)
-
-    if cfg.resume is False and checkpoint.checkpoints(run):
-        raise ValueError(f"resume=false, but {run} holds checkpoints; name another run, or delete that folder")
-    if checkpoint.checkpoints(run):
-        config.check_unchanged(cfg, run)
-    resumed = checkpoint.resume(accelerator, run, views, progress, facts, strict=cfg.resume == "strict")
-    if progress.step > total_steps:
-        raise config.ConfigError(
-            f"steps={cfg.steps} and epochs={cfg.epochs} end the run at step {total_steps}, but {run} has done "
-            f"{progress.step} already; raise them to go on, or name another run"
-        )
-    if resumed is None:
-        inherited = False
-        if cfg.init_from:
-            report = checkpoint.inherit(loss, cfg.init_from, shards.fingerprint)
-            loss.after_inherit(report["loaded"])
-            accelerator.print(plain_lines(checkpoint.describe_matching(report, cfg.init_from)))
-            same_audio = config.load_run(cfg.init_from).views.audio == cfg.views.audio
-            inherited = same_audio and checkpoint.inherit_views(views, cfg.init_from)
-        if not inherited:
-            measure_statistics(views, loader)
-    else:
-        accelerator.print(plain_lines(f"going on from {resumed} at step {progress.step} of {total_steps}"))
-    if accelerator.is_main_process:
-        config.save(cfg, run / "config.yaml")
-        if resumed is None:
-            overlap.write_training_data(run, shards, cfg.init_from)
-        for line in overlap.probe_warnings(run, cfg.probe.shards):
-            accelerator.print(f"warning: {line}")
+    begin(cfg, accelerator, loss, loader, progress, facts)
 
     monitor = Monitor(accelerator, cfg, total_steps, loader, progress)
     probe = OnlineProbe(cfg.probe, run, step=progress.step, is_main=accelerator.is_main_process)

@@ -6,10 +6,10 @@ from functools import partial
 
 import pytest
 
-from avssl.checkpoint.run_folder import hold_run
 from avssl.files import locks
 from avssl.files.locks import LockedError, locked
 from avssl.train import run_folder
+from avssl.train.run_folder import hold_run
 from tests.conftest import run_python
 from tests.test_pretrain import arguments_for
 

@@ -1,0 +1,105 @@
+"""How a run begins in its folder: it locks the folder, then it goes on, starts from another run or starts anew."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from avssl import checkpoint, config
+from avssl.data.loader import Loader
+from avssl.data.statistics import measure_statistics
+from avssl.distributed import broadcast_object, rank
+from avssl.eval import overlap
+from avssl.files.locks import LockedError, locked
+from avssl.files.plain_text import plain_lines, say
+from avssl.losses.base import Loss
+from avssl.types import Progress
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+LOCK_FILE = ".lock"
+WAIT_SECONDS = 20.0  # a run whose launcher was killed makes its step, saves and ends
+WITHOUT_LOCKS = {getattr(errno, name) for name in ("ENOLCK", "ENOSYS", "EOPNOTSUPP") if hasattr(errno, name)}
+_held = ExitStack()  # until this process ends, or begins another run
+
+
+def begin(
+    cfg: config.RunConfig,
+    accelerator: Accelerator,
+    loss: Loss,
+    loader: Loader,
+    progress: Progress,
+    facts: Mapping[str, object],
+) -> None:
+    """Load the newest checkpoint of `cfg.run` or, in a folder without any, start from `init_from` or from nothing.
+
+    The state goes into the objects that the accelerator has prepared, `loss`, the loader's view maker and `progress`.
+    A run that starts with new views measures their statistics. Then config.yaml and training_data.safetensors are
+    written, and warnings about the shards of the online probe are printed.
+
+    facts: what must be equal when a run goes on, as `checkpoint.resume` compares it.
+
+    Raises:
+        ValueError: resume=false in a folder with checkpoints, or something differs from the earlier start.
+        config.ConfigError: the run has done more steps than `progress.total_steps`.
+        LockedError, DamagedCheckpointError: as `hold_run` and `checkpoint.resume`.
+    """
+    run, views = Path(cfg.run), loader.view_maker
+    hold_run(run)
+    if checkpoint.checkpoints(run):
+        if cfg.resume is False:
+            raise ValueError(f"resume=false, but {run} holds checkpoints; name another run, or delete that folder")
+        config.check_unchanged(cfg, run)
+    resumed = checkpoint.resume(accelerator, run, views, progress, facts, strict=cfg.resume == "strict")
+    if progress.step > progress.total_steps:
+        raise config.ConfigError(
+            f"steps={cfg.steps} and epochs={cfg.epochs} end the run at step {progress.total_steps}, but {run} has done "
+            f"{progress.step} already; raise them to go on, or name another run"
+        )
+    if resumed is not None:
+        accelerator.print(plain_lines(f"going on from {resumed} at step {progress.step} of {progress.total_steps}"))
+    elif not (cfg.init_from and _inherit(cfg, accelerator, loss, loader)):
+        measure_statistics(views, loader)
+    if accelerator.is_main_process:
+        config.save(cfg, run / "config.yaml")
+        if resumed is None:
+            overlap.write_training_data(run, loader.shards, cfg.init_from)
+        for line in overlap.probe_warnings(run, cfg.probe.shards):
+            accelerator.print(f"warning: {line}")
+
+
+def _inherit(cfg: config.RunConfig, accelerator: Accelerator, loss: Loss, loader: Loader) -> bool:
+    """Start from the run `init_from`; whether the statistics of its views could be taken over, too."""
+    report = checkpoint.inherit(loss, cfg.init_from, loader.shards.fingerprint)
+    loss.after_inherit(report["loaded"])
+    accelerator.print(plain_lines(checkpoint.describe_matching(report, cfg.init_from)))
+    is_same_audio = config.load_run(cfg.init_from).views.audio == cfg.views.audio
+    return is_same_audio and checkpoint.inherit_views(loader.view_maker, cfg.init_from)
+
+
+def hold_run(run: Path) -> None:
+    """Make the folder of a run and lock it until this process ends or holds another one.
+
+    The first rank locks it for all. LockedError on every rank while another run holds it. On a file system without
+    locks there is a warning instead.
+    """
+    _held.close()
+    problem: Exception | None = None
+    if rank() == 0:
+        busy = f"{run}: another run is at work in this folder; wait for it, end it, or name another run"
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+            _held.enter_context(locked(run / LOCK_FILE, wait_seconds=WAIT_SECONDS, busy=busy))
+        except (LockedError, OSError) as error:
+            if getattr(error, "errno", None) in WITHOUT_LOCKS:
+                say(f"warning: {run}: no locks on this file system; two runs at once here would mix", sys.stderr)
+            else:
+                problem = error
+    problem = broadcast_object(problem)
+    if problem is not None:
+        raise problem
