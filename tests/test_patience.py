@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from avssl.processes import streams
+from avssl.processes import killable
 from avssl.processes.limits import Limits
 from avssl.processes.patience import state_of, within
 from avssl.processes.streams import SandboxedStreams
@@ -90,7 +90,7 @@ class Stopped(Stories):
 
 
 def test_a_process_that_is_to_read_media_and_never_begins_is_an_error(monkeypatch):
-    monkeypatch.setattr(streams, "BEGIN_SECONDS", 2.0)
+    monkeypatch.setattr(killable, "BEGIN_SECONDS", 2.0)
     with pytest.raises(TimeoutError, match=r"has not begun in time"):
         list(SandboxedStreams(Stopped("1 pieces"), 1, Limits(seconds=1)).run(lambda: range(1)))
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from avssl.processes.limits import end_with_parent
+from avssl.processes.killable import end_with_parent
 from avssl.transforms.audio import AudioParams
 from avssl.transforms.config import ViewsConfig, image_augment, picture_size_px
 from avssl.transforms.draw import ColorParams

@@ -1,22 +1,12 @@
-"""Processes in which media are read and which may be killed: what they may take, how they begin, why one ended.
-
-avssl/processes/pool.py runs whole files in them, sandbox_streams.py streams what is read of long ones.
-"""
+"""What one task may take of time and memory, and the errors that say why it has no result."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import signal
-import threading
 import traceback
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from avssl.processes.stopping import heed_owner_alone
-from avssl.processes.worker_server import run_server
 from avssl.types import MediaError
 
 TORCH_OUT_OF_MEMORY = "can't allocate memory"  # PyTorch's allocator raises RuntimeError with these words
@@ -35,61 +25,6 @@ class Limits:
                 f"a file may take {self.seconds} s and {self.memory_bytes / 2**20:.0f} MiB; allowed are more than 0 s "
                 "and at least 64 MiB"
             )
-
-
-def killable_context(preload: Sequence[str]) -> Any:
-    """multiprocessing's context for such processes: not forked from this one, as FFmpeg and PyTorch hold locks.
-
-    preload: modules that they find imported, if they are the first of this process.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(preload))
-    run_server()
-    return context
-
-
-def end_with_parent() -> None:
-    """In a process of multiprocessing: end it, whatever it does, once the process that started it has ended.
-
-    That one may be killed without a word. Its fork server does not tell: each process that it forks holds the end of a
-    pipe that keeps the server alive, so that one which waited for the server's end would wait for itself. A rerun would
-    meet them all. Until then it heeds nobody else's signals. In a process that nobody started so, nothing is done.
-    """
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def watch() -> None:
-        parent.join()  # a pipe of the two processes ends; nothing is asked for again and again
-        os._exit(1)
-
-    heed_owner_alone(parent.pid)
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def begin_worker(environment: dict[str, str]) -> None:
-    """In a fresh worker: take over the run's environment, as the fork server's is older, and end with the run."""
-    os.environ.clear()
-    os.environ.update(environment)
-    end_with_parent()
-
-
-def begin_sandbox(environment: dict[str, str], memory_bytes: int) -> None:
-    """As `begin_worker`; and let the system refuse memory beyond the limit."""
-    begin_worker(environment)
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return
-    import resource
-
-    used = next(
-        int(line.split()[1]) << 10 for line in status.read_text("utf-8").splitlines() if line.startswith("VmData")
-    )
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (used + memory_bytes, hard))
-
-
-# --- why there is no result ------------------------------------------------------------------------------------------
 
 
 def too_slow(name: str, limits: Limits) -> MediaError:

@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import os
+import pickle
+import socket
+import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from itertools import islice
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
+import numpy as np
 from tqdm import tqdm
 
-from avssl.processes.limits import (
-    Limits,
-    begin_sandbox,
-    begin_worker,
-    crashed,
-    died,
-    killable_context,
-    too_large,
-    too_slow,
-)
+from avssl.processes.killable import ExitedError, KillableProcess, begin_worker, send_ready
+from avssl.processes.limits import Limits, died, failure, too_slow
+from avssl.processes.parcels import Arrays, receive_parcel, send_parcel
 from avssl.types import MediaError
-
-__all__ = ["Limits", "Sandbox", "default_num_workers", "in_processes"]
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 REFRESH_SECONDS = 0.5
-TASKS_AHEAD = 16  # a worker: none waits long for a slow task of another, and the results fit in memory
-PRELOAD = ("avssl.media.decode",)
+TASKS_AHEAD = 16  # per process: none waits long for a slow task of another, and the results fit in memory
+STOPPED_SECONDS = 300.0  # a process without limits that gives nothing for so long is looked at: is it stopped?
+PRELOAD = ("avssl.media.decode", "avssl.processes.pool")
 
 
 def default_num_workers() -> int:
@@ -41,19 +40,17 @@ def default_num_workers() -> int:
 class Sandbox:
     """Processes that run tasks one at a time each; a task that hangs, crashes or takes too much memory costs itself.
 
-    A context manager. Leaving it ends the processes, whatever they do.
+    A context manager. Leaving it ends the processes, whatever they do. limits: of each task; None for tasks that may
+    take what they need: these raise what they raise, ChildProcessError if their process dies, and TimeoutError if it
+    is found stopped from outside.
     """
 
-    def __init__(self, num_workers: int, limits: Limits) -> None:
-        from pebble import ProcessPool
-
+    def __init__(self, num_workers: int, limits: Limits | None) -> None:
         self.num_workers, self.limits = num_workers, limits
-        self._pool = ProcessPool(
-            num_workers,
-            initializer=begin_sandbox,
-            initargs=[dict(os.environ), limits.memory_bytes],
-            context=killable_context(PRELOAD),
-        )
+        self._threads = ThreadPoolExecutor(num_workers)  # each waits for one process
+        self._processes: set[KillableProcess] = set()
+        self._idle: SimpleQueue[KillableProcess] = SimpleQueue()
+        self._is_left = False
 
     def run(
         self, work: Callable[[Task], Result], tasks: Iterable[Task], name: Callable[[Task], str]
@@ -62,47 +59,113 @@ class Sandbox:
 
         tasks: read a few ahead of what is done. work: importable by name. name: of a task, for messages.
         """
-        waiting: deque[tuple[Task, Any]] = deque()
+        waiting: deque[tuple[Task, Future[Result]]] = deque()
         coming = iter(tasks)
         try:
             while True:
                 for task in islice(coming, self.num_workers * TASKS_AHEAD - len(waiting)):
-                    waiting.append((task, self._pool.schedule(work, args=[task], timeout=self.limits.seconds)))
+                    waiting.append((task, self.submit(work, task, name(task))))
                 if not waiting:
                     return
                 task, future = waiting.popleft()
-                yield task, self._outcome(future, name(task))
+                try:
+                    outcome: Result | MediaError = future.result()
+                except MediaError as error:
+                    outcome = error
+                yield task, outcome
         finally:
             for _, future in waiting:
                 future.cancel()
 
-    def _outcome(self, future: Any, name: str) -> Any:
-        """The result of a task, or the reason why there is none."""
+    def submit(self, work: Callable[[Task], Result], task: Task, name: str) -> Future[Result]:
+        """The result of one task, once a process is free for it. With limits, all its failures are MediaErrors."""
+        return self._threads.submit(self._result, work, task, name)
+
+    def _result(self, work: Callable[[Task], Result], task: Task, name: str) -> Result:
+        """In a thread: let a process do the task. A process that gives no answer is ended."""
         try:
-            return future.result()
-        except MediaError as error:
-            return error
-        except Exception as error:  # a fault of the program, too: this file pays for it, and is named
-            return self._failure(error, name)
+            process = self._idle.get_nowait()
+        except Empty:
+            process = self._started(work)
+        try:
+            process.ready_seconds()
+            with suppress(BrokenPipeError, ConnectionResetError):  # it is dead, which the answer says
+                _send(process.socket, pickle.dumps((work, task, name)))
+            is_result, value = pickle.loads(self._answer(process, name))
+        except BaseException:
+            self._processes.discard(process)
+            process.end()
+            raise
+        self._idle.put(process)
+        if not is_result:
+            raise value
+        return value  # type: ignore[no-any-return]
 
-    def _failure(self, error: Exception, name: str) -> MediaError:
-        from pebble import ProcessExpired
+    def _started(self, work: Callable[..., Any]) -> KillableProcess:
+        process = KillableProcess(PRELOAD, _serve, self.limits, work)
+        self._processes.add(process)
+        if self._is_left:
+            process.kill()
+        return process
 
-        if isinstance(error, TimeoutError):
-            return too_slow(name, self.limits)
-        if isinstance(error, MemoryError):
-            return too_large(name, self.limits)
-        if isinstance(error, ProcessExpired):
-            return died(name, error.exitcode)
-        where = str(error.__cause__ or "").strip().splitlines()[-3:-1]  # where it happened, as the worker tells it
-        return crashed(name, error, " ".join(where).strip())
+    def _answer(self, process: KillableProcess, name: str) -> bytes:
+        """What the process sends of its task. Raises what the class says of processes that die or are stopped."""
+        seconds = STOPPED_SECONDS if self.limits is None else self.limits.seconds
+        try:
+            while (parcel := process.receive(time.monotonic() + seconds)) is None:
+                if self.limits is not None:
+                    raise too_slow(name, self.limits)
+                if process.state().startswith("stopped"):
+                    raise TimeoutError(f"{name}: no answer for {seconds:g} s ({process}); run the same command again")
+        except ExitedError as error:
+            exited = died(name, error.exit_code)
+            raise exited if self.limits else ChildProcessError(exited.message) from error
+        return _content(parcel)
 
     def __enter__(self) -> Sandbox:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.stop()
-        self._pool.join()
+        self._is_left = True
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for process in list(self._processes):
+            process.kill()
+        self._threads.shutdown()
+        for process in self._processes:
+            process.end()
+
+
+def _serve(to: socket.socket, environment: dict[str, str], limits: Limits | None, work: object) -> None:  # noqa: ARG001
+    """In a process: do one task after another until the other end is closed.
+
+    work: of the first task, so that its module has been imported before the seconds of a task begin.
+    """
+    begin_worker(environment, limits.memory_bytes if limits else None)
+    with suppress(BrokenPipeError, ConnectionResetError):
+        send_ready(to)
+        while (parcel := receive_parcel(to)) is not None:
+            _send(to, _outcome(_content(parcel), limits))
+
+
+def _outcome(pickled: bytes, limits: Limits | None) -> bytes:
+    """(True, result) or (False, error) of a task, pickled."""
+    name = ""
+    try:
+        work, task, name = pickle.loads(pickled)
+        return pickle.dumps((True, work(task)))
+    except Exception as error:
+        if limits is None:
+            error.add_note("".join(traceback.format_exception(error)))  # a traceback cannot be pickled
+        return pickle.dumps((False, error if limits is None else failure(name, error, limits)))
+
+
+def _send(to: socket.socket, pickled: bytes) -> None:
+    """As a parcel: unlike a message through a pipe it arrives whole or not at all, so that nobody waits for its end."""
+    send_parcel(to, {}, {"pickled": np.frombuffer(pickled, np.uint8)})
+
+
+def _content(parcel: tuple[dict[str, Any], Arrays]) -> bytes:
+    return parcel[1]["pickled"].tobytes()
 
 
 def in_processes(
@@ -115,29 +178,22 @@ def in_processes(
 ) -> Iterator[tuple[Task, Result]]:
     """(task, its result) as they become ready. sizes: how much each task adds to the bar, in `unit`s.
 
-    Raises BrokenProcessPool when a process dies, and whatever `work` raises.
+    Raises ChildProcessError when a process dies, TimeoutError when one is found stopped, and whatever `work` raises.
     """
     if not tasks:
         return
     with (
-        ProcessPoolExecutor(
-            min(num_workers, len(tasks)),
-            mp_context=killable_context(PRELOAD),
-            initializer=begin_worker,
-            initargs=(dict(os.environ),),
-        ) as pool,
+        Sandbox(min(num_workers, len(tasks)), None) as sandbox,
         tqdm(total=sum(sizes), desc=description, unit=unit, mininterval=REFRESH_SECONDS) as bar,
     ):
-        futures = {pool.submit(work, task): (task, size) for task, size in zip(tasks, sizes, strict=True)}
-        try:
-            waiting = set(futures)
-            while waiting:
-                ready, waiting = wait(waiting, timeout=REFRESH_SECONDS, return_when=FIRST_COMPLETED)
-                while ready:  # what has been taken is kept nowhere: results of a large corpus do not fit
-                    task, size = futures.pop(future := ready.pop())
-                    yield task, future.result()
-                    del future
-                    bar.update(size)
-        finally:
-            for future in futures:
-                future.cancel()
+        futures = {
+            sandbox.submit(work, task, description): (task, size) for task, size in zip(tasks, sizes, strict=True)
+        }
+        waiting = set(futures)
+        while waiting:
+            ready, waiting = wait(waiting, timeout=REFRESH_SECONDS, return_when=FIRST_COMPLETED)
+            while ready:  # what has been taken is kept nowhere: results of a large corpus do not fit
+                task, size = futures.pop(future := ready.pop())
+                yield task, future.result()
+                del future
+                bar.update(size)

@@ -11,27 +11,19 @@ task first gets a second try in a process that has read nothing else; the pieces
 from __future__ import annotations
 
 import itertools
-import os
-import socket
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import wait
-from typing import Any
 
-from avssl.processes.limits import Limits, died, killable_context, too_slow
-from avssl.processes.parcels import receive_parcel
-from avssl.processes.patience import state_of, within
+from avssl.processes.killable import ExitedError, KillableProcess
+from avssl.processes.limits import Limits, died, too_slow
 from avssl.processes.worker import KNOWN_ERRORS, MORE, ORDER, Message, StreamWork, serve
 from avssl.types import MediaError
 
 PIECES_AHEAD = 2  # one is taken while the next is made
 PRELOAD = ("avssl.embedding.windows",)
-GOODBYE_SECONDS = 5.0
-BEGIN_SECONDS = 600.0  # that a process may take until it can read its first task: it imports much
-NOT_BEGUN = "a process that was to read media has not begun in time"
 
 
 @dataclass
@@ -45,8 +37,7 @@ class SandboxedStreams:
     """See the module. work: what the processes do. preload: as killable_context."""
 
     def __init__(self, work: StreamWork, num_workers: int, limits: Limits, preload: Sequence[str] = PRELOAD) -> None:
-        self.work, self.num_workers, self.limits = work, num_workers, limits
-        self.context = killable_context(preload)
+        self.work, self.num_workers, self.limits, self.preload = work, num_workers, limits, preload
 
     def run(self, tasks: Callable[[], Iterable[int]]) -> Generator[tuple[int, Message | MediaError], None, None]:
         """(task, its next piece, or why there is none). tasks: gives their numbers from the beginning, each time."""
@@ -72,10 +63,9 @@ class _Lane:
         self.streams, self.share = streams, share
         self.assigned: deque[_Task] = deque()  # the process works on the first one that is not finished
         self.allowed_at: deque[float] = deque()  # when each piece that is still to come was allowed
-        self.process: Any = None
-        self.socket: socket.socket | None = None
-        self.is_ready = self.has_read_others = False  # of this process
-        self.last_seconds = self.begun_seconds = 0.0  # when it sent something; when it was started
+        self.process: KillableProcess | None = None
+        self.has_read_others = False  # of this process
+        self.last_seconds = 0.0  # when it sent something
         self._fill_up()
         self._start()
 
@@ -111,27 +101,17 @@ class _Lane:
     def end(self) -> None:
         """Kill the process, whatever it does."""
         if self.process is not None:
-            if self.process.is_alive():
-                self.process.kill()
-            self.process.join()
-            self.process.close()
-        if self.socket is not None:
-            self.socket.close()
-        self.process = self.socket = None
+            self.process.end()
+        self.process = None
 
     def _start(self) -> None:
         """A fresh process, with the tasks that are assigned."""
         if not self.assigned:
             return
-        self.socket, theirs = socket.socketpair()
-        with theirs:
-            streams = self.streams
-            self.process = streams.context.Process(
-                target=serve, args=(theirs, streams.work, dict(os.environ), streams.limits), daemon=True
-            )
-            within(BEGIN_SECONDS, self.process.start, lambda: NOT_BEGUN)
-        self.is_ready = self.has_read_others = False
-        self.last_seconds, self.begun_seconds = 0.0, time.monotonic()
+        streams = self.streams
+        self.process = KillableProcess(streams.preload, serve, streams.work, streams.limits)
+        self.has_read_others = False
+        self.last_seconds = 0.0
         self.allowed_at.clear()
         for task in self.assigned:
             task.num_received = 0
@@ -150,45 +130,33 @@ class _Lane:
         self._order(MORE)
 
     def _order(self, message: int) -> None:
-        if self.socket is not None:
+        if self.process is not None:
             with suppress(OSError):  # it is dead: what it sent before is still to be read, and then its end is seen
-                self.socket.sendall(ORDER.pack(message))
+                self.process.socket.sendall(ORDER.pack(message))
 
     def _receive(self, task: _Task) -> Message | MediaError:
         """What comes next. Raises _Ended."""
-        assert self.socket is not None  # there is a process
-        limits, name_of = self.streams.limits, self.streams.work.name_of
-        while True:
-            # The seconds run while it may send something: since it sent the last piece, or since this one was allowed.
-            since = max(self.last_seconds, self.allowed_at[0])
-            until = since + limits.seconds if self.is_ready else self.begun_seconds + BEGIN_SECONDS
-            if not wait([self.socket], max(0.0, until - time.monotonic())):
-                if not self.is_ready:
-                    raise TimeoutError(f"{NOT_BEGUN} (process {self.process.pid}, {state_of(self.process.pid)})")
-                raise _Ended(too_slow(name_of(task.number), limits), is_final=True)
-            parcel = receive_parcel(self.socket)
-            if parcel is None:
-                self.process.join(GOODBYE_SECONDS)
-                if not self.is_ready:
-                    raise RuntimeError(
-                        f"a process that was to read media ended with status {self.process.exitcode} before it began; "
-                        "what it wrote above may say why"
-                    )
-                raise _Ended(died(name_of(task.number), self.process.exitcode))
-            header, arrays = parcel
-            self.last_seconds = header["seconds"]
-            if header["kind"] != "ready":
-                break
-            self.is_ready = True
+        assert self.process is not None
+        limits, name = self.streams.limits, self.streams.work.name_of(task.number)
+        ready_seconds = self.process.ready_seconds()
+        try:
+            # The seconds run while it may send: since it was ready, or sent the last piece, or was allowed this one.
+            parcel = self.process.receive(max(ready_seconds, self.last_seconds, self.allowed_at[0]) + limits.seconds)
+        except ExitedError as error:
+            raise _Ended(died(name, error.exit_code)) from error
+        if parcel is None:
+            raise _Ended(too_slow(name, limits), is_final=True)
+        header, arrays = parcel
+        self.last_seconds = header["seconds"]
         self.allowed_at.popleft()
         if header["kind"] == "fault":
             kinds = {kind.__name__: kind for kind in KNOWN_ERRORS}
             raise kinds.get(header["error"], RuntimeError)(header["message"])
         if header["kind"] == "failed":
-            error = MediaError(header["reason"], header["message"])
-            if error.reason == "out_of_memory":  # what was read before may have left too little
-                raise _Ended(error)
-            return error
+            failure = MediaError(header["reason"], header["message"])
+            if failure.reason == "out_of_memory":  # what was read before may have left too little
+                raise _Ended(failure)
+            return failure
         return Message(header["values"], arrays, header["is_last"])
 
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
-from avssl.processes.limits import Limits, begin_sandbox, failure
+from avssl.processes.killable import begin_worker, send_ready
+from avssl.processes.limits import Limits, failure
 from avssl.processes.parcels import Arrays, send_parcel
 from avssl.types import MediaError
 
@@ -44,11 +45,11 @@ class StreamWork(Protocol):
         """The task's pieces, the same ones each time."""
 
 
-def serve(to: socket.socket, work: StreamWork, environment: dict[str, str], limits: Limits) -> None:
+def serve(to: socket.socket, environment: dict[str, str], work: StreamWork, limits: Limits) -> None:
     """Read tasks until the other end is closed."""
     import torch
 
-    begin_sandbox(environment, limits.memory_bytes)
+    begin_worker(environment, limits.memory_bytes)
     torch.set_num_threads(1)  # there is a process for every core
     orders = _Orders(to)
 
@@ -56,7 +57,7 @@ def serve(to: socket.socket, work: StreamWork, environment: dict[str, str], limi
         send_parcel(to, {"kind": kind, "seconds": time.monotonic()} | content, arrays or {})
 
     with suppress(BrokenPipeError, ConnectionResetError, EOFError):  # the other end is closed
-        send("ready")
+        send_ready(to)
         while True:
             _read_task(orders.next_task(), work, limits, orders, send)
 
