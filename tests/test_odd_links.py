@@ -14,7 +14,7 @@ from avssl.files import folders
 from avssl.media.images import read_image
 from avssl.types import MediaError
 from data_prep.index.build import IndexOptions, index
-from data_prep.index.mnist import open_picture_file
+from data_prep.index.mnist import open_idx_file
 from data_prep.manifest import read_manifest
 from data_prep.write.run import write_shards
 from tests.clips import OPTIONS, make_clip, skips
@@ -116,7 +116,7 @@ def test_a_listing_to_embed_holds_them_and_opening_them_gives_a_reason(corpus, m
         list(files_below(corpus, [".mp4"]))
 
 
-@pytest.mark.parametrize("read", [read_image, lambda path: open_picture_file(path, with_labels=False)])
+@pytest.mark.parametrize("read", [read_image, lambda path: open_idx_file(path, with_labels=False)])
 @pytest.mark.parametrize("kind", ["pipe", "loop"])
 def test_no_reader_of_pictures_waits_for_a_pipe(tmp_path, read, kind):
     path = tmp_path / "x-images-idx3-ubyte"

@@ -28,7 +28,7 @@ from data_prep.index.gather import KINDS, Gathered, ListSource, Target, gather_f
 from data_prep.index.lists.formats import FORMATS, HAVE_FOLDS, detect
 from data_prep.index.lists.published import ListSettings
 from data_prep.index.lists.row import BadRow
-from data_prep.index.mnist import is_picture_file, open_picture_file
+from data_prep.index.mnist import is_idx_file, open_idx_file
 from data_prep.index.probing import FILES_PER_TASK, Looker, ProbedFile, looked_at, without_opening
 from data_prep.index.spool import IndexSpool, Pending, segment_key
 from data_prep.manifest import Entry, plain_key
@@ -220,30 +220,27 @@ def index_folder(
     return index(folder, manifest, IndexOptions("folder", labels=labels, kind=kind, num_workers=num_workers))
 
 
-def index_file(
-    path: Path, manifest: Path, labels: str = "folder", kind: str | None = None, csv_label: str | None = None
-) -> IndexSummary:
-    """List every picture of an idx or csv file (mnist.py): one line each, its class as the label.
+def index_idx_file(path: Path, manifest: Path, labels: str = "folder", kind: str | None = None) -> IndexSummary:
+    """List every image of an idx file (mnist.py) in the manifest: one line per image, its class as the label.
 
-    labels: "none" leaves out the classes (and needs no label file); "folder" means those of the file. csv_label: which
-    column of a csv holds the class, "first" or "last".
+    labels: "none" leaves out the classes (and needs no label file); "folder" means those of the label file.
 
-    Raises ValueError or FileNotFoundError for a file that is none, or is damaged.
+    Raises ValueError or FileNotFoundError for a file that is no idx file, or is damaged.
     """
-    if not is_picture_file(path) or kind == "media":
+    if not is_idx_file(path) or kind == "media":
         raise ValueError(_no_list(path))
     if labels not in ("folder", "none"):
         raise ValueError(f"--labels {labels}: {path} brings its own labels; allowed: none, or nothing")
-    file, pictures, names = open_picture_file(path, csv_label, with_labels=labels != "none")
+    file, images, names = open_idx_file(path, with_labels=labels != "none")
     stored = stored_text(str(path.absolute()), str(manifest.parent.absolute()))
-    stem = plain_key(re.sub(r"([-.]idx3[-.]ubyte|\.csv)?(\.gz)?$", "", path.name, flags=re.IGNORECASE))
-    num_digits = max(6, len(str(len(pictures) - 1)))
-    num_pictures, height, width = pictures.shape
+    stem = plain_key(re.sub(r"[-.]idx3[-.]ubyte(\.gz)?$", "", path.name))
+    num_digits = max(6, len(str(len(images) - 1)))
+    num_images, height, width = images.shape
     media, num_bytes = {"image": file.facts((width, height))}, height * width
     entries = (
         Entry(stored, f"{stem}/{item:0{num_digits}d}", {"label": [names[item]]} if names else {}, media, None,
               num_bytes, item)
-        for item in range(num_pictures)
+        for item in range(num_images)
     )  # fmt: skip
     return _write_manifest(manifest, entries)
 
@@ -251,7 +248,7 @@ def index_file(
 def _no_list(path: Path) -> str:
     return (
         f"{path}: is no folder, no list that is known by its name or its first lines (--format says which: "
-        f"{', '.join(FORMATS[1:])}), and no file of pictures (*images-idx3-ubyte or *.csv, .gz or not); for a video "
+        f"{', '.join(FORMATS[1:])}), and no file of pictures (*images-idx3-ubyte, .gz or not); for a video "
         "or a picture give the folder that holds it"
     )
 

@@ -9,7 +9,7 @@ from avssl.files.plain_text import say
 from avssl.media.images import IMAGE_SUFFIXES
 from avssl.processes.limits import Limits
 from avssl.processes.pool import default_num_workers
-from data_prep.index.build import PROBE_LIMITS, SCENES_LIMITS, IndexOptions, IndexSummary, index, index_file
+from data_prep.index.build import PROBE_LIMITS, SCENES_LIMITS, IndexOptions, IndexSummary, index, index_idx_file
 from data_prep.index.cutting import Cutting
 from data_prep.index.gather import KINDS
 from data_prep.index.lists.formats import FORMATS, HAVE_SPLITS, detect
@@ -21,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         type=Path,
-        help="folder, searched with its sub-folders; a list of files; or a file of pictures in MNIST's format"
-        " (*images-idx3-ubyte with its labels beside it, or csv; .gz or not)",
+        help="folder, searched with its sub-folders; a list of files; or a file of images in MNIST's format"
+        " (*images-idx3-ubyte with its labels beside it; .gz or not)",
     )
     parser.add_argument("--out", type=Path, required=True, help="the manifest, e.g. corpus.jsonl")
     parser.add_argument(
@@ -34,7 +34,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kind", choices=KINDS, help="what to list: media (videos and sounds; default if there are any) or images"
     )
-    parser.add_argument("--csv-label", choices=("first", "last"), help="the column of a csv file that is the class")
     parser.add_argument(
         "--no-probe", action="store_true", help="do not open the files: only say whether they are there"
     )
@@ -102,10 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     source, out = arguments.source, arguments.out
     wanted = detect(source) if arguments.format == "auto" and source.is_file() else arguments.format
     if wanted == "pictures":
-        labels = arguments.labels or "folder"
-        summary = index_file(source, out, labels, arguments.kind, arguments.csv_label)
-    elif arguments.csv_label is not None:
-        raise ValueError(f"--csv-label is for a csv file of pictures; {source} is none")
+        summary = index_idx_file(source, out, arguments.labels or "folder", arguments.kind)
     else:
         summary = index(source, out, _options(arguments))
     for line in describe(summary, out, arguments.split):

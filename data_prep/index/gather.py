@@ -15,7 +15,7 @@ from data_prep.index.labels import Labels
 from data_prep.index.lists.formats import HAVE_SPLITS, READERS
 from data_prep.index.lists.published import ListSettings
 from data_prep.index.lists.row import BadRow, ListedFile, ListedFiles, is_url
-from data_prep.index.mnist import is_picture_file
+from data_prep.index.mnist import is_idx_file
 from data_prep.index.spool import IndexSpool, Pending, row_key
 from data_prep.index.walk import NameIndex, Walk, kind_of, suffix_of
 from data_prep.manifest import plain_key
@@ -102,8 +102,8 @@ def gather_folder(folder: Path, target: Target, labels: str, kind: str | None) -
 
 
 def _refuse_without_media(folder: Path, kind: str, walk: Walk) -> None:
-    others = Walk(folder, (".csv", ".gz", ".idx3-ubyte", "")) if walk.ignored else ()
-    files = [one for one in others if is_picture_file(folder / one)]
+    others = Walk(folder, (".gz", ".idx3-ubyte", "")) if walk.ignored else ()
+    files = [path for path in others if is_idx_file(path)]
     if files:
         raise ValueError(
             f"{folder}: holds no {kind} files. If one of these holds the pictures of a split, give that file: "

@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from avssl.media.images import GRAY_MODES, ImageInfo, is_upright, opened_image, to_rgb
-from data_prep.index.mnist import ImageFile
+from data_prep.index.mnist import IdxFile
 from data_prep.transcode.options import WriteOptions
 
 
@@ -44,9 +44,9 @@ def store_file(path: str, options: WriteOptions) -> StoredImage:
     return StoredImage(content, size[1], size[0], {"image": info.to_json()})
 
 
-def store_item(file: ImageFile, item: int, options: WriteOptions) -> StoredImage:
+def store_item(file: IdxFile, item: int, options: WriteOptions) -> StoredImage:
     """A picture of a file that holds many, as PNG. MediaError says why it is to be skipped."""
-    picture = Image.fromarray(file.picture(item))
+    picture = Image.fromarray(file.image(item))
     size = smaller_size(picture.width, picture.height, options.short_side_px)
     return StoredImage(encode(picture, size, None), size[1], size[0], {"item": item, "image": file.facts(picture.size)})
 

@@ -15,7 +15,7 @@ from avssl.processes.pool import Sandbox
 from avssl.shards.format import SampleInfo
 from avssl.shards.shard_set import Sample
 from avssl.types import MediaError
-from data_prep.index.mnist import ImageFile
+from data_prep.index.mnist import IdxFile
 from data_prep.manifest import Entry
 from data_prep.transcode.file import Transcoded, transcode
 from data_prep.transcode.images import store_file, store_item
@@ -120,7 +120,7 @@ def _image_sample(path: str, entry: Entry, options: WriteOptions) -> Sample:
     if entry.item is None:
         stored = store_file(path, options)
     else:
-        stored = store_item(ImageFile(path, entry.media["image"].get("label_column")), entry.item, options)
+        stored = store_item(IdxFile(path), entry.item, options)
     info = SampleInfo(
         index=0,
         key=entry.key,

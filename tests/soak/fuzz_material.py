@@ -97,7 +97,6 @@ def _make_lists(folder: Path) -> None:
     header = (2051).to_bytes(4, "big") + (3).to_bytes(4, "big") + (4).to_bytes(4, "big") * 2
     (folder / "train-images-idx3-ubyte").write_bytes(header + bytes(48))
     (folder / "train-labels-idx1-ubyte").write_bytes((2049).to_bytes(4, "big") + (3).to_bytes(4, "big") + bytes(3))
-    (folder / "digits.csv").write_text("label,p0,p1,p2,p3\n1,0,0,255,9\n2,0,1,2,3\n")
 
 
 def _make_run(folder: Path) -> None:

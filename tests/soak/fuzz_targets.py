@@ -32,7 +32,7 @@ from avssl.shards.shard_set import ShardSet, parse_members
 from avssl.types import MediaError
 from data_prep.index.lists.formats import READERS, detect
 from data_prep.index.lists.published import ListSettings
-from data_prep.index.mnist import open_picture_file
+from data_prep.index.mnist import open_idx_file
 from data_prep.manifest import read_manifest
 from tests.soak import damage
 
@@ -156,7 +156,7 @@ def _manifests(rng: random.Random, material: Path, folder: Path) -> None:
 
 
 def _lists(rng: random.Random, material: Path, folder: Path) -> None:
-    """Lists of every format, and idx and csv files of pictures."""
+    """Lists of every format, and idx files of images."""
     files = _good(material / "lists")
     name = rng.choice(list(files))
     for one, content in files.items():
@@ -175,8 +175,8 @@ def _lists(rng: random.Random, material: Path, folder: Path) -> None:
     if kind in READERS:
         for _ in READERS[kind](folder / name, ListSettings()):
             pass
-    else:
-        open_picture_file(folder / "train-images-idx3-ubyte" if "ubyte" in name else folder / name)
+    elif "ubyte" in name:
+        open_idx_file(folder / "train-images-idx3-ubyte")
 
 
 def _write_odd_parquet(content: bytes, path: Path, rng: random.Random) -> None:

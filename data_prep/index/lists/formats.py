@@ -55,7 +55,7 @@ def detect(source: Path) -> str:
 def _detect_csv(source: Path) -> str:
     try:
         rows = [cells for _, cells in islice(csv_rows(source), 4)]
-    except (OSError, EOFError):  # what is damaged is explained by the reader of pictures
+    except (OSError, EOFError):
         return "pictures"
     first = rows[0] if rows else []
     if first and first[0].startswith("#") and any("YTID" in cells[0] or "Segments csv" in cells[0] for cells in rows):
