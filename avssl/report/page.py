@@ -168,7 +168,7 @@ def _page(title: str, lead: Html, sections: Sequence[tuple[str, str, Html]], lib
             tag("h2", heading, id=f"{identifier}-title"),
             body,
             id=identifier,
-            aria_labeledby=f"{identifier}-title",
+            aria_labelledby=f"{identifier}-title",
         )
         for identifier, heading, body in sections
     ]
