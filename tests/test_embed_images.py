@@ -203,7 +203,7 @@ def test_the_recipe_writes_the_images_and_what_was_skipped(
 def evaluated(image_run: Path, folders: Path) -> dict[str, Any]:
     splits = {split: str(folders / f"{split}-shards") for split in ("train", "test")}
     return json.loads(
-        evaluate_recipe.main(image_run, StandardConfig(**splits, num_neighbors=3, num_workers=0)).read_text()
+        evaluate_recipe.evaluate(image_run, StandardConfig(**splits, num_neighbors=3, num_workers=0)).read_text()
     )
 
 
@@ -231,7 +231,7 @@ def test_the_report_of_an_image_run_shows_its_pictures(
 def test_a_run_without_the_modality_of_the_shards_says_so(image_run: Path, shards: Any, folders: Path) -> None:
     task = StandardConfig(train=str(shards["train"]), test=str(shards["test"]), num_workers=0)
     with pytest.raises(ValueError, match="none of the 18 sources that could be opened has image"):
-        evaluate_recipe.main(image_run, task)
+        evaluate_recipe.evaluate(image_run, task)
 
 
 def test_a_loss_without_a_projector_embeds_by_the_features_themselves(embedder: Embedder, folders: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from avssl.eval.compare import compare, mcnemar, paired_differences
-from avssl.eval.outcome import Metric, Outcome, Repeat, TaskConfig, classified
+from avssl.eval.outcome import LabelTaskConfig, Metric, Outcome, Repeat, classified
 from avssl.eval.results import evaluation_of, read_evaluation, read_rows, write
 from recipes import evaluate as recipe
 
@@ -29,7 +29,7 @@ def repeat(seed: int, skill: float, *, multi_label: bool = False, name: str = ""
 
 
 def stored(folder: Path, outcome: Outcome, name: str = "one", **settings: Any) -> Path:
-    config = TaskConfig(task="knn", name=name, **settings)
+    config = LabelTaskConfig(task="knn", name=name, **settings)
     evaluation = evaluation_of({"trained": outcome}, config, "run", {"trained": "abc"}, {})
     return write(folder, {"trained": outcome}, evaluation)
 

@@ -112,7 +112,7 @@ def run(tiny_run: Path, shards: Any, tmp_path_factory: pytest.TempPathFactory) -
     """A run that was evaluated in one process."""
     copy = Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("standard") / "avid"))
     splits = {"train": str(shards["train"]), "test": str(shards["test"])}
-    recipe.main(copy, StandardConfig(**splits, num_neighbors=3, num_positives=3, num_workers=0))
+    recipe.evaluate(copy, StandardConfig(**splits, num_neighbors=3, num_positives=3, num_workers=0))
     return copy
 
 

@@ -98,7 +98,7 @@ def test_an_evaluation_on_a_full_disk_leaves_no_result_and_a_report_the_one_befo
     task = StandardConfig(train=str(shards["train"]), test=str(shards["test"]), num_neighbors=3, num_positives=3)
     task.num_workers = 0
     with files_of_at_most(2500), pytest.raises(OSError, match=r"train\.parquet: could not be written, the disk"):
-        evaluate.main(run, task)
+        evaluate.evaluate(run, task)
     assert files(run) == before
     page = write_report(run)
     content = page.read_bytes()

@@ -39,7 +39,8 @@ MAY_IMPORT = {
     "device checkpoint",
     "avssl/eval": "files distributed processes shards transforms ops models data embedding",
     "avssl/eval/finetune": "types files distributed shards transforms ops models optim data embedding eval",
-    "avssl/eval/tasks": "types shards transforms ops optim data embedding eval eval/finetune",
+    "avssl/eval/tasks": "types distributed shards transforms ops optim losses data checkpoint embedding eval "
+    "eval/finetune",
     "avssl/train": "types files distributed processes shards losses data config device checkpoint embedding eval",
     "avssl/report": "types files media ops embedding eval train",
     "avssl/exchange": "types files shards transforms models losses data config checkpoint embedding",

@@ -65,7 +65,7 @@ def test_a_run_on_one_modality_embeds_evaluates_and_reports(
     np.testing.assert_allclose(table.end_seconds[0] - table.start_seconds[0], window_seconds)
 
     task = StandardConfig(train=str(shards["train"]), test=str(shards["test"]), num_neighbors=3, num_workers=0)
-    evaluation = json.loads(evaluate_recipe.main(run, task).read_text())
+    evaluation = json.loads(evaluate_recipe.evaluate(run, task).read_text())
     assert evaluation["results"]["trained"].keys() == evaluation["results"]["untrained"].keys() == metrics
     assert evaluation["results"]["trained"] == evaluation["results"]["untrained"], "the weights are as they began"
     page = report_recipe.main(run, [], str(shards["test"])).read_text()

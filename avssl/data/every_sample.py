@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from avssl import distributed
 from avssl.data.batch import stack_raw_views
 from avssl.data.loader_config import LoaderConfig
 from avssl.data.read_views import decode_audio_clip, decode_video_clip
@@ -59,45 +58,6 @@ class ClipPlan:
         for name, (low, high) in (("speed", self.speed), ("volume", self.volume)):
             if not 0 < low <= high:
                 raise ValueError(f"{name} is drawn from {low} to {high}; both must be above 0, the lower one first")
-
-
-class ClipSets(Dataset[Any]):
-    """number -> (index, {modality: RawView of its clips x crops} or MediaError) of this process's share of the samples.
-
-    Clips come one after the other, of each its crops; all modalities of a sample have as many.
-    """
-
-    def __init__(
-        self, shards: ShardSet, config: ViewsConfig, modalities: Sequence[str], num_clips: int, num_crops: int
-    ) -> None:
-        if num_crops not in NUM_CROPS or num_clips < 1:
-            raise ValueError(f"num_clips must be at least 1 and num_crops 1 or 3, got {num_clips} and {num_crops}")
-        self.shards, self.config, self.modalities = shards, config, tuple(modalities)
-        self.num_clips, self.num_crops = num_clips, num_crops
-        self.indices = range(rank(), shards.num_samples, world_size())
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, number: int) -> tuple[int, dict[str, RawView] | MediaError]:
-        index = self.indices[number]
-        try:
-            sample = self.shards.read(index)
-            return index, clip_set(sample, self.config, self.modalities, self.num_clips, self.num_crops)
-        except MediaError as error:
-            return index, error
-
-    def load(self, num_workers: int) -> Iterator[tuple[int, dict[str, RawView] | MediaError]]:
-        """All of this process's samples in order, decoded by that many workers (0: here)."""
-        loader: DataLoader[Any] = DataLoader(
-            self,
-            batch_size=None,
-            num_workers=num_workers,
-            multiprocessing_context=worker_context() if num_workers else None,
-            worker_init_fn=start_worker,
-            generator=torch.Generator().manual_seed(0),  # the global one belongs to the networks
-        )
-        yield from all_batches(loader, LoaderConfig.worker_timeout_seconds)
 
 
 def clip_set(
@@ -208,7 +168,7 @@ class SampleClips(Dataset[Any]):
     def __init__(self, shards: str | ShardSet, config: ViewsConfig, modalities: Sequence[str], plan: ClipPlan) -> None:
         self.shards = shards if isinstance(shards, ShardSet) else ShardSet(shards)
         self.config, self.modalities, self.plan = config, tuple(modalities), plan
-        self.numbers = range(self.shards.num_samples)[distributed.rank() :: distributed.world_size()]
+        self.numbers = range(rank(), self.shards.num_samples, world_size())
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -227,3 +187,34 @@ class SampleClips(Dataset[Any]):
     def decode(self, sample: Sample) -> tuple[dict[str, RawView], str]:
         """({modality: raw view (K, ...)}, why there is nothing): the same K for every sample that has any."""
         return sample_clips(sample, self.config, self.modalities, self.plan), ""
+
+    def load(self, num_workers: int) -> Iterator[DecodedClips | str]:
+        """All samples of this process in order, decoded by that many workers (0: in this process)."""
+        loader: DataLoader[Any] = DataLoader(
+            self,
+            batch_size=None,
+            num_workers=num_workers,
+            multiprocessing_context=worker_context() if num_workers else None,
+            worker_init_fn=start_worker,
+            generator=torch.Generator().manual_seed(0),  # the global one belongs to the networks
+        )
+        yield from all_batches(loader, LoaderConfig.worker_timeout_seconds)
+
+
+class ClipSets(SampleClips):
+    """Samples that have all of the modalities, as evenly spaced clips x crops: clip by clip, of each its crops.
+
+    All modalities of a sample have as many clips. A sample without one of them is text that says so.
+    """
+
+    def __init__(
+        self, shards: ShardSet, config: ViewsConfig, modalities: Sequence[str], num_clips: int, num_crops: int
+    ) -> None:
+        if num_crops not in NUM_CROPS:
+            raise ValueError(f"num_crops must be 1 or 3, got {num_crops}")
+        super().__init__(shards, config, modalities, ClipPlan(num_clips))
+        self.num_crops = num_crops
+
+    def decode(self, sample: Sample) -> tuple[dict[str, RawView], str]:
+        """As `clip_set`."""
+        return clip_set(sample, self.config, self.modalities, self.plan.num_clips, self.num_crops), ""

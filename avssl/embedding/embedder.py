@@ -49,8 +49,11 @@ MAX_STATE_ROWS = 2**17  # more than any number of clusters or neighbors that a l
 class Embedder:
     """Encoders, projectors and view statistics of a run, in eval mode. Build it with `from_run`.
 
-    Attributes: config (the run's), modalities, device, weights_hash.
+    Attributes: config (the run's), modalities, device, weights_hash ("untrained" for random weights), run_folder (None
+    unless it was loaded from one).
     """
+
+    run_folder: Path | None = None
 
     def __init__(self, config: RunConfig, loss: losses.Loss, views: ViewMaker, device: str, weights_hash: str) -> None:
         self.config, self.views, self.weights_hash = config, views.to(device).eval(), weights_hash
@@ -91,7 +94,9 @@ class Embedder:
             own = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
             module.load_state_dict(own)
         digest = "untrained" if untrained else _digest(weights)
-        return cls(config, loss, views, device, digest)
+        embedder = cls(config, loss, views, device, digest)
+        embedder.run_folder = run
+        return embedder
 
     def embed(
         self,

@@ -14,17 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from avssl import distributed
 from avssl.data.every_sample import ClipPlan, DecodedClips, SampleClips
-from avssl.data.loader_config import LoaderConfig
-from avssl.data.workers import start_worker
 from avssl.eval.labels import FeatureSet
 from avssl.models.layers import FEATURE, stage_activations
-from avssl.processes.patience import all_batches
-from avssl.processes.worker_server import worker_context
 from avssl.shards.shard_set import ShardSet
 from avssl.transforms.raw_view import RawView
 
@@ -68,29 +63,27 @@ def extract_from(
     library = dataset.shards
     if library.num_samples == 0:
         raise ValueError(f"{library.location} holds no samples; see skipped.jsonl there for why")
-    loader = DataLoader(
-        dataset,
-        batch_size=None,
-        num_workers=num_workers,
-        multiprocessing_context=worker_context() if num_workers else None,
-        worker_init_fn=start_worker,
-    )
-    found = _Gatherer(embedder, dataset.modalities, layers, batch_size)
+    gatherer = _Gatherer(embedder, dataset.modalities, layers, batch_size)
     failures: list[str] = []
-    batches = all_batches(loader, LoaderConfig.worker_timeout_seconds)
-    for item in tqdm(batches, total=len(dataset), desc="features", disable=distributed.rank() > 0, mininterval=1.0):
-        if isinstance(item, str):
-            failures.append(item)
+    samples = dataset.load(num_workers)
+    for sample in tqdm(samples, "features", len(dataset), disable=distributed.rank() > 0, mininterval=1.0):
+        if isinstance(sample, str):
+            failures.append(sample)
         else:
-            found.add(item)
-    # Every process must know of a failure in any: one that raised alone would leave the others waiting.
-    everywhere = [text for part in distributed.gather_objects(failures) for text in part]
+            gatherer.add(sample)
+    refuse_failures(failures, library)
+    return gatherer.table(library)
+
+
+def refuse_failures(failures: Sequence[str], library: ShardSet) -> None:
+    """ValueError on every process if any failed to read a sample: one that raised alone would leave others waiting."""
+    everywhere = [text for part in distributed.gather_objects(list(failures)) for text in part]
     if everywhere:
         raise ValueError(
             f"{len(everywhere)} samples of {library.location} could not be read, the first is {everywhere[0]}. A "
-            "smaller test set would be another test set: write the shards again without them"
+            "smaller test set would be another test set: run `python -m data_prep verify`, write the shards again "
+            "without them"
         )
-    return found.table(library)
 
 
 def pooled(activation: torch.Tensor, modality: str) -> torch.Tensor:

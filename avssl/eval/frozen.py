@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from avssl.data.every_sample import ClipPlan
 from avssl.eval.features import extract
 from avssl.eval.labels import FeatureSet, Fold, Rows, Targets, labels_digest, make_fold
-from avssl.eval.outcome import Outcome, TaskConfig, classified, merged
+from avssl.eval.outcome import LabelTaskConfig, Outcome, Repeat, classified, merged
 from avssl.ops.nearest import unit
 from avssl.shards.shard_set import ShardSet
 
@@ -24,7 +24,7 @@ FROZEN = {"frozen": "encoders, projectors, statistics of the views", "batch_norm
 
 
 @dataclass
-class FrozenConfig(TaskConfig):
+class FrozenConfig(LabelTaskConfig):
     """Tasks on stored features of frozen networks."""
 
     layers: list[str] = field(default_factory=lambda: ["feature"])  # feature, embedding, conv2x .. conv5x
@@ -37,7 +37,7 @@ class FrozenConfig(TaskConfig):
     seed: int = 0  # of random clips and of the classifier
 
 
-def wanted_modalities(config: TaskConfig, embedder: Embedder) -> tuple[str, ...]:
+def wanted_modalities(config: LabelTaskConfig, embedder: Embedder) -> tuple[str, ...]:
     """The modalities that `config.modality` means; ValueError for those that the run lacks."""
     wanted = ("video", "audio") if config.modality == "both" else (config.modality,)
     missing = [one for one in wanted if one not in embedder.modalities]
@@ -49,7 +49,7 @@ def wanted_modalities(config: TaskConfig, embedder: Embedder) -> tuple[str, ...]
     return wanted
 
 
-def fold_paths(config: TaskConfig) -> list[tuple[str, str, str]]:
+def fold_paths(config: LabelTaskConfig) -> list[tuple[str, str, str]]:
     """(name, train folder, test folder) of every fold; of `fold_field` one with an empty test folder."""
     both = config.train + config.test
     if config.fold_field:
@@ -145,37 +145,39 @@ def fused(features: FeatureSet, config: FrozenConfig, layer: str) -> list[Rows]:
     return [np.concatenate([unit(video), unit(audio)], axis=2)]
 
 
-def classify(
-    embedder: Embedder, config: FrozenConfig, scores_of: Callable[[Rows, Targets, Rows, int], NDArray[Any]]
-) -> Outcome:
-    """Fit and score a classifier on every layer of every fold.
+# (train rows (n, K, D), targets, test rows (m, K', D), C) -> scores (m, C) of samples, not of clips
+FitAndScore = Callable[[Rows, Targets, Rows, int], NDArray[Any]]
 
-    scores_of(train rows (n, K, D), targets, test rows (m, K', D), C) -> scores (m, C), of samples, not of clips.
-    """
-    repeats, sizes, left_out, widths = [], {}, {}, {}
+
+def classify_layer(
+    fold: Fold, config: FrozenConfig, layer: str, fit_and_score: FitAndScore, *, prefix: str = ""
+) -> Repeat:
+    """A classifier on one layer of one fold. prefix: of the metrics' names, before <modality>_<layer>_<metric>."""
+    train, test = (fused(split.features, config, layer) for split in (fold.train, fold.test))
+    scores = [
+        fit_and_score(train_rows, fold.train.targets, test_rows, len(fold.classes))
+        for train_rows, test_rows in zip(train, test, strict=True)
+    ]
+    return classified(
+        fold.test.features.keys,
+        np.mean(scores, axis=0),
+        fold.test.targets,
+        fold.classes,
+        name=fold.name,
+        prefix=f"{prefix}{config.modality}_{layer}_",
+        train_keys=fold.train.features.keys,
+        train_targets=None if config.multi_label else fold.train.targets,
+    )
+
+
+def classify(embedder: Embedder, config: FrozenConfig, fit_and_score: FitAndScore) -> Outcome:
+    """A classifier on every layer of every fold."""
+    repeats, sizes, left_out, dims = [], {}, {}, {}
     labels = hashlib.sha256()
     for fold in folds(embedder, config):
-        by_layer = []
+        repeats.append(merged([classify_layer(fold, config, layer, fit_and_score) for layer in config.layers]))
         for layer in config.layers:
-            known, asked = (fused(part.features, config, layer) for part in (fold.train, fold.test))
-            found = [
-                scores_of(rows, fold.train.targets, others, len(fold.classes))
-                for rows, others in zip(known, asked, strict=True)
-            ]
-            widths[layer] = [rows.shape[2] for rows in known]
-            by_layer.append(
-                classified(
-                    fold.test.features.keys,
-                    np.mean(found, axis=0),
-                    fold.test.targets,
-                    fold.classes,
-                    name=fold.name,
-                    prefix=f"{config.modality}_{layer}_",
-                    train_keys=fold.train.features.keys,
-                    train_targets=None if config.multi_label else fold.train.targets,
-                )
-            )
-        repeats.append(merged(by_layer))
+            dims[layer] = [rows.shape[2] for rows in fused(fold.train.features, config, layer)]
         sizes[fold.name] = [len(fold.train.features), len(fold.test.features), len(fold.classes)]
         left_out[fold.name] = fold.left_out
         labels.update(labels_digest(fold))
@@ -187,5 +189,5 @@ def classify(
             "left_out": left_out,
             "labels": labels.hexdigest()[:16],
         },
-        {"feature_dims": widths},
+        {"feature_dims": dims},
     )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avssl.eval.outcome import TaskConfig
+from avssl.eval.outcome import LabelTaskConfig
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,9 @@ class Fold:
     left_out: dict[str, dict[str, int]]
 
 
-def make_fold(name: str, train: FeatureSet, test: FeatureSet, config: TaskConfig, modalities: Sequence[str]) -> Fold:
+def make_fold(
+    name: str, train: FeatureSet, test: FeatureSet, config: LabelTaskConfig, modalities: Sequence[str]
+) -> Fold:
     """Targets of both sides by one list of classes; samples without a label or a modality are left out and counted."""
     parts, left_out = {}, {}
     for side, features in (("train", train), ("test", test)):

@@ -22,22 +22,38 @@ Array = NDArray[Any]
 
 @dataclass
 class TaskConfig:
-    """What every task of recipes/evaluate.py has; a task adds its own keys."""
+    """The keys that every task of recipes/evaluate.py has; a task adds its own."""
 
-    task: str = ""  # a file of avssl/eval/tasks, or `standard`
+    task: str = ""  # a file of avssl/eval/tasks
+    train: str = ""  # shard folder or URL that is learned from
+    test: str = ""  # shard folder or URL that is scored
+    allow_overlap: bool = False  # evaluate a test set that was trained on; the result says how many samples were
+    batch_size: int = 64  # clips per forward pass
+    num_workers: int = 2  # decoding processes
+    device: str = "cpu"
+
+    @property
+    def name(self) -> str:
+        """The name of the result; "" for a task with one result per run."""
+        return ""
+
+    @property
+    def untrained(self) -> bool:
+        """Whether random weights are evaluated beside the run's own."""
+        return True
+
+
+@dataclass
+class LabelTaskConfig(TaskConfig):
+    """The keys of tasks on labels and folds, of which a run may have several results."""
+
     name: str = ""  # of the result: RUN/evaluations/<task>-<name>.json; default: the YAML's own
-    train: str = ""  # shard folder or URL that is learned from; {fold} stands for each of `folds`
-    test: str = ""  # shard folder or URL that is scored; {fold} as above
-    folds: list[int] = field(default_factory=list)  # e.g. [1, 2, 3]: numbers to put for {fold}
+    folds: list[int] = field(default_factory=list)  # e.g. [1, 2, 3]: numbers to put for {fold} in `train` and `test`
     fold_field: str = ""  # instead: the label field of `train` that numbers the folds, each of them tested once
     label_field: str = "label"  # which of the samples' label fields
     multi_label: bool = False  # several names a sample: mAP, AUC and d' in place of accuracies
     modality: str = "video"  # video, audio, image, or both (video and audio)
-    allow_overlap: bool = False  # evaluate a test set that was trained on; the result says how many samples were
-    untrained: bool = True  # the same with random weights, beside it
-    batch_size: int = 64  # clips a forward pass
-    num_workers: int = 2  # decoding processes
-    device: str = "cpu"
+    untrained: bool = True  # evaluate random weights beside the run's own
     folder: str = ""  # where a task that trains keeps what it goes on from; default RUN/evaluations/<task>-<name>
 
 
@@ -99,12 +115,13 @@ class Outcome:
     """What a task found with one set of weights: its repeats, and what the configuration does not say of the protocol.
 
     The protocol holds what must be equal for two results to be compared; `facts` what may differ (times, the steps of a
-    solver).
+    solver); `notes` are sentences that are shown and not stored.
     """
 
     repeats: list[Repeat]
     protocol: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def classified(

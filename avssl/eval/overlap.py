@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from avssl.eval.outcome import LabelTaskConfig, TaskConfig
 from avssl.files.whole import whole_path
 from avssl.shards.sample_digests import Digests, SampleDigests, sample_digests
 from avssl.shards.shard_set import ShardSet
@@ -85,17 +86,20 @@ def read_training_data(run: str | Path) -> DigestSet | None:
     return DigestSet(media, sources, is_complete)
 
 
-def data_folders(config: Any) -> Iterator[tuple[str, str]]:
+def data_folders(config: TaskConfig) -> Iterator[tuple[str, str]]:
     """(train folder or "", test folder) of every fold of a task's configuration; of `fold_field` ("", train).
 
     None of a configuration without any test, which the task refuses.
     """
-    folds: list[Any] = getattr(config, "folds", None) or [""]
-    for number in folds:
-        train, test = (str(side).replace("{fold}", str(number)) for side in (config.train, config.test))
+    if not isinstance(config, LabelTaskConfig):
+        if config.test:
+            yield config.train, config.test
+        return
+    for number in [str(number) for number in config.folds] or [""]:
+        train, test = (side.replace("{fold}", number) for side in (config.train, config.test))
         if test:
             yield train, test
-        elif getattr(config, "fold_field", ""):
+        elif config.fold_field:
             yield "", train
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avssl.eval.intervals import DIFFERENCE, intervals_of
-from avssl.eval.outcome import Metric, Outcome, Repeat, keys_digest
+from avssl.eval.outcome import Metric, Outcome, Repeat, TaskConfig, keys_digest
 from avssl.files.checked_json import Fields, parse
 from avssl.files.foreign import arrays_of
 from avssl.files.locks import locked
@@ -51,7 +51,7 @@ def mean_and_deviation(repeats: Sequence[Mapping[str, float]]) -> tuple[dict[str
 
 def evaluation_of(
     outcomes: Mapping[str, Outcome],
-    config: Any,
+    config: TaskConfig,
     run: str,
     weights: Mapping[str, str],
     inputs: Mapping[str, Any],
@@ -124,6 +124,13 @@ def commit() -> str | None:
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
     return found.stdout.strip() or None
+
+
+def result_path(run: Path, config: TaskConfig) -> Path:
+    """RUN/evaluations/<task>-<name>.json, of the task `standard` RUN/evaluation.json."""
+    if config.task == "standard":
+        return run / "evaluation.json"
+    return run / "evaluations" / f"{stem_of(config.task, config.name)}.json"
 
 
 def stem_of(task: str, name: str) -> str:

@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ from avssl.device import usable_device
 from avssl.embedding.embedder import EMBEDDING_PARTS, Embedder
 from avssl.eval.classifiers import knn_scores, logistic_scores, require_sklearn
 from avssl.eval.features import extract
+from avssl.eval.frozen import FitAndScore, FrozenConfig, classify_layer
 from avssl.eval.labels import FeatureSet, make_fold
-from avssl.eval.outcome import TaskConfig, classified
 from avssl.files.checked_json import Fields
 from avssl.files.disk_errors import clear_errors
 from avssl.files.json_lines import keep_until
@@ -210,23 +211,19 @@ def scores_of(
     if min((labeled & learned).sum(), (labeled & ~learned).sum()) < MIN_SAMPLES // 2:
         return {}
     multi_label = any(len(labels.get(field, [])) > 1 for labels in features.labels)
-    task = TaskConfig(label_field=field, modality=modality, multi_label=multi_label)
-    fold = make_fold("", features.select(learned), features.select(~learned), task, (modality,))
-    known, asked = (part.features.rows[modality]["feature"] for part in (fold.train, fold.test))
-    sides = known, fold.train.targets, asked, len(fold.classes)
-    neighbors = min(num_neighbors, len(known))
-    scores = {
-        "knn": knn_scores(*sides, num_neighbors=neighbors, temperature=temperature),
-        "linear": logistic_scores(*sides),
+    config = FrozenConfig(label_field=field, modality=modality, multi_label=multi_label)
+    fold = make_fold("", features.select(learned), features.select(~learned), config, (modality,))
+    classifiers: dict[str, FitAndScore] = {
+        "knn": partial(knn_scores, num_neighbors=num_neighbors, temperature=temperature),
+        "linear": logistic_scores,
     }
-    found: dict[str, float] = {}
-    for name, values in scores.items():
-        metrics = classified(fold.test.features.keys, values, fold.test.targets, fold.classes).values()
-        label = f"{modality}_{name}_{field}"
-        found |= (
-            {f"{label}_map": metrics["mean_average_precision"]} if multi_label else {label: metrics["top1_accuracy"]}
-        )
-    return found
+    metric, suffix = ("mean_average_precision", "_map") if multi_label else ("top1_accuracy", "")
+    return {
+        f"{modality}_{name}_{field}{suffix}": classify_layer(fold, config, "feature", fit_and_score).values()[
+            f"{modality}_feature_{metric}"
+        ]
+        for name, fit_and_score in classifiers.items()
+    }
 
 
 def main() -> None:

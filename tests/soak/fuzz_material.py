@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from avssl.embedding.index import FileRecord, FolderIndex
-from avssl.eval.outcome import Outcome, TaskConfig, classified
+from avssl.eval.outcome import LabelTaskConfig, Outcome, classified
 from avssl.eval.results import evaluation_of
 from avssl.eval.results import write as write_result
 from avssl.files.tensors import write_tensors
@@ -125,5 +125,5 @@ def _make_result(folder: Path) -> None:
     targets = np.arange(12) % 3
     scores = np.random.default_rng(0).normal(size=(12, 3))
     outcome = Outcome([classified([f"k{n}" for n in range(12)], scores, targets, list("abc"), train_keys=["x"])])
-    config = TaskConfig(task="knn", name="one")
+    config = LabelTaskConfig(task="knn", name="one")
     write_result(folder, {"trained": outcome}, evaluation_of({"trained": outcome}, config, "run", {"trained": "a"}, {}))

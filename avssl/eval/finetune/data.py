@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from avssl.eval.frozen import fold_paths
-from avssl.eval.outcome import TaskConfig
+from avssl.eval.outcome import LabelTaskConfig
 from avssl.shards.shard_set import ShardSet
 from avssl.shards.subset import ShardSubset
 from avssl.transforms.config import ViewsConfig
@@ -57,7 +57,7 @@ class _Split:
         return chosen, left_out
 
 
-def _read_split(folder: str, config: TaskConfig) -> _Split:
+def _read_split(folder: str, config: LabelTaskConfig) -> _Split:
     shards = ShardSet(folder)
     for label_field in filter(None, (config.label_field, config.fold_field)):
         if label_field not in shards.index.label_names:
@@ -74,7 +74,7 @@ def _read_split(folder: str, config: TaskConfig) -> _Split:
     return _Split(shards, labels, folds, has)
 
 
-def shard_folds(config: TaskConfig, modalities: Sequence[str]) -> Iterator[ShardFold]:
+def shard_folds(config: LabelTaskConfig, modalities: Sequence[str]) -> Iterator[ShardFold]:
     """Every fold of a configuration: of train and test folders, of {fold} in their names, or of `fold_field`.
 
     ValueError for folders without the label field, folds without samples, several labels where one is expected.
@@ -103,7 +103,7 @@ def _fold(
     test: _Split,
     in_train: NDArray[np.bool_],
     in_test: NDArray[np.bool_],
-    config: TaskConfig,
+    config: LabelTaskConfig,
     modalities: Sequence[str],
 ) -> ShardFold:
     sides, left_out = {}, {}

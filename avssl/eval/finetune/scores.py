@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from avssl import distributed
-from avssl.data.every_sample import ClipSets
+from avssl.data.every_sample import ClipSets, DecodedClips
+from avssl.eval.features import refuse_failures
 from avssl.eval.finetune.training import Headed
 from avssl.transforms.raw_view import RawView
 from avssl.transforms.view_maker import ViewMaker
-from avssl.types import MediaError
 
 
 @dataclass(frozen=True)
@@ -50,29 +50,27 @@ def score(
     """
     model.eval()
     collected = _Collected(multi_label)
-    waiting: list[tuple[int, dict[str, RawView]]] = []
+    waiting: list[DecodedClips] = []
     failures: list[str] = []
 
     def run() -> None:
-        for raw in batches_of([clips for _, clips in waiting], batch_size):
+        for raw in batches_of([sample.clips for sample in waiting], batch_size):
             with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == "bf16"):
                 logits = model(view_maker(raw, device))
             collected.add_clips(logits)
-        collected.indices += [index for index, _ in waiting]
+        collected.indices += [sample.index for sample in waiting]
         waiting.clear()
 
     samples = clip_sets.load(num_workers)
-    for index, clips in tqdm(
-        samples, "test", len(clip_sets), unit="sample", mininterval=1.0, disable=distributed.rank() > 0
-    ):
-        if isinstance(clips, MediaError):
-            failures.append(f"sample {index}: {clips}")
+    for sample in tqdm(samples, "test", len(clip_sets), unit="sample", mininterval=1.0, disable=distributed.rank() > 0):
+        if isinstance(sample, str):
+            failures.append(sample)
             continue
-        waiting.append((index, clips))
-        if sum(len(next(iter(one.values())).media) for _, one in waiting) >= batch_size:
+        waiting.append(sample)
+        if sum(len(next(iter(sample.clips.values())).media) for sample in waiting) >= batch_size:
             run()
     run()
-    refuse_failures(failures, clip_sets.shards.location)
+    refuse_failures(failures, clip_sets.shards)
     return collected.gathered(clip_sets.shards.num_samples, device)
 
 
@@ -83,16 +81,6 @@ def batches_of(clips: Sequence[dict[str, RawView]], batch_size: int) -> Iterator
     pieces = {name: torch.cat([one[name].media for one in clips]).split(batch_size) for name in clips[0]}
     for batch in zip(*pieces.values(), strict=True):
         yield {name: RawView(name, media) for name, media in zip(pieces, batch, strict=True)}
-
-
-def refuse_failures(failures: Sequence[str], location: object) -> None:
-    """ValueError on every process if any failed to read a sample: one that raised alone would leave others waiting."""
-    everywhere = [text for part in distributed.gather_objects(list(failures)) for text in part]
-    if everywhere:
-        raise ValueError(
-            f"{len(everywhere)} samples of {location} could not be read, the first is {everywhere[0]}. None may be "
-            "missing in a test: run `python -m data_prep verify`, write the shards again"
-        )
 
 
 class _Collected:

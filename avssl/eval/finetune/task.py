@@ -22,7 +22,7 @@ from avssl.eval.finetune.scores import Scores, clip_accuracy, score
 from avssl.eval.finetune.state import CLASSIFIER_FILE, TRAINING_FILE, load_state, read_step, save_state
 from avssl.eval.finetune.training import Criterion, Headed, Stage, TrainingOptions, train
 from avssl.eval.frozen import wanted_modalities
-from avssl.eval.outcome import Metric, Repeat, TaskConfig, classified
+from avssl.eval.outcome import LabelTaskConfig, Metric, Repeat, classified
 from avssl.ops import kernels
 from avssl.optim.config import OptimConfig
 from avssl.transforms.config import ViewsConfig
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class TrainedConfig(TaskConfig):
+class TrainedConfig(LabelTaskConfig):
     """Classifiers trained by gradient steps on augmented clips. `batch_size` counts clips of the test."""
 
     epochs: int = 10  # each of `clips_per_sample` passes over the training samples

@@ -4,7 +4,7 @@ A task is a configuration and a function. The door calls the function once with 
 ones, averages over repeats (folds, seeds), and writes RUN/evaluations/<task>-<name>.json with everything around it:
 
     @dataclass
-    class Config(TaskConfig):                    # avssl/eval/outcome.py: what every task has
+    class Config(LabelTaskConfig):              # avssl/eval/outcome.py: the keys of tasks on labels
         num_neighbors: int = 20                 # keys of the YAML; unknown ones are refused
 
     @register("knn", Config)
@@ -76,5 +76,5 @@ def get(name: str) -> Task:
     if name not in _REGISTRY and name not in names():
         near = difflib.get_close_matches(name, _REGISTRY, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"no task is called {name!r}.{hint} There are: standard, {', '.join(sorted(_REGISTRY))}")
+        raise ValueError(f"no task is called {name!r}.{hint} There are: {', '.join(sorted(_REGISTRY))}")
     return _REGISTRY[name]

@@ -7,16 +7,17 @@ With several labels a sample (`multi_label`) a drawn sample brings all of its la
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from avssl.eval.classifiers import knn_scores, logistic_scores, require_sklearn
-from avssl.eval.frozen import FROZEN, FrozenConfig, folds, fused
-from avssl.eval.labels import Fold, labels_digest
-from avssl.eval.outcome import Outcome, Repeat, classified
+from avssl.eval.frozen import FROZEN, FitAndScore, FrozenConfig, classify_layer, folds
+from avssl.eval.labels import Fold, LabeledFeatures, labels_digest
+from avssl.eval.outcome import Outcome, Repeat
 from avssl.eval.tasks import register
 
 if TYPE_CHECKING:
@@ -48,13 +49,18 @@ def few_label(embedder: Embedder, config: FewLabelConfig) -> Outcome:
     if config.classifier == "linear":
         require_sklearn()
     report: dict[str, Any] = {}
+    fit_and_score: FitAndScore = (
+        partial(knn_scores, num_neighbors=config.num_neighbors, temperature=config.temperature)
+        if config.classifier == "knn"
+        else partial(logistic_scores, costs=[config.cost], max_iterations=config.max_iterations, report=report)
+    )
     drawn: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
     repeats, left_out, labels = [], {}, []
     for fold in folds(embedder, config):
         labels.append(labels_digest(fold).hex()[:16])
         left_out[fold.name] = fold.left_out
         for seed in config.seeds:
-            repeat, used = _repeat(fold, config, seed, report)
+            repeat, used = _repeat(fold, config, seed, fit_and_score)
             repeats.append(repeat)
             for amount, counts in used.items():
                 drawn[f"{fold.name} {amount}".strip()].append(counts)
@@ -79,7 +85,7 @@ def _amounts_drawn(drawn: dict[str, list[tuple[int, int, int]]], config: FewLabe
 
 
 def _repeat(
-    fold: Fold, config: FewLabelConfig, seed: int, report: dict[str, Any]
+    fold: Fold, config: FewLabelConfig, seed: int, fit_and_score: FitAndScore
 ) -> tuple[Repeat, dict[str, tuple[int, int, int]]]:
     """One draw, and of each amount (samples, those of the class with the fewest, those of the one with the most)."""
     targets = fold.train.targets
@@ -90,44 +96,16 @@ def _repeat(
     sizes: dict[str, tuple[int, int, int]] = {}
     for amount, share, number in amounts:
         chosen = stratified(targets, share, number, seed)
-        own = targets[chosen].sum(axis=0) if config.multi_label else np.bincount(targets[chosen])
-        sizes[amount] = len(chosen), int(own[own > 0].min()), int(own.max())
+        per_class = targets[chosen].sum(axis=0) if config.multi_label else np.bincount(targets[chosen])
+        sizes[amount] = len(chosen), int(per_class[per_class > 0].min()), int(per_class.max())
+        drawn = replace(fold, train=LabeledFeatures(fold.train.features.select(chosen), targets[chosen]))
         for layer in config.layers:
-            known, asked = (fused(part.features, config, layer) for part in (fold.train, fold.test))
-            scores = [
-                _scores(rows[chosen], targets[chosen], others, len(fold.classes), config, report)
-                for rows, others in zip(known, asked, strict=True)
-            ]
-            found = classified(
-                fold.test.features.keys,
-                np.mean(scores, axis=0),
-                fold.test.targets,
-                fold.classes,
-                prefix=f"{amount}_{config.modality}_{layer}_",
-                train_targets=None if config.multi_label else targets[chosen],
-            )
-            columns |= found.columns
-            metrics |= found.metrics
+            result = classify_layer(drawn, config, layer, fit_and_score, prefix=f"{amount}_")
+            columns |= result.columns
+            metrics |= result.metrics
     name = f"{fold.name}, seed {seed}" if fold.name else f"seed {seed}"
     train_keys = fold.train.features.keys
     return Repeat(name, fold.test.features.keys, columns, metrics, train_keys, fold.classes), sizes
-
-
-def _scores(
-    train: Any, targets: Any, test: Any, num_classes: int, config: FewLabelConfig, report: dict[str, Any]
-) -> NDArray[Any]:
-    if config.classifier == "knn":
-        neighbors, temperature = config.num_neighbors, config.temperature
-        return knn_scores(train, targets, test, num_classes, num_neighbors=neighbors, temperature=temperature)
-    return logistic_scores(
-        train,
-        targets,
-        test,
-        num_classes,
-        costs=[config.cost],
-        max_iterations=config.max_iterations,
-        report=report,
-    )
 
 
 def stratified(targets: NDArray[Any], share: float, number: int, seed: int) -> NDArray[np.int64]:

@@ -5,50 +5,100 @@ so that two results can be compared."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from avssl import checkpoint, distributed
+from avssl.embedding.embed_shards import embed_split
 from avssl.embedding.table import MODALITIES, EmbeddingTable
 from avssl.eval.knn import knn_chance, knn_classify
-from avssl.eval.outcome import Metric, Outcome, Repeat, keys_digest
+from avssl.eval.outcome import Metric, Outcome, Repeat, TaskConfig, keys_digest
 from avssl.eval.retrieval import DIRECTIONS, RECALL_AT, chance_levels, class_precision_rows, retrieval_ranks
+from avssl.eval.tasks import register
+from avssl.losses.avid_cma import positive_set
+from avssl.ops.agreement import Agreement
 from avssl.ops.nearest import class_numbers, label_numbers
+from avssl.shards.shard_set import ShardSet
 
+if TYPE_CHECKING:
+    from avssl.embedding.embedder import Embedder
+
+BANKS = ("loss.banks.video.rows", "loss.banks.audio.rows")
+AGREEMENTS: tuple[Agreement, ...] = ("consensus", "union", "video", "audio")
 Columns = dict[str, NDArray[Any]]
 Metrics = dict[str, Metric]
 
 
 @dataclass
-class StandardConfig:
-    """What to evaluate on. Recalls and ranks are over all pairs of the test split."""
+class StandardConfig(TaskConfig):
+    """The kNN takes its neighbors from `train`. Recalls and ranks are over all pairs of `test`."""
 
     task: str = "standard"
-    train: str = ""  # shard folder whose labels the kNN knows
-    test: str = ""  # shard folder that is scored
     num_neighbors: int = 20
     temperature: float = 0.07
     knn_on: Literal["feature", "embedding"] = "feature"  # encoder output, or the shared space after the projector
     num_positives: int = 32  # size of the CMA positive sets whose precision is measured
     window_seconds: float = 0.0  # 0: the run's audio clip, or its video clip if it has no sound
-    allow_overlap: bool = False  # evaluate a test set that was trained on; the result says how many samples were
-    batch_size: int = 64
-    num_workers: int = 2
-    device: str = "cpu"
 
-    @property
-    def name(self) -> str:
-        """There is one such result a run."""
-        return ""
+
+@register("standard", StandardConfig)
+def standard(embedder: Embedder, config: StandardConfig) -> Outcome:
+    """Embed both splits and evaluate the tables; with trained weights they are written to RUN/embeddings/.
+
+    The precision of positives needs the memory banks of the run, and its training split as `train`.
+    """
+    run = embedder.run_folder
+    if run is None or not config.train or not config.test:
+        raise ValueError(
+            f"standard needs train and test, and the folder of a run; they are {config.train!r}, {config.test!r} and "
+            f"{run}. Add train=SHARDS test=SHARDS to the command or to the YAML"
+        )
+    if ShardSet(config.train).fingerprint == ShardSet(config.test).fingerprint:
+        raise ValueError(
+            f"train={config.train} and test={config.test} hold the same clips; the kNN would find each clip itself"
+        )
+    options: dict[str, Any] = {
+        "window_seconds": config.window_seconds or None,
+        "batch_size": config.batch_size,
+        "num_workers": config.num_workers,
+    }
+    train, test = (embed_split(embedder, split, **options) for split in (config.train, config.test))
+    if embedder.weights_hash == "untrained":
+        return evaluate_tables(train, test, config)
+    positives, notes = positive_sets(run, config)
+    outcome = evaluate_tables(train, test, config, positives)
+    if distributed.rank() == 0:
+        for split, table in (("train", train), ("test", test)):
+            table.write(run / "embeddings" / f"{split}.parquet")
+    if not any("_knn_" in name for name in outcome.repeats[0].metrics):
+        fields = f"{train.label_fields() or 'none'} in {config.train}, {test.label_fields() or 'none'} in {config.test}"
+        notes.append(f"no kNN: it needs a label field that both splits have; there are {fields}")
+    return replace(outcome, notes=notes)
+
+
+def positive_sets(run: Path, config: StandardConfig) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """({agreement: the positives that CMA would take now, int64 (N, k)}, a note if they cannot be evaluated).
+
+    {} for runs without the two banks, and for runs that were not trained on `config.train`, whose labels are known.
+    """
+    weights = checkpoint.read_weights(run)
+    if not all(name in weights for name in BANKS):
+        return {}, []
+    if ShardSet(config.train).fingerprint != checkpoint.read_provenance(run)["data"]["fingerprint"]:
+        return {}, [f"no precision of positives: {run} was not trained on {config.train}, whose labels are known"]
+    video, audio = (weights[name] for name in BANKS)
+    return {agreement: positive_set(video, audio, config.num_positives, agreement) for agreement in AGREEMENTS}, []
 
 
 def evaluate_tables(
     train: EmbeddingTable,
     test: EmbeddingTable,
-    task: StandardConfig,
+    config: StandardConfig,
     positives: Mapping[str, torch.Tensor] | None = None,
 ) -> Outcome:
     """All measures of one set of weights. Windows of a clip are pooled first.
@@ -62,11 +112,11 @@ def evaluate_tables(
     Raises:
         ValueError: nothing can be measured: kNN needs labels in both splits, retrieval video and sound of one clip.
     """
-    facts = protocol(train, test, task)
+    facts = protocol(train, test, config)
     train, test = train.pool_by_key(), test.pool_by_key()
     columns: Columns = {}
     metrics: Metrics = {}
-    _knn(train, test, task, columns, metrics)
+    _knn(train, test, config, columns, metrics)
     _across(test, columns, metrics)
     anchors = _positives(positives or {}, train)
     if not metrics and not anchors.metrics:
@@ -78,7 +128,9 @@ def evaluate_tables(
     return Outcome([Repeat("test", test.keys, columns, metrics, train.keys), anchors], facts)
 
 
-def _knn(train: EmbeddingTable, test: EmbeddingTable, task: StandardConfig, columns: Columns, metrics: Metrics) -> None:
+def _knn(
+    train: EmbeddingTable, test: EmbeddingTable, config: StandardConfig, columns: Columns, metrics: Metrics
+) -> None:
     """<modality>_knn_<label field>: was each test clip that has both named right?"""
     for label_field in test.label_fields():
         for modality in MODALITIES:
@@ -90,8 +142,8 @@ def _knn(train: EmbeddingTable, test: EmbeddingTable, task: StandardConfig, colu
             names, asked_names = known.label(label_field), asked.label(label_field)
             classes = sorted({str(name) for name in [*names, *asked_names]})
             numbers, targets = label_numbers(names, classes)[0], label_numbers(asked_names, classes)[0]
-            column = f"{modality}_{task.knn_on}"
-            options: dict[str, Any] = {"num_neighbors": task.num_neighbors, "temperature": task.temperature}
+            column = f"{modality}_{config.knn_on}"
+            options: dict[str, Any] = {"num_neighbors": config.num_neighbors, "temperature": config.temperature}
             found = knn_classify(getattr(known, column), numbers, getattr(asked, column), targets, **options)
             name = f"{modality}_knn_{label_field}"
             columns[f"{name}_asked"] = asked_rows
@@ -165,7 +217,7 @@ def _positives(positives: Mapping[str, torch.Tensor], train: EmbeddingTable) -> 
     return Repeat("positives", by_index.keys, columns, metrics)
 
 
-def protocol(train: EmbeddingTable, test: EmbeddingTable, task: StandardConfig) -> dict[str, Any]:
+def protocol(train: EmbeddingTable, test: EmbeddingTable, config: StandardConfig) -> dict[str, Any]:
     """What must be equal for two results to be compared."""
     return {
         "num_train": len(set(train.keys)),
@@ -173,10 +225,10 @@ def protocol(train: EmbeddingTable, test: EmbeddingTable, task: StandardConfig) 
         "modalities": test.modalities(),
         "train_samples": keys_digest(train.keys),
         "test_samples": keys_digest(test.keys),
-        "num_neighbors": task.num_neighbors,
-        "temperature": task.temperature,
-        "knn_on": task.knn_on,
-        "num_positives": task.num_positives,
+        "num_neighbors": config.num_neighbors,
+        "temperature": config.temperature,
+        "knn_on": config.knn_on,
+        "num_positives": config.num_positives,
         "window_seconds": test.metadata.get("window_seconds"),
         "ties": "pessimistic",
     }
