@@ -1,9 +1,9 @@
-"""The main job, start to finish, on an embedded corpus: `make demo`.
+"""The whole program on a synthetic corpus: `make demo`.
 
-Makes a labeled audio-visual corpus as real media files, prepares and verifies shards, pretrains AVID, branches
+Makes a labeled audio-visual corpus of media files, prepares and verifies shards, pretrains AVID, branches
 AVID+CMA off from it beside AVID trained on for the same number of steps, evaluates, and writes the report. Every step
-is the command that a user would type; it is printed before it runs. A killed demo that is started again keeps its
-shards and goes on training where it was; `make clean` starts afresh.
+is a command as a user types it, printed before it runs. A killed demo that is started again keeps its
+shards and resumes training; `make clean` removes everything.
 
 Leaves with status 1 unless trained AVID beats untrained weights and chance clearly, on retrieval and on video kNN: by
 more than the 95 % interval over other samples.
@@ -52,7 +52,7 @@ RESULTS = (
 def run(*command: str) -> None:
     """Run one command of the tool with this Python, printing it as the user would type it."""
     print(f"\n$ python {shlex.join(command)}", flush=True)
-    # One thread for the networks: decoding has a process of its own, and small networks gain little from a second one.
+    # One thread for the networks: decoding has its own process, and small networks gain little from a second thread.
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, *command], cwd=ROOT, check=True, env=environment)
 
@@ -88,7 +88,7 @@ def evaluate(name: str) -> dict:
 
 
 def table(evaluations: dict[str, dict]) -> str:
-    """Metric by metric: samples, chance, untrained weights, then every run."""
+    """A table with a line per metric: samples, chance, untrained weights, then every run."""
     first = evaluations["avid"]
     rows = [["", "samples", "chance", "untrained", *RUNS]]
     for name, chance in first["chance"].items():
@@ -121,7 +121,7 @@ def better_consensus(scores: Scores) -> float:
     return min(precise[f"consensus_{field}"] - precise[f"video_{field}"] for field in ("visual", "sound"))
 
 
-# (claim, the margin by which it holds, must it hold): what the table should show.
+# (claim, the margin by which it holds, whether it must hold)
 CLAIMS = (
     (
         "AVID: video kNN at least 1.5 times untrained and chance",
@@ -155,29 +155,29 @@ CLAIMS = (
 def judged(
     rows: dict[str, list[Repeat]], chance: dict[str, float]
 ) -> list[tuple[str, str, tuple[float, float, float], bool]]:
-    """(claim, verdict, its margin and the ends of the margin's interval, must it hold).
+    """(claim, verdict, (margin, low and high end of its interval), whether it must hold).
 
-    "yes" and "NO" where other samples would hardly change it: the whole interval lies on that side of 0. Else "open".
+    The verdict is "yes" or "NO" if the whole interval lies on that side of 0, otherwise "open".
     """
     drawn = dict(zip(rows, bootstrap(list(rows.values())), strict=True))
     point = {name: values_of(repeats) for name, repeats in rows.items()} | {"chance": chance}
-    found = []
+    verdicts = []
     for claim, margin, required in CLAIMS:
         margins = []
         for draw in range(NUM_DRAWS):
-            scores = {name: {metric: values[draw] for metric, values in one.items()} for name, one in drawn.items()}
+            scores = {name: {metric: values[draw] for metric, values in draws.items()} for name, draws in drawn.items()}
             margins.append(margin(scores | {"chance": chance}))
         low, high = ends(np.array(margins))
         verdict = "yes" if low > 0 else "NO" if high < 0 else "open"
-        found.append((claim, verdict, (margin(point), low, high), required))
-    return found
+        verdicts.append((claim, verdict, (margin(point), low, high), required))
+    return verdicts
 
 
 def stored_rows(evaluations: dict[str, dict]) -> dict[str, list[Repeat]]:
-    """The test rows of every run's trained weights, and of untrained ones."""
+    """{run: rows of its trained weights}, and "untrained": those of untrained weights."""
     paths = {name: DEMO / "runs" / name / "evaluation.json" for name in evaluations}
-    found = {name: read_rows(paths[name], evaluations[name], "trained") for name in evaluations}
-    return found | {"untrained": read_rows(paths["avid"], evaluations["avid"], "untrained")}
+    rows = {name: read_rows(paths[name], evaluations[name], "trained") for name in evaluations}
+    return rows | {"untrained": read_rows(paths["avid"], evaluations["avid"], "untrained")}
 
 
 def main() -> int:
@@ -224,18 +224,18 @@ def main() -> int:
     )
 
     print(f"\n{table(evaluations)}\n")
-    found = judged(stored_rows(evaluations), evaluations["avid"]["chance"])
+    verdicts = judged(stored_rows(evaluations), evaluations["avid"]["chance"])
     print("claims, the margin by which each holds, and its 95 % interval over other samples (open: it has 0 in it)")
-    for claim, verdict, (margin, low, high), _ in found:
+    for claim, verdict, (margin, low, high), _ in verdicts:
         print(f"  {verdict:4}  {claim}: {margin:+.3f} [{low:+.3f}, {high:+.3f}]")
     print(f"\nfinished in {time.monotonic() - began:.0f} s; look at")
     for path in RESULTS:
         print(f"  {DEMO / path}")
-    return int(not all(verdict == "yes" for _, verdict, _, required in found if required))
+    return int(not all(verdict == "yes" for _, verdict, _, required in verdicts if required))
 
 
 if __name__ == "__main__":
-    if sys.argv[1:]:  # it takes no arguments, and must not start for half an hour on one of them
+    if sys.argv[1:]:  # it takes no arguments, and must not run for half an hour because of one
         print(__doc__)
         sys.exit(0 if sys.argv[1] in ("-h", "--help") else f"error: the demo takes no arguments, got {sys.argv[1:]}")
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""Evaluate a finished run by one of several protocols, beside untrained weights and chance.
+"""Evaluate a finished run by a task, and compare it with untrained weights and chance.
 
     python recipes/evaluate.py RUN TASK.yaml [key=value ...]
     python recipes/evaluate.py runs/avid_cma recipes/configs/evaluate/svm_esc50.yaml train=shards/esc50
@@ -9,7 +9,7 @@
 `task:` in the YAML names one of avssl/eval/tasks; its result is RUN/evaluations/<task>-<name>.json. The default is
 `standard`: weighted kNN of every modality of the run, audio <-> video retrieval and precision of positives. Its result
 is RUN/evaluation.json, and the embeddings of both splits lie below RUN/embeddings/.
---compare prints the differences of two results with confidence intervals. docs/evaluation.md has them all.
+--compare prints the differences of two results with confidence intervals. docs/evaluation.md describes all tasks.
 
 A sample that cannot be read is an error: a smaller test set would be another test set.
 """
@@ -30,19 +30,19 @@ from avssl.files.plain_text import run_in_utf8, say, say_lines
 
 
 def checked_overlap(run: Path, task: TaskConfig) -> dict[str, Any]:
-    """How many test samples were trained on. Before hours of work; ValueError unless the task allows any."""
+    """The overlap of test and training samples, measured before hours of work. ValueError unless the task allows it."""
     if not task.train and not task.test:
-        return {"by_run": "unknown", "tests": []}  # the task itself says what is missing
-    found = overlap.measure_overlap(run, list(overlap.data_folders(task)))
-    overlap.refuse_overlap(found, allowed=task.allow_overlap)
+        return {"by_run": "unknown", "tests": []}  # the error of the task says what is missing
+    measured = overlap.measure_overlap(run, list(overlap.data_folders(task)))
+    overlap.refuse_overlap(measured, allowed=task.allow_overlap)
     if distributed.rank() == 0:
-        for line in overlap.describe_overlap(found):
+        for line in overlap.describe_overlap(measured):
             say(f"note: {line}", sys.stderr)
-    return found
+    return measured
 
 
 def inputs_of(embedder: Embedder) -> dict[str, Any]:
-    """What the networks see, by the run's own configuration."""
+    """{modality: settings of its views} of the run."""
     views = asdict(embedder.config.views)
     return {modality: views[modality] for modality in embedder.modalities}
 
@@ -53,7 +53,7 @@ def evaluate(run: Path, task: TaskConfig) -> Path:
     Every process of torchrun comes here; the first one writes.
     """
     checkpoint.read_weights(run)  # its error says what is missing
-    found_overlap = checked_overlap(run, task)
+    measured_overlap = checked_overlap(run, task)
     path = results.result_path(run, task)
     if isinstance(task, LabelTaskConfig):
         task.folder = task.folder or str(path.with_suffix(""))
@@ -63,7 +63,7 @@ def evaluate(run: Path, task: TaskConfig) -> Path:
         outcomes[weights] = tasks.get(task.task).run(embedder, task)
         hashes[weights] = embedder.weights_hash
         inputs = inputs_of(embedder)
-    evaluation = results.evaluation_of(outcomes, task, run.name, hashes, inputs) | {"overlap": found_overlap}
+    evaluation = results.evaluation_of(outcomes, task, run.name, hashes, inputs) | {"overlap": measured_overlap}
     if distributed.rank() > 0:
         return path
     results.write(path.parent, outcomes, evaluation, path.stem)
@@ -87,7 +87,7 @@ def load_task(arguments: list[str]) -> TaskConfig:
 
 
 def start(run: Path, arguments: list[str]) -> None:
-    """The task that the arguments name, on a run."""
+    """Evaluate a run by the task that the arguments name."""
     PartialState(cpu=config.value_of(arguments, "device", "cpu") == "cpu")  # the process group of torchrun
     evaluate(run, load_task(arguments))
 
@@ -117,27 +117,27 @@ def compare_files(arguments: list[str]) -> None:
 
 
 def usage(arguments: list[str]) -> str:
-    """The text above, and the keys of a task; of `standard` if none is named."""
-    asked = [argument for argument in arguments if argument not in ("-h", "--help") and not Path(argument).is_dir()]
-    is_name = len(asked) == 1 and "=" not in asked[0] and not Path(asked[0]).is_file()
-    name = asked[0] if is_name else config.value_of(asked, "task", "standard")
+    """The text above, and the keys of a task: of `standard` if none is named."""
+    named = [argument for argument in arguments if argument not in ("-h", "--help") and not Path(argument).is_dir()]
+    is_name = len(named) == 1 and "=" not in named[0] and not Path(named[0]).is_file()
+    name = named[0] if is_name else config.value_of(named, "task", "standard")
     schema = tasks.get(name).Config
     return f"{__doc__}\nTasks: {', '.join(tasks.names())}\n\n{name}:\n{config.describe(schema)}"
 
 
 if __name__ == "__main__":
     run_in_utf8()
-    given = sys.argv[1:]
+    command_line = sys.argv[1:]
     try:
-        if not given or "-h" in given or "--help" in given:
-            say_lines(usage(given))
-            sys.exit(0 if given else 2)
-        if given[0].startswith(checkpoint.HUB_SCHEME):
-            raise ValueError(f"{given[0]}: results go below RUN, which must be a folder here")
-        if "--compare" in given:
-            compare_files([argument for argument in given if argument != "--compare"])
+        if not command_line or "-h" in command_line or "--help" in command_line:
+            say_lines(usage(command_line))
+            sys.exit(0 if command_line else 2)
+        if command_line[0].startswith(checkpoint.HUB_SCHEME):
+            raise ValueError(f"{command_line[0]}: results go below RUN, which must be a folder here")
+        if "--compare" in command_line:
+            compare_files([argument for argument in command_line if argument != "--compare"])
         else:
-            start(Path(given[0]), given[1:])
+            start(Path(command_line[0]), command_line[1:])
     except (OSError, FloatingPointError, ImportError, ValueError) as error:
         say(f"error: {one_line(error)}", sys.stderr)
         sys.exit(1)

@@ -89,7 +89,7 @@ def main(cfg: config.RunConfig) -> int:
     monitor = Monitor(accelerator, cfg, total_steps, loader, progress)
     probe = OnlineProbe(cfg.probe, run, step=progress.step, is_main=accelerator.is_main_process)
     snapshot = {"loss": embedding_parts(loss), "views": views}, partial(provenance, cfg, shards, progress)
-    monitor.probed(probe.look(progress.step, *snapshot))
+    monitor.probed(probe.step_done(progress.step, *snapshot))
     model.train()
     stop, saved_step = StopSignal(accelerator.device), progress.step
     embed_all = stop.interruptible(partial(loader.embed_all, model), loader.least_batches)
@@ -119,7 +119,7 @@ def main(cfg: config.RunConfig) -> int:
             progress.batch_in_epoch += 1
             monitor.batch_done(batch, result, loss, outputs)
             if accelerator.sync_gradients:
-                monitor.probed(probe.look(progress.step, *snapshot))
+                monitor.probed(probe.step_done(progress.step, *snapshot))
                 due = progress.step % cfg.checkpoint_every_steps == 0
                 if stop.poll() or due or progress.step == total_steps:
                     monitor.require_finite(result, batch)

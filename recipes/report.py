@@ -1,8 +1,9 @@
-"""One self-contained HTML page of a run: data, curves, results, neighbors to look at and to play, a 2-D map.
+"""One self-contained HTML page of a run: data, curves, results, playable neighbors, a 2-D map.
 
     python recipes/report.py runs/avid_cma [runs/avid ...] --shards shards/test
 
-Further run folders are drawn and listed along. Uses RUN/evaluation.json and RUN/embeddings/test.parquet if they exist.
+Further run folders are drawn and listed beside it. Uses RUN/evaluation.json and RUN/embeddings/test.parquet if they
+exist.
 """
 
 import argparse
@@ -23,19 +24,19 @@ def main(run: Path, others: list[Path], shards: str) -> Path:
     from avssl.shards.shard_set import ShardSet
 
     library = ShardSet(shards) if shards else None
-    places = {key: place for place, key in enumerate(library.keys)} if library else {}
-    table_path, own = run / "embeddings" / "test.parquet", run / "evaluation.json"
+    numbers = {key: number for number, key in enumerate(library.keys)} if library else {}
+    table_path, result = run / "embeddings" / "test.parquet", run / "evaluation.json"
     provenance = run / checkpoint.PROVENANCE_FILE
 
     def media(key: str) -> ClipMedia:
-        if key not in places:
-            return ClipMedia()  # embedded from elsewhere: listed, not shown
-        sample = library.read(places[key])
+        if key not in numbers:
+            return ClipMedia()  # embedded from another source: listed without media
+        sample = library.read(numbers[key])
         return ClipMedia(sample.video, sample.audio, sample.image)
 
     return write_report(
         run,
-        evaluations=[path for place in (run, *others) for path in standard_results(place) if path != own],
+        evaluations=[path for folder in (run, *others) for path in standard_results(folder) if path != result],
         table=EmbeddingTable.read(table_path) if table_path.is_file() else None,
         media=media if library else None,
         other_runs={other.name: other for other in others},
@@ -49,7 +50,7 @@ if __name__ == "__main__":
     parser = PlainParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("others", nargs="*", type=Path, help="runs to compare with")
-    parser.add_argument("--shards", default="", help="shard folder of the embedded split, for pictures and sound")
+    parser.add_argument("--shards", default="", help="shard folder of the embedded split, for images and audio")
     arguments = parser.parse_args()
     try:
         say(main(arguments.run, arguments.others, arguments.shards))

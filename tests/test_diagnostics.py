@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from avssl.ops import diagnostics
-from avssl.train.collapse import LOOKS, RULES, CollapseWatch
+from avssl.train.collapse import NUM_BROKEN, RULES, CollapseWatch
 
 RNG = np.random.default_rng(0)
 
@@ -57,13 +57,13 @@ def test_large_batches_are_looked_at_in_part_and_half_precision_gives_float32(mo
 
 def looked(values, name="video_embedding_spread", total_steps=100, start=10):
     watch = CollapseWatch(total_steps)
-    told = [watch.look(start + step, {name: value, "loss": 1.0}) for step, value in enumerate(values)]
+    told = [watch.check(start + step, {name: value, "loss": 1.0}) for step, value in enumerate(values)]
     return watch, [len(one) for one in told]
 
 
 def test_a_collapse_is_told_once_after_three_looks_and_again_after_a_recovery():
     watch, told = looked([0.01] * 5 + [0.5] + [0.01] * 3)
-    assert LOOKS == 3
+    assert NUM_BROKEN == 3
     assert told == [0, 0, 1, 0, 0, 0, 0, 0, 1]
     assert [(one.step, one.until) for one in watch.findings] == [(12, 15), (18, None)]
     said = "the embeddings of a batch are nearly the same: video_embedding_spread is 0.01 at step 12 until step 15"

@@ -222,9 +222,9 @@ def test_the_report_of_an_image_run_shows_its_pictures(
     assert evaluated["results"]["trained"]["image_knn_label"] == 1.0
     assert "Image kNN, label" in page
     assert "100.0\u00a0%" in page
-    assert "From a picture to the closest other pictures" in page
+    assert "From an image to the closest other images" in page
     assert page.count('src="data:image/jpeg') == 4 * 5 + 6
-    for wrong in ("cannot be shown", "no video", "no sound", "no picture", "not embedded", 'src="http', "No training"):
+    for wrong in ("cannot be shown", "no video", "no audio", "no image", "not embedded", 'src="http', "No training"):
         assert wrong not in page, wrong
 
 

@@ -11,7 +11,7 @@ from avssl.eval.classifiers import knn_scores, logistic_scores, svm_scores
 from avssl.eval.features import pooled
 from avssl.eval.knn import weighted_knn
 from avssl.eval.retrieval import chance_of_same_label, same_label_search
-from avssl.eval.tasks.synchronization import shifted_places
+from avssl.eval.tasks.synchronization import shifted_starts
 from avssl.types import Span
 
 
@@ -72,14 +72,14 @@ def test_chance_is_what_random_features_reach(own: bool) -> None:
 @pytest.mark.parametrize("backward", [False, True])
 def test_shifted_windows_lie_in_their_streams_and_directions_take_turns(backward: bool) -> None:
     video, audio = Span(0.0, 10.0), Span(0.3, 9.5)
-    places = shifted_places(video, audio, 0.5, 2.0, 2.0, 4, first_backward=backward)
-    assert [shift > 0 for _, shift in places] == ([False, True] * 2 if backward else [True, False] * 2)
-    for start, shift in places:
+    starts = shifted_starts(video, audio, 0.5, 2.0, 2.0, 4, first_backward=backward)
+    assert [shift > 0 for _, shift in starts] == ([False, True] * 2 if backward else [True, False] * 2)
+    for start, shift in starts:
         assert audio.start_seconds <= start <= audio.end_seconds - 2.0
         assert audio.start_seconds <= start + shift <= audio.end_seconds - 2.0
         assert video.start_seconds <= start + 0.75 <= video.end_seconds - 0.5
-    assert shifted_places(video, Span(0.0, 3.9), 0.5, 2.0, 2.0, 4, first_backward=backward) == []
-    late = shifted_places(Span(7.5, 8.5), audio, 0.5, 2.0, 2.0, 2, first_backward=backward)
+    assert shifted_starts(video, Span(0.0, 3.9), 0.5, 2.0, 2.0, 4, first_backward=backward) == []
+    late = shifted_starts(Span(7.5, 8.5), audio, 0.5, 2.0, 2.0, 2, first_backward=backward)
     assert [shift for _, shift in late] == [-2.0, -2.0], "where one direction alone fits it is taken"
 
 

@@ -142,8 +142,8 @@ def test_random_clips_are_the_same_every_time_and_differ_with_the_seed(embedder:
 @pytest.mark.parametrize("fuse", ["concatenate", "average"])
 def test_both_modalities_together(run: Path, shards: Any, fuse: str) -> None:
     found = evaluate(run, shards, "linear", "label_field=visual", "modality=both", f"fuse={fuse}", "untrained=false")
-    widths = found["facts"]["trained"]["feature_dims"]["feature"]
-    assert widths == ([32] if fuse == "concatenate" else [16, 16])
+    dims = found["facts"]["trained"]["feature_dims"]["feature"]
+    assert dims == ([32] if fuse == "concatenate" else [16, 16])
     assert 0 <= found["results"]["trained"]["both_feature_top1_accuracy"] <= 1
 
 

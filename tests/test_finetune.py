@@ -279,7 +279,7 @@ def test_views_are_changed_by_known_keys_of_the_right_type(shards, tmp_path):
         ("dropout=1", "dropout"),
         ("modality=image", "this run has encoders for"),
         ("augment=simcl", "Did you mean 'simclr'"),
-        ("test_crops=2", "num_crops 1 or 3"),
+        ("test_crops=2", "num_crops must be 1 or 3"),
         ("folder=", "folder"),
         ("head_batch_norm=batch", "batch"),
     ],

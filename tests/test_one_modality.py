@@ -69,9 +69,10 @@ def test_a_run_on_one_modality_embeds_evaluates_and_reports(
     assert evaluation["results"]["trained"].keys() == evaluation["results"]["untrained"].keys() == metrics
     assert evaluation["results"]["trained"] == evaluation["results"]["untrained"], "the weights are as they began"
     page = report_recipe.main(run, [], str(shards["test"])).read_text()
-    name = {"video": "video", "audio": "sound"}[modality]
-    assert f"From a {name} to the closest other {name}s" in page
-    assert "No clip has both sides" not in page
+    article = {"video": "a", "audio": "an"}[modality]
+    name = {"video": "video", "audio": "audio clip"}[modality]
+    assert f"From {article} {name} to the closest other {name}s" in page
+    assert "No clip has both modalities" not in page
 
 
 def test_weights_that_a_run_began_with_are_not_needed_to_load_it(

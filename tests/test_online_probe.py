@@ -1,4 +1,4 @@
-"""The online probe: what it finds is what a finished run is worth, and the run does not notice it."""
+"""The online probe gives the scores of a finished run, and does not change the run."""
 
 import json
 import shutil
@@ -14,13 +14,13 @@ from avssl.config import ProbeConfig
 from avssl.data.every_sample import ClipPlan
 from avssl.embedding.embedder import Embedder
 from avssl.eval.features import extract
-from avssl.train.probe import check, is_learned_from, judge
+from avssl.train.probe import check, evaluate, is_train_sample
 from tests.test_pretrain import arguments_for, run_python
 
 
 @pytest.fixture(scope="module")
 def probed_run(shards, tmp_path_factory):
-    """Four steps with a probe of the training clips every two, and the process that made it."""
+    """Four steps with a probe on the training clips every two steps, and the process that made it."""
     run = tmp_path_factory.mktemp("probe") / "run"
     options = [f"probe.shards={shards['train']}", "probe.every_steps=2", "steps=4"]
     return run, run_python(*arguments_for("avid", shards, run, *options))
@@ -37,11 +37,11 @@ def test_the_run_is_bit_for_bit_that_without_a_probe(probed_run, shards, tmp_pat
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_snapshots_before_between_and_after_are_judged_or_said_not_to_be(probed_run):
+def test_snapshots_before_between_and_after_are_evaluated_or_reported_as_skipped(probed_run):
     run, process = probed_run
     found = {line["step"]: line for line in lines(run)}
     assert sorted(found) == [0, 2, 4]
-    assert all("error" not in found[step] or "not judged" in found[step]["error"] for step in found)
+    assert all("error" not in found[step] or "not evaluated" in found[step]["error"] for step in found)
     assert "error" not in found[0]
     assert "error" not in found[4]
     assert [found[step]["samples_seen"] for step in (0, 4)] == [0, 16]
@@ -54,24 +54,24 @@ def test_the_last_line_is_what_the_finished_run_gives_and_scikit_learn_says_the_
     embedder = Embedder.from_run(run)
     folder = str(shards["train"])
     last = {name: value for name, value in lines(run)[-1].items() if name not in ("step", "samples_seen")}
-    assert last == pytest.approx(judge(embedder, folder, num_neighbors=20, temperature=0.07))
+    assert last == pytest.approx(evaluate(embedder, folder, num_neighbors=20, temperature=0.07))
     assert {
         f"{m}_{kind}_{field}" for m in ("video", "audio") for kind in ("knn", "linear") for field in ("sound", "visual")
     } == set(last)
     features = extract(embedder, folder, ("audio",), ("feature",), ClipPlan())
-    learned = np.array([is_learned_from(key) for key in features.keys])
-    assert 4 <= learned.sum() <= 14
+    is_train = np.array([is_train_sample(key) for key in features.keys])
+    assert 4 <= is_train.sum() <= 14
     x = features.rows["audio"]["feature"][:, 0].astype(np.float64)
     y = np.array([labels["sound"][0] for labels in features.labels])
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     neighbors = KNeighborsClassifier(
-        min(20, int(learned.sum())), weights=lambda distances: np.exp((1 - distances**2 / 2) / 0.07)
-    ).fit(unit[learned], y[learned])
-    assert last["audio_knn_sound"] == pytest.approx(neighbors.score(unit[~learned], y[~learned]))
-    mean, deviation = x[learned].mean(axis=0), x[learned].std(axis=0)
+        min(20, int(is_train.sum())), weights=lambda distances: np.exp((1 - distances**2 / 2) / 0.07)
+    ).fit(unit[is_train], y[is_train])
+    assert last["audio_knn_sound"] == pytest.approx(neighbors.score(unit[~is_train], y[~is_train]))
+    mean, deviation = x[is_train].mean(axis=0), x[is_train].std(axis=0)
     scaled = np.divide(x - mean, deviation, out=np.zeros_like(x), where=deviation > 1e-12)
-    linear = LogisticRegression(max_iter=1000).fit(scaled[learned], y[learned])
-    assert last["audio_linear_sound"] == pytest.approx(linear.score(scaled[~learned], y[~learned]))
+    linear = LogisticRegression(max_iter=1000).fit(scaled[is_train], y[is_train])
+    assert last["audio_linear_sound"] == pytest.approx(linear.score(scaled[~is_train], y[~is_train]))
 
 
 def test_a_probe_that_fails_is_seen_and_the_run_goes_on(shards, tmp_path):
@@ -94,9 +94,9 @@ def test_folders_without_labels_and_impossible_numbers_are_refused_before_the_ru
     (tmp_path / "index.json").write_text(json.dumps(index))
     for shard in shards["train"].glob("shard-*"):
         (tmp_path / shard.name).symlink_to(shard)
-    with pytest.raises(ValueError, match="has no labels to judge by"):
+    with pytest.raises(ValueError, match="has no labels; index it"):
         check(ProbeConfig(shards=str(tmp_path)))
 
 
-def test_about_half_of_the_samples_are_learned_from():
-    assert 450 < sum(is_learned_from(f"clip {number}") for number in range(1000)) < 550
+def test_about_half_of_the_samples_are_train_samples():
+    assert 450 < sum(is_train_sample(f"clip {number}") for number in range(1000)) < 550

@@ -115,8 +115,8 @@ def test_probes_learn_together_what_each_learns_alone(tmp_path):
 
 
 def test_every_stage_is_probed_unless_layers_are_named():
-    assert list(probes_of(Maps()).widths) == [f"audio_{name}" for name in STAGES]
-    assert list(probes_of(Given()).widths) == ["audio_pool"]
+    assert list(probes_of(Maps()).dims) == [f"audio_{name}" for name in STAGES]
+    assert list(probes_of(Given()).dims) == ["audio_pool"]
     with pytest.raises(ValueError, match="no layer conv9x; it has conv2x"):
         probes_of(Maps(), ["conv9x"])
 
@@ -126,7 +126,7 @@ def test_avids_layers_have_the_published_numbers_of_features():
     for name, media in (("avid_video", torch.zeros(1, 3, 8, 224, 224)), ("avid_audio", torch.zeros(1, 1, 200, 257))):
         encoder = create_encoder(name, **({"depth": 10} if name == "avid_video" else {}))
         probes = LinearProbes({encoder.modality: encoder}, [], {encoder.modality: media}, 2, batch_norm=True)
-        assert list(probes.widths.values()) == [9216, 8192, 9216, 8192]
+        assert list(probes.dims.values()) == [9216, 8192, 9216, 8192]
 
 
 @pytest.mark.parametrize(

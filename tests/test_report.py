@@ -67,7 +67,7 @@ class Checker(HTMLParser):
             self.text.append(data)
 
 
-def sound(seconds: float = 0.5, rate_hz: int = 24_000) -> NDArray[np.float32]:
+def waveform_of_a_tone(seconds: float = 0.5, rate_hz: int = 24_000) -> NDArray[np.float32]:
     """Quiet first half, loud second half."""
     time = np.arange(round(seconds * rate_hz)) / rate_hz
     return (np.where(time < seconds / 2, 0.1, 0.8) * np.sin(2 * np.pi * 440 * time))[None].astype(np.float32)
@@ -75,11 +75,11 @@ def sound(seconds: float = 0.5, rate_hz: int = 24_000) -> NDArray[np.float32]:
 
 @pytest.fixture(scope="module")
 def clip() -> tuple[bytes, bytes]:
-    """A video that turns from red to blue half-way, and a sound."""
+    """A video that turns from red to blue half-way, and a tone."""
     frames = [np.full((32, 48, 3), (230, 20, 20) if place < 8 else (20, 20, 230), np.uint8) for place in range(16)]
     video, audio = io.BytesIO(), io.BytesIO()
     write_media(video, video=frames, video_fps=16, container_format="mp4", keyframe_interval=8)
-    write_media(audio, audio=sound(), audio_codec="flac", container_format="flac")
+    write_media(audio, audio=waveform_of_a_tone(), audio_codec="flac", container_format="flac")
     return video.getvalue(), audio.getvalue()
 
 
@@ -262,7 +262,7 @@ def test_a_stored_evaluation_is_found_and_broken_media_is_named(tmp_path: Path, 
     )
     assert "video_knn_visual" in text
     assert "cannot be shown: not_media" in text
-    assert "no sound" in text
+    assert "no audio" in text
     with pytest.raises(KeyError, match="place"):
         write_report(run, table=make_table(), options=ReportOptions(label_fields={"video": "place"}))
 
@@ -276,7 +276,7 @@ def test_thumbnails_show_the_moments_they_claim(clip: tuple[bytes, bytes]) -> No
     assert np.asarray(last).mean(axis=(0, 1)).argmax() == 2
 
 
-def test_the_waveform_is_the_sounds_envelope(clip: tuple[bytes, bytes]) -> None:
+def test_the_waveform_is_the_envelope_of_the_audio(clip: tuple[bytes, bytes]) -> None:
     low, high, seconds = audio_outline(clip[1])
     assert seconds == pytest.approx(0.5, abs=0.01)
     assert high[5:50].max() == pytest.approx(0.1, abs=0.02)

@@ -1,4 +1,4 @@
-"""The report of runs that have not both video and sound: pictures, silent films, sounds alone."""
+"""The report of runs without both video and audio: images, silent videos, audio alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from avssl.eval.tasks.standard import StandardConfig, evaluate_tables
 from avssl.report import write_report
 from avssl.report.curves import read_metrics, training_facts
 from avssl.report.media import MediaLibrary, image_thumbnail
-from avssl.report.neighbors import counted, find_matches, pick_queries, searches
+from avssl.report.neighbors import find_matches, pick_queries, row_noun, searches
 from tests.test_report import Checker, clip
 
 __all__ = ["clip"]  # a fixture
@@ -26,8 +26,8 @@ __all__ = ["clip"]  # a fixture
 COLORS = {"red": (230, 20, 20), "blue": (20, 20, 230)}
 
 
-def picture(color: str, size: tuple[int, int] = (24, 16), file_format: str = "PNG") -> bytes:
-    """A plain picture of width x height."""
+def image_file(color: str, size: tuple[int, int] = (24, 16), file_format: str = "PNG") -> bytes:
+    """An image file of one color, of width x height pixels."""
     stream = io.BytesIO()
     Image.new("RGB", size, COLORS[color]).save(stream, file_format)
     return stream.getvalue()
@@ -131,7 +131,7 @@ def test_one_modality_is_searched_within_itself_without_the_query(modality: str)
         assert all(match.right for match in matches), "the classes lie on opposite sides"
 
 
-def test_a_picture_with_a_twin_still_leaves_only_itself_out() -> None:
+def test_an_image_with_a_twin_still_leaves_only_itself_out() -> None:
     table = make_table("image", 4)
     assert table.image_embedding is not None
     same = EmbeddingTable(**{**table.__dict__, "image_embedding": table.image_embedding[[0, 0, 0, 3]]})
@@ -139,16 +139,16 @@ def test_a_picture_with_a_twin_still_leaves_only_itself_out() -> None:
     assert [match.row for match in matches] == [0, 1, 3]
 
 
-def test_the_page_of_an_image_run_shows_pictures_and_speaks_of_nothing_else(tmp_path: Path) -> None:
-    media = {f"{color}/{row}": (None, None, picture(color)) for row in range(8) for color in COLORS}
+def test_the_page_of_an_image_run_shows_images_and_names_nothing_else(tmp_path: Path) -> None:
+    media = {f"{color}/{row}": (None, None, image_file(color)) for row in range(8) for color in COLORS}
     text, page, words = report(tmp_path / "run", make_table("image"), media)
-    for expected in ("Nearest neighbors", "From a picture to the closest other pictures", "Query picture", "Image kNN",
-                     "Evenly picked pictures.", "squares are pictures", "✓ right class", "100.0 %"):  # fmt: skip
+    for expected in ("Nearest neighbors", "From an image to the closest other images", "Query image", "Image kNN",
+                     "Evenly picked images.", "squares are images", "✓ right class", "100.0 %"):  # fmt: skip
         assert expected in words or expected in text, expected
-    for wrong in ("no video", "no sound", "not embedded", "▶", "waveform", "Does a video find", "triangles", "clips"):
+    for wrong in ("no video", "no audio", "not embedded", "▶", "waveform", "Does a video find", "triangles", "clips"):
         assert wrong not in re.sub(r"<script.*?</script>|<style.*?</style>", "", text, flags=re.S), wrong
     images = [attributes for name, attributes in page.tags if name == "img"]
-    assert len(images) == 4 * (1 + 4) + 8, "queries with their matches, and a card for every picture"
+    assert len(images) == 4 * (1 + 4) + 8, "queries with their matches, and a card for every image"
     assert all(image["src"].startswith("data:image/jpeg") and image["alt"] for image in images)
     assert (
         sum(name == "rect" and attributes.get("class", "").startswith("point") for name, attributes in page.tags) == 8
@@ -157,7 +157,7 @@ def test_the_page_of_an_image_run_shows_pictures_and_speaks_of_nothing_else(tmp_
 
 
 def test_the_headings_of_every_section_have_something_below_them(tmp_path: Path) -> None:
-    media = {f"{color}/{row}": (None, None, picture(color)) for row in range(8) for color in COLORS}
+    media = {f"{color}/{row}": (None, None, image_file(color)) for row in range(8) for color in COLORS}
     text, _, _ = report(tmp_path / "run", make_table("image"), media)
     sections = re.findall(r"<section[^>]*>(.*?)</section>", text, re.S)
     assert len(sections) == 6
@@ -170,10 +170,10 @@ def test_the_headings_of_every_section_have_something_below_them(tmp_path: Path)
     [
         (
             "video",
-            ["closest other videos", "four moments of the picture.", "discs are videos"],
-            ["no sound", "triangles"],
+            ["closest other videos", "four frames.", "discs are videos"],
+            ["no audio", "triangles"],
         ),
-        ("audio", ["closest other sounds", "their outline", "triangles are sounds"], ["no video", "discs", "clips"]),
+        ("audio", ["closest other audio clips", "their waveforms", "triangles are audio clips"], ["no video", "discs"]),
     ],
 )
 def test_the_page_of_a_run_on_one_modality_leaves_the_other_out(
@@ -204,24 +204,24 @@ def test_training_time_is_the_sum_over_the_logged_steps(tmp_path: Path) -> None:
     assert training_facts(read_metrics(path))["Training time"] == "3 min 20 s"
 
 
-def test_a_thumbnail_is_the_picture_at_the_height_of_the_page() -> None:
-    small = Image.open(io.BytesIO(image_thumbnail(picture("red", (24, 16)))))
-    large = Image.open(io.BytesIO(image_thumbnail(picture("blue", (300, 400), "JPEG"))))
+def test_a_thumbnail_is_the_image_at_the_height_of_the_page() -> None:
+    small = Image.open(io.BytesIO(image_thumbnail(image_file("red", (24, 16)))))
+    large = Image.open(io.BytesIO(image_thumbnail(image_file("blue", (300, 400), "JPEG"))))
     assert (small.size, large.size) == ((144, 96), (72, 96))
     assert np.asarray(small).mean(axis=(0, 1)).argmax() == 0
     assert np.asarray(large).mean(axis=(0, 1)).argmax() == 2
 
 
-def test_a_missing_or_broken_picture_is_named() -> None:
+def test_a_missing_or_broken_image_is_named() -> None:
     library = MediaLibrary({"broken": (None, None, b"no picture"), "film": (b"film", None)}, 100)
-    assert "cannot be shown: not_media" in library.picture("broken")
-    assert "no picture" in library.picture("film")
-    assert "no picture" in library.picture("elsewhere")
+    assert "cannot be shown: not_media" in library.image("broken")
+    assert "no image" in library.image("film")
+    assert "no image" in library.image("elsewhere")
     assert library.embedded == {}
 
 
-def test_a_shown_picture_is_the_one_of_its_key(tmp_path: Path) -> None:
-    library = MediaLibrary({color: (None, None, picture(color)) for color in COLORS}, 0)
+def test_a_shown_image_is_the_one_of_its_key(tmp_path: Path) -> None:
+    library = MediaLibrary({color: (None, None, image_file(color)) for color in COLORS}, 0)
     for color, channel in (("red", 0), ("blue", 2)):
         uri = re.search(r"base64,([^\"]+)", library.player(color, "image"))
         assert uri is not None
@@ -230,10 +230,10 @@ def test_a_shown_picture_is_the_one_of_its_key(tmp_path: Path) -> None:
 
 
 def test_rows_are_called_by_what_they_are() -> None:
-    assert [counted(make_table(modality)) for modality in ("image", "video", "audio")] == [
-        "pictures",
+    assert [row_noun(make_table(modality)) for modality in ("image", "video", "audio")] == [
+        "images",
         "clips",
-        "sounds",
+        "audio clips",
     ]
 
 

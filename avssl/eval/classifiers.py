@@ -1,7 +1,8 @@
 """Classifiers on stored features: scikit-learn's logistic regression and linear SVM, and weighted kNN, over clips.
 
-All take train rows (n, K, D) with targets int64 (n,) or bool (n, C), and test rows (m, K', D), and give scores (m, C):
-every clip is a row of its own with its sample's label, and a test sample's scores are the mean over its clips.
+Each takes train rows (n, K, D) with targets int64 (n,) or bool (n, C), and test rows (m, K', D), and gives scores (m,
+C). Logistic regression and SVM are fitted on single clips, each with the label of its sample; the scores of a test
+sample are the mean over its clips.
 """
 
 from __future__ import annotations
@@ -14,13 +15,56 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avssl.eval.knn import weighted_knn
+from avssl.eval.labels import FeatureSet, Fold, Rows, Targets
+from avssl.eval.outcome import Repeat, classified
 from avssl.ops.nearest import nearest, unit
 
 Array = NDArray[Any]
+# (train rows (n, K, D), targets, test rows (m, K', D), C) -> scores (m, C) of samples, not of clips
+FitAndScore = Callable[[Rows, Targets, Rows, int], Array]
+
+
+def fused(features: FeatureSet, modality: str, layer: str, fuse: str = "concatenate") -> list[Rows]:
+    """The rows (n, K, D) that a classifier is fitted on; two of them if the scores of two classifiers are averaged."""
+    if modality != "both":
+        return [features.rows[modality][layer]]
+    video, audio = (features.rows[name][layer] for name in ("video", "audio"))
+    if fuse == "average":
+        return [video, audio]
+    if fuse != "concatenate":
+        raise ValueError(f"fuse is {fuse!r}; allowed are concatenate and average")
+    return [np.concatenate([unit(video), unit(audio)], axis=2)]
+
+
+def classify_layer(
+    fold: Fold,
+    modality: str,
+    layer: str,
+    fit_and_score: FitAndScore,
+    *,
+    fuse: str = "concatenate",
+    prefix: str = "",
+) -> Repeat:
+    """A classifier on one layer of one fold. prefix: of the metrics' names, before <modality>_<layer>_<metric>."""
+    train, test = (fused(split.features, modality, layer, fuse) for split in (fold.train, fold.test))
+    scores = [
+        fit_and_score(train_rows, fold.train.targets, test_rows, len(fold.classes))
+        for train_rows, test_rows in zip(train, test, strict=True)
+    ]
+    return classified(
+        fold.test.features.keys,
+        np.mean(scores, axis=0),
+        fold.test.targets,
+        fold.classes,
+        name=fold.name,
+        prefix=f"{prefix}{modality}_{layer}_",
+        train_keys=fold.train.features.keys,
+        train_targets=fold.train.targets if fold.train.targets.ndim == 1 else None,
+    )
 
 
 def require_sklearn() -> None:
-    """ModuleNotFoundError that says what to install."""
+    """Raise ModuleNotFoundError that says what to install, unless scikit-learn is installed."""
     try:
         import sklearn  # noqa: F401
     except ModuleNotFoundError as error:
@@ -28,7 +72,7 @@ def require_sklearn() -> None:
 
 
 def standardizer(rows: Array, offset: float) -> Callable[[Array], Array]:
-    """x -> (x - mean) / (standard deviation + offset), both of these rows (n, D), in float32.
+    """A function x -> (x - mean) / (standard deviation + offset), in float32, with mean and deviation of rows (n, D).
 
     Constant columns stay 0, whatever the offset.
     """
@@ -40,7 +84,7 @@ def standardizer(rows: Array, offset: float) -> Callable[[Array], Array]:
 def _over_clips(
     train: Array, targets: Array, test: Array, fit: Callable[[Array, Array], Callable[[Array], Array]], offset: float
 ) -> Array:
-    """Standardize by the training clips, fit on all of them, and average the scores of a test sample's clips."""
+    """Scores (m, C) of a classifier fitted on standardized training clips: the mean over the clips of a test sample."""
     clips = train.reshape(-1, train.shape[2])
     scale = standardizer(clips, offset)
     scores = fit(scale(clips), np.repeat(targets, train.shape[1], axis=0))(scale(test.reshape(-1, test.shape[2])))
@@ -61,19 +105,19 @@ def logistic_scores(
 ) -> Array:
     """Multinomial logistic regression (L2, L-BFGS) on standardized rows: probabilities, averaged over clips.
 
-    With bool targets (n, C), one logistic regression a class. costs: C of scikit-learn; of several the best is taken on
-    a fifth of the training samples that is held out (stratified), never on the test set, and fitted on all again.
-    report: takes "cost" and "not_converged", a list entry for each call.
+    With bool targets (n, C), one logistic regression per class. costs: C of scikit-learn; of several, the best on a
+    stratified fifth of the training samples that is held out (never on the test set) is fitted again on all of them.
+    report: gets "cost", a list with an entry per call, and "not_converged", the number of fits.
     """
     from sklearn.linear_model import LogisticRegression
 
-    def scores_with(cost: float, known: Array, own: Array, asked: Array) -> Array:
+    def scores_with(cost: float, train_rows: Array, train_targets: Array, test_rows: Array) -> Array:
         def fit(rows: Array, labels: Array) -> Callable[[Array], Array]:
             return _fit_each(
                 rows, labels, num_classes, lambda: LogisticRegression(C=cost, max_iter=max_iterations), report
             )
 
-        return _over_clips(known, own, asked, fit, 0.0)
+        return _over_clips(train_rows, train_targets, test_rows, fit, 0.0)
 
     chosen = costs[0]
     if len(costs) > 1:
@@ -120,7 +164,7 @@ def svm_scores(
 def _fit_each(
     rows: Array, labels: Array, num_classes: int, new: Callable[[], Any], report: dict[str, Any] | None
 ) -> Callable[[Array], Array]:
-    """One model on class numbers, or one a class on bool (n, C); classes that nobody or everybody has score lowest."""
+    """One model for class numbers, or one per class for bool (n, C); classes of no or all samples score lowest."""
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings(record=True) as caught:
@@ -139,17 +183,19 @@ def _fit_each(
     if report is not None:
         report["not_converged"] = report.get("not_converged", 0) + len(unfinished)
 
-    def scores(asked: Array) -> Array:
+    def scores(test_rows: Array) -> Array:
         if labels.ndim == 1:
-            result = np.zeros((len(asked), num_classes))
+            result = np.zeros((len(test_rows), num_classes))
             present, model = models[0]
-            result[:, present] = 1.0 if model is None else model.predict_proba(asked)
+            result[:, present] = 1.0 if model is None else model.predict_proba(test_rows)
             return result
-        # A class that nobody in the training set has (or everybody) cannot be told from the others: the lowest value.
-        result = np.full((len(asked), num_classes), -np.inf)
+        # A class of no training sample, or of all, cannot be learned and gets the lowest value.
+        result = np.full((len(test_rows), num_classes), -np.inf)
         for numbers, model in models:
             decided = (
-                model.predict_proba(asked)[:, 1] if hasattr(model, "predict_proba") else model.decision_function(asked)
+                model.predict_proba(test_rows)[:, 1]
+                if hasattr(model, "predict_proba")
+                else model.decision_function(test_rows)
             )
             result[:, numbers[0]] = decided
         finite = result[np.isfinite(result)]
@@ -159,15 +205,15 @@ def _fit_each(
 
 
 def _held_out(targets: Array, seed: int) -> Array:
-    """bool (n,): a fifth of the rows, of each class its share (at least one of two); with several labels any fifth."""
+    """bool (n,): a fifth of the rows, drawn per class (at least one of two); with several labels, of all rows."""
     order = np.random.default_rng(seed).permutation(len(targets))
     held = np.zeros(len(targets), np.bool_)
     if targets.ndim == 2:
         held[order[: max(1, len(targets) // 5)]] = True
         return held
     for number in np.unique(targets):
-        own = order[targets[order] == number]
-        held[own[: max(1, len(own) // 5) if len(own) > 1 else 0]] = True
+        rows = order[targets[order] == number]
+        held[rows[: max(1, len(rows) // 5) if len(rows) > 1 else 0]] = True
     if not held.any():
         raise ValueError(
             "costs has several values, but no class has two training samples to choose with; give one cost"
@@ -185,17 +231,17 @@ def _log_loss(scores: Array, targets: Array) -> float:
 def knn_scores(
     train: Array, targets: Array, test: Array, num_classes: int, *, num_neighbors: int = 200, temperature: float = 0.07
 ) -> Array:
-    """Weighted kNN (avssl/eval/knn.py) between samples: the mean of a sample's unit clips stands for it.
+    """Scores of weighted kNN (avssl/eval/knn.py) between samples, each the mean of its clips made unit.
 
-    With bool targets (n, C) a class's score is the weight of the neighbors that have it.
+    With bool targets (n, C) the score of a class is the sum of the weights of the neighbors that have it.
     """
-    known, asked = (unit(rows).mean(axis=1) for rows in (train, test))
+    train_rows, test_rows = (unit(rows).mean(axis=1) for rows in (train, test))
     options: dict[str, Any] = {"num_neighbors": num_neighbors, "temperature": temperature}
     if targets.ndim == 1:
-        return weighted_knn(known, targets, asked, num_classes=num_classes, **options)
+        return weighted_knn(train_rows, targets, test_rows, num_classes=num_classes, **options)
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}; it must be above 0")
-    rows, cosines = nearest(asked, known, num_neighbors)
+    rows, cosines = nearest(test_rows, train_rows, num_neighbors)
     weights = np.exp((cosines - cosines.max(axis=1, keepdims=True)) / temperature)
     weights /= weights.sum(axis=1, keepdims=True)
-    return np.stack([share @ targets[own] for share, own in zip(weights, rows, strict=True)])
+    return np.stack([weight @ targets[neighbors] for weight, neighbors in zip(weights, rows, strict=True)])

@@ -1,7 +1,7 @@
 """Two results on the same rows: paired differences with bootstrap confidence intervals, and exact McNemar tests.
 
-The bootstrap stands in avssl/eval/intervals.py. McNemar 1947: of the rows on which exactly one of two classifiers is
-right, is it the one or the other (two-sided exact binomial test).
+avssl/eval/intervals.py has the bootstrap. McNemar's test (1947) takes the rows on which exactly one of two classifiers
+is right and asks whether each is right equally often (two-sided exact binomial test).
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from avssl.files.plain_text import plain
 
 @dataclass(frozen=True)
 class Difference:
-    """second - first of one metric, with the ends of its confidence interval; mcnemar: (only first right, only second
-    right, p-value), for shares of right rows of a single repeat; num_rows: over how many samples.
+    """One metric of two results, and the ends of the confidence interval of second - first.
+
+    mcnemar: (rows that only the first has right, only the second, p-value), for shares of right rows; num_rows: the
+    number of samples.
     """
 
     first: float
@@ -35,7 +37,7 @@ class Difference:
 
     @property
     def difference(self) -> float:
-        """second - first."""
+        """second - first: above 0 where the second result has the higher value."""
         return self.second - self.first
 
 
@@ -66,25 +68,27 @@ def paired_differences(
 
 
 def _shared_metrics(first: Sequence[Repeat], second: Sequence[Repeat]) -> list[str]:
-    """Metrics that both sides have, in the same repeats: not every repeat need have every metric."""
-    found = dict.fromkeys(name for repeat in first for name in repeat.metrics)
+    """The metrics that both results have in the same repeats; a repeat may lack some of them."""
+    names = dict.fromkeys(name for repeat in first for name in repeat.metrics)
     pairs = list(zip(first, second, strict=True))
-    return [name for name in found if all((name in one.metrics) == (name in other.metrics) for one, other in pairs)]
+    return [
+        name for name in names if all((name in repeat.metrics) == (name in paired.metrics) for repeat, paired in pairs)
+    ]
 
 
 def _mcnemar(first: Sequence[Repeat], second: Sequence[Repeat], name: str) -> tuple[int, int, float] | None:
-    """Of metrics that are the share of right rows, where every row comes once over all repeats (folds, not seeds)."""
+    """McNemar's test of a share of right rows, where every row comes once over all repeats (folds, not seeds)."""
     sides = [_right_rows(side, name) for side in (first, second)]
     if sides[0] is None or sides[1] is None:
         return None
-    (keys, one), (other_keys, other) = sides[0], sides[1]
+    (keys, right), (other_keys, other_right) = sides[0], sides[1]
     if keys != other_keys or len(set(keys)) != len(keys):
         return None
-    return mcnemar(one, other)
+    return mcnemar(right, other_right)
 
 
 def _right_rows(side: Sequence[Repeat], name: str) -> tuple[list[str], np.ndarray] | None:
-    """(keys, bool (n,)) of the rows that a share of right rows is over; None of other kinds of metrics."""
+    """(keys, bool (n,): is it right) of the rows of a share of right rows; None for other kinds of metrics."""
     keys: list[str] = []
     right = []
     for repeat in side:
@@ -100,13 +104,13 @@ def _right_rows(side: Sequence[Repeat], name: str) -> tuple[list[str], np.ndarra
     return keys, np.concatenate(right)
 
 
-def same_measure(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    """Were two results measured alike: the same task, protocol and repeats?"""
+def is_comparable(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether two results have the same task, protocol and repeats."""
     return not _differing(first, second)
 
 
 def refuse_unless_comparable(first: Mapping[str, Any], second: Mapping[str, Any], names: tuple[str, str]) -> None:
-    """ValueError that lists every part of task and protocol in which two results differ."""
+    """Raise ValueError that lists every part of task, protocol and repeats in which two results differ, if any."""
     differing = _differing(first, second)
     if differing:
         raise ValueError(
@@ -115,15 +119,15 @@ def refuse_unless_comparable(first: Mapping[str, Any], second: Mapping[str, Any]
 
 
 def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    found = []
-    one, other = ({"task": side.get("task"), **side.get("protocol", {})} for side in (first, second))
-    for part in sorted({*one, *other}):
-        if one.get(part) != other.get(part):
-            found.append(f"  {part}: {one.get(part)!r} and {other.get(part)!r}")
+    lines = []
+    settings, other_settings = ({"task": side.get("task"), **side.get("protocol", {})} for side in (first, second))
+    for part in sorted({*settings, *other_settings}):
+        if settings.get(part) != other_settings.get(part):
+            lines.append(f"  {part}: {settings.get(part)!r} and {other_settings.get(part)!r}")
     repeats = [[repeat["name"] for repeat in side.get("repeats", {}).get("trained", [])] for side in (first, second)]
     if repeats[0] != repeats[1]:
-        found.append(f"  repeats: {repeats[0]} and {repeats[1]}")
-    return found
+        lines.append(f"  repeats: {repeats[0]} and {repeats[1]}")
+    return lines
 
 
 def compare(
@@ -135,24 +139,22 @@ def compare(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Difference]:
-    """Differences of two result files. ValueError if they differ in task, protocol or samples, saying how."""
+    """{metric: Difference} of two result files; ValueError lists how they differ in task, protocol or samples."""
     sides = [read_evaluation(path) for path in (first, second)]
     refuse_unless_comparable(sides[0], sides[1], (str(first), str(second)))
-    rows = [read_rows(path, side, own) for path, side, own in zip((first, second), sides, weights, strict=True)]
+    rows = [read_rows(*stored) for stored in zip((first, second), sides, weights, strict=True)]
     return paired_differences(rows[0], rows[1], num_draws=num_draws, confidence=confidence, seed=seed)
 
 
 def comparison_table(differences: Mapping[str, Difference], confidence: float) -> str:
-    """One line a metric."""
+    """A table with one line per metric."""
     width = max(len(plain(name)) for name in differences)
     lines = [f"{'':{width}}  samples     first    second  difference  {f'{confidence:.0%} interval':>20}  McNemar"]
-    for name, one in differences.items():
-        interval = f"[{one.low:+.4f}, {one.high:+.4f}]"
-        line = (
-            f"{plain(name):{width}}  {one.num_rows:7d}  {one.first:8.4f}  {one.second:8.4f}  {one.difference:+10.4f}  "
-            f"{interval:>20}"
-        )
-        if one.mcnemar is not None:
-            line += f"  {one.mcnemar[0]} : {one.mcnemar[1]}, p = {one.mcnemar[2]:.2g}"
+    for name, metric in differences.items():
+        interval = f"[{metric.low:+.4f}, {metric.high:+.4f}]"
+        values = f"{metric.first:8.4f}  {metric.second:8.4f}  {metric.difference:+10.4f}"
+        line = f"{plain(name):{width}}  {metric.num_rows:7d}  {values}  {interval:>20}"
+        if metric.mcnemar is not None:
+            line += f"  {metric.mcnemar[0]} : {metric.mcnemar[1]}, p = {metric.mcnemar[2]:.2g}"
         lines.append(line)
     return "\n".join(lines)

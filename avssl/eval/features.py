@@ -1,7 +1,7 @@
 """Features of a shard folder from frozen networks: evenly spaced or random clips, chosen layers, every sample once.
 
-The networks are in eval mode (batch norm uses its running statistics and keeps them) and nothing has a gradient. Under
-torchrun every process reads its share of the samples and all of them get the whole table.
+The networks are in eval mode (batch norm uses its running statistics and keeps them), without gradients. Under torchrun
+every process reads a part of the samples, and each of them gets the whole table.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from avssl.transforms.raw_view import RawView
 if TYPE_CHECKING:
     from avssl.embedding.embedder import Embedder
 
-POOLED_DIM = 9216  # at most so many numbers a layer: 64 x 12 x 12, as published for AVID and for images (see `pooled`)
+POOLED_DIM = 9216  # the most numbers per layer: 64 x 12 x 12, as published for AVID and for images (see `pooled`)
 BY_HEAD = ("feature", "embedding")  # the encoder's output; the unit vector behind the projector
 
 
@@ -59,7 +59,7 @@ def extract(
 def extract_from(
     embedder: Embedder, dataset: SampleClips, layers: Sequence[str], *, batch_size: int = 64, num_workers: int = 0
 ) -> FeatureSet:
-    """As `extract`, of the clips that a dataset decodes."""
+    """Features of the clips that a data set decodes; for everything else see `extract`."""
     library = dataset.shards
     if library.num_samples == 0:
         raise ValueError(f"{library.location} holds no samples; see skipped.jsonl there for why")
@@ -92,7 +92,7 @@ def pooled(activation: torch.Tensor, modality: str) -> torch.Tensor:
     Adaptive pooling to s x s with s = floor(sqrt(9216 / C)), over all of T: 12, 8, 6 and 4 for 64, 128, 256 and 512
     channels, which is what AVID publishes for conv2x to conv5x (9216, 8192, 9216 and 8192 numbers), and 6, 4, 3 and 2
     for 256 to 2048 channels, which is what Goyal et al. 2019 (arXiv 1905.01235) take of a ResNet-50. The maximum for
-    video, the mean for sound and pictures. Never finer than the layer itself.
+    video, the mean for audio and images. Never finer than the layer itself.
     """
     side = max(1, isqrt(POOLED_DIM // activation.shape[1]))
     size = (min(side, activation.shape[-2]), min(side, activation.shape[-1]))
@@ -116,15 +116,15 @@ def encode_layers(
         raise ValueError(
             f"the {modality} encoder has no layer {', '.join(unknown)}; it has {', '.join([*activations, *BY_HEAD])}"
         )
-    found = {layer: pooled(activations[layer], modality) for layer in layers if layer in activations}
-    found["feature"] = feature
+    features = {layer: pooled(activations[layer], modality) for layer in layers if layer in activations}
+    features["feature"] = feature
     if "embedding" in layers:
-        found["embedding"] = embedder.loss.embedding(modality, feature)
-    return {layer: found[layer].float().cpu().numpy() for layer in layers}
+        features["embedding"] = embedder.loss.embedding(modality, feature)
+    return {layer: features[layer].float().cpu().numpy() for layer in layers}
 
 
 class _Gatherer:
-    """Batches of clips through the networks; the rows of this process, then of all."""
+    """Sends batches of clips through the networks and collects the rows, at the end of all processes."""
 
     def __init__(self, embedder: Embedder, modalities: Sequence[str], layers: Sequence[str], batch_size: int) -> None:
         self.embedder, self.modalities, self.layers = embedder, tuple(modalities), tuple(layers)
@@ -132,13 +132,13 @@ class _Gatherer:
         self.samples: list[tuple[int, str, dict[str, list[str]], str]] = []
         self.waiting: dict[str, list[RawView]] = {modality: [] for modality in modalities}
         self.owners: dict[str, list[int]] = {modality: [] for modality in modalities}
-        self.parts: dict[str, list[dict[str, NDArray[np.float32]]]] = {modality: [] for modality in modalities}
+        self.batches: dict[str, list[dict[str, NDArray[np.float32]]]] = {modality: [] for modality in modalities}
 
-    def add(self, item: DecodedClips) -> None:
-        """Take one sample."""
-        self.samples.append((item.index, item.key, item.labels, item.reason))
-        for modality, clips in item.clips.items():
-            self.owners[modality].append(item.index)
+    def add(self, sample: DecodedClips) -> None:
+        """Encode the waiting clips of a modality as soon as they fill a batch."""
+        self.samples.append((sample.index, sample.key, sample.labels, sample.reason))
+        for modality, clips in sample.clips.items():
+            self.owners[modality].append(sample.index)
             self.waiting[modality].append(clips)
             if sum(len(view.media) for view in self.waiting[modality]) >= self.batch_size:
                 self._run(modality)
@@ -148,21 +148,23 @@ class _Gatherer:
             return
         media = torch.cat([view.media for view in self.waiting[modality]])
         self.waiting[modality] = []
-        for piece in media.split(self.batch_size):
-            self.parts[modality].append(encode_layers(self.embedder, modality, RawView(modality, piece), self.layers))
+        for batch in media.split(self.batch_size):
+            self.batches[modality].append(encode_layers(self.embedder, modality, RawView(modality, batch), self.layers))
 
     def table(self, library: ShardSet) -> FeatureSet:
-        """All samples of all processes in the order of their index; each of them exactly once."""
-        everywhere = [row for part in distributed.gather_objects(self.samples) for row in part]
-        samples = sorted(everywhere, key=lambda row: row[0])
+        """The samples of all processes in the order of their index. RuntimeError unless each came exactly once."""
+        everything = [row for part in distributed.gather_objects(self.samples) for row in part]
+        samples = sorted(everything, key=lambda row: row[0])
         if [row[0] for row in samples] != list(range(library.num_samples)):
             raise RuntimeError(
-                f"{library.location}: {len(samples)} of {library.num_samples} samples came, not each once"
+                f"{library.location}: {len(samples)} of {library.num_samples} samples were read, not each once"
             )
         present, rows = {}, {}
         for modality in self.modalities:
             self._run(modality)
-            owners = np.array([one for part in distributed.gather_objects(self.owners[modality]) for one in part], int)
+            owners = np.array(
+                [index for part in distributed.gather_objects(self.owners[modality]) for index in part], int
+            )
             if len(owners) == 0:
                 why = sorted({row[3] for row in samples if row[3]})
                 raise ValueError(
@@ -175,12 +177,12 @@ class _Gatherer:
         return FeatureSet(keys, labels, present, rows, [row[3] for row in samples])
 
     def _whole(self, modality: str, layer: str, owners: NDArray[Any], num_samples: int) -> NDArray[np.float32]:
-        own = [part[layer] for part in self.parts[modality]]
-        width = max(distributed.gather_objects(own[0].shape[1] if own else 0))
-        mine = torch.from_numpy(np.concatenate(own) if own else np.zeros((0, width), np.float32))
+        batches = [batch[layer] for batch in self.batches[modality]]
+        dim = max(distributed.gather_objects(batches[0].shape[1] if batches else 0))
+        rows = torch.from_numpy(np.concatenate(batches) if batches else np.zeros((0, dim), np.float32))
         device = self.embedder.device if distributed.is_active() else torch.device("cpu")
-        everything = distributed.gather_uneven(mine.to(device)).cpu().numpy()
+        everything = distributed.gather_uneven(rows.to(device)).cpu().numpy()
         num_clips = len(everything) // len(owners)  # the same of every sample that has any
-        result = np.full((num_samples, num_clips, width), np.nan, np.float32)
-        result[owners] = everything.reshape(len(owners), num_clips, width)
+        result = np.full((num_samples, num_clips, dim), np.nan, np.float32)
+        result[owners] = everything.reshape(len(owners), num_clips, dim)
         return result

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from avssl.data.every_sample import ClipPlan
+from avssl.eval.classifiers import FitAndScore, classify_layer, fused
 from avssl.eval.features import extract
-from avssl.eval.labels import FeatureSet, Fold, Rows, Targets, labels_digest, make_fold
-from avssl.eval.outcome import LabelTaskConfig, Outcome, Repeat, classified, merged
-from avssl.ops.nearest import unit
+from avssl.eval.labels import FeatureSet, Fold, labels_digest, make_fold
+from avssl.eval.outcome import LabelTaskConfig, Outcome, merged
 from avssl.shards.shard_set import ShardSet
 
 if TYPE_CHECKING:
@@ -25,40 +24,40 @@ FROZEN = {"frozen": "encoders, projectors, statistics of the views", "batch_norm
 
 @dataclass
 class FrozenConfig(LabelTaskConfig):
-    """Tasks on stored features of frozen networks."""
+    """The keys of tasks on stored features of frozen networks."""
 
     layers: list[str] = field(default_factory=lambda: ["feature"])  # feature, embedding, conv2x .. conv5x
     fuse: str = "concatenate"  # of `modality: both`: concatenate (unit features), or average (scores of two models)
-    train_clips: int = 1  # evenly spaced clips of a sample that is learned from
-    test_clips: int = 1  # and of one that is scored; their scores are averaged
-    random_train_clips: bool = False  # draw the clips that are learned from instead of spacing them evenly
-    speed: list[float] = field(default_factory=lambda: [1.0, 1.0])  # of random clips of sound: range of the factor
-    volume: list[float] = field(default_factory=lambda: [1.0, 1.0])  # the same for the waveform
-    seed: int = 0  # of random clips and of the classifier
+    train_clips: int = 1  # evenly spaced clips per training sample
+    test_clips: int = 1  # evenly spaced clips per test sample; their scores are averaged
+    random_train_clips: bool = False  # draw the training clips instead of spacing them evenly
+    speed: list[float] = field(default_factory=lambda: [1.0, 1.0])  # of random audio clips: range of the factor
+    volume: list[float] = field(default_factory=lambda: [1.0, 1.0])  # the same for a factor on the waveform
+    seed: int = 0  # of random training clips and of the classifier
 
 
-def wanted_modalities(config: LabelTaskConfig, embedder: Embedder) -> tuple[str, ...]:
+def modalities_of(config: LabelTaskConfig, embedder: Embedder) -> tuple[str, ...]:
     """The modalities that `config.modality` means; ValueError for those that the run lacks."""
-    wanted = ("video", "audio") if config.modality == "both" else (config.modality,)
-    missing = [one for one in wanted if one not in embedder.modalities]
+    modalities = ("video", "audio") if config.modality == "both" else (config.modality,)
+    missing = [modality for modality in modalities if modality not in embedder.modalities]
     if missing or config.modality not in ("video", "audio", "image", "both"):
         raise ValueError(
             f"modality is {config.modality!r}; allowed are video, audio, image and both, and this run has encoders for "
             f"{', '.join(embedder.modalities)}"
         )
-    return wanted
+    return modalities
 
 
 def fold_paths(config: LabelTaskConfig) -> list[tuple[str, str, str]]:
     """(name, train folder, test folder) of every fold; of `fold_field` one with an empty test folder."""
-    both = config.train + config.test
+    folders = config.train + config.test
     if config.fold_field:
         if config.test or config.folds:
             raise ValueError("fold_field says which samples of `train` are tested: leave out `test` and `folds`")
         return [("", config.train, "")]
     if not config.test:
         raise ValueError("test is not set; add test=SHARDS to the command or to the YAML (or fold_field)")
-    if bool(config.folds) != ("{fold}" in both):
+    if bool(config.folds) != ("{fold}" in folders):
         raise ValueError(
             f"folds is {list(config.folds)} and the folders are {config.train}, {config.test}: with folds {{fold}} "
             "must stand in them, without it must not"
@@ -74,7 +73,7 @@ def fold_paths(config: LabelTaskConfig) -> list[tuple[str, str, str]]:
 
 
 def clip_plans(config: FrozenConfig) -> tuple[ClipPlan, ClipPlan]:
-    """Of what is learned from, and of what is scored."""
+    """The clips of training samples and of test samples. ValueError for ranges that are none."""
     for name, values in (("speed", config.speed), ("volume", config.volume)):
         if len(values) != 2:
             raise ValueError(f"{name} is {list(values)}; give the two ends of a range, for example [0.75, 1.333]")
@@ -89,8 +88,8 @@ def clip_plans(config: FrozenConfig) -> tuple[ClipPlan, ClipPlan]:
 
 
 def folds(embedder: Embedder, config: FrozenConfig) -> Iterator[Fold]:
-    """Every fold with its features. A collective under several processes."""
-    modalities = wanted_modalities(config, embedder)
+    """Every fold with its features; under torchrun a collective."""
+    modalities = modalities_of(config, embedder)
     train_plan, test_plan = clip_plans(config)
 
     def read(folder: str, plan: ClipPlan) -> FeatureSet:
@@ -98,7 +97,7 @@ def folds(embedder: Embedder, config: FrozenConfig) -> Iterator[Fold]:
         return extract(embedder, folder, modalities, config.layers, plan, **options)
 
     paths = fold_paths(config)
-    for folder in dict.fromkeys(folder for _, *both in paths for folder in both if folder):
+    for folder in dict.fromkeys(folder for _, *pair in paths for folder in pair if folder):
         check_label_field(folder, config.label_field)  # before hours of decoding
     for name, train_folder, test_folder in paths:
         train = read(train_folder, train_plan)
@@ -106,25 +105,25 @@ def folds(embedder: Embedder, config: FrozenConfig) -> Iterator[Fold]:
             yield make_fold(name, train, read(test_folder, test_plan), config, modalities)
             continue
         test = train if train_plan == test_plan else read(train_folder, test_plan)
-        numbers = [" | ".join(labels.get(config.fold_field, [])) for labels in train.labels]
-        if "" in numbers:
-            fields = sorted({one for labels in train.labels for one in labels})
+        fold_names = [" | ".join(labels.get(config.fold_field, [])) for labels in train.labels]
+        if "" in fold_names:
+            fields = sorted({name for labels in train.labels for name in labels})
             raise ValueError(
-                f"sample {train.keys[numbers.index('')]} has no label field {config.fold_field!r}; the samples of "
+                f"sample {train.keys[fold_names.index('')]} has no label field {config.fold_field!r}; the samples of "
                 f"{train_folder} have {', '.join(fields) or 'none'}"
             )
-        of_sample = np.array(numbers)
-        if len(set(numbers)) < 2:
+        of_sample = np.array(fold_names)
+        if len(set(fold_names)) < 2:
             raise ValueError(
-                f"fold_field {config.fold_field!r} has one value, {numbers[0]!r}; there must be at least two"
+                f"fold_field {config.fold_field!r} has one value, {fold_names[0]!r}; there must be at least two"
             )
-        for number in sorted(set(numbers), key=lambda text: (len(text), text)):
-            here = of_sample == number
-            yield make_fold(f"fold {number}", train.select(~here), test.select(here), config, modalities)
+        for fold_name in sorted(set(fold_names), key=lambda text: (len(text), text)):
+            is_test = of_sample == fold_name
+            yield make_fold(f"fold {fold_name}", train.select(~is_test), test.select(is_test), config, modalities)
 
 
 def check_label_field(folder: str, label_field: str) -> None:
-    """ValueError where no sample of a shard folder has a label of the field, as its index.json says."""
+    """Raise ValueError if the index.json of a shard folder knows no label of the field."""
     names = ShardSet(folder).index.label_names
     if label_field not in names:
         raise ValueError(
@@ -133,51 +132,21 @@ def check_label_field(folder: str, label_field: str) -> None:
         )
 
 
-def fused(features: FeatureSet, config: FrozenConfig, layer: str) -> list[Rows]:
-    """What models are fitted on, each (n, K, D): one modality's rows, or of both, by `config.fuse`."""
-    if config.modality != "both":
-        return [features.rows[config.modality][layer]]
-    video, audio = (features.rows[modality][layer] for modality in ("video", "audio"))
-    if config.fuse == "average":
-        return [video, audio]
-    if config.fuse != "concatenate":
-        raise ValueError(f"fuse is {config.fuse!r}; allowed are concatenate and average")
-    return [np.concatenate([unit(video), unit(audio)], axis=2)]
-
-
-# (train rows (n, K, D), targets, test rows (m, K', D), C) -> scores (m, C) of samples, not of clips
-FitAndScore = Callable[[Rows, Targets, Rows, int], NDArray[Any]]
-
-
-def classify_layer(
-    fold: Fold, config: FrozenConfig, layer: str, fit_and_score: FitAndScore, *, prefix: str = ""
-) -> Repeat:
-    """A classifier on one layer of one fold. prefix: of the metrics' names, before <modality>_<layer>_<metric>."""
-    train, test = (fused(split.features, config, layer) for split in (fold.train, fold.test))
-    scores = [
-        fit_and_score(train_rows, fold.train.targets, test_rows, len(fold.classes))
-        for train_rows, test_rows in zip(train, test, strict=True)
-    ]
-    return classified(
-        fold.test.features.keys,
-        np.mean(scores, axis=0),
-        fold.test.targets,
-        fold.classes,
-        name=fold.name,
-        prefix=f"{prefix}{config.modality}_{layer}_",
-        train_keys=fold.train.features.keys,
-        train_targets=None if config.multi_label else fold.train.targets,
-    )
-
-
 def classify(embedder: Embedder, config: FrozenConfig, fit_and_score: FitAndScore) -> Outcome:
     """A classifier on every layer of every fold."""
     repeats, sizes, left_out, dims = [], {}, {}, {}
     labels = hashlib.sha256()
     for fold in folds(embedder, config):
-        repeats.append(merged([classify_layer(fold, config, layer, fit_and_score) for layer in config.layers]))
+        repeats.append(
+            merged(
+                [
+                    classify_layer(fold, config.modality, layer, fit_and_score, fuse=config.fuse)
+                    for layer in config.layers
+                ]
+            )
+        )
         for layer in config.layers:
-            dims[layer] = [rows.shape[2] for rows in fused(fold.train.features, config, layer)]
+            dims[layer] = [rows.shape[2] for rows in fused(fold.train.features, config.modality, layer, config.fuse)]
         sizes[fold.name] = [len(fold.train.features), len(fold.test.features), len(fold.classes)]
         left_out[fold.name] = fold.left_out
         labels.update(labels_digest(fold))

@@ -2,9 +2,9 @@
 
 The rows are resampled with replacement, the same draw for all results and for all their metrics (percentile bootstrap,
 Efron and Tibshirani 1993); in every draw each metric is computed anew, so that medians, mAP and AUC have intervals,
-too. With several folds each one is resampled and the metric is their mean. With several seeds on the same rows a draw
-takes the same rows in all of them: seeds share their samples. An interval is about the test samples, not about training
-again: runs with several seeds say how much a training varies.
+too. With several folds each one is resampled and the metric is their mean. With several seeds on the same rows, a draw
+takes the same rows in all of them. An interval says how much a metric varies with the test samples; how much it varies
+with training is seen from runs with several seeds.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ Draws = dict[str, NDArray[np.float64]]  # {metric: (num_draws,)}
 
 
 def values_of(repeats: Sequence[Repeat], weights: Sequence[NDArray[Any] | None] | None = None) -> dict[str, float]:
-    """Every metric of a result, the mean over the repeats that have it; weights: of the rows of each repeat."""
-    values = [one.values(own) for one, own in zip(repeats, weights or [None] * len(repeats), strict=True)]
-    names = dict.fromkeys(name for one in values for name in one)
-    return {name: float(np.mean([one[name] for one in values if name in one])) for name in names}
+    """{metric: mean over the repeats that have it}; weights: of the rows of each repeat, default 1 for every row."""
+    results = [repeat.values(rows) for repeat, rows in zip(repeats, weights or [None] * len(repeats), strict=True)]
+    names = dict.fromkeys(name for values in results for name in values)
+    return {name: float(np.mean([values[name] for values in results if name in values])) for name in names}
 
 
 def bootstrap(sides: Sequence[Sequence[Repeat]], *, num_draws: int = NUM_DRAWS, seed: int = 0) -> list[Draws]:
     """The metrics of each result on the same resampled rows. ValueError unless all have the same repeats and rows."""
     for repeats in sides[1:]:
-        for one, other in zip(sides[0], repeats, strict=True):
-            if one.keys != other.keys:
+        for first, other in zip(sides[0], repeats, strict=True):
+            if first.keys != other.keys:
                 raise ValueError(
-                    f"repeat {one.name!r}: the rows differ; results can only be compared on the same samples"
+                    f"repeat {first.name!r}: the rows differ; results can only be compared on the same samples"
                 )
     generator = np.random.default_rng(seed)
     drawn: list[list[dict[str, float]]] = [[] for _ in sides]
@@ -51,21 +51,21 @@ def bootstrap(sides: Sequence[Sequence[Repeat]], *, num_draws: int = NUM_DRAWS, 
             weights.append(by_rows[rows])
         for values, repeats in zip(drawn, sides, strict=True):
             values.append(values_of(repeats, weights))
-    return [{name: np.array([one[name] for one in values]) for name in values[0]} for values in drawn]
+    return [{name: np.array([values[name] for values in draws]) for name in draws[0]} for draws in drawn]
 
 
 def ends(draws: NDArray[np.float64], confidence: float = CONFIDENCE) -> Ends:
-    """Both ends of the percentile interval. A draw without a row that a metric needs has no value for it (NaN)."""
-    known = draws[~np.isnan(draws)]
-    if not len(known):
+    """The percentile interval of the draws that have a value (a draw without a row that the metric needs has NaN)."""
+    finite = draws[~np.isnan(draws)]
+    if not len(finite):
         return float("nan"), float("nan")
     tail = 100 * (1 - confidence) / 2
-    low, high = np.percentile(known, [tail, 100 - tail])
+    low, high = np.percentile(finite, [tail, 100 - tail])
     return float(low), float(high)
 
 
 def row_counts(repeats: Sequence[Repeat]) -> dict[str, int]:
-    """Over how many samples each metric is: of several seeds on the same rows each counts once."""
+    """{metric: number of samples}; a sample that is in several repeats (seeds) counts once."""
     keys: dict[str, set[str]] = {}
     for repeat in repeats:
         for name, metric in repeat.metrics.items():
@@ -73,39 +73,40 @@ def row_counts(repeats: Sequence[Repeat]) -> dict[str, int]:
             if metric.kind.endswith("_where"):
                 chosen = repeat.columns[metric.columns[1]].astype(np.bool_)
             keys.setdefault(name, set()).update(repeat.keys[row] for row in np.flatnonzero(chosen))
-    return {name: len(found) for name, found in keys.items()}
+    return {name: len(samples) for name, samples in keys.items()}
 
 
 def intervals_of(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-    """What a result says: {"confidence", "draws", "num_rows": {metric: samples}, "values": {weights: {metric: [low,
-    high]}}, "trained - untrained": {metric: [low, high]}}; the last is {} without untrained weights.
+    """The intervals as they are stored in a result: {"confidence", "draws", "num_rows": {metric: samples}, "values":
+    {weights: {metric: [low, high]}}, "trained - untrained": {metric: [low, high]}}; the last is {} without untrained
+    weights.
     """
-    draws = dict(zip(outcomes, bootstrap([one.repeats for one in outcomes.values()]), strict=True))
+    draws = dict(zip(outcomes, bootstrap([outcome.repeats for outcome in outcomes.values()]), strict=True))
     first, second = draws.get("trained", {}), draws.get("untrained", {})
     return {
         "confidence": CONFIDENCE,
         "draws": NUM_DRAWS,
         "num_rows": row_counts(outcomes["trained"].repeats),
-        "values": {weights: {name: list(ends(one[name])) for name in one} for weights, one in draws.items()},
+        "values": {weights: {name: list(ends(drawn[name])) for name in drawn} for weights, drawn in draws.items()},
         DIFFERENCE: {name: list(ends(first[name] - second[name])) for name in first if name in second},
     }
 
 
 def leaders(sides: Sequence[Sequence[Repeat]], lower_is_better: Callable[[str], bool]) -> dict[str, int]:
-    """{metric: number of the result that is better than each other one by more than the interval of the difference}.
+    """{metric: number of the result that is better than each other one, by more than the interval of the difference}.
 
-    Of metrics that all results have; where nobody parts from all others there is no leader.
+    Only metrics that all results have. A metric without such a result is left out.
     """
     if len(sides) < 2:
         return {}
     values, draws = [values_of(repeats) for repeats in sides], bootstrap(sides)
-    found = {}
+    best_by_metric = {}
     for name in values[0]:
-        if not all(name in one for one in values):
+        if not all(name in metrics for metrics in values):
             continue
         sign = -1 if lower_is_better(name) else 1
         best = max(range(len(sides)), key=lambda side: sign * values[side][name])
         others = [side for side in range(len(sides)) if side != best]
         if all(ends(sign * (draws[best][name] - draws[side][name]))[0] > 0 for side in others):
-            found[name] = best
-    return found
+            best_by_metric[name] = best
+    return best_by_metric

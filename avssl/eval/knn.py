@@ -2,7 +2,7 @@
 
 Wu, Xiong, Yu, Lin: "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR 2018, section 3.4:
 a test row's k closest training rows i vote for their class with weight exp(s_i / T), s_i the cosine and T = 0.07.
-The paper uses k = 200 on ImageNet; small sets want a small k.
+The paper uses k = 200 on ImageNet; small data sets need a smaller k.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from avssl.ops.nearest import class_numbers, nearest
 class KNNResult:
     """scores: float64 (M, C), each row sums to 1; predicted: int64 (M,); accuracy in [0, 1].
 
-    per_class: {class number: accuracy on the test rows of that class}, classes without test rows left out.
-    num_neighbors: the k that was used (the number of training rows if those are fewer than asked for).
+    per_class: {class number: accuracy on the test rows of that class}, without classes that have no test row.
+    num_neighbors: the k that was used (at most the number of training rows).
     """
 
     scores: NDArray[np.float64]
@@ -84,8 +84,8 @@ def knn_classify(
 ) -> KNNResult:
     """Scores, predictions and accuracy; arguments as weighted_knn, test_labels (M,) integers, M >= 1.
 
-    The predicted class is the one with the highest score, of equal scores the lowest class number. Test rows of
-    classes that have no training row count as wrong.
+    The predicted class has the highest score, and the lowest number among equal scores. Test rows of classes without
+    a training row count as wrong.
     """
     truth = class_numbers(test_labels, len(test_features), "test_labels").cpu().numpy()
     if len(truth) == 0:
@@ -105,7 +105,7 @@ def knn_classify(
 
 
 def knn_chance(train_labels: Any, test_labels: Any) -> float:
-    """Accuracy of always naming the most frequent training class: what features without information reach."""
+    """The accuracy of always predicting the most frequent training class: chance for features without information."""
     train = class_numbers(train_labels, len(train_labels), "train_labels")
     test = class_numbers(test_labels, len(test_labels), "test_labels")
     if len(train) == 0 or len(test) == 0:

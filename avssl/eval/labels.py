@@ -1,4 +1,4 @@
-"""Labeled features for classification: folds, targets, what is left out and why, modalities alone or together."""
+"""Labeled features for classification: folds, targets, and which samples are left out and why."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from avssl.eval.outcome import LabelTaskConfig
 class FeatureSet:
     """Features of N samples, in the order of their index.
 
-    keys, labels: N each. present: {modality: bool (N,)}. rows: {modality: {layer: float32 (N, K, D)}} of K clips a
+    keys, labels: N each. present: {modality: bool (N,)}. rows: {modality: {layer: float32 (N, K, D)}} of K clips per
     sample, NaN where the sample lacks the modality. reasons: why a sample has no clips at all, "" otherwise.
     """
 
@@ -31,7 +31,7 @@ class FeatureSet:
         return len(self.keys)
 
     def select(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> FeatureSet:
-        """These samples alone: a mask (N,) or positions."""
+        """The same of some samples. chosen: a mask (N,) or positions."""
         numbers = np.arange(len(self))[chosen]
         return FeatureSet(
             [self.keys[row] for row in numbers],
@@ -48,7 +48,7 @@ Targets = NDArray[Any]  # int64 (n,), or bool (n, C) with several labels
 
 @dataclass(frozen=True)
 class LabeledFeatures:
-    """Samples that have a label and the modality. targets as in the module's Targets."""
+    """Samples that have a label and all modalities, and their targets."""
 
     features: FeatureSet
     targets: Targets
@@ -56,7 +56,7 @@ class LabeledFeatures:
 
 @dataclass(frozen=True)
 class Fold:
-    """What is learned from and what is scored. left_out: {"train", "test"}: {reason: number of samples}."""
+    """Training and test samples of one fold. left_out: {"train", "test"}: {reason: number of samples}."""
 
     name: str
     train: LabeledFeatures
@@ -68,23 +68,24 @@ class Fold:
 def make_fold(
     name: str, train: FeatureSet, test: FeatureSet, config: LabelTaskConfig, modalities: Sequence[str]
 ) -> Fold:
-    """Targets of both sides by one list of classes; samples without a label or a modality are left out and counted."""
-    parts, left_out = {}, {}
-    for side, features in (("train", train), ("test", test)):
-        parts[side], left_out[side] = usable(features, config.label_field, modalities)
-    names = {one for part in parts.values() for labels in part.labels for one in labels[config.label_field]}
-    classes = sorted(names)
+    """A fold with one list of classes; samples without a label or a modality are left out and counted."""
+    splits, left_out = {}, {}
+    for split, features in (("train", train), ("test", test)):
+        splits[split], left_out[split] = usable(features, config.label_field, modalities)
+    classes = sorted(
+        {name for kept in splits.values() for labels in kept.labels for name in labels[config.label_field]}
+    )
     labeled = {
-        side: LabeledFeatures(part, targets_of(part, config.label_field, classes, multi_label=config.multi_label))
-        for side, part in parts.items()
+        split: LabeledFeatures(kept, targets_of(kept, config.label_field, classes, multi_label=config.multi_label))
+        for split, kept in splits.items()
     }
     return Fold(name, labeled["train"], labeled["test"], classes, left_out)
 
 
 def usable(features: FeatureSet, label_field: str, modalities: Sequence[str]) -> tuple[FeatureSet, dict[str, int]]:
-    """Samples with a label (label_field "" asks for none) and all of the modalities, and how many lack what.
+    """(samples with a label and all of the modalities, {reason: number of samples that are left out}).
 
-    ValueError when none is left.
+    label_field: "" if no label is needed. ValueError if no sample is left.
     """
     labeled = np.array([not label_field or bool(labels.get(label_field)) for labels in features.labels])
     left_out = {"no label": int((~labeled).sum())} if label_field else {}
@@ -93,11 +94,11 @@ def usable(features: FeatureSet, label_field: str, modalities: Sequence[str]) ->
         left_out[f"no {modality}"] = int((chosen & ~features.present[modality]).sum())
         chosen = chosen & features.present[modality]
     if not chosen.any():
-        found = sorted({one for labels in features.labels for one in labels})
+        fields = sorted({name for labels in features.labels for name in labels})
         counts = ", ".join(f"{why}: {count}" for why, count in left_out.items())
         raise ValueError(
             f"none of {len(features)} samples has a label of field {label_field!r} and {' and '.join(modalities)} "
-            f"({counts}). Label fields here are {', '.join(found) or 'none'}: set label_field"
+            f"({counts}). Label fields here are {', '.join(fields) or 'none'}: set label_field"
         )
     return features.select(chosen), left_out
 
@@ -108,20 +109,20 @@ def targets_of(features: FeatureSet, label_field: str, classes: Sequence[str], *
     names = [labels[label_field] for labels in features.labels]
     if multi_label:
         table = np.zeros((len(names), len(classes)), np.bool_)
-        for row, own in enumerate(names):
-            table[row, [number[one] for one in own]] = True
+        for row, labels in enumerate(names):
+            table[row, [number[name] for name in labels]] = True
         return table
-    several = [row for row, own in enumerate(names) if len(own) > 1]
+    several = [row for row, labels in enumerate(names) if len(labels) > 1]
     if several:
         raise ValueError(
             f"sample {features.keys[several[0]]} has the labels {', '.join(names[several[0]])}, and {len(several)} "
             f"samples have several of field {label_field!r}; set multi_label: true"
         )
-    return np.array([number[own[0]] for own in names], np.int64)
+    return np.array([number[labels[0]] for labels in names], np.int64)
 
 
 def labels_digest(fold: Fold) -> bytes:
-    """Of the keys and targets of both sides: the same samples with other labels are another task."""
+    """SHA-256 of the classes and of the targets in the order of the keys: equal only for the same labels."""
     digest = hashlib.sha256("\n".join(fold.classes).encode())
     for side in (fold.train, fold.test):
         order = np.argsort(np.array(side.features.keys))

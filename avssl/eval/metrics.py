@@ -1,7 +1,7 @@
 """Metrics as functions of arrays with one entry per row and of the rows' weights.
 
 A weight is how often a row counts: 1 for the value itself, the counts of a bootstrap for a resampled set. Every
-function equals scikit-learn's on the rows repeated that often (tests/test_eval_measures.py).
+function equals scikit-learn's on rows that are repeated that often (tests/test_eval_metrics.py).
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ Array = NDArray[Any]
 
 
 def mean(values: Array, weights: Array) -> float:
-    """Mean of (n,) values."""
+    """Weighted mean of (n,) values."""
     return float(np.average(values.astype(np.float64), weights=weights))
 
 
 def class_mean(values: Array, targets: Array, weights: Array) -> float:
-    """Mean over the classes that have rows of the mean of (n,) values in each; targets int (n,)."""
+    """Mean over classes of the mean of (n,) values in each class that has rows; targets: int (n,)."""
     total = np.bincount(targets, weights=weights)
     hits = np.bincount(targets, weights=weights * values)
     return float((hits[total > 0] / total[total > 0]).mean())
@@ -58,18 +58,18 @@ class _Ranking:
             self.classes.append((order, ends, target[order]))
 
     def mean(self, weights: Array, of_class: Callable[[Array, Array], float]) -> float:
-        """Mean over the classes that have weight both in and out of them; NaN if there is none.
+        """Mean over the classes that have rows of weight both in and outside them; NaN if there is none.
 
-        of_class gets the weights of true and of false rows at or above each distinct score, best first.
+        of_class gets the summed weights of true and of false rows at or above each distinct score, best first.
         """
         weights = weights.astype(np.float64)
-        found = []
+        values = []
         for order, ends, target in self.classes:
-            own = weights[order]
-            true, false = np.cumsum(own * target)[ends], np.cumsum(own * ~target)[ends]
+            sorted_weights = weights[order]
+            true, false = np.cumsum(sorted_weights * target)[ends], np.cumsum(sorted_weights * ~target)[ends]
             if true[-1] > 0 and false[-1] > 0:
-                found.append(of_class(true, false))
-        return float(np.mean(found)) if found else float("nan")
+                values.append(of_class(true, false))
+        return float(np.mean(values)) if values else float("nan")
 
 
 def _average_precision(true: Array, false: Array) -> float:
@@ -86,7 +86,7 @@ def _roc_auc(true: Array, false: Array) -> float:
 def mean_average_precision(scores: Array, targets: Array, weights: Array) -> float:
     """Mean over classes of average precision (area under the steps of precision over recall, equal scores together).
 
-    scores float (n, C) or (n,), targets bool of the same shape. Classes without rows in or out of them do not enter.
+    scores float (n, C) or (n,), targets bool of the same shape. Classes of no row, or of all rows, are left out.
     """
     return _Ranking(scores, targets).mean(weights, _average_precision)
 
@@ -99,7 +99,7 @@ def roc_auc(scores: Array, targets: Array, weights: Array) -> float:
 def d_prime(scores: Array, targets: Array, weights: Array) -> float:
     """sqrt(2) times the standard normal quantile of the mean AUC over classes (Hershey et al. 2017, arXiv 1609.09430).
 
-    An AUC of 1 gives infinity; it is cut at 1 - 1e-12, that is 9.95, for json has no infinity.
+    The AUC is cut at 1 - 1e-12, which gives 9.95: an AUC of 1 would give infinity, which JSON does not have.
     """
     return _d_prime(roc_auc(scores, targets, weights))
 
@@ -117,27 +117,27 @@ def pair_auc(aligned: Array, shifted: Array, weights: Array) -> float:
 
 
 def best_threshold(aligned: Array, shifted: Array) -> float:
-    """The score t for which most of (n,) aligned scores are at least t and most of (n,) shifted ones below it.
+    """The score t for which the most of (n,) aligned scores are at least t and of (n,) shifted ones below it.
 
-    Of equally good ones the highest.
+    The highest of equally good ones.
     """
     scores = np.unique(np.concatenate([aligned, shifted]))[::-1]
     right = [(aligned >= score).sum() + (shifted < score).sum() for score in scores]
     return float(scores[int(np.argmax(right))])
 
 
-def _clustering(measure: str) -> Callable[[Array, Array, Array], float]:
+def _clustering(name: str) -> Callable[[Array, Array, Array], float]:
     def of_repeated_rows(clusters: Array, targets: Array, weights: Array) -> float:
         from sklearn import metrics
 
         rows = np.repeat(np.arange(len(targets)), weights.astype(np.int64))
-        return float(getattr(metrics, measure)(targets[rows], clusters[rows]))
+        return float(getattr(metrics, name)(targets[rows], clusters[rows]))
 
     return of_repeated_rows
 
 
 def purity(clusters: Array, targets: Array, weights: Array) -> float:
-    """Share of rows that have the most frequent class of their cluster; clusters, targets int (n,)."""
+    """The share of rows that have the most frequent class of their cluster; clusters, targets: int (n,)."""
     table = np.zeros((clusters.max() + 1, targets.max() + 1))
     np.add.at(table, (clusters, targets), weights)
     return float(table.max(axis=1).sum() / table.sum())
@@ -160,7 +160,7 @@ KINDS: dict[str, Callable[..., float]] = {
 
 
 def prepared(kind: str, *columns: Array) -> Callable[[Array], float]:
-    """KINDS[kind] of these columns as a function of the weights alone, with the sorting done once."""
+    """KINDS[kind] of these columns as a function of the weights; the rows are sorted once."""
     if kind not in ("mean_average_precision", "roc_auc", "d_prime"):
         return lambda weights: KINDS[kind](*columns, weights)
     ranking, of_class = _Ranking(*columns), _average_precision if kind == "mean_average_precision" else _roc_auc

@@ -1,4 +1,4 @@
-"""What an evaluation task takes and gives: the common part of configurations, repeats, metrics that can be recomputed.
+"""The common configuration of evaluation tasks, and their outcome: repeats with metrics that can be computed again.
 
 A metric is a function of arrays with one entry per test row and of the rows' weights, and of nothing else. Weights of 1
 give the value; counts of a bootstrap give the value on resampled rows (avssl/eval/compare.py).
@@ -49,19 +49,19 @@ class LabelTaskConfig(TaskConfig):
 
     name: str = ""  # of the result: RUN/evaluations/<task>-<name>.json; default: the YAML's own
     folds: list[int] = field(default_factory=list)  # e.g. [1, 2, 3]: numbers to put for {fold} in `train` and `test`
-    fold_field: str = ""  # instead: the label field of `train` that numbers the folds, each of them tested once
-    label_field: str = "label"  # which of the samples' label fields
-    multi_label: bool = False  # several names a sample: mAP, AUC and d' in place of accuracies
+    fold_field: str = ""  # instead of `folds`: a label field of `train` that names the folds; each is tested once
+    label_field: str = "label"  # the label field of the samples
+    multi_label: bool = False  # several labels per sample: mAP, AUC and d' in place of accuracies
     modality: str = "video"  # video, audio, image, or both (video and audio)
     untrained: bool = True  # evaluate random weights beside the run's own
-    folder: str = ""  # where a task that trains keeps what it goes on from; default RUN/evaluations/<task>-<name>
+    folder: str = ""  # of the checkpoints of a task that trains; default RUN/evaluations/<task>-<name>
 
 
 @dataclass(frozen=True)
 class Metric:
-    """How a number comes from the columns of a Repeat: a kind of avssl/eval/metrics.py and the columns it takes.
+    """A kind of avssl/eval/metrics.py and the columns of a Repeat that it is computed from.
 
-    chance: what features without information reach, None where nobody knows.
+    chance: the value for features without information, None where it is not known.
     """
 
     kind: str
@@ -73,9 +73,9 @@ class Metric:
 class Repeat:
     """One fold or one seed.
 
-    name: "" for the only one, else "fold 1", "seed 0", ... keys: of the n test rows (what one row is, the protocol
-    says), each once. columns: arrays (n, ...), of numbers or bools, that the metrics are computed from. train_keys: of
-    what was learned from, for the hash of the sample list. classes: names of the columns of scores.
+    name: "" for the only one, else "fold 1", "seed 0", ... keys: of the n test rows (samples, or what the protocol
+    says), each once. columns: arrays (n, ...) of numbers or bools that the metrics are computed from. train_keys: of
+    the training samples, for the hash of the sample list. classes: names of the columns of scores.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Repeat:
     classes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """ValueError for lengths that differ, keys that come twice, and metrics of columns that are not there."""
+        """ValueError for lengths that differ, repeated keys, unknown kinds of metrics and missing columns."""
         if len(set(self.keys)) != len(self.keys) or not self.keys:
             raise ValueError(f"repeat {self.name!r} has {len(self.keys)} rows of {len(set(self.keys))} keys: each once")
         for name, values in self.columns.items():
@@ -105,17 +105,17 @@ class Repeat:
         }
 
     def values(self, weights: Array | None = None) -> dict[str, float]:
-        """Every metric, with the rows weighted; None counts each once."""
-        own = np.ones(len(self.keys)) if weights is None else weights
-        return {name: float(function(own)) for name, function in self._prepared.items()}
+        """{metric: value}. weights: (n,), of the rows; None counts each row once."""
+        row_weights = np.ones(len(self.keys)) if weights is None else weights
+        return {name: float(function(row_weights)) for name, function in self._prepared.items()}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a task found with one set of weights: its repeats, and what the configuration does not say of the protocol.
+    """The result of a task with one set of weights.
 
-    The protocol holds what must be equal for two results to be compared; `facts` what may differ (times, the steps of a
-    solver); `notes` are sentences that are shown and not stored.
+    protocol: what must be equal for two results to be compared, besides the configuration; facts: what may differ
+    (times, the steps of a solver); notes: sentences that are shown and not stored.
     """
 
     repeats: list[Repeat]
@@ -135,18 +135,18 @@ def classified(
     train_keys: Sequence[str] = (),
     train_targets: Array | None = None,
 ) -> Repeat:
-    """A classifier's scores as a Repeat.
+    """The scores of a classifier as a Repeat.
 
     Args:
         keys: n test rows. scores: float (n, C), higher is more likely. classes: C names.
         targets: int (n,), class numbers in [0, C), single-label; or bool (n, C), multi-label.
         name: of the fold or seed. prefix: of the metrics' and columns' names, for example "video_conv5x_".
-        train_keys, train_targets: what was learned from; the targets give the chance level of accuracy.
+        train_keys, train_targets: of the training samples; the targets give the chance level of accuracy.
 
     Single-label: top1_accuracy, top5_accuracy (with more than 5 classes), class_mean_accuracy. Of equal scores the
-    lower class comes first in top 1; a true class that ties with others has the last place among them in top 5. Chance
-    of top 1 is naming the most frequent class of train_targets always, of the class mean 1 / (classes tested).
-    Multi-label: mean_average_precision, roc_auc, d_prime, means over the classes with rows both in and out of them.
+    lower class comes first in top 1; a true class that ties with others is ranked last among them in top 5. Chance of
+    top 1 is always predicting the most frequent class of train_targets; of the class mean, 1 / (classes tested).
+    Multi-label: mean_average_precision, roc_auc, d_prime, each the mean over the classes of some but not all rows.
     """
     scores, targets = np.asarray(scores, dtype=np.float32), np.asarray(targets)
     shape = (len(keys), len(classes))
@@ -175,43 +175,43 @@ def _several_label_metrics(prefix: str, targets: Array) -> dict[str, Metric]:
 
 
 def _one_label_metrics(prefix: str, columns: dict[str, Array], train_targets: Array | None) -> dict[str, Metric]:
-    """The metrics; adds the columns that they need to those of scores and targets."""
+    """The metrics of single labels; the columns that they need are added to `columns`."""
     scores, targets = columns[f"{prefix}scores"], columns["targets"]
     columns[f"{prefix}right"] = scores.argmax(axis=1) == targets
-    often = None if train_targets is None else int(np.bincount(np.asarray(train_targets)).argmax())
+    most_frequent = None if train_targets is None else int(np.bincount(np.asarray(train_targets)).argmax())
     metrics = {
         f"{prefix}top1_accuracy": Metric(
-            "mean", (f"{prefix}right",), None if often is None else float((targets == often).mean())
+            "mean", (f"{prefix}right",), None if most_frequent is None else float((targets == most_frequent).mean())
         ),
         f"{prefix}class_mean_accuracy": Metric(
             "class_mean", (f"{prefix}right", "targets"), 1 / len(np.unique(targets))
         ),
     }
     if scores.shape[1] > 5:
-        own = scores[np.arange(len(scores)), targets][:, None]
-        columns[f"{prefix}top5_right"] = (scores >= own).sum(axis=1) <= 5
+        of_target = scores[np.arange(len(scores)), targets][:, None]
+        columns[f"{prefix}top5_right"] = (scores >= of_target).sum(axis=1) <= 5
         metrics[f"{prefix}top5_accuracy"] = Metric("mean", (f"{prefix}top5_right",), 5 / scores.shape[1])
     return metrics
 
 
 def merged(repeats: Sequence[Repeat]) -> Repeat:
-    """Several layers or modalities of one fold in one Repeat. ValueError unless they are of the same rows."""
+    """Several layers or modalities of one fold as one Repeat. ValueError unless they have the same rows."""
     first = repeats[0]
     columns: dict[str, Array] = {}
     metrics: dict[str, Metric] = {}
-    for one in repeats:
-        if (one.name, one.keys, one.train_keys, one.classes) != (
+    for repeat in repeats:
+        if (repeat.name, repeat.keys, repeat.train_keys, repeat.classes) != (
             first.name,
             first.keys,
             first.train_keys,
             first.classes,
         ):
-            raise ValueError(f"repeats {first.name!r} and {one.name!r} are of different rows and cannot be one")
-        columns |= one.columns
-        metrics |= one.metrics
+            raise ValueError(f"repeats {first.name!r} and {repeat.name!r} have different rows and cannot be merged")
+        columns |= repeat.columns
+        metrics |= repeat.metrics
     return Repeat(first.name, first.keys, columns, metrics, first.train_keys, first.classes)
 
 
 def keys_digest(keys: Sequence[str]) -> str:
-    """16 hex digits of the sorted keys: two results are comparable only when it is equal."""
+    """16 hex digits of the sorted keys; results are comparable only if it is equal."""
     return hashlib.sha256("\n".join(sorted(set(keys))).encode()).hexdigest()[:16]

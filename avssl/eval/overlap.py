@@ -1,8 +1,8 @@
-"""Was a test set trained on? By the samples' media and sources (avssl/shards/sample_digests.py), never by keys alone.
+"""Whether a test set was trained on, by digests of media and sources (avssl/shards/sample_digests.py), not by keys.
 
-Three sides: what is tested; what classifiers and neighbors learn from; what the run itself was trained on, which it
-keeps beside its weights (RUN/training_data.safetensors: 64-bit digests, sorted, each once; at most 16 MB a million
-samples) with those of the run that it began from.
+The test samples are looked up in the training split of the task and in the training data of the run. Beside its weights
+a run keeps RUN/training_data.safetensors: sorted 64-bit digests, each once (at most 16 MB per million samples), with
+those of the run that it began from.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NEAR = "For copies that were encoded anew see `python -m data_prep stats`, which
 
 @dataclass(frozen=True)
 class DigestSet:
-    """What a run was trained on. media, sources: uint64, sorted. is_complete: is nothing of it unknown?"""
+    """The training data of a run. media, sources: sorted uint64 digests. is_complete: whether all of it is known."""
 
     media: Digests
     sources: Digests
@@ -38,18 +38,18 @@ class DigestSet:
 
     @classmethod
     def of(cls, digests: SampleDigests) -> DigestSet:
-        """Of the samples of a shard folder."""
+        """The set of the digests of a shard folder."""
         return cls(np.unique(digests.media), np.unique(digests.sources))
 
     def union(self, other: DigestSet | None) -> DigestSet:
-        """Both; not complete if the other is unknown."""
+        """The digests of both; not complete if `other` is None, that is, unknown."""
         if other is None:
             return DigestSet(self.media, self.sources, is_complete=False)
         media, sources = np.union1d(self.media, other.media), np.union1d(self.sources, other.sources)
         return DigestSet(media, sources, self.is_complete and other.is_complete)
 
     def holds(self, digests: SampleDigests) -> NDArray[np.bool_]:
-        """bool (N,): samples whose media or whose source is in here."""
+        """bool (N,): whether a sample's media or source is in the set."""
         return np.isin(digests.media, self.media) | np.isin(digests.sources, self.sources)
 
 
@@ -57,21 +57,23 @@ EMPTY = DigestSet(np.zeros(0, np.uint64), np.zeros(0, np.uint64))
 
 
 def write_training_data(run: Path, shards: ShardSet, init_from: str) -> Path:
-    """RUN/training_data.safetensors at the start of a training: its shards', and those of the run it begins from."""
-    own = sample_digests(shards)
-    found = DigestSet(EMPTY.media, EMPTY.sources, is_complete=False) if own is None else DigestSet.of(own)
+    """Write RUN/training_data.safetensors: the digests of the shards, and of the run that this one begins from."""
+    digests = sample_digests(shards)
+    training_data = (
+        DigestSet(EMPTY.media, EMPTY.sources, is_complete=False) if digests is None else DigestSet.of(digests)
+    )
     if init_from:
-        found = found.union(read_training_data(init_from))
+        training_data = training_data.union(read_training_data(init_from))
     path = run / TRAINING_DATA_FILE
     with whole_path(path) as temporary:
-        complete = {"is_complete": "true" if found.is_complete else "false"}
-        save_file({kind: getattr(found, kind) for kind in KINDS}, temporary, metadata=complete)
+        complete = {"is_complete": "true" if training_data.is_complete else "false"}
+        save_file({kind: getattr(training_data, kind) for kind in KINDS}, temporary, metadata=complete)
         temporary.chmod(0o644)
     return path
 
 
 def read_training_data(run: str | Path) -> DigestSet | None:
-    """None of runs that do not say: imported ones, and those of earlier versions. ValueError for a damaged file."""
+    """The training data of a run; None for imported runs and those of earlier versions. ValueError: a damaged file."""
     path = Path(run) / TRAINING_DATA_FILE
     if not path.is_file():
         return None
@@ -87,9 +89,9 @@ def read_training_data(run: str | Path) -> DigestSet | None:
 
 
 def data_folders(config: TaskConfig) -> Iterator[tuple[str, str]]:
-    """(train folder or "", test folder) of every fold of a task's configuration; of `fold_field` ("", train).
+    """(train folder or "", test folder) of every fold of a task's configuration; with `fold_field` ("", train).
 
-    None of a configuration without any test, which the task refuses.
+    Nothing for a configuration without a test set, which the task refuses.
     """
     if not isinstance(config, LabelTaskConfig):
         if config.test:
@@ -104,45 +106,53 @@ def data_folders(config: TaskConfig) -> Iterator[tuple[str, str]]:
 
 
 def measure_overlap(run: str | Path, folders: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """What stands in a result: {"by_run": "known", "incomplete" or "unknown", "tests": [{"test",
-    "train", "fingerprint", "num_test",
-    "num_in_train", "num_in_run" (None: unknown), "keys" (a few of them)}, ...]}.
+    """The overlap as a result has it: {"by_run": "known", "incomplete" or "unknown", "tests": [{"test", "train",
+    "fingerprint", "num_test", "num_in_train", "num_in_run" (None: unknown), "keys" (at most 5 of them)}, ...]}.
     """
     seen = read_training_data(run)
     tests = []
     for train, test in folders:
         shards = ShardSet(test)
-        asked = sample_digests(shards)
-        known = sample_digests(ShardSet(train)) if train else None
-        nowhere = np.zeros(shards.num_samples, np.bool_)
-        in_train = DigestSet.of(known).holds(asked) if asked is not None and known is not None else nowhere
-        in_run = seen.holds(asked) if asked is not None and seen is not None else nowhere
-        is_known = asked is not None and seen is not None
+        test_digests = sample_digests(shards)
+        train_digests = sample_digests(ShardSet(train)) if train else None
+        none = np.zeros(shards.num_samples, np.bool_)
+        in_train = (
+            DigestSet.of(train_digests).holds(test_digests)
+            if test_digests is not None and train_digests is not None
+            else none
+        )
+        in_run = seen.holds(test_digests) if test_digests is not None and seen is not None else none
+        is_known = test_digests is not None and seen is not None
         tests.append(
             {
                 "test": test,
                 "train": train,
                 "fingerprint": shards.fingerprint,
                 "num_test": shards.num_samples,
-                "num_in_train": int(in_train.sum()) if asked is not None and (known is not None or not train) else None,
+                "num_in_train": int(in_train.sum())
+                if test_digests is not None and (train_digests is not None or not train)
+                else None,
                 "num_in_run": int(in_run.sum()) if is_known else None,
-                "keys": [shards.keys[place] for place in np.flatnonzero(in_train | in_run)[:NAMED_KEYS]],
+                "keys": [shards.keys[row] for row in np.flatnonzero(in_train | in_run)[:NAMED_KEYS]],
             }
         )
-    is_known = seen is not None and all(one["num_in_run"] is not None for one in tests)
+    is_known = seen is not None and all(entry["num_in_run"] is not None for entry in tests)
     by_run = "unknown" if not is_known or seen is None else "known" if seen.is_complete else "incomplete"
     return {"by_run": by_run, "tests": tests}
 
 
-def describe_overlap(found: dict[str, Any]) -> list[str]:
-    """A line for every test set that was trained on, and one if nobody can know."""
+def describe_overlap(measured: dict[str, Any]) -> list[str]:
+    """A line for every test set that was trained on, and one if it is not known."""
     lines = []
-    for one in found["tests"]:
-        for count, by in ((one["num_in_train"], f"train={one['train']}"), (one["num_in_run"], "the run's training")):
+    for entry in measured["tests"]:
+        for count, by in (
+            (entry["num_in_train"], f"train={entry['train']}"),
+            (entry["num_in_run"], "the run's training"),
+        ):
             if count:
-                keys = ", ".join(one["keys"]) + (" ..." if count > len(one["keys"]) else "")
-                lines.append(f"{count} of {one['num_test']} test samples of {one['test']} are in {by} too ({keys})")
-    if found["by_run"] != "known":
+                keys = ", ".join(entry["keys"]) + (" ..." if count > len(entry["keys"]) else "")
+                lines.append(f"{count} of {entry['num_test']} test samples of {entry['test']} are in {by} too ({keys})")
+    if measured["by_run"] != "known":
         lines.append(
             "unknown whether the run was trained on the test set: it, or what it began from, does not say what it was "
             "trained on (imported, or made by an earlier version), or the shards are older ones without digests"
@@ -150,9 +160,9 @@ def describe_overlap(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def refuse_overlap(found: dict[str, Any], *, allowed: bool) -> None:
-    """ValueError where a test sample was trained on, unless that is allowed."""
-    lines = [line for line in describe_overlap(found) if not line.startswith("unknown")]
+def refuse_overlap(measured: dict[str, Any], *, allowed: bool) -> None:
+    """Raise ValueError if a test sample was trained on, unless that is allowed."""
+    lines = [line for line in describe_overlap(measured) if not line.startswith("unknown")]
     if lines and not allowed:
         raise ValueError(
             "the test set was trained on, by media or by source file: " + "; ".join(lines) + ". Take another test set, "
@@ -161,8 +171,8 @@ def refuse_overlap(found: dict[str, Any], *, allowed: bool) -> None:
 
 
 def probe_warnings(run: Path, shards: str) -> list[str]:
-    """What the owner of a run should know about the shards that its online probe judges by; "" has none."""
+    """Warnings if the run is trained on samples of the shards of its online probe; [] for shards ""."""
     if not shards:
         return []
-    found = measure_overlap(run, [("", shards)])
-    return [f"probe.shards: {line}; its curve says less about other data" for line in describe_overlap(found)]
+    measured = measure_overlap(run, [("", shards)])
+    return [f"probe.shards: {line}; its curve says less about other data" for line in describe_overlap(measured)]

@@ -1,8 +1,8 @@
-"""A task's outcome as files: one JSON with values, spread, chance and the protocol in full; the test rows beside it.
+"""The outcome of a task as files: a JSON with values, deviation, chance and the whole protocol, and the test rows.
 
-RUN/evaluations/<task>-<name>.json, of the task `standard` RUN/evaluation.json; the rows lie beside it as
-<stem>.<12 hex digits of their sha256>.npz. The JSON names its rows and comes last, so wherever writing is stopped each
-result that is there is whole, and so are the earlier ones.
+The JSON is RUN/evaluations/<task>-<name>.json, or RUN/evaluation.json for the task `standard`; the rows lie beside it
+as <stem>.<12 hex digits of their sha256>.npz. The JSON names its rows and is written last, so that each result that
+exists is whole wherever writing is stopped.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from avssl.files.scratch import remove_leftovers
 from avssl.files.whole import write_whole
 
 FORMAT_VERSION = 1
-# Of the configuration, what has no influence on the values.
+# Keys of the configuration without influence on the values.
 NOT_PROTOCOL = (
     "task", "name", "train", "test", "batch_size", "num_workers", "device", "untrained", "allow_overlap", "folder",
     "log_every_steps", "checkpoint_every_steps",
@@ -41,7 +41,7 @@ PACKAGES = ("torch", "numpy", "scikit-learn", "av")
 
 
 def mean_and_deviation(repeats: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], dict[str, float | None]]:
-    """({metric: mean}, {metric: standard deviation of one repeat, with n - 1; None of a single one})."""
+    """({metric: mean}, {metric: standard deviation over the repeats, with n - 1; None for a single one})."""
     names = list(dict.fromkeys(name for values in repeats for name in values))
     table = {name: [values[name] for values in repeats if name in values] for name in names}
     means = {name: float(np.mean(values)) for name, values in table.items()}
@@ -56,13 +56,13 @@ def evaluation_of(
     weights: Mapping[str, str],
     inputs: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The JSON, without the side file's part.
+    """The JSON of a result, without what it says about the file of rows.
 
-    outcomes, weights: {"trained": ..., "untrained": ...}; the hash of each set of weights. inputs: what the networks
-    see, by the run's own configuration: a property of the run, no part of the protocol.
+    outcomes, weights: {"trained": ..., "untrained": ...}; the hash of each set of weights. inputs: the views
+    of the run; they are a property of the run and not part of the protocol.
 
     Raises:
-        ValueError: the two sets of weights were measured by different protocols or on different rows.
+        ValueError: the two sets of weights were evaluated by different protocols or on different rows.
     """
     first = outcomes["trained"]
     lists = {
@@ -73,11 +73,11 @@ def evaluation_of(
     results, deviation, repeats = {}, {}, {}
     for name, outcome in outcomes.items():
         if outcome.protocol != first.protocol or [repeat.keys for repeat in outcome.repeats] != rows:
-            raise ValueError(f"trained and {name} weights were not measured on the same rows by the same protocol")
+            raise ValueError(f"trained and {name} weights were not evaluated on the same rows by the same protocol")
         values = [repeat.values() for repeat in outcome.repeats]
         results[name], deviation[name] = mean_and_deviation(values)
         named = zip(outcome.repeats, values, strict=True)
-        repeats[name] = [{"name": repeat.name, "num_test": len(repeat.keys), **own} for repeat, own in named]
+        repeats[name] = [{"name": repeat.name, "num_test": len(repeat.keys), **metrics} for repeat, metrics in named]
     levels = [
         {name: metric.chance for name, metric in repeat.metrics.items() if metric.chance is not None}
         for repeat in first.repeats
@@ -103,7 +103,7 @@ def evaluation_of(
 
 
 def environment() -> dict[str, Any]:
-    """Versions, and the commit of the code where that is known."""
+    """The versions of Python and packages, and the commit of the code where it is known."""
     versions = {"python": platform.python_version()}
     for name in ("avssl", *PACKAGES):
         try:
@@ -114,34 +114,34 @@ def environment() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit of the source folder, with "+changes" if tracked files differ from it; None outside a repository."""
-    here = Path(__file__).resolve().parents[2]
-    if not (here / ".git").exists():
+    """The commit of the source folder, with "+changes" if tracked files differ; None outside a git repository."""
+    folder = Path(__file__).resolve().parents[2]
+    if not (folder / ".git").exists():
         return None
-    command = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
+    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+        process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None
+    return process.stdout.strip() or None
 
 
 def result_path(run: Path, config: TaskConfig) -> Path:
-    """RUN/evaluations/<task>-<name>.json, of the task `standard` RUN/evaluation.json."""
+    """RUN/evaluations/<task>-<name>.json, or RUN/evaluation.json for the task `standard`."""
     if config.task == "standard":
         return run / "evaluation.json"
     return run / "evaluations" / f"{stem_of(config.task, config.name)}.json"
 
 
 def stem_of(task: str, name: str) -> str:
-    """<task>-<name>, what the files of a result are called."""
+    """<task>-<name>, the stem of the files of a result; <task> without a name."""
     return "-".join(part for part in (task, name) if part)
 
 
 def write(folder: Path, outcomes: Mapping[str, Outcome], evaluation: dict[str, Any], stem: str = "") -> Path:
-    """Both files of a result; returns the JSON's path.
+    """Write both files of a result; returns the path of the JSON.
 
-    stem: what the files are called; default <task>-<name>. A result of the same name and another test set, protocol or
+    stem: of both files, default <task>-<name>. An earlier result of the same stem with another test set, protocol or
     weights is kept as <stem>-<identity>.json.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -151,15 +151,15 @@ def write(folder: Path, outcomes: Mapping[str, Outcome], evaluation: dict[str, A
     for weights, outcome in outcomes.items():
         described[weights] = []
         for number, repeat in enumerate(outcome.repeats):
-            place = f"{weights}/{number}"
-            arrays[f"{place}/keys"] = np.array(repeat.keys)
-            arrays |= {f"{place}/{column}": values for column, values in repeat.columns.items()}
+            prefix = f"{weights}/{number}"
+            arrays[f"{prefix}/keys"] = np.array(repeat.keys)
+            arrays |= {f"{prefix}/{column}": values for column, values in repeat.columns.items()}
             metrics = {name: [metric.kind, list(metric.columns)] for name, metric in repeat.metrics.items()}
             described[weights].append({"name": repeat.name, "metrics": metrics})
     content = io.BytesIO()
     np.savez_compressed(content, allow_pickle=False, **arrays)
     digest = hashlib.sha256(content.getvalue()).hexdigest()
-    # A name of its own: the result that is there keeps its rows until the new JSON takes its place.
+    # The name depends on the content: an earlier result keeps its rows until the new JSON replaces it.
     rows = folder / f"{stem}.{digest[:12]}.npz"
     evaluation = {**evaluation, "rows": {"file": rows.name, "sha256": digest, "repeats": described}}
     text = json.dumps(without_nan(evaluation), indent=1, allow_nan=False)
@@ -168,22 +168,22 @@ def write(folder: Path, outcomes: Mapping[str, Outcome], evaluation: dict[str, A
         write_whole(rows, content.getvalue())
         keep_earlier(folder / f"{stem}.json", evaluation)
         path = write_whole(folder / f"{stem}.json", text)
-        (folder / f"{stem}-{identity(evaluation)}.json").unlink(missing_ok=True)  # the same, measured again
+        (folder / f"{stem}-{identity(evaluation)}.json").unlink(missing_ok=True)  # the same, evaluated again
         _remove_unused_rows(folder, stem)
     return path
 
 
 def identity(evaluation: Mapping[str, Any]) -> str:
-    """10 hex digits of what makes a result another: task, name, data, protocol, weights."""
+    """10 hex digits of task, name, data, overlap, protocol and weights: equal for a repeated evaluation."""
     parts = ("task", "name", "data", "overlap", "protocol", "weights")
-    known = without_nan({part: evaluation.get(part) for part in parts})
-    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:10]
+    stored = without_nan({part: evaluation.get(part) for part in parts})
+    return hashlib.sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def keep_earlier(path: Path, evaluation: Mapping[str, Any]) -> None:
-    """Before a result takes the name `path`: another one that has it is kept as <stem>-<identity>.json.
+    """Copy an earlier result at `path` to <stem>-<identity>.json, unless the new one is the same evaluation repeated.
 
-    The same evaluation may be replaced. A kill leaves at most the earlier result under both names.
+    A kill leaves at most the earlier result under both names.
     """
     try:
         content = path.read_bytes()
@@ -199,7 +199,7 @@ def keep_earlier(path: Path, evaluation: Mapping[str, Any]) -> None:
 
 
 def _remove_unused_rows(folder: Path, stem: str) -> None:
-    """Rows of this stem that no result names: of one that was replaced, or of a command that was killed."""
+    """Remove rows of this stem that no result names: of a replaced result, or of a command that was killed."""
     named = re.compile(rf"{re.escape(stem)}(\.[0-9a-f]{{12}})?\.npz")
     needed = [path.read_text(encoding="utf-8", errors="replace") for path in folder.glob("*.json")]
     for rows in folder.glob("*.npz"):
@@ -208,36 +208,36 @@ def _remove_unused_rows(folder: Path, stem: str) -> None:
 
 
 def standard_results(run: Path) -> list[Path]:
-    """The results of the task `standard` in a run's folder, the newest first."""
+    """The paths of the results of the task `standard` in the folder of a run, the newest first."""
     plain = run / "evaluation.json"
     return [*([plain] if plain.exists() else []), *sorted(run.glob("evaluation-*.json"))]
 
 
 def without_nan(value: Any) -> Any:
-    """The same with null for numbers that are not finite, which JSON does not have."""
+    """The value with None for numbers that are not finite, which JSON does not have."""
     if isinstance(value, Mapping):
-        return {str(name): without_nan(one) for name, one in value.items()}
+        return {str(name): without_nan(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [without_nan(one) for one in value]
+        return [without_nan(part) for part in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def read_evaluation(path: str | Path) -> dict[str, Any]:
-    """A result's JSON; ValueError if it is none that this version of the program knows."""
+    """The JSON of a result. ValueError for a file of another format or version, FileNotFoundError for a missing one."""
     source = Path(path)
     if not source.is_file():
         raise FileNotFoundError(f"{source}: no such file; give a result of recipes/evaluate.py, a .json")
-    found = parse(source.read_bytes(), str(source))
-    if not isinstance(found, dict) or found.get("format_version") != FORMAT_VERSION:
+    evaluation = parse(source.read_bytes(), str(source))
+    if not isinstance(evaluation, dict) or evaluation.get("format_version") != FORMAT_VERSION:
         raise ValueError(
             f"{source}: is no result of a task with rows (format_version {FORMAT_VERSION}). An evaluation.json of an "
             "earlier version has none: evaluate the run again"
         )
-    return found
+    return evaluation
 
 
 def read_rows(path: str | Path, evaluation: Mapping[str, Any], weights: str) -> list[Repeat]:
-    """The repeats of one set of weights, as `write` stored them; ValueError for a missing or another side file."""
+    """The repeats of one set of weights. FileNotFoundError without the file of rows, ValueError if it is another."""
     rows = Fields.of(evaluation, str(path)).section("rows")
     stored = rows.section("repeats")
     source = Path(path).with_name(rows.file_name("file"))
@@ -250,8 +250,8 @@ def read_rows(path: str | Path, evaluation: Mapping[str, Any], weights: str) -> 
     repeats = []
     with arrays_of(source, f"file of the rows of {path}") as arrays:
         for number, described in enumerate(stored.sections(weights)):
-            place = f"{weights}/{number}/"
-            columns = {name.removeprefix(place): arrays[name] for name in arrays.files if name.startswith(place)}
+            prefix = f"{weights}/{number}/"
+            columns = {name.removeprefix(prefix): arrays[name] for name in arrays.files if name.startswith(prefix)}
             keys = columns.pop("keys").tolist()
             metrics = {name: Metric(kind, tuple(names)) for name, (kind, names) in described.mapping("metrics").items()}
             repeats.append(Repeat(described.text("name"), keys, columns, metrics))
@@ -259,23 +259,26 @@ def read_rows(path: str | Path, evaluation: Mapping[str, Any], weights: str) -> 
 
 
 def table(evaluation: Mapping[str, Any]) -> str:
-    """Metric by metric: samples, trained (with the deviation over repeats), untrained, their difference, chance."""
-    results, deviation, found = evaluation["results"], evaluation["deviation"], evaluation["intervals"]
-    confidence = f"{found['confidence']:.0%} interval"
+    """A table with a line per metric: samples, trained (± deviation over repeats), untrained, difference, chance."""
+    results, deviation, intervals = evaluation["results"], evaluation["deviation"], evaluation["intervals"]
+    confidence = f"{intervals['confidence']:.0%} interval"
     columns = [part for weights in results for part in (weights, confidence)]
-    has_difference = bool(found[DIFFERENCE])
+    has_difference = bool(intervals[DIFFERENCE])
     rows = [["", "samples", *columns, *([DIFFERENCE, confidence] if has_difference else []), "chance"]]
     for name, value in results["trained"].items():
         cells = []
         for weights, values in results.items():
             spread = deviation[weights].get(name)
             cells += ["-" if name not in values else f"{values[name]:.3f}" + (f" ± {spread:.3f}" if spread else "")]
-            cells += [_ends_text(found["values"][weights].get(name))]
+            cells += [_ends_text(intervals["values"][weights].get(name))]
         if has_difference:
-            other = results["untrained"].get(name)
-            cells += ["-" if other is None else f"{value - other:+.3f}", _ends_text(found[DIFFERENCE].get(name), "+")]
+            baseline = results["untrained"].get(name)
+            cells += [
+                "-" if baseline is None else f"{value - baseline:+.3f}",
+                _ends_text(intervals[DIFFERENCE].get(name), "+"),
+            ]
         level = evaluation["chance"].get(name)
-        count = str(found["num_rows"][name])
+        count = str(intervals["num_rows"][name])
         rows.append([plain(name), count, *cells, "-" if level is None else f"{level:.3f}"])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(

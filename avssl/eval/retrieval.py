@@ -1,8 +1,8 @@
-"""Retrieval between modalities (does a video find its own sound, and a sound its own video?) and within one (what has
-the query's label counts as right).
+"""Retrieval between modalities (of the audio of a video, and of the video of an audio clip), and within one (rows with
+the label of the query are right).
 
-Row i of both sides is the same clip. Ties are counted pessimistically: every row that is as similar as the target
-stands before it. Thus a constant embedding gets the last rank everywhere and recall 0 (for k < N), never a lucky 1.
+Row i of queries and gallery is the same clip. Ties are counted pessimistically: every row that is as similar as the
+target is ranked before it. Thus a constant embedding gets the last rank everywhere and recall 0 (for k < N).
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ def _paired(queries: Any, gallery: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def retrieval_ranks(queries: Any, gallery: Any, *, chunk_size: int | None = None) -> NDArray[np.int64]:
-    """Rank of row i of the gallery (N, D) for query i of (N, D) by cosine -> int64 (N,) in [1, N], 1 = found first.
+    """Rank of row i of the gallery (N, D) for query i of (N, D) by cosine: int64 (N,) in [1, N], 1 is the most similar.
 
     Pessimistic under ties: the rank is the number of gallery rows at least as similar as the target.
     """
     left, right = _paired(queries, gallery)
     ranks = []
     for start, similarity in similarity_chunks(left, right, chunk_size):
-        own = torch.arange(start, start + len(similarity), device=similarity.device)[:, None]
-        ranks.append((similarity >= similarity.gather(1, own)).sum(dim=1).cpu())
+        target = torch.arange(start, start + len(similarity), device=similarity.device)[:, None]
+        ranks.append((similarity >= similarity.gather(1, target)).sum(dim=1).cpu())
     return torch.cat(ranks).numpy()
 
 
@@ -54,31 +54,31 @@ def recall(ranks: NDArray[np.int64], recall_at: Sequence[int] = RECALL_AT) -> di
 def class_precision_rows(
     queries: Any, gallery: Any, labels: Any, *, exclude_pair: bool = False, chunk_size: int | None = None
 ) -> NDArray[np.float64]:
-    """Does the gallery row closest to each query have the query's label? (N,), 1 or 0, or a share where rows tie.
+    """Whether the gallery row closest to each query has its label: float64 (N,), 1 or 0, or a share where rows tie.
 
     queries, gallery: (N, D), row i of both is the same clip; labels: (N,) integers. Several equally close rows count
     with the share of them that has the label, so that a constant embedding gets exactly chance.
-    exclude_pair: leave the clip's own other half out of the gallery; the plain score counts finding it as right.
+    exclude_pair: leave row i out of the gallery of query i; otherwise finding it counts as right.
     """
     left, right = _paired(queries, gallery)
     numbers = class_numbers(labels, len(left)).to(left.device)
     if exclude_pair and len(left) < 2:
         raise ValueError("exclude_pair leaves an empty gallery: at least 2 rows are needed")
-    found = []
+    precisions = []
     for start, similarity in similarity_chunks(left, right, chunk_size):
         rows = torch.arange(start, start + len(similarity), device=similarity.device)
         if exclude_pair:
             similarity[rows - start, rows] = -torch.inf
         closest = similarity == similarity.amax(dim=1, keepdim=True)
         same = numbers[rows][:, None] == numbers[None, :]
-        found.append(((closest & same).sum(dim=1) / closest.sum(dim=1).double()).cpu())
-    return torch.cat(found).numpy()
+        precisions.append(((closest & same).sum(dim=1) / closest.sum(dim=1).double()).cpu())
+    return torch.cat(precisions).numpy()
 
 
 def class_precision(
     queries: Any, gallery: Any, labels: Any, *, exclude_pair: bool = False, chunk_size: int | None = None
 ) -> float:
-    """The mean of class_precision_rows: share of queries whose closest gallery row has the query's label."""
+    """The mean of class_precision_rows: the share of queries whose closest gallery row has their label."""
     return float(
         class_precision_rows(queries, gallery, labels, exclude_pair=exclude_pair, chunk_size=chunk_size).mean()
     )
@@ -93,29 +93,29 @@ def retrieval_metrics(
     exclude_pair: bool = False,
     chunk_size: int | None = None,
 ) -> dict[str, float]:
-    """Both directions between video (N, D) and audio (N, D) embeddings of the same N clips.
+    """The metrics of both directions between video (N, D) and audio (N, D) embeddings of the same N clips.
 
     Returns {"video_to_audio_recall_at_1", ..., "video_to_audio_median_rank", and with labels (N,)
     "video_to_audio_class_precision"} and the same for "audio_to_video".
     """
     metrics: dict[str, float] = {}
     for direction, (queries, gallery) in zip(DIRECTIONS, ((video, audio), (audio, video)), strict=True):
-        found = recall(retrieval_ranks(queries, gallery, chunk_size=chunk_size), recall_at)
+        of_direction = recall(retrieval_ranks(queries, gallery, chunk_size=chunk_size), recall_at)
         if labels is not None:
-            found["class_precision"] = class_precision(
+            of_direction["class_precision"] = class_precision(
                 queries, gallery, labels, exclude_pair=exclude_pair, chunk_size=chunk_size
             )
-        metrics |= {f"{direction}_{name}": value for name, value in found.items()}
+        metrics |= {f"{direction}_{name}": value for name, value in of_direction.items()}
     return metrics
 
 
 def chance_levels(
     num_rows: int, *, labels: Any = None, recall_at: Sequence[int] = RECALL_AT, exclude_pair: bool = False
 ) -> dict[str, float]:
-    """What a random order of the gallery reaches on average, under the names that retrieval_metrics gives.
+    """The mean of the metrics over random orders of the gallery, under the names of retrieval_metrics.
 
-    Recall at k: min(k / N, 1); median rank: (N + 1) / 2; class precision: the chance that a random row of the gallery
-    (other than the own one with exclude_pair) has the query's label.
+    Recall at k: min(k / N, 1); median rank: (N + 1) / 2; class precision: the probability that a random row of
+    the gallery (with exclude_pair other than row i) has the label of query i.
     """
     if num_rows < 1:
         raise ValueError(f"num_rows is {num_rows}; chance needs at least one row")
@@ -123,13 +123,15 @@ def chance_levels(
     levels["median_rank"] = (num_rows + 1) / 2
     if labels is not None:
         counts = torch.bincount(class_numbers(labels, num_rows)).double()
-        own = 1 if exclude_pair else 0
-        levels["class_precision"] = float((counts * (counts - own)).sum() / (num_rows * max(1, num_rows - own)))
+        excluded = 1 if exclude_pair else 0
+        levels["class_precision"] = float(
+            (counts * (counts - excluded)).sum() / (num_rows * max(1, num_rows - excluded))
+        )
     return {f"{direction}_{name}": value for direction in DIRECTIONS for name, value in levels.items()}
 
 
-class Found(NamedTuple):
-    """Of M queries: float64 (M,) average precision, int64 (M,) rank of the first right row; both 0 without any."""
+class LabelSearch(NamedTuple):
+    """Of M queries: float64 (M,) average precision, int64 (M,) rank of the first right row; both 0 if there is none."""
 
     average_precision: NDArray[np.float64]
     first_rank: NDArray[np.int64]
@@ -137,43 +139,46 @@ class Found(NamedTuple):
 
 def same_label_search(
     queries: Any, query_labels: Any, gallery: Any, gallery_labels: Any, *, exclude_own: bool
-) -> Found:
+) -> LabelSearch:
     """Rank the gallery (N, D) by cosine for each of the queries (M, D); labels are integers (M,) and (N,).
 
-    exclude_own: queries and gallery are the same rows; row i does not find itself. Ties are pessimistic: of equally
-    close rows those with another label come first. Average precision is the mean over right rows of the share of right
-    rows at or before them.
+    exclude_own: queries and gallery are the same rows, and row i is left out for query i. Ties are pessimistic: of
+    equally close rows those with another label come first. Average precision is the mean, over the right rows, of the
+    share of right rows up to each of them.
     """
     left, right = unit_rows(queries, "queries"), unit_rows(gallery, "gallery")
-    asked, there = torch.as_tensor(query_labels), torch.as_tensor(gallery_labels)
+    query_classes, gallery_classes = torch.as_tensor(query_labels), torch.as_tensor(gallery_labels)
     if exclude_own and left.shape != right.shape:
-        raise ValueError(f"exclude_own: queries are {tuple(left.shape)}, the gallery {tuple(right.shape)}; be the same")
+        raise ValueError(
+            f"exclude_own: queries are {tuple(left.shape)}, the gallery {tuple(right.shape)}; give the same rows"
+        )
     precision, first = np.zeros(len(left)), np.zeros(len(left), np.int64)
     for start, similarity in similarity_chunks(left, right):
         for row, cosines in enumerate(similarity, start=start):
-            same = there == asked[row]
+            same = gallery_classes == query_classes[row]
             kept = torch.ones(len(right), dtype=torch.bool)
             if exclude_own:
                 kept[row] = False
             same, close = same[kept], cosines[kept]
             if not bool(same.any()):
                 continue
-            # Two stable sorts: by being wrong, then by cosine. Equal cosines keep the wrong ones in front.
+            # Two stable sorts, the wrong rows first and then by cosine, leave wrong rows first among equal cosines.
             order = torch.argsort(same.to(torch.int8), stable=True)
             order = order[torch.argsort(close[order], descending=True, stable=True)]
             ranks = torch.nonzero(same[order])[:, 0].double() + 1
             precision[row] = float((torch.arange(1, len(ranks) + 1) / ranks).mean())
             first[row] = int(ranks[0])
-    return Found(precision, first)
+    return LabelSearch(precision, first)
 
 
 def chance_of_same_label(
     query_labels: NDArray[Any], gallery_labels: NDArray[Any], recall_at: Sequence[int], *, exclude_own: bool
 ) -> dict[str, float]:
-    """What a random order reaches on average: {"mean_average_precision", "recall_at_<k>"}, over queries with a match.
+    """The mean over random orders: {"mean_average_precision", "recall_at_<k>"}, over queries with a right row.
 
-    Recall at k: 1 - the chance that k rows drawn without replacement are all wrong. Average precision of R right rows
-    of N: the right rows lie anywhere; the j-th of them is at rank r with its known distribution, so that the mean is
+    Recall at k: 1 - the probability that k rows drawn without replacement are all wrong. Average precision of R right
+    rows
+    of N: with the distribution of the rank r of the j-th right row, the mean is
     (1 / N) sum_r (1 + (r - 1) (R - 1) / (N - 1)) / r.
     """
     counts = np.bincount(gallery_labels, minlength=int(max(query_labels.max(), gallery_labels.max())) + 1)
@@ -188,8 +193,8 @@ def chance_of_same_label(
         share = (right - 1) / (total - 1) if total > 1 else 0.0
         precision.append(float(((1 + (ranks - 1) * share) / ranks).mean()))
         for k in recall_at:
-            # product over the first k places of (wrong rows left) / (rows left)
-            places = np.arange(min(k, total))
-            recalls[k].append(1.0 - float(np.prod(np.clip(total - right - places, 0, None) / (total - places))))
+            # product over the first k ranks of (wrong rows that remain) / (rows that remain)
+            before = np.arange(min(k, total))
+            recalls[k].append(1.0 - float(np.prod(np.clip(total - right - before, 0, None) / (total - before))))
     levels = {"mean_average_precision": float(np.mean(precision)) if precision else 0.0}
     return levels | {f"recall_at_{k}": float(np.mean(values)) if values else 0.0 for k, values in recalls.items()}

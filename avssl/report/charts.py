@@ -20,7 +20,9 @@ MAX_POINTS = 240
 
 @dataclass(frozen=True)
 class Series:
-    """One line: x and y float64 (n,), y may hold NaN (a gap). color: c0..c11, video, audio; dash: 0 solid .. 3."""
+    """One line of a chart: x and y float64 (n,), where NaN in y is a gap. color: c0..c11, video, audio; dash: 0 solid
+    .. 3.
+    """
 
     name: str
     x: NDArray[np.float64]
@@ -68,28 +70,28 @@ def binned(
         (xs.mean(), ys.mean(), ys.min(), ys.max()) if len(ys) else (xs.mean(), np.nan, np.nan, np.nan)
         for xs, ys in parts
     ]
-    left, mean, low, high = np.array(columns, dtype=np.float64).T
-    return left, mean, low, high
+    centers, mean, low, high = np.array(columns, dtype=np.float64).T
+    return centers, mean, low, high
 
 
 def path(x: NDArray[np.float64], y: NDArray[np.float64]) -> str:
-    """SVG path data through the points; a NaN lifts the pen, a point alone between gaps becomes a dot."""
-    pieces: list[str] = []
+    """SVG path data through the points; a NaN leaves a gap, a single point between gaps becomes a dot."""
+    commands: list[str] = []
     drawing = False
     for position in range(len(x)):
         if not np.isfinite(y[position]):
             drawing = False
             continue
-        pieces.append(f"{'L' if drawing else 'M'}{x[position]:.1f} {y[position]:.1f}")
-        alone = not drawing and (position + 1 == len(x) or not np.isfinite(y[position + 1]))
-        pieces.extend(["h0.01"] if alone else [])
+        commands.append(f"{'L' if drawing else 'M'}{x[position]:.1f} {y[position]:.1f}")
+        is_alone = not drawing and (position + 1 == len(x) or not np.isfinite(y[position + 1]))
+        commands.extend(["h0.01"] if is_alone else [])
         drawing = True
-    return "".join(pieces)
+    return "".join(commands)
 
 
 @dataclass(frozen=True)
 class Axes:
-    """Linear map from values to the chart's pixels, with its ticks."""
+    """The linear map from values to the pixels of the chart, and the ticks."""
 
     x_ticks: list[float]
     y_ticks: list[float]
@@ -108,7 +110,7 @@ class Axes:
 
 
 def _axes(lines: Sequence[Series], include: Sequence[float], whole: bool) -> Axes:
-    """Axes around every finite value (the binned means if there is a line) and the values to include."""
+    """Axes that cover every finite value (of binned series their extremes) and the values to include."""
     x = np.concatenate([line.x for line in lines])
     y = np.concatenate([np.concatenate(binned(line.x, line.y)[2:]) for line in lines])
     y = np.concatenate([y[np.isfinite(y)], np.asarray(include, dtype=np.float64)])
@@ -156,7 +158,7 @@ def _last_value(series: Series, y_unit: str) -> str:
 
 
 def legend(entries: Sequence[tuple[str, str, int, str]]) -> Html:
-    """List of (name, color class, dash, value text): a piece of the line, its name, its last value."""
+    """List of (name, color class, dash, value text): a sample of the line, its name, its last value."""
     items = []
     for name, color, dash, value in entries:
         stroke = tag("path", d="M1 6H23", class_=f"line {color} dash{dash}")
@@ -189,7 +191,7 @@ def line_chart(
     area = {"x": LEFT, "y": TOP, "width": WIDTH - LEFT - RIGHT, "height": HEIGHT - TOP - BOTTOM}
     clip = f"clip-{zlib.crc32(title.encode()):x}"
     domain = " ".join(f"{value:.9g}" for value in (axes.x_low, axes.x_high, axes.y_ticks[0], axes.y_ticks[-1]))
-    picture = tag(
+    svg = tag(
         "svg",
         tag("clipPath", tag("rect", **area), id=clip),
         _grid(axes, x_label, y_unit),
@@ -204,11 +206,11 @@ def line_chart(
         data_unit=y_unit,
     )
     caption = tag("figcaption", tag("h3", title), tag("p", note) if note else "")
-    return tag("figure", caption, picture, legend(entries), class_="panel")
+    return tag("figure", caption, svg, legend(entries), class_="panel")
 
 
 def waveform(low: NDArray[np.float32], high: NDArray[np.float32], label: str) -> Html:
-    """Outline of a sound: low and high (n,) in [-1, 1] are the extremes of n equal pieces of time."""
+    """The outline of a waveform: low and high (n,) in [-1, 1] are the extremes of n equal parts of its time."""
     count = len(low)
     peak = max(float(np.abs(low).max(initial=0)), float(np.abs(high).max(initial=0)), 1e-4)
     top = [f"{position},{20 - 18 * float(value) / peak - 0.4:.1f}" for position, value in enumerate(high)]

@@ -1,4 +1,4 @@
-"""Loss and health curves from metrics.jsonl, of one run or of several phases over each other."""
+"""Curves of loss and diagnostics from metrics.jsonl, of one run or of several runs in the same charts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NOT_CURVES = frozenset({"step", "epoch", "samples_seen", "seconds", "batch", "p
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart: its title, the keys it shows (name in the legend by key), what a reader should see in it."""
+    """One chart: its title, {key: name in the legend}, and a note on how to read it."""
 
     title: str
     keys: dict[str, str]
@@ -30,7 +30,7 @@ class Panel:
     colors: dict[str, str] = field(default_factory=dict)
 
 
-# What every loss logs of its outputs, after the output's name; the panel of that title shows all of them.
+# Suffixes of the diagnostics that every loss logs, by the panel that shows them.
 _SUFFIXES = {
     "Embedding spread": "_embedding_spread",
     "Effective rank": "_effective_rank",
@@ -38,7 +38,7 @@ _SUFFIXES = {
     "Alignment": "_alignment",
     "Use of clusters": "_entropy",
 }
-PROBE = "probe_"  # before the names of what the online probe found
+PROBE = "probe_"  # prefix of the scores of the online probe
 _SIDES = {f"{side}{suffix}": side for side in ("video", "audio") for suffix in list(_SUFFIXES.values())[:3]}
 # AVID's terms as they are logged, and the same as AVID+CMA's instance terms.
 _DIRECTIONS: dict[str, str] = {}
@@ -59,7 +59,7 @@ PANELS = (
     Panel(
         "Scores of pairs",
         _SCORES,
-        "Cosine of true and of wrong pairs. Learning means that the two part.",
+        "Cosine of true and of wrong pairs. In training they should move apart.",
         colors=_SCORE_COLORS,
     ),
     Panel(
@@ -72,7 +72,7 @@ PANELS = (
     Panel(
         "Effective rank",
         {},
-        "In how many directions the embeddings of a batch lie. Near 1 = collapse; at most the batch or the width.",
+        "In how many directions the embeddings of a batch lie. Near 1 = collapse; at most the batch size or the dim.",
         include=(0.0,),
         colors=_SIDES,
     ),
@@ -129,7 +129,7 @@ PANELS = (
 
 @dataclass(frozen=True)
 class Metrics:
-    """rows: the readable lines of a metrics.jsonl, one per step (of a repeated step the last); num_unreadable lines."""
+    """The rows of a metrics.jsonl, one per step (of a repeated step the last), and the number of unreadable lines."""
 
     rows: list[dict[str, Any]]
     num_unreadable: int = 0
@@ -148,9 +148,10 @@ def _is_number(value: object) -> bool:
 
 
 def read_metrics(path: str | Path) -> Metrics:
-    """Read a metrics.jsonl. A missing file gives no rows; a line cut short by a killed run is counted, not read.
+    """Read a metrics.jsonl. A missing file gives no rows; a line that a killed run left incomplete is counted as
+    unreadable.
 
-    A run that was resumed has logged some steps twice: the last one is what the run went on from.
+    A resumed run has logged some steps twice; the last one counts.
     """
     source = Path(path)
     if not source.exists():
@@ -166,8 +167,8 @@ def read_metrics(path: str | Path) -> Metrics:
         if isinstance(row, dict):
             rows[row["step"] if _is_number(row.get("step")) else f"line {position}"] = row
     for result in _probe_results(source.with_name("probe.jsonl")):
-        found = {f"{PROBE}{key}": value for key, value in result.items() if key not in ("step", "samples_seen")}
-        rows[result["step"]] = {**rows.get(result["step"], {}), **result, **found}
+        scores = {f"{PROBE}{key}": value for key, value in result.items() if key not in ("step", "samples_seen")}
+        rows[result["step"]] = {**rows.get(result["step"], {}), **result, **scores}
     ordered = sorted(rows.values(), key=lambda row: row["step"] if _is_number(row.get("step")) else -1)
     return Metrics(ordered, num_unreadable)
 
@@ -202,7 +203,7 @@ def _series(runs: Mapping[str, Metrics], panel: Panel, x_key: str) -> list[Serie
 
 
 def _panels(runs: Mapping[str, Metrics]) -> list[Panel]:
-    """PANELS, and a chart for every further number that was logged; a loss names its own terms, none may be lost."""
+    """PANELS, and a panel for every other number that was logged, for example the terms of a loss."""
     keys = dict.fromkeys(key for metrics in runs.values() for key in metrics.names())
 
     def logged(title: str) -> dict[str, str]:
@@ -212,16 +213,16 @@ def _panels(runs: Mapping[str, Metrics]) -> list[Panel]:
         return {key: key.removesuffix(suffix).replace("_", " ") for key in keys if key.endswith(suffix)}
 
     panels = [replace(panel, keys=panel.keys or logged(panel.title)) for panel in PANELS]
-    known = {key for panel in panels for key in panel.keys} | _NOT_CURVES
+    shown = {key for panel in panels for key in panel.keys} | _NOT_CURVES
     return panels + [
         Panel(key[:1].upper() + key[1:].replace("_", " "), {key: key}, "A term of the loss or of the loop, as logged.")
         for key in keys
-        if key not in known and not key.startswith("failures/")
+        if key not in shown and not key.startswith("failures/")
     ]
 
 
 def curves_section(runs: Mapping[str, Metrics]) -> Html:
-    """The charts of all runs {name: metrics}; says so where there is nothing to draw."""
+    """The charts of all runs {name: metrics}, or a sentence if there is nothing to draw."""
     keys = {metrics.x_key() for metrics in runs.values() if metrics.rows}
     x_key = next((key for key in X_KEYS if keys == {key} or (key == "step" and keys == set(X_KEYS))), None)
     if x_key is None:
@@ -240,13 +241,13 @@ def curves_section(runs: Mapping[str, Metrics]) -> Html:
 
 
 def _collapses(runs: Mapping[str, Metrics]) -> Html:
-    """What the rules of avssl/train/collapse.py find in the log, run by run; nothing if nothing."""
+    """The collapses that the rules of avssl/train/collapse.py find in the logs, run by run."""
     items = []
     for run, metrics in runs.items():
         rows = [row for row in metrics.rows if _is_number(row.get("step"))]
         watch = CollapseWatch(int(rows[-1]["step"]) if rows else 0)
         for row in rows:
-            watch.look(int(row["step"]), {key: float(value) for key, value in row.items() if _is_number(value)})
+            watch.check(int(row["step"]), {key: float(value) for key, value in row.items() if _is_number(value)})
         items += [tag("li", f"{run}: {finding}" if len(runs) > 1 else str(finding)) for finding in watch.findings]
     return tag("ul", *items, class_="warnings") if items else Html("")
 
@@ -265,7 +266,7 @@ def _footnote(runs: Mapping[str, Metrics]) -> Html:
 
 
 def training_facts(metrics: Metrics) -> dict[str, str]:
-    """Where the run ended: steps, epochs, samples, wall time, and samples that could not be read, by reason."""
+    """Steps, epochs, samples and wall time at the end of the run, and unreadable samples by reason."""
     if not metrics.rows:
         return {}
     last = metrics.rows[-1]
@@ -273,7 +274,7 @@ def training_facts(metrics: Metrics) -> dict[str, str]:
     facts = {shown: number(last[key]) for key, shown in names.items() if _is_number(last.get(key))}
     seconds = [float(row["seconds"]) for row in metrics.rows if _is_number(row.get("seconds"))]
     if seconds:
-        facts["Training time"] = duration_text(sum(seconds))  # a line has what went by since the line before
+        facts["Training time"] = duration_text(sum(seconds))  # of a row: since the row before
     for key in metrics.names():
         if key.startswith("failures/"):
             values: Sequence[float] = [row[key] for row in metrics.rows if _is_number(row.get(key))]
@@ -282,7 +283,7 @@ def training_facts(metrics: Metrics) -> dict[str, str]:
 
 
 def duration_text(seconds: float) -> str:
-    """45 s, 3 min 20 s, 2 h 05 min."""
+    """A duration as text: 45 s, 3 min 20 s, 2 h 05 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{number(round(seconds, 1))} s"

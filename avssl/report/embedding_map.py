@@ -14,25 +14,25 @@ from avssl.report.neighbors import NAMES
 MAX_POINTS = 400  # per modality
 NUM_COLORS = 12  # c0 to c11 in style.css
 WIDTH, HEIGHT, EDGE = 640.0, 460.0, 22.0
-SHAPES = {"video": "discs are videos", "audio": "triangles are sounds", "image": "squares are pictures"}
+SHAPES = {"video": "discs are videos", "audio": "triangles are audio clips", "image": "squares are images"}
 
 
 def principal_plane(points: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """PCA by SVD: (n, D) -> coordinates float64 (n, 2) and the two axes' shares of the variance (2,).
 
-    The sign of an axis is fixed so that its largest coordinate is positive: the same input, the same map.
+    The largest coordinate of each axis is positive, so that the same input gives the same map.
     """
     centered = points.astype(np.float64) - points.astype(np.float64).mean(axis=0)
-    left, sizes, _ = np.linalg.svd(centered, full_matrices=False)
+    directions, singular_values, _ = np.linalg.svd(centered, full_matrices=False)
     plane = np.zeros((len(points), 2))
-    count = min(2, len(sizes))
-    plane[:, :count] = left[:, :count] * sizes[:count]
+    count = min(2, len(singular_values))
+    plane[:, :count] = directions[:, :count] * singular_values[:count]
     extreme = plane[np.abs(plane).argmax(axis=0), [0, 1]]
     plane *= np.where(extreme < 0, -1.0, 1.0)
     shares = np.zeros(2)
-    total = float((sizes**2).sum())
+    total = float((singular_values**2).sum())
     if total > 0:
-        shares[:count] = sizes[:count] ** 2 / total
+        shares[:count] = singular_values[:count] ** 2 / total
     return plane, shares
 
 
@@ -43,7 +43,7 @@ def even_rows(present: NDArray[np.bool_], limit: int = MAX_POINTS) -> NDArray[np
 
 
 def class_colors(labels: Sequence[str | None]) -> dict[str, int]:
-    """Class name -> color 0 to 10 for the most frequent classes (11 = all others and no label), names sorted."""
+    """Class name -> color 0 to 10 for the most frequent classes (11 = all others and no label), sorted by name."""
     names = [name for name in labels if name is not None]
     frequent = sorted(set(names), key=lambda name: (-names.count(name), name))
     kept = sorted(frequent[: NUM_COLORS - 1])
@@ -51,7 +51,7 @@ def class_colors(labels: Sequence[str | None]) -> dict[str, int]:
 
 
 def _mark(modality: str, x: float, y: float, **attributes: object) -> Html:
-    """Video is a disc, audio a triangle, a picture a square."""
+    """The mark of a point: a disc for video, a triangle for audio, a square for an image."""
     title = tag("title", attributes.pop("title")) if "title" in attributes else ""
     if modality == "video":
         return tag("circle", title, cx=x, cy=y, r=4.2, **attributes)
@@ -61,7 +61,7 @@ def _mark(modality: str, x: float, y: float, **attributes: object) -> Html:
     return tag("polygon", title, points=corners, **attributes)
 
 
-def _legend(field: str, place: int, colors: dict[str, int]) -> Html:
+def _legend(field: str, number: int, colors: dict[str, int]) -> Html:
     """Buttons that bring one class to the front; hidden unless the map is colored by this field."""
     shown: dict[int, list[str]] = {}
     for name, color in colors.items():
@@ -75,12 +75,12 @@ def _legend(field: str, place: int, colors: dict[str, int]) -> Html:
         button = tag("button", sample, text, type="button", aria_pressed="false", data_class=color)
         items.append(tag("li", button))
     return tag(
-        "ul", *items, class_="legend classes", data_field=place, aria_label=f"Classes of {field}", hidden=place > 0
+        "ul", *items, class_="legend classes", data_field=number, aria_label=f"Classes of {field}", hidden=number > 0
     )
 
 
 def _points(table: EmbeddingTable) -> tuple[list[tuple[str, int]], NDArray[np.float32]]:
-    """[(modality, row)] and the embeddings (n, D) of the points to draw; the first modality only if widths differ."""
+    """[(modality, row)] and the embeddings (n, D) of the points; only of the first modality if the dims differ."""
     marks: list[tuple[str, int]] = []
     vectors: list[NDArray[np.float32]] = []
     for modality in MODALITIES:
@@ -94,16 +94,16 @@ def _points(table: EmbeddingTable) -> tuple[list[tuple[str, int]], NDArray[np.fl
 
 
 def _gap_text(marks: Sequence[tuple[str, int]], vectors: NDArray[np.float32]) -> str:
-    """How far apart the modalities lie compared with how far the points of one modality spread."""
+    """A sentence on the distance between the mean video and the mean audio clip; "" without both."""
     sides = [vectors[[modality == side for modality, _ in marks]] for side in ("video", "audio")]
     if not all(len(side) for side in sides):
         return ""
     gap = float(np.linalg.norm(sides[0].mean(axis=0) - sides[1].mean(axis=0)))
-    return f" The mean video and the mean sound are {gap:.2f} apart (two opposite unit vectors: 2)."
+    return f" The mean video and the mean audio clip are {gap:.2f} apart (two opposite unit vectors: 2)."
 
 
 def map_section(table: EmbeddingTable) -> Html:
-    """The map with a legend per label field; hover shows key and labels, a line joins a clip's two halves."""
+    """The map with a legend per label field; hover shows key and labels, and a line joins video and audio of a clip."""
     marks, vectors = _points(table)
     if len(marks) < 3:
         return tag("p", "Fewer than three embeddings: no map.", class_="note")
@@ -123,20 +123,20 @@ def map_section(table: EmbeddingTable) -> Html:
         drawn.append(
             _mark(modality, float(x), HEIGHT - float(y), data_classes=" ".join(map(str, classes)), **attributes)
         )
-    # Modalities alternate in drawing order, so that none covers the other.
+    # The modalities alternate in the drawing order, so that none covers another.
     order = np.argsort([row for _, row in marks], kind="stable")
-    there = [modality for modality in MODALITIES if any(modality == one for one, _ in marks)]
-    name = f"Map of {len(marks)} embeddings; {', '.join(SHAPES[modality] for modality in there)}."
+    modalities = [modality for modality in MODALITIES if any(modality == of_mark for of_mark, _ in marks)]
+    name = f"Map of {len(marks)} embeddings; {', '.join(SHAPES[modality] for modality in modalities)}."
     frame = tag("rect", x=0.5, y=0.5, width=WIDTH - 1, height=HEIGHT - 1, rx=8, class_="frame")
     partner = tag("line", class_="partner", x1=0, x2=0, y1=0, y2=0)
     box = {"viewBox": f"0 0 {WIDTH:.0f} {HEIGHT:.0f}", "role": "img", "aria_label": name, "class_": "map"}
-    picture = tag("svg", frame, partner, *(drawn[place] for place in order), **box)
+    svg = tag("svg", frame, partner, *(drawn[number] for number in order), **box)
     caption = (
         f"Principal components: {shares[0] * 100:.0f} % of the variance to the right, {shares[1] * 100:.0f} % upwards; "
         "distances beyond these two directions are not visible." + _gap_text(marks, vectors)
     )
-    figure = tag("figure", picture, tag("figcaption", caption, class_="note"))
-    return tag("div", figure, tag("div", _controls(there, fields, colors)), class_="atlas")
+    figure = tag("figure", svg, tag("figcaption", caption, class_="note"))
+    return tag("div", figure, tag("div", _controls(modalities, fields, colors)), class_="atlas")
 
 
 def _controls(modalities: Sequence[str], fields: Sequence[str], colors: dict[str, dict[str, int]]) -> Html:
@@ -150,8 +150,8 @@ def _controls(modalities: Sequence[str], fields: Sequence[str], colors: dict[str
         class_="legend",
     )
     switches = [
-        tag("button", field, type="button", aria_pressed="false" if place else "true", data_color_by=place)
-        for place, field in enumerate(fields)
+        tag("button", field, type="button", aria_pressed="false" if number else "true", data_color_by=number)
+        for number, field in enumerate(fields)
     ]
     chooser = tag("p", "Color by ", *switches, class_="switches") if len(fields) > 1 else ""
-    return join(shapes, chooser, *(_legend(field, place, colors[field]) for place, field in enumerate(fields)))
+    return join(shapes, chooser, *(_legend(field, number, colors[field]) for number, field in enumerate(fields)))

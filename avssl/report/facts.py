@@ -1,4 +1,4 @@
-"""What the run was: data counts, skipped inputs, weights, software, configuration."""
+"""The facts of a run: data counts, skipped inputs, software, configuration; and samples of its data."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from typing import Any
 from avssl.embedding.table import EmbeddingTable
 from avssl.report.markup import Html, join, number, tag
 from avssl.report.media import MediaLibrary
-from avssl.report.neighbors import counted, label_text
+from avssl.report.neighbors import label_text, row_noun
 
 PACKAGES = ("avssl", "torch", "torchvision", "torchaudio", "av", "webdataset", "accelerate", "numpy")
 MAX_CONFIG_CHARACTERS = 60_000
 
 
 def software_versions() -> dict[str, str]:
-    """Installed versions of what a result may depend on; packages that are not installed are left out."""
-    found = {"python": platform.python_version()}
+    """{"python" or package: version} of the installed packages that a result may depend on."""
+    versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def data_counts(index: Mapping[str, Any]) -> dict[str, str]:
-    """Rows from a shard folder's index.json; keys that are missing are left out."""
+    """{name: number} from the index.json of a shard folder; missing keys are left out."""
     names = {
         "num_listed": "Files in the manifest",
         "num_written": "Written",
@@ -46,7 +46,7 @@ def data_counts(index: Mapping[str, Any]) -> dict[str, str]:
 
 
 def definition_list(title: str, entries: Mapping[str, object]) -> Html:
-    """A titled list of name and value; nothing if it is empty."""
+    """A list of names and values with a title; empty markup without entries."""
     if not entries:
         return Html("")
     rows = [tag("div", tag("dt", name), tag("dd", _value(value))) for name, value in entries.items()]
@@ -62,7 +62,7 @@ def _value(value: object) -> str:
 
 
 def skipped_table(index: Mapping[str, Any]) -> Html:
-    """Skipped inputs by reason; says so if there were none, nothing if the index does not know."""
+    """Skipped inputs by reason; "None." if there were none, empty markup if the index does not say."""
     reasons = index.get("skipped_by_reason")
     if reasons is None:
         return Html("")
@@ -72,7 +72,7 @@ def skipped_table(index: Mapping[str, Any]) -> Html:
 
 
 def facts_section(run_folder: Path, groups: Mapping[str, Mapping[str, object]], index: Mapping[str, Any]) -> Html:
-    """All facts as lists, the configuration and the shard options folded away."""
+    """All facts as lists; the configuration and the options of the shards are collapsed."""
     lists = [definition_list(title, entries) for title, entries in groups.items()]
     parts = [tag("div", *lists, skipped_table(index), class_="columns")]
     config = run_folder / "config.yaml"
@@ -90,16 +90,16 @@ def facts_section(run_folder: Path, groups: Mapping[str, Mapping[str, object]], 
 def sample_keys(table: EmbeddingTable | None, keys: Sequence[str], count: int) -> list[str]:
     """Keys of samples to show, evenly spread over the table (or over the keys of the media if there is no table)."""
     names = list(dict.fromkeys(table.keys if table is not None else keys))
-    return names if len(names) <= count else [names[place * len(names) // count] for place in range(count)]
+    return names if len(names) <= count else [names[number * len(names) // count] for number in range(count)]
 
 
 def samples_section(keys: Sequence[str], table: EmbeddingTable | None, library: MediaLibrary) -> Html:
-    """Cards with what the table is about: the picture, four frames, the waveform; labels and key.
+    """A card per sample with the modalities of the table (the image, four frames, the waveform), labels and key.
 
-    Without a table everything that the media of the clips hold is shown.
+    Without a table, all modalities of the clips are shown.
     """
     if not library.available or not keys:
-        return tag("p", "No media was given, so there are no pictures of the data.", class_="note")
+        return tag("p", "No media was given, so no samples are shown.", class_="note")
     names = () if table is None else table.modalities()
     shown = set(names) or {name for key in keys for name, content in library.clip(key)._asdict().items() if content}
     cards = []
@@ -107,13 +107,13 @@ def samples_section(keys: Sequence[str], table: EmbeddingTable | None, library: 
         row = table.keys.index(key) if table is not None else None
         labels: Mapping[str, Sequence[str]] = table.labels[row] if table is not None and row is not None else {}
         name = tag("code", key, title=key, class_="name")
-        parts = [library.picture(key)] if "image" in shown else []
+        parts = [library.image(key)] if "image" in shown else []
         parts += [library.thumbnails(key, 4)] if "video" in shown else []
         parts += [library.wave(key)] if "audio" in shown else []
         cards.append(tag("li", *parts, label_text(labels), name, class_="sample"))
-    said = {"video": "four moments of the picture", "audio": "the sound below" if "video" in shown else "their outline"}
-    about = ", ".join(text for name, text in said.items() if name in shown)
-    kind = "clips" if table is None else counted(table)
+    captions = {"video": "four frames", "audio": "the waveform below" if "video" in shown else "their waveforms"}
+    about = ", ".join(text for name, text in captions.items() if name in shown)
+    kind = "clips" if table is None else row_noun(table)
     return join(
         tag("p", f"Evenly picked {kind}{': ' if about else ''}{about}."),
         tag("ul", *cards, class_="samples"),

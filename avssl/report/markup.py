@@ -1,4 +1,4 @@
-"""Small functions that make HTML. Text is escaped unless it already is Html, so nothing can be forgotten."""
+"""Functions that make HTML. Text is escaped unless it already is Html."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _VOID = frozenset({"meta", "img", "br", "hr", "input", "link", "source"})
 
 
 class Html(str):
-    """Text that is markup already; everything else that reaches `tag` is escaped."""
+    """Text that is markup; `tag` and `join` escape everything else."""
 
     __slots__ = ()
 
@@ -24,7 +24,7 @@ def escaped(content: object) -> Html:
 
 
 def join(*parts: object, by: str = "") -> Html:
-    """The parts, each escaped unless it is Html, one after the other."""
+    """The parts, each escaped unless it is Html, concatenated with `by` between them."""
     return Html(by.join(escaped(part) for part in parts))  # `by` is markup, not text
 
 
@@ -52,7 +52,7 @@ def short(value: object) -> object:
 
 
 def json_block(identifier: str, data: Any) -> Html:
-    """Data for the page's script. `<` is written as an escape, so no text in it can end the element."""
+    """Data for the script of the page as JSON. `<` is escaped, so that no text in it can end the element."""
     text = json.dumps(data, sort_keys=True, ensure_ascii=True).replace("<", "\\u003c")
     return Html(f'<script type="application/json" id="{escaped(identifier)}">{text}</script>')
 

@@ -1,4 +1,4 @@
-"""Pictures, waveforms and playable media of clips, all inside the page as data URIs."""
+"""Thumbnails, waveforms and playable media of clips, inside the page as data URIs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from avssl.types import MediaError
 
 
 class ClipMedia(NamedTuple):
-    """Encoded files of one clip: video.mp4, audio.flac, and a picture (JPEG, PNG, ...); None where there is none."""
+    """Encoded files of one clip: video.mp4, audio.flac, and an image (JPEG, PNG, ...); None if absent."""
 
     video: bytes | None = None
     audio: bytes | None = None
@@ -39,29 +39,29 @@ def data_uri(content: bytes, mime_type: str) -> str:
 
 
 def video_thumbnails(video: bytes, num_thumbnails: int, name: str = "video") -> list[bytes]:
-    """JPEG pictures, 96 px high, from the middles of equal pieces of the video. MediaError if it cannot be decoded."""
+    """JPEG thumbnails, 96 px high, from the middles of equal parts of the video. MediaError if it cannot be decoded."""
     from avssl.media.decode import probe, read_video
 
     info = probe(video, name=name)
     duration = (info.video.duration_seconds if info.video else None) or info.duration_seconds or 0.0
-    times = [(piece + 0.5) * duration / num_thumbnails for piece in range(num_thumbnails)]
+    times = [(part + 0.5) * duration / num_thumbnails for part in range(num_thumbnails)]
     return [thumbnail(frame.permute(1, 2, 0).numpy()) for frame in read_video(video, times, name=name)]
 
 
-def image_thumbnail(image: bytes, name: str = "picture") -> bytes:
-    """The picture as JPEG, 96 px high. MediaError if it cannot be decoded."""
+def image_thumbnail(image: bytes, name: str = "image") -> bytes:
+    """A thumbnail of the image as JPEG, 96 px high. MediaError if it cannot be decoded."""
     from avssl.media.images import read_image
 
     return thumbnail(read_image(image, name=name).permute(1, 2, 0).numpy())
 
 
 def thumbnail(pixels: NDArray[np.uint8]) -> bytes:
-    """(H, W, 3) -> JPEG, 96 px high."""
+    """uint8 (H, W, 3) -> JPEG, 96 px high."""
     from PIL import Image
 
     image = Image.fromarray(np.ascontiguousarray(pixels))
     width = max(1, round(image.width * THUMBNAIL_HEIGHT_PX / image.height))
-    # Made-up clips are tiny: hard pixels show what the network sees better than a blur.
+    # Synthetic clips are tiny: without interpolation they look as the network gets them.
     filter_ = Image.Resampling.NEAREST if image.height < THUMBNAIL_HEIGHT_PX else Image.Resampling.LANCZOS
     stream = io.BytesIO()
     image.resize((width, THUMBNAIL_HEIGHT_PX), filter_).save(stream, "JPEG", quality=80, optimize=True)
@@ -69,7 +69,7 @@ def thumbnail(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def audio_outline(audio: bytes, name: str = "audio") -> tuple[Any, Any, float]:
-    """(low, high, seconds): extremes float32 (120,) in [-1, 1] of equal pieces of the first 30 s, and their length."""
+    """(low, high, seconds): extremes float32 (120,) in [-1, 1] of equal parts of the first 30 s, and their length."""
     from avssl.media.decode import probe, read_audio
 
     info = probe(audio, name=name)
@@ -77,18 +77,18 @@ def audio_outline(audio: bytes, name: str = "audio") -> tuple[Any, Any, float]:
     seconds = min(duration, WAVE_MAX_SECONDS)
     samples = read_audio(audio, 0.0, max(WAVE_COLUMNS, round(seconds * WAVE_RATE_HZ)), WAVE_RATE_HZ, name=name)
     values = samples.reshape(-1).numpy()
-    pieces = np.array_split(values, WAVE_COLUMNS)
-    low = np.array([piece.min() for piece in pieces], np.float32)
-    high = np.array([piece.max() for piece in pieces], np.float32)
+    columns = np.array_split(values, WAVE_COLUMNS)
+    low = np.array([column.min() for column in columns], np.float32)
+    high = np.array([column.max() for column in columns], np.float32)
     return low, high, seconds
 
 
 class MediaLibrary:
-    """Hands out parts of the page for clips by key and keeps each embedded file once, up to a budget of bytes.
+    """The markup of clips by key; each file is embedded in the page once, up to a budget of bytes.
 
     Args:
-        source: key -> the bytes of ClipMedia, in its order, as function or mapping; the picture may be left out.
-        max_bytes: how much base64 text may be embedded; files beyond it are shown but cannot be played.
+        source: key -> the bytes of ClipMedia, in its order, as function or mapping; the image may be left out.
+        max_bytes: of base64 text that may be embedded; files beyond it are shown but cannot be played.
     """
 
     def __init__(self, source: MediaSource | None, max_bytes: int) -> None:
@@ -98,67 +98,67 @@ class MediaLibrary:
         self.num_left_out = 0
         self._numbers: dict[tuple[str, str], str | None] = {}
         self.clip = cache(self._clip)
-        self.pictures = cache(self._pictures)
+        self.frames = cache(self._frames)
         self.thumbnails = cache(self._thumbnails)
         self.wave = cache(self._wave)
-        self.picture = cache(self._picture)
+        self.image = cache(self._image)
 
     @property
     def available(self) -> bool:
-        """Whether there is any media at all."""
+        """Whether a source of media was given."""
         return self._source is not None
 
     def _clip(self, key: str) -> ClipMedia:
-        """The files of a clip; a mapping without the key gives none."""
+        """The files of a clip; all None for a mapping without the key."""
         if self._source is None:
             return ClipMedia()
         return ClipMedia(*(self._source.get(key, ()) if isinstance(self._source, Mapping) else self._source(key)))
 
-    def _pictures(self, key: str, count: int) -> list[str] | Html:
-        """data: URIs of thumbnails, or the words to show where there are none."""
+    def _frames(self, key: str, count: int) -> list[str] | Html:
+        """data: URIs of thumbnails of frames, or markup that says why there are none."""
         video = self.clip(key).video
         if video is None:
             return tag("span", "no video", class_="missing")
         try:
-            return [data_uri(picture, "image/jpeg") for picture in video_thumbnails(video, count, key)]
+            return [data_uri(frame, "image/jpeg") for frame in video_thumbnails(video, count, key)]
         except MediaError as error:
             return tag("span", f"cannot be shown: {error}", class_="missing")
 
     def _thumbnails(self, key: str, count: int) -> Html:
-        """Pictures in a row; a clip without video or with a broken one says so instead."""
-        pictures = self.pictures(key, count)
-        if isinstance(pictures, Html):
-            return pictures
+        """Thumbnails of frames in a row, or markup that says why there are none."""
+        frames = self.frames(key, count)
+        if isinstance(frames, Html):
+            return frames
         images = [
-            tag("img", src=picture, alt=f"Frame {place + 1} of {count} of {key}")
-            for place, picture in enumerate(pictures)
+            tag("img", src=frame, alt=f"Frame {number} of {count} of {key}")
+            for number, frame in enumerate(frames, start=1)
         ]
         return tag("span", *images, class_="strip")
 
     def _wave(self, key: str) -> Html:
-        """The sound's outline with its length; a clip without sound or with a broken one says so instead."""
+        """The waveform of the audio, or markup that says why there is none."""
         audio = self.clip(key).audio
         if audio is None:
-            return tag("span", "no sound", class_="missing")
+            return tag("span", "no audio", class_="missing")
         try:
             low, high, seconds = audio_outline(audio, key)
         except MediaError as error:
             return tag("span", f"cannot be shown: {error}", class_="missing")
         return waveform(low, high, f"Waveform of {key}, {seconds:.1f} seconds")
 
-    def _picture(self, key: str) -> Html:
-        """The picture; a clip without one or with a broken one says so instead."""
+    def _image(self, key: str) -> Html:
+        """A thumbnail of the image, or markup that says why there is none."""
         image = self.clip(key).image
         if image is None:
-            return tag("span", "no picture", class_="missing")
+            return tag("span", "no image", class_="missing")
         try:
             uri = data_uri(image_thumbnail(image, key), "image/jpeg")
         except MediaError as error:
             return tag("span", f"cannot be shown: {error}", class_="missing")
-        return tag("span", tag("img", src=uri, alt=f"Picture {key}"), class_="picture")
+        return tag("span", tag("img", src=uri, alt=f"Image {key}"), class_="image")
 
     def embed(self, key: str, kind: str) -> str | None:
-        """Id of the clip's "video" or "audio" in the page's media, None if absent or beyond the budget."""
+        """The id of the embedded "video" or "audio" of a clip; None if absent or beyond the budget."""
         if (key, kind) not in self._numbers:
             content: bytes | None = getattr(self.clip(key), kind)
             identifier = None
@@ -174,27 +174,27 @@ class MediaLibrary:
         return self._numbers[key, kind]
 
     def player(self, key: str, kind: str) -> Html:
-        """The picture or waveform, of video and sound with a play control, or without one if it is not embedded.
+        """The image, frame or waveform of a clip; video and audio that are embedded have a play control.
 
-        The page's script puts the data: URI in: a clip that is shown five times is in the page once.
+        The script of the page sets the data: URI, so that a clip that is shown five times is in the page once.
         """
         if kind == "image":
-            return self.picture(key)
+            return self.image(key)
         identifier = self.embed(key, kind)
         if kind == "audio":
             control: Html | str = ""
             if identifier:
                 control = tag(
-                    "audio", controls=True, preload="none", data_media=identifier, aria_label=f"Sound of {key}"
+                    "audio", controls=True, preload="none", data_media=identifier, aria_label=f"Audio of {key}"
                 )
             return join(self.wave(key), control or tag("span", "not embedded", class_="missing"))
-        pictures = self.pictures(key, 1)
-        if identifier and not isinstance(pictures, Html):
-            # The browser's controls hide half of a small picture: the script shows them on hover and focus only.
-            label = f"Video of {key}, without sound"
-            looks = {"poster": pictures[0], "preload": "none", "muted": True, "playsinline": True, "tabindex": 0}
-            picture = tag("video", **looks, data_media=identifier, aria_label=label)
+        frames = self.frames(key, 1)
+        if identifier and not isinstance(frames, Html):
+            # The controls of the browser hide half of a small video: the script shows them on hover and focus only.
+            label = f"Video of {key}, without audio"
+            attributes = {"poster": frames[0], "preload": "none", "muted": True, "playsinline": True, "tabindex": 0}
+            video = tag("video", **attributes, data_media=identifier, aria_label=label)
             return join(
-                picture, tag("button", "▶ play", type="button", data_play=True, aria_label=f"Play video of {key}")
+                video, tag("button", "▶ play", type="button", data_play=True, aria_label=f"Play video of {key}")
             )
         return join(self.thumbnails(key, 1), tag("span", "not embedded", class_="missing"))

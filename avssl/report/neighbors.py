@@ -1,4 +1,4 @@
-"""Nearest neighbors that one can see, hear and play together: across modalities, or within the only one there is."""
+"""Nearest neighbors with playable media, across video and audio, or within each modality if not both are there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from avssl.report.markup import Html, join, number, tag
 from avssl.report.media import MediaLibrary
 
 OTHER = {"video": "audio", "audio": "video"}
-NAMES = {"video": "video", "audio": "sound", "image": "picture"}
+NAMES = {"video": "video", "audio": "audio clip", "image": "image"}
 
 
 Search = tuple[str, str]  # the modality of the query, the modality that is searched
@@ -21,9 +21,10 @@ Search = tuple[str, str]  # the modality of the query, the modality that is sear
 
 @dataclass(frozen=True)
 class Match:
-    """One neighbor: its row in the table, cosine, whether it is the query's own clip, and of the right class.
+    """One neighbor: its row in the table, its cosine, whether it is the clip of the query, and whether its class is
+    right.
 
-    right is None where query or neighbor has no label to compare.
+    right is None if the query or the neighbor has no label.
     """
 
     row: int
@@ -33,16 +34,16 @@ class Match:
 
 
 def pick_queries(table: EmbeddingTable, modality: str, labels: Sequence[str | None], count: int) -> list[int]:
-    """Rows to show: the first row of each class in turn, classes in sorted order, then the next rows.
+    """Rows to show: the first row of each class, classes in sorted order, then the second rows, and so on.
 
-    The choice looks at order and labels only, never at how well a row is matched: the page must not show off.
+    The choice depends on order and labels only, not on the matches, so that it does not favor good ones.
     """
     by_class: dict[str, list[int]] = {}
     for row in np.flatnonzero(table.has(modality)).tolist():
         by_class.setdefault(labels[row] or "", []).append(row)
     ordered = [by_class[name] for name in sorted(by_class)]
     if len(ordered) > count:
-        ordered = [ordered[place * len(ordered) // count] for place in range(count)]
+        ordered = [ordered[number * len(ordered) // count] for number in range(count)]
     longest = max((len(rows) for rows in ordered), default=0)
     # Each class starts at another place, so that the rows are not all of the same source file.
     return [rows[turn] for turn in range(longest) for rows in ordered if turn < len(rows)][:count]
@@ -57,38 +58,38 @@ def find_matches(
     *,
     among: str | None = None,
 ) -> list[list[Match]]:
-    """For each query row of one modality the closest `count` rows of another one, best first.
+    """For each query row of one modality, the closest `count` rows of another one, best first.
 
     among: the modality that is searched, by default the other one of video and audio. Within one modality the query
-    itself is left out: it would always come first.
+    itself is left out.
     """
     other = among or OTHER[modality]
     rows = np.flatnonzero(table.has(other))
     source, target = table.embedding(modality), table.embedding(other)
     if source is None or target is None or not len(rows) or not len(queries):
         return [[] for _ in queries]
-    places, cosines = nearest(source[list(queries)], target[rows], count + int(other == modality))
-    found = []
-    for query, near, scores in zip(queries, places, cosines, strict=True):
+    neighbors, cosines = nearest(source[list(queries)], target[rows], count + int(other == modality))
+    results = []
+    for query, near, scores in zip(queries, neighbors, cosines, strict=True):
         matches = []
-        for place, cosine in zip(near, scores, strict=True):
-            row, label = int(rows[place]), labels[query]
+        for position, cosine in zip(near, scores, strict=True):
+            row, label = int(rows[position]), labels[query]
             if other == modality and row == query:
                 continue
-            right = None if label is None or labels[rows[place]] is None else labels[rows[place]] == label
+            right = None if label is None or labels[rows[position]] is None else labels[rows[position]] == label
             matches.append(Match(row, float(cosine), table.keys[row] == table.keys[query], right))
-        found.append(matches[:count])
-    return found
+        results.append(matches[:count])
+    return results
 
 
 def label_text(labels: Mapping[str, Sequence[str]]) -> Html:
-    """All labels of a clip: `field name` pairs."""
+    """All labels of a clip as `field name` pairs, or "no label"."""
     shown = [tag("span", tag("i", name), " ", ", ".join(names)) for name, names in sorted(labels.items()) if names]
     return tag("span", *shown, class_="labels") if shown else tag("span", "no label", class_="labels")
 
 
 def _verdict(match: Match) -> Html:
-    """A word and a sign, never color alone."""
+    """Whether a match is right, as a word and a sign, not by color alone."""
     if match.own:
         return tag("span", "★ its own", class_="verdict own")
     if match.right is None:
@@ -111,16 +112,16 @@ def _key(key: str) -> Html:
 
 
 def _match_card(
-    table: EmbeddingTable, match: Match, place: int, sides: Search, *, query_key: str, library: MediaLibrary
+    table: EmbeddingTable, match: Match, rank: int, sides: Search, *, query_key: str, library: MediaLibrary
 ) -> Html:
     modality, other = sides
     key = table.keys[match.row]
     together: Html | str = ""
     if other != modality and library.embed(query_key, modality) and library.embed(key, other):
-        label = f"Play {NAMES[other]} {place} with the query"
+        label = f"Play {NAMES[other]} {rank} with the query"
         text = f"▶ with the {NAMES[modality]}"
         together = tag("button", text, type="button", data_play=True, data_with_query=True, aria_label=label)
-    head = tag("p", tag("b", f"{place}."), tag("span", f"cosine {number(round(match.cosine, 3))}"), class_="rank")
+    head = tag("p", tag("b", f"{rank}."), tag("span", f"cosine {number(round(match.cosine, 3))}"), class_="rank")
     about = (_verdict(match), label_text(table.labels[match.row]), _key(key))
     parts = (head, library.player(key, other), together, *about)
     state = "own" if match.own else "yes" if match.right else "no"
@@ -133,34 +134,36 @@ def _direction(
     modality, other = sides
     labels: list[str | None] = [None] * len(table) if field is None else table.label(field)
     queries = pick_queries(table, modality, labels, counts[0])
-    found = find_matches(table, modality, queries, labels, counts[1], among=other)
+    results = find_matches(table, modality, queries, labels, counts[1], among=other)
     rows = []
-    for query, matches in zip(queries, found, strict=True):
+    for query, matches in zip(queries, results, strict=True):
         cards = [
-            _match_card(table, match, place + 1, sides, query_key=table.keys[query], library=library)
-            for place, match in enumerate(matches)
+            _match_card(table, match, rank, sides, query_key=table.keys[query], library=library)
+            for rank, match in enumerate(matches, start=1)
         ]
         if cards:
             rows.append(tag("div", _query_card(table, query, modality, library), tag("ol", *cards), class_="search"))
     if not rows:
-        lacking = "No clip has both sides" if other != modality else f"There is one {NAMES[modality]} at most"
+        lacking = "No clip has both modalities" if other != modality else f"There is one {NAMES[modality]} at most"
         return tag("p", f"{lacking}, so there is no search from {modality}.", class_="note")
     sought, query_name = NAMES[other], "clip" if other != modality else NAMES[modality]
     rule = (
         ""
         if field is None
-        else f"Right class: the {sought} found and the query's {query_name} have the same “{field}”."
+        else f"Right class: the retrieved {sought} and the query's {query_name} have the same “{field}”."
     )
-    heading = tag("h3", f"From a {NAMES[modality]} to the closest {'other ' if other == modality else ''}{sought}s")
+    heading = tag(
+        "h3", f"From {_article(NAMES[modality])} to the closest {'other ' if other == modality else ''}{sought}s"
+    )
     return tag("div", heading, tag("p", rule, class_="note"), *rows, class_="direction")
 
 
 def searches(table: EmbeddingTable) -> list[Search]:
-    """(modality of the query, modality searched): both directions where there are video and sound, else within."""
-    there = table.modalities()
-    if "video" in there and "audio" in there:
+    """(modality of the query, modality searched): both directions between video and audio, or within each modality."""
+    modalities = table.modalities()
+    if "video" in modalities and "audio" in modalities:
         return [("video", "audio"), ("audio", "video")]
-    return [(modality, modality) for modality in there]
+    return [(modality, modality) for modality in modalities]
 
 
 def neighbors_section(
@@ -171,21 +174,25 @@ def neighbors_section(
     num_queries: int,
     num_neighbors: int,
 ) -> Html:
-    """Every search of the table. fields: the label field by which a match counts, by the modality searched for."""
+    """The results of every search. fields: {modality searched: label field by which a match is right, or None}."""
     counts = (num_queries, num_neighbors)
-    found = searches(table)
-    if not found:
+    pairs = searches(table)
+    if not pairs:
         return tag("p", "The table holds no embeddings, so there is nothing to search.", class_="note")
-    parts = [_direction(table, sides, fields[sides[1]], library, counts) for sides in found]
-    text = f"The closest of all {len(table)} {counted(table)} by cosine. "
-    text += "Queries are picked by class and order, not by result."
-    if any(modality != other for modality, other in found):
-        text += " “Its own” is the other half of the query's clip."
+    parts = [_direction(table, sides, fields[sides[1]], library, counts) for sides in pairs]
+    text = f"The closest of all {len(table)} {row_noun(table)} by cosine. "
+    text += "Queries are chosen by class and order, not by result."
+    if any(modality != other for modality, other in pairs):
+        text += " “Its own” is the other modality of the query's clip."
     return join(tag("p", text), *parts)
 
 
-def counted(table: EmbeddingTable) -> str:
-    """What the rows of a pooled table are: "pictures" if there is nothing else, "sounds" likewise, or "clips"."""
-    names = {"image": "pictures", "audio": "sounds"}
-    there = table.modalities()
-    return names.get(there[0], "clips") if len(there) == 1 else "clips"
+def _article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'ai' else 'a'} {noun}"
+
+
+def row_noun(table: EmbeddingTable) -> str:
+    """The noun for the rows of a pooled table: "images" or "audio clips" if it has nothing else, otherwise "clips"."""
+    names = {"image": "images", "audio": "audio clips"}
+    modalities = table.modalities()
+    return names.get(modalities[0], "clips") if len(modalities) == 1 else "clips"

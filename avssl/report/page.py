@@ -1,10 +1,10 @@
 """The report of a run as one HTML page without any outside request.
 
     write_report("runs/avid", table=EmbeddingTable.read("embeddings/"), media=lambda key: (video_bytes, audio_bytes))
-    write_report("runs/simclr", table=table_of_pictures, media=lambda key: (None, None, image_bytes))
+    write_report("runs/simclr", table=table_of_images, media=lambda key: (None, None, image_bytes))
 
-The page carries a content security policy that forbids requests and every script but its own, so that a clip's name
-or label cannot do anything even if escaping were forgotten somewhere.
+The page carries a content security policy that forbids requests and every script but its own, so that the name
+or label of a clip cannot run a script even if escaping were forgotten.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ from avssl.report.embedding_map import map_section
 from avssl.report.facts import data_counts, facts_section, sample_keys, samples_section, software_versions
 from avssl.report.markup import Html, join, json_block, tag
 from avssl.report.media import MediaLibrary, MediaSource
-from avssl.report.neighbors import counted, neighbors_section, searches
+from avssl.report.neighbors import neighbors_section, row_noun, searches
 from avssl.report.scores import headline, scores_section, tasks_section
 from avssl.report.stored import Evaluation, result_of
 
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """How much the page shows.
+    """The amount of samples, searches and media on the page.
 
-    num_samples: cards in "Data"; num_queries, num_neighbors: searches per direction and results per search.
-    max_media_bytes: base64 text of embedded video and sound together; what does not fit is shown, but not playable.
-    label_fields: {"video": field, "audio": field, "image": field} by which a found video, sound or picture counts as
-        right; default: "visual", "sound" and "visual" if the table has them, otherwise its first field for all.
+    num_samples: cards in "Data"; num_queries: searches per direction; num_neighbors: results per search.
+    max_media_bytes: base64 text of all embedded video and audio; files that do not fit are shown, but cannot be played.
+    label_fields: {"video": field, "audio": field, "image": field} by which a retrieved video, audio clip or image
+        counts as right; default: "visual", "sound" and "visual" if the table has them, otherwise its first field for
+        all.
     """
 
     num_samples: int = 8
@@ -65,13 +66,13 @@ def write_report(
         run_folder: read for metrics.jsonl, config.yaml, evaluations/*.json and, if no evaluation is given,
             evaluation.json.
         evaluation: this run's results, see scores.py; the large numbers on top come from it. The path of a stored one
-            brings its rows, without which nothing is known of differences.
+            gives its rows, which differences between results need.
         evaluations: further runs' results for the same tables.
         table: embeddings of the clips to map and search; windows of one clip are pooled.
-        media: key -> (video.mp4 bytes or None, audio.flac bytes or None, and if there are any the picture's bytes or
+        media: key -> (video.mp4 bytes or None, audio.flac bytes or None, and if there are any the image's bytes or
             None); function or mapping.
         title: heading; default: the folder's name.
-        other_runs: {name: run folder} of earlier phases or other runs whose curves are drawn along.
+        other_runs: {name: run folder} of earlier phases or other runs whose curves are drawn in the same charts.
         index: the shard folder's index.json, for data counts and skip reasons.
         facts: further lines for "About this run", for example {"Commit": "1a2b3c"}.
         options: how much to show.
@@ -91,7 +92,7 @@ def write_report(
     metrics = {folder.resolve().name: read_metrics(folder / "metrics.jsonl")}
     training = training_facts(metrics[folder.resolve().name])
     for run, path in (other_runs or {}).items():
-        # A run of the same folder name elsewhere must not replace this one.
+        # A run in another folder of the same name must not replace this one.
         metrics[run if run not in metrics else f"{run} ({path})"] = read_metrics(Path(path) / "metrics.jsonl")
     clips = None if table is None else table.pool_by_key()
     library = MediaLibrary(media, chosen.max_media_bytes)
@@ -100,7 +101,7 @@ def write_report(
         "Run": {"Folder": str(run_folder), **(facts or {})},
         "Training": training,
         "Data": data_counts(index or {}),
-        "Embeddings": {} if clips is None else {counted(clips).capitalize(): len(clips), **clips.metadata},
+        "Embeddings": {} if clips is None else {row_noun(clips).capitalize(): len(clips), **clips.metadata},
         "Software": software_versions(),
     }
     # The budget for media is spent in this order.
@@ -120,9 +121,9 @@ def _without_table() -> Html:
 
 
 def _search_title(table: EmbeddingTable | None) -> str:
-    """Heading of the neighbors: across modalities, or within what there is."""
+    """The heading of the neighbors: across video and audio, or within each modality."""
     across = table is None or any(modality != other for modality, other in searches(table))
-    return "Search across picture and sound" if across else "Nearest neighbors"
+    return "Search across video and audio" if across else "Nearest neighbors"
 
 
 def _neighbors(table: EmbeddingTable | None, library: MediaLibrary, options: ReportOptions) -> Html:

@@ -8,21 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from avssl.eval.compare import same_measure
+from avssl.eval.compare import is_comparable
 from avssl.eval.intervals import DIFFERENCE, leaders
 from avssl.files.checked_json import Fields
 from avssl.report.markup import Html, escaped, join, number, tag
 from avssl.report.stored import Result, count_of, interval_of, trained_on_text
 
 _SHARE_WORDS = ("recall", "knn", "precision", "accuracy", "share")
-# (title, what the name of a metric starts with or holds, what the columns say)
+# (title, part of the names of its metrics, note)
 GROUPS = (
     (
-        "Does a video find its own sound?",
+        "Does a video find its own audio?",
         "video_to_audio_",
-        "Rank the sounds of all test clips by cosine to the video.",
+        "The audio of all test clips is ranked by cosine to the video.",
     ),
-    ("Does a sound find its own video?", "audio_to_video_", "The same from the sound's side."),
+    ("Does audio find its own video?", "audio_to_video_", "The same with audio as the query."),
     (
         "Do neighbors have the same class?",
         "knn",
@@ -30,12 +30,12 @@ GROUPS = (
     ),
     ("How pure are the positive sets?", "positive_precision", "Share of positives with the anchor's class."),
 )
-OTHER_GROUP = ("More metrics", "", "As the evaluation named them.")
+OTHER_GROUP = ("More metrics", "", "With the names of the evaluation.")
 
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """Values by metric of one run and set of weights, the ends of their intervals, and the metrics that it leads in."""
+    """Values by metric of one run and set of weights, the ends of their intervals, and the metrics it is best in."""
 
     name: str
     values: Mapping[str, float]
@@ -45,30 +45,30 @@ class ScoreRow:
 
 
 def flat_numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """All numbers of a nested mapping by "outer/inner"; what is not a number is left out."""
-    found: dict[str, float] = {}
+    """{"outer/inner": number} of the numbers of a nested mapping; other values are left out."""
+    numbers: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            found |= flat_numbers(value, f"{prefix}{name}/")
+            numbers |= flat_numbers(value, f"{prefix}{name}/")
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            found[f"{prefix}{name}"] = float(value)
-    return found
+            numbers[f"{prefix}{name}"] = float(value)
+    return numbers
 
 
 def group_of(metric: str) -> tuple[str, str, str]:
-    """The group (title, pattern, note) that a metric belongs to."""
+    """The group (title, part of the name, note) of a metric."""
     return next((group for group in GROUPS if group[1] in metric), OTHER_GROUP)
 
 
 def metric_title(metric: str) -> str:
-    """A heading for people: video_to_audio_recall_at_5 -> Recall at 5, video_knn_visual -> Video kNN, visual."""
+    """The heading of a metric: video_to_audio_recall_at_5 -> Recall at 5, video_knn_visual -> Video kNN, visual."""
     text = metric
     for prefix in ("video_to_audio_", "audio_to_video_", "positive_precision_"):
         text = text.removeprefix(prefix)
-    left, knn, right = text.partition("_knn")
+    modality, knn, label_field = text.partition("_knn")
     if knn:
-        right = right.strip("_").replace("_", " ")
-        text = f"{left} kNN" + (f", {right}" if right else "")
+        label_field = label_field.strip("_").replace("_", " ")
+        text = f"{modality} kNN" + (f", {label_field}" if label_field else "")
     text = text.replace("_", " ").replace("/", ", ")
     return text[:1].upper() + text[1:]
 
@@ -79,7 +79,7 @@ def is_share(metric: str) -> bool:
 
 
 def lower_is_better(metric: str) -> bool:
-    """Ranks, losses and errors are better when small."""
+    """Whether smaller is better: for ranks, losses and errors."""
     return any(word in metric for word in ("rank", "loss", "error"))
 
 
@@ -87,71 +87,72 @@ PER_CENT = "\u00a0%"
 
 
 def value_text(metric: str, value: float) -> str:
-    """48.5 % for shares, a plain number for everything else."""
+    """A value as text: 48.5 % for shares, otherwise a plain number."""
     return f"{value * 100:.1f}{PER_CENT}" if is_share(metric) and abs(value) <= 1 else number(value)
 
 
 def interval_text(metric: str, ends: tuple[float, float]) -> str:
-    """48.5 to 51.2 % for shares, the plain ends for everything else."""
+    """An interval as text: 48.5 to 51.2 % for shares, otherwise plain numbers."""
     low, high = (value_text(metric, end) for end in ends)
     return f"{low.removesuffix(PER_CENT) if high.endswith(PER_CENT) else low} to {high}"
 
 
 def _rows(results: Sequence[Result]) -> list[ScoreRow]:
-    """One row per run and kind of weights, trained ones first inside a run, as the dicts order them."""
+    """One row per run and set of weights, in the order of the results; trained weights come first."""
     several = len({result.record.get("run") for result in results}) > 1
     leads = _leads(results)
     rows: list[ScoreRow] = []
     for result in results:
-        for weights, found in dict(result.record.get("results", {})).items():
+        for weights, metrics in dict(result.record.get("results", {})).items():
             name = f"{result.record.get('run', 'run')} · {weights}" if several else str(weights)
-            values = flat_numbers(found)
-            known = {metric: interval_of(result.record, weights, metric) for metric in values}
-            intervals = {metric: ends for metric, ends in known.items() if ends is not None}
-            own = frozenset(metric for metric, leader in leads.items() if leader == len(rows))
-            rows.append(ScoreRow(name, values, intervals, own, trained_on_text(result.record)))
+            values = flat_numbers(metrics)
+            all_intervals = {metric: interval_of(result.record, weights, metric) for metric in values}
+            intervals = {metric: ends for metric, ends in all_intervals.items() if ends is not None}
+            leading = frozenset(metric for metric, leader in leads.items() if leader == len(rows))
+            rows.append(ScoreRow(name, values, intervals, leading, trained_on_text(result.record)))
     return rows
 
 
 def _leads(results: Sequence[Result]) -> dict[str, int]:
-    """{metric: number of the row that is best, beyond what other samples would change}. Of results that were measured
-    alike and have their rows; {} if any was not: nobody can say that it is not better.
+    """{metric: number of the row that is best by more than the interval of the difference}.
+
+    {} unless all results are comparable and have their rows.
     """
     first = results[0] if results else None
-    if first is None or not all(same_measure(first.record, one.record) and one.rows for one in results):
+    if first is None or not all(is_comparable(first.record, result.record) and result.rows for result in results):
         return {}
-    sides = [one.rows[weights] for one in results for weights in one.record["results"]]
-    # Metrics that some rows lack (precision of positives: trained weights alone) are led among those that have them.
+    sides = [result.rows[weights] for result in results for weights in result.record["results"]]
+    # A metric that some rows lack (precision of positives) is compared among the rows that have it.
     having: dict[tuple[int, ...], list[str]] = {}
     for metric in dict.fromkeys(name for side in sides for repeat in side for name in repeat.metrics):
         able = tuple(n for n, side in enumerate(sides) if any(metric in repeat.metrics for repeat in side))
         having.setdefault(able, []).append(metric)
-    found: dict[str, int] = {}
+    best_rows: dict[str, int] = {}
     for able, metrics in having.items():
         best = leaders([sides[number] for number in able], lower_is_better)
-        found |= {metric: able[best[metric]] for metric in metrics if metric in best}
-    return found
+        best_rows |= {metric: able[best[metric]] for metric in metrics if metric in best}
+    return best_rows
 
 
 def _chance_rows(results: Sequence[Result]) -> list[ScoreRow]:
     """The chance row; several if the runs were evaluated on sets with different chance."""
-    found: list[ScoreRow] = []
+    rows: list[ScoreRow] = []
     for result in results:
         values = flat_numbers(result.record.get("chance", {}))
         clash = any(
             not math.isclose(values[metric], row.values[metric])
-            for row in found
+            for row in rows
             for metric in values.keys() & row.values
         )
-        if values and (not found or clash):
-            found.append(ScoreRow("chance" if not found else f"chance · {result.record.get('run', 'run')}", values))
+        if values and (not rows or clash):
+            rows.append(ScoreRow("chance" if not rows else f"chance · {result.record.get('run', 'run')}", values))
         elif values:
-            found[0] = ScoreRow(found[0].name, {**values, **found[0].values})
-    return found
+            rows[0] = ScoreRow(rows[0].name, {**values, **rows[0].values})
+    return rows
 
 
 def _bar(value: float, chance: float | None, text: Html) -> Html:
-    """A bar of a share with a mark where chance lies; the number stands beside it, so it is hidden from readers."""
+    """The text and a bar of the share with a mark at chance; the bar is hidden from screen readers."""
     fill = tag("rect", x=0, y=0, width=max(0.0, min(1.0, value)) * 100, height=6, class_="fill")
     mark = "" if chance is None else tag("rect", x=min(99.0, chance * 100), y=0, width=1, height=6, class_="mark")
     box = {"viewBox": "0 0 100 6", "preserveAspectRatio": "none", "class_": "bar", "aria_hidden": "true"}
@@ -170,7 +171,7 @@ def _cell(metric: str, row: ScoreRow, chance: float | None) -> Html:
 
 
 def _heading(metric: str, counts: str) -> Html:
-    """Column heading with the metric's own name below it, which may be broken after each underscore."""
+    """A column heading with the name of the metric, which may be broken after each underscore."""
     name = tag("code", join(*metric.split("_"), by="_<wbr>"))
     direction = tag("small", "lower is better") if lower_is_better(metric) else ""
     size = tag("small", counts) if counts else ""
@@ -178,7 +179,7 @@ def _heading(metric: str, counts: str) -> Html:
 
 
 def samples_text(results: Sequence[Result], metric: str) -> str:
-    """ "300 samples", or "280 to 300 samples" of results of several sizes; "" where nobody says."""
+    """The text "300 samples", or "280 to 300 samples" if the results differ; "" if none has a number."""
     counts = {count for one in results if (count := count_of(one.record, metric)) is not None}
     return f"{' to '.join(str(one) for one in sorted({min(counts), max(counts)}))} samples" if counts else ""
 
@@ -207,7 +208,7 @@ def _table(
 
 
 def scores_section(results: Sequence[Result]) -> Html:
-    """Tables of every metric of every evaluation, in groups, and the protocols they were measured under."""
+    """Tables of all metrics of all results in groups, and the protocols of the results."""
     rows = _rows(results)
     metrics = list(dict.fromkeys(metric for row in (*rows, *_chance_rows(results)) for metric in row.values))
     if not metrics:
@@ -233,22 +234,20 @@ def scores_section(results: Sequence[Result]) -> Html:
 def _note(results: Sequence[Result], rows: Sequence[ScoreRow]) -> str:
     text = "The bar under a number is its share of 100 %, the upright mark in it is chance."
     if any(row.intervals for row in rows):
-        text += (
-            " Small below it: the 95 % interval over other samples of that kind, which says nothing of training again."
-        )
+        text += " Small below it: the 95 % interval over other samples, which does not include other trainings."
     if all(result.rows for result in results):
         return text + (
-            " Best is what is better than each other row by more than the 95 % interval of their difference, the "
-            "samples taken in pairs; a column without it has no best."
+            " Best is a row that is better than each other one by more than the 95 % interval of their paired "
+            "difference; a column without such a row has no best."
         )
     return text + (
-        " No number is called the best, for some result lacks its rows, without which no interval of a difference is "
-        "known: run recipes/evaluate.py again."
+        " No number is marked as best, because a result lacks its rows, which intervals of differences need: run "
+        "recipes/evaluate.py again."
     )
 
 
 def headline(results: Sequence[Result]) -> Html:
-    """The first metric of each group as a large number, with untrained weights and chance below it."""
+    """The leading metric of each group as a large number, with untrained weights and chance below it."""
     if not results:
         return escaped(None)
     record = results[0].record
@@ -273,30 +272,30 @@ def headline(results: Sequence[Result]) -> Html:
             tag("dd", " · ".join(compared)),
         )
         cards.append(tag("div", *parts, class_="card"))
-    said = trained_on_text(record)
-    warning = tag("p", f"{said}.", class_="warnings") if said else ""
+    overlap = trained_on_text(record)
+    warning = tag("p", f"{overlap}.", class_="warnings") if overlap else ""
     return join(warning, tag("dl", *cards, class_="cards") if cards else "")
 
 
 def _leading(group: tuple[str, str, str], values: Mapping[str, float]) -> str | None:
-    """The metric of a group that stands for it: recall at 5 of a direction, otherwise the first."""
+    """The leading metric of a group: recall at 5 of a direction, otherwise the first; None without metrics."""
     members = [metric for metric in values if group_of(metric) == group]
     return next((metric for metric in members if metric.endswith("recall_at_5")), members[0] if members else None)
 
 
 def read_task_results(run_folder: Path) -> list[dict[str, Any]]:
-    """All result files of a run, by name. ValueError names one that is no JSON."""
-    found = []
+    """The results in RUN/evaluations/, sorted by file name. ValueError names a file that is no JSON."""
+    results = []
     for path in sorted((run_folder / "evaluations").glob("*.json")):
         try:
-            found.append(Fields.read(path).record)
+            results.append(Fields.read(path).record)
         except ValueError as error:
             raise ValueError(f"{path} is damaged ({error}); run the evaluation again") from error
-    return found
+    return results
 
 
 def tasks_section(run_folder: Path) -> Html:
-    """The tables, with deviations over folds or seeds and the protocols folded away; nothing without results."""
+    """A table per task result, with deviations over folds or seeds; the protocols are collapsed."""
     tables = [_task(result) for result in read_task_results(run_folder)]
     return tag("div", *tables, class_="tables") if tables else Html("")
 
@@ -336,12 +335,12 @@ def _task(result: Mapping[str, Any]) -> Html:
 
 
 def _differences(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """The column of what training gave; {} of results without intervals or untrained weights."""
-    known = result.get("intervals", {}).get(DIFFERENCE)
-    if not known:
+    """The column trained - untrained; {} for results without intervals or untrained weights."""
+    intervals = result.get("intervals", {}).get(DIFFERENCE)
+    if not intervals:
         return {}
     trained, untrained = (result["results"][weights] for weights in ("trained", "untrained"))
-    return {DIFFERENCE: {metric: trained[metric] - untrained[metric] for metric in known}}
+    return {DIFFERENCE: {metric: trained[metric] - untrained[metric] for metric in intervals}}
 
 
 def _score_cell(result: Mapping[str, Any], columns: Mapping[str, Mapping[str, float]], name: str, metric: str) -> Html:
@@ -352,6 +351,6 @@ def _score_cell(result: Mapping[str, Any], columns: Mapping[str, Mapping[str, fl
     deviation = result["deviation"].get(name, {}).get(metric)
     if deviation is not None:
         text += f" ± {value_text(metric, deviation)}"
-    known = result["intervals"][DIFFERENCE].get(metric) if name == DIFFERENCE else None
-    ends = (known[0], known[1]) if known and None not in known else interval_of(result, name, metric)
+    interval = result["intervals"][DIFFERENCE].get(metric) if name == DIFFERENCE else None
+    ends = (interval[0], interval[1]) if interval and None not in interval else interval_of(result, name, metric)
     return tag("td", text, "" if ends is None else tag("small", interval_text(metric, ends), class_="interval"))

@@ -1,4 +1,4 @@
-"""Results of evaluations as the report takes them: the JSON, and the rows beside it where there are any."""
+"""Results of evaluations for the report: the JSON, and its rows if there are any."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Evaluation = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Result:
-    """record: the JSON. rows: {weights: repeats}; {} of results without rows, between which no difference is known."""
+    """record: the JSON. rows: {weights: repeats}, {} without a file of rows; only results with rows can be compared."""
 
     record: Evaluation
     rows: Mapping[str, Sequence[Repeat]] = field(default_factory=dict)
 
 
 def read_result(path: Path) -> Result:
-    """A stored result, with its rows. ValueError names a file that is damaged; rows that were removed are none."""
+    """A stored result with its rows, without them if their file was removed. ValueError names a damaged file."""
     record = Fields.read(path).record
     parts = ("results", "chance", "protocol", "intervals", "overlap")
     if not all(isinstance(record.get(part, {}), dict) for part in parts):
@@ -37,26 +37,26 @@ def read_result(path: Path) -> Result:
 
 
 def result_of(evaluation: Evaluation | Path) -> Result:
-    """Of a stored file, or of a JSON that somebody has already, of which no rows are known."""
+    """The result of a file, with its rows, or of a JSON that was read already, without rows."""
     return read_result(evaluation) if isinstance(evaluation, Path) else Result(evaluation)
 
 
 def interval_of(record: Evaluation, weights: str, metric: str) -> tuple[float, float] | None:
-    """The interval of a metric that a result says; None of results that say none."""
-    found = record.get("intervals", {}).get("values", {}).get(weights, {}).get(metric)
-    return (found[0], found[1]) if found and None not in found else None
+    """The stored interval of a metric, None without one."""
+    interval = record.get("intervals", {}).get("values", {}).get(weights, {}).get(metric)
+    return (interval[0], interval[1]) if interval and None not in interval else None
 
 
 def count_of(record: Evaluation, metric: str) -> int | None:
-    """Over how many samples a metric is; of earlier results the number of test samples, None where nobody says."""
-    known = record.get("intervals", {}).get("num_rows", {})
-    found = known.get(metric, record.get("protocol", {}).get("num_test"))
-    return found if isinstance(found, int) else None
+    """The number of samples of a metric; for earlier results that of test samples, None without either."""
+    counts = record.get("intervals", {}).get("num_rows", {})
+    count = counts.get(metric, record.get("protocol", {}).get("num_test"))
+    return count if isinstance(count, int) else None
 
 
 def trained_on_text(record: Evaluation) -> str:
-    """How many test samples were trained on, "" if none or nobody knows."""
+    """A sentence if test samples were trained on; "" if none were, or if it is not known."""
     tests = dict(record.get("overlap", {})).get("tests", [])
-    seen = [max(one.get("num_in_run") or 0, one.get("num_in_train") or 0) for one in tests]
-    total = sum(one.get("num_test") or 0 for one in tests)
+    seen = [max(test.get("num_in_run") or 0, test.get("num_in_train") or 0) for test in tests]
+    total = sum(test.get("num_test") or 0 for test in tests)
     return f"{sum(seen)} of {total} test samples were trained on" if any(seen) else ""

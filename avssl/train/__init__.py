@@ -1,1 +1,1 @@
-"""What accompanies training: metrics, the online probe, collapse warnings, settings of the device."""
+"""Monitoring of training: metrics, the online probe, collapse warnings."""

@@ -1,22 +1,22 @@
-"""Says when a run collapses: rules over what is logged, the same while training and in the report.
+"""Warnings of collapse: rules on the logged diagnostics, the same in training and in the report.
 
-A network that maps every sample to one point, to one line, or to the same prediction has a fine loss in many of the
-methods. These rules look at the health that every loss logs; one must be broken at three looks in a row, after the
-first twentieth of the run, before it is told, and is told again only after a recovery.
+In many of the methods a network that maps every sample to one point, one line, or one prediction has a low loss. A rule
+on the diagnostics that every loss logs must be broken at three logging steps in a row, after the first twentieth of the
+run, before it is reported; it is reported again only after a recovery.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-LOOKS = 3  # in a row
-SETTLING_SHARE = 0.05  # of the run, at its start, in which nothing is told
+NUM_BROKEN = 3  # logging steps in a row
+SETTLING_SHARE = 0.05  # of the run, at its start, in which nothing is reported
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A logged name that ends with `suffix` is unhealthy below `least` or above `most`."""
+    """A logged name that ends with `suffix` breaks the rule below `least` or above `most`."""
 
     suffix: str
     meaning: str
@@ -57,7 +57,7 @@ RULES = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One collapse: what was logged under which name, from which step, until when (None: to the end)."""
+    """One collapse: the logged name and value, the step of its report, and of its recovery (None: never)."""
 
     name: str
     value: float
@@ -74,15 +74,15 @@ class Finding:
 
 
 class CollapseWatch:
-    """Feed it the logged scalars step by step; `findings` keeps all that was found."""
+    """Checks the logged scalars step by step; `findings` holds all collapses so far."""
 
     def __init__(self, total_steps: int) -> None:
         self.settled = SETTLING_SHARE * total_steps
         self.counts: dict[str, int] = {}
         self.findings: list[Finding] = []
 
-    def look(self, step: int, scalars: Mapping[str, float]) -> list[Finding]:
-        """What is new at this step. Names without a rule are left alone; not-a-number counts as broken."""
+    def check(self, step: int, scalars: Mapping[str, float]) -> list[Finding]:
+        """The collapses that are new at this step. NaN breaks a rule; names without a rule are ignored."""
         new: list[Finding] = []
         if step < self.settled:
             return new
@@ -91,16 +91,16 @@ class CollapseWatch:
             if rule is None:
                 continue
             if rule.least <= value <= rule.most:
-                if self.counts.pop(name, 0) >= LOOKS:
+                if self.counts.pop(name, 0) >= NUM_BROKEN:
                     self._recovered(name, step)
                 continue
             self.counts[name] = self.counts.get(name, 0) + 1
-            if self.counts[name] == LOOKS:
+            if self.counts[name] == NUM_BROKEN:
                 new.append(Finding(name, value, step, rule))
         self.findings += new
         return new
 
     def _recovered(self, name: str, step: int) -> None:
-        for position, one in enumerate(self.findings):
-            if one.name == name and one.until is None:
-                self.findings[position] = Finding(one.name, one.value, one.step, one.rule, until=step)
+        for position, finding in enumerate(self.findings):
+            if finding.name == name and finding.until is None:
+                self.findings[position] = replace(finding, until=step)

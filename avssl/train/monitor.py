@@ -1,4 +1,4 @@
-"""What a run tells its owner: metrics.jsonl, trackers, a progress bar."""
+"""Reports of a run: metrics.jsonl, trackers, a progress bar, warnings; and its provenance."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from avssl.data.loader import Loader
     from avssl.shards.shard_set import ShardSet
 
-# What to do about a loss that is not finite: first whatever the precision may have done by itself.
+# The advice for a loss that is not finite: first rule out the precision as the cause.
 IN_FLOAT32 = "lower optim.lr, set optim.clip_norm, or look at those samples (python -m data_prep show)"
 ADVICE = {
     "fp32": IN_FLOAT32,
@@ -41,7 +41,7 @@ ADVICE = {
 
 
 class Monitor:
-    """Counts time and failures, and writes a line of metrics every `log_every_steps` optimizer steps."""
+    """Counts time and failures, and writes a row of metrics every `log_every_steps` optimizer steps."""
 
     def __init__(
         self, accelerator: Accelerator, cfg: RunConfig, total_steps: int, loader: Loader, progress: Progress
@@ -64,14 +64,16 @@ class Monitor:
             mininterval=1.0,
         )
         if cfg.trackers:
-            missing = sorted(set(cfg.trackers) - {str(getattr(one, "value", one)) for one in accelerator.log_with})
+            missing = sorted(
+                set(cfg.trackers) - {str(getattr(tracker, "value", tracker)) for tracker in accelerator.log_with}
+            )
             if missing:
                 raise ValueError(f"trackers={missing}: not installed; pip install 'avssl[{','.join(missing)}]'")
             with clear_errors(cfg.run, "written"):
                 accelerator.init_trackers("avssl", config={"run": cfg.run, "loss": cfg.loss.name})
 
     def batch_done(self, batch: Batch, result: LossOutput, loss: Loss, outputs: dict[str, torch.Tensor]) -> None:
-        """After every micro-batch; synchronizes with the device on logging steps only."""
+        """Count a micro-batch, and write a row on logging steps; only these synchronize with the device."""
         self.batches_since += 1
         self.failures.update(batch.failures)
         step = self.progress.step
@@ -111,12 +113,12 @@ class Monitor:
             with clear_errors(self.cfg.run, "written"):
                 self.accelerator.log(numbers, step=self.progress.step)
         self._refuse_unless_finite(scalars["loss"], batch)
-        for finding in self.collapse.look(self.progress.step, scalars):
+        for finding in self.collapse.check(self.progress.step, scalars):
             if self.accelerator.is_main_process:
                 self.bar.write(f"warning: {finding}", file=sys.stderr)
 
     def probed(self, results: Sequence[Mapping[str, Any]]) -> None:
-        """Show and track what the online probe found; its own file has it already."""
+        """Show and track the results of the online probe, which has written them to its own file."""
         for result in results:
             scores = {name: value for name, value in result.items() if isinstance(value, float)}
             shown = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
@@ -130,7 +132,7 @@ class Monitor:
         return dict(zip(FAILURE_REASONS, all_sum(counts).tolist(), strict=True))
 
     def require_finite(self, result: LossOutput, batch: Batch) -> None:
-        """FloatingPointError on every rank when any rank's loss is not a number: such a state is not worth saving."""
+        """Raise FloatingPointError on every rank if the loss of any rank is not finite: such a state is not saved."""
         self._refuse_unless_finite(float(all_sum(result.total)), batch)
 
     def _refuse_unless_finite(self, loss: float, batch: Batch) -> None:
@@ -141,12 +143,12 @@ class Monitor:
             )
 
     def close(self) -> None:
-        """Finish the bar."""
+        """Close the progress bar."""
         self.bar.close()
 
 
 def provenance(cfg: RunConfig, shards: ShardSet, progress: Progress) -> dict[str, Any]:
-    """What made a run: versions, data and extent, as plain values."""
+    """The origin of a run as plain values: versions, data, number of processes, steps and samples."""
     packages = ("torch", "torchvision", "torchaudio", "av", "webdataset", "accelerate")
     return {
         "versions": {name: version(name) for name in ("avssl", *packages)},

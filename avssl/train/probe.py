@@ -1,12 +1,13 @@
-"""How good are the features so far? kNN and a linear classifier while a run trains, in a process of its own.
+"""The online probe: kNN and a linear classifier on the features of a run while it trains, in another process.
 
     recipes/pretrain.py ... probe.shards=shards/held_out
 
-Every `probe.every_steps` optimizer steps, before the first and after the last, the loop writes encoders, heads and
-statistics of the views to RUN/probe/ and goes on; a process beside it embeds the labeled samples of probe.shards,
-learns from one half of them (by a hash of the key) and is scored on the other. RUN/probe.jsonl gets one line for every
-snapshot. Nothing flows back: weights, order and random numbers of the run are those of a run without a probe. While
-the process is busy one snapshot waits; a newer one takes its place, which the line of the older one says.
+Every `probe.every_steps` optimizer steps, before the first and after the last, the training loop writes encoders,
+heads and statistics of the views to RUN/probe/ and goes on. A process beside it embeds the labeled samples of
+probe.shards, fits the classifiers on one half of them (by a hash of the key) and scores them on the other.
+RUN/probe.jsonl gets a line per snapshot. The run is not changed: its weights, order and random numbers are those of a
+run without a probe. While the process is busy one snapshot waits; a newer one replaces it, which the line of the older
+one says.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ from avssl.config import ProbeConfig
 from avssl.data.every_sample import ClipPlan
 from avssl.device import usable_device
 from avssl.embedding.embedder import EMBEDDING_PARTS, Embedder
-from avssl.eval.classifiers import knn_scores, logistic_scores, require_sklearn
+from avssl.eval.classifiers import FitAndScore, classify_layer, knn_scores, logistic_scores, require_sklearn
 from avssl.eval.features import extract
-from avssl.eval.frozen import FitAndScore, FrozenConfig, classify_layer
 from avssl.eval.labels import FeatureSet, make_fold
+from avssl.eval.outcome import LabelTaskConfig
 from avssl.files.checked_json import Fields
 from avssl.files.disk_errors import clear_errors
 from avssl.files.json_lines import keep_until
@@ -43,11 +44,11 @@ from avssl.shards.shard_set import ShardSet
 
 RESULTS_FILE = "probe.jsonl"
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-MIN_SAMPLES = 4  # labeled ones of a field, for two of each half
+MIN_SAMPLES = 4  # labeled samples per field: two of each half
 
 
 class OnlineProbe:
-    """Starts the probe's processes and gathers their results; on the main process alone, elsewhere it does nothing."""
+    """Starts the processes of the probe and collects their results, on the main process; elsewhere it does nothing."""
 
     def __init__(self, config: ProbeConfig, run: Path, *, step: int, is_main: bool) -> None:
         self.config, self.run, self.is_active = config, run, bool(config.shards) and is_main
@@ -60,19 +61,19 @@ class OnlineProbe:
             check(config)
         if self.is_active:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for left in self.folder.glob("step_*"):  # of a run that was killed
-                shutil.rmtree(left)
+            for leftover in self.folder.glob("step_*"):  # of a run that was killed
+                shutil.rmtree(leftover)
             keep_until(run / RESULTS_FILE, step)
 
     @property
     def folder(self) -> Path:
-        """Where snapshots lie until they are judged."""
+        """The folder of snapshots that are not evaluated yet."""
         return self.run / "probe"
 
-    def look(
+    def step_done(
         self, step: int, modules: Mapping[str, nn.Module], provenance: Callable[[], Mapping[str, Any]]
     ) -> list[dict[str, Any]]:
-        """After an optimizer step, and before the first: snapshot if due. Returns what was found meanwhile."""
+        """Write a snapshot if due; call it before the first and after each optimizer step. Returns new results."""
         if not self.is_active:
             return []
         if step % self.config.every_steps == 0 and (step > self.last_due or step == 0):
@@ -82,19 +83,19 @@ class OnlineProbe:
     def finish(
         self, step: int, modules: Mapping[str, nn.Module], provenance: Callable[[], Mapping[str, Any]]
     ) -> list[dict[str, Any]]:
-        """At the end of the run: judge its last state too, and wait for what is not judged yet."""
+        """At the end of the run: evaluate the last state too, and wait for all results."""
         if not self.is_active:
             return []
-        found = self._snapshot(step, modules, provenance) if step > self.last_due else []
-        found += self._collect()
+        results = self._snapshot(step, modules, provenance) if step > self.last_due else []
+        results += self._collect()
         while self.process is not None:
             self.process.wait()
-            found += self._collect()
+            results += self._collect()
         self.folder.rmdir()
-        return found
+        return results
 
     def stop(self) -> list[dict[str, Any]]:
-        """The run stops before its end: what is being judged is given up, a later start makes new snapshots."""
+        """Stop before the end of the run: the evaluation in progress is killed; a later start makes new snapshots."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
@@ -103,11 +104,11 @@ class OnlineProbe:
     def _snapshot(
         self, step: int, modules: Mapping[str, nn.Module], provenance: Callable[[], Mapping[str, Any]]
     ) -> list[dict[str, Any]]:
-        """Write what is to be judged; the result says so if one that waited had to go."""
+        """Write a snapshot; returns the result of a waiting one that it replaced, if any."""
         dropped = []
         if self.waiting >= 0:
             shutil.rmtree(self._path(self.waiting))
-            error = f"not judged: step {self.busy_with} was still being judged at step {step}"
+            error = f"not evaluated: the probe was still busy with step {self.busy_with} at step {step}"
             dropped.append(self._keep({"step": self.waiting, "error": error}))
         path = self._path(step)
         path.mkdir()
@@ -126,24 +127,24 @@ class OnlineProbe:
         return self.folder / f"step_{step:06d}"
 
     def _collect(self) -> list[dict[str, Any]]:
-        """The result of a process that has ended; then the waiting snapshot's turn."""
-        found = []
+        """The result of a process that has ended; then start a process for the waiting snapshot."""
+        results = []
         if self.process is not None and self.process.poll() is not None:
             path = self._path(self.busy_with)
-            seen = checkpoint.read_provenance(path)["samples_seen"]
-            result: dict[str, Any] = {"step": self.busy_with, "samples_seen": seen}
+            samples_seen = checkpoint.read_provenance(path)["samples_seen"]
+            result: dict[str, Any] = {"step": self.busy_with, "samples_seen": samples_seen}
             if self.process.returncode == 0:
                 result |= Fields.read(path / "result.json").record
-            else:  # a probe that fails must not end the run, but it must be seen
+            else:  # a probe that fails must be reported, and must not end the run
                 tail = (path / "log").read_text(errors="replace", encoding="utf-8").strip().splitlines()[-1:]
                 result["error"] = f"status {self.process.returncode}: {''.join(tail)}"
             shutil.rmtree(path)
             self.process = None
-            found.append(self._keep(result))
+            results.append(self._keep(result))
         if self.process is None and self.waiting >= 0:
             self.busy_with, self.waiting = self.waiting, -1
             self._start(self._path(self.busy_with))
-        return found
+        return results
 
     def _start(self, path: Path) -> None:
         config = self.config
@@ -158,12 +159,12 @@ class OnlineProbe:
 
 
 def embedding_parts(loss: nn.Module) -> nn.Module:
-    """The parts of a loss that embeddings are a function of, under the names of the loss; banks stay behind."""
+    """The modules of a loss that embeddings are a function of, by their names in the loss; without memory banks."""
     return nn.ModuleDict({name: getattr(loss, name) for name in EMBEDDING_PARTS})
 
 
 def check(config: ProbeConfig) -> None:
-    """ValueError before the first step for a folder without labels, and for numbers that cannot be."""
+    """Raise ValueError, before the first step, for a folder without labels and for numbers that are not allowed."""
     if config.every_steps < 1 or config.num_neighbors < 1:
         raise ValueError(
             f"probe.every_steps is {config.every_steps} and probe.num_neighbors {config.num_neighbors}; both must be "
@@ -176,58 +177,58 @@ def check(config: ProbeConfig) -> None:
     shards = ShardSet(config.shards)
     if not shards.index.label_names:
         raise ValueError(
-            f"probe.shards={config.shards} has no labels to judge by; index it with labels (python -m data_prep index "
+            f"probe.shards={config.shards} has no labels; index it with labels (python -m data_prep index "
             "--labels), or leave probe.shards out"
         )
 
 
-def is_learned_from(key: str) -> bool:
-    """True for the half of the samples that the classifiers learn from."""
+def is_train_sample(key: str) -> bool:
+    """True for the half of the samples that the classifiers are fitted on."""
     return hashlib.sha256(key.encode()).digest()[0] % 2 == 0
 
 
-def judge(
+def evaluate(
     embedder: Embedder, shards: str, *, num_neighbors: int, temperature: float, batch_size: int = 32
 ) -> dict[str, float]:
-    """{"<modality>_<knn or linear>_<field>": value} of one half of the shards, learned from the other.
+    """{"<modality>_<knn or linear>_<field>": accuracy} on one half of the shards, with classifiers of the other half.
 
-    The value is the share of the samples that are right, or, of a field with several labels a sample, the mean average
-    precision (..._map).
+    A field with several labels per sample has the mean average precision instead ("..._map").
     """
-    found: dict[str, float] = {}
+    scores: dict[str, float] = {}
     for modality in embedder.modalities:
         features = extract(embedder, shards, (modality,), ("feature",), ClipPlan(), batch_size=batch_size)
-        learned = np.array([is_learned_from(key) for key in features.keys])
+        is_train = np.array([is_train_sample(key) for key in features.keys])
         for field in sorted({name for labels in features.labels for name in labels}):
-            found |= scores_of(features, learned, modality, field, num_neighbors, temperature)
-    return found
+            scores |= scores_of(features, is_train, modality, field, num_neighbors, temperature)
+    return scores
 
 
 def scores_of(
-    features: FeatureSet, learned: np.ndarray, modality: str, field: str, num_neighbors: int, temperature: float
+    features: FeatureSet, is_train: np.ndarray, modality: str, field: str, num_neighbors: int, temperature: float
 ) -> dict[str, float]:
-    """Both classifiers on one label field; nothing where a half has no labeled sample with the modality."""
+    """The scores of both classifiers on one label field; {} if a half has fewer than two samples with label and
+    modality.
+    """
     labeled = np.array([bool(labels.get(field)) for labels in features.labels]) & features.present[modality]
-    if min((labeled & learned).sum(), (labeled & ~learned).sum()) < MIN_SAMPLES // 2:
+    if min((labeled & is_train).sum(), (labeled & ~is_train).sum()) < MIN_SAMPLES // 2:
         return {}
     multi_label = any(len(labels.get(field, [])) > 1 for labels in features.labels)
-    config = FrozenConfig(label_field=field, modality=modality, multi_label=multi_label)
-    fold = make_fold("", features.select(learned), features.select(~learned), config, (modality,))
+    config = LabelTaskConfig(label_field=field, modality=modality, multi_label=multi_label)
+    fold = make_fold("", features.select(is_train), features.select(~is_train), config, (modality,))
     classifiers: dict[str, FitAndScore] = {
         "knn": partial(knn_scores, num_neighbors=num_neighbors, temperature=temperature),
         "linear": logistic_scores,
     }
     metric, suffix = ("mean_average_precision", "_map") if multi_label else ("top1_accuracy", "")
-    return {
-        f"{modality}_{name}_{field}{suffix}": classify_layer(fold, config, "feature", fit_and_score).values()[
-            f"{modality}_feature_{metric}"
-        ]
-        for name, fit_and_score in classifiers.items()
-    }
+    scores = {}
+    for name, fit_and_score in classifiers.items():
+        values = classify_layer(fold, modality, "feature", fit_and_score).values()
+        scores[f"{modality}_{name}_{field}{suffix}"] = values[f"{modality}_feature_{metric}"]
+    return scores
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Judge one snapshot of a run; recipes/pretrain.py starts this.")
+    parser = argparse.ArgumentParser(description="Evaluate one snapshot of a run; recipes/pretrain.py starts this.")
     parser.add_argument("snapshot", type=Path)
     parser.add_argument("shards")
     parser.add_argument("--device", default="cpu")
@@ -236,8 +237,10 @@ def main() -> None:
     arguments = parser.parse_args()
     os.nice(10)  # the run comes first
     embedder = Embedder.from_run(arguments.snapshot, device=arguments.device)
-    found = judge(embedder, arguments.shards, num_neighbors=arguments.num_neighbors, temperature=arguments.temperature)
-    (arguments.snapshot / "result.json").write_text(json.dumps(found), encoding="utf-8")
+    scores = evaluate(
+        embedder, arguments.shards, num_neighbors=arguments.num_neighbors, temperature=arguments.temperature
+    )
+    (arguments.snapshot / "result.json").write_text(json.dumps(scores), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""Folds of shard folders for training on labels: which samples, which targets, what is left out and why; and the run's
-views with some changes (longer clips, other augmentation)."""
+"""Folds of shard folders for training on labels (samples, targets, what is left out and why), and the views of the run
+with some changes (longer clips, other augmentation)."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from avssl.types import View
 
 @dataclass(frozen=True)
 class ShardFold:
-    """What is learned from and what is tested. Targets: int64 (n,), of multi-label float32 (n, C), in the order of the
-    samples' index. left_out: {"train", "test"}: {reason: number of samples}.
+    """Training and test samples of one fold. Targets: int64 (n,), with several labels float32 (n, C), in the order of
+    the samples' index. left_out: {"train", "test"}: {reason: number of samples}.
     """
 
     name: str
@@ -40,7 +40,7 @@ class ShardFold:
 
 @dataclass(frozen=True)
 class _Split:
-    """A shard folder with what its samples say of themselves: media are not read."""
+    """A shard folder with the labels, folds and modalities of its samples, read without their media."""
 
     shards: ShardSet
     labels: list[list[str]]
@@ -48,7 +48,7 @@ class _Split:
     has: dict[str, NDArray[np.bool_]]
 
     def usable(self, modalities: Sequence[str]) -> tuple[NDArray[np.bool_], dict[str, int]]:
-        """Samples that have a label and all modalities, and how many lack what."""
+        """(bool (n,): whether a sample has a label and all modalities, {reason: number of samples left out})."""
         chosen = np.array([bool(names) for names in self.labels])
         left_out = {"no label": int((~chosen).sum())}
         for modality in modalities:
@@ -118,8 +118,8 @@ def _fold(
             )
         sides[side] = (split, positions)
     names = {side: [split.labels[row] for row in positions] for side, (split, positions) in sides.items()}
-    # A test class without a training sample is counted as wrong, not refused.
-    classes = sorted({one for rows in names.values() for row in rows for one in row})
+    # A test class without a training sample counts as wrong; it is not an error.
+    classes = sorted({label for rows in names.values() for labels in rows for label in labels})
     targets = {side: label_targets(rows, classes, multi_label=config.multi_label) for side, rows in names.items()}
     train_shards, test_shards = (_chosen(split.shards, positions) for split, positions in sides.values())
     return ShardFold(name, train_shards, test_shards, targets["train"], targets["test"], classes, left_out)
@@ -134,21 +134,21 @@ def label_targets(names: Sequence[Sequence[str]], classes: Sequence[str], *, mul
     number = {name: position for position, name in enumerate(classes)}
     if multi_label:
         targets = torch.zeros(len(names), len(classes))
-        for row, own in enumerate(names):
-            targets[row, [number[name] for name in own]] = 1
+        for row, labels in enumerate(names):
+            targets[row, [number[name] for name in labels]] = 1
         return targets
-    several = [list(own) for own in names if len(own) > 1]
+    several = [list(labels) for labels in names if len(labels) > 1]
     if several:
         raise ValueError(
             f"{len(several)} of {len(names)} samples have several labels, the first {several[0]}; set multi_label: true"
         )
-    return torch.tensor([number[own[0]] for own in names])
+    return torch.tensor([number[labels[0]] for labels in names])
 
 
 def few_labels(fold: ShardFold, share: float, seed: int) -> ShardFold:
-    """The fold with a share of its training samples: of each class that share, at least one; drawn from the seed.
+    """The fold with a share of its training samples, drawn per class (at least one each) from the seed.
 
-    With several labels a sample, a share of all samples.
+    With several labels per sample, a share of all samples is drawn.
     """
     if not 0 < share <= 1:
         raise ValueError(f"label_share must be above 0 and at most 1, got {share}")
@@ -168,7 +168,7 @@ def few_labels(fold: ShardFold, share: float, seed: int) -> ShardFold:
 
 T = TypeVar("T")
 
-CROP_AND_FLIP = "deepcluster"  # the published set without colors: what classifiers of pictures are trained on
+CROP_AND_FLIP = "deepcluster"  # the published set without colors: for training classifiers of images
 
 
 def changed(config: T, changes: Mapping[str, Any], where: str = "views") -> T:
@@ -195,32 +195,34 @@ def _changed_value(before: Any, value: Any, where: str) -> Any:
         return changed(before, value, where)
     if isinstance(before, dict):
         return before | {
-            name: _changed_value(before.get(name, ImageAugment()), one, f"{where}.{name}")
-            for name, one in value.items()
+            name: _changed_value(before.get(name, ImageAugment()), item, f"{where}.{name}")
+            for name, item in value.items()
         }
     if isinstance(before, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(before, tuple) and isinstance(value, Sequence) and not isinstance(value, str):
-        return tuple(_changed_value(old, one, where) for old, one in zip(before, value, strict=True))
+        return tuple(_changed_value(old, item, where) for old, item in zip(before, value, strict=True))
     if type(value) is not type(before):
         raise ValueError(f"{where} is {value!r}; it must be of type {type(before).__name__}, as {before!r}")
     return value
 
 
 def training_views(modalities: Sequence[str], augment: str) -> tuple[View, ...]:
-    """One view a modality, named after it. augment: a set of the views for pictures and video; "" for the usual one.
+    """One view per modality, named after it. augment: an augmentation set for images and video; "" for the default.
 
-    Sound has one set of its own. The usual one is the run's (views.video.augment), for pictures crop and flip.
+    The default is that of the run (views.video.augment), and crop and flip for images. Audio always has its own set.
     """
-    usual = {"image": CROP_AND_FLIP, "video": "train", "audio": "train"}
+    default = {"image": CROP_AND_FLIP, "video": "train", "audio": "train"}
     return tuple(
-        View(modality, modality, usual[modality] if modality == "audio" or not augment else augment)  # type: ignore[arg-type]
+        View(modality, modality, default[modality] if modality == "audio" or not augment else augment)  # type: ignore[arg-type]
         for modality in modalities
     )
 
 
-def same_sound(one: ViewsConfig, other: ViewsConfig) -> bool:
-    """Are spectrograms made in one way, whatever the augmentation? Then their statistics serve both."""
-    plain = [dataclasses.replace(views.audio, augment=other.audio.augment, seconds=0.0) for views in (one, other)]
-    frames = [dataclasses.replace(audio, num_frames=0) for audio in plain]
-    return frames[0] == frames[1]
+def has_same_spectrograms(first: ViewsConfig, second: ViewsConfig) -> bool:
+    """Whether spectrograms are made in the same way, except for augmentation: then they have the same statistics."""
+    settings = [
+        dataclasses.replace(views.audio, augment=second.audio.augment, seconds=0.0, num_frames=0)
+        for views in (first, second)
+    ]
+    return settings[0] == settings[1]

@@ -1,4 +1,4 @@
-"""Class scores of every sample: the mean over its clips of what the classifier says of each, each sample once."""
+"""Class scores of every sample: the mean over its clips of the scores of each clip."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from avssl.transforms.view_maker import ViewMaker
 
 @dataclass(frozen=True)
 class Scores:
-    """Of N samples in the order of their index: mean float32 (N, C), the samples' scores; clips float32 (N, K, C)."""
+    """Scores of N samples in the order of their index: mean float32 (N, C), and of their clips float32 (N, K, C)."""
 
     mean: NDArray[np.float32]
     clips: NDArray[np.float32]
 
 
 def clip_probabilities(logits: torch.Tensor, *, multi_label: bool) -> torch.Tensor:
-    """Softmax over classes, or the sigmoid of each: float32 (B, C)."""
+    """Softmax over classes, or with several labels the sigmoid of each class: float32 (B, C)."""
     return logits.float().sigmoid() if multi_label else logits.float().softmax(dim=1)
 
 
@@ -43,10 +43,10 @@ def score(
     device: torch.device,
     mixed_precision: str = "fp32",
 ) -> dict[str, Scores]:
-    """{head: scores of all samples}, on every process. The model is taken in eval mode.
+    """{head: scores of all samples}, on every process. The model is set to eval mode.
 
-    Every process reads its share. ValueError, on all of them, when any sample cannot be read: a smaller test set would
-    be another test set. RuntimeError unless every sample came exactly once.
+    Every process reads a part of the samples. ValueError on all of them if a sample cannot be read: a smaller test set
+    would be another test set. RuntimeError unless every sample was read exactly once.
     """
     model.eval()
     collected = _Collected(multi_label)
@@ -75,16 +75,16 @@ def score(
 
 
 def batches_of(clips: Sequence[dict[str, RawView]], batch_size: int) -> Iterator[dict[str, RawView]]:
-    """The clips of some samples, {modality: (K, ...)} each, as batches of batch_size clips and a rest."""
+    """The clips of samples, {modality: (K, ...)} each, in batches of batch_size clips; the last one may be smaller."""
     if not clips:
         return
-    pieces = {name: torch.cat([one[name].media for one in clips]).split(batch_size) for name in clips[0]}
-    for batch in zip(*pieces.values(), strict=True):
-        yield {name: RawView(name, media) for name, media in zip(pieces, batch, strict=True)}
+    batches = {name: torch.cat([sample[name].media for sample in clips]).split(batch_size) for name in clips[0]}
+    for batch in zip(*batches.values(), strict=True):
+        yield {name: RawView(name, media) for name, media in zip(batches, batch, strict=True)}
 
 
 class _Collected:
-    """Rows of this process; then of all, in the order of the samples."""
+    """Collects the scores of this process, and at the end those of all processes in the order of the samples."""
 
     def __init__(self, multi_label: bool) -> None:
         self.multi_label = multi_label
@@ -101,27 +101,27 @@ class _Collected:
             head: (sum(map(len, parts)) // max(1, len(self.indices)), parts[0].shape[1])
             for head, parts in self.parts.items()
         }
-        shapes = next(one for one in distributed.gather_objects(shapes) if one)
+        shapes = next(shape for shape in distributed.gather_objects(shapes) if shape)
         indices = distributed.gather_uneven(torch.tensor(self.indices, dtype=torch.int64, device=device))
         order = indices.argsort()
         if indices[order].tolist() != list(range(num_samples)):
-            raise RuntimeError(f"{len(indices)} of {num_samples} samples came in the test, not each exactly once")
-        found = {}
+            raise RuntimeError(f"{len(indices)} of {num_samples} samples were tested, not each exactly once")
+        scores = {}
         for head, (num_clips, num_classes) in shapes.items():
-            own = self.parts.get(head, [])
-            rows = torch.cat(own) if own else torch.zeros((0, num_classes), device=device)
+            batches = self.parts.get(head, [])
+            rows = torch.cat(batches) if batches else torch.zeros((0, num_classes), device=device)
             clips = distributed.gather_uneven(rows.view(-1, num_clips, num_classes))[order].cpu()
-            found[head] = Scores(average(clips.numpy()), clips.numpy())
-        return found
+            scores[head] = Scores(average(clips.numpy()), clips.numpy())
+        return scores
 
 
 def average(clips: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Mean over the clips: (N, K, C) -> (N, C), in float64 on the way."""
+    """Mean over the clips, computed in float64: (N, K, C) -> (N, C)."""
     result: NDArray[np.float32] = clips.astype(np.float64).mean(axis=1).astype(np.float32)
     return result
 
 
 def clip_accuracy(clips: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Share of each sample's own clips whose best class is right: float64 (N,)."""
+    """Share of the clips of each sample whose best class is right: float64 (N,)."""
     right: NDArray[np.float64] = (clips.argmax(axis=2) == targets[:, None]).mean(axis=1)
     return right

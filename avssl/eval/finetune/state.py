@@ -1,7 +1,7 @@
-"""Where a classifier's training stands, on disk: one safetensors file, whole or absent, replaced at every checkpoint.
+"""Checkpoints of the training of a classifier: one safetensors file, whole or absent, replaced at every checkpoint.
 
-Nothing random has a state: order, augmentation and dropout are functions of (seed, step), so weights, the optimizer's
-moments and the number of steps are all there is.
+Order, augmentation and dropout are functions of (seed, step), so weights, the moments of the optimizer and the number
+of steps are the whole state.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ CLASSIFIER_FILE = "classifier.safetensors"  # when it has finished
 def save_state(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, step: int, facts: Mapping[str, Any]
 ) -> None:
-    """Write weights, moments, step and facts (plain values) to `path`. Call on one process."""
+    """Write weights, moments, step and facts (plain values) to `path`. Call it on one process."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     moments = {} if optimizer is None else optimizer.state_dict()["state"]
     for number, values in moments.items():
         tensors |= {f"optimizer.{number}.{name}": v for name, v in values.items() if isinstance(v, torch.Tensor)}
-    # A copy of each: two names of one storage are refused.
+    # Each is copied: safetensors refuses two names of one storage.
     contents = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
     with whole_path(path) as temporary:
         write_tensors(contents, temporary, {"step": str(step), "facts": json.dumps(dict(facts))})
 
 
 def read_step(path: Path, facts: Mapping[str, Any]) -> int:
-    """The step of a file, 0 if there is none. ValueError naming what has changed if it was made with other facts."""
+    """The step of a checkpoint, 0 without a file. ValueError names the facts that differ from those of the file."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -45,14 +45,14 @@ def read_step(path: Path, facts: Mapping[str, Any]) -> int:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata()
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it to begin this training anew") from error
+        raise ValueError(f"{path} is damaged ({error}); delete it to start this training again") from error
     then = json.loads(metadata["facts"])
     now = json.loads(json.dumps(dict(facts)))
     changed = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
     if changed:
         shown = "; ".join(f"{name}: {then.get(name)!r} then, {now.get(name)!r} now" for name in changed)
         raise ValueError(
-            f"{path} cannot be gone on from, for something changed ({shown}). Put it back, give this evaluation "
+            f"{path} cannot be resumed, because something changed ({shown}). Put it back, give this evaluation "
             "another name, or delete that file"
         )
     return int(metadata["step"])

@@ -1,4 +1,4 @@
-"""What full fine-tuning and linear probes share: their keys, and one repeat from shards to scores."""
+"""The common part of fine-tuning and linear probes: their keys, and one repeat from shards to metrics."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from avssl.data.loader import Loader
 from avssl.data.loader_config import LoaderConfig
 from avssl.data.statistics import measure_statistics
 from avssl.distributed import gather_objects, rank, world_size
-from avssl.eval.finetune.data import ShardFold, changed, few_labels, same_sound, shard_folds, training_views
+from avssl.eval.finetune.data import ShardFold, changed, few_labels, has_same_spectrograms, shard_folds, training_views
 from avssl.eval.finetune.scores import Scores, clip_accuracy, score
 from avssl.eval.finetune.state import CLASSIFIER_FILE, TRAINING_FILE, load_state, read_step, save_state
 from avssl.eval.finetune.training import Criterion, Headed, Stage, TrainingOptions, train
-from avssl.eval.frozen import wanted_modalities
+from avssl.eval.frozen import modalities_of
 from avssl.eval.outcome import LabelTaskConfig, Metric, Repeat, classified
 from avssl.ops import kernels
 from avssl.optim.config import OptimConfig
@@ -34,28 +34,28 @@ if TYPE_CHECKING:
 
 @dataclass
 class TrainedConfig(LabelTaskConfig):
-    """Classifiers trained by gradient steps on augmented clips. `batch_size` counts clips of the test."""
+    """The keys of classifiers that are trained on augmented clips. `batch_size` is in clips, and of the test alone."""
 
-    epochs: int = 10  # each of `clips_per_sample` passes over the training samples
-    clips_per_sample: int = 1  # random clips of every sample in an epoch, one a pass
-    train_batch_size: int = 64  # samples a step, over all processes
+    epochs: int = 10  # an epoch is `clips_per_sample` passes over the training samples
+    clips_per_sample: int = 1  # random clips per sample and epoch, one per pass
+    train_batch_size: int = 64  # samples per step, over all processes
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-4, weight_decay=0.0))
     milestone_epochs: list[float] = field(default_factory=list)  # lr times optim.gamma after these; sets the schedule
     label_smoothing: float = 0.0  # of single labels
-    label_share: float = 1.0  # of the training samples of each class that may be used, at least one; drawn by the seed
-    seeds: list[int] = field(default_factory=lambda: [0])  # heads, order, augmentation; one repeat each, of every fold
-    augment: str = ""  # a set of views.augments for training pictures and video; "": the run's, of pictures crop, flip
+    label_share: float = 1.0  # of the training samples of each class that is used, at least one; drawn by the seed
+    seeds: list[int] = field(default_factory=lambda: [0])  # of heads, order, augmentation; a repeat per seed and fold
+    augment: str = ""  # set of views.augments for images and video; "": the run's, crop and flip for images
     views: dict[str, Any] = field(default_factory=dict)  # changes to the run's views, e.g. {video: {num_frames: 32}}
-    test_clips: int = 10  # evenly spaced over each sample; what is said of them is averaged
-    test_crops: int = 1  # of a picture: the center, or 3 along the longer side
+    test_clips: int = 10  # evenly spaced over each sample; their scores are averaged
+    test_crops: int = 1  # of an image or frame: 1, the center, or 3 along the longer side
     mixed_precision: str = "fp32"  # or bf16
     order_lanes: int = 0  # as data.order_lanes in pretraining: fixes the order for any number of processes
-    max_failure_rate: float = 0.01  # share of unreadable training samples at which it stops; of the test none may be
+    max_failure_rate: float = 0.01  # share of unreadable training samples at which it stops; none in the test
     log_every_steps: int = 10
     checkpoint_every_steps: int = 500
 
 
-# What says nothing about the training of a classifier: it may change when one goes on.
+# Keys without influence on the training of a classifier: they may change when it is resumed.
 NOT_OF_TRAINING = (
     "name", "folder", "untrained", "batch_size", "num_workers", "device", "test_clips", "test_crops", "test", "folds",
     "log_every_steps", "checkpoint_every_steps", "seeds", "train", "max_failure_rate",
@@ -64,7 +64,7 @@ NOT_OF_TRAINING = (
 
 @dataclass(frozen=True)
 class Trained:
-    """One repeat: protocol and facts as in Outcome, scores by head."""
+    """One repeat of a trained classifier: protocol and facts as in Outcome, and {head: scores}."""
 
     repeat: Repeat
     protocol: dict[str, Any]
@@ -77,14 +77,14 @@ MakeStages = Callable[[int], list[Stage]]
 
 
 def check(config: TrainedConfig) -> None:
-    """ValueError for values that cannot be."""
+    """Raise ValueError for values that are not allowed."""
     for name in ("epochs", "clips_per_sample", "train_batch_size", "test_clips", "checkpoint_every_steps"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
     if config.mixed_precision not in ("fp32", "bf16"):
         raise ValueError(f"mixed_precision is {config.mixed_precision!r}; allowed are fp32 and bf16")
     if not config.folder:
-        raise ValueError("folder is not set: say where checkpoints and the classifier are to be kept")
+        raise ValueError("folder is not set: name the folder for checkpoints and the classifier")
     if not config.seeds or len(set(config.seeds)) != len(config.seeds):
         raise ValueError(f"seeds must be at least one number, each once; got {list(config.seeds)}")
     if config.multi_label and config.label_smoothing:
@@ -96,7 +96,7 @@ def check(config: TrainedConfig) -> None:
 
 
 def scheduled(config: TrainedConfig, steps_per_pass: int) -> OptimConfig:
-    """The optimizer with its milestones in steps."""
+    """The settings of the optimizer, with milestone_epochs as milestones in steps."""
     if not config.milestone_epochs:
         return config.optim
     per_epoch = config.clips_per_sample * steps_per_pass
@@ -106,7 +106,7 @@ def scheduled(config: TrainedConfig, steps_per_pass: int) -> OptimConfig:
 
 def repeats(config: TrainedConfig, embedder: Embedder) -> Iterator[tuple[str, int, ShardFold]]:
     """(name, seed, fold) of every repeat: each fold with each seed."""
-    for fold in shard_folds(config, wanted_modalities(config, embedder)):
+    for fold in shard_folds(config, modalities_of(config, embedder)):
         for seed in config.seeds:
             parts = [fold.name] if fold.name else []
             parts += [f"seed {seed}"] if len(config.seeds) > 1 else []
@@ -114,15 +114,15 @@ def repeats(config: TrainedConfig, embedder: Embedder) -> Iterator[tuple[str, in
 
 
 def make_views(embedder: Embedder, config: TrainedConfig) -> tuple[ViewsConfig, ViewMaker, bool]:
-    """The views, their maker on the device, and whether its statistics of sound are still to be measured.
+    """(the views, their maker on the device, whether the statistics of its spectrograms must be measured).
 
-    The run's statistics are kept where spectrograms are made as in the run.
+    The statistics of the run are used if spectrograms are made as in the run.
     """
-    modalities = wanted_modalities(config, embedder)
+    modalities = modalities_of(config, embedder)
     views = changed(embedder.config.views, dict(config.views))
     maker = ViewMaker(views, modalities).to(embedder.device).eval()
     unmeasured = "audio" in modalities
-    if unmeasured and same_sound(views, embedder.config.views):
+    if unmeasured and has_same_spectrograms(views, embedder.config.views):
         own = {name.removeprefix("normalize_audio."): value for name, value in embedder.views.state_dict().items()
                if name.startswith("normalize_audio.")}  # fmt: skip
         if own.keys() == maker.normalize_audio.state_dict().keys():  # a published checkpoint has none
@@ -132,11 +132,11 @@ def make_views(embedder: Embedder, config: TrainedConfig) -> tuple[ViewsConfig, 
 
 
 def make_loader(embedder: Embedder, config: TrainedConfig, fold: ShardFold, maker: ViewMaker, seed: int) -> Loader:
-    """The loader of the training samples. ValueError for batches larger than all of them."""
+    """The loader of the training samples. ValueError for a batch size above their number."""
     if config.train_batch_size > fold.train.num_samples:
         raise ValueError(
-            f"train_batch_size is {config.train_batch_size}, but there are {fold.train.num_samples} samples to learn "
-            f"from; choose at most {fold.train.num_samples}"
+            f"train_batch_size is {config.train_batch_size}, but there are {fold.train.num_samples} training samples; "
+            f"choose at most {fold.train.num_samples}"
         )
     reading = LoaderConfig(
         global_batch_size=config.train_batch_size,
@@ -144,12 +144,12 @@ def make_loader(embedder: Embedder, config: TrainedConfig, fold: ShardFold, make
         order_lanes=config.order_lanes,
         max_failure_rate=config.max_failure_rate,
     )
-    views = training_views(wanted_modalities(config, embedder), config.augment)
+    views = training_views(modalities_of(config, embedder), config.augment)
     return Loader(fold.train, reading, views, maker, seed=seed, device=embedder.device)
 
 
 def facts_of(embedder: Embedder, config: TrainedConfig, fold: ShardFold, loader: Loader) -> dict[str, Any]:
-    """What a stored training must agree with to be gone on with."""
+    """The values that must be equal for a stored training to be resumed."""
     return {
         **{key: value for key, value in dataclasses.asdict(config).items() if key not in NOT_OF_TRAINING},
         **loader.order_facts(),
@@ -164,7 +164,7 @@ def train_or_load(
     model: Headed, loader: Loader, stages: list[Stage], criterion: Criterion, options: TrainingOptions, *,
     folder: Path, facts: dict[str, Any], device: torch.device,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train the model, or take it from the folder if it was trained there with the same facts; what there is to say."""
+    """Train the model, or load it from the folder if it was trained with these facts; returns facts of the training."""
     steps = sum(stage.num_steps for stage in stages)
     if read_step(folder / CLASSIFIER_FILE, facts) == steps:
         load_state(folder / CLASSIFIER_FILE, model)
@@ -188,17 +188,17 @@ def run_repeat(
     make_model: MakeModel,
     make_stages: MakeStages,
 ) -> Trained:
-    """Train and test. A classifier that was trained before with the same settings is taken from its file."""
+    """Train and test a classifier. One that was trained before with the same settings is loaded from its file."""
     device = embedder.device
-    views, maker, unmeasured = make_views(embedder, config)
+    views, maker, is_unmeasured = make_views(embedder, config)
     loader = make_loader(embedder, config, fold, maker, seed)
-    if unmeasured:
+    if is_unmeasured:
         measure_statistics(maker, loader)
     torch.manual_seed(seed)  # of the heads
     model = make_model(fold, maker, views).to(device)
     kernels.refuse_wrong_kernels(model, config.mixed_precision, device)
     stages = make_stages(loader.steps_per_epoch)
-    said = {
+    protocol = {
         "train_test_classes": [fold.train.num_samples, fold.test.num_samples, len(fold.classes)],
         "left_out": fold.left_out,
         "steps": sum(stage.num_steps for stage in stages),
@@ -208,11 +208,11 @@ def run_repeat(
     criterion = Criterion(fold.train_targets.to(device), config.label_smoothing)
     folder = Path(config.folder) / "-".join([embedder.weights_hash, *name.replace(",", "").split()])
     facts = facts_of(embedder, config, fold, loader)
-    of_training = train_or_load(model, loader, stages, criterion, options, folder=folder, facts=facts, device=device)
-    del loader  # and with it its workers
-    found = score(
+    training_facts = train_or_load(model, loader, stages, criterion, options, folder=folder, facts=facts, device=device)
+    del loader  # ends its workers
+    scores = score(
         model,
-        ClipSets(fold.test, views, wanted_modalities(config, embedder), config.test_clips, config.test_crops),
+        ClipSets(fold.test, views, modalities_of(config, embedder), config.test_clips, config.test_crops),
         maker,
         multi_label=config.multi_label,
         batch_size=config.batch_size,
@@ -220,23 +220,23 @@ def run_repeat(
         device=device,
         mixed_precision=config.mixed_precision,
     )
-    return Trained(as_repeat(found, fold, name, multi_label=config.multi_label), said, of_training, found)
+    return Trained(as_repeat(scores, fold, name, multi_label=config.multi_label), protocol, training_facts, scores)
 
 
-def as_repeat(found: Mapping[str, Scores], fold: ShardFold, name: str, *, multi_label: bool) -> Repeat:
-    """The metrics of every head, with the accuracy of single clips beside those of whole samples."""
+def as_repeat(scores_of_heads: Mapping[str, Scores], fold: ShardFold, name: str, *, multi_label: bool) -> Repeat:
+    """The metrics of every head, and for single labels the accuracy of single clips."""
     targets, train_targets = fold.test_targets.numpy(), fold.train_targets.numpy()
     columns: dict[str, Any] = {}
     metrics: dict[str, Metric] = {}
-    for head, scores in found.items():
-        one = classified(
+    for head, scores in scores_of_heads.items():
+        result = classified(
             fold.test.keys, scores.mean, targets, fold.classes, prefix=f"{head}_",
             train_targets=None if multi_label else train_targets,
         )  # fmt: skip
-        columns |= one.columns
-        metrics |= one.metrics
+        columns |= result.columns
+        metrics |= result.metrics
         if not multi_label:
             columns[f"{head}_clips_right"] = clip_accuracy(scores.clips, targets)
-            chance = one.metrics[f"{head}_top1_accuracy"].chance
+            chance = result.metrics[f"{head}_top1_accuracy"].chance
             metrics[f"{head}_clip_accuracy"] = Metric("mean", (f"{head}_clips_right",), chance)
     return Repeat(name, list(fold.test.keys), columns, metrics, list(fold.train.keys), fold.classes)

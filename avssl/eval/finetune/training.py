@@ -1,8 +1,8 @@
-"""Training of classifiers on labels, in stages, resumable to the bit: shared by full fine-tuning and linear probes.
+"""Training of classifiers on labels, in stages, resumable to the bit: for full fine-tuning and linear probes.
 
-A stage trains heads alone on encoders that are frozen, or all. The whole state is weights, the optimizer's moments and
-a number of steps: order and augmentation are the loader's pure functions, the learning rate is one of the step, and
-dropout is drawn from (seed, step, rank).
+A stage trains the heads alone on frozen encoders, or the whole network. The state is weights, the moments of the
+optimizer and the number of steps: order and augmentation are pure functions of the loader, the learning rate is a
+function of the step, and dropout is drawn from (seed, step, rank).
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ BatchNormMode = Literal["train", "frozen"]
 
 
 class Batches(Protocol):
-    """What is asked of a loader (avssl/data/loader.py)."""
+    """The part of a loader (avssl/data/loader.py) that training needs."""
 
     steps_per_epoch: int
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
-        """Batches of a pass over the data, from one on."""
+        """The batches of a pass over the data, from number first_batch on."""
 
 
 class Headed(nn.Module):
@@ -47,18 +47,18 @@ class Headed(nn.Module):
     encoders: nn.ModuleDict
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """Of everything but the encoders."""
-        own = {id(parameter) for parameter in self.encoders.parameters()}
-        return [parameter for parameter in self.parameters() if id(parameter) not in own]
+        """The parameters that do not belong to the encoders."""
+        of_encoders = {id(parameter) for parameter in self.encoders.parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in of_encoders]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Some steps of training.
+    """A number of training steps with the same settings.
 
-    encoders: do they learn? batch_norm: of the encoders: "train" normalizes by the batch and moves the running
-    statistics, even where the weights are frozen; "frozen" leaves statistics as they are.
-    encoder_lr_scale: their learning rate over that of the heads.
+    encoders: whether they are trained. batch_norm: of the encoders: "train" normalizes by the batch and moves the
+    running statistics, even if the weights are frozen; "frozen" leaves the statistics as they are. encoder_lr_scale:
+    the learning rate of the encoders over that of the heads.
     """
 
     num_steps: int
@@ -70,7 +70,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Criterion:
-    """Cross-entropy of class numbers int64 (N,), or binary cross-entropy of float (N, C), by sample index."""
+    """Cross-entropy with targets int64 (N,), or binary cross-entropy with targets float (N, C), by sample index."""
 
     targets: torch.Tensor
     label_smoothing: float = 0.0
@@ -89,7 +89,7 @@ class Criterion:
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How often to write what, and the precision of the forward pass."""
+    """The seed, the precision of the forward pass, and how often logs and checkpoints are written."""
 
     seed: int = 0
     mixed_precision: str = "fp32"  # or bf16
@@ -98,7 +98,7 @@ class TrainingOptions:
 
 
 def set_stage(model: Headed, stage: Stage, trainable: Sequence[nn.Parameter]) -> None:
-    """Modes and gradients of a stage. trainable: the encoders' parameters that are not fixed by the network itself."""
+    """Set the modes and gradients of a stage. trainable: encoder parameters that the network itself does not fix."""
     model.train()
     if not stage.encoders:
         model.encoders.eval()
@@ -120,10 +120,10 @@ def train(
     facts: Mapping[str, Any],
     device: torch.device,
 ) -> None:
-    """Train `model` in place through all stages, from the newest checkpoint of `folder` on if there is one.
+    """Train `model` in place through all stages, from the checkpoint of `folder` on if there is one.
 
-    Afterwards it is in eval mode and the same on every rank. ValueError if that checkpoint was made with other `facts`;
-    FloatingPointError if the loss is no longer a number.
+    Afterwards it is in eval mode and the same on every rank. ValueError if the checkpoint has other `facts`;
+    FloatingPointError if the loss is not finite.
     """
     checkpoint = folder / TRAINING_FILE
     step = read_step(checkpoint, facts)
@@ -168,7 +168,7 @@ def _train_stage(
     device: torch.device,
     save: Callable[[int, torch.optim.Optimizer], None],
 ) -> int:
-    """Steps until the stage ends; the number of steps made since training began."""
+    """Train to the end of a stage; returns the number of steps since training began."""
     last = first + stage.num_steps
     wrapped: nn.Module = model
     if is_active():
@@ -197,7 +197,7 @@ def _train_stage(
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Make what is random inside a network, dropout, a function of (seed, step, rank)."""
+    """Seed PyTorch, so that dropout is a function of (seed, step, rank)."""
     torch.manual_seed(int(np.random.SeedSequence((seed, step, rank())).generate_state(1)[0]))
 
 
@@ -208,7 +208,7 @@ def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: 
 
 
 class _Log:
-    """FOLDER/metrics.jsonl, a line every few steps, and a bar; stops a training whose loss is no number."""
+    """Writes FOLDER/metrics.jsonl and a progress bar; FloatingPointError for a loss that is not finite."""
 
     def __init__(self, folder: Path, total_steps: int, step: int, options: TrainingOptions) -> None:
         self.path, self.every, self.is_first = folder / "metrics.jsonl", options.log_every_steps, rank() == 0
@@ -242,14 +242,13 @@ class _Log:
 
 
 class Classifier(Headed):
-    """Features of the encoders side by side, dropout, a linear layer: {modality: media} -> {head: logits (B, C)}.
+    """Concatenated features of the encoders, dropout, a linear layer: {modality: media} -> {head: logits (B, C)}.
 
     Args:
-        encoders: {modality: module with .dim}; several are concatenated in this order.
-        num_classes: C. dropout: share of the features that is dropped in training.
-        head: name of the result.
+        encoders: {modality: module with .dim}, in the order of concatenation.
+        num_classes: C. dropout: share of the features that is dropped in training. head: its name in the results.
 
-    The linear layer starts at PyTorch's defaults.
+    The linear layer has PyTorch's default initialization.
     """
 
     def __init__(self, encoders: Mapping[str, nn.Module], num_classes: int, *, dropout: float, head: str) -> None:

@@ -1,7 +1,7 @@
-"""The protocols of recipes/evaluate.py: one file per task in this folder, found by name. `register` adds your own.
+"""The tasks of recipes/evaluate.py: one file per task in this folder, found by its name. `register` adds your own.
 
-A task is a configuration and a function. The door calls the function once with the run's weights and once with random
-ones, averages over repeats (folds, seeds), and writes RUN/evaluations/<task>-<name>.json with everything around it:
+A task is a configuration and a function. The recipe calls the function once with the run's weights and once with random
+ones, averages over repeats (folds, seeds), and writes RUN/evaluations/<task>-<name>.json:
 
     @dataclass
     class Config(LabelTaskConfig):              # avssl/eval/outcome.py: the keys of tasks on labels
@@ -10,20 +10,22 @@ ones, averages over repeats (folds, seeds), and writes RUN/evaluations/<task>-<n
     @register("knn", Config)
     def knn(embedder: Embedder, config: Config) -> Outcome: ...
 
-What the function gets. `embedder` (avssl/embedding/embedder.py) has the networks of the run in eval mode on its device:
+Arguments. `embedder` (avssl/embedding/embedder.py) has the networks of the run in eval mode on its device:
 `embedder.encoders` and `.projectors` {modality: module}, `.views` (raw views -> tensors), `.config` (the run's),
-`.modalities`, `.device`, `.weights_hash`. It belongs to the caller: a task that trains takes copy.deepcopy of what it
-changes. The function runs in every process of torchrun alike; what it reads it shares out (avssl/eval/features.py does,
-and avssl.distributed has the collectives), and every process returns the same Outcome. Only the first one writes.
+`.modalities`, `.device`, `.weights_hash`, `.run_folder`. It belongs to the caller: a task that trains changes a copy
+(copy.deepcopy). The function runs in every process of torchrun; each reads a part of the samples (as
+avssl/eval/features.py does; avssl.distributed has the collectives) and returns the same Outcome. Only the first process
+writes.
 
-What it gives back. An `Outcome`: one `Repeat` per fold or seed, each with the keys of the test rows, arrays of what was
-measured of each row, and `Metric`s that are computed from those arrays and nothing else. So a comparison can resample
-rows and compute the same number again. For classification `classified(...)` in outcome.py makes a Repeat from scores
-and targets. `Outcome.protocol` says what the configuration does not: sizes, layers, what is frozen, which rows were
-left out and why. The door adds the configuration, the sample lists' hashes, versions, the commit and the weights' hash.
+Return value. An `Outcome`: one `Repeat` per fold or seed, with the keys of the test rows, columns (arrays with an entry
+per row), and `Metric`s that are computed from those columns alone, so that a comparison can resample the rows and
+compute the metrics again. For classification `classified(...)` in outcome.py makes a Repeat from scores and targets.
+`Outcome.protocol` says what the configuration does not: sizes, layers, what is frozen, which rows were left out and
+why. The recipe adds the configuration, the hashes of the sample lists, versions, the commit and the hash of the
+weights.
 
-Bad input is a ValueError that says what was given, what is allowed and what to do; a sample that cannot be read is an
-error, for a smaller test set would be another test set.
+Bad input is a ValueError that says what was given, what is allowed and what to do. A sample that cannot be read is an
+error: a smaller test set would be another test set.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ __all__ = ["Task", "get", "names", "register"]
 
 
 class Task(NamedTuple):
-    """A protocol: its name, its configuration, and its function (embedder, config) -> Outcome."""
+    """An evaluation task: its name, its configuration, and its function (embedder, config) -> Outcome."""
 
     name: str
     Config: type[TaskConfig]
@@ -55,9 +57,9 @@ def register(name: str, config: type[TaskConfig]) -> Callable[[Callable[[Any, An
     """Decorator: `@register("knn", Config)` makes a function reachable as `task: knn`. A taken name is an error."""
 
     def add(function: Callable[[Any, Any], Outcome]) -> Callable[[Any, Any], Outcome]:
-        known = _REGISTRY.get(name)
-        if known is not None and known.run.__module__ != function.__module__:
-            raise ValueError(f"task name {name!r} is taken by {known.run.__module__}")
+        earlier = _REGISTRY.get(name)
+        if earlier is not None and earlier.run.__module__ != function.__module__:
+            raise ValueError(f"task name {name!r} is taken by {earlier.run.__module__}")
         _REGISTRY[name] = Task(name, config, function)
         return function
 

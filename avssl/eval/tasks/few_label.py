@@ -1,7 +1,7 @@
-"""How far few labels go: a classifier fitted on a share, or so many a class, of the training samples, over seeds.
+"""A classifier fitted on a share of the training samples, or on a number per class, over seeds.
 
-With several labels a sample (`multi_label`) a drawn sample brings all of its labels, those of other classes too; see
-`stratified` for the draw, and avssl/eval/outcome.py for what is measured then.
+With several labels per sample (`multi_label`) a drawn sample has all of its labels, also those of other classes; see
+`stratified` for the draw, and avssl/eval/outcome.py for the metrics.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avssl.eval.classifiers import knn_scores, logistic_scores, require_sklearn
-from avssl.eval.frozen import FROZEN, FitAndScore, FrozenConfig, classify_layer, folds
+from avssl.eval.classifiers import FitAndScore, classify_layer, knn_scores, logistic_scores, require_sklearn
+from avssl.eval.frozen import FROZEN, FrozenConfig, folds
 from avssl.eval.labels import Fold, LabeledFeatures, labels_digest
 from avssl.eval.outcome import Outcome, Repeat
 from avssl.eval.tasks import register
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class FewLabelConfig(FrozenConfig):
-    """Stratified: of each class its share, rounded (halves up), and at least one."""
+    """The keys of stratified draws: the share of each class is rounded (halves up) and at least one sample."""
 
     fractions: list[float] = field(default_factory=lambda: [0.01, 0.1])  # of the training samples
-    per_class: list[int] = field(default_factory=list)  # so many a class
+    per_class: list[int] = field(default_factory=list)  # samples per class
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])  # of the draw
     classifier: str = "linear"  # linear (logistic regression), or knn
     cost: float = 1.0  # C of the logistic regression
@@ -40,7 +40,7 @@ class FewLabelConfig(FrozenConfig):
 
 @register("few_label", FewLabelConfig)
 def few_label(embedder: Embedder, config: FewLabelConfig) -> Outcome:
-    """Every amount on every layer, once a seed (and fold)."""
+    """Every amount on every layer, once per fold and seed."""
     if config.classifier not in ("linear", "knn"):
         raise ValueError(f"classifier is {config.classifier!r}; few_label fits linear or knn")
     wrong = [share for share in config.fractions if not 0 < share <= 1] + [n for n in config.per_class if n < 1]
@@ -69,25 +69,28 @@ def few_label(embedder: Embedder, config: FewLabelConfig) -> Outcome:
 
 
 def _amounts_drawn(drawn: dict[str, list[tuple[int, int, int]]], config: FewLabelConfig) -> dict[str, Any]:
-    """How many samples each amount was, of every seed where they differ; with several labels also of how many a class
-    had the fewest and the most.
+    """{"training_samples": {amount: number, or a list over seeds where it differs}}.
+
+    With several labels also {"samples_of_a_class": {amount: [the fewest of a class, the most]}}.
     """
     sizes = {amount: [samples for samples, _, _ in over_seeds] for amount, over_seeds in drawn.items()}
-    found: dict[str, Any] = {
-        "training_samples": {amount: each[0] if len(set(each)) == 1 else each for amount, each in sizes.items()}
+    entries: dict[str, Any] = {
+        "training_samples": {
+            amount: over_seeds[0] if len(set(over_seeds)) == 1 else over_seeds for amount, over_seeds in sizes.items()
+        }
     }
     if config.multi_label:
-        found["samples_of_a_class"] = {
+        entries["samples_of_a_class"] = {
             amount: [min(fewest for _, fewest, _ in over_seeds), max(most for _, _, most in over_seeds)]
             for amount, over_seeds in drawn.items()
         }
-    return found
+    return entries
 
 
 def _repeat(
     fold: Fold, config: FewLabelConfig, seed: int, fit_and_score: FitAndScore
 ) -> tuple[Repeat, dict[str, tuple[int, int, int]]]:
-    """One draw, and of each amount (samples, those of the class with the fewest, those of the one with the most)."""
+    """(one draw, {amount: (samples, those of the class with the fewest, those of the class with the most)})."""
     targets = fold.train.targets
     amounts: list[tuple[str, float, int]] = [(f"{share * 100:g}_percent", share, 0) for share in config.fractions]
     amounts += [(f"{number}_per_class", 0.0, number) for number in config.per_class]
@@ -100,7 +103,7 @@ def _repeat(
         sizes[amount] = len(chosen), int(per_class[per_class > 0].min()), int(per_class.max())
         drawn = replace(fold, train=LabeledFeatures(fold.train.features.select(chosen), targets[chosen]))
         for layer in config.layers:
-            result = classify_layer(drawn, config, layer, fit_and_score, prefix=f"{amount}_")
+            result = classify_layer(drawn, config.modality, layer, fit_and_score, fuse=config.fuse, prefix=f"{amount}_")
             columns |= result.columns
             metrics |= result.metrics
     name = f"{fold.name}, seed {seed}" if fold.name else f"seed {seed}"
@@ -109,37 +112,41 @@ def _repeat(
 
 
 def stratified(targets: NDArray[Any], share: float, number: int, seed: int) -> NDArray[np.int64]:
-    """Sorted positions of a share in (0, 1] of each class (rounded, at least one), or of `number` of each if share is
-    0.
+    """Sorted rows of a share in (0, 1] of each class (rounded, at least one row), or of `number` rows per class if
+    share is 0.
 
-    targets: int (n,), or bool (n, C) with several labels a sample. A class with fewer than `number` samples gives all.
+    targets: int (n,), or bool (n, C) with several labels per sample. A class with fewer than `number` samples gives
+    all.
 
-    Every class that occurs has an order of its samples: generator.permutation, class after class, with
-    generator = numpy.random.default_rng(seed). Classes take turns: in its r-th turn a class of which fewer than r
-    samples are drawn so far, for whichever class, takes the first of its order that is not drawn. It has as many turns
-    as it is due samples. Turns come by r with `number`, and by (r - 1/2) / (samples of the class) with a share, every
-    class's first turn before all others; at once: the rarer class, then the lower. So each class has at least what it
-    is due; with one label a sample exactly that; and the smaller draw of a seed is part of the larger one.
+    Each class with samples has an order of them: generator.permutation, class after class, with
+    generator = numpy.random.default_rng(seed). A class is due a number of samples, and has as many turns. In its r-th
+    turn, a class of which fewer than r samples are drawn so far (by any class) draws the first one of its order that is
+    not drawn. Turns are sorted by r with `number`, and by (r - 1/2) / (samples of the class) with a share, where every
+    first turn comes before all others; equal turns by fewer samples of the class, then by the class number. So each
+    class gets at least the samples that it is due, with one label per sample exactly those, and the smaller draw of a
+    seed is a part of the larger one.
     """
     several = targets.ndim == 2
     generator = np.random.default_rng(seed)
     orders = {
-        int(one): generator.permutation(np.flatnonzero(targets[:, one] if several else targets == one))
-        for one in (np.flatnonzero(targets.any(axis=0)) if several else np.unique(targets))
+        int(class_number): generator.permutation(
+            np.flatnonzero(targets[:, class_number] if several else targets == class_number)
+        )
+        for class_number in (np.flatnonzero(targets.any(axis=0)) if several else np.unique(targets))
     }
     turns = []
-    for one, order in orders.items():
+    for class_number, order in orders.items():
         due = max(1, int(share * len(order) + 0.5)) if share else min(number, len(order))
         for turn in range(1, due + 1):
             when = 0.0 if turn == 1 else (turn - 0.5) / len(order) if share else float(turn)
-            turns.append((when, len(order), one, turn))
+            turns.append((when, len(order), class_number, turn))
     is_drawn, counts = np.zeros(len(targets), np.bool_), np.zeros(max(orders) + 1, np.int64)
-    places = dict.fromkeys(orders, 0)
-    for _, _, one, turn in sorted(turns):
-        if counts[one] < turn:
-            while is_drawn[orders[one][places[one]]]:
-                places[one] += 1
-            sample = orders[one][places[one]]
+    next_in_order = dict.fromkeys(orders, 0)
+    for _, _, class_number, turn in sorted(turns):
+        if counts[class_number] < turn:
+            while is_drawn[orders[class_number][next_in_order[class_number]]]:
+                next_in_order[class_number] += 1
+            sample = orders[class_number][next_in_order[class_number]]
             is_drawn[sample] = True
             counts[targets[sample, : len(counts)] if several else targets[sample]] += 1
     return np.flatnonzero(is_drawn)

@@ -1,6 +1,6 @@
-"""Full fine-tuning: the whole network on labels, tested by several clips of each sample.
+"""Full fine-tuning: the whole network is trained on labels and tested on several clips of each sample.
 
-If asked for, the head alone comes first, on an encoder whose weights are frozen. The published protocols are in
+With head_epochs, the head alone is trained first, on an encoder with frozen weights. The published protocols are in
 recipes/configs/evaluate/finetune_*.yaml, with their sources; docs/finetuning.md shows the commands.
 """
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from avssl.eval.finetune.data import ShardFold
 from avssl.eval.finetune.task import TrainedConfig, check, repeats, run_repeat, scheduled
 from avssl.eval.finetune.training import Classifier, Stage
-from avssl.eval.frozen import wanted_modalities
+from avssl.eval.frozen import modalities_of
 from avssl.eval.outcome import Outcome
 from avssl.eval.tasks import register
 from avssl.optim.config import OptimConfig
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
 
 @dataclass
 class FinetuneConfig(TrainedConfig):
-    """The head: dropout and a linear layer on the encoder's feature, of `modality: both` on the two side by side."""
+    """The head is dropout and a linear layer on the feature of the encoder; with `modality: both`, on both features."""
 
     dropout: float = 0.5  # of the feature, before the linear layer
-    head_epochs: int = 0  # of the head alone, before; epochs as in `epochs`
+    head_epochs: int = 0  # of the head alone, before the whole network; counted as `epochs`
     head_optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-4, weight_decay=0.0))
-    head_batch_norm: Literal["train", "frozen"] = "frozen"  # the encoder's then: `train` moves its running statistics
-    batch_norm: Literal["train", "frozen"] = "train"  # the encoder's afterwards
-    encoder_lr_scale: float = 1.0  # the encoder's learning rate over the head's
+    head_batch_norm: Literal["train", "frozen"] = "frozen"  # of the encoder then: `train` moves running statistics
+    batch_norm: Literal["train", "frozen"] = "train"  # of the encoder in the other epochs
+    encoder_lr_scale: float = 1.0  # the learning rate of the encoder over that of the head
 
 
 @register("finetune", FinetuneConfig)
 def finetune(embedder: Embedder, config: FinetuneConfig) -> Outcome:
-    """Every fold with every seed."""
+    """Fine-tune on every fold with every seed."""
     check(config)
     if config.head_epochs < 0:
         raise ValueError(f"head_epochs must be at least 0, got {config.head_epochs}")
-    modalities = wanted_modalities(config, embedder)
+    modalities = modalities_of(config, embedder)
 
     def model(fold: ShardFold, maker: ViewMaker, views: ViewsConfig) -> Classifier:  # noqa: ARG001
         encoders = {modality: copy.deepcopy(embedder.encoders[modality]) for modality in modalities}
@@ -57,7 +57,7 @@ def finetune(embedder: Embedder, config: FinetuneConfig) -> Outcome:
         head = Stage(config.head_epochs * per_epoch, replace(config.head_optim), False, config.head_batch_norm)
         return [head, whole] if config.head_epochs else [whole]
 
-    found = {
+    results = {
         name: run_repeat(embedder, config, name, seed, fold, model, stages)
         for name, seed, fold in repeats(config, embedder)
     }
@@ -65,7 +65,7 @@ def finetune(embedder: Embedder, config: FinetuneConfig) -> Outcome:
         "trained": "the whole network" + (", after the head alone" if config.head_epochs else ""),
         "batch_norm": f"{config.batch_norm}; with the head alone {config.head_batch_norm}",
         "scores": "mean over clips of the " + ("sigmoid" if config.multi_label else "softmax"),
-        "repeats": {name: one.protocol for name, one in found.items()},
+        "repeats": {name: result.protocol for name, result in results.items()},
     }
-    facts = {"training": {name: one.facts for name, one in found.items()}}
-    return Outcome([one.repeat for one in found.values()], protocol, facts)
+    facts = {"training": {name: result.facts for name, result in results.items()}}
+    return Outcome([result.repeat for result in results.values()], protocol, facts)

@@ -1,4 +1,4 @@
-"""Weighted k nearest neighbors (Wu et al. 2018, arXiv 1805.01978): k = 200 and T = 0.07 there, on ImageNet."""
+"""Weighted k nearest neighbors (Wu et al. 2018, arXiv 1805.01978, with k = 200 and T = 0.07 on ImageNet)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class KNNConfig(FrozenConfig):
-    """Neighbors vote with exp(cosine / temperature)."""
+    """The keys of kNN; neighbors vote with exp(cosine / temperature)."""
 
     num_neighbors: int = 20
     temperature: float = 0.07
@@ -25,7 +25,7 @@ class KNNConfig(FrozenConfig):
 
 @register("knn", KNNConfig)
 def knn(embedder: Embedder, config: KNNConfig) -> Outcome:
-    """Classes of the test samples by vote of the closest training samples, on every layer."""
+    """Classify the test samples by a vote of the closest training samples, on every layer."""
     return classify(
         embedder, config, partial(knn_scores, num_neighbors=config.num_neighbors, temperature=config.temperature)
     )

@@ -1,7 +1,7 @@
 """A linear classifier on stored features of frozen networks: multinomial logistic regression, one per layer.
 
-The features are of clips without augmentation, fitted to the end by L-BFGS. The published probes that train by gradient
-steps on augmented clips are another task.
+The clips are not augmented, and L-BFGS runs to convergence. The published probes, which are trained by gradient steps
+on augmented clips, are the task `linear_probe`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class LinearConfig(FrozenConfig):
-    """L2 regularization 1 / (2 C) |w|^2 against the sum of the losses, as in scikit-learn."""
+    """The keys of the classifier; its L2 regularization is 1 / (2 C) |w|^2 beside the sum of the losses."""
 
     costs: list[float] = field(default_factory=lambda: [1.0])  # C; of several, the best on a fifth of the training set
     max_iterations: int = 1000
@@ -29,7 +29,7 @@ class LinearConfig(FrozenConfig):
 
 @register("linear", LinearConfig)
 def linear(embedder: Embedder, config: LinearConfig) -> Outcome:
-    """Logistic regression on standardized features."""
+    """Logistic regression on the standardized features of every layer."""
     require_sklearn()
     report: dict[str, Any] = {}
     fit = partial(

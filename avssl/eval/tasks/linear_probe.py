@@ -1,7 +1,7 @@
 """Linear probes on augmented clips: one classifier per layer of a frozen network, all trained in one pass.
 
-Frozen means frozen: no gradients, and batch norm in eval mode, so that neither weights nor running statistics move. The
-published code of AVID left batch norm in training mode here, so its numbers may differ (recipes/configs/evaluate/
+The network has no gradients and batch norm in eval mode, so that neither weights nor running statistics move. The
+published code of AVID leaves batch norm in training mode here, so its numbers may differ (recipes/configs/evaluate/
 linear_kinetics400.yaml). Logistic regression on stored features, without augmentation, is the task `linear`.
 """
 
@@ -19,7 +19,7 @@ from avssl.eval.finetune.data import ShardFold
 from avssl.eval.finetune.layer_probes import LinearProbes
 from avssl.eval.finetune.task import TrainedConfig, check, repeats, run_repeat, scheduled
 from avssl.eval.finetune.training import Stage
-from avssl.eval.frozen import FROZEN, wanted_modalities
+from avssl.eval.frozen import FROZEN, modalities_of
 from avssl.eval.outcome import Outcome
 from avssl.eval.tasks import register
 from avssl.transforms.config import ViewsConfig
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class LinearProbeConfig(TrainedConfig):
-    """The defaults of epochs and steps are no protocol; recipes/configs/evaluate/linear_*.yaml are."""
+    """The keys of the probes. Protocols are in recipes/configs/evaluate/linear_*.yaml; the defaults are none."""
 
     layers: list[str] = field(default_factory=list)  # of conv2x .. conv5x and pool; []: every stage the encoder has
     probe_batch_norm: bool = True  # before each linear layer, with scale and shift
@@ -39,15 +39,15 @@ class LinearProbeConfig(TrainedConfig):
 
 @register("linear_probe", LinearProbeConfig)
 def linear_probe(embedder: Embedder, config: LinearProbeConfig) -> Outcome:
-    """Every layer of every fold with every seed."""
+    """Train and test a probe on every layer, for every fold and seed."""
     check(config)
     if config.optim.clip_norm:
         raise ValueError(
-            f"optim.clip_norm is {config.optim.clip_norm}; it would couple the probes, which must not know of each "
-            "other: leave it at 0"
+            f"optim.clip_norm is {config.optim.clip_norm}; it would couple the probes, which must be independent: "
+            "leave it at 0"
         )
-    modalities = wanted_modalities(config, embedder)
-    widths: dict[str, int] = {}
+    modalities = modalities_of(config, embedder)
+    dims: dict[str, int] = {}
 
     def model(fold: ShardFold, maker: ViewMaker, views: ViewsConfig) -> LinearProbes:
         encoders = {modality: copy.deepcopy(embedder.encoders[modality]) for modality in modalities}
@@ -57,28 +57,28 @@ def linear_probe(embedder: Embedder, config: LinearProbeConfig) -> Outcome:
         probes = LinearProbes(
             encoders, list(config.layers), example, len(fold.classes), batch_norm=config.probe_batch_norm
         )
-        widths.update(probes.widths)
+        dims.update(probes.dims)
         return probes
 
     def stages(steps_per_pass: int) -> list[Stage]:
         steps = config.epochs * config.clips_per_sample * steps_per_pass
         return [Stage(steps, scheduled(config, steps_per_pass), False, "frozen")]
 
-    found = {
+    results = {
         name: run_repeat(embedder, config, name, seed, fold, model, stages)
         for name, seed, fold in repeats(config, embedder)
     }
     metric = "mean_average_precision" if config.multi_label else "top1_accuracy"
-    values = [one.repeat.values() for one in found.values()]
-    means = {layer: float(np.mean([one[f"{layer}_{metric}"] for one in values])) for layer in widths}
+    metrics = [result.repeat.values() for result in results.values()]
+    means = {layer: float(np.mean([result[f"{layer}_{metric}"] for result in metrics])) for layer in dims}
     protocol: dict[str, Any] = {
         **FROZEN,
-        "layers": widths,
+        "layers": dims,
         "probe_batch_norm": config.probe_batch_norm,
         "scores": "mean over clips of the " + ("sigmoid" if config.multi_label else "softmax"),
-        "repeats": {name: one.protocol for name, one in found.items()},
+        "repeats": {name: result.protocol for name, result in results.items()},
     }
     best = max(means, key=lambda layer: means[layer])
     facts: dict[str, Any] = {"best_layer": best, "best_layer_is_chosen_by": f"{metric} on the test samples"}
-    facts["training"] = {name: one.facts for name, one in found.items()}
-    return Outcome([one.repeat for one in found.values()], protocol, facts)
+    facts["training"] = {name: result.facts for name, result in results.items()}
+    return Outcome([result.repeat for result in results.values()], protocol, facts)

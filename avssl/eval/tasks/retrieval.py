@@ -1,8 +1,8 @@
-"""Retrieval across modalities (a clip's own other half) and within one (clips of the same label).
+"""Retrieval across modalities (of the same clip) and within one (of clips with the same label).
 
-Within a modality the query's own row is left out. Ties are pessimistic: what is as close as a right answer stands
-before it, so that constant features find nothing. With `train` set, test clips search the training clips instead of
-each other, as is usual for nearest neighbors on UCF-101 and HMDB-51.
+Within a modality the row of the query is left out. Ties are pessimistic: rows as close as a right one are ranked before
+it, so that constant features find nothing. With `train` set the gallery of test clips is the training clips and not the
+test clips, as is usual on UCF-101 and HMDB-51.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from avssl.data.every_sample import ClipPlan
 from avssl.eval.features import extract
-from avssl.eval.frozen import FROZEN, FrozenConfig, wanted_modalities
+from avssl.eval.frozen import FROZEN, FrozenConfig, modalities_of
 from avssl.eval.labels import FeatureSet, targets_of, usable
 from avssl.eval.outcome import Metric, Outcome, Repeat
 from avssl.eval.retrieval import chance_of_same_label, retrieval_ranks, same_label_search
@@ -29,25 +29,23 @@ if TYPE_CHECKING:
 
 @dataclass
 class RetrievalConfig(FrozenConfig):
-    """Cosines between the means of the samples' unit clips."""
+    """The keys of retrieval by cosine; a row is the mean of the unit clips of a sample."""
 
-    modality: str = "both"  # both: across and within; one: within it
-    layers: list[str] = field(
-        default_factory=lambda: ["embedding"]
-    )  # across modalities only the embedding can be compared
+    modality: str = "both"  # both: across modalities and within each; one modality: within it
+    layers: list[str] = field(default_factory=lambda: ["embedding"])  # across modalities only embeddings are compared
     recall_at: list[int] = field(default_factory=lambda: [1, 5, 10, 20, 50])
-    label_field: str = ""  # for retrieval within a modality; empty: only across
+    label_field: str = ""  # for retrieval within a modality; empty: only across modalities
 
 
 @register("retrieval", RetrievalConfig)
 def retrieval(embedder: Embedder, config: RetrievalConfig) -> Outcome:
     """Recall at k, median rank, and within a modality the mean average precision."""
-    modalities = wanted_modalities(config, embedder)
+    modalities = modalities_of(config, embedder)
     across = config.modality == "both"
     if config.folds or config.fold_field or config.multi_label or not config.test or not (config.label_field or across):
         raise ValueError(
             f"retrieval needs test (it is {config.test!r}), and label_field for one modality; folds and multi_label "
-            "have no meaning for it"
+            "do not apply"
         )
     if min(config.recall_at, default=0) < 1:
         raise ValueError(f"recall_at is {list(config.recall_at)}; give numbers of at least 1")
@@ -66,16 +64,18 @@ def retrieval(embedder: Embedder, config: RetrievalConfig) -> Outcome:
     gallery = test
     if config.train:
         if ShardSet(config.train).fingerprint == ShardSet(config.test).fingerprint:
-            raise ValueError(f"train={config.train} and test={config.test} hold the same clips: each would find itself")
-        everything = extract(embedder, config.train, modalities, config.layers, plan, **options)
-        gallery, protocol["left_out"]["train"] = usable(everything, config.label_field, modalities)
+            raise ValueError(
+                f"train={config.train} and test={config.test} hold the same clips, so that each clip would find itself"
+            )
+        samples = extract(embedder, config.train, modalities, config.layers, plan, **options)
+        gallery, protocol["left_out"]["train"] = usable(samples, config.label_field, modalities)
         protocol["num_train"] = len(gallery)
     columns: dict[str, Any] = {}
     metrics: dict[str, Metric] = {}
     if across:
         _across(test, config, columns, metrics)
     if config.label_field:
-        classes = sorted({labels[config.label_field][0] for part in (test, gallery) for labels in part.labels})
+        classes = sorted({labels[config.label_field][0] for split in (test, gallery) for labels in split.labels})
         protocol["labels"] = hashlib.sha256("\n".join(classes).encode()).hexdigest()[:16]
         for modality in modalities:
             for layer in config.layers:
@@ -90,14 +90,14 @@ def _pooled(features: FeatureSet, modality: str, layer: str) -> np.ndarray:
 
 
 def _across(test: FeatureSet, config: RetrievalConfig, columns: dict[str, Any], metrics: dict[str, Metric]) -> None:
-    """Both directions over the clips of `test`, which have both modalities."""
+    """Add the metrics of both directions between video and audio over the clips of `test`."""
     if "embedding" not in config.layers:
         return
     sides = {modality: _pooled(test, modality, "embedding") for modality in ("video", "audio")}
     if sides["video"].shape[1] != sides["audio"].shape[1]:
         raise ValueError(
-            f"embeddings of video are {sides['video'].shape[1]} wide and of sound {sides['audio'].shape[1]}: this run "
-            "did not bring them together; set modality to one of them"
+            f"embeddings of video have {sides['video'].shape[1]} dims and of audio {sides['audio'].shape[1]}: this run "
+            "did not train them together; set modality to one of them"
         )
     for first, second in (("video", "audio"), ("audio", "video")):
         name = f"{first}_to_{second}"
@@ -118,17 +118,25 @@ def _within(
     columns: dict[str, Any],
     metrics: dict[str, Metric],
 ) -> None:
-    """Clips of the same label; queries whose label nobody in the gallery has count with weight 0 (`has_match`)."""
-    own, others = (targets_of(part, config.label_field, classes, multi_label=False) for part in (test, gallery))
+    """Add the metrics of search by label; queries whose label the gallery lacks have weight 0 (`has_match`)."""
+    query_labels, gallery_labels = (
+        targets_of(split, config.label_field, classes, multi_label=False) for split in (test, gallery)
+    )
     search = same_label_search(
-        _pooled(test, modality, layer), own, _pooled(gallery, modality, layer), others, exclude_own=gallery is test
+        _pooled(test, modality, layer),
+        query_labels,
+        _pooled(gallery, modality, layer),
+        gallery_labels,
+        exclude_own=gallery is test,
     )
     has_match = search.first_rank > 0
     if not has_match.any():
-        raise ValueError(f"no label of {config.label_field!r} occurs twice: there is nothing to find within {modality}")
+        raise ValueError(
+            f"no label of {config.label_field!r} occurs twice, so that no query within {modality} has a match"
+        )
     columns["has_match"] = has_match
     name = f"{modality}_to_{modality}_{layer}"
-    chance = chance_of_same_label(own, others, config.recall_at, exclude_own=gallery is test)
+    chance = chance_of_same_label(query_labels, gallery_labels, config.recall_at, exclude_own=gallery is test)
     columns[f"{name}_average_precision"] = search.average_precision
     metrics[f"{name}_mean_average_precision"] = Metric(
         "mean_where", (f"{name}_average_precision", "has_match"), chance["mean_average_precision"]

@@ -1,6 +1,7 @@
-"""The task `standard`, from two embedding tables: weighted kNN for every modality and label field, audio <-> video
-retrieval, and the precision of CMA's positives (how many are of the anchor's own class). Every measure keeps its rows,
-so that two results can be compared."""
+"""The task `standard`: weighted kNN for every modality and label field, audio <-> video retrieval, and the precision of
+CMA's positives (the share with the class of their anchor). Every metric keeps its rows, so that results can be
+compared.
+"""
 
 from __future__ import annotations
 
@@ -36,14 +37,14 @@ Metrics = dict[str, Metric]
 
 @dataclass
 class StandardConfig(TaskConfig):
-    """The kNN takes its neighbors from `train`. Recalls and ranks are over all pairs of `test`."""
+    """The keys of the task. kNN takes its neighbors from `train`; retrieval is over all pairs of `test`."""
 
     task: str = "standard"
     num_neighbors: int = 20
     temperature: float = 0.07
     knn_on: Literal["feature", "embedding"] = "feature"  # encoder output, or the shared space after the projector
-    num_positives: int = 32  # size of the CMA positive sets whose precision is measured
-    window_seconds: float = 0.0  # 0: the run's audio clip, or its video clip if it has no sound
+    num_positives: int = 32  # positives per anchor whose precision is computed
+    window_seconds: float = 0.0  # 0: the audio clip of the run, or its video clip if it has no audio
 
 
 @register("standard", StandardConfig)
@@ -101,16 +102,16 @@ def evaluate_tables(
     config: StandardConfig,
     positives: Mapping[str, torch.Tensor] | None = None,
 ) -> Outcome:
-    """All measures of one set of weights. Windows of a clip are pooled first.
+    """All metrics of one set of weights. The windows of a clip are pooled first.
 
-    Two repeats, of different rows: "test", the test clips, and "positives", the training clips as anchors. The second
-    has no metrics for runs without positives; its rows are there all the same, so that any two runs can be compared.
+    Two repeats with different rows: "test", the test clips, and "positives", the training clips as anchors. Without
+    positives the second has no metrics but the same rows, so that any two runs can be compared.
 
     Args:
         positives: {agreement: int64 (N, k)} of the N training clips.
 
     Raises:
-        ValueError: nothing can be measured: kNN needs labels in both splits, retrieval video and sound of one clip.
+        ValueError: there is no metric: kNN needs labels in both splits, retrieval video and audio of one clip.
     """
     facts = protocol(train, test, config)
     train, test = train.pool_by_key(), test.pool_by_key()
@@ -123,7 +124,7 @@ def evaluate_tables(
         raise ValueError(
             f"nothing can be evaluated: embedded are {', '.join(test.modalities()) or 'nothing'}; the training split "
             f"has the label fields {train.label_fields()}, the test split {test.label_fields()}. kNN needs a field "
-            "that both have (python -m data_prep index --labels), retrieval video and sound of the same clips"
+            "that both have (python -m data_prep index --labels), retrieval video and audio of the same clips"
         )
     return Outcome([Repeat("test", test.keys, columns, metrics, train.keys), anchors], facts)
 
@@ -131,44 +132,48 @@ def evaluate_tables(
 def _knn(
     train: EmbeddingTable, test: EmbeddingTable, config: StandardConfig, columns: Columns, metrics: Metrics
 ) -> None:
-    """<modality>_knn_<label field>: was each test clip that has both named right?"""
+    """Add <modality>_knn_<label field>, over the test clips that have the modality and a label of the field."""
     for label_field in test.label_fields():
         for modality in MODALITIES:
-            asked_rows, known_rows = (_labeled(table, modality, label_field) for table in (test, train))
-            if not asked_rows.any() or not known_rows.any():
+            is_test, is_train = (_labeled(table, modality, label_field) for table in (test, train))
+            if not is_test.any() or not is_train.any():
                 continue
-            known, asked = train.select(known_rows), test.select(asked_rows)
+            train_rows, test_rows = train.select(is_train), test.select(is_test)
             # A test class without a training row is counted as wrong, not refused.
-            names, asked_names = known.label(label_field), asked.label(label_field)
-            classes = sorted({str(name) for name in [*names, *asked_names]})
-            numbers, targets = label_numbers(names, classes)[0], label_numbers(asked_names, classes)[0]
+            train_names, test_names = train_rows.label(label_field), test_rows.label(label_field)
+            classes = sorted({str(name) for name in [*train_names, *test_names]})
+            train_labels, test_labels = label_numbers(train_names, classes)[0], label_numbers(test_names, classes)[0]
             column = f"{modality}_{config.knn_on}"
             options: dict[str, Any] = {"num_neighbors": config.num_neighbors, "temperature": config.temperature}
-            found = knn_classify(getattr(known, column), numbers, getattr(asked, column), targets, **options)
+            result = knn_classify(
+                getattr(train_rows, column), train_labels, getattr(test_rows, column), test_labels, **options
+            )
             name = f"{modality}_knn_{label_field}"
-            columns[f"{name}_asked"] = asked_rows
-            columns[f"{name}_right"] = _spread(found.predicted == targets.numpy(), asked_rows)
-            metrics[name] = Metric("mean_where", (f"{name}_right", f"{name}_asked"), knn_chance(numbers, targets))
+            columns[f"{name}_asked"] = is_test
+            columns[f"{name}_right"] = _spread(result.predicted == test_labels.numpy(), is_test)
+            metrics[name] = Metric(
+                "mean_where", (f"{name}_right", f"{name}_asked"), knn_chance(train_labels, test_labels)
+            )
 
 
 def _labeled(table: EmbeddingTable, modality: str, label_field: str) -> NDArray[np.bool_]:
-    """bool (n,): rows that have the modality and a label."""
+    """bool (n,): whether a row has the modality and a label."""
     if label_field not in table.label_fields() or table.embedding(modality) is None:
         return np.zeros(len(table), np.bool_)
     return np.array([name is not None for name in table.label(label_field)]) & table.has(modality)
 
 
 def _spread(values: NDArray[Any], rows: NDArray[np.bool_]) -> NDArray[Any]:
-    """Values of some rows (bool (n,)) as a column of all n, 0 elsewhere."""
+    """The values of the rows that are True in bool (n,), as a column of all n rows with 0 elsewhere."""
     result = np.zeros(len(rows), values.dtype)
     result[rows] = values
     return result
 
 
 def _across(test: EmbeddingTable, columns: Columns, metrics: Metrics) -> None:
-    """Ranks in both directions over the clips with video and sound, and the class of what is closest.
+    """Add ranks and class precision of both directions, over the clips with video and audio.
 
-    Class precision leaves a clip's own other half out: finding that is what recall counts.
+    Class precision leaves the other modality of the query's own clip out of the gallery: recall counts that.
     """
     if test.video_embedding is None or test.audio_embedding is None:
         return
@@ -179,29 +184,29 @@ def _across(test: EmbeddingTable, columns: Columns, metrics: Metrics) -> None:
     chance = chance_levels(len(pairs))
     columns["has_pair"] = has_pair
     sides = (pairs.video_embedding, pairs.audio_embedding)
-    both = list(zip(DIRECTIONS, (sides, sides[::-1]), strict=True))
-    for name, (queries, gallery) in both:
+    directions = list(zip(DIRECTIONS, (sides, sides[::-1]), strict=True))
+    for name, (queries, gallery) in directions:
         ranks = retrieval_ranks(queries, gallery)
         columns[f"{name}_rank"] = _spread(ranks, has_pair)
         for k in RECALL_AT:
             columns[f"{name}_found_at_{k}"] = _spread(ranks <= k, has_pair)
             recall = f"{name}_recall_at_{k}"
             metrics[recall] = Metric("mean_where", (f"{name}_found_at_{k}", "has_pair"), chance[recall])
-        middle = f"{name}_median_rank"
-        metrics[middle] = Metric("median_where", (f"{name}_rank", "has_pair"), chance[middle])
+        median = f"{name}_median_rank"
+        metrics[median] = Metric("median_where", (f"{name}_rank", "has_pair"), chance[median])
     for label_field in pairs.label_fields():
         if None in pairs.label(label_field):
             continue
         numbers, _ = label_numbers(pairs.label(label_field))
         levels = chance_levels(len(pairs), labels=numbers, exclude_pair=True)
-        for name, (queries, gallery) in both:
+        for name, (queries, gallery) in directions:
             precision = f"{name}_class_precision_{label_field}"
             columns[precision] = _spread(class_precision_rows(queries, gallery, numbers, exclude_pair=True), has_pair)
             metrics[precision] = Metric("mean_where", (precision, "has_pair"), levels[f"{name}_class_precision"])
 
 
 def _positives(positives: Mapping[str, torch.Tensor], train: EmbeddingTable) -> Repeat:
-    """Precision of every anchor's positive set against every label field that all training clips have."""
+    """The precision of every anchor's positives, for every label field that all training clips have."""
     by_index = train.select(np.argsort(train.index))
     columns: Columns = {}
     metrics: Metrics = {}
@@ -211,14 +216,14 @@ def _positives(positives: Mapping[str, torch.Tensor], train: EmbeddingTable) -> 
         numbers, _ = label_numbers(by_index.label(label_field))
         for agreement, sets in positives.items():
             name = f"positive_precision_{agreement}_{label_field}"
-            found = positive_precision(sets, numbers)
-            columns[name] = found.per_anchor
-            metrics[name] = Metric("mean", (name,), found.chance)
+            precision = positive_precision(sets, numbers)
+            columns[name] = precision.per_anchor
+            metrics[name] = Metric("mean", (name,), precision.chance)
     return Repeat("positives", by_index.keys, columns, metrics)
 
 
 def protocol(train: EmbeddingTable, test: EmbeddingTable, config: StandardConfig) -> dict[str, Any]:
-    """What must be equal for two results to be compared."""
+    """The values that must be equal for two results to be compared."""
     return {
         "num_train": len(set(train.keys)),
         "num_test": len(set(test.keys)),
@@ -236,10 +241,10 @@ def protocol(train: EmbeddingTable, test: EmbeddingTable, config: StandardConfig
 
 @dataclass(frozen=True)
 class PositivePrecision:
-    """overall: share in [0, 1] of all positives with their anchor's label; chance: the same for random positives.
+    """overall: share in [0, 1] of positives with the label of their anchor; chance: the same for random positives.
 
     per_class: {class number: share over the anchors of that class}, classes without anchors left out.
-    per_anchor: the same share of each anchor, float64 (N,).
+    per_anchor: the share of each anchor, float64 (N,).
     """
 
     overall: float
@@ -249,15 +254,15 @@ class PositivePrecision:
 
 
 def positive_precision(positives: Any, labels: Any) -> PositivePrecision:
-    """Precision of positive sets against labels that training has never seen.
+    """The precision of positive sets by labels that training has not used.
 
     Args:
-        positives: int64 (N, k), row i holds the clips taken as positives of clip i, each in [0, N) and not i itself.
+        positives: int64 (N, k), row i holds the positives of clip i, each in [0, N) and not i itself.
         labels: (N,) integers.
 
     Raises:
-        ValueError: other shapes, an index out of range, or an anchor among its own positives (it would always count
-            as right and make any search look better than it is).
+        ValueError: other shapes, an index out of range, or an anchor among its own positives, which would always
+            count as right.
     """
     sets = torch.as_tensor(positives).detach().cpu()
     if sets.ndim != 2 or sets.is_floating_point() or 0 in sets.shape:
@@ -266,10 +271,10 @@ def positive_precision(positives: Any, labels: Any) -> PositivePrecision:
     numbers = class_numbers(labels, count).cpu()
     if int(sets.min()) < 0 or int(sets.max()) >= count:
         raise ValueError(f"positives lie in [{int(sets.min())}, {int(sets.max())}]; allowed is [0, {count - 1}]")
-    own = (sets == torch.arange(count)[:, None]).any(dim=1)
-    if bool(own.any()):
+    is_own = (sets == torch.arange(count)[:, None]).any(dim=1)
+    if bool(is_own.any()):
         raise ValueError(
-            f"{int(own.sum())} anchors are among their own positives, the first is {int(own.int().argmax())}"
+            f"{int(is_own.sum())} anchors are among their own positives, the first is {int(is_own.int().argmax())}"
         )
     share = (numbers[sets.long()] == numbers[:, None]).double().mean(dim=1)
     per_class = {int(number): float(share[numbers == number].mean()) for number in torch.unique(numbers)}

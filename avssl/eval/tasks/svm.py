@@ -1,7 +1,7 @@
-"""One-vs-all linear SVM on pooled layers: how AVID measures its sound network on ESC-50 and DCASE.
+"""One-vs-all linear SVM on pooled layers, as AVID evaluates its audio network on ESC-50 and DCASE.
 
 Morgado et al. 2021 (arXiv 2004.12943): hinge loss, 200 iterations, C = 10 (ESC-50) or 1 (DCASE), features pooled to
-12, 8, 6 and 4 squared and standardized with (deviation + 0.01), 10 or 60 crops a sample, decision values averaged.
+12, 8, 6 and 4 squared and standardized with (deviation + 0.01), 10 or 60 crops per sample, decision values averaged.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class SVMConfig(FrozenConfig):
-    """scikit-learn's LinearSVC."""
+    """The keys of scikit-learn's LinearSVC."""
 
     cost: float = 1.0  # C
     max_iterations: int = 200
-    deviation_offset: float = 0.01  # added to the deviation that features are divided by
+    deviation_offset: float = 0.01  # added to the standard deviation that features are divided by
 
 
 @register("svm", SVMConfig)
 def svm(embedder: Embedder, config: SVMConfig) -> Outcome:
-    """One SVM a class on standardized features; those that do not converge in max_iterations are counted in facts."""
+    """One SVM per class on standardized features; facts count those that do not converge in max_iterations."""
     require_sklearn()
     report: dict[str, Any] = {}
     fit = partial(

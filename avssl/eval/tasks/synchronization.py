@@ -1,8 +1,8 @@
-"""Audio-visual synchronization: are embeddings of a video and its sound closer in sync than shifted against each other?
+"""Audio-visual synchronization: whether embeddings of video and audio are closer in sync than shifted.
 
-Of every test sample a video clip is compared with the sound around it and with sound that lies `shift_seconds` later or
-earlier (in turn, so that neither lies at the end more often). The task of Korbar et al. 2018 (arXiv 1807.00230), asked
-of frozen embeddings by their cosine: no classifier is trained.
+A video clip of every test sample is compared with the audio around it and with audio `shift_seconds` later or earlier
+(in turn, so that neither is at the end more often). This is the task of Korbar et al. 2018 (arXiv 1807.00230) for
+frozen embeddings, by their cosine: no classifier is trained.
 """
 
 from __future__ import annotations
@@ -12,51 +12,50 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from avssl.eval.features import extract_from
-from avssl.eval.frozen import FROZEN, FrozenConfig, wanted_modalities
-from avssl.eval.labels import FeatureSet
-from avssl.eval.metrics import best_threshold
-from avssl.eval.outcome import Metric, Outcome, Repeat
-from avssl.eval.tasks import register
-from avssl.ops.nearest import unit
-
-if TYPE_CHECKING:
-    from avssl.embedding.embedder import Embedder
 import torch
 
 from avssl.data.batch import stack_raw_views
 from avssl.data.every_sample import ClipPlan, SampleClips
 from avssl.data.read_views import decode_audio_clip, decode_video_clip
+from avssl.eval.features import extract_from
+from avssl.eval.frozen import FROZEN, FrozenConfig, modalities_of
+from avssl.eval.labels import FeatureSet
+from avssl.eval.metrics import best_threshold
+from avssl.eval.outcome import Metric, Outcome, Repeat
+from avssl.eval.tasks import register
+from avssl.ops.nearest import unit
 from avssl.shards.shard_set import Sample, ShardSet, spans
 from avssl.transforms.config import ViewsConfig, clip_lengths
 from avssl.transforms.raw_view import RawView, raw_audio, raw_image
 from avssl.transforms.time_sampling import ClipTimes, snap_to_frames
 from avssl.types import Span
 
+if TYPE_CHECKING:
+    from avssl.embedding.embedder import Embedder
+
 
 @dataclass
 class SynchronizationConfig(FrozenConfig):
-    """test_clips positions a sample, evenly spaced; their cosines are averaged."""
+    """The keys of the task. Cosines are averaged over test_clips evenly spaced positions per sample."""
 
     modality: str = "both"
     layers: list[str] = field(default_factory=lambda: ["embedding"])
     label_field: str = ""  # not used
-    shift_seconds: float = 0.0  # how far the wrong sound lies from the right one; 0: the run's audio clip
-    silence_dbfs: float = -60.0  # samples whose right and wrong sounds are below this level are left out, counted
+    shift_seconds: float = 0.0  # of the shifted audio clip from the aligned one; 0: the run's audio clip length
+    silence_dbfs: float = -60.0  # samples whose audio clips are all below this level are left out
 
 
 @register("synchronization", SynchronizationConfig)
 def synchronization(embedder: Embedder, config: SynchronizationConfig) -> Outcome:
-    """AUC, and the share of samples whose own sound is closer; with `train` also at the threshold that is best there.
+    """AUC and the share of samples whose aligned audio is closer; with `train`, accuracy at the threshold best there.
 
-    Samples without video or sound, too short for the shifted window, or silent in all windows are left out and counted.
+    Samples without video or audio, too short for the shifted clip, or silent in all clips are left out and counted.
     """
     if config.modality != "both" or list(config.layers) != ["embedding"] or config.folds or config.fold_field:
-        raise ValueError("synchronization compares embeddings of video and sound; leave modality, layers, folds alone")
+        raise ValueError("synchronization compares embeddings of video and audio; leave out modality, layers and folds")
     if not config.test:
         raise ValueError("test is not set; add test=SHARDS to the command or to the YAML")
-    wanted_modalities(config, embedder)
+    modalities_of(config, embedder)
     shift = config.shift_seconds or embedder.config.views.audio.seconds
     kept, aligned, shifted, left_out = _cosines(embedder, config, config.test, shift)
     columns: dict[str, Any] = {"aligned": aligned, "shifted": shifted, "own_closer": aligned > shifted}
@@ -68,37 +67,39 @@ def synchronization(embedder: Embedder, config: SynchronizationConfig) -> Outcom
     protocol["left_out"] = {"test": left_out}
     train_keys: list[str] = []
     if config.train:
-        known, known_aligned, known_shifted, protocol["left_out"]["train"] = _cosines(
+        train, train_aligned, train_shifted, protocol["left_out"]["train"] = _cosines(
             embedder, config, config.train, shift
         )
-        threshold = best_threshold(known_aligned, known_shifted)
+        threshold = best_threshold(train_aligned, train_shifted)
         columns["right_at_threshold"] = ((aligned >= threshold).astype(float) + (shifted < threshold)) / 2
         metrics["synchronization_accuracy"] = Metric("mean", ("right_at_threshold",), 0.5)
-        train_keys = known.keys
+        train_keys = train.keys
     return Outcome([Repeat("", kept.keys, columns, metrics, train_keys)], protocol)
 
 
 def _cosines(
     embedder: Embedder, config: SynchronizationConfig, shards: str, shift_seconds: float
 ) -> tuple[FeatureSet, np.ndarray, np.ndarray, dict[str, int]]:
-    """(samples that can tell, their cosines in sync, shifted, what was left out by reason)."""
+    """(the samples that are not left out, their cosines in sync, their cosines shifted, {reason: number left out})."""
     clips = ShiftedClips(shards, embedder.config.views, config.test_clips, shift_seconds, config.silence_dbfs)
-    found = extract_from(embedder, clips, ["embedding"], batch_size=config.batch_size, num_workers=config.num_workers)
-    left_out = dict(sorted(Counter(reason for reason in found.reasons if reason).items()))
-    kept = found.select(np.array([not reason for reason in found.reasons]))
-    video, sound = (unit(kept.rows[modality]["embedding"]) for modality in ("video", "audio"))
-    if video.shape[2] != sound.shape[2]:
+    features = extract_from(
+        embedder, clips, ["embedding"], batch_size=config.batch_size, num_workers=config.num_workers
+    )
+    left_out = dict(sorted(Counter(reason for reason in features.reasons if reason).items()))
+    kept = features.select(np.array([not reason for reason in features.reasons]))
+    video, audio = (unit(kept.rows[modality]["embedding"]) for modality in ("video", "audio"))
+    if video.shape[2] != audio.shape[2]:
         raise ValueError(
-            f"embeddings of video are {video.shape[2]} wide and of sound {sound.shape[2]}: this run did not bring them "
-            "together, so that they cannot be compared"
+            f"embeddings of video have {video.shape[2]} dims and of audio {audio.shape[2]}: this run did not train "
+            "them together, so that they cannot be compared"
         )
-    right, wrong = np.split(sound, 2, axis=1)
-    aligned, shifted = ((video * one).sum(axis=2, dtype=np.float64).mean(axis=1) for one in (right, wrong))
+    right, wrong = np.split(audio, 2, axis=1)
+    aligned, shifted = ((video * side).sum(axis=2, dtype=np.float64).mean(axis=1) for side in (right, wrong))
     return kept, aligned, shifted, left_out
 
 
 class ShiftedClips(SampleClips):
-    """Of every sample, video: P clips; audio: 2 P, first those around the video clips, then the shifted ones."""
+    """Of every sample P video clips and 2 P audio clips: first those around the video clips, then the shifted ones."""
 
     def __init__(
         self,
@@ -114,14 +115,14 @@ class ShiftedClips(SampleClips):
         self.shift_seconds, self.silence_dbfs = shift_seconds, silence_dbfs
 
     def decode(self, sample: Sample) -> tuple[dict[str, RawView], str]:
-        """Nothing, and why, for samples that cannot tell: without one of the two, too short, silent."""
+        """({modality: raw view}, ""), or ({}, reason) for a sample without video or audio, too short, or silent."""
         video, audio = spans(sample)
         if video is None or sample.video is None:
             return {}, "no video"
         if audio is None or sample.audio is None:
             return {}, "no audio"
         lengths, key, last = clip_lengths(self.config), sample.info.key, bool(sample.info.index % 2)
-        places = shifted_places(
+        starts = shifted_starts(
             video,
             audio,
             lengths.video_seconds,
@@ -130,39 +131,40 @@ class ShiftedClips(SampleClips):
             self.plan.num_clips,
             first_backward=last,
         )
-        if not places:
+        if not starts:
             return {}, "too short"
-        pictures, right, wrong = [], [], []
-        for start, shift in places:
+        clips, right, wrong = [], [], []
+        for start, shift in starts:
             around = start + (lengths.audio_seconds - lengths.video_seconds) / 2
             window = snap_to_frames(ClipTimes(around, start), video, sample.info.video_fps)
-            shown, heard = float(window.video_start_seconds or 0.0), float(window.audio_start_seconds or 0.0)
-            frames = decode_video_clip(sample.video, shown, self.config.video, video, key)
-            pictures.append({"view": raw_image("video", frames, self.config.video, None, None)})
-            right.append(decode_audio_clip(sample.audio, heard, self.config.audio, audio, key))
-            wrong.append(decode_audio_clip(sample.audio, heard + shift, self.config.audio, audio, key))
+            video_start = float(window.video_start_seconds or 0.0)
+            audio_start = float(window.audio_start_seconds or 0.0)
+            frames = decode_video_clip(sample.video, video_start, self.config.video, video, key)
+            clips.append({"view": raw_image("video", frames, self.config.video, None, None)})
+            right.append(decode_audio_clip(sample.audio, audio_start, self.config.audio, audio, key))
+            wrong.append(decode_audio_clip(sample.audio, audio_start + shift, self.config.audio, audio, key))
         waves = torch.stack([*right, *wrong])
         level_dbfs = 20 * torch.log10(waves.square().mean(dim=(1, 2)).sqrt().clamp_min(1e-10))
         if bool((level_dbfs < self.silence_dbfs).all()):
             return {}, "silent"
-        sounds = stack_raw_views([{"view": raw_audio(wave, self.config.audio, None)} for wave in waves])
-        return {"video": stack_raw_views(pictures)["view"], "audio": sounds["view"]}, ""
+        audio_views = stack_raw_views([{"view": raw_audio(wave, self.config.audio, None)} for wave in waves])
+        return {"video": stack_raw_views(clips)["view"], "audio": audio_views["view"]}, ""
 
 
-def shifted_places(
+def shifted_starts(
     video: Span,
     audio: Span,
     video_seconds: float,
     audio_seconds: float,
     shift_seconds: float,
-    num_places: int,
+    num_starts: int,
     *,
     first_backward: bool,
 ) -> list[tuple[float, float]]:
-    """(start of the right sound, shift of the wrong one in seconds) at so many places; [] if none fits.
+    """num_starts times (start of the aligned audio clip, shift of the other one), both in seconds; [] if none fits.
 
-    The right sound is centered on the video clip; all three lie within their streams. Directions take turns; where only
-    one fits it is taken. Places of a direction are spread evenly over what fits.
+    The aligned audio clip is centered on the video clip; all clips lie within their streams. The directions of the
+    shift alternate, unless only one fits. The starts of a direction are spread evenly over the range that fits.
     """
     half = (audio_seconds - video_seconds) / 2
     first, last = audio.start_seconds, audio.end_seconds - audio_seconds
@@ -172,11 +174,11 @@ def shifted_places(
     fitting = {sign: limits for sign, limits in ranges.items() if limits[0] <= limits[1] + 1e-9}
     if not fitting:
         return []
-    places = []
-    for number in range(num_places):
+    starts = []
+    for number in range(num_starts):
         sign = -1 if (number % 2 == 1) != first_backward else 1
         sign = sign if sign in fitting else -sign
         begin, end = fitting[sign]
-        share = (number + 0.5) / num_places
-        places.append((begin + share * max(0.0, end - begin), sign * shift_seconds))
-    return places
+        share = (number + 0.5) / num_starts
+        starts.append((begin + share * max(0.0, end - begin), sign * shift_seconds))
+    return starts
