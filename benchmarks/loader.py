@@ -42,7 +42,7 @@ from avssl.data.read_views import raw_views
 from avssl.data.workers import keep_freed_memory
 from avssl.shards.shard_set import Sample, ShardSet, spans
 from avssl.transforms.config import ViewsConfig, clip_lengths
-from avssl.transforms.time_sampling import random_windows, snap_to_frames
+from avssl.transforms.time_sampling import random_clip_times, snap_to_frames
 from avssl.transforms.view_maker import ViewMaker
 from avssl.types import View
 from benchmarks import loader_peer
@@ -77,7 +77,7 @@ class Corpus:
         for epoch, index in self.places():
             video, audio = spans(self.samples[index])
             generator = np.random.default_rng((SEED, epoch, index))
-            windows = random_windows(video, audio, clip_lengths(CONFIG), generator)
+            windows = random_clip_times(video, audio, clip_lengths(CONFIG), generator)
             assert video is not None
             snapped = snap_to_frames(windows, video, self.samples[index].info.video_fps)
             found.append((index, float(snapped.video_start_seconds or 0), max(0.0, snapped.audio_start_seconds or 0)))

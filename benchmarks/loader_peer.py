@@ -17,7 +17,7 @@ import torch
 from av.audio.resampler import AudioResampler
 from PIL import Image, ImageEnhance
 
-from avssl.transforms.draw import random_resized_crop_box
+from avssl.transforms.crop import random_resized_crop_box
 from avssl.transforms.geometry import IMAGENET_MEAN, IMAGENET_STD
 
 NUM_FRAMES, FPS, SIZE_PX = 8, 16, 224

@@ -1,7 +1,7 @@
 """A training step of the recipe on made-up media, whole and in parts: what the benchmarks of training share.
 
-The raw views are what the loader's workers would send, of random pictures and sounds; everything behind them is the
-program's own: the views on the device, encoders, heads, loss, optimizer, banks, log.
+The raw views are what the loader's workers would send, of random images and audio; everything behind them is
+the program's own: the views on the device, encoders, heads, loss, optimizer, banks, log.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from avssl.models import create_encoder
 from avssl.optim.build import build_optimizer, set_learning_rate
 from avssl.train.monitor import Monitor
 from avssl.transforms.audio import draw_audio_params
-from avssl.transforms.draw import draw_color_params
+from avssl.transforms.color_augment import draw_color_params
 from avssl.transforms.raw_view import RawView
 from avssl.transforms.view_maker import ViewMaker
 from avssl.types import Batch, LossOutput, Progress
@@ -141,13 +141,16 @@ class WholeStep:
 
 
 def made_up_views(batch_size: int, cfg: config.RunConfig, *, pin: bool = False) -> dict[str, RawView]:
-    """A batch as workers send it: uint8 clips with their looks, waveforms with their changes."""
+    """A batch as workers send it: uint8 clips with color parameters, waveforms with audio parameters."""
     drawn, video, audio = np.random.default_rng(0), cfg.views.video, cfg.views.audio
     generator = torch.Generator().manual_seed(0)
     shape = (batch_size, video.num_frames, 3, video.size_px, video.size_px)
     clips = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
-    looks = torch.tensor([draw_color_params(drawn, video.augment, video.size_px) for _ in range(batch_size)])
+    color_params = torch.tensor([draw_color_params(drawn, video.augment, video.size_px) for _ in range(batch_size)])
     waveforms = 0.1 * torch.randn(batch_size, 1, round(audio.seconds * audio.rate_hz), generator=generator)
-    sounds = torch.tensor([draw_audio_params(drawn, audio.augment, audio.rate_hz) for _ in range(batch_size)])
-    views = {"video": RawView("video", clips, looks=looks), "audio": RawView("audio", waveforms, sounds=sounds)}
+    audio_params = torch.tensor([draw_audio_params(drawn, audio.augment, audio.rate_hz) for _ in range(batch_size)])
+    views = {
+        "video": RawView("video", clips, color_params=color_params),
+        "audio": RawView("audio", waveforms, audio_params=audio_params),
+    }
     return {name: view.pin_memory() if pin else view for name, view in views.items()}

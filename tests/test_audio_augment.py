@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from avssl.transforms.audio import (
-    WHOLE,
+    FULL_CROP,
     AudioAugment,
     AudioParams,
     crop_spectrogram,
@@ -46,7 +46,7 @@ def crop_of(*rows: tuple[float, float, float, float]) -> AudioParams[torch.Tenso
 
 def test_the_default_is_avids_volume_alone_drawn_as_before_there_was_more() -> None:
     drawn = draw_audio_params(np.random.default_rng((5, 2, 7, 0)), AudioAugment(), 24_000)
-    assert drawn == (1.070356574256873, 0, 0, *WHOLE)  # of the first version
+    assert drawn == (1.070356574256873, 0, 0, *FULL_CROP)  # of the first version
     assert not AudioAugment().crops
     volumes = draw(AudioAugment(), 500).volume
     assert 0.9 <= volumes.min() < 0.91
@@ -54,17 +54,17 @@ def test_the_default_is_avids_volume_alone_drawn_as_before_there_was_more() -> N
 
 
 def test_byol_as_numbers_are_drawn() -> None:
-    sounds = draw(BYOL_A, 4000)
-    assert (sounds.volume == 1).all()
-    np.testing.assert_allclose(np.quantile(sounds.mixup_share, [0, 0.5, 1]), [0, 0.2, 0.4], atol=0.01)
-    np.testing.assert_allclose(np.quantile(sounds.time_scale, [0, 0.5, 1]), [0.6, 1.05, 1.5], atol=0.02)
-    assert (sounds.time_start >= -0.25 - 1e-9).all()
-    assert (sounds.time_start + sounds.time_scale <= 1.25 + 1e-9).all()
+    params = draw(BYOL_A, 4000)
+    assert (params.volume == 1).all()
+    np.testing.assert_allclose(np.quantile(params.mixup_ratio, [0, 0.5, 1]), [0, 0.2, 0.4], atol=0.01)
+    np.testing.assert_allclose(np.quantile(params.time_scale, [0, 0.5, 1]), [0.6, 1.05, 1.5], atol=0.02)
+    assert (params.time_start >= -0.25 - 1e-9).all()
+    assert (params.time_start + params.time_scale <= 1.25 + 1e-9).all()
     # Along the bins the canvas ends with the spectrogram: 5 of 9 draws are above 1 and become the whole.
-    np.testing.assert_allclose(np.quantile(sounds.frequency_scale, [0, 2 / 9, 1]), [0.6, 0.8, 1.0], atol=0.02)
-    assert (sounds.frequency_scale == 1).mean() == pytest.approx(5 / 9, abs=0.03)
-    assert (sounds.frequency_start[sounds.frequency_scale == 1] == 0).all()
-    assert (sounds.frequency_start + sounds.frequency_scale <= 1 + 1e-9).all()
+    np.testing.assert_allclose(np.quantile(params.frequency_scale, [0, 2 / 9, 1]), [0.6, 0.8, 1.0], atol=0.02)
+    assert (params.frequency_scale == 1).mean() == pytest.approx(5 / 9, abs=0.03)
+    assert (params.frequency_start[params.frequency_scale == 1] == 0).all()
+    assert (params.frequency_start + params.frequency_scale <= 1 + 1e-9).all()
 
 
 def test_shifts_are_uniform_whole_samples_either_way() -> None:
@@ -116,11 +116,11 @@ def resample(values: np.ndarray, start: float, scale: float) -> np.ndarray:
     return result
 
 
-def test_cropping_equals_numpy_for_each_samples_own_piece() -> None:
+def test_cropping_equals_numpy_for_each_samples_own_crop() -> None:
     spectrogram = noise(4, 1, 12, 9)
-    pieces = [(0.1, 0.6, 0.3, 0.7), (-0.25, 1.5, 0.0, 1.0), (0.55, 0.7, 0.05, 0.9), WHOLE]
-    result = crop_spectrogram(spectrogram, crop_of(*pieces))
-    for row, (time_start, time_scale, frequency_start, frequency_scale) in enumerate(pieces):
+    crops = [(0.1, 0.6, 0.3, 0.7), (-0.25, 1.5, 0.0, 1.0), (0.55, 0.7, 0.05, 0.9), FULL_CROP]
+    result = crop_spectrogram(spectrogram, crop_of(*crops))
+    for row, (time_start, time_scale, frequency_start, frequency_scale) in enumerate(crops):
         expected = resample(spectrogram[row, 0].double().numpy(), time_start, time_scale)
         expected = resample(expected.T, frequency_start, frequency_scale).T
         np.testing.assert_allclose(result[row, 0].numpy(), expected, atol=2e-6)

@@ -1,4 +1,4 @@
-"""What is drawn for a picture: the published numbers, the ranges, independence; and the sets by name."""
+"""Random parameters of an image: the published numbers, ranges, independence; and the augmentation sets by name."""
 
 from __future__ import annotations
 
@@ -10,17 +10,13 @@ import pytest
 
 from avssl import config
 from avssl.config import ConfigError, RunConfig, parse
+from avssl.transforms.color_augment import JITTER_ORDERS, ColorParams
 from avssl.transforms.config import ViewsConfig, check_views, image_augment
-from avssl.transforms.draw import (
-    JITTER_ORDERS,
-    Box,
-    ColorParams,
-    ImageAugment,
-    ViewParams,
-    draw_view_params,
-)
+from avssl.transforms.crop import Box
+from avssl.transforms.image_augment import ImageAugment
 from avssl.transforms.jigsaw import jigsaw_size
 from avssl.transforms.published_sets import published_sets
+from avssl.transforms.raw_view import ViewParams, draw_view_params
 from avssl.types import View
 from tests.conftest import ROOT
 
@@ -76,7 +72,7 @@ def test_a_named_set_draws_the_published_distribution(name: str) -> None:
     paper, augment = PAPERS[name], published_sets()[name]
     count = 1500
     drawn = draw(augment, count)
-    looks = ColorParams(*np.array([each.looks[0] for each in drawn]).T)
+    params = ColorParams(*np.array([each.color_params[0] for each in drawn]).T)
     area = np.array([each.box.height * each.box.width for each in drawn]) / SIDE**2
     low, high = paper.crop
     assert low - 0.002 < area.min() < low + 0.05
@@ -85,30 +81,30 @@ def test_a_named_set_draws_the_published_distribution(name: str) -> None:
     aspect = np.array([each.box.width / each.box.height for each in drawn])
     assert 0.74 < aspect.min() < 0.78
     assert 1.28 < aspect.max() < 1.35
-    factors = np.stack([looks.brightness, looks.contrast, looks.saturation, looks.hue])
+    factors = np.stack([params.brightness, params.contrast, params.saturation, params.hue])
     jittered = (factors != np.array([[1], [1], [1], [0]])).any(axis=0)
     for values, strength, middle in zip(factors, paper.strengths, (1, 1, 1, 0), strict=True):
         np.testing.assert_allclose([values.min(), values.max()], [middle - strength, middle + strength], atol=0.02)
     frequencies = {
-        "flip": (looks.flip, 0.5),
+        "flip": (params.flip, 0.5),
         "jitter": (jittered, paper.jitter),
-        "gray": (looks.gray, paper.gray),
-        "blur": (looks.blur_sigma_px > 0, paper.blur),
-        "solarize": (looks.solarize, paper.solarize),
-        "photometric": (looks.photometric, paper.photometric),
+        "gray": (params.gray, paper.gray),
+        "blur": (params.blur_sigma_px > 0, paper.blur),
+        "solarize": (params.solarize, paper.solarize),
+        "photometric": (params.photometric, paper.photometric),
     }
     for what, (happened, probability) in frequencies.items():
         tolerance = 4 * np.sqrt(probability * (1 - probability) / count)
         assert np.mean(happened) == pytest.approx(probability, abs=tolerance + 1e-9), what
     if paper.blur:
-        sigma = looks.blur_sigma_px[looks.blur_sigma_px > 0]
+        sigma = params.blur_sigma_px[params.blur_sigma_px > 0]
         assert 0.1 <= sigma.min() < 0.2
         assert 1.9 < sigma.max() <= 2.0
     if paper.photometric:
-        pack = looks.photometric > 0
-        assert set(looks.posterize_bits[pack]) == {4, 5, 6, 7, 8}
-        np.testing.assert_allclose(np.quantile(looks.sharpness[pack], [0, 0.5, 1]), [0.1, 1.0, 1.9], atol=0.1)
-        np.testing.assert_allclose(np.quantile(looks.photometric_threshold[pack], [0, 0.5, 1]), [0, 0.5, 1], atol=0.05)
+        pack = params.photometric > 0
+        assert set(params.posterize_bits[pack]) == {4, 5, 6, 7, 8}
+        np.testing.assert_allclose(np.quantile(params.sharpness[pack], [0, 0.5, 1]), [0.1, 1.0, 1.9], atol=0.1)
+        np.testing.assert_allclose(np.quantile(params.photometric_threshold[pack], [0, 0.5, 1]), [0, 0.5, 1], atol=0.05)
 
 
 def test_avids_clips_are_drawn_as_before_there_were_other_operations() -> None:
@@ -116,38 +112,38 @@ def test_avids_clips_are_drawn_as_before_there_were_other_operations() -> None:
     drawn = [draw_view_params(np.random.default_rng((5, 2, 7, view)), 256, 340, ImageAugment()) for view in range(2)]
     assert drawn[0].box == Box(top=48, left=103, height=178, width=209)
     assert drawn[1].box == Box(top=39, left=16, height=151, width=199)
-    look = drawn[0].looks[0]
+    params = drawn[0].color_params[0]
     factors = (0.6743318030218783, 1.3947444938003701, 0.6971087535422322, 0.04717112899374892)
-    assert (look.brightness, look.contrast, look.saturation, look.hue) == factors
-    assert JITTER_ORDERS[int(look.order)] == (0, 3, 2, 1)
-    assert JITTER_ORDERS[int(drawn[1].looks[0].order)] == (3, 2, 1, 0)
-    assert look.flip == 1
-    assert look[6:] == (0, 8, 1, 256 / 255, 0, 0, 0)
+    assert (params.brightness, params.contrast, params.saturation, params.hue) == factors
+    assert JITTER_ORDERS[int(params.order)] == (0, 3, 2, 1)
+    assert JITTER_ORDERS[int(drawn[1].color_params[0].order)] == (3, 2, 1, 0)
+    assert params.flip == 1
+    assert params[6:] == (0, 8, 1, 256 / 255, 0, 0, 0)
 
 
 def test_the_order_of_the_jitter_is_uniform_and_a_strength_above_one_stops_at_zero() -> None:
     augment = ImageAugment(brightness=0.4, contrast=2.0, saturation=0.0, hue=0.1, flip_probability=0.25)
-    looks = ColorParams(*np.array([each.looks[0] for each in draw(augment, 3000)]).T)
-    factors = np.stack([looks.brightness, looks.contrast, looks.saturation, looks.hue])
+    params = ColorParams(*np.array([each.color_params[0] for each in draw(augment, 3000)]).T)
+    factors = np.stack([params.brightness, params.contrast, params.saturation, params.hue])
     np.testing.assert_allclose(factors.min(axis=1), [0.6, 0.0, 1.0, -0.1], atol=0.01)
     np.testing.assert_allclose(factors.max(axis=1), [1.4, 3.0, 1.0, 0.1], atol=0.01)
-    assert looks.flip.mean() == pytest.approx(0.25, abs=0.03)
-    orders, counts = np.unique(looks.order, return_counts=True)
+    assert params.flip.mean() == pytest.approx(0.25, abs=0.03)
+    orders, counts = np.unique(params.order, return_counts=True)
     assert orders.tolist() == list(range(24))
     assert counts.min() > 80
 
 
-def test_blur_is_scaled_to_the_size_of_the_pictures() -> None:
+def test_blur_is_scaled_to_the_size_of_the_images() -> None:
     augment = ImageAugment(blur_probability=1)
     for full, half in zip(draw(augment, 20, size_px=224), draw(augment, 20, size_px=112), strict=True):
-        assert half.looks[0].blur_sigma_px == pytest.approx(full.looks[0].blur_sigma_px / 2)
+        assert half.color_params[0].blur_sigma_px == pytest.approx(full.color_params[0].blur_sigma_px / 2)
 
 
 def test_patches_of_a_jigsaw_are_drawn_independently_of_each_other() -> None:
     drawn = draw(published_sets()["pirl_jigsaw"], 400, jigsaw_size=jigsaw_size(224))
-    looks = np.array([each.looks for each in drawn])  # (400, 9, fields)
+    params = np.array([each.color_params for each in drawn])  # (400, 9, fields)
     for field in ("flip", "brightness", "hue", "gray", "photometric"):
-        column = looks[:, :, ColorParams._fields.index(field)]
+        column = params[:, :, ColorParams._fields.index(field)]
         correlation = np.corrcoef(column.T) - np.eye(9)
         assert np.abs(correlation).max() < 0.25, field
         np.testing.assert_allclose(column.mean(axis=0), column.mean(), atol=0.13, err_msg=field)
@@ -155,9 +151,9 @@ def test_patches_of_a_jigsaw_are_drawn_independently_of_each_other() -> None:
         assert each.jigsaw is not None
         assert sorted(each.jigsaw.permutation) == list(range(9))
         assert all(0 <= value <= 21 for offset in each.jigsaw.offsets for value in offset)
-    places = np.array([each.jigsaw.permutation for each in drawn if each.jigsaw is not None])
-    counts = np.stack([np.bincount(column, minlength=9) for column in places.T])
-    assert counts.min() > 20  # 400 / 9 = 44 of each cell at each place
+    cells = np.array([each.jigsaw.permutation for each in drawn if each.jigsaw is not None])
+    counts = np.stack([np.bincount(column, minlength=9) for column in cells.T])
+    assert counts.min() > 20  # 400 / 9 = 44 of each cell at each position
     assert counts.max() < 75
 
 
@@ -246,10 +242,10 @@ def test_a_view_takes_the_set_that_it_names() -> None:
     assert image_augment(View("i", "image", "test"), views) is None
 
 
-def test_pictures_too_small_for_a_jigsaw_are_refused_before_any_are_read() -> None:
+def test_images_too_small_for_a_jigsaw_are_refused_before_any_are_read() -> None:
     views = ViewsConfig()
     views.image.size_px = 2
-    with pytest.raises(ValueError, match="a jigsaw of pictures of 2 px has no patches"):
+    with pytest.raises(ValueError, match="a jigsaw of images of 2 px has no patches"):
         check_views([View("j", "image", "pirl_jigsaw")], views)
     check_views([View("i", "image", "pirl")], views)
 

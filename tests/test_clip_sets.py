@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from avssl.data.every_sample import ClipSets, clip_set, crop_boxes
+from avssl.data.every_sample import ClipSets, clip_set
 from avssl.data.read_views import decode_video_clip
 from avssl.shards.shard_set import ShardSet, spans
 from avssl.shards.subset import ShardSubset, read_labels
 from avssl.transforms.config import AudioViewConfig, VideoViewConfig, ViewsConfig
-from avssl.transforms.geometry import crop_resize
+from avssl.transforms.crop import crop_resize, evaluation_crop_boxes
 
 VIEWS = ViewsConfig(
     video=VideoViewConfig(num_frames=4, fps=16, size_px=16),
@@ -31,15 +31,15 @@ def test_clips_are_evenly_spaced_from_the_first_frame_to_the_last(train):
     last = video_span.end_seconds - 4 / 16
     for clip, start in zip(clips, np.linspace(video_span.start_seconds, last, 5), strict=True):
         frames = decode_video_clip(sample.video, float(start) + 1e-9, VIEWS.video, video_span, "sample")
-        expected = crop_resize(frames, crop_boxes(*frames.shape[2:], 1)[0], 16)
+        expected = crop_resize(frames, evaluation_crop_boxes(*frames.shape[2:], 1)[0], 16)
         torch.testing.assert_close(clip, expected, rtol=0, atol=0)
 
 
 def test_three_crops_are_squares_of_the_short_side_along_the_longer_one():
-    assert [(box.top, box.left, box.height, box.width) for box in crop_boxes(30, 50, 3)] == [
+    assert [(box.top, box.left, box.height, box.width) for box in evaluation_crop_boxes(30, 50, 3)] == [
         (0, 0, 30, 30), (0, 10, 30, 30), (0, 20, 30, 30),
     ]  # fmt: skip
-    assert [(box.top, box.left) for box in crop_boxes(50, 30, 3)] == [(0, 0), (10, 0), (20, 0)]
+    assert [(box.top, box.left) for box in evaluation_crop_boxes(50, 30, 3)] == [(0, 0), (10, 0), (20, 0)]
 
 
 def test_sound_and_video_of_a_sample_have_as_many_clips(train):

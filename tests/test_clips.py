@@ -11,11 +11,11 @@ from scipy.stats import kstest
 from avssl.transforms.time_sampling import (
     ClipLengths,
     ClipTimes,
-    center_windows,
+    center_clip_times,
     frame_times_seconds,
-    random_windows,
+    random_clip_times,
     snap_to_frames,
-    uniform_windows,
+    uniform_clip_times,
     window_grid,
 )
 from avssl.types import Span
@@ -26,8 +26,8 @@ ALIGNED = ClipLengths(0.5, 2.0, 0.0)
 
 def draws(video: Span | None, audio: Span | None, lengths: ClipLengths, num: int = 4000) -> np.ndarray:
     generator = np.random.default_rng(0)
-    windows = [random_windows(video, audio, lengths, generator) for _ in range(num)]
-    return np.array([(np.nan if v is None else v, np.nan if a is None else a) for v, a in windows])
+    clip_times = [random_clip_times(video, audio, lengths, generator) for _ in range(num)]
+    return np.array([(np.nan if v is None else v, np.nan if a is None else a) for v, a in clip_times])
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_one_stream_alone_is_uniform_where_its_clip_fits(
         (Span(0, 10), Span(0, 2), 0.0, (0.0, 2.0)),  # exactly one clip long
     ],
 )
-def test_short_media_give_the_nearest_windows(
+def test_short_media_give_the_nearest_clips(
     video: Span, audio: Span, expected_audio: float, video_interval: tuple[float, float]
 ) -> None:
     starts = draws(video, audio, AVID, 500)
@@ -96,19 +96,19 @@ def test_short_media_give_the_nearest_windows(
     np.testing.assert_allclose([starts[:, 0].min(), starts[:, 0].max()], [low, high], atol=0.02 * (high - low) + 1e-9)
 
 
-def test_random_windows_stay_in_their_intervals_whatever_the_media() -> None:
+def test_random_clip_times_stay_in_their_intervals_whatever_the_media() -> None:
     generator = np.random.default_rng(11)
     for _ in range(3000):
         v0, v1, a0, a1 = np.sort(generator.uniform(0, 6, (2, 2)), axis=1).round(generator.integers(4)).ravel()
         lengths = ClipLengths(generator.uniform(0.1, 3), generator.uniform(0.1, 3), generator.choice([0.0, 0.5]))
-        video_start, audio_start = random_windows(Span(v0, v1), Span(a0, a1), lengths, generator)
+        video_start, audio_start = random_clip_times(Span(v0, v1), Span(a0, a1), lengths, generator)
         assert video_start is not None
         assert audio_start is not None
         assert v0 <= video_start <= v1
         assert a0 <= audio_start <= max(a0, a1 - lengths.audio_seconds)
-        for window in uniform_windows(Span(v0, v1), Span(a0, a1), lengths, 3):
-            assert v0 <= window.video_start_seconds <= max(v0, v1 - lengths.video_seconds)
-            assert a0 <= window.audio_start_seconds <= max(a0, a1 - lengths.audio_seconds)
+        for times in uniform_clip_times(Span(v0, v1), Span(a0, a1), lengths, 3):
+            assert v0 <= times.video_start_seconds <= max(v0, v1 - lengths.video_seconds)
+            assert a0 <= times.audio_start_seconds <= max(a0, a1 - lengths.audio_seconds)
 
 
 def test_the_number_of_draws_does_not_depend_on_the_media() -> None:
@@ -120,7 +120,7 @@ def test_the_number_of_draws_does_not_depend_on_the_media() -> None:
         (Span(0, 1), Span(7, 8)),
     ):
         generator = np.random.default_rng(3)
-        random_windows(video, audio, AVID, generator)
+        random_clip_times(video, audio, AVID, generator)
         states.append(generator.random())
     assert len(set(states)) == 1
 
@@ -138,9 +138,9 @@ def test_the_number_of_draws_does_not_depend_on_the_media() -> None:
         (Span(5, 8), Span(0, 2), (5.0, 0.0)),
     ],
 )
-def test_center_windows(video: Span | None, audio: Span | None, expected: tuple[float | None, float | None]) -> None:
-    windows = center_windows(video, audio, ALIGNED)
-    for ours, wanted in zip(windows, expected, strict=True):
+def test_center_clip_times(video: Span | None, audio: Span | None, expected: tuple[float | None, float | None]) -> None:
+    clip_times = center_clip_times(video, audio, ALIGNED)
+    for ours, wanted in zip(clip_times, expected, strict=True):
         assert ours == (None if wanted is None else pytest.approx(wanted))
 
 
@@ -155,17 +155,17 @@ def test_center_windows(video: Span | None, audio: Span | None, expected: tuple[
         (Span(0, 1), Span(0, 2), 2, [0.25, 0.25], [0, 0]),
     ],
 )
-def test_uniform_windows(
+def test_uniform_clip_times(
     video: Span | None,
     audio: Span | None,
     num: int,
     video_starts: list[float] | None,
     audio_starts: list[float] | None,
 ) -> None:
-    windows = uniform_windows(video, audio, ALIGNED, num)
-    assert len(windows) == num
+    clip_times = uniform_clip_times(video, audio, ALIGNED, num)
+    assert len(clip_times) == num
     for column, wanted in enumerate((video_starts, audio_starts)):
-        ours = [window[column] for window in windows]
+        ours = [times[column] for times in clip_times]
         assert ours == ([None] * num if wanted is None else pytest.approx(wanted))
 
 
@@ -198,7 +198,7 @@ def test_a_clip_that_just_fits_is_not_tiled(fps: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("windows", "expected"),
+    ("clip_times", "expected"),
     [
         (ClipTimes(1.30, 1.0), (1.25, 0.95)),
         (ClipTimes(1.25, 1.0), (1.25, 1.0)),
@@ -209,9 +209,9 @@ def test_a_clip_that_just_fits_is_not_tiled(fps: float) -> None:
     ],
 )
 def test_snapping_moves_both_streams_by_the_same_time(
-    windows: ClipTimes, expected: tuple[float | None, float | None]
+    clip_times: ClipTimes, expected: tuple[float | None, float | None]
 ) -> None:
-    snapped = snap_to_frames(windows, Span(0.25, 10.25), 4.0)
+    snapped = snap_to_frames(clip_times, Span(0.25, 10.25), 4.0)
     assert snapped == tuple(None if wanted is None else pytest.approx(wanted) for wanted in expected)
 
 
@@ -265,11 +265,11 @@ def test_grids_cover_the_media_without_gaps_and_in_order() -> None:
         (lambda: ClipLengths(video_seconds=0), "must be positive"),
         (lambda: ClipLengths(max_offset_seconds=-1), "not negative"),
         (lambda: ClipLengths(audio_seconds=float("nan")), "must be positive"),
-        (lambda: center_windows(None, None, AVID), "got neither"),
-        (lambda: center_windows(Span(2, 1), None, AVID), "the video must have finite start <= end"),
-        (lambda: random_windows(None, Span(0, float("inf")), AVID, np.random.default_rng()), "the audio must have"),
-        (lambda: random_windows(None, Span(float("nan"), 1), AVID, np.random.default_rng()), "the audio must have"),
-        (lambda: uniform_windows(Span(0, 1), None, AVID, 0), "at least 1, got 0"),
+        (lambda: center_clip_times(None, None, AVID), "got neither"),
+        (lambda: center_clip_times(Span(2, 1), None, AVID), "the video must have finite start <= end"),
+        (lambda: random_clip_times(None, Span(0, float("inf")), AVID, np.random.default_rng()), "the audio must have"),
+        (lambda: random_clip_times(None, Span(float("nan"), 1), AVID, np.random.default_rng()), "the audio must have"),
+        (lambda: uniform_clip_times(Span(0, 1), None, AVID, 0), "at least 1, got 0"),
         (lambda: frame_times_seconds(0, 0, 16, Span(0, 1)), "num_frames=0"),
         (lambda: frame_times_seconds(0, 8, 0, Span(0, 1)), "fps=0"),
         (lambda: window_grid(0, 1, 0, 1), "window > 0"),

@@ -8,7 +8,7 @@ import torch
 
 from avssl.data.batch import stack_raw_views
 from avssl.transforms.config import ImageViewConfig, VideoViewConfig, ViewsConfig
-from avssl.transforms.draw import ImageAugment
+from avssl.transforms.image_augment import ImageAugment
 from avssl.transforms.jigsaw import Jigsaw, centered_jigsaw, cut_patches, cut_tiles, draw_jigsaw, jigsaw_size
 from avssl.transforms.published_sets import published_sets
 from avssl.transforms.raw_view import raw_image
@@ -81,7 +81,7 @@ def test_a_spectrogram_too_small_for_nine_tiles_is_refused() -> None:
 
 
 def test_patches_of_one_picture_differ_in_color_but_not_over_the_frames() -> None:
-    """Of a flat red clip only the looks can tell the patches apart."""
+    """Of a flat red clip only the color parameters can tell the patches apart."""
     red = torch.tensor([180, 60, 40], dtype=torch.uint8)[None, :, None, None].expand(3, 3, 90, 90)
     augment = published_sets()["pirl_jigsaw"]
     config = VideoViewConfig(size_px=64)
@@ -102,8 +102,8 @@ def test_patches_are_flipped_one_by_one_within_their_places() -> None:
         crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), brightness=0, contrast=0, saturation=0, hue=0, jigsaw=True
     )
     raw = raw_image("image", picture, ImageViewConfig(), augment, np.random.default_rng(2))
-    assert raw.looks is not None
-    flips = raw.looks[:, 0].tolist()
+    assert raw.color_params is not None
+    flips = raw.color_params[:, 0].tolist()
     assert 2 <= sum(flips) <= 7
     patches = ViewMaker(ViewsConfig(), ["image"])(stack_raw_views([{"v": raw}]), CPU)["v"][0]
     off = ImageAugment(**{**vars(augment), "flip_probability": 0.0})
@@ -116,7 +116,7 @@ def test_patches_are_flipped_one_by_one_within_their_places() -> None:
 def test_the_deterministic_jigsaw_of_a_picture_ignores_all_chance() -> None:
     picture = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, 300, 291), dtype=np.uint8))
     raw = raw_image("image", picture, ImageViewConfig(), published_sets()["pirl_jigsaw"], None)
-    assert raw.looks is None
+    assert raw.color_params is None
     assert raw.media.shape == (9, 1, 3, 64, 64)
     side = picture[..., 22 : 22 + 255, 18 : 18 + 255]  # 0.875 of 291 is 255: cut, not resized
     size = jigsaw_size(224)

@@ -13,23 +13,12 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import v2 as torchvision_v2
 from torchvision.transforms.v2 import functional as oracle
 
-from avssl.transforms.color import (
-    adjust_brightness,
-    adjust_contrast,
-    adjust_hue,
-    adjust_saturation,
-    apply_looks,
-)
-from avssl.transforms.draw import (
-    JITTER_ORDERS,
-    Box,
-    ColorParams,
-    ImageAugment,
-    center_crop_box,
-    draw_view_params,
-    random_resized_crop_box,
-)
-from avssl.transforms.geometry import crop_resize, flip_horizontally, normalize, to_float, to_model_layout
+from avssl.transforms.color import adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation
+from avssl.transforms.color_augment import JITTER_ORDERS, ColorParams, apply_color_params
+from avssl.transforms.crop import Box, center_crop_box, crop_resize, random_resized_crop_box
+from avssl.transforms.geometry import flip_horizontally, normalize, to_float, to_model_layout
+from avssl.transforms.image_augment import ImageAugment
+from avssl.transforms.raw_view import draw_view_params
 
 ORACLES = (oracle.adjust_brightness, oracle.adjust_contrast, oracle.adjust_saturation, oracle.adjust_hue)
 
@@ -73,21 +62,21 @@ def test_hue_equals_the_standard_librarys_hsv() -> None:
             np.testing.assert_allclose(turned[:, row, column].numpy(), expected, atol=1e-5)
 
 
-def draw_looks(augment: ImageAugment, count: int, seed: int = 0) -> tuple[list[ColorParams[float]], torch.Tensor]:
+def draw_colors(augment: ImageAugment, count: int, seed: int = 0) -> tuple[list[ColorParams[float]], torch.Tensor]:
     generator = np.random.default_rng(seed)
-    looks = [draw_view_params(generator, 20, 20, augment).looks[0] for _ in range(count)]
-    return looks, torch.tensor(looks)
+    params = [draw_view_params(generator, 20, 20, augment).color_params[0] for _ in range(count)]
+    return params, torch.tensor(params)
 
 
 def test_jitter_applies_each_clips_own_order() -> None:
     augment = ImageAugment(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.3, flip_probability=0)
-    looks, drawn = draw_looks(augment, 12, seed=7)
-    assert len({each.order for each in looks}) > 6
+    params, color_params = draw_colors(augment, 12, seed=7)
+    assert len({each.order for each in params}) > 6
     video = frames(12, 2, 3, 8, 8)
     before = video.clone()
-    result = apply_looks(video, drawn, blur_radius_px=1)
+    result = apply_color_params(video, color_params, blur_radius_px=1)
     torch.testing.assert_close(video, before, rtol=0, atol=0)  # the input is left alone
-    for clip, start, each in zip(result, to_float(video), looks, strict=True):
+    for clip, start, each in zip(result, to_float(video), params, strict=True):
         expected = start
         for operation in JITTER_ORDERS[int(each.order)]:
             expected = ORACLES[operation](expected, each[1 + operation])
@@ -96,7 +85,7 @@ def test_jitter_applies_each_clips_own_order() -> None:
 
 def test_jitter_is_the_same_for_all_frames_of_a_clip() -> None:
     still = frames(2, 1, 3, 8, 8).expand(2, 5, 3, 8, 8)
-    result = apply_looks(still, draw_looks(ImageAugment(), 2)[1], blur_radius_px=1)
+    result = apply_color_params(still, draw_colors(ImageAugment(), 2)[1], blur_radius_px=1)
     torch.testing.assert_close(result, result[:, :1].expand_as(result), rtol=0, atol=0)
 
 
@@ -198,8 +187,11 @@ def test_test_crop_looks_like_torchvisions_resize_then_center_crop() -> None:
         (lambda: crop_resize(frames(2, 3, 8, 8), Box(5, 0, 4, 4), 4), "does not fit"),
         (lambda: crop_resize(frames(2, 3, 8, 8), Box(0, 0, 0, 4), 4), "does not fit"),
         (lambda: flip_horizontally(frames(2, 3, 3, 8, 8), torch.tensor([True])), "one flag per clip"),
-        (lambda: apply_looks(frames(1, 3, 2, 8, 8), torch.zeros(1, 13), blur_radius_px=1), "(B, T, 3, H, W)"),
-        (lambda: apply_looks(frames(2, 1, 3, 8, 8), torch.zeros(1, 13), blur_radius_px=1), "a look of 13 numbers"),
+        (lambda: apply_color_params(frames(1, 3, 2, 8, 8), torch.zeros(1, 13), blur_radius_px=1), "(B, T, 3, H, W)"),
+        (
+            lambda: apply_color_params(frames(2, 1, 3, 8, 8), torch.zeros(1, 13), blur_radius_px=1),
+            "a look of 13 numbers",
+        ),
     ],
 )
 def test_wrong_arguments_are_explained(make: Callable[[], object], words: str) -> None:

@@ -113,8 +113,8 @@ def test_multi_crop_views_have_their_sizes_and_cost_one_decoding(decoded: list[s
 def test_the_views_of_a_sample_are_drawn_independently() -> None:
     raw = raw_views(Pictures(), 3, MULTI_CROP, CONFIG, seed=0, epoch=0)  # type: ignore[arg-type]
     assert not torch.equal(raw["large_0"].media, raw["large_1"].media)
-    looks = torch.stack([view.looks for view in raw.values() if view.looks is not None])
-    assert len(torch.unique(looks[:, :6], dim=0)) == 5
+    color_params = torch.stack([view.color_params for view in raw.values() if view.color_params is not None])
+    assert len(torch.unique(color_params[:, :6], dim=0)) == 5
     again = raw_views(Pictures(), 3, MULTI_CROP[::-1], CONFIG, seed=0, epoch=0)  # type: ignore[arg-type]
     for name, view in raw.items():  # neither the other views nor their order matter
         assert torch.equal(view.media, again[name].media)
@@ -190,7 +190,7 @@ def test_a_clip_number_decodes_only_what_its_views_need(shards: dict[str, Path],
     assert decoded == ["video", "audio"]
     decoded.clear()
     raw_views(ShardSet(shards["train"]), 0, view_list, CONFIG, seed=0, epoch=-1)
-    assert decoded == ["video", "audio"]  # evaluation looks at one pair of clips, whatever the numbers
+    assert decoded == ["video", "audio"]  # evaluation reads one pair of clips, whatever the numbers
 
 
 def test_video_takes_the_sets_of_pictures_with_one_look_for_all_frames(shards: dict[str, Path]) -> None:
@@ -214,7 +214,7 @@ def shards_of(shards: dict[str, Path]) -> ShardSet:
     return ShardSet(shards["train"])
 
 
-def test_the_jigsaw_of_sound_is_its_tiles_permuted(shards: dict[str, Path]) -> None:
+def test_the_jigsaw_of_audio_is_its_tiles_permuted(shards: dict[str, Path]) -> None:
     opened = shards_of(shards)
     maker = ViewMaker(CONFIG, ["audio"])
     rows = [raw_views(opened, index, [View("a", "audio", "jigsaw")], CONFIG, 0, 3) for index in range(4)]
@@ -222,7 +222,7 @@ def test_the_jigsaw_of_sound_is_its_tiles_permuted(shards: dict[str, Path]) -> N
     assert raw.tiles is not None
     tiles = maker({"a": raw}, CPU)["a"]
     assert tiles.shape == (4, 9, 1, 8, 21)  # of 25 frames and 65 bins
-    whole = maker({"a": RawView("audio", raw.media, sounds=raw.sounds)}, CPU)["a"]
+    whole = maker({"a": RawView("audio", raw.media, audio_params=raw.audio_params)}, CPU)["a"]
     for sample in range(4):
         order = raw.tiles[sample].tolist()
         assert sorted(order) == list(range(9))
@@ -251,7 +251,7 @@ SOUNDS = (View("first", "audio"), View("second", "audio", clip=1))
 
 
 @pytest.mark.parametrize("options", [{"num_workers": 2}, {"global_batch_size": 18}])
-def test_augmented_sound_does_not_depend_on_the_batch_or_the_workers(
+def test_augmented_audio_does_not_depend_on_the_batch_or_the_workers(
     shards: dict[str, Path], options: dict[str, int]
 ) -> None:
     expected = by_index(make_loader(shards_of(shards), SOUNDS, byol_a()), 0)
@@ -262,19 +262,19 @@ def test_augmented_sound_does_not_depend_on_the_batch_or_the_workers(
         torch.testing.assert_close(expected[key], other[key], atol=1e-3, rtol=0)
 
 
-def test_augmented_sound_is_shift_volume_mixup_and_crop_in_this_order(shards: dict[str, Path]) -> None:
+def test_augmented_audio_is_shift_volume_mixup_and_crop_in_this_order(shards: dict[str, Path]) -> None:
     from avssl.transforms.audio import AudioParams, crop_spectrogram, mix_power, scale_volume, shift_time
 
     config = byol_a()
     maker = ViewMaker(config, ["audio"])
     raw = stack_raw_views([raw_views(shards_of(shards), index, SOUNDS, config, 0, 0) for index in range(3)])["first"]
-    assert raw.sounds is not None
+    assert raw.audio_params is not None
     assert raw.background is not None
     assert raw.background.shape == raw.media.shape
-    sound = AudioParams(*raw.sounds.unbind(1))
-    waveform = scale_volume(shift_time(raw.media, sound.shift_samples), sound.volume)
-    mixed = mix_power(maker.spectrogram(waveform), maker.spectrogram(raw.background), sound.mixup_share)
-    expected = crop_spectrogram(maker.normalize_audio(mixed), sound)
+    params = AudioParams(*raw.audio_params.unbind(1))
+    waveform = scale_volume(shift_time(raw.media, params.shift_samples), params.volume)
+    mixed = mix_power(maker.spectrogram(waveform), maker.spectrogram(raw.background), params.mixup_ratio)
+    expected = crop_spectrogram(maker.normalize_audio(mixed), params)
     torch.testing.assert_close(maker({"first": raw}, CPU)["first"], expected)
     assert (expected - maker.spectrogram(raw.media)).abs().mean() > 1
 
@@ -332,8 +332,8 @@ def test_the_worked_yaml_of_byol_a_gives_its_input(tmp_path: Path, shards: dict[
 def test_all_that_a_worker_sends_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(tuple(self.shape)) or self.clone())
-    view = RawView("audio", torch.zeros(2, 1, 8), sounds=torch.zeros(2, 7), background=torch.ones(2, 1, 8))
+    view = RawView("audio", torch.zeros(2, 1, 8), audio_params=torch.zeros(2, 7), background=torch.ones(2, 1, 8))
     copy = view.pin_memory()
     assert pinned == [(2, 1, 8), (2, 7), (2, 1, 8)]
-    assert copy.looks is None
+    assert copy.color_params is None
     assert copy.background is not view.background

@@ -1,9 +1,9 @@
 """Several clips of a sample, evenly spaced or drawn from a seed, and of every sample once over all processes: what
 classifiers are tested on.
 
-Of n clips the first begins and the last ends where the media does (`clips.uniform_windows`); clips of video and sound
-share their instants. A clip is its center crop, or three squares of the whole short side: at the beginning, the middle
-and the end of the longer side (Wang et al. 2018, arXiv 1711.07971). A picture has no time and is one clip.
+Of n clips the first begins and the last ends where the media does (`clips.uniform_clip_times`); clips of video and
+sound share their instants. A clip is its center crop, or three squares of the whole short side: at the beginning, the
+middle and the end of the longer side (Wang et al. 2018, arXiv 1711.07971). A picture has no time and is one clip.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ from avssl.processes.patience import all_batches
 from avssl.processes.worker_server import worker_context
 from avssl.shards.shard_set import Sample, ShardSet, spans
 from avssl.transforms.config import ImageViewConfig, VideoViewConfig, ViewsConfig, clip_lengths
-from avssl.transforms.draw import Box, center_crop_box
-from avssl.transforms.geometry import crop_resize
+from avssl.transforms.crop import crop_resize, evaluation_crop_boxes
 from avssl.transforms.raw_view import RawView, raw_audio, raw_image
-from avssl.transforms.time_sampling import ClipTimes, random_windows, snap_to_frames, uniform_windows
+from avssl.transforms.time_sampling import ClipTimes, random_clip_times, snap_to_frames, uniform_clip_times
 from avssl.types import MediaError
 
 NUM_CROPS = (1, 3)
@@ -99,11 +98,11 @@ def sample_clips(
         speeds = [float(draw.uniform(*plan.speed)) for draw in draws]
         volumes = [float(draw.uniform(*plan.volume)) for draw in draws]
         windows = [
-            random_windows(video, audio, replace(lengths, audio_seconds=lengths.audio_seconds * speed), draw)
+            random_clip_times(video, audio, replace(lengths, audio_seconds=lengths.audio_seconds * speed), draw)
             for speed, draw in zip(speeds, draws, strict=True)
         ]
     else:
-        windows = uniform_windows(video, audio, lengths, plan.num_clips)
+        windows = uniform_clip_times(video, audio, lengths, plan.num_clips)
     if video is not None:
         windows = [snap_to_frames(window, video, sample.info.video_fps) for window in windows]
         frames = [
@@ -134,17 +133,8 @@ def _crops(
 ) -> list[dict[str, RawView]]:
     if num_crops == 1:
         return [{"view": raw_image(modality, clip, config, None, None)}]
-    boxes = crop_boxes(clip.shape[2], clip.shape[3], num_crops)
+    boxes = evaluation_crop_boxes(clip.shape[2], clip.shape[3], num_crops)
     return [{"view": RawView(modality, crop_resize(clip, box, config.size_px))} for box in boxes]
-
-
-def crop_boxes(height: int, width: int, num_crops: int) -> list[Box]:
-    """The center crop of evaluation, or three squares of the short side along the longer one."""
-    if num_crops == 1:
-        return [center_crop_box(height, width)]
-    side = min(height, width)
-    places = [round((max(height, width) - side) * share) for share in (0.0, 0.5, 1.0)]
-    return [Box(place, 0, side, side) if height > width else Box(0, place, side, side) for place in places]
 
 
 @dataclass

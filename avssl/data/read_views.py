@@ -22,7 +22,7 @@ from avssl.transforms.config import (
 )
 from avssl.transforms.jigsaw import NUM_TILES
 from avssl.transforms.raw_view import RawView, raw_audio, raw_image
-from avssl.transforms.time_sampling import center_windows, frame_times_seconds, random_windows, snap_to_frames
+from avssl.transforms.time_sampling import center_clip_times, frame_times_seconds, random_clip_times, snap_to_frames
 from avssl.types import Clip, MediaError, Span, View
 
 
@@ -50,9 +50,9 @@ def read_clip(
         return Clip(index, key, None, None, 0.0, 0.0, image)
     lengths = clip_lengths(config)
     if generator is None:
-        windows = center_windows(video_span, audio_span, replace(lengths, max_offset_seconds=0.0))
+        windows = center_clip_times(video_span, audio_span, replace(lengths, max_offset_seconds=0.0))
     else:
-        windows = random_windows(video_span, audio_span, lengths, generator)
+        windows = random_clip_times(video_span, audio_span, lengths, generator)
     if video_span is not None:
         windows = snap_to_frames(windows, video_span, sample.info.video_fps)
     video_start, audio_start = windows.video_start_seconds, windows.audio_start_seconds

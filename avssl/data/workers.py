@@ -9,8 +9,8 @@ import torch
 
 from avssl.processes.killable import end_with_parent
 from avssl.transforms.audio import AudioParams
-from avssl.transforms.config import ViewsConfig, image_augment, picture_size_px
-from avssl.transforms.draw import ColorParams
+from avssl.transforms.color_augment import ColorParams
+from avssl.transforms.config import ViewsConfig, image_augment, view_size_px
 from avssl.transforms.jigsaw import NUM_TILES, jigsaw_size
 from avssl.types import View
 
@@ -61,16 +61,16 @@ def host_mib(views: Sequence[View], config: ViewsConfig, batch_size: int, worker
 
 
 def _picture_bytes(view: View, config: ViewsConfig) -> int:
-    """uint8 RGB, and a look."""
+    """Bytes of a uint8 RGB view and its color parameters."""
     augment = image_augment(view, config)
     settings = config.image if view.modality == "image" else config.video
-    side = picture_size_px(augment, settings)
+    side = view_size_px(augment, settings)
     num_patches = 1
     if augment is not None and augment.jigsaw:
         num_patches, side = NUM_TILES, jigsaw_size(side).patch_px
     num_frames = config.video.num_frames if view.modality == "video" else 1
-    looks = 0 if augment is None else 4 * num_patches * len(ColorParams._fields)
-    return num_patches * num_frames * 3 * side**2 + looks
+    color_params = 0 if augment is None else 4 * num_patches * len(ColorParams._fields)
+    return num_patches * num_frames * 3 * side**2 + color_params
 
 
 def _audio_bytes(view: View, config: ViewsConfig) -> int:

@@ -17,8 +17,7 @@ from avssl.media.ffmpeg import Source
 from avssl.media.info import AudioBlock
 from avssl.media.readers import AudioReader, VideoReader
 from avssl.transforms.config import AudioViewConfig, VideoViewConfig
-from avssl.transforms.draw import Box, center_crop_box
-from avssl.transforms.geometry import crop_resize
+from avssl.transforms.crop import Box, center_crop_box, crop_resize
 from avssl.transforms.time_sampling import frame_times_seconds
 from avssl.types import MediaError, Span
 

@@ -1,1 +1,1 @@
-"""Views of a clip: which seconds, what is drawn for them, and the operations on frames and sound."""
+"""Views of a clip: its times, its random parameters, and the operations on frames and audio."""

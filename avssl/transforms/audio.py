@@ -1,10 +1,10 @@
-"""Random changes of sound: what there is to choose from, the drawing of it, and its batched application on the device.
+"""Random changes of audio: their configuration, how a worker draws them and how the device applies them to a batch.
 
-What is random is drawn in a worker by `draw_audio_params` from a generator that the caller seeds; the functions for the
-device take it as one number per sample and draw nothing. In the order in which they run: time shift and volume on the
-waveform, mixup on the decibels, crop on the normalized spectrogram.
+A worker draws the parameters with `draw_audio_params` from a generator that the caller seeds; the functions for the
+device take one number per sample and draw nothing. They run in this order: time shift and volume on the waveform, mixup
+on the decibels, crop on the normalized spectrogram.
 
-BYOL-A (Niizumi et al. 2021, arXiv 2103.06695) as a YAML; its 60 to 7800 Hz are here 0 to 8000, and its normalization
+BYOL-A (Niizumi et al. 2021, arXiv 2103.06695) as YAML. Its 60 to 7800 Hz are 0 to 8000 Hz here, and its normalization
 of each batch after the augmentations is left out:
 
     views:
@@ -30,21 +30,22 @@ NEPERS_PER_DB = log(10) / 10  # of power
 
 @dataclass(frozen=True)
 class AudioAugment:
-    """Random changes of the training sound. The defaults are AVID's: the volume alone.
+    """Random changes of the training audio. The defaults are AVID's, which changes only the volume.
 
-    mixup_ratio: the power of another sample's sound is mixed in with a share uniform in [0, it] (decoding one more
-    clip a sample, chosen by the sample's own generator). The crop takes a piece of the spectrogram, its sides uniform
-    shares of the frames and bins, and resizes it to the whole; where it reaches out of the spectrogram, on a canvas
-    crop_canvas times as long, it finds the average (0). Along the bins nothing lies outside, so a share above 1 is 1.
+    mixup_ratio: the power of another sample is mixed in with a ratio uniform in [0, mixup_ratio]; this decodes one more
+    clip per sample, chosen by the sample's own generator. The crop is a rectangle of the spectrogram, resized to the
+    full size; its length and height are uniform fractions of the frames and bins. It is cut from a canvas that is
+    crop_canvas times as long as the spectrogram and holds the average (0) outside it. Along the bins the canvas is no
+    larger than the spectrogram, so a fraction above 1 counts as 1.
     """
 
     volume_low: float = 0.9  # the waveform's factor is uniform in [volume_low, volume_high]
     volume_high: float = 1.1
-    time_shift_seconds: float = 0.0  # largest circular shift, either way
-    mixup_ratio: float = 0.0  # largest share of another sample's power
-    crop_time_scale: tuple[float, float] = (1.0, 1.0)  # share of the frames; longer than 1 needs crop_canvas
-    crop_frequency_scale: tuple[float, float] = (1.0, 1.0)  # share of the bins
-    crop_canvas: float = 1.0  # length of what is cropped from, in lengths of the spectrogram
+    time_shift_seconds: float = 0.0  # largest circular shift, in both directions
+    mixup_ratio: float = 0.0  # largest fraction of another sample's power
+    crop_time_scale: tuple[float, float] = (1.0, 1.0)  # fraction of the frames; above 1 it needs crop_canvas
+    crop_frequency_scale: tuple[float, float] = (1.0, 1.0)  # fraction of the bins
+    crop_canvas: float = 1.0  # length of the canvas, in lengths of the spectrogram
 
     def __post_init__(self) -> None:
         if not 0 <= self.volume_low <= self.volume_high:
@@ -65,85 +66,86 @@ class AudioAugment:
 
     @property
     def crops(self) -> bool:
-        """Is any crop other than the whole spectrogram possible?"""
+        """Whether a crop other than the whole spectrogram is possible."""
         return self.crop_canvas != 1 or (*self.crop_time_scale, *self.crop_frequency_scale) != (1, 1, 1, 1)
 
 
 class AudioParams(NamedTuple, Generic[T]):
-    """What was drawn for one sound; every number is a float. Of a batch: columns of one tensor, as with Look."""
+    """The parameters drawn for one audio clip, floats; for a batch the columns of one tensor, as with ColorParams."""
 
     volume: T  # factor
-    shift_samples: T  # whole, towards later; 0 is off
-    mixup_share: T  # of the background's power; 0 is off
+    shift_samples: T  # a whole number, positive towards later; 0 is off
+    mixup_ratio: T  # fraction of the background's power; 0 is off
     time_start: T  # of the crop, in lengths of the spectrogram, from its beginning; may be negative
     time_scale: T
     frequency_start: T
     frequency_scale: T
 
 
-WHOLE = (0.0, 1.0, 0.0, 1.0)  # the crop that changes nothing
+FULL_CROP = (0.0, 1.0, 0.0, 1.0)  # the crop that changes nothing
 
 
 def draw_audio_params(generator: np.random.Generator, augment: AudioAugment, rate_hz: int) -> AudioParams[float]:
-    """Draw what is random about one sound but for the background; what is off takes no draw."""
+    """Draw the parameters of one audio clip, without the background. An operation that is off takes no draw."""
     volume = float(generator.uniform(augment.volume_low, augment.volume_high))
-    shift = share = 0.0
+    shift = ratio = 0.0
     if augment.time_shift_seconds > 0:
         longest = round(augment.time_shift_seconds * rate_hz)
         shift = float(generator.integers(-longest, longest + 1))
     if augment.mixup_ratio > 0:
-        share = float(generator.uniform(0, augment.mixup_ratio))
-    crop = WHOLE
+        ratio = float(generator.uniform(0, augment.mixup_ratio))
+    crop = FULL_CROP
     if augment.crops:
-        time = _draw_piece(generator, augment.crop_time_scale, augment.crop_canvas)
-        crop = (*time, *_draw_piece(generator, augment.crop_frequency_scale, 1.0))
-    return AudioParams(volume, shift, share, *crop)
+        time = _draw_interval(generator, augment.crop_time_scale, augment.crop_canvas)
+        crop = (*time, *_draw_interval(generator, augment.crop_frequency_scale, 1.0))
+    return AudioParams(volume, shift, ratio, *crop)
 
 
-def _draw_piece(generator: np.random.Generator, scale: tuple[float, float], canvas: float) -> tuple[float, float]:
-    """(start, length) of a piece of a canvas that reaches equally far out of [0, 1] on both sides."""
+def _draw_interval(generator: np.random.Generator, scale: tuple[float, float], canvas: float) -> tuple[float, float]:
+    """(start, length) of an interval on a canvas that extends beyond [0, 1] equally far on both sides."""
     length = min(float(generator.uniform(*scale)), canvas)
     return float(generator.uniform(0, canvas - length)) - (canvas - 1) / 2, length
 
 
 def scale_volume(waveform: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Multiply each waveform of (B, C, samples) by its own factor (B,). Nothing is clipped to [-1, 1]."""
+    """Multiply each waveform of (B, C, samples) by its own factor (B,). The result is not clipped to [-1, 1]."""
     if factor.shape != waveform.shape[:1]:
         raise ValueError(f"one volume factor per sample: expected shape {(len(waveform),)}, got {tuple(factor.shape)}")
     return waveform * factor.to(waveform)[:, None, None]
 
 
 def shift_time(waveform: torch.Tensor, shift_samples: torch.Tensor) -> torch.Tensor:
-    """Turn each waveform of (B, C, samples) around by its own whole number of samples (B,), later if positive."""
+    """Shift each waveform of (B, C, samples) circularly by its own whole number of samples (B,), later if positive."""
     import torch
 
     num_samples = waveform.shape[-1]
-    places = torch.arange(num_samples, device=waveform.device) - shift_samples.to(waveform.device).long()[:, None]
-    return waveform.gather(2, places.remainder_(num_samples)[:, None].expand_as(waveform))
+    indices = torch.arange(num_samples, device=waveform.device) - shift_samples.to(waveform.device).long()[:, None]
+    return waveform.gather(2, indices.remainder_(num_samples)[:, None].expand_as(waveform))
 
 
-def mix_power(decibels: torch.Tensor, background_db: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    """Decibels of (1 - share) times the power and share times the background's, share (B,) in [0, 1).
+def mix_power(decibels: torch.Tensor, background_db: torch.Tensor, ratio: torch.Tensor) -> torch.Tensor:
+    """Decibels of the power (1 - ratio) * own + ratio * background; ratio: (B,) in [0, 1).
 
-    Spectrograms (B, 1, frames, bins). BYOL-A mixes the exponentials of its normalized logarithms instead of powers.
+    Spectrograms are (B, 1, frames, bins). BYOL-A mixes the exponentials of its normalized logarithms instead of powers.
     """
     import torch
 
-    share = share.to(decibels)[:, None, None, None]
-    own, other = decibels * NEPERS_PER_DB + torch.log1p(-share), background_db * NEPERS_PER_DB + torch.log(share)
-    return torch.logaddexp(own, other) / NEPERS_PER_DB
+    ratio = ratio.to(decibels)[:, None, None, None]
+    foreground = decibels * NEPERS_PER_DB + torch.log1p(-ratio)
+    background = background_db * NEPERS_PER_DB + torch.log(ratio)
+    return torch.logaddexp(foreground, background) / NEPERS_PER_DB
 
 
 def crop_spectrogram(spectrogram: torch.Tensor, crop: AudioParams[torch.Tensor]) -> torch.Tensor:
-    """Resize each sample's own piece of (B, 1, frames, bins) to the whole, bicubic; 0 outside the spectrogram.
+    """Resize each sample's own crop of (B, 1, frames, bins) to the full size, bicubic; 0 outside the spectrogram.
 
-    crop: its time_ and frequency_ fields, (B,). BYOL-A's RandomResizeCrop, but the piece may begin between two frames,
-    and the interpolation sees what lies beside the piece.
+    crop: the time_ and frequency_ fields, (B,). This is BYOL-A's RandomResizeCrop, but the crop may begin between two
+    frames, and the interpolation also reads the neighborhood of the crop.
     """
     import torch
 
     zero = torch.zeros_like(crop.time_start)
-    # Output places run from -1 to 1 between the outer edges; so do those they are taken from.
+    # Positions run from -1 to 1 between the outer edges, in the output and in the input.
     frequency = torch.stack([crop.frequency_scale, zero, 2 * crop.frequency_start + crop.frequency_scale - 1], dim=1)
     time = torch.stack([zero, crop.time_scale, 2 * crop.time_start + crop.time_scale - 1], dim=1)
     affine = torch.stack([frequency, time], dim=1).to(spectrogram)

@@ -1,8 +1,8 @@
-"""Jigsaw puzzles of a 3 x 3 grid: patches of a picture or clip, tiles of a spectrogram.
+"""Jigsaws of a 3 x 3 grid: patches of an image or clip, tiles of a spectrogram.
 
-As PIRL cuts them (Misra & van der Maaten 2020, arXiv 1912.01991): the crop is resized to 255 px, each of its nine cells
-of 85 px gives a patch of 64 px at a random offset, and the patches come in a uniformly random order. Other sizes keep
-these proportions. They are never put together again: the network reads nine small pictures.
+They are cut as in PIRL (Misra & van der Maaten 2020, arXiv 1912.01991): the crop is resized to 255 px, each of its nine
+cells of 85 px gives a patch of 64 px at a random offset, and the order of the patches is uniformly random. Other sizes
+keep these proportions. The patches are never put together again: the network reads nine small images.
 """
 
 from __future__ import annotations
@@ -18,42 +18,42 @@ NUM_TILES = GRID * GRID
 
 
 class JigsawSize(NamedTuple):
-    """Sides in pixels of a cell and of the patch in it; the crop is resized to 3 cells."""
+    """Sides in pixels of a cell and of the patch in it; the crop is resized to 3 x 3 cells."""
 
     cell_px: int
     patch_px: int
 
 
 class Jigsaw(NamedTuple):
-    """offsets: (top, left) of the patch in each cell, row by row; place k of the jigsaw shows cell permutation[k]."""
+    """offsets: (top, left) of the patch in each cell, row by row. Patch k of the jigsaw is from cell permutation[k]."""
 
     offsets: list[tuple[int, int]]
     permutation: list[int]
 
 
 def jigsaw_size(size_px: int) -> JigsawSize:
-    """85 and 64 px for pictures of 224 px, and in proportion. ValueError when no patch is left."""
+    """85 and 64 px for images of 224 px, and in proportion for other sizes. ValueError if no patch is left."""
     cell_px = round(size_px * 255 / 224) // GRID
     patch_px = round(cell_px * 64 / 85)
     if patch_px < 1:
-        raise ValueError(f"a jigsaw of pictures of {size_px} px has no patches; size_px must be at least 3")
+        raise ValueError(f"a jigsaw of images of {size_px} px has no patches; size_px must be at least 3")
     return JigsawSize(cell_px, patch_px)
 
 
 def draw_jigsaw(generator: np.random.Generator, size: JigsawSize) -> Jigsaw:
-    """Uniform offsets and a uniform permutation."""
+    """A jigsaw with uniformly random offsets and a uniformly random permutation."""
     offsets = generator.integers(size.cell_px - size.patch_px + 1, size=(NUM_TILES, 2)).tolist()
     return Jigsaw([(top, left) for top, left in offsets], generator.permutation(NUM_TILES).tolist())
 
 
 def centered_jigsaw(size: JigsawSize) -> Jigsaw:
-    """The deterministic one: patches in the middle of their cells, in their places."""
+    """The jigsaw of evaluation: patches from the middle of their cells, in the order of the cells."""
     offset = (size.cell_px - size.patch_px) // 2
     return Jigsaw([(offset, offset)] * NUM_TILES, list(range(NUM_TILES)))
 
 
 def cut_patches(clip: torch.Tensor, jigsaw: Jigsaw, size: JigsawSize) -> torch.Tensor:
-    """(T, 3, 3 cells, 3 cells) -> (9, T, 3, patch, patch), the same cut and order in all frames; any dtype."""
+    """(T, 3, 3 cells, 3 cells) -> (9, T, 3, patch, patch), alike in all frames; any dtype."""
     import torch
 
     patches = []
@@ -67,8 +67,8 @@ def cut_patches(clip: torch.Tensor, jigsaw: Jigsaw, size: JigsawSize) -> torch.T
 def cut_tiles(spectrogram: torch.Tensor, permutation: torch.Tensor) -> torch.Tensor:
     """(B, 1, frames, bins) -> (B, 9, 1, frames // 3, bins // 3): tile k of sample b is permutation[b, k].
 
-    The tiles are numbered along the bins first, then along the frames. What three do not divide is left out, half of it
-    on each side. permutation: int64 (B, 9). ValueError when a side is shorter than 3.
+    The tiles are numbered along the bins first, then along the frames. If a side is no multiple of 3, the remainder is
+    left out, half of it at each end. permutation: int64 (B, 9). ValueError if a side is shorter than 3.
     """
     import torch
 

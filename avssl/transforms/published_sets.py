@@ -1,8 +1,8 @@
-"""The published augmentation sets of pictures by name: the defaults of `views.augments`.
+"""The published augmentation sets of images by name: the defaults of `views.augments`.
 
-A YAML changes a set (`views.augments.simclr.blur_probability: 0`) or adds one of its own
-(`views.augments.mine: {hue: 0.1}`), which starts from ImageAugment's defaults. Crops not named here take 0.08 to 1 of
-the area, with an aspect of 3/4 to 4/3; all sets flip with probability 0.5.
+A YAML can change a set (`views.augments.simclr.blur_probability: 0`) or add one (`views.augments.mine: {hue: 0.1}`),
+which starts from ImageAugment's defaults. Where a set states no crop, the crop has 0.08 to 1 of the area and an aspect
+of 3/4 to 4/3. All sets flip with probability 0.5.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from collections.abc import Iterable
 from dataclasses import replace
 from difflib import get_close_matches
 
-from avssl.transforms.draw import ImageAugment
+from avssl.transforms.image_augment import ImageAugment
 
 
 def published_sets() -> dict[str, ImageAugment]:
     """Every published set by name."""
     no_jitter = ImageAugment(brightness=0, contrast=0, saturation=0, hue=0)
-    # Wu et al. 2018 (NPID; the authors' lemniscate): crop from 0.2, gray 0.2, jitter 0.4 four times, always.
+    # Wu et al. 2018 (NPID; the authors' lemniscate): crops from 0.2, grayscale 0.2, all four jitter strengths 0.4,
+    # always.
     npid = ImageAugment(crop_scale=(0.2, 1.0), hue=0.4, grayscale_probability=0.2)
     # Chen et al. 2020 (SimCLR; the authors' code), color strength 1.
     simclr = ImageAugment(
@@ -31,10 +32,10 @@ def published_sets() -> dict[str, ImageAugment]:
     )
     # Chen et al. 2020 (MoCo v2; the authors' code): SimCLR's operations with weaker colors.
     moco_v2 = replace(simclr, crop_scale=(0.2, 1.0), brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
-    # Grill et al. 2020 (BYOL; the authors' code): one view is always blurred, the other seldom blurred and solarized.
+    # Grill et al. 2020 (BYOL; the authors' code): one view is always blurred, the other seldom blurred or solarized.
     byol_first = replace(moco_v2, crop_scale=(0.08, 1.0), saturation=0.2, blur_probability=1.0)
     byol_second = replace(byol_first, blur_probability=0.1, solarize_probability=0.2)
-    # Misra & van der Maaten 2020 (PIRL; vissl): the same for the whole picture and, one by one, for the patches.
+    # Misra & van der Maaten 2020 (PIRL; vissl): the same for the whole image and, one by one, for the patches.
     pirl = ImageAugment(grayscale_probability=0.2, photometric_probability=0.66)
     return {
         "npid": npid,
@@ -52,18 +53,18 @@ def published_sets() -> dict[str, ImageAugment]:
         "swav_two_crops": simclr,
         "pirl": pirl,
         "pirl_jigsaw": replace(pirl, crop_scale=(0.6, 1.0), jigsaw=True),
-        # Caron et al. 2018 (DeepCluster): crop and flip.
+        # Caron et al. 2018 (DeepCluster): only crop and flip.
         "deepcluster": no_jitter,
         # Asano, Rupprecht, Vedaldi 2020 (SeLa; the authors' code).
         "sela": ImageAugment(hue=0.4, grayscale_probability=0.2),
-        # Feichtenhofer et al. 2021 (video; SlowFast's configurations, which also ask for MoCo v2's scheme: taken to
-        # mean its probabilities of jitter and blur).
+        # Feichtenhofer et al. 2021 (video; SlowFast's configurations). These also name MoCo v2's scheme, taken here as
+        # its probabilities of jitter and blur.
         "rho": replace(moco_v2, crop_scale=(0.2, 0.766), brightness=0.6, contrast=0.6, saturation=0.6, hue=0.15),
     }
 
 
 def unknown_set(view: str, given: str, allowed: Iterable[str]) -> ValueError:
-    """The error for a set that is not there: what was given, the nearest name and the allowed ones."""
+    """The error for an unknown set: the given name, the nearest name and all allowed names."""
     names = list(allowed)
     near = get_close_matches(given, names, 1)
     guess = f" Did you mean {near[0]!r}?" if near else ""

@@ -12,18 +12,22 @@ from pathlib import Path
 import torch
 from torch import nn
 
-POWER_FLOOR = 1e-10  # -100 dB: keeps the logarithm finite, so that silence becomes a constant -100 dB
+POWER_FLOOR = 1e-10  # -100 dB: keeps the logarithm finite, and silence becomes a constant -100 dB
 STD_FLOOR = 1e-5  # added to the standard deviation when normalizing
 
 
 def power_spectrum(
     waveform: torch.Tensor, window: torch.Tensor, hop_samples: int, num_frames: int | None = None
 ) -> torch.Tensor:
-    """Squared magnitude of the centered short-time Fourier transform, zeros outside the waveform.
+    """Squared magnitude of the centered short-time Fourier transform, with zeros outside the waveform.
 
-    waveform (B, samples); window (window_samples,), also the FFT length, whose dtype the transform runs in; frame k
-    is centered on sample k * hop_samples; num_frames keeps the first so many, None all samples // hop_samples + 1.
-    Returns (B, frames, window_samples / 2 + 1). Raises ValueError if the waveform has fewer frames than asked for.
+    Args:
+        waveform: (B, samples).
+        window: (window_samples,), which is also the FFT length. The transform runs in the dtype of the window.
+        hop_samples: frame k is centered on sample k * hop_samples.
+        num_frames: how many frames to keep, from the first; None keeps all samples // hop_samples + 1.
+
+    Returns (B, frames, window_samples / 2 + 1). Raises ValueError if the waveform has fewer than num_frames frames.
     """
     available = waveform.shape[-1] // hop_samples + 1
     if num_frames is not None and num_frames > available:
@@ -45,16 +49,16 @@ def average_adjacent_bins(power: torch.Tensor, factor: int) -> torch.Tensor:
 
 
 def power_to_db(power: torch.Tensor, dynamic_range_db: float) -> torch.Tensor:
-    """10 log10 of the power, relative to 1, at least the maximum of the clip minus `dynamic_range_db`.
+    """10 log10 of the power, relative to 1, and not lower than the maximum of the clip minus `dynamic_range_db`.
 
-    power: (B, frames, bins), not negative. Power below 1e-10 counts as 1e-10: silence gives -100 dB everywhere.
+    power: (B, frames, bins), not negative. Power below 1e-10 counts as 1e-10, so silence gives -100 dB everywhere.
     """
     decibels = 10 * power.clamp_min(POWER_FLOOR).log10()
     return torch.maximum(decibels, decibels.amax(dim=(-2, -1), keepdim=True) - dynamic_range_db)
 
 
 class _Spectrogram(nn.Module):
-    """What LogSpectrogram and LogMel share: checks, framing (window, hop, frames), power. Their own: `bins_of`."""
+    """The common part of LogSpectrogram and LogMel: checks, framing (window, hop, frames), power."""
 
     window: torch.Tensor
     num_bins: int
@@ -76,7 +80,7 @@ class _Spectrogram(nn.Module):
         self.rate_hz, self.hop_samples = rate_hz, hop_samples
         self.num_frames, self.dynamic_range_db = num_frames, dynamic_range_db
         dtype = torch.float64 if double_precision else torch.float32
-        # Follows the module to its device but is no state: the arguments determine it.
+        # The window moves with the module to its device but is not saved: the arguments determine it.
         self.register_buffer("window", torch.hann_window(window_samples, dtype=dtype), persistent=False)
 
     def bins_of(self, power: torch.Tensor) -> torch.Tensor:
@@ -87,7 +91,7 @@ class _Spectrogram(nn.Module):
         """(B, 1, samples) -> (B, 1, frames, num_bins) float32 decibels, finite for every finite waveform."""
         if waveform.ndim != 3 or waveform.shape[1] != 1 or not waveform.is_floating_point():
             raise ValueError(
-                "a spectrogram is made of float mono waveforms of shape (B, 1, samples), "
+                "a spectrogram takes float mono waveforms of shape (B, 1, samples), "
                 f"got {waveform.dtype} {tuple(waveform.shape)}"
             )
         with torch.autocast(waveform.device.type, enabled=False):
@@ -96,20 +100,21 @@ class _Spectrogram(nn.Module):
 
 
 class LogSpectrogram(_Spectrogram):
-    """Log power spectrogram with linear frequency, as AVID reads it.
+    """Log power spectrogram with linear frequency, as in AVID.
 
-    The defaults turn 2 s at 24 kHz into 200 frames (100 a second) of 257 bins: the 513 bins of a 1,024-sample
+    The defaults turn 2 s at 24 kHz into 200 frames (100 per second) of 257 bins: the 513 bins of a 1,024-sample
     periodic Hann window, squared, then DC and 256 averaged pairs. The small networks of the paper read
-    window_samples=512, hop_samples=480, num_frames=100: 100 frames (50 a second) of 129 bins.
+    window_samples=512, hop_samples=480, num_frames=100: 100 frames (50 per second) of 129 bins.
 
     Args:
         rate_hz: sampling rate of the waveforms; the transform itself does not depend on it.
-        window_samples, hop_samples: window and FFT length (even); distance of two frames.
-        num_frames: frames to keep, from the start; None keeps all.
-        bins_averaged: how many adjacent frequencies make one bin (DC stays alone); divides window_samples / 2.
-        dynamic_range_db: values are at least the clip's maximum minus this.
-        double_precision: Fourier transform in float64. In float32 bins near the floor err by up to 0.03 dB, at
-            about half the time on a CPU; devices without float64 need False.
+        window_samples, hop_samples: length of the window and the FFT (even); distance of two frames.
+        num_frames: how many frames to keep, from the first; None keeps all.
+        bins_averaged: how many adjacent frequencies are averaged to one bin (DC stays alone); divides
+            window_samples / 2.
+        dynamic_range_db: values are not lower than the clip's maximum minus this.
+        double_precision: Fourier transform in float64. In float32 it takes about half the time on a CPU, with errors of
+            up to 0.03 dB in bins near the floor. Devices without float64 need False.
     """
 
     def __init__(
@@ -139,8 +144,9 @@ class LogSpectrogram(_Spectrogram):
 class LogMel(_Spectrogram):
     """Log mel spectrogram: triangular filters on the HTK mel scale, peak 1 (torchaudio's defaults).
 
-    Args as LogSpectrogram's, and num_bins: filters; low_hz, high_hz: outer edges, high_hz None = half the rate.
-    Raises ValueError when a filter would lie between two frequencies of the FFT and stay empty.
+    The arguments are those of LogSpectrogram and: num_bins, the number of filters; low_hz and high_hz, the outer edges
+    of the filters, where high_hz None is half the rate. Raises ValueError if a filter would lie between two frequencies
+    of the FFT and be empty.
     """
 
     filters: torch.Tensor
@@ -169,7 +175,7 @@ class LogMel(_Spectrogram):
             )
         self.num_bins = num_bins
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # empty filters are an error, just below
+            warnings.simplefilter("ignore", UserWarning)  # empty filters raise ValueError below
             filters = melscale_fbanks(window_samples // 2 + 1, low_hz, high_hz, num_bins, rate_hz)
         empty = int((filters.amax(dim=0) == 0).sum())
         if empty:
@@ -187,8 +193,9 @@ class LogMel(_Spectrogram):
 class BinStatistics:
     """Mean and standard deviation of every bin over all frames seen, from batches, in float64.
 
-    Merging (Chan's parallel form of Welford's recurrence) stays exact where sums of squares cancel. `pack` and
-    `unpack` turn the state into one tensor to gather; merged in the same order, every rank gets the same bits.
+    Merging (Chan's parallel form of Welford's recurrence) stays exact where sums of squares would cancel. `pack` turns
+    the state into one tensor to gather and `unpack` reads it; with the same order of merging all ranks get the same
+    bits.
     """
 
     def __init__(self, num_bins: int) -> None:
@@ -197,7 +204,7 @@ class BinStatistics:
         self.sum_squares = torch.zeros(num_bins, dtype=torch.float64)  # of deviations from the mean
 
     def update(self, spectrogram: torch.Tensor) -> None:
-        """Take in a batch (..., frames, bins). Raises ValueError on another number of bins or non-finite values."""
+        """Add a batch (..., frames, bins). Raises ValueError for another number of bins or for non-finite values."""
         if spectrogram.shape[-1] != len(self.mean):
             raise ValueError(f"expected {len(self.mean)} bins in the last axis, got {tuple(spectrogram.shape)}")
         frames = spectrogram.detach().cpu().double().flatten(0, -2)
@@ -209,7 +216,7 @@ class BinStatistics:
         self.merge(batch)
 
     def merge(self, other: BinStatistics) -> None:
-        """Take in everything that `other` has seen."""
+        """Add everything that `other` has seen."""
         if len(other.mean) != len(self.mean):
             raise ValueError(f"cannot merge statistics of {len(other.mean)} bins into those of {len(self.mean)}")
         total = self.count + other.count
@@ -222,7 +229,7 @@ class BinStatistics:
 
     @property
     def std(self) -> torch.Tensor:
-        """Standard deviation (bins,) float64, dividing by the number of frames. Raises ValueError before any update."""
+        """Standard deviation (bins,) float64, of the frames as a population. Raises ValueError before any update."""
         if self.count == 0:
             raise ValueError("no spectrogram has been seen yet: call update first")
         return (self.sum_squares / self.count).sqrt()
@@ -233,23 +240,25 @@ class BinStatistics:
 
     @staticmethod
     def unpack(packed: Iterable[torch.Tensor]) -> BinStatistics:
-        """Merge packed states, in the order given. Raises ValueError if there are none."""
-        parts = []
+        """Merge packed states in their order. Raises ValueError if there are none."""
+        merged: BinStatistics | None = None
         for state in packed:
-            parts.append(BinStatistics((len(state) - 1) // 2))
-            parts[-1].count = int(state[0])
-            parts[-1].mean, parts[-1].sum_squares = state[1:].cpu().double().chunk(2)
-        if not parts:
+            statistics = BinStatistics((len(state) - 1) // 2)
+            statistics.count = int(state[0])
+            statistics.mean, statistics.sum_squares = state[1:].cpu().double().chunk(2)
+            if merged is None:
+                merged = statistics
+            else:
+                merged.merge(statistics)
+        if merged is None:
             raise ValueError("no packed statistics were given")
-        for part in parts[1:]:
-            parts[0].merge(part)
-        return parts[0]
+        return merged
 
 
 class BinNormalize(nn.Module):
-    """Per-bin (x - mean) / (std + 1e-5) for spectrograms (B, 1, frames, bins).
+    """(x - mean) / (std + 1e-5) for each bin of spectrograms (B, 1, frames, bins).
 
-    mean and std, (bins,) float32, are persistent buffers: they belong to the run. They start as 0 and 1.
+    mean and std, (bins,) float32, are persistent buffers, because they belong to the run. They start as 0 and 1.
     """
 
     mean: torch.Tensor
@@ -261,7 +270,7 @@ class BinNormalize(nn.Module):
         self.register_buffer("std", torch.ones(num_bins))
 
     def set_statistics(self, statistics: BinStatistics) -> None:
-        """Take over mean and standard deviation. Raises ValueError for another number of bins."""
+        """Copy mean and standard deviation. Raises ValueError for another number of bins."""
         if statistics.mean.shape != self.mean.shape:
             raise ValueError(f"expected statistics of {len(self.mean)} bins, got {len(statistics.mean)}")
         self.mean.copy_(statistics.mean)
@@ -273,16 +282,16 @@ class BinNormalize(nn.Module):
 
 
 class UnmeasuredStatistics(BinNormalize):
-    """In place of the normalization of a run without statistics: sound cannot be read rightly, and is not."""
+    """Replaces the normalization of a run without statistics, whose audio cannot be normalized: it raises an error."""
 
     def __init__(self, num_bins: int, run: str | Path) -> None:
         super().__init__(num_bins)
         self.run = run
 
     def forward(self, spectrogram: torch.Tensor) -> torch.Tensor:  # noqa: ARG002  (the contract)
-        """Always raises ValueError, saying what to do."""
+        """Raise ValueError, which says what to do."""
         raise ValueError(
-            f"{self.run} has no statistics of its spectrograms (a published checkpoint holds none), so its sound "
+            f"{self.run} has no statistics of its spectrograms (a published checkpoint holds none), so its audio "
             "cannot be normalized as in training. Measure them once: "
             f"python -m avssl.exchange statistics {self.run} SHARDS"
         )

@@ -1,8 +1,8 @@
-"""Which seconds to read: pure time maths on the common clock of a sample's two streams.
+"""The times of clips: arithmetic on the common clock of a sample's two streams. Nothing is read here.
 
-Nothing is read here. A stream is a `Span` in seconds; a stream that is missing is None, and its start then comes
-back as None. Media shorter than a clip are allowed: the window then begins where the stream does, `frame_times_seconds`
-tiles the few frames there are, and the audio reader fills up with zeros at the end.
+A stream is a `Span` in seconds. A missing stream is None, and then its start time is None, too. Media may be shorter
+than a clip: the clip then begins where the stream begins, `frame_times_seconds` repeats the frames, and the audio
+reader pads with zeros at the end.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TIME_TOLERANCE_SECONDS = 1e-6  # far below a frame or a sample, far above float6
 
 
 class ClipTimes(NamedTuple):
-    """Where to begin reading each stream, in seconds on the sample's clock; None for a stream that is missing."""
+    """Start times of the clips of both streams, in seconds on the sample's clock; None for a missing stream."""
 
     video_start_seconds: float | None
     audio_start_seconds: float | None
@@ -27,7 +27,7 @@ class ClipTimes(NamedTuple):
 
 @dataclass(frozen=True)
 class ClipLengths:
-    """How long the clips are, and how far the video clip may reach out of the audio clip, in seconds.
+    """The lengths of the clips, and how far the video clip may extend beyond the audio clip, in seconds.
 
     video_seconds is num_frames / fps (0.5 for AVID's 8 frames at 16 fps). Evaluation uses max_offset_seconds = 0.
     """
@@ -41,7 +41,7 @@ class ClipLengths:
             raise ValueError(f"clip lengths must be positive and max_offset_seconds not negative, got {self}")
 
 
-def random_windows(
+def random_clip_times(
     video: Span | None, audio: Span | None, lengths: ClipLengths, generator: np.random.Generator
 ) -> ClipTimes:
     """Random start times of a training pair, uniform in AVID's intervals. Always takes two draws.
@@ -49,11 +49,11 @@ def random_windows(
     With A, V the clip lengths, d the largest offset, [v0, v1] the video and [a0, a1] the audio:
         audio start ~ U(max(a0, v0), min(a1 - A, v1 - V))
         video start ~ U(max(audio start - d, v0), min(audio start + A + d - V, v1))
-    so near its end the video clip may be shorter than V (and is tiled). With one stream alone its start is uniform
-    where the whole clip fits.
+    so near its end the video may be shorter than V, and its frames are then repeated. If only one stream is there, its
+    start is uniform in the interval for which the whole clip fits.
 
-    Where an interval is empty (a stream shorter than its clip, little or no overlap) the start is its upper limit,
-    moved into the stream: as much real audio as there is, and the video clip nearest to it.
+    If an interval is empty (a stream shorter than its clip, little or no overlap), the start is the upper limit of the
+    interval, moved into the stream: this gives as much real audio as possible, and the video clip nearest to it.
     """
     audio_draw, video_draw = generator.random(2)
     _check(video, audio)
@@ -74,16 +74,16 @@ def random_windows(
     return ClipTimes(_clamp(high, *_starts(video, lengths.video_seconds)), audio_start)
 
 
-def uniform_windows(video: Span | None, audio: Span | None, lengths: ClipLengths, num_windows: int) -> list[ClipTimes]:
-    """Evenly spaced windows for deterministic evaluation; the first begins and the last ends where the media does.
+def uniform_clip_times(video: Span | None, audio: Span | None, lengths: ClipLengths, num_clips: int) -> list[ClipTimes]:
+    """Evenly spaced clips for deterministic evaluation. The first one begins and the last one ends with the media.
 
-    Paired streams share their instants: both windows are centered on the same times, spread over the overlap of the
-    streams, then moved into their own stream. One window is the center one. Streams without overlap give the
-    windows nearest to the gap's middle.
+    Paired streams share their times: both clips are centered on the same times, spread over the overlap of the streams,
+    then each is moved into its own stream. A single clip is the central one. For streams without overlap the clips are
+    those nearest to the middle of the gap.
     """
     _check(video, audio)
-    if num_windows < 1:
-        raise ValueError(f"num_windows must be at least 1, got {num_windows}")
+    if num_clips < 1:
+        raise ValueError(f"num_clips must be at least 1, got {num_clips}")
     streams = [(video, lengths.video_seconds), (audio, lengths.audio_seconds)]
     present = [(span, seconds) for span, seconds in streams if span is not None]
     start = max(span.start_seconds for span, _ in present)
@@ -91,42 +91,42 @@ def uniform_windows(video: Span | None, audio: Span | None, lengths: ClipLengths
     half = max(seconds for _, seconds in present) / 2
     middle = (start + end) / 2
     first, last = min(start + half, middle), max(end - half, middle)
-    if num_windows == 1:
+    if num_clips == 1:
         first = last = middle
-    windows = []
-    for center in np.linspace(first, last, num_windows).tolist():
+    clip_times = []
+    for center in np.linspace(first, last, num_clips).tolist():
         starts = [
             None if span is None else _clamp(center - seconds / 2, *_starts(span, seconds)) for span, seconds in streams
         ]
-        windows.append(ClipTimes(*starts))
-    return windows
+        clip_times.append(ClipTimes(*starts))
+    return clip_times
 
 
-def center_windows(video: Span | None, audio: Span | None, lengths: ClipLengths) -> ClipTimes:
-    """The pair of windows around the middle of what both streams cover."""
-    return uniform_windows(video, audio, lengths, 1)[0]
+def center_clip_times(video: Span | None, audio: Span | None, lengths: ClipLengths) -> ClipTimes:
+    """The clips around the middle of the overlap of both streams."""
+    return uniform_clip_times(video, audio, lengths, 1)[0]
 
 
-def snap_to_frames(windows: ClipTimes, video: Span, fps: float) -> ClipTimes:
-    """Move the video start back to the frame on screen then (frames lie at start + k / fps), the audio with it.
+def snap_to_frames(clip_times: ClipTimes, video: Span, fps: float) -> ClipTimes:
+    """Move the video start back to the beginning of its frame (start + k / fps), and the audio start by as much.
 
-    Without this the audio would lead by up to a frame, since the video reader shows the latest frame. The audio start
-    may come to lie up to 1 / fps before its stream, where the reader gives zeros.
+    Without this the audio would lead by up to a frame, because the video reader shows the latest frame. The new audio
+    start may lie up to 1 / fps before its stream, where the reader gives zeros.
     """
-    if windows.video_start_seconds is None:
-        return windows
-    frame = floor((windows.video_start_seconds - video.start_seconds) * fps + TIME_TOLERANCE_SECONDS)
+    if clip_times.video_start_seconds is None:
+        return clip_times
+    frame = floor((clip_times.video_start_seconds - video.start_seconds) * fps + TIME_TOLERANCE_SECONDS)
     snapped = video.start_seconds + min(max(frame, 0), _num_frames(video, fps) - 1) / fps
-    shift = snapped - windows.video_start_seconds
-    audio_start = windows.audio_start_seconds
+    shift = snapped - clip_times.video_start_seconds
+    audio_start = clip_times.audio_start_seconds
     return ClipTimes(snapped, None if audio_start is None else audio_start + shift)
 
 
 def frame_times_seconds(start_seconds: float, num_frames: int, fps: float, video: Span) -> np.ndarray:
-    """Times of a clip's frames, float64 (num_frames,), on the same clock as the span.
+    """Times of the frames of a clip, float64 (num_frames,), on the same clock as the span.
 
-    Frame k is at start + k / fps. Frames that would lie at or after the end of the video repeat the clip from its
-    first frame (tiling), so there is always at least one frame to show.
+    Frame k is at start + k / fps. Instead of frames at or after the end of the video, the clip is repeated from its
+    first frame, so there is always at least one frame.
     """
     if num_frames < 1 or fps <= 0:
         raise ValueError(f"a clip needs num_frames >= 1 and fps > 0, got num_frames={num_frames}, fps={fps}")
@@ -138,9 +138,9 @@ def frame_times_seconds(start_seconds: float, num_frames: int, fps: float, video
 def window_grid(start_seconds: float, end_seconds: float, window_seconds: float, stride_seconds: float) -> np.ndarray:
     """Windows over long media, (n, 2) float64 of start and end seconds, n >= 1, in order: one grid for both modalities.
 
-    Window k begins at start + k * stride. If the last of them ends before the media does, one more window that ends
-    exactly there is added, off the grid, so the end is always covered. Media shorter than a window give one
-    window, [start, end]; readers fill up what is missing. A stride above the window leaves gaps.
+    Window k begins at start + k * stride. If the last one ends before the media, one more window is added that ends
+    exactly with the media, so the end is always covered. Media shorter than a window give one window, [start, end];
+    readers pad the rest. A stride longer than the window leaves gaps.
     """
     values = (start_seconds, end_seconds, window_seconds, stride_seconds)
     if not all(map(isfinite, values)) or window_seconds <= 0 or stride_seconds <= 0 or end_seconds < start_seconds:
@@ -167,12 +167,12 @@ def _check(video: Span | None, audio: Span | None) -> None:
 
 
 def _starts(span: Span, seconds: float) -> tuple[float, float]:
-    """The interval of starts for which a clip fits; just the stream's start if it does not."""
+    """The interval of starts for which the clip fits; only the stream's start if the clip is too long."""
     return span.start_seconds, max(span.start_seconds, span.end_seconds - seconds)
 
 
 def _uniform(low: float, high: float, draw: float) -> float:
-    """The draw in [0, 1) moved to [low, high]."""
+    """The draw in [0, 1) mapped to [low, high]."""
     return min(low + draw * (high - low), high)
 
 
@@ -181,6 +181,6 @@ def _clamp(value: float, low: float, high: float) -> float:
 
 
 def _num_frames(video: Span, fps: float) -> int:
-    """How many frames, at start + k / fps, begin before the end; at least 1."""
+    """The number of frames at start + k / fps that begin before the end; at least 1."""
     seconds = video.end_seconds - video.start_seconds
     return max(1, -floor(-(seconds * fps - TIME_TOLERANCE_SECONDS)))

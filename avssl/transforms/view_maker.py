@@ -1,9 +1,9 @@
-"""Clips and views: a sample of a shard -> raw views (in a worker) -> model-ready tensors (on the device).
+"""Raw views (made in a worker from a sample of a shard) -> model-ready tensors (on the device).
 
-A worker decodes once and does only what makes the data smaller: which seconds, which crop. Color, flips, normalization
-and spectrograms are batched tensor operations on the device. What is random about a sample is a function of (seed,
-epoch, index, view name), its seconds of (seed, epoch, index, clip number), and of nothing else: not of the worker, the
-rank or the batch.
+A worker decodes once and does only what makes the data smaller: choosing the times and the crop. Color, flips,
+normalization and spectrograms are batched tensor operations on the device. The random parameters of a view depend on
+(seed, epoch, index, view name) alone, and the times of a clip on (seed, epoch, index, clip number) alone: not on the
+worker, the rank or the batch.
 """
 
 from __future__ import annotations
@@ -14,32 +14,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from avssl.transforms.audio import (
-    AudioParams,
-    crop_spectrogram,
-    mix_power,
-    scale_volume,
-    shift_time,
-)
-from avssl.transforms.color import apply_looks
-from avssl.transforms.config import (
-    ViewsConfig,
-)
+from avssl.transforms.audio import AudioParams, crop_spectrogram, mix_power, scale_volume, shift_time
+from avssl.transforms.color_augment import apply_color_params
+from avssl.transforms.config import ViewsConfig
 from avssl.transforms.geometry import normalize, to_device, to_float, to_model_layout
 from avssl.transforms.jigsaw import cut_tiles
 from avssl.transforms.raw_view import RawView
 from avssl.transforms.spectrogram import BinNormalize, LogMel, LogSpectrogram
 
-BLUR_KERNEL_SHARE = 0.1  # of the side, as in SimCLR: 23 px of 224
+BLUR_KERNEL_FRACTION = 0.1  # of the side, as in SimCLR: 23 px of 224
 
 
 class ViewMaker(nn.Module):
     """Raw views -> model-ready tensors on the device.
 
-    Image (B, 3, S, S), video (B, 3, T, S, S), their jigsaws (B, 9, 3, P, P) and (B, 9, 3, T, P, P); audio
+    Images are (B, 3, S, S), videos (B, 3, T, S, S), their jigsaws (B, 9, 3, P, P) and (B, 9, 3, T, P, P); audio is
     (B, 1, frames, bins), its jigsaw (B, 9, 1, frames // 3, bins // 3).
 
-    Its only state are the per-bin statistics of the spectrogram, which belong to the run.
+    The only state are the per-bin statistics of the spectrogram, which belong to the run.
     """
 
     def __init__(self, config: ViewsConfig, modalities: Sequence[str]) -> None:
@@ -62,43 +54,43 @@ class ViewMaker(nn.Module):
 
     @torch.no_grad()
     def forward(self, raw: Mapping[str, RawView], device: torch.device) -> dict[str, torch.Tensor]:
-        """Every view of a batch."""
+        """{name: tensor} of all views of a batch."""
         make = {"image": self.image, "video": self.video, "audio": self.audio}
         return {name: make[view.modality](view, device) for name, view in raw.items()}
 
     def image(self, view: RawView, device: torch.device) -> torch.Tensor:
         """uint8 (B, 1, 3, S, S) -> float32 (B, 3, S, S); as `video`."""
-        return self._pictures(view, device, self.config.image.size_px).squeeze(-4)
+        return self._normalized(view, device, self.config.image.size_px).squeeze(-4)
 
     def video(self, view: RawView, device: torch.device) -> torch.Tensor:
-        """uint8 (B, T, 3, S, S) -> float32 (B, 3, T, S, S), with the looks that were drawn, normalized."""
-        return to_model_layout(self._pictures(view, device, self.config.video.size_px))
+        """uint8 (B, T, 3, S, S) -> float32 (B, 3, T, S, S), with the color operations that were drawn, normalized."""
+        return to_model_layout(self._normalized(view, device, self.config.video.size_px))
 
-    def _pictures(self, view: RawView, device: torch.device, size_px: int) -> torch.Tensor:
-        """Looks and normalization; the axes stay."""
+    def _normalized(self, view: RawView, device: torch.device, size_px: int) -> torch.Tensor:
+        """Color operations and normalization; the order of the axes stays."""
         media = to_device(view.media, device).contiguous()  # workers leave channels last
-        if view.looks is None:
+        if view.color_params is None:
             return normalize(to_float(media))
-        clips, looks = media.flatten(0, -5), view.looks.flatten(0, -2)  # patches are clips of their own
-        radius_px = int(size_px * BLUR_KERNEL_SHARE / 2)
-        return normalize(apply_looks(clips, looks, blur_radius_px=radius_px)).view(media.shape)
+        clips, color_params = media.flatten(0, -5), view.color_params.flatten(0, -2)  # each patch counts as a clip
+        radius_px = int(size_px * BLUR_KERNEL_FRACTION / 2)
+        return normalize(apply_color_params(clips, color_params, blur_radius_px=radius_px)).view(media.shape)
 
     def audio(self, view: RawView, device: torch.device) -> torch.Tensor:
-        """float32 (B, 1, samples) -> normalized spectrogram (B, 1, frames, bins), augmented as drawn, cut to tiles."""
+        """float32 (B, 1, samples) -> normalized spectrogram (B, 1, frames, bins), augmented as drawn; or its tiles."""
         waveform = to_device(view.media, device)
-        drawn = None if view.sounds is None else AudioParams(*view.sounds.unbind(1))
-        sound = None if view.sounds is None else AudioParams(*to_device(view.sounds, device).unbind(1))
-        if sound is not None and drawn is not None:
-            if drawn.shift_samples.any():
-                waveform = shift_time(waveform, sound.shift_samples)
-            waveform = scale_volume(waveform, sound.volume)
+        params: AudioParams[torch.Tensor] | None = None
+        if view.audio_params is not None:
+            params = AudioParams(*to_device(view.audio_params, device).unbind(1))
+            if AudioParams(*view.audio_params.unbind(1)).shift_samples.any():  # on the CPU: not waiting for the device
+                waveform = shift_time(waveform, params.shift_samples)
+            waveform = scale_volume(waveform, params.volume)
         decibels = self.spectrogram(waveform)
-        if sound is not None and view.background is not None:
+        if params is not None and view.background is not None:
             background = to_device(view.background, device)
-            decibels = mix_power(decibels, self.spectrogram(background), sound.mixup_share)
+            decibels = mix_power(decibels, self.spectrogram(background), params.mixup_ratio)
         spectrogram = self.normalize_audio(decibels)
-        if sound is not None and self.config.audio.augment.crops:
-            spectrogram = crop_spectrogram(spectrogram, sound)
+        if params is not None and self.config.audio.augment.crops:
+            spectrogram = crop_spectrogram(spectrogram, params)
         if view.tiles is not None:
             spectrogram = cut_tiles(spectrogram, to_device(view.tiles, device))
         return spectrogram  # type: ignore[no-any-return]

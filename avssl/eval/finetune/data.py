@@ -19,7 +19,7 @@ from avssl.eval.outcome import LabelTaskConfig
 from avssl.shards.shard_set import ShardSet
 from avssl.shards.subset import ShardSubset
 from avssl.transforms.config import ViewsConfig
-from avssl.transforms.draw import ImageAugment
+from avssl.transforms.image_augment import ImageAugment
 from avssl.types import View
 
 
