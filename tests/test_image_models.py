@@ -123,7 +123,7 @@ def test_the_small_stem_keeps_the_resolution() -> None:
 
 @pytest.mark.parametrize("size", [(8, 8), (32, 32), (33, 17), (96, 64)])
 @pytest.mark.parametrize("small_stem", [True, False])
-def test_resnets_take_pictures_of_any_size(size: tuple[int, int], small_stem: bool) -> None:
+def test_resnets_take_images_of_any_size(size: tuple[int, int], small_stem: bool) -> None:
     torch.manual_seed(0)
     encoder = create_encoder("resnet10", width=4, small_stem=small_stem)
     feature = encoder(torch.randn(2, 3, *size))
@@ -203,12 +203,12 @@ def test_fixed_positions_sit_in_the_network_where_the_patches_are() -> None:
     positions = encoder.net.encoder.pos_embedding
     assert not positions.requires_grad
     np.testing.assert_array_equal(positions.detach().numpy(), sincos_positions(4, 192).numpy())
-    # torchvision's own order of patches is row by row: a picture whose only bright patch is row 0, column 1 ...
+    # torchvision's own order of patches is row by row: a image whose only bright patch is row 0, column 1 ...
     with torch.no_grad():
         encoder.net.conv_proj.weight.fill_(1.0)
-        picture = torch.zeros(1, 3, 32, 32)
-        picture[:, :, 0:8, 8:16] = 1.0
-        tokens = encoder.net._process_input(picture)
+        image = torch.zeros(1, 3, 32, 32)
+        image[:, :, 0:8, 8:16] = 1.0
+        tokens = encoder.net._process_input(image)
     # ... is token 1, whose position says row 0 (sines 0, cosines 1) and column 1.
     assert tokens[0].sum(dim=1).argmax().item() == 1
     position = positions[0, 1 + 1].detach()
@@ -237,7 +237,7 @@ def test_frozen_patches_keep_their_start_and_everything_else_learns() -> None:
         ("resnet101", {}, ["did you mean 'resnet10'", "resnet50"]),
         ("vit_tiny", {"image_size_px": 100}, ["multiple of patch_size_px", "100", "16"]),
         ("vit_tiny", {"patch_size_px": 0}, ["multiple of patch_size_px", "0"]),
-        ("vit_small", {"num_heads": 7}, ["must divide the width 384", "7"]),
+        ("vit_small", {"num_heads": 7}, ["must divide the dim 384", "7"]),
         ("vit_small", {"depth": 0}, ["at least 1 block", "0"]),
     ],
 )

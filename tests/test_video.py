@@ -190,7 +190,7 @@ def test_test_crop_looks_like_torchvisions_resize_then_center_crop() -> None:
         (lambda: apply_color_params(frames(1, 3, 2, 8, 8), torch.zeros(1, 13), blur_radius_px=1), "(B, T, 3, H, W)"),
         (
             lambda: apply_color_params(frames(2, 1, 3, 8, 8), torch.zeros(1, 13), blur_radius_px=1),
-            "a look of 13 numbers",
+            "13 color parameters per clip",
         ),
     ],
 )

@@ -7,9 +7,11 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
+from avssl.models.registry import register_encoder
+
 
 class AudioBlock(nn.Module):
-    """Two 3 x 3 convolutions, each with batch norm and ReLU; no shortcut. The first one strides."""
+    """Two 3 x 3 convolutions, each with batch norm and ReLU, without a shortcut. The first one has the stride."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -26,15 +28,16 @@ class AudioBlock(nn.Module):
         return out
 
 
+@register_encoder("avid_audio")
 class AVIDAudio(nn.Module):
-    """The audio network of AVID: nine convolutions on a log spectrogram, pooled by their maximum.
+    """The audio network of AVID: nine convolutions on a log spectrogram and a global maximum.
 
     Args:
         width: channels of the stem and of block1; block2 to block4 have 2, 4 and 8 times as many. `dim` is 8 * width.
-        first_stride: stride of block1, 2 as published (200 x 257 inputs) or 1 for the paper's small inputs (100 x 129).
+        first_stride: stride of block1, 2 as published (for 200 x 257) or 1 for the paper's small inputs (100 x 129).
 
     Module names follow the published checkpoints; block1 to block4 are called conv2x to conv5x in `forward_layers`,
-    as in the papers. dim 512 and 4.73 M parameters at the defaults.
+    as in the papers. The defaults give dim 512 and 4.73 M parameters.
     """
 
     modality = "audio"

@@ -1,4 +1,4 @@
-"""Heads that losses put on top of encoders."""
+"""Heads: small networks that losses put on top of encoders."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ def mlp(
     """Multi-layer perceptron (B, dims[0]) -> (B, dims[-1]): linear layers with ReLU between them.
 
     Args:
-        dims: widths from input to output; (512, 512, 512, 128) is AVID's projector, (512, 128) one linear layer.
+        dims: from input to output; (512, 512, 512, 128) is AVID's projector, (512, 128) one linear layer.
         batch_norm: put a batch norm before each ReLU.
-        final_batch_norm: put a batch norm after the last linear layer; final_affine: with scale and shift.
-        final_bias: the last linear layer has a bias, unless a batch norm follows.
+        final_batch_norm: put a batch norm after the last linear layer.
+        final_affine: that batch norm has scale and shift.
+        final_bias: the last linear layer has a bias, unless a batch norm follows it.
 
     A linear layer has a bias unless a batch norm follows it, which would cancel the bias. Without batch norm the
-    linear layers are modules 0, 2, 4, ... of the result. Raises ValueError for fewer than two or non-positive widths.
+    linear layers are modules 0, 2, 4, ... of the result. Raises ValueError for fewer than two dims or dims below 1.
     """
     if len(dims) < 2 or min(dims) < 1:
-        raise ValueError(f"mlp: dims must be at least two positive widths, input to output, got {list(dims)}")
+        raise ValueError(f"mlp: dims must be at least two positive numbers, input to output, got {list(dims)}")
     layers: list[nn.Module] = []
     last = len(dims) - 2
     for position, (dim_in, dim_out) in enumerate(pairwise(dims)):
@@ -45,10 +46,11 @@ def mlp(
 
 
 def on_each(head: nn.Module, batches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """[head(batch) for batch in batches] of shapes (B, F), each a batch of its own for batch norm.
+    """[head(batch) for batch in batches] of shapes (B, F), where batch norm sees each batch separately.
 
-    The linear layers of an `mlp` see all of them at once: one product of many rows costs less than several of few, and
-    the gradient of its weights is not a sum that goes through memory. Heads of other kinds are called on each batch.
+    The linear layers of an `mlp` read all batches at once: one product of many rows costs less than several of few
+    rows, and the gradient of the weights is one product instead of a sum in memory. Other heads are called on each
+    batch.
     """
     if len(batches) < 2 or not isinstance(head, nn.Sequential):
         return [head(batch) for batch in batches]

@@ -10,40 +10,45 @@ from typing import Any
 import torch
 from torch import nn
 
+from avssl.models.registry import register_encoder
 from avssl.models.weights import load_weights
 
-# {name: (kind of block, blocks of the four stages)}; resnet10 is the usual small one, the others He et al. 2016's.
+# {name: (kind of block, blocks of the four stages)}; resnet10 is a common small variant, the others are from He et al.
+# 2016.
 RESNETS: dict[str, tuple[str, tuple[int, int, int, int]]] = {
     "resnet10": ("BasicBlock", (1, 1, 1, 1)),
     "resnet18": ("BasicBlock", (2, 2, 2, 2)),
     "resnet34": ("BasicBlock", (3, 4, 6, 3)),
     "resnet50": ("Bottleneck", (3, 4, 6, 3)),
 }
+# {name: (dim of the tokens, attention heads)}, from Touvron et al. 2021 (arXiv 2012.12877).
+VISION_TRANSFORMERS = {"vit_tiny": (192, 3), "vit_small": (384, 6)}
 POSITION_TEMPERATURE = 10_000.0
 
 
 def check_image_input(image: torch.Tensor) -> None:
-    """Raise ValueError unless the tensor is a batch of RGB pictures (B, 3, H, W)."""
+    """Raise ValueError unless the tensor is a batch of RGB images (B, 3, H, W)."""
     if image.ndim != 4 or image.shape[1] != 3:
         raise ValueError(f"an image encoder takes float tensors of shape (B, 3, H, W), got {tuple(image.shape)}")
 
 
+@register_encoder(*RESNETS)
 class ResNet(nn.Module):
-    """A residual network (He et al. 2016, arXiv 1512.03385) of torchvision's blocks, pooled by its mean.
+    """A residual network (He et al. 2016, arXiv 1512.03385) of torchvision's blocks with a global mean.
 
     Args:
         name: resnet10, resnet18, resnet34 (dim 8 * width) or resnet50 (dim 32 * width).
         width: channels of the stem and of the first stage; the next stages have 2, 4 and 8 times as many. 64 is the
-            published network; narrower ones are for small pictures.
-        small_stem: a 3 x 3 convolution of stride 1 and no max-pool, for pictures of about 32 px, in place of 7 x 7 of
-            stride 2 and a max-pool: the stem then keeps the resolution.
+            published network; narrower ones are for small images.
+        small_stem: a 3 x 3 convolution of stride 1 without a max-pool instead of 7 x 7 of stride 2 with one, for images
+            of about 32 px: this stem keeps the resolution.
         zero_init_residual: the last batch norm of each block starts at 0, so that blocks start as the identity (Goyal
-            et al. 2017, arXiv 1706.02677; Barlow Twins' published training does so).
+            et al. 2017, arXiv 1706.02677; used in the published training of Barlow Twins).
         weights: a local file with this network's state, safetensors or `torch.save`d, with or without a classifier
             (`fc.`); a name of torchvision's weights, such as IMAGENET1K_V2, which it downloads; or None for random
             weights.
 
-    Names of modules and state are torchvision's, so its published weights load by name. Any size of picture will do.
+    Names of modules and state are torchvision's, so its published weights load by name. Images may have any size.
     """
 
     modality = "image"
@@ -106,7 +111,7 @@ class ResNet(nn.Module):
 
 
 def _stage(block: Any, in_channels: int, planes: int, num_blocks: int, *, stride: int) -> nn.Sequential:
-    """A stage: the first block strides and widens to planes * expansion, the others keep the shape."""
+    """A stage: the first block has the stride and planes * expansion channels, the others keep the shape."""
     out_channels = planes * block.expansion
     shortcut: nn.Sequential | None = None
     if stride != 1 or in_channels != out_channels:
@@ -116,15 +121,15 @@ def _stage(block: Any, in_channels: int, planes: int, num_blocks: int, *, stride
     return nn.Sequential(first, *(block(out_channels, planes) for _ in range(num_blocks - 1)))
 
 
+@register_encoder(*VISION_TRANSFORMERS)
 class VisionTransformer(nn.Module):
-    """A vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929), torchvision's; the feature is its class token.
+    """Torchvision's vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929); the feature is the class token.
 
     Args:
-        name: for messages.
-        width, num_heads: of the tokens and of each attention; vit_tiny has 192 and 3, vit_small 384 and 6 (Touvron et
-            al. 2021, arXiv 2012.12877). MoCo v3's vit_small has 12 heads.
+        name: vit_tiny (dim 192) or vit_small (dim 384).
+        num_heads: of each attention; default: 3 for vit_tiny, 6 for vit_small. MoCo v3's vit_small has 12.
         depth: number of blocks.
-        image_size_px, patch_size_px: sides of the square picture, the only size that it takes, and of its patches.
+        image_size_px, patch_size_px: sides of the square images, the only size that it takes, and of their patches.
         fixed_positions: positions are the 2-D sines and cosines of `sincos_positions` and are not trained (MoCo v3,
             Chen et al. 2021, arXiv 2104.02057), in place of trained ones.
         freeze_patches: the projection of the patches keeps its random start (MoCo v3, against unstable training).
@@ -136,8 +141,7 @@ class VisionTransformer(nn.Module):
         self,
         name: str,
         *,
-        width: int,
-        num_heads: int,
+        num_heads: int | None = None,
         depth: int = 12,
         image_size_px: int = 224,
         patch_size_px: int = 16,
@@ -151,22 +155,24 @@ class VisionTransformer(nn.Module):
             raise ValueError(
                 f"{name}: image_size_px must be a multiple of patch_size_px, got {image_size_px} and {patch_size_px}"
             )
-        if num_heads < 1 or width % num_heads:
-            raise ValueError(f"{name}: num_heads must divide the width {width}, got {num_heads}")
+        dim, default_heads = VISION_TRANSFORMERS[name]
+        num_heads = default_heads if num_heads is None else num_heads
+        if num_heads < 1 or dim % num_heads:
+            raise ValueError(f"{name}: num_heads must divide the dim {dim}, got {num_heads}")
         if depth < 1:
             raise ValueError(f"{name}: depth must be at least 1 block, got {depth}")
-        self.name, self.dim, self.image_size_px = name, width, image_size_px
+        self.name, self.dim, self.image_size_px = name, dim, image_size_px
         self.net: nn.Module = TorchvisionTransformer(
             image_size=image_size_px,
             patch_size=patch_size_px,
             num_layers=depth,
             num_heads=num_heads,
-            hidden_dim=width,
-            mlp_dim=4 * width,
+            hidden_dim=dim,
+            mlp_dim=4 * dim,
         )
         self.net.heads = nn.Identity()
         if fixed_positions:
-            positions = sincos_positions(image_size_px // patch_size_px, width)
+            positions = sincos_positions(image_size_px // patch_size_px, dim)
             self.net.encoder.pos_embedding = nn.Parameter(positions, requires_grad=False)
         if freeze_patches:
             self.net.conv_proj.requires_grad_(False)
@@ -176,27 +182,27 @@ class VisionTransformer(nn.Module):
         check_image_input(image)
         if tuple(image.shape[2:]) != (self.image_size_px, self.image_size_px):
             raise ValueError(
-                f"{self.name} has positions for pictures of {self.image_size_px} x {self.image_size_px} px only, got "
+                f"{self.name} has positions for images of {self.image_size_px} x {self.image_size_px} px only, got "
                 f"{tuple(image.shape[2:])}; set its image_size_px to the size of the views"
             )
         feature: torch.Tensor = self.net(image)
         return feature
 
 
-def sincos_positions(grid_size: int, width: int) -> torch.Tensor:
-    """2-D positions: float32 (1, 1 + grid_size^2, width), zeros for the class token, then the patches row by row.
+def sincos_positions(grid_size: int, dim: int) -> torch.Tensor:
+    """2-D positions: float32 (1, 1 + grid_size^2, dim), zeros for the class token, then the patches row by row.
 
-    The first half of a patch's vector codes its row r, the second its column c, each as sin(r w_k) followed by
-    cos(r w_k), with w_k = 10000^(-4 k / width) for k in 0 .. width / 4 - 1 (Vaswani et al. 2017's, per axis). width
-    must be a multiple of 4.
+    The first half of a patch's vector encodes its row r, the second half its column c, each as sin(r w_k) followed by
+    cos(r w_k), with w_k = 10000^(-4 k / dim) for k in 0 .. dim / 4 - 1 (Vaswani et al. 2017, for each axis). dim must
+    be a multiple of 4.
     """
-    if width % 4:
-        raise ValueError(f"2-D sine positions need a width that is a multiple of 4, got {width}")
-    count = width // 4
+    if dim % 4:
+        raise ValueError(f"2-D sine positions need a dim that is a multiple of 4, got {dim}")
+    count = dim // 4
     frequency = POSITION_TEMPERATURE ** (-torch.arange(count, dtype=torch.float64) / count)
     angle = torch.arange(grid_size, dtype=torch.float64)[:, None] * frequency
-    axis = torch.cat([angle.sin(), angle.cos()], dim=1)  # (grid_size, width / 2)
+    axis = torch.cat([angle.sin(), angle.cos()], dim=1)  # (grid_size, dim / 2)
     rows = axis[:, None].expand(grid_size, grid_size, 2 * count)
     columns = axis[None].expand(grid_size, grid_size, 2 * count)
-    patches = torch.cat([rows, columns], dim=2).reshape(1, grid_size * grid_size, width)
-    return torch.cat([patches.new_zeros(1, 1, width), patches], dim=1).float()
+    patches = torch.cat([rows, columns], dim=2).reshape(1, grid_size * grid_size, dim)
+    return torch.cat([patches.new_zeros(1, 1, dim), patches], dim=1).float()

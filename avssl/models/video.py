@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from avssl.models.registry import register_encoder
 from avssl.models.weights import load_weights
 
 BLOCKS_PER_STAGE: dict[int, tuple[int, int, int, int]] = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 MVIT_CLIP_SHAPE = (16, 224, 224)
-# The last block of each stage of S3D, by its place among `features`; a spatial max-pool follows, or nothing.
+# The last block of each stage of S3D, by its name in `features`; a spatial max-pool follows, or nothing.
 S3D_STAGES = {"layer1": "3", "layer2": "6", "layer3": "12", "layer4": "15"}
 
 
@@ -31,8 +32,8 @@ def check_video_input(video: torch.Tensor) -> None:
 class FactorizedBlock(nn.Module):
     """Residual block of AVID: spatial, temporal, spatial, temporal convolution, each of `out_channels`.
 
-    The last batch norm comes after the shortcut has been added, so it normalizes the sum. The two factors have no
-    intermediate width of their own, unlike torchvision's R(2+1)D. (B, C, T, H, W) -> (B, out_channels, ...).
+    The last batch norm comes after the shortcut was added, so it normalizes the sum. Unlike in torchvision's R(2+1)D
+    the intermediate result has out_channels, too. (B, C, T, H, W) -> (B, out_channels, ...).
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -63,17 +64,18 @@ class FactorizedBlock(nn.Module):
         return out
 
 
+@register_encoder("avid_video")
 class AVIDVideo(nn.Module):
-    """The video network of AVID: an R(2+1)D residual network, pooled by its maximum.
+    """The video network of AVID: an R(2+1)D residual network with a global maximum.
 
     Args:
         depth: 10, 18 or 34 (1-1-1-1, 2-2-2-2 or 3-4-6-3 blocks). The published network is 18.
         width: channels of the stem and of conv2x; each later stage doubles them. `dim` is 8 * width.
-        stem_pool: halve the frame after the stem by a maximum, as the published network does at 224 x 224; the
-            small network of the paper's analysis (112 x 112) goes without.
+        stem_pool: a max-pool after the stem that halves the frame, as in the published network (224 x 224); the
+            small network of the paper's analysis (112 x 112) has none.
 
     Module names follow the published checkpoints, so their weights load by name. No convolution has a bias;
-    weights start at PyTorch's defaults. dim 512 and 15.38 M parameters at the defaults.
+    weights start at PyTorch's defaults. The defaults give dim 512 and 15.38 M parameters.
     """
 
     modality = "video"
@@ -118,11 +120,12 @@ class AVIDVideo(nn.Module):
 
 
 def _stage(in_channels: int, out_channels: int, num_blocks: int, *, stride: int) -> nn.Sequential:
-    """A stage: the first block strides and widens, the others keep the shape."""
+    """A stage: the first block has the stride and the new number of channels, the others keep the shape."""
     first = FactorizedBlock(in_channels, out_channels, stride)
     return nn.Sequential(first, *(FactorizedBlock(out_channels, out_channels, 1) for _ in range(num_blocks - 1)))
 
 
+@register_encoder("r2plus1d_18", "r3d_18", "mc3_18", "s3d", "mvit_v2_s")
 class TorchvisionVideo(nn.Module):
     """One of torchvision's video networks with its classification head removed.
 
@@ -132,9 +135,9 @@ class TorchvisionVideo(nn.Module):
             or without a classifier; a name of torchvision's weights, such as KINETICS400_V1, which it downloads; or
             None for random weights.
 
-    s3d returns the mean of its last feature map, which for a 16 x 224 x 224 clip is what torchvision's classifier
-    averages too; being a global mean it also takes smaller clips. mvit_v2_s has position tables for
-    16 x 224 x 224 clips and takes no other size.
+    s3d returns the global mean of its last feature map, which for a 16 x 224 x 224 clip is also what torchvision's
+    classifier averages; smaller clips are possible. mvit_v2_s has position tables for 16 x 224 x 224 clips and takes no
+    other size.
     """
 
     modality = "video"
@@ -160,19 +163,19 @@ class TorchvisionVideo(nn.Module):
     def forward_layers(self, video: torch.Tensor) -> dict[str, torch.Tensor]:
         """(B, 3, T, H, W) -> activations in order: layer1 .. layer4, pool (B, dim, 1, 1, 1); {} for mvit_v2_s.
 
-        The stages of a residual network; of s3d what comes before each spatial max-pool, and its last map.
+        The layers are the stages of a residual network; for s3d the maps before each spatial max-pool and the last map.
         """
         check_video_input(video)
         layers: dict[str, torch.Tensor] = OrderedDict()
         if self.name == "mvit_v2_s":
             return layers
         if self.name == "s3d":
-            stage_of = {place: stage for stage, place in S3D_STAGES.items()}
+            stage_of = {block: stage for stage, block in S3D_STAGES.items()}
             x = video
-            for place, block in self.net.get_submodule("features").named_children():
+            for name, block in self.net.get_submodule("features").named_children():
                 x = block(x)
-                if place in stage_of:
-                    layers[stage_of[place]] = x
+                if name in stage_of:
+                    layers[stage_of[name]] = x
         else:
             x = self.net.get_submodule("stem")(video)
             for stage in S3D_STAGES:

@@ -1,4 +1,4 @@
-"""Weights that an encoder starts from: a local file, or torchvision's own by their name."""
+"""Initial weights of an encoder: from a local file, or torchvision's by their name."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from pathlib import Path
 import torch
 from torch import nn
 
-# What torchvision calls its weights: IMAGENET1K_V1, KINETICS400_V1. Anything else is a path.
+# The names of torchvision's weights: IMAGENET1K_V1, KINETICS400_V1. Anything else is a path.
 TORCHVISION_NAME = re.compile(r"[A-Z][A-Z0-9_]*")
-HEADS = ("fc.", "classifier.", "head.")  # of torchvision's classifiers; no encoder has them
+HEADS = ("fc.", "classifier.", "head.")  # of torchvision's classifiers, which encoders do not have
 
 
 def load_weights(network: nn.Module, weights: str, name: str) -> None:
-    """Load every tensor but a classifier's into the network, strictly.
+    """Load all tensors except those of a classifier into the network, strictly.
 
     Args:
-        network: with torchvision's names of modules.
-        weights: a file of a state dict, safetensors or `torch.save`d; or a name of torchvision's weights for the
-            network `name`, which torchvision downloads once into its cache. Only such a name is ever downloaded.
+        network: its modules have torchvision's names.
+        weights: a file with a state dict, safetensors or `torch.save`d; or a name of torchvision's weights for the
+            network `name`, which torchvision downloads once into its cache. Nothing else is ever downloaded.
         name: of the network, for torchvision and for messages.
 
-    Raises FileNotFoundError for a path where nothing is, ValueError for what does not fit.
+    Raises FileNotFoundError if the path does not exist, ValueError for weights that do not fit.
     """
     is_name = TORCHVISION_NAME.fullmatch(weights) is not None and not Path(weights).is_file()
     state = _from_torchvision(weights, name) if is_name else _from_file(weights, name)
@@ -56,11 +56,11 @@ def _from_torchvision(weights: str, name: str) -> Mapping[str, torch.Tensor]:
 
     if name not in models.list_models():
         raise ValueError(f"{name}: torchvision has no such network, so no weights {weights}; give a local file")
-    known = models.get_model_weights(name)
-    if weights not in known.__members__:
-        raise ValueError(f"{name}: torchvision has no weights {weights}; it has {', '.join(known.__members__)}")
+    available = models.get_model_weights(name)
+    if weights not in available.__members__:
+        raise ValueError(f"{name}: torchvision has no weights {weights}; it has {', '.join(available.__members__)}")
     try:
-        state: Mapping[str, torch.Tensor] = known[weights].get_state_dict(
+        state: Mapping[str, torch.Tensor] = available[weights].get_state_dict(
             progress=True, check_hash=True, weights_only=True
         )
     except OSError as error:  # of the network
