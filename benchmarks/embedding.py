@@ -1,17 +1,17 @@
-"""Claim: embedding long media takes little longer than decoding them, when the encoder is not the bound.
+"""Claim: embedding long media takes little longer than decoding them, if the encoder is not the bottleneck.
 
     python benchmarks/embedding.py [--films 6] [--film-seconds 60] [--size 640x360] [--rounds 3]
 
-Made films of 30 frames a second with stereo sound, windows of 2 s side by side, a network so small that it is not the
-bound. What decoding them takes: this project's decoder over every frame, with the pixels of those frames that embedding
-looks at and all the sound, but no crops, no cutting, nothing sent. The methods take turns:
+The videos are synthetic: 30 frames per second with stereo audio, consecutive windows of 2 s, and a network so small
+that it is not the bottleneck. Decoding alone is this project's decoder over every frame, with the pixels of the frames
+that embedding uses and all audio, but without crops, clips or messages between processes. The methods take turns:
 
-- CPU time of reading windows (decoding, crops, cutting the sound) against that decoding; against the same decoder where
-  it leaves out frames that nobody looks at, as reading does; and against PyAV alone in a bare loop over every frame.
+- CPU time of reading windows (decoding, crops, audio clips) against that decoding; against the same decoder when it
+  skips unused frames, as reading does; and against PyAV alone in a plain loop over every frame.
 - The whole job (FolderJob: decoding in a process of its own, the network in this one, batches across files, Parquet
-  files): what all films but two add to a job of two, so that the start of processes is no part of it. In CPU time of
-  the slower one of its two processes, the bound where each has a core; and in wall time, which says the same only while
-  nothing else runs.
+  files): the time that all videos but two add to a job of two, so that the start of processes is not counted. Measured
+  in CPU time of the slower of its two processes, the limit if each has a core; and in wall time, which is comparable
+  only while nothing else runs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from avssl.embedding.embedder import Embedder
 from avssl.embedding.folder import FolderJob
 from avssl.embedding.media import WindowBatch
 from avssl.embedding.sources import Sources, open_media
-from avssl.embedding.windows import WindowStream, clip_starts
+from avssl.embedding.windows import WindowReader, clip_starts
 from avssl.media.readers import AudioReader, VideoReader
 from avssl.models import create_encoder
 from avssl.processes.worker import Message
@@ -56,43 +56,45 @@ SETTINGS = (
 )  # fmt: skip
 
 
-class TimedWindows(WindowStream):
-    """A stream of which `decoding_seconds` says how much CPU time its one process has taken since it began to read."""
+class TimedReader(WindowReader):
+    """A reader with `decoding_seconds`: CPU time that its only process has taken since it began to read."""
 
     began_seconds: float | None = None
     decoding_seconds = 0.0
 
     def begin(self, number: int) -> Any:
-        """In the process that decodes."""
+        """As WindowReader.begin, in the decoding process."""
         if self.began_seconds is None:
             self.began_seconds = time.process_time()
         return super().begin(number)
 
     def pieces(self, begun: Any) -> Iterator[Message]:
-        """In the process that decodes; of a piece the sending is counted with the next one."""
-        for piece in super().pieces(begun):
+        """As WindowReader.pieces, in the decoding process; sending a message is counted with the next one."""
+        for message in super().pieces(begun):
             assert self.began_seconds is not None
             seconds = time.process_time() - self.began_seconds
-            yield piece._replace(values=piece.values | {"decoding_seconds": seconds})
+            yield message._replace(values=message.values | {"decoding_seconds": seconds})
 
-    def read(self, piece: Message) -> WindowBatch:
-        """In the process of the network."""
-        self.decoding_seconds = piece.values["decoding_seconds"]
-        return super().read(piece)
+    def read(self, message: Message) -> WindowBatch:
+        """As WindowReader.read, in the process of the network."""
+        self.decoding_seconds = message.values["decoding_seconds"]
+        return super().read(message)
 
 
 class TimedEmbedder(Embedder):
-    """Keeps the stream of the last job."""
+    """Keeps the reader of the last job."""
 
-    def stream(self, sources: Sources, settings: dict[str, Any], blocks: Sequence[range] | None = None) -> TimedWindows:
-        """As Embedder.stream."""
+    def window_reader(
+        self, sources: Sources, settings: dict[str, Any], blocks: Sequence[range] | None = None
+    ) -> TimedReader:
+        """As Embedder.window_reader."""
         grid = settings["window_seconds"], settings["stride_seconds"]
-        self.last_stream = TimedWindows(sources, self.config.views, settings["modalities"], *grid, blocks)
-        return self.last_stream
+        self.last_reader = TimedReader(sources, self.config.views, settings["modalities"], *grid, blocks)
+        return self.last_reader
 
 
 def tiny_embedder() -> TimedEmbedder:
-    """Random weights, hardly any work."""
+    """An embedder with random weights and networks that need hardly any time."""
     made = config.parse(config.RunConfig, list(SETTINGS))
     torch.manual_seed(0)
     loss_class = losses.get(made.loss.name)
@@ -105,88 +107,91 @@ def tiny_embedder() -> TimedEmbedder:
 
 
 class Reading:
-    """The same seconds of the same films, read in several ways."""
+    """Several ways to read the same seconds of the same videos."""
 
-    def __init__(self, embedder: TimedEmbedder, films: list[Path]) -> None:
-        self.views, self.films = embedder.config.views, films
-        settings = embedder.settings(WINDOW_SECONDS, WINDOW_SECONDS, None)[1]
-        self.stream: WindowStream = embedder.stream([(film, film.name) for film in films], settings)
-        self.times = [self.frame_times(film) for film in films]
+    def __init__(self, embedder: TimedEmbedder, videos: list[Path]) -> None:
+        self.views, self.videos = embedder.config.views, videos
+        settings = embedder.settings(WINDOW_SECONDS, WINDOW_SECONDS, None)
+        self.reader: WindowReader = embedder.window_reader(
+            [(video_path, video_path.name) for video_path in videos], settings
+        )
+        self.times = [self.frame_times(video_path) for video_path in videos]
 
-    def frame_times(self, film: Path) -> list[float]:
+    def frame_times(self, video_path: Path) -> list[float]:
         """Seconds, from the video's first frame, of all frames of all windows."""
-        media = open_media(film, film.name, ("video", "audio"))
+        media = open_media(video_path, video_path.name, ("video", "audio"))
         media.close()
         span, video = media.spans["video"], self.views.video
-        grid = window_grid(0.0, max(one.end_seconds for one in media.spans.values()), WINDOW_SECONDS, WINDOW_SECONDS)
+        end = max(span.end_seconds for span in media.spans.values())
+        grid = window_grid(0.0, end, WINDOW_SECONDS, WINDOW_SECONDS)
         last = span.end_seconds - video.num_frames / video.fps
         starts = [min(start, last) for window in grid for start in clip_starts(window, video.num_frames / video.fps)]
         times = [frame_times_seconds(start, video.num_frames, video.fps, span) for start in starts]
-        return sorted({float(one) - span.start_seconds for clip in times for one in clip})
+        return sorted({float(seconds) - span.start_seconds for clip in times for seconds in clip})
 
     def windows(self) -> int:
-        """As embedding does; how many there are."""
-        return sum(len(windows.grid) for _, windows in self.stream)
+        """Read the windows as embedding does; return their number."""
+        return sum(len(batch.grid) for _, batch in self.reader)
 
     def decoding(self, *, expects: bool = False) -> None:
-        """The project's decoder alone: every frame, pixels of those frames, all the sound at the views' rate.
+        """The project's decoder alone: every frame, pixels of the used frames, all audio at the rate of the views.
 
-        expects: it is told which frames are looked at, and leaves out what it can of the others.
+        expects: the decoder is told which frames are used, and skips the others where it can.
         """
-        for film, times in zip(self.films, self.times, strict=True):
-            with VideoReader(film) as pictures:
+        for video_path, times in zip(self.videos, self.times, strict=True):
+            with VideoReader(video_path) as frames:
                 if expects:
-                    pictures.expect(times)
+                    frames.expect(times)
                 for seconds in times:
-                    picture = pictures.on_screen(seconds)
-                    assert picture is not None
-                    pictures.pixels(picture)
-            with AudioReader(film) as sound:
-                for _ in sound.play(self.views.audio.rate_hz):
+                    frame = frames.on_screen(seconds)
+                    assert frame is not None
+                    frames.pixels(frame)
+            with AudioReader(video_path) as audio:
+                for _ in audio.play(self.views.audio.rate_hz):
                     pass
 
     def bare(self) -> None:
-        """PyAV alone: the same."""
-        for film, times in zip(self.films, self.times, strict=True):
-            with av.open(str(film)) as container:
+        """PyAV alone, with the same frames and audio."""
+        for video_path, times in zip(self.videos, self.times, strict=True):
+            with av.open(str(video_path)) as container:
                 stream = container.streams.video[0]
                 stream.codec_context.thread_count = 1
-                wanted, coming = iter(times), container.decode(stream)
-                frame, first, following = next(coming), None, next(coming)
+                decoded = container.decode(stream)
+                frame, following = next(decoded), next(decoded)
                 first = float(frame.pts * stream.time_base)
-                for seconds in wanted:
+                for seconds in times:
                     while following is not None and float(following.pts * stream.time_base) - first <= seconds + 6e-4:
-                        frame, following = following, next(coming, None)
+                        frame, following = following, next(decoded, None)
                     frame.reformat(format="rgb24", threads=1).to_ndarray()
-            with av.open(str(film)) as container:
+            with av.open(str(video_path)) as container:
                 resample = av.AudioResampler("flt", "mono", self.views.audio.rate_hz)
                 for block in container.decode(container.streams.audio[0]):
-                    for ready in resample.resample(block):
-                        ready.to_ndarray()
+                    for resampled in resample.resample(block):
+                        resampled.to_ndarray()
 
 
 class Job(NamedTuple):
-    """Seconds of a job: on the wall clock, and of CPU time of the process that decodes and of this one."""
+    """Seconds of a job: wall time, and CPU time of the decoding process and of this process."""
 
     wall: float
     decoding: float
-    own: float
+    embedding: float
 
-    def beyond(self, other: Job) -> Job:
-        """What it takes longer than another one."""
-        return Job(*(ours - theirs for ours, theirs in zip(self, other, strict=True)))
+    def minus(self, other: Job) -> Job:
+        """The seconds by which it takes longer than another job."""
+        return Job(*(seconds - less for seconds, less in zip(self, other, strict=True)))
 
 
-def job_seconds(embedder: TimedEmbedder, films: list[Path]) -> Job:
-    """A job with one decoding process, from the start of processes to the finished folder."""
+def job_seconds(embedder: TimedEmbedder, videos: list[Path]) -> Job:
+    """Seconds of a job with one decoding process, from the start of processes to the finished folder."""
     with tempfile.TemporaryDirectory() as out:
-        began, own = time.perf_counter(), time.process_time()
-        job = FolderJob.begin(embedder, films, out, window_seconds=WINDOW_SECONDS)
+        began, began_cpu = time.perf_counter(), time.process_time()
+        job = FolderJob.begin(embedder, videos, out, window_seconds=WINDOW_SECONDS)
         index = job.run(embedder, num_workers=1)
         assert index is not None
-        assert index.num_embedded == len(films)
-        seconds = time.perf_counter() - began, embedder.last_stream.decoding_seconds, time.process_time() - own
-        return Job(*seconds)
+        assert index.num_embedded == len(videos)
+        wall = time.perf_counter() - began
+        return Job(wall, embedder.last_reader.decoding_seconds, time.process_time() - began_cpu)
 
 
 def main() -> None:
@@ -202,64 +207,64 @@ def main() -> None:
         scratch = Path(folder)
         made = scratch / "0.mp4"
         make_file(made, arguments.film_seconds, width, height)
-        films = [made, *(scratch / f"{number}.mp4" for number in range(1, arguments.films))]
-        for film in films[1:]:
-            film.hardlink_to(made)
+        videos = [made, *(scratch / f"{number}.mp4" for number in range(1, arguments.films))]
+        for video_path in videos[1:]:
+            video_path.hardlink_to(made)
         embedder = tiny_embedder()
-        claims = [*reading_claims(embedder, films[:1], arguments), *job_claims(embedder, films, arguments)]
+        claims = [*reading_claims(embedder, videos[:1], arguments), *job_claims(embedder, videos, arguments)]
     publish(claims, arguments.json)
 
 
-def reading_claims(embedder: TimedEmbedder, films: list[Path], arguments: argparse.Namespace) -> list[Claim]:
-    reading = Reading(embedder, films)
+def reading_claims(embedder: TimedEmbedder, videos: list[Path], arguments: argparse.Namespace) -> list[Claim]:
+    reading = Reading(embedder, videos)
     methods = {
         "windows": reading.windows,
         "decoding": reading.decoding,
         "skipping": partial(reading.decoding, expects=True),
         "bare": reading.bare,
     }
-    seconds = take_turns(methods, 3 * arguments.rounds, cpu_seconds)  # the quicker, the more often
-    what = f"a film of {arguments.film_seconds:g} s, {arguments.size}, one core"
-    minutes = len(films) * arguments.film_seconds / 60
+    seconds = take_turns(methods, 3 * arguments.rounds, cpu_seconds)  # more turns, because they are short
+    what = f"a video of {arguments.film_seconds:g} s, {arguments.size}, one core"
+    minutes = len(videos) * arguments.film_seconds / 60
     claims = []
     for name, against in (
-        ("decoding", "our decoder alone, the same frames and sound"),
-        ("skipping", "our decoder alone, the same, without the frames that nobody looks at"),
+        ("decoding", "our decoder alone, the same frames and audio"),
+        ("skipping", "our decoder alone, the same, without unused frames"),
         ("bare", "PyAV alone, the same as the first"),
     ):
-        ours, other = (minutes / sorted(seconds[which])[len(seconds[which]) // 2] for which in ("windows", name))
+        ours, other = (minutes / sorted(seconds[method])[len(seconds[method]) // 2] for method in ("windows", name))
         ratio = median_ratio(seconds[name], seconds["windows"])
-        row = (f"reading windows to embed, {what}", ours, other, "minutes of film/s", against, ratio, "at least", 0.9)
+        row = (f"reading windows to embed, {what}", ours, other, "minutes of video/s", against, ratio, "at least", 0.9)
         claims.append(Claim(*row))
     return claims
 
 
-def job_claims(embedder: TimedEmbedder, films: list[Path], arguments: argparse.Namespace) -> list[Claim]:
-    """The whole job against decoding: what the films beyond the first two add to a job of these."""
-    further = films[2:]
+def job_claims(embedder: TimedEmbedder, videos: list[Path], arguments: argparse.Namespace) -> list[Claim]:
+    """The whole job against decoding: the time that all videos but the first two add to a job of these two."""
+    further = videos[2:]
     reading = Reading(embedder, further)
     jobs, alone = [], []
     for number in range(arguments.rounds):
-        for which in ("job", "decoding") if number % 2 else ("decoding", "job"):
-            if which == "job":
-                jobs.append(job_seconds(embedder, films).beyond(job_seconds(embedder, films[:2])))
+        for method in ("job", "decoding") if number % 2 else ("decoding", "job"):
+            if method == "job":
+                jobs.append(job_seconds(embedder, videos).minus(job_seconds(embedder, videos[:2])))
             else:
                 before, cpu = time.perf_counter(), time.process_time()
                 reading.decoding()
                 alone.append((time.perf_counter() - before, time.process_time() - cpu))
     minutes = len(further) * arguments.film_seconds / 60
-    decoding, own = (statistics.median(seconds) / minutes for seconds in list(zip(*jobs, strict=True))[1:])
-    what = f"embedding {len(further)} films of {arguments.film_seconds:g} s, {arguments.size}, tiny network"
-    bound = f"CPU time of the slower process: decoding {decoding:.2f} s a minute of film, network and rows {own:.2f} s"
+    decoding, embedding = (statistics.median(seconds) / minutes for seconds in list(zip(*jobs, strict=True))[1:])
+    what = f"embedding {len(further)} videos of {arguments.film_seconds:g} s, {arguments.size}, tiny network"
+    note = f"CPU time of the slower process: decoding {decoding:.2f} s per minute of video, rest {embedding:.2f} s"
     measured = {
-        bound: ([max(job.decoding, job.own) for job in jobs], [cpu for _, cpu in alone]),
-        "wall time, two cores with nothing else on them": ([job.wall for job in jobs], [wall for wall, _ in alone]),
+        note: ([max(job.decoding, job.embedding) for job in jobs], [cpu for _, cpu in alone]),
+        "wall time, two otherwise idle cores": ([job.wall for job in jobs], [wall for wall, _ in alone]),
     }
     claims = []
-    for note, (ours, other) in measured.items():
+    for name, (ours, other) in measured.items():
         rates = (minutes / statistics.median(seconds) for seconds in (ours, other))
         ratio = median_ratio(other, ours)
-        row = (what, *rates, "minutes of film/s", "our decoder alone in one process", ratio, "at least", 0.9, note)
+        row = (what, *rates, "minutes of video/s", "our decoder alone in one process", ratio, "at least", 0.9, name)
         claims.append(Claim(*row))
     return claims
 

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import torch
 
+from avssl.embedding.blocks import Part
 from avssl.embedding.embedder import Embedder
 from avssl.embedding.folder import ROWS_PER_FILE, SOURCES_PER_BLOCK, FolderJob
 from avssl.embedding.index import SKIPPED_NAME, FolderIndex
-from avssl.embedding.state import Part
 from avssl.embedding.table import MODALITIES
 from avssl.files.disk_errors import one_line
 from avssl.files.plain_text import PlainParser, run_in_utf8, say, say_lines

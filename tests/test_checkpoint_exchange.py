@@ -146,7 +146,7 @@ def test_the_card_says_what_the_run_knows(tmp_path):
         "| top1_accuracy | 0.5000 ± 0.0300 | 0.0000 |  |",
         "started from: audio from random weights, video from random weights",
         'avssl.load_embedder("nice-name")',
-        "4 frames at 16 a second, 32 px, encoder `avid_video`, depth 10, width 4",
+        "4 frames at 16 per second, 32 px, encoder `avid_video`, depth 10, width 4",
     ):
         assert words in card, words
 

@@ -158,7 +158,7 @@ def test_a_graph_that_gives_no_number_or_another_shape_differs(broken):
     ("options", "words"),
     [
         (["--to", "onnx", "--modality", "image", "--out", "a.onnx"], "has no image encoder; it has video, audio"),
-        (["--to", "onnx", "--out", "a.onnx"], "say which by --modality"),
+        (["--to", "onnx", "--out", "a.onnx"], "choose it with --modality"),
         (["--to", "onnx", "--modality", "video", "--out", "a.pt"], r"ends with \.onnx"),
         (
             ["--to", "torchvision", "--modality", "video", "--out", "a.pth"],
@@ -180,7 +180,7 @@ def test_torchvision_takes_a_video_encoder_but_for_its_head(name, suffix, tmp_pa
     run = video_run(tmp_path / "run", name)
     path = tmp_path / f"backbone{suffix}"
     main(["export", str(run), "--to", "torchvision", "--modality", "video", "--out", str(path)])
-    assert f"torchvision's {name} but for its head" in capsys.readouterr().out
+    assert f"torchvision's {name} without its head" in capsys.readouterr().out
     check_torchvision_takes(name, path, avssl.load_embedder(str(run)).encoders["video"], torch.randn(1, 3, 16, 64, 64))
     again = create_encoder(name, weights=str(path)).state_dict()
     weights = checkpoint.read_weights(run)

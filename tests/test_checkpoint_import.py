@@ -220,7 +220,7 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes(content, tmp_path):
 
 def test_names_with_and_without_their_prefix_are_not_mixed_up(content, tmp_path):
     name = "video_proj.projection.0.bias"
-    assert "are there twice" in refused(changed_model(content, **{name: torch.zeros(48)}), tmp_path)
+    assert "are stored twice" in refused(changed_model(content, **{name: torch.zeros(48)}), tmp_path)
     plain = {key.removeprefix("module."): value for key, value in content["model"].items()}
     torch.save({**content, "model": plain}, tmp_path / "plain.pth.tar")
     main(["import", str(tmp_path / "plain.pth.tar"), "--out", str(tmp_path / "plain")])

@@ -12,7 +12,7 @@ from avssl.embedding.folder import FolderJob
 from avssl.embedding.index import FolderIndex
 from avssl.embedding.table import EmbeddingTable
 from avssl.embedding.window_clips import AudioClips, VideoClips
-from avssl.embedding.windows import WINDOWS_PER_READ, WindowStream
+from avssl.embedding.windows import WINDOWS_PER_READ, WindowReader
 from avssl.media import ffmpeg, gapless_audio, readers
 from avssl.media.decode import read_audio, read_video, stream_audio
 from avssl.transforms.config import AudioViewConfig, VideoViewConfig, ViewsConfig
@@ -88,7 +88,7 @@ def test_what_is_kept_for_later_clips_holds_no_frame_besides(films):
 def test_clips_of_sound_are_cut_from_the_whole_stream(films, suffix, grid, monkeypatch):
     """And begin before it, and end after it; what was read and is not needed is dropped."""
     if grid == "with gaps":
-        monkeypatch.setattr("avssl.embedding.window_clips.SKIP_SOUND_SECONDS", 2.0)  # by opening it anew
+        monkeypatch.setattr("avssl.embedding.window_clips.SKIP_AUDIO_SECONDS", 2.0)  # by opening it anew
     whole = torch.cat([block for _, block in stream_audio(films[suffix], AUDIO.rate_hz)], 1).numpy()[0]
     length, edge = round(AUDIO.seconds * AUDIO.rate_hz), 2 * AUDIO.rate_hz
     padded = np.pad(whole, edge)
@@ -131,7 +131,7 @@ def counts(monkeypatch):
 def test_a_file_is_opened_once_a_stream_and_each_frame_decoded_once(films, counts, stride):
     """However much windows overlap: 12 s of 10 frames a second are 120 frames."""
     config = ViewsConfig(video=VIDEO, audio=AUDIO)
-    stream = WindowStream([(films["mp4"], "film")], config, ("video", "audio"), 0.5, stride)
+    stream = WindowReader([(films["mp4"], "film")], config, ("video", "audio"), 0.5, stride)
     num_windows = sum(len(windows.grid) for _, windows in stream)
     assert num_windows >= 11.5 / stride
     assert counts["film.mp4 opened"] == 2
@@ -199,8 +199,8 @@ def test_a_clip_that_a_window_holds_several_times_counts_as_often(tiny_run, tmp_
         for _ in range(4):
             writer.write_video(generator.integers(0, 255, (40, 64, 3), dtype=np.uint8))
         writer.write_audio(0.1 * generator.standard_normal((1, RATE_HZ)).astype(np.float32))
-    settings = embedder.settings(1.0, 1.0, None)[1]
-    ((_, windows),) = embedder.stream([(film, "film")], settings)
+    settings = embedder.settings(1.0, 1.0, None)
+    ((_, windows),) = embedder.window_reader([(film, "film")], settings)
     (clips, owners), (table, _) = (
         (windows.clips["video"], windows.owners["video"]),
         embedder.embed(film, window_seconds=1.0),

@@ -13,10 +13,10 @@ import torch
 
 import avssl
 from avssl.embedding import parquet
+from avssl.embedding.blocks import Part
 from avssl.embedding.folder import FolderJob
 from avssl.embedding.index import FolderIndex
 from avssl.embedding.rows import RowSpool
-from avssl.embedding.state import Part
 from avssl.embedding.table import EmbeddingTable
 from avssl.shards.shard_set import ShardSet
 from avssl.transforms.raw_view import RawView
@@ -255,7 +255,7 @@ def test_other_settings_are_refused_by_name(embedder, folder, tmp_path):
 
 
 def test_one_part_is_done_by_one_process_at_a_time(embedder, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(embedder, "rows", lambda *_, **__: embed(embedder, folder, tmp_path))
+    monkeypatch.setattr(embedder, "embed_windows", lambda *_, **__: embed(embedder, folder, tmp_path))
     with pytest.raises(ValueError, match="another process is at work on this part"):
         embed(embedder, folder, tmp_path)
 

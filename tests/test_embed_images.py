@@ -13,7 +13,7 @@ from PIL import Image
 
 import avssl
 from avssl.embedding.embedder import Embedder
-from avssl.embedding.sources import find_media
+from avssl.embedding.sources import find_sources
 from avssl.embedding.table import EmbeddingTable
 from avssl.eval.tasks.standard import StandardConfig
 from avssl.losses.base import Loss
@@ -171,14 +171,14 @@ def test_what_cannot_be_read_is_named_with_its_reason(embedder: Embedder, folder
         embedder.embed(folders / "nowhere.jpg")
     with pytest.raises(ValueError, match="nothing could be embedded: 2 sources failed"):
         embedder.embed([folders / "mixed" / "text.jpg", folders / "mixed" / "empty.png"])
-    with pytest.raises(FileNotFoundError, match="no pictures below this folder"):
-        find_media(folders / "train-shards", ["image"])
+    with pytest.raises(FileNotFoundError, match="no images below this folder"):
+        find_sources(folders / "train-shards", ["image"])
 
 
 def test_what_a_run_cannot_do_is_refused_with_what_it_can(embedder: Embedder, folders: Path, shards: Any) -> None:
     with pytest.raises(ValueError, match="no video encoder; it has image"):
         embedder.embed(folders / "test" / "red" / "0.png", modalities=["video"])
-    with pytest.raises(ValueError, match="pictures, which have no windows"):
+    with pytest.raises(ValueError, match="images, which have no windows"):
         embedder.embed(folders / "test", window_seconds=2.0)
     with pytest.raises(ValueError, match="none of the 6 sources that could be opened has image"):
         embedder.embed(ShardSet(shards["test"]))

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 import avssl
+from avssl.embedding.blocks import Part
 from avssl.embedding.folder import FolderJob
 from avssl.embedding.index import FolderIndex
-from avssl.embedding.state import Part
 from avssl.embedding.table import EmbeddingTable
-from avssl.embedding.windows import WINDOWS_PER_READ, WindowStream
+from avssl.embedding.windows import WINDOWS_PER_READ, WindowReader
 from avssl.processes.limits import Limits
 from data_prep.transcode.encode import write_media
 from tests.conftest import ROOT, run_python
@@ -32,16 +32,16 @@ import sys
 from avssl.embedding import embedder as embed
 from recipes import embed as recipe
 from tests.test_embed_sandbox import Misbehaving
-embed.WindowStream = Misbehaving
+embed.WindowReader = Misbehaving
 assert recipe.main(recipe.parse(sys.argv[1:])) == 0
 """
 
 
-class Misbehaving(WindowStream):
+class Misbehaving(WindowReader):
     """Some sources do to their process what their name says, after the second windows of them have been given."""
 
-    def _windows(self, begun):
-        for number, windows in enumerate(super()._windows(begun)):
+    def _batches(self, begun):
+        for number, windows in enumerate(super()._batches(begun)):
             yield windows
             name = windows.media.key.rpartition("/")[2] if number == 1 else ""
             if name == "crash.mp4":
@@ -91,12 +91,12 @@ def embed(embedder, folder, out, *, part=None, num_workers=2, **options):
 
 @pytest.fixture
 def misbehaving(embedder, monkeypatch):
-    def stream(sources, settings, blocks=None):
-        made = type(embedder).stream(embedder, sources, settings, blocks)
-        made.__class__ = Misbehaving
-        return made
+    def window_reader(sources, settings, blocks=None):
+        reader = type(embedder).window_reader(embedder, sources, settings, blocks)
+        reader.__class__ = Misbehaving
+        return reader
 
-    monkeypatch.setattr(embedder, "stream", stream)
+    monkeypatch.setattr(embedder, "window_reader", window_reader)
 
 
 def assert_only_they_are_missing(out, good_rows):
@@ -156,22 +156,23 @@ def test_samples_of_shards_that_misbehave_are_skipped_too(embedder, shards, tmp_
     from avssl.shards.shard_set import ShardSet
 
     key = ShardSet(shards["test"]).keys[2]
-    monkeypatch.setattr(embedder, "stream", lambda *a, **o: CrashOf(key, type(embedder).stream(embedder, *a, **o)))
+    made = type(embedder).window_reader
+    monkeypatch.setattr(embedder, "window_reader", lambda *a, **o: CrashOf(key, made(embedder, *a, **o)))
     table, failures = embedder.embed(shards["test"], num_workers=2)
     assert {name: error.reason for name, error in failures.items()} == {"sample 2": "crashed"}
     assert sorted(set(table.index)) == [0, 1, 3, 4, 5]
 
 
-class CrashOf(WindowStream):
-    """As a stream, but one key ends the process."""
+class CrashOf(WindowReader):
+    """As the reader, but one key ends the process."""
 
-    def __init__(self, key, stream):
-        self.__dict__ |= stream.__dict__ | {"crashing_key": key}
+    def __init__(self, key, reader):
+        self.__dict__ |= reader.__dict__ | {"crashing_key": key}
 
-    def _windows(self, begun):
+    def _batches(self, begun):
         if begun.key == self.crashing_key:
             os.kill(os.getpid(), signal.SIGSEGV)
-        yield from super()._windows(begun)
+        yield from super()._batches(begun)
 
 
 def test_a_missing_shard_is_an_error_and_not_a_smaller_result(embedder, shards, tmp_path):

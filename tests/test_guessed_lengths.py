@@ -5,7 +5,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from avssl.embedding.sources import open_media
+from avssl.embedding.media import open_media
 from avssl.media.decode import probe
 from data_prep.index.build import IndexOptions, index
 from data_prep.index.cutting import Cutting

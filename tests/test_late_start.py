@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from avssl.embedding.sources import open_media
+from avssl.embedding.media import open_media
 from avssl.media.decode import probe
 from avssl.types import MediaError
 from data_prep.index.build import IndexOptions, index

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from avssl.embedding.sources import LINES_A_STEP, Listing, files_below, key_of, media_in, write_listing
+from avssl.embedding.sources import LINES_PER_STEP, Listing, files_below, key_of, list_files, write_listing
 
 
 @pytest.fixture
@@ -38,15 +38,15 @@ def test_the_order_is_that_of_sorted_paths_however_few_names_are_held(folder):
 def test_a_listing_is_read_by_number_also_in_another_process(tmp_path):
     root = tmp_path / "root"
     root.mkdir()
-    names = [f"{number:04d}.wav" for number in range(2 * LINES_A_STEP + 3)]
+    names = [f"{number:04d}.wav" for number in range(2 * LINES_PER_STEP + 3)]
     for name in names:
         (root / name).touch()
     (tmp_path / "single.wav").touch()
     roots = [root, tmp_path / "single.wav"]
-    count = write_listing(tmp_path / "sources.jsonl", media_in(roots, [".wav"]))
+    count = write_listing(tmp_path / "sources.jsonl", list_files(roots, [".wav"]))
     listing = pickle.loads(pickle.dumps(Listing(tmp_path / "sources.jsonl", roots)))
     assert len(listing) == count == len(names) + 1
-    for number in (0, LINES_A_STEP - 1, LINES_A_STEP, 5, 2 * LINES_A_STEP + 2):
+    for number in (0, LINES_PER_STEP - 1, LINES_PER_STEP, 5, 2 * LINES_PER_STEP + 2):
         assert listing[number] == (root / names[number], names[number])
     assert listing[count - 1] == (tmp_path / "single.wav", "single.wav")
     with pytest.raises(IndexError):
@@ -58,7 +58,7 @@ def test_names_that_are_no_text_are_listed_and_their_key_is(tmp_path):
     name = os.fsdecode(b"caf\xe9.wav")
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / name).touch()
-    write_listing(tmp_path / "sources.jsonl", media_in([tmp_path / "root"], [".wav"]))
+    write_listing(tmp_path / "sources.jsonl", list_files([tmp_path / "root"], [".wav"]))
     path, key = Listing(tmp_path / "sources.jsonl", [tmp_path / "root"])[0]
     assert path.is_file()
     assert key == key_of(name) == "caf\\xe9.wav"
@@ -68,7 +68,7 @@ def test_names_that_are_no_text_are_listed_and_their_key_is(tmp_path):
 
 def test_what_cannot_be_listed_is_said(tmp_path, folder):
     def listed(*roots):
-        return list(media_in(roots, [".mp4"]))
+        return list(list_files(roots, [".mp4"]))
 
     with pytest.raises(FileNotFoundError, match="nowhere: no such file or folder"):
         listed(tmp_path / "nowhere")

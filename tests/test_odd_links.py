@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avssl.embedding.sources import files_below, open_media
+from avssl.embedding.media import open_media
+from avssl.embedding.sources import files_below
 from avssl.files import folders
 from avssl.media.images import read_image
 from avssl.types import MediaError

@@ -1,8 +1,7 @@
-"""The embeddings of a shard folder as a table in memory, each process embedding its share: what evaluation looks at."""
+"""The embeddings of a shard folder as a table in memory, for evaluation; each process embeds some of the samples."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,9 +9,9 @@ import torch
 from tqdm import tqdm
 
 from avssl import distributed
-from avssl.embedding.embedder import Embedder
-from avssl.embedding.rows import RowSpool, in_order
-from avssl.embedding.table import SCALAR_COLUMNS, VECTOR_COLUMNS, EmbeddingTable, concatenate
+from avssl.embedding.embedder import Embedder, nothing_embedded, with_settings
+from avssl.embedding.rows import RowSpool
+from avssl.embedding.table import SCALAR_COLUMNS, EmbeddingTable, concatenate
 from avssl.shards.shard_set import ShardSet
 
 
@@ -24,68 +23,68 @@ def embed_split(
     batch_size: int = 64,
     num_workers: int = 0,
 ) -> EmbeddingTable:
-    """The rows that `embedder.embed` gives, on every process, with each sample embedded by one of them.
+    """The rows that `embedder.embed` gives, on every process; each sample is embedded by one process.
 
-    Under torchrun a collective: all must call it alike. Batches are then others than in one process, so that the last
-    bits of a row may differ.
+    Under torchrun it is a collective: all processes must call it with the same arguments. Batches differ from those of
+    a single process then, so that the last bits of a row may differ.
 
     Raises:
-        ValueError: a sample cannot be embedded (a smaller set would be another set), or none has what the run reads.
+        ValueError: a sample cannot be embedded (without it the set would be another one), or no sample has a modality
+            that the run reads.
     """
-    library = shards if isinstance(shards, ShardSet) else ShardSet(shards)
-    wanted, metadata = embedder.settings(window_seconds, None, None)
-    share = range(library.num_samples)[distributed.rank() :: distributed.world_size()]
-    stream = embedder.stream(library, metadata, [share])
+    shard_set = shards if isinstance(shards, ShardSet) else ShardSet(shards)
+    num_samples = shard_set.num_samples
+    settings = embedder.settings(window_seconds, None, None)
+    samples = range(num_samples)[distributed.rank() :: distributed.world_size()]
+    reader = embedder.window_reader(shard_set, settings, [samples])
     spool, failures, finished = RowSpool(), [], []
-    bar = tqdm(total=len(share), unit="clip", desc="embed", disable=distributed.rank() > 0, mininterval=1.0)
-    with bar:
-        for source in embedder.rows(stream, batch_size, num_workers, spool):
+    with tqdm(total=len(samples), unit="clip", desc="embed", disable=distributed.rank() > 0, mininterval=1.0) as bar:
+        for source in embedder.embed_windows(reader, batch_size, num_workers, spool):
             bar.update()
             if source.error is not None:
                 failures.append((source.number, f"{source.key}: {source.error}"))
             else:
                 finished.append(source)
-    # Every process must know of a failure in any: one that raised alone would leave the others waiting.
-    everywhere = sorted(one for part in distributed.gather_objects(failures) for one in part)
-    if everywhere:
+    # Every process must know of a failure in any process: if only one raised, the others would wait for it.
+    all_failures = sorted(failure for of_rank in distributed.gather_objects(failures) for failure in of_rank)
+    if all_failures:
         raise ValueError(
-            f"{len(everywhere)} samples of {library.location} could not be embedded, the first is {everywhere[0][1]}"
+            f"{len(all_failures)} samples of {shard_set.location} could not be embedded, the first is "
+            f"{all_failures[0][1]}"
         )
-    pieces = list(in_order(spool, finished))
-    table = _gathered(concatenate(pieces) if pieces else None, embedder, wanted)
+    tables = list(spool.take_all(finished))
+    table = _gathered(concatenate(tables) if tables else None, embedder, settings["modalities"])
     numbers = table.index[np.append(True, np.diff(table.index) != 0)] if len(table) else table.index
-    if not np.array_equal(numbers, np.arange(library.num_samples)):
-        raise RuntimeError(f"{library.location}: {len(numbers)} of {library.num_samples} samples came, not each once")
-    if not any(table.has(name).any() for name in wanted):
-        raise ValueError(
-            f"nothing could be embedded: none of the {library.num_samples} sources that could be opened has "
-            f"{' or '.join(wanted)}, which this run reads"
+    if not np.array_equal(numbers, np.arange(num_samples)):
+        raise RuntimeError(
+            f"{shard_set.location}: expected the rows of {num_samples} samples, each once, but got {len(numbers)}"
         )
-    absent: dict[str, Any] = {name: None for name in VECTOR_COLUMNS if name.split("_")[0] not in table.modalities()}
-    return replace(table, metadata=metadata, **absent)
+    if not any(table.has(name).any() for name in settings["modalities"]):
+        raise nothing_embedded(settings["modalities"], num_samples, {})
+    return with_settings(table, settings)
 
 
-def _gathered(own: EmbeddingTable | None, embedder: Embedder, modalities: tuple[str, ...]) -> EmbeddingTable:
-    """The rows of all processes in the order of the samples."""
+def _gathered(local: EmbeddingTable | None, embedder: Embedder, modalities: list[str]) -> EmbeddingTable:
+    """The rows of all processes in the order of the samples. local: those of this process, None if it has no sample."""
     if not distributed.is_active():
-        assert own is not None  # a folder without samples has no index.json
-        return own
-    words = distributed.gather_objects(([], []) if own is None else (own.keys, own.labels))
-    keys, labels = ([one for part in words for one in part[kind]] for kind in (0, 1))
+        assert local is not None  # a folder without samples has no index.json
+        return local
+    texts = distributed.gather_objects(([], []) if local is None else (local.keys, local.labels))
+    keys, labels = ([text for of_rank in texts for text in of_rank[kind]] for kind in (0, 1))
     columns: dict[str, Any] = {}
-    for name, kind in SCALAR_COLUMNS.items():
-        columns[name] = _all_rows(np.zeros(0, kind) if own is None else getattr(own, name), embedder.device)
-    for modality, sizes in embedder.widths(modalities).items():
-        for part, width in zip(("feature", "embedding"), sizes, strict=True):
-            name = f"{modality}_{part}"
-            mine = np.zeros((0, width), np.float32) if own is None else getattr(own, name)
-            columns[name] = _all_rows(mine, embedder.device)
-    order = np.argsort(columns["index"], kind="stable")  # a sample's windows came in order, from one process
+    for name, dtype in SCALAR_COLUMNS.items():
+        columns[name] = _all_rows(np.zeros(0, dtype) if local is None else getattr(local, name), embedder.device)
+    for modality, dims in embedder.dims(modalities).items():
+        for kind, dim in zip(("feature", "embedding"), dims, strict=True):
+            name = f"{modality}_{kind}"
+            values = np.zeros((0, dim), np.float32) if local is None else getattr(local, name)
+            columns[name] = _all_rows(values, embedder.device)
+    order = np.argsort(columns["index"], kind="stable")  # all windows of a sample come from one process, in order
     return EmbeddingTable(keys=keys, labels=labels, **columns).select(order)
 
 
-def _all_rows(mine: np.ndarray, device: torch.device) -> np.ndarray:
-    # Truth values as bytes: not every backend sends them.
-    sent = torch.from_numpy(mine.astype(np.uint8) if mine.dtype == np.bool_ else mine)
-    found: np.ndarray = distributed.gather_uneven(sent.to(device)).cpu().numpy()
-    return found
+def _all_rows(local: np.ndarray, device: torch.device) -> np.ndarray:
+    # Booleans are sent as bytes, because not every backend can send them.
+    sent = torch.from_numpy(local.astype(np.uint8) if local.dtype == np.bool_ else local)
+    rows: np.ndarray = distributed.gather_uneven(sent.to(device)).cpu().numpy()
+    return rows

@@ -1,7 +1,8 @@
-"""Folders of embedding tables: index.json, which recipes/embed.py writes last, says which files belong to it."""
+"""index.json of a folder of embedding tables: recipes/embed.py writes it last, and it lists the files of the folder."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass
@@ -20,7 +21,7 @@ FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,240}\.parquet")
 
 @dataclass(frozen=True)
 class FileRecord:
-    """One Parquet file of the folder: its rows follow those of the file before."""
+    """One Parquet file of the folder; its rows follow those of the file before."""
 
     name: str
     num_rows: int
@@ -29,19 +30,28 @@ class FileRecord:
 
     @classmethod
     def of(cls, fields: Fields) -> Self:
-        """Check; ValueError names the file and the field. A name that leads out of the folder is none."""
-        wanted = "the name of a Parquet file in the same folder, like embeddings.parquet"
-        name = fields.matching("name", FILE_NAME, wanted)
+        """Checked fields of index.json; ValueError names the file and the field. The name must not leave the folder."""
+        expected = "the name of a Parquet file in the same folder, like embeddings.parquet"
+        name = fields.matching("name", FILE_NAME, expected)
         return cls(name, fields.count("num_rows"), fields.count("bytes"), fields.text("sha256"))
+
+    @classmethod
+    def of_file(cls, path: Path, num_rows: int) -> Self:
+        """The record of a file that is complete."""
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return cls(path.name, num_rows, path.stat().st_size, sha256)
 
 
 @dataclass(frozen=True)
 class FolderIndex:
-    """What a finished folder holds.
+    """Content of a finished folder; the fields are the keys of index.json.
 
-    settings: all that the rows are a function of, and how they are divided into files; widths: of each vector column;
-    num_listed = num_embedded + num_skipped, in sources; rows_with: by modality, how many rows have it; run_folder:
-    where the run lay.
+    settings: all that the rows are a function of, and how they are divided into files.
+    widths: dim of each vector column.
+    num_listed = num_embedded + num_skipped, in sources.
+    rows_with: {modality: number of rows that have it}.
+    run_folder: where the run lay when the folder was written.
     """
 
     settings: dict[str, Any]
@@ -56,22 +66,22 @@ class FolderIndex:
     files: list[FileRecord]
 
     def write(self, folder: Path) -> None:
-        """Whole or absent."""
+        """Write index.json, complete or not at all."""
         content = {"kind": KIND, "version": VERSION, **asdict(self)}
         with whole_file(folder / INDEX_NAME) as stream:
             stream.write(json.dumps(content, indent=1, sort_keys=True).encode() + b"\n")
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Raises FileNotFoundError for a folder without one or unfinished, ValueError for another kind or version."""
+        """Read index.json. FileNotFoundError: it is missing or unfinished. ValueError: another kind or version."""
         path = folder / INDEX_NAME
         if not path.is_file():
             _refuse_unfinished(folder)
             raise FileNotFoundError(f"{path} is missing: {folder} is not a folder that recipes/embed.py has finished")
         fields = Fields.read(path)
-        found = fields.record.get("kind"), fields.record.get("version")
-        if found != (KIND, VERSION):
-            raise ValueError(f"{path} is of kind and version {brief(found)}; expected {(KIND, VERSION)}")
+        kind_and_version = fields.record.get("kind"), fields.record.get("version")
+        if kind_and_version != (KIND, VERSION):
+            raise ValueError(f"{path} is of kind and version {brief(kind_and_version)}; expected {(KIND, VERSION)}")
         return cls(
             settings=fields.mapping("settings"),
             widths=fields.counts("widths"),
@@ -86,7 +96,7 @@ class FolderIndex:
         )
 
     def paths(self, folder: Path) -> list[Path]:
-        """The files; FileNotFoundError for one that is missing, ValueError for one of another size."""
+        """Paths of the files. FileNotFoundError: a file is missing. ValueError: a file has another size than listed."""
         for record in self.files:
             path = folder / record.name
             if not path.is_file():
@@ -97,9 +107,9 @@ class FolderIndex:
 
 
 def table_files(folder: Path) -> list[Path]:
-    """The files of a folder's tables in order: those of index.json, else the .parquet files by name.
+    """Files of a folder's tables, in order: those that index.json lists; without it, the .parquet files by name.
 
-    Raises FileNotFoundError: none, one is missing, or the folder is unfinished.
+    FileNotFoundError if there is no file, if one is missing, or if the folder is unfinished.
     """
     if (folder / INDEX_NAME).is_file():
         paths = FolderIndex.read(folder).paths(folder)
@@ -119,5 +129,5 @@ def table_files(folder: Path) -> list[Path]:
 def _refuse_unfinished(folder: Path) -> None:
     if (folder / PROGRESS_NAME).is_dir():
         raise FileNotFoundError(
-            f"the folder {str(folder)!r} is unfinished; run the same recipes/embed.py command again, it goes on"
+            f"the folder {str(folder)!r} is unfinished; run the same recipes/embed.py command again to continue"
         )

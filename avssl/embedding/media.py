@@ -1,51 +1,112 @@
-"""One thing to embed, and some windows of it as they were decoded."""
+"""A source that is open, and windows of it that were decoded. A source is a media file or a sample of shards."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
+from avssl.media.decode import probe, stream_audio, stream_video
 from avssl.media.ffmpeg import Source
+from avssl.media.images import IMAGE_SUFFIXES, probe_image
+from avssl.media.info import AudioInfo, VideoInfo
 from avssl.media.readers import AudioReader, VideoReader
+from avssl.shards.shard_set import Sample, spans
 from avssl.transforms.raw_view import RawView
-from avssl.types import Span
+from avssl.types import MediaError, Span
 
 
 @dataclass(frozen=True)
 class Media:
-    """One thing to embed: {modality: path or bytes}, and where video and sound lie on a clock that begins with the
-    first of them.
+    """A source that is open.
 
-    frame_seconds: how long a frame of the video lasts where all do, as in shards; 0 elsewhere. streams: of a file that
-    is open, its readers; whoever reads them closes them.
+    key, index: its name, and its number in the shard folder (-1 for a plain file).
+    files: {modality: path or bytes}.
+    spans: {"video", "audio": seconds}, on a clock that begins with the first of the two streams.
+    labels: {field: names} of a sample.
+    frame_seconds: duration of a video frame if all have the same, as in shards; otherwise 0.
+    streams: the open readers of a plain file; the caller that reads them closes them.
     """
 
     key: str
     index: int
-    sources: dict[str, Source] = field(default_factory=dict)
+    files: dict[str, Source] = field(default_factory=dict)
     spans: dict[str, Span] = field(default_factory=dict)
     labels: dict[str, list[str]] = field(default_factory=dict)
     frame_seconds: float = 0.0
     streams: dict[str, VideoReader | AudioReader] = field(default_factory=dict, compare=False)
 
     def close(self) -> None:
-        """Close the file, if it is open."""
+        """Close the readers, if there are any."""
         for stream in self.streams.values():
             stream.close()
 
 
 @dataclass
 class WindowBatch:
-    """Some windows of one media, decoded.
+    """Consecutive windows of one source, decoded.
 
-    clips[modality]: raw view (n_clips, ...) or None; owners[modality]: the windows that hold each clip, one of them
-    more than once where the media ends within it; is_last: no more follow.
+    grid: float64 (n, 2), start and end of each window in seconds.
+    has: {modality: bool (n,)}, which windows hold a clip of the modality.
+    clips: {modality: raw view (n_clips, ...), or None}; a clip that several windows share is stored once.
+    owners: {modality: for each clip the windows that hold it}; where the media ends within a window, the window holds
+        the same clip several times and is listed as often.
+    is_last: no windows of this source follow.
     """
 
     media: Media
-    grid: np.ndarray  # (n, 2) seconds
-    has: dict[str, np.ndarray]  # modality -> bool (n,)
+    grid: np.ndarray
+    has: dict[str, np.ndarray]
     clips: dict[str, RawView | None]
     owners: dict[str, list[list[int]]]
     is_last: bool = True
+
+
+def open_media(path: str | Path, key: str, modalities: Sequence[str]) -> Media:
+    """Open a plain file: an image if only images are embedded or its suffix says so, otherwise video and audio.
+
+    MediaError if it cannot be opened or holds none of them. The pixels of an image are not decoded here.
+    """
+    if "image" in modalities and (len(modalities) == 1 or Path(path).suffix.lower() in IMAGE_SUFFIXES):
+        probe_image(path)
+        return Media(key, -1, {"image": path})
+    with ExitStack() as stack:
+        streams: dict[str, VideoReader | AudioReader] = {
+            "video": stack.enter_context(VideoReader(path, str(path))),
+            "audio": stack.enter_context(AudioReader(path, str(path))),
+        }
+        infos = {name: stream.info for name, stream in streams.items() if stream.info is not None}
+        if not infos:
+            probe(path, name=str(path))  # raises a more precise error if it can
+            raise MediaError("no_video", f"{path}: has neither video nor audio")
+        first_seconds = min(info.start_seconds for info in infos.values())
+        media_spans = {name: _span(path, info, first_seconds) for name, info in infos.items()}
+        stack.pop_all()
+    return Media(key, -1, dict.fromkeys(infos, path), media_spans, streams=streams)
+
+
+def _span(path: str | Path, info: VideoInfo | AudioInfo, first_seconds: float) -> Span:
+    """Start and end of a stream on the clock that begins at `first_seconds`."""
+    start = info.start_seconds - first_seconds
+    duration = info.duration_seconds
+    if not duration:  # the header does not say it: decode the whole stream
+        duration = 0.0
+        if isinstance(info, VideoInfo):
+            for seconds, _ in stream_video(path):
+                duration = seconds + (1 / info.fps if info.fps else 0.0)
+        else:
+            for seconds, block in stream_audio(path, info.rate_hz):
+                duration = seconds + block.shape[1] / info.rate_hz
+    return Span(start, start + duration)
+
+
+def media_of_sample(sample: Sample) -> Media:
+    """A sample of a shard, with its files in memory."""
+    members = {"video": sample.video, "audio": sample.audio, "image": sample.image}
+    files: dict[str, Source] = {name: content for name, content in members.items() if content is not None}
+    media_spans = {name: span for name, span in zip(("video", "audio"), spans(sample), strict=True) if span is not None}
+    frame_seconds = 1 / sample.info.video_fps if "video" in media_spans else 0.0
+    return Media(sample.info.key, sample.info.index, files, media_spans, sample.info.labels, frame_seconds)

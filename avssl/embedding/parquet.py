@@ -18,7 +18,7 @@ from avssl.files.whole import whole_file
 
 FORMAT_VERSION = 1
 SUFFIX = ".parquet"
-ROWS_PER_GROUP = 4096  # of a Parquet file: what is held in memory at once when many rows are written or read
+ROWS_PER_GROUP = 4096  # rows in memory at a time when many are written or read
 _METADATA_KEY = "avssl"
 Present = Mapping[str, NDArray[np.bool_]]
 
@@ -27,10 +27,10 @@ def write_columns(destination: Path, columns: Mapping[str, Any], present: Presen
     """Write a Parquet file, complete or not at all; the same columns give the same bytes.
 
     Args:
-        destination: its folder is made if need be.
-        columns: name -> list of str, or array (n,) or float32 (n, width), of equal length.
-        present: for each column (n, width), which rows hold a vector, bool (n,); the others become null.
-        metadata: whatever json can hold.
+        destination: file to write; its folder is made if it does not exist.
+        columns: name -> list of str, array (n,), or float32 (n, dim), all of the same length n.
+        present: for each column (n, dim), which rows hold a vector, bool (n,); the other rows become null.
+        metadata: any values that JSON can hold.
     """
     import pyarrow.parquet as pq
 
@@ -42,18 +42,18 @@ def write_columns(destination: Path, columns: Mapping[str, Any], present: Presen
     return destination
 
 
-def write_parquet_pieces(
-    destination: Path, pieces: Iterable[tuple[Mapping[str, Any], Present]], metadata: Mapping[str, Any]
+def write_row_groups(
+    destination: Path, groups: Iterable[tuple[Mapping[str, Any], Present]], metadata: Mapping[str, Any]
 ) -> int:
-    """As `write_columns`, a row group for each piece of (columns, present): only one is held. The number of rows.
+    """As `write_columns`, with a row group per (columns, present), one in memory at a time; return the number of rows.
 
-    All pieces have the same columns, and widths. ValueError when there is none.
+    All groups have the same columns and dims. ValueError if there are none.
     """
     import pyarrow.parquet as pq
 
     num_rows, writer = 0, None
     with whole_file(destination) as stream, ExitStack() as stack:
-        for columns, present in pieces:
+        for columns, present in groups:
             table = _arrow_table(columns, present, _payload(metadata))
             writer = writer or stack.enter_context(pq.ParquetWriter(stream, table.schema, compression="zstd"))
             writer.write_table(table)
@@ -64,16 +64,16 @@ def write_parquet_pieces(
 
 
 def merge_parquet(sources: Iterable[Path], targets: Sequence[tuple[Path, int]]) -> None:
-    """The rows of files with one schema, in order, into files of so many rows each; one row group is held at a time.
+    """Write the rows of files with one schema, in order, to (file, number of rows); a row group is in memory at a time.
 
-    The bytes are a function of the rows alone, not of how the sources are divided. Each target is whole or absent.
-    ValueError when the sources hold fewer rows.
+    The bytes depend on the rows alone, not on how the sources are divided. Each target is complete or absent.
+    ValueError if the sources hold fewer rows.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    slices = _batches(sources)
-    batch = next(slices, None)
+    batches = _batches(sources)
+    batch = next(batches, None)
     for path, num_rows in targets:
         missing, writer = num_rows, None
         with whole_file(path) as stream, ExitStack() as stack:
@@ -87,7 +87,7 @@ def merge_parquet(sources: Iterable[Path], targets: Sequence[tuple[Path, int]]) 
                     missing, room = missing - group[-1].num_rows, room - group[-1].num_rows
                     batch = batch.slice(group[-1].num_rows)
                     if batch.num_rows == 0:
-                        batch = next(slices, None)
+                        batch = next(batches, None)
                 table = pa.Table.from_batches(group).combine_chunks()
                 writer = writer or stack.enter_context(pq.ParquetWriter(stream, table.schema, compression="zstd"))
                 writer.write_table(table, row_group_size=ROWS_PER_GROUP)
@@ -101,14 +101,14 @@ def _batches(sources: Iterable[Path]) -> Iterator[Any]:
             yield from (batch for batch in file.iter_batches(batch_size=ROWS_PER_GROUP) if batch.num_rows)
 
 
-def read_pieces(
+def read_row_groups(
     source: Path,
     names: Sequence[str],
-    wanted: Callable[[int, int], bool] = lambda first, end: True,  # noqa: ARG005
+    is_needed: Callable[[int, int], bool] = lambda first, end: True,  # noqa: ARG005
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(first row, columns) of a Parquet file of `write_columns`, a row group at a time: only the named columns.
+    """(first row, the named columns) of a file of `write_columns`, a row group at a time.
 
-    wanted: says by first row and end whether to read a row group. Raises ValueError as `read_columns`.
+    is_needed: (first row, end) -> whether to read the row group. Raises ValueError as `read_columns`.
     """
     import pyarrow.parquet as pq
 
@@ -121,7 +121,7 @@ def read_pieces(
         first = 0
         for number in range(file.num_row_groups):
             end = first + file.metadata.row_group(number).num_rows
-            if wanted(first, end):
+            if is_needed(first, end):
                 with naming_the_file(source, "Parquet file"):
                     columns = _columns(file.read_row_group(number, columns=list(names)))
                 yield first, columns
@@ -133,9 +133,9 @@ def _payload(metadata: Mapping[str, Any]) -> str:
 
 
 def read_columns(source: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(columns, metadata) as `write_columns` took them; vectors that are null in the file are NaN.
+    """(columns, metadata) as given to `write_columns`; vectors that are null in the file are NaN.
 
-    Raises ValueError: another suffix, not a file of this format version, or unreadable.
+    ValueError for another suffix, another format version, or a file that cannot be read.
     """
     import pyarrow.parquet as pq
 
@@ -160,8 +160,10 @@ def read_columns(source: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def _metadata(payload: str, source: Path) -> dict[str, Any]:
     fields = Fields.parse(payload, str(source))
     if fields.record.get("format_version") != FORMAT_VERSION:
-        given = f"{str(source)!r} has embedding table format {brief(fields.record.get('format_version'))}"
-        raise ValueError(f"{given}, this version reads {FORMAT_VERSION}; write the table again with recipes/embed.py")
+        raise ValueError(
+            f"{str(source)!r} has embedding table format {brief(fields.record.get('format_version'))}, this version "
+            f"reads {FORMAT_VERSION}; write the table again with recipes/embed.py"
+        )
     return dict(fields.mapping("metadata"))
 
 

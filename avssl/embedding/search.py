@@ -1,10 +1,10 @@
-"""Search in a finished folder of embeddings: the closest rows by cosine, exactly, at constant memory.
+"""Exact search for the closest rows by cosine in a finished folder of embeddings, at constant memory.
 
     index = EmbeddingIndex("embeddings/")
-    index.search("audio", query, top=10)        # query (M, D), of the same space: [[Hit, ...], ...], best first
+    index.search("audio", queries, top=10)      # queries (M, D) of the same space -> [[Hit, ...], ...], best first
 
-Rows are read a row group at a time, and only what a search needs of them. Scores are those of ops/nearest.py:
-float64 cosines, the same however the rows are divided; of equals the lower row comes first.
+Rows are read a row group at a time, and only the columns that a search needs. Scores are those of ops/nearest.py:
+float64 cosines, which do not depend on how the rows are divided into files; among equal scores the lower row is first.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from numpy.typing import NDArray
 
 from avssl.embedding.embedder import Embedder
 from avssl.embedding.index import FolderIndex
-from avssl.embedding.parquet import read_pieces
+from avssl.embedding.parquet import read_row_groups
 from avssl.embedding.sources import key_of
 from avssl.embedding.table import MODALITIES
 from avssl.files.location import is_remote
 from avssl.ops.nearest import nearest
 
-_WHERE = ("key", "start_seconds", "end_seconds")
+_WINDOW_COLUMNS = ("key", "start_seconds", "end_seconds")
 
 
 @dataclass(frozen=True)
 class Hit:
-    """One row that was found. row: its number in the folder, from 0; score: the cosine, in [-1, 1]."""
+    """A row that a search found. row: its number in the folder, from 0; score: the cosine, in [-1, 1]."""
 
     key: str
     start_seconds: float
@@ -41,7 +41,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class EmbeddingRows:
-    """Some rows that have a modality: numbers int64 (n,), vectors float32 (n, D), and where they are from."""
+    """Rows that have a modality: numbers int64 (n,), vectors float32 (n, D), and the keys and windows of the rows."""
 
     numbers: NDArray[np.int64]
     vectors: NDArray[np.float32]
@@ -51,9 +51,9 @@ class EmbeddingRows:
 
 
 class EmbeddingIndex:
-    """A finished folder. Attributes: folder, index (its index.json), modalities (those that some row has).
+    """A finished folder of embeddings. Attributes: folder, index (its index.json), modalities (that some row has).
 
-    Raises FileNotFoundError: no finished folder, or a file of it is missing. ValueError: a file of another size.
+    FileNotFoundError if the folder is not finished or lacks a file, ValueError if a file has another size than listed.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -66,52 +66,55 @@ class EmbeddingIndex:
 
     @property
     def weights_hash(self) -> str:
-        """Of the weights that made the rows."""
+        """Hash of the weights with which the rows were made."""
         return str(self.index.settings["weights"])
 
     def rows(
-        self, modality: str, wanted: NDArray[np.int64] | None = None, *, with_vectors: bool = True
+        self, modality: str, numbers: NDArray[np.int64] | None = None, *, with_vectors: bool = True
     ) -> Iterator[EmbeddingRows]:
-        """Rows that have a modality, in order, a row group at a time; wanted: only these numbers, sorted.
+        """Rows that have a modality, in order, a row group at a time; numbers: only these rows, sorted.
 
-        with_vectors=False does not read the vectors: they are (n, 0) then.
+        with_vectors=False does not read the vectors; they are (n, 0) then.
         """
         self.check(modality)
         column = f"{modality}_embedding"
-        names = [*_WHERE, f"has_{modality}", *([column] if with_vectors else [])]
+        names = [*_WINDOW_COLUMNS, f"has_{modality}", *([column] if with_vectors else [])]
         for path, first_row in self._files:
 
-            def holds(first: int, end: int, offset: int = first_row) -> bool:
-                if wanted is None:
+            def is_needed(first: int, end: int, offset: int = first_row) -> bool:
+                if numbers is None:
                     return True
-                left, right = np.searchsorted(wanted, [offset + first, offset + end])
-                return bool(left < right)
+                low, high = np.searchsorted(numbers, [offset + first, offset + end])
+                return bool(low < high)
 
-            for first, columns in read_pieces(path, names, holds):
-                numbers = first_row + first + np.arange(len(columns["key"]))
+            for first, columns in read_row_groups(path, names, is_needed):
+                group_numbers = first_row + first + np.arange(len(columns["key"]))
                 keep = columns[f"has_{modality}"]
-                if wanted is not None:
-                    keep = keep & np.isin(numbers, wanted)
+                if numbers is not None:
+                    keep = keep & np.isin(group_numbers, numbers)
                 chosen = np.flatnonzero(keep)
                 if len(chosen):
                     keys = [columns["key"][row] for row in chosen]
-                    starts, ends = (columns[name][chosen] for name in _WHERE[1:])
+                    starts, ends = (columns[name][chosen] for name in _WINDOW_COLUMNS[1:])
                     vectors = columns[column][chosen] if with_vectors else np.zeros((len(chosen), 0), np.float32)
-                    yield EmbeddingRows(numbers[chosen], vectors, keys, starts, ends)
+                    yield EmbeddingRows(group_numbers[chosen], vectors, keys, starts, ends)
 
     def check(self, modality: str) -> None:
-        """ValueError for a modality that no row has."""
+        """ValueError if no row has the modality."""
         if modality not in self.modalities:
             raise ValueError(f"{self.folder} has no {modality} rows; it has {', '.join(self.modalities) or 'none'}")
 
     def check_queries(self, modality: str, queries: Any) -> NDArray[np.float64]:
-        """Queries as float64 (M, D); ValueError unless they are as wide as the rows."""
+        """Queries as float64 (M, D); ValueError unless they have the dim of the rows."""
         self.check(modality)
-        found = np.asarray(queries, np.float64)
-        width = self.index.widths[f"{modality}_embedding"]
-        if found.ndim != 2 or found.shape[1] != width:
-            raise ValueError(f"queries have shape {found.shape}; the {modality} rows of {self.folder} are {width} wide")
-        return found
+        vectors = np.asarray(queries, np.float64)
+        dim = self.index.widths[f"{modality}_embedding"]
+        if vectors.ndim != 2 or vectors.shape[1] != dim:
+            raise ValueError(
+                f"queries have shape {vectors.shape}; it must be (M, {dim}), the dim of the {modality} rows of "
+                f"{self.folder}"
+            )
+        return vectors
 
     def search(
         self,
@@ -122,16 +125,16 @@ class EmbeddingIndex:
         exclude: Collection[str] = (),
         one_per_key: bool = False,
     ) -> list[list[Hit]]:
-        """The `top` closest rows of a modality for each query, best first; fewer if there are fewer.
+        """The `top` closest rows of a modality for each query, best first; fewer if the folder has fewer.
 
         Args:
-            queries: (M, D), of any length but 0. exclude: keys whose rows do not count.
-            one_per_key: of each key only its best row counts.
+            queries: (M, D), vectors of any length but 0. exclude: keys whose rows are left out.
+            one_per_key: only the best row of each key is returned.
         """
-        given = self.check_queries(modality, queries)
-        best: list[list[Hit]] = [[] for _ in given]
+        vectors = self.check_queries(modality, queries)
+        best: list[list[Hit]] = [[] for _ in vectors]
         for rows in self.rows(modality):
-            for number, hits in enumerate(hits_among(rows, given, top, exclude, one_per_key=one_per_key)):
+            for number, hits in enumerate(hits_among(rows, vectors, top, exclude, one_per_key=one_per_key)):
                 best[number] = best_of([*best[number], *hits], top, one_per_key=one_per_key)
         return best
 
@@ -144,14 +147,14 @@ def hits_among(
     *,
     one_per_key: bool = False,
 ) -> list[list[Hit]]:
-    """The `top` closest of some rows for each query (M, D); see EmbeddingIndex.search."""
+    """The `top` closest of these rows for each query (M, D); see EmbeddingIndex.search."""
     allowed = np.flatnonzero([key not in exclude for key in rows.keys])
     if not len(allowed):
         return [[] for _ in queries]
-    # Of one key any number of rows may come first, so that all are needed.
-    found, scores = nearest(queries, rows.vectors[allowed], len(allowed) if one_per_key else top)
+    # Any number of rows of one key may come first, so that all rows are needed.
+    nearest_rows, scores = nearest(queries, rows.vectors[allowed], len(allowed) if one_per_key else top)
     result = []
-    for positions, cosines in zip(allowed[found], scores, strict=True):
+    for positions, cosines in zip(allowed[nearest_rows], scores, strict=True):
         hits = [
             Hit(rows.keys[p], float(rows.start_seconds[p]), float(rows.end_seconds[p]), float(c), int(rows.numbers[p]))
             for p, c in zip(positions, cosines, strict=True)
@@ -161,7 +164,7 @@ def hits_among(
 
 
 def best_of(hits: list[Hit], top: int, *, one_per_key: bool) -> list[Hit]:
-    """The `top` best, of equal scores the lower rows; of each key only the best if one_per_key."""
+    """The `top` best hits, among equal scores the lower rows; only the best of each key if one_per_key."""
     ordered = sorted(hits, key=lambda hit: (-hit.score, hit.row))
     if one_per_key:
         by_key: dict[str, Hit] = {}
@@ -172,36 +175,38 @@ def best_of(hits: list[Hit], top: int, *, one_per_key: bool) -> list[Hit]:
 
 
 def comparable(embedder: Embedder, modality: str, other: str) -> bool:
-    """Do the embeddings of two modalities of a run lie in one space?"""
+    """Whether the embeddings of two modalities of a run lie in one space."""
     if modality == other:
         return True
-    widths = embedder.widths([modality, other])
-    return embedder.loss.has_one_space and widths[modality][1] == widths[other][1]
+    dims = embedder.dims([modality, other])
+    return embedder.loss.has_one_space and dims[modality][1] == dims[other][1]
 
 
 def load_embedder_of(index: EmbeddingIndex, run: str | Path = "", device: str = "cpu") -> Embedder:
-    """The embedder that made the rows: of `run`, or of where the run lay then.
+    """The embedder that made the rows, loaded from `run` or from the folder where the run lay then.
 
-    Raises FileNotFoundError: no run there. ValueError: it has other weights than the rows were made with.
+    FileNotFoundError if there is no run, ValueError if its weights are not those with which the rows were made.
     """
-    where = str(run or index.index.run_folder)
-    if not where:
+    folder = str(run or index.index.run_folder)
+    if not folder:
         raise FileNotFoundError(f"{index.folder} does not say where its run lies; give it with --run")
-    if not run and not is_remote(where) and not Path(where).exists():
-        raise FileNotFoundError(f"{index.folder} was made with {where}, which is not there; say where it is with --run")
-    embedder = Embedder.from_run(where, device=device, untrained=index.weights_hash == "untrained")
+    if not run and not is_remote(folder) and not Path(folder).exists():
+        raise FileNotFoundError(f"{index.folder} was made with {folder}, which does not exist; give the run with --run")
+    embedder = Embedder.from_run(folder, device=device, untrained=index.weights_hash == "untrained")
     if embedder.weights_hash != index.weights_hash:
         raise ValueError(
-            f"{where} has the weights {embedder.weights_hash}, but {index.folder} was made with {index.weights_hash}; "
+            f"{folder} has the weights {embedder.weights_hash}, but {index.folder} was made with {index.weights_hash}; "
             "search with the run that made it, or embed again"
         )
     return embedder
 
 
 def key_of_source(index: EmbeddingIndex, path: str | Path) -> str:
-    """The key that a file has in the folder; ValueError if it lies in none of the sources that were embedded."""
+    """The key of a file in the folder; ValueError if the file lies in none of the sources that were embedded."""
     file = Path(path).resolve()
     for source in index.index.settings["sources"]:
         if not is_remote(source) and index.index.settings["shards"] is None and file.is_relative_to(source):
             return key_of(file.name if file == Path(source) else file.relative_to(source).as_posix())
-    raise ValueError(f"{file} is none of the files that {index.folder} was made of; name the keys to leave out instead")
+    raise ValueError(
+        f"{file} is none of the files from which {index.folder} was made; name the keys to leave out instead"
+    )

@@ -1,4 +1,4 @@
-"""Tables of embeddings: one row per window of a clip or per picture. Their files are in table_files.py."""
+"""Tables of embeddings: one row per window of a video or audio file, or per image. parquet.py writes their files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avssl.embedding.index import table_files
-from avssl.embedding.parquet import ROWS_PER_GROUP, read_columns, write_columns, write_parquet_pieces
+from avssl.embedding.parquet import ROWS_PER_GROUP, read_columns, write_columns, write_row_groups
 from avssl.files.checked_json import Fields
 from avssl.files.foreign import naming_the_file
 from avssl.files.plain_text import brief
@@ -31,18 +31,18 @@ VECTOR_COLUMNS = tuple(f"{modality}_{kind}" for kind in ("embedding", "feature")
 
 @dataclass(frozen=True)
 class EmbeddingTable:
-    """n windows or pictures with their embeddings; every array has n rows, in the order in which they were written.
+    """n windows or images with their embeddings; every array has n rows, in the order in which they were written.
 
-    keys: names of the clips, length n (several windows of one clip share a key).
+    keys: names of the sources, length n (several windows of one source share a key).
     index: int64 (n,), the sample's index in its shard folder, -1 for plain files.
-    start_seconds, end_seconds: float64 (n,), the window on the clip's clock; a picture has no clock: both are 0.
-    has_audio, has_video, has_image: bool (n,). A table from before there were pictures has none.
+    start_seconds, end_seconds: float64 (n,), the window on the clock of its source; both are 0 for an image.
+    has_audio, has_video, has_image: bool (n,). Tables of early versions lack has_image: it is False there.
     video_embedding, audio_embedding, image_embedding: float32 (n, D), unit rows, all NaN where the modality is absent;
         None if the whole table lacks the column. D may differ between modalities.
     video_feature, audio_feature, image_feature: float32 (n, F), the encoder's output before the projector; NaN and
         None as above.
     labels: {field: [names]} per row.
-    metadata: run, weights hash, window_seconds, stride_seconds, normalized, ...: whatever json can hold.
+    metadata: run, weights hash, window_seconds, stride_seconds, normalized and any other values that JSON can hold.
     """
 
     keys: list[str]
@@ -62,7 +62,7 @@ class EmbeddingTable:
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Convert to the types above; ValueError where lengths or presence do not fit."""
+        """Convert to the types above; ValueError if lengths differ or vectors contradict has_*."""
         set_field = object.__setattr__
         set_field(self, "keys", [str(key) for key in self.keys])
         set_field(self, "labels", list(self.labels) or [{} for _ in self.keys])
@@ -83,7 +83,7 @@ class EmbeddingTable:
                 self._check_vectors(name)
 
     def has(self, modality: str) -> NDArray[np.bool_]:
-        """bool (n,): which rows have a modality; a vector column's name says it too (video_embedding)."""
+        """bool (n,): which rows have a modality, given by its name or that of a vector column (video_embedding)."""
         rows: NDArray[np.bool_] = getattr(self, f"has_{modality.split('_', maxsplit=1)[0]}")
         return rows
 
@@ -93,16 +93,14 @@ class EmbeddingTable:
         return rows
 
     def modalities(self) -> list[str]:
-        """Those of which at least one row has an embedding, in the order of MODALITIES."""
+        """Modalities of which at least one row has an embedding, in the order of MODALITIES."""
         return [name for name in MODALITIES if self.embedding(name) is not None and self.has(name).any()]
 
     def _check_vectors(self, name: str) -> None:
-        """Rows that are present must be finite, absent rows all NaN: a zero or a stale vector would pass for data."""
+        """Rows with the modality must be finite, the others all NaN: a zero or stale vector would pass for data."""
         values, present = getattr(self, name), self.has(name)
         if values.ndim != 2 or len(values) != len(self.keys) or values.shape[1] == 0:
-            raise ValueError(
-                f"column {name!r} has shape {values.shape}; expected ({len(self.keys)}, width) with width > 0"
-            )
+            raise ValueError(f"column {name!r} has shape {values.shape}; expected ({len(self.keys)}, dim) with dim > 0")
         wrong = np.where(present, ~np.isfinite(values).all(axis=1), ~np.isnan(values).all(axis=1))
         if wrong.any():
             row = int(np.argmax(wrong))
@@ -113,11 +111,11 @@ class EmbeddingTable:
         return len(self.keys)
 
     def label_fields(self) -> list[str]:
-        """Names of the label fields, sorted."""
+        """Names of the label fields of all rows, sorted."""
         return sorted({name for row in self.labels for name in row})
 
     def label(self, label_field: str) -> list[str | None]:
-        """One name per row for a field: None where a row has none, several names joined by " | ".
+        """One name per row for a label field: None if the row has none; several names are joined by " | ".
 
         Raises:
             KeyError: no row has this field.
@@ -127,7 +125,7 @@ class EmbeddingTable:
         return [" | ".join(row[label_field]) if row.get(label_field) else None for row in self.labels]
 
     def select(self, rows: NDArray[Any] | Sequence[int]) -> EmbeddingTable:
-        """The given rows as a new table. rows: bool (n,) mask or integer positions in [0, n), order kept."""
+        """Some rows as a new table. rows: bool (n,) mask, or integer positions in [0, n), whose order is kept."""
         chosen = np.asarray(rows)
         if chosen.dtype == np.bool_:
             if chosen.shape != (len(self),):
@@ -140,7 +138,7 @@ class EmbeddingTable:
         return EmbeddingTable(keys=keys, labels=labels, metadata=dict(self.metadata), **arrays)
 
     def pool_by_key(self) -> EmbeddingTable:
-        """One row per key, in order of first appearance: embeddings = mean of the unit windows, made unit again.
+        """One row per key, in order of first appearance: its embedding is the normalized mean of the unit embeddings.
 
         Features are averaged and left as they are; the time span is the union of the windows; index and labels are
         the first window's. Windows without a modality do not enter its mean.
@@ -169,21 +167,22 @@ class EmbeddingTable:
         """Read a .parquet file, or a folder: the files of its index.json, else its .parquet files.
 
         Raises:
-            FileNotFoundError: nothing there, or a folder without parts, or one that recipes/embed.py has not finished.
-            ValueError: not an embedding table of this format version, or parts that do not belong together.
+            FileNotFoundError: no such file or folder, a folder without tables, or one that recipes/embed.py has not
+                finished.
+            ValueError: not an embedding table of this format version, or tables that do not belong together.
         """
         source = Path(path)
         if not source.exists():
             raise FileNotFoundError(f"no embedding table at {str(source)!r}")
         if source.is_file():
             return _read_file(source)
-        parts = [_read_file(part) for part in table_files(source)]
+        tables = [_read_file(file) for file in table_files(source)]
         with naming_the_file(source, "folder of one embedding table"):
-            return concatenate(parts)
+            return concatenate(tables)
 
 
 def _stored(table: EmbeddingTable) -> tuple[dict[str, Any], dict[str, NDArray[np.bool_]]]:
-    """(columns, which rows have a vector) as table_files.py writes them."""
+    """(columns, which rows have a vector) as parquet.py writes them."""
     names = (*SCALAR_COLUMNS, *VECTOR_COLUMNS)
     columns: dict[str, Any] = {"key": table.keys}
     columns |= {name: values for name in names if (values := getattr(table, name)) is not None}
@@ -192,15 +191,15 @@ def _stored(table: EmbeddingTable) -> tuple[dict[str, Any], dict[str, NDArray[np
 
 
 def write_tables(path: Path, tables: Iterable[EmbeddingTable], metadata: dict[str, Any]) -> int:
-    """Tables with the same columns, one after the other, as one Parquet file; a row group at a time. The rows written.
+    """Write tables with the same columns as one Parquet file, a row group at a time; return the number of rows.
 
-    Their own metadata is left out. ValueError for no tables.
+    The file gets `metadata` in place of the tables' own. ValueError if there are no tables.
     """
-    return write_parquet_pieces(path, map(_stored, _grouped(tables)), metadata)
+    return write_row_groups(path, map(_stored, _grouped(tables)), metadata)
 
 
 def _grouped(tables: Iterable[EmbeddingTable]) -> Iterator[EmbeddingTable]:
-    """The same rows in tables of at least a row group each, but for the last."""
+    """The same rows in tables of at least a row group each, except the last one."""
     waiting: list[EmbeddingTable] = []
     for table in tables:
         waiting.append(table)
@@ -212,7 +211,7 @@ def _grouped(tables: Iterable[EmbeddingTable]) -> Iterator[EmbeddingTable]:
 
 
 def concatenate(tables: Sequence[EmbeddingTable]) -> EmbeddingTable:
-    """All rows, one table after the other. ValueError if metadata or columns differ or a window comes twice."""
+    """The rows of all tables in order. ValueError if metadata or columns differ, or if two tables hold one window."""
     if not tables:
         raise ValueError("nothing to concatenate: pass at least one table")
     first = tables[0]
@@ -220,19 +219,19 @@ def concatenate(tables: Sequence[EmbeddingTable]) -> EmbeddingTable:
         names = first.metadata.keys() | other.metadata.keys()
         differing = sorted(name for name in names if first.metadata.get(name) != other.metadata.get(name))
         if differing:
-            raise ValueError(f"parts with different metadata do not belong together; they differ in {differing}")
+            raise ValueError(f"tables with different metadata do not belong together; they differ in {differing}")
     windows = [(key, start) for table in tables for key, start in zip(table.keys, table.start_seconds, strict=True)]
     if len(tables) > 1 and len(set(windows)) != len(windows):
-        raise ValueError("two parts hold the same key and start_seconds; remove the parts of an earlier run")
+        raise ValueError("two tables hold the same key and start_seconds; remove the files of an earlier run")
     columns: dict[str, Any] = {}
     for name in SCALAR_COLUMNS:
         columns[name] = np.concatenate([getattr(table, name) for table in tables])
     for name in VECTOR_COLUMNS:
-        parts = [getattr(table, name) for table in tables]
-        widths = {"absent" if part is None else str(part.shape[1]) for part in parts}
-        if len(widths) > 1:
-            raise ValueError(f"parts disagree about the width of column {name!r}: {sorted(widths)}")
-        columns[name] = None if parts[0] is None else np.concatenate(parts)
+        values = [getattr(table, name) for table in tables]
+        dims = {"absent" if vectors is None else str(vectors.shape[1]) for vectors in values}
+        if len(dims) > 1:
+            raise ValueError(f"tables disagree about the dim of column {name!r}: {sorted(dims)}")
+        columns[name] = None if values[0] is None else np.concatenate(values)
     keys, labels = [key for table in tables for key in table.keys], [row for table in tables for row in table.labels]
     return EmbeddingTable(keys=keys, labels=labels, metadata=dict(first.metadata), **columns)
 
@@ -240,13 +239,13 @@ def concatenate(tables: Sequence[EmbeddingTable]) -> EmbeddingTable:
 def _group_means(
     values: NDArray[np.float32], present: NDArray[np.bool_], group: NDArray[np.int64], count: int, *, unit: bool
 ) -> NDArray[np.float32]:
-    """Mean of the present rows of each group in float64, NaN for groups with none: (n, D) -> (count, D)."""
+    """Mean of the present rows of each group, summed in float64; NaN for groups without one: (n, D) -> (count, D)."""
     sums = np.zeros((count, values.shape[1]))
     np.add.at(sums, group[present], values[present].astype(np.float64))
     number = np.bincount(group[present], minlength=count)[:, None]
     means = np.divide(sums, number, out=np.full_like(sums, np.nan), where=number > 0)
     if unit:
-        # Opposite windows can cancel: the mean then has no direction and stays the zero vector.
+        # Opposite windows can cancel each other: their mean has no direction and stays the zero vector.
         length = np.linalg.norm(means, axis=1, keepdims=True)
         means = np.divide(means, length, out=means, where=length > 0)
     return means.astype(np.float32)
@@ -257,9 +256,9 @@ def _read_file(source: Path) -> EmbeddingTable:
     missing = {"key", "labels", *SCALAR_COLUMNS} - {"has_image"} - columns.keys()
     if missing:
         raise ValueError(f"{str(source)!r} lacks the columns {sorted(missing)}: it is not an embedding table")
-    strange = columns.keys() - {"key", "labels", *SCALAR_COLUMNS, *VECTOR_COLUMNS}
-    if strange:
-        raise ValueError(f"{str(source)!r} has the columns {brief(sorted(strange))}: it is not an embedding table")
+    unknown = columns.keys() - {"key", "labels", *SCALAR_COLUMNS, *VECTOR_COLUMNS}
+    if unknown:
+        raise ValueError(f"{str(source)!r} has the columns {brief(sorted(unknown))}: it is not an embedding table")
     with naming_the_file(source, "embedding table"):
         rows = [Fields.parse(row, f"{source}, row {number}") for number, row in enumerate(columns.pop("labels"))]
         labels = [Fields({"labels": row.record}, row.where).labels("labels") for row in rows]

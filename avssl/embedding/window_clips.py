@@ -1,7 +1,7 @@
-"""Clips of one medium at times that go on: each stream is opened once and decoded once, whatever is cut from it.
+"""Clips of one stream at increasing times: the stream is opened once and decoded once, whatever is cut from it.
 
-Clips may overlap. What several of them show is decoded, cropped and resized once; what is needed again later is kept,
-what lies between them is jumped over where the container can seek.
+Clips may overlap. A frame that several clips show is decoded, cropped and resized once. Frames and samples that later
+clips need are kept; what lies between clips is skipped if the container can seek.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from avssl.transforms.crop import Box, center_crop_box, crop_resize
 from avssl.transforms.time_sampling import frame_times_seconds
 from avssl.types import MediaError, Span
 
-# Opening the file anew and seeking costs about what decoding so much sound costs.
-SKIP_SOUND_SECONDS = 20.0
-FRAMES_TOGETHER = 8  # that are resized together
+# Opening the file again and seeking costs about as much as decoding this much audio.
+SKIP_AUDIO_SECONDS = 20.0
+FRAMES_PER_RESIZE = 8  # frames resized in one call
 
 
 class VideoClips:
-    """The deterministic view of clips of a video, their center crops.
+    """Clips of a video in their deterministic view, the center crop.
 
     Args:
         source, name: as decode.read_video. span: of the video, on the clock on which clips begin.
-        stream: the source's, opened and not read from; default: open it here.
+        stream: the opened, unread reader of the source; by default it is opened here.
     """
 
     def __init__(
@@ -39,8 +39,8 @@ class VideoClips:
     ) -> None:
         self.name, self.config, self.span = name, config, span
         self._stream = VideoReader(source, name) if stream is None else stream
-        self._kept: dict[float, NDArray[np.uint8]] = {}  # seconds -> (S, S, 3), for the clips of later calls
-        self._last_seconds, self._last_frame = -np.inf, np.empty(0, np.uint8)  # of what was read last, as in _kept
+        self._kept: dict[float, NDArray[np.uint8]] = {}  # seconds -> frame (S, S, 3), for the clips of later calls
+        self._last_seconds, self._last_frame = -np.inf, np.empty(0, np.uint8)  # the frame that was read last
 
     def close(self) -> None:
         """Close the file."""
@@ -49,8 +49,9 @@ class VideoClips:
     def read(self, starts: Sequence[float], later_starts: Sequence[float] = ()) -> torch.Tensor:
         """uint8 (n, T, 3, S, S), channels last in memory: the clips that begin at these seconds.
 
-        later_starts: of the clips of later calls that begin before the last of these ends. Clips must not begin before
-        an earlier call's last frame, unless that call was told of them. Raises MediaError as decode.read_video.
+        later_starts: starts of the clips of later calls that begin before the last of these clips ends. A clip must
+        not begin before the last frame of an earlier call, unless that call had it in later_starts. Raises MediaError
+        as decode.read_video.
         """
         size, times = self.config.size_px, self._times(starts)
         frames = np.empty((len(times), size, size, 3), np.uint8)
@@ -70,48 +71,48 @@ class VideoClips:
         return clips.movedim(-1, -3)
 
     def _times(self, starts: Sequence[float]) -> list[float]:
-        """Seconds from the stream's beginning of the frames of clips, clip by clip."""
-        each, fps = self.config.num_frames, self.config.fps
+        """Times of the frames of clips, clip by clip, in seconds from the beginning of the stream."""
+        num_frames, fps = self.config.num_frames, self.config.fps
         return [
             seconds
             for start in starts
-            for seconds in (frame_times_seconds(start, each, fps, self.span) - self.span.start_seconds).tolist()
+            for seconds in (frame_times_seconds(start, num_frames, fps, self.span) - self.span.start_seconds).tolist()
         ]
 
     def _frames(self, times: list[float]) -> Iterator[tuple[float, NDArray[np.uint8]]]:
-        """(seconds, uint8 (S, S, 3)) of the frames on screen at rising seconds; each is cropped and resized once."""
+        """(seconds, frame uint8 (S, S, 3)) on screen at increasing times; each frame is cropped and resized once."""
         self._stream.expect(times)
-        for first in range(0, len(times), FRAMES_TOGETHER):
-            crops, which = [], []
-            for seconds in times[first : first + FRAMES_TOGETHER]:
-                picture = self._stream.on_screen(seconds)
-                if picture is None:
+        for first in range(0, len(times), FRAMES_PER_RESIZE):
+            crops, numbers = [], []
+            for seconds in times[first : first + FRAMES_PER_RESIZE]:
+                frame = self._stream.on_screen(seconds)
+                if frame is None:
                     raise MediaError("no_video", f"{self.name}: the video stream holds no decodable frame")
-                if picture.seconds != self._last_seconds:
-                    crops.append(self._stream.part(picture, center_crop_box))
-                    self._last_seconds = picture.seconds
-                which.append(len(crops))
-            found = [self._last_frame, *self._resized(crops)]
-            self._last_frame = found[-1]
-            yield from zip(times[first:], (found[number] for number in which), strict=False)
+                if frame.seconds != self._last_seconds:
+                    crops.append(self._stream.part(frame, center_crop_box))
+                    self._last_seconds = frame.seconds
+                numbers.append(len(crops))
+            resized = [self._last_frame, *self._resized(crops)]
+            self._last_frame = resized[-1]
+            yield from zip(times[first:], (resized[number] for number in numbers), strict=False)
 
     def _resized(self, crops: list[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
-        """uint8 (S, S, 3) of each; those of one size together, for a call costs as much as a fifth of a frame.
+        """Each crop as uint8 (S, S, 3); crops of one size are resized together: a call costs a fifth of a frame.
 
-        Each in memory of its own: one that is kept must not keep the others.
+        Each result is a copy, because one that is kept must not keep the memory of the others.
         """
         for shape, alike in groupby(crops, key=np.shape):
             clip = torch.from_numpy(np.stack(list(alike))).movedim(-1, -3)
-            together = crop_resize(clip, Box(0, 0, *shape[:2]), self.config.size_px).movedim(-3, -1).numpy()
-            yield from (frame.copy() for frame in together)
+            resized = crop_resize(clip, Box(0, 0, *shape[:2]), self.config.size_px).movedim(-3, -1).numpy()
+            yield from (frame.copy() for frame in resized)
 
 
 class AudioClips:
-    """The waveform of clips of a sound, mono, at the views' rate.
+    """Waveforms of clips of an audio stream, mono, at the sampling rate of the views.
 
     Args:
-        source, name: as decode.read_audio. span: of the sound, on the clock on which clips begin.
-        stream: the source's, opened and not read from; default: open it here.
+        source, name: as decode.read_audio. span: of the audio, on the clock on which clips begin.
+        stream: the opened, unread reader of the source; by default it is opened here.
     """
 
     def __init__(
@@ -120,7 +121,7 @@ class AudioClips:
         self.source, self.name, self.config, self.span = source, name, config, span
         self._stream = AudioReader(source, name) if stream is None else stream
         self._blocks: Iterator[AudioBlock] | None = None
-        self._waveform = np.empty(0, np.float32)  # the samples from number _first on that were read and not forgotten
+        self._waveform = np.empty(0, np.float32)  # samples from number _first on that were read and not forgotten
         self._first = 0
 
     def close(self) -> None:
@@ -128,13 +129,13 @@ class AudioClips:
         self._stream.close()
 
     def forget(self, before_seconds: float) -> None:
-        """No clip will begin before this: what was read up to there is dropped, and much that was not is skipped."""
+        """Drop the samples before a time, before which no later clip begins; skip unread samples if they are many."""
         rate = self.config.rate_hz
         first = max(self._first, round((before_seconds - self.span.start_seconds) * rate))
         kept = self._waveform[first - self._first :]
         reached = self._first + len(self._waveform)
         if self._blocks is not None and not len(kept):
-            if first - reached <= SKIP_SOUND_SECONDS * rate:
+            if first - reached <= SKIP_AUDIO_SECONDS * rate:
                 first = reached  # it is cheaper to read on from here
             else:
                 self._stream.close()
@@ -144,7 +145,7 @@ class AudioClips:
     def read(self, starts: Sequence[float]) -> torch.Tensor:
         """float32 (n, 1, samples) in [-1, 1]: the clips that begin at these seconds, zeros outside the stream.
 
-        In any order, but none before what `forget` was told. Raises MediaError as decode.read_audio.
+        In any order, but none before the time given to `forget`. Raises MediaError as decode.read_audio.
         """
         rate, length = self.config.rate_hz, round(self.config.seconds * self.config.rate_hz)
         if self._stream.info is None:
@@ -154,20 +155,20 @@ class AudioClips:
             first = round((start - self.span.start_seconds) * rate)
             begin, end = max(0, first), max(0, first + length)
             self._read_up_to(end)
-            piece = self._waveform[begin - self._first : end - self._first]
-            clip[0, begin - first : begin - first + len(piece)] = piece
+            samples = self._waveform[begin - self._first : end - self._first]
+            clip[0, begin - first : begin - first + len(samples)] = samples
         return torch.from_numpy(clips)
 
     def _read_up_to(self, end: int) -> None:
-        """Have the samples before number `end` in memory, as far as the stream goes."""
+        """Have the samples before number `end` in memory, as far as the stream has them."""
         if self._blocks is None:
             self._blocks = self._stream.play(self.config.rate_hz, self._first)
-        pieces, reached = [self._waveform], self._first + len(self._waveform)
+        blocks, reached = [self._waveform], self._first + len(self._waveform)
         while reached < end:
             block = next(self._blocks, None)
             if block is None:
                 break
-            pieces.append(block)
+            blocks.append(block)
             reached += len(block)
-        if len(pieces) > 1:
-            self._waveform = np.concatenate(pieces)
+        if len(blocks) > 1:
+            self._waveform = np.concatenate(blocks)

@@ -1,8 +1,8 @@
-"""Media cut into windows on one time grid for all modalities, decoded in workers: what embedding reads.
+"""Sources cut into windows on one time grid for all modalities, and decoded by worker processes.
 
-A window is filled with evenly spaced clips of video and of sound; a clip longer than the window is centered on it. What
-several of the windows that are read together hold is one clip. A picture has no time: it belongs to the first window,
-and pictures alone have one window of no length, [0, 0].
+A window is filled with evenly spaced clips of video and of audio; a clip longer than the window is centered on it. A
+clip that several of the windows read together hold is decoded once. An image has no time: it belongs to the first
+window, and a source that is an image alone has one window of no length, [0, 0].
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Self
 import numpy as np
 import torch
 
-from avssl.embedding.media import Media, WindowBatch
-from avssl.embedding.sources import Sources, num_sources, open_media, sample_media
+from avssl.embedding.media import Media, WindowBatch, media_of_sample, open_media
+from avssl.embedding.sources import Sources, num_sources
 from avssl.embedding.table import MODALITIES
 from avssl.embedding.window_clips import AudioClips, VideoClips
 from avssl.media.images import read_image
@@ -42,50 +42,52 @@ def clip_starts(window: Sequence[float], clip_seconds: float) -> list[float]:
 
 
 def _clip_times(media: Media, grid: np.ndarray, config: ViewsConfig, modality: str) -> list[tuple[int, float]]:
-    """(window, start in seconds) of every clip of a modality. Windows that hold nothing of it have none."""
+    """(window, start in seconds) of every clip of a modality; none for windows that hold nothing of it."""
     if modality == "image":
-        return [(number, 0.0) for number in np.flatnonzero(grid[:, 0] == 0).tolist()]
+        return [(window, 0.0) for window in np.flatnonzero(grid[:, 0] == 0).tolist()]
     span = media.spans[modality]
     seconds = config.video.num_frames / config.video.fps if modality == "video" else config.audio.seconds
     # A window that does not overlap the stream by more than rounding has nothing of this modality.
     overlaps = (grid[:, 1] > span.start_seconds + 1e-3) & (grid[:, 0] < span.end_seconds - 1e-3)
-    last = max(span.start_seconds, span.end_seconds - seconds)
-    starts = [
-        (number, min(max(wanted, span.start_seconds), last))
-        for number in np.flatnonzero(overlaps).tolist()
-        for wanted in clip_starts(grid[number], seconds)
+    last_start = max(span.start_seconds, span.end_seconds - seconds)
+    times = [
+        (window, min(max(start, span.start_seconds), last_start))
+        for window in np.flatnonzero(overlaps).tolist()
+        for start in clip_starts(grid[window], seconds)
     ]
-    return [(number, _with_its_frame(media, start)) for number, start in starts] if modality == "audio" else starts
+    return [(window, _frame_start(media, start)) for window, start in times] if modality == "audio" else times
 
 
-def _distinct(times: Sequence[tuple[int, float]]) -> list[tuple[float, list[int]]]:
-    """(start, its windows) of the clips that begin at different times: where windows overlap, they share clips."""
-    found: dict[int, tuple[float, list[int]]] = {}
+def _by_start(times: Sequence[tuple[int, float]]) -> list[tuple[float, list[int]]]:
+    """(start, windows that hold it) of the distinct clips: windows that overlap share clips."""
+    clips: dict[int, tuple[float, list[int]]] = {}
     for window, start in times:
-        found.setdefault(round(start / TIME_TOLERANCE_SECONDS), (start, []))[1].append(window)
-    return list(found.values())
+        clips.setdefault(round(start / TIME_TOLERANCE_SECONDS), (start, []))[1].append(window)
+    return list(clips.values())
 
 
-def _with_its_frame(media: Media, start: float) -> float:
-    """The sound of a shard from the frame on that is on screen at a time, as in training: without this it would lead by
-    up to a frame, beside what the frame itself is late. It may begin up to a frame before its stream (zeros).
+def _frame_start(media: Media, seconds: float) -> float:
+    """Start of the frame of a shard's video that is on screen at a time: there its audio clip begins, as in training.
+
+    Without this the audio would lead the video by up to a frame, besides the time by which the frame itself is late.
+    The clip may begin up to a frame before its stream (zeros).
     """
     video = media.spans.get("video")
-    if video is None or not media.frame_seconds or not video.start_seconds <= start < video.end_seconds:
-        return start
-    frame = floor((start - video.start_seconds) / media.frame_seconds + TIME_TOLERANCE_SECONDS)
+    if video is None or not media.frame_seconds or not video.start_seconds <= seconds < video.end_seconds:
+        return seconds
+    frame = floor((seconds - video.start_seconds) / media.frame_seconds + TIME_TOLERANCE_SECONDS)
     return video.start_seconds + frame * media.frame_seconds
 
 
 class MediaReader:
-    """The windows of one media, some at a time and in order; every stream is decoded once. A context manager.
+    """Windows of one media, read in order and a batch at a time; every stream is decoded once. A context manager.
 
-    Clips are their center crops, as in training's own evaluation.
+    Clips are center crops, as in the evaluation during training.
     """
 
     def __init__(self, media: Media, config: ViewsConfig, modalities: Sequence[str]) -> None:
         self.media, self.config = media, config
-        self.modalities = [name for name in MODALITIES if name in media.sources and name in modalities]
+        self.modalities = [name for name in MODALITIES if name in media.files and name in modalities]
         self._video: VideoClips | None = None
         self._audio: AudioClips | None = None
 
@@ -94,76 +96,77 @@ class MediaReader:
             for name in self.modalities:
                 if name == "image":
                     continue
-                where = self.media.sources[name], self.media.key
-                span, stream = self.media.spans[name], self.media.streams.get(name)
+                file, span, stream = self.media.files[name], self.media.spans[name], self.media.streams.get(name)
                 if name == "video":
-                    assert not isinstance(stream, AudioReader)  # they are kept by name
-                    self._video = VideoClips(*where, self.config.video, span, stream)
+                    assert not isinstance(stream, AudioReader)  # streams are stored by modality
+                    self._video = VideoClips(file, self.media.key, self.config.video, span, stream)
                 else:
                     assert not isinstance(stream, VideoReader)
-                    self._audio = AudioClips(*where, self.config.audio, span, stream)
+                    self._audio = AudioClips(file, self.media.key, self.config.audio, span, stream)
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        for clips in (self._video, self._audio, self.media):
-            if clips is not None:
-                clips.close()
+        for opened in (self._video, self._audio, self.media):
+            if opened is not None:
+                opened.close()
 
-    def read(self, grid: np.ndarray, later: np.ndarray) -> WindowBatch:
-        """Decode the clips of some windows, (n, 2) seconds; later: all those that follow."""
-        result = WindowBatch(self.media, grid, {}, {}, {})
+    def read(self, grid: np.ndarray, later_grid: np.ndarray) -> WindowBatch:
+        """Decode the clips of windows (n, 2), in seconds; later_grid: all windows that follow."""
+        batch = WindowBatch(self.media, grid, {}, {}, {})
         for name in MODALITIES:
             times = _clip_times(self.media, grid, self.config, name) if name in self.modalities else []
-            distinct = _distinct(times)
-            result.has[name] = np.isin(np.arange(len(grid)), [number for number, _ in times])
-            result.owners[name] = [windows for _, windows in distinct]
-            result.clips[name] = self._clips(name, times, distinct, later) if times else None
-        return result
+            distinct = _by_start(times)
+            batch.has[name] = np.isin(np.arange(len(grid)), [window for window, _ in times])
+            batch.owners[name] = [windows for _, windows in distinct]
+            batch.clips[name] = self._decode(name, times, distinct, later_grid) if times else None
+        return batch
 
-    def _clips(
+    def _decode(
         self,
         modality: str,
         times: list[tuple[int, float]],
         distinct: list[tuple[float, list[int]]],
-        later: np.ndarray,
+        later_grid: np.ndarray,
     ) -> RawView:
         starts = [start for start, _ in distinct]
         if modality == "video":
-            assert self._video is not None  # it is wanted, and there
-            return RawView(modality, self._video.read(starts, self._starts_before(max(starts), later)))
+            assert self._video is not None  # opened, because it has clips
+            return RawView(modality, self._video.read(starts, self._later_starts(max(starts), later_grid)))
         if modality == "audio":
             assert self._audio is not None
             waveforms, first_starts = [], dict(reversed(times))
-            for number, clips in groupby(distinct, key=lambda clip: clip[1][0]):
-                self._audio.forget(first_starts[number])
+            for window, clips in groupby(distinct, key=lambda clip: clip[1][0]):
+                self._audio.forget(first_starts[window])
                 waveforms.append(self._audio.read([start for start, _ in clips]))
             return RawView(modality, torch.cat(waveforms))
-        picture = read_image(self.media.sources[modality], name=self.media.key)[None]
-        clip = raw_image(modality, picture, self.config.image, None, None).media
+        image = read_image(self.media.files[modality], name=self.media.key)[None]
+        clip = raw_image(modality, image, self.config.image, None, None).media
         return RawView(modality, torch.stack([clip for _ in starts]))
 
-    def _starts_before(self, last_start: float, later: np.ndarray) -> list[float]:
-        """Starts of the video clips of later windows that begin before the last of these ends."""
+    def _later_starts(self, last_start: float, later_grid: np.ndarray) -> list[float]:
+        """Starts of the video clips of later windows that begin before the clip at `last_start` ends."""
         end = last_start + self.config.video.num_frames / self.config.video.fps
-        found: list[float] = []
-        for number in range(len(later)):
-            starts = [start for _, start in _clip_times(self.media, later[number : number + 1], self.config, "video")]
+        later_starts: list[float] = []
+        for number in range(len(later_grid)):
+            window = later_grid[number : number + 1]
+            starts = [start for _, start in _clip_times(self.media, window, self.config, "video")]
             if not starts or starts[0] >= end:
                 break
-            found += starts
-        return found
+            later_starts += starts
+        return later_starts
 
 
-class WindowStream:
-    """Sources decoded some windows at a time. A failure ends that source only; what shards raise of themselves, all.
+class WindowReader:
+    """Windows of many sources, a batch of one source at a time. An error ends its source alone; an error of the shard
+    folder itself ends everything.
 
-    Iterate over it in this process, or let SandboxedStreams do its pieces in others, and `read` them.
+    Iterate over it in this process, or let SandboxedStreams send its messages from other processes, and `read` them.
 
-    window_seconds and stride_seconds are of no use, and may be 0, where modalities are pictures alone. blocks: the
-    numbers of the sources to read, in order; default all.
+    window_seconds and stride_seconds have no effect, and may be 0, if the only modality is image. blocks: numbers of
+    the sources to read, in order; default all.
     """
 
     def __init__(
@@ -183,11 +186,11 @@ class WindowStream:
         return sum(map(len, self.blocks))
 
     def numbers(self) -> Iterator[int]:
-        """Of the sources to read, in order."""
+        """Numbers of the sources to read, in order."""
         return chain.from_iterable(self.blocks)
 
     def name_of(self, number: int) -> str:
-        """What to call a source that could not be opened."""
+        """The name of a source that could not be opened, for messages."""
         return f"sample {number}" if isinstance(self.sources, ShardSet) else self.sources[number][1]
 
     def __iter__(self) -> Iterator[tuple[int, WindowBatch | MediaError]]:
@@ -197,30 +200,32 @@ class WindowStream:
             except MediaError as error:
                 yield number, error
                 continue
-            windows = self._windows(begun)
+            batches = self._batches(begun)
             while True:
                 try:
-                    found = next(windows)
+                    batch = next(batches)
                 except Exception as error:
                     yield number, failure(self.name_of(number), error)
                     break
-                yield number, found
-                if found.is_last:
+                yield number, batch
+                if batch.is_last:
                     break
 
     def begin(self, number: int) -> Media | tuple[Path, str]:
-        """A sample of the shards as it is stored; of a file its path and key, for nothing of it is read here."""
-        return sample_media(self.sources.read(number)) if isinstance(self.sources, ShardSet) else self.sources[number]
+        """The media of a sample; of a file only its path and key, so that an error of the file ends this file alone."""
+        if isinstance(self.sources, ShardSet):
+            return media_of_sample(self.sources.read(number))
+        return self.sources[number]
 
     def pieces(self, begun: Media | tuple[Path, str]) -> Iterator[Message]:
-        """A source's windows as they travel between processes."""
-        return map(_packed, self._windows(begun))
+        """The window batches of a source as messages between processes."""
+        return map(_message_of, self._batches(begun))
 
-    def read(self, piece: Message) -> WindowBatch:
-        """The windows that `pieces` sent; of media no more than its names."""
-        return _unpacked(piece)
+    def read(self, message: Message) -> WindowBatch:
+        """The window batch in a message of `pieces`; its media has a key, an index and labels alone."""
+        return _batch_of(message)
 
-    def _windows(self, begun: Media | tuple[Path, str]) -> Iterator[WindowBatch]:
+    def _batches(self, begun: Media | tuple[Path, str]) -> Iterator[WindowBatch]:
         media = begun if isinstance(begun, Media) else open_media(*begun, self.modalities)
         with MediaReader(media, self.config, self.modalities) as reader:
             grid = np.zeros((1, 2))
@@ -229,33 +234,33 @@ class WindowStream:
                 grid = window_grid(0.0, end, self.window_seconds, self.stride_seconds)
             for first in range(0, len(grid), WINDOWS_PER_READ):
                 after = first + WINDOWS_PER_READ
-                windows = reader.read(grid[first:after], grid[after:])
-                windows.is_last = after >= len(grid)
-                yield windows
+                batch = reader.read(grid[first:after], grid[after:])
+                batch.is_last = after >= len(grid)
+                yield batch
 
 
-def _packed(windows: WindowBatch) -> Message:
-    media = windows.media
-    values = {"key": media.key, "index": media.index, "labels": media.labels, "owners": windows.owners}
-    arrays = {f"has {name}": has for name, has in windows.has.items()} | {"grid": windows.grid}
-    for name, raw in windows.clips.items():
-        if raw is not None:  # channels travel last, as they lie in memory
-            arrays[f"clips {name}"] = (raw.media if name == "audio" else raw.media.movedim(-3, -1)).numpy()
-    return Message(values, arrays, windows.is_last)
+def _message_of(batch: WindowBatch) -> Message:
+    media = batch.media
+    values = {"key": media.key, "index": media.index, "labels": media.labels, "owners": batch.owners}
+    arrays = {f"has {name}": has for name, has in batch.has.items()} | {"grid": batch.grid}
+    for name, clips in batch.clips.items():
+        if clips is not None:  # channels are sent last, as they lie in memory
+            arrays[f"clips {name}"] = (clips.media if name == "audio" else clips.media.movedim(-3, -1)).numpy()
+    return Message(values, arrays, batch.is_last)
 
 
-def _unpacked(piece: Message) -> WindowBatch:
-    values, arrays = piece.values, piece.arrays
+def _batch_of(message: Message) -> WindowBatch:
+    values, arrays = message.values, message.arrays
     clips: dict[str, RawView | None] = dict.fromkeys(MODALITIES)
     for name in MODALITIES:
         if f"clips {name}" in arrays:
-            media = torch.from_numpy(arrays[f"clips {name}"])
-            clips[name] = RawView(name, media if name == "audio" else media.movedim(-1, -3))
+            tensor = torch.from_numpy(arrays[f"clips {name}"])
+            clips[name] = RawView(name, tensor if name == "audio" else tensor.movedim(-1, -3))
     return WindowBatch(
         Media(values["key"], values["index"], labels=values["labels"]),
         arrays["grid"],
         {name: arrays[f"has {name}"] for name in MODALITIES},
         clips,
         values["owners"],
-        piece.is_last,
+        message.is_last,
     )

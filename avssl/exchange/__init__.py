@@ -1,1 +1,1 @@
-"""What others give and take: published checkpoints, exchange folders, graphs, the hub."""
+"""Weights from and for others: published checkpoints, exchange folders, graphs, the hub."""

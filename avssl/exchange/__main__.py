@@ -1,4 +1,4 @@
-"""Weights from and for others.
+"""Import published weights, and export the weights of a finished run.
 
 python -m avssl.exchange import FILE.pth.tar --out RUN [--statistics SHARDS]     a published AVID-CMA checkpoint
 python -m avssl.exchange statistics RUN SHARDS                                  spectrogram statistics for it
@@ -21,16 +21,16 @@ GRAPHS = ("torch_export", "onnx")
 
 
 def main(argv: list[str]) -> None:
-    """Run one command; errors of the user's end with one line and status 1."""
+    """Run one command; an error in the input prints its message and exits with status 1."""
     arguments = parse(argv)
     try:
         say_lines(arguments.run_command(arguments).rstrip())
     except (FileNotFoundError, ValueError, OSError) as error:
-        sys.exit(plain_lines(f"error: {error}"))  # of several lines where tensors are accounted for
+        sys.exit(plain_lines(f"error: {error}"))  # several lines if tensors do not match
 
 
 def import_command(arguments: argparse.Namespace) -> str:
-    """Published checkpoint -> run folder."""
+    """Import a published checkpoint as a run folder."""
     from avssl.exchange.avid_release import LICENSE_NOTE
     from avssl.exchange.importing import import_published
 
@@ -47,22 +47,22 @@ def import_command(arguments: argparse.Namespace) -> str:
     if not arguments.statistics:
         lines.insert(
             2,
-            "The file holds no statistics of the spectrograms, so sound cannot be embedded yet: "
+            "The file holds no statistics of the spectrograms, so audio cannot be embedded yet: "
             f"python -m avssl.exchange statistics {arguments.out} SHARDS",
         )
     return "\n".join(lines)
 
 
 def statistics_command(arguments: argparse.Namespace) -> str:
-    """Statistics of the spectrograms for a run without."""
+    """Add statistics of the spectrograms to a run that has none."""
     from avssl.exchange.statistics import add_statistics
 
     return str(add_statistics(arguments.run, arguments.source))
 
 
 def export_command(arguments: argparse.Namespace) -> str:
-    """A finished run -> folder, torchvision's layout, or a graph."""
-    # As with the recipes, a mistyped folder is no question to a hub.
+    """Export a finished run as a folder, or one of its encoders in torchvision's layout or as a graph."""
+    # As with the recipes, the hub is not asked for a mistyped folder.
     run = locate(arguments.run) if arguments.run.startswith(HUB_SCHEME) else Path(arguments.run)
     if arguments.to == "folder":
         if arguments.modality:
@@ -73,12 +73,12 @@ def export_command(arguments: argparse.Namespace) -> str:
     if arguments.with_state or arguments.license:
         raise ValueError("--with-state and --license are for folders; leave out --to")
     if not arguments.modality:
-        raise ValueError(f"--to {arguments.to} writes one encoder: say which by --modality video, audio or image")
+        raise ValueError(f"--to {arguments.to} writes one encoder; choose it with --modality video, audio or image")
     if arguments.to == "torchvision":
         from avssl.exchange.torchvision import export_torchvision
 
         name, head = export_torchvision(run, arguments.modality, arguments.out)
-        return f"{arguments.out}: torchvision's {name} but for its head ({', '.join(head)})"
+        return f"{arguments.out}: torchvision's {name} without its head ({', '.join(head)})"
     from avssl.exchange.graphs import export_graph
 
     differences = export_graph(run, arguments.to, arguments.modality, arguments.out)
@@ -87,7 +87,7 @@ def export_command(arguments: argparse.Namespace) -> str:
 
 
 def push_command(arguments: argparse.Namespace) -> str:
-    """An exchange folder -> a hub."""
+    """Push an exchange folder to a hub."""
     from avssl.checkpoint.hub import FILES, push
     from avssl.exchange.folder import check_folder
 
@@ -95,39 +95,39 @@ def push_command(arguments: argparse.Namespace) -> str:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The command line."""
+    """The arguments of the command line, checked."""
     parser = PlainParser(
         prog="python -m avssl.exchange", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    add = commands.add_parser("import", help="a published AVID-CMA checkpoint becomes a run")
+    add = commands.add_parser("import", help="import a published AVID-CMA checkpoint as a run")
     add.set_defaults(run_command=import_command)
     add.add_argument("file", help="the published .pth.tar")
     add.add_argument("--out", required=True, help="run folder to write; new or empty")
-    add.add_argument("--statistics", default="", help="shard folder to measure, or .npz with mean and std by bin")
+    add.add_argument("--statistics", default="", help="shard folder to measure, or .npz with mean and std per bin")
     add.add_argument("--small", action="store_true", help="the small networks of the paper's analysis")
-    add.add_argument("--video-bank", default="", help="name of the video bank, where the names do not say")
-    add.add_argument("--audio-bank", default="", help="name of the audio bank")
-    add.add_argument("--ignore", nargs="+", default=[], help="patterns of tensors that may be left out")
+    add.add_argument("--video-bank", default="", help="name of the video bank, if the names in the file do not show it")
+    add.add_argument("--audio-bank", default="", help="name of the audio bank, likewise")
+    add.add_argument("--ignore", nargs="+", default=[], help="patterns of tensors in the file that are not imported")
 
     add = commands.add_parser("statistics", help="spectrogram statistics for an imported run")
     add.set_defaults(run_command=statistics_command)
     add.add_argument("run", help="run folder")
-    add.add_argument("source", help="shard folder to measure, or .npz with mean and std by bin")
+    add.add_argument("source", help="shard folder to measure, or .npz with mean and std per bin")
 
-    add = commands.add_parser("export", help="a finished run becomes a folder, a state dict or a graph")
+    add = commands.add_parser("export", help="export a finished run as a folder, a state dict or a graph")
     add.set_defaults(run_command=export_command)
     add.add_argument("run", help="finished run, exchange folder, or hf://owner/name")
     add.add_argument("--out", required=True, help="folder or file to write")
     add.add_argument("--to", choices=["folder", "torchvision", *GRAPHS], default="folder")
-    add.add_argument("--modality", choices=["video", "audio", "image"], help="which encoder")
+    add.add_argument("--modality", choices=["video", "audio", "image"], help="encoder to export")
     add.add_argument("--with-state", action="store_true", help="folder: banks, queues, teachers and constants too")
     add.add_argument("--license", default="", help="folder: license of the weights, such as apache-2.0")
 
-    add = commands.add_parser("push", help="an exchange folder goes to a hub")
+    add = commands.add_parser("push", help="push an exchange folder to a hub")
     add.set_defaults(run_command=push_command)
-    add.add_argument("folder", help="what `export` wrote")
+    add.add_argument("folder", help="folder that `export` wrote")
     add.add_argument("name", help="owner/name")
     add.add_argument("--private", action="store_true", help="a repository that only its owner sees")
     return parser.parse_args(argv)

@@ -15,11 +15,11 @@ from avssl.config import RunConfig, load_run
 from avssl.files.checked_json import Fields
 from avssl.files.plain_text import plain
 
-UNKNOWN_LICENSE = "unknown"  # what the front matter of a hub says where nobody has said
+UNKNOWN_LICENSE = "unknown"  # in the front matter, if the provenance has no license
 
 
 def write_card(run: Path, folder: Path, *, title: str = "") -> Path:
-    """Write README.md into `folder`, which has the provenance to tell of; the rest is the run's. Returns its path."""
+    """Write README.md into `folder` from its provenance, and configuration and results of `run`; return the path."""
     path = folder / CARD_FILE
     text = card(load_run(run), read_provenance(folder), evaluations(run), title or run.name)
     path.write_text(text, encoding="utf-8")
@@ -27,12 +27,12 @@ def write_card(run: Path, folder: Path, *, title: str = "") -> Path:
 
 
 def card(cfg: RunConfig, provenance: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]], title: str) -> str:
-    """Markdown with front matter as hubs read it. Says what is not known rather than leaving it out."""
+    """Markdown with front matter as hubs read it; facts that are not known are reported as unknown."""
     loss_class = losses.get(cfg.loss.name)
     modalities = loss_class.modalities(cfg.loss)
     license = str(provenance.get("license") or UNKNOWN_LICENSE).lower()
     if not re.fullmatch(r"[a-z][a-z0-9.-]*", license):
-        license = json.dumps(license)  # which is YAML, too, on one line
+        license = json.dumps(license)  # a JSON string is valid YAML on one line
     front = ["---", "library_name: avssl", f"license: {license}"]
     front += ["tags:", "- self-supervised", f"- {cfg.loss.name}", *(f"- {modality}" for modality in modalities), "---"]
     parts = [
@@ -49,7 +49,7 @@ def card(cfg: RunConfig, provenance: Mapping[str, Any], results: Mapping[str, Ma
 
 
 def evaluations(run: Path) -> dict[str, dict[str, Any]]:
-    """{name: content} of evaluation.json and evaluations/*.json of a run, in order of name."""
+    """{name: content} of evaluation.json and evaluations/*.json of a run, sorted by name."""
     paths = [
         path for path in (run / "evaluation.json", *sorted((run / "evaluations").glob("*.json"))) if path.is_file()
     ]
@@ -57,14 +57,14 @@ def evaluations(run: Path) -> dict[str, dict[str, Any]]:
 
 
 def _words(text: object) -> str:
-    """Text from data as Markdown that shows it: on one line, without markup of its own and without HTML."""
+    """Text from data, escaped for Markdown: on one line, its own markup and HTML shown as text."""
     return re.sub(r"[\\`*\[\]|]", r"\\\g<0>", plain(text)).replace("<", "&lt;")
 
 
 def _code(text: object) -> str:
-    """Text from data as a piece of code, which it cannot end; not even a cell of a table."""
-    shown = plain(text).replace("`", "'").replace("|", "/")
-    return f"`{shown}`"
+    """Text from data as inline code; it can end neither the code nor the cell of a table."""
+    escaped = plain(text).replace("`", "'").replace("|", "/")
+    return f"`{escaped}`"
 
 
 def _section(title: str, lines: list[str]) -> str:
@@ -102,49 +102,50 @@ def _training_lines(cfg: RunConfig, provenance: Mapping[str, Any]) -> list[str]:
 
 
 def _starts(cfg: RunConfig, init_from: str) -> list[str]:
-    """What the run or its encoders started from, random weights where nothing is said."""
+    """The run, or for each encoder the file of weights, from which training started; random weights by default."""
     if init_from:
         return [_code(Path(init_from).name)]
     modalities = losses.get(cfg.loss.name).modalities(cfg.loss)
-    given = {modality: cfg.encoders[modality].get("weights") for modality in modalities}
-    return [f"{name} from {_code(Path(str(file)).name) if file else 'random weights'}" for name, file in given.items()]
+    files = {modality: cfg.encoders[modality].get("weights") for modality in modalities}
+    return [f"{name} from {_code(Path(str(file)).name) if file else 'random weights'}" for name, file in files.items()]
 
 
 def _input_lines(cfg: RunConfig, modalities: list[str]) -> list[str]:
     views = cfg.views
-    said = {
-        "video": f"- video: {views.video.num_frames} frames at {views.video.fps:g} a second, {views.video.size_px} px",
+    inputs = {
+        "video": f"- video: {views.video.num_frames} frames at {views.video.fps:g} per second, "
+        f"{views.video.size_px} px",
         "audio": f"- audio: {views.audio.seconds:g} s, mono, {views.audio.rate_hz} Hz, {views.audio.transform} of "
         f"{views.audio.num_frames} frames",
         "image": f"- image: {views.image.size_px} px",
     }
     encoders = {modality: cfg.encoders[modality] for modality in modalities}
     return [
-        f"{said[name]}, encoder {_code(encoder['name'])}"
+        f"{inputs[name]}, encoder {_code(encoder['name'])}"
         + "".join(_words(f", {key} {value}") for key, value in encoder.items() if key not in ("name", "weights"))
         for name, encoder in encoders.items()
     ]
 
 
 def _result_lines(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """A table of every metric of every evaluation: trained, untrained (both with deviation) and chance, if there.
+    """A table per evaluation, with every metric: trained, untrained (both with deviation) and chance, if stored.
 
-    Of the data the last part of a path alone.
+    Of the paths of the data only the last part is shown.
     """
     for name, content in results.items():
-        found, spread = content.get("results", {}), content.get("deviation", {})
-        rows = [(metric, number) for metric, value in found.get("trained", {}).items() if (number := _number(value))]
+        metrics, deviations = content.get("results", {}), content.get("deviation", {})
+        rows = [(metric, number) for metric, value in metrics.get("trained", {}).items() if (number := _number(value))]
         if not rows:
             continue
         data = content.get("data") or content.get("protocol", {})
         splits = [f"{split} {_code(Path(str(data[split])).name)}" for split in ("train", "test") if data.get(split)]
         yield f"\n{', '.join([_words(name), *splits])}:\n"
         yield "| metric | trained | untrained | chance |\n| --- | --- | --- | --- |"
-        untrained, chance = found.get("untrained") or {}, content.get("chance") or {}
+        untrained, chance = metrics.get("untrained") or {}, content.get("chance") or {}
         for metric, number in rows:
             cells = [number, _number(untrained.get(metric)), _number(chance.get(metric))]
             for position, weights in enumerate(("trained", "untrained")):
-                deviation = _number(spread.get(weights, {}).get(metric))
+                deviation = _number(deviations.get(weights, {}).get(metric))
                 if deviation and cells[position]:
                     cells[position] = f"{cells[position]} ± {deviation}"
             yield f"| {_words(metric)} | " + " | ".join(cell or "" for cell in cells) + " |"

@@ -1,7 +1,7 @@
-"""A run as one folder to pass on: config.json, provenance.json, model.safetensors, README.md.
+"""Export of a run as one folder to share: config.json, provenance.json, model.safetensors, README.md.
 
-It is a run folder to everything here that reads one: embedding, evaluation, `init_from`. Paths of the machine that
-trained it stay behind; so does the state with a row per sample, unless it is asked for.
+Embedding, evaluation and `init_from` read it as a run folder. Paths of the machine that trained the run are removed; so
+is the state with a row per sample, unless with_state is given.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from typing import Any
 from avssl import config
 from avssl.checkpoint.hub import CONFIG_FILE, FILES
 from avssl.checkpoint.weights import EXCHANGE_FILE, PROVENANCE_FILE, read_provenance, read_weights
+from avssl.embedding.loading import EMBEDDING_PARTS
 from avssl.exchange.card import write_card
 from avssl.files.tensors import write_tensors
 from avssl.files.whole import whole_path
 
-NAME = re.compile(r"[A-Z0-9_]+")  # of torchvision's weights, which anyone can get
-# Of a loss: what embeddings are a function of (avssl/embedding/embedder.py).
-PARTS = ("views.", "loss.encoders.", "loss.projectors.", "loss.predictors.")
+WEIGHTS_NAME = re.compile(r"[A-Z0-9_]+")  # of torchvision's weights, which anyone can download
+PREFIXES = ("views.", *(f"loss.{name}." for name in EMBEDDING_PARTS))  # of the tensors that embeddings depend on
 
 
 def export_folder(run: str | Path, out: str | Path, *, with_state: bool = False, license: str = "") -> Path:
     """Write the exchange folder `out` of a finished run, or of another exchange folder.
 
-    with_state: also banks, queues, teachers and constants, for a run that shall start from it on the same samples.
+    with_state: also banks, queues, teachers and constants, for a run that starts from it on the same samples.
     license: of the weights, for the card (an SPDX name such as `apache-2.0`). Raises ValueError if `out` is not empty,
-    or if the run's weights have a license of their own and another one is given.
+    or if the weights of the run have another license.
     """
     run, out = Path(run), Path(out)
     weights, provenance = read_weights(run), read_provenance(run)
@@ -46,16 +46,16 @@ def export_folder(run: str | Path, out: str | Path, *, with_state: bool = False,
     out.mkdir(parents=True, exist_ok=True)
     (out / CONFIG_FILE).write_text(json.dumps(dataclasses.asdict(_without_paths(cfg)), indent=1), encoding="utf-8")
     (out / PROVENANCE_FILE).write_text(json.dumps(_facts(provenance), indent=1), encoding="utf-8")
-    kept = {key: value for key, value in weights.items() if with_state or key.startswith(PARTS)}
-    with whole_path(out / EXCHANGE_FILE) as temporary:  # last: the folder is whole when this is there
-        # One entry of metadata: the order of several, so the bytes, would be chance.
+    kept = {key: value for key, value in weights.items() if with_state or key.startswith(PREFIXES)}
+    with whole_path(out / EXCHANGE_FILE) as temporary:  # last: if this file exists, the folder is complete
+        # A single entry of metadata, because several would be written in random order.
         write_tensors(kept, temporary, {"format": "pt"})
         write_card(run, out, title=out.resolve().name)
     return out
 
 
 def check_folder(folder: str | Path) -> Path:
-    """The folder; ValueError naming what is missing unless it is an exchange folder."""
+    """The path of an exchange folder; ValueError with the names of the files that it lacks."""
     folder = Path(folder)
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
@@ -68,14 +68,16 @@ def check_folder(folder: str | Path) -> Path:
 def _without_paths(cfg: config.RunConfig) -> config.RunConfig:
     data = dataclasses.replace(cfg.data, shards="", cache_dir="")
     encoders = {
-        modality: {key: value for key, value in options.items() if key != "weights" or NAME.fullmatch(str(value))}
+        modality: {
+            key: value for key, value in options.items() if key != "weights" or WEIGHTS_NAME.fullmatch(str(value))
+        }
         for modality, options in cfg.encoders.items()
     }
     return dataclasses.replace(cfg, run="", init_from="", data=data, encoders=encoders)
 
 
 def _facts(provenance: dict[str, Any]) -> dict[str, Any]:
-    """Provenance with the last part of every path alone."""
+    """Provenance with the last part of every path in place of the path."""
     facts = {**provenance, "data": {**provenance["data"], "shards": Path(provenance["data"].get("shards", "")).name}}
     for key in ("init_from", "audio_statistics"):
         if facts.get(key):

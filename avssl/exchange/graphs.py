@@ -1,8 +1,8 @@
-"""Encoders as graphs that run without this package: torch.export and ONNX. Checked before they are kept.
+"""Export of encoders as graphs that run without this package: torch.export and ONNX. Each graph is checked.
 
 A graph maps a batch of model-ready views of one modality, as avssl.transforms.view_maker.ViewMaker makes them
 (normalized pixels, or the normalized spectrogram), to the encoder's feature (B, F) and the unit embedding (B, D). The
-batch size is free, the other sizes are the run's. What comes before the graph is described in the file itself
+batch size is free, the other sizes are fixed by the run. The file itself describes how its input is made
 (`graph_facts`).
 """
 
@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from avssl.embedding.embedder import EMBEDDING_PARTS, Embedder
+from avssl.embedding.embedder import Embedder
+from avssl.embedding.loading import EMBEDDING_PARTS
 from avssl.losses.base import Loss
 from avssl.transforms.geometry import IMAGENET_MEAN, IMAGENET_STD
 from avssl.transforms.spectrogram import STD_FLOOR
 
-MAX_DIFFERENCE = 1e-4  # of any output, relative to the largest value of that output
+MAX_DIFFERENCE = 1e-4  # of an output, relative to its largest absolute value
 EXAMPLE_BATCH = 2
 CHECKED_BATCHES = (1, 2, 5)
 OUTPUTS = ("feature", "embedding")
@@ -42,16 +43,16 @@ class EmbeddingGraph(nn.Module):
         self.loss, self.modality = loss, modality
 
     def forward(self, view: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See the class."""
+        """View (B, ...) -> (feature, embedding)."""
         feature = self.loss.encoders[self.modality](view)
         return feature.float(), self.loss.embedding(self.modality, feature)
 
 
 def export_graph(run: str | Path, kind: str, modality: str, out: str | Path) -> dict[str, float]:
-    """Write the graph of one modality; {"feature", "embedding"}: the largest differences to eager, relative.
+    """Write the graph of one modality; return {"feature", "embedding": largest relative difference to eager}.
 
-    kind: torch_export (.pt2) or onnx (.onnx). The written file is read again and run on random
-    input of several batch sizes. Raises ValueError, and keeps no file, beyond MAX_DIFFERENCE.
+    kind: torch_export (.pt2) or onnx (.onnx). The written file is read again and run on random input of several batch
+    sizes. If a difference exceeds MAX_DIFFERENCE, the file is removed and ValueError raised.
     """
     if kind not in KINDS:
         raise ValueError(f"--to is {kind}; allowed: {', '.join(KINDS)}")
@@ -71,15 +72,15 @@ def export_graph(run: str | Path, kind: str, modality: str, out: str | Path) -> 
     try:
         write = {"torch_export": _write_torch_export, "onnx": _write_onnx}[kind]
         with warnings.catch_warnings():
-            # Of PyTorch's exporters about themselves (deprecations, shapes traced as constants): what counts is below.
+            # PyTorch's exporters warn about deprecations and shapes traced as constants; the check below decides.
             warnings.simplefilter("ignore")
             run_file = write(graph, example, temporary, json.dumps(facts))
         batches = [torch.randn(size, *shape, generator=generator) for size in CHECKED_BATCHES]
         differences = largest_differences(graph, run_file, batches)
-        worst = max(differences.values())
-        if not worst <= MAX_DIFFERENCE:
+        largest = max(differences.values())
+        if not largest <= MAX_DIFFERENCE:
             raise ValueError(
-                f"the {kind} graph of {modality} differs from eager by {worst:.2e}, more than {MAX_DIFFERENCE:.0e}; "
+                f"the {kind} graph of {modality} differs from eager by {largest:.2e}, more than {MAX_DIFFERENCE:.0e}; "
                 "no file was kept"
             )
         temporary.rename(out)
@@ -90,20 +91,20 @@ def export_graph(run: str | Path, kind: str, modality: str, out: str | Path) -> 
 
 @torch.no_grad()
 def largest_differences(graph: nn.Module, run_file: Runner, batches: Sequence[torch.Tensor]) -> dict[str, float]:
-    """{"feature", "embedding"}: max |eager - file| / max |eager| over the batches; infinite for NaN or other shapes."""
-    worst = dict.fromkeys(OUTPUTS, 0.0)
+    """{"feature", "embedding": max |eager - file| / max |eager|} over the batches; infinite for NaN or other shapes."""
+    largest = dict.fromkeys(OUTPUTS, 0.0)
     for batch in batches:
-        for name, eager, found in zip(OUTPUTS, graph(batch), run_file(batch), strict=True):
+        for name, eager, output in zip(OUTPUTS, graph(batch), run_file(batch), strict=True):
             difference = float("inf")
-            if found.shape == eager.shape and found.isfinite().all():
+            if output.shape == eager.shape and output.isfinite().all():
                 scale = eager.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-                difference = float((eager - found).abs().max() / scale)
-            worst[name] = max(worst[name], difference)
-    return worst
+                difference = float((eager - output).abs().max() / scale)
+            largest[name] = max(largest[name], difference)
+    return largest
 
 
 def graph_facts(embedder: Embedder, modality: str) -> dict[str, Any]:
-    """What a user of the graph must know, as plain values: shapes, how the input is made, which weights."""
+    """Plain values that a user of the graph needs: shapes, how the input is made, hash of the weights."""
     views = embedder.config.views
     facts: dict[str, Any] = {"modality": modality, "weights": embedder.weights_hash, "outputs": list(OUTPUTS)}
     pixels = {"range": [0, 1], "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
@@ -132,11 +133,11 @@ def graph_facts(embedder: Embedder, modality: str) -> dict[str, Any]:
 
 
 def _only(loss: Loss, modality: str) -> Loss:
-    """The loss with what the embedding of one modality is a function of, and without banks, teachers and the rest."""
-    others = [name for name, _ in loss.named_children() if name not in EMBEDDING_PARTS]
-    others += [name for name, _ in loss.named_buffers(recurse=False)]
-    others += [name for name, _ in loss.named_parameters(recurse=False)]
-    for name in others:
+    """The loss reduced to the modules that the embedding of one modality depends on (no banks, teachers, ...)."""
+    unneeded = [name for name, _ in loss.named_children() if name not in EMBEDDING_PARTS]
+    unneeded += [name for name, _ in loss.named_buffers(recurse=False)]
+    unneeded += [name for name, _ in loss.named_parameters(recurse=False)]
+    for name in unneeded:
         delattr(loss, name)
     for part in EMBEDDING_PARTS:
         heads = cast("nn.ModuleDict", getattr(loss, part))
@@ -153,14 +154,14 @@ def _write_torch_export(graph: nn.Module, example: torch.Tensor, path: Path, fac
 
 
 class _GlobalMaximum(nn.Module):
-    """What AdaptiveMaxPool2d(1) and AdaptiveMaxPool3d(1) compute: (B, C, ...) -> (B, C, 1, ...)."""
+    """Global maximum pooling, as AdaptiveMaxPool2d(1) and AdaptiveMaxPool3d(1): (B, C, ...) -> (B, C, 1, ...)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.amax(dim=list(range(2, x.ndim)), keepdim=True)
 
 
 def _with_plain_maxima(graph: nn.Module) -> nn.Module:
-    """The graph with global maxima written out: the exporter of PyTorch 2.11 knows no adaptive maximum."""
+    """The graph with _GlobalMaximum for adaptive pooling, which the ONNX exporter of PyTorch 2.11 does not support."""
     for module in list(graph.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.AdaptiveMaxPool2d | nn.AdaptiveMaxPool3d) and child.output_size == 1:

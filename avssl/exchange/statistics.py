@@ -1,4 +1,4 @@
-"""Per-bin statistics of the spectrogram for a run that came without: from shards, or from a file."""
+"""Statistics of the spectrogram per bin for an imported run that has none: from shards, or from a file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STATISTICS_KEYS = ("views.normalize_audio.mean", "views.normalize_audio.std")
 def statistics_from(source: str | Path, config: RunConfig) -> dict[str, torch.Tensor]:
     """{"views.normalize_audio.mean", "views.normalize_audio.std"}, float32 (bins,).
 
-    source: an .npz with `mean` and `std` in decibels, one value a bin; else a shard folder or its URL, of which
+    source: an .npz with `mean` and `std` in decibels, one value per bin; otherwise a shard folder or its URL, of which
     views.statistics_samples evenly spaced samples are read. ValueError for another number of bins.
     """
     from avssl.transforms.view_maker import ViewMaker
@@ -42,9 +42,9 @@ def statistics_from(source: str | Path, config: RunConfig) -> dict[str, torch.Te
 
 
 def add_statistics(run: str | Path, source: str | Path) -> Path:
-    """Measure or read the statistics and write them into a finished run without; returns the file of weights.
+    """Measure or read the statistics and write them into a finished run that has none; return the file of weights.
 
-    Raises ValueError where the run has some: its embeddings and results would silently no longer be its own.
+    Raises ValueError if the run has statistics: new ones would silently change its embeddings and results.
     """
     from avssl.config import load_run
 
@@ -52,8 +52,8 @@ def add_statistics(run: str | Path, source: str | Path) -> Path:
     weights, provenance = read_weights(run), read_provenance(run)
     if any(key.startswith("views.") for key in weights):
         raise ValueError(
-            f"{run} has statistics of the spectrograms already, and all that it embeds depends on them. For others, "
-            "import or train into another folder"
+            f"{run} has statistics of the spectrograms already, and its embeddings depend on them. For other "
+            "statistics, import or train into another folder"
         )
     weights |= statistics_from(source, load_run(run))
     return write_weights(run, weights, {**provenance, "audio_statistics": str(source)})
@@ -66,10 +66,10 @@ def _read_npz(path: Path, num_bins: int) -> list[torch.Tensor]:
         missing = [name for name in ("mean", "std") if name not in stored]
         if missing:
             raise ValueError(f"{path} has no {' and '.join(missing)}; it holds {', '.join(stored) or 'nothing'}")
-        found = [torch.from_numpy(stored[name].astype(np.float32).reshape(-1)) for name in ("mean", "std")]
-    for name, value in zip(("mean", "std"), found, strict=True):
+        values = [torch.from_numpy(stored[name].astype(np.float32).reshape(-1)) for name in ("mean", "std")]
+    for name, value in zip(("mean", "std"), values, strict=True):
         if len(value) != num_bins or not value.isfinite().all():
-            raise ValueError(f"{path}: {name} must hold {num_bins} finite values, one a bin, and holds {len(value)}")
-    if (found[1] <= 0).any():
-        raise ValueError(f"{path}: std must be positive in every bin, and is {found[1].min().item()} in one")
-    return found
+            raise ValueError(f"{path}: {name} must hold {num_bins} finite values, one per bin, and holds {len(value)}")
+    if (values[1] <= 0).any():
+        raise ValueError(f"{path}: std must be positive in every bin, and is {values[1].min().item()} in one")
+    return values

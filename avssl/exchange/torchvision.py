@@ -1,4 +1,4 @@
-"""An encoder's weights under torchvision's names, for torchvision's own network of the same name."""
+"""Export of an encoder's weights under torchvision's names, for torchvision's own network of the same name."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ SUFFIXES = (".safetensors", ".pth")
 def torchvision_state(run: str | Path, modality: str) -> tuple[str, dict[str, torch.Tensor], list[str]]:
     """(torchvision's name of the network, its state without the head, names of the head's tensors).
 
-    Raises ValueError, saying why, when torchvision has no network that takes these tensors.
+    Raises ValueError with the reason if torchvision has no network that takes these tensors.
     """
     from torchvision import models
 
     cfg = load_run(run)
     prefix = f"loss.encoders.{modality}."
-    own = {k.removeprefix(prefix): v for k, v in read_weights(run).items() if k.startswith(prefix)}
-    if not own:
+    encoder = {k.removeprefix(prefix): v for k, v in read_weights(run).items() if k.startswith(prefix)}
+    if not encoder:
         raise ValueError(f"{run} has no {modality} encoder")
     name = str(cfg.encoders[modality]["name"])
     if name not in models.list_models():
         raise ValueError(
-            f"encoder {name} of {run} has no counterpart in torchvision, whose networks are laid out otherwise; "
+            f"encoder {name} of {run} has no counterpart in torchvision, whose networks differ from it; "
             "export it with --to torch_export or onnx, or the whole run as a folder (without --to)"
         )
-    state = {key.removeprefix("net."): value for key, value in own.items()}
+    state = {key.removeprefix("net."): value for key, value in encoder.items()}
     head = _head_of_torchvision(name, state, options=cfg.encoders[modality])
     return name, state, head
 
 
 def export_torchvision(run: str | Path, modality: str, out: str | Path) -> tuple[str, list[str]]:
-    """Write the state to `out`, .safetensors or .pth; returns torchvision's name and the head's tensors, not in it."""
+    """Write the state to `out` (.safetensors or .pth); return torchvision's name and the omitted head tensors."""
     out = Path(out)
     if out.suffix not in SUFFIXES:
         raise ValueError(f"--out is {out}; its name must end with {' or '.join(SUFFIXES)}")
@@ -53,7 +53,7 @@ def export_torchvision(run: str | Path, modality: str, out: str | Path) -> tuple
 
 
 def _head_of_torchvision(name: str, state: Mapping[str, torch.Tensor], options: Mapping[str, object]) -> list[str]:
-    """Names that torchvision's network has and the state has not; ValueError unless all others are equal in shape."""
+    """Names of torchvision's tensors that the state lacks; ValueError unless they are the head and all shapes match."""
     from torchvision import models
 
     with torch.device("meta"):
@@ -64,9 +64,9 @@ def _head_of_torchvision(name: str, state: Mapping[str, torch.Tensor], options: 
     body = [key for key in head if not key.startswith(("fc.", "classifier.", "head.", "heads."))]
     if unknown or shapes or body:
         key = [*shapes, *unknown, *body][0]
-        given = {k: v for k, v in options.items() if k not in ("name", "weights")}
+        shown = {k: v for k, v in options.items() if k not in ("name", "weights")}
         raise ValueError(
-            f"this {name} with options {given} is not torchvision's: {len(shapes)} tensors have another shape, "
+            f"this {name} with options {shown} is not torchvision's: {len(shapes)} tensors have another shape, "
             f"{len(unknown)} are unknown to it, {len(body)} are missing; the first is {key}. Only the network with "
             "torchvision's own width and stem loads there"
         )

@@ -31,7 +31,8 @@ from avssl import checkpoint
 from avssl.config import ProbeConfig
 from avssl.data.every_sample import ClipPlan
 from avssl.device import usable_device
-from avssl.embedding.embedder import EMBEDDING_PARTS, Embedder
+from avssl.embedding.embedder import Embedder
+from avssl.embedding.loading import EMBEDDING_PARTS
 from avssl.eval.classifiers import FitAndScore, classify_layer, knn_scores, logistic_scores, require_sklearn
 from avssl.eval.features import extract
 from avssl.eval.labels import FeatureSet, make_fold

@@ -1,0 +1,100 @@
+"""The networks of a finished run, and the settings of which embeddings are a function."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from avssl import checkpoint, losses
+from avssl.config import RunConfig, load_run
+from avssl.models import create_encoder
+from avssl.transforms.view_maker import ViewMaker
+from avssl.version import __version__
+
+EMBEDDING_PARTS = ("encoders", "projectors", "predictors")  # modules of a loss of which embeddings are a function
+MAX_STATE_ROWS = 2**17  # more than any number of clusters or neighbors that a loss needs the samples for
+
+
+def load_networks(run: Path, *, untrained: bool = False) -> tuple[RunConfig, losses.Loss, ViewMaker, str]:
+    """(configuration, loss with its encoders and heads, view maker, hash of the weights) of a run or exchange folder.
+
+    untrained=True takes random weights from the run's seed; the hash is "untrained" then.
+    """
+    config = load_run(run)
+    weights = checkpoint.read_weights(run)
+    loss_class = losses.get(config.loss.name)
+    modalities = loss_class.modalities(config.loss)
+    torch.manual_seed(config.seed)
+    # The file of weights that the run began with is only needed to begin as the run did.
+    unneeded = () if untrained else ("weights",)
+    options = {m: {k: v for k, v in config.encoders[m].items() if k not in unneeded} for m in modalities}
+    encoders = {modality: create_encoder(**options[modality]) for modality in modalities}
+    # State with a row per sample is not loaded: millions of rows would only fill the memory.
+    num_samples = min(checkpoint.read_provenance(run)["data"]["num_samples"], MAX_STATE_ROWS)
+    loss = loss_class(config.loss, encoders, num_samples)
+    views = ViewMaker(config.views, modalities)
+    parts: list[tuple[nn.Module, str]] = []
+    if not untrained:
+        parts += [(getattr(loss, name), f"loss.{name}.") for name in EMBEDDING_PARTS]
+    if "audio" in modalities and not any(key.startswith("views.") for key in weights):
+        views.normalize_audio = checkpoint.UnmeasuredStatistics(views.spectrogram.num_bins, run)
+    else:
+        parts.append((views, "views."))
+    for module, prefix in parts:
+        module.load_state_dict(
+            {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+        )
+    return config, loss, views, "untrained" if untrained else _weights_hash(weights)
+
+
+def _weights_hash(weights: dict[str, torch.Tensor]) -> str:
+    """16 hex digits of the names and values of all tensors of which embeddings are a function."""
+    digest = hashlib.sha256()
+    for key in sorted(weights):
+        if key.startswith(("views.", *(f"loss.{name}." for name in EMBEDDING_PARTS))):
+            digest.update(key.encode() + weights[key].contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def embedding_settings(
+    config: RunConfig,
+    run_modalities: Sequence[str],
+    weights_hash: str,
+    *,
+    window_seconds: float | None,
+    stride_seconds: float | None,
+    modalities: Sequence[str] | None,
+) -> dict[str, Any]:
+    """The metadata of a table: everything, besides the sources, of which its rows are a function.
+
+    window_seconds defaults to the run's audio clip, or its video clip if it has no audio; stride_seconds to the window;
+    modalities to those of the run. ValueError for a modality that the run lacks, and for windows of images alone.
+    """
+    names = tuple(modalities or run_modalities)
+    unknown = [name for name in names if name not in run_modalities]
+    if unknown:
+        raise ValueError(f"this run has no {', '.join(unknown)} encoder; it has {', '.join(run_modalities)}")
+    grid: dict[str, float] = {}
+    if names != ("image",):
+        views = config.views
+        clip_seconds = views.audio.seconds if "audio" in run_modalities else views.video.num_frames / views.video.fps
+        window = window_seconds or clip_seconds
+        grid = {"window_seconds": window, "stride_seconds": stride_seconds or window}
+    elif window_seconds or stride_seconds:
+        raise ValueError(
+            f"window_seconds={window_seconds} and stride_seconds={stride_seconds} are given, but this run embeds "
+            "images, which have no windows; leave both out"
+        )
+    return {
+        "run": str(config.run),
+        "weights": weights_hash,
+        **grid,
+        "normalized": True,
+        "modalities": list(names),
+        "avssl_version": __version__,
+    }
