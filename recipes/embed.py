@@ -1,14 +1,14 @@
 """Embeddings of files, folders or shards with a finished run, as a folder of Parquet files.
 
     python recipes/embed.py runs/avid_cma VIDEOS_OR_SHARDS --out embeddings/ --window 2 --stride 1
-    python recipes/embed.py runs/simclr PICTURES_OR_SHARDS --out embeddings/
+    python recipes/embed.py runs/simclr IMAGES_OR_SHARDS --out embeddings/
     torchrun --nproc_per_node 8 recipes/embed.py runs/avid_cma VIDEOS --out embeddings/     # or --part 0/8 ... 7/8
 
-One row a window, or a picture: key, index, start_seconds, end_seconds (0 and 0 of a picture), has_audio, has_video,
-has_image, the unit embeddings (of video and audio in one space) and the encoders' features, of what the run has
-encoders for. The same input gives the same rows for any batch size, number of workers and of processes.
+One row per window, or per image: key, index, start_seconds, end_seconds (both 0 for an image), has_audio, has_video,
+has_image, and for each modality of the run the unit embedding (of video and audio in one space) and the encoder's
+feature. The same input gives the same rows for any batch size, number of workers and number of processes.
 
-However often it is stopped, the same command goes on; what is done is not done again. docs/embeddings.md says more.
+If it is stopped, the same command goes on; what is done is not done again. docs/embeddings.md has the details.
 """
 
 import argparse
@@ -31,7 +31,9 @@ from avssl.processes.limits import Limits
 def main(arguments: argparse.Namespace) -> int:
     part, limits = Part.parse(arguments.part), Limits(arguments.file_seconds, arguments.file_memory_mib << 20)
     if arguments.overwrite and part.count > 1:
-        raise ValueError("--overwrite is for one process: several would remove each other's work; remove --out by hand")
+        raise ValueError(
+            "--overwrite is for one process, because several would remove each other's files; remove --out by hand"
+        )
     embedder = Embedder.from_run(arguments.run, device=arguments.device, untrained=arguments.untrained)
     job = FolderJob.begin(
         embedder,
@@ -54,7 +56,7 @@ def main(arguments: argparse.Namespace) -> int:
         progress=True,
     )
     if index is None:
-        say(f"part {part.number} of {part.count} is done; the last of them to end finishes {arguments.out}")
+        say(f"part {part.number} of {part.count} is done; the part that ends last finishes {arguments.out}")
         return 0
     out = Path(arguments.out)
     paths = [*index.paths(out), out / SKIPPED_NAME]
@@ -67,23 +69,23 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def summary(index: FolderIndex) -> str:
-    """The closing lines: what became of every source."""
-    with_each = ", ".join(f"{count} with {name}" for name, count in index.rows_with.items())
+    """The last lines of the output: how many sources were embedded, and how many skipped for which reason."""
+    rows_with = ", ".join(f"{count} with {name}" for name, count in index.rows_with.items())
     reasons = ", ".join(f"{count} {reason}" for reason, count in index.skipped_by_reason.items())
-    lines = [f"{index.num_embedded} of {index.num_listed} sources embedded, {index.num_rows} rows ({with_each})"]
-    law = f"listed {index.num_listed} = embedded {index.num_embedded} + skipped {index.num_skipped}"
-    return "\n".join([*lines, law + (f" ({reasons})" if reasons else "")])
+    lines = [f"{index.num_embedded} of {index.num_listed} sources embedded, {index.num_rows} rows ({rows_with})"]
+    counts = f"listed {index.num_listed} = embedded {index.num_embedded} + skipped {index.num_skipped}"
+    return "\n".join([*lines, counts + (f" ({reasons})" if reasons else "")])
 
 
 def default_device() -> str:
-    """A GPU of this process, if there is one."""
+    """The GPU of this process if there is one, otherwise the CPU."""
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = PlainParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="folder of a finished run")
-    parser.add_argument("sources", nargs="+", help="media files or pictures, folders of them, or one shard folder")
+    parser.add_argument("sources", nargs="+", help="media files or images, folders of them, or one shard folder")
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument(
         "--window", type=float, help="seconds of a window (default: the run's audio clip, or video clip)"
@@ -92,15 +94,32 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--modalities", nargs="+", choices=MODALITIES, help="default: what the run has")
     parser.add_argument("--batch-size", type=int, default=64, help="clips per forward pass")
     parser.add_argument(
-        "--num-workers", type=int, default=2, help="decoding processes; 0 decodes in this one, which a file may crash"
+        "--num-workers",
+        type=int,
+        default=2,
+        help="decoding processes; 0 decodes in this process, which a broken file may crash",
     )
-    parser.add_argument("--file-seconds", type=float, default=600.0, help="that a file may take to give new windows")
-    parser.add_argument("--file-memory-mib", type=int, default=4096, help="that decoding a file may take (Linux)")
+    parser.add_argument(
+        "--file-seconds",
+        type=float,
+        default=600.0,
+        help="seconds after which a file that gives no new window is given up",
+    )
+    parser.add_argument(
+        "--file-memory-mib", type=int, default=4096, help="memory that decoding a file may take (Linux)"
+    )
     parser.add_argument("--device", default=default_device())
-    parser.add_argument("--part", default="0/1", help="i/n: do this share of the work alone, 0 <= i < n")
-    parser.add_argument("--sources-per-block", type=int, default=SOURCES_PER_BLOCK, help="what a kill can cost")
-    parser.add_argument("--rows-per-file", type=int, default=ROWS_PER_FILE, help="of a Parquet file, at most")
-    parser.add_argument("--overwrite", action="store_true", help="first remove the embeddings that lie in --out")
+    parser.add_argument("--part", default="0/1", help="i/n: embed only part i of n, 0 <= i < n")
+    parser.add_argument(
+        "--sources-per-block",
+        type=int,
+        default=SOURCES_PER_BLOCK,
+        help="sources that may have to be embedded again after a kill",
+    )
+    parser.add_argument(
+        "--rows-per-file", type=int, default=ROWS_PER_FILE, help="largest number of rows of a Parquet file"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="first remove the embeddings in --out")
     parser.add_argument("--untrained", action="store_true", help="random weights from the run's seed, as a baseline")
     return parser.parse_args(argv)
 

@@ -1,11 +1,12 @@
-"""The rows of a folder of embeddings that are closest to a file: sounds for a film, films for a sound, and so on.
+"""Find the rows of a folder of embeddings that are closest to a file, within a modality or across modalities.
 
     python recipes/search.py embeddings/ QUERY.mp4 --top 10
     python recipes/search.py embeddings/ QUERY.wav --modality video --json
     python recipes/search.py build embeddings/ --kind hnsw              # FAISS, an extra; then: ... --index hnsw
 
-INDEX is what recipes/embed.py wrote; the run that made it embeds the query, with the same windows. The query is the
-mean of its windows, or each window by itself. Searches are exact, at constant memory, unless --index says otherwise.
+INDEX is a folder that recipes/embed.py wrote; the run that made it embeds the query, with the same windows. The query
+is the mean of its windows, or with --each-window every window. Searches are exact, at constant memory, unless --index
+names an index of FAISS.
 """
 
 import argparse
@@ -28,54 +29,56 @@ def main(arguments: argparse.Namespace) -> int:
     embedder = load_embedder_of(index, arguments.run, arguments.device)
     settings = index.index.settings
     grid = {name: settings[name] for name in ("window_seconds", "stride_seconds") if name in settings}
-    asked = [arguments.query_modality] if arguments.query_modality else settings["modalities"]
-    table, failures = embedder.embed(arguments.query, modalities=asked, **grid)
+    modalities = [arguments.query_modality] if arguments.query_modality else settings["modalities"]
+    table, failures = embedder.embed(arguments.query, modalities=modalities, **grid)
     for error in failures.values():
         raise error
-    own = table.modalities()[0]
-    windows = table.select(table.has(own))
+    modality = table.modalities()[0]
+    windows = table.select(table.has(modality))
     query = windows if arguments.each_window else windows.pool_by_key()
-    vectors = query.embedding(own)
+    vectors = query.embedding(modality)
     if not np.abs(vectors).sum(axis=1).all():
-        raise ValueError(f"{arguments.query}: its windows cancel each other out; search by --each-window")
+        raise ValueError(f"{arguments.query}: the mean of its windows is 0; search with --each-window")
 
-    targets = arguments.modality or [name for name in index.modalities if comparable(embedder, own, name)]
+    targets = arguments.modality or [name for name in index.modalities if comparable(embedder, modality, name)]
     for name in targets:
         index.check(name)
-        if not comparable(embedder, own, name):
-            raise ValueError(f"{own} and {name} embeddings of this run lie in different spaces and cannot be compared")
+        if not comparable(embedder, modality, name):
+            raise ValueError(
+                f"{modality} and {name} embeddings of this run lie in different spaces and cannot be compared"
+            )
     exclude = set(arguments.exclude)
     if arguments.exclude_self:
         exclude.add(key_of_source(index, arguments.query))
-    wishes = {"exclude": exclude, "one_per_key": arguments.one_per_key}
+    options = {"exclude": exclude, "one_per_key": arguments.one_per_key}
     results = {}
     for name in targets:
         if arguments.index == "exact":
-            results[name] = index.search(name, vectors, arguments.top, **wishes)
+            results[name] = index.search(name, vectors, arguments.top, **options)
         else:
             loaded = faiss_index.LoadedIndex(index, arguments.index, name, arguments.depth)
-            results[name] = loaded.search(vectors, arguments.top, **wishes)
+            results[name] = loaded.search(vectors, arguments.top, **options)
 
-    spans = [[float(one) for one in span] for span in zip(query.start_seconds, query.end_seconds, strict=True)]
+    spans = [[float(seconds) for seconds in span] for span in zip(query.start_seconds, query.end_seconds, strict=True)]
     if arguments.json:
-        say_lines(as_json(spans, results, query=str(arguments.query), query_modality=own, weights=index.weights_hash,
-                      index=arguments.index))  # fmt: skip
+        facts = {"query": str(arguments.query), "query_modality": modality}
+        say_lines(as_json(spans, results, **facts, weights=index.weights_hash, index=arguments.index))
         return 0
     for number, (start, end) in enumerate(spans):
-        for name, found in results.items():
-            say(f"{own} of {arguments.query} [{start:.2f} to {end:.2f} s] -> {name}")
-            for place, hit in enumerate(found[number], 1):
-                say(f"{place:4d}  {hit.score:7.4f}  {hit.start_seconds:9.2f} {hit.end_seconds:9.2f}  {hit.key}")
+        for name, hits in results.items():
+            say(f"{modality} of {arguments.query} [{start:.2f} to {end:.2f} s] -> {name}")
+            for rank, hit in enumerate(hits[number], 1):
+                say(f"{rank:4d}  {hit.score:7.4f}  {hit.start_seconds:9.2f} {hit.end_seconds:9.2f}  {hit.key}")
     return 0
 
 
 def as_json(spans: list[list[float]], results: dict[str, list[list[Hit]]], **facts: str) -> str:
-    """The facts, and for each span of the query (start, end in seconds) the hits of every modality."""
+    """JSON of the facts, and for each span of the query (start, end in seconds) of the hits of every modality."""
     answers = [
         {
             "start_seconds": start,
             "end_seconds": end,
-            "hits": {name: [asdict(hit) for hit in found[number]] for name, found in results.items()},
+            "hits": {name: [asdict(hit) for hit in hits[number]] for name, hits in results.items()},
         }
         for number, (start, end) in enumerate(spans)
     ]
@@ -99,18 +102,20 @@ def parse(argv: list[str]) -> argparse.Namespace:
         parser.set_defaults(main=build)
         return parser.parse_args(argv)
     parser.add_argument("index_folder", metavar="INDEX", type=Path, help="folder that recipes/embed.py wrote")
-    parser.add_argument("query", metavar="QUERY", type=Path, help="a film, a sound or a picture")
-    parser.add_argument("--run", default="", help="the run that made INDEX (default: where it lay then)")
+    parser.add_argument("query", metavar="QUERY", type=Path, help="a video, an audio file or an image")
+    parser.add_argument("--run", default="", help="the run that made INDEX (default: the folder where it lay then)")
     parser.add_argument(
-        "--query-modality", choices=MODALITIES, help="what to ask by (default: the query's video, else its sound)"
+        "--query-modality", choices=MODALITIES, help="modality of the query (default: its video, otherwise its audio)"
     )
     parser.add_argument(
-        "--modality", nargs="+", choices=MODALITIES, help="what to find (default: all in the same space)"
+        "--modality", nargs="+", choices=MODALITIES, help="modalities to find (default: all in the same space)"
     )
-    parser.add_argument("--top", type=int, default=10, help="rows of each modality (default: %(default)s)")
-    parser.add_argument("--each-window", action="store_true", help="ask by each window of the query, not by their mean")
-    parser.add_argument("--one-per-key", action="store_true", help="of each file only its best row")
-    parser.add_argument("--exclude", nargs="+", default=[], metavar="KEY", help="keys whose rows do not count")
+    parser.add_argument("--top", type=int, default=10, help="rows per modality (default: %(default)s)")
+    parser.add_argument(
+        "--each-window", action="store_true", help="search for each window of the query instead of their mean"
+    )
+    parser.add_argument("--one-per-key", action="store_true", help="only the best row of each file")
+    parser.add_argument("--exclude", nargs="+", default=[], metavar="KEY", help="keys whose rows are left out")
     parser.add_argument("--exclude-self", action="store_true", help="leave out the query's own rows")
     parser.add_argument("--index", choices=["exact", *faiss_index.KINDS], default="exact", help="default: %(default)s")
     parser.add_argument(
@@ -128,8 +133,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
 if __name__ == "__main__":
     run_in_utf8()
     try:
-        given = parse(sys.argv[1:])
-        sys.exit(given.main(given))
+        arguments = parse(sys.argv[1:])
+        sys.exit(arguments.main(arguments))
     except (OSError, ImportError, ValueError) as error:
         say(f"error: {one_line(error)}", sys.stderr)
         sys.exit(1)

@@ -84,7 +84,7 @@ def test_a_graph_gives_eagers_feature_and_embedding_at_any_batch_size(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", list(SUFFIX))
-def test_pictures_too(kind, tmp_path):
+def test_images_too(kind, tmp_path):
     run = image_run(tmp_path / "run", "resnet10", "encoders.image.width=4", "encoders.image.small_stem=true")
     path = tmp_path / f"graph.{SUFFIX[kind]}"
     differences = graphs.export_graph(run, kind, "image", path)

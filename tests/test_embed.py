@@ -27,12 +27,12 @@ def frames(count, size=48):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A folder with a film of 3.2 s, one without sound, a sound, and a text file that pretends to be a film."""
+    """A folder with a video of 3.2 s, one without audio, an audio file, and a text file with the suffix of a video."""
     folder = tmp_path_factory.mktemp("files")
     write_media(folder / "film.mp4", video=frames(51), video_fps=16, audio=sine(3.2), audio_rate_hz=24_000)
     write_media(folder / "mute.mp4", video=frames(20), video_fps=16)
     write_media(folder / "sound.wav", audio=sine(1.3), audio_rate_hz=24_000, audio_codec="pcm_s16le")
-    (folder / "text.mp4").write_text("this is no film")
+    (folder / "text.mp4").write_text("this is no video")
     return folder
 
 

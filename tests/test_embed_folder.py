@@ -30,16 +30,16 @@ OPTIONS = ["--window", "0.5", "--stride", "0.25", "--device", "cpu"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Films with and without sound, sounds, and two files that are none, in folders."""
+    """Videos with and without audio, audio files, and two files that are not media, in folders."""
     root = tmp_path_factory.mktemp("sources")
     for number in range(3):
         (root / f"{number}").mkdir()
-        film = {"video": frames(20 + 8 * number, 32), "video_fps": 16}
-        sound = {"audio": sine(0.8 + number), "audio_rate_hz": 24_000}
-        write_media(root / f"{number}" / "film.mp4", **film, **sound)
-        write_media(root / f"{number}" / "mute.mp4", **film)
-        write_media(root / f"{number}" / "sound.wav", **sound, audio_codec="pcm_s16le")
-    (root / "1" / "text.mp4").write_text("this is no film")
+        video = {"video": frames(20 + 8 * number, 32), "video_fps": 16}
+        audio = {"audio": sine(0.8 + number), "audio_rate_hz": 24_000}
+        write_media(root / f"{number}" / "film.mp4", **video, **audio)
+        write_media(root / f"{number}" / "mute.mp4", **video)
+        write_media(root / f"{number}" / "sound.wav", **audio, audio_codec="pcm_s16le")
+    (root / "1" / "text.mp4").write_text("this is no video")
     (root / "2" / "empty.wav").touch()
     (root / "notes.txt").write_text("not even tried")
     return root
@@ -129,7 +129,7 @@ class Stopped(BaseException):
 
 
 def test_every_state_on_the_disk_is_one_to_go_on_from(embedder, folder, tmp_path, monkeypatch):
-    """Stopped after each rename that a job makes and leaving half a file, then run again, to the same bytes."""
+    """A job that is stopped after each of its renames and leaves half a file gives the same bytes when run again."""
     replace, stop, writes = type(tmp_path).replace, {"at": -1}, []
 
     def stopping(path, target):
@@ -260,7 +260,7 @@ def test_one_part_is_done_by_one_process_at_a_time(embedder, folder, tmp_path, m
         embed(embedder, folder, tmp_path)
 
 
-def test_silence_and_black_pictures_have_rows(embedder, tmp_path):
+def test_silence_and_black_images_have_rows(embedder, tmp_path):
     black = [np.zeros((32, 32, 3), np.uint8)] * 32
     silence = np.zeros((1, 48_000), np.float32)
     write_media(tmp_path / "nothing.mp4", video=black, video_fps=16, audio=silence, audio_rate_hz=24_000)
@@ -276,7 +276,7 @@ def test_silence_and_black_pictures_have_rows(embedder, tmp_path):
 
 @pytest.mark.parametrize("value", [0.0, np.nan])
 def test_an_embedding_without_direction_is_a_failure_with_its_reason(embedder, folder, tmp_path, monkeypatch, value):
-    """Of the sound of 2/film.mp4 alone, from its third window on: the rows before are withdrawn."""
+    """Only the audio of 2/film.mp4 fails, from its third window on: the rows before are removed."""
     encode, calls = embedder.encode, []
 
     def spoiled(modality: str, raw: RawView):

@@ -34,11 +34,11 @@ TINY_IMAGES = [
     "loss.projector_hidden_dims=[16]",
     "loss.embedding_dim=8",
 ]
-# Sizes on purpose of all forms; every third picture is a JPEG.
+# Sizes of all shapes on purpose; every third image is a JPEG.
 SIZES = [(40, 40), (48, 32), (32, 56)]
 
 
-def save_picture(path: Path, color: str, seed: int) -> Path:
+def save_image(path: Path, color: str, seed: int) -> Path:
     """Noise around red or blue."""
     width, height = SIZES[seed % 3]
     noise = np.random.default_rng(seed).integers(0, 80, (height, width, 3))
@@ -50,21 +50,21 @@ def save_picture(path: Path, color: str, seed: int) -> Path:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """train/ and test/ with red/ and blue/ pictures, as shards too (train-shards/), and mixed/ with what goes wrong."""
-    root = tmp_path_factory.mktemp("pictures")
+    """train/ and test/ with red/ and blue/ images, the same as shards (train-shards/), and mixed/ with broken files."""
+    root = tmp_path_factory.mktemp("images")
     for split, count, first in (("train", 6, 0), ("test", 3, 100)):
         for color in ("red", "blue"):
             for number in range(count):
                 suffix = "jpg" if number % 3 == 2 else "png"
-                save_picture(root / split / color / f"{number}.{suffix}", color, first + number)
+                save_image(root / split / color / f"{number}.{suffix}", color, first + number)
         assert data_prep(["index", f"{root / split}", "--out", f"{root / split}.jsonl", "--workers", "1"]) == 0
         shards = ["--out", f"{root / split}-shards", "--samples-per-shard", "5", "--workers", "1"]
         assert data_prep(["write", f"{root / split}.jsonl", *shards]) == 0
-    good = save_picture(root / "mixed" / "below" / "good.png", "red", 7)
+    good = save_image(root / "mixed" / "below" / "good.png", "red", 7)
     (root / "mixed" / "broken.png").write_bytes(good.read_bytes()[:400])
     (root / "mixed" / "text.jpg").write_text("no picture")
     (root / "mixed" / "empty.png").touch()
-    (root / "mixed" / "notes.txt").write_text("not even called a picture")
+    (root / "mixed" / "notes.txt").write_text("not even called an image")
     return root
 
 
@@ -82,7 +82,7 @@ def embedder(image_run: Path) -> Embedder:
     return avssl.load_embedder(str(image_run))
 
 
-def test_one_row_a_picture_with_labels_and_no_seconds(embedder: Embedder, folders: Path) -> None:
+def test_one_row_per_image_with_labels_and_no_seconds(embedder: Embedder, folders: Path) -> None:
     library = ShardSet(folders / "test-shards")
     table, failures = embedder.embed(library)
     assert failures == {}
@@ -100,7 +100,7 @@ def test_one_row_a_picture_with_labels_and_no_seconds(embedder: Embedder, folder
     assert table.pool_by_key().keys == table.keys
 
 
-def test_a_row_is_what_the_encoder_gives_for_the_center_of_the_picture(embedder: Embedder, folders: Path) -> None:
+def test_a_row_is_what_the_encoder_gives_for_the_center_of_the_image(embedder: Embedder, folders: Path) -> None:
     """Crop by Pillow, resize by torchvision, normalize by hand; the projector by matrix products and statistics."""
     from torchvision.transforms.v2.functional import resize
 
@@ -127,7 +127,7 @@ def test_a_row_is_what_the_encoder_gives_for_the_center_of_the_picture(embedder:
     np.testing.assert_allclose(table.image_embedding[0], (x / x.norm()).numpy(), rtol=1e-3, atol=1e-4)
 
 
-def test_the_same_pictures_give_the_same_bits(embedder: Embedder, folders: Path) -> None:
+def test_the_same_images_give_the_same_bits(embedder: Embedder, folders: Path) -> None:
     first, second = (embedder.embed(folders / "test")[0] for _ in range(2))
     np.testing.assert_array_equal(first.image_embedding, second.image_embedding)
     np.testing.assert_array_equal(first.image_feature, second.image_feature)
@@ -144,8 +144,8 @@ def test_rows_do_not_depend_on_batch_size_or_workers(
             np.testing.assert_allclose(getattr(whole, name), getattr(other, name), atol=1e-5, err_msg=name)
 
 
-def test_files_folders_and_shards_give_the_same_embedding_of_a_picture(embedder: Embedder, folders: Path) -> None:
-    """PNG is stored without loss, so the shard's picture is the file's."""
+def test_files_folders_and_shards_give_the_same_embedding_of_an_image(embedder: Embedder, folders: Path) -> None:
+    """PNG is lossless, so that the image in the shard is that of the file."""
     in_shards = embedder.embed(folders / "test-shards")[0]
     in_folder = embedder.embed(folders / "test")[0]
     alone, _ = embedder.embed(folders / "test" / "red" / "0.png")
@@ -215,9 +215,7 @@ def test_an_image_run_is_evaluated_by_knn_alone(evaluated: dict[str, Any]) -> No
     assert (evaluated["protocol"]["num_train"], evaluated["protocol"]["modalities"]) == (12, ["image"])
 
 
-def test_the_report_of_an_image_run_shows_its_pictures(
-    image_run: Path, folders: Path, evaluated: dict[str, Any]
-) -> None:
+def test_the_report_of_an_image_run_shows_its_images(image_run: Path, folders: Path, evaluated: dict[str, Any]) -> None:
     page = report_recipe.main(image_run, [], str(folders / "test-shards")).read_text()
     assert evaluated["results"]["trained"]["image_knn_label"] == 1.0
     assert "Image kNN, label" in page

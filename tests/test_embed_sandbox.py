@@ -38,7 +38,7 @@ assert recipe.main(recipe.parse(sys.argv[1:])) == 0
 
 
 class Misbehaving(WindowReader):
-    """Some sources do to their process what their name says, after the second windows of them have been given."""
+    """Some sources do to their process what their name says, after their second window batch."""
 
     def _batches(self, begun):
         for number, windows in enumerate(super()._batches(begun)):
@@ -61,13 +61,13 @@ def embedder(tiny_run):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """good/: four films and two sounds. mixed/: the same, and between them those that misbehave."""
+    """good/: four videos and two audio files. mixed/: the same, and between them the files that misbehave."""
     root = tmp_path_factory.mktemp("sources")
     good, mixed = root / "good", root / "mixed"
     good.mkdir()
     for number, name in enumerate(("a.mp4", "d.mp4", "i.mp4", "z.mp4")):
-        film = {"video": frames(72 if name == "i.mp4" else 36 + 8 * number, 32), "video_fps": 16}
-        write_media(good / name, **film, audio=sine(2.3 + number / 2), audio_rate_hz=24_000)
+        video = {"video": frames(72 if name == "i.mp4" else 36 + 8 * number, 32), "video_fps": 16}
+        write_media(good / name, **video, audio=sine(2.3 + number / 2), audio_rate_hz=24_000)
     for name in ("c.wav", "n.wav"):
         write_media(good / name, audio=sine(1.0), audio_rate_hz=24_000, audio_codec="pcm_s16le")
     shutil.copytree(good, mixed)
@@ -100,7 +100,7 @@ def misbehaving(embedder, monkeypatch):
 
 
 def assert_only_they_are_missing(out, good_rows):
-    """Rows of the good files to the bit, a reason for each of the others, and the law."""
+    """The good files have the same rows to the bit, the others a reason each, and the counts add up."""
     table, index = EmbeddingTable.read(out), FolderIndex.read(out)
     assert table.keys == good_rows.keys
     for name in ("start_seconds", "video_embedding", "audio_embedding", "video_feature", "audio_feature"):
@@ -128,7 +128,7 @@ def test_they_cost_their_own_rows_and_no_others(
     embed(embedder, folders[1], tmp_path, **options)
     assert_only_they_are_missing(tmp_path, good_rows)
     assert len(dropped) == 3
-    assert max(dropped.values()) > 0, "rows of a film that could be read in part were waiting in the spool"
+    assert max(dropped.values()) > 0, "rows of a video that could be read in part were waiting in the spool"
     assert max(dropped.values()) <= 2 * WINDOWS_PER_READ
 
 

@@ -1,4 +1,4 @@
-"""Runs on one modality alone, sound or silent films; rows of media with a picture; weights that a run began with."""
+"""Runs on one modality alone, audio or silent videos; rows of media with an image; weights that a run began with."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def make_run(folder: Path, modality: str, shards: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("modality", "window_seconds", "metrics"),
-    # 4 frames at 16 a second; TINY's audio clips are of 0.5 s
+    # 4 frames at 16 per second; TINY's audio clips are of 0.5 s
     [("video", 0.25, {"video_knn_visual", "video_knn_sound"}), ("audio", 0.5, {"audio_knn_visual", "audio_knn_sound"})],
 )
 def test_a_run_on_one_modality_embeds_evaluates_and_reports(
@@ -100,7 +100,7 @@ def test_weights_that_a_run_began_with_are_not_needed_to_load_it(
         Embedder.from_run(tmp_path / "run", untrained=True)
 
 
-def test_a_picture_belongs_to_the_first_window_of_its_media() -> None:
+def test_an_image_belongs_to_the_first_window_of_its_media() -> None:
     """It has no time of its own; the other windows are without."""
     stream, sound = io.BytesIO(), io.BytesIO()
     Image.new("RGB", (40, 30), (230, 20, 20)).save(stream, "PNG")
@@ -115,9 +115,9 @@ def test_a_picture_belongs_to_the_first_window_of_its_media() -> None:
         "image": [True, False, False],
     }
     assert (found.owners["image"], found.owners["audio"], found.clips["video"]) == ([[0]], [[0], [1], [2]], None)
-    picture = found.clips["image"]
-    assert picture is not None
-    assert picture.media.shape == (1, 1, 3, 224, 224)
+    image = found.clips["image"]
+    assert image is not None
+    assert image.media.shape == (1, 1, 3, 224, 224)
     with MediaReader(media, ViewsConfig(), ("audio", "image")) as reader:
         later = reader.read(grid[1:], grid[3:])
     assert (later.has["image"].tolist(), later.clips["image"]) == ([False, False], None)

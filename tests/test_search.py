@@ -1,4 +1,4 @@
-"""Searches find what an argsort finds, however rows are stored, from a file on the command line."""
+"""Searches find what an argsort finds, however rows are divided into files, also from the command line."""
 
 import json
 import shutil
@@ -42,7 +42,7 @@ def make_index(folder, num_rows, *, rows_per_file=10_000, seed=0, repeat=1):
         path = table.select(range(first, end)).write(folder / f"embeddings-{number}.parquet")
         files.append(FileRecord.of_file(path, end - first))
     FolderIndex(
-        settings={"weights": "w", "modalities": ["video", "audio"], "sources": ["/films"], "shards": None},
+        settings={"weights": "w", "modalities": ["video", "audio"], "sources": ["/videos"], "shards": None},
         widths={f"{name}_embedding": WIDTH for name in has},
         num_listed=1, num_embedded=1, num_skipped=0, skipped_by_reason={}, num_rows=num_rows,
         rows_with={name: int(rows.sum()) for name, rows in has.items()}, run_folder="", files=files,
@@ -125,17 +125,17 @@ def test_a_search_that_cannot_be_is_refused(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def films(tiny_run, tmp_path_factory):
-    """(folder of films, folder of their embeddings)."""
+def videos(tiny_run, tmp_path_factory):
+    """(folder of videos, folder of their embeddings)."""
     root = tmp_path_factory.mktemp("search")
-    (root / "films" / "below").mkdir(parents=True)
+    (root / "videos" / "below").mkdir(parents=True)
     for number in range(4):
-        path = root / "films" / ("below" if number % 2 else "") / f"{number}.mp4"
+        path = root / "videos" / ("below" if number % 2 else "") / f"{number}.mp4"
         video = [np.roll(frame, 7 * number, 0) // (number + 1) for frame in frames(16 + 8 * number, 32)]
         write_media(path, video=video, video_fps=16, audio=sine(1 + number / 2) / (number + 1), audio_rate_hz=24_000)
     embedder = avssl.load_embedder(str(tiny_run))
-    FolderJob.begin(embedder, [root / "films"], root / "index", window_seconds=0.5).run(embedder, run_folder=tiny_run)
-    return root / "films", root / "index"
+    FolderJob.begin(embedder, [root / "videos"], root / "index", window_seconds=0.5).run(embedder, run_folder=tiny_run)
+    return root / "videos", root / "index"
 
 
 def answers(capsys, *arguments):
@@ -144,8 +144,8 @@ def answers(capsys, *arguments):
     return json.loads(capsys.readouterr().out)
 
 
-def test_a_film_finds_itself_and_the_sounds_that_are_closest(films, tiny_run, capsys):
-    folder, out = films
+def test_a_video_finds_itself_and_the_closest_audio(videos, tiny_run, capsys):
+    folder, out = videos
     table = EmbeddingTable.read(out)
     query = avssl.load_embedder(str(tiny_run)).embed(folder / "below" / "1.mp4", window_seconds=0.5)[0]
     found = answers(capsys, out, folder / "below" / "1.mp4", "--top", 5)
@@ -164,8 +164,8 @@ def test_a_film_finds_itself_and_the_sounds_that_are_closest(films, tiny_run, ca
     assert len(left_out["audio"]) == sum(key != "below/1.mp4" for key in table.keys)
 
 
-def test_a_sound_finds_films(films, tmp_path, capsys):
-    _, out = films
+def test_audio_finds_videos(videos, tmp_path, capsys):
+    _, out = videos
     write_media(tmp_path / "q.wav", audio=sine(1.0), audio_rate_hz=24_000, audio_codec="pcm_s16le")
     found = answers(capsys, out, tmp_path / "q.wav", "--modality", "video", "--one-per-key")
     assert found["query_modality"] == "audio"
@@ -176,9 +176,9 @@ def test_a_sound_finds_films(films, tmp_path, capsys):
         given.main(given)
 
 
-def test_the_command_line_answers_and_builds(films, capsys):
+def test_the_command_line_answers_and_builds(videos, capsys):
     pytest.importorskip("faiss")
-    folder, out = films
+    folder, out = videos
     given = search_recipe.parse(["build", str(out), "--kind", "flat"])
     assert given.main(given) == 0
     assert capsys.readouterr().out.count("recall at 10 is 1.000") == 2
@@ -194,8 +194,8 @@ def test_the_command_line_answers_and_builds(films, capsys):
     assert (missing.returncode, "none.mp4: no such file or folder" in missing.stderr) == (1, True)
 
 
-def test_other_weights_are_refused(films, tiny_run, tmp_path):
-    _, out = films
+def test_other_weights_are_refused(videos, tiny_run, tmp_path):
+    _, out = videos
     shutil.copytree(out, tmp_path / "index")
     path = tmp_path / "index" / "index.json"
     content = json.loads(path.read_text())

@@ -78,8 +78,8 @@ def test_a_missing_column_stays_missing(tmp_path: Path) -> None:
     assert_equal(EmbeddingTable.read(table.write(tmp_path / "t.parquet")), table)
 
 
-def test_a_table_from_before_there_were_pictures_is_read(tmp_path: Path) -> None:
-    """The columns that such a file has, written by hand; nothing in it says anything of pictures."""
+def test_a_table_of_a_version_without_images_is_read(tmp_path: Path) -> None:
+    """The columns of such a file, written by hand; it has no column for images."""
     both, payload = np.array([True, True]), '{"format_version": 1, "metadata": {"run": "old"}}'
     arrays = {"index": np.arange(2), "start_seconds": np.zeros(2), "end_seconds": np.ones(2)}
     arrays |= {"has_audio": both, "has_video": ~both}
@@ -96,11 +96,11 @@ def test_a_table_from_before_there_were_pictures_is_read(tmp_path: Path) -> None
     assert_equal(EmbeddingTable.read(table.write(tmp_path / "new.parquet")), table)
 
 
-def test_a_table_of_pictures_needs_no_other_column() -> None:
-    pictures = make_table().select(make_table().has_image)
-    nothing = np.zeros(len(pictures), bool)
+def test_a_table_of_images_needs_no_other_column() -> None:
+    images = make_table().select(make_table().has_image)
+    nothing = np.zeros(len(images), bool)
     without = {name: None for name in VECTOR_COLUMNS if not name.startswith("image")}
-    columns = {**pictures.__dict__, **without, "has_audio": nothing, "has_video": nothing}
+    columns = {**images.__dict__, **without, "has_audio": nothing, "has_video": nothing}
     table = EmbeddingTable(**columns)
     assert table.modalities() == ["image"]
     assert table.has("image").all()
@@ -130,14 +130,14 @@ def test_npz_tables_of_earlier_versions_are_refused_with_the_way_out(tmp_path: P
         make_table().write(tmp_path / "t.npz")
 
 
-def test_a_folder_is_read_part_by_part(tmp_path: Path) -> None:
+def test_a_folder_is_read_file_by_file(tmp_path: Path) -> None:
     parts = [make_table(4, seed, prefix=f"part{seed}") for seed in range(3)]
     for number, part in enumerate(parts):
         part.write(tmp_path / f"part-{number}.parquet")
     assert_equal(EmbeddingTable.read(tmp_path), concatenate(parts))
 
 
-def test_parts_that_do_not_belong_together_are_refused() -> None:
+def test_tables_that_do_not_belong_together_are_refused() -> None:
     table = make_table(2)
     other = EmbeddingTable(**{**table.__dict__, "keys": ["x", "y"], "metadata": {"run": "other"}})
     with pytest.raises(ValueError, match=r"differ in \['normalized', 'run', 'window_seconds'\]"):
@@ -211,7 +211,7 @@ def test_rows_are_selected_by_mask_and_by_position() -> None:
         table.select(np.array([True]))
 
 
-def test_labels_are_one_name_a_row() -> None:
+def test_labels_are_one_name_per_row() -> None:
     table = make_table(3)
     assert table.label_fields() == ["sound", "visual"]
     assert table.label("visual") == [None, "a | b|c", None]
