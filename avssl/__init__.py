@@ -19,8 +19,8 @@ logging.getLogger("avssl").addFilter(PlainRecords())
 def load_embedder(run: str, device: str = "cpu") -> Embedder:
     """Embedder of a finished run, of an exchange folder, or of a hub's `owner/name` or `hf://owner/name[@revision]`.
 
-    A name is looked for at the hub only where no such folder is here; that needs the extra `hub`. See
-    avssl.embedding.embedder. The heavy imports happen here, not at `import avssl`.
+    The hub is asked for a name only if no folder of that name exists; that needs the extra `hub`. The class is
+    avssl.embedding.embedder.Embedder. The heavy imports happen here, not at `import avssl`.
     """
     from avssl import checkpoint
     from avssl.embedding.embedder import Embedder
