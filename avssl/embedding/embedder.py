@@ -44,8 +44,8 @@ PRELOAD = ("avssl.embedding.embedder",)  # imported by the server from which dec
 class Embedder:
     """Encoders, projectors and view statistics of a run, in eval mode. Build it with `from_run`.
 
-    Attributes: config (of the run), loss, views, encoders, projectors, modalities, device, weights_hash ("untrained" for
-    random weights), run_folder (None unless it was loaded from a folder).
+    Attributes: config (of the run), loss, views, encoders, projectors, modalities, device, weights_hash ("untrained"
+    for random weights), run_folder (None unless it was loaded from a folder).
     """
 
     run_folder: Path | None = None
