@@ -42,14 +42,14 @@ def test_three_crops_are_squares_of_the_short_side_along_the_longer_one():
     assert [(box.top, box.left) for box in evaluation_crop_boxes(50, 30, 3)] == [(0, 0), (10, 0), (20, 0)]
 
 
-def test_sound_and_video_of_a_sample_have_as_many_clips(train):
+def test_audio_and_video_of_a_sample_have_as_many_clips(train):
     for num_crops in (1, 3):
         clips = clip_set(train.read(1), VIEWS, ["video", "audio"], 4, num_crops)
         assert len(clips["video"].media) == len(clips["audio"].media) == 4 * num_crops
     assert torch.equal(clips["audio"].media[0], clips["audio"].media[2])
 
 
-def test_every_sample_comes_once_and_a_missing_modality_is_said(train, image_shards):
+def test_every_sample_comes_once_and_a_missing_modality_is_named(train, image_shards):
     seen = [sample.index for sample in ClipSets(train, VIEWS, ["audio"], 2, 1).load(num_workers=0)]
     assert seen == list(range(18))
     failures = list(ClipSets(ShardSet(image_shards), VIEWS, ["audio"], 2, 1).load(num_workers=0))

@@ -1,4 +1,4 @@
-"""Health of embeddings against NumPy, and the rules that call a collapse."""
+"""Diagnostics of embeddings against NumPy, and the rules that report a collapse."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def test_effective_rank_equals_numpys_singular_values(shape):
     )
 
 
-def test_effective_rank_is_one_of_a_line_and_the_width_of_an_orthogonal_basis():
+def test_effective_rank_is_one_of_a_line_and_the_dim_of_an_orthogonal_basis():
     line = np.outer(RNG.uniform(0.1, 2, size=20), RNG.normal(size=8))
     assert diagnostics.effective_rank(torch.tensor(line)).item() == pytest.approx(1, abs=1e-3)
     assert diagnostics.effective_rank(torch.eye(7)).item() == pytest.approx(7, rel=1e-5)
@@ -46,42 +46,42 @@ def test_alignment_and_uniformity_equal_loops_over_pairs():
     assert diagnostics.uniformity(torch.ones(5, 3)).item() == pytest.approx(0, abs=1e-5)
 
 
-def test_large_batches_are_looked_at_in_part_and_half_precision_gives_float32(monkeypatch):
+def test_large_batches_are_sampled_and_half_precision_gives_float32(monkeypatch):
     z = torch.randn(50, 6, generator=torch.Generator().manual_seed(1))
     part = diagnostics.effective_rank(z[:20]), diagnostics.uniformity(z[:20])
     monkeypatch.setattr(diagnostics, "MAX_ROWS", 20)
     assert (diagnostics.effective_rank(z), diagnostics.uniformity(z)) == part
-    for measure in (diagnostics.effective_rank, diagnostics.uniformity, diagnostics.embedding_spread):
-        assert measure(z.half()).dtype == torch.float32
+    for metric in (diagnostics.effective_rank, diagnostics.uniformity, diagnostics.embedding_spread):
+        assert metric(z.half()).dtype == torch.float32
 
 
-def looked(values, name="video_embedding_spread", total_steps=100, start=10):
+def reports(values, name="video_embedding_spread", total_steps=100, start=10):
     watch = CollapseWatch(total_steps)
-    told = [watch.check(start + step, {name: value, "loss": 1.0}) for step, value in enumerate(values)]
-    return watch, [len(one) for one in told]
+    counts = [watch.check(start + step, {name: value, "loss": 1.0}) for step, value in enumerate(values)]
+    return watch, [len(findings) for findings in counts]
 
 
-def test_a_collapse_is_told_once_after_three_looks_and_again_after_a_recovery():
-    watch, told = looked([0.01] * 5 + [0.5] + [0.01] * 3)
+def test_a_collapse_is_reported_once_after_three_logging_steps_and_again_after_a_recovery():
+    watch, counts = reports([0.01] * 5 + [0.5] + [0.01] * 3)
     assert NUM_BROKEN == 3
-    assert told == [0, 0, 1, 0, 0, 0, 0, 0, 1]
-    assert [(one.step, one.until) for one in watch.findings] == [(12, 15), (18, None)]
-    said = "the embeddings of a batch are nearly the same: video_embedding_spread is 0.01 at step 12 until step 15"
-    assert str(watch.findings[0]).startswith(f"collapse: {said}. Try: ")
+    assert counts == [0, 0, 1, 0, 0, 0, 0, 0, 1]
+    assert [(finding.step, finding.until) for finding in watch.findings] == [(12, 15), (18, None)]
+    text = "the embeddings of a batch are nearly the same: video_embedding_spread is 0.01 at step 12 until step 15"
+    assert str(watch.findings[0]).startswith(f"collapse: {text}. Try: ")
 
 
-def test_single_dips_the_start_of_a_run_and_names_without_a_rule_are_left_alone():
-    assert looked([0.01, 0.01, 0.5] * 3)[1] == [0] * 9
-    assert looked([0.01] * 5, start=0)[1] == [0] * 5  # the first twentieth
-    assert looked([0.0] * 5, name="learning_rate")[1] == [0] * 5
+def test_single_dips_the_start_of_a_run_and_names_without_a_rule_are_ignored():
+    assert reports([0.01, 0.01, 0.5] * 3)[1] == [0] * 9
+    assert reports([0.01] * 5, start=0)[1] == [0] * 5  # the first twentieth
+    assert reports([0.0] * 5, name="learning_rate")[1] == [0] * 5
 
 
 def test_not_a_number_counts_as_broken():
-    assert looked([float("nan")] * 3)[1] == [0, 0, 1]
+    assert reports([float("nan")] * 3)[1] == [0, 0, 1]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.suffix)
 def test_every_rule_has_a_healthy_and_an_unhealthy_side(rule):
     bad = rule.least - 0.01 if rule.least > -np.inf else rule.most + 0.001
-    assert looked([bad] * 3, name=f"first_{rule.suffix}")[1] == [0, 0, 1]
-    assert looked([(rule.least + 1) if rule.least > -np.inf else 0.5] * 3, name=rule.suffix)[1] == [0, 0, 0]
+    assert reports([bad] * 3, name=f"first_{rule.suffix}")[1] == [0, 0, 1]
+    assert reports([(rule.least + 1) if rule.least > -np.inf else 0.5] * 3, name=rule.suffix)[1] == [0, 0, 0]

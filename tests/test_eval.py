@@ -1,4 +1,4 @@
-"""kNN, retrieval and positive sets against scikit-learn and plain NumPy, and the traps: ties, chunks, collapse."""
+"""kNN, retrieval and positive sets against scikit-learn and plain NumPy, also with ties, chunks and collapse."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from avssl.eval.tasks.standard import positive_precision
 from avssl.ops.nearest import label_numbers, nearest
 
 
-def clusters(num_rows: int, width: int = 16, num_classes: int = 5, seed: int = 0) -> tuple[NDArray, NDArray]:
+def clusters(num_rows: int, dim: int = 16, num_classes: int = 5, seed: int = 0) -> tuple[NDArray, NDArray]:
     """Noisy points around one direction per class, float32, of any length."""
-    centers = np.random.default_rng(99).normal(size=(num_classes, width))
+    centers = np.random.default_rng(99).normal(size=(num_classes, dim))
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, num_classes, num_rows)
-    points = centers[labels] + 1.2 * rng.normal(size=(num_rows, width))
+    points = centers[labels] + 1.2 * rng.normal(size=(num_rows, dim))
     return (points * rng.uniform(0.1, 10, (num_rows, 1))).astype(np.float32), labels
 
 
@@ -58,7 +58,7 @@ def test_a_tiny_temperature_does_not_overflow() -> None:
     assert (scores.argmax(1) == labels).all(), "with T -> 0 only the row itself counts"
 
 
-def test_equally_close_rows_are_taken_from_the_front() -> None:
+def test_of_equally_close_rows_the_lower_ones_vote() -> None:
     train = np.ones((40, 3), np.float32)
     rows, cosines = nearest(np.ones((2, 3)), train, 7)
     assert rows.tolist() == [list(range(7))] * 2
@@ -137,7 +137,7 @@ def test_a_constant_embedding_scores_nothing() -> None:
     assert (retrieval_ranks(constant, rng.normal(size=(50, 37))) >= 1).all()
 
 
-def test_copies_of_the_target_stand_before_it() -> None:
+def test_copies_of_the_target_are_ranked_before_it() -> None:
     gallery = np.array([[1.0, 0], [1, 0], [0, 1]])
     assert retrieval_ranks(gallery, gallery).tolist() == [2, 2, 1]
 

@@ -1,4 +1,4 @@
-"""Paired comparisons against textbook formulas and scipy; what cannot be compared is refused by name."""
+"""Paired comparisons against textbook formulas and scipy; results that cannot be compared are refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KEYS = [f"clip{number:03d}" for number in range(ROWS)]
 
 
 def repeat(seed: int, skill: float, *, multi_label: bool = False, name: str = "") -> Repeat:
-    """A made-up classifier of the same 200 rows; skill moves the true class's score up."""
+    """A made-up classifier of the same 200 rows; skill is added to the score of the true class."""
     targets = np.arange(ROWS) % 7
     scores = np.random.default_rng(seed).normal(size=(ROWS, 7)) + skill * np.eye(7)[targets]
     labels = np.eye(7, dtype=np.bool_)[targets] if multi_label else targets
@@ -116,7 +116,7 @@ def test_files_come_back_as_they_were_and_compare(tmp_path: Path, capsys: pytest
     assert "p = " in shown
 
 
-def test_results_that_were_not_measured_alike_are_refused_saying_how(tmp_path: Path) -> None:
+def test_results_of_different_protocols_are_refused_with_the_differences(tmp_path: Path) -> None:
     outcome = Outcome([repeat(0, 1.0)], {"left_out": {}})
     first = stored(tmp_path / "a", outcome)
     with pytest.raises(ValueError, match=r"label_field: 'label' and 'other'"):
@@ -133,7 +133,7 @@ def test_results_that_were_not_measured_alike_are_refused_saying_how(tmp_path: P
 
 
 def test_metrics_that_only_some_repeats_have_are_compared_on_those() -> None:
-    """As of `standard`: test clips are one repeat, training clips another, and only some runs have positives."""
+    """As in `standard`, where test clips are one repeat, training clips another, and only some runs have positives."""
     tested, anchors = repeat(0, 1.0, name="test"), np.random.default_rng(3).random((2, ROWS))
     keys = [f"train{number}" for number in range(ROWS)]
     sides = [
@@ -148,7 +148,7 @@ def test_metrics_that_only_some_repeats_have_are_compared_on_those() -> None:
     assert "precision" not in paired_differences(sides[0], without, num_draws=10)
 
 
-def test_mcnemar_of_a_share_of_some_rows_counts_those_alone() -> None:
+def test_mcnemar_of_a_share_of_some_rows_counts_only_these() -> None:
     generator = np.random.default_rng(4)
     right, asked = generator.random((2, ROWS)) < 0.6, generator.random(ROWS) < 0.5
     sides = [
@@ -160,7 +160,7 @@ def test_mcnemar_of_a_share_of_some_rows_counts_those_alone() -> None:
     assert found.first == pytest.approx(right[0][asked].mean())
 
 
-def test_a_side_file_that_is_not_its_own_is_refused(tmp_path: Path) -> None:
+def test_a_file_of_rows_of_another_result_is_refused(tmp_path: Path) -> None:
     first = stored(tmp_path / "a", Outcome([repeat(0, 1.0)]))
     second = stored(tmp_path / "b", Outcome([repeat(1, 1.0)]))
     rows = next(first.parent.glob("*.npz"))

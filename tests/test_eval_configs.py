@@ -40,9 +40,9 @@ SMALLER = {
 
 @pytest.fixture(scope="module")
 def labeled(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Shard folders of the tiny films with the field `label`: one label each, and several."""
+    """Shard folders of the tiny videos with the field `label`: with one label per sample, and with several."""
     folder = tmp_path_factory.mktemp("labeled")
-    found = {}
+    folders = {}
     for kind in ("single", "multi"):
         for split in ("train", "test"):
             with (corpus / split / "labels.csv").open() as stream:
@@ -54,17 +54,17 @@ def labeled(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
             manifest = folder / f"{kind}-{split}.jsonl"
             index_folder(corpus / split, manifest, labels=str(labels))
             write_shards(manifest, folder / kind / split, WriteOptions(short_side_px=32, samples_per_shard=7))
-        found[kind] = folder / kind
+        folders[kind] = folder / kind
     for fold in (1, 2, 3):
         for split in ("train", "test"):
-            shutil.copytree(found["single"] / split, folder / "folds" / f"{split}{fold}")
-    found["folds"] = folder / "folds"
-    return found
+            shutil.copytree(folders["single"] / split, folder / "folds" / f"{split}{fold}")
+    folders["folds"] = folder / "folds"
+    return folders
 
 
 @pytest.fixture(scope="module")
-def sounds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Twenty sounds as ESC-50 lists them, with five folds and two classes; DCASE's two parts."""
+def audio_shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Shards of twenty audio files, listed as ESC-50 with five folds and two classes, and as the splits of DCASE."""
     folder = tmp_path_factory.mktemp("sounds")
     generator = np.random.default_rng(0)
     lines = ["path,fold,target,label\n"]
@@ -76,7 +76,7 @@ def sounds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             audio = (0.3 * wave[None]).astype(np.float32)
             write_media(stream, audio=audio, audio_rate_hz=16_000, audio_codec="pcm_s16le", container_format="wav")
         lines.append(f"{number:02d}.wav,{number // 4 + 1},{kind},{'high' if kind else 'low'}\n")
-    found = {}
+    folders = {}
     for name, rows in (("esc50", lines), ("train", lines[:13]), ("test", [lines[0], *lines[13:]])):
         (folder / f"{name}.csv").write_text("".join(rows))
         index(folder / f"{name}.csv", folder / f"{name}.jsonl", IndexOptions())
@@ -85,15 +85,15 @@ def sounds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             folder / "shards" / name,
             WriteOptions(samples_per_shard=8, on_missing_video="keep"),
         )
-        found[name] = folder / "shards" / name
-    return found
+        folders[name] = folder / "shards" / name
+    return folders
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Shards of two parts of 40 and 24 gray pictures of ten classes, from files of the form of Fashion-MNIST's."""
+def fashion_shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Shards of two splits of 40 and 24 gray images of ten classes, in the file format of Fashion-MNIST."""
     folder = tmp_path_factory.mktemp("fashion")
-    found = {}
+    folders = {}
     for seed, (split, count) in enumerate((("train", 40), ("t10k", 24))):
         generator = np.random.default_rng(seed)
         labels = (np.arange(count) % 10).astype(np.uint8)
@@ -103,8 +103,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         write_idx(folder / f"{split}-labels-idx1-ubyte.gz", labels)
         index_idx_file(folder / f"{split}-images-idx3-ubyte.gz", folder / f"{split}.jsonl")
         write_shards(folder / f"{split}.jsonl", folder / split, WriteOptions(samples_per_shard=16))
-        found[split] = folder / split
-    return found
+        folders[split] = folder / split
+    return folders
 
 
 @pytest.fixture(scope="module")
@@ -122,14 +122,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def data_for(name: str, labeled: Any, sounds: Any, pictures: Any) -> list[str]:
-    """train and test of a YAML, as its comment says."""
+def data_for(name: str, labeled: Any, audio_shards: Any, fashion_shards: Any) -> list[str]:
+    """The arguments train and test of a YAML, as its comment says."""
     if name == "svm_esc50":
-        return [f"train={sounds['esc50']}"]
+        return [f"train={audio_shards['esc50']}"]
     if name == "svm_dcase2014":
-        return [f"train={sounds['train']}", f"test={sounds['test']}"]
+        return [f"train={audio_shards['train']}", f"test={audio_shards['test']}"]
     if name.endswith(("imagefolder", "fashion_mnist")):
-        parts = [f"train={pictures['train']}", f"test={pictures['t10k']}"]
+        parts = [f"train={fashion_shards['train']}", f"test={fashion_shards['t10k']}"]
     elif name in ("linear_ucf101", "linear_hmdb51"):
         parts = [f"train={labeled['folds']}/train{{fold}}", f"test={labeled['folds']}/test{{fold}}"]
     else:
@@ -140,7 +140,7 @@ def data_for(name: str, labeled: Any, sounds: Any, pictures: Any) -> list[str]:
     return parts[1:] if name.startswith("clustering") else parts
 
 
-def test_the_benchmarks_that_are_promised_are_there() -> None:
+def test_every_promised_benchmark_has_a_yaml() -> None:
     text = " ".join(path.stem for path in FOLDER.glob("*.yaml"))
     for wanted in ("kinetics400", "ucf101", "hmdb51", "esc50", "dcase", "audioset", "vggsound", "imagefolder"):
         assert wanted in text
@@ -148,7 +148,7 @@ def test_the_benchmarks_that_are_promised_are_there() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.yaml")))
-def test_every_yaml_loads_and_says_how_its_data_is_made(name: str) -> None:
+def test_every_yaml_loads_and_names_its_command(name: str) -> None:
     path = FOLDER / f"{name}.yaml"
     kind = tasks.get(config.value_of([str(path)], "task", "standard"))
     assert config.parse(kind.Config, [str(path)]).task == kind.name
@@ -157,28 +157,34 @@ def test_every_yaml_loads_and_says_how_its_data_is_made(name: str) -> None:
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("name", YAMLS)
-def test_every_yaml_runs_as_it_is(name: str, runs: Any, labeled: Any, sounds: Any, pictures: Any) -> None:
+def test_every_yaml_runs_as_it_is(name: str, runs: Any, labeled: Any, audio_shards: Any, fashion_shards: Any) -> None:
     run = runs["image" if name.endswith(("imagefolder", "fashion_mnist")) else "video"]
-    given = [str(FOLDER / f"{name}.yaml"), *data_for(name, labeled, sounds, pictures), "num_workers=0"]
+    given = [str(FOLDER / f"{name}.yaml"), *data_for(name, labeled, audio_shards, fashion_shards), "num_workers=0"]
     task = recipe.load_task([*given, *SMALLER.get(name, [])])
     path = recipe.evaluate(run, task)
     assert path.stem == f"{task.task}-{task.name}"
-    found = read_evaluation(path)
-    assert found["results"]["trained"].keys() == found["results"]["untrained"].keys() == found["chance"].keys()
-    assert all(np.isfinite(value) for value in found["results"]["trained"].values())
-    assert found["weights"]["trained"] == Embedder.from_run(run).weights_hash
-    assert found["environment"]["versions"]["torch"]
+    evaluation = read_evaluation(path)
+    assert (
+        evaluation["results"]["trained"].keys()
+        == evaluation["results"]["untrained"].keys()
+        == evaluation["chance"].keys()
+    )
+    assert all(np.isfinite(value) for value in evaluation["results"]["trained"].values())
+    assert evaluation["weights"]["trained"] == Embedder.from_run(run).weights_hash
+    assert evaluation["environment"]["versions"]["torch"]
     repeats = {"linear_ucf101": 3, "linear_hmdb51": 3, "svm_esc50": 5}.get(name, 5 if name.startswith("few") else 1)
-    assert len(found["repeats"]["trained"]) == (5 if name.startswith("clustering") else repeats)
+    assert len(evaluation["repeats"]["trained"]) == (5 if name.startswith("clustering") else repeats)
     if name == "svm_esc50":
-        assert sum(repeat["num_test"] for repeat in found["repeats"]["trained"]) == 20, "each clip once over the folds"
-        assert [repeat["name"] for repeat in found["repeats"]["trained"]] == [
+        assert sum(repeat["num_test"] for repeat in evaluation["repeats"]["trained"]) == 20, (
+            "each clip once over the folds"
+        )
+        assert [repeat["name"] for repeat in evaluation["repeats"]["trained"]] == [
             f"fold {number}" for number in range(1, 6)
         ]
     if name.startswith("svm"):
-        values = found["results"]["trained"]
+        values = evaluation["results"]["trained"]
         assert max(values[f"audio_{layer}_top1_accuracy"] for layer in ("conv2x", "conv3x")) > 0.8, "two tones are easy"
     if name.endswith("audioset"):
         amount = "10_per_class_" if name.startswith("few") else ""
         wanted = {f"{amount}audio_feature_mean_average_precision", f"{amount}audio_feature_d_prime"}
-        assert wanted <= found["results"]["trained"].keys()
+        assert wanted <= evaluation["results"]["trained"].keys()

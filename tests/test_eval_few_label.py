@@ -1,4 +1,4 @@
-"""The draw of few labels against a plain version, and the task with several labels a sample against scikit-learn."""
+"""The draw of few labels against a plain version, and the task with several labels per sample against scikit-learn."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from avssl.eval.tasks.few_label import FewLabelConfig, few_label, stratified
 
 
 def several_labels(num_samples: int = 120, seed: int = 0) -> np.ndarray:
-    """bool (n, 6): classes from frequent to rare, one of nobody, each sample with at least one."""
+    """bool (n, 6): classes from frequent to rare, one without samples; each sample has at least one."""
     generator = np.random.default_rng(seed)
     targets = generator.random((num_samples, 6)) < [0.5, 0.3, 0.2, 0.1, 0.05, 0.0]
     targets[~targets.any(axis=1), 0] = True
@@ -21,7 +21,7 @@ def several_labels(num_samples: int = 120, seed: int = 0) -> np.ndarray:
 
 
 def plain_draw(targets: np.ndarray, share: float, number: int, seed: int) -> set[int]:
-    """The documented draw with lists and sets: turns one after the other, every one found anew."""
+    """The documented draw with lists and sets: turns one after the other, each found from scratch."""
     generator = np.random.default_rng(seed)
     order = {}
     for one in range(targets.shape[1]):
@@ -57,7 +57,7 @@ def test_the_draw_is_the_plain_one_with_one_label_and_with_several(share: float,
 
 
 @pytest.mark.parametrize("number", [1, 3, 10])
-def test_every_class_has_what_it_is_due_and_samples_bring_their_other_labels(number: int) -> None:
+def test_every_class_gets_the_samples_it_is_due_and_samples_keep_their_other_labels(number: int) -> None:
     targets = several_labels()
     chosen = stratified(targets, 0.0, number, 0)
     counts, there = targets[chosen].sum(axis=0), targets.sum(axis=0)
@@ -85,9 +85,7 @@ def test_shares_are_nested_and_near_the_share_of_the_samples() -> None:
 
 
 @pytest.mark.parametrize("classifier", ["linear", "knn"])
-def test_several_labels_are_measured_by_mean_average_precision(
-    classifier: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_several_labels_are_scored_by_mean_average_precision(classifier: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sides = []
     for seed, count in ((0, 120), (1, 80)):
         targets = several_labels(count, seed)

@@ -1,4 +1,4 @@
-"""Who is best is said only where other samples would hardly change it; results are whole wherever writing stops."""
+"""A result is marked as best only beyond the interval of the difference; results are whole wherever writing stops."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def test_seven_of_three_hundred_are_no_better_than_five_and_two_hundred_are():
     assert intervals.leaders(many[:1], lambda name: "rank" in name) == {}
 
 
-def test_intervals_are_those_of_scipy_and_pairs_part_sooner_than_two_results_apart():
+def test_intervals_are_those_of_scipy_and_paired_ones_are_narrower():
     generator = np.random.default_rng(0)
     first = generator.random(ROWS) < 0.5
     second = first | (generator.random(ROWS) < 0.08)  # what one has right, so has the other
@@ -78,7 +78,7 @@ def test_samples_are_counted_by_metric_once_over_seeds_and_all_over_folds():
     assert intervals.row_counts(folds)["video_knn_visual"] == 80
 
 
-def test_terminal_and_page_name_the_samples_and_the_best_only_where_it_parts(tmp_path):
+def test_terminal_and_page_show_numbers_of_samples_and_mark_only_a_significant_best(tmp_path):
     asked = right(*range(290))
     paths = {}
     for name, few, many in (("a", 7, 200), ("b", 5, 100)):
@@ -106,7 +106,7 @@ def test_terminal_and_page_name_the_samples_and_the_best_only_where_it_parts(tmp
 
 
 def demo_rows(correct, positives=0.5):
-    """A made-up result with the metrics that the demo's claims are about."""
+    """A made-up result with the metrics of the demo's claims."""
     columns = {"right": correct, "rank": np.where(correct, 1, 60), "low": np.full(ROWS, positives)}
     metrics = {demo.KNN: Metric("mean", ("right",))}
     for direction in demo.DIRECTIONS:
@@ -132,7 +132,7 @@ def test_a_claim_of_the_demo_is_yes_only_where_its_whole_interval_holds():
 
 
 def stopped_after(steps, work):
-    """Do some work in a process that is gone, untidied, before its step of that number; False if it came to its end."""
+    """Do work in a process that dies, without cleaning up, before the step of that number; False if it finished."""
     child = os.fork()
     if child == 0:
         left = [steps]
@@ -155,7 +155,7 @@ def stopped_after(steps, work):
 
 
 def sets_with_rows(folder):
-    """The test sets of the results of a folder, each of which has its own rows."""
+    """The test sets of the results in a folder; each result has its rows."""
     found = []
     for path in results.standard_results(folder):
         evaluation = results.read_evaluation(path)

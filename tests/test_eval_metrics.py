@@ -1,4 +1,4 @@
-"""Metrics with row weights against scikit-learn on rows repeated that often, and repeats that recompute them."""
+"""Metrics with row weights against scikit-learn on repeated rows, and repeats that compute them again."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_d_prime_is_the_quantile_of_the_mean_auc() -> None:
     assert perfect > 9
 
 
-def test_classes_without_rows_on_both_sides_do_not_enter() -> None:
+def test_classes_of_no_row_or_of_all_rows_are_left_out() -> None:
     scores, _, targets, _ = rows()
     targets[:, 0], targets[:, 1] = False, True
     expected = metrics.average_precision_score(targets[:, 2:], scores[:, 2:], average="macro")
@@ -91,7 +91,7 @@ def test_pairs_are_told_apart_as_scikit_learn_says_and_by_the_best_threshold() -
     assert accuracy(found) == max(accuracy(float(one)) for one in [*aligned, *shifted])
 
 
-def test_a_classifier_is_scored_as_scikit_learn_scores_it() -> None:
+def test_the_metrics_of_a_classifier_are_those_of_scikit_learn() -> None:
     scores, targets, _, _ = rows(num_rows=200)
     found = classified(
         [str(number) for number in range(200)], scores, targets, list("abcdefg"), train_targets=np.array([2, 2, 0])

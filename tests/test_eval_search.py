@@ -1,4 +1,4 @@
-"""Search within a modality, shifted windows, classifiers' corners, against loops, closed forms and scikit-learn."""
+"""Search within a modality, shifted clips and special cases of classifiers against loops, formulas and scikit-learn."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_average_precision_equals_scikit_learn_query_by_query(own: bool) -> None
         assert found.first_rank[row] == (close >= close[right].max()).sum()
 
 
-def test_ties_stand_before_the_right_answer() -> None:
+def test_ties_are_ranked_before_the_right_row() -> None:
     """All rows equal: m wrong ones first, then R right ones, so the precision is the mean of j / (m + j)."""
     labels = np.array([0] * 4 + [1] * 6)
     found = same_label_search(np.ones((10, 3)), labels, np.ones((10, 3)), labels, exclude_own=True)
@@ -50,7 +50,7 @@ def test_ties_stand_before_the_right_answer() -> None:
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_chance_is_what_random_features_reach(own: bool) -> None:
+def test_chance_is_the_mean_over_random_features(own: bool) -> None:
     _, labels = made(40)
     asked = labels if own else made(15, 1)[1]
     levels = chance_of_same_label(asked, labels, (1, 5), exclude_own=own)
@@ -70,7 +70,7 @@ def test_chance_is_what_random_features_reach(own: bool) -> None:
 
 
 @pytest.mark.parametrize("backward", [False, True])
-def test_shifted_windows_lie_in_their_streams_and_directions_take_turns(backward: bool) -> None:
+def test_shifted_clips_lie_in_their_streams_and_directions_alternate(backward: bool) -> None:
     video, audio = Span(0.0, 10.0), Span(0.3, 9.5)
     starts = shifted_starts(video, audio, 0.5, 2.0, 2.0, 4, first_backward=backward)
     assert [shift > 0 for _, shift in starts] == ([False, True] * 2 if backward else [True, False] * 2)
@@ -100,7 +100,7 @@ def test_kNN_with_several_labels_reduces_to_one_label() -> None:
     np.testing.assert_allclose(multi, single, atol=1e-9)
 
 
-def test_a_class_that_nobody_has_learned_scores_lowest() -> None:
+def test_a_class_without_training_samples_scores_lowest() -> None:
     train, labels = made()
     labels = np.where(labels == 4, 3, labels)
     for scores in (
@@ -111,7 +111,7 @@ def test_a_class_that_nobody_has_learned_scores_lowest() -> None:
         assert (scores[:, 4] <= scores.min(axis=1)).all()
 
 
-def test_one_cost_of_several_is_taken_on_training_samples_alone() -> None:
+def test_the_cost_is_chosen_on_training_samples_alone() -> None:
     (train, labels), (test, _) = made(200), made(20, 1)
     report: dict[str, list[float]] = {}
     chosen = logistic_scores(train[:, None], labels, test[:, None], 5, costs=(1e-6, 1.0), report=report)
@@ -121,7 +121,7 @@ def test_one_cost_of_several_is_taken_on_training_samples_alone() -> None:
         logistic_scores(train[:5, None], np.arange(5), test[:, None], 5, costs=(1.0, 2.0))
 
 
-def test_several_labels_a_sample_are_one_regression_a_class() -> None:
+def test_several_labels_are_one_regression_per_class() -> None:
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 

@@ -1,4 +1,4 @@
-"""The task `standard`: what its rows say against scikit-learn and loops, comparisons of runs, two processes as one."""
+"""The task `standard`: its rows against scikit-learn and loops, comparisons of results, two processes against one."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
+from avssl import config
 from avssl.embedding.embed_shards import embed_split
 from avssl.embedding.embedder import Embedder
 from avssl.embedding.table import VECTOR_COLUMNS, EmbeddingTable
+from avssl.eval import tasks
 from avssl.eval.outcome import Outcome
 from avssl.eval.results import read_evaluation, read_rows
 from avssl.eval.tasks.standard import StandardConfig, evaluate_tables
@@ -26,7 +28,7 @@ FIELDS = {"video": "shape", "audio": "tone"}
 
 
 def made_table(num_clips: int, seed: int) -> EmbeddingTable:
-    """One window a clip: every fifth has no video, every third no sound, every seventh no `tone`."""
+    """One window per clip: every fifth has no video, every third no audio, every seventh no label `tone`."""
     generator = np.random.default_rng(seed)
     classes = generator.integers(0, 4, num_clips)
     has = {"video": np.arange(num_clips) % 5 != 0, "audio": np.arange(num_clips) % 3 != 0}
@@ -67,16 +69,16 @@ def test_each_clip_is_right_or_wrong_as_scikit_learn_says(tables: Any, outcome: 
             kept = table.has(modality) & (labels != "")
             features = getattr(table, f"{modality}_feature")[kept].astype(np.float64)
             sides.append((kept, features, labels[kept]))
-        (_, known, names), (kept, asked, truth) = sides
+        (_, train_rows, names), (kept, test_rows, truth) = sides
         oracle = KNeighborsClassifier(
             5, metric="cosine", algorithm="brute", weights=lambda distance: np.exp((1 - distance) / 0.07)
-        ).fit(known, names)
+        ).fit(train_rows, names)
         assert rows.columns[f"{name}_asked"].tolist() == kept.tolist()
-        np.testing.assert_array_equal(rows.columns[f"{name}_right"][kept], oracle.predict(asked) == truth)
-        assert rows.values()[name] == pytest.approx(oracle.score(asked, truth))
+        np.testing.assert_array_equal(rows.columns[f"{name}_right"][kept], oracle.predict(test_rows) == truth)
+        assert rows.values()[name] == pytest.approx(oracle.score(test_rows, truth))
 
 
-def test_each_clip_has_its_rank_and_the_class_of_what_is_closest(tables: Any, outcome: Outcome) -> None:
+def test_each_clip_has_its_rank_and_the_class_of_the_closest_clip(tables: Any, outcome: Outcome) -> None:
     test, rows = tables["test"], outcome.repeats[0]
     pairs = np.flatnonzero(test.has_video & test.has_audio)
     shapes = np.array([row["shape"][0] for row in test.labels])
@@ -116,22 +118,28 @@ def run(tiny_run: Path, shards: Any, tmp_path_factory: pytest.TempPathFactory) -
     return copy
 
 
+@pytest.mark.parametrize("key", ["name", "folds", "label_field", "modality", "untrained", "folder"])
+def test_keys_of_other_tasks_are_refused(key: str, shards: Any) -> None:
+    with pytest.raises(config.ConfigError, match=key):
+        config.parse(tasks.get("standard").Config, [f"train={shards['train']}", f"{key}=1"])
+
+
 def test_two_results_are_compared_in_pairs(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = run / "evaluation.json"
     recipe.compare_files([str(path), str(path), "weights=trained,untrained", "draws=20"])
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[3:]}
-    found = read_evaluation(path)
-    assert lines.keys() == found["results"]["untrained"].keys(), "positives are of trained weights alone"
+    evaluation = read_evaluation(path)
+    assert lines.keys() == evaluation["results"]["untrained"].keys(), "positives are of trained weights alone"
     assert "p = " in lines["video_knn_visual"]
     assert "p = " in lines["video_to_audio_recall_at_5"]
     for weights in ("trained", "untrained"):
-        repeats = read_rows(path, found, weights)
+        repeats = read_rows(path, evaluation, weights)
         assert [repeat.name for repeat in repeats] == ["test", "positives"]
         values = {name: value for repeat in repeats for name, value in repeat.values().items()}
-        assert values == found["results"][weights]
+        assert values == evaluation["results"][weights]
 
 
-def test_a_share_of_each_process_is_the_table_of_embed(run: Path, shards: Any) -> None:
+def test_the_gathered_table_is_that_of_embed(run: Path, shards: Any) -> None:
     embedder = Embedder.from_run(run)
     table, expected = embed_split(embedder, str(shards["test"])), embedder.embed(shards["test"])[0]
     assert (table.keys, table.labels, table.metadata) == (expected.keys, expected.labels, expected.metadata)

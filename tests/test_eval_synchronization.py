@@ -1,4 +1,4 @@
-"""The task `synchronization` on films whose answer is known: networks that tell the time of their clip, or cannot."""
+"""The task `synchronization` with networks that read the time of their clip from made-up videos, or cannot."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ from data_prep.transcode.options import WriteOptions
 from data_prep.write.run import write_shards
 from tests.labeled_runs import tiny_embedder
 
-NUM_FILMS, SECONDS, FPS, RATE_HZ = 6, 3.0, 16, 24_000
+NUM_VIDEOS, SECONDS, FPS, RATE_HZ = 6, 3.0, 16, 24_000
 SHIFT_SECONDS = 0.5
 
 
-def write_films(folder: Path, picture_delay_seconds: float = 0.0) -> Path:
-    """Shards of films that grow lighter while their sound rises: each tells the second that it is.
+def write_videos(folder: Path, video_delay_seconds: float = 0.0) -> Path:
+    """Shards of videos that get lighter while their tone rises: both tell the time.
 
-    Pictures go from black to white and a tone from 500 to 4,500 Hz over the film, to and fro in every other film, so
-    that late is not always light. The picture may be late against the sound.
+    Frames go from black to white and a tone from 500 to 4,500 Hz, in every other video the other way round, so that
+    late is not always light. The frames may be late against the audio.
     """
-    (folder / "films").mkdir(parents=True)
-    for number in range(NUM_FILMS):
+    (folder / "videos").mkdir(parents=True)
+    for number in range(NUM_VIDEOS):
         backward = bool(number % 2)
-        frames = (np.arange(round(SECONDS * FPS)) + 0.5) / FPS - picture_delay_seconds
+        frames = (np.arange(round(SECONDS * FPS)) + 0.5) / FPS - video_delay_seconds
         shares = np.clip(frames / SECONDS, 0, 1)
         light = (20 + 215 * (1 - shares if backward else shares)).astype(np.uint8)
         samples = np.arange(round(SECONDS * RATE_HZ)) / RATE_HZ
         pitch = 500 + 4000 * (1 - samples / SECONDS if backward else samples / SECONDS)
         wave = 0.4 * np.sin(2 * np.pi * np.cumsum(pitch) / RATE_HZ)
         write_media(
-            folder / "films" / f"{number}.mkv",
+            folder / "videos" / f"{number}.mkv",
             video=[np.full((32, 32, 3), value, np.uint8) for value in light],
             video_fps=FPS,
             audio=wave[None].astype(np.float32),
             audio_rate_hz=RATE_HZ,
             audio_codec="flac",
         )
-    index_folder(folder / "films", folder / "films.jsonl")
-    write_shards(folder / "films.jsonl", folder / "shards", WriteOptions(short_side_px=32))
+    index_folder(folder / "videos", folder / "videos.jsonl")
+    write_shards(folder / "videos.jsonl", folder / "shards", WriteOptions(short_side_px=32))
     return folder / "shards"
 
 
 class Reader(nn.Module):
-    """A view -> the point on a quarter of a circle that a share in [0, 1], read from it, stands for: (B, 2)."""
+    """Reads a share in [0, 1] from a view and gives its point on a quarter of a circle: (B, 2)."""
 
     dim = 2
 
@@ -67,7 +67,7 @@ class Reader(nn.Module):
 
 
 def reading(shares: dict[str, Callable[[torch.Tensor], torch.Tensor]]) -> Embedder:
-    """A tiny run whose networks read a share of the film from a clip, and whose embedding is the feature."""
+    """A tiny run whose networks read the time of a clip as a share of its video; the embedding is the feature."""
     embedder = tiny_embedder()
     for modality, share in shares.items():
         embedder.encoders[modality] = Reader(modality, share)
@@ -76,7 +76,9 @@ def reading(shares: dict[str, Callable[[torch.Tensor], torch.Tensor]]) -> Embedd
 
 
 def lightness(view: torch.Tensor) -> torch.Tensor:
-    """Mean brightness of (B, 3, T, H, W) standardized pixels, from the darkest to the lightest that films have."""
+    """Mean brightness of (B, 3, T, H, W) standardized pixels, as a share from the darkest to the lightest frame of the
+    videos.
+    """
     mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None, None]
     std = torch.tensor([0.229, 0.224, 0.225])[:, None, None, None]
     return ((view * std + mean).mean(dim=(1, 2, 3, 4)) * 255 - 20) / 215
@@ -97,12 +99,12 @@ def synchronization(embedder: Embedder, shards: Path, **changes: Any) -> Outcome
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_films(tmp_path_factory.mktemp("in-sync"))
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_videos(tmp_path_factory.mktemp("in-sync"))
 
 
-def test_networks_that_tell_the_time_are_nearly_always_right(films: Path) -> None:
-    repeat = synchronization(reading({"video": lightness, "audio": pitch}), films).repeats[0]
+def test_networks_that_tell_the_time_are_nearly_always_right(videos: Path) -> None:
+    repeat = synchronization(reading({"video": lightness, "audio": pitch}), videos).repeats[0]
     values = repeat.values()
     assert values["synchronization_auc"] > 0.99
     assert values["synchronization_pair_accuracy"] == 1.0
@@ -111,23 +113,23 @@ def test_networks_that_tell_the_time_are_nearly_always_right(films: Path) -> Non
     np.testing.assert_allclose(repeat.columns["shifted"], np.cos(np.pi / 2 * SHIFT_SECONDS / SECONDS), atol=0.02)
 
 
-def test_a_film_whose_pictures_are_late_by_the_shift_is_found_out(tmp_path: Path) -> None:
-    """There the sound of half a second before fits better than the clip's own, that of half a second after worse."""
-    shards = write_films(tmp_path / "late", picture_delay_seconds=SHIFT_SECONDS)
+def test_a_video_whose_frames_are_late_by_the_shift_is_detected(tmp_path: Path) -> None:
+    """The audio of half a second before fits better than the aligned audio, that of half a second after fits worse."""
+    shards = write_videos(tmp_path / "late", video_delay_seconds=SHIFT_SECONDS)
     repeat = synchronization(reading({"video": lightness, "audio": pitch}), shards, test_clips=1).repeats[0]
     gap = repeat.columns["aligned"] - repeat.columns["shifted"]
-    forward = np.arange(NUM_FILMS) % 2 == 0
+    forward = np.arange(NUM_VIDEOS) % 2 == 0
     assert (gap[forward] > 0).all()
     assert (gap[~forward] < 0).all()
     assert repeat.values()["synchronization_pair_accuracy"] == 0.5
 
 
 @pytest.mark.parametrize("blind", ["video", "audio"])
-def test_networks_that_do_not_tell_the_time_are_at_chance_or_wrong(films: Path, blind: str) -> None:
+def test_networks_that_do_not_tell_the_time_are_at_chance_or_wrong(videos: Path, blind: str) -> None:
     shares = {"video": lightness, "audio": pitch, blind: lambda view: torch.full((len(view),), 0.5)}
-    values = synchronization(reading(shares), films).repeats[0].values()
+    values = synchronization(reading(shares), videos).repeats[0].values()
     if blind == "audio":
-        assert values["synchronization_pair_accuracy"] == 0.0, "equal cosines are no luck"
+        assert values["synchronization_pair_accuracy"] == 0.0, "equal cosines count as wrong"
         assert values["synchronization_auc"] == pytest.approx(0.5, abs=1e-6)
     else:
         assert values["synchronization_auc"] < 0.75

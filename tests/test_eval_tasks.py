@@ -1,4 +1,4 @@
-"""The tasks of recipes/evaluate.py on a tiny run: their files, and what they say against scikit-learn."""
+"""The tasks of recipes/evaluate.py on a tiny run: their files, and their metrics against scikit-learn."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def embedder(run: Path) -> Embedder:
 
 
 def evaluate(run: Path, shards: Any, task: str, *changes: str) -> dict[str, Any]:
-    """The result of a task on the tiny shards, with train and test given unless changed; "train=" takes it away."""
+    """The result of a task on the tiny shards, with its train and test unless changed; "train=" leaves it out."""
     given = [f"task={task}", f"train={shards['train']}", f"test={shards['test']}", "num_workers=0", *changes]
     gone = [change for change in changes if change.endswith("=")]
     given = [one for one in given if not one.startswith(tuple(gone))] if gone else given
@@ -55,7 +55,7 @@ def labels_of(features: FeatureSet, field: str) -> np.ndarray:
 
 
 def splits(embedder: Embedder, shards: Any, modality: str, layer: str, num_clips: int = 1) -> tuple[Any, ...]:
-    """(train rows (n, K, D), labels, test rows, labels), by the code that is tested elsewhere."""
+    """(train rows (n, K, D), labels, test rows, labels), by `extract`, which has its own test."""
     found = [extract(embedder, str(shards[split]), [modality], [layer], ClipPlan(num_clips)) for split in shards]
     return tuple(part for one in found for part in (rows_of(one, modality, layer), labels_of(one, "visual")))
 
@@ -189,7 +189,7 @@ def test_retrieval_across_and_within(run: Path, embedder: Embedder, shards: Any)
     }
 
 
-def test_synchronization_counts_what_cannot_tell(run: Path, shards: Any, embedder: Embedder) -> None:
+def test_synchronization_counts_samples_that_it_leaves_out(run: Path, shards: Any, embedder: Embedder) -> None:
     found = evaluate(run, shards, "synchronization", "test_clips=2")
     values = found["results"]["trained"]
     rows = read_rows(run / "evaluations" / "synchronization.json", found, "trained")[0].columns

@@ -48,7 +48,7 @@ def test_a_missing_shard_is_an_error_and_not_a_smaller_test_set(tiny_run, shards
     assert "the shard is missing" in process.stderr
 
 
-def test_labels_that_one_split_lacks_and_remote_runs_and_unknown_tasks_are_said(tiny_run, shards, corpus, tmp_path):
+def test_labels_that_one_split_lacks_remote_runs_and_unknown_tasks_are_named(tiny_run, shards, corpus, tmp_path):
     run_python("-m", "data_prep", "index", corpus / "test", "--out", tmp_path / "test.jsonl")
     options = ["--short-side-px", "32"]
     run_python("-m", "data_prep", "write", tmp_path / "test.jsonl", "--out", tmp_path / "test", *options)

@@ -127,14 +127,14 @@ def test_learning_rates_fall_at_the_milestones_of_the_stage(tmp_path):
 
 
 def test_the_encoder_may_learn_at_another_rate(tmp_path):
-    """With a scale of 0 it stands still, which momentum alone would not let it."""
+    """With a scale of 0 it does not move, in spite of momentum."""
     model = classifier(norm=False)
     before = state_of(model.encoders)
     train_in(tmp_path, model, [stage(8, True, encoder_lr_scale=0.0)])
     assert_equal_states(before, state_of(model.encoders))
 
 
-def test_a_loss_that_is_no_number_ends_the_training(tmp_path):
+def test_a_loss_that_is_not_finite_ends_the_training(tmp_path):
     with pytest.raises(FloatingPointError, match=r"lower optim\.lr"):
         train_in(tmp_path, classifier(norm=False), [stage(12, True, optim=OptimConfig(name="sgd", lr=float("inf")))])
 
@@ -197,7 +197,7 @@ def test_every_modality_is_finetuned_over_seeds(shards, tmp_path, modality):
 
 
 def test_a_class_without_a_training_sample_counts_as_wrong(image_shards, tmp_path):
-    """Folds that are the classes themselves: what is tested has never been learned."""
+    """The folds are the classes, so that the test class has no training sample."""
     config = replace(configured({"train": image_shards, "test": "other"}, tmp_path, "modality=image"), test="")
     config = replace(config, label_field="label", fold_field="label", epochs=10, optim=OptimConfig(lr=0.1))
     outcome = TASK.run(image_embedder(), config)
@@ -205,7 +205,7 @@ def test_a_class_without_a_training_sample_counts_as_wrong(image_shards, tmp_pat
     assert [repeat.values()["image_top1_accuracy"] for repeat in outcome.repeats] == [0.0, 0.0]
 
 
-def test_pictures_that_differ_in_brightness_are_told_apart(image_shards, tmp_path):
+def test_images_that_differ_in_brightness_are_told_apart(image_shards, tmp_path):
     whole = ShardSet(image_shards)
     halves = [np.arange(12)[np.arange(12) % 4 < 2], np.arange(12)[np.arange(12) % 4 >= 2]]
     train_half, test_half = (ShardSubset(whole, half) for half in halves)
@@ -225,7 +225,7 @@ def test_pictures_that_differ_in_brightness_are_told_apart(image_shards, tmp_pat
     assert done.repeat.values()["image_top1_accuracy"] == 1.0
 
 
-def test_several_labels_a_sample_give_mean_average_precision(shards, tmp_path):
+def test_several_labels_per_sample_give_mean_average_precision(shards, tmp_path):
     outcome = TASK.run(tiny_embedder(), configured(shards, tmp_path, "multi_label=true"))
     assert {"video_mean_average_precision", "video_d_prime"} <= outcome.repeats[0].values().keys()
     with pytest.raises(ValueError, match="several labels"):
@@ -311,7 +311,7 @@ def test_two_processes_train_and_test_as_one(shards, tmp_path):
     ],
 )
 def test_the_published_settings_are_what_the_protocol_says(name, published):
-    """Of AVID's code: frames, clips an epoch, batch, epochs, drops, strength of the jitter."""
+    """Of AVID's code: frames, clips per epoch, batch size, epochs, milestones, strength of the jitter."""
     config = parse(TASK.Config, [str(ROOT / f"recipes/configs/evaluate/{name}.yaml")])
     views = changed(tiny_embedder().config.views, config.views)
     found = (

@@ -20,7 +20,7 @@ from tests.conftest import run_python
 
 
 def made_shards(videos, folder, cutting=None, **options):
-    """A shard folder of the files of a folder, or of pieces of them."""
+    """A shard folder of the files of a folder, or of excerpts of them."""
     manifest = folder.with_suffix(".jsonl")
     if cutting is None:
         index_folder(videos, manifest)
@@ -32,7 +32,7 @@ def made_shards(videos, folder, cutting=None, **options):
 
 @pytest.fixture(scope="module")
 def videos(corpus, tmp_path_factory):
-    """Four clips of the training split and two of the test split, under names of their own."""
+    """Four clips of the training split and two of the test split, under other names."""
     folder = tmp_path_factory.mktemp("mixed") / "clips"
     folder.mkdir()
     for split, count in (("train", 4), ("test", 2)):
@@ -43,7 +43,7 @@ def videos(corpus, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(shards, tmp_path_factory):
-    """A folder that knows that it was trained on the training split."""
+    """A run folder with the digests of the training split as its training data."""
     run = tmp_path_factory.mktemp("trained")
     overlap.write_training_data(run, ShardSet(shards["train"]), "")
     return run
@@ -54,7 +54,7 @@ def counts(run, train, test):
     return found["by_run"], found["tests"][0]["num_in_train"], found["tests"][0]["num_in_run"]
 
 
-def test_files_of_the_training_split_are_known_again_under_other_names_sizes_and_rates(
+def test_files_of_the_training_split_are_recognized_under_other_names_sizes_and_rates(
     videos, trained, shards, tmp_path
 ):
     mixed = made_shards(videos, tmp_path / "mixed", short_side_px=24, fps=4.0)
@@ -71,7 +71,7 @@ def test_other_seconds_of_the_same_file_are_overlap(videos, trained, tmp_path):
 
 
 def test_equal_keys_and_paths_of_other_media_are_no_overlap(trained, shards, corpus, tmp_path):
-    """Sound files of one length have one size too: name and size say nothing of the content."""
+    """Audio files of one length also have one size: name and size do not identify the content."""
     others = sorted((corpus / "test").rglob("*.mp4"))
     for path, other in zip(sorted((corpus / "train").rglob("*.mp4")), others, strict=False):
         place = tmp_path / path.relative_to(corpus)

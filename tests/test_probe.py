@@ -1,4 +1,4 @@
-"""Linear probes: scikit-learn's optimum, networks that stay bit-equal, probes that do not know of each other."""
+"""Linear probes: scikit-learn's optimum, networks that stay bit-equal, probes that are independent of each other."""
 
 import copy
 
@@ -22,7 +22,7 @@ DEVICE = torch.device("cpu")
 
 
 class Given(nn.Module):
-    """The features themselves."""
+    """An encoder that returns its input."""
 
     dim = 6
 

@@ -84,7 +84,7 @@ def clip() -> tuple[bytes, bytes]:
 
 
 def make_table(num_rows: int = 12, hostile: bool = False) -> EmbeddingTable:
-    """Two windows per clip, two label fields; rows without one side."""
+    """Two windows per clip, two label fields; some rows lack a modality."""
     rng = np.random.default_rng(0)
     video, audio = rng.normal(size=(2, num_rows, 5)).astype(np.float32)
     video, audio = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (video, audio))
@@ -151,7 +151,7 @@ def build(tmp_path: Path, clip: tuple[bytes, bytes], hostile: bool = False) -> s
     return path.read_text(encoding="utf-8")
 
 
-def test_the_page_is_well_formed_and_asks_nobody_for_anything(tmp_path: Path, clip: tuple[bytes, bytes]) -> None:
+def test_the_page_is_well_formed_and_makes_no_requests(tmp_path: Path, clip: tuple[bytes, bytes]) -> None:
     page = Checker(build(tmp_path, clip))
     assert page.wrong == []
     assert page.open == []
@@ -284,7 +284,7 @@ def test_the_waveform_is_the_envelope_of_the_audio(clip: tuple[bytes, bytes]) ->
     assert low[70:110].min() == pytest.approx(-0.8, abs=0.05)
 
 
-def test_neighbors_are_the_closest_rows_of_the_other_side() -> None:
+def test_neighbors_are_the_closest_rows_of_the_other_modality() -> None:
     table = make_table().pool_by_key()
     labels = table.label("sound")
     queries = pick_queries(table, "video", labels, 3)

@@ -33,7 +33,7 @@ def image_file(color: str, size: tuple[int, int] = (24, 16), file_format: str = 
     return stream.getvalue()
 
 
-def measured(train: EmbeddingTable, test: EmbeddingTable) -> tuple[dict[str, float], dict[str, float | None]]:
+def metrics_of(train: EmbeddingTable, test: EmbeddingTable) -> tuple[dict[str, float], dict[str, float | None]]:
     """({metric: value}, {metric: chance}) of the test clips by the task `standard`."""
     clips = evaluate_tables(train, test, StandardConfig(num_neighbors=3)).repeats[0]
     return clips.values(), {name: metric.chance for name, metric in clips.metrics.items()}
@@ -63,7 +63,7 @@ def report(folder: Path, table: EmbeddingTable, media: Any) -> tuple[str, Checke
     folder.mkdir(exist_ok=True)
     rows = [{"step": n, "samples_seen": n, "loss": 1 / n, "first_embedding_spread": 0.5 + n / 100} for n in range(1, 9)]
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    values, chance = measured(table, make_table(table.modalities()[0], seed=1))
+    values, chance = metrics_of(table, make_table(table.modalities()[0], seed=1))
     results = {"trained": values, "untrained": dict.fromkeys(values, 0.5)}
     evaluation = {"run": "simclr", "protocol": {"num_test": 8}, "chance": chance, "results": results}
     text = write_report(folder, evaluation=evaluation, table=table, media=media).read_text(encoding="utf-8")
@@ -73,7 +73,7 @@ def report(folder: Path, table: EmbeddingTable, media: Any) -> tuple[str, Checke
     return text, page, " ".join(" ".join(page.text).replace("\u00a0", " ").split())
 
 
-def test_the_page_says_that_a_run_collapsed_and_nothing_of_one_that_did_not(tmp_path: Path) -> None:
+def test_the_page_reports_a_collapse_of_a_run_and_only_then(tmp_path: Path) -> None:
     words = {}
     for name, last in (("alive", 0.9), ("dead", 0.01)):
         folder = tmp_path / name
@@ -189,7 +189,7 @@ def test_the_page_of_a_run_on_one_modality_leaves_the_other_out(
     assert "with the" not in words, "nothing plays together with a query of the same kind"
 
 
-def test_spreads_of_any_loss_are_drawn_in_one_chart(tmp_path: Path) -> None:
+def test_spreads_of_every_loss_are_drawn_in_one_chart(tmp_path: Path) -> None:
     _, page, words = report(tmp_path / "run", make_table("image"), None)
     assert "Near 0 = collapse" in words
     charts = [attributes["aria-label"] or "" for _, attributes in page.tags if attributes.get("class") == "chart"]
@@ -198,7 +198,7 @@ def test_spreads_of_any_loss_are_drawn_in_one_chart(tmp_path: Path) -> None:
 
 
 def test_training_time_is_the_sum_over_the_logged_steps(tmp_path: Path) -> None:
-    """Every line of the log says how long it was since the line before."""
+    """Every row of the log has the time since the row before."""
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "seconds": 100}\n{"step": 2, "seconds": 60}\n{"step": 3, "seconds": 40.2}\n')
     assert training_facts(read_metrics(path))["Training time"] == "3 min 20 s"
@@ -229,7 +229,7 @@ def test_a_shown_image_is_the_one_of_its_key(tmp_path: Path) -> None:
         assert pixels.mean(axis=(0, 1)).argmax() == channel
 
 
-def test_rows_are_called_by_what_they_are() -> None:
+def test_the_noun_for_rows_depends_on_their_modality() -> None:
     assert [row_noun(make_table(modality)) for modality in ("image", "video", "audio")] == [
         "images",
         "clips",
@@ -244,8 +244,8 @@ def test_what_cannot_be_evaluated_says_what_it_needs() -> None:
         evaluate_tables(table, unlabeled, StandardConfig())
 
 
-def test_only_what_a_table_has_is_measured() -> None:
+def test_only_modalities_of_the_table_have_metrics() -> None:
     for modality in ("image", "video", "audio"):
-        values, chance = measured(make_table(modality), make_table(modality, seed=1))
+        values, chance = metrics_of(make_table(modality), make_table(modality, seed=1))
         assert values == {f"{modality}_knn_label": 1.0}
         assert chance == {f"{modality}_knn_label": 0.5}

@@ -77,10 +77,10 @@ def extract_from(
 
 def refuse_failures(failures: Sequence[str], library: ShardSet) -> None:
     """ValueError on every process if any failed to read a sample: one that raised alone would leave others waiting."""
-    everywhere = [text for part in distributed.gather_objects(list(failures)) for text in part]
-    if everywhere:
+    all_failures = [text for part in distributed.gather_objects(list(failures)) for text in part]
+    if all_failures:
         raise ValueError(
-            f"{len(everywhere)} samples of {library.location} could not be read, the first is {everywhere[0]}. A "
+            f"{len(all_failures)} samples of {library.location} could not be read, the first is {all_failures[0]}. A "
             "smaller test set would be another test set: run `python -m data_prep verify`, write the shards again "
             "without them"
         )

@@ -251,7 +251,7 @@ def headline(results: Sequence[Result]) -> Html:
     if not results:
         return escaped(None)
     record = results[0].record
-    values = {name: flat_numbers(found) for name, found in dict(record.get("results", {})).items()}
+    values = {name: flat_numbers(metrics) for name, metrics in dict(record.get("results", {})).items()}
     chance = flat_numbers(record.get("chance", {}))
     main = next(iter(values), None)
     if main is None:

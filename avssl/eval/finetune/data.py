@@ -174,7 +174,7 @@ CROP_AND_FLIP = "deepcluster"  # the published set without colors: for training 
 def changed(config: T, changes: Mapping[str, Any], where: str = "views") -> T:
     """A copy of a configuration with nested changes, {"video": {"num_frames": 32}}.
 
-    A dictionary of augmentation sets takes new names. ValueError for a key that is not there, or a value of another
+    A dictionary of augmentation sets takes new names. ValueError for an unknown key, or a value of another
     type than the one before.
     """
     fields = {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}  # type: ignore[arg-type]
