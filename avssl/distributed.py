@@ -150,16 +150,3 @@ def barrier() -> None:
     """Wait until every process is here."""
     if is_active():
         dist.barrier()
-
-
-def assert_replicated(name: str, tensor: torch.Tensor) -> None:
-    """Raise RuntimeError unless `tensor` is bit-identical on all ranks (state rule: replicated)."""
-    if not is_active():
-        return
-    flat = tensor.detach().reshape(-1).contiguous()
-    mine = flat.view(torch.uint8).to(torch.int64)
-    weight = torch.arange(1, mine.numel() + 1, device=mine.device) % 65_521
-    digest = torch.stack([mine.sum(), (mine * weight).sum()])
-    digests = gather(digest[None])
-    if not bool((digests == digests[0]).all()):
-        raise RuntimeError(f"{name} differs between processes: {digests.tolist()}; it must be the same on every rank")

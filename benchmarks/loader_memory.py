@@ -27,14 +27,18 @@ sys.path.insert(0, str(ROOT))
 
 from avssl.data.loader import Loader
 from avssl.data.loader_config import LoaderConfig
-from avssl.data.workers import host_mib
 from avssl.shards.shard_set import ShardSet
-from avssl.transforms.config import ViewsConfig
+from avssl.transforms.audio import AudioParams
+from avssl.transforms.config import ViewsConfig, image_augment, picture_size_px
+from avssl.transforms.draw import ColorParams
+from avssl.transforms.jigsaw import NUM_TILES, jigsaw_size
 from avssl.transforms.view_maker import ViewMaker
 from avssl.types import View
 from benchmarks.claims import Claim, command_line, machine, publish
 from benchmarks.loader_clips import FOLDER, prepared
 
+# Of a worker alone: what it changes of the libraries' memory and Python's own, 22 MiB, and a clip as it was decoded.
+WORKER_MIB = 40
 VIEWS = (View("video", "video"), View("audio", "audio"))
 CPU = torch.device("cpu")
 FIRST_BATCH = """
@@ -51,6 +55,46 @@ next(iter(loader_of({folder!r}, 16, 2, 2).epoch(0)))
 ended = time.perf_counter()
 print(ended - imported, ended - begin)
 """
+
+
+def sample_bytes(views: Sequence[View], config: ViewsConfig) -> int:
+    """What a worker hands over for one sample in training, all views and its index."""
+    return 8 + sum(_audio_bytes(view, config) if view.modality == "audio" else _picture_bytes(view, config)
+                   for view in views)  # fmt: skip
+
+
+def host_mib(views: Sequence[View], config: ViewsConfig, batch_size: int, workers: int, prefetch_batches: int) -> float:
+    """An upper bound on the host memory of a training process' workers, without the libraries that all of them share.
+
+    batch_size: samples of a batch of this process. For clips of some ten frames of 340 x 256 px as they are stored:
+    docs/loading.md has the formula and how well it holds.
+    """
+    batch_mib = batch_size * sample_bytes(views, config) / 2**20
+    # The rows of a batch in the making, and shared memory: prefetch_batches that wait or are written, one in use.
+    return workers * (WORKER_MIB + (2 + prefetch_batches) * batch_mib)
+
+
+def _picture_bytes(view: View, config: ViewsConfig) -> int:
+    """uint8 RGB, and a look."""
+    augment = image_augment(view, config)
+    settings = config.image if view.modality == "image" else config.video
+    side = picture_size_px(augment, settings)
+    num_patches = 1
+    if augment is not None and augment.jigsaw:
+        num_patches, side = NUM_TILES, jigsaw_size(side).patch_px
+    num_frames = config.video.num_frames if view.modality == "video" else 1
+    looks = 0 if augment is None else 4 * num_patches * len(ColorParams._fields)
+    return num_patches * num_frames * 3 * side**2 + looks
+
+
+def _audio_bytes(view: View, config: ViewsConfig) -> int:
+    """A float32 waveform, what was drawn, and what is mixed in."""
+    waveform = 4 * round(config.audio.seconds * config.audio.rate_hz)
+    if view.augment == "test":
+        return waveform
+    mixed_in = waveform if config.audio.augment.mixup_ratio > 0 else 0
+    tiles = 8 * NUM_TILES if view.augment == "jigsaw" else 0
+    return waveform + 4 * len(AudioParams._fields) + mixed_in + tiles
 
 
 def loader_of(folder: str, batch_size: int, num_workers: int, prefetch_batches: int) -> Loader:

@@ -16,7 +16,7 @@ from avssl.eval.finetune.training import Classifier, Stage
 from avssl.optim.config import OptimConfig
 from avssl.shards.shard_set import ShardSet
 from tests.labeled_runs import tiny_embedder
-from tests.ranks import SumEncoder
+from tests.ranks import SumEncoder, assert_replicated
 
 
 def train_and_test(train: str, test: str, folder: str | Path) -> None:
@@ -41,7 +41,7 @@ def train_and_test(train: str, test: str, folder: str | Path) -> None:
             lambda steps, lr=lr: [Stage(3 * steps, OptimConfig(name="sgd", lr=lr, weight_decay=0.0), True, "train")],
         )  # fmt: skip
         scores[name] = found.scores["video"].mean
-        distributed.assert_replicated(name, torch.from_numpy(found.scores["video"].mean))
+        assert_replicated(name, torch.from_numpy(found.scores["video"].mean))
     if distributed.rank() == 0:
         np.savez(Path(folder) / "scores.npz", keys=np.array(ShardSet(test).keys), **scores)
 

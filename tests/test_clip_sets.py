@@ -7,7 +7,7 @@ import torch
 from avssl.data.every_sample import ClipSets, clip_set
 from avssl.data.read_views import decode_video_clip
 from avssl.shards.shard_set import ShardSet, spans
-from avssl.shards.subset import ShardSubset, read_labels
+from avssl.shards.subset import ShardSubset
 from avssl.transforms.config import AudioViewConfig, VideoViewConfig, ViewsConfig
 from avssl.transforms.crop import crop_resize, evaluation_crop_boxes
 
@@ -74,7 +74,3 @@ def test_a_subset_reads_as_a_folder_of_its_own(train):
 def test_labels_read_without_media_are_those_of_the_samples(train):
     expected = [train.read(position).info for position in range(18)]
     assert [train.read_info(position) for position in range(18)] == expected
-    assert read_labels(train, "visual") == [info.labels["visual"] for info in expected]
-    assert read_labels(ShardSubset(train, [5]), "sound") == [expected[5].labels["sound"]]
-    with pytest.raises(ValueError, match=r"no label field 'color'; it has: .*visual"):
-        read_labels(train, "color")

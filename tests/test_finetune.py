@@ -22,7 +22,7 @@ from avssl.eval.finetune.task import run_repeat, scheduled
 from avssl.eval.finetune.training import Classifier, Criterion, Stage, TrainingOptions, train
 from avssl.optim.config import OptimConfig
 from avssl.shards.shard_set import ShardSet
-from avssl.shards.subset import ShardSubset, read_labels
+from avssl.shards.subset import ShardSubset
 from tests.conftest import ROOT, run_python
 from tests.finetune_ranks import train_and_test
 from tests.labeled_runs import (
@@ -209,8 +209,10 @@ def test_images_that_differ_in_brightness_are_told_apart(image_shards, tmp_path)
     whole = ShardSet(image_shards)
     halves = [np.arange(12)[np.arange(12) % 4 < 2], np.arange(12)[np.arange(12) % 4 >= 2]]
     train_half, test_half = (ShardSubset(whole, half) for half in halves)
-    labels = [label_targets(read_labels(half, "label"), ["dark", "light"], multi_label=False) for half in
-              (train_half, test_half)]  # fmt: skip
+    labels = [
+        label_targets([half.read_info(n).labels["label"] for n in range(6)], ["dark", "light"], multi_label=False)
+        for half in (train_half, test_half)
+    ]
     fold = ShardFold("", train_half, test_half, *labels, ["dark", "light"], {})
     shards = {"train": image_shards, "test": "other"}
     config = configured(shards, tmp_path, "modality=image", "train_batch_size=6", "test_clips=1")

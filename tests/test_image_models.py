@@ -13,7 +13,7 @@ from torch import nn
 from torchvision.models import resnet, resnet18, resnet34, resnet50
 from torchvision.models.vision_transformer import VisionTransformer as TorchvisionTransformer
 
-from avssl.models import create_encoder, encoder_names
+from avssl.models import ENCODERS, create_encoder
 from avssl.models.image import sincos_positions
 
 # resnet10 is no function of torchvision's, but its class makes one.
@@ -38,7 +38,14 @@ def num_parameters(network: nn.Module) -> int:
 
 
 def test_all_image_encoders_are_listed() -> None:
-    assert encoder_names("image") == ("resnet10", "resnet18", "resnet34", "resnet50", "vit_tiny", "vit_small")
+    assert tuple(name for name, entry in ENCODERS.items() if entry.modality == "image") == (
+        "resnet10",
+        "resnet18",
+        "resnet34",
+        "resnet50",
+        "vit_tiny",
+        "vit_small",
+    )
 
 
 @pytest.mark.parametrize("name", ["resnet10", "resnet18", "resnet50"])

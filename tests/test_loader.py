@@ -79,7 +79,7 @@ def test_augmentation_changes_with_the_epoch_and_the_seed_but_not_with_the_batch
         raise AssertionError(f"sample {index} is not in epoch {epoch}")
 
     common = next(
-        i for i in range(18) if all(i in o for o in (make_loader(shards["train"]).epoch_order(e) for e in (0, 1)))
+        i for i in range(18) if all(i in o for o in (make_loader(shards["train"])._order(epoch=e) for e in (0, 1)))
     )
     small = view_of(common, make_loader(shards["train"]), 0)
     assert torch.equal(small, view_of(common, make_loader(shards["train"], global_batch_size=18), 0))
@@ -119,7 +119,7 @@ def break_samples(broken, monkeypatch):
 
 def test_an_unreadable_sample_is_counted_and_named_and_never_stands_in_the_batch(shards, monkeypatch, caplog):
     loader = make_loader(shards["train"], max_failure_rate=0.1)
-    broken = int(loader.epoch_order(0)[1, 2])
+    broken = int(loader._order(epoch=0)[1, 2])
     break_samples({broken}, monkeypatch)
     with caplog.at_level(logging.WARNING, logger="avssl"):
         batches = list(loader.epoch(0))
@@ -133,7 +133,7 @@ def test_an_unreadable_sample_is_counted_and_named_and_never_stands_in_the_batch
 
 def test_a_run_stops_above_the_failure_rate_with_the_reasons(shards, monkeypatch):
     loader = make_loader(shards["train"], max_failure_rate=0.01)  # of at least 200 samples: 2 are allowed
-    break_samples(set(loader.epoch_order(0)[:, 0].tolist()), monkeypatch)
+    break_samples(set(loader._order(epoch=0)[:, 0].tolist()), monkeypatch)
     with pytest.raises(MediaError, match=r"3 of 12 samples could not be read \(\{'truncated': 3\}\).*data_prep verify"):
         list(loader.epoch(0))
 

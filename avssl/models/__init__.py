@@ -11,14 +11,8 @@ from torch import nn
 from avssl.models import audio, image, video  # noqa: F401  (their encoders register themselves)
 from avssl.models.heads import mlp
 from avssl.models.registry import ENCODERS, EncoderEntry, register_encoder
-from avssl.types import Modality
 
-__all__ = ["ENCODERS", "EncoderEntry", "create_encoder", "encoder_names", "mlp", "register_encoder"]
-
-
-def encoder_names(modality: Modality | None = None) -> tuple[str, ...]:
-    """The names that `create_encoder` takes, of all encoders or of those of one modality."""
-    return tuple(name for name, entry in ENCODERS.items() if modality in (None, entry.modality))
+__all__ = ["ENCODERS", "EncoderEntry", "create_encoder", "mlp", "register_encoder"]
 
 
 def create_encoder(name: str, **options: Any) -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from avssl.shards.format import ShardRecord, SideCar, sha256_file, shard_name
+from avssl.shards.format import ShardRecord, SideCar, sha256_file, shard_name, side_car_name
 from avssl.shards.sample_digests import media_digest, source_digest, with_digests
 from avssl.shards.shard_set import Sample, write_tar
 from data_prep.write.folder import OutputFolder
@@ -29,11 +29,6 @@ def shard_tasks(folder: OutputFolder, counts: Iterable[int]) -> Iterator[ShardTa
         if count:
             yield ShardTask(folder, part_number, shard_number, first_index)
             shard_number, first_index = shard_number + 1, first_index + count
-
-
-def side_car_name(shard: str) -> str:
-    """shard-N.tar -> shard-N.json."""
-    return shard.removesuffix(".tar") + ".json"
 
 
 def make_shard(task: ShardTask) -> ShardRecord:

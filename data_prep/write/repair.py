@@ -12,13 +12,13 @@ from dataclasses import asdict, replace
 
 from avssl.files.checked_json import Fields
 from avssl.processes.pool import Sandbox
-from avssl.shards.format import SKIPPED_NAME, ShardIndex, SideCar, dump_json, sha256_file, shard_name
+from avssl.shards.format import SKIPPED_NAME, ShardIndex, SideCar, dump_json, sha256_file, shard_name, side_car_name
 from avssl.shards.shard_set import parse_members
 from avssl.types import FAILURE_REASONS
 from data_prep.manifest import Entry
 from data_prep.write.folder import OutputFolder
 from data_prep.write.job import Job
-from data_prep.write.pack import load_side_car, shard_tasks, side_car_name
+from data_prep.write.pack import load_side_car, shard_tasks
 from data_prep.write.parts import PartSummary, part_name
 from data_prep.write.reading import read_all
 
