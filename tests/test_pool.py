@@ -8,6 +8,7 @@ import weakref
 import numpy as np
 import pytest
 
+from avssl.processes import pool
 from avssl.processes.limits import Limits
 from avssl.processes.pool import Sandbox, in_processes
 from avssl.types import MediaError
@@ -102,3 +103,27 @@ def test_results_that_were_taken_are_kept_nowhere():
         taken.append(weakref.ref(result))
         del result
         assert sum(one() is not None for one in taken) <= 1  # the newest, which the generator has just handed over
+
+
+def stop(number):
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def end(number):
+    os._exit(7)
+
+
+@pytest.mark.parametrize(("work", "error", "said"), [
+    (stop, TimeoutError, "stop: no answer for 1 s .*stopped by a signal"),
+    (end, ChildProcessError, "end: .*status 7"),
+])  # fmt: skip
+def test_a_process_without_limits_that_is_stopped_or_dies_is_an_error(work, error, said, monkeypatch):
+    monkeypatch.setattr(pool, "STOPPED_SECONDS", 1.0)
+    with pytest.raises(error, match=said):
+        list(in_processes(work, [1, 2], 2, work.__name__, [1, 1]))
+
+
+def test_what_a_task_without_limits_raises_comes_as_it_was_with_its_traceback():
+    with pytest.raises(IndexError, match="out of range") as raised:
+        list(in_processes(misbehave, ["bug"], 1, "work", [1]))
+    assert "in misbehave" in raised.value.__notes__[0]

@@ -40,7 +40,7 @@ class KillableProcess:
     Args:
         preload: modules that the process finds imported, if it is the first one that this process starts.
         serve: called in the process with its end of the socket, the environment of this process and `arguments`. It
-            calls `begin_worker`, then sends a parcel that says that it is ready, then the results.
+            calls `begin_worker` and says with `send_ready` that it has all that it needs, before it sends results.
     """
 
     def __init__(self, preload: Sequence[str], serve: Callable[..., None], *arguments: Any) -> None:
@@ -53,6 +53,10 @@ class KillableProcess:
             arguments = (theirs, dict(os.environ), *arguments)
             self._process = context.Process(target=serve, args=arguments, daemon=True)
             within(BEGIN_SECONDS, self._process.start, lambda: NOT_BEGUN)
+        self.expect_ready()
+
+    def expect_ready(self) -> None:
+        """Let `ready_seconds` wait for the next parcel that says that the process is ready."""
         self._begun_seconds = time.monotonic()
         self._ready_seconds: float | None = None
 
@@ -108,7 +112,7 @@ class KillableProcess:
 
 
 def send_ready(to: socket.socket) -> None:
-    """Send the first parcel of a process."""
+    """In the process: say that the seconds of its work begin now."""
     send_parcel(to, {"seconds": time.monotonic()}, {})
 
 

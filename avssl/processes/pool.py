@@ -86,11 +86,16 @@ class Sandbox:
         try:
             process = self._idle.get_nowait()
         except Empty:
-            process = self._started(work)
+            process = self._started()
+        if process.state() == "dead":  # killed between two tasks
+            self._processes.discard(process)
+            process.end()
+            process = self._started()
         try:
-            process.ready_seconds()
+            process.expect_ready()
             with suppress(BrokenPipeError, ConnectionResetError):  # it is dead, which the answer says
                 _send(process.socket, pickle.dumps((work, task, name)))
+            process.ready_seconds()
             is_result, value = pickle.loads(self._answer(process, name))
         except BaseException:
             self._processes.discard(process)
@@ -101,8 +106,8 @@ class Sandbox:
             raise value
         return value  # type: ignore[no-any-return]
 
-    def _started(self, work: Callable[..., Any]) -> KillableProcess:
-        process = KillableProcess(PRELOAD, _serve, self.limits, work)
+    def _started(self) -> KillableProcess:
+        process = KillableProcess(PRELOAD, _serve, self.limits)
         self._processes.add(process)
         if self._is_left:
             process.kill()
@@ -135,23 +140,19 @@ class Sandbox:
             process.end()
 
 
-def _serve(to: socket.socket, environment: dict[str, str], limits: Limits | None, work: object) -> None:  # noqa: ARG001
-    """In a process: do one task after another until the other end is closed.
-
-    work: of the first task, so that its module has been imported before the seconds of a task begin.
-    """
+def _serve(to: socket.socket, environment: dict[str, str], limits: Limits | None) -> None:
+    """In a process: do one task after another until the other end is closed."""
     begin_worker(environment, limits.memory_bytes if limits else None)
     with suppress(BrokenPipeError, ConnectionResetError):
-        send_ready(to)
         while (parcel := receive_parcel(to)) is not None:
-            _send(to, _outcome(_content(parcel), limits))
+            work, task, name = pickle.loads(_content(parcel))  # imports the module of the work
+            send_ready(to)
+            _send(to, _outcome(work, task, name, limits))
 
 
-def _outcome(pickled: bytes, limits: Limits | None) -> bytes:
+def _outcome(work: Callable[[Any], Any], task: Any, name: str, limits: Limits | None) -> bytes:
     """(True, result) or (False, error) of a task, pickled."""
-    name = ""
     try:
-        work, task, name = pickle.loads(pickled)
         return pickle.dumps((True, work(task)))
     except Exception as error:
         if limits is None:
