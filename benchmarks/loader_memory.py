@@ -29,8 +29,8 @@ from avssl.data.loader import Loader
 from avssl.data.loader_config import LoaderConfig
 from avssl.shards.shard_set import ShardSet
 from avssl.transforms.audio import AudioParams
-from avssl.transforms.config import ViewsConfig, image_augment, picture_size_px
-from avssl.transforms.draw import ColorParams
+from avssl.transforms.color_augment import ColorParams
+from avssl.transforms.config import ViewsConfig, image_augment, view_size_px
 from avssl.transforms.jigsaw import NUM_TILES, jigsaw_size
 from avssl.transforms.view_maker import ViewMaker
 from avssl.types import View
@@ -58,8 +58,8 @@ print(ended - imported, ended - begin)
 
 
 def sample_bytes(views: Sequence[View], config: ViewsConfig) -> int:
-    """What a worker hands over for one sample in training, all views and its index."""
-    return 8 + sum(_audio_bytes(view, config) if view.modality == "audio" else _picture_bytes(view, config)
+    """Bytes that a worker sends for one sample in training: all views and the index."""
+    return 8 + sum(_audio_bytes(view, config) if view.modality == "audio" else _image_bytes(view, config)
                    for view in views)  # fmt: skip
 
 
@@ -74,21 +74,21 @@ def host_mib(views: Sequence[View], config: ViewsConfig, batch_size: int, worker
     return workers * (WORKER_MIB + (2 + prefetch_batches) * batch_mib)
 
 
-def _picture_bytes(view: View, config: ViewsConfig) -> int:
-    """uint8 RGB, and a look."""
+def _image_bytes(view: View, config: ViewsConfig) -> int:
+    """Bytes of a uint8 RGB view and its color parameters."""
     augment = image_augment(view, config)
     settings = config.image if view.modality == "image" else config.video
-    side = picture_size_px(augment, settings)
+    side = view_size_px(augment, settings)
     num_patches = 1
     if augment is not None and augment.jigsaw:
         num_patches, side = NUM_TILES, jigsaw_size(side).patch_px
     num_frames = config.video.num_frames if view.modality == "video" else 1
-    looks = 0 if augment is None else 4 * num_patches * len(ColorParams._fields)
-    return num_patches * num_frames * 3 * side**2 + looks
+    color_params = 0 if augment is None else 4 * num_patches * len(ColorParams._fields)
+    return num_patches * num_frames * 3 * side**2 + color_params
 
 
 def _audio_bytes(view: View, config: ViewsConfig) -> int:
-    """A float32 waveform, what was drawn, and what is mixed in."""
+    """Bytes of a float32 waveform, its drawn parameters, and the audio that is mixed in."""
     waveform = 4 * round(config.audio.seconds * config.audio.rate_hz)
     if view.augment == "test":
         return waveform

@@ -17,7 +17,7 @@ import torch
 from avssl.data import workers
 from avssl.data.batch import Collate, RawBatch
 from avssl.data.read_views import raw_views
-from avssl.data.shared_memory import SPARE_PIECES, SharedBuffers, open_buffer
+from avssl.data.shared_memory import SPARE_BUFFERS, SharedBuffers, open_buffer
 from avssl.media import decode, ffmpeg
 from avssl.media.decode import read_video
 from avssl.shards.shard_set import Sample, ShardSet
@@ -25,6 +25,7 @@ from avssl.transforms.config import AudioViewConfig, VideoViewConfig, ViewsConfi
 from avssl.transforms.geometry import to_device
 from avssl.transforms.raw_view import RawView
 from avssl.types import View
+from benchmarks.loader_memory import host_mib, sample_bytes
 from tests.conftest import ROOT
 
 VIEWS = (View("video", "video"), View("audio", "audio"))
@@ -125,8 +126,8 @@ def test_a_sample_hands_over_its_pixels_as_bytes_and_its_sound_and_little_else(
     batch = batch_of(shards, views)
     tensors = [tensor for view in batch.views.values() for tensor in view.tensors().values()]
     drawn = sum(tensor.numel() * tensor.element_size() for tensor in [batch.index, *tensors])
-    assert drawn == 3 * workers.sample_bytes(views, CONFIG)
-    assert workers.sample_bytes(views, CONFIG) == wanted
+    assert drawn == 3 * sample_bytes(views, CONFIG)
+    assert sample_bytes(views, CONFIG) == wanted
 
 
 @pytest.fixture
@@ -222,8 +223,8 @@ def test_a_worker_gives_back_memory_that_was_needed_once(shards: dict[str, Path]
     assert len(collate.pieces) == 8
     held.clear()
     sent(batch_of(shards, collate=collate))
-    assert len(collate.pieces) == 1 + SPARE_PIECES
-    assert open_before - len(list(Path("/dev/fd").iterdir())) >= 8 - (1 + SPARE_PIECES)
+    assert len(collate.pieces) == 1 + SPARE_BUFFERS
+    assert open_before - len(list(Path("/dev/fd").iterdir())) >= 8 - (1 + SPARE_BUFFERS)
 
 
 def test_a_batch_that_cannot_be_stacked_takes_no_memory_for_good(as_worker: None) -> None:
@@ -248,13 +249,13 @@ def test_memory_that_is_not_pinned_is_read_before_a_worker_writes_there_again(ki
     asked = Mock()
     to_device(asked, torch.device(kind))
     asked.to.assert_called_once_with(torch.device(kind), non_blocking=at_once)
-    copying = [path.name for path in (ROOT / "avssl" / "data").glob("*.py") if "non_blocking" in path.read_text()]
-    assert copying == ["copies.py"]
+    copying = [path.name for path in (ROOT / "avssl").glob("[dt]*/*.py") if "non_blocking" in path.read_text()]
+    assert copying == ["geometry.py"]
 
 
 def test_the_bound_on_host_memory_grows_with_its_options() -> None:
     def bound(batch_size: int = 32, count: int = 2, prefetch: int = 4) -> float:
-        return workers.host_mib(VIEWS, ViewsConfig(), batch_size, count, prefetch)
+        return host_mib(VIEWS, ViewsConfig(), batch_size, count, prefetch)
 
     batch_mib = 32 * (8 * 3 * 224**2 + 4 * 48_000 + 4 * 13 + 4 * 7 + 8) / 2**20
     assert bound(prefetch=5) - bound() == pytest.approx(2 * batch_mib)

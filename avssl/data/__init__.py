@@ -1,1 +1,1 @@
-"""Reading: media, clips, shards, loader and device-side transforms."""
+"""Reading samples of shards: their order, decoding in workers, and batches of views on the device."""

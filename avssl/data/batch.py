@@ -1,4 +1,4 @@
-"""A batch as a loader's worker makes it and the training process receives it: stacked raw views and what failed."""
+"""A batch as a worker of the loader makes it and the training process receives it: stacked raw views and failures."""
 
 from __future__ import annotations
 
@@ -18,60 +18,60 @@ if TYPE_CHECKING:
 from avssl.transforms.geometry import to_device
 
 
-def stack_raw_views(rows: Sequence[Mapping[str, RawView]], piece: SharedBuffer | None = None) -> dict[str, RawView]:
-    """Batch of raw views from single samples, in a piece of shared memory if one is given.
+def stack_raw_views(rows: Sequence[Mapping[str, RawView]], buffer: SharedBuffer | None = None) -> dict[str, RawView]:
+    """A batch of raw views (B, ...) from those of single samples, in a buffer of shared memory if one is given.
 
-    Pictures whose memory has channels last keep it so.
+    Images and frames with channels last in memory keep that order.
     """
     result = {}
     for name, first in rows[0].items():
         stacked: dict[str, Any] = {
-            field: _stacked([getattr(row[name], field) for row in rows], piece) for field in first.tensors()
+            field: _stacked([getattr(row[name], field) for row in rows], buffer) for field in first.tensors()
         }
         result[name] = replace(first, **stacked)
     return result
 
 
 def stacked_bytes(rows: Sequence[Mapping[str, RawView]]) -> int:
-    """What a batch of them takes of a piece of shared memory."""
+    """The bytes that a batch of these rows takes in a buffer of shared memory."""
     views = rows[0].values()
     return sum(padded(len(rows) * tensor.nbytes) for view in views for tensor in view.tensors().values())
 
 
-def _stacked(parts: list[torch.Tensor], piece: SharedBuffer | None) -> torch.Tensor:
-    has_channels_last = parts[0].ndim >= 4 and parts[0].shape[-3] == 3 and parts[0].stride(-3) == 1
+def _stacked(tensors: list[torch.Tensor], buffer: SharedBuffer | None) -> torch.Tensor:
+    has_channels_last = tensors[0].ndim >= 4 and tensors[0].shape[-3] == 3 and tensors[0].stride(-3) == 1
     if has_channels_last:
-        parts = [part.movedim(-3, -1) for part in parts]
-    if piece is None:
-        batch: torch.Tensor = default_collate(parts)
+        tensors = [tensor.movedim(-3, -1) for tensor in tensors]
+    if buffer is None:
+        batch: torch.Tensor = default_collate(tensors)
     else:
-        batch = torch.stack(parts, out=piece.empty((len(parts), *parts[0].shape), parts[0].dtype))
+        batch = torch.stack(tensors, out=buffer.empty((len(tensors), *tensors[0].shape), tensors[0].dtype))
     return batch.movedim(-1, -3) if has_channels_last else batch
 
 
 @dataclass
 class RawBatch:
-    """What a worker sends: stacked raw views, sample indices (B,), and (index, reason, message) of failures.
+    """The message of a worker: stacked raw views, sample indices (B,), and (index, reason, message) of each failure.
 
-    piece: the shared memory in which the views lie, in the worker.
+    buffer: in the worker, the shared memory in which the views lie.
     """
 
     views: dict[str, RawView]
     index: torch.Tensor
     failures: Sequence[tuple[int, str, str]]
-    piece: SharedBuffer | None = None
+    buffer: SharedBuffer | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """To another process goes the piece of memory, not what it holds."""
-        if self.piece is None:
+        """Send the descriptor of the buffer to another process instead of a copy of its content."""
+        if self.buffer is None:
             return RawBatch, (self.views, self.index, self.failures)
         modalities = {name: view.modality for name, view in self.views.items()}
-        places = {(name, field): range_of(tensor) for name, view in self.views.items()
+        ranges = {(name, field): range_of(tensor) for name, view in self.views.items()
                   for field, tensor in view.tensors().items()}  # fmt: skip
-        return _received, (self.piece.sent(), modalities, places, self.index.tolist(), self.failures)
+        return _received, (self.buffer.sent(), modalities, ranges, self.index.tolist(), self.failures)
 
     def pin_memory(self) -> RawBatch:
-        """Called by DataLoader when it pins."""
+        """Pin the memory of all tensors, in place; DataLoader calls this."""
         self.views = {name: view.pin_memory() for name, view in self.views.items()}
         self.index = self.index.pin_memory()
         return self
@@ -80,12 +80,12 @@ class RawBatch:
 def _received(
     sent: tuple[Any, int],
     modalities: dict[str, str],
-    places: dict[tuple[str, str], BufferRange],
+    ranges: dict[tuple[str, str], BufferRange],
     index: list[int],
     failures: Sequence[tuple[int, str, str]],
 ) -> RawBatch:
-    """A batch in the process that it was sent to."""
-    tensors = dict(zip(places, open_buffer(*sent, list(places.values())), strict=True))
+    """Rebuild a batch in the process that receives it."""
+    tensors = dict(zip(ranges, open_buffer(*sent, list(ranges.values())), strict=True))
     views = {
         name: RawView(modality, **{field: tensor for (of, field), tensor in tensors.items() if of == name})
         for name, modality in modalities.items()
@@ -94,43 +94,43 @@ def _received(
 
 
 class Collate:
-    """Samples -> a batch. What could not be read is a repeat of the nearest readable row before (or the first).
+    """Makes a batch of samples. An unreadable sample is replaced by the nearest readable one before it, or the first.
 
-    In a worker batches lie in shared memory, that of earlier ones once the training process has let go of it.
+    In a worker, batches lie in shared memory, which is used again once the training process has let go of it.
     """
 
     def __init__(self) -> None:
-        self.pieces = SharedBuffers()
+        self.buffers = SharedBuffers()
 
     def __call__(self, samples: list[tuple[int, dict[str, RawView] | MediaError]]) -> RawBatch:
         readable = [place for place, (_, views) in enumerate(samples) if not isinstance(views, MediaError)]
         failures = [(index, views.reason, views.message) for index, views in samples if isinstance(views, MediaError)]
         if not readable:
             return RawBatch({}, torch.tensor([index for index, _ in samples]), failures)
-        places = [max((p for p in readable if p <= place), default=readable[0]) for place in range(len(samples))]
-        index = torch.tensor([samples[place][0] for place in places])
-        rows: list[dict[str, RawView]] = [samples[place][1] for place in places]  # type: ignore[misc]
-        piece = None if get_worker_info() is None else self.pieces.take(stacked_bytes(rows))
+        chosen = [max((p for p in readable if p <= place), default=readable[0]) for place in range(len(samples))]
+        index = torch.tensor([samples[place][0] for place in chosen])
+        rows: list[dict[str, RawView]] = [samples[place][1] for place in chosen]  # type: ignore[misc]
+        buffer = None if get_worker_info() is None else self.buffers.take(stacked_bytes(rows))
         try:
-            views = stack_raw_views(rows, piece)
+            views = stack_raw_views(rows, buffer)
         except BaseException:
-            if piece is not None:
-                piece.let_go()  # it will not be sent: no reader would
+            if buffer is not None:
+                buffer.let_go()  # it will not be sent, so no reader would let go of it
             raise
-        return RawBatch(views, index, failures, piece)
+        return RawBatch(views, index, failures, buffer)
 
 
 class Copies:
-    """Moves the media of raw views to the device. Without a GPU it hands them on as they are."""
+    """Copies the media of raw views to the device. Without a GPU it returns them unchanged."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def ahead(self, views: dict[str, RawView]) -> dict[str, RawView]:
-        """The views with media and background on the device, for the current stream to use.
+        """The views with media and background on the device, ready for the current stream.
 
-        What was drawn stays in host memory, where the views look at it without waiting.
+        The drawn parameters stay in host memory, where the views read them without waiting for the device.
         """
         if self.stream is None:
             return views
@@ -147,5 +147,5 @@ class Copies:
         for view in moved.values():
             for tensor in (view.media, view.background):
                 if tensor is not None:
-                    tensor.record_stream(computing)  # its memory is not given to another copy before it was used
+                    tensor.record_stream(computing)  # so that its memory is not reused before the views have read it
         return moved

@@ -1,9 +1,9 @@
-"""Several clips of a sample, evenly spaced or drawn from a seed, and of every sample once over all processes: what
-classifiers are tested on.
+"""Several clips of a sample, evenly spaced or drawn from a seed, and every sample once over all processes. Classifiers
+are tested on them.
 
-Of n clips the first begins and the last ends where the media does (`clips.uniform_clip_times`); clips of video and
-sound share their instants. A clip is its center crop, or three squares of the whole short side: at the beginning, the
-middle and the end of the longer side (Wang et al. 2018, arXiv 1711.07971). A picture has no time and is one clip.
+Of n clips the first begins where the media begin and the last ends where they end (`uniform_clip_times`); clips of video
+and audio share their instants. A clip is its center crop, or three squares of the whole short side: at the beginning,
+the middle and the end of the longer side (Wang et al. 2018, arXiv 1711.07971). An image has no time and is one clip.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ NUM_CROPS = (1, 3)
 class ClipPlan:
     """Which clips of a sample to take, the same ones every time.
 
-    num_clips: evenly spaced ones, the same instants in video and sound; 1 is the middle. random: drawn from `seed` and
-    the sample's index instead. For sound with random: speed, the range of a factor drawn uniformly by which it is
-    played faster (and higher), and volume, the range of a factor on the waveform.
+    num_clips: evenly spaced, at the same instants in video and audio; 1 is the middle. random: clips are drawn from
+    `seed` and the sample's index instead. With random, two factors are drawn uniformly for audio: speed, the range of
+    the factor by which it is played faster (and higher), and volume, the range of a factor on the waveform.
     """
 
     num_clips: int = 1
@@ -51,7 +51,7 @@ class ClipPlan:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """ValueError for no clip and for ranges that are none."""
+        """Raise ValueError for less than one clip and for ranges whose ends are not positive and in order."""
         if self.num_clips < 1:
             raise ValueError(f"the number of clips is {self.num_clips}; it must be at least 1")
         for name, (low, high) in (("speed", self.speed), ("volume", self.volume)):
@@ -62,13 +62,13 @@ class ClipPlan:
 def clip_set(
     sample: Sample, config: ViewsConfig, modalities: Sequence[str], num_clips: int, num_crops: int = 1
 ) -> dict[str, RawView]:
-    """{modality: raw view of num_clips * num_crops clips}; MediaError for a modality that the sample has not.
+    """{modality: raw view of num_clips * num_crops clips}; MediaError for a modality that the sample lacks.
 
-    A picture beside nothing else is one clip.
+    An image alone is one clip.
     """
-    here = {"video": sample.video, "audio": sample.audio, "image": sample.image}
+    media = {"video": sample.video, "audio": sample.audio, "image": sample.image}
     for modality in modalities:
-        if here[modality] is None:
+        if media[modality] is None:
             raise MediaError(f"no_{modality}", f"sample {sample.info.key} has no {modality}")  # type: ignore[arg-type]
     plan = ClipPlan(1 if tuple(modalities) == ("image",) else num_clips)
     return sample_clips(sample, config, modalities, plan, num_crops)
@@ -77,19 +77,20 @@ def clip_set(
 def sample_clips(
     sample: Sample, config: ViewsConfig, modalities: Sequence[str], plan: ClipPlan, num_crops: int = 1
 ) -> dict[str, RawView]:
-    """{modality: raw view (K, ...)} of the modalities that the sample has; a picture is the same in all clips.
+    """{modality: raw view (K, ...)} of the modalities that the sample has; an image is the same in all clips.
 
-    K is the plan's clips times num_crops: clip by clip, of each its crops. Sound beside them is the same for all crops.
+    K is the plan's num_clips times num_crops: all crops of the first clip, then those of the next. The audio of a clip
+    is the same for all its crops.
     """
-    found: dict[str, RawView] = {}
+    views: dict[str, RawView] = {}
     key = sample.info.key
     if "image" in modalities and sample.image is not None:
-        picture = _crops("image", read_image(sample.image, name=key)[None], config.image, num_crops)
-        found["image"] = stack_raw_views(picture * plan.num_clips)["view"]
+        images = _crops("image", read_image(sample.image, name=key)[None], config.image, num_crops)
+        views["image"] = stack_raw_views(images * plan.num_clips)["view"]
     video, audio = spans(sample)
     video, audio = (span if name in modalities else None for name, span in (("video", video), ("audio", audio)))
     if video is None and audio is None:
-        return found
+        return views
     lengths = replace(clip_lengths(config), max_offset_seconds=0.0)
     draws = [np.random.default_rng((plan.seed, sample.info.index, number)) for number in range(plan.num_clips)]
     speeds, volumes = [1.0] * plan.num_clips, [1.0] * plan.num_clips
@@ -110,22 +111,22 @@ def sample_clips(
             for window in windows
             if sample.video is not None
         ]
-        pictures = [crop for clip in frames for crop in _crops("video", clip, config.video, num_crops)]
-        found["video"] = stack_raw_views(pictures)["view"]
+        crops = [crop for clip in frames for crop in _crops("video", clip, config.video, num_crops)]
+        views["video"] = stack_raw_views(crops)["view"]
     if audio is not None and sample.audio is not None:
         waves = []
         for window, speed, volume in zip(windows, speeds, volumes, strict=True):
             start = float(window.audio_start_seconds or 0.0)
             if speed == 1.0:
                 wave = decode_audio_clip(sample.audio, start, config.audio, audio, key)
-            else:  # read at another rate and taken for the usual one, it is faster or slower, and still band-limited
+            else:  # audio read at another rate and taken for the usual one is faster or slower, and still band-limited
                 num_samples, rate_hz = round(config.audio.seconds * config.audio.rate_hz), config.audio.rate_hz
                 begin = start - audio.start_seconds
                 wave = read_audio(sample.audio, begin, num_samples, round(rate_hz / speed), name=key)
             copies = num_crops if video is not None else 1
             waves += [{"view": raw_audio(volume * wave, config.audio, None)}] * copies
-        found["audio"] = stack_raw_views(waves)["view"]
-    return found
+        views["audio"] = stack_raw_views(waves)["view"]
+    return views
 
 
 def _crops(

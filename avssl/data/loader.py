@@ -1,13 +1,12 @@
-"""The loader: which samples when, in worker processes, as batches of views on the device.
+"""The loader: it reads samples in a planned order in worker processes and makes batches of views on the device.
 
 Order, augmentation and resume are pure functions: the main process plans (data/order.py) and sends (epoch, index) to
 stateless workers, so a run that stops after batch t goes on by planning from t, without reading what came before.
 The loader splits by rank itself; it is not given to `accelerator.prepare`.
 
-A sample that cannot be read is never replaced in silence. It is counted by reason, named in the log, and its row in
-the batch is taken by a repeat of a neighboring sample of the same batch, index and all, because every process needs
-batches of one shape. Above `max_failure_rate` of all samples read, or when a whole batch fails, the run stops and says
-why.
+A sample that cannot be read is never replaced in silence. It is counted by reason and named in the log, and a
+neighboring sample of the same batch is repeated in its row, with its index, because every process needs batches of one
+shape. When more than `max_failure_rate` of all samples fail, or a whole batch, the run stops with an error.
 """
 
 from __future__ import annotations
@@ -42,11 +41,11 @@ from avssl.types import Batch, MediaError, View
 __all__ = ["Loader", "LoaderConfig"]
 
 logger = logging.getLogger("avssl")
-MIN_SAMPLES_FOR_RATE = 200  # before this many, a single failure says little about the rate
+MIN_SAMPLES_FOR_RATE = 200  # with fewer samples, a single failure says little about the rate
 
 
 class _Samples(Dataset[Any]):
-    """Stateless: (epoch, index) -> the sample's raw views or its MediaError. epoch -1: deterministic views."""
+    """Stateless: key (epoch, index) gives (index, raw views or MediaError). epoch -1: deterministic views."""
 
     def __init__(self, shards: ShardSet, views: Sequence[View], config: ViewsConfig, seed: int) -> None:
         self.shards, self.views, self.config, self.seed = shards, views, config, seed
@@ -60,7 +59,7 @@ class _Samples(Dataset[Any]):
 
 
 class _Plan(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index) from a place in the run onwards, without end."""
+    """Batches of (epoch, index) from one batch of the run onwards, without end."""
 
     def __init__(self, order: Callable[..., NDArray[np.int64]], epoch: int, batch: int) -> None:
         self.order, self.epoch, self.batch = order, epoch, batch
@@ -74,7 +73,7 @@ class _Plan(Sampler[list[tuple[int, int]]]):
 
 
 class _Once(Sampler[list[tuple[int, int]]]):
-    """This rank's share of the given indices, once, in order, in batches; the last one may be smaller."""
+    """This rank's share of some indices, once, in order, in batches; the last batch may be smaller."""
 
     def __init__(self, indices: Sequence[int], batch_size: int) -> None:
         self.mine = indices[rank() :: world_size()]
@@ -86,15 +85,15 @@ class _Once(Sampler[list[tuple[int, int]]]):
 
 
 class Loader:
-    """Batches of a shard folder, ready on the device. See the module's text.
+    """Batches of a shard folder, ready on the device, as the module's docstring says.
 
     Args:
         shards: what to read.
         config: batch size, workers, order.
-        views: what a loss asks for.
+        views: those that the loss asks for.
         view_maker: turns raw views into model-ready tensors on the device.
         seed: of order and augmentation.
-        device: where batches go.
+        device: on which batches are made.
 
     Raises ValueError for a batch size that does not fit, or a view whose augmentation set does not exist.
     """
@@ -120,7 +119,7 @@ class Loader:
         self.seed = seed
         self.views = tuple(views)
         self._samples = _Samples(shards, views, view_maker.config, seed)
-        # The stream knows this and not the loader: a circle of references would leave the end of the workers to chance.
+        # The stream refers to this and not to the loader: a circle of references would leave open when the workers end.
         self._order = partial(
             rank_order,
             shards.shard_sizes,
@@ -139,7 +138,7 @@ class Loader:
         self.failures: Counter[str] = Counter()
 
     def order_facts(self) -> dict[str, int]:
-        """What the order depends on beside the data: must be equal for an exact resume."""
+        """The settings that the order depends on beside the data: an exact resume needs the same ones."""
         return {
             "seed": self.seed,
             "global_batch_size": self.config.global_batch_size,
@@ -147,12 +146,8 @@ class Loader:
             "shuffle_block": self.config.shuffle_block,
         }
 
-    def epoch_order(self, epoch: int) -> NDArray[np.int64]:
-        """This rank's sample indices in an epoch: int64 (steps_per_epoch, per_device_batch_size)."""
-        return self._order(epoch=epoch)
-
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
-        """Batches `first_batch` onwards of an epoch: as many on every rank. Workers run on into the next epoch."""
+        """Batches of an epoch from `first_batch` on, as many on every rank. The workers go on into the next epoch."""
         if self._stream is None or self._stream_at != (epoch, first_batch):
             plan = _Plan(self._order, epoch, first_batch)
             self._stream = begun(self._data_loader(self._samples, plan), self.config.worker_timeout_seconds)
@@ -163,11 +158,12 @@ class Loader:
             done = batch + 1 == self.steps_per_epoch
             self._stream_at = (epoch + 1, 0) if done else (epoch, batch + 1)
             ready = self._finish(raw)
-            del raw  # its memory is the worker's again, for the length of a step
+            del raw  # so that the worker can use its memory again during a step
             yield ready
 
     def every_sample_once(self, view_names: Sequence[str] = ()) -> Iterator[Batch]:
-        """Deterministic center clips of every sample, each exactly once over all ranks: all views, or those named.
+        """Deterministic center clips of every sample, each exactly once over all ranks: all views, or those in
+        `view_names`.
 
         Ranks may differ by one in their number of batches: no collective calls between batches.
         """
@@ -192,7 +188,7 @@ class Loader:
     ) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
         """(index, outputs) of the model in eval mode over `every_sample_once`; restores training mode at the end.
 
-        All ranks look with the first one's running statistics, and keep them.
+        All ranks take over the running statistics of the first one, and keep them.
         """
         broadcast_running_statistics(model)
         was_training = model.training
@@ -209,7 +205,7 @@ class Loader:
         return waited
 
     def close(self) -> None:
-        """End the workers, whatever they do."""
+        """Kill the workers, whatever they do."""
         end_workers(self._stream)
         self._stream = None
 
@@ -234,7 +230,7 @@ class Loader:
         return Batch(views, index, dict(Counter(reason for _, reason, _ in raw.failures)))
 
     def _count(self, raw: RawBatch, *, deterministic: bool) -> None:
-        """Account for the failures of a batch; raise when there are too many."""
+        """Count and log the failures of a batch; MediaError when there are too many."""
         self.samples_read += len(raw.index)
         for index, reason, message in raw.failures:
             self.failures[reason] += 1

@@ -1,4 +1,4 @@
-"""How the loader reads; apart from it because `--help` shows this and loads no libraries."""
+"""The options of the loader, in a file of their own, because `--help` shows them without loading libraries."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass
 class LoaderConfig:
-    """How to read. Batch sizes count samples over all processes, so a YAML means the same on any number of them."""
+    """Options of reading. Batch sizes count samples over all processes, so a YAML means the same on any number."""
 
     global_batch_size: int = 256  # samples in a micro-batch, over all processes
     num_workers: int = 2  # decoding processes per training process; 0 decodes in the training process

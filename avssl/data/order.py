@@ -1,13 +1,13 @@
 """The order of samples: a pure function of (shard sizes, seed, epoch, global batch, lanes).
 
-An epoch's sequence is the shards in a fresh random order from a fresh random place on, cut to whole global batches
+In every epoch the shards are put in a new random order, begun at a new random sample, cut to whole global batches
 and divided into lanes of equal length. A lane is a contiguous run of shards that one process reads from start to end;
-inside it samples are shuffled within blocks, so that reading stays local. Every global batch takes an equal share from
-each lane:
+its samples are shuffled within blocks, so that reading stays local. Every global batch takes an equal share from each
+lane:
 
     batch t = [lane 0's t-th share, lane 1's t-th share, ...]
 
-With one lane a process (the default) each process reads its own shards. Given the number of lanes, the global batches
+With one lane per process (the default) each process reads its own shards. Given the number of lanes, the global batches
 do not depend on the number of processes or workers: they are the same on one process and on as many as there are lanes.
 """
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 
 def steps_per_epoch(num_samples: int, global_batch_size: int) -> int:
-    """Whole global batches in an epoch; ValueError when there is not even one."""
+    """The number of whole global batches in an epoch; ValueError when there is none."""
     steps = num_samples // global_batch_size
     if steps == 0:
         raise ValueError(
@@ -31,7 +31,7 @@ def steps_per_epoch(num_samples: int, global_batch_size: int) -> int:
 
 
 def check_lanes(global_batch_size: int, num_lanes: int, world_size: int) -> None:
-    """Lanes must divide evenly over processes, and the global batch over lanes."""
+    """Raise ValueError unless the lanes divide evenly over processes, and the global batch over lanes."""
     if num_lanes < 1 or num_lanes % world_size or global_batch_size % num_lanes:
         raise ValueError(
             f"{num_lanes} order lanes do not fit {world_size} processes and a global batch of {global_batch_size}: "
@@ -59,11 +59,11 @@ def rank_order(
     share = global_batch_size // num_lanes
     generator = np.random.default_rng((seed, epoch))
     shards = generator.permutation(len(shard_sizes))
-    # Another place to begin in every epoch: what does not fill a global batch is left out, never the same tail.
+    # Each epoch begins at another sample, so that the rest that fills no global batch is another one each time.
     offset = int(generator.integers(sum(shard_sizes)))
-    lanes_here = num_lanes // world_size
+    lanes_per_rank = num_lanes // world_size
     columns = []
-    for lane in range(rank * lanes_here, (rank + 1) * lanes_here):
+    for lane in range(rank * lanes_per_rank, (rank + 1) * lanes_per_rank):
         start = lane * steps * share
         positions = _cyclic_slice(shard_sizes, shards, offset + start, steps * share)
         lane_generator = np.random.default_rng((seed, epoch, 1 + lane))
@@ -74,7 +74,9 @@ def rank_order(
 
 
 def _cyclic_slice(shard_sizes: Sequence[int], shards: NDArray[np.int64], start: int, length: int) -> NDArray[np.int64]:
-    """As `_sequence_slice` from `start` on, going on at the beginning after the end; length at most the whole."""
+    """`length` indices as `_sequence_slice` gives them from `start` on; after the last sample it goes on with the
+    first.
+    """
     total = sum(shard_sizes)
     start %= total
     first = _sequence_slice(shard_sizes, shards, start, min(start + length, total))
@@ -84,16 +86,16 @@ def _cyclic_slice(shard_sizes: Sequence[int], shards: NDArray[np.int64], start: 
 
 
 def _sequence_slice(shard_sizes: Sequence[int], shards: NDArray[np.int64], start: int, stop: int) -> NDArray[np.int64]:
-    """Sample indices at places start..stop of the shards laid end to end in the order `shards`."""
+    """Sample indices at positions start..stop of all shards, one after another in the order `shards`."""
     sizes = np.asarray(shard_sizes, dtype=np.int64)
     first_index = np.concatenate([[0], np.cumsum(sizes)])
     ends = np.cumsum(sizes[shards])
-    pieces = []
-    for place in range(int(np.searchsorted(ends, start, side="right")), len(shards)):
-        shard = shards[place]
-        begin = ends[place] - sizes[shard]
+    indices = []
+    for number in range(int(np.searchsorted(ends, start, side="right")), len(shards)):
+        shard = shards[number]
+        begin = ends[number] - sizes[shard]
         if begin >= stop:
             break
-        low, high = max(start, begin) - begin, min(stop, ends[place]) - begin
-        pieces.append(np.arange(first_index[shard] + low, first_index[shard] + high, dtype=np.int64))
-    return np.concatenate(pieces)
+        low, high = max(start, begin) - begin, min(stop, ends[number]) - begin
+        indices.append(np.arange(first_index[shard] + low, first_index[shard] + high, dtype=np.int64))
+    return np.concatenate(indices)

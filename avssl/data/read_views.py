@@ -1,4 +1,4 @@
-"""A sample of a shard -> decoded clips and pictures: only what is asked for, each once."""
+"""Decoded clips and raw views of one sample of a shard. Only the modalities that are needed are decoded, each once."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def read_clip(
     modalities: set[str],
     generator: np.random.Generator | None,
 ) -> Clip:
-    """Decode one clip of each modality; generator None takes the center, else a random pair of AVID's intervals.
+    """Decode one clip of each modality: the center without a generator, else a random pair of AVID's intervals.
 
-    A picture has no time: it is read whole and takes no draw. Raises MediaError when a modality that is asked for is
-    missing or cannot be decoded.
+    An image has no time: it is read whole, without a draw. Raises MediaError when one of the modalities is missing or
+    cannot be decoded.
     """
     key, index = sample.info.key, sample.info.index
     video_span, audio_span = spans(sample)
-    here = {"video": video_span, "audio": audio_span, "image": sample.image}
+    media = {"video": video_span, "audio": audio_span, "image": sample.image}
     for modality in sorted(modalities):
-        if here[modality] is None:
+        if media[modality] is None:
             raise MediaError(f"no_{modality}", f"sample {key} has no {modality}")  # type: ignore[arg-type]
     image = read_image(sample.image, name=key) if sample.image is not None and "image" in modalities else None
     video_span = video_span if "video" in modalities else None
@@ -65,17 +65,17 @@ def read_clip(
 
 
 def read_background(shards: ShardSet, index: int, config: ViewsConfig, generator: np.random.Generator) -> torch.Tensor:
-    """Random seconds of another, random sample than `index`: float32 (1, samples).
+    """Random seconds of the audio of a random other sample than `index`: float32 (1, samples).
 
-    Only the generator decides which: not the batch, so that a sample sounds the same in any of them. Raises MediaError
-    when it cannot be read: that sample then fails, and those that it was to be mixed into.
+    The generator alone decides which sample, so that a view is the same in any batch. Raises MediaError when that
+    sample cannot be read: then the view into which it was to be mixed fails, too.
     """
     other = (index + 1 + int(generator.integers(max(1, shards.num_samples - 1)))) % shards.num_samples
     try:
         audio = read_clip(shards.read(other), config, {"audio"}, generator).audio
     except MediaError as error:
         raise MediaError(error.reason, f"to be mixed into sample {index}: {error.message}") from error
-    assert audio is not None  # read_clip has what it was asked for
+    assert audio is not None  # read_clip raises for a missing modality
     return audio
 
 
@@ -100,8 +100,8 @@ def raw_views(
 ) -> dict[str, RawView]:
     """All views of one sample. epoch -1 gives the deterministic clip and crop, whatever the views' augment and clip.
 
-    Views of one clip number share one pair of windows, and only what they need of it is decoded; a picture is decoded
-    once. Raises MediaError as `read_clip`.
+    Views of one clip number share one pair of windows, and only the modalities that they need are decoded; an image is
+    decoded once. Raises MediaError as `read_clip`.
     """
     sample = shards.read(index)
     by_clip: dict[int, list[View]] = {}
@@ -109,7 +109,7 @@ def raw_views(
         by_clip.setdefault(view.clip if epoch >= 0 and view.modality != "image" else 0, []).append(view)
     result = {}
     for number, group in by_clip.items():
-        # Clip 0 is drawn as if there were no other.
+        # Clip 0 is drawn as if there were no other clip.
         of_clip = (seed, epoch, index) if number == 0 else (seed, epoch, index, number)
         generator = None if epoch < 0 else np.random.default_rng(of_clip)
         clip = read_clip(sample, config, {view.modality for view in group}, generator)

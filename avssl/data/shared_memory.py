@@ -1,8 +1,8 @@
-"""Batches from a worker to the training process in shared memory that is written again and again.
+"""Buffers of shared memory in which batches go from a worker to the training process, used again and again.
 
-The system empties every page of new shared memory, which costs a worker up to a tenth of its time. So a worker keeps
-the pieces of memory that it made and writes each batch into one that the receiver has let go of. The receiver lets go
-when its last tensor over a piece is freed, whoever held it; while it holds them all, the worker makes new ones.
+The system fills every page of new shared memory with zeros, which costs a worker up to a tenth of its time. So a worker
+keeps its buffers and writes each batch into one that the receiver has let go of. The receiver lets go of a buffer when
+its last tensor in it is freed, whoever held it; while the receiver holds all buffers, the worker makes new ones.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ import torch
 
 from avssl.processes.parcels import shared_memory
 
-ALIGNED_BYTES = 64  # of every tensor, and of the head of a piece, whose first byte is 1 as long as somebody reads
-SPARE_PIECES = 2  # free ones that a worker keeps: a receiver that held many once does not cost their memory for good
+ALIGNED_BYTES = 64  # of every tensor, and of the head of a buffer, whose first byte is 1 as long as it is read
+SPARE_BUFFERS = (
+    2  # free buffers that a worker keeps: the others go, so that many held at once do not cost memory for good
+)
 
 
 class BufferRange(NamedTuple):
-    """Where a tensor lies in a piece: its first element's number in units of its dtype, shape and strides."""
+    """The range of a tensor in a buffer: dtype, number of its first element (in units of the dtype), shape, strides."""
 
     dtype: torch.dtype
     offset: int
@@ -32,12 +34,12 @@ class BufferRange(NamedTuple):
 
 
 def padded(num_bytes: int) -> int:
-    """What a tensor of so many bytes takes of a piece."""
+    """The bytes that a tensor of `num_bytes` takes in a buffer: rounded up to ALIGNED_BYTES."""
     return -(-num_bytes // ALIGNED_BYTES) * ALIGNED_BYTES
 
 
 class SharedBuffer:
-    """Some shared memory in the process that writes it."""
+    """One buffer in the process that writes it."""
 
     def __init__(self, num_bytes: int) -> None:
         self.num_bytes = ALIGNED_BYTES + num_bytes
@@ -50,55 +52,55 @@ class SharedBuffer:
 
     @property
     def is_free(self) -> bool:
-        """Nobody reads what was written last."""
+        """Whether nobody reads the last batch any more."""
         return self._mapped[0] == 0
 
     def begin(self) -> None:
-        """Write from the start, for a reader that will say when it is done."""
+        """Start a new batch, which counts as read until `let_go`, here or in the receiver."""
         self._mapped[0] = 1
         self._filled = ALIGNED_BYTES
 
     def let_go(self) -> None:
-        """Nobody will read what was written."""
+        """Mark the buffer as free: nobody will read the batch."""
         self._mapped[0] = 0
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """The next tensor in it; RuntimeError if there is no room."""
+        """An uninitialized tensor behind the last one in the buffer; RuntimeError if there is no room."""
         num_bytes = dtype.itemsize * int(np.prod(shape))
         begin, self._filled = self._filled, self._filled + padded(num_bytes)
         return self._content[begin : begin + num_bytes].view(dtype).view(shape)
 
     def sent(self) -> tuple[Any, int]:
-        """What `open_piece` needs, for the pickler of multiprocessing."""
+        """The first two arguments of `open_buffer`, as multiprocessing pickles them."""
         return DupFd(self.descriptor), self.num_bytes
 
 
 class SharedBuffers:
-    """The pieces of a worker."""
+    """The buffers of a worker."""
 
     def __init__(self) -> None:
-        self._pieces: list[SharedBuffer] = []
+        self._buffers: list[SharedBuffer] = []
 
     def take(self, num_bytes: int) -> SharedBuffer:
-        """One with room for tensors of so many bytes, each padded. Free ones that are too small or too many go."""
-        free = {one for one in self._pieces if one.is_free}  # asked once: readers let go at any time
-        fitting = [one for one in self._pieces if one in free and one.num_bytes >= ALIGNED_BYTES + num_bytes]
-        piece = fitting[0] if fitting else SharedBuffer(num_bytes)
-        self._pieces = [piece, *fitting[1 : 1 + SPARE_PIECES], *(one for one in self._pieces if one not in free)]
-        piece.begin()
-        return piece
+        """A free buffer for tensors of `num_bytes`, each padded. Free buffers that are too small or too many go."""
+        free = {buffer for buffer in self._buffers if buffer.is_free}  # looked up once: readers let go at any time
+        fitting = [b for b in self._buffers if b in free and b.num_bytes >= ALIGNED_BYTES + num_bytes]
+        buffer = fitting[0] if fitting else SharedBuffer(num_bytes)
+        self._buffers = [buffer, *fitting[1 : 1 + SPARE_BUFFERS], *(b for b in self._buffers if b not in free)]
+        buffer.begin()
+        return buffer
 
     def __len__(self) -> int:
-        return len(self._pieces)
+        return len(self._buffers)
 
 
 def range_of(tensor: torch.Tensor) -> BufferRange:
-    """Of a tensor of a piece."""
+    """The range of a tensor that `SharedBuffer.empty` gave."""
     return BufferRange(tensor.dtype, int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride())
 
 
-def open_buffer(descriptor: Any, num_bytes: int, places: list[BufferRange]) -> list[torch.Tensor]:
-    """The tensors of a piece that another process has sent. Their memory is its again once all of them are freed.
+def open_buffer(descriptor: Any, num_bytes: int, ranges: list[BufferRange]) -> list[torch.Tensor]:
+    """The tensors in a buffer of another process, which may use it again once all of them are freed.
 
     Raises RuntimeError when that process has died in the meantime.
     """
@@ -116,7 +118,7 @@ def open_buffer(descriptor: Any, num_bytes: int, places: list[BufferRange]) -> l
     content = np.frombuffer(mapped, np.uint8)
     weakref.finalize(content, _let_go, mapped).atexit = False
     memory = torch.from_numpy(content).untyped_storage()  # holds `content` until the last tensor over it is freed
-    return [torch.empty(0, dtype=one.dtype).set_(memory, one.offset, one.shape, one.stride) for one in places]
+    return [torch.empty(0, dtype=r.dtype).set_(memory, r.offset, r.shape, r.stride) for r in ranges]
 
 
 def _let_go(mapped: mmap.mmap) -> None:

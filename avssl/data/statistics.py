@@ -1,4 +1,4 @@
-"""Per-bin mean and deviation of a corpus' spectrograms, measured once when a run begins and stored with it."""
+"""Mean and standard deviation per bin of the spectrograms of a corpus, measured when a run begins and stored."""
 
 from __future__ import annotations
 

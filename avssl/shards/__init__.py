@@ -1,1 +1,1 @@
-"""Shards: their format, sets of them, and shards that lie elsewhere."""
+"""Shards: their format, reading the samples of a shard folder, and remote folders with a local cache."""

@@ -1,13 +1,14 @@
 """Shards of a remote folder, read through a bounded folder on this machine that any number of processes share.
 
 A shard is fetched whole on its first use, checked against the size and sha256 of index.json, and kept with its side-car
-under a name made of that record: an object that changed is another entry, never a mixture. The entries used longest ago
-go when room is needed, before the new one is fetched, so the folder stays below its bound. What a process has open it
-can read to the end, whoever removes it; the disk has that room back when it opens another shard.
+under a name made of that record: an object that changed is another entry, never a mixture. When room is needed, the
+entries that were used longest ago are removed before the new one is fetched, so the folder stays below its bound. A
+process can read a shard that it has open to the end, even if another one removes it; the room on the disk is free again
+when the process opens another shard.
 
     FOLDER/shards/KEY.tar, KEY.json    entries; *.part is being fetched, its room already counted
-    FOLDER/locks/                      one for making room, 4096 for entries by the first digits of their key
-    FOLDER/indices/                    the last index.json seen of each location, not counted
+    FOLDER/locks/                      one lock for making room, 4096 for entries by the first digits of their key
+    FOLDER/indices/                    the last index.json of each location, not counted
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import BinaryIO, NamedTuple
 
 from avssl.files import storage
 from avssl.files.locks import LockedError, locked
-from avssl.shards.format import INDEX_NAME, ShardRecord, SideCar
+from avssl.shards.format import INDEX_NAME, ShardRecord, SideCar, side_car_name
 from avssl.types import FailureReason, MediaError
 
 DEFAULT_CACHE_BYTES = 50_000_000_000
@@ -35,13 +36,13 @@ FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT") if hasattr(errno, 
 
 
 def default_cache_dir() -> Path:
-    """$AVSSL_CACHE, or avssl in the user's folder for caches."""
-    given = os.environ.get("AVSSL_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "avssl"
+    """$AVSSL_CACHE, or the folder avssl in the user's folder for caches."""
+    folder = os.environ.get("AVSSL_CACHE")
+    return Path(folder) if folder else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "avssl"
 
 
 class _Entry(NamedTuple):
-    """What the folder holds under one key."""
+    """The files of one key: when they were last used, their bytes, and whether they are still being fetched."""
 
     used_ns: int
     num_bytes: int
@@ -51,7 +52,7 @@ class _Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class ShardCache:
-    """The folder and its bound in bytes. Picklable. ValueError if the folder cannot be made or is full."""
+    """The folder and its bound in bytes. Picklable. ValueError if the folder cannot be made."""
 
     folder: Path
     max_bytes: int
@@ -89,26 +90,26 @@ class ShardCache:
             location: of the shard folder.
 
         Raises:
-            OSError: as storage.copy_to. MediaError: truncated or bad_sample, if what lies there is not the shard of
+            OSError: as storage.copy_to. MediaError: truncated or bad_sample, if the remote file is not the shard of
             index.json. ValueError: no room.
         """
         key = _key(record)
-        found = self._find(key, record)
-        if found is not None:
-            return found
+        entry = self._find(key, record)
+        if entry is not None:
+            return entry
         with self._lock(key[:LOCK_DIGITS]):
-            found = self._find(key, record)  # another process was faster
-            return found if found is not None else self._fetch(location, record, key)
+            entry = self._find(key, record)  # another process was faster
+            return entry if entry is not None else self._fetch(location, record, key)
 
     def discard(self, record: ShardRecord) -> None:
-        """Remove an entry that turned out damaged."""
+        """Remove an entry that is damaged."""
         self._remove(_key(record))
 
     def _path(self, key: str, suffix: str) -> Path:
         return self.folder / "shards" / f"{key}.{suffix}"
 
     def _find(self, key: str, record: ShardRecord) -> tuple[BinaryIO, SideCar] | None:
-        """The entry, now the last one used; None if it is not there or not whole. Others may remove it meanwhile."""
+        """The entry, marked as used now; None if it is absent or not whole. Other processes may remove it meanwhile."""
         try:
             file = self._path(key, "tar").open("rb")
         except FileNotFoundError:
@@ -122,7 +123,7 @@ class ShardCache:
         return None
 
     def _fetch(self, location: str, record: ShardRecord, key: str) -> tuple[BinaryIO, SideCar]:
-        """Called with the entry's lock. A shard that is not as index.json says is fetched once more."""
+        """Fetch an entry, while its lock is held. A shard that is not as index.json says is fetched once more."""
         try:
             return self._fetch_once(location, record, key)
         except MediaError:
@@ -149,13 +150,15 @@ class ShardCache:
         return file, side_car
 
     def _reserve(self, key: str, num_bytes: int, num_bytes_beside: int) -> Path:
-        """An empty file of the shard's size, made when there is room for it: what it will hold counts from now on."""
+        """A file of the shard's size, still without content, made when there is room for it: its size counts from now
+        on.
+        """
         part = self._path(key, "tar.part")
         needed = num_bytes + num_bytes_beside
         if needed > self.max_bytes:
             raise ValueError(
                 f"data.cache_bytes is {self.max_bytes}, less than a shard of {needed} bytes; set it to several shards "
-                "a reading process"
+                "per reading process"
             )
         give_up = time.monotonic() + ROOM_WAIT_SECONDS
         while time.monotonic() < give_up:
@@ -164,14 +167,14 @@ class ShardCache:
                     with part.open("wb") as file:
                         file.truncate(num_bytes)
                     return part
-            time.sleep(ROOM_POLL_SECONDS)  # all the rest is being fetched by others
+            time.sleep(ROOM_POLL_SECONDS)  # other processes are fetching all the rest
         raise ValueError(
             f"data.cache_bytes is {self.max_bytes}, and for {ROOM_WAIT_SECONDS:.0f} s there was no room for {needed} "
-            "bytes beside the shards that other processes fetch; set it to several shards a reading process"
+            "bytes beside the shards that other processes fetch; set it to several shards per reading process"
         )
 
     def _make_room(self, num_bytes: int, key: str) -> bool:
-        """Remove what was used longest ago until num_bytes fit; False if what is being fetched is in the way."""
+        """Remove the entries used longest ago until num_bytes fit; False if unfinished fetches take the room."""
         entries = sorted(self._entries())
         total = sum(entry.num_bytes for entry in entries)
         for entry in entries:
@@ -183,18 +186,20 @@ class ShardCache:
         return total + num_bytes <= self.max_bytes
 
     def _entries(self) -> Iterator[_Entry]:
-        found: dict[str, _Entry] = {}
+        entries: dict[str, _Entry] = {}
         with os.scandir(self.folder / "shards") as files:
-            for one in files:
+            for file in files:
                 with suppress(FileNotFoundError):  # another process has just given it its name, or removed it
-                    status, key = one.stat(), one.name.partition(".")[0]
-                    before = found.get(key, _Entry(0, 0, key, False))
-                    newest, is_partial = max(before.used_ns, status.st_mtime_ns), one.name.endswith(".part")
-                    found[key] = _Entry(newest, before.num_bytes + status.st_size, key, before.is_partial or is_partial)
-        yield from found.values()
+                    status, key = file.stat(), file.name.partition(".")[0]
+                    before = entries.get(key, _Entry(0, 0, key, False))
+                    newest, is_partial = max(before.used_ns, status.st_mtime_ns), file.name.endswith(".part")
+                    entries[key] = _Entry(
+                        newest, before.num_bytes + status.st_size, key, before.is_partial or is_partial
+                    )
+        yield from entries.values()
 
     def _is_abandoned(self, key: str, own_key: str) -> bool:
-        """Was the process that fetched this entry killed? Then nobody holds the lock, or this process itself does."""
+        """Whether the process that fetched this entry was killed: nobody holds its lock, or this process does."""
         if key[:LOCK_DIGITS] == own_key[:LOCK_DIGITS]:
             return True
         try:
@@ -208,7 +213,7 @@ class ShardCache:
             self._path(key, suffix).unlink(missing_ok=True)
 
     def _lock(self, name: str) -> AbstractContextManager[None]:
-        """Held by one process of this machine at a time."""
+        """A lock that one process of this machine holds at a time."""
         return locked(self.folder / "locks" / name)
 
     @contextmanager
@@ -229,14 +234,9 @@ def _key(record: ShardRecord) -> str:
 
 
 def mark_used(file: BinaryIO) -> None:
-    """Say that an open entry is in use now: it is removed after all that are not."""
+    """Set the time of use of an open entry to now: entries that were used before are removed before it."""
     now = time.time_ns()
     os.utime(file.fileno(), ns=(now, now))
-
-
-def side_car_name(name: str) -> str:
-    """The file name of a shard's side-car."""
-    return f"{name.removesuffix('.tar')}.json"
 
 
 def load_side_car(path: Path, where: str, record: ShardRecord) -> SideCar:
@@ -263,7 +263,7 @@ def _copy_checked(location: str, record: ShardRecord, file: BinaryIO) -> None:
 
 
 def sha256_of(file: BinaryIO) -> str:
-    """Hex sha256 of all of an open file, whatever it stands at."""
+    """Hex sha256 of the whole of an open file, wherever its position is."""
     file.flush()
     file.seek(0)
     return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # it has readinto

@@ -1,4 +1,4 @@
-"""What stands in a shard folder: the json of a sample, of a shard and of the folder. Pure Python, no media.
+"""The format of a shard folder: the json of a sample, of a shard and of the folder. Pure Python, no media.
 
 A folder holds shard-000000.tar, shard-000000.json (side-car), ..., index.json and skipped.jsonl. A sample is tar
 members next to each other: KEY.json (SampleInfo) and KEY.video.mp4, KEY.audio.flac, KEY.image.jpg or KEY.image.png.
@@ -21,7 +21,7 @@ VIDEO_MEMBER, AUDIO_MEMBER, JSON_MEMBER = "video.mp4", "audio.flac", "json"
 IMAGE_MEMBERS = {"image.jpg": b"\xff\xd8\xff", "image.png": b"\x89PNG\r\n\x1a\n"}  # and how their bytes begin
 INDEX_NAME, SKIPPED_NAME = "index.json", "skipped.jsonl"
 SHARD_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.tar")
-# What no recording reaches: beyond it a number is damage, and arithmetic on it would not be exact.
+# No recording reaches these: a number beyond them is damage, and arithmetic on it would not be exact.
 MAX_SECONDS, MIN_VIDEO_FPS, MAX_VIDEO_FPS, MAX_AUDIO_RATE_HZ = 1e9, 1e-6, 1e6, 10_000_000
 
 
@@ -30,14 +30,19 @@ def shard_name(number: int) -> str:
     return f"shard-{number:06d}.tar"
 
 
+def side_car_name(shard: str) -> str:
+    """File name of the side-car of a shard with this file name."""
+    return f"{shard.removesuffix('.tar')}.json"
+
+
 def sha256_file(path: str | os.PathLike[str]) -> str:
-    """Hex sha256 of a file's bytes, read in pieces."""
+    """Hex sha256 of a file's bytes, which are not all held in memory."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def dump_json(value: Any) -> bytes:
-    """The one way json is written here: sorted keys, no spaces to spare, ASCII, a newline at the end."""
+    """The bytes of a json value, always written alike: sorted keys, no extra spaces, ASCII, a newline at the end."""
     return (dump(value, sort_keys=True, separators=(", ", ": ")) + "\n").encode("ascii")
 
 
@@ -51,7 +56,7 @@ class SampleInfo:
     index: contiguous 0..N-1 over the folder. duration_seconds: end of the later stream on the clock. video_fps:
     constant; 0 without video, as num_frames. av_offset_seconds: audio start minus video start in the source; 0 if one
     is missing. audio_rate_hz: 0 without audio, as num_audio_samples. labels: {field: [names]}. source: path and
-    what probing found. image_height_px, image_width_px: 0, and then not in the json, without a picture.
+    results of probing. image_height_px, image_width_px: 0 without an image, and then not in the json.
     """
 
     index: int
@@ -69,17 +74,17 @@ class SampleInfo:
 
     @property
     def has_image(self) -> bool:
-        """Is there an image member?"""
+        """Whether there is an image member."""
         return self.image_height_px > 0
 
     @property
     def has_video(self) -> bool:
-        """Is there a video member?"""
+        """Whether there is a video member."""
         return self.num_frames > 0
 
     @property
     def has_audio(self) -> bool:
-        """Is there an audio member?"""
+        """Whether there is an audio member."""
         return self.num_audio_samples > 0
 
     @property
@@ -106,7 +111,7 @@ class SampleInfo:
             index=fields.count("index"),
             key=fields.text("key"),
             duration_seconds=fields.number("duration_seconds", least=0, most=MAX_SECONDS),
-            # With frames, their rate is divided by.
+            # Durations are divided by the rate of frames.
             video_fps=fields.number("video_fps", least=MIN_VIDEO_FPS if num_frames else 0, most=MAX_VIDEO_FPS),
             num_frames=num_frames,
             av_offset_seconds=fields.number("av_offset_seconds", least=-MAX_SECONDS, most=MAX_SECONDS),
@@ -130,7 +135,7 @@ def _check_version(fields: Fields) -> None:
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """A shard's line in index.json. first_index: `index` of its first sample."""
+    """A shard in index.json. first_index: `index` of its first sample."""
 
     name: str
     num_samples: int
@@ -140,7 +145,7 @@ class ShardRecord:
 
     @classmethod
     def of(cls, fields: Fields) -> Self:
-        """Check; ValueError names the file and the field."""
+        """The checked record; ValueError names the file and the field."""
         wanted = "the name of a shard in the same folder, like shard-000000.tar"
         return cls(
             name=fields.matching("name", SHARD_NAME, wanted),
@@ -155,7 +160,7 @@ class ShardRecord:
 class SideCar:
     """shard-N.json. offsets: where each sample's first tar header begins, and where the last sample ends.
 
-    media, sources: 16 hex digits a sample, one after the other (sample_digests.py says of what); "" in shards of an
+    media, sources: 16 hex digits per sample, one after the other (sample_digests.py says of what); "" in shards of an
     earlier version of the program.
     """
 
@@ -183,7 +188,7 @@ class SideCar:
         if len(keys) != record.num_samples or len(offsets) != record.num_samples + 1:
             raise ValueError(
                 f"{where}: {len(keys)} keys and {len(offsets)} offsets for {record.num_samples} samples; "
-                "there must be one key a sample and one offset more"
+                "there must be one key per sample and one offset more"
             )
         if offsets != sorted(set(offsets)) or offsets[:1] != [0]:
             raise ValueError(f"{where}: offsets must be whole numbers that rise from 0")
@@ -202,7 +207,7 @@ def _take_digests(fields: Fields, name: str, num_samples: int) -> str:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """index.json: what a shard folder holds, how it was made, and that the numbers add up."""
+    """index.json: the shards of a folder, the counts of samples, and the options that made them."""
 
     shards: list[ShardRecord]
     num_samples: int

@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 from avssl.files import storage
 from avssl.files.retry import as_media_error
 from avssl.files.scratch import temporary_folder
-from avssl.shards.cache import ShardCache, default_cache_dir, load_side_car, mark_used, sha256_of, side_car_name
-from avssl.shards.format import ShardIndex, ShardRecord, SideCar
+from avssl.shards.cache import ShardCache, default_cache_dir, load_side_car, mark_used, sha256_of
+from avssl.shards.format import ShardIndex, ShardRecord, SideCar, side_car_name
 from avssl.types import MediaError
 
 MAX_OPEN_SHARDS = 16
@@ -24,11 +24,11 @@ REMEMBER_FAILURE_SECONDS = 60.0
 
 
 class RemoteShards:
-    """index.json is read now, everything else when it is needed. Picklable: workers open their own files.
+    """The shards of a remote folder. index.json is read now, all else when needed. Picklable: workers open own files.
 
     Args:
         location: of the shard folder.
-        cache_dir: folder for the shards that were fetched; "" is default_cache_dir(). cache_bytes: its bound.
+        cache_dir: folder of the fetched shards; "" is default_cache_dir(). cache_bytes: its bound.
 
     Raises:
         FileNotFoundError: there is no index.json. MediaError("unreachable"): it could not be fetched.
@@ -47,15 +47,16 @@ class RemoteShards:
         if self.index.shards and (largest := max(record.bytes for record in self.index.shards)) > cache_bytes:
             raise ValueError(
                 f"data.cache_bytes is {cache_bytes}; {storage.shown(location)} has a shard of {largest} bytes. Set it "
-                "to several shards a reading process"
+                "to several shards per reading process"
             )
         self._open: OrderedDict[int, tuple[BinaryIO, SideCar]] = OrderedDict()
         self._failed: dict[int, tuple[float, MediaError]] = {}
 
     def open(self, number: int) -> tuple[BinaryIO, SideCar]:
-        """A shard and its side-car, fetched if need be. MediaError if it is missing, unreachable or another one.
+        """A shard and its side-car, fetched if need be. MediaError if it is missing, unreachable or not that of
+        index.json.
 
-        A failure is remembered for a while: each sample of a batch would try as long again.
+        A failure is remembered for a while, because each sample of a batch would try as long again.
         """
         self._close_removed(number)
         if number in self._open:
@@ -77,7 +78,7 @@ class RemoteShards:
         return self._open[number]
 
     def discard_if_damaged(self, number: int) -> bool:
-        """Did the copy on this machine change since it was fetched? Then it is removed, to be fetched again."""
+        """Whether the local copy has changed since it was fetched; then it is removed, to be fetched again."""
         file, _ = self.open(number)
         if sha256_of(file) == self.index.shards[number].sha256:
             return False
@@ -86,7 +87,7 @@ class RemoteShards:
         return True
 
     def side_cars(self) -> list[SideCar]:
-        """Reads all side-cars, some at a time. Raises as the constructor does."""
+        """All side-cars, several read at a time. Raises as the constructor does."""
         with _reachable(), ThreadPoolExecutor(SIDE_CAR_THREADS) as threads:
             return list(threads.map(self._side_car, self.index.shards))
 
@@ -106,7 +107,7 @@ class RemoteShards:
             return load_side_car(path, storage.shown(location), record)
 
     def _close_removed(self, needed: int) -> None:
-        """Close files that another process removed from the cache: only then has the disk its room back."""
+        """Close files that another process has removed from the cache: only then is their room on the disk free."""
         removed = [n for n, (file, _) in self._open.items() if n != needed and not os.fstat(file.fileno()).st_nlink]
         for number in removed:
             self._open.pop(number)[0].close()
@@ -114,7 +115,7 @@ class RemoteShards:
 
 @contextmanager
 def _reachable() -> Iterator[None]:
-    """What a recipe reports in one line: FileNotFoundError, or else MediaError (a ValueError)."""
+    """Turn errors of a store into those that a recipe reports in one line: FileNotFoundError or MediaError."""
     try:
         yield
     except FileNotFoundError:

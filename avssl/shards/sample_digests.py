@@ -1,13 +1,13 @@
-"""By what two samples of any shard folders are known to be of one origin: 64 bits of their media and of their source.
+"""Digests that tell whether two samples of any shard folders have one origin: 64 bits of their media and source.
 
-A key is no evidence: "0001" of one corpus has nothing to do with "0001" of another. What counts is
+A key is no evidence: "0001" of one corpus has nothing to do with "0001" of another. These are compared:
 
 - media: the stored members' bytes, all of them together (a silent track alone is like any other silent track);
-- source: the file that the sample was made from, whatever seconds of it were taken: its size and a digest of pieces of
+- source: the file that the sample was made from, whatever seconds of it were taken: its size and a digest of parts of
   its content (`source.content`, written by data_prep), or of its path in shards that have none.
 
-Two different samples share 64 bits by chance once in 2**64 pairs: 100,000 test samples against a billion of training
-are expected to agree by chance 0.000005 times.
+Two different samples share 64 bits by chance once in 2**64 pairs: of 100,000 test samples and a billion training
+samples, 0.000005 pairs are expected to agree by chance.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from avssl.shards.shard_set import Sample, ShardSet
 from avssl.shards.subset import ShardSubset
 
 Digests = NDArray[np.uint64]
-MAX_HASHED_BYTES = 20_000_000_000  # of shards without digests in their side-cars: then they are read, up to so many
+MAX_HASHED_BYTES = 20_000_000_000  # shards without digests in their side-cars are read up to this size
 
 
 @dataclass(frozen=True)
 class SampleDigests:
-    """uint64 (N,) each, in the order of `index`."""
+    """The digests of all samples of a folder: uint64 (N,) each, in the order of `index`."""
 
     media: Digests
     sources: Digests
 
 
 def source_digest(info: SampleInfo) -> str:
-    """16 hex digits of the source file (and of the number of a picture inside it), not of the seconds taken from it."""
+    """16 hex digits of the source file (and of the number of an image inside it), not of the seconds taken from it."""
     source = info.source
     origin = source.get("content") or source.get("path")
     return _sixteen(dump_json([origin, source.get("bytes"), source.get("item")]))
 
 
 def media_digest(sample: Sample) -> str:
-    """16 hex digits of the members' bytes."""
+    """16 hex digits of the bytes of the stored members."""
     state = hashlib.sha256()
     for name, content in (("video", sample.video), ("audio", sample.audio), ("image", sample.image)):
         if content is not None:
@@ -52,22 +52,23 @@ def media_digest(sample: Sample) -> str:
 
 
 def sample_digests(shards: ShardSet) -> SampleDigests | None:
-    """Of every sample. From the side-cars; local shards of an earlier version of the program are read for it.
+    """The digests of every sample, from the side-cars; local shards of an earlier version of the program are read.
 
-    None where neither is possible: older shards far away, or of more than MAX_HASHED_BYTES.
+    None where neither is possible: older shards that are remote, or have more than MAX_HASHED_BYTES.
     """
     if isinstance(shards, ShardSubset):
         whole = sample_digests(shards.whole)
         places = shards.positions
         return None if whole is None else SampleDigests(whole.media[places], whole.sources[places])
     side_cars = shards.side_cars()
-    if all(one.media and one.sources for one in side_cars):
-        return SampleDigests(*(_joined([getattr(one, kind) for one in side_cars]) for kind in ("media", "sources")))
+    if all(side_car.media and side_car.sources for side_car in side_cars):
+        texts = ([getattr(side_car, kind) for side_car in side_cars] for kind in ("media", "sources"))
+        return SampleDigests(*map(_joined, texts))
     if shards.is_remote or shards.index.total_bytes > MAX_HASHED_BYTES:
         return None
     samples = (shards.read(position) for position in range(shards.num_samples))
-    found = [(media_digest(one), source_digest(one.info)) for one in samples]
-    return SampleDigests(*(_joined([pair[side] for pair in found]) for side in (0, 1)))
+    pairs = [(media_digest(sample), source_digest(sample.info)) for sample in samples]
+    return SampleDigests(*(_joined([pair[side] for pair in pairs]) for side in (0, 1)))
 
 
 def with_digests(side_car: SideCar, samples: list[tuple[str, str]]) -> SideCar:

@@ -1,6 +1,6 @@
 """Shard folders: random access to samples by index, and the tar writer. The only user of webdataset.
 
-The schema is in shard_format.py. The files are plain tar archives that any webdataset reader can stream.
+The schema is in format.py. The files are plain tar archives that any webdataset reader can stream.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from avssl.shards.format import (
     sha256_file,
     shard_name,
 )
-from avssl.shards.remote import RemoteShards
+from avssl.shards.remote import MAX_OPEN_SHARDS, RemoteShards
 from avssl.shards.tar_members import DAMAGED_TAR, FilePart, member_content, opened_tar, plain_members
 from avssl.types import MediaError, Span
 
@@ -47,12 +47,10 @@ __all__ = [
     "write_tar",
 ]  # fmt: skip
 
-MAX_OPEN_SHARDS = 16
-
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample as it is stored: its json, and its media still encoded (None if there is none). image: JPEG or PNG."""
+    """A stored sample: its json and its encoded media (None for those that it lacks). image: JPEG or PNG."""
 
     info: SampleInfo
     video: bytes | None
@@ -64,14 +62,14 @@ class ShardSet:
     """A finished shard folder, read by sample index. Picklable: workers open their own files.
 
     A local folder is checked now. Of a remote one, index.json is read now; a shard is fetched on its first use, checked
-    against size and sha256, and kept in a cache that processes share (shard_cache.py).
+    against size and sha256, and kept in a cache that processes share (cache.py).
 
     Args:
-        folder: what `python -m data_prep write` made: a path, or a URL (storage.py says which).
-        cache_dir: of remote shards; "" is $AVSSL_CACHE or ~/.cache/avssl. cache_bytes: its bound on the disk.
+        folder: written by `python -m data_prep write`: a path, or a URL (files/storage.py says which).
+        cache_dir: for remote shards; "" is $AVSSL_CACHE or ~/.cache/avssl. cache_bytes: its bound on the disk.
 
     Attributes:
-        location: as given. folder: where index.json lies on this machine.
+        location: the argument `folder` as text. folder: the local folder of index.json.
 
     Raises:
         FileNotFoundError: index.json, a shard or a side-car is missing.
@@ -97,7 +95,7 @@ class ShardSet:
 
     @property
     def num_samples(self) -> int:
-        """N: samples have index 0..N-1."""
+        """The number N of samples, whose index is 0..N-1."""
         return self.index.num_samples
 
     @property
@@ -112,16 +110,16 @@ class ShardSet:
 
     @property
     def is_remote(self) -> bool:
-        """Does the folder lie on a server?"""
+        """Whether the folder lies on a server."""
         return self._remote is not None
 
     def side_cars(self) -> list[SideCar]:
-        """Of every shard, in their order. Of a remote folder this fetches all of them."""
+        """The side-car of every shard, in their order. Those of a remote folder are fetched."""
         return self._side_cars if self._remote is None else self._remote.side_cars()
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex sha256 over the shards' own: the same for equal contents, wherever the folder lies."""
+        """Hex sha256 of the sha256 of all shards: the same for equal contents, wherever the folder lies."""
         return hashlib.sha256("\n".join(record.sha256 for record in self.index.shards).encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -181,7 +179,9 @@ class ShardSet:
         _close(self._files, self._remote)
 
     def _close_when_gone(self) -> None:
-        """Not by __del__: in a circle of references that is found later, the files might be finalized before it."""
+        """Close the files with the object. Not by __del__: in a circle of references the files might be finalized
+        first.
+        """
         weakref.finalize(self, _close, self._files, self._remote).atexit = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -204,7 +204,7 @@ class ShardSet:
         return side_car
 
     def _open(self, number: int) -> BinaryIO:
-        """The shard's file, from the few most recently used."""
+        """The file of a shard; only those used last are kept open."""
         if number in self._files:
             self._files.move_to_end(number)
             return self._files[number]
@@ -235,20 +235,20 @@ def parse_members(content: bytes, where: str) -> Sample:
         raise MediaError("bad_sample", str(error)) from error
     video, audio = sample.get(VIDEO_MEMBER), sample.get(AUDIO_MEMBER)
     images = [sample[name] for name in IMAGE_MEMBERS if name in sample]
-    there, said = (video is not None, audio is not None, len(images)), (info.has_video, info.has_audio, info.has_image)
-    if info.key != sample["__key__"] or there != said:
+    stored = (video is not None, audio is not None, len(images))
+    if info.key != sample["__key__"] or stored != (info.has_video, info.has_audio, info.has_image):
         names = sorted(name for name in sample if not name.startswith("__"))
         raise MediaError("bad_sample", f"{where}: members {sample['__key__']} {names} do not fit the json: {info}")
     return Sample(info, video, audio, images[0] if images else None)
 
 
 def _any_members(content: bytes, where: str) -> list[dict[str, Any]]:
-    """The samples that webdataset finds in it."""
+    """The samples that webdataset finds in the bytes of tar members."""
     from webdataset.tariterators import group_by_keys
 
     try:
-        # Not webdataset's own reader of a stream: it unpacks what is compressed, without bound, and skips any announced
-        # size block by block.
+        # Not webdataset's own reader of a stream: that one unpacks compressed archives without bound, and skips a
+        # member of any size that a header claims block by block.
         with tarfile.open(fileobj=io.BytesIO(content + bytes(1024)), mode="r:") as archive:
             members = (
                 {"fname": member.name, "data": member_content(archive, member, len(content)), "__url__": where}
@@ -261,11 +261,11 @@ def _any_members(content: bytes, where: str) -> list[dict[str, Any]]:
 
 
 def image_member(content: bytes) -> str:
-    """The member's name for a stored picture, by its first bytes. ValueError if it is neither JPEG nor PNG."""
+    """The member's name for a stored image, by its first bytes. ValueError if it is neither JPEG nor PNG."""
     for name, signature in IMAGE_MEMBERS.items():
         if content.startswith(signature):
             return name
-    raise ValueError(f"a picture begins with {content[:8]!r}; only {' and '.join(IMAGE_MEMBERS)} are stored")
+    raise ValueError(f"an image begins with {content[:8]!r}; only {' and '.join(IMAGE_MEMBERS)} are stored")
 
 
 def write_tar(file: Any, samples: Iterable[Sample]) -> Iterator[int]:
@@ -290,7 +290,7 @@ def write_tar(file: Any, samples: Iterable[Sample]) -> Iterator[int]:
 
 
 def spans(sample: Sample) -> tuple[Span | None, Span | None]:
-    """Where the video and the audio of a sample lie on its clock."""
+    """The spans of the video and the audio of a sample on its clock; None for a stream that it lacks."""
     info = sample.info
     video = audio = None
     if sample.video is not None:

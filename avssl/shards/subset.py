@@ -1,4 +1,4 @@
-"""Some samples of a shard folder as a folder of their own (folds, splits, few labels); labels without media."""
+"""Some samples of a shard folder, read as if they were a folder of their own: folds, splits, few labels."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from avssl.shards.shard_set import Sample, ShardSet
 
 
 class ShardSubset(ShardSet):
-    """The samples of `whole` at these positions; they are renumbered 0..n-1 in the order of the shards.
+    """The samples of `whole` at these positions, renumbered 0..n-1 in the order of the shards.
 
-    Reads like any other ShardSet. ValueError for no position, one that comes twice, or one that is not there.
+    It is read like any other ShardSet. ValueError without a position, and for one that comes twice or does not exist.
     """
 
     def __init__(self, whole: ShardSet, positions: Sequence[int] | NDArray[np.int64]) -> None:
@@ -32,35 +32,35 @@ class ShardSubset(ShardSet):
 
     @property
     def whole(self) -> ShardSet:
-        """What this is a part of."""
+        """The shard folder that this is a part of."""
         return self._whole
 
     @property
     def positions(self) -> NDArray[np.int64]:
-        """int64 (n,): of the chosen samples in the whole, ascending."""
+        """int64 (n,): the positions of the chosen samples in the whole, ascending."""
         return self._positions
 
     @property
     def num_samples(self) -> int:
-        """How many samples were chosen."""
+        """The number n of chosen samples."""
         return len(self._positions)
 
     @property
     def shard_sizes(self) -> list[int]:
-        """How many were chosen of each shard, without those of which none was: reading stays local."""
+        """The number of chosen samples of each shard that has any; with them the order of reading stays local."""
         ends = np.cumsum(self._whole.shard_sizes)
         counts = np.bincount(np.searchsorted(ends, self._positions, side="right"), minlength=len(ends))
         return [int(count) for count in counts if count]
 
     @property
     def keys(self) -> list[str]:
-        """Of the chosen samples."""
+        """The keys of the chosen samples."""
         keys = self._whole.keys
         return [keys[position] for position in self._positions]
 
     @property
     def fingerprint(self) -> str:
-        """Hex sha256 over the whole folder's and the chosen positions."""
+        """Hex sha256 of the fingerprint of the whole and the chosen positions."""
         return hashlib.sha256(self._whole.fingerprint.encode() + self._positions.astype("<i8").tobytes()).hexdigest()
 
     def read(self, position: int) -> Sample:
@@ -85,18 +85,4 @@ class ShardSubset(ShardSet):
         return dict(self.__dict__)
 
     def __del__(self) -> None:
-        """Nothing is open here: the whole closes its own."""
-
-
-def read_labels(shards: ShardSet, label_field: str) -> list[list[str]]:
-    """The names that each sample has in a label field, in the order of `index`; [] for none. Media are not read.
-
-    ValueError when no sample has the field, with the fields that there are.
-    """
-    if label_field not in shards.index.label_names:
-        fields = ", ".join(sorted(shards.index.label_names)) or "none"
-        raise ValueError(
-            f"{shards.location} has no label field {label_field!r}; it has: {fields}. Set label_field, or index the "
-            "files again with labels (python -m data_prep index --labels)"
-        )
-    return [shards.read_info(position).labels.get(label_field, []) for position in range(shards.num_samples)]
+        """Do nothing: the whole closes its files."""

@@ -1,7 +1,7 @@
 """The members of one sample from their bytes in a tar archive, for the headers that shards are written with.
 
-Everything else (long names, links, damage) is left to webdataset's reader; this one only spares it the usual case,
-for which it takes five times as long. Pure Python.
+Everything else (long names, links, damage) is left to webdataset's reader, which takes five times as long for the usual
+case. Pure Python.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Any, BinaryIO
 BLOCK_BYTES = 512
 NAME, SIZE, CHECKSUM, KIND, PREFIX = slice(0, 100), slice(124, 136), slice(148, 156), slice(156, 157), slice(345, 500)
 REGULAR_FILE = (b"0", b"\0")
-# What tarfile raises over damage; headers that announce headers without end recurse.
+# The errors that tarfile raises for damage; a chain of headers without end ends in RecursionError.
 DAMAGED_TAR = (tarfile.TarError, ValueError, EOFError, OSError, OverflowError, RecursionError)
 
 
 def plain_members(content: bytes) -> dict[str, Any] | None:
-    """{"__key__": key, extension: bytes} of the members of one sample; None unless all of it is as usual.
+    """{"__key__": key, extension: bytes} of the members of one sample; None unless all headers are as usual.
 
-    content: whole blocks, without the archive's end. Key and extension are what lies before and behind the first dot of
-    a file's name, as webdataset has it.
+    content: whole blocks, without the archive's end. The first dot of a file's name parts key and extension, as in
+    webdataset.
     """
     sample: dict[str, bytes] = {}
     key: str | None = None
@@ -43,30 +43,30 @@ def plain_members(content: bytes) -> dict[str, Any] | None:
         begin = position + BLOCK_BYTES
         if not (name.isascii() and base and dot) or begin + size > len(content):
             return None
-        if key not in (None, found := (folder + slash + base).decode()) or extension.decode() in sample:
+        if key not in (None, name_key := (folder + slash + base).decode()) or extension.decode() in sample:
             return None
-        key = found
+        key = name_key
         sample[extension.decode()] = content[begin : begin + size]
         position = begin - -size // BLOCK_BYTES * BLOCK_BYTES
     return None if key is None or position != len(content) else {"__key__": key, **sample}
 
 
 def _number(field: bytes) -> int | None:
-    """An octal number, ended by a zero byte or a space; None if it is something else."""
+    """The value of an octal number that a zero byte or a space ends; None for any other text."""
     digits = field.strip(b"\0 ")
     return int(digits, 8) if digits and not digits.strip(b"01234567") else None
 
 
 @contextmanager
 def opened_tar(path: Path) -> Iterator[tarfile.TarFile]:
-    """A whole archive; raises DAMAGED_TAR. No header makes it read, or hold, more than is there."""
+    """A whole archive, opened; raises DAMAGED_TAR. No header makes it read or hold more bytes than the file has."""
     size = path.stat().st_size
     with path.open("rb") as file, tarfile.open(fileobj=FilePart(file, 0, size), mode="r:") as archive:
         yield archive
 
 
 def member_content(archive: tarfile.TarFile, member: tarfile.TarInfo, num_bytes: int) -> bytes:
-    """A regular file's bytes. ReadError for a size beyond the archive's num_bytes, and for holes of any size."""
+    """The bytes of a regular file. ReadError for a size above the archive's num_bytes, and for sparse files."""
     if member.size > num_bytes or member.sparse is not None:
         raise tarfile.ReadError(f"a member of {member.size} bytes, in an archive of {num_bytes}, or one with holes")
     file = archive.extractfile(member)
@@ -76,7 +76,7 @@ def member_content(archive: tarfile.TarFile, member: tarfile.TarInfo, num_bytes:
 
 
 class FilePart(io.RawIOBase):
-    """Some bytes of a file as a file, read where it lies: the tar reader skips what it does not need."""
+    """The bytes begin..end of a file as a file of its own, read on demand: the tar reader skips members."""
 
     def __init__(self, file: BinaryIO, begin: int, end: int) -> None:
         self._file, self._begin, self._size, self._at = file, begin, end - begin, 0
@@ -95,9 +95,9 @@ class FilePart(io.RawIOBase):
         return self._at
 
     def read(self, size: int = -1) -> bytes:
-        """At most what is there is asked for: a damaged header may want any number of bytes."""
-        there = max(0, self._size - self._at)
-        return super().read(there if size is None or size < 0 else min(size, there)) or b""
+        """Up to `size` bytes, never more than exist: a damaged header may ask for any number."""
+        rest = max(0, self._size - self._at)
+        return super().read(rest if size is None or size < 0 else min(size, rest)) or b""
 
     def readinto(self, buffer: Any) -> int:
         length = max(0, min(len(buffer), self._size - self._at))
