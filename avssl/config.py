@@ -33,7 +33,7 @@ T = TypeVar("T")
 MAX_YAML_BYTES = 1 << 20
 
 
-# What earlier versions called the keys: a configuration or run folder with them is refused with the new names.
+# Earlier names of keys: a configuration or run folder with them is refused with an error that has the new names.
 RENAMED_KEYS = {
     "centre_embeddings": "projector_final_batch_norm",
     "colour_probability": "color_jitter_probability",
@@ -47,17 +47,17 @@ RENAMED_KEYS = {
 
 @dataclass
 class DataConfig(LoaderConfig):
-    """What to read and how; see data/loader.py for the fields that it adds."""
+    """The shards to read and their cache; the other fields are those of data/loader_config.py."""
 
     shards: str = ""  # folder written by `python -m data_prep write`, or its URL: s3://, gs://, hf://, https://
     cache_dir: str = ""  # local folder for shards of a URL, may be shared; default $AVSSL_CACHE or ~/.cache/avssl
-    cache_bytes: int = DEFAULT_CACHE_BYTES  # bound of that folder on disk; several shards a reading process
+    cache_bytes: int = DEFAULT_CACHE_BYTES  # bound of that folder on disk; several shards per reading process
     redirect_hosts: list[str] = field(default_factory=list)  # other hosts that a web server of shards may send on to
 
 
 @dataclass
 class ProbeConfig:
-    """kNN and a linear classifier while the run trains (online_probe.py); without shards there is none."""
+    """kNN and a linear classifier during the training (train/probe.py); none without shards."""
 
     shards: str = ""  # labeled shard folder that is not trained on; half of it is learned from, half is scored
     every_steps: int = 1000  # optimizer steps between snapshots
@@ -105,7 +105,7 @@ class RunConfig:
 
 
 def load(schema: type[T], argv: list[str], *, usage: str = "", required: Sequence[str] = ()) -> T:
-    """Configuration from command-line arguments: YAML files first, then `a.b=c` changes, later ones win.
+    """Configuration from command-line arguments: YAML files first, then `a.b=c` changes; later values win.
 
     `--help` prints the schema and exits. Errors in the configuration leave with status 2 and one clear message.
     """
@@ -122,15 +122,15 @@ def load(schema: type[T], argv: list[str], *, usage: str = "", required: Sequenc
 
 
 def parse(schema: type[T], argv: list[str]) -> T:
-    """As `load`, raising ConfigError."""
+    """As `load`, but raises ConfigError."""
     files = [argument for argument in argv if "=" not in argument or is_file(argument)]
     changes = [argument for argument in argv if argument not in files]
     for name in files:
         if name.startswith("-"):
             raise ConfigError(f"{name} is not an option; changes are written key=value, without dashes")
         if not is_file(name):
-            found = "a folder" if os.path.isdir(name) else "no such file"  # noqa: PTH112
-            raise ConfigError(f"{name}: {found}; give the YAML of the recipe or task")
+            problem = "a folder" if os.path.isdir(name) else "no such file"  # noqa: PTH112
+            raise ConfigError(f"{name}: {problem}; give the YAML of the recipe or task")
     try:
         values: Any = OmegaConf.create()
         for layer in (*map(_load_yaml, files), _parse_changes(changes)):
@@ -156,7 +156,7 @@ def parse(schema: type[T], argv: list[str]) -> T:
 
 
 def _load_yaml(name: str) -> Any:
-    """A file's mapping. ConfigError of one line for whatever else a file can be."""
+    """The mapping of a YAML file. ConfigError of one line for any other content."""
     content = Path(name).read_bytes()
     if len(content) > MAX_YAML_BYTES:
         raise ConfigError(f"{name}: has {len(content)} bytes, so it is no configuration; at most {MAX_YAML_BYTES}")
@@ -174,11 +174,11 @@ def _load_yaml(name: str) -> Any:
 
 
 def _parse_changes(changes: list[str]) -> Any:
-    for one in changes:
+    for change in changes:
         try:
-            check_yaml(one.partition("=")[2], one.partition("=")[0])
+            check_yaml(change.partition("=")[2], change.partition("=")[0])
         except yaml.YAMLError as error:
-            raise ConfigError(f"{brief(one)}: {one_line(error)}") from error
+            raise ConfigError(f"{brief(change)}: {one_line(error)}") from error
     try:
         return OmegaConf.from_dotlist(changes)
     except (yaml.YAMLError, AssertionError, IndexError) as error:  # the last for a key of no name
@@ -186,7 +186,7 @@ def _parse_changes(changes: list[str]) -> Any:
 
 
 def _refuse_renamed(layer: Any) -> None:
-    """ConfigError with the new names of all keys of a mapping that earlier versions called otherwise."""
+    """Raise ConfigError with the new names if a mapping has keys that earlier versions named otherwise."""
     names = {name for key in flat(OmegaConf.to_container(layer)) for name in key.split(".")}
     if renamed := sorted(names & RENAMED_KEYS.keys()):
         changes = ", ".join(f"{name} is now {RENAMED_KEYS[name]}" for name in renamed)
@@ -194,7 +194,7 @@ def _refuse_renamed(layer: Any) -> None:
 
 
 def value_of(argv: Sequence[str], key: str, default: str) -> str:
-    """One key of the YAML files and changes of a command line, before its schema is known; the last one given wins."""
+    """The value of one key in the YAML files and changes of a command line, without a schema; the last one wins."""
     value = default
     for argument in argv:
         if is_file(argument):
@@ -208,7 +208,7 @@ def value_of(argv: Sequence[str], key: str, default: str) -> str:
 
 
 def require(config: Any, *keys: str) -> None:
-    """ConfigError for the first of the dotted keys that is empty."""
+    """Raise ConfigError for the first of the dotted keys that is empty."""
     for key in keys:
         value = config
         for name in key.split("."):
@@ -218,10 +218,10 @@ def require(config: Any, *keys: str) -> None:
 
 
 def _replace_encoders(base: Any, values: Any) -> None:
-    """An encoder section that names another network starts afresh: options of the one before do not linger."""
-    given = OmegaConf.select(values, "encoders", default=None)
-    for modality in given if OmegaConf.is_dict(given) else ():
-        before, now = OmegaConf.select(base, f"encoders.{modality}", default=None), given[modality]
+    """Drop the options of an encoder section in `base` if `values` names another network there."""
+    sections = OmegaConf.select(values, "encoders", default=None)
+    for modality in sections if OmegaConf.is_dict(sections) else ():
+        before, now = OmegaConf.select(base, f"encoders.{modality}", default=None), sections[modality]
         if (
             OmegaConf.is_dict(before)
             and OmegaConf.is_dict(now)
@@ -237,11 +237,11 @@ def _explain(error: errors.OmegaConfBaseException) -> str:
 
 
 def save(config: Any, path: Path) -> None:
-    """Write the resolved configuration as YAML: whole, or the file that was there before."""
+    """Write the resolved configuration as YAML, whole or not at all."""
     write_whole(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
-# What a run may change when it goes on: its length, what it reports, how fast it reads. The shards are compared by
+# Keys that may change when a run goes on: its length, its reports, its speed of reading. The shards are compared by
 # their contents (checkpoint.resume).
 MAY_CHANGE = frozenset(
     [
@@ -266,14 +266,14 @@ MAY_CHANGE = frozenset(
         "data.prefetch_batches",
         "data.max_failure_rate",
         "data.worker_timeout_seconds",
-        *(f"probe.{one.name}" for one in dataclasses.fields(ProbeConfig)),
+        *(f"probe.{item.name}" for item in dataclasses.fields(ProbeConfig)),
     ]
 )
 
 
 def check_unchanged(config: RunConfig, run: Path) -> None:
-    """ValueError naming every key whose value differs from the run's config.yaml, but for MAY_CHANGE."""
-    now, then = (flat(OmegaConf.to_container(OmegaConf.structured(one))) for one in (config, load_run(run)))
+    """Raise ValueError with every key outside MAY_CHANGE whose value differs from the run's config.yaml."""
+    now, then = (flat(OmegaConf.to_container(OmegaConf.structured(cfg))) for cfg in (config, load_run(run)))
     changed = [key for key in sorted({*now, *then}) if now.get(key) != then.get(key) and key not in MAY_CHANGE]
     if changed:
         shown = "; ".join(f"{key}: {then.get(key)!r} then, {now.get(key)!r} now" for key in changed)
@@ -294,9 +294,9 @@ def load_run(run: str | Path) -> RunConfig:
 
 
 def describe(schema: type[Any], indent: str = "", section: Any = None) -> str:
-    """The schema as indented `name: type = default  # comment` lines, comments taken from the source.
+    """The schema as indented `name: type = default  # comment` lines, with the comments of the source.
 
-    section: an instance whose values are the defaults, where a section starts from others than its own type's.
+    section: an instance with the defaults of a section, where they differ from those of its type.
     """
     comments = dict(re.findall(r"^\s+(\w+):[^#\n]*#\s*(.*)$", _sources(schema), re.MULTILINE))
     lines = ""
@@ -321,11 +321,11 @@ def _sources(schema: type[Any]) -> str:
 
 
 class ConfigError(ValueError):
-    """What is wrong with a configuration, in one message for the person who wrote it."""
+    """An error in a configuration, as one message for the person who wrote it."""
 
 
 def check_yaml(text: str, where: str) -> None:
-    """ConfigError for what would grow or nest without bound when it is built."""
+    """Raise ConfigError for YAML that would grow or nest without bound when it is built."""
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
@@ -336,20 +336,20 @@ def check_yaml(text: str, where: str) -> None:
 
 
 def one_line(error: Exception) -> str:
-    """A library's message of several lines as one."""
+    """The message of a library's error in one line of at most 300 characters."""
     return " ".join(str(error).split())[:300]
 
 
 def is_file(name: str) -> bool:
-    """Is there such a file? Text that can be no name (too long, a zero byte) is none."""
+    """Whether there is such a file; False for text that no file can have as its name (too long, a zero byte)."""
     return os.path.isfile(name)  # noqa: PTH113  (Path raises OSError for a name that is too long)
 
 
 def flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """{dotted key: value} of sections in each other."""
+    """{dotted key: value} of nested sections."""
     if not isinstance(values, dict):
         return {prefix: list(values) if isinstance(values, tuple) else values}
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name, value in values.items():
-        found |= flat(value, f"{prefix}.{name}" if prefix else str(name))
-    return found
+        result |= flat(value, f"{prefix}.{name}" if prefix else str(name))
+    return result

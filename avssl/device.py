@@ -1,4 +1,4 @@
-"""How the networks run on the device they are on: precision, memory order, compilation. Chosen by keys of the run."""
+"""How the networks run on their device: precision, memory order, compilation, as the run's configuration says."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 
 
 def usable_device(name: str) -> torch.device:
-    """The device of that name. ValueError where PyTorch finds none, with those that there are."""
+    """The device of that name. ValueError with the names of the usable ones if PyTorch cannot use it."""
     try:
         device = torch.device(name)
         torch.empty(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # no GPU, none of that number, no such name
-        there = ", ".join(["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))])
-        raise ValueError(f"device is {name!r}, which PyTorch cannot use on this machine; there is: {there}") from error
+        usable = ", ".join(["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))])
+        raise ValueError(f"device is {name!r}, which PyTorch cannot use on this machine; there is: {usable}") from error
     return device
 
 
 def settle_precision(cfg: RunConfig, modalities: Iterable[str]) -> None:
-    """Replace mixed_precision=auto by what this machine does, and set TF32 as asked.
+    """Replace mixed_precision=auto by what suits this machine, and set TF32 as configured.
 
-    auto is bf16 where a GPU computes it natively and the layers of these modalities' encoders come out right on small
+    auto is bf16 where a GPU computes it natively and the layers of these modalities' encoders are right on small
     cases, else fp32; a run on the CPU is fp32: some CPUs' bf16 kernels are wrong (avssl.ops.kernels). TF32 keeps 10 of
     a float32's 23 bits of mantissa: "convolutions" concerns the networks alone, "all" the matrix products of heads and
     losses too.
@@ -41,7 +41,7 @@ def settle_precision(cfg: RunConfig, modalities: Iterable[str]) -> None:
             encoders = nn.ModuleDict({modality: create_encoder(**cfg.encoders[modality]) for modality in modalities})
             is_right = kernels.autocast_is_right(encoders, torch.bfloat16, torch.device("cuda"))
         cfg.mixed_precision = "bf16" if is_right else "fp32"
-    # The module has it at run time (torch/backends/cudnn), its types do not say so.
+    # The attribute exists at run time (torch/backends/cudnn), but not in the type hints.
     torch.backends.cudnn.conv.fp32_precision = "ieee" if cfg.tf32 == "none" else "tf32"  # type: ignore[attr-defined]
     torch.backends.cuda.matmul.fp32_precision = "tf32" if cfg.tf32 == "all" else "ieee"
 
@@ -49,9 +49,9 @@ def settle_precision(cfg: RunConfig, modalities: Iterable[str]) -> None:
 def use_channels_last(networks: nn.Module, wanted: bool | None, device: torch.device) -> None:
     """Put the channels of the convolutions' weights last in memory; names, shapes and values stay.
 
-    wanted None is what was measured to pay: two-dimensional convolutions on a CPU, unless some are narrow
-    (docs/decisions.md); clips of AVID's size are slower so, and no GPU has been measured. Wrong kernels of the machine
-    (avssl.ops.kernels): channels stay where they are when nobody asked, else ValueError.
+    wanted: None for the cases measured to be faster: two-dimensional convolutions on a CPU, unless some are narrow
+    (docs/decisions.md); clips of AVID's size are slower with it, and no GPU has been measured. If kernels of the
+    machine are wrong (avssl.ops.kernels), None leaves the order as it is, and True raises ValueError.
     """
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     if wanted is None:
@@ -68,12 +68,12 @@ def use_channels_last(networks: nn.Module, wanted: bool | None, device: torch.de
             )
     for parameter in networks.parameters():
         if parameter.ndim in formats:
-            # New memory for kernels of 1 x 1, too: their strides must be those of the gradients that DDP will compare.
+            # Kernels of 1 x 1 get new memory, too: DDP compares their strides with those of the gradients.
             moved = torch.empty_like(parameter.data, memory_format=formats[parameter.ndim])
             parameter.data = moved.copy_(parameter.data)
 
 
 def compile_encoders(loss: nn.Module, backend: str = "inductor") -> None:
-    """torch.compile on each encoder, in place: the names of its weights stay. Losses run as they are, in float32."""
+    """Compile each encoder in place; the names of its weights stay. Losses are not compiled and run in float32."""
     for encoder in loss.get_submodule("encoders").children():
         encoder.compile(backend=backend)

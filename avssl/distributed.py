@@ -1,4 +1,4 @@
-"""The only door to torch.distributed. With one process every function is the identity on its input."""
+"""Collectives; only this file imports torch.distributed. With one process each returns its input unchanged."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch.distributed as dist
 
 
 def is_active() -> bool:
-    """True when a process group of more than one process is up."""
+    """Whether there is a process group of more than one process."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def rank() -> int:
-    """Rank of this process, 0 when alone."""
+    """Rank of this process; 0 without others."""
     return dist.get_rank() if is_active() else 0
 
 
 def world_size() -> int:
-    """Number of processes, 1 when alone."""
+    """Number of processes; 1 without others."""
     return dist.get_world_size() if is_active() else 1
 
 
@@ -28,13 +28,13 @@ def gather(tensor: torch.Tensor) -> torch.Tensor:
     tensor = tensor.detach()
     if not is_active():
         return tensor
-    pieces = [torch.empty_like(tensor) for _ in range(world_size())]
-    dist.all_gather(pieces, tensor.contiguous())
-    return torch.cat(pieces)
+    tensors = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(tensors, tensor.contiguous())
+    return torch.cat(tensors)
 
 
 def gather_uneven(tensor: torch.Tensor) -> torch.Tensor:
-    """As `gather` where the first axis may differ between ranks (rows of an evaluation, say). No gradient."""
+    """As `gather`, but the length of the first axis may differ between ranks. No gradient."""
     if not is_active():
         return tensor.detach()
     length = torch.tensor([tensor.shape[0]], device=tensor.device)
@@ -42,7 +42,7 @@ def gather_uneven(tensor: torch.Tensor) -> torch.Tensor:
     padding = tensor.new_zeros((max(lengths) - tensor.shape[0], *tensor.shape[1:]))
     padded = gather(torch.cat([tensor, padding]))
     rows = padded.split(max(lengths))
-    return torch.cat([piece[:count] for piece, count in zip(rows, lengths, strict=True)])
+    return torch.cat([padded_rows[:count] for padded_rows, count in zip(rows, lengths, strict=True)])
 
 
 class _GatherWithGrad(torch.autograd.Function):
@@ -53,8 +53,8 @@ class _GatherWithGrad(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        # The sum over ranks makes a loss written on the gathered batch exact under DDP's mean (methods: gather and
-        # gradient scaling); a bare all_gather would drop the other ranks' share.
+        # The sum over ranks makes the gradient of a loss on the gathered batch exact under DDP's mean; all_gather alone
+        # would drop the gradients of the other ranks.
         total = gradients[0].contiguous().clone()
         dist.all_reduce(total)
         return total[rank() * ctx.rows : (rank() + 1) * ctx.rows]
@@ -72,7 +72,7 @@ def gather_with_grad(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def all_sum(tensor: torch.Tensor) -> torch.Tensor:
-    """Sum of equal-shaped tensors over ranks, on every rank. No gradient; the input is left alone."""
+    """Sum of equal-shaped tensors over ranks, on every rank. No gradient; the input is not changed."""
     result = tensor.detach().clone()
     if is_active():
         dist.all_reduce(result)
@@ -87,7 +87,7 @@ def all_mean(tensor: torch.Tensor) -> torch.Tensor:
 def exchange_sum(tensor: torch.Tensor) -> torch.Tensor:
     """Of (W * B, ...) on every rank, the sum over ranks of this rank's B rows: (B, ...). No gradient.
 
-    Summed in rank order after an exchange, not by a reduction whose order the backend chooses.
+    The rows are exchanged, then summed in rank order: a reduction would sum in an order that the backend chooses.
     """
     if not is_active():
         return tensor.detach()
@@ -97,7 +97,7 @@ def exchange_sum(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def broadcast(tensor: torch.Tensor, source: int) -> torch.Tensor:
-    """The tensor of rank `source`, of one shape everywhere, on every rank; the input is left alone. No gradient."""
+    """The tensor of rank `source` on every rank, of equal shape everywhere. No gradient; the input is not changed."""
     if not is_active() or rank() == source:
         result = tensor.detach()
     else:
@@ -111,9 +111,9 @@ def broadcast_object(value: Any) -> Any:
     """Rank 0's value on every rank, for small plain data such as a file listing."""
     if not is_active():
         return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def gather_objects(value: Any) -> list[Any]:
@@ -126,27 +126,27 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def broadcast_state(module: torch.nn.Module) -> None:
-    """Give every rank the first one's state, in place: the running statistics of batch norm differ in training."""
+    """Give every rank the state of the first one, in place: running statistics of batch norm differ between ranks."""
     if is_active():
         for tensor in module.state_dict().values():
             dist.broadcast(tensor, src=0)
 
 
 def broadcast_running_statistics(module: torch.nn.Module) -> None:
-    """Give every rank the first one's running statistics of batch norm, in place.
+    """Give every rank the running statistics of batch norm of the first one, in place.
 
-    In training each rank has its own. Whoever looks at samples with all ranks, in eval mode, looks with one network,
-    and with that of a resumed run, for a checkpoint holds the first rank's.
+    In training each rank has its own. A pass over samples with all ranks in eval mode then uses one network, the same
+    as a resumed run does, because a checkpoint holds the statistics of the first rank.
     """
     if not is_active():
         return
-    for part in module.modules():
-        if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
-            for buffer in part.buffers(recurse=False):
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
+            for buffer in layer.buffers(recurse=False):
                 dist.broadcast(buffer, src=0)
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait until every process has called this."""
     if is_active():
         dist.barrier()

@@ -1,4 +1,4 @@
-"""How a command ends when the user or the system did something wrong: one line that says what, and a status."""
+"""How a command ends after an error of the user or the system: with one line about it, and status 1."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ def one_line_errors() -> Iterator[None]:
     except OSError as error:
         leave(one_line(error))
     except Exception as error:
-        said = fault_of_system(error) or (one_line(found) if (found := of_library(error)) else "")
-        if not said:
+        message = fault_of_system(error) or (one_line(cause) if (cause := of_library(error)) else "")
+        if not message:
             raise
-        leave(said)
+        leave(message)
 
 
 def leave(message: str) -> NoReturn:
-    """Say it and end with status 1. Of several processes with one fault the first says it.
+    """Print the error and exit with status 1. If several processes have one error, the first prints it.
 
-    The others wait for a moment: then the launcher has ended them, or the fault was theirs alone.
+    The others wait for a moment first: either the launcher ends them meanwhile, or the error is theirs alone.
     """
     rank = os.environ.get("RANK", "0")
     text = f"error: {message}" if rank == "0" else f"error of process {rank}: {message}"
     if rank != "0":
         signal.signal(signal.SIGTERM, lambda *_: os._exit(1))
         time.sleep(OTHERS_SECONDS)
-    if "tqdm" in sys.modules:  # a bar would be drawn anew below it
+    if "tqdm" in sys.modules:  # an open bar would be drawn again below the line
         from tqdm import tqdm
 
         for bar in list(getattr(tqdm, "_instances", ())):
@@ -56,7 +56,7 @@ def leave(message: str) -> NoReturn:
 
 
 def tell_launcher(text: str) -> None:
-    """torchrun ends its own report, the last thing a user sees, with what stands in this file."""
+    """Write the error to the file with which torchrun ends its own report, the last thing that a user sees."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
         report = {
@@ -65,20 +65,20 @@ def tell_launcher(text: str) -> None:
         }
         try:
             Path(path).write_text(json.dumps({"message": report}), encoding="utf-8")
-        except OSError:  # as full as the other disk, say; the line has been printed
+        except OSError:  # for example a full disk; the line has been printed
             return
 
 
 def fault_of_system(error: BaseException) -> str:
-    """One line for what PyTorch says of processes that cannot meet or have gone, and of no GPU; "" for other errors."""
+    """One line for PyTorch's errors of unreachable or ended processes and of a missing GPU; "" for other errors."""
     text, kind = str(error), type(error).__name__
     if "EADDRINUSE" in text or "address already in use" in text.lower():
         port = os.environ.get("MASTER_PORT", "")
         return f"port {port} (MASTER_PORT) is in use; choose another one: torchrun --master_port, or --standalone"
-    if any(one in text for one in NO_ACCELERATOR):
+    if any(words in text for words in NO_ACCELERATOR):
         return f"a GPU was asked for, and PyTorch finds none here ({text.splitlines()[0][:200]}); see cpu=true"
     kinds = ("DistNetworkError", "DistBackendError", "DistStoreError")
     gone = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "ncclRemoteError")
-    if kind in kinds or (isinstance(error, RuntimeError) and any(one in text for one in gone)):
+    if kind in kinds or (isinstance(error, RuntimeError) and any(words in text for words in gone)):
         return f"another process of this run has ended, or could not be reached ({text.splitlines()[0][:200]})"
     return ""

@@ -1,4 +1,4 @@
-"""The nouns that the parts of avssl hand to each other. Imports nothing of ours, and torch only for type checkers."""
+"""Types that all parts of avssl share. Imports no other module of avssl, and torch only for type checkers."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import NamedTuple
 Modality = Literal["image", "video", "audio"]
 
 FailureReason = Literal[
-    "missing_file",  # listed, but not on disk, or nothing that may be opened: refused, a pipe, a link to itself
+    "missing_file",  # listed, but absent or not to be opened: access refused, a pipe, a link to itself
     "empty_file",  # zero bytes
     "not_media",  # no demuxer recognizes it
     "no_video",  # no video stream, or one without a single decodable frame
     "no_audio",  # no audio stream, or one without a single decodable sample
-    "no_image",  # a sample without a picture
+    "no_image",  # a sample without an image
     "unsupported_codec",  # the stream is there, its decoder is not
     "changed_file",  # another size or content than when it was listed
     "truncated",  # the data ends before the header says it does
     "too_short",  # shorter than the minimum duration
     "decode_error",  # the decoder gave up
-    "silent_audio",  # nothing to hear, and silence was asked to be left out
-    "still_video",  # nothing moves, and still pictures were asked to be left out
+    "silent_audio",  # silent, and silent files were to be left out
+    "still_video",  # nothing moves, and still videos were to be left out
     "unreachable",  # a remote file that could not be fetched, after several tries
     "timeout",  # reading it took longer than a file may take
     "out_of_memory",  # reading it took more memory than a file may take
@@ -36,11 +36,11 @@ FAILURE_REASONS: tuple[str, ...] = get_args(FailureReason)
 
 
 class MediaError(ValueError):
-    """A file or a sample that cannot be used, with a typed reason that reports count by.
+    """A file or a sample that cannot be used, with a reason by which reports count failures.
 
     Args:
         reason: one of FAILURE_REASONS.
-        message: names the file and says what was found and what is allowed.
+        message: the name of the file, what is wrong and what is allowed.
     """
 
     def __init__(self, reason: FailureReason, message: str) -> None:
@@ -54,11 +54,11 @@ class MediaError(ValueError):
 
 @dataclass(frozen=True)
 class View:
-    """What a loss asks the loader for: one model-ready tensor a batch, by name.
+    """A view that a loss requests from the loader: one model-ready tensor per batch, by name.
 
-    augment: "train" is the run's own set of its modality (views.video.augment, views.audio.augment), "test" is
-    deterministic, any other name is a set of `views.augments`; for sound there is "jigsaw" instead. clip: views with
-    the same number are cut from the same seconds of a sample (of both modalities); another number draws other seconds.
+    augment: "train" is the run's own set of the modality (views.video.augment, views.audio.augment), "test" is
+    deterministic, any other name is a set of `views.augments`; audio has "jigsaw" instead. clip: views with the same
+    number are cut from the same seconds of a sample (in both modalities); another number draws other seconds.
 
     >>> View("second", "video", augment="simclr", clip=1).modality
     'video'
@@ -72,7 +72,7 @@ class View:
 
 @dataclass(frozen=True)
 class Clip:
-    """A decoded piece of one sample. Start times are seconds on the sample's common clock.
+    """Decoded media of some seconds of one sample. Start times are seconds on the sample's common clock.
 
     video: uint8 (T, 3, H, W) or None; audio: float32 (C, samples) in [-1, 1] or None; image: uint8 (3, H, W) or None;
     index in [0, num_samples).
@@ -91,7 +91,7 @@ class Clip:
 class Batch:
     """Model-ready tensors: views {view name: (B, ...)}, index int64 (B,).
 
-    failures counts, by reason, the samples of this batch that could not be read (see data/loader.py).
+    failures: the number of unreadable samples of this batch by reason (see data/loader.py).
     """
 
     views: dict[str, torch.Tensor]
@@ -101,19 +101,19 @@ class Batch:
 
 @dataclass
 class LossConfig:
-    """Base of every loss's configuration.
+    """Base class of the configurations of losses.
 
     >>> LossConfig(name="simclr").seed
     0
     """
 
     name: str = ""  # a file of avssl/losses
-    seed: int = 0  # of the loss's own state and draws
+    seed: int = 0  # of the loss's state and random draws
 
 
 @dataclass
 class LossOutput:
-    """total: scalar with gradient; terms: detached scalars for the log.
+    """The result of a loss. total: scalar with gradient; terms: detached scalars for the log.
 
     >>> LossOutput(torch.tensor(1.0), {"invariance": torch.tensor(0.5)}).total
     tensor(1.)
@@ -125,9 +125,9 @@ class LossOutput:
 
 @dataclass
 class Progress:
-    """Where a run stands. batch counts micro-batches, step counts optimizer steps, both since the run began.
+    """Counters of a run. batch counts micro-batches, step counts optimizer steps, both since the run began.
 
-    total_steps is where the run ends, for schedules; it is part of the configuration, not of the state.
+    total_steps is the step at which the run ends, for schedules; it belongs to the configuration, not to the state.
 
     >>> Progress(step=3, total_steps=10).state_dict()["step"]
     3
@@ -140,7 +140,7 @@ class Progress:
     total_steps: int = 0
 
     def state_dict(self) -> dict[str, int]:
-        """Plain integers, for the checkpoint."""
+        """The counters as plain integers, for the checkpoint."""
         return {
             "epoch": self.epoch,
             "batch": self.batch,
@@ -149,13 +149,13 @@ class Progress:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Set the counters from a result of `state_dict`."""
         for name, value in state.items():
             setattr(self, name, int(value))
 
 
 class Span(NamedTuple):
-    """Where a stream begins and ends, in seconds on the sample's clock (it may begin after 0)."""
+    """Begin and end of a stream, in seconds on the sample's clock (it may begin after 0)."""
 
     start_seconds: float
     end_seconds: float

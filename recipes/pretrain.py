@@ -3,9 +3,9 @@
     accelerate launch recipes/pretrain.py recipes/configs/avid.yaml run=runs/avid data.shards=shards/
     torchrun --nproc_per_node 8 recipes/pretrain.py recipes/configs/avid_cma.yaml init_from=runs/avid ...
 
-The same command goes on from the newest whole checkpoint. SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C save one after the step
-that is being made and leave with status 0, or `stopped_status`; docs/checkpoints.md says more.
-`--help` prints every key. Reads top to bottom; nothing here knows which loss it runs.
+The same command goes on from the newest undamaged checkpoint. After SIGTERM, SIGUSR1, SIGUSR2 or Ctrl-C the run
+finishes its step, saves a checkpoint and exits with status 0, or `stopped_status`; docs/checkpoints.md says more.
+`--help` prints every key. The recipe reads from top to bottom and is the same for all losses.
 """
 
 import sys
@@ -23,7 +23,7 @@ def main(cfg: config.RunConfig) -> int:
     end_with_launcher()
     if cfg.data.num_workers:
         start_worker_server()  # first: it imports for the loader's workers while this process does
-    # Here, so that --help and a mistyped key are answered at once, and the loader's workers do without them.
+    # Imported here, so that --help and errors in keys come at once, and that the loader's workers do not import them.
     import torch
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.utils import set_seed
@@ -45,14 +45,14 @@ def main(cfg: config.RunConfig) -> int:
     run = Path(cfg.run)
     loss_class = losses.get(cfg.loss.name)
     modalities = loss_class.modalities(cfg.loss)
-    device.settle_precision(cfg, modalities)  # config.yaml says what auto came to
+    device.settle_precision(cfg, modalities)  # config.yaml has the result of "auto"
     accelerator = Accelerator(
         cpu=cfg.cpu,
         mixed_precision=cfg.mixed_precision.replace("fp32", "no"),
         gradient_accumulation_steps=cfg.gradient_accumulation_steps,
         log_with=cfg.trackers or None,
         project_dir=str(run),
-        # Losses keep their state replicated by construction; sending banks around every step would cost more than it.
+        # The state of losses is replicated by construction; to send banks at every step would cost more than the step.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     set_seed(cfg.seed)
@@ -81,7 +81,7 @@ def main(cfg: config.RunConfig) -> int:
     facts = {"manifest": shards.fingerprint, "num_samples": shards.num_samples, **loader.order_facts()}
     progress = Progress(total_steps=total_steps)
     model, optimizer = accelerator.prepare(loss, optimizer)  # not the loader: it splits by rank itself
-    set_seed(cfg.seed, device_specific=True)  # the weights are equal now; from here on ranks must not share noise
+    set_seed(cfg.seed, device_specific=True)  # the weights are equal now; from here on each rank draws its own noise
     if cfg.compile:
         device.compile_encoders(loss)
     begin(cfg, accelerator, loss, loader, progress, facts)

@@ -1,14 +1,14 @@
-"""Checkpoints of a run, its final export, and what others give and take: `python -m avssl.exchange --help`.
+"""Checkpoints of a run and its final export; `python -m avssl.exchange --help` converts exports for others.
 
 Files are written under a temporary name, synced, then renamed: whole or absent.
 
 run/
   config.yaml            resolved configuration
-  metrics.jsonl          one line a logging step
+  metrics.jsonl          one line per logging step
   step_000123/           Accelerate's state (loss with all its state, optimizer, scaler, RNG per rank), statistics of
                          the views, progress.json and, last, checksums.json: without it a checkpoint does not count
-  damaged_step_000123/   one that was not as it was written when the run went on; nothing reads it
-  .lock                  held by the first process of the run that is at work here
+  damaged_step_000123/   a checkpoint that was damaged when the run went on; nothing reads it
+  .lock                  held by the first process of the run that is working in this folder
   encoders.safetensors   on finish: encoders, heads, statistics of the views, banks and constants; no optimizer
   provenance.json        versions, data, steps, license of the weights it started from
 """

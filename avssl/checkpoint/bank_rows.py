@@ -1,7 +1,7 @@
-"""Banks whose rows are split over the ranks: a file a rank beside the checkpoint, whole again in the export.
+"""Banks whose rows are split over the ranks: one file per rank in a checkpoint, whole banks in the export.
 
-Such rows are no part of state_dict, which is the same on all ranks. `resume` refuses another number of processes by
-name, so a rank finds its own rows; `init_from` takes an export at any number.
+Such rows are not in state_dict, which is the same on all ranks. `resume` refuses another number of processes with an
+error that says so, so a rank finds its own rows; `init_from` takes an export with any number of processes.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ FILE_NAME = "rows_of_rank_{:05d}.safetensors"
 
 
 def sharded_banks(module: nn.Module) -> dict[str, ShardedMemoryBank]:
-    """{name of its rows, as in a state_dict of replicated banks: bank}."""
-    found = {
+    """{name of the rows, as in a state_dict of replicated banks: bank}, sorted by name."""
+    banks = {
         f"{name}.rows".removeprefix("module."): bank
         for name, bank in module.named_modules()
         if isinstance(bank, ShardedMemoryBank)
     }
-    return dict(sorted(found.items()))
+    return dict(sorted(banks.items()))
 
 
 def save_shards(models: Sequence[nn.Module], weights: object, folder: str) -> None:  # noqa: ARG001
@@ -38,7 +38,7 @@ def save_shards(models: Sequence[nn.Module], weights: object, folder: str) -> No
 
 
 def load_shards(models: Sequence[nn.Module], folder: str) -> None:
-    """Read this rank's rows; a hook of Accelerate's load_state. FileNotFoundError where they were not saved."""
+    """Read this rank's rows; a hook of Accelerate's load_state. FileNotFoundError if they were not saved."""
     banks = {name: bank for model in models for name, bank in sharded_banks(model).items()}
     if not banks:
         return
@@ -56,14 +56,14 @@ def whole_banks(run: Path, loss: nn.Module) -> dict[str, torch.Tensor]:
     if not banks:
         return {}
     newest = max(run.glob("step_*"), key=lambda path: int(path.name[5:]))
-    parts = [load_file(str(path)) for path in sorted(newest.glob(FILE_NAME.replace("{:05d}", "*")))]
+    ranks = [load_file(str(path)) for path in sorted(newest.glob(FILE_NAME.replace("{:05d}", "*")))]
     return {
-        f"loss.{name}": torch.cat([part[name] for part in parts])[: bank.num_samples] for name, bank in banks.items()
+        f"loss.{name}": torch.cat([rows[name] for rows in ranks])[: bank.num_samples] for name, bank in banks.items()
     }
 
 
 def take_rows(module: nn.Module, state: Mapping[str, torch.Tensor], prefix: str) -> list[str]:
-    """Copy each rank's part of whole banks (N, D) that `state` has under `prefix`; the names of those taken."""
+    """Copy this rank's rows of whole banks (N, D) in `state`, named under `prefix`; returns their names."""
     taken = []
     for name, bank in sharded_banks(module).items():
         rows = state.get(prefix + name)

@@ -1,6 +1,6 @@
-"""Is a checkpoint as it was written? Its last file, checksums.json, has the size and SHA-256 of every other one.
+"""Detection of damaged checkpoints: the last file, checksums.json, has the size and SHA-256 of all others.
 
-Checkpoints of earlier versions have no such file; they are taken as they are.
+Checkpoints of earlier versions have no such file; they are not checked.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ VIEWS_FILE = "view_statistics.safetensors"
 
 
 class DamagedCheckpointError(ValueError):
-    """Checkpoints that are not as they were written, where none may or can be used in their place."""
+    """Damaged checkpoints, where no other one may or can be used in their place."""
 
 
 def seal(folder: Path) -> None:
-    """Force every file of a folder to the disk, then write checksums.json: a checkpoint without it is not finished."""
+    """Sync every file of a folder, then write checksums.json: a checkpoint without it is not finished."""
     files = sorted(folder.iterdir())
     for path in files:
         sync(path)
@@ -31,7 +31,7 @@ def seal(folder: Path) -> None:
 
 
 def damage(folder: Path) -> str:
-    """What is wrong with the files of a checkpoint, the first one by name; "" when all are as they were written."""
+    """The fault of the first damaged file of a checkpoint by name; "" when all are as they were written."""
     path = folder / CHECKSUMS_FILE
     try:
         content = path.read_bytes()
@@ -40,29 +40,29 @@ def damage(folder: Path) -> str:
         return "" if is_unsealed(folder) else f"{CHECKSUMS_FILE}, which is written last, is missing"
     except (OSError, ValueError) as error:
         return f"{CHECKSUMS_FILE} cannot be read ({error})"
-    # json has several ways to write one value, and a name may come twice: only the bytes that `seal` writes count.
+    # The same json value can be written in several ways, and with a name twice: only the bytes of `seal` are accepted.
     if not records or content != _content(records):
         return f"{CHECKSUMS_FILE} is not as it was written"
     return next((fault for name, record in records.items() if (fault := _fault(folder / name, record))), "")
 
 
 def is_unsealed(folder: Path) -> bool:
-    """Is it a checkpoint of an earlier version, without checksums, with the statistics of the views beside it?"""
+    """Whether it is a checkpoint of an earlier version: no checksums, and the statistics of the views beside it."""
     return (folder.parent / VIEWS_FILE).is_file() and not (folder / VIEWS_FILE).exists()
 
 
 def _fault(path: Path, record: object) -> str:
     try:
-        found = _record(path)
+        actual = _record(path)
     except (FileNotFoundError, NotADirectoryError):
         return f"{path.name} is missing"
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         return f"{path.name} cannot be read ({error})"
-    if found == record:
+    if actual == record:
         return ""
     num_bytes = record.get("bytes") if isinstance(record, dict) else None
-    if found["bytes"] != num_bytes:
-        return f"{path.name} has {found['bytes']} bytes instead of {num_bytes}"
+    if actual["bytes"] != num_bytes:
+        return f"{path.name} has {actual['bytes']} bytes instead of {num_bytes}"
     return f"{path.name} has other bytes than were written"
 
 
@@ -73,6 +73,6 @@ def _record(path: Path) -> dict[str, object]:
 
 
 def _content(records: Mapping[str, object]) -> bytes:
-    """With a checksum of the list itself: damage of it is not to be taken for damage of a file."""
-    own = hashlib.sha256(dump(records).encode()).hexdigest()
-    return (dump({"files": records, "sha256_of_files": own}, indent=1) + "\n").encode()
+    """The bytes of checksums.json, with a checksum of the list, so that its damage is not taken for that of a file."""
+    list_sha256 = hashlib.sha256(dump(records).encode()).hexdigest()
+    return (dump({"files": records, "sha256_of_files": list_sha256}, indent=1) + "\n").encode()

@@ -1,4 +1,4 @@
-"""The Hugging Face hub: the only door to huggingface_hub, which is the extra `hub`."""
+"""Download from and upload to the Hugging Face hub. Only this file imports huggingface_hub, of the extra `hub`."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ INSTALL = "install the extra: pip install 'avssl[hub]'"
 
 
 def download(name: str, revision: str | None, files: Sequence[str]) -> Path:
-    """Folder of the hub's cache with these files of `owner/name`; a file that is there already is not fetched again.
+    """The folder of the hub's cache with these files of `owner/name`; files in the cache are not fetched again.
 
-    Raises FileNotFoundError when the hub has no such model, or none that can be reached.
+    FileNotFoundError when the hub has no such model or cannot be reached.
     """
     hub = _library(f"{name} is no folder here, and asking the hub for it needs huggingface_hub")
     try:
         return Path(hub.snapshot_download(name, revision=revision, allow_patterns=list(files)))
-    except (OSError, ValueError) as error:  # what the library raises for names, rights and connections
+    except (OSError, ValueError) as error:  # the errors of the library for names, rights and connections
         raise FileNotFoundError(
             f"{name} is no folder here, and the hub did not give it: {' '.join(str(error).split())[:300]}"
         ) from error
 
 
 def push(folder: Path, name: str, files: Sequence[str], *, private: bool = False) -> str:
-    """Upload these files of the folder to the model repository `owner/name`, made if need be; returns its address.
+    """Upload these files of the folder to the model repository `owner/name`, which is made if need be; returns its
+    address.
 
     The login is huggingface_hub's own (`hf auth login`, or HF_TOKEN).
     """
@@ -41,7 +42,7 @@ def push(folder: Path, name: str, files: Sequence[str], *, private: bool = False
             repo_type="model",
             commit_message="Weights, configuration and card written by avssl",
         )
-    except Exception as error:  # its own classes for names, rights and the server, its transport's for connections
+    except Exception as error:  # of the library for names, rights and the server, of its transport for connections
         raise OSError(f"the hub did not take {folder} as {name}: {' '.join(str(error).split())[:300]}") from error
     return str(commit)
 
@@ -64,11 +65,10 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
 
 def locate(run: str | Path) -> Path:
-    """A local folder for what was asked for: the folder itself, or a copy of `owner/name`,
-    `hf://owner/name[@revision]`.
+    """The local folder of a run: the folder itself, or a copy of `owner/name` or `hf://owner/name[@revision]`.
 
-    Only what is no folder here and looks like a hub's name is asked for there. Raises FileNotFoundError when it is in
-    neither place.
+    The hub is asked only for names that are no local folder and look like those of the hub. FileNotFoundError when the
+    run is in neither place.
     """
     text = str(run)
     if text.startswith(HUB_SCHEME):
@@ -77,8 +77,6 @@ def locate(run: str | Path) -> Path:
             raise ValueError(f"{run}: write hf://owner/name or hf://owner/name@revision")
     elif Path(run).exists() or not HUB_ID.fullmatch(text):
         return Path(run)
-    from avssl.checkpoint.hub import download
-
     name, _, revision = text.partition("@")
     folder = download(name, revision or None, FILES)
     missing = [file for file in FILES if not (folder / file).is_file() and file != CARD_FILE]

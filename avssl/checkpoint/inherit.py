@@ -1,4 +1,4 @@
-"""Starting a run from another one: what is taken over, by name and shape, and what is not."""
+"""Starting a run from another one: state with the same name and shape is taken over, the rest is reported."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from avssl.checkpoint.weights import read_provenance, read_weights
 
 
 def inherit(loss: nn.Module, source: str | Path, fingerprint: str) -> dict[str, list[str]]:
-    """Start `loss` from a finished run: `load_matching` on its loss state.
+    """Start `loss` from the state of a finished run; returns the report of `load_matching`.
 
-    State with a row per sample (banks, positive sets) is taken only when the source was trained on the very same
-    shards: rows of other samples would be silently wrong even where the numbers of samples agree.
+    State with a row per sample (banks, positive sets) is taken over only if the source was trained on the very same
+    shards, whose fingerprint this is: rows of other samples would be silently wrong even if the numbers of samples
+    agree. ValueError if the encoders do not fit.
     """
     weights = read_weights(source)
     data = read_provenance(source)["data"]
@@ -33,9 +34,9 @@ def inherit(loss: nn.Module, source: str | Path, fingerprint: str) -> dict[str, 
             f"init_from={source}: its encoders are not these: {len(refused)} tensors do not fit, the first is "
             f"{refused[0]} {tuple(weights[refused[0]].shape)}. Use the encoders of {source}/config.yaml"
         )
-    own = {key: value for key, value in weights.items() if key not in foreign}
-    report = load_matching(loss, own, "loss.")
-    taken = take_rows(loss, own, "loss.")
+    usable = {key: value for key, value in weights.items() if key not in foreign}
+    report = load_matching(loss, usable, "loss.")
+    taken = take_rows(loss, usable, "loss.")
     report["loaded"] += taken
     report["not taken"] = [line for line in report["not taken"] if line.split(" ")[0] not in taken]
     report["not taken"] += [f"{key.removeprefix('loss.')} (rows of other samples)" for key in foreign]
@@ -43,44 +44,44 @@ def inherit(loss: nn.Module, source: str | Path, fingerprint: str) -> dict[str, 
 
 
 def _fits(key: str, value: torch.Tensor, loss: nn.Module) -> bool:
-    own = loss.state_dict().get(key.removeprefix("loss."))
-    return own is not None and own.shape == value.shape
+    target = loss.state_dict().get(key.removeprefix("loss."))
+    return target is not None and target.shape == value.shape
 
 
 def _is_per_sample(key: str, value: torch.Tensor, num_samples: int) -> bool:
-    """A buffer with an axis as long as the data set: banks (N, D), positive sets (N, k), labels (heads, N)."""
+    """Whether an axis is as long as the data set: banks (N, D), positive sets (N, k), labels (heads, N)."""
     return num_samples in value.shape and not key.startswith(("loss.encoders.", "loss.projectors.", "views."))
 
 
 def inherit_views(views: nn.Module, source: str | Path) -> bool:
-    """Take over the statistics of a finished run; False, and nothing taken, when its views are of another shape."""
+    """Take over the statistics of a finished run; False, without any change, if its views have another shape."""
     state = {
         key.removeprefix("views."): value for key, value in read_weights(source).items() if key.startswith("views.")
     }
-    own = views.state_dict()
-    if own.keys() != state.keys() or any(own[key].shape != state[key].shape for key in own):
+    before = views.state_dict()
+    if before.keys() != state.keys() or any(before[key].shape != state[key].shape for key in before):
         return False
     views.load_state_dict(state)
     return True
 
 
 def load_matching(module: nn.Module, state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, list[str]]:
-    """Copy every tensor of `state` under `prefix` whose name and shape the module has.
+    """Copy every tensor of `state` under `prefix` that the module has with the same name and shape.
 
-    Returns {"loaded": names, "not in the source": names of the module, "not taken": names of the source with why}.
+    Returns {"loaded": names, "not in the source": names of the module, "not taken": names of the source, with reasons}.
     """
-    own = module.state_dict()
-    given = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    loaded = [key for key, value in given.items() if key in own and own[key].shape == value.shape]
-    module.load_state_dict({key: given[key] for key in loaded}, strict=False)
+    target = module.state_dict()
+    source = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    loaded = [key for key, value in source.items() if key in target and target[key].shape == value.shape]
+    module.load_state_dict({key: source[key] for key in loaded}, strict=False)
     refused = [
-        f"{key} (here {tuple(own[key].shape)}, there {tuple(value.shape)})"
-        if key in own
+        f"{key} (here {tuple(target[key].shape)}, there {tuple(value.shape)})"
+        if key in target
         else f"{key} (no such tensor here)"
-        for key, value in given.items()
+        for key, value in source.items()
         if key not in loaded
     ]
-    return {"loaded": loaded, "not in the source": [key for key in own if key not in given], "not taken": refused}
+    return {"loaded": loaded, "not in the source": [key for key in target if key not in source], "not taken": refused}
 
 
 def describe_matching(report: Mapping[str, list[str]], source: str, show: int = 6) -> str:

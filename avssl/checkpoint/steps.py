@@ -1,6 +1,6 @@
 """Checkpoints of a run while it trains. Written under a temporary name, synced, then renamed: whole or absent.
 
-What a disk, a copy or a hand does to one later is found before any of it is used: avssl/checkpoint/checksums.py.
+Later damage by a disk, a copy or a user is found before a checkpoint is used: avssl/checkpoint/checksums.py.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ PROGRESS_FILE = "progress.json"
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """Checkpoints of a run, oldest first: neither temporary ones nor those that were set aside as damaged."""
-    found = [path for path in run.glob("step_*") if STEP_FOLDER.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.name[5:]))
+    """Checkpoints of a run, oldest first, without temporary ones and those set aside as damaged."""
+    paths = [path for path in run.glob("step_*") if STEP_FOLDER.fullmatch(path.name)]
+    return sorted(paths, key=lambda path: int(path.name[5:]))
 
 
 def save(
@@ -48,14 +48,14 @@ def save(
 ) -> Path:
     """Write run/step_<step>/ from all ranks and drop all but the newest `keep`.
 
-    views is the module whose statistics were measured. facts are what must be equal when the run goes on (data set,
+    views: the module with the measured statistics. facts: values that must be equal when the run goes on (data set,
     batch, order); `resume` compares them.
     """
     target = run / f"step_{progress.step:06d}"
     temporary = run / f".{target.name}.tmp"
     if accelerator.is_main_process:
-        for left in run.glob(".step_*.tmp"):  # of a run that was killed
-            shutil.rmtree(left)
+        for leftover in run.glob(".step_*.tmp"):  # of a run that was killed
+            shutil.rmtree(leftover)
         temporary.mkdir(parents=True)
     barrier()
     hook = accelerator.register_save_state_pre_hook(save_shards)
@@ -97,11 +97,11 @@ def resume(
     if newest is None:
         return None
     state = Fields.read(newest / PROGRESS_FILE).record
-    given = {**facts, "world_size": world_size()}
+    current = {**facts, "world_size": world_size()}
     stored = {**state["facts"], "world_size": state["world_size"]}
     changed = [
         f"{name}: {stored.get(name)!r} then, {value!r} now"
-        for name, value in given.items()
+        for name, value in current.items()
         if stored.get(name) != value
     ]
     if changed:
@@ -118,22 +118,22 @@ def resume(
 
 
 def newest_whole(run: Path, *, strict: bool = False) -> Path | None:
-    """The newest checkpoint whose files are all as they were written; None when the run has no checkpoint at all.
+    """The newest undamaged checkpoint; None when the run has no checkpoint at all.
 
-    Damaged ones that are newer are named on standard error and renamed to damaged_step_<step>, for a run must not take
-    them for its newest, nor count them among those it keeps. The first rank looks, all take what it found.
+    Newer ones, which are damaged, are named on standard error and renamed to damaged_step_<step>: a run must not take
+    them for its newest, nor count them among those it keeps. The first rank decides for all.
     DamagedCheckpointError on every rank when no whole one is left, or, with strict, when a newer one is damaged.
     """
-    found, problem = "", ""
+    newest, problem = "", ""
     if rank() == 0:
         try:
-            found = str(_newest_whole(run, strict) or "")
+            newest = str(_newest_whole(run, strict) or "")
         except DamagedCheckpointError as error:
             problem = str(error)
-    found, problem = broadcast_object((found, problem))
+    newest, problem = broadcast_object((newest, problem))
     if problem:
         raise DamagedCheckpointError(problem)
-    return Path(found) if found else None
+    return Path(newest) if newest else None
 
 
 def _newest_whole(run: Path, strict: bool) -> Path | None:
@@ -146,14 +146,14 @@ def _newest_whole(run: Path, strict: bool) -> Path | None:
         faults[path] = fault
     if not faults:
         return newest
-    said = "; ".join(f"{path} is damaged: {fault}" for path, fault in faults.items())
+    damaged = "; ".join(f"{path} is damaged: {fault}" for path, fault in faults.items())
     if newest is None:
         raise DamagedCheckpointError(
-            f"{said}. No whole checkpoint is left; put one back, name another run, or remove these to begin anew"
+            f"{damaged}. No whole checkpoint is left; put one back, name another run, or remove these to begin anew"
         )
     if strict:
         raise DamagedCheckpointError(
-            f"{said}. resume=strict takes no older one; resume=true goes on from {newest}, the newest whole one"
+            f"{damaged}. resume=strict takes no older one; resume=true goes on from {newest}, the newest whole one"
         )
     names = []
     for path in faults:
@@ -161,5 +161,5 @@ def _newest_whole(run: Path, strict: bool) -> Path | None:
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)
         names.append(aside.name)
-    say(f"warning: {said}. Now {', '.join(names)}; going on from {newest}, the newest whole one", sys.stderr)
+    say(f"warning: {damaged}. Now {', '.join(names)}; going on from {newest}, the newest whole one", sys.stderr)
     return newest

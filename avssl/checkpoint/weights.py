@@ -1,4 +1,4 @@
-"""The exported tensors of a finished run: safetensors, whole or absent."""
+"""The exported tensors of a finished run as safetensors, and its provenance; each file is whole or absent."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def export(
     """Write encoders.safetensors: the state of each module under `<name>.`; call on the main process only.
 
     more: tensors that are in no module's state, by their whole names.
-    A run that started from licensed weights keeps their license in its provenance: what is derived is not freer.
+    A run that started from licensed weights keeps their license in its provenance, as derived weights are not freer.
     """
     state = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
     state.update(more or {})
@@ -42,7 +42,7 @@ def write_weights(run: Path, state: Mapping[str, torch.Tensor], provenance: Mapp
     """Write provenance.json, then encoders.safetensors, each whole or absent."""
     path = run / WEIGHTS_FILE
     write_whole(run / PROVENANCE_FILE, json.dumps(dict(provenance), indent=1))
-    with whole_path(path) as temporary:  # last: a run is finished when this is there
+    with whole_path(path) as temporary:  # last: a run is finished when this file exists
         write_tensors(state, temporary, {"format": "avssl-run", "version": "1"})
     return path
 
@@ -66,19 +66,19 @@ def read_provenance(run: str | Path) -> dict[str, Any]:
 
 
 def save_module(module: nn.Module, path: Path) -> None:
-    """State of one module as safetensors, atomically."""
+    """Write the state of one module as safetensors, whole or not at all."""
     with whole_path(path) as temporary:
         write_tensors(module.state_dict(), temporary, {})
 
 
 def load_module(module: nn.Module, path: Path) -> None:
-    """Load what `save_module` wrote, strictly. Of a module without state there is nothing to read."""
+    """Load a file of `save_module`, strictly. For a module without state nothing is read."""
     if module.state_dict():
         module.load_state_dict(load_file(str(path)))
 
 
 def weights_path(run: str | Path) -> Path:
-    """Where the tensors are: encoders.safetensors of a run, model.safetensors of an exchange folder."""
+    """The file of the tensors: encoders.safetensors of a run, model.safetensors of an exchange folder."""
     exchanged = Path(run) / EXCHANGE_FILE
     return exchanged if exchanged.is_file() else Path(run) / WEIGHTS_FILE
 

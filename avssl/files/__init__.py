@@ -1,1 +1,1 @@
-"""Files anywhere: paths and URLs, whole or absent, read within bounds."""
+"""Local and remote files: written whole or not at all, and read within bounds."""

@@ -1,7 +1,7 @@
-"""json that others may have written or damaged: parsed within bounds, and its fields taken by type and range.
+"""Parsing of json that others may have written or damaged: within bounds, and with fields checked by type and range.
 
-The one place where json from a file becomes values. Every error is a ValueError of one line that names the file (and
-line), the field, what was found and what is allowed; nothing else is raised, whatever the bytes are.
+All json from files becomes values here. Whatever the bytes are, the only error is a ValueError of one line that names
+the file (and line), the field, its value and what is allowed.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import Any
 
 from avssl.files.plain_text import brief, plain
 
-MAX_DEPTH = 64  # of objects and lists in each other; far above what is written here, far below what recursion can take
-MAX_COUNT = 2**53  # above it a float is no longer exact; nothing that is counted here comes near
+MAX_DEPTH = 64  # of nested objects and lists; far more than this program writes, far less than recursion allows
+MAX_COUNT = 2**53  # above it a float is no longer exact; no count of this program comes near
 Json = dict[str, Any]
 _REQUIRED: Any = object()
 
 
 def parse(content: bytes | str, where: str, *, finite: bool = True) -> Any:
-    """The value that json text holds. ValueError names `where`: no json, nested too deep, or a number out of range.
+    """The value of json text. ValueError names `where`: no json, nested too deep, or a number out of range.
 
-    finite: False for logs, where NaN and Infinity are what was measured.
+    finite: False for logs, in which NaN and Infinity may have been measured.
     """
     try:
         text = content if isinstance(content, str) else content.decode("utf-8-sig")
@@ -47,7 +47,7 @@ def parse(content: bytes | str, where: str, *, finite: bool = True) -> Any:
 
 
 class _OutOfRangeError(ArithmeticError):
-    """A number that no field may hold."""
+    """A number that no field may have."""
 
 
 def _refuse_constant(name: str) -> float:
@@ -72,39 +72,39 @@ _LENIENT_DECODER = json.JSONDecoder(parse_int=lambda text: math.inf if len(text)
 
 
 def _places(value: Any) -> Iterator[str]:
-    """Where numbers that are not finite stand: "source.video[3]"."""
+    """The places of numbers that are not finite, like "source.video[3]"."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for name, inner in items:
-        here = f"[{name}]" if isinstance(value, list) else plain(name)
+        place = f"[{name}]" if isinstance(value, list) else plain(name)
         if isinstance(inner, dict | list):
-            yield from (here + ("" if rest.startswith("[") else ".") + rest for rest in _places(inner))
+            yield from (place + ("" if rest.startswith("[") else ".") + rest for rest in _places(inner))
         elif isinstance(inner, float) and not math.isfinite(inner):
-            yield here
+            yield place
 
 
 def _depth(value: Any) -> int:
-    """How deep lists and objects lie in each other; at most one more than MAX_DEPTH is looked at."""
+    """How deep lists and objects are nested; counting ends at MAX_DEPTH + 1."""
     depth, level = 0, [value]
     while depth <= MAX_DEPTH:
-        level = [one for one in level if isinstance(one, dict | list)]
+        level = [item for item in level if isinstance(item, dict | list)]
         if not level:
             break
-        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
         depth += 1
     return depth
 
 
 def dump(value: Any, **options: Any) -> str:
-    """The text of a value that `parse` takes back. ValueError for a number that is not finite."""
+    """The json text of a value, which `parse` reads back. ValueError for a number that is not finite."""
     return json.dumps(value, allow_nan=False, **options)
 
 
 @dataclass(frozen=True)
 class Fields:
-    """A json object whose fields are taken one by one, each checked. where: what messages name.
+    """A json object whose fields are taken one by one, each checked. where: the file, for messages.
 
-    All methods raise ValueError naming `where` and the field if the field is missing (unless `absent` says what then
-    to give) or does not fit.
+    All methods raise ValueError with `where` and the field if the field does not fit, or if it is missing and `absent`,
+    the value to return then, is not given.
     """
 
     record: Json
@@ -113,7 +113,7 @@ class Fields:
 
     @classmethod
     def of(cls, value: Any, where: str, prefix: str = "") -> Fields:
-        """Of a value that must be an object."""
+        """The fields of a value, which must be an object."""
         if not isinstance(value, dict):
             name = prefix.removesuffix(".")
             raise ValueError(f"{where}: {name}{' ' if name else ''}is {brief(value)}; it must be a json object")
@@ -121,19 +121,19 @@ class Fields:
 
     @classmethod
     def parse(cls, content: bytes | str, where: str, *, finite: bool = True) -> Fields:
-        """Of json text, as the function `parse`."""
+        """The fields of json text; arguments as of the function `parse`."""
         return cls.of(parse(content, where, finite=finite), where)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Fields:
-        """Of a file; FileNotFoundError if there is none."""
+        """The fields of a file; FileNotFoundError if there is none."""
         return cls.parse(Path(path).read_bytes(), os.fspath(path))
 
     def take(self, name: str, kinds: type | tuple[type, ...], wanted: str, absent: Any = _REQUIRED) -> Any:
-        """A field of one of these types; bool is no number."""
+        """A field of one of these types; bool does not count as a number. wanted: what is allowed, for the message."""
         value = self.record.get(name, absent)
         if value is _REQUIRED:
-            found = ", ".join(brief(one) for one in sorted(self.record)[:20]) or "nothing"
+            found = ", ".join(brief(key) for key in sorted(self.record)[:20]) or "nothing"
             raise ValueError(f"{self.where}: the field {brief(self.prefix + name)} is missing; found {found}")
         if name not in self.record:
             return value
@@ -143,7 +143,7 @@ class Fields:
         return value
 
     def wrong(self, name: str, wanted: str) -> ValueError:
-        """What to raise for a field that does not fit."""
+        """The error to raise for a field that does not fit."""
         return ValueError(f"{self.where}: {self.prefix}{name} is {brief(self.record.get(name))}; it must be {wanted}")
 
     def count(self, name: str, absent: Any = _REQUIRED, *, least: int = 0, most: int = MAX_COUNT) -> int:
@@ -174,7 +174,7 @@ class Fields:
         return self.take(name, str, "a string", absent)  # type: ignore[no-any-return]
 
     def matching(self, name: str, pattern: re.Pattern[str], wanted: str) -> str:
-        """A string that the whole pattern fits. wanted: the pattern in words."""
+        """A string that the pattern matches as a whole. wanted: the pattern in words."""
         value = self.text(name)
         if not pattern.fullmatch(value):
             raise self.wrong(name, wanted)
@@ -192,42 +192,42 @@ class Fields:
         return self.take(name, bool, "true or false", absent)  # type: ignore[no-any-return]
 
     def mapping(self, name: str, absent: Any = _REQUIRED) -> Json:
-        """An object, as it is."""
+        """An object, unchecked inside."""
         return self.take(name, dict, "a json object", absent)  # type: ignore[no-any-return]
 
     def section(self, name: str, absent: Any = _REQUIRED) -> Fields:
-        """An object whose fields are taken in turn."""
+        """The fields of an object inside this one."""
         return Fields(self.mapping(name, absent), self.where, f"{self.prefix}{name}.")
 
     def sections(self, name: str) -> Iterator[Fields]:
-        """The objects of a list."""
-        for number, one in enumerate(self.items(name)):
-            yield Fields.of(one, self.where, f"{self.prefix}{name}[{number}].")
+        """The fields of each object of a list."""
+        for number, item in enumerate(self.items(name)):
+            yield Fields.of(item, self.where, f"{self.prefix}{name}[{number}].")
 
     def items(self, name: str, kinds: type | tuple[type, ...] | None = None, absent: Any = _REQUIRED) -> list[Any]:
         """A list of values of one type (bool is no number)."""
-        several = kinds if isinstance(kinds, tuple) else (kinds,) if kinds else ()
-        wanted = "a list" if not several else f"a list of {_names(several)}"
+        allowed = kinds if isinstance(kinds, tuple) else (kinds,) if kinds else ()
+        wanted = "a list" if not allowed else f"a list of {_names(allowed)}"
         values: list[Any] = self.take(name, list, wanted, absent)
-        if several and not all(type(one) in several for one in values):
+        if allowed and not all(type(value) in allowed for value in values):
             raise self.wrong(name, wanted)
         return values
 
     def labels(self, name: str, absent: Any = _REQUIRED) -> dict[str, list[str]]:
         """{label field: [names]}."""
         wanted = "{field: [names]}, each name a string"
-        found = self.mapping(name, absent)
-        for names in found.values():
-            if not isinstance(names, list) or not all(type(one) is str for one in names):
+        values = self.mapping(name, absent)
+        for names in values.values():
+            if not isinstance(names, list) or not all(type(label) is str for label in names):
                 raise self.wrong(name, wanted)
-        return {field: list(names) for field, names in found.items()}
+        return {field: list(names) for field, names in values.items()}
 
     def counts(self, name: str, absent: Any = _REQUIRED) -> dict[str, int]:
-        """{name: whole number from 0}."""
-        found = self.mapping(name, absent)
-        if not all(type(one) is int and 0 <= one <= MAX_COUNT for one in found.values()):
+        """{name: whole number, at least 0}."""
+        values = self.mapping(name, absent)
+        if not all(type(count) is int and 0 <= count <= MAX_COUNT for count in values.values()):
             raise self.wrong(name, "{name: whole number, at least 0}")
-        return dict(found)
+        return dict(values)
 
     def choice(self, name: str, choices: Sequence[str]) -> str:
         """One of these strings."""

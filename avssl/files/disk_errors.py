@@ -1,4 +1,4 @@
-"""What the system refuses to write or read, as one line that names the place and says what to do."""
+"""Errors of the system in writing or reading files, as one line that names the place and says what to do."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pathlib import Path
 
 FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name)}
 REFUSED = {errno.EACCES, errno.EPERM}
-OS_ERROR = re.compile(r"\(os error (\d+)\)")  # in what safetensors says
-OF_TORCH = "inline_container"  # in what torch.save says of whatever the disk said
+OS_ERROR = re.compile(r"\(os error (\d+)\)")  # in messages of safetensors
+OF_TORCH = "inline_container"  # in the message of torch.save, whatever the error of the disk was
 CONTINUES = "what is finished is kept, and the same command goes on from there"
 
 
 def explained(error: OSError, where: str = "", doing: str = "used") -> str | None:
-    """The line for an error of the system; None for one that says enough itself.
+    """One line for an error of the system; None for an error that says enough itself.
 
-    where: what could not be `doing` ("written", "read"); "": the file that the error names.
+    where: the file that could not be `doing` ("written", "read"); "" is the file that the error names.
     """
     code, where = error.errno, where or str(error.filename or "the standard output")
     text = f"{where}: could not be {doing}"
@@ -36,15 +36,16 @@ def explained(error: OSError, where: str = "", doing: str = "used") -> str | Non
 
 
 def one_line(error: BaseException) -> str:
-    """What a command says of an error that ends it."""
+    """The line that a command prints for an error that ends it."""
     is_raw = isinstance(error, OSError) and not hasattr(error, "is_clear")
     return (explained(error) if is_raw and isinstance(error, OSError) else None) or str(error)
 
 
 @contextmanager
 def clear_errors(where: str | os.PathLike[str], doing: str) -> Iterator[None]:
-    """An error of the system about `where`, or about no file by name, becomes one that says what to do, of the same
-    class and errno. Those about other places pass.
+    """Turn an error of the system about `where`, or one that names no file, into an error that says what to do.
+
+    Its class and errno stay. Errors about other places are raised unchanged.
     """
     place = os.fspath(where)
     try:
@@ -57,14 +58,14 @@ def clear_errors(where: str | os.PathLike[str], doing: str) -> Iterator[None]:
             raise
         raise _clear(error, place, doing) from error
     except Exception as error:
-        found = of_library(error)
-        if found is None:
+        cause = of_library(error)
+        if cause is None:
             raise
-        raise _clear(found, place, doing) from error
+        raise _clear(cause, place, doing) from error
 
 
 def of_library(error: BaseException) -> OSError | None:
-    """What safetensors or PyTorch raised because the system refused to write; None for other errors."""
+    """The error of the system behind one of safetensors or PyTorch; None for other errors."""
     if match := OS_ERROR.search(str(error)):
         return OSError(int(match[1]), os.strerror(int(match[1])))
     if OF_TORCH in str(error):
@@ -73,7 +74,7 @@ def of_library(error: BaseException) -> OSError | None:
 
 
 def _concerns(error: OSError, place: str) -> bool:
-    """Is it about a file in the same folder as `place`, or below, or does it name none, as when writing fails?"""
+    """Whether the error names a file in the folder of `place` or below, or no file, as when writing fails."""
     if not isinstance(error.filename, str | os.PathLike):
         return True
     folder = Path(place).absolute().parent

@@ -1,4 +1,4 @@
-"""What a folder holds, also where links lead nowhere or to themselves and folders cannot be read."""
+"""The entries of folders, also where links lead nowhere or to themselves and folders cannot be read."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 
 class UnreadableFolderError(OSError):
-    """A folder whose names cannot be had: refused, gone, or on a disk with errors."""
+    """A folder whose entries cannot be listed: access is refused, it has gone, or the disk has errors."""
 
 
 def entries_in(folder: str | Path) -> Iterator[os.DirEntry[str]]:
-    """As os.scandir, closed at the end. UnreadableFolderError for all that goes wrong."""
+    """The entries of os.scandir, which is closed at the end. UnreadableFolderError for every OSError."""
     try:
         with os.scandir(folder) as entries:
             yield from entries
@@ -21,7 +21,7 @@ def entries_in(folder: str | Path) -> Iterator[os.DirEntry[str]]:
 
 
 def is_folder(entry: os.DirEntry[str], *, follow_links: bool) -> bool:
-    """Is it a folder, or a link to one? A link that cannot be followed is none: opening it says why."""
+    """Whether an entry is a folder or, with follow_links, a link to one. A link that cannot be followed is none."""
     try:
         return entry.is_dir(follow_symlinks=follow_links)
     except OSError:

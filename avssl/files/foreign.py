@@ -1,4 +1,4 @@
-"""Files that a library reads, damaged: whatever it raises over them becomes one ValueError that names the file."""
+"""Damaged files that a library reads: whatever it raises becomes one ValueError that names the file."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import numpy as np
 
 from avssl.files.plain_text import plain
 
-# What NumPy, zipfile and pyarrow (whose errors are all of these) raise over bytes that do not fit. FileNotFoundError is
-# for the caller, MemoryError is not about the file.
+# The errors that NumPy, zipfile and pyarrow raise for damaged files. FileNotFoundError is left to the caller, and
+# MemoryError is not about the file.
 OVER_DAMAGE = (
     ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError, EOFError, OSError, RuntimeError,
     zipfile.BadZipFile, zlib.error, struct.error, SyntaxError,
@@ -26,7 +26,7 @@ OVER_DAMAGE = (
 
 @contextmanager
 def naming_the_file(path: str | PathLike[str], what: str) -> Iterator[None]:
-    """Around reading and checking one file. what: it should be, "Parquet file". ValueError where it is not."""
+    """A block that reads and checks one file; ValueError if it cannot. what: the expected kind, like "Parquet file"."""
     where = fspath(path)
     try:
         with warnings.catch_warnings():
@@ -44,8 +44,8 @@ def naming_the_file(path: str | PathLike[str], what: str) -> Iterator[None]:
 
 @contextmanager
 def arrays_of(path: str | PathLike[str], what: str) -> Iterator[Any]:
-    """The open npz file as NumPy gives it, without pickle. Around reading and checking it, as `naming_the_file`."""
-    # Opened here, for np.load leaves a file open that it cannot read.
+    """The open npz file, read without pickle; a block that reads and checks it, as `naming_the_file`."""
+    # Opened here, because np.load leaves a file that it cannot read open.
     with naming_the_file(path, what), Path(path).open("rb") as file:
         archive = np.load(file, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):

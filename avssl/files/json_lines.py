@@ -1,4 +1,4 @@
-"""Files of what a training says of itself: a line of json, with its "step", after another."""
+"""Logs of a training: files of json lines, each with a "step"."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from avssl.files.whole import write_whole
 
 
 def keep_until(path: Path, step: int) -> None:
-    """Drop the lines of steps beyond the one that is gone on from: they come again. So does half a line of a kill.
+    """Drop the lines after the step from which a run goes on, as it writes them again, and half a line left by a kill.
 
-    ValueError naming the file for a line that is no json. The file is then the new one, or the one before.
+    ValueError with the name of the file for a line that is no json. The file is replaced whole or not at all.
     """
     if not path.is_file():
         return

@@ -1,4 +1,4 @@
-"""What a location is: a local path, or a URL of an allowed protocol. Pure functions on text; opens nothing."""
+"""Locations: a local path, or a URL of an allowed protocol. Pure functions on text, which open nothing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def protocol_of(location: Location) -> str:
             why = " (chained URLs are not read)" if "::" in scheme else ""
             raise ValueError(
                 f"{shown(text)}: the protocol {scheme!r} is not allowed{why}; allowed are a local path, "
-                + ", ".join(f"{one}://" for one in REMOTE)
+                + ", ".join(f"{allowed}://" for allowed in REMOTE)
             )
         return name
     command = re.match(r"(pipe):|([a-z][a-z0-9+.-]*)::", text)
@@ -45,12 +45,12 @@ def protocol_of(location: Location) -> str:
 
 
 def is_remote(location: Location) -> bool:
-    """Is it a URL of another machine (or of memory://)? ValueError for a protocol that is not allowed."""
+    """Whether it is a URL of another machine (or of memory://). ValueError for a protocol that is not allowed."""
     return protocol_of(location) != ""
 
 
 def local_path(location: Location) -> Path:
-    """The path of a location that is not remote; file:// is taken off."""
+    """The path of a location that is not remote, without file://."""
     return Path(re.sub(r"^file://", "", os.fspath(location), flags=re.IGNORECASE))
 
 
@@ -66,5 +66,5 @@ def join(location: Location, name: str) -> str:
 
 
 def shown(text: str) -> str:
-    """A location or a message about one, without the users and queries of web addresses: they can be secrets."""
+    """A location, or a message about one, without the users and queries of web addresses, which can be secret."""
     return re.sub(r"(https?://)(?:[^/\s@]*@)?([^\s?'\"),]*)(?:\?[^\s'\"),]*)?", r"\1\2", text, flags=re.IGNORECASE)

@@ -1,4 +1,4 @@
-"""Files that one process can hold, or several together. The system lets go when a process ends, however it ends."""
+"""Locks on files, held by one process or shared by several. The system frees them when a process ends in any way."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ LOOK_SECONDS = 0.1
 
 
 class LockedError(ValueError):
-    """Another process holds the file."""
+    """Another process holds the lock of the file."""
 
 
 @contextmanager
 def locked(path: Path, *, shared: bool = False, wait_seconds: float | None = None, busy: str = "") -> Iterator[None]:
-    """Hold the file (made if it is not there) for the block.
+    """Hold the lock of a file (made if it is absent) for the block.
 
-    shared: together with others that say so. wait_seconds: None waits as long as it takes; otherwise, when others still
-    hold the file after so long, LockedError `busy` (default: what the file is and that another process is at work).
+    shared: together with other holders that say so. wait_seconds: how long to wait for other holders before LockedError
+    with the message `busy` is raised (default: the file, and that another process is at work); None waits for ever.
     """
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     with clear_errors(path, "written"):
@@ -34,8 +34,8 @@ def locked(path: Path, *, shared: bool = False, wait_seconds: float | None = Non
             until = time.monotonic() + wait_seconds
             while not _taken(file.fileno(), kind):
                 if time.monotonic() >= until:
-                    said = f"{path}: another process is at work on this part of the folder; wait for it, or end it"
-                    raise LockedError(busy or said)
+                    message = f"{path}: another process is at work on this part of the folder; wait for it, or end it"
+                    raise LockedError(busy or message)
                 time.sleep(LOOK_SECONDS)
         yield
 

@@ -1,8 +1,8 @@
-"""Text that comes from data, as a terminal, a log or a message may have it: one line, and nothing that acts.
+"""Text from data made safe for terminals, logs and messages: one line, without characters that act on a terminal.
 
-Class names, keys, file names and messages of libraries can hold what moves a terminal's cursor, retitles its window,
-reverses the reading order or begins a line of its own. `plain` shows such characters as escapes; everything here that
-prints does so through `say`. Imports nothing of ours.
+Class names, keys, file names and messages of libraries can contain characters that move a terminal's cursor, change the
+title of its window, reverse the reading order or begin a new line. `plain` shows such characters as escapes; all output
+of this program goes through `say`. Imports no other module of avssl.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from typing import NoReturn, TextIO
 
 # Control (C0, C1), format (bidi overrides, zero widths), surrogate, private, separators of lines and paragraphs.
 ACTING = frozenset(["Cc", "Cf", "Cs", "Co", "Zl", "Zp"])
-JOINERS = "\u200c\u200d"  # of the category Cf, and part of how words of several scripts and emoji are written
+JOINERS = "\u200c\u200d"  # of the category Cf, but needed to write words of several scripts, and emoji
 MAX_VALUE_CHARACTERS = 80
 
 
 def plain(text: object) -> str:
     r"""str(text) in one line: characters that act on a terminal become escapes (\x1b, \n, \u202e, \udcff)."""
-    found = str(text)
-    return found if found.isascii() and found.isprintable() else "".join(map(_plain_character, found))
+    line = str(text)
+    return line if line.isascii() and line.isprintable() else "".join(map(_plain_character, line))
 
 
 def plain_lines(text: object) -> str:
-    """As `plain`, but the ends of lines stay: for text of several lines whose parts have been made plain before."""
+    """As `plain`, but line ends stay: for text of several lines whose parts from data are plain already."""
     return "\n".join(map(plain, str(text).split("\n")))
 
 
 def brief(value: object) -> str:
-    """A value from a file for a message: its repr, plain and cut off when it is long."""
+    """The repr of a value from a file, for a message: plain, and cut off at MAX_VALUE_CHARACTERS."""
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 1000:
         return "a number of more than 300 digits"
     if isinstance(value, str | bytes):
@@ -42,14 +42,14 @@ def brief(value: object) -> str:
     else:
         try:
             text = repr(value)
-        except (RecursionError, ValueError):  # of a list that is nested too deep, or that holds too long a number
+        except (RecursionError, ValueError):  # a list that is nested too deep, or that has too long a number
             text = f"a {type(value).__name__}"
     text = plain(text)
     return text if len(text) <= MAX_VALUE_CHARACTERS else f"{text[: MAX_VALUE_CHARACTERS - 3]}..."
 
 
 def say(text: object = "", file: TextIO | None = None) -> None:
-    """Print one line, to the standard output unless told otherwise, whatever encoding that has."""
+    """Print one plain line, by default to the standard output, in any encoding."""
     stream = file or sys.stdout
     encoding = getattr(stream, "encoding", None) or "utf-8"
     line = plain(text).encode(encoding, "backslashreplace").decode(encoding)
@@ -63,7 +63,7 @@ def say(text: object = "", file: TextIO | None = None) -> None:
 
 
 def say_lines(text: object, file: TextIO | None = None) -> None:
-    """`say` for each line of a text whose parts from data have been made plain."""
+    """`say` for each line of a text whose parts from data are plain already."""
     for line in str(text).split("\n"):
         say(line, file)
 
@@ -77,23 +77,23 @@ class PlainParser(argparse.ArgumentParser):
 
 
 class PlainRecords(logging.Filter):
-    """Makes the message of every record of a logger plain."""
+    """A filter that makes the message of every record of a logger plain."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = plain(record.getMessage()), None
         return True
 
 
-def _plain_character(one: str) -> str:
-    if one.isprintable() or one in JOINERS or unicodedata.category(one) not in ACTING:
-        return one
-    return one.encode("unicode_escape", "surrogatepass").decode("ascii")
+def _plain_character(character: str) -> str:
+    if character.isprintable() or character in JOINERS or unicodedata.category(character) not in ACTING:
+        return character
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
 def run_in_utf8() -> None:
-    """Start the program anew in Python's UTF-8 mode where the locale is another: names of files may be any text.
+    """Restart the program in Python's UTF-8 mode if its locale is another: names of files may be any text.
 
-    First thing of every command; of no library function.
+    Every command calls this first; no library function does.
     """
     if sys.getfilesystemencoding() != "utf-8":
         os.environ["PYTHONUTF8"] = "1"

@@ -1,4 +1,4 @@
-"""Which failures of a remote store pass by themselves, how often to try again, and what to say in the end.
+"""Retries of actions on a remote store: which failures are transient, how long to wait, and the final error.
 
 Decides by the HTTP status and the standard type of an exception, so that no library has to be installed. Pure Python.
 """
@@ -18,7 +18,9 @@ T = TypeVar("T")
 Kind = Literal["transient", "missing", "refused", "other"]
 
 MAX_TRIES = 5
-FIRST_WAIT_SECONDS = 0.5  # doubled from try to try, half of it drawn: processes that failed together come back apart
+FIRST_WAIT_SECONDS = (
+    0.5  # doubled from try to try, half of it random: processes that failed together try again at different times
+)
 LONGEST_WAIT_SECONDS = 8.0
 
 KIND_OF_STATUS: dict[int, Kind] = {
@@ -33,7 +35,7 @@ TRANSIENT_ERRNOS = {
 
 
 def kind_of(error: BaseException) -> Kind:
-    """What a failure of a remote store means: worth another try, no such object, no access, or something else."""
+    """The kind of a failure: worth another try, no such object, no access, or something else."""
     for cause in _chain(error):  # fsspec gives failures of other kinds the type FileNotFoundError, too
         if (status := _status(cause)) is not None and status >= 400:
             return KIND_OF_STATUS.get(status, "transient" if status >= 500 else "other")
@@ -57,23 +59,25 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status that an exception carries, wherever its library puts it."""
+    """The HTTP status of an exception, wherever its library stores it; None without one."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):
-        found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     else:
-        found = getattr(response, "status_code", None) or getattr(error, "status", None) or getattr(error, "code", None)
-    return int(found) if isinstance(found, int) or (isinstance(found, str) and found.isdigit()) else None
+        status = (
+            getattr(response, "status_code", None) or getattr(error, "status", None) or getattr(error, "code", None)
+        )
+    return int(status) if isinstance(status, int) or (isinstance(status, str) and status.isdigit()) else None
 
 
 def wait_seconds(num_failures: int) -> float:
-    """How long to wait after so many failures, at least 1, in a row. Draws nothing from generators that others seed."""
+    """Seconds to wait after so many (at least 1) failures in a row. Draws from no generator that a run seeds."""
     longest = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2.0 ** (num_failures - 1))
     return longest * (0.5 + 0.5 * secrets.randbelow(1000) / 1000)
 
 
 def persistently(action: Callable[[], T], location: str, doing: str) -> T:
-    """action(), repeated while it fails in ways that pass by themselves, at most MAX_TRIES times.
+    """The result of action(), which is tried at most MAX_TRIES times while its failures are transient.
 
     Args:
         action: may run several times.
@@ -81,7 +85,7 @@ def persistently(action: Callable[[], T], location: str, doing: str) -> T:
 
     Raises:
         FileNotFoundError: there is no such object. PermissionError: no access. ConnectionError: all tries failed.
-        OSError: another failure of the store. Errors that are not the store's pass unchanged.
+        OSError: another failure of the store. Errors of the program are raised unchanged.
     """
     for num_failures in range(1, MAX_TRIES + 1):
         try:
@@ -116,5 +120,5 @@ def _explained(error: Exception, kind: Kind, location: str, doing: str) -> Excep
 
 
 def as_media_error(error: OSError) -> MediaError:
-    """The same failure for those who count files by reason: missing_file, or unreachable."""
+    """The same failure as a MediaError with the reason missing_file or unreachable."""
     return MediaError("missing_file" if isinstance(error, FileNotFoundError) else "unreachable", str(error))

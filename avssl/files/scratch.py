@@ -1,8 +1,8 @@
-"""Temporary names that the next run finds again: what a killed process left goes, what a living one uses stays.
+"""Temporary files and folders: those left by killed processes are removed by the next run, those in use stay.
 
-Who uses a temporary file holds its lock, which ends with the process, however that ends. So whoever gets the lock of a
-file knows that nobody uses it: on this machine, in another container, and over NFS. Where a file system has no locks,
-nothing is taken for left behind.
+A process holds the lock of a temporary file while it uses it; the system frees the lock when the process ends in any
+way. So a process that gets the lock of a file knows that nobody uses it: on this machine, in another container, and
+over NFS. On a file system without locks, nothing is taken for left behind.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LOCK_NAME = "lock"
 def lock_file(path: Path, *, make: bool = True) -> int | None:
     """The descriptor of a file whose lock this process holds now; None if another one does, or there are no locks.
 
-    Closing it gives the lock back. OSError if the file cannot be opened for writing (or, make=False, is not there).
+    Closing it frees the lock. OSError if the file cannot be opened for writing or, with make=False, is absent.
     """
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | (os.O_CREAT if make else 0)
     while True:
@@ -34,7 +34,7 @@ def lock_file(path: Path, *, make: bool = True) -> int | None:
         except OSError:
             os.close(descriptor)
             return None
-        os.close(descriptor)  # somebody renamed or removed it before it was locked
+        os.close(descriptor)  # another process renamed or removed it before it was locked
 
 
 def _is_still(path: Path, descriptor: int) -> bool:
@@ -46,9 +46,9 @@ def _is_still(path: Path, descriptor: int) -> bool:
 
 @contextmanager
 def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
-    """A new folder in `parent` for files that live no longer than the block. name: of what it is for.
+    """A new folder in `parent` for files that live no longer than the block. name: says what it is for.
 
-    First goes what killed processes left there for the same name.
+    First, the leftovers of killed processes with the same name are removed.
     """
     remove_leftovers(parent, re.escape(name))
     folder, lock = _locked_folder(parent, name)
@@ -61,7 +61,7 @@ def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
 
 
 def temporary_folder() -> AbstractContextManager[Path]:
-    """`scratch_folder` where the system has temporary files (TMPDIR)."""
+    """A `scratch_folder` in the system's folder for temporary files (TMPDIR)."""
     return scratch_folder(Path(tempfile.gettempdir()), "avssl")
 
 
@@ -78,12 +78,12 @@ def _locked_folder(parent: Path, name: str) -> tuple[Path, int | None]:
 
 
 def remove_leftovers(folder: Path, names: str) -> None:
-    """Remove what processes that are gone left in `folder` for files of these names, a regular expression."""
+    """Remove leftovers of ended processes in `folder` for files of these names (a regular expression)."""
     temporary = re.compile(rf"\.({names})\.([a-z0-9_]{{8}}\.scratch|tmp|.+-\d+\.tmp)", re.DOTALL)
     with os.scandir(folder) as entries:
-        found = [Path(entry.path) for entry in entries if temporary.fullmatch(entry.name)]
-    for path in found:
-        with suppress(OSError):  # in use, another user's, or gone this moment
+        paths = [Path(entry.path) for entry in entries if temporary.fullmatch(entry.name)]
+    for path in paths:
+        with suppress(OSError):  # it is in use, belongs to another user, or has just gone
             _remove_unused(path)
 
 
@@ -92,7 +92,7 @@ def _remove_unused(path: Path) -> None:
     try:
         lock = lock_file(path / LOCK_NAME if is_folder else path, make=False)
     except FileNotFoundError:
-        path.rmdir()  # of a process that was killed before it had locked it: nothing is in it
+        path.rmdir()  # its process was killed before it had locked it: it is empty
         return
     if lock is None:
         return

@@ -1,7 +1,7 @@
 """Files anywhere: a local path, or a URL of s3://, gs://, hf://, http(s):// or memory://.
 
 A location is text: a path, or PROTOCOL://... . Remote ones go through fsspec, of which this is the only user, local
-ones do not. What fails in passing (a dropped connection, a timeout, a status of 5xx) is tried again with growing pauses
+ones do not. Transient failures (a dropped connection, a timeout, a status of 5xx) are tried again with growing pauses
 (retry.py); downloads go on where they stopped, a range of BLOCK_BYTES at a time, and their length is checked. All
 functions raise FileNotFoundError, PermissionError, ConnectionError (all tries failed) or another OSError that names the
 location, and ValueError for a location that is not allowed.
@@ -38,7 +38,7 @@ _file_systems: dict[tuple[int, str], Any] = {}  # by process and protocol
 
 
 class Facts(NamedTuple):
-    """What a store says of an object. num_bytes: None if it does not say. version: changes when the content does."""
+    """Facts about an object of a store. num_bytes: None if unknown. version: changes when the content does."""
 
     num_bytes: int | None
     version: str
@@ -46,7 +46,7 @@ class Facts(NamedTuple):
 
 
 class WrongSize(OSError):
-    """A file that has not the size it must have. num_bytes: what was found."""
+    """A file of another size than it must have. num_bytes: its actual size."""
 
     def __init__(self, location: str, num_bytes: int, wanted: int) -> None:
         super().__init__(f"{shown(location)}: has {num_bytes} bytes; it must have {wanted}")
@@ -54,7 +54,7 @@ class WrongSize(OSError):
 
 
 class WrongLength(ConnectionError):
-    """Another number of bytes came than was asked for."""
+    """The store sent another number of bytes than were requested."""
 
 
 def facts(location: Location) -> Facts:
@@ -73,7 +73,7 @@ def facts(location: Location) -> Facts:
 
 
 def exists(location: Location) -> bool:
-    """Is there such a file or folder? Not being able to tell is an error, not a no."""
+    """Whether there is such a file or folder; an error if the store cannot tell."""
     with suppress(FileNotFoundError, NotADirectoryError):
         facts(location)
         return True
@@ -81,7 +81,7 @@ def exists(location: Location) -> bool:
 
 
 def size(location: Location) -> int:
-    """Bytes of a file. OSError if the server does not say."""
+    """The size of a file in bytes. OSError if the server does not tell it."""
     num_bytes = facts(location).num_bytes
     if num_bytes is None:
         raise OSError(f"{shown(os.fspath(location))}: the server does not tell its size")
@@ -89,12 +89,12 @@ def size(location: Location) -> int:
 
 
 def names(location: Location) -> list[str]:
-    """Names of the files and folders directly in a folder, sorted. FileNotFoundError where there is none."""
+    """Sorted names of the files and folders directly in a folder. FileNotFoundError if there is no such folder."""
     text = os.fspath(location)
     if not is_remote(location):
         return sorted(os.listdir(local_path(location)))  # noqa: PTH208  (names are wanted)
-    found = remotely(text, "listed", lambda files: files.ls(text, detail=False))
-    return sorted({name for one in found if (name := str(one).rstrip("/").rpartition("/")[2])})
+    paths = remotely(text, "listed", lambda files: files.ls(text, detail=False))
+    return sorted({name for path in paths if (name := str(path).rstrip("/").rpartition("/")[2])})
 
 
 def files_below(location: Location) -> list[tuple[str, int | None]]:
@@ -113,7 +113,7 @@ def files_below(location: Location) -> list[tuple[str, int | None]]:
 
     found: list[tuple[str, int | None]] = sorted(remotely(text, "listed", find))
     if not found:
-        facts(text)  # says that there is none
+        facts(text)  # raises FileNotFoundError if there is no such folder
     return found
 
 
@@ -138,10 +138,10 @@ def read_bytes(location: Location, begin: int | None = None, end: int | None = N
 
 
 def copy_to(location: Location, file: BinaryIO, num_bytes: int | None = None) -> int:
-    """Write a whole file to an open one, from where that stands; returns the number of bytes.
+    """Write a whole file to an open one, at its position; returns the number of bytes.
 
-    num_bytes: what it must have (WrongSize if it has not); whoever knows that also knows its hash and checks it.
-    Without it, a file that changes meanwhile is read anew, at last an OSError.
+    num_bytes: the size that it must have, else WrongSize; a caller that knows it also checks the hash. Without it, a
+    file that changes meanwhile is read again, and in the end an OSError is raised.
     """
     text, start = os.fspath(location), file.tell()
     if num_bytes is not None:
@@ -165,7 +165,7 @@ def copy_to(location: Location, file: BinaryIO, num_bytes: int | None = None) ->
 
 
 def _copy_known(location: str, file: BinaryIO, num_bytes: int) -> None:
-    """The store is asked for the size only when something is wrong: a request less, and with hf:// a list less."""
+    """Copy a file of known size. The store is asked for the size only after an error, which saves a request."""
     if not is_remote(location):
         if (found := size(location)) != num_bytes:
             raise WrongSize(location, found, num_bytes)
@@ -212,7 +212,7 @@ def write_bytes(location: Location, content: bytes) -> None:
 
 
 def remove(location: Location) -> None:
-    """Remove a file; none there is well, too."""
+    """Remove a file, if there is one."""
     text = os.fspath(location)
     if not is_remote(location):
         local_path(location).unlink(missing_ok=True)
@@ -223,7 +223,7 @@ def remove(location: Location) -> None:
 
 
 def allow_redirects(hosts: list[str]) -> None:
-    """Let web servers send on to these hosts, too: in this process and those that it starts."""
+    """Follow redirects of web servers to these hosts, too, in this process and those that it starts."""
     if hosts:
         from avssl.files import web_files
 
@@ -232,7 +232,7 @@ def allow_redirects(hosts: list[str]) -> None:
 
 @contextmanager
 def local_copy(location: Location) -> Iterator[Path]:
-    """A path to read: the location's own if it is local, else that of a temporary copy with the same last name."""
+    """A path to read: that of a local location, or of a temporary copy with the same last name."""
     if not is_remote(location):
         yield local_path(location)
         return
@@ -255,7 +255,7 @@ def _refuse_read_only(location: str) -> None:
 
 
 def remotely(location: str, doing: str, action: Callable[[Any], Any]) -> Any:
-    """action(the file system of a location), tried again while it fails in passing. Raises as `persistently`."""
+    """action(the file system of a location), tried again after transient failures. Raises as `persistently`."""
 
     def attempt() -> Any:
         files = _file_system(protocol_of(location))
@@ -273,7 +273,7 @@ def remotely(location: str, doing: str, action: Callable[[Any], Any]) -> Any:
 
 
 def blocks(location: str, begin: int, end: int, num_bytes: int) -> Iterator[bytes]:
-    """The bytes begin..end of an object of num_bytes in order. A drop costs at most BLOCK_BYTES."""
+    """The bytes begin..end of an object of num_bytes, in order. A dropped connection costs at most BLOCK_BYTES."""
     while begin < end:
         stop = min(begin + BLOCK_BYTES, end)
         content = remotely(location, "read", partial(_range, location, begin, stop, num_bytes))
@@ -286,9 +286,7 @@ def blocks(location: str, begin: int, end: int, num_bytes: int) -> Iterator[byte
 
 def _range(location: str, begin: int, end: int, num_bytes: int, files: Any) -> bytes:
     """The bytes begin..end, or all num_bytes if the server ignores ranges. WrongLength if it is neither."""
-    options: dict[str, Any] = (
-        {"cache_type": "none"} if protocol_of(location) == "hf" else {}
-    )  # it would read ahead, for nothing
+    options: dict[str, Any] = {"cache_type": "none"} if protocol_of(location) == "hf" else {}  # do not read ahead
     if protocol_of(location) in READ_ONLY:
         options = {"most": num_bytes}
     content = bytes(files.cat_file(location, start=begin, end=end, **options))
@@ -298,7 +296,7 @@ def _range(location: str, begin: int, end: int, num_bytes: int, files: Any) -> b
 
 
 def _file_system(protocol: str) -> Any:
-    """One a protocol and process: a forked process makes its own connections. Lists of folders are not cached."""
+    """The file system of a protocol, one per process, as a fork needs its own connections. Lists are not cached."""
     key = (os.getpid(), protocol)
     if key not in _file_systems:
         package, extra = REMOTE[protocol]
@@ -322,15 +320,15 @@ def _web_files() -> Callable[..., Any]:
     return WebFiles
 
 
-def _options(protocol: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Limits of our own where fsspec's configuration says nothing of them."""
+def _options(protocol: str, configured: dict[str, Any]) -> dict[str, Any]:
+    """The options of a file system: those of fsspec's configuration, and limits that it does not set."""
     if protocol in READ_ONLY:
         from avssl.files.web_files import session_options
 
-        own = session_options()
-        asked = given.get("client_kwargs", {})
-        own |= {**asked, "headers": {**own["headers"], **asked.get("headers", {})}}
-        return {**given, "client_kwargs": own, "skip_instance_cache": True}
-    if protocol == "s3" and "config_kwargs" not in given and "AWS_MAX_ATTEMPTS" not in os.environ:
+        session = session_options()
+        client = configured.get("client_kwargs", {})
+        session |= {**client, "headers": {**session["headers"], **client.get("headers", {})}}
+        return {**configured, "client_kwargs": session, "skip_instance_cache": True}
+    if protocol == "s3" and "config_kwargs" not in configured and "AWS_MAX_ATTEMPTS" not in os.environ:
         return {"config_kwargs": {"retries": {"total_max_attempts": 1}}}  # s3fs and persistently try again already
     return {}

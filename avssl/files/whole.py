@@ -1,6 +1,4 @@
-"""Files that are whole or absent: written under another name, forced to the disk, then renamed. Their sha256 is kept on
-the way.
-"""
+"""Files that are whole or absent: written under another name, synced to the disk, then renamed; also with sha256."""
 
 from __future__ import annotations
 
@@ -19,13 +17,13 @@ from avssl.files.scratch import lock_file
 
 @contextmanager
 def whole_path(path: Path, *, make_folder: bool = True) -> Iterator[Path]:
-    """A path to write a file at. It is forced to the disk and becomes `path` when the block ends well, and goes if not.
+    """A temporary path to write a file at. It is synced and renamed to `path` when the block ends well, else removed.
 
-    Its name is hidden, ends with .tmp, and is the same each time, so that what a killed process left is written over.
-    Where a living one writes to it, or there are no locks, machine, process and thread are part of the name.
-    make_folder: False where a worker of a killed run must not bring a folder back that the next run has removed.
+    Its name is hidden, ends with .tmp, and is the same each time, so that the leftover of a killed process is
+    overwritten. If another process is writing to it, or there are no locks, machine, process and thread are part of the
+    name. make_folder: False where a worker of a killed run must not make a folder again that the next run has removed.
 
-    OSError says what to do where the disk is full, or the place cannot be written to.
+    OSError says what to do if the disk is full or the place is not writable.
     """
     with clear_errors(path, "written"):
         if make_folder:
@@ -36,13 +34,13 @@ def whole_path(path: Path, *, make_folder: bool = True) -> Iterator[Path]:
             sync(temporary)
             temporary.replace(path)
         except BaseException:
-            with suppress(OSError):  # of a disk that has become read-only: the error before says so
+            with suppress(OSError):  # the disk has become read-only, which the first error says
                 temporary.unlink(missing_ok=True)
             raise
         finally:
             if lock is not None:
                 os.close(lock)
-        sync(path.parent)  # the new name, too, is on the disk
+        sync(path.parent)  # so that the new name is on the disk, too
 
 
 def _temporary(path: Path) -> tuple[Path, int | None]:
@@ -59,21 +57,21 @@ def _temporary(path: Path) -> tuple[Path, int | None]:
 
 @contextmanager
 def whole_file(path: Path, *, make_folder: bool = True) -> Iterator[BinaryIO]:
-    """As `whole_path`, opened for writing bytes."""
+    """The file of `whole_path`, opened for writing bytes."""
     with whole_path(path, make_folder=make_folder) as temporary, temporary.open("wb") as file:
         yield file
         file.flush()
 
 
 def write_whole(path: Path, content: bytes | str) -> Path:
-    """The whole content (text as UTF-8), or the file that was there before; returns the path."""
+    """Write content (text as UTF-8), or leave the earlier file on an error; returns the path."""
     with whole_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
     return path
 
 
 def sync(path: Path) -> None:
-    """Force a file's content, or a folder's names, to the disk."""
+    """Sync the content of a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -81,17 +79,17 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-CONTENT_PIECE_BYTES = 65_536
+CONTENT_PART_BYTES = 65_536
 
 
 class HashedFile:
-    """A binary file being written, its sha256 kept along the way."""
+    """A binary file open for writing that computes the sha256 of its content."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self._hash = file, hashlib.sha256()
 
     def write(self, content: bytes) -> int:
-        """Append."""
+        """Append bytes; returns their number."""
         self._hash.update(content)
         return self._file.write(content)
 
@@ -101,25 +99,26 @@ class HashedFile:
 
     @property
     def sha256(self) -> str:
-        """Of all that was written so far, in hex."""
+        """Hex sha256 of all bytes written so far."""
         return self._hash.hexdigest()
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[HashedFile]:
-    """As `whole_file` in a folder that is there, with its hash."""
+    """As `whole_file` in an existing folder, with the hash of the content."""
     with whole_file(path, make_folder=False) as file:
         yield HashedFile(file)
 
 
 def content_digest(path: str | os.PathLike[str]) -> str:
-    """16 hex digits of a file's size and of its first, middle and last 64 KiB: soon done, also for each of the
-    thousand segments of a long film.
+    """16 hex digits of the sha256 of a file's size and its first, middle and last 64 KiB.
+
+    It is quick, even if it is computed for each of the thousand segments of a long film.
     """
     with Path(path).open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         state = hashlib.sha256(f"{size} ".encode())
-        for begin in sorted({0, max(0, size // 2 - CONTENT_PIECE_BYTES // 2), max(0, size - CONTENT_PIECE_BYTES)}):
+        for begin in sorted({0, max(0, size // 2 - CONTENT_PART_BYTES // 2), max(0, size - CONTENT_PART_BYTES)}):
             file.seek(begin)
-            state.update(file.read(CONTENT_PIECE_BYTES))
+            state.update(file.read(CONTENT_PART_BYTES))
     return state.hexdigest()[:16]

@@ -1,1 +1,1 @@
-"""Processes that may be killed: limits, pools and the messages between them."""
+"""Processes that may be killed: their limits, pools of them, and the messages between processes."""

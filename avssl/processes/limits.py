@@ -14,7 +14,7 @@ TORCH_OUT_OF_MEMORY = "can't allocate memory"  # PyTorch's allocator raises Runt
 
 @dataclass(frozen=True)
 class Limits:
-    """What one task may take. seconds: on the wall clock. memory_bytes: beyond what a fresh process has (Linux)."""
+    """The limits of one task. seconds: on the wall clock. memory_bytes: beyond those of a fresh process (Linux)."""
 
     seconds: float = 600.0
     memory_bytes: int = 4 << 30
@@ -28,12 +28,12 @@ class Limits:
 
 
 def too_slow(name: str, limits: Limits) -> MediaError:
-    """It took longer than it may."""
+    """The error for a task that took longer than its limit."""
     return MediaError("timeout", f"{name}: given up after {limits.seconds:g} s; --file-seconds allows more")
 
 
 def too_large(name: str, limits: Limits | None) -> MediaError:
-    """Memory was refused; limits None where nothing but the machine limits it."""
+    """The error for a task that was refused memory. limits: None if only the machine limits it."""
     if limits is None:
         return MediaError("out_of_memory", f"{name}: reading it takes more memory than there is")
     limit = f"{limits.memory_bytes / 2**20:.0f} MiB"
@@ -41,7 +41,7 @@ def too_large(name: str, limits: Limits | None) -> MediaError:
 
 
 def died(name: str, exit_code: int | None) -> MediaError:
-    """The process that read it ended with this status (negative: by that signal)."""
+    """The error for a task whose process ended with this status (negative: by that signal)."""
     if exit_code == -signal.SIGKILL:
         message = "the system killed the process that read it, as it does when memory runs out"
         return MediaError("out_of_memory", f"{name}: {message}")
@@ -49,15 +49,17 @@ def died(name: str, exit_code: int | None) -> MediaError:
 
 
 def crashed(name: str, error: BaseException, where: str) -> MediaError:
-    """An exception that no reason was written for. where: the place in the program."""
+    """The error for an exception without a reason of its own. where: the place in the program."""
     return MediaError("crashed", f"{name}: {type(error).__name__}: {error} ({where})")
 
 
 def failure(name: str, error: Exception, limits: Limits | None = None) -> MediaError:
-    """Whatever reading a file raised, as a MediaError: a fault of the program, too, for this file pays and is named."""
+    """The MediaError for whatever reading a file raised. Faults of the program, too, cost only the file."""
     if isinstance(error, MediaError):
         return error
     if isinstance(error, MemoryError) or TORCH_OUT_OF_MEMORY in str(error):
         return too_large(name, limits)
     last = traceback.extract_tb(error.__traceback__)[-1:]
-    return crashed(name, error, ", ".join(f"{Path(at.filename).name} line {at.lineno}: {at.line}" for at in last))
+    return crashed(
+        name, error, ", ".join(f"{Path(frame.filename).name} line {frame.lineno}: {frame.line}" for frame in last)
+    )

@@ -1,7 +1,7 @@
-"""Arrays from one process to another without a copy through a pipe: in memory that both can see.
+"""Parcels: arrays sent from one process to another in shared memory, without a copy through a pipe.
 
-A parcel is a header of plain values, sent as JSON, and arrays by name. Nothing that is received is run. A parcel that
-has been sent arrives whole even if the sender dies at once: its memory lives as long as a descriptor of it.
+A parcel has a header of plain values, sent as JSON, and arrays by name. Receiving it runs no code. A parcel that has
+been sent arrives whole even if the sender dies at once, because its memory lives as long as a descriptor of it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def send_parcel(to: socket.socket, header: dict[str, Any], arrays: Arrays) -> None:
-    """Send a parcel; the arrays are copied once. OSError if nobody listens any more, or memory is refused."""
+    """Send a parcel; the arrays are copied once. OSError if the receiver is gone, or memory is refused."""
     if len(arrays) > MAX_ARRAYS:
         raise ValueError(f"a parcel of {len(arrays)} arrays; at most {MAX_ARRAYS} are allowed")
     shapes = {name: [array.dtype.str, list(array.shape)] for name, array in arrays.items()}
@@ -32,17 +32,17 @@ def send_parcel(to: socket.socket, header: dict[str, Any], arrays: Arrays) -> No
         for content in [np.frombuffer(text, np.uint8), *arrays.values()]:
             filled.append(shared_memory())
             _fill(filled[-1], content)
-        socket.send_fds(to, [bytes([len(filled)])], filled)  # one small message: all of it arrives, or nothing
+        socket.send_fds(to, [bytes([len(filled)])], filled)  # one small message, which arrives whole or not at all
     finally:
         for descriptor in filled:
             os.close(descriptor)
 
 
 def receive_parcel(sender: socket.socket) -> tuple[dict[str, Any], Arrays] | None:
-    """The next parcel, its arrays in the memory that the sender filled; None if the sender is gone. Waits for it."""
+    """Wait for the next parcel: (header, arrays in the sender's memory); None if the sender is gone."""
     try:
         count, descriptors, _, _ = socket.recv_fds(sender, 1, MAX_ARRAYS + 1)
-    except ConnectionResetError:  # it died with messages of ours unread
+    except ConnectionResetError:  # it died with unread messages
         return None
     try:
         if not count or len(descriptors) != count[0]:
@@ -58,7 +58,7 @@ def receive_parcel(sender: socket.socket) -> tuple[dict[str, Any], Arrays] | Non
 
 
 def shared_memory() -> int:
-    """A new descriptor of memory; of a file without a name where the system has no such thing."""
+    """A new descriptor of shared memory; on systems without it, of a file without a name."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("parcel", os.MFD_CLOEXEC)
     with tempfile.TemporaryFile() as file:
@@ -66,13 +66,13 @@ def shared_memory() -> int:
 
 
 def _fill(descriptor: int, content: NDArray[Any]) -> None:
-    """Write it all; cheaper than mapping fresh memory, every page of which would be emptied first."""
+    """Write the whole content; cheaper than mapping fresh memory, every page of which would be zeroed first."""
     rest = np.ascontiguousarray(content).reshape(-1).view(np.uint8).data
     while rest:
         rest = rest[os.write(descriptor, rest) :]
 
 
 def _mapped(descriptor: int) -> mmap.mmap | bytes:
-    """What was written, as long as somebody holds it."""
+    """The content of a descriptor, valid as long as the result is held."""
     num_bytes = os.fstat(descriptor).st_size
     return mmap.mmap(descriptor, num_bytes) if num_bytes else b""

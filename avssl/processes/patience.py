@@ -1,7 +1,7 @@
-"""Waiting for other processes with a limit, where the system's own calls have none; and who keeps one waiting.
+"""Waiting for other processes with time limits, where the calls of the system have none, and errors that name them.
 
-A process that is stopped from outside neither works nor ends. What waits for it, for its batch, for the rest of a
-message or for the memory that it has promised, would wait for ever.
+A process that is stopped from outside neither works nor ends. Whoever waits for it, for its batch, for the rest of its
+message or for memory that it has promised, would wait for ever.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ STATES = {"T": "stopped by a signal", "t": "stopped by a debugger", "Z": "dead",
 
 
 def within(seconds: float, work: Callable[[], T], blame: Callable[[], str]) -> T:
-    """The result of `work`, which waits in a thread of its own; after so many seconds TimeoutError with `blame()`.
+    """The result of `work`, which runs in a thread of its own; after `seconds`, TimeoutError with the text `blame()`.
 
-    0 seconds: without a limit, and in this thread.
+    0 seconds: no limit, and in this thread.
     """
     if not seconds:
         return work()
-    found: list[T] = []
+    results: list[T] = []
     raised: list[BaseException] = []
 
     def attempt() -> None:
         try:
-            found.append(work())
+            results.append(work())
         except BaseException as error:
             raised.append(error)
 
@@ -40,13 +40,13 @@ def within(seconds: float, work: Callable[[], T], blame: Callable[[], str]) -> T
     thread.join(seconds)
     if raised:
         raise raised[0]
-    if not found:
+    if not results:
         raise TimeoutError(blame())
-    return found[0]
+    return results[0]
 
 
 def begun(loader: Any, seconds: float) -> Iterator[Any]:
-    """The iterator of a DataLoader, whose workers begin now. TimeoutError if they are not there in time."""
+    """The iterator of a DataLoader, which starts its workers now. TimeoutError if they do not start in time."""
 
     def blame() -> str:
         server = getattr(forkserver._forkserver, "_forkserver_pid", None)
@@ -60,7 +60,7 @@ def begun(loader: Any, seconds: float) -> Iterator[Any]:
 
 
 def next_batch(stream: Iterator[Any], seconds: float) -> Any:
-    """The next batch of what `begun` gave. TimeoutError names the worker that gives none in time; all of them end.
+    """The next batch of an iterator of `begun`. TimeoutError names the worker that is late; then all workers end.
 
     Raises StopIteration at the end.
     """
@@ -83,7 +83,7 @@ def next_batch(stream: Iterator[Any], seconds: float) -> Any:
 
 
 def all_batches(loader: Any, seconds: float) -> Iterator[Any]:
-    """Every batch of a DataLoader, each in time."""
+    """Every batch of a DataLoader; TimeoutError as `begun` and `next_batch` raise it."""
     stream = begun(loader, seconds)
     while True:
         try:
@@ -94,13 +94,13 @@ def all_batches(loader: Any, seconds: float) -> Iterator[Any]:
 
 
 def end_workers(stream: Iterator[Any] | None) -> None:
-    """Kill the workers of what `begun` gave: DataLoader's own end would wait for those that are stopped."""
+    """Kill the workers of an iterator of `begun`: DataLoader itself would wait for stopped ones."""
     for worker in getattr(stream, "_workers", []):
         worker.kill()
 
 
 def state_of(pid: int | None) -> str:
-    """Words for what a process does, as far as the system tells: "stopped by a signal", "dead", "running"."""
+    """The state of a process in words, as far as the system tells: "stopped by a signal", "dead", "running"."""
     try:
         letter = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[0]
     except (OSError, IndexError):

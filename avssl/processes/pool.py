@@ -33,7 +33,7 @@ PRELOAD = ("avssl.media.decode", "avssl.processes.pool")
 
 
 def default_num_workers() -> int:
-    """The cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -55,9 +55,9 @@ class Sandbox:
     def run(
         self, work: Callable[[Task], Result], tasks: Iterable[Task], name: Callable[[Task], str]
     ) -> Iterator[tuple[Task, Result | MediaError]]:
-        """(task, its result, or why there is none), in the order of the tasks.
+        """(task, its result or the MediaError instead), in the order of the tasks.
 
-        tasks: read a few ahead of what is done. work: importable by name. name: of a task, for messages.
+        tasks: taken up to TASKS_AHEAD per process ahead. work: importable by name. name: of a task, for messages.
         """
         waiting: deque[tuple[Task, Future[Result]]] = deque()
         coming = iter(tasks)
@@ -114,7 +114,7 @@ class Sandbox:
         return process
 
     def _answer(self, process: KillableProcess, name: str) -> bytes:
-        """What the process sends of its task. Raises what the class says of processes that die or are stopped."""
+        """The pickled outcome from the process. Raises as the class says if it is late, dies or is stopped."""
         seconds = STOPPED_SECONDS if self.limits is None else self.limits.seconds
         try:
             while (parcel := process.receive(time.monotonic() + seconds)) is None:
@@ -177,7 +177,7 @@ def in_processes(
     sizes: Sequence[int],
     unit: str = "file",
 ) -> Iterator[tuple[Task, Result]]:
-    """(task, its result) as they become ready. sizes: how much each task adds to the bar, in `unit`s.
+    """(task, its result) as they become ready. sizes: how many `unit`s each task adds to the progress bar.
 
     Raises ChildProcessError when a process dies, TimeoutError when one is found stopped, and whatever `work` raises.
     """
@@ -193,7 +193,7 @@ def in_processes(
         waiting = set(futures)
         while waiting:
             ready, waiting = wait(waiting, timeout=REFRESH_SECONDS, return_when=FIRST_COMPLETED)
-            while ready:  # what has been taken is kept nowhere: results of a large corpus do not fit
+            while ready:  # results that were taken are not kept: those of a large corpus do not fit in memory
                 task, size = futures.pop(future := ready.pop())
                 yield task, future.result()
                 del future

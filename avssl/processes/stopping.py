@@ -1,7 +1,7 @@
-"""How a training is asked to stop, and who of its processes heeds that: the trainers, not what they have started.
+"""Signals that ask a training to stop. Only the training processes react to them, not the processes they have started.
 
 SIGTERM (Slurm, Kubernetes, torchrun), SIGUSR1 and SIGUSR2 (Slurm's `--signal=USR1@60`) and SIGINT ask for a clean stop.
-They reach whole process groups. Loads no library here, so that the processes of a loader can be started first.
+They reach whole process groups. This module loads no library, so that the processes of a loader can be started first.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 LAUNCHED_BY = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")  # set by torchrun and by `accelerate launch`
 PR_SET_PDEATHSIG = 1  # of prctl, on Linux
-ORPHAN_SECONDS = 300  # that a process may go on once its launcher has gone
+ORPHAN_SECONDS = 300  # a process may go on for so long after the end of its launcher
 
 
 class StoppedError(Exception):
-    """What was going on has been given up, because a stop was asked for."""
+    """A pass over all samples was given up because a stop was requested."""
 
 
 class StopSignal:
-    """Takes the signals over; all processes agree on the step at which they stop.
+    """Handles the signals; all processes agree on the step at which they stop.
 
-    Before there is one, a signal ends a process as it ends any other: nothing is lost before the first step.
+    Before it is made, a signal ends the process as usual: nothing is lost before the first step.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device  # where collectives run
-        self.asked = False  # here
-        self.agreed = False  # by all
+        self.asked = False  # in this process
+        self.agreed = False  # by all processes
         self._earlier: Callable[[], bool] | None = None
         self._launcher = os.getppid()
         for number in STOP_SIGNALS:
@@ -46,14 +46,14 @@ class StopSignal:
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.asked = True
-        if os.getppid() != self._launcher:  # nobody would end this process if it waited for another one for ever
+        if os.getppid() != self._launcher:  # if this process waited for another one for ever, nobody would end it
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.alarm(ORPHAN_SECONDS)
 
     def poll(self) -> bool:
-        """True once any process was asked, on all of them at once; all call it equally often.
+        """True once any process was asked to stop, on all of them at the same call; all call it equally often.
 
-        On a GPU the answer is that of the call before: it is there by then, so that nothing waits for the device.
+        On a GPU the answer is that of the call before, which is ready by now, so that nothing waits for the device.
         """
         from avssl.distributed import is_active
 
@@ -67,7 +67,7 @@ class StopSignal:
         return self.agreed
 
     def _exchange(self) -> Callable[[], bool]:
-        """Tell all processes what this one was asked; the answer, once it is called for."""
+        """Tell all processes whether this one was asked; returns a function that gives the common answer."""
         import torch
 
         from avssl.distributed import all_sum
@@ -87,9 +87,9 @@ class StopSignal:
         return answer
 
     def interruptible(self, embed_all: Callable[..., Iterator[Any]], num_polls: int) -> Callable[..., Iterator[Any]]:
-        """A pass over all samples, as `embed_all`, that a stop need not wait for: it raises StoppedError.
+        """`embed_all`, a pass over all samples, made to raise StoppedError at a stop.
 
-        num_polls: batches of a pass that every process has.
+        num_polls: the number of batches that every process has in a pass.
         """
 
         def embed(*arguments: Any) -> Iterator[Any]:
@@ -103,9 +103,9 @@ class StopSignal:
 
 
 def end_with_launcher() -> None:
-    """Have the system send this process SIGTERM when its launcher has ended, if it has one (Linux).
+    """Let the system send this process SIGTERM when its launcher, if it has one, ends (Linux).
 
-    `accelerate launch` of one process ends at a SIGTERM and hands nothing on; torchrun does so at a SIGUSR1.
+    `accelerate launch` of one process ends at a SIGTERM without passing it on; torchrun does so at a SIGUSR1.
     """
     if not any(name in os.environ for name in LAUNCHED_BY):
         return
@@ -117,7 +117,7 @@ def end_with_launcher() -> None:
 
 @contextmanager
 def signals_blocked() -> Iterator[None]:
-    """A process that is started meanwhile, and what it starts, heeds none of the signals: its owner answers them."""
+    """Block the signals: processes started in the block, and theirs, ignore them, as their owner handles them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
@@ -126,9 +126,9 @@ def signals_blocked() -> Iterator[None]:
 
 
 def heed_owner_alone(owner: int | None) -> None:
-    """In a process started with `signals_blocked`: end at a SIGTERM of the process `owner`, and at no other one's."""
+    """In a process started with `signals_blocked`: end at a SIGTERM that the process `owner` sent, and at no other."""
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    if not hasattr(signal, "sigwaitinfo"):  # macOS does not tell whose it is
+    if not hasattr(signal, "sigwaitinfo"):  # macOS does not tell the sender
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
         return
 

@@ -1,11 +1,11 @@
-"""Tasks whose results come piece by piece, each from a process that may be killed: for media of any length.
+"""Tasks whose results come in pieces from processes that may be killed, for media of any length.
 
-Task k belongs to lane k modulo the number of lanes, a lane has one process at a time, and the pieces of the lanes come
-in turn: their order depends on nothing but the tasks. Of a lane at most PIECES_AHEAD pieces wait in memory.
+Task k belongs to lane k modulo the number of lanes, a lane has one process at a time, and the lanes take turns to yield
+a piece, so the order of the pieces depends on the tasks alone. At most PIECES_AHEAD pieces of a lane wait in memory.
 
-A task whose process dies, or gives nothing for the seconds that it may take, is a MediaError, and a new process goes on
-with the lane's next task. If that process had read other tasks before, one of them may have left it damaged: then the
-task first gets a second try in a process that has read nothing else; the pieces that have come are not given again.
+A task whose process dies, or sends nothing within the time limit, gives a MediaError, and a new process goes on with
+the lane's next task. If the process had read other tasks before, one of them may have damaged it: then the task is
+first tried again in a fresh process; pieces that were yielded are not yielded again.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ class _Task:
 
 
 class SandboxedStreams:
-    """See the module. work: what the processes do. preload: as killable_context."""
+    """Runs `work` in several lanes, as the module's docstring says. preload: as of KillableProcess."""
 
     def __init__(self, work: StreamWork, num_workers: int, limits: Limits, preload: Sequence[str] = PRELOAD) -> None:
         self.work, self.num_workers, self.limits, self.preload = work, num_workers, limits, preload
 
     def run(self, tasks: Callable[[], Iterable[int]]) -> Generator[tuple[int, Message | MediaError], None, None]:
-        """(task, its next piece, or why there is none). tasks: gives their numbers from the beginning, each time."""
+        """(task, its next piece or a MediaError). tasks: yields the task numbers from the beginning at each call."""
         shares = (itertools.islice(tasks(), lane, None, self.num_workers) for lane in range(self.num_workers))
         lanes = [_Lane(self, share) for share in shares]
         waiting = deque(lanes)
         try:
             while waiting:
                 lane = waiting.popleft()
-                found = lane.take()
-                if found is not None:
-                    yield found
+                item = lane.take()
+                if item is not None:
+                    yield item
                     waiting.append(lane)
         finally:
             for lane in lanes:
@@ -57,55 +57,55 @@ class SandboxedStreams:
 
 
 class _Lane:
-    """One process after another, and the tasks that are theirs."""
+    """A lane: its tasks, and one process after another that does them."""
 
     def __init__(self, streams: SandboxedStreams, share: Iterator[int]) -> None:
         self.streams, self.share = streams, share
         self.assigned: deque[_Task] = deque()  # the process works on the first one that is not finished
-        self.allowed_at: deque[float] = deque()  # when each piece that is still to come was allowed
+        self.allowed_at: deque[float] = deque()  # when each piece that has not come yet was allowed
         self.process: KillableProcess | None = None
-        self.has_read_others = False  # of this process
-        self.last_seconds = 0.0  # when it sent something
+        self.has_read_others = False  # whether the process has finished other tasks
+        self.last_seconds = 0.0  # when the process sent its last piece
         self._fill_up()
         self._start()
 
     def take(self) -> tuple[int, Message | MediaError] | None:
-        """The next piece or failure; None when all tasks are finished."""
+        """(task, its next piece or failure); None when all tasks are finished."""
         while self.assigned:
             task = self.assigned[0]
             try:
-                found = self._receive(task)
+                item = self._receive(task)
             except _Ended as ended:
                 had_read_others = self.has_read_others
                 self.end()
                 if had_read_others and not ended.is_final:
                     self._start()
                     continue
-                found = ended.error
+                item = ended.error
             self._allow_one_more()
-            if isinstance(found, Message):
+            if isinstance(item, Message):
                 task.num_received += 1
                 if task.num_received <= task.num_given:
                     continue
                 task.num_given += 1
-            if not isinstance(found, Message) or found.is_last:
+            if not isinstance(item, Message) or item.is_last:
                 self.assigned.popleft()
                 self.has_read_others = True
                 self._fill_up()
             if self.process is None:
                 self._start()
-            return task.number, found
+            return task.number, item
         self.end()
         return None
 
     def end(self) -> None:
-        """Kill the process, whatever it does."""
+        """Kill the process, if there is one."""
         if self.process is not None:
             self.process.end()
         self.process = None
 
     def _start(self) -> None:
-        """A fresh process, with the tasks that are assigned."""
+        """Start a fresh process with the assigned tasks."""
         if not self.assigned:
             return
         streams = self.streams
@@ -120,7 +120,7 @@ class _Lane:
             self._allow_one_more()
 
     def _fill_up(self) -> None:
-        """Assign so many tasks that the process has one for every piece it may send, however short they are."""
+        """Assign enough tasks that the process has one for every piece it may send, even if each has one piece."""
         for number in itertools.islice(self.share, PIECES_AHEAD + 1 - len(self.assigned)):
             self.assigned.append(_Task(number))
             self._order(number)
@@ -131,11 +131,11 @@ class _Lane:
 
     def _order(self, message: int) -> None:
         if self.process is not None:
-            with suppress(OSError):  # it is dead: what it sent before is still to be read, and then its end is seen
+            with suppress(OSError):  # it is dead: the pieces sent before are read first, then its end is noticed
                 self.process.socket.sendall(ORDER.pack(message))
 
     def _receive(self, task: _Task) -> Message | MediaError:
-        """What comes next. Raises _Ended."""
+        """The next piece or failure from the process. Raises _Ended if the process is of no more use."""
         assert self.process is not None
         limits, name = self.streams.limits, self.streams.work.name_of(task.number)
         ready_seconds = self.process.ready_seconds()
@@ -161,7 +161,7 @@ class _Lane:
 
 
 class _Ended(Exception):
-    """A process is of no more use. error: of the task that it was reading. is_final: no second try."""
+    """The process is of no more use. error: of the task that it was reading. is_final: no second try."""
 
     def __init__(self, error: MediaError, *, is_final: bool = False) -> None:
         super().__init__(error.message)

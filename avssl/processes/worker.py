@@ -1,4 +1,4 @@
-"""The other end of sandbox_streams.py: a process that reads task after task and sends the pieces that are wanted."""
+"""The process at the other end of streams.py: it reads task after task and sends the pieces that are ordered."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from avssl.processes.limits import Limits, failure
 from avssl.processes.parcels import Arrays, send_parcel
 from avssl.types import MediaError
 
-ORDER = struct.Struct("<q")  # a task; or MORE: one more piece may be sent
+ORDER = struct.Struct("<q")  # the number of a task, or MORE: one more piece may be sent
 MORE = -1
-KNOWN_ERRORS = (FileNotFoundError, ValueError, OSError)  # are raised at the other end as they were here
+KNOWN_ERRORS = (FileNotFoundError, ValueError, OSError)  # raised at the other end with their own type
 
 
 class Message(NamedTuple):
-    """A part of a task's result: plain values that JSON keeps, and arrays."""
+    """A piece of a task's result: plain values that JSON can hold, and arrays."""
 
     values: dict[str, Any]
     arrays: Arrays
@@ -30,19 +30,19 @@ class Message(NamedTuple):
 
 
 class StreamWork(Protocol):
-    """What the processes do; it is pickled to them. A MediaError ends the task, as any `Exception` of `pieces` does.
+    """The work of the processes, to which it is pickled. A MediaError ends a task, as any `Exception` of `pieces` does.
 
-    Other exceptions of `begin` end everything: what all tasks are read from is not in order.
+    Other exceptions of `begin` end everything, because they concern the source of all tasks.
     """
 
     def name_of(self, number: int) -> str:
-        """Of a task, for messages."""
+        """The name of a task, for messages."""
 
     def begin(self, number: int) -> Any:
-        """What `pieces` needs of a task."""
+        """Open a task; returns the argument of `pieces`."""
 
     def pieces(self, begun: Any) -> Iterator[Message]:
-        """The task's pieces, the same ones each time."""
+        """The pieces of the task, the same at each call."""
 
 
 def serve(to: socket.socket, environment: dict[str, str], work: StreamWork, limits: Limits) -> None:
@@ -63,8 +63,8 @@ def serve(to: socket.socket, environment: dict[str, str], work: StreamWork, limi
 
 
 def _read_task(number: int, work: StreamWork, limits: Limits, orders: _Orders, send: Callable[..., None]) -> None:
-    """Send the pieces of a task, each when it is wanted, or its failure."""
-    orders.wait_until_wanted()
+    """Send the pieces of a task, each when it is ordered, or its failure."""
+    orders.wait_for_order()
     try:
         begun = work.begin(number)
     except MediaError as error:
@@ -80,34 +80,34 @@ def _read_task(number: int, work: StreamWork, limits: Limits, orders: _Orders, s
         try:
             piece = next(pieces)
         except Exception as error:
-            found = failure(work.name_of(number), error, limits)
-            send("failed", reason=found.reason, message=found.message)
+            media_error = failure(work.name_of(number), error, limits)
+            send("failed", reason=media_error.reason, message=media_error.message)
             return
         send("piece", piece.arrays, values=piece.values, is_last=piece.is_last)
         if piece.is_last:
             return
-        orders.wait_until_wanted()
+        orders.wait_for_order()
 
 
 class _Orders:
-    """What the other end wants."""
+    """The orders of the other end: tasks, and numbers of pieces."""
 
     def __init__(self, sender: socket.socket) -> None:
         self._sender = sender
         self._tasks: deque[int] = deque()
-        self._num_wanted = 0
+        self._num_ordered = 0
 
     def next_task(self) -> int:
-        """Raises EOFError when the other end is closed."""
+        """Wait for the next task. EOFError when the other end is closed."""
         while not self._tasks:
             self._read()
         return self._tasks.popleft()
 
-    def wait_until_wanted(self) -> None:
-        """Before a piece is made."""
-        while not self._num_wanted:
+    def wait_for_order(self) -> None:
+        """Wait until one more piece may be sent; called before a piece is made."""
+        while not self._num_ordered:
             self._read()
-        self._num_wanted -= 1
+        self._num_ordered -= 1
 
     def _read(self) -> None:
         message = self._sender.recv(ORDER.size, socket.MSG_WAITALL)
@@ -115,6 +115,6 @@ class _Orders:
             raise EOFError
         (order,) = ORDER.unpack(message)
         if order == MORE:
-            self._num_wanted += 1
+            self._num_ordered += 1
         else:
             self._tasks.append(order)

@@ -1,7 +1,7 @@
-"""The process that the loader's workers are forked from. Loads no library here, so that it can be started first.
+"""The server process from which the loader's workers are forked. This module loads no library, to be started first.
 
-It begins anew, imports what workers need, and runs nothing: the first batch comes sooner, and workers share the memory
-of the libraries. A fork of the training process would inherit locks of native libraries in whatever state they are.
+The server is a fresh process that only imports the modules of workers: the first batch comes sooner, and workers share
+the memory of the libraries. A fork of the training process would inherit the locks of native libraries in any state.
 """
 
 from __future__ import annotations
@@ -17,36 +17,38 @@ IMPORTED = ("avssl.data.loader", "avssl.data.every_sample")
 
 
 def start_worker_server() -> None:
-    """Start it if it does not run yet, and go on: it imports for some seconds beside what this process does.
+    """Start the server if it does not run yet, without waiting for its imports, which take some seconds.
 
-    A program that calls this before its own imports does not wait for those of the workers. What it imports is decided
-    by the first start in a process.
+    A program that calls this before its own imports does not wait for those of the workers. The first start in a
+    process decides which modules the server imports.
     """
     multiprocessing.get_context("forkserver").set_forkserver_preload(list(IMPORTED))
     run_server()
 
 
 def run_server() -> None:
-    """Start multiprocessing's server if it does not run yet. Ctrl-C, SIGTERM and the like, which reach the whole group,
-    are this process' to answer: the server and what it forks heed them at no time.
+    """Start multiprocessing's server if it does not run yet.
+
+    The server and its forks ignore Ctrl-C, SIGTERM and the like, which reach the whole group: this process handles
+    them.
     """
     with signals_blocked():
-        resource_tracker.ensure_running()  # the server's start would start it, and let signals through afterwards
+        resource_tracker.ensure_running()  # else the server would start it and then no longer block signals
     with signals_blocked():
         forkserver.ensure_running()
 
 
 def worker_context() -> Any:
-    """multiprocessing's context for workers; starts the server, if nobody has."""
+    """multiprocessing's context for workers; starts the server if need be."""
     start_worker_server()
     return multiprocessing.get_context("forkserver")
 
 
 def kill_children() -> None:
-    """Kill the daemon processes of multiprocessing that this one has started, stopped ones too."""
+    """Kill the daemon processes that this one has started by multiprocessing, also stopped ones."""
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()
 
 
-atexit.register(kill_children)  # before multiprocessing asks them to end, and waits for one that is stopped
+atexit.register(kill_children)  # runs before multiprocessing asks them to end, which would wait for a stopped one
