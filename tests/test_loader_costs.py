@@ -183,16 +183,16 @@ def test_memory_is_written_again_once_the_last_tensor_over_it_is_gone(shards: di
     collate = Collate()
     for _ in range(5):
         sent(batch_of(shards, collate=collate))
-    assert len(collate.pieces) == 1
+    assert len(collate.buffers) == 1
     kept = sent(batch_of(shards, collate=collate)).views["audio"].media[1:, :, ::2]  # a view of a view
     copy = kept.clone()
     for _ in range(5):
         sent(batch_of(shards, collate=collate)).views["audio"].media.zero_()
-    assert len(collate.pieces) == 2
+    assert len(collate.buffers) == 2
     assert torch.equal(kept, copy)
     del kept
     held = [sent(batch_of(shards, collate=collate)) for _ in range(4)]
-    assert len(collate.pieces) == 4
+    assert len(collate.buffers) == 4
     assert len({batch.views["video"].media.data_ptr() for batch in held}) == 4
 
 
@@ -220,10 +220,10 @@ def test_a_worker_gives_back_memory_that_was_needed_once(shards: dict[str, Path]
     collate = Collate()
     held = [sent(batch_of(shards, collate=collate)) for _ in range(8)]
     open_before = len(list(Path("/dev/fd").iterdir()))
-    assert len(collate.pieces) == 8
+    assert len(collate.buffers) == 8
     held.clear()
     sent(batch_of(shards, collate=collate))
-    assert len(collate.pieces) == 1 + SPARE_BUFFERS
+    assert len(collate.buffers) == 1 + SPARE_BUFFERS
     assert open_before - len(list(Path("/dev/fd").iterdir())) >= 8 - (1 + SPARE_BUFFERS)
 
 
@@ -232,7 +232,7 @@ def test_a_batch_that_cannot_be_stacked_takes_no_memory_for_good(as_worker: None
     for _ in range(5):
         with pytest.raises(RuntimeError, match="equal size"):
             collate([(size, {"audio": RawView("audio", torch.zeros(1, size))}) for size in (100, 90)])
-    assert len(collate.pieces) == 1
+    assert len(collate.buffers) == 1
 
 
 def test_a_batch_of_a_worker_that_died_says_so() -> None:
