@@ -1,9 +1,10 @@
 """Several clips of a sample, evenly spaced or drawn from a seed, and every sample once over all processes. Classifiers
 are tested on them.
 
-Of n clips the first begins where the media begin and the last ends where they end (`uniform_clip_times`); clips of video
-and audio share their instants. A clip is its center crop, or three squares of the whole short side: at the beginning,
-the middle and the end of the longer side (Wang et al. 2018, arXiv 1711.07971). An image has no time and is one clip.
+Of n clips the first begins where the media begin and the last ends where they end (`uniform_clip_times`); clips of
+video and audio share their instants. A clip is its center crop, or three squares of the whole short side: at the
+beginning, the middle and the end of the longer side (Wang et al. 2018, arXiv 1711.07971). An image has no time and is
+one clip.
 """
 
 from __future__ import annotations
@@ -140,8 +141,9 @@ def _crops(
 
 @dataclass
 class DecodedClips:
-    """One sample, decoded. clips: {modality: raw view (K, ...)}, of what it has; none and a reason if it is left
-    out."""
+    """One decoded sample. clips: {modality: raw view (K, ...)} of the modalities that it has; empty, with a reason, if
+    the sample is left out.
+    """
 
     index: int
     key: str
@@ -151,9 +153,9 @@ class DecodedClips:
 
 
 class SampleClips(Dataset[Any]):
-    """Map-style: the clips of this process's share of a shard folder, or what is wrong with a sample as text.
+    """A map-style dataset: the clips of each sample that this process reads, or the error of a sample as text.
 
-    Subclasses that take other clips write `decode`, and keep all that it needs picklable.
+    Subclasses that take other clips override `decode`, and keep all that it needs picklable.
     """
 
     def __init__(self, shards: str | ShardSet, config: ViewsConfig, modalities: Sequence[str], plan: ClipPlan) -> None:
