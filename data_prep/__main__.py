@@ -98,7 +98,7 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
         " arrays and leave (default: local)",
     )
     parser.add_argument(
-        "--part", help="i/n, e.g. 3/8: do only this share, for any scheduler; at last run the command without it"
+        "--part", help="i/n, e.g. 3/8: do share i of n, for any scheduler; at last run the command without this option"
     )
     parser.add_argument("--slurm-tasks", type=int, default=8, help="jobs in the array (default: 8)")
     parser.add_argument("--slurm-partition", help="where to submit to (default: the cluster's)")

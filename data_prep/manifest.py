@@ -6,10 +6,7 @@ sounds, or pictures.
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,21 +122,6 @@ def stream_manifest(path: Path) -> Iterator[Entry]:
         for number, line in enumerate(file, start=1):
             where = f"{path}, line {number}"
             yield Entry.from_json(parse(line, where), where)
-
-
-def read_manifest(path: str | os.PathLike[str]) -> tuple[list[Entry], str]:
-    """All entries and the manifest's sha256. ValueError names the line; FileNotFoundError says what to do."""
-    path = Path(path)
-    entries = list(stream_manifest(path))
-    content = path.read_bytes()
-    repeated = [key for key, count in Counter(entry.key for entry in entries).items() if count > 1]
-    if repeated:
-        raise ValueError(f"{path}: keys must be unique; repeated: {', '.join(repeated[:5])}")
-    if len({entry.is_image for entry in entries}) > 1:
-        raise ValueError(f"{path}: lists pictures beside videos or sounds; make a manifest of each")
-    if not entries:
-        raise ValueError(f"{path}: lists no files")
-    return entries, hashlib.sha256(content).hexdigest()
 
 
 def plain_key(path: str) -> str:

@@ -10,7 +10,7 @@ from avssl.shards.format import SampleInfo, ShardIndex, SideCar
 from avssl.shards.shard_set import ShardSet
 from avssl.types import MediaError
 from data_prep.inspect.verify import verify_folder
-from data_prep.manifest import Entry, read_manifest
+from data_prep.manifest import Entry, stream_manifest
 from data_prep.write.rows import scan
 from tests.test_shards import sample, write_folder
 
@@ -155,7 +155,7 @@ ROW = json.loads(Entry("a.mp4", "a", {"label": ["x"]}, {"duration_seconds": 3.0,
 def test_a_row_of_a_manifest_that_does_not_fit_is_named_by_file_line_and_field(field, value, tmp_path):
     path = tmp_path / "corpus.jsonl"
     path.write_text(f"{json.dumps(ROW)}\n{json.dumps(ROW | {field: value})}\n")
-    for read in (lambda: read_manifest(path), lambda: scan(path, tmp_path / "work")):
+    for read in (lambda: list(stream_manifest(path)), lambda: scan(path, tmp_path / "work")):
         with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}, line 2[:,].*{field}"):
             read()
 
@@ -163,7 +163,7 @@ def test_a_row_of_a_manifest_that_does_not_fit_is_named_by_file_line_and_field(f
 def test_a_row_that_is_nested_too_deep_is_named_by_its_line(tmp_path):
     path = tmp_path / "corpus.jsonl"
     path.write_text(f"{json.dumps(ROW)}\n{DEEP}\n")
-    for read in (lambda: read_manifest(path), lambda: scan(path, tmp_path / "work")):
+    for read in (lambda: list(stream_manifest(path)), lambda: scan(path, tmp_path / "work")):
         with pytest.raises(ValueError, match=r"corpus\.jsonl, line 2: is nested more than"):
             read()
 

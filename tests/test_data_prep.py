@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 
 from avssl.media.decode import probe, read_audio, read_video
+from avssl.media.info import MEDIA_SUFFIXES
 from avssl.shards.format import ShardIndex, ShardRecord, SideCar, dump_json, sha256_file
 from avssl.shards.shard_set import Sample, ShardSet, write_tar
 from avssl.types import MediaError
 from data_prep.__main__ import main
 from data_prep.index.build import index_folder
-from data_prep.index.walk import find_media
+from data_prep.index.walk import Walk
 from data_prep.inspect.verify import verify_folder
-from data_prep.manifest import read_manifest
+from data_prep.manifest import stream_manifest
 from data_prep.transcode.encode import write_media
 from data_prep.transcode.file import transcode
 from data_prep.transcode.options import WriteOptions
@@ -108,7 +109,7 @@ def test_real_files_go_from_index_to_verified_shards(real_videos, tmp_path, caps
 
 
 def test_the_manifest_says_what_the_files_are(manifest):
-    entries, _ = read_manifest(manifest)
+    entries = list(stream_manifest(manifest))
     assert [entry.path for entry in entries] == sorted(entry.path for entry in entries)
     first = entries[0]
     assert (first.path, first.key) == ("videos/cats/clip 0.mp4", "cats/clip_0_mp4")
@@ -121,7 +122,7 @@ def test_the_manifest_says_what_the_files_are(manifest):
 def test_indices_are_contiguous_and_the_order_is_a_seeded_shuffle(written, manifest):
     shards = ShardSet(written)
     assert [shards.read(index).info.index for index in range(8)] == list(range(8))
-    entries, _ = read_manifest(manifest)
+    entries = list(stream_manifest(manifest))
     wanted = [entries[row].key for row in shuffled_rows(0, 8, 8, OPTIONS.seed)]
     assert shards.keys == wanted != sorted(wanted)
     assert sorted(wanted) == sorted(entry.key for entry in entries)
@@ -336,7 +337,7 @@ def test_bad_files_are_skipped_by_reason_and_the_numbers_add_up(mixed, tmp_path,
         assert Path(record["path"]).name in record["message"]
     shards = ShardSet(out)
     assert sorted(shards.keys) == ["good_0_mp4", "good_1_mp4", "whole_mp4"]
-    assert shards.index.num_listed == len(find_media(folder)[0]) == 3 + len(reasons)
+    assert shards.index.num_listed == len(list(Walk(folder, MEDIA_SUFFIXES))) == 3 + len(reasons)
     assert f"{len(reasons) + 3} listed" in printed
     assert "5 skipped: truncated" in printed
     assert main(["verify", str(out), "--decode", "--workers", "1"]) == 0

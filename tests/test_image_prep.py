@@ -24,9 +24,10 @@ from avssl.types import MediaError
 from data_prep.__main__ import main
 from data_prep.index.build import index_folder, index_idx_file
 from data_prep.index.mnist import IdxFile
-from data_prep.index.walk import find_media
-from data_prep.manifest import Entry, read_manifest
+from data_prep.index.walk import Walk
+from data_prep.manifest import Entry, stream_manifest
 from data_prep.transcode.options import WriteOptions
+from data_prep.write.rows import scan
 from data_prep.write.run import write_shards
 from tests.test_data_prep import complaints, digest, make_clip, rewrite, skips
 from tests.test_pictures import as_hwc, png_header, saved, scene
@@ -206,10 +207,10 @@ def test_thumbnails_beside_videos_become_samples_only_on_request(tmp_path, capsy
     assert "1 files, 1 with video" in printed
     assert "1 .jpg" in printed
     assert "--kind images lists them" in printed
-    assert [entry.path for entry in read_manifest(corpus)[0]] == ["mixed/clip.mp4"]
+    assert [entry.path for entry in stream_manifest(corpus)] == ["mixed/clip.mp4"]
     assert main([*command, "--kind", "images"]) == 0
     assert "1 pictures" in capsys.readouterr().out
-    assert [entry.path for entry in read_manifest(corpus)[0]] == ["mixed/clip.jpg"]
+    assert [entry.path for entry in stream_manifest(corpus)] == ["mixed/clip.jpg"]
 
 
 def test_a_gif_is_what_the_others_are_and_alone_a_video(tmp_path):
@@ -226,7 +227,7 @@ def test_a_manifest_of_pictures_and_videos_is_refused(manifest, tmp_path):
     line = Entry("clip.mp4", "clip_mp4", {}, {"video": {}}, None, 1).to_json()
     (tmp_path / "corpus.jsonl").write_bytes(manifest.read_bytes() + line)
     with pytest.raises(ValueError, match="lists pictures beside videos or sounds"):
-        read_manifest(tmp_path / "corpus.jsonl")
+        scan(tmp_path / "corpus.jsonl", tmp_path / "work")
 
 
 # --- bad pictures -------------------------------------------------------------------------------------------------
@@ -260,9 +261,7 @@ def test_bad_pictures_are_skipped_by_reason_and_do_not_stop_the_rest(pictures, t
     assert all(Path(record["path"]).name in record["message"] for record in found.values())
     index = ShardSet(out).index
     assert (index.num_samples, index.num_skipped, index.num_listed) == (15, 9, 24)
-    assert index.num_listed - 1 == len(
-        find_media(folder, {".jpg", ".jpeg", ".png", ".tif", ".webp", ".bmp", ".gif"})[0]
-    )
+    assert index.num_listed - 1 == len(list(Walk(folder, {".jpg", ".jpeg", ".png", ".tif", ".webp", ".bmp", ".gif"})))
     assert complaints(out) == []
 
 

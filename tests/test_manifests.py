@@ -27,8 +27,8 @@ from data_prep.index.cutting import Cutting, claimed_seconds, clips, scenes
 from data_prep.index.labels import Labels
 from data_prep.index.lists.published import ListSettings
 from data_prep.index.probing import Looker, ProbedFile
-from data_prep.index.walk import Walk, find_media
-from data_prep.manifest import plain_key, read_manifest
+from data_prep.index.walk import Walk
+from data_prep.manifest import plain_key, stream_manifest
 from tests.clips import make_clip, pictures
 
 
@@ -60,7 +60,7 @@ def listed(tmp_path, name, text, **options):
     source.write_text(text)
     options = {"media": tmp_path / "media", "probe": False} | options
     summary = index(source, tmp_path / "corpus.jsonl", IndexOptions(**options))
-    return {entry.key: entry for entry in read_manifest(tmp_path / "corpus.jsonl")[0]}, summary
+    return {entry.key: entry for entry in stream_manifest(tmp_path / "corpus.jsonl")}, summary
 
 
 def refusal(tmp_path, name, text, **options):
@@ -191,11 +191,11 @@ def test_ucf101_lists_name_class_and_split(tmp_path, media):
             "media/ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi", {"label": ["ApplyEyeMakeup"]}, None, None),
         "Archery/v_Archery_g01_c02": ("media/v_Archery_g01_c02.mp4", {"label": ["Archery"]}, None, None),
     }  # fmt: skip
-    assert facts({entry.key: entry for entry in read_manifest(manifest)[0]}) == train
+    assert facts({entry.key: entry for entry in stream_manifest(manifest)}) == train
     command = ["index", str(lists), "--format", "ucf101", "--media", str(tmp_path / "media"), "--out", str(manifest),
                "--no-probe"]  # fmt: skip
     assert main([*command, "--fold", "1", "--split", "test"]) == 0
-    (entry,), _ = read_manifest(manifest)
+    (entry,) = stream_manifest(manifest)
     assert (entry.path, entry.labels) == ("media/Archery/v_Archery_g25_c01.avi", {"label": ["Archery"]})
     assert main(command) == 2  # which fold?
     assert main([*command, "--fold", "3"]) == 2
@@ -220,13 +220,13 @@ def test_hmdb51_split_comes_from_the_number_and_the_class_from_the_file_name(tmp
     manifest = tmp_path / "corpus.jsonl"
     options = {"format": "hmdb51", "media": tmp_path / "media", "probe": False}
     summary = index(lists, manifest, IndexOptions(**options, split="train"))
-    assert facts({entry.key: entry for entry in read_manifest(manifest)[0]}) == {
+    assert facts({entry.key: entry for entry in stream_manifest(manifest)}) == {
         "brush_hair/April_09_1_x": ("media/brush_hair/April+09 (1)#x.avi", {"label": ["brush_hair"]}, None, None),
         "wave/a": ("media/wave/a.avi", {"label": ["wave"]}, None, None),
     }
     assert summary.left_out_by_split == {"test": 1, "unused": 1}
     assert index(lists, manifest, IndexOptions(**options)).left_out_by_split == {"unused": 1}
-    assert len(read_manifest(manifest)[0]) == 3
+    assert len(list(stream_manifest(manifest))) == 3
 
 
 def test_a_plain_list_keeps_urls_and_absolute_paths(tmp_path, media, clip):
@@ -277,7 +277,7 @@ def test_a_manifest_can_be_listed_again(tmp_path, media):
     first, _ = listed(tmp_path, "mine.jsonl", json.dumps(RECORDS[0]))
     shutil.copy(tmp_path / "corpus.jsonl", tmp_path / "again.jsonl")
     index(tmp_path / "again.jsonl", tmp_path / "new.jsonl", IndexOptions(probe=False))
-    assert {entry.key: entry for entry in read_manifest(tmp_path / "new.jsonl")[0]} == first
+    assert {entry.key: entry for entry in stream_manifest(tmp_path / "new.jsonl")} == first
 
 
 def test_parquet_has_the_same_columns(tmp_path, media):
@@ -296,7 +296,7 @@ def test_parquet_has_the_same_columns(tmp_path, media):
     })  # fmt: skip
     pq.write_table(table, tmp_path / "mine.parquet")
     index(tmp_path / "mine.parquet", tmp_path / "corpus.jsonl", IndexOptions(media=tmp_path / "media", probe=False))
-    assert facts({entry.key: entry for entry in read_manifest(tmp_path / "corpus.jsonl")[0]}) == WANTED
+    assert facts({entry.key: entry for entry in stream_manifest(tmp_path / "corpus.jsonl")}) == WANTED
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(ValueError, match="no readable Parquet"):
         index(tmp_path / "bad.parquet", tmp_path / "c.jsonl", IndexOptions(probe=False))
@@ -386,7 +386,7 @@ def test_options_for_lists_are_refused_for_folders_and_missing_folders_named(tmp
 def test_keys_are_safe_and_unique(tmp_path, media):
     folder = media("a/b c.mp4", "a/b_c.mp4", "ü.mp4", "plain/x-1.mkv")
     index(folder, tmp_path / "c.jsonl", IndexOptions(probe=False))
-    keys = {entry.path: entry.key for entry in read_manifest(tmp_path / "c.jsonl")[0]}
+    keys = {entry.path: entry.key for entry in stream_manifest(tmp_path / "c.jsonl")}
     assert keys["media/plain/x-1.mkv"] == "plain/x-1_mkv"
     assert keys["media/ü.mp4"] == "_mp4"
     assert keys["media/a/b c.mp4"] == "a/b_c_mp4-" + hashlib.sha256(b"a/b c.mp4").hexdigest()[:8]
@@ -439,7 +439,8 @@ def test_folders_are_walked_in_the_order_of_whole_paths_also_through_files(tmp_p
     assert list(Walk(tmp_path, {".mp4"})) == sorted(names)
     monkeypatch.setattr(walk_module, "NAMES_AT_A_TIME", 2)
     assert list(Walk(tmp_path, {".mp4"})) == sorted(names)
-    assert find_media(tmp_path, {".mkv"}) == ([], {".mp4": 9, "links to folders": 1})
+    walk = Walk(tmp_path, {".mkv"})
+    assert (list(walk), walk.ignored) == ([], {".mp4": 9, "links to folders": 1})
 
 
 def test_file_names_that_are_not_utf8_go_all_the_way(tmp_path, clip):
@@ -452,7 +453,7 @@ def test_file_names_that_are_not_utf8_go_all_the_way(tmp_path, clip):
     shutil.copy(clip, folder + b"/\xff\xfe.mp4")
     summary = index_folder(tmp_path / "videos", tmp_path / "corpus.jsonl")
     assert (summary.num_listed, summary.num_with_video) == (1, 1)
-    (entry,), _ = read_manifest(tmp_path / "corpus.jsonl")
+    (entry,) = stream_manifest(tmp_path / "corpus.jsonl")
     assert os.fsencode(entry.path) == b"videos/caf\xe9/\xff\xfe.mp4"
     assert (entry.key, entry.labels) == ("caf_/_mp4", {"label": ["caf\ufffd"]})
     write_shards(tmp_path / "corpus.jsonl", tmp_path / "shards", WriteOptions(short_side_px=48))
@@ -460,7 +461,7 @@ def test_file_names_that_are_not_utf8_go_all_the_way(tmp_path, clip):
     source = tmp_path / "list.txt"
     source.write_bytes(b"caf\xe9/\xff\xfe.mp4\n")
     index(source, tmp_path / "listed.jsonl", IndexOptions(media=tmp_path / "videos", probe=False))
-    assert os.fsencode(read_manifest(tmp_path / "listed.jsonl")[0][0].path) == os.fsencode(entry.path)
+    assert os.fsencode(next(stream_manifest(tmp_path / "listed.jsonl")).path) == os.fsencode(entry.path)
 
 
 @pytest.mark.parametrize("name", ["a::b.mp4", "pipe:x.mp4", "s3:/bucket/x.mp4", "file:/x.mp4"])
@@ -471,7 +472,7 @@ def test_file_names_that_look_like_urls_are_files(tmp_path, clip, name):
     shutil.copy(clip, tmp_path / name)
     summary = index_folder(tmp_path, tmp_path / "corpus.jsonl")
     assert (summary.num_listed, summary.num_with_video) == (1, 1)
-    (entry,), _ = read_manifest(tmp_path / "corpus.jsonl")
+    (entry,) = stream_manifest(tmp_path / "corpus.jsonl")
     assert entry.path == f"./{name}"
     assert not is_remote(entry.path)
 
@@ -543,7 +544,7 @@ def test_scenes_are_cut_where_the_picture_changes(tmp_path):
     (tmp_path / "media" / "bad.mp4").write_bytes(b"no media")
     command = ["index", str(tmp_path / "media"), "--out", str(tmp_path / "c.jsonl"), "--scenes", "--workers", "1"]
     assert main(command) == 0
-    entries = {entry.key: entry for entry in read_manifest(tmp_path / "c.jsonl")[0]}
+    entries = {entry.key: entry for entry in stream_manifest(tmp_path / "c.jsonl")}
     spans = [entry.segment for key, entry in entries.items() if key.startswith("a_mp4")]
     assert [begin for begin, _ in spans] == pytest.approx([0.0, 1.2, 2.7], abs=0.051)
     assert [end for _, end in spans[:-1]] == [begin for begin, _ in spans[1:]]
@@ -596,7 +597,7 @@ def test_a_file_that_misbehaves_costs_itself_alone_and_says_why(tmp_path):
     (tmp_path / "files.txt").write_text("".join(f"{name}.mp4\n" for name in names))
     options = IndexOptions(num_workers=2, limits=Limits(1.5, 256 << 20))
     summary = index(tmp_path / "files.txt", tmp_path / "c.jsonl", options, misbehaving_or_missing)
-    reasons = {entry.key: entry.error and entry.error["reason"] for entry in read_manifest(tmp_path / "c.jsonl")[0]}
+    reasons = {entry.key: entry.error and entry.error["reason"] for entry in stream_manifest(tmp_path / "c.jsonl")}
     assert reasons == {f"{name}_mp4": None for name in names} | {
         "hang_mp4": "timeout", "crash_mp4": "crashed", "memory_mp4": "out_of_memory", "bug_mp4": "crashed",
         "bad_mp4": "truncated", "gone_mp4": "missing_file",

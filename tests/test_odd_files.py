@@ -10,7 +10,7 @@ from avssl.shards.shard_set import ShardSet
 from avssl.types import FAILURE_REASONS, MediaError
 from data_prep.index.build import index_folder
 from data_prep.inspect.verify import verify_folder
-from data_prep.manifest import read_manifest
+from data_prep.manifest import stream_manifest
 from data_prep.transcode.options import WriteOptions
 from data_prep.write.run import write_shards
 from tests.odd_files import ODD, make_odd_files
@@ -28,7 +28,7 @@ def prepared(tmp_path_factory):
     manifest, out = folder / "odd.jsonl", folder / "shards"
     index_folder(folder / "files", manifest, "none", num_workers=2)
     index = write_shards(manifest, out, OPTIONS, num_workers=2)
-    entries = {entry.path.removeprefix("files/"): entry for entry in read_manifest(manifest)[0]}
+    entries = {entry.path.removeprefix("files/"): entry for entry in stream_manifest(manifest)}
     names = {entry.key: name for name, entry in entries.items()}
     skips = {}
     for line in (out / "skipped.jsonl").read_text().splitlines():

@@ -16,7 +16,7 @@ from avssl.media.images import read_image
 from avssl.types import MediaError
 from data_prep.index.build import IndexOptions, index
 from data_prep.index.mnist import open_idx_file
-from data_prep.manifest import read_manifest
+from data_prep.manifest import stream_manifest
 from data_prep.write.run import write_shards
 from tests.clips import OPTIONS, make_clip, skips
 
@@ -71,7 +71,7 @@ def test_what_is_no_file_is_listed_with_its_reason_and_skipped_and_the_rest_is_w
         assert summary.num_listed == 3 + len(odd) + 1
         assert summary.failed_by_reason == Counter(missing_file=len(odd) + 1)
         assert summary.ignored_by_suffix["links to folders"] == 1
-        entries = {entry.path.removeprefix("media/"): entry for entry in read_manifest(tmp_path / "corpus.jsonl")[0]}
+        entries = {entry.path.removeprefix("media/"): entry for entry in stream_manifest(tmp_path / "corpus.jsonl")}
         assert {path for path, entry in entries.items() if entry.error} == {*odd, "closed"}
     written = write_shards(tmp_path / "corpus.jsonl", tmp_path / "shards", OPTIONS)
     assert (written.num_listed, written.num_samples, written.num_skipped) == (3 + len(odd) + 1, 3, len(odd) + 1)

@@ -12,7 +12,7 @@ from avssl.media.decode import probe, read_audio, stream_audio
 from avssl.types import MediaError
 from data_prep.index.build import IndexOptions, index
 from data_prep.index.cutting import Cutting, claimed_seconds
-from data_prep.manifest import read_manifest
+from data_prep.manifest import stream_manifest
 from data_prep.transcode.file import transcode
 from data_prep.transcode.options import WriteOptions
 from tests.test_late_start import made
@@ -126,7 +126,7 @@ def check_video(path: Path) -> None:
     assert stored.duration_seconds == pytest.approx(SECONDS, abs=0.1)
     manifest = path.parent / "clips.jsonl"
     index(path.parent, manifest, IndexOptions(cutting=Cutting(clip_seconds=2)))
-    assert len(read_manifest(manifest)[0]) == 3
+    assert len(list(stream_manifest(manifest))) == 3
 
 
 @pytest.mark.parametrize(

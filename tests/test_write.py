@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import random
@@ -19,7 +20,7 @@ from avssl.processes.limits import Limits
 from avssl.shards.format import dump_json
 from avssl.shards.shard_set import ShardSet
 from data_prep.__main__ import main
-from data_prep.manifest import read_manifest
+from data_prep.manifest import stream_manifest
 from data_prep.transcode.file import transcode
 from data_prep.transcode.options import WriteOptions
 from data_prep.write.job import Share
@@ -359,7 +360,7 @@ def fake_manifest(path, num_rows, **changes):
 def test_rows_are_those_of_the_file_in_any_number_of_pieces(tmp_path, monkeypatch):
     path = tmp_path / "corpus.jsonl"
     fake_manifest(path, 1000)
-    wanted, sha256 = read_manifest(path)
+    wanted, sha256 = list(stream_manifest(path)), hashlib.sha256(path.read_bytes()).hexdigest()
     for size in (100, 1001, 64 << 20):
         monkeypatch.setattr("data_prep.write.rows.PIECE_BYTES", size * 1000)
         rows = scan(path, tmp_path / f"work-{size}", num_workers=2)

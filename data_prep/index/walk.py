@@ -172,9 +172,3 @@ def kind_of(folder: Path) -> str:
     # A folder that cannot be read comes with its own name, of any suffix.
     only_pictures = all(suffix_of(path) in IMAGE_SUFFIXES for path in walk if suffix_of(path) in MEDIA_SUFFIXES)
     return "images" if only_pictures and IMAGE_SUFFIXES & walk.ignored.keys() else "media"
-
-
-def find_media(folder: Path, suffixes: Collection[str] = MEDIA_SUFFIXES) -> tuple[list[str], dict[str, int]]:
-    """(all paths of a `Walk`, how many others there are by extension)."""
-    walk = Walk(folder, suffixes)
-    return list(walk), dict(sorted((+walk.ignored).items()))

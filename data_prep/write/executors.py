@@ -1,69 +1,75 @@
 """Where parts are made: in processes of this machine, on the nodes of a Ray cluster, or in a Slurm job array.
 
-A runner reads the parts with the given numbers and yields once for each as it is done. On Slurm an array of shares is
-followed, when all of them have ended, by a job that packs and finishes. Every job runs the very command that a user of
-any other scheduler would write by hand: `write ... --part i/n`, and at last the same without --part. All nodes must see
-input and output under the same path or URL.
+A runner makes the missing parts and yields the summary of each as it is done. On Slurm each job of an array does one
+share; when all of them have ended, another job packs and finishes. Every job runs the command that a user of any other
+scheduler would write by hand: `write ... --part i/n`, and at last the same without --part. All nodes must see input and
+output under the same path or URL.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
 
 from avssl.processes.pool import Sandbox
+from data_prep.transcode.options import WriteOptions
 from data_prep.write.folder import OutputFolder
 from data_prep.write.parts import PartSummary, PartTask, make_parts
+from data_prep.write.progress import WriteProgress
 from data_prep.write.reading import FileOptions
 
-if TYPE_CHECKING:
-    from data_prep.write.job import Job
-    from data_prep.write.progress import WriteProgress
-import argparse
-import sys
-from dataclasses import fields
-from pathlib import Path
-
-from data_prep.transcode.options import WriteOptions
-
-MAX_TRIES = 4  # of a part on Ray: a node that goes takes the parts with it that it was making
-PARTS_AHEAD = 2  # for each of Ray's processors, so that none waits for its next part
+MAX_TRIES = 4  # to make a part on Ray: the parts that a node was making are lost with the node
+PARTS_AHEAD = 2  # tasks per processor of Ray, so that none waits for its next part
 
 
-def run_local(job: Job, missing: list[int], attempt: int, progress: WriteProgress) -> Iterator[PartSummary]:
-    """All parts through one sandbox of num_workers processes."""
-    if not missing:
+@dataclass(frozen=True)
+class MissingParts:
+    """The parts that are still to be made. task_of: the task of a part's number, made when its turn comes."""
+
+    folder: OutputFolder
+    file_options: FileOptions
+    numbers: list[int]
+    task_of: Callable[[int], PartTask]
+
+
+def run_local(parts: MissingParts, num_workers: int, progress: WriteProgress) -> Iterator[PartSummary]:
+    """Make all parts with one sandbox of num_workers processes."""
+    if not parts.numbers:
         return
-    tasks = (job.part_task(number, attempt) for number in missing)
-    with Sandbox(job.num_workers, job.work.limits) as sandbox:
-        yield from make_parts(job.folder, job.work, tasks, sandbox, progress.file_done)
+    tasks = map(parts.task_of, parts.numbers)
+    with Sandbox(num_workers, parts.file_options.limits) as sandbox:
+        yield from make_parts(parts.folder, parts.file_options, tasks, sandbox, progress.file_done)
 
 
-def run_ray(job: Job, missing: list[int], attempt: int, progress: WriteProgress) -> Iterator[PartSummary]:
-    """A task of Ray for each part, on the cluster of RAY_ADDRESS, or on one that is started here.
+def run_ray(parts: MissingParts, num_workers: int, progress: WriteProgress) -> Iterator[PartSummary]:
+    """Make each part in a task of Ray, on the cluster of RAY_ADDRESS or on one that is started here.
 
     Each task holds one processor and reads its files in a sandbox of one process. A part whose node dies is made again
-    elsewhere. Input and output must be reachable from every node under the same path or URL.
+    elsewhere.
     """
     try:
         import ray
     except ImportError as error:
         raise ValueError("--executor ray needs the package ray; install it with `pip install 'avssl[ray]'`") from error
-    if not missing:
+    if not parts.numbers:
         return
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS")
-        ray.init(address=address, num_cpus=None if address else job.num_workers, log_to_driver=False)
+        ray.init(address=address, num_cpus=None if address else num_workers, log_to_driver=False)
     remote = ray.remote(num_cpus=1, max_retries=MAX_TRIES - 1)(make_part_alone)
-    work, folder = ray.put(job.work), job.folder
+    file_options, folder = ray.put(parts.file_options), parts.folder
     limit = PARTS_AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
     waiting: dict[Any, int] = {}
-    coming = iter(missing)
+    coming = iter(parts.numbers)
     while True:
         while len(waiting) < limit and (number := next(coming, None)) is not None:
-            waiting[remote.remote(folder, work, job.part_task(number, attempt))] = number
+            waiting[remote.remote(folder, file_options, parts.task_of(number))] = number
         if not waiting:
             return
         ready, _ = ray.wait(list(waiting), num_returns=1)
@@ -73,23 +79,23 @@ def run_ray(job: Job, missing: list[int], attempt: int, progress: WriteProgress)
         yield summary
 
 
-def make_part_alone(folder: OutputFolder, work: FileOptions, task: PartTask) -> tuple[PartSummary, Counter[str], int]:
-    """One part in a sandbox of its own: (its summary, skipped by reason, files)."""
-    with Sandbox(1, work.limits) as sandbox:
-        (summary,) = make_parts(folder, work, [task], sandbox)
+def make_part_alone(
+    folder: OutputFolder, file_options: FileOptions, task: PartTask
+) -> tuple[PartSummary, Counter[str], int]:
+    """Make one part in a sandbox of its own: (its summary, counts of skipped files by reason, number of files)."""
+    with Sandbox(1, file_options.limits) as sandbox:
+        (summary,) = make_parts(folder, file_options, [task], sandbox)
     return summary, Counter(skip["reason"] for skip in summary.skipped), len(task.entries)
 
 
-PART_RUNNERS: dict[str, Callable[[Any, list[int], int, Any], Iterable[PartSummary]]] = {
-    "local": run_local,
-    "ray": run_ray,
-}
+PartRunner = Callable[[MissingParts, int, WriteProgress], Iterator[PartSummary]]
+PART_RUNNERS: dict[str, PartRunner] = {"local": run_local, "ray": run_ray}
 
 MAX_HOURS = 24
 
 
-def write_command(arguments: argparse.Namespace, options: WriteOptions, part: str | None) -> list[str]:
-    """The command of one share, or of the finish for None."""
+def write_command(arguments: argparse.Namespace, options: WriteOptions, share: str | None) -> list[str]:
+    """The command that does one share, "i/n"; None: the command that packs and finishes."""
     command = [sys.executable, "-m", "data_prep", "write", _absolute(arguments.manifest)]
     command += ["--out", _absolute(arguments.out), "--workers", str(arguments.workers)]
     command += ["--file-seconds", f"{arguments.file_seconds:g}", "--file-memory-mib", str(arguments.file_memory_mib)]
@@ -98,18 +104,18 @@ def write_command(arguments: argparse.Namespace, options: WriteOptions, part: st
         value = getattr(options, option.name)
         if value != getattr(defaults, option.name):
             command += [f"--{option.name.replace('_', '-')}", str(value)]
-    return command if part is None else [*command, "--part", part]
+    return command if share is None else [*command, "--part", share]
 
 
 def submit(arguments: argparse.Namespace, options: WriteOptions) -> str:
-    """Submit everything; returns what to tell the user. ValueError without submitit or sbatch, or for other options."""
+    """Submit all jobs to Slurm; what to tell the user. ValueError without submitit or sbatch, or for other options."""
     try:
         import submitit
         from submitit.helpers import CommandFunction
     except ImportError as error:
         raise ValueError("--executor slurm needs submitit; install it with `pip install 'avssl[slurm]'`") from error
     if arguments.part is not None or arguments.retry_failed or arguments.slurm_tasks < 1:
-        raise ValueError("--executor slurm makes the parts itself: give --slurm-tasks of 1 or more, not --part or "
+        raise ValueError("--executor slurm makes the shares itself: give --slurm-tasks of 1 or more, not --part or "
                          "--retry-failed")  # fmt: skip
     logs = Path(f"{arguments.out}.slurm" if "://" not in arguments.out else "slurm").absolute()
     try:

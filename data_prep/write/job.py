@@ -1,8 +1,8 @@
-"""What a write is: a manifest's rows, how its files become samples, where they go, and which share of it is ours.
+"""What a write is: a manifest's rows, how its files become samples, where these go, and the share that is done here.
 
-Rows are shuffled where they are asked for, and nothing is held in memory: position p of the shuffled order holds row
+Rows are shuffled when they are read, and no order is held in memory: position p of the shuffled order holds row
 pi(p), where pi is a permutation of 0..N-1: a Feistel network of six rounds on the smallest even number of bits that
-holds N, followed again while the result is N or more (cycle walking; fewer than four rounds of it on average). Source:
+holds N, applied again while the result is N or more (cycle walking; fewer than four times on average). Source:
 Black & Rogaway 2002, "Ciphers with arbitrary finite domains"; the mixing function is that of splitmix64 (Steele, Lea &
 Flood 2014).
 """
@@ -67,7 +67,11 @@ def _feistel(x: NDArray[np.uint64], half_bits: int, keys: NDArray[np.uint64]) ->
 
 @dataclass(frozen=True)
 class Share:
-    """Part `number` (from 0) of `count` that run beside each other; one of one is everything."""
+    """What `--part number/count` asks for: one of `count` processes that do a write together, from 0.
+
+    A *part* is the unit of work (parts.py): the files of samples_per_shard rows, later one shard. A *share* is the
+    parts and shards that one process makes: those whose number is `number` modulo `count`. 0/1 is all of them.
+    """
 
     number: int = 0
     count: int = 1
@@ -78,14 +82,14 @@ class Share:
 
     @classmethod
     def parse(cls, text: str) -> Share:
-        """From "i/n"."""
+        """The share of the option's text "i/n"; ValueError for any other text."""
         number, _, count = text.partition("/")
         if not (number.isdecimal() and count.isdecimal()):
             raise ValueError(f"--part is {text!r}; it must be i/n with 0 <= i < n, e.g. 0/8 to 7/8")
         return cls(int(number), int(count))
 
     def holds(self, number: int) -> bool:
-        """Is the part or shard with this number in the share?"""
+        """Whether the part or shard with this number belongs to the share."""
         return number % self.count == self.number
 
 
@@ -95,7 +99,7 @@ class Job:
 
     folder: OutputFolder
     rows: ManifestRows
-    work: FileOptions
+    file_options: FileOptions
     num_workers: int = 1
     share: Share = Share()
     executor: str = "local"
@@ -103,22 +107,22 @@ class Job:
 
     @property
     def num_parts(self) -> int:
-        return -(-len(self.rows) // self.work.options.samples_per_shard)
+        return -(-len(self.rows) // self.file_options.options.samples_per_shard)
 
     @property
     def recorded_options(self) -> dict[str, Any]:
-        return self.work.options.to_json(images=self.rows.are_images)
+        return self.file_options.options.to_json(images=self.rows.are_images)
 
     def num_rows(self, number: int) -> int:
         """How many rows of the manifest a part takes."""
-        size = self.work.options.samples_per_shard
+        size = self.file_options.options.samples_per_shard
         return min(size, len(self.rows) - number * size)
 
     def entries(self, number: int) -> tuple[Entry, ...]:
         """The rows of a part: a run of the shuffled manifest."""
-        begin = number * self.work.options.samples_per_shard
+        begin = number * self.file_options.options.samples_per_shard
         span = begin, begin + self.num_rows(number)
-        entries = self.rows.read(shuffled_rows(*span, len(self.rows), self.work.options.seed))
+        entries = self.rows.read(shuffled_rows(*span, len(self.rows), self.file_options.options.seed))
         return tuple(replace(one, error=self.skips[one.key]) if one.key in self.skips else one for one in entries)
 
     def part_task(self, number: int, attempt: int) -> PartTask:

@@ -99,7 +99,7 @@ def part_name(number: int, suffix: str, attempt: int = 1) -> str:
 
 def make_parts(
     folder: OutputFolder,
-    work: FileOptions,
+    file_options: FileOptions,
     tasks: Iterable[PartTask],
     sandbox: Sandbox,
     done: Callable[[Outcome], None] | None = None,
@@ -110,7 +110,7 @@ def make_parts(
     Raises PolicyError where a policy says that a file ends the run.
     """
     ahead, here = tee(tasks)
-    outcomes = read_all(sandbox, work, (entry for task in ahead for entry in task.to_read))
+    outcomes = read_all(sandbox, file_options, (entry for task in ahead for entry in task.to_read))
     for task in here:
         with PartWriter(folder, task) as part:
             for entry, outcome in _with_known(folder, task, outcomes):

@@ -49,27 +49,27 @@ class FileTask:
     """Files that one process reads one after the other: one video or sound, or several pictures."""
 
     entries: tuple[Entry, ...]
-    work: FileOptions
+    file_options: FileOptions
 
     @property
     def name(self) -> str:
         """For messages."""
-        return source_path(self.work.root, self.entries[0].path)
+        return source_path(self.file_options.root, self.entries[0].path)
 
 
 def read_files(task: FileTask) -> list[Outcome]:
     """Runs in a worker: each file as a sample without index, or why there is none."""
-    return [_read_file(entry, task.work) for entry in task.entries]
+    return [_read_file(entry, task.file_options) for entry in task.entries]
 
 
-def _read_file(entry: Entry, work: FileOptions) -> Outcome:
-    path = source_path(work.root, entry.path)
+def _read_file(entry: Entry, file_options: FileOptions) -> Outcome:
+    path = source_path(file_options.root, entry.path)
     try:
         with local_copy(path) as local:
             _check_unchanged(entry, path, local)
             if entry.is_image:
-                return _image_sample(str(local), entry, work.options)
-            return _media_sample(str(local), entry, work)
+                return _image_sample(str(local), entry, file_options.options)
+            return _media_sample(str(local), entry, file_options)
     except (MediaError, PolicyError) as error:
         return error
     except OSError as error:
@@ -99,8 +99,8 @@ def _check_unchanged(entry: Entry, path: str, local: Path) -> None:
         )
 
 
-def _media_sample(path: str, entry: Entry, work: FileOptions) -> Sample:
-    result = work.transcode(path, work.options, entry.segment)
+def _media_sample(path: str, entry: Entry, file_options: FileOptions) -> Sample:
+    result = file_options.transcode(path, file_options.options, entry.segment)
     info = SampleInfo(
         index=0,
         key=entry.key,
@@ -143,23 +143,23 @@ def _source(entry: Entry, path: str) -> dict[str, Any]:
     return {"path": entry.path, "bytes": entry.num_bytes, "content": content_digest(path)}
 
 
-def read_all(sandbox: Sandbox, work: FileOptions, entries: Iterable[Entry]) -> Iterator[Outcome]:
+def read_all(sandbox: Sandbox, file_options: FileOptions, entries: Iterable[Entry]) -> Iterator[Outcome]:
     """What becomes of each entry, in their order."""
-    for task, outcomes in sandbox.run(read_files, _file_tasks(work, entries), lambda task: task.name):
+    for task, outcomes in sandbox.run(read_files, _file_tasks(file_options, entries), lambda task: task.name):
         if not isinstance(outcomes, MediaError):
             yield from outcomes
         elif len(task.entries) == 1:
             yield outcomes
         else:  # one of several pictures did it: each alone
-            yield from (one for entry in task.entries for one in read_all(sandbox, work, [entry]))
+            yield from (one for entry in task.entries for one in read_all(sandbox, file_options, [entry]))
 
 
-def _file_tasks(work: FileOptions, entries: Iterable[Entry]) -> Iterator[FileTask]:
+def _file_tasks(file_options: FileOptions, entries: Iterable[Entry]) -> Iterator[FileTask]:
     batch: list[Entry] = []
     for entry in entries:
         batch.append(entry)
         if not entry.is_image or len(batch) == PICTURES_PER_TASK:
-            yield FileTask(tuple(batch), work)
+            yield FileTask(tuple(batch), file_options)
             batch = []
     if batch:
-        yield FileTask(tuple(batch), work)
+        yield FileTask(tuple(batch), file_options)

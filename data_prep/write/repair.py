@@ -173,8 +173,8 @@ def _comes_out_again(job: Job, side_car: SideCar) -> bool:
         with job.folder.local_file(side_car.record.name) as path, path.open("rb") as file:
             file.seek(begin)
             stored = parse_members(file.read(end - begin), side_car.record.name)
-        with Sandbox(1, job.work.limits) as sandbox:
-            (outcome,) = read_all(sandbox, job.work, [entry])
+        with Sandbox(1, job.file_options.limits) as sandbox:
+            (outcome,) = read_all(sandbox, job.file_options, [entry])
         if isinstance(outcome, Exception):
             return False
         return replace(outcome, info=replace(outcome.info, index=stored.info.index)) == stored

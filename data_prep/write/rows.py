@@ -51,14 +51,14 @@ class ManifestRows:
     """The rows of a manifest. Picklable; every process opens the file anew.
 
     Args:
-        manifest: the jsonl file. work: a folder for the offsets, made by `scan`.
+        manifest: the jsonl file. scratch: the folder of the offsets, written by `scan`.
     """
 
-    def __init__(self, manifest: Path, work: Path) -> None:
-        facts = Fields.read(work / FACTS_NAME)
+    def __init__(self, manifest: Path, scratch: Path) -> None:
+        facts = Fields.read(scratch / FACTS_NAME)
         self.manifest, self.sha256, self.are_images = manifest, facts.text("sha256"), facts.flag("are_images")
         self._num_bytes = facts.count("bytes")
-        self._offsets_path = work / OFFSETS_NAME
+        self._offsets_path = scratch / OFFSETS_NAME
         self._count = facts.count("rows")
 
     def __len__(self) -> int:
@@ -78,7 +78,7 @@ class ManifestRows:
         return entries
 
 
-def scan(manifest: Path, work: Path, num_workers: int = 1) -> ManifestRows:
+def scan(manifest: Path, scratch: Path, num_workers: int = 1) -> ManifestRows:
     """Check every row of the manifest, note where each begins, and return access to them.
 
     A scan that is there already for the same bytes is used again.
@@ -91,16 +91,16 @@ def scan(manifest: Path, work: Path, num_workers: int = 1) -> ManifestRows:
         raise FileNotFoundError(f"{manifest}: no such manifest; make one with `python -m data_prep index`")
     with manifest.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    if _is_scanned(work, sha256):
-        return ManifestRows(manifest, work)
+    if _is_scanned(scratch, sha256):
+        return ManifestRows(manifest, scratch)
     size = manifest.stat().st_size
     if size == 0:
         raise ValueError(f"{manifest}: lists no files")
     pieces = [ByteRange(manifest, begin, min(begin + PIECE_BYTES, size)) for begin in range(0, size, PIECE_BYTES)]
-    work.mkdir(parents=True, exist_ok=True)
+    scratch.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        offsets = stack.enter_context(atomic_file(work / OFFSETS_NAME))
-        hashes = Buckets(stack, Path(stack.enter_context(TemporaryDirectory(dir=work, prefix="keys-"))))
+        offsets = stack.enter_context(atomic_file(scratch / OFFSETS_NAME))
+        hashes = Buckets(stack, Path(stack.enter_context(TemporaryDirectory(dir=scratch, prefix="keys-"))))
         num_rows = num_images = 0
         for found in _in_order(pieces, num_workers):
             offsets.write(found.offsets.tobytes())
@@ -109,19 +109,21 @@ def scan(manifest: Path, work: Path, num_workers: int = 1) -> ManifestRows:
         offsets.write(np.int64(size).tobytes())
         repeated = hashes.repeated()
     if repeated:
-        raise ValueError(f"{manifest}: keys must be unique; repeated: {', '.join(_keys_at(manifest, work, repeated))}")
+        raise ValueError(
+            f"{manifest}: keys must be unique; repeated: {', '.join(_keys_at(manifest, scratch, repeated))}"
+        )
     if num_images not in (0, num_rows):
         raise ValueError(f"{manifest}: lists pictures beside videos or sounds; make a manifest of each")
     facts = {"sha256": sha256, "rows": num_rows, "are_images": num_images > 0, "bytes": size}
-    write_whole(work / FACTS_NAME, json.dumps(facts).encode())
-    return ManifestRows(manifest, work)
+    write_whole(scratch / FACTS_NAME, json.dumps(facts).encode())
+    return ManifestRows(manifest, scratch)
 
 
-def _is_scanned(work: Path, sha256: str) -> bool:
+def _is_scanned(scratch: Path, sha256: str) -> bool:
     """Is there a scan of these bytes, undamaged?"""
     try:
-        facts = Fields.read(work / FACTS_NAME)
-        num_bytes = (work / OFFSETS_NAME).stat().st_size
+        facts = Fields.read(scratch / FACTS_NAME)
+        num_bytes = (scratch / OFFSETS_NAME).stat().st_size
         return facts.text("sha256") == sha256 and num_bytes == 8 * (facts.count("rows") + 1)
     except (OSError, ValueError):
         return False
@@ -206,9 +208,9 @@ class Buckets:
         return sorted(found)[:5]
 
 
-def _keys_at(manifest: Path, work: Path, rows: list[int]) -> list[str]:
+def _keys_at(manifest: Path, scratch: Path, rows: list[int]) -> list[str]:
     """Their keys. Two share 64 bits by chance once in 3,700 corpora of 100 million rows: then one must be renamed."""
-    offsets = np.memmap(work / OFFSETS_NAME, dtype=np.int64, mode="r")
+    offsets = np.memmap(scratch / OFFSETS_NAME, dtype=np.int64, mode="r")
     keys = []
     with manifest.open("rb") as file:
         for row in rows:

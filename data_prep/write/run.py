@@ -1,18 +1,19 @@
 """The manifest -> a shard folder. Parallel over processes and machines, and the same bytes whatever their number.
 
-1. The manifest is scanned once (rows.py) and shuffled with the seed (shuffle.py), both at constant memory.
-2. Each run of samples_per_shard rows is read to a part below .parts (parts.py). A part that is done is never redone.
+1. The manifest is scanned once (rows.py) and shuffled with the seed (job.py), both at constant memory.
+2. The files of each run of samples_per_shard rows are read and stored as a part below .parts (parts.py). A part that is
+   done is never made again.
 3. When all parts are done, the number of samples of each is known, hence every sample's index: parts become shards.
-4. index.json is written last. A folder without it is unfinished; running again continues.
+4. index.json is written last. A folder without it is unfinished; the same command continues.
 
-With a share (i of n) only the parts and shards whose number leaves i when divided by n are made, and no index.json.
+A process that does a share (job.py) makes only the parts and shards of its share, and no index.json.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from avssl.processes.pool import in_processes
 from avssl.shards.format import INDEX_NAME, SKIPPED_NAME, ShardIndex, ShardRecord, SideCar, dump_json
 from data_prep.transcode.file import transcode
 from data_prep.transcode.options import WriteOptions
-from data_prep.write.executors import PART_RUNNERS
+from data_prep.write.executors import PART_RUNNERS, MissingParts, PartRunner
 from data_prep.write.folder import OutputFolder
 from data_prep.write.job import Job, Share, identity, refuse_unless_same
 from data_prep.write.pack import ShardTask, finished_shard, make_shard, shard_tasks
@@ -74,8 +75,8 @@ def write_shards(
         finished = output.exists(INDEX_NAME)
         near = output.path(PARTS) if output.is_local else stack.enter_context(temporary_folder())
         rows = _scanned(manifest, near, num_workers)
-        work = FileOptions(parent_of(manifest), options, limits or Limits(), transcode)
-        job = Job(output, rows, work, num_workers, share or Share(), executor)
+        file_options = FileOptions(parent_of(manifest), options, limits or Limits(), transcode)
+        job = Job(output, rows, file_options, num_workers, share or Share(), executor)
         if finished:
             index = _repaired(job, _already_written(job))
             if not (retry_failed and index.num_skipped):
@@ -99,9 +100,10 @@ def _run(job: Job, whole: Mapping[str, SideCar] | None = None) -> ShardIndex | N
     _forget_parts_without_data(job)
     missing = [n for n in range(job.num_parts) if job.share.holds(n) and not _is_done(job.folder, n, attempt)]
     run_parts = _executor(job.executor)
+    parts = MissingParts(job.folder, job.file_options, missing, lambda number: job.part_task(number, attempt))
     num_files = sum(job.num_rows(number) for number in range(job.num_parts) if job.share.holds(number))
     with WriteProgress(num_files, sum(map(job.num_rows, missing))) as progress:
-        for _ in run_parts(job, missing, attempt, progress):
+        for _ in run_parts(parts, job.num_workers, progress):
             pass
     counts = _counts(job, attempt)
     if counts is None:
@@ -118,7 +120,7 @@ def _run(job: Job, whole: Mapping[str, SideCar] | None = None) -> ShardIndex | N
     return index
 
 
-def _executor(name: str) -> Callable[[Job, list[int], int, WriteProgress], Iterable[PartSummary]]:
+def _executor(name: str) -> PartRunner:
     if name not in PART_RUNNERS:
         raise ValueError(f"--executor is {name!r}; allowed: {', '.join(PART_RUNNERS)}, slurm")
     return PART_RUNNERS[name]
@@ -213,12 +215,12 @@ def parent_of(manifest: str | Path) -> str:
     return text.rpartition("/")[0] if "://" in text else str(Path(text).absolute().parent)
 
 
-def _scanned(manifest: str | Path, work: Path, num_workers: int) -> ManifestRows:
+def _scanned(manifest: str | Path, scratch: Path, num_workers: int) -> ManifestRows:
     """The manifest's rows; a remote one is fetched first."""
     if "://" not in str(manifest):
-        return scan(Path(manifest), work, num_workers)
-    work.mkdir(parents=True, exist_ok=True)
-    return scan(_fetched(str(manifest), work / "manifest.jsonl"), work, num_workers)
+        return scan(Path(manifest), scratch, num_workers)
+    scratch.mkdir(parents=True, exist_ok=True)
+    return scan(_fetched(str(manifest), scratch / "manifest.jsonl"), scratch, num_workers)
 
 
 def _fetched(location: str, path: Path) -> Path:

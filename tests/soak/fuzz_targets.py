@@ -33,7 +33,7 @@ from avssl.types import MediaError
 from data_prep.index.lists.formats import READERS, detect
 from data_prep.index.lists.published import ListSettings
 from data_prep.index.mnist import open_idx_file
-from data_prep.manifest import read_manifest
+from data_prep.manifest import stream_manifest
 from tests.soak import damage
 
 NAME = "fuzzed"  # of the folder that is read, so of every file's path: an error must name it
@@ -152,7 +152,8 @@ def _manifests(rng: random.Random, material: Path, folder: Path) -> None:
     content = _good(material / "lists")["corpus.jsonl"]
     path = folder / "corpus.jsonl"
     path.write_bytes(_lines(content, rng) if rng.random() < 0.7 else damage.damaged(content, rng))
-    read_manifest(path)
+    for _ in stream_manifest(path):
+        pass
 
 
 def _lists(rng: random.Random, material: Path, folder: Path) -> None:
