@@ -27,7 +27,7 @@ from avssl.files.plain_text import PlainParser, run_in_utf8, say, say_lines
 def main(arguments: argparse.Namespace) -> int:
     index = EmbeddingIndex(arguments.index_folder)
     embedder = load_embedder_of(index, arguments.run, arguments.device)
-    settings = index.index.settings
+    settings = index.content.settings
     grid = {name: settings[name] for name in ("window_seconds", "stride_seconds") if name in settings}
     modalities = [arguments.query_modality] if arguments.query_modality else settings["modalities"]
     table, failures = embedder.embed(arguments.query, modalities=modalities, **grid)

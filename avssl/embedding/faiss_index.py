@@ -51,7 +51,7 @@ def build(index: EmbeddingIndex, kind: str) -> dict[str, dict[str, Any]]:
 
 def _build(index: EmbeddingIndex, modality: str, kind: str) -> dict[str, Any]:
     faiss, began = import_faiss(), time.monotonic()
-    num_rows, dim = index.index.rows_with[modality], index.index.widths[f"{modality}_embedding"]
+    num_rows, dim = index.content.rows_with[modality], index.content.widths[f"{modality}_embedding"]
     facts: dict[str, Any] = {"kind": kind, "modality": modality, "num_rows": num_rows, "files": _fingerprint(index)}
     if kind == "flat":
         built = faiss.IndexIDMap2(faiss.IndexFlatIP(dim))
@@ -83,7 +83,7 @@ def _build(index: EmbeddingIndex, modality: str, kind: str) -> dict[str, Any]:
 
 def _sample(index: EmbeddingIndex, modality: str, count: int) -> Any:
     """About `count` vectors or fewer, evenly spaced over the rows: float32 (n, D)."""
-    step = max(1, index.index.rows_with[modality] // count)
+    step = max(1, index.content.rows_with[modality] // count)
     num_read, vectors = 0, []
     for rows in index.rows(modality):
         vectors.append(rows.vectors[-num_read % step :: step])
@@ -224,4 +224,4 @@ def _path(index: EmbeddingIndex, modality: str, kind: str) -> Path:
 
 
 def _fingerprint(index: EmbeddingIndex) -> list[str]:
-    return [record.sha256 for record in index.index.files]
+    return [record.sha256 for record in index.content.files]

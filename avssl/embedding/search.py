@@ -51,23 +51,23 @@ class EmbeddingRows:
 
 
 class EmbeddingIndex:
-    """A finished folder of embeddings. Attributes: folder, index (its index.json), modalities (that some row has).
+    """A finished folder of embeddings. Attributes: folder, content (index.json), modalities (that some row has).
 
     FileNotFoundError if the folder is not finished or lacks a file, ValueError if a file has another size than listed.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.index = FolderIndex.read(self.folder)
-        paths = self.index.paths(self.folder)
-        first_rows = np.cumsum([0, *(record.num_rows for record in self.index.files)]).tolist()
+        self.content = FolderIndex.read(self.folder)
+        paths = self.content.paths(self.folder)
+        first_rows = np.cumsum([0, *(record.num_rows for record in self.content.files)]).tolist()
         self._files = list(zip(paths, first_rows, strict=False))
-        self.modalities = [name for name in MODALITIES if self.index.rows_with.get(name, 0)]
+        self.modalities = [name for name in MODALITIES if self.content.rows_with.get(name, 0)]
 
     @property
     def weights_hash(self) -> str:
         """Hash of the weights with which the rows were made."""
-        return str(self.index.settings["weights"])
+        return str(self.content.settings["weights"])
 
     def rows(
         self, modality: str, numbers: NDArray[np.int64] | None = None, *, with_vectors: bool = True
@@ -108,7 +108,7 @@ class EmbeddingIndex:
         """Queries as float64 (M, D); ValueError unless they have the dim of the rows."""
         self.check(modality)
         vectors = np.asarray(queries, np.float64)
-        dim = self.index.widths[f"{modality}_embedding"]
+        dim = self.content.widths[f"{modality}_embedding"]
         if vectors.ndim != 2 or vectors.shape[1] != dim:
             raise ValueError(
                 f"queries have shape {vectors.shape}; it must be (M, {dim}), the dim of the {modality} rows of "
@@ -187,7 +187,7 @@ def load_embedder_of(index: EmbeddingIndex, run: str | Path = "", device: str = 
 
     FileNotFoundError if there is no run, ValueError if its weights are not those with which the rows were made.
     """
-    folder = str(run or index.index.run_folder)
+    folder = str(run or index.content.run_folder)
     if not folder:
         raise FileNotFoundError(f"{index.folder} does not say where its run lies; give it with --run")
     if not run and not is_remote(folder) and not Path(folder).exists():
@@ -204,8 +204,8 @@ def load_embedder_of(index: EmbeddingIndex, run: str | Path = "", device: str = 
 def key_of_source(index: EmbeddingIndex, path: str | Path) -> str:
     """The key of a file in the folder; ValueError if the file lies in none of the sources that were embedded."""
     file = Path(path).resolve()
-    for source in index.index.settings["sources"]:
-        if not is_remote(source) and index.index.settings["shards"] is None and file.is_relative_to(source):
+    for source in index.content.settings["sources"]:
+        if not is_remote(source) and index.content.settings["shards"] is None and file.is_relative_to(source):
             return key_of(file.name if file == Path(source) else file.relative_to(source).as_posix())
     raise ValueError(
         f"{file} is none of the files from which {index.folder} was made; name the keys to leave out instead"

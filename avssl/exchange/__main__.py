@@ -35,7 +35,7 @@ def import_command(arguments: argparse.Namespace) -> str:
     from avssl.exchange.importing import import_published
 
     banks = {"video": arguments.video_bank, "audio": arguments.audio_bank}
-    found = import_published(
+    published = import_published(
         arguments.file,
         arguments.out,
         small=arguments.small,
@@ -43,7 +43,7 @@ def import_command(arguments: argparse.Namespace) -> str:
         banks={modality: name for modality, name in banks.items() if name},
         ignore=arguments.ignore,
     )
-    lines = [found.report(), LICENSE_NOTE, arguments.out]
+    lines = [published.report(), LICENSE_NOTE, arguments.out]
     if not arguments.statistics:
         lines.insert(
             2,
