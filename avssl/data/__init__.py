@@ -1,1 +1,21 @@
-"""Reading samples of shards: their order, decoding in workers, and batches of views on the device."""
+"""From shards to batches: the recipe's loader, and a plain Dataset for a loop of your own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from avssl.exports import offer
+
+if TYPE_CHECKING:
+    from avssl.data.loader import Loader as Loader
+    from avssl.data.loader_config import LoaderConfig as LoaderConfig
+    from avssl.data.shard_dataset import ShardDataset as ShardDataset
+
+offer(
+    __name__,
+    {
+        "loader": "Loader",
+        "loader_config": "LoaderConfig",
+        "shard_dataset": "ShardDataset",
+    },
+)

@@ -96,6 +96,13 @@ class Loader:
         device: on which batches are made.
 
     Raises ValueError for a batch size that does not fit, or a view whose augmentation set does not exist.
+
+    >>> views = (View("audio", "audio"),)
+    >>> config = LoaderConfig(global_batch_size=6, num_workers=0)
+    >>> maker = ViewMaker(ViewsConfig(), ["audio"])
+    >>> loader = Loader(ShardSet(shards), config, views, maker, seed=0, device=torch.device("cpu"))
+    >>> [batch.views["audio"].shape[0] for batch in loader.epoch(0)]
+    [6, 6, 6]
     """
 
     def __init__(

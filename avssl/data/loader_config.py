@@ -7,7 +7,11 @@ from dataclasses import dataclass
 
 @dataclass
 class LoaderConfig:
-    """Options of reading. Batch sizes count samples over all processes, so a YAML means the same on any number."""
+    """Options of reading. Batch sizes count samples over all processes, so a YAML means the same on any number.
+
+    >>> LoaderConfig(global_batch_size=64).num_workers
+    2
+    """
 
     global_batch_size: int = 256  # samples in a micro-batch, over all processes
     num_workers: int = 2  # decoding processes per training process; 0 decodes in the training process

@@ -44,13 +44,9 @@ class ShardDataset(Dataset[Any]):
         ValueError: an unknown modality, or shards that do not fit the schema.
         FileNotFoundError: the folder holds no shards.
 
-    >>> import tempfile
-    >>> from avssl.data import ShardDataset
-    >>> from tests.clips import make_shards
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     dataset = ShardDataset(make_shards(folder, num_clips=2), modalities=("video",))
-    ...     len(dataset), dataset[0]["video"].shape
-    (2, torch.Size([8, 3, 224, 224]))
+    >>> dataset = ShardDataset(shards, modalities=("video",), label_field="label")
+    >>> len(dataset), dataset[0]["video"].shape
+    (18, torch.Size([8, 3, 224, 224]))
     """
 
     def __init__(

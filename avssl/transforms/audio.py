@@ -37,6 +37,9 @@ class AudioAugment:
     full size; its length and height are uniform fractions of the frames and bins. It is cut from a canvas that is
     crop_canvas times as long as the spectrogram and holds the average (0) outside it. Along the bins the canvas is no
     larger than the spectrogram, so a fraction above 1 counts as 1.
+
+    >>> AudioAugment(mixup_ratio=0.4).volume_low
+    0.9
     """
 
     volume_low: float = 0.9  # the waveform's factor is uniform in [volume_low, volume_high]

@@ -18,7 +18,11 @@ AUDIO_SETS = ("train", "test", "jigsaw")  # jigsaw: as train, then cut into nine
 
 @dataclass
 class VideoViewConfig:
-    """A clip of num_frames at fps, cropped and resized to a square."""
+    """A clip of num_frames at fps, cropped and resized to a square.
+
+    >>> VideoViewConfig(num_frames=16, fps=8.0).size_px
+    224
+    """
 
     num_frames: int = 8
     fps: float = 16.0
@@ -32,7 +36,11 @@ class VideoViewConfig:
 
 @dataclass
 class ImageViewConfig:
-    """An image, cropped and resized to a square."""
+    """An image, cropped and resized to a square.
+
+    >>> ImageViewConfig(size_px=96).size_px
+    96
+    """
 
     size_px: int = 224  # side
     small_size_px: int = 96  # side in sets with `small`
@@ -43,7 +51,11 @@ class ImageViewConfig:
 
 @dataclass
 class AudioViewConfig:
-    """A mono audio clip as a spectrogram of num_frames x bins, normalized per bin by the statistics of the corpus."""
+    """A mono audio clip as a spectrogram of num_frames x bins, normalized per bin by the statistics of the corpus.
+
+    >>> AudioViewConfig(transform="log_mel", num_mels=64).rate_hz
+    24000
+    """
 
     seconds: float = 2.0
     rate_hz: int = 24_000
@@ -60,6 +72,9 @@ class AudioViewConfig:
 class ViewsConfig:
     """All modalities, the augmentation sets by name, and how far the video clip may extend beyond the audio clip in
     training.
+
+    >>> ViewsConfig(video=VideoViewConfig(size_px=112)).audio.seconds
+    2.0
     """
 
     video: VideoViewConfig = field(default_factory=VideoViewConfig)

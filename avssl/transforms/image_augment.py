@@ -12,6 +12,11 @@ class ImageAugment:
     brightness, contrast, saturation: for a strength s the factor is uniform in [max(0, 1 - s), 1 + s]; for hue, at most
     0.5, the shift is uniform in [-hue, hue] turns. The four are applied in random order. The photometric pack is
     PIRL's: posterize, sharpness, solarize and autocontrast in this order, with random strengths.
+
+    >>> ImageAugment(hue=0.6)
+    Traceback (most recent call last):
+    ...
+    ValueError: color strengths must not be negative and hue at most 0.5, got ImageAugment(...)
     """
 
     crop_scale: tuple[float, float] = (0.08, 1.0)  # fraction of the area of the image

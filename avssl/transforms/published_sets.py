@@ -15,7 +15,11 @@ from avssl.transforms.image_augment import ImageAugment
 
 
 def published_sets() -> dict[str, ImageAugment]:
-    """Every published set by name."""
+    """Every published set by name.
+
+    >>> published_sets()["simclr"].blur_probability
+    0.5
+    """
     no_jitter = ImageAugment(brightness=0, contrast=0, saturation=0, hue=0)
     # Wu et al. 2018 (NPID; the authors' lemniscate): crops from 0.2, grayscale 0.2, all four jitter strengths 0.4,
     # always.

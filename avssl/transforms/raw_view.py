@@ -31,6 +31,9 @@ class RawView:
 
     media: uint8 (B, T, 3, S, S), for a jigsaw (B, 9, T, 3, P, P), for an image with T = 1, channels last in memory as
     decoded; or float32 (B, 1, samples). The other fields are the parameters that were drawn; None where nothing was.
+
+    >>> sorted(RawView("audio", torch.zeros(2, 1, 48_000)).tensors())
+    ['media']
     """
 
     modality: str

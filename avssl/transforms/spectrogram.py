@@ -115,6 +115,9 @@ class LogSpectrogram(_Spectrogram):
         dynamic_range_db: values are not lower than the clip's maximum minus this.
         double_precision: Fourier transform in float64. In float32 it takes about half the time on a CPU, with errors of
             up to 0.03 dB in bins near the floor. Devices without float64 need False.
+
+    >>> LogSpectrogram()(torch.randn(2, 1, 48_000)).shape
+    torch.Size([2, 1, 200, 257])
     """
 
     def __init__(
@@ -147,6 +150,9 @@ class LogMel(_Spectrogram):
     The arguments are those of LogSpectrogram and: num_bins, the number of filters; low_hz and high_hz, the outer edges
     of the filters, where high_hz None is half the rate. Raises ValueError if a filter would lie between two frequencies
     of the FFT and be empty.
+
+    >>> LogMel(num_bins=64)(torch.randn(2, 1, 48_000)).shape
+    torch.Size([2, 1, 200, 64])
     """
 
     filters: torch.Tensor

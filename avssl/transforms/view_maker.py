@@ -32,6 +32,11 @@ class ViewMaker(nn.Module):
     (B, 1, frames, bins), its jigsaw (B, 9, 1, frames // 3, bins // 3).
 
     The only state are the per-bin statistics of the spectrogram, which belong to the run.
+
+    >>> maker = ViewMaker(ViewsConfig(), ["video"])
+    >>> raw = RawView("video", torch.zeros(2, 8, 3, 224, 224, dtype=torch.uint8))
+    >>> maker({"first": raw}, torch.device("cpu"))["first"].shape
+    torch.Size([2, 3, 8, 224, 224])
     """
 
     def __init__(self, config: ViewsConfig, modalities: Sequence[str]) -> None:
