@@ -85,7 +85,7 @@ def test_a_file_promises_as_many_bytes_as_it_has(tmp_path, name, codec, containe
         assert missing_end(Content(file, size)) is None
     cut(path, 0.85)
     with path.open("rb") as file:
-        assert "by its own account" in missing_end(Content(file, path.stat().st_size))
+        assert "by its own header" in missing_end(Content(file, path.stat().st_size))
 
 
 def test_a_file_written_to_a_pipe_promises_nothing():

@@ -110,7 +110,7 @@ def test_the_size_of_pictures_may_not_change_on_the_way(tmp_path):
     for part, size in ((first, (48, 64)), (second, (96, 128))):
         write_media(part, video=gray_frames(25, *size), video_fps=25, video_codec="mpeg1video", container_format="mpeg")
     path.write_bytes(first.read_bytes() + second.read_bytes())
-    with pytest.raises(MediaError, match="the size of its pictures changes"):
+    with pytest.raises(MediaError, match="the size of its frames changes"):
         read_video(path, np.arange(0, 2, 0.2))
 
 

@@ -115,7 +115,7 @@ def test_16_bits_keep_their_high_byte(format):
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
 def test_pixels_of_unknown_range_are_refused(dtype):
     content = saved(Image.fromarray(scene()[..., 0].astype(dtype)), "TIFF")
-    with pytest.raises(MediaError, match=r"x\.tif: has pixels of mode [FI], whose range nobody knows") as error:
+    with pytest.raises(MediaError, match=r"x\.tif: has pixels of mode [FI], whose range is unknown") as error:
         read_image(content, name="x.tif")
     assert error.value.reason == "decode_error"
 

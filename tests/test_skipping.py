@@ -1,7 +1,6 @@
-"""Pictures at wanted times are the same bits, though frames that nobody looks at are left out and parts converted."""
+"""Frames at the requested times are the same bits, though frames that are neither shown nor referenced are skipped."""
 
 import shutil
-from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from avssl.media import frames, readers
+from avssl.media import readers
 from avssl.media.cursor import FrameCursor, SeekMissed
 from avssl.media.readers import VideoReader
 from avssl.media.skipping import SkippingContainer
@@ -232,40 +231,3 @@ def test_nothing_is_left_out_from_the_first_sign_of_edits_on():
     assert left_out(stamps, wanted, dts, hidden=[50]) == [40, 20, 10], "a frame that is not shown"
     assert left_out(stamps, wanted, [*dts[:7], 30, 60]) == [40, 20, 10], "a clock that goes back"
     assert left_out([*stamps[:7], 35, 70], wanted, dts) == [40, 20, 10], "a frame shown before its time"
-
-
-# --- parts of frames -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("turns", [0, 1, 2, 3])
-@pytest.mark.parametrize(
-    "pixels", ["yuv420p", "yuvj420p", "yuv422p", "yuv444p", "yuv420p10le", "nv12", "gray", "rgb24"]
-)
-def test_a_part_of_a_frame_is_the_part_of_the_whole(pixels, turns):
-    generator, cut = np.random.default_rng(turns), frames.Cutter()
-    for number in range(40):
-        width, height = (int(one) for one in generator.integers(4, 90, 2))
-        if number % 4:
-            width, height = width // 2 * 2, height // 2 * 2
-        picture = generator.integers(0, 256, (height, width, 3), np.uint8)
-        frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pixels, threads=1)
-        frame.time_base = Fraction(1, FPS)
-        frame.colorspace, frame.color_range = generator.choice([1, 2, 5, 6, 9]), generator.choice([0, 1, 2])
-        whole = frames.to_array(frame, rgb=True, turns=turns)
-        for _ in range(3):
-            tall, wide = (int(generator.integers(1, size + 1)) for size in whole.shape[:2])
-            top, left = (int(generator.integers(0, room + 1)) for room in (len(whole) - tall, whole.shape[1] - wide))
-            part = cut(frame, turns, (top, left, tall, wide))
-            np.testing.assert_array_equal(part, whole[top : top + tall, left : left + wide])
-            assert not np.shares_memory(part, whole)
-
-
-def test_what_lies_around_a_part_is_not_converted(monkeypatch):
-    sizes, rgb_pixels = [], frames._rgb_pixels
-    monkeypatch.setattr(
-        frames, "_rgb_pixels", lambda frame: sizes.append((frame.height, frame.width)) or rgb_pixels(frame)
-    )
-    frame = av.VideoFrame.from_ndarray(np.zeros((540, 640), np.uint8), format="yuv420p")
-    frame.time_base = Fraction(1, FPS)
-    assert frames.Cutter()(frame, 0, (23, 163, 315, 315)).shape == (315, 315, 3)
-    assert sizes == [(316, 316)]

@@ -308,15 +308,6 @@ def test_options_say_what_is_allowed(change, words):
         WriteOptions(**change)
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
-def test_streams_read_from_one_open_file_are_those_read_from_two(sources, suffix, monkeypatch):
-    together = transcode(str(sources[suffix]), OPTIONS)
-    monkeypatch.setattr("avssl.media.packets.MAX_WAITING_BYTES", 10)  # too little for anything to wait
-    apart = transcode(str(sources[suffix]), OPTIONS)
-    assert (together.video, together.audio) == (apart.video, apart.audio)
-    assert together == apart
-
-
 def test_frames_that_are_not_stored_are_not_scaled(sources, monkeypatch):
     scaled = []
     real = members.Upright.__call__

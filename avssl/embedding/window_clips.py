@@ -89,7 +89,9 @@ class VideoClips:
                 if frame is None:
                     raise MediaError("no_video", f"{self.name}: the video stream holds no decodable frame")
                 if frame.seconds != self._last_seconds:
-                    crops.append(self._stream.part(frame, center_crop_box))
+                    pixels = self._stream.pixels(frame)
+                    top, left, height, width = center_crop_box(*pixels.shape[:2])
+                    crops.append(pixels[top : top + height, left : left + width].copy())  # without the whole frame
                     self._last_seconds = frame.seconds
                 numbers.append(len(crops))
             resized = [self._last_frame, *self._resized(crops)]

@@ -1,4 +1,4 @@
-"""Walking forward through a video stream, jumping over groups of pictures that nobody asked for."""
+"""Walking forward through a video stream, jumping over groups of pictures (GOPs) in which no frame is requested."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from typing import Any
 
 from avssl.media.ffmpeg import seek
 
-# Without an index of keyframes, a jump by seeking is worth it only beyond this.
+# Without an index of keyframes a seek pays only beyond this distance.
 BLIND_SEEK_SECONDS = 10.0
 
 
 class SeekMissed(Exception):
-    """The container cannot seek to before the wanted time; read it from its beginning instead."""
+    """The container cannot seek to before the requested time. Read it from its beginning instead."""
 
 
 class FrameCursor:
-    """The frame on screen at increasing times, decoding as little as possible.
+    """The frames on screen at increasing times, decoding as little as possible.
 
     Args:
-        container, stream: PyAV's; the container stands at its beginning.
-        start_ticks: the first frame's stamp, None to find it by decoding.
-        may_seek: False reads through from the beginning.
-        in_order: frames are shown as they are stored and each until the next one begins, so that nothing after the one
-            on screen needs to be decoded.
-        decode: starts an iterator of (ticks, frame) from where the container stands.
+        container, stream: PyAV's; the container is at its beginning.
+        start_ticks: the first frame's time stamp; None to find it by decoding.
+        may_seek: False reads everything from the beginning.
+        in_order: frames are shown in the order in which they are stored, each until the next one begins, so that
+            nothing after the frame on screen needs to be decoded.
+        decode: starts an iterator of (ticks, frame) from the current position of the container.
     """
 
     def __init__(
@@ -41,19 +41,20 @@ class FrameCursor:
         self._in_order = in_order
         self._frames = decode()
         self._current: Any = None
-        self._pending: tuple[int, Any] | None = None  # decoded, its time not yet come
+        self._pending: tuple[int, Any] | None = None  # decoded, but shown later
         if start_ticks is None:
             self._pending = next(self._frames, None)
             start_ticks = 0 if self._pending is None else self._pending[0]
         self.start_ticks: int = start_ticks
         self._reached = start_ticks
-        self._shown_until = start_ticks  # the end of what is on screen where that is known, else its beginning
-        self.first = self._pending  # (ticks, frame); None also where start_ticks was given
+        self._shown_until = start_ticks  # when the frame on screen ends if that is known, else when it begins
+        self.first = self._pending  # (ticks, frame); None also if start_ticks was given
 
     def on_screen(self, target: int, *, may_jump: bool = True) -> Any:
-        """The latest frame with a stamp at or before target (ticks); the first one before that; None if there is none.
+        """The latest frame with a time stamp at or before target (ticks); before the first frame the first one.
 
-        Targets must not decrease from call to call. may_jump: False reads on. Raises SeekMissed.
+        None if the stream has no frame. Targets must not decrease from call to call. may_jump: False reads on without
+        seeking. Raises SeekMissed.
         """
         if self._current is not None and target < self._shown_until:
             return self._current
@@ -75,12 +76,12 @@ class FrameCursor:
                     return self._current
 
     def walk_to(self, target: int) -> tuple[int, Any] | None:
-        """(ticks, frame) on screen at target, by reading on: for targets close to each other. Raises SeekMissed."""
+        """(ticks, frame) on screen at target, without seeking: for targets close to each other. Raises SeekMissed."""
         frame = self.on_screen(target, may_jump=False)
         return None if frame is None else (self._reached, frame)
 
     def jump_to(self, target: int) -> tuple[int, Any] | None:
-        """(ticks, frame) on screen at target, by a jump if that is shorter; go on with `rest`. Raises SeekMissed."""
+        """(ticks, frame) on screen at target, by a seek if that is shorter; `rest` goes on there. Raises SeekMissed."""
         is_far = (target - self._reached) * self._stream.time_base > BLIND_SEEK_SECONDS
         if self._may_seek and is_far and not self._has_keyframe_before(target):
             self._jump(target)  # some containers list only the keyframes that were read
@@ -88,22 +89,22 @@ class FrameCursor:
         return None if frame is None else (self._reached, frame)
 
     def rest(self) -> Iterator[tuple[int, Any]]:
-        """(ticks, frame) of all that follow the last one asked for."""
+        """(ticks, frame) of all frames after the last requested one."""
         if self._pending is not None:
             yield self._pending
         yield from self._frames
 
     def _has_keyframe_before(self, target: int) -> bool:
-        """Is there a keyframe between the last decoded frame and the target, beyond the next frame if that is known?"""
+        """Whether there is a keyframe after the last decoded frame (or the next one, if known), up to target."""
         reached = self._shown_until if self._pending is None else self._pending[0]
         entries = self._stream.index_entries
         if len(entries) == 0:
             return bool((target - reached) * self._stream.time_base > BLIND_SEEK_SECONDS)
-        found = entries.search_timestamp(target)
-        return bool(found >= 0 and entries[found].timestamp > reached)
+        position = entries.search_timestamp(target)
+        return bool(position >= 0 and entries[position].timestamp > reached)
 
     def _jump(self, target: int) -> None:
-        """Seek to the keyframe before target; where a container misses, aim earlier and earlier."""
+        """Seek to the keyframe before target; if the container lands after target, aim earlier and earlier."""
         aim, step = target, max(1, round(1 / self._stream.time_base))
         while aim > self.start_ticks:
             if not seek(self._container, self._stream, aim):

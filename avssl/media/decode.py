@@ -1,9 +1,9 @@
-"""Bytes or a path -> frames and waveform at given seconds. The only reader of media.
+"""Bytes or a path -> frames and waveform at given seconds.
 
-Times are seconds from the stream's own first frame or sample. Header numbers are hints: what counts are the decoded
-time stamps. Whatever goes wrong is a MediaError with a typed reason. One FFmpeg thread per call: workers are processes.
-The parts: timeline.py (arithmetic), streams.py (what a stream is), cursor.py (seeking), playing.py (one stream from a
-time on), ffmpeg.py (PyAV).
+Times are seconds from the stream's own first frame or sample. Numbers in headers are only hints: the decoded time
+stamps decide. Every failure is a MediaError with a typed reason. Each call uses one FFmpeg thread, because workers are
+processes. The other files: info.py (facts and arithmetic), streams.py (facts of a stream), cursor.py (seeking),
+readers.py (one stream from a time on), ffmpeg.py (PyAV).
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ from avssl.types import MediaError
 
 
 def probe(source: Source, *, name: str = "") -> MediaInfo:
-    """Look at a file: its header, and one decoded frame and block of samples for what headers get wrong.
+    """The facts of a file: from its header, and from one decoded frame and audio block where headers may be wrong.
 
-    A stream that holds nothing decodable counts as absent. A cover picture is no video.
+    A stream without anything decodable counts as absent. A cover image is no video.
 
     Args:
-        source: path, or the file's bytes; name: what error messages call it, default the path.
+        source: path, or the file's bytes; name: for error messages, default the path.
 
     Raises:
         MediaError: missing_file, empty_file, not_media, truncated (no index), unsupported_codec, decode_error.
@@ -67,7 +67,7 @@ def probe(source: Source, *, name: str = "") -> MediaInfo:
         container_name = container.format.name
     audio_facts = None
     if audio is not None:
-        with opened(source, name) as (container, label):  # anew, rather than trust every container to rewind
+        with opened(source, name) as (container, label):  # opened again, because not every container can rewind
             audio = audio_stream(container)
             first = first_frame(container, require(audio, "no_audio", label), label)
             audio_facts = None if first is None else audio_info(audio, *first)
@@ -78,10 +78,10 @@ def read_video(source: Source, times_seconds: Sequence[float], *, rgb: bool = Tr
     """The frames on screen at the given times.
 
     Args:
-        source: path, or the file's bytes; name: what error messages call it.
-        times_seconds: (T,) in any order, from the stream's first frame. A time shows the latest frame that begins at or
-            before it; before the first frame the first, after the last the last.
-        rgb: False leaves the colors as they are stored, in yuv420p planes.
+        source: path, or the file's bytes; name: for error messages.
+        times_seconds: (T,) in any order, from the stream's first frame. At each time the latest frame is shown that
+            begins at or before it; before the first frame the first one, after the last frame the last one.
+        rgb: False returns the colors as stored, in yuv420p planes.
 
     Returns:
         uint8 (T, 3, H, W) in [0, 255], upright, in channels-last memory; with rgb=False uint8 (T, H * 3 / 2, W):
@@ -89,7 +89,7 @@ def read_video(source: Source, times_seconds: Sequence[float], *, rgb: bool = Tr
 
     Raises:
         MediaError: as `probe`, and no_video.
-        ValueError: no times are given.
+        ValueError: times_seconds is empty.
     """
     if len(times_seconds) == 0:
         raise ValueError("times_seconds is empty; give at least one time")
@@ -103,16 +103,16 @@ def read_video(source: Source, times_seconds: Sequence[float], *, rgb: bool = Tr
 
 
 def read_audio(source: Source, start_seconds: float, num_samples: int, rate_hz: int, *, name: str = "") -> torch.Tensor:
-    """A piece of the waveform, mixed to mono and resampled.
+    """An excerpt of the waveform, mixed to mono and resampled.
 
     Args:
-        source: path, or the file's bytes; name: what error messages call it.
+        source: path, or the file's bytes; name: for error messages.
         start_seconds: from the stream's first sample; may lie outside the stream.
-        num_samples: exactly this many come back; rate_hz: samples a second of the result.
+        num_samples: of the result; rate_hz: samples per second of the result.
 
     Returns:
-        float32 (1, num_samples) in [-1, 1]; zeros outside the stream. Sample k is the sound at start_seconds + k /
-        rate_hz, on the same grid (start rounded to a whole sample) as resampling the whole stream.
+        float32 (1, num_samples) in [-1, 1]; zeros outside the stream. Sample k is at start_seconds + k / rate_hz. The
+        samples lie on the same grid as those of the whole resampled stream (start is rounded to a whole sample).
 
     Raises:
         MediaError: as `probe`, and no_audio.
@@ -124,10 +124,10 @@ def read_audio(source: Source, start_seconds: float, num_samples: int, rate_hz: 
     first_output = round(start_seconds * rate_hz)
     leading = min(num_samples, max(0, -first_output))
     if leading < num_samples:
-        wanted = (source, max(0, first_output), num_samples - leading, rate_hz, name)
-        excerpt = _read_excerpt(*wanted, may_seek=True)
+        arguments = (source, max(0, first_output), num_samples - leading, rate_hz, name)
+        excerpt = _read_excerpt(*arguments, may_seek=True)
         if excerpt is None:
-            excerpt = _read_excerpt(*wanted, may_seek=False)
+            excerpt = _read_excerpt(*arguments, may_seek=False)
         if excerpt is not None:
             output[leading : leading + len(excerpt)] = excerpt
     else:
@@ -137,17 +137,17 @@ def read_audio(source: Source, start_seconds: float, num_samples: int, rate_hz: 
 
 
 def stream_video(source: Source, *, name: str = "") -> Iterator[tuple[float, torch.Tensor]]:
-    """All frames in order, at constant memory: (seconds, uint8 (3, H, W) RGB, upright). Raises as read_video."""
-    for picture in stream_frames(source, name=name):
-        pixels = to_array(picture.frame, rgb=True, turns=0).copy()  # a frame's own may be the decoder's reference
-        yield picture.seconds, torch.from_numpy(pixels).permute(2, 0, 1)
+    """All frames in order, in constant memory: (seconds, uint8 (3, H, W) RGB, upright). Raises as read_video."""
+    for shown in stream_frames(source, name=name):
+        pixels = to_array(shown.frame, rgb=True, turns=0).copy()  # the decoder may still need the frame's memory
+        yield shown.seconds, torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def stream_frames(source: Source, size: tuple[int, int] | None = None, *, name: str = "") -> Iterator[Frame]:
     """All frames in order as PyAV frames, upright; for transcoding.
 
-    size: (width, height) of the upright picture to scale to, in yuv420p, BT.601, limited range; None leaves the frame
-    as stored but upright. Raises as read_video.
+    size: (width, height) of the upright frame to scale to, in yuv420p, BT.601, limited range; None leaves the frame as
+    stored but upright. Raises as read_video.
     """
     with opened(source, name) as (container, label):
         stream = require(video_stream(container), "no_video", label)
@@ -165,9 +165,9 @@ def stream_frames(source: Source, size: tuple[int, int] | None = None, *, name: 
 
 
 def stream_audio(source: Source, rate_hz: int | None = None, *, name: str = "") -> Iterator[tuple[float, torch.Tensor]]:
-    """The whole waveform in blocks, mono, at constant memory: (seconds, float32 (1, samples) in [-1, 1]).
+    """The whole waveform in blocks, mono, in constant memory: (seconds, float32 (1, samples) in [-1, 1]).
 
-    Blocks follow each other without a gap; pauses in the stream come as zeros. rate_hz: None keeps the stream's rate.
+    Blocks follow each other without gaps; pauses in the stream are zeros. rate_hz: None keeps the stream's rate.
     Raises as read_audio.
     """
     with opened(source, name) as (container, label):
@@ -185,7 +185,7 @@ def stream_audio(source: Source, rate_hz: int | None = None, *, name: str = "") 
             yield num_samples / resample.rate_hz, torch.from_numpy(ready)[None]
 
 
-# --- pieces of streams ---------------------------------------------------------------------------------------------
+# --- parts of streams ----------------------------------------------------------------------------------------------
 
 
 def _read_frames(
@@ -217,24 +217,24 @@ def _read_frames(
             if images is None:
                 images = np.empty((len(targets), *image.shape), np.uint8)
             if images.shape[1:] != image.shape:
-                raise MediaError("decode_error", f"{label}: the size of its pictures changes on the way")
+                raise MediaError("decode_error", f"{label}: the size of its frames changes in the middle")
             images[position] = image
-    assert images is not None  # there are times
+    assert images is not None  # times_seconds is not empty
     return images
 
 
 def _orientation(source: Source, label: str, stream: Any, frame: Any) -> Orientation:
-    """Of a stream of an mp4, by a frame that need not be its first one.
+    """The orientation of a stream of an mp4, from a frame that need not be the first one.
 
-    What the container says comes with every frame, what the stream itself says with some. Where neither says anything
-    nothing has to be decoded.
+    The container's orientation is attached to every frame, that of the stream itself only to some. If neither states
+    one, the first frame need not be decoded.
     """
-    found = orientation_of(frame)
-    if found == UPRIGHT and not says_orientation(first_packet(source, stream), stream.codec_context):
-        return found
+    result = orientation_of(frame)
+    if result == UPRIGHT and not says_orientation(first_packet(source, stream), stream.codec_context):
+        return result
     with opened(source, label) as (container, _):
         first = first_frame(container, require(video_stream(container), "no_video", label), label)
-        return found if first is None else orientation_of(first[1])
+        return result if first is None else orientation_of(first[1])
 
 
 def _read_excerpt(
@@ -242,7 +242,7 @@ def _read_excerpt(
 ) -> AudioBlock | None:
     """At most num_samples of the resampled stream from sample first_output >= 0; fewer where the stream ends.
 
-    None if it jumped and came out wrong, or could not.
+    None if a seek failed or led to a wrong position.
     """
     with opened(source, name) as (container, label):
         stream = require(audio_stream(container), "no_audio", label)

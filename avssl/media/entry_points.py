@@ -1,8 +1,8 @@
-"""Where decoding may begin after a jump, so that what is shown is what decoding from the beginning shows.
+"""Packets at which decoding may begin after a seek, so that the frames are those of decoding from the beginning.
 
-What containers call a keyframe need not be one: encoders for live pictures refresh them strip by strip (periodic intra
-refresh) and mark where such a round begins, and a decoder that begins there shows halves, or other pictures altogether.
-Works on PyAV's objects without importing PyAV; see cursor.py.
+What a container marks as a keyframe need not be one: encoders of live video refresh frames strip by strip (periodic
+intra refresh) and mark where such a round begins. A decoder that begins there shows half frames or wrong ones. This
+file works on PyAV's objects without importing PyAV; see cursor.py.
 """
 
 from __future__ import annotations
@@ -10,21 +10,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from avssl.media.packets import FORMATS_OF_PARCELS, without_doubtful_stamps
+from avssl.media.packets import FORMATS_OF_PES_PACKETS, without_doubtful_stamps
 
 H264_SLICE, H264_IDR, H264_SEI = 1, 5, 6
 H264_PARTITION = 2
 RECOVERY_POINT, DISPLAY_ORIENTATION = 6, 47
 HEVC_SEI = 39
-HEVC_PICTURES, HEVC_ENTRIES = range(32), range(16, 22)  # IDR, CRA, BLA; the decoder drops what belongs before a CRA
+HEVC_PICTURES, HEVC_ENTRIES = (
+    range(32),
+    range(16, 22),
+)  # IDR, CRA, BLA; the decoder drops what precedes a CRA
 INTRA_SLICES = (2, 4, 7, 9)
-LOOKED_AT_BYTES = 64  # of a slice's header; its first two numbers are wanted
+SLICE_HEADER_BYTES = 64  # enough for the first two numbers of a slice header
 
 
 class EntryContainer:
-    """A PyAV container whose `demux`, after a jump, begins with a packet of `stream` where decoding may begin.
+    """A PyAV container whose `demux`, after a seek, begins with a packet of `stream` at which decoding may begin.
 
-    It gives none at all where there is none up to the time that was jumped to. Everything else is the container's.
+    If there is no such packet up to the time of the seek, `demux` gives no packets. All else is the container's.
     """
 
     def __init__(self, container: Any, stream: Any) -> None:
@@ -37,17 +40,17 @@ class EntryContainer:
         return getattr(self._container, name)
 
     def seek(self, ticks: int, *, stream: Any) -> None:
-        """As PyAV's."""
+        """Seek as PyAV's container does, and remember the time."""
         self._container.seek(ticks, stream=stream)
         self._aim = ticks
 
     def demux(self, streams: Any) -> Iterator[Any]:
-        """The packets of one stream, or of several."""
+        """The packets of one stream or several; after a seek from an entry point on."""
         packets: Iterator[Any] = self._container.demux(streams)
         aim, self._aim = self._aim, None
         if aim is None:
             return packets
-        if self._container.format.name in FORMATS_OF_PARCELS:
+        if self._container.format.name in FORMATS_OF_PES_PACKETS:
             packets = without_doubtful_stamps(packets, self._stream, begins=False)
         return self._from_entry(packets, aim)
 
@@ -66,7 +69,7 @@ class EntryContainer:
             packets.close()
 
     def _is_entry(self, packet: Any) -> bool:
-        """Has it a time, and does all that follows it need nothing from before it?"""
+        """Whether the packet has a time stamp and no later packet needs earlier ones."""
         if not packet.size or packet.pts is None:
             return False
         if self._codec not in ("h264", "hevc"):
@@ -76,13 +79,13 @@ class EntryContainer:
 
 
 def _length_bytes(codec: str, extradata: bytes) -> int:
-    """How many bytes stand before each unit and say how long it is; 0: units begin with 0 0 1."""
+    """The number of bytes before each NAL unit that state its length; 0 if units begin with 0 0 1."""
     at = {"h264": 4, "hevc": 21}.get(codec, len(extradata))
     return (extradata[at] & 3) + 1 if len(extradata) > at and extradata[0] == 1 else 0
 
 
 def units(data: Any, length_bytes: int) -> Iterator[Any]:
-    """The units of h264 or hevc in a packet, as memoryviews. Some files have no lengths though their header says so."""
+    """The NAL units of an h264 or hevc packet, as memoryviews. Some files lack lengths that their header announces."""
     if length_bytes and bytes(data[:4]) != b"\0\0\0\1":
         at = 0
         while at + length_bytes < len(data):
@@ -99,26 +102,26 @@ def units(data: Any, length_bytes: int) -> Iterator[Any]:
         at = following
 
 
-def h264_begins(found: Iterator[Any]) -> bool:
-    """Do the units of a picture begin a stream: is it an IDR picture, or whole at a recovery point that is exact?"""
-    is_whole = False
-    for unit in found:
+def h264_begins(nal_units: Iterator[Any]) -> bool:
+    """Whether decoding may begin with these units: an IDR frame, or an intra frame at an exact recovery point."""
+    is_exact = False
+    for unit in nal_units:
         kind = unit[0] & 31 if len(unit) else 0
         if kind == H264_IDR:
             return True
         if kind == H264_SEI:
-            is_whole |= any(_is_exact(content) for name, content in messages(unit[1:]) if name == RECOVERY_POINT)
+            is_exact |= any(_is_exact(content) for name, content in messages(unit[1:]) if name == RECOVERY_POINT)
         elif kind in (H264_SLICE, H264_PARTITION):
-            if not is_whole:
+            if not is_exact:
                 return False
-            header = Bits(unescaped(unit[1:LOOKED_AT_BYTES]))
-            header.number()  # where in the picture it begins
+            header = Bits(unescaped(unit[1:SLICE_HEADER_BYTES]))
+            header.number()  # the position of the slice in the frame
             return header.number() in INTRA_SLICES
     return False
 
 
 def says_orientation(packet: bytes, context: Any) -> bool:
-    """Does the first picture of a stream of h264 or hevc itself tell how it is to be turned?"""
+    """Whether the first frame of an h264 or hevc stream states its own orientation (a display orientation message)."""
     header = {"h264": 1, "hevc": 2}.get(context.name)
     if header is None:
         return False
@@ -133,14 +136,14 @@ def says_orientation(packet: bytes, context: Any) -> bool:
     return False
 
 
-def hevc_begins(found: Iterator[Any]) -> bool:
-    """Do the units of a picture begin a stream?"""
-    kinds = (unit[0] >> 1 & 63 for unit in found if len(unit))
+def hevc_begins(nal_units: Iterator[Any]) -> bool:
+    """Whether decoding may begin with these units."""
+    kinds = (unit[0] >> 1 & 63 for unit in nal_units if len(unit))
     return next((kind in HEVC_ENTRIES for kind in kinds if kind in HEVC_PICTURES), False)
 
 
 def messages(payload: Any) -> Iterator[tuple[int, bytes]]:
-    """(kind, content) of the messages in a unit of supplemental enhancement information, its header left out."""
+    """(kind, content) of the messages in a unit of supplemental enhancement information (SEI), without its header."""
     data, at = unescaped(payload), 0
     while at + 2 <= len(data) and data[at:] != b"\x80":
         head = [0, 0]  # kind, length
@@ -155,18 +158,18 @@ def messages(payload: Any) -> Iterator[tuple[int, bytes]]:
 
 
 def _is_exact(content: bytes) -> bool:
-    """Does a recovery point say that the picture itself, and all shown later, are as if decoded from the beginning?"""
+    """Whether, by a recovery point, this frame and all later ones are as if decoded from the beginning."""
     bits = Bits(content)
-    return bits.number() == 0 and bits.take(1) == 1 and bits.take(1) == 0  # pictures to wait; exact match; broken link
+    return bits.number() == 0 and bits.take(1) == 1 and bits.take(1) == 0  # frame count; exact match; broken link
 
 
 def unescaped(data: Any) -> bytes:
-    """Without the bytes that keep 0 0 1 from appearing inside a unit."""
+    """The data of a unit without the emulation prevention bytes, which keep 0 0 1 from appearing inside it."""
     return bytes(data).replace(b"\0\0\3", b"\0\0")
 
 
 class Bits:
-    """Bits in a row; zeros past the end."""
+    """A reader of bits; past the end it reads zeros."""
 
     def __init__(self, data: bytes) -> None:
         self._bits, self._left = int.from_bytes(data, "big"), 8 * len(data)

@@ -1,8 +1,8 @@
-"""FFmpeg through PyAV: opening files, packets to frames. The lower half of decode.py, for it alone.
+"""FFmpeg through PyAV: opening files, and packets to frames. Only the files of this folder use it for decoding.
 
-FFmpeg's log stays off (routing it through Python can dead-lock), and only local files of known formats are opened, so
-that a play list renamed to .mp4 can make nobody fetch anything. What is decided about damaged and cut files stands in
-packets.py and wholeness.py; frames become arrays in frames.py.
+FFmpeg's log is off, because routing it through Python can dead-lock. Only local files of known formats are opened, so
+that a play list renamed to .mp4 cannot fetch anything. Damaged and cut files are judged in packets.py and
+truncation.py; frames become arrays in frames.py.
 """
 
 from __future__ import annotations
@@ -34,16 +34,17 @@ FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpegtsraw,mpeg,mpegvideo,m4v,flv,asf,rm,mxf,nut,gif,ivf,"
     "h264,hevc,obu,ogg,wav,w64,aiff,au,caf,flac,mp3,aac,ac3,eac3,dts,amr,amrnb,amrwb,ape,wv,tta,mpc,mpc8,dv,gxf,wtv,vob"
 )
-# Where the header gives the first frame's time exactly; elsewhere it is decoded to know it. (Not audio in mp4: without
-# an edit list the decoder swallows AAC's first packet, and the stream begins 1,024 samples later than the header says.)
+# For these the header gives the first frame's time exactly; for others a frame is decoded. (Audio in mp4 is not one of
+# them: without an edit list the decoder drops AAC's first packet, and the stream begins 1,024 samples later than
+# stated.)
 EXACT_STARTS = (("mov,mp4,m4a,3gp,3g2,mj2", "video"), ("flac", "audio"), ("wav", "audio"))
 
-# Opening with these looks at one packet and decodes none. Decoders that are used afterwards have options of their own.
+# With these, opening reads one packet and decodes none. Decoders that are used afterwards have their own options.
 UNDECODED = {"probesize": "32", "skip_frame": "all"}
-# What FFmpeg says of an Ogg file made of several that differ.
+# FFmpeg's errors for an Ogg file that consists of several different ones.
 OTHER_LINK_ERRORS = (errno.EINVAL, int.from_bytes(b"PAWE", "little"))
-CHAINED = "several Ogg files in a row, of which one layout is read: cut it where they meet"
-LEAST_PROMISE_SECONDS = 0.1  # tracks without anything in them may claim a packet or two
+CHAINED = "several Ogg files in a row, of which only one layout can be read: cut the file where they meet"
+LEAST_PROMISE_SECONDS = 0.1  # empty tracks may claim the length of one or two packets
 SPOKEN_EXTRAS = (
     Disposition.comment
     | Disposition.visual_impaired
@@ -60,13 +61,14 @@ av.logging.set_level(None)
 
 @contextmanager
 def opened(source: Source, name: str, *, in_order: bool = False) -> Iterator[tuple[Any, str]]:
-    """The open container and the name for messages; closes it, and turns FFmpeg's errors into MediaErrors.
+    """The open container and its name for messages; closes it, and turns FFmpeg's errors into MediaErrors.
 
-    in_order: the caller knows that it is an mp4 whose frames are shown as they are stored (holds_frames_in_order). Then
-    opening decodes nothing: FFmpeg decodes frames to learn how many a decoder holds back, and their pixel format.
+    in_order: it is an mp4 whose frames are shown in the order in which they are stored (holds_frames_in_order). Then
+    opening decodes nothing. Otherwise FFmpeg decodes frames to find how many a decoder holds back, and their pixel
+    format.
     """
     label = name or ("<bytes>" if isinstance(source, bytes) else os.fspath(source))
-    label = os.fsencode(label).decode(errors="backslashreplace")  # names of files may be no Unicode
+    label = os.fsencode(label).decode(errors="backslashreplace")  # file names need not be Unicode
     with translated(label), ExitStack() as stack:
         head, patches, says_length = _checked_head(source, label)
         try:
@@ -92,14 +94,14 @@ def opened(source: Source, name: str, *, in_order: bool = False) -> Iterator[tup
 
 
 def holds_frames_in_order(source: Source) -> bool:
-    """Is this, in memory, an mp4 whose frames are shown in the order in which they are stored? So shards hold them."""
+    """Whether this is an mp4 in memory whose frames are shown in the order in which they are stored, as in shards."""
     return isinstance(source, bytes) and is_mp4_in_order(Content(io.BytesIO(source), len(source)))
 
 
 def seek(container: Any, stream: Any, ticks: int) -> bool:
-    """Jump to before that time. False if it cannot be done: then the container stands anywhere, open it anew.
+    """Seek to before that time. False if this fails: the position is then undefined, so open the container again.
 
-    FFmpeg finds a place in FLAC by the beginnings of blocks, and gives up where few of them are left before the end.
+    FFmpeg finds a position in FLAC by the beginnings of blocks, and fails if few of them are left before the end.
     """
     try:
         container.seek(ticks, stream=stream)
@@ -112,7 +114,7 @@ def seek(container: Any, stream: Any, ticks: int) -> bool:
 
 @contextmanager
 def translated(label: str) -> Iterator[None]:
-    """FFmpeg's errors inside it become MediaErrors, and so does a lack of memory."""
+    """A context in which FFmpeg's errors, and a lack of memory, become MediaErrors."""
     try:
         yield
     except MemoryError as error:
@@ -122,9 +124,9 @@ def translated(label: str) -> Iterator[None]:
 
 
 def _checked_head(source: Source, label: str) -> tuple[bytes, Patches, bool]:
-    """The first bytes, lengths to fill in, and whether an mp3 counts its frames.
+    """(first bytes, lengths to fill in, whether an mp3 states its number of frames).
 
-    MediaError if there are none, or if much of the end is missing.
+    Raises MediaError if the file is empty or much of its end is missing.
     """
     if isinstance(source, bytes):
         content = Content(io.BytesIO(source), len(source))
@@ -132,7 +134,7 @@ def _checked_head(source: Source, label: str) -> tuple[bytes, Patches, bool]:
     else:
         path = Path(source)
         try:
-            if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for somebody to write into it
+            if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for a writer
                 raise MediaError("missing_file", f"{label}: is no regular file")
             with path.open("rb") as file:
                 content = Content(file, os.fstat(file.fileno()).st_size)
@@ -147,19 +149,19 @@ def _checked_head(source: Source, label: str) -> tuple[bytes, Patches, bool]:
 
 
 def video_stream(container: Any) -> Any | None:
-    """The default video stream that is not a cover picture, the first of several."""
+    """The default video stream that is no cover image; the first one of several."""
     covers = Disposition.attached_pic | Disposition.timed_thumbnails
-    films = [stream for stream in container.streams.video if not stream.disposition & covers]
-    return preferred(films, Disposition.default, Disposition.dependent)
+    streams = [stream for stream in container.streams.video if not stream.disposition & covers]
+    return preferred(streams, Disposition.default, Disposition.dependent)
 
 
 def audio_stream(container: Any) -> Any | None:
-    """The default audio stream, the first of several; comments and descriptions only where there is nothing else."""
+    """The default audio stream, the first one of several; comments and descriptions only if there is nothing else."""
     return preferred(container.streams.audio, Disposition.default, SPOKEN_EXTRAS)
 
 
 def require(stream: Any | None, reason: FailureReason, label: str) -> Any:
-    """The stream, if it is there and can be decoded; MediaError(reason) or unsupported_codec if not."""
+    """The stream. Raises MediaError(reason) if it is None, and unsupported_codec if it cannot be decoded."""
     if stream is None:
         raise MediaError(reason, f"{label}: has no {'video' if reason == 'no_video' else 'audio'} stream")
     if stream.codec_context is None:
@@ -171,11 +173,11 @@ def require(stream: Any | None, reason: FailureReason, label: str) -> Any:
 
 
 def frames_from_here(container: Any, stream: Any, label: str, passing: Any = None) -> Iterator[tuple[int, Any]]:
-    """(time stamp in ticks, frame) from where the container stands to its end, the decoder flushed.
+    """(time stamp in ticks, frame) from the current position of the container to its end, with the decoder flushed.
 
-    Frames are PyAV's of a video stream, Sounds of an audio stream. Damaged packets are left out while they are few
-    (packets.py says how few); breaks of the clock are mended in formats that are known for them. passing: which packets
-    of sound are counted (streams.Passed) rather than decoded (sound.Passing).
+    Frames of a video stream are PyAV's, those of an audio stream are AudioFrames. Damaged packets are left out if they
+    are few (see packets.py); breaks of the clock are repaired in formats that are known for them. passing
+    (gapless_audio.Passing): decides which audio packets are counted (info.Passed) instead of decoded.
     """
     if not stream.codec_context.is_open:
         stream.codec_context.thread_count = 1
@@ -204,7 +206,7 @@ def frames_from_here(container: Any, stream: Any, label: str, passing: Any = Non
                     ticks = clock.stamp(frame)
                 else:
                     ticks = frame.pts if frame.pts is not None else frame.dts
-                if ticks is None:  # as in bare h264: they follow each other
+                if ticks is None:  # as in bare h264: frames follow each other
                     ticks = (stream.start_time or 0) if last is None else last + length
                 if last is not None and not -max_back <= ticks - last <= max_gap:
                     by = (ticks - last) * float(stream.time_base)
@@ -212,12 +214,12 @@ def frames_from_here(container: Any, stream: Any, label: str, passing: Any = Non
                 last, length = ticks, frame.duration or length or _nominal_ticks(stream)
                 yield ticks, frame if stream.type == "video" else audio_frame_of(frame, stream)
     finally:
-        demuxed.close()  # PyAV 18.1 loses memory of a demuxer that is merely dropped
+        demuxed.close()  # PyAV 18.1 leaks the memory of a demuxer that is not closed
     refused.ended()
 
 
 def _decoded(packet: Any, refused: Refused) -> list[Any]:
-    """The frames that a packet completes; none, and counted, if the decoder refuses it."""
+    """The frames that a packet completes; none if the decoder refuses it, which is counted."""
     try:
         frames: list[Any] = packet.decode()
     except av.FFmpegError as error:
@@ -231,10 +233,10 @@ def _decoded(packet: Any, refused: Refused) -> list[Any]:
 
 
 def _together(container: Any, stream: Any) -> Any:
-    """The streams whose packets have to be looked at to read one of them."""
+    """The streams whose packets must be read to read `stream`."""
     if container.format.name not in FORMATS_WITH_BREAKS:
         return stream
-    return [one for one in (video_stream(container), audio_stream(container)) if one is not None]
+    return [each for each in (video_stream(container), audio_stream(container)) if each is not None]
 
 
 def _of_stream(demuxed: Iterator[Any], container: Any, stream: Any, label: str) -> Iterator[Any]:
@@ -246,20 +248,20 @@ def _of_stream(demuxed: Iterator[Any], container: Any, stream: Any, label: str) 
         yield from trusted(on_one_clock(demuxed, stream), stream)
     except av.FFmpegError as error:
         if container.format.name == "ogg" and error.errno in OTHER_LINK_ERRORS:
-            message = f"{label}: its {stream.type} goes on with other channels or another codec ({CHAINED})"
+            message = f"{label}: its {stream.type} continues with other channels or another codec ({CHAINED})"
             raise MediaError("decode_error", message) from error
         raise
 
 
 def _nominal_ticks(stream: Any) -> int:
-    """How long a frame is, where only the frame rate tells."""
+    """The length of a frame in ticks by the frame rate; 1 if there is none."""
     return round(1 / (stream.average_rate * stream.time_base)) if stream.type == "video" and stream.average_rate else 1
 
 
 def first_frame(container: Any, stream: Any, label: str) -> tuple[int, Any] | None:
-    """(time stamp in ticks, frame) of the first one, None if there is none.
+    """(time stamp in ticks, frame) of the first frame; None if there is none.
 
-    MediaError("truncated") if the header says that there are some.
+    MediaError("truncated") if the header promises some.
     """
     first = next(frames_from_here(container, stream, label), None)
     if first is None:
@@ -268,7 +270,7 @@ def first_frame(container: Any, stream: Any, label: str) -> tuple[int, Any] | No
 
 
 def check_empty(stream: Any, label: str) -> None:
-    """MediaError("truncated") if a stream of which nothing can be decoded should last some time by its header."""
+    """MediaError("truncated") for a stream without a decodable frame whose header states a length."""
     promised = float(stream.duration * stream.time_base) if stream.duration else 0.0
     if promised > LEAST_PROMISE_SECONDS:
         raise MediaError(
@@ -277,7 +279,7 @@ def check_empty(stream: Any, label: str) -> None:
 
 
 def first_packet(source: Source, stream: Any) -> bytes:
-    """The first one that the index of a file speaks of, as it is stored there."""
+    """The bytes of the first packet in the index of the stream."""
     entry = stream.index_entries[0]
     if isinstance(source, bytes):
         return source[entry.pos : entry.pos + entry.size]
@@ -287,10 +289,10 @@ def first_packet(source: Source, stream: Any) -> bytes:
 
 
 def exact_start(container: Any, stream: Any) -> int | None:
-    """The first frame's stamp where the header can be trusted with it, else None."""
+    """The first frame's time stamp if the header is reliable, else None."""
     if (container.format.name, stream.type) not in EXACT_STARTS or stream.start_time is None:
         return None
     entries = stream.index_entries
     if stream.type == "video" and (not len(entries) or not entries[0].is_keyframe):
-        return None  # cut without care: what lies before the first keyframe cannot be decoded
+        return None  # cut carelessly: what precedes the first keyframe cannot be decoded
     return int(stream.start_time)

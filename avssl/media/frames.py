@@ -1,6 +1,6 @@
-"""Decoded frames to arrays: upright, without fields, in known colors; sound with its channels named, at a wanted rate.
+"""Decoded frames to arrays: video upright, deinterlaced and in known colors; audio with named channels, resampled.
 
-Beside ffmpeg.py the only file that reads with PyAV; for decode.py and playing.py alone.
+Apart from ffmpeg.py this is the only file of this folder that imports PyAV.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 from avssl.media.info import AudioBlock, AudioFrame
 
 LEAST_INTERLACED_HEIGHT = 4
-# Where FFmpeg makes RGB of each square of 2 x 2 pixels by itself, so that a part is the same bits as in the whole.
-CUT_BEFORE_RGB = ("yuv420p", "yuvj420p")
 TURNING: tuple[list[tuple[str, str]], ...] = (
     [],
     [("transpose", "clock")],
@@ -45,14 +43,14 @@ NATIVE_LAYOUTS = {
     16: "hexadecagonal",
 }
 
-# --- pictures ------------------------------------------------------------------------------------------------------
+# --- video ---------------------------------------------------------------------------------------------------------
 
 
 def to_array(frame: Any, rgb: bool, turns: int, is_mirrored: bool = False) -> NDArray[np.uint8]:
-    """(H, W, 3) RGB or (H * 3 / 2, W) yuv420p, mirrored left to right if asked for, then turned clockwise by turns * 90
-    degrees. It may be the frame's memory.
+    """uint8 (H, W, 3) RGB or (H * 3 / 2, W) yuv420p of a frame, made upright.
 
-    Rows may lie apart. Of yuv420p an odd H or W is scaled to one less.
+    It is first mirrored left to right if is_mirrored, then turned clockwise by turns * 90 degrees. The result may share
+    the frame's memory, and its rows may have gaps between them. For yuv420p an odd H or W is scaled to one less.
     """
     height = frame.height
     frame = progressive(frame)
@@ -66,7 +64,7 @@ def to_array(frame: Any, rgb: bool, turns: int, is_mirrored: bool = False) -> ND
 
 
 def _rgb_pixels(frame: Any) -> NDArray[np.uint8]:
-    """(H, W, 3) of a frame in rgb24, where it lies: its rows may be longer than they need to be."""
+    """(H, W, 3) of a frame in rgb24, in its own memory, whose rows may be padded."""
     plane = frame.planes[0]
     if plane.line_size < 3 * frame.width:  # stored from bottom to top
         return frame.to_ndarray()  # type: ignore[no-any-return]
@@ -74,40 +72,8 @@ def _rgb_pixels(frame: Any) -> NDArray[np.uint8]:
     return rows[:, : 3 * frame.width].reshape(frame.height, frame.width, 3)
 
 
-class Cutter:
-    """A part of each frame of a stream in RGB: what lies around it is not converted where that makes no difference."""
-
-    def __init__(self) -> None:
-        self._graph: Any = None
-        self._made_for: tuple[Any, ...] = ()
-        self._reformatter = VideoReformatter()  # as in Upright
-
-    def __call__(
-        self, frame: Any, turns: int, box: tuple[int, int, int, int], is_mirrored: bool = False
-    ) -> NDArray[np.uint8]:
-        """uint8 (height, width, 3): box is (top, left, height, width) of the upright frame, inside it.
-
-        In memory of its own; rows may lie apart.
-        """
-        top, left, height, width = box
-        size = frame.width, frame.height
-        is_stored_so = not turns and not is_mirrored and not frame.interlaced_frame
-        if not is_stored_so or frame.format.name not in CUT_BEFORE_RGB or size[0] % 2 or size[1] % 2:
-            whole = to_array(frame, rgb=True, turns=turns, is_mirrored=is_mirrored)
-            return whole[top : top + height, left : left + width].copy()  # it may be the decoder's memory
-        above, before = top % 2, left % 2
-        wide, tall = before + width + (before + width) % 2, above + height + (above + height) % 2
-        part = f"{wide}:{tall}:{left - before}:{top - above}:exact=1"
-        if self._made_for != (*size, frame.format.name, part):
-            self._graph = _graph(frame, [("crop", part)])
-            self._made_for = (*size, frame.format.name, part)
-        self._graph.push(frame)
-        pixels = _rgb_pixels(self._reformatter.reformat(self._graph.pull(), format="rgb24", threads=1))
-        return pixels[above : above + height, before : before + width]
-
-
 def progressive(frame: Any) -> Any:
-    """The frame, or of an interlaced one its first field: half its height, all of it from the frame's own instant."""
+    """The frame; for an interlaced one its first field, which has half the height and is from one instant."""
     if not frame.interlaced_frame or frame.height < LEAST_INTERLACED_HEIGHT:
         return frame
     graph = _graph(frame, [("separatefields", "")])
@@ -116,22 +82,22 @@ def progressive(frame: Any) -> Any:
 
 
 def _scaled_back(frame: Any, height: int) -> Any:
-    """A field at the height of its frame."""
+    """A field scaled to the height of its frame."""
     return frame if frame.height == height else frame.reformat(height=height, interpolation="BILINEAR", threads=1)
 
 
 class Upright:
-    """Scales a stream's frames, mirrors them left to right if asked for, and turns them clockwise by turns * 90
-    degrees, without leaving YUV.
+    """Makes the frames of a stream upright in YUV: scales, mirrors left to right if is_mirrored, and turns clockwise by
+    turns * 90 degrees.
 
-    size: (width, height) after turning; None leaves size and pixel format alone.
+    size: (width, height) after turning; None leaves size and pixel format as they are.
     """
 
     def __init__(self, turns: int, size: tuple[int, int] | None, is_mirrored: bool = False) -> None:
         self._steps = [("hflip", "")] * is_mirrored + TURNING[turns]
         self._size = size if size is None or turns % 2 == 0 else (size[1], size[0])
         self._graph: Any = None
-        self._reformatter = VideoReformatter()  # one for all: a frame's own would be set up anew for each frame
+        self._reformatter = VideoReformatter()  # one for all frames: frame.reformat would set up a new one each time
 
     def __call__(self, frame: Any) -> Any:
         height = frame.height
@@ -145,7 +111,7 @@ class Upright:
         return self._graph.pull()
 
     def _scaled(self, frame: Any, width: int, height: int) -> Any:
-        """yuv420p, BT.601, limited range: one meaning of colors for every shard, whatever the source."""
+        """The frame in yuv420p, BT.601, limited range, so that colors mean the same in all shards."""
         return self._reformatter.reformat(
             frame,
             width,
@@ -159,7 +125,7 @@ class Upright:
 
 
 def _graph(frame: Any, steps: list[tuple[str, str]]) -> Graph:
-    """Filters, one after the other, for frames like this one."""
+    """A graph of filters in a row, for frames of the size and format of this one."""
     graph = Graph()
     source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
     nodes = [graph.add(name, arguments) for name, arguments in steps]
@@ -167,14 +133,14 @@ def _graph(frame: Any, steps: list[tuple[str, str]]) -> Graph:
     return graph
 
 
-# --- sound ---------------------------------------------------------------------------------------------------------
+# --- audio ---------------------------------------------------------------------------------------------------------
 
 
 def use_native_layout(stream: Any) -> None:
-    """Tell the decoder to speak of a usual order of channels where the file has one of its own.
+    """Give the decoder a standard order of channels if the file has a custom one.
 
-    PyAV 18.1 frees such an order twice, once for each frame, which ends the process. The true names stay in the
-    stream's metadata, for sound_of.
+    PyAV 18.1 frees a custom order twice for each frame, which crashes the process. The true channel names stay in the
+    stream's metadata, for audio_frame_of.
     """
     context = stream.codec_context
     layout = context.layout
@@ -185,23 +151,23 @@ def use_native_layout(stream: Any) -> None:
 
 
 def audio_frame_of(frame: Any, stream: Any) -> AudioFrame:
-    """The samples of a decoded block."""
+    """The samples of a decoded audio block."""
     rate, layout = frame.sample_rate, frame.layout
-    if layout.nb_channels == 1 and (kind := NUMPY_KINDS.get(frame.format.name)):  # without PyAV's copy
+    if layout.nb_channels == 1 and (kind := NUMPY_KINDS.get(frame.format.name)):  # avoids PyAV's copy
         return AudioFrame(rate, MONO, np.frombuffer(frame.planes[0], kind, frame.samples)[None], True)
     names = stream.metadata.get(CHANNELS_KEY, "").split()
     if len(names) != layout.nb_channels:
         names = [channel.name for channel in layout.channels]
     is_planar = frame.format.is_planar
     if frame.format.name in UNKNOWN_TO_NUMPY or (is_planar and layout.nb_channels >= UNSAFE_PLANES):
-        # PyAV 18.1 looks for the end of the list of planes, runs past eight of them, and crashes: one plane for all.
-        wanted = UNKNOWN_TO_NUMPY.get(frame.format.name, frame.format.packed)
-        frame, is_planar = AudioResampler(format=wanted, layout=layout, rate=rate).resample(frame)[0], False
+        # PyAV 18.1 searches the end of the list of planes, runs past eight of them and crashes: so use a single plane.
+        packed = UNKNOWN_TO_NUMPY.get(frame.format.name, frame.format.packed)
+        frame, is_planar = AudioResampler(format=packed, layout=layout, rate=rate).resample(frame)[0], False
     return AudioFrame(rate, tuple(names), frame.to_ndarray(), is_planar)
 
 
 class Resampler:
-    """Mono float32 blocks from one rate to another; None flushes. Equal rates pass through."""
+    """Resamples mono float32 blocks; None flushes. With equal rates blocks are only clipped to [-1, 1]."""
 
     def __init__(self, source_rate_hz: int, rate_hz: int) -> None:
         self.source_rate_hz, self.rate_hz = source_rate_hz, rate_hz
@@ -214,5 +180,5 @@ class Resampler:
         if block is not None:
             frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(block)[None], format="flt", layout="mono")
             frame.sample_rate = self.source_rate_hz
-        ready = [np.clip(piece.to_ndarray()[0], -1, 1) for piece in self._inner.resample(frame) if piece is not None]
+        ready = [np.clip(output.to_ndarray()[0], -1, 1) for output in self._inner.resample(frame) if output is not None]
         return np.concatenate(ready) if ready else np.empty(0, np.float32)

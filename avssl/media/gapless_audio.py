@@ -1,8 +1,8 @@
-"""One audio stream as gapless mono blocks from a given sample on: what decoding from the beginning gives there.
+"""One audio stream as gapless mono blocks from a given sample on, the same as decoding from the beginning gives.
 
-Positions are counts of samples. After a jump only a stamp could tell them, so a jump is made only where the file
-proves that stamp and count agree; elsewhere all packets are read, and those that lie long enough before the wanted
-sample are counted instead of decoded. Works on PyAV's objects without importing PyAV; see decode.py and playing.py.
+Positions are counts of samples. After a seek only a time stamp tells the position, so seeking is done only where the
+file proves that stamp and count agree. Elsewhere all packets are read, and those long enough before the requested
+sample are counted instead of decoded. Works on PyAV's objects without importing PyAV; see decode.py and readers.py.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ Blocks = Iterator[tuple[int, int, AudioBlock]]
 
 
 class Preroll(NamedTuple):
-    """How much is decoded before a sample counts: so many of a codec's frames of so many samples."""
+    """How much is decoded before the first sample that is used: a number of codec frames of frame_samples each."""
 
     frames: int
     frame_samples: int
 
     @property
     def samples(self) -> int:
-        """In all."""
+        """The number of samples of all these frames."""
         return self.frames * self.frame_samples
 
 
-# After a fresh start the decoder gives what it gives on the way, after so many frames: benchmarks/audio_preroll.py,
-# docs/format.md. Each packet of these holds as many samples as it lasts. Of other codecs (predictors that never forget,
-# packets that share frames, noise of the decoder's own as in AC-3) all is decoded from the beginning.
+# After so many frames a restarted decoder gives the same samples as an uninterrupted one: benchmarks/audio_preroll.py,
+# docs/format.md. For these codecs a packet holds as many samples as its duration says. Other codecs (predictors that
+# never forget, packets that share frames, decoder noise as in AC-3) are decoded from the beginning.
 PREROLL = {
     "mp1": Preroll(2, 384),
     "mp2": Preroll(2, 1152),
@@ -55,15 +55,15 @@ MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
 
 
 def preroll_of(codec: str) -> Preroll | None:
-    """Of a codec by FFmpeg's name; None: it has to be decoded from the beginning."""
+    """The preroll of a codec by FFmpeg's name; None if it must be decoded from the beginning."""
     return NO_PREROLL if PCM.match(codec) else PREROLL.get(codec)
 
 
 class Passing:
-    """Tells which packets need not be decoded to hear a stream from its sample `first` on.
+    """Decides which packets need not be decoded to read a stream from its sample `first` on.
 
-    How many samples a packet holds is learned from packets that were decoded: those of one stated duration must agree.
-    position: of the next sample, None while it is unknown; whoever counts samples sets it.
+    The number of samples of a packet is learned from decoded packets: those of the same stated duration must agree.
+    position: of the next sample, None while it is unknown; set by the caller, who counts samples.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -72,11 +72,11 @@ class Passing:
         self._context = stream.codec_context
         self._preroll = preroll_of(self._context.codec.canonical_name)
         self._lengths: dict[int, int] = {}  # stated duration in ticks -> samples
-        self._latest = (0, 0)  # of the packet that was decoded last
-        self._resumed_length = 0  # of a packet with which decoding begins anew
+        self._latest = (0, 0)  # (duration, samples) of the last decoded packet
+        self._resumed_length = 0  # samples of the packet with which decoding restarts
 
     def count(self, packet: Any) -> int:
-        """The samples of a packet that need not be decoded; 0: decode it."""
+        """The number of samples of a packet that need not be decoded; 0 if it must be decoded."""
         length = self._lengths.get(packet.duration or 0, 0) if packet.size else 0
         if self._preroll is None or self.position is None:
             return 0
@@ -89,62 +89,59 @@ class Passing:
         return 0
 
     def learn(self, packet: Any, samples: int) -> int:
-        """A packet was decoded to so many samples. How many are missing before them, for the decoder began anew."""
+        """Learn from a packet that was decoded to so many samples; returns how many a restarted decoder left out."""
         duration, length = packet.duration or 0, self._resumed_length
         self._resumed_length = 0
-        if samples < length and self._preroll is not None and self._preroll.frames:  # else it is a shorter last one
+        if samples < length and self._preroll is not None and self._preroll.frames:  # else it is a shorter last packet
             return length - samples
-        is_sure = samples and self._latest == (
-            duration,
-            samples,
-        )  # one alone may be the first, of which some is cut off
+        is_sure = samples and self._latest == (duration, samples)  # a single packet may be the first one, which is cut
         if is_sure and self._lengths.setdefault(duration, samples) != samples:
-            self._preroll = None  # durations do not tell
+            self._preroll = None  # durations do not determine the number of samples
         self._latest = duration, samples
         return 0
 
 
 class GaplessAudio:
-    """The sound of an open container that stands at its beginning.
+    """The audio stream of an open container that is at its beginning.
 
-    start_ticks, rate_hz: of the stream's first sample, None and 0 before `find_first` where the header does not tell.
+    start_ticks, rate_hz: of the stream's first sample; None and 0 before `find_first` if the header does not tell them.
     """
 
     def __init__(self, container: Any, stream: Any, label: str) -> None:
         self._container, self._stream, self._label = container, stream, label
         self._passing = Passing(stream)
-        self._sounds = frames_from_here(container, stream, label, self._passing)
+        self._frames = frames_from_here(container, stream, label, self._passing)
         self.start_ticks = exact_start(container, stream)
         self.rate_hz = 0 if self.start_ticks is None else int(stream.codec_context.sample_rate)
         self.first: tuple[int, AudioFrame] | None = None
 
     def find_first(self) -> tuple[int, AudioFrame] | None:
         """(ticks, the first decoded block); None if there is none."""
-        for ticks, sound in self._sounds:
-            assert isinstance(sound, AudioFrame)  # nothing is passed over before a position is known
-            self.start_ticks, self.rate_hz = ticks, sound.sample_rate
-            self.first = ticks, sound
+        for ticks, frame in self._frames:
+            assert isinstance(frame, AudioFrame)  # nothing is skipped before a position is known
+            self.start_ticks, self.rate_hz = ticks, frame.sample_rate
+            self.first = ticks, frame
             return self.first
         return None
 
     def blocks(self, first: int, *, may_jump: bool = True) -> Blocks | None:
-        """(rate_hz, position, samples) from before sample `first` on, from the beginning where that is shorter.
+        """(rate_hz, position, samples) of blocks that begin at or before sample `first`, without gaps between them.
 
-        Blocks follow each other without a gap. None: a jump came out wrong; open the file anew and do not jump.
+        None if a seek led to a wrong position: open the file again and set may_jump to False.
         """
         if may_jump and (aim := self._aim(first)) is not None:
             return self._after_jump(*aim, first)
         self._passing.first = first
-        sounds = self._sounds if self.first is None else itertools.chain([self.first], self._sounds)
+        frames = self._frames if self.first is None else itertools.chain([self.first], self._frames)
         start = None if self.first is not None else self.start_ticks
-        return mono_blocks(sounds, self._stream, start, self._label, first, self._passing)
+        return mono_blocks(frames, self._stream, start, self._label, first, self._passing)
 
     def _aim(self, first: int) -> tuple[int, int] | None:
-        """(ticks to jump to, samples of each packet there or 0); None where no stamp after a jump can be checked."""
+        """(ticks to seek to, samples of each packet there or 0); None if a stamp after a seek could not be checked."""
         stream, name = self._stream, self._container.format.name
         codec = stream.codec_context.codec.canonical_name
         preroll = preroll_of(codec)
-        ratio = stream.time_base * self.rate_hz  # samples a tick
+        ratio = stream.time_base * self.rate_hz  # samples per tick
         if preroll is None or self.start_ticks is None or ratio.denominator != 1:
             return None
         aim = first - preroll.samples
@@ -152,9 +149,9 @@ class GaplessAudio:
             return None
         ticks = self.start_ticks + aim // int(ratio)
         if PCM.match(codec):
-            proven = name == MP4 or (name in PCM_FORMATS and _states_true_bytes(stream, codec, self.rate_hz))
-            return (ticks, 0) if proven else None
-        if name == "flac":  # each of its frames states its number
+            is_proven = name == MP4 or (name in PCM_FORMATS and _states_true_bytes(stream, codec, self.rate_hz))
+            return (ticks, 0) if is_proven else None
+        if name == "flac":  # each frame states its number
             return ticks, 0
         step = _even_step(stream.index_entries, ticks) if name == MP4 else 0
         return (ticks, step * int(ratio)) if step else None
@@ -162,8 +159,8 @@ class GaplessAudio:
     def _after_jump(self, ticks: int, packet_samples: int, first: int) -> Blocks | None:
         if not seek(self._container, self._stream, ticks):
             return None
-        sounds = frames_from_here(self._container, self._stream, self._label)
-        blocks = mono_blocks(sounds, self._stream, self.start_ticks, self._label)
+        frames = frames_from_here(self._container, self._stream, self._label)
+        blocks = mono_blocks(frames, self._stream, self.start_ticks, self._label)
         head = next(blocks, None)
         if head is None or head[1] > first or (packet_samples and len(head[2]) != packet_samples):
             return None
@@ -171,17 +168,17 @@ class GaplessAudio:
 
 
 def _states_true_bytes(stream: Any, codec: str, rate_hz: int) -> bool:
-    """Is the header's number of bytes a second, by which FFmpeg jumps, that of these samples?"""
+    """Whether the header's bytes per second, which FFmpeg uses for seeking, are those of these samples."""
     match = PCM.match(codec)
-    assert match is not None  # the caller has looked
+    assert match is not None  # the caller has checked
     bits = int(match[1] or match[2] or 8)
     return bool(stream.codec_context.bit_rate == bits * stream.codec_context.channels * rate_hz)
 
 
 def _even_step(entries: Any, ticks: int) -> int:
-    """The ticks between packets if all packets up to there are as long as the second one by the index, else 0."""
-    found = entries.search_timestamp(ticks) if len(entries) > 3 else -1
-    if not 2 <= found < len(entries) - 1:
+    """The ticks between packets if by the index all packets up to `ticks` are as long as the second one, else 0."""
+    last = entries.search_timestamp(ticks) if len(entries) > 3 else -1
+    if not 2 <= last < len(entries) - 1:
         return 0
     second, step = entries[1].timestamp, entries[2].timestamp - entries[1].timestamp
-    return int(step) if step > 0 and entries[found].timestamp == second + (found - 1) * step else 0
+    return int(step) if step > 0 and entries[last].timestamp == second + (last - 1) * step else 0

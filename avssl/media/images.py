@@ -1,15 +1,15 @@
-"""Bytes or a path -> a picture. The only reader of pictures; Pillow decodes.
+"""Bytes or a path -> an image, decoded by Pillow.
 
-Every picture becomes RGB, 8 bits, upright:
+Every image becomes RGB, 8 bits, upright:
 
 - Gray is repeated in the three channels; palettes are looked up; CMYK and YCbCr are converted as Pillow does.
-- Transparency is dropped, not blended: what is stored below it shows, as in torchvision's ImageFolder.
-- 16 bits keep their high byte. 32-bit and float pixels are refused, for nothing says which range they have.
+- Transparency is dropped, not blended: the stored color shows, as in torchvision's ImageFolder.
+- Of 16 bits the high byte is kept. 32-bit and float pixels are refused, because their range is unknown.
 - The orientation of EXIF (or XMP) is applied. Color profiles are ignored.
-- Of several pictures in a file (animations, pages) the first one is read.
+- If a file holds several images (animations, pages), the first one is read.
 
-Whatever goes wrong is a MediaError with a typed reason. Only the formats below are opened: all of them are decoded by
-Pillow itself, none of them starts a program (as Pillow's EPS reader does) or refers to other files.
+Every failure is a MediaError with a typed reason. Only the formats below are opened: Pillow itself decodes them, and
+none of them starts a program (as Pillow's EPS reader does) or refers to other files.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ __all__ = [
 
 Source = str | os.PathLike[str] | bytes
 
-# What a folder is searched for. A file that is named itself may have any suffix.
+# The suffixes that a search of a folder finds. A file that is given by its name may have any suffix.
 IMAGE_SUFFIXES = frozenset(f".{name}" for name in ("jpg", "jpeg", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff"))
-# Pillow knows a format once its module is imported; all but these two come along by themselves.
+# Pillow knows a format once its module is imported; only these two modules must be imported here.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", WebPImagePlugin.WebPImageFile.format, TiffImagePlugin.TiffImageFile.format)
 SIGNATURE = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n|GIF8|RIFF....WEBP|II\*\0|MM\0\*", re.DOTALL)
-MAX_PIXELS = 178_956_970  # half a GiB as RGB, where Pillow, too, calls a picture a decompression bomb
+MAX_PIXELS = 178_956_970  # half a GiB as RGB, above which Pillow calls an image a decompression bomb
 GRAY_16_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # I: 16-bit PNG before Pillow 11
 GRAY_MODES = ("1", "L", "LA", *GRAY_16_BITS)
 ORIENTATION_TAG = 0x0112
@@ -60,7 +60,7 @@ TURNS = {
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What a picture's header says. format, mode: Pillow's names. width, height: as stored, before the orientation."""
+    """The header of an image. format, mode: Pillow's names. width, height: as stored, before the orientation."""
 
     format: str
     mode: str
@@ -69,7 +69,7 @@ class ImageInfo:
 
     @classmethod
     def of(cls, image: Image.Image) -> Self:
-        """Of an open picture that is not yet decoded."""
+        """The facts of an open image, which need not be decoded."""
         return cls(str(image.format), image.mode, image.width, image.height)
 
     def to_json(self) -> dict[str, Any]:
@@ -78,10 +78,10 @@ class ImageInfo:
 
 
 def read_image(source: Source, *, name: str = "") -> torch.Tensor:
-    """A picture as RGB (see the top of this file for what becomes of other colors).
+    """An image as RGB; the top of this file says how other colors are converted.
 
     Args:
-        source: path, or the file's bytes; name: what error messages call it, default the path.
+        source: path, or the file's bytes; name: for error messages, default the path.
 
     Returns:
         uint8 (3, H, W) in [0, 255], upright, in channels-last memory.
@@ -95,45 +95,45 @@ def read_image(source: Source, *, name: str = "") -> torch.Tensor:
 
 
 def probe_image(source: Source, *, name: str = "") -> ImageInfo:
-    """The header of a picture; its pixels are not decoded. MediaError as `read_image`."""
+    """The header of an image; its pixels are not decoded. MediaError as `read_image`."""
     with opened_image(source, name) as image:
         return ImageInfo.of(image)
 
 
 @contextmanager
 def opened_image(source: Source, name: str = "") -> Iterator[Image.Image]:
-    """The open picture, its pixels not yet decoded. For Pillow calls alone: errors of the block become MediaErrors."""
+    """The open image, its pixels not yet decoded. Use the block for Pillow only: its errors become MediaErrors."""
     label = name or ("<bytes>" if isinstance(source, bytes) else os.fspath(source))
     with _opened_file(source, label) as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Pillow, on damaged metadata and large pictures: MAX_PIXELS decides
+        warnings.simplefilter("ignore")  # Pillow's, for damaged metadata and large images: MAX_PIXELS decides
         try:
             with Image.open(file, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     size = f"{image.width} x {image.height} pixels"
                     raise MediaError("decode_error", f"{label}: claims {size}; allowed are at most {MAX_PIXELS}")
                 if image.mode in ("I", "F") and image.format != "PNG":
-                    modes = f"{label}: has pixels of mode {image.mode}, whose range nobody knows"
+                    modes = f"{label}: has pixels of mode {image.mode}, whose range is unknown"
                     raise MediaError("decode_error", f"{modes}; allowed are 8 and 16 bits")
                 yield image
         except MediaError:
             raise
-        except Exception as error:  # Pillow's readers raise what they stumble over in a damaged file, MemoryError too
+        except Exception as error:  # for damaged files Pillow's readers raise errors of any type, even MemoryError
             raise _media_error(error, file, label) from error
 
 
 def _media_error(error: Exception, file: IO[bytes], label: str) -> MediaError:
-    """What Pillow raised, with a typed reason."""
+    """Pillow's error as a MediaError with a typed reason."""
     if isinstance(error, UnidentifiedImageError):
         file.seek(0)
         if SIGNATURE.match(file.read(16)):
-            return MediaError("decode_error", f"{label}: begins like a picture, but its header cannot be read")
+            return MediaError("decode_error", f"{label}: begins like an image, but its header cannot be read")
         return MediaError("not_media", f"{label}: is none of the formats {', '.join(map(str, FORMATS))}")
     is_cut_off = isinstance(error, EOFError) or "truncated" in str(error).lower() or _is_cut_off_webp(file)
     return MediaError("truncated" if is_cut_off else "decode_error", f"{label}: {type(error).__name__}: {error}")
 
 
 def _is_cut_off_webp(file: IO[bytes]) -> bool:
-    """Does a RIFF file end before its header says? WebP's decoder does not tell this from other damage."""
+    """Whether a RIFF file is shorter than its header says. WebP's decoder does not tell this from other damage."""
     file.seek(0)
     head = file.read(8)
     return head[:4] == b"RIFF" and file.seek(0, os.SEEK_END) < 8 + int.from_bytes(head[4:], "little")
@@ -143,9 +143,8 @@ def _is_cut_off_webp(file: IO[bytes]) -> bool:
 def _opened_file(source: Source, label: str) -> Iterator[IO[bytes]]:
     """The file or bytes, open for reading; MediaError if there is nothing to read."""
     try:
-        if not isinstance(source, bytes) and not stat.S_ISREG(
-            Path(source).stat().st_mode
-        ):  # a pipe would be waited for
+        is_file = isinstance(source, bytes) or stat.S_ISREG(Path(source).stat().st_mode)
+        if not is_file:  # opening a pipe would wait for a writer
             raise MediaError("missing_file", f"{label}: is no regular file")
         file: IO[bytes] = io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")  # noqa: SIM115 (below)
     except OSError as error:
@@ -158,12 +157,12 @@ def _opened_file(source: Source, label: str) -> Iterator[IO[bytes]]:
 
 
 def is_upright(image: Image.Image) -> bool:
-    """Is the picture stored as it is to be seen, with no turn or flip in its metadata? (For JPEG, before decoding.)"""
+    """Whether the image is stored upright, without a turn or flip in its metadata. (For JPEG, before decoding.)"""
     return image.getexif().get(ORIENTATION_TAG, 1) not in TURNS
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Decode: the upright picture in mode RGB, without metadata. To be called in the block of `opened_image`."""
+    """Decode: the upright image in mode RGB, without metadata. Call it in the block of `opened_image`."""
     image.load()  # first: PNG may give the orientation after the pixels, and TIFF applies it here
     turn = TURNS.get(image.getexif().get(ORIENTATION_TAG, 1))
     if image.mode in GRAY_16_BITS:

@@ -1,4 +1,4 @@
-"""What decode.py knows without a decoder: facts about streams, which frame is on screen, how channels become one.
+"""Facts about streams and the arithmetic of reading them: excerpts of audio, mixing channels, sizes of frames.
 
 Pure Python and NumPy. Times are seconds from the stream's own first frame or sample unless a name says otherwise.
 """
@@ -14,24 +14,25 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-# Matroska and FLV round times to whole milliseconds: a frame may be stamped this much late and still be the right one.
+# Matroska and FLV round times to whole milliseconds: a frame may be stamped this much too late.
 FRAME_TIME_TOLERANCE_SECONDS = 0.0006
-# Stamps that stray less than this from the running sample count are rounding, not a gap.
+# Time stamps that differ less than this from the running count of samples are rounded; more is a gap.
 AUDIO_GAP_SECONDS = 0.05
 # A jump of this size is a broken clock, not a pause.
 MAX_GAP_SECONDS = 3600.0
-# And so is one of this size back: what follows would be lost, for frames come in the order in which they are shown.
+# So is a backward jump of this size: what follows would be lost, because frames come in the order in which they are
+# shown.
 MAX_BACKWARD_SECONDS = 1.0
 # Resampling filters need some samples before the first one that counts.
 RESAMPLER_MARGIN_SECONDS = 0.02
-# Skipping less than this costs more than decoding it.
+# Seeking over less than this costs more than decoding it.
 AUDIO_SEEK_SECONDS = 0.5
 
 # A file that begins later than this began in the middle of something.
 LATE_SECONDS = 1.0
 FORMATS_COUNTED_FROM_ANYWHERE = ("matroska,webm", "asf", "flv", "nut", "ogg")
 
-# What a folder is searched for. A file that is named itself may have any suffix.
+# The suffixes that a search of a folder finds. A file that is given by its name may have any suffix.
 VIDEO_SUFFIXES = "mp4 m4v mov mkv webm avi mpg mpeg ts mts m2ts flv f4v wmv asf 3gp 3g2 ogv vob mxf rm rmvb gif dv"
 AUDIO_SUFFIXES = "m4a mka mp3 wav flac ogg oga opus aac aif aiff au caf ac3 amr wma w64 wv ape tta"
 MEDIA_SUFFIXES = frozenset(f".{name}" for name in f"{VIDEO_SUFFIXES} {AUDIO_SUFFIXES}".split())
@@ -40,7 +41,7 @@ AudioBlock = NDArray[np.float32]
 
 
 class Orientation(NamedTuple):
-    """What makes a stored picture upright: mirroring it left to right if is_mirrored, then clockwise quarter turns."""
+    """Makes a stored frame upright: mirror it left to right if is_mirrored, then turn it by quarters, clockwise."""
 
     turns: int = 0
     is_mirrored: bool = False
@@ -51,13 +52,12 @@ UPRIGHT = Orientation()
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """A video stream. width, height: pixels of the upright picture (after the rotation). fps: the header's average.
+    """A video stream. width, height: pixels of the upright frame (after the rotation). fps: the header's average.
 
-    rotation_degrees: clockwise turn to be applied to the stored picture, 0, 90, 180 or 270, after it was mirrored left
-    to right if is_mirrored (frames that decode.py returns are already upright). pixel_aspect: width / height of one
-    upright pixel. start_seconds: the first decoded frame on the file's clock. duration_seconds: the header's claim,
-    None if it makes none. stream_index: its number in the file; num_streams: how many of its kind the file has, cover
-    pictures too.
+    rotation_degrees: clockwise turn that makes the stored frame upright, 0, 90, 180 or 270, after it is mirrored left
+    to right if is_mirrored (decode.py returns upright frames). pixel_aspect: width / height of one upright pixel.
+    start_seconds: the first decoded frame on the file's clock. duration_seconds: by the header, None if it states none.
+    stream_index: its number in the file. num_streams: the number of video streams in the file, with cover images.
     """
 
     codec: str
@@ -76,9 +76,10 @@ class VideoInfo:
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """An audio stream. rate_hz, channels: as decoded. start_seconds: first decoded sample; duration: header's claim.
+    """An audio stream. rate_hz, channels: as decoded. start_seconds: the first decoded sample on the file's clock.
 
-    stream_index: its number in the file; num_streams: how many audio streams the file has.
+    duration_seconds: by the header, None if it states none. stream_index: its number in the file. num_streams: the
+    number of audio streams in the file.
     """
 
     codec: str
@@ -92,7 +93,7 @@ class AudioInfo:
 
 @dataclass(frozen=True)
 class MediaInfo:
-    """A media file. container: FFmpeg's name. duration_seconds: the header's claim, None if it makes none."""
+    """A media file. container: FFmpeg's name. duration_seconds: by the header, None if it states none."""
 
     container: str
     video: VideoInfo | None
@@ -105,17 +106,17 @@ class MediaInfo:
 
 
 def is_clear_length(claim_seconds: float, container: str, file_start_seconds: float) -> bool:
-    """Is it known what a header's claim counts?
+    """Whether a header's duration surely is a length, and not the time of the end.
 
-    Some containers count from 0, and the same ones written by other programs from the start. Where a file begins near 0
-    that is one and the same; where it begins late, a claim that is smaller than the start must be a length.
+    In some containers it depends on the writer. If a file begins near 0, both are the same; if it begins late, a
+    duration that is smaller than the start must be a length.
     """
     is_alike = container not in FORMATS_COUNTED_FROM_ANYWHERE or file_start_seconds <= LATE_SECONDS
     return is_alike or claim_seconds <= file_start_seconds
 
 
 def least_length(claim_seconds: float, start_seconds: float) -> float:
-    """The smaller of what a claim of that kind can mean."""
+    """The smaller of the two lengths that an unclear duration can mean (see is_clear_length)."""
     return claim_seconds - max(0.0, start_seconds) if claim_seconds > start_seconds else claim_seconds
 
 
@@ -131,17 +132,17 @@ def parse_clock(text: str) -> float | None:
 
 @lru_cache
 def mono_weights(channel_names: tuple[str, ...]) -> AudioBlock:
-    """How much of each channel goes into the mono mix: float32 (channels,), sum 1, so that it can never clip.
+    """The weight of each channel in the mono mix: float32 (channels,), with sum 1, so that the mix cannot clip.
 
-    The usual down-mix: center 1, front left and right 0.71, surrounds 0.5, bass effects 0. Stereo is the mean.
+    The usual down-mix: center 1, front left and right 0.71, surrounds 0.5, bass effects 0. Stereo gives the mean.
     """
     table = {"FC": 1.0, "FL": math.sqrt(0.5), "FR": math.sqrt(0.5), "LFE": 0.0, "LFE2": 0.0}
     weights = np.array([table.get(name, 0.5) for name in channel_names], dtype=np.float64)
     if weights.sum() == 0:
         weights[:] = 1.0
-    shares = np.asarray(weights / weights.sum(), dtype=np.float32)
-    shares.flags.writeable = False  # it is given to everyone who asks for these channels
-    return shares
+    normalized = np.asarray(weights / weights.sum(), dtype=np.float32)
+    normalized.flags.writeable = False  # the cache returns the same array to all callers
+    return normalized
 
 
 def to_float(samples: NDArray[Any]) -> AudioBlock:
@@ -153,11 +154,11 @@ def to_float(samples: NDArray[Any]) -> AudioBlock:
         return samples.astype(np.float32)
     if kind == np.uint8:
         return (samples.astype(np.float32) - 128.0) / np.float32(128.0)
-    share = np.float32(2.0 ** -(8 * kind.itemsize - 1))  # a power of two: multiplying rounds nothing
+    scale = np.float32(2.0 ** -(8 * kind.itemsize - 1))  # a power of two: multiplying is exact
     if kind.itemsize <= 2:
-        scaled: AudioBlock = np.multiply(samples, share, dtype=np.float32)
+        scaled: AudioBlock = np.multiply(samples, scale, dtype=np.float32)
         return scaled
-    return np.asarray(samples.astype(np.float64) * share, dtype=np.float32)
+    return np.asarray(samples.astype(np.float64) * scale, dtype=np.float32)
 
 
 def mix_to_mono(samples: NDArray[Any], is_planar: bool, channel_names: tuple[str, ...]) -> AudioBlock:
@@ -171,9 +172,9 @@ def mix_to_mono(samples: NDArray[Any], is_planar: bool, channel_names: tuple[str
 
 @dataclass(frozen=True)
 class AudioSpan:
-    """Which source samples an excerpt needs so that it comes out the same wherever decoding begins.
+    """The source samples that an excerpt needs so that the result does not depend on where decoding begins.
 
-    first, last: source samples [first, last). skip: samples at the target rate before the wanted ones.
+    first, last: source samples [first, last). skip: samples at the target rate before the requested ones.
     """
 
     first: int
@@ -184,7 +185,7 @@ class AudioSpan:
 def audio_span(first_output: int, num_samples: int, source_rate_hz: int, rate_hz: int) -> AudioSpan:
     """The source samples behind output samples [first_output, first_output + num_samples), first_output >= 0.
 
-    `first` falls on a source sample that is also an output sample, hence the grid is that of resampling from 0.
+    `first` is a source sample that is also an output sample, so the grid is that of resampling from 0.
     """
     if source_rate_hz == rate_hz:
         return AudioSpan(first_output, first_output + num_samples, 0)
@@ -196,9 +197,9 @@ def audio_span(first_output: int, num_samples: int, source_rate_hz: int, rate_hz
 
 
 def fitted_size(width: int, height: int, pixel_aspect: float, short_side_px: int) -> tuple[int, int]:
-    """(width, height), both even, with square pixels, that keeps the picture's shape and has this short side.
+    """(width, height), both even, with square pixels, that keeps the frame's shape and has this short side.
 
-    Pictures are made smaller only: a short side below short_side_px stays as it is.
+    Frames are never enlarged: a short side below short_side_px stays as it is.
     """
     true_width = width * (pixel_aspect if pixel_aspect > 0 else 1.0)
     scale = min(1.0, short_side_px / min(true_width, height))
@@ -206,25 +207,25 @@ def fitted_size(width: int, height: int, pixel_aspect: float, short_side_px: int
 
 
 def collect(blocks: Iterable[tuple[int, int, AudioBlock]], first: int, last: int) -> AudioBlock:
-    """Samples [first, last) of consecutive (rate, position, samples) blocks; shorter where the stream ends before.
+    """Samples [first, last) of consecutive (rate, position, samples) blocks; shorter if the stream ends before.
 
-    Zeros up to where the first block begins.
+    Before the first block there are zeros.
     """
-    pieces: list[AudioBlock] = []
+    parts: list[AudioBlock] = []
     reached: int | None = None
     for _, position, block in blocks:
         if reached is None and position > first:
-            pieces.append(np.zeros(min(position, last) - first, np.float32))
+            parts.append(np.zeros(min(position, last) - first, np.float32))
         reached = position + len(block)
         if reached > first and position < last:
-            pieces.append(block[max(0, first - position) : last - position])
+            parts.append(block[max(0, first - position) : last - position])
         if reached >= last:
             break
-    return np.concatenate(pieces) if pieces else np.empty(0, np.float32)
+    return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
 
 class AudioFrame(NamedTuple):
-    """A decoded block of sound. samples: (channels, n) if planar, else (1, channels * n), of any of FFmpeg's types."""
+    """A decoded audio block. samples: (channels, n) if planar, else (1, channels * n), of any of FFmpeg's types."""
 
     sample_rate: int
     channel_names: tuple[str, ...]
@@ -233,11 +234,11 @@ class AudioFrame(NamedTuple):
 
     @property
     def num_samples(self) -> int:
-        """Of each channel."""
+        """The number of samples of each channel."""
         return self.samples.size // len(self.channel_names)
 
 
 class Passed(NamedTuple):
-    """Samples that were counted, not decoded, for nobody will hear them."""
+    """Samples that were counted instead of decoded, because they are not needed."""
 
     num_samples: int

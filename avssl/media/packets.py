@@ -1,38 +1,37 @@
-"""What packets say beside their content: how many a decoder refuses, and clocks that are set anew on the way.
+"""Packets apart from their content: how many of them a decoder refuses, and clocks that are reset in the middle.
 
 Works on PyAV's objects without importing PyAV; see ffmpeg.py.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
 from avssl.types import MediaError
 
-# A stream may lose this share of its packets, and so many in a row, before it is no longer what was filmed.
+# A stream may lose this fraction of its packets, and so many in a row, before it counts as damaged.
 MAX_REFUSED_SHARE = 0.05
 MAX_REFUSED_IN_A_ROW = 25
-# Elsewhere than here a header tells how long a stream is, and whoever decodes all of it can compare.
-# (Not mp3: its decoder takes half a frame, and what it refuses at the end is a tag.)
+# In other formats a header states the length of a stream, and a caller that decodes all of it can compare.
+# (mp3 is not listed: its decoder accepts half a frame, and what it refuses at the end is a tag.)
 FORMATS_WITHOUT_LENGTH = ("mpegts", "mpeg", "aac", "ac3", "eac3", "dts", "amr", "h264", "hevc", "m4v", "mpegvideo")
 
-# Here pictures share parcels of bytes (PES packets), and each parcel has one stamp.
-FORMATS_OF_PARCELS = ("mpeg",)
+# In these several frames share a PES packet, which has one time stamp.
+FORMATS_OF_PES_PACKETS = ("mpeg",)
 
-# Recordings and concatenated files of these set their clock anew on the way, as FFmpeg's own tools expect of them.
+# Recordings and concatenated files in these formats may reset their clock in the middle, as FFmpeg's own tools expect.
 FORMATS_WITH_BREAKS = ("mpegts", "mpeg", "ogg")
 BREAK_FORWARD_SECONDS = 10
 BREAK_BACKWARD_SECONDS = Fraction(1, 4)
 
 
 class Refused:
-    """Counts the packets of one stream that its decoder refuses, and knows when they are too many.
+    """Counts the packets of one stream that its decoder refuses, and raises MediaError if they are too many.
 
-    A few are left out: the picture before them stays on screen, sound has a pause. Raises MediaError when it is told of
-    too many: decode_error, or truncated if they are the last ones.
+    A few are left out: the previous frame stays on screen, and audio has a pause. The reason is decode_error, or
+    truncated if only the last packets are refused.
     """
 
     def __init__(self, kind: str, container_format: str, label: str) -> None:
@@ -42,12 +41,12 @@ class Refused:
         self._error: Exception | None = None
 
     def took(self) -> None:
-        """A packet was decoded."""
+        """Count a decoded packet."""
         self._num_packets += 1
         self._in_a_row = 0
 
     def refused(self, error: Exception) -> None:
-        """A packet was not."""
+        """Count a packet that could not be decoded. Raises MediaError."""
         self._num_packets += 1
         self._num_refused += 1
         self._in_a_row += 1
@@ -56,7 +55,7 @@ class Refused:
             self._give_up("decode_error", f"{self._in_a_row} {self._kind} packets in a row cannot be decoded")
 
     def ended(self) -> None:
-        """There are no more packets."""
+        """Check the counts after the last packet. Raises MediaError."""
         if not self._num_refused:
             return
         of_all = f"{self._num_refused} of {self._num_packets} {self._kind} packets cannot be decoded"
@@ -71,9 +70,9 @@ class Refused:
 
 
 def on_one_clock(packets: Iterator[Any], wanted: Any) -> Iterator[Any]:
-    """The packets of the stream `wanted`; where the file's clock breaks, all that follows is moved to go on there.
+    """The packets of the stream `wanted`; after a break of the file's clock all time stamps are shifted to continue.
 
-    packets: of all streams that shall stay together, in the file's order. What moves one stream moves all of them.
+    packets: of all streams that must stay in sync, in the file's order. A shift applies to all of them.
     """
     shift = Fraction(0)
     due: dict[int, Fraction] = {}  # when the next packet of a stream is expected
@@ -97,21 +96,21 @@ def on_one_clock(packets: Iterator[Any], wanted: Any) -> Iterator[Any]:
 
 
 def trusted(packets: Iterator[Any], wanted: Any) -> Iterator[Any]:
-    """The packets of a stream from the file's beginning on, without stamps that may be another picture's."""
-    if wanted.type != "video" or wanted.container.format.name not in FORMATS_OF_PARCELS:
+    """The packets of a stream from the file's beginning on, without time stamps that may belong to another frame."""
+    if wanted.type != "video" or wanted.container.format.name not in FORMATS_OF_PES_PACKETS:
         return packets
     return without_doubtful_stamps(packets, wanted, begins=True)
 
 
 def without_doubtful_stamps(packets: Iterator[Any], wanted: Any, *, begins: bool) -> Iterator[Any]:
-    """The packets, of which those of the stream `wanted` that share a parcel have no stamps.
+    """The packets; those of the stream `wanted` that share a PES packet with another frame lose their time stamps.
 
-    A parcel's stamp is that of the first picture that begins in it. FFmpeg gives it to the first whose picture header
-    lies there, though the headers before that may lie in the parcel before; and it makes up the stamps of the others
-    from that one. pos: of the parcel, None for most but its first picture. begins: the first packet is the file's, and
-    keeps its stamps.
+    The stamp of a PES packet belongs to the first frame that begins in it. FFmpeg gives it to the first frame whose
+    picture header is in it, although the headers before that may be in the previous PES packet, and derives the stamps
+    of the other frames from it. A packet's pos is that of the PES packet, and None for most frames but its first one.
+    begins: the first packet is the first one of the file, and keeps its stamps.
     """
-    waiting: list[Any] = []  # a packet of that stream, and what follows up to its next one
+    waiting: list[Any] = []  # a packet of that stream, and what follows before its next one
     for packet in packets:
         if packet.stream.index == wanted.index:
             if waiting:
@@ -133,9 +132,9 @@ def _settle(packet: Any, following: Any, is_first: bool) -> None:
 
 
 def preferred(streams: Sequence[Any], default: Any, second_choice: Any) -> Any | None:
-    """The stream to take of several: one that can be decoded, the file's default, no second choice, the first of them.
+    """The stream to read: decodable before undecodable, then no second choice, the file's default, the first one.
 
-    default, second_choice: flags of a stream's disposition.
+    default, second_choice: flags of a stream's disposition. None if there are no streams.
     """
     return min(
         streams,
@@ -147,50 +146,3 @@ def preferred(streams: Sequence[Any], default: Any, second_choice: Any) -> Any |
         ),
         default=None,
     )
-
-
-# Here streams lie beside each other, and no packet needs a look at those of another stream.
-FORMATS_TO_SHARE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
-
-MAX_WAITING_BYTES = 64 << 20
-
-
-class StreamsFarApartError(Exception):
-    """More packets of one stream wait for the other than memory should hold: open the file for each of them."""
-
-
-class SharedContainer:
-    """A PyAV container whose `demux` may be called once for each of `streams`; everything else is the container's.
-
-    What one reader passes on its way waits for the other one, so neither should be far ahead.
-    """
-
-    def __init__(self, container: Any, streams: Sequence[Any]) -> None:
-        self._container = container
-        self._packets: Iterator[Any] = container.demux(list(streams))
-        self._waiting: dict[int, deque[Any]] = {stream.index: deque() for stream in streams}
-        self._waiting_bytes = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._container, name)
-
-    def demux(self, stream: Any) -> Iterator[Any]:
-        """The packets of one stream from the beginning. Raises StreamsFarApartError."""
-        mine = self._waiting[stream.index]
-        while True:
-            if mine:
-                packet = mine.popleft()
-                self._waiting_bytes -= packet.size
-                yield packet
-                continue
-            packet = next(self._packets, None)
-            if packet is None:
-                return
-            index = packet.stream.index  # not packet.stream_index, which is 0 in the packets that flush a decoder
-            if index == stream.index:
-                yield packet
-            else:
-                self._waiting[index].append(packet)
-                self._waiting_bytes += packet.size
-                if self._waiting_bytes > MAX_WAITING_BYTES:
-                    raise StreamsFarApartError

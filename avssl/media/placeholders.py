@@ -1,7 +1,7 @@
-"""Lengths that a writer could not fill in, because it wrote into a pipe: what FFmpeg must be given instead of them.
+"""Lengths that a writer could not fill in because it wrote into a pipe, and the bytes that FFmpeg needs instead.
 
-FFmpeg reads AVI, WAV, CAF, FLAC, Matroska and mp4 to their end whatever they say there; of the formats here it reads
-nothing. Knows bytes, no decoder.
+FFmpeg reads AVI, WAV, CAF, FLAC, Matroska and mp4 to their end without these lengths; of the formats here it would read
+nothing. This file works on bytes, without a decoder.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from avssl.media.truncation import UNKNOWN_FROM, UNKNOWN_FROM_64, Content
 
 W64_WAVE_BYTES = 40  # guid, length, guid
 W64_HEAD_BYTES = 24  # of a chunk: guid, length of all of it
-MOST_CHUNKS = 1000  # that are looked at: text and pictures before the sound
+MOST_CHUNKS = 1000  # that are read, such as text and images before the audio
 
-Patches = dict[int, bytes]  # position -> what must stand there
+Patches = dict[int, bytes]  # position in the file -> the bytes to read there
 
 
 def filled_in(content: Content) -> Patches:
-    """What replaces lengths of 0 or "unknown" in RF64, Wave64, AIFF and AU: those to the file's end."""
-    look = {b"RF64": _rf64, b"riff": _wave64, b"FORM": _aiff, b".snd": _au}.get(content.head[:4])
+    """Patches for lengths of 0 or "unknown" in RF64, Wave64, AIFF and AU: the lengths to the file's end."""
+    patches_of = {b"RF64": _rf64, b"riff": _wave64, b"FORM": _aiff, b".snd": _au}.get(content.head[:4])
     try:
-        return {} if look is None else look(content)
-    except struct.error:  # cut inside its header
+        return {} if patches_of is None else patches_of(content)
+    except struct.error:  # the file ends inside its header
         return {}
 
 
 @contextmanager
 def readable(source: str | os.PathLike[str] | bytes, patches: Patches) -> Iterator[Any]:
-    """What FFmpeg opens: the path, or a file whose lengths are filled in."""
+    """The path, or a file object whose lengths are filled in, for FFmpeg to open."""
     if not patches and not isinstance(source, bytes):
         yield f"file:{os.fspath(source)}"
         return
@@ -43,29 +43,29 @@ def readable(source: str | os.PathLike[str] | bytes, patches: Patches) -> Iterat
 
 
 class Patched(io.RawIOBase):
-    """A file to read in which some bytes are others."""
+    """A file for reading in which some bytes are replaced."""
 
     def __init__(self, file: BinaryIO, patches: Patches) -> None:
         self._file, self._patches = file, patches
 
     def readable(self) -> bool:
-        """It is."""
+        """True."""
         return True
 
     def seekable(self) -> bool:
-        """It is."""
+        """True."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """As every file."""
+        """Seek in the underlying file."""
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:
-        """As every file."""
+        """The position in the underlying file."""
         return self._file.tell()
 
     def read(self, size: int = -1) -> bytes:
-        """As every file."""
+        """Up to `size` bytes, patched."""
         begin = self._file.tell()
         block = bytearray(self._file.read(size))
         for position, patch in self._patches.items():
@@ -144,5 +144,5 @@ def _au(content: Content) -> Patches:
 
 
 def _is_unknown(length: int) -> bool:
-    """Writers put the largest of signed numbers there, less what a header takes, too."""
+    """Whether a 32-bit length is a placeholder: 0, or near the largest signed or unsigned number."""
     return length == 0 or length >= UNKNOWN_FROM

@@ -1,14 +1,13 @@
-"""One stream of a file from given seconds on, at constant memory: its pictures, or its sound as one mono signal.
+"""Readers of one stream of a file from given seconds on, in constant memory: video frames, or audio as a mono signal.
 
-What comes out is what decoding from the beginning gives there, but what lies before is skipped where the container can
-seek. Times are seconds from the stream's own first frame or sample. See decode.py.
+The result is the same as decoding from the beginning gives, but what lies before is skipped if the container can seek.
+Times are seconds from the stream's own first frame or sample. See decode.py.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -28,7 +27,7 @@ from avssl.media.ffmpeg import (
     translated,
     video_stream,
 )
-from avssl.media.frames import Cutter, Resampler, to_array
+from avssl.media.frames import Resampler, to_array
 from avssl.media.gapless_audio import GaplessAudio
 from avssl.media.info import (
     FRAME_TIME_TOLERANCE_SECONDS,
@@ -40,20 +39,19 @@ from avssl.media.info import (
     audio_span,
 )
 from avssl.media.lengths import file_seconds
-from avssl.media.packets import FORMATS_TO_SHARE, SharedContainer
 from avssl.media.skipping import SkippingContainer
 from avssl.media.streams import audio_info, orientation_of, video_info
 
-# Sound is resampled in pieces of about this many samples: a call costs as much as some hundred of them.
+# Audio is resampled in blocks of about this many samples: a call costs as much as some hundred samples.
 BATCH_SAMPLES = 16_384
-# A jump to a keyframe may have to be made again from the one before it, so a short way is read.
+# A seek may have to be repeated to an earlier keyframe, so shorter distances are read without seeking.
 LEAST_JUMP_SECONDS = 1.0
 
 
 class Frame(NamedTuple):
     """A decoded frame: shown `seconds` after the first one, for `duration_seconds` (its own or the header's claim).
 
-    frame: av.VideoFrame, as stored; orientation: what makes it upright.
+    frame: av.VideoFrame, as stored; orientation: how to make it upright.
     """
 
     seconds: float
@@ -62,29 +60,22 @@ class Frame(NamedTuple):
     orientation: Orientation = UPRIGHT
 
 
-class _Open:
-    """An open file and one of its streams; a context manager. beside: another reader whose open file is read along."""
+class _Reader:
+    """An open file of which one stream is read; a context manager."""
 
-    def __init__(self, source: Source, name: str = "", beside: _Open | None = None) -> None:
-        self._source, self._name, self._beside = source, name, beside
-        self._opening: AbstractContextManager[tuple[Any, str]] | None = None
-        self._container: Any = None
-        self.label = ""
+    def __init__(self, source: Source, name: str = "") -> None:
+        self._source, self._name = source, name
         self._open()
 
     def _open(self) -> None:
-        if self._beside is not None and isinstance(self._beside._container, SharedContainer):
-            self._opening, self._container, self.label = None, self._beside._container, self._beside.label
-        else:
-            self._opening = opened(self._source, self._name)
-            self._container, self.label = self._opening.__enter__()
+        self._opening = opened(self._source, self._name)
+        self._container, self.label = self._opening.__enter__()
         self.container_name: str = self._container.format.name
         self.container_seconds = file_seconds(self._container)
 
     def close(self) -> None:
-        """Close the file, unless it is another reader's."""
-        if self._opening is not None:
-            self._opening.__exit__(None, None, None)
+        """Close the file."""
+        self._opening.__exit__(None, None, None)
 
     def __enter__(self) -> Self:
         return self
@@ -93,25 +84,20 @@ class _Open:
         self.close()
 
 
-class VideoReader(_Open):
-    """The pictures of a file. info: None if it has no video stream, or one that holds nothing decodable.
+class VideoReader(_Reader):
+    """The video frames of a file. info: None if there is no video stream, or none with a decodable frame.
 
-    shares: a AudioReader may be opened beside it, where the format allows; then both play from the beginning, in turn.
-    Raises MediaError as decode.probe does, when it is opened and while it plays.
+    Raises MediaError as decode.probe does, at opening and while reading.
     """
 
-    def __init__(self, source: Source, name: str = "", *, shares: bool = False) -> None:
+    def __init__(self, source: Source, name: str = "") -> None:
         super().__init__(source, name)
         self.info: VideoInfo | None = None
-        self.orientation = UPRIGHT  # of all its pictures: the first one's
-        self._asked_seconds = 0.0
+        self.orientation = UPRIGHT  # of the first frame, used for all
+        self._requested_seconds = 0.0
         self._expected: list[int] = []  # ticks
         self._cursor: FrameCursor | None = None
-        self._cut = Cutter()
         try:
-            if shares and self.container_name in FORMATS_TO_SHARE:
-                streams = video_stream(self._container), audio_stream(self._container)
-                self._container = SharedContainer(self._container, [one for one in streams if one is not None])
             self._find_first(may_seek=True)
         except BaseException:
             self.close()
@@ -122,12 +108,12 @@ class VideoReader(_Open):
         if stream is None:
             return
         self._stream = require(stream, "no_video", self.label)
-        entering = EntryContainer(self._container, self._stream)
-        choosing = SkippingContainer(entering, self._expected)
-        expected, self._expected[:] = self._expected.copy(), []  # the first frame, whatever is wanted
+        container = EntryContainer(self._container, self._stream)
+        skipping = SkippingContainer(container, self._expected)
+        expected, self._expected[:] = self._expected.copy(), []  # the first frame is decoded in any case
         with translated(self.label):
-            decode = partial(frames_from_here, choosing, self._stream, self.label)
-            self._cursor = FrameCursor(entering, self._stream, None, may_seek, decode)
+            decode = partial(frames_from_here, skipping, self._stream, self.label)
+            self._cursor = FrameCursor(container, self._stream, None, may_seek, decode)
         self._expected.extend(expected)
         first = self._cursor.first
         if first is None:
@@ -136,7 +122,7 @@ class VideoReader(_Open):
         self.orientation = UPRIGHT if first is None else orientation_of(first[1])
 
     def play(self, from_seconds: float = 0.0) -> Iterator[Frame]:
-        """From the frame that is on screen at from_seconds to the end; frames as stored, not turned. Call it once."""
+        """The frames from the one on screen at from_seconds to the end, as stored, not turned. Call it once."""
         if self.info is None or self._cursor is None:
             return
         tick = float(self._stream.time_base)
@@ -156,64 +142,55 @@ class VideoReader(_Open):
                 yield Frame((ticks - start) * tick, seconds, frame, self.orientation)
 
     def on_screen(self, seconds: float) -> Frame | None:
-        """The frame on screen at seconds that do not decrease from call to call; None where nothing can be decoded.
+        """The frame on screen at a time, as stored, for `pixels`; None if nothing can be decoded.
 
-        Long stretches that nobody asks for are jumped over. The frame as stored, for `pixels`. Not beside `play`.
+        Times must not decrease from call to call. Over long distances it seeks. Do not use it together with `play`.
         """
         if self.info is None or self._cursor is None:
             return None
         tick, start, target = float(self._stream.time_base), self._cursor.start_ticks, self._ticks(seconds)
-        is_far = seconds - self._asked_seconds > LEAST_JUMP_SECONDS
-        self._asked_seconds = seconds
+        is_far = seconds - self._requested_seconds > LEAST_JUMP_SECONDS
+        self._requested_seconds = seconds
         with translated(self.label):
             try:
-                found = self._cursor.jump_to(target) if is_far else self._cursor.walk_to(target)
+                shown = self._cursor.jump_to(target) if is_far else self._cursor.walk_to(target)
             except SeekMissed:
                 self.close()
                 self._open()
                 self._find_first(may_seek=False)
-                found = self._cursor.walk_to(target)
-        if found is None:
+                shown = self._cursor.walk_to(target)
+        if shown is None:
             return None
-        return Frame((found[0] - start) * tick, found[1].duration * tick, found[1], self.orientation)
+        return Frame((shown[0] - start) * tick, shown[1].duration * tick, shown[1], self.orientation)
 
     def expect(self, times_seconds: Sequence[float]) -> None:
-        """The rising seconds that `on_screen` will be asked for next, and none other before the last of them.
+        """Announce the next calls of `on_screen`: exactly these rising seconds, up to the last of them.
 
-        What is on screen only between them need not be decoded.
+        Frames that are on screen only between these times need not be decoded.
         """
         first = self._cursor.first if self._cursor is not None else None
-        if first is not None and not first[1].interlaced_frame:  # else two packets may hold a field of it each
+        if first is not None and not first[1].interlaced_frame:  # two packets may hold a field each
             self._expected[:] = map(self._ticks, times_seconds)
 
     def _ticks(self, seconds: float) -> int:
-        assert self._cursor is not None  # callers have looked
+        assert self._cursor is not None  # callers have checked
         tick = float(self._stream.time_base)
         return self._cursor.start_ticks + int((seconds + FRAME_TIME_TOLERANCE_SECONDS) // tick)
 
     @staticmethod
-    def pixels(picture: Frame) -> NDArray[np.uint8]:
-        """uint8 (H, W, 3), RGB, upright."""
-        return to_array(picture.frame, True, *picture.orientation)
-
-    def part(self, picture: Frame, box_of: Callable[[int, int], tuple[int, int, int, int]]) -> NDArray[np.uint8]:
-        """The pixels of box_of(height, width) -> (top, left, height, width) alone, in memory of their own.
-
-        Rows may lie apart.
-        """
-        frame, (turns, is_mirrored) = picture.frame, picture.orientation
-        size = (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
-        return self._cut(frame, turns, box_of(*size), is_mirrored)
+    def pixels(frame: Frame) -> NDArray[np.uint8]:
+        """The pixels of a frame, uint8 (H, W, 3), RGB, upright; they may share the decoder's memory."""
+        return to_array(frame.frame, True, *frame.orientation)
 
 
-class AudioReader(_Open):
-    """The sound of a file. info: None if it has no audio stream, or one that holds nothing decodable.
+class AudioReader(_Reader):
+    """The audio of a file. info: None if there is no audio stream, or none with a decodable sample.
 
-    Raises MediaError as decode.probe does, when it is opened and while it plays.
+    Raises MediaError as decode.probe does, at opening and while reading.
     """
 
-    def __init__(self, source: Source, name: str = "", beside: VideoReader | None = None) -> None:
-        super().__init__(source, name, beside)
+    def __init__(self, source: Source, name: str = "") -> None:
+        super().__init__(source, name)
         self.info: AudioInfo | None = None
         try:
             self._find_first()
@@ -234,9 +211,9 @@ class AudioReader(_Open):
         self.info = None if first is None else audio_info(self._stream, *first)
 
     def play(self, rate_hz: int, first_output: int = 0) -> Iterator[AudioBlock]:
-        """float32 (samples,) in [-1, 1]: blocks of the resampled stream from its sample first_output on. Call it once.
+        """Blocks of the resampled stream from its sample first_output on, float32 (samples,) in [-1, 1]. Call it once.
 
-        They lie on the grid of resampling from the beginning; pauses in the stream come as zeros.
+        The samples lie on the same grid as when resampling from the beginning; pauses in the stream are zeros.
         """
         if self.info is None:
             return
@@ -254,15 +231,15 @@ class AudioReader(_Open):
         """Mono blocks at the source's rate from its sample `first` on, without a gap."""
         with translated(self.label):
             blocks = self._reader.blocks(first)
-            if blocks is None:  # it jumped, and came out wrong
+            if blocks is None:  # a seek led to a wrong position
                 self.close()
                 self._open()
                 self._find_first()
                 blocks = self._reader.blocks(first, may_jump=False)
             for _, position, block in blocks or ():
-                piece = block[max(0, first - position) :]
-                if len(piece):
-                    yield piece
+                remaining = block[max(0, first - position) :]
+                if len(remaining):
+                    yield remaining
 
 
 def _in_batches(blocks: Iterator[AudioBlock]) -> Iterator[AudioBlock]:

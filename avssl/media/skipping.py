@@ -1,6 +1,6 @@
-"""Frames that nobody looks at, and that no other frame is made from, are not decoded.
+"""Skipping frames that are neither requested nor referenced by other frames: the decoder leaves them out.
 
-Works on PyAV's objects without importing PyAV; see playing.py.
+Works on PyAV's objects without importing PyAV; see readers.py.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Any
 
-from avssl.media.packets import FORMATS_TO_SHARE
-
-# Of other codecs a frame that is marked as of no use to others may be of use to some of them.
+# In these containers a packet is one frame with a time stamp of its own.
+FORMATS_OF_SINGLE_FRAMES = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
+# In other codecs a frame that is marked as unreferenced may still be referenced by some frames.
 CODEC = "h264"
-MOST_AHEAD = 32  # packets; in h264 no frame is shown more than 16 frames after it was stored
+MOST_AHEAD = 32  # packets; in h264 no frame is shown more than 16 frames after it is stored
 STAMPS_KEPT = 64
 
 
 class SkippingContainer:
-    """A PyAV container whose `demux` also tells the decoder, before each packet, whether it may leave it out.
+    """A PyAV container whose `demux` also tells the decoder, before each packet, whether it may skip it.
 
-    wanted: rising ticks at which the frame on screen is wanted; all frames after the last of them are. Read anew for
-    each packet. Everything else is the container's. One stream only; of an edited one nothing is left out.
+    wanted: rising ticks at which the frame on screen is requested; it is read again for each packet. All frames after
+    the last of these ticks are decoded. Only one stream may be read. Of a stream with edits nothing is skipped.
     """
 
     def __init__(self, container: Any, wanted: list[int]) -> None:
         self._container, self._wanted = container, wanted
-        self._is_edited: bool | None = None  # None: not looked at
+        self._is_edited: bool | None = None  # None: not known yet
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._container, name)
@@ -36,14 +36,13 @@ class SkippingContainer:
     def demux(self, stream: Any) -> Iterator[Any]:
         """The packets of one stream, all of them."""
         packets: Iterator[Any] = self._container.demux(stream)
-        # Only where streams lie beside each other is a packet one frame, with a stamp of its own.
-        if self._container.format.name not in FORMATS_TO_SHARE or stream.codec_context.name != CODEC:
+        if self._container.format.name not in FORMATS_OF_SINGLE_FRAMES or stream.codec_context.name != CODEC:
             return packets
         if self._is_edited is None:
             self._is_edited = _is_edited(stream.index_entries)
-        return packets if self._is_edited else self._choosing(stream.codec_context, packets)
+        return packets if self._is_edited else self._skipping(stream.codec_context, packets)
 
-    def _choosing(self, context: Any, packets: Any) -> Iterator[Any]:
+    def _skipping(self, context: Any, packets: Any) -> Iterator[Any]:
         ahead = _Ahead(packets)
         skips = False
         try:
@@ -59,40 +58,39 @@ class SkippingContainer:
 
 
 def _is_edited(entries: Iterable[Any]) -> bool:
-    """Does an edit list hide frames, or show some out of order or twice? By the index, which FFmpeg makes from it.
+    """Whether an edit list hides frames, or shows some out of order or twice, by the index that FFmpeg makes from it.
 
-    Then stamps do not say what is on screen: hidden frames have some, and at a seam the decoder may go on from frames
-    that belong elsewhere.
+    Then time stamps do not tell what is on screen: hidden frames have stamps, too, and at a seam the decoder may
+    continue from frames of another part.
     """
     return any(
-        one.is_discard or following.is_discard or following.timestamp < one.timestamp
-        for one, following in pairwise(entries)
+        entry.is_discard or following.is_discard or following.timestamp < entry.timestamp
+        for entry, following in pairwise(entries)
     )
 
 
 class _Ahead:
-    """Packets in the order in which they are stored, some of them looked at before they are taken.
+    """Packets in the order of storage, with a look-ahead.
 
-    is_edited: a packet was seen that is hidden or out of order, as of an edit list that the index did not show.
-    has_turned_back: one was seen that is shown before another that is stored before it. Until then stamps may be those
-    of the order of storing (presentation.py).
+    is_edited: a packet was hidden or out of order, from an edit list that the index did not show. has_turned_back: a
+    packet is shown before an earlier one. Until then time stamps may follow the order of storage (presentation.py).
     """
 
     def __init__(self, packets: Iterator[Any]) -> None:
         self._packets = packets
         self._waiting: deque[Any] = deque()
-        self._stamps: list[int] = []  # of the packets that were looked at, rising
-        self._reached: int | None = None  # all that were not are shown at or after it; None: unknown
+        self._stamps: list[int] = []  # of the packets that were read, rising
+        self._reached: int | None = None  # packets that were not read are shown at or after it; None: unknown
         self.is_edited = self.has_turned_back = False
 
     def take(self) -> Any:
         """The next packet; None after the last one."""
-        if not self._waiting and not self._look():
+        if not self._waiting and not self._read():
             return None
         return self._waiting.popleft()
 
     def is_passed_over(self, stamp: int | None, wanted: list[int]) -> bool:
-        """Is a later frame than that with this stamp on screen at the next wanted ticks?"""
+        """Whether at the next requested ticks a later frame than the one with this stamp is on screen."""
         number = 0 if stamp is None else bisect_left(wanted, stamp)
         if stamp is None or number == len(wanted):
             return False
@@ -101,12 +99,12 @@ class _Ahead:
             if following < len(self._stamps) and self._stamps[following] <= wanted[number]:
                 return self.has_turned_back
             is_sure = self._reached is None or self._reached > wanted[number]
-            if is_sure or len(self._waiting) >= MOST_AHEAD or not self._look():
+            if is_sure or len(self._waiting) >= MOST_AHEAD or not self._read():
                 return False
         return False
 
-    def _look(self) -> bool:
-        """At one more packet; False after the last one."""
+    def _read(self) -> bool:
+        """Read one more packet ahead; False after the last one."""
         packet = next(self._packets, None)
         if packet is None:
             return False

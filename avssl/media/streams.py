@@ -1,4 +1,4 @@
-"""What one decoded frame and the header say of a stream, and decoded sound as one gapless mono signal.
+"""Facts of a stream from one decoded frame and the header, and decoded audio as one gapless mono signal.
 
 Works on PyAV's objects without importing PyAV; see decode.py.
 """
@@ -26,22 +26,22 @@ from avssl.media.info import (
 from avssl.media.lengths import header_seconds
 from avssl.types import MediaError
 
-# Here the sound is one row of bytes: stamps are FFmpeg's arithmetic with numbers of the header or of rounded durations.
+# In these audio is one run of bytes: FFmpeg computes time stamps from numbers of the header or from rounded durations.
 FORMATS_WITHOUT_STAMPS = ("wav", "w64", "aiff", "au", "caf")
-# A stamp is this much off at most because it was rounded (to milliseconds, or to a duration that was).
+# The largest error of a time stamp by rounding (to milliseconds, or of durations that are summed).
 STAMP_ROUNDING_SECONDS = 0.002
 
 
 def orientation_of(frame: Any) -> Orientation:
-    """What makes the stored picture upright. Of a stream the first frame says it for all: others may say nothing."""
+    """How to make the stored frame upright. The first frame of a stream decides for all: others may not state it."""
     matrix = frame.side_data.get("DISPLAYMATRIX")
     return UPRIGHT if matrix is None else orientation(np.frombuffer(matrix, np.int32).tolist())
 
 
 def orientation(matrix: Sequence[int]) -> Orientation:
-    """Of a display matrix (a, b, u, c, d, v, ...): point (x, y) of the stored picture goes to (ax + cy, bx + dy).
+    """The orientation of a display matrix (a, b, u, c, d, v, ...), which maps point (x, y) to (ax + cy, bx + dy).
 
-    The nearest quarter turn; a matrix that leaves nothing of the picture says nothing.
+    It is rounded to a quarter turn; a singular matrix counts as upright.
     """
     a, b, c, d = matrix[0], matrix[1], matrix[3], matrix[4]
     if a * d == b * c:
@@ -52,7 +52,7 @@ def orientation(matrix: Sequence[int]) -> Orientation:
 
 
 def video_info(stream: Any, ticks: int, frame: Any) -> VideoInfo:
-    """Facts of a video stream; ticks, frame: its first decoded frame."""
+    """Facts of a video stream; ticks, frame: of its first decoded frame."""
     turns, is_mirrored = orientation_of(frame)
     rotation = 90 * turns
     width, height = (frame.height, frame.width) if rotation % 180 else (frame.width, frame.height)
@@ -73,12 +73,12 @@ def video_info(stream: Any, ticks: int, frame: Any) -> VideoInfo:
     )
 
 
-def audio_info(stream: Any, ticks: int, sound: AudioFrame) -> AudioInfo:
-    """Facts of an audio stream; ticks, sound: its first decoded block."""
+def audio_info(stream: Any, ticks: int, frame: AudioFrame) -> AudioInfo:
+    """Facts of an audio stream; ticks, frame: of its first decoded block."""
     return AudioInfo(
         codec=stream.codec_context.name,
-        rate_hz=sound.sample_rate,
-        channels=len(sound.channel_names),
+        rate_hz=frame.sample_rate,
+        channels=len(frame.channel_names),
         start_seconds=float(ticks * stream.time_base),
         duration_seconds=header_seconds(stream, ticks),
         stream_index=stream.index,
@@ -87,12 +87,12 @@ def audio_info(stream: Any, ticks: int, sound: AudioFrame) -> AudioInfo:
 
 
 def _num_alike(stream: Any) -> int:
-    """How many streams of its kind the file has."""
+    """The number of streams of its kind in the file."""
     return sum(other.type == stream.type for other in stream.container.streams)
 
 
 def _has_stamps(stream: Any) -> bool:
-    """Can the stamps of an audio stream tell of a gap? AVI's can where each chunk is one tick, for empty ones count."""
+    """Whether time stamps of an audio stream show gaps. In AVI they do if each chunk is a tick: empty chunks count."""
     name, entries = stream.container.format.name, stream.index_entries
     if name == "avi":
         return len(entries) > 1 and entries[1].timestamp - entries[0].timestamp == 1
@@ -100,11 +100,11 @@ def _has_stamps(stream: Any) -> bool:
 
 
 class _SampleClock:
-    """Where blocks of sound lie, in samples from start_ticks (None: the first block's) on.
+    """The positions of audio blocks, in samples from start_ticks on (None: from the first block).
 
-    Blocks follow each other. Stamps only tell of true gaps: what they stray from the count a little at each step is
-    rounding or a clock that goes wrong, however much it adds up to; in formats that have no stamps FFmpeg makes them
-    from a header that may be untrue.
+    Blocks follow each other, and time stamps are used only to find true gaps. Small differences between stamps and the
+    count of samples at each step are rounding or a wrong clock, however large their sum is. In formats without stamps
+    FFmpeg computes them from a header that may be wrong.
     """
 
     def __init__(self, stream: Any, start_ticks: int | None, rate: int) -> None:
@@ -114,7 +114,7 @@ class _SampleClock:
         self._has_stamps = _has_stamps(stream)
         self._stamp_end: int | None = None
         self._next = 0
-        self._strayed = self._leapt = 0  # samples: by all steps, by those that are more than rounding
+        self._strayed = self._leapt = 0  # samples: the sum of all differences, and of those above rounding
 
     def place(self, ticks: int, num_samples: int) -> int:
         """The position of the next block."""
@@ -130,7 +130,7 @@ class _SampleClock:
         return position
 
     def _gap(self, step: int) -> int:
-        """How much later than the end of the one before a block begins, step: by its stamp; negative: they overlap."""
+        """Samples between the previous block and this one, negative if they overlap; step: the same by stamps."""
         if not self._has_stamps:
             return 0
         self._strayed += step
@@ -144,7 +144,7 @@ class _SampleClock:
 
 
 def mono_blocks(
-    sounds: Iterable[tuple[int, AudioFrame | Passed]],
+    frames: Iterable[tuple[int, AudioFrame | Passed]],
     stream: Any,
     start_ticks: int | None,
     label: str,
@@ -153,47 +153,47 @@ def mono_blocks(
 ) -> Iterator[tuple[int, int, AudioBlock]]:
     """(rate_hz, position of the block's first sample, float32 (samples,)) of decoded blocks.
 
-    Positions count source samples from start_ticks (None: the first block's). A pause becomes a block of zeros, an
-    overlap is cut, so that blocks follow each other without a gap; those that end before sample `first` are left out.
-    counter.position is the position reached, for who chooses what is decoded.
+    Positions count source samples from start_ticks (None: from the first block). A pause becomes a block of zeros, and
+    overlaps are cut, so that blocks follow each other without gaps. Blocks that end before sample `first` are left out.
+    counter.position is set to the position that was reached (gapless_audio.Passing uses it).
     """
     expected: int | None = None
     rate = 0
     clock: _SampleClock | None = None
-    for ticks, sound in sounds:
-        if isinstance(sound, AudioFrame):
-            if rate and sound.sample_rate != rate:
+    for ticks, frame in frames:
+        if isinstance(frame, AudioFrame):
+            if rate and frame.sample_rate != rate:
                 where = f"after {(expected or 0) / rate:.2f} s"
-                raise MediaError("decode_error", f"{label}: {where} {_changed_rate(rate, sound.sample_rate)}")
-            rate = sound.sample_rate
+                raise MediaError("decode_error", f"{label}: {where} {_changed_rate(rate, frame.sample_rate)}")
+            rate = frame.sample_rate
         clock = clock or _SampleClock(stream, start_ticks, rate)
-        position = clock.place(ticks, sound.num_samples)
+        position = clock.place(ticks, frame.num_samples)
         expected = position if expected is None else expected
         expected = max(expected, min(first, position))
         while expected < position:
             pause = np.zeros(min(rate, position - expected), np.float32)
             yield rate, expected, pause
             expected += len(pause)
-        end = max(expected, position + sound.num_samples)
-        if isinstance(sound, AudioFrame) and expected < end and end > first:
-            block = _mono(sound, label)[expected - position :]
+        end = max(expected, position + frame.num_samples)
+        if isinstance(frame, AudioFrame) and expected < end and end > first:
+            block = _mono(frame, label)[expected - position :]
             yield rate, expected, block
         expected = end
         if counter is not None:
             counter.position = expected
 
 
-def _mono(sound: AudioFrame, label: str) -> AudioBlock:
-    """float32 (samples,). Raises MediaError for what are no numbers."""
-    block = mix_to_mono(sound.samples, sound.is_planar, sound.channel_names)
-    if sound.samples.dtype.kind == "f" and not np.isfinite(block).all():
-        raise MediaError("decode_error", f"{label}: its sound holds samples that are no numbers (NaN or infinite)")
+def _mono(frame: AudioFrame, label: str) -> AudioBlock:
+    """The mono mix, float32 (samples,). Raises MediaError for NaN and infinite samples."""
+    block = mix_to_mono(frame.samples, frame.is_planar, frame.channel_names)
+    if frame.samples.dtype.kind == "f" and not np.isfinite(block).all():
+        raise MediaError("decode_error", f"{label}: its audio holds samples that are no numbers (NaN or infinite)")
     return block
 
 
 def _changed_rate(before: int, after: int) -> str:
-    """What happened, and what to do."""
+    """The error message for a change of the sample rate."""
     return (
-        f"the sample rate changes from {before} to {after} Hz; one rate is read: cut the file there, "
-        "or encode it anew with one rate"
+        f"the sample rate changes from {before} to {after} Hz; only one rate can be read: cut the file there, "
+        "or encode it again with one rate"
     )

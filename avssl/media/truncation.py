@@ -1,7 +1,7 @@
-"""Does a file hold all the bytes that its own structure speaks of? Reads sizes, never media, and knows no decoder.
+"""Whether a file holds all bytes that its own structure states. This file reads sizes, without a decoder.
 
-FFmpeg opens what is left of a cut file without a word, and often makes the header's duration fit. But most containers
-say somewhere how many bytes they have, and streams of packets end with a whole packet.
+FFmpeg opens the rest of a cut file silently, and often adjusts the duration of the header. But most containers state
+their number of bytes somewhere, and streams of packets end with a whole packet.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
-# What every file of a format begins with. A file that begins so and cannot be opened is cut or damaged.
+# The first bytes of all files of a format. A file that begins with them and cannot be opened is cut or damaged.
 SIGNATURES = (
     (4, (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot"), "an mp4"),
     (0, (b"\x1a\x45\xdf\xa3",), "a Matroska or WebM file"),
@@ -25,18 +25,18 @@ SIGNATURES = (
     (0, (b"wvpk",), "a WavPack file"),
 )  # fmt: skip
 HEAD_BYTES = 256
-# A writer that could not go back leaves something near one of these for "unknown".
+# A writer that could not seek back leaves a number near one of these for "unknown".
 UNKNOWN_FROM = 0x7F000000
 UNKNOWN_FROM_64 = 1 << 62
 MOST_OGG_PAGE_BYTES = 65_307
-MOST_INDEX_BYTES = 1 << 20  # of an mp4 that is looked at; hours of video have more
+MOST_INDEX_BYTES = 1 << 20  # of an mp4's index that is read; hours of video have more
 LEAST_SHARE_OF_BYTES = 0.9
 ASF_HEADER_BYTES, MOST_ASF_OBJECTS = 30, 100
 ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
 
 def known_format(head: bytes) -> str | None:
-    """What the first bytes of a file say that it is; None: nothing that is known here."""
+    """The format of a file by its first bytes, in words; None if it is unknown here."""
     for offset, names, what in SIGNATURES:
         if any(head[offset : offset + len(name)] == name for name in names):
             return what
@@ -44,14 +44,14 @@ def known_format(head: bytes) -> str | None:
 
 
 class Content:
-    """A file as bytes at positions."""
+    """The bytes of a file by position."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file, self.size = file, size
         self.head = self.at(0, HEAD_BYTES)
 
     def at(self, offset: int, count: int) -> bytes:
-        """Up to `count` bytes from there on."""
+        """Up to `count` bytes from `offset` on."""
         if offset >= self.size:
             return b""
         self._file.seek(offset)
@@ -59,16 +59,15 @@ class Content:
 
 
 def missing_end(content: Content) -> str | None:
-    """What tells that the end of a file is missing, in words; None if nothing does.
+    """The evidence, in words, that the end of a file is missing; None if there is none.
 
-    A few bytes that are missing do not count where it is known how many there should be: LEAST_SHARE_OF_BYTES must be
-    there.
+    If the file states its number of bytes, LEAST_SHARE_OF_BYTES of them are enough.
     """
     head, size = content.head, content.size
     promised = promised_bytes(content)
     if promised is not None:
         if size < LEAST_SHARE_OF_BYTES * promised:
-            return f"has {size} bytes; by its own account it has at least {promised}"
+            return f"has {size} bytes; by its own header it has at least {promised}"
         return None
     for packet, first in ((188, 0), (192, 4), (204, 0)):
         if len(head) > first + packet and head[first] == head[first + packet] == 0x47 and size % packet:
@@ -82,35 +81,35 @@ def missing_end(content: Content) -> str | None:
 
 
 def promised_bytes(content: Content) -> int | None:
-    """How many bytes a file must have by its own account; None if it does not say."""
+    """The number of bytes that a file must have by its own header; None if it states none."""
     head = content.head
-    look: Callable[[Content], int | None] | None = None
+    size_of: Callable[[Content], int | None] | None = None
     if known_format(head) == "an mp4":
-        look = _boxes
+        size_of = _boxes
     elif head[:4] in (b"RIFF", b"RIFX", b"RF64", b"FORM"):
-        look = _riff
+        size_of = _riff
     elif head[:4] == b"\x1a\x45\xdf\xa3":
-        look = _matroska
+        size_of = _matroska
     elif head[:3] == b"ID3" or (
         head[:1] == b"\xff" and head[1:2] in (b"\xfb", b"\xfa", b"\xf3", b"\xf2", b"\xe3", b"\xe2")
     ):
-        look = _mp3
+        size_of = _mp3
     elif head[:4] == b"\x30\x26\xb2\x75":
-        look = _asf
+        size_of = _asf
     elif head[:4] == b".snd":
-        look = _au
+        size_of = _au
     elif head[:4] == b"caff":
-        look = _caf
+        size_of = _caf
     elif head[:4] == b"riff":
-        look = _wave64
+        size_of = _wave64
     try:
-        return None if look is None else look(content)
-    except (struct.error, IndexError):  # the header itself is cut: FFmpeg says more about it
+        return None if size_of is None else size_of(content)
+    except (struct.error, IndexError):  # the header itself is cut: FFmpeg's error tells more
         return None
 
 
 def _boxes(content: Content) -> int | None:
-    """mp4: the end of the last box. None where something else follows."""
+    """The end of the last box of an mp4; None if something else follows it."""
     end = 0
     for begin, length, kind in _each_box(content):
         if not all(32 <= letter < 127 or letter == 0xA9 for letter in kind):
@@ -124,7 +123,7 @@ def _boxes(content: Content) -> int | None:
 
 
 def _each_box(content: Content) -> Iterator[tuple[int, int, bytes]]:
-    """(position, length as written, kind) of the boxes of an mp4, until one has no length."""
+    """(position, length as written, kind) of the boxes of an mp4, up to one without a length."""
     position = 0
     while position + 8 <= content.size:
         start = content.at(position, 16)
@@ -138,10 +137,10 @@ def _each_box(content: Content) -> Iterator[tuple[int, int, bytes]]:
 
 
 def is_mp4_in_order(content: Content) -> bool:
-    """Is it an mp4 whose frames are shown in the order in which they are stored?
+    """Whether it is an mp4 whose frames are shown in the order in which they are stored.
 
-    Then it has no table of what lies between decoding and showing (ctts), no such numbers in fragments (mvex), and a
-    decoder never holds a frame back.
+    Then it has no table of offsets between decoding and presentation (ctts), and no fragments, which may hold such
+    offsets (mvex); and a decoder never holds a frame back.
     """
     if known_format(content.head) != "an mp4":
         return False
@@ -156,7 +155,7 @@ def is_mp4_in_order(content: Content) -> bool:
 
 
 def _riff(content: Content) -> int | None:
-    """AVI (large ones are several RIFFs in a row), WAV, RF64, AIFF."""
+    """The size of AVI (large files are several RIFFs in a row), WAV, RF64 and AIFF."""
     name = content.head[:4]
     if name == b"RF64":
         length = int(struct.unpack_from("<Q", content.head, 20)[0])
@@ -172,7 +171,7 @@ def _riff(content: Content) -> int | None:
 
 
 def _matroska(content: Content) -> int | None:
-    """The end of the segment; None if it was written without knowing it."""
+    """The end of the segment of a Matroska file; None if the writer did not know it."""
     length, position = _vint(content.head, 4)
     position += length or 0
     start = content.at(position, 12)
@@ -183,7 +182,7 @@ def _matroska(content: Content) -> int | None:
 
 
 def _vint(head: bytes, at: int) -> tuple[int | None, int]:
-    """(the number, None for "unknown"; where it ends) of EBML's number at a position."""
+    """(number, position of its end) of EBML's number at a position; the number is None for "unknown"."""
     width = 9 - head[at].bit_length()
     if width > 8:
         return None, at + 1
@@ -192,25 +191,25 @@ def _vint(head: bytes, at: int) -> tuple[int | None, int]:
 
 
 def counts_frames(content: Content) -> bool:
-    """Has an mp3 a header that says how many frames there are?"""
+    """Whether it is an mp3 with a header that states the number of frames."""
     try:
-        found = _mp3_header(content)
-    except (struct.error, IndexError):  # too short for one
+        header = _mp3_header(content)
+    except (struct.error, IndexError):  # too short for a header
         return False
-    return found is not None and bool(found[1] & 1)
+    return header is not None and bool(header[1] & 1)
 
 
 def _mp3(content: Content) -> int | None:
-    """The number of bytes in the Xing or Info header, if there is one."""
-    found = _mp3_header(content)
-    if found is None:
+    """The end of an mp3 by its Xing, Info or VBRI header, if there is one."""
+    header = _mp3_header(content)
+    if header is None:
         return None
-    begin, flags, fields = found
+    begin, flags, fields = header
     return begin + fields[1 if flags & 1 else 0] if flags & 2 else None
 
 
 def _mp3_header(content: Content) -> tuple[int, int, tuple[int, int]] | None:
-    """(position of the first frame, which fields are there, the first two of them) of a Xing or Info header."""
+    """(position of the first frame, flags of the fields, the first two fields) of a Xing, Info or VBRI header."""
     begin = 0
     if content.head[:3] == b"ID3":
         begin = 10 + sum((content.head[6 + number] & 0x7F) << 21 - 7 * number for number in range(4))
@@ -226,7 +225,7 @@ def _mp3_header(content: Content) -> tuple[int, int, tuple[int, int]] | None:
 
 
 def _asf(content: Content) -> int | None:
-    """What the object of file properties says, unless it is marked as a broadcast."""
+    """The size in the file properties object of ASF, unless the file is marked as a broadcast."""
     position = ASF_HEADER_BYTES
     for _ in range(MOST_ASF_OBJECTS):
         start = content.at(position, 92)

@@ -1,6 +1,6 @@
 """One source file, or some seconds of it -> one sample's media: h264 with frequent keyframes, and mono FLAC.
 
-Pictures stay in YUV all the way, and only those that are stored are scaled. A file is opened once and read once. All
+Pictures stay in YUV all the way, and only those that are stored are scaled. Each stream is decoded once. All
 times are measured on what was decoded, not read from headers.
 """
 
@@ -13,7 +13,6 @@ from functools import lru_cache
 from typing import Any
 
 from avssl.media.info import MediaInfo, least_length
-from avssl.media.packets import StreamsFarApartError
 from avssl.media.readers import AudioReader, VideoReader
 from avssl.types import MediaError
 from data_prep.transcode.encode import why_not_encode
@@ -77,10 +76,7 @@ def transcode(path: str, options: WriteOptions, segment: Segment | None = None) 
     if segment is not None and not 0 <= segment[0] < segment[1]:
         raise ValueError(f"{path}: the segment is {segment}; it must begin at 0 s or later and end after it begins")
     check_encoder(options)
-    try:
-        return _transcode(path, options, segment, shares=segment is None)
-    except StreamsFarApartError:
-        return _transcode(path, options, segment, shares=False)
+    return _transcode(path, options, segment)
 
 
 @lru_cache
@@ -93,9 +89,9 @@ def check_encoder(options: WriteOptions) -> None:
             raise PolicyError(f"{given}: {why}. Use libx264, or a PyAV that was built with this encoder")
 
 
-def _transcode(path: str, options: WriteOptions, segment: Segment | None, *, shares: bool) -> Transcoded:
-    """`transcode` without its checks. shares: both streams are read from one open file."""
-    with VideoReader(path, shares=shares) as pictures, AudioReader(path, beside=pictures) as sound:
+def _transcode(path: str, options: WriteOptions, segment: Segment | None) -> Transcoded:
+    """`transcode` without its checks."""
+    with VideoReader(path) as pictures, AudioReader(path) as sound:
         info = MediaInfo(pictures.container_name, pictures.info, sound.info, pictures.container_seconds)
         _check_streams(path, info, options)
         clock = min(one.start_seconds for one in (info.video, info.audio) if one is not None)
