@@ -1,4 +1,4 @@
-"""Pictures that are stored in another order than they are shown come at their times, whatever the container stamps."""
+"""Frames that are stored in another order than they are shown come at their times, whatever the container stamps."""
 
 import shutil
 from fractions import Fraction
@@ -30,7 +30,7 @@ FILMS = {  # as FFmpeg writes them: codec, options, container
     "mpeg2.asf": ("mpeg2video", MPEG, "asf"),
     "h264.mxf": ("libx264", X264, "mxf"),
     "mpeg2.mxf": ("mpeg2video", MPEG, "mxf"),
-    "mpeg2.mpg": ("mpeg2video", MPEG, "mpeg"),  # several small pictures share a PES packet, and one stamp
+    "mpeg2.mpg": ("mpeg2video", MPEG, "mpeg"),  # several small frames share a PES packet, and one stamp
     "mpeg1.mpg": ("mpeg1video", MPEG, "mpeg"),
     "h264.mpg": ("libx264", X264, "mpeg"),
     "mpeg1.m1v": ("mpeg1video", MPEG, "mpeg1video"),
@@ -57,7 +57,7 @@ def films(tmp_path_factory):
 
 
 def write_packed(path):
-    """As DivX and XviD do: a picture and the one that is shown before it in one chunk, then one without a picture."""
+    """As DivX and XviD do: a frame and the one that is shown before it in one chunk, then one without a frame."""
     context = numbered.encoder("mpeg4", {**MPEG, "bf": "1"})
     stored = [(bytes(packet), packet.is_keyframe) for packet in numbered.packets(context, NUM_PICTURES)]
     kinds = [data[data.find(b"\0\0\1\xb6") + 4] >> 6 for data, _ in stored]  # 2: shown before the one stored before it
@@ -98,14 +98,14 @@ def mux(container, stream, packet, number, is_keyframe):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_picture_comes_at_its_time(films, name):
+def test_every_frame_comes_at_its_time(films, name):
     found = numbered.numbers(films[name])
     assert [number for _, number in found] == list(range(NUM_PICTURES))
     assert [seconds * FPS for seconds, _ in found] == pytest.approx(np.arange(NUM_PICTURES), abs=0.05)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_picture_alone_is_that_of_its_time(films, name):
+def test_a_frame_alone_is_that_of_its_time(films, name):
     times = np.arange(3, NUM_PICTURES, 7)
     assert [numbered.number(read_video(films[name], [k / FPS])[0]) for k in times] == times.tolist()
     in_memory = films[name].read_bytes()
@@ -115,17 +115,17 @@ def test_a_picture_alone_is_that_of_its_time(films, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_playing_from_a_time_gives_what_playing_from_the_beginning_gives(films, name):
     with VideoReader(films[name]) as stream:
-        whole = [(picture.seconds, stream.pixels(picture).copy()) for picture in stream.play()]
+        whole = [(frame.seconds, stream.pixels(frame).copy()) for frame in stream.play()]
     for first in (7, 45, 61):
         with VideoReader(films[name]) as stream:
-            part = [(picture.seconds, stream.pixels(picture).copy()) for picture in stream.play(first / FPS)]
+            part = [(frame.seconds, stream.pixels(frame).copy()) for frame in stream.play(first / FPS)]
         assert [seconds for seconds, _ in part] == pytest.approx([seconds for seconds, _ in whole[first:]])
         for (_, pixels), (_, expected) in zip(part, whole[first:], strict=True):
             np.testing.assert_array_equal(pixels, expected)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_pictures_are_not_left_out_by_stamps_that_are_not_theirs(films, name):
+def test_frames_are_not_left_out_by_stamps_that_are_not_theirs(films, name):
     """As embedding reads them: it knows the times that it will ask for."""
     times = [k / FPS for k in (1, 2, 5, 6, 9, 14, 15, 30, 33, 70, 71, 85)]
     with VideoReader(films[name]) as stream:
@@ -137,31 +137,31 @@ def test_pictures_are_not_left_out_by_stamps_that_are_not_theirs(films, name):
 
 
 @pytest.mark.parametrize("name", ["mpeg4.avi", "packed.avi", "h264.avi", "plain.avi", "h264.mxf"])
-def test_the_first_picture_is_shown_when_the_file_begins(films, name):
+def test_the_first_frame_is_shown_when_the_file_begins(films, name):
     assert probe(films[name]).video.start_seconds == 0
 
 
 @pytest.mark.parametrize(("codec", "options"), [("mpeg4", MPEG), ("libx264", X264), ("mpeg2video", MPEG)])
 @pytest.mark.parametrize(("suffix", "sound"), [("avi", "pcm_s16le"), ("asf", "pcm_s16le")])
-def test_pictures_that_a_decoder_holds_back_do_not_come_late_against_the_sound(tmp_path, suffix, sound, codec, options):
+def test_frames_that_a_decoder_holds_back_do_not_come_late_against_the_audio(tmp_path, suffix, sound, codec, options):
     film = tmp_path / f"film.{suffix}"
     with av.open(str(film), "w") as container:
-        pictures = container.add_stream(codec, rate=FPS, options=options)
-        pictures.width, pictures.height, pictures.pix_fmt = numbered.WIDTH, numbered.HEIGHT, "yuv420p"
+        frames = container.add_stream(codec, rate=FPS, options=options)
+        frames.width, frames.height, frames.pix_fmt = numbered.WIDTH, numbered.HEIGHT, "yuv420p"
         voice = container.add_stream(sound, rate=16_000, layout="mono")
         for k in range(60):
             block = av.AudioFrame.from_ndarray(np.zeros((1, 640), np.int16), format="s16", layout="mono")
             block.sample_rate, block.pts, block.time_base = 16_000, 640 * k, Fraction(1, 16_000)
-            container.mux(pictures.encode(av.VideoFrame.from_ndarray(numbered.picture(k), format="rgb24")))
+            container.mux(frames.encode(av.VideoFrame.from_ndarray(numbered.frame(k), format="rgb24")))
             container.mux(voice.encode(block))
-        container.mux(pictures.encode())
+        container.mux(frames.encode())
         container.mux(voice.encode())
     with VideoReader(film) as stream, AudioReader(film) as heard:
         assert stream.info.start_seconds == pytest.approx(heard.info.start_seconds, abs=0.0015)
 
 
 @pytest.mark.parametrize("name", ["packed.avi", "h264.avi", "untimed.mp4"])
-def test_shards_hold_every_picture_once_and_in_order(films, tmp_path, name):
+def test_shards_hold_every_frame_once_and_in_order(films, tmp_path, name):
     (tmp_path / "files").mkdir()
     shutil.copy(films[name], tmp_path / "files")
     main(["index", str(tmp_path / "files"), "--out", str(tmp_path / "list.jsonl")])

@@ -54,7 +54,7 @@ def test_a_broken_last_packet_means_a_cut_file_where_no_header_tells_the_length(
     assert verdict("." * 50 + "x" + "." * 49, "aac") is None
 
 
-def test_the_picture_before_a_damaged_one_stays_on_screen(tmp_path):
+def test_the_frame_before_a_damaged_one_stays_on_screen(tmp_path):
     path = tmp_path / "damaged.mov"
     clip(path, video_codec="mjpeg", pixel_format="yuvj420p")
     damage_packets(path, "video", [10])  # the first white one

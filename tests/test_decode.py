@@ -104,7 +104,7 @@ def test_rotation_is_applied(tmp_path, degrees):
     assert np.abs(scaled.to_ndarray(format="rgb24").astype(int) - upright[::2, ::2])[4:-4, 4:-4].mean() < 20
 
 
-def test_the_size_of_pictures_may_not_change_on_the_way(tmp_path):
+def test_the_size_of_frames_may_not_change_on_the_way(tmp_path):
     path = tmp_path / "growing.mpg"
     first, second = tmp_path / "a.mpg", tmp_path / "b.mpg"
     for part, size in ((first, (48, 64)), (second, (96, 128))):
@@ -114,7 +114,7 @@ def test_the_size_of_pictures_may_not_change_on_the_way(tmp_path):
         read_video(path, np.arange(0, 2, 0.2))
 
 
-def test_yuv_holds_the_same_picture_as_rgb(real_videos):  # noqa: F811
+def test_yuv_holds_the_same_frame_as_rgb(real_videos):  # noqa: F811
     path = next(real_videos.rglob("bikes.mp4"))
     planes = read_video(path, [1.0], rgb=False)[0].numpy()
     rgb = av.VideoFrame.from_ndarray(planes, format="yuv420p").to_ndarray(format="rgb24")
@@ -228,7 +228,7 @@ def test_probe_measures_start_offsets(tmp_path):
         assert numbers(read_video(path, [0.0, 0.5])) == [0, 10]
 
 
-def test_a_cover_picture_is_no_video(tmp_path):
+def test_a_cover_image_is_no_video(tmp_path):
     path = tmp_path / "song.m4a"
     write_media(path, audio=tone(48000, 0.5), audio_rate_hz=48000)
     assert probe(path).video is None
@@ -337,7 +337,7 @@ def test_excerpts_begin_on_the_grid_of_the_whole(rates):
 
 
 @pytest.mark.parametrize("block_samples", [4608, 16384, 65535])
-def test_sound_in_blocks_so_large_that_the_container_cannot_seek_is_read_from_its_beginning(
+def test_audio_in_blocks_so_large_that_the_container_cannot_seek_is_read_from_its_beginning(
     tmp_path: Path, block_samples: int
 ) -> None:
     path = tmp_path / "blocks.flac"
@@ -354,7 +354,7 @@ def test_sound_in_blocks_so_large_that_the_container_cannot_seek_is_read_from_it
             assert np.array_equal(np.concatenate(list(stream.play(24_000, first))), whole[0, first:].numpy())
 
 
-def test_planes_of_pictures_with_odd_sides_are_one_row_and_column_smaller(tmp_path: Path) -> None:
+def test_planes_of_frames_with_odd_sides_are_one_row_and_column_smaller(tmp_path: Path) -> None:
     levels = [40, 120, 200]
     pictures = [Image.new("L", (35, 33), level) for level in levels]
     pictures[0].save(tmp_path / "odd.gif", save_all=True, append_images=pictures[1:], duration=100)

@@ -30,7 +30,7 @@ from data_prep.transcode.options import WriteOptions
 from data_prep.write.rows import scan
 from data_prep.write.run import write_shards
 from tests.test_data_prep import complaints, digest, make_clip, rewrite, skips
-from tests.test_pictures import as_hwc, png_header, saved, scene
+from tests.test_images import as_hwc, png_header, saved, scene
 from tests.test_shards import tar_of
 
 ROOT = Path(__file__).parent.parent

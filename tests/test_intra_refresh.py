@@ -46,13 +46,13 @@ def film(request, folder):
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         stream.codec_context.bit_rate = 2_000_000
         for k in range(NUM_PICTURES):
-            picture = np.roll(texture, 3 * k, 1)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            frame = np.roll(texture, 3 * k, 1)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
     return path, list(stream_video(path))
 
 
-def test_a_picture_alone_is_the_one_of_decoding_from_the_beginning(film):
+def test_a_frame_alone_is_the_one_of_decoding_from_the_beginning(film):
     path, whole = film
     for number in [*range(80, NUM_PICTURES, 23), 401, 409, 417]:
         shown = read_video(path, [whole[number][0]])[0]
@@ -60,23 +60,23 @@ def test_a_picture_alone_is_the_one_of_decoding_from_the_beginning(film):
 
 
 @pytest.mark.parametrize("first", [64, 163, 409])
-def test_playing_from_a_time_begins_with_a_whole_picture(film, first):
+def test_playing_from_a_time_begins_with_a_whole_frame(film, first):
     path, whole = film
     with VideoReader(path) as stream:
-        for (seconds, pixels), picture in zip(whole[first : first + 60], stream.play(whole[first][0]), strict=False):
-            assert picture.seconds == pytest.approx(seconds)
-            np.testing.assert_array_equal(stream.pixels(picture), pixels.movedim(0, -1).numpy())
+        for (seconds, pixels), frame in zip(whole[first : first + 60], stream.play(whole[first][0]), strict=False):
+            assert frame.seconds == pytest.approx(seconds)
+            np.testing.assert_array_equal(stream.pixels(frame), pixels.movedim(0, -1).numpy())
 
 
-def test_pictures_far_apart_are_whole(film):
+def test_frames_far_apart_are_whole(film):
     """As embedding reads them, with jumps between them."""
     path, whole = film
     numbers = [3, 64, 99, 232, 233, 371, 409]
     with VideoReader(path) as stream:
         stream.expect([whole[number][0] for number in numbers])
         for number in numbers:
-            picture = stream.on_screen(whole[number][0])
-            np.testing.assert_array_equal(stream.pixels(picture), whole[number][1].movedim(0, -1).numpy())
+            frame = stream.on_screen(whole[number][0])
+            np.testing.assert_array_equal(stream.pixels(frame), whole[number][1].movedim(0, -1).numpy())
 
 
 def test_where_keyframes_are_whole_a_jump_still_skips_what_lies_before(folder, monkeypatch):
@@ -87,8 +87,8 @@ def test_where_keyframes_are_whole_a_jump_still_skips_what_lies_before(folder, m
         )
         stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
         for k in range(100):
-            picture = np.full((32, 32, 3), 2 * k, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            frame = np.full((32, 32, 3), 2 * k, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
     is_entry = entry_points.EntryContainer._is_entry
     monkeypatch.setattr(
@@ -120,7 +120,7 @@ IDR, INTRA, PREDICTED = b"\x65\x88\x80", b"\x41\x88\x80", b"\x41\x9a\x00"  # sli
         ([sei(0b11000000), PREDICTED], False),
         ([sei(0b10000000), INTRA], False),  # no exact match
         ([sei(0b11100000), INTRA], False),  # a link that is broken
-        ([sei(0b00100010), INTRA], False),  # whole three pictures later
+        ([sei(0b00100010), INTRA], False),  # whole three frames later
         ([b"\x09\x30", sei(0b11000000), PREDICTED, IDR], False),
         ([b"\x06\x05\x02\x06\x06\x80", INTRA], False),  # another message whose content looks like it
         ([], False),

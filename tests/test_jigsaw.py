@@ -27,7 +27,7 @@ def test_the_published_proportions_hold_at_any_size(size_px: int, cell_px: int, 
     assert jigsaw_size(size_px) == (cell_px, patch_px)
 
 
-def test_putting_the_patches_back_gives_the_pieces_of_the_picture() -> None:
+def test_putting_the_patches_back_gives_the_pieces_of_the_image() -> None:
     size = jigsaw_size(224)
     clip = numbered(2, 3 * size.cell_px)
     jigsaw = draw_jigsaw(np.random.default_rng(3), size)
@@ -80,7 +80,7 @@ def test_a_spectrogram_too_small_for_nine_tiles_is_refused() -> None:
         cut_tiles(torch.zeros(1, 1, 8, 2), torch.arange(9)[None])
 
 
-def test_patches_of_one_picture_differ_in_color_but_not_over_the_frames() -> None:
+def test_patches_of_one_image_differ_in_color_but_not_over_the_frames() -> None:
     """Of a flat red clip only the color parameters can tell the patches apart."""
     red = torch.tensor([180, 60, 40], dtype=torch.uint8)[None, :, None, None].expand(3, 3, 90, 90)
     augment = published_sets()["pirl_jigsaw"]
@@ -97,27 +97,27 @@ def test_patches_of_one_picture_differ_in_color_but_not_over_the_frames() -> Non
 
 
 def test_patches_are_flipped_one_by_one_within_their_places() -> None:
-    picture = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, 255, 255), dtype=np.uint8))
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, 255, 255), dtype=np.uint8))
     augment = ImageAugment(
         crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), brightness=0, contrast=0, saturation=0, hue=0, jigsaw=True
     )
-    raw = raw_image("image", picture, ImageViewConfig(), augment, np.random.default_rng(2))
+    raw = raw_image("image", image, ImageViewConfig(), augment, np.random.default_rng(2))
     assert raw.color_params is not None
     flips = raw.color_params[:, 0].tolist()
     assert 2 <= sum(flips) <= 7
     patches = ViewMaker(ViewsConfig(), ["image"])(stack_raw_views([{"v": raw}]), CPU)["v"][0]
     off = ImageAugment(**{**vars(augment), "flip_probability": 0.0})
-    plain = raw_image("image", picture, ImageViewConfig(), off, np.random.default_rng(2))
+    plain = raw_image("image", image, ImageViewConfig(), off, np.random.default_rng(2))
     straight = ViewMaker(ViewsConfig(), ["image"])(stack_raw_views([{"v": plain}]), CPU)["v"][0]
     for patch, original, flip in zip(patches, straight, flips, strict=True):
         assert torch.equal(patch, original.flip(-1) if flip else original)
 
 
-def test_the_deterministic_jigsaw_of_a_picture_ignores_all_chance() -> None:
-    picture = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, 300, 291), dtype=np.uint8))
-    raw = raw_image("image", picture, ImageViewConfig(), published_sets()["pirl_jigsaw"], None)
+def test_the_deterministic_jigsaw_of_an_image_ignores_all_chance() -> None:
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, 300, 291), dtype=np.uint8))
+    raw = raw_image("image", image, ImageViewConfig(), published_sets()["pirl_jigsaw"], None)
     assert raw.color_params is None
     assert raw.media.shape == (9, 1, 3, 64, 64)
-    side = picture[..., 22 : 22 + 255, 18 : 18 + 255]  # 0.875 of 291 is 255: cut, not resized
+    side = image[..., 22 : 22 + 255, 18 : 18 + 255]  # 0.875 of 291 is 255: cut, not resized
     size = jigsaw_size(224)
     assert torch.equal(raw.media, cut_patches(side, Jigsaw([(10, 10)] * 9, list(range(9))), size))

@@ -40,7 +40,7 @@ LATE_FILES = {
 
 
 def made(path: Path, video: str | None, audio: str | None, options: dict[str, str], late_seconds: float = 0) -> Path:
-    """SECONDS of pictures and sound whose time stamps begin at late_seconds."""
+    """SECONDS of frames and sound whose time stamps begin at late_seconds."""
     with av.open(str(path), "w", options=options) as out:
         streams = []
         if video is not None:
@@ -154,7 +154,7 @@ def test_fragments_from_the_middle_of_a_broadcast_are_no_truncated_film(tmp_path
     check_reads_as_six_seconds(path)
 
 
-def test_the_offset_between_sound_and_pictures_does_not_change_with_the_start(tmp_path):
+def test_the_offset_between_audio_and_frames_does_not_change_with_the_start(tmp_path):
     near, far = (made(tmp_path / f"{name}.mp4", "libx264", "aac", FRAGMENTS) for name in ("near", "far"))
     late_fragments(far)
     offsets = [transcode(str(path), OPTIONS).av_offset_seconds for path in (near, far)]
@@ -185,7 +185,7 @@ def test_fragments_that_begin_at_0_and_of_which_the_last_are_missing_are_truncat
         transcode(str(path), OPTIONS)
 
 
-def test_an_avi_whose_first_pictures_need_earlier_ones_lasts_from_the_first_that_does_not(tmp_path):
+def test_an_avi_whose_first_frames_need_earlier_ones_lasts_from_the_first_that_does_not(tmp_path):
     path = tmp_path / "cut.avi"
     options = {"x264-params": "bframes=0:keyint=25:scenecut=0"}
     with av.open(str(path), "w") as out:

@@ -89,7 +89,7 @@ def test_what_becomes_no_file_after_it_was_listed_is_skipped_with_its_reason(cor
     assert {one["reason"] for one in skips(tmp_path / "shards").values()} <= {"missing_file", "changed_file"}
 
 
-def test_pictures_likewise_and_a_folder_that_cannot_be_read_makes_no_videos_of_them(tmp_path, monkeypatch):
+def test_images_likewise_and_a_folder_that_cannot_be_read_makes_no_videos_of_them(tmp_path, monkeypatch):
     root = tmp_path / "pictures"
     (root / "closed").mkdir(parents=True)
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(root / "good.png")
@@ -119,7 +119,7 @@ def test_a_listing_to_embed_holds_them_and_opening_them_gives_a_reason(corpus, m
 
 @pytest.mark.parametrize("read", [read_image, lambda path: open_idx_file(path, with_labels=False)])
 @pytest.mark.parametrize("kind", ["pipe", "loop"])
-def test_no_reader_of_pictures_waits_for_a_pipe(tmp_path, read, kind):
+def test_no_reader_of_images_waits_for_a_pipe(tmp_path, read, kind):
     path = tmp_path / "x-images-idx3-ubyte"
     if kind == "pipe":
         os.mkfifo(path)

@@ -1,4 +1,4 @@
-"""Pictures are upright whatever says how: all eight orientations of a container, and what a stream itself tells."""
+"""Frames are upright whatever says how: all eight orientations of a container, and what a stream itself tells."""
 
 import struct
 
@@ -15,24 +15,24 @@ from avssl.shards.shard_set import ShardSet
 from data_prep.__main__ import main
 
 FPS, NUM_PICTURES, ONE = 10, 30, 1 << 16
-# {name: (a, b, c, d), and what it does: point (x, y) of the stored picture goes to (ax + cy, bx + dy)}
+# {name: (a, b, c, d), and what it does: point (x, y) of the stored frame goes to (ax + cy, bx + dy)}
 MATRICES = {
-    "as stored": ((1, 0, 0, 1), lambda picture: picture),
-    "turned by 90": ((0, 1, -1, 0), lambda picture: np.rot90(picture, -1)),
-    "turned by 180": ((-1, 0, 0, -1), lambda picture: np.rot90(picture, 2)),
-    "turned by 270": ((0, -1, 1, 0), lambda picture: np.rot90(picture, 1)),
-    "left to right": ((-1, 0, 0, 1), lambda picture: picture[:, ::-1]),
-    "top to bottom": ((1, 0, 0, -1), lambda picture: picture[::-1]),
-    "over one diagonal": ((0, 1, 1, 0), lambda picture: picture.transpose(1, 0, 2)),
-    "over the other": ((0, -1, -1, 0), lambda picture: picture[::-1, ::-1].transpose(1, 0, 2)),
+    "as stored": ((1, 0, 0, 1), lambda frame: frame),
+    "turned by 90": ((0, 1, -1, 0), lambda frame: np.rot90(frame, -1)),
+    "turned by 180": ((-1, 0, 0, -1), lambda frame: np.rot90(frame, 2)),
+    "turned by 270": ((0, -1, 1, 0), lambda frame: np.rot90(frame, 1)),
+    "left to right": ((-1, 0, 0, 1), lambda frame: frame[:, ::-1]),
+    "top to bottom": ((1, 0, 0, -1), lambda frame: frame[::-1]),
+    "over one diagonal": ((0, 1, 1, 0), lambda frame: frame.transpose(1, 0, 2)),
+    "over the other": ((0, -1, -1, 0), lambda frame: frame[::-1, ::-1].transpose(1, 0, 2)),
 }
 
 
 def scene():
     """uint8 (48, 64, 3): four colors, each in a corner."""
-    picture = np.empty((48, 64, 3), np.uint8)
-    picture[:24, :32], picture[:24, 32:], picture[24:, :32], picture[24:, 32:] = 235, 30, (200, 40, 40), (40, 40, 200)
-    return picture
+    frame = np.empty((48, 64, 3), np.uint8)
+    frame[:24, :32], frame[:24, 32:], frame[24:, :32], frame[24:, 32:] = 235, 30, (200, 40, 40), (40, 40, 200)
+    return frame
 
 
 def write(path, matrix=None, **options):
@@ -99,7 +99,7 @@ def test_every_reader_shows_what_the_container_says(turned):
             assert like(colors, expected)
         assert all(like(pixels.permute(1, 2, 0).numpy(), expected) for _, pixels in stream_video(source))
     with VideoReader(path) as stream:
-        assert all(like(VideoReader.pixels(picture), expected) for picture in stream.play(0.7))
+        assert all(like(VideoReader.pixels(frame), expected) for frame in stream.play(0.7))
     with VideoReader(path) as stream:
         assert like(stream.pixels(stream.on_screen(1.5)), expected)
     info = probe(path).video
@@ -109,7 +109,7 @@ def test_every_reader_shows_what_the_container_says(turned):
 
 
 @pytest.mark.parametrize("name", ["turned by 90", "left to right", "top to bottom", "over the other"])
-def test_shards_hold_pictures_that_are_upright(tmp_path, name):
+def test_shards_hold_frames_that_are_upright(tmp_path, name):
     (tmp_path / "files").mkdir()
     matrix, shown = MATRICES[name]
     write(tmp_path / "files" / "film.mp4")
@@ -121,7 +121,7 @@ def test_shards_hold_pictures_that_are_upright(tmp_path, name):
 
 
 def stored_in(folder):
-    """(facts, a picture in the middle) of a sample of shards made from folder / files."""
+    """(facts, a frame in the middle) of a sample of shards made from folder / files."""
     main(["index", str(folder / "files"), "--out", str(folder / "list.jsonl")])
     main(["write", str(folder / "list.jsonl"), "--out", str(folder / "shards"), "--on-missing-audio", "keep",
           "--workers", "1"])  # fmt: skip
@@ -134,7 +134,7 @@ def stored_in(folder):
 
 @pytest.fixture
 def telling(tmp_path):
-    """A function: (which picture tells of a turn, matrix of the container) -> a film."""
+    """A function: (which frame tells of a turn, matrix of the container) -> a film."""
 
     def make(which, matrix=None):
         write(tmp_path / "plain.mp4")
@@ -152,13 +152,13 @@ UPRIGHT, LEFT = scene(), np.rot90(scene(), 1)
 @pytest.mark.parametrize(
     ("which", "matrix", "expected"),
     [
-        (0, None, LEFT),  # the first picture says it for all
+        (0, None, LEFT),  # the first frame says it for all
         (10, None, UPRIGHT),  # another one says it for none
         (0, (-1, 0, 0, -1), LEFT),  # FFmpeg believes the stream before the container
         (10, (-1, 0, 0, -1), np.rot90(scene(), 2)),
     ],
 )
-def test_a_stream_is_turned_as_its_first_picture_wherever_it_is_read(telling, which, matrix, expected):
+def test_a_stream_is_turned_as_its_first_frame_wherever_it_is_read(telling, which, matrix, expected):
     path = telling(which, matrix)
     for source in (path, path.read_bytes()):
         for times in ([0.0], [0.1], [1.0], [1.05], [2.5], [0.0, 1.0, 2.5]):
@@ -166,7 +166,7 @@ def test_a_stream_is_turned_as_its_first_picture_wherever_it_is_read(telling, wh
                 assert like(pixels.permute(1, 2, 0).numpy(), expected), times
     for begin in (0.0, 1.05, 2.0):
         with VideoReader(path) as stream:
-            assert all(like(VideoReader.pixels(picture), expected) for picture in stream.play(begin))
+            assert all(like(VideoReader.pixels(frame), expected) for frame in stream.play(begin))
     with VideoReader(path) as stream:
         assert all(like(stream.pixels(stream.on_screen(seconds)), expected) for seconds in (0.0, 1.2, 2.5))
     info = probe(path).video
@@ -194,7 +194,7 @@ def test_a_matrix_is_the_orientation_that_moves_points_as_it_does(name, scale):
     assert (np.rot90(stored, -turns) == shown(scene())).all()
 
 
-def test_a_matrix_that_leaves_no_picture_says_nothing_and_others_are_rounded():
+def test_a_matrix_that_leaves_no_frame_says_nothing_and_others_are_rounded():
     assert orientation([0] * 9) == orientation([ONE, ONE, 0, ONE, ONE, 0, 0, 0, 1]) == Orientation()
     assert orientation([ONE, ONE // 3, 0, -ONE // 3, ONE, 0, 0, 0, 1]) == Orientation()
     assert orientation([ONE // 3, ONE, 0, -ONE, ONE // 3, 0, 0, 0, 1]) == Orientation(1)

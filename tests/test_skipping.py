@@ -65,8 +65,8 @@ def shown(film, parts, *, expects):
         for times in parts:
             if expects:
                 stream.expect(times)
-            pictures = map(stream.on_screen, times)
-            found += [(picture.seconds, stream.pixels(picture).copy()) for picture in pictures]
+            frames = map(stream.on_screen, times)
+            found += [(picture.seconds, stream.pixels(picture).copy()) for picture in frames]
     return found
 
 
@@ -97,7 +97,7 @@ def test_what_is_on_screen_does_not_depend_on_what_is_left_out(films, decoded, n
 
 
 @pytest.mark.parametrize("name", ENCODED)
-def test_all_that_nobody_looks_at_and_no_frame_is_made_from_is_left_out(films, decoded, name):
+def test_all_unrequested_frames_that_no_other_references_are_skipped(films, decoded, name):
     """Counted in the bits of the file: h264 marks frames that no other is made from."""
     wanted = np.arange(0, NUM_FRAMES, 2) / FPS  # every other frame, and the last one is not
     with av.open(str(films[name, "mp4"])) as container:

@@ -39,7 +39,7 @@ MULTI_CROP = (
 
 
 class Pictures:
-    """Twelve PNG pictures of different sizes in memory, in place of a shard folder; workers get a copy."""
+    """Twelve PNG images of different sizes in memory, in place of a shard folder; workers get a copy."""
 
     num_samples = 12
     shard_sizes = (7, 5)
@@ -98,7 +98,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_multi_crop_views_have_their_sizes_and_cost_one_decoding(decoded: list[str]) -> None:
     raw = raw_views(Pictures(), 3, MULTI_CROP, CONFIG, seed=0, epoch=0)  # type: ignore[arg-type]
-    assert decoded == ["image"]  # whatever the clip numbers: a picture has no time
+    assert decoded == ["image"]  # whatever the clip numbers: an image has no time
     assert {name: tuple(view.media.shape) for name, view in raw.items()} == {
         **{f"large_{k}": (1, 3, 32, 32) for k in range(2)},
         **{f"small_{k}": (1, 3, 16, 16) for k in range(3)},
@@ -121,7 +121,7 @@ def test_the_views_of_a_sample_are_drawn_independently() -> None:
 
 
 @pytest.mark.parametrize("options", [{"num_workers": 2}, {"global_batch_size": 12}, {"order_lanes": 2}])
-def test_pictures_do_not_depend_on_the_batch_the_workers_or_the_lanes(options: dict[str, int]) -> None:
+def test_images_do_not_depend_on_the_batch_the_workers_or_the_lanes(options: dict[str, int]) -> None:
     view_list = (*MULTI_CROP, View("jigsaw", "image", "pirl_jigsaw"))
     expected = by_index(make_loader(Pictures(), view_list), 2)
     other = by_index(make_loader(Pictures(), view_list, **options), 2)
@@ -131,7 +131,7 @@ def test_pictures_do_not_depend_on_the_batch_the_workers_or_the_lanes(options: d
         torch.testing.assert_close(expected[key], other[key], atol=1e-5, rtol=0)
 
 
-def test_the_deterministic_picture_is_the_normalized_central_crop() -> None:
+def test_the_deterministic_image_is_the_normalized_central_crop() -> None:
     loader = make_loader(Pictures(), (View("plain", "image", "test"), View("first", "image", "simclr")))
     for batch in loader.every_sample_once():
         for row, index in enumerate(batch.index.tolist()):
@@ -143,7 +143,7 @@ def test_the_deterministic_picture_is_the_normalized_central_crop() -> None:
             torch.testing.assert_close(batch.views["first"][row], expected, atol=1e-5, rtol=0)
 
 
-def test_a_sample_without_a_picture_fails_by_name(shards: dict[str, Path]) -> None:
+def test_a_sample_without_an_image_fails_by_name(shards: dict[str, Path]) -> None:
     with pytest.raises(MediaError, match=r"no_image: sample \S+ has no image"):
         raw_views(ShardSet(shards["train"]), 0, [View("i", "image", "test")], CONFIG, 0, 0)
     with pytest.raises(MediaError, match="no_video: sample 0 has no video"):
@@ -151,10 +151,10 @@ def test_a_sample_without_a_picture_fails_by_name(shards: dict[str, Path]) -> No
 
 
 def test_an_unknown_set_is_refused_when_the_loader_is_built_before_anything_is_read() -> None:
-    pictures = Pictures()
+    images = Pictures()
     with pytest.raises(ValueError, match="Did you mean 'simclr'"):
-        make_loader(pictures, (View("first", "image", "simcrl"),))
-    assert pictures.num_reads == 0
+        make_loader(images, (View("first", "image", "simcrl"),))
+    assert images.num_reads == 0
 
 
 def test_equal_clip_numbers_share_seconds_and_others_draw_their_own(
@@ -193,7 +193,7 @@ def test_a_clip_number_decodes_only_what_its_views_need(shards: dict[str, Path],
     assert decoded == ["video", "audio"]  # evaluation reads one pair of clips, whatever the numbers
 
 
-def test_video_takes_the_sets_of_pictures_with_one_look_for_all_frames(shards: dict[str, Path]) -> None:
+def test_video_takes_the_sets_of_images_with_the_same_colors_in_all_frames(shards: dict[str, Path]) -> None:
     view_list = (
         View("own", "video"),
         View("simclr", "video", "simclr"),

@@ -15,7 +15,7 @@ from avssl.types import MediaError
 
 
 def scene(height=20, width=31, channels=3):
-    """A smooth picture without symmetry, uint8 (height, width, channels)."""
+    """A smooth image without symmetry, uint8 (height, width, channels)."""
     y, x = np.mgrid[:height, :width]
     planes = [7 * x + 3 * y, 200 - 5 * x + 2 * y, 40 + 9 * y, 255 - 8 * x]
     return np.stack([plane % 256 for plane in planes[:channels]], axis=-1).astype(np.uint8)
@@ -132,7 +132,7 @@ def test_the_orientation_is_applied(format, orientation):
     assert np.array_equal(as_hwc(read_image(content)), wanted)
 
 
-def test_of_an_animation_the_first_picture_is_read():
+def test_of_an_animation_the_first_image_is_read():
     frames = [Image.fromarray(np.full((8, 8), level, np.uint8)) for level in (30, 200)]
     for format in ("GIF", "TIFF", "WEBP", "PNG"):
         options = {"lossless": True} if format == "WEBP" else {}
@@ -156,7 +156,7 @@ def test_of_an_animation_the_first_picture_is_read():
         (png_header(0, 5), "decode_error"),
     ],
 )
-def test_what_is_no_picture_has_a_reason(content, reason, tmp_path):
+def test_what_is_no_image_has_a_reason(content, reason, tmp_path):
     (tmp_path / "picture.png").write_bytes(content)
     for source, name in ((content, "shard 3"), (tmp_path / "picture.png", "")):
         with pytest.raises(MediaError) as error:
