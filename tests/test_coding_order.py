@@ -152,7 +152,7 @@ def test_frames_that_a_decoder_holds_back_do_not_come_late_against_the_audio(tmp
         for k in range(60):
             block = av.AudioFrame.from_ndarray(np.zeros((1, 640), np.int16), format="s16", layout="mono")
             block.sample_rate, block.pts, block.time_base = 16_000, 640 * k, Fraction(1, 16_000)
-            container.mux(frames.encode(av.VideoFrame.from_ndarray(numbered.frame(k), format="rgb24")))
+            container.mux(frames.encode(av.VideoFrame.from_ndarray(numbered.picture(k), format="rgb24")))
             container.mux(voice.encode(block))
         container.mux(frames.encode())
         container.mux(voice.encode())
