@@ -18,22 +18,22 @@ from data_prep.transcode.options import CHOICES, WriteOptions
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 # Commands that are a module of their own, with add_arguments(parser) and run(arguments) -> exit code or None.
 MODULES = {
-    "index": ("data_prep.index.command", "list the media files or pictures of a folder or a list in a manifest"),
+    "index": ("data_prep.index.command", "list the files of a folder or a list in a manifest"),
     "coverage": (
         "data_prep.inspect.coverage",
-        "say how much of a manifest is there, can be decoded and was written, by class",
+        "count what of a manifest was found, can be decoded and was written, by class",
     ),
-    "demo-corpus": ("data_prep.demo.corpus", "make the embedded corpus of videos with sound"),
+    "demo-corpus": ("data_prep.demo.corpus", "make the demo corpus of videos with audio"),
     "stats": (
         "data_prep.inspect.stats.command",
-        "say what a shard folder holds: sizes, classes, loudness, silence, stillness, duplicates",
+        "describe a shard folder: sizes, classes, loudness, silence, stillness, duplicates",
     ),
     "show": ("data_prep.inspect.show", "write one sample of a shard folder as a file that plays, and print its json"),
 }
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All commands and their options."""
+    """The parser of all commands and their options."""
     parser = PlainParser(prog="python -m data_prep", description=__doc__)
     parser.add_argument(
         "--redirect-host", action="append", default=[], metavar="HOST", help="a host that web servers may send on to"
@@ -58,24 +58,24 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_write_options(parser: argparse.ArgumentParser) -> None:
     helps = {
-        "short_side_px": "pictures are made smaller to this short side, never larger",
-        "fps": "frames a second",
+        "short_side_px": "frames and images are scaled down to this short side, never up",
+        "fps": "frames per second",
         "keyframe_interval": "frames between keyframes",
         "crf": "quality of the encoder, 0 (lossless) to 51",
         "preset": "x264 effort",
-        "audio_rate_hz": "samples a second, mono",
-        "samples_per_shard": "listed files a shard",
+        "audio_rate_hz": "samples per second, mono",
+        "samples_per_shard": "listed files per shard",
         "seed": "of the global shuffle",
         "on_missing_audio": "skip files without audio, keep their video, or stop with an error",
         "on_missing_video": "skip files without video, keep their audio, or stop with an error",
         "min_duration_seconds": "skip shorter files",
-        "image_quality": "JPEG quality, 1 to 100, of pictures that are encoded anew and were JPEG or lossy WebP before",
-        "on_silent_audio": "keep samples in which nothing is to be heard, or skip them",
-        "silence_dbfs": "silent is what never reaches this: RMS of a tenth of a second, dB of full scale",
+        "image_quality": "JPEG quality, 1 to 100, of images that are encoded anew and were JPEG or lossy WebP",
+        "on_silent_audio": "keep samples whose audio is silent, or skip them",
+        "silence_dbfs": "audio that never reaches this level is silent: RMS of a tenth of a second, dB of full scale",
         "on_still_video": "keep samples in which nothing moves, or skip them",
-        "still_levels": "still is where no sixteenth of the picture's side changes in mean brightness by this, of 255",
+        "still_levels": "still video: no square of 1/16 of the short side changes its mean luma by this, of 255",
         "video_codec": "the encoder; libsvtav1: AV1, smaller, slower to write, with --crf 32",
-        "entropy_coder": "of h264; cavlc: read nearly twice as fast; cabac: 5 to 10 %% smaller, with the same pictures",
+        "entropy_coder": "of h264; cavlc: read nearly twice as fast; cabac: 5 to 10 %% smaller, with the same frames",
     }
     for option in fields(WriteOptions):
         default = option.default
@@ -89,7 +89,7 @@ def _add_write_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_machine_options(parser: argparse.ArgumentParser) -> None:
-    """Where and how the files are read; nothing here changes the bytes."""
+    """Options that say where and how the files are read; none of them changes the bytes of the shards."""
     parser.add_argument(
         "--executor",
         choices=("local", "ray", "slurm"),
@@ -126,7 +126,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 
 
 def run_write(arguments: argparse.Namespace) -> int:
-    """Exit code of `write`."""
+    """Run `write`; its exit code."""
     from data_prep.write.executors import submit
     from data_prep.write.job import Share
     from data_prep.write.run import write_shards
@@ -165,7 +165,7 @@ def run_write(arguments: argparse.Namespace) -> int:
 
 
 def run_verify(arguments: argparse.Namespace) -> int:
-    """Exit code of `verify`."""
+    """Run `verify`; its exit code."""
     from data_prep.inspect.verify import verify_folder
 
     report = verify_folder(arguments.shards, arguments.decode, arguments.workers)
@@ -180,7 +180,9 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0 ok, even with skips; 1 nothing written or something wrong; 2 usage."""
+    """Run a command; its exit code: 0 for success, even with skipped files; 1 if nothing was written or something is
+    wrong; 2 for wrong usage.
+    """
     arguments = build_parser().parse_args(argv)
     if getattr(arguments, "workers", 1) < 1:
         say(f"error: --workers is {arguments.workers}; it must be at least 1", sys.stderr)

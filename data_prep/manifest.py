@@ -1,7 +1,7 @@
-"""The manifest, corpus.jsonl: one json object a line for everything found, also what cannot be used.
+"""The manifest, corpus.jsonl: one json object per line for every file found, including those that cannot be used.
 
-A line is a file, or one picture of a file that holds many (then it has an `item`). A manifest lists either videos and
-sounds, or pictures.
+A line is a file, or one image of a file that holds many (then it has an `item`). A manifest lists either video and
+audio files, or images.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Entry:
     """A line of the manifest.
 
     path: absolute, or relative to the manifest's folder. key: unique, [A-Za-z0-9_/-] only. labels: {field: [names]}.
-    media: what probing found (MediaInfo.to_json; {"image": ImageInfo.to_json or None} of a picture), {} if it failed.
-    error: {"reason", "message"} or None. num_bytes: file size when it was indexed. item: number of a picture inside the
+    media: what probing found (MediaInfo.to_json; {"image": ImageInfo.to_json or None} of an image), {} if it failed.
+    error: {"reason", "message"} or None. num_bytes: file size when it was indexed. item: number of an image inside the
     file, from 0; None: the file is the sample. segment: (begin, end) in seconds from the start of the stream that
-    starts first, if only these seconds of a video or a sound are the sample. content: files.content_digest when it was
-    indexed; "" of a file that was not opened, and of one that holds many pictures.
+    starts first, if only these seconds of a video or audio file are the sample. content: files.content_digest when it
+    was indexed; "" of a file that was not opened, and of one that holds many images.
     """
 
     path: str
@@ -46,11 +46,11 @@ class Entry:
 
     @property
     def is_image(self) -> bool:
-        """Is it a picture, if perhaps a broken one?"""
+        """Whether the entry is an image, even one that cannot be read."""
         return "image" in self.media
 
     def to_json(self) -> bytes:
-        """The line."""
+        """The entry as a line of the manifest."""
         record: dict[str, Any] = {"path": self.path, "key": self.key, "labels": self.labels, "error": self.error}
         names = ("image",) if self.is_image else MEDIA_FACTS
         record |= {name: self.media.get(name) for name in names} | {"bytes": self.num_bytes}
@@ -64,7 +64,7 @@ class Entry:
 
     @classmethod
     def from_json(cls, record: Any, where: str) -> Self:
-        """Check; ValueError names `where` and the field."""
+        """The entry of a parsed line. ValueError names `where` and the field that does not fit."""
         fields = Fields.of(record, where)
         path, key, labels = fields.text("path"), fields.text("key"), fields.labels("labels")
         if not path or "\0" in path:
@@ -73,7 +73,7 @@ class Entry:
             raise fields.wrong("key", "made of A-Z a-z 0-9 _ / - only")
         item = record.get("item")
         if item is not None and (type(item) is not int or not 0 <= item < MAX_ITEMS or not record.get("image")):
-            raise fields.wrong("item", "a number from 0, of a picture")
+            raise fields.wrong("item", "a number from 0, of an image")
         media = {name: record.get(name) for name in (("image",) if "image" in record else MEDIA_FACTS)}
         _check_media(fields, media)
         segment, content = read_segment(record.get("segment"), where), fields.text("content", "")
@@ -81,7 +81,7 @@ class Entry:
 
 
 def _error(fields: Fields) -> dict[str, str] | None:
-    """What is known to be wrong with the file."""
+    """The reason and message that say why the file cannot be used; None if it can."""
     if fields.record.get("error") is None:
         return None
     error = fields.section("error")
@@ -91,7 +91,7 @@ def _error(fields: Fields) -> dict[str, str] | None:
 
 
 def _check_media(fields: Fields, media: dict[str, Any]) -> None:
-    """What is calculated with before the file is opened again."""
+    """ValueError unless the facts that are used before the file is opened again have the right types."""
     if media.get("container") is not None:
         fields.text("container")
     if media.get("duration_seconds") is not None:
@@ -108,14 +108,14 @@ def read_segment(value: Any, where: str) -> tuple[float, float] | None:
     """[begin, end] in seconds, 0 <= begin < end, or None. ValueError names `where`."""
     if value is None:
         return None
-    is_pair = isinstance(value, (list, tuple)) and len(value) == 2 and all(type(one) in (int, float) for one in value)
+    is_pair = isinstance(value, (list, tuple)) and len(value) == 2 and {type(end) for end in value} <= {int, float}
     if not is_pair or not 0 <= value[0] < value[1] or not value[1] <= MAX_SEGMENT_SECONDS:
         raise ValueError(f"{where}: segment is {brief(value)}; it must be [begin, end] in seconds, 0 <= begin < end")
     return float(value[0]), float(value[1])
 
 
 def stream_manifest(path: Path) -> Iterator[Entry]:
-    """The entries one by one. ValueError names the line; FileNotFoundError says what to do."""
+    """The entries in order. ValueError names the line; FileNotFoundError says what to do."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such manifest; make one with `python -m data_prep index`")
     with path.open("rb") as file:
@@ -125,8 +125,8 @@ def stream_manifest(path: Path) -> Iterator[Entry]:
 
 
 def plain_key(path: str) -> str:
-    """A path as a key: other characters than A-Z a-z 0-9 / - become _.
+    """The key of a path: characters other than A-Z a-z 0-9 / - become _.
 
-    Several such characters in a row become one _: webdataset takes members below __name__ for metadata and drops them.
+    A run of such characters becomes a single _: webdataset takes members below __name__ for metadata and drops them.
     """
     return re.sub(r"[^A-Za-z0-9/-]+", "_", path)

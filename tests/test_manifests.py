@@ -26,7 +26,7 @@ from data_prep.index.build import IndexOptions, index, index_folder
 from data_prep.index.cutting import Cutting, claimed_seconds, clips, scenes
 from data_prep.index.labels import Labels
 from data_prep.index.lists.published import ListSettings
-from data_prep.index.probing import Looker, ProbedFile
+from data_prep.index.probing import ProbedFile, Prober
 from data_prep.index.walk import Walk
 from data_prep.manifest import plain_key, stream_manifest
 from tests.clips import make_clip, pictures
@@ -564,9 +564,9 @@ def test_scenes_without_pyscenedetect_say_what_to_install(monkeypatch):
 def test_a_duration_that_a_header_lacks_or_exaggerates_is_measured(tmp_path, monkeypatch, claim):
     make_clip(tmp_path / "a.mkv", seconds=2.0, audio_start_seconds=0.5)
     monkeypatch.setattr("data_prep.index.probing.claimed_seconds", lambda media: claim)
-    look = Looker(cutting=Cutting(clip_seconds=1.0))(str(tmp_path / "a.mkv"))
+    look = Prober(cutting=Cutting(clip_seconds=1.0))(str(tmp_path / "a.mkv"))
     assert look.seconds == pytest.approx(2.5, abs=0.05)
-    assert Looker()(str(tmp_path / "a.mkv")).seconds == claim
+    assert Prober()(str(tmp_path / "a.mkv")).seconds == claim
 
 
 # --- the sandbox, and every file once -------------------------------------------------------------------------------

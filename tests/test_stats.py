@@ -24,7 +24,7 @@ from data_prep.inspect.stats.near_duplicates import (
     equal_groups,
     near_groups,
     perceptual_hash,
-    small_picture,
+    small_image,
 )
 from data_prep.inspect.stats.tally import MAX_NAMES, OTHER, QUANTITIES, Histogram, Tally
 from data_prep.transcode.encode import write_media
@@ -55,7 +55,7 @@ def panning(seed, num_frames, step=2):
 
 
 def hash_of(luma):
-    return perceptual_hash(small_picture(luma))
+    return perceptual_hash(small_image(luma))
 
 
 # --- sound ----------------------------------------------------------------------------------------------------------

@@ -362,7 +362,7 @@ def test_rows_are_those_of_the_file_in_any_number_of_pieces(tmp_path, monkeypatc
     fake_manifest(path, 1000)
     wanted, sha256 = list(stream_manifest(path)), hashlib.sha256(path.read_bytes()).hexdigest()
     for size in (100, 1001, 64 << 20):
-        monkeypatch.setattr("data_prep.write.rows.PIECE_BYTES", size * 1000)
+        monkeypatch.setattr("data_prep.write.rows.RANGE_BYTES", size * 1000)
         rows = scan(path, tmp_path / f"work-{size}", num_workers=2)
         assert len(rows) == 1000
         assert rows.sha256 == sha256
@@ -377,7 +377,7 @@ def test_a_last_row_without_an_end_of_line_counts(tmp_path):
 
 
 def test_rows_that_do_not_fit_are_named_by_line_and_repeated_keys_by_name(tmp_path, monkeypatch):
-    monkeypatch.setattr("data_prep.write.rows.PIECE_BYTES", 2000)
+    monkeypatch.setattr("data_prep.write.rows.RANGE_BYTES", 2000)
     path = tmp_path / "corpus.jsonl"
     fake_manifest(path, 100)
     lines = path.read_bytes().splitlines(keepends=True)

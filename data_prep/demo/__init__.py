@@ -1,1 +1,1 @@
-"""The embedded corpus of `make demo`: shapes that move, with sounds that go with them."""
+"""The embedded corpus of `make demo`: moving shapes with audio that matches them."""

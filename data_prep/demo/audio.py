@@ -1,7 +1,7 @@
-"""The sounds of the demo corpus: eight timbres, synthesized. What makes the class is the timbre; pitch, melody, rhythm,
+"""The audio of the demo corpus: eight synthesized timbres. The timbre is the class; pitch, melody, rhythm,
 loudness and noise are drawn anew for every clip, from the same ranges for every class.
 
-A sound is driven by a `Score` (notes with onset, strength, attack, decay and pitch), which the picture follows too.
+A `Score` (notes with onset, strength, attack, decay and pitch) drives the audio and the frames.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def flute(score: Score, generator: np.random.Generator) -> Signal:
 
 
 def bird(score: Score, generator: np.random.Generator) -> Signal:
-    """Fast upward chirps, ten or so a second, far above the pitch of the others."""
+    """Fast upward chirps, about ten per second, far above the pitch of the others."""
     chirps_hz, span = generator.uniform(9, 14), generator.uniform(1.6, 2.2)
     progress = (_since_onset(score) * chirps_hz) % 1.0
     frequency_hz = np.minimum(7 * score.frequency_hz * span**progress, 0.45 * score.rate_hz)
@@ -199,7 +199,7 @@ def synthesize(timbre: str, score: Score, generator: np.random.Generator) -> Sig
 
 
 def record(clean: Signal, generator: np.random.Generator) -> NDArray[np.float32]:
-    """The sound as a microphone gives it: float32 (1, samples), peak -16 to -2 dB, noise 25 to 40 dB below that."""
+    """The audio as a microphone would record it: float32 (1, samples), peak -16 to -2 dB, noise 25 to 40 dB below."""
     gain = 10 ** (generator.uniform(-16, -2) / 20)
     noise = 10 ** (generator.uniform(-40, -25) / 20) / 3 * generator.standard_normal(len(clean))
     return np.asarray(np.clip(gain * (clean + noise), -1, 1), dtype=np.float32)[None]

@@ -1,8 +1,8 @@
-"""A small labeled corpus of real media files, made on the spot: shapes that move to sounds.
+"""A small labeled corpus of real media files, synthesized: shapes that move to audio.
 
 A clip shows one shape (the visual class) that pulses with the loudness of one timbre (the sound class) and rises and
-falls with its melody. Every clip has its own rhythm and melody, so that sound and picture of one clip belong together
-in a way that one can hear and see; colors, place, size, rotation, pitch, loudness, noise and the file's codecs are
+falls with its melody. Every clip has its own rhythm and melody, so that audio and video of a clip belong together
+audibly and visibly; colors, position, size, rotation, pitch, loudness, noise and the file's codecs are
 nuisances that say nothing about the classes. `agreement` sets how often class i of the shapes comes with class i of
 the sounds, `difficulty` how well the shape is hidden.
 """
@@ -59,7 +59,7 @@ PACKAGINGS = (
 
 @dataclass(frozen=True)
 class CorpusSettings:
-    """Everything that decides the corpus's bytes; checks itself. See make_demo_corpus for the meaning and the units."""
+    """Everything that decides the bytes of the corpus. See make_demo_corpus for the meaning and the units."""
 
     num_train: int = 600
     num_test: int = 200
@@ -85,14 +85,14 @@ class CorpusSettings:
             "num_classes": (2 <= self.num_classes <= len(SHAPES), f"2 to {len(SHAPES)}"),
             "audio_rate_hz": (self.audio_rate_hz in (16_000, 24_000, 48_000), "16000, 24000 or 48000"),
         }
-        for name, (is_right, wanted) in allowed.items():
+        for name, (is_right, range_text) in allowed.items():
             if not is_right:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be {wanted}")
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be {range_text}")
 
 
 @dataclass(frozen=True)
 class DemoClip:
-    """What one clip will be: a function of the settings, the split and the clip's number."""
+    """The plan of a clip: a function of the settings, the split and the clip's number."""
 
     split: str
     number: int
@@ -102,7 +102,7 @@ class DemoClip:
 
     @property
     def relative_path(self) -> str:
-        """Where the clip lies in its split's folder."""
+        """The path of the clip in the folder of its split."""
         return f"{self.visual}/{self.split}-{self.number:06d}.{self.packaging.extension}"
 
 
@@ -128,7 +128,7 @@ def plan_clip(settings: CorpusSettings, split: str, number: int) -> DemoClip:
 
 
 def render_clip(settings: CorpusSettings, plan: DemoClip) -> RenderedClip:
-    """Synthesize the sound, then draw the picture that follows it."""
+    """Synthesize the audio, then draw the frames that follow it."""
     generator = _generator(settings, plan.split, plan.number, purpose=1)
     score = draw_score(generator, settings.duration_seconds, settings.audio_rate_hz)
     clean = synthesize(plan.sound, score, generator)
@@ -198,7 +198,7 @@ def _generator(settings: CorpusSettings, split: str, number: int, purpose: int) 
 
 
 def _claim(root: Path, settings: CorpusSettings) -> None:
-    """Take an empty folder, or one that was begun with the same settings."""
+    """Mark the folder, which must be empty or hold a corpus of the same settings. FileExistsError otherwise."""
     identity = json.dumps({"format": "avssl-demo-corpus", "version": FORMAT_VERSION, **asdict(settings)}, indent=2)
     marker = root / "corpus.json"
     if root.is_dir() and any(root.iterdir()) and not (marker.is_file() and marker.read_text("utf-8") == identity):
@@ -210,7 +210,7 @@ def _claim(root: Path, settings: CorpusSettings) -> None:
 
 
 def _write_clip(job: tuple[str, CorpusSettings, DemoClip]) -> int:
-    """Make one file; its size in bytes."""
+    """Write the file of a clip; its size in bytes."""
     root, settings, plan = job
     path = Path(root) / plan.split / plan.relative_path
     clip = render_clip(settings, plan)
@@ -254,7 +254,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-test", type=int, default=default.num_test, help="clips to test on (%(default)s)")
     parser.add_argument("--seed", type=int, default=default.seed, help="another seed makes other clips (%(default)s)")
     parser.add_argument("--size-px", type=int, default=default.size_px, help="width and height (%(default)s)")
-    parser.add_argument("--fps", type=float, default=default.fps, help="frames a second (%(default)s)")
+    parser.add_argument("--fps", type=float, default=default.fps, help="frames per second (%(default)s)")
     parser.add_argument(
         "--duration-seconds", type=float, default=default.duration_seconds, help="length of a clip (%(default)s)"
     )
@@ -269,13 +269,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--num-classes", type=int, default=default.num_classes, help="2 to 8 (%(default)s)")
     parser.add_argument(
-        "--audio-rate-hz", type=int, default=default.audio_rate_hz, help="samples a second (%(default)s)"
+        "--audio-rate-hz", type=int, default=default.audio_rate_hz, help="samples per second (%(default)s)"
     )
     parser.add_argument("--workers", type=int, default=default_num_workers(), help="processes (default: all cores)")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Make the corpus that the options ask for and say what was made."""
+    """Make the corpus that the options describe and print a summary."""
     names = ("num_train", "num_test", "workers", *CorpusSettings.__dataclass_fields__)
     summary = make_demo_corpus(arguments.out, **{name: getattr(arguments, name) for name in names})
     say(json.dumps(summary))

@@ -1,5 +1,6 @@
-"""The pictures of the demo corpus: one moving shape before a background. What makes the class is the shape; colors,
-place, size, rotation, texture, clutter and noise are drawn anew for every clip, from the same ranges for every class.
+"""The frames of the demo corpus: one moving shape before a background. The shape is the class; colors,
+position, size, rotation, texture, clutter and noise are drawn anew for every clip, from the same ranges for every
+class.
 
 A shape is a function of x, y (arrays of one size; the shape fills about the unit circle) that is negative inside and,
 near its outline, close to the distance from it: that gives smooth edges at any size.
@@ -86,7 +87,7 @@ SHAPES: dict[str, Callable[[Plane, Plane], Plane]] = {
 
 @dataclass(frozen=True)
 class Scene:
-    """What a clip looks like apart from its shape and its motion. Lengths in frame widths, from the center."""
+    """The look of a clip apart from its shape and its motion. Lengths in frame widths, from the center."""
 
     radius: float  # when the sound is loudest
     start: tuple[float, float]
@@ -141,16 +142,16 @@ def draw_background(generator: np.random.Generator, size_px: int, difficulty: fl
     x, y = _grid(size_px)
     angle = generator.uniform(0, 2 * np.pi)
     along = np.clip(0.5 + x * np.cos(angle) + y * np.sin(angle), 0, 1)[..., None]
-    picture = (1 - along) * ends[0] + along * ends[1]
+    image = (1 - along) * ends[0] + along * ends[1]
     for _ in range(3):
         waves_x, waves_y = generator.uniform(-7, 7, 2)
         wave = np.sin(2 * np.pi * (waves_x * x + waves_y * y + generator.uniform()))
-        picture = picture + 0.12 * difficulty * wave[..., None] * generator.uniform(-1, 1, 3)
-    return np.asarray(np.clip(picture, 0, 1), dtype=np.float32)
+        image = image + 0.12 * difficulty * wave[..., None] * generator.uniform(-1, 1, 3)
+    return np.asarray(np.clip(image, 0, 1), dtype=np.float32)
 
 
 def _add_blobs(frames: Plane, generator: np.random.Generator, difficulty: float) -> Plane:
-    """Soft moving spots that have nothing to do with the sound."""
+    """The frames with soft moving spots that are unrelated to the audio."""
     num_frames, size_px = frames.shape[:2]
     x, y = _grid(size_px)
     progress = np.linspace(0, 1, num_frames, dtype=np.float32)[:, None, None]

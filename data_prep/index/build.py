@@ -1,11 +1,12 @@
-"""A folder, a list, or a file of many pictures -> the manifest: what is there, what it is, and what it is labeled.
+"""From a folder, a list or a file of many images to the manifest: which files there are, their facts and labels.
 
-1. Rows are gathered in a spool on disk (gather.py), and keys are made unique over all of them. Bad rows end it here.
-2. Files are looked at in a sandbox (probing.py), several rows of one file once.
-3. Entries are written in the order of the rows; files that are cut give several (cutting.py).
+1. Rows are gathered in a spool on disk (gather.py), and keys are made unique over all of them. Bad rows end the command
+here.
+2. Files are probed in a sandbox (probing.py), each file once even if several rows list it.
+3. Entries are written in the order of the rows; a file that is cut gives several entries (cutting.py).
 
-A folder is searched either for videos and sounds or for pictures, for the pictures beside videos are mostly thumbnails
-and must not become samples unasked. Memory does not grow with the number of files.
+A folder is searched either for video and audio files or for images, because the images beside videos are mostly
+thumbnails and must not become samples unless they are asked for. Memory does not grow with the number of files.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from data_prep.index.lists.formats import FORMATS, HAVE_FOLDS, detect
 from data_prep.index.lists.published import ListSettings
 from data_prep.index.lists.row import BadRow
 from data_prep.index.mnist import is_idx_file, open_idx_file
-from data_prep.index.probing import FILES_PER_TASK, Looker, ProbedFile, looked_at, without_opening
+from data_prep.index.probing import FILES_PER_TASK, ProbedFile, Prober, probe_rows, without_opening
 from data_prep.index.spool import IndexSpool, Pending, segment_key
 from data_prep.manifest import Entry, plain_key
 
@@ -42,8 +43,8 @@ class IndexOptions:
 
     format: one of FORMATS. media: the folder of a list's files, default the folder of the list. labels: see labels.py;
     None: "folder" for folders, "none" for lists, which bring their own. kind: "media", "images", or None: by what is
-    there. split: only the rows of it. settings: what a published list does not say. skip_bad_rows: go on without them.
-    probe: False: do not open the files. cutting: into clips or scenes. limits: of one file; None: 60 s, or 1800 s
+    there. split: take only its rows. settings: what a published list does not say. skip_bad_rows: go on without bad
+    rows. probe: False: do not open the files. cutting: into clips or scenes. limits: of one file; None: 60 s, or 1800 s
     for scenes.
     """
 
@@ -62,7 +63,7 @@ class IndexOptions:
     def __post_init__(self) -> None:
         for name, value, allowed in (("--format", self.format, FORMATS), ("--kind", self.kind, (None, *KINDS))):
             if value not in allowed:
-                raise ValueError(f"{name} is {value!r}; allowed: {', '.join(one for one in allowed if one)}")
+                raise ValueError(f"{name} is {value!r}; allowed: {', '.join(choice for choice in allowed if choice)}")
         if self.cutting.is_asked_for and (not self.probe or self.kind == "images"):
             what = "pictures are not" if self.kind == "images" else "with --no-probe nobody knows how long files last, "
             raise ValueError(f"--clip-seconds and --scenes cut videos and sounds; {what} so they cannot be cut")
@@ -72,10 +73,10 @@ class IndexOptions:
 
 @dataclass
 class IndexSummary:
-    """num_listed entries, of which num_failed by reason; ignored: files that are no media, by extension.
+    """What a manifest holds: num_listed entries, the failed ones counted by reason.
 
-    num_segments: entries that are a piece of a file. num_bad_rows: of a list, left out. left_out_by_split: rows that
-    --split left out; all_splits: rows of each split.
+    ignored_by_suffix: files of the folder that are no media. num_segments: entries that are a segment of a file.
+    num_bad_rows: of a list, left out. left_out_by_split: rows that --split left out; all_splits: rows of each split.
     """
 
     num_listed: int = 0
@@ -101,11 +102,11 @@ class IndexSummary:
 
 
 def index(
-    source: Path, manifest: Path, options: IndexOptions, look: Callable[[str], ProbedFile] | None = None
+    source: Path, manifest: Path, options: IndexOptions, prober: Callable[[str], ProbedFile] | None = None
 ) -> IndexSummary:
-    """List what `source` holds or lists, look at every file, and write the manifest.
+    """List what `source` holds or lists, probe every file, and write the manifest.
 
-    look: how a file is looked at, default a `Looker`; another one must be importable by name.
+    prober: probes a file, default a `Prober`; another one must be importable by name.
 
     Raises:
         ValueError, FileNotFoundError: arguments that make no sense, a list that cannot be read or has bad rows.
@@ -121,27 +122,27 @@ def index(
     # Beside the manifest, not in /tmp, which may be memory.
     with (
         clear_errors(manifest, "written"),
-        scratch_folder(manifest.parent, manifest.name) as work,
-        IndexSpool(work) as spool,
+        scratch_folder(manifest.parent, manifest.name) as scratch,
+        IndexSpool(scratch) as spool,
     ):
-        found = _gather(source, list_format, options, Target(spool, manifest.parent, work))
+        found = _gather(source, list_format, options, Target(spool, manifest.parent, scratch))
         spool.finish()
         for bad in spool.repeated():
             found.add_bad(bad)
         found.check(source, options.split, skip_bad_rows=options.skip_bad_rows)
         if found.kind == "images" and options.cutting.is_asked_for:
             raise ValueError(f"{source}: holds pictures; --clip-seconds and --scenes cut videos and sounds")
-        looker = look or Looker(found.kind, options.cutting)
+        prober = prober or Prober(found.kind, options.cutting)
         good = (row for row in spool if not isinstance(row, BadRow))
         if options.probe:
             limits = options.limits or (SCENES_LIMITS if options.cutting.scenes else PROBE_LIMITS)
             per_task = 1 if options.cutting.scenes else FILES_PER_TASK[found.kind]
-            looks = looked_at(good, manifest.parent, looker, per_task, options.num_workers, limits)
+            probed = probe_rows(good, manifest.parent, prober, per_task, options.num_workers, limits)
         else:
-            looks = without_opening(good, manifest.parent)
-        bar = tqdm(looks, "index", found.num_rows, unit="file", mininterval=REFRESH_SECONDS)
-        nothing = Looker(found.kind).nothing
-        entries = (entry for row, one in bar for entry in entries_of(row, one, nothing, options.cutting, spool))
+            probed = without_opening(good, manifest.parent)
+        bar = tqdm(probed, "index", found.num_rows, unit="file", mininterval=REFRESH_SECONDS)
+        nothing = Prober(found.kind).nothing
+        entries = (entry for row, facts in bar for entry in entries_of(row, facts, nothing, options.cutting, spool))
         summary = _write_manifest(manifest, entries)
     summary.num_bad_rows = found.num_bad
     summary.ignored_by_suffix = dict(sorted((+found.ignored).items()))
@@ -173,22 +174,24 @@ def _gather(source: Path, list_format: str, options: IndexOptions, target: Targe
 
 
 def entries_of(
-    row: Pending, look: ProbedFile, nothing: dict[str, object], cutting: Cutting, spool: IndexSpool
+    row: Pending, probed: ProbedFile, nothing: dict[str, object], cutting: Cutting, spool: IndexSpool
 ) -> Iterator[Entry]:
-    """The entries of a row: one, or one for each piece of its file. There is always one, if only to say why not."""
+    """The entries of a row: one, or one for each segment that its file is cut into. A row always gives an entry, if
+    only one that says why the file cannot be used.
+    """
     entry = Entry(
         row.path,
         row.key,
         row.labels,
-        look.media or nothing,
-        look.error,
-        look.num_bytes,
+        probed.media or nothing,
+        probed.error,
+        probed.num_bytes,
         None,
         row.segment,
-        look.content,
+        probed.content,
     )
-    seconds = claimed_seconds(look.media) if look.seconds is None else look.seconds
-    if look.error is not None or seconds is None:
+    seconds = claimed_seconds(probed.media) if probed.seconds is None else probed.seconds
+    if probed.error is not None or seconds is None:
         yield entry
         return
     begin, end = row.segment or (0.0, seconds)
@@ -203,7 +206,7 @@ def entries_of(
         yield entry
         return
     is_empty = True
-    for span in cutting.spans((begin, min(end, seconds)), look.cuts):
+    for span in cutting.spans((begin, min(end, seconds)), probed.cuts):
         key, is_empty = segment_key(row.key, span), False
         if spool.has_key(key):
             key = spool.unused_key(key, f"{row.identity} {span}")
@@ -216,7 +219,7 @@ def entries_of(
 def index_folder(
     folder: Path, manifest: Path, labels: str = "folder", num_workers: int = 1, kind: str | None = None
 ) -> IndexSummary:
-    """`index` of a folder with what is asked most."""
+    """`index` of a folder with the most common options."""
     return index(folder, manifest, IndexOptions("folder", labels=labels, kind=kind, num_workers=num_workers))
 
 
@@ -254,7 +257,7 @@ def _no_list(path: Path) -> str:
 
 
 def _write_manifest(manifest: Path, entries: Iterable[Entry]) -> IndexSummary:
-    """Write them one by one; the manifest is whole, or what it was before."""
+    """Write the entries one by one; the manifest is whole in the end, or what it was before."""
     summary = IndexSummary()
     with clear_errors(manifest, "written"):
         manifest.parent.mkdir(parents=True, exist_ok=True)

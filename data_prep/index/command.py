@@ -1,4 +1,4 @@
-"""List the media files or pictures of a folder, or of a list, in a manifest."""
+"""The command `index`: lists the media files or images of a folder, or the files of a list, in a manifest."""
 
 from __future__ import annotations
 
@@ -29,14 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--labels",
         help="folder: the top-level folder's name (default for folders); none (default for lists, whose own labels are"
         " kept); or a csv with a column path (relative to the folder), each other column a label field, several names"
-        " separated by |. A file of pictures brings its own labels; none leaves them out",
+        " separated by |. A file of images has its own labels; none leaves them out",
     )
     parser.add_argument(
-        "--kind", choices=KINDS, help="what to list: media (videos and sounds; default if there are any) or images"
+        "--kind", choices=KINDS, help="media (video and audio files; default if there are any) or images"
     )
-    parser.add_argument(
-        "--no-probe", action="store_true", help="do not open the files: only say whether they are there"
-    )
+    parser.add_argument("--no-probe", action="store_true", help="do not open the files: record only whether they exist")
     parser.add_argument("--workers", type=int, default=default_num_workers(), help="processes (default: all cores)")
     _add_list_arguments(parser.add_argument_group("lists"))
     _add_cutting_arguments(parser.add_argument_group("cutting long files into several samples"))
@@ -97,10 +95,12 @@ def _add_limits(parser: argparse._ArgumentGroup) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Make the manifest and say what is in it. 0, also if some or all files cannot be read: they are listed."""
+    """Make the manifest and print a summary. Exit code 0, even if files cannot be read: they are listed with the
+    reason.
+    """
     source, out = arguments.source, arguments.out
-    wanted = detect(source) if arguments.format == "auto" and source.is_file() else arguments.format
-    if wanted == "pictures":
+    list_format = detect(source) if arguments.format == "auto" and source.is_file() else arguments.format
+    if list_format == "pictures":
         summary = index_idx_file(source, out, arguments.labels or "folder", arguments.kind)
     else:
         summary = index(source, out, _options(arguments))
@@ -137,7 +137,7 @@ def _options(arguments: argparse.Namespace) -> IndexOptions:
 
 
 def describe(summary: IndexSummary, out: Path, split: str | None) -> list[str]:
-    """What was listed, and what was not, in lines for people."""
+    """The summary as lines of text: what was listed, and what was not."""
     if summary.num_images:
         lines = [f"{out}: {summary.num_images} pictures"]
     else:

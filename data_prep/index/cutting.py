@@ -1,8 +1,8 @@
-"""Long files into samples: clips of one length, or scenes. What it works on is in probing.py.
+"""Cuts long files into samples: clips of one length, or scenes. probing.py measures the files.
 
 Times are seconds from the start of the stream that starts first. Scenes are found by PySceneDetect (extra
 avssl[scenes], used here alone) on frames that our own decoder read: it opens no files, so what may be read, how a frame
-is turned and when it is shown are settled in avssl/media.
+is rotated and when it is shown are decided in avssl/media.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ ROUNDING_SECONDS = 1e-3  # keys say milliseconds; headers are not more exact
 
 @dataclass(frozen=True)
 class Cutting:
-    """How files are cut. clip_seconds: length of a clip; None: not into clips. stride_seconds: from one clip's begin to
-    the next one's; None: the clip's length. min_seconds: a shorter last clip is left out; None: half a clip. scenes:
-    cut where the picture changes, then scenes into clips if both are asked for. scene_threshold: of PySceneDetect's
-    content detector. min_scene_seconds: shorter scenes join the one before.
+    """How files are cut. clip_seconds: length of a clip; None: not into clips. stride_seconds: from the start of one
+    clip to the start of the next; None: the clip's length. min_seconds: a shorter last clip is left out; None: half a
+    clip. scenes: cut where the scene changes, then scenes into clips if both are asked for. scene_threshold: of
+    PySceneDetect's content detector. min_scene_seconds: shorter scenes join the one before.
     """
 
     clip_seconds: float | None = None
@@ -51,11 +51,11 @@ class Cutting:
 
     @property
     def is_asked_for(self) -> bool:
-        """Are files cut at all?"""
+        """Whether files are cut."""
         return self.scenes or self.clip_seconds is not None
 
     def spans(self, whole: Span, cuts: Sequence[float]) -> Iterator[Span]:
-        """The samples of the seconds `whole`, in order. cuts: where scenes change."""
+        """The samples that the span `whole` is cut into, in order. cuts: seconds at which scenes change."""
         for scene in scenes(whole, cuts, self.min_scene_seconds) if self.scenes else [whole]:
             if self.clip_seconds is None:
                 yield scene
@@ -96,15 +96,17 @@ def scenes(whole: Span, cuts: Sequence[float], min_seconds: float) -> list[Span]
 
 
 def claimed_seconds(media: dict[str, Any]) -> float | None:
-    """How long a file lasts by its header (MediaInfo.to_json); None if that says nothing.
+    """How long a file lasts according to its header (MediaInfo.to_json); None if the header does not say.
 
     The end of the stream that ends last, from the start of the stream that starts first.
     """
-    streams = [one for one in (media.get("video"), media.get("audio")) if one]
+    streams = [stream for stream in (media.get("video"), media.get("audio")) if stream]
     if not streams:
         return None
-    start = min(one["start_seconds"] for one in streams)
-    ends = [one["start_seconds"] + one["duration_seconds"] - start for one in streams if one["duration_seconds"]]
+    start = min(stream["start_seconds"] for stream in streams)
+    ends = [
+        stream["start_seconds"] + stream["duration_seconds"] - start for stream in streams if stream["duration_seconds"]
+    ]
     if len(ends) == len(streams):
         return float(max(ends))
     whole = media.get("duration_seconds")
@@ -118,7 +120,7 @@ SHORT_SIDE_PX = 144
 
 
 def require_scenedetect() -> None:
-    """ValueError that says what to install, if it is missing."""
+    """ValueError that says what to install, if PySceneDetect is missing."""
     if find_spec("scenedetect") is None or find_spec("cv2") is None:
         raise ValueError("--scenes needs PySceneDetect, which is not installed; pip install 'avssl[scenes]'")
 
@@ -134,8 +136,8 @@ def find_cuts(path: str, info: VideoInfo, threshold: float) -> list[float]:
     detector = ContentDetector(threshold=threshold, min_scene_len=0)  # how long scenes must be is settled in seconds
     size = fitted_size(info.width, info.height, info.pixel_aspect, SHORT_SIDE_PX)
     cuts = []
-    for number, picture in enumerate(stream_frames(path, size)):
+    for number, frame in enumerate(stream_frames(path, size)):
         # The detector compares frames and counts them; the time that counts is the decoder's.
-        if detector.process_frame(FrameTimecode(number, 25.0), picture.frame.to_ndarray(format="bgr24")):
-            cuts.append(picture.seconds)
+        if detector.process_frame(FrameTimecode(number, 25.0), frame.frame.to_ndarray(format="bgr24")):
+            cuts.append(frame.seconds)
     return cuts

@@ -1,4 +1,4 @@
-"""A folder or a list -> rows whose files are known, in a spool. No media file is opened yet."""
+"""From a folder or a list to rows whose files are known, in a spool. No media file is opened yet."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ UNUSED = "unused"  # what HMDB-51 calls videos of neither split
 
 @dataclass
 class Gathered:
-    """What was gathered. ignored: files of a folder that are no media, by extension. left_out: rows of other splits, by
-    split; all_splits: rows of every split.
+    """Counts of what was gathered. ignored: files of a folder that are no media, by extension. left_out: rows of other
+    splits, by split; all_splits: rows of every split.
     """
 
     kind: str
@@ -46,7 +46,7 @@ class Gathered:
             self.bad.append(row)
 
     def check(self, source: Path, split: str | None, *, skip_bad_rows: bool) -> None:
-        """ValueError for bad rows, unless they are to be skipped, and for a source with nothing in it."""
+        """ValueError if there are bad rows that are not to be skipped, or no rows at all."""
         if self.num_bad and not skip_bad_rows:
             shown = "\n".join(f"  {row.where}: {row.message}" for row in self.bad)
             more = f"\n  and {self.num_bad - len(self.bad)} more" if self.num_bad > len(self.bad) else ""
@@ -63,17 +63,17 @@ class Gathered:
 
 @dataclass(frozen=True)
 class Target:
-    """Where rows go. spool: takes them. folder: of the manifest. work: for files that are not kept."""
+    """Where rows go. spool: takes the rows. folder: of the manifest. scratch: for temporary files."""
 
     spool: IndexSpool
     folder: Path
-    work: Path
+    scratch: Path
 
 
 @dataclass(frozen=True)
 class ListSource:
-    """A list and what it is read with. media: the folder of the files. labels: as `--labels`. kind: None: by the first
-    row. split: None: all but unused ones.
+    """A list and how to read it. media: the folder of the files. labels: as `--labels`. kind: None: decided by the
+    first row. split: None: all rows but unused ones.
     """
 
     path: Path
@@ -86,10 +86,10 @@ class ListSource:
 
 
 def gather_folder(folder: Path, target: Target, labels: str, kind: str | None) -> Gathered:
-    """All media, or all pictures, of a folder. ValueError if there are none."""
+    """All media, or all images, of a folder. ValueError if there are none."""
     found = Gathered(kind or kind_of(folder))
     walk = Walk(folder, IMAGE_SUFFIXES if found.kind == "images" else MEDIA_SUFFIXES, found.ignored)
-    table = Labels(labels, target.work / "labels.db")
+    table = Labels(labels, target.scratch / "labels.db")
     base, manifest_folder = str(folder.absolute()), str(target.folder.absolute())
     for relative in walk:
         path = stored_text(f"{base}/{relative}", manifest_folder)
@@ -122,18 +122,18 @@ def gather_list(source: ListSource, target: Target) -> Gathered:
     first = next(rows, None)
     found = Gathered(source.kind or _kind_of_row(first))
     suffixes = IMAGE_SUFFIXES if found.kind == "images" else MEDIA_SUFFIXES
-    table = Labels(source.labels, target.work / "labels.db")
+    table = Labels(source.labels, target.scratch / "labels.db")
     media, folder = str(source.media.absolute()), str(target.folder.absolute())
     finder: NameIndex | None = None
     with ExitStack() as stack:
         for where, row in _of_split(rows if first is None else chain([first], rows), source.split, found):
             if row.path is not None:
-                one = _listed(where, row, media, folder)
+                pending = _listed(where, row, media, folder)
             else:
                 if finder is None:
-                    finder = stack.enter_context(NameIndex(source.media, suffixes, target.work / "names.db"))
-                one = _named(where, row, media, folder, finder)
-            target.spool.add(replace(one, labels=row.labels | table.of(row.path or row.name)))
+                    finder = stack.enter_context(NameIndex(source.media, suffixes, target.scratch / "names.db"))
+                pending = _named(where, row, media, folder, finder)
+            target.spool.add(replace(pending, labels=row.labels | table.of(row.path or row.name)))
     if len(target.spool):
         table.check()
     return found
@@ -145,7 +145,7 @@ def _kind_of_row(first: tuple[str, ListedFile | BadRow] | None) -> str:
 
 
 def _of_split(rows: ListedFiles, split: str | None, found: Gathered) -> Iterator[tuple[str, ListedFile]]:
-    """The good rows of the split; all others are counted."""
+    """The usable rows of the split; all others are counted."""
     for where, row in rows:
         found.num_rows += 1
         if isinstance(row, BadRow):
@@ -160,7 +160,7 @@ def _of_split(rows: ListedFiles, split: str | None, found: Gathered) -> Iterator
 
 
 def _listed(where: str, row: ListedFile, media: str, folder: str) -> Pending:
-    """A row that gives a path."""
+    """The pending row of a listed row that states a path."""
     path = row.path or ""
     if is_url(path):
         stored, name = path, path.split("://", 1)[1]
@@ -175,7 +175,9 @@ def _listed(where: str, row: ListedFile, media: str, folder: str) -> Pending:
 
 
 def _named(where: str, row: ListedFile, media: str, folder: str, finder: NameIndex) -> Pending:
-    """A row that gives names: the file that holds just these seconds, else the one that holds the whole video."""
+    """The pending row of a listed row that states names: its file is one that holds exactly these seconds, or else one
+    that holds the whole video.
+    """
     folders = [*(name for names in row.labels.values() for name in names), *([row.split] if row.split else [])]
     path, segment, missing = finder.find(row.names, folders), None, None
     if path is None:
@@ -190,7 +192,7 @@ def _named(where: str, row: ListedFile, media: str, folder: str, finder: NameInd
 
 def stored_text(path: str, folder: str) -> str:
     """A file's path as the manifest in `folder` says it (both absolute): relative where the file lies below the folder,
-    so that both can move together; else absolute. Nobody will take it for a URL.
+    so that both can move together; else absolute. The result is never mistaken for a URL.
     """
     text = path.removeprefix(f"{folder.rstrip('/')}/")
     first = text.partition("/")[0]

@@ -1,4 +1,4 @@
-"""Labels of files by their path: from their folder, or from a csv that is looked up on disk, however long it is."""
+"""Labels of files by their path: from their folder, or from a csv of any length that is searched on disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from data_prep.index.lists.row import opened_text
 
 
 class Labels:
-    """What `--labels` says.
+    """The labels that `--labels` gives.
 
     Args:
         labels: "folder" (name of the top-level folder), "none", or a csv file with a column `path`; every other column
@@ -33,16 +33,16 @@ class Labels:
         """{field: [names]} of a file, its path relative to the folder."""
         if self._database is not None:
             query = "SELECT labels FROM labels WHERE path = ?"
-            found = self._database.execute(query, (os.fsencode(path),)).fetchone()
-            self._num_found += found is not None
-            return dict(json.loads(found[0])) if found else {}
+            row = self._database.execute(query, (os.fsencode(path),)).fetchone()
+            self._num_found += row is not None
+            return dict(json.loads(row[0])) if row else {}
         if self._labels == "none" or "/" not in path:
             return {}
         # A label is text: bytes that are no UTF-8 are replaced.
         return {"label": [os.fsencode(path.split("/", maxsplit=1)[0]).decode("utf-8", "replace")]}
 
     def check(self) -> None:
-        """When all files were asked about: ValueError if the csv knew none of them. Ends the use of the csv."""
+        """Call after the last file: ValueError if the csv has none of the files. Closes the csv."""
         if self._database is None:
             return
         (example,) = self._database.execute("SELECT path FROM labels LIMIT 1").fetchone()

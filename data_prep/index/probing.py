@@ -1,4 +1,4 @@
-"""Files -> what is in them, in processes that may be killed: a file that hangs or crashes costs itself alone."""
+"""Files are probed in processes that may be killed, so that a file that hangs or crashes harms no other file."""
 
 from __future__ import annotations
 
@@ -33,9 +33,8 @@ MEASURE_RATE_HZ = 8000
 
 @dataclass(frozen=True)
 class ProbedFile:
-    """What was found. media: as `Entry.media`. error: {"reason", "message"} or None. seconds: how long it lasts, None
-    if unknown. cuts: seconds at which scenes change, if they were asked for. content:
-    files.content_digest.
+    """What probing a file found. media: as `Entry.media`. error: {"reason", "message"} or None. seconds: how long it
+    lasts, None if unknown. cuts: seconds at which scenes change, if they were asked for. content: files.content_digest.
     """
 
     media: dict[str, Any]
@@ -47,8 +46,8 @@ class ProbedFile:
 
 
 @dataclass(frozen=True)
-class Looker:
-    """Looks at one file. kind: "media" or "images". cutting: decides what has to be known beyond the header."""
+class Prober:
+    """Probes one file. kind: "media" or "images". cutting: whether lengths and scenes have to be measured."""
 
     kind: str = "media"
     cutting: Cutting = field(default_factory=Cutting)
@@ -59,7 +58,7 @@ class Looker:
         return {"image": None} if self.kind == "images" else {}
 
     def __call__(self, path: str) -> ProbedFile:
-        """MediaError or ValueError for a file that cannot be read."""
+        """Probe a file. MediaError or ValueError if it cannot be read."""
         with readable(path) as local:
             if self.kind == "images":
                 facts = {"image": probe_image(local, name=path).to_json()}
@@ -83,23 +82,23 @@ class Looker:
             )
         if not self.cutting.scenes or info.video is None:
             return seconds, ()
-        return seconds, tuple(one + lead for one in find_cuts(path, info.video, self.cutting.scene_threshold))
+        return seconds, tuple(cut + lead for cut in find_cuts(path, info.video, self.cutting.scene_threshold))
 
 
 @contextmanager
 def readable(path: str) -> Iterator[str]:
-    """Where the bytes of a listed file or URL can be read. OSError if they cannot be had."""
+    """A local path to the bytes of a listed file or URL. OSError if they cannot be fetched."""
     with local_copy(path) if is_url(path) else nullcontext(path) as local:
         yield os.fspath(local)
 
 
-def range_of(stored: str, manifest_folder: Path) -> str:
-    """A manifest's path as it can be opened."""
+def openable_path(stored: str, manifest_folder: Path) -> str:
+    """The path or URL to open for a path as the manifest states it."""
     return stored if is_url(stored) or stored.startswith("/") else f"{manifest_folder}/{stored}"
 
 
 def _video_seconds(path: str) -> float:
-    return max((picture.seconds + picture.duration_seconds for picture in stream_frames(path)), default=0.0)
+    return max((frame.seconds + frame.duration_seconds for frame in stream_frames(path)), default=0.0)
 
 
 def _audio_seconds(path: str) -> float:
@@ -108,20 +107,20 @@ def _audio_seconds(path: str) -> float:
 
 @dataclass(frozen=True)
 class ProbeTask:
-    """Files that one process looks at, one after the other."""
+    """Files that one process probes, one after the other."""
 
-    look: Callable[[str], ProbedFile]
+    prober: Callable[[str], ProbedFile]
     paths: tuple[str, ...]
 
 
 def probe_all(task: ProbeTask) -> list[ProbedFile]:
-    """Runs in a worker: a look, or why there is none, for each file."""
-    return [_look_or_reason(task.look, path) for path in task.paths]
+    """The result for each file, or the reason why there is none. Runs in a worker."""
+    return [_probed_or_failed(task.prober, path) for path in task.paths]
 
 
-def _look_or_reason(look: Callable[[str], ProbedFile], path: str) -> ProbedFile:
+def _probed_or_failed(prober: Callable[[str], ProbedFile], path: str) -> ProbedFile:
     try:
-        return look(path)
+        return prober(path)
     except MediaError as error:
         reason, message = error.reason, error.message
     except OSError as error:
@@ -133,7 +132,7 @@ def _look_or_reason(look: Callable[[str], ProbedFile], path: str) -> ProbedFile:
 
 
 def failed(reason: str, message: str, num_bytes: int = 0) -> ProbedFile:
-    """A look that found nothing."""
+    """The result for a file that cannot be read."""
     return ProbedFile({}, {"reason": reason, "message": message}, num_bytes)
 
 
@@ -145,9 +144,9 @@ def _num_bytes(path: str) -> int:
 
 
 def without_opening(rows: Iterable[Pending], folder: Path) -> Iterator[tuple[Pending, ProbedFile]]:
-    """Each row with its file's size alone, and whether it is there."""
+    """Each row with the size of its file, or the error that the file is missing."""
     for row in rows:
-        path = range_of(row.path, folder)
+        path = openable_path(row.path, folder)
         if row.missing is not None:
             yield row, failed("missing_file", row.missing)
         elif is_url(path):
@@ -157,7 +156,7 @@ def without_opening(rows: Iterable[Pending], folder: Path) -> Iterator[tuple[Pen
 
 
 def _not_opened(path: str) -> ProbedFile:
-    """The size of a file, if there is one."""
+    """The size of a file, or the error that there is none."""
     try:
         facts = os.stat(path)  # noqa: PTH116  (paths are text here)
     except OSError as error:
@@ -167,16 +166,16 @@ def _not_opened(path: str) -> ProbedFile:
     return ProbedFile({}, None, facts.st_size)
 
 
-def looked_at(
+def probe_rows(
     rows: Iterable[Pending],
     folder: Path,
-    look: Callable[[str], ProbedFile],
+    prober: Callable[[str], ProbedFile],
     files_per_task: int,
     num_workers: int,
     limits: Limits,
 ) -> Iterator[tuple[Pending, ProbedFile]]:
-    """Each row with what is in its file, in their order. A file that several rows list, one after the other or a little
-    later, is opened once. look: importable by name, for it runs in another process.
+    """Each row with what is in its file, in the order of the rows. A file that several rows list close to each other is
+    opened once. prober: importable by name, because it runs in another process.
     """
     recent: OrderedDict[str, ProbedFile] = OrderedDict()
     batches: deque[list[tuple[str, list[Pending], ProbedFile | None]]] = deque()
@@ -184,7 +183,7 @@ def looked_at(
     def tasks() -> Iterator[ProbeTask]:
         for batch in _batches(rows, folder, files_per_task):
             batches.append([(path, same, _known(same, recent.get(path))) for path, same in batch])
-            yield ProbeTask(look, tuple(path for path, _, known in batches[-1] if known is None))
+            yield ProbeTask(prober, tuple(path for path, _, known in batches[-1] if known is None))
 
     with Sandbox(num_workers, limits) as sandbox:
         for task, outcome in sandbox.run(probe_all, tasks(), _name):
@@ -198,9 +197,9 @@ def looked_at(
 
 
 def _batches(rows: Iterable[Pending], folder: Path, size: int) -> Iterator[list[tuple[str, list[Pending]]]]:
-    """(path, rows of it), several files together that are quickly looked at; what has to be fetched comes alone."""
+    """Batches of (path, its rows): several local files together, which are probed quickly, and each URL alone."""
     batch: list[tuple[str, list[Pending]]] = []
-    for path, same in groupby(rows, key=lambda row: range_of(row.path, folder)):
+    for path, same in groupby(rows, key=lambda row: openable_path(row.path, folder)):
         batch.append((path, list(same)))
         if len(batch) == size or is_url(path):
             yield batch
@@ -215,15 +214,15 @@ def _known(rows: list[Pending], recent: ProbedFile | None) -> ProbedFile | None:
 
 
 def _settled(sandbox: Sandbox, task: ProbeTask, outcome: list[ProbedFile] | MediaError) -> Iterator[ProbedFile]:
-    """A look for each file of the task. If the whole task failed, each file is tried alone."""
+    """The result for each file of the task. If the whole task failed, each file is tried alone."""
     if not isinstance(outcome, MediaError):
         yield from outcome
     elif len(task.paths) == 1:
         yield failed(outcome.reason, outcome.message, _num_bytes(task.paths[0]))
     else:
-        alone = (ProbeTask(task.look, (path,)) for path in task.paths)
-        for one, its_outcome in sandbox.run(probe_all, alone, _name):
-            yield from _settled(sandbox, one, its_outcome)
+        alone = (ProbeTask(task.prober, (path,)) for path in task.paths)
+        for single, single_outcome in sandbox.run(probe_all, alone, _name):
+            yield from _settled(sandbox, single, single_outcome)
 
 
 def _name(task: ProbeTask) -> str:

@@ -1,4 +1,4 @@
-"""Rows on their way into the manifest: on disk, so that keys can be made unique over all of them at constant memory."""
+"""The rows of a manifest in the making, on disk: keys are made unique over all of them at constant memory."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ HASHES_AT_A_TIME = 1 << 20
 
 @dataclass(frozen=True)
 class Pending:
-    """A row whose file is known, or known to be missing (then `missing` says what was looked for).
+    """A row whose file was found, or is missing (then `missing` says which files were searched for).
 
-    where: of its list. path: as the manifest will say it. key: without regard to the others; is_given: the list gave
-    it. identity: what tells rows apart that would have the same key.
+    where: its line in the list. path: as the manifest will state it. key: not yet unique; is_given: whether the list
+    states it. identity: distinguishes rows that would have the same key.
     """
 
     where: str
@@ -41,7 +41,7 @@ class Pending:
 class IndexSpool:
     """Takes rows one by one; after `finish` gives them back in order, any number of times, with unique keys.
 
-    folder: for its files, which the caller removes. 16 bytes a row are sorted on disk.
+    folder: for its files, which the caller removes. 16 bytes per row are sorted on disk.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -52,28 +52,29 @@ class IndexSpool:
         self._count = 0
 
     def add(self, row: Pending) -> None:
-        """The next row."""
+        """Append a row."""
         self._file.write(json.dumps(vars(row)).encode("ascii") + b"\n")
         self._hashes["key"].write(_hash(row.key).tobytes())
-        self._hashes["row"].write(_hash(_place(row)).tobytes())
+        self._hashes["row"].write(_hash(_source(row)).tobytes())
         self._count += 1
 
     def __len__(self) -> int:
         return self._count
 
     def finish(self) -> None:
-        """No more rows come."""
+        """Close the spool for writing and sort the hashes."""
         for file in (self._file, *self._hashes.values()):
             file.close()
         self._keys, self._repeated_keys = self._sorted("key")
         _, self._repeated_rows = self._sorted("row")
 
     def __iter__(self) -> Iterator[Pending | BadRow]:
-        """The rows with their final keys; a BadRow for one that is there already, or whose given key is."""
+        """The rows with their final keys; a BadRow for a row that repeats another, or its stated key."""
         seen: dict[str, str] = {}
         for row in self._read():
-            place = _place(row)
-            if _is_in(self._repeated_rows, _hash(place)) and (first := seen.setdefault(place, row.where)) != row.where:
+            source = _source(row)
+            is_repeated = _is_in(self._repeated_rows, _hash(source))
+            if is_repeated and (first := seen.setdefault(source, row.where)) != row.where:
                 yield BadRow(row.where, f"lists the same file and seconds as {first}: {row.path!a}")
             elif not _is_in(self._repeated_keys, _hash(row.key)):
                 yield row
@@ -83,7 +84,7 @@ class IndexSpool:
                 yield replace(row, key=self.unused_key(row.key, row.identity))
 
     def repeated(self) -> Iterator[BadRow]:
-        """The bad ones among the rows."""
+        """The bad rows."""
         if len(self._repeated_rows) or len(self._repeated_keys):
             yield from (row for row in self if isinstance(row, BadRow))
 
@@ -91,10 +92,10 @@ class IndexSpool:
         """The key with enough of a hash of `identity` that no row has it."""
         digest = hashlib.sha256(os.fsencode(identity)).hexdigest()
         candidates = (f"{key}-{digest[:length]}" for length in HASH_LENGTHS)
-        return next(one for one in candidates if not self.has_key(one))
+        return next(candidate for candidate in candidates if not self.has_key(candidate))
 
     def has_key(self, key: str) -> bool:
-        """Has any row this key (before keys were made unique)? True by chance once in 10^19 rows."""
+        """Whether any row has this key, before keys were made unique. Wrongly true once in 10^19 rows."""
         return _is_in(self._keys, _hash(key))
 
     def _read(self) -> Iterator[Pending]:
@@ -105,15 +106,15 @@ class IndexSpool:
                 yield Pending(**(record | {"segment": None if segment is None else (segment[0], segment[1])}))
 
     def _sorted(self, name: str) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-        """(all hashes in order, on disk; those that come more than once)."""
+        """(all hashes in order, on disk; the hashes that occur more than once)."""
         if not self._count:
             return np.zeros(0, np.uint64), np.zeros(0, np.uint64)
         hashes = np.memmap(self._hash_paths[name], np.uint64, "r+")
         hashes.sort()
         repeated = []
         for begin in range(0, len(hashes) - 1, HASHES_AT_A_TIME):
-            piece = np.asarray(hashes[begin : begin + HASHES_AT_A_TIME + 1])
-            repeated.append(np.unique(piece[1:][piece[1:] == piece[:-1]]))
+            block = np.asarray(hashes[begin : begin + HASHES_AT_A_TIME + 1])
+            repeated.append(np.unique(block[1:][block[1:] == block[:-1]]))
         return hashes, np.unique(np.concatenate(repeated)) if repeated else hashes[:0]
 
     def __enter__(self) -> Self:
@@ -130,12 +131,12 @@ def segment_key(key: str, segment: tuple[float, float]) -> str:
 
 
 def row_key(name: str, segment: tuple[float, float] | None) -> str:
-    """The key of a row that is called by a path: its characters made plain, its seconds added."""
+    """The key of a row that is named by a path: `plain_key`, with the seconds of the segment if there is one."""
     return plain_key(name) if segment is None else segment_key(plain_key(name), segment)
 
 
-def _place(row: Pending) -> str:
-    """What may be listed only once."""
+def _source(row: Pending) -> str:
+    """The file and seconds of a row as text, which may be listed only once."""
     return json.dumps([row.path, row.segment, row.missing])
 
 

@@ -1,4 +1,4 @@
-"""The files of a folder in sorted order, however many there are; and where in it a file of a given name lies."""
+"""The files of a folder in sorted order at constant memory, and a search for files by their names."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from avssl.media.info import MEDIA_SUFFIXES
 
 NAMES_AT_A_TIME = 100_000  # of one folder, sorted in memory; more go through files
 MAX_SUFFIXES = 1000  # that are counted one by one
-SOUND_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".opus", ".wma", ".aif", ".aiff"})
+AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".opus", ".wma", ".aif", ".aiff"})
 
 
 @dataclass
 class Walk:
-    """Files below `folder` with these suffixes, as paths relative to it, sorted; what else is there is counted.
+    """Files below `folder` with these suffixes, as paths relative to it, sorted; all other files are counted in
+    `ignored`.
 
-    Hidden files and folders are among the others. Links to folders are not followed. Links that lead nowhere, pipes and
-    other things with such a name come, too, and so does the name of a folder that cannot be read: whoever opens them
-    learns why they cannot be used. Names that are not UTF-8 come as os.fsencode takes them.
+    Hidden files and folders are counted, too. Links to folders are not followed. Broken links, pipes and
+    other things with such a name are listed, too, and so is a folder that cannot be read: opening them gives the reason
+    why they cannot be used. Names that are not UTF-8 are as os.fsdecode gives them.
     """
 
     folder: Path
@@ -44,7 +45,7 @@ class Walk:
     def _below(self, parent: str) -> Iterator[str]:
         with ExitStack() as stack:
             try:
-                names = _sorted_names(stack, self._wanted(parent))
+                names = _sorted_names(stack, self._media_names(parent))
             except UnreadableFolderError:
                 if not parent:
                     raise
@@ -56,18 +57,20 @@ class Walk:
                 else:
                     yield parent + name
 
-    def _wanted(self, parent: str) -> Iterator[str]:
-        """Names of media, and of folders with / at the end, which makes the order that of whole paths."""
-        for one in entries_in(self.folder / parent):
-            is_hidden = one.name.startswith(".")
-            if is_folder(one, follow_links=False):
+    def _media_names(self, parent: str) -> Iterator[str]:
+        """Names of media files, and of folders with a / at the end, so that sorting them gives the order of whole
+        paths.
+        """
+        for entry in entries_in(self.folder / parent):
+            is_hidden = entry.name.startswith(".")
+            if is_folder(entry, follow_links=False):
                 self.ignored["hidden"] += is_hidden
                 if not is_hidden:
-                    yield f"{one.name}/"
-            elif is_folder(one, follow_links=True):
+                    yield f"{entry.name}/"
+            elif is_folder(entry, follow_links=True):
                 self.ignored["links to folders"] += 1
-            elif (suffix := "hidden" if is_hidden else suffix_of(one.name)) in self.suffixes:
-                yield one.name
+            elif (suffix := "hidden" if is_hidden else suffix_of(entry.name)) in self.suffixes:
+                yield entry.name
             else:
                 is_known = suffix in self.ignored or len(self.ignored) < MAX_SUFFIXES
                 self.ignored[(suffix or "none") if is_known else "others"] += 1
@@ -77,24 +80,24 @@ class Walk:
 
 
 def suffix_of(path: str) -> str:
-    """The extension of a file in small letters, with its dot; "" without one."""
+    """The extension of a file in lower case, with its dot; "" if there is none."""
     name = path.rpartition("/")[2]
     at = name.rfind(".")
     return name[at:].lower() if 0 < at < len(name) - 1 else ""
 
 
 def _stem(path: str) -> str:
-    """The name of a file that has an extension, without it."""
+    """The name of a file without its extension."""
     return path.rpartition("/")[2].rpartition(".")[0]
 
 
 def num_bytes(path: str) -> int:
-    """Size of a file. OSError if there is none."""
+    """Size of a file in bytes. OSError if there is no such file."""
     return os.stat(path).st_size  # noqa: PTH116
 
 
 def _sorted_names(stack: ExitStack, names: Iterator[str]) -> Iterator[str]:
-    """Sorted at constant memory: runs of names are sorted, put into files, and merged."""
+    """The names in order, at constant memory: runs of names are sorted, written to files, and merged."""
     run = sorted(islice(names, NAMES_AT_A_TIME))
     if len(run) < NAMES_AT_A_TIME:
         return iter(run)
@@ -132,10 +135,10 @@ class NameIndex:
         self._database.commit()
 
     def find(self, names: Sequence[str], folders: Collection[str] = ()) -> str | None:
-        """The path, relative to the folder, of a file with the first of the names that is there; None if none is.
+        """The path, relative to the folder, of a file with the first of the names that exists; None if there is none.
 
-        Of several with one name: those in one of `folders` (a class or a split, in any spelling) go first, then videos
-        before sounds, then by path.
+        Of several files with that name the first one counts: those in one of `folders` (a class or a split, in any
+        spelling) come first, then videos before sounds, then by path.
         """
         order = {os.fsencode(name): number for number, name in enumerate(names)}
         marks = ", ".join("?" * len(order))
@@ -156,7 +159,7 @@ class NameIndex:
 def _rank(path: str, folders: Collection[str]) -> tuple[bool, bool, str]:
     parents = {_spelling(part) for part in path.split("/")[:-1]}
     is_elsewhere = not parents & {_spelling(folder) for folder in folders}
-    return is_elsewhere, suffix_of(path) in SOUND_SUFFIXES, path
+    return is_elsewhere, suffix_of(path) in AUDIO_SUFFIXES, path
 
 
 def _spelling(text: str) -> str:
@@ -164,11 +167,11 @@ def _spelling(text: str) -> str:
 
 
 def kind_of(folder: Path) -> str:
-    """What a folder is searched for unasked: "images" if it holds neither videos nor sounds, else "media".
+    """What a folder is searched for by default: "images" if it holds neither videos nor sounds, else "media".
 
-    A GIF is taken for whatever the others are, alone for a video.
+    A GIF counts as what the other files are; if there are only GIFs, they count as videos.
     """
     walk = Walk(folder, MEDIA_SUFFIXES)
     # A folder that cannot be read comes with its own name, of any suffix.
-    only_pictures = all(suffix_of(path) in IMAGE_SUFFIXES for path in walk if suffix_of(path) in MEDIA_SUFFIXES)
-    return "images" if only_pictures and IMAGE_SUFFIXES & walk.ignored.keys() else "media"
+    only_images = all(suffix_of(path) in IMAGE_SUFFIXES for path in walk if suffix_of(path) in MEDIA_SUFFIXES)
+    return "images" if only_images and IMAGE_SUFFIXES & walk.ignored.keys() else "media"

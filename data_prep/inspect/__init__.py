@@ -1,1 +1,1 @@
-"""Looking at what there is: verify, coverage, stats, show."""
+"""Commands that inspect manifests and shards: verify, coverage, stats, show."""

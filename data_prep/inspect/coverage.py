@@ -1,7 +1,7 @@
-"""How much of a list there is: listed, found, decodable, with video, with audio, written; in all and for every class.
+"""How much of a list is covered: listed, found, decodable, with video, with audio, written; in total and per class.
 
-The manifest is read line by line. Of a shard folder, every sample takes 13 bytes of memory. Of a remote one only the
-side-cars are fetched, which say what was written but not for how long.
+The manifest is read line by line. Every sample of a shard folder takes 13 bytes of memory. Of a remote folder
+only the side-cars are fetched, which list the samples but not their lengths.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from data_prep.index.cutting import claimed_seconds
 from data_prep.manifest import Entry, stream_manifest
 
 ABSENT = ("missing_file", "unreachable")
-# These are left out because of what they are, not because they cannot be read.
+# Reasons of files that can be read but are left out by an option.
 POLICY = ("no_video", "no_audio", "too_short", "silent_audio", "still_video")
-WRITTEN = 0  # as the fate of a sample; others are 1 + the number of a reason
+WRITTEN = 0  # the fate of a sample; others are 1 + the position of the reason in FAILURE_REASONS
 COLUMNS = ("listed", "found", "decodable", "with_video", "with_audio", "written", "skipped")
 NAME_WIDTH = 36
 
 
 @dataclass
 class Counts:
-    """Entries of a manifest, and hours of them. found: there. decodable: something in them can be decoded, as far as it
-    was tried. written, skipped: by `write`. listed_hours: as headers claim; written_hours: as decoded. reasons: why
-    entries cannot be used.
+    """Numbers of entries of a manifest, and their hours. found: the file exists. decodable: something in them can be
+    decoded, as far as it was opened. written, skipped: by `write`. listed_hours: as headers claim; written_hours: as
+    decoded. reasons: why entries cannot be used.
     """
 
     listed: int = 0
@@ -64,7 +64,7 @@ class Counts:
     reasons: Counter[str] = field(default_factory=Counter)
 
     def add(self, entry: Entry, fate: Fate | None) -> None:
-        """Count an entry. fate: what became of it in the shards, None if there are none."""
+        """Count an entry. fate: what `write` did with it; None if there are no shards."""
         reason = fate.reason if fate is not None else None
         if reason is None and entry.error is not None:
             reason = entry.error["reason"]
@@ -85,15 +85,16 @@ class Counts:
             self.reasons[reason] += 1
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dict; hours to a second or so."""
+        """A plain dict, hours rounded to about a second."""
         hours = {name: round(getattr(self, name), 4) for name in ("listed_hours", "written_hours")}
         return vars(self) | hours | {"reasons": dict(self.reasons)}
 
 
 @dataclass
 class Coverage:
-    """Of a manifest, and of the shards made of it. classes: {label field: {name: counts}}; an entry with several names
-    counts for each. unlabeled: entries without any label. num_not_opened: of a manifest made with --no-probe.
+    """The coverage of a manifest and of the shards made from it. classes: {label field: {name: counts}}; an entry with
+    several names counts for each. unlabeled: entries without any label. num_not_opened: of a manifest made with
+    --no-probe.
     """
 
     total: Counts = field(default_factory=Counts)
@@ -107,7 +108,8 @@ class Coverage:
         return {
             "total": self.total.to_json(),
             "classes": {
-                name: {one: counts.to_json() for one, counts in names.items()} for name, names in self.classes.items()
+                field_name: {name: counts.to_json() for name, counts in names.items()}
+                for field_name, names in self.classes.items()
             },
             "unlabeled": self.unlabeled.to_json(),
             "num_not_opened": self.num_not_opened,
@@ -117,7 +119,7 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Fate:
-    """What became of an entry. reason: why it was skipped, None if it was written. seconds: of the sample."""
+    """What `write` did with an entry. reason: why it was skipped, None if it was written. seconds: of the sample."""
 
     reason: str | None
     has_video: bool = False
@@ -126,7 +128,7 @@ class Fate:
 
 
 class Fates:
-    """The fate of every entry, by key: sorted hashes, and what belongs to them."""
+    """The fate of every entry by its key, as sorted hashes of keys with facts of 5 bytes each."""
 
     def __init__(self, location: str, index: ShardIndex) -> None:
         hashes: list[NDArray[np.uint64]] = []
@@ -141,7 +143,7 @@ class Fates:
         self._hashes, self._facts = whole[order], np.concatenate(facts)[order]
 
     def of(self, key: str) -> Fate | None:
-        """None if the shards know nothing of it."""
+        """The fate of a key; None if it was neither written nor skipped."""
         value = _hash(key)
         at = int(np.searchsorted(self._hashes, value))
         if at == len(self._hashes) or self._hashes[at] != value:
@@ -188,7 +190,7 @@ def _listed_seconds(entry: Entry) -> float:
 
 
 def measure(manifest: str, shards: str | None = None) -> Coverage:
-    """The coverage of a manifest, and of the shard folder that was made of it; both are paths or URLs.
+    """The coverage of a manifest and of the shard folder that was made from it; both are paths or URLs.
 
     Raises:
         ValueError, FileNotFoundError: one of them is missing or damaged, or the shards are of another manifest.
@@ -226,25 +228,25 @@ def _add(coverage: Coverage, entry: Entry, fate: Fate | None) -> None:
 
 
 def table(coverage: Coverage, num_classes: int = 30) -> list[str]:
-    """Lines for people: totals, reasons, and of each label field the num_classes with most entries (0: all)."""
+    """Lines of text: totals, reasons, and for each label field the num_classes with most entries (0: all)."""
     columns = COLUMNS if coverage.has_shards else COLUMNS[:5]
     hours = ("listed_hours", "written_hours") if coverage.has_shards else ("listed_hours",)
 
     def line(name: str, counts: Counts) -> str:
         name = name if len(name) <= NAME_WIDTH else f"{name[: NAME_WIDTH - 3]}..."
-        cells = [f"{getattr(counts, one):>11,}" for one in columns] + [
-            f"{getattr(counts, one):>14,.2f}" for one in hours
+        cells = [f"{getattr(counts, name):>11,}" for name in columns] + [
+            f"{getattr(counts, name):>14,.2f}" for name in hours
         ]
         return f"{name:<{NAME_WIDTH}}{''.join(cells)}"
 
-    titles = [f"{one.replace('_', ' '):>11}" for one in columns] + [f"{one.replace('_', ' '):>14}" for one in hours]
+    titles = [f"{name.replace('_', ' '):>11}" for name in columns] + [f"{name.replace('_', ' '):>14}" for name in hours]
     lines = [" " * NAME_WIDTH + "".join(titles)]
     lines.append(line("all", coverage.total))
     if coverage.total.reasons:
         lines += ["", "cannot be used, because of"]
         lines += [f"  {name:<{NAME_WIDTH - 2}}{count:>11,}" for name, count in coverage.total.reasons.most_common()]
     for label_field, classes in sorted(coverage.classes.items()):
-        ordered = sorted(classes.items(), key=lambda one: (-one[1].listed, one[0]))
+        ordered = sorted(classes.items(), key=lambda item: (-item[1].listed, item[0]))
         shown = ordered[:num_classes] if num_classes else ordered
         lines += ["", f"{label_field}: {len(classes)} classes", *(line(f"  {name}", one) for name, one in shown)]
         if len(shown) < len(ordered):
@@ -265,7 +267,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure and print. 0, whatever the coverage is."""
+    """Measure the coverage and print it. The exit code is always 0."""
     if arguments.classes < 0:
         raise ValueError(f"--classes is {arguments.classes}; it must be 0 (all) or more")
     coverage = measure(arguments.manifest, arguments.shards)

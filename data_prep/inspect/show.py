@@ -1,4 +1,4 @@
-"""One sample of a shard folder as a file that any player opens, and what its json says."""
+"""The command `show`: writes a sample of a shard folder as a file that any player opens, and prints its json."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write the sample and print its json, or list keys.
 
-    The json goes to stdout, where it was written to stderr.
+    The json goes to stdout, the path of the file to stderr.
     """
     shards = ShardSet(arguments.shards)
     if arguments.list is not None:
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def find(keys: Sequence[str], wanted: str) -> int:
-    """The index of a sample by its key, or if no key is called so, by its index.
+    """The index of the sample with the key `wanted`, or if there is none, with that index.
 
     Raises ValueError with the keys that come closest.
     """
@@ -87,14 +87,14 @@ def find(keys: Sequence[str], wanted: str) -> int:
 
 
 def closest(keys: Sequence[str], wanted: str) -> list[str]:
-    """At most NUM_MATCHES keys that hold the wanted text or are spelled like it, the likeliest first."""
+    """At most NUM_MATCHES keys that contain the text or are spelled like it, the likeliest first."""
     holding = sorted((key for key in keys if wanted.lower() in key.lower()), key=len)
     alike = get_close_matches(wanted, keys[:NUM_COMPARED], NUM_MATCHES, cutoff=0.5)
     return list(dict.fromkeys(holding + alike))[:NUM_MATCHES]
 
 
 def suffixes(sample: Sample) -> list[str]:
-    """What the sample can be written as, the default first."""
+    """The suffixes that the sample can be written with, the default first."""
     if sample.image is not None:
         return [".jpg", ".jpeg"] if image_member(sample.image).endswith("jpg") else [".png"]
     if sample.video is None:
@@ -103,7 +103,7 @@ def suffixes(sample: Sample) -> list[str]:
 
 
 def default_name(sample: Sample) -> str:
-    """The last part of the key, with the suffix that fits."""
+    """The last component of the key with the default suffix."""
     return sample.info.key.rsplit("/", 1)[-1] + suffixes(sample)[0]
 
 

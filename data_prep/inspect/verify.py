@@ -1,4 +1,4 @@
-"""Is a shard folder whole, true to its own json, and decodable? Finds what is wrong and where.
+"""The command `verify`: checks that a shard folder is whole, agrees with its json, and can be decoded.
 
 Of a remote folder each worker has one shard at a time as a temporary file on this machine (TMPDIR says where).
 """
@@ -41,7 +41,7 @@ END_OF_ARCHIVE_BYTES = 1024
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong, and the file (or shard and sample) that it is in."""
+    """A defect, and the file (or shard and sample) that has it."""
 
     file: str
     message: str
@@ -49,7 +49,7 @@ class Problem:
 
 @dataclass
 class Report:
-    """What verify found. ok: nothing is wrong."""
+    """What verify found."""
 
     num_shards: int = 0
     num_samples: int = 0
@@ -59,13 +59,13 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Is the folder as it should be?"""
+        """Whether there are no problems."""
         return not self.problems
 
 
 @dataclass(frozen=True)
 class ShardCheck:
-    """What a worker checks: one shard."""
+    """The task of a worker: one shard to check."""
 
     folder: storage.Location
     record: ShardRecord
@@ -78,7 +78,7 @@ def verify_folder(folder: storage.Location, decode_all: bool = False, num_worker
 
     decode_all: decode every frame and sample and compare their number with the json; otherwise only the first frame
     and the first tenth of a second of each sample (the hashes already show that the bytes are those that were written).
-    Pictures are always decoded. folder: a path or a URL. OSError: index.json or skipped.jsonl cannot be fetched.
+    Images are always decoded. folder: a path or a URL. OSError: index.json or skipped.jsonl cannot be fetched.
     """
     report = Report()
     try:
@@ -92,7 +92,9 @@ def verify_folder(folder: storage.Location, decode_all: bool = False, num_worker
     tasks = [ShardCheck(folder, record, index.label_names, decode_all) for record in index.shards]
     sizes = [record.num_samples for record in index.shards]
     where: dict[str, str] = {}
-    results = sorted(in_processes(check_shard, tasks, num_workers, "verify", sizes), key=lambda one: one[0].record.name)
+    results = sorted(
+        in_processes(check_shard, tasks, num_workers, "verify", sizes), key=lambda result: result[0].record.name
+    )
     for task, (problems, keys) in results:
         report.problems += problems
         for key in keys:
@@ -106,7 +108,7 @@ def verify_folder(folder: storage.Location, decode_all: bool = False, num_worker
 
 @contextmanager
 def _local(folder: storage.Location, name: str) -> Iterator[Path]:
-    """A path to a file of the folder. What is said of a temporary copy is said of the file itself."""
+    """A path to a file of the folder. Errors about a temporary copy name the file itself."""
     where = storage.join(folder, name)
     with storage.local_copy(where) as path:
         try:
@@ -145,7 +147,9 @@ def _check_skipped(folder: storage.Location, index: ShardIndex, written: dict[st
 
 
 def _check_strangers(folder: storage.Location, index: ShardIndex) -> list[Problem]:
-    """Shards that nobody lists, and leftovers of a write. Web servers need not list a folder: none are sought."""
+    """Shards that index.json does not list, and leftovers of a write. Not checked on web servers, which list no
+    folders.
+    """
     if storage.protocol_of(folder) in READ_ONLY:
         return []
     known = {record.name for record in index.shards} | {Path(record.name).stem + ".json" for record in index.shards}
@@ -156,7 +160,7 @@ def _check_strangers(folder: storage.Location, index: ShardIndex) -> list[Proble
 
 
 def check_shard(task: ShardCheck) -> tuple[list[Problem], list[str]]:
-    """Runs in a worker: (what is wrong with one shard, its keys)."""
+    """(problems of a shard, its keys). Runs in a worker."""
     where = storage.join(task.folder, task.record.name)
     try:
         with storage.local_copy(where) as path:
@@ -168,7 +172,7 @@ def check_shard(task: ShardCheck) -> tuple[list[Problem], list[str]]:
 
 
 def _check_shard(task: ShardCheck, path: Path, where: str) -> tuple[list[Problem], list[str]]:
-    """path: where the shard lies on this machine; FileNotFoundError if it does not."""
+    """`check_shard` of a shard that is on this machine at `path`; FileNotFoundError if it is missing."""
     record, problems = task.record, []
     side_car_name = f"{Path(record.name).stem}.json"
     if (size := path.stat().st_size) != record.bytes:
@@ -201,7 +205,7 @@ def _check_shard(task: ShardCheck, path: Path, where: str) -> tuple[list[Problem
 
 
 def _group_members(path: Path) -> tuple[list[tuple[str, int]], int]:
-    """([(key, offset of its first header)] of members that lie together, where the last one ends)."""
+    """([(key, offset of its first header)] of adjacent members of a key, where the last member ends)."""
     groups: list[tuple[str, int]] = []
     end = 0
     with opened_tar(path) as archive:
@@ -234,7 +238,7 @@ def _check_samples(task: ShardCheck, path: Path, side_car: SideCar, shard: str) 
 
 
 def _check_info(info: SampleInfo, index: int, key: str, label_names: dict[str, list[str]]) -> None:
-    """The json against its place and against itself."""
+    """ValueError if the json contradicts its position in the shard, index.json or itself."""
     if info.index != index or info.key != key:
         raise ValueError(f"its {JSON_MEMBER} says index {info.index}, key {info.key}; its place says {index}, {key}")
     for name, values in info.labels.items():
@@ -269,7 +273,7 @@ def _check_media(sample: Sample, decode_all: bool) -> None:
 
 
 def _check_digests(sample: Sample, side_car: SideCar, number: int) -> None:
-    """Those of the side-car, by which evaluations know samples again; shards of earlier versions have none."""
+    """ValueError if the side-car has other digests, by which evaluations recognize samples; old shards have none."""
     for kind, found in (("media", media_digest(sample)), ("sources", source_digest(sample.info))):
         stored = getattr(side_car, kind)[16 * number : 16 * number + 16]
         if stored not in ("", found):

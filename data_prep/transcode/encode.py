@@ -1,12 +1,12 @@
-"""Writing media files: the only place that encodes, and with avssl/media/decode.py the only one that knows PyAV.
+"""Writes media files: the only module that encodes.
 
-`write_media` makes one whole file from arrays; `MediaWriter` is the same in small steps, at constant memory, and also
+`write_media` makes a whole file from arrays; `MediaWriter` does the same in small steps, at constant memory, and also
 takes PyAV frames (for transcoding). The same input gives the same bytes: one encoder thread, bit-exact muxing, no
-dates.
+creation dates.
 
 Timing: a stream's first sample or frame is shown `*_start_seconds` after the file's time 0, in every container that can
-say so. The priming samples of AAC and Opus are declared in the file, so that a decoder drops them; AVI cannot declare
-them, so the packets that hold only priming are left out there.
+store this. The priming samples of AAC and Opus are declared in the file, so that a decoder drops them; AVI cannot
+declare them, so the packets that hold only priming are left out there.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ __all__ = ["AudioSettings", "MediaWriter", "VideoSettings", "why_not_encode", "w
 
 
 class MediaWriter:
-    """Writes one file, frame by frame; a context manager. An error, or leaving by an exception, leaves no file behind.
+    """Writes one file, frame by frame; a context manager. After an error there is no file.
 
-    Give video and audio in roughly the order in which they play: what one stream is ahead is held in memory.
+    Write video and audio in roughly the order in which they play, because what one stream is ahead is held in memory.
 
     Args:
         destination: path, or a seekable binary file object (then container_format is needed).
         video, audio: settings of the streams, at least one.
         container_format: FFmpeg's name, e.g. "mp4", "matroska"; default: from the path's extension.
 
-    Raises ValueError for settings that the encoder or the container cannot do.
+    Raises ValueError for settings that the encoder or the container does not support.
     """
 
     def __init__(
@@ -79,14 +79,14 @@ class MediaWriter:
             self._discard()
             raise
 
-    def write_video(self, picture: VideoArray | av.VideoFrame, seconds: float | None = None) -> None:
-        """Add a frame: uint8 (height, width, 3) RGB, or a PyAV frame: scaled, its times overwritten.
+    def write_video(self, frame: VideoArray | av.VideoFrame, seconds: float | None = None) -> None:
+        """Add a frame: uint8 (height, width, 3) RGB, or a PyAV frame, which is scaled and gets new times.
 
         seconds: when it is shown, counted from the stream's first frame; needed if variable_rate, else k / fps.
         """
         if self._video is None:
             raise ValueError("this file was opened without a video stream")
-        self._container.mux(self._video.encode(picture, seconds))
+        self._container.mux(self._video.encode(frame, seconds))
 
     def write_audio(self, samples: AudioArray | av.AudioFrame) -> None:
         """Add samples: float (channels, samples) in [-1, 1], or a PyAV frame of any rate and format."""
@@ -123,7 +123,7 @@ class MediaWriter:
 
 
 def why_not_encode(settings: VideoSettings) -> str | None:
-    """What keeps this machine from encoding so, None if nothing does."""
+    """The reason why this machine cannot encode with these settings; None if it can."""
     try:
         MediaWriter(io.BytesIO(), video=settings, container_format="mp4")._discard()
     except ValueError as error:
@@ -155,7 +155,7 @@ def write_media(
     Args:
         destination: path, or a seekable binary file object (then container_format is needed).
         video: uint8 (height, width, 3) RGB frames, all of one size; None for audio only.
-        video_fps: frames a second; a Fraction is kept exactly. With frame_times_seconds only the nominal rate.
+        video_fps: frames per second; a Fraction is kept exactly. With frame_times_seconds only the nominal rate.
         frame_times_seconds: variable frame rate: when each frame is shown, from 0, increasing.
         audio: float (channels, samples) in [-1, 1], one or two channels; None for video only.
         video_codec: "libx264", "libvpx-vp9", "mpeg4", ...
@@ -163,7 +163,7 @@ def write_media(
         video_options, audio_options: the encoders' own options, as strings.
         keyframe_interval, rotation_degrees, pixel_format, *_start_seconds: see VideoSettings and AudioSettings.
 
-    Raises ValueError for what the encoder or the container cannot do, naming what can be done.
+    Raises ValueError for what the encoder or the container does not support, with what they do.
     """
     frames = iter(video) if video is not None else iter(())
     first = next(frames, None)
@@ -188,7 +188,7 @@ def write_media(
     with MediaWriter(
         destination, video=video_settings, audio=audio_settings, container_format=container_format
     ) as writer:
-        for seconds, picture, block in in_time_order(
+        for seconds, frame, block in in_time_order(
             [] if first is None else chain([first], frames),
             frame_times_seconds=frame_times_seconds,
             fps=float(video_fps),
@@ -198,5 +198,5 @@ def write_media(
         ):
             if block is not None:
                 writer.write_audio(block)
-            elif picture is not None:
-                writer.write_video(picture, None if frame_times_seconds is None else seconds)
+            elif frame is not None:
+                writer.write_video(frame, None if frame_times_seconds is None else seconds)

@@ -1,4 +1,4 @@
-"""What can be asked of the encoder, and the checks that need no encoder. See data_prep/transcode/encode.py."""
+"""The settings of data_prep/transcode/encode.py, and the checks that need no encoder."""
 
 from __future__ import annotations
 
@@ -46,10 +46,11 @@ AVI_ZEROS_BEFORE_AUDIO = {"libmp3lame": 47}
 class VideoSettings:
     """How the video stream is written.
 
-    width, height: pixels, even for pixel formats with half-size color planes. fps: frames a second, float or Fraction.
+    width, height: pixels, even for pixel formats with half-size color planes. fps: frames per second, float or
+    Fraction.
     variable_rate: frames come at any times (not in AVI). keyframe_interval: frames between keyframes, None leaves it to
     the encoder. start_seconds >= 0: when the first frame is shown. rotation_degrees: 0, 90, 180 or 270, the CLOCKWISE
-    turn that players apply to the stored picture. options: the encoder's own, e.g. {"crf": "20"}.
+    turn that players apply to the stored frame. options: the encoder's own, e.g. {"crf": "20"}.
     """
 
     width: int
@@ -66,7 +67,7 @@ class VideoSettings:
 
 @dataclass(frozen=True)
 class AudioSettings:
-    """How the audio stream is written. rate_hz: samples a second; num_channels: 1 or 2; start_seconds >= 0."""
+    """How the audio stream is written. rate_hz: samples per second; num_channels: 1 or 2; start_seconds >= 0."""
 
     rate_hz: int
     num_channels: int = 1
@@ -86,7 +87,7 @@ def repeatable_options(settings: VideoSettings) -> dict[str, str]:
 
 
 class FrameClock:
-    """Seconds to whole ticks: a tick is a frame if frames come evenly from 0 on, else 1/60000 s."""
+    """Converts seconds to whole ticks: a tick is a frame if frames are evenly spaced from 0 on, otherwise 1/60000 s."""
 
     def __init__(self, settings: VideoSettings) -> None:
         self.fps = as_rational_fps(settings.fps)
@@ -132,7 +133,7 @@ def as_rational_fps(fps: float | Fraction) -> Fraction:
 
 
 def frame_size(frame: VideoArray) -> tuple[int, int]:
-    """(width, height) in pixels; ValueError if the array is not a picture."""
+    """(width, height) in pixels; ValueError if the array is not an RGB frame."""
     if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
         raise ValueError(f"a video frame is {frame.dtype} {frame.shape}; it must be uint8 (height, width, 3)")
     return int(frame.shape[1]), int(frame.shape[0])
@@ -164,7 +165,7 @@ def check_settings(container: str, video: VideoSettings | None, audio: AudioSett
         )
 
 
-# (seconds, picture or None, waveform or None)
+# (seconds, frame or None, block of the waveform or None)
 Timed = tuple[float, VideoArray | None, AudioArray | None]
 
 
@@ -181,8 +182,8 @@ def in_time_order(
 
     Seconds count from the first frame; audio_offset_seconds: the waveform's start on that clock.
     """
-    pictures = _timed_frames(frames, frame_times_seconds, fps)
-    return heapq.merge(pictures, _timed_blocks(audio, rate_hz, audio_offset_seconds), key=itemgetter(0))
+    timed_frames = _timed_frames(frames, frame_times_seconds, fps)
+    return heapq.merge(timed_frames, _timed_blocks(audio, rate_hz, audio_offset_seconds), key=itemgetter(0))
 
 
 def _timed_frames(frames: Iterable[VideoArray], times_seconds: Sequence[float] | None, fps: float) -> Iterator[Timed]:

@@ -50,7 +50,7 @@ def _open_encoder(stream: Any) -> None:
         context.open()
     except av.FFmpegError as error:
         raise ValueError(f"the encoder {context.name} refuses its settings or its options {given}: {error}") from error
-    if context.options:  # what PyAV leaves here is what no one took
+    if context.options:  # PyAV leaves the options here that the encoder did not use
         raise ValueError(f"the encoder {context.name} knows no option {', '.join(sorted(context.options))}")
 
 
@@ -73,15 +73,15 @@ class VideoStream:
             self._stream.set_display_rotation(-settings.rotation_degrees)  # PyAV counts counter-clockwise
         _open_encoder(self._stream)
 
-    def encode(self, picture: VideoArray | av.VideoFrame, seconds: float | None) -> list[Any]:
+    def encode(self, image: VideoArray | av.VideoFrame, seconds: float | None) -> list[Any]:
         settings = self._settings
         ticks = self._clock.next_ticks(seconds)
-        if isinstance(picture, av.VideoFrame):
-            frame = picture.reformat(settings.width, settings.height, settings.pixel_format, interpolation="AREA")
-        elif frame_size(picture) != (settings.width, settings.height):
-            raise ValueError(f"a frame of {frame_size(picture)} pixels for {settings.width}x{settings.height} video")
+        if isinstance(image, av.VideoFrame):
+            frame = image.reformat(settings.width, settings.height, settings.pixel_format, interpolation="AREA")
+        elif frame_size(image) != (settings.width, settings.height):
+            raise ValueError(f"a frame of {frame_size(image)} pixels for {settings.width}x{settings.height} video")
         else:
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=settings.pixel_format)
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format=settings.pixel_format)
         frame.pts, frame.time_base, frame.duration = ticks, self._time_base, self._frame_ticks
         frame.pict_type = PictureType.NONE  # a decoded frame carries its old type, which would force a keyframe
         return list(self._stream.encode(frame))

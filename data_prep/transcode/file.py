@@ -1,7 +1,7 @@
-"""One source file, or some seconds of it -> one sample's media: h264 with frequent keyframes, and mono FLAC.
+"""Turns a source file, or some seconds of it, into the media of a sample: h264 with frequent keyframes, and mono FLAC.
 
-Pictures stay in YUV all the way, and only those that are stored are scaled. Each stream is decoded once. All
-times are measured on what was decoded, not read from headers.
+Frames stay in YUV throughout, and only the stored ones are scaled. Each stream is decoded once. All times are measured
+on decoded media, not read from headers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from data_prep.transcode.encode_settings import VideoSettings
 from data_prep.transcode.members import AudioMember, Segment, VideoMember, Window, store_in_turn
 from data_prep.transcode.options import PolicyError, WriteOptions
 
-# These headers state a duration that was written by whoever made the file; elsewhere FFmpeg estimates it.
+# The headers of these formats state the duration; for others FFmpeg estimates it.
 FORMATS_THAT_KNOW_THEIR_DURATION = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "flac", "ogg", "asf")
 LEAST_DECODED_SHARE = 0.9
 WHOLE = (0.0, math.inf)
@@ -32,8 +32,8 @@ Member = VideoMember | AudioMember
 class Transcoded:
     """Encoded media of one sample; absent streams are None with counts of 0. See SampleInfo for the numbers.
 
-    info: of the whole file. segment: the seconds that were asked for, from the start of the stream that starts first in
-    the file; None for all of them.
+    info: of the whole file. segment: the requested seconds, counted from the start of the stream that starts first in
+    the file; None for the whole file.
     """
 
     info: MediaInfo
@@ -64,13 +64,13 @@ def transcode(path: str, options: WriteOptions, segment: Segment | None = None) 
 
     Args:
         path: of the file.
-        options: what is wanted.
-        segment: (begin, end) in seconds from the start of the stream that starts first in the file; what lies past the
-            file's end is left out. None: the whole file.
+        options: how streams are encoded and which files are skipped.
+        segment: (begin, end) in seconds from the start of the stream that starts first in the file; what lies beyond
+            the end of the file is left out. None: the whole file.
 
     Raises:
-        MediaError: says why the file, or the segment, is to be skipped; too_short where the file ends before it.
-        PolicyError: the options want the whole run to stop, or an encoder that this machine does not have.
+        MediaError: why the file or segment is to be skipped; too_short if the file ends before the segment.
+        PolicyError: the options say that the run stops, or name an encoder that this machine does not have.
         ValueError: the segment does not end after it begins, or begins before 0.
     """
     if segment is not None and not 0 <= segment[0] < segment[1]:
@@ -91,18 +91,20 @@ def check_encoder(options: WriteOptions) -> None:
 
 def _transcode(path: str, options: WriteOptions, segment: Segment | None) -> Transcoded:
     """`transcode` without its checks."""
-    with VideoReader(path) as pictures, AudioReader(path) as sound:
-        info = MediaInfo(pictures.container_name, pictures.info, sound.info, pictures.container_seconds)
+    with VideoReader(path) as video_reader, AudioReader(path) as audio_reader:
+        info = MediaInfo(
+            video_reader.container_name, video_reader.info, audio_reader.info, video_reader.container_seconds
+        )
         _check_streams(path, info, options)
-        clock = min(one.start_seconds for one in (info.video, info.audio) if one is not None)
+        clock = min(stream.start_seconds for stream in (info.video, info.audio) if stream is not None)
         video: VideoMember | None = None
         audio: AudioMember | None = None
         if info.video is not None:
             window = Window.of(info.video.start_seconds - clock, segment or WHOLE)
-            video = VideoMember(pictures, info.video, window, options)
+            video = VideoMember(video_reader, info.video, window, options)
         if info.audio is not None:
             window = Window.of(info.audio.start_seconds - clock, segment or WHOLE)
-            audio = AudioMember(sound, info.audio, window, options)
+            audio = AudioMember(audio_reader, info.audio, window, options)
         members: list[Member] = [member for member in (video, audio) if member is not None]
         store_in_turn(members)
     _check_complete(path, info, segment or WHOLE, members)
@@ -141,7 +143,7 @@ def _check_streams(path: str, info: MediaInfo, options: WriteOptions) -> None:
 
 
 def _check_missing(where: str, name: str, rest: str, options: WriteOptions) -> None:
-    """What the options say of a file without this stream."""
+    """MediaError or PolicyError for a file without this stream, unless the options keep it."""
     policy, option = getattr(options, f"on_missing_{name}"), f"--on-missing-{name}"
     if policy == "error":
         raise PolicyError(
@@ -154,7 +156,7 @@ def _check_missing(where: str, name: str, rest: str, options: WriteOptions) -> N
 
 
 def _check_policies(where: str, video: VideoMember | None, audio: AudioMember | None, options: WriteOptions) -> None:
-    """MediaError or PolicyError for what the options do not want in a sample."""
+    """MediaError or PolicyError for a sample that the options exclude."""
     if video is None and audio is not None:
         _check_missing(where, "video", "its sound", options)
     if audio is None and video is not None:
@@ -166,7 +168,7 @@ def _check_policies(where: str, video: VideoMember | None, audio: AudioMember | 
 
 
 def _check_complete(path: str, info: MediaInfo, segment: Segment, members: Sequence[Member]) -> None:
-    """MediaError("truncated") if much less could be decoded than the header promises for the segment."""
+    """MediaError("truncated") if less than LEAST_DECODED_SHARE of what the header claims could be decoded."""
     if info.container not in FORMATS_THAT_KNOW_THEIR_DURATION:
         return
     claims: list[tuple[str, float, float]] = []

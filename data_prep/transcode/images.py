@@ -1,7 +1,7 @@
-"""One source picture -> one sample's picture: JPEG for photographs, PNG for what was stored without loss.
+"""Turns a source image into the image of a sample: JPEG if it was stored with loss, otherwise PNG.
 
 A JPEG that is small enough, upright, and gray or RGB is copied byte for byte, with whatever metadata it carries.
-Everything else is decoded (avssl/media/images.py says how), made smaller if need be, and encoded without metadata.
+Everything else is decoded (avssl/media/images.py says how), scaled down if necessary, and encoded without metadata.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from data_prep.transcode.options import WriteOptions
 
 @dataclass(frozen=True)
 class StoredImage:
-    """content: JPEG or PNG. height_px, width_px: of the upright picture in it. source: what the original was."""
+    """content: JPEG or PNG. height_px, width_px: of the upright image in it. source: facts of the original."""
 
     content: bytes
     height_px: int
@@ -29,26 +29,26 @@ class StoredImage:
 
 
 def store_file(path: str, options: WriteOptions) -> StoredImage:
-    """A picture file as it goes into a shard. MediaError says why it is to be skipped."""
+    """The stored form of an image file. MediaError says why it is to be skipped."""
     with opened_image(path) as image:
         info = ImageInfo.of(image)
         may_be_copied = info.format == "JPEG" and info.mode in ("L", "RGB") and is_upright(image)
         content = Path(path).read_bytes()
         is_lossy = info.format in ("JPEG", "MPO") or (info.format == "WEBP" and b"VP8L" not in content)
-        picture = to_rgb(image)  # also of those that are copied: it shows that they can be decoded
-        size = smaller_size(picture.width, picture.height, options.short_side_px)
-        if not may_be_copied or size != picture.size:
+        pixels = to_rgb(image)  # also of those that are copied: it shows that they can be decoded
+        size = smaller_size(pixels.width, pixels.height, options.short_side_px)
+        if not may_be_copied or size != pixels.size:
             if info.mode in GRAY_MODES:
-                picture = picture.convert("L")
-            content = encode(picture, size, options.image_quality if is_lossy else None)
+                pixels = pixels.convert("L")
+            content = encode(pixels, size, options.image_quality if is_lossy else None)
     return StoredImage(content, size[1], size[0], {"image": info.to_json()})
 
 
 def store_item(file: IdxFile, item: int, options: WriteOptions) -> StoredImage:
-    """A picture of a file that holds many, as PNG. MediaError says why it is to be skipped."""
-    picture = Image.fromarray(file.image(item))
-    size = smaller_size(picture.width, picture.height, options.short_side_px)
-    return StoredImage(encode(picture, size, None), size[1], size[0], {"item": item, "image": file.facts(picture.size)})
+    """An image of a file that holds many, as PNG. MediaError says why it is to be skipped."""
+    pixels = Image.fromarray(file.image(item))
+    size = smaller_size(pixels.width, pixels.height, options.short_side_px)
+    return StoredImage(encode(pixels, size, None), size[1], size[0], {"item": item, "image": file.facts(pixels.size)})
 
 
 def smaller_size(width: int, height: int, short_side_px: int) -> tuple[int, int]:
@@ -57,13 +57,13 @@ def smaller_size(width: int, height: int, short_side_px: int) -> tuple[int, int]
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def encode(picture: Image.Image, size: tuple[int, int], quality: int | None) -> bytes:
-    """The picture at this size (antialiased bicubic) as JPEG of this quality, 1 to 100, or as PNG for None."""
-    if size != picture.size:
-        picture = picture.resize(size, Image.Resampling.BICUBIC)
+def encode(pixels: Image.Image, size: tuple[int, int], quality: int | None) -> bytes:
+    """The image at this size (antialiased bicubic) as JPEG of this quality, 1 to 100, or as PNG for None."""
+    if size != pixels.size:
+        pixels = pixels.resize(size, Image.Resampling.BICUBIC)
     output = io.BytesIO()
     if quality is None:
-        picture.save(output, "PNG")
+        pixels.save(output, "PNG")
     else:
-        picture.save(output, "JPEG", quality=quality)
+        pixels.save(output, "JPEG", quality=quality)
     return output.getvalue()

@@ -1,4 +1,4 @@
-"""The two members of a sample, stored step by step: an mp4 of what is on screen at every k / fps, and a FLAC."""
+"""The members of a sample, encoded step by step: an mp4 of the frames on screen at every k / fps, and a FLAC file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from data_prep.transcode.encode_settings import AudioSettings, VideoSettings, as
 from data_prep.transcode.options import WriteOptions
 from data_prep.transcode.screening import SilenceMeter, StillnessMeter
 
-# x264 takes no more; only damaged headers ask for it.
+# The limit of x264; only damaged headers exceed it.
 MAX_SIDE_PX = 16_384
 
 Segment = tuple[float, float]
@@ -29,7 +29,8 @@ Segment = tuple[float, float]
 class Window:
     """Which seconds of a stream become its member. All are counted from the stream's own first frame or sample.
 
-    start: where the member begins; length: at most so long; late: how long after the segment's beginning that is.
+    start: where the member begins; length: its greatest length; late: how long after the start of the segment it
+    begins.
     """
 
     start: float
@@ -38,23 +39,23 @@ class Window:
 
     @classmethod
     def of(cls, stream_start: float, segment: Segment) -> Window:
-        """stream_start: after the start of the stream that starts first."""
+        """The window of a segment. stream_start: seconds after the start of the stream that starts first."""
         begin, end = segment
         late = max(0.0, stream_start - begin)
         return cls(max(0.0, begin - stream_start), max(0.0, end - begin - late), late)
 
 
-def on_grid(pictures: Iterable[Frame], fps: Fraction, window: Window) -> Iterator[Any]:
-    """The frame on screen at window.start + k / fps, k = 0, 1, ..., until the pictures or the window end.
+def on_grid(frames: Iterable[Frame], fps: Fraction, window: Window) -> Iterator[Any]:
+    """The frame on screen at window.start + k / fps, k = 0, 1, ..., until the frames or the window ends.
 
-    pictures: from the one on screen at window.start on. One frame may come several times. A stream's last frame ends
-    with its duration; a stream with a single frame of no duration gives it once.
+    frames: begin with the one on screen at window.start. A frame may be given several times. The last frame of a stream
+    ends after its duration; a single frame without a duration is given once.
     """
     rate, length = float(fps), window.length
     shown: Any = None
     num_frames, end_seconds = 0, 0.0
-    for picture in pictures:
-        seconds = picture.seconds - window.start
+    for frame in frames:
+        seconds = frame.seconds - window.start
         if shown is not None:
             until = min(seconds, length) - FRAME_TIME_TOLERANCE_SECONDS
             while num_frames / rate < until:
@@ -62,7 +63,7 @@ def on_grid(pictures: Iterable[Frame], fps: Fraction, window: Window) -> Iterato
                 num_frames += 1
         if num_frames and num_frames / rate + FRAME_TIME_TOLERANCE_SECONDS >= length:
             return
-        shown, end_seconds = picture.frame, max(end_seconds, seconds + picture.duration_seconds)
+        shown, end_seconds = frame.frame, max(end_seconds, seconds + frame.duration_seconds)
     until = min(end_seconds, length) - FRAME_TIME_TOLERANCE_SECONDS
     is_lone = num_frames == 0 and window.start == 0 and length > 0
     while shown is not None and (num_frames / rate < until or is_lone):
@@ -72,7 +73,7 @@ def on_grid(pictures: Iterable[Frame], fps: Fraction, window: Window) -> Iterato
 
 
 class VideoMember:
-    """The mp4 of a window of a stream. content: its bytes when all is stored, None without any picture."""
+    """The mp4 of a window of a stream. content: its bytes once all is stored; None if there is no frame."""
 
     name = "video"
 
@@ -92,11 +93,11 @@ class VideoMember:
 
     @property
     def seconds(self) -> float:
-        """How long what is stored lasts."""
+        """Seconds that are stored so far."""
         return float(self.num_frames / self.fps)
 
     def store(self) -> Iterator[float]:
-        """Does the work; yields the seconds of the stream that are done."""
+        """Encode the member; yields the seconds that are done."""
         options = self._options
         settings = VideoSettings(
             *self._size,
@@ -123,7 +124,7 @@ class VideoMember:
 
 
 class AudioMember:
-    """The FLAC of a window of a stream. content: its bytes when all is stored, None without any sound."""
+    """The FLAC of a window of a stream. content: its bytes once all is stored; None if there are no samples."""
 
     name = "audio"
 
@@ -138,16 +139,16 @@ class AudioMember:
 
     @property
     def seconds(self) -> float:
-        """How long what is stored lasts."""
+        """Seconds that are stored so far."""
         return self.num_samples / self.rate_hz
 
     @property
     def grid_seconds(self) -> float:
-        """How far the first sample lies behind the window's start: up to half a sample, sound has a grid of its own."""
+        """How far the first sample is from the window's start, at most half a sample, on the grid of samples."""
         return round(self.window.start * self.rate_hz) / self.rate_hz - self.window.start
 
     def store(self) -> Iterator[float]:
-        """Does the work; yields the seconds of the stream that are done."""
+        """Encode the member; yields the seconds that are done."""
         length = self.window.length
         output = io.BytesIO()
         settings = AudioSettings(self.rate_hz, num_channels=1, codec="flac")
@@ -166,13 +167,13 @@ class AudioMember:
 
 
 class Storing(Protocol):
-    """Something with a `store` that does its work step by step and yields the seconds that are done."""
+    """Anything whose `store` works step by step and yields the seconds that are done."""
 
     def store(self) -> Iterator[float]: ...
 
 
 def store_in_turn(members: Iterable[Storing]) -> None:
-    """Store all of them, always a step of the one that is behind: what one is ahead of the other is held in memory."""
+    """Store all members, each step of the one that is behind, because what one is ahead is held in memory."""
     done = [(0.0, number, member.store()) for number, member in enumerate(members)]
     while done:
         _, number, work = heapq.heappop(done)

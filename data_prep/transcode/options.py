@@ -1,4 +1,4 @@
-"""What shapes the shards. Every field here influences the bytes and is recorded in index.json."""
+"""The options that decide the bytes of the shards. All of them are recorded in index.json."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
 IMAGE_OPTIONS = ("short_side_px", "image_quality", "samples_per_shard", "seed")
-# The options that are a choice of few.
+# The allowed values of options that are a choice.
 CHOICES: dict[str, tuple[str, ...]] = {
     "on_missing_audio": ("skip", "keep", "error"),
     "on_missing_video": ("skip", "keep", "error"),
@@ -21,28 +21,28 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 
 class PolicyError(ValueError):
-    """The whole run is to stop: because of a file and an option that says so, or for want of the encoder asked for."""
+    """The run has to stop: because of a file, by an option that says so, or because an encoder is missing."""
 
 
 @dataclass(frozen=True)
 class WriteOptions:
     """Options of `python -m data_prep write`.
 
-    short_side_px: pictures are made smaller (never larger) to this short side. fps: frames a second. keyframe_interval:
-    frames between keyframes. crf: the encoder's quality, 0 (lossless) to 51. preset: x264's effort. audio_rate_hz:
-    samples a second. samples_per_shard: listed files a shard; those skipped make it shorter. seed: of the global
-    shuffle. on_missing_audio, on_missing_video: "skip" the file with a reason, "keep" what it has, or stop the run with
-    an "error". min_duration_seconds: shorter files are skipped. image_quality: of JPEG, 1 to 100, for pictures that are
-    encoded anew and were stored with loss before.
+    short_side_px: frames and images are scaled down (never up) to this short side. fps: frames per second.
+    keyframe_interval: frames between keyframes. crf: the encoder's quality, 0 (lossless) to 51. preset: x264's effort.
+    audio_rate_hz: samples per second. samples_per_shard: listed files per shard; those skipped make it shorter. seed:
+    of the global shuffle. on_missing_audio, on_missing_video: "skip" the file with a reason, "keep" what it has, or
+    stop the run with an "error". min_duration_seconds: shorter files are skipped. image_quality: of JPEG, 1 to 100, for
+    images that are encoded anew and were stored with loss before.
 
     on_silent_audio: "skip" samples whose sound never reaches silence_dbfs (RMS of a tenth of a second, dB of full
-    scale). on_still_video: "skip" samples in which no part of the picture changes by still_levels (of 255).
+    scale). on_still_video: "skip" samples in which no part of the frame changes by still_levels (of 255).
 
     video_codec: the encoder. libsvtav1 makes AV1 (smaller, sooner read, slower to write; crf 32 is about x264's 23) and
     ignores preset. entropy_coder of h264: "cavlc" is read nearly twice as fast, "cabac" takes 5 to 10 % less room, with
-    the same pictures (docs/format.md).
+    the same frames (docs/format.md).
 
-    Pictures heed IMAGE_OPTIONS alone, videos and sounds all but image_quality.
+    Only IMAGE_OPTIONS apply to images; all options but image_quality apply to video and audio.
     """
 
     short_side_px: int = 256
@@ -87,15 +87,17 @@ class WriteOptions:
             raise ValueError("allowed are at most --silence-dbfs 0 and --still-levels 255")
 
     def encoder_options(self) -> dict[str, str]:
-        """For the encoder. Without B-frames and scene cuts every k-th frame is a keyframe and frames are in order."""
+        """The options of the encoder. Without B-frames and scene cuts every k-th frame is a keyframe and frames are in
+        order.
+        """
         if self.video_codec == "libsvtav1":
             return {"crf": str(self.crf), "preset": "8", "svtav1-params": "lp=1:scd=0"}
         options = {"crf": str(self.crf), "preset": self.preset, "bf": "0", "sc_threshold": "0"}
         return options | {"coder": self.entropy_coder}
 
     def to_json(self, *, images: bool = False) -> dict[str, Any]:
-        """The options that videos and sounds (or images) heed, and the library that encodes: another version may give
-        other bytes.
+        """The options that apply to video and audio (or to images), and the version of the library that encodes:
+        another version may give other bytes.
         """
         if images:
             return {name: getattr(self, name) for name in IMAGE_OPTIONS} | {"pillow_version": version("pillow")}

@@ -1,7 +1,4 @@
-"""The members of a sample -> one playable file, their packets copied as they are: nothing is encoded anew.
-
-With encode.py the only writer that knows PyAV.
-"""
+"""Puts the members of a sample into one playable file: packets are copied as they are, nothing is encoded anew."""
 
 from __future__ import annotations
 
@@ -36,7 +33,7 @@ def remux(
 
     Args:
         video: an mp4 file, audio: a FLAC file; their first video and audio stream are taken. None: there is none.
-        suffix: of the file to be, one of CONTAINERS. mp4 keeps times to a tick of the streams' own clocks, Matroska
+        suffix: of the new file, one of CONTAINERS. mp4 keeps times to a tick of the streams' own clocks, Matroska
             to a millisecond.
         video_start_seconds, audio_start_seconds: when the first frame and the first sample are shown and heard, on the
             file's clock; at least 0.
@@ -53,7 +50,7 @@ def remux(
         raise ValueError(
             f"{name}: starts are {video_start_seconds} and {audio_start_seconds} s; they must be at least 0"
         )
-    wanted = [
+    members = [
         (content, kind, container_format, start_seconds)
         for content, kind, container_format, start_seconds in (
             (video, "video", "mp4", video_start_seconds),
@@ -61,7 +58,7 @@ def remux(
         )
         if content is not None
     ]
-    if not wanted:
+    if not members:
         raise ValueError(f"{name}: has neither video nor sound to write")
     output = io.BytesIO()
     container_format, options = CONTAINERS[suffix]
@@ -70,8 +67,8 @@ def remux(
             output, "w", format=container_format, options=options, container_options={"fflags": "+bitexact"}
         ) as target:
             # All streams have to be known before the first packet is written: hence a list, not a generator.
-            streams = [_packets(content, kind, source, start, target) for content, kind, source, start in wanted]
-            for _, packet in merge(*streams, key=lambda one: one[0]):
+            streams = [_packets(content, kind, source, start, target) for content, kind, source, start in members]
+            for _, packet in merge(*streams, key=lambda timed: timed[0]):
                 target.mux(packet)
     except (av.FFmpegError, IndexError) as error:
         raise MediaError("decode_error", f"{name}: its streams cannot be copied ({error})") from error
@@ -81,7 +78,7 @@ def remux(
 def _packets(
     content: bytes, kind: str, source_format: str, start_seconds: float, target: Any
 ) -> Iterator[tuple[float, Any]]:
-    """Add the stream to the target now; (decoding time in seconds, packet) in order, moved to the start, later."""
+    """Add the stream to the target; then (decoding time in seconds, packet) of each packet, shifted to the start."""
     source: Any = av.open(io.BytesIO(content), format=source_format, metadata_errors="ignore")
     stream = source.streams.get(**{kind: 0})[0]
     copy = target.add_stream_from_template(stream)

@@ -1,4 +1,4 @@
-"""Is there anything to hear, and does anything move? Each meter stops measuring once it has the answer.
+"""Detects silent audio and still video. Each meter stops measuring once it has the answer.
 
 Works on NumPy arrays and PyAV's frames, without importing PyAV.
 """
@@ -19,10 +19,10 @@ class SilenceMeter:
     """Whether a waveform stays below a level all the time.
 
     What counts is the root mean square of each tenth of a second, in dB of full scale (a full-scale sine has -3 dBFS):
-    one click is no sound.
+    a single click counts as silence.
 
     Args:
-        threshold_dbfs: silent is what never reaches this; rate_hz: samples a second.
+        threshold_dbfs: audio that never reaches this level is silent; rate_hz: samples per second.
     """
 
     def __init__(self, threshold_dbfs: float, rate_hz: int) -> None:
@@ -43,7 +43,7 @@ class SilenceMeter:
 
     @property
     def is_silent(self) -> bool:
-        """The answer for all that was added."""
+        """The answer for everything that was added."""
         return not self._is_loud and not (len(self._rest) and self._has_sound(self._rest[None]))
 
     def _has_sound(self, windows: NDArray[np.float32]) -> bool:
@@ -51,14 +51,14 @@ class SilenceMeter:
 
 
 class StillnessMeter:
-    """Whether all pictures are like the first one.
+    """Whether all frames look like the first one.
 
-    The picture is cut into squares, 16 along its short side (each at least 8 px), and the mean luma of each is compared
-    with that of the first picture: grain and what a codec makes of a still picture average out, a small thing that
+    The frame is cut into squares, 16 along its short side (each at least 8 px), and the mean luma of each is compared
+    with that of the first frame: grain and what a codec makes of a still frame average out, a small thing that
     moves does not.
 
     Args:
-        threshold_levels: still is where no square changes by so much, of 255.
+        threshold_levels: video in which no square changes by this much, of 255, is still.
     """
 
     def __init__(self, threshold_levels: float) -> None:
@@ -67,7 +67,7 @@ class StillnessMeter:
         self._moves = False
 
     def add(self, frame: Any) -> None:
-        """The next picture: an av.VideoFrame whose first plane is 8-bit luma; all of one size."""
+        """The next frame: an av.VideoFrame whose first plane is 8-bit luma; all of one size."""
         if self._moves:
             return
         means = _square_means(frame)
@@ -77,12 +77,12 @@ class StillnessMeter:
 
     @property
     def is_still(self) -> bool:
-        """The answer for all that was added."""
+        """The answer for everything that was added."""
         return not self._moves
 
 
 def _square_means(frame: Any) -> NDArray[np.float64]:
-    """Mean luma of each square of a picture, float64 (rows, columns); what is left at the edges is ignored."""
+    """Mean luma of each square of a frame, float64 (rows, columns); what is left at the edges is ignored."""
     plane = frame.planes[0]
     luma = np.frombuffer(plane, np.uint8)[: plane.line_size * frame.height].reshape(frame.height, plane.line_size)
     short = min(frame.width, frame.height)

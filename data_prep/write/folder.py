@@ -1,8 +1,8 @@
-"""The folder that `write` fills: local, or of any store that storage.py reaches. Files are whole or absent.
+"""The folder that `write` fills: local, or on any store that storage.py reaches. Files are whole or absent.
 
-A remote store has no move: a file is put there in one piece under its own name, or not at all. What cannot be written
+A remote store cannot rename: a file is uploaded whole under its final name, or not at all. What cannot be written
 (a full disk, a target that is read-only, refused access) is one OSError that says what to do; files that were finished
-before stay as they are, so the same command goes on from them.
+before stay as they are, so that the same command continues.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class OutputFolder:
 
     @classmethod
     def open(cls, location: storage.Location) -> Self:
-        """The folder, made if it is local and not there. ValueError for a location that cannot be written to."""
+        """The folder, which is made if it is local and missing. ValueError for a location that cannot be written to."""
         protocol = storage.protocol_of(location)
         if protocol in READ_ONLY:
             raise ValueError(
@@ -51,11 +51,11 @@ class OutputFolder:
 
     @property
     def is_local(self) -> bool:
-        """Does it lie on this machine?"""
+        """Whether the folder is on this machine."""
         return not storage.is_remote(self.location)
 
     def path(self, name: str = "") -> Path:
-        """Where a file of a local folder lies; ValueError for a remote one."""
+        """The path of a file of a local folder; ValueError for a remote one."""
         if not self.is_local:
             raise ValueError(f"{self.location} is no local folder: {name or 'it'} has no path there")
         return Path(self.where(name)) if name else Path(self.location)
@@ -65,7 +65,7 @@ class OutputFolder:
         return storage.join(self.location, name)
 
     def exists(self, name: str) -> bool:
-        """Is there such a file? Not being able to tell is an error."""
+        """Whether there is such a file. OSError if that cannot be found out."""
         with _clear(self.where(name), "looked up"):
             return storage.exists(self.where(name))
 
@@ -78,7 +78,8 @@ class OutputFolder:
                 return None
 
     def names(self, prefix: str = "") -> list[str]:
-        """Names that begin so of the files and folders directly in it, sorted; none if there is no such folder.
+        """The names, sorted, of the files and folders directly in it that begin with the prefix; none without such a
+        folder.
 
         A prefix with slashes lists a sub-folder: names("sub/part-") gives ["sub/part-1", ...].
         """
@@ -86,10 +87,10 @@ class OutputFolder:
         where = self.where(folder) if slash else self.location
         with _clear(where, "listed"):
             try:
-                found = storage.names(where)
+                names = storage.names(where)
             except FileNotFoundError:
                 return []
-        return [f"{folder}{slash}{name}" for name in found if name.startswith(start)]
+        return [f"{folder}{slash}{name}" for name in names if name.startswith(start)]
 
     def read_bytes(self, name: str) -> bytes:
         """The content of a file; FileNotFoundError if there is none."""
@@ -97,7 +98,7 @@ class OutputFolder:
             return storage.read_bytes(self.where(name))
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """The whole file, or the one that was there before."""
+        """Write a file; after an error it is the one that was there before."""
         with _clear(self.where(name), "written"):
             if self.is_local:
                 write_whole(self.path(name), content)
@@ -106,7 +107,7 @@ class OutputFolder:
 
     @contextmanager
     def local_file(self, name: str) -> Iterator[Path]:
-        """A path to read: the file's own in a local folder, else that of a temporary copy with the same last name."""
+        """A path to read: the file itself in a local folder, otherwise a temporary copy with the same last name."""
         if self.is_local:
             yield self.path(name)
             return
@@ -117,7 +118,7 @@ class OutputFolder:
 
     @contextmanager
     def whole_file(self, name: str) -> Iterator[HashedFile]:
-        """A file to write that is in the folder, whole, when the block ends well; it leaves nothing if not."""
+        """A file to write, which is in the folder when the block ends without an error, and only then."""
         with _clear(self.where(name), "written"):
             if self.is_local:
                 path = self.path(name)
@@ -139,7 +140,7 @@ class OutputFolder:
             storage.download(self.where(name), path)
 
     def remove(self, name: str) -> None:
-        """Remove a file; none there is well, too."""
+        """Remove a file if it exists."""
         with _clear(self.where(name), "removed"):
             storage.remove(self.where(name))
 

@@ -95,7 +95,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that stays the same during a write. skips: {key: why} of files that are not to be read again."""
+    """Everything that stays the same during a write. skips: {key: error} of files that are not to be read again."""
 
     folder: OutputFolder
     rows: ManifestRows
@@ -123,19 +123,19 @@ class Job:
         begin = number * self.file_options.options.samples_per_shard
         span = begin, begin + self.num_rows(number)
         entries = self.rows.read(shuffled_rows(*span, len(self.rows), self.file_options.options.seed))
-        return tuple(replace(one, error=self.skips[one.key]) if one.key in self.skips else one for one in entries)
+        return tuple(replace(row, error=self.skips[row.key]) if row.key in self.skips else row for row in entries)
 
     def part_task(self, number: int, attempt: int) -> PartTask:
-        """What is to be read for a part now, and what an earlier attempt leaves to it."""
+        """The task of a part: the files to read now, and the samples to keep from an earlier attempt."""
         entries, summary = self.entries(number), PartSummary.load(self.folder, number)
         if summary is None:
             return PartTask(number, entries, attempt)
-        kept = frozenset(one.info.key for one in load_samples(self.folder, number, summary.attempt))
+        kept = frozenset(sample.info.key for sample in load_samples(self.folder, number, summary.attempt))
         return PartTask(number, entries, attempt, kept, summary.attempt)
 
 
 def identity(job: Job) -> dict[str, Any]:
-    """What decides the bytes: only a write with the same goes on with what another has begun."""
+    """What decides the bytes: a write continues only a folder that was begun with the same identity."""
     return {"manifest_sha256": job.rows.sha256, "options": job.recorded_options}
 
 

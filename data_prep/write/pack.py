@@ -1,4 +1,4 @@
-"""Parts that are done -> shards: the indices are filled in, now that the counts of all parts before are known."""
+"""Turns parts that are done into shards. Samples get their indices, because the counts of all parts are known now."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from data_prep.write.parts import PartSummary, load_samples, part_name
 
 @dataclass(frozen=True)
 class ShardTask:
-    """What a worker needs to make a shard of a part."""
+    """What a worker needs to make a shard from a part."""
 
     folder: OutputFolder
     part_number: int
@@ -23,7 +23,7 @@ class ShardTask:
 
 
 def shard_tasks(folder: OutputFolder, counts: Iterable[int]) -> Iterator[ShardTask]:
-    """A task for every part that holds anything; counts: samples of each part, in order."""
+    """A task for every part that has samples. counts: samples of each part, in order."""
     shard_number = first_index = 0
     for part_number, count in enumerate(counts):
         if count:
@@ -32,7 +32,7 @@ def shard_tasks(folder: OutputFolder, counts: Iterable[int]) -> Iterator[ShardTa
 
 
 def make_shard(task: ShardTask) -> ShardRecord:
-    """Runs in a worker: copy a part to its shard and write the side-car; then the part's media go.
+    """Copy a part to its shard, write the side-car, and remove the media of the part. Runs in a worker.
 
     Raises RuntimeError if the part is gone, ValueError if it was changed since it was written: it counts as not done
     from then on.
@@ -59,7 +59,7 @@ def make_shard(task: ShardTask) -> ShardRecord:
 
 
 def _damaged(task: ShardTask, media: str) -> ValueError:
-    """Of a part, which has to be read again."""
+    """The error for a damaged part, whose summary is removed so that it is made again."""
     folder = task.folder
     folder.remove(part_name(task.part_number, "json"))
     return ValueError(
@@ -69,7 +69,7 @@ def _damaged(task: ShardTask, media: str) -> ValueError:
 
 
 def finished_shard(task: ShardTask, num_samples: int) -> ShardRecord | None:
-    """What the side-car says of the shard, if both are there and are what this part becomes; else None."""
+    """The record of the shard if it and its side-car exist and belong to this part, otherwise None."""
     name = shard_name(task.shard_number)
     if not task.folder.exists(side_car_name(name)):
         return None
@@ -77,8 +77,8 @@ def finished_shard(task: ShardTask, num_samples: int) -> ShardRecord | None:
         record = load_side_car(task.folder, name).record
     except (ValueError, FileNotFoundError):
         return None
-    is_it = (record.first_index, record.num_samples) == (task.first_index, num_samples)
-    return record if is_it and task.folder.size(name) == record.bytes else None
+    is_this_part = (record.first_index, record.num_samples) == (task.first_index, num_samples)
+    return record if is_this_part and task.folder.size(name) == record.bytes else None
 
 
 def write_shard(folder: OutputFolder, name: str, samples: Iterable[Sample], first_index: int) -> ShardRecord:

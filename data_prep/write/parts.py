@@ -1,8 +1,8 @@
-"""A run of the shuffled manifest, read file by file in a sandbox and stored as a part.
+"""Parts: the files of a run of shuffled rows are read in a sandbox and stored together.
 
-A part is three files below .parts: part-N.bin, the media one after the other; part-N.records, what lies where; and
-part-N.json, the summary, written last: a part is done when it is there. It has no sample indices yet: these need the
-counts of all parts before it (pack.py).
+A part is three files below .parts: part-N.bin, the media one after the other; part-N.records, where each member lies;
+and part-N.json, the summary, written last: with it the part is done. The samples have no indices yet, because these
+need the counts of all parts before (pack.py).
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ MEMBERS = ("video", "audio", "image")
 
 @dataclass(frozen=True)
 class PartTask:
-    """Rows of the manifest, in their order, that make a part.
+    """The rows of a part in their order.
 
-    kept: keys that an earlier attempt (number kept_attempt) wrote already and that are taken over.
+    kept: keys that an earlier attempt (number kept_attempt) wrote and that are taken over.
     """
 
     number: int
@@ -42,13 +42,13 @@ class PartTask:
 
     @property
     def to_read(self) -> list[Entry]:
-        """What must be read now: not what is kept, nor what the manifest knows to be unreadable."""
+        """The entries that have to be read: neither kept nor unreadable according to the manifest."""
         return [entry for entry in self.entries if entry.key not in self.kept and entry.error is None]
 
 
 @dataclass(frozen=True)
 class PartSummary:
-    """part-N.json. skipped: {"path", "key", "reason", "message"} each; sha256: of the media."""
+    """part-N.json. skipped: {"path", "key", "reason", "message"} of each skipped file; sha256: of the media."""
 
     num_written: int
     skipped: list[dict[str, str]]
@@ -58,23 +58,23 @@ class PartSummary:
 
     @classmethod
     def load(cls, folder: OutputFolder, number: int) -> Self | None:
-        """The summary of a part that is done, else None; one that cannot be read is none."""
+        """The summary of a part that is done; None if there is none that can be read."""
         name = part_name(number, "json")
         if not folder.exists(name):
             return None
         try:
             fields = Fields.parse(folder.read_bytes(name), folder.where(name))
             skipped = [
-                {name: one.text(name) for name in ("path", "key", "reason", "message")}
-                for one in fields.sections("skipped")
+                {name: record.text(name) for name in ("path", "key", "reason", "message")}
+                for record in fields.sections("skipped")
             ]
             counts = fields.count("num_written"), skipped, fields.labels("label_names")
             return cls(*counts, fields.text("sha256"), fields.count("attempt", least=1))
-        except (ValueError, FileNotFoundError):  # cut or changed by somebody, or gone this moment
+        except (ValueError, FileNotFoundError):  # truncated, changed, or removed in this moment
             return None
 
     def has_data(self, folder: OutputFolder, number: int) -> bool:
-        """Are its media and records there? Whether the media are the same bytes, packing finds out."""
+        """Whether its media and records exist. Packing checks the bytes of the media."""
         if not self.num_written:
             return True
         records = part_name(number, "records", self.attempt)
@@ -84,7 +84,7 @@ class PartSummary:
         return content.endswith(b"\n") and content.count(b"\n") == self.num_written
 
     def is_done(self, attempt: int) -> bool:
-        """Need nothing of this part be read in this attempt?"""
+        """Whether no file of this part has to be read in this attempt."""
         return self.attempt >= attempt or not self.skipped
 
 
@@ -106,12 +106,13 @@ def make_parts(
 ) -> Iterator[PartSummary]:
     """Read the files of all parts and store each part as soon as its last file is read.
 
-    done: told of every file. Files of the parts that follow are read ahead, so that no process waits at a part's end.
-    Raises PolicyError where a policy says that a file ends the run.
+    done: called with the outcome of every file. Files of the next parts are read ahead, so that no process waits when a
+    part ends.
+    Raises PolicyError if a policy says that a file ends the run.
     """
-    ahead, here = tee(tasks)
+    ahead, current = tee(tasks)
     outcomes = read_all(sandbox, file_options, (entry for task in ahead for entry in task.to_read))
-    for task in here:
+    for task in current:
         with PartWriter(folder, task) as part:
             for entry, outcome in _with_known(folder, task, outcomes):
                 if isinstance(outcome, PolicyError):
@@ -135,7 +136,7 @@ def _with_known(folder: OutputFolder, task: PartTask, read: Iterator[Outcome]) -
 
 
 class PartWriter:
-    """Writes one part; a context manager. Nothing is there unless the block ends well."""
+    """Writes one part; a context manager. The part exists only if the block ends without an error."""
 
     def __init__(self, folder: OutputFolder, task: PartTask) -> None:
         self._folder, self._task = folder, task
@@ -152,13 +153,13 @@ class PartWriter:
             reason, message = outcome.reason, outcome.message
             self._skipped.append({"path": entry.path, "key": entry.key, "reason": reason, "message": message})
             return
-        place: dict[str, Any] = {}
+        positions: dict[str, Any] = {}
         for name in MEMBERS:
             content = getattr(outcome, name)
-            place[name] = None if content is None else [self._file.tell(), len(content)]
+            positions[name] = None if content is None else [self._file.tell(), len(content)]
             if content is not None:
                 self._file.write(content)
-        self._records.append(dump_json(place | {"info": vars(outcome.info)}))
+        self._records.append(dump_json(positions | {"info": vars(outcome.info)}))
         for label_field, names in outcome.info.labels.items():
             self._labels.setdefault(label_field, set()).update(names)
 
@@ -179,7 +180,7 @@ class PartWriter:
 
 
 def load_samples(folder: OutputFolder, number: int, attempt: int, first_index: int = 0) -> Iterator[Sample]:
-    """The samples of a part that is done, indices from first_index on."""
+    """The samples of a part that is done, with indices from first_index on."""
     records = folder.read_bytes(part_name(number, "records", attempt)).splitlines()
     with folder.local_file(part_name(number, "bin", attempt)) as path, path.open("rb") as media:
         for index, line in enumerate(records, start=first_index):
@@ -189,16 +190,16 @@ def load_samples(folder: OutputFolder, number: int, attempt: int, first_index: i
             for name in MEMBERS:
                 content[name] = None
                 if record.get(name) is not None:
-                    offset, size = _place(fields, name)
+                    offset, size = _position(fields, name)
                     media.seek(offset)
                     content[name] = media.read(size)
             info = SampleInfo.from_json(fields.mapping("info") | {"index": index}, fields.where)
             yield Sample(info, content["video"], content["audio"], content["image"])
 
 
-def _place(fields: Fields, name: str) -> tuple[int, int]:
-    """Where the bytes of a member begin in the part, and how many they are."""
-    place = fields.items(name, int)
-    if len(place) != 2 or min(place) < 0:
+def _position(fields: Fields, name: str) -> tuple[int, int]:
+    """(first byte, number of bytes) of a member in the media of the part."""
+    position = fields.items(name, int)
+    if len(position) != 2 or min(position) < 0:
         raise fields.wrong(name, "[first byte, number of bytes]")
-    return place[0], place[1]
+    return position[0], position[1]

@@ -1,4 +1,4 @@
-"""The bar of `write`: files done, rate, time left, and what was skipped by reason."""
+"""The progress bar of `write`: files done, rate, time left, and what was skipped by reason."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ REFRESH_SECONDS = 0.5
 
 
 class WriteProgress:
-    """Counts files; a context manager. Time left and rate are those of this run, what was done before counts as done.
+    """Counts files; a context manager. Rate and time left count only the files of this run.
 
     Args:
-        num_files: that are listed in all. num_missing: that are to be read now.
+        num_files: all listed files. num_missing: files that have to be read now.
     """
 
     def __init__(self, num_files: int, num_missing: int) -> None:
@@ -27,14 +27,14 @@ class WriteProgress:
         )
 
     def file_done(self, outcome: object) -> None:
-        """One more file: a sample, or the reason why it is none."""
+        """Count a file. outcome: its sample, or the error."""
         if isinstance(outcome, MediaError):
             self._reasons[outcome.reason] += 1
             self._bar.set_postfix_str(describe(self._reasons), refresh=False)
         self._bar.update()
 
     def files_done(self, reasons: Counter[str], num_files: int) -> None:
-        """Several at once, of which some were skipped for these reasons."""
+        """Count several files. reasons: counts of those that were skipped, by reason."""
         self._reasons += reasons
         self._bar.set_postfix_str(describe(self._reasons), refresh=False)
         self._bar.update(num_files)

@@ -1,4 +1,4 @@
-"""The files of a manifest -> samples, each file in a process of the sandbox. What the workers of `write` do."""
+"""Turns the files of a manifest into samples, in processes of the sandbox: the workers of `write`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from data_prep.transcode.file import Transcoded, transcode
 from data_prep.transcode.images import store_file, store_item
 from data_prep.transcode.options import PolicyError, WriteOptions
 
-PICTURES_PER_TASK = 64
+IMAGES_PER_TASK = 64
 
 Transcode = Callable[[str, WriteOptions, tuple[float, float] | None], Transcoded]
 Outcome = Sample | MediaError | PolicyError
@@ -38,7 +38,7 @@ class FileOptions:
 
 
 def source_path(root: str, path: str) -> str:
-    """Where a file of the manifest lies: a URL or an absolute path as it is, others below the manifest's folder."""
+    """The location of a file of the manifest: a URL or an absolute path stays, others are relative to the root."""
     if is_remote(path):
         return path
     return f"{root}/{path}" if is_remote(root) else str(Path(root) / path)
@@ -46,19 +46,19 @@ def source_path(root: str, path: str) -> str:
 
 @dataclass(frozen=True)
 class FileTask:
-    """Files that one process reads one after the other: one video or sound, or several pictures."""
+    """Files that one process reads one after the other: one video or sound, or several images."""
 
     entries: tuple[Entry, ...]
     file_options: FileOptions
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """The location of the first file, for messages."""
         return source_path(self.file_options.root, self.entries[0].path)
 
 
 def read_files(task: FileTask) -> list[Outcome]:
-    """Runs in a worker: each file as a sample without index, or why there is none."""
+    """The sample of each file, without an index, or the error. Runs in a worker."""
     return [_read_file(entry, task.file_options) for entry in task.entries]
 
 
@@ -80,9 +80,9 @@ def _read_file(entry: Entry, file_options: FileOptions) -> Outcome:
 
 
 def _check_unchanged(entry: Entry, path: str, local: Path) -> None:
-    """MediaError if the file is not the one that was listed: what the manifest says of it need not be true any more.
+    """MediaError if the file is not the one that was listed, because the facts in the manifest may be wrong then.
 
-    Size and content decide; times of change do not survive copying. Manifests that know neither are believed.
+    Size and content decide, because copying changes modification times. A manifest without both is not checked.
     """
     num_bytes = local.stat().st_size
     if entry.item is None and entry.num_bytes and num_bytes != entry.num_bytes:
@@ -139,26 +139,26 @@ def _image_sample(path: str, entry: Entry, options: WriteOptions) -> Sample:
 
 
 def _source(entry: Entry, path: str) -> dict[str, Any]:
-    """Which file it was: by these an evaluation knows a source again, whatever its name and the seconds taken."""
+    """The facts by which evaluations recognize a source file, whatever its name and the seconds taken from it."""
     return {"path": entry.path, "bytes": entry.num_bytes, "content": content_digest(path)}
 
 
 def read_all(sandbox: Sandbox, file_options: FileOptions, entries: Iterable[Entry]) -> Iterator[Outcome]:
-    """What becomes of each entry, in their order."""
+    """The outcome of each entry, in their order."""
     for task, outcomes in sandbox.run(read_files, _file_tasks(file_options, entries), lambda task: task.name):
         if not isinstance(outcomes, MediaError):
             yield from outcomes
         elif len(task.entries) == 1:
             yield outcomes
-        else:  # one of several pictures did it: each alone
-            yield from (one for entry in task.entries for one in read_all(sandbox, file_options, [entry]))
+        else:  # one of several images made the process fail: read each alone
+            yield from (outcome for entry in task.entries for outcome in read_all(sandbox, file_options, [entry]))
 
 
 def _file_tasks(file_options: FileOptions, entries: Iterable[Entry]) -> Iterator[FileTask]:
     batch: list[Entry] = []
     for entry in entries:
         batch.append(entry)
-        if not entry.is_image or len(batch) == PICTURES_PER_TASK:
+        if not entry.is_image or len(batch) == IMAGES_PER_TASK:
             yield FileTask(tuple(batch), file_options)
             batch = []
     if batch:

@@ -1,8 +1,8 @@
-"""A folder that was finished and of which files are damaged or gone: the same command writes them anew.
+"""Repairs a finished folder of which files are damaged or missing: the same command writes them again.
 
-What is whole stays as it is and is not read again: a part whose shard is whole gets its summary back, from side-car and
-skipped.jsonl. Files that were skipped then stay skipped, so that every sample keeps its index. The other parts are read
-from the sources, and all goes on as in a write that was interrupted.
+Whole shards stay as they are and their files are not read again: a part whose shard is whole gets its summary back,
+from side-car and skipped.jsonl. Files that were skipped then stay skipped, so that every sample keeps its index. The
+other parts are read from the sources, and the write continues like one that was interrupted.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Skips = dict[str, dict[str, str]]
 
 
 def whole_shards(folder: OutputFolder, index: ShardIndex) -> dict[str, SideCar]:
-    """By name, those whose size and side-car are what index.json says. Whether the bytes are, `verify` finds out."""
+    """The side-cars, by name, of the shards whose size and side-car match index.json. `verify` checks the bytes."""
     found = {}
     for record in index.shards:
         side_car = _side_car(folder, record.name)
@@ -37,12 +37,12 @@ def whole_shards(folder: OutputFolder, index: ShardIndex) -> dict[str, SideCar]:
 
 
 def has_skipped(folder: OutputFolder, index: ShardIndex) -> bool:
-    """Does skipped.jsonl hold as many records as index.json says?"""
+    """Whether skipped.jsonl holds as many records as index.json says."""
     return folder.exists(SKIPPED_NAME) and len(known_skips(folder)) == index.num_skipped
 
 
 def known_skips(folder: OutputFolder) -> Skips:
-    """{key: {"reason", "message"}} of skipped.jsonl, as far as it is there and can be read."""
+    """{key: {"reason", "message"}} of skipped.jsonl, as far as it can be read."""
     found: Skips = {}
     if folder.exists(SKIPPED_NAME):
         for line in folder.read_bytes(SKIPPED_NAME).splitlines():
@@ -50,7 +50,7 @@ def known_skips(folder: OutputFolder) -> Skips:
                 fields = Fields.parse(line, SKIPPED_NAME)
                 reason = fields.choice("reason", FAILURE_REASONS)
                 found[fields.text("key")] = {"reason": reason, "message": fields.text("message")}
-            except ValueError:  # of a file that is damaged: those are read again
+            except ValueError:  # a damaged record: its file is read again
                 continue
     return found
 
@@ -64,9 +64,9 @@ def _side_car(folder: OutputFolder, name: str) -> SideCar | None:
 
 
 def prepare_repair(job: Job, whole: Mapping[str, SideCar], labels: dict[str, list[str]] | None) -> Job:
-    """Give every part whose shard is whole its summary back; the job that does the rest.
+    """Restore the summary of every part whose shard is whole; the job that makes the other parts.
 
-    labels: of all samples; None: look into the shards.
+    labels: label names of all samples; None: they are read from the shards.
     """
     job = replace(job, skips=known_skips(job.folder))
     position = first_index = 0
@@ -110,7 +110,9 @@ def _labels(folder: OutputFolder, side_car: SideCar | None) -> dict[str, list[st
 
 
 def check_repair(job: Job, counts: list[int], whole: Mapping[str, SideCar]) -> None:
-    """Before anything is packed: ValueError if samples are missing now, for then the whole shards would not fit."""
+    """ValueError if samples are missing now, because then the whole shards would have wrong indices. Called before
+    packing.
+    """
     for task in shard_tasks(job.folder, counts):
         side_car = whole.get(shard_name(task.shard_number))
         if side_car is not None and (side_car.record.first_index, len(side_car.keys)) != (
@@ -124,14 +126,14 @@ def check_repair(job: Job, counts: list[int], whole: Mapping[str, SideCar]) -> N
 
 def _new_skips(job: Job, number: int) -> list[dict[str, str]]:
     summary = PartSummary.load(job.folder, number)
-    return [] if summary is None else [one for one in summary.skipped if one["key"] not in job.skips]
+    return [] if summary is None else [skip for skip in summary.skipped if skip["key"] not in job.skips]
 
 
 def _sources_gone(job: Job) -> ValueError:
     gone: list[str] = []
     for number in range(job.num_parts):
         if new := _new_skips(job, number):
-            gone += [f"{one['path']} ({one['reason']})" for one in new]
+            gone += [f"{skip['path']} ({skip['reason']})" for skip in new]
             job.folder.remove(part_name(number, "json"))  # to be read again
     more = f" and {len(gone) - NUM_SHOWN} more" if len(gone) > NUM_SHOWN else ""
     return ValueError(
@@ -142,10 +144,10 @@ def _sources_gone(job: Job) -> ValueError:
 
 
 def proven_shards(job: Job) -> dict[str, SideCar]:
-    """Of a folder without index.json: its whole shards, if they are what this command writes; else none.
+    """The whole shards of a folder without index.json, if this command writes the same ones; otherwise none.
 
-    The first sample of one of them is read from its source again and must come out as it is stored: so manifest, seed
-    and options are the same. Side-cars of shards whose bytes are others go, so that these are written anew.
+    The first sample of one of them is read from its source again and must equal the stored one, which shows that
+    manifest, seed and options are the same. Side-cars of changed shards are removed, so that these are written again.
     """
     folder, found = job.folder, {}
     for name in folder.names("shard-"):
@@ -153,7 +155,7 @@ def proven_shards(job: Job) -> dict[str, SideCar]:
             with folder.local_file(name) as path:
                 if sha256_file(path) == side_car.record.sha256:
                     found[name] = side_car
-    if not found or not _comes_out_again(job, next(iter(found.values()))):
+    if not found or not _is_written_alike(job, next(iter(found.values()))):
         return {}
     for name in folder.names("shard-"):
         if name.endswith(".tar") and name not in found:
@@ -161,10 +163,10 @@ def proven_shards(job: Job) -> dict[str, SideCar]:
     return found
 
 
-def _comes_out_again(job: Job, side_car: SideCar) -> bool:
+def _is_written_alike(job: Job, side_car: SideCar) -> bool:
     key, held, (begin, end) = side_car.keys[0], set(side_car.keys), side_car.offsets[:2]
     for number in range(job.num_parts):
-        entries = {one.key: one for one in job.entries(number) if one.key in held}
+        entries = {row.key: row for row in job.entries(number) if row.key in held}
         entry = entries.get(key)
         if entry is None:
             continue

@@ -1,8 +1,9 @@
 """`write --retry-failed`: files that were skipped are read again, what was written is kept.
 
-The result is byte for byte what one write would have made in which these files had worked. In a folder that is
-finished, a sample more changes the index of every sample behind it: the shards become parts again, the failed files of
-each part are read once more, and all is packed anew. retry.json tells how far that is, so that it may be interrupted.
+The result has the bytes of a single write in which these files had been readable. In a
+finished folder, one more sample changes the index of every sample behind it: the shards become parts again, the failed
+files of each part are read once more, and all is packed anew. retry.json records the progress, so that it may be
+interrupted.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ RETRY_NAME = f"{PARTS}/retry.json"
 
 
 def current_attempt(folder: OutputFolder) -> int:
-    """1, or one more for every --retry-failed."""
+    """The number of the current attempt: 1, and one more for every --retry-failed."""
     return int(_state(folder)["attempt"])
 
 
 def begin_retry(folder: OutputFolder, shards: list[str]) -> None:
-    """From now on what was skipped counts as not done. shards: names in a folder that was finished."""
+    """Begin an attempt: skipped files count as not done. shards: names of the shards of a finished folder."""
     state = _state(folder)
     pending = state["shards"] or shards
     folder.write_bytes(RETRY_NAME, dump_json({"attempt": state["attempt"] + 1, "shards": pending}))
@@ -43,7 +44,7 @@ def _state(folder: OutputFolder) -> dict[str, Any]:
 
 
 def unpack_shards(folder: OutputFolder, num_parts: int, entries_of: Callable[[int], tuple[Entry, ...]]) -> None:
-    """Turn the shards of a finished folder into parts of the first attempt; nothing to do in any other folder."""
+    """Turn the shards of a finished folder into parts of the first attempt; other folders are left alone."""
     state = _state(folder)
     names: list[str] = state["shards"]
     if not names:
@@ -63,9 +64,9 @@ def unpack_shards(folder: OutputFolder, num_parts: int, entries_of: Callable[[in
         else:
             _unpack(folder, task, None, skipped)
     for name in names:
-        for one in (name, side_car_name(name)):
-            if folder.exists(one):
-                folder.remove(one)
+        for file_name in (name, side_car_name(name)):
+            if folder.exists(file_name):
+                folder.remove(file_name)
     folder.write_bytes(RETRY_NAME, dump_json({"attempt": state["attempt"], "shards": []}))
 
 
@@ -74,11 +75,11 @@ def _skipped_by_key(folder: OutputFolder) -> dict[str, dict[str, str]]:
     records = (
         Fields.parse(line, f"{folder.where(SKIPPED_NAME)}, line {number}") for number, line in enumerate(lines, start=1)
     )
-    return {one.text("key"): {name: one.text(name) for name in ("reason", "message")} for one in records}
+    return {record.text("key"): {name: record.text(name) for name in ("reason", "message")} for record in records}
 
 
 def _unpack(folder: OutputFolder, task: PartTask, shard: str | None, skipped: dict[str, dict[str, str]]) -> None:
-    """One part from one shard, or from none: all of its files were skipped."""
+    """Make a part from its shard; None: all of its files were skipped."""
     samples = {} if shard is None else _samples(folder, shard)
     with PartWriter(folder, task) as part:
         for entry in task.entries:

@@ -1,7 +1,7 @@
 """A manifest by row number, at memory that does not grow with it.
 
-One pass over the file checks every row and notes where it begins (8 bytes a row, in a file beside the parts). From then
-on any row is one read, from any process. The pass goes over pieces of the file in parallel.
+One pass over the file checks every row and notes where it begins (8 bytes per row, in a file beside the parts). After
+that any process reads any row with one read. Byte ranges of the file are scanned in parallel.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from avssl.processes.pool import in_processes
 from data_prep.manifest import Entry
 
 OFFSETS_NAME, FACTS_NAME = "rows.offsets", "rows.json"
-PIECE_BYTES = 64 << 20
+RANGE_BYTES = 64 << 20
 NUM_BUCKETS = 64  # of key hashes, looked through one by one: each holds 1/64 of them
 
 
@@ -40,7 +40,7 @@ class ByteRange:
 
 @dataclass(frozen=True)
 class Scanned:
-    """What a piece holds: where its rows begin, 64 bits of the hash of each key, and whether rows are pictures."""
+    """What a byte range holds: where its rows begin, 64 bits of the hash of each key, and whether rows are images."""
 
     offsets: NDArray[np.int64]
     key_hashes: NDArray[np.uint64]
@@ -81,11 +81,11 @@ class ManifestRows:
 def scan(manifest: Path, scratch: Path, num_workers: int = 1) -> ManifestRows:
     """Check every row of the manifest, note where each begins, and return access to them.
 
-    A scan that is there already for the same bytes is used again.
+    An earlier scan of the same bytes is used again.
 
     Raises:
         FileNotFoundError: no such manifest.
-        ValueError: it lists nothing, a row does not fit (by line number), keys repeat, or it mixes pictures with media.
+        ValueError: it lists nothing, a row does not fit (by line number), keys repeat, or it mixes images with media.
     """
     if not manifest.is_file():
         raise FileNotFoundError(f"{manifest}: no such manifest; make one with `python -m data_prep index`")
@@ -96,13 +96,13 @@ def scan(manifest: Path, scratch: Path, num_workers: int = 1) -> ManifestRows:
     size = manifest.stat().st_size
     if size == 0:
         raise ValueError(f"{manifest}: lists no files")
-    pieces = [ByteRange(manifest, begin, min(begin + PIECE_BYTES, size)) for begin in range(0, size, PIECE_BYTES)]
+    byte_ranges = [ByteRange(manifest, begin, min(begin + RANGE_BYTES, size)) for begin in range(0, size, RANGE_BYTES)]
     scratch.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         offsets = stack.enter_context(atomic_file(scratch / OFFSETS_NAME))
         hashes = Buckets(stack, Path(stack.enter_context(TemporaryDirectory(dir=scratch, prefix="keys-"))))
         num_rows = num_images = 0
-        for found in _in_order(pieces, num_workers):
+        for found in _in_order(byte_ranges, num_workers):
             offsets.write(found.offsets.tobytes())
             hashes.add(found.key_hashes, num_rows)
             num_rows, num_images = num_rows + len(found.offsets), num_images + found.num_images
@@ -120,7 +120,7 @@ def scan(manifest: Path, scratch: Path, num_workers: int = 1) -> ManifestRows:
 
 
 def _is_scanned(scratch: Path, sha256: str) -> bool:
-    """Is there a scan of these bytes, undamaged?"""
+    """Whether there is an undamaged scan of these bytes."""
     try:
         facts = Fields.read(scratch / FACTS_NAME)
         num_bytes = (scratch / OFFSETS_NAME).stat().st_size
@@ -129,16 +129,16 @@ def _is_scanned(scratch: Path, sha256: str) -> bool:
         return False
 
 
-def scan_piece(piece: ByteRange) -> Scanned:
-    """Runs in a worker: check the rows that begin in a piece. ValueError tells the first bad one by its byte."""
+def scan_range(byte_range: ByteRange) -> Scanned:
+    """Check the rows that begin in a byte range. ValueError names the first bad row by its byte. Runs in a worker."""
     offsets, hashes, num_images = [], [], 0
-    with piece.path.open("rb") as file:
-        file.seek(max(0, piece.begin - 1))
-        if piece.begin:
+    with byte_range.path.open("rb") as file:
+        file.seek(max(0, byte_range.begin - 1))
+        if byte_range.begin:
             file.readline()  # the rest of the row before, or its end of line alone
-        while (begin := file.tell()) < piece.end:
+        while (begin := file.tell()) < byte_range.end:
             line = file.readline()
-            where = f"{piece.path}, byte {begin}"
+            where = f"{byte_range.path}, byte {begin}"
             entry = Entry.from_json(parse(line, where), where)
             offsets.append(begin)
             hashes.append(hashlib.blake2b(entry.key.encode(), digest_size=8).digest())
@@ -146,22 +146,24 @@ def scan_piece(piece: ByteRange) -> Scanned:
     return Scanned(np.array(offsets, np.int64), np.frombuffer(b"".join(hashes), np.uint64), num_images)
 
 
-def _in_order(pieces: list[ByteRange], num_workers: int) -> Iterator[Scanned]:
-    """What the pieces hold, in their order. A bad row is named by its line."""
+def _in_order(byte_ranges: list[ByteRange], num_workers: int) -> Iterator[Scanned]:
+    """The scans of the ranges, in their order. ValueError names a bad row by its line."""
     try:
-        if len(pieces) == 1:
-            yield scan_piece(pieces[0])
+        if len(byte_ranges) == 1:
+            yield scan_range(byte_ranges[0])
             return
         done: dict[int, Scanned] = {}
         number = 0
-        sizes = [(piece.end - piece.begin) >> 20 for piece in pieces]
-        for piece, found in in_processes(scan_piece, pieces, num_workers, "read the manifest", sizes, unit="MiB"):
-            done[piece.begin // PIECE_BYTES] = found
+        sizes = [(byte_range.end - byte_range.begin) >> 20 for byte_range in byte_ranges]
+        for byte_range, found in in_processes(
+            scan_range, byte_ranges, num_workers, "read the manifest", sizes, unit="MiB"
+        ):
+            done[byte_range.begin // RANGE_BYTES] = found
             while number in done:
                 yield done.pop(number)
                 number += 1
     except ValueError as error:
-        raise ValueError(_with_line(str(error), pieces[0].path)) from error
+        raise ValueError(_with_line(str(error), byte_ranges[0].path)) from error
 
 
 def _with_line(message: str, path: Path) -> str:
@@ -171,7 +173,7 @@ def _with_line(message: str, path: Path) -> str:
     if not offset.isdecimal():
         return message
     with path.open("rb") as file:
-        line = 1 + sum(piece.count(b"\n") for piece in _blocks(file, int(offset)))
+        line = 1 + sum(block.count(b"\n") for block in _blocks(file, int(offset)))
     return f"{before}{path}, line {line}:{text}"
 
 
@@ -182,7 +184,7 @@ def _blocks(file: Any, num_bytes: int) -> Iterator[bytes]:
 
 
 class Buckets:
-    """(64 bits of hash, row) of all keys, in files by the hash's upper bits, so that each is small enough to sort."""
+    """(64 bits of hash, row) of all keys, in files by the upper bits of the hash, each small enough to sort."""
 
     def __init__(self, stack: ExitStack, folder: Path) -> None:
         self._files = [stack.enter_context((folder / f"{number:02d}").open("w+b")) for number in range(NUM_BUCKETS)]
@@ -197,19 +199,21 @@ class Buckets:
             file.write(part.tobytes())
 
     def repeated(self) -> list[int]:
-        """Rows whose hash another row has, too, at most a few."""
+        """At most five rows whose hash another row has, too."""
         found: list[int] = []
         for file in self._files:
             file.seek(0)
             pairs = np.frombuffer(file.read(), np.uint64).reshape(-1, 2)
             order = np.argsort(pairs[:, 0], kind="stable")
             same = np.flatnonzero(np.diff(pairs[order, 0]) == 0)
-            found += [int(pairs[order[one], 1]) for one in same[:5]] if len(same) else []
+            found += [int(pairs[order[position], 1]) for position in same[:5]] if len(same) else []
         return sorted(found)[:5]
 
 
 def _keys_at(manifest: Path, scratch: Path, rows: list[int]) -> list[str]:
-    """Their keys. Two share 64 bits by chance once in 3,700 corpora of 100 million rows: then one must be renamed."""
+    """The keys of these rows. Different keys have equal hashes once in 3,700 corpora of 100 million rows: then one of
+    them has to be renamed.
+    """
     offsets = np.memmap(scratch / OFFSETS_NAME, dtype=np.int64, mode="r")
     keys = []
     with manifest.open("rb") as file:

@@ -93,7 +93,7 @@ def write_shards(
 
 
 def _run(job: Job, whole: Mapping[str, SideCar] | None = None) -> ShardIndex | None:
-    """Parts, then shards, then index.json; as much of it as the share allows now. whole: shards of a folder that is
+    """Make parts, then shards, then index.json, as far as the share allows. whole: the whole shards of a folder that is
     repaired.
     """
     attempt = current_attempt(job.folder)
@@ -150,14 +150,14 @@ def _vanished(job: Job) -> RuntimeError:
 
 
 def _forget_parts_without_data(job: Job) -> None:
-    """A part of this share whose media somebody removed, and whose shard is not there either, has to be made anew.
+    """Remove the summaries of parts of this share that have neither media nor a shard, so that they are made again.
 
-    Where packing has begun, a part that is packed has a shard instead of media. Which one is known once all are done.
+    A part that is packed has a shard instead of media; which shard is known once all parts are done.
     """
     summaries = [PartSummary.load(job.folder, number) for number in range(job.num_parts)]
     tasks: dict[int, ShardTask] = {}
     if all(summaries):
-        counts = [one.num_written for one in summaries if one is not None]
+        counts = [summary.num_written for summary in summaries if summary is not None]
         tasks = {task.part_number: task for task in shard_tasks(job.folder, counts)}
     for number, summary in enumerate(summaries):
         if summary is None or not job.share.holds(number) or summary.has_data(job.folder, number):
@@ -206,11 +206,11 @@ def _finish(job: Job, shards: list[ShardRecord]) -> ShardIndex:
     return index
 
 
-# --- what is there already -------------------------------------------------------------------------------------------
+# --- what exists already ---------------------------------------------------------------------------------------------
 
 
 def parent_of(manifest: str | Path) -> str:
-    """The folder or URL that a manifest's relative paths start from."""
+    """The folder or URL that the relative paths of a manifest refer to."""
     text = str(manifest)
     return text.rpartition("/")[0] if "://" in text else str(Path(text).absolute().parent)
 
@@ -236,7 +236,7 @@ def _already_written(job: Job) -> ShardIndex:
 
 
 def _repaired(job: Job, index: ShardIndex) -> ShardIndex:
-    """The index of a finished folder, whose damaged files have been written anew."""
+    """The index of a finished folder, after damaged files were written again."""
     whole = whole_shards(job.folder, index)
     if len(whole) == len(index.shards) and has_skipped(job.folder, index):
         return index
@@ -250,9 +250,9 @@ def _repaired(job: Job, index: ShardIndex) -> ShardIndex:
 
 
 def _begin(job: Job) -> dict[str, SideCar]:
-    """Say whose parts these are, or check that they belong to this job.
+    """Record the identity of this job in the folder, or check that it is the recorded one.
 
-    Whole shards of a folder that was finished by this very command and has lost its index.json, else nothing.
+    Returns the whole shards of a folder that this command finished and that has lost its index.json, otherwise nothing.
     """
     if job.folder.exists(OPTIONS_NAME):
         fields = Fields.parse(job.folder.read_bytes(OPTIONS_NAME), job.folder.where(OPTIONS_NAME))
@@ -271,9 +271,9 @@ def _begin(job: Job) -> dict[str, SideCar]:
 
 @contextmanager
 def _locked(folder: OutputFolder, share: Share) -> Iterator[None]:
-    """Nobody else does the same share here meanwhile. The lock goes with the process, however it ends.
+    """Lock the share, so that no other process does it in this folder. The lock ends with the process.
 
-    Remote folders have no locks: there, whoever starts two writers of one share has two that do the same work.
+    Remote folders have no locks: two writers of the same share do the same work there.
     """
     if not folder.is_local:
         yield

@@ -39,7 +39,7 @@ HAVE_FOLDS, HAVE_IDS = ("ucf101", "hmdb51"), ("kinetics", "audioset", "vggsound"
 
 
 def detect(source: Path) -> str:
-    """The format of a file by its name and its first lines; "pictures" for what is none of these lists."""
+    """The format of a file by its name and its first lines; "pictures" if it is none of these lists."""
     if source.is_dir():
         return "folder"
     if UCF_LIST.fullmatch(source.name):

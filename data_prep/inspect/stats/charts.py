@@ -1,4 +1,4 @@
-"""Histograms and bars of `stats` as inline SVG and HTML. Colors are CSS variables: stats_style.py."""
+"""Histograms and bars of `stats` as inline SVG and HTML. Colors are CSS variables, see STYLE in page.py."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LEFT, RIGHT, TOP = 10, 10, 30
 FLOOR = HEIGHT - 26
 MAX_BARS = 36
 NUM_BARS_LISTED = 10
-LETTER_PX = 7.8  # of a label, about
+LETTER_PX = 7.8  # mean width of a letter
 
 
 def grouped_bins(histogram: Histogram) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -50,14 +50,14 @@ def ticks(low: float, high: float, is_logarithmic: bool, target: int = 4) -> lis
 
 
 def histogram_chart(histogram: Histogram) -> str:
-    """A figure with a column for every range of values; at least two bins hold something."""
+    """A figure with a bar for every range of values. At least two bins must not be empty."""
     quantity, unit = histogram.quantity, histogram.quantity.unit
     edges, counts = grouped_bins(histogram)
     scale = np.log(edges) if quantity.is_logarithmic else edges
 
     def across(value: float) -> float:
-        place = math.log(value) if quantity.is_logarithmic else value
-        return LEFT + (WIDTH - LEFT - RIGHT) * float((place - scale[0]) / (scale[-1] - scale[0]))
+        position = math.log(value) if quantity.is_logarithmic else value
+        return LEFT + (WIDTH - LEFT - RIGHT) * float((position - scale[0]) / (scale[-1] - scale[0]))
 
     parts = [tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=FLOOR, y2=FLOOR, class_="axis")]
     for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True):
@@ -85,7 +85,7 @@ def histogram_chart(histogram: Histogram) -> str:
 
 
 def bar_list(title: str, values: Sequence[tuple[str, int]], whole: int, note: str = "") -> str:
-    """A figure with one horizontal bar a value, the most frequent first. whole: what the shares are of."""
+    """A figure with a horizontal bar per value, the most frequent first. whole: the count that is 100 %."""
     rows = []
     most = max(count for _, count in values)
     for value, count in values[:NUM_BARS_LISTED]:
@@ -111,7 +111,7 @@ def _figure(title: str, note: str, content: str) -> str:
 
 
 def _inside(x: float, text: str) -> tuple[float, float]:
-    """(where a label's middle goes so that it does not leave the chart, half its width)."""
+    """(the middle of a label so that it stays within the chart, half its width)."""
     half = len(text) * LETTER_PX / 2
     return min(max(x, half), WIDTH - half), half
 

@@ -1,4 +1,4 @@
-"""Statistics of a shard folder, collected shard by shard in processes. What is measured of a sample stands here."""
+"""Statistics of a shard folder, collected shard by shard in processes. Decides what is measured of a sample."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from avssl.processes.pool import in_processes
 from avssl.shards.format import SampleInfo, ShardIndex, ShardRecord, SideCar
 from avssl.shards.shard_set import Sample, parse_members
 from avssl.types import MediaError
-from data_prep.inspect.stats.metrics import FLOOR_DBFS, measure_picture, measure_sound, measure_video
+from data_prep.inspect.stats.metrics import FLOOR_DBFS, measure_audio, measure_image, measure_video
 from data_prep.inspect.stats.near_duplicates import MAX_DISTANCE, NO_HASH, Hashes, equal_groups, near_groups
 from data_prep.inspect.stats.tally import Tally
 
 Groups = list[NDArray[np.int64]]
 
-# What a sample can have 64 bits of.
+# The kinds of 64-bit hashes that a sample can have.
 MIDDLE, FIRST, PICTURE = "middle frame", "first frame", "picture"
 SOUND_BYTES, VIDEO_BYTES, PICTURE_BYTES = "sound bytes", "video bytes", "picture bytes"
 
@@ -29,7 +29,7 @@ SOUND_BYTES, VIDEO_BYTES, PICTURE_BYTES = "sound bytes", "video bytes", "picture
 @dataclass(frozen=True)
 class Thresholds:
     """silence_dbfs: 50 ms of sound with less RMS are silent. still_levels: frames half a second apart are still if the
-    mean luma of no square of 16 x 16 changes by so many levels of 255. max_distance: of the 64 bits of alike pictures.
+    mean luma of no square of 16 x 16 changes by so many levels of 255. max_distance: of the 64 bits of alike images.
     """
 
     silence_dbfs: float = -60.0
@@ -47,7 +47,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class StatsTask:
-    """What a worker measures: one shard. decode: False leaves out all that needs decoded media."""
+    """The task of a worker: one shard to measure. decode: False leaves out everything that needs decoded media."""
 
     folder: Path
     record: ShardRecord
@@ -57,7 +57,7 @@ class StatsTask:
 
 @dataclass
 class Stats:
-    """Of a whole folder. groups: {what is the same: groups of sample indices, the largest first}."""
+    """Statistics of a folder. groups: {kind of likeness: groups of sample indices, the largest first}."""
 
     folder: Path
     index: ShardIndex
@@ -68,7 +68,7 @@ class Stats:
 
     def key_of(self, index: int) -> str:
         """The key of a sample, read from its shard's side-car."""
-        record = next(one for one in self.index.shards if index < one.first_index + one.num_samples)
+        record = next(shard for shard in self.index.shards if index < shard.first_index + shard.num_samples)
         return SideCar.load(self.folder / Path(record.name).with_suffix(".json")).keys[index - record.first_index]
 
     def to_json(self) -> dict[str, Any]:
@@ -113,13 +113,15 @@ def collect_stats(
 
 
 def _in_order(stats: Stats, num_workers: int) -> Iterator[tuple[ShardRecord, Tally, dict[str, Hashes]]]:
-    """The shards' results in the order of the shards, so that sums do not depend on who was faster."""
+    """The shards' results in the order of the shards, so that sums do not depend on which worker was faster."""
     records = stats.index.shards
     tasks = [StatsTask(stats.folder, record, stats.decode, stats.thresholds) for record in records]
     waiting: dict[str, tuple[Tally, dict[str, Hashes]]] = {}
     coming = iter(records)
     expected = next(coming, None)
-    for task, result in in_processes(measure_shard, tasks, num_workers, "stats", [one.num_samples for one in records]):
+    for task, result in in_processes(
+        measure_shard, tasks, num_workers, "stats", [record.num_samples for record in records]
+    ):
         waiting[task.record.name] = result
         while expected is not None and expected.name in waiting:
             yield (expected, *waiting.pop(expected.name))
@@ -127,7 +129,7 @@ def _in_order(stats: Stats, num_workers: int) -> Iterator[tuple[ShardRecord, Tal
 
 
 def measure_shard(task: StatsTask) -> tuple[Tally, dict[str, Hashes]]:
-    """Runs in a worker: (sums over one shard, {kind of hash: uint64 (samples of the shard,)})."""
+    """(statistics of a shard, {kind of hash: uint64 (samples of the shard,)}). Runs in a worker."""
     path = task.folder / task.record.name
     side_car = SideCar.load(path.with_suffix(".json"))
     tally = Tally()
@@ -150,7 +152,7 @@ def measure_shard(task: StatsTask) -> tuple[Tally, dict[str, Hashes]]:
 
 
 def _add_facts(tally: Tally, sample: Sample) -> None:
-    """What the json and the sizes say."""
+    """Count the facts of the json and the sizes of the members."""
     info, source = sample.info, sample.info.source
     video, audio, image = (source.get(name) or {} for name in ("video", "audio", "image"))
     members = [name for name, has in (("video", info.has_video), ("sound", info.has_audio)) if has]
@@ -175,7 +177,7 @@ def _add_facts(tally: Tally, sample: Sample) -> None:
 def _add_source(
     tally: Tally, info: SampleInfo, video: dict[str, Any], audio: dict[str, Any], image: dict[str, Any]
 ) -> None:
-    """What probing found in the original."""
+    """Count the facts that probing found in the source file."""
     for facts, names in (
         (video, {"codec": "video_codec", "rotation_degrees": "rotation_degrees", "pixel_format": "pixel_format"}),
         (audio, {"codec": "audio_codec", "rate_hz": "source_rate_hz", "channels": "channels"}),
@@ -193,12 +195,12 @@ def _add_source(
 
 
 def _measure(tally: Tally, sample: Sample, task: StatsTask) -> dict[str, int]:
-    """Decode what is there; the sample's hashes. MediaError if a member is damaged."""
+    """Decode and measure the members of a sample; its hashes. MediaError if a member is damaged."""
     info, limits = sample.info, task.thresholds
     found: dict[str, int] = {}
     is_audible = True
     if task.decode and sample.audio is not None:
-        sound = measure_sound(sample.audio, info.audio_rate_hz, limits.silence_dbfs, f"{info.key}, sound")
+        sound = measure_audio(sample.audio, info.audio_rate_hz, limits.silence_dbfs, f"{info.key}, sound")
         for name, value in vars(sound).items():
             tally.add_number(name, value)
         tally.counts["wholly silent"] += sound.silent_share == 1
@@ -217,7 +219,7 @@ def _measure(tally: Tally, sample: Sample, task: StatsTask) -> dict[str, int]:
     elif sample.video is not None:
         found[VIDEO_BYTES] = content_hash(sample.video)
     if sample.image is not None and task.decode:
-        found[PICTURE] = measure_picture(sample.image, f"{info.key}, picture")
+        found[PICTURE] = measure_image(sample.image, f"{info.key}, picture")
         tally.counts["flat pictures"] += found[PICTURE] == NO_HASH
     elif sample.image is not None:
         found[PICTURE_BYTES] = content_hash(sample.image)

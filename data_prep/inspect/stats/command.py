@@ -1,4 +1,4 @@
-"""What is in a shard folder: a table on the terminal, a page with plots, numbers as json."""
+"""The command `stats`: describes a shard folder in a table on the terminal, a page with plots, and json."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Collect, print, and write what was asked for. Exit code 1 if media of any sample cannot be read."""
+    """Collect the statistics, print and write them. Exit code 1 if media of any sample cannot be read."""
     thresholds = Thresholds(arguments.silence_dbfs, arguments.still_levels, arguments.max_distance)
     stats = collect_stats(
         arguments.shards, decode=not arguments.no_decode, num_workers=arguments.workers, thresholds=thresholds
@@ -109,7 +109,7 @@ def lines(stats: Stats) -> Iterator[str]:
 
 
 def _numbers(stats: Stats) -> Iterator[str]:
-    """One line a quantity."""
+    """A line per quantity."""
     yield " " * 28 + "".join(f"{name:>12}" for name in NUMBER_COLUMNS)
     for name, quantity in QUANTITIES.items():
         if name in stats.tally.numbers:

@@ -1,4 +1,4 @@
-"""What a sound, a video or a picture is like: loudness, silence, motion, and what it looks like in 64 bits.
+"""What a sound, a video or an image is like: loudness, silence, motion, and a 64-bit hash of its looks.
 
 NumPy alone; constant memory in the length of a sound or video.
 """
@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from avssl.media.decode import read_video, stream_audio
 from avssl.media.images import read_image
-from data_prep.inspect.stats.near_duplicates import SMALL_PX, perceptual_hash, small_picture
+from data_prep.inspect.stats.near_duplicates import SMALL_PX, perceptual_hash, small_image
 
 SILENCE_BLOCK_SECONDS = 0.05
 FLOOR_DBFS = -120.0  # 16 bits end at -101 dBFS; digital silence would be minus infinity
 CHUNK_STEPS = 40  # of 100 ms, filtered at once
-LEAD_SECONDS = 0.2  # the K filter has forgotten what was longer ago
+LEAD_SECONDS = 0.2  # what was longer ago no longer affects the K filter
 
 # ITU-R BS.1770-4, tables 1 and 2: both stages of the K filter at 48 kHz, numerator and denominator.
 K_RATE_HZ = 48_000
@@ -28,11 +28,11 @@ K_STAGES = (
     ((1.0, -2.0, 1.0), (1.0, -1.99004745483398, 0.99007225036621)),
 )
 ABSOLUTE_GATE_LUFS, RELATIVE_GATE_LU = -70.0, -10.0
-STEPS_A_BLOCK = 4  # blocks of 400 ms, one every 100 ms
+STEPS_PER_BLOCK = 4  # blocks of 400 ms, one every 100 ms
 
 VIDEO_STEP_SECONDS = 0.5
 MAX_VIDEO_STEPS = 32
-FRAMES_A_READ = 8
+FRAMES_PER_READ = 8
 SQUARES = 16  # along each side
 
 
@@ -50,7 +50,7 @@ class AudioFacts:
 
 @dataclass(frozen=True)
 class VideoFacts:
-    """Frames are compared by the mean luma of 16 x 16 squares: what a codec makes of a still picture averages out.
+    """Frames are compared by the mean luma of 16 x 16 squares: what a codec makes of a still image averages out.
 
     motion: mean absolute change of a square from sampled frame to sampled frame, in levels of 255; None for a single
     frame. still_share: of those pairs in which no square changes by the threshold; 1 for a single frame.
@@ -66,7 +66,7 @@ class VideoFacts:
 
 
 def decibels(power: float) -> float:
-    """10 log10, at least FLOOR_DBFS."""
+    """A power in dB of full scale, at least FLOOR_DBFS."""
     return max(FLOOR_DBFS, 10 * math.log10(power)) if power > 0 else FLOOR_DBFS
 
 
@@ -84,9 +84,9 @@ def k_response(frequencies_hz: NDArray[np.floating[Any]]) -> NDArray[np.complex1
 
 def gated_loudness(powers: NDArray[np.float64]) -> float | None:
     """Integrated loudness in LUFS of one channel; powers: (n,) K-weighted mean squares of successive 100 ms."""
-    if len(powers) < STEPS_A_BLOCK:
+    if len(powers) < STEPS_PER_BLOCK:
         return None
-    blocks = np.convolve(powers, np.full(STEPS_A_BLOCK, 1 / STEPS_A_BLOCK), "valid")
+    blocks = np.convolve(powers, np.full(STEPS_PER_BLOCK, 1 / STEPS_PER_BLOCK), "valid")
     loudness = -0.691 + 10 * np.log10(np.maximum(blocks, 1e-30))
     loud = loudness > ABSOLUTE_GATE_LUFS
     if not loud.any():
@@ -96,7 +96,9 @@ def gated_loudness(powers: NDArray[np.float64]) -> float | None:
 
 
 class AudioMeter:
-    """Takes a mono sound in pieces; see AudioFacts. silence_dbfs: a block of 50 ms with less RMS is silent."""
+    """Measures mono audio that is added block by block; see AudioFacts. silence_dbfs: a block of 50 ms with less RMS is
+    silent.
+    """
 
     def __init__(self, rate_hz: int, silence_dbfs: float) -> None:
         self._block = max(1, round(SILENCE_BLOCK_SECONDS * rate_hz))
@@ -148,7 +150,7 @@ class AudioMeter:
         self._lead = np.concatenate([self._lead, chunk])[-len(self._lead) :]
 
 
-def measure_sound(content: bytes, rate_hz: int, silence_dbfs: float, name: str) -> AudioFacts:
+def measure_audio(content: bytes, rate_hz: int, silence_dbfs: float, name: str) -> AudioFacts:
     """Decode a whole audio member. MediaError as `stream_audio`."""
     meter = AudioMeter(rate_hz, silence_dbfs)
     for _, block in stream_audio(content, name=name):
@@ -159,12 +161,12 @@ def measure_sound(content: bytes, rate_hz: int, silence_dbfs: float, name: str) 
 def sampled_frames(num_frames: int, fps: float) -> list[int]:
     """Numbers of the frames that are compared: one every half second, or as many as MAX_VIDEO_STEPS allows."""
     step = max(1, round(VIDEO_STEP_SECONDS * fps), math.ceil(num_frames / MAX_VIDEO_STEPS))
-    step = min(step, max(1, num_frames - 1))  # also of the shortest video two
+    step = min(step, max(1, num_frames - 1))  # so that even the shortest video gives two
     return list(range(0, num_frames, step))
 
 
 def middle_frame(num_frames: int, fps: float) -> int:
-    """Number of the frame near the middle that stands for a video.
+    """Number of the frame near the middle that represents a video.
 
     It lies on half seconds from the start, and moves at other lengths than whole seconds: a copy that another container
     or encoder made a few frames shorter has it at the same place.
@@ -183,12 +185,12 @@ def measure_video(content: bytes, num_frames: int, fps: float, still_levels: flo
     hashes: dict[int, int] = {}
     changes: list[NDArray[np.float32]] = []
     before: NDArray[np.float32] | None = None
-    for begin in range(0, len(wanted), FRAMES_A_READ):
-        numbers = wanted[begin : begin + FRAMES_A_READ]
+    for begin in range(0, len(wanted), FRAMES_PER_READ):
+        numbers = wanted[begin : begin + FRAMES_PER_READ]
         planes = read_video(content, [number / fps for number in numbers], rgb=False, name=name).numpy()
         height_px, width_px = planes.shape[1] * 2 // 3, planes.shape[2]
         for number, plane in zip(numbers, planes, strict=True):
-            small = small_picture(plane[:height_px])
+            small = small_image(plane[:height_px])
             if number in (0, middle):
                 hashes[number] = perceptual_hash(small)
             if number in compared:
@@ -205,7 +207,7 @@ def measure_video(content: bytes, num_frames: int, fps: float, still_levels: flo
     )
 
 
-def measure_picture(content: bytes, name: str) -> int:
-    """`perceptual_hash` of a picture member. MediaError as `read_image`."""
+def measure_image(content: bytes, name: str) -> int:
+    """`perceptual_hash` of an image member. MediaError as `read_image`."""
     red, green, blue = read_image(content, name=name).numpy().astype(np.float32)
-    return perceptual_hash(small_picture(0.299 * red + 0.587 * green + 0.114 * blue))
+    return perceptual_hash(small_image(0.299 * red + 0.587 * green + 0.114 * blue))

@@ -1,6 +1,6 @@
-"""Which pictures look alike: 64 bits a picture, and groups of those that differ in few bits. NumPy alone.
+"""Which images look alike: 64 bits per image, and groups of those that differ in few bits. NumPy alone.
 
-The hash is of the family called pHash: signs of the lowest frequencies of a small gray picture, hence the same for
+The hash is of the family called pHash: signs of the lowest frequencies of a small gray image, hence the same for
 another size, another compression, other brightness or contrast; not for crops, turns or mirror images.
 
 Groups are found without comparing all with all. Cut the 64 bits into m = d // 2 + 1 pieces: hashes that differ in at
@@ -24,7 +24,7 @@ Indices = NDArray[np.int64]
 
 SMALL_PX = 32
 NUM_BITS = 64
-FLAT_LEVELS = 1.5  # standard deviation of the small picture, of 255: below, its frequencies are noise
+FLAT_LEVELS = 1.5  # standard deviation of the small image, of 255: below, its frequencies are noise
 NO_HASH = 0  # half of the bits of a hash are set, so that none is 0
 MAX_DISTANCE = 15
 PAIRS_AT_ONCE = 1 << 20
@@ -44,14 +44,14 @@ def area_weights(size: int) -> NDArray[np.float32]:
     return np.asarray(np.maximum(overlap, 0) * SMALL_PX / size, dtype=np.float32)
 
 
-def small_picture(luma: NDArray[np.generic]) -> NDArray[np.float32]:
-    """Means of SMALL_PX x SMALL_PX equal parts of a gray picture (height, width)."""
+def small_image(luma: NDArray[np.generic]) -> NDArray[np.float32]:
+    """Means of SMALL_PX x SMALL_PX equal parts of a gray image (height, width)."""
     height, width = luma.shape
     return np.asarray(area_weights(height) @ luma.astype(np.float32) @ area_weights(width).T)
 
 
 def perceptual_hash(small: NDArray[np.float32]) -> int:
-    """64 bits of a `small_picture` with levels 0..255; NO_HASH if it is flat.
+    """64 bits of a `small_image` with levels 0..255; NO_HASH if it is flat.
 
     Of its DCT-II the 64 lowest frequencies but the mean are compared with their median: a bit is set where one is
     greater.
@@ -79,7 +79,7 @@ def equal_groups(hashes: Hashes) -> list[Indices]:
 def near_groups(hashes: Hashes, max_distance: int) -> list[Indices]:
     """Groups of at least two indices that are linked by pairs within a distance in bits, the largest first.
 
-    hashes: (n, F), F pictures of each sample. A pair has to be near in the first, and in each other picture that both
+    hashes: (n, F), F images of each sample. A pair has to be near in the first, and in each other image that both
     have. Without a first hash a sample is in no group. Links chain: the ends of a group may be further apart.
 
     Raises ValueError if max_distance is not in 0..MAX_DISTANCE.

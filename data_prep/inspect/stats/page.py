@@ -1,4 +1,4 @@
-"""stats.html: what a shard folder holds on one page that needs nothing else, neither scripts nor other files."""
+"""stats.html: the statistics of a shard folder on one page, without scripts and other files."""
 
 from __future__ import annotations
 
@@ -83,9 +83,9 @@ def _failures(stats: Stats) -> str:
 
 
 def _histograms(stats: Stats) -> str:
-    """Those that spread over more than one bin."""
-    spread = (one for one in _numbers_in_order(stats) if (one.counts > 0).sum() > 1)
-    return f'<div class="panels">{"".join(histogram_chart(one) for one in spread)}</div>'
+    """Histograms of the quantities with more than one filled bin."""
+    spread = (histogram for histogram in _numbers_in_order(stats) if (histogram.counts > 0).sum() > 1)
+    return f'<div class="panels">{"".join(histogram_chart(histogram) for histogram in spread)}</div>'
 
 
 def _numbers_in_order(stats: Stats) -> list[Histogram]:
@@ -117,7 +117,7 @@ def _classes(stats: Stats) -> Iterator[str]:
 
 
 def _facts(stats: Stats) -> str:
-    """Bars for what differs, one list for what is always the same."""
+    """Bars for facts with several values, a list of those with a single value."""
     facts = [(title, stats.tally.facts[name]) for name, title in FACTS.items() if name in stats.tally.facts]
     panels = [
         bar_list(
@@ -143,7 +143,7 @@ def _duplicates(stats: Stats) -> Iterator[str]:
 
 
 def _groups(name: str, groups: Groups, shards: ShardSet) -> Iterator[str]:
-    """The largest groups, a picture of each sample where there is one."""
+    """The largest groups, with thumbnails."""
     for group in groups[:NUM_GROUPS]:
         members = "".join(_member(shards, int(index)) for index in islice(group, NUM_SHOWN))
         more = f"<li>and {len(group) - NUM_SHOWN:,} more</li>" if len(group) > NUM_SHOWN else ""
@@ -163,7 +163,7 @@ def _member(shards: ShardSet, index: int) -> str:
 
 
 def thumbnail(sample: Sample) -> bytes | None:
-    """A small JPEG of the picture or of the frame that stands for the video; None for a sound. MediaError."""
+    """A small JPEG of the image or of the frame that stands for the video; None for a sound. MediaError."""
     from PIL import Image
 
     if sample.image is not None:

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_NAMES = 2000  # different values counted of one fact; the rest counts as OTHER
+MAX_NAMES = 2000  # different values that are counted per fact; further ones count as OTHER
 OTHER = "(others)"
 MAX_MESSAGES = 20
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number that a sample can have. low, high: what lies outside counts in the first or last bin."""
+    """A number that samples can have. low, high: values outside count in the first or last bin."""
 
     name: str
     title: str
@@ -86,36 +86,36 @@ class Histogram:
 
     @property
     def num_values(self) -> int:
-        """How many were added."""
+        """The number of values."""
         return int(self.counts.sum())
 
     @property
     def mean(self) -> float:
-        """Of the values themselves, not of the bins."""
+        """The mean of the values themselves, not of the bins."""
         return self.total / self.num_values
 
     def add(self, value: float) -> None:
-        """One value, finite."""
-        place = int(np.searchsorted(self.quantity.edges, value, side="right")) - 1
-        self.counts[min(max(place, 0), self.quantity.num_bins - 1)] += 1
+        """Count a finite value."""
+        position = int(np.searchsorted(self.quantity.edges, value, side="right")) - 1
+        self.counts[min(max(position, 0), self.quantity.num_bins - 1)] += 1
         self.total += value
         self.least, self.most = min(self.least, value), max(self.most, value)
 
     def merge(self, other: Histogram) -> None:
-        """Take over the values of another one of the same quantity."""
+        """Add the values of another histogram of the same quantity."""
         self.counts += other.counts
         self.total += other.total
         self.least, self.most = min(self.least, other.least), max(self.most, other.most)
 
-    def quantile(self, share: float) -> float:
-        """The value below which this share of the values lies, to within a bin; never outside of least..most."""
+    def quantile(self, fraction: float) -> float:
+        """The value below which this fraction of the values lies, to within a bin; always in least..most."""
         upto = np.cumsum(self.counts)
-        wanted = share * upto[-1]
-        place = min(int(np.searchsorted(upto, wanted, side="left")), len(upto) - 1)
-        while self.counts[place] == 0:  # share 0
-            place += 1
-        within = (wanted - (upto[place] - self.counts[place])) / self.counts[place]
-        low, high = self.quantity.edges[place : place + 2]
+        rank = fraction * upto[-1]
+        position = min(int(np.searchsorted(upto, rank, side="left")), len(upto) - 1)
+        while self.counts[position] == 0:  # fraction 0
+            position += 1
+        within = (rank - (upto[position] - self.counts[position])) / self.counts[position]
+        low, high = self.quantity.edges[position : position + 2]
         value = low * (high / low) ** within if self.quantity.is_logarithmic else low + (high - low) * within
         return float(min(max(value, self.least), self.most))
 
@@ -129,18 +129,18 @@ class Histogram:
             "mean": self.mean,
             "min": self.least,
             "max": self.most,
-            "quantiles": {str(share): self.quantile(share) for share in (0.05, 0.25, 0.5, 0.75, 0.95)},
+            "quantiles": {str(fraction): self.quantile(fraction) for fraction in (0.05, 0.25, 0.5, 0.75, 0.95)},
             "bins": [[float(edges[k]), float(edges[k + 1]), int(self.counts[k])] for k in filled],
         }
 
 
 @dataclass
 class Tally:
-    """What is known of a number of samples.
+    """Statistics of a number of samples.
 
     numbers: by Quantity.name, those that occur. facts: {name of FACTS: {value: samples}}. labels: {field: {name:
     samples}}. num_labeled: {field: samples with any name of it}. failed: {reason: samples whose media could not be
-    measured}, messages the first few of them. counts: samples by other claims (wholly silent, flat, ...).
+    measured}, messages the first few of them. counts: samples with other properties (wholly silent, flat, ...).
     """
 
     num_samples: int = 0
@@ -153,30 +153,30 @@ class Tally:
     counts: Counter[str] = field(default_factory=Counter)
 
     def add_number(self, name: str, value: float | None) -> None:
-        """A sample's value of a quantity; None: it has none."""
+        """Count a sample's value of a quantity; None: it has none."""
         if value is not None:
             self.numbers.setdefault(name, Histogram(QUANTITIES[name])).add(value)
 
     def add_fact(self, name: str, value: object) -> None:
-        """A sample's value of a fact; None: it has none."""
+        """Count a sample's value of a fact; None: it has none."""
         if value is not None:
             shown = f"{value:.6g}" if isinstance(value, float) else str(value)
             self._count(self.facts.setdefault(name, Counter()), [(shown, 1)])
 
     def add_labels(self, labels: dict[str, list[str]]) -> None:
-        """A sample's labels."""
+        """Count a sample's labels."""
         for name, values in labels.items():
             self.labels.setdefault(name, Counter()).update(set(values))
             self.num_labeled[name] += bool(values)
 
     def add_failure(self, reason: str, message: str) -> None:
-        """A sample whose media could not be measured."""
+        """Count a sample whose media could not be measured."""
         self.failed[reason] += 1
         if len(self.messages) < MAX_MESSAGES:
             self.messages.append(message)
 
     def merge(self, other: Tally) -> None:
-        """Add what is known of other samples."""
+        """Add the statistics of other samples."""
         self.num_samples += other.num_samples
         for name, histogram in other.numbers.items():
             self.numbers.setdefault(name, Histogram(histogram.quantity)).merge(histogram)
@@ -195,7 +195,7 @@ class Tally:
             counter[value if value in counter or len(counter) < MAX_NAMES else OTHER] += count
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; the most frequent first."""
+        """Plain values; of facts and labels the most frequent first."""
         return {
             "num_samples": self.num_samples,
             "numbers": {name: self.numbers[name].to_json() for name in QUANTITIES if name in self.numbers},

@@ -1,4 +1,4 @@
-"""Numbers of `stats` as text, for terminal and page."""
+"""The numbers of `stats` as text, for the terminal and the page."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def shown(value: float, unit: str) -> str:
     return f"{value:.3g}"
 
 
-def number_cells(one: Histogram) -> list[str]:
-    """The text below each of NUMBER_COLUMNS; no sum where it says nothing."""
-    unit = one.quantity.unit
-    values = [one.least, *(one.quantile(share) for share in QUANTILES), one.most, one.mean]
-    has_sum = one.quantity.name in ("duration_seconds", "num_frames") or unit == "B"
-    return [shown(value, unit) for value in values] + [shown(one.total, unit) if has_sum else ""]
+def number_cells(histogram: Histogram) -> list[str]:
+    """The text below each of NUMBER_COLUMNS; the sum only where it is meaningful."""
+    unit = histogram.quantity.unit
+    values = [histogram.least, *map(histogram.quantile, QUANTILES), histogram.most, histogram.mean]
+    has_sum = histogram.quantity.name in ("duration_seconds", "num_frames") or unit == "B"
+    return [shown(value, unit) for value in values] + [shown(histogram.total, unit) if has_sum else ""]
 
 
 def _bytes(value: float) -> str:
@@ -56,7 +56,7 @@ def _seconds(value: float) -> str:
 
 
 def totals(stats: Stats) -> str:
-    """Samples, shards, bytes, hours, and what write left out."""
+    """A line with samples, shards, bytes, hours, and the files that `write` skipped."""
     tally, index = stats.tally, stats.index
     parts = [f"{count_of(tally.num_samples, 'sample')} in {count_of(len(index.shards), 'shard')}",
              _bytes(index.total_bytes)]  # fmt: skip
@@ -69,7 +69,7 @@ def totals(stats: Stats) -> str:
 
 
 def limits_note(stats: Stats) -> Iterator[str]:
-    """How much is silent, still or flat, and what that means here."""
+    """Sentences that say how much is silent, still or flat, and what these words mean here."""
     tally, limits = stats.tally, stats.thresholds
     if "silent_share" in tally.numbers:
         sounds = tally.numbers["silent_share"]
