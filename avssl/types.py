@@ -41,6 +41,12 @@ class MediaError(ValueError):
     Args:
         reason: one of FAILURE_REASONS.
         message: the name of the file, what is wrong and what is allowed.
+
+    >>> try:
+    ...     probe("missing.mp4")
+    ... except MediaError as error:
+    ...     error.reason
+    'missing_file'
     """
 
     def __init__(self, reason: FailureReason, message: str) -> None:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from avssl.exports import _Package
+from avssl.media.decode import probe
 from avssl.models import create_encoder
 from avssl.types import LossConfig, Progress, View
 from tests.clips import make_clip
@@ -33,6 +34,7 @@ COMMON = {
     "Progress": Progress,
     "View": View,
     "LossConfig": LossConfig,
+    "probe": probe,
 }
 
 

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "avssl/errors": "files",
     "avssl/distributed": "",
     "avssl/processes": "types distributed",
-    "avssl/media": "types",
+    "avssl/media": "exports types",
     "avssl/shards": "types files",
     "avssl/transforms": "exports types",
     "avssl/ops": "exports distributed",

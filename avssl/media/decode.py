@@ -56,6 +56,10 @@ def probe(source: Source, *, name: str = "") -> MediaInfo:
 
     Raises:
         MediaError: missing_file, empty_file, not_media, truncated (no index), unsupported_codec, decode_error.
+
+    >>> info = probe(clip)
+    >>> info.video.width, info.video.height, info.audio.rate_hz
+    (64, 48, 48000)
     """
     with opened(source, name) as (container, label):
         video, audio = video_stream(container), audio_stream(container)
@@ -90,6 +94,9 @@ def read_video(source: Source, times_seconds: Sequence[float], *, rgb: bool = Tr
     Raises:
         MediaError: as `probe`, and no_video.
         ValueError: times_seconds is empty.
+
+    >>> read_video(clip, [0.0, 0.5]).shape
+    torch.Size([2, 3, 48, 64])
     """
     if len(times_seconds) == 0:
         raise ValueError("times_seconds is empty; give at least one time")
@@ -117,6 +124,9 @@ def read_audio(source: Source, start_seconds: float, num_samples: int, rate_hz: 
     Raises:
         MediaError: as `probe`, and no_audio.
         ValueError: num_samples or rate_hz is not positive.
+
+    >>> read_audio(clip, start_seconds=0.25, num_samples=8000, rate_hz=16000).shape
+    torch.Size([1, 8000])
     """
     if num_samples <= 0 or rate_hz <= 0:
         raise ValueError(f"num_samples is {num_samples} and rate_hz {rate_hz}; both must be positive")
@@ -137,7 +147,11 @@ def read_audio(source: Source, start_seconds: float, num_samples: int, rate_hz: 
 
 
 def stream_video(source: Source, *, name: str = "") -> Iterator[tuple[float, torch.Tensor]]:
-    """All frames in order, in constant memory: (seconds, uint8 (3, H, W) RGB, upright). Raises as read_video."""
+    """All frames in order, in constant memory: (seconds, uint8 (3, H, W) RGB, upright). Raises as read_video.
+
+    >>> sum(1 for seconds, frame in stream_video(clip))
+    20
+    """
     for shown in stream_frames(source, name=name):
         pixels = to_array(shown.frame, rgb=True, turns=0).copy()  # the decoder may still need the frame's memory
         yield shown.seconds, torch.from_numpy(pixels).permute(2, 0, 1)
@@ -148,6 +162,9 @@ def stream_frames(source: Source, size: tuple[int, int] | None = None, *, name: 
 
     size: (width, height) of the upright frame to scale to, in yuv420p, BT.601, limited range; None leaves the frame as
     stored but upright. Raises as read_video.
+
+    >>> next(stream_frames(clip, size=(32, 24))).frame.width
+    32
     """
     with opened(source, name) as (container, label):
         stream = require(video_stream(container), "no_video", label)
@@ -169,6 +186,9 @@ def stream_audio(source: Source, rate_hz: int | None = None, *, name: str = "") 
 
     Blocks follow each other without gaps; pauses in the stream are zeros. rate_hz: None keeps the stream's rate.
     Raises as read_audio.
+
+    >>> sum(block.shape[1] for seconds, block in stream_audio(clip, 16000)) >= 15_990
+    True
     """
     with opened(source, name) as (container, label):
         stream = require(audio_stream(container), "no_audio", label)

@@ -88,6 +88,9 @@ def read_image(source: Source, *, name: str = "") -> torch.Tensor:
 
     Raises:
         MediaError: missing_file, empty_file, not_media, truncated, decode_error (also more than MAX_PIXELS pixels).
+
+    >>> read_image(image).shape
+    torch.Size([3, 40, 48])
     """
     with opened_image(source, name) as image:
         pixels = np.array(to_rgb(image))
@@ -95,7 +98,11 @@ def read_image(source: Source, *, name: str = "") -> torch.Tensor:
 
 
 def probe_image(source: Source, *, name: str = "") -> ImageInfo:
-    """The header of an image; its pixels are not decoded. MediaError as `read_image`."""
+    """The header of an image; its pixels are not decoded. MediaError as `read_image`.
+
+    >>> probe_image(image).width
+    48
+    """
     with opened_image(source, name) as image:
         return ImageInfo.of(image)
 

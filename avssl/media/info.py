@@ -58,6 +58,9 @@ class VideoInfo:
     to right if is_mirrored (decode.py returns upright frames). pixel_aspect: width / height of one upright pixel.
     start_seconds: the first decoded frame on the file's clock. duration_seconds: by the header, None if it states none.
     stream_index: its number in the file. num_streams: the number of video streams in the file, with cover images.
+
+    >>> probe(clip).video.fps
+    20.0
     """
 
     codec: str
@@ -80,6 +83,9 @@ class AudioInfo:
 
     duration_seconds: by the header, None if it states none. stream_index: its number in the file. num_streams: the
     number of audio streams in the file.
+
+    >>> probe(clip).audio.channels
+    1
     """
 
     codec: str
@@ -93,7 +99,11 @@ class AudioInfo:
 
 @dataclass(frozen=True)
 class MediaInfo:
-    """A media file. container: FFmpeg's name. duration_seconds: by the header, None if it states none."""
+    """A media file. container: FFmpeg's name. duration_seconds: by the header, None if it states none.
+
+    >>> probe(clip).container
+    'mov,mp4,m4a,3gp,3g2,mj2'
+    """
 
     container: str
     video: VideoInfo | None

@@ -52,6 +52,11 @@ class Frame(NamedTuple):
     """A decoded frame: shown `seconds` after the first one, for `duration_seconds` (its own or the header's claim).
 
     frame: av.VideoFrame, as stored; orientation: how to make it upright.
+
+    >>> reader = VideoReader(clip)
+    >>> round(reader.on_screen(0.52).seconds, 2)
+    0.5
+    >>> reader.close()
     """
 
     seconds: float
@@ -88,6 +93,11 @@ class VideoReader(_Reader):
     """The video frames of a file. info: None if there is no video stream, or none with a decodable frame.
 
     Raises MediaError as decode.probe does, at opening and while reading.
+
+    >>> reader = VideoReader(clip)
+    >>> reader.pixels(reader.on_screen(0.5)).shape
+    (48, 64, 3)
+    >>> reader.close()
     """
 
     def __init__(self, source: Source, name: str = "") -> None:
@@ -187,6 +197,11 @@ class AudioReader(_Reader):
     """The audio of a file. info: None if there is no audio stream, or none with a decodable sample.
 
     Raises MediaError as decode.probe does, at opening and while reading.
+
+    >>> reader = AudioReader(clip)
+    >>> next(reader.play(rate_hz=16000)).dtype
+    dtype('float32')
+    >>> reader.close()
     """
 
     def __init__(self, source: Source, name: str = "") -> None:
