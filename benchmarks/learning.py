@@ -18,7 +18,7 @@ import torch
 
 from avssl import config, losses
 from avssl.data.loader import Loader
-from avssl.eval.knn import knn_classify
+from avssl.eval.knn import knn
 from avssl.shards.shard_set import ShardSet
 from avssl.transforms.view_maker import ViewMaker
 from avssl.types import View
@@ -91,7 +91,7 @@ def score(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_la
     from sklearn.preprocessing import StandardScaler
 
     train, test = train.reshape(len(train), -1), test.reshape(len(test), -1)
-    neighbors = knn_classify(train, train_labels, test, test_labels, num_neighbors=20, temperature=0.07)
+    neighbors = knn(train, train_labels, test, test_labels, num_neighbors=20, temperature=0.07)
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, C=0.1))
     linear = classifier.fit(train, train_labels).score(test, test_labels)
     return Scores(neighbors.accuracy, float(linear))

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from sklearn.neighbors import KNeighborsClassifier
 
-from avssl.eval.knn import knn_chance, knn_classify, weighted_knn
-from avssl.eval.retrieval import chance_levels, class_precision, recall, retrieval_metrics, retrieval_ranks
+from avssl.eval.knn import knn, knn_chance, weighted_knn
+from avssl.eval.retrieval import chance_levels, class_precision, recall, retrieval, retrieval_ranks
 from avssl.eval.tasks.standard import positive_precision
 from avssl.ops.nearest import label_numbers, nearest
 
@@ -33,7 +33,7 @@ def test_weighted_knn_equals_scikit_learn(num_neighbors: int, temperature: float
         algorithm="brute",
         weights=lambda distance: np.exp((1 - distance) / temperature),
     ).fit(train.astype(np.float64), labels)
-    result = knn_classify(train, labels, test, truth, num_neighbors=num_neighbors, temperature=temperature)
+    result = knn(train, labels, test, truth, num_neighbors=num_neighbors, temperature=temperature)
     np.testing.assert_allclose(result.scores, oracle.predict_proba(test.astype(np.float64)), atol=1e-6)
     assert result.accuracy == pytest.approx(oracle.score(test.astype(np.float64), truth))
     for number, accuracy in result.per_class.items():
@@ -43,7 +43,7 @@ def test_weighted_knn_equals_scikit_learn(num_neighbors: int, temperature: float
 def test_knn_with_fewer_training_rows_than_neighbors_uses_all() -> None:
     train, labels = clusters(6)
     test, truth = clusters(10, seed=1)
-    result = knn_classify(train, labels, test, truth, num_neighbors=20)
+    result = knn(train, labels, test, truth, num_neighbors=20)
     assert result.num_neighbors == 6
     unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (test, train)]
     weights = np.exp(unit[0] @ unit[1].T / 0.07)
@@ -78,7 +78,7 @@ def test_results_do_not_depend_on_the_chunk(chunk_size: int | None) -> None:
     whole = nearest(video, audio, 25, chunk_size=90)
     parts = nearest(video, audio, 25, chunk_size=chunk_size)
     assert all(np.array_equal(a, b) for a, b in zip(whole, parts, strict=True))
-    assert retrieval_metrics(video, audio, labels=labels, chunk_size=chunk_size) == retrieval_metrics(
+    assert retrieval(video, audio, labels=labels, chunk_size=chunk_size) == retrieval(
         video, audio, labels=labels, chunk_size=90
     )
 
@@ -102,7 +102,7 @@ def test_knn_refuses_what_it_cannot_use() -> None:
 
 
 def test_a_test_class_without_training_rows_counts_as_wrong() -> None:
-    result = knn_classify(np.eye(2), [0, 1], np.eye(2), [0, 5])
+    result = knn(np.eye(2), [0, 1], np.eye(2), [0, 5])
     assert (result.accuracy, result.per_class) == (0.5, {0: 1.0, 5: 0.0})
 
 
@@ -118,7 +118,7 @@ def test_ranks_and_recall_equal_a_plain_sort() -> None:
     order = np.argsort(-(unit[0] @ unit[1].T), axis=1)
     expected = np.argmax(order == np.arange(70)[:, None], axis=1) + 1
     assert retrieval_ranks(torch.from_numpy(video), audio).tolist() == expected.tolist()
-    metrics = retrieval_metrics(video, audio)
+    metrics = retrieval(video, audio)
     for k in (1, 5, 10):
         assert metrics[f"video_to_audio_recall_at_{k}"] == pytest.approx((expected <= k).mean())
     assert metrics["video_to_audio_median_rank"] == np.median(expected)
@@ -130,7 +130,7 @@ def test_a_constant_embedding_scores_nothing() -> None:
     rng = np.random.default_rng(0)
     constant = np.tile(rng.normal(size=(1, 37)).astype(np.float32), (50, 1))
     labels = np.arange(50) % 5
-    metrics = retrieval_metrics(constant, constant, labels=labels)
+    metrics = retrieval(constant, constant, labels=labels)
     assert metrics["video_to_audio_recall_at_10"] == 0
     assert metrics["audio_to_video_median_rank"] == 50
     assert metrics["video_to_audio_class_precision"] == pytest.approx(0.2)
@@ -158,10 +158,7 @@ def test_random_embeddings_score_chance() -> None:
     rng = np.random.default_rng(11)
     labels = rng.choice(4, 40, p=[0.4, 0.3, 0.2, 0.1])
     for exclude_pair in (False, True):
-        runs = [
-            retrieval_metrics(*rng.normal(size=(2, 40, 12)), labels=labels, exclude_pair=exclude_pair)
-            for _ in range(200)
-        ]
+        runs = [retrieval(*rng.normal(size=(2, 40, 12)), labels=labels, exclude_pair=exclude_pair) for _ in range(200)]
         chance = chance_levels(40, labels=labels, exclude_pair=exclude_pair)
         assert chance.keys() == runs[0].keys()
         for name, level in chance.items():

@@ -71,3 +71,12 @@ def test_own_encoder_is_trained_by_the_recipe(image_shards, tmp_path):
     )
     assert pretrain.main(cfg) == 0
     assert len(steps_of(tmp_path / "run")) == 2
+
+
+def test_embeddings_to_pandas_prints_neighbors_and_draws_a_plot(tmp_path):
+    from examples.embeddings_to_pandas import main
+
+    frame = main(str(ROOT / "tests/golden/commit_8b62841/embeddings"), str(tmp_path / "plot.png"))
+    assert sorted(frame["key"]) == [f"class_{number % 2}/clip_{number}_mp4" for number in (0, 2, 4, 1, 3, 5)]
+    assert (frame["key"] != frame["nearest"]).all()
+    assert (tmp_path / "plot.png").stat().st_size > 1000

@@ -13,12 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
+from avssl.embedding.table import EmbeddingTable
 from avssl.exports import _Package
 from avssl.media.decode import probe
 from avssl.models import create_encoder
 from avssl.types import LossConfig, Progress, View
 from tests.clips import make_clip
 from tests.conftest import ROOT, run_python
+from tests.written_before import GOLDEN, written_run
 
 PACKAGES = [
     ".".join(path.parent.relative_to(ROOT).parts)
@@ -34,17 +36,25 @@ COMMON = {
     "Progress": Progress,
     "View": View,
     "LossConfig": LossConfig,
+    "EmbeddingTable": EmbeddingTable,
     "probe": probe,
 }
 
 
 @pytest.fixture(scope="session")
 def media(shards, tmp_path_factory):
-    """What an example reads: `shards`, a folder of 18 samples; `clip`, a film of a second; `image`, a PNG."""
+    """What an example reads: `shards`, a folder of 18 samples; `clip`, a film of a second; `image`, a PNG; `run`, a
+    finished run; `embeddings`, a folder of embeddings of six clips."""
     folder = tmp_path_factory.mktemp("media")
     make_clip(folder / "clip.mp4")
     Image.fromarray(np.zeros((40, 48, 3), np.uint8)).save(folder / "image.png")
-    return {"shards": str(shards["train"]), "clip": str(folder / "clip.mp4"), "image": str(folder / "image.png")}
+    return {
+        "shards": str(shards["train"]),
+        "clip": str(folder / "clip.mp4"),
+        "image": str(folder / "image.png"),
+        "run": str(written_run(folder / "run")),
+        "embeddings": str(GOLDEN / "embeddings"),
+    }
 
 
 @pytest.mark.parametrize(("package", "name"), OFFERED, ids=[f"{package}.{name}" for package, name in OFFERED])

@@ -35,9 +35,9 @@ MAY_IMPORT = {
     "avssl/config": "types files shards transforms optim losses data",
     "avssl/device": "ops models config",
     "avssl/checkpoint": "types files distributed transforms ops",
-    "avssl/embedding": "types version files distributed processes media shards transforms ops models losses config "
-    "device checkpoint",
-    "avssl/eval": "files distributed shards transforms ops models data embedding",
+    "avssl/embedding": "exports types version files distributed processes media shards transforms ops models losses "
+    "config device checkpoint",
+    "avssl/eval": "exports files distributed shards transforms ops models data embedding",
     "avssl/eval/finetune": "types files distributed shards transforms ops models optim data embedding eval",
     "avssl/eval/tasks": "types distributed shards transforms ops optim losses data checkpoint embedding eval "
     "eval/finetune",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -14,21 +13,14 @@ from avssl import config
 from avssl.embedding.table import EmbeddingTable
 from data_prep.inspect.verify import verify_folder
 from recipes import pretrain
-from tests.conftest import ROOT
+from tests.written_before import GOLDEN, written_run
 
-GOLDEN = ROOT / "tests" / "golden" / "commit_8b62841"
 SHARDS = GOLDEN / "shards"
 
 
 @pytest.fixture
 def run(tmp_path):
-    """A copy of the run folder, its configuration with the new names of keys."""
-    folder = shutil.copytree(GOLDEN / "run", tmp_path / "run")
-    text = (folder / "config.yaml").read_text()
-    for old, new in config.RENAMED_KEYS.items():
-        text = text.replace(f"{old}:", f"{new}:")
-    (folder / "config.yaml").write_text(text)
-    return folder
+    return written_run(tmp_path / "run")
 
 
 def test_shards_are_whole(capsys):

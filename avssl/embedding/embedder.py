@@ -46,6 +46,11 @@ class Embedder:
 
     Attributes: config (of the run), loss, views, encoders, projectors, modalities, device, weights_hash ("untrained"
     for random weights), run_folder (None unless it was loaded from a folder).
+
+    >>> embedder = Embedder.from_run(run)
+    >>> table, failures = embedder.embed([clip], window_seconds=0.5)
+    >>> len(table), table.video_embedding.shape, failures
+    (2, (2, 8), {})
     """
 
     run_folder: Path | None = None

@@ -54,6 +54,10 @@ class EmbeddingIndex:
     """A finished folder of embeddings. Attributes: folder, content (index.json), modalities (that some row has).
 
     FileNotFoundError if the folder is not finished or lacks a file, ValueError if a file has another size than listed.
+
+    >>> index = EmbeddingIndex(embeddings)
+    >>> index.modalities
+    ['video', 'audio']
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -137,6 +141,24 @@ class EmbeddingIndex:
             for number, hits in enumerate(hits_among(rows, vectors, top, exclude, one_per_key=one_per_key)):
                 best[number] = best_of([*best[number], *hits], top, one_per_key=one_per_key)
         return best
+
+
+def search(
+    folder: str | Path, queries: Any, modality: str, top: int = 10, *, one_per_key: bool = False
+) -> list[list[Hit]]:
+    """The `top` closest rows of a folder of embeddings for each query, best first, by exact search.
+
+    Args:
+        folder: what recipes/embed.py wrote. queries: (M, D) vectors of any length but 0, of the same run.
+        modality: of the rows, which may be another than that of the queries. one_per_key: the best row of each key.
+
+    Raises as EmbeddingIndex, and ValueError for queries that do not fit the rows.
+
+    >>> table = EmbeddingTable.read(embeddings)
+    >>> search(embeddings, table.video_embedding[:1], "audio", top=1)[0][0].key in table.keys
+    True
+    """
+    return EmbeddingIndex(folder).search(modality, queries, top, one_per_key=one_per_key)
 
 
 def hits_among(

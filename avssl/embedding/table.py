@@ -43,6 +43,10 @@ class EmbeddingTable:
         None as above.
     labels: {field: [names]} per row.
     metadata: run, weights hash, window_seconds, stride_seconds, normalized and any other values that JSON can hold.
+
+    >>> table = EmbeddingTable.read(embeddings)
+    >>> table.video_embedding.dtype, len(table.pool_by_key())
+    (dtype('float32'), 6)
     """
 
     keys: list[str]

@@ -23,6 +23,9 @@ class KNNResult:
 
     per_class: {class number: accuracy on the test rows of that class}, without classes that have no test row.
     num_neighbors: the k that was used (at most the number of training rows).
+
+    >>> knn([[1.0, 0.0], [0.0, 1.0]], [0, 1], [[0.9, 0.1]], [1], num_neighbors=1).predicted
+    array([0])
     """
 
     scores: NDArray[np.float64]
@@ -72,7 +75,7 @@ def weighted_knn(
     return scores.numpy()
 
 
-def knn_classify(
+def knn(
     train_features: Any,
     train_labels: Any,
     test_features: Any,
@@ -86,6 +89,9 @@ def knn_classify(
 
     The predicted class has the highest score, and the lowest number among equal scores. Test rows of classes without
     a training row count as wrong.
+
+    >>> knn([[1.0, 0.0], [0.0, 1.0]], [0, 1], [[0.9, 0.1]], [0], num_neighbors=1).accuracy
+    1.0
     """
     truth = class_numbers(test_labels, len(test_features), "test_labels").cpu().numpy()
     if len(truth) == 0:

@@ -62,6 +62,9 @@ class Metric:
     """A kind of avssl/eval/metrics.py and the columns of a Repeat that it is computed from.
 
     chance: the value for features without information, None where it is not known.
+
+    >>> Metric("mean", ("right",), chance=0.5).kind
+    'mean'
     """
 
     kind: str
@@ -76,6 +79,10 @@ class Repeat:
     name: "" for the only one, else "fold 1", "seed 0", ... keys: of the n test rows (samples, or what the protocol
     says), each once. columns: arrays (n, ...) of numbers or bools that the metrics are computed from. train_keys: of
     the training samples, for the hash of the sample list. classes: names of the columns of scores.
+
+    >>> accuracy = Metric("mean", ("right",))
+    >>> Repeat("seed 0", ["a", "b"], {"right": np.array([True, False])}, {"accuracy": accuracy}).values()
+    {'accuracy': 0.5}
     """
 
     name: str
@@ -116,6 +123,9 @@ class Outcome:
 
     protocol: what must be equal for two results to be compared, besides the configuration; facts: what may differ
     (times, the steps of a solver); notes: sentences that are shown and not stored.
+
+    >>> Outcome([classified(["a", "b"], np.eye(2), np.array([0, 1]), ["cat", "dog"])]).protocol
+    {}
     """
 
     repeats: list[Repeat]
@@ -147,6 +157,9 @@ def classified(
     lower class comes first in top 1; a true class that ties with others is ranked last among them in top 5. Chance of
     top 1 is always predicting the most frequent class of train_targets; of the class mean, 1 / (classes tested).
     Multi-label: mean_average_precision, roc_auc, d_prime, each the mean over the classes of some but not all rows.
+
+    >>> classified(["a", "b"], np.eye(2), np.array([0, 0]), ["cat", "dog"]).values()["top1_accuracy"]
+    0.5
     """
     scores, targets = np.asarray(scores, dtype=np.float32), np.asarray(targets)
     shape = (len(keys), len(classes))

@@ -84,7 +84,7 @@ def class_precision(
     )
 
 
-def retrieval_metrics(
+def retrieval(
     video: Any,
     audio: Any,
     *,
@@ -97,6 +97,9 @@ def retrieval_metrics(
 
     Returns {"video_to_audio_recall_at_1", ..., "video_to_audio_median_rank", and with labels (N,)
     "video_to_audio_class_precision"} and the same for "audio_to_video".
+
+    >>> retrieval(np.eye(4), np.eye(4), recall_at=[1])["video_to_audio_recall_at_1"]
+    1.0
     """
     metrics: dict[str, float] = {}
     for direction, (queries, gallery) in zip(DIRECTIONS, ((video, audio), (audio, video)), strict=True):
@@ -112,7 +115,7 @@ def retrieval_metrics(
 def chance_levels(
     num_rows: int, *, labels: Any = None, recall_at: Sequence[int] = RECALL_AT, exclude_pair: bool = False
 ) -> dict[str, float]:
-    """The mean of the metrics over random orders of the gallery, under the names of retrieval_metrics.
+    """The mean of the metrics over random orders of the gallery, under the names of retrieval.
 
     Recall at k: min(k / N, 1); median rank: (N + 1) / 2; class precision: the probability that a random row of
     the gallery (with exclude_pair other than row i) has the label of query i.

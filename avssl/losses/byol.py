@@ -69,7 +69,7 @@ class BYOL(PairLoss):
     """Regression of a slow teacher's embedding of the other view. State: a teacher per modality.
 
     >>> encoders = {"image": create_encoder("resnet10", width=8)}
-    >>> loss = BYOL(BYOL.Config(), encoders, num_samples=8)
+    >>> loss = BYOL(BYOL.Config(projector_hidden_dims=(16,), predictor_hidden_dims=(16,)), encoders, num_samples=8)
     >>> views = {"first": torch.rand(4, 3, 32, 32), "second": torch.rand(4, 3, 32, 32)}
     >>> loss.loss(loss(views), torch.arange(4), Progress()).total.item() < torch.inf
     True

@@ -67,7 +67,7 @@ class MoCoV3(PairLoss):
     """Symmetric contrast of predictions with a momentum teacher's keys in the batch. State: a teacher per modality.
 
     >>> encoders = {"image": create_encoder("resnet10", width=8)}
-    >>> loss = MoCoV3(MoCoV3.Config(), encoders, num_samples=8)
+    >>> loss = MoCoV3(MoCoV3.Config(projector_hidden_dims=(16,), predictor_hidden_dims=(16,)), encoders, num_samples=8)
     >>> views = {"first": torch.rand(4, 3, 32, 32), "second": torch.rand(4, 3, 32, 32)}
     >>> loss.loss(loss(views), torch.arange(4), Progress()).total.item() < torch.inf
     True

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from avssl import checkpoint, distributed
 from avssl.embedding.embed_shards import embed_split
 from avssl.embedding.table import MODALITIES, EmbeddingTable
-from avssl.eval.knn import knn_chance, knn_classify
+from avssl.eval.knn import knn, knn_chance
 from avssl.eval.outcome import Metric, Outcome, Repeat, TaskConfig, keys_digest
 from avssl.eval.retrieval import DIRECTIONS, RECALL_AT, chance_levels, class_precision_rows, retrieval_ranks
 from avssl.eval.tasks import register
@@ -145,9 +145,7 @@ def _knn(
             train_labels, test_labels = label_numbers(train_names, classes)[0], label_numbers(test_names, classes)[0]
             column = f"{modality}_{config.knn_on}"
             options: dict[str, Any] = {"num_neighbors": config.num_neighbors, "temperature": config.temperature}
-            result = knn_classify(
-                getattr(train_rows, column), train_labels, getattr(test_rows, column), test_labels, **options
-            )
+            result = knn(getattr(train_rows, column), train_labels, getattr(test_rows, column), test_labels, **options)
             name = f"{modality}_knn_{label_field}"
             columns[f"{name}_asked"] = is_test
             columns[f"{name}_right"] = _spread(result.predicted == test_labels.numpy(), is_test)
