@@ -142,9 +142,9 @@ def parse(schema: type[T], argv: list[str]) -> T:
         if not isinstance(loss_name, str | None):
             raise ConfigError(f"loss.name is {brief(loss_name)}; it must be the name of a loss")
         if loss_name:
-            from avssl import losses
+            from avssl.losses import registry
 
-            OmegaConf.update(base, "loss", OmegaConf.structured(losses.get(loss_name).Config), force_add=True)
+            OmegaConf.update(base, "loss", OmegaConf.structured(registry.get(loss_name).Config), force_add=True)
         _replace_encoders(base, values)
         return OmegaConf.to_object(OmegaConf.merge(base, values))  # type: ignore[return-value]
     except errors.OmegaConfBaseException as error:

@@ -28,9 +28,10 @@ def main(cfg: config.RunConfig) -> int:
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.utils import set_seed
 
-    from avssl import checkpoint, device, losses
+    from avssl import checkpoint, device
     from avssl.data.loader import Loader
     from avssl.files import storage
+    from avssl.losses import registry
     from avssl.losses.base import EpochContext
     from avssl.models import create_encoder
     from avssl.ops import kernels
@@ -43,7 +44,7 @@ def main(cfg: config.RunConfig) -> int:
     from avssl.types import Progress
 
     run = Path(cfg.run)
-    loss_class = losses.get(cfg.loss.name)
+    loss_class = registry.get(cfg.loss.name)
     modalities = loss_class.modalities(cfg.loss)
     device.settle_precision(cfg, modalities)  # config.yaml has the result of "auto"
     accelerator = Accelerator(

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from avssl import checkpoint, losses
+from avssl import checkpoint
 from avssl.config import RunConfig
 from avssl.device import usable_device
 from avssl.embedding.loading import embedding_settings, load_networks
@@ -31,6 +31,7 @@ from avssl.embedding.rows import FinishedSource, RowMaker, RowSpool
 from avssl.embedding.sources import Sources, resolve_sources
 from avssl.embedding.table import MODALITIES, VECTOR_COLUMNS, EmbeddingTable, concatenate
 from avssl.embedding.windows import WindowReader
+from avssl.losses.base import Loss
 from avssl.processes.limits import Limits
 from avssl.processes.streams import SandboxedStreams
 from avssl.shards.shard_set import ShardSet
@@ -55,7 +56,7 @@ class Embedder:
 
     run_folder: Path | None = None
 
-    def __init__(self, config: RunConfig, loss: losses.Loss, views: ViewMaker, device: str, weights_hash: str) -> None:
+    def __init__(self, config: RunConfig, loss: Loss, views: ViewMaker, device: str, weights_hash: str) -> None:
         self.config, self.views, self.weights_hash = config, views.to(device).eval(), weights_hash
         self.device = torch.device(device)
         self.loss = loss.to(device).eval()

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from avssl import checkpoint, losses
+from avssl import checkpoint
 from avssl.config import RunConfig, load_run
+from avssl.losses import registry
+from avssl.losses.base import Loss
 from avssl.models import create_encoder
 from avssl.transforms.view_maker import ViewMaker
 from avssl.version import __version__
@@ -20,14 +22,14 @@ EMBEDDING_PARTS = ("encoders", "projectors", "predictors")  # modules of a loss 
 MAX_STATE_ROWS = 2**17  # more than any number of clusters or neighbors that a loss needs the samples for
 
 
-def load_networks(run: Path, *, untrained: bool = False) -> tuple[RunConfig, losses.Loss, ViewMaker, str]:
+def load_networks(run: Path, *, untrained: bool = False) -> tuple[RunConfig, Loss, ViewMaker, str]:
     """(configuration, loss with its encoders and heads, view maker, hash of the weights) of a run or exchange folder.
 
     untrained=True takes random weights from the run's seed; the hash is "untrained" then.
     """
     config = load_run(run)
     weights = checkpoint.read_weights(run)
-    loss_class = losses.get(config.loss.name)
+    loss_class = registry.get(config.loss.name)
     modalities = loss_class.modalities(config.loss)
     torch.manual_seed(config.seed)
     # The file of weights that the run began with is only needed to begin as the run did.

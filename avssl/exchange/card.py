@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from avssl import losses
 from avssl.checkpoint.hub import CARD_FILE
 from avssl.checkpoint.weights import read_provenance
 from avssl.config import RunConfig, load_run
 from avssl.files.checked_json import Fields
 from avssl.files.plain_text import plain
+from avssl.losses import registry
 
 UNKNOWN_LICENSE = "unknown"  # in the front matter, if the provenance has no license
 
@@ -28,7 +28,7 @@ def write_card(run: Path, folder: Path, *, title: str = "") -> Path:
 
 def card(cfg: RunConfig, provenance: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]], title: str) -> str:
     """Markdown with front matter as hubs read it; facts that are not known are reported as unknown."""
-    loss_class = losses.get(cfg.loss.name)
+    loss_class = registry.get(cfg.loss.name)
     modalities = loss_class.modalities(cfg.loss)
     license = str(provenance.get("license") or UNKNOWN_LICENSE).lower()
     if not re.fullmatch(r"[a-z][a-z0-9.-]*", license):
@@ -105,7 +105,7 @@ def _starts(cfg: RunConfig, init_from: str) -> list[str]:
     """The run, or for each encoder the file of weights, from which training started; random weights by default."""
     if init_from:
         return [_code(Path(init_from).name)]
-    modalities = losses.get(cfg.loss.name).modalities(cfg.loss)
+    modalities = registry.get(cfg.loss.name).modalities(cfg.loss)
     files = {modality: cfg.encoders[modality].get("weights") for modality in modalities}
     return [f"{name} from {_code(Path(str(file)).name) if file else 'random weights'}" for name, file in files.items()]
 

@@ -6,7 +6,7 @@ import argparse
 import re
 import sys
 
-from avssl import losses
+from avssl.losses import registry
 from avssl.types import Modality
 
 HEADER = ("name", "family", "runs on", "paper", "state kept")
@@ -20,7 +20,7 @@ def describe_pairs(pairs: tuple[tuple[Modality, ...], ...]) -> str:
 
 def rows() -> list[tuple[str, ...]]:
     """A row for every registered loss, in the order of HEADER, sorted by family and name."""
-    classes = {name: losses.get(name) for name in losses.names()}
+    classes = {name: registry.get(name) for name in registry.names()}
     found = [(name, cls.family, describe_pairs(cls.pairs), cls.paper, cls.state) for name, cls in classes.items()]
     return sorted(found, key=lambda row: (row[1], row[0]))
 
