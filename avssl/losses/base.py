@@ -214,7 +214,8 @@ class PairConfig(LossConfig):
 class PairLoss(Loss):
     """Base of the losses that compare two views, "first" and "second", of one or of two modalities.
 
-    Two views of the same video or sound are cut from different seconds of it; a video and a sound are the same moment.
+    Two views of one video or one audio track are cut from different seconds of it; a video and an audio view are the
+    same moment.
 
     >>> [view.augment for view in PairLoss.views(PairConfig(name="mine", augments=("simclr", "moco_v2")))]
     ['simclr', 'moco_v2']
@@ -246,7 +247,7 @@ class PairLoss(Loss):
 
     @classmethod
     def checked_augments(cls, config: PairConfig) -> tuple[str, ...]:
-        """One set a view: config.augments, or the paper's for images and the run's own for video and sound."""
+        """One set per view: config.augments, or the paper's for images and the run's own for video and audio."""
         if not config.augments:
             pairs = zip(config.modalities, cls.augments, strict=False)
             return tuple(name if modality == "image" else "train" for modality, name in pairs)

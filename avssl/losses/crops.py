@@ -1,4 +1,5 @@
-"""Base of the losses that see several crops of a sample: two large ones and, of pictures, small ones (multi-crop).
+"""Base of the losses that see several crops of a sample: two large ones and, of images and videos, small ones
+(multi-crop).
 
 The two large views are PairLoss's "first" and "second"; "small1", "small2", ... are cut from the same image, or from
 the seconds of "first" and "second" in turn, with the set "swav_small" (Caron et al. 2020, arXiv 2006.09882).
@@ -19,14 +20,14 @@ from avssl.models.heads import mlp
 from avssl.ops.clusters import check_num_clusters
 from avssl.types import LossConfig, Modality, View
 
-PICTURES: tuple[Modality, ...] = ("image", "video")  # modalities that have small crops
+VISUAL_MODALITIES: tuple[Modality, ...] = ("image", "video")  # modalities that have small crops
 
 
 @dataclass
 class CropConfig(PairConfig):
     """Defaults are those of the paper's 800 epochs with eight crops."""
 
-    num_small_crops: int = 6  # of the image or the video; sound has none. 0: two crops alone
+    num_small_crops: int = 6  # of the image or the video; audio has none. 0: two crops alone
     num_prototypes: int = 3000
     temperature: float = 0.1
     projector_hidden_dims: tuple[int, ...] = (2048,)
@@ -108,5 +109,5 @@ class CropLoss(PairLoss):
 
 
 def small_modality(config: CropConfig) -> str | None:
-    """What small crops are cut from: the picture among the modalities, if there is one."""
-    return next((modality for modality in config.modalities if modality in PICTURES), None)
+    """What small crops are cut from: the image or the video among the modalities, if there is one."""
+    return next((modality for modality in config.modalities if modality in VISUAL_MODALITIES), None)

@@ -11,7 +11,7 @@ random rows, and an empty cluster keeps its centroid. There each process cluster
 over all; here every process holds all rows and computes the same.
 
 Across modalities each crop is labeled by the other modality: the video's crops find the clusters, and are compared
-with the centroids, of the sound's memory, and the other way round. That is a design by analogy, without a published
+with the centroids, of the audio memory, and the other way round. That is a design by analogy, without a published
 result.
 """
 

@@ -10,7 +10,7 @@ keys are computed; here it moves after the optimizer's step, which is the same. 
 computed, else each would be its own negative.
 
 Asymmetric as published for two views of one modality: the first is the query, the second the key. Across modalities
-both directions count, video queries among sound keys and the other way round, with a teacher and a queue for each
+both directions count, video queries among audio keys and the other way round, with a teacher and a queue for each
 modality; the loss is their mean. v1 is a linear projector at T = 0.07; v2 is `projector_hidden_dims=[2048]`, T = 0.2
 and more augmentation.
 

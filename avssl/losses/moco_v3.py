@@ -11,7 +11,7 @@ momentum goes from `teacher_momentum` to 1 by a cosine. The authors move it befo
 the momentum of t; here it moves after step t - 1, which is the same. Each view goes through the networks by itself.
 
 Across modalities there is an encoder, projector, predictor and teacher of each: the video's prediction looks for the
-sound's key and the other way round. The heads' defaults are those for ResNet; a vision transformer has
+audio key and the other way round. The heads' defaults are those for ResNet; a vision transformer has
 `projector_hidden_dims=[4096,4096]`, `predictor_final_batch_norm=true` and T = 0.2.
 """
 

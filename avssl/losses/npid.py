@@ -6,7 +6,7 @@ memory m of every sample, with a constant partition E (eq. 4 to 8; see ops/nce.p
     L = mean_i ( -log h(z_i, m_i) - sum_k log(1 - h(z_i, m_k)) ),    m_i <- normalize(momentum m_i + (1 - momentum) z_i)
 
 Two views of one modality are each told apart against the bank of that modality, which then follows the first view. A
-video and a sound are told apart against each other's bank, and each bank follows its own modality: that is cross-AVID
+video and its audio are told apart against each other's bank, and each bank follows its own modality: that is cross-AVID
 (avid.py) with its single linear layer. The loss is the mean over the views.
 
 Choices. The paper's proximal term is left out: the authors' code replaces it by the bank's momentum. The authors' code

@@ -12,7 +12,7 @@ constant is the mean of exp(score) over the first batch's jigsaw negatives, then
 implementation, where the paper writes h like a softmax. `projector_hidden_dims=[2048]` gives the heads of VISSL's MLP
 variant; that variant's cross-entropy in place of NCE is MoCo's, and not built here.
 
-A jigsaw of a clip cuts space at nine places, one of a sound cuts time and frequency; both are jigsaws of the same
+A jigsaw of a clip cuts space at nine places, one of an audio clip cuts time and frequency; both are jigsaws of the same
 seconds as the whole. A jigsaw across modalities is none: with the other modality in its place the two terms are those
 of joint AVID.
 """
@@ -95,7 +95,7 @@ class PIRL(PairLoss):
 
     @classmethod
     def views(cls, config: LossConfig) -> tuple[View, ...]:
-        """The whole and its jigsaw, of the same picture or seconds."""
+        """The whole and its jigsaw, of the same image or seconds."""
         return tuple(replace(view, clip=0) for view in super().views(config))
 
     @classmethod

@@ -12,7 +12,7 @@ As in the authors' code the prototypes are made unit rows around each step rathe
 and at the start), get no update in the first steps, and the mean over crops stands for the paper's sum. There the
 queue is filled from the epoch in which it is to be used and is used once full; here it is always being filled, so it
 is full when that epoch comes. Across modalities: one projector each into one space, shared prototypes, codes and
-queue per modality; the video's crops predict the sound's codes and the other way round, and small video crops predict
+queue per modality; the video's crops predict the audio's codes and the other way round, and small video crops predict
 both. That is a design by analogy, without a published result.
 """
 

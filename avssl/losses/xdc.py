@@ -1,6 +1,6 @@
 """XDC: cross-modal deep clustering (Alwassel et al. 2020, arXiv 1911.12667).
 
-DeepCluster with labels swapped between the modalities: clusters of the sound's features are the video network's
+DeepCluster with labels swapped between the modalities: clusters of the audio features are the video network's
 labels and the other way round. Only that idea is taken from what its authors publish. How many clusters they use, when
 they cluster anew and what becomes of the classifiers then could not be verified; all of that is DeepCluster's here
 (deepcluster.py), so its published numbers are not to be expected of these defaults.
