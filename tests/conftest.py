@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -120,3 +121,16 @@ def image_shards(tmp_path_factory):
     index_folder(folder / "pictures", folder / "pictures.jsonl")
     write_shards(folder / "pictures.jsonl", folder / "shards", WriteOptions(samples_per_shard=5))
     return folder / "shards"
+
+
+def pytest_collection_modifyitems(items):
+    """Of a test marked quick(n) the first n cases are quick, and the others are slow: a grid keeps a representative."""
+    seen = Counter()
+    for item in items:
+        mark = item.get_closest_marker("quick")
+        if mark is None:
+            continue
+        test = item.nodeid.partition("[")[0]
+        seen[test] += 1
+        if seen[test] > mark.args[0]:
+            item.add_marker("slow")

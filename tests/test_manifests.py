@@ -440,7 +440,7 @@ def test_folders_are_walked_in_the_order_of_whole_paths_also_through_files(tmp_p
     monkeypatch.setattr(walk_module, "NAMES_AT_A_TIME", 2)
     assert list(Walk(tmp_path, {".mp4"})) == sorted(names)
     walk = Walk(tmp_path, {".mkv"})
-    assert (list(walk), walk.ignored) == ([], {".mp4": 9, "links to folders": 1})
+    assert (list(walk), +walk.ignored) == ([], {".mp4": 9, "links to folders": 1})
 
 
 def test_file_names_that_are_not_utf8_go_all_the_way(tmp_path, clip):

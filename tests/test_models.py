@@ -230,7 +230,7 @@ def test_mlp_has_the_asked_layers() -> None:
     with_norm = mlp((4, 8, 2), batch_norm=True)
     assert with_norm[0].bias is None
     assert with_norm[3].bias is not None
-    with pytest.raises(ValueError, match="at least two positive widths"):
+    with pytest.raises(ValueError, match="at least two positive numbers"):
         mlp((4,))
 
 

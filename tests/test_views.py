@@ -18,7 +18,6 @@ from avssl.data.loader_config import LoaderConfig
 from avssl.data.read_views import raw_views
 from avssl.shards.format import SampleInfo
 from avssl.shards.shard_set import Sample, ShardSet
-from avssl.transforms import view_maker
 from avssl.transforms.audio import AudioAugment
 from avssl.transforms.config import AudioViewConfig, ImageViewConfig, VideoViewConfig, ViewsConfig
 from avssl.transforms.raw_view import RawView
@@ -161,14 +160,14 @@ def test_equal_clip_numbers_share_seconds_and_others_draw_their_own(
     shards: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     starts: list[tuple[float, float]] = []
-    original = view_maker.read_clip
+    original = read_views.read_clip
 
     def spy(*arguments):  # type: ignore[no-untyped-def]
         clip = original(*arguments)
         starts.append((clip.video_start_seconds, clip.audio_start_seconds))
         return clip
 
-    monkeypatch.setattr(view_maker, "read_clip", spy)
+    monkeypatch.setattr(read_views, "read_clip", spy)
     opened = ShardSet(shards["train"])
     pair = [View("v", "video"), View("a", "audio")]
     for index in range(6):
@@ -320,7 +319,7 @@ def test_the_worked_yaml_of_byol_a_gives_its_input(tmp_path: Path, shards: dict[
     from avssl import config
     from avssl.transforms import audio
 
-    text = (audio.__doc__ or "").split("as a YAML")[1].split("\n\n", maxsplit=1)[1]
+    text = (audio.__doc__ or "").split("as YAML")[1].split("\n\n", maxsplit=1)[1]
     (tmp_path / "byol_a.yaml").write_text(text)
     made = config.parse(config.RunConfig, [str(tmp_path / "byol_a.yaml")]).views
     assert made.audio.augment.mixup_ratio == 0.4
