@@ -132,6 +132,7 @@ class Largest(TorchDispatchMode):
         return result
 
 
+@pytest.mark.slow
 def test_no_tensor_is_larger_than_the_result_the_rounded_bank_or_a_block():
     video, audio = random_banks(num_rows=900, dim=8)
     k = 10

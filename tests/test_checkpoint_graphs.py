@@ -57,6 +57,7 @@ def run_file(kind, path, batch):
         return [value.numpy() for value in loaded(batch)]
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("kind", list(SUFFIX))
 @pytest.mark.parametrize(
     ("run_name", "modality"),
@@ -175,6 +176,7 @@ def test_wrong_orders_are_explained(options, words, avid, tmp_path, monkeypatch)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("name", "suffix"), [("r3d_18", ".safetensors"), ("s3d", ".pth")])
 def test_torchvision_takes_a_video_encoder_but_for_its_head(name, suffix, tmp_path, capsys):
     run = video_run(tmp_path / "run", name)

@@ -95,6 +95,7 @@ NEW_LABELS = {"deepcluster", "deepcluster_v2", "xdc"}
 STARTS_FROM = {"avid_cma": "avid"}  # as published
 
 
+@pytest.mark.quick(12)
 @every_case
 def test_fifty_steps_on_32_samples_reduce_the_loss(case):
     name, pair = case
@@ -129,6 +130,7 @@ def alone(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_processes", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_several_processes_compute_what_one_computes_and_hold_the_same_state(num_processes, alone):
     """Values, terms, gradients, weights, teachers, banks, labels, with and without accumulation, over ends of epochs.

@@ -1,5 +1,7 @@
 """`make test-cpus` runs every file with a numerical claim, as another CPU computes, and sees what fails there."""
 
+import pytest
+
 from tests import cpu_variants
 
 
@@ -9,6 +11,7 @@ def test_files_are_found_by_what_they_claim():
     assert not {"test_layers.py", "test_cpu_variants.py"} & names
 
 
+@pytest.mark.slow
 def test_a_variant_reaches_the_tests_and_one_that_fails_shows_what_pytest_said(tmp_path, capfd):
     claim = tmp_path / "test_claim.py"
     claim.write_text(

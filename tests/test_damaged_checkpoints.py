@@ -202,6 +202,7 @@ def test_every_rank_takes_what_the_first_one_found(tmp_path, monkeypatch):
         newest_whole(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_whose_newest_checkpoint_is_damaged_ends_as_the_uninterrupted_one(shards):
     """Each file once, each in another way; losses and weights bit for bit. The long check has all of them."""
     process = run_python(

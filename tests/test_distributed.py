@@ -16,11 +16,13 @@ TINY_WITHOUT_BATCH_NORM = [
 ]
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("claim", ["collectives", "gradient"])
 def test_collectives_and_their_gradients_on_two_processes(claim):
     run_ranks(2, claim)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", ["avid", "avid_cma"])
 def test_two_processes_equal_one_process_on_the_double_batch_in_weights_and_state(name, shards, tmp_path):
     """Six optimizer steps over more than one epoch, so that CMA searches its positives twice."""
@@ -52,6 +54,7 @@ def test_two_processes_equal_one_process_on_the_double_batch_in_weights_and_stat
     assert len(losses[0]) == 6
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_resumes_exactly(shards, tmp_path):
     arguments = [
         "pretrain", str(ROOT / "recipes/configs/avid.yaml"), *TINY_WITHOUT_BATCH_NORM, f"data.shards={shards['train']}",
@@ -64,6 +67,7 @@ def test_a_run_of_two_processes_resumes_exactly(shards, tmp_path):
         assert torch.equal(stopped[key], expected), key
 
 
+@pytest.mark.slow
 def test_two_processes_that_look_at_all_samples_with_batch_norm_resume_exactly(shards, tmp_path):
     """Each process has running statistics of its own in training; which it looks with must not depend on a stop."""
     keys = [

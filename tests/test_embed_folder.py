@@ -176,6 +176,7 @@ def command(tiny_run, folder, out, *options):
     return [tiny_run, folder, "--out", out, *OPTIONS, "--sources-per-block", "1", "--num-workers", "0", *options]
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_ends_with_every_row_once(tiny_run, folder, whole, tmp_path):
     """SIGKILL while blocks appear; each start does at least one more of the eleven."""
     arguments = [str(one) for one in ["recipes/embed.py", *command(tiny_run, folder, tmp_path)]]

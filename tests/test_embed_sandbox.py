@@ -112,6 +112,7 @@ def assert_only_they_are_missing(out, good_rows):
     assert not (out / ".progress").exists()
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("options", [{"num_workers": 1}, {"num_workers": 3, "sources_per_block": 3}])
 def test_they_cost_their_own_rows_and_no_others(
     embedder, folders, good_rows, misbehaving, tmp_path, options, monkeypatch
@@ -195,6 +196,7 @@ def test_without_processes_an_exception_costs_its_file_alone(embedder, folders, 
     assert "bug.mp4: IndexError: list index out of range (test_embed_sandbox.py line" in error.message
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_it_skips_them_again_and_leaves_no_process(tiny_run, folders, good_rows, tmp_path):
     """SIGKILL to the recipe when the first of them are skipped; then the same command."""
     options = ["--window", "0.25", "--stride", "0.1", "--device", "cpu", "--batch-size", "16", "--num-workers", "2"]

@@ -155,6 +155,7 @@ def test_every_yaml_loads_and_names_its_command(name: str) -> None:
     assert "recipes/evaluate.py" in path.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("name", YAMLS)
 def test_every_yaml_runs_as_it_is(name: str, runs: Any, labeled: Any, audio_shards: Any, fashion_shards: Any) -> None:

@@ -147,6 +147,7 @@ def test_the_gathered_table_is_that_of_embed(run: Path, shards: Any) -> None:
         np.testing.assert_array_equal(getattr(table, name), getattr(expected, name))
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(run: Path, tiny_run: Path, shards: Any, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(tiny_run, tmp_path / "avid"))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]

@@ -259,6 +259,7 @@ def test_samples_without_the_modality_are_left_out_and_counted(embedder: Embedde
     assert kept.keys == [key for row, key in enumerate(found.keys) if row not in (1, 2)]
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_result_of_one_with_every_sample_once(run: Path, shards: Any) -> None:
     options = [
         "task=knn", f"train={shards['train']}", f"test={shards['test']}", "label_field=visual", "num_workers=0",

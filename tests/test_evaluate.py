@@ -48,6 +48,7 @@ def test_a_missing_shard_is_an_error_and_not_a_smaller_test_set(tiny_run, shards
     assert "the shard is missing" in process.stderr
 
 
+@pytest.mark.slow
 def test_labels_that_one_split_lacks_remote_runs_and_unknown_tasks_are_named(tiny_run, shards, corpus, tmp_path):
     run_python("-m", "data_prep", "index", corpus / "test", "--out", tmp_path / "test.jsonl")
     options = ["--short-side-px", "32"]

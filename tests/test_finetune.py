@@ -291,6 +291,7 @@ def test_bad_settings_are_errors_that_say_what_is_allowed(shards, tmp_path, chan
         TASK.run(tiny_embedder(), configured(shards, tmp_path, change))
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_test_as_one(shards, tmp_path):
     """Without batch norm and dropout the classifier is the same; its scores are of every sample, each once."""
     train_and_test(shards["train"], shards["test"], tmp_path / "1")

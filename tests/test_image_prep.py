@@ -281,6 +281,7 @@ def test_one_and_three_workers_write_the_same_bytes(manifest, written, tmp_path)
     assert digest(tmp_path / "again") == digest(written)
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_to_the_same_bytes(tmp_path):
     images, labels = digits(600)
     write_idx(tmp_path / "train-images-idx3-ubyte.gz", images)

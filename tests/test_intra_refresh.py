@@ -52,6 +52,7 @@ def film(request, folder):
     return path, list(stream_video(path))
 
 
+@pytest.mark.quick(5)
 def test_a_frame_alone_is_the_one_of_decoding_from_the_beginning(film):
     path, whole = film
     for number in [*range(80, NUM_PICTURES, 23), 401, 409, 417]:

@@ -74,9 +74,11 @@ def ended_by(arguments, send, stderr, num_ready=1):
             send(process.pid)
             return process.communicate(timeout=50)[1]
         except (AssertionError, subprocess.TimeoutExpired):
+            listing = ["ps", "--sid", str(process.pid), "-o", "pid,stat,etime,args"]
+            left = subprocess.run(listing, capture_output=True, text=True, check=False).stdout
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            raise AssertionError("processes of the run were left after 50 s, or it never began") from None
+            raise AssertionError(f"processes of the run were left after 50 s, or it never began:\n{left}") from None
 
 
 @pytest.mark.parametrize("code", [LOADER, SANDBOX], ids=["loader", "sandbox"])

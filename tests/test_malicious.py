@@ -46,6 +46,7 @@ def test_a_folder_of_embeddings_names_files_of_its_own_alone(tmp_path, name):
         FolderIndex.read(tmp_path)
 
 
+@pytest.mark.slow
 def test_index_and_stats_work_in_the_c_locale_with_names_of_other_scripts(tmp_path):
     make_sounds(tmp_path / "media", ["köln", "日本"])
     locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

@@ -74,6 +74,7 @@ def test_the_last_line_is_what_the_finished_run_gives_and_scikit_learn_says_the_
     assert last["audio_linear_sound"] == pytest.approx(linear.score(scaled[~is_train], y[~is_train]))
 
 
+@pytest.mark.slow
 def test_a_probe_that_fails_is_seen_and_the_run_goes_on(shards, tmp_path):
     copy = tmp_path / "shards"
     shutil.copytree(shards["train"], copy)

@@ -121,6 +121,7 @@ def test_a_damaged_list_of_training_data_is_an_error_that_names_it(trained, shar
         overlap.measure_overlap(run, [("", str(shards["test"]))])
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("task", ["standard", "knn"])
 def test_evaluation_refuses_what_was_trained_on_unless_it_is_allowed(task, videos, tiny_run, shards, tmp_path):
     run = shutil.copytree(tiny_run, tmp_path / "run")

@@ -54,6 +54,7 @@ def start_and_stop(arguments, run, after_step, number):
     return process.returncode, output.decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["avid", "avid_cma"])
 def test_a_run_that_is_stopped_and_killed_goes_on_bit_for_bit(name, shards, tmp_path):
     """SIGTERM saves and leaves with 0; SIGKILL loses what came after the last checkpoint and nothing else."""
@@ -76,6 +77,7 @@ def test_a_run_that_is_stopped_and_killed_goes_on_bit_for_bit(name, shards, tmp_
         assert torch.equal(stopped[key], expected), key
 
 
+@pytest.mark.slow
 def test_accumulated_micro_batches_step_as_often_as_asked_and_resume_exactly(shards, tmp_path):
     more = ["gradient_accumulation_steps=2", "checkpoint_every_steps=2"]
     run_python(*arguments_for("avid", shards, tmp_path / "straight", "steps=5", *more))
@@ -101,6 +103,7 @@ def test_a_run_on_pictures_resumes_exactly(image_shards, tmp_path):
     assert train_on_pictures(image_shards, tmp_path / "resumed", "steps=4") == straight
 
 
+@pytest.mark.slow
 def test_moments_follow_weights_into_another_memory_order(image_shards, tmp_path):
     """Fused steps walk through raw memory, the others do not; both must go on alike."""
     ends = []
@@ -130,6 +133,7 @@ def test_avid_cma_starts_from_the_encoders_banks_and_constant_of_an_avid_run(tin
     assert after["loss.positives"].shape == (18, 2)
 
 
+@pytest.mark.slow
 def test_banks_are_not_inherited_from_a_run_on_other_shards(tiny_run, shards, tmp_path):
     """The fingerprint of the source is changed, as if other clips had given the same number of samples."""
     other = tmp_path / "other"
@@ -157,6 +161,7 @@ def test_metrics_say_what_a_run_does(tiny_run):
     assert wanted <= lines[0].keys()
 
 
+@pytest.mark.slow
 def test_a_run_that_has_collapsed_says_so_while_it_trains(tiny_run, shards, tmp_path):
     """It starts from projectors that give the same embedding for everything, and does not learn."""
     dead = tmp_path / "dead"
@@ -174,11 +179,13 @@ def test_a_run_that_has_collapsed_says_so_while_it_trains(tiny_run, shards, tmp_
     assert any("video_effective_rank is 1 at step 3" in line for line in told)
 
 
+@pytest.mark.slow
 def test_tensorboard_is_one_key_away(shards, tmp_path):
     run_python(*arguments_for("avid", shards, tmp_path / "run", "steps=2", "trackers=[tensorboard]"))
     assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     "change", [["mixed_precision=bf16"], ["optim.name=lars", "optim.clip_norm=1.0", "optim.schedule=cosine"]]
 )
@@ -218,6 +225,7 @@ def test_shards_of_another_schema_version_are_refused(shards, tmp_path):
     assert "has schema version 99; this program reads version 1" in error
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_other_data_or_batch_is_not_resumed_in_silence(shards, tmp_path):
     run_python(*arguments_for("avid", shards, tmp_path / "run", "steps=2"))
     error = failed(*arguments_for("avid", shards, tmp_path / "run", "steps=4", "data.global_batch_size=2"))
@@ -225,6 +233,7 @@ def test_a_checkpoint_of_other_data_or_batch_is_not_resumed_in_silence(shards, t
     assert "global_batch_size: 4 then, 2 now" in error
 
 
+@pytest.mark.slow
 def test_fewer_steps_than_a_run_has_done_are_refused(shards, tmp_path):
     run = tmp_path / "run"
     run_python(*arguments_for("avid", shards, run, "steps=3"))
@@ -234,6 +243,7 @@ def test_fewer_steps_than_a_run_has_done_are_refused(shards, tmp_path):
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_a_number_stops_the_run_and_says_so(shards, tmp_path):
     error = failed(*arguments_for("avid", shards, tmp_path / "run", "steps=9", "optim.lr=1e30", "optim.name=sgd"))
     assert "the loss is nan at step" in error or "the loss is inf at step" in error

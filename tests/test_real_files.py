@@ -3,12 +3,14 @@
 import json
 
 import numpy as np
+import pytest
 
 from avssl.embedding.table import EmbeddingTable
 from tests.conftest import TINY, run_python
 from tests.fixtures import real_videos  # noqa: F401  (a fixture)
 
 
+@pytest.mark.slow
 def test_real_files_go_all_the_way_to_embeddings(real_videos, tmp_path):  # noqa: F811
     run_python("-m", "data_prep", "index", real_videos, "--out", tmp_path / "corpus.jsonl", "--labels", "none")
     options = ["--short-side-px", "96", "--workers", "1", "--samples-per-shard", "3"]

@@ -91,6 +91,7 @@ def refused(what, shards, run):
     return process.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_meets_a_full_disk_leaves_the_one_before_to_go_on_from(shards, tmp_path):
     run = tmp_path / "run"
     said = refused("checkpoint", shards, run)

@@ -405,6 +405,7 @@ def test_an_epoch_from_s3_equals_the_local_one(s3, shards):
         assert all(torch.equal(left.views[name], right.views[name]) for name in ("video", "audio"))
 
 
+@pytest.mark.slow
 def test_stopping_early_is_quiet(s3, shards):
     """A process of its own, with workers: nothing but what it prints, also not while it ends."""
     location = put(shards["train"], "s3://bucket/quiet")

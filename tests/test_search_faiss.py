@@ -38,6 +38,7 @@ def test_a_flat_index_gives_the_exact_result_where_many_rows_are_equal(tmp_path)
     assert faiss_index.search(index, "flat", "video", queries, 5) == index.search("video", queries, 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])
 def test_the_recall_that_is_reported_is_what_searches_have(built, kind):
     table, index, facts = built

@@ -64,6 +64,7 @@ def test_draws_for_all_ranks_are_those_of_one_process_on_the_whole_batch(monkeyp
     assert torch.equal(draw_negatives(index, 20, 50, 0, 3, for_all_ranks=True), alone)
 
 
+@pytest.mark.slow
 def test_each_loss_with_sharded_banks_equals_itself_with_replicated_ones(tmp_path):
     """Six steps over an epoch's end: losses, terms, weights, partition constant, positive sets, and the banks."""
     run_ranks(2, "sharded", str(tmp_path))
@@ -87,6 +88,7 @@ def test_bytes_sent_do_not_depend_on_the_number_of_negatives_and_rows_never_trav
     )
 
 
+@pytest.mark.slow
 def test_a_run_with_sharded_banks_resumes_exactly_and_exports_whole_ones(shards, tmp_path):
     arguments = [
         "pretrain", str(ROOT / "recipes/configs/avid_cma.yaml"), *TINY_WITHOUT_BATCH_NORM, *TINY_CMA,

@@ -94,6 +94,7 @@ def test_opening_and_reading_loses_no_memory(tmp_path):
     assert heap_bytes() - before < 200 * 100
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="the heap is looked at through glibc")
 def test_what_a_worker_does_each_epoch_loses_no_memory(shards):
     """The quick one of tests/soak/epochs.py, whose runs have real workers: their samples and batches, made here."""

@@ -147,6 +147,7 @@ def test_a_pass_over_all_samples_is_given_up_when_a_stop_is_asked_for(number):
             signal.signal(one, handler)
 
 
+@pytest.mark.slow
 def test_sigterm_to_all_processes_of_torchrun_saves_at_that_step_and_resumes_bit_for_bit(shards, tmp_path):
     run, straight = tmp_path / "stopped", tmp_path / "straight"
     command = [*TORCHRUN, *RUN, f"data.shards={shards['train']}"]

@@ -82,6 +82,7 @@ def kill_and_continue(manifest, out, num_kills, seed):
     write_shards(manifest, out, OPTIONS, num_workers=2)
 
 
+@pytest.mark.slow
 def test_five_kills_at_random_moments_leave_the_same_bytes(manifest, written, tmp_path):
     kill_and_continue(manifest, tmp_path / "shards", num_kills=5, seed=0)
     assert digest(tmp_path / "shards") == digest(written)
@@ -94,6 +95,7 @@ def test_fifty_kills_at_random_moments_leave_the_same_bytes(manifest, written, t
     assert digest(tmp_path / "shards") == digest(written)
 
 
+@pytest.mark.slow
 def test_a_run_whose_parent_alone_was_killed_continues_to_the_same_bytes(manifest, written, tmp_path):
     """As the kernel's out-of-memory killer does it: the workers are not told, and the rerun comes at once."""
     out = tmp_path / "shards"
@@ -239,6 +241,7 @@ def only_what_failed(path, options, segment):
     raise ValueError("still not")
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("stop_at", range(0, 12, 2))
 def test_an_interrupted_retry_goes_on_to_the_same_bytes(manifest, written, tmp_path, monkeypatch, stop_at):
     """It stops before the nth change to the folder: while shards become parts, while files are read, while packing."""
