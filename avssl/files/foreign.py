@@ -50,7 +50,8 @@ def arrays_of(path: str | PathLike[str], what: str) -> Iterator[Any]:
         archive = np.load(file, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError("it is one array, not several")
-        if others := [name for name in archive.zip.namelist() if not name.endswith(".npy")]:
+        members = archive.zip.namelist() if archive.zip else []
+        if others := [name for name in members if not name.endswith(".npy")]:
             raise ValueError(f"it holds {others[0]!r}, which is no array")
         with archive:
             yield archive
