@@ -35,7 +35,8 @@ for number, _ in in_processes(abs, [1, 2], 2, "count", [1, 1]):
     time.sleep(60)
 """
 SERVER = """
-import time
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it starts in the background ignore Ctrl-C
 from avssl.processes.worker_server import start_worker_server
 start_worker_server()
 time.sleep(0.5)  # the server has begun to import by now, which takes it some seconds
