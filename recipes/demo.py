@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -74,7 +75,7 @@ def pretrain(name: str, recipe: str, *changes: str) -> None:
     )
 
 
-def evaluate(name: str) -> dict:
+def evaluate(name: str) -> dict[str, Any]:
     splits = ("train=demo/shards/train", "test=demo/shards/test")
     run(
         "recipes/evaluate.py",
@@ -84,10 +85,11 @@ def evaluate(name: str) -> dict:
         "num_workers=1",
         *splits,
     )
-    return json.loads((DEMO / "runs" / name / "evaluation.json").read_text(encoding="utf-8"))
+    result: dict[str, Any] = json.loads((DEMO / "runs" / name / "evaluation.json").read_text(encoding="utf-8"))
+    return result
 
 
-def table(evaluations: dict[str, dict]) -> str:
+def table(evaluations: dict[str, dict[str, Any]]) -> str:
     """A table with a line per metric: samples, chance, untrained weights, then every run."""
     first = evaluations["avid"]
     rows = [["", "samples", "chance", "untrained", *RUNS]]
@@ -173,7 +175,7 @@ def judged(
     return verdicts
 
 
-def stored_rows(evaluations: dict[str, dict]) -> dict[str, list[Repeat]]:
+def stored_rows(evaluations: dict[str, dict[str, Any]]) -> dict[str, list[Repeat]]:
     """{run: rows of its trained weights}, and "untrained": those of untrained weights."""
     paths = {name: DEMO / "runs" / name / "evaluation.json" for name in evaluations}
     rows = {name: read_rows(paths[name], evaluations[name], "trained") for name in evaluations}

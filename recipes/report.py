@@ -29,7 +29,7 @@ def main(run: Path, others: list[Path], shards: str) -> Path:
     provenance = run / checkpoint.PROVENANCE_FILE
 
     def media(key: str) -> ClipMedia:
-        if key not in numbers:
+        if library is None or key not in numbers:
             return ClipMedia()  # embedded from another source: listed without media
         sample = library.read(numbers[key])
         return ClipMedia(sample.video, sample.audio, sample.image)

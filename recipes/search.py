@@ -37,6 +37,7 @@ def main(arguments: argparse.Namespace) -> int:
     windows = table.select(table.has(modality))
     query = windows if arguments.each_window else windows.pool_by_key()
     vectors = query.embedding(modality)
+    assert vectors is not None  # the modality is one that the table has
     if not np.abs(vectors).sum(axis=1).all():
         raise ValueError(f"{arguments.query}: the mean of its windows is 0; search with --each-window")
 
