@@ -13,6 +13,10 @@ ROOT = Path(__file__).parent.parent
 # One unless asked otherwise: the test runner uses a process per core. Commands that tests start follow it, too.
 NUM_THREADS = os.environ.get("AVSSL_TEST_THREADS", "1")
 torch.set_num_threads(int(NUM_THREADS))
+# By how many of 256 levels a resized byte may differ from torchvision's: it resizes bytes in fixed point, as we do,
+# where PyTorch has AVX2, and elsewhere in float32, which may round another way.
+HAS_AVX2 = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+RESIZE_LEVELS = 0 if HAS_AVX2 else 1
 
 # A run of the recipes that takes a second or two: small frames, short sound, narrow networks.
 TINY = [

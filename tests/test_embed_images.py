@@ -23,7 +23,7 @@ from data_prep.__main__ import main as data_prep
 from recipes import embed as embed_recipe
 from recipes import evaluate as evaluate_recipe
 from recipes import report as report_recipe
-from tests.conftest import TINY, run_python
+from tests.conftest import RESIZE_LEVELS, TINY, run_python
 
 SIZE_PX = 24
 TINY_IMAGES = [
@@ -123,8 +123,10 @@ def test_a_row_is_what_the_encoder_gives_for_the_center_of_the_image(embedder: E
     table, _ = embedder.embed(path)
     assert table.image_feature is not None
     assert table.image_embedding is not None
-    np.testing.assert_allclose(table.image_feature[0], feature.numpy(), rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(table.image_embedding[0], (x / x.norm()).numpy(), rtol=1e-3, atol=1e-4)
+    # Another crop moves features by tenths, another rounding of the resized image by a few thousandths.
+    bound = {"rtol": 1e-3, "atol": 1e-2 if RESIZE_LEVELS else 1e-4}
+    np.testing.assert_allclose(table.image_feature[0], feature.numpy(), **bound)
+    np.testing.assert_allclose(table.image_embedding[0], (x / x.norm()).numpy(), **bound)
 
 
 def test_the_same_images_give_the_same_bits(embedder: Embedder, folders: Path) -> None:
