@@ -127,6 +127,19 @@ def image_shards(tmp_path_factory):
     return folder / "shards"
 
 
+@pytest.fixture
+def own_registries():
+    """What this test registers is gone afterwards: other tests of this process list the losses and the encoders."""
+    from avssl import losses, models
+
+    losses.names()  # Each file registers once, when it is imported: all must be there before the copy is made.
+    kept = [(table, dict(table)) for table in (losses.registry._REGISTRY, models.ENCODERS)]
+    yield
+    for table, before in kept:
+        table.clear()
+        table.update(before)
+
+
 def pytest_collection_modifyitems(items):
     """Of a test marked quick(n) the first n cases are quick, and the others are slow: a grid keeps a representative."""
     seen = Counter()

@@ -13,6 +13,8 @@ from avssl import config
 from recipes import pretrain
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.usefixtures("own_registries")
+
 TINY = ["cpu=true", "steps=2", "log_every_steps=1", "data.global_batch_size=4", "data.num_workers=0"]
 
 

@@ -58,7 +58,7 @@ def media(shards, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("package", "name"), OFFERED, ids=[f"{package}.{name}" for package, name in OFFERED])
-def test_an_offered_name_has_an_example_that_is_true(package, name, media):
+def test_an_offered_name_has_an_example_that_is_true(package, name, media, own_registries):
     offered = getattr(importlib.import_module(package), name)
     module = importlib.import_module(offered.__module__)
     examples = doctest.DocTestFinder(recurse=False).find(offered, name, module, {**COMMON, **media, **vars(module)})
