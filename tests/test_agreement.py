@@ -6,8 +6,8 @@ import torch
 from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from avssl.ops import agreement
-from avssl.ops.agreement import Blocks, Search, Side, Visit, most_agreeing
+from avssl.ops import agreement, kernels
+from avssl.ops.agreement import Blocks, Comparison, ModalityRows, Search, most_agreeing
 from tests.textbook.avid_cma import positive_set as sorted_scores
 
 KINDS = ["consensus", "union", "video", "audio"]
@@ -62,8 +62,8 @@ def test_copies_of_one_row_are_taken_in_order():
 def test_rows_that_bfloat16_or_float32_cannot_tell_apart_are_told_apart(spread, monkeypatch):
     video, audio = random_banks(spread=spread)
     used = set()
-    original = Visit.sides
-    monkeypatch.setattr(Visit, "sides", lambda self, dtype: used.add(dtype) or original(self, dtype))
+    original = Comparison.rounded
+    monkeypatch.setattr(Comparison, "rounded", lambda self, dtype: used.add(dtype) or original(self, dtype))
     monkeypatch.setattr(agreement, "MANY_PAIRS", 2)
     found = most_agreeing(video, audio, 5, "consensus", 0, 160)
     rho = np.minimum(*(bank.double().numpy() @ bank.double().numpy().T for bank in (video, audio)))
@@ -79,12 +79,12 @@ def test_the_stated_error_bounds_the_products_even_of_rows_halfway_between_two_b
     halfway = torch.tensor([1 + 2.0**-8, 1 + 3 * 2.0**-8, 1.5 - 2.0**-8]) / 8
     rows = halfway[torch.randint(3, (200, 64), generator=generator)]
     for dtype in (torch.bfloat16, torch.float32):
-        side = Side(rows, rows, dtype)
-        x = side.small_queries.to(torch.float32) @ side.small_columns.to(torch.float32).T
+        rows_of = ModalityRows(rows, rows, dtype)
+        x = rows_of.rounded_queries.to(torch.float32) @ rows_of.rounded_columns.to(torch.float32).T
         exact = rows.double() @ rows.double().T
-        assert (x.double() - exact).abs().max() <= side.error()
-        stored = side.products(slice(0, 200), slice(0, 200)).double()
-        slack = side.error() + agreement.UNIT_ROUNDOFF[dtype] * stored.abs()
+        assert (x.double() - exact).abs().max() <= rows_of.error()
+        stored = rows_of.products(slice(0, 200), slice(0, 200)).double()
+        slack = rows_of.error() + kernels.UNIT_ROUNDOFF[dtype] * stored.abs()
         assert ((stored - exact).abs() <= slack).all()
 
 
@@ -113,8 +113,8 @@ def test_parts_of_the_banks_in_any_order_give_the_same_result():
         queries = dict(zip(("video", "audio"), (bank[40:120] for bank in banks), strict=True))
         for start, stop in ((100, 160), (0, 31), (31, 100)):
             columns = dict(zip(("video", "audio"), (bank[start:stop] for bank in banks), strict=True))
-            search.visit(Visit(queries, columns, 40, start))
-        assert torch.equal(search.found(), whole)
+            search.compare(Comparison(queries, columns, 40, start))
+        assert torch.equal(search.sorted_index(), whole)
 
 
 class Largest(TorchDispatchMode):
@@ -147,13 +147,13 @@ def test_bfloat16_products_may_not_be_summed_in_bfloat16_by_a_gpu_while_searchin
     """Its library may split a sum and add the parts in bfloat16, which the bound does not cover; the caller's own
     setting comes back."""
     settings, seen = torch.backends.cuda.matmul, []
-    plainly = agreement.Side.products
+    plainly = agreement.ModalityRows.products
 
-    def watched(side, queries, columns):
+    def watched(rows_of, queries, columns):
         seen.append(settings.allow_bf16_reduced_precision_reduction)
-        return plainly(side, queries, columns)
+        return plainly(rows_of, queries, columns)
 
-    monkeypatch.setattr(agreement.Side, "products", watched)
+    monkeypatch.setattr(agreement.ModalityRows, "products", watched)
     before = settings.allow_bf16_reduced_precision_reduction
     rows = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
     agreement.most_agreeing(rows, rows, 3, "consensus", 0, 20)

@@ -69,7 +69,7 @@ def test_block_size_changes_no_more_than_the_rounding_of_sums(blocks, monkeypatc
     arguments = case()
     whole = run(rows_nce, arguments)
     bytes_an_anchor = (2 + 40) * 16 * 4
-    monkeypatch.setattr(bank_scores, "CPU_BLOCK_BYTES_A_THREAD", 6 // blocks * bytes_an_anchor)
+    monkeypatch.setattr(bank_scores, "CPU_BLOCK_BYTES_PER_THREAD", 6 // blocks * bytes_an_anchor)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     for actual, expected in zip(run(rows_nce, arguments), whole, strict=True):
         assert_same_sums(actual, expected)
@@ -96,7 +96,7 @@ class Watch(TorchDispatchMode):
 
 
 def test_no_row_is_copied_and_each_block_reads_the_bank_with_two_operations(monkeypatch):
-    monkeypatch.setattr(bank_scores, "CPU_BLOCK_BYTES_A_THREAD", 2 * 42 * 16 * 4)
+    monkeypatch.setattr(bank_scores, "CPU_BLOCK_BYTES_PER_THREAD", 2 * 42 * 16 * 4)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     arguments = case()
     bank_scores.reads_any_rows()

@@ -97,7 +97,7 @@ def test_knn_refuses_what_it_cannot_use() -> None:
         weighted_knn(train, labels[:4], train)
     with pytest.raises(ValueError, match="temperature"):
         weighted_knn(train, labels, train, temperature=0)
-    with pytest.raises(ValueError, match="16 wide and the gallery 3"):
+    with pytest.raises(ValueError, match="have dim 16 and the gallery 3"):
         nearest(train, train[:, :3], 2)
 
 

@@ -16,7 +16,7 @@ from avssl.optim.config import OptimConfig
 from avssl.train.monitor import ADVICE
 
 CPU = torch.device("cpu")
-PROBES = ("_asked_once", "fused_is_right", "products_are_right")
+PROBES = ("_first_wrong_cached", "fused_is_right", "products_are_right")
 
 
 @pytest.fixture(autouse=True)
@@ -232,13 +232,13 @@ def test_the_plain_optimizer_steps_where_the_fused_one_is_wrong(name, monkeypatc
 
 def test_the_search_leaves_out_products_that_are_wrong(monkeypatch):
     monkeypatch.setattr(agreement, "has_quick_bfloat16", lambda device: True)
-    assert agreement.levels(CPU, 128) == [torch.bfloat16, torch.float32, torch.float64]
+    assert agreement.product_dtypes(CPU, 128) == [torch.bfloat16, torch.float32, torch.float64]
     monkeypatch.setitem(
         kernels.UNIT_ROUNDOFF, torch.bfloat16, 2.0**-12
     )  # as if bfloat16 were asked for more than it is
     kernels.products_are_right.cache_clear()
     with pytest.warns(UserWarning, match="a slower search"):
-        assert agreement.levels(CPU, 128) == [torch.float32, torch.float64]
+        assert agreement.product_dtypes(CPU, 128) == [torch.float32, torch.float64]
 
 
 def test_rows_are_gathered_where_the_bag_is_wrong(monkeypatch):

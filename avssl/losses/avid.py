@@ -28,7 +28,7 @@ from avssl.distributed import gather
 from avssl.losses.base import Loss
 from avssl.losses.registry import register
 from avssl.models.heads import mlp
-from avssl.ops.nce import bank_nce, unmeasured_partition
+from avssl.ops.nce import bank_nce, initial_partition
 from avssl.ops.sampling import draw_negatives
 from avssl.ops.sharded_memory import AnyBank, make_bank
 from avssl.types import LossConfig, LossOutput, Modality, Progress, View
@@ -93,7 +93,7 @@ class AVID(Loss):
                 for offset, modality in enumerate(("video", "audio"))
             }
         )
-        self.register_buffer("partition", unmeasured_partition())
+        self.register_buffer("partition", initial_partition())
 
     @classmethod
     def views(cls, config: LossConfig) -> tuple[View, ...]:  # noqa: ARG003  (the contract)

@@ -30,7 +30,7 @@ from avssl.distributed import gather
 from avssl.losses.base import PAIRS, Outputs, PairConfig, PairLoss
 from avssl.losses.registry import register
 from avssl.models.heads import mlp
-from avssl.ops.nce import bank_nce, unmeasured_partition
+from avssl.ops.nce import bank_nce, initial_partition
 from avssl.ops.sampling import check_negatives, draw_negatives
 from avssl.ops.sharded_memory import AnyBank, make_bank
 from avssl.types import LossConfig, LossOutput, Modality, Progress
@@ -80,7 +80,7 @@ class NPID(PairLoss):
             self.banks[modality] = make_bank(
                 num_samples, config.embedding_dim, seed=2 * config.seed + offset, sharded=config.shard_banks
             )
-        self.register_buffer("partition", unmeasured_partition())
+        self.register_buffer("partition", initial_partition())
 
     def forward(self, views: dict[str, torch.Tensor]) -> Outputs:
         """Unit embeddings {view name: (B, D)}."""

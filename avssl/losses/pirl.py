@@ -31,7 +31,7 @@ from avssl.distributed import gather
 from avssl.losses.base import Outputs, PairConfig, PairLoss
 from avssl.losses.registry import register
 from avssl.models.heads import mlp
-from avssl.ops.nce import bank_nce, unmeasured_partition
+from avssl.ops.nce import bank_nce, initial_partition
 from avssl.ops.sampling import check_negatives, draw_negatives
 from avssl.ops.sharded_memory import AnyBank, make_bank
 from avssl.types import LossConfig, LossOutput, Modality, Progress, View
@@ -91,7 +91,7 @@ class PIRL(PairLoss):
             jigsaw_dims = (NUM_PATCHES * width, width)
             self.puzzle_projectors[modality] = mlp(jigsaw_dims, final_batch_norm=config.projector_final_batch_norm)
             self.banks[modality] = make_bank(num_samples, width, config.seed, sharded=config.shard_banks)
-        self.register_buffer("partition", unmeasured_partition())
+        self.register_buffer("partition", initial_partition())
 
     @classmethod
     def views(cls, config: LossConfig) -> tuple[View, ...]:

@@ -1,9 +1,9 @@
-"""Scores of anchors against rows of a bank, and sums of such rows, without ever holding all the rows that were read.
+"""Scores of anchors against rows of a bank, and weighted sums of such rows, without a copy of all these rows.
 
-B anchors with K rows each read B K D numbers from places all over a bank that no cache holds: at B = 64, K = 1024,
-D = 128 that is 34 MB. Copied out as (B, K, D), they are written once and read again by the products of forward and
-backward, and stay in memory between the two. Here they are read where they lie, a block of anchors at a time: its
-scores, then its weighted sum while the block is still in the cache.
+B anchors with K rows each read B K D numbers from all over a bank that fits no cache: at B = 64, K = 1024,
+D = 128 these are 34 MB. Copied out as (B, K, D), they would be written once, read again by the products of forward and
+backward, and stay in memory between the two. Here the bank's rows are read in place, for a block of anchors at a time:
+first for the scores, then for the weighted sum while the rows are still in the cache.
 
 On a CPU a block is the product of a CSR pattern with the bank (scores) and an embedding bag (sum): two kernels that
 read rows by index. Elsewhere a block is gathered and multiplied.
@@ -20,20 +20,20 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag
 
-# Bytes of rows in one block. On a CPU, a thread's share of it: small enough to be in the cache still at the second
-# reading, large enough that threads seldom wait for each other. Elsewhere: large enough to fill the device, small
-# enough to be nothing beside a step's activations.
-CPU_BLOCK_BYTES_A_THREAD = 6 * 2**20
+# Bytes of rows in one block. On a CPU, per thread: few enough to be in the cache still at the second reading, and
+# enough that threads seldom wait for each other. Elsewhere: enough to fill the device, and few beside a step's
+# activations.
+CPU_BLOCK_BYTES_PER_THREAD = 6 * 2**20
 DEVICE_BLOCK_BYTES = 512 * 2**20
 
-# Scores (b, K) of a block of anchors, and which they are -> weights (b, K) of the rows, and (b, S) to be kept.
+# Scores (b, K) of a block of anchors and their positions -> weights (b, K) of the rows, and numbers (b, S) to keep.
 Weigh = Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]
-# Anchors (B, D), and whether their gradient is wanted -> a scalar, its gradient (B, D), and numbers for the log.
+# Anchors (B, D) and whether they need a gradient -> a scalar, its gradient (B, D), and numbers for the log.
 Evaluate = Callable[[torch.Tensor, bool], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
 
 def plain_scores(anchors: torch.Tensor, rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """<u_b, m_index[b, k]>: (B, D), (N, D), int64 (B, K) -> (B, K). The reference; autograd keeps the gathered rows."""
+    """<u_b, m_index[b, k]>: (B, D), (N, D), int64 (B, K) -> (B, K). The reference: autograd keeps the gathered rows."""
     return torch.einsum("bd,bkd->bk", anchors, rows[index])
 
 
@@ -41,25 +41,25 @@ def plain_scores(anchors: torch.Tensor, rows: torch.Tensor, index: torch.Tensor)
 def scan(
     anchors: torch.Tensor, rows: torch.Tensor, indices: Sequence[torch.Tensor], weigh: Weigh, *, wants_sum: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Read the rows of each anchor once: (what is kept (B, S), sum_k w_k m_k (B, D)), w and what is kept by `weigh`.
+    """What `weigh` keeps of each anchor's scores (B, S), and the sum of the anchor's rows with its weights (B, D).
 
-    anchors (B, D) and rows (N, D) have one floating dtype; indices are int64 (B, P), (B, K), ..., side by side an index
-    (B, P + K + ...), B >= 1 and at least one column. `weigh` is given the scores <u_b, m_index[b, k]> of each block
-    once. Without `wants_sum` the sum is not made and the second is (B, 0). IndexError for an index that is no row.
+    anchors (B, D) and rows (N, D) have one floating dtype. indices are int64 (B, P), (B, K), ..., which stand side by
+    side in the scores (B, P + K + ...); B >= 1 and at least one column. `weigh` gets the scores <u_b, m_index[b, k]>
+    of each block once. Without `wants_sum` the sum is (B, 0). Raises IndexError for an index that is no row.
     """
     num_indices = sum(index.shape[1] for index in indices)
     is_cpu = rows.device.type == "cpu"
-    block_bytes = CPU_BLOCK_BYTES_A_THREAD * torch.get_num_threads() if is_cpu else DEVICE_BLOCK_BYTES
+    block_bytes = CPU_BLOCK_BYTES_PER_THREAD * torch.get_num_threads() if is_cpu else DEVICE_BLOCK_BYTES
     block = max(1, block_bytes // (num_indices * rows.shape[1] * rows.element_size()))
-    # A pattern has at most as many entries as the matrix: few samples with many negatives are gathered.
-    one_block = _cpu_block if is_cpu and num_indices <= rows.shape[0] and reads_any_rows() else _gathered_block
+    # A CSR pattern has at most as many entries as the matrix: for few samples with many negatives, rows are gathered.
+    compute = _cpu_block if is_cpu and num_indices <= rows.shape[0] and reads_any_rows() else _gathered_block
     anchors = anchors.contiguous()
-    parts = []
+    results = []
     for first in range(0, len(anchors), block):
         part = slice(first, min(first + block, len(anchors)))
-        index = torch.cat([one[part] for one in indices], dim=1)
-        parts.append(one_block(anchors[part], rows, index, weigh, part, wants_sum))
-    kept, sums = (torch.cat(column) for column in zip(*parts, strict=True))
+        index = torch.cat([columns[part] for columns in indices], dim=1)
+        results.append(compute(anchors[part], rows, index, weigh, part, wants_sum))
+    kept, sums = (torch.cat(blocks) for blocks in zip(*results, strict=True))
     return kept, sums
 
 
@@ -79,13 +79,13 @@ class _KnownGradient(torch.autograd.Function):
 
 
 def known_gradient(anchors: torch.Tensor, evaluate: Evaluate) -> tuple[torch.Tensor, torch.Tensor]:
-    """The scalar of `evaluate`, which differentiates to the anchors, and what it logs, without gradient.
+    """The scalar of `evaluate`, differentiable by the anchors, and its numbers for the log, without gradient.
 
     Rows carry no gradient, so dL/du_b = sum_k (dL/ds_bk) m_k / T, and dL/ds is known as soon as s is: value and
-    gradient are of one reading of the rows, and what is kept for backward is (B, D), not the (B, K, D) rows.
+    gradient come from one reading of the rows, and backward keeps (B, D) and not the (B, K, D) rows.
     """
     if not torch.is_grad_enabled():
-        anchors = anchors.detach()  # else autograd asks for a gradient that nobody will use
+        anchors = anchors.detach()  # otherwise `evaluate` would compute a gradient that is never used
     return cast("tuple[torch.Tensor, torch.Tensor]", _KnownGradient.apply(anchors, evaluate))
 
 
@@ -108,10 +108,10 @@ def _gathered_block(
 
 
 def _csr_scores(anchors: torch.Tensor, rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """The products of `scan` for K <= N. Raises IndexError: the kernel itself reads memory without asking."""
-    least, largest = (int(one) for one in index.aminmax())
+    """The scores of `scan` for K <= N. Raises IndexError, because the kernel itself does not check its index."""
+    least, largest = (int(value) for value in index.aminmax())
     if least < 0 or largest >= rows.shape[0]:
-        raise IndexError(f"rows {least} to {largest} were asked of a bank whose rows are 0 to {rows.shape[0] - 1}")
+        raise IndexError(f"index from {least} to {largest}: the bank's rows are 0 to {rows.shape[0] - 1}")
     flat, ends = index.reshape(-1), torch.arange(0, index.numel() + 1, index.shape[1])
     shape = (len(anchors), rows.shape[0])
     pattern = torch.sparse_csr_tensor(ends, flat, rows.new_zeros(len(flat)), shape, check_invariants=False)
@@ -121,10 +121,10 @@ def _csr_scores(anchors: torch.Tensor, rows: torch.Tensor, index: torch.Tensor) 
 
 @cache
 def reads_any_rows() -> bool:
-    """Whether the CSR kernel takes columns in any order and more than once, as negatives come; asked once a process.
+    """Whether the CSR kernel takes columns in any order and repeated, as negatives are; tried once per process.
 
-    It does in every PyTorch tried (it treats each entry alone), but a CSR matrix by the book has neither, so this asks.
-    PyTorch also says once, at the first CSR tensor, that their API may change: here, where nobody is told.
+    It does in every PyTorch that was tried (it computes each entry by itself), but the CSR format allows neither, so
+    this tries it. PyTorch's warning at the first CSR tensor that their API may change is silenced here.
     """
     rows = (torch.arange(4 * 19.0) % 7).view(4, 19)  # small whole numbers: exact in any order
     index = torch.tensor([[3, 0, 3], [2, 1, 1]])

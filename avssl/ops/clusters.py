@@ -1,4 +1,4 @@
-"""Clusters as labels: how many there may be, their cross-entropy, how evenly they are used, how lasting they are."""
+"""Clusters as labels: their number, their cross-entropy, how evenly they are used, and how much they change."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch.nn.functional import cross_entropy
 
 
 def check_num_clusters(option: str, num_clusters: int, num_samples: int) -> None:
-    """ValueError unless the samples can fill the clusters."""
+    """Raise ValueError unless loss.`option` is from 2 to the number of samples."""
     if not 1 < num_clusters <= num_samples:
         raise ValueError(
             f"loss.{option} is {num_clusters} with {num_samples} samples: more clusters than samples cannot all be "
-            f"used, and one cluster tells nothing; choose 2 to {num_samples}, or use more data"
+            f"used, and a single cluster teaches nothing; choose 2 to {num_samples}, or use more data"
         )
 
 
@@ -24,21 +24,21 @@ def cross_entropy_of_heads(logits: torch.Tensor, labels: torch.Tensor) -> torch.
 
 @torch.no_grad()
 def usage_entropy(usage: torch.Tensor) -> torch.Tensor:
-    """Entropy of how much each of K clusters is used, over log K: 1 all alike, 0 a single one (collapse).
+    """Entropy of the use of K clusters, divided by log K: 1 if all are used alike, 0 if only one is (collapse).
 
     usage: (..., K) non-negative counts or probabilities of any scale, not all 0; K > 1. Returns float32 (...).
     """
-    share = usage.double() / usage.double().sum(dim=-1, keepdim=True)
-    entropy: torch.Tensor = torch.special.entr(share).sum(dim=-1)
+    fraction = usage.double() / usage.double().sum(dim=-1, keepdim=True)
+    entropy: torch.Tensor = torch.special.entr(fraction).sum(dim=-1)
     return (entropy / math.log(usage.shape[-1])).float()
 
 
 @torch.no_grad()
 def normalized_mutual_information(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """I(a; b) / sqrt(H(a) H(b)) of two labelings of the same samples: 1 equal up to the names, 0 unrelated.
+    """I(a; b) / sqrt(H(a) H(b)) of two labelings of the same samples: 1 if equal up to the names, 0 if unrelated.
 
-    first, second: int64 (N,), labels >= 0. Returns a float32 scalar; 0 where a labeling has a single label, which
-    tells nothing. Caron et al. 2018 (arXiv 1807.05520) watch it between the assignments of consecutive epochs.
+    first, second: int64 (N,), labels >= 0. Returns a float32 scalar; 0 where a labeling has a single label.
+    Caron et al. 2018 (arXiv 1807.05520) plot it between the assignments of consecutive epochs.
 
     >>> normalized_mutual_information(torch.tensor([0, 0, 1]), torch.tensor([1, 1, 0])).item()
     1.0
@@ -46,8 +46,8 @@ def normalized_mutual_information(first: torch.Tensor, second: torch.Tensor) -> 
     num_samples = first.shape[0]
 
     def entropy(labels: torch.Tensor) -> torch.Tensor:
-        share = torch.unique(labels, dim=-1, return_counts=True)[1].double() / num_samples
-        result: torch.Tensor = torch.special.entr(share).sum()
+        fraction = torch.unique(labels, dim=-1, return_counts=True)[1].double() / num_samples
+        result: torch.Tensor = torch.special.entr(fraction).sum()
         return result
 
     entropies = entropy(first), entropy(second)
@@ -57,11 +57,11 @@ def normalized_mutual_information(first: torch.Tensor, second: torch.Tensor) -> 
 
 
 def describe_labels(before: torch.Tensor, after: torch.Tensor, num_clusters: int) -> torch.Tensor:
-    """float32 (2,): how much of the labels int64 (N, L) is kept, and how evenly the new ones use the clusters.
+    """How much of the old labels int64 (N, L) the new ones keep, and how evenly these use the clusters: float32 (2,).
 
-    The first is the normalized mutual information of each column with the one before, the second its usage entropy;
-    both are means over the L columns.
+    The first is the normalized mutual information of a column before and after, the second the usage entropy of the
+    column after; both are means over the L columns.
     """
-    kept = [normalized_mutual_information(*pair) for pair in zip(before.T, after.T, strict=True)]
-    used = [usage_entropy(torch.bincount(labels, minlength=num_clusters)) for labels in after.T]
-    return torch.stack([torch.stack(kept).mean(), torch.stack(used).mean()])
+    information = [normalized_mutual_information(*pair) for pair in zip(before.T, after.T, strict=True)]
+    entropies = [usage_entropy(torch.bincount(labels, minlength=num_clusters)) for labels in after.T]
+    return torch.stack([torch.stack(information).mean(), torch.stack(entropies).mean()])

@@ -8,9 +8,9 @@ from torch.nn.functional import normalize
 
 
 def last_occurrence(index: torch.Tensor) -> torch.Tensor:
-    """For each position of index (B,), that of the last occurrence of its value, (B,): makes duplicate writes defined.
+    """The position of the last occurrence of each value of index, (B,) -> (B,): makes duplicate writes deterministic.
 
-    Shapes do not depend on the values, so a GPU is not waited for, as it would be by torch.unique.
+    Unlike torch.unique, its shapes do not depend on the values, so it does not wait for a GPU.
     """
     order = index.argsort(stable=True)
     return order[torch.searchsorted(index[order], index, right=True) - 1]
@@ -19,9 +19,8 @@ def last_occurrence(index: torch.Tensor) -> torch.Tensor:
 class MemoryBank(nn.Module):
     """A slow, unit-norm copy of each sample's embedding: m_i <- normalize(momentum m_i + (1 - momentum) z_i).
 
-    `rows` is float32 (N, D), a persistent buffer from birth. It starts as normalized Gaussian noise from `seed`, the
-    same on every rank: the constant of the NCE losses is estimated from these random rows.
-    Callers use `gather_rows` and `update` only, so that a bank sharded over devices can take this one's place.
+    `rows` is a persistent buffer, float32 (N, D). It starts as normalized Gaussian noise from `seed`, the same on every
+    rank: the constant of the NCE losses is estimated from these random rows.
 
     >>> bank = MemoryBank(num_samples=10, dim=4, seed=0)
     >>> bank.update(torch.tensor([2]), torch.tensor([[1.0, 0.0, 0.0, 0.0]]), momentum=0.0)
@@ -63,9 +62,9 @@ class MemoryBank(nn.Module):
 
 
 class Queue(nn.Module):
-    """The newest `size` rows that were pushed: float32 (size, D), a ring of fixed shape.
+    """The newest `size` rows that were pushed: float32 (size, D), a ring buffer of fixed shape.
 
-    It starts as normalized Gaussian noise from `seed`, the same on every rank. `count` is how many rows were ever
+    It starts as normalized Gaussian noise from `seed`, the same on every rank. `count` is the number of rows ever
     pushed. Push tensors gathered from all ranks: then every rank holds the same bits.
 
     >>> queue = Queue(size=3, dim=2, seed=0)
@@ -85,10 +84,10 @@ class Queue(nn.Module):
         self.register_buffer("rows", normalize(torch.randn(size, dim, generator=generator), dim=1))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
         self._was_full = False
-        self.register_load_state_dict_post_hook(Queue._look_again)
+        self.register_load_state_dict_post_hook(Queue._forget_was_full)
 
-    def _look_again(self, incompatible_keys: object) -> None:  # noqa: ARG002  (the signature of a hook)
-        """Another state may be one of a queue that is not full."""
+    def _forget_was_full(self, incompatible_keys: object) -> None:  # noqa: ARG002  (the signature of a hook)
+        """The state just loaded may be that of a queue that is not full."""
         self._was_full = False
 
     @property
@@ -98,15 +97,15 @@ class Queue(nn.Module):
 
     @property
     def is_full(self) -> bool:
-        """True once no row of the noise is left. Waits for a GPU until it is, and never again."""
+        """True once no row of the initial noise is left. Until then, each call waits for the GPU."""
         if not self._was_full:
             self._was_full = int(self.count) >= self.size
         return self._was_full
 
     @torch.no_grad()
     def push(self, rows: torch.Tensor) -> None:
-        """Replace the oldest rows by these (B, D); of more than fit, the last ones stay."""
+        """Replace the oldest rows by these (B, D); if they are more than `size`, only the last ones are kept."""
         self.count += rows.shape[0]
         rows = rows[-self.size :].float()
-        places = (self.count - rows.shape[0] + torch.arange(rows.shape[0], device=rows.device)) % self.size
-        self.rows[places] = rows
+        positions = (self.count - rows.shape[0] + torch.arange(rows.shape[0], device=rows.device)) % self.size
+        self.rows[positions] = rows

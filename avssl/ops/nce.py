@@ -1,12 +1,12 @@
 """Noise-contrastive estimation with a constant partition function (NPID, PIRL, AVID).
 
-Scores s = <u, m> / T. The noise is uniform over the N samples and the model is exp(s) / Z, so with
-E = Z / N, the mean of exp(s), the number of samples drops out:
+Scores are s = <u, m> / T. The noise is uniform over the N samples and the model is exp(s) / Z, so with
+E = Z / N, the mean of exp(s), the number of samples cancels:
 
     h(s) = exp(s) / (exp(s) + K E)        probability that a score belongs to the data, not to the noise
     L    = -mean_p log h(s+_p) - sum_k log(1 - h(s-_k))
 
-The sum over the K negatives is not a mean: a mean would make their term K times too weak.
+The negatives' term is a sum and not a mean, which would make it K times too weak.
 Source: Wu et al. 2018 (arXiv 1805.01978), eq. 4 to 8; Morgado et al. 2020 (arXiv 2004.12943), eq. 1.
 """
 
@@ -26,7 +26,7 @@ from avssl.ops.sharded_nce import sharded_mean_exponential, sharded_nce
 def nce_terms(
     positive_scores: torch.Tensor, negative_scores: torch.Tensor, partition: torch.Tensor | float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The two terms of the loss for each anchor.
+    """The two terms of the loss of each anchor.
 
     Args:
         positive_scores: (B, P), already divided by the temperature; any float dtype.
@@ -47,7 +47,7 @@ def nce_terms(
 
 
 def nce(positive_scores: torch.Tensor, negative_scores: torch.Tensor, partition: torch.Tensor | float) -> torch.Tensor:
-    """Mean NCE loss of a batch: scalar. See `nce_terms` for the arguments.
+    """Mean NCE loss of a batch, a scalar. See `nce_terms` for the arguments.
 
     >>> positive, negatives = torch.tensor([5.0]), torch.tensor([[-5.0, -5.0]])
     >>> nce(positive, negatives, partition=1.0).item() < nce(-positive, -negatives, partition=1.0).item()
@@ -57,21 +57,21 @@ def nce(positive_scores: torch.Tensor, negative_scores: torch.Tensor, partition:
     return (positive + negative).mean()
 
 
-def unmeasured_partition() -> torch.Tensor:
-    """The start value of a loss's buffer for E: below zero until `latch_partition` has measured it."""
+def initial_partition() -> torch.Tensor:
+    """The start value of a loss's buffer for E: below 0, until `latch_partition` writes the estimate."""
     return torch.tensor(-1.0)
 
 
 @torch.no_grad()
 def latch_partition(partition: torch.Tensor, estimate: torch.Tensor) -> None:
-    """Write E once: the mean over ranks of the first `estimate` ever given; a value that is there stays."""
+    """Write the mean over ranks of `estimate` into E, unless E already holds a value."""
     partition.copy_(torch.where(partition > 0, partition, all_mean(estimate.to(partition.dtype))))
 
 
 def mean_exponential(
     anchors: torch.Tensor, rows: torch.Tensor, negatives: torch.Tensor, temperature: float
 ) -> torch.Tensor:
-    """E as these negatives say: the mean of exp(score), scalar."""
+    """E estimated from these negatives int64 (B, K): the mean of exp(score), a scalar."""
 
     def weigh(products: torch.Tensor, block: slice) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: ARG001
         return products, (products / temperature).exp().mean(dim=1, keepdim=True)
@@ -80,14 +80,14 @@ def mean_exponential(
 
 
 def nce_parts(scores: torch.Tensor, num_positives: int, partition: torch.Tensor) -> torch.Tensor:
-    """Of scores (B, P + K): loss, sum of the P positive scores and sum of the K negative ones, (B, 3)."""
+    """Loss, sum of the P positive scores and sum of the K negative ones of scores (B, P + K): (B, 3)."""
     positive, negative = scores[:, :num_positives], scores[:, num_positives:]
     loss = sum(nce_terms(positive, negative, partition))
     return torch.stack([cast("torch.Tensor", loss), positive.sum(dim=1), negative.sum(dim=1)], dim=1)
 
 
 def nce_slopes(scores: torch.Tensor, num_positives: int, partition: torch.Tensor) -> torch.Tensor:
-    """dL/ds of an anchor's loss, (B, P + K): sigmoid(s - log K E), and -sigmoid(log K E - s) / P for the positives."""
+    """dL/ds (B, P + K) of the anchors' losses: sigmoid(s - log K E), and -sigmoid(log K E - s) / P for positives."""
     log_noise = torch.log(partition.to(scores.dtype) * (scores.shape[1] - num_positives))
     above = scores - log_noise
     slopes = torch.sigmoid(above)
@@ -103,10 +103,10 @@ def rows_nce(
     temperature: float,
     partition: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean NCE of anchors (B, D) against rows (N, D) by index, positives (B, P) and negatives (B, K).
+    """Mean NCE of anchors (B, D) against rows (N, D) by index: positives (B, P) and negatives (B, K), int64.
 
-    Returns the loss, a scalar that differentiates to the anchors, and the mean scores of positives and negatives (2,)
-    without gradient. Under torch.compile it is written plainly: the compiler makes one loop of gather and product.
+    Returns the loss, a scalar with a gradient for the anchors, and the mean scores of positives and negatives (2,),
+    without gradient. torch.compile gets the plain form, whose gather and product it fuses into one loop.
     """
     if torch.compiler.is_compiling():
         return plain_rows_nce(anchors, rows, positives, negatives, temperature, partition)
@@ -133,7 +133,7 @@ def plain_rows_nce(
     temperature: float,
     partition: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `rows_nce`, in three lines and (B, P + K, D) of memory: the reference."""
+    """As `rows_nce`, written plainly, with (B, P + K, D) of memory: the reference."""
     positive = plain_scores(anchors, rows, positives) / temperature
     negative = plain_scores(anchors, rows, negatives) / temperature
     return nce(positive, negative, partition), torch.stack([positive.mean(), negative.mean()]).detach()
@@ -149,21 +149,20 @@ def bank_nce(
     *,
     measure: bool,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """NCE of anchors against rows of a memory bank, each row read once a step and none kept.
+    """NCE of anchors against rows of a memory bank; each row is read once per step and none is kept.
 
     Args:
         anchors: (B, D) unit embeddings with gradient; any float dtype.
-        bank: rows by sample; they carry no gradient.
+        bank: a row per sample; rows carry no gradient.
         positives, negatives: int64 (B, P) and (B, K), rows of the bank; for a sharded bank those of all ranks' anchors,
             (W B, P) and (W B, K), the same on all ranks.
         temperature: > 0.
-        partition: the loss's buffer for E, (); written when `measure` and it holds no value yet.
+        partition: the loss's buffer for E, (); written if `measure` is set and it holds no value yet.
         measure: True in a run's first micro-batch.
 
-    Returns the mean over the B anchors, scalar float32, and detached scalars for the log: "" the loss itself,
+    Returns the mean over the B anchors, a float32 scalar, and detached scalars for the log: "" the loss itself,
     "_positive_score" and "_negative_score" the mean cosines.
     """
-
     anchors = anchors.to(bank.rows.dtype)
     if isinstance(bank, ShardedMemoryBank):
         if measure:

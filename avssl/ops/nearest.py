@@ -1,8 +1,8 @@
-"""Nearest rows by cosine, exactly and the same for every chunk size: what kNN, retrieval and the report share.
+"""Nearest rows by cosine, exactly and the same for every chunk size: used by kNN, retrieval and the report.
 
-Cosines are computed in float64 from whatever comes in and rounded to multiples of 2^-30. A matrix product may give
+Cosines are computed in float64 from any input dtype and rounded to multiples of 2^-30. A matrix product may give
 two equal rows scores that differ in the last bit, depending on where a chunk ends; after rounding they are equal, so
-ties are real ties and every result is the same whatever the chunk, the thread count or the order of summation.
+every result is the same for any chunk size, thread count or order of summation.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _CHUNK_ELEMENTS = 2**24  # float64 similarities held at once: 128 MiB
 def unit_rows(features: Any, name: str = "features") -> torch.Tensor:
     """(N, D) array or tensor of numbers -> float64 tensor (N, D) with rows of length 1, on the input's device.
 
-    Zero rows stay zero (cosine 0 with everything). ValueError for other shapes and for rows that are not finite.
+    Zero rows stay zero (cosine 0 with all rows). Raises ValueError for other shapes and for rows that are not finite.
     """
     rows = torch.as_tensor(features).detach().to(torch.float64)
     if rows.ndim != 2 or rows.shape[1] == 0:
-        raise ValueError(f"{name} has shape {tuple(rows.shape)}; expected (rows, width) with width > 0")
+        raise ValueError(f"{name} has shape {tuple(rows.shape)}; expected (rows, dim) with dim > 0")
     wrong = ~torch.isfinite(rows).all(dim=1)
     if bool(wrong.any()):
         raise ValueError(
@@ -36,7 +36,7 @@ def unit_rows(features: Any, name: str = "features") -> torch.Tensor:
 
 
 def class_numbers(labels: Any, num_rows: int, name: str = "labels") -> torch.Tensor:
-    """(N,) integers -> int64 tensor; ValueError for another length, another kind of number or negative ones."""
+    """(N,) integers -> int64 tensor. Raises ValueError for another length, other kinds of numbers or negative ones."""
     numbers = torch.as_tensor(labels).detach()
     if numbers.shape != (num_rows,):
         raise ValueError(f"{name} has shape {tuple(numbers.shape)}; expected ({num_rows},), one per row")
@@ -52,8 +52,7 @@ def label_numbers(names: Sequence[str | None], classes: Sequence[str] | None = N
 
     classes: the order of the classes, for example of the training split; default: the names that occur, sorted.
 
-    Raises:
-        ValueError: a row has no name, or a name that is not among `classes`.
+    Raises ValueError if a row has no name, or a name that is not among `classes`.
     """
     missing = [row for row, name in enumerate(names) if name is None]
     if missing:
@@ -75,10 +74,10 @@ def similarity_chunks(
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Pairs (first query row, rounded cosines float64 (rows, N)) over queries (M, D) and gallery (N, D), unit rows.
 
-    chunk_size: queries at a time; None = as many as keep a chunk at 128 MiB. It does not change the result.
+    chunk_size: number of queries per chunk; None: as many as fit into 128 MiB. It does not change the result.
     """
     if queries.shape[1] != gallery.shape[1]:
-        raise ValueError(f"queries are {queries.shape[1]} wide and the gallery {gallery.shape[1]}; both must be equal")
+        raise ValueError(f"queries have dim {queries.shape[1]} and the gallery {gallery.shape[1]}; both must be equal")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1")
     size = chunk_size or max(1, _CHUNK_ELEMENTS // max(1, len(gallery)))
@@ -89,9 +88,10 @@ def similarity_chunks(
 def nearest(
     queries: Any, gallery: Any, num_neighbors: int, *, chunk_size: int | None = None
 ) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.float64]]]:
-    """Rows of `gallery` (N, D) closest to each of `queries` (M, D) by cosine, best first; of equals the lower row.
+    """Rows of `gallery` (N, D) nearest to each of `queries` (M, D) by cosine, best first; of equals the lower row.
 
-    Returns (rows int64 (M, k), cosines float64 (M, k)) with k = min(num_neighbors, N).
+    Returns (rows int64 (M, k), cosines float64 (M, k)) with k = min(num_neighbors, N). Raises ValueError for an empty
+    gallery.
     """
     left, right = unit_rows(queries, "queries"), unit_rows(gallery, "gallery")
     if len(right) == 0 or num_neighbors < 1:
@@ -107,15 +107,15 @@ def nearest(
 
 
 def _stable_top(similarity: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """topk with a promise about ties: of equal values the lower positions win and come first."""
+    """As topk, but of equal values the lower positions are taken and come first."""
     values, positions = similarity.topk(count, dim=1)
     threshold = values[:, -1:]
     tied = (similarity >= threshold).sum(dim=1) > count
     if bool(tied.any()):
-        # Everything above the threshold is in; of those on it the lowest positions fill the remaining places.
-        above, level = similarity[tied] > threshold[tied], similarity[tied] == threshold[tied]
-        room = count - above.sum(dim=1, keepdim=True)
-        chosen = above | (level & (level.cumsum(dim=1) <= room))
+        # All positions above the threshold are taken; of those equal to it, the lowest fill up to the count.
+        above, equal = similarity[tied] > threshold[tied], similarity[tied] == threshold[tied]
+        remaining = count - above.sum(dim=1, keepdim=True)
+        chosen = above | (equal & (equal.cumsum(dim=1) <= remaining))
         positions[tied] = chosen.nonzero()[:, 1].reshape(-1, count)
     positions = positions.sort(dim=1).values
     values = similarity.gather(1, positions)
@@ -124,7 +124,7 @@ def _stable_top(similarity: torch.Tensor, count: int) -> tuple[torch.Tensor, tor
 
 
 def unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows (..., D) of length 1; zero rows stay zero."""
+    """The rows (..., D) divided by their lengths; zero rows stay zero."""
     length = np.linalg.norm(rows, axis=-1, keepdims=True)
     result: NDArray[np.float32] = np.divide(rows, length, out=np.zeros_like(rows), where=length > 0)
     return result

@@ -1,4 +1,4 @@
-"""Random indices for losses: drawn for the whole batch of all ranks and sliced, so world size does not matter."""
+"""Random indices for losses: drawn for the batch of all ranks and sliced, so that they do not depend on world size."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from avssl.distributed import rank, world_size
 
 
 def generator_for(seed: int, batch: int, device: torch.device) -> torch.Generator:
-    """A generator whose stream is a function of the run's seed and the micro-batch number alone."""
+    """A generator whose stream depends only on the run's seed and the number of the micro-batch."""
     generator = torch.Generator(device=device)
     # Two integers into one seed: distinct for every batch below 2**31 and every 32-bit seed.
     return generator.manual_seed(((seed & 0xFFFF_FFFF) << 31) ^ batch)
@@ -25,11 +25,11 @@ def negatives_excluding(
     """Uniform indices in [0, num_samples), with replacement, that avoid each row's excluded ones.
 
     Args:
-        excluded: int64 (B, E), distinct within a row, this rank's rows.
+        excluded: int64 (B, E), distinct within a row, for this rank's rows.
         num_negatives: K >= 1.
         num_samples: N; must exceed E.
-        generator: the same state on every rank, see `generator_for`.
-        first_row, num_rows_total: where this rank's rows stand in the batch of all ranks.
+        generator: in the same state on every rank, see `generator_for`.
+        first_row, num_rows_total: position of this rank's rows in the batch of all ranks, and the size of that batch.
 
     Returns:
         int64 (B, K).
@@ -47,14 +47,14 @@ def negatives_excluding(
     draws = torch.randint(allowed, (num_rows_total, num_negatives), generator=generator, device=excluded.device)
     draws = draws[first_row : first_row + rows]
     if num_excluded == 1:
-        return draws + (draws >= excluded)  # the same without a search
+        return draws + (draws >= excluded)  # the same result without a search
     offsets = torch.arange(num_excluded, device=excluded.device)
     thresholds = (excluded.sort(dim=1).values - offsets).contiguous()
     return draws + torch.searchsorted(thresholds, draws.contiguous(), right=True)
 
 
 def check_negatives(num_negatives: int, num_samples: int) -> None:
-    """ValueError unless a sample can be told apart from at least one other: for the constructors of losses."""
+    """Raise ValueError unless num_negatives >= 1 and there is a sample besides the anchor's own."""
     if num_negatives < 1:
         raise ValueError(f"loss.num_negatives is {num_negatives}; each sample is compared with at least 1 other")
     if num_samples < 2:
@@ -67,9 +67,9 @@ def check_negatives(num_negatives: int, num_samples: int) -> None:
 def draw_negatives(
     excluded: torch.Tensor, num_negatives: int, num_samples: int, seed: int, batch: int, *, for_all_ranks: bool = False
 ) -> torch.Tensor:
-    """As `negatives_excluding` for this rank's rows of micro-batch `batch`: the same draws at any world size.
+    """As `negatives_excluding`, for this rank's rows of micro-batch number `batch`; the same for any world size.
 
-    for_all_ranks: `excluded` (W B, E) are the gathered rows of all ranks, and so are the draws (W B, K).
+    for_all_ranks: `excluded` (W B, E) holds the gathered rows of all ranks, and so does the result (W B, K).
     """
     generator = generator_for(seed, batch, excluded.device)
     rows = excluded.shape[0]

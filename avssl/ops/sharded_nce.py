@@ -1,13 +1,13 @@
-"""NCE against a bank whose rows are split over the ranks: anchors travel, rows do not.
+"""NCE against a bank whose rows are split over the ranks: anchors are sent between ranks, rows are not.
 
-The partition constant makes NCE a sum over rows, so each rank can add up what its own rows contribute, to the loss and
-to the gradient of every anchor of the batch:
+With a partition constant NCE is a sum over rows, so each rank can add up the contributions of its own rows to the loss
+and to the gradient of every anchor of the batch:
 
     all ranks get all anchors (W B, D); each sums over its own rows; each gets back the W sums (B, D + 3) of its anchors
 
-The negatives are those that replicated banks would have met, drawn once for the whole batch and known on all ranks, so
-the value is that of replicated banks but for the order of a sum. Bytes a rank and direction do not depend on K:
-4 W B D out and in for the anchors, 4 W B (D + 3) for the sums.
+The negatives are those of replicated banks, drawn once for the whole batch and known on all ranks, so the value is that
+of replicated banks up to the order of a sum. The bytes per rank and direction do not depend on K: 4 W B D sent and
+received for the anchors, 4 W B (D + 3) for the sums.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ POSITIVE, NEGATIVE = 1, 2
 def own_columns(
     bank: ShardedMemoryBank, positives: torch.Tensor, negatives: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of the rows that each anchor meets those that this rank holds, first: (index, kind), both (W B, C).
+    """The rows on this rank that each anchor is compared with: (index, kind), both (W B, C).
 
-    index counts from this rank's first row; kind is POSITIVE, NEGATIVE, or 0 where an anchor has fewer than C.
+    C is the largest number of them for an anchor. index counts from this rank's first row; kind is POSITIVE, NEGATIVE,
+    or 0 where an anchor has fewer than C.
     """
     index = torch.cat([positives, negatives], dim=1)
     kind = torch.full_like(index, NEGATIVE, dtype=torch.int8)
     kind[:, : positives.shape[1]] = POSITIVE
-    is_own = (index >= bank.first) & (index < bank.last)
-    kind = kind * is_own
-    columns = max(1, int(is_own.sum(dim=1).max()))
-    order = (~is_own).to(torch.int8).sort(dim=1, stable=True).indices[:, :columns]
+    is_local = (index >= bank.first) & (index < bank.last)
+    kind = kind * is_local
+    columns = max(1, int(is_local.sum(dim=1).max()))
+    order = (~is_local).to(torch.int8).sort(dim=1, stable=True).indices[:, :columns]
     kind = kind.gather(1, order)
     return torch.where(kind > 0, index.gather(1, order) - bank.first, 0), kind
 
@@ -65,10 +66,10 @@ def sharded_nce(
     def evaluate(anchors: torch.Tensor, wants_gradient: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         parts, slopes = scan(gather(anchors), bank.rows, (index,), weigh, wants_sum=wants_gradient)
         sums = exchange_sum(torch.cat([slopes, parts], dim=1))
-        width = slopes.shape[1]
-        value, positive, negative = sums[:, width:].mean(dim=0)
+        dim = slopes.shape[1]
+        value, positive, negative = sums[:, dim:].mean(dim=0)
         means = torch.stack([positive / num_positives, negative / num_negatives])
-        return value, sums[:, :width] / (temperature * len(anchors)), means
+        return value, sums[:, :dim] / (temperature * len(anchors)), means
 
     return known_gradient(anchors, evaluate)
 
@@ -77,7 +78,7 @@ def sharded_nce(
 def sharded_mean_exponential(
     anchors: torch.Tensor, bank: ShardedMemoryBank, negatives: torch.Tensor, temperature: float
 ) -> torch.Tensor:
-    """As `mean_exponential` over the batch of all ranks."""
+    """As `mean_exponential`, over the batch of all ranks: negatives (W B, K)."""
     index, kind = own_columns(bank, negatives[:, :0], negatives)
 
     def weigh(products: torch.Tensor, block: slice) -> tuple[torch.Tensor, torch.Tensor]:

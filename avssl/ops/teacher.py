@@ -13,15 +13,15 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def frozen_copy(network: ModuleT, *, independent: bool = False) -> ModuleT:
-    """A copy of a network without gradients.
+    """A copy of a network that needs no gradients.
 
-    independent: with random weights of its own (BYOL starts so), drawn from torch's generator by PyTorch's default
-    rule for each layer. Parameters that belong to no layer, such as position tables, stay copies.
+    independent: give it random weights of its own (as BYOL starts), drawn from torch's generator by each layer's
+    default initialization. Parameters that belong to no layer, such as position tables, stay copies.
     """
     teacher = copy.deepcopy(network).requires_grad_(False)
     if independent:
         for module in teacher.modules():
-            # The only layer of PyTorch's that keeps its initialization under another name.
+            # The only layer of PyTorch whose initialization has another name.
             name = "_reset_parameters" if isinstance(module, nn.MultiheadAttention) else "reset_parameters"
             if callable(reset := getattr(module, name, None)):
                 reset()
@@ -39,11 +39,10 @@ def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
 
 
 def check_momentum(momentum: float) -> None:
-    """ValueError for a loss.teacher_momentum that is no share: for the constructors of losses."""
+    """Raise ValueError for a loss.teacher_momentum outside 0 to 1."""
     if not 0 <= momentum <= 1:
         raise ValueError(
-            f"loss.teacher_momentum is {momentum}; it is the share of itself that the teacher keeps at each step, from "
-            "0 to 1"
+            f"loss.teacher_momentum is {momentum}; it must be from 0 to 1, the weight of the teacher's past"
         )
 
 
@@ -57,5 +56,5 @@ def cosine_momentum(base: float, step: int, total_steps: int) -> float:
     """
     if total_steps < 1:
         raise ValueError(f"a momentum schedule needs the length of the run; total_steps is {total_steps}")
-    share = min(1.0, step / total_steps)
-    return 1.0 - (1.0 - base) * 0.5 * (1.0 + math.cos(math.pi * share))
+    fraction = min(1.0, step / total_steps)
+    return 1.0 - (1.0 - base) * 0.5 * (1.0 + math.cos(math.pi * fraction))
