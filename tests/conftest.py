@@ -78,14 +78,14 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="session")
 def shards(corpus, tmp_path_factory):
     """{"train": shard folder of 18 samples in 3 shards, "test": of 6 samples}."""
-    from data_prep.index.build import index_folder
+    from data_prep.index.build import IndexOptions, build_manifest
     from data_prep.transcode.options import WriteOptions
     from data_prep.write.run import write_shards
 
     folder = tmp_path_factory.mktemp("shards")
     for split in ("train", "test"):
         manifest = folder / f"{split}.jsonl"
-        index_folder(corpus / split, manifest, labels=str(corpus / split / "labels.csv"))
+        build_manifest(corpus / split, manifest, IndexOptions(labels=str(corpus / split / "labels.csv")))
         write_shards(manifest, folder / split, WriteOptions(short_side_px=32, samples_per_shard=7))
     return {split: folder / split for split in ("train", "test")}
 
@@ -111,7 +111,7 @@ def image_shards(tmp_path_factory):
     import numpy as np
     from PIL import Image
 
-    from data_prep.index.build import index_folder
+    from data_prep.index.build import IndexOptions, build_manifest
     from data_prep.transcode.options import WriteOptions
     from data_prep.write.run import write_shards
 
@@ -122,7 +122,7 @@ def image_shards(tmp_path_factory):
         path.parent.mkdir(parents=True, exist_ok=True)
         low = 128 if number % 2 else 0
         Image.fromarray(generator.integers(low, low + 128, size=(40, 48, 3), dtype=np.uint8)).save(path)
-    index_folder(folder / "pictures", folder / "pictures.jsonl")
+    build_manifest(folder / "pictures", folder / "pictures.jsonl", IndexOptions())
     write_shards(folder / "pictures.jsonl", folder / "shards", WriteOptions(samples_per_shard=5))
     return folder / "shards"
 

@@ -16,7 +16,7 @@ from avssl.shards.shard_set import ShardSet
 from avssl.transforms.config import AudioViewConfig, VideoViewConfig, ViewsConfig
 from avssl.transforms.view_maker import ViewMaker
 from avssl.types import View
-from data_prep.index.build import index_folder
+from data_prep.index.build import IndexOptions, build_manifest
 from data_prep.inspect.verify import verify_folder
 from data_prep.transcode.encode import write_media
 from data_prep.transcode.options import WriteOptions
@@ -102,7 +102,7 @@ def films(tmp_path_factory):
     for name, film in FILMS.items():
         paths[name] = folder / "files" / (name + film.suffix)
         wanted[name] = film.write(paths[name])
-    index_folder(folder / "files", folder / "films.jsonl", "none", num_workers=2)
+    build_manifest(folder / "files", folder / "films.jsonl", IndexOptions(num_workers=2, labels="none"))
     write_shards(folder / "films.jsonl", folder / "shards", WriteOptions(short_side_px=48), num_workers=2)
     assert verify_folder(folder / "shards", decode_all=True).problems == []
     return paths, wanted, folder / "shards"

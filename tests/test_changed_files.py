@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from avssl.files.whole import content_digest
 from avssl.shards.shard_set import ShardSet
-from data_prep.index.build import IndexOptions, index
+from data_prep.index.build import IndexOptions, build_manifest
 from data_prep.index.cutting import Cutting
 from data_prep.inspect.coverage import measure
 from data_prep.write.run import write_shards
@@ -18,7 +18,7 @@ def test_a_file_replaced_after_it_was_listed_is_skipped_and_counted(tmp_path):
     media, manifest, out = tmp_path / "media", tmp_path / "corpus.jsonl", tmp_path / "shards"
     for seed in range(3):
         make_clip(media / f"{seed}.mp4", seed, seconds=0.5)
-    index(media, manifest, IndexOptions())
+    build_manifest(media, manifest, IndexOptions())
     right = (media / "1.mp4").read_bytes()
     make_clip(media / "1.mp4", 9, seconds=1.0)
     written = write_shards(manifest, out, OPTIONS)
@@ -41,7 +41,7 @@ def test_every_clip_of_a_changed_file_is_skipped(tmp_path):
     media, manifest = tmp_path / "media", tmp_path / "corpus.jsonl"
     make_clip(media / "one.mp4", 1, seconds=1.0)
     make_clip(media / "two.mp4", 2, seconds=1.0)
-    index(media, manifest, IndexOptions(cutting=Cutting(clip_seconds=0.5)))
+    build_manifest(media, manifest, IndexOptions(cutting=Cutting(clip_seconds=0.5)))
     with (media / "two.mp4").open("ab") as file:
         file.write(b"\0" * 16)
     written = write_shards(manifest, tmp_path / "shards", replace(OPTIONS, samples_per_shard=8))
@@ -54,7 +54,7 @@ def test_a_file_replaced_by_one_of_the_same_size_is_skipped_and_a_copy_with_anot
     media, manifest = tmp_path / "media", tmp_path / "corpus.jsonl"
     for seed in range(2):
         make_clip(media / f"{seed}.mp4", seed, seconds=0.5)
-    index(media, manifest, IndexOptions())
+    build_manifest(media, manifest, IndexOptions())
     os.utime(media / "0.mp4", ns=(1, 1))
     content = bytearray((media / "1.mp4").read_bytes())
     content[-1] ^= 1

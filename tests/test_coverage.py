@@ -7,7 +7,7 @@ import tracemalloc
 import pytest
 
 from data_prep.__main__ import main
-from data_prep.index.build import IndexOptions, index
+from data_prep.index.build import IndexOptions, build_manifest
 from data_prep.inspect.coverage import Counts, measure
 from data_prep.manifest import Entry
 from tests.clips import make_clip
@@ -33,7 +33,7 @@ def corpus(tmp_path_factory):
         {"path": "gone.mp4", "labels": {"animal": ["emu"]}},
     ]
     (folder / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    index(folder / "list.jsonl", folder / "corpus.jsonl", IndexOptions(media=folder / "media"))
+    build_manifest(folder / "list.jsonl", folder / "corpus.jsonl", IndexOptions(media=folder / "media"))
     whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])  # cut since
     command = ["write", str(folder / "corpus.jsonl"), "--out", str(folder / "shards"), "--workers", "1",
                "--short-side-px", "48", "--samples-per-shard", "2"]  # fmt: skip
@@ -108,7 +108,7 @@ def test_shards_of_another_manifest_are_refused(corpus, tmp_path, capsys):
 
 
 def test_files_that_were_not_opened_are_found_but_not_called_decodable(corpus, tmp_path):
-    index(corpus / "list.jsonl", tmp_path / "c.jsonl", IndexOptions(media=corpus / "media", probe=False))
+    build_manifest(corpus / "list.jsonl", tmp_path / "c.jsonl", IndexOptions(media=corpus / "media", probe=False))
     coverage = measure(str(tmp_path / "c.jsonl"))
     assert numbers(coverage.total) == (7, 6, 0, 0, 0, 0, 0)
     assert coverage.num_not_opened == 6

@@ -17,7 +17,7 @@ from avssl.shards.format import ShardIndex, ShardRecord, SideCar, dump_json, sha
 from avssl.shards.shard_set import Sample, ShardSet, write_tar
 from avssl.types import MediaError
 from data_prep.__main__ import main
-from data_prep.index.build import index_folder
+from data_prep.index.build import IndexOptions, build_manifest
 from data_prep.index.walk import Walk
 from data_prep.inspect.verify import verify_folder
 from data_prep.manifest import stream_manifest
@@ -47,7 +47,7 @@ def videos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def manifest(videos):
     path = videos.parent / "corpus.jsonl"
-    index_folder(videos, path, num_workers=2)
+    build_manifest(videos, path, IndexOptions(num_workers=2))
     return path
 
 
@@ -159,7 +159,7 @@ def test_flash_and_beep_stay_together(tmp_path, suffix, video_start, audio_start
         path, video=frames, video_fps=fps, audio=audio, audio_rate_hz=rate, video_start_seconds=video_start,
         audio_start_seconds=audio_start, audio_codec="flac" if suffix == ".mkv" else "aac",
     )  # fmt: skip
-    index_folder(tmp_path, tmp_path / "corpus.jsonl")
+    build_manifest(tmp_path, tmp_path / "corpus.jsonl", IndexOptions())
     write_shards(tmp_path / "corpus.jsonl", tmp_path / "shards", WriteOptions())
     sample = ShardSet(tmp_path / "shards").read(0)
     info = sample.info
@@ -271,7 +271,7 @@ def test_folders_in_any_script_are_written_and_read_back(tmp_path):
     for folder in ("日本語動画", "__meta__"):
         (tmp_path / "videos" / folder).mkdir(parents=True)
         make_clip(tmp_path / "videos" / folder / "clip.mp4")
-    index_folder(tmp_path / "videos", tmp_path / "corpus.jsonl")
+    build_manifest(tmp_path / "videos", tmp_path / "corpus.jsonl", IndexOptions())
     write_shards(tmp_path / "corpus.jsonl", tmp_path / "shards", OPTIONS)
     assert complaints(tmp_path / "shards") == []
     labels = [ShardSet(tmp_path / "shards").read(i).info.labels["label"] for i in range(2)]
@@ -345,7 +345,7 @@ def test_bad_files_are_skipped_by_reason_and_the_numbers_add_up(mixed, tmp_path,
 
 def test_keep_keeps_samples_with_one_stream(mixed, tmp_path):
     folder, reasons = mixed
-    index_folder(folder, tmp_path / "corpus.jsonl", "none", num_workers=2)
+    build_manifest(folder, tmp_path / "corpus.jsonl", IndexOptions(num_workers=2, labels="none"))
     options = WriteOptions(on_missing_audio="keep", on_missing_video="keep", min_duration_seconds=0.5)
     write_shards(tmp_path / "corpus.jsonl", tmp_path / "shards", options, num_workers=2)
     kept = {key for key, reason in reasons.items() if reason in ("no_audio", "no_video")} - {"half_flac"}
@@ -379,7 +379,7 @@ def test_nothing_written_is_exit_code_1_and_short_files_have_a_reason(manifest, 
 
 def test_a_file_that_vanished_is_skipped(videos, tmp_path):
     shutil.copytree(videos, tmp_path / "videos")
-    index_folder(tmp_path / "videos", tmp_path / "corpus.jsonl")
+    build_manifest(tmp_path / "videos", tmp_path / "corpus.jsonl", IndexOptions())
     (tmp_path / "videos" / "cats" / "clip 0.mp4").unlink()
     index = write_shards(tmp_path / "corpus.jsonl", tmp_path / "shards", OPTIONS)
     assert (index.num_samples, index.skipped_by_reason) == (7, {"missing_file": 1})

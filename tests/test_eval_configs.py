@@ -14,7 +14,7 @@ from avssl import config
 from avssl.embedding.embedder import Embedder
 from avssl.eval import tasks
 from avssl.eval.results import read_evaluation
-from data_prep.index.build import IndexOptions, index, index_folder, index_idx_file
+from data_prep.index.build import IndexOptions, build_idx_manifest, build_manifest
 from data_prep.transcode.encode import write_media
 from data_prep.transcode.options import WriteOptions
 from data_prep.write.run import write_shards
@@ -52,7 +52,7 @@ def labeled(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
             lines = [f"{row['path']},{name}\n" for row, name in zip(rows, names, strict=True)]
             labels.write_text("path,label\n" + "".join(lines))
             manifest = folder / f"{kind}-{split}.jsonl"
-            index_folder(corpus / split, manifest, labels=str(labels))
+            build_manifest(corpus / split, manifest, IndexOptions(labels=str(labels)))
             write_shards(manifest, folder / kind / split, WriteOptions(short_side_px=32, samples_per_shard=7))
         folders[kind] = folder / kind
     for fold in (1, 2, 3):
@@ -79,7 +79,7 @@ def audio_shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folders = {}
     for name, rows in (("esc50", lines), ("train", lines[:13]), ("test", [lines[0], *lines[13:]])):
         (folder / f"{name}.csv").write_text("".join(rows))
-        index(folder / f"{name}.csv", folder / f"{name}.jsonl", IndexOptions())
+        build_manifest(folder / f"{name}.csv", folder / f"{name}.jsonl", IndexOptions())
         write_shards(
             folder / f"{name}.jsonl",
             folder / "shards" / name,
@@ -101,7 +101,7 @@ def fashion_shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         images[np.arange(count), labels * 2] = 250
         write_idx(folder / f"{split}-images-idx3-ubyte.gz", images)
         write_idx(folder / f"{split}-labels-idx1-ubyte.gz", labels)
-        index_idx_file(folder / f"{split}-images-idx3-ubyte.gz", folder / f"{split}.jsonl")
+        build_idx_manifest(folder / f"{split}-images-idx3-ubyte.gz", folder / f"{split}.jsonl")
         write_shards(folder / f"{split}.jsonl", folder / split, WriteOptions(samples_per_shard=16))
         folders[split] = folder / split
     return folders

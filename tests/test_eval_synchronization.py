@@ -14,7 +14,7 @@ from torch import nn
 from avssl.embedding.embedder import Embedder
 from avssl.eval import tasks
 from avssl.eval.outcome import Outcome
-from data_prep.index.build import index_folder
+from data_prep.index.build import IndexOptions, build_manifest
 from data_prep.transcode.encode import write_media
 from data_prep.transcode.options import WriteOptions
 from data_prep.write.run import write_shards
@@ -47,7 +47,7 @@ def write_videos(folder: Path, video_delay_seconds: float = 0.0) -> Path:
             audio_rate_hz=RATE_HZ,
             audio_codec="flac",
         )
-    index_folder(folder / "videos", folder / "videos.jsonl")
+    build_manifest(folder / "videos", folder / "videos.jsonl", IndexOptions())
     write_shards(folder / "videos.jsonl", folder / "shards", WriteOptions(short_side_px=32))
     return folder / "shards"
 

@@ -7,7 +7,7 @@ import pytest
 
 from avssl.embedding.media import open_media
 from avssl.media.decode import probe
-from data_prep.index.build import IndexOptions, index
+from data_prep.index.build import IndexOptions, build_manifest
 from data_prep.index.cutting import Cutting
 from data_prep.manifest import stream_manifest
 from tests.sounds import write_sound
@@ -42,7 +42,7 @@ def test_a_length_that_is_guessed_is_no_claim(tmp_path, suffix):
     assert info.audio.duration_seconds is None
     with closing(open_media(path, "sound", ("audio",))) as media:
         assert media.spans["audio"].end_seconds == pytest.approx(SECONDS, abs=0.1)
-    index(tmp_path, tmp_path / "clips.jsonl", IndexOptions(cutting=Cutting(clip_seconds=2)))
+    build_manifest(tmp_path, tmp_path / "clips.jsonl", IndexOptions(cutting=Cutting(clip_seconds=2)))
     entries = list(stream_manifest(tmp_path / "clips.jsonl"))
     assert [entry.segment for entry in entries] == [(0, 2), (2, 4), (4, 6), (6, 8)]
 

@@ -22,7 +22,7 @@ from avssl.shards.format import SampleInfo
 from avssl.shards.shard_set import Sample, ShardSet, parse_members, write_tar
 from avssl.types import MediaError
 from data_prep.__main__ import main
-from data_prep.index.build import index_folder, index_idx_file
+from data_prep.index.build import IndexOptions, build_idx_manifest, build_manifest
 from data_prep.index.mnist import IdxFile
 from data_prep.index.walk import Walk
 from data_prep.manifest import Entry, stream_manifest
@@ -49,11 +49,13 @@ def samples_of(folder):
     return {key: shards.read(index) for index, key in enumerate(shards.keys)}
 
 
-def prepared(folder, out, options=OPTIONS, workers=1, **index_options):
-    """A folder or file -> {key: sample}; the shards lie in out/shards."""
-    index = index_folder if folder.is_dir() else index_idx_file
-    index(folder, out / "corpus.jsonl", **index_options)
-    write_shards(out / "corpus.jsonl", out / "shards", options, workers)
+def prepared(source, out, labels="folder"):
+    """{key: sample} of a folder of images, or a file of many; the shards lie in out/shards."""
+    if source.is_dir():
+        build_manifest(source, out / "corpus.jsonl", IndexOptions(labels=labels))
+    else:
+        build_idx_manifest(source, out / "corpus.jsonl", labels)
+    write_shards(out / "corpus.jsonl", out / "shards", OPTIONS)
     return samples_of(out / "shards")
 
 
@@ -101,7 +103,7 @@ def pictures(tmp_path_factory):
 @pytest.fixture(scope="module")
 def manifest(pictures):
     path = pictures.parent / "corpus.jsonl"
-    index_folder(pictures, path)
+    build_manifest(pictures, path, IndexOptions())
     return path
 
 
@@ -124,7 +126,7 @@ def upright(path):
 def test_a_folder_per_class_goes_all_the_way(pictures, tmp_path, capsys):
     corpus, out = tmp_path / "corpus.jsonl", tmp_path / "shards"
     assert main(["index", str(pictures), "--out", str(corpus), "--workers", "1"]) == 0
-    assert "15 pictures" in capsys.readouterr().out
+    assert "15 images" in capsys.readouterr().out
     assert main(["write", str(corpus), "--out", str(out), "--workers", "1", "--image-quality", "90"]) == 0
     assert main(["verify", str(out), "--workers", "1"]) == 0
     shards = ShardSet(out)
@@ -209,7 +211,7 @@ def test_thumbnails_beside_videos_become_samples_only_on_request(tmp_path, capsy
     assert "--kind images lists them" in printed
     assert [entry.path for entry in stream_manifest(corpus)] == ["mixed/clip.mp4"]
     assert main([*command, "--kind", "images"]) == 0
-    assert "1 pictures" in capsys.readouterr().out
+    assert "1 images" in capsys.readouterr().out
     assert [entry.path for entry in stream_manifest(corpus)] == ["mixed/clip.jpg"]
 
 
@@ -217,16 +219,16 @@ def test_a_gif_is_what_the_others_are_and_alone_a_video(tmp_path):
     folder, corpus = tmp_path / "pictures", tmp_path / "corpus.jsonl"
     folder.mkdir()
     (folder / "a.gif").write_bytes(saved(Image.fromarray(scene()[..., 0]), "GIF"))
-    assert index_folder(folder, corpus).num_images == 0
+    assert build_manifest(folder, corpus, IndexOptions()).num_images == 0
     (folder / "b.png").write_bytes(saved(Image.fromarray(scene()), "PNG"))
-    assert index_folder(folder, corpus).num_images == 2
-    assert index_folder(folder, corpus, kind="media").num_with_video == 1
+    assert build_manifest(folder, corpus, IndexOptions()).num_images == 2
+    assert build_manifest(folder, corpus, IndexOptions(kind="media")).num_with_video == 1
 
 
 def test_a_manifest_of_pictures_and_videos_is_refused(manifest, tmp_path):
     line = Entry("clip.mp4", "clip_mp4", {}, {"video": {}}, None, 1).to_json()
     (tmp_path / "corpus.jsonl").write_bytes(manifest.read_bytes() + line)
-    with pytest.raises(ValueError, match="lists pictures beside videos or sounds"):
+    with pytest.raises(ValueError, match="lists images beside video or audio files"):
         scan(tmp_path / "corpus.jsonl", tmp_path / "work")
 
 
@@ -251,7 +253,7 @@ def test_bad_pictures_are_skipped_by_reason_and_do_not_stop_the_rest(pictures, t
     for name, (content, _) in bad.items():
         (folder / name).write_bytes(content)
     assert main(["index", str(folder), "--out", str(corpus), "--workers", "1"]) == 0
-    assert "24 pictures" in capsys.readouterr().out
+    assert "24 images" in capsys.readouterr().out
     (folder / "gone.png").unlink()
     assert main(["write", str(corpus), "--out", str(out), "--workers", "1"]) == 0
     found = skips(out)
@@ -287,7 +289,7 @@ def test_a_killed_run_continues_to_the_same_bytes(tmp_path):
     write_idx(tmp_path / "train-images-idx3-ubyte.gz", images)
     write_idx(tmp_path / "train-labels-idx1-ubyte.gz", labels)
     corpus, out, whole = tmp_path / "corpus.jsonl", tmp_path / "out", tmp_path / "whole"
-    index_idx_file(tmp_path / "train-images-idx3-ubyte.gz", corpus)
+    build_idx_manifest(tmp_path / "train-images-idx3-ubyte.gz", corpus)
     options = WriteOptions(samples_per_shard=15)
     command = [sys.executable, "-m", "data_prep", "write", str(corpus), "--out", str(out), "--workers", "1",
                "--samples-per-shard", "15"]  # fmt: skip
@@ -323,7 +325,7 @@ def test_idx_pictures_and_classes_come_back_bit_by_bit(tmp_path, suffix, capsys)
     write_idx(path, images)
     write_idx(tmp_path / f"train-labels-idx1-ubyte{suffix}", classes)
     assert main(["index", str(path), "--out", str(tmp_path / "corpus.jsonl")]) == 0
-    assert "12 pictures" in capsys.readouterr().out
+    assert "12 images" in capsys.readouterr().out
     assert main(["write", str(tmp_path / "corpus.jsonl"), "--out", str(tmp_path / "shards"), "--workers", "1"]) == 0
     samples = samples_of(tmp_path / "shards")
     assert sorted(samples) == [f"train-images/{number:06d}" for number in range(12)]
@@ -350,7 +352,7 @@ def test_an_idx_file_that_is_damaged_or_none_is_refused_by_name(tmp_path):
 
     def message(path, **options):
         with pytest.raises((ValueError, FileNotFoundError)) as error:
-            index_idx_file(path, tmp_path / "corpus.jsonl", **options)
+            build_idx_manifest(path, tmp_path / "corpus.jsonl", **options)
         assert not (tmp_path / "corpus.jsonl").exists()
         assert path.name in str(error.value)
         return str(error.value)
@@ -395,7 +397,7 @@ def test_a_file_that_changed_since_it_was_indexed_is_skipped_item_by_item(tmp_pa
     images, _ = digits()
     path = tmp_path / "train-images-idx3-ubyte"
     write_idx(path, images)
-    index_idx_file(path, tmp_path / "corpus.jsonl", labels="none")
+    build_idx_manifest(path, tmp_path / "corpus.jsonl", labels="none")
     write_idx(path, images[:10])
     index = write_shards(tmp_path / "corpus.jsonl", tmp_path / "fewer", OPTIONS)
     assert (index.num_samples, index.skipped_by_reason) == (10, {"decode_error": 2})

@@ -11,7 +11,7 @@ import pytest
 from avssl.embedding.media import open_media
 from avssl.media.decode import probe
 from avssl.types import MediaError
-from data_prep.index.build import IndexOptions, index
+from data_prep.index.build import IndexOptions, build_manifest
 from data_prep.index.cutting import Cutting, claimed_seconds
 from data_prep.manifest import stream_manifest
 from data_prep.transcode.file import transcode
@@ -117,7 +117,7 @@ def check_reads_as_six_seconds(path: Path) -> None:
     assert claim is None or claim == pytest.approx(SECONDS, abs=0.2)
     assert transcode(str(path), OPTIONS).duration_seconds == pytest.approx(SECONDS, abs=0.15)
     manifest = path.parent / "clips.jsonl"
-    index(path.parent, manifest, IndexOptions(cutting=Cutting(clip_seconds=2)))
+    build_manifest(path.parent, manifest, IndexOptions(cutting=Cutting(clip_seconds=2)))
     entries = list(stream_manifest(manifest))
     assert [entry.segment for entry in entries][:2] == [(0.0, 2.0), (2.0, 4.0)]
     assert len(entries) == 3

@@ -22,7 +22,7 @@ from avssl.types import MediaError
 from data_prep.__main__ import main
 from data_prep.index import spool as spool_module
 from data_prep.index import walk as walk_module
-from data_prep.index.build import IndexOptions, index, index_folder
+from data_prep.index.build import IndexOptions, build_manifest
 from data_prep.index.cutting import Cutting, claimed_seconds, clips, scenes
 from data_prep.index.labels import Labels
 from data_prep.index.lists.published import ListSettings
@@ -59,7 +59,7 @@ def listed(tmp_path, name, text, **options):
     source = tmp_path / name
     source.write_text(text)
     options = {"media": tmp_path / "media", "probe": False} | options
-    summary = index(source, tmp_path / "corpus.jsonl", IndexOptions(**options))
+    summary = build_manifest(source, tmp_path / "corpus.jsonl", IndexOptions(**options))
     return {entry.key: entry for entry in stream_manifest(tmp_path / "corpus.jsonl")}, summary
 
 
@@ -185,7 +185,7 @@ def test_ucf101_lists_name_class_and_split(tmp_path, media):
     media("ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi", "v_Archery_g01_c02.mp4", "Archery/v_Archery_g25_c01.avi")
     lists = ucf(tmp_path)
     manifest = tmp_path / "corpus.jsonl"
-    index(lists / "trainlist01.txt", manifest, IndexOptions(media=tmp_path / "media", probe=False))
+    build_manifest(lists / "trainlist01.txt", manifest, IndexOptions(media=tmp_path / "media", probe=False))
     train = {
         "ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01": (
             "media/ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi", {"label": ["ApplyEyeMakeup"]}, None, None),
@@ -205,7 +205,7 @@ def test_ucf101_rows_that_do_not_fit_the_class_table(tmp_path):
     lists = ucf(tmp_path)
     (lists / "trainlist03.txt").write_text("Archery/v_a.avi 1\nBowling/v_b.avi 3\nv_c.avi 1\n")
     with pytest.raises(ValueError) as error:
-        index(lists / "trainlist03.txt", tmp_path / "corpus.jsonl", IndexOptions(media=tmp_path))
+        build_manifest(lists / "trainlist03.txt", tmp_path / "corpus.jsonl", IndexOptions(media=tmp_path))
     assert "trainlist03.txt line 1: says that Archery is class 1; classInd.txt says 2" in str(error.value)
     assert "trainlist03.txt line 2: has the class 'Bowling'" in str(error.value)
     assert "trainlist03.txt line 3: is 'v_c.avi 1'; it must be Class/v_Name.avi" in str(error.value)
@@ -219,13 +219,13 @@ def test_hmdb51_split_comes_from_the_number_and_the_class_from_the_file_name(tmp
     (lists / "wave_test_split1.txt").write_text("a.avi 1 \nb.avi 0 \n")
     manifest = tmp_path / "corpus.jsonl"
     options = {"format": "hmdb51", "media": tmp_path / "media", "probe": False}
-    summary = index(lists, manifest, IndexOptions(**options, split="train"))
+    summary = build_manifest(lists, manifest, IndexOptions(**options, split="train"))
     assert facts({entry.key: entry for entry in stream_manifest(manifest)}) == {
         "brush_hair/April_09_1_x": ("media/brush_hair/April+09 (1)#x.avi", {"label": ["brush_hair"]}, None, None),
         "wave/a": ("media/wave/a.avi", {"label": ["wave"]}, None, None),
     }
     assert summary.left_out_by_split == {"test": 1, "unused": 1}
-    assert index(lists, manifest, IndexOptions(**options)).left_out_by_split == {"unused": 1}
+    assert build_manifest(lists, manifest, IndexOptions(**options)).left_out_by_split == {"unused": 1}
     assert len(list(stream_manifest(manifest))) == 3
 
 
@@ -268,7 +268,9 @@ def test_json_lines_say_path_key_labels_and_seconds(tmp_path, media):
     assert facts(listed(tmp_path, "mine.jsonl", text)[0]) == WANTED
     assert list(listed(tmp_path, "mine.jsonl", text, split="test")[0]) == ["mine/c"]
     (tmp_path / "mine.jsonl.gz").write_bytes(gzip.compress(text.encode()))
-    index(tmp_path / "mine.jsonl.gz", tmp_path / "gz.jsonl", IndexOptions(media=tmp_path / "media", probe=False))
+    build_manifest(
+        tmp_path / "mine.jsonl.gz", tmp_path / "gz.jsonl", IndexOptions(media=tmp_path / "media", probe=False)
+    )
     assert (tmp_path / "gz.jsonl").read_bytes() != b""
 
 
@@ -276,7 +278,7 @@ def test_a_manifest_can_be_listed_again(tmp_path, media):
     media("a.mp4")
     first, _ = listed(tmp_path, "mine.jsonl", json.dumps(RECORDS[0]))
     shutil.copy(tmp_path / "corpus.jsonl", tmp_path / "again.jsonl")
-    index(tmp_path / "again.jsonl", tmp_path / "new.jsonl", IndexOptions(probe=False))
+    build_manifest(tmp_path / "again.jsonl", tmp_path / "new.jsonl", IndexOptions(probe=False))
     assert {entry.key: entry for entry in stream_manifest(tmp_path / "new.jsonl")} == first
 
 
@@ -295,11 +297,13 @@ def test_parquet_has_the_same_columns(tmp_path, media):
         "end_seconds": [None, 2.5, 4.25, None],
     })  # fmt: skip
     pq.write_table(table, tmp_path / "mine.parquet")
-    index(tmp_path / "mine.parquet", tmp_path / "corpus.jsonl", IndexOptions(media=tmp_path / "media", probe=False))
+    build_manifest(
+        tmp_path / "mine.parquet", tmp_path / "corpus.jsonl", IndexOptions(media=tmp_path / "media", probe=False)
+    )
     assert facts({entry.key: entry for entry in stream_manifest(tmp_path / "corpus.jsonl")}) == WANTED
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(ValueError, match="no readable Parquet"):
-        index(tmp_path / "bad.parquet", tmp_path / "c.jsonl", IndexOptions(probe=False))
+        build_manifest(tmp_path / "bad.parquet", tmp_path / "c.jsonl", IndexOptions(probe=False))
 
 
 def test_a_csv_with_paths_is_a_list_too(tmp_path, media):
@@ -362,7 +366,7 @@ def test_of_many_bad_rows_twenty_are_shown(tmp_path):
         ("a.dat", "a.mp4\n", {}, "no list that is known"),
         ("a.txt", "a.mp4\n", {"kind": "sounds"}, "--kind is 'sounds'; allowed: media, images"),
         ("a.txt", "a.mp4\n", {"format": "hmdb51"}, "its name must be like brush_hair_test_split1.txt"),
-        ("a.txt", "a.mp4\n", {"cutting": Cutting(clip_seconds=2.0)}, "--no-probe nobody knows"),
+        ("a.txt", "a.mp4\n", {"cutting": Cutting(clip_seconds=2.0)}, "with --no-probe their lengths are unknown"),
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused(tmp_path, name, text, options, message):
@@ -385,7 +389,7 @@ def test_options_for_lists_are_refused_for_folders_and_missing_folders_named(tmp
 
 def test_keys_are_safe_and_unique(tmp_path, media):
     folder = media("a/b c.mp4", "a/b_c.mp4", "ü.mp4", "plain/x-1.mkv")
-    index(folder, tmp_path / "c.jsonl", IndexOptions(probe=False))
+    build_manifest(folder, tmp_path / "c.jsonl", IndexOptions(probe=False))
     keys = {entry.path: entry.key for entry in stream_manifest(tmp_path / "c.jsonl")}
     assert keys["media/plain/x-1.mkv"] == "plain/x-1_mkv"
     assert keys["media/ü.mp4"] == "_mp4"
@@ -451,7 +455,7 @@ def test_file_names_that_are_not_utf8_go_all_the_way(tmp_path, clip):
     folder = os.fsencode(tmp_path / "videos") + b"/caf\xe9"
     Path(os.fsdecode(folder)).mkdir(parents=True)
     shutil.copy(clip, folder + b"/\xff\xfe.mp4")
-    summary = index_folder(tmp_path / "videos", tmp_path / "corpus.jsonl")
+    summary = build_manifest(tmp_path / "videos", tmp_path / "corpus.jsonl", IndexOptions())
     assert (summary.num_listed, summary.num_with_video) == (1, 1)
     (entry,) = stream_manifest(tmp_path / "corpus.jsonl")
     assert os.fsencode(entry.path) == b"videos/caf\xe9/\xff\xfe.mp4"
@@ -460,7 +464,7 @@ def test_file_names_that_are_not_utf8_go_all_the_way(tmp_path, clip):
     assert ShardSet(tmp_path / "shards").keys == ["caf_/_mp4"]
     source = tmp_path / "list.txt"
     source.write_bytes(b"caf\xe9/\xff\xfe.mp4\n")
-    index(source, tmp_path / "listed.jsonl", IndexOptions(media=tmp_path / "videos", probe=False))
+    build_manifest(source, tmp_path / "listed.jsonl", IndexOptions(media=tmp_path / "videos", probe=False))
     assert os.fsencode(next(stream_manifest(tmp_path / "listed.jsonl")).path) == os.fsencode(entry.path)
 
 
@@ -470,7 +474,7 @@ def test_file_names_that_look_like_urls_are_files(tmp_path, clip, name):
 
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(clip, tmp_path / name)
-    summary = index_folder(tmp_path, tmp_path / "corpus.jsonl")
+    summary = build_manifest(tmp_path, tmp_path / "corpus.jsonl", IndexOptions())
     assert (summary.num_listed, summary.num_with_video) == (1, 1)
     (entry,) = stream_manifest(tmp_path / "corpus.jsonl")
     assert entry.path == f"./{name}"
@@ -596,7 +600,7 @@ def test_a_file_that_misbehaves_costs_itself_alone_and_says_why(tmp_path):
         (tmp_path / f"{name}.mp4").touch()
     (tmp_path / "files.txt").write_text("".join(f"{name}.mp4\n" for name in names))
     options = IndexOptions(num_workers=2, limits=Limits(1.5, 256 << 20))
-    summary = index(tmp_path / "files.txt", tmp_path / "c.jsonl", options, misbehaving_or_missing)
+    summary = build_manifest(tmp_path / "files.txt", tmp_path / "c.jsonl", options, misbehaving_or_missing)
     reasons = {entry.key: entry.error and entry.error["reason"] for entry in stream_manifest(tmp_path / "c.jsonl")}
     assert reasons == {f"{name}_mp4": None for name in names} | {
         "hang_mp4": "timeout", "crash_mp4": "crashed", "memory_mp4": "out_of_memory", "bug_mp4": "crashed",
@@ -620,7 +624,7 @@ def test_a_file_with_several_rows_is_opened_once(tmp_path):
             for name, times in (("good1", range(5)), ("good2", range(3)), ("good3", range(1)))
             for begin in times]  # fmt: skip
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    summary = index(tmp_path / "mine.jsonl", tmp_path / "c.jsonl", IndexOptions(), misbehaving)
+    summary = build_manifest(tmp_path / "mine.jsonl", tmp_path / "c.jsonl", IndexOptions(), misbehaving)
     assert (summary.num_listed, summary.num_segments, summary.num_with_video) == (9, 9, 9)
     assert (tmp_path / "opened.log").read_text().split() == ["good1", "good2", "good3"]
 
@@ -665,7 +669,7 @@ def peak_bytes(tmp_path, number, source_name):
         )
     tracemalloc.start()
     options = IndexOptions(media=tmp_path / "media", probe=False)
-    summary = index(source, tmp_path / "corpus.jsonl", options)
+    summary = build_manifest(source, tmp_path / "corpus.jsonl", options)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert (summary.num_listed, summary.failed_by_reason) == (number, {"missing_file": number - 4})
@@ -689,7 +693,7 @@ def test_memory_does_not_grow_with_a_folder(tmp_path, monkeypatch):
         for k in range(number):
             (folder / f"{k:06d} {'x' * 60}.mp4").touch()
         tracemalloc.start()
-        assert index(folder, tmp_path / "c.jsonl", IndexOptions(probe=False)).num_listed == number
+        assert build_manifest(folder, tmp_path / "c.jsonl", IndexOptions(probe=False)).num_listed == number
         _, found = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         return found

@@ -8,7 +8,7 @@ import pytest
 from avssl.media.decode import probe, read_audio, read_video
 from avssl.shards.shard_set import ShardSet
 from avssl.types import FAILURE_REASONS, MediaError
-from data_prep.index.build import index_folder
+from data_prep.index.build import IndexOptions, build_manifest
 from data_prep.inspect.verify import verify_folder
 from data_prep.manifest import stream_manifest
 from data_prep.transcode.options import WriteOptions
@@ -26,7 +26,7 @@ def prepared(tmp_path_factory):
     (folder / "files").mkdir()
     make_odd_files(folder / "files")
     manifest, out = folder / "odd.jsonl", folder / "shards"
-    index_folder(folder / "files", manifest, "none", num_workers=2)
+    build_manifest(folder / "files", manifest, IndexOptions(num_workers=2, labels="none"))
     index = write_shards(manifest, out, OPTIONS, num_workers=2)
     entries = {entry.path.removeprefix("files/"): entry for entry in stream_manifest(manifest)}
     names = {entry.key: name for name, entry in entries.items()}

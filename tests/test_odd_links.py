@@ -14,7 +14,7 @@ from avssl.embedding.sources import files_below
 from avssl.files import folders
 from avssl.media.images import read_image
 from avssl.types import MediaError
-from data_prep.index.build import IndexOptions, index
+from data_prep.index.build import IndexOptions, build_manifest
 from data_prep.index.mnist import open_idx_file
 from data_prep.manifest import stream_manifest
 from data_prep.write.run import write_shards
@@ -67,7 +67,7 @@ def test_what_is_no_file_is_listed_with_its_reason_and_skipped_and_the_rest_is_w
     (corpus / "closed").mkdir()
     refuse(monkeypatch, "/closed")
     for probe in (True, False):
-        summary = index(corpus, tmp_path / "corpus.jsonl", IndexOptions(probe=probe))
+        summary = build_manifest(corpus, tmp_path / "corpus.jsonl", IndexOptions(probe=probe))
         assert summary.num_listed == 3 + len(odd) + 1
         assert summary.failed_by_reason == Counter(missing_file=len(odd) + 1)
         assert summary.ignored_by_suffix["links to folders"] == 1
@@ -79,7 +79,7 @@ def test_what_is_no_file_is_listed_with_its_reason_and_skipped_and_the_rest_is_w
 
 
 def test_what_becomes_no_file_after_it_was_listed_is_skipped_with_its_reason(corpus, tmp_path):
-    index(corpus, tmp_path / "corpus.jsonl", IndexOptions())
+    build_manifest(corpus, tmp_path / "corpus.jsonl", IndexOptions())
     (corpus / "z.mp4").unlink()
     (corpus / "z.mp4").symlink_to("z.mp4")
     (corpus / "a" / "linked.mp4").unlink()
@@ -95,7 +95,7 @@ def test_images_likewise_and_a_folder_that_cannot_be_read_makes_no_videos_of_the
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(root / "good.png")
     odd = make_odd(root, "png")
     refuse(monkeypatch, "/closed")
-    summary = index(root, tmp_path / "corpus.jsonl", IndexOptions())
+    summary = build_manifest(root, tmp_path / "corpus.jsonl", IndexOptions())
     assert (summary.num_images, summary.num_listed) == (2 + len(odd), 2 + len(odd))
     assert summary.failed_by_reason == Counter(missing_file=len(odd) + 1)
     written = write_shards(tmp_path / "corpus.jsonl", tmp_path / "shards", OPTIONS)

@@ -11,7 +11,7 @@ from avssl.eval import overlap
 from avssl.shards.format import SideCar
 from avssl.shards.sample_digests import sample_digests
 from avssl.shards.shard_set import ShardSet
-from data_prep.index.build import IndexOptions, index, index_folder
+from data_prep.index.build import IndexOptions, build_manifest
 from data_prep.index.cutting import Cutting
 from data_prep.inspect.verify import verify_folder
 from data_prep.transcode.options import WriteOptions
@@ -23,9 +23,9 @@ def made_shards(videos, folder, cutting=None, **options):
     """A shard folder of the files of a folder, or of excerpts of them."""
     manifest = folder.with_suffix(".jsonl")
     if cutting is None:
-        index_folder(videos, manifest)
+        build_manifest(videos, manifest, IndexOptions())
     else:
-        index(videos, manifest, IndexOptions(cutting=cutting))
+        build_manifest(videos, manifest, IndexOptions(cutting=cutting))
     write_shards(manifest, folder, WriteOptions(**{"short_side_px": 32, "samples_per_shard": 7} | options))
     return folder
 
@@ -136,7 +136,7 @@ def test_evaluation_refuses_what_was_trained_on_unless_it_is_allowed(task, video
         "path,visual\n" + "".join(f"{path.name},c{n % 2}\n" for n, path in enumerate(sorted(subset.glob("*.mp4"))))
     )
     manifest = tmp_path / "inside.jsonl"
-    index_folder(subset, manifest, labels=str(labels))
+    build_manifest(subset, manifest, IndexOptions(labels=str(labels)))
     write_shards(manifest, inside, WriteOptions(short_side_px=32))
     command = [
         "recipes/evaluate.py",

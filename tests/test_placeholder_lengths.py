@@ -10,7 +10,7 @@ import pytest
 
 from avssl.media.decode import probe, read_audio, stream_audio
 from avssl.types import MediaError
-from data_prep.index.build import IndexOptions, index
+from data_prep.index.build import IndexOptions, build_manifest
 from data_prep.index.cutting import Cutting, claimed_seconds
 from data_prep.manifest import stream_manifest
 from data_prep.transcode.file import transcode
@@ -125,7 +125,7 @@ def check_video(path: Path) -> None:
     assert stored.num_frames == pytest.approx(SECONDS * OPTIONS.fps, abs=1)
     assert stored.duration_seconds == pytest.approx(SECONDS, abs=0.1)
     manifest = path.parent / "clips.jsonl"
-    index(path.parent, manifest, IndexOptions(cutting=Cutting(clip_seconds=2)))
+    build_manifest(path.parent, manifest, IndexOptions(cutting=Cutting(clip_seconds=2)))
     assert len(list(stream_manifest(manifest))) == 3
 
 

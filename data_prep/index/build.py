@@ -1,7 +1,6 @@
-"""From a folder, a list or a file of many images to the manifest: which files there are, their facts and labels.
+"""Makes the manifest of a folder, a list or a file of many images: which files there are, their facts and labels.
 
-1. Rows are gathered in a spool on disk (gather.py), and keys are made unique over all of them. Bad rows end the command
-here.
+1. Rows are gathered in a spool on disk (gather.py), where their keys are made unique. Bad rows end the command here.
 2. Files are probed in a sandbox (probing.py), each file once even if several rows list it.
 3. Entries are written in the order of the rows; a file that is cut gives several entries (cutting.py).
 
@@ -26,7 +25,7 @@ from avssl.processes.limits import Limits
 from avssl.processes.pool import REFRESH_SECONDS
 from data_prep.index.cutting import Cutting, claimed_seconds, require_scenedetect
 from data_prep.index.gather import KINDS, Gathered, ListSource, Target, gather_folder, gather_list, stored_text
-from data_prep.index.lists.formats import FORMATS, HAVE_FOLDS, detect
+from data_prep.index.lists.formats import FORMATS, HAVE_FOLDS, IDX, detect
 from data_prep.index.lists.published import ListSettings
 from data_prep.index.lists.row import BadRow
 from data_prep.index.mnist import is_idx_file, open_idx_file
@@ -41,11 +40,11 @@ PROBE_LIMITS, SCENES_LIMITS = Limits(seconds=60.0), Limits(seconds=1800.0)
 class IndexOptions:
     """Options of `python -m data_prep index`.
 
-    format: one of FORMATS. media: the folder of a list's files, default the folder of the list. labels: see labels.py;
-    None: "folder" for folders, "none" for lists, which bring their own. kind: "media", "images", or None: by what is
-    there. split: take only its rows. settings: what a published list does not say. skip_bad_rows: go on without bad
-    rows. probe: False: do not open the files. cutting: into clips or scenes. limits: of one file; None: 60 s, or 1800 s
-    for scenes.
+    format: one of FORMATS. media: the folder of a list's files; None: the folder of the list. labels: see labels.py;
+    None: "folder" for folders, "none" for lists, which bring their own. kind: "media" or "images"; None: by what the
+    source holds. split: take only its rows. settings: facts that a published list does not state. skip_bad_rows: go on
+    without bad rows. probe: False: do not open the files. cutting: into clips or scenes. limits: of one file; None: 60
+    s, or 1800 s for scenes.
     """
 
     format: str = "auto"
@@ -64,19 +63,20 @@ class IndexOptions:
         for name, value, allowed in (("--format", self.format, FORMATS), ("--kind", self.kind, (None, *KINDS))):
             if value not in allowed:
                 raise ValueError(f"{name} is {value!r}; allowed: {', '.join(choice for choice in allowed if choice)}")
-        if self.cutting.is_asked_for and (not self.probe or self.kind == "images"):
-            what = "pictures are not" if self.kind == "images" else "with --no-probe nobody knows how long files last, "
-            raise ValueError(f"--clip-seconds and --scenes cut videos and sounds; {what} so they cannot be cut")
+        if self.cutting.is_used and (not self.probe or self.kind == "images"):
+            why = "--kind images lists none" if self.kind == "images" else "with --no-probe their lengths are unknown"
+            raise ValueError(f"--clip-seconds and --scenes cut video and audio files, but {why}")
         if self.cutting.scenes:
             require_scenedetect()
 
 
 @dataclass
 class IndexSummary:
-    """What a manifest holds: num_listed entries, the failed ones counted by reason.
+    """Counts of a manifest's entries, and of what was left out.
 
-    ignored_by_suffix: files of the folder that are no media. num_segments: entries that are a segment of a file.
-    num_bad_rows: of a list, left out. left_out_by_split: rows that --split left out; all_splits: rows of each split.
+    failed_by_reason: entries whose files cannot be read. ignored_by_suffix: files of the folder that are no media.
+    num_segments: entries that are a segment of a file. num_bad_rows: rows of a list that cannot be used.
+    left_out_by_split: rows that --split left out. all_splits: rows of each split.
     """
 
     num_listed: int = 0
@@ -101,15 +101,15 @@ class IndexSummary:
         self.num_segments += entry.segment is not None
 
 
-def index(
+def build_manifest(
     source: Path, manifest: Path, options: IndexOptions, prober: Callable[[str], ProbedFile] | None = None
 ) -> IndexSummary:
-    """List what `source` holds or lists, probe every file, and write the manifest.
+    """Write the manifest of a folder or a list, after probing every file.
 
     prober: probes a file, default a `Prober`; another one must be importable by name.
 
     Raises:
-        ValueError, FileNotFoundError: arguments that make no sense, a list that cannot be read or has bad rows.
+        ValueError, FileNotFoundError: options that do not fit the source, a list that cannot be read or has bad rows.
     """
     if not source.exists():
         raise FileNotFoundError(
@@ -125,41 +125,42 @@ def index(
         scratch_folder(manifest.parent, manifest.name) as scratch,
         IndexSpool(scratch) as spool,
     ):
-        found = _gather(source, list_format, options, Target(spool, manifest.parent, scratch))
+        gathered = _gather(source, list_format, options, Target(spool, manifest.parent, scratch))
         spool.finish()
         for bad in spool.repeated():
-            found.add_bad(bad)
-        found.check(source, options.split, skip_bad_rows=options.skip_bad_rows)
-        if found.kind == "images" and options.cutting.is_asked_for:
-            raise ValueError(f"{source}: holds pictures; --clip-seconds and --scenes cut videos and sounds")
-        prober = prober or Prober(found.kind, options.cutting)
+            gathered.add_bad(bad)
+        gathered.check(source, options.split, skip_bad_rows=options.skip_bad_rows)
+        if gathered.kind == "images" and options.cutting.is_used:
+            raise ValueError(f"{source}: holds images; --clip-seconds and --scenes cut video and audio files")
+        prober = prober or Prober(gathered.kind, options.cutting)
         good = (row for row in spool if not isinstance(row, BadRow))
         if options.probe:
             limits = options.limits or (SCENES_LIMITS if options.cutting.scenes else PROBE_LIMITS)
-            per_task = 1 if options.cutting.scenes else FILES_PER_TASK[found.kind]
+            per_task = 1 if options.cutting.scenes else FILES_PER_TASK[gathered.kind]
             probed = probe_rows(good, manifest.parent, prober, per_task, options.num_workers, limits)
         else:
             probed = without_opening(good, manifest.parent)
-        bar = tqdm(probed, "index", found.num_rows, unit="file", mininterval=REFRESH_SECONDS)
-        nothing = Prober(found.kind).nothing
+        bar = tqdm(probed, "index", gathered.num_rows, unit="file", mininterval=REFRESH_SECONDS)
+        nothing = Prober(gathered.kind).nothing
         entries = (entry for row, facts in bar for entry in entries_of(row, facts, nothing, options.cutting, spool))
         summary = _write_manifest(manifest, entries)
-    summary.num_bad_rows = found.num_bad
-    summary.ignored_by_suffix = dict(sorted((+found.ignored).items()))
-    summary.left_out_by_split, summary.all_splits = dict(found.left_out), dict(sorted(found.all_splits.items()))
+    summary.num_bad_rows = gathered.num_bad
+    summary.ignored_by_suffix = dict(sorted((+gathered.ignored).items()))
+    summary.left_out_by_split = dict(gathered.left_out)
+    summary.all_splits = dict(sorted(gathered.all_splits.items()))
     return summary
 
 
 def _check_format(source: Path, list_format: str, options: IndexOptions) -> None:
     is_folder = list_format == "folder"
-    if list_format == "pictures":
+    if list_format == IDX:
         raise ValueError(_no_list(source))
     if source.is_dir() and not is_folder and list_format not in HAVE_FOLDS:
         raise ValueError(f"{source}: is a folder; --format {list_format} takes a file")
     if is_folder and not source.is_dir():
         raise FileNotFoundError(f"{source}: is no folder; give the folder that holds the media files")
-    given = {"--media": options.media, "--split": options.split, "--fold": options.settings.fold}
-    if is_folder and (extra := [name for name, value in given.items() if value is not None]):
+    list_options = {"--media": options.media, "--split": options.split, "--fold": options.settings.fold}
+    if is_folder and (extra := [name for name, value in list_options.items() if value is not None]):
         raise ValueError(f"{source}: is a folder; {', '.join(extra)} is for lists. For a folder of lists give --format")
     if options.media is not None and not options.media.is_dir():
         raise FileNotFoundError(f"--media {options.media}: is no folder; give the folder that holds the listed files")
@@ -169,15 +170,17 @@ def _gather(source: Path, list_format: str, options: IndexOptions, target: Targe
     if list_format == "folder":
         return gather_folder(source, target, options.labels or "folder", options.kind)
     media = options.media or (source if source.is_dir() else source.parent)
-    what = options.settings, options.labels or "none", options.kind, options.split
-    return gather_list(ListSource(source, list_format, media, *what), target)
+    selection = options.settings, options.labels or "none", options.kind, options.split
+    return gather_list(ListSource(source, list_format, media, *selection), target)
 
 
 def entries_of(
     row: Pending, probed: ProbedFile, nothing: dict[str, object], cutting: Cutting, spool: IndexSpool
 ) -> Iterator[Entry]:
-    """The entries of a row: one, or one for each segment that its file is cut into. A row always gives an entry, if
-    only one that says why the file cannot be used.
+    """The entries of a row: one, or one per segment that its file is cut into. A row whose file cannot be used gives
+    one entry that says why.
+
+    nothing: `Entry.media` of a file about which probing found nothing.
     """
     entry = Entry(
         row.path,
@@ -202,7 +205,7 @@ def entries_of(
         )
         yield replace(entry, error={"reason": "too_short", "message": message})
         return
-    if not cutting.is_asked_for:
+    if not cutting.is_used:
         yield entry
         return
     is_empty = True
@@ -216,17 +219,10 @@ def entries_of(
         yield replace(entry, error={"reason": "too_short", "message": message})
 
 
-def index_folder(
-    folder: Path, manifest: Path, labels: str = "folder", num_workers: int = 1, kind: str | None = None
-) -> IndexSummary:
-    """`index` of a folder with the most common options."""
-    return index(folder, manifest, IndexOptions("folder", labels=labels, kind=kind, num_workers=num_workers))
+def build_idx_manifest(path: Path, manifest: Path, labels: str = "folder", kind: str | None = None) -> IndexSummary:
+    """Write the manifest of an idx file (mnist.py): one line per image, with its class as the label.
 
-
-def index_idx_file(path: Path, manifest: Path, labels: str = "folder", kind: str | None = None) -> IndexSummary:
-    """List every image of an idx file (mnist.py) in the manifest: one line per image, its class as the label.
-
-    labels: "none" leaves out the classes (and needs no label file); "folder" means those of the label file.
+    labels: "folder": the classes of the label file; "none": no labels, and no label file is needed.
 
     Raises ValueError or FileNotFoundError for a file that is no idx file, or is damaged.
     """
@@ -251,13 +247,13 @@ def index_idx_file(path: Path, manifest: Path, labels: str = "folder", kind: str
 def _no_list(path: Path) -> str:
     return (
         f"{path}: is no folder, no list that is known by its name or its first lines (--format says which: "
-        f"{', '.join(FORMATS[1:])}), and no file of pictures (*images-idx3-ubyte, .gz or not); for a video "
-        "or a picture give the folder that holds it"
+        f"{', '.join(FORMATS[1:])}), and no file of images (*images-idx3-ubyte, .gz or not); for a video "
+        "or an image give the folder that holds it"
     )
 
 
 def _write_manifest(manifest: Path, entries: Iterable[Entry]) -> IndexSummary:
-    """Write the entries one by one; the manifest is whole in the end, or what it was before."""
+    """Write the entries one by one and count them. If that fails, an older manifest stays as it was."""
     summary = IndexSummary()
     with clear_errors(manifest, "written"):
         manifest.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The command `index`: lists the media files or images of a folder, or the files of a list, in a manifest."""
+"""The command `index`: writes the media files or images of a folder, or the files of a list, to a manifest."""
 
 from __future__ import annotations
 
@@ -9,10 +9,17 @@ from avssl.files.plain_text import say
 from avssl.media.images import IMAGE_SUFFIXES
 from avssl.processes.limits import Limits
 from avssl.processes.pool import default_num_workers
-from data_prep.index.build import PROBE_LIMITS, SCENES_LIMITS, IndexOptions, IndexSummary, index, index_idx_file
+from data_prep.index.build import (
+    PROBE_LIMITS,
+    SCENES_LIMITS,
+    IndexOptions,
+    IndexSummary,
+    build_idx_manifest,
+    build_manifest,
+)
 from data_prep.index.cutting import Cutting
 from data_prep.index.gather import KINDS
-from data_prep.index.lists.formats import FORMATS, HAVE_SPLITS, detect
+from data_prep.index.lists.formats import FORMATS, HAVE_SPLITS, IDX, detect
 from data_prep.index.lists.published import ListSettings
 
 
@@ -51,7 +58,7 @@ def _add_list_arguments(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument(
         "--trimmed",
         action="store_true",
-        help="Kinetics, AudioSet, VGGSound: a file called by the bare id holds the listed seconds alone (default: the"
+        help="Kinetics, AudioSet, VGGSound: a file named by the bare id holds the listed seconds alone (default: the"
         " whole video, of which they are the sample)",
     )
     parser.add_argument("--classes", type=Path, help="AudioSet's class_labels_indices.csv (default: beside the list)")
@@ -83,27 +90,27 @@ def _add_limits(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument(
         "--file-seconds",
         type=float,
-        help=f"then it is given up, with the reason timeout (default: {PROBE_LIMITS.seconds:g}; with --scenes "
-        f"{SCENES_LIMITS.seconds:g})",
+        help=f"a file that takes longer is given up, with the reason timeout (default: {PROBE_LIMITS.seconds:g}; with "
+        f"--scenes {SCENES_LIMITS.seconds:g})",
     )
     parser.add_argument(
         "--file-memory-mib",
         type=int,
         default=PROBE_LIMITS.memory_bytes >> 20,
-        help="with more it is given up, with the reason out_of_memory (default: %(default)s)",
+        help="a file that takes more is given up, with the reason out_of_memory (default: %(default)s)",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Make the manifest and print a summary. Exit code 0, even if files cannot be read: they are listed with the
+    """Make the manifest and print a summary. The exit code is 0 even if files cannot be read: they are listed with the
     reason.
     """
     source, out = arguments.source, arguments.out
     list_format = detect(source) if arguments.format == "auto" and source.is_file() else arguments.format
-    if list_format == "pictures":
-        summary = index_idx_file(source, out, arguments.labels or "folder", arguments.kind)
+    if list_format == IDX:
+        summary = build_idx_manifest(source, out, arguments.labels or "folder", arguments.kind)
     else:
-        summary = index(source, out, _options(arguments))
+        summary = build_manifest(source, out, _options(arguments))
     for line in describe(summary, out, arguments.split):
         say(line)
     return 0
@@ -139,9 +146,9 @@ def _options(arguments: argparse.Namespace) -> IndexOptions:
 def describe(summary: IndexSummary, out: Path, split: str | None) -> list[str]:
     """The summary as lines of text: what was listed, and what was not."""
     if summary.num_images:
-        lines = [f"{out}: {summary.num_images} pictures"]
+        lines = [f"{out}: {summary.num_images} images"]
     else:
-        what = f"entries, {summary.num_segments} of them a part of a file" if summary.num_segments else "files"
+        what = f"entries, {summary.num_segments} of them segments of files" if summary.num_segments else "files"
         streams = f"{summary.num_with_video} with video, {summary.num_with_audio} with audio"
         lines = [f"{out}: {summary.num_listed} {what}, {streams}"]
     for reason, count in sorted(summary.failed_by_reason.items()):
@@ -149,14 +156,14 @@ def describe(summary: IndexSummary, out: Path, split: str | None) -> list[str]:
     if summary.num_bad_rows:
         lines.append(f"  {summary.num_bad_rows:8d} bad rows are left out")
     for name, count in sorted(summary.left_out_by_split.items()):
-        lines.append(f"  {count:8d} left out, of the split {name}")
+        lines.append(f"  {count:8d} of the split {name} are left out")
     if split is None and len(summary.all_splits) - len(summary.left_out_by_split) > 1:
         splits = ", ".join(f"{name} ({count} rows)" for name, count in summary.all_splits.items())
         lines.append(f"  several splits are listed together: {splits}; --split takes one")
     if summary.ignored_by_suffix:
         others = ", ".join(f"{count} {suffix}" for suffix, count in summary.ignored_by_suffix.items())
-        what = "no pictures" if summary.num_images else "no media"
+        what = "no images" if summary.num_images else "no media"
         lines.append(f"  ignored, {what} by their extension: {others}")
     if not summary.num_images and IMAGE_SUFFIXES & summary.ignored_by_suffix.keys():
-        lines.append("  pictures beside videos or sounds are not listed; --kind images lists them, and them alone")
+        lines.append("  images beside video or audio files are not listed; --kind images lists them, and them alone")
     return [line.encode("utf-8", "backslashreplace").decode() for line in lines]

@@ -1,8 +1,8 @@
 """Cuts long files into samples: clips of one length, or scenes. probing.py measures the files.
 
-Times are seconds from the start of the stream that starts first. Scenes are found by PySceneDetect (extra
-avssl[scenes], used here alone) on frames that our own decoder read: it opens no files, so what may be read, how a frame
-is rotated and when it is shown are decided in avssl/media.
+Times are seconds from the start of the stream that starts first. PySceneDetect (extra avssl[scenes], used only here)
+finds scenes on frames that avssl/media decoded: it opens no files, so avssl/media decides what may be read, how a frame
+is rotated and when it is shown.
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ from avssl.media.info import VideoInfo, fitted_size, is_clear_length, least_leng
 Span = tuple[float, float]
 LEAST_CLIP_SECONDS = 0.1
 ROUNDING_SECONDS = 1e-3  # keys say milliseconds; headers are not more exact
+SHORT_SIDE_PX = 144  # of the frames in which PySceneDetect looks for cuts
 
 
 @dataclass(frozen=True)
 class Cutting:
-    """How files are cut. clip_seconds: length of a clip; None: not into clips. stride_seconds: from the start of one
-    clip to the start of the next; None: the clip's length. min_seconds: a shorter last clip is left out; None: half a
-    clip. scenes: cut where the scene changes, then scenes into clips if both are asked for. scene_threshold: of
-    PySceneDetect's content detector. min_scene_seconds: shorter scenes join the one before.
+    """How files are cut.
+
+    clip_seconds: length of a clip; None: no clips. stride_seconds: from the start of one clip to the start of the next;
+    None: the clip's length. min_seconds: a shorter last clip is left out; None: half a clip. scenes: cut where the
+    scene changes; with clip_seconds, scenes are cut into clips. scene_threshold: of PySceneDetect's content detector.
+    min_scene_seconds: shorter scenes join the one before.
     """
 
     clip_seconds: float | None = None
@@ -37,7 +40,7 @@ class Cutting:
 
     def __post_init__(self) -> None:
         if self.clip_seconds is None and (self.stride_seconds is not None or self.min_seconds is not None):
-            raise ValueError("--clip-stride and --min-clip-seconds are about clips; give --clip-seconds, too")
+            raise ValueError("--clip-stride and --min-clip-seconds are for clips; give --clip-seconds, too")
         for name, value in (("--clip-seconds", self.clip_seconds), ("--clip-stride", self.stride_seconds)):
             if value is not None and not LEAST_CLIP_SECONDS <= value < 1e6:
                 raise ValueError(f"{name} is {value}; it must be at least {LEAST_CLIP_SECONDS}")
@@ -50,8 +53,8 @@ class Cutting:
             )
 
     @property
-    def is_asked_for(self) -> bool:
-        """Whether files are cut."""
+    def is_used(self) -> bool:
+        """Whether files are cut at all."""
         return self.scenes or self.clip_seconds is not None
 
     def spans(self, whole: Span, cuts: Sequence[float]) -> Iterator[Span]:
@@ -67,25 +70,25 @@ class Cutting:
 def clips(whole: Span, clip_seconds: float, stride_seconds: float, min_seconds: float) -> Iterator[Span]:
     """Clips that begin every stride_seconds and last clip_seconds.
 
-    The tail: the first clip that would go beyond the end is cut off there and is the last one; it is left out if it is
-    shorter than min_seconds, or if the clip before it already reaches the end.
+    The first clip that would go beyond the end is cut off there and is the last one. It is left out if it is shorter
+    than min_seconds, or if the clip before it already reaches the end.
     """
     begin, end = whole
-    number, covered = 0, begin
-    while covered < end - ROUNDING_SECONDS:
-        first = begin + number * stride_seconds
-        covered = min(first + clip_seconds, end)
-        is_whole = first + clip_seconds <= end + ROUNDING_SECONDS
-        if not is_whole and covered - first < max(min_seconds, ROUNDING_SECONDS):
+    number, clip_end = 0, begin
+    while clip_end < end - ROUNDING_SECONDS:
+        clip_begin = begin + number * stride_seconds
+        clip_end = min(clip_begin + clip_seconds, end)
+        is_whole = clip_begin + clip_seconds <= end + ROUNDING_SECONDS
+        if not is_whole and clip_end - clip_begin < max(min_seconds, ROUNDING_SECONDS):
             return
-        yield round(first, 6), round(covered, 6)
+        yield round(clip_begin, 6), round(clip_end, 6)
         number += 1
 
 
 def scenes(whole: Span, cuts: Sequence[float], min_seconds: float) -> list[Span]:
-    """Scenes between the cuts, without a gap from the begin to the end.
+    """The scenes between the cuts: together they are the whole span.
 
-    A cut less than min_seconds after the one before does not count, and neither do those as close to the end.
+    A cut less than min_seconds after the one before, or before the end, is ignored.
     """
     begin, end = whole
     bounds = [begin]
@@ -96,9 +99,9 @@ def scenes(whole: Span, cuts: Sequence[float], min_seconds: float) -> list[Span]
 
 
 def claimed_seconds(media: dict[str, Any]) -> float | None:
-    """How long a file lasts according to its header (MediaInfo.to_json); None if the header does not say.
+    """Seconds that a file lasts according to its header (MediaInfo.to_json); None if the header does not say.
 
-    The end of the stream that ends last, from the start of the stream that starts first.
+    They are counted from the start of the stream that starts first to the end of the stream that ends last.
     """
     streams = [stream for stream in (media.get("video"), media.get("audio")) if stream]
     if not streams:
@@ -110,13 +113,10 @@ def claimed_seconds(media: dict[str, Any]) -> float | None:
     if len(ends) == len(streams):
         return float(max(ends))
     whole = media.get("duration_seconds")
-    if whole:  # containers count from their first stream, or from 0: the smaller claim is meant, if they are alike
+    if whole:  # some containers count from their first stream, others from 0: the smaller claim is taken if it is clear
         is_clear = is_clear_length(whole, str(media.get("container")), start)
         return max([*ends, least_length(whole, start)]) if is_clear else None
     return max(ends) if ends else None
-
-
-SHORT_SIDE_PX = 144
 
 
 def require_scenedetect() -> None:
@@ -126,18 +126,18 @@ def require_scenedetect() -> None:
 
 
 def find_cuts(path: str, info: VideoInfo, threshold: float) -> list[float]:
-    """Seconds, from the video's first frame, of the first frame of each scene but the first.
+    """Seconds from the video's first frame to the first frame of each further scene.
 
-    threshold: mean change of hue, saturation and brightness (0 to 255) between frames that makes a cut.
+    threshold: mean change of hue, saturation and brightness (0 to 255) from frame to frame that makes a cut.
     """
     from scenedetect import FrameTimecode
     from scenedetect.detectors import ContentDetector
 
-    detector = ContentDetector(threshold=threshold, min_scene_len=0)  # how long scenes must be is settled in seconds
+    detector = ContentDetector(threshold=threshold, min_scene_len=0)  # `scenes` applies the least length, in seconds
     size = fitted_size(info.width, info.height, info.pixel_aspect, SHORT_SIDE_PX)
     cuts = []
     for number, frame in enumerate(stream_frames(path, size)):
-        # The detector compares frames and counts them; the time that counts is the decoder's.
+        # The detector compares frames and counts them; times are those of the decoder.
         if detector.process_frame(FrameTimecode(number, 25.0), frame.frame.to_ndarray(format="bgr24")):
             cuts.append(frame.seconds)
     return cuts

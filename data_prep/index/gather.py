@@ -1,4 +1,4 @@
-"""From a folder or a list to rows whose files are known, in a spool. No media file is opened yet."""
+"""Gathers the rows of a folder or a list in a spool, each with the path of its file. No media file is opened yet."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ from data_prep.manifest import plain_key
 
 NUM_BAD_ROWS_SHOWN = 20
 KINDS = ("media", "images")
-UNUSED = "unused"  # what HMDB-51 calls videos of neither split
+UNUSED = "unused"  # the split of HMDB-51's videos that are in neither train nor test
 
 
 @dataclass
 class Gathered:
-    """Counts of what was gathered. ignored: files of a folder that are no media, by extension. left_out: rows of other
-    splits, by split; all_splits: rows of every split.
+    """Counts of the gathered rows.
+
+    kind: "media" or "images". ignored: files of a folder that are no media, by extension. all_splits: rows of each
+    split. left_out: those among them that were not asked for. bad: the first bad rows.
     """
 
     kind: str
@@ -40,7 +42,7 @@ class Gathered:
     bad: list[BadRow] = field(default_factory=list)
 
     def add_bad(self, row: BadRow) -> None:
-        """Count a bad row; the first ones are kept."""
+        """Count a bad row, and keep it if it is among the first."""
         self.num_bad += 1
         if len(self.bad) < NUM_BAD_ROWS_SHOWN:
             self.bad.append(row)
@@ -55,15 +57,15 @@ class Gathered:
                 "Correct them, or go on without them with --skip-bad-rows"
             )
         if self.num_rows == sum(self.left_out.values()) + self.num_bad:
-            there = ", ".join(f"{name} ({count} rows)" for name, count in sorted(self.all_splits.items()))
+            splits = ", ".join(f"{name} ({count} rows)" for name, count in sorted(self.all_splits.items()))
             if split is not None:
-                raise ValueError(f"{source}: no row has the split {split!r}; there are {there or 'no splits'}")
+                raise ValueError(f"{source}: no row has the split {split!r}; there are {splits or 'no splits'}")
             raise ValueError(f"{source}: lists nothing" + (", bad rows aside" if self.num_bad else ""))
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where rows go. spool: takes the rows. folder: of the manifest. scratch: for temporary files."""
+    """Where rows go. spool: takes the rows. folder: of the manifest. scratch: a folder for temporary files."""
 
     spool: IndexSpool
     folder: Path
@@ -72,8 +74,10 @@ class Target:
 
 @dataclass(frozen=True)
 class ListSource:
-    """A list and how to read it. media: the folder of the files. labels: as `--labels`. kind: None: decided by the
-    first row. split: None: all rows but unused ones.
+    """A list and how to read it.
+
+    media: the folder of the files. labels: as `--labels`. kind: "media" or "images"; None: by the first row. split:
+    take only its rows; None: all rows but those of UNUSED.
     """
 
     path: Path
@@ -86,19 +90,19 @@ class ListSource:
 
 
 def gather_folder(folder: Path, target: Target, labels: str, kind: str | None) -> Gathered:
-    """All media, or all images, of a folder. ValueError if there are none."""
-    found = Gathered(kind or kind_of(folder))
-    walk = Walk(folder, IMAGE_SUFFIXES if found.kind == "images" else MEDIA_SUFFIXES, found.ignored)
+    """Add all media files, or all images, of a folder to the spool. ValueError if there are none."""
+    gathered = Gathered(kind or kind_of(folder))
+    walk = Walk(folder, IMAGE_SUFFIXES if gathered.kind == "images" else MEDIA_SUFFIXES, gathered.ignored)
     table = Labels(labels, target.scratch / "labels.db")
     base, manifest_folder = str(folder.absolute()), str(target.folder.absolute())
     for relative in walk:
         path = stored_text(f"{base}/{relative}", manifest_folder)
         target.spool.add(Pending(relative, path, plain_key(relative), False, relative, table.of(relative)))
-        found.num_rows += 1
-    if not found.num_rows:
-        _refuse_without_media(folder, found.kind, walk)
+        gathered.num_rows += 1
+    if not gathered.num_rows:
+        _refuse_without_media(folder, gathered.kind, walk)
     table.check()
-    return found
+    return gathered
 
 
 def _refuse_without_media(folder: Path, kind: str, walk: Walk) -> None:
@@ -106,27 +110,30 @@ def _refuse_without_media(folder: Path, kind: str, walk: Walk) -> None:
     files = [path for path in others if is_idx_file(path)]
     if files:
         raise ValueError(
-            f"{folder}: holds no {kind} files. If one of these holds the pictures of a split, give that file: "
+            f"{folder}: holds no {kind} files. If one of these holds the images of a split, give that file: "
             f"{', '.join(files[:20])}"
         )
     raise ValueError(f"{folder}: holds no {kind} files (looked for {' '.join(sorted(walk.suffixes))})")
 
 
 def gather_list(source: ListSource, target: Target) -> Gathered:
-    """All rows of a list, each with its file. Raises nothing for bad rows: see `Gathered.check`."""
+    """Add all rows of a list, each with its file, to the spool. Bad rows are counted, see `Gathered.check`.
+
+    ValueError for a split of a list that has none.
+    """
     if source.split is not None and source.format not in HAVE_SPLITS:
         raise ValueError(
             f"--split {source.split}: {source.format} lists have no splits, only {', '.join(HAVE_SPLITS)} have"
         )
     rows = READERS[source.format](source.path, source.settings)
     first = next(rows, None)
-    found = Gathered(source.kind or _kind_of_row(first))
-    suffixes = IMAGE_SUFFIXES if found.kind == "images" else MEDIA_SUFFIXES
+    gathered = Gathered(source.kind or _kind_of_row(first))
+    suffixes = IMAGE_SUFFIXES if gathered.kind == "images" else MEDIA_SUFFIXES
     table = Labels(source.labels, target.scratch / "labels.db")
     media, folder = str(source.media.absolute()), str(target.folder.absolute())
     finder: NameIndex | None = None
     with ExitStack() as stack:
-        for where, row in _of_split(rows if first is None else chain([first], rows), source.split, found):
+        for where, row in _of_split(rows if first is None else chain([first], rows), source.split, gathered):
             if row.path is not None:
                 pending = _listed(where, row, media, folder)
             else:
@@ -136,7 +143,7 @@ def gather_list(source: ListSource, target: Target) -> Gathered:
             target.spool.add(replace(pending, labels=row.labels | table.of(row.path or row.name)))
     if len(target.spool):
         table.check()
-    return found
+    return gathered
 
 
 def _kind_of_row(first: tuple[str, ListedFile | BadRow] | None) -> str:
@@ -144,23 +151,23 @@ def _kind_of_row(first: tuple[str, ListedFile | BadRow] | None) -> str:
     return "images" if path is not None and suffix_of(path) in IMAGE_SUFFIXES - MEDIA_SUFFIXES else "media"
 
 
-def _of_split(rows: ListedFiles, split: str | None, found: Gathered) -> Iterator[tuple[str, ListedFile]]:
-    """The usable rows of the split; all others are counted."""
+def _of_split(rows: ListedFiles, split: str | None, gathered: Gathered) -> Iterator[tuple[str, ListedFile]]:
+    """The usable rows of the split. All rows are counted in `gathered`."""
     for where, row in rows:
-        found.num_rows += 1
+        gathered.num_rows += 1
         if isinstance(row, BadRow):
-            found.add_bad(row)
+            gathered.add_bad(row)
             continue
         if row.split is not None:
-            found.all_splits[row.split] += 1
+            gathered.all_splits[row.split] += 1
         if row.split != split and (split is not None or row.split == UNUSED):
-            found.left_out[row.split or "none"] += 1
+            gathered.left_out[row.split or "none"] += 1
             continue
         yield where, row
 
 
 def _listed(where: str, row: ListedFile, media: str, folder: str) -> Pending:
-    """The pending row of a listed row that states a path."""
+    """The pending row of a row that states a path."""
     path = row.path or ""
     if is_url(path):
         stored, name = path, path.split("://", 1)[1]
@@ -175,7 +182,7 @@ def _listed(where: str, row: ListedFile, media: str, folder: str) -> Pending:
 
 
 def _named(where: str, row: ListedFile, media: str, folder: str, finder: NameIndex) -> Pending:
-    """The pending row of a listed row that states names: its file is one that holds exactly these seconds, or else one
+    """The pending row of a row that states names. Its file is one that holds just the listed seconds, otherwise one
     that holds the whole video.
     """
     folders = [*(name for names in row.labels.values() for name in names), *([row.split] if row.split else [])]
@@ -191,8 +198,8 @@ def _named(where: str, row: ListedFile, media: str, folder: str, finder: NameInd
 
 
 def stored_text(path: str, folder: str) -> str:
-    """A file's path as the manifest in `folder` says it (both absolute): relative where the file lies below the folder,
-    so that both can move together; else absolute. The result is never mistaken for a URL.
+    """A file's path as the manifest in `folder` states it (both absolute): relative if the file lies below the folder,
+    so that both can be moved together; otherwise absolute. The result cannot be mistaken for a URL.
     """
     text = path.removeprefix(f"{folder.rstrip('/')}/")
     first = text.partition("/")[0]

@@ -1,4 +1,4 @@
-"""Labels of files by their path: from their folder, or from a csv of any length that is searched on disk."""
+"""Labels of files by their path: the name of their folder, or rows of a csv of any length that is searched on disk."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Labels:
 
     Args:
         labels: "folder" (name of the top-level folder), "none", or a csv file with a column `path`; every other column
-            is a label field, several names separated by |. Of several rows with one path the last counts.
-        database: a file that does not exist yet, for the csv.
+            is a label field, several names separated by |. Of several rows with one path the last one is used.
+        database: a file for the csv's rows, which must not exist yet.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such csv, or it has no column `path`.
+        FileNotFoundError, ValueError: there is no such csv, or it has no column `path` or no rows.
     """
 
     def __init__(self, labels: str, database: Path) -> None:
@@ -38,11 +38,11 @@ class Labels:
             return dict(json.loads(row[0])) if row else {}
         if self._labels == "none" or "/" not in path:
             return {}
-        # A label is text: bytes that are no UTF-8 are replaced.
+        # A label is text: bytes that are not UTF-8 are replaced.
         return {"label": [os.fsencode(path.split("/", maxsplit=1)[0]).decode("utf-8", "replace")]}
 
     def check(self) -> None:
-        """Call after the last file: ValueError if the csv has none of the files. Closes the csv."""
+        """ValueError if the csv has none of the files. To be called after the last file; it closes the csv."""
         if self._database is None:
             return
         (example,) = self._database.execute("SELECT path FROM labels LIMIT 1").fetchone()

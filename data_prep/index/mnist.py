@@ -45,7 +45,7 @@ class IdxFile:
         return cast("NDArray[np.uint8]", images[item])
 
     def images(self) -> NDArray[np.uint8]:
-        """All images, uint8 (N, H, W). MediaError if the file is not as it should be."""
+        """All images, uint8 (N, H, W). MediaError if the file is missing, damaged or no idx file."""
         return _read_idx(Path(self.path), IDX_IMAGES)
 
     def facts(self, size: tuple[int, int]) -> dict[str, Any]:
@@ -55,8 +55,8 @@ class IdxFile:
 
 @lru_cache(maxsize=4)
 def _cached_images(file: IdxFile, modified_ns: int, num_bytes: int) -> NDArray[np.uint8] | MediaError:
-    """All images, or the error: a damaged file, too, is read once and not again for each of its items."""
-    del modified_ns, num_bytes  # part of the key: a file that was changed is another file
+    """All images, or the error, so that a damaged file is not read again for each of its items."""
+    del modified_ns, num_bytes  # in the key of the cache, so that a changed file is read again
     try:
         return file.images()
     except MediaError as error:
@@ -69,9 +69,9 @@ def is_idx_file(path: str | Path) -> bool:
 
 
 def open_idx_file(path: Path, *, with_labels: bool = True) -> tuple[IdxFile, NDArray[np.uint8], list[str] | None]:
-    """(the file, uint8 (N, H, W), N class names, or None without with_labels, which needs the label file).
+    """(the file, its images as uint8 (N, H, W), N class names; None instead of names if with_labels is False).
 
-    Raises ValueError (MediaError for damage) or FileNotFoundError.
+    Raises ValueError (MediaError for damage), or FileNotFoundError without the label file.
     """
     file = IdxFile(str(path))
     images = file.images()
@@ -91,7 +91,7 @@ def _label_file(images: Path) -> Path:
         if candidate.is_file():
             return candidate
     raise FileNotFoundError(
-        f"{images}: its labels are missing; looked for {name} and {name}.gz beside it. --labels none does without"
+        f"{images}: its labels are missing; looked for {name} and {name}.gz beside it. --labels none needs none"
     )
 
 

@@ -1,4 +1,4 @@
-"""Files are probed in processes that may be killed, so that a file that hangs or crashes harms no other file."""
+"""Probes files in processes that may be killed, so that a file that hangs or crashes a process harms no other file."""
 
 from __future__ import annotations
 
@@ -27,14 +27,16 @@ from data_prep.index.walk import num_bytes
 
 FILES_PER_TASK = {"media": 8, "images": 128}
 NUM_RECENT = 1024  # files whose facts are kept for rows further down the list
-MAX_TRUSTED_SECONDS = 86_400.0  # a header that claims more than a day is checked, if that decides how a file is cut
+MAX_TRUSTED_SECONDS = 86_400.0  # if a header claims more than a day, a file that is cut is decoded to measure it
 MEASURE_RATE_HZ = 8000
 
 
 @dataclass(frozen=True)
 class ProbedFile:
-    """What probing a file found. media: as `Entry.media`. error: {"reason", "message"} or None. seconds: how long it
-    lasts, None if unknown. cuts: seconds at which scenes change, if they were asked for. content: files.content_digest.
+    """What probing a file found.
+
+    media: as `Entry.media`. error: {"reason", "message"} or None. num_bytes: file size. seconds: how long the file
+    lasts; None: unknown. cuts: seconds at which scenes change, if scenes are cut. content: files.content_digest.
     """
 
     media: dict[str, Any]
@@ -66,12 +68,14 @@ class Prober:
             info = probe(local, name=path)
             media = info.to_json()
             seconds, cuts = claimed_seconds(media), tuple[float, ...]()
-            if self.cutting.is_asked_for and (info.video or info.audio):
+            if self.cutting.is_used and (info.video or info.audio):
                 seconds, cuts = self._measure(local, info, seconds)
             return ProbedFile(media, None, num_bytes(local), seconds, cuts, content_digest(local))
 
     def _measure(self, path: str, info: MediaInfo, seconds: float | None) -> tuple[float, tuple[float, ...]]:
-        """(how long the file lasts, decoded if its header does not say so; where its scenes change)."""
+        """(seconds that the file lasts, measured by decoding if its header does not say; seconds at which scenes
+        change).
+        """
         starts = [stream.start_seconds for stream in (info.video, info.audio) if stream is not None]
         lead = info.video.start_seconds - min(starts) if info.video is not None else 0.0
         if seconds is None or seconds > MAX_TRUSTED_SECONDS:
@@ -156,7 +160,7 @@ def without_opening(rows: Iterable[Pending], folder: Path) -> Iterator[tuple[Pen
 
 
 def _not_opened(path: str) -> ProbedFile:
-    """The size of a file, or the error that there is none."""
+    """The size of a file as its only fact, or the error that there is no such file."""
     try:
         facts = os.stat(path)  # noqa: PTH116  (paths are text here)
     except OSError as error:
@@ -182,25 +186,25 @@ def probe_rows(
 
     def tasks() -> Iterator[ProbeTask]:
         for batch in _batches(rows, folder, files_per_task):
-            batches.append([(path, same, _known(same, recent.get(path))) for path, same in batch])
-            yield ProbeTask(prober, tuple(path for path, _, known in batches[-1] if known is None))
+            batches.append([(path, rows, _without_probing(rows, recent.get(path))) for path, rows in batch])
+            yield ProbeTask(prober, tuple(path for path, _, facts in batches[-1] if facts is None))
 
     with Sandbox(num_workers, limits) as sandbox:
         for task, outcome in sandbox.run(probe_all, tasks(), _name):
-            found = iter(_settled(sandbox, task, outcome))
-            for path, same, known in batches.popleft():
-                recent[path] = known if known is not None else next(found)
-                yield from ((row, recent[path]) for row in same)
+            probed = iter(_settled(sandbox, task, outcome))
+            for path, rows_of_file, facts in batches.popleft():
+                recent[path] = facts if facts is not None else next(probed)
+                yield from ((row, recent[path]) for row in rows_of_file)
                 recent.move_to_end(path)
                 if len(recent) > NUM_RECENT:
                     recent.popitem(last=False)
 
 
 def _batches(rows: Iterable[Pending], folder: Path, size: int) -> Iterator[list[tuple[str, list[Pending]]]]:
-    """Batches of (path, its rows): several local files together, which are probed quickly, and each URL alone."""
+    """Batches of (path, its rows): `size` local files per batch, because they are probed quickly, or a single URL."""
     batch: list[tuple[str, list[Pending]]] = []
-    for path, same in groupby(rows, key=lambda row: openable_path(row.path, folder)):
-        batch.append((path, list(same)))
+    for path, rows_of_file in groupby(rows, key=lambda row: openable_path(row.path, folder)):
+        batch.append((path, list(rows_of_file)))
         if len(batch) == size or is_url(path):
             yield batch
             batch = []
@@ -208,13 +212,14 @@ def _batches(rows: Iterable[Pending], folder: Path, size: int) -> Iterator[list[
         yield batch
 
 
-def _known(rows: list[Pending], recent: ProbedFile | None) -> ProbedFile | None:
+def _without_probing(rows: list[Pending], recent: ProbedFile | None) -> ProbedFile | None:
+    """What is known of the rows' file without opening it: that it is missing, or recent facts; None: nothing."""
     missing = rows[0].missing
     return failed("missing_file", missing) if missing is not None else recent
 
 
 def _settled(sandbox: Sandbox, task: ProbeTask, outcome: list[ProbedFile] | MediaError) -> Iterator[ProbedFile]:
-    """The result for each file of the task. If the whole task failed, each file is tried alone."""
+    """The result for each file of the task. If the process failed at the task, each file is probed alone."""
     if not isinstance(outcome, MediaError):
         yield from outcome
     elif len(task.paths) == 1:

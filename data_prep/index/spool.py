@@ -1,4 +1,4 @@
-"""The rows of a manifest in the making, on disk: keys are made unique over all of them at constant memory."""
+"""The rows of a manifest that is being made, on disk: keys are made unique over all of them at constant memory."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ HASHES_AT_A_TIME = 1 << 20
 
 @dataclass(frozen=True)
 class Pending:
-    """A row whose file was found, or is missing (then `missing` says which files were searched for).
+    """A row whose file was found, or is missing.
 
-    where: its line in the list. path: as the manifest will state it. key: not yet unique; is_given: whether the list
-    states it. identity: distinguishes rows that would have the same key.
+    where: its line in the list. path: as the manifest will state it. key: not yet unique. is_given: whether the list
+    states the key. identity: text that differs between rows that would have the same key. missing: the message of a
+    missing file, with the names that were searched for.
     """
 
     where: str
@@ -39,7 +40,7 @@ class Pending:
 
 
 class IndexSpool:
-    """Takes rows one by one; after `finish` gives them back in order, any number of times, with unique keys.
+    """Takes rows one by one; after `finish` it can be iterated, in order and with unique keys, as often as needed.
 
     folder: for its files, which the caller removes. 16 bytes per row are sorted on disk.
     """
@@ -84,18 +85,18 @@ class IndexSpool:
                 yield replace(row, key=self.unused_key(row.key, row.identity))
 
     def repeated(self) -> Iterator[BadRow]:
-        """The bad rows."""
+        """The rows that repeat another row, or its stated key."""
         if len(self._repeated_rows) or len(self._repeated_keys):
             yield from (row for row in self if isinstance(row, BadRow))
 
     def unused_key(self, key: str, identity: str) -> str:
-        """The key with enough of a hash of `identity` that no row has it."""
+        """The key followed by as much of a hash of `identity` as makes it a key that no row has."""
         digest = hashlib.sha256(os.fsencode(identity)).hexdigest()
         candidates = (f"{key}-{digest[:length]}" for length in HASH_LENGTHS)
         return next(candidate for candidate in candidates if not self.has_key(candidate))
 
     def has_key(self, key: str) -> bool:
-        """Whether any row has this key, before keys were made unique. Wrongly true once in 10^19 rows."""
+        """Whether any row had this key before keys were made unique. Wrongly true once in 10^19 rows."""
         return _is_in(self._keys, _hash(key))
 
     def _read(self) -> Iterator[Pending]:
@@ -106,7 +107,7 @@ class IndexSpool:
                 yield Pending(**(record | {"segment": None if segment is None else (segment[0], segment[1])}))
 
     def _sorted(self, name: str) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-        """(all hashes in order, on disk; the hashes that occur more than once)."""
+        """(all hashes in order, on disk; the hashes that occur more than once), both uint64 (n,)."""
         if not self._count:
             return np.zeros(0, np.uint64), np.zeros(0, np.uint64)
         hashes = np.memmap(self._hash_paths[name], np.uint64, "r+")
@@ -126,7 +127,7 @@ class IndexSpool:
 
 
 def segment_key(key: str, segment: tuple[float, float]) -> str:
-    """KEY_BEGIN_END, in milliseconds."""
+    """The key of a segment of a file: KEY_BEGIN_END, in milliseconds."""
     return f"{key}_{round(segment[0] * 1000)}_{round(segment[1] * 1000)}"
 
 
@@ -136,7 +137,7 @@ def row_key(name: str, segment: tuple[float, float] | None) -> str:
 
 
 def _source(row: Pending) -> str:
-    """The file and seconds of a row as text, which may be listed only once."""
+    """The file and seconds of a row as text. Two rows with the same text are the same sample."""
     return json.dumps([row.path, row.segment, row.missing])
 
 
@@ -145,5 +146,5 @@ def _hash(text: str) -> np.uint64:
 
 
 def _is_in(ordered: NDArray[np.uint64], value: np.uint64) -> bool:
-    at = int(np.searchsorted(ordered, value))
-    return at < len(ordered) and bool(ordered[at] == value)
+    position = int(np.searchsorted(ordered, value))
+    return position < len(ordered) and bool(ordered[position] == value)

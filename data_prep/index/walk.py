@@ -1,4 +1,4 @@
-"""The files of a folder in sorted order at constant memory, and a search for files by their names."""
+"""Lists the files of a folder in sorted order at constant memory, and finds files by their names."""
 
 from __future__ import annotations
 
@@ -19,19 +19,18 @@ from avssl.files.scratch import temporary_folder
 from avssl.media.images import IMAGE_SUFFIXES
 from avssl.media.info import MEDIA_SUFFIXES
 
-NAMES_AT_A_TIME = 100_000  # of one folder, sorted in memory; more go through files
-MAX_SUFFIXES = 1000  # that are counted one by one
+NAMES_AT_A_TIME = 100_000  # names of one folder that are sorted in memory; more are sorted through files
+MAX_SUFFIXES = 1000  # suffixes that are counted one by one
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".opus", ".wma", ".aif", ".aiff"})
 
 
 @dataclass
 class Walk:
-    """Files below `folder` with these suffixes, as paths relative to it, sorted; all other files are counted in
-    `ignored`.
+    """The files below `folder` with these suffixes, as sorted paths relative to it. Others are counted in `ignored`.
 
-    Hidden files and folders are counted, too. Links to folders are not followed. Broken links, pipes and
-    other things with such a name are listed, too, and so is a folder that cannot be read: opening them gives the reason
-    why they cannot be used. Names that are not UTF-8 are as os.fsdecode gives them.
+    Hidden files and folders and links to folders are counted, too, and not entered. Broken links and pipes with such a
+    suffix are listed, and so is a folder that cannot be read: opening them gives the reason why they cannot be used.
+    Names that are not UTF-8 are as os.fsdecode gives them.
     """
 
     folder: Path
@@ -58,8 +57,8 @@ class Walk:
                     yield parent + name
 
     def _media_names(self, parent: str) -> Iterator[str]:
-        """Names of media files, and of folders with a / at the end, so that sorting them gives the order of whole
-        paths.
+        """Names of files with these suffixes, and of folders with a / at the end: sorted names are in the order of
+        whole paths.
         """
         for entry in entries_in(self.folder / parent):
             is_hidden = entry.name.startswith(".")
@@ -82,8 +81,8 @@ class Walk:
 def suffix_of(path: str) -> str:
     """The extension of a file in lower case, with its dot; "" if there is none."""
     name = path.rpartition("/")[2]
-    at = name.rfind(".")
-    return name[at:].lower() if 0 < at < len(name) - 1 else ""
+    dot = name.rfind(".")
+    return name[dot:].lower() if 0 < dot < len(name) - 1 else ""
 
 
 def _stem(path: str) -> str:
@@ -119,9 +118,9 @@ def _null_ended(file: IO[bytes]) -> Iterator[str]:
 
 
 class NameIndex:
-    """Finds files of a folder by their name without extension, in any sub-folder. On disk, not in memory.
+    """Finds files of a folder by their name without extension, in any sub-folder. A context manager.
 
-    A context manager. database: a file that does not exist yet.
+    The names are in `database`, a file that must not exist yet, and not in memory.
     """
 
     def __init__(self, folder: Path, suffixes: Collection[str], database: Path) -> None:
@@ -137,16 +136,16 @@ class NameIndex:
     def find(self, names: Sequence[str], folders: Collection[str] = ()) -> str | None:
         """The path, relative to the folder, of a file with the first of the names that exists; None if there is none.
 
-        Of several files with that name the first one counts: those in one of `folders` (a class or a split, in any
-        spelling) come first, then videos before sounds, then by path.
+        Of several files with that name, one in a folder that is named like one of `folders` (a class or a split, in any
+        spelling) is preferred, then one that is not audio, then the first by path.
         """
         order = {os.fsencode(name): number for number, name in enumerate(names)}
         marks = ", ".join("?" * len(order))
-        found = self._database.execute(f"SELECT name, path FROM files WHERE name IN ({marks})", list(order)).fetchall()
-        if not found:
+        rows = self._database.execute(f"SELECT name, path FROM files WHERE name IN ({marks})", list(order)).fetchall()
+        if not rows:
             return None
-        best = min(order[name] for name, _ in found)
-        paths = (os.fsdecode(path) for name, path in found if order[name] == best)
+        best = min(order[name] for name, _ in rows)
+        paths = (os.fsdecode(path) for name, path in rows if order[name] == best)
         return min(paths, key=lambda path: _rank(path, folders))
 
     def __enter__(self) -> Self:
@@ -167,7 +166,7 @@ def _spelling(text: str) -> str:
 
 
 def kind_of(folder: Path) -> str:
-    """What a folder is searched for by default: "images" if it holds neither videos nor sounds, else "media".
+    """What a folder is searched for by default: "media" if it holds video or audio files, otherwise "images".
 
     A GIF counts as what the other files are; if there are only GIFs, they count as videos.
     """

@@ -113,7 +113,7 @@ def scan(manifest: Path, scratch: Path, num_workers: int = 1) -> ManifestRows:
             f"{manifest}: keys must be unique; repeated: {', '.join(_keys_at(manifest, scratch, repeated))}"
         )
     if num_images not in (0, num_rows):
-        raise ValueError(f"{manifest}: lists pictures beside videos or sounds; make a manifest of each")
+        raise ValueError(f"{manifest}: lists images beside video or audio files; make a manifest of each kind")
     facts = {"sha256": sha256, "rows": num_rows, "are_images": num_images > 0, "bytes": size}
     write_whole(scratch / FACTS_NAME, json.dumps(facts).encode())
     return ManifestRows(manifest, scratch)

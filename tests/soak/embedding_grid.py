@@ -24,7 +24,7 @@ from avssl.embedding.folder import FolderJob
 from avssl.embedding.table import EmbeddingTable
 from avssl.eval.features import extract
 from avssl.shards.shard_set import ShardSet
-from data_prep.index.build import index_folder
+from data_prep.index.build import IndexOptions, build_manifest
 from data_prep.transcode.options import WriteOptions
 from data_prep.write.run import write_shards
 from tests.clips import make_clip
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
         folder = Path(temporary)
         for number in range(NUM_CLIPS):
             make_clip(folder / "clips" / f"{number}.mp4", number, seconds=0.8 + 0.1 * (number % 5))
-        index_folder(folder / "clips", folder / "corpus.jsonl")
+        build_manifest(folder / "clips", folder / "corpus.jsonl", IndexOptions())
         for count in (1, 3, NUM_CLIPS):
             write_shards(folder / "corpus.jsonl", folder / f"shards-{count}",
                          WriteOptions(short_side_px=48, samples_per_shard=count))  # fmt: skip

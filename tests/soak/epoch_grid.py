@@ -27,7 +27,7 @@ from avssl.shards.shard_set import ShardSet
 from avssl.transforms.config import VideoViewConfig, ViewsConfig
 from avssl.transforms.view_maker import ViewMaker
 from avssl.types import View
-from data_prep.index.build import index_folder
+from data_prep.index.build import IndexOptions, build_manifest
 from data_prep.transcode.options import WriteOptions
 from data_prep.write.run import write_shards
 from tests.clips import make_clip
@@ -102,7 +102,7 @@ def main(argv: list[str]) -> int:
         folder = Path(temporary)
         for number in range(NUM_CLIPS):
             make_clip(folder / "clips" / f"{number}.mp4", number, seconds=0.4)
-        index_folder(folder / "clips", folder / "corpus.jsonl")
+        build_manifest(folder / "clips", folder / "corpus.jsonl", IndexOptions())
         for count in given.samples_per_shard:
             options = WriteOptions(short_side_px=32, samples_per_shard=count)
             write_shards(folder / "corpus.jsonl", folder / f"{count}", options)

@@ -29,7 +29,7 @@ from avssl.embedding.embedder import Embedder
 from avssl.embedding.table import EmbeddingTable
 from avssl.losses.base import EpochContext
 from avssl.shards.shard_set import ShardSet
-from data_prep.index.build import index_folder
+from data_prep.index.build import IndexOptions, build_manifest
 from data_prep.transcode.options import WriteOptions
 from data_prep.write.run import write_shards
 from recipes import pretrain
@@ -197,7 +197,7 @@ def main(argv: list[str]) -> int:
         folder = Path(temporary)
         for number in range(NUM_CLIPS):
             make_clip(folder / "clips" / f"{number}.mp4", number, seconds=1.0)
-        index_folder(folder / "clips", folder / "corpus.jsonl")
+        build_manifest(folder / "clips", folder / "corpus.jsonl", IndexOptions())
         write_shards(folder / "corpus.jsonl", folder / "shards", WriteOptions(short_side_px=32, samples_per_shard=4))
         for name in given.only:
             began, measured = time.monotonic(), Measured()

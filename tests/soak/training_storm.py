@@ -205,7 +205,7 @@ def killed_rounds(
 def make_shards(folder: Path) -> Path:
     """18 clips in three shards."""
     from data_prep.demo.corpus import make_demo_corpus
-    from data_prep.index.build import index_folder
+    from data_prep.index.build import IndexOptions, build_manifest
     from data_prep.transcode.options import WriteOptions
     from data_prep.write.run import write_shards
 
@@ -213,7 +213,7 @@ def make_shards(folder: Path) -> Path:
     make_demo_corpus(
         corpus, num_train=18, num_test=1, seed=3, size_px=32, duration_seconds=1.5, workers=1, progress=False
     )
-    index_folder(corpus / "train", manifest, labels=str(corpus / "train" / "labels.csv"))
+    build_manifest(corpus / "train", manifest, IndexOptions(labels=str(corpus / "train" / "labels.csv")))
     write_shards(manifest, folder / "shards", WriteOptions(short_side_px=32, samples_per_shard=7))
     return folder / "shards"
 

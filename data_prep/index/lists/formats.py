@@ -1,4 +1,4 @@
-"""Which formats there are, and which one a file has."""
+"""The formats of lists with their readers, and how a file's format is detected."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ READERS: dict[str, Callable[[Path, ListSettings], ListedFiles]] = {
     "csv": table,
     "parquet": parquet,
 }
-FORMATS = ("auto", "folder", "pictures", *READERS)
+IDX = "pictures"  # the value of --format for a file of images in MNIST's format
+FORMATS = ("auto", "folder", IDX, *READERS)
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".txt": "list", ".lst": "list"}
-# What each format alone can be asked.
 HAVE_SPLITS = ("kinetics", "vggsound", "ucf101", "hmdb51", "jsonl", "csv", "parquet")
-HAVE_FOLDS, HAVE_IDS = ("ucf101", "hmdb51"), ("kinetics", "audioset", "vggsound")
+HAVE_FOLDS = ("ucf101", "hmdb51")
 
 
 def detect(source: Path) -> str:
-    """The format of a file by its name and its first lines; "pictures" if it is none of these lists."""
+    """The format of a path by its name and its first lines; IDX for any file that is none of these lists."""
     if source.is_dir():
         return "folder"
     if UCF_LIST.fullmatch(source.name):
@@ -49,14 +49,14 @@ def detect(source: Path) -> str:
     if re.search(r"\.csv(\.gz)?$", source.name, re.IGNORECASE):
         return _detect_csv(source)
     suffixes = [suffix.lower() for suffix in source.suffixes if suffix.lower() != ".gz"]
-    return SUFFIXES.get(suffixes[-1], "pictures") if suffixes else "pictures"
+    return SUFFIXES.get(suffixes[-1], IDX) if suffixes else IDX
 
 
 def _detect_csv(source: Path) -> str:
     try:
         rows = [cells for _, cells in islice(csv_rows(source), 4)]
     except (OSError, EOFError):
-        return "pictures"
+        return IDX
     first = rows[0] if rows else []
     if first and first[0].startswith("#") and any("YTID" in cells[0] or "Segments csv" in cells[0] for cells in rows):
         return "audioset"
@@ -66,4 +66,4 @@ def _detect_csv(source: Path) -> str:
         return "csv"
     if len(first) == 4 and re.fullmatch(r"[A-Za-z0-9_-]{11}", first[0]) and first[3] in ("train", "test"):
         return "vggsound"
-    return "pictures"
+    return IDX

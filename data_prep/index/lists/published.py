@@ -1,13 +1,13 @@
-"""The lists that Kinetics, AudioSet, VGGSound, UCF-101 and HMDB-51 are published as: who is in, where, and what it is.
+"""Readers of the lists that are published with Kinetics, AudioSet, VGGSound, UCF-101 and HMDB-51.
 
-They name videos, not files. Kinetics, AudioSet and VGGSound list some seconds of a YouTube video, which a folder may
-hold as a whole or already cut; `clip_names` has the usual names of cut files. See docs/format.md for all of them.
+They name videos, not files. Kinetics, AudioSet and VGGSound list some seconds of a YouTube video, of which a folder may
+hold all or just these seconds; `clip_names` has the usual names of such files. docs/format.md describes all formats.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -32,9 +32,10 @@ HMDB_SPLITS = {"0": "unused", "1": "train", "2": "test"}
 
 @dataclass(frozen=True)
 class ListSettings:
-    """What a list does not say itself. trimmed: a file that is called by the bare id holds the listed seconds alone.
-    classes: AudioSet's class_labels_indices.csv, where it is not beside the list. fold: which split of a folder of
-    UCF-101 or HMDB-51 lists, 1 to 3.
+    """Facts that a published list does not state.
+
+    trimmed: a file named by the bare id holds the listed seconds alone. classes: AudioSet's class_labels_indices.csv;
+    None: the file beside the list. fold: which split of a folder of UCF-101 or HMDB-51 lists, 1 to 3.
     """
 
     trimmed: bool = False
@@ -43,7 +44,7 @@ class ListSettings:
 
 
 def clip_names(video: str, segment: tuple[float, float]) -> tuple[str, ...]:
-    """What files with just these seconds of a video are usually called, without extension.
+    """The usual names, without extension, of files that hold just these seconds of a video.
 
     ID_000010_000020 (Kinetics), ID_10000_20000 (milliseconds), ID_000010 (VGGSound), ID_10_20, YID (AudioSet).
     """
@@ -71,10 +72,10 @@ def _video_row(
 
 
 def kinetics(source: Path, settings: ListSettings) -> ListedFiles:
-    """csv with a header: label, youtube_id, time_start, time_end, split; the lists of hidden tests lack the label."""
+    """Read a csv with the columns label, youtube_id, time_start, time_end, split; hidden test sets have no label."""
     rows = csv_rows(source)
     _, header = next(rows, (1, [""]))
-    columns = {name.lower(): at for at, name in enumerate(header)}
+    columns = {name.lower(): column for column, name in enumerate(header)}
     missing = [name for name in ("youtube_id", "time_start", "time_end") if name not in columns]
     if missing:
         raise ValueError(
@@ -93,7 +94,7 @@ def kinetics(source: Path, settings: ListSettings) -> ListedFiles:
 
 
 def audioset(source: Path, settings: ListSettings) -> ListedFiles:
-    """# YTID, start_seconds, end_seconds, positive_labels: class ids in one quoted cell, told apart by commas."""
+    """Read a csv of id, begin, end and labels (class ids in one quoted cell, separated by commas) with # comments."""
     classes = _audioset_classes(source, settings)
 
     def parse(cells: list[str]) -> ListedFile | None:
@@ -101,19 +102,19 @@ def audioset(source: Path, settings: ListSettings) -> ListedFiles:
             return None
         if len(cells) != 4:
             raise ValueError(f"has {len(cells)} cells; it must be id, begin, end, and the labels in quotes")
-        ids = [one.strip() for one in cells[3].split(",") if one.strip()]
+        ids = [class_id.strip() for class_id in cells[3].split(",") if class_id.strip()]
         if not ids:
             raise ValueError("has no label")
-        if classes and (unknown := [one for one in ids if one not in classes]):
+        if classes and (unknown := [class_id for class_id in ids if class_id not in classes]):
             raise ValueError(f"has the label {unknown[0]!a}, which {AUDIOSET_CLASSES} does not know")
-        names = list(dict.fromkeys(classes.get(one, one) for one in ids))
+        names = list(dict.fromkeys(classes.get(class_id, class_id) for class_id in ids))
         return _video_row(cells[0], segment_of(cells[1], cells[2]), names, None, settings)
 
     return parsed(csv_rows(source), parse)
 
 
 def _audioset_classes(source: Path, settings: ListSettings) -> dict[str, str]:
-    """{class id: its name for people}; empty if there is no such table beside the list."""
+    """{class id: display name}; empty if `--classes` was not given and the table is not beside the list."""
     path = settings.classes or source.parent / AUDIOSET_CLASSES
     if not path.is_file():
         if settings.classes is not None:
@@ -126,7 +127,7 @@ def _audioset_classes(source: Path, settings: ListSettings) -> dict[str, str]:
 
 
 def vggsound(source: Path, settings: ListSettings) -> ListedFiles:
-    """csv without a header: id, second at which the clip of 10 s begins, label, split."""
+    """Read a csv without a header: id, second at which the clip of 10 s begins, label, split."""
 
     def parse(cells: list[str]) -> ListedFile:
         if len(cells) != 4:
@@ -139,12 +140,14 @@ def vggsound(source: Path, settings: ListSettings) -> ListedFiles:
 
 
 def ucf101(source: Path, settings: ListSettings) -> ListedFiles:
-    """trainlist01.txt (`Class/v_X.avi 1`), testlist01.txt (no number), with classInd.txt; or the folder of them."""
+    """Read trainlist01.txt (`Class/v_X.avi 1`) or testlist01.txt (no number), or the lists of a fold in a folder. Class
+    numbers are checked against classInd.txt if it is beside them.
+    """
     files = _files_of_fold(source, UCF_LIST, settings.fold)
-    known = files[0].parent / "classInd.txt"
+    class_table = files[0].parent / "classInd.txt"
     numbers: dict[str, str] = {}
-    if known.is_file():
-        numbers = {name: number for number, name in (text.split() for _, text in text_lines(known))}
+    if class_table.is_file():
+        numbers = {name: number for number, name in (text.split() for _, text in text_lines(class_table))}
 
     def parse(text: str, split: str) -> ListedFile:
         match = re.fullmatch(r"([^/]+)/([^/]+?)\.\w+(?:\s+(\d+))?\s*", text)
@@ -165,7 +168,9 @@ def ucf101(source: Path, settings: ListSettings) -> ListedFiles:
 
 
 def hmdb51(source: Path, settings: ListSettings) -> ListedFiles:
-    """brush_hair_test_split1.txt: `name.avi 1` (1 train, 2 test, 0 unused), a file a class; or the folder of them."""
+    """Read brush_hair_test_split1.txt, one file per class: `name.avi 1` (1 train, 2 test, 0 unused); or the lists of a
+    fold in a folder.
+    """
     files = _files_of_fold(source, HMDB_LIST, settings.fold)
 
     def parse(text: str, label: str) -> ListedFile:
@@ -194,21 +199,17 @@ def _example(pattern: re.Pattern[str]) -> str:
 
 
 def _files_of_fold(source: Path, pattern: re.Pattern[str], fold: int | None) -> list[Path]:
-    """The one list that is given, or those of one fold in a folder of lists, sorted."""
+    """The list itself if `source` is a file, otherwise the lists of one fold in that folder, sorted."""
     if not source.is_dir():
         _matched(pattern, source)
         return [source]
-    found = [(path, int(match[2])) for path in _sorted(source) if (match := pattern.fullmatch(path.name))]
-    folds = sorted({number for _, number in found})
-    if not found:
+    lists = [(path, int(match[2])) for path in sorted(source.iterdir()) if (match := pattern.fullmatch(path.name))]
+    folds = sorted({number for _, number in lists})
+    if not lists:
         raise ValueError(f"{source}: holds no lists like {_example(pattern)}")
     if fold is None and len(folds) > 1:
         raise ValueError(f"{source}: holds the lists of folds {folds}; say which: --fold {folds[0]}")
-    wanted = folds[0] if fold is None else fold
-    if wanted not in folds:
-        raise ValueError(f"{source}: holds no lists of fold {wanted}; there are {folds}")
-    return [path for path, number in found if number == wanted]
-
-
-def _sorted(folder: Path) -> Iterator[Path]:
-    return iter(sorted(folder.iterdir()))
+    fold = folds[0] if fold is None else fold
+    if fold not in folds:
+        raise ValueError(f"{source}: holds no lists of fold {fold}; there are {folds}")
+    return [path for path, number in lists if number == fold]

@@ -1,4 +1,4 @@
-"""Your own lists: paths, one a line; json lines; csv; Parquet. A row names a file and says what you know of it."""
+"""Readers of a user's own lists: a path per line, json lines, csv, Parquet. A row names a file and may describe it."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from typing import Any
 from avssl.files.checked_json import Fields
 from avssl.files.plain_text import brief
 from data_prep.index.lists.published import ListSettings
-from data_prep.index.lists.row import ListedFile, ListedFiles, csv_rows, parsed, plain_path, text_lines
+from data_prep.index.lists.row import ListedFile, ListedFiles, csv_rows, parsed, plain_path, seconds, text_lines
 from data_prep.manifest import read_segment
 
-KNOWN = ("path", "key", "label", "labels", "segment", "begin_seconds", "end_seconds", "split")
+COLUMNS = ("path", "key", "label", "labels", "segment", "begin_seconds", "end_seconds", "split")
+ROWS_AT_A_TIME = 1024  # of a Parquet file
 
 
 def paths(source: Path, settings: ListSettings) -> ListedFiles:
-    """A path or URL a line. Blank lines and those that begin with # do not count."""
+    """Read a path or URL per line. Blank lines and those that begin with # are left out."""
     del settings
     lines = ((number, text) for number, text in text_lines(source) if text.strip() and not text.startswith("#"))
     return parsed(lines, lambda text: ListedFile(path=plain_path(text)))
 
 
 def json_lines(source: Path, settings: ListSettings) -> ListedFiles:
-    """A json object a line, see `record_row`."""
+    """Read a json object per line with the fields of `record_row`."""
     del settings
 
     def parse(text: str) -> ListedFile:
@@ -34,7 +35,7 @@ def json_lines(source: Path, settings: ListSettings) -> ListedFiles:
 
 
 def table(source: Path, settings: ListSettings) -> ListedFiles:
-    """csv with a header: the columns of `record_row`; all others are label fields. Several names: cat|kitten."""
+    """Read a csv with a header: the columns of `record_row`, all others are label fields. cat|kitten: several names."""
     del settings
     rows = csv_rows(source)
     _, header = next(rows, (1, [""]))
@@ -45,36 +46,39 @@ def table(source: Path, settings: ListSettings) -> ListedFiles:
         if len(cells) != len(header):
             raise ValueError(f"has {len(cells)} cells; the header has {len(header)}")
         record: dict[str, Any] = {name: cell for name, cell in zip(header, cells, strict=True) if cell}
-        fields = {name: _split(record.pop(name)) for name in list(record) if name == "label" or name not in KNOWN}
+        fields = {name: _split(record.pop(name)) for name in list(record) if name == "label" or name not in COLUMNS}
         for name in ("begin_seconds", "end_seconds"):
-            record |= {name: _number(record[name], name)} if name in record else {}
-        if given := {"labels", "segment"} & record.keys():
-            raise ValueError(f"cannot hold {', '.join(sorted(given))}; use label, begin_seconds and end_seconds")
+            record |= {name: seconds(record[name], name)} if name in record else {}
+        if refused := {"labels", "segment"} & record.keys():
+            raise ValueError(f"cannot hold {', '.join(sorted(refused))}; use label, begin_seconds and end_seconds")
         return record_row(record | {"labels": {name: names for name, names in fields.items() if names}})
 
     return parsed(rows, parse)
 
 
 def parquet(source: Path, settings: ListSettings) -> ListedFiles:
-    """A Parquet file with the columns of `record_row`; labels may be a struct or a map."""
+    """Read a Parquet file with the columns of `record_row`; labels may be a struct or a map."""
     del settings
 
     def parse(record: dict[str, Any]) -> ListedFile:
-        given = {name: value for name, value in record.items() if value is not None}
-        if isinstance(given.get("labels"), list):
-            if not all(isinstance(one, tuple) and len(one) == 2 for one in given["labels"]):
-                raise ValueError(f"labels is {brief(given['labels'])}; it must be a struct or a map")
-            given["labels"] = dict(given["labels"])
-        if isinstance(given.get("labels"), dict):
-            given["labels"] = {name: names for name, names in given["labels"].items() if names is not None}
-        return record_row(given)
+        record = {name: value for name, value in record.items() if value is not None}
+        labels = record.get("labels")
+        if isinstance(labels, list):  # a map, as PyArrow gives it
+            if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in labels):
+                raise ValueError(f"labels is {brief(labels)}; it must be a struct or a map")
+            labels = dict(labels)
+        if isinstance(labels, dict):
+            record["labels"] = {name: names for name, names in labels.items() if names is not None}
+        return record_row(record)
 
     return parsed(parquet_rows(source), parse, "row")
 
 
 def record_row(record: dict[str, Any]) -> ListedFile:
-    """path, and where wanted: key; labels {field: name or [names]} or label (one name or several); segment [begin, end]
-    or begin_seconds and end_seconds; split. Other fields do not count. ValueError says what does not fit.
+    """The row that a record describes. ValueError says which field does not fit.
+
+    Required: path. Optional: key; labels {field: name or [names]} or label (one name or several); segment [begin, end]
+    or begin_seconds and end_seconds; split. Other fields are ignored.
     """
     path, key, split = record.get("path"), record.get("key"), record.get("split")
     if not isinstance(path, str):
@@ -107,29 +111,19 @@ def _segment(record: dict[str, Any]) -> tuple[float, float] | None:
 
 
 def _names(field: Any, names: Any) -> list[str]:
-    """One name, or several, without repeats; numbers become text."""
-    several = names if isinstance(names, list) else [names]
-    if not all(isinstance(one, (str, int)) and not isinstance(one, bool) for one in several):
+    """One name or several as a list without repeats; numbers become text."""
+    values = names if isinstance(names, list) else [names]
+    if not all(isinstance(value, (str, int)) and not isinstance(value, bool) for value in values):
         raise ValueError(f"label {brief(field)} is {brief(names)}; it must be a name or a list of names")
-    return list(dict.fromkeys(str(one) for one in several))
+    return list(dict.fromkeys(str(value) for value in values))
 
 
 def _split(text: str) -> list[str]:
     return [name.strip() for name in text.split("|") if name.strip()]
 
 
-def _number(text: str, name: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"{name} is {text!a}; it must be a number of seconds") from None
-
-
-ROWS_AT_A_TIME = 1024
-
-
 def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number from 1, {column: value}) of each row. ValueError if it is no Parquet file."""
+    """(number from 1, {column: value}) of each row of a file. ValueError if it is no Parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,4 +1,4 @@
-"""A row of a list, and how a list is read so that its bad rows are known by number and the good ones go on."""
+"""A row of a list, and how a list is read: bad rows are reported by number, and the others are used."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 @dataclass(frozen=True)
 class ListedFile:
-    """What a list says of one sample. Either `path` is given, or names to look for.
+    """What a list says of one sample: either its path, or names of files to look for.
 
-    path: as listed: a URL, absolute, or relative to the folder of the media. names: of files (without extension) that
-    hold just this sample, the best first. whole_names: of files of which `segment` is the sample. labels: {field:
-    [names]}. segment: (begin, end) in seconds. split: "train", ... or None. key: given by the list, or made of `name`.
+    path: a URL, absolute, or relative to the folder of the media. names: of files (without extension) that hold just
+    this sample, the best first. whole_names: of files of which `segment` is the sample. labels: {field: [names]}.
+    segment: (begin, end) in seconds. split: e.g. "train". key: as the list states it; None: it is made of `name`.
     """
 
     path: str | None = None
@@ -41,7 +41,7 @@ class ListedFile:
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that says nothing usable. where: "line 7" of the list."""
+    """A row that cannot be used. where: its position in the list, e.g. "line 7"."""
 
     where: str
     message: str
@@ -51,18 +51,18 @@ ListedFiles = Iterator[tuple[str, ListedFile | BadRow]]
 
 
 def is_url(path: str) -> bool:
-    """Is it s3://..., https://... and so on, not a place in the file system?"""
+    """Whether the path is a URL (s3://..., https://...) and not a path of the file system."""
     return URL.match(path) is not None
 
 
 def parsed(
     raw: Iterator[tuple[int, Raw]], parse: Callable[[Raw], ListedFile | None], unit: str = "line"
 ) -> ListedFiles:
-    """(where, row) of each; what `parse` refuses with ValueError becomes a BadRow, None (left out) is dropped."""
-    for number, one in raw:
+    """(where, row) of each raw row. What `parse` refuses with ValueError becomes a BadRow; None is left out."""
+    for number, content in raw:
         where = f"{unit} {number}"
         try:
-            row = parse(one)
+            row = parse(content)
             if row is not None:
                 check_text(row)
         except ValueError as error:
@@ -86,7 +86,9 @@ def check_text(row: ListedFile) -> None:
 
 @contextmanager
 def opened_text(path: Path) -> Iterator[IO[str]]:
-    """A text file, .gz or not, as UTF-8; other bytes (a path may hold any) come back as os.fsencode takes them."""
+    """A text file, .gz or not, open as UTF-8. Bytes that are not UTF-8 (a path may hold any) are as os.fsencode takes
+    them.
+    """
     with path.open("rb") as file:
         stream = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
         yield io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
@@ -101,8 +103,8 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(number of the line it ends on, cells) of all rows that are not blank, comments (#) too. Spaces after a comma do
-    not count.
+    """(number of its last line, cells) of each row that is not blank, comments (#) included. Spaces around cells are
+    removed.
     """
     with opened_text(path) as file:
         reader = csv.reader(file, skipinitialspace=True)
@@ -118,7 +120,7 @@ def csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def seconds(text: str, name: str) -> float:
-    """A time; ValueError says which one is none."""
+    """The number of seconds that a text says; ValueError with the name if it says none."""
     try:
         return float(text)
     except ValueError:
@@ -127,21 +129,21 @@ def seconds(text: str, name: str) -> float:
 
 def segment_of(begin: str, end: str) -> tuple[float, float]:
     """(begin, end) in seconds; ValueError unless 0 <= begin < end."""
-    first, last = seconds(begin, "the begin"), seconds(end, "the end")
-    if not 0 <= first < last < math.inf:
+    span = seconds(begin, "the begin"), seconds(end, "the end")
+    if not 0 <= span[0] < span[1] < math.inf:
         raise ValueError(f"it lasts from {begin} s to {end} s; it must be 0 <= begin < end")
-    return first, last
+    return span
 
 
 def video_id(text: str) -> str:
-    """A video's id; ValueError if it cannot be one (and might be a path)."""
+    """The text itself, as the id of a video; ValueError if it holds characters that an id cannot have."""
     if not re.fullmatch(r"[A-Za-z0-9_-]+", text):
         raise ValueError(f"the video id is {text!a}; it may hold A-Z a-z 0-9 _ - only")
     return text
 
 
 def plain_path(text: str) -> str:
-    """A path or URL as it can be listed; ValueError for an empty one, or a protocol that is not allowed."""
+    """A path, normalized, or a URL; ValueError for an empty one, or a protocol that is not allowed."""
     if not text or "\0" in text:
         raise ValueError(f"the path is {text!a}")
     return text if is_remote(text) else os.path.normpath(local_path(text))
