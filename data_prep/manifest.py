@@ -1,7 +1,7 @@
-"""The manifest, corpus.jsonl: one json object per line for every file found, including those that cannot be used.
+"""The manifest, corpus.jsonl: one json object per line for every listed file, including those that cannot be used.
 
-A line is a file, or one image of a file that holds many (then it has an `item`). A manifest lists either video and
-audio files, or images.
+A line is a file, some seconds of one (`segment`), or one image of a file that holds many (`item`). A manifest lists
+either video and audio files, or images.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Entry:
 
     path: absolute, or relative to the manifest's folder. key: unique, [A-Za-z0-9_/-] only. labels: {field: [names]}.
     media: what probing found (MediaInfo.to_json; {"image": ImageInfo.to_json or None} of an image), {} if it failed.
-    error: {"reason", "message"} or None. num_bytes: file size when it was indexed. item: number of an image inside the
+    error: {"reason", "message"} or None. num_bytes: file size when it was indexed. item: number of an image in the
     file, from 0; None: the file is the sample. segment: (begin, end) in seconds from the start of the stream that
-    starts first, if only these seconds of a video or audio file are the sample. content: files.content_digest when it
-    was indexed; "" of a file that was not opened, and of one that holds many images.
+    starts first; None: the whole file is the sample. content: files.content_digest when it was indexed; "" for a file
+    that was not opened, or that holds many images.
     """
 
     path: str
@@ -81,7 +81,7 @@ class Entry:
 
 
 def _error(fields: Fields) -> dict[str, str] | None:
-    """The reason and message that say why the file cannot be used; None if it can."""
+    """The reason and message that say why the file cannot be used; None if it can be used."""
     if fields.record.get("error") is None:
         return None
     error = fields.section("error")
@@ -91,7 +91,7 @@ def _error(fields: Fields) -> dict[str, str] | None:
 
 
 def _check_media(fields: Fields, media: dict[str, Any]) -> None:
-    """ValueError unless the facts that are used before the file is opened again have the right types."""
+    """ValueError if a fact that is used before the file is opened again has a wrong type."""
     if media.get("container") is not None:
         fields.text("container")
     if media.get("duration_seconds") is not None:

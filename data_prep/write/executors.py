@@ -1,9 +1,9 @@
-"""Where parts are made: in processes of this machine, on the nodes of a Ray cluster, or in a Slurm job array.
+"""Makes parts in processes of this machine, on the nodes of a Ray cluster, or in a Slurm job array.
 
 A runner makes the missing parts and yields the summary of each as it is done. On Slurm each job of an array does one
 share; when all of them have ended, another job packs and finishes. Every job runs the command that a user of any other
-scheduler would write by hand: `write ... --part i/n`, and at last the same without --part. All nodes must see input and
-output under the same path or URL.
+scheduler would write by hand: `write ... --part i/n`, and at the end the same without --part. All nodes must see input
+and output under the same path or URL.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from data_prep.write.parts import PartSummary, PartTask, make_parts
 from data_prep.write.progress import WriteProgress
 from data_prep.write.reading import FileOptions
 
-MAX_TRIES = 4  # to make a part on Ray: the parts that a node was making are lost with the node
+MAX_TRIES = 4  # attempts to make a part on Ray: a node that dies loses the parts that it was making
 PARTS_AHEAD = 2  # tasks per processor of Ray, so that none waits for its next part
 
 
 @dataclass(frozen=True)
 class MissingParts:
-    """The parts that are still to be made. task_of: the task of a part's number, made when its turn comes."""
+    """The parts that are still to be made. task_of: makes the task of a part from its number, when it is needed."""
 
     folder: OutputFolder
     file_options: FileOptions
@@ -66,9 +66,9 @@ def run_ray(parts: MissingParts, num_workers: int, progress: WriteProgress) -> I
     file_options, folder = ray.put(parts.file_options), parts.folder
     limit = PARTS_AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
     waiting: dict[Any, int] = {}
-    coming = iter(parts.numbers)
+    numbers = iter(parts.numbers)
     while True:
-        while len(waiting) < limit and (number := next(coming, None)) is not None:
+        while len(waiting) < limit and (number := next(numbers, None)) is not None:
             waiting[remote.remote(folder, file_options, parts.task_of(number))] = number
         if not waiting:
             return
@@ -108,7 +108,9 @@ def write_command(arguments: argparse.Namespace, options: WriteOptions, share: s
 
 
 def submit(arguments: argparse.Namespace, options: WriteOptions) -> str:
-    """Submit all jobs to Slurm; what to tell the user. ValueError without submitit or sbatch, or for other options."""
+    """Submit all jobs to Slurm, and return a message for the user. ValueError without submitit or sbatch, or for
+    options that do not go with Slurm.
+    """
     try:
         import submitit
         from submitit.helpers import CommandFunction

@@ -1,8 +1,8 @@
 """The folder that `write` fills: local, or on any store that storage.py reaches. Files are whole or absent.
 
-A remote store cannot rename: a file is uploaded whole under its final name, or not at all. What cannot be written
-(a full disk, a target that is read-only, refused access) is one OSError that says what to do; files that were finished
-before stay as they are, so that the same command continues.
+A remote store cannot rename: a file is uploaded whole under its final name, or not at all. A write that fails (full
+disk, read-only folder, no access) is one OSError that says what to do; files that were finished before stay as they
+are, so that the same command continues.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from avssl.files.whole import HashedFile, atomic_file, write_whole
 
 @dataclass(frozen=True)
 class OutputFolder:
-    """A folder by its location; names are those of files in it, `sub/name` included. Picklable.
+    """A folder by its location; `name` is a file in it, `sub/name` included. Picklable.
 
     All methods raise OSError with one message that names the file, the cause and what to do.
     """
@@ -78,7 +78,7 @@ class OutputFolder:
                 return None
 
     def names(self, prefix: str = "") -> list[str]:
-        """The names, sorted, of the files and folders directly in it that begin with the prefix; none without such a
+        """The sorted names of the files and folders directly in it that begin with the prefix; [] if there is no
         folder.
 
         A prefix with slashes lists a sub-folder: names("sub/part-") gives ["sub/part-1", ...].
@@ -98,7 +98,7 @@ class OutputFolder:
             return storage.read_bytes(self.where(name))
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """Write a file; after an error it is the one that was there before."""
+        """Write a file; if that fails, an older file stays as it was."""
         with _clear(self.where(name), "written"):
             if self.is_local:
                 write_whole(self.path(name), content)
@@ -118,7 +118,7 @@ class OutputFolder:
 
     @contextmanager
     def whole_file(self, name: str) -> Iterator[HashedFile]:
-        """A file to write, which is in the folder when the block ends without an error, and only then."""
+        """A file to write, which appears in the folder only if the block ends without an error."""
         with _clear(self.where(name), "written"):
             if self.is_local:
                 path = self.path(name)

@@ -1,10 +1,9 @@
-"""What a write is: a manifest's rows, how its files become samples, where these go, and the share that is done here.
+"""The job of a write: a manifest's rows, how files become samples, where these go, and the share that is done here.
 
-Rows are shuffled when they are read, and no order is held in memory: position p of the shuffled order holds row
-pi(p), where pi is a permutation of 0..N-1: a Feistel network of six rounds on the smallest even number of bits that
-holds N, applied again while the result is N or more (cycle walking; fewer than four times on average). Source:
-Black & Rogaway 2002, "Ciphers with arbitrary finite domains"; the mixing function is that of splitmix64 (Steele, Lea &
-Flood 2014).
+Rows are shuffled when they are read, and no order is held in memory: position p of the shuffled order holds row pi(p),
+where pi is a permutation of 0..N-1: a Feistel network of six rounds on the smallest even number of bits that holds N,
+applied again while the result is N or more (cycle walking; fewer than four times on average). Source: Black & Rogaway
+2002, "Ciphers with arbitrary finite domains"; the mixing function is that of splitmix64 (Steele, Lea & Flood 2014).
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _STEP = 0x9E3779B97F4A7C15
 def shuffled_rows(begin: int, end: int, num_rows: int, seed: int) -> NDArray[np.int64]:
     """The rows at positions [begin, end) of the shuffled order: int64 (end - begin,), each in [0, num_rows).
 
-    Over all positions every row comes exactly once. ValueError for positions outside the order.
+    Over all positions every row occurs exactly once. ValueError for positions outside the order.
     """
     if not 0 <= begin <= end <= num_rows:
         raise ValueError(
@@ -38,10 +37,10 @@ def shuffled_rows(begin: int, end: int, num_rows: int, seed: int) -> NDArray[np.
         )
     half_bits = max(1, ((num_rows - 1).bit_length() + 1) // 2)
     keys = _round_keys(seed)
-    found = _feistel(np.arange(begin, end, dtype=np.uint64), half_bits, keys)
-    while (outside := found >= num_rows).any():
-        found[outside] = _feistel(found[outside], half_bits, keys)
-    return found.astype(np.int64)
+    rows = _feistel(np.arange(begin, end, dtype=np.uint64), half_bits, keys)
+    while (outside := rows >= num_rows).any():
+        rows[outside] = _feistel(rows[outside], half_bits, keys)
+    return rows.astype(np.int64)
 
 
 def _round_keys(seed: int) -> NDArray[np.uint64]:
@@ -50,7 +49,7 @@ def _round_keys(seed: int) -> NDArray[np.uint64]:
 
 
 def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """splitmix64's finalizer: every bit of the input changes half of those of the output."""
+    """splitmix64's finalizer: each bit of the input changes half of the bits of the output."""
     with np.errstate(over="ignore"):
         x = (x ^ (x >> np.uint64(30))) * _MIX[0]
         x = (x ^ (x >> np.uint64(27))) * _MIX[1]
@@ -67,7 +66,7 @@ def _feistel(x: NDArray[np.uint64], half_bits: int, keys: NDArray[np.uint64]) ->
 
 @dataclass(frozen=True)
 class Share:
-    """What `--part number/count` asks for: one of `count` processes that do a write together, from 0.
+    """The work of one of `count` processes that do a write together, `--part number/count` with number from 0.
 
     A *part* is the unit of work (parts.py): the files of samples_per_shard rows, later one shard. A *share* is the
     parts and shards that one process makes: those whose number is `number` modulo `count`. 0/1 is all of them.
@@ -95,7 +94,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that stays the same during a write. skips: {key: error} of files that are not to be read again."""
+    """Everything that stays the same during a write. skips: {key: error} of files that must not be read again."""
 
     folder: OutputFolder
     rows: ManifestRows
@@ -135,25 +134,25 @@ class Job:
 
 
 def identity(job: Job) -> dict[str, Any]:
-    """What decides the bytes: a write continues only a folder that was begun with the same identity."""
+    """What decides the bytes. A write continues only a folder that was begun with the same identity."""
     return {"manifest_sha256": job.rows.sha256, "options": job.recorded_options}
 
 
-def refuse_unless_same(found: dict[str, Any], job: Job) -> None:
-    """ValueError that names what differs. found: the `identity` of the write that began the folder."""
-    wanted = identity(job)
-    there, now = dict(found["options"]), wanted["options"]
-    if there.get("video") == "encode":  # earlier versions could also copy streams; what they encoded is the same
-        del there["video"]
-        there.pop("copy_keyframe_interval", None)
-    if found["manifest_sha256"] == wanted["manifest_sha256"] and there == now:
+def refuse_unless_same(begun: dict[str, Any], job: Job) -> None:
+    """ValueError that names what differs. begun: the `identity` of the write that began the folder."""
+    recorded, own = dict(begun["options"]), job.recorded_options
+    if recorded.get("video") == "encode":  # earlier versions could also copy streams; what they encoded is the same
+        del recorded["video"]
+        recorded.pop("copy_keyframe_interval", None)
+    is_same_manifest = begun["manifest_sha256"] == job.rows.sha256
+    if is_same_manifest and recorded == own:
         return
     differing = [
-        f"{name}: {there.get(name)!r} there, {now.get(name)!r} now"
-        for name in dict.fromkeys([*now, *there])
-        if there.get(name) != now.get(name)
+        f"{name}: {recorded.get(name)!r} there, {own.get(name)!r} now"
+        for name in dict.fromkeys([*own, *recorded])
+        if recorded.get(name) != own.get(name)
     ]
-    if found["manifest_sha256"] != wanted["manifest_sha256"]:
+    if not is_same_manifest:
         differing.append("another manifest")
     raise ValueError(
         f"{job.folder.location}: already holds shards of other options ({'; '.join(differing)}); choose another --out, "

@@ -1,4 +1,4 @@
-"""Turns parts that are done into shards. Samples get their indices, because the counts of all parts are known now."""
+"""Turns parts into shards. It runs once all parts are done, because a sample's index depends on all counts before."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def shard_tasks(folder: OutputFolder, counts: Iterable[int]) -> Iterator[ShardTa
 def make_shard(task: ShardTask) -> ShardRecord:
     """Copy a part to its shard, write the side-car, and remove the media of the part. Runs in a worker.
 
-    Raises RuntimeError if the part is gone, ValueError if it was changed since it was written: it counts as not done
-    from then on.
+    Raises RuntimeError if the part is gone, ValueError if it was changed since it was written; then its summary is
+    removed, so that the next run makes it again.
     """
     folder, name = task.folder, shard_name(task.shard_number)
     summary = PartSummary.load(folder, task.part_number)
@@ -59,7 +59,7 @@ def make_shard(task: ShardTask) -> ShardRecord:
 
 
 def _damaged(task: ShardTask, media: str) -> ValueError:
-    """The error for a damaged part, whose summary is removed so that it is made again."""
+    """The error for a damaged part. Removes its summary, so that it is made again."""
     folder = task.folder
     folder.remove(part_name(task.part_number, "json"))
     return ValueError(

@@ -1,8 +1,8 @@
-"""Parts: the files of a run of shuffled rows are read in a sandbox and stored together.
+"""Parts: the files of consecutive shuffled rows are read in a sandbox and stored together.
 
-A part is three files below .parts: part-N.bin, the media one after the other; part-N.records, where each member lies;
-and part-N.json, the summary, written last: with it the part is done. The samples have no indices yet, because these
-need the counts of all parts before (pack.py).
+A part is three files below .parts: part-N.bin, the media one after the other; part-N.records, the position of each
+member; and part-N.json, the summary, written last: once it exists, the part is done. The samples have no indices yet,
+because an index depends on the counts of all parts before (pack.py).
 """
 
 from __future__ import annotations
@@ -42,13 +42,15 @@ class PartTask:
 
     @property
     def to_read(self) -> list[Entry]:
-        """The entries that have to be read: neither kept nor unreadable according to the manifest."""
+        """The entries that have to be read: not kept, and readable according to the manifest."""
         return [entry for entry in self.entries if entry.key not in self.kept and entry.error is None]
 
 
 @dataclass(frozen=True)
 class PartSummary:
-    """part-N.json. skipped: {"path", "key", "reason", "message"} of each skipped file; sha256: of the media."""
+    """The content of part-N.json. skipped: {"path", "key", "reason", "message"} per skipped file. sha256: of
+    part-N.bin.
+    """
 
     num_written: int
     skipped: list[dict[str, str]]
@@ -84,14 +86,15 @@ class PartSummary:
         return content.endswith(b"\n") and content.count(b"\n") == self.num_written
 
     def is_done(self, attempt: int) -> bool:
-        """Whether no file of this part has to be read in this attempt."""
+        """Whether no file of this part has to be read in the attempt with this number."""
         return self.attempt >= attempt or not self.skipped
 
 
 def part_name(number: int, suffix: str, attempt: int = 1) -> str:
-    """A file of a part, as a name in the output folder: suffix bin, records or json.
+    """The name in the output folder of a file of a part. suffix: bin, records or json.
 
-    Media and records have the attempt in their names, so that the summary, which tells it, changes all at once.
+    Media and records of a later attempt have other names, so that replacing the summary, which states the attempt,
+    replaces the whole part at once.
     """
     again = f".{attempt}" if attempt > 1 and suffix != "json" else ""
     return f"{PARTS}/part-{number:06d}{again}.{suffix}"
@@ -106,9 +109,10 @@ def make_parts(
 ) -> Iterator[PartSummary]:
     """Read the files of all parts and store each part as soon as its last file is read.
 
-    done: called with the outcome of every file. Files of the next parts are read ahead, so that no process waits when a
-    part ends.
-    Raises PolicyError if a policy says that a file ends the run.
+    done: called with the outcome of every file. Files of the next parts are read ahead, so that no process is idle when
+    a part ends.
+
+    Raises PolicyError if an option says that a file ends the run.
     """
     ahead, current = tee(tasks)
     outcomes = read_all(sandbox, file_options, (entry for task in ahead for entry in task.to_read))
@@ -136,7 +140,7 @@ def _with_known(folder: OutputFolder, task: PartTask, read: Iterator[Outcome]) -
 
 
 class PartWriter:
-    """Writes one part; a context manager. The part exists only if the block ends without an error."""
+    """Writes one part; a context manager. The part is stored only if the block ends without an error."""
 
     def __init__(self, folder: OutputFolder, task: PartTask) -> None:
         self._folder, self._task = folder, task
@@ -148,7 +152,7 @@ class PartWriter:
         self.summary: PartSummary
 
     def add(self, entry: Entry, outcome: Sample | MediaError) -> None:
-        """The next file of the part."""
+        """Add the next file of the part: its sample, or the reason why it is skipped."""
         if isinstance(outcome, MediaError):
             reason, message = outcome.reason, outcome.message
             self._skipped.append({"path": entry.path, "key": entry.key, "reason": reason, "message": message})

@@ -17,7 +17,7 @@ class WriteProgress:
     """Counts files; a context manager. Rate and time left count only the files of this run.
 
     Args:
-        num_files: all listed files. num_missing: files that have to be read now.
+        num_files: number of all listed files. num_missing: number of files that have to be read now.
     """
 
     def __init__(self, num_files: int, num_missing: int) -> None:
@@ -47,7 +47,7 @@ class WriteProgress:
 
 
 def describe(reasons: Counter[str]) -> str:
-    """ "skipped 12: no_audio 9, timeout 3", nothing for none."""
+    """E.g. "skipped 12: no_audio 9, timeout 3"; "" without any."""
     if not reasons:
         return ""
     return f"skipped {reasons.total()}: {', '.join(f'{name} {count}' for name, count in reasons.most_common())}"

@@ -29,7 +29,11 @@ Outcome = Sample | MediaError | PolicyError
 
 @dataclass(frozen=True)
 class FileOptions:
-    """How files become samples. root: the folder (or URL) that the manifest's paths are relative to."""
+    """How files become samples.
+
+    root: the folder (or URL) that the manifest's paths are relative to. limits: of one file. transcode: makes the media
+    of a sample.
+    """
 
     root: str
     options: WriteOptions
@@ -46,7 +50,7 @@ def source_path(root: str, path: str) -> str:
 
 @dataclass(frozen=True)
 class FileTask:
-    """Files that one process reads one after the other: one video or sound, or several images."""
+    """Files that one process reads one after the other: a video or audio file, or several images."""
 
     entries: tuple[Entry, ...]
     file_options: FileOptions
@@ -144,13 +148,13 @@ def _source(entry: Entry, path: str) -> dict[str, Any]:
 
 
 def read_all(sandbox: Sandbox, file_options: FileOptions, entries: Iterable[Entry]) -> Iterator[Outcome]:
-    """The outcome of each entry, in their order."""
+    """The outcome of each entry, in the order of the entries."""
     for task, outcomes in sandbox.run(read_files, _file_tasks(file_options, entries), lambda task: task.name):
         if not isinstance(outcomes, MediaError):
             yield from outcomes
         elif len(task.entries) == 1:
             yield outcomes
-        else:  # one of several images made the process fail: read each alone
+        else:  # one of several images made the process fail: each is read alone
             yield from (outcome for entry in task.entries for outcome in read_all(sandbox, file_options, [entry]))
 
 

@@ -1,7 +1,7 @@
-"""Repairs a finished folder of which files are damaged or missing: the same command writes them again.
+"""Repairs a finished folder that has damaged or missing files: the same `write` command writes them again.
 
-Whole shards stay as they are and their files are not read again: a part whose shard is whole gets its summary back,
-from side-car and skipped.jsonl. Files that were skipped then stay skipped, so that every sample keeps its index. The
+Undamaged shards stay as they are, and their source files are not read again: the part of such a shard gets its summary
+back, from side-car and skipped.jsonl. Files that were skipped stay skipped, so that every sample keeps its index. The
 other parts are read from the sources, and the write continues like one that was interrupted.
 """
 
@@ -22,18 +22,18 @@ from data_prep.write.pack import load_side_car, shard_tasks
 from data_prep.write.parts import PartSummary, part_name
 from data_prep.write.reading import read_all
 
-NUM_SHOWN = 5
+NUM_SHOWN = 5  # missing files that the error names
 Skips = dict[str, dict[str, str]]
 
 
 def whole_shards(folder: OutputFolder, index: ShardIndex) -> dict[str, SideCar]:
-    """The side-cars, by name, of the shards whose size and side-car match index.json. `verify` checks the bytes."""
-    found = {}
+    """{name: side-car} of the shards whose size and side-car match index.json. `verify` checks their bytes."""
+    side_cars = {}
     for record in index.shards:
         side_car = _side_car(folder, record.name)
         if side_car is not None and side_car.record == record:
-            found[record.name] = side_car
-    return found
+            side_cars[record.name] = side_car
+    return side_cars
 
 
 def has_skipped(folder: OutputFolder, index: ShardIndex) -> bool:
@@ -43,19 +43,20 @@ def has_skipped(folder: OutputFolder, index: ShardIndex) -> bool:
 
 def known_skips(folder: OutputFolder) -> Skips:
     """{key: {"reason", "message"}} of skipped.jsonl, as far as it can be read."""
-    found: Skips = {}
+    skips: Skips = {}
     if folder.exists(SKIPPED_NAME):
         for line in folder.read_bytes(SKIPPED_NAME).splitlines():
             try:
                 fields = Fields.parse(line, SKIPPED_NAME)
                 reason = fields.choice("reason", FAILURE_REASONS)
-                found[fields.text("key")] = {"reason": reason, "message": fields.text("message")}
+                skips[fields.text("key")] = {"reason": reason, "message": fields.text("message")}
             except ValueError:  # a damaged record: its file is read again
                 continue
-    return found
+    return skips
 
 
 def _side_car(folder: OutputFolder, name: str) -> SideCar | None:
+    """The side-car of a shard; None if it is missing or damaged, or the shard has another size."""
     try:
         side_car = load_side_car(folder, name)
     except (ValueError, FileNotFoundError):
@@ -64,9 +65,10 @@ def _side_car(folder: OutputFolder, name: str) -> SideCar | None:
 
 
 def prepare_repair(job: Job, whole: Mapping[str, SideCar], labels: dict[str, list[str]] | None) -> Job:
-    """Restore the summary of every part whose shard is whole; the job that makes the other parts.
+    """Restore the summary of every part whose shard is undamaged, and return the job that makes the other parts.
 
-    labels: label names of all samples; None: they are read from the shards.
+    whole: {name: side-car} of the undamaged shards. labels: label names of all samples; None: read them from the
+    shards.
     """
     job = replace(job, skips=known_skips(job.folder))
     position = first_index = 0
@@ -79,9 +81,9 @@ def prepare_repair(job: Job, whole: Mapping[str, SideCar], labels: dict[str, lis
         if side_car is not None and keys:
             is_whole = side_car.keys == keys and side_car.record.first_index == first_index
         if is_whole and PartSummary.load(job.folder, number) is None:
-            found = labels if labels is not None else _labels(job.folder, side_car)
+            label_names = labels if labels is not None else _labels(job.folder, side_car)
             skipped = [_skip(entry) for entry in entries if entry.error is not None]
-            summary = PartSummary(len(keys), skipped, found, "", 1)
+            summary = PartSummary(len(keys), skipped, label_names, "", 1)
             job.folder.write_bytes(part_name(number, "json"), dump_json(asdict(summary)))
         has_shard = bool(keys) if side_car is None else side_car.keys[0] in {entry.key for entry in entries}
         if has_shard:
@@ -110,8 +112,8 @@ def _labels(folder: OutputFolder, side_car: SideCar | None) -> dict[str, list[st
 
 
 def check_repair(job: Job, counts: list[int], whole: Mapping[str, SideCar]) -> None:
-    """ValueError if samples are missing now, because then the whole shards would have wrong indices. Called before
-    packing.
+    """ValueError if samples are missing now, because then the undamaged shards would have wrong indices. To be called
+    before packing.
     """
     for task in shard_tasks(job.folder, counts):
         side_car = whole.get(shard_name(task.shard_number))
@@ -144,33 +146,35 @@ def _sources_gone(job: Job) -> ValueError:
 
 
 def proven_shards(job: Job) -> dict[str, SideCar]:
-    """The whole shards of a folder without index.json, if this command writes the same ones; otherwise none.
+    """{name: side-car} of the undamaged shards of a folder without index.json if this command writes the same shards,
+    otherwise {}.
 
     The first sample of one of them is read from its source again and must equal the stored one, which shows that
     manifest, seed and options are the same. Side-cars of changed shards are removed, so that these are written again.
     """
-    folder, found = job.folder, {}
+    folder, side_cars = job.folder, {}
     for name in folder.names("shard-"):
         if name.endswith(".tar") and (side_car := _side_car(folder, name)) is not None:
             with folder.local_file(name) as path:
                 if sha256_file(path) == side_car.record.sha256:
-                    found[name] = side_car
-    if not found or not _is_written_alike(job, next(iter(found.values()))):
+                    side_cars[name] = side_car
+    if not side_cars or not _writes_same(job, next(iter(side_cars.values()))):
         return {}
     for name in folder.names("shard-"):
-        if name.endswith(".tar") and name not in found:
+        if name.endswith(".tar") and name not in side_cars:
             folder.remove(side_car_name(name))
-    return found
+    return side_cars
 
 
-def _is_written_alike(job: Job, side_car: SideCar) -> bool:
-    key, held, (begin, end) = side_car.keys[0], set(side_car.keys), side_car.offsets[:2]
+def _writes_same(job: Job, side_car: SideCar) -> bool:
+    """Whether the job has a part with the keys of this shard and would write the same bytes for its first sample."""
+    keys, (begin, end) = set(side_car.keys), side_car.offsets[:2]
     for number in range(job.num_parts):
-        entries = {row.key: row for row in job.entries(number) if row.key in held}
-        entry = entries.get(key)
+        entries = {row.key: row for row in job.entries(number) if row.key in keys}
+        entry = entries.get(side_car.keys[0])
         if entry is None:
             continue
-        if list(entries) != side_car.keys:  # of another seed or division
+        if list(entries) != side_car.keys:  # written with another seed or samples_per_shard
             return False
         with job.folder.local_file(side_car.record.name) as path, path.open("rb") as file:
             file.seek(begin)

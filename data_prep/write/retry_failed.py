@@ -1,9 +1,8 @@
-"""`write --retry-failed`: files that were skipped are read again, what was written is kept.
+"""`write --retry-failed`: files that were skipped are read again, and what was written is kept.
 
-The result has the bytes of a single write in which these files had been readable. In a
-finished folder, one more sample changes the index of every sample behind it: the shards become parts again, the failed
-files of each part are read once more, and all is packed anew. retry.json records the progress, so that it may be
-interrupted.
+The result has the bytes of a single write in which these files had been readable. In a finished folder, one more sample
+changes the index of every sample after it: so the shards become parts again, the failed files of each part are read
+once more, and all parts are packed anew. retry.json records the progress, so that this may be interrupted.
 """
 
 from __future__ import annotations

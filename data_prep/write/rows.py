@@ -1,7 +1,7 @@
-"""A manifest by row number, at memory that does not grow with it.
+"""Reads rows of a manifest by number, at memory that does not grow with the manifest.
 
-One pass over the file checks every row and notes where it begins (8 bytes per row, in a file beside the parts). After
-that any process reads any row with one read. Byte ranges of the file are scanned in parallel.
+One pass over the file, parallel over byte ranges, checks every row and stores where it begins (8 bytes per row, in a
+file beside the parts). After that any process reads any row with one read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from data_prep.manifest import Entry
 
 OFFSETS_NAME, FACTS_NAME = "rows.offsets", "rows.json"
 RANGE_BYTES = 64 << 20
-NUM_BUCKETS = 64  # of key hashes, looked through one by one: each holds 1/64 of them
+NUM_BUCKETS = 64  # files of key hashes that are sorted one by one, each 1/64 of all hashes
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class ManifestRows:
     """The rows of a manifest. Picklable; every process opens the file anew.
 
     Args:
-        manifest: the jsonl file. scratch: the folder of the offsets, written by `scan`.
+        manifest: the jsonl file. scratch: the folder of the offsets that `scan` wrote.
     """
 
     def __init__(self, manifest: Path, scratch: Path) -> None:
@@ -79,7 +79,7 @@ class ManifestRows:
 
 
 def scan(manifest: Path, scratch: Path, num_workers: int = 1) -> ManifestRows:
-    """Check every row of the manifest, note where each begins, and return access to them.
+    """The rows of a manifest, after checking each and storing where it begins.
 
     An earlier scan of the same bytes is used again.
 
@@ -102,10 +102,10 @@ def scan(manifest: Path, scratch: Path, num_workers: int = 1) -> ManifestRows:
         offsets = stack.enter_context(atomic_file(scratch / OFFSETS_NAME))
         hashes = Buckets(stack, Path(stack.enter_context(TemporaryDirectory(dir=scratch, prefix="keys-"))))
         num_rows = num_images = 0
-        for found in _in_order(byte_ranges, num_workers):
-            offsets.write(found.offsets.tobytes())
-            hashes.add(found.key_hashes, num_rows)
-            num_rows, num_images = num_rows + len(found.offsets), num_images + found.num_images
+        for scanned in _in_order(byte_ranges, num_workers):
+            offsets.write(scanned.offsets.tobytes())
+            hashes.add(scanned.key_hashes, num_rows)
+            num_rows, num_images = num_rows + len(scanned.offsets), num_images + scanned.num_images
         offsets.write(np.int64(size).tobytes())
         repeated = hashes.repeated()
     if repeated:
@@ -135,7 +135,7 @@ def scan_range(byte_range: ByteRange) -> Scanned:
     with byte_range.path.open("rb") as file:
         file.seek(max(0, byte_range.begin - 1))
         if byte_range.begin:
-            file.readline()  # the rest of the row before, or its end of line alone
+            file.readline()  # the rest of the row before, at least its end of line
         while (begin := file.tell()) < byte_range.end:
             line = file.readline()
             where = f"{byte_range.path}, byte {begin}"
@@ -155,10 +155,10 @@ def _in_order(byte_ranges: list[ByteRange], num_workers: int) -> Iterator[Scanne
         done: dict[int, Scanned] = {}
         number = 0
         sizes = [(byte_range.end - byte_range.begin) >> 20 for byte_range in byte_ranges]
-        for byte_range, found in in_processes(
+        for byte_range, scanned in in_processes(
             scan_range, byte_ranges, num_workers, "read the manifest", sizes, unit="MiB"
         ):
-            done[byte_range.begin // RANGE_BYTES] = found
+            done[byte_range.begin // RANGE_BYTES] = scanned
             while number in done:
                 yield done.pop(number)
                 number += 1
@@ -167,7 +167,7 @@ def _in_order(byte_ranges: list[ByteRange], num_workers: int) -> Iterator[Scanne
 
 
 def _with_line(message: str, path: Path) -> str:
-    """'..., byte 123: ...' -> '..., line 2: ...'."""
+    """The message of an error with "line 2" instead of "byte 123"."""
     before, _, rest = message.partition(f"{path}, byte ")
     offset, _, text = rest.partition(":")
     if not offset.isdecimal():
@@ -184,13 +184,13 @@ def _blocks(file: Any, num_bytes: int) -> Iterator[bytes]:
 
 
 class Buckets:
-    """(64 bits of hash, row) of all keys, in files by the upper bits of the hash, each small enough to sort."""
+    """(64 bits of hash, row) of all keys, distributed by the upper bits of the hash to files small enough to sort."""
 
     def __init__(self, stack: ExitStack, folder: Path) -> None:
         self._files = [stack.enter_context((folder / f"{number:02d}").open("w+b")) for number in range(NUM_BUCKETS)]
 
     def add(self, hashes: NDArray[np.uint64], first_row: int) -> None:
-        """The hashes of rows first_row, first_row + 1, ..."""
+        """Add the hashes of rows first_row, first_row + 1, ...: uint64 (n,)."""
         pairs = np.stack([hashes, np.arange(first_row, first_row + len(hashes), dtype=np.uint64)], axis=1)
         bucket = (hashes >> np.uint64(58)).astype(np.int64)
         order = np.argsort(bucket, kind="stable")
@@ -200,19 +200,19 @@ class Buckets:
 
     def repeated(self) -> list[int]:
         """At most five rows whose hash another row has, too."""
-        found: list[int] = []
+        rows: list[int] = []
         for file in self._files:
             file.seek(0)
             pairs = np.frombuffer(file.read(), np.uint64).reshape(-1, 2)
             order = np.argsort(pairs[:, 0], kind="stable")
             same = np.flatnonzero(np.diff(pairs[order, 0]) == 0)
-            found += [int(pairs[order[position], 1]) for position in same[:5]] if len(same) else []
-        return sorted(found)[:5]
+            rows += [int(pairs[order[position], 1]) for position in same[:5]]
+        return sorted(rows)[:5]
 
 
 def _keys_at(manifest: Path, scratch: Path, rows: list[int]) -> list[str]:
-    """The keys of these rows. Different keys have equal hashes once in 3,700 corpora of 100 million rows: then one of
-    them has to be renamed.
+    """The keys of these rows. Two keys of a corpus differ although their hashes are equal once in 3,700 corpora of 100
+    million rows; then one of them has to be renamed.
     """
     offsets = np.memmap(scratch / OFFSETS_NAME, dtype=np.int64, mode="r")
     keys = []

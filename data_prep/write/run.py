@@ -1,10 +1,10 @@
-"""The manifest -> a shard folder. Parallel over processes and machines, and the same bytes whatever their number.
+"""Writes a shard folder from a manifest, parallel over processes and machines; their number does not change the bytes.
 
 1. The manifest is scanned once (rows.py) and shuffled with the seed (job.py), both at constant memory.
-2. The files of each run of samples_per_shard rows are read and stored as a part below .parts (parts.py). A part that is
-   done is never made again.
+2. The files of every samples_per_shard shuffled rows are read and stored as a part below .parts (parts.py). A part that
+   is done is not made again.
 3. When all parts are done, the number of samples of each is known, hence every sample's index: parts become shards.
-4. index.json is written last. A folder without it is unfinished; the same command continues.
+4. index.json is written last. A folder without it is unfinished, and the same command continues.
 
 A process that does a share (job.py) makes only the parts and shards of its share, and no index.json.
 """
@@ -39,7 +39,7 @@ from data_prep.write.retry_failed import begin_retry, current_attempt, unpack_sh
 from data_prep.write.rows import ManifestRows, scan
 
 OPTIONS_NAME = f"{PARTS}/options.json"
-OWN_NAMES = r"shard-\d+\.(tar|json)|index\.json|skipped\.jsonl"
+OWN_NAMES = r"shard-\d+\.(tar|json)|index\.json|skipped\.jsonl"  # of files in a shard folder
 
 
 def write_shards(
@@ -59,8 +59,8 @@ def write_shards(
     Args:
         manifest, folder: paths or URLs. num_workers: processes (of this machine, or of the Ray cluster).
         transcode: how a file becomes a sample's media; another function must be importable by name.
-        limits: what one file may take. share: do only this share of the work. executor: "local" or "ray".
-        retry_failed: read what was skipped once more.
+        limits: time and memory that one file may take. share: do only this share of the work. executor: "local" or
+            "ray". retry_failed: read files that were skipped once more.
 
     Returns:
         The finished index.json; None if only a share was done.
@@ -68,7 +68,7 @@ def write_shards(
     Raises:
         ValueError, FileNotFoundError: the manifest does not fit, or the folder holds shards of other options.
         PolicyError: a file for which the options say that it ends the run.
-        OSError: the target is full or cannot be written; what is finished is kept.
+        OSError: the disk is full or the folder cannot be written; what is finished is kept.
     """
     output = OutputFolder.open(folder)
     with clear_errors(str(output), "written"), ExitStack() as stack:
@@ -93,8 +93,8 @@ def write_shards(
 
 
 def _run(job: Job, whole: Mapping[str, SideCar] | None = None) -> ShardIndex | None:
-    """Make parts, then shards, then index.json, as far as the share allows. whole: the whole shards of a folder that is
-    repaired.
+    """Make parts, then shards, then index.json, as far as the share allows. whole: {name: side-car} of the undamaged
+    shards if the folder is being repaired.
     """
     attempt = current_attempt(job.folder)
     _forget_parts_without_data(job)
@@ -132,7 +132,7 @@ def _is_done(folder: OutputFolder, number: int, attempt: int) -> bool:
 
 
 def _counts(job: Job, attempt: int) -> list[int] | None:
-    """Samples of every part; None while a part of another share is not done."""
+    """The number of samples of every part; None while a part is not done."""
     counts = []
     for number in range(job.num_parts):
         summary = PartSummary.load(job.folder, number)
@@ -152,7 +152,7 @@ def _vanished(job: Job) -> RuntimeError:
 def _forget_parts_without_data(job: Job) -> None:
     """Remove the summaries of parts of this share that have neither media nor a shard, so that they are made again.
 
-    A part that is packed has a shard instead of media; which shard is known once all parts are done.
+    A packed part has a shard instead of media. Which shard that is, is known only if all parts are done.
     """
     summaries = [PartSummary.load(job.folder, number) for number in range(job.num_parts)]
     tasks: dict[int, ShardTask] = {}
@@ -174,7 +174,7 @@ def _pack(job: Job, counts: list[int]) -> list[ShardRecord]:
 
 
 def _finish(job: Job, shards: list[ShardRecord]) -> ShardIndex:
-    """skipped.jsonl in the order of the parts, then index.json."""
+    """Write skipped.jsonl in the order of the parts, then index.json, which is returned."""
     reasons: Counter[str] = Counter()
     labels: dict[str, set[str]] = {}
     with job.folder.whole_file(SKIPPED_NAME) as file:
@@ -197,7 +197,7 @@ def _finish(job: Job, shards: list[ShardRecord]) -> ShardIndex:
         options=job.recorded_options,
         manifest_sha256=job.rows.sha256,
     )
-    if index.num_listed != index.num_samples + index.num_skipped:  # the program is wrong, or someone edited .parts
+    if index.num_listed != index.num_samples + index.num_skipped:  # an error of the program, or .parts was edited
         raise RuntimeError(
             f"{index.num_listed} files are listed, but {index.num_samples} were written and {index.num_skipped} "
             f"skipped; delete {job.folder.where(PARTS)} and write again"
@@ -219,16 +219,14 @@ def _scanned(manifest: str | Path, scratch: Path, num_workers: int) -> ManifestR
     """The manifest's rows; a remote one is fetched first."""
     if "://" not in str(manifest):
         return scan(Path(manifest), scratch, num_workers)
+    path = scratch / "manifest.jsonl"
     scratch.mkdir(parents=True, exist_ok=True)
-    return scan(_fetched(str(manifest), scratch / "manifest.jsonl"), scratch, num_workers)
-
-
-def _fetched(location: str, path: Path) -> Path:
-    storage.download(location, path)
-    return path
+    storage.download(str(manifest), path)
+    return scan(path, scratch, num_workers)
 
 
 def _already_written(job: Job) -> ShardIndex:
+    """The index.json of the finished folder. ValueError if it is of another manifest or other options."""
     with job.folder.local_file(INDEX_NAME) as path:
         index = ShardIndex.load(path.parent)
     refuse_unless_same({"manifest_sha256": index.manifest_sha256, "options": index.options}, job)
@@ -236,7 +234,7 @@ def _already_written(job: Job) -> ShardIndex:
 
 
 def _repaired(job: Job, index: ShardIndex) -> ShardIndex:
-    """The index of a finished folder, after damaged files were written again."""
+    """The index of a finished folder, whose damaged files are written again if there are any."""
     whole = whole_shards(job.folder, index)
     if len(whole) == len(index.shards) and has_skipped(job.folder, index):
         return index
@@ -252,12 +250,13 @@ def _repaired(job: Job, index: ShardIndex) -> ShardIndex:
 def _begin(job: Job) -> dict[str, SideCar]:
     """Record the identity of this job in the folder, or check that it is the recorded one.
 
-    Returns the whole shards of a folder that this command finished and that has lost its index.json, otherwise nothing.
+    Returns {name: side-car} of the undamaged shards if this command finished the folder and index.json was lost,
+    otherwise {}.
     """
     if job.folder.exists(OPTIONS_NAME):
         fields = Fields.parse(job.folder.read_bytes(OPTIONS_NAME), job.folder.where(OPTIONS_NAME))
-        found = {"manifest_sha256": fields.text("manifest_sha256"), "options": fields.mapping("options")}
-        refuse_unless_same(found, job)
+        recorded = {"manifest_sha256": fields.text("manifest_sha256"), "options": fields.mapping("options")}
+        refuse_unless_same(recorded, job)
         return {}
     proven: dict[str, SideCar] = {}
     if not job.folder.exists(INDEX_NAME) and job.folder.names("shard-") and not (proven := proven_shards(job)):
@@ -273,17 +272,17 @@ def _begin(job: Job) -> dict[str, SideCar]:
 def _locked(folder: OutputFolder, share: Share) -> Iterator[None]:
     """Lock the share, so that no other process does it in this folder. The lock ends with the process.
 
-    Remote folders have no locks: two writers of the same share do the same work there.
+    Remote folders have no locks: two writers of the same share there do the same work twice.
     """
     if not folder.is_local:
         yield
         return
-    whole = share.count == 1
+    is_alone = share.count == 1
     with ExitStack() as stack:
         busy = f"{folder.location}: another process is writing here; wait for it"
-        names = ["lock"] if whole else ["lock", f"lock-{share.number}-of-{share.count}"]
+        names = ["lock"] if is_alone else ["lock", f"lock-{share.number}-of-{share.count}"]
         for name in names:
-            is_shared = name == "lock" and not whole
+            is_shared = name == "lock" and not is_alone
             path = folder.path(f"{PARTS}/{name}")
             stack.enter_context(locked(path, shared=is_shared, wait_seconds=0, busy=busy))
         yield
