@@ -173,7 +173,7 @@ def test_files_that_cannot_hold_the_sample_are_refused(shards, image_shards, tmp
         assert not (tmp_path / name).exists()
     with pytest.raises(ValueError, match=r"cannot be written as \.avi"):
         remux(b"", None, ".avi")
-    with pytest.raises(ValueError, match="neither video nor sound"):
+    with pytest.raises(ValueError, match="neither video nor audio"):
         remux(None, None, ".mp4")
     with pytest.raises(ValueError, match="at least 0"):
         remux(b"", None, ".mp4", video_start_seconds=-1.0)

@@ -250,7 +250,7 @@ def test_a_still_picture_is_one_in_which_no_part_changes(tmp_path, size):
     options = WriteOptions(on_still_video="skip", on_missing_audio="keep")
     for name, frames in (("grain", grain), ("mouth", mouth), ("fade", fade)):
         write_media(tmp_path / f"{name}.mp4", video=np.stack(frames), video_fps=15, video_options={"crf": "28"})
-    with pytest.raises(MediaError, match=r"still_video.*no part of its picture changes by 4 levels"):
+    with pytest.raises(MediaError, match=r"still_video.*no square of its frames changes by 4 levels"):
         transcode(str(tmp_path / "grain.mp4"), options)
     assert transcode(str(tmp_path / "mouth.mp4"), options).video
     assert transcode(str(tmp_path / "fade.mp4"), options).video
@@ -338,5 +338,5 @@ def test_a_damaged_shape_is_a_decode_error(tmp_path, monkeypatch):
     path = tmp_path / "wide.mp4"
     write_media(path, video=counting_video(5), video_fps=25, audio=chirp(1), audio_rate_hz=48000)
     monkeypatch.setattr("data_prep.transcode.members.MAX_SIDE_PX", 60)
-    with pytest.raises(MediaError, match=r"decode_error: .*wide.mp4: its pictures have 64x48 pixels .* may have 60"):
+    with pytest.raises(MediaError, match=r"decode_error: .*wide.mp4: its frames have 64x48 pixels .* may have 60"):
         transcode(str(path), OPTIONS)

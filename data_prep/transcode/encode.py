@@ -4,9 +4,9 @@
 takes PyAV frames (for transcoding). The same input gives the same bytes: one encoder thread, bit-exact muxing, no
 creation dates.
 
-Timing: a stream's first sample or frame is shown `*_start_seconds` after the file's time 0, in every container that can
-store this. The priming samples of AAC and Opus are declared in the file, so that a decoder drops them; AVI cannot
-declare them, so the packets that hold only priming are left out there.
+Timing: a stream's first sample or frame is played `*_start_seconds` after the file's time 0, in every container that
+can store this. The priming samples of AAC and Opus are declared in the file, so that a decoder drops them; AVI cannot
+declare them, so packets that hold only these are left out there.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = ["AudioSettings", "MediaWriter", "VideoSettings", "why_not_encode", "w
 class MediaWriter:
     """Writes one file, frame by frame; a context manager. After an error there is no file.
 
-    Write video and audio in roughly the order in which they play, because what one stream is ahead is held in memory.
+    Write video and audio in roughly the order of playing: packets of a stream that is ahead are held in memory.
 
     Args:
         destination: path, or a seekable binary file object (then container_format is needed).
@@ -95,7 +95,7 @@ class MediaWriter:
         self._container.mux(self._audio.encode(samples))
 
     def close(self) -> None:
-        """Flush both encoders, finish the file and put it in place."""
+        """Flush both encoders, finish the file and move it to its final path."""
         try:
             for stream in (self._video, self._audio):
                 if stream is not None:
@@ -156,14 +156,14 @@ def write_media(
         destination: path, or a seekable binary file object (then container_format is needed).
         video: uint8 (height, width, 3) RGB frames, all of one size; None for audio only.
         video_fps: frames per second; a Fraction is kept exactly. With frame_times_seconds only the nominal rate.
-        frame_times_seconds: variable frame rate: when each frame is shown, from 0, increasing.
+        frame_times_seconds: for a variable frame rate: when each frame is shown, from 0, increasing.
         audio: float (channels, samples) in [-1, 1], one or two channels; None for video only.
         video_codec: "libx264", "libvpx-vp9", "mpeg4", ...
         audio_codec: "aac", "flac", "libopus", "libmp3lame" (or "mp3"), ...
         video_options, audio_options: the encoders' own options, as strings.
         keyframe_interval, rotation_degrees, pixel_format, *_start_seconds: see VideoSettings and AudioSettings.
 
-    Raises ValueError for what the encoder or the container does not support, with what they do.
+    Raises ValueError for what the encoder or the container does not support, with what they support.
     """
     frames = iter(video) if video is not None else iter(())
     first = next(frames, None)

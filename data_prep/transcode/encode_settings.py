@@ -1,4 +1,4 @@
-"""The settings of data_prep/transcode/encode.py, and the checks that need no encoder."""
+"""The settings of data_prep/transcode/encode.py, the checks that need no encoder, and the order of frames and audio."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ CONTAINERS = {
     ".opus": "ogg",
 }
 ROTATING_CONTAINERS = ("mp4", "mov", "matroska")
-# Divisible by the usual frame rates (also 30000/1001), and small enough for the mpeg4 encoder's 16 bits.
+# A multiple of the usual frame rates (also of 30000/1001), and small enough for the mpeg4 encoder's 16 bits.
 FINE_TICKS_PER_SECOND = 60_000
 AUDIO_BLOCK_SAMPLES = 4096
 ENCODER_ALIASES = {"mp3": "libmp3lame", "opus": "libopus", "vp9": "libvpx-vp9", "h264": "libx264"}
-# AVI cannot declare priming samples, so the packets that hold nothing else are left out. LAME's 1105 samples are no
-# whole number of packets (576 or 1152 samples): this many zeros in front make them one. AAC's 1024 are one packet.
+# AVI cannot declare priming samples, so packets that hold only these are left out. LAME's 1105 are not a whole number
+# of packets (576 or 1152 samples): with this many zeros before the audio they are. AAC's 1024 are one packet.
 AVI_ZEROS_BEFORE_AUDIO = {"libmp3lame": 47}
 
 
@@ -46,11 +46,10 @@ AVI_ZEROS_BEFORE_AUDIO = {"libmp3lame": 47}
 class VideoSettings:
     """How the video stream is written.
 
-    width, height: pixels, even for pixel formats with half-size color planes. fps: frames per second, float or
-    Fraction.
-    variable_rate: frames come at any times (not in AVI). keyframe_interval: frames between keyframes, None leaves it to
-    the encoder. start_seconds >= 0: when the first frame is shown. rotation_degrees: 0, 90, 180 or 270, the CLOCKWISE
-    turn that players apply to the stored frame. options: the encoder's own, e.g. {"crf": "20"}.
+    width, height: pixels, even for pixel formats with half-size color planes. fps: frames per second. variable_rate:
+    each frame has a time of its own (not in AVI). keyframe_interval: frames between keyframes; None: the encoder
+    decides. start_seconds >= 0: when the first frame is shown. rotation_degrees: 0, 90, 180 or 270, the CLOCKWISE turn
+    that players apply to the stored frame. options: the encoder's own, e.g. {"crf": "20"}.
     """
 
     width: int
@@ -77,17 +76,19 @@ class AudioSettings:
 
 
 def repeatable_options(settings: VideoSettings) -> dict[str, str]:
-    """The encoder's options, without what makes its output vary from run to run.
+    """The encoder's options, without x264's macroblock tree unless it is set: it makes the output vary from run to run.
 
-    x264's macroblock tree reads memory that it has not written (seen with glibc's MALLOC_PERTURB_): now and then the
-    same frames give other bytes. Without it files are larger and better at the same crf: choose a higher crf.
+    It reads memory that it has not written (seen with glibc's MALLOC_PERTURB_): now and then the same frames give other
+    bytes. Without it files are larger and better at the same crf, so choose a higher crf.
     """
     is_x264 = ENCODER_ALIASES.get(settings.codec, settings.codec) == "libx264"
     return {"mbtree": "0", **settings.options} if is_x264 else settings.options
 
 
 class FrameClock:
-    """Converts seconds to whole ticks: a tick is a frame if frames are evenly spaced from 0 on, otherwise 1/60000 s."""
+    """Counts frames and converts their times to whole ticks: a tick is a frame if frames are evenly spaced from 0 on,
+    otherwise 1/60000 s.
+    """
 
     def __init__(self, settings: VideoSettings) -> None:
         self.fps = as_rational_fps(settings.fps)
@@ -99,7 +100,7 @@ class FrameClock:
         self._num_frames, self._last_ticks = 0, -1
 
     def next_ticks(self, seconds: float | None) -> int:
-        """The next frame's ticks. seconds: from the first frame on, for variable rate only; they must increase."""
+        """The next frame's ticks. seconds: its time after the first frame, increasing; None unless the rate is variable."""
         if (seconds is None) == self._variable_rate:
             raise ValueError(f"frame {self._num_frames}: seconds are {seconds}; give them only with variable_rate")
         from_start = self._num_frames * self.ticks_per_frame if seconds is None else seconds * self.ticks_per_second
@@ -111,7 +112,7 @@ class FrameClock:
 
 
 def container_of(path: str | os.PathLike[str]) -> str:
-    """FFmpeg's container name for a file name's extension; ValueError lists the known ones."""
+    """FFmpeg's container name for the extension of a path; ValueError lists the known extensions."""
     suffix = Path(path).suffix.lower()
     if suffix not in CONTAINERS:
         raise ValueError(
@@ -178,16 +179,16 @@ def in_time_order(
     rate_hz: int,
     audio_offset_seconds: float,
 ) -> Iterator[Timed]:
-    """Frames and blocks of the waveform as they play, so that neither stream runs ahead of the other.
+    """Frames and blocks of the waveform in the order of playing, so that neither stream is written ahead of the other.
 
-    Seconds count from the first frame; audio_offset_seconds: the waveform's start on that clock.
+    Seconds count from the first frame. audio_offset_seconds: the waveform's start in these seconds.
     """
     timed_frames = _timed_frames(frames, frame_times_seconds, fps)
     return heapq.merge(timed_frames, _timed_blocks(audio, rate_hz, audio_offset_seconds), key=itemgetter(0))
 
 
 def _timed_frames(frames: Iterable[VideoArray], times_seconds: Sequence[float] | None, fps: float) -> Iterator[Timed]:
-    """Each frame with its seconds: k / fps or the given ones, of which there must be as many as frames."""
+    """Each frame with its seconds: those in `times_seconds`, one per frame, or k / fps if that is None."""
     number = -1
     for number, frame in enumerate(frames):
         if times_seconds is not None and number >= len(times_seconds):

@@ -1,4 +1,4 @@
-"""The two encoders of a file that data_prep/transcode/encode.py writes, each with its clock."""
+"""The video and the audio encoder of a file that data_prep/transcode/encode.py writes, each with its clock."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from data_prep.transcode.encode_settings import (
     repeatable_options,
 )
 
-os.environ.setdefault("SVT_LOG", "1")  # errors only: else libsvtav1 prints its settings for every file
+os.environ.setdefault("SVT_LOG", "1")  # errors only: by default libsvtav1 prints its settings for every file
 
 
 def _add_stream(container: Any, codec: str, rate: Fraction | int, options: dict[str, str]) -> Any:
-    """A new stream that encodes in one thread and bit-exactly; ValueError says what the container takes."""
+    """A new stream that encodes in one thread and bit-exactly. ValueError if the container cannot hold this codec."""
     name = ENCODER_ALIASES.get(codec, codec)
     try:
         stream = container.add_stream(name, rate=rate, options=dict(options))
@@ -45,11 +45,11 @@ def _add_stream(container: Any, codec: str, rate: Fraction | int, options: dict[
 
 def _open_encoder(stream: Any) -> None:
     """Start the encoder; ValueError for options that it refuses or does not know (FFmpeg would ignore those)."""
-    context, given = stream.codec_context, dict(stream.codec_context.options)
+    context, options = stream.codec_context, dict(stream.codec_context.options)
     try:
         context.open()
     except av.FFmpegError as error:
-        raise ValueError(f"the encoder {context.name} refuses its settings or its options {given}: {error}") from error
+        raise ValueError(f"the encoder {context.name} refuses its settings or options {options}: {error}") from error
     if context.options:  # PyAV leaves the options here that the encoder did not use
         raise ValueError(f"the encoder {context.name} knows no option {', '.join(sorted(context.options))}")
 
@@ -73,17 +73,18 @@ class VideoStream:
             self._stream.set_display_rotation(-settings.rotation_degrees)  # PyAV counts counter-clockwise
         _open_encoder(self._stream)
 
-    def encode(self, image: VideoArray | av.VideoFrame, seconds: float | None) -> list[Any]:
+    def encode(self, pixels: VideoArray | av.VideoFrame, seconds: float | None) -> list[Any]:
+        """The packets that the encoder gives after one more frame. seconds: as `FrameClock.next_ticks`."""
         settings = self._settings
         ticks = self._clock.next_ticks(seconds)
-        if isinstance(image, av.VideoFrame):
-            frame = image.reformat(settings.width, settings.height, settings.pixel_format, interpolation="AREA")
-        elif frame_size(image) != (settings.width, settings.height):
-            raise ValueError(f"a frame of {frame_size(image)} pixels for {settings.width}x{settings.height} video")
+        if isinstance(pixels, av.VideoFrame):
+            frame = pixels.reformat(settings.width, settings.height, settings.pixel_format, interpolation="AREA")
+        elif frame_size(pixels) != (settings.width, settings.height):
+            raise ValueError(f"a frame of {frame_size(pixels)} pixels for {settings.width}x{settings.height} video")
         else:
-            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format=settings.pixel_format)
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=settings.pixel_format)
         frame.pts, frame.time_base, frame.duration = ticks, self._time_base, self._frame_ticks
-        frame.pict_type = PictureType.NONE  # a decoded frame carries its old type, which would force a keyframe
+        frame.pict_type = PictureType.NONE  # a decoded frame has the type of its source, which would force a keyframe
         return list(self._stream.encode(frame))
 
     def flush(self) -> list[Any]:
@@ -99,7 +100,7 @@ class AudioStream:
         options = dict(settings.options)
         encoder = ENCODER_ALIASES.get(settings.codec, settings.codec)
         if self._drops_priming and encoder == "libmp3lame":
-            options.setdefault("reservoir", "0")  # no packet may borrow bits from one that is left out
+            options.setdefault("reservoir", "0")  # otherwise a packet may need bits of a packet that is left out
         self._stream = _add_stream(container, encoder, settings.rate_hz, options)
         context = self._stream.codec_context
         allowed = context.codec.audio_rates
@@ -118,6 +119,7 @@ class AudioStream:
             self.encode(np.zeros((settings.num_channels, num_zeros), dtype=np.float32))
 
     def encode(self, samples: AudioArray | av.AudioFrame) -> list[Any]:
+        """The packets that the encoder gives after more samples."""
         if isinstance(samples, av.AudioFrame):
             frame = samples
         elif count_channels(samples) != self._settings.num_channels:

@@ -1,7 +1,7 @@
 """Turns a source file, or some seconds of it, into the media of a sample: h264 with frequent keyframes, and mono FLAC.
 
-Frames stay in YUV throughout, and only the stored ones are scaled. Each stream is decoded once. All times are measured
-on decoded media, not read from headers.
+Frames stay in YUV, and only those that are stored are scaled. Each stream is decoded once. All times are measured on
+decoded media, not read from headers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from data_prep.transcode.encode_settings import VideoSettings
 from data_prep.transcode.members import AudioMember, Segment, VideoMember, Window, store_in_turn
 from data_prep.transcode.options import PolicyError, WriteOptions
 
-# The headers of these formats state the duration; for others FFmpeg estimates it.
+# Formats whose headers state the duration; for others FFmpeg estimates it.
 FORMATS_THAT_KNOW_THEIR_DURATION = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "flac", "ogg", "asf")
 LEAST_DECODED_SHARE = 0.9
 WHOLE = (0.0, math.inf)
@@ -30,7 +30,8 @@ Member = VideoMember | AudioMember
 
 @dataclass(frozen=True)
 class Transcoded:
-    """Encoded media of one sample; absent streams are None with counts of 0. See SampleInfo for the numbers.
+    """Encoded media of one sample; a stream that is absent is None, and its counts are 0. The numbers are those of
+    SampleInfo.
 
     info: of the whole file. segment: the requested seconds, counted from the start of the stream that starts first in
     the file; None for the whole file.
@@ -48,14 +49,14 @@ class Transcoded:
 
     @property
     def duration_seconds(self) -> float:
-        """End of the later stream, from the start of the earlier one."""
+        """Seconds from the start of the stream that starts first to the end of the stream that ends last."""
         video_seconds = self.num_frames / self.video_fps if self.video else 0.0
         audio_seconds = self.num_audio_samples / self.audio_rate_hz if self.audio else 0.0
         return max(video_seconds + max(0.0, -self.av_offset_seconds), audio_seconds + max(0.0, self.av_offset_seconds))
 
     @property
     def source(self) -> dict[str, Any]:
-        """What the sample's json says of the file: its facts, and the segment if there is one."""
+        """The source of the sample's json: the facts of the file, and the segment if there is one."""
         return self.info.to_json() | ({} if self.segment is None else {"segment": list(self.segment)})
 
 
@@ -63,14 +64,13 @@ def transcode(path: str, options: WriteOptions, segment: Segment | None = None) 
     """Read one file and encode its streams for a shard.
 
     Args:
-        path: of the file.
         options: how streams are encoded and which files are skipped.
-        segment: (begin, end) in seconds from the start of the stream that starts first in the file; what lies beyond
-            the end of the file is left out. None: the whole file.
+        segment: (begin, end) in seconds from the start of the stream that starts first in the file; it may end after
+            the file. None: the whole file.
 
     Raises:
         MediaError: why the file or segment is to be skipped; too_short if the file ends before the segment.
-        PolicyError: the options say that the run stops, or name an encoder that this machine does not have.
+        PolicyError: an option says that the run stops, or names an encoder that this machine does not have.
         ValueError: the segment does not end after it begins, or begins before 0.
     """
     if segment is not None and not 0 <= segment[0] < segment[1]:
@@ -133,17 +133,17 @@ def _transcode(path: str, options: WriteOptions, segment: Segment | None) -> Tra
 
 
 def _check_streams(path: str, info: MediaInfo, options: WriteOptions) -> None:
-    """MediaError or PolicyError if a stream is missing that must not be."""
+    """MediaError or PolicyError if the file lacks a stream that the options require."""
     if info.video is None:
-        _check_missing(path, "video", "its sound", options)
+        _check_missing(path, "video", "its audio", options)
     if info.audio is None:
-        _check_missing(path, "audio", "its pictures", options)
+        _check_missing(path, "audio", "its video", options)
     if info.video is None and info.audio is None:
         raise MediaError("no_video", f"{path}: neither its video nor its audio holds anything decodable")
 
 
 def _check_missing(where: str, name: str, rest: str, options: WriteOptions) -> None:
-    """MediaError or PolicyError for a file without this stream, unless the options keep it."""
+    """MediaError or PolicyError for a file without the stream `name`, unless the options keep `rest` of it."""
     policy, option = getattr(options, f"on_missing_{name}"), f"--on-missing-{name}"
     if policy == "error":
         raise PolicyError(
@@ -158,31 +158,31 @@ def _check_missing(where: str, name: str, rest: str, options: WriteOptions) -> N
 def _check_policies(where: str, video: VideoMember | None, audio: AudioMember | None, options: WriteOptions) -> None:
     """MediaError or PolicyError for a sample that the options exclude."""
     if video is None and audio is not None:
-        _check_missing(where, "video", "its sound", options)
+        _check_missing(where, "video", "its audio", options)
     if audio is None and video is not None:
-        _check_missing(where, "audio", "its pictures", options)
+        _check_missing(where, "audio", "its video", options)
     if audio is not None and audio.silence is not None and audio.silence.is_silent:
-        raise MediaError("silent_audio", f"{where}: its sound never reaches {options.silence_dbfs:g} dBFS")
+        raise MediaError("silent_audio", f"{where}: its audio never reaches {options.silence_dbfs:g} dBFS")
     if video is not None and video.stillness is not None and video.stillness.is_still:
-        raise MediaError("still_video", f"{where}: no part of its picture changes by {options.still_levels:g} levels")
+        raise MediaError("still_video", f"{where}: no square of its frames changes by {options.still_levels:g} levels")
 
 
 def _check_complete(path: str, info: MediaInfo, segment: Segment, members: Sequence[Member]) -> None:
     """MediaError("truncated") if less than LEAST_DECODED_SHARE of what the header claims could be decoded."""
     if info.container not in FORMATS_THAT_KNOW_THEIR_DURATION:
         return
-    claims: list[tuple[str, float, float]] = []
+    claims: list[tuple[str, float, float]] = []  # (what, seconds decoded, seconds according to the header)
     for member in members:
         if member.info.duration_seconds is not None:
-            promised = min(member.window.length, member.info.duration_seconds - member.window.start)
-            claims.append((member.name, member.seconds, promised))
+            claimed = min(member.window.length, member.info.duration_seconds - member.window.start)
+            claims.append((member.name, member.seconds, claimed))
     if info.duration_seconds is not None:
-        # Matroska and others count a file's duration from 0, others from its first stream: the smaller claim is meant.
+        # Some formats count a file's duration from 0, others from its first stream: the smaller claim is checked.
         start = min(member.info.start_seconds for member in members)
         end = min(segment[1], least_length(info.duration_seconds, start))
-        found = max(member.window.late + member.seconds for member in members)
-        claims.append(("file", found, end - segment[0]))
-    for name, found, promised in claims:
-        if found < LEAST_DECODED_SHARE * promised:
-            message = f"{path}: {found:.2f} s of its {name} can be decoded; the header says {promised:.2f} s"
+        decoded = max(member.window.late + member.seconds for member in members)
+        claims.append(("file", decoded, end - segment[0]))
+    for name, decoded, claimed in claims:
+        if decoded < LEAST_DECODED_SHARE * claimed:
+            message = f"{path}: {decoded:.2f} s of its {name} can be decoded; the header says {claimed:.2f} s"
             raise MediaError("truncated", message)

@@ -1,7 +1,7 @@
-"""Turns a source image into the image of a sample: JPEG if it was stored with loss, otherwise PNG.
+"""Turns a source image into the image of a sample: JPEG if it was compressed with loss, otherwise PNG.
 
-A JPEG that is small enough, upright, and gray or RGB is copied byte for byte, with whatever metadata it carries.
-Everything else is decoded (avssl/media/images.py says how), scaled down if necessary, and encoded without metadata.
+A JPEG that is small enough, upright, and gray or RGB is copied byte for byte, with its metadata. Every other image is
+decoded (see avssl/media/images.py), scaled down if necessary, and encoded without metadata.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class StoredImage:
 
 
 def store_file(path: str, options: WriteOptions) -> StoredImage:
-    """The stored form of an image file. MediaError says why it is to be skipped."""
+    """The stored form of an image file. MediaError says why it must be skipped."""
     with opened_image(path) as image:
         info = ImageInfo.of(image)
         may_be_copied = info.format == "JPEG" and info.mode in ("L", "RGB") and is_upright(image)
         content = Path(path).read_bytes()
         is_lossy = info.format in ("JPEG", "MPO") or (info.format == "WEBP" and b"VP8L" not in content)
-        pixels = to_rgb(image)  # also of those that are copied: it shows that they can be decoded
+        pixels = to_rgb(image)  # an image that is copied is decoded, too, to show that it can be
         size = smaller_size(pixels.width, pixels.height, options.short_side_px)
         if not may_be_copied or size != pixels.size:
             if info.mode in GRAY_MODES:
@@ -45,7 +45,7 @@ def store_file(path: str, options: WriteOptions) -> StoredImage:
 
 
 def store_item(file: IdxFile, item: int, options: WriteOptions) -> StoredImage:
-    """An image of a file that holds many, as PNG. MediaError says why it is to be skipped."""
+    """The stored form of an image in a file that holds many: PNG. MediaError says why it must be skipped."""
     pixels = Image.fromarray(file.image(item))
     size = smaller_size(pixels.width, pixels.height, options.short_side_px)
     return StoredImage(encode(pixels, size, None), size[1], size[0], {"item": item, "image": file.facts(pixels.size)})
@@ -58,7 +58,7 @@ def smaller_size(width: int, height: int, short_side_px: int) -> tuple[int, int]
 
 
 def encode(pixels: Image.Image, size: tuple[int, int], quality: int | None) -> bytes:
-    """The image at this size (antialiased bicubic) as JPEG of this quality, 1 to 100, or as PNG for None."""
+    """The image, resized to (width, height) by antialiased bicubic, as JPEG of a quality in 1 to 100; None: as PNG."""
     if size != pixels.size:
         pixels = pixels.resize(size, Image.Resampling.BICUBIC)
     output = io.BytesIO()

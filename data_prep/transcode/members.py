@@ -19,17 +19,16 @@ from data_prep.transcode.encode_settings import AudioSettings, VideoSettings, as
 from data_prep.transcode.options import WriteOptions
 from data_prep.transcode.screening import SilenceMeter, StillnessMeter
 
-# The limit of x264; only damaged headers exceed it.
-MAX_SIDE_PX = 16_384
+MAX_SIDE_PX = 16_384  # the limit of x264; only damaged headers exceed it
 
 Segment = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Window:
-    """Which seconds of a stream become its member. All are counted from the stream's own first frame or sample.
+    """The seconds of a stream that become its member, counted from the stream's own first frame or sample.
 
-    start: where the member begins; length: its greatest length; late: how long after the start of the segment it
+    start: where the member begins. length: its greatest length. late: how long after the start of the segment it
     begins.
     """
 
@@ -48,8 +47,8 @@ class Window:
 def on_grid(frames: Iterable[Frame], fps: Fraction, window: Window) -> Iterator[Any]:
     """The frame on screen at window.start + k / fps, k = 0, 1, ..., until the frames or the window ends.
 
-    frames: begin with the one on screen at window.start. A frame may be given several times. The last frame of a stream
-    ends after its duration; a single frame without a duration is given once.
+    frames: the first is the one on screen at window.start. A frame may be yielded several times. The last frame of a
+    stream ends after its duration; a single frame without a duration is yielded once.
     """
     rate, length = float(fps), window.length
     shown: Any = None
@@ -73,7 +72,7 @@ def on_grid(frames: Iterable[Frame], fps: Fraction, window: Window) -> Iterator[
 
 
 class VideoMember:
-    """The mp4 of a window of a stream. content: its bytes once all is stored; None if there is no frame."""
+    """The mp4 of a window of a stream. content: its bytes once `store` has ended; None if there is no frame."""
 
     name = "video"
 
@@ -87,9 +86,7 @@ class VideoMember:
         self._size = fitted_size(info.width, info.height, info.pixel_aspect, options.short_side_px)
         if max(self._size) > MAX_SIDE_PX:
             shape = f"{info.width}x{info.height} pixels with an aspect of {info.pixel_aspect:g}"
-            raise MediaError(
-                "decode_error", f"{stream.label}: its pictures have {shape}; a side may have {MAX_SIDE_PX}"
-            )
+            raise MediaError("decode_error", f"{stream.label}: its frames have {shape}; a side may have {MAX_SIDE_PX}")
 
     @property
     def seconds(self) -> float:
@@ -97,7 +94,7 @@ class VideoMember:
         return float(self.num_frames / self.fps)
 
     def store(self) -> Iterator[float]:
-        """Encode the member; yields the seconds that are done."""
+        """Encode the member; yields the seconds that are stored so far."""
         options = self._options
         settings = VideoSettings(
             *self._size,
@@ -110,21 +107,21 @@ class VideoMember:
         output = io.BytesIO()
         with MediaWriter(output, video=settings, container_format="mp4") as writer:
             for frame in on_grid(self._stream.play(self.window.start), self.fps, self.window):
-                if frame is not last:  # only what is stored is scaled
+                if frame is not last:  # a frame that is stored several times is scaled once
                     if last is None:
                         turns, is_mirrored = self._stream.orientation
                         upright = Upright(turns, self._size, is_mirrored)
-                    picture, last = upright(frame), frame
+                    scaled, last = upright(frame), frame
                     if self.stillness is not None:
-                        self.stillness.add(picture)
-                writer.write_video(picture)
+                        self.stillness.add(scaled)
+                writer.write_video(scaled)
                 self.num_frames += 1
                 yield self.num_frames / rate
         self.content = output.getvalue() if self.num_frames else None
 
 
 class AudioMember:
-    """The FLAC of a window of a stream. content: its bytes once all is stored; None if there are no samples."""
+    """The FLAC of a window of a stream. content: its bytes once `store` has ended; None if there are no samples."""
 
     name = "audio"
 
@@ -144,11 +141,11 @@ class AudioMember:
 
     @property
     def grid_seconds(self) -> float:
-        """How far the first sample is from the window's start, at most half a sample, on the grid of samples."""
+        """Seconds from the window's start to the first stored sample: at most half a sample, earlier or later."""
         return round(self.window.start * self.rate_hz) / self.rate_hz - self.window.start
 
     def store(self) -> Iterator[float]:
-        """Encode the member; yields the seconds that are done."""
+        """Encode the member; yields the seconds that are stored so far."""
         length = self.window.length
         output = io.BytesIO()
         settings = AudioSettings(self.rate_hz, num_channels=1, codec="flac")
@@ -167,16 +164,18 @@ class AudioMember:
 
 
 class Storing(Protocol):
-    """Anything whose `store` works step by step and yields the seconds that are done."""
+    """Anything whose `store` works step by step and yields the seconds that are stored so far."""
 
     def store(self) -> Iterator[float]: ...
 
 
 def store_in_turn(members: Iterable[Storing]) -> None:
-    """Store all members, each step of the one that is behind, because what one is ahead is held in memory."""
-    done = [(0.0, number, member.store()) for number, member in enumerate(members)]
-    while done:
-        _, number, work = heapq.heappop(done)
-        seconds = next(work, None)
+    """Store all members in steps, each time of the member with the fewest seconds: a stream that is far ahead of the
+    other holds much in memory.
+    """
+    steps = [(0.0, number, member.store()) for number, member in enumerate(members)]
+    while steps:
+        _, number, step = heapq.heappop(steps)
+        seconds = next(step, None)
         if seconds is not None:
-            heapq.heappush(done, (seconds, number, work))
+            heapq.heappush(steps, (seconds, number, step))

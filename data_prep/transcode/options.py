@@ -21,7 +21,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 
 class PolicyError(ValueError):
-    """The run has to stop: because of a file, by an option that says so, or because an encoder is missing."""
+    """The run has to stop, because an option says so for a file, or because an encoder is missing."""
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,17 @@ class WriteOptions:
 
     short_side_px: frames and images are scaled down (never up) to this short side. fps: frames per second.
     keyframe_interval: frames between keyframes. crf: the encoder's quality, 0 (lossless) to 51. preset: x264's effort.
-    audio_rate_hz: samples per second. samples_per_shard: listed files per shard; those skipped make it shorter. seed:
-    of the global shuffle. on_missing_audio, on_missing_video: "skip" the file with a reason, "keep" what it has, or
-    stop the run with an "error". min_duration_seconds: shorter files are skipped. image_quality: of JPEG, 1 to 100, for
-    images that are encoded anew and were stored with loss before.
+    audio_rate_hz: samples per second. samples_per_shard: listed files per shard; skipped files make it smaller. seed:
+    of the global shuffle. on_missing_audio, on_missing_video: "skip" the file with a reason, "keep" the stream that it
+    has, or stop the run with an "error". min_duration_seconds: shorter files are skipped. image_quality: of JPEG, 1 to
+    100, for images that are encoded anew and were compressed with loss before.
 
-    on_silent_audio: "skip" samples whose sound never reaches silence_dbfs (RMS of a tenth of a second, dB of full
-    scale). on_still_video: "skip" samples in which no part of the frame changes by still_levels (of 255).
+    on_silent_audio: "skip" samples whose audio never reaches silence_dbfs (RMS of a tenth of a second, dB of full
+    scale). on_still_video: "skip" samples in which no square of the frame changes by still_levels (of 255).
 
-    video_codec: the encoder. libsvtav1 makes AV1 (smaller, sooner read, slower to write; crf 32 is about x264's 23) and
-    ignores preset. entropy_coder of h264: "cavlc" is read nearly twice as fast, "cabac" takes 5 to 10 % less room, with
-    the same frames (docs/format.md).
+    video_codec: the encoder. libsvtav1 makes AV1 (smaller, faster to read, slower to write; crf 32 is about x264's 23)
+    and ignores preset. entropy_coder of h264: "cavlc" is read nearly twice as fast, "cabac" makes files 5 to 10 %
+    smaller, with the same frames (docs/format.md).
 
     Only IMAGE_OPTIONS apply to images; all options but image_quality apply to video and audio.
     """
@@ -87,8 +87,8 @@ class WriteOptions:
             raise ValueError("allowed are at most --silence-dbfs 0 and --still-levels 255")
 
     def encoder_options(self) -> dict[str, str]:
-        """The options of the encoder. Without B-frames and scene cuts every k-th frame is a keyframe and frames are in
-        order.
+        """The options of the encoder: without B-frames and scene cuts, so that frames are stored in order and every
+        keyframe_interval-th frame is a keyframe.
         """
         if self.video_codec == "libsvtav1":
             return {"crf": str(self.crf), "preset": "8", "svtav1-params": "lp=1:scd=0"}
@@ -96,8 +96,8 @@ class WriteOptions:
         return options | {"coder": self.entropy_coder}
 
     def to_json(self, *, images: bool = False) -> dict[str, Any]:
-        """The options that apply to video and audio (or to images), and the version of the library that encodes:
-        another version may give other bytes.
+        """The options that apply to video and audio (or to images), and the version of the library that encodes,
+        because another version may give other bytes.
         """
         if images:
             return {name: getattr(self, name) for name in IMAGE_OPTIONS} | {"pillow_version": version("pillow")}

@@ -11,7 +11,7 @@ import av
 
 from avssl.types import MediaError
 
-# FFmpeg's name of the container, and its options. mp4 counts when a stream begins in 1/1000 s unless told otherwise.
+# FFmpeg's name of the container, and its options. By default mp4 stores starts of streams in units of 1/1000 s.
 CONTAINERS: dict[str, tuple[str, dict[str, str]]] = {
     ".mp4": ("mp4", {"movie_timescale": "192000"}),
     ".m4a": ("mp4", {"movie_timescale": "192000"}),
@@ -29,15 +29,15 @@ def remux(
     audio_start_seconds: float = 0.0,
     name: str = "sample",
 ) -> bytes:
-    """One file with both streams, each from its start on.
+    """The bytes of one file with both streams.
 
     Args:
-        video: an mp4 file, audio: a FLAC file; their first video and audio stream are taken. None: there is none.
+        video: an mp4 file, audio: a FLAC file, of which the first video and audio stream are taken; None: no stream.
         suffix: of the new file, one of CONTAINERS. mp4 keeps times to a tick of the streams' own clocks, Matroska
             to a millisecond.
-        video_start_seconds, audio_start_seconds: when the first frame and the first sample are shown and heard, on the
-            file's clock; at least 0.
-        name: what error messages call the sample.
+        video_start_seconds, audio_start_seconds: when the first frame and the first sample are played, from the
+            file's time 0; at least 0.
+        name: of the sample, for error messages.
 
     Raises:
         ValueError: another suffix, a negative start, or nothing to write.
@@ -59,14 +59,14 @@ def remux(
         if content is not None
     ]
     if not members:
-        raise ValueError(f"{name}: has neither video nor sound to write")
+        raise ValueError(f"{name}: has neither video nor audio to write")
     output = io.BytesIO()
     container_format, options = CONTAINERS[suffix]
     try:
         with av.open(
             output, "w", format=container_format, options=options, container_options={"fflags": "+bitexact"}
         ) as target:
-            # All streams have to be known before the first packet is written: hence a list, not a generator.
+            # A list, not a generator: all streams must be added before the first packet is written.
             streams = [_packets(content, kind, source, start, target) for content, kind, source, start in members]
             for _, packet in merge(*streams, key=lambda timed: timed[0]):
                 target.mux(packet)
@@ -78,7 +78,7 @@ def remux(
 def _packets(
     content: bytes, kind: str, source_format: str, start_seconds: float, target: Any
 ) -> Iterator[tuple[float, Any]]:
-    """Add the stream to the target; then (decoding time in seconds, packet) of each packet, shifted to the start."""
+    """Add the stream to the target. Yields (decoding time in seconds, packet), both shifted to the start."""
     source: Any = av.open(io.BytesIO(content), format=source_format, metadata_errors="ignore")
     stream = source.streams.get(**{kind: 0})[0]
     copy = target.add_stream_from_template(stream)
@@ -87,7 +87,7 @@ def _packets(
         shift = round(start_seconds / stream.time_base) - (stream.start_time or 0)
         with source:
             for packet in source.demux(stream):
-                if packet.dts is None:  # the end
+                if packet.dts is None:  # the empty packet at the end
                     continue
                 packet.dts += shift
                 packet.pts += shift
