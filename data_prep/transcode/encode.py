@@ -34,8 +34,6 @@ from data_prep.transcode.encode_settings import (
 )
 from data_prep.transcode.encode_streams import AudioStream, VideoStream
 
-__all__ = ["AudioSettings", "MediaWriter", "VideoSettings", "why_not_encode", "write_media"]
-
 
 class MediaWriter:
     """Writes one file, frame by frame; a context manager. After an error there is no file.

@@ -100,7 +100,7 @@ class FrameClock:
         self._num_frames, self._last_ticks = 0, -1
 
     def next_ticks(self, seconds: float | None) -> int:
-        """The next frame's ticks. seconds: its time after the first frame, increasing; None unless the rate is variable."""
+        """The next frame's ticks. seconds: after the first frame, increasing; None unless the rate is variable."""
         if (seconds is None) == self._variable_rate:
             raise ValueError(f"frame {self._num_frames}: seconds are {seconds}; give them only with variable_rate")
         from_start = self._num_frames * self.ticks_per_frame if seconds is None else seconds * self.ticks_per_second
