@@ -436,7 +436,7 @@ def test_verify_finds_missing_and_foreign_files(shards, capsys):
     (shards / "skipped.jsonl").unlink()
     found = "\n".join(complaints(shards))
     for name in ("shard-000000.tar: is missing", "shard-000001.json: the shard's side-car is missing",
-                 "shard-000007.tar: does not belong", "skipped.jsonl: is missing"):  # fmt: skip
+                 "shard-000007.tar: is not listed", "skipped.jsonl: is missing"):  # fmt: skip
         assert name in found
 
 

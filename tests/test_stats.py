@@ -296,7 +296,7 @@ def stats(shards):
 
 
 # The first two are the same AAC in two containers.
-SAME_SOUNDS = [{"clip_mp4", "crushed_mkv"}, {"tone_flac", "tone_wav"}]
+EQUAL_AUDIO = [{"clip_mp4", "crushed_mkv"}, {"tone_flac", "tone_wav"}]
 
 
 def names_of(stats, title):
@@ -304,14 +304,14 @@ def names_of(stats, title):
 
 
 def test_copies_are_found_and_nothing_else(stats):
-    assert names_of(stats, "alike videos") == [{"clip_mp4", "copy_webm", "crushed_mkv"}]
-    assert sorted(map(sorted, names_of(stats, "same sounds"))) == sorted(map(sorted, SAME_SOUNDS))
+    assert names_of(stats, "near-duplicate videos") == [{"clip_mp4", "copy_webm", "crushed_mkv"}]
+    assert sorted(map(sorted, names_of(stats, "equal audio"))) == sorted(map(sorted, EQUAL_AUDIO))
 
 
 def test_numbers_and_facts_are_those_of_the_samples(stats, shards):
     tally, infos = stats.tally, [ShardSet(shards).read(index).info for index in range(8)]
     assert tally.num_samples == 8
-    assert tally.facts["streams"] == {"video and sound": 4, "video": 1, "sound": 3}
+    assert tally.facts["streams"] == {"video and audio": 4, "video": 1, "audio": 3}
     assert tally.facts["video_codec"] == {"h264": 4, "vp9": 1}
     assert tally.facts["source_size"] == {"128 x 96": 4, "96 x 72": 1}
     assert tally.facts["stored_size"] == {"128 x 96": 4, "96 x 72": 1}
@@ -364,11 +364,11 @@ def test_the_command_writes_a_table_a_page_that_needs_nothing_else_and_json(shar
     assert main(arguments) == 0
     printed = capsys.readouterr().out
     assert "8 samples in 3 shards" in printed
-    assert "alike videos: 3 samples in 1 group" in printed
+    assert "near-duplicate videos: 3 samples in 1 group" in printed
     text = (tmp_path / "page" / "stats.html").read_text()
     page = Page(text)
     assert all(reference.startswith("data:image/jpeg;base64,") for reference in page.references)
-    assert len(page.references) == 3 + 2  # a picture of each sample of a group that has one
+    assert len(page.references) == 3 + 2  # an image of each sample in a group that has one
     assert "<script" not in text
     assert "<b>clip</b>" in page.words  # a label is text, not markup
     numbers = json.loads((tmp_path / "s.json").read_text())
@@ -379,8 +379,8 @@ def test_the_command_writes_a_table_a_page_that_needs_nothing_else_and_json(shar
 def test_without_decoding_equal_bytes_are_duplicates(shards, capsys):
     assert main(["stats", str(shards), "--workers", "1", "--no-decode"]) == 0
     printed = capsys.readouterr().out
-    assert "same sounds: 4 samples in 2 groups" in printed
-    assert "same videos: none" in printed
+    assert "equal audio: 4 samples in 2 groups" in printed
+    assert "equal videos: none" in printed
     assert "Loudness" not in printed
 
 
@@ -406,8 +406,8 @@ def test_pictures_have_sizes_and_likeness(tmp_path, capsys):
     build_manifest(tmp_path / "pictures", tmp_path / "all.jsonl", IndexOptions())
     write_shards(tmp_path / "all.jsonl", tmp_path / "shards", WriteOptions(samples_per_shard=4))
     stats = collect_stats(tmp_path / "shards")
-    assert names_of(stats, "alike pictures") == [{"2_png", "copy_jpg"}]
-    assert stats.tally.counts["flat pictures"] == 1
+    assert names_of(stats, "near-duplicate images") == [{"2_png", "copy_jpg"}]
+    assert stats.tally.counts["flat images"] == 1
     assert stats.tally.facts["stored_size"] == {"128 x 96": 4, "100 x 75": 1, "50 x 50": 1}
     assert stats.tally.facts["image_format"] == {"PNG": 5, "JPEG": 1}
 

@@ -1,7 +1,8 @@
-"""How much of a list is covered: listed, found, decodable, with video, with audio, written; in total and per class.
+"""The command `coverage`: how many entries of a manifest were found, are decodable, have video or audio, were written;
+in total and per class.
 
-The manifest is read line by line. Every sample of a shard folder takes 13 bytes of memory. Of a remote folder
-only the side-cars are fetched, which list the samples but not their lengths.
+The manifest is read line by line. Every sample of a shard folder takes 13 bytes of memory. Of a remote folder only the
+side-cars are fetched, which list the samples but not their lengths.
 """
 
 from __future__ import annotations
@@ -38,18 +39,19 @@ from data_prep.index.cutting import claimed_seconds
 from data_prep.manifest import Entry, stream_manifest
 
 ABSENT = ("missing_file", "unreachable")
-# Reasons of files that can be read but are left out by an option.
+# Reasons of files that can be read and that an option of `write` leaves out.
 POLICY = ("no_video", "no_audio", "too_short", "silent_audio", "still_video")
-WRITTEN = 0  # the fate of a sample; others are 1 + the position of the reason in FAILURE_REASONS
+WRITTEN = 0  # the stored fate of a written sample; of a skipped one 1 + the position of the reason in FAILURE_REASONS
 COLUMNS = ("listed", "found", "decodable", "with_video", "with_audio", "written", "skipped")
 NAME_WIDTH = 36
 
 
 @dataclass
 class Counts:
-    """Numbers of entries of a manifest, and their hours. found: the file exists. decodable: something in them can be
-    decoded, as far as it was opened. written, skipped: by `write`. listed_hours: as headers claim; written_hours: as
-    decoded. reasons: why entries cannot be used.
+    """Numbers of entries of a manifest, and their hours.
+
+    found: their file exists. decodable: their file was opened and holds something that can be decoded. written,
+    skipped: by `write`. listed_hours: as headers claim; written_hours: as decoded. reasons: why entries cannot be used.
     """
 
     listed: int = 0
@@ -85,16 +87,18 @@ class Counts:
             self.reasons[reason] += 1
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dict, hours rounded to about a second."""
+        """The fields as a dict, hours rounded to about a second."""
         hours = {name: round(getattr(self, name), 4) for name in ("listed_hours", "written_hours")}
         return vars(self) | hours | {"reasons": dict(self.reasons)}
 
 
 @dataclass
 class Coverage:
-    """The coverage of a manifest and of the shards made from it. classes: {label field: {name: counts}}; an entry with
-    several names counts for each. unlabeled: entries without any label. num_not_opened: of a manifest made with
-    --no-probe.
+    """The coverage of a manifest and of the shards made from it.
+
+    classes: {label field: {name: counts}}; an entry with several names counts for each. unlabeled: entries without any
+    label. num_not_opened: entries without facts, as `index --no-probe` makes them. has_shards: whether `write` is
+    covered, too.
     """
 
     total: Counts = field(default_factory=Counts)
@@ -104,7 +108,7 @@ class Coverage:
     has_shards: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dicts."""
+        """The coverage as nested dicts."""
         return {
             "total": self.total.to_json(),
             "classes": {
@@ -119,7 +123,7 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Fate:
-    """What `write` did with an entry. reason: why it was skipped, None if it was written. seconds: of the sample."""
+    """What `write` did with an entry. reason: why it was skipped; None: it was written. seconds: of the sample."""
 
     reason: str | None
     has_video: bool = False
@@ -128,7 +132,7 @@ class Fate:
 
 
 class Fates:
-    """The fate of every entry by its key, as sorted hashes of keys with facts of 5 bytes each."""
+    """The fate of every entry by its key, in 13 bytes each: sorted hashes of the keys, and facts."""
 
     def __init__(self, location: str, index: ShardIndex) -> None:
         hashes: list[NDArray[np.uint64]] = []
@@ -145,10 +149,10 @@ class Fates:
     def of(self, key: str) -> Fate | None:
         """The fate of a key; None if it was neither written nor skipped."""
         value = _hash(key)
-        at = int(np.searchsorted(self._hashes, value))
-        if at == len(self._hashes) or self._hashes[at] != value:
+        position = int(np.searchsorted(self._hashes, value))
+        if position == len(self._hashes) or self._hashes[position] != value:
             return None
-        fate, streams, seconds = self._facts[at].tolist()
+        fate, streams, seconds = self._facts[position].tolist()
         reason = None if fate == WRITTEN else FAILURE_REASONS[fate - 1]
         return Fate(reason, bool(streams & 1), bool(streams & 2), seconds)
 
@@ -158,6 +162,7 @@ def _hash(key: str) -> np.uint64:
 
 
 def _skipped(location: str) -> Iterator[tuple[str, int, int, float]]:
+    """(key, fate, 0, 0.0) of each skipped file, as `_written`."""
     with storage.local_copy(storage.join(location, SKIPPED_NAME)) as path, path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             record = Fields.parse(line, f"{storage.join(location, SKIPPED_NAME)}, line {number}")
@@ -190,7 +195,7 @@ def _listed_seconds(entry: Entry) -> float:
 
 
 def measure(manifest: str, shards: str | None = None) -> Coverage:
-    """The coverage of a manifest and of the shard folder that was made from it; both are paths or URLs.
+    """The coverage of a manifest and of the shard folder that was made from it, each a path or URL.
 
     Raises:
         ValueError, FileNotFoundError: one of them is missing or damaged, or the shards are of another manifest.
@@ -232,12 +237,11 @@ def table(coverage: Coverage, num_classes: int = 30) -> list[str]:
     columns = COLUMNS if coverage.has_shards else COLUMNS[:5]
     hours = ("listed_hours", "written_hours") if coverage.has_shards else ("listed_hours",)
 
-    def line(name: str, counts: Counts) -> str:
-        name = name if len(name) <= NAME_WIDTH else f"{name[: NAME_WIDTH - 3]}..."
-        cells = [f"{getattr(counts, name):>11,}" for name in columns] + [
-            f"{getattr(counts, name):>14,.2f}" for name in hours
-        ]
-        return f"{name:<{NAME_WIDTH}}{''.join(cells)}"
+    def line(title: str, counts: Counts) -> str:
+        title = title if len(title) <= NAME_WIDTH else f"{title[: NAME_WIDTH - 3]}..."
+        cells = [f"{getattr(counts, name):>11,}" for name in columns]
+        cells += [f"{getattr(counts, name):>14,.2f}" for name in hours]
+        return f"{title:<{NAME_WIDTH}}{''.join(cells)}"
 
     titles = [f"{name.replace('_', ' '):>11}" for name in columns] + [f"{name.replace('_', ' '):>14}" for name in hours]
     lines = [" " * NAME_WIDTH + "".join(titles)]
@@ -248,7 +252,7 @@ def table(coverage: Coverage, num_classes: int = 30) -> list[str]:
     for label_field, classes in sorted(coverage.classes.items()):
         ordered = sorted(classes.items(), key=lambda item: (-item[1].listed, item[0]))
         shown = ordered[:num_classes] if num_classes else ordered
-        lines += ["", f"{label_field}: {len(classes)} classes", *(line(f"  {name}", one) for name, one in shown)]
+        lines += ["", f"{label_field}: {len(classes)} classes", *(line(f"  {name}", counts) for name, counts in shown)]
         if len(shown) < len(ordered):
             lines.append(f"  and {len(ordered) - len(shown)} more; --classes 0 and --json show all")
     if coverage.classes and coverage.unlabeled.listed:
@@ -262,8 +266,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m data_prep coverage`."""
     parser.add_argument("manifest", help="a path or URL")
     parser.add_argument("shards", nargs="?", help="the shard folder that was written from it: a path or URL")
-    parser.add_argument("--json", type=Path, help="write all numbers to this file, too")
-    parser.add_argument("--classes", type=int, default=30, help="classes shown a label field, 0: all (%(default)s)")
+    parser.add_argument("--json", type=Path, help="also write all numbers to this file")
+    parser.add_argument("--classes", type=int, default=30, help="classes shown per label field, 0: all (%(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> int:

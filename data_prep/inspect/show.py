@@ -19,7 +19,7 @@ from data_prep.transcode.remux import remux
 
 NUM_LISTED = 20
 NUM_MATCHES = 5
-NUM_COMPARED = 100_000  # comparing a key letter by letter takes 10 microseconds or more
+NUM_COMPARED = 100_000  # keys that are compared letter by letter, which takes 10 microseconds or more each
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        help="the file; .mp4 or .mkv for video (with sound), .flac, .m4a or .mka for sound, .jpg or .png as the picture"
+        help="the file; .mp4 or .mkv for video (with audio), .flac, .m4a or .mka for audio, .jpg or .png as the image"
         " is stored (default: named after the key, in this folder)",
     )
     parser.add_argument(
@@ -43,10 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the sample and print its json, or list keys.
-
-    The json goes to stdout, the path of the file to stderr.
-    """
+    """Write the sample as a file, and print its json to stdout and the file's path to stderr; or list keys."""
     shards = ShardSet(arguments.shards)
     if arguments.list is not None:
         if arguments.list < 1:
@@ -61,40 +58,40 @@ def run(arguments: argparse.Namespace) -> int:
         sample = shards.read(index)
         out = arguments.out or Path(default_name(sample))
         write_whole(out, playable(sample, out.suffix.lower()))
-    except MediaError as error:  # a damaged shard is no wrong argument
+    except MediaError as error:  # a damaged shard is not an error of usage
         raise RuntimeError(str(error)) from error
     say_lines(json.dumps(parse(sample.info.to_json(), sample.info.key), indent=2))
     say(f"written: {out} ({out.stat().st_size / 1e6:.2f} MB)", file=sys.stderr)
     return 0
 
 
-def find(keys: Sequence[str], wanted: str) -> int:
-    """The index of the sample with the key `wanted`, or if there is none, with that index.
+def find(keys: Sequence[str], text: str) -> int:
+    """The index of the sample whose key is `text`; if there is none, `text` as an index.
 
-    Raises ValueError with the keys that come closest.
+    Raises ValueError with the closest keys.
     """
     try:
-        return keys.index(wanted)
+        return keys.index(text)
     except ValueError:
         pass
-    if wanted.isdecimal():
-        if int(wanted) < len(keys):
-            return int(wanted)
-        raise ValueError(f"there is no sample {wanted}; indices are 0..{len(keys) - 1}")
-    matches = closest(keys, wanted)
+    if text.isdecimal():
+        if int(text) < len(keys):
+            return int(text)
+        raise ValueError(f"there is no sample {text}; indices are 0..{len(keys) - 1}")
+    matches = closest(keys, text)
     hint = f"the closest: {', '.join(matches)}" if matches else "none is like it; --list shows some"
-    raise ValueError(f"no sample has the key {wanted!r}; {hint}")
+    raise ValueError(f"no sample has the key {text!r}; {hint}")
 
 
-def closest(keys: Sequence[str], wanted: str) -> list[str]:
+def closest(keys: Sequence[str], text: str) -> list[str]:
     """At most NUM_MATCHES keys that contain the text or are spelled like it, the likeliest first."""
-    holding = sorted((key for key in keys if wanted.lower() in key.lower()), key=len)
-    alike = get_close_matches(wanted, keys[:NUM_COMPARED], NUM_MATCHES, cutoff=0.5)
-    return list(dict.fromkeys(holding + alike))[:NUM_MATCHES]
+    containing = sorted((key for key in keys if text.lower() in key.lower()), key=len)
+    similar = get_close_matches(text, keys[:NUM_COMPARED], NUM_MATCHES, cutoff=0.5)
+    return list(dict.fromkeys(containing + similar))[:NUM_MATCHES]
 
 
 def suffixes(sample: Sample) -> list[str]:
-    """The suffixes that the sample can be written with, the default first."""
+    """The suffixes with which the sample can be written, the default first."""
     if sample.image is not None:
         return [".jpg", ".jpeg"] if image_member(sample.image).endswith("jpg") else [".png"]
     if sample.video is None:
@@ -103,13 +100,13 @@ def suffixes(sample: Sample) -> list[str]:
 
 
 def default_name(sample: Sample) -> str:
-    """The last component of the key with the default suffix."""
+    """The file name of a sample: the last component of its key, with the default suffix."""
     return sample.info.key.rsplit("/", 1)[-1] + suffixes(sample)[0]
 
 
 def playable(sample: Sample, suffix: str) -> bytes:
-    """The sample as one file: members alone in their own format byte for byte, otherwise copied into a container with
-    each stream at its start on the sample's clock.
+    """The bytes of the sample as one file: a single member as it is stored if the suffix is its own, otherwise all
+    streams in a container, each from its start in the sample.
 
     Raises ValueError for a suffix that does not fit, MediaError for damaged members.
     """

@@ -1,6 +1,6 @@
-"""The command `verify`: checks that a shard folder is whole, agrees with its json, and can be decoded.
+"""The command `verify`: checks that a shard folder is complete, agrees with its json, and can be decoded.
 
-Of a remote folder each worker has one shard at a time as a temporary file on this machine (TMPDIR says where).
+Of a remote folder each worker holds one shard at a time as a temporary file on this machine (in TMPDIR).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Problem:
 
 @dataclass
 class Report:
-    """What verify found."""
+    """The counts of a shard folder, and the defects that `verify` found."""
 
     num_shards: int = 0
     num_samples: int = 0
@@ -74,11 +74,14 @@ class ShardCheck:
 
 
 def verify_folder(folder: storage.Location, decode_all: bool = False, num_workers: int = 1) -> Report:
-    """Check everything: json, sizes, hashes, members, indices, sums, and that the media decode.
+    """Check everything in a shard folder (a path or URL): json, sizes, hashes, members, indices, sums, and that the
+    media decode.
 
-    decode_all: decode every frame and sample and compare their number with the json; otherwise only the first frame
-    and the first tenth of a second of each sample (the hashes already show that the bytes are those that were written).
-    Images are always decoded. folder: a path or a URL. OSError: index.json or skipped.jsonl cannot be fetched.
+    decode_all: decode every frame and all audio and compare their number with the json; otherwise only the first frame
+    and the first tenth of a second of audio (the hashes already show that the bytes are those that were written).
+    Images are always decoded.
+
+    Raises OSError if index.json or skipped.jsonl cannot be fetched.
     """
     report = Report()
     try:
@@ -102,7 +105,7 @@ def verify_folder(folder: storage.Location, decode_all: bool = False, num_worker
                 report.problems.append(Problem(task.record.name, f"the key {key} is also in {where[key]}"))
             where[key] = task.record.name
     report.problems += _check_skipped(folder, index, where)
-    report.problems += _check_strangers(folder, index)
+    report.problems += _check_unlisted(folder, index)
     return report
 
 
@@ -119,7 +122,7 @@ def _local(folder: storage.Location, name: str) -> Iterator[Path]:
 
 
 def _check_skipped(folder: storage.Location, index: ShardIndex, written: dict[str, str]) -> list[Problem]:
-    """skipped.jsonl against the counts by reason in index.json, and against the keys written."""
+    """Problems of skipped.jsonl: it must agree with the counts in index.json, and its keys must not be written ones."""
     path = storage.join(folder, SKIPPED_NAME)
     try:
         content = storage.read_bytes(path)
@@ -146,21 +149,20 @@ def _check_skipped(folder: storage.Location, index: ShardIndex, written: dict[st
     return problems
 
 
-def _check_strangers(folder: storage.Location, index: ShardIndex) -> list[Problem]:
-    """Shards that index.json does not list, and leftovers of a write. Not checked on web servers, which list no
-    folders.
+def _check_unlisted(folder: storage.Location, index: ShardIndex) -> list[Problem]:
+    """A problem for each shard that index.json does not list, and each leftover of a write. Web servers list no folders
+    and are not checked.
     """
     if storage.protocol_of(folder) in READ_ONLY:
         return []
-    known = {record.name for record in index.shards} | {Path(record.name).stem + ".json" for record in index.shards}
-    known |= {INDEX_NAME, SKIPPED_NAME}
-    strangers = [name for name in storage.names(folder) if name not in known]
-    ours = [name for name in strangers if name.startswith(("shard-", ".parts")) or name.endswith(".tmp")]
-    return [Problem(storage.join(folder, name), f"does not belong to what {INDEX_NAME} lists") for name in ours]
+    listed = {record.name for record in index.shards} | {Path(record.name).stem + ".json" for record in index.shards}
+    others = [name for name in storage.names(folder) if name not in {*listed, INDEX_NAME, SKIPPED_NAME}]
+    ours = [name for name in others if name.startswith(("shard-", ".parts")) or name.endswith(".tmp")]
+    return [Problem(storage.join(folder, name), f"is not listed in {INDEX_NAME}") for name in ours]
 
 
 def check_shard(task: ShardCheck) -> tuple[list[Problem], list[str]]:
-    """(problems of a shard, its keys). Runs in a worker."""
+    """(problems of a shard, its keys; none if its side-car cannot be read). Runs in a worker."""
     where = storage.join(task.folder, task.record.name)
     try:
         with storage.local_copy(where) as path:
@@ -205,7 +207,7 @@ def _check_shard(task: ShardCheck, path: Path, where: str) -> tuple[list[Problem
 
 
 def _group_members(path: Path) -> tuple[list[tuple[str, int]], int]:
-    """([(key, offset of its first header)] of adjacent members of a key, where the last member ends)."""
+    """([(key, offset of its first header)] of each group of adjacent members with one key, offset of the end)."""
     groups: list[tuple[str, int]] = []
     end = 0
     with opened_tar(path) as archive:
@@ -240,10 +242,10 @@ def _check_samples(task: ShardCheck, path: Path, side_car: SideCar, shard: str) 
 def _check_info(info: SampleInfo, index: int, key: str, label_names: dict[str, list[str]]) -> None:
     """ValueError if the json contradicts its position in the shard, index.json or itself."""
     if info.index != index or info.key != key:
-        raise ValueError(f"its {JSON_MEMBER} says index {info.index}, key {info.key}; its place says {index}, {key}")
+        raise ValueError(f"its {JSON_MEMBER} says index {info.index}, key {info.key}; it must be {index}, {key}")
     for name, values in info.labels.items():
         if unknown := set(values) - set(label_names.get(name, [])):
-            raise ValueError(f"its label {name} has names that {INDEX_NAME} does not know: {sorted(unknown)}")
+            raise ValueError(f"its label {name} has names that are not in {INDEX_NAME}: {sorted(unknown)}")
     video_end = info.video_start_seconds + info.num_frames / info.video_fps if info.has_video else 0.0
     audio_end = info.audio_start_seconds + info.num_audio_samples / info.audio_rate_hz if info.has_audio else 0.0
     if abs(max(video_end, audio_end) - info.duration_seconds) > 1e-6:
@@ -251,6 +253,7 @@ def _check_info(info: SampleInfo, index: int, key: str, label_names: dict[str, l
 
 
 def _check_media(sample: Sample, decode_all: bool) -> None:
+    """ValueError or MediaError if a member cannot be decoded or contradicts the json."""
     info = sample.info
     if sample.image is not None:
         name = f"{info.key}.{image_member(sample.image)}"
@@ -274,12 +277,12 @@ def _check_media(sample: Sample, decode_all: bool) -> None:
 
 def _check_digests(sample: Sample, side_car: SideCar, number: int) -> None:
     """ValueError if the side-car has other digests, by which evaluations recognize samples; old shards have none."""
-    for kind, found in (("media", media_digest(sample)), ("sources", source_digest(sample.info))):
+    for kind, digest in (("media", media_digest(sample)), ("sources", source_digest(sample.info))):
         stored = getattr(side_car, kind)[16 * number : 16 * number + 16]
-        if stored not in ("", found):
-            raise ValueError(f"its digest of {kind} is {found}; the side-car says {stored}")
+        if stored not in ("", digest):
+            raise ValueError(f"its digest of {kind} is {digest}; the side-car says {stored}")
 
 
-def _compare(name: str, what: str, found: int, promised: int) -> None:
-    if found != promised:
-        raise ValueError(f"{name} has {found} {what}; its json says {promised}")
+def _compare(name: str, unit: str, count: int, stated: int) -> None:
+    if count != stated:
+        raise ValueError(f"{name} has {count} {unit}; its json says {stated}")

@@ -21,8 +21,8 @@ LETTER_PX = 7.8  # mean width of a letter
 
 
 def grouped_bins(histogram: Histogram) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """(edges (n + 1,), counts (n,)) from the first to the last bin that is not empty; neighbors are added up until at
-    most MAX_BARS are left, so that every bar is a whole number of bins.
+    """(edges (n + 1,), counts (n,)) from the first to the last bin that is not empty. Equal numbers of neighboring bins
+    are added up, so that there are at most MAX_BARS.
     """
     filled = np.flatnonzero(histogram.counts)
     first, last = int(filled[0]), int(filled[-1])
@@ -50,7 +50,7 @@ def ticks(low: float, high: float, is_logarithmic: bool, target: int = 4) -> lis
 
 
 def histogram_chart(histogram: Histogram) -> str:
-    """A figure with a bar for every range of values. At least two bins must not be empty."""
+    """A figure with a bar per range of values, as HTML. At least two bins must not be empty."""
     quantity, unit = histogram.quantity, histogram.quantity.unit
     edges, counts = grouped_bins(histogram)
     scale = np.log(edges) if quantity.is_logarithmic else edges
@@ -80,12 +80,12 @@ def histogram_chart(histogram: Histogram) -> str:
     parts.append(tag("text", escape(text), x=_inside(x, text)[0], y=TOP - 13, class_="tick strong"))
     span = f"{shown(histogram.least, unit)} to {shown(histogram.most, unit)}"
     label = f"{quantity.title}: {text}, {span}"
-    picture = tag("svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=label)
-    return _figure(quantity.title, f"{histogram.num_values:,} samples, {span}", picture)
+    svg = tag("svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=label)
+    return _figure(quantity.title, f"{histogram.num_values:,} samples, {span}", svg)
 
 
 def bar_list(title: str, values: Sequence[tuple[str, int]], whole: int, note: str = "") -> str:
-    """A figure with a horizontal bar per value, the most frequent first. whole: the count that is 100 %."""
+    """A figure with a horizontal bar per value, as HTML. values: most frequent first. whole: the 100 %."""
     rows = []
     most = max(count for _, count in values)
     for value, count in values[:NUM_BARS_LISTED]:
@@ -111,14 +111,14 @@ def _figure(title: str, note: str, content: str) -> str:
 
 
 def _inside(x: float, text: str) -> tuple[float, float]:
-    """(the middle of a label so that it stays within the chart, half its width)."""
+    """(middle of a label at x, moved so that it stays within the chart; half of its width)."""
     half = len(text) * LETTER_PX / 2
     return min(max(x, half), WIDTH - half), half
 
 
 def tag(name: str, *children: str, **attributes: object) -> str:
-    """<name attributes>children</name>. Values are escaped, children are markup already; class_ and aria_label lose or
-    change their underscore; floats get two decimals.
+    """The markup <name attributes>children</name>. Attribute values are escaped, children are markup already. In names
+    of attributes, a final underscore is dropped and others become hyphens. Floats get two decimals.
     """
     shown_attributes = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(f"{value:.2f}" if isinstance(value, float) else str(value))}"'

@@ -1,4 +1,4 @@
-"""Statistics of a shard folder, collected shard by shard in processes. Decides what is measured of a sample."""
+"""Collects the statistics of a shard folder, shard by shard in processes, and decides what is measured of a sample."""
 
 from __future__ import annotations
 
@@ -21,15 +21,19 @@ from data_prep.inspect.stats.tally import Tally
 
 Groups = list[NDArray[np.int64]]
 
-# The kinds of 64-bit hashes that a sample can have.
-MIDDLE, FIRST, PICTURE = "middle frame", "first frame", "picture"
-SOUND_BYTES, VIDEO_BYTES, PICTURE_BYTES = "sound bytes", "video bytes", "picture bytes"
+# The kinds of 64-bit hashes that a sample can have: of what it looks like, and of the bytes of a member.
+MIDDLE_FRAME, FIRST_FRAME, IMAGE = "middle frame", "first frame", "image"
+AUDIO_BYTES, VIDEO_BYTES, IMAGE_BYTES = "audio bytes", "video bytes", "image bytes"
+EQUAL = {AUDIO_BYTES: "equal audio", VIDEO_BYTES: "equal videos", IMAGE_BYTES: "equal images"}
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """silence_dbfs: 50 ms of sound with less RMS are silent. still_levels: frames half a second apart are still if the
-    mean luma of no square of 16 x 16 changes by so many levels of 255. max_distance: of the 64 bits of alike images.
+    """What counts as silent, still and nearly the same.
+
+    silence_dbfs: 50 ms of audio with less RMS are silent. still_levels: frames half a second apart are still if the
+    mean luma of no square of 16 x 16 changes by so many levels of 255. max_distance: number of the 64 bits of their
+    hashes in which near-duplicate images may differ.
     """
 
     silence_dbfs: float = -60.0
@@ -47,7 +51,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class StatsTask:
-    """The task of a worker: one shard to measure. decode: False leaves out everything that needs decoded media."""
+    """The task of a worker: one shard to measure. decode: False: measure nothing that needs decoded media."""
 
     folder: Path
     record: ShardRecord
@@ -57,7 +61,7 @@ class StatsTask:
 
 @dataclass
 class Stats:
-    """Statistics of a folder. groups: {kind of likeness: groups of sample indices, the largest first}."""
+    """Statistics of a folder. groups: {e.g. "near-duplicate videos": groups of sample indices, the largest first}."""
 
     folder: Path
     index: ShardIndex
@@ -72,7 +76,7 @@ class Stats:
         return SideCar.load(self.folder / Path(record.name).with_suffix(".json")).keys[index - record.first_index]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; groups as lists of indices."""
+        """The statistics as nested dicts and lists; groups are lists of indices."""
         return {
             "folder": str(self.folder),
             "num_shards": len(self.index.shards),
@@ -87,28 +91,27 @@ class Stats:
 def collect_stats(
     folder: Path, *, decode: bool = True, num_workers: int = 1, thresholds: Thresholds | None = None
 ) -> Stats:
-    """Measure every sample. The numbers do not depend on num_workers.
+    """The statistics of a folder, from measuring every sample. They do not depend on num_workers.
 
-    Memory: one shard's sums a worker and a few 8-byte hashes a sample. A sample whose media cannot be read counts in
-    `tally.failed`.
+    Memory: the sums of one shard per worker, and a few hashes of 8 bytes per sample. A sample whose media cannot be
+    read counts in `tally.failed`.
 
     Raises FileNotFoundError or ValueError if this is no finished shard folder.
     """
     stats = Stats(folder, ShardIndex.load(folder), thresholds or Thresholds(), decode)
     hashes: dict[str, Hashes] = {}
-    for record, tally, found in _in_order(stats, num_workers):
+    for record, tally, shard_hashes in _in_order(stats, num_workers):
         stats.tally.merge(tally)
-        for name, values in found.items():
-            whole = hashes.setdefault(name, np.zeros(stats.index.num_samples, np.uint64))
+        for kind, values in shard_hashes.items():
+            whole = hashes.setdefault(kind, np.zeros(stats.index.num_samples, np.uint64))
             whole[record.first_index : record.first_index + record.num_samples] = values
     distance = stats.thresholds.max_distance
-    if MIDDLE in hashes:
-        stats.groups["alike videos"] = near_groups(np.stack([hashes[MIDDLE], hashes[FIRST]], axis=1), distance)
-    if PICTURE in hashes:
-        stats.groups["alike pictures"] = near_groups(hashes[PICTURE][:, None], distance)
-    for name, title in ((SOUND_BYTES, "same sounds"), (VIDEO_BYTES, "same videos"), (PICTURE_BYTES, "same pictures")):
-        if name in hashes:
-            stats.groups[title] = equal_groups(hashes[name])
+    if MIDDLE_FRAME in hashes:
+        frames = np.stack([hashes[MIDDLE_FRAME], hashes[FIRST_FRAME]], axis=1)
+        stats.groups["near-duplicate videos"] = near_groups(frames, distance)
+    if IMAGE in hashes:
+        stats.groups["near-duplicate images"] = near_groups(hashes[IMAGE][:, None], distance)
+    stats.groups |= {title: equal_groups(hashes[kind]) for kind, title in EQUAL.items() if kind in hashes}
     return stats
 
 
@@ -116,16 +119,14 @@ def _in_order(stats: Stats, num_workers: int) -> Iterator[tuple[ShardRecord, Tal
     """The shards' results in the order of the shards, so that sums do not depend on which worker was faster."""
     records = stats.index.shards
     tasks = [StatsTask(stats.folder, record, stats.decode, stats.thresholds) for record in records]
-    waiting: dict[str, tuple[Tally, dict[str, Hashes]]] = {}
-    coming = iter(records)
-    expected = next(coming, None)
-    for task, result in in_processes(
-        measure_shard, tasks, num_workers, "stats", [record.num_samples for record in records]
-    ):
-        waiting[task.record.name] = result
-        while expected is not None and expected.name in waiting:
-            yield (expected, *waiting.pop(expected.name))
-            expected = next(coming, None)
+    sizes = [record.num_samples for record in records]
+    done: dict[str, tuple[Tally, dict[str, Hashes]]] = {}
+    number = 0
+    for task, result in in_processes(measure_shard, tasks, num_workers, "stats", sizes):
+        done[task.record.name] = result
+        while number < len(records) and records[number].name in done:
+            yield (records[number], *done.pop(records[number].name))
+            number += 1
 
 
 def measure_shard(task: StatsTask) -> tuple[Tally, dict[str, Hashes]]:
@@ -142,12 +143,12 @@ def measure_shard(task: StatsTask) -> tuple[Tally, dict[str, Hashes]]:
             try:
                 sample = parse_members(file.read(end - begin), f"{path}, sample {key}")
                 _add_facts(tally, sample)
-                found = _measure(tally, sample, task)
+                sample_hashes = _measure(tally, sample, task)
             except MediaError as error:
                 tally.add_failure(error.reason, f"{key}: {error.message}")
                 continue
-            for name, value in found.items():
-                hashes.setdefault(name, np.zeros(task.record.num_samples, np.uint64))[number] = value
+            for kind, value in sample_hashes.items():
+                hashes.setdefault(kind, np.zeros(task.record.num_samples, np.uint64))[number] = value
     return tally, hashes
 
 
@@ -155,8 +156,8 @@ def _add_facts(tally: Tally, sample: Sample) -> None:
     """Count the facts of the json and the sizes of the members."""
     info, source = sample.info, sample.info.source
     video, audio, image = (source.get(name) or {} for name in ("video", "audio", "image"))
-    members = [name for name, has in (("video", info.has_video), ("sound", info.has_audio)) if has]
-    tally.add_fact("streams", "picture" if info.has_image else " and ".join(members))
+    members = [name for name, has in (("video", info.has_video), ("audio", info.has_audio)) if has]
+    tally.add_fact("streams", "image" if info.has_image else " and ".join(members))
     if not info.has_image:
         tally.add_number("duration_seconds", info.duration_seconds)
         tally.add_fact("container", source.get("container"))
@@ -195,37 +196,37 @@ def _add_source(
 
 
 def _measure(tally: Tally, sample: Sample, task: StatsTask) -> dict[str, int]:
-    """Decode and measure the members of a sample; its hashes. MediaError if a member is damaged."""
+    """Measure the members of a sample into the tally, and return its hashes. MediaError if a member is damaged."""
     info, limits = sample.info, task.thresholds
-    found: dict[str, int] = {}
+    hashes: dict[str, int] = {}
     is_audible = True
     if task.decode and sample.audio is not None:
-        sound = measure_audio(sample.audio, info.audio_rate_hz, limits.silence_dbfs, f"{info.key}, sound")
-        for name, value in vars(sound).items():
+        audio = measure_audio(sample.audio, info.audio_rate_hz, limits.silence_dbfs, f"{info.key}, audio")
+        for name, value in vars(audio).items():
             tally.add_number(name, value)
-        tally.counts["wholly silent"] += sound.silent_share == 1
-        tally.counts["digital silence"] += sound.peak_dbfs <= FLOOR_DBFS
-        is_audible = sound.peak_dbfs > FLOOR_DBFS
-    if sample.audio is not None and is_audible:  # silences of one length are equal, but no duplicates
-        found[SOUND_BYTES] = content_hash(sample.audio)
+        tally.counts["wholly silent"] += audio.silent_share == 1
+        tally.counts["digital silence"] += audio.peak_dbfs <= FLOOR_DBFS
+        is_audible = audio.peak_dbfs > FLOOR_DBFS
+    if sample.audio is not None and is_audible:  # digital silence of one length is equal, but no duplicate
+        hashes[AUDIO_BYTES] = content_hash(sample.audio)
     if sample.video is not None and task.decode:
         video = measure_video(sample.video, info.num_frames, info.video_fps, limits.still_levels, f"{info.key}, video")
         tally.add_number("motion", video.motion)
         tally.add_number("still_share", video.still_share)
         tally.add_fact("stored_size", f"{video.width_px} x {video.height_px}")
         tally.counts["wholly still"] += video.still_share == 1
-        tally.counts["flat pictures"] += video.middle_hash == NO_HASH
-        found |= {MIDDLE: video.middle_hash, FIRST: video.first_hash}
+        tally.counts["flat images"] += video.middle_hash == NO_HASH
+        hashes |= {MIDDLE_FRAME: video.middle_hash, FIRST_FRAME: video.first_hash}
     elif sample.video is not None:
-        found[VIDEO_BYTES] = content_hash(sample.video)
+        hashes[VIDEO_BYTES] = content_hash(sample.video)
     if sample.image is not None and task.decode:
-        found[PICTURE] = measure_image(sample.image, f"{info.key}, picture")
-        tally.counts["flat pictures"] += found[PICTURE] == NO_HASH
+        hashes[IMAGE] = measure_image(sample.image, f"{info.key}, image")
+        tally.counts["flat images"] += hashes[IMAGE] == NO_HASH
     elif sample.image is not None:
-        found[PICTURE_BYTES] = content_hash(sample.image)
-    return found
+        hashes[IMAGE_BYTES] = content_hash(sample.image)
+    return hashes
 
 
 def content_hash(content: bytes) -> int:
-    """64 bits of BLAKE2b; two of 100 million different members are equal with a chance of 1 in 3700."""
+    """64 bits of BLAKE2b. That any two of 100 million different members get the same has a chance of 1 in 3,700."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")

@@ -16,8 +16,8 @@ from data_prep.inspect.stats.tally import FACTS, QUANTITIES
 from data_prep.inspect.stats.text import NUMBER_COLUMNS, count_of, limits_note, number_cells, totals
 
 PAGE_NAME = "stats.html"
-NUM_VALUES = 6
-NUM_GROUPS, NUM_KEYS = 3, 3
+NUM_VALUES = 6  # of a fact or label that are printed
+NUM_GROUPS, NUM_KEYS = 3, 3  # groups of duplicates that are printed, and keys of each
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,13 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-decode",
         action="store_true",
-        help="only what the json says: no loudness, silence, motion or likeness; duplicates by equal bytes",
+        help="only what the json says: no loudness, silence, motion or near duplicates; duplicates by equal bytes",
     )
     parser.add_argument(
         "--silence-dbfs",
         type=float,
         default=default.silence_dbfs,
-        help="50 ms of sound with less RMS than this are silent (default: %(default)s)",
+        help="50 ms of audio with less RMS than this are silent (default: %(default)s)",
     )
     parser.add_argument(
         "--still-levels",
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-distance",
         type=int,
         default=default.max_distance,
-        help="pictures are alike if their 64-bit hashes differ in at most this many bits (default: %(default)s)",
+        help="near-duplicate images differ in at most this many of the 64 bits of their hashes (default: %(default)s)",
     )
 
 
@@ -86,7 +86,7 @@ def lines(stats: Stats) -> Iterator[str]:
             yield f"{title:<15} {_shares(tally.facts[name].most_common(), tally.facts[name].total())}"
     for name, counter in sorted(tally.labels.items()):
         unlabeled = tally.num_samples - tally.num_labeled[name]
-        rest = f"; {unlabeled} without" if unlabeled else ""
+        rest = f"; {unlabeled} without a label" if unlabeled else ""
         classes = count_of(len(counter), "class")
         yield f"label {name!r}: {classes}: {_shares(counter.most_common(), tally.num_samples)}{rest}"
     yield ""
@@ -109,7 +109,7 @@ def lines(stats: Stats) -> Iterator[str]:
 
 
 def _numbers(stats: Stats) -> Iterator[str]:
-    """A line per quantity."""
+    """A head, and a line per quantity."""
     yield " " * 28 + "".join(f"{name:>12}" for name in NUMBER_COLUMNS)
     for name, quantity in QUANTITIES.items():
         if name in stats.tally.numbers:
@@ -118,7 +118,7 @@ def _numbers(stats: Stats) -> Iterator[str]:
 
 
 def _shares(values: Sequence[tuple[str, int]], whole: int) -> str:
-    """The most frequent values with their counts."""
+    """The most frequent values with their counts. whole: the count that is 100 %."""
     if len(values) == 1:
         return f"{values[0][0]}, always" if values[0][1] == whole else f"{values[0][0]} {values[0][1]}"
     text = ", ".join(f"{value} {count} ({count / whole:.0%})" for value, count in values[:NUM_VALUES])

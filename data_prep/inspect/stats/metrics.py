@@ -1,6 +1,6 @@
-"""What a sound, a video or an image is like: loudness, silence, motion, and a 64-bit hash of its looks.
+"""Measures audio (loudness, silence), video (motion, stillness) and images; images and frames get a perceptual hash.
 
-NumPy alone; constant memory in the length of a sound or video.
+With NumPy alone, at memory that does not grow with the length of audio or video.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from data_prep.inspect.stats.near_duplicates import SMALL_PX, perceptual_hash, s
 
 SILENCE_BLOCK_SECONDS = 0.05
 FLOOR_DBFS = -120.0  # 16 bits end at -101 dBFS; digital silence would be minus infinity
-CHUNK_STEPS = 40  # of 100 ms, filtered at once
-LEAD_SECONDS = 0.2  # what was longer ago no longer affects the K filter
+CHUNK_STEPS = 40  # steps of 100 ms that are filtered at once
+LEAD_SECONDS = 0.2  # earlier samples no longer affect the K filter
 
 # ITU-R BS.1770-4, tables 1 and 2: both stages of the K filter at 48 kHz, numerator and denominator.
 K_RATE_HZ = 48_000
@@ -28,18 +28,20 @@ K_STAGES = (
     ((1.0, -2.0, 1.0), (1.0, -1.99004745483398, 0.99007225036621)),
 )
 ABSOLUTE_GATE_LUFS, RELATIVE_GATE_LU = -70.0, -10.0
-STEPS_PER_BLOCK = 4  # blocks of 400 ms, one every 100 ms
+STEPS_PER_BLOCK = 4  # a block of 400 ms begins every 100 ms
 
 VIDEO_STEP_SECONDS = 0.5
 MAX_VIDEO_STEPS = 32
 FRAMES_PER_READ = 8
-SQUARES = 16  # along each side
+SQUARES_PER_SIDE = 16
 
 
 @dataclass(frozen=True)
 class AudioFacts:
-    """loudness_lufs: integrated, ITU-R BS.1770-4; None for less than 400 ms or nothing above its gate of -70 LUFS.
-    rms_dbfs, peak_dbfs: of all samples, at least FLOOR_DBFS. silent_share: of blocks of 50 ms, 0 to 1.
+    """What was measured of audio.
+
+    loudness_lufs: integrated, ITU-R BS.1770-4; None for less than 400 ms or nothing above its gate of -70 LUFS.
+    rms_dbfs, peak_dbfs: of all samples, at least FLOOR_DBFS. silent_share: fraction of silent blocks of 50 ms, 0 to 1.
     """
 
     loudness_lufs: float | None
@@ -50,11 +52,12 @@ class AudioFacts:
 
 @dataclass(frozen=True)
 class VideoFacts:
-    """Frames are compared by the mean luma of 16 x 16 squares: what a codec makes of a still image averages out.
+    """What was measured of video. Frames are compared by the mean luma of 16 x 16 squares: the noise that a codec adds
+    to still frames averages out.
 
-    motion: mean absolute change of a square from sampled frame to sampled frame, in levels of 255; None for a single
-    frame. still_share: of those pairs in which no square changes by the threshold; 1 for a single frame.
-    middle_hash, first_hash: `perceptual_hash` of those frames.
+    motion: mean absolute change of a square from one sampled frame to the next, in levels of 255; None for a single
+    frame. still_share: fraction of these pairs in which no square changes by the threshold; 1 for a single frame.
+    middle_hash, first_hash: `perceptual_hash` of the middle and the first frame.
     """
 
     width_px: int
@@ -71,9 +74,9 @@ def decibels(power: float) -> float:
 
 
 def k_response(frequencies_hz: NDArray[np.floating[Any]]) -> NDArray[np.complex128]:
-    """The K filter's frequency response: the standard's own, whatever the rate of the sound is.
+    """The K filter's response at these frequencies: complex128 (n,). It is that of the standard at any sample rate.
 
-    It is flat above the 24 kHz up to which the standard says something.
+    Above 24 kHz, where the standard ends, it is constant.
     """
     delay = np.exp(-2j * np.pi * np.minimum(frequencies_hz, K_RATE_HZ / 2) / K_RATE_HZ)
     response: NDArray[np.complex128] = np.ones_like(delay)
@@ -96,8 +99,9 @@ def gated_loudness(powers: NDArray[np.float64]) -> float | None:
 
 
 class AudioMeter:
-    """Measures mono audio that is added block by block; see AudioFacts. silence_dbfs: a block of 50 ms with less RMS is
-    silent.
+    """Measures the AudioFacts of mono audio that is added piece by piece.
+
+    silence_dbfs: a block of 50 ms with less RMS is silent.
     """
 
     def __init__(self, rate_hz: int, silence_dbfs: float) -> None:
@@ -113,7 +117,7 @@ class AudioMeter:
         self._energy = self._peak = 0.0
 
     def add(self, samples: NDArray[np.float32]) -> None:
-        """The next samples: float32 (n,) in [-1, 1]."""
+        """Add the next samples: float32 (n,) in [-1, 1]."""
         self._waiting.append(samples)
         if sum(map(len, self._waiting)) < CHUNK_STEPS * self._step:
             return
@@ -124,7 +128,7 @@ class AudioMeter:
         self._waiting = [together[num_whole * CHUNK_STEPS * self._step :]]
 
     def facts(self) -> AudioFacts:
-        """Of all that was added; to be called once. What is left of the last block counts if there is no other."""
+        """The facts of all audio that was added; to be called once. Audio shorter than a block counts as one block."""
         self._measure(np.concatenate(self._waiting or [np.zeros(0, np.float32)]).astype(np.float64))
         power = self._energy / max(1, self._num_samples)
         if self._num_blocks == 0:
@@ -137,6 +141,7 @@ class AudioMeter:
         )
 
     def _measure(self, chunk: NDArray[np.float64]) -> None:
+        """Measure the next samples; all chunks but the last are whole steps."""
         self._num_samples += len(chunk)
         self._energy += float(chunk @ chunk)
         self._peak = max(self._peak, float(np.abs(chunk).max(initial=0)))
@@ -151,7 +156,7 @@ class AudioMeter:
 
 
 def measure_audio(content: bytes, rate_hz: int, silence_dbfs: float, name: str) -> AudioFacts:
-    """Decode a whole audio member. MediaError as `stream_audio`."""
+    """The facts of a whole audio member. MediaError as `stream_audio`."""
     meter = AudioMeter(rate_hz, silence_dbfs)
     for _, block in stream_audio(content, name=name):
         meter.add(np.asarray(block[0].numpy(), dtype=np.float32))
@@ -159,34 +164,34 @@ def measure_audio(content: bytes, rate_hz: int, silence_dbfs: float, name: str) 
 
 
 def sampled_frames(num_frames: int, fps: float) -> list[int]:
-    """Numbers of the frames that are compared: one every half second, or as many as MAX_VIDEO_STEPS allows."""
+    """Numbers of the frames that are compared: one per half second, at most MAX_VIDEO_STEPS."""
     step = max(1, round(VIDEO_STEP_SECONDS * fps), math.ceil(num_frames / MAX_VIDEO_STEPS))
-    step = min(step, max(1, num_frames - 1))  # so that even the shortest video gives two
+    step = min(step, max(1, num_frames - 1))  # so that even the shortest video gives two frames
     return list(range(0, num_frames, step))
 
 
 def middle_frame(num_frames: int, fps: float) -> int:
     """Number of the frame near the middle that represents a video.
 
-    It lies on half seconds from the start, and moves at other lengths than whole seconds: a copy that another container
-    or encoder made a few frames shorter has it at the same place.
+    It is a multiple of half a second after the start, and other lengths than whole seconds are where it moves on: in a
+    copy that is a few frames shorter because of its container or encoder it is the same frame.
     """
     half_seconds = math.floor((num_frames / fps / 2 + 0.15) / 0.5)
     return min(num_frames - 1, round(0.5 * half_seconds * fps)) if half_seconds else num_frames // 2
 
 
 def measure_video(content: bytes, num_frames: int, fps: float, still_levels: float, name: str) -> VideoFacts:
-    """Decode a few frames of a video member. MediaError as `read_video`.
+    """The facts of a video member, of which a few frames are decoded. MediaError as `read_video`.
 
-    still_levels: of 255; sampled neighbors are still if no square changes by so much.
+    still_levels: two sampled frames in a row are still if no square changes by so many levels of 255.
     """
     compared, middle = sampled_frames(num_frames, fps), middle_frame(num_frames, fps)
-    wanted = sorted({*compared, middle})
+    decoded = sorted({*compared, middle})
     hashes: dict[int, int] = {}
     changes: list[NDArray[np.float32]] = []
     before: NDArray[np.float32] | None = None
-    for begin in range(0, len(wanted), FRAMES_PER_READ):
-        numbers = wanted[begin : begin + FRAMES_PER_READ]
+    for begin in range(0, len(decoded), FRAMES_PER_READ):
+        numbers = decoded[begin : begin + FRAMES_PER_READ]
         planes = read_video(content, [number / fps for number in numbers], rgb=False, name=name).numpy()
         height_px, width_px = planes.shape[1] * 2 // 3, planes.shape[2]
         for number, plane in zip(numbers, planes, strict=True):
@@ -194,7 +199,7 @@ def measure_video(content: bytes, num_frames: int, fps: float, still_levels: flo
             if number in (0, middle):
                 hashes[number] = perceptual_hash(small)
             if number in compared:
-                squares = small.reshape(SQUARES, SMALL_PX // SQUARES, SQUARES, SMALL_PX // SQUARES).mean(axis=(1, 3))
+                squares = _square_means(small)
                 changes += [] if before is None else [np.abs(squares - before)]
                 before = squares
     return VideoFacts(
@@ -205,6 +210,13 @@ def measure_video(content: bytes, num_frames: int, fps: float, still_levels: flo
         middle_hash=hashes[middle],
         first_hash=hashes[0],
     )
+
+
+def _square_means(small: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Mean luma of the squares of a `small_image`: float32 (SQUARES_PER_SIDE, SQUARES_PER_SIDE)."""
+    side = SMALL_PX // SQUARES_PER_SIDE
+    squares = small.reshape(SQUARES_PER_SIDE, side, SQUARES_PER_SIDE, side)
+    return np.asarray(squares.mean(axis=(1, 3)))
 
 
 def measure_image(content: bytes, name: str) -> int:

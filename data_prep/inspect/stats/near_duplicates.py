@@ -1,13 +1,13 @@
-"""Which images look alike: 64 bits per image, and groups of those that differ in few bits. NumPy alone.
+"""Finds near-duplicate images: a hash of 64 bits per image, and groups of hashes that differ in few bits. NumPy alone.
 
-The hash is of the family called pHash: signs of the lowest frequencies of a small gray image, hence the same for
-another size, another compression, other brightness or contrast; not for crops, turns or mirror images.
+The hash is of the family called pHash: signs of the lowest frequencies of a small gray image. It stays the same at
+another size, compression, brightness or contrast; not for crops, rotations or mirror images.
 
-Groups are found without comparing all with all. Cut the 64 bits into m = d // 2 + 1 pieces: hashes that differ in at
-most d < 2 m bits differ in at most one bit of at least one piece, for else there were 2 m differences. So only hashes
-with a piece that is equal, or equal after one flipped bit, are compared; sorting and binary search find them. Equal
-hashes are joined first. With d = 6 about one pair of a thousand is compared (a million hashes take half a minute), with
-d = 4 one of thirty thousand.
+Groups are found without comparing all pairs. Cut the 64 bits into m = d // 2 + 1 chunks: hashes that differ in at most
+d < 2 m bits differ in at most one bit of at least one chunk, otherwise there would be 2 m differences. So only hashes
+with a chunk that is equal, or equal after one flipped bit, are compared; sorting and binary search find them. Equal
+hashes are joined first. With d = 6 about one pair in a thousand is compared (a million hashes take half a minute), with
+d = 4 one in thirty thousand.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ Indices = NDArray[np.int64]
 
 SMALL_PX = 32
 NUM_BITS = 64
-FLAT_LEVELS = 1.5  # standard deviation of the small image, of 255: below, its frequencies are noise
-NO_HASH = 0  # half of the bits of a hash are set, so that none is 0
+FLAT_LEVELS = 1.5  # of 255: below this standard deviation of a small image, its frequencies are noise
+NO_HASH = 0  # never the hash of an image: half of the bits of a hash are set
 MAX_DISTANCE = 15
 PAIRS_AT_ONCE = 1 << 20
 
@@ -37,7 +37,7 @@ _ONES = np.array([bin(value).count("1") for value in range(1 << 16)], dtype=np.u
 
 @lru_cache(maxsize=64)
 def area_weights(size: int) -> NDArray[np.float32]:
-    """(SMALL_PX, size): row k takes the mean over the k-th of SMALL_PX equal parts of a line of `size` pixels."""
+    """float32 (SMALL_PX, size): row k takes the mean over the k-th of SMALL_PX equal parts of `size` pixels."""
     edges = np.linspace(0, size, SMALL_PX + 1)
     pixels = np.arange(size)
     overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
@@ -45,7 +45,7 @@ def area_weights(size: int) -> NDArray[np.float32]:
 
 
 def small_image(luma: NDArray[np.generic]) -> NDArray[np.float32]:
-    """Means of SMALL_PX x SMALL_PX equal parts of a gray image (height, width)."""
+    """A gray image (height, width) scaled by area to float32 (SMALL_PX, SMALL_PX)."""
     height, width = luma.shape
     return np.asarray(area_weights(height) @ luma.astype(np.float32) @ area_weights(width).T)
 
@@ -53,8 +53,7 @@ def small_image(luma: NDArray[np.generic]) -> NDArray[np.float32]:
 def perceptual_hash(small: NDArray[np.float32]) -> int:
     """64 bits of a `small_image` with levels 0..255; NO_HASH if it is flat.
 
-    Of its DCT-II the 64 lowest frequencies but the mean are compared with their median: a bit is set where one is
-    greater.
+    A bit is set where one of the 64 lowest frequencies of the image's DCT-II, without the mean, is above their median.
     """
     if small.std() < FLAT_LEVELS:
         return NO_HASH
@@ -79,13 +78,14 @@ def equal_groups(hashes: Hashes) -> list[Indices]:
 def near_groups(hashes: Hashes, max_distance: int) -> list[Indices]:
     """Groups of at least two indices that are linked by pairs within a distance in bits, the largest first.
 
-    hashes: (n, F), F images of each sample. A pair has to be near in the first, and in each other image that both
-    have. Without a first hash a sample is in no group. Links chain: the ends of a group may be further apart.
+    hashes: (n, F), of F images per sample. The hashes of a pair must be near for the first image, and for each other
+    image that both samples have. A sample without a hash of its first image is in no group. Some samples of a group may
+    be further apart, because groups are chains of pairs.
 
     Raises ValueError if max_distance is not in 0..MAX_DISTANCE.
     """
     if not 0 <= max_distance <= MAX_DISTANCE:
-        raise ValueError(f"the distance between alike pictures is {max_distance} bits; allowed are 0..{MAX_DISTANCE}")
+        raise ValueError(f"max_distance is {max_distance} bits; allowed are 0..{MAX_DISTANCE}")
     present = np.flatnonzero(hashes[:, 0] != NO_HASH)
     if len(present) == 0:
         return []
@@ -94,8 +94,8 @@ def near_groups(hashes: Hashes, max_distance: int) -> list[Indices]:
     for first, second in _candidates(rows[:, 0], max_distance):
         near = np.ones(len(first), dtype=bool)
         for column in rows.T:
-            one, other = column[first], column[second]
-            near &= (one == NO_HASH) | (other == NO_HASH) | (distances(one, other) <= max_distance)
+            left, right = column[first], column[second]
+            near &= (left == NO_HASH) | (right == NO_HASH) | (distances(left, right) <= max_distance)
         _link(parent, first[near], second[near])
     group_of = parent[row_of.reshape(-1)]
     order = np.argsort(group_of, kind="stable")
@@ -108,48 +108,48 @@ def _largest_first(groups: list[Indices]) -> list[Indices]:
 
 
 def _candidates(hashes: Hashes, max_distance: int) -> Iterator[tuple[Indices, Indices]]:
-    """Pairs of positions, in slabs, among them every pair within max_distance; some come more than once."""
-    num_pieces = max_distance // 2 + 1
-    edges = [NUM_BITS * piece // num_pieces for piece in range(num_pieces + 1)]
+    """Pairs of positions, many at a time: every pair within max_distance and others; some occur more than once."""
+    num_chunks = max_distance // 2 + 1
+    edges = [NUM_BITS * number // num_chunks for number in range(num_chunks + 1)]
     for low, high in itertools.pairwise(edges):
-        pieces = (hashes >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
-        order = np.argsort(pieces, kind="stable")
-        pieces = pieces[order]
-        everyone = np.arange(len(pieces))
-        slabs = _expand(everyone, everyone + 1, np.searchsorted(pieces, pieces, "right"))
-        yield from ((order[first], order[second]) for first, second in slabs)
+        chunks = (hashes >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
+        order = np.argsort(chunks, kind="stable")
+        chunks = chunks[order]
+        every = np.arange(len(chunks))
+        equal = _expand(every, every + 1, np.searchsorted(chunks, chunks, "right"))
+        yield from ((order[first], order[second]) for first, second in equal)
         if max_distance == 0:
             continue
         for bit in range(high - low):
             flip = np.uint64(1 << bit)
-            own = np.flatnonzero(pieces & flip == 0)  # the other one of the pair has the bit
-            partner = pieces[own] | flip
-            begin, end = np.searchsorted(pieces, partner, "left"), np.searchsorted(pieces, partner, "right")
-            yield from ((order[first], order[second]) for first, second in _expand(own, begin, end))
+            without = np.flatnonzero(chunks & flip == 0)  # of each pair, the position whose chunk lacks the bit
+            partner = chunks[without] | flip
+            begin, end = np.searchsorted(chunks, partner, "left"), np.searchsorted(chunks, partner, "right")
+            yield from ((order[first], order[second]) for first, second in _expand(without, begin, end))
 
 
-def _expand(own: Indices, begin: Indices, end: Indices) -> Iterator[tuple[Indices, Indices]]:
-    """Pairs (own[k], each of begin[k]..end[k] - 1), about PAIRS_AT_ONCE at a time."""
+def _expand(positions: Indices, begin: Indices, end: Indices) -> Iterator[tuple[Indices, Indices]]:
+    """Pairs (positions[k], each of begin[k]..end[k] - 1), about PAIRS_AT_ONCE at a time."""
     counts = end - begin
     upto = np.cumsum(counts)
     start = 0
-    while start < len(own):
+    while start < len(positions):
         before = int(upto[start - 1]) if start else 0
         stop = max(start + 1, int(np.searchsorted(upto, before + PAIRS_AT_ONCE, "right")))
         part = counts[start:stop]
         if total := int(part.sum()):
             within = np.arange(total) - np.repeat(np.cumsum(part) - part, part)
-            yield np.repeat(own[start:stop], part), np.repeat(begin[start:stop], part) + within
+            yield np.repeat(positions[start:stop], part), np.repeat(begin[start:stop], part) + within
         start = stop
 
 
 def _link(parent: Indices, first: Indices, second: Indices) -> None:
-    """Join the groups of pairs, in place. parent: of each position its group's smallest, before and after."""
+    """Join the groups of each pair, in place. parent: the smallest position in the group of each position."""
     while True:
-        one, other = parent[first], parent[second]
-        apart = one != other
+        left, right = parent[first], parent[second]
+        apart = left != right
         if not apart.any():
             return
-        np.minimum.at(parent, np.maximum(one, other)[apart], np.minimum(one, other)[apart])
+        np.minimum.at(parent, np.maximum(left, right)[apart], np.minimum(left, right)[apart])
         while (parent[parent] != parent).any():
             parent[:] = parent[parent]

@@ -1,4 +1,4 @@
-"""stats.html: the statistics of a shard folder on one page, without scripts and other files."""
+"""stats.html: the statistics of a shard folder on one page, without scripts and without other files."""
 
 from __future__ import annotations
 
@@ -18,19 +18,12 @@ from data_prep.inspect.stats.metrics import middle_frame
 from data_prep.inspect.stats.tally import FACTS, QUANTITIES, Histogram
 from data_prep.inspect.stats.text import NUMBER_COLUMNS, count_of, limits_note, number_cells, shown, totals
 
-NUM_GROUPS, NUM_SHOWN = 8, 5
+NUM_GROUPS, NUM_MEMBERS = 8, 5  # groups of duplicates that are shown, and samples of each
 THUMBNAIL_PX = 192
-TITLES = {
-    "alike videos": "Videos that look alike",
-    "alike pictures": "Pictures that look alike",
-    "same sounds": "Sounds that are the same",
-    "same videos": "Videos that are the same",
-    "same pictures": "Pictures that are the same",
-}
 
 
 def page(stats: Stats) -> str:
-    """The whole page. The same folder and thresholds give the same text."""
+    """The page as HTML. The same folder and thresholds give the same text."""
     name = escape(stats.folder.resolve().name)
     tally = stats.tally
     sections = [_cards(stats)]
@@ -68,7 +61,7 @@ def _cards(stats: Stats) -> str:
             cards.append((title, shown(tally.numbers[name].mean, "%"), note))
     for name, groups in stats.groups.items():
         note = f"in {count_of(len(groups), 'group')}" if groups else ""
-        cards.append((TITLES[name], f"{sum(map(len, groups)):,}", note))
+        cards.append((name.capitalize(), f"{sum(map(len, groups)):,}", note))
     cells = (
         f"<div><dt>{escape(title)}</dt><dd>{escape(value)}<small>{escape(note)}</small></dd></div>"
         for title, value, note in cards
@@ -95,10 +88,10 @@ def _numbers_in_order(stats: Stats) -> list[Histogram]:
 def _table(stats: Stats) -> str:
     head = "".join(f"<th>{name}</th>" for name in ("", "samples", *NUMBER_COLUMNS))
     rows = (
-        f"<tr><th>{escape(one.quantity.title)}</th><td>{one.num_values:,}</td>"
-        + "".join(f"<td>{escape(cell)}</td>" for cell in number_cells(one))
+        f"<tr><th>{escape(histogram.quantity.title)}</th><td>{histogram.num_values:,}</td>"
+        + "".join(f"<td>{escape(cell)}</td>" for cell in number_cells(histogram))
         + "</tr>"
-        for one in _numbers_in_order(stats)
+        for histogram in _numbers_in_order(stats)
     )
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     return f'<div class="box below">{table}</div>'
@@ -112,12 +105,12 @@ def _classes(stats: Stats) -> Iterator[str]:
             continue
         note = f"{count_of(len(values), 'class')}, {values[-1][1]:,} to {values[0][1]:,} samples each"
         if unlabeled := tally.num_samples - tally.num_labeled[name]:
-            note += f"; {unlabeled:,} samples without"
+            note += f"; {unlabeled:,} samples without a label"
         yield bar_list(name, values, tally.num_samples, note)
 
 
 def _facts(stats: Stats) -> str:
-    """Bars for facts with several values, a list of those with a single value."""
+    """Bars for facts with several values, and a list of the facts with a single value."""
     facts = [(title, stats.tally.facts[name]) for name, title in FACTS.items() if name in stats.tally.facts]
     panels = [
         bar_list(
@@ -138,32 +131,33 @@ def _duplicates(stats: Stats) -> Iterator[str]:
         if groups:
             yield from _groups(name, groups, shards)
         else:
-            yield f'<p class="muted">{TITLES[name]}: none.</p>'
+            yield f'<p class="muted">{name.capitalize()}: none.</p>'
     shards.close()
 
 
 def _groups(name: str, groups: Groups, shards: ShardSet) -> Iterator[str]:
-    """The largest groups, with thumbnails."""
+    """The largest groups with thumbnails. name: e.g. "near-duplicate videos"."""
+    title = name.capitalize()
     for group in groups[:NUM_GROUPS]:
-        members = "".join(_member(shards, int(index)) for index in islice(group, NUM_SHOWN))
-        more = f"<li>and {len(group) - NUM_SHOWN:,} more</li>" if len(group) > NUM_SHOWN else ""
-        yield f'<div class="panel group"><b>{TITLES[name]}</b>: {len(group):,} samples<ul>{members}{more}</ul></div>'
+        members = "".join(_member(shards, int(index)) for index in islice(group, NUM_MEMBERS))
+        more = f"<li>and {len(group) - NUM_MEMBERS:,} more</li>" if len(group) > NUM_MEMBERS else ""
+        yield f'<div class="panel group"><b>{title}</b>: {len(group):,} samples<ul>{members}{more}</ul></div>'
     if len(groups) > NUM_GROUPS:
-        yield f'<p class="muted">{TITLES[name]}: {len(groups) - NUM_GROUPS:,} more groups; --json lists them.</p>'
+        yield f'<p class="muted">{title}: {len(groups) - NUM_GROUPS:,} more groups; --json lists them.</p>'
 
 
 def _member(shards: ShardSet, index: int) -> str:
     try:
         sample = shards.read(index)
-        picture = thumbnail(sample)
+        jpeg = thumbnail(sample)
     except MediaError as error:
         return f"<li>{index}: {escape(error.message)}</li>"
-    image = "" if picture is None else f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(picture).decode()}">'
+    image = "" if jpeg is None else f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}">'
     return f"<li>{image}{index}: {escape(sample.info.key)}</li>"
 
 
 def thumbnail(sample: Sample) -> bytes | None:
-    """A small JPEG of the image or of the frame that stands for the video; None for a sound. MediaError."""
+    """A small JPEG of the image, or of the `middle_frame` of the video; None for audio. MediaError for damage."""
     from PIL import Image
 
     if sample.image is not None:
@@ -183,19 +177,20 @@ def thumbnail(sample: Sample) -> bytes | None:
 def _method(stats: Stats) -> str:
     limits = stats.thresholds
     notes = [
-        "Quantiles come from histograms and are right to within a bin (3 to 4 % for times and sizes); counts, sums, "
+        "Quantiles come from histograms and are exact to a bin (3 to 4 % for times and sizes); counts, sums, "
         "least and greatest values are exact. Facts of codecs, rates and sizes are those of the source files."
     ]
     if stats.decode:
         notes += [
             *limits_note(stats),
-            "Loudness is the integrated loudness of ITU-R BS.1770-4 of the stored mono sound; sounds shorter than "
-            "400 ms or below its gate of -70 LUFS have none. RMS and peak are of all samples.",
+            "Loudness is the integrated loudness of ITU-R BS.1770-4 of the stored mono audio; audio shorter than "
+            "400 ms or below its gate of -70 LUFS has none. RMS and peak are of all samples of a waveform.",
             "Motion is the mean absolute change of the mean luma of 16 x 16 squares between frames half a second apart "
             "(further apart in videos of more than 16 s).",
-            f"Alike: the 64-bit DCT hashes of two pictures differ in at most {limits.max_distance} bits; for videos, "
-            "of a frame near the middle and of the first frame. Links chain, so that the ends of a group may differ "
-            "more. Crops, mirror images and excerpts from other seconds are not found.",
+            "Near duplicates are linked in pairs: the 64-bit DCT hashes of two images differ in at most "
+            f"{limits.max_distance} bits; for videos, those of a frame near the middle and of the first frame. A group "
+            "is a chain of such pairs, so that some of its samples may differ more. Crops, mirror images and excerpts "
+            "from other seconds are not found.",
         ]
     else:
         notes.append("Nothing was decoded (--no-decode): duplicates are members with equal bytes.")

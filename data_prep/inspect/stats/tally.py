@@ -1,4 +1,4 @@
-"""Sums, histograms and counts over samples, added up shard by shard: memory does not grow with the samples."""
+"""Sums, histograms and counts over samples, which are merged shard by shard: memory does not grow with the samples."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_NAMES = 2000  # different values that are counted per fact; further ones count as OTHER
+MAX_NAMES = 2000  # values that are counted per fact; further values count as OTHER
 OTHER = "(others)"
 MAX_MESSAGES = 20
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number that samples can have. low, high: values outside count in the first or last bin."""
+    """A number that samples can have, and the bins of its histogram. low, high: values beyond them count in the first
+    or last bin.
+    """
 
     name: str
     title: str
@@ -36,7 +38,7 @@ class Quantity:
         return np.linspace(self.low, self.high, self.num_bins + 1)
 
 
-# Logarithmic bins are 3 to 4 % wide: medians are right to that.
+# Logarithmic bins are 3 to 4 % wide, so medians are exact to 3 to 4 %.
 QUANTITIES = {
     quantity.name: quantity
     for quantity in (
@@ -44,7 +46,7 @@ QUANTITIES = {
         Quantity("num_frames", "Frames", "", 1, 1e8, 512, True),
         Quantity("video_bytes", "Video member", "B", 1, 1e12, 800, True),
         Quantity("audio_bytes", "Audio member", "B", 1, 1e12, 800, True),
-        Quantity("image_bytes", "Picture member", "B", 1, 1e12, 800, True),
+        Quantity("image_bytes", "Image member", "B", 1, 1e12, 800, True),
         Quantity("source_bytes", "Source file", "B", 1, 1e14, 900, True),
         Quantity("av_offset_seconds", "Audio start less video start", "s", -5, 5, 1000),
         Quantity("loudness_lufs", "Loudness, BS.1770", "LUFS", -70, 5, 150),
@@ -70,8 +72,8 @@ FACTS = {
     "audio_codec": "Audio codec",
     "source_rate_hz": "Source Hz",
     "channels": "Channels",
-    "image_format": "Picture format",
-    "image_mode": "Picture mode",
+    "image_format": "Image format",
+    "image_mode": "Image mode",
 }
 
 
@@ -108,11 +110,11 @@ class Histogram:
         self.least, self.most = min(self.least, other.least), max(self.most, other.most)
 
     def quantile(self, fraction: float) -> float:
-        """The value below which this fraction of the values lies, to within a bin; always in least..most."""
+        """The value below which this fraction of the values lies, exact to a bin; always in least..most."""
         upto = np.cumsum(self.counts)
         rank = fraction * upto[-1]
         position = min(int(np.searchsorted(upto, rank, side="left")), len(upto) - 1)
-        while self.counts[position] == 0:  # fraction 0
+        while self.counts[position] == 0:  # only for the fraction 0
             position += 1
         within = (rank - (upto[position] - self.counts[position])) / self.counts[position]
         low, high = self.quantity.edges[position : position + 2]
@@ -136,11 +138,11 @@ class Histogram:
 
 @dataclass
 class Tally:
-    """Statistics of a number of samples.
+    """Statistics of samples.
 
-    numbers: by Quantity.name, those that occur. facts: {name of FACTS: {value: samples}}. labels: {field: {name:
-    samples}}. num_labeled: {field: samples with any name of it}. failed: {reason: samples whose media could not be
-    measured}, messages the first few of them. counts: samples with other properties (wholly silent, flat, ...).
+    numbers: {Quantity.name: histogram}. facts: {name of FACTS: {value: number of samples}}. labels: {field: {name:
+    number of samples}}. num_labeled: {field: samples with any name in it}. failed: {reason: samples whose media could
+    not be measured}. messages: the first of their errors. counts: samples with other properties (wholly silent, ...).
     """
 
     num_samples: int = 0
@@ -153,12 +155,12 @@ class Tally:
     counts: Counter[str] = field(default_factory=Counter)
 
     def add_number(self, name: str, value: float | None) -> None:
-        """Count a sample's value of a quantity; None: it has none."""
+        """Count a sample's value of a quantity; None is ignored."""
         if value is not None:
             self.numbers.setdefault(name, Histogram(QUANTITIES[name])).add(value)
 
     def add_fact(self, name: str, value: object) -> None:
-        """Count a sample's value of a fact; None: it has none."""
+        """Count a sample's value of a fact; None is ignored."""
         if value is not None:
             shown = f"{value:.6g}" if isinstance(value, float) else str(value)
             self._count(self.facts.setdefault(name, Counter()), [(shown, 1)])
@@ -195,7 +197,7 @@ class Tally:
             counter[value if value in counter or len(counter) < MAX_NAMES else OTHER] += count
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; of facts and labels the most frequent first."""
+        """The statistics as nested dicts; values of facts and labels are in order of frequency."""
         return {
             "num_samples": self.num_samples,
             "numbers": {name: self.numbers[name].to_json() for name in QUANTITIES if name in self.numbers},

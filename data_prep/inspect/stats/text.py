@@ -12,7 +12,7 @@ NUMBER_COLUMNS = ("min", "5 %", "median", "95 %", "max", "mean", "sum")
 
 
 def count_of(number: int, noun: str) -> str:
-    """1 group, 2 groups, 12,000 classes."""
+    """A number with its noun in singular or plural: 1 group, 2 groups, 12,000 classes."""
     plural = "es" if noun.endswith("s") else "s"
     return f"{number:,} {noun}{'' if number == 1 else plural}"
 
@@ -33,7 +33,7 @@ def shown(value: float, unit: str) -> str:
 
 
 def number_cells(histogram: Histogram) -> list[str]:
-    """The text below each of NUMBER_COLUMNS; the sum only where it is meaningful."""
+    """A text for each of NUMBER_COLUMNS; the sum is "" where it means nothing."""
     unit = histogram.quantity.unit
     values = [histogram.least, *map(histogram.quantile, QUANTILES), histogram.most, histogram.mean]
     has_sum = histogram.quantity.name in ("duration_seconds", "num_frames") or unit == "B"
@@ -64,26 +64,26 @@ def totals(stats: Stats) -> str:
         parts.append(shown(tally.numbers["duration_seconds"].total, "s"))
     if index.num_skipped:
         reasons = ", ".join(f"{count} {reason}" for reason, count in index.skipped_by_reason.items())
-        parts.append(f"{index.num_skipped:,} listed files left out ({reasons})")
+        parts.append(f"{index.num_skipped:,} listed files were skipped ({reasons})")
     return ", ".join(parts)
 
 
 def limits_note(stats: Stats) -> Iterator[str]:
-    """Sentences that say how much is silent, still or flat, and what these words mean here."""
+    """Sentences that say how much is silent, still or flat, and by which thresholds."""
     tally, limits = stats.tally, stats.thresholds
     if "silent_share" in tally.numbers:
-        sounds = tally.numbers["silent_share"]
+        silent = tally.numbers["silent_share"]
         yield (
-            f"silence: {sounds.mean:.1%} of the time of a sound in the mean (50 ms below {limits.silence_dbfs:g} dBFS "
-            f"RMS); {tally.counts['wholly silent']} of {sounds.num_values} are silent throughout, "
+            f"silence: {silent.mean:.1%} of a sample's audio in the mean (50 ms below {limits.silence_dbfs:g} dBFS "
+            f"RMS); {tally.counts['wholly silent']} of {silent.num_values} are silent throughout, "
             f"{tally.counts['digital silence']} of them hold only zeros"
         )
     if "still_share" in tally.numbers:
-        videos = tally.numbers["still_share"]
+        still = tally.numbers["still_share"]
         yield (
-            f"still video: {videos.mean:.1%} of the time of a video in the mean (no square of 16 x 16 changes by "
-            f"{limits.still_levels:g} levels in half a second); {tally.counts['wholly still']} of {videos.num_values} "
+            f"still video: {still.mean:.1%} of a video in the mean (no square of 16 x 16 changes by "
+            f"{limits.still_levels:g} levels in half a second); {tally.counts['wholly still']} of {still.num_values} "
             "are still throughout"
         )
-    if tally.counts["flat pictures"]:
-        yield f"flat: {tally.counts['flat pictures']} pictures or middle frames of one color, not compared"
+    if tally.counts["flat images"]:
+        yield f"flat: {tally.counts['flat images']} images or middle frames are of one color and were not compared"
