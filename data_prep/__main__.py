@@ -16,12 +16,12 @@ from avssl.processes.pool import default_num_workers
 from data_prep.transcode.options import CHOICES, WriteOptions
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
-# Commands that are a module of their own, with add_arguments(parser) and run(arguments) -> exit code or None.
+# Commands that are modules with add_arguments(parser) and run(arguments) -> exit code or None, and their help.
 MODULES = {
     "index": ("data_prep.index.command", "list the files of a folder or a list in a manifest"),
     "coverage": (
         "data_prep.inspect.coverage",
-        "count what of a manifest was found, can be decoded and was written, by class",
+        "count how much of a manifest was found, can be decoded and was written, by class",
     ),
     "demo-corpus": ("data_prep.demo.corpus", "make the demo corpus of videos with audio"),
     "stats": (
@@ -71,10 +71,10 @@ def _add_write_options(parser: argparse.ArgumentParser) -> None:
         "min_duration_seconds": "skip shorter files",
         "image_quality": "JPEG quality, 1 to 100, of images that are encoded anew and were JPEG or lossy WebP",
         "on_silent_audio": "keep samples whose audio is silent, or skip them",
-        "silence_dbfs": "audio that never reaches this level is silent: RMS of a tenth of a second, dB of full scale",
+        "silence_dbfs": "audio that never reaches this level is silent: RMS of 0.1 s, in dB of full scale",
         "on_still_video": "keep samples in which nothing moves, or skip them",
         "still_levels": "still video: no square of 1/16 of the short side changes its mean luma by this, of 255",
-        "video_codec": "the encoder; libsvtav1: AV1, smaller, slower to write, with --crf 32",
+        "video_codec": "the encoder; libsvtav1: AV1, which is smaller and slower to write; use it with --crf 32",
         "entropy_coder": "of h264; cavlc: read nearly twice as fast; cabac: 5 to 10 %% smaller, with the same frames",
     }
     for option in fields(WriteOptions):
@@ -98,12 +98,12 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
         " arrays and leave (default: local)",
     )
     parser.add_argument(
-        "--part", help="i/n, e.g. 3/8: do share i of n, for any scheduler; at last run the command without this option"
+        "--part", help="i/n, e.g. 3/8: do share i of n, for any scheduler; at the end run the command without --part"
     )
     parser.add_argument("--slurm-tasks", type=int, default=8, help="jobs in the array (default: 8)")
     parser.add_argument("--slurm-partition", help="where to submit to (default: the cluster's)")
     parser.add_argument(
-        "--retry-failed", action="store_true", help="read what was skipped once more; what was written is kept"
+        "--retry-failed", action="store_true", help="read files that were skipped once more; what was written is kept"
     )
     _add_limits(parser)
 

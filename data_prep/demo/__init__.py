@@ -1,1 +1,1 @@
-"""The embedded corpus of `make demo`: moving shapes with audio that matches them."""
+"""The synthesized corpus of `make demo`: moving shapes with audio that matches them."""

@@ -1,7 +1,7 @@
-"""The audio of the demo corpus: eight synthesized timbres. The timbre is the class; pitch, melody, rhythm,
-loudness and noise are drawn anew for every clip, from the same ranges for every class.
+"""The audio of the demo corpus: eight synthesized timbres.
 
-A `Score` (notes with onset, strength, attack, decay and pitch) drives the audio and the frames.
+The timbre is the class; pitch, melody, rhythm, loudness and noise are drawn anew for every clip, from the same ranges
+for every class. A `Score` (notes with onset, strength, attack, decay and pitch) drives the audio and the frames.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ MELODY_SEMITONES = 7.0
 
 @dataclass(frozen=True)
 class Score:
-    """One clip's rhythm and melody.
+    """The rhythm and melody of a clip.
 
-    envelope: (samples,) in [0, 1]; semitones: (samples,) in [-7, 7], relative to pitch_hz, gliding from note to note;
-    onsets_seconds: (notes,) increasing.
+    onsets_seconds: (notes,), increasing. envelope: loudness, (samples,) in [0, 1]. semitones: relative to pitch_hz,
+    gliding from note to note, (samples,) in [-7, 7].
     """
 
     rate_hz: int
@@ -36,12 +36,12 @@ class Score:
 
     @property
     def frequency_hz(self) -> Signal:
-        """The melody as (samples,) in Hz."""
+        """The melody in Hz, (samples,)."""
         return self.pitch_hz * 2 ** (self.semitones / 12)
 
     @property
     def phase(self) -> Signal:
-        """Radians of a tone that sings the melody, (samples,)."""
+        """The phase in radians of a tone that plays the melody, (samples,)."""
         return 2 * np.pi * np.cumsum(self.frequency_hz) / self.rate_hz
 
     @property
@@ -51,7 +51,7 @@ class Score:
 
 
 def draw_score(generator: np.random.Generator, duration_seconds: float, rate_hz: int) -> Score:
-    """A random rhythm (a note every 0.25 to 0.6 s) with a random melody, for any timbre."""
+    """A random rhythm (a note every 0.25 to 0.6 s) with a random melody; the same ranges for all timbres."""
     num_samples = round(duration_seconds * rate_hz)
     num_possible = int(duration_seconds / 0.25) + 1
     onsets = np.cumsum(np.concatenate([generator.uniform(0.0, 0.3, 1), generator.uniform(0.25, 0.6, num_possible)]))
@@ -77,7 +77,7 @@ def draw_score(generator: np.random.Generator, duration_seconds: float, rate_hz:
 
 
 def smooth(signal: Signal, width_samples: int) -> Signal:
-    """The mean over `width_samples` around every sample; the ends are continued."""
+    """(samples,): the mean over `width_samples` around each sample; beyond its ends the signal is constant."""
     width = max(1, width_samples)
     padded = np.pad(signal, (width // 2 + 1, width - width // 2), mode="edge")
     total = np.cumsum(padded)
@@ -85,7 +85,7 @@ def smooth(signal: Signal, width_samples: int) -> Signal:
 
 
 def loudness(waveform: Signal, rate_hz: int, times_seconds: Signal, width_seconds: float) -> Signal:
-    """Root mean square of (samples,) in a window around each of the given times."""
+    """Root mean square of a waveform (samples,) in a window around each of the given times: (times,)."""
     power = smooth(waveform**2, round(width_seconds * rate_hz))
     positions = np.clip(np.round(times_seconds * rate_hz).astype(int), 0, len(waveform) - 1)
     return np.asarray(np.sqrt(np.clip(power[positions], 0, None)))
@@ -99,7 +99,7 @@ def _harmonics(phase: Signal, weights: dict[float, float]) -> Signal:
 
 
 def _since_onset(score: Score) -> Signal:
-    """Seconds since the sounding note began, (samples,)."""
+    """Seconds since the current note began, (samples,)."""
     starts = np.zeros(len(score.envelope))
     for start in score.note_starts:
         starts[start:] = start
@@ -107,20 +107,20 @@ def _since_onset(score: Score) -> Signal:
 
 
 def bell(score: Score, generator: np.random.Generator) -> Signal:
-    """A sine with two inharmonic partials that die away at once."""
+    """A sine with two inharmonic partials that decay within some hundredths of a second."""
     struck = np.exp(-_since_onset(score) / generator.uniform(0.03, 0.06))
     partials = _harmonics(score.phase, {2.76: 0.5, 5.4: 0.25})
     return np.asarray(np.sin(score.phase) + struck * partials)
 
 
 def square(score: Score, generator: np.random.Generator) -> Signal:
-    """Odd harmonics only, hollow, like a clarinet or an old game."""
+    """Odd harmonics only: hollow, like a clarinet or an early computer game."""
     bend = generator.uniform(0.9, 1.1)
     return _harmonics(score.phase, {float(k): 1 / k**bend for k in range(1, 16, 2)})
 
 
 def brass(score: Score, generator: np.random.Generator) -> Signal:
-    """A sawtooth whose overtones open with loudness."""
+    """Nearly a sawtooth, whose overtones get stronger with loudness."""
     dull = _harmonics(score.phase, {1.0: 0.5, 2.0: 0.5, 3.0: 0.3})
     bend = generator.uniform(0.4, 0.6)
     bright = _harmonics(score.phase, {float(k): 1 / k**bend for k in range(2, 17)})
@@ -128,7 +128,7 @@ def brass(score: Score, generator: np.random.Generator) -> Signal:
 
 
 def plucked(score: Score, generator: np.random.Generator) -> Signal:
-    """A string after Karplus and Strong: a burst of noise that runs round a loop with a gentle low-pass."""
+    """A string by the method of Karplus and Strong: noise that goes round a loop with a weak low-pass filter."""
     output = np.zeros(len(score.envelope))
     ends = [*score.note_starts[1:], len(output)]
     for start, end in zip(score.note_starts, ends, strict=True):
@@ -144,13 +144,13 @@ def plucked(score: Score, generator: np.random.Generator) -> Signal:
 
 
 def fm_bell(score: Score, generator: np.random.Generator) -> Signal:
-    """Frequency modulation at an inharmonic ratio: metallic, brighter when louder."""
+    """Frequency modulation at an inharmonic ratio: metallic, and brighter when louder."""
     ratio, depth = generator.uniform(3.3, 3.7), generator.uniform(2.5, 4.0)
     return np.asarray(np.sin(2 * score.phase + depth * score.envelope * np.sin(ratio * score.phase)))
 
 
 def hiss(score: Score, generator: np.random.Generator) -> Signal:
-    """Noise in a band about an octave wide that moves with the melody: a brush on a drum."""
+    """Noise in a band about an octave wide that moves with the melody, like a brush on a drum."""
     num_samples = len(score.envelope)
     spectrum = np.fft.rfft(generator.standard_normal(num_samples))
     frequencies = np.fft.rfftfreq(num_samples, 1 / score.rate_hz)
@@ -163,7 +163,7 @@ def hiss(score: Score, generator: np.random.Generator) -> Signal:
 
 
 def flute(score: Score, generator: np.random.Generator) -> Signal:
-    """Nearly a sine, with vibrato, a weak octave and breath."""
+    """Nearly a sine, with vibrato, a weak octave and noise of breath."""
     rate_hz, depth = generator.uniform(5, 7), generator.uniform(0.02, 0.04)
     seconds = np.arange(len(score.envelope)) / score.rate_hz
     vibrato = 2 * score.phase + depth * score.frequency_hz / rate_hz * 2 * np.sin(2 * np.pi * rate_hz * seconds)
@@ -193,7 +193,7 @@ TIMBRES: dict[str, Callable[[Score, np.random.Generator], Signal]] = {
 
 
 def synthesize(timbre: str, score: Score, generator: np.random.Generator) -> Signal:
-    """The score played by a timbre (a key of TIMBRES): clean, (samples,), peak 1."""
+    """The score played by a timbre (a key of TIMBRES), without noise: (samples,), peak 1."""
     played = TIMBRES[timbre](score, generator) * score.envelope
     return np.asarray(played / max(float(np.abs(played).max()), 1e-9))
 

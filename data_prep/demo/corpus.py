@@ -1,10 +1,10 @@
-"""A small labeled corpus of real media files, synthesized: shapes that move to audio.
+"""The command `demo-corpus`: makes a small labeled corpus of media files, in which shapes move to audio.
 
-A clip shows one shape (the visual class) that pulses with the loudness of one timbre (the sound class) and rises and
-falls with its melody. Every clip has its own rhythm and melody, so that audio and video of a clip belong together
-audibly and visibly; colors, position, size, rotation, pitch, loudness, noise and the file's codecs are
-nuisances that say nothing about the classes. `agreement` sets how often class i of the shapes comes with class i of
-the sounds, `difficulty` how well the shape is hidden.
+A clip shows one shape (the visual class) whose size follows the loudness of one timbre (the sound class) and whose
+height follows its melody. Every clip has its own rhythm and melody, so that one can see and hear which audio and video
+belong together; colors, position, size, rotation, pitch, loudness, noise and the file's codecs say nothing about the
+classes. `agreement` is how often class i of the shapes comes with class i of the timbres, `difficulty` how well the
+shape is hidden.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 @dataclass(frozen=True)
 class Packaging:
-    """A pair of codecs and the container around them, with encoder options that favor speed."""
+    """A pair of codecs and their container, with encoder options that favor speed."""
 
     extension: str
     video_codec: str
@@ -59,7 +59,7 @@ PACKAGINGS = (
 
 @dataclass(frozen=True)
 class CorpusSettings:
-    """Everything that decides the bytes of the corpus. See make_demo_corpus for the meaning and the units."""
+    """Everything that decides the bytes of the corpus. See make_demo_corpus for meanings and units."""
 
     num_train: int = 600
     num_test: int = 200
@@ -92,7 +92,7 @@ class CorpusSettings:
 
 @dataclass(frozen=True)
 class DemoClip:
-    """The plan of a clip: a function of the settings, the split and the clip's number."""
+    """What a clip will be: a function of the settings, the split and the clip's number."""
 
     split: str
     number: int
@@ -108,7 +108,9 @@ class DemoClip:
 
 @dataclass(frozen=True)
 class RenderedClip:
-    """frames: uint8 (frames, size, size, 3); waveform: float32 (1, samples); loudness, heights: (frames,)."""
+    """A synthesized clip. frames: uint8 (frames, size, size, 3). waveform: float32 (1, samples). loudness, heights:
+    (frames,), as `render` takes them.
+    """
 
     frames: NDArray[np.uint8]
     waveform: NDArray[np.float32]
@@ -120,7 +122,7 @@ def plan_clip(settings: CorpusSettings, split: str, number: int) -> DemoClip:
     """Choose classes and packaging of a clip: classes in turn, packagings in turn within a class."""
     generator = _generator(settings, split, number, purpose=0)
     visual, round_number = number % settings.num_classes, number // settings.num_classes
-    # Multiples of the golden ratio fill [0, 1) evenly: any run of clips holds nearly the exact share.
+    # Multiples of the golden ratio modulo 1 fill [0, 1) evenly: of any consecutive clips, nearly this share agrees.
     agrees = (round_number * GOLDEN_RATIO + visual / settings.num_classes + 0.5) % 1 < settings.agreement
     other = (visual + int(generator.integers(1, settings.num_classes))) % settings.num_classes
     packaging = PACKAGINGS[(round_number + visual) % len(PACKAGINGS)]
@@ -133,7 +135,7 @@ def render_clip(settings: CorpusSettings, plan: DemoClip) -> RenderedClip:
     score = draw_score(generator, settings.duration_seconds, settings.audio_rate_hz)
     clean = synthesize(plan.sound, score, generator)
     num_frames = max(1, round(settings.duration_seconds * settings.fps))
-    # A frame stays on screen from k / fps to (k + 1) / fps: it shows what sounds in the middle of that time.
+    # A frame is on screen from k / fps to (k + 1) / fps; it shows the loudness in the middle of that time.
     times_seconds = (np.arange(num_frames) + 0.5) / settings.fps
     loud = loudness(clean, settings.audio_rate_hz, times_seconds, 1 / settings.fps)
     loud = loud / max(float(loud.max()), 1e-9)
@@ -158,10 +160,10 @@ def make_demo_corpus(
     A file's bytes depend on the settings, the split and the clip's number, not on workers or on num_train, num_test.
 
     Args:
-        folder: made if missing; one that holds anything but a corpus of the same settings is refused.
+        folder: created if missing; refused if it holds anything but a corpus of the same settings.
         workers: processes, default one per core (a script then needs `if __name__ == "__main__":`); 1: in this process.
         settings: seed; size_px: width and height of frames; fps; duration_seconds;
-            agreement: share in [0, 1] of clips whose sound class is that of the shape, the others have any other one;
+            agreement: fraction in [0, 1] of clips whose sound class is that of the shape; the others have any other;
             difficulty: [0, 1], clutter, texture, noise, and how small the shapes may be;
             num_classes: 2 to 8; audio_rate_hz.
 
@@ -210,7 +212,7 @@ def _claim(root: Path, settings: CorpusSettings) -> None:
 
 
 def _write_clip(job: tuple[str, CorpusSettings, DemoClip]) -> int:
-    """Write the file of a clip; its size in bytes."""
+    """Write the file of a clip, and return its size in bytes."""
     root, settings, plan = job
     path = Path(root) / plan.split / plan.relative_path
     clip = render_clip(settings, plan)

@@ -1,9 +1,10 @@
-"""The frames of the demo corpus: one moving shape before a background. The shape is the class; colors,
-position, size, rotation, texture, clutter and noise are drawn anew for every clip, from the same ranges for every
-class.
+"""The frames of the demo corpus: one moving shape before a background.
+
+The shape is the class; colors, position, size, rotation, texture, clutter and noise are drawn anew for every clip, from
+the same ranges for every class.
 
 A shape is a function of x, y (arrays of one size; the shape fills about the unit circle) that is negative inside and,
-near its outline, close to the distance from it: that gives smooth edges at any size.
+near its outline, close to the distance from the outline, which gives smooth edges at any size.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 Plane = NDArray[np.floating[Any]]
 
-SMALLEST_SIZE = 0.55  # of the full radius, when the sound is silent
+SMALLEST_SIZE = 0.55  # of the full radius, when the audio is silent
 
 
 def _box(x: Plane, y: Plane, half_width: float, half_height: float) -> Plane:
@@ -41,7 +42,7 @@ def triangle(x: Plane, y: Plane) -> Plane:
 
 
 def star(x: Plane, y: Plane) -> Plane:
-    """Five points: each fifth is folded onto one edge between a tip and a notch."""
+    """A star of five points. Each fifth of the plane is folded onto one edge between a tip and a notch."""
     fifth = 2 * np.pi / 5
     angle = np.abs((np.arctan2(y, x) + np.pi) % fifth - fifth / 2)
     radius = np.hypot(x, y)
@@ -87,21 +88,21 @@ SHAPES: dict[str, Callable[[Plane, Plane], Plane]] = {
 
 @dataclass(frozen=True)
 class Scene:
-    """The look of a clip apart from its shape and its motion. Lengths in frame widths, from the center."""
+    """What a clip shows besides its shape. Lengths are in frame widths, positions from the center."""
 
-    radius: float  # when the sound is loudest
+    radius: float  # when the audio is loudest
     start: tuple[float, float]
     drift: tuple[float, float]  # over the whole clip
-    angle: float
+    angle: float  # radians
     turn: float  # radians over the whole clip
     color: Plane  # (3,) in [0, 1]
     shade: float
 
 
 def _draw_colors(generator: np.random.Generator, difficulty: float) -> tuple[Plane, Plane, Plane]:
-    """Colors of the object and of two ends of the background; the object differs clearly from both.
+    """Colors (3,) of the object and of two ends of the background's gradient, from which the object differs clearly.
 
-    An easy clip shows a bright object before a dark background; the ranges grow together with difficulty.
+    An easy clip shows a bright object before a dark background; with difficulty the ranges approach each other.
     """
     least = 0.75 - 0.3 * difficulty
     reach = 0.3 + 0.6 * difficulty
@@ -131,14 +132,14 @@ def _draw_scene(generator: np.random.Generator, difficulty: float, color: Plane)
 
 
 def _grid(size_px: int) -> tuple[Plane, Plane]:
-    """x, y (size, size) of pixel centers, in [-0.5, 0.5]."""
+    """x and y of the pixels' centers, each float32 (size, size) in [-0.5, 0.5]."""
     axis = ((np.arange(size_px) + 0.5) / size_px - 0.5).astype(np.float32)
     x, y = np.meshgrid(axis, axis)
     return x, y
 
 
 def draw_background(generator: np.random.Generator, size_px: int, difficulty: float, ends: Plane) -> Plane:
-    """(size, size, 3) in [0, 1]: a gradient between two colors (2, 3), with waves over it if difficult."""
+    """float32 (size, size, 3) in [0, 1]: a gradient between two colors (2, 3), with waves that grow with difficulty."""
     x, y = _grid(size_px)
     angle = generator.uniform(0, 2 * np.pi)
     along = np.clip(0.5 + x * np.cos(angle) + y * np.sin(angle), 0, 1)[..., None]
@@ -170,7 +171,7 @@ def _add_blobs(frames: Plane, generator: np.random.Generator, difficulty: float)
 
 
 def _cover(shape: str, scene: Scene, size_px: int, radii: Plane, heights: Plane) -> tuple[Plane, Plane]:
-    """How much of every pixel the object covers, and its shading, both (frames, size, size)."""
+    """(fraction of every pixel that the object covers, its shading), each (frames, size, size)."""
     x, y = _grid(size_px)
     progress = np.linspace(0, 1, len(radii), dtype=np.float32)[:, None, None]
     limit = 0.5 - 0.6 * scene.radius
@@ -188,15 +189,13 @@ def _cover(shape: str, scene: Scene, size_px: int, radii: Plane, heights: Plane)
 def render(
     shape: str, loudness: Plane, heights: Plane, generator: np.random.Generator, *, size_px: int, difficulty: float
 ) -> NDArray[np.uint8]:
-    """A clip of one shape.
+    """The frames of a clip of one shape: uint8 (frames, size, size, 3), RGB.
 
     Args:
         shape: a key of SHAPES.
         loudness: (frames,) in [0, 1]: the object's radius grows with it from 0.55 of the full radius to all of it.
         heights: (frames,) in [-1, 1]: lifts the object by up to an eighth of the frame.
         size_px: width and height. difficulty: [0, 1], strength of everything that hides the shape.
-
-    Returns uint8 (frames, size, size, 3) RGB.
     """
     color, *ends = _draw_colors(generator, difficulty)
     scene = _draw_scene(generator, difficulty, color)
