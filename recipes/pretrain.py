@@ -38,7 +38,7 @@ def main(cfg: config.RunConfig) -> int:
     from avssl.optim.build import build_optimizer, forget, set_learning_rate
     from avssl.shards.shard_set import ShardSet
     from avssl.train.monitor import Monitor, provenance
-    from avssl.train.probe import OnlineProbe, embedding_parts
+    from avssl.train.probe import OnlineProbe, embedding_modules
     from avssl.train.run_folder import begin
     from avssl.transforms.view_maker import ViewMaker
     from avssl.types import Progress
@@ -89,7 +89,7 @@ def main(cfg: config.RunConfig) -> int:
 
     monitor = Monitor(accelerator, cfg, total_steps, loader, progress)
     probe = OnlineProbe(cfg.probe, run, step=progress.step, is_main=accelerator.is_main_process)
-    snapshot = {"loss": embedding_parts(loss), "views": views}, partial(provenance, cfg, shards, progress)
+    snapshot = {"loss": embedding_modules(loss), "views": views}, partial(provenance, cfg, shards, progress)
     monitor.probed(probe.step_done(progress.step, *snapshot))
     model.train()
     stop, saved_step = StopSignal(accelerator.device), progress.step

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from avssl.embedding import faiss_index
-from avssl.embedding.search import EmbeddingIndex, Hit, comparable, key_of_source, load_embedder_of
+from avssl.embedding.search import EmbeddingIndex, Hit, in_one_space, key_of_source, load_embedder_of
 from avssl.embedding.table import MODALITIES
 from avssl.files.disk_errors import one_line
 from avssl.files.plain_text import PlainParser, run_in_utf8, say, say_lines
@@ -41,10 +41,10 @@ def main(arguments: argparse.Namespace) -> int:
     if not np.abs(vectors).sum(axis=1).all():
         raise ValueError(f"{arguments.query}: the mean of its windows is 0; search with --each-window")
 
-    targets = arguments.modality or [name for name in index.modalities if comparable(embedder, modality, name)]
+    targets = arguments.modality or [name for name in index.modalities if in_one_space(embedder, modality, name)]
     for name in targets:
         index.check(name)
-        if not comparable(embedder, modality, name):
+        if not in_one_space(embedder, modality, name):
             raise ValueError(
                 f"{modality} and {name} embeddings of this run lie in different spaces and cannot be compared"
             )

@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "avssl/data": "exports types distributed processes media shards transforms",
     "avssl/config": "types files shards transforms optim losses data",
     "avssl/device": "ops models config",
-    "avssl/checkpoint": "types files distributed transforms ops",
+    "avssl/checkpoint": "types files distributed ops",
     "avssl/embedding": "exports types version files distributed processes media shards transforms ops models losses "
     "config device checkpoint",
     "avssl/eval": "exports files distributed shards transforms ops models data embedding",

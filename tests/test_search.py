@@ -12,7 +12,7 @@ from avssl import losses
 from avssl.embedding import faiss_index, parquet
 from avssl.embedding.folder import FolderJob
 from avssl.embedding.index import FileRecord, FolderIndex
-from avssl.embedding.search import EmbeddingIndex, comparable, load_embedder_of
+from avssl.embedding.search import EmbeddingIndex, in_one_space, load_embedder_of
 from avssl.embedding.table import EmbeddingTable
 from data_prep.transcode.encode import write_media
 from recipes import search as search_recipe
@@ -114,7 +114,7 @@ def test_a_search_that_cannot_be_is_refused(tmp_path):
     with pytest.raises(ValueError, match="kind is 'tree'; it must be one of flat, ivf, hnsw"):
         faiss_index.build(index, "tree")
     with pytest.raises(FileNotFoundError, match=r"search\.py build .* --kind flat"):
-        faiss_index.search(index, "flat", "video", np.ones((1, WIDTH)))
+        faiss_index.LoadedIndex(index, "flat", "video").search(np.ones((1, WIDTH)))
     path = tmp_path / "index" / "embeddings-0.parquet"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"bytes; index\.json says"):
@@ -212,8 +212,8 @@ def test_other_weights_are_refused(videos, tiny_run, tmp_path):
 
 def test_modalities_that_meet_in_labels_alone_are_not_compared(tiny_run, monkeypatch):
     embedder = avssl.load_embedder(str(tiny_run))
-    assert comparable(embedder, "video", "audio")
+    assert in_one_space(embedder, "video", "audio")
     assert [name for name in losses.names() if not losses.get(name).has_one_space] == ["deepcluster", "sela", "xdc"]
     monkeypatch.setattr(type(embedder.loss), "has_one_space", False)
-    assert not comparable(embedder, "video", "audio")
-    assert comparable(embedder, "audio", "audio")
+    assert not in_one_space(embedder, "video", "audio")
+    assert in_one_space(embedder, "audio", "audio")

@@ -24,7 +24,7 @@ def test_a_flat_index_gives_the_exact_result(built, options):
     _, index, facts = built
     queries = np.random.default_rng(1).standard_normal((4, WIDTH))
     for modality in ("video", "audio"):
-        assert faiss_index.search(index, "flat", modality, queries, 10, **options) == index.search(
+        assert faiss_index.LoadedIndex(index, "flat", modality).search(queries, 10, **options) == index.search(
             modality, queries, 10, **options
         )
         assert facts["flat"][modality]["recall_at_10"] == 1.0
@@ -35,7 +35,7 @@ def test_a_flat_index_gives_the_exact_result_where_many_rows_are_equal(tmp_path)
     _, index = make_index(tmp_path / "index", 1200, repeat=300)
     faiss_index.build(index, "flat")
     queries = np.random.default_rng(1).standard_normal((2, WIDTH))
-    assert faiss_index.search(index, "flat", "video", queries, 5) == index.search("video", queries, 5)
+    assert faiss_index.LoadedIndex(index, "flat", "video").search(queries, 5) == index.search("video", queries, 5)
 
 
 @pytest.mark.slow
@@ -49,14 +49,14 @@ def test_the_recall_that_is_reported_is_what_searches_have(built, kind):
     rows = np.flatnonzero(table.has_video)
     queries = table.video_embedding[rows[:: len(rows) // 100][:100]]
     expected = textbook(table, "video", queries, 10)
-    found = faiss_index.search(index, kind, "video", queries, 10)
+    found = faiss_index.LoadedIndex(index, kind, "video").search(queries, 10)
     pairs = zip(found, expected, strict=True)
     recall = np.mean([len({hit.row for hit in one} & {row for row, _ in other}) / 10 for one, other in pairs])
     assert recall == pytest.approx(reported["recall_at_10"], abs=1e-6)
     noise = np.random.default_rng(0).standard_normal(queries.shape)
     noisy = queries + noise / np.linalg.norm(noise, axis=1, keepdims=True)
     expected = textbook(table, "video", noisy, 10)
-    pairs = zip(faiss_index.search(index, kind, "video", noisy, 10), expected, strict=True)
+    pairs = zip(faiss_index.LoadedIndex(index, kind, "video").search(noisy, 10), expected, strict=True)
     recall = np.mean([len({hit.row for hit in one} & {row for row, _ in other}) / 10 for one, other in pairs])
     assert recall == pytest.approx(reported["noisy_recall_at_10"], abs=1e-6)
     for one in found:
@@ -104,4 +104,4 @@ def test_an_index_of_other_files_is_refused(built, tmp_path):
     make_index(tmp_path / "other", 3000, seed=5)
     shutil.copytree(index.folder / "faiss", tmp_path / "other" / "faiss")
     with pytest.raises(ValueError, match="built from other files"):
-        faiss_index.search(EmbeddingIndex(tmp_path / "other"), "flat", "video", np.ones((1, WIDTH)))
+        faiss_index.LoadedIndex(EmbeddingIndex(tmp_path / "other"), "flat", "video").search(np.ones((1, WIDTH)))

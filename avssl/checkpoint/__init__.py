@@ -18,17 +18,10 @@ from avssl.checkpoint.checksums import DamagedCheckpointError
 from avssl.checkpoint.hub import HUB_SCHEME, locate
 from avssl.checkpoint.inherit import describe_matching, inherit, inherit_views, load_matching
 from avssl.checkpoint.steps import checkpoints, resume, save
-from avssl.checkpoint.weights import (
-    PROVENANCE_FILE,
-    WEIGHTS_FILE,
-    export,
-    read_provenance,
-    read_weights,
-)
-from avssl.transforms.spectrogram import UnmeasuredStatistics
+from avssl.checkpoint.weights import PROVENANCE_FILE, WEIGHTS_FILE, export, read_provenance, read_weights
 
 __all__ = [
-    "HUB_SCHEME", "PROVENANCE_FILE", "WEIGHTS_FILE", "DamagedCheckpointError", "UnmeasuredStatistics", "checkpoints",
-    "describe_matching", "export", "inherit", "inherit_views", "load_matching", "locate", "read_provenance",
-    "read_weights", "resume", "save", "whole_banks",
+    "HUB_SCHEME", "PROVENANCE_FILE", "WEIGHTS_FILE", "DamagedCheckpointError", "checkpoints", "describe_matching",
+    "export", "inherit", "inherit_views", "load_matching", "locate", "read_provenance", "read_weights", "resume",
+    "save", "whole_banks",
 ]  # fmt: skip

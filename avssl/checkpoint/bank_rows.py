@@ -21,7 +21,7 @@ FILE_NAME = "rows_of_rank_{:05d}.safetensors"
 
 
 def sharded_banks(module: nn.Module) -> dict[str, ShardedMemoryBank]:
-    """{name of the rows, as in a state_dict of replicated banks: bank}, sorted by name."""
+    """{name: bank}, sorted by name; the names are those of the rows in a state_dict of replicated banks."""
     banks = {
         f"{name}.rows".removeprefix("module."): bank
         for name, bank in module.named_modules()
@@ -30,14 +30,14 @@ def sharded_banks(module: nn.Module) -> dict[str, ShardedMemoryBank]:
     return dict(sorted(banks.items()))
 
 
-def save_shards(models: Sequence[nn.Module], weights: object, folder: str) -> None:  # noqa: ARG001
+def save_rows(models: Sequence[nn.Module], weights: object, folder: str) -> None:  # noqa: ARG001
     """Write this rank's rows; a hook of Accelerate's save_state, which calls it on every rank."""
     rows = {name: bank.rows for model in models for name, bank in sharded_banks(model).items()}
     if rows:
         write_tensors(rows, Path(folder) / FILE_NAME.format(rank()), {})
 
 
-def load_shards(models: Sequence[nn.Module], folder: str) -> None:
+def load_rows(models: Sequence[nn.Module], folder: str) -> None:
     """Read this rank's rows; a hook of Accelerate's load_state. FileNotFoundError if they were not saved."""
     banks = {name: bank for model in models for name, bank in sharded_banks(model).items()}
     if not banks:
@@ -51,19 +51,21 @@ def load_shards(models: Sequence[nn.Module], folder: str) -> None:
 
 
 def whole_banks(run: Path, loss: nn.Module) -> dict[str, torch.Tensor]:
-    """{"loss." and a name: rows (N, D)} from the run's newest checkpoint; empty where no bank is sharded."""
+    """{"loss.<name>": rows (N, D)} from the newest checkpoint of the run; {} if no bank is sharded."""
     banks = sharded_banks(loss)
     if not banks:
         return {}
     newest = max(run.glob("step_*"), key=lambda path: int(path.name[5:]))
-    ranks = [load_file(str(path)) for path in sorted(newest.glob(FILE_NAME.replace("{:05d}", "*")))]
+    rows_of_ranks = [load_file(str(path)) for path in sorted(newest.glob(FILE_NAME.replace("{:05d}", "*")))]
     return {
-        f"loss.{name}": torch.cat([rows[name] for rows in ranks])[: bank.num_samples] for name, bank in banks.items()
+        f"loss.{name}": torch.cat([rows[name] for rows in rows_of_ranks])[: bank.num_samples]
+        for name, bank in banks.items()
     }
 
 
 def take_rows(module: nn.Module, state: Mapping[str, torch.Tensor], prefix: str) -> list[str]:
-    """Copy this rank's rows of whole banks (N, D) in `state`, named under `prefix`; returns their names."""
+    """Copy this rank's rows from the whole banks (N, D) in `state`, whose names begin with `prefix`; return these
+    names without it."""
     taken = []
     for name, bank in sharded_banks(module).items():
         rows = state.get(prefix + name)

@@ -17,7 +17,7 @@ VIEWS_FILE = "view_statistics.safetensors"
 
 
 class DamagedCheckpointError(ValueError):
-    """Damaged checkpoints, where no other one may or can be used in their place."""
+    """A checkpoint is damaged, and no other one can or may be used in its place."""
 
 
 def seal(folder: Path) -> None:
@@ -31,7 +31,7 @@ def seal(folder: Path) -> None:
 
 
 def damage(folder: Path) -> str:
-    """The fault of the first damaged file of a checkpoint by name; "" when all are as they were written."""
+    """The fault of the first damaged file of a checkpoint, with its name; "" if all files are as they were written."""
     path = folder / CHECKSUMS_FILE
     try:
         content = path.read_bytes()
@@ -47,7 +47,7 @@ def damage(folder: Path) -> str:
 
 
 def is_unsealed(folder: Path) -> bool:
-    """Whether it is a checkpoint of an earlier version: no checksums, and the statistics of the views beside it."""
+    """Whether a checkpoint is of an earlier version: without checksums, the statistics of the views lie beside it."""
     return (folder.parent / VIEWS_FILE).is_file() and not (folder / VIEWS_FILE).exists()
 
 
@@ -73,6 +73,6 @@ def _record(path: Path) -> dict[str, object]:
 
 
 def _content(records: Mapping[str, object]) -> bytes:
-    """The bytes of checksums.json, with a checksum of the list, so that its damage is not taken for that of a file."""
+    """The bytes of checksums.json, with a checksum of the list: damage to it is not taken for damage to a file."""
     list_sha256 = hashlib.sha256(dump(records).encode()).hexdigest()
     return (dump({"files": records, "sha256_of_files": list_sha256}, indent=1) + "\n").encode()

@@ -9,13 +9,16 @@ from types import ModuleType
 
 from avssl.checkpoint.weights import EXCHANGE_FILE, PROVENANCE_FILE
 
-INSTALL = "install the extra: pip install 'avssl[hub]'"
+CONFIG_FILE, CARD_FILE = "config.json", "README.md"
+FILES = (CONFIG_FILE, PROVENANCE_FILE, EXCHANGE_FILE, CARD_FILE)  # of an exchange folder
+HUB_SCHEME = "hf://"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
 
 def download(name: str, revision: str | None, files: Sequence[str]) -> Path:
     """The folder of the hub's cache with these files of `owner/name`; files in the cache are not fetched again.
 
-    FileNotFoundError when the hub has no such model or cannot be reached.
+    FileNotFoundError if the hub has no such model or cannot be reached.
     """
     hub = _library(f"{name} is no folder here, and asking the hub for it needs huggingface_hub")
     try:
@@ -27,8 +30,7 @@ def download(name: str, revision: str | None, files: Sequence[str]) -> Path:
 
 
 def push(folder: Path, name: str, files: Sequence[str], *, private: bool = False) -> str:
-    """Upload these files of the folder to the model repository `owner/name`, which is made if need be; returns its
-    address.
+    """Upload files of the folder to the model repository `owner/name`, made if it does not exist; return its address.
 
     The login is huggingface_hub's own (`hf auth login`, or HF_TOKEN).
     """
@@ -42,33 +44,24 @@ def push(folder: Path, name: str, files: Sequence[str], *, private: bool = False
             repo_type="model",
             commit_message="Weights, configuration and card written by avssl",
         )
-    except Exception as error:  # of the library for names, rights and the server, of its transport for connections
+    except Exception as error:  # the library and its transport have many kinds
         raise OSError(f"the hub did not take {folder} as {name}: {' '.join(str(error).split())[:300]}") from error
     return str(commit)
 
 
-def _library(why: str) -> ModuleType:
+def _library(purpose: str) -> ModuleType:
     try:
         import huggingface_hub
     except ImportError as error:
-        raise FileNotFoundError(f"{why}; {INSTALL}") from error
+        raise FileNotFoundError(f"{purpose}; install the extra: pip install 'avssl[hub]'") from error
     return huggingface_hub
-
-
-CONFIG_FILE, CARD_FILE = "config.json", "README.md"
-
-FILES = (CONFIG_FILE, PROVENANCE_FILE, EXCHANGE_FILE, CARD_FILE)  # of an exchange folder
-
-HUB_SCHEME = "hf://"
-
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
 
 def locate(run: str | Path) -> Path:
     """The local folder of a run: the folder itself, or a copy of `owner/name` or `hf://owner/name[@revision]`.
 
-    The hub is asked only for names that are no local folder and look like those of the hub. FileNotFoundError when the
-    run is in neither place.
+    The hub is asked only for names that are no local folder and look like those of the hub. FileNotFoundError if the
+    hub has no such model.
     """
     text = str(run)
     if text.startswith(HUB_SCHEME):

@@ -49,7 +49,7 @@ def _fits(key: str, value: torch.Tensor, loss: nn.Module) -> bool:
 
 
 def _is_per_sample(key: str, value: torch.Tensor, num_samples: int) -> bool:
-    """Whether an axis is as long as the data set: banks (N, D), positive sets (N, k), labels (heads, N)."""
+    """Whether one axis is as long as the data set, as in banks (N, D), positive sets (N, k), labels (heads, N)."""
     return num_samples in value.shape and not key.startswith(("loss.encoders.", "loss.projectors.", "views."))
 
 
@@ -88,8 +88,6 @@ def describe_matching(report: Mapping[str, list[str]], source: str, show: int = 
     """The result of `load_matching` as a few lines."""
     lines = [f"starting from {source}"]
     for name, keys in report.items():
-        listed = (
-            "" if name == "loaded" or not keys else ": " + ", ".join(keys[:show]) + (" ..." if len(keys) > show else "")
-        )
-        lines.append(f"  {name}: {len(keys)} tensors{listed}")
+        listed = ", ".join(keys[:show]) + (" ..." if len(keys) > show else "")
+        lines.append(f"  {name}: {len(keys)} tensors" + (f": {listed}" if keys and name != "loaded" else ""))
     return "\n".join(lines)

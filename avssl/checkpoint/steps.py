@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from avssl.checkpoint.bank_rows import load_shards, save_shards
+from avssl.checkpoint.bank_rows import load_rows, save_rows
 from avssl.checkpoint.checksums import VIEWS_FILE, DamagedCheckpointError, damage, is_unsealed, seal
 from avssl.checkpoint.weights import load_module, save_module
 from avssl.distributed import barrier, broadcast_object, rank, world_size
@@ -58,7 +58,7 @@ def save(
             shutil.rmtree(leftover)
         temporary.mkdir(parents=True)
     barrier()
-    hook = accelerator.register_save_state_pre_hook(save_shards)
+    hook = accelerator.register_save_state_pre_hook(save_rows)
     with clear_errors(target, "written"):
         accelerator.save_state(str(temporary))
     hook.remove()
@@ -88,9 +88,9 @@ def resume(
     *,
     strict: bool = False,
 ) -> Path | None:
-    """Load the newest whole checkpoint into the prepared objects, `views` and `progress`; None when there is none.
+    """Load the newest whole checkpoint into the prepared objects, `views` and `progress`; None if there is none.
 
-    Raises ValueError when the run was made with other data, batch size, order or number of processes, and
+    Raises ValueError if the run was made with other data, batch size, order or number of processes, and
     DamagedCheckpointError as `newest_whole` does.
     """
     newest = newest_whole(run, strict=strict)
@@ -109,7 +109,7 @@ def resume(
             f"{newest} cannot be resumed exactly, for something changed ({'; '.join(changed)}). Put it back, or start "
             f"a new run with init_from={run}"
         )
-    hook = accelerator.register_load_state_pre_hook(load_shards)
+    hook = accelerator.register_load_state_pre_hook(load_rows)
     accelerator.load_state(str(newest))
     hook.remove()
     load_module(views, (run if is_unsealed(newest) else newest) / VIEWS_FILE)
@@ -118,11 +118,11 @@ def resume(
 
 
 def newest_whole(run: Path, *, strict: bool = False) -> Path | None:
-    """The newest undamaged checkpoint; None when the run has no checkpoint at all.
+    """The newest undamaged checkpoint; None if the run has no checkpoint at all.
 
-    Newer ones, which are damaged, are named on standard error and renamed to damaged_step_<step>: a run must not take
-    them for its newest, nor count them among those it keeps. The first rank decides for all.
-    DamagedCheckpointError on every rank when no whole one is left, or, with strict, when a newer one is damaged.
+    Newer ones, which are damaged, are named on standard error and renamed to damaged_step_<step>, so that the run takes
+    none of them for its newest and does not count them among those that it keeps. The first rank decides for all.
+    DamagedCheckpointError on every rank if no whole checkpoint is left, or, with strict, if a newer one is damaged.
     """
     newest, problem = "", ""
     if rank() == 0:

@@ -26,15 +26,15 @@ def export(
     run: Path,
     modules: Mapping[str, nn.Module],
     provenance: Mapping[str, Any],
-    more: Mapping[str, torch.Tensor] | None = None,
+    extra: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
     """Write encoders.safetensors: the state of each module under `<name>.`; call on the main process only.
 
-    more: tensors that are in no module's state, by their whole names.
-    A run that started from licensed weights keeps their license in its provenance, as derived weights are not freer.
+    extra: tensors that are in the state of no module, by their full names.
+    The provenance of a run that started from licensed weights has their license, which holds for derived weights, too.
     """
     state = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
-    state.update(more or {})
+    state.update(extra or {})
     return write_weights(run, state, {**provenance, **_inherited_license(str(provenance.get("init_from", "")))})
 
 
@@ -57,7 +57,7 @@ def _inherited_license(init_from: str) -> dict[str, Any]:
 def read_provenance(run: str | Path) -> dict[str, Any]:
     """provenance.json of a finished run or of an exchange folder, with the keys of this version.
 
-    FileNotFoundError where there is none.
+    FileNotFoundError if there is none.
     """
     path = Path(run) / PROVENANCE_FILE
     if not path.is_file():
@@ -72,7 +72,7 @@ def save_module(module: nn.Module, path: Path) -> None:
 
 
 def load_module(module: nn.Module, path: Path) -> None:
-    """Load a file of `save_module`, strictly. For a module without state nothing is read."""
+    """Load a file of `save_module`, strictly. For a module without state no file is read."""
     if module.state_dict():
         module.load_state_dict(load_file(str(path)))
 
@@ -84,7 +84,7 @@ def weights_path(run: str | Path) -> Path:
 
 
 def read_weights(run: str | Path) -> dict[str, torch.Tensor]:
-    """The exported tensors of a finished run; FileNotFoundError says what to do when there are none."""
+    """The exported tensors of a finished run. FileNotFoundError: there are none; ValueError: the file is damaged."""
     path = weights_path(run)
     if not path.is_file():
         if not Path(run).is_dir():

@@ -1,22 +1,29 @@
-"""Blocks: the sources of a folder of embeddings in runs of equal length, and the files of each in OUT/.progress.
+"""Blocks: runs of equal length of the sources of a folder of embeddings, with files in OUT/.progress; and their merge.
 
 block-N.parquet holds the rows of a block; block-N.json, written after it, says that the block is done and which of its
-sources were skipped.
+sources were skipped. When all blocks are done they are merged into the files of the folder, and index.json comes last.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from avssl.embedding.index import SKIPPED_NAME, FileRecord, FolderIndex
+from avssl.embedding.parquet import merge_parquet
 from avssl.embedding.rows import FinishedSource, RowSpool
 from avssl.embedding.table import MODALITIES, EmbeddingTable, write_tables
+from avssl.files.location import is_remote
+from avssl.files.scratch import remove_leftovers
 from avssl.files.whole import whole_file
+
+OUTPUT_NAMES = r"index\.json|skipped\.jsonl|embeddings.*\.parquet"
 
 
 @dataclass(frozen=True)
@@ -28,13 +35,11 @@ class Part:
 
     @classmethod
     def parse(cls, text: str = "0/1") -> Self:
-        """From "i/n", 0 <= i < n; under torchrun or accelerate launch, the part of it that belongs to this process."""
+        """The part of "i/n", 0 <= i < n; torchrun and accelerate launch divide it again among their processes."""
         number, _, count = text.partition("/")
         if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
             raise ValueError(f"--part is {text!r}; it must be i/n with 0 <= i < n, e.g. 0/8 to 7/8")
-        rank, world_size = (
-            int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"))
-        )
+        rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         return cls(int(number) * world_size + rank, int(count) * world_size)
 
 
@@ -98,3 +103,59 @@ class Blocks:
 
     def _record_path(self, block: int) -> Path:
         return self.folder / f"block-{block:08d}.json"
+
+
+def merge_blocks(
+    out: Path, blocks: Blocks, settings: dict[str, Any], dims: dict[str, tuple[int, int]], run_folder: str | Path
+) -> FolderIndex:
+    """Merge blocks that are all done, in the order of the sources, into the files of `out`, and remove the blocks.
+
+    Files that an interrupted merge left are written again, with the same bytes.
+
+    Args:
+        settings: of the folder. dims: {modality: (dim of its features, dim of its embeddings)}.
+        run_folder: where the run lies, for searches.
+    """
+    remove_leftovers(out, OUTPUT_NAMES)  # of a merge that was killed
+    totals: Counter[str] = Counter()
+    rows_with, reasons = Counter[str](), Counter[str]()
+    with whole_file(out / SKIPPED_NAME) as stream:
+        for block in range(blocks.count):
+            record = blocks.record(block)
+            totals.update({name: record[name] for name in ("num_listed", "num_rows")})
+            rows_with.update(record["rows_with"])
+            for skipped in record["skipped"]:
+                reasons[skipped["reason"]] += 1
+                stream.write(json.dumps(skipped, ensure_ascii=False).encode() + b"\n")
+    if totals["num_listed"] != blocks.num_sources:
+        raise RuntimeError(f"{out}: {blocks.num_sources} sources are listed, the blocks hold {totals}")
+    targets = _targets(out, totals["num_rows"], int(settings["rows_per_file"]))
+    merge_parquet((path for path in map(blocks.rows_path, range(blocks.count)) if path.is_file()), targets)
+    index = FolderIndex(
+        settings=settings,
+        widths={
+            f"{modality}_{kind}": dim
+            for modality, pair in dims.items()
+            for kind, dim in zip(("feature", "embedding"), pair, strict=True)
+        },
+        num_listed=totals["num_listed"],
+        num_embedded=totals["num_listed"] - reasons.total(),
+        num_skipped=reasons.total(),
+        skipped_by_reason=dict(sorted(reasons.items())),
+        num_rows=totals["num_rows"],
+        rows_with={name: rows_with[name] for name in settings["modalities"]},
+        run_folder=str(Path(run_folder).resolve()) if run_folder and not is_remote(run_folder) else str(run_folder),
+        files=[FileRecord.of_file(path, num_rows) for path, num_rows in targets],
+    )
+    index.write(out)
+    shutil.rmtree(blocks.folder)
+    return index
+
+
+def _targets(out: Path, num_rows: int, rows_per_file: int) -> list[tuple[Path, int]]:
+    """(file, number of its rows): embeddings.parquet alone if all rows fit into one file."""
+    count = -(-num_rows // rows_per_file)
+    if count == 1:
+        return [(out / "embeddings.parquet", num_rows)]
+    names = [f"embeddings-{number:05d}-of-{count:05d}.parquet" for number in range(count)]
+    return [(out / name, min(rows_per_file, num_rows - n * rows_per_file)) for n, name in enumerate(names)]

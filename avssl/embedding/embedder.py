@@ -120,7 +120,7 @@ class Embedder:
     def settings(
         self, window_seconds: float | None, stride_seconds: float | None, modalities: Sequence[str] | None
     ) -> dict[str, Any]:
-        """The metadata of a table: see `embedding_settings`."""
+        """The metadata of a table, as `embedding_settings` makes it."""
         return embedding_settings(
             self.config,
             self.modalities,
@@ -147,7 +147,9 @@ class Embedder:
         for_folder: bool = False,
         limits: Limits | None = None,
     ) -> Iterator[FinishedSource]:
-        """Embed all windows of a reader: every source when it is finished, with its rows in the spool. See RowMaker."""
+        """Embed all windows of a reader; yields every source when it is finished and its rows are in the spool. See
+        RowMaker.
+        """
         maker = RowMaker(self.encode, self.dims(reader.modalities), batch_size, spool, for_folder=for_folder)
         for number, item in read_windows(reader, num_workers, limits or Limits()):
             key = item.media.key if isinstance(item, WindowBatch) else reader.name_of(number)

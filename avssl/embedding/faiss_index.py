@@ -1,4 +1,4 @@
-"""FAISS indices beside a folder of embeddings, for many rows, where an exact search is slow. The only user of faiss.
+"""FAISS indices beside a folder of embeddings, for so many rows that an exact search is slow. The only user of faiss.
 
 FAISS gives candidates; their scores are then computed as the exact search computes them, from the same bits, so that
 "flat", which compares all rows, gives the same result. "ivf" and "hnsw" compare some of the rows: how many of the true
@@ -82,7 +82,7 @@ def _build(index: EmbeddingIndex, modality: str, kind: str) -> dict[str, Any]:
 
 
 def _sample(index: EmbeddingIndex, modality: str, count: int) -> Any:
-    """About `count` vectors or fewer, evenly spaced over the rows: float32 (n, D)."""
+    """About `count` vectors, or all if there are fewer, evenly spaced over the rows: float32 (n, D)."""
     step = max(1, index.content.rows_with[modality] // count)
     num_read, vectors = 0, []
     for rows in index.rows(modality):
@@ -113,8 +113,8 @@ def _recall(index: EmbeddingIndex, modality: str, built: Any) -> dict[str, Any]:
 class LoadedIndex:
     """An index of one modality that `build` made, in memory, for any number of searches.
 
-    depth: the number of candidates that a search keeps for "hnsw", of lists that it reads for "ivf"; 0 means as built.
-    A larger depth is slower and finds more. "flat" compares all rows.
+    depth: the number of candidates that a search keeps ("hnsw"), or of lists that it reads ("ivf"); 0: as built. A
+    larger depth is slower and finds more. "flat" compares all rows.
 
     Raises:
         FileNotFoundError: the index was not built.
@@ -146,24 +146,8 @@ class LoadedIndex:
     def search(
         self, queries: Any, top: int = 10, *, exclude: Collection[str] = (), one_per_key: bool = False
     ) -> list[list[Hit]]:
-        """As EmbeddingIndex.search. The folder is read once for all queries of a call."""
+        """The closest rows, as EmbeddingIndex.search; the folder is read once for all queries of a call."""
         return _search(self.index, self.modality, self._built, queries, top, exclude, one_per_key=one_per_key)
-
-
-def search(
-    index: EmbeddingIndex,
-    kind: str,
-    modality: str,
-    queries: Any,
-    top: int = 10,
-    *,
-    exclude: Collection[str] = (),
-    one_per_key: bool = False,
-    depth: int = 0,
-) -> list[list[Hit]]:
-    """As EmbeddingIndex.search, with an index that `build` made; raises as LoadedIndex."""
-    loaded = LoadedIndex(index, kind, modality, depth)
-    return loaded.search(queries, top, exclude=exclude, one_per_key=one_per_key)
 
 
 def _search(

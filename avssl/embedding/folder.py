@@ -4,8 +4,8 @@
    list of its own.
 2. Embed (`FolderJob.run`): `sources_per_block` consecutive sources are a block. Each process embeds the blocks of its
    part and writes their rows and a record that they are done (blocks.py). A block that is done is never embedded again,
-   whichever process did it.
-3. Merge (merge.py): the process that finds all blocks done merges them, in the order of the sources, into files of
+   whichever process embedded it.
+3. Merge (blocks.py): the process that finds all blocks done merges them, in the order of the sources, into files of
    `rows_per_file` rows, and writes skipped.jsonl and, last, index.json. A folder without it is unfinished; the same
    command goes on.
 
@@ -22,13 +22,20 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
-from avssl.embedding.blocks import Blocks, Part
+from avssl.embedding.blocks import Blocks, Part, merge_blocks
 from avssl.embedding.embedder import Embedder
 from avssl.embedding.index import FAISS_NAME, INDEX_NAME, PROGRESS_NAME, SKIPPED_NAME, FolderIndex
-from avssl.embedding.merge import merge_blocks
 from avssl.embedding.parquet import SUFFIX
 from avssl.embedding.rows import FinishedSource, RowSpool
-from avssl.embedding.sources import Listing, Sources, list_files, num_sources, suffixes_of, write_listing
+from avssl.embedding.sources import (
+    Listing,
+    Sources,
+    is_shard_folder,
+    list_files,
+    num_sources,
+    suffixes_of,
+    write_listing,
+)
 from avssl.files.disk_errors import clear_errors
 from avssl.files.location import is_remote
 from avssl.files.locks import locked
@@ -75,9 +82,7 @@ class FolderJob:
             FileNotFoundError, ValueError: nothing to read; the folder holds embeddings of other settings.
         """
         metadata = embedder.settings(window_seconds, stride_seconds, modalities)
-        shards = None
-        if len(sources) == 1 and (is_remote(sources[0]) or (Path(sources[0]) / INDEX_NAME).is_file()):
-            shards = ShardSet(sources[0])
+        shards = ShardSet(sources[0]) if len(sources) == 1 and is_shard_folder(sources[0]) else None
         settings = metadata | {
             "sources": [str(path) if is_remote(path) else str(Path(path).resolve()) for path in sources],
             "shards": shards.fingerprint if shards is not None else None,
@@ -104,7 +109,7 @@ class FolderJob:
         spool_rows: int = 16_384,
         progress: bool = False,
     ) -> FolderIndex | None:
-        """Embed the blocks of this process, then merge if all are done. None while blocks of others are not.
+        """Embed the blocks of this process, then merge if all are done; None while blocks of other processes are not.
 
         Args:
             part: the blocks of this process; default all. batch_size, num_workers, limits: as Embedder.embed.

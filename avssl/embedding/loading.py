@@ -1,4 +1,4 @@
-"""The networks of a finished run, and the settings of which embeddings are a function."""
+"""The networks of a finished run, and the settings that embeddings depend on."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from avssl.config import RunConfig, load_run
 from avssl.losses import registry
 from avssl.losses.base import Loss
 from avssl.models import create_encoder
+from avssl.transforms.spectrogram import UnmeasuredStatistics
 from avssl.transforms.view_maker import ViewMaker
 from avssl.version import __version__
 
-EMBEDDING_PARTS = ("encoders", "projectors", "predictors")  # modules of a loss of which embeddings are a function
+EMBEDDING_MODULES = ("encoders", "projectors", "predictors")  # modules of a loss that embeddings depend on
 MAX_STATE_ROWS = 2**17  # more than any number of clusters or neighbors that a loss needs the samples for
 
 
@@ -40,14 +41,14 @@ def load_networks(run: Path, *, untrained: bool = False) -> tuple[RunConfig, Los
     num_samples = min(checkpoint.read_provenance(run)["data"]["num_samples"], MAX_STATE_ROWS)
     loss = loss_class(config.loss, encoders, num_samples)
     views = ViewMaker(config.views, modalities)
-    parts: list[tuple[nn.Module, str]] = []
+    modules: list[tuple[nn.Module, str]] = []
     if not untrained:
-        parts += [(getattr(loss, name), f"loss.{name}.") for name in EMBEDDING_PARTS]
+        modules += [(getattr(loss, name), f"loss.{name}.") for name in EMBEDDING_MODULES]
     if "audio" in modalities and not any(key.startswith("views.") for key in weights):
-        views.normalize_audio = checkpoint.UnmeasuredStatistics(views.spectrogram.num_bins, run)
+        views.normalize_audio = UnmeasuredStatistics(views.spectrogram.num_bins, run)
     else:
-        parts.append((views, "views."))
-    for module, prefix in parts:
+        modules.append((views, "views."))
+    for module, prefix in modules:
         module.load_state_dict(
             {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
         )
@@ -55,10 +56,10 @@ def load_networks(run: Path, *, untrained: bool = False) -> tuple[RunConfig, Los
 
 
 def _weights_hash(weights: dict[str, torch.Tensor]) -> str:
-    """16 hex digits of the names and values of all tensors of which embeddings are a function."""
+    """16 hex digits of the SHA-256 of the names and values of all tensors that embeddings depend on."""
     digest = hashlib.sha256()
     for key in sorted(weights):
-        if key.startswith(("views.", *(f"loss.{name}." for name in EMBEDDING_PARTS))):
+        if key.startswith(("views.", *(f"loss.{name}." for name in EMBEDDING_MODULES))):
             digest.update(key.encode() + weights[key].contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -72,7 +73,7 @@ def embedding_settings(
     stride_seconds: float | None,
     modalities: Sequence[str] | None,
 ) -> dict[str, Any]:
-    """The metadata of a table: everything, besides the sources, of which its rows are a function.
+    """The metadata of a table: everything, besides the sources, that its rows are a function of.
 
     window_seconds defaults to the run's audio clip, or its video clip if it has no audio; stride_seconds to the window;
     modalities to those of the run. ValueError for a modality that the run lacks, and for windows of images alone.

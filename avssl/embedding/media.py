@@ -1,4 +1,4 @@
-"""A source that is open, and windows of it that were decoded. A source is a media file or a sample of shards."""
+"""An open source (a media file, or a sample of a shard folder), and windows of it that were decoded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from avssl.types import MediaError, Span
 
 @dataclass(frozen=True)
 class Media:
-    """A source that is open.
+    """An open source.
 
     key, index: its name, and its number in the shard folder (-1 for a plain file).
     files: {modality: path or bytes}.

@@ -29,7 +29,7 @@ Encode = Callable[[str, RawView], tuple[NDArray[np.float32], NDArray[np.float32]
 
 @dataclass(frozen=True)
 class FinishedSource:
-    """A source of which all rows are in the spool; or, with an error, a source that failed and has no rows."""
+    """A source whose rows are all in the spool; or, with an error, a source that failed and has no rows."""
 
     number: int
     key: str
@@ -97,7 +97,7 @@ class _SourceProgress:
     number: int
     key: str
     waiting: deque[_WindowSums] = field(default_factory=deque)  # windows without rows yet, in the order of time
-    has_any: bool = False  # some window holds a clip
+    has_clips: bool = False  # whether any window so far holds a clip
     failed: bool = False
 
 
@@ -153,7 +153,7 @@ class RowMaker:
         item.media = replace(item.media, files={}, streams={})
         sums = _WindowSums(source, item, features, embeddings, num_clips)
         source.waiting.append(sums)
-        source.has_any = source.has_any or num_clips > 0
+        source.has_clips = source.has_clips or num_clips > 0
         for name, clips in clips_by_modality.items():
             if name in self.dims and clips is not None:
                 self._clips[name].append(clips.media)
@@ -194,7 +194,7 @@ class RowMaker:
             sums = source.waiting.popleft()
             try:
                 self.spool.put(source.number, rows_of(sums.windows, sums.features, sums.embeddings))
-                if sums.windows.is_last and self.for_folder and not source.has_any:
+                if sums.windows.is_last and self.for_folder and not source.has_clips:
                     names = " or ".join(self.dims)
                     raise MediaError(f"no_{next(iter(self.dims))}", f"{source.key}: has no {names}")  # type: ignore[arg-type]
             except MediaError as error:
@@ -211,7 +211,7 @@ class RowMaker:
 
 
 def _joined(clips: list[torch.Tensor]) -> torch.Tensor:
-    """torch.cat, which keeps the channels of frames last in memory if they are."""
+    """torch.cat of clips; where the channels of frames come last in memory, they do so in the result, too."""
     if clips[0].ndim < 5 or clips[0].stride(-3) != 1:
         return torch.cat(clips)
     return torch.cat([frames.movedim(-3, -1) for frames in clips]).movedim(-1, -3)

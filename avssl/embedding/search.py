@@ -196,7 +196,7 @@ def best_of(hits: list[Hit], top: int, *, one_per_key: bool) -> list[Hit]:
     return ordered[:top]
 
 
-def comparable(embedder: Embedder, modality: str, other: str) -> bool:
+def in_one_space(embedder: Embedder, modality: str, other: str) -> bool:
     """Whether the embeddings of two modalities of a run lie in one space."""
     if modality == other:
         return True

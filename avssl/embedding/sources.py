@@ -36,47 +36,29 @@ def suffixes_of(modalities: Sequence[str]) -> frozenset[str]:
     return image_suffixes | MEDIA_SUFFIXES if set(modalities) - {"image"} else image_suffixes
 
 
-def find_sources(path: str | Path, modalities: Sequence[str]) -> list[tuple[Path, str]]:
-    """(path, key) of one file, or of every file below a folder that can hold one of the modalities, sorted.
-
-    The key is the path below the folder. FileNotFoundError if there is no such file.
-    """
-    root = Path(path)
-    if root.is_file():
-        return [(root, key_of(root.name))]
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such file or folder")
-    suffixes = suffixes_of(modalities)
-    sources = [(root / below, key_of(below)) for below in files_below(root, suffixes)]
-    if not sources:
-        kind = "images" if list(modalities) == ["image"] else "media files"
-        raise FileNotFoundError(f"{root}: no {kind} below this folder (suffixes: {' '.join(sorted(suffixes))})")
-    return sources
+def is_shard_folder(path: str | Path) -> bool:
+    """Whether a path is a shard folder, or the URL of one."""
+    return is_remote(path) or (Path(path) / "index.json").is_file()
 
 
 def resolve_sources(sources: ShardSet | str | Path | Sequence[str | Path], modalities: Sequence[str]) -> Sources:
-    """A shard set as it is; a path to a shard folder or its URL as a shard set; files and folders as (path, key)."""
+    """A shard set as it is; one shard folder or its URL as a shard set; files and folders of files as (path, key).
+
+    Of a folder, the files that can hold one of the modalities are taken. The key is the path below the folder, or the
+    name of a file that is a source itself. Raises as `list_files`.
+    """
     if isinstance(sources, ShardSet):
         return sources
-    if isinstance(sources, str | Path):
-        if is_remote(sources) or (Path(sources) / "index.json").is_file():
-            return ShardSet(sources)
-        return find_sources(sources, modalities)
-    if len(sources) == 1:
-        return resolve_sources(sources[0], modalities)
-    resolved = [pair for source in sources for pair in find_sources(source, modalities)]
-    paths: dict[str, Path] = {}
-    for path, key in resolved:
-        if key in paths:
-            raise ValueError(
-                f"{paths[key]} and {path} would both be called {key!r}; embed them in two calls, or the folder above"
-            )
-        paths[key] = path
-    return resolved
+    paths = [sources] if isinstance(sources, str | Path) else sources
+    if len(paths) == 1 and is_shard_folder(paths[0]):
+        return ShardSet(paths[0])
+    roots = [Path(path) for path in paths]
+    files = list_files(roots, suffixes_of(modalities))
+    return [(roots[number] / below, key_of(below or roots[number].name)) for number, below in files]
 
 
 def num_sources(sources: Sources) -> int:
-    """Number of files, or of samples of a shard set."""
+    """The number of files, or of the samples of a shard set."""
     return sources.num_samples if isinstance(sources, ShardSet) else len(sources)
 
 
@@ -84,8 +66,8 @@ def files_below(folder: str | Path, suffixes: Iterable[str], names_in_memory: in
     """Paths below a folder, relative and with slashes, of the files with one of the suffixes (".mp4", any case).
 
     They are sorted by name, folder by folder, the same on every machine. Links to files are followed, links to folders
-    are not. Everything with such a suffix that is no folder is listed, also links that lead nowhere, and so is a
-    subfolder that cannot be read, by its own name: opening them gives the reason, and they are counted.
+    are not. Everything with such a suffix that is no folder is listed, also links that lead nowhere. A
+    subfolder that cannot be read is listed by its own name, so that opening it gives the reason and it is counted.
     OSError if `folder` itself cannot be read.
     """
     allowed = frozenset(suffixes)
@@ -104,7 +86,7 @@ def files_below(folder: str | Path, suffixes: Iterable[str], names_in_memory: in
 
 
 def _sorted_names(folder: str | Path, suffixes: frozenset[str], names_in_memory: int) -> Iterator[tuple[str, bool]]:
-    """(name, is it a folder) of the entries of a folder, sorted by name, at constant memory."""
+    """(name, whether it is a folder) of the entries of a folder, sorted by name, at constant memory."""
     with ExitStack() as stack:
         entries = _entries(folder, suffixes)
         batch = sorted(islice(entries, names_in_memory))
@@ -138,7 +120,7 @@ def key_of(path: str) -> str:
 
 
 def list_files(roots: Sequence[Path], suffixes: Iterable[str]) -> Iterator[tuple[int, str]]:
-    """(number of the root, path below it) of all files to embed, in order; the path is "" if the root is a file.
+    """(number of the root, path below it) of the files with a suffix, in order; the path is "" if the root is a file.
 
     Raises:
         FileNotFoundError: a root that does not exist, or a folder without such files.

@@ -42,7 +42,7 @@ def clip_starts(window: Sequence[float], clip_seconds: float) -> list[float]:
 
 
 def _clip_times(media: Media, grid: np.ndarray, config: ViewsConfig, modality: str) -> list[tuple[int, float]]:
-    """(window, start in seconds) of every clip of a modality; none for windows that hold nothing of it."""
+    """(window, start in seconds) of every clip of a modality; windows that hold nothing of it have no clip."""
     if modality == "image":
         return [(window, 0.0) for window in np.flatnonzero(grid[:, 0] == 0).tolist()]
     span = media.spans[modality]
@@ -160,9 +160,9 @@ class MediaReader:
 
 
 class WindowReader:
-    """Windows of many sources, a batch of one source at a time. An error ends its source alone; an error of the shard
-    folder itself ends everything.
+    """Windows of many sources, a batch of one source at a time.
 
+    An error ends its source alone; an error of the shard folder itself ends everything.
     Iterate over it in this process, or let SandboxedStreams send its messages from other processes, and `read` them.
 
     window_seconds and stride_seconds have no effect, and may be 0, if the only modality is image. blocks: numbers of
@@ -222,7 +222,7 @@ class WindowReader:
         return map(_message_of, self._batches(begun))
 
     def read(self, message: Message) -> WindowBatch:
-        """The window batch in a message of `pieces`; its media has a key, an index and labels alone."""
+        """The window batch in a message of `pieces`; its media has only a key, an index and labels."""
         return _batch_of(message)
 
     def _batches(self, begun: Media | tuple[Path, str]) -> Iterator[WindowBatch]:

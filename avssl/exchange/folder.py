@@ -15,13 +15,13 @@ from typing import Any
 from avssl import config
 from avssl.checkpoint.hub import CONFIG_FILE, FILES
 from avssl.checkpoint.weights import EXCHANGE_FILE, PROVENANCE_FILE, read_provenance, read_weights
-from avssl.embedding.loading import EMBEDDING_PARTS
+from avssl.embedding.loading import EMBEDDING_MODULES
 from avssl.exchange.card import write_card
 from avssl.files.tensors import write_tensors
 from avssl.files.whole import whole_path
 
 WEIGHTS_NAME = re.compile(r"[A-Z0-9_]+")  # of torchvision's weights, which anyone can download
-PREFIXES = ("views.", *(f"loss.{name}." for name in EMBEDDING_PARTS))  # of the tensors that embeddings depend on
+PREFIXES = ("views.", *(f"loss.{name}." for name in EMBEDDING_MODULES))  # of the tensors that embeddings depend on
 
 
 def export_folder(run: str | Path, out: str | Path, *, with_state: bool = False, license: str = "") -> Path:

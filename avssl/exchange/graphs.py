@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from avssl.embedding.embedder import Embedder
-from avssl.embedding.loading import EMBEDDING_PARTS
+from avssl.embedding.loading import EMBEDDING_MODULES
 from avssl.losses.base import Loss
 from avssl.transforms.geometry import IMAGENET_MEAN, IMAGENET_STD
 from avssl.transforms.spectrogram import STD_FLOOR
@@ -134,12 +134,12 @@ def graph_facts(embedder: Embedder, modality: str) -> dict[str, Any]:
 
 def _only(loss: Loss, modality: str) -> Loss:
     """The loss reduced to the modules that the embedding of one modality depends on (no banks, teachers, ...)."""
-    unneeded = [name for name, _ in loss.named_children() if name not in EMBEDDING_PARTS]
+    unneeded = [name for name, _ in loss.named_children() if name not in EMBEDDING_MODULES]
     unneeded += [name for name, _ in loss.named_buffers(recurse=False)]
     unneeded += [name for name, _ in loss.named_parameters(recurse=False)]
     for name in unneeded:
         delattr(loss, name)
-    for part in EMBEDDING_PARTS:
+    for part in EMBEDDING_MODULES:
         heads = cast("nn.ModuleDict", getattr(loss, part))
         for name in [name for name in heads if name != modality]:
             del heads[name]

@@ -32,7 +32,7 @@ from avssl.config import ProbeConfig
 from avssl.data.every_sample import ClipPlan
 from avssl.device import usable_device
 from avssl.embedding.embedder import Embedder
-from avssl.embedding.loading import EMBEDDING_PARTS
+from avssl.embedding.loading import EMBEDDING_MODULES
 from avssl.eval.classifiers import FitAndScore, classify_layer, knn_scores, logistic_scores, require_sklearn
 from avssl.eval.features import extract
 from avssl.eval.labels import FeatureSet, make_fold
@@ -159,9 +159,9 @@ class OnlineProbe:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
 
-def embedding_parts(loss: nn.Module) -> nn.Module:
+def embedding_modules(loss: nn.Module) -> nn.Module:
     """The modules of a loss that embeddings are a function of, by their names in the loss; without memory banks."""
-    return nn.ModuleDict({name: getattr(loss, name) for name in EMBEDDING_PARTS})
+    return nn.ModuleDict({name: getattr(loss, name) for name in EMBEDDING_MODULES})
 
 
 def check(config: ProbeConfig) -> None:
