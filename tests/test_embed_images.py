@@ -13,7 +13,6 @@ from PIL import Image
 
 import avssl
 from avssl.embedding.embedder import Embedder
-from avssl.embedding.sources import resolve_sources
 from avssl.embedding.table import EmbeddingTable
 from avssl.eval.tasks.standard import StandardConfig
 from avssl.losses.base import Loss
@@ -173,8 +172,6 @@ def test_what_cannot_be_read_is_named_with_its_reason(embedder: Embedder, folder
         embedder.embed(folders / "nowhere.jpg")
     with pytest.raises(ValueError, match="nothing could be embedded: 2 sources failed"):
         embedder.embed([folders / "mixed" / "text.jpg", folders / "mixed" / "empty.png"])
-    with pytest.raises(FileNotFoundError, match="no files below this folder with the suffixes"):
-        resolve_sources(folders / "train-shards", ["image"])
 
 
 def test_what_a_run_cannot_do_is_refused_with_what_it_can(embedder: Embedder, folders: Path, shards: Any) -> None:

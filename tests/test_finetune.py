@@ -16,10 +16,11 @@ import torch
 from avssl.config import ConfigError, parse
 from avssl.data.every_sample import ClipSets, clip_set
 from avssl.eval import tasks
-from avssl.eval.finetune.data import ShardFold, changed, few_labels, label_targets, shard_folds
+from avssl.eval.finetune.data import ShardFold, changed, few_labels, shard_folds
 from avssl.eval.finetune.scores import score
 from avssl.eval.finetune.task import run_repeat, scheduled
 from avssl.eval.finetune.training import Classifier, Criterion, Stage, TrainingOptions, train
+from avssl.eval.labels import label_targets
 from avssl.optim.config import OptimConfig
 from avssl.shards.shard_set import ShardSet
 from avssl.shards.subset import ShardSubset
@@ -210,7 +211,7 @@ def test_images_that_differ_in_brightness_are_told_apart(image_shards, tmp_path)
     halves = [np.arange(12)[np.arange(12) % 4 < 2], np.arange(12)[np.arange(12) % 4 >= 2]]
     train_half, test_half = (ShardSubset(whole, half) for half in halves)
     labels = [
-        label_targets([half.read_info(n).labels["label"] for n in range(6)], ["dark", "light"], multi_label=False)
+        torch.tensor([["dark", "light"].index(half.read_info(n).labels["label"][0]) for n in range(6)])
         for half in (train_half, test_half)
     ]
     fold = ShardFold("", train_half, test_half, *labels, ["dark", "light"], {})
@@ -231,8 +232,8 @@ def test_several_labels_per_sample_give_mean_average_precision(shards, tmp_path)
     outcome = TASK.run(tiny_embedder(), configured(shards, tmp_path, "multi_label=true"))
     assert {"video_mean_average_precision", "video_d_prime"} <= outcome.repeats[0].values().keys()
     with pytest.raises(ValueError, match="several labels"):
-        label_targets([["a"], ["a", "b"]], ["a", "b"], multi_label=False)
-    assert label_targets([["b"], []], ["a", "b"], multi_label=True).tolist() == [[0, 1], [0, 0]]
+        label_targets(["x", "y"], [["a"], ["a", "b"]], ["a", "b"], multi_label=False)
+    assert label_targets(["x", "y"], [["b"], []], ["a", "b"], multi_label=True).tolist() == [[0, 1], [0, 0]]
 
 
 def test_folds_of_a_field_test_every_sample_once(shards, tmp_path):

@@ -1,4 +1,4 @@
-"""Classifiers on stored features: scikit-learn's logistic regression and linear SVM, and weighted kNN, over clips.
+"""Classifiers on stored features of clips: scikit-learn's logistic regression and linear SVM, and weighted kNN.
 
 Each takes train rows (n, K, D) with targets int64 (n,) or bool (n, C), and test rows (m, K', D), and gives scores (m,
 C). Logistic regression and SVM are fitted on single clips, each with the label of its sample; the scores of a test
@@ -121,11 +121,11 @@ def logistic_scores(
 
     chosen = costs[0]
     if len(costs) > 1:
-        held = _held_out(targets, seed)
+        is_held_out = _held_out(targets, seed)
         results = []
         for cost in costs:
-            scores = scores_with(cost, train[~held], targets[~held], train[held])
-            results.append(-_log_loss(scores, targets[held]))
+            scores = scores_with(cost, train[~is_held_out], targets[~is_held_out], train[is_held_out])
+            results.append(-_log_loss(scores, targets[is_held_out]))
         chosen = costs[int(np.argmax(results))]
     if report is not None:
         report.setdefault("cost", []).append(chosen)
@@ -152,19 +152,19 @@ def svm_scores(
     from sklearn.svm import LinearSVC
 
     def fit(rows: Array, labels: Array) -> Callable[[Array], Array]:
-        def new() -> Any:
+        def make_model() -> Any:
             return LinearSVC(C=cost, loss="hinge", max_iter=max_iterations, random_state=seed)
 
         one_hot = labels if labels.ndim == 2 else labels[:, None] == np.arange(num_classes)
-        return _fit_each(rows, one_hot, num_classes, new, report)
+        return _fit_each(rows, one_hot, num_classes, make_model, report)
 
     return _over_clips(train, targets, test, fit, deviation_offset)
 
 
 def _fit_each(
-    rows: Array, labels: Array, num_classes: int, new: Callable[[], Any], report: dict[str, Any] | None
+    rows: Array, labels: Array, num_classes: int, make_model: Callable[[], Any], report: dict[str, Any] | None
 ) -> Callable[[Array], Array]:
-    """One model for class numbers, or one per class for bool (n, C); classes of no or all samples score lowest."""
+    """Fit one model to class numbers (n,), or one per class to bool (n, C); the result gives scores of rows (m, D)."""
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings(record=True) as caught:
@@ -172,10 +172,10 @@ def _fit_each(
         models: list[tuple[Array, Any]] = []
         if labels.ndim == 1:
             present = np.unique(labels)
-            models.append((present, new().fit(rows, labels) if len(present) > 1 else None))
+            models.append((present, make_model().fit(rows, labels) if len(present) > 1 else None))
         else:
             models = [
-                (np.array([number]), new().fit(rows, column))
+                (np.array([number]), make_model().fit(rows, column))
                 for number, column in enumerate(labels.T)
                 if column.any() and not column.all()
             ]
@@ -192,12 +192,11 @@ def _fit_each(
         # A class of no training sample, or of all, cannot be learned and gets the lowest value.
         result = np.full((len(test_rows), num_classes), -np.inf)
         for numbers, model in models:
-            decided = (
+            result[:, numbers[0]] = (
                 model.predict_proba(test_rows)[:, 1]
                 if hasattr(model, "predict_proba")
                 else model.decision_function(test_rows)
             )
-            result[:, numbers[0]] = decided
         finite = result[np.isfinite(result)]
         return np.where(np.isfinite(result), result, finite.min() - 1.0 if finite.size else 0.0)
 
@@ -207,18 +206,18 @@ def _fit_each(
 def _held_out(targets: Array, seed: int) -> Array:
     """bool (n,): a fifth of the rows, drawn per class (at least one of two); with several labels, of all rows."""
     order = np.random.default_rng(seed).permutation(len(targets))
-    held = np.zeros(len(targets), np.bool_)
+    is_held_out = np.zeros(len(targets), np.bool_)
     if targets.ndim == 2:
-        held[order[: max(1, len(targets) // 5)]] = True
-        return held
+        is_held_out[order[: max(1, len(targets) // 5)]] = True
+        return is_held_out
     for number in np.unique(targets):
         rows = order[targets[order] == number]
-        held[rows[: max(1, len(rows) // 5) if len(rows) > 1 else 0]] = True
-    if not held.any():
+        is_held_out[rows[: max(1, len(rows) // 5) if len(rows) > 1 else 0]] = True
+    if not is_held_out.any():
         raise ValueError(
             "costs has several values, but no class has two training samples to choose with; give one cost"
         )
-    return held
+    return is_held_out
 
 
 def _log_loss(scores: Array, targets: Array) -> float:

@@ -24,8 +24,8 @@ from avssl.files.plain_text import plain
 class Difference:
     """One metric of two results, and the ends of the confidence interval of second - first.
 
-    mcnemar: (rows that only the first has right, only the second, p-value), for shares of right rows; num_rows: the
-    number of samples.
+    mcnemar: (rows that only the first has right, rows that only the second has right, p-value), for metrics that are a
+    share of right rows. num_rows: the number of samples.
     """
 
     first: float
@@ -42,7 +42,7 @@ class Difference:
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> tuple[int, int, float]:
-    """(rows that only the first has right, only the second, two-sided exact p-value) of bool (n,) arrays."""
+    """(rows that only the first has right, that only the second has right, two-sided exact p-value) of bool (n,)."""
     only_first, only_second = int((first & ~second).sum()), int((~first & second).sum())
     total, fewer = only_first + only_second, min(only_first, only_second)
     tail = sum(comb(total, count) for count in range(fewer + 1))
@@ -56,7 +56,7 @@ def paired_differences(
     if num_draws < 2 or not 0 < confidence < 1:
         raise ValueError(f"draws is {num_draws}, at least 2; confidence is {confidence}, between 0 and 1")
     names = _shared_metrics(first, second)
-    counts, values = row_counts(first), [values_of(side) for side in (first, second)]
+    counts, values = row_counts(first), [values_of(repeats) for repeats in (first, second)]
     drawn = bootstrap([first, second], num_draws=num_draws, seed=seed)
     return {
         name: Difference(
@@ -78,20 +78,20 @@ def _shared_metrics(first: Sequence[Repeat], second: Sequence[Repeat]) -> list[s
 
 def _mcnemar(first: Sequence[Repeat], second: Sequence[Repeat], name: str) -> tuple[int, int, float] | None:
     """McNemar's test of a share of right rows, where every row comes once over all repeats (folds, not seeds)."""
-    sides = [_right_rows(side, name) for side in (first, second)]
-    if sides[0] is None or sides[1] is None:
+    rows, other_rows = _right_rows(first, name), _right_rows(second, name)
+    if rows is None or other_rows is None:
         return None
-    (keys, right), (other_keys, other_right) = sides[0], sides[1]
+    (keys, right), (other_keys, other_right) = rows, other_rows
     if keys != other_keys or len(set(keys)) != len(keys):
         return None
     return mcnemar(right, other_right)
 
 
-def _right_rows(side: Sequence[Repeat], name: str) -> tuple[list[str], np.ndarray] | None:
-    """(keys, bool (n,): is it right) of the rows of a share of right rows; None for other kinds of metrics."""
+def _right_rows(repeats: Sequence[Repeat], name: str) -> tuple[list[str], np.ndarray] | None:
+    """(keys, bool (n,): whether each is right) of the rows of a share of right rows; None for other kinds of metrics."""
     keys: list[str] = []
     right = []
-    for repeat in side:
+    for repeat in repeats:
         if name not in repeat.metrics:
             continue
         metric = repeat.metrics[name]
@@ -110,7 +110,7 @@ def is_comparable(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
 
 
 def refuse_unless_comparable(first: Mapping[str, Any], second: Mapping[str, Any], names: tuple[str, str]) -> None:
-    """Raise ValueError that lists every part of task, protocol and repeats in which two results differ, if any."""
+    """Raise ValueError that lists every difference of two results in task, protocol and repeats, if there are any."""
     differing = _differing(first, second)
     if differing:
         raise ValueError(
@@ -120,11 +120,15 @@ def refuse_unless_comparable(first: Mapping[str, Any], second: Mapping[str, Any]
 
 def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
     lines = []
-    settings, other_settings = ({"task": side.get("task"), **side.get("protocol", {})} for side in (first, second))
-    for part in sorted({*settings, *other_settings}):
-        if settings.get(part) != other_settings.get(part):
-            lines.append(f"  {part}: {settings.get(part)!r} and {other_settings.get(part)!r}")
-    repeats = [[repeat["name"] for repeat in side.get("repeats", {}).get("trained", [])] for side in (first, second)]
+    settings, other_settings = (
+        {"task": result.get("task"), **result.get("protocol", {})} for result in (first, second)
+    )
+    for key in sorted({*settings, *other_settings}):
+        if settings.get(key) != other_settings.get(key):
+            lines.append(f"  {key}: {settings.get(key)!r} and {other_settings.get(key)!r}")
+    repeats = [
+        [repeat["name"] for repeat in result.get("repeats", {}).get("trained", [])] for result in (first, second)
+    ]
     if repeats[0] != repeats[1]:
         lines.append(f"  repeats: {repeats[0]} and {repeats[1]}")
     return lines
@@ -140,9 +144,9 @@ def compare(
     seed: int = 0,
 ) -> dict[str, Difference]:
     """{metric: Difference} of two result files; ValueError lists how they differ in task, protocol or samples."""
-    sides = [read_evaluation(path) for path in (first, second)]
-    refuse_unless_comparable(sides[0], sides[1], (str(first), str(second)))
-    rows = [read_rows(*stored) for stored in zip((first, second), sides, weights, strict=True)]
+    results = [read_evaluation(path) for path in (first, second)]
+    refuse_unless_comparable(results[0], results[1], (str(first), str(second)))
+    rows = [read_rows(*stored) for stored in zip((first, second), results, weights, strict=True)]
     return paired_differences(rows[0], rows[1], num_draws=num_draws, confidence=confidence, seed=seed)
 
 

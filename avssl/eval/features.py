@@ -1,7 +1,7 @@
 """Features of a shard folder from frozen networks: evenly spaced or random clips, chosen layers, every sample once.
 
 The networks are in eval mode (batch norm uses its running statistics and keeps them), without gradients. Under torchrun
-every process reads a part of the samples, and each of them gets the whole table.
+every process reads some of the samples, and each of them gets the whole table.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from avssl.embedding.embedder import Embedder
 
 POOLED_DIM = 9216  # the most numbers per layer: 64 x 12 x 12, as published for AVID and for images (see `pooled`)
-BY_HEAD = ("feature", "embedding")  # the encoder's output; the unit vector behind the projector
+OUTPUTS = ("feature", "embedding")  # the output of the encoder; the unit vector after the projector
 
 
 def extract(
@@ -60,27 +60,27 @@ def extract_from(
     embedder: Embedder, dataset: SampleClips, layers: Sequence[str], *, batch_size: int = 64, num_workers: int = 0
 ) -> FeatureSet:
     """Features of the clips that a data set decodes; for everything else see `extract`."""
-    library = dataset.shards
-    if library.num_samples == 0:
-        raise ValueError(f"{library.location} holds no samples; see skipped.jsonl there for why")
-    gatherer = _Gatherer(embedder, dataset.modalities, layers, batch_size)
+    shards = dataset.shards
+    if shards.num_samples == 0:
+        raise ValueError(f"{shards.location} holds no samples; see skipped.jsonl there for why")
+    collector = _FeatureCollector(embedder, dataset.modalities, layers, batch_size)
     failures: list[str] = []
     samples = dataset.load(num_workers)
     for sample in tqdm(samples, "features", len(dataset), disable=distributed.rank() > 0, mininterval=1.0):
         if isinstance(sample, str):
             failures.append(sample)
         else:
-            gatherer.add(sample)
-    refuse_failures(failures, library)
-    return gatherer.table(library)
+            collector.add(sample)
+    refuse_failures(failures, shards)
+    return collector.table(shards)
 
 
-def refuse_failures(failures: Sequence[str], library: ShardSet) -> None:
-    """ValueError on every process if any failed to read a sample: one that raised alone would leave others waiting."""
-    all_failures = [text for part in distributed.gather_objects(list(failures)) for text in part]
+def refuse_failures(failures: Sequence[str], shards: ShardSet) -> None:
+    """ValueError on every process if any process could not read a sample: the others would wait for one that raised."""
+    all_failures = [text for of_rank in distributed.gather_objects(list(failures)) for text in of_rank]
     if all_failures:
         raise ValueError(
-            f"{len(all_failures)} samples of {library.location} could not be read, the first is {all_failures[0]}. A "
+            f"{len(all_failures)} samples of {shards.location} could not be read, the first is {all_failures[0]}. A "
             "smaller test set would be another test set: run `python -m data_prep verify`, write the shards again "
             "without them"
         )
@@ -111,10 +111,10 @@ def encode_layers(
     view = embedder.views({"view": raw}, embedder.device)["view"]
     activations = stage_activations(embedder.encoders[modality], view)
     feature = activations.pop(FEATURE)
-    unknown = [layer for layer in layers if layer not in activations and layer not in BY_HEAD]
+    unknown = [layer for layer in layers if layer not in activations and layer not in OUTPUTS]
     if unknown:
         raise ValueError(
-            f"the {modality} encoder has no layer {', '.join(unknown)}; it has {', '.join([*activations, *BY_HEAD])}"
+            f"the {modality} encoder has no layer {', '.join(unknown)}; it has {', '.join([*activations, *OUTPUTS])}"
         )
     features = {layer: pooled(activations[layer], modality) for layer in layers if layer in activations}
     features["feature"] = feature
@@ -123,8 +123,8 @@ def encode_layers(
     return {layer: features[layer].float().cpu().numpy() for layer in layers}
 
 
-class _Gatherer:
-    """Sends batches of clips through the networks and collects the rows, at the end of all processes."""
+class _FeatureCollector:
+    """Sends batches of clips through the networks and collects the rows; `table` gathers those of all processes."""
 
     def __init__(self, embedder: Embedder, modalities: Sequence[str], layers: Sequence[str], batch_size: int) -> None:
         self.embedder, self.modalities, self.layers = embedder, tuple(modalities), tuple(layers)
@@ -151,32 +151,36 @@ class _Gatherer:
         for batch in media.split(self.batch_size):
             self.batches[modality].append(encode_layers(self.embedder, modality, RawView(modality, batch), self.layers))
 
-    def table(self, library: ShardSet) -> FeatureSet:
+    def table(self, shards: ShardSet) -> FeatureSet:
         """The samples of all processes in the order of their index. RuntimeError unless each came exactly once."""
-        everything = [row for part in distributed.gather_objects(self.samples) for row in part]
-        samples = sorted(everything, key=lambda row: row[0])
-        if [row[0] for row in samples] != list(range(library.num_samples)):
+        rows_of_ranks = [row for of_rank in distributed.gather_objects(self.samples) for row in of_rank]
+        samples = sorted(rows_of_ranks, key=lambda row: row[0])
+        if [row[0] for row in samples] != list(range(shards.num_samples)):
             raise RuntimeError(
-                f"{library.location}: {len(samples)} of {library.num_samples} samples were read, not each once"
+                f"{shards.location}: {len(samples)} of {shards.num_samples} samples were read, not each once"
             )
         present, rows = {}, {}
         for modality in self.modalities:
             self._run(modality)
             owners = np.array(
-                [index for part in distributed.gather_objects(self.owners[modality]) for index in part], int
+                [index for of_rank in distributed.gather_objects(self.owners[modality]) for index in of_rank], int
             )
             if len(owners) == 0:
-                why = sorted({row[3] for row in samples if row[3]})
+                reasons = sorted({row[3] for row in samples if row[3]})
                 raise ValueError(
-                    f"no sample of {library.location} has {modality} to evaluate"
-                    + (f" ({', '.join(why)})" if why else "; evaluate another modality")
+                    f"no sample of {shards.location} has {modality} to evaluate"
+                    + (f" ({', '.join(reasons)})" if reasons else "; evaluate another modality")
                 )
             present[modality] = np.isin(np.arange(len(samples)), owners)
-            rows[modality] = {layer: self._whole(modality, layer, owners, len(samples)) for layer in self.layers}
+            rows[modality] = {
+                layer: self._rows_of_samples(modality, layer, owners, len(samples)) for layer in self.layers
+            }
         keys, labels = [row[1] for row in samples], [row[2] for row in samples]
         return FeatureSet(keys, labels, present, rows, [row[3] for row in samples])
 
-    def _whole(self, modality: str, layer: str, owners: NDArray[Any], num_samples: int) -> NDArray[np.float32]:
+    def _rows_of_samples(
+        self, modality: str, layer: str, owners: NDArray[Any], num_samples: int
+    ) -> NDArray[np.float32]:
         batches = [batch[layer] for batch in self.batches[modality]]
         dim = max(distributed.gather_objects(batches[0].shape[1] if batches else 0))
         rows = torch.from_numpy(np.concatenate(batches) if batches else np.zeros((0, dim), np.float32))

@@ -112,13 +112,13 @@ def folds(embedder: Embedder, config: FrozenConfig) -> Iterator[Fold]:
                 f"sample {train.keys[fold_names.index('')]} has no label field {config.fold_field!r}; the samples of "
                 f"{train_folder} have {', '.join(fields) or 'none'}"
             )
-        of_sample = np.array(fold_names)
+        fold_of_sample = np.array(fold_names)
         if len(set(fold_names)) < 2:
             raise ValueError(
                 f"fold_field {config.fold_field!r} has one value, {fold_names[0]!r}; there must be at least two"
             )
         for fold_name in sorted(set(fold_names), key=lambda text: (len(text), text)):
-            is_test = of_sample == fold_name
+            is_test = fold_of_sample == fold_name
             yield make_fold(f"fold {fold_name}", train.select(~is_test), test.select(is_test), config, modalities)
 
 

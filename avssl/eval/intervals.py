@@ -31,25 +31,25 @@ def values_of(repeats: Sequence[Repeat], weights: Sequence[NDArray[Any] | None] 
     return {name: float(np.mean([values[name] for values in results if name in values])) for name in names}
 
 
-def bootstrap(sides: Sequence[Sequence[Repeat]], *, num_draws: int = NUM_DRAWS, seed: int = 0) -> list[Draws]:
+def bootstrap(results: Sequence[Sequence[Repeat]], *, num_draws: int = NUM_DRAWS, seed: int = 0) -> list[Draws]:
     """The metrics of each result on the same resampled rows. ValueError unless all have the same repeats and rows."""
-    for repeats in sides[1:]:
-        for first, other in zip(sides[0], repeats, strict=True):
+    for repeats in results[1:]:
+        for first, other in zip(results[0], repeats, strict=True):
             if first.keys != other.keys:
                 raise ValueError(
                     f"repeat {first.name!r}: the rows differ; results can only be compared on the same samples"
                 )
     generator = np.random.default_rng(seed)
-    drawn: list[list[dict[str, float]]] = [[] for _ in sides]
+    drawn: list[list[dict[str, float]]] = [[] for _ in results]
     for _ in range(num_draws):
         by_rows: dict[tuple[str, ...], NDArray[Any]] = {}
         weights = []
-        for repeat in sides[0]:
+        for repeat in results[0]:
             rows = tuple(repeat.keys)
             if rows not in by_rows:
                 by_rows[rows] = np.bincount(generator.integers(0, len(rows), len(rows)), minlength=len(rows))
             weights.append(by_rows[rows])
-        for values, repeats in zip(drawn, sides, strict=True):
+        for values, repeats in zip(drawn, results, strict=True):
             values.append(values_of(repeats, weights))
     return [{name: np.array([values[name] for values in draws]) for name in draws[0]} for draws in drawn]
 
@@ -92,21 +92,21 @@ def intervals_of(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
     }
 
 
-def leaders(sides: Sequence[Sequence[Repeat]], lower_is_better: Callable[[str], bool]) -> dict[str, int]:
+def leaders(results: Sequence[Sequence[Repeat]], lower_is_better: Callable[[str], bool]) -> dict[str, int]:
     """{metric: number of the result that is better than each other one, by more than the interval of the difference}.
 
     Only metrics that all results have. A metric without such a result is left out.
     """
-    if len(sides) < 2:
+    if len(results) < 2:
         return {}
-    values, draws = [values_of(repeats) for repeats in sides], bootstrap(sides)
+    values, draws = [values_of(repeats) for repeats in results], bootstrap(results)
     best_by_metric = {}
     for name in values[0]:
         if not all(name in metrics for metrics in values):
             continue
         sign = -1 if lower_is_better(name) else 1
-        best = max(range(len(sides)), key=lambda side: sign * values[side][name])
-        others = [side for side in range(len(sides)) if side != best]
-        if all(ends(sign * (draws[best][name] - draws[side][name]))[0] > 0 for side in others):
+        best = max(range(len(results)), key=lambda number: sign * values[number][name])
+        others = [number for number in range(len(results)) if number != best]
+        if all(ends(sign * (draws[best][name] - draws[number][name]))[0] > 0 for number in others):
             best_by_metric[name] = best
     return best_by_metric

@@ -31,7 +31,7 @@ class FeatureSet:
         return len(self.keys)
 
     def select(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> FeatureSet:
-        """The same of some samples. chosen: a mask (N,) or positions."""
+        """The features of some samples. chosen: a mask bool (N,), or positions."""
         numbers = np.arange(len(self))[chosen]
         return FeatureSet(
             [self.keys[row] for row in numbers],
@@ -95,7 +95,7 @@ def usable(features: FeatureSet, label_field: str, modalities: Sequence[str]) ->
         chosen = chosen & features.present[modality]
     if not chosen.any():
         fields = sorted({name for labels in features.labels for name in labels})
-        counts = ", ".join(f"{why}: {count}" for why, count in left_out.items())
+        counts = ", ".join(f"{reason}: {count}" for reason, count in left_out.items())
         raise ValueError(
             f"none of {len(features)} samples has a label of field {label_field!r} and {' and '.join(modalities)} "
             f"({counts}). Label fields here are {', '.join(fields) or 'none'}: set label_field"
@@ -104,9 +104,19 @@ def usable(features: FeatureSet, label_field: str, modalities: Sequence[str]) ->
 
 
 def targets_of(features: FeatureSet, label_field: str, classes: Sequence[str], *, multi_label: bool) -> Targets:
-    """int64 (n,), or bool (n, C) with multi_label. ValueError for several labels where one is expected."""
-    number = {name: position for position, name in enumerate(classes)}
+    """The targets of labeled samples; see `label_targets`."""
     names = [labels[label_field] for labels in features.labels]
+    return label_targets(features.keys, names, classes, multi_label=multi_label)
+
+
+def label_targets(
+    keys: Sequence[str], names: Sequence[Sequence[str]], classes: Sequence[str], *, multi_label: bool
+) -> Targets:
+    """Class numbers int64 (n,), or with multi_label bool (n, C), from the label names of each of n samples.
+
+    ValueError for a sample with several labels without multi_label; it names its key.
+    """
+    number = {name: position for position, name in enumerate(classes)}
     if multi_label:
         table = np.zeros((len(names), len(classes)), np.bool_)
         for row, labels in enumerate(names):
@@ -115,8 +125,8 @@ def targets_of(features: FeatureSet, label_field: str, classes: Sequence[str], *
     several = [row for row, labels in enumerate(names) if len(labels) > 1]
     if several:
         raise ValueError(
-            f"sample {features.keys[several[0]]} has the labels {', '.join(names[several[0]])}, and {len(several)} "
-            f"samples have several of field {label_field!r}; set multi_label: true"
+            f"sample {keys[several[0]]} has the labels {', '.join(names[several[0]])}, and {len(several)} of "
+            f"{len(keys)} samples have several labels; set multi_label: true"
         )
     return np.array([number[labels[0]] for labels in names], np.int64)
 
@@ -124,7 +134,7 @@ def targets_of(features: FeatureSet, label_field: str, classes: Sequence[str], *
 def labels_digest(fold: Fold) -> bytes:
     """SHA-256 of the classes and of the targets in the order of the keys: equal only for the same labels."""
     digest = hashlib.sha256("\n".join(fold.classes).encode())
-    for side in (fold.train, fold.test):
-        order = np.argsort(np.array(side.features.keys))
-        digest.update(np.ascontiguousarray(side.targets[order].astype(np.int64)).tobytes())
+    for split in (fold.train, fold.test):
+        order = np.argsort(np.array(split.features.keys))
+        digest.update(np.ascontiguousarray(split.targets[order].astype(np.int64)).tobytes())
     return digest.digest()

@@ -170,13 +170,13 @@ def classified(
     columns: dict[str, Array] = {f"{prefix}scores": scores, "targets": targets}
     if targets.ndim == 2:
         columns["targets"] = targets.astype(np.bool_)
-        metrics = _several_label_metrics(prefix, targets)
+        metrics = _multi_label_metrics(prefix, targets)
     else:
-        metrics = _one_label_metrics(prefix, columns, train_targets)
+        metrics = _single_label_metrics(prefix, columns, train_targets)
     return Repeat(name, list(keys), columns, metrics, list(train_keys), list(classes))
 
 
-def _several_label_metrics(prefix: str, targets: Array) -> dict[str, Metric]:
+def _multi_label_metrics(prefix: str, targets: Array) -> dict[str, Metric]:
     of_scores = (f"{prefix}scores", "targets")
     usable = targets.any(axis=0) & ~targets.all(axis=0)
     frequency = float(targets[:, usable].mean(axis=0).mean()) if usable.any() else None
@@ -187,7 +187,7 @@ def _several_label_metrics(prefix: str, targets: Array) -> dict[str, Metric]:
     }
 
 
-def _one_label_metrics(prefix: str, columns: dict[str, Array], train_targets: Array | None) -> dict[str, Metric]:
+def _single_label_metrics(prefix: str, columns: dict[str, Array], train_targets: Array | None) -> dict[str, Metric]:
     """The metrics of single labels; the columns that they need are added to `columns`."""
     scores, targets = columns[f"{prefix}scores"], columns["targets"]
     columns[f"{prefix}right"] = scores.argmax(axis=1) == targets

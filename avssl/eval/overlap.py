@@ -8,7 +8,7 @@ those of the run that it began from.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,6 @@ class DigestSet:
     sources: Digests
     is_complete: bool = True
 
-    @classmethod
-    def of(cls, digests: SampleDigests) -> DigestSet:
-        """The set of the digests of a shard folder."""
-        return cls(np.unique(digests.media), np.unique(digests.sources))
-
     def union(self, other: DigestSet | None) -> DigestSet:
         """The digests of both; not complete if `other` is None, that is, unknown."""
         if other is None:
@@ -56,12 +51,15 @@ class DigestSet:
 EMPTY = DigestSet(np.zeros(0, np.uint64), np.zeros(0, np.uint64))
 
 
+def _digest_set(shards: ShardSet) -> DigestSet | None:
+    """The digests of a shard folder; None if it is of an earlier version, without digests."""
+    digests = sample_digests(shards)
+    return None if digests is None else DigestSet(np.unique(digests.media), np.unique(digests.sources))
+
+
 def write_training_data(run: Path, shards: ShardSet, init_from: str) -> Path:
     """Write RUN/training_data.safetensors: the digests of the shards, and of the run that this one begins from."""
-    digests = sample_digests(shards)
-    training_data = (
-        DigestSet(EMPTY.media, EMPTY.sources, is_complete=False) if digests is None else DigestSet.of(digests)
-    )
+    training_data = _digest_set(shards) or replace(EMPTY, is_complete=False)
     if init_from:
         training_data = training_data.union(read_training_data(init_from))
     path = run / TRAINING_DATA_FILE
@@ -98,7 +96,7 @@ def data_folders(config: TaskConfig) -> Iterator[tuple[str, str]]:
             yield config.train, config.test
         return
     for number in [str(number) for number in config.folds] or [""]:
-        train, test = (side.replace("{fold}", number) for side in (config.train, config.test))
+        train, test = (folder.replace("{fold}", number) for folder in (config.train, config.test))
         if test:
             yield train, test
         elif config.fold_field:
@@ -109,36 +107,33 @@ def measure_overlap(run: str | Path, folders: Sequence[tuple[str, str]]) -> dict
     """The overlap as a result has it: {"by_run": "known", "incomplete" or "unknown", "tests": [{"test", "train",
     "fingerprint", "num_test", "num_in_train", "num_in_run" (None: unknown), "keys" (at most 5 of them)}, ...]}.
     """
-    seen = read_training_data(run)
+    run_data = read_training_data(run)
     tests = []
     for train, test in folders:
         shards = ShardSet(test)
-        test_digests = sample_digests(shards)
-        train_digests = sample_digests(ShardSet(train)) if train else None
-        none = np.zeros(shards.num_samples, np.bool_)
-        in_train = (
-            DigestSet.of(train_digests).holds(test_digests)
-            if test_digests is not None and train_digests is not None
-            else none
+        digests = sample_digests(shards)
+        train_data = _digest_set(ShardSet(train)) if train else EMPTY
+        in_train, in_run = (
+            None if digests is None or data is None else data.holds(digests) for data in (train_data, run_data)
         )
-        in_run = seen.holds(test_digests) if test_digests is not None and seen is not None else none
-        is_known = test_digests is not None and seen is not None
+        was_trained_on = np.zeros(shards.num_samples, np.bool_)
+        for mask in (in_train, in_run):
+            if mask is not None:
+                was_trained_on |= mask
         tests.append(
             {
                 "test": test,
                 "train": train,
                 "fingerprint": shards.fingerprint,
                 "num_test": shards.num_samples,
-                "num_in_train": int(in_train.sum())
-                if test_digests is not None and (train_digests is not None or not train)
-                else None,
-                "num_in_run": int(in_run.sum()) if is_known else None,
-                "keys": [shards.keys[row] for row in np.flatnonzero(in_train | in_run)[:NAMED_KEYS]],
+                "num_in_train": None if in_train is None else int(in_train.sum()),
+                "num_in_run": None if in_run is None else int(in_run.sum()),
+                "keys": [shards.keys[row] for row in np.flatnonzero(was_trained_on)[:NAMED_KEYS]],
             }
         )
-    is_known = seen is not None and all(entry["num_in_run"] is not None for entry in tests)
-    by_run = "unknown" if not is_known or seen is None else "known" if seen.is_complete else "incomplete"
-    return {"by_run": by_run, "tests": tests}
+    if run_data is None or any(entry["num_in_run"] is None for entry in tests):
+        return {"by_run": "unknown", "tests": tests}
+    return {"by_run": "known" if run_data.is_complete else "incomplete", "tests": tests}
 
 
 def describe_overlap(measured: dict[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -37,7 +38,7 @@ NOT_PROTOCOL = (
     "task", "name", "train", "test", "batch_size", "num_workers", "device", "untrained", "allow_overlap", "folder",
     "log_every_steps", "checkpoint_every_steps",
 )  # fmt: skip
-PACKAGES = ("torch", "numpy", "scikit-learn", "av")
+PACKAGES = ("avssl", "torch", "numpy", "scikit-learn", "av")
 
 
 def mean_and_deviation(repeats: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], dict[str, float | None]]:
@@ -45,8 +46,8 @@ def mean_and_deviation(repeats: Sequence[Mapping[str, float]]) -> tuple[dict[str
     names = list(dict.fromkeys(name for values in repeats for name in values))
     table = {name: [values[name] for values in repeats if name in values] for name in names}
     means = {name: float(np.mean(values)) for name, values in table.items()}
-    spread = {name: float(np.std(values, ddof=1)) if len(values) > 1 else None for name, values in table.items()}
-    return means, spread
+    deviations = {name: float(np.std(values, ddof=1)) if len(values) > 1 else None for name, values in table.items()}
+    return means, deviations
 
 
 def evaluation_of(
@@ -58,8 +59,8 @@ def evaluation_of(
 ) -> dict[str, Any]:
     """The JSON of a result, without what it says about the file of rows.
 
-    outcomes, weights: {"trained": ..., "untrained": ...}; the hash of each set of weights. inputs: the views
-    of the run; they are a property of the run and not part of the protocol.
+    outcomes, weights: {"trained": ..., "untrained": ...}; weights has the hash of each set. inputs: the views of the
+    run; they are a property of the run and do not belong to the protocol.
 
     Raises:
         ValueError: the two sets of weights were evaluated by different protocols or on different rows.
@@ -98,19 +99,17 @@ def evaluation_of(
         "intervals": intervals_of(outcomes),
         "repeats": repeats,
         "facts": {name: outcome.facts for name, outcome in outcomes.items()},
-        "environment": environment(),
+        "environment": {"versions": installed_versions(PACKAGES), "commit": commit()},
     }
 
 
-def environment() -> dict[str, Any]:
-    """The versions of Python and packages, and the commit of the code where it is known."""
+def installed_versions(packages: Sequence[str]) -> dict[str, str]:
+    """{"python" or package: version} of those of the packages that are installed."""
     versions = {"python": platform.python_version()}
-    for name in ("avssl", *PACKAGES):
-        try:
+    for name in packages:
+        with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return {"versions": versions, "commit": commit()}
+    return versions
 
 
 def commit() -> str | None:
@@ -175,8 +174,8 @@ def write(folder: Path, outcomes: Mapping[str, Outcome], evaluation: dict[str, A
 
 def identity(evaluation: Mapping[str, Any]) -> str:
     """10 hex digits of task, name, data, overlap, protocol and weights: equal for a repeated evaluation."""
-    parts = ("task", "name", "data", "overlap", "protocol", "weights")
-    stored = without_nan({part: evaluation.get(part) for part in parts})
+    keys = ("task", "name", "data", "overlap", "protocol", "weights")
+    stored = without_nan({key: evaluation.get(key) for key in keys})
     return hashlib.sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()[:10]
 
 
@@ -209,16 +208,16 @@ def _remove_unused_rows(folder: Path, stem: str) -> None:
 
 def standard_results(run: Path) -> list[Path]:
     """The paths of the results of the task `standard` in the folder of a run, the newest first."""
-    plain = run / "evaluation.json"
-    return [*([plain] if plain.exists() else []), *sorted(run.glob("evaluation-*.json"))]
+    newest = run / "evaluation.json"
+    return [*([newest] if newest.exists() else []), *sorted(run.glob("evaluation-*.json"))]
 
 
 def without_nan(value: Any) -> Any:
     """The value with None for numbers that are not finite, which JSON does not have."""
     if isinstance(value, Mapping):
-        return {str(name): without_nan(part) for name, part in value.items()}
+        return {str(name): without_nan(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [without_nan(part) for part in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 

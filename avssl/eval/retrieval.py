@@ -1,8 +1,8 @@
-"""Retrieval between modalities (of the audio of a video, and of the video of an audio clip), and within one (rows with
-the label of the query are right).
+"""Retrieval between modalities (of the audio of a video, and of the video of an audio clip) and within one modality.
 
-Row i of queries and gallery is the same clip. Ties are counted pessimistically: every row that is as similar as the
-target is ranked before it. Thus a constant embedding gets the last rank everywhere and recall 0 (for k < N).
+Within a modality, rows with the label of the query are right. Between modalities, row i of queries and gallery is the
+same clip. Ties are counted pessimistically: every row that is as similar as the target is ranked before it. Thus a
+constant embedding gets the last rank everywhere and recall 0 (for k < N).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ DIRECTIONS = ("video_to_audio", "audio_to_video")
 
 
 def _paired(queries: Any, gallery: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    left, right = unit_rows(queries, "queries"), unit_rows(gallery, "gallery")
-    if left.shape != right.shape or len(left) == 0:
+    query_rows, gallery_rows = unit_rows(queries, "queries"), unit_rows(gallery, "gallery")
+    if query_rows.shape != gallery_rows.shape or len(query_rows) == 0:
         raise ValueError(
-            f"queries have shape {tuple(left.shape)} and the gallery {tuple(right.shape)}; row i of one belongs to "
-            "row i of the other, so both must be equal and hold at least one row"
+            f"queries have shape {tuple(query_rows.shape)} and the gallery {tuple(gallery_rows.shape)}; row i of one "
+            "belongs to row i of the other, so both must be equal and hold at least one row"
         )
-    return left, right.to(left.device)
+    return query_rows, gallery_rows.to(query_rows.device)
 
 
 def retrieval_ranks(queries: Any, gallery: Any, *, chunk_size: int | None = None) -> NDArray[np.int64]:
@@ -35,9 +35,9 @@ def retrieval_ranks(queries: Any, gallery: Any, *, chunk_size: int | None = None
 
     Pessimistic under ties: the rank is the number of gallery rows at least as similar as the target.
     """
-    left, right = _paired(queries, gallery)
+    query_rows, gallery_rows = _paired(queries, gallery)
     ranks = []
-    for start, similarity in similarity_chunks(left, right, chunk_size):
+    for start, similarity in similarity_chunks(query_rows, gallery_rows, chunk_size):
         target = torch.arange(start, start + len(similarity), device=similarity.device)[:, None]
         ranks.append((similarity >= similarity.gather(1, target)).sum(dim=1).cpu())
     return torch.cat(ranks).numpy()
@@ -60,12 +60,12 @@ def class_precision_rows(
     with the share of them that has the label, so that a constant embedding gets exactly chance.
     exclude_pair: leave row i out of the gallery of query i; otherwise finding it counts as right.
     """
-    left, right = _paired(queries, gallery)
-    numbers = class_numbers(labels, len(left)).to(left.device)
-    if exclude_pair and len(left) < 2:
+    query_rows, gallery_rows = _paired(queries, gallery)
+    numbers = class_numbers(labels, len(query_rows)).to(query_rows.device)
+    if exclude_pair and len(query_rows) < 2:
         raise ValueError("exclude_pair leaves an empty gallery: at least 2 rows are needed")
     precisions = []
-    for start, similarity in similarity_chunks(left, right, chunk_size):
+    for start, similarity in similarity_chunks(query_rows, gallery_rows, chunk_size):
         rows = torch.arange(start, start + len(similarity), device=similarity.device)
         if exclude_pair:
             similarity[rows - start, rows] = -torch.inf
@@ -149,17 +149,18 @@ def same_label_search(
     equally close rows those with another label come first. Average precision is the mean, over the right rows, of the
     share of right rows up to each of them.
     """
-    left, right = unit_rows(queries, "queries"), unit_rows(gallery, "gallery")
+    query_rows, gallery_rows = unit_rows(queries, "queries"), unit_rows(gallery, "gallery")
     query_classes, gallery_classes = torch.as_tensor(query_labels), torch.as_tensor(gallery_labels)
-    if exclude_own and left.shape != right.shape:
+    if exclude_own and query_rows.shape != gallery_rows.shape:
         raise ValueError(
-            f"exclude_own: queries are {tuple(left.shape)}, the gallery {tuple(right.shape)}; give the same rows"
+            f"exclude_own: queries are {tuple(query_rows.shape)}, the gallery {tuple(gallery_rows.shape)}; give the "
+            "same rows"
         )
-    precision, first = np.zeros(len(left)), np.zeros(len(left), np.int64)
-    for start, similarity in similarity_chunks(left, right):
+    precision, first = np.zeros(len(query_rows)), np.zeros(len(query_rows), np.int64)
+    for start, similarity in similarity_chunks(query_rows, gallery_rows):
         for row, cosines in enumerate(similarity, start=start):
             same = gallery_classes == query_classes[row]
-            kept = torch.ones(len(right), dtype=torch.bool)
+            kept = torch.ones(len(gallery_rows), dtype=torch.bool)
             if exclude_own:
                 kept[row] = False
             same, close = same[kept], cosines[kept]
@@ -179,9 +180,8 @@ def chance_of_same_label(
 ) -> dict[str, float]:
     """The mean over random orders: {"mean_average_precision", "recall_at_<k>"}, over queries with a right row.
 
-    Recall at k: 1 - the probability that k rows drawn without replacement are all wrong. Average precision of R right
-    rows
-    of N: with the distribution of the rank r of the j-th right row, the mean is
+    Recall at k: 1 - the probability that k rows drawn without replacement are all wrong. Average precision with R
+    right rows of N: with the distribution of the rank r of the j-th right row, the mean is
     (1 / N) sum_r (1 + (r - 1) (R - 1) / (N - 1)) / r.
     """
     counts = np.bincount(gallery_labels, minlength=int(max(query_labels.max(), gallery_labels.max())) + 1)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +13,6 @@ from avssl.report.neighbors import label_text, row_noun
 
 PACKAGES = ("avssl", "torch", "torchvision", "torchaudio", "av", "webdataset", "accelerate", "numpy")
 MAX_CONFIG_CHARACTERS = 60_000
-
-
-def software_versions() -> dict[str, str]:
-    """{"python" or package: version} of the installed packages that a result may depend on."""
-    versions = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def data_counts(index: Mapping[str, Any]) -> dict[str, str]:

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from avssl.embedding.table import EmbeddingTable
+from avssl.eval.results import installed_versions
 from avssl.files.whole import write_whole
 from avssl.report.curves import curves_section, read_metrics, training_facts
 from avssl.report.embedding_map import map_section
-from avssl.report.facts import data_counts, facts_section, sample_keys, samples_section, software_versions
+from avssl.report.facts import PACKAGES, data_counts, facts_section, sample_keys, samples_section
 from avssl.report.markup import Html, join, json_block, tag
 from avssl.report.media import MediaLibrary, MediaSource
 from avssl.report.neighbors import neighbors_section, row_noun, searches
@@ -102,7 +103,7 @@ def write_report(
         "Training": training,
         "Data": data_counts(index or {}),
         "Embeddings": {} if clips is None else {row_noun(clips).capitalize(): len(clips), **clips.metadata},
-        "Software": software_versions(),
+        "Software": installed_versions(PACKAGES),
     }
     # The budget for media is spent in this order.
     sections = [

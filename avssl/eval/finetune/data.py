@@ -1,5 +1,7 @@
-"""Folds of shard folders for training on labels (samples, targets, what is left out and why), and the views of the run
-with some changes (longer clips, other augmentation)."""
+"""Data for training on labels: folds of shard folders with their targets, and the views of the run with some changes.
+
+A fold says which samples are left out, and why. Changes of the views are for example longer clips, other augmentation.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from avssl.eval.frozen import fold_paths
+from avssl.eval.labels import label_targets
 from avssl.eval.outcome import LabelTaskConfig
 from avssl.shards.shard_set import ShardSet
 from avssl.shards.subset import ShardSubset
@@ -22,11 +25,16 @@ from avssl.transforms.config import ViewsConfig
 from avssl.transforms.image_augment import ImageAugment
 from avssl.types import View
 
+T = TypeVar("T")
+CROP_AND_FLIP = "deepcluster"  # the published set without colors: for training classifiers of images
+
 
 @dataclass(frozen=True)
 class ShardFold:
-    """Training and test samples of one fold. Targets: int64 (n,), with several labels float32 (n, C), in the order of
-    the samples' index. left_out: {"train", "test"}: {reason: number of samples}.
+    """Training and test samples of one fold.
+
+    Targets are in the order of the samples' index: int64 (n,), or with several labels per sample float32 (n, C) of
+    zeros and ones. left_out: {"train", "test"}: {reason: number of samples}.
     """
 
     name: str
@@ -106,43 +114,32 @@ def _fold(
     config: LabelTaskConfig,
     modalities: Sequence[str],
 ) -> ShardFold:
-    sides, left_out = {}, {}
+    chosen, left_out = {}, {}
     for side, split, members in (("train", train, in_train), ("test", test, in_test)):
-        chosen, left_out[side] = split.usable(modalities)
-        positions = np.flatnonzero(chosen & members)
-        if len(positions) == 0:
+        is_usable, left_out[side] = split.usable(modalities)
+        chosen[side] = np.flatnonzero(is_usable & members)
+        if len(chosen[side]) == 0:
             raise ValueError(
                 f"{name or 'the ' + side + ' split'}: none of {int(members.sum())} samples of {split.shards.location} "
                 f"has a label of field {config.label_field!r} and {' and '.join(modalities)} (left out: "
                 f"{left_out[side]})"
             )
-        sides[side] = (split, positions)
-    names = {side: [split.labels[row] for row in positions] for side, (split, positions) in sides.items()}
+    train_shards, test_shards = _subset(train.shards, chosen["train"]), _subset(test.shards, chosen["test"])
+    train_names, test_names = (
+        [split.labels[row] for row in chosen[side]] for side, split in (("train", train), ("test", test))
+    )
     # A test class without a training sample counts as wrong; it is not an error.
-    classes = sorted({label for rows in names.values() for labels in rows for label in labels})
-    targets = {side: label_targets(rows, classes, multi_label=config.multi_label) for side, rows in names.items()}
-    train_shards, test_shards = (_chosen(split.shards, positions) for split, positions in sides.values())
-    return ShardFold(name, train_shards, test_shards, targets["train"], targets["test"], classes, left_out)
+    classes = sorted({label for names in (*train_names, *test_names) for label in names})
+    targets = [
+        torch.from_numpy(label_targets(shards.keys, names, classes, multi_label=config.multi_label))
+        for shards, names in ((train_shards, train_names), (test_shards, test_names))
+    ]
+    train_targets, test_targets = (values.float() if config.multi_label else values for values in targets)
+    return ShardFold(name, train_shards, test_shards, train_targets, test_targets, classes, left_out)
 
 
-def _chosen(shards: ShardSet, positions: NDArray[np.int64]) -> ShardSet:
+def _subset(shards: ShardSet, positions: NDArray[np.int64]) -> ShardSet:
     return shards if len(positions) == shards.num_samples else ShardSubset(shards, positions)
-
-
-def label_targets(names: Sequence[Sequence[str]], classes: Sequence[str], *, multi_label: bool) -> torch.Tensor:
-    """Class numbers int64 (N,), or zeros and ones float32 (N, C). ValueError for several names without multi_label."""
-    number = {name: position for position, name in enumerate(classes)}
-    if multi_label:
-        targets = torch.zeros(len(names), len(classes))
-        for row, labels in enumerate(names):
-            targets[row, [number[name] for name in labels]] = 1
-        return targets
-    several = [list(labels) for labels in names if len(labels) > 1]
-    if several:
-        raise ValueError(
-            f"{len(several)} of {len(names)} samples have several labels, the first {several[0]}; set multi_label: true"
-        )
-    return torch.tensor([number[labels[0]] for labels in names])
 
 
 def few_labels(fold: ShardFold, share: float, seed: int) -> ShardFold:
@@ -164,11 +161,6 @@ def few_labels(fold: ShardFold, share: float, seed: int) -> ShardFold:
         fold.name, ShardSubset(fold.train, chosen), fold.test, fold.train_targets[chosen], fold.test_targets,
         fold.classes, fold.left_out,
     )  # fmt: skip
-
-
-T = TypeVar("T")
-
-CROP_AND_FLIP = "deepcluster"  # the published set without colors: for training classifiers of images
 
 
 def changed(config: T, changes: Mapping[str, Any], where: str = "views") -> T:

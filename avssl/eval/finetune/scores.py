@@ -45,11 +45,11 @@ def score(
 ) -> dict[str, Scores]:
     """{head: scores of all samples}, on every process. The model is set to eval mode.
 
-    Every process reads a part of the samples. ValueError on all of them if a sample cannot be read: a smaller test set
+    Every process reads some of the samples. ValueError on all of them if a sample cannot be read: a smaller test set
     would be another test set. RuntimeError unless every sample was read exactly once.
     """
     model.eval()
-    collected = _Collected(multi_label)
+    collector = _ScoreCollector(multi_label)
     waiting: list[DecodedClips] = []
     failures: list[str] = []
 
@@ -57,8 +57,8 @@ def score(
         for raw in batches_of([sample.clips for sample in waiting], batch_size):
             with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == "bf16"):
                 logits = model(view_maker(raw, device))
-            collected.add_clips(logits)
-        collected.indices += [sample.index for sample in waiting]
+            collector.add_clips(logits)
+        collector.indices += [sample.index for sample in waiting]
         waiting.clear()
 
     samples = clip_sets.load(num_workers)
@@ -71,7 +71,7 @@ def score(
             run()
     run()
     refuse_failures(failures, clip_sets.shards)
-    return collected.gathered(clip_sets.shards.num_samples, device)
+    return collector.gathered(clip_sets.shards.num_samples, device)
 
 
 def batches_of(clips: Sequence[dict[str, RawView]], batch_size: int) -> Iterator[dict[str, RawView]]:
@@ -83,23 +83,23 @@ def batches_of(clips: Sequence[dict[str, RawView]], batch_size: int) -> Iterator
         yield {name: RawView(name, media) for name, media in zip(batches, batch, strict=True)}
 
 
-class _Collected:
+class _ScoreCollector:
     """Collects the scores of this process, and at the end those of all processes in the order of the samples."""
 
     def __init__(self, multi_label: bool) -> None:
         self.multi_label = multi_label
         self.indices: list[int] = []
-        self.parts: dict[str, list[torch.Tensor]] = {}
+        self.batches: dict[str, list[torch.Tensor]] = {}
 
     def add_clips(self, logits: Mapping[str, torch.Tensor]) -> None:
         for head, values in logits.items():
-            self.parts.setdefault(head, []).append(clip_probabilities(values, multi_label=self.multi_label))
+            self.batches.setdefault(head, []).append(clip_probabilities(values, multi_label=self.multi_label))
 
     def gathered(self, num_samples: int, device: torch.device) -> dict[str, Scores]:
         # A process without a sample still has to take part, and must know the shapes.
         shapes = {
-            head: (sum(map(len, parts)) // max(1, len(self.indices)), parts[0].shape[1])
-            for head, parts in self.parts.items()
+            head: (sum(map(len, batches)) // max(1, len(self.indices)), batches[0].shape[1])
+            for head, batches in self.batches.items()
         }
         shapes = next(shape for shape in distributed.gather_objects(shapes) if shape)
         indices = distributed.gather_uneven(torch.tensor(self.indices, dtype=torch.int64, device=device))
@@ -108,7 +108,7 @@ class _Collected:
             raise RuntimeError(f"{len(indices)} of {num_samples} samples were tested, not each exactly once")
         scores = {}
         for head, (num_clips, num_classes) in shapes.items():
-            batches = self.parts.get(head, [])
+            batches = self.batches.get(head, [])
             rows = torch.cat(batches) if batches else torch.zeros((0, num_classes), device=device)
             clips = distributed.gather_uneven(rows.view(-1, num_clips, num_classes))[order].cpu()
             scores[head] = Scores(average(clips.numpy()), clips.numpy())

@@ -1,4 +1,4 @@
-"""The common part of fine-tuning and linear probes: their keys, and one repeat from shards to metrics."""
+"""What fine-tuning and linear probes have in common: their keys, and one repeat from shards to metrics."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class TrainedConfig(LabelTaskConfig):
-    """The keys of classifiers that are trained on augmented clips. `batch_size` is in clips, and of the test alone."""
+    """The keys of classifiers that are trained on augmented clips. `batch_size` is in clips, for the test alone."""
 
-    epochs: int = 10  # an epoch is `clips_per_sample` passes over the training samples
+    epochs: int = 10  # each of `clips_per_sample` passes over the training samples
     clips_per_sample: int = 1  # random clips per sample and epoch, one per pass
     train_batch_size: int = 64  # samples per step, over all processes
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-4, weight_decay=0.0))
@@ -108,9 +108,9 @@ def repeats(config: TrainedConfig, embedder: Embedder) -> Iterator[tuple[str, in
     """(name, seed, fold) of every repeat: each fold with each seed."""
     for fold in shard_folds(config, modalities_of(config, embedder)):
         for seed in config.seeds:
-            parts = [fold.name] if fold.name else []
-            parts += [f"seed {seed}"] if len(config.seeds) > 1 else []
-            yield ", ".join(parts), seed, few_labels(fold, config.label_share, seed)
+            names = [fold.name] if fold.name else []
+            names += [f"seed {seed}"] if len(config.seeds) > 1 else []
+            yield ", ".join(names), seed, few_labels(fold, config.label_share, seed)
 
 
 def make_views(embedder: Embedder, config: TrainedConfig) -> tuple[ViewsConfig, ViewMaker, bool]:
@@ -121,14 +121,13 @@ def make_views(embedder: Embedder, config: TrainedConfig) -> tuple[ViewsConfig, 
     modalities = modalities_of(config, embedder)
     views = changed(embedder.config.views, dict(config.views))
     maker = ViewMaker(views, modalities).to(embedder.device).eval()
-    unmeasured = "audio" in modalities
-    if unmeasured and has_same_spectrograms(views, embedder.config.views):
-        own = {name.removeprefix("normalize_audio."): value for name, value in embedder.views.state_dict().items()
-               if name.startswith("normalize_audio.")}  # fmt: skip
-        if own.keys() == maker.normalize_audio.state_dict().keys():  # a published checkpoint has none
-            maker.normalize_audio.load_state_dict(own)
-            unmeasured = False
-    return views, maker, unmeasured
+    is_unmeasured = "audio" in modalities
+    if is_unmeasured and has_same_spectrograms(views, embedder.config.views):
+        statistics = embedder.views.normalize_audio.state_dict()
+        if statistics.keys() == maker.normalize_audio.state_dict().keys():  # a published checkpoint has none
+            maker.normalize_audio.load_state_dict(statistics)
+            is_unmeasured = False
+    return views, maker, is_unmeasured
 
 
 def make_loader(embedder: Embedder, config: TrainedConfig, fold: ShardFold, maker: ViewMaker, seed: int) -> Loader:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -77,7 +77,7 @@ def clustering(embedder: Embedder, config: ClusteringConfig) -> Outcome:
         "labels": hashlib.sha256("\n".join(classes[number] for number in targets).encode()).hexdigest()[:16],
         "chance": f"mean of {NUM_SHUFFLES} shuffled assignments",
     }
-    return replace(Outcome(repeats), protocol=protocol)
+    return Outcome(repeats, protocol)
 
 
 def chance_of(name: str, clusters: np.ndarray, targets: np.ndarray, seed: int) -> float:

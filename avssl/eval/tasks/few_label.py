@@ -112,11 +112,10 @@ def _repeat(
 
 
 def stratified(targets: NDArray[Any], share: float, number: int, seed: int) -> NDArray[np.int64]:
-    """Sorted rows of a share in (0, 1] of each class (rounded, at least one row), or of `number` rows per class if
-    share is 0.
+    """Sorted numbers of the drawn rows: a share of each class, or `number` rows per class if share is 0.
 
-    targets: int (n,), or bool (n, C) with several labels per sample. A class with fewer than `number` samples gives
-    all.
+    share: in (0, 1], rounded, at least one row. A class with fewer than `number` samples gives all. targets: int (n,),
+    or bool (n, C) with several labels per sample.
 
     Each class with samples has an order of them: generator.permutation, class after class, with
     generator = numpy.random.default_rng(seed). A class is due a number of samples, and has as many turns. In its r-th

@@ -1,4 +1,4 @@
-"""Full fine-tuning: the whole network is trained on labels and tested on several clips of each sample.
+"""Fine-tuning of the whole network on labels; it is tested on several clips of each sample.
 
 With head_epochs, the head alone is trained first, on an encoder with frozen weights. The published protocols are in
 recipes/configs/evaluate/finetune_*.yaml, with their sources; docs/finetuning.md shows the commands.
@@ -7,7 +7,7 @@ recipes/configs/evaluate/finetune_*.yaml, with their sources; docs/finetuning.md
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from avssl.eval.finetune.data import ShardFold
@@ -31,7 +31,9 @@ class FinetuneConfig(TrainedConfig):
     dropout: float = 0.5  # of the feature, before the linear layer
     head_epochs: int = 0  # of the head alone, before the whole network; counted as `epochs`
     head_optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-4, weight_decay=0.0))
-    head_batch_norm: Literal["train", "frozen"] = "frozen"  # of the encoder then: `train` moves running statistics
+    head_batch_norm: Literal["train", "frozen"] = (
+        "frozen"  # of the encoder in these epochs: `train` moves running statistics
+    )
     batch_norm: Literal["train", "frozen"] = "train"  # of the encoder in the other epochs
     encoder_lr_scale: float = 1.0  # the learning rate of the encoder over that of the head
 
@@ -54,7 +56,7 @@ def finetune(embedder: Embedder, config: FinetuneConfig) -> Outcome:
             config.epochs * per_epoch, scheduled(config, steps_per_pass), True, config.batch_norm,
             config.encoder_lr_scale,
         )  # fmt: skip
-        head = Stage(config.head_epochs * per_epoch, replace(config.head_optim), False, config.head_batch_norm)
+        head = Stage(config.head_epochs * per_epoch, config.head_optim, False, config.head_batch_norm)
         return [head, whole] if config.head_epochs else [whole]
 
     results = {

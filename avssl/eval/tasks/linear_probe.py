@@ -2,7 +2,7 @@
 
 The network has no gradients and batch norm in eval mode, so that neither weights nor running statistics move. The
 published code of AVID leaves batch norm in training mode here, so its numbers may differ (recipes/configs/evaluate/
-linear_kinetics400.yaml). Logistic regression on stored features, without augmentation, is the task `linear`.
+linear_probe_kinetics400.yaml). Logistic regression on stored features, without augmentation, is the task `linear`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class LinearProbeConfig(TrainedConfig):
-    """The keys of the probes. Protocols are in recipes/configs/evaluate/linear_*.yaml; the defaults are none."""
+    """The keys of the probes. The defaults are no published protocol: those are in
+    recipes/configs/evaluate/linear_probe_*.yaml."""
 
     layers: list[str] = field(default_factory=list)  # of conv2x .. conv5x and pool; []: every stage the encoder has
     probe_batch_norm: bool = True  # before each linear layer, with scale and shift

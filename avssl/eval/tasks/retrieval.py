@@ -1,8 +1,8 @@
 """Retrieval across modalities (of the same clip) and within one (of clips with the same label).
 
 Within a modality the row of the query is left out. Ties are pessimistic: rows as close as a right one are ranked before
-it, so that constant features find nothing. With `train` set the gallery of test clips is the training clips and not the
-test clips, as is usual on UCF-101 and HMDB-51.
+it, so that constant features find nothing. With `train` set, test clips search the training clips, as is usual on
+UCF-101 and HMDB-51; otherwise they search the test clips.
 """
 
 from __future__ import annotations
@@ -93,15 +93,15 @@ def _across(test: FeatureSet, config: RetrievalConfig, columns: dict[str, Any], 
     """Add the metrics of both directions between video and audio over the clips of `test`."""
     if "embedding" not in config.layers:
         return
-    sides = {modality: _pooled(test, modality, "embedding") for modality in ("video", "audio")}
-    if sides["video"].shape[1] != sides["audio"].shape[1]:
+    rows = {modality: _pooled(test, modality, "embedding") for modality in ("video", "audio")}
+    if rows["video"].shape[1] != rows["audio"].shape[1]:
         raise ValueError(
-            f"embeddings of video have {sides['video'].shape[1]} dims and of audio {sides['audio'].shape[1]}: this run "
+            f"embeddings of video have {rows['video'].shape[1]} dims and of audio {rows['audio'].shape[1]}: this run "
             "did not train them together; set modality to one of them"
         )
     for first, second in (("video", "audio"), ("audio", "video")):
         name = f"{first}_to_{second}"
-        columns[f"{name}_rank"] = ranks = retrieval_ranks(sides[first], sides[second])
+        columns[f"{name}_rank"] = ranks = retrieval_ranks(rows[first], rows[second])
         for k in config.recall_at:
             columns[f"{name}_found_at_{k}"] = ranks <= k
             metrics[f"{name}_recall_at_{k}"] = Metric("mean", (f"{name}_found_at_{k}",), min(1.0, k / len(ranks)))

@@ -1,6 +1,8 @@
-"""The task `standard`: weighted kNN for every modality and label field, audio <-> video retrieval, and the precision of
-CMA's positives (the share with the class of their anchor). Every metric keeps its rows, so that results can be
-compared.
+"""The task `standard`: weighted kNN for every modality and label field, audio <-> video retrieval, precision of
+positives.
+
+The precision of CMA's positives is the share with the class of their anchor. Every metric keeps its rows, so that
+results can be compared.
 """
 
 from __future__ import annotations
@@ -113,7 +115,7 @@ def evaluate_tables(
     Raises:
         ValueError: there is no metric: kNN needs labels in both splits, retrieval video and audio of one clip.
     """
-    facts = protocol(train, test, config)
+    protocol = protocol_of(train, test, config)
     train, test = train.pool_by_key(), test.pool_by_key()
     columns: Columns = {}
     metrics: Metrics = {}
@@ -126,7 +128,7 @@ def evaluate_tables(
             f"has the label fields {train.label_fields()}, the test split {test.label_fields()}. kNN needs a field "
             "that both have (python -m data_prep index --labels), retrieval video and audio of the same clips"
         )
-    return Outcome([Repeat("test", test.keys, columns, metrics, train.keys), anchors], facts)
+    return Outcome([Repeat("test", test.keys, columns, metrics, train.keys), anchors], protocol)
 
 
 def _knn(
@@ -181,8 +183,8 @@ def _across(test: EmbeddingTable, columns: Columns, metrics: Metrics) -> None:
     pairs = test.select(has_pair)
     chance = chance_levels(len(pairs))
     columns["has_pair"] = has_pair
-    sides = (pairs.video_embedding, pairs.audio_embedding)
-    directions = list(zip(DIRECTIONS, (sides, sides[::-1]), strict=True))
+    video, audio = pairs.video_embedding, pairs.audio_embedding
+    directions = list(zip(DIRECTIONS, ((video, audio), (audio, video)), strict=True))
     for name, (queries, gallery) in directions:
         ranks = retrieval_ranks(queries, gallery)
         columns[f"{name}_rank"] = _spread(ranks, has_pair)
@@ -214,13 +216,12 @@ def _positives(positives: Mapping[str, torch.Tensor], train: EmbeddingTable) -> 
         numbers, _ = label_numbers(by_index.label(label_field))
         for agreement, sets in positives.items():
             name = f"positive_precision_{agreement}_{label_field}"
-            precision = positive_precision(sets, numbers)
-            columns[name] = precision.per_anchor
-            metrics[name] = Metric("mean", (name,), precision.chance)
+            columns[name], chance = positive_precision(sets, numbers)
+            metrics[name] = Metric("mean", (name,), chance)
     return Repeat("positives", by_index.keys, columns, metrics)
 
 
-def protocol(train: EmbeddingTable, test: EmbeddingTable, config: StandardConfig) -> dict[str, Any]:
+def protocol_of(train: EmbeddingTable, test: EmbeddingTable, config: StandardConfig) -> dict[str, Any]:
     """The values that must be equal for two results to be compared."""
     return {
         "num_train": len(set(train.keys)),
@@ -237,22 +238,9 @@ def protocol(train: EmbeddingTable, test: EmbeddingTable, config: StandardConfig
     }
 
 
-@dataclass(frozen=True)
-class PositivePrecision:
-    """overall: share in [0, 1] of positives with the label of their anchor; chance: the same for random positives.
-
-    per_class: {class number: share over the anchors of that class}, classes without anchors left out.
-    per_anchor: the share of each anchor, float64 (N,).
-    """
-
-    overall: float
-    per_class: dict[int, float]
-    chance: float
-    per_anchor: NDArray[np.float64]
-
-
-def positive_precision(positives: Any, labels: Any) -> PositivePrecision:
-    """The precision of positive sets by labels that training has not used.
+def positive_precision(positives: Any, labels: Any) -> tuple[NDArray[np.float64], float]:
+    """(the share of the positives of each anchor that have its label, float64 (N,); the mean share of random
+    positives).
 
     Args:
         positives: int64 (N, k), row i holds the positives of clip i, each in [0, N) and not i itself.
@@ -275,7 +263,6 @@ def positive_precision(positives: Any, labels: Any) -> PositivePrecision:
             f"{int(is_own.sum())} anchors are among their own positives, the first is {int(is_own.int().argmax())}"
         )
     share = (numbers[sets.long()] == numbers[:, None]).double().mean(dim=1)
-    per_class = {int(number): float(share[numbers == number].mean()) for number in torch.unique(numbers)}
     sizes = torch.bincount(numbers).double()
     chance = float((sizes * (sizes - 1)).sum() / (count * (count - 1)))
-    return PositivePrecision(float(share.mean()), per_class, chance, share.numpy())
+    return share.numpy(), chance

@@ -80,7 +80,7 @@ def synchronization(embedder: Embedder, config: SynchronizationConfig) -> Outcom
 def _cosines(
     embedder: Embedder, config: SynchronizationConfig, shards: str, shift_seconds: float
 ) -> tuple[FeatureSet, np.ndarray, np.ndarray, dict[str, int]]:
-    """(the samples that are not left out, their cosines in sync, their cosines shifted, {reason: number left out})."""
+    """(the samples that are not left out; their cosines in sync and shifted (n,); {reason: number left out})."""
     clips = ShiftedClips(shards, embedder.config.views, config.test_clips, shift_seconds, config.silence_dbfs)
     features = extract_from(
         embedder, clips, ["embedding"], batch_size=config.batch_size, num_workers=config.num_workers
@@ -93,8 +93,9 @@ def _cosines(
             f"embeddings of video have {video.shape[2]} dims and of audio {audio.shape[2]}: this run did not train "
             "them together, so that they cannot be compared"
         )
-    right, wrong = np.split(audio, 2, axis=1)
-    aligned, shifted = ((video * side).sum(axis=2, dtype=np.float64).mean(axis=1) for side in (right, wrong))
+    aligned, shifted = (
+        (video * clips).sum(axis=2, dtype=np.float64).mean(axis=1) for clips in np.split(audio, 2, axis=1)
+    )
     return kept, aligned, shifted, left_out
 
 
@@ -121,7 +122,7 @@ class ShiftedClips(SampleClips):
             return {}, "no video"
         if audio is None or sample.audio is None:
             return {}, "no audio"
-        lengths, key, last = clip_lengths(self.config), sample.info.key, bool(sample.info.index % 2)
+        lengths, key = clip_lengths(self.config), sample.info.key
         starts = shifted_starts(
             video,
             audio,
@@ -129,26 +130,28 @@ class ShiftedClips(SampleClips):
             lengths.audio_seconds,
             self.shift_seconds,
             self.plan.num_clips,
-            first_backward=last,
+            first_backward=bool(sample.info.index % 2),
         )
         if not starts:
             return {}, "too short"
-        clips, right, wrong = [], [], []
+        videos, aligned, shifted = [], [], []
         for start, shift in starts:
             around = start + (lengths.audio_seconds - lengths.video_seconds) / 2
             window = snap_to_frames(ClipTimes(around, start), video, sample.info.video_fps)
             video_start = float(window.video_start_seconds or 0.0)
             audio_start = float(window.audio_start_seconds or 0.0)
             frames = decode_video_clip(sample.video, video_start, self.config.video, video, key)
-            clips.append({"view": raw_image("video", frames, self.config.video, None, None)})
-            right.append(decode_audio_clip(sample.audio, audio_start, self.config.audio, audio, key))
-            wrong.append(decode_audio_clip(sample.audio, audio_start + shift, self.config.audio, audio, key))
-        waves = torch.stack([*right, *wrong])
-        level_dbfs = 20 * torch.log10(waves.square().mean(dim=(1, 2)).sqrt().clamp_min(1e-10))
+            videos.append({"view": raw_image("video", frames, self.config.video, None, None)})
+            aligned.append(decode_audio_clip(sample.audio, audio_start, self.config.audio, audio, key))
+            shifted.append(decode_audio_clip(sample.audio, audio_start + shift, self.config.audio, audio, key))
+        waveforms = torch.stack([*aligned, *shifted])
+        level_dbfs = 20 * torch.log10(waveforms.square().mean(dim=(1, 2)).sqrt().clamp_min(1e-10))
         if bool((level_dbfs < self.silence_dbfs).all()):
             return {}, "silent"
-        audio_views = stack_raw_views([{"view": raw_audio(wave, self.config.audio, None)} for wave in waves])
-        return {"video": stack_raw_views(clips)["view"], "audio": audio_views["view"]}, ""
+        audio_views = stack_raw_views(
+            [{"view": raw_audio(waveform, self.config.audio, None)} for waveform in waveforms]
+        )
+        return {"video": stack_raw_views(videos)["view"], "audio": audio_views["view"]}, ""
 
 
 def shifted_starts(
@@ -179,6 +182,6 @@ def shifted_starts(
         sign = -1 if (number % 2 == 1) != first_backward else 1
         sign = sign if sign in fitting else -sign
         begin, end = fitting[sign]
-        share = (number + 0.5) / num_starts
-        starts.append((begin + share * max(0.0, end - begin), sign * shift_seconds))
+        fraction = (number + 0.5) / num_starts
+        starts.append((begin + fraction * max(0.0, end - begin), sign * shift_seconds))
     return starts
