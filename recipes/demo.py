@@ -1,11 +1,11 @@
 """The whole program on a synthetic corpus: `make demo`.
 
-Makes a labeled audio-visual corpus of media files, prepares and verifies shards, pretrains AVID, branches
-AVID+CMA off from it beside AVID trained on for the same number of steps, evaluates, and writes the report. Every step
+Makes a labeled audio-visual corpus of media files, prepares and verifies shards, pretrains AVID, continues it
+with AVID+CMA and, for the same number of steps, with AVID, evaluates the three runs, and writes the report. Every step
 is a command as a user types it, printed before it runs. A killed demo that is started again keeps its
 shards and resumes training; `make clean` removes everything.
 
-Leaves with status 1 unless trained AVID beats untrained weights and chance clearly, on retrieval and on video kNN: by
+Exits with status 1 unless trained AVID beats untrained weights and chance clearly, on retrieval and on video kNN: by
 more than the 95 % interval over other samples.
 """
 
@@ -28,18 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "demo"
 DIRECTIONS = ("video_to_audio", "audio_to_video")
 RUNS = ("avid", "avid_longer", "avid_cma")
-SHARD_OPTIONS = [
-    "--short-side-px",
-    "64",
-    "--fps",
-    "8",
-    "--keyframe-interval",
-    "4",
-    "--audio-rate-hz",
-    "16000",
-    "--samples-per-shard",
-    "100",
-]
+SHARD_OPTIONS = "--short-side-px 64 --fps 8 --keyframe-interval 4 --audio-rate-hz 16000 --samples-per-shard 100"
 RESULTS = (
     "videos",
     "shards",
@@ -50,41 +39,29 @@ RESULTS = (
 )
 
 
-def run(*command: str) -> None:
-    """Run one command of the tool with this Python, printing it as the user would type it."""
-    print(f"\n$ python {shlex.join(command)}", flush=True)
+def run(command: str) -> None:
+    """Run one command of the program with this Python, printing it as a user types it."""
+    print(f"\n$ python {command}", flush=True)
     # One thread for the networks: decoding has its own process, and small networks gain little from a second thread.
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, env=environment)
+    subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT, check=True, env=environment)
 
 
 def prepare(split: str) -> None:
     videos, manifest, shards = f"demo/videos/{split}", f"demo/{split}.jsonl", f"demo/shards/{split}"
-    run("-m", "data_prep", "index", videos, "--out", manifest, "--labels", f"{videos}/labels.csv")
-    run("-m", "data_prep", "write", manifest, "--out", shards, *SHARD_OPTIONS)
-    run("-m", "data_prep", "verify", shards)
+    run(f"-m data_prep index {videos} --out {manifest} --labels {videos}/labels.csv")
+    run(f"-m data_prep write {manifest} --out {shards} {SHARD_OPTIONS}")
+    run(f"-m data_prep verify {shards}")
 
 
-def pretrain(name: str, recipe: str, *changes: str) -> None:
-    run(
-        "recipes/pretrain.py",
-        f"recipes/configs/{recipe}.yaml",
-        f"run=demo/runs/{name}",
-        "data.shards=demo/shards/train",
-        *changes,
-    )
+def pretrain(name: str, recipe: str, changes: str = "") -> None:
+    configuration = f"recipes/configs/{recipe}.yaml run=demo/runs/{name} data.shards=demo/shards/train"
+    run(f"recipes/pretrain.py {configuration} {changes}".rstrip())
 
 
 def evaluate(name: str) -> dict[str, Any]:
-    splits = ("train=demo/shards/train", "test=demo/shards/test")
-    run(
-        "recipes/evaluate.py",
-        f"demo/runs/{name}",
-        "recipes/configs/evaluate.yaml",
-        "num_positives=64",
-        "num_workers=1",
-        *splits,
-    )
+    task = "recipes/configs/evaluate.yaml num_positives=64 num_workers=1"
+    run(f"recipes/evaluate.py demo/runs/{name} {task} train=demo/shards/train test=demo/shards/test")
     result: dict[str, Any] = json.loads((DEMO / "runs" / name / "evaluation.json").read_text(encoding="utf-8"))
     return result
 
@@ -157,7 +134,7 @@ CLAIMS = (
 def judged(
     rows: dict[str, list[Repeat]], chance: dict[str, float]
 ) -> list[tuple[str, str, tuple[float, float, float], bool]]:
-    """(claim, verdict, (margin, low and high end of its interval), whether it must hold).
+    """[(claim, verdict, (margin, low end and high end of its interval), whether it must hold)] of all claims.
 
     The verdict is "yes" or "NO" if the whole interval lies on that side of 0, otherwise "open".
     """
@@ -184,50 +161,22 @@ def stored_rows(evaluations: dict[str, dict[str, Any]]) -> dict[str, list[Repeat
 
 def main() -> int:
     began = time.monotonic()
-    run(
-        "-m",
-        "data_prep",
-        "demo-corpus",
-        "demo/videos",
-        "--num-train",
-        "600",
-        "--num-test",
-        "300",
-        "--difficulty",
-        "0.5",
-        "--agreement",
-        "0.9",
-    )
+    run("-m data_prep demo-corpus demo/videos --num-train 600 --num-test 300 --difficulty 0.5 --agreement 0.9")
     for split in ("train", "test"):
         prepare(split)
 
     pretrain("avid", "demo_avid")
-    pretrain("avid_longer", "demo_avid", "init_from=demo/runs/avid", "seed=1", "steps=1000", "optim.schedule=cosine")
-    pretrain("avid_cma", "demo_avid_cma", "init_from=demo/runs/avid", "seed=1")
+    pretrain("avid_longer", "demo_avid", "init_from=demo/runs/avid seed=1 steps=1000 optim.schedule=cosine")
+    pretrain("avid_cma", "demo_avid_cma", "init_from=demo/runs/avid seed=1")
     evaluations = {name: evaluate(name) for name in RUNS}
 
-    windows = ("--window", "1", "--stride", "0.5", "--num-workers", "1")
-    run(
-        "recipes/embed.py",
-        "demo/runs/avid_cma",
-        "demo/videos/test",
-        "--out",
-        "demo/embeddings",
-        "--overwrite",
-        *windows,
-    )
-    run(
-        "recipes/report.py",
-        "demo/runs/avid_cma",
-        "demo/runs/avid",
-        "demo/runs/avid_longer",
-        "--shards",
-        "demo/shards/test",
-    )
+    windows = "--window 1 --stride 0.5 --num-workers 1"
+    run(f"recipes/embed.py demo/runs/avid_cma demo/videos/test --out demo/embeddings --overwrite {windows}")
+    run("recipes/report.py demo/runs/avid_cma demo/runs/avid demo/runs/avid_longer --shards demo/shards/test")
 
     print(f"\n{table(evaluations)}\n")
     verdicts = judged(stored_rows(evaluations), evaluations["avid"]["chance"])
-    print("claims, the margin by which each holds, and its 95 % interval over other samples (open: it has 0 in it)")
+    print("claims, the margin by which each holds, and its 95 % interval over other samples (open: 0 lies in it)")
     for claim, verdict, (margin, low, high), _ in verdicts:
         print(f"  {verdict:4}  {claim}: {margin:+.3f} [{low:+.3f}, {high:+.3f}]")
     print(f"\nfinished in {time.monotonic() - began:.0f} s; look at")

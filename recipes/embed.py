@@ -59,8 +59,7 @@ def main(arguments: argparse.Namespace) -> int:
         say(f"part {part.number} of {part.count} is done; the part that ends last finishes {arguments.out}")
         return 0
     out = Path(arguments.out)
-    paths = [*index.paths(out), out / SKIPPED_NAME]
-    for path in paths:
+    for path in (*index.paths(out), out / SKIPPED_NAME):
         say(path)
     say_lines(summary(index))
     if not index.num_rows:
@@ -72,9 +71,9 @@ def summary(index: FolderIndex) -> str:
     """The last lines of the output: how many sources were embedded, and how many skipped for which reason."""
     rows_with = ", ".join(f"{count} with {name}" for name, count in index.rows_with.items())
     reasons = ", ".join(f"{count} {reason}" for reason, count in index.skipped_by_reason.items())
-    lines = [f"{index.num_embedded} of {index.num_listed} sources embedded, {index.num_rows} rows ({rows_with})"]
+    rows = f"{index.num_embedded} of {index.num_listed} sources embedded, {index.num_rows} rows ({rows_with})"
     counts = f"listed {index.num_listed} = embedded {index.num_embedded} + skipped {index.num_skipped}"
-    return "\n".join([*lines, counts + (f" ({reasons})" if reasons else "")])
+    return f"{rows}\n{counts}" + (f" ({reasons})" if reasons else "")
 
 
 def default_device() -> str:

@@ -1,4 +1,4 @@
-"""Pretrain audio and video encoders with any loss of the registry.
+"""Pretrain encoders of video, audio or images with any loss of the registry.
 
     accelerate launch recipes/pretrain.py recipes/configs/avid.yaml run=runs/avid data.shards=shards/
     torchrun --nproc_per_node 8 recipes/pretrain.py recipes/configs/avid_cma.yaml init_from=runs/avid ...

@@ -23,24 +23,24 @@ def main(run: Path, others: list[Path], shards: str) -> Path:
     from avssl.report.page import write_report
     from avssl.shards.shard_set import ShardSet
 
-    library = ShardSet(shards) if shards else None
-    numbers = {key: number for number, key in enumerate(library.keys)} if library else {}
+    shard_set = ShardSet(shards) if shards else None
+    numbers = {key: number for number, key in enumerate(shard_set.keys)} if shard_set else {}
     table_path, result = run / "embeddings" / "test.parquet", run / "evaluation.json"
     provenance = run / checkpoint.PROVENANCE_FILE
 
     def media(key: str) -> ClipMedia:
-        if library is None or key not in numbers:
+        if shard_set is None or key not in numbers:
             return ClipMedia()  # embedded from another source: listed without media
-        sample = library.read(numbers[key])
+        sample = shard_set.read(numbers[key])
         return ClipMedia(sample.video, sample.audio, sample.image)
 
     return write_report(
         run,
         evaluations=[path for folder in (run, *others) for path in standard_results(folder) if path != result],
         table=EmbeddingTable.read(table_path) if table_path.is_file() else None,
-        media=media if library else None,
+        media=media if shard_set else None,
         other_runs={other.name: other for other in others},
-        index=Fields.read(library.folder / "index.json").record if library else None,
+        index=Fields.read(shard_set.folder / "index.json").record if shard_set else None,
         facts=checkpoint.read_provenance(run) if provenance.is_file() else None,
     )
 

@@ -295,8 +295,8 @@ def test_neighbors_are_the_closest_rows_of_the_other_modality() -> None:
     for query, matches in zip(queries, find_matches(table, "video", queries, labels, 3), strict=True):
         cosine = np.nan_to_num(table.audio_embedding @ table.video_embedding[query], nan=-2)
         assert [match.row for match in matches] == np.argsort(-cosine)[:3].tolist()
-        assert [match.own for match in matches] == [match.row == query for match in matches]
-        assert [match.right for match in matches] == [labels[match.row] == labels[query] for match in matches]
+        assert [match.is_own for match in matches] == [match.row == query for match in matches]
+        assert [match.is_right for match in matches] == [labels[match.row] == labels[query] for match in matches]
 
 
 def test_the_map_is_the_principal_plane_of_scikit_learn() -> None:

@@ -127,8 +127,8 @@ def test_one_modality_is_searched_within_itself_without_the_query(modality: str)
         cosine = vectors.astype(np.float64) @ vectors[query]
         cosine[query] = -2
         assert [match.row for match in matches] == np.argsort(-cosine)[:3].tolist()
-        assert not any(match.own for match in matches)
-        assert all(match.right for match in matches), "the classes lie on opposite sides"
+        assert not any(match.is_own for match in matches)
+        assert all(match.is_right for match in matches), "the classes lie on opposite sides"
 
 
 def test_an_image_with_a_twin_still_leaves_only_itself_out() -> None:

@@ -88,7 +88,7 @@ def _mcnemar(first: Sequence[Repeat], second: Sequence[Repeat], name: str) -> tu
 
 
 def _right_rows(repeats: Sequence[Repeat], name: str) -> tuple[list[str], np.ndarray] | None:
-    """(keys, bool (n,): whether each is right) of the rows of a share of right rows; None for other kinds of metrics."""
+    """(keys, bool (n,): whether each is right) of the rows of a metric that is a share of right rows, else None."""
     keys: list[str] = []
     right = []
     for repeat in repeats:

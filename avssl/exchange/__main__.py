@@ -25,7 +25,7 @@ def main(argv: list[str]) -> None:
     arguments = parse(argv)
     try:
         say_lines(arguments.run_command(arguments).rstrip())
-    except (FileNotFoundError, ValueError, OSError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(plain_lines(f"error: {error}"))  # several lines if tensors do not match
 
 
@@ -101,35 +101,39 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    add = commands.add_parser("import", help="import a published AVID-CMA checkpoint as a run")
-    add.set_defaults(run_command=import_command)
-    add.add_argument("file", help="the published .pth.tar")
-    add.add_argument("--out", required=True, help="run folder to write; new or empty")
-    add.add_argument("--statistics", default="", help="shard folder to measure, or .npz with mean and std per bin")
-    add.add_argument("--small", action="store_true", help="the small networks of the paper's analysis")
-    add.add_argument("--video-bank", default="", help="name of the video bank, if the names in the file do not show it")
-    add.add_argument("--audio-bank", default="", help="name of the audio bank, likewise")
-    add.add_argument("--ignore", nargs="+", default=[], help="patterns of tensors in the file that are not imported")
+    command = commands.add_parser("import", help="import a published AVID-CMA checkpoint as a run")
+    command.set_defaults(run_command=import_command)
+    command.add_argument("file", help="the published .pth.tar")
+    command.add_argument("--out", required=True, help="run folder to write; new or empty")
+    command.add_argument("--statistics", default="", help="shard folder to measure, or .npz with mean and std per bin")
+    command.add_argument("--small", action="store_true", help="the small networks of the paper's analysis")
+    command.add_argument(
+        "--video-bank", default="", help="name of the video bank, if the names in the file do not show it"
+    )
+    command.add_argument("--audio-bank", default="", help="name of the audio bank, likewise")
+    command.add_argument(
+        "--ignore", nargs="+", default=[], help="patterns of tensors in the file that are not imported"
+    )
 
-    add = commands.add_parser("statistics", help="spectrogram statistics for an imported run")
-    add.set_defaults(run_command=statistics_command)
-    add.add_argument("run", help="run folder")
-    add.add_argument("source", help="shard folder to measure, or .npz with mean and std per bin")
+    command = commands.add_parser("statistics", help="spectrogram statistics for an imported run")
+    command.set_defaults(run_command=statistics_command)
+    command.add_argument("run", help="run folder")
+    command.add_argument("source", help="shard folder to measure, or .npz with mean and std per bin")
 
-    add = commands.add_parser("export", help="export a finished run as a folder, a state dict or a graph")
-    add.set_defaults(run_command=export_command)
-    add.add_argument("run", help="finished run, exchange folder, or hf://owner/name")
-    add.add_argument("--out", required=True, help="folder or file to write")
-    add.add_argument("--to", choices=["folder", "torchvision", *GRAPHS], default="folder")
-    add.add_argument("--modality", choices=["video", "audio", "image"], help="encoder to export")
-    add.add_argument("--with-state", action="store_true", help="folder: banks, queues, teachers and constants too")
-    add.add_argument("--license", default="", help="folder: license of the weights, such as apache-2.0")
+    command = commands.add_parser("export", help="export a finished run as a folder, a state dict or a graph")
+    command.set_defaults(run_command=export_command)
+    command.add_argument("run", help="finished run, exchange folder, or hf://owner/name")
+    command.add_argument("--out", required=True, help="folder or file to write")
+    command.add_argument("--to", choices=["folder", "torchvision", *GRAPHS], default="folder")
+    command.add_argument("--modality", choices=["video", "audio", "image"], help="encoder to export")
+    command.add_argument("--with-state", action="store_true", help="folder: banks, queues, teachers and constants too")
+    command.add_argument("--license", default="", help="folder: license of the weights, such as apache-2.0")
 
-    add = commands.add_parser("push", help="push an exchange folder to a hub")
-    add.set_defaults(run_command=push_command)
-    add.add_argument("folder", help="folder that `export` wrote")
-    add.add_argument("name", help="owner/name")
-    add.add_argument("--private", action="store_true", help="a repository that only its owner sees")
+    command = commands.add_parser("push", help="push an exchange folder to a hub")
+    command.set_defaults(run_command=push_command)
+    command.add_argument("folder", help="folder that `export` wrote")
+    command.add_argument("name", help="owner/name")
+    command.add_argument("--private", action="store_true", help="a repository that only its owner sees")
     return parser.parse_args(argv)
 
 

@@ -24,8 +24,22 @@ from avssl.models.heads import mlp
 from avssl.models.video import BLOCKS_PER_STAGE
 
 PUBLISHED_DEPTH, PUBLISHED_WIDTH = 18, 64
-
 PUBLISHED_PROJECTOR = (512, 512, 512, 128)
+LICENSE = "CC-BY-NC-4.0"
+LICENSE_NOTE = (
+    "Published AVID-CMA weights are licensed CC BY-NC 4.0 by their authors: no commercial use, of these weights or of "
+    "anything trained from them; name the authors (Morgado, Vasconcelos, Misra, CVPR 2021)."
+)
+PREFIXES = {
+    "video_model.": "encoders.video.",
+    "audio_model.": "encoders.audio.",
+    "video_proj.projection.": "projectors.video.",
+    "audio_proj.projection.": "projectors.audio.",
+}
+PARTITION_NAME = "avg_exp_score"
+# Words in the name of a bank that show its modality; the authors' first view is the video.
+BANK_WORDS = {"video": ("video", "view1"), "audio": ("audio", "view2")}
+NOT_CRITERION = ("model", "optimizer")
 
 
 @dataclass(frozen=True)
@@ -85,23 +99,6 @@ def _projector_dims(state: Mapping[str, torch.Tensor]) -> tuple[int, ...]:
     if not numbers or numbers != list(range(0, 2 * len(numbers), 2)):
         return PUBLISHED_PROJECTOR
     return (layers[0].shape[1], *(layers[number].shape[0] for number in numbers))
-
-
-LICENSE = "CC-BY-NC-4.0"
-LICENSE_NOTE = (
-    "Published AVID-CMA weights are licensed CC BY-NC 4.0 by their authors: no commercial use, of these weights or of "
-    "anything trained from them; name the authors (Morgado, Vasconcelos, Misra, CVPR 2021)."
-)
-PREFIXES = {
-    "video_model.": "encoders.video.",
-    "audio_model.": "encoders.audio.",
-    "video_proj.projection.": "projectors.video.",
-    "audio_proj.projection.": "projectors.audio.",
-}
-PARTITION_NAME = "avg_exp_score"
-# Words in the name of a bank that show its modality; the authors' first view is the video.
-BANK_WORDS = {"video": ("video", "view1"), "audio": ("audio", "view2")}
-NOT_CRITERION = ("model", "optimizer")
 
 
 @dataclass
@@ -248,11 +245,8 @@ def _load(file: Path) -> tuple[dict[str, Any], str]:
         )
     if not _tensors(content["model"]):
         raise ValueError(f"{file} is not an AVID-CMA checkpoint: its 'model' holds no tensors")
-    digest = hashlib.sha256()
-    with file.open("rb") as opened:
-        while block := opened.read(1 << 20):
-            digest.update(block)
-    return content, digest.hexdigest()
+    with file.open("rb") as stream:
+        return content, hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _tensors(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:

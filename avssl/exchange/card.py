@@ -89,6 +89,7 @@ def _training_lines(cfg: RunConfig, provenance: Mapping[str, Any]) -> list[str]:
         if provenance.get("audio_statistics"):
             lines.append("- statistics of the spectrograms: not the authors', measured or given when it was imported")
         return lines
+    versions = ", ".join(f"{name} {version}" for name, version in provenance.get("versions", {}).items())
     return [
         f"- data: {_words(data['num_samples'])} samples, {_code(Path(data.get('shards') or 'unnamed').name)} "
         f"(fingerprint {_code(data['fingerprint'])})",
@@ -97,7 +98,7 @@ def _training_lines(cfg: RunConfig, provenance: Mapping[str, Any]) -> list[str]:
         f"{_words(provenance.get('samples_seen', 'not recorded'))}, global batch {cfg.data.global_batch_size}",
         f"- optimizer: `{cfg.optim.name}`, learning rate {cfg.optim.lr:g}",
         f"- started from: {', '.join(_starts(cfg, str(provenance.get('init_from') or '')))}",
-        f"- versions: {_words(', '.join(f'{name} {of}' for name, of in provenance.get('versions', {}).items()))}",
+        f"- versions: {_words(versions)}",
     ]
 
 
@@ -130,7 +131,7 @@ def _input_lines(cfg: RunConfig, modalities: list[str]) -> list[str]:
 def _result_lines(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """A table per evaluation, with every metric: trained, untrained (both with deviation) and chance, if stored.
 
-    Of the paths of the data only the last part is shown.
+    Of the paths of the data only the last component is shown.
     """
     for name, content in results.items():
         metrics, deviations = content.get("results", {}), content.get("deviation", {})

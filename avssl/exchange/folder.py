@@ -77,7 +77,7 @@ def _without_paths(cfg: config.RunConfig) -> config.RunConfig:
 
 
 def _facts(provenance: dict[str, Any]) -> dict[str, Any]:
-    """Provenance with the last part of every path in place of the path."""
+    """The provenance with the last component of every path in place of the path."""
     facts = {**provenance, "data": {**provenance["data"], "shards": Path(provenance["data"].get("shards", "")).name}}
     for key in ("init_from", "audio_statistics"):
         if facts.get(key):

@@ -139,10 +139,10 @@ def _only(loss: Loss, modality: str) -> Loss:
     unneeded += [name for name, _ in loss.named_parameters(recurse=False)]
     for name in unneeded:
         delattr(loss, name)
-    for part in EMBEDDING_MODULES:
-        heads = cast("nn.ModuleDict", getattr(loss, part))
-        for name in [name for name in heads if name != modality]:
-            del heads[name]
+    for group in EMBEDDING_MODULES:
+        modules = cast("nn.ModuleDict", getattr(loss, group))
+        for name in [name for name in modules if name != modality]:
+            del modules[name]
     return loss.requires_grad_(False)
 
 

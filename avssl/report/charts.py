@@ -20,8 +20,9 @@ MAX_POINTS = 240
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a chart: x and y float64 (n,), where NaN in y is a gap. color: c0..c11, video, audio; dash: 0 solid
-    .. 3.
+    """One line of a chart: x and y float64 (n,), where NaN in y is a gap.
+
+    color: a class of style.css, c0 to c11, video or audio. dash: 0 (solid) to 3.
     """
 
     name: str
@@ -46,7 +47,7 @@ def ticks(low: float, high: float, target: int = 5) -> list[float]:
 
 
 def tick_text(value: float, unit: str = "") -> str:
-    """A tick's label: 0.25, 96k, 1.5M, 2e-4; shares as per cent if the unit is "%"."""
+    """A tick's label: 0.25, 96k, 1.5M, 2e-4; shares in per cent if the unit is "%"."""
     if unit == "%":
         return f"{value * 100:.4g}\u00a0%"
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -65,10 +66,10 @@ def binned(
     if len(x) <= max_points:
         return x, y, y, y
     edges = np.linspace(0, len(x), max_points + 1).astype(int)
-    parts = [(x[a:b], y[a:b][np.isfinite(y[a:b])]) for a, b in itertools.pairwise(edges)]
+    bins = [(x[a:b], y[a:b][np.isfinite(y[a:b])]) for a, b in itertools.pairwise(edges)]
     columns = [
         (xs.mean(), ys.mean(), ys.min(), ys.max()) if len(ys) else (xs.mean(), np.nan, np.nan, np.nan)
-        for xs, ys in parts
+        for xs, ys in bins
     ]
     centers, mean, low, high = np.array(columns, dtype=np.float64).T
     return centers, mean, low, high
@@ -140,14 +141,14 @@ def _grid(axes: Axes, x_label: str, y_unit: str) -> Html:
 
 def _line(series: Series, axes: Axes) -> Html:
     x, mean, low, high = binned(series.x, series.y)
-    across = axes.to_x(x)
+    pixels = axes.to_x(x)
     parts = []
     solid = np.isfinite(low)
     if len(series.x) > MAX_POINTS and solid.any():
         edge = np.concatenate([axes.to_y(low[solid]), axes.to_y(high[solid])[::-1]])
-        outline = path(np.concatenate([across[solid], across[solid][::-1]]), edge)
+        outline = path(np.concatenate([pixels[solid], pixels[solid][::-1]]), edge)
         parts.append(tag("path", d=outline + "Z", class_=f"band {series.color}"))
-    points = path(across, axes.to_y(mean))
+    points = path(pixels, axes.to_y(mean))
     parts.append(tag("path", d=points, class_=f"line {series.color} dash{series.dash}", data_series=series.name))
     return join(*parts)
 
@@ -158,7 +159,7 @@ def _last_value(series: Series, y_unit: str) -> str:
 
 
 def legend(entries: Sequence[tuple[str, str, int, str]]) -> Html:
-    """List of (name, color class, dash, value text): a sample of the line, its name, its last value."""
+    """The legend of (name, color class, dash, value text): per line a sample of it, its name and its last value."""
     items = []
     for name, color, dash, value in entries:
         stroke = tag("path", d="M1 6H23", class_=f"line {color} dash{dash}")
@@ -210,7 +211,7 @@ def line_chart(
 
 
 def waveform(low: NDArray[np.float32], high: NDArray[np.float32], label: str) -> Html:
-    """The outline of a waveform: low and high (n,) in [-1, 1] are the extremes of n equal parts of its time."""
+    """The outline of a waveform: low and high (n,) in [-1, 1] are the extremes in n equal intervals of time."""
     count = len(low)
     peak = max(float(np.abs(low).max(initial=0)), float(np.abs(high).max(initial=0)), 1e-4)
     top = [f"{position},{20 - 18 * float(value) / peak - 0.4:.1f}" for position, value in enumerate(high)]

@@ -39,18 +39,20 @@ _SUFFIXES = {
     "Use of clusters": "_entropy",
 }
 PROBE = "probe_"  # prefix of the scores of the online probe
-_SIDES = {f"{side}{suffix}": side for side in ("video", "audio") for suffix in list(_SUFFIXES.values())[:3]}
+_MODALITY_COLORS = {
+    f"{modality}{suffix}": modality for modality in ("video", "audio") for suffix in list(_SUFFIXES.values())[:3]
+}
 # AVID's terms as they are logged, and the same as AVID+CMA's instance terms.
 _DIRECTIONS: dict[str, str] = {}
 _SCORES: dict[str, str] = {}
 _SCORE_COLORS: dict[str, str] = {}
 for _prefix in ("", "instance_"):
-    for _name, _arrow, _side in (
+    for _name, _arrow, _modality in (
         ("video_to_audio", "video → audio", "video"),
         ("audio_to_video", "audio → video", "audio"),
     ):
         _DIRECTIONS[_prefix + _name] = _arrow
-        _SIDES[_prefix + _name] = _side
+        _MODALITY_COLORS[_prefix + _name] = _modality
         for _kind, _pairs, _color in (("positive", "true pairs", "c2"), ("negative", "wrong pairs", "c5")):
             _SCORES[f"{_prefix}{_name}_{_kind}_score"] = f"{_pairs}, {_arrow}"
             _SCORE_COLORS[f"{_prefix}{_name}_{_kind}_score"] = _color
@@ -67,14 +69,14 @@ PANELS = (
         {},  # those that were logged
         "How different the embeddings of a batch are. Near 0 = collapse: every sample looks the same.",
         include=(0.0,),
-        colors=_SIDES,
+        colors=_MODALITY_COLORS,
     ),
     Panel(
         "Effective rank",
         {},
         "In how many directions the embeddings of a batch lie. Near 1 = collapse; at most the batch size or the dim.",
         include=(0.0,),
-        colors=_SIDES,
+        colors=_MODALITY_COLORS,
     ),
     Panel(
         "Alignment",
@@ -87,7 +89,7 @@ PANELS = (
         {},
         "How evenly a batch covers the sphere: 0 = collapse, near -4 = all over it.",
         include=(0.0,),
-        colors=_SIDES,
+        colors=_MODALITY_COLORS,
     ),
     Panel(
         "Use of clusters",
@@ -106,7 +108,7 @@ PANELS = (
         "Loss by direction",
         _DIRECTIONS,
         "Should fall together; a large gap means one modality carries the task.",
-        colors=_SIDES,
+        colors=_MODALITY_COLORS,
     ),
     Panel(
         "Waiting for data",
@@ -148,10 +150,10 @@ def _is_number(value: object) -> bool:
 
 
 def read_metrics(path: str | Path) -> Metrics:
-    """Read a metrics.jsonl. A missing file gives no rows; a line that a killed run left incomplete is counted as
-    unreadable.
+    """Read a metrics.jsonl, and the scores of the online probe beside it. A missing file gives no rows.
 
-    A resumed run has logged some steps twice; the last one counts.
+    A line that a killed run left incomplete is counted as unreadable. A resumed run has logged some steps twice; the
+    last one counts.
     """
     source = Path(path)
     if not source.exists():
@@ -197,7 +199,7 @@ def _series(runs: Mapping[str, Metrics], panel: Panel, x_key: str) -> list[Serie
             if len(panel.keys) == 1 and run_number:
                 color = f"c{run_number}"
             shown = name if len(runs) == 1 else f"{run}: {name}" if len(panel.keys) > 1 else run
-            x, y = (np.array([row[part] for row in rows], dtype=np.float64) for part in (x_key, key))
+            x, y = (np.array([row[column] for row in rows], dtype=np.float64) for column in (x_key, key))
             lines.append(Series(shown, x, np.where(np.isfinite(y), y, np.nan), color, run_number % 4))
     return lines
 
@@ -255,11 +257,11 @@ def _collapses(runs: Mapping[str, Metrics]) -> Html:
 def _footnote(runs: Mapping[str, Metrics]) -> Html:
     notes = ["Long runs: the line is the mean of neighboring logging steps, the band their lowest and highest value."]
     for run, metrics in runs.items():
-        bad = sum(
+        num_not_finite = sum(
             1 for row in metrics.rows for value in row.values() if _is_number(value) and not np.isfinite(float(value))
         )
-        if bad:
-            notes.append(f"{run}: values that are not finite and leave gaps in the lines: {bad}.")
+        if num_not_finite:
+            notes.append(f"{run}: values that are not finite and leave gaps in the lines: {num_not_finite}.")
         if metrics.num_unreadable:
             notes.append(f"{run}: unreadable lines in metrics.jsonl: {metrics.num_unreadable}.")
     return tag("p", " ".join(notes), class_="note")
@@ -274,7 +276,7 @@ def training_facts(metrics: Metrics) -> dict[str, str]:
     facts = {shown: number(last[key]) for key, shown in names.items() if _is_number(last.get(key))}
     seconds = [float(row["seconds"]) for row in metrics.rows if _is_number(row.get("seconds"))]
     if seconds:
-        facts["Training time"] = duration_text(sum(seconds))  # of a row: since the row before
+        facts["Training time"] = duration_text(sum(seconds))  # a row has the time since the row before it
     for key in metrics.names():
         if key.startswith("failures/"):
             values: Sequence[float] = [row[key] for row in metrics.rows if _is_number(row.get(key))]

@@ -95,10 +95,10 @@ def _points(table: EmbeddingTable) -> tuple[list[tuple[str, int]], NDArray[np.fl
 
 def _gap_text(marks: Sequence[tuple[str, int]], vectors: NDArray[np.float32]) -> str:
     """A sentence on the distance between the mean video and the mean audio clip; "" without both."""
-    sides = [vectors[[modality == side for modality, _ in marks]] for side in ("video", "audio")]
-    if not all(len(side) for side in sides):
+    video, audio = (vectors[[modality == name for modality, _ in marks]] for name in ("video", "audio"))
+    if not len(video) or not len(audio):
         return ""
-    gap = float(np.linalg.norm(sides[0].mean(axis=0) - sides[1].mean(axis=0)))
+    gap = float(np.linalg.norm(video.mean(axis=0) - audio.mean(axis=0)))
     return f" The mean video and the mean audio clip are {gap:.2f} apart (two opposite unit vectors: 2)."
 
 
@@ -140,18 +140,17 @@ def map_section(table: EmbeddingTable) -> Html:
 
 
 def _controls(modalities: Sequence[str], fields: Sequence[str], colors: dict[str, dict[str, int]]) -> Html:
-    keys = [
-        tag("svg", _mark(modality, 6.0, 6.0), viewBox="0 0 12 12", class_="key", aria_hidden="true")
-        for modality in modalities
-    ]
-    shapes = tag(
-        "ul",
-        *(tag("li", key, NAMES[modality]) for key, modality in zip(keys, modalities, strict=True)),
-        class_="legend",
-    )
+    shapes = []
+    for modality in modalities:
+        sample = tag("svg", _mark(modality, 6.0, 6.0), viewBox="0 0 12 12", class_="key", aria_hidden="true")
+        shapes.append(tag("li", sample, NAMES[modality]))
     switches = [
         tag("button", field, type="button", aria_pressed="false" if number else "true", data_color_by=number)
         for number, field in enumerate(fields)
     ]
     chooser = tag("p", "Color by ", *switches, class_="switches") if len(fields) > 1 else ""
-    return join(shapes, chooser, *(_legend(field, number, colors[field]) for number, field in enumerate(fields)))
+    return join(
+        tag("ul", *shapes, class_="legend"),
+        chooser,
+        *(_legend(field, number, colors[field]) for number, field in enumerate(fields)),
+    )

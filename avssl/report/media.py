@@ -39,12 +39,12 @@ def data_uri(content: bytes, mime_type: str) -> str:
 
 
 def video_thumbnails(video: bytes, num_thumbnails: int, name: str = "video") -> list[bytes]:
-    """JPEG thumbnails, 96 px high, from the middles of equal parts of the video. MediaError if it cannot be decoded."""
+    """JPEG thumbnails, 96 px high, evenly spaced over the video. MediaError if it cannot be decoded."""
     from avssl.media.decode import probe, read_video
 
     info = probe(video, name=name)
     duration = (info.video.duration_seconds if info.video else None) or info.duration_seconds or 0.0
-    times = [(part + 0.5) * duration / num_thumbnails for part in range(num_thumbnails)]
+    times = [(number + 0.5) * duration / num_thumbnails for number in range(num_thumbnails)]
     return [thumbnail(frame.permute(1, 2, 0).numpy()) for frame in read_video(video, times, name=name)]
 
 
@@ -62,14 +62,14 @@ def thumbnail(pixels: NDArray[np.uint8]) -> bytes:
     image = Image.fromarray(np.ascontiguousarray(pixels))
     width = max(1, round(image.width * THUMBNAIL_HEIGHT_PX / image.height))
     # Synthetic clips are tiny: without interpolation they look as the network gets them.
-    filter_ = Image.Resampling.NEAREST if image.height < THUMBNAIL_HEIGHT_PX else Image.Resampling.LANCZOS
+    resampling = Image.Resampling.NEAREST if image.height < THUMBNAIL_HEIGHT_PX else Image.Resampling.LANCZOS
     stream = io.BytesIO()
-    image.resize((width, THUMBNAIL_HEIGHT_PX), filter_).save(stream, "JPEG", quality=80, optimize=True)
+    image.resize((width, THUMBNAIL_HEIGHT_PX), resampling).save(stream, "JPEG", quality=80, optimize=True)
     return stream.getvalue()
 
 
 def audio_outline(audio: bytes, name: str = "audio") -> tuple[Any, Any, float]:
-    """(low, high, seconds): extremes float32 (120,) in [-1, 1] of equal parts of the first 30 s, and their length."""
+    """(low, high, seconds): extremes float32 (120,) in [-1, 1] in equal intervals of at most the first 30 s."""
     from avssl.media.decode import probe, read_audio
 
     info = probe(audio, name=name)

@@ -1,4 +1,4 @@
-"""Nearest neighbors with playable media, across video and audio, or within each modality if not both are there."""
+"""Nearest neighbors with playable media: across video and audio, or within each modality if not both are there."""
 
 from __future__ import annotations
 
@@ -14,23 +14,21 @@ from avssl.report.media import MediaLibrary
 
 OTHER = {"video": "audio", "audio": "video"}
 NAMES = {"video": "video", "audio": "audio clip", "image": "image"}
-
-
 Search = tuple[str, str]  # the modality of the query, the modality that is searched
 
 
 @dataclass(frozen=True)
 class Match:
-    """One neighbor: its row in the table, its cosine, whether it is the clip of the query, and whether its class is
-    right.
+    """One neighbor: its row in the table, and its cosine.
 
-    right is None if the query or the neighbor has no label.
+    is_own: whether it is the clip of the query. is_right: whether it has the class of the query; None if one of the two
+    has no label.
     """
 
     row: int
     cosine: float
-    own: bool
-    right: bool | None
+    is_own: bool
+    is_right: bool | None
 
 
 def pick_queries(table: EmbeddingTable, modality: str, labels: Sequence[str | None], count: int) -> list[int]:
@@ -45,7 +43,6 @@ def pick_queries(table: EmbeddingTable, modality: str, labels: Sequence[str | No
     if len(ordered) > count:
         ordered = [ordered[number * len(ordered) // count] for number in range(count)]
     longest = max((len(rows) for rows in ordered), default=0)
-    # Each class starts at another place, so that the rows are not all of the same source file.
     return [rows[turn] for turn in range(longest) for rows in ordered if turn < len(rows)][:count]
 
 
@@ -70,14 +67,14 @@ def find_matches(
         return [[] for _ in queries]
     neighbors, cosines = nearest(source[list(queries)], target[rows], count + int(other == modality))
     results = []
-    for query, near, scores in zip(queries, neighbors, cosines, strict=True):
+    for query, positions, scores in zip(queries, neighbors, cosines, strict=True):
         matches = []
-        for position, cosine in zip(near, scores, strict=True):
+        for position, cosine in zip(positions, scores, strict=True):
             row, label = int(rows[position]), labels[query]
             if other == modality and row == query:
                 continue
-            right = None if label is None or labels[rows[position]] is None else labels[rows[position]] == label
-            matches.append(Match(row, float(cosine), table.keys[row] == table.keys[query], right))
+            is_right = None if label is None or labels[row] is None else labels[row] == label
+            matches.append(Match(row, float(cosine), table.keys[row] == table.keys[query], is_right))
         results.append(matches[:count])
     return results
 
@@ -90,12 +87,14 @@ def label_text(labels: Mapping[str, Sequence[str]]) -> Html:
 
 def _verdict(match: Match) -> Html:
     """Whether a match is right, as a word and a sign, not by color alone."""
-    if match.own:
+    if match.is_own:
         return tag("span", "★ its own", class_="verdict own")
-    if match.right is None:
+    if match.is_right is None:
         return tag("span", "no label", class_="verdict")
     return tag(
-        "span", "✓ right class" if match.right else "✗ other class", class_=f"verdict {'yes' if match.right else 'no'}"
+        "span",
+        "✓ right class" if match.is_right else "✗ other class",
+        class_=f"verdict {'yes' if match.is_right else 'no'}",
     )
 
 
@@ -112,33 +111,33 @@ def _key(key: str) -> Html:
 
 
 def _match_card(
-    table: EmbeddingTable, match: Match, rank: int, sides: Search, *, query_key: str, library: MediaLibrary
+    table: EmbeddingTable, match: Match, rank: int, search: Search, *, query_key: str, library: MediaLibrary
 ) -> Html:
-    modality, other = sides
+    modality, other = search
     key = table.keys[match.row]
-    together: Html | str = ""
+    button: Html | str = ""
     if other != modality and library.embed(query_key, modality) and library.embed(key, other):
         label = f"Play {NAMES[other]} {rank} with the query"
         text = f"▶ with the {NAMES[modality]}"
-        together = tag("button", text, type="button", data_play=True, data_with_query=True, aria_label=label)
+        button = tag("button", text, type="button", data_play=True, data_with_query=True, aria_label=label)
     head = tag("p", tag("b", f"{rank}."), tag("span", f"cosine {number(round(match.cosine, 3))}"), class_="rank")
     about = (_verdict(match), label_text(table.labels[match.row]), _key(key))
-    parts = (head, library.player(key, other), together, *about)
-    state = "own" if match.own else "yes" if match.right else "no"
+    parts = (head, library.player(key, other), button, *about)
+    state = "own" if match.is_own else "yes" if match.is_right else "no"
     return tag("li", *parts, class_=f"clip {state}")
 
 
 def _direction(
-    table: EmbeddingTable, sides: Search, field: str | None, library: MediaLibrary, counts: tuple[int, int]
+    table: EmbeddingTable, search: Search, field: str | None, library: MediaLibrary, counts: tuple[int, int]
 ) -> Html:
-    modality, other = sides
+    modality, other = search
     labels: list[str | None] = [None] * len(table) if field is None else table.label(field)
     queries = pick_queries(table, modality, labels, counts[0])
     results = find_matches(table, modality, queries, labels, counts[1], among=other)
     rows = []
     for query, matches in zip(queries, results, strict=True):
         cards = [
-            _match_card(table, match, rank, sides, query_key=table.keys[query], library=library)
+            _match_card(table, match, rank, search, query_key=table.keys[query], library=library)
             for rank, match in enumerate(matches, start=1)
         ]
         if cards:
@@ -179,7 +178,7 @@ def neighbors_section(
     pairs = searches(table)
     if not pairs:
         return tag("p", "The table holds no embeddings, so there is nothing to search.", class_="note")
-    parts = [_direction(table, sides, fields[sides[1]], library, counts) for sides in pairs]
+    parts = [_direction(table, search, fields[search[1]], library, counts) for search in pairs]
     text = f"The closest of all {len(table)} {row_noun(table)} by cosine. "
     text += "Queries are chosen by class and order, not by result."
     if any(modality != other for modality, other in pairs):

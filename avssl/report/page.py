@@ -70,8 +70,7 @@ def write_report(
             gives its rows, which differences between results need.
         evaluations: further runs' results for the same tables.
         table: embeddings of the clips to map and search; windows of one clip are pooled.
-        media: key -> (video.mp4 bytes or None, audio.flac bytes or None, and if there are any the image's bytes or
-            None); function or mapping.
+        media: key -> (video.mp4, audio.flac[, image]), each bytes or None; function or mapping.
         title: heading; default: the folder's name.
         other_runs: {name: run folder} of earlier phases or other runs whose curves are drawn in the same charts.
         index: the shard folder's index.json, for data counts and skip reasons.
@@ -86,12 +85,12 @@ def write_report(
     if not folder.is_dir():
         raise FileNotFoundError(f"the run folder {str(folder)!r} does not exist")
     chosen = options or ReportOptions()
-    stored = folder / "evaluation.json"
-    own = evaluation if evaluation is not None else stored if stored.exists() else None
-    results = [result_of(one) for one in (*([own] if own is not None else []), *evaluations)]
-    name = title or folder.resolve().name
-    metrics = {folder.resolve().name: read_metrics(folder / "metrics.jsonl")}
-    training = training_facts(metrics[folder.resolve().name])
+    if evaluation is None and (folder / "evaluation.json").exists():
+        evaluation = folder / "evaluation.json"
+    results = [result_of(item) for item in (evaluation, *evaluations) if item is not None]
+    name = folder.resolve().name
+    metrics = {name: read_metrics(folder / "metrics.jsonl")}
+    training = training_facts(metrics[name])
     for run, path in (other_runs or {}).items():
         # A run in another folder of the same name must not replace this one.
         metrics[run if run not in metrics else f"{run} ({path})"] = read_metrics(Path(path) / "metrics.jsonl")
@@ -114,7 +113,7 @@ def write_report(
         ("data", "Data", samples_section(keys, clips, library)),
         ("about", "About this run", facts_section(folder, groups, index or {})),
     ]
-    return write_whole(folder / "report.html", _page(name, headline(results), sections, library))
+    return write_whole(folder / "report.html", _page(title or name, headline(results), sections, library))
 
 
 def _without_table() -> Html:

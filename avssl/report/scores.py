@@ -14,6 +14,7 @@ from avssl.files.checked_json import Fields
 from avssl.report.markup import Html, escaped, join, number, tag
 from avssl.report.stored import Result, count_of, interval_of, trained_on_text
 
+PER_CENT = "\u00a0%"
 _SHARE_WORDS = ("recall", "knn", "precision", "accuracy", "share")
 # (title, part of the names of its metrics, note)
 GROUPS = (
@@ -83,9 +84,6 @@ def lower_is_better(metric: str) -> bool:
     return any(word in metric for word in ("rank", "loss", "error"))
 
 
-PER_CENT = "\u00a0%"
-
-
 def value_text(metric: str, value: float) -> str:
     """A value as text: 48.5 % for shares, otherwise a plain number."""
     return f"{value * 100:.1f}{PER_CENT}" if is_share(metric) and abs(value) <= 1 else number(value)
@@ -121,16 +119,18 @@ def _leads(results: Sequence[Result]) -> dict[str, int]:
     first = results[0] if results else None
     if first is None or not all(is_comparable(first.record, result.record) and result.rows for result in results):
         return {}
-    sides = [result.rows[weights] for result in results for weights in result.record["results"]]
+    repeats_of_rows = [result.rows[weights] for result in results for weights in result.record["results"]]
     # A metric that some rows lack (precision of positives) is compared among the rows that have it.
-    having: dict[tuple[int, ...], list[str]] = {}
-    for metric in dict.fromkeys(name for side in sides for repeat in side for name in repeat.metrics):
-        able = tuple(n for n, side in enumerate(sides) if any(metric in repeat.metrics for repeat in side))
-        having.setdefault(able, []).append(metric)
+    metrics_by_rows: dict[tuple[int, ...], list[str]] = {}
+    for metric in dict.fromkeys(name for repeats in repeats_of_rows for repeat in repeats for name in repeat.metrics):
+        rows = tuple(
+            row for row, repeats in enumerate(repeats_of_rows) if any(metric in repeat.metrics for repeat in repeats)
+        )
+        metrics_by_rows.setdefault(rows, []).append(metric)
     best_rows: dict[str, int] = {}
-    for able, metrics in having.items():
-        best = leaders([sides[number] for number in able], lower_is_better)
-        best_rows |= {metric: able[best[metric]] for metric in metrics if metric in best}
+    for rows, metrics in metrics_by_rows.items():
+        best = leaders([repeats_of_rows[row] for row in rows], lower_is_better)
+        best_rows |= {metric: rows[best[metric]] for metric in metrics if metric in best}
     return best_rows
 
 
@@ -180,8 +180,8 @@ def _heading(metric: str, counts: str) -> Html:
 
 def samples_text(results: Sequence[Result], metric: str) -> str:
     """The text "300 samples", or "280 to 300 samples" if the results differ; "" if none has a number."""
-    counts = {count for one in results if (count := count_of(one.record, metric)) is not None}
-    return f"{' to '.join(str(one) for one in sorted({min(counts), max(counts)}))} samples" if counts else ""
+    counts = {count for result in results if (count := count_of(result.record, metric)) is not None}
+    return f"{' to '.join(map(str, sorted({min(counts), max(counts)})))} samples" if counts else ""
 
 
 def _table(
@@ -222,13 +222,16 @@ def scores_section(results: Sequence[Result]) -> Html:
             tables.append(_table(group, members, results, rows))
     protocols = []
     for result in results:
-        pairs = [(name, value) for name, value in dict(result.record.get("protocol", {})).items()]
-        entries = [join(tag("dt", str(name).replace("_", " ")), tag("dd", str(value))) for name, value in pairs]
+        entries = _protocol_entries(result.record.get("protocol", {}))
         if entries:
             title = f"Protocol of {result.record.get('run', 'run')}"
             protocols.append(tag("div", tag("h3", title), tag("dl", *entries)))
     details = tag("details", tag("summary", "How this was measured"), *protocols) if protocols else ""
     return join(tag("div", *tables, class_="tables"), tag("p", _note(results, rows), class_="note"), details)
+
+
+def _protocol_entries(protocol: Mapping[str, Any]) -> list[Html]:
+    return [join(tag("dt", str(name).replace("_", " ")), tag("dd", str(value))) for name, value in protocol.items()]
 
 
 def _note(results: Sequence[Result], rows: Sequence[ScoreRow]) -> str:
@@ -264,11 +267,11 @@ def headline(results: Sequence[Result]) -> Html:
         others = {**{name: row for name, row in values.items() if name != main}, "chance": chance}
         compared = [f"{name} {value_text(metric, row[metric])}" for name, row in others.items() if metric in row]
         ends = interval_of(record, main, metric)
-        sure = [f"95 %: {interval_text(metric, ends)}" if ends else "", samples_text(results[:1], metric)]
+        precision = [f"95 %: {interval_text(metric, ends)}" if ends else "", samples_text(results[:1], metric)]
         parts = (
             tag("dt", f"{group[0]} {metric_title(metric)}"),
             tag("dd", value_text(metric, values[main][metric]), class_="big"),
-            tag("dd", " · ".join(part for part in sure if part)),
+            tag("dd", " · ".join(part for part in precision if part)),
             tag("dd", " · ".join(compared)),
         )
         cards.append(tag("div", *parts, class_="card"))
@@ -319,10 +322,7 @@ def _task(result: Mapping[str, Any]) -> Html:
     spread = f"; mean ± deviation of {repeats} folds or seeds" if repeats > 1 else ""
     spread += "; small: 95 % intervals over other samples of that kind" if result.get("intervals") else ""
     seen = trained_on_text(result)
-    entries = [
-        join(tag("dt", str(name).replace("_", " ")), tag("dd", str(value)))
-        for name, value in {**result["protocol"], "weights": result["weights"], **result["environment"]}.items()
-    ]
+    entries = _protocol_entries({**result["protocol"], "weights": result["weights"], **result["environment"]})
     return tag(
         "div",
         tag("h3", title),

@@ -25,9 +25,9 @@ class Result:
 def read_result(path: Path) -> Result:
     """A stored result with its rows, without them if their file was removed. ValueError names a damaged file."""
     record = Fields.read(path).record
-    parts = ("results", "chance", "protocol", "intervals", "overlap")
-    if not all(isinstance(record.get(part, {}), dict) for part in parts):
-        raise ValueError(f"{path} is no result: {', '.join(parts)} must be objects; run the evaluation again")
+    keys = ("results", "chance", "protocol", "intervals", "overlap")
+    if not all(isinstance(record.get(key, {}), dict) for key in keys):
+        raise ValueError(f"{path} is no result: {', '.join(keys)} must be objects; run the evaluation again")
     if "rows" not in record:
         return Result(record)
     try:
@@ -57,6 +57,6 @@ def count_of(record: Evaluation, metric: str) -> int | None:
 def trained_on_text(record: Evaluation) -> str:
     """A sentence if test samples were trained on; "" if none were, or if it is not known."""
     tests = dict(record.get("overlap", {})).get("tests", [])
-    seen = [max(test.get("num_in_run") or 0, test.get("num_in_train") or 0) for test in tests]
+    counts = [max(test.get("num_in_run") or 0, test.get("num_in_train") or 0) for test in tests]
     total = sum(test.get("num_test") or 0 for test in tests)
-    return f"{sum(seen)} of {total} test samples were trained on" if any(seen) else ""
+    return f"{sum(counts)} of {total} test samples were trained on" if any(counts) else ""

@@ -1,1 +1,1 @@
-"""Monitoring of training: metrics, the online probe, collapse warnings."""
+"""How a run begins, its log, the online probe, warnings of collapse."""

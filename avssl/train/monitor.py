@@ -1,4 +1,4 @@
-"""Reports of a run: metrics.jsonl, trackers, a progress bar, warnings; and its provenance."""
+"""The log of a run (metrics.jsonl, trackers, a progress bar, warnings of collapse), and its provenance."""
 
 from __future__ import annotations
 

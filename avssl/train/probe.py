@@ -110,7 +110,7 @@ class OnlineProbe:
         if self.waiting >= 0:
             shutil.rmtree(self._path(self.waiting))
             error = f"not evaluated: the probe was still busy with step {self.busy_with} at step {step}"
-            dropped.append(self._keep({"step": self.waiting, "error": error}))
+            dropped.append(self._write_result({"step": self.waiting, "error": error}))
         path = self._path(step)
         path.mkdir()
         shutil.copy(self.run / "config.yaml", path)
@@ -118,7 +118,7 @@ class OnlineProbe:
         self.last_due = self.waiting = step
         return dropped
 
-    def _keep(self, result: dict[str, Any]) -> dict[str, Any]:
+    def _write_result(self, result: dict[str, Any]) -> dict[str, Any]:
         path = self.run / RESULTS_FILE
         with clear_errors(path, "written"), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(result) + "\n")
@@ -141,7 +141,7 @@ class OnlineProbe:
                 result["error"] = f"status {self.process.returncode}: {''.join(tail)}"
             shutil.rmtree(path)
             self.process = None
-            results.append(self._keep(result))
+            results.append(self._write_result(result))
         if self.process is None and self.waiting >= 0:
             self.busy_with, self.waiting = self.waiting, -1
             self._start(self._path(self.busy_with))
@@ -160,7 +160,7 @@ class OnlineProbe:
 
 
 def embedding_modules(loss: nn.Module) -> nn.Module:
-    """The modules of a loss that embeddings are a function of, by their names in the loss; without memory banks."""
+    """The modules of a loss that embeddings depend on, by their names in the loss; without memory banks."""
     return nn.ModuleDict({name: getattr(loss, name) for name in EMBEDDING_MODULES})
 
 
@@ -207,9 +207,7 @@ def evaluate(
 def scores_of(
     features: FeatureSet, is_train: np.ndarray, modality: str, field: str, num_neighbors: int, temperature: float
 ) -> dict[str, float]:
-    """The scores of both classifiers on one label field; {} if a half has fewer than two samples with label and
-    modality.
-    """
+    """The scores of both classifiers on one label field; {} if a half has fewer than two samples that can be used."""
     labeled = np.array([bool(labels.get(field)) for labels in features.labels]) & features.present[modality]
     if min((labeled & is_train).sum(), (labeled & ~is_train).sum()) < MIN_SAMPLES // 2:
         return {}

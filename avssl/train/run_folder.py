@@ -38,9 +38,9 @@ def begin(
 ) -> None:
     """Load the newest checkpoint of `cfg.run` or, in a folder without any, start from `init_from` or from nothing.
 
-    The state goes into the objects that the accelerator has prepared, `loss`, the loader's view maker and `progress`.
-    A run that starts with new views measures their statistics. Then config.yaml and training_data.safetensors are
-    written, and warnings about the shards of the online probe are printed.
+    The state is loaded into the objects that the accelerator has prepared, `loss`, the loader's view maker and
+    `progress`. A run that starts with new views measures their statistics. Then config.yaml and
+    training_data.safetensors are written, and warnings about the shards of the online probe are printed.
 
     facts: what must be equal when a run goes on, as `checkpoint.resume` compares it.
 
@@ -74,7 +74,7 @@ def begin(
 
 
 def _inherit(cfg: config.RunConfig, accelerator: Accelerator, loss: Loss, loader: Loader) -> bool:
-    """Start from the run `init_from`; whether the statistics of its views could be taken over, too."""
+    """Start from the run `init_from`; return whether the statistics of its views could be taken over, too."""
     report = checkpoint.inherit(loss, cfg.init_from, loader.shards.fingerprint)
     loss.after_inherit(report["loaded"])
     accelerator.print(plain_lines(checkpoint.describe_matching(report, cfg.init_from)))
