@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from avssl.data.read_views import read_clip
 from avssl.media.decode import stream_frames
-from avssl.media.frames import Upright
+from avssl.media.frames import UprightFilter
 from avssl.media.info import fitted_size
 from avssl.media.readers import AudioReader, VideoReader
 from avssl.shards.format import SampleInfo
@@ -105,7 +105,7 @@ def scaled_frames(path: Path, short_side_px: int) -> list[Any]:
         for frame in on_grid(stream.play(), Fraction(FPS), Window(0.0, CLIP_SECONDS, 0.0)):
             if not frames:
                 turns, is_mirrored = stream.orientation
-                upright = Upright(turns, size, is_mirrored)
+                upright = UprightFilter(turns, size, is_mirrored)
             frames.append(upright(frame))
     return frames
 

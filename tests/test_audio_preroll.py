@@ -55,15 +55,15 @@ def test_a_segment_of_a_corpus_begins_right_too(tmp_path):
 @pytest.fixture
 def decoded(monkeypatch):
     """{samples of a block: how many of them were decoded}."""
-    found, frames_from_here = Counter(), gapless_audio.frames_from_here
+    found, decode_frames = Counter(), gapless_audio.decode_frames
 
     def counting(*arguments):
-        for ticks, block in frames_from_here(*arguments):
+        for ticks, block in decode_frames(*arguments):
             if isinstance(block, gapless_audio.AudioFrame):
                 found[block.num_samples] += 1
             yield ticks, block
 
-    monkeypatch.setattr(gapless_audio, "frames_from_here", counting)
+    monkeypatch.setattr(gapless_audio, "decode_frames", counting)
     return found
 
 

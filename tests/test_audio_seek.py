@@ -77,28 +77,28 @@ def test_unknown_codecs_are_decoded_from_the_beginning():
     assert gapless_audio.preroll_of("pcm_bluray") is None
 
 
-def passed_packets(durations, lengths, first, codec="aac"):
+def skipped_packets(durations, lengths, first, codec="aac"):
     """(how many of these packets are not decoded, how often the decoder was flushed)."""
     flushed = []
     context = SimpleNamespace(codec=SimpleNamespace(canonical_name=codec), flush_buffers=lambda: flushed.append(1))
-    passing = gapless_audio.Passing(SimpleNamespace(codec_context=context))
-    passing.first, passing.position, count = first, 0, 0
+    skipper = gapless_audio.PacketSkipper(SimpleNamespace(codec_context=context))
+    skipper.first, skipper.position, count = first, 0, 0
     for duration, length in zip(durations, lengths, strict=True):
         packet = SimpleNamespace(duration=duration, size=100)
-        if passed := passing.count(packet):
-            assert passed == length
+        if num_samples := skipper.samples_to_skip(packet):
+            assert num_samples == length
             count += 1
         else:
-            passing.learn(packet, length)
-        passing.position += length
+            skipper.learn(packet, length)
+        skipper.position += length
     return count, len(flushed)
 
 
-def test_packets_are_passed_over_once_two_alike_were_decoded():
-    assert passed_packets([23] * 100, [1024] * 100, 99 * 1024) == (93, 1)  # two, the 4 frames of pre-roll, the last
-    assert passed_packets([23] * 100, [47] + [1024] * 99, 98 * 1024)[0] == 91
-    assert passed_packets([23] * 100, [1024] * 100, 0) == (0, 0)
-    assert passed_packets([23] * 100, [1024] * 100, 99 * 1024, "vorbis") == (0, 0)
+def test_packets_are_skipped_once_two_alike_were_decoded():
+    assert skipped_packets([23] * 100, [1024] * 100, 99 * 1024) == (93, 1)  # two, the 4 frames of pre-roll, the last
+    assert skipped_packets([23] * 100, [47] + [1024] * 99, 98 * 1024)[0] == 91
+    assert skipped_packets([23] * 100, [1024] * 100, 0) == (0, 0)
+    assert skipped_packets([23] * 100, [1024] * 100, 99 * 1024, "vorbis") == (0, 0)
 
 
 def test_an_ogg_that_goes_on_in_the_same_layout_is_one_sound(tmp_path):
@@ -160,12 +160,12 @@ def test_channels_that_change_on_the_way_are_one_mono_signal(tmp_path, suffix):
 
 def test_a_last_packet_that_is_shorter_than_it_says_lacks_nothing_at_its_beginning():
     context = SimpleNamespace(codec=SimpleNamespace(canonical_name="tta"), flush_buffers=lambda: None)
-    passing = gapless_audio.Passing(SimpleNamespace(codec_context=context))
+    skipper = gapless_audio.PacketSkipper(SimpleNamespace(codec_context=context))
     packet = SimpleNamespace(duration=40, size=1)
     for _ in range(3):
-        assert passing.learn(packet, 1000) == 0
-    passing.first, passing.position = 4500, 3000
-    assert passing.count(packet) == 1000
-    passing.position = 4000
-    assert passing.count(packet) == 0
-    assert passing.learn(packet, 700) == 0
+        assert skipper.learn(packet, 1000) == 0
+    skipper.first, skipper.position = 4500, 3000
+    assert skipper.samples_to_skip(packet) == 1000
+    skipper.position = 4000
+    assert skipper.samples_to_skip(packet) == 0
+    assert skipper.learn(packet, 700) == 0

@@ -110,20 +110,20 @@ def test_audio_clips_are_cut_from_the_whole_stream(videos, suffix, grid, monkeyp
 @pytest.fixture
 def counts(monkeypatch):
     """{what: how often} of files opened and blocks or frames decoded by reading."""
-    numbers, opened, decoded = Counter(), ffmpeg.opened, ffmpeg.frames_from_here
+    numbers, open_container, decoded = Counter(), ffmpeg.open_container, ffmpeg.decode_frames
 
-    def counting_opened(source, name):
+    def counting_open(source, name):
         numbers[f"{Path(source).name} opened"] += 1
-        return opened(source, name)
+        return open_container(source, name)
 
     def counting_decoded(container, stream, label, *more):
         for item in decoded(container, stream, label, *more):
             numbers[f"{Path(label).name} {stream.type}"] += 1
             yield item
 
-    monkeypatch.setattr(readers, "opened", counting_opened)
+    monkeypatch.setattr(readers, "open_container", counting_open)
     for module in (readers, gapless_audio):
-        monkeypatch.setattr(module, "frames_from_here", counting_decoded)
+        monkeypatch.setattr(module, "decode_frames", counting_decoded)
     return numbers
 
 

@@ -1,4 +1,4 @@
-"""The rules for damaged packets, cut files and broken clocks (avssl/media/packets.py, wholeness.py), one by one."""
+"""The rules for damaged packets (ffmpeg.py), broken clocks (timestamps.py) and cut files (truncation.py), each."""
 
 import io
 from fractions import Fraction
@@ -10,8 +10,9 @@ import pytest
 
 from avssl.media import ffmpeg
 from avssl.media.decode import probe, read_video, stream_video
-from avssl.media.packets import MAX_REFUSED_IN_A_ROW, Refused, on_one_clock, preferred
-from avssl.media.truncation import Content, known_format, missing_end, promised_bytes
+from avssl.media.ffmpeg import MAX_REFUSED_IN_A_ROW, DecodeErrors, preferred
+from avssl.media.timestamps import on_one_clock
+from avssl.media.truncation import FileBytes, known_format, missing_end, stated_bytes
 from avssl.types import MediaError
 from tests.odd_media import clip, sound
 from tests.odd_surgery import cut, damage_packets
@@ -19,11 +20,11 @@ from tests.odd_surgery import cut, damage_packets
 
 def verdict(packets, container_format="matroska,webm"):
     """The reason that is found for a stream of packets: "." is decoded, "x" refused."""
-    refused = Refused("audio", container_format, "file")
+    errors = DecodeErrors("audio", container_format, "file")
     try:
         for packet in packets:
-            refused.took() if packet == "." else refused.refused(ValueError("no"))
-        refused.ended()
+            errors.count_decoded() if packet == "." else errors.count_refused(ValueError("no"))
+        errors.check_end()
     except MediaError as error:
         return error.reason
     return None
@@ -80,19 +81,19 @@ def test_a_file_promises_as_many_bytes_as_it_has(tmp_path, name, codec, containe
     sound(path, codec, container_format=container)
     size = path.stat().st_size
     with path.open("rb") as file:
-        promised = promised_bytes(Content(file, size))
-        assert 0.95 * size <= promised <= size
-        assert missing_end(Content(file, size)) is None
+        stated = stated_bytes(FileBytes(file, size))
+        assert 0.95 * size <= stated <= size
+        assert missing_end(FileBytes(file, size)) is None
     cut(path, 0.85)
     with path.open("rb") as file:
-        assert "by its own header" in missing_end(Content(file, path.stat().st_size))
+        assert "by its own header" in missing_end(FileBytes(file, path.stat().st_size))
 
 
 def test_a_file_written_to_a_pipe_promises_nothing():
     for head in (b"RIFF\xff\xff\xff\xffWAVE", b"RIFF\0\0\0\0WAVE", b".snd\0\0\0\x20\xff\xff\xff\xff",
                  b"\x1a\x45\xdf\xa3\x84abcd\x18\x53\x80\x67\x01\xff\xff\xff\xff\xff\xff\xff"):  # fmt: skip
         content = head + bytes(1000)
-        assert promised_bytes(Content(io.BytesIO(content), len(content))) is None
+        assert stated_bytes(FileBytes(io.BytesIO(content), len(content))) is None
 
 
 def test_any_beginning_of_a_file_is_looked_at_without_an_error(tmp_path):
@@ -104,14 +105,14 @@ def test_any_beginning_of_a_file_is_looked_at_without_an_error(tmp_path):
         sound(tmp_path / name, codec, container_format=container)
         whole = (tmp_path / name).read_bytes()
         for length in [*range(60), len(whole) // 2]:
-            content = Content(io.BytesIO(whole[:length]), length)
+            content = FileBytes(io.BytesIO(whole[:length]), length)
             missing_end(content)
             known_format(content.head)
         rng = np.random.default_rng(0)
         for _ in range(300):
             changed = bytearray(whole[:100])
             changed[int(rng.integers(4, 100))] = int(rng.integers(256))
-            missing_end(Content(io.BytesIO(changed), 100))
+            missing_end(FileBytes(io.BytesIO(changed), 100))
 
 
 @pytest.mark.parametrize("where", ["open", "decode", "scale"])
@@ -132,7 +133,7 @@ def test_a_lack_of_memory_has_its_own_reason(tmp_path, monkeypatch, where):
             def decode(self):
                 raise av.error.MemoryError(12, "Cannot allocate memory")
 
-        monkeypatch.setattr(ffmpeg, "_of_stream", lambda *_: iter([Packet()]))
+        monkeypatch.setattr(ffmpeg, "_packets_of", lambda *_: iter([Packet()]))
     else:
 
         def refuse(*_):

@@ -4,9 +4,15 @@ import av
 import numpy as np
 import pytest
 
-from avssl.media import entry_points
+from avssl.media import random_access
 from avssl.media.decode import read_video, stream_video
-from avssl.media.entry_points import Bits, h264_begins, hevc_begins, messages, units
+from avssl.media.random_access import (
+    BitReader,
+    is_h264_access_point,
+    is_hevc_access_point,
+    sei_messages,
+    split_units,
+)
 from avssl.media.readers import VideoReader
 
 NUM_PICTURES, FPS, WIDTH, HEIGHT = 420, 25, 144, 96
@@ -91,11 +97,11 @@ def test_where_keyframes_are_whole_a_jump_still_skips_what_lies_before(folder, m
             frame = np.full((32, 32, 3), 2 * k, np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
-    is_entry = entry_points.EntryContainer._is_entry
+    original = random_access.RandomAccessContainer._is_access_point
     monkeypatch.setattr(
-        entry_points.EntryContainer,
-        "_is_entry",
-        lambda self, packet: taken.append(packet.pts) or is_entry(self, packet),
+        random_access.RandomAccessContainer,
+        "_is_access_point",
+        lambda self, packet: taken.append(packet.pts) or original(self, packet),
     )
     read_video(path, [87 / FPS])
     assert [pts * FPS / 12_800 for pts in taken] == [80]
@@ -113,7 +119,7 @@ IDR, INTRA, PREDICTED = b"\x65\x88\x80", b"\x41\x88\x80", b"\x41\x9a\x00"  # sli
 
 
 @pytest.mark.parametrize(
-    ("stored", "begins"),
+    ("stored", "is_access_point"),
     [
         ([IDR], True),
         ([INTRA], False),
@@ -127,20 +133,22 @@ IDR, INTRA, PREDICTED = b"\x65\x88\x80", b"\x41\x88\x80", b"\x41\x9a\x00"  # sli
         ([], False),
     ],
 )
-def test_where_h264_may_begin(stored, begins):
+def test_where_h264_may_begin(stored, is_access_point):
     prefixed = b"".join(len(unit).to_bytes(4, "big") + unit for unit in stored)
     separated = b"".join(b"\0\0\1" + unit for unit in stored)
-    assert h264_begins(units(memoryview(prefixed), 4)) == begins
-    assert h264_begins(units(memoryview(separated), 0)) == begins
+    assert is_h264_access_point(split_units(memoryview(prefixed), 4)) == is_access_point
+    assert is_h264_access_point(split_units(memoryview(separated), 0)) == is_access_point
 
 
-@pytest.mark.parametrize(("kind", "begins"), [(0, False), (1, False), (8, False), (16, True), (19, True), (21, True)])
-def test_where_hevc_may_begin(kind, begins):
-    assert hevc_begins(iter([bytes([32 << 1, 1]), bytes([kind << 1, 1, 0])])) == begins
+@pytest.mark.parametrize(
+    ("kind", "is_access_point"), [(0, False), (1, False), (8, False), (16, True), (19, True), (21, True)]
+)
+def test_where_hevc_may_begin(kind, is_access_point):
+    assert is_hevc_access_point(iter([bytes([32 << 1, 1]), bytes([kind << 1, 1, 0])])) == is_access_point
 
 
 def test_numbers_and_messages_are_read_as_they_are_written():
-    bits = Bits(bytes([0b10100110, 0b01000010, 0b10000000]))
-    assert [bits.number() for _ in range(4)] == [0, 1, 2, 3]
+    bits = BitReader(bytes([0b10100110, 0b01000010, 0b10000000]))
+    assert [bits.exp_golomb() for _ in range(4)] == [0, 1, 2, 3]
     assert bits.take(3) == 0b001
-    assert list(messages(bytes([0xFF, 2, 3, 0, 0, 3, 1, 6, 1, 0x80, 0x80]))) == [(257, b"\0\0\1"), (6, b"\x80")]
+    assert list(sei_messages(bytes([0xFF, 2, 3, 0, 0, 3, 1, 6, 1, 0x80, 0x80]))) == [(257, b"\0\0\1"), (6, b"\x80")]

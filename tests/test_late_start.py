@@ -40,7 +40,7 @@ LATE_FILES = {
 
 
 def made(path: Path, video: str | None, audio: str | None, options: dict[str, str], late_seconds: float = 0) -> Path:
-    """SECONDS of frames and sound whose time stamps begin at late_seconds."""
+    """SECONDS of frames and sound whose timestamps begin at late_seconds."""
     with av.open(str(path), "w", options=options) as out:
         streams = []
         if video is not None:

@@ -44,19 +44,19 @@ KEYFRAME_INTERVAL = 8  # of `data_prep write`
 def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """{what: how often} of files opened, and of frames and blocks of sound decoded after opening."""
     found: Counter[str] = Counter()
-    opened, frames = ffmpeg.opened, ffmpeg.frames_from_here
+    open_container, frames = ffmpeg.open_container, ffmpeg.decode_frames
 
     def counting_opened(*arguments: object, **options: object):  # type: ignore[no-untyped-def]
         found["opened"] += 1
-        return opened(*arguments, **options)  # type: ignore[arg-type]
+        return open_container(*arguments, **options)  # type: ignore[arg-type]
 
     def counting_frames(container, stream, label):  # type: ignore[no-untyped-def]
         for item in frames(container, stream, label):
             found[stream.type] += 1
             yield item
 
-    monkeypatch.setattr(decode, "opened", counting_opened)
-    monkeypatch.setattr(decode, "frames_from_here", counting_frames)
+    monkeypatch.setattr(decode, "open_container", counting_opened)
+    monkeypatch.setattr(decode, "decode_frames", counting_frames)
     return found
 
 
@@ -84,9 +84,9 @@ def test_what_lies_between_wanted_frames_is_jumped_over(shards: dict[str, Path],
 def test_opening_a_shards_video_decodes_nothing(shards: dict[str, Path]) -> None:
     content = sample_of(shards).video or b""
     assert ffmpeg.holds_frames_in_order(content)
-    with ffmpeg.opened(content, "", in_order=True) as (container, _):
+    with ffmpeg.open_container(content, "", in_order=True) as (container, _):
         assert container.streams.video[0].format is None  # only a decoded frame tells
-    with ffmpeg.opened(content, "") as (container, _):
+    with ffmpeg.open_container(content, "") as (container, _):
         assert container.streams.video[0].format is not None
 
 

@@ -10,7 +10,7 @@ from av.bitstream import BitStreamFilterContext
 from avssl.media.decode import probe, read_video, stream_video
 from avssl.media.info import Orientation
 from avssl.media.readers import VideoReader
-from avssl.media.streams import orientation
+from avssl.media.stream_info import orientation
 from avssl.shards.shard_set import ShardSet
 from data_prep.__main__ import main
 

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from avssl.media.info import AudioFrame, Passed
-from avssl.media.streams import mono_blocks
+from avssl.media.gapless_audio import mono_blocks
+from avssl.media.info import AudioFrame, SkippedSamples
 from tests.sounds import whole_of, write_sound
 
 
@@ -48,8 +48,8 @@ def mono(stamps, length, stream):
 def test_rounded_durations_add_up_to_no_gap(name, tick, length, step):
     stream, stamps = stream_of(name, tick), [number * step for number in range(20_000)]
     assert len(mono(stamps, length, stream)) == 20_000 * length
-    passed = ((stamp, Passed(length) if stamp else block(length)) for stamp in stamps)
-    assert [len(samples) for _, _, samples in mono_blocks(passed, stream, None, "test")] == [length]
+    skipped = ((stamp, SkippedSamples(length) if stamp else block(length)) for stamp in stamps)
+    assert [len(samples) for _, _, samples in mono_blocks(skipped, stream, None, "test")] == [length]
 
 
 @pytest.mark.parametrize(("late", "wanted"), [(900, 882), (90, 0)])  # ms, ticks of a pause; 90 ms of jitter that ends

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from avssl.media import readers
-from avssl.media.cursor import FrameCursor, SeekMissed
+from avssl.media.cursor import FrameCursor, SeekError
 from avssl.media.readers import VideoReader
 from avssl.media.skipping import SkippingContainer
 from data_prep.transcode.encode import MediaWriter
@@ -47,14 +47,14 @@ def films(tmp_path_factory):
 @pytest.fixture
 def decoded(monkeypatch):
     """A list that grows by every frame that is decoded."""
-    found, frames_from_here = [], readers.frames_from_here
+    found, decode_frames = [], readers.decode_frames
 
     def counting(container, stream, label):
-        for ticks, frame in frames_from_here(container, stream, label):
+        for ticks, frame in decode_frames(container, stream, label):
             found.append(ticks)
             yield ticks, frame
 
-    monkeypatch.setattr(readers, "frames_from_here", counting)
+    monkeypatch.setattr(readers, "decode_frames", counting)
     return found
 
 
@@ -153,7 +153,7 @@ def test_a_film_that_has_to_be_opened_anew_shows_the_same(films, monkeypatch, na
 
     def miss(cursor, target):
         missed.append(target)
-        raise SeekMissed
+        raise SeekError
 
     monkeypatch.setattr(FrameCursor, "_jump", miss)
     found = shown(films[name, "mp4"], parts, expects=True)

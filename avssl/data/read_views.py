@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from avssl.media.decode import read_audio, read_video
-from avssl.media.ffmpeg import Source
 from avssl.media.images import read_image
+from avssl.media.sources import Source
 from avssl.shards.shard_set import Sample, ShardSet, spans
 from avssl.transforms.config import (
     AudioViewConfig,

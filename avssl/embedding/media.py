@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from avssl.media.decode import probe, stream_audio, stream_video
-from avssl.media.ffmpeg import Source
 from avssl.media.images import IMAGE_SUFFIXES, probe_image
 from avssl.media.info import AudioInfo, VideoInfo
 from avssl.media.readers import AudioReader, VideoReader
+from avssl.media.sources import Source
 from avssl.shards.shard_set import Sample, spans
 from avssl.transforms.raw_view import RawView
 from avssl.types import MediaError, Span

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from avssl.media.ffmpeg import Source
 from avssl.media.info import AudioBlock
 from avssl.media.readers import AudioReader, VideoReader
+from avssl.media.sources import Source
 from avssl.transforms.config import AudioViewConfig, VideoViewConfig
 from avssl.transforms.crop import Box, center_crop_box, crop_resize
 from avssl.transforms.time_sampling import frame_times_seconds

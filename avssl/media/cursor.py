@@ -1,4 +1,4 @@
-"""Walking forward through a video stream, jumping over groups of pictures (GOPs) in which no frame is requested."""
+"""Reading a video stream forward, with seeks over groups of pictures (GOPs) in which no frame is requested."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 from avssl.media.ffmpeg import seek
 
-# Without an index of keyframes a seek pays only beyond this distance.
+# Without an index of keyframes, a seek is worth its cost only beyond this distance.
 BLIND_SEEK_SECONDS = 10.0
 
 
-class SeekMissed(Exception):
-    """The container cannot seek to before the requested time. Read it from its beginning instead."""
+class SeekError(Exception):
+    """The container cannot seek to a keyframe before the requested time; read the file from its beginning instead."""
 
 
 class FrameCursor:
@@ -20,11 +20,11 @@ class FrameCursor:
 
     Args:
         container, stream: PyAV's; the container is at its beginning.
-        start_ticks: the first frame's time stamp; None to find it by decoding.
+        start_ticks: the timestamp of the first frame; None to find it by decoding.
         may_seek: False reads everything from the beginning.
         in_order: frames are shown in the order in which they are stored, each until the next one begins, so that
             nothing after the frame on screen needs to be decoded.
-        decode: starts an iterator of (ticks, frame) from the current position of the container.
+        decode: makes an iterator of (ticks, frame) from the current position of the container on.
     """
 
     def __init__(
@@ -50,22 +50,22 @@ class FrameCursor:
         self._shown_until = start_ticks  # when the frame on screen ends if that is known, else when it begins
         self.first = self._pending  # (ticks, frame); None also if start_ticks was given
 
-    def on_screen(self, target: int, *, may_jump: bool = True) -> Any:
-        """The latest frame with a time stamp at or before target (ticks); before the first frame the first one.
+    def on_screen(self, target: int, *, may_seek: bool = True) -> Any:
+        """The latest frame with a timestamp at or before target (ticks); before the first frame the first one.
 
-        None if the stream has no frame. Targets must not decrease from call to call. may_jump: False reads on without
-        seeking. Raises SeekMissed.
+        None if the stream has no frame. Targets must not decrease from call to call. may_seek: False reads on without
+        seeking. Raises SeekError.
         """
         if self._current is not None and target < self._shown_until:
             return self._current
-        if may_jump and self._may_seek and self._has_keyframe_before(target):
-            self._jump(target)
+        if may_seek and self._may_seek and self._has_keyframe_before(target):
+            self._seek_before(target)
         while True:
             if self._pending is None:
                 self._pending = next(self._frames, None)
                 is_later = self._pending is None or self._current is None or self._pending[0] > self._reached
                 if self._in_order and not is_later:
-                    raise SeekMissed
+                    raise SeekError
             if self._pending is None or (self._current is not None and self._pending[0] > target):
                 return self._current
             self._reached, self._current = self._pending
@@ -75,16 +75,16 @@ class FrameCursor:
                 if target < self._shown_until:
                     return self._current
 
-    def walk_to(self, target: int) -> tuple[int, Any] | None:
-        """(ticks, frame) on screen at target, without seeking: for targets close to each other. Raises SeekMissed."""
-        frame = self.on_screen(target, may_jump=False)
+    def read_to(self, target: int) -> tuple[int, Any] | None:
+        """(ticks, frame) on screen at target, without a seek: for targets close to each other. Raises SeekError."""
+        frame = self.on_screen(target, may_seek=False)
         return None if frame is None else (self._reached, frame)
 
-    def jump_to(self, target: int) -> tuple[int, Any] | None:
-        """(ticks, frame) on screen at target, by a seek if that is shorter; `rest` goes on there. Raises SeekMissed."""
+    def seek_to(self, target: int) -> tuple[int, Any] | None:
+        """(ticks, frame) on screen at target, by a seek if that is shorter; `rest` goes on there. Raises SeekError."""
         is_far = (target - self._reached) * self._stream.time_base > BLIND_SEEK_SECONDS
         if self._may_seek and is_far and not self._has_keyframe_before(target):
-            self._jump(target)  # some containers list only the keyframes that were read
+            self._seek_before(target)  # some containers list only the keyframes that were read
         frame = self.on_screen(target)
         return None if frame is None else (self._reached, frame)
 
@@ -103,8 +103,8 @@ class FrameCursor:
         position = entries.search_timestamp(target)
         return bool(position >= 0 and entries[position].timestamp > reached)
 
-    def _jump(self, target: int) -> None:
-        """Seek to the keyframe before target; if the container lands after target, aim earlier and earlier."""
+    def _seek_before(self, target: int) -> None:
+        """Seek to a keyframe before target. If the first frame there is later than target, seek earlier and earlier."""
         aim, step = target, max(1, round(1 / self._stream.time_base))
         while aim > self.start_ticks:
             if not seek(self._container, self._stream, aim):
@@ -114,4 +114,4 @@ class FrameCursor:
             if self._pending is not None and self._pending[0] <= target:
                 return
             aim, step = aim - step, step * 4
-        raise SeekMissed
+        raise SeekError

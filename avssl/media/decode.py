@@ -1,8 +1,8 @@
-"""Bytes or a path -> frames and waveform at given seconds.
+"""Frames and waveforms at given seconds, from a path or the bytes of a file.
 
-Times are seconds from the stream's own first frame or sample. Numbers in headers are only hints: the decoded time
-stamps decide. Every failure is a MediaError with a typed reason. Each call uses one FFmpeg thread, because workers are
-processes. The other files: info.py (facts and arithmetic), streams.py (facts of a stream), cursor.py (seeking),
+Times are seconds from the stream's own first frame or sample. Numbers in headers are only hints: the decoded timestamps
+decide. Every failure is a MediaError with a typed reason. Each call uses one FFmpeg thread, because workers are
+processes. The other files: info.py (facts and arithmetic), stream_info.py (facts of a stream), cursor.py (seeking),
 readers.py (one stream from a time on), ffmpeg.py (PyAV).
 """
 
@@ -15,22 +15,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from avssl.media.cursor import FrameCursor, SeekMissed
-from avssl.media.entry_points import EntryContainer, says_orientation
+from avssl.media.cursor import FrameCursor, SeekError
 from avssl.media.ffmpeg import (
-    Source,
     audio_stream,
+    decode_frames,
     exact_start,
     first_frame,
     first_packet,
-    frames_from_here,
     holds_frames_in_order,
-    opened,
-    require,
+    open_container,
+    require_decodable,
     video_stream,
 )
-from avssl.media.frames import Resampler, Upright, to_array
-from avssl.media.gapless_audio import GaplessAudio
+from avssl.media.frames import Resampler, UprightFilter, to_array
+from avssl.media.gapless_audio import GaplessAudio, mono_blocks
 from avssl.media.info import (
     FRAME_TIME_TOLERANCE_SECONDS,
     UPRIGHT,
@@ -40,16 +38,17 @@ from avssl.media.info import (
     audio_span,
     collect,
 )
-from avssl.media.lengths import file_seconds
+from avssl.media.random_access import RandomAccessContainer, states_orientation
 from avssl.media.readers import Frame
-from avssl.media.streams import audio_info, mono_blocks, orientation_of, video_info
+from avssl.media.sources import Source
+from avssl.media.stream_info import audio_info, file_seconds, orientation_of, video_info
 from avssl.types import MediaError
 
 
 def probe(source: Source, *, name: str = "") -> MediaInfo:
     """The facts of a file: from its header, and from one decoded frame and audio block where headers may be wrong.
 
-    A stream without anything decodable counts as absent. A cover image is no video.
+    A stream of which nothing can be decoded counts as absent. A cover image is no video.
 
     Args:
         source: path, or the file's bytes; name: for error messages, default the path.
@@ -61,19 +60,19 @@ def probe(source: Source, *, name: str = "") -> MediaInfo:
     >>> info.video.width, info.video.height, info.audio.rate_hz
     (64, 48, 48000)
     """
-    with opened(source, name) as (container, label):
+    with open_container(source, name) as (container, label):
         video, audio = video_stream(container), audio_stream(container)
         if video is None and audio is None:
             raise MediaError("not_media", f"{label}: a {container.format.name} file without video or audio streams")
-        first = None if video is None else first_frame(container, require(video, "no_video", label), label)
+        first = None if video is None else first_frame(container, require_decodable(video, "no_video", label), label)
         video_facts = None if first is None else video_info(video, *first)
         duration = file_seconds(container)
         container_name = container.format.name
     audio_facts = None
     if audio is not None:
-        with opened(source, name) as (container, label):  # opened again, because not every container can rewind
+        with open_container(source, name) as (container, label):  # opened again, because not every container can rewind
             audio = audio_stream(container)
-            first = first_frame(container, require(audio, "no_audio", label), label)
+            first = first_frame(container, require_decodable(audio, "no_audio", label), label)
             audio_facts = None if first is None else audio_info(audio, *first)
     return MediaInfo(container_name, video_facts, audio_facts, duration)
 
@@ -103,7 +102,7 @@ def read_video(source: Source, times_seconds: Sequence[float], *, rgb: bool = Tr
     in_order = holds_frames_in_order(source)
     try:
         images = _read_frames(source, times_seconds, rgb, name, may_seek=True, in_order=in_order)
-    except SeekMissed:
+    except SeekError:
         images = _read_frames(source, times_seconds, rgb, name, may_seek=False, in_order=False)
     stacked = torch.from_numpy(images)
     return stacked.permute(0, 3, 1, 2) if rgb else stacked
@@ -141,8 +140,8 @@ def read_audio(source: Source, start_seconds: float, num_samples: int, rate_hz: 
         if excerpt is not None:
             output[leading : leading + len(excerpt)] = excerpt
     else:
-        with opened(source, name) as (container, label):
-            require(audio_stream(container), "no_audio", label)
+        with open_container(source, name) as (container, label):
+            require_decodable(audio_stream(container), "no_audio", label)
     return torch.from_numpy(output)[None]
 
 
@@ -166,15 +165,15 @@ def stream_frames(source: Source, size: tuple[int, int] | None = None, *, name: 
     >>> next(stream_frames(clip, size=(32, 24))).frame.width
     32
     """
-    with opened(source, name) as (container, label):
-        stream = require(video_stream(container), "no_video", label)
+    with open_container(source, name) as (container, label):
+        stream = require_decodable(video_stream(container), "no_video", label)
         tick = float(stream.time_base)
         frame_seconds = 1 / float(stream.average_rate) if stream.average_rate else 0.0
         start, turn = None, None
-        for ticks, frame in frames_from_here(container, stream, label):
+        for ticks, frame in decode_frames(container, stream, label):
             if turn is None:
                 turns, is_mirrored = orientation_of(frame)
-                start, turn = ticks, Upright(turns, size, is_mirrored)
+                start, turn = ticks, UprightFilter(turns, size, is_mirrored)
             duration = frame.duration * tick if frame.duration else frame_seconds
             yield Frame((ticks - (start or 0)) * tick, duration, turn(frame))
         if turn is None:
@@ -190,11 +189,11 @@ def stream_audio(source: Source, rate_hz: int | None = None, *, name: str = "") 
     >>> sum(block.shape[1] for seconds, block in stream_audio(clip, 16000)) >= 15_990
     True
     """
-    with opened(source, name) as (container, label):
-        stream = require(audio_stream(container), "no_audio", label)
+    with open_container(source, name) as (container, label):
+        stream = require_decodable(audio_stream(container), "no_audio", label)
         resample: Resampler | None = None
         num_samples = 0
-        for rate, _, block in mono_blocks(frames_from_here(container, stream, label), stream, None, label):
+        for rate, _, block in mono_blocks(decode_frames(container, stream, label), stream, None, label):
             resample = resample or Resampler(rate, rate_hz or rate)
             if len(ready := resample(block)):
                 yield num_samples / resample.rate_hz, torch.from_numpy(ready)[None]
@@ -205,21 +204,21 @@ def stream_audio(source: Source, rate_hz: int | None = None, *, name: str = "") 
             yield num_samples / resample.rate_hz, torch.from_numpy(ready)[None]
 
 
-# --- parts of streams ----------------------------------------------------------------------------------------------
+# --- excerpts -----------------------------------------------------------------------------------------------------
 
 
 def _read_frames(
     source: Source, times_seconds: Sequence[float], rgb: bool, name: str, *, may_seek: bool, in_order: bool
 ) -> NDArray[np.uint8]:
-    with opened(source, name, in_order=in_order) as (container, label):
-        stream = require(video_stream(container), "no_video", label)
-        entering = EntryContainer(container, stream)
+    with open_container(source, name, in_order=in_order) as (container, label):
+        stream = require_decodable(video_stream(container), "no_video", label)
+        seekable = RandomAccessContainer(container, stream)
         cursor = FrameCursor(
-            entering,
+            seekable,
             stream,
             exact_start(container, stream),
             may_seek,
-            lambda: frames_from_here(entering, stream, label),
+            lambda: decode_frames(seekable, stream, label),
             in_order=in_order,
         )
         tick = float(stream.time_base)
@@ -250,10 +249,10 @@ def _orientation(source: Source, label: str, stream: Any, frame: Any) -> Orienta
     one, the first frame need not be decoded.
     """
     result = orientation_of(frame)
-    if result == UPRIGHT and not says_orientation(first_packet(source, stream), stream.codec_context):
+    if result == UPRIGHT and not states_orientation(first_packet(source, stream), stream.codec_context):
         return result
-    with opened(source, label) as (container, _):
-        first = first_frame(container, require(video_stream(container), "no_video", label), label)
+    with open_container(source, label) as (container, _):
+        first = first_frame(container, require_decodable(video_stream(container), "no_video", label), label)
         return result if first is None else orientation_of(first[1])
 
 
@@ -264,14 +263,14 @@ def _read_excerpt(
 
     None if a seek failed or led to a wrong position.
     """
-    with opened(source, name) as (container, label):
-        stream = require(audio_stream(container), "no_audio", label)
+    with open_container(source, name) as (container, label):
+        stream = require_decodable(audio_stream(container), "no_audio", label)
         reader = GaplessAudio(container, stream, label)
         if reader.start_ticks is None and reader.find_first() is None:
             raise MediaError("no_audio", f"{label}: the audio stream holds no decodable sample")
         source_rate = reader.rate_hz
         span = audio_span(first_output, num_samples, source_rate, rate_hz)
-        blocks = reader.blocks(span.first, may_jump=may_seek)
+        blocks = reader.blocks(span.first, may_seek=may_seek)
         if blocks is None:
             return None
         buffer = collect(blocks, span.first, span.last)

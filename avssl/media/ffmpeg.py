@@ -1,8 +1,8 @@
-"""FFmpeg through PyAV: opening files, and packets to frames. Only the files of this folder use it for decoding.
+"""FFmpeg through PyAV: opening files, and decoding packets to frames. Only this folder decodes with PyAV.
 
-FFmpeg's log is off, because routing it through Python can dead-lock. Only local files of known formats are opened, so
-that a play list renamed to .mp4 cannot fetch anything. Damaged and cut files are judged in packets.py and
-truncation.py; frames become arrays in frames.py.
+FFmpeg's log is off, because passing it on to Python can dead-lock. Only local files of known formats are opened, so
+that a playlist renamed to .mp4 cannot fetch anything. Cut files are found in truncation.py, timestamps are mended in
+timestamps.py, frames become arrays in frames.py.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from __future__ import annotations
 import errno
 import io
 import os
-import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,13 @@ import av
 from av.stream import Disposition
 
 from avssl.media.frames import audio_frame_of, use_native_layout
-from avssl.media.info import MAX_BACKWARD_SECONDS, MAX_GAP_SECONDS, Passed
-from avssl.media.lengths import GUESSED_KEY, is_guessed
-from avssl.media.packets import FORMATS_WITH_BREAKS, Refused, on_one_clock, preferred, trusted
-from avssl.media.placeholders import Patches, filled_in, readable
-from avssl.media.presentation import PresentationClock
-from avssl.media.truncation import Content, counts_frames, is_mp4_in_order, known_format, missing_end
+from avssl.media.info import MAX_BACKWARD_SECONDS, MAX_GAP_SECONDS, SkippedSamples
+from avssl.media.placeholders import Patches, length_patches, patched_source
+from avssl.media.sources import FileBytes, Source, label_of, open_source
+from avssl.media.stream_info import GUESSED_KEY, is_length_guessed
+from avssl.media.timestamps import FORMATS_WITH_BREAKS, PresentationClock, on_one_clock, without_unreliable_stamps
+from avssl.media.truncation import is_mp4_in_order, known_format, missing_end, states_frame_count
 from avssl.types import FailureReason, MediaError
-
-Source = str | os.PathLike[str] | bytes
 
 FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpegtsraw,mpeg,mpegvideo,m4v,flv,asf,rm,mxf,nut,gif,ivf,"
@@ -40,11 +37,18 @@ FORMATS = (
 EXACT_STARTS = (("mov,mp4,m4a,3gp,3g2,mj2", "video"), ("flac", "audio"), ("wav", "audio"))
 
 # With these, opening reads one packet and decodes none. Decoders that are used afterwards have their own options.
-UNDECODED = {"probesize": "32", "skip_frame": "all"}
+DECODE_NOTHING = {"probesize": "32", "skip_frame": "all"}
 # FFmpeg's errors for an Ogg file that consists of several different ones.
 OTHER_LINK_ERRORS = (errno.EINVAL, int.from_bytes(b"PAWE", "little"))
 CHAINED = "several Ogg files in a row, of which only one layout can be read: cut the file where they meet"
-LEAST_PROMISE_SECONDS = 0.1  # empty tracks may claim the length of one or two packets
+# A stream counts as damaged if its decoder refuses more than this fraction of its packets, or more in a row.
+MAX_REFUSED_FRACTION = 0.05
+MAX_REFUSED_IN_A_ROW = 25
+# In all other formats a header states the length of a stream, and a caller that decodes all of it can compare.
+# (mp3 is not listed: its decoder accepts half a frame, and what it refuses at the end is a tag.)
+FORMATS_WITHOUT_LENGTH = ("mpegts", "mpeg", "aac", "ac3", "eac3", "dts", "amr", "h264", "hevc", "m4v", "mpegvideo")
+
+LEAST_STATED_SECONDS = 0.1  # headers of empty tracks may state the length of one or two packets
 SPOKEN_EXTRAS = (
     Disposition.comment
     | Disposition.visual_impaired
@@ -60,21 +64,20 @@ av.logging.set_level(None)
 
 
 @contextmanager
-def opened(source: Source, name: str, *, in_order: bool = False) -> Iterator[tuple[Any, str]]:
-    """The open container and its name for messages; closes it, and turns FFmpeg's errors into MediaErrors.
+def open_container(source: Source, name: str, *, in_order: bool = False) -> Iterator[tuple[Any, str]]:
+    """A context with (the open container, its name for messages), in which FFmpeg's errors become MediaErrors.
 
-    in_order: it is an mp4 whose frames are shown in the order in which they are stored (holds_frames_in_order). Then
-    opening decodes nothing. Otherwise FFmpeg decodes frames to find how many a decoder holds back, and their pixel
-    format.
+    in_order: the result of `holds_frames_in_order`. If it is true, opening decodes nothing. Otherwise FFmpeg decodes
+    frames to find how many a decoder holds back, and their pixel format.
     """
-    label = name or ("<bytes>" if isinstance(source, bytes) else os.fspath(source))
-    label = os.fsencode(label).decode(errors="backslashreplace")  # file names need not be Unicode
-    with translated(label), ExitStack() as stack:
-        head, patches, says_length = _checked_head(source, label)
+    label = label_of(source, name)
+    with media_errors(label), ExitStack() as stack:
+        head, patches, states_length = _checked_head(source, label)
         try:
             container = av.open(
-                stack.enter_context(readable(source, patches)),
-                options={"format_whitelist": FORMATS, "protocol_whitelist": "file"} | (UNDECODED if in_order else {}),
+                stack.enter_context(patched_source(source, patches)),
+                options={"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+                | (DECODE_NOTHING if in_order else {}),
                 metadata_errors="ignore",
             )
         except (av.FFmpegError, ValueError) as error:
@@ -85,7 +88,7 @@ def opened(source: Source, name: str, *, in_order: bool = False) -> Iterator[tup
                 message = f"{label}: {what} whose {missing} is missing, cut or damaged ({error})"
                 raise MediaError("truncated", message) from error
             raise MediaError("not_media", f"{label}: no known media format ({error})") from error
-        if is_guessed(container, says_length):
+        if is_length_guessed(container, states_length):
             container.metadata[GUESSED_KEY] = "yes"
         try:
             yield container, label
@@ -95,11 +98,11 @@ def opened(source: Source, name: str, *, in_order: bool = False) -> Iterator[tup
 
 def holds_frames_in_order(source: Source) -> bool:
     """Whether this is an mp4 in memory whose frames are shown in the order in which they are stored, as in shards."""
-    return isinstance(source, bytes) and is_mp4_in_order(Content(io.BytesIO(source), len(source)))
+    return isinstance(source, bytes) and is_mp4_in_order(FileBytes(io.BytesIO(source), len(source)))
 
 
 def seek(container: Any, stream: Any, ticks: int) -> bool:
-    """Seek to before that time. False if this fails: the position is then undefined, so open the container again.
+    """Seek to a keyframe at or before a time. False if it fails: the position is undefined, so open the file again.
 
     FFmpeg finds a position in FLAC by the beginnings of blocks, and fails if few of them are left before the end.
     """
@@ -113,7 +116,7 @@ def seek(container: Any, stream: Any, ticks: int) -> bool:
 
 
 @contextmanager
-def translated(label: str) -> Iterator[None]:
+def media_errors(label: str) -> Iterator[None]:
     """A context in which FFmpeg's errors, and a lack of memory, become MediaErrors."""
     try:
         yield
@@ -128,39 +131,49 @@ def _checked_head(source: Source, label: str) -> tuple[bytes, Patches, bool]:
 
     Raises MediaError if the file is empty or much of its end is missing.
     """
-    if isinstance(source, bytes):
-        content = Content(io.BytesIO(source), len(source))
-        missing, patches, says_length = missing_end(content), filled_in(content), counts_frames(content)
-    else:
-        path = Path(source)
-        try:
-            if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for a writer
-                raise MediaError("missing_file", f"{label}: is no regular file")
-            with path.open("rb") as file:
-                content = Content(file, os.fstat(file.fileno()).st_size)
-                missing, patches, says_length = missing_end(content), filled_in(content), counts_frames(content)
-        except OSError as error:
-            raise MediaError("missing_file", f"{label}: cannot be opened ({error.strerror})") from error
-    if not content.head:
-        raise MediaError("empty_file", f"{label}: has zero bytes")
+    try:
+        with open_source(source, label) as file:
+            content = FileBytes(file, file.seek(0, os.SEEK_END))
+            missing, patches, states_length = missing_end(content), length_patches(content), states_frame_count(content)
+    except OSError as error:
+        raise MediaError("missing_file", f"{label}: cannot be read ({error.strerror})") from error
     if missing is not None:
         raise MediaError("truncated", f"{label}: {missing}")
-    return content.head, patches, says_length
+    return content.head, patches, states_length
 
 
 def video_stream(container: Any) -> Any | None:
-    """The default video stream that is no cover image; the first one of several."""
+    """The video stream to read, by `preferred`; cover images are none. None if there is no other."""
     covers = Disposition.attached_pic | Disposition.timed_thumbnails
     streams = [stream for stream in container.streams.video if not stream.disposition & covers]
     return preferred(streams, Disposition.default, Disposition.dependent)
 
 
 def audio_stream(container: Any) -> Any | None:
-    """The default audio stream, the first one of several; comments and descriptions only if there is nothing else."""
+    """The audio stream to read, by `preferred`: comments and descriptions only if there is nothing else."""
     return preferred(container.streams.audio, Disposition.default, SPOKEN_EXTRAS)
 
 
-def require(stream: Any | None, reason: FailureReason, label: str) -> Any:
+def preferred(streams: Sequence[Any], default: Any, second_choice: Any) -> Any | None:
+    """The stream to read of several; None if there are none.
+
+    Streams that can be decoded come before others, then those that are no second choice, then the file's default.
+
+    default, second_choice: flags of a stream's disposition.
+    """
+    return min(
+        streams,
+        key=lambda stream: (
+            stream.codec_context is None,
+            bool(stream.disposition & second_choice),
+            not stream.disposition & default,
+            stream.index,
+        ),
+        default=None,
+    )
+
+
+def require_decodable(stream: Any | None, reason: FailureReason, label: str) -> Any:
     """The stream. Raises MediaError(reason) if it is None, and unsupported_codec if it cannot be decoded."""
     if stream is None:
         raise MediaError(reason, f"{label}: has no {'video' if reason == 'no_video' else 'audio'} stream")
@@ -172,12 +185,55 @@ def require(stream: Any | None, reason: FailureReason, label: str) -> Any:
 # --- packets to frames -----------------------------------------------------------------------------------------------
 
 
-def frames_from_here(container: Any, stream: Any, label: str, passing: Any = None) -> Iterator[tuple[int, Any]]:
-    """(time stamp in ticks, frame) from the current position of the container to its end, with the decoder flushed.
+class DecodeErrors:
+    """Counts the packets of one stream that its decoder refuses, and raises MediaError if there are too many.
+
+    A few are left out: the previous frame stays on screen, and audio has a pause. The reason is decode_error, or
+    truncated if only the last packets are refused.
+    """
+
+    def __init__(self, stream_type: str, container_format: str, label: str) -> None:
+        self._type, self._label = stream_type, label
+        self._has_length = container_format not in FORMATS_WITHOUT_LENGTH
+        self._num_packets = self._num_refused = self._num_in_a_row = 0
+        self._error: Exception | None = None
+
+    def count_decoded(self) -> None:
+        """Count a packet that was decoded or skipped."""
+        self._num_packets += 1
+        self._num_in_a_row = 0
+
+    def count_refused(self, error: Exception) -> None:
+        """Count a packet that could not be decoded. Raises MediaError."""
+        self._num_packets += 1
+        self._num_refused += 1
+        self._num_in_a_row += 1
+        self._error = error
+        if self._num_in_a_row > MAX_REFUSED_IN_A_ROW:
+            self._give_up("decode_error", f"{self._num_in_a_row} {self._type} packets in a row cannot be decoded")
+
+    def check_end(self) -> None:
+        """Check the counts after the last packet. Raises MediaError."""
+        if not self._num_refused:
+            return
+        message = f"{self._num_refused} of {self._num_packets} {self._type} packets cannot be decoded"
+        is_only_the_last = self._num_in_a_row == self._num_refused < self._num_packets
+        if self._num_refused > MAX_REFUSED_FRACTION * self._num_packets:
+            self._give_up("truncated" if is_only_the_last else "decode_error", message)
+        if self._num_in_a_row and not self._has_length:
+            self._give_up("truncated", f"the {self._type} ends inside a packet")
+
+    def _give_up(self, reason: Any, what: str) -> None:
+        raise MediaError(reason, f"{self._label}: {what} ({self._error})") from self._error
+
+
+def decode_frames(container: Any, stream: Any, label: str, skipper: Any = None) -> Iterator[tuple[int, Any]]:
+    """(timestamp in ticks, frame) from the current position of the container to its end, with the decoder flushed.
 
     Frames of a video stream are PyAV's, those of an audio stream are AudioFrames. Damaged packets are left out if they
-    are few (see packets.py); breaks of the clock are repaired in formats that are known for them. passing
-    (gapless_audio.Passing): decides which audio packets are counted (info.Passed) instead of decoded.
+    are few (DecodeErrors); breaks of the clock are repaired in formats that are known for them. skipper (a
+    PacketSkipper of gapless_audio.py): decides which audio packets are counted instead of decoded; SkippedSamples stand
+    for them.
     """
     if not stream.codec_context.is_open:
         stream.codec_context.thread_count = 1
@@ -185,22 +241,22 @@ def frames_from_here(container: Any, stream: Any, label: str, passing: Any = Non
             use_native_layout(stream)
     max_gap = int(MAX_GAP_SECONDS / stream.time_base)
     max_back = int(MAX_BACKWARD_SECONDS / stream.time_base)
-    refused = Refused(stream.type, container.format.name, label)
+    errors = DecodeErrors(stream.type, container.format.name, label)
     clock = PresentationClock(container.format.name, stream.codec_context) if stream.type == "video" else None
-    last, length = None, 0
-    demuxed = container.demux(_together(container, stream))
+    last, length = None, 0  # ticks: the time of the previous frame, and its duration
+    demuxed = container.demux(_streams_to_read(container, stream))
     try:
-        for packet in _of_stream(demuxed, container, stream, label):
-            if passing is not None and packet.pts is not None and (num_samples := passing.count(packet)):
-                refused.took()
+        for packet in _packets_of(demuxed, container, stream, label):
+            if skipper is not None and packet.pts is not None and (num_samples := skipper.samples_to_skip(packet)):
+                errors.count_decoded()
                 last, length = packet.pts, packet.duration or length
-                yield packet.pts, Passed(num_samples)
+                yield packet.pts, SkippedSamples(num_samples)
                 continue
-            decoded = _decoded(packet, refused)
+            decoded = _decoded(packet, errors)
             if clock is not None:
                 clock.take(packet)
-            if passing is not None and (missing := passing.learn(packet, sum(frame.samples for frame in decoded))):
-                yield packet.pts, Passed(missing)
+            if skipper is not None and (missing := skipper.learn(packet, sum(frame.samples for frame in decoded))):
+                yield packet.pts, SkippedSamples(missing)
             for frame in decoded:
                 if clock is not None:
                     ticks = clock.stamp(frame)
@@ -210,42 +266,42 @@ def frames_from_here(container: Any, stream: Any, label: str, passing: Any = Non
                     ticks = (stream.start_time or 0) if last is None else last + length
                 if last is not None and not -max_back <= ticks - last <= max_gap:
                     by = (ticks - last) * float(stream.time_base)
-                    raise MediaError("decode_error", f"{label}: {stream.type} time stamps jump by {by:.3f} s")
-                last, length = ticks, frame.duration or length or _nominal_ticks(stream)
+                    raise MediaError("decode_error", f"{label}: {stream.type} timestamps jump by {by:.3f} s")
+                last, length = ticks, frame.duration or length or _nominal_frame_ticks(stream)
                 yield ticks, frame if stream.type == "video" else audio_frame_of(frame, stream)
     finally:
         demuxed.close()  # PyAV 18.1 leaks the memory of a demuxer that is not closed
-    refused.ended()
+    errors.check_end()
 
 
-def _decoded(packet: Any, refused: Refused) -> list[Any]:
+def _decoded(packet: Any, errors: DecodeErrors) -> list[Any]:
     """The frames that a packet completes; none if the decoder refuses it, which is counted."""
     try:
         frames: list[Any] = packet.decode()
     except av.FFmpegError as error:
         if isinstance(error, MemoryError):
             raise
-        refused.refused(error)
+        errors.count_refused(error)
         return []
     if packet.size:
-        refused.took()
+        errors.count_decoded()
     return frames
 
 
-def _together(container: Any, stream: Any) -> Any:
-    """The streams whose packets must be read to read `stream`."""
+def _streams_to_read(container: Any, stream: Any) -> Any:
+    """The stream, or all streams whose packets are needed to notice a break of its clock."""
     if container.format.name not in FORMATS_WITH_BREAKS:
         return stream
-    return [each for each in (video_stream(container), audio_stream(container)) if each is not None]
+    return [other for other in (video_stream(container), audio_stream(container)) if other is not None]
 
 
-def _of_stream(demuxed: Iterator[Any], container: Any, stream: Any, label: str) -> Iterator[Any]:
-    """The stream's packets, on one clock."""
+def _packets_of(demuxed: Iterator[Any], container: Any, stream: Any, label: str) -> Iterator[Any]:
+    """The packets of the stream, on one clock."""
     if container.format.name not in FORMATS_WITH_BREAKS:
         yield from demuxed
         return
     try:
-        yield from trusted(on_one_clock(demuxed, stream), stream)
+        yield from without_unreliable_stamps(on_one_clock(demuxed, stream), stream, from_beginning=True)
     except av.FFmpegError as error:
         if container.format.name == "ogg" and error.errno in OTHER_LINK_ERRORS:
             message = f"{label}: its {stream.type} continues with other channels or another codec ({CHAINED})"
@@ -253,29 +309,28 @@ def _of_stream(demuxed: Iterator[Any], container: Any, stream: Any, label: str) 
         raise
 
 
-def _nominal_ticks(stream: Any) -> int:
-    """The length of a frame in ticks by the frame rate; 1 if there is none."""
+def _nominal_frame_ticks(stream: Any) -> int:
+    """The duration of a video frame in ticks by the frame rate; 1 if none is stated, and for audio."""
     return round(1 / (stream.average_rate * stream.time_base)) if stream.type == "video" and stream.average_rate else 1
 
 
 def first_frame(container: Any, stream: Any, label: str) -> tuple[int, Any] | None:
-    """(time stamp in ticks, frame) of the first frame; None if there is none.
+    """(timestamp in ticks, frame) of the first frame; None if there is none.
 
-    MediaError("truncated") if the header promises some.
+    MediaError("truncated") if there is none although the header states a length.
     """
-    first = next(frames_from_here(container, stream, label), None)
+    first = next(decode_frames(container, stream, label), None)
     if first is None:
-        check_empty(stream, label)
+        check_not_truncated(stream, label)
     return first
 
 
-def check_empty(stream: Any, label: str) -> None:
+def check_not_truncated(stream: Any, label: str) -> None:
     """MediaError("truncated") for a stream without a decodable frame whose header states a length."""
-    promised = float(stream.duration * stream.time_base) if stream.duration else 0.0
-    if promised > LEAST_PROMISE_SECONDS:
-        raise MediaError(
-            "truncated", f"{label}: nothing of its {stream.type} is there; the header says {promised:.2f} s"
-        )
+    stated_seconds = float(stream.duration * stream.time_base) if stream.duration else 0.0
+    if stated_seconds > LEAST_STATED_SECONDS:
+        message = f"{label}: nothing of its {stream.type} is there; the header says {stated_seconds:.2f} s"
+        raise MediaError("truncated", message)
 
 
 def first_packet(source: Source, stream: Any) -> bytes:
@@ -289,10 +344,10 @@ def first_packet(source: Source, stream: Any) -> bytes:
 
 
 def exact_start(container: Any, stream: Any) -> int | None:
-    """The first frame's time stamp if the header is reliable, else None."""
+    """The first frame's timestamp if the header is reliable, else None."""
     if (container.format.name, stream.type) not in EXACT_STARTS or stream.start_time is None:
         return None
     entries = stream.index_entries
     if stream.type == "video" and (not len(entries) or not entries[0].is_keyframe):
-        return None  # cut carelessly: what precedes the first keyframe cannot be decoded
+        return None  # what precedes the first keyframe of a file that was cut there cannot be decoded
     return int(stream.start_time)

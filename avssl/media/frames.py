@@ -18,19 +18,20 @@ from numpy.typing import NDArray
 from avssl.media.info import AudioBlock, AudioFrame
 
 LEAST_INTERLACED_HEIGHT = 4
+# FFmpeg's filters (name, arguments) for 0, 1, 2 and 3 quarter turns clockwise.
 TURNING: tuple[list[tuple[str, str]], ...] = (
     [],
     [("transpose", "clock")],
     [("hflip", ""), ("vflip", "")],
     [("transpose", "cclock")],
 )
-UNSAFE_PLANES = 8
+UNSAFE_PLANES = 8  # audio of so many planes crashes PyAV 18.1
 UNKNOWN_TO_NUMPY = {"s64": "dbl", "s64p": "dbl"}
-MONO = ("FC",)
+MONO = ("FC",)  # the channel names of mono
 NUMPY_KINDS = {"u8": "u1", "s16": "i2", "s32": "i4", "flt": "f4", "dbl": "f8"}
-NUMPY_KINDS |= {f"{name}p": kind for name, kind in NUMPY_KINDS.items()}  # planes of which there is one
+NUMPY_KINDS |= {f"{name}p": kind for name, kind in NUMPY_KINDS.items()}  # a planar format of one channel has one plane
 CHANNELS_KEY = "avssl channels"
-OWN_ORDER = re.compile(r"\d+ channels \(|ambisonic")
+CUSTOM_LAYOUT = re.compile(r"\d+ channels \(|ambisonic")
 NATIVE_LAYOUTS = {
     1: "mono",
     2: "stereo",
@@ -47,24 +48,25 @@ NATIVE_LAYOUTS = {
 
 
 def to_array(frame: Any, rgb: bool, turns: int, is_mirrored: bool = False) -> NDArray[np.uint8]:
-    """uint8 (H, W, 3) RGB or (H * 3 / 2, W) yuv420p of a frame, made upright.
+    """The pixels of a frame, made upright: uint8 (H, W, 3) RGB or (H * 3 / 2, W) yuv420p.
 
-    It is first mirrored left to right if is_mirrored, then turned clockwise by turns * 90 degrees. The result may share
-    the frame's memory, and its rows may have gaps between them. For yuv420p an odd H or W is scaled to one less.
+    The frame is first mirrored left to right if is_mirrored, then turned clockwise by turns * 90 degrees. The result
+    may share the frame's memory, and its rows may have gaps between them. For yuv420p an odd H or W is scaled to one
+    less.
     """
     height = frame.height
-    frame = progressive(frame)
+    frame = deinterlaced(frame)
     if rgb:
         image = _rgb_pixels(frame.reformat(height=height, format="rgb24", threads=1))
         image = image[:, ::-1] if is_mirrored else image
         return np.ascontiguousarray(np.rot90(image, -turns)) if turns or is_mirrored else image
-    upright = Upright(turns, None, is_mirrored)(_scaled_back(frame, height))
+    upright = UprightFilter(turns, None, is_mirrored)(_scaled_back(frame, height))
     even = upright.width - upright.width % 2, upright.height - upright.height % 2
     return np.asarray(upright.reformat(*even, format="yuv420p", threads=1).to_ndarray(), dtype=np.uint8)
 
 
 def _rgb_pixels(frame: Any) -> NDArray[np.uint8]:
-    """(H, W, 3) of a frame in rgb24, in its own memory, whose rows may be padded."""
+    """uint8 (H, W, 3) of a frame in rgb24, in the frame's own memory, whose rows may be padded."""
     plane = frame.planes[0]
     if plane.line_size < 3 * frame.width:  # stored from bottom to top
         return frame.to_ndarray()  # type: ignore[no-any-return]
@@ -72,8 +74,8 @@ def _rgb_pixels(frame: Any) -> NDArray[np.uint8]:
     return rows[:, : 3 * frame.width].reshape(frame.height, frame.width, 3)
 
 
-def progressive(frame: Any) -> Any:
-    """The frame; for an interlaced one its first field, which has half the height and is from one instant."""
+def deinterlaced(frame: Any) -> Any:
+    """The frame; of an interlaced one the first field, which has half the height and is from one instant."""
     if not frame.interlaced_frame or frame.height < LEAST_INTERLACED_HEIGHT:
         return frame
     graph = _graph(frame, [("separatefields", "")])
@@ -82,15 +84,15 @@ def progressive(frame: Any) -> Any:
 
 
 def _scaled_back(frame: Any, height: int) -> Any:
-    """A field scaled to the height of its frame."""
+    """The frame; a field is scaled to this height, that of its frame."""
     return frame if frame.height == height else frame.reformat(height=height, interpolation="BILINEAR", threads=1)
 
 
-class Upright:
-    """Makes the frames of a stream upright in YUV: scales, mirrors left to right if is_mirrored, and turns clockwise by
-    turns * 90 degrees.
+class UprightFilter:
+    """Makes the frames of a stream upright in YUV.
 
-    size: (width, height) after turning; None leaves size and pixel format as they are.
+    Each frame is scaled, mirrored left to right if is_mirrored, and turned clockwise by turns * 90 degrees. size:
+    (width, height) after turning; None leaves size and pixel format as they are.
     """
 
     def __init__(self, turns: int, size: tuple[int, int] | None, is_mirrored: bool = False) -> None:
@@ -101,7 +103,7 @@ class Upright:
 
     def __call__(self, frame: Any) -> Any:
         height = frame.height
-        frame = progressive(frame)
+        frame = deinterlaced(frame)
         frame = _scaled_back(frame, height) if self._size is None else self._scaled(frame, *self._size)
         if not self._steps:
             return frame
@@ -125,7 +127,7 @@ class Upright:
 
 
 def _graph(frame: Any, steps: list[tuple[str, str]]) -> Graph:
-    """A graph of filters in a row, for frames of the size and format of this one."""
+    """FFmpeg's graph of these filters in a row, for frames of the size and format of this one."""
     graph = Graph()
     source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
     nodes = [graph.add(name, arguments) for name, arguments in steps]
@@ -137,21 +139,21 @@ def _graph(frame: Any, steps: list[tuple[str, str]]) -> Graph:
 
 
 def use_native_layout(stream: Any) -> None:
-    """Give the decoder a standard order of channels if the file has a custom one.
+    """Give the decoder a standard channel layout if the file has a custom one.
 
-    PyAV 18.1 frees a custom order twice for each frame, which crashes the process. The true channel names stay in the
+    PyAV 18.1 frees a custom layout twice for each frame, which crashes the process. The true channel names stay in the
     stream's metadata, for audio_frame_of.
     """
     context = stream.codec_context
     layout = context.layout
-    if OWN_ORDER.match(layout.name):
+    if CUSTOM_LAYOUT.match(layout.name):
         names = [channel.name for channel in layout.channels]
         stream.metadata[CHANNELS_KEY] = " ".join(names)
         context.layout = NATIVE_LAYOUTS.get(len(names), f"{len(names)}c")
 
 
 def audio_frame_of(frame: Any, stream: Any) -> AudioFrame:
-    """The samples of a decoded audio block."""
+    """The samples of a decoded audio block of PyAV, with the true names of its channels."""
     rate, layout = frame.sample_rate, frame.layout
     if layout.nb_channels == 1 and (kind := NUMPY_KINDS.get(frame.format.name)):  # avoids PyAV's copy
         return AudioFrame(rate, MONO, np.frombuffer(frame.planes[0], kind, frame.samples)[None], True)

@@ -1,10 +1,10 @@
-"""Bytes or a path -> an image, decoded by Pillow.
+"""Images from a path or bytes, decoded by Pillow.
 
 Every image becomes RGB, 8 bits, upright:
 
-- Gray is repeated in the three channels; palettes are looked up; CMYK and YCbCr are converted as Pillow does.
-- Transparency is dropped, not blended: the stored color shows, as in torchvision's ImageFolder.
-- Of 16 bits the high byte is kept. 32-bit and float pixels are refused, because their range is unknown.
+- Gray is repeated in the three channels, palettes are looked up, CMYK and YCbCr are converted as by Pillow.
+- Transparency is dropped, not blended: the stored color stays, as in torchvision's ImageFolder.
+- Pixels of 16 bits keep their high byte. 32-bit and float pixels are refused, because their range is unknown.
 - The orientation of EXIF (or XMP) is applied. Color profiles are ignored.
 - If a file holds several images (animations, pages), the first one is read.
 
@@ -14,29 +14,20 @@ none of them starts a program (as Pillow's EPS reader does) or refers to other f
 
 from __future__ import annotations
 
-import io
 import os
 import re
-import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import torch
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
 
+from avssl.media.sources import Source, label_of, open_source
 from avssl.types import MediaError
-
-__all__ = [
-    "GRAY_MODES", "IMAGE_SUFFIXES", "MAX_PIXELS", "ImageInfo", "Source", "is_upright", "opened_image", "probe_image",
-    "read_image", "to_rgb",
-]  # fmt: skip
-
-Source = str | os.PathLike[str] | bytes
 
 # The suffixes that a search of a folder finds. A file that is given by its name may have any suffix.
 IMAGE_SUFFIXES = frozenset(f".{name}" for name in ("jpg", "jpeg", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff"))
@@ -44,7 +35,7 @@ IMAGE_SUFFIXES = frozenset(f".{name}" for name in ("jpg", "jpeg", "jfif", "png",
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", WebPImagePlugin.WebPImageFile.format, TiffImagePlugin.TiffImageFile.format)
 SIGNATURE = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n|GIF8|RIFF....WEBP|II\*\0|MM\0\*", re.DOTALL)
 MAX_PIXELS = 178_956_970  # half a GiB as RGB, above which Pillow calls an image a decompression bomb
-GRAY_16_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # I: 16-bit PNG before Pillow 11
+GRAY_16_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # mode I is 16-bit PNG before Pillow 11
 GRAY_MODES = ("1", "L", "LA", *GRAY_16_BITS)
 ORIENTATION_TAG = 0x0112
 TURNS = {
@@ -73,12 +64,12 @@ class ImageInfo:
         return cls(str(image.format), image.mode, image.width, image.height)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dict for json."""
+        """The header as a plain dict for JSON."""
         return asdict(self)
 
 
 def read_image(source: Source, *, name: str = "") -> torch.Tensor:
-    """An image as RGB; the top of this file says how other colors are converted.
+    """An image as RGB; the docstring of this module says how other colors are converted.
 
     Args:
         source: path, or the file's bytes; name: for error messages, default the path.
@@ -92,7 +83,7 @@ def read_image(source: Source, *, name: str = "") -> torch.Tensor:
     >>> read_image(image).shape
     torch.Size([3, 40, 48])
     """
-    with opened_image(source, name) as image:
+    with open_image(source, name) as image:
         pixels = np.array(to_rgb(image))
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
@@ -103,15 +94,15 @@ def probe_image(source: Source, *, name: str = "") -> ImageInfo:
     >>> probe_image(image).width
     48
     """
-    with opened_image(source, name) as image:
+    with open_image(source, name) as image:
         return ImageInfo.of(image)
 
 
 @contextmanager
-def opened_image(source: Source, name: str = "") -> Iterator[Image.Image]:
+def open_image(source: Source, name: str = "") -> Iterator[Image.Image]:
     """The open image, its pixels not yet decoded. Use the block for Pillow only: its errors become MediaErrors."""
-    label = name or ("<bytes>" if isinstance(source, bytes) else os.fspath(source))
-    with _opened_file(source, label) as file, warnings.catch_warnings():
+    label = label_of(source, name)
+    with open_source(source, label) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, for damaged metadata and large images: MAX_PIXELS decides
         try:
             with Image.open(file, formats=FORMATS) as image:
@@ -128,7 +119,7 @@ def opened_image(source: Source, name: str = "") -> Iterator[Image.Image]:
             raise _media_error(error, file, label) from error
 
 
-def _media_error(error: Exception, file: IO[bytes], label: str) -> MediaError:
+def _media_error(error: Exception, file: BinaryIO, label: str) -> MediaError:
     """Pillow's error as a MediaError with a typed reason."""
     if isinstance(error, UnidentifiedImageError):
         file.seek(0)
@@ -139,37 +130,20 @@ def _media_error(error: Exception, file: IO[bytes], label: str) -> MediaError:
     return MediaError("truncated" if is_cut_off else "decode_error", f"{label}: {type(error).__name__}: {error}")
 
 
-def _is_cut_off_webp(file: IO[bytes]) -> bool:
+def _is_cut_off_webp(file: BinaryIO) -> bool:
     """Whether a RIFF file is shorter than its header says. WebP's decoder does not tell this from other damage."""
     file.seek(0)
     head = file.read(8)
     return head[:4] == b"RIFF" and file.seek(0, os.SEEK_END) < 8 + int.from_bytes(head[4:], "little")
 
 
-@contextmanager
-def _opened_file(source: Source, label: str) -> Iterator[IO[bytes]]:
-    """The file or bytes, open for reading; MediaError if there is nothing to read."""
-    try:
-        is_file = isinstance(source, bytes) or stat.S_ISREG(Path(source).stat().st_mode)
-        if not is_file:  # opening a pipe would wait for a writer
-            raise MediaError("missing_file", f"{label}: is no regular file")
-        file: IO[bytes] = io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")  # noqa: SIM115 (below)
-    except OSError as error:
-        raise MediaError("missing_file", f"{label}: cannot be opened ({error.strerror})") from error
-    with file:
-        if not file.read(1):
-            raise MediaError("empty_file", f"{label}: has zero bytes")
-        file.seek(0)
-        yield file
-
-
 def is_upright(image: Image.Image) -> bool:
-    """Whether the image is stored upright, without a turn or flip in its metadata. (For JPEG, before decoding.)"""
+    """Whether the metadata states no turn or flip. Right before decoding for JPEG alone, which states it first."""
     return image.getexif().get(ORIENTATION_TAG, 1) not in TURNS
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Decode: the upright image in mode RGB, without metadata. Call it in the block of `opened_image`."""
+    """The decoded upright image in mode RGB, without metadata. Call it in the block of `open_image`."""
     image.load()  # first: PNG may give the orientation after the pixels, and TIFF applies it here
     turn = TURNS.get(image.getexif().get(ORIENTATION_TAG, 1))
     if image.mode in GRAY_16_BITS:

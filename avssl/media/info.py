@@ -14,23 +14,23 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-# Matroska and FLV round times to whole milliseconds: a frame may be stamped this much too late.
+# Matroska and FLV round times to whole milliseconds: the timestamp of a frame may be this much too late.
 FRAME_TIME_TOLERANCE_SECONDS = 0.0006
-# Time stamps that differ less than this from the running count of samples are rounded; more is a gap.
+# Timestamps that differ less than this from the running count of samples are rounded; more is a gap.
 AUDIO_GAP_SECONDS = 0.05
-# A jump of this size is a broken clock, not a pause.
+# A jump forward by more than this is a broken clock, not a pause.
 MAX_GAP_SECONDS = 3600.0
-# So is a backward jump of this size: what follows would be lost, because frames come in the order in which they are
-# shown.
+# A jump back by more than this is a broken clock, too: what follows would be lost, because frames come in the order in
+# which they are shown.
 MAX_BACKWARD_SECONDS = 1.0
-# Resampling filters need some samples before the first one that counts.
+# Resampling filters need this much before the first sample that is used.
 RESAMPLER_MARGIN_SECONDS = 0.02
 # Seeking over less than this costs more than decoding it.
 AUDIO_SEEK_SECONDS = 0.5
 
-# A file that begins later than this began in the middle of something.
+# A file whose first timestamp is later than this is part of a longer recording.
 LATE_SECONDS = 1.0
-FORMATS_COUNTED_FROM_ANYWHERE = ("matroska,webm", "asf", "flv", "nut", "ogg")
+FORMATS_OF_UNCLEAR_LENGTHS = ("matroska,webm", "asf", "flv", "nut", "ogg")
 
 # The suffixes that a search of a folder finds. A file that is given by its name may have any suffix.
 VIDEO_SUFFIXES = "mp4 m4v mov mkv webm avi mpg mpeg ts mts m2ts flv f4v wmv asf 3gp 3g2 ogv vob mxf rm rmvb gif dv"
@@ -41,7 +41,7 @@ AudioBlock = NDArray[np.float32]
 
 
 class Orientation(NamedTuple):
-    """Makes a stored frame upright: mirror it left to right if is_mirrored, then turn it by quarters, clockwise."""
+    """How to make a stored frame upright: mirror it left to right if is_mirrored, then make clockwise quarter turns."""
 
     turns: int = 0
     is_mirrored: bool = False
@@ -111,17 +111,17 @@ class MediaInfo:
     duration_seconds: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dict for json."""
+        """The facts as a plain dict for JSON."""
         return asdict(self)
 
 
 def is_clear_length(claim_seconds: float, container: str, file_start_seconds: float) -> bool:
-    """Whether a header's duration surely is a length, and not the time of the end.
+    """Whether the duration in a header is surely a length, and not the time of the end.
 
-    In some containers it depends on the writer. If a file begins near 0, both are the same; if it begins late, a
-    duration that is smaller than the start must be a length.
+    In FORMATS_OF_UNCLEAR_LENGTHS that depends on the writer. If a file begins near 0, both are the same; if it begins
+    late, a duration that is smaller than the start must be a length.
     """
-    is_alike = container not in FORMATS_COUNTED_FROM_ANYWHERE or file_start_seconds <= LATE_SECONDS
+    is_alike = container not in FORMATS_OF_UNCLEAR_LENGTHS or file_start_seconds <= LATE_SECONDS
     return is_alike or claim_seconds <= file_start_seconds
 
 
@@ -184,7 +184,7 @@ def mix_to_mono(samples: NDArray[Any], is_planar: bool, channel_names: tuple[str
 class AudioSpan:
     """The source samples that an excerpt needs so that the result does not depend on where decoding begins.
 
-    first, last: source samples [first, last). skip: samples at the target rate before the requested ones.
+    first, last: source samples [first, last). skip: resampled samples before the requested ones.
     """
 
     first: int
@@ -235,7 +235,7 @@ def collect(blocks: Iterable[tuple[int, int, AudioBlock]], first: int, last: int
 
 
 class AudioFrame(NamedTuple):
-    """A decoded audio block. samples: (channels, n) if planar, else (1, channels * n), of any of FFmpeg's types."""
+    """A decoded audio block. samples: (channels, n) if planar, else (1, channels * n), of any sample type."""
 
     sample_rate: int
     channel_names: tuple[str, ...]
@@ -244,11 +244,11 @@ class AudioFrame(NamedTuple):
 
     @property
     def num_samples(self) -> int:
-        """The number of samples of each channel."""
+        """The number of samples per channel."""
         return self.samples.size // len(self.channel_names)
 
 
-class Passed(NamedTuple):
-    """Samples that were counted instead of decoded, because they are not needed."""
+class SkippedSamples(NamedTuple):
+    """A number of samples that stand for a packet that was counted instead of decoded, because it is not needed."""
 
     num_samples: int

@@ -1,20 +1,21 @@
 """Lengths that a writer could not fill in because it wrote into a pipe, and the bytes that FFmpeg needs instead.
 
-FFmpeg reads AVI, WAV, CAF, FLAC, Matroska and mp4 to their end without these lengths; of the formats here it would read
-nothing. This file works on bytes, without a decoder.
+FFmpeg reads AVI, WAV, CAF, FLAC, Matroska and mp4 to their end without these lengths. From the formats in this file it
+would read nothing. Works on bytes, without a decoder.
 """
 
 from __future__ import annotations
 
 import io
-import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from os import fspath
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from avssl.media.truncation import UNKNOWN_FROM, UNKNOWN_FROM_64, Content
+from avssl.media.sources import FileBytes, Source
+from avssl.media.truncation import UNKNOWN_FROM, UNKNOWN_FROM_64
 
 W64_WAVE_BYTES = 40  # guid, length, guid
 W64_HEAD_BYTES = 24  # of a chunk: guid, length of all of it
@@ -23,8 +24,8 @@ MOST_CHUNKS = 1000  # that are read, such as text and images before the audio
 Patches = dict[int, bytes]  # position in the file -> the bytes to read there
 
 
-def filled_in(content: Content) -> Patches:
-    """Patches for lengths of 0 or "unknown" in RF64, Wave64, AIFF and AU: the lengths to the file's end."""
+def length_patches(content: FileBytes) -> Patches:
+    """The patches for lengths of 0 or "unknown" in RF64, Wave64, AIFF and AU: the lengths to the file's end."""
     patches_of = {b"RF64": _rf64, b"riff": _wave64, b"FORM": _aiff, b".snd": _au}.get(content.head[:4])
     try:
         return {} if patches_of is None else patches_of(content)
@@ -33,35 +34,31 @@ def filled_in(content: Content) -> Patches:
 
 
 @contextmanager
-def readable(source: str | os.PathLike[str] | bytes, patches: Patches) -> Iterator[Any]:
+def patched_source(source: Source, patches: Patches) -> Iterator[Any]:
     """The path, or a file object whose lengths are filled in, for FFmpeg to open."""
     if not patches and not isinstance(source, bytes):
-        yield f"file:{os.fspath(source)}"
+        yield f"file:{fspath(source)}"
         return
     with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
-        yield Patched(file, patches) if patches else file
+        yield PatchedFile(file, patches) if patches else file
 
 
-class Patched(io.RawIOBase):
+class PatchedFile(io.RawIOBase):
     """A file for reading in which some bytes are replaced."""
 
     def __init__(self, file: BinaryIO, patches: Patches) -> None:
         self._file, self._patches = file, patches
 
     def readable(self) -> bool:
-        """True."""
         return True
 
     def seekable(self) -> bool:
-        """True."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Seek in the underlying file."""
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:
-        """The position in the underlying file."""
         return self._file.tell()
 
     def read(self, size: int = -1) -> bytes:
@@ -75,8 +72,8 @@ class Patched(io.RawIOBase):
         return bytes(block)
 
 
-def _chunks(content: Content, order: str, *, begin: int = 12) -> Iterator[tuple[bytes, int, int]]:
-    """(name, length as written, where its body begins) of the chunks of a RIFF or AIFF."""
+def _chunks(content: FileBytes, order: str, *, begin: int = 12) -> Iterator[tuple[bytes, int, int]]:
+    """(name, stated length, position of its body) of the chunks of a RIFF or AIFF file."""
     for _ in range(MOST_CHUNKS):
         start = content.at(begin, 8)
         if len(start) < 8:
@@ -86,7 +83,7 @@ def _chunks(content: Content, order: str, *, begin: int = 12) -> Iterator[tuple[
         begin += 8 + length + length % 2
 
 
-def _rf64(content: Content) -> Patches:
+def _rf64(content: FileBytes) -> Patches:
     if content.head[12:16] != b"ds64":
         return {}
     (length,) = struct.unpack_from("<Q", content.head, 28)
@@ -97,7 +94,7 @@ def _rf64(content: Content) -> Patches:
     return {}
 
 
-def _wave64(content: Content) -> Patches:
+def _wave64(content: FileBytes) -> Patches:
     patches: Patches = {}
     if _is_unknown_64(content, 16):
         patches[16] = struct.pack("<Q", content.size)
@@ -114,12 +111,12 @@ def _wave64(content: Content) -> Patches:
     return patches
 
 
-def _is_unknown_64(content: Content, at: int) -> bool:
+def _is_unknown_64(content: FileBytes, at: int) -> bool:
     length: int = struct.unpack("<Q", content.at(at, 8))[0]
     return length <= W64_HEAD_BYTES or length >= UNKNOWN_FROM_64
 
 
-def _aiff(content: Content) -> Patches:
+def _aiff(content: FileBytes) -> Patches:
     patches: Patches = {}
     frame_bytes, counted_at, num_frames = 0, 0, 0
     if _is_unknown(struct.unpack_from(">I", content.head, 4)[0]):
@@ -138,7 +135,7 @@ def _aiff(content: Content) -> Patches:
     return patches
 
 
-def _au(content: Content) -> Patches:
+def _au(content: FileBytes) -> Patches:
     begin, length = struct.unpack_from(">II", content.head, 4)
     return {8: struct.pack(">I", min(content.size - begin, UNKNOWN_FROM - 1))} if _is_unknown(length) else {}
 

@@ -1,4 +1,4 @@
-"""Readers of one stream of a file from given seconds on, in constant memory: video frames, or audio as a mono signal.
+"""Readers of one stream of a file from given seconds on, in constant memory: video frames, or audio mixed to mono.
 
 The result is the same as decoding from the beginning gives, but what lies before is skipped if the container can seek.
 Times are seconds from the stream's own first frame or sample. See decode.py.
@@ -15,16 +15,14 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from avssl.media.cursor import FrameCursor, SeekMissed
-from avssl.media.entry_points import EntryContainer
+from avssl.media.cursor import FrameCursor, SeekError
 from avssl.media.ffmpeg import (
-    Source,
     audio_stream,
-    check_empty,
-    frames_from_here,
-    opened,
-    require,
-    translated,
+    check_not_truncated,
+    decode_frames,
+    media_errors,
+    open_container,
+    require_decodable,
     video_stream,
 )
 from avssl.media.frames import Resampler, to_array
@@ -38,18 +36,19 @@ from avssl.media.info import (
     VideoInfo,
     audio_span,
 )
-from avssl.media.lengths import file_seconds
+from avssl.media.random_access import RandomAccessContainer
 from avssl.media.skipping import SkippingContainer
-from avssl.media.streams import audio_info, orientation_of, video_info
+from avssl.media.sources import Source
+from avssl.media.stream_info import audio_info, file_seconds, orientation_of, video_info
 
-# Audio is resampled in blocks of about this many samples: a call costs as much as some hundred samples.
-BATCH_SAMPLES = 16_384
+# Audio is resampled in blocks of at least so many samples: a call costs as much as some hundred samples.
+BLOCK_SAMPLES = 16_384
 # A seek may have to be repeated to an earlier keyframe, so shorter distances are read without seeking.
-LEAST_JUMP_SECONDS = 1.0
+LEAST_SEEK_SECONDS = 1.0
 
 
 class Frame(NamedTuple):
-    """A decoded frame: shown `seconds` after the first one, for `duration_seconds` (its own or the header's claim).
+    """A decoded frame: shown `seconds` after the first one, for `duration_seconds` (its own, or by the frame rate).
 
     frame: av.VideoFrame, as stored; orientation: how to make it upright.
 
@@ -66,14 +65,14 @@ class Frame(NamedTuple):
 
 
 class _Reader:
-    """An open file of which one stream is read; a context manager."""
+    """An open file of which one stream is read; a context manager that closes it."""
 
     def __init__(self, source: Source, name: str = "") -> None:
         self._source, self._name = source, name
         self._open()
 
     def _open(self) -> None:
-        self._opening = opened(self._source, self._name)
+        self._opening = open_container(self._source, self._name)
         self._container, self.label = self._opening.__enter__()
         self.container_name: str = self._container.format.name
         self.container_seconds = file_seconds(self._container)
@@ -90,7 +89,7 @@ class _Reader:
 
 
 class VideoReader(_Reader):
-    """The video frames of a file. info: None if there is no video stream, or none with a decodable frame.
+    """The video frames of a file. info: None if it has no video stream with a decodable frame.
 
     Raises MediaError as decode.probe does, at opening and while reading.
 
@@ -117,17 +116,17 @@ class VideoReader(_Reader):
         stream = video_stream(self._container)
         if stream is None:
             return
-        self._stream = require(stream, "no_video", self.label)
-        container = EntryContainer(self._container, self._stream)
+        self._stream = require_decodable(stream, "no_video", self.label)
+        container = RandomAccessContainer(self._container, self._stream)
         skipping = SkippingContainer(container, self._expected)
         expected, self._expected[:] = self._expected.copy(), []  # the first frame is decoded in any case
-        with translated(self.label):
-            decode = partial(frames_from_here, skipping, self._stream, self.label)
+        with media_errors(self.label):
+            decode = partial(decode_frames, skipping, self._stream, self.label)
             self._cursor = FrameCursor(container, self._stream, None, may_seek, decode)
         self._expected.extend(expected)
         first = self._cursor.first
         if first is None:
-            check_empty(self._stream, self.label)
+            check_not_truncated(self._stream, self.label)
         self.info = None if first is None else video_info(self._stream, *first)
         self.orientation = UPRIGHT if first is None else orientation_of(first[1])
 
@@ -138,14 +137,14 @@ class VideoReader(_Reader):
         tick = float(self._stream.time_base)
         frame_seconds = 1 / float(self._stream.average_rate) if self._stream.average_rate else 0.0
         start, target = self._cursor.start_ticks, self._ticks(from_seconds)
-        with translated(self.label):
+        with media_errors(self.label):
             try:
-                current = None if from_seconds <= 0 else self._cursor.jump_to(target)
-            except SeekMissed:
+                current = None if from_seconds <= 0 else self._cursor.seek_to(target)
+            except SeekError:
                 self.close()
                 self._open()
                 self._find_first(may_seek=False)
-                current = self._cursor.jump_to(target)
+                current = self._cursor.seek_to(target)
             frames = self._cursor.rest()
             for ticks, frame in frames if current is None else itertools.chain([current], frames):
                 seconds = frame.duration * tick if frame.duration else frame_seconds
@@ -159,16 +158,16 @@ class VideoReader(_Reader):
         if self.info is None or self._cursor is None:
             return None
         tick, start, target = float(self._stream.time_base), self._cursor.start_ticks, self._ticks(seconds)
-        is_far = seconds - self._requested_seconds > LEAST_JUMP_SECONDS
+        is_far = seconds - self._requested_seconds > LEAST_SEEK_SECONDS
         self._requested_seconds = seconds
-        with translated(self.label):
+        with media_errors(self.label):
             try:
-                shown = self._cursor.jump_to(target) if is_far else self._cursor.walk_to(target)
-            except SeekMissed:
+                shown = self._cursor.seek_to(target) if is_far else self._cursor.read_to(target)
+            except SeekError:
                 self.close()
                 self._open()
                 self._find_first(may_seek=False)
-                shown = self._cursor.walk_to(target)
+                shown = self._cursor.read_to(target)
         if shown is None:
             return None
         return Frame((shown[0] - start) * tick, shown[1].duration * tick, shown[1], self.orientation)
@@ -179,7 +178,7 @@ class VideoReader(_Reader):
         Frames that are on screen only between these times need not be decoded.
         """
         first = self._cursor.first if self._cursor is not None else None
-        if first is not None and not first[1].interlaced_frame:  # two packets may hold a field each
+        if first is not None and not first[1].interlaced_frame:  # two packets may hold one field each
             self._expected[:] = map(self._ticks, times_seconds)
 
     def _ticks(self, seconds: float) -> int:
@@ -194,7 +193,7 @@ class VideoReader(_Reader):
 
 
 class AudioReader(_Reader):
-    """The audio of a file. info: None if there is no audio stream, or none with a decodable sample.
+    """The audio of a file. info: None if it has no audio stream with a decodable sample.
 
     Raises MediaError as decode.probe does, at opening and while reading.
 
@@ -217,12 +216,12 @@ class AudioReader(_Reader):
         stream = audio_stream(self._container)
         if stream is None:
             return
-        self._stream = require(stream, "no_audio", self.label)
-        with translated(self.label):
+        self._stream = require_decodable(stream, "no_audio", self.label)
+        with media_errors(self.label):
             self._reader = GaplessAudio(self._container, self._stream, self.label)
             first = self._reader.find_first()
         if first is None:
-            check_empty(self._stream, self.label)
+            check_not_truncated(self._stream, self.label)
         self.info = None if first is None else audio_info(self._stream, *first)
 
     def play(self, rate_hz: int, first_output: int = 0) -> Iterator[AudioBlock]:
@@ -235,7 +234,7 @@ class AudioReader(_Reader):
         span = audio_span(first_output, 1, self.info.rate_hz, rate_hz)
         resample = Resampler(self.info.rate_hz, rate_hz)
         skip = span.skip
-        for block in itertools.chain(_in_batches(self._source_blocks(span.first)), [None]):
+        for block in itertools.chain(_in_large_blocks(self._source_blocks(span.first)), [None]):
             ready = resample(block)
             if skip:
                 ready, skip = ready[skip:], max(0, skip - len(ready))
@@ -244,27 +243,27 @@ class AudioReader(_Reader):
 
     def _source_blocks(self, first: int) -> Iterator[AudioBlock]:
         """Mono blocks at the source's rate from its sample `first` on, without a gap."""
-        with translated(self.label):
+        with media_errors(self.label):
             blocks = self._reader.blocks(first)
             if blocks is None:  # a seek led to a wrong position
                 self.close()
                 self._open()
                 self._find_first()
-                blocks = self._reader.blocks(first, may_jump=False)
+                blocks = self._reader.blocks(first, may_seek=False)
             for _, position, block in blocks or ():
                 remaining = block[max(0, first - position) :]
                 if len(remaining):
                     yield remaining
 
 
-def _in_batches(blocks: Iterator[AudioBlock]) -> Iterator[AudioBlock]:
-    """The same samples in blocks of at least BATCH_SAMPLES, the last one shorter."""
+def _in_large_blocks(blocks: Iterator[AudioBlock]) -> Iterator[AudioBlock]:
+    """The same samples in blocks of at least BLOCK_SAMPLES, the last one shorter."""
     waiting: list[AudioBlock] = []
     num_samples = 0
     for block in blocks:
         waiting.append(block)
         num_samples += len(block)
-        if num_samples >= BATCH_SAMPLES:
+        if num_samples >= BLOCK_SAMPLES:
             yield np.concatenate(waiting)
             waiting, num_samples = [], 0
     if waiting:

@@ -11,30 +11,31 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Any
 
-# In these containers a packet is one frame with a time stamp of its own.
+# In these containers a packet is one frame with a timestamp of its own.
 FORMATS_OF_SINGLE_FRAMES = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 # In other codecs a frame that is marked as unreferenced may still be referenced by some frames.
 CODEC = "h264"
 MOST_AHEAD = 32  # packets; in h264 no frame is shown more than 16 frames after it is stored
-STAMPS_KEPT = 64
+STAMPS_KEPT = 64  # packets
 
 
 class SkippingContainer:
     """A PyAV container whose `demux` also tells the decoder, before each packet, whether it may skip it.
 
-    wanted: rising ticks at which the frame on screen is requested; it is read again for each packet. All frames after
-    the last of these ticks are decoded. Only one stream may be read. Of a stream with edits nothing is skipped.
+    requested: rising ticks at which the frame on screen is requested; the list is read again for each packet. All
+    frames after the last of these ticks are decoded. Only one stream may be read. In a stream with edits nothing is
+    skipped.
     """
 
-    def __init__(self, container: Any, wanted: list[int]) -> None:
-        self._container, self._wanted = container, wanted
+    def __init__(self, container: Any, requested: list[int]) -> None:
+        self._container, self._requested = container, requested
         self._is_edited: bool | None = None  # None: not known yet
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._container, name)
 
     def demux(self, stream: Any) -> Iterator[Any]:
-        """The packets of one stream, all of them."""
+        """All packets of one stream."""
         packets: Iterator[Any] = self._container.demux(stream)
         if self._container.format.name not in FORMATS_OF_SINGLE_FRAMES or stream.codec_context.name != CODEC:
             return packets
@@ -43,11 +44,11 @@ class SkippingContainer:
         return packets if self._is_edited else self._skipping(stream.codec_context, packets)
 
     def _skipping(self, context: Any, packets: Any) -> Iterator[Any]:
-        ahead = _Ahead(packets)
+        ahead = _LookAhead(packets)
         skips = False
         try:
             while (packet := ahead.take()) is not None:
-                if skips != ahead.is_passed_over(packet.pts, self._wanted):
+                if skips != ahead.may_skip(packet.pts, self._requested):
                     skips = not skips
                     context.skip_frame = "NONREF" if skips else "DEFAULT"
                 yield packet
@@ -60,8 +61,8 @@ class SkippingContainer:
 def _is_edited(entries: Iterable[Any]) -> bool:
     """Whether an edit list hides frames, or shows some out of order or twice, by the index that FFmpeg makes from it.
 
-    Then time stamps do not tell what is on screen: hidden frames have stamps, too, and at a seam the decoder may
-    continue from frames of another part.
+    Then timestamps do not tell what is on screen: hidden frames have timestamps, too, and after a cut the decoder may
+    continue from frames before it.
     """
     return any(
         entry.is_discard or following.is_discard or following.timestamp < entry.timestamp
@@ -69,11 +70,11 @@ def _is_edited(entries: Iterable[Any]) -> bool:
     )
 
 
-class _Ahead:
-    """Packets in the order of storage, with a look-ahead.
+class _LookAhead:
+    """Packets in the order of storage, some of them read ahead.
 
     is_edited: a packet was hidden or out of order, from an edit list that the index did not show. has_turned_back: a
-    packet is shown before an earlier one. Until then time stamps may follow the order of storage (presentation.py).
+    packet is shown before an earlier one. Until then timestamps may follow the order of storage (presentation.py).
     """
 
     def __init__(self, packets: Iterator[Any]) -> None:
@@ -89,16 +90,16 @@ class _Ahead:
             return None
         return self._waiting.popleft()
 
-    def is_passed_over(self, stamp: int | None, wanted: list[int]) -> bool:
+    def may_skip(self, stamp: int | None, requested: list[int]) -> bool:
         """Whether at the next requested ticks a later frame than the one with this stamp is on screen."""
-        number = 0 if stamp is None else bisect_left(wanted, stamp)
-        if stamp is None or number == len(wanted):
+        number = 0 if stamp is None else bisect_left(requested, stamp)
+        if stamp is None or number == len(requested):
             return False
         while not self.is_edited:
             following = bisect_right(self._stamps, stamp)
-            if following < len(self._stamps) and self._stamps[following] <= wanted[number]:
+            if following < len(self._stamps) and self._stamps[following] <= requested[number]:
                 return self.has_turned_back
-            is_sure = self._reached is None or self._reached > wanted[number]
+            is_sure = self._reached is None or self._reached > requested[number]
             if is_sure or len(self._waiting) >= MOST_AHEAD or not self._read():
                 return False
         return False

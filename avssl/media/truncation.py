@@ -1,14 +1,15 @@
-"""Whether a file holds all bytes that its own structure states. This file reads sizes, without a decoder.
+"""Whether a file holds all bytes that its own structure states, found from sizes alone, without a decoder.
 
-FFmpeg opens the rest of a cut file silently, and often adjusts the duration of the header. But most containers state
-their number of bytes somewhere, and streams of packets end with a whole packet.
+FFmpeg opens what is left of a cut file silently, and often adjusts the duration of the header. But most containers
+state their number of bytes somewhere, and streams of packets end with a whole packet.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
-from typing import BinaryIO
+
+from avssl.media.sources import HEAD_BYTES, FileBytes
 
 # The first bytes of all files of a format. A file that begins with them and cannot be opened is cut or damaged.
 SIGNATURES = (
@@ -24,13 +25,12 @@ SIGNATURES = (
     (0, (b"\x00\x00\x01\xba",), "an MPEG program stream"),
     (0, (b"wvpk",), "a WavPack file"),
 )  # fmt: skip
-HEAD_BYTES = 256
 # A writer that could not seek back leaves a number near one of these for "unknown".
 UNKNOWN_FROM = 0x7F000000
 UNKNOWN_FROM_64 = 1 << 62
 MOST_OGG_PAGE_BYTES = 65_307
 MOST_INDEX_BYTES = 1 << 20  # of an mp4's index that is read; hours of video have more
-LEAST_SHARE_OF_BYTES = 0.9
+LEAST_FRACTION_OF_BYTES = 0.9
 ASF_HEADER_BYTES, MOST_ASF_OBJECTS = 30, 100
 ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
@@ -43,31 +43,16 @@ def known_format(head: bytes) -> str | None:
     return None
 
 
-class Content:
-    """The bytes of a file by position."""
-
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self._file, self.size = file, size
-        self.head = self.at(0, HEAD_BYTES)
-
-    def at(self, offset: int, count: int) -> bytes:
-        """Up to `count` bytes from `offset` on."""
-        if offset >= self.size:
-            return b""
-        self._file.seek(offset)
-        return self._file.read(count)
-
-
-def missing_end(content: Content) -> str | None:
+def missing_end(content: FileBytes) -> str | None:
     """The evidence, in words, that the end of a file is missing; None if there is none.
 
-    If the file states its number of bytes, LEAST_SHARE_OF_BYTES of them are enough.
+    If the file states its number of bytes, LEAST_FRACTION_OF_BYTES of them are enough.
     """
     head, size = content.head, content.size
-    promised = promised_bytes(content)
-    if promised is not None:
-        if size < LEAST_SHARE_OF_BYTES * promised:
-            return f"has {size} bytes; by its own header it has at least {promised}"
+    stated = stated_bytes(content)
+    if stated is not None:
+        if size < LEAST_FRACTION_OF_BYTES * stated:
+            return f"has {size} bytes; by its own header it has at least {stated}"
         return None
     for packet, first in ((188, 0), (192, 4), (204, 0)):
         if len(head) > first + packet and head[first] == head[first + packet] == 0x47 and size % packet:
@@ -80,10 +65,10 @@ def missing_end(content: Content) -> str | None:
     return None
 
 
-def promised_bytes(content: Content) -> int | None:
+def stated_bytes(content: FileBytes) -> int | None:
     """The number of bytes that a file must have by its own header; None if it states none."""
     head = content.head
-    size_of: Callable[[Content], int | None] | None = None
+    size_of: Callable[[FileBytes], int | None] | None = None
     if known_format(head) == "an mp4":
         size_of = _boxes
     elif head[:4] in (b"RIFF", b"RIFX", b"RF64", b"FORM"):
@@ -108,7 +93,7 @@ def promised_bytes(content: Content) -> int | None:
         return None
 
 
-def _boxes(content: Content) -> int | None:
+def _boxes(content: FileBytes) -> int | None:
     """The end of the last box of an mp4; None if something else follows it."""
     end = 0
     for begin, length, kind in _each_box(content):
@@ -122,7 +107,7 @@ def _boxes(content: Content) -> int | None:
     return end
 
 
-def _each_box(content: Content) -> Iterator[tuple[int, int, bytes]]:
+def _each_box(content: FileBytes) -> Iterator[tuple[int, int, bytes]]:
     """(position, length as written, kind) of the boxes of an mp4, up to one without a length."""
     position = 0
     while position + 8 <= content.size:
@@ -136,7 +121,7 @@ def _each_box(content: Content) -> Iterator[tuple[int, int, bytes]]:
         position += length
 
 
-def is_mp4_in_order(content: Content) -> bool:
+def is_mp4_in_order(content: FileBytes) -> bool:
     """Whether it is an mp4 whose frames are shown in the order in which they are stored.
 
     Then it has no table of offsets between decoding and presentation (ctts), and no fragments, which may hold such
@@ -154,7 +139,7 @@ def is_mp4_in_order(content: Content) -> bool:
     return False
 
 
-def _riff(content: Content) -> int | None:
+def _riff(content: FileBytes) -> int | None:
     """The size of AVI (large files are several RIFFs in a row), WAV, RF64 and AIFF."""
     name = content.head[:4]
     if name == b"RF64":
@@ -170,7 +155,7 @@ def _riff(content: Content) -> int | None:
     return position
 
 
-def _matroska(content: Content) -> int | None:
+def _matroska(content: FileBytes) -> int | None:
     """The end of the segment of a Matroska file; None if the writer did not know it."""
     length, position = _vint(content.head, 4)
     position += length or 0
@@ -182,15 +167,15 @@ def _matroska(content: Content) -> int | None:
 
 
 def _vint(head: bytes, at: int) -> tuple[int | None, int]:
-    """(number, position of its end) of EBML's number at a position; the number is None for "unknown"."""
-    width = 9 - head[at].bit_length()
-    if width > 8:
+    """(value, position of its end) of the EBML variable-size integer at a position; the value is None for "unknown"."""
+    length = 9 - head[at].bit_length()
+    if length > 8:
         return None, at + 1
-    value = int.from_bytes(head[at : at + width], "big") - (1 << 7 * width)
-    return (None if value == (1 << 7 * width) - 1 else value), at + width
+    value = int.from_bytes(head[at : at + length], "big") - (1 << 7 * length)
+    return (None if value == (1 << 7 * length) - 1 else value), at + length
 
 
-def counts_frames(content: Content) -> bool:
+def states_frame_count(content: FileBytes) -> bool:
     """Whether it is an mp3 with a header that states the number of frames."""
     try:
         header = _mp3_header(content)
@@ -199,7 +184,7 @@ def counts_frames(content: Content) -> bool:
     return header is not None and bool(header[1] & 1)
 
 
-def _mp3(content: Content) -> int | None:
+def _mp3(content: FileBytes) -> int | None:
     """The end of an mp3 by its Xing, Info or VBRI header, if there is one."""
     header = _mp3_header(content)
     if header is None:
@@ -208,7 +193,7 @@ def _mp3(content: Content) -> int | None:
     return begin + fields[1 if flags & 1 else 0] if flags & 2 else None
 
 
-def _mp3_header(content: Content) -> tuple[int, int, tuple[int, int]] | None:
+def _mp3_header(content: FileBytes) -> tuple[int, int, tuple[int, int]] | None:
     """(position of the first frame, flags of the fields, the first two fields) of a Xing, Info or VBRI header."""
     begin = 0
     if content.head[:3] == b"ID3":
@@ -224,7 +209,7 @@ def _mp3_header(content: Content) -> tuple[int, int, tuple[int, int]] | None:
     return None
 
 
-def _asf(content: Content) -> int | None:
+def _asf(content: FileBytes) -> int | None:
     """The size in the file properties object of ASF, unless the file is marked as a broadcast."""
     position = ASF_HEADER_BYTES
     for _ in range(MOST_ASF_OBJECTS):
@@ -239,12 +224,12 @@ def _asf(content: Content) -> int | None:
     return None
 
 
-def _au(content: Content) -> int | None:
+def _au(content: FileBytes) -> int | None:
     begin, length = struct.unpack_from(">II", content.head, 4)
     return None if length >= UNKNOWN_FROM else int(begin + length)
 
 
-def _caf(content: Content) -> int | None:
+def _caf(content: FileBytes) -> int | None:
     position = 8
     while position + 12 <= content.size:
         (length,) = struct.unpack(">q", content.at(position + 4, 8))
@@ -254,9 +239,9 @@ def _caf(content: Content) -> int | None:
     return position
 
 
-def _wave64(content: Content) -> int | None:
+def _wave64(content: FileBytes) -> int | None:
     (length,) = struct.unpack_from("<Q", content.head, 16)
-    return int(length) if 0 < length < 1 << 62 else None
+    return int(length) if 0 < length < UNKNOWN_FROM_64 else None
 
 
 def _ogg_page_bytes(page: bytes) -> int:

@@ -37,13 +37,13 @@ from avssl.shards.format import (
     shard_name,
 )
 from avssl.shards.remote import MAX_OPEN_SHARDS, RemoteShards
-from avssl.shards.tar_members import DAMAGED_TAR, FilePart, member_content, opened_tar, plain_members
+from avssl.shards.tar_members import DAMAGED_TAR, FilePart, member_content, open_tar, plain_members
 from avssl.types import MediaError, Span
 
 __all__ = [
     "AUDIO_MEMBER", "DAMAGED_TAR", "FORMAT_NAME", "IMAGE_MEMBERS", "INDEX_NAME", "JSON_MEMBER", "SCHEMA_VERSION",
     "SKIPPED_NAME", "VIDEO_MEMBER", "Sample", "SampleInfo", "ShardIndex", "ShardRecord", "ShardSet", "SideCar",
-    "dump_json", "image_member", "member_content", "opened_tar", "parse_members", "sha256_file", "shard_name",
+    "dump_json", "image_member", "member_content", "open_tar", "parse_members", "sha256_file", "shard_name",
     "write_tar",
 ]  # fmt: skip
 

@@ -58,7 +58,7 @@ def _number(field: bytes) -> int | None:
 
 
 @contextmanager
-def opened_tar(path: Path) -> Iterator[tarfile.TarFile]:
+def open_tar(path: Path) -> Iterator[tarfile.TarFile]:
     """A whole archive, opened; raises DAMAGED_TAR. No header makes it read or hold more bytes than the file has."""
     size = path.stat().st_size
     with path.open("rb") as file, tarfile.open(fileobj=FilePart(file, 0, size), mode="r:") as archive:

@@ -33,7 +33,7 @@ from avssl.shards.format import (
     SideCar,
     sha256_file,
 )
-from avssl.shards.tar_members import DAMAGED_TAR, member_content, opened_tar
+from avssl.shards.tar_members import DAMAGED_TAR, member_content, open_tar
 from avssl.types import FAILURE_REASONS
 from data_prep.index.cutting import claimed_seconds
 from data_prep.manifest import Entry, stream_manifest
@@ -178,7 +178,7 @@ def _written(location: str, record: ShardRecord) -> Iterator[tuple[str, int, int
         return
     path = storage.local_path(location) / record.name
     try:
-        with opened_tar(path) as archive:
+        with open_tar(path) as archive:
             for member in archive:
                 if member.name.endswith(f".{JSON_MEMBER}") and member.isreg():
                     content = member_content(archive, member, record.bytes)

@@ -32,7 +32,7 @@ from avssl.shards.format import (
 )
 from avssl.shards.sample_digests import media_digest, source_digest
 from avssl.shards.shard_set import Sample, image_member, parse_members
-from avssl.shards.tar_members import DAMAGED_TAR, opened_tar
+from avssl.shards.tar_members import DAMAGED_TAR, open_tar
 from avssl.types import FAILURE_REASONS, MediaError
 
 PROBE_SECONDS = 0.1
@@ -210,7 +210,7 @@ def _group_members(path: Path) -> tuple[list[tuple[str, int]], int]:
     """([(key, offset of its first header)] of each group of adjacent members with one key, offset of the end)."""
     groups: list[tuple[str, int]] = []
     end = 0
-    with opened_tar(path) as archive:
+    with open_tar(path) as archive:
         for member in archive:
             key = member.name.rsplit("/", 1)[0] + "/" if "/" in member.name else ""
             key += member.name.rsplit("/", 1)[-1].split(".", 1)[0]

@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from avssl.media.images import GRAY_MODES, ImageInfo, is_upright, opened_image, to_rgb
+from avssl.media.images import GRAY_MODES, ImageInfo, is_upright, open_image, to_rgb
 from data_prep.index.mnist import IdxFile
 from data_prep.transcode.options import WriteOptions
 
@@ -30,7 +30,7 @@ class StoredImage:
 
 def store_file(path: str, options: WriteOptions) -> StoredImage:
     """The stored form of an image file. MediaError says why it must be skipped."""
-    with opened_image(path) as image:
+    with open_image(path) as image:
         info = ImageInfo.of(image)
         may_be_copied = info.format == "JPEG" and info.mode in ("L", "RGB") and is_upright(image)
         content = Path(path).read_bytes()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Protocol
 
-from avssl.media.frames import Upright
+from avssl.media.frames import UprightFilter
 from avssl.media.info import FRAME_TIME_TOLERANCE_SECONDS, AudioInfo, VideoInfo, fitted_size
 from avssl.media.readers import AudioReader, Frame, VideoReader
 from avssl.types import MediaError
@@ -110,7 +110,7 @@ class VideoMember:
                 if frame is not last:  # a frame that is stored several times is scaled once
                     if last is None:
                         turns, is_mirrored = self._stream.orientation
-                        upright = Upright(turns, self._size, is_mirrored)
+                        upright = UprightFilter(turns, self._size, is_mirrored)
                     scaled, last = upright(frame), frame
                     if self.stillness is not None:
                         self.stillness.add(scaled)
