@@ -68,9 +68,9 @@ class TimedReader(WindowReader):
             self.began_seconds = time.process_time()
         return super().begin(number)
 
-    def pieces(self, begun: Any) -> Iterator[Message]:
-        """As WindowReader.pieces, in the decoding process; sending a message is counted with the next one."""
-        for message in super().pieces(begun):
+    def messages(self, begun: Any) -> Iterator[Message]:
+        """As WindowReader.messages, in the decoding process; sending a message is counted with the next one."""
+        for message in super().messages(begun):
             assert self.began_seconds is not None
             seconds = time.process_time() - self.began_seconds
             yield message._replace(values=message.values | {"decoding_seconds": seconds})

@@ -94,7 +94,7 @@ def main(cfg: config.RunConfig) -> int:
     model.train()
     stop, saved_step = StopSignal(accelerator.device), progress.step
     embed_all = stop.interruptible(partial(loader.embed_all, model), loader.least_batches)
-    while progress.step < total_steps and not stop.agreed:
+    while progress.step < total_steps and not stop.is_agreed:
         if progress.batch_in_epoch == 0:
             try:
                 loss.on_epoch_start(EpochContext(progress.epoch, embed_all, forget(optimizer)))
@@ -126,7 +126,7 @@ def main(cfg: config.RunConfig) -> int:
                     monitor.require_finite(result, batch)
                     checkpoint.save(accelerator, run, views, progress, facts, cfg.keep_checkpoints)
                     saved_step = progress.step
-                if stop.agreed or progress.step == total_steps:
+                if stop.is_agreed or progress.step == total_steps:
                     break
         else:
             progress.epoch, progress.batch_in_epoch = progress.epoch + 1, 0
@@ -140,7 +140,7 @@ def main(cfg: config.RunConfig) -> int:
         modules, facts = {"loss": loss, "views": views}, provenance(cfg, shards, progress)
         checkpoint.export(run, modules, facts, checkpoint.whole_banks(run, loss))
         accelerator.print(plain_lines(f"finished: {run / checkpoint.WEIGHTS_FILE}"))
-    elif stop.agreed:
+    elif stop.is_agreed:
         accelerator.print(
             plain_lines(f"stopped by signal at step {progress.step}; the same command goes on from there")
         )

@@ -11,15 +11,15 @@ import pytest
 
 from avssl.processes.limits import Limits
 from avssl.processes.parcels import receive_parcel, send_parcel
-from avssl.processes.streams import PIECES_AHEAD, SandboxedStreams
+from avssl.processes.streams import MESSAGES_AHEAD, SandboxedStreams
 from avssl.processes.worker import Message
 from avssl.types import MediaError
 
 
 class Stories:
-    """Tasks named by what they do after their first piece; "3 pieces" gives three and does nothing else.
+    """Tasks named by what they do after their first message; "3 messages" gives three and does nothing else.
 
-    log: a file to which every piece that is made is written.
+    log: a file to which every message that is made is written.
     """
 
     def __init__(self, *names, log=os.devnull):
@@ -38,9 +38,9 @@ class Stories:
             raise MediaError("bad_sample", "bad sample: its json cannot be read")
         return number
 
-    def pieces(self, number):
+    def messages(self, number):
         word, _, rest = self.names[number].partition(" ")
-        count = int(word) if rest == "pieces" else 3
+        count = int(word) if rest == "messages" else 3
         for k in range(count):
             with Path(self.log).open("a") as log:
                 log.write(f"{number} {k} {os.getpid()}\n")
@@ -88,39 +88,39 @@ LIMITS = Limits(seconds=1.5, memory_bytes=256 << 20)
 
 
 def told(stories, num_workers=2, limits=LIMITS):
-    """{task: (its pieces' k and values, its failure)} and the tasks in the order of the pieces."""
+    """{task: (its messages' k and values, its failure)} and the tasks in the order of the messages."""
     found, order = {}, []
     for number, item in SandboxedStreams(stories, num_workers, limits).run(stories.numbers):
-        pieces, failures = found.setdefault(stories.names[number], ([], []))
+        messages, failures = found.setdefault(stories.names[number], ([], []))
         order.append(number)
         if isinstance(item, MediaError):
             failures.append(item)
         else:
             assert not failures
             np.testing.assert_array_equal(item.arrays["values"], np.full((2, 3), 10 * number + item.values["k"]))
-            pieces.append(item.values["k"])
+            messages.append(item.values["k"])
     return found, order
 
 
 @pytest.mark.parametrize("num_workers", [1, 3])
 def test_a_task_that_misbehaves_costs_itself_alone_and_says_why(num_workers):
-    names = [f"{number} pieces" for number in range(1, 11)]
+    names = [f"{number} messages" for number in range(1, 11)]
     for number, word in enumerate(REASONS):
         names.insert(2 * number, word)
     found, _ = told(Stories(*names), num_workers)
     assert set(found) == set(names)
-    for name, (pieces, failures) in found.items():
+    for name, (messages, failures) in found.items():
         if name in REASONS:
             (failure,) = failures
             assert failure.reason == REASONS[name]
             assert failure.message.startswith(f"{name}: ")
-            assert pieces == ([] if name == "bad sample" else [0]), name
+            assert messages == ([] if name == "bad sample" else [0]), name
         else:
-            assert (pieces, failures) == (list(range(int(name.split()[0]))), [])
+            assert (messages, failures) == (list(range(int(name.split()[0]))), [])
 
 
-def test_the_pieces_come_in_an_order_that_depends_on_the_tasks_alone():
-    names = ["2 pieces", "5 pieces", "1 pieces", "3 pieces", "4 pieces"]
+def test_the_messages_come_in_an_order_that_depends_on_the_tasks_alone():
+    names = ["2 messages", "5 messages", "1 messages", "3 messages", "4 messages"]
     orders = [told(Stories(*names))[1] for _ in range(2)]
     # Lane 0 has tasks 0, 2 and 4, lane 1 has 1 and 3; they take turns until one of them ends.
     assert orders == [[0, 1, 0, 1, 2, 1, 4, 1, 4, 1, 4, 3, 4, 3, 3]] * 2
@@ -129,32 +129,32 @@ def test_the_pieces_come_in_an_order_that_depends_on_the_tasks_alone():
 @pytest.mark.parametrize("word", ["damaged", "large"])
 def test_damage_by_an_earlier_task_is_not_paid_for_by_a_later_one(tmp_path, word):
     log = tmp_path / "log"
-    found, _ = told(Stories("2 pieces", word, "1 pieces", log=log), num_workers=1)
-    assert found == {"2 pieces": ([0, 1], []), word: ([0, 1, 2], []), "1 pieces": ([0], [])}
+    found, _ = told(Stories("2 messages", word, "1 messages", log=log), num_workers=1)
+    assert found == {"2 messages": ([0, 1], []), word: ([0, 1, 2], []), "1 messages": ([0], [])}
     made = [line.split()[:2] for line in log.read_text().splitlines()]
     assert made.count(["1", "0"]) == 2, "made again, and given once"
 
 
 def test_a_task_that_kills_a_fresh_process_has_no_second_try(tmp_path):
     log = tmp_path / "log"
-    told(Stories("segfault", "1 pieces", log=log), num_workers=1)
+    told(Stories("segfault", "1 messages", log=log), num_workers=1)
     assert [line.split()[:2] for line in log.read_text().splitlines()].count(["0", "1"]) == 1
 
 
-def test_no_more_pieces_wait_than_are_wanted_ahead(tmp_path):
+def test_no_more_messages_wait_than_are_wanted_ahead(tmp_path):
     log = tmp_path / "log"
-    streams = SandboxedStreams(Stories("40 pieces", "1 pieces", log=log), 1, LIMITS).run(lambda: range(2))
+    streams = SandboxedStreams(Stories("40 messages", "1 messages", log=log), 1, LIMITS).run(lambda: range(2))
     for taken in range(1, 6):
         next(streams)
         time.sleep(0.2)
-        assert len(log.read_text().splitlines()) <= taken + PIECES_AHEAD
+        assert len(log.read_text().splitlines()) <= taken + MESSAGES_AHEAD
     streams.close()
 
 
 def test_the_seconds_count_while_it_works_and_not_while_it_waits():
-    """A consumer slower than the limit, and a task that takes it in all but not for one piece."""
+    """A consumer slower than the limit, and a task that takes it in all but not for one message."""
     number = 0
-    for _, item in SandboxedStreams(Stories("4 pieces"), 1, Limits(seconds=1.0)).run(lambda: range(1)):
+    for _, item in SandboxedStreams(Stories("4 messages"), 1, Limits(seconds=1.0)).run(lambda: range(1)):
         assert not isinstance(item, MediaError)
         time.sleep(1.3)
         number += 1
@@ -163,7 +163,7 @@ def test_the_seconds_count_while_it_works_and_not_while_it_waits():
 
 def test_what_ends_all_tasks_is_raised_as_it_was():
     with pytest.raises(FileNotFoundError, match="the shard is missing"):
-        told(Stories("1 pieces", "no shard", "1 pieces"))
+        told(Stories("1 messages", "no shard", "1 messages"))
 
 
 class Unready(Stories):
@@ -173,13 +173,13 @@ class Unready(Stories):
 
 def test_a_process_that_ends_before_it_begins_blames_no_task():
     with pytest.raises(RuntimeError, match="status 9 before it began"):
-        told(Unready("1 pieces"))
+        told(Unready("1 messages"))
 
 
 def test_leaving_does_not_wait_and_leaves_no_process(tmp_path):
     log = tmp_path / "log"
     began = time.monotonic()
-    streams = SandboxedStreams(Stories("3 pieces", "hang", log=log), 2, Limits(seconds=50)).run(lambda: range(2))
+    streams = SandboxedStreams(Stories("3 messages", "hang", log=log), 2, Limits(seconds=50)).run(lambda: range(2))
     assert next(streams)[0] == 0
     while not (log.exists() and "1 1" in log.read_text()):
         time.sleep(0.01)

@@ -155,7 +155,7 @@ def test_a_film_that_has_to_be_opened_anew_shows_the_same(films, monkeypatch, na
         missed.append(target)
         raise SeekError
 
-    monkeypatch.setattr(FrameCursor, "_jump", miss)
+    monkeypatch.setattr(FrameCursor, "_seek_before", miss)
     found = shown(films[name, "mp4"], parts, expects=True)
     assert len(missed) == 1
     assert [seconds for seconds, _ in found] == [seconds for seconds, _ in expected]

@@ -116,8 +116,8 @@ def test_processes_agree_at_every_step_and_stop_when_one_was_asked(monkeypatch):
     try:
         stop = stopping.StopSignal(torch.device("cpu"))
         assert [stop.poll(), stop.poll(), stop.poll()] == [False, False, True]
-        assert stop.agreed
-        assert not stop.asked
+        assert stop.is_agreed
+        assert not stop.is_requested
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -24,7 +24,7 @@ from avssl.data.workers import start_worker
 from avssl.distributed import rank, world_size
 from avssl.media.decode import read_audio
 from avssl.media.images import read_image
-from avssl.processes.patience import all_batches
+from avssl.processes.timeouts import all_batches
 from avssl.processes.worker_server import worker_context
 from avssl.shards.shard_set import Sample, ShardSet, spans
 from avssl.transforms.config import ImageViewConfig, VideoViewConfig, ViewsConfig, clip_lengths

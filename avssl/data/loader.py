@@ -29,7 +29,7 @@ from avssl.data.order import check_lanes, rank_order, steps_per_epoch
 from avssl.data.read_views import raw_views
 from avssl.data.workers import start_worker
 from avssl.distributed import broadcast_running_statistics, rank, world_size
-from avssl.processes.patience import all_batches, begun, end_workers, next_batch
+from avssl.processes.timeouts import all_batches, end_workers, next_batch, start_loader
 from avssl.processes.worker_server import worker_context
 from avssl.shards.shard_set import ShardSet
 from avssl.transforms.config import ViewsConfig, check_views
@@ -157,7 +157,7 @@ class Loader:
         """Batches of an epoch from `first_batch` on, as many on every rank. The workers go on into the next epoch."""
         if self._stream is None or self._stream_at != (epoch, first_batch):
             plan = _Plan(self._order, epoch, first_batch)
-            self._stream = begun(self._data_loader(self._samples, plan), self.config.worker_timeout_seconds)
+            self._stream = start_loader(self._data_loader(self._samples, plan), self.config.worker_timeout_seconds)
         for batch in range(first_batch, self.steps_per_epoch):
             began = time.perf_counter()
             raw = next_batch(self._stream, self.config.worker_timeout_seconds)

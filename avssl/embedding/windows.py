@@ -217,12 +217,12 @@ class WindowReader:
             return media_of_sample(self.sources.read(number))
         return self.sources[number]
 
-    def pieces(self, begun: Media | tuple[Path, str]) -> Iterator[Message]:
+    def messages(self, begun: Media | tuple[Path, str]) -> Iterator[Message]:
         """The window batches of a source as messages between processes."""
         return map(_message_of, self._batches(begun))
 
     def read(self, message: Message) -> WindowBatch:
-        """The window batch in a message of `pieces`; its media has only a key, an index and labels."""
+        """The window batch in a message of `messages`; its media has only a key, an index and labels."""
         return _batch_of(message)
 
     def _batches(self, begun: Media | tuple[Path, str]) -> Iterator[WindowBatch]:

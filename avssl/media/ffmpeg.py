@@ -20,11 +20,11 @@ from av.stream import Disposition
 
 from avssl.media.frames import audio_frame_of, use_native_layout
 from avssl.media.info import MAX_BACKWARD_SECONDS, MAX_GAP_SECONDS, SkippedSamples
-from avssl.media.placeholders import Patches, length_patches, patched_source
-from avssl.media.sources import FileBytes, Source, label_of, open_source
+from avssl.media.placeholders import PatchedFile, Patches, length_patches
+from avssl.media.sources import Source, label_of, open_source
 from avssl.media.stream_info import GUESSED_KEY, is_length_guessed
 from avssl.media.timestamps import FORMATS_WITH_BREAKS, PresentationClock, on_one_clock, without_unreliable_stamps
-from avssl.media.truncation import is_mp4_in_order, known_format, missing_end, states_frame_count
+from avssl.media.truncation import FileBytes, is_mp4_in_order, known_format, missing_end, states_frame_count
 from avssl.types import FailureReason, MediaError
 
 FORMATS = (
@@ -75,7 +75,7 @@ def open_container(source: Source, name: str, *, in_order: bool = False) -> Iter
         head, patches, states_length = _checked_head(source, label)
         try:
             container = av.open(
-                stack.enter_context(patched_source(source, patches)),
+                stack.enter_context(_patched_source(source, patches)),
                 options={"format_whitelist": FORMATS, "protocol_whitelist": "file"}
                 | (DECODE_NOTHING if in_order else {}),
                 metadata_errors="ignore",
@@ -94,6 +94,16 @@ def open_container(source: Source, name: str, *, in_order: bool = False) -> Iter
             yield container, label
         finally:
             container.close()
+
+
+@contextmanager
+def _patched_source(source: Source, patches: Patches) -> Iterator[Any]:
+    """The path, or a file object whose lengths are filled in, for FFmpeg to open."""
+    if not patches and not isinstance(source, bytes):
+        yield f"file:{os.fspath(source)}"
+        return
+    with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
+        yield PatchedFile(file, patches) if patches else file
 
 
 def holds_frames_in_order(source: Source) -> bool:

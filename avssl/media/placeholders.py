@@ -9,13 +9,9 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
-from os import fspath
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from avssl.media.sources import FileBytes, Source
-from avssl.media.truncation import UNKNOWN_FROM, UNKNOWN_FROM_64
+from avssl.media.truncation import UNKNOWN_FROM, UNKNOWN_FROM_64, FileBytes
 
 W64_WAVE_BYTES = 40  # guid, length, guid
 W64_HEAD_BYTES = 24  # of a chunk: guid, length of all of it
@@ -31,16 +27,6 @@ def length_patches(content: FileBytes) -> Patches:
         return {} if patches_of is None else patches_of(content)
     except struct.error:  # the file ends inside its header
         return {}
-
-
-@contextmanager
-def patched_source(source: Source, patches: Patches) -> Iterator[Any]:
-    """The path, or a file object whose lengths are filled in, for FFmpeg to open."""
-    if not patches and not isinstance(source, bytes):
-        yield f"file:{fspath(source)}"
-        return
-    with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
-        yield PatchedFile(file, patches) if patches else file
 
 
 class PatchedFile(io.RawIOBase):

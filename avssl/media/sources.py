@@ -1,4 +1,4 @@
-"""Media given as a path or as the bytes of a file: its name in messages, opening it, its bytes by position."""
+"""Media given as a path or as the bytes of a file: its name in messages, and opening it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import BinaryIO
 from avssl.types import MediaError
 
 Source = str | os.PathLike[str] | bytes
-HEAD_BYTES = 256
 
 
 def label_of(source: Source, name: str) -> str:
@@ -36,18 +35,3 @@ def open_source(source: Source, label: str) -> Iterator[BinaryIO]:
             raise MediaError("empty_file", f"{label}: has zero bytes")
         file.seek(0)
         yield file
-
-
-class FileBytes:
-    """The bytes of an open file by position. size: of the file. head: its first HEAD_BYTES bytes."""
-
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self._file, self.size = file, size
-        self.head = self.at(0, HEAD_BYTES)
-
-    def at(self, offset: int, count: int) -> bytes:
-        """Up to `count` bytes from `offset` on."""
-        if offset >= self.size:
-            return b""
-        self._file.seek(offset)
-        return self._file.read(count)

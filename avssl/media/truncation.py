@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
-
-from avssl.media.sources import HEAD_BYTES, FileBytes
+from typing import BinaryIO
 
 # The first bytes of all files of a format. A file that begins with them and cannot be opened is cut or damaged.
 SIGNATURES = (
@@ -25,6 +24,7 @@ SIGNATURES = (
     (0, (b"\x00\x00\x01\xba",), "an MPEG program stream"),
     (0, (b"wvpk",), "a WavPack file"),
 )  # fmt: skip
+HEAD_BYTES = 256
 # A writer that could not seek back leaves a number near one of these for "unknown".
 UNKNOWN_FROM = 0x7F000000
 UNKNOWN_FROM_64 = 1 << 62
@@ -41,6 +41,21 @@ def known_format(head: bytes) -> str | None:
         if any(head[offset : offset + len(name)] == name for name in names):
             return what
     return None
+
+
+class FileBytes:
+    """The bytes of an open file by position. size: of the file. head: its first HEAD_BYTES bytes."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file, self.size = file, size
+        self.head = self.at(0, HEAD_BYTES)
+
+    def at(self, offset: int, count: int) -> bytes:
+        """Up to `count` bytes from `offset` on."""
+        if offset >= self.size:
+            return b""
+        self._file.seek(offset)
+        return self._file.read(count)
 
 
 def missing_end(content: FileBytes) -> str | None:

@@ -1,6 +1,6 @@
 """Processes that may be killed: how one is started, how it ends with its parent, and how its results are received.
 
-pool.py runs whole tasks in such processes, streams.py takes the results of long tasks part by part.
+pool.py runs whole tasks in such processes, streams.py takes the result of a long task in several messages.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from avssl.processes.parcels import Arrays, receive_parcel, send_parcel
-from avssl.processes.patience import state_of, within
-from avssl.processes.stopping import heed_owner_alone
+from avssl.processes.stopping import ignore_signals_of_others
+from avssl.processes.timeouts import process_state, with_timeout
 from avssl.processes.worker_server import run_server
 
-BEGIN_SECONDS = 600.0  # allowed for a process to start and to import its modules
-EXIT_SECONDS = 5.0  # allowed between the end of a process' socket and its exit status
-NOT_BEGUN = "a process that was to read media has not begun in time"
-_ONE_AT_A_TIME = threading.Lock()  # multiprocessing loses an exit status that two threads ask for at once
+START_SECONDS = 600.0  # allowed for a process to start and to import its modules
+EXIT_SECONDS = 5.0  # allowed between the end of a process's socket and its exit status
+NOT_STARTED = "a process that was to read media has not begun in time"
+_JOIN_LOCK = threading.Lock()  # multiprocessing loses an exit status that two threads ask for at once
 
 
 class ExitedError(Exception):
@@ -40,52 +40,52 @@ class KillableProcess:
     Args:
         preload: modules that the process finds imported, if it is the first one that this process starts.
         serve: called in the process with its end of the socket, the environment of this process and `arguments`. It
-            calls `begin_worker` and says with `send_ready` that it has all that it needs, before it sends results.
+            calls `begin_worker`, then `send_ready` when it has all that it needs, then it sends results.
     """
 
     def __init__(self, preload: Sequence[str], serve: Callable[..., None], *arguments: Any) -> None:
         self.socket, theirs = socket.socketpair()
-        with theirs, _ONE_AT_A_TIME:
+        with theirs, _JOIN_LOCK:
             # Not forked from this process, in which FFmpeg and PyTorch hold locks.
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(list(preload))
             run_server()
             arguments = (theirs, dict(os.environ), *arguments)
             self._process = context.Process(target=serve, args=arguments, daemon=True)
-            within(BEGIN_SECONDS, self._process.start, lambda: NOT_BEGUN)
+            with_timeout(START_SECONDS, self._process.start, lambda: NOT_STARTED)
         self.expect_ready()
 
     def expect_ready(self) -> None:
-        """Let `ready_seconds` wait for the next parcel that says that the process is ready."""
-        self._begun_seconds = time.monotonic()
+        """Let `ready_seconds` wait for the next parcel of `send_ready`."""
+        self._expected_since = time.monotonic()
         self._ready_seconds: float | None = None
 
     def ready_seconds(self) -> float:
-        """Wait until the process can take tasks; since when it can, on the monotonic clock.
+        """Wait until the process is ready; the result is since when it is, in seconds of the monotonic clock.
 
-        Raises TimeoutError if it does not begin in time, RuntimeError if it ends before.
+        Raises TimeoutError if it is not ready in time, RuntimeError if it ends before.
         """
         if self._ready_seconds is not None:
             return self._ready_seconds
         try:
-            parcel = self.receive(self._begun_seconds + BEGIN_SECONDS)
+            parcel = self.receive(self._expected_since + START_SECONDS)
         except ExitedError as error:
             raise RuntimeError(
                 f"a process that was to read media ended with status {error.exit_code} before it began; what it wrote "
                 "above may say why"
             ) from error
         if parcel is None:
-            raise TimeoutError(f"{NOT_BEGUN} ({self})")
+            raise TimeoutError(f"{NOT_STARTED} ({self})")
         self._ready_seconds = float(parcel[0]["seconds"])
         return self._ready_seconds
 
     def receive(self, until_seconds: float) -> tuple[dict[str, Any], Arrays] | None:
-        """The next parcel; None if none has come at this time of the monotonic clock. Raises ExitedError."""
+        """The next parcel; None if none comes until this time of the monotonic clock. Raises ExitedError."""
         if not wait([self.socket], max(0.0, until_seconds - time.monotonic())):
             return None
         parcel = receive_parcel(self.socket)
         if parcel is None:
-            with _ONE_AT_A_TIME:
+            with _JOIN_LOCK:
                 self._process.join(EXIT_SECONDS)
                 raise ExitedError(self._process.exitcode)
         return parcel
@@ -96,7 +96,7 @@ class KillableProcess:
 
     def end(self) -> None:
         """Kill the process, whatever it does, and free what belongs to it."""
-        with _ONE_AT_A_TIME:
+        with _JOIN_LOCK:
             if self._process.is_alive():
                 self._process.kill()
             self._process.join()
@@ -104,23 +104,23 @@ class KillableProcess:
         self.socket.close()
 
     def state(self) -> str:
-        """What the process does, as `state_of`."""
-        return state_of(self._process.pid)
+        """The state of the process in words, by `process_state`."""
+        return process_state(self._process.pid)
 
     def __str__(self) -> str:
         return f"process {self._process.pid}, {self.state()}"
 
 
 def send_ready(to: socket.socket) -> None:
-    """In the process: say that the seconds of its work begin now."""
+    """In the process: say that it is ready and the time of its task begins now."""
     send_parcel(to, {"seconds": time.monotonic()}, {})
 
 
 def begin_worker(environment: dict[str, str], memory_bytes: int | None = None) -> None:
-    """Prepare a fresh process for work.
+    """Prepare a fresh process for work: it gets the environment of the run, and ends with the run.
 
-    It takes over the environment of the run, as that of the fork server is older, and ends with the run.
-    memory_bytes: the system refuses memory beyond what the process has now and this (Linux); None for no limit.
+    environment: of the run; that of the fork server is older. memory_bytes: how much more memory than now the system
+    allows the process (Linux); None for no limit.
     """
     os.environ.clear()
     os.environ.update(environment)
@@ -140,10 +140,10 @@ def begin_worker(environment: dict[str, str], memory_bytes: int | None = None) -
 def end_with_parent() -> None:
     """In a process of multiprocessing: end it, whatever it does, once the process that started it has ended.
 
-    The parent may be killed without a word. The end of the fork server is no sign of it: each process that the server
+    The parent may be killed without notice. The end of the fork server is no sign of it: each process that the server
     forks holds the end of a pipe that keeps the server alive, so that a process which waited for the server's end would
-    wait for itself, and a rerun would meet all of them. Until its parent ends, the process ignores the signals of all
-    others. In a process that multiprocessing has not started, nothing is done.
+    wait for itself. Until its parent ends, the process ignores the signals of all others. In a process that
+    multiprocessing has not started, nothing is done.
     """
     parent = multiprocessing.parent_process()
     if parent is None:
@@ -153,5 +153,5 @@ def end_with_parent() -> None:
         parent.join()  # waits for the end of a pipe between the two processes, without polling
         os._exit(1)
 
-    heed_owner_alone(parent.pid)
+    ignore_signals_of_others(parent.pid)
     threading.Thread(target=watch, daemon=True).start()

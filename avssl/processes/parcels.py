@@ -31,7 +31,7 @@ def send_parcel(to: socket.socket, header: dict[str, Any], arrays: Arrays) -> No
     try:
         for content in [np.frombuffer(text, np.uint8), *arrays.values()]:
             filled.append(shared_memory())
-            _fill(filled[-1], content)
+            _write_all(filled[-1], content)
         socket.send_fds(to, [bytes([len(filled)])], filled)  # one small message, which arrives whole or not at all
     finally:
         for descriptor in filled:
@@ -58,14 +58,14 @@ def receive_parcel(sender: socket.socket) -> tuple[dict[str, Any], Arrays] | Non
 
 
 def shared_memory() -> int:
-    """A new descriptor of shared memory; on systems without it, of a file without a name."""
+    """A new descriptor of shared memory; of an unnamed file on systems without memfd_create."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("parcel", os.MFD_CLOEXEC)
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
 
 
-def _fill(descriptor: int, content: NDArray[Any]) -> None:
+def _write_all(descriptor: int, content: NDArray[Any]) -> None:
     """Write the whole content; cheaper than mapping fresh memory, every page of which would be zeroed first."""
     rest = np.ascontiguousarray(content).reshape(-1).view(np.uint8).data
     while rest:

@@ -1,4 +1,4 @@
-"""Work spread over processes of this machine: with a progress bar, or file by file in processes that may be killed."""
+"""Tasks spread over processes of this machine that may be killed; with a progress bar, or each within limits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 
 REFRESH_SECONDS = 0.5
 TASKS_AHEAD = 16  # per process: none waits long for a slow task of another, and the results fit in memory
-STOPPED_SECONDS = 300.0  # a process without limits that gives nothing for so long is looked at: is it stopped?
+STOPPED_SECONDS = 300.0  # after so long without an answer of a task without limits: is its process stopped?
 PRELOAD = ("avssl.media.decode", "avssl.processes.pool")
 
 
@@ -38,11 +38,11 @@ def default_num_workers() -> int:
 
 
 class Sandbox:
-    """Processes that run tasks one at a time each; a task that hangs, crashes or takes too much memory costs itself.
+    """Processes that run one task at a time each. A task that hangs, crashes or takes too much memory fails alone.
 
-    A context manager. Leaving it ends the processes, whatever they do. limits: of each task; None for tasks that may
-    take what they need: these raise what they raise, ChildProcessError if their process dies, and TimeoutError if it
-    is found stopped from outside.
+    A context manager. Leaving it ends the processes, whatever they do. limits: of each task. None for tasks that may
+    take what they need: their own errors are raised, ChildProcessError if the process dies, and TimeoutError if the
+    process is found stopped from outside.
     """
 
     def __init__(self, num_workers: int, limits: Limits | None) -> None:
@@ -50,20 +50,20 @@ class Sandbox:
         self._threads = ThreadPoolExecutor(num_workers)  # each waits for one process
         self._processes: set[KillableProcess] = set()
         self._idle: SimpleQueue[KillableProcess] = SimpleQueue()
-        self._is_left = False
+        self._is_closed = False
 
     def run(
         self, work: Callable[[Task], Result], tasks: Iterable[Task], name: Callable[[Task], str]
     ) -> Iterator[tuple[Task, Result | MediaError]]:
-        """(task, its result or the MediaError instead), in the order of the tasks.
+        """(task, its result or a MediaError), in the order of the tasks.
 
-        tasks: taken up to TASKS_AHEAD per process ahead. work: importable by name. name: of a task, for messages.
+        tasks: read ahead by up to TASKS_AHEAD per process. work: importable by name. name: of a task, for messages.
         """
         waiting: deque[tuple[Task, Future[Result]]] = deque()
-        coming = iter(tasks)
+        remaining = iter(tasks)
         try:
             while True:
-                for task in islice(coming, self.num_workers * TASKS_AHEAD - len(waiting)):
+                for task in islice(remaining, self.num_workers * TASKS_AHEAD - len(waiting)):
                     waiting.append((task, self.submit(work, task, name(task))))
                 if not waiting:
                     return
@@ -78,11 +78,11 @@ class Sandbox:
                 future.cancel()
 
     def submit(self, work: Callable[[Task], Result], task: Task, name: str) -> Future[Result]:
-        """The result of one task, once a process is free for it. With limits, all its failures are MediaErrors."""
+        """The future result of one task. With limits, all its failures are MediaErrors."""
         return self._threads.submit(self._result, work, task, name)
 
     def _result(self, work: Callable[[Task], Result], task: Task, name: str) -> Result:
-        """In a thread: let a process do the task. A process that gives no answer is ended."""
+        """In a thread: the result of the task from a free process. A process that gives no answer is ended."""
         try:
             process = self._idle.get_nowait()
         except Empty:
@@ -109,7 +109,7 @@ class Sandbox:
     def _started(self) -> KillableProcess:
         process = KillableProcess(PRELOAD, _serve, self.limits)
         self._processes.add(process)
-        if self._is_left:
+        if self._is_closed:
             process.kill()
         return process
 
@@ -131,7 +131,7 @@ class Sandbox:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._is_left = True
+        self._is_closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         for process in list(self._processes):
             process.kill()
@@ -161,7 +161,7 @@ def _outcome(work: Callable[[Any], Any], task: Any, name: str, limits: Limits | 
 
 
 def _send(to: socket.socket, pickled: bytes) -> None:
-    """As a parcel: unlike a message through a pipe it arrives whole or not at all, so that nobody waits for its end."""
+    """Send bytes as a parcel, which arrives whole or not at all: nobody waits for its end, as in a pipe."""
     send_parcel(to, {}, {"pickled": np.frombuffer(pickled, np.uint8)})
 
 
@@ -179,7 +179,7 @@ def in_processes(
 ) -> Iterator[tuple[Task, Result]]:
     """(task, its result) as they become ready. sizes: how many `unit`s each task adds to the progress bar.
 
-    Raises ChildProcessError when a process dies, TimeoutError when one is found stopped, and whatever `work` raises.
+    Raises ChildProcessError if a process dies, TimeoutError if one is found stopped, and whatever `work` raises.
     """
     if not tasks:
         return
@@ -193,7 +193,7 @@ def in_processes(
         waiting = set(futures)
         while waiting:
             ready, waiting = wait(waiting, timeout=REFRESH_SECONDS, return_when=FIRST_COMPLETED)
-            while ready:  # results that were taken are not kept: those of a large corpus do not fit in memory
+            while ready:  # a result is not kept after it is yielded: those of a large corpus do not fit in memory
                 task, size = futures.pop(future := ready.pop())
                 yield task, future.result()
                 del future

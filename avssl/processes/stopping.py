@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 LAUNCHED_BY = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")  # set by torchrun and by `accelerate launch`
 PR_SET_PDEATHSIG = 1  # of prctl, on Linux
-ORPHAN_SECONDS = 300  # a process may go on for so long after the end of its launcher
+ORPHAN_SECONDS = 300  # for so long a process may go on after a signal if its launcher has ended
 
 
 class StoppedError(Exception):
@@ -30,49 +30,49 @@ class StoppedError(Exception):
 class StopSignal:
     """Handles the signals; all processes agree on the step at which they stop.
 
-    Before it is made, a signal ends the process as usual: nothing is lost before the first step.
+    Before this object is made, a signal ends the process as usual: nothing is lost before the first step.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device  # where collectives run
-        self.asked = False  # in this process
-        self.agreed = False  # by all processes
-        self._earlier: Callable[[], bool] | None = None
+        self.is_requested = False  # in this process
+        self.is_agreed = False  # by all processes
+        self._answer_before: Callable[[], bool] | None = None
         self._launcher = os.getppid()
         for number in STOP_SIGNALS:
-            signal.signal(number, self._ask)
+            signal.signal(number, self._request)
 
-    def _ask(self, number: int, frame: object) -> None:  # noqa: ARG002  (the signature of a handler)
-        if self.asked and number == signal.SIGINT:
+    def _request(self, number: int, frame: object) -> None:  # noqa: ARG002  (the signature of a handler)
+        if self.is_requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.asked = True
-        if os.getppid() != self._launcher:  # if this process waited for another one for ever, nobody would end it
+        self.is_requested = True
+        if os.getppid() != self._launcher:  # nobody else would end a process that waits for ever for another one
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.alarm(ORPHAN_SECONDS)
 
     def poll(self) -> bool:
-        """True once any process was asked to stop, on all of them at the same call; all call it equally often.
+        """True once any process was asked to stop, in all of them at the same call; all must call it equally often.
 
-        On a GPU the answer is that of the call before, which is ready by now, so that nothing waits for the device.
+        On a GPU the answer is that of the previous call, which is ready by now, so that nothing waits for the device.
         """
         from avssl.distributed import is_active
 
         if not is_active():
-            self.agreed = self.asked
+            self.is_agreed = self.is_requested
         elif self.device.type == "cuda":
-            earlier, self._earlier = self._earlier, self._exchange()
-            self.agreed = earlier is not None and earlier()
+            earlier, self._answer_before = self._answer_before, self._exchange()
+            self.is_agreed = earlier is not None and earlier()
         else:
-            self.agreed = self._exchange()()
-        return self.agreed
+            self.is_agreed = self._exchange()()
+        return self.is_agreed
 
     def _exchange(self) -> Callable[[], bool]:
-        """Tell all processes whether this one was asked; returns a function that gives the common answer."""
+        """Tell all processes whether this one was asked; the result is a function that gives the common answer."""
         import torch
 
         from avssl.distributed import all_sum
 
-        total = all_sum(torch.tensor([float(self.asked)], device=self.device))
+        total = all_sum(torch.tensor([float(self.is_requested)], device=self.device))
         if not total.is_cuda:
             return lambda: bool(total.item() > 0)
         host = torch.empty(1, pin_memory=True)
@@ -117,7 +117,7 @@ def end_with_launcher() -> None:
 
 @contextmanager
 def signals_blocked() -> Iterator[None]:
-    """Block the signals: processes started in the block, and theirs, ignore them, as their owner handles them."""
+    """Block the signals: processes started in the block, and those that they start, leave them to this process."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
@@ -125,7 +125,7 @@ def signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def heed_owner_alone(owner: int | None) -> None:
+def ignore_signals_of_others(owner: int | None) -> None:
     """In a process started with `signals_blocked`: end at a SIGTERM that the process `owner` sent, and at no other."""
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     if not hasattr(signal, "sigwaitinfo"):  # macOS does not tell the sender

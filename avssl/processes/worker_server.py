@@ -1,4 +1,4 @@
-"""The server process from which the loader's workers are forked. This module loads no library, to be started first.
+"""The server process from which the workers of the loader are forked. This module loads no library, to be quick.
 
 The server is a fresh process that only imports the modules of workers: the first batch comes sooner, and workers share
 the memory of the libraries. A fork of the training process would inherit the locks of native libraries in any state.
@@ -13,7 +13,7 @@ from typing import Any
 
 from avssl.processes.stopping import signals_blocked
 
-IMPORTED = ("avssl.data.loader", "avssl.data.every_sample")
+PRELOAD = ("avssl.data.loader", "avssl.data.every_sample")
 
 
 def start_worker_server() -> None:
@@ -22,15 +22,15 @@ def start_worker_server() -> None:
     A program that calls this before its own imports does not wait for those of the workers. The first start in a
     process decides which modules the server imports.
     """
-    multiprocessing.get_context("forkserver").set_forkserver_preload(list(IMPORTED))
+    multiprocessing.get_context("forkserver").set_forkserver_preload(list(PRELOAD))
     run_server()
 
 
 def run_server() -> None:
     """Start multiprocessing's server if it does not run yet.
 
-    The server and its forks ignore Ctrl-C, SIGTERM and the like, which reach the whole group: this process handles
-    them.
+    The server and its forks ignore Ctrl-C, SIGTERM and the like, which reach the whole process group: this process
+    handles them.
     """
     with signals_blocked():
         resource_tracker.ensure_running()  # else the server would start it and then no longer block signals
@@ -45,7 +45,7 @@ def worker_context() -> Any:
 
 
 def kill_children() -> None:
-    """Kill the daemon processes that this one has started by multiprocessing, also stopped ones."""
+    """Kill the daemon processes that this one has started by multiprocessing, even stopped ones."""
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()

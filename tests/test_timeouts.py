@@ -11,8 +11,8 @@ import pytest
 
 from avssl.processes import killable
 from avssl.processes.limits import Limits
-from avssl.processes.patience import state_of, within
 from avssl.processes.streams import SandboxedStreams
+from avssl.processes.timeouts import process_state, with_timeout
 from tests.conftest import ROOT
 from tests.test_loader import make_loader
 from tests.test_sandbox_streams import Stories
@@ -21,7 +21,7 @@ SERVER_IS_STOPPED = """
 import os, signal
 from multiprocessing import forkserver
 from torch.utils.data import DataLoader
-from avssl.processes.patience import begun
+from avssl.processes.timeouts import begun
 from avssl.processes.worker_server import worker_context
 from avssl.data.workers import start_worker
 def loader():
@@ -90,27 +90,27 @@ class Stopped(Stories):
 
 
 def test_a_process_that_is_to_read_media_and_never_begins_is_an_error(monkeypatch):
-    monkeypatch.setattr(killable, "BEGIN_SECONDS", 2.0)
+    monkeypatch.setattr(killable, "START_SECONDS", 2.0)
     with pytest.raises(TimeoutError, match=r"has not begun in time"):
         list(SandboxedStreams(Stopped("1 pieces"), 1, Limits(seconds=1)).run(lambda: range(1)))
 
 
 def test_work_within_its_seconds_gives_its_result_or_its_error():
-    assert within(10, lambda: 7, str) == 7
-    assert within(0, threading.get_ident, str) == threading.get_ident()
+    assert with_timeout(10, lambda: 7, str) == 7
+    assert with_timeout(0, threading.get_ident, str) == threading.get_ident()
     with pytest.raises(ZeroDivisionError):
-        within(10, lambda: 1 / 0, str)
+        with_timeout(10, lambda: 1 / 0, str)
     with pytest.raises(TimeoutError, match="who it was"):
-        within(0.05, threading.Event().wait, lambda: "who it was")
+        with_timeout(0.05, threading.Event().wait, lambda: "who it was")
 
 
 def test_the_state_of_a_process_is_told():
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
-    assert state_of(child.pid) == "running"
+    assert process_state(child.pid) == "running"
     os.kill(child.pid, signal.SIGSTOP)
     os.waitpid(child.pid, os.WUNTRACED)
-    assert state_of(child.pid) == "stopped by a signal"
+    assert process_state(child.pid) == "stopped by a signal"
     child.kill()
     child.wait()
-    assert state_of(child.pid) == "dead"
-    assert state_of(None) == "dead"
+    assert process_state(child.pid) == "dead"
+    assert process_state(None) == "dead"

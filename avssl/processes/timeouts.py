@@ -1,7 +1,7 @@
-"""Waiting for other processes with time limits, where the calls of the system have none, and errors that name them.
+"""Time limits for waiting where the system's calls have none, and errors that name the process that is late.
 
-A process that is stopped from outside neither works nor ends. Whoever waits for it, for its batch, for the rest of its
-message or for memory that it has promised, would wait for ever.
+A process that is stopped from outside neither works nor ends: whoever waits for its batch or for the rest of its
+message would wait for ever.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ T = TypeVar("T")
 STATES = {"T": "stopped by a signal", "t": "stopped by a debugger", "Z": "dead", "D": "waiting for a disk"}
 
 
-def within(seconds: float, work: Callable[[], T], blame: Callable[[], str]) -> T:
-    """The result of `work`, which runs in a thread of its own; after `seconds`, TimeoutError with the text `blame()`.
+def with_timeout(seconds: float, work: Callable[[], T], blame: Callable[[], str]) -> T:
+    """The result of `work`, run in a thread of its own. TimeoutError with the text `blame()` after so many seconds.
 
-    0 seconds: no limit, and in this thread.
+    0 seconds: no limit, and `work` runs in this thread.
     """
     if not seconds:
         return work()
@@ -45,22 +45,22 @@ def within(seconds: float, work: Callable[[], T], blame: Callable[[], str]) -> T
     return results[0]
 
 
-def begun(loader: Any, seconds: float) -> Iterator[Any]:
-    """The iterator of a DataLoader, which starts its workers now. TimeoutError if they do not start in time."""
+def start_loader(loader: Any, seconds: float) -> Iterator[Any]:
+    """The iterator of a DataLoader, whose workers are started now. TimeoutError if they do not start in time."""
 
     def blame() -> str:
         server = getattr(forkserver._forkserver, "_forkserver_pid", None)
-        state = state_of(server)
+        state = process_state(server)
         if server:
             with suppress(ProcessLookupError):
                 os.kill(server, signal.SIGKILL)
         return f"the process that starts workers ({server}, {state}) has started none for {seconds:g} s"
 
-    return within(seconds if loader.num_workers else 0.0, lambda: iter(loader), blame)
+    return with_timeout(seconds if loader.num_workers else 0.0, lambda: iter(loader), blame)
 
 
 def next_batch(stream: Iterator[Any], seconds: float) -> Any:
-    """The next batch of an iterator of `begun`. TimeoutError names the worker that is late; then all workers end.
+    """The next batch of an iterator of `start_loader`. TimeoutError names the late worker; then all workers are killed.
 
     Raises StopIteration at the end.
     """
@@ -69,9 +69,9 @@ def next_batch(stream: Iterator[Any], seconds: float) -> Any:
     def blame() -> str:
         due = stream._task_info.get(stream._rcvd_idx, (0,))[0]  # type: ignore[attr-defined]
         named = [
-            f"worker {number} (process {worker.pid}, {state_of(worker.pid)})"
+            f"worker {number} (process {worker.pid}, {process_state(worker.pid)})"
             for number, worker in enumerate(workers)
-            if number == due or state_of(worker.pid) != "running"
+            if number == due or process_state(worker.pid) != "running"
         ]
         end_workers(stream)
         return (
@@ -79,12 +79,12 @@ def next_batch(stream: Iterator[Any], seconds: float) -> Any:
             "needs more time, for slow storage or long films; one that is stopped was stopped from outside"
         )
 
-    return within(seconds if workers else 0.0, lambda: next(stream), blame)
+    return with_timeout(seconds if workers else 0.0, lambda: next(stream), blame)
 
 
 def all_batches(loader: Any, seconds: float) -> Iterator[Any]:
-    """Every batch of a DataLoader; TimeoutError as `begun` and `next_batch` raise it."""
-    stream = begun(loader, seconds)
+    """Every batch of a DataLoader; TimeoutError as by `start_loader` and `next_batch`."""
+    stream = start_loader(loader, seconds)
     while True:
         try:
             batch = next_batch(stream, seconds)
@@ -94,12 +94,12 @@ def all_batches(loader: Any, seconds: float) -> Iterator[Any]:
 
 
 def end_workers(stream: Iterator[Any] | None) -> None:
-    """Kill the workers of an iterator of `begun`: DataLoader itself would wait for stopped ones."""
+    """Kill the workers of an iterator of `start_loader`: DataLoader itself would wait for stopped ones."""
     for worker in getattr(stream, "_workers", []):
         worker.kill()
 
 
-def state_of(pid: int | None) -> str:
+def process_state(pid: int | None) -> str:
     """The state of a process in words, as far as the system tells: "stopped by a signal", "dead", "running"."""
     try:
         letter = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[0]
