@@ -310,8 +310,8 @@ def test_options_say_what_is_allowed(change, words):
 
 def test_frames_that_are_not_stored_are_not_scaled(sources, monkeypatch):
     scaled = []
-    real = members.Upright.__call__
-    monkeypatch.setattr(members.Upright, "__call__", lambda self, frame: scaled.append(1) or real(self, frame))
+    real = members.UprightFilter.__call__
+    monkeypatch.setattr(members.UprightFilter, "__call__", lambda self, frame: scaled.append(1) or real(self, frame))
     assert transcode(str(sources[".mp4"]), WriteOptions(fps=5)).num_frames == len(scaled) == 70
 
 
