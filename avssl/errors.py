@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from avssl.files.disk_errors import of_library, one_line
+from avssl.files.disk_errors import one_line, os_error_behind
 from avssl.files.plain_text import plain, say
 
 OTHERS_SECONDS = 2.0
@@ -29,7 +29,7 @@ def one_line_errors() -> Iterator[None]:
     except OSError as error:
         leave(one_line(error))
     except Exception as error:
-        message = fault_of_system(error) or (one_line(cause) if (cause := of_library(error)) else "")
+        message = fault_of_system(error) or (one_line(cause) if (cause := os_error_behind(error)) else "")
         if not message:
             raise
         leave(message)

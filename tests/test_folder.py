@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from avssl.files import retry, storage
-from avssl.files.whole import atomic_file
+from avssl.files.whole import hashed_file
 from data_prep.write import folder as folder_module
 from data_prep.write.folder import OutputFolder
 from tests.stores import s3_server
@@ -144,6 +144,6 @@ def test_a_store_that_is_away_is_one_clear_error_and_nothing_stays_here(tmp_path
 
 
 def test_a_worker_of_a_killed_run_does_not_bring_a_removed_folder_back(tmp_path):
-    with pytest.raises(FileNotFoundError), atomic_file(tmp_path / "removed" / "part.tar") as file:
+    with pytest.raises(FileNotFoundError), hashed_file(tmp_path / "removed" / "part.tar") as file:
         file.write(b"late")
     assert not (tmp_path / "removed").exists()

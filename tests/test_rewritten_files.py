@@ -5,11 +5,11 @@ import os
 import pytest
 
 from avssl import config
-from avssl.files.json_lines import keep_until
+from avssl.files.json_lines import truncate_log
 
 WRITERS = {
     "config.yaml": lambda path: config.save(config.DataConfig(), path),
-    "metrics.jsonl": lambda path: keep_until(path, 1),
+    "metrics.jsonl": lambda path: truncate_log(path, 1),
 }
 
 
@@ -33,5 +33,5 @@ def test_a_stop_before_the_disk_has_the_new_file_leaves_the_one_before(name, tmp
 def test_lines_beyond_the_step_that_is_gone_on_from_are_dropped_and_half_a_line_with_them(half, tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 0, "loss": NaN}\n{"step":5}\n{"step": 10}\n' + half)
-    keep_until(path, 5)
+    truncate_log(path, 5)
     assert path.read_text() == '{"step": 0, "loss": NaN}\n{"step":5}\n'

@@ -11,7 +11,7 @@ import torch
 from accelerate.utils.other import load as accelerate_load
 
 from avssl import checkpoint
-from avssl.files.foreign import arrays_of
+from avssl.files.damaged_files import open_npz
 from avssl.media.decode import probe, read_video
 from avssl.shards.shard_set import parse_members
 from avssl.types import MediaError
@@ -55,7 +55,7 @@ def test_a_pipe_is_a_file_name_and_not_a_command(read, canary):
 def test_arrays_with_pickled_objects_are_refused(tmp_path, canary):
     path = tmp_path / "arrays.npz"
     np.savez(path, avssl=np.array([Malicious(canary)], dtype=object))
-    with pytest.raises(ValueError, match="allow_pickle"), arrays_of(path, "file of arrays") as arrays:
+    with pytest.raises(ValueError, match="allow_pickle"), open_npz(path, "file of arrays") as arrays:
         arrays["avssl"]
     assert not canary.exists()
 

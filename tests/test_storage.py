@@ -312,7 +312,7 @@ def test_programming_errors_are_not_dressed_up():
         raise KeyError("x")
 
     with pytest.raises(KeyError):
-        retry.persistently(fail, "s3://a/b", "read")
+        retry.with_retries(fail, "s3://a/b", "read")
 
 
 def test_bytes_of_s3_do_not_come_from_an_old_list(s3, tmp_path):

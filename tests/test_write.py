@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import data_prep.write.run as write_shards_module
-from avssl.files.whole import atomic_file
+from avssl.files.whole import hashed_file
 from avssl.processes.limits import Limits
 from avssl.shards.format import dump_json
 from avssl.shards.shard_set import ShardSet
@@ -407,7 +407,7 @@ def test_a_manifest_that_changes_meanwhile_is_noticed(tmp_path):
 
 
 def test_two_writers_of_one_file_at_once_do_not_share_a_temporary_name(tmp_path):
-    with atomic_file(tmp_path / "file") as first, atomic_file(tmp_path / "file") as second:
+    with hashed_file(tmp_path / "file") as first, hashed_file(tmp_path / "file") as second:
         assert len(list(tmp_path.glob("*.tmp"))) == 2
         first.write(b"first")
         second.write(b"second")

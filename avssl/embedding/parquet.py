@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avssl.files.checked_json import Fields
-from avssl.files.foreign import naming_the_file
+from avssl.files.damaged_files import value_errors_naming
 from avssl.files.plain_text import brief
 from avssl.files.whole import whole_file
 
@@ -112,7 +112,7 @@ def read_row_groups(
     """
     import pyarrow.parquet as pq
 
-    with naming_the_file(source, "Parquet file"):
+    with value_errors_naming(source, "Parquet file"):
         file = pq.ParquetFile(source)
     with closing(file):
         missing = set(names) - set(file.schema_arrow.names)
@@ -122,7 +122,7 @@ def read_row_groups(
         for number in range(file.num_row_groups):
             end = first + file.metadata.row_group(number).num_rows
             if is_needed(first, end):
-                with naming_the_file(source, "Parquet file"):
+                with value_errors_naming(source, "Parquet file"):
                     columns = _columns(file.read_row_group(number, columns=list(names)))
                 yield first, columns
             first = end
@@ -146,8 +146,8 @@ def read_columns(source: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         )
     if source.suffix != SUFFIX:
         raise ValueError(f"cannot read {str(source)!r}: a table is a Parquet file, with the suffix {SUFFIX}")
-    with naming_the_file(source, "embedding table"):  # also what its columns hold
-        with naming_the_file(source, "Parquet file"):
+    with value_errors_naming(source, "embedding table"):  # also what its columns hold
+        with value_errors_naming(source, "Parquet file"):
             table = pq.read_table(source)
         payload = (table.schema.metadata or {}).get(_METADATA_KEY.encode())
         if payload is None:

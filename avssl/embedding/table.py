@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from avssl.embedding.index import table_files
 from avssl.embedding.parquet import ROWS_PER_GROUP, read_columns, write_columns, write_row_groups
 from avssl.files.checked_json import Fields
-from avssl.files.foreign import naming_the_file
+from avssl.files.damaged_files import value_errors_naming
 from avssl.files.plain_text import brief
 
 MODALITIES = ("video", "audio", "image")
@@ -181,7 +181,7 @@ class EmbeddingTable:
         if source.is_file():
             return _read_file(source)
         tables = [_read_file(file) for file in table_files(source)]
-        with naming_the_file(source, "folder of one embedding table"):
+        with value_errors_naming(source, "folder of one embedding table"):
             return concatenate(tables)
 
 
@@ -263,7 +263,7 @@ def _read_file(source: Path) -> EmbeddingTable:
     unknown = columns.keys() - {"key", "labels", *SCALAR_COLUMNS, *VECTOR_COLUMNS}
     if unknown:
         raise ValueError(f"{str(source)!r} has the columns {brief(sorted(unknown))}: it is not an embedding table")
-    with naming_the_file(source, "embedding table"):
+    with value_errors_naming(source, "embedding table"):
         rows = [Fields.parse(row, f"{source}, row {number}") for number, row in enumerate(columns.pop("labels"))]
         labels = [Fields({"labels": row.record}, row.where).labels("labels") for row in rows]
         return EmbeddingTable(keys=columns.pop("key"), labels=labels, metadata=metadata, **columns)

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from avssl.eval.intervals import DIFFERENCE, intervals_of
 from avssl.eval.outcome import Metric, Outcome, Repeat, TaskConfig, keys_digest
 from avssl.files.checked_json import Fields, parse
-from avssl.files.foreign import arrays_of
+from avssl.files.damaged_files import open_npz
 from avssl.files.locks import locked
 from avssl.files.plain_text import plain
 from avssl.files.scratch import remove_leftovers
@@ -247,7 +247,7 @@ def read_rows(path: str | Path, evaluation: Mapping[str, Any], weights: str) -> 
     if weights not in stored.record:
         raise ValueError(f"{path} has no weights {weights!r}; it has {', '.join(map(plain, stored.record))}")
     repeats = []
-    with arrays_of(source, f"file of the rows of {path}") as arrays:
+    with open_npz(source, f"file of the rows of {path}") as arrays:
         for number, described in enumerate(stored.sections(weights)):
             prefix = f"{weights}/{number}/"
             columns = {name.removeprefix(prefix): arrays[name] for name in arrays.files if name.startswith(prefix)}

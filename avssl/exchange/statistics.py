@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from avssl.checkpoint.weights import read_provenance, read_weights, write_weights
-from avssl.files.foreign import arrays_of
+from avssl.files.damaged_files import open_npz
 
 if TYPE_CHECKING:
     from avssl.config import RunConfig
@@ -62,7 +62,7 @@ def add_statistics(run: str | Path, source: str | Path) -> Path:
 def _read_npz(path: Path, num_bins: int) -> list[torch.Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of statistics")
-    with arrays_of(path, "file of statistics") as stored:
+    with open_npz(path, "file of statistics") as stored:
         missing = [name for name in ("mean", "std") if name not in stored]
         if missing:
             raise ValueError(f"{path} has no {' and '.join(missing)}; it holds {', '.join(stored) or 'nothing'}")

@@ -1,7 +1,7 @@
-"""Parsing of json that others may have written or damaged: within bounds, and with fields checked by type and range.
+"""Parsing of JSON that others may have written or damaged: within bounds, and with fields checked by type and range.
 
-All json from files becomes values here. Whatever the bytes are, the only error is a ValueError of one line that names
-the file (and line), the field, its value and what is allowed.
+All JSON from files is parsed here. Whatever the bytes are, the only error is a ValueError of one line that names the
+file (and line), the field, its value and what is allowed.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _REQUIRED: Any = object()
 
 
 def parse(content: bytes | str, where: str, *, finite: bool = True) -> Any:
-    """The value of json text. ValueError names `where`: no json, nested too deep, or a number out of range.
+    """The value of JSON text. ValueError names `where`: no JSON, nested too deep, or a number out of range.
 
-    finite: False for logs, in which NaN and Infinity may have been measured.
+    finite: False for logs, in which metrics may be NaN or Infinity.
     """
     try:
         text = content if isinstance(content, str) else content.decode("utf-8-sig")
         try:
             value = (_DECODER if finite else _LENIENT_DECODER).decode(text)
         except _OutOfRangeError as error:
-            place = next(_places(_LENIENT_DECODER.decode(text)), "")
-            raise ValueError(f"{where}: {place or 'it'} is {error}") from error
+            field = next(_not_finite(_LENIENT_DECODER.decode(text)), "it")
+            raise ValueError(f"{where}: {field} is {error}") from error
     except RecursionError:
         raise ValueError(f"{where}: is nested more than {MAX_DEPTH} deep") from None
     except UnicodeDecodeError as error:
@@ -47,39 +47,39 @@ def parse(content: bytes | str, where: str, *, finite: bool = True) -> Any:
 
 
 class _OutOfRangeError(ArithmeticError):
-    """A number that no field may have."""
+    """A number that no field may hold."""
 
 
 def _refuse_constant(name: str) -> float:
     raise _OutOfRangeError(f"{name}; a number must be finite")
 
 
-def _finite(text: str) -> float:
+def _parse_float(text: str) -> float:
     value = float(text)
     if math.isinf(value):
         raise _OutOfRangeError(f"{brief(text)}; a number must be finite")
     return value
 
 
-def _whole(text: str) -> int:
+def _parse_int(text: str) -> int:
     if len(text) > 20:  # 64 bits take 19 digits and a sign
         raise _OutOfRangeError(f"a number of {len(text.lstrip('-'))} digits; whole numbers have at most 64 bits")
     return int(text)
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite, parse_int=_whole)
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_parse_float, parse_int=_parse_int)
 _LENIENT_DECODER = json.JSONDecoder(parse_int=lambda text: math.inf if len(text) > 20 else int(text))
 
 
-def _places(value: Any) -> Iterator[str]:
-    """The places of numbers that are not finite, like "source.video[3]"."""
+def _not_finite(value: Any) -> Iterator[str]:
+    """The paths of the numbers in a value that are not finite, like "source.video[3]"."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for name, inner in items:
-        place = f"[{name}]" if isinstance(value, list) else plain(name)
+        path = f"[{name}]" if isinstance(value, list) else plain(name)
         if isinstance(inner, dict | list):
-            yield from (place + ("" if rest.startswith("[") else ".") + rest for rest in _places(inner))
+            yield from (path + ("" if rest.startswith("[") else ".") + rest for rest in _not_finite(inner))
         elif isinstance(inner, float) and not math.isfinite(inner):
-            yield place
+            yield path
 
 
 def _depth(value: Any) -> int:
@@ -95,21 +95,21 @@ def _depth(value: Any) -> int:
 
 
 def dump(value: Any, **options: Any) -> str:
-    """The json text of a value, which `parse` reads back. ValueError for a number that is not finite."""
+    """The JSON text of a value, which `parse` reads back. ValueError for a number that is not finite."""
     return json.dumps(value, allow_nan=False, **options)
 
 
 @dataclass(frozen=True)
 class Fields:
-    """A json object whose fields are taken one by one, each checked. where: the file, for messages.
+    """A JSON object whose fields are taken one by one, each checked. where: the file, for messages.
 
-    All methods raise ValueError with `where` and the field if the field does not fit, or if it is missing and `absent`,
-    the value to return then, is not given.
+    All methods raise ValueError with `where` and the field if the field does not fit, or if it is missing and no
+    `default` is given.
     """
 
     record: Json
     where: str
-    prefix: str = ""  # of the fields' names in messages, of an object inside another
+    prefix: str = ""  # of the names of fields in messages, if this object lies inside another
 
     @classmethod
     def of(cls, value: Any, where: str, prefix: str = "") -> Fields:
@@ -121,7 +121,7 @@ class Fields:
 
     @classmethod
     def parse(cls, content: bytes | str, where: str, *, finite: bool = True) -> Fields:
-        """The fields of json text; arguments as of the function `parse`."""
+        """The fields of JSON text; arguments as of the function `parse`."""
         return cls.of(parse(content, where, finite=finite), where)
 
     @classmethod
@@ -129,55 +129,55 @@ class Fields:
         """The fields of a file; FileNotFoundError if there is none."""
         return cls.parse(Path(path).read_bytes(), os.fspath(path))
 
-    def take(self, name: str, kinds: type | tuple[type, ...], wanted: str, absent: Any = _REQUIRED) -> Any:
-        """A field of one of these types; bool does not count as a number. wanted: what is allowed, for the message."""
-        value = self.record.get(name, absent)
+    def take(self, name: str, types: type | tuple[type, ...], allowed: str, default: Any = _REQUIRED) -> Any:
+        """A field of one of these types; bool does not count as a number. allowed: the types in words."""
+        value = self.record.get(name, default)
         if value is _REQUIRED:
-            found = ", ".join(brief(key) for key in sorted(self.record)[:20]) or "nothing"
-            raise ValueError(f"{self.where}: the field {brief(self.prefix + name)} is missing; found {found}")
+            names = ", ".join(brief(key) for key in sorted(self.record)[:20]) or "nothing"
+            raise ValueError(f"{self.where}: the field {brief(self.prefix + name)} is missing; found {names}")
         if name not in self.record:
             return value
-        kinds = kinds if isinstance(kinds, tuple) else (kinds,)
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            raise self.wrong(name, wanted)
+        types = types if isinstance(types, tuple) else (types,)
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            raise self.wrong(name, allowed)
         return value
 
-    def wrong(self, name: str, wanted: str) -> ValueError:
+    def wrong(self, name: str, allowed: str) -> ValueError:
         """The error to raise for a field that does not fit."""
-        return ValueError(f"{self.where}: {self.prefix}{name} is {brief(self.record.get(name))}; it must be {wanted}")
+        return ValueError(f"{self.where}: {self.prefix}{name} is {brief(self.record.get(name))}; it must be {allowed}")
 
-    def count(self, name: str, absent: Any = _REQUIRED, *, least: int = 0, most: int = MAX_COUNT) -> int:
+    def count(self, name: str, default: Any = _REQUIRED, *, least: int = 0, most: int = MAX_COUNT) -> int:
         """A whole number from least to most."""
-        wanted = f"a whole number, at least {least}" + ("" if most == MAX_COUNT else f" and at most {most}")
-        value = self.take(name, int, wanted, absent)
+        allowed = f"a whole number, at least {least}" + ("" if most == MAX_COUNT else f" and at most {most}")
+        value = self.take(name, int, allowed, default)
         if name in self.record and not least <= value <= most:
-            raise self.wrong(name, wanted)
+            raise self.wrong(name, allowed)
         return value  # type: ignore[no-any-return]
 
-    def number(self, name: str, absent: Any = _REQUIRED, *, least: float = -math.inf, most: float = math.inf) -> float:
+    def number(self, name: str, default: Any = _REQUIRED, *, least: float = -math.inf, most: float = math.inf) -> float:
         """A finite number from least to most, as float."""
-        wanted = "a finite number" + (f", at least {least:g}" if least > -math.inf else "")
-        wanted += f" and at most {most:g}" if most < math.inf else ""
-        value = self.take(name, (int, float), wanted, absent)
+        allowed = "a finite number" + (f", at least {least:g}" if least > -math.inf else "")
+        allowed += f" and at most {most:g}" if most < math.inf else ""
+        value = self.take(name, (int, float), allowed, default)
         if name not in self.record:
             return value  # type: ignore[no-any-return]
         try:
-            found = float(value)
+            number = float(value)
         except OverflowError:
-            found = math.inf
-        if not math.isfinite(found) or not least <= found <= most:
-            raise self.wrong(name, wanted)
-        return found
+            number = math.inf
+        if not math.isfinite(number) or not least <= number <= most:
+            raise self.wrong(name, allowed)
+        return number
 
-    def text(self, name: str, absent: Any = _REQUIRED) -> str:
+    def text(self, name: str, default: Any = _REQUIRED) -> str:
         """A string."""
-        return self.take(name, str, "a string", absent)  # type: ignore[no-any-return]
+        return self.take(name, str, "a string", default)  # type: ignore[no-any-return]
 
-    def matching(self, name: str, pattern: re.Pattern[str], wanted: str) -> str:
-        """A string that the pattern matches as a whole. wanted: the pattern in words."""
+    def matching(self, name: str, pattern: re.Pattern[str], allowed: str) -> str:
+        """A string that the pattern matches as a whole. allowed: the pattern in words."""
         value = self.text(name)
         if not pattern.fullmatch(value):
-            raise self.wrong(name, wanted)
+            raise self.wrong(name, allowed)
         return value
 
     def file_name(self, name: str) -> str:
@@ -187,44 +187,44 @@ class Fields:
             raise self.wrong(name, "the name of a file in the same folder")
         return value
 
-    def flag(self, name: str, absent: Any = _REQUIRED) -> bool:
-        """true or false."""
-        return self.take(name, bool, "true or false", absent)  # type: ignore[no-any-return]
+    def flag(self, name: str, default: Any = _REQUIRED) -> bool:
+        """A boolean."""
+        return self.take(name, bool, "true or false", default)  # type: ignore[no-any-return]
 
-    def mapping(self, name: str, absent: Any = _REQUIRED) -> Json:
-        """An object, unchecked inside."""
-        return self.take(name, dict, "a json object", absent)  # type: ignore[no-any-return]
+    def mapping(self, name: str, default: Any = _REQUIRED) -> Json:
+        """An object whose own fields are not checked."""
+        return self.take(name, dict, "a json object", default)  # type: ignore[no-any-return]
 
-    def section(self, name: str, absent: Any = _REQUIRED) -> Fields:
+    def section(self, name: str, default: Any = _REQUIRED) -> Fields:
         """The fields of an object inside this one."""
-        return Fields(self.mapping(name, absent), self.where, f"{self.prefix}{name}.")
+        return Fields(self.mapping(name, default), self.where, f"{self.prefix}{name}.")
 
     def sections(self, name: str) -> Iterator[Fields]:
         """The fields of each object of a list."""
         for number, item in enumerate(self.items(name)):
             yield Fields.of(item, self.where, f"{self.prefix}{name}[{number}].")
 
-    def items(self, name: str, kinds: type | tuple[type, ...] | None = None, absent: Any = _REQUIRED) -> list[Any]:
-        """A list of values of one type (bool is no number)."""
-        allowed = kinds if isinstance(kinds, tuple) else (kinds,) if kinds else ()
-        wanted = "a list" if not allowed else f"a list of {_names(allowed)}"
-        values: list[Any] = self.take(name, list, wanted, absent)
-        if allowed and not all(type(value) in allowed for value in values):
-            raise self.wrong(name, wanted)
+    def items(self, name: str, types: type | tuple[type, ...] | None = None, default: Any = _REQUIRED) -> list[Any]:
+        """A list, whose values have one of the types if there are any (bool is no number)."""
+        types = types if isinstance(types, tuple) else (types,) if types else ()
+        allowed = f"a list of {_names(types)}" if types else "a list"
+        values: list[Any] = self.take(name, list, allowed, default)
+        if types and not all(type(value) in types for value in values):
+            raise self.wrong(name, allowed)
         return values
 
-    def labels(self, name: str, absent: Any = _REQUIRED) -> dict[str, list[str]]:
+    def labels(self, name: str, default: Any = _REQUIRED) -> dict[str, list[str]]:
         """{label field: [names]}."""
-        wanted = "{field: [names]}, each name a string"
-        values = self.mapping(name, absent)
+        allowed = "{field: [names]}, each name a string"
+        values = self.mapping(name, default)
         for names in values.values():
             if not isinstance(names, list) or not all(type(label) is str for label in names):
-                raise self.wrong(name, wanted)
+                raise self.wrong(name, allowed)
         return {field: list(names) for field, names in values.items()}
 
-    def counts(self, name: str, absent: Any = _REQUIRED) -> dict[str, int]:
+    def counts(self, name: str, default: Any = _REQUIRED) -> dict[str, int]:
         """{name: whole number, at least 0}."""
-        values = self.mapping(name, absent)
+        values = self.mapping(name, default)
         if not all(type(count) is int and 0 <= count <= MAX_COUNT for count in values.values()):
             raise self.wrong(name, "{name: whole number, at least 0}")
         return dict(values)
@@ -237,6 +237,6 @@ class Fields:
         return value
 
 
-def _names(kinds: Sequence[type]) -> str:
+def _names(types: Sequence[type]) -> str:
     names = {int: "whole numbers", float: "numbers", str: "strings", dict: "objects", list: "lists"}
-    return " or ".join(names.get(kind, kind.__name__) for kind in kinds)
+    return " or ".join(names.get(kind, kind.__name__) for kind in types)

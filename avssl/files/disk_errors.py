@@ -1,4 +1,4 @@
-"""Errors of the system in writing or reading files, as one line that names the place and says what to do."""
+"""Errors of the operating system about files, as one line that names the file and says what to do."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name)}
+DISK_FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name)}
 REFUSED = {errno.EACCES, errno.EPERM}
-OS_ERROR = re.compile(r"\(os error (\d+)\)")  # in messages of safetensors
-OF_TORCH = "inline_container"  # in the message of torch.save, whatever the error of the disk was
+OS_ERROR_CODE = re.compile(r"\(os error (\d+)\)")  # in messages of safetensors
+TORCH_SAVE = "inline_container"  # in the message of torch.save, whatever the error of the disk was
 CONTINUES = "what is finished is kept, and the same command goes on from there"
 
 
-def explained(error: OSError, where: str = "", doing: str = "used") -> str | None:
+def _explained(error: OSError, where: str = "", doing: str = "used") -> str | None:
     """One line for an error of the system; None for an error that says enough itself.
 
     where: the file that could not be `doing` ("written", "read"); "" is the file that the error names.
     """
     code, where = error.errno, where or str(error.filename or "the standard output")
     text = f"{where}: could not be {doing}"
-    if code in FULL:
+    if code in DISK_FULL:
         return f"{text}, the disk or quota is full; free space, then run the same command again: {CONTINUES}"
     if code == errno.EROFS:
         return f"{text}, it lies on a read-only file system; choose another --out, or mount it writable"
@@ -37,54 +37,55 @@ def explained(error: OSError, where: str = "", doing: str = "used") -> str | Non
 
 def one_line(error: BaseException) -> str:
     """The line that a command prints for an error that ends it."""
-    is_raw = isinstance(error, OSError) and not hasattr(error, "is_clear")
-    return (explained(error) if is_raw and isinstance(error, OSError) else None) or str(error)
+    if isinstance(error, OSError) and not hasattr(error, "is_clear"):
+        return _explained(error) or str(error)
+    return str(error)
 
 
 @contextmanager
 def clear_errors(where: str | os.PathLike[str], doing: str) -> Iterator[None]:
-    """Turn an error of the system about `where`, or one that names no file, into an error that says what to do.
+    """Turn errors of the system about the folder of `where`, or about no file, into errors that say what to do.
 
-    Its class and errno stay. Errors about other places are raised unchanged.
+    Their class and errno stay. Errors about other folders are raised unchanged.
     """
-    place = os.fspath(where)
+    path = os.fspath(where)
     try:
         yield
     except sqlite3.OperationalError as error:  # SQLite names neither the file nor the error of the system
         code = errno.ENOSPC if "full" in str(error) else errno.EROFS if "readonly" in str(error) else errno.EIO
-        raise _clear(OSError(code, str(error)), place, doing) from error
+        raise _clear(OSError(code, str(error)), path, doing) from error
     except OSError as error:
-        if hasattr(error, "is_clear") or not _concerns(error, place):
+        if hasattr(error, "is_clear") or not _concerns(error, path):
             raise
-        raise _clear(error, place, doing) from error
+        raise _clear(error, path, doing) from error
     except Exception as error:
-        cause = of_library(error)
+        cause = os_error_behind(error)
         if cause is None:
             raise
-        raise _clear(cause, place, doing) from error
+        raise _clear(cause, path, doing) from error
 
 
-def of_library(error: BaseException) -> OSError | None:
-    """The error of the system behind one of safetensors or PyTorch; None for other errors."""
-    if match := OS_ERROR.search(str(error)):
+def os_error_behind(error: BaseException) -> OSError | None:
+    """The error of the system behind an error of safetensors or PyTorch; None for other errors."""
+    if match := OS_ERROR_CODE.search(str(error)):
         return OSError(int(match[1]), os.strerror(int(match[1])))
-    if OF_TORCH in str(error):
+    if TORCH_SAVE in str(error):
         return OSError(errno.EIO, "is the disk or quota full?")
     return None
 
 
-def _concerns(error: OSError, place: str) -> bool:
-    """Whether the error names a file in the folder of `place` or below, or no file, as when writing fails."""
+def _concerns(error: OSError, path: str) -> bool:
+    """Whether the error names a file in the folder of `path` or below, or no file, as when writing fails."""
     if not isinstance(error.filename, str | os.PathLike):
         return True
-    folder = Path(place).absolute().parent
+    folder = Path(path).absolute().parent
     return Path(error.filename).absolute().is_relative_to(folder)
 
 
-def _clear(error: OSError, place: str, doing: str) -> OSError:
-    text = explained(error, place, doing)
+def _clear(error: OSError, path: str, doing: str) -> OSError:
+    text = _explained(error, path, doing)
     if text is None and error.filename is None:
-        text = f"{place}: could not be {doing} ({error.strerror or error})"
+        text = f"{path}: could not be {doing} ({error.strerror or error})"
     if text is None:
         return error
     clear = type(error)(text)

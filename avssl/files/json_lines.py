@@ -1,4 +1,4 @@
-"""Logs of a training: files of json lines, each with a "step"."""
+"""Logs of a training: files of JSON lines, each with a "step"."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from avssl.files.checked_json import Fields
 from avssl.files.whole import write_whole
 
 
-def keep_until(path: Path, step: int) -> None:
-    """Drop the lines after the step from which a run goes on, as it writes them again, and half a line left by a kill.
+def truncate_log(path: Path, step: int) -> None:
+    """Drop the lines after `step`, which a resumed run writes again, and half a line left by a killed run.
 
-    ValueError with the name of the file for a line that is no json. The file is replaced whole or not at all.
+    ValueError with the name of the file for a line that is no JSON. The file is replaced whole or not at all.
     """
     if not path.is_file():
         return

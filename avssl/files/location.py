@@ -8,7 +8,7 @@ from pathlib import Path
 
 Location = str | os.PathLike[str]
 
-# Protocol -> the package that fsspec needs for it, and the extra of avssl that installs that.
+# {protocol: (package that fsspec needs for it, extra of avssl that installs the package)}
 REMOTE = {
     "s3": ("s3fs", "s3"),
     "gs": ("gcsfs", "gs"),
@@ -22,7 +22,7 @@ READ_ONLY = ("http", "https")
 
 
 def protocol_of(location: Location) -> str:
-    """ "" for a local path, else one of REMOTE. ValueError for a protocol that is not allowed."""
+    """The protocol, one of REMOTE, or "" for a local path. ValueError for a protocol that is not allowed."""
     text = os.fspath(location)
     scheme, separator, _ = text.partition("://")
     if separator and (re.fullmatch(r"[A-Za-z0-9+.-]+", scheme) or "::" in scheme):
@@ -32,14 +32,14 @@ def protocol_of(location: Location) -> str:
         if name not in REMOTE:
             why = " (chained URLs are not read)" if "::" in scheme else ""
             raise ValueError(
-                f"{shown(text)}: the protocol {scheme!r} is not allowed{why}; allowed are a local path, "
+                f"{redacted(text)}: the protocol {scheme!r} is not allowed{why}; allowed are a local path, "
                 + ", ".join(f"{allowed}://" for allowed in REMOTE)
             )
         return name
     command = re.match(r"(pipe):|([a-z][a-z0-9+.-]*)::", text)
     if command and not Path(text).exists():
         raise ValueError(f"{text}: pipes and chained URLs are not read; give a local path or a URL such as s3://...")
-    if isinstance(location, os.PathLike) and (mangled := re.match(r"([a-z0-9]+):/[^/]", text)) and mangled[1] in REMOTE:
+    if isinstance(location, os.PathLike) and (changed := re.match(r"([a-z0-9]+):/[^/]", text)) and changed[1] in REMOTE:
         raise ValueError(f"{text}: this URL was made a Path, which spoils it; pass it on as text")
     return ""
 
@@ -65,6 +65,6 @@ def join(location: Location, name: str) -> str:
     return f"{os.fspath(folder).rstrip('/')}/{name}{question}{query}"
 
 
-def shown(text: str) -> str:
-    """A location, or a message about one, without the users and queries of web addresses, which can be secret."""
+def redacted(text: str) -> str:
+    """A location, or a message about one, without the users and queries of web addresses, which may be secret."""
     return re.sub(r"(https?://)(?:[^/\s@]*@)?([^\s?'\"),]*)(?:\?[^\s'\"),]*)?", r"\1\2", text, flags=re.IGNORECASE)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from avssl.files.disk_errors import clear_errors
 
-LOOK_SECONDS = 0.1
+POLL_SECONDS = 0.1
 
 
 class LockedError(ValueError):
@@ -21,8 +21,8 @@ class LockedError(ValueError):
 def locked(path: Path, *, shared: bool = False, wait_seconds: float | None = None, busy: str = "") -> Iterator[None]:
     """Hold the lock of a file (made if it is absent) for the block.
 
-    shared: together with other holders that say so. wait_seconds: how long to wait for other holders before LockedError
-    with the message `busy` is raised (default: the file, and that another process is at work); None waits for ever.
+    shared: together with other holders that set it, too. wait_seconds: how long to wait for other holders before
+    LockedError is raised; None waits for ever. busy: its message; default: another process is at work on the file.
     """
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     with clear_errors(path, "written"):
@@ -32,15 +32,15 @@ def locked(path: Path, *, shared: bool = False, wait_seconds: float | None = Non
             fcntl.flock(file, kind)
         else:
             until = time.monotonic() + wait_seconds
-            while not _taken(file.fileno(), kind):
+            while not _try_lock(file.fileno(), kind):
                 if time.monotonic() >= until:
                     message = f"{path}: another process is at work on this part of the folder; wait for it, or end it"
                     raise LockedError(busy or message)
-                time.sleep(LOOK_SECONDS)
+                time.sleep(POLL_SECONDS)
         yield
 
 
-def _taken(descriptor: int, kind: int) -> bool:
+def _try_lock(descriptor: int, kind: int) -> bool:
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:

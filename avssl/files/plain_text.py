@@ -1,8 +1,8 @@
 """Text from data made safe for terminals, logs and messages: one line, without characters that act on a terminal.
 
 Class names, keys, file names and messages of libraries can contain characters that move a terminal's cursor, change the
-title of its window, reverse the reading order or begin a new line. `plain` shows such characters as escapes; all output
-of this program goes through `say`. Imports no other module of avssl.
+title of its window, reverse the reading order or begin a new line. `plain` shows such characters as escapes; all
+output of this program goes through `say`. Imports no other module of avssl.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import sys
 import unicodedata
 from typing import NoReturn, TextIO
 
-# Control (C0, C1), format (bidi overrides, zero widths), surrogate, private, separators of lines and paragraphs.
-ACTING = frozenset(["Cc", "Cf", "Cs", "Co", "Zl", "Zp"])
+# Unicode categories: control, format (bidi overrides, zero widths), surrogate, private, line and paragraph separators.
+ACTING_CATEGORIES = frozenset(["Cc", "Cf", "Cs", "Co", "Zl", "Zp"])
 JOINERS = "\u200c\u200d"  # of the category Cf, but needed to write words of several scripts, and emoji
 MAX_VALUE_CHARACTERS = 80
 
@@ -27,12 +27,12 @@ def plain(text: object) -> str:
 
 
 def plain_lines(text: object) -> str:
-    """As `plain`, but line ends stay: for text of several lines whose parts from data are plain already."""
+    """As `plain` for each line of a text, whose line ends stay; its parts from data must be plain already."""
     return "\n".join(map(plain, str(text).split("\n")))
 
 
 def brief(value: object) -> str:
-    """The repr of a value from a file, for a message: plain, and cut off at MAX_VALUE_CHARACTERS."""
+    """The repr of a value for a message: plain, and cut off at MAX_VALUE_CHARACTERS."""
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 1000:
         return "a number of more than 300 digits"
     if isinstance(value, str | bytes):
@@ -53,7 +53,7 @@ def say(text: object = "", file: TextIO | None = None) -> None:
     stream = file or sys.stdout
     encoding = getattr(stream, "encoding", None) or "utf-8"
     line = plain(text).encode(encoding, "backslashreplace").decode(encoding)
-    if "tqdm" in sys.modules:  # a bar, if there is one, is drawn anew below the line
+    if "tqdm" in sys.modules:  # a progress bar, if there is one, is drawn again below the line
         from tqdm import tqdm
 
         tqdm.write(line, file=stream)
@@ -85,7 +85,7 @@ class PlainRecords(logging.Filter):
 
 
 def _plain_character(character: str) -> str:
-    if character.isprintable() or character in JOINERS or unicodedata.category(character) not in ACTING:
+    if character.isprintable() or character in JOINERS or unicodedata.category(character) not in ACTING_CATEGORIES:
         return character
     return character.encode("unicode_escape", "surrogatepass").decode("ascii")
 

@@ -1,6 +1,6 @@
 """Retries of actions on a remote store: which failures are transient, how long to wait, and the final error.
 
-Decides by the HTTP status and the standard type of an exception, so that no library has to be installed. Pure Python.
+The HTTP status and the standard type of an exception decide, so that no library has to be installed. Pure Python.
 """
 
 from __future__ import annotations
@@ -11,16 +11,15 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Literal, TypeVar
 
-from avssl.files.location import shown
+from avssl.files.location import redacted
 from avssl.types import MediaError
 
 T = TypeVar("T")
 Kind = Literal["transient", "missing", "refused", "other"]
 
 MAX_TRIES = 5
-FIRST_WAIT_SECONDS = (
-    0.5  # doubled from try to try, half of it random: processes that failed together try again at different times
-)
+# Doubled from try to try, half of it random: processes that failed together try again at different times.
+FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 8.0
 
 KIND_OF_STATUS: dict[int, Kind] = {
@@ -35,8 +34,8 @@ TRANSIENT_ERRNOS = {
 
 
 def kind_of(error: BaseException) -> Kind:
-    """The kind of a failure: worth another try, no such object, no access, or something else."""
-    for cause in _chain(error):  # fsspec gives failures of other kinds the type FileNotFoundError, too
+    """The kind of a failure: transient (worth another try), no such object, no access, or something else."""
+    for cause in _chain(error):  # fsspec raises FileNotFoundError for failures of other kinds, too
         if (status := _status(cause)) is not None and status >= 400:
             return KIND_OF_STATUS.get(status, "transient" if status >= 500 else "other")
     if isinstance(error, FileNotFoundError | PermissionError):
@@ -71,17 +70,17 @@ def _status(error: BaseException) -> int | None:
 
 
 def wait_seconds(num_failures: int) -> float:
-    """Seconds to wait after so many (at least 1) failures in a row. Draws from no generator that a run seeds."""
+    """Seconds to wait after so many (at least 1) failures in a row. Uses no random generator that a run seeds."""
     longest = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2.0 ** (num_failures - 1))
     return longest * (0.5 + 0.5 * secrets.randbelow(1000) / 1000)
 
 
-def persistently(action: Callable[[], T], location: str, doing: str) -> T:
-    """The result of action(), which is tried at most MAX_TRIES times while its failures are transient.
+def with_retries(action: Callable[[], T], location: str, doing: str) -> T:
+    """The result of `action`, which is called at most MAX_TRIES times while its failures are transient.
 
     Args:
-        action: may run several times.
-        location, doing: for the message, e.g. "s3://bucket/name", "read".
+        action: a function that may be called several times.
+        location, doing: for the message, like "s3://bucket/name", "read".
 
     Raises:
         FileNotFoundError: there is no such object. PermissionError: no access. ConnectionError: all tries failed.
@@ -99,9 +98,9 @@ def persistently(action: Callable[[], T], location: str, doing: str) -> T:
 
 
 def _explained(error: Exception, kind: Kind, location: str, doing: str) -> Exception:
-    where = shown(location)
+    where = redacted(location)
     root = list(_chain(error))[-1]
-    cause = shown(f"{type(root).__name__}: {root}").rstrip(": ")
+    cause = redacted(f"{type(root).__name__}: {root}").rstrip(": ")
     if kind == "missing":
         return FileNotFoundError(f"{where}: there is no such file or folder ({cause}); check the name")
     if kind == "refused":

@@ -1,12 +1,13 @@
 """Files anywhere: a local path, or a URL of s3://, gs://, hf://, http(s):// or memory://.
 
-A location is text: a path, or PROTOCOL://... . Remote ones go through fsspec, of which this is the only user, local
-ones do not. Transient failures (a dropped connection, a timeout, a status of 5xx) are tried again with growing pauses
+A location is text: a path, or PROTOCOL://... . Remote ones go through fsspec, which only this file uses; local ones do
+not. Transient failures (a dropped connection, a timeout, a status of 5xx) are tried again with growing pauses
 (retry.py); downloads go on where they stopped, a range of BLOCK_BYTES at a time, and their length is checked. All
 functions raise FileNotFoundError, PermissionError, ConnectionError (all tries failed) or another OSError that names the
 location, and ValueError for a location that is not allowed.
 
-Credentials and endpoints are those of each protocol's own library: environment, its files, or fsspec's configuration.
+Credentials and endpoints are those of the library of each protocol: from the environment, its files, or the
+configuration of fsspec.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from avssl.files.location import READ_ONLY, REMOTE, Location, is_remote, join, local_path, protocol_of, shown
-from avssl.files.retry import MAX_TRIES, persistently
+from avssl.files.location import READ_ONLY, REMOTE, Location, is_remote, join, local_path, protocol_of, redacted
+from avssl.files.retry import MAX_TRIES, with_retries
 from avssl.files.scratch import temporary_folder
 from avssl.files.whole import whole_file
 
 __all__ = [
     "Facts", "Location", "WrongSize", "allow_redirects", "copy_to", "download", "exists", "facts", "files_below",
-    "is_remote", "join", "local_copy", "local_path", "names", "protocol_of", "read_bytes", "remove", "shown", "size",
+    "is_remote", "join", "local_copy", "local_path", "names", "protocol_of", "read_bytes", "redacted", "remove", "size",
     "upload", "write_bytes",
 ]  # fmt: skip
 
@@ -48,8 +49,8 @@ class Facts(NamedTuple):
 class WrongSize(OSError):
     """A file of another size than it must have. num_bytes: its actual size."""
 
-    def __init__(self, location: str, num_bytes: int, wanted: int) -> None:
-        super().__init__(f"{shown(location)}: has {num_bytes} bytes; it must have {wanted}")
+    def __init__(self, location: str, num_bytes: int, expected: int) -> None:
+        super().__init__(f"{redacted(location)}: has {num_bytes} bytes; it must have {expected}")
         self.num_bytes = num_bytes
 
 
@@ -63,8 +64,8 @@ def facts(location: Location) -> Facts:
     if not is_remote(location):
         status = local_path(location).stat()
         return Facts(status.st_size, str(status.st_mtime_ns), local_path(location).is_dir())
-    info = remotely(text, "looked up", lambda files: files.info(text))
-    # Servers behind one name may give an ETag each; their date is the file's.
+    info = _on_store(text, "looked up", lambda files: files.info(text))
+    # Each server behind one name may give another ETag; the date is that of the file.
     tags = () if protocol_of(text) in READ_ONLY else ("ETag", "etag", "generation", "blob_id")
     dates = ("LastModified", "Last-Modified", "last_modified", "created", "updated", "mtime")
     version = [str(info[name]) for name in (*tags, *dates) if name in info]
@@ -84,7 +85,7 @@ def size(location: Location) -> int:
     """The size of a file in bytes. OSError if the server does not tell it."""
     num_bytes = facts(location).num_bytes
     if num_bytes is None:
-        raise OSError(f"{shown(os.fspath(location))}: the server does not tell its size")
+        raise OSError(f"{redacted(os.fspath(location))}: the server does not tell its size")
     return num_bytes
 
 
@@ -92,8 +93,8 @@ def names(location: Location) -> list[str]:
     """Sorted names of the files and folders directly in a folder. FileNotFoundError if there is no such folder."""
     text = os.fspath(location)
     if not is_remote(location):
-        return sorted(os.listdir(local_path(location)))  # noqa: PTH208  (names are wanted)
-    paths = remotely(text, "listed", lambda files: files.ls(text, detail=False))
+        return sorted(os.listdir(local_path(location)))  # noqa: PTH208  (names are needed)
+    paths = _on_store(text, "listed", lambda files: files.ls(text, detail=False))
     return sorted({name for path in paths if (name := str(path).rstrip("/").rpartition("/")[2])})
 
 
@@ -108,13 +109,13 @@ def files_below(location: Location) -> list[tuple[str, int | None]]:
 
     def find(files: Any) -> list[tuple[str, int | None]]:
         root = str(files._strip_protocol(text)).rstrip("/") + "/"
-        found = files.find(text, detail=True)
-        return [(path.removeprefix(root), info.get("size")) for path, info in found.items() if path.startswith(root)]
+        infos = files.find(text, detail=True)
+        return [(path.removeprefix(root), info.get("size")) for path, info in infos.items() if path.startswith(root)]
 
-    found: list[tuple[str, int | None]] = sorted(remotely(text, "listed", find))
-    if not found:
+    entries: list[tuple[str, int | None]] = sorted(_on_store(text, "listed", find))
+    if not entries:
         facts(text)  # raises FileNotFoundError if there is no such folder
-    return found
+    return entries
 
 
 def read_bytes(location: Location, begin: int | None = None, end: int | None = None) -> bytes:
@@ -127,21 +128,21 @@ def read_bytes(location: Location, begin: int | None = None, end: int | None = N
         with local_path(location).open("rb") as file:
             file.seek(begin or 0)
             return file.read() if end is None else file.read(max(0, end - (begin or 0)))
-    asks = begin is not None or end is not None or protocol_of(text) not in READ_ONLY
-    num_bytes = facts(text).num_bytes if asks else None
+    needs_size = begin is not None or end is not None or protocol_of(text) not in READ_ONLY
+    num_bytes = facts(text).num_bytes if needs_size else None
     if num_bytes is None:
-        return bytes(remotely(text, "read", lambda files: files.cat_file(text))[begin or 0 : end])
+        return bytes(_on_store(text, "read", lambda files: files.cat_file(text))[begin or 0 : end])
     first, last = min(begin or 0, num_bytes), num_bytes if end is None else min(end, num_bytes)
     if last - first > MAX_BYTES_IN_MEMORY:
-        raise OSError(f"{shown(text)}: has {last - first} bytes; at most {MAX_BYTES_IN_MEMORY} are read into memory")
-    return b"".join(blocks(text, first, last, num_bytes))
+        raise OSError(f"{redacted(text)}: has {last - first} bytes; at most {MAX_BYTES_IN_MEMORY} are read into memory")
+    return b"".join(_blocks(text, first, last, num_bytes))
 
 
 def copy_to(location: Location, file: BinaryIO, num_bytes: int | None = None) -> int:
-    """Write a whole file to an open one, at its position; returns the number of bytes.
+    """Write a whole file to an open one, at its position; the result is the number of bytes.
 
-    num_bytes: the size that it must have, else WrongSize; a caller that knows it also checks the hash. Without it, a
-    file that changes meanwhile is read again, and in the end an OSError is raised.
+    num_bytes: the size that it must have, else WrongSize; a caller that knows it also checks the hash. If it is None, a
+    file that changes meanwhile is read again, MAX_TRIES times in all, then OSError is raised.
     """
     text, start = os.fspath(location), file.tell()
     if num_bytes is not None:
@@ -153,39 +154,39 @@ def copy_to(location: Location, file: BinaryIO, num_bytes: int | None = None) ->
             with local_path(location).open("rb") as source:
                 shutil.copyfileobj(source, file, 1 << 20)
         elif before.num_bytes is None:
-            file.write(remotely(text, "read", lambda files: files.cat_file(text)))
+            file.write(_on_store(text, "read", lambda files: files.cat_file(text)))
         else:
-            file.writelines(blocks(text, 0, before.num_bytes, before.num_bytes))
+            file.writelines(_blocks(text, 0, before.num_bytes, before.num_bytes))
         written = file.tell() - start
         if before.num_bytes in (None, written) and (written <= BLOCK_BYTES or facts(text) == before):
             return written
         file.seek(start)
         file.truncate()
-    raise OSError(f"{shown(text)}: changed while it was read, {MAX_TRIES} times; wait until nobody writes it")
+    raise OSError(f"{redacted(text)}: changed while it was read, {MAX_TRIES} times; wait until nobody writes it")
 
 
 def _copy_known(location: str, file: BinaryIO, num_bytes: int) -> None:
     """Copy a file of known size. The store is asked for the size only after an error, which saves a request."""
     if not is_remote(location):
-        if (found := size(location)) != num_bytes:
-            raise WrongSize(location, found, num_bytes)
+        if (actual := size(location)) != num_bytes:
+            raise WrongSize(location, actual, num_bytes)
         with local_path(location).open("rb") as source:
             shutil.copyfileobj(source, file, 1 << 20)
         return
     try:
-        file.writelines(blocks(location, 0, num_bytes, num_bytes))
+        file.writelines(_blocks(location, 0, num_bytes, num_bytes))
     except OSError as error:
-        of_length = isinstance(error.__cause__, WrongLength)
-        if of_length or not isinstance(error, FileNotFoundError | PermissionError | ConnectionError):
+        is_wrong_length = isinstance(error.__cause__, WrongLength)
+        if is_wrong_length or not isinstance(error, FileNotFoundError | PermissionError | ConnectionError):
             with suppress(FileNotFoundError, PermissionError, ConnectionError):
-                found = size(location)
-                if found != num_bytes:
-                    raise WrongSize(location, found, num_bytes) from error
+                actual = size(location)
+                if actual != num_bytes:
+                    raise WrongSize(location, actual, num_bytes) from error
         raise
 
 
 def download(location: Location, path: Path) -> int:
-    """Copy a file to a local path, whole or not at all; returns the number of bytes."""
+    """Copy a file to a local path, whole or not at all; the result is the number of bytes."""
     with whole_file(path) as file:
         return copy_to(location, file)
 
@@ -197,7 +198,7 @@ def upload(path: Path, location: Location) -> None:
         return
     text, num_bytes = os.fspath(location), path.stat().st_size
     _refuse_read_only(text)
-    remotely(text, "written", partial(_put, text, num_bytes, lambda files: files.put_file(str(path), text)))
+    _on_store(text, "written", partial(_put, text, num_bytes, lambda files: files.put_file(str(path), text)))
 
 
 def write_bytes(location: Location, content: bytes) -> None:
@@ -205,7 +206,7 @@ def write_bytes(location: Location, content: bytes) -> None:
     if is_remote(location):
         text = os.fspath(location)
         _refuse_read_only(text)
-        remotely(text, "written", partial(_put, text, len(content), lambda files: files.pipe_file(text, content)))
+        _on_store(text, "written", partial(_put, text, len(content), lambda files: files.pipe_file(text, content)))
         return
     with whole_file(local_path(location)) as file:
         file.write(content)
@@ -219,7 +220,7 @@ def remove(location: Location) -> None:
         return
     _refuse_read_only(text)
     with suppress(FileNotFoundError):
-        remotely(text, "removed", lambda files: files.rm_file(text))
+        _on_store(text, "removed", lambda files: files.rm_file(text))
 
 
 def allow_redirects(hosts: list[str]) -> None:
@@ -244,18 +245,20 @@ def local_copy(location: Location) -> Iterator[Path]:
 
 def _put(location: str, num_bytes: int, action: Callable[[Any], Any], files: Any) -> None:
     action(files)
-    found = files.info(location).get("size")
-    if found != num_bytes:
-        raise ConnectionError(f"{found} bytes arrived instead of {num_bytes}")
+    actual = files.info(location).get("size")
+    if actual != num_bytes:
+        raise ConnectionError(f"{actual} bytes arrived instead of {num_bytes}")
 
 
 def _refuse_read_only(location: str) -> None:
     if protocol_of(location) in READ_ONLY:
-        raise ValueError(f"{shown(location)}: http(s) can only be read; write to a local path, s3://, gs:// or hf://")
+        raise ValueError(
+            f"{redacted(location)}: http(s) can only be read; write to a local path, s3://, gs:// or hf://"
+        )
 
 
-def remotely(location: str, doing: str, action: Callable[[Any], Any]) -> Any:
-    """action(the file system of a location), tried again after transient failures. Raises as `persistently`."""
+def _on_store(location: str, doing: str, action: Callable[[Any], Any]) -> Any:
+    """The result of `action` with the file system of a location, by `with_retries`."""
 
     def attempt() -> Any:
         files = _file_system(protocol_of(location))
@@ -266,17 +269,17 @@ def remotely(location: str, doing: str, action: Callable[[Any], Any]) -> Any:
         except FileNotFoundError:
             if not len(files.dircache):
                 raise
-            files.dircache.clear()  # it may be newer than the list
+            files.dircache.clear()  # the object may be newer than the list
             return action(files)
 
-    return persistently(attempt, location, doing)
+    return with_retries(attempt, location, doing)
 
 
-def blocks(location: str, begin: int, end: int, num_bytes: int) -> Iterator[bytes]:
+def _blocks(location: str, begin: int, end: int, num_bytes: int) -> Iterator[bytes]:
     """The bytes begin..end of an object of num_bytes, in order. A dropped connection costs at most BLOCK_BYTES."""
     while begin < end:
         stop = min(begin + BLOCK_BYTES, end)
-        content = remotely(location, "read", partial(_range, location, begin, stop, num_bytes))
+        content = _on_store(location, "read", partial(_range, location, begin, stop, num_bytes))
         if len(content) == num_bytes > stop - begin:  # the server ignores ranges, and this is everything
             yield content[begin:end]
             return
@@ -296,7 +299,7 @@ def _range(location: str, begin: int, end: int, num_bytes: int, files: Any) -> b
 
 
 def _file_system(protocol: str) -> Any:
-    """The file system of a protocol, one per process, as a fork needs its own connections. Lists are not cached."""
+    """The file system of a protocol, one per process because a fork needs its own connections. Lists are not cached."""
     key = (os.getpid(), protocol)
     if key not in _file_systems:
         package, extra = REMOTE[protocol]
@@ -304,8 +307,8 @@ def _file_system(protocol: str) -> Any:
             import fsspec
 
             options = _options(protocol, fsspec.config.conf.get(protocol, {}))
-            made = _web_files() if protocol in READ_ONLY else partial(fsspec.filesystem, protocol)
-            _file_systems[key] = made(use_listings_cache=False, **options)
+            make = _web_files() if protocol in READ_ONLY else partial(fsspec.filesystem, protocol)
+            _file_systems[key] = make(use_listings_cache=False, **options)
         except ImportError as error:
             raise ValueError(
                 f"{protocol}:// needs the package {package}, which is missing ({error}); install it with "
@@ -330,5 +333,5 @@ def _options(protocol: str, configured: dict[str, Any]) -> dict[str, Any]:
         session |= {**client, "headers": {**session["headers"], **client.get("headers", {})}}
         return {**configured, "client_kwargs": session, "skip_instance_cache": True}
     if protocol == "s3" and "config_kwargs" not in configured and "AWS_MAX_ATTEMPTS" not in os.environ:
-        return {"config_kwargs": {"retries": {"total_max_attempts": 1}}}  # s3fs and persistently try again already
+        return {"config_kwargs": {"retries": {"total_max_attempts": 1}}}  # s3fs and with_retries already try again
     return {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,9 +13,8 @@ import torch
 def write_tensors(state: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str]) -> None:
     """Write tensors (copied where two share memory) to a file with the usual rights of a new file.
 
-    The library sorts the tensors but not the metadata; these are sorted here.
+    The library sorts the tensors; the metadata are sorted here. disk_errors.clear_errors explains its errors.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors: dict[str, torch.Tensor] = {}
@@ -27,11 +25,7 @@ def write_tensors(state: Mapping[str, torch.Tensor], path: Path, metadata: Mappi
         tensors[name] = tensor.clone() if storage in seen else tensor
         seen.add(storage)
     # None, not {}: safetensors 0.8.0 writes a header that it cannot read for no tensors and metadata of no entries.
-    try:
-        save_file(tensors, str(path), metadata=dict(metadata) or None)
-    except SafetensorError as error:  # the library has no class of its own for a full disk
-        match = re.search(r"os error (\d+)", str(error))
-        raise error if match is None else OSError(int(match[1]), os.strerror(int(match[1])), str(path)) from error
+    save_file(tensors, str(path), metadata=dict(metadata) or None)
     _sort_metadata(path)
     mask = os.umask(0)
     os.umask(mask)

@@ -1,7 +1,7 @@
 """http(s) for fsspec, with bounds on the size and the speed of an answer and on the hosts of redirects.
 
-Servers are not trusted. Stopped are a body without end, one that inflates a thousandfold, one that comes too slowly, a
-redirect to a host that was not named, and credentials that would go there. Used by storage.py alone.
+Servers are not trusted. Refused are a body without end, one that inflates a thousandfold, one that comes too slowly,
+and a redirect to a host that was not named; credentials are sent to no other host. Used by storage.py alone.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import aiohttp
 from fsspec.implementations.http import HTTPFileSystem
 from yarl import URL
 
-from avssl.files.location import shown
+from avssl.files.location import redacted
 
-MAX_UNTOLD_BYTES = 256 << 20  # of a body of unknown size, which is held in memory
+MAX_UNSTATED_BYTES = 256 << 20  # of a body of unknown size, which is held in memory
 CONNECT_SECONDS, STALL_SECONDS = 15.0, 60.0
 LEAST_BYTES_PER_SECOND = 4096  # on average, after the first STALL_SECONDS
 MAX_REDIRECTS = 5
@@ -42,8 +42,9 @@ def allow_redirects(hosts: list[str]) -> None:
 
 
 def session_options() -> dict[str, Any]:
-    """The options of aiohttp's session: a limit on the time between two parts of an answer (`_body` limits the whole),
-    no inflating, and the same bounds for requests of fsspec's own (lists of folders).
+    """The options of aiohttp's session: a time limit between two chunks of an answer, and no inflating.
+
+    Requests of fsspec itself (lists of folders) get the bounds of `_body` and of redirects, too.
     """
     trace = aiohttp.TraceConfig()
     trace.on_request_redirect.append(_on_redirect)
@@ -64,7 +65,7 @@ async def _on_redirect(_session: Any, _context: Any, seen: aiohttp.TraceRequestR
 class _BoundedResponse(aiohttp.ClientResponse):
     async def read(self) -> bytes:
         if self._body is None:
-            self._body = await _body(self, MAX_UNTOLD_BYTES)
+            self._body = await _body(self, MAX_UNSTATED_BYTES)
         return self._body
 
 
@@ -76,13 +77,15 @@ class WebFiles(HTTPFileSystem):
     ) -> bytes:
         """The bytes start..end of a file; the whole file without a range, or if the server ignores ranges.
 
-        most: allowed bytes of the whole file (default: MAX_UNTOLD_BYTES).
+        most: allowed bytes of the whole file (default: MAX_UNSTATED_BYTES).
         """
         ranged = start is not None and end is not None
         headers = {"Range": f"bytes={start}-{end - 1}"} if ranged and end is not None else {}
         async with self._answer("GET", url, headers) as answer:
             is_part = answer.status == 206 and end is not None
-            return await _body(answer, end - (start or 0) if is_part and end is not None else most or MAX_UNTOLD_BYTES)
+            return await _body(
+                answer, end - (start or 0) if is_part and end is not None else most or MAX_UNSTATED_BYTES
+            )
 
     async def _info(self, url: str, **_: Any) -> dict[str, Any]:
         """Size (None if the server does not tell it) and date, without reading the file."""
@@ -96,15 +99,20 @@ class WebFiles(HTTPFileSystem):
     async def _answer(
         self, method: str, url: str, headers: dict[str, str], keep: tuple[int, ...] = ()
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The answer of the last server of a chain of redirects. The headers, users and cookies of fsspec's
-        configuration are sent to the first server alone. keep: statuses that are no error.
+        """The answer of the last server of a chain of redirects. keep: statuses that are no error.
+
+        The headers, users and cookies of fsspec's configuration are sent to the first server alone.
         """
         home = current = URL(self.encode_url(url))
         async with AsyncExitStack() as stack:
             for _ in range(MAX_REDIRECTS + 1):
                 options: dict[str, Any] = dict(self.kwargs) if current.origin() == home.origin() else {}
                 merged = {**options.pop("headers", {}), **headers, "Accept-Encoding": "identity"}
-                session = await self.set_session() if current.origin() == home.origin() else await _bare(stack)
+                session = (
+                    await self.set_session()
+                    if current.origin() == home.origin()
+                    else await _session_without_credentials(stack)
+                )
                 options |= {"headers": merged, "allow_redirects": False}
                 answer = await stack.enter_async_context(session.request(method, current, **options))
                 if answer.status not in REDIRECTS or "Location" not in answer.headers:
@@ -118,7 +126,7 @@ class WebFiles(HTTPFileSystem):
             raise RedirectRefusedError(f"the server sends on more than {MAX_REDIRECTS} times")
 
 
-async def _bare(stack: AsyncExitStack) -> aiohttp.ClientSession:
+async def _session_without_credentials(stack: AsyncExitStack) -> aiohttp.ClientSession:
     session = aiohttp.ClientSession(**session_options())
     return await stack.enter_async_context(session)
 
@@ -126,7 +134,7 @@ async def _bare(stack: AsyncExitStack) -> aiohttp.ClientSession:
 def _check_redirect(source: URL, target: URL, *, may_leave: bool = True) -> None:
     """Raise OSError unless the target is the same server, the same host by https, or (may_leave) a named host."""
     if target.scheme not in ("http", "https") or (source.scheme, target.scheme) == ("https", "http"):
-        raise RedirectRefusedError(f"the server sends on to {shown(str(target))}, which is not followed")
+        raise RedirectRefusedError(f"the server sends on to {redacted(str(target))}, which is not followed")
     is_same = source.origin() == target.origin()
     is_safer = source.host == target.host and source.is_default_port() and target.is_default_port()
     if not (is_same or is_safer or (may_leave and target.host in os.environ.get(HOSTS_VARIABLE, "").split(","))):
@@ -146,7 +154,7 @@ def _facts(url: str, answer: aiohttp.ClientResponse) -> dict[str, Any]:
 
 async def _body(answer: aiohttp.ClientResponse, most: int) -> bytes:
     """The whole body. BadBodyError for more than `most` bytes after inflating; TimeoutError if it comes too slowly."""
-    began, received, parts = time.monotonic(), 0, []
+    began, received, chunks = time.monotonic(), 0, []
     encoding = answer.headers.get("Content-Encoding", "identity").lower()
     if encoding not in ("identity", "gzip", "x-gzip", "deflate"):
         raise OSError(f"the server answers in the encoding {encoding!r}, although none was asked for")
@@ -162,7 +170,7 @@ async def _body(answer: aiohttp.ClientResponse, most: int) -> bytes:
                 raise BadBodyError(f"more than {most} bytes came; there may not be more")
             if time.monotonic() - began > STALL_SECONDS + received / LEAST_BYTES_PER_SECOND:
                 raise TimeoutError(f"{received} bytes came in {time.monotonic() - began:.0f} s: too slow to go on")
-            parts.append(content)
-    except aiohttp.ClientPayloadError as error:  # what raised it has the status 400, which the server never sent
+            chunks.append(content)
+    except aiohttp.ClientPayloadError as error:  # its cause has the status 400, which the server never sent
         raise BadBodyError(str(error)) from None
-    return b"".join(parts)
+    return b"".join(chunks)

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under another name, synced to the disk, then renamed; also with sha256."""
+"""Atomic writing: files are written under another name, synced to the disk, then renamed; and their hashes."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from typing import IO, BinaryIO
 from avssl.files.disk_errors import clear_errors
 from avssl.files.scratch import lock_file
 
+DIGEST_PART_BYTES = 65_536
+
 
 @contextmanager
 def whole_path(path: Path, *, make_folder: bool = True) -> Iterator[Path]:
-    """A temporary path to write a file at. It is synced and renamed to `path` when the block ends well, else removed.
+    """A temporary path to write a file at, which is synced and renamed to `path` if the block ends without an error.
 
     Its name is hidden, ends with .tmp, and is the same each time, so that the leftover of a killed process is
     overwritten. If another process is writing to it, or there are no locks, machine, process and thread are part of the
     name. make_folder: False where a worker of a killed run must not make a folder again that the next run has removed.
 
-    OSError says what to do if the disk is full or the place is not writable.
+    OSError says what to do if the disk is full or the folder is not writable.
     """
     with clear_errors(path, "written"):
         if make_folder:
@@ -46,13 +48,13 @@ def whole_path(path: Path, *, make_folder: bool = True) -> Iterator[Path]:
 def _temporary(path: Path) -> tuple[Path, int | None]:
     """An empty file beside `path`, and the descriptor that holds its lock, if there are locks."""
     usual = path.with_name(f".{path.name}.tmp")
-    own = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}.tmp")
+    unique = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}.tmp")
     with suppress(OSError):  # another user left it, or a link lies there
         lock = lock_file(usual)
         if lock is not None:
             os.ftruncate(lock, 0)
             return usual, lock
-    return own, lock_file(own)
+    return unique, lock_file(unique)
 
 
 @contextmanager
@@ -64,7 +66,7 @@ def whole_file(path: Path, *, make_folder: bool = True) -> Iterator[BinaryIO]:
 
 
 def write_whole(path: Path, content: bytes | str) -> Path:
-    """Write content (text as UTF-8), or leave the earlier file on an error; returns the path."""
+    """Write a file (text as UTF-8); on an error the earlier file stays. The result is the path."""
     with whole_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
     return path
@@ -77,9 +79,6 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-CONTENT_PART_BYTES = 65_536
 
 
 class HashedFile:
@@ -104,21 +103,27 @@ class HashedFile:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[HashedFile]:
-    """As `whole_file` in an existing folder, with the hash of the content."""
+def hashed_file(path: Path) -> Iterator[HashedFile]:
+    """As `whole_file` in an existing folder, and it computes the hash of the content."""
     with whole_file(path, make_folder=False) as file:
         yield HashedFile(file)
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """Hex sha256 of a file's bytes, which are not all held in memory."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def content_digest(path: str | os.PathLike[str]) -> str:
     """16 hex digits of the sha256 of a file's size and its first, middle and last 64 KiB.
 
-    It is quick, even if it is computed for each of the thousand segments of a long film.
+    It takes little time even if each of a thousand segments of a long film needs it.
     """
     with Path(path).open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         state = hashlib.sha256(f"{size} ".encode())
-        for begin in sorted({0, max(0, size // 2 - CONTENT_PART_BYTES // 2), max(0, size - CONTENT_PART_BYTES)}):
+        for begin in sorted({0, max(0, size // 2 - DIGEST_PART_BYTES // 2), max(0, size - DIGEST_PART_BYTES)}):
             file.seek(begin)
-            state.update(file.read(CONTENT_PART_BYTES))
+            state.update(file.read(DIGEST_PART_BYTES))
     return state.hexdigest()[:16]

@@ -75,8 +75,8 @@ class ShardCache:
             content = storage.read_bytes(storage.join(location, INDEX_NAME))
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"{storage.shown(location)}: holds no {INDEX_NAME}, so it is no finished shard folder; check the name, "
-                "or run `python -m data_prep write` (it continues where it stopped)"
+                f"{storage.redacted(location)}: holds no {INDEX_NAME}, so it is no finished shard folder; check the "
+                "name, or run `python -m data_prep write` (it continues where it stopped)"
             ) from error
         folder = self.folder / "indices" / hashlib.sha256(location.encode()).hexdigest()[:32]
         with self._when_full():
@@ -137,7 +137,7 @@ class ShardCache:
             file = part.open("r+b")
             try:
                 part_json.write_bytes(content)
-                side_car = load_side_car(part_json, storage.shown(beside), record)
+                side_car = load_side_car(part_json, storage.redacted(beside), record)
                 _copy_checked(shard, record, file)
                 part_json.replace(self._path(key, "json"))
                 part.replace(self._path(key, "tar"))
@@ -258,7 +258,7 @@ def _copy_checked(location: str, record: ShardRecord, file: BinaryIO) -> None:
         reason: FailureReason = "truncated" if error.num_bytes < record.bytes else "bad_sample"
         raise MediaError(reason, f"{error}, by {INDEX_NAME}. {RESTORE}") from error
     if (sha256 := sha256_of(file)) != record.sha256:
-        where = storage.shown(location)
+        where = storage.redacted(location)
         raise MediaError("bad_sample", f"{where}: has sha256 {sha256}; {INDEX_NAME} says {record.sha256}. {RESTORE}")
 
 

@@ -43,11 +43,11 @@ class RemoteShards:
         try:
             self.index = ShardIndex.load(self.folder)
         except ValueError as error:
-            raise ValueError(str(error).replace(str(self.folder), storage.shown(location))) from error
+            raise ValueError(str(error).replace(str(self.folder), storage.redacted(location))) from error
         if self.index.shards and (largest := max(record.bytes for record in self.index.shards)) > cache_bytes:
             raise ValueError(
-                f"data.cache_bytes is {cache_bytes}; {storage.shown(location)} has a shard of {largest} bytes. Set it "
-                "to several shards per reading process"
+                f"data.cache_bytes is {cache_bytes}; {storage.redacted(location)} has a shard of {largest} bytes. Set "
+                "it to several shards per reading process"
             )
         self._open: OrderedDict[int, tuple[BinaryIO, SideCar]] = OrderedDict()
         self._failed: dict[int, tuple[float, MediaError]] = {}
@@ -104,7 +104,7 @@ class RemoteShards:
         with temporary_folder() as folder:
             path = folder / "side-car.json"
             path.write_bytes(storage.read_bytes(location))
-            return load_side_car(path, storage.shown(location), record)
+            return load_side_car(path, storage.redacted(location), record)
 
     def _close_removed(self, needed: int) -> None:
         """Close files that another process has removed from the cache: only then is their room on the disk free."""

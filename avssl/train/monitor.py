@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from avssl.distributed import all_sum, world_size
 from avssl.files.disk_errors import clear_errors
-from avssl.files.json_lines import keep_until
+from avssl.files.json_lines import truncate_log
 from avssl.files.plain_text import plain
 from avssl.losses.base import Loss
 from avssl.train.collapse import CollapseWatch
@@ -54,7 +54,7 @@ class Monitor:
         self.failures: Counter[str] = Counter()
         self.collapse = CollapseWatch(total_steps)
         if accelerator.is_main_process:
-            keep_until(self.path, progress.step)
+            truncate_log(self.path, progress.step)
         self.bar = tqdm(
             total=total_steps,
             initial=progress.step,

@@ -39,7 +39,7 @@ from avssl.eval.labels import FeatureSet, make_fold
 from avssl.eval.outcome import LabelTaskConfig
 from avssl.files.checked_json import Fields
 from avssl.files.disk_errors import clear_errors
-from avssl.files.json_lines import keep_until
+from avssl.files.json_lines import truncate_log
 from avssl.processes.stopping import signals_blocked
 from avssl.shards.shard_set import ShardSet
 
@@ -64,7 +64,7 @@ class OnlineProbe:
             self.folder.mkdir(parents=True, exist_ok=True)
             for leftover in self.folder.glob("step_*"):  # of a run that was killed
                 shutil.rmtree(leftover)
-            keep_until(run / RESULTS_FILE, step)
+            truncate_log(run / RESULTS_FILE, step)
 
     @property
     def folder(self) -> Path:

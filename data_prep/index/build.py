@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from avssl.files.disk_errors import clear_errors
 from avssl.files.scratch import scratch_folder
-from avssl.files.whole import atomic_file
+from avssl.files.whole import hashed_file
 from avssl.processes.limits import Limits
 from avssl.processes.pool import REFRESH_SECONDS
 from data_prep.index.cutting import Cutting, claimed_seconds, require_scenedetect
@@ -257,7 +257,7 @@ def _write_manifest(manifest: Path, entries: Iterable[Entry]) -> IndexSummary:
     summary = IndexSummary()
     with clear_errors(manifest, "written"):
         manifest.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(manifest) as file:
+    with hashed_file(manifest) as file:
         for entry in entries:
             file.write(entry.to_json())
             summary.add(entry)

@@ -18,7 +18,7 @@ from avssl.files import storage
 from avssl.files.disk_errors import clear_errors
 from avssl.files.location import READ_ONLY
 from avssl.files.scratch import temporary_folder
-from avssl.files.whole import HashedFile, atomic_file, write_whole
+from avssl.files.whole import HashedFile, hashed_file, write_whole
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class OutputFolder:
         protocol = storage.protocol_of(location)
         if protocol in READ_ONLY:
             raise ValueError(
-                f"{storage.shown(os.fspath(location))}: http(s) can only be read; write to a local path, s3://, gs:// "
-                "or hf://"
+                f"{storage.redacted(os.fspath(location))}: http(s) can only be read; write to a local path, s3://, "
+                "gs:// or hf://"
             )
         if protocol:
             return cls(os.fspath(location).rstrip("/"))
@@ -47,7 +47,7 @@ class OutputFolder:
         return cls(str(path))
 
     def __str__(self) -> str:
-        return storage.shown(self.location)
+        return storage.redacted(self.location)
 
     @property
     def is_local(self) -> bool:
@@ -123,12 +123,12 @@ class OutputFolder:
             if self.is_local:
                 path = self.path(name)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with atomic_file(path) as file:
+                with hashed_file(path) as file:
                     yield file
                 return
             with temporary_folder() as folder:
                 path = folder / name.rpartition("/")[2]
-                with atomic_file(path) as file:
+                with hashed_file(path) as file:
                     yield file
                 storage.upload(path, self.where(name))
 
@@ -146,4 +146,4 @@ class OutputFolder:
 
 
 def _clear(where: str, doing: str) -> AbstractContextManager[None]:
-    return clear_errors(storage.shown(where), doing)
+    return clear_errors(storage.redacted(where), doing)

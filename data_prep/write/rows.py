@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avssl.files.checked_json import Fields, parse
-from avssl.files.whole import atomic_file, write_whole
+from avssl.files.whole import hashed_file, write_whole
 from avssl.processes.pool import in_processes
 from data_prep.manifest import Entry
 
@@ -99,7 +99,7 @@ def scan(manifest: Path, scratch: Path, num_workers: int = 1) -> ManifestRows:
     byte_ranges = [ByteRange(manifest, begin, min(begin + RANGE_BYTES, size)) for begin in range(0, size, RANGE_BYTES)]
     scratch.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        offsets = stack.enter_context(atomic_file(scratch / OFFSETS_NAME))
+        offsets = stack.enter_context(hashed_file(scratch / OFFSETS_NAME))
         hashes = Buckets(stack, Path(stack.enter_context(TemporaryDirectory(dir=scratch, prefix="keys-"))))
         num_rows = num_images = 0
         for scanned in _in_order(byte_ranges, num_workers):

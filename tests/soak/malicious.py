@@ -29,7 +29,7 @@ from avssl.config import ConfigError
 from avssl.embedding.table import EmbeddingTable
 from avssl.exchange.avid_release import read_published
 from avssl.exchange.card import write_card
-from avssl.files.foreign import arrays_of
+from avssl.files.damaged_files import open_npz
 from avssl.files.location import join
 from avssl.media.decode import probe, read_audio, read_video
 from avssl.media.images import read_image
@@ -208,7 +208,7 @@ def _configuration(path: Path) -> object:
 
 
 def _arrays(path: Path) -> object:
-    with arrays_of(path, "file of arrays") as arrays:
+    with open_npz(path, "file of arrays") as arrays:
         return {name: arrays[name] for name in arrays}
 
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from avssl.distributed import all_mean, barrier, broadcast_state, is_active, rank
 from avssl.eval.finetune.state import TRAINING_FILE, load_state, read_step, save_state
 from avssl.files.disk_errors import clear_errors
-from avssl.files.json_lines import keep_until
+from avssl.files.json_lines import truncate_log
 from avssl.files.plain_text import plain
 from avssl.optim.build import build_optimizer, set_learning_rate
 from avssl.optim.config import OptimConfig
@@ -214,7 +214,7 @@ class _Log:
         self.path, self.every, self.is_first = folder / "metrics.jsonl", options.log_every_steps, rank() == 0
         if self.is_first:
             folder.mkdir(parents=True, exist_ok=True)
-            keep_until(self.path, step)
+            truncate_log(self.path, step)
         self.bar = tqdm(
             total=total_steps,
             initial=step,

@@ -1,4 +1,4 @@
-"""Damaged files that a library reads: whatever it raises becomes one ValueError that names the file."""
+"""Damaged files that a library reads: whatever the library raises becomes one ValueError that names the file."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from avssl.files.plain_text import plain
 
 # The errors that NumPy, zipfile and pyarrow raise for damaged files. FileNotFoundError is left to the caller, and
 # MemoryError is not about the file.
-OVER_DAMAGE = (
+DAMAGE_ERRORS = (
     ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError, EOFError, OSError, RuntimeError,
     zipfile.BadZipFile, zlib.error, struct.error, SyntaxError,
 )  # fmt: skip
 
 
 @contextmanager
-def naming_the_file(path: str | PathLike[str], what: str) -> Iterator[None]:
-    """A block that reads and checks one file; ValueError if it cannot. what: the expected kind, like "Parquet file"."""
+def value_errors_naming(path: str | PathLike[str], what: str) -> Iterator[None]:
+    """A context for reading one file: its errors become ValueErrors. what: the expected kind, like "Parquet file"."""
     where = fspath(path)
     try:
         with warnings.catch_warnings():
@@ -35,18 +35,18 @@ def naming_the_file(path: str | PathLike[str], what: str) -> Iterator[None]:
             yield
     except FileNotFoundError:
         raise
-    except (*OVER_DAMAGE, np.exceptions.ComplexWarning, RuntimeWarning) as error:
+    except (*DAMAGE_ERRORS, np.exceptions.ComplexWarning, RuntimeWarning) as error:
         if type(error) is ValueError and where in str(error):
             raise
-        found = plain(error)[:500] or type(error).__name__
-        raise ValueError(f"{where}: is no readable {what} ({found})") from error
+        reason = plain(error)[:500] or type(error).__name__
+        raise ValueError(f"{where}: is no readable {what} ({reason})") from error
 
 
 @contextmanager
-def arrays_of(path: str | PathLike[str], what: str) -> Iterator[Any]:
-    """The open npz file, read without pickle; a block that reads and checks it, as `naming_the_file`."""
+def open_npz(path: str | PathLike[str], what: str) -> Iterator[Any]:
+    """A context with the open npz file, which is read without pickle; errors as in `value_errors_naming`."""
     # Opened here, because np.load leaves a file that it cannot read open.
-    with naming_the_file(path, what), Path(path).open("rb") as file:
+    with value_errors_naming(path, what), Path(path).open("rb") as file:
         archive = np.load(file, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError("it is one array, not several")
