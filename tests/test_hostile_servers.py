@@ -28,7 +28,7 @@ def web():
 def fast(monkeypatch, tmp_path):
     monkeypatch.setattr(retry, "FIRST_WAIT_SECONDS", 0.01)
     monkeypatch.setattr(retry, "MAX_TRIES", 2)
-    monkeypatch.setattr(web_files, "MAX_UNTOLD_BYTES", 1 << 20)
+    monkeypatch.setattr(web_files, "MAX_UNSTATED_BYTES", 1 << 20)
     monkeypatch.setenv("AVSSL_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv(web_files.HOSTS_VARIABLE, raising=False)
     forget_connections()
