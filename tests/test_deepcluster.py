@@ -268,9 +268,9 @@ def test_views_are_one_a_modality_with_the_papers_set_for_images():
 def test_impossible_options_are_refused_with_the_remedy():
     with pytest.raises(ValueError, match=r"loss.num_clusters is 61 with 60 samples.*choose 2 to 60"):
         make(num_clusters=61)
-    with pytest.raises(ValueError, match=r"loss.pca_dim is 9; 60 samples .* width 8 allow 1 to 8"):
+    with pytest.raises(ValueError, match=r"loss.pca_dim is 9; 60 samples .* dim 8 allow 1 to 8"):
         make(pca_dim=9)
-    with pytest.raises(ValueError, match=r"loss.pca_dim is 7; .* width 6 .*widen loss.projector_dims"):
+    with pytest.raises(ValueError, match=r"loss.pca_dim is 7; .* dim 6 .*raise loss.projector_dims"):
         make(pca_dim=7, projector_dims=())
     with pytest.raises(ValueError, match=r"6 samples .* allow 1 to 5"):
         make(num_samples=6, pca_dim=6)

@@ -3,7 +3,7 @@
     from avssl.losses import nt_xent, info_nce, barlow_twins, vicreg, swapped_prediction, nce   # for a loop of your own
     from avssl.losses import SimCLR, AVID, register                                             # for the recipe
 
-A class is found by the name in `loss.name` (registry.py); `register` adds one of yours. base.py has the contract.
+A class is found by its name in `loss.name` (registry.py); `register` adds one of yours. base.py has the contract.
 """
 
 from __future__ import annotations

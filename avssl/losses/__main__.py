@@ -1,4 +1,4 @@
-"""The registry as a table: `python -m avssl.losses`, and with `--markdown` the one that stands in the README."""
+"""The registered losses as a table: `python -m avssl.losses`, and with `--markdown` the README's table."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def describe_pairs(pairs: tuple[tuple[Modality, ...], ...]) -> str:
 def rows() -> list[tuple[str, ...]]:
     """A row for every registered loss, in the order of HEADER, sorted by family and name."""
     classes = {name: registry.get(name) for name in registry.names()}
-    found = [(name, cls.family, describe_pairs(cls.pairs), cls.paper, cls.state) for name, cls in classes.items()]
-    return sorted(found, key=lambda row: (row[1], row[0]))
+    table = [(name, cls.family, describe_pairs(cls.pairs), cls.paper, cls.state) for name, cls in classes.items()]
+    return sorted(table, key=lambda row: (row[1], row[0]))
 
 
 def plain_table() -> str:
-    """Columns aligned by spaces."""
+    """The table as text, its columns aligned by spaces."""
     table = [HEADER, *rows()]
     widths = [max(len(row[column]) for row in table) for column in range(len(HEADER))]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table)
@@ -34,7 +34,7 @@ def plain_table() -> str:
 
 
 def markdown_table() -> str:
-    """As the README has it between README_MARKERS: names as code, arXiv numbers as links."""
+    """The table as the README has it between README_MARKERS: names as code, arXiv numbers as links."""
     table = [HEADER, ("---",) * len(HEADER)]
     for name, family, runs_on, paper, state in rows():
         linked = re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", paper)
@@ -43,11 +43,10 @@ def markdown_table() -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Print the table."""
+    """Print the table, plain or as Markdown."""
     parser = argparse.ArgumentParser(prog="python -m avssl.losses", description="The registered losses as a table.")
     parser.add_argument("--markdown", action="store_true", help="the README's table")
-    given = parser.parse_args(arguments)
-    sys.stdout.write(markdown_table() if given.markdown else plain_table())
+    sys.stdout.write(markdown_table() if parser.parse_args(arguments).markdown else plain_table())
 
 
 if __name__ == "__main__":

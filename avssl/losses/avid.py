@@ -1,17 +1,17 @@
 """AVID: audio-visual instance discrimination (Morgado, Vasconcelos, Misra; arXiv 2004.12943, CVPR 2021).
 
-A clip's video embedding v_i and audio embedding a_i are told apart from K noise samples by NCE against slow memories
+A clip's video embedding v_i and audio embedding a_i are distinguished from K noise samples by NCE against slow memories
 of every sample, vbar and abar:
 
     cross  L = ( NCE(v_i; abar_i, abar_n) + NCE(a_i; vbar_i, vbar_n) ) / 2
     self   L = ( NCE(v_i; vbar_i, vbar_n) + NCE(a_i; abar_i, abar_n) ) / 2
     joint  L = ( cross + self ) / 2
 
-The same K indices, uniform over all samples but i, serve every direction. Banks are read before this batch's update:
+All directions use the same K indices, uniform over all samples but i. Banks are read before this batch's update:
 m_i <- normalize(momentum m_i + (1 - momentum) z_i). The partition constant is the mean of exp(score) over the first
-batch's video -> audio (self: video -> video) negatives of all ranks, then frozen and shared by every direction.
+batch's video -> audio (self: video -> video) negatives of all ranks; then it is frozen and shared by all directions.
 
-Paper and code differ by scale: the paper adds the directions, the authors' code averages them. This follows the code.
+The paper adds the directions, the authors' code averages them. This follows the code.
 """
 
 from __future__ import annotations
@@ -50,15 +50,8 @@ class AVIDConfig(LossConfig):
     bank_momentum: float = 0.5
     projector_hidden_dims: tuple[int, ...] = (512, 512)
     embedding_dim: int = 128
-    projector_final_batch_norm: bool = (
-        False  # a batch norm ends each projector; not in the paper, see docs/decisions.md
-    )
-    shard_banks: bool = False  # split the banks' rows over the ranks: for data sets whose banks fit no single device
-
-
-def direction_name(anchor: str, memory: str) -> str:
-    """("video", "audio") -> "video_to_audio", as the log and the report write it."""
-    return f"{anchor}_to_{memory}"
+    projector_final_batch_norm: bool = False  # after each projector; not in the paper, see docs/decisions.md
+    shard_banks: bool = False  # split the banks' rows over the ranks: for banks that fit on no single device
 
 
 @register("avid")
@@ -108,19 +101,18 @@ class AVID(Loss):
         }
 
     def loss(self, outputs: dict[str, torch.Tensor], index: torch.Tensor, progress: Progress) -> LossOutput:
-        """Mean over this rank's anchors; rows do not meet, so DDP's mean gives the global batch's gradient."""
-        own = self.compared_rows(index)[:, None]
-        negatives = self.draw_negatives(own, progress)
+        """Mean over this rank's anchors; rows are independent, so DDP's mean gives the global batch's gradient."""
+        positives = self.compared_rows(index)[:, None]
+        negatives = self.draw_negatives(positives, progress)
         terms: dict[str, torch.Tensor] = {}
-        directions = DIRECTIONS[self.config.variant]
         losses = [
-            self.direction(outputs[anchor], own, negatives, anchor, memory, progress, terms)
-            for anchor, memory in directions
+            self.direction(outputs[anchor], positives, negatives, anchor, memory, progress, terms)
+            for anchor, memory in DIRECTIONS[self.config.variant]
         ]
         return LossOutput(torch.stack(losses).mean(), terms)
 
     def draw_negatives(self, excluded: torch.Tensor, progress: Progress) -> torch.Tensor:
-        """Indices (B, K) that avoid each row of `excluded` (B, E); the same at any world size."""
+        """Indices (B, K) that avoid those in each row of `excluded` (B, E); the same for any world size."""
         config = self.config
         return draw_negatives(
             excluded,
@@ -132,7 +124,9 @@ class AVID(Loss):
         )
 
     def compared_rows(self, index: torch.Tensor) -> torch.Tensor:
-        """Whose rows and negatives `direction` wants: this rank's samples (B,), with sharded banks all ranks'."""
+        """The samples whose positives and negatives `direction` takes: this rank's (B,); with sharded banks, all
+        ranks'.
+        """
         return gather(index) if self.config.shard_banks else index
 
     def direction(
@@ -146,8 +140,10 @@ class AVID(Loss):
         terms: dict[str, torch.Tensor],
         prefix: str = "",
     ) -> torch.Tensor:
-        """NCE of anchors (B, D) against bank rows positives and negatives (see `bank_nce`); fills `terms`."""
-        total, parts = bank_nce(
+        """NCE of anchors (B, D) against rows of the `memory` bank (see `bank_nce`); adds the scalars for the log to
+        terms.
+        """
+        total, scalars = bank_nce(
             anchors,
             self.bank(memory),
             positives,
@@ -156,8 +152,7 @@ class AVID(Loss):
             self.partition,
             measure=progress.batch == 0,
         )
-        name = prefix + direction_name(anchor, memory)
-        terms.update({name + part: value for part, value in parts.items()})
+        terms.update({f"{prefix}{anchor}_to_{memory}{name}": value for name, value in scalars.items()})
         return total
 
     def bank(self, modality: str) -> AnyBank:

@@ -1,7 +1,7 @@
 """AVID + CMA: cross-modal agreement (Morgado, Vasconcelos, Misra; arXiv 2004.12943, CVPR 2021).
 
-Starts from AVID's encoders, banks and partition constant. The positives of sample i are the k other samples whose
-memories agree with its own in both modalities,
+It starts from AVID's encoders, banks and partition constant. The positives of sample i are the k other samples whose
+memories agree most with its own in both modalities,
 
     rho_ij = min(<vbar_i, vbar_j>, <abar_i, abar_j>)     consensus; union takes the max, video and audio one of the two
 
@@ -11,10 +11,10 @@ modality (within) and, as an option, of the other one (across):
     L = ( c_instance L_cross + c_within L_within + c_across L_across ) / (c_instance + c_within + c_across)
     L_within = ( NCE(v_i; vbar_P, vbar_n) + NCE(a_i; abar_P, abar_n) ) / 2,   positive terms averaged over P
 
-Instance terms within a modality (self-AVID) join by `instance_within_weight`. Where this differs from the authors'
-code: the anchor is excluded from its negatives together with its positives (their mapping skips the positives only),
-and from its own positive set by masking the diagonal, not by dropping rank 1. The within terms use the first
-`num_negatives_within` of the shared negatives. Banks are updated with a sample's own embeddings only.
+`instance_within_weight` adds instance terms within a modality (self-AVID). The within and across terms use the first
+`num_negatives_within` of the shared negatives. Banks are updated with a sample's own embeddings only. This differs
+from the authors' code in two ways: the anchor is excluded from its negatives together with its positives (their mapping
+skips the positives only), and from its own positive set by masking the diagonal, not by dropping rank 1.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from avssl.types import LossConfig, LossOutput, Progress
 
 @dataclass
 class AVIDCMAConfig(AVIDConfig):
-    """Defaults are those of the published runs; every n epochs the positives are searched anew."""
+    """Defaults are those of the published runs."""
 
     name: str = "avid_cma"
     agreement: Agreement = "consensus"
     num_positives: int = 32
     num_negatives_within: int = 64
-    search_every_epochs: int = 5
+    search_every_epochs: int = 5  # the positives are searched anew
     instance_across_weight: float = 1.0
     instance_within_weight: float = 0.0
     positive_within_weight: float = 1.0
@@ -54,7 +54,7 @@ class AVIDCMAConfig(AVIDConfig):
 def positive_set(
     video_bank: torch.Tensor, audio_bank: torch.Tensor, num_positives: int, agreement: Agreement
 ) -> torch.Tensor:
-    """For each sample the k others that agree with it most.
+    """The k other samples that agree most with each sample.
 
     Args:
         video_bank, audio_bank: (N, D) unit rows of the same samples, N > k.
@@ -62,15 +62,15 @@ def positive_set(
         agreement: consensus (min), union (max), video or audio.
 
     Returns:
-        int64 (N, k), ascending within a row, never the row itself; of equal scores the lower index. Exact, as
-        ops/agreement.py proves, memory O(N k) beside blocks of fixed size; the rows are split over the ranks and every
-        rank returns all of them.
+        int64 (N, k), ascending within a row, never the row itself; of equal scores the lower index. The result is
+        exact, as ops/agreement.py proves. Memory is O(N k) besides blocks of fixed size. The ranks search different
+        rows, and each returns all of them.
     """
     num_samples = video_bank.shape[0]
     if not 0 < num_positives < num_samples:
         raise ValueError(f"num_positives is {num_positives}; it must be from 1 to {num_samples - 1}, the other samples")
-    share = -(-num_samples // world_size())
-    start, stop = min(rank() * share, num_samples), min((rank() + 1) * share, num_samples)
+    rows_per_rank = -(-num_samples // world_size())
+    start, stop = (min(number * rows_per_rank, num_samples) for number in (rank(), rank() + 1))
     return gather_uneven(most_agreeing(video_bank.float(), audio_bank.float(), num_positives, agreement, start, stop))
 
 
@@ -110,23 +110,23 @@ class AVIDCMA(AVID):
         if context.epoch % self.config.search_every_epochs == 0:
             video, audio, config = self.bank("video"), self.bank("audio"), self.config
             if isinstance(video, ShardedMemoryBank) and isinstance(audio, ShardedMemoryBank):
-                found = sharded_positive_set(video, audio, config.num_positives, config.agreement)
+                positives = sharded_positive_set(video, audio, config.num_positives, config.agreement)
             else:
-                found = positive_set(video.rows, audio.rows, config.num_positives, config.agreement)
-            self.positives.copy_(found)
+                positives = positive_set(video.rows, audio.rows, config.num_positives, config.agreement)
+            self.positives.copy_(positives)
 
     def loss(self, outputs: dict[str, torch.Tensor], index: torch.Tensor, progress: Progress) -> LossOutput:
         """Weighted mean of the active groups of terms; see the module's text."""
         index = self.compared_rows(index)
-        own, positives = index[:, None], self.positives[index]
-        negatives = self.draw_negatives(torch.cat([own, positives], dim=1), progress)
-        within = negatives[:, : self.config.num_negatives_within]
+        instance, positives = index[:, None], self.positives[index]
+        negatives = self.draw_negatives(torch.cat([instance, positives], dim=1), progress)
+        fewer = negatives[:, : self.config.num_negatives_within]
         terms: dict[str, torch.Tensor] = {}
         groups = (
-            (self.config.instance_across_weight, CROSS, own, negatives, "instance_"),
-            (self.config.instance_within_weight, SELF, own, negatives, "instance_"),
-            (self.config.positive_within_weight, SELF, positives, within, "positive_"),
-            (self.config.positive_across_weight, CROSS, positives, within, "positive_"),
+            (self.config.instance_across_weight, CROSS, instance, negatives, "instance_"),
+            (self.config.instance_within_weight, SELF, instance, negatives, "instance_"),
+            (self.config.positive_within_weight, SELF, positives, fewer, "positive_"),
+            (self.config.positive_across_weight, CROSS, positives, fewer, "positive_"),
         )
         total, weights = torch.zeros((), device=index.device), 0.0
         for weight, directions, targets, noise, prefix in groups:

@@ -1,17 +1,17 @@
 """Barlow Twins: self-supervised learning by redundancy reduction (Zbontar et al. 2021, arXiv 2103.03230).
 
-The D x D cross-correlation matrix of two views' embeddings, over the batch, is to be the identity:
+The D x D cross-correlation matrix of two views' embeddings over the batch is pulled towards the identity:
 
     L = sum_i (1 - C_ii)^2 + w sum_{i != j} C_ij^2,    C = Z1^T Z2 / B                                   (eq. 1, 2)
 
 where every column of Z1 and of Z2 has mean 0 and (biased) variance 1 over the batch of all ranks, so that C_ii is
 exactly 1 where the views agree. Nothing is normalized per sample, and no sample is a negative.
 
-Where this differs from the authors' code. Its sum of C over the ranks carries no gradient, so on W ranks its gradient
-is 1/W of the exact one; here it is exact at any W. LARS does not see that factor in weights, but biases and norms,
-which it does not scale, learn W times as fast at the same rate: see recipes/configs/barlow_twins.yaml. Its normalizer
-adds 1e-5 to the variance, which bounds C_ii below 1 for small embeddings; here the variance has a floor instead, and
-the result does not depend on the scale of the embeddings above it.
+Differences from the authors' code: its sum of C over the ranks carries no gradient, so on W ranks its gradient is 1/W
+of the exact one; here it is exact for any W. LARS cancels that factor for weights, but biases and norms, which it does
+not scale, learn W times as fast here at the same rate: see recipes/configs/barlow_twins.yaml. Its normalization adds
+1e-5 to the variance, which keeps C_ii below 1 for small embeddings; here the variance has a floor instead, above which
+the result does not depend on the scale of the embeddings.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from avssl.losses.registry import register
 from avssl.models.heads import mlp
 from avssl.types import LossConfig, LossOutput, Progress
 
-# Below a standard deviation of 1e-4 a dimension counts as constant: its gradient stays bounded by 1e4 times C's.
+# Below a standard deviation of 1e-4 a dimension counts as constant: its gradient is at most 1e4 times that of C.
 VARIANCE_FLOOR = 1e-8
 
 
@@ -46,23 +46,23 @@ class BarlowTwinsConfig(PairConfig):
 def normalize_over_batch(z: torch.Tensor) -> torch.Tensor:
     """(B, D) -> (B, D) float32, each column with mean 0 and biased variance 1; constant columns become 0."""
     z = z.float()
-    # The result does not depend on what is subtracted first; with a row of z, constant columns become exact zeros
-    # and not rounding errors, which dividing by a tiny deviation would blow up.
+    # Subtracting a row of z first does not change the result, but makes constant columns exact zeros instead of
+    # rounding errors, which division by a tiny deviation would enlarge.
     z = z - z[0].detach()
     centered = z - z.mean(dim=0)
     return centered * centered.square().mean(dim=0).clamp_min(VARIANCE_FLOOR).rsqrt()
 
 
 def barlow_twins(z1: torch.Tensor, z2: torch.Tensor, redundancy_weight: float) -> torch.Tensor:
-    """Distance of the views' cross-correlation matrix from the identity, eq. 1.
+    """Squared distance of the views' cross-correlation matrix from the identity, eq. 1.
 
     Args:
         z1, z2: (B, D) embeddings of the two views, row by row of the same sample, B >= 2; need not be normalized; any
             float. Memory is O(D^2).
         redundancy_weight: >= 0, lambda.
 
-    Returns a float32 scalar from 0 on; D for views that do not correlate at all.
-    Raises ValueError for a batch of one: it has no correlations.
+    Returns a float32 scalar >= 0; D for views that do not correlate at all.
+    Raises ValueError for a batch of one, which has no correlations.
 
     >>> z = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
     >>> barlow_twins(z, z, redundancy_weight=0.0051).item()  # two dimensions that do not correlate
@@ -81,7 +81,7 @@ def barlow_twins(z1: torch.Tensor, z2: torch.Tensor, redundancy_weight: float) -
 
 @register("barlow_twins")
 class BarlowTwins(PairLoss):
-    """Cross-correlation of two views towards the identity. State: none.
+    """Pulls the cross-correlation of two views towards the identity. State: none.
 
     >>> encoders = {"image": create_encoder("resnet10", width=8)}
     >>> loss = BarlowTwins(BarlowTwins.Config(projector_hidden_dims=(16,), embedding_dim=16), encoders, num_samples=8)
@@ -113,6 +113,6 @@ class BarlowTwins(PairLoss):
         return self.project_each(views)
 
     def loss(self, outputs: Outputs, index: torch.Tensor, progress: Progress) -> LossOutput:  # noqa: ARG002
-        """The loss of the batch of all ranks, computed on each of them."""
+        """The loss of the batch of all ranks, computed on every rank."""
         z1, z2 = gather_with_grad(outputs["first"]), gather_with_grad(outputs["second"])
         return LossOutput(barlow_twins(z1, z2, self.config.redundancy_weight), {})

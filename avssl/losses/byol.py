@@ -1,22 +1,22 @@
 """BYOL: bootstrap your own latent (Grill et al. 2020, arXiv 2006.07733).
 
-The online network (encoder, projector, predictor) predicts what a target network (encoder, projector) makes of the
+The online network (encoder, projector, predictor) predicts the output of a target network (encoder, projector) for the
 other view; no sample is compared with another one:
 
     L = || p1 - sg(t2) ||^2 + || p2 - sg(t1) ||^2 = (2 - 2 cos(p1, t2)) + (2 - 2 cos(p2, t1)),   p, t made unit
 
-averaged over the batch; untrained, cosines are about 0 and L about 4. The target starts with random weights of its
-own, as in the authors' code (`teacher_start`: or as a copy), and follows the online network after each optimizer step:
+averaged over the batch; before training, cosines are about 0 and L is about 4. The target starts with random weights
+of its own, as in the authors' code (or as a copy: `teacher_start`), and follows the online network after each step:
 
     target <- m_k target + (1 - m_k) online,    m_k = 1 - (1 - m_0) (1 + cos(pi k / K)) / 2,   k = 0 ... K - 1
 
-over parameters only; its batch norms take the statistics of their own batches, for it runs in train mode. Each view
-is a batch of its own for batch norm. Rows meet only there, so the loss is a mean over each process's rows.
+for parameters only; its batch norms use the statistics of their own batches, because it runs in train mode. Each view
+is a batch of its own for batch norm. Otherwise rows are independent, so the loss is a mean over each process's rows.
 
-Hidden linear layers go without the bias that the batch norm behind them would cancel. Across modalities each one has
-its own online network, target and predictor: the video's prediction regresses the audio's target and the other way
-round. The independent start redraws every layer by PyTorch's default rule (ops/teacher.py). A run of some hundred steps
-has no time to get over it: there a copy learns more (docs/decisions.md).
+Hidden linear layers have no bias, which the batch norm after them would cancel. Across modalities each one has its own
+online network, target and predictor: the video's prediction regresses the audio's target and the other way round. The
+independent start redraws every layer by PyTorch's default rule (ops/teacher.py). In a run of some hundred steps, a copy
+learns more (docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -90,14 +90,14 @@ class BYOL(PairLoss):
         super().__init__(config, encoders, num_samples)
         self.config: BYOLConfig = config
         check_momentum(config.teacher_momentum)
-        width = config.embedding_dim
+        dim = config.embedding_dim
         for modality in encoders:
-            dims = (self.feature_dim(modality), *config.projector_hidden_dims, width)
+            dims = (self.feature_dim(modality), *config.projector_hidden_dims, dim)
             self.projectors[modality] = mlp(dims, batch_norm=True, final_bias=False)
-            # By the modality of the query: the view that predicts.
-            dims = (width, *config.predictor_hidden_dims, width)
+            # Keyed by the modality of the view that predicts.
+            dims = (dim, *config.predictor_hidden_dims, dim)
             self.predictors[modality] = mlp(dims, batch_norm=True, final_bias=False)
-            # Drawn from torch's generator as all weights are: the same on every rank, a function of the run's seed.
+            # Drawn from torch's generator like all weights: the same on every rank, a function of the run's seed.
             self.teachers[modality] = frozen_copy(
                 self.student(modality), independent=config.teacher_start == "independent"
             )
@@ -110,7 +110,7 @@ class BYOL(PairLoss):
         return outputs | {f"{name}_target": rows for name, rows in targets.items()}
 
     def loss(self, outputs: Outputs, index: torch.Tensor, progress: Progress) -> LossOutput:  # noqa: ARG002
-        """Both directions added: a mean over this rank's rows."""
+        """The sum of both directions, each a mean over this rank's rows."""
         terms = {
             "first_to_second": regression(outputs["first_prediction"], outputs["second_target"]),
             "second_to_first": regression(outputs["second_prediction"], outputs["first_target"]),
@@ -119,7 +119,7 @@ class BYOL(PairLoss):
         return LossOutput(total, {name: term.detach() for name, term in terms.items()})
 
     def after_step(self, progress: Progress) -> None:
-        """Move the teachers towards the online networks as the step just made has left them."""
+        """Move the teachers towards the online networks, which the step has just changed."""
         momentum = cosine_momentum(self.config.teacher_momentum, progress.step - 1, progress.total_steps)
         for modality, teacher in self.teachers.items():
             follow(teacher, self.student(modality), momentum)

@@ -1,8 +1,8 @@
-"""Base of the losses that see several crops of a sample: two large ones and, of images and videos, small ones
-(multi-crop).
+"""Base of the losses on several crops of a sample (multi-crop): two large and, of images and videos, several small
+ones.
 
-The two large views are PairLoss's "first" and "second"; "small1", "small2", ... are cut from the same image, or from
-the seconds of "first" and "second" in turn, with the set "swav_small" (Caron et al. 2020, arXiv 2006.09882).
+The two large views are PairLoss's "first" and "second"; "small1", "small2", ... are cut from the same image, or in turn
+from the seconds of "first" and "second", with the set "swav_small" (Caron et al. 2020, arXiv 2006.09882).
 """
 
 from __future__ import annotations
@@ -27,18 +27,16 @@ VISUAL_MODALITIES: tuple[Modality, ...] = ("image", "video")  # modalities that 
 class CropConfig(PairConfig):
     """Defaults are those of the paper's 800 epochs with eight crops."""
 
-    num_small_crops: int = 6  # of the image or the video; audio has none. 0: two crops alone
+    num_small_crops: int = 6  # of the image or the video; audio has none. 0: only the two large crops
     num_prototypes: int = 3000
     temperature: float = 0.1
     projector_hidden_dims: tuple[int, ...] = (2048,)
     embedding_dim: int = 128
-    projector_final_batch_norm: bool = (
-        False  # a batch norm ends the projector; not in the papers, see docs/decisions.md
-    )
+    projector_final_batch_norm: bool = False  # after the projector; not in the papers, see docs/decisions.md
 
 
 class CropLoss(PairLoss):
-    """Unit embeddings of every crop, and the checks of what clusters need."""
+    """Unit embeddings of every crop, and the check of the number of clusters."""
 
     augments: ClassVar[tuple[str, str]] = ("swav_large", "swav_large")
 
@@ -52,19 +50,18 @@ class CropLoss(PairLoss):
     @classmethod
     def views(cls, config: LossConfig) -> tuple[View, ...]:
         """The two large views and the small ones."""
-        config = cast("CropConfig", config)
         large = super().views(config)
-        modality = small_modality(config)
-        clips = [view.clip for view in large if view.modality == modality]
-        count = config.num_small_crops if modality else 0
+        visual = [view for view in large if view.modality in VISUAL_MODALITIES]
+        count = cast("CropConfig", config).num_small_crops if visual else 0
+        sources = [visual[number % len(visual)] for number in range(count)]
         return large + tuple(
-            View(f"small{number + 1}", cast("Modality", modality), "swav_small", clips[number % len(clips)])
-            for number in range(count)
+            View(f"small{number}", source.modality, "swav_small", source.clip)
+            for number, source in enumerate(sources, start=1)
         )
 
     @classmethod
     def checked_augments(cls, config: PairConfig) -> tuple[str, ...]:
-        """As of PairLoss; without small crops, images get the paper's set of two-crop runs."""
+        """As in PairLoss; without small crops, images get the paper's set for two-crop runs."""
         names = super().checked_augments(config)
         if config.augments or cast("CropConfig", config).num_small_crops:
             return names
@@ -77,37 +74,32 @@ class CropLoss(PairLoss):
 
     @property
     def large_views(self) -> list[str]:
-        """Names of the views that codes and memories are made of."""
+        """Names of the views from which codes and memories are computed."""
         return ["first", "second"]
 
     def embed(self, views: Mapping[str, torch.Tensor]) -> Outputs:
-        """Unit embeddings (B, D) float32 by view.
+        """Unit embeddings by view, float32 (B, D).
 
-        Crops of one modality and size pass the encoder together, all crops of a modality the projector: each batch
-        norm sees what it saw in the paper.
+        Crops of one modality and size pass through the encoder together, and all crops of a modality through the
+        projector: batch norms see the same batches as in the paper.
         """
         modality_of = self.modality_of
         groups: dict[tuple[str, torch.Size], list[str]] = {}
         for name, view in views.items():
             groups.setdefault((modality_of[name], view.shape), []).append(name)
         features: dict[str, list[torch.Tensor]] = {}
-        rows_of: dict[str, list[str]] = {}
+        names_of: dict[str, list[str]] = {}
         for (modality, _), names in groups.items():
             stacked = self.encoders[modality](torch.cat([views[name] for name in names]))
             features.setdefault(modality, []).append(stacked)
-            rows_of.setdefault(modality, []).extend(names)
+            names_of.setdefault(modality, []).extend(names)
         outputs: Outputs = {}
-        for modality, parts in features.items():
-            stacked = self.projectors[modality](torch.cat(parts) if len(parts) > 1 else parts[0])
-            names = rows_of[modality]
+        for modality, groups_of_rows in features.items():
+            stacked = self.projectors[modality](torch.cat(groups_of_rows))
+            names = names_of[modality]
             outputs.update(zip(names, normalize(stacked.float(), dim=1).chunk(len(names)), strict=True))
         return {name: outputs[name] for name in views}
 
     def diagnostics(self, outputs: Outputs) -> Outputs:
-        """Spread of the embeddings of the two large views."""
+        """As in the base class, of the two large views."""
         return super().diagnostics({name: outputs[name] for name in self.large_views})
-
-
-def small_modality(config: CropConfig) -> str | None:
-    """What small crops are cut from: the image or the video among the modalities, if there is one."""
-    return next((modality for modality in config.modalities if modality in VISUAL_MODALITIES), None)

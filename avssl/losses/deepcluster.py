@@ -1,21 +1,21 @@
 """DeepCluster: k-means clusters of a network's own features as labels (Caron et al. 2018, arXiv 1807.05520).
 
-Before each epoch, or every `cluster_every_epochs` epochs where an epoch of a small corpus is too few steps to learn a
-new classifier in, the features of all samples, in eval mode and without augmentation, are whitened to `pca_dim`
-principal components, made unit and clustered by k-means with a new seed. The classifier, a linear layer on the
-rectified features, starts anew from N(0, 0.01^2) with bias 0, and network and classifier are trained on the clusters
-y as on labels. Sampling uniformly over clusters is done in its equivalent form, a weight for each sample:
+Before each epoch, or every `cluster_every_epochs` epochs if an epoch of a small corpus has too few steps to learn a
+new classifier, the features of all samples, in eval mode and without augmentation, are whitened to `pca_dim`
+principal components, normalized and clustered by k-means with a new seed. The classifier, a linear layer on the
+rectified features, starts anew from N(0, 0.01^2) with bias 0, and network and classifier are trained with the clusters
+y as labels. Sampling uniformly over clusters is replaced by its equivalent, a weight for each sample:
 
     L = 1/B sum_b w(y_b) * -log softmax(W relu(f_b) + b)_{y_b},    w(y) = N / (non-empty clusters * samples in y)
 
-whose mean over the data set is 1. Without it, large clusters win and all samples end in one.
+whose mean over the data set is 1. Without it, large clusters grow until all samples are in one.
 
-Features are what precedes the last ReLU of the paper's AlexNet classifier, two layers of 4096 (projector_dims; its
+Features are taken before the last ReLU of the paper's AlexNet classifier, two layers of 4096 (projector_dims; its
 dropout and the fixed Sobel filter in front of the network are left out). The classifier's optimizer is plain SGD: its
-parameter group asks for momentum 0, which the optimizers sgd and lars honour.
+parameter group sets momentum 0, which the optimizers sgd and lars follow.
 
 Across modalities the labels are swapped: each modality's clusters are the other one's labels (see xdc.py).
-A pass holds the features of all samples, (N, D) float32, on every process.
+Every process holds the features of all samples, float32 (N, D), to cluster them.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class DeepClusterConfig(PairConfig):
     modalities: tuple[str, ...] = ("image",)  # or video, audio, or both of these: labels are swapped
     num_clusters: int = 10_000
     cluster_every_epochs: int = 1  # more for a small corpus: a new classifier needs some hundred steps
-    pca_dim: int = 256  # at most the features' width, and fewer than samples
+    pca_dim: int = 256  # at most the features' dim, and less than the number of samples
     kmeans_iterations: int = 20
     projector_dims: tuple[int, ...] = (4096, 4096)  # layers between encoder and features; []: the encoder's output
 
 
 def cluster_weights(labels: torch.Tensor, num_clusters: int) -> torch.Tensor:
-    """Weight of a sample by its label, inverse to the cluster's size: labels int64 (N,) -> float32 (K,).
+    """The weight of the samples of each label, inverse to the cluster's size: labels int64 (N,) -> float32 (K,).
 
     The mean over the N samples of their weights is 1; an empty cluster has weight 0.
     """
@@ -61,7 +61,7 @@ def cluster_weights(labels: torch.Tensor, num_clusters: int) -> torch.Tensor:
 
 
 def balanced_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Mean over the batch of the weighted cross-entropy; the sum of the weights does not divide it.
+    """Mean over the batch of the weighted cross-entropy; it is not divided by the sum of the weights.
 
     logits (B, K) any float, labels int64 (B,), weights (K,) of the labels. Returns a float32 scalar.
 
@@ -74,7 +74,7 @@ def balanced_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, weights: 
 
 @register("deepcluster")
 class DeepCluster(PairLoss):
-    """Classification of clusters. State: labels (N, M) and weights (M, K), a column for the clusters of a modality.
+    """Classification of clusters. State: labels (N, M) and weights (M, K) for the clusters of M modalities.
 
     >>> encoders = {"image": create_encoder("resnet10", width=8)}
     >>> loss = DeepCluster(DeepCluster.Config(num_clusters=2, pca_dim=4), encoders, num_samples=8)
@@ -108,8 +108,8 @@ class DeepCluster(PairLoss):
             self.classifiers[modality] = nn.Linear(dims[-1], config.num_clusters)
             if not 0 < config.pca_dim <= min(dims[-1], num_samples - 1):
                 raise ValueError(
-                    f"loss.pca_dim is {config.pca_dim}; {num_samples} samples with {modality} features of width "
-                    f"{dims[-1]} allow 1 to {min(dims[-1], num_samples - 1)}: lower it, or widen loss.projector_dims"
+                    f"loss.pca_dim is {config.pca_dim}; {num_samples} samples with {modality} features of dim "
+                    f"{dims[-1]} allow 1 to {min(dims[-1], num_samples - 1)}: lower it, or raise loss.projector_dims"
                 )
         columns = len(config.modalities)
         self.register_buffer("labels", torch.zeros(num_samples, columns, dtype=torch.int64))
@@ -117,18 +117,18 @@ class DeepCluster(PairLoss):
         self.register_buffer("label_health", torch.zeros(2))
 
     def on_epoch_start(self, context: EpochContext) -> None:
-        """Cluster the features anew, and start the classifiers anew, in the epochs in which that is due."""
+        """Cluster the features and reset the classifiers every `cluster_every_epochs` epochs."""
         if context.epoch % self.config.cluster_every_epochs:
             return
         before, config = self.labels.clone(), self.config
-        found = []  # nothing is changed before the last pass over the samples has ended
+        clusterings = []  # no state is changed before the last pass over the samples has ended
         for column, (name, modality) in enumerate(self.modality_of.items()):
             draw = context.epoch * len(self.modality_of) + column
             generator = generator_for(config.seed, draw, torch.device("cpu"))
             features = normalize(whiten(context.collect(name, self.num_samples, (name,)), config.pca_dim), dim=1)
             _, assignments = kmeans(features, config.num_clusters, config.kmeans_iterations, generator)
-            found.append((assignments, modality, generator))
-        for column, (assignments, modality, generator) in enumerate(found):
+            clusterings.append((assignments, modality, generator))
+        for column, (assignments, modality, generator) in enumerate(clusterings):
             self.labels[:, column] = assignments
             self.weights[column] = cluster_weights(assignments, config.num_clusters)
             self.reset_classifier(modality, generator)
@@ -137,19 +137,19 @@ class DeepCluster(PairLoss):
 
     @torch.no_grad()
     def reset_classifier(self, modality: str, generator: torch.Generator) -> None:
-        """Weights from N(0, 0.01^2), biases 0, in place: the optimizer and DDP hold on to the same tensors."""
+        """Set weights from N(0, 0.01^2) and biases to 0, in place: the optimizer and DDP keep their references."""
         classifier = cast("nn.Linear", self.classifiers[modality])
         classifier.weight.copy_(0.01 * torch.randn(classifier.weight.shape, generator=generator))
         classifier.bias.zero_()
 
     def forward(self, views: dict[str, torch.Tensor]) -> Outputs:
-        """{view: (B, D) features, view + "_logits": (B, K)}."""
+        """Features and logits: {view: (B, D), view + "_logits": (B, K)}."""
         outputs = {name: self.project(name, view) for name, view in views.items()}
         logits = {f"{name}_logits": self.classifiers[self.modality_of[name]](relu(f)) for name, f in outputs.items()}
         return outputs | logits
 
     def loss(self, outputs: Outputs, index: torch.Tensor, progress: Progress) -> LossOutput:  # noqa: ARG002
-        """Mean over modalities and this rank's rows, which do not meet."""
+        """Mean over modalities and this rank's rows, which are independent."""
         losses = []
         for position, name in enumerate(self.modality_of):
             column = 1 - position if self.is_cross_modal else position
@@ -159,7 +159,7 @@ class DeepCluster(PairLoss):
         return LossOutput(torch.stack(losses).mean(), terms)
 
     def param_groups(self) -> list[dict[str, object]]:
-        """Encoders and projectors as the run says; classifiers without momentum."""
+        """Encoders and projectors with the run's options; classifiers without momentum."""
         heads = list(self.classifiers.parameters())
         return [
             {"params": [*self.encoders.parameters(), *self.projectors.parameters()]},
@@ -167,5 +167,5 @@ class DeepCluster(PairLoss):
         ]
 
     def diagnostics(self, outputs: Outputs) -> Outputs:
-        """Spread of the features."""
+        """As in the base class, of the features without the logits."""
         return super().diagnostics({name: outputs[name] for name in self.modality_of})

@@ -1,18 +1,17 @@
 """DeepCluster-v2: clusters of the last epoch's embeddings as labels (Caron et al. 2020, arXiv 2006.09882).
 
-A memory keeps each sample's unit embedding of the large crops "first" and "second" as training saw it last. Before an
-epoch, for every head h, spherical k-means on the memory of the next crop in turn gives centroids C_h and a label y_h
-for each sample. All crops of a sample are to find its labels, with the centroids as a classifier that is not trained:
+Two memories keep each sample's last unit embeddings from training, of the large crops "first" and "second". Before an
+epoch, for every head h, spherical k-means on one of the memories, in turn, gives centroids C_h and a label y_h for each
+sample. All crops of a sample are classified by its labels, with the centroids as a classifier that is not trained:
 
     L = 1/H sum_h  mean over crops and batch of  -log softmax(z C_h^T / T)_{y_h}
 
-Before the first epoch the memories are filled by one pass. As in the authors' code the head's k-means starts from
-random rows, and an empty cluster keeps its centroid. There each process clusters memories of its own samples with sums
-over all; here every process holds all rows and computes the same.
+Before the first epoch one pass fills the memories. As in the authors' code k-means starts from random rows, and an
+empty cluster keeps its centroid. There each process holds the memories of its own samples and adds up sums over all
+processes; here every process holds all rows and computes the same.
 
-Across modalities each crop is labeled by the other modality: the video's crops find the clusters, and are compared
-with the centroids, of the audio memory, and the other way round. That is a design by analogy, without a published
-result.
+Across modalities each crop is labeled by the other modality: the video's crops are classified by labels and centroids
+of the audio memory, and the other way round. This is designed by analogy, without a published result.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class DeepClusterV2Config(CropConfig):
 class DeepClusterV2(CropLoss):
     """Cross-entropy with cluster labels. State: two memories (N, D), labels (N, H, S), prototypes (S, H, K, D).
 
-    S counts sources of labels: one, or across modalities one a modality, in the order of config.modalities.
+    S counts sources of labels: one; across modalities one per modality, in the order of config.modalities.
 
     >>> encoders = {"image": create_encoder("resnet10", width=8)}
     >>> loss = DeepClusterV2(DeepClusterV2.Config(num_small_crops=0, num_prototypes=4), encoders, num_samples=8)
@@ -78,21 +77,21 @@ class DeepClusterV2(CropLoss):
         shape = (self.num_sources, config.num_heads, config.num_prototypes, config.embedding_dim)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(config.seed))
         self.register_buffer("prototypes", normalize(noise, dim=-1))
-        # A row a sample comes first, by which rows of other samples are known when a run starts from another one.
+        # The axis of samples is first: by it, a run that starts from another one sees that the samples differ.
         self.register_buffer("labels", torch.zeros(num_samples, config.num_heads, shape[0], dtype=torch.int64))
         self.register_buffer("label_health", torch.zeros(2))
 
     @property
     def num_sources(self) -> int:
-        """S: clusterings a head."""
+        """S, the number of clusterings per head."""
         return 2 if self.is_cross_modal else 1
 
     def source_of(self, name: str) -> int:
-        """Which source labels a view: across modalities the other one."""
+        """The number of the source that labels a view: across modalities the other modality."""
         return int(self.is_cross_modal and self.modality_of[name] == self.modality_of["first"])
 
     def on_epoch_start(self, context: EpochContext) -> None:
-        """Cluster the memories as the last epoch has left them; before the first one, fill them."""
+        """Cluster the memories of the last epoch; before the first epoch, fill them."""
         if context.epoch == 0:
             self.fill_memories(context)
         before, config = self.labels.clone(), self.config
@@ -111,17 +110,17 @@ class DeepClusterV2(CropLoss):
         self.label_health.copy_(describe_labels(before.flatten(1), self.labels.flatten(1), config.num_prototypes))
 
     def fill_memories(self, context: EpochContext) -> None:
-        """One pass without augmentation: views of one modality are equal there, and read once."""
+        """Fill the memories in one pass without augmentation, where views of one modality are equal and read once."""
         rows = {name: context.collect(name, self.num_samples, (name,)) for name in self.large_views[: self.num_sources]}
         for name, memory in self.memories.items():
             cast("MemoryBank", memory).rows.copy_(normalize(rows.get(name, rows["first"]), dim=1))
 
     def forward(self, views: dict[str, torch.Tensor]) -> Outputs:
-        """{view: (B, D) unit embeddings}."""
+        """Unit embeddings {view: (B, D)}."""
         return self.embed(views)
 
     def loss(self, outputs: Outputs, index: torch.Tensor, progress: Progress) -> LossOutput:  # noqa: ARG002
-        """Mean over crops, heads and this rank's rows, which do not meet."""
+        """Mean over crops, heads and this rank's rows, which are independent."""
         losses = []
         for name in self.modality_of:
             source = self.source_of(name)

@@ -1,23 +1,23 @@
 """MoCo: momentum contrast (He et al. 2020, arXiv 1911.05722), and MoCo v2 (Chen et al. 2020, arXiv 2003.04297).
 
-A query is to find its key, the teacher's embedding of the other view, among a queue of the K newest keys of other
-batches (eq. 1, rows of unit norm):
+Each query is classified as its key, the teacher's embedding of the other view, against a queue of the K newest keys of
+other batches (eq. 1, rows of unit norm):
 
     L = mean_i -log( exp(q_i k_i / T) / ( exp(q_i k_i / T) + sum_{j <= K} exp(q_i queue_j / T) ) )
 
 The teacher follows encoder and projector as a moving average of the parameters (eq. 2). The authors move it before the
-keys are computed; here it moves after the optimizer's step, which is the same. Keys enter the queue after the loss was
-computed, else each would be its own negative.
+keys are computed; here it moves after the optimizer's step, which is the same. Keys enter the queue after the loss is
+computed; otherwise each would be its own negative.
 
-Asymmetric as published for two views of one modality: the first is the query, the second the key. Across modalities
-both directions count, video queries among audio keys and the other way round, with a teacher and a queue for each
-modality; the loss is their mean. v1 is a linear projector at T = 0.07; v2 is `projector_hidden_dims=[2048]`, T = 0.2
-and more augmentation.
+Two views of one modality are treated asymmetrically, as published: the first is the query, the second the key. Across
+modalities the loss is the mean of both directions, video queries with audio keys and the other way round, with a
+teacher and a queue for each modality. v1 has a linear projector and T = 0.07; v2 has `projector_hidden_dims=[2048]`,
+T = 0.2 and more augmentation.
 
-Shuffled batch norm. Where query and key share the statistics of a batch norm, these give away which key belongs to the
-query's batch. The batch of all processes is therefore cut into `shuffle_groups` parts with statistics of their own:
-queries in their order, keys in a random one. The authors' parts are their 8 GPUs; here the number is that of the global
-batch whatever the number of processes, so one process computes what eight do.
+Shuffled batch norm. If query and key share the statistics of a batch norm, these reveal which key belongs to the
+query's batch. So the batch of all processes is divided into `shuffle_groups` groups with statistics of their own:
+queries in their order, keys in a random one. The authors' groups are their 8 GPUs; here the number of groups does not
+depend on the number of processes, so one process computes the same as eight.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ class MoCoConfig(PairConfig):
     teacher_momentum: float = 0.999
     projector_hidden_dims: tuple[int, ...] = ()
     embedding_dim: int = 128
-    shuffle_groups: int = 8  # parts of the global batch for batch norm; 0: none, goes with sync_batch_norm
+    shuffle_groups: int = 8  # groups of the global batch for batch norm; 0: none, to be used with sync_batch_norm
 
 
 def info_nce(queries: torch.Tensor, keys: torch.Tensor, queue: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Cross-entropy of finding each query's key among its key and the queue, eq. 1: the mean over the B queries.
+    """Cross-entropy of each query's key against the queue, eq. 1: the mean over the B queries.
 
     Args:
         queries: (B, D) with gradient; need not be normalized; any float.
@@ -109,7 +109,7 @@ class MoCo(PairLoss):
             self.queues[modality] = Queue(config.queue_size, config.embedding_dim, seed=2 * config.seed + offset)
 
     def check_batch_size(self, global_batch_size: int) -> None:
-        """As in the base; also against the queue and the groups of the batch norm."""
+        """As in the base class; also checks the queue and the groups of the batch norm."""
         super().check_batch_size(global_batch_size)
         config, processes = self.config, world_size()
         if config.queue_size < global_batch_size:
@@ -123,17 +123,17 @@ class MoCo(PairLoss):
         ):
             raise ValueError(
                 f"loss.shuffle_groups is {groups}; it must be a multiple of the {processes} processes that divides "
-                f"data.global_batch_size {global_batch_size} into parts of at least 2, or 0 for batch norm without "
+                f"data.global_batch_size {global_batch_size} into groups of at least 2, or 0 for batch norm without "
                 "shuffling (then set sync_batch_norm=true)"
             )
 
     @property
     def key_of(self) -> dict[str, str]:
-        """{query view: its key view}: first to second; across modalities both ways."""
+        """{query view: its key view}: from first to second; across modalities in both directions."""
         return {"first": "second", "second": "first"} if self.is_cross_modal else {"first": "second"}
 
     def forward(self, views: dict[str, torch.Tensor]) -> Outputs:
-        """Queries {"first": (B, D)} and keys {"second_key": (B, D)}; across modalities both of each view."""
+        """Queries {"first": (B, D)} and keys {"second_key": (B, D)}; across modalities both for each view."""
         outputs: Outputs = {}
         for query, key in self.key_of.items():
             if query in views:
@@ -144,48 +144,49 @@ class MoCo(PairLoss):
 
     @property
     def shuffles(self) -> bool:
-        """True where the batch norm of queries and keys must be kept apart."""
+        """Whether queries and keys pass through the networks in groups."""
         return self.training and self.config.shuffle_groups > 0
 
     def in_groups(self, network: nn.Module, view: torch.Tensor) -> torch.Tensor:
-        """The network on this process's share of the groups, one after the other: (B, ...) -> (B, D)."""
+        """The network applied to this process's groups, one after the other: (B, ...) -> (B, D)."""
         groups = self.config.shuffle_groups // world_size() if self.shuffles else 1
-        return torch.cat([network(part) for part in view.chunk(groups)])
+        return torch.cat([network(group) for group in view.chunk(groups)])
 
     @torch.no_grad()
     def teach(self, modality: str, view: torch.Tensor) -> torch.Tensor:
-        """Keys (B, D) of this process's rows, computed wherever the random order of the global batch puts them."""
+        """Keys (B, D) of this process's rows, each computed on the process to which a random order assigns it."""
         teacher = self.teachers[modality]
         if not self.shuffles:
             return cast("torch.Tensor", teacher(view))
-        everything, rows = gather(view), len(view)
-        mine = slice(rank() * rows, (rank() + 1) * rows)
-        # The rows ever pushed number the batches, also after a resume; drawn on the CPU, the order is everyone's.
+        global_batch, rows = gather(view), len(view)
+        local = slice(rank() * rows, (rank() + 1) * rows)
+        # The number of rows ever pushed differs for each batch, also after a resume; an order drawn on the CPU is the
+        # same on all ranks.
         generator = generator_for(self.config.seed, int(self.queue(modality).count), torch.device("cpu"))
-        order = torch.randperm(len(everything), generator=generator).to(view.device, non_blocking=True)
-        keys = gather(self.in_groups(teacher, everything[order[mine]]))
-        return keys[order.argsort()[mine]]
+        order = torch.randperm(len(global_batch), generator=generator).to(view.device, non_blocking=True)
+        keys = gather(self.in_groups(teacher, global_batch[order[local]]))
+        return keys[order.argsort()[local]]
 
     def loss(self, outputs: Outputs, index: torch.Tensor, progress: Progress) -> LossOutput:  # noqa: ARG002
-        """Mean over this rank's queries, which do not meet, and over the directions."""
-        losses = []
+        """Mean over this rank's queries, which are independent, and over the directions."""
+        losses = {}
         for query, key in self.key_of.items():
-            negatives = self.queue(self.modality_of[key]).rows
-            losses.append(info_nce(outputs[query], outputs[f"{key}_key"], negatives, self.config.temperature))
-        names = [f"{query}_to_{key}" for query, key in self.key_of.items()]
-        return LossOutput(torch.stack(losses).mean(), dict(zip(names, (one.detach() for one in losses), strict=True)))
+            negatives, temperature = self.queue(self.modality_of[key]).rows, self.config.temperature
+            losses[f"{query}_to_{key}"] = info_nce(outputs[query], outputs[f"{key}_key"], negatives, temperature)
+        total = torch.stack(list(losses.values())).mean()
+        return LossOutput(total, {name: loss.detach() for name, loss in losses.items()})
 
     def queue(self, modality: str) -> Queue:
-        """The newest keys of a modality."""
+        """The queue of a modality's newest keys."""
         return cast("Queue", self.queues[modality])
 
     def update(self, outputs: Outputs, index: torch.Tensor) -> None:  # noqa: ARG002
-        """Push this batch's keys."""
+        """Push this batch's keys, of all ranks, into the queues."""
         for key in self.key_of.values():
             keys = normalize(gather(outputs[f"{key}_key"]).float(), dim=1)
             self.queue(self.modality_of[key]).push(keys)
 
     def after_step(self, progress: Progress) -> None:  # noqa: ARG002
-        """Move the teachers."""
+        """Move the teachers towards the students."""
         for modality, teacher in self.teachers.items():
             follow(teacher, self.student(modality), self.config.teacher_momentum)

@@ -1,17 +1,17 @@
 """MoCo v3: an empirical study of training self-supervised vision transformers (Chen, Xie, He 2021, arXiv 2104.02057).
 
-No queue: each prediction q is to find its own sample's key among the keys of the whole batch, in both directions
-(algorithm 1), rows of unit norm:
+There is no queue: each prediction q is classified as its own sample's key among the keys of the whole batch, in both
+directions (algorithm 1, rows of unit norm):
 
     ctr(q, k) = 2 T mean_i -log( exp(q_i k_i / T) / sum_j exp(q_i k_j / T) )
     L = ctr(q_first, k_second) + ctr(q_second, k_first)
 
 q comes from encoder, projector and predictor; k, without gradient, from a teacher of encoder and projector whose
 momentum goes from `teacher_momentum` to 1 by a cosine. The authors move it before the keys of step t are computed, with
-the momentum of t; here it moves after step t - 1, which is the same. Each view goes through the networks by itself.
+the momentum of t; here it moves after step t - 1, which is the same. Each view passes through the networks by itself.
 
-Across modalities there is an encoder, projector, predictor and teacher of each: the video's prediction looks for the
-audio key and the other way round. The heads' defaults are those for ResNet; a vision transformer has
+Across modalities there is an encoder, projector, predictor and teacher for each: the video's prediction is compared
+with the audio keys and the other way round. The heads' defaults are those for ResNet; a vision transformer has
 `projector_hidden_dims=[4096,4096]`, `predictor_final_batch_norm=true` and T = 0.2.
 """
 
@@ -47,7 +47,7 @@ class MoCoV3Config(PairConfig):
 
 
 def contrast(queries: torch.Tensor, keys: torch.Tensor, temperature: float, first_row: int = 0) -> torch.Tensor:
-    """Cross-entropy of finding each query's own key among all keys, times 2 T: the mean over the B queries.
+    """Cross-entropy of each query's own key among all keys, times 2 T: the mean over the B queries.
 
     Args:
         queries: (B, D) predictions with gradient; need not be normalized; any float.
@@ -58,8 +58,8 @@ def contrast(queries: torch.Tensor, keys: torch.Tensor, temperature: float, firs
     Returns a float32 scalar; finite also where cosines are 1 and the temperature is small.
     """
     scores = normalize(queries.float(), dim=1) @ normalize(keys.detach().float(), dim=1).T / temperature
-    own = first_row + torch.arange(len(scores), device=scores.device)
-    return 2 * temperature * cross_entropy(scores, own)
+    key_rows = first_row + torch.arange(len(scores), device=scores.device)
+    return 2 * temperature * cross_entropy(scores, key_rows)
 
 
 @register("moco_v3")
@@ -85,12 +85,12 @@ class MoCoV3(PairLoss):
         super().__init__(config, encoders, num_samples)
         self.config: MoCoV3Config = config
         check_momentum(config.teacher_momentum)
-        width = config.embedding_dim
+        dim = config.embedding_dim
         for modality in encoders:
-            dims = (self.feature_dim(modality), *config.projector_hidden_dims, width)
+            dims = (self.feature_dim(modality), *config.projector_hidden_dims, dim)
             self.projectors[modality] = mlp(dims, batch_norm=True, final_batch_norm=True, final_affine=False)
             self.predictors[modality] = mlp(
-                (width, *config.predictor_hidden_dims, width),
+                (dim, *config.predictor_hidden_dims, dim),
                 batch_norm=True,
                 final_batch_norm=config.predictor_final_batch_norm,
                 final_affine=False,
@@ -104,7 +104,7 @@ class MoCoV3(PairLoss):
         return self.on_each_view(self.predictors, self.project_each(views)) | keys
 
     def loss(self, outputs: Outputs, index: torch.Tensor, progress: Progress) -> LossOutput:  # noqa: ARG002
-        """This rank's predictions against the keys of all ranks; the sum of both directions."""
+        """The sum of both directions, each of this rank's predictions against the keys of all ranks."""
         first_row = rank() * len(index)
         terms: dict[str, torch.Tensor] = {}
         for query, key in (("first", "second"), ("second", "first")):
@@ -114,7 +114,7 @@ class MoCoV3(PairLoss):
         return LossOutput(total, {name: term.detach() for name, term in terms.items()})
 
     def after_step(self, progress: Progress) -> None:
-        """Move the teachers, with the momentum of the step that comes next."""
+        """Move the teachers, with the momentum of the next step."""
         momentum = cosine_momentum(self.config.teacher_momentum, progress.step, progress.total_steps)
         for modality, teacher in self.teachers.items():
             follow(teacher, self.student(modality), momentum)

@@ -1,19 +1,19 @@
 """NPID: unsupervised feature learning via non-parametric instance discrimination (Wu et al. 2018, arXiv 1805.01978).
 
-Every sample is a class of its own. Its unit embedding z_i is told apart from K noise samples by NCE against a slow
-memory m of every sample, with a constant partition E (eq. 4 to 8; see ops/nce.py for the maths):
+Every sample is a class of its own. Its unit embedding z_i is distinguished from K noise samples by NCE against a slow
+memory m of every sample, with a constant partition E (eq. 4 to 8; see ops/nce.py):
 
     L = mean_i ( -log h(z_i, m_i) - sum_k log(1 - h(z_i, m_k)) ),    m_i <- normalize(momentum m_i + (1 - momentum) z_i)
 
-Two views of one modality are each told apart against the bank of that modality, which then follows the first view. A
-video and its audio are told apart against each other's bank, and each bank follows its own modality: that is cross-AVID
-(avid.py) with its single linear layer. The loss is the mean over the views.
+Two views of one modality are both compared with the bank of that modality, which then follows the first view. A video
+and its audio are compared with each other's bank, and each bank follows its own modality: this is cross-AVID
+(avid.py) with a single linear layer as projector. The loss is the mean over the views.
 
-Choices. The paper's proximal term is left out: the authors' code replaces it by the bank's momentum. The authors' code
-draws negatives from all samples, the own one among them, and measures E with the positive scores; here the own index is
-never a negative, for NCE's noise would else hold data, and E is the mean over the first batch's negatives. The bank
-starts from normalized rows, the authors' from uniform ones whose norm is 1 only in the mean. No 1e-7 stands inside the
-logarithms: softplus needs none.
+The paper's proximal term is left out: the authors' code replaces it by the bank's momentum. The authors' code draws
+negatives from all samples, the anchor's own among them, and includes the positive scores in E; here a sample is never
+its own negative, because otherwise NCE's noise would contain data, and E is the mean over the first batch's negatives.
+The bank starts from normalized rows, the authors' from uniform ones whose norm is 1 only in the mean. Their 1e-7 inside
+the logarithms is not needed, because these are computed by softplus.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class NPIDConfig(PairConfig):
     temperature: float = 0.07
     bank_momentum: float = 0.5
     embedding_dim: int = 128
-    projector_final_batch_norm: bool = False  # a batch norm ends the projector; not in the paper, see docs/decisions.md
-    shard_banks: bool = False  # split the banks' rows over the ranks: for data sets whose banks fit no single device
+    projector_final_batch_norm: bool = False  # after the projector; not in the paper, see docs/decisions.md
+    shard_banks: bool = False  # split the banks' rows over the ranks: for banks that fit on no single device
 
 
 @register("npid")
@@ -87,29 +87,34 @@ class NPID(PairLoss):
         return {name: normalize(self.project(name, view).float(), dim=1) for name, view in views.items()}
 
     def loss(self, outputs: Outputs, index: torch.Tensor, progress: Progress) -> LossOutput:
-        """Mean over this rank's rows, which do not meet, and over the views; all views share the negatives."""
+        """Mean over this rank's rows, which are independent, and over the views; all views share the negatives."""
         config = self.config
-        own = (gather(index) if config.shard_banks else index)[:, None]  # sharded: what all ranks' anchors meet
+        positives = (gather(index) if config.shard_banks else index)[:, None]  # sharded: those of all ranks' anchors
         negatives = draw_negatives(
-            own, config.num_negatives, self.num_samples, config.seed, progress.batch, for_all_ranks=config.shard_banks
+            positives,
+            config.num_negatives,
+            self.num_samples,
+            config.seed,
+            progress.batch,
+            for_all_ranks=config.shard_banks,
         )
         losses, terms = [], {}
         for name in self.modality_of:
-            value, parts = bank_nce(
+            loss, scalars = bank_nce(
                 outputs[name],
                 self.bank(self.memory_of(name)),
-                own,
+                positives,
                 negatives,
                 config.temperature,
                 self.partition,
                 measure=progress.batch == 0,
             )
-            losses.append(value)
-            terms.update({name + part: value for part, value in parts.items()})
+            losses.append(loss)
+            terms.update({name + suffix: value for suffix, value in scalars.items()})
         return LossOutput(torch.stack(losses).mean(), terms)
 
     def memory_of(self, name: str) -> str:
-        """The modality whose bank a view is compared with: its own, or the other one in a pair of two."""
+        """The modality whose bank a view is compared with: across modalities the other one, else its own."""
         others = set(self.modality_of.values()) - {self.modality_of[name]}
         return others.pop() if others else self.modality_of[name]
 

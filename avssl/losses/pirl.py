@@ -1,20 +1,20 @@
 """PIRL: self-supervised learning of pretext-invariant representations (Misra, van der Maaten 2020, arXiv 1912.01991).
 
-A sample's embedding is to be the same whether its encoder saw it whole or as a jigsaw. The jigsaw's nine patches go
-through the encoder one by one, a linear layer each (shared), side by side, and a last linear layer: g(I^t). The whole
-goes through one linear layer: f(I). Both are told apart from noise samples by NCE against a slow memory m of f:
+The embedding of a sample and that of its jigsaw are made alike. The jigsaw's nine patches pass one by one through the
+encoder and a shared linear layer; their outputs, concatenated, pass through a last linear layer: g(I^t). The whole
+passes through one linear layer: f(I). Both are distinguished from noise samples by NCE against a slow memory m of f:
 
     L = weight NCE(g(I^t); m_i, m_n) + (1 - weight) NCE(f(I); m_i, m_n')
     m_i <- normalize(momentum m_i + (1 - momentum) f(I))
 
-with negatives n and n' drawn independently, never the own index (npid.py says why; ops/nce.py has NCE). The partition
-constant is the mean of exp(score) over the first batch's jigsaw negatives, then frozen: this is the form of VISSL's
-implementation, where the paper writes h like a softmax. `projector_hidden_dims=[2048]` gives the heads of VISSL's MLP
-variant; that variant's cross-entropy in place of NCE is MoCo's, and not built here.
+with negatives n and n' drawn independently and never the sample itself (see npid.py, and ops/nce.py for NCE). The
+partition constant is the mean of exp(score) over the first batch's jigsaw negatives, then frozen: this is the form of
+VISSL's implementation; the paper writes h like a softmax. `projector_hidden_dims=[2048]` gives the heads of VISSL's MLP
+variant; that variant's cross-entropy in place of NCE is MoCo's and is not offered here.
 
-A jigsaw of a clip cuts space at nine places, one of an audio clip cuts time and frequency; both are jigsaws of the same
-seconds as the whole. A jigsaw across modalities is none: with the other modality in its place the two terms are those
-of joint AVID.
+A jigsaw of a video clip cuts space into nine cells, one of an audio clip cuts time and frequency; both cover the same
+seconds as the whole. There is no jigsaw across modalities: with the other modality in place of the jigsaw, the two
+terms would be those of joint AVID.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class PIRLConfig(PairConfig):
     num_negatives: int = 32_000
     temperature: float = 0.07
     bank_momentum: float = 0.5
-    jigsaw_weight: float = 0.5  # lambda; the rest is the whole's
+    jigsaw_weight: float = 0.5  # lambda; the whole has 1 - lambda
     projector_hidden_dims: tuple[int, ...] = ()
     embedding_dim: int = 128
-    projector_final_batch_norm: bool = False  # a batch norm ends both heads; not in the paper, see docs/decisions.md
-    shard_banks: bool = False  # split the banks' rows over the ranks: for data sets whose banks fit no single device
+    projector_final_batch_norm: bool = False  # after both heads; not in the paper, see docs/decisions.md
+    shard_banks: bool = False  # split the banks' rows over the ranks: for banks that fit on no single device
 
 
 @register("pirl")
@@ -79,18 +79,18 @@ class PIRL(PairLoss):
         self.config: PIRLConfig = config
         check_negatives(config.num_negatives, num_samples)
         if not 0 <= config.jigsaw_weight <= 1:
-            raise ValueError(f"loss.jigsaw_weight is {config.jigsaw_weight}; it is a share, from 0 to 1")
-        width = config.embedding_dim
+            raise ValueError(f"loss.jigsaw_weight is {config.jigsaw_weight}; it must be from 0 to 1")
+        dim = config.embedding_dim
         self.patch_projectors = nn.ModuleDict()
         self.puzzle_projectors = nn.ModuleDict()
         self.banks = nn.ModuleDict()
         for modality in encoders:
-            dims = (self.feature_dim(modality), *config.projector_hidden_dims, width)
+            dims = (self.feature_dim(modality), *config.projector_hidden_dims, dim)
             self.projectors[modality] = mlp(dims, final_batch_norm=config.projector_final_batch_norm)
             self.patch_projectors[modality] = mlp(dims)
-            jigsaw_dims = (NUM_PATCHES * width, width)
+            jigsaw_dims = (NUM_PATCHES * dim, dim)
             self.puzzle_projectors[modality] = mlp(jigsaw_dims, final_batch_norm=config.projector_final_batch_norm)
-            self.banks[modality] = make_bank(num_samples, width, config.seed, sharded=config.shard_banks)
+            self.banks[modality] = make_bank(num_samples, dim, config.seed, sharded=config.shard_banks)
         self.register_buffer("partition", initial_partition())
 
     @classmethod
@@ -100,7 +100,7 @@ class PIRL(PairLoss):
 
     @classmethod
     def checked_modalities(cls, config: PairConfig) -> tuple[Modality, ...]:
-        """As in the base, with the way out for pairs across modalities."""
+        """As in the base class; the error for a pair across modalities names AVID instead."""
         if len(set(config.modalities)) == 2:
             raise ValueError(
                 f"loss.modalities is [{', '.join(config.modalities)}]; loss pirl compares a sample with a jigsaw of "
@@ -110,7 +110,7 @@ class PIRL(PairLoss):
 
     @classmethod
     def checked_augments(cls, config: PairConfig) -> tuple[str, ...]:
-        """As in the base, but the second set is always a jigsaw: one whose name has "jigsaw" in it."""
+        """As in the base class, but the second set is always a jigsaw, which has "jigsaw" in its name."""
         first, second = super().checked_augments(config)
         jigsaw = JIGSAWS[config.modalities[1]]
         if not config.augments:
@@ -142,11 +142,11 @@ class PIRL(PairLoss):
         return cast("torch.Tensor", self.puzzle_projectors[modality](rows.view(len(patches), -1)))
 
     def loss(self, outputs: Outputs, index: torch.Tensor, progress: Progress) -> LossOutput:
-        """Mean over this rank's rows, which do not meet."""
+        """Weighted sum of the two terms, each a mean over this rank's rows, which are independent."""
         config = self.config
-        own = (gather(index) if config.shard_banks else index)[:, None]  # sharded: what all ranks' anchors meet
+        positives = (gather(index) if config.shard_banks else index)[:, None]  # sharded: those of all ranks' anchors
         negatives = draw_negatives(
-            own,
+            positives,
             2 * config.num_negatives,
             self.num_samples,
             config.seed,
@@ -157,24 +157,24 @@ class PIRL(PairLoss):
         values, terms = {}, {}
         # The jigsaw comes first: its scores measure the partition constant.
         for term, name, noise in (("jigsaw", "second", jigsaw_negatives), ("whole", "first", whole_negatives)):
-            values[term], parts = bank_nce(
+            values[term], scalars = bank_nce(
                 outputs[name],
                 self.bank,
-                own,
+                positives,
                 noise,
                 config.temperature,
                 self.partition,
                 measure=progress.batch == 0,
             )
-            terms.update({term + part: value for part, value in parts.items()})
+            terms.update({term + suffix: value for suffix, value in scalars.items()})
         total = config.jigsaw_weight * values["jigsaw"] + (1 - config.jigsaw_weight) * values["whole"]
         return LossOutput(total, terms)
 
     @property
     def bank(self) -> AnyBank:
-        """The memory of f(I)."""
+        """The memory bank of f(I)."""
         return cast("AnyBank", self.banks[self.modality_of["first"]])
 
     def update(self, outputs: Outputs, index: torch.Tensor) -> None:
-        """Move the bank's rows towards f(I); jigsaws never enter."""
+        """Move the bank's rows towards f(I); jigsaws do not change them."""
         self.bank.update(gather(index), gather(outputs["first"]), self.config.bank_momentum)

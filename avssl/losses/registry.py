@@ -15,7 +15,8 @@ _NOT_LOSSES = {"base", "crops", "registry", "__main__"}
 
 
 def register(name: str) -> Callable[[type[Loss]], type[Loss]]:
-    """Class decorator: `@register("avid")` makes a Loss reachable as `loss.name=avid`. A taken name is an error.
+    """Class decorator: `@register("avid")` makes a Loss available as `loss.name=avid`. Raises ValueError for a taken
+    name.
 
     >>> @register("weighted_simclr")
     ... class WeightedSimCLR(get("simclr")):
@@ -25,9 +26,9 @@ def register(name: str) -> Callable[[type[Loss]], type[Loss]]:
     """
 
     def add(cls: type[Loss]) -> type[Loss]:
-        known = _REGISTRY.get(name)
-        if known is not None and known.__qualname__ != cls.__qualname__:
-            raise ValueError(f"loss name {name!r} is taken by {known.__module__}.{known.__qualname__}")
+        registered = _REGISTRY.get(name)
+        if registered is not None and registered.__qualname__ != cls.__qualname__:
+            raise ValueError(f"loss name {name!r} is taken by {registered.__module__}.{registered.__qualname__}")
         _REGISTRY[name] = cls
         return cls
 
@@ -47,7 +48,7 @@ def names() -> list[str]:
 
 
 def get(name: str) -> type[Loss]:
-    """The loss class of a name; KeyError with the allowed names and the nearest one otherwise.
+    """The loss class of a name. Raises KeyError with the allowed names and the nearest one.
 
     >>> get("barlow_twins").paper
     'Zbontar et al. 2021, arXiv 2103.03230'

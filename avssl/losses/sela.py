@@ -1,20 +1,20 @@
 """SeLa: self-labeling by optimal transport (Asano, Rupprecht, Vedaldi 2020, arXiv 1911.05371).
 
-Linear heads on the features are trained on hard labels, and from time to time the labels are chosen anew as those that
-the heads find most probable among all labelings that use every cluster equally often. With P the predictions of a
-head for all N samples that is a transport problem, solved with sharpness lambda by scaling rows and columns:
+Linear heads on the features are trained on hard labels. From time to time new labels are chosen: of all labelings that
+use every cluster equally often, the one that the heads find most probable. With P the predictions of a head for all N
+samples this is a transport problem, solved with sharpness lambda by scaling rows and columns:
 
     Q_nk = c_n P_nk^lambda r_k,    sum_n Q_nk = 1/K,  sum_k Q_nk = 1/N,    label_n = argmax_k Q_nk
 
-The loss is the mean over heads of the cross-entropy. Labels start balanced at random.
+The loss is the mean over heads of the cross-entropy. Labels start random and balanced.
 
-The authors re-label `num_relabelings` times at moments that are spread quadratically over the run, dense at its
-start, as soon as the samples seen pass them. Here an epoch that begins at or after such a moment re-labels first:
-several moments within one epoch make one re-labeling, and the first epoch re-labels with an untrained network. They
-take the predictions from the augmented training views with the network in train mode; here from deterministic views in
-eval mode, so that labels do not depend on the draws or on the batches.
+The authors re-label `num_relabelings` times, at times that are spread quadratically over the run, dense at its start.
+Here an epoch that begins at or after such a time re-labels first: several times within one epoch give one
+re-labeling, and the first epoch re-labels with an untrained network. The authors take the predictions from the
+augmented training views with the network in train mode; here they come from deterministic views in eval mode, so that
+labels do not depend on the random draws or on the batches.
 
-Across modalities both share the labels, found in the product (P_video P_audio)^(lambda / 2), the idea of SeLaVi
+Two modalities share the labels, found for the product (P_video P_audio)^(lambda / 2). This is the idea of SeLaVi
 (Asano, Patrick, Rupprecht, Vedaldi 2020, arXiv 2006.13662), without its unequal cluster sizes and alignment of heads.
 """
 
@@ -52,18 +52,18 @@ class SeLaConfig(PairConfig):
 
 
 def relabeling_epochs(num_relabelings: int, epochs: int) -> tuple[int, ...]:
-    """Epochs (0-based, ascending) that begin with new labels: moments epochs * (j / (n - 1))^2, each rounded up.
+    """Epochs (0-based, ascending) that begin with new labels: epochs * (j / (n - 1))^2, rounded up, for j = 0 .. n - 1.
 
-    Those that fall on one epoch count once, and the last moment, the end of the run, has no epoch.
+    Equal ones count once, and the last one, the end of the run, is left out. Raises ValueError for counts below 1.
     """
     if num_relabelings < 1 or epochs < 1:
         raise ValueError(
             f"loss.num_relabelings is {num_relabelings} and loss.relabel_epochs {epochs}; both must be at least 1"
         )
     last = max(1, num_relabelings - 1)
-    # In integers: the ceiling of a float product would now and then be one too high.
-    moments = {-(-epochs * position**2 // last**2) for position in range(num_relabelings)}
-    return tuple(sorted(moment for moment in moments if moment < epochs))
+    # In integers, because the ceiling of a float product would sometimes be one too high.
+    rounded_up = {-(-epochs * position**2 // last**2) for position in range(num_relabelings)}
+    return tuple(sorted(epoch for epoch in rounded_up if epoch < epochs))
 
 
 @register("sela")
@@ -105,14 +105,14 @@ class SeLa(PairLoss):
             raise ValueError(
                 "loss.swap_labels is true, but loss.modalities names one modality; it needs video and audio"
             )
-        # One set of labels for all modalities, or one for what each modality predicts.
+        # One set of labels for all modalities, or one from each modality's predictions.
         self.label_columns = config.num_heads * (2 if config.swap_labels else 1)
         columns = [balanced[torch.randperm(num_samples, generator=generator)] for _ in range(self.label_columns)]
         self.register_buffer("labels", torch.stack(columns, dim=1))
         self.register_buffer("label_health", torch.zeros(2))
 
     def on_epoch_start(self, context: EpochContext) -> None:
-        """New labels, head by head, in the epochs of the schedule."""
+        """Find new labels for each head, in the epochs of the schedule."""
         if context.epoch not in self.relabel_at:
             return
         features = {name: context.collect(name, self.num_samples, (name,)) for name in self.modality_of}
@@ -121,15 +121,15 @@ class SeLa(PairLoss):
         for column in range(self.label_columns):
             logs = [self.log_probabilities(name, rows, column % num_heads) for name, rows in features.items()]
             if self.config.swap_labels:  # the first modality's labels come from the second's predictions
-                chosen = logs[1 - column // num_heads]
-            else:  # the mean of logarithms is the product's half power; rows need not sum to 1, scaling does that
-                chosen = torch.stack(logs).mean(dim=0)
-            self.labels[:, column] = self_labels(chosen, self.config.sharpness)
+                log_probabilities = logs[1 - column // num_heads]
+            else:  # log of the geometric mean; its rows need not sum to 1
+                log_probabilities = torch.stack(logs).mean(dim=0)
+            self.labels[:, column] = self_labels(log_probabilities, self.config.sharpness)
         self.label_health.copy_(describe_labels(before, self.labels, self.config.num_clusters))
 
     @torch.no_grad()
     def log_probabilities(self, name: str, features: torch.Tensor, head: int) -> torch.Tensor:
-        """Predictions (N, K) of one head from the features (N, D) of a view."""
+        """Logarithms of the predictions (N, K) of one head for the features (N, D) of a view."""
         classifier = cast("nn.Linear", self.classifiers[self.modality_of[name]])
         rows = slice(head * self.config.num_clusters, (head + 1) * self.config.num_clusters)
         weight, bias = classifier.weight[rows], classifier.bias[rows]
@@ -137,7 +137,7 @@ class SeLa(PairLoss):
         return torch.cat(blocks)
 
     def forward(self, views: dict[str, torch.Tensor]) -> Outputs:
-        """{view: (B, D) features, view + "_logits": (B, H, K)}."""
+        """Features and logits: {view: (B, D), view + "_logits": (B, H, K)}."""
         outputs: Outputs = {}
         for name, view in views.items():
             modality = self.modality_of[name]
@@ -147,20 +147,16 @@ class SeLa(PairLoss):
         return outputs
 
     def loss(self, outputs: Outputs, index: torch.Tensor, progress: Progress) -> LossOutput:  # noqa: ARG002
-        """Mean over modalities, heads and this rank's rows, which do not meet."""
-        logits = [outputs[f"{name}_logits"] for name in self.modality_of]
-        sets = self.labels[index].split(self.config.num_heads, dim=1)
-        pairs = zip(logits, sets if self.config.swap_labels else sets * len(logits), strict=True)
-        total = torch.stack([cross_entropy_of_heads(one, labels) for one, labels in pairs]).mean()
-        mine = torch.stack([one.detach().float().softmax(dim=2).mean(dim=0) for one in logits])
-        usage = gather(mine[None]).mean(dim=0)  # of all ranks: an entropy of means is no mean of entropies
+        """Mean over modalities, heads and this rank's rows, which are independent."""
+        all_logits = [outputs[f"{name}_logits"] for name in self.modality_of]
+        label_sets = self.labels[index].split(self.config.num_heads, dim=1)
+        pairs = zip(all_logits, label_sets if self.config.swap_labels else label_sets * len(all_logits), strict=True)
+        total = torch.stack([cross_entropy_of_heads(logits, labels) for logits, labels in pairs]).mean()
+        local_usage = torch.stack([logits.detach().float().softmax(dim=2).mean(dim=0) for logits in all_logits])
+        usage = gather(local_usage[None]).mean(dim=0)  # of all ranks: the entropy of their mean is logged
         terms = {
             "label_nmi": self.label_health[0].clone(),
             "label_entropy": self.label_health[1].clone(),
             "prediction_entropy": usage_entropy(usage).mean(),  # labels are balanced by force, predictions are not
         }
         return LossOutput(total, terms)
-
-    def diagnostics(self, outputs: Outputs) -> Outputs:
-        """Spread of the features."""
-        return super().diagnostics({name: outputs[name] for name in self.modality_of})

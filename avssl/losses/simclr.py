@@ -1,13 +1,12 @@
 """SimCLR: a simple framework for contrastive learning (Chen et al. 2020, arXiv 2002.05709).
 
-Two augmented views of each sample; each of the 2 B embeddings is to be found among the 2 B - 1 others:
+Each of the 2 B embeddings of two augmented views is classified as its partner among the 2 B - 1 others:
 
     L = -1/(2B) sum_i log( exp(s(i, i+) / T) / sum_{j != i} exp(s(i, j) / T) ),    s the cosine           (eq. 1)
 
-The authors' code adds the means over the two halves, which is 2 L; this is the paper's mean. Candidates come from the
-whole batch of all ranks, with gradient. Across modalities the loss is the two-way cross-entropy of video against audio
-(Radford et al. 2021, CLIP's form): rows of one modality are compared with rows of the other only, for embeddings of
-the same modality tell how alike two networks' habits are, not which samples belong together.
+The authors' code adds the means over the two halves, which is 2 L; this is the paper's mean. Candidates are the
+embeddings of all ranks, with gradient. Across modalities the loss is the two-way cross-entropy of video against audio
+(Radford et al. 2021, CLIP's form): rows of one modality are compared only with rows of the other.
 """
 
 from __future__ import annotations
@@ -54,20 +53,20 @@ def nt_xent(z1: torch.Tensor, z2: torch.Tensor, temperature: float) -> torch.Ten
     z = normalize(torch.cat([z1, z2]).float(), dim=1)
     batch_size = len(z1)
     scores = z @ z.T / temperature
-    scores.fill_diagonal_(-torch.inf)  # an anchor is no candidate of its own
+    scores.fill_diagonal_(-torch.inf)  # an anchor is not its own candidate
     partner = torch.arange(2 * batch_size, device=z.device).roll(batch_size)
     return cross_entropy(scores, partner)
 
 
 def two_way_cross_entropy(z1: torch.Tensor, z2: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Find z2's row by z1's and the other way round: mean of the two cross-entropies. Arguments as `nt_xent`.
+    """Mean of the cross-entropies of z1 against z2's rows and of z2 against z1's. Arguments and result as in `nt_xent`.
 
     >>> two_way_cross_entropy(torch.eye(4), torch.eye(4), temperature=0.1).item() < 1e-3
     True
     """
     scores = normalize(z1.float(), dim=1) @ normalize(z2.float(), dim=1).T / temperature
-    own = torch.arange(len(scores), device=scores.device)
-    return (cross_entropy(scores, own) + cross_entropy(scores.T, own)) / 2
+    partner = torch.arange(len(scores), device=scores.device)
+    return (cross_entropy(scores, partner) + cross_entropy(scores.T, partner)) / 2
 
 
 @register("simclr")
@@ -92,15 +91,15 @@ class SimCLR(PairLoss):
         self.config: SimCLRConfig = config
         for modality in encoders:
             dims = (self.feature_dim(modality), *config.projector_hidden_dims, config.embedding_dim)
-            normalize = config.projector_batch_norm
-            self.projectors[modality] = mlp(dims, batch_norm=normalize, final_batch_norm=normalize)
+            batch_norm = config.projector_batch_norm
+            self.projectors[modality] = mlp(dims, batch_norm=batch_norm, final_batch_norm=batch_norm)
 
     def forward(self, views: dict[str, torch.Tensor]) -> Outputs:
-        """{"first": (B, D), "second": (B, D)}."""
+        """Embeddings {"first": (B, D), "second": (B, D)}."""
         return self.project_together(views)
 
     def loss(self, outputs: Outputs, index: torch.Tensor, progress: Progress) -> LossOutput:  # noqa: ARG002
-        """The loss of the batch of all ranks, computed on each of them."""
+        """The loss of the batch of all ranks, computed on every rank."""
         contrast = two_way_cross_entropy if self.is_cross_modal else nt_xent
         z1, z2 = gather_with_grad(outputs["first"]), gather_with_grad(outputs["second"])
         return LossOutput(contrast(z1, z2, self.config.temperature), {})

@@ -1,16 +1,17 @@
 """SimSiam: exploring simple Siamese representation learning (Chen & He 2021, arXiv 2011.10566).
 
-BYOL without a teacher: a predictor on one side and a stopped gradient on the other are what keeps it from collapse.
+This is BYOL without a teacher: a predictor on one side and a stopped gradient on the other prevent collapse.
 
     L = ( D(p1, sg(z2)) + D(p2, sg(z1)) ) / 2,    D(p, z) = -mean over the batch of cos(p, z)            (eq. 1 to 4)
 
-L is near 0 untrained and -1 at best, in a solution and in a collapse alike; `first_embedding_spread` in the log tells
-them apart (near 1 healthy, 0 collapsed). Each view is a batch of its own for batch norm, as in the paper's algorithm 1.
+L is near 0 before training and -1 at best, in a solution and in a collapse; `first_embedding_spread` in the log tells
+which (near 1 spread out, 0 collapsed). Each view is a batch of its own for batch norm, as in the paper's algorithm 1.
 
 The projector ends in a batch norm without scale and shift, the predictor in a plain linear layer. The predictor keeps
 its learning rate while the others follow the schedule. The authors freeze the bias before the last batch norm, where
 it has no effect; here linear layers before a batch norm have none. Across modalities each one has its own projector
-and predictor, keyed by the modality that predicts. Rows meet only in batch norm: a mean over each process's rows.
+and predictor, keyed by the modality that predicts. Rows are independent except in batch norm, so the loss is a mean
+over each process's rows.
 """
 
 from __future__ import annotations
@@ -76,12 +77,12 @@ class SimSiam(PairLoss):
     def __init__(self, config: SimSiamConfig, encoders: Mapping[str, nn.Module], num_samples: int) -> None:
         super().__init__(config, encoders, num_samples)
         self.config: SimSiamConfig = config
-        width = config.embedding_dim
+        dim = config.embedding_dim
         for modality in encoders:
-            dims = (self.feature_dim(modality), *config.projector_hidden_dims, width)
+            dims = (self.feature_dim(modality), *config.projector_hidden_dims, dim)
             self.projectors[modality] = mlp(dims, batch_norm=True, final_batch_norm=True, final_affine=False)
-            # By the modality of the query: the view that predicts.
-            self.predictors[modality] = mlp((width, *config.predictor_hidden_dims, width), batch_norm=True)
+            # Keyed by the modality of the view that predicts.
+            self.predictors[modality] = mlp((dim, *config.predictor_hidden_dims, dim), batch_norm=True)
 
     def forward(self, views: dict[str, torch.Tensor]) -> Outputs:
         """{"first": (B, D) embeddings, "first_prediction": (B, D), and the same for "second"}."""
@@ -90,7 +91,7 @@ class SimSiam(PairLoss):
         return outputs | {f"{name}_prediction": rows for name, rows in predictions.items()}
 
     def loss(self, outputs: Outputs, index: torch.Tensor, progress: Progress) -> LossOutput:  # noqa: ARG002
-        """Mean of both directions: a mean over this rank's rows."""
+        """Mean of both directions, each a mean over this rank's rows."""
         terms = {
             "first_to_second": negative_cosine(outputs["first_prediction"], outputs["second"]),
             "second_to_first": negative_cosine(outputs["second_prediction"], outputs["first"]),
@@ -99,9 +100,9 @@ class SimSiam(PairLoss):
         return LossOutput(total, {name: term.detach() for name, term in terms.items()})
 
     def param_groups(self) -> list[dict[str, object]]:
-        """Encoders and projectors by the schedule, predictors at the full learning rate to the end."""
+        """Encoders and projectors follow the schedule, predictors keep the full learning rate."""
         scheduled = [*self.encoders.parameters(), *self.projectors.parameters()]
         return [
-            {"params": [one for one in scheduled if one.requires_grad]},
+            {"params": [parameter for parameter in scheduled if parameter.requires_grad]},
             {"params": list(self.predictors.parameters()), "constant_lr": True},
         ]

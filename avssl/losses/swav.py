@@ -1,19 +1,19 @@
 """SwAV: swapped assignments between views (Caron et al. 2020, arXiv 2006.09882).
 
-K prototypes, unit rows C, are shared by all views. The codes q of a large crop, soft assignments of its scores z C^T
-balanced over the batch by Sinkhorn-Knopp, are to be predicted from every other crop:
+K prototypes, unit rows C, are shared by all views. The codes q of a large crop, soft assignments from its scores z C^T
+balanced over the batch by Sinkhorn-Knopp, are predicted from every other crop:
 
     L = 1/2 sum_{g in large} 1/(V - 1) sum_{v != g} -1/B sum_b sum_k q^g_bk log softmax(z^v_b C^T / T)_k
 
-without gradient through q. Codes are computed over all ranks, where asked together with a queue of earlier embeddings
-of the same crop, scored anew with today's prototypes; the queue's codes are dropped.
+without gradient through q. Codes are computed for all ranks, with `queue_size` together with a queue of earlier
+embeddings of the same crop, scored with the current prototypes; the codes of the queue's rows are dropped.
 
-As in the authors' code the prototypes are made unit rows around each step rather than inside the loss (here after it,
-and at the start), get no update in the first steps, and the mean over crops stands for the paper's sum. There the
-queue is filled from the epoch in which it is to be used and is used once full; here it is always being filled, so it
-is full when that epoch comes. Across modalities: one projector each into one space, shared prototypes, codes and
-queue per modality; the video's crops predict the audio's codes and the other way round, and small video crops predict
-both. That is a design by analogy, without a published result.
+As in the authors' code the prototypes are normalized around each step and not inside the loss (here after it, and at
+the start), they get no update in the first steps, and the mean over crops replaces the paper's sum. There the queue is
+filled from the epoch in which it is first used, and used once it is full; here it is filled from the start, so that it
+is full in that epoch. Two modalities have a projector each into one space, shared prototypes, and codes and a queue
+each; the video's crops predict the audio's codes and the other way round, and small video crops predict both. This is
+designed by analogy, without a published result.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class SwAVConfig(CropConfig):
     name: str = "swav"
     epsilon: float = 0.05  # of Sinkhorn: smaller gives harder codes
     sinkhorn_iterations: int = 3
-    freeze_steps: int = 313  # optimizer steps at the start in which prototypes stay (one epoch of ImageNet)
-    queue_size: int = 0  # embeddings of each large crop, of all ranks; 3840 for a global batch of 256
+    freeze_steps: int = 313  # optimizer steps at the start without updates of the prototypes (one epoch of ImageNet)
+    queue_size: int = 0  # embeddings of each large crop, of all ranks; 3840 in the paper for a global batch of 256
     queue_from_epoch: int = 15  # first epoch that uses the queue
 
 
@@ -67,8 +67,8 @@ def swapped_prediction(
     """
     if not 0 < len(codes) <= len(scores) or len(scores) < 2:
         raise ValueError(
-            f"swapped_prediction got {len(scores)} views and codes of {len(codes)}; it needs two views or more, and "
-            "codes of the first one or more of them"
+            f"swapped_prediction got scores of {len(scores)} views and codes of {len(codes)}; it needs at least two "
+            "views, and codes of at least the first one"
         )
     logs = [log_softmax(score.float() / temperature, dim=1) for score in scores]
     losses = [
@@ -77,12 +77,12 @@ def swapped_prediction(
         for other, log in enumerate(logs)
         if other != position
     ]
-    return torch.stack(losses).mean()  # as many for each code: the mean of the means
+    return torch.stack(losses).mean()  # each code has equally many: this is the mean of the means
 
 
 @register("swav")
 class SwAV(CropLoss):
-    """Swapped prediction of balanced codes. State: a queue for each large crop, if asked for.
+    """Swapped prediction of balanced codes. State: a queue for each large crop if queue_size > 0.
 
     >>> encoders = {"image": create_encoder("resnet10", width=8)}
     >>> loss = SwAV(SwAV.Config(num_small_crops=0, num_prototypes=4), encoders, num_samples=8)
@@ -108,7 +108,7 @@ class SwAV(CropLoss):
                 self.queues[name] = Queue(config.queue_size, config.embedding_dim, seed=2 * config.seed + position)
 
     def check_batch_size(self, global_batch_size: int) -> None:
-        """A queue holds whole batches, so that every step replaces the oldest one."""
+        """As in the base class; the queue must hold whole batches, so that each step replaces the oldest one."""
         super().check_batch_size(global_batch_size)
         size = self.config.queue_size
         if size % global_batch_size:
@@ -119,24 +119,23 @@ class SwAV(CropLoss):
             )
 
     def forward(self, views: dict[str, torch.Tensor]) -> Outputs:
-        """{view: (B, D) unit embeddings, view + "_scores": (B, K) cosines to the prototypes}, all in float32."""
+        """Unit embeddings and cosines to the prototypes: {view: (B, D), view + "_scores": (B, K)}, float32."""
         outputs = self.embed(views)
         with torch.autocast(self.prototypes.weight.device.type, enabled=False):  # codes need float32 scores
             scores = {f"{name}_scores": self.prototypes(z) for name, z in outputs.items()}
         return outputs | scores
 
     def loss(self, outputs: Outputs, index: torch.Tensor, progress: Progress) -> LossOutput:
-        """Codes from all ranks, cross-entropy over this rank's rows: after the codes, rows do not meet."""
-        everyone = [gather(outputs[f"{name}_scores"]) for name in self.large_views]
-        pairs = zip(self.large_views, everyone, strict=True)
-        codes = [self.codes(name, scores, len(index), progress) for name, scores in pairs]
+        """Cross-entropy over this rank's rows, with codes that were balanced over all ranks."""
+        all_scores = {name: gather(outputs[f"{name}_scores"]) for name in self.large_views}
+        codes = [self.codes(name, scores, len(index), progress) for name, scores in all_scores.items()]
         temperature = self.config.temperature
         total = swapped_prediction([outputs[f"{name}_scores"] for name in self.modality_of], codes, temperature)
         return LossOutput(total, {})
 
     @torch.no_grad()
     def diagnostics(self, outputs: Outputs) -> Outputs:
-        """Beside what every loss tells: how the prototypes are used by the two large views of all ranks.
+        """Those of every loss, and how the two large views of all ranks use the prototypes.
 
         Codes are balanced even when the network has collapsed; predictions and nearest prototypes are not.
         """
@@ -144,7 +143,7 @@ class SwAV(CropLoss):
         predictions = (scores / self.config.temperature).softmax(dim=1)
         return super().diagnostics(outputs) | {
             "prediction_entropy": usage_entropy(predictions.mean(dim=0)),
-            "assignment_entropy": usage_entropy(predictions).mean(),  # 1: each sample belongs to all prototypes alike
+            "assignment_entropy": usage_entropy(predictions).mean(),  # 1: each sample is assigned to all alike
             "nearest_prototypes": scores.new_zeros(scores.shape[1]).index_fill_(0, scores.argmax(dim=1), 1.0).sum(),
         }
 
@@ -163,15 +162,15 @@ class SwAV(CropLoss):
             self.prototypes.weight.grad = None
 
     def update(self, outputs: Outputs, index: torch.Tensor) -> None:  # noqa: ARG002
-        """Push this batch into the queues, after they were read."""
+        """Push this batch's embeddings, of all ranks, into the queues."""
         for name, queue in self.queues.items():
             cast("Queue", queue).push(gather(outputs[name]))
 
     def after_step(self, progress: Progress) -> None:  # noqa: ARG002
-        """Make the prototypes unit rows again."""
+        """Normalize the prototypes, which the step has changed."""
         self.normalize_prototypes()
 
     @torch.no_grad()
     def normalize_prototypes(self) -> None:
-        """Unit length for every row, in place: the optimizer and DDP hold on to the same tensor."""
+        """Make the rows unit vectors in place: the optimizer and DDP keep their references to the tensor."""
         self.prototypes.weight.copy_(normalize(self.prototypes.weight, dim=1))

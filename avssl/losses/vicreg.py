@@ -1,17 +1,17 @@
 """VICReg: variance-invariance-covariance regularization (Bardes, Ponce, LeCun 2022, arXiv 2105.04906).
 
-Three terms on the embeddings as they are, without any normalization of them:
+Three terms on the embeddings, which are not normalized:
 
     L = 25 s(Z1, Z2) + 25 v(Z1, Z2) + c(Z1, Z2)
     s = mean over batch and dimensions of (z1 - z2)^2                              views agree
-    v = ( hinge(Z1) + hinge(Z2) ) / 2,   hinge(Z) = mean_d max(0, 1 - sqrt(Var_d + 1e-4))     dimensions stay alive
-    c = redundancy(Z1) + redundancy(Z2),   redundancy(Z) = sum_{i != j} Cov_ij^2 / D          and differ
+    v = ( hinge(Z1) + hinge(Z2) ) / 2,   hinge(Z) = mean_d max(0, 1 - sqrt(Var_d + 1e-4))     dimensions vary
+    c = redundancy(Z1) + redundancy(Z2),   redundancy(Z) = sum_{i != j} Cov_ij^2 / D          and are uncorrelated
 
 with unbiased variances and covariances (B - 1) over the batch of all ranks. This follows the authors' code, which
-halves v; the paper adds the two hinges, which is twice this v. Variances and covariances are gathered with exact
-gradient, s is the mean over all pairs: the balance of the three does not depend on the number of ranks.
+halves v; the paper adds the two hinges, which is twice this v. Embeddings are gathered with exact gradient, and s is
+the mean over all pairs: the balance of the three terms does not depend on the number of ranks.
 
-The terms of one view know nothing of the other, so across modalities nothing changes: a projector for each.
+v and c treat each view by itself, so across modalities only the projector differs: there is one for each.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from avssl.losses.registry import register
 from avssl.models.heads import mlp
 from avssl.types import LossConfig, LossOutput, Progress
 
-VARIANCE_EPSILON = 1e-4  # of the paper: keeps the root's gradient finite for constant dimensions
+VARIANCE_EPSILON = 1e-4  # as in the paper; keeps the root's gradient finite for constant dimensions
 
 
 @dataclass
@@ -46,36 +46,36 @@ class VICRegConfig(PairConfig):
 
 
 class VICRegTerms(NamedTuple):
-    """The three terms before weighting, float32 scalars from 0 on."""
+    """The three terms before weighting, float32 scalars >= 0."""
 
     invariance: torch.Tensor
     variance: torch.Tensor
     covariance: torch.Tensor
 
     def weighted(self, invariance_weight: float, variance_weight: float, covariance_weight: float) -> torch.Tensor:
-        """Their weighted sum."""
+        """The weighted sum of the terms."""
         return (
             invariance_weight * self.invariance + variance_weight * self.variance + covariance_weight * self.covariance
         )
 
 
 def variance_hinge(z: torch.Tensor) -> torch.Tensor:
-    """mean_d max(0, 1 - sqrt(Var_d + 1e-4)) of (B, D) float32: 0.99 where all rows are equal, 0 from deviation 1 on."""
+    """mean_d max(0, 1 - sqrt(Var_d + 1e-4)) of float32 (B, D): 0.99 if all rows are equal, 0 from deviation 1 on."""
     return relu(1 - (z.var(dim=0) + VARIANCE_EPSILON).sqrt()).mean()
 
 
 def redundancy(z: torch.Tensor) -> torch.Tensor:
-    """sum_{i != j} Cov_ij^2 / D of (B, D) float32; memory is O(D^2)."""
+    """sum_{i != j} Cov_ij^2 / D of float32 (B, D); memory is O(D^2)."""
     centered = z - z.mean(dim=0)
     covariance = centered.T @ centered / (len(z) - 1)
     return covariance.fill_diagonal_(0.0).square().sum() / z.shape[1]
 
 
 def vicreg_terms(z1: torch.Tensor, z2: torch.Tensor) -> VICRegTerms:
-    """The terms of `vicreg`; arguments and errors as there."""
+    """The three terms of `vicreg`, whose arguments and errors these are, too."""
     if len(z1) < 2:
         raise ValueError(
-            f"vicreg measures variances over the batch, which takes at least 2 samples; given: {len(z1)}. "
+            f"vicreg computes variances over the batch, which needs at least 2 samples; given: {len(z1)}. "
             "Raise data.global_batch_size"
         )
     z1, z2 = z1.float(), z2.float()
@@ -96,7 +96,7 @@ def vicreg(
             matters: do not normalize them.
         invariance_weight, variance_weight, covariance_weight: >= 0; 25, 25, 1 in the paper.
 
-    Returns a float32 scalar from 0 on. Raises ValueError for a batch of one: it has no variance.
+    Returns a float32 scalar >= 0. Raises ValueError for a batch of one, which has no variance.
 
     >>> z = torch.zeros(4, 2)
     >>> round(vicreg(z, z, 25.0, 25.0, 1.0).item(), 2)  # collapsed: only the variance term is left
@@ -107,7 +107,7 @@ def vicreg(
 
 @register("vicreg")
 class VICReg(PairLoss):
-    """Views agree, dimensions stay alive and do not repeat each other. State: none.
+    """Views agree, dimensions vary and are uncorrelated. State: none.
 
     >>> encoders = {"image": create_encoder("resnet10", width=8)}
     >>> loss = VICReg(VICReg.Config(projector_hidden_dims=(16,), embedding_dim=16), encoders, num_samples=8)
@@ -140,7 +140,7 @@ class VICReg(PairLoss):
         return self.project_each(views)
 
     def loss(self, outputs: Outputs, index: torch.Tensor, progress: Progress) -> LossOutput:  # noqa: ARG002
-        """The loss of the batch of all ranks, computed on each of them; the terms go to the log unweighted."""
+        """The loss of the batch of all ranks, computed on every rank; the terms are logged unweighted."""
         terms = vicreg_terms(gather_with_grad(outputs["first"]), gather_with_grad(outputs["second"]))
         logged = {name: term.detach() for name, term in terms._asdict().items()}
         return LossOutput(terms.weighted(*self.weights), logged)

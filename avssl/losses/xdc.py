@@ -1,9 +1,9 @@
 """XDC: cross-modal deep clustering (Alwassel et al. 2020, arXiv 1911.12667).
 
-DeepCluster with labels swapped between the modalities: clusters of the audio features are the video network's
-labels and the other way round. Only that idea is taken from what its authors publish. How many clusters they use, when
-they cluster anew and what becomes of the classifiers then could not be verified; all of that is DeepCluster's here
-(deepcluster.py), so its published numbers are not to be expected of these defaults.
+This is DeepCluster with labels swapped between the modalities: clusters of the audio features are the video network's
+labels and the other way round. Only this idea is taken from the paper. How many clusters its authors use, when they
+cluster again and what they then do with the classifiers could not be verified; all of this is as in DeepCluster here
+(deepcluster.py), so do not expect the published numbers from these defaults.
 """
 
 from __future__ import annotations
