@@ -18,7 +18,7 @@ from av.audio.resampler import AudioResampler
 from PIL import Image, ImageEnhance
 
 from avssl.transforms.crop import random_resized_crop_box
-from avssl.transforms.geometry import IMAGENET_MEAN, IMAGENET_STD
+from avssl.transforms.frame_tensors import IMAGENET_MEAN, IMAGENET_STD
 
 NUM_FRAMES, FPS, SIZE_PX = 8, 16, 224
 RATE_HZ, SOUND_SECONDS, WINDOW, HOP = 24_000, 2.0, 1024, 240

@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as oracle
 from avssl.transforms import color_augment
 from avssl.transforms.color import adjust_sharpness, autocontrast, gaussian_blur, posterize, solarize
 from avssl.transforms.color_augment import JITTER_ORDERS, ColorParams, apply_color_params, draw_color_params
-from avssl.transforms.geometry import to_float
+from avssl.transforms.frame_tensors import to_float
 from avssl.transforms.image_augment import ImageAugment
 from avssl.transforms.published_sets import published_sets
 

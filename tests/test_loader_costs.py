@@ -22,7 +22,7 @@ from avssl.media import decode, ffmpeg
 from avssl.media.decode import read_video
 from avssl.shards.shard_set import Sample, ShardSet
 from avssl.transforms.config import AudioViewConfig, VideoViewConfig, ViewsConfig
-from avssl.transforms.geometry import to_device
+from avssl.transforms.frame_tensors import to_device
 from avssl.transforms.raw_view import RawView
 from avssl.types import View
 from benchmarks.loader_memory import host_mib, sample_bytes
@@ -250,7 +250,7 @@ def test_memory_that_is_not_pinned_is_read_before_a_worker_writes_there_again(ki
     to_device(asked, torch.device(kind))
     asked.to.assert_called_once_with(torch.device(kind), non_blocking=at_once)
     copying = [path.name for path in (ROOT / "avssl").glob("[dt]*/*.py") if "non_blocking" in path.read_text()]
-    assert copying == ["geometry.py"]
+    assert copying == ["frame_tensors.py"]
 
 
 def test_the_bound_on_host_memory_grows_with_its_options() -> None:

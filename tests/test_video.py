@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as oracle
 from avssl.transforms.color import adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation
 from avssl.transforms.color_augment import JITTER_ORDERS, ColorParams, apply_color_params
 from avssl.transforms.crop import Box, center_crop_box, crop_resize, random_resized_crop_box
-from avssl.transforms.geometry import flip_horizontally, normalize, to_float, to_model_layout
+from avssl.transforms.frame_tensors import flip_horizontally, normalize, to_float, to_model_layout
 from avssl.transforms.image_augment import ImageAugment
 from avssl.transforms.raw_view import draw_view_params
 from tests.conftest import RESIZE_LEVELS

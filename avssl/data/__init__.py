@@ -1,4 +1,4 @@
-"""From shards to batches: the recipe's loader, and a plain Dataset for a loop of your own."""
+"""Batches from shards: the recipe's loader, and a plain Dataset for a loop of your own."""
 
 from __future__ import annotations
 

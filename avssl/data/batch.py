@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.utils.data import default_collate, get_worker_info
 
 from avssl.data.shared_memory import BufferRange, SharedBuffer, SharedBuffers, open_buffer, padded, range_of
+from avssl.transforms.frame_tensors import to_device
 from avssl.transforms.raw_view import RawView
 from avssl.types import MediaError
 
-if TYPE_CHECKING:
-    from avssl.transforms.raw_view import RawView
-from avssl.transforms.geometry import to_device
-
 
 def stack_raw_views(rows: Sequence[Mapping[str, RawView]], buffer: SharedBuffer | None = None) -> dict[str, RawView]:
-    """A batch of raw views (B, ...) from those of single samples, in a buffer of shared memory if one is given.
+    """Stack the raw views of single samples to those of a batch (B, ...), in a buffer of shared memory if one is given.
 
-    Images and frames with channels last in memory keep that order.
+    Images and frames with channels last in memory keep that layout.
     """
     result = {}
     for name, first in rows[0].items():
@@ -33,7 +30,7 @@ def stack_raw_views(rows: Sequence[Mapping[str, RawView]], buffer: SharedBuffer 
 
 
 def stacked_bytes(rows: Sequence[Mapping[str, RawView]]) -> int:
-    """The bytes that a batch of these rows takes in a buffer of shared memory."""
+    """The number of bytes that a batch of these rows takes in a buffer of shared memory."""
     views = rows[0].values()
     return sum(padded(len(rows) * tensor.nbytes) for view in views for tensor in view.tensors().values())
 
@@ -51,9 +48,9 @@ def _stacked(tensors: list[torch.Tensor], buffer: SharedBuffer | None) -> torch.
 
 @dataclass
 class RawBatch:
-    """The message of a worker: stacked raw views, sample indices (B,), and (index, reason, message) of each failure.
+    """A worker's batch: stacked raw views, sample indices int64 (B,), and (index, reason, message) of each failure.
 
-    buffer: in the worker, the shared memory in which the views lie.
+    buffer: in the worker, the shared memory that holds the views.
     """
 
     views: dict[str, RawView]
@@ -62,7 +59,7 @@ class RawBatch:
     buffer: SharedBuffer | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Send the descriptor of the buffer to another process instead of a copy of its content."""
+        """Pickle the descriptor of the buffer instead of a copy of its content."""
         if self.buffer is None:
             return RawBatch, (self.views, self.index, self.failures)
         modalities = {name: view.modality for name, view in self.views.items()}
@@ -87,65 +84,65 @@ def _received(
     """Rebuild a batch in the process that receives it."""
     tensors = dict(zip(ranges, open_buffer(*sent, list(ranges.values())), strict=True))
     views = {
-        name: RawView(modality, **{field: tensor for (of, field), tensor in tensors.items() if of == name})
+        name: RawView(modality, **{field: tensor for (view, field), tensor in tensors.items() if view == name})
         for name, modality in modalities.items()
     }
     return RawBatch(views, torch.tensor(index), failures)
 
 
 class Collate:
-    """Makes a batch of samples. An unreadable sample is replaced by the nearest readable one before it, or the first.
+    """Makes a batch of samples. An unreadable one is replaced by the nearest readable one before it, or by the first.
 
-    In a worker, batches lie in shared memory, which is used again once the training process has let go of it.
+    In a worker, batches are in shared memory, which is reused once the training process has released it.
     """
 
     def __init__(self) -> None:
         self.buffers = SharedBuffers()
 
     def __call__(self, samples: list[tuple[int, dict[str, RawView] | MediaError]]) -> RawBatch:
-        readable = [place for place, (_, views) in enumerate(samples) if not isinstance(views, MediaError)]
+        readable = [position for position, (_, views) in enumerate(samples) if not isinstance(views, MediaError)]
         failures = [(index, views.reason, views.message) for index, views in samples if isinstance(views, MediaError)]
         if not readable:
             return RawBatch({}, torch.tensor([index for index, _ in samples]), failures)
-        chosen = [max((p for p in readable if p <= place), default=readable[0]) for place in range(len(samples))]
-        index = torch.tensor([samples[place][0] for place in chosen])
-        rows: list[dict[str, RawView]] = [samples[place][1] for place in chosen]  # type: ignore[misc]
+        chosen = [max((p for p in readable if p <= position), default=readable[0]) for position in range(len(samples))]
+        index = torch.tensor([samples[position][0] for position in chosen])
+        rows: list[dict[str, RawView]] = [samples[position][1] for position in chosen]  # type: ignore[misc]
         buffer = None if get_worker_info() is None else self.buffers.take(stacked_bytes(rows))
         try:
             views = stack_raw_views(rows, buffer)
         except BaseException:
             if buffer is not None:
-                buffer.let_go()  # it will not be sent, so no reader would let go of it
+                buffer.release()  # it will not be sent, so no receiver would release it
             raise
         return RawBatch(views, index, failures, buffer)
 
 
-class Copies:
-    """Copies the media of raw views to the device. Without a GPU it returns them unchanged."""
+class DeviceCopier:
+    """Copies the media of raw views to a GPU on a stream of its own; for another device it returns them unchanged."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def ahead(self, views: dict[str, RawView]) -> dict[str, RawView]:
+    def copy(self, views: dict[str, RawView]) -> dict[str, RawView]:
         """The views with media and background on the device, ready for the current stream.
 
-        The drawn parameters stay in host memory, where the views read them without waiting for the device.
+        The drawn parameters stay in host memory, where they are read without waiting for the device.
         """
         if self.stream is None:
             return views
-        computing = torch.cuda.current_stream(self.device)
-        moved = {}
+        current_stream = torch.cuda.current_stream(self.device)
+        copied = {}
         with torch.cuda.stream(self.stream):
             for name, view in views.items():
                 media = to_device(view.media, self.device)
                 background = view.background
                 if background is not None:
                     background = to_device(background, self.device)
-                moved[name] = replace(view, media=media, background=background)
-        computing.wait_stream(self.stream)
-        for view in moved.values():
+                copied[name] = replace(view, media=media, background=background)
+        current_stream.wait_stream(self.stream)
+        for view in copied.values():
             for tensor in (view.media, view.background):
                 if tensor is not None:
-                    tensor.record_stream(computing)  # so that its memory is not reused before the views have read it
-        return moved
+                    tensor.record_stream(current_stream)  # so that its memory is not reused before it was read
+        return copied

@@ -1,10 +1,9 @@
-"""Several clips of a sample, evenly spaced or drawn from a seed, and every sample once over all processes. Classifiers
-are tested on them.
+"""Several clips of every sample, evenly spaced or drawn from a seed: the input of probes, tests and evaluations.
 
-Of n clips the first begins where the media begin and the last ends where they end (`uniform_clip_times`); clips of
-video and audio share their instants. A clip is its center crop, or three squares of the whole short side: at the
-beginning, the middle and the end of the longer side (Wang et al. 2018, arXiv 1711.07971). An image has no time and is
-one clip.
+The first of n evenly spaced clips begins with the media and the last ends with them (`uniform_clip_times`); clips of
+video and audio are centered on the same times. The frames of a clip are cropped at their center, or to three squares
+with the whole short side: at the beginning, the middle and the end of the longer side (Wang et al. 2018, arXiv
+1711.07971). An image is one clip. Each process reads its own samples, so that all are read once.
 """
 
 from __future__ import annotations
@@ -23,26 +22,27 @@ from avssl.data.read_views import decode_audio_clip, decode_video_clip
 from avssl.data.workers import start_worker
 from avssl.distributed import rank, world_size
 from avssl.media.decode import read_audio
+from avssl.media.ffmpeg import Source
 from avssl.media.images import read_image
 from avssl.processes.timeouts import all_batches
 from avssl.processes.worker_server import worker_context
 from avssl.shards.shard_set import Sample, ShardSet, spans
-from avssl.transforms.config import ImageViewConfig, VideoViewConfig, ViewsConfig, clip_lengths
+from avssl.transforms.config import AudioViewConfig, ImageViewConfig, VideoViewConfig, ViewsConfig, clip_lengths
 from avssl.transforms.crop import crop_resize, evaluation_crop_boxes
 from avssl.transforms.raw_view import RawView, raw_audio, raw_image
-from avssl.transforms.time_sampling import ClipTimes, random_clip_times, snap_to_frames, uniform_clip_times
-from avssl.types import MediaError
+from avssl.transforms.time_sampling import random_clip_times, snap_to_frames, uniform_clip_times
+from avssl.types import MediaError, Span
 
 NUM_CROPS = (1, 3)
 
 
 @dataclass(frozen=True)
 class ClipPlan:
-    """Which clips of a sample to take, the same ones every time.
+    """Which clips of a sample to take; they are the same every time.
 
-    num_clips: evenly spaced, at the same instants in video and audio; 1 is the middle. random: clips are drawn from
-    `seed` and the sample's index instead. With random, two factors are drawn uniformly for audio: speed, the range of
-    the factor by which it is played faster (and higher), and volume, the range of a factor on the waveform.
+    num_clips: evenly spaced, at the same times in video and audio; 1 is the middle. random: clips are drawn from `seed`
+    and the sample's index instead, and with them two factors for the audio, uniform in these ranges: speed, by which it
+    is played faster (and higher), and volume, by which the waveform is multiplied.
     """
 
     num_clips: int = 1
@@ -52,7 +52,7 @@ class ClipPlan:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Raise ValueError for less than one clip and for ranges whose ends are not positive and in order."""
+        """Raise ValueError for fewer than one clip and for ranges whose ends are not positive and in order."""
         if self.num_clips < 1:
             raise ValueError(f"the number of clips is {self.num_clips}; it must be at least 1")
         for name, (low, high) in (("speed", self.speed), ("volume", self.volume)):
@@ -63,9 +63,9 @@ class ClipPlan:
 def clip_set(
     sample: Sample, config: ViewsConfig, modalities: Sequence[str], num_clips: int, num_crops: int = 1
 ) -> dict[str, RawView]:
-    """{modality: raw view of num_clips * num_crops clips}; MediaError for a modality that the sample lacks.
+    """As `sample_clips`, evenly spaced and of all the modalities; raises MediaError if the sample lacks one.
 
-    An image alone is one clip.
+    If the image is the only modality, it is one clip.
     """
     media = {"video": sample.video, "audio": sample.audio, "image": sample.image}
     for modality in modalities:
@@ -78,61 +78,65 @@ def clip_set(
 def sample_clips(
     sample: Sample, config: ViewsConfig, modalities: Sequence[str], plan: ClipPlan, num_crops: int = 1
 ) -> dict[str, RawView]:
-    """{modality: raw view (K, ...)} of the modalities that the sample has; an image is the same in all clips.
+    """{modality: raw view (K, ...)} of those of the modalities that the sample has; all clips have the same image.
 
-    K is the plan's num_clips times num_crops: all crops of the first clip, then those of the next. The audio of a clip
-    is the same for all its crops.
+    K is the plan's num_clips times num_crops: all crops of the first clip, then those of the next. All crops of a clip
+    have the same audio.
     """
     views: dict[str, RawView] = {}
     key = sample.info.key
     if "image" in modalities and sample.image is not None:
         images = _crops("image", read_image(sample.image, name=key)[None], config.image, num_crops)
         views["image"] = stack_raw_views(images * plan.num_clips)["view"]
-    video, audio = spans(sample)
-    video, audio = (span if name in modalities else None for name, span in (("video", video), ("audio", audio)))
+    video, audio = (
+        span if name in modalities else None for name, span in zip(("video", "audio"), spans(sample), strict=True)
+    )
     if video is None and audio is None:
         return views
     lengths = replace(clip_lengths(config), max_offset_seconds=0.0)
-    draws = [np.random.default_rng((plan.seed, sample.info.index, number)) for number in range(plan.num_clips)]
     speeds, volumes = [1.0] * plan.num_clips, [1.0] * plan.num_clips
-    windows: Sequence[ClipTimes]
     if plan.random:
-        speeds = [float(draw.uniform(*plan.speed)) for draw in draws]
-        volumes = [float(draw.uniform(*plan.volume)) for draw in draws]
-        windows = [
-            random_clip_times(video, audio, replace(lengths, audio_seconds=lengths.audio_seconds * speed), draw)
-            for speed, draw in zip(speeds, draws, strict=True)
+        generators = [np.random.default_rng((plan.seed, sample.info.index, number)) for number in range(plan.num_clips)]
+        speeds = [float(generator.uniform(*plan.speed)) for generator in generators]
+        volumes = [float(generator.uniform(*plan.volume)) for generator in generators]
+        clip_times = [
+            random_clip_times(video, audio, replace(lengths, audio_seconds=lengths.audio_seconds * speed), generator)
+            for speed, generator in zip(speeds, generators, strict=True)
         ]
     else:
-        windows = uniform_clip_times(video, audio, lengths, plan.num_clips)
-    if video is not None:
-        windows = [snap_to_frames(window, video, sample.info.video_fps) for window in windows]
-        frames = [
-            decode_video_clip(sample.video, float(window.video_start_seconds or 0.0), config.video, video, key)
-            for window in windows
-            if sample.video is not None
-        ]
-        crops = [crop for clip in frames for crop in _crops("video", clip, config.video, num_crops)]
+        clip_times = uniform_clip_times(video, audio, lengths, plan.num_clips)
+    if video is not None and sample.video is not None:
+        clip_times = [snap_to_frames(times, video, sample.info.video_fps) for times in clip_times]
+        starts = [float(times.video_start_seconds or 0.0) for times in clip_times]
+        clips = [decode_video_clip(sample.video, start, config.video, video, key) for start in starts]
+        crops = [crop for clip in clips for crop in _crops("video", clip, config.video, num_crops)]
         views["video"] = stack_raw_views(crops)["view"]
     if audio is not None and sample.audio is not None:
-        waves = []
-        for window, speed, volume in zip(windows, speeds, volumes, strict=True):
-            start = float(window.audio_start_seconds or 0.0)
-            if speed == 1.0:
-                wave = decode_audio_clip(sample.audio, start, config.audio, audio, key)
-            else:  # audio read at another rate and taken for the usual one is faster or slower, and still band-limited
-                num_samples, rate_hz = round(config.audio.seconds * config.audio.rate_hz), config.audio.rate_hz
-                begin = start - audio.start_seconds
-                wave = read_audio(sample.audio, begin, num_samples, round(rate_hz / speed), name=key)
+        waveforms = []
+        for times, speed, volume in zip(clip_times, speeds, volumes, strict=True):
+            start = float(times.audio_start_seconds or 0.0)
+            waveform = volume * _decode_audio_faster(sample.audio, start, speed, config.audio, audio, key)
             copies = num_crops if video is not None else 1
-            waves += [{"view": raw_audio(volume * wave, config.audio, None)}] * copies
-        views["audio"] = stack_raw_views(waves)["view"]
+            waveforms += [{"view": raw_audio(waveform, config.audio, None)}] * copies
+        views["audio"] = stack_raw_views(waveforms)["view"]
     return views
+
+
+def _decode_audio_faster(
+    source: Source, start_seconds: float, speed: float, config: AudioViewConfig, span: Span, name: str
+) -> torch.Tensor:
+    """As `decode_audio_clip`, played faster by a factor."""
+    if speed == 1.0:
+        return decode_audio_clip(source, start_seconds, config, span, name)
+    # Audio that is read at a lower rate and played at the usual one is faster, and still band-limited.
+    num_samples, rate_hz = round(config.seconds * config.rate_hz), round(config.rate_hz / speed)
+    return read_audio(source, start_seconds - span.start_seconds, num_samples, rate_hz, name=name)
 
 
 def _crops(
     modality: str, clip: torch.Tensor, config: VideoViewConfig | ImageViewConfig, num_crops: int
 ) -> list[dict[str, RawView]]:
+    """The raw views of a clip's crops, each as {"view": raw view}."""
     if num_crops == 1:
         return [{"view": raw_image(modality, clip, config, None, None)}]
     boxes = evaluation_crop_boxes(clip.shape[2], clip.shape[3], num_crops)
@@ -141,8 +145,9 @@ def _crops(
 
 @dataclass
 class DecodedClips:
-    """One decoded sample. clips: {modality: raw view (K, ...)} of the modalities that it has; empty, with a reason, if
-    the sample is left out.
+    """One decoded sample.
+
+    clips: {modality: raw view (K, ...)} of the modalities that it has; empty, with a reason, if the sample is left out.
     """
 
     index: int
@@ -153,9 +158,9 @@ class DecodedClips:
 
 
 class SampleClips(Dataset[Any]):
-    """A map-style dataset: the clips of each sample that this process reads, or the error of a sample as text.
+    """A map-style dataset of the samples that this process reads: their clips, or an error as text.
 
-    Subclasses that take other clips override `decode`, and keep all that it needs picklable.
+    Subclasses that take other clips override `decode`; their attributes must be picklable.
     """
 
     def __init__(self, shards: str | ShardSet, config: ViewsConfig, modalities: Sequence[str], plan: ClipPlan) -> None:
@@ -178,27 +183,24 @@ class SampleClips(Dataset[Any]):
         return DecodedClips(number, sample.info.key, sample.info.labels, clips, reason)
 
     def decode(self, sample: Sample) -> tuple[dict[str, RawView], str]:
-        """({modality: raw view (K, ...)}, why there is nothing): the same K for every sample that has any."""
+        """({modality: raw view (K, ...)}, "") with one K for all samples, or ({}, reason) to leave the sample out."""
         return sample_clips(sample, self.config, self.modalities, self.plan), ""
 
     def load(self, num_workers: int) -> Iterator[DecodedClips | str]:
-        """All samples of this process in order, decoded by that many workers (0: in this process)."""
+        """All samples of this process in order, decoded by `num_workers` processes (0: in this process)."""
         loader: DataLoader[Any] = DataLoader(
             self,
             batch_size=None,
             num_workers=num_workers,
             multiprocessing_context=worker_context() if num_workers else None,
             worker_init_fn=start_worker,
-            generator=torch.Generator().manual_seed(0),  # the global one belongs to the networks
+            generator=torch.Generator().manual_seed(0),  # so that the global one, used by the networks, is unchanged
         )
         yield from all_batches(loader, LoaderConfig.worker_timeout_seconds)
 
 
 class ClipSets(SampleClips):
-    """Samples that have all of the modalities, as evenly spaced clips x crops: clip by clip, of each its crops.
-
-    All modalities of a sample have as many clips. A sample without one of them is text that says so.
-    """
+    """Evenly spaced clips x crops of the samples that have all of the modalities, as `clip_set`; others are errors."""
 
     def __init__(
         self, shards: ShardSet, config: ViewsConfig, modalities: Sequence[str], num_clips: int, num_crops: int
@@ -209,5 +211,5 @@ class ClipSets(SampleClips):
         self.num_crops = num_crops
 
     def decode(self, sample: Sample) -> tuple[dict[str, RawView], str]:
-        """As `clip_set`."""
+        """The `clip_set` of the sample."""
         return clip_set(sample, self.config, self.modalities, self.plan.num_clips, self.num_crops), ""

@@ -1,12 +1,12 @@
-"""The loader: it reads samples in a planned order in worker processes and makes batches of views on the device.
+"""The loader reads samples in a planned order in worker processes and makes batches of views on the device.
 
-Order, augmentation and resume are pure functions: the main process plans (data/order.py) and sends (epoch, index) to
-stateless workers, so a run that stops after batch t goes on by planning from t, without reading what came before.
-The loader splits by rank itself; it is not given to `accelerator.prepare`.
+Order and augmentation are pure functions: the main process plans the order (data/order.py) and sends (epoch, index) to
+stateless workers, so a run that stopped after batch t resumes by planning from t, without reading earlier samples.
+The loader splits by rank itself; it is not passed to `accelerator.prepare`.
 
-A sample that cannot be read is never replaced in silence. It is counted by reason and named in the log, and a
-neighboring sample of the same batch is repeated in its row, with its index, because every process needs batches of one
-shape. When more than `max_failure_rate` of all samples fail, or a whole batch, the run stops with an error.
+A sample that cannot be read is never replaced silently. It is counted by reason and named in the log, and a neighboring
+sample of the same batch is repeated in its row, with that sample's index, because every process needs batches of one
+shape. If more than `max_failure_rate` of all samples fail, or a whole batch, the run stops with an error.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from avssl.data.batch import Collate, Copies, RawBatch
+from avssl.data.batch import Collate, DeviceCopier, RawBatch
 from avssl.data.loader_config import LoaderConfig
 from avssl.data.order import check_lanes, rank_order, steps_per_epoch
 from avssl.data.read_views import raw_views
@@ -33,7 +33,7 @@ from avssl.processes.timeouts import all_batches, end_workers, next_batch, start
 from avssl.processes.worker_server import worker_context
 from avssl.shards.shard_set import ShardSet
 from avssl.transforms.config import ViewsConfig, check_views
-from avssl.transforms.geometry import to_device
+from avssl.transforms.frame_tensors import to_device
 from avssl.transforms.raw_view import RawView
 from avssl.transforms.view_maker import ViewMaker
 from avssl.types import Batch, MediaError, View
@@ -41,11 +41,11 @@ from avssl.types import Batch, MediaError, View
 __all__ = ["Loader", "LoaderConfig"]
 
 logger = logging.getLogger("avssl")
-MIN_SAMPLES_FOR_RATE = 200  # with fewer samples, a single failure says little about the rate
+MIN_SAMPLES_FOR_RATE = 200  # the failure rate is computed of at least so many: a few failures at the start do not count
 
 
 class _Samples(Dataset[Any]):
-    """Stateless: key (epoch, index) gives (index, raw views or MediaError). epoch -1: deterministic views."""
+    """A stateless dataset: key (epoch, index) gives (index, raw views or MediaError). epoch -1: deterministic views."""
 
     def __init__(self, shards: ShardSet, views: Sequence[View], config: ViewsConfig, seed: int) -> None:
         self.shards, self.views, self.config, self.seed = shards, views, config, seed
@@ -58,8 +58,8 @@ class _Samples(Dataset[Any]):
             return index, error
 
 
-class _Plan(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index) from one batch of the run onwards, without end."""
+class _EndlessSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index) from a batch of an epoch on, without end."""
 
     def __init__(self, order: Callable[..., NDArray[np.int64]], epoch: int, batch: int) -> None:
         self.order, self.epoch, self.batch = order, epoch, batch
@@ -72,30 +72,31 @@ class _Plan(Sampler[list[tuple[int, int]]]):
             epoch, first = epoch + 1, 0
 
 
-class _Once(Sampler[list[tuple[int, int]]]):
-    """This rank's share of some indices, once, in order, in batches; the last batch may be smaller."""
+class _SinglePassSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of (-1, index) over this rank's part of some indices, once and in order; the last may be smaller."""
 
     def __init__(self, indices: Sequence[int], batch_size: int) -> None:
-        self.mine = indices[rank() :: world_size()]
+        self.indices = indices[rank() :: world_size()]
         self.batch_size = batch_size
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for first in range(0, len(self.mine), self.batch_size):
-            yield [(-1, index) for index in self.mine[first : first + self.batch_size]]
+        for first in range(0, len(self.indices), self.batch_size):
+            yield [(-1, index) for index in self.indices[first : first + self.batch_size]]
 
 
 class Loader:
-    """Batches of a shard folder, ready on the device, as the module's docstring says.
+    """Batches of a set of shards, ready on the device; see the module's docstring.
 
     Args:
-        shards: what to read.
+        shards: the samples.
         config: batch size, workers, order.
-        views: those that the loss asks for.
-        view_maker: turns raw views into model-ready tensors on the device.
+        views: the views of the loss.
+        view_maker: makes model-ready tensors on the device from raw views.
         seed: of order and augmentation.
         device: on which batches are made.
 
-    Raises ValueError for a batch size that does not fit, or a view whose augmentation set does not exist.
+    Raises ValueError for a batch size that does not suit the samples, lanes or processes, or an unknown augmentation
+    set.
 
     >>> views = (View("audio", "audio"),)
     >>> config = LoaderConfig(global_batch_size=6, num_workers=0)
@@ -126,7 +127,8 @@ class Loader:
         self.seed = seed
         self.views = tuple(views)
         self._samples = _Samples(shards, views, view_maker.config, seed)
-        # The stream refers to this and not to the loader: a circle of references would leave open when the workers end.
+        # The stream refers to this function and not to the loader: with a cycle of references, it would not be defined
+        # when the workers end.
         self._order = partial(
             rank_order,
             shards.shard_sizes,
@@ -140,12 +142,12 @@ class Loader:
         self._stream: Iterator[RawBatch] | None = None
         self._stream_at = (-1, -1)
         self._wait_seconds = 0.0
-        self._copies = Copies(device)
+        self._copier = DeviceCopier(device)
         self.samples_read = 0
         self.failures: Counter[str] = Counter()
 
     def order_facts(self) -> dict[str, int]:
-        """The settings that the order depends on beside the data: an exact resume needs the same ones."""
+        """The settings on which the order depends besides the data; they must be the same for an exact resume."""
         return {
             "seed": self.seed,
             "global_batch_size": self.config.global_batch_size,
@@ -154,48 +156,48 @@ class Loader:
         }
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
-        """Batches of an epoch from `first_batch` on, as many on every rank. The workers go on into the next epoch."""
+        """Batches of an epoch from `first_batch` on, equally many on every rank. Workers go on into the next epoch."""
         if self._stream is None or self._stream_at != (epoch, first_batch):
-            plan = _Plan(self._order, epoch, first_batch)
-            self._stream = start_loader(self._data_loader(self._samples, plan), self.config.worker_timeout_seconds)
+            sampler = _EndlessSampler(self._order, epoch, first_batch)
+            self._stream = start_loader(self._data_loader(self._samples, sampler), self.config.worker_timeout_seconds)
         for batch in range(first_batch, self.steps_per_epoch):
-            began = time.perf_counter()
+            start = time.perf_counter()
             raw = next_batch(self._stream, self.config.worker_timeout_seconds)
-            self._wait_seconds += time.perf_counter() - began
-            done = batch + 1 == self.steps_per_epoch
-            self._stream_at = (epoch + 1, 0) if done else (epoch, batch + 1)
+            self._wait_seconds += time.perf_counter() - start
+            is_last = batch + 1 == self.steps_per_epoch
+            self._stream_at = (epoch + 1, 0) if is_last else (epoch, batch + 1)
             ready = self._finish(raw)
-            del raw  # so that the worker can use its memory again during a step
+            del raw  # so that the worker can reuse its memory during a step
             yield ready
 
     def every_sample_once(self, view_names: Sequence[str] = ()) -> Iterator[Batch]:
-        """Deterministic center clips of every sample, each exactly once over all ranks: all views, or those in
-        `view_names`.
+        """Deterministic center clips of every sample, each once over all ranks, in all views or those of `view_names`.
 
-        Ranks may differ by one in their number of batches: no collective calls between batches.
+        Ranks may differ by one in their number of batches, so make no collective calls between batches.
         """
-        plan = _Once(range(self.num_samples), self.per_device_batch_size)
         views = [view for view in self.views if not view_names or view.name in view_names]
-        samples = _Samples(self.shards, views, self.view_maker.config, self.seed)
-        for raw in all_batches(self._data_loader(samples, plan), self.config.worker_timeout_seconds):
+        for raw in self._single_pass(range(self.num_samples), views):
             yield self._finish(raw, deterministic=True)
 
     def raw_subset(self, count: int, views: Sequence[View]) -> Iterator[dict[str, RawView]]:
-        """This rank's share of at most `count` evenly spaced samples, deterministic, as raw views."""
-        chosen = np.linspace(0, self.num_samples - 1, min(count, self.num_samples)).astype(int).tolist()
-        samples = _Samples(self.shards, views, self.view_maker.config, self.seed)
-        plan = _Once(chosen, self.per_device_batch_size)
-        for raw in all_batches(self._data_loader(samples, plan), self.config.worker_timeout_seconds):
+        """Deterministic raw views of this rank's part of at most `count` evenly spaced samples."""
+        indices = np.linspace(0, self.num_samples - 1, min(count, self.num_samples)).astype(int).tolist()
+        for raw in self._single_pass(indices, views):
             self._count(raw, deterministic=False)
             yield raw.views
+
+    def _single_pass(self, indices: Sequence[int], views: Sequence[View]) -> Iterator[RawBatch]:
+        samples = _Samples(self.shards, views, self.view_maker.config, self.seed)
+        sampler = _SinglePassSampler(indices, self.per_device_batch_size)
+        return all_batches(self._data_loader(samples, sampler), self.config.worker_timeout_seconds)
 
     @torch.no_grad()
     def embed_all(
         self, model: torch.nn.Module, view_names: Sequence[str] = ()
     ) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
-        """(index, outputs) of the model in eval mode over `every_sample_once`; restores training mode at the end.
+        """(index, outputs) of the model in eval mode over `every_sample_once`; restores the model's mode at the end.
 
-        All ranks take over the running statistics of the first one, and keep them.
+        All ranks first get the running statistics of rank 0, and keep them.
         """
         broadcast_running_statistics(model)
         was_training = model.training
@@ -207,37 +209,37 @@ class Loader:
             model.train(was_training)
 
     def take_wait_seconds(self) -> float:
-        """Seconds spent waiting for workers since the last call."""
+        """The seconds spent waiting for workers since the last call."""
         waited, self._wait_seconds = self._wait_seconds, 0.0
         return waited
 
     def close(self) -> None:
-        """Kill the workers, whatever they do."""
+        """Kill the workers."""
         end_workers(self._stream)
         self._stream = None
 
-    def _data_loader(self, samples: _Samples, plan: Sampler[list[tuple[int, int]]]) -> DataLoader[RawBatch]:
-        workers = self.config.num_workers
+    def _data_loader(self, samples: _Samples, sampler: Sampler[list[tuple[int, int]]]) -> DataLoader[RawBatch]:
+        num_workers = self.config.num_workers
         return DataLoader(
             samples,
-            batch_sampler=plan,
+            batch_sampler=sampler,
             collate_fn=Collate(),
-            num_workers=workers,
+            num_workers=num_workers,
             pin_memory=self.device.type == "cuda",
-            multiprocessing_context=worker_context() if workers else None,
-            prefetch_factor=self.config.prefetch_batches if workers else None,
+            multiprocessing_context=worker_context() if num_workers else None,
+            prefetch_factor=self.config.prefetch_batches if num_workers else None,
             worker_init_fn=start_worker,
-            generator=torch.Generator().manual_seed(0),  # the global one belongs to the networks
+            generator=torch.Generator().manual_seed(0),  # so that the global one, used by the networks, is unchanged
         )
 
     def _finish(self, raw: RawBatch, *, deterministic: bool = False) -> Batch:
         self._count(raw, deterministic=deterministic)
-        views = self.view_maker(self._copies.ahead(raw.views), self.device)
+        views = self.view_maker(self._copier.copy(raw.views), self.device)
         index = to_device(raw.index, self.device)
         return Batch(views, index, dict(Counter(reason for _, reason, _ in raw.failures)))
 
     def _count(self, raw: RawBatch, *, deterministic: bool) -> None:
-        """Count and log the failures of a batch; MediaError when there are too many."""
+        """Count and log the failures of a batch. Raises MediaError if there are too many."""
         self.samples_read += len(raw.index)
         for index, reason, message in raw.failures:
             self.failures[reason] += 1

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass
 class LoaderConfig:
-    """Options of reading. Batch sizes count samples over all processes, so a YAML means the same on any number.
+    """Options of reading. Batch sizes count samples over all processes, so a YAML does not depend on their number.
 
     >>> LoaderConfig(global_batch_size=64).num_workers
     2
@@ -18,5 +18,5 @@ class LoaderConfig:
     prefetch_batches: int = 4  # decoded batches waiting per worker
     order_lanes: int = 0  # reading lanes over all processes; 0: one per process (see data/order.py)
     shuffle_block: int = 4096  # samples shuffled together within a lane
-    max_failure_rate: float = 0.01  # share of unreadable samples at which a run stops
-    worker_timeout_seconds: float = 300.0  # a batch that does not come for so long is an error; 0: wait
+    max_failure_rate: float = 0.01  # fraction of unreadable samples above which a run stops
+    worker_timeout_seconds: float = 300.0  # waiting longer than this for a batch is an error; 0: no limit

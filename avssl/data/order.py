@@ -1,14 +1,14 @@
 """The order of samples: a pure function of (shard sizes, seed, epoch, global batch, lanes).
 
-In every epoch the shards are put in a new random order, begun at a new random sample, cut to whole global batches
-and divided into lanes of equal length. A lane is a contiguous run of shards that one process reads from start to end;
-its samples are shuffled within blocks, so that reading stays local. Every global batch takes an equal share from each
-lane:
+In every epoch the shards get a new random order and a new random first sample. This sequence is cut to whole global
+batches and divided into lanes of equal length. A lane is a contiguous run of shards that one process reads from start
+to end; its samples are shuffled within blocks, so that reading stays local. Every global batch takes equally many
+samples, a share, from each lane:
 
     batch t = [lane 0's t-th share, lane 1's t-th share, ...]
 
-With one lane per process (the default) each process reads its own shards. Given the number of lanes, the global batches
-do not depend on the number of processes or workers: they are the same on one process and on as many as there are lanes.
+With one lane per process (the default) each process reads its own shards. For a given number of lanes, the global
+batches do not depend on the number of processes or workers, which can be at most one process per lane.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 
 def steps_per_epoch(num_samples: int, global_batch_size: int) -> int:
-    """The number of whole global batches in an epoch; ValueError when there is none."""
+    """The number of whole global batches in an epoch. Raises ValueError if there is none."""
     steps = num_samples // global_batch_size
     if steps == 0:
         raise ValueError(
@@ -52,14 +52,14 @@ def rank_order(
 ) -> NDArray[np.int64]:
     """Sample indices of one process in one epoch: int64 (steps, global_batch_size / world_size).
 
-    Memory grows with the process's share of the epoch only.
+    Memory grows only with the part of the epoch that this process reads.
     """
     check_lanes(global_batch_size, num_lanes, world_size)
     steps = steps_per_epoch(sum(shard_sizes), global_batch_size)
     share = global_batch_size // num_lanes
     generator = np.random.default_rng((seed, epoch))
     shards = generator.permutation(len(shard_sizes))
-    # Each epoch begins at another sample, so that the rest that fills no global batch is another one each time.
+    # Each epoch begins at another sample, so that other samples are left over as the rest that fills no global batch.
     offset = int(generator.integers(sum(shard_sizes)))
     lanes_per_rank = num_lanes // world_size
     columns = []
@@ -74,9 +74,7 @@ def rank_order(
 
 
 def _cyclic_slice(shard_sizes: Sequence[int], shards: NDArray[np.int64], start: int, length: int) -> NDArray[np.int64]:
-    """`length` indices as `_sequence_slice` gives them from `start` on; after the last sample it goes on with the
-    first.
-    """
+    """`length` indices from position `start` on, as in `_sequence_slice`; the first sample follows the last one."""
     total = sum(shard_sizes)
     start %= total
     first = _sequence_slice(shard_sizes, shards, start, min(start + length, total))
@@ -86,7 +84,7 @@ def _cyclic_slice(shard_sizes: Sequence[int], shards: NDArray[np.int64], start: 
 
 
 def _sequence_slice(shard_sizes: Sequence[int], shards: NDArray[np.int64], start: int, stop: int) -> NDArray[np.int64]:
-    """Sample indices at positions start..stop of all shards, one after another in the order `shards`."""
+    """Sample indices at positions start to stop - 1 of the sequence of all samples, shard by shard in this order."""
     sizes = np.asarray(shard_sizes, dtype=np.int64)
     first_index = np.concatenate([[0], np.cumsum(sizes)])
     ends = np.cumsum(sizes[shards])

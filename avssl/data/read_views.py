@@ -32,10 +32,10 @@ def read_clip(
     modalities: set[str],
     generator: np.random.Generator | None,
 ) -> Clip:
-    """Decode one clip of each modality: the center without a generator, else a random pair of AVID's intervals.
+    """Decode one clip of each modality: the center without a generator, otherwise a random pair from AVID's intervals.
 
-    An image has no time: it is read whole, without a draw. Raises MediaError when one of the modalities is missing or
-    cannot be decoded.
+    An image is read whole, without a random draw. Raises MediaError if one of the modalities is missing or cannot be
+    decoded.
     """
     key, index = sample.info.key, sample.info.index
     video_span, audio_span = spans(sample)
@@ -50,12 +50,12 @@ def read_clip(
         return Clip(index, key, None, None, 0.0, 0.0, image)
     lengths = clip_lengths(config)
     if generator is None:
-        windows = center_clip_times(video_span, audio_span, replace(lengths, max_offset_seconds=0.0))
+        clip_times = center_clip_times(video_span, audio_span, replace(lengths, max_offset_seconds=0.0))
     else:
-        windows = random_clip_times(video_span, audio_span, lengths, generator)
+        clip_times = random_clip_times(video_span, audio_span, lengths, generator)
     if video_span is not None:
-        windows = snap_to_frames(windows, video_span, sample.info.video_fps)
-    video_start, audio_start = windows.video_start_seconds, windows.audio_start_seconds
+        clip_times = snap_to_frames(clip_times, video_span, sample.info.video_fps)
+    video_start, audio_start = clip_times
     video = audio = None
     if sample.video is not None and video_span is not None and video_start is not None:
         video = decode_video_clip(sample.video, video_start, config.video, video_span, key)
@@ -65,10 +65,10 @@ def read_clip(
 
 
 def read_background(shards: ShardSet, index: int, config: ViewsConfig, generator: np.random.Generator) -> torch.Tensor:
-    """Random seconds of the audio of a random other sample than `index`: float32 (1, samples).
+    """Random seconds of the audio of a random sample other than `index`: float32 (1, samples).
 
-    The generator alone decides which sample, so that a view is the same in any batch. Raises MediaError when that
-    sample cannot be read: then the view into which it was to be mixed fails, too.
+    The sample depends only on the generator, so that a view is the same in any batch. Raises MediaError if that sample
+    cannot be read: then the view with which it would be mixed fails, too.
     """
     other = (index + 1 + int(generator.integers(max(1, shards.num_samples - 1)))) % shards.num_samples
     try:
@@ -82,7 +82,7 @@ def read_background(shards: ShardSet, index: int, config: ViewsConfig, generator
 def decode_video_clip(
     source: Source, start_seconds: float, config: VideoViewConfig, span: Span, name: str
 ) -> torch.Tensor:
-    """uint8 (T, 3, H, W) from `start_seconds` on the media's common clock, tiled at the end of the video."""
+    """Frames uint8 (T, 3, H, W) from `start_seconds` on, on the sample's clock; repeated after the end of the video."""
     times = frame_times_seconds(start_seconds, config.num_frames, config.fps, span) - span.start_seconds
     return read_video(source, times.tolist(), name=name)
 
@@ -90,7 +90,7 @@ def decode_video_clip(
 def decode_audio_clip(
     source: Source, start_seconds: float, config: AudioViewConfig, span: Span, name: str
 ) -> torch.Tensor:
-    """float32 (1, samples) from `start_seconds` on the media's common clock, zeros beyond the stream."""
+    """Waveform float32 (1, samples) from `start_seconds` on, on the sample's clock; zeros beyond the stream."""
     num_samples = round(config.seconds * config.rate_hz)
     return read_audio(source, start_seconds - span.start_seconds, num_samples, config.rate_hz, name=name)
 
@@ -98,10 +98,10 @@ def decode_audio_clip(
 def raw_views(
     shards: ShardSet, index: int, views: Sequence[View], config: ViewsConfig, seed: int, epoch: int
 ) -> dict[str, RawView]:
-    """All views of one sample. epoch -1 gives the deterministic clip and crop, whatever the views' augment and clip.
+    """All views of one sample. epoch -1: deterministic clips and crops, regardless of the views' `augment` and `clip`.
 
-    Views of one clip number share one pair of windows, and only the modalities that they need are decoded; an image is
-    decoded once. Raises MediaError as `read_clip`.
+    Views with the same clip number are made from one decoded clip of the modalities that they need; an image is decoded
+    once. Raises MediaError as `read_clip`.
     """
     sample = shards.read(index)
     by_clip: dict[int, list[View]] = {}
@@ -110,8 +110,8 @@ def raw_views(
     result = {}
     for number, group in by_clip.items():
         # Clip 0 is drawn as if there were no other clip.
-        of_clip = (seed, epoch, index) if number == 0 else (seed, epoch, index, number)
-        generator = None if epoch < 0 else np.random.default_rng(of_clip)
+        clip_seed = (seed, epoch, index) if number == 0 else (seed, epoch, index, number)
+        generator = None if epoch < 0 else np.random.default_rng(clip_seed)
         clip = read_clip(sample, config, {view.modality for view in group}, generator)
         for view in group:
             generator = None
@@ -138,4 +138,4 @@ def _raw_view(
         return raw_image("image", clip.image[None], config.image, augment, generator)
     if clip.video is not None and view.modality == "video":
         return raw_image("video", clip.video, config.video, augment, generator)
-    raise ValueError(f"view {view.name!r} of modality {view.modality!r} asked for, but the clip has none: {clip.key}")
+    raise ValueError(f"view {view.name!r} needs the modality {view.modality!r}, which the clip lacks: {clip.key}")

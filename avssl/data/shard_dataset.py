@@ -1,4 +1,4 @@
-"""The clips of a shard folder as a plain map-style Dataset, for a training loop of one's own."""
+"""The clips of a shard folder as a plain map-style Dataset, for a training loop of your own."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ MODALITIES = ("video", "audio", "image")
 
 
 class ShardDataset(Dataset[Any]):
-    """One clip of each sample of a shard folder, decoded when it is asked for. Any sampler, any number of workers.
+    """One clip of each sample of a shard folder, decoded on access, for any sampler and any number of workers.
 
-    An item is a dict: "index" (int), "key" (str), "label" (str, with label_field) and, as `modalities` says,
+    An item is a dict: "index" (int), "key" (str), "label" (str, with label_field) and those of `modalities`:
 
-        "video": uint8 (T, 3, H, W), RGB, from its first to its last frame;
-        "audio": float32 (1, samples) in [-1, 1], beginning with the video's first frame or up to
-            `views.max_offset_seconds` beside it, as AVID draws it;
+        "video": uint8 (T, 3, H, W), RGB;
+        "audio": float32 (1, samples) in [-1, 1]; the video clip begins and ends within it, or up to
+            `views.max_offset_seconds` outside, as drawn in AVID;
         "image": uint8 (3, H, W), RGB.
 
-    Without a transform, frames are cropped at their center and resized to the size in `views`, so that PyTorch's own
-    collate function makes batches. With one they are as decoded (their short side is that of the shards), for
-    torchvision.transforms.v2 to crop.
+    Without a transform, frames are cropped at their center and resized to the size in `views`, so that PyTorch's
+    default collate function makes batches. With one, frames are passed as decoded (with the short side of the shards),
+    for torchvision.transforms.v2 to crop.
 
     Args:
         shards: a shard folder, its URL, or a ShardSet of them.
-        modalities: of video, audio and image. A sample that lacks one of them raises MediaError.
-        views: how long clips are, frame rate, sample rate and sizes; `ViewsConfig()` has AVID's.
-        is_random: cut clips from seconds that are drawn anew in every epoch; False: always from the middle.
-        seed: of these draws. The same seed, epoch and index give the same clip, whoever reads it.
-        label_field: the field of the samples' labels whose first name is "label", "" for samples that have none.
-        transform: called with each item; what it returns takes the item's place.
+        modalities: one or several of video, audio and image. A sample that lacks one of them raises MediaError.
+        views: clip lengths, frame rate, sampling rate and sizes; the default is AVID's.
+        is_random: clips begin at times that are drawn anew in every epoch; False: they are always the center clips.
+        seed: of these draws. The same seed, epoch and index give the same clip in any process.
+        label_field: the field of labels whose first name becomes "label"; "label" is "" for samples without one.
+        transform: called with each item; its result replaces the item.
 
     Raises:
         ValueError: an unknown modality, or shards that do not fit the schema.
@@ -72,14 +72,14 @@ class ShardDataset(Dataset[Any]):
         self.label_field, self.transform = label_field, transform
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw other clips from now on. Workers that keep running (persistent_workers=True) do not hear of it."""
+        """Draw the clips of this epoch from now on. Workers that already run (persistent_workers=True) do not see it."""
         self.epoch = epoch
 
     def __len__(self) -> int:
         return self.shards.num_samples
 
     def __getitem__(self, index: int) -> Any:
-        """The clip of one sample. Raises MediaError if it cannot be read: nothing takes its place in silence."""
+        """The item of one sample. Raises MediaError if it cannot be read; it is not replaced by another one."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} is out of range: there are {len(self)} samples")
         index %= len(self)
@@ -98,6 +98,6 @@ class ShardDataset(Dataset[Any]):
         return self.transform(item) if self.transform else item
 
     def _center(self, modality: str, frames: Any) -> Any:
-        """uint8 (T, 3, H, W) -> (T, 3, size_px, size_px)."""
+        """The center crop of frames uint8 (T, 3, H, W), resized to (T, 3, size_px, size_px)."""
         config = self.views.video if modality == "video" else self.views.image
         return raw_image(modality, frames, config, None, None).media.contiguous()

@@ -1,4 +1,4 @@
-"""Mean and standard deviation per bin of the spectrograms of a corpus, measured when a run begins and stored."""
+"""Mean and standard deviation per bin of the spectrograms of a corpus, measured at the start of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from avssl.types import View
 
 @torch.no_grad()
 def measure_statistics(view_maker: ViewMaker, loader: Loader) -> None:
-    """Set the statistics of `view_maker` from evenly spaced samples of the loader's shards; the same on every rank."""
+    """Set the statistics of `view_maker`, if it makes audio, from evenly spaced samples; the same on every rank."""
     if not hasattr(view_maker, "normalize_audio"):
         return
     statistics = BinStatistics(view_maker.spectrogram.num_bins)

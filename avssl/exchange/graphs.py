@@ -22,7 +22,7 @@ from torch import nn
 from avssl.embedding.embedder import Embedder
 from avssl.embedding.loading import EMBEDDING_MODULES
 from avssl.losses.base import Loss
-from avssl.transforms.geometry import IMAGENET_MEAN, IMAGENET_STD
+from avssl.transforms.frame_tensors import IMAGENET_MEAN, IMAGENET_STD
 from avssl.transforms.spectrogram import STD_FLOOR
 
 MAX_DIFFERENCE = 1e-4  # of an output, relative to its largest absolute value

@@ -25,7 +25,7 @@ def check_video_input(video: torch.Tensor) -> None:
     if video.ndim != 5 or video.shape[1] != 3:
         raise ValueError(
             f"a video encoder takes float tensors of shape (B, 3, T, H, W), got {tuple(video.shape)}; "
-            "decoded clips are (B, T, 3, H, W): use avssl.transforms.geometry.to_model_layout"
+            "decoded clips are (B, T, 3, H, W): use avssl.transforms.frame_tensors.to_model_layout"
         )
 
 

@@ -1,4 +1,4 @@
-"""Views of a clip: its times, its random parameters, and the operations on frames and audio."""
+"""Views of a clip: its times, its random parameters, and the operations on frames, waveforms and spectrograms."""
 
 from __future__ import annotations
 
@@ -8,18 +8,10 @@ from avssl.exports import offer
 
 if TYPE_CHECKING:
     from avssl.transforms.audio import AudioAugment as AudioAugment
-    from avssl.transforms.config import (
-        AudioViewConfig as AudioViewConfig,
-    )
-    from avssl.transforms.config import (
-        ImageViewConfig as ImageViewConfig,
-    )
-    from avssl.transforms.config import (
-        VideoViewConfig as VideoViewConfig,
-    )
-    from avssl.transforms.config import (
-        ViewsConfig as ViewsConfig,
-    )
+    from avssl.transforms.config import AudioViewConfig as AudioViewConfig
+    from avssl.transforms.config import ImageViewConfig as ImageViewConfig
+    from avssl.transforms.config import VideoViewConfig as VideoViewConfig
+    from avssl.transforms.config import ViewsConfig as ViewsConfig
     from avssl.transforms.image_augment import ImageAugment as ImageAugment
     from avssl.transforms.published_sets import published_sets as published_sets
     from avssl.transforms.raw_view import RawView as RawView

@@ -127,7 +127,7 @@ def shift_time(waveform: torch.Tensor, shift_samples: torch.Tensor) -> torch.Ten
 
 
 def mix_power(decibels: torch.Tensor, background_db: torch.Tensor, ratio: torch.Tensor) -> torch.Tensor:
-    """Decibels of the power (1 - ratio) * own + ratio * background; ratio: (B,) in [0, 1).
+    """Decibels of the power (1 - ratio) * foreground + ratio * background; ratio: (B,) in [0, 1).
 
     Spectrograms are (B, 1, frames, bins). BYOL-A mixes the exponentials of its normalized logarithms instead of powers.
     """
@@ -140,7 +140,7 @@ def mix_power(decibels: torch.Tensor, background_db: torch.Tensor, ratio: torch.
 
 
 def crop_spectrogram(spectrogram: torch.Tensor, crop: AudioParams[torch.Tensor]) -> torch.Tensor:
-    """Resize each sample's own crop of (B, 1, frames, bins) to the full size, bicubic; 0 outside the spectrogram.
+    """Resize a crop of each spectrogram of (B, 1, frames, bins) to the full size, bicubic; 0 outside the spectrogram.
 
     crop: the time_ and frequency_ fields, (B,). This is BYOL-A's RandomResizeCrop, but the crop may begin between two
     frames, and the interpolation also reads the neighborhood of the crop.

@@ -18,7 +18,7 @@ def adjust_brightness(video: torch.Tensor, factor: torch.Tensor) -> torch.Tensor
 
 
 def adjust_contrast(video: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Blend with each frame's own mean gray: factor 0 is flat gray, 1 the original."""
+    """Blend with the mean gray of each frame: factor 0 is uniform gray, 1 the original."""
     return _blend(video, _gray(video).mean(dim=(-3, -2, -1), keepdim=True), factor)
 
 
@@ -36,12 +36,12 @@ def adjust_hue(video: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
     # The hue in sixths of a turn: 0 red, 2 green, 4 blue. Of equal maxima the first one decides.
     sixths = torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe)
     sixths = torch.where(value == red, (green - blue) / safe, sixths) + 6 * _per_clip(shift)[..., 0]
-    # Each color is the value less the chroma times a trapezium over the hue, shifted by a third of a turn.
-    # 5, 3, 1, made on the device: copying a list there would wait for all work that is queued on the device.
+    # Each color is the value minus the chroma times a trapezoid over the hue, shifted by a third of a turn. The offsets
+    # 5, 3, 1 are made on the device: copying a list there would wait for all work that is queued on the device.
     offsets = (5 - 2 * torch.arange(3, device=video.device, dtype=video.dtype))[:, None, None]
     distance = (sixths.unsqueeze(-3) + offsets).remainder_(6)
-    trapezium = distance.sub_(2).abs_().neg_().add_(2).clamp_(0, 1)  # min(distance, 4 - distance), in place
-    return torch.addcmul(value.unsqueeze(-3), chroma.unsqueeze(-3), trapezium, value=-1).clamp_(0, 1)
+    trapezoid = distance.sub_(2).abs_().neg_().add_(2).clamp_(0, 1)  # min(distance, 4 - distance), in place
+    return torch.addcmul(value.unsqueeze(-3), chroma.unsqueeze(-3), trapezoid, value=-1).clamp_(0, 1)
 
 
 def posterize(video: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
@@ -51,7 +51,7 @@ def posterize(video: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
 
 
 def adjust_sharpness(video: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Blend with a smoothed frame: factor 0 is smooth, 1 the original, more is sharper. The border stays as it is.
+    """Blend with a smoothed frame: factor 0 is smooth, 1 the original, above 1 sharper. Border pixels do not change.
 
     The smoothed frame is the mean of 3 x 3 pixels in which the middle one counts five times, as in Pillow.
     """

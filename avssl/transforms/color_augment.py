@@ -27,7 +27,7 @@ from avssl.transforms.color import (
     photometric_pack,
     solarize,
 )
-from avssl.transforms.geometry import flip_horizontally, to_device, to_float
+from avssl.transforms.frame_tensors import flip_horizontally, to_device, to_float
 from avssl.transforms.image_augment import ImageAugment
 
 T = TypeVar("T")
@@ -120,8 +120,8 @@ OPERATIONS = (
 def draw_color_params(generator: np.random.Generator, augment: ImageAugment, size_px: int) -> ColorParams[float]:
     """Draw the color parameters of one image, clip or patch.
 
-    size_px: side of the modality's full images, to which the blur is scaled. An operation with probability 0 or 1 takes
-    no draw for whether it happens.
+    size_px: side of the modality's full images, to which the blur is scaled. For an operation with probability 0 or 1,
+    no number is drawn to decide whether it happens.
     """
     params = {"order": float(JITTER_ORDERS.index(tuple(generator.permutation(len(JITTER)).tolist())))}
     jitter = {name: _draw_jitter(generator, augment, name) for name, _ in JITTER}
@@ -147,13 +147,13 @@ def _happens(generator: np.random.Generator, probability: float) -> bool:
 def apply_color_params(clips: torch.Tensor, color_params: torch.Tensor, *, blur_radius_px: int) -> torch.Tensor:
     """Apply to each clip the operations that were drawn for it, in the order that was drawn for it.
 
-    Clips that take the same operation at the same step are processed together: each clip is processed only by the
-    operations that it takes, and an operation that no clip takes costs nothing.
+    Clips that take the same operation at the same step are processed together; an operation that no clip takes costs
+    nothing.
 
     Args:
         clips: uint8 (B, T, 3, H, W), on the device.
         color_params: float32 (B, fields of ColorParams), on the CPU: the choice of clips must not wait for the device.
-        blur_radius_px: half of the blur's kernel, without its middle.
+        blur_radius_px: the blur's kernel has 2 * blur_radius_px + 1 pixels.
 
     Returns:
         A new float32 (B, T, 3, H, W) in [0, 1].

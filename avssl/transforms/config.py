@@ -70,8 +70,7 @@ class AudioViewConfig:
 
 @dataclass
 class ViewsConfig:
-    """All modalities, the augmentation sets by name, and how far the video clip may extend beyond the audio clip in
-    training.
+    """The views of all modalities and the augmentation sets by name.
 
     >>> ViewsConfig(video=VideoViewConfig(size_px=112)).audio.seconds
     2.0
@@ -81,8 +80,8 @@ class ViewsConfig:
     audio: AudioViewConfig = field(default_factory=AudioViewConfig)
     image: ImageViewConfig = field(default_factory=ImageViewConfig)
     augments: dict[str, ImageAugment] = field(default_factory=published_sets)  # you can add your own
-    max_offset_seconds: float = 0.5
-    statistics_samples: int = 1000  # samples from which the per-bin statistics are measured
+    max_offset_seconds: float = 0.5  # how far the video clip may extend beyond the audio clip in training
+    statistics_samples: int = 1000  # number of samples from which the per-bin statistics are measured
 
 
 def clip_lengths(config: ViewsConfig) -> ClipLengths:
@@ -103,7 +102,7 @@ def image_augment(view: View, config: ViewsConfig) -> ImageAugment | None:
 
 
 def check_views(views: Iterable[View], config: ViewsConfig) -> None:
-    """ValueError for a view that cannot be made: an unknown augmentation set, or images too small for a jigsaw."""
+    """Raise ValueError for a view that cannot be made: unknown augmentation set, or images too small for a jigsaw."""
     for view in views:
         if view.modality == "audio":
             if view.augment not in AUDIO_SETS:

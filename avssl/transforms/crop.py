@@ -48,7 +48,7 @@ def random_resized_crop_box(
 
 
 def center_crop_box(height: int, width: int, fraction: float = TEST_CROP_FRACTION) -> Box:
-    """The central square of a fraction of the short side: the same as resizing to size / fraction and cropping."""
+    """The central square whose side is a fraction of the short side: as resizing to size / fraction and cropping."""
     side = max(1, round(min(height, width) * fraction))
     return Box((height - side) // 2, (width - side) // 2, side, side)
 
@@ -63,9 +63,9 @@ def evaluation_crop_boxes(height: int, width: int, num_crops: int) -> list[Box]:
 
 
 def crop_resize(clip: torch.Tensor, box: Box, size_px: int) -> torch.Tensor:
-    """Crop uint8 (T, 3, H, W) to the box and resize to (T, 3, size_px, size_px), bilinear with antialiasing, uint8.
+    """Crop uint8 (T, 3, H, W) to the box and resize to uint8 (T, 3, size_px, size_px), bilinear with antialiasing.
 
-    The memory layout is that of the clip: decoded clips have channels last, and stay so until they are on the device.
+    The memory layout is that of the clip: decoded clips have channels last, and keep this until they are on the device.
     Raises ValueError if the clip has another dtype or shape, or the box does not lie inside the frame.
     """
     if clip.ndim != 4 or clip.shape[1] != 3 or clip.dtype != torch.uint8:

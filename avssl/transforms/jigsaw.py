@@ -32,7 +32,7 @@ class Jigsaw(NamedTuple):
 
 
 def jigsaw_size(size_px: int) -> JigsawSize:
-    """85 and 64 px for images of 224 px, and in proportion for other sizes. ValueError if no patch is left."""
+    """85 and 64 px for images of 224 px, in proportion for other sizes. Raises ValueError for images below 3 px."""
     cell_px = round(size_px * 255 / 224) // GRID
     patch_px = round(cell_px * 64 / 85)
     if patch_px < 1:
@@ -53,7 +53,7 @@ def centered_jigsaw(size: JigsawSize) -> Jigsaw:
 
 
 def cut_patches(clip: torch.Tensor, jigsaw: Jigsaw, size: JigsawSize) -> torch.Tensor:
-    """(T, 3, 3 cells, 3 cells) -> (9, T, 3, patch, patch), alike in all frames; any dtype."""
+    """(T, 3, 3 * cell_px, 3 * cell_px) -> patches (9, T, 3, patch_px, patch_px), alike in all frames; any dtype."""
     import torch
 
     patches = []
@@ -68,7 +68,7 @@ def cut_tiles(spectrogram: torch.Tensor, permutation: torch.Tensor) -> torch.Ten
     """(B, 1, frames, bins) -> (B, 9, 1, frames // 3, bins // 3): tile k of sample b is permutation[b, k].
 
     The tiles are numbered along the bins first, then along the frames. If a side is no multiple of 3, the remainder is
-    left out, half of it at each end. permutation: int64 (B, 9). ValueError if a side is shorter than 3.
+    left out, half of it at each end. permutation: int64 (B, 9). Raises ValueError if a side is shorter than 3.
     """
     import torch
 

@@ -67,9 +67,9 @@ def published_sets() -> dict[str, ImageAugment]:
     }
 
 
-def unknown_set(view: str, given: str, allowed: Iterable[str]) -> ValueError:
-    """The error for an unknown set: the given name, the nearest name and all allowed names."""
+def unknown_set(view: str, name: str, allowed: Iterable[str]) -> ValueError:
+    """The error for a view with an unknown set: the set's name, the nearest allowed one and all allowed ones."""
     names = list(allowed)
-    near = get_close_matches(given, names, 1)
-    guess = f" Did you mean {near[0]!r}?" if near else ""
-    return ValueError(f"view {view!r} asks for the augmentation set {given!r}.{guess} Allowed: {', '.join(names)}")
+    near = get_close_matches(name, names, 1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return ValueError(f"view {view!r} asks for the augmentation set {name!r}.{hint} Allowed: {', '.join(names)}")

@@ -1,4 +1,4 @@
-"""One view of a sample or a batch as a worker makes it: the decoded part, and the parameters drawn for the device."""
+"""One view of a sample or a batch as a worker makes it: the decoded media, and the parameters drawn for the device."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class RawView:
     """One view of a batch as a worker sends it; for a single sample the same without the batch axis.
 
     media: uint8 (B, T, 3, S, S), for a jigsaw (B, 9, T, 3, P, P), for an image with T = 1, channels last in memory as
-    decoded; or float32 (B, 1, samples). The other fields are the parameters that were drawn; None where nothing was.
+    decoded; or float32 (B, 1, samples). The other fields are parameters that were drawn; None if there are none.
 
     >>> sorted(RawView("audio", torch.zeros(2, 1, 48_000)).tensors())
     ['media']
@@ -70,9 +70,10 @@ def draw_view_params(
     size_px: int = PUBLISHED_SIZE_PX,
     jigsaw_size: JigsawSize | None = None,
 ) -> ViewParams:
-    """Draw everything that is random about one view of an image or clip of height x width px.
+    """Draw all random parameters of one view of an image or clip of height x width px.
 
-    size_px: side of the modality's full images, to which the blur is scaled. jigsaw_size: None if it is no jigsaw.
+    size_px: side of the modality's full images, to which the blur is scaled. jigsaw_size: None if the view is no
+    jigsaw.
     """
     color_params = draw_color_params(generator, augment, size_px)
     # The box is drawn after the colors because only the box takes a varying number of draws for the same augment.
@@ -91,10 +92,10 @@ def raw_image(
     augment: ImageAugment | None,
     generator: np.random.Generator | None,
 ) -> RawView:
-    """Crop, resize and, for a jigsaw, cut one clip, uint8 (T, 3, H, W), as drawn from the generator.
+    """Crop, resize and, for a jigsaw, cut one clip, uint8 (T, 3, H, W), with parameters drawn from the generator.
 
-    Without a generator or an augmentation set the crop is the central one. The set still decides the size and whether
-    the view is a jigsaw.
+    Without a generator or an augmentation set the crop is the central one. Without a generator, the set still decides
+    the size and whether the view is a jigsaw.
     """
     height, width = clip.shape[2:]
     size_px = view_size_px(augment, config)

@@ -1,4 +1,4 @@
-"""Waveform -> spectrogram on the device, and per-bin normalization.
+"""Spectrograms of waveforms, computed on the device, and their normalization per bin.
 
 Shapes: waveforms float32 (B, 1, samples) in [-1, 1]; spectrograms float32 (B, 1, frames, bins) in decibels.
 """
@@ -58,7 +58,10 @@ def power_to_db(power: torch.Tensor, dynamic_range_db: float) -> torch.Tensor:
 
 
 class _Spectrogram(nn.Module):
-    """The common part of LogSpectrogram and LogMel: checks, framing (window, hop, frames), power."""
+    """Base class of LogSpectrogram and LogMel: checks, power spectrum and decibels.
+
+    framing: window_samples, hop_samples, num_frames.
+    """
 
     window: torch.Tensor
     num_bins: int
@@ -197,10 +200,10 @@ class LogMel(_Spectrogram):
 
 
 class BinStatistics:
-    """Mean and standard deviation of every bin over all frames seen, from batches, in float64.
+    """Mean and standard deviation of every bin over all frames of the batches added so far, in float64.
 
-    Merging (Chan's parallel form of Welford's recurrence) stays exact where sums of squares would cancel. `pack` turns
-    the state into one tensor to gather and `unpack` reads it; with the same order of merging all ranks get the same
+    Merging (Chan's parallel form of Welford's recurrence) stays accurate where sums of squares would cancel. `pack`
+    turns the state into one tensor to gather and `unpack` reads it; merging in the same order gives all ranks the same
     bits.
     """
 
@@ -222,7 +225,7 @@ class BinStatistics:
         self.merge(batch)
 
     def merge(self, other: BinStatistics) -> None:
-        """Add everything that `other` has seen."""
+        """Add all frames of `other`."""
         if len(other.mean) != len(self.mean):
             raise ValueError(f"cannot merge statistics of {len(other.mean)} bins into those of {len(self.mean)}")
         total = self.count + other.count
@@ -235,7 +238,7 @@ class BinStatistics:
 
     @property
     def std(self) -> torch.Tensor:
-        """Standard deviation (bins,) float64, of the frames as a population. Raises ValueError before any update."""
+        """Population standard deviation, float64 (bins,). Raises ValueError before any update."""
         if self.count == 0:
             raise ValueError("no spectrogram has been seen yet: call update first")
         return (self.sum_squares / self.count).sqrt()
@@ -283,19 +286,19 @@ class BinNormalize(nn.Module):
         self.std.copy_(statistics.std)
 
     def forward(self, spectrogram: torch.Tensor) -> torch.Tensor:
-        """(B, 1, frames, bins) -> same shape, float32."""
+        """Normalize spectrograms (B, 1, frames, bins): float32 of the same shape."""
         return (spectrogram - self.mean) / (self.std + STD_FLOOR)
 
 
 class UnmeasuredStatistics(BinNormalize):
-    """Replaces the normalization of a run without statistics, whose audio cannot be normalized: it raises an error."""
+    """Replaces the normalization of a run without statistics, and raises an error that says how to measure them."""
 
     def __init__(self, num_bins: int, run: str | Path) -> None:
         super().__init__(num_bins)
         self.run = run
 
     def forward(self, spectrogram: torch.Tensor) -> torch.Tensor:  # noqa: ARG002  (the contract)
-        """Raise ValueError, which says what to do."""
+        """Raise ValueError with the command that measures the statistics."""
         raise ValueError(
             f"{self.run} has no statistics of its spectrograms (a published checkpoint holds none), so its audio "
             "cannot be normalized as in training. Measure them once: "

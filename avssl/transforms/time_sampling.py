@@ -1,4 +1,4 @@
-"""The times of clips: arithmetic on the common clock of a sample's two streams. Nothing is read here.
+"""The times of clips, on the common clock of a sample's two streams.
 
 A stream is a `Span` in seconds. A missing stream is None, and then its start time is None, too. Media may be shorter
 than a clip: the clip then begins where the stream begins, `frame_times_seconds` repeats the frames, and the audio
@@ -44,16 +44,16 @@ class ClipLengths:
 def random_clip_times(
     video: Span | None, audio: Span | None, lengths: ClipLengths, generator: np.random.Generator
 ) -> ClipTimes:
-    """Random start times of a training pair, uniform in AVID's intervals. Always takes two draws.
+    """Random start times of a training pair, uniform in AVID's intervals. Always draws two numbers.
 
     With A, V the clip lengths, d the largest offset, [v0, v1] the video and [a0, a1] the audio:
         audio start ~ U(max(a0, v0), min(a1 - A, v1 - V))
         video start ~ U(max(audio start - d, v0), min(audio start + A + d - V, v1))
-    so near its end the video may be shorter than V, and its frames are then repeated. If only one stream is there, its
-    start is uniform in the interval for which the whole clip fits.
+    so near the end of the video less than V may be left, and its frames are then repeated. If there is only one stream,
+    its start is uniform in the interval in which the whole clip fits.
 
     If an interval is empty (a stream shorter than its clip, little or no overlap), the start is the upper limit of the
-    interval, moved into the stream: this gives as much real audio as possible, and the video clip nearest to it.
+    interval, moved into the stream: this gives the most audio without padding, and the video clip nearest to it.
     """
     audio_draw, video_draw = generator.random(2)
     _check(video, audio)
@@ -160,14 +160,14 @@ def window_grid(start_seconds: float, end_seconds: float, window_seconds: float,
 
 def _check(video: Span | None, audio: Span | None) -> None:
     if video is None and audio is None:
-        raise ValueError("a window needs at least one of video and audio, got neither")
+        raise ValueError("clip times need at least one of video and audio, got neither")
     for name, span in (("video", video), ("audio", audio)):
         if span is not None and not (isfinite(span.start_seconds) and span.start_seconds <= span.end_seconds < np.inf):
             raise ValueError(f"the {name} must have finite start <= end seconds, got {span}")
 
 
 def _starts(span: Span, seconds: float) -> tuple[float, float]:
-    """The interval of starts for which the clip fits; only the stream's start if the clip is too long."""
+    """The interval of start times at which the clip fits; only the stream's start if the clip is longer."""
     return span.start_seconds, max(span.start_seconds, span.end_seconds - seconds)
 
 

@@ -1,8 +1,8 @@
-"""Raw views (made in a worker from a sample of a shard) -> model-ready tensors (on the device).
+"""Model-ready tensors on the device, from raw views that a worker made from a sample of a shard.
 
 A worker decodes once and does only what makes the data smaller: choosing the times and the crop. Color, flips,
-normalization and spectrograms are batched tensor operations on the device. The random parameters of a view depend on
-(seed, epoch, index, view name) alone, and the times of a clip on (seed, epoch, index, clip number) alone: not on the
+normalization and spectrograms are batched tensor operations on the device. The random parameters of a view depend only
+on (seed, epoch, index, view name), and the times of a clip only on (seed, epoch, index, clip number): not on the
 worker, the rank or the batch.
 """
 
@@ -17,7 +17,7 @@ from torch import nn
 from avssl.transforms.audio import AudioParams, crop_spectrogram, mix_power, scale_volume, shift_time
 from avssl.transforms.color_augment import apply_color_params
 from avssl.transforms.config import ViewsConfig
-from avssl.transforms.geometry import normalize, to_device, to_float, to_model_layout
+from avssl.transforms.frame_tensors import normalize, to_device, to_float, to_model_layout
 from avssl.transforms.jigsaw import cut_tiles
 from avssl.transforms.raw_view import RawView
 from avssl.transforms.spectrogram import BinNormalize, LogMel, LogSpectrogram
@@ -26,12 +26,12 @@ BLUR_KERNEL_FRACTION = 0.1  # of the side, as in SimCLR: 23 px of 224
 
 
 class ViewMaker(nn.Module):
-    """Raw views -> model-ready tensors on the device.
+    """Makes model-ready tensors on the device from raw views.
 
     Images are (B, 3, S, S), videos (B, 3, T, S, S), their jigsaws (B, 9, 3, P, P) and (B, 9, 3, T, P, P); audio is
     (B, 1, frames, bins), its jigsaw (B, 9, 1, frames // 3, bins // 3).
 
-    The only state are the per-bin statistics of the spectrogram, which belong to the run.
+    Its only state are the per-bin statistics of the spectrogram, which belong to the run.
 
     >>> maker = ViewMaker(ViewsConfig(), ["video"])
     >>> raw = RawView("video", torch.zeros(2, 8, 3, 224, 224, dtype=torch.uint8))
@@ -59,20 +59,20 @@ class ViewMaker(nn.Module):
 
     @torch.no_grad()
     def forward(self, raw: Mapping[str, RawView], device: torch.device) -> dict[str, torch.Tensor]:
-        """{name: tensor} of all views of a batch."""
+        """The model-ready tensors {name: tensor} of all views of a batch."""
         make = {"image": self.image, "video": self.video, "audio": self.audio}
         return {name: make[view.modality](view, device) for name, view in raw.items()}
 
     def image(self, view: RawView, device: torch.device) -> torch.Tensor:
-        """uint8 (B, 1, 3, S, S) -> float32 (B, 3, S, S); as `video`."""
+        """uint8 (B, 1, 3, S, S) -> float32 (B, 3, S, S), changed as in `video`."""
         return self._normalized(view, device, self.config.image.size_px).squeeze(-4)
 
     def video(self, view: RawView, device: torch.device) -> torch.Tensor:
-        """uint8 (B, T, 3, S, S) -> float32 (B, 3, T, S, S), with the color operations that were drawn, normalized."""
+        """uint8 (B, T, 3, S, S) -> float32 (B, 3, T, S, S), normalized after the color operations that were drawn."""
         return to_model_layout(self._normalized(view, device, self.config.video.size_px))
 
     def _normalized(self, view: RawView, device: torch.device, size_px: int) -> torch.Tensor:
-        """Color operations and normalization; the order of the axes stays."""
+        """Apply color operations and normalization; the order of the axes does not change."""
         media = to_device(view.media, device).contiguous()  # workers leave channels last
         if view.color_params is None:
             return normalize(to_float(media))
@@ -86,7 +86,7 @@ class ViewMaker(nn.Module):
         params: AudioParams[torch.Tensor] | None = None
         if view.audio_params is not None:
             params = AudioParams(*to_device(view.audio_params, device).unbind(1))
-            if AudioParams(*view.audio_params.unbind(1)).shift_samples.any():  # on the CPU: not waiting for the device
+            if AudioParams(*view.audio_params.unbind(1)).shift_samples.any():  # on the CPU: no wait for the device
                 waveform = shift_time(waveform, params.shift_samples)
             waveform = scale_volume(waveform, params.volume)
         decibels = self.spectrogram(waveform)

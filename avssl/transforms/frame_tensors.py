@@ -1,4 +1,4 @@
-"""Value range and layout of batches on the device: float, flip, normalization, the layout that models read.
+"""Tensors of frames on the device: conversion to float, flips, normalization, and the layout that models read.
 
 Layouts: decoded clips are uint8 (T, 3, H, W), where an image is a clip of one frame; batches are (B, T, 3, H, W);
 models read videos as (B, 3, T, H, W) and images as (B, 3, H, W).
@@ -45,9 +45,9 @@ def to_model_layout(video: torch.Tensor) -> torch.Tensor:
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The tensor on the device. Only with CUDA the call returns before the copy is done.
+    """The tensor on the device. Only with CUDA does the call return before the copy is done.
 
-    For CUDA the batches are pinned, and PyTorch keeps pinned memory until it was read. MPS reads pageable memory some
-    time later, when a worker may already have written its next batch there.
+    For CUDA the batches are pinned, and PyTorch keeps pinned memory until it has been read. MPS reads pageable memory
+    some time later, when a worker may already have written its next batch there.
     """
     return tensor.to(device, non_blocking=device.type == "cuda")
