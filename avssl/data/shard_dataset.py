@@ -72,7 +72,7 @@ class ShardDataset(Dataset[Any]):
         self.label_field, self.transform = label_field, transform
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the clips of this epoch from now on. Workers that already run (persistent_workers=True) do not see it."""
+        """Draw the clips of this epoch from now on. Running workers (persistent_workers=True) do not see it."""
         self.epoch = epoch
 
     def __len__(self) -> int:
