@@ -1,4 +1,4 @@
-"""Encoders by name. `create_encoder("avid_video", depth=10, width=8)` is the whole interface."""
+"""Encoders by name, such as `create_encoder("avid_video", depth=10, width=8)`, and heads."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def create_encoder(name: str, **options: Any) -> nn.Module:
     Args:
         name: a key of ENCODERS. Image encoders take (B, 3, H, W), video encoders (B, 3, T, H, W), audio encoders
             (B, 1, frames, bins).
-        options: keyword options of that encoder, e.g. depth=10, width=8 for avid_video.
+        options: keyword options of that encoder, for example depth=10, width=8 for avid_video.
 
-    Raises ValueError for an unknown name, option or value, saying what is allowed.
+    Raises ValueError for an unknown name, option or value, with those that are allowed.
     """
     if name not in ENCODERS:
         raise ValueError(f"unknown encoder {name!r}{_suggest(name, ENCODERS)}; known: {', '.join(ENCODERS)}")
@@ -37,7 +37,7 @@ def create_encoder(name: str, **options: Any) -> nn.Module:
     return entry.build(**options)
 
 
-def _suggest(given: str, allowed: Iterable[str]) -> str:
-    """' (did you mean ...?)' for a near miss, else the empty string."""
-    near = difflib.get_close_matches(given, list(allowed), n=1)
+def _suggest(name: str, allowed: Iterable[str]) -> str:
+    """' (did you mean ...?)' if an allowed name is similar, otherwise an empty string."""
+    near = difflib.get_close_matches(name, list(allowed), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""

@@ -11,7 +11,7 @@ from avssl.models.registry import register_encoder
 
 
 class AudioBlock(nn.Module):
-    """Two 3 x 3 convolutions, each with batch norm and ReLU, without a shortcut. The first one has the stride."""
+    """Two 3 x 3 convolutions, the first with the stride, each followed by batch norm and ReLU, without a shortcut."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -36,8 +36,8 @@ class AVIDAudio(nn.Module):
         width: channels of the stem and of block1; block2 to block4 have 2, 4 and 8 times as many. `dim` is 8 * width.
         first_stride: stride of block1, 2 as published (for 200 x 257) or 1 for the paper's small inputs (100 x 129).
 
-    Module names follow the published checkpoints; block1 to block4 are called conv2x to conv5x in `forward_layers`,
-    as in the papers. The defaults give dim 512 and 4.73 M parameters.
+    Module names follow the published checkpoints; `forward_layers` names block1 to block4 conv2x to conv5x, as in the
+    papers. The defaults give dim 512 and 4.73 M parameters.
     """
 
     modality = "audio"

@@ -20,10 +20,11 @@ def mlp(
     """Multi-layer perceptron (B, dims[0]) -> (B, dims[-1]): linear layers with ReLU between them.
 
     Args:
-        dims: from input to output; (512, 512, 512, 128) is AVID's projector, (512, 128) one linear layer.
+        dims: of the input, of each hidden layer and of the output; (512, 512, 512, 128) is AVID's projector, (512, 128)
+            one linear layer.
         batch_norm: put a batch norm before each ReLU.
         final_batch_norm: put a batch norm after the last linear layer.
-        final_affine: that batch norm has scale and shift.
+        final_affine: the final batch norm has scale and shift.
         final_bias: the last linear layer has a bias, unless a batch norm follows it.
 
     A linear layer has a bias unless a batch norm follows it, which would cancel the bias. Without batch norm the
@@ -48,9 +49,9 @@ def mlp(
 def on_each(head: nn.Module, batches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """[head(batch) for batch in batches] of shapes (B, F), where batch norm sees each batch separately.
 
-    The linear layers of an `mlp` read all batches at once: one product of many rows costs less than several of few
-    rows, and the gradient of the weights is one product instead of a sum in memory. Other heads are called on each
-    batch.
+    The linear layers of an `mlp` process all batches at once: one product of many rows costs less than several of few
+    rows, and the gradient of the weights is one product instead of a sum in memory. Heads of other types are called on
+    each batch.
     """
     if len(batches) < 2 or not isinstance(head, nn.Sequential):
         return [head(batch) for batch in batches]

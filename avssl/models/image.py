@@ -40,8 +40,8 @@ class ResNet(nn.Module):
         name: resnet10, resnet18, resnet34 (dim 8 * width) or resnet50 (dim 32 * width).
         width: channels of the stem and of the first stage; the next stages have 2, 4 and 8 times as many. 64 is the
             published network; narrower ones are for small images.
-        small_stem: a 3 x 3 convolution of stride 1 without a max-pool instead of 7 x 7 of stride 2 with one, for images
-            of about 32 px: this stem keeps the resolution.
+        small_stem: a 3 x 3 convolution of stride 1 without max-pool instead of a 7 x 7 one of stride 2 with max-pool;
+            it keeps the resolution, for images of about 32 px.
         zero_init_residual: the last batch norm of each block starts at 0, so that blocks start as the identity (Goyal
             et al. 2017, arXiv 1706.02677; used in the published training of Barlow Twins).
         weights: a local file with this network's state, safetensors or `torch.save`d, with or without a classifier
@@ -132,7 +132,7 @@ class VisionTransformer(nn.Module):
         image_size_px, patch_size_px: sides of the square images, the only size that it takes, and of their patches.
         fixed_positions: positions are the 2-D sines and cosines of `sincos_positions` and are not trained (MoCo v3,
             Chen et al. 2021, arXiv 2104.02057), in place of trained ones.
-        freeze_patches: the projection of the patches keeps its random start (MoCo v3, against unstable training).
+        freeze_patches: the patch projection keeps its random initial weights (MoCo v3, against unstable training).
     """
 
     modality = "image"

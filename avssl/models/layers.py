@@ -1,8 +1,8 @@
 """The activations of an encoder's stages under common names, for probing several layers.
 
 conv2x, conv3x, conv4x and conv5x are the four stages of every residual network (He et al. 2016, table 1), of AVID's
-networks and of S3D (the stages between its spatial max-pools); "pool" is the feature that the encoder returns. An
-encoder without stages, such as a transformer, has only "pool".
+networks and of S3D (the stages between its spatial max-pools); "pool" is the output of the encoder. An encoder without
+stages, such as a transformer, has only "pool".
 """
 
 from __future__ import annotations

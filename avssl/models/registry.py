@@ -15,7 +15,7 @@ Encoder = TypeVar("Encoder", bound=type[nn.Module])
 
 
 class EncoderEntry(NamedTuple):
-    """A row of the table: what the encoder reads, how it is built, which keyword options it takes."""
+    """An encoder in the table: the modality it reads, the function that builds it, the names of its options."""
 
     modality: Modality
     build: Callable[..., nn.Module]
@@ -26,15 +26,15 @@ ENCODERS: dict[str, EncoderEntry] = {}
 
 
 def register_encoder(*names: str) -> Callable[[Encoder], Encoder]:
-    """A decorator that makes a class known to `create_encoder` under these names.
+    """A decorator that makes a class available to `create_encoder` under these names.
 
-    The class has `modality`, and sets `dim`. All keyword-only parameters of its constructor are options. If the
-    constructor has a parameter `name`, it gets the name under which the encoder is built.
+    The class has an attribute `modality`, and its instances have `dim`. All keyword-only parameters of its constructor
+    are options. If the constructor has a parameter `name`, it gets the name under which the encoder is built.
     """
 
     def register(encoder: Encoder) -> Encoder:
         parameters = inspect.signature(encoder).parameters
-        options = tuple(name for name, each in parameters.items() if each.kind is inspect.Parameter.KEYWORD_ONLY)
+        options = tuple(name for name, value in parameters.items() if value.kind is inspect.Parameter.KEYWORD_ONLY)
         for name in names:
             build: Callable[..., nn.Module] = partial(encoder, name) if "name" in parameters else encoder
             ENCODERS[name] = EncoderEntry(encoder.modality, build, options)  # type: ignore[attr-defined]

@@ -16,7 +16,7 @@ from avssl.models.weights import load_weights
 
 BLOCKS_PER_STAGE: dict[int, tuple[int, int, int, int]] = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 MVIT_CLIP_SHAPE = (16, 224, 224)
-# The last block of each stage of S3D, by its name in `features`; a spatial max-pool follows, or nothing.
+# The name in `features` of the last block of each stage of S3D: the one before a spatial max-pool, and the last of all.
 S3D_STAGES = {"layer1": "3", "layer2": "6", "layer3": "12", "layer4": "15"}
 
 
@@ -30,10 +30,10 @@ def check_video_input(video: torch.Tensor) -> None:
 
 
 class FactorizedBlock(nn.Module):
-    """Residual block of AVID: spatial, temporal, spatial, temporal convolution, each of `out_channels`.
+    """Residual block of AVID: spatial, temporal, spatial and temporal convolution, each to `out_channels`.
 
-    The last batch norm comes after the shortcut was added, so it normalizes the sum. Unlike in torchvision's R(2+1)D
-    the intermediate result has out_channels, too. (B, C, T, H, W) -> (B, out_channels, ...).
+    The last batch norm follows the addition of the shortcut, so it normalizes the sum. Unlike in torchvision's R(2+1)D
+    the intermediate results have out_channels, too.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:

@@ -1,4 +1,4 @@
-"""Initial weights of an encoder: from a local file, or torchvision's by their name."""
+"""Initial weights of an encoder: from a local file, or torchvision's by name."""
 
 from __future__ import annotations
 
@@ -63,6 +63,6 @@ def _from_torchvision(weights: str, name: str) -> Mapping[str, torch.Tensor]:
         state: Mapping[str, torch.Tensor] = available[weights].get_state_dict(
             progress=True, check_hash=True, weights_only=True
         )
-    except OSError as error:  # of the network
+    except OSError as error:  # connection errors among them
         raise ValueError(f"{name}: torchvision's {weights} could not be downloaded: {error}") from error
     return state

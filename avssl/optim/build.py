@@ -1,4 +1,4 @@
-"""Optimizers by name and learning rates as a pure function of the step."""
+"""Optimizers from a configuration, and the learning rate as a pure function of the step."""
 
 from __future__ import annotations
 
@@ -20,37 +20,37 @@ KINDS: dict[str, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adam
 
 
 def build_optimizer(config: OptimConfig, groups: Sequence[Mapping[str, object]]) -> torch.optim.Optimizer:
-    """Optimizer over parameter groups as a loss gives them.
+    """The optimizer for the parameter groups of a loss.
 
-    A group may carry lr_scale, a factor kept through the schedule; constant_lr, True to stay out of the schedule; and
-    options of the optimizer.
+    A group may have lr_scale, a factor on the scheduled learning rate; constant_lr, True for no schedule; and options
+    of the optimizer.
 
     >>> network = torch.nn.Linear(2, 2)
     >>> build_optimizer(OptimConfig(name="lars", lr=0.2), [{"params": list(network.parameters())}]).__class__.__name__
     'LARS'
     """
-    ready = [piece for group in groups for piece in _split_biases(config, group)]
+    split_groups = [split for group in groups for split in _split_biases(config, group)]
     common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.name == "lars":
         exclude = config.exclude_biases is not False
-        return LARS(ready, momentum=config.momentum, trust=config.trust, exclude_biases=exclude, **common)
+        return LARS(split_groups, momentum=config.momentum, trust=config.trust, exclude_biases=exclude, **common)
     kind = KINDS[config.name]
-    common["fused"] = _fused(config, kind, ready)
+    common["fused"] = _fused(config, kind, split_groups)
     optimizer: torch.optim.Optimizer
     if config.name == "sgd":
-        optimizer = torch.optim.SGD(ready, momentum=config.momentum, **common)
+        optimizer = torch.optim.SGD(split_groups, momentum=config.momentum, **common)
         if common["fused"] and config.momentum:
             optimizer.register_step_pre_hook(_begin_momentum)
     else:
-        optimizer = kind(ready, betas=config.betas, **common)
+        optimizer = kind(split_groups, betas=config.betas, **common)
     optimizer.register_load_state_dict_pre_hook(partial(_keep_fused, fused=common["fused"]))
     optimizer.register_load_state_dict_post_hook(_lay_out_as_weights)
     return optimizer
 
 
 def _fused(config: OptimConfig, kind: Any, groups: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the fused kernels are used. ValueError where they were asked for and are wrong on this machine."""
-    device = next((one.device for group in groups for one in group["params"]), torch.device("cpu"))
+    """Whether to use the fused kernels. Raises ValueError if config.fused is true but they are wrong here."""
+    device = next((weight.device for group in groups for weight in group["params"]), torch.device("cpu"))
     if config.fused is False:
         return False
     is_right = kernels.fused_is_right(kind, device)
@@ -60,14 +60,15 @@ def _fused(config: OptimConfig, kind: Any, groups: Sequence[Mapping[str, Any]]) 
 
 
 def _keep_fused(optimizer: torch.optim.Optimizer, state: dict[str, Any], *, fused: bool) -> dict[str, Any]:  # noqa: ARG001
-    """A stored state says with which kernels it was made; the run's own key decides which go on."""
+    """The stored state with this run's choice of kernels instead of the choice with which it was stored."""
     return {**state, "param_groups": [{**group, "fused": fused} for group in state["param_groups"]]}
 
 
 def _lay_out_as_weights(optimizer: torch.optim.Optimizer) -> None:
-    """Give moments the strides of their weights, which another run may have had otherwise (channels last).
+    """Give loaded moments the strides of their weights, which may differ from those of the stored run (channels last).
 
-    PyTorch keeps those of the file, and its fused kernels walk through raw memory: moments of other weights, unnoticed.
+    PyTorch keeps the stored strides, but its fused kernels go through raw memory: they would silently use the moments
+    of other weights.
     """
     for parameter, moments in optimizer.state.items():
         for name, moment in moments.items():
@@ -76,10 +77,10 @@ def _lay_out_as_weights(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _begin_momentum(optimizer: torch.optim.Optimizer, arguments: object, options: object) -> None:  # noqa: ARG001
-    """Zeros, which give the same first step, where there is no momentum yet.
+    """Set missing momentum to zeros, which give the same first step.
 
-    The fused SGD of PyTorch 2.14 takes momentum of all parameters or of none. Some begin late: prototypes that are
-    frozen at first, classifiers whose moments were forgotten.
+    The fused SGD of PyTorch 2.14 needs momentum for all parameters or for none. Some start late: prototypes that are
+    frozen at first, and classifiers whose moments were dropped.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -88,20 +89,20 @@ def _begin_momentum(optimizer: torch.optim.Optimizer, arguments: object, options
 
 
 def _split_biases(config: OptimConfig, group: Mapping[str, object]) -> list[dict[str, Any]]:
-    """The group as it is, or as two where biases are treated in another way than weights."""
+    """The group, split into weights and biases if the configuration treats these differently."""
     options: dict[str, Any] = {"lr_scale": 1.0, "constant_lr": False, **group}
-    no_decay = bool(config.exclude_biases) and config.name != "lars"  # lars knows by itself
+    no_decay = bool(config.exclude_biases) and config.name != "lars"  # LARS does this itself
     if not no_decay and config.bias_lr_scale == 1.0:
         return [options]
     parameters: list[torch.nn.Parameter] = options.pop("params")
     biases = dict(options, lr_scale=options["lr_scale"] * config.bias_lr_scale)
     if no_decay:
         biases["weight_decay"] = 0.0
-    parts = [
-        dict(options, params=[one for one in parameters if one.ndim > 1]),
-        dict(biases, params=[one for one in parameters if one.ndim <= 1]),
+    groups = [
+        dict(options, params=[parameter for parameter in parameters if parameter.ndim > 1]),
+        dict(biases, params=[parameter for parameter in parameters if parameter.ndim <= 1]),
     ]
-    return [part for part in parts if part["params"]]
+    return [group for group in groups if group["params"]]
 
 
 def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
@@ -122,14 +123,14 @@ def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimConfig, step: int, total_steps: int) -> None:
-    """Give every group the learning rate of this step times its own scale; groups with constant_lr keep config.lr."""
+    """Set every group's learning rate for this step, times its lr_scale; groups with constant_lr keep config.lr."""
     scheduled = learning_rate(config, step, total_steps)
     for group in optimizer.param_groups:
         group["lr"] = (config.lr if group.get("constant_lr") else scheduled) * group.get("lr_scale", 1.0)
 
 
 def forget(optimizer: torch.optim.Optimizer) -> Callable[[Sequence[torch.nn.Parameter]], None]:
-    """A function that drops the optimizer's moments of the parameters it is given."""
+    """A function that drops the optimizer's moments of its argument, some parameters."""
 
     def reset(parameters: Sequence[torch.nn.Parameter]) -> None:
         for parameter in parameters:

@@ -1,4 +1,6 @@
-"""Optimizer and schedule as configuration; apart from build.py because `--help` shows this and loads no libraries."""
+"""The configuration of optimizer and schedule, in a file of its own because `--help` shows it without loading
+libraries.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from typing import Literal
 
 @dataclass
 class OptimConfig:
-    """Optimizer and schedule. weight_decay is L2 in the gradient for adam, sgd, lars; decoupled for adamw.
+    """Optimizer and schedule. weight_decay is L2 in the gradient for adam, sgd and lars; decoupled for adamw.
 
     "Biases" are all tensors with at most one axis: biases and the scales and shifts of norms.
 
@@ -22,12 +24,12 @@ class OptimConfig:
     momentum: float = 0.9  # of sgd and lars
     betas: tuple[float, float] = (0.9, 0.999)  # of adam and adamw
     trust: float = 0.001  # of lars
-    exclude_biases: bool | None = None  # from weight decay and lars' scaling; null: lars yes, others no
-    bias_lr_scale: float = 1.0  # biases learn at this factor times the learning rate (Barlow Twins)
-    fused: bool | None = None  # adam, adamw, sgd: all weights in one kernel; null: yes
+    exclude_biases: bool | None = None  # from weight decay and from the scaling of lars; null: yes for lars only
+    bias_lr_scale: float = 1.0  # factor on the learning rate of biases (Barlow Twins)
+    fused: bool | None = None  # adam, adamw, sgd: update all weights in one kernel; null: yes, if this machine can
     clip_norm: float = 0.0  # largest norm of all gradients together; 0: no clipping
     schedule: Literal["constant", "cosine", "multistep"] = "constant"
     warmup_steps: int = 0  # linear from 0, before any schedule
-    final_lr: float = 0.0  # where cosine ends
-    milestone_steps: list[int] | None = None  # multistep: lr is multiplied by `gamma` at each
+    final_lr: float = 0.0  # at the end of cosine
+    milestone_steps: list[int] | None = None  # multistep: lr is multiplied by `gamma` at each of these steps
     gamma: float = 0.1

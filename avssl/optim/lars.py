@@ -1,8 +1,8 @@
-"""LARS: layer-wise adaptive rate scaling (You et al. 2017, arXiv 1708.03888), as SSL methods use it.
+"""LARS: layer-wise adaptive rate scaling (You et al. 2017, arXiv 1708.03888), as in self-supervised learning.
 
 For each tensor with more than one axis:  d = g + wd w;  q = trust ||w|| / ||d|| (1 if either norm is 0);  d <- q d.
 Then for all:  v <- momentum v + d;  w <- w - lr v.  Tensors with at most one axis (biases, norm scales) get neither
-weight decay nor q, unless exclude_biases is False: then they are treated as weights are (SwAV's LARC without clipping).
+weight decay nor q, unless exclude_biases is False: then they are treated like weights (SwAV's LARC without clipping).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 
 class LARS(torch.optim.Optimizer):
-    """See the module's text. trust is the coefficient eta, 0.001 in SimCLR, BYOL, Barlow Twins and VICReg.
+    """The optimizer in the module's text. trust is the coefficient eta: 0.001 in SimCLR, BYOL, Barlow Twins and VICReg.
 
     >>> network = torch.nn.Linear(2, 1)
     >>> optimizer = LARS(network.parameters(), lr=0.1)
@@ -46,7 +46,7 @@ class LARS(torch.optim.Optimizer):
 
     def _update(self, weight: torch.Tensor, group: dict[str, Any]) -> None:
         direction = weight.grad
-        assert direction is not None  # for the type checker: step() looked
+        assert direction is not None  # for the type checker: step() has checked it
         if weight.ndim > 1 or not group["exclude_biases"]:
             direction = direction.add(weight, alpha=group["weight_decay"])
             weight_norm, norm = torch.linalg.vector_norm(weight), torch.linalg.vector_norm(direction)
