@@ -32,7 +32,7 @@ CONFIG = ViewsConfig(
     audio=AudioViewConfig(seconds=CLIP_SECONDS, rate_hz=RATE_HZ, window_samples=256, hop_samples=240, num_frames=175),
     max_offset_seconds=0.0,  # both clips begin at the same time
 )
-VIEWS = (View("film", "video", "test"), View("sound", "audio", "test"))
+VIEWS = (View("film", "video", "test"), View("audio", "audio", "test"))
 
 
 @dataclass(frozen=True)
@@ -171,9 +171,9 @@ def test_in_the_batches_of_the_loader(films):
     seen = set()
     for epoch in range(4):
         for batch in loader.epoch(epoch):
-            for index, film, sound in zip(batch.index.tolist(), batch.views["film"], batch.views["sound"], strict=True):
+            for index, film, audio in zip(batch.index.tolist(), batch.views["film"], batch.views["audio"], strict=True):
                 brightness = film.mean(dim=(0, 2, 3)).numpy()
-                loudness = sound[0].amax(dim=1).numpy()
+                loudness = audio[0].amax(dim=1).numpy()
                 flash = onset(brightness, (brightness.min() + brightness.max()) / 2)
                 beep = onset(loudness, (loudness.min() + loudness.max()) / 2)
                 if flash is None or beep is None or np.ptp(brightness) < 1:
@@ -212,7 +212,7 @@ def test_in_the_windows_of_embedding(films, kind, stride):
                 continue
             beep, flash = beep / RATE_HZ, flash / SHARD_FPS
             assert_together(beep - flash, wanted[name], FRAME_SECONDS, name)
-            # Priming counts as sound in some formats; the sound of a shard begins with a frame of it.
+            # Priming counts as audio in some formats; the audio of a shard begins with a frame of it.
             most = 0.03 + (FRAME_SECONDS if kind == "shards" else 0)
             assert abs(zero + start + beep - EVENT_SECONDS - FILMS[name].late) < most, name
             seen.add(name)

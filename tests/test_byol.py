@@ -231,6 +231,6 @@ def test_a_momentum_out_of_range_a_wrong_pair_and_a_batch_of_one_are_refused_wit
         make().check_batch_size(1)
 
 
-def test_pictures_get_the_papers_two_sets_and_others_the_runs_own():
+def test_images_get_the_papers_two_sets_and_others_the_runs_own():
     assert [view.augment for view in BYOL.views(BYOLConfig())] == ["byol_first", "byol_second"]
     assert [view.augment for view in BYOL.views(BYOLConfig(modalities=("video", "audio")))] == ["train", "train"]

@@ -45,7 +45,7 @@ def make(modalities=("image",), seed=0, num_samples=NUM_SAMPLES, **options):
 
 
 def samples(name):
-    """(N, 5): KINDS kinds of samples, other pictures of the same kinds for each view."""
+    """(N, 5): KINDS kinds of samples, other images of the same kinds for each view."""
     rng = np.random.default_rng({"first": 1, "second": 2}[name])
     kinds = 2 * rng.normal(size=(KINDS, 5))
     return torch.tensor(
@@ -197,7 +197,7 @@ def test_the_classifiers_have_no_momentum_and_the_rest_has_the_runs(name):
             assert group["momentum"] == (0.0 if parameter in heads else 0.9)
 
 
-def test_health_is_the_mutual_information_with_the_epoch_before_and_the_evenness_of_clusters():
+def test_label_health_is_the_mutual_information_with_the_epoch_before_and_the_evenness_of_clusters():
     loss = make(num_clusters=8)
     loss.on_epoch_start(context_of(loss, 0))
     assert loss_of(loss, torch.arange(4)).terms["label_nmi"] == 0  # nothing to compare with yet

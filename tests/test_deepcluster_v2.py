@@ -118,7 +118,7 @@ def test_the_loss_equals_the_textbook_in_value_and_gradient_with_labels_of_the_o
         np.testing.assert_allclose(views[name].grad, wanted, atol=1e-5 * np.abs(wanted).max())
 
 
-def test_small_video_crops_are_labeled_by_the_sound_and_the_sound_by_the_video():
+def test_small_video_crops_are_labeled_by_the_audio_and_the_audio_by_the_video():
     loss = clustered(("video", "audio"))
     assert {name: loss.source_of(name) for name in loss.modality_of} == {
         "first": 1,

@@ -1,4 +1,4 @@
-"""Jigsaw puzzles: where patches and tiles come from, and that nothing but their place and look changes."""
+"""Jigsaws: where patches and tiles come from, and that only their position and colors change."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ LATE_FILES = {
 
 
 def made(path: Path, video: str | None, audio: str | None, options: dict[str, str], late_seconds: float = 0) -> Path:
-    """SECONDS of frames and sound whose timestamps begin at late_seconds."""
+    """SECONDS of frames and audio whose timestamps begin at late_seconds."""
     with av.open(str(path), "w", options=options) as out:
         streams = []
         if video is not None:
@@ -191,8 +191,8 @@ def test_an_avi_whose_first_frames_need_earlier_ones_lasts_from_the_first_that_d
     with av.open(str(path), "w") as out:
         stream = out.add_stream("libx264", rate=FPS, options=options)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        pictures = [np.full((48, 64, 3), 2 * k, np.uint8) for k in range(100)]
-        frames = [av.VideoFrame.from_ndarray(one, format="rgb24") for one in pictures]
+        images = [np.full((48, 64, 3), 2 * k, np.uint8) for k in range(100)]
+        frames = [av.VideoFrame.from_ndarray(image, format="rgb24") for image in images]
         packets = [packet for frame in [*frames, None] for packet in stream.encode(frame)]
         for number, packet in enumerate(packets[1:]):
             packet.pts = packet.dts = number

@@ -42,7 +42,7 @@ KEYFRAME_INTERVAL = 8  # of `data_prep write`
 
 @pytest.fixture
 def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """{what: how often} of files opened, and of frames and blocks of sound decoded after opening."""
+    """{what: how often} of files opened, and of frames and blocks of audio decoded after opening."""
     found: Counter[str] = Counter()
     open_container, frames = ffmpeg.open_container, ffmpeg.decode_frames
 
@@ -120,7 +120,7 @@ def batch_of(shards: dict[str, Path], views: tuple[View, ...] = VIEWS, collate: 
         ((View("a", "audio", "test"), View("v", "video", "test")), 8 + 4 * 3 * 24 * 24 + 4 * 12_000),
     ],
 )
-def test_a_sample_hands_over_its_pixels_as_bytes_and_its_sound_and_little_else(
+def test_a_sample_hands_over_its_pixels_as_bytes_and_its_audio_and_little_else(
     shards: dict[str, Path], views: tuple[View, ...], wanted: int
 ) -> None:
     batch = batch_of(shards, views)

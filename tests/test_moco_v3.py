@@ -172,7 +172,7 @@ def test_every_trainable_parameter_gets_a_finite_gradient_and_no_teacher_does(pa
     assert set(loss.predictors) == set(loss.teachers) == set(pair)
 
 
-def test_pictures_get_the_papers_two_sets_and_what_cannot_work_is_refused():
+def test_images_get_the_papers_two_sets_and_what_cannot_work_is_refused():
     assert [view.augment for view in MoCoV3.views(MoCoV3Config())] == ["moco_v3_first", "moco_v3_second"]
     with pytest.raises(ValueError, match="teacher_momentum is 2"):
         make(teacher_momentum=2.0)

@@ -102,10 +102,10 @@ def test_weights_that_a_run_began_with_are_not_needed_to_load_it(
 
 def test_an_image_belongs_to_the_first_window_of_its_media() -> None:
     """It has no time of its own; the other windows are without."""
-    stream, sound = io.BytesIO(), io.BytesIO()
+    stream, audio = io.BytesIO(), io.BytesIO()
     Image.new("RGB", (40, 30), (230, 20, 20)).save(stream, "PNG")
-    write_media(sound, audio=sine(3.0), audio_rate_hz=24_000, audio_codec="flac", container_format="flac")
-    media = Media("k", 0, {"image": stream.getvalue(), "audio": sound.getvalue()}, {"audio": Span(0.0, 3.0)})
+    write_media(audio, audio=sine(3.0), audio_rate_hz=24_000, audio_codec="flac", container_format="flac")
+    media = Media("k", 0, {"image": stream.getvalue(), "audio": audio.getvalue()}, {"audio": Span(0.0, 3.0)})
     grid = np.array([[0.0, 1.0], [1.0, 2.0], [2.0, 3.0]])
     with MediaReader(media, ViewsConfig(), ("audio", "image")) as reader:
         found = reader.read(grid, grid[3:])

@@ -200,7 +200,7 @@ def test_prototypes_stay_for_the_first_steps_without_decay_or_momentum_and_are_u
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_views_are_two_large_crops_and_small_ones_of_pictures_from_the_seconds_of_the_large_ones(pair):
+def test_views_are_two_large_crops_and_small_ones_of_images_from_the_seconds_of_the_large_ones(pair):
     views = SwAV.views(SwAVConfig(modalities=pair, num_small_crops=3))
     small = [view for view in views if view.name.startswith("small")]
     assert [view.name for view in views[:2]] == ["first", "second"]
@@ -266,7 +266,7 @@ def test_a_loaded_state_goes_on_identically():
         assert step(first, optimizers[0], progress, views) == step(second, optimizers[1], again, views)
 
 
-def test_health_tells_a_collapsed_network_from_one_that_spreads():
+def test_diagnostics_tell_a_collapsed_network_from_one_that_spreads():
     loss = bare(num_prototypes=20, num_small_crops=0)
     spread = {name: torch.randn(32, 5, generator=torch.Generator().manual_seed(7)) for name in ("first", "second")}
     collapsed = {name: torch.ones(32, 5) for name in ("first", "second")}

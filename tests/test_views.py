@@ -135,9 +135,9 @@ def test_the_deterministic_image_is_the_normalized_central_crop() -> None:
     loader = make_loader(Pictures(), (View("plain", "image", "test"), View("first", "image", "simclr")))
     for batch in loader.every_sample_once():
         for row, index in enumerate(batch.index.tolist()):
-            picture = torch.from_numpy(Pictures().pixels(index).copy()).permute(2, 0, 1)
+            image = torch.from_numpy(Pictures().pixels(index).copy()).permute(2, 0, 1)
             left = (60 + index - 44) // 2
-            crop = oracle.resized_crop(picture, 3, left, 44, 44, size=[32, 32], antialias=True)
+            crop = oracle.resized_crop(image, 3, left, 44, 44, size=[32, 32], antialias=True)
             expected = oracle.normalize(crop / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
             bound = 1e-5 + RESIZE_LEVELS / 255 / 0.224
             torch.testing.assert_close(batch.views["plain"][row], expected, atol=bound, rtol=0)
