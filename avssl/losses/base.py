@@ -245,11 +245,11 @@ class PairLoss(Loss):
     @classmethod
     def checked_modalities(cls, config: PairConfig) -> tuple[Modality, ...]:
         """config.modalities. Raises ValueError for a combination that this loss does not run on."""
-        given = tuple(config.modalities)
-        if given not in cls.pairs:
+        modalities = tuple(config.modalities)
+        if modalities not in cls.pairs:
             allowed = "; ".join(f"[{', '.join(pair)}]" for pair in cls.pairs)
-            raise ValueError(f"loss.modalities is [{', '.join(given)}]; loss {config.name} runs on {allowed}")
-        return cast("tuple[Modality, ...]", given)
+            raise ValueError(f"loss.modalities is [{', '.join(modalities)}]; loss {config.name} runs on {allowed}")
+        return cast("tuple[Modality, ...]", modalities)
 
     @classmethod
     def checked_augments(cls, config: PairConfig) -> tuple[str, ...]:
@@ -263,7 +263,7 @@ class PairLoss(Loss):
 
     @property
     def modality_of(self) -> dict[str, str]:
-        """{"first": modality, "second": modality}."""
+        """The modality of each view: {"first": modality, "second": modality}."""
         return dict(zip(VIEW_NAMES, cast("PairConfig", self.config).modalities, strict=False))
 
     @property

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import torch
 from torch import nn
 
@@ -68,7 +66,7 @@ class AVIDAudio(nn.Module):
                 f"got {tuple(spectrogram.shape)}; waveforms go through "
                 "avssl.transforms.spectrogram.LogSpectrogram first"
             )
-        layers: dict[str, torch.Tensor] = OrderedDict()
+        layers: dict[str, torch.Tensor] = {}
         layers["conv1"] = x = self.conv1(spectrogram)
         layers["conv2x"] = x = self.block1(x)
         layers["conv3x"] = x = self.block2(x)

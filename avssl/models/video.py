@@ -105,7 +105,7 @@ class AVIDVideo(nn.Module):
     def forward_layers(self, video: torch.Tensor) -> dict[str, torch.Tensor]:
         """(B, 3, T, H, W) -> activations in order: conv1, conv2x, conv3x, conv4x, conv5x, pool (B, dim, 1, 1, 1)."""
         check_video_input(video)
-        layers: dict[str, torch.Tensor] = OrderedDict()
+        layers: dict[str, torch.Tensor] = {}
         layers["conv1"] = x = self.conv1(video)
         layers["conv2x"] = x = self.conv2x(x)
         layers["conv3x"] = x = self.conv3x(x)
@@ -166,7 +166,7 @@ class TorchvisionVideo(nn.Module):
         The layers are the stages of a residual network; for s3d the maps before each spatial max-pool and the last map.
         """
         check_video_input(video)
-        layers: dict[str, torch.Tensor] = OrderedDict()
+        layers: dict[str, torch.Tensor] = {}
         if self.name == "mvit_v2_s":
             return layers
         if self.name == "s3d":

@@ -250,17 +250,15 @@ class BinStatistics:
     @staticmethod
     def unpack(packed: Iterable[torch.Tensor]) -> BinStatistics:
         """Merge packed states in their order. Raises ValueError if there are none."""
-        merged: BinStatistics | None = None
-        for state in packed:
+        states = list(packed)
+        if not states:
+            raise ValueError("no packed statistics were given")
+        merged = BinStatistics((len(states[0]) - 1) // 2)
+        for state in states:
             statistics = BinStatistics((len(state) - 1) // 2)
             statistics.count = int(state[0])
             statistics.mean, statistics.sum_squares = state[1:].cpu().double().chunk(2)
-            if merged is None:
-                merged = statistics
-            else:
-                merged.merge(statistics)
-        if merged is None:
-            raise ValueError("no packed statistics were given")
+            merged.merge(statistics)
         return merged
 
 
