@@ -1,4 +1,4 @@
-"""The exact search for agreeing samples, against sorting all scores: ties, near-ties, blocks, and what it holds."""
+"""The exact search for agreeing samples, against sorting all scores: ties, near-ties, blocks, and memory."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ KINDS = ["consensus", "union", "video", "audio"]
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """Edges everywhere: 13 queries, panels of 3 products of 17 columns."""
+    """Blocks so small that all loops run more than once: 13 queries, panels of 3 products of 17 columns."""
     monkeypatch.setattr(agreement, "CPU_BLOCKS", Blocks(queries=13, columns=17, products=3))
 
 
@@ -27,7 +27,7 @@ def random_banks(num_rows=160, dim=24, spread=1.0, seed=0):
 
 
 def tied_banks(num_rows=160, dim=24, seed=0):
-    """Rows of -1/2, 0 and 1/2: all products exact in every type, hundreds of exact ties for each query."""
+    """Rows of -1/2, 0 and 1/2: all products are exact in every dtype, with hundreds of exact ties per query."""
     generator = torch.Generator().manual_seed(seed)
     return (torch.randint(-1, 2, (2, num_rows, dim), generator=generator) / 2).unbind(0)
 
@@ -59,7 +59,7 @@ def test_copies_of_one_row_are_taken_in_order():
 
 
 @pytest.mark.parametrize("spread", [1e-2, 1e-4, 1e-6])
-def test_rows_that_bfloat16_or_float32_cannot_tell_apart_are_told_apart(spread, monkeypatch):
+def test_rows_that_bfloat16_or_float32_cannot_separate_are_separated(spread, monkeypatch):
     video, audio = random_banks(spread=spread)
     used = set()
     original = Comparison.rounded
@@ -96,7 +96,7 @@ def test_it_is_the_same_without_quick_bfloat16(monkeypatch):
 
 
 def test_few_pairs_are_scored_exactly(monkeypatch):
-    """Of 160 x 1,600 pairs a few times k for each query: what the ratio to plain search rests on."""
+    """Of 160 x 1,600 pairs, only a few times k per query: this makes the search faster than a plain one."""
     monkeypatch.setattr(agreement, "CPU_BLOCKS", Blocks(queries=64, columns=256, products=32))
     video, audio = random_banks(num_rows=1600, dim=64)
     scored = []
@@ -143,9 +143,9 @@ def test_no_tensor_is_larger_than_the_result_the_rounded_bank_or_a_block():
     assert largest.bytes < 900 * 900 / 8
 
 
-def test_bfloat16_products_may_not_be_summed_in_bfloat16_by_a_gpu_while_searching(monkeypatch):
-    """Its library may split a sum and add the parts in bfloat16, which the bound does not cover; the caller's own
-    setting comes back."""
+def test_a_gpu_does_not_sum_bfloat16_products_in_bfloat16_while_searching(monkeypatch):
+    """By default its library may split a sum and add the parts in bfloat16, which the bound does not cover. The
+    caller's setting is restored."""
     settings, seen = torch.backends.cuda.matmul, []
     plainly = agreement.ModalityRows.products
 

@@ -44,7 +44,7 @@ def crop_of(*rows: tuple[float, float, float, float]) -> AudioParams[torch.Tenso
     return AudioParams(*torch.tensor([(1.0, 0.0, 0.0, *row) for row in rows]).unbind(1))
 
 
-def test_the_default_is_avids_volume_alone_drawn_as_before_there_was_more() -> None:
+def test_the_default_is_only_avids_volume_drawn_as_in_the_first_version() -> None:
     drawn = draw_audio_params(np.random.default_rng((5, 2, 7, 0)), AudioAugment(), 24_000)
     assert drawn == (1.070356574256873, 0, 0, *FULL_CROP)  # of the first version
     assert not AudioAugment().crops
@@ -87,7 +87,7 @@ def test_shifting_equals_numpys_roll() -> None:
         np.testing.assert_array_equal(result[row, 0].numpy(), np.roll(waveform[row, 0].numpy(), shift))
 
 
-def test_mixing_adds_powers_in_the_shares_asked_for() -> None:
+def test_mixing_adds_powers_in_the_given_ratios() -> None:
     own, other = 40 * noise(3, 1, 5, 6), 40 * noise(3, 1, 5, 6, seed=1) - 10
     mixed = mix_power(own, other, torch.tensor([0.0, 0.1, 0.4]))
     for row, share in enumerate([0.0, 0.1, 0.4]):
@@ -105,7 +105,7 @@ def cubic(distance: float) -> float:
 
 
 def resample(values: np.ndarray, start: float, scale: float) -> np.ndarray:
-    """A piece of the first axis resized to its length, zeros outside, in float64."""
+    """An interval of the first axis resized to the length of the axis, zeros outside, in float64."""
     length = len(values)
     result = np.zeros_like(values)
     for out in range(length):
@@ -127,8 +127,8 @@ def test_cropping_equals_numpy_for_each_samples_own_crop() -> None:
     torch.testing.assert_close(result[3], spectrogram[3], atol=1e-6, rtol=0)
 
 
-def test_a_crop_inside_equals_resizing_the_cut_out_piece() -> None:
-    """Away from the piece's borders, where the cut one cannot see what lies beside it."""
+def test_a_crop_inside_equals_resizing_the_cut_out_interval() -> None:
+    """Away from the borders, where resizing the cut interval does not see the neighboring values."""
     spectrogram = noise(1, 1, 40, 40)
     result = crop_spectrogram(spectrogram, crop_of((0.25, 0.5, 0.1, 0.8)))
     piece = spectrogram[..., 10:30, 4:36]
@@ -161,6 +161,6 @@ def test_an_impossible_augmentation_is_refused(options: dict[str, Any], words: s
     assert words in str(error.value)
 
 
-def test_one_volume_a_sample_is_asked_for() -> None:
+def test_volume_needs_one_factor_per_sample() -> None:
     with pytest.raises(ValueError, match="one volume factor per sample"):
         scale_volume(torch.zeros(2, 1, 4), torch.ones(3))

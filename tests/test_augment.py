@@ -108,7 +108,7 @@ def test_a_named_set_draws_the_published_distribution(name: str) -> None:
 
 
 def test_avids_clips_are_drawn_as_before_there_were_other_operations() -> None:
-    """Values of the first version, whose draws a run that goes on from then repeats."""
+    """Values of the first version, so that a run resumed from it draws the same parameters."""
     drawn = [draw_view_params(np.random.default_rng((5, 2, 7, view)), 256, 340, ImageAugment()) for view in range(2)]
     assert drawn[0].box == Box(top=48, left=103, height=178, width=209)
     assert drawn[1].box == Box(top=39, left=16, height=151, width=199)
@@ -250,7 +250,7 @@ def test_images_too_small_for_a_jigsaw_are_refused_before_any_are_read() -> None
     check_views([View("i", "image", "pirl")], views)
 
 
-def test_two_seeds_differ_and_one_repeats_itself() -> None:
+def test_equal_seeds_give_equal_draws_and_different_ones_differ() -> None:
     augment = published_sets()["simclr"]
     make: Callable[[int], ViewParams] = lambda seed: draw_view_params(  # noqa: E731
         np.random.default_rng(seed), SIDE, SIDE, augment

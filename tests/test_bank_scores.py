@@ -1,4 +1,4 @@
-"""NCE against a bank's rows read in place: equal to the plain maths, and what it reads, makes and keeps."""
+"""NCE against a bank's rows read in place: equal to the plain formula, and what it reads, computes and keeps."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("options", SHAPES.values(), ids=SHAPES)
-def test_loss_gradient_and_mean_scores_equal_the_plain_maths(options):
+def test_loss_gradient_and_mean_scores_equal_the_plain_formula(options):
     arguments = case(**options)
     if options.get("seed") == 3:
         arguments[3].fill_(5)
@@ -68,8 +68,8 @@ def test_the_gradient_is_right_by_finite_differences_in_float64(num_rows):
 def test_block_size_changes_no_more_than_the_rounding_of_sums(blocks, monkeypatch):
     arguments = case()
     whole = run(rows_nce, arguments)
-    bytes_an_anchor = (2 + 40) * 16 * 4
-    monkeypatch.setattr(bank_scores, "CPU_BLOCK_BYTES_PER_THREAD", 6 // blocks * bytes_an_anchor)
+    bytes_per_anchor = (2 + 40) * 16 * 4
+    monkeypatch.setattr(bank_scores, "CPU_BLOCK_BYTES_PER_THREAD", 6 // blocks * bytes_per_anchor)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     for actual, expected in zip(run(rows_nce, arguments), whole, strict=True):
         assert_same_sums(actual, expected)
@@ -77,7 +77,7 @@ def test_block_size_changes_no_more_than_the_rounding_of_sums(blocks, monkeypatc
 
 
 class Watch(TorchDispatchMode):
-    """Counts operations by name and notes the numbers of elements of the tensors that they make."""
+    """Counts operations by name and records the numbers of elements of their results."""
 
     def __init__(self, bank):
         super().__init__()
@@ -107,7 +107,7 @@ def test_no_row_is_copied_and_each_block_reads_the_bank_with_two_operations(monk
     assert watch.largest == 6 * 16, "nothing larger than the gradient (B, D), let alone (B, K, D)"
 
 
-def test_what_is_kept_for_backward_is_one_row_an_anchor():
+def test_backward_keeps_one_row_per_anchor():
     arguments, kept = case(), []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda t: t):
         loss, _ = rows_nce(*arguments)
@@ -115,7 +115,7 @@ def test_what_is_kept_for_backward_is_one_row_an_anchor():
     assert max(kept) == arguments[0].numel()
 
 
-def test_without_a_gradient_the_weighted_sums_are_not_made():
+def test_without_a_gradient_the_weighted_sums_are_not_computed():
     arguments = case()
     bank_scores.reads_any_rows()
     with torch.no_grad(), Watch(arguments[1]) as watch:
@@ -132,11 +132,11 @@ def test_an_index_that_is_no_row_is_an_error_and_not_other_memory(bad, which):
         rows_nce(*arguments)
 
 
-def test_the_kernel_takes_columns_in_any_order_and_more_than_once():
+def test_the_kernel_takes_columns_in_any_order_and_repeated():
     assert bank_scores.reads_any_rows()
 
 
-def test_the_same_where_the_kernel_would_not(monkeypatch):
+def test_rows_are_gathered_if_the_kernel_takes_no_repeated_columns(monkeypatch):
     arguments = case()
     expected = run(rows_nce, arguments)
     monkeypatch.setattr(bank_scores, "reads_any_rows", lambda: False)

@@ -1,4 +1,4 @@
-"""Barlow Twins against the textbook, in its known values and where dimensions are dead."""
+"""Barlow Twins against the textbook, at its known values and with constant dimensions."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ PAIRS = [("image", "image"), ("audio", "audio"), ("video", "audio")]
 
 
 class Identity(nn.Module):
-    """An encoder that hands its input on."""
+    """An encoder that returns its input."""
 
     dim = 4
 
@@ -106,7 +106,7 @@ def test_identical_half_precision_embeddings_give_finite_float32_values_and_grad
     assert z.grad.isfinite().all()
 
 
-def test_biases_learn_at_their_own_rate_in_the_published_recipe():
+def test_biases_have_a_learning_rate_of_their_own_in_the_published_recipe():
     from avssl.config import RunConfig, parse
     from tests.conftest import ROOT
 

@@ -152,7 +152,7 @@ def test_the_teacher_follows_the_weights_after_each_step_with_the_momentum_of_th
         np.testing.assert_allclose(weight, expected, atol=1e-6, err_msg=name)
 
 
-def test_with_a_constant_student_the_teachers_start_has_the_product_of_the_momenta_as_its_share():
+def test_with_a_constant_student_the_initial_teacher_keeps_the_product_of_the_momenta():
     loss = make(teacher_momentum=0.99)
     with torch.no_grad():
         for parameter in loss.parameters():
@@ -190,7 +190,7 @@ def test_loss_and_update_write_no_state():
     assert all(torch.equal(tensor, before[name]) for name, tensor in loss.state_dict().items())
 
 
-def test_a_view_of_its_own_in_eval_mode_gives_its_outputs_alone():
+def test_a_single_view_in_eval_mode_gives_only_its_own_outputs():
     loss = make(("video", "audio")).eval()
     assert set(loss({"second": views()["second"]})) == {"second_prediction", "second_target"}
 

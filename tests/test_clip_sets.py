@@ -1,4 +1,4 @@
-"""Several clips of a sample, some samples of a folder, labels without media."""
+"""Several clips per sample, some samples of a folder, and labels read without media."""
 
 import numpy as np
 import pytest

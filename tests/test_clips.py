@@ -1,4 +1,4 @@
-"""Time maths of clips: tables of boundary cases and properties over random media."""
+"""The times of clips: tables of boundary cases, and properties over random media."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sinkhorn, k-means, whitening, transport and the numbers about clusters against NumPy and scikit-learn."""
+"""Sinkhorn, k-means, whitening, transport and the statistics of clusters against NumPy and scikit-learn."""
 
 import math
 
@@ -74,7 +74,7 @@ def test_sinkhorn_of_extreme_scores_of_any_dtype_is_finite_float32_without_gradi
     torch.testing.assert_close(codes.sum(dim=1), torch.ones(3))
 
 
-def test_sinkhorn_refuses_what_cannot_be():
+def test_sinkhorn_refuses_impossible_options():
     for epsilon, iterations in ((0.0, 3), (-1.0, 3), (0.05, 0)):
         with pytest.raises(ValueError, match=r"epsilon is .* and iterations"):
             sinkhorn(torch.zeros(2, 2), epsilon, iterations)
@@ -112,7 +112,7 @@ def test_kmeans_equals_brute_force_and_scikit_learn_from_the_same_rows(iteration
 def test_blocks_of_rows_change_nothing(search, monkeypatch):
     x = torch.tensor(blobs(spread=1.0))
     whole = search(x, 7, 5, seeded())
-    monkeypatch.setattr(kmeans_module, "BLOCK_ELEMENTS", 70)  # ten rows a block
+    monkeypatch.setattr(kmeans_module, "BLOCK_ELEMENTS", 70)  # ten rows per block
     for one, other in zip(whole, search(x, 7, 5, seeded()), strict=True):
         torch.testing.assert_close(one, other)
 
@@ -177,7 +177,7 @@ def test_whitening_equals_scikit_learns_up_to_signs(monkeypatch):
     np.testing.assert_allclose(np.cov(ours.T, bias=True), np.eye(4), atol=1e-5)
 
 
-def test_whitening_does_not_blow_up_rounding_where_rows_do_not_vary():
+def test_whitening_does_not_enlarge_rounding_errors_where_rows_do_not_vary():
     x = torch.randn(40, 3, generator=seeded())
     flat = torch.cat([x, x[:, :1] + x[:, 1:2], torch.full((40, 1), 1e-3)], dim=1)  # five columns, three directions
     white = whiten(flat, 5)
@@ -196,7 +196,7 @@ def test_whitening_to_more_directions_than_there_are_is_refused(dim):
 
 @pytest.mark.parametrize("sharpness", [1.0, 5.0, 25.0])
 def test_self_labels_equal_the_textbook_at_its_stop_and_where_it_is_clear_the_converged_plan(sharpness):
-    logits = RNG.normal(size=(60, 5)) + np.array([2.0, 0, 0, 0, 0])  # the first cluster is everyone's favorite
+    logits = RNG.normal(size=(60, 5)) + np.array([2.0, 0, 0, 0, 0])  # most samples prefer the first cluster
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     labels = self_labels(torch.tensor(np.log(probabilities)), sharpness)
     assert labels.dtype == torch.int64
@@ -216,13 +216,13 @@ def test_sharp_self_labels_are_balanced_where_the_predictions_are_not():
     assert (sizes - 50).abs().max() <= 4
 
 
-def test_self_labels_need_logarithms_up_to_a_constant_a_row_and_survive_powers_that_underflow(monkeypatch):
+def test_self_labels_need_logarithms_up_to_a_constant_per_row_and_survive_powers_that_underflow(monkeypatch):
     logits = 100 * torch.randn(40, 4, generator=seeded())  # P^25 reaches exp(-10,000)
     labels = self_labels(logits.log_softmax(dim=1), 25.0)
     assert torch.equal(labels, self_labels(logits, 25.0))
-    monkeypatch.setattr("avssl.ops.transport.BLOCK_ELEMENTS", 12)  # three rows a block
+    monkeypatch.setattr("avssl.ops.transport.BLOCK_ELEMENTS", 12)  # three rows per block
     assert torch.equal(labels, self_labels(logits, 25.0))
-    monkeypatch.setattr("avssl.ops.transport.KEPT_ELEMENTS", 0)  # the plan is made anew in each iteration
+    monkeypatch.setattr("avssl.ops.transport.KEPT_ELEMENTS", 0)  # the plan is computed anew in each iteration
     assert torch.equal(labels, self_labels(logits, 25.0))
     with pytest.raises(ValueError, match="sharpness is 0"):
         self_labels(logits, 0)
@@ -273,7 +273,7 @@ def test_numbers_of_clusters_that_samples_cannot_fill_are_refused(num_clusters):
 @pytest.mark.parametrize("epsilon", [0.005, 0.01, 0.05])
 @pytest.mark.parametrize(("num_prototypes", "width"), [(4, 2), (15, 8)])
 def test_sinkhorn_loses_no_code_that_many_iterations_bring_back(epsilon, num_prototypes, width):
-    """Nearly all samples lie at one prototype: the others get theirs from codes that begin at almost nothing."""
+    """Nearly all samples are near one prototype: the mass of the others comes from codes that start almost at 0."""
     generator = torch.Generator().manual_seed(0)
     normalize = torch.nn.functional.normalize
     prototypes = normalize(torch.randn(num_prototypes, width, generator=generator), dim=1)

@@ -19,7 +19,7 @@ from avssl.transforms.published_sets import published_sets
 
 OFF: ColorParams[float] = ColorParams(
     0, 1, 1, 1, 0, 0, 0, 5, 0.2, 0.4, 0, 0, 0
-)  # strengths of a pack that is not taken
+)  # strengths of a photometric pack that is not applied
 JITTER = (oracle.adjust_brightness, oracle.adjust_contrast, oracle.adjust_saturation, oracle.adjust_hue)
 
 
@@ -127,7 +127,7 @@ def test_a_batch_with_color_params_equals_torchvision_clip_by_clip_in_the_publis
     wrong = 0.0
     for clip, start, params in zip(result, video, color_params, strict=True):
         difference = (clip - by_hand(start, params, 3)).abs()
-        # A value at a threshold may fall on its other side: of a few pixels, not of many.
+        # A value at a threshold may fall on its other side, but only for a few pixels.
         wrong += (difference > 2e-4).float().mean().item() / len(color_params)
     assert wrong < 0.003
     assert result.amin() >= 0
@@ -139,11 +139,11 @@ def test_the_published_sets_leave_still_frames_still() -> None:
         color_params = torch.tensor([draw_color_params(np.random.default_rng(seed), augment, 224) for seed in range(6)])
         still = images(6, 1, 3, 12, 12).expand(6, 4, 3, 12, 12)
         result = apply_color_params(still, color_params, blur_radius_px=1)
-        # Planes of one clip may be summed in another order: not more than rounding.
+        # Planes of one clip may be summed in another order, which changes no more than the rounding.
         torch.testing.assert_close(result, result[:, :1].expand_as(result), atol=1e-5, rtol=0, msg=name)
 
 
-def test_a_clip_looks_the_same_in_any_batch() -> None:
+def test_a_clip_is_the_same_in_any_batch() -> None:
     augment = published_sets()["byol_second"]
     color_params = torch.tensor([draw_color_params(np.random.default_rng(seed), augment, 224) for seed in range(40)])
     video = images(40, 1, 3, 12, 12)
@@ -155,7 +155,7 @@ def test_a_clip_looks_the_same_in_any_batch() -> None:
 
 
 @pytest.mark.parametrize("used", ["flip", "brightness", "hue", "photometric", "gray", "blur_sigma_px", "solarize"])
-def test_what_nobody_takes_is_not_computed(used: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_operations_that_no_clip_takes_are_not_computed(used: str, monkeypatch: pytest.MonkeyPatch) -> None:
     computed = []
 
     def spy(name: str, original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

@@ -1,4 +1,4 @@
-"""What must hold of every loss of the registry, on every combination of modalities that it says it runs on."""
+"""What must hold for every loss of the registry, on every combination of modalities in its `pairs`."""
 
 import copy
 import json
@@ -89,8 +89,8 @@ def test_resume_equals_the_straight_run_bit_for_bit(case):
         assert torch.equal(tensor, straight.loss.state_dict()[name]), name
 
 
-# These start each epoch, of four steps here, with new labels for the whole data set: they get one look at the data,
-# and must learn what it gave them.
+# These start each epoch, of four steps here, with new labels for the whole data set: they get one pass over the data,
+# and must learn its labels.
 NEW_LABELS = {"deepcluster", "deepcluster_v2", "xdc"}
 STARTS_FROM = {"avid_cma": "avid"}  # as published
 
@@ -124,7 +124,7 @@ def test_weights_load_into_a_fresh_loss_strictly(case):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """Where one process left its values, gradients and state of every loss."""
+    """The folder with the values, gradients and state of every loss that one process computed."""
     folder = tmp_path_factory.mktemp("alone")
     run_ranks(1, "contract", str(folder), "few", "6", "0")
     return folder

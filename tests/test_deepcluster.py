@@ -54,7 +54,7 @@ def samples(name):
 
 
 def context_of(loss, epoch, reset=lambda parameters: None, noise=0.0):
-    """What the loop gives: every sample once, in pieces, in eval mode, of the views named."""
+    """The context of the training loop: every sample once, in batches, in eval mode, of the views named."""
 
     @torch.no_grad()
     def embed_all(view_names):
@@ -82,7 +82,7 @@ def test_weights_equal_the_textbook_and_their_mean_over_the_data_set_is_1():
     assert {k: weights[k].item() for k in expected} == pytest.approx(expected)
     assert weights[labels].mean().item() == pytest.approx(1)
     assert weights[1] == weights[4] == 0
-    torch.testing.assert_close(weights[labels][:5].sum(), weights[labels][7])  # every cluster counts the same
+    torch.testing.assert_close(weights[labels][:5].sum(), weights[labels][7])  # all clusters have the same total weight
 
 
 def test_the_balanced_cross_entropy_equals_the_textbook_in_value_and_gradient():
@@ -254,7 +254,7 @@ def test_a_loaded_state_gives_the_same_loss_and_the_same_next_epoch():
         assert ours.terms == theirs.terms
 
 
-def test_views_are_one_a_modality_with_the_papers_set_for_images():
+def test_views_are_one_per_modality_with_the_papers_set_for_images():
     assert [(v.name, v.modality, v.augment) for v in DeepCluster.views(DeepClusterConfig())] == [
         ("first", "image", "deepcluster")
     ]

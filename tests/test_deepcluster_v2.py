@@ -1,4 +1,4 @@
-"""DeepCluster-v2: its loss and its clusters against the textbook, its memories, its turns."""
+"""DeepCluster-v2: its loss and its clusters against the textbook, its memories, and the heads that take turns."""
 
 import copy
 
@@ -63,7 +63,7 @@ def bare(pair=("image", "image"), **options):
 
 
 def context_of(loss, epoch, data=None):
-    """What the loop gives; data {view: (N, ...)}."""
+    """The context of the training loop on data {view: (N, ...)}."""
     asked = []
 
     @torch.no_grad()

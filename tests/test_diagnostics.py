@@ -76,12 +76,12 @@ def test_single_dips_the_start_of_a_run_and_names_without_a_rule_are_ignored():
     assert reports([0.0] * 5, name="learning_rate")[1] == [0] * 5
 
 
-def test_not_a_number_counts_as_broken():
+def test_nan_counts_as_a_collapse():
     assert reports([float("nan")] * 3)[1] == [0, 0, 1]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.suffix)
-def test_every_rule_has_a_healthy_and_an_unhealthy_side(rule):
+def test_every_rule_has_a_good_and_a_bad_side(rule):
     bad = rule.least - 0.01 if rule.least > -np.inf else rule.most + 0.001
     assert reports([bad] * 3, name=f"first_{rule.suffix}")[1] == [0, 0, 1]
     assert reports([(rule.least + 1) if rule.least > -np.inf else 0.5] * 3, name=rule.suffix)[1] == [0, 0, 0]

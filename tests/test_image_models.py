@@ -1,4 +1,4 @@
-"""Image encoders: torchvision's networks in other clothes, and what is not theirs against closed forms."""
+"""Image encoders against torchvision's networks, and our additions against closed forms."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torchvision.models.vision_transformer import VisionTransformer as Torchvisi
 from avssl.models import ENCODERS, create_encoder
 from avssl.models.image import sincos_positions
 
-# resnet10 is no function of torchvision's, but its class makes one.
+# torchvision has no function resnet10, but its class can build the network.
 REFERENCES: dict[str, Any] = {
     "resnet10": lambda: resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1]),
     "resnet18": resnet18,
@@ -85,7 +85,7 @@ def test_parameter_counts_are_the_published_ones(name: str, millions: float) -> 
 
 
 def test_weights_start_as_torchvisions_do() -> None:
-    """Kaiming normal over the outputs; a block begins as it is, or as the identity."""
+    """Kaiming normal over the outputs; the last batch norm of a block starts at 1, or at 0."""
     torch.manual_seed(0)
     encoder = create_encoder("resnet18")
     for convolution in (encoder.conv1, encoder.layer4[1].conv2, encoder.layer2[0].downsample[0]):
@@ -107,7 +107,7 @@ def test_zero_init_residual_makes_every_block_start_as_its_shortcut(name: str) -
                 x = block(x)
 
 
-def test_zero_init_residual_touches_what_torchvisions_does() -> None:
+def test_zero_init_residual_changes_the_same_weights_as_torchvisions() -> None:
     ours, theirs = (
         {key for key, value in network.state_dict().items() if key.endswith("weight") and not value.any()}
         for network in (create_encoder("resnet50", zero_init_residual=True), resnet50(zero_init_residual=True))
@@ -210,7 +210,7 @@ def test_fixed_positions_sit_in_the_network_where_the_patches_are() -> None:
     positions = encoder.net.encoder.pos_embedding
     assert not positions.requires_grad
     np.testing.assert_array_equal(positions.detach().numpy(), sincos_positions(4, 192).numpy())
-    # torchvision's own order of patches is row by row: a image whose only bright patch is row 0, column 1 ...
+    # torchvision's order of patches is row by row: an image whose only bright patch is row 0, column 1 ...
     with torch.no_grad():
         encoder.net.conv_proj.weight.fill_(1.0)
         image = torch.zeros(1, 3, 32, 32)

@@ -27,7 +27,7 @@ def test_the_published_proportions_hold_at_any_size(size_px: int, cell_px: int, 
     assert jigsaw_size(size_px) == (cell_px, patch_px)
 
 
-def test_putting_the_patches_back_gives_the_pieces_of_the_image() -> None:
+def test_putting_the_patches_back_gives_the_cells_of_the_image() -> None:
     size = jigsaw_size(224)
     clip = numbered(2, 3 * size.cell_px)
     jigsaw = draw_jigsaw(np.random.default_rng(3), size)
@@ -42,7 +42,7 @@ def test_putting_the_patches_back_gives_the_pieces_of_the_image() -> None:
         assert torch.equal(patches[place], inside[:, :, top : top + 64, left : left + 64])
 
 
-def test_the_deterministic_jigsaw_has_centered_patches_in_their_places() -> None:
+def test_the_deterministic_jigsaw_has_centered_patches_in_order() -> None:
     size = jigsaw_size(224)
     patches = cut_patches(numbered(1, 255), centered_jigsaw(size), size)
     for cell in range(9):
@@ -96,7 +96,7 @@ def test_patches_of_one_image_differ_in_color_but_not_over_the_frames() -> None:
     assert len(torch.unique((colors * 50).round(), dim=0)) >= 8
 
 
-def test_patches_are_flipped_one_by_one_within_their_places() -> None:
+def test_patches_are_flipped_one_by_one_within_their_cells() -> None:
     image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, 255, 255), dtype=np.uint8))
     augment = ImageAugment(
         crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), brightness=0, contrast=0, saturation=0, hue=0, jigsaw=True
@@ -113,7 +113,7 @@ def test_patches_are_flipped_one_by_one_within_their_places() -> None:
         assert torch.equal(patch, original.flip(-1) if flip else original)
 
 
-def test_the_deterministic_jigsaw_of_an_image_ignores_all_chance() -> None:
+def test_the_deterministic_jigsaw_of_an_image_has_no_randomness() -> None:
     image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, 300, 291), dtype=np.uint8))
     raw = raw_image("image", image, ImageViewConfig(), published_sets()["pirl_jigsaw"], None)
     assert raw.color_params is None

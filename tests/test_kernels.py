@@ -1,4 +1,4 @@
-"""A kernel that computes wrongly is found before a run rests on it: refused if asked for, else left with a warning."""
+"""A wrong kernel is found before a run uses it: an error if it was requested, otherwise a fallback with a warning."""
 
 import json
 from dataclasses import asdict
@@ -20,8 +20,8 @@ PROBES = ("_first_wrong_cached", "fused_is_right", "products_are_right")
 
 
 @pytest.fixture(autouse=True)
-def asked_anew():
-    """Each answer is kept for the process."""
+def uncached():
+    """Clear the results, which are cached per process."""
     caches = [*(getattr(kernels, name) for name in PROBES), bank_scores.reads_any_rows]
     for one in caches:
         one.cache_clear()
@@ -76,14 +76,14 @@ def temporal_convolution(channels=256):
     return nn.Sequential(nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0), bias=False))
 
 
-def test_a_kernel_that_is_wrong_at_the_width_of_the_network_alone_is_found(monkeypatch):
+def test_a_kernel_that_is_wrong_only_at_the_width_of_the_network_is_found(monkeypatch):
     corrupt(monkeypatch, lambda x, weight: weight.shape[0] == 256 and two_frames_under_autocast(x, weight))
     with pytest.raises(ValueError, match=r"Conv3d\(256, 256, .* on 2 x 256 x 2 x 2 x 2: the weight gradient is off"):
         kernels.refuse_wrong_kernels(temporal_convolution(), "bf16", CPU)
     kernels.refuse_wrong_kernels(temporal_convolution(16), "bf16", CPU)
 
 
-def test_layers_are_what_another_process_reads_of_them():
+def test_layers_are_equal_after_another_process_has_read_them():
     network = nn.Sequential(
         nn.Conv3d(6, 4, (3, 1, 1), stride=(2, 1, 1), padding=(1, 0, 0), groups=2),
         nn.Conv2d(3, 5, 3, padding="same", dilation=2).to(memory_format=torch.channels_last),
@@ -106,7 +106,7 @@ def bias_of(module):
 
 
 def test_a_kernel_that_ends_its_process_is_a_wrong_one(monkeypatch, tmp_path):
-    """The process is ended as such a kernel ends it: by the system, for memory that is not its own."""
+    """The process is killed as by such a kernel: by the system, for access to memory that is not its own."""
     program = tmp_path / "crashing.py"
     program.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
     monkeypatch.setattr(kernels, "__file__", str(program))
@@ -119,7 +119,7 @@ def test_a_kernel_that_ends_its_process_is_a_wrong_one(monkeypatch, tmp_path):
         kernels.refuse_wrong_kernels(layer, "bf16", CPU)
 
 
-def test_the_random_state_is_left_alone(monkeypatch):
+def test_the_random_state_does_not_change(monkeypatch):
     monkeypatch.setattr(kernels, "first_wrong_apart", kernels.first_wrong)
     state = torch.get_rng_state()
     kernels.wrong_layer(nn.Sequential(nn.Conv2d(3, 4, 16, 16), nn.Linear(5, 2)), torch.bfloat16, CPU)
@@ -161,8 +161,8 @@ def test_auto_is_float32_with_a_warning_where_bf16_is_wrong(monkeypatch):
 
 
 @pytest.mark.parametrize(("wrong", "precision"), [(None, "bf16"), ("it is off", "fp32")])
-def test_auto_asks_the_encoders_of_the_run_itself(wrong, precision, monkeypatch, recwarn):
-    """As on a machine with a GPU: the run's own layers are tried, and those of modalities that it has not are not."""
+def test_auto_checks_the_encoders_of_the_run(wrong, precision, monkeypatch, recwarn):
+    """As on a machine with a GPU: only the layers of the run's own modalities are tried."""
     asked = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
@@ -235,7 +235,7 @@ def test_the_search_leaves_out_products_that_are_wrong(monkeypatch):
     assert agreement.product_dtypes(CPU, 128) == [torch.bfloat16, torch.float32, torch.float64]
     monkeypatch.setitem(
         kernels.UNIT_ROUNDOFF, torch.bfloat16, 2.0**-12
-    )  # as if bfloat16 were asked for more than it is
+    )  # as if bfloat16 had to be more precise than it is
     kernels.products_are_right.cache_clear()
     with pytest.warns(UserWarning, match="a slower search"):
         assert agreement.product_dtypes(CPU, 128) == [torch.float32, torch.float64]
@@ -248,7 +248,7 @@ def test_rows_are_gathered_where_the_bag_is_wrong(monkeypatch):
         assert not bank_scores.reads_any_rows()
 
 
-def test_the_advice_of_a_loss_that_is_not_finite_is_of_its_precision():
+def test_the_advice_for_a_loss_that_is_not_finite_depends_on_its_precision():
     assert "mixed_precision" not in ADVICE["fp32"]
     for precision in ("bf16", "fp16"):
         assert ADVICE[precision].startswith("first try mixed_precision=")

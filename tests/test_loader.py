@@ -1,4 +1,4 @@
-"""The loader: order, workers, resume in the middle of an epoch, and open accounting of what could not be read."""
+"""The loader: order, workers, resume in the middle of an epoch, and the accounting of unreadable samples."""
 
 import gc
 import logging
@@ -51,7 +51,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(shards):
         batches_equal(left, right)
 
 
-def test_an_epoch_begun_in_the_middle_gives_the_same_batches_without_reading_what_came_before(shards, monkeypatch):
+def test_an_epoch_begun_in_the_middle_gives_the_same_batches_without_reading_earlier_ones(shards, monkeypatch):
     straight = list(make_loader(shards["train"]).epoch(1))
     loader = make_loader(shards["train"])
     read = []
@@ -86,8 +86,8 @@ def test_augmentation_changes_with_the_epoch_and_the_seed_but_not_with_the_batch
     assert not torch.equal(small, view_of(common, make_loader(shards["train"]), 1))
 
 
-def test_a_loader_that_is_dropped_goes_at_once(shards):
-    """Left to the garbage collector, the workers' queues may go first; then each worker is waited for in vain."""
+def test_the_workers_of_a_dropped_loader_end_at_once(shards):
+    """If the garbage collector frees the workers' queues first, each worker is waited for in vain."""
     loader = make_loader(shards["train"])
     list(loader.epoch(0))
     gone = weakref.ref(loader)
@@ -117,7 +117,7 @@ def break_samples(broken, monkeypatch):
     monkeypatch.setattr(ShardSet, "read", read)
 
 
-def test_an_unreadable_sample_is_counted_and_named_and_never_stands_in_the_batch(shards, monkeypatch, caplog):
+def test_an_unreadable_sample_is_counted_and_named_and_is_never_in_the_batch(shards, monkeypatch, caplog):
     loader = make_loader(shards["train"], max_failure_rate=0.1)
     broken = int(loader._order(epoch=0)[1, 2])
     break_samples({broken}, monkeypatch)
@@ -125,7 +125,7 @@ def test_an_unreadable_sample_is_counted_and_named_and_never_stands_in_the_batch
         batches = list(loader.epoch(0))
     assert [batch.failures for batch in batches] == [{}, {"truncated": 1}, {}, {}]
     assert all(broken not in batch.index for batch in batches)
-    assert batches[1].index[2] == batches[1].index[1]  # its neighbor stands there twice, index and all
+    assert batches[1].index[2] == batches[1].index[1]  # its neighbor is there twice, with its index
     assert torch.equal(batches[1].views["video"][2], batches[1].views["video"][1])
     assert loader.failures == {"truncated": 1}
     assert f"sample {broken} left out: truncated" in caplog.text

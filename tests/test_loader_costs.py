@@ -1,4 +1,4 @@
-"""What the loader may cost whatever the machine's mood: files opened, frames decoded, bytes handed over, no copies."""
+"""Costs of the loader that do not depend on the machine: files opened, frames decoded, bytes sent, no copies."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ KEYFRAME_INTERVAL = 8  # of `data_prep write`
 
 @pytest.fixture
 def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """{what: how often} of files opened, and of frames and blocks of audio decoded after opening."""
+    """The numbers of files opened, and of frames and blocks of audio decoded after opening, by kind."""
     found: Counter[str] = Counter()
     open_container, frames = ffmpeg.open_container, ffmpeg.decode_frames
 
@@ -75,7 +75,7 @@ def test_a_clip_decodes_from_its_keyframe_to_its_last_frame_and_no_more(
         assert counts == {"opened": 1, "video": first % KEYFRAME_INTERVAL + 4}, first
 
 
-def test_what_lies_between_wanted_frames_is_jumped_over(shards: dict[str, Path], counts: Counter[str]) -> None:
+def test_frames_between_those_of_a_clip_are_skipped(shards: dict[str, Path], counts: Counter[str]) -> None:
     sample = sample_of(shards)
     read_video(sample.video or b"", [2 / sample.info.video_fps, 17 / sample.info.video_fps])
     assert counts == {"opened": 1, "video": 3 + 2}
@@ -107,7 +107,7 @@ def test_eight_views_of_a_clip_decode_what_one_decodes(shards: dict[str, Path], 
 
 
 def batch_of(shards: dict[str, Path], views: tuple[View, ...] = VIEWS, collate: Collate | None = None) -> RawBatch:
-    """Three samples."""
+    """A batch of three samples."""
     folder = ShardSet(shards["train"])
     return (collate or Collate())([(index, raw_views(folder, index, views, CONFIG, 0, 0)) for index in range(3)])
 
@@ -120,7 +120,7 @@ def batch_of(shards: dict[str, Path], views: tuple[View, ...] = VIEWS, collate: 
         ((View("a", "audio", "test"), View("v", "video", "test")), 8 + 4 * 3 * 24 * 24 + 4 * 12_000),
     ],
 )
-def test_a_sample_hands_over_its_pixels_as_bytes_and_its_audio_and_little_else(
+def test_a_sample_sends_its_pixels_as_bytes_its_audio_and_little_else(
     shards: dict[str, Path], views: tuple[View, ...], wanted: int
 ) -> None:
     batch = batch_of(shards, views)
@@ -132,12 +132,12 @@ def test_a_sample_hands_over_its_pixels_as_bytes_and_its_audio_and_little_else(
 
 @pytest.fixture
 def as_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process believes that it is a loader's worker."""
+    """Make this process look like a worker of a loader."""
     monkeypatch.setattr(torch.utils.data._utils.worker, "_worker_info", SimpleNamespace())  # type: ignore[attr-defined]
 
 
 def sent(batch: RawBatch) -> RawBatch:
-    """As the queue to the training process does it."""
+    """The batch after the queue to the training process."""
     return pickle.loads(ForkingPickler.dumps(batch))  # type: ignore[no-any-return]
 
 
@@ -155,7 +155,7 @@ def test_a_batch_arrives_as_it_was_stacked_and_its_pixels_keep_channels_last(
             assert there[field].data_ptr() % 64 == 0
     pixels = arrived.views["video"].media
     assert pixels.shape == (3, 4, 3, 24, 24)
-    assert pixels.movedim(-3, -1).is_contiguous()  # turned on the device, not here
+    assert pixels.movedim(-3, -1).is_contiguous()  # made contiguous on the device, not here
 
 
 def test_sending_copies_nothing(shards: dict[str, Path], as_worker: None) -> None:
@@ -163,12 +163,12 @@ def test_sending_copies_nothing(shards: dict[str, Path], as_worker: None) -> Non
     arrived = sent(batch)
     for name, view in batch.views.items():
         view.media.zero_()
-        assert not arrived.views[name].media.any()  # one memory, seen twice
+        assert not arrived.views[name].media.any()  # both processes see the same memory
 
 
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="Linux alone has memory without a file system")
 def test_batches_take_no_room_in_dev_shm(shards: dict[str, Path], as_worker: None) -> None:
-    """Containers have 64 MiB there, and a worker that writes beyond is killed by SIGBUS."""
+    """Containers have 64 MiB there, and a worker that writes more is killed by SIGBUS."""
     batch = sent(batch_of(shards))
     mappings = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
     for view in batch.views.values():
@@ -179,7 +179,7 @@ def test_batches_take_no_room_in_dev_shm(shards: dict[str, Path], as_worker: Non
         assert names[0].startswith("/memfd:"), names
 
 
-def test_memory_is_written_again_once_the_last_tensor_over_it_is_gone(shards: dict[str, Path], as_worker: None) -> None:
+def test_memory_is_reused_once_its_last_tensor_is_freed(shards: dict[str, Path], as_worker: None) -> None:
     collate = Collate()
     for _ in range(5):
         sent(batch_of(shards, collate=collate))
@@ -196,19 +196,19 @@ def test_memory_is_written_again_once_the_last_tensor_over_it_is_gone(shards: di
     assert len({batch.views["video"].media.data_ptr() for batch in held}) == 4
 
 
-def test_a_batch_that_was_not_sent_yet_is_not_written_over(shards: dict[str, Path], as_worker: None) -> None:
+def test_a_batch_that_was_not_sent_yet_is_not_overwritten(shards: dict[str, Path], as_worker: None) -> None:
     collate = Collate()
     first, second = batch_of(shards, collate=collate), batch_of(shards, collate=collate)
     first.views["video"].media.zero_()
     assert second.views["video"].media.any()
 
 
-def test_pieces_that_are_too_small_are_given_up_when_they_are_free(tmp_path: Path) -> None:
+def test_free_buffers_that_are_too_small_are_freed(tmp_path: Path) -> None:
     pieces = SharedBuffers()
     small = pieces.take(100)
     assert pieces.take(1000) is not small
     assert len(pieces) == 2
-    small._mapped[0] = 0  # as its reader does
+    small._mapped[0] = 0  # as its receiver does
     large = pieces.take(1000)
     assert large is not small
     assert len(pieces) == 2
@@ -216,7 +216,7 @@ def test_pieces_that_are_too_small_are_given_up_when_they_are_free(tmp_path: Pat
         large.empty((2000,), torch.uint8)
 
 
-def test_a_worker_gives_back_memory_that_was_needed_once(shards: dict[str, Path], as_worker: None) -> None:
+def test_a_worker_frees_memory_after_a_peak(shards: dict[str, Path], as_worker: None) -> None:
     collate = Collate()
     held = [sent(batch_of(shards, collate=collate)) for _ in range(8)]
     open_before = len(list(Path("/dev/fd").iterdir()))
@@ -235,7 +235,7 @@ def test_a_batch_that_cannot_be_stacked_takes_no_memory_for_good(as_worker: None
     assert len(collate.buffers) == 1
 
 
-def test_a_batch_of_a_worker_that_died_says_so() -> None:
+def test_receiving_from_a_worker_that_died_is_a_clear_error() -> None:
     class OfTheDead:
         def detach(self) -> int:
             raise ConnectionResetError(104, "Connection reset by peer")
@@ -263,7 +263,7 @@ def test_the_bound_on_host_memory_grows_with_its_options() -> None:
     assert bound(batch_size=64) - bound() == pytest.approx(2 * 6 * batch_mib)
 
 
-def test_a_process_that_keeps_freed_memory_is_told_so_by_its_c_library() -> None:
+def test_keeping_freed_memory_returns_whether_the_c_library_can() -> None:
     assert workers.keep_freed_memory() in (True, False)
     assert pickle.loads(pickle.dumps(workers.start_worker)) is workers.start_worker  # as a start method needs it
 

@@ -1,4 +1,4 @@
-"""What samples are compared by after training is what the loss brought together."""
+"""The embeddings by which samples are compared after training are those that the loss pulls together."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", PREDICTING)
-def test_across_modalities_a_cosine_is_the_mean_of_what_both_predictors_say(name):
+def test_across_modalities_a_cosine_is_the_mean_of_both_predictors_similarities(name):
     loss = Run(name, ("video", "audio")).loss.eval()
     generator = torch.Generator().manual_seed(3)
     features = {m: torch.randn(5, loss.feature_dim(m), generator=generator) for m in ("video", "audio")}

@@ -24,7 +24,7 @@ NUM_WITHIN = int(GOLDEN["config"][-1])
 
 
 class Identity(nn.Module):
-    """An encoder that hands its input on."""
+    """An encoder that returns its input."""
 
     def __init__(self, dim=16):
         super().__init__()

@@ -21,7 +21,7 @@ INDEX = torch.arange(BATCH_SIZE)
 
 
 class Encoder(nn.Module):
-    """A linear layer; with `norm` batch norm behind it. Keeps what it was given."""
+    """A linear layer, with `norm` followed by batch norm. Records its inputs."""
 
     def __init__(self, norm=False):
         super().__init__()
@@ -114,7 +114,7 @@ def test_two_modalities_query_each_others_queue_in_both_directions():
         )
 
 
-def test_a_batch_meets_the_keys_of_earlier_batches_and_replaces_the_oldest():
+def test_a_batch_is_compared_with_keys_of_earlier_batches_and_replaces_the_oldest():
     """Five batches of 6 in a queue of 10: it wraps inside a batch."""
     loss = make()
     queue, place = numpy(loss.queue("image").rows), 0
@@ -152,7 +152,7 @@ def test_the_teacher_follows_the_parameters_after_each_step_and_takes_no_running
         assert not parameter.requires_grad
 
 
-def test_with_a_constant_student_the_start_keeps_the_power_of_the_momentum_as_its_share():
+def test_with_a_constant_student_the_initial_teacher_keeps_the_power_of_the_momentum():
     loss = make(teacher_momentum=0.99)
     with torch.no_grad():
         for name, parameter in loss.named_parameters():
@@ -164,7 +164,7 @@ def test_with_a_constant_student_the_start_keeps_the_power_of_the_momentum_as_it
 
 
 def normalized_in(parts, x, encoder):
-    """Textbook batch norm of the encoder's linear layer for the rows of x, each within the part that holds it."""
+    """Textbook batch norm of the encoder's linear layer for the rows of x, each within its group."""
     weight, bias = numpy(encoder.layer.weight), numpy(encoder.layer.bias)
     result = np.empty((len(x), DIM))
     for part in parts:
@@ -219,7 +219,7 @@ def test_the_order_is_a_function_of_the_seed_and_of_the_keys_ever_pushed():
 
 @pytest.mark.parametrize("pair", [("image", "image"), ("video", "audio")])
 def test_two_ranks_shuffle_as_one_process_does(pair, monkeypatch):
-    """Batch norm, three batches, the queue between them: four groups, two a rank."""
+    """Batch norm, three batches, the queue between them: four groups, two per rank."""
     alone = make(pair, norm=True, shuffle_groups=4, queue_size=16)
     expected = []
     for seed in range(3):

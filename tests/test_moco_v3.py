@@ -1,4 +1,4 @@
-"""MoCo v3 against the textbook: its contrast, its directions, its heads, its teacher."""
+"""MoCo v3 against the textbook: its cross-entropy, its directions, its heads, its teacher."""
 
 import math
 
@@ -75,7 +75,7 @@ def outputs_of(rows=slice(None)):
 
 
 @pytest.mark.parametrize("pair", [("image", "image"), ("video", "audio")])
-def test_each_view_looks_for_the_keys_of_the_other_one_and_both_directions_are_added(pair):
+def test_each_view_is_compared_with_the_keys_of_the_other_one_and_both_directions_are_added(pair):
     outputs = outputs_of()
     result = make(pair, temperature=0.2).loss(outputs, torch.arange(6), Progress())
     result.total.backward()

@@ -1,4 +1,4 @@
-"""Starting points: torchvision's own weights from a file or by name, and what is refused."""
+"""Initial weights: torchvision's from a file or by name, and what is refused."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def test_a_video_file_of_torchvision_gives_torchvisions_feature(name, suffix, tm
         torch.testing.assert_close(encoder(clip), seen[0].flatten(1), rtol=1e-4, atol=1e-5)
 
 
-def test_mvit_takes_its_file(tmp_path):
+def test_mvit_loads_its_file(tmp_path):
     state = torchvision_network("mvit_v2_s").state_dict()
     torch.save(state, tmp_path / "weights.pth")
     loaded = create_encoder("mvit_v2_s", weights=str(tmp_path / "weights.pth")).net.state_dict()
@@ -75,7 +75,7 @@ def test_a_download_that_fails_is_an_error_that_names_it(tmp_path, monkeypatch):
         ("resnet10", "IMAGENET1K_V1", "torchvision has no such network"),
     ],
 )
-def test_names_that_torchvision_has_not_are_refused_without_asking_anyone(name, weights, words):
+def test_names_that_torchvision_does_not_have_are_refused_without_a_download(name, weights, words):
     with pytest.raises(ValueError, match=words):
         create_encoder(name, weights=weights)
 

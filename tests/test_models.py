@@ -45,7 +45,7 @@ def golden_fill() -> dict[str, torch.Tensor]:
 
 
 class Published(nn.Module):
-    """Our parts under the names of the published checkpoint."""
+    """Our encoders and heads under the names of the published checkpoint."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -223,7 +223,7 @@ def test_wrong_input_shapes_are_explained(name: str, shape: tuple[int, ...], wor
     assert str(shape[-1]) in str(error.value)
 
 
-def test_mlp_has_the_asked_layers() -> None:
+def test_mlp_has_the_layers_of_its_dims() -> None:
     assert [type(layer).__name__ for layer in mlp((4, 8, 2))] == ["Linear", "ReLU", "Linear"]
     names = [type(layer).__name__ for layer in mlp((4, 8, 2), batch_norm=True, final_batch_norm=True)]
     assert names == ["Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d"]

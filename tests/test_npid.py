@@ -18,7 +18,7 @@ INDEX = torch.tensor([4, 0, 29, 11, 7])
 
 
 class Identity(nn.Module):
-    """An encoder that hands its input on."""
+    """An encoder that returns its input."""
 
     def __init__(self, dim=DIM):
         super().__init__()
@@ -188,7 +188,7 @@ def test_half_precision_and_equal_rows_at_a_low_temperature_stay_finite(dtype):
     assert z.grad.isfinite().all()
 
 
-def test_a_single_view_asks_for_one_view_and_images_get_the_papers_set():
+def test_a_single_modality_has_one_view_and_images_get_the_papers_set():
     def described(*modalities):
         return [(v.name, v.modality, v.augment, v.clip) for v in NPID.views(NPIDConfig(modalities=modalities))]
 

@@ -32,7 +32,7 @@ from tests.test_embed import sine
 
 
 def make_run(folder: Path, modality: str, shards: Path) -> Path:
-    """A finished run on two views of one modality, whose weights are as they began."""
+    """A finished run on two views of one modality, with its initial weights."""
     changes = [change for change in TINY if not change.startswith("loss.num_negatives")]
     given = ["loss.name=simclr", f"loss.modalities=[{modality},{modality}]", f"run={folder}", f"data.shards={shards}"]
     cfg = config.parse(config.RunConfig, [*changes, *given])
@@ -49,7 +49,7 @@ def make_run(folder: Path, modality: str, shards: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("modality", "window_seconds", "metrics"),
-    # 4 frames at 16 per second; TINY's audio clips are of 0.5 s
+    # 4 frames at 16 per second; TINY's audio clips last 0.5 s
     [("video", 0.25, {"video_knn_visual", "video_knn_sound"}), ("audio", 0.5, {"audio_knn_visual", "audio_knn_sound"})],
 )
 def test_a_run_on_one_modality_embeds_evaluates_and_reports(
@@ -78,7 +78,7 @@ def test_a_run_on_one_modality_embeds_evaluates_and_reports(
 def test_weights_that_a_run_began_with_are_not_needed_to_load_it(
     tmp_path: Path,
 ) -> None:
-    """They are for the untrained baseline, which is the run's own start."""
+    """They are needed only for the untrained baseline, the run's initial weights."""
     start = create_encoder("resnet10", width=4, small_stem=True)
     torch.save(start.state_dict(), tmp_path / "start.pth")
     encoder = f"{{name: resnet10, width: 4, small_stem: true, weights: {tmp_path / 'start.pth'}}}"
@@ -101,7 +101,7 @@ def test_weights_that_a_run_began_with_are_not_needed_to_load_it(
 
 
 def test_an_image_belongs_to_the_first_window_of_its_media() -> None:
-    """It has no time of its own; the other windows are without."""
+    """An image has no time; the other windows have none."""
     stream, audio = io.BytesIO(), io.BytesIO()
     Image.new("RGB", (40, 30), (230, 20, 20)).save(stream, "PNG")
     write_media(audio, audio=sine(3.0), audio_rate_hz=24_000, audio_codec="flac", container_format="flac")

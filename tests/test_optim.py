@@ -39,7 +39,7 @@ def test_lars_equals_the_textbook(shape):
     np.testing.assert_allclose(weight.detach(), expected, rtol=1e-5)
 
 
-def test_lars_leaves_a_zero_weight_and_a_zero_gradient_finite():
+def test_lars_keeps_a_zero_weight_and_a_zero_gradient_finite():
     weight, still = torch.nn.Parameter(torch.zeros(3, 3)), torch.nn.Parameter(torch.ones(3, 3))
     optimizer = LARS([weight, still], lr=1.0)
     weight.grad, still.grad = torch.ones(3, 3), torch.zeros(3, 3)
@@ -127,8 +127,8 @@ def test_forgetting_a_parameter_drops_its_moments_and_no_others():
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
-def test_parameters_may_begin_late_and_forget_with_the_same_steps_fused_or_not(name):
-    """Prototypes that are frozen at first, and classifiers that are made anew."""
+def test_fused_steps_equal_plain_ones_for_parameters_that_start_late_or_lose_their_moments(name):
+    """Prototypes that are frozen at first, and classifiers that are reset."""
     ends = []
     for fused in (True, False):
         torch.manual_seed(0)
@@ -148,7 +148,7 @@ def test_parameters_may_begin_late_and_forget_with_the_same_steps_fused_or_not(n
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
 @pytest.mark.parametrize(("before", "after"), [(False, True), (True, False)])
-def test_a_state_goes_on_exactly_whatever_the_memory_order_of_its_weights_was(name, before, after):
+def test_a_state_resumes_exactly_for_any_memory_order_of_its_weights(name, before, after):
     def steps(fused, orders):
         torch.manual_seed(0)
         start, directions = (torch.randn(*shape, 4, 3, 5, 2, dtype=torch.float64) for shape in ((), (6,)))

@@ -1,4 +1,4 @@
-"""The order of samples is a pure function and reaches every sample at most once an epoch."""
+"""The order of samples is a pure function and reaches every sample at most once per epoch."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def test_every_rank_has_equal_steps_and_no_sample_twice(num_shards, world_size):
 
 @pytest.mark.parametrize("num_shards", SIZES)
 def test_every_sample_is_reached_over_a_few_epochs(num_shards):
-    """With one shard, too: what does not fill a batch must not be the same tail in every epoch."""
+    """With one shard, too: the rest that fills no batch must differ between epochs."""
     seen = {
         i for epoch in range(12) for order in orders(SIZES[num_shards], 2, epoch=epoch) for i in order.ravel().tolist()
     }
@@ -59,7 +59,7 @@ def test_epochs_and_seeds_differ_and_repeat():
 
 
 def test_a_process_stays_within_its_own_run_of_shards():
-    """Two lanes over eight equal shards: each process touches four of them, and the one in which it begins."""
+    """Two lanes over eight equal shards: each process reads four of them and, in part, the one in which it begins."""
     for order in orders([25] * 8, 2, batch=10):
         assert len({int(i) // 25 for i in order.ravel()}) <= 5
 

@@ -20,7 +20,7 @@ PAIRS = [("image", "image"), ("video", "video"), ("audio", "audio")]
 
 
 class Recorder(nn.Module):
-    """An encoder that hands on its input's mean over all axes behind the first two, and keeps the shapes it saw."""
+    """An encoder that returns its input's mean over all axes after the first two, and records the shapes it saw."""
 
     def __init__(self, dim=DIM):
         super().__init__()
@@ -38,7 +38,7 @@ def make(pair=("image", "image"), num_samples=NUM_SAMPLES, **options):
 
 
 def outputs_of(whole, jigsaw, dtype=torch.float32):
-    """Unit outputs as forward gives them, and the leaves below them."""
+    """Unit outputs as those of forward, and the leaf tensors from which they are computed."""
     leaves = [torch.tensor(x, dtype=dtype, requires_grad=True) for x in (whole, jigsaw)]
     unit = [nn.functional.normalize(leaf.float(), dim=1) for leaf in leaves]
     return dict(zip(("first", "second"), unit, strict=True)), leaves
@@ -65,7 +65,7 @@ def test_value_gradient_and_constant_equal_the_textbook(weight):
 
 
 def test_the_two_terms_have_negatives_of_their_own():
-    """With both embeddings equal the terms differ by their negatives alone."""
+    """If both embeddings are equal, the terms differ only by their negatives."""
     outputs, _ = outputs_of(WHOLE, WHOLE)
     terms = make().loss(outputs, INDEX, Progress()).terms
     assert terms["jigsaw_positive_score"] == terms["whole_positive_score"]

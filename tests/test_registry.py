@@ -1,4 +1,4 @@
-"""What stands around every loss of the registry: its row in the README, its recipe, its textbook and its tests."""
+"""What belongs to every loss of the registry: its row in the README, its recipe, its textbook and its tests."""
 
 import re
 import subprocess
@@ -59,7 +59,7 @@ def test_pairs_are_written_once_each_with_a_plus_across_modalities():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_loss_says_its_family_its_paper_its_state_and_what_it_runs_on(name):
+def test_a_loss_names_its_family_its_paper_its_state_and_its_modalities(name):
     cls = losses.get(name)
     assert cls.family
     assert re.fullmatch(r".+ (19|20)\d\d, arXiv \d{4}\.\d{5}", cls.paper)

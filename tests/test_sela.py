@@ -41,13 +41,13 @@ def make(modalities=("image",), seed=0, num_samples=NUM_SAMPLES, **options):
 
 
 def samples(name):
-    """(N, 5) for a view."""
+    """The samples of a view, (N, 5)."""
     rng = np.random.default_rng({"first": 1, "second": 2}[name])
     return torch.tensor(rng.normal(size=(NUM_SAMPLES, 5)), dtype=torch.float32)
 
 
 def context_of(loss, epoch):
-    """What the loop gives: every sample once, in pieces, in eval mode, of the views named."""
+    """The context of the training loop: every sample once, in batches, in eval mode, of the views named."""
     asked = []
 
     @torch.no_grad()
@@ -66,7 +66,7 @@ def outputs_of(loss, index):
 
 
 def probabilities(loss, name):
-    """(N, H, K) in float64."""
+    """The predictions of a view for all samples, float64 (N, H, K)."""
     with torch.no_grad():
         logits = outputs_of(loss, torch.arange(NUM_SAMPLES))[f"{name}_logits"].double().numpy()
     powers = np.exp(logits - logits.max(axis=2, keepdims=True))
@@ -153,7 +153,7 @@ def test_labels_of_one_modality_cannot_be_swapped():
 
 
 @pytest.mark.parametrize(("num_relabelings", "epochs"), [(100, 400), (5, 16), (3, 8), (2, 10), (7, 6)])
-def test_the_schedule_is_quadratic_and_merges_moments_within_an_epoch(num_relabelings, epochs):
+def test_the_schedule_is_quadratic_and_merges_times_within_an_epoch(num_relabelings, epochs):
     assert list(relabeling_epochs(num_relabelings, epochs)) == textbook.relabeling_epochs(num_relabelings, epochs)
 
 
@@ -165,7 +165,7 @@ def test_the_schedule_by_hand():
         relabeling_epochs(0, 6)
 
 
-def test_labels_stay_in_epochs_between_the_moments():
+def test_labels_stay_in_epochs_without_relabeling():
     loss = make()
     for epoch, relabels in enumerate((True, False, True, False, False, False, False, False)):
         context, asked = context_of(loss, epoch)
@@ -213,7 +213,7 @@ def test_a_loaded_state_gives_the_same_loss_and_the_same_next_labels():
         assert results[0].terms == results[1].terms
 
 
-def test_views_are_one_a_modality_with_the_papers_set_for_images():
+def test_views_are_one_per_modality_with_the_papers_set_for_images():
     assert [(v.name, v.modality, v.augment) for v in SeLa.views(SeLaConfig())] == [("first", "image", "sela")]
     both = SeLa.views(SeLaConfig(modalities=("video", "audio")))
     assert [(v.name, v.modality, v.augment) for v in both] == [

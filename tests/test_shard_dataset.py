@@ -1,4 +1,4 @@
-"""ShardDataset: the clips of a shard folder for a loop of one's own."""
+"""ShardDataset: the clips of a shard folder for a loop of your own."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_seed_an_epoch_and_an_index_give_the_same_clip_and_another_epoch_anoth
     assert not all(torch.equal(dataset[number]["audio"], again[number]["audio"]) for number in range(4))
 
 
-def test_without_chance_the_clip_is_the_middle_of_the_stored_stream(shards):
+def test_without_randomness_the_clip_is_the_middle_of_the_stored_stream(shards):
     item = ShardDataset(shards["test"], views=VIEWS, is_random=False, transform=dict)[0]
     sample = ShardSet(str(shards["test"])).read(0)
     seconds = sample.info.num_audio_samples / sample.info.audio_rate_hz
@@ -71,7 +71,7 @@ def test_images_come_as_images(image_shards):
     assert (item["index"], item["label"], item["image"].shape) == (11, "light", (3, 24, 24))
 
 
-def test_what_cannot_be_given_is_an_error(shards, image_shards):
+def test_impossible_requests_are_errors(shards, image_shards):
     with pytest.raises(ValueError, match=r"modalities are \['sound'\]; allowed are"):
         ShardDataset(shards["train"], ("sound",))
     with pytest.raises(MediaError, match="no_audio"):

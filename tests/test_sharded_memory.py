@@ -1,4 +1,4 @@
-"""Banks split over two processes equal replicated ones: in value with the same negatives, which are the same ones."""
+"""Banks split over two processes equal replicated ones, in value and negatives."""
 
 import json
 
@@ -52,7 +52,7 @@ def test_one_process_holds_a_plain_bank_whatever_the_key_says():
     assert type(make_bank(10, 4, 0, sharded=True)) is MemoryBank
 
 
-def test_the_rows_of_a_shard_are_no_part_of_the_state_that_all_ranks_share(monkeypatch):
+def test_the_rows_of_a_shard_are_not_in_the_state_that_all_ranks_share(monkeypatch):
     pretend(monkeypatch, 0, 2)
     assert ShardedMemoryBank(10, 4, seed=0).state_dict() == {}
 
@@ -79,7 +79,7 @@ def test_each_loss_with_sharded_banks_equals_itself_with_replicated_ones(tmp_pat
     assert not wrong
 
 
-def test_bytes_sent_do_not_depend_on_the_number_of_negatives_and_rows_never_travel(tmp_path):
+def test_bytes_sent_do_not_depend_on_the_number_of_negatives_and_rows_are_not_sent(tmp_path):
     run_ranks(2, "sharded_bytes", str(tmp_path))
     sent = json.loads((tmp_path / "bytes.json").read_text())
     anchors, width = 2 * 4, 8

@@ -1,4 +1,4 @@
-"""SimCLR's maths against the textbook, its known values and its limits."""
+"""SimCLR's loss against the textbook, its known values and its limits."""
 
 import math
 

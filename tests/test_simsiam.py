@@ -70,7 +70,7 @@ def test_the_loss_starts_near_0_and_is_minus_1_for_equal_directions():
     assert negative_cosine(2 * x, 3 * x).item() == pytest.approx(-1)
 
 
-def test_the_log_tells_a_healthy_start_from_a_collapse():
+def test_the_log_tells_a_spread_out_start_from_a_collapse():
     loss = make(projector_hidden_dims=(64, 64), embedding_dim=512)
     healthy = loss.diagnostics(loss(views(batch=64)))["first_embedding_spread"].item()
     collapsed = loss.diagnostics({"first": torch.ones(64, 512)})["first_embedding_spread"].item()
@@ -111,7 +111,7 @@ def test_the_predictor_keeps_its_learning_rate_while_the_others_follow_the_cosin
         assert group["lr"] == pytest.approx(expected)
 
 
-def test_a_view_of_its_own_in_eval_mode_gives_its_outputs_alone():
+def test_a_single_view_in_eval_mode_gives_only_its_own_outputs():
     loss = make(("video", "audio")).eval()
     assert set(loss({"second": views()["second"]})) == {"second", "second_prediction"}
 

@@ -74,7 +74,7 @@ def tensors(arrays):
 
 
 def step(loss, optimizer, progress, views):
-    """One step as the loop makes it; returns the loss."""
+    """Make one step as the training loop does; return the loss."""
     outputs = loss(views)
     index = torch.arange(len(views["first"]))
     result = loss.loss(outputs, index, progress)
@@ -105,7 +105,7 @@ def test_swapped_prediction_equals_the_textbook_in_value_and_gradient_and_codes_
     assert all(one.grad is None for one in targets)
 
 
-def test_with_scores_that_say_nothing_the_loss_is_the_logarithm_of_the_number_of_prototypes():
+def test_with_equal_scores_the_loss_is_the_logarithm_of_the_number_of_prototypes():
     scores = torch.full((4, 3000), 0.3)
     codes = torch.randn(4, 3000, generator=torch.Generator().manual_seed(0)).softmax(dim=1)
     assert swapped_prediction([scores, scores], [codes, codes], 0.1).item() == pytest.approx(8.006, abs=1e-3)
@@ -179,7 +179,7 @@ def test_a_queue_that_is_not_full_is_not_used():
     assert torch.equal(*values)
 
 
-def test_queues_are_of_a_modality_across_modalities():
+def test_across_modalities_each_has_a_queue():
     loss = bare(("video", "audio"), queue_size=8)
     raw = embeddings(loss.modality_of)
     loss.update(loss(tensors(raw)), torch.arange(8))

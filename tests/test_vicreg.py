@@ -1,4 +1,4 @@
-"""VICReg against the textbook, in its known values and where dimensions are dead."""
+"""VICReg against the textbook, at its known values and with constant dimensions."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ PAIRS = [("image", "image"), ("audio", "audio"), ("video", "audio")]
 
 
 class Identity(nn.Module):
-    """An encoder that hands its input on."""
+    """An encoder that returns its input."""
 
     dim = 4
 

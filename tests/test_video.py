@@ -76,7 +76,7 @@ def test_jitter_applies_each_clips_own_order() -> None:
     video = frames(12, 2, 3, 8, 8)
     before = video.clone()
     result = apply_color_params(video, color_params, blur_radius_px=1)
-    torch.testing.assert_close(video, before, rtol=0, atol=0)  # the input is left alone
+    torch.testing.assert_close(video, before, rtol=0, atol=0)  # the input does not change
     for clip, start, each in zip(result, to_float(video), params, strict=True):
         expected = start
         for operation in JITTER_ORDERS[int(each.order)]:
@@ -167,7 +167,7 @@ def test_test_crop_is_the_central_view_of_resize_and_crop(height: int, width: in
     assert abs((width - box_width) / 2 - left) <= 0.5
 
 
-def test_test_crop_looks_like_torchvisions_resize_then_center_crop() -> None:
+def test_test_crop_equals_torchvisions_resize_then_center_crop_nearly() -> None:
     ramp = torch.linspace(0, 255, 340).expand(1, 3, 256, 340).round().to(torch.uint8)
     ours = crop_resize(ramp, center_crop_box(256, 340), 112)
     resized = torchvision_v2.Resize(128, antialias=True)(ramp)

@@ -1,4 +1,4 @@
-"""Views of every modality: what is decoded, what is shared, and that a sample's views depend on nothing else."""
+"""Views of every modality: what is decoded, what is shared, and that views do not depend on batch or workers."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_multi_crop_views_have_their_sizes_and_cost_one_decoding(decoded: list[str]) -> None:
     raw = raw_views(Pictures(), 3, MULTI_CROP, CONFIG, seed=0, epoch=0)  # type: ignore[arg-type]
-    assert decoded == ["image"]  # whatever the clip numbers: an image has no time
+    assert decoded == ["image"]  # for any clip numbers: an image has no time
     assert {name: tuple(view.media.shape) for name, view in raw.items()} == {
         **{f"large_{k}": (1, 3, 32, 32) for k in range(2)},
         **{f"small_{k}": (1, 3, 16, 16) for k in range(3)},
@@ -317,7 +317,7 @@ def test_a_background_that_cannot_be_read_is_named_with_the_sample_it_was_for(
 
 
 def test_the_worked_yaml_of_byol_a_gives_its_input(tmp_path: Path, shards: dict[str, Path]) -> None:
-    """The YAML that stands in the docstring: 64 mel bins of 96 frames."""
+    """The YAML in the docstring: 64 mel bins of 96 frames."""
     from avssl import config
     from avssl.transforms import audio
 

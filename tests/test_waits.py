@@ -59,13 +59,13 @@ class ReadCounter(TorchFunctionMode):
 
 
 def waits(function):
-    """{operation: how often} during one call."""
+    """{operation that waits: its number of calls} during one call of the function."""
     with WaitCounter() as counter, ReadCounter(counter.found):
         function()
     return dict(+counter.found)
 
 
-def test_the_counter_sees_what_waits():
+def test_the_counter_sees_operations_that_wait():
     rows = torch.arange(4.0)
     assert waits(lambda: rows.sum().item()) == {"_local_scalar_dense": 1}
     assert waits(lambda: rows[rows > 1])["nonzero"] >= 1
