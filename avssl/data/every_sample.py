@@ -22,8 +22,8 @@ from avssl.data.read_views import decode_audio_clip, decode_video_clip
 from avssl.data.workers import start_worker
 from avssl.distributed import rank, world_size
 from avssl.media.decode import read_audio
-from avssl.media.ffmpeg import Source
 from avssl.media.images import read_image
+from avssl.media.sources import Source
 from avssl.processes.timeouts import all_batches
 from avssl.processes.worker_server import worker_context
 from avssl.shards.shard_set import Sample, ShardSet, spans
