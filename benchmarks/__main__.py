@@ -2,8 +2,8 @@
 
     python -m benchmarks [--only loader,avid_loss] [--gpu]
 
-Each script runs alone, in a process of its own. A row that falls short does not fail the command: the table is to be
-read. A script that ends with an error does.
+Each script runs alone, in a process of its own. The command fails if a script ends with an error, but not if a row
+falls short: people judge the table.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.claims import ROOT, Claim, machine, table
 
-# script -> its options in this table; sizes are chosen so that all of it takes under 20 minutes on two cores.
+# {script: its options}; sizes are chosen so that all scripts together take less than 20 minutes on two cores.
 CPU: dict[str, list[str]] = {
     "start_up": ["--rounds", "3"],
     "training_step": ["--rounds", "2"],
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def run_all(scripts: dict[str, list[str]]) -> tuple[list[Claim], list[str]]:
-    """Every script's rows, and the names of those that ended with an error."""
+    """(rows of all scripts, names of the scripts that ended with an error)."""
     claims, failed = [], []
     with tempfile.TemporaryDirectory() as folder:
         for name, options in scripts.items():

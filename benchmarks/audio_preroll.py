@@ -1,9 +1,9 @@
-"""After how many packets a decoder that begins in the middle gives what it gives on the way, codec by codec.
+"""How many packets an audio decoder needs after a seek until its output is right, for each codec.
 
     python benchmarks/audio_preroll.py
 
-A rising tone in noise is encoded; from every seventh packet on it is decoded by a decoder that was emptied, and
-compared with decoding from the beginning. Printed: the packets until no sample differs by more than 0.001.
+A rising tone in noise is encoded. From every seventh packet on it is decoded by a flushed decoder, and compared with
+decoding from the beginning. Printed is the number of packets until no sample differs by more than 0.001.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import av  # noqa: TID251  (packets are decoded out of turn, as no reader of ours does)
+import av  # noqa: TID251  (decodes from the middle, which no reader of ours does)
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -39,13 +39,13 @@ CASES = (
 
 
 def decoded(context: Any, packet: Any) -> np.ndarray:
-    """(channels, samples) in [-1, 1] of one packet."""
-    pieces = [frame.to_ndarray() / (32_768 if "s16" in frame.format.name else 1) for frame in context.decode(packet)]
-    return np.concatenate(pieces, 1) if pieces else np.empty((1, 0))
+    """The samples of a packet: (channels, samples) in [-1, 1]."""
+    blocks = [frame.to_ndarray() / (32_768 if "s16" in frame.format.name else 1) for frame in context.decode(packet)]
+    return np.concatenate(blocks, 1) if blocks else np.empty((1, 0))
 
 
 def packets_needed(path: Path) -> int:
-    """The most packets from any beginning; MOST_PACKETS stands for never."""
+    """The most packets needed from any beginning; MOST_PACKETS: the output never becomes right."""
     with av.open(str(path)) as container:
         stream = container.streams.audio[0]
         context, packets = stream.codec_context, [packet for packet in container.demux(stream) if packet.size]
@@ -54,8 +54,8 @@ def packets_needed(path: Path) -> int:
         for first in range(20, len(packets) - 1, EVERY):
             context.flush_buffers()
             for number in range(first, min(first + MOST_PACKETS, len(packets) - 1)):
-                found, right = decoded(context, packets[number]), whole[number]
-                if found.shape != right.shape or (found.size and np.abs(found - right).max() > TOLERANCE):
+                samples, right = decoded(context, packets[number]), whole[number]
+                if samples.shape != right.shape or (samples.size and np.abs(samples - right).max() > TOLERANCE):
                     most = max(most, number - first + 1)
     return most
 

@@ -1,15 +1,15 @@
-"""AVID's loss step alone, forward and backward, against the same maths written plainly.
+"""AVID's loss step alone, forward and backward, against a plain implementation of the same loss.
 
     python benchmarks/avid_loss.py [--device cuda] [--threads 2]
 
-Plainly: the negatives of both banks are gathered as (B, K, D), multiplied by the anchors with bmm, softplus, and
-autograd goes back through them. Ours is `AVID.loss`, with all that it does besides: drawing negatives, the log's terms.
+Plain: the negatives of both banks are gathered as (B, K, D) and multiplied by the anchors with bmm, then softplus, and
+the backward pass by autograd. Ours is `AVID.loss` with all that it does: drawing negatives, the metrics of the log.
 Banks of 232,067 x 128 in float32 (Kinetics), batch 64, 1,024 negatives, cross-AVID; nothing else of a training step.
 
-The last lines say what the machine allows: B K D numbers of each bank must be read once, 67 MB in all, from rows all
-over 119 MB each; the copy of as many bytes in a row, and the plain gathers, are measured beside it.
-On a CPU the claim is on one thread's CPU time, which other programs move least; --threads and wall time are for an idle
-machine. On a GPU it is wall time with torch.cuda.synchronize(), and the plain maths compiled stands beside it.
+The last lines say what the machine allows: B K D numbers of each bank must be read once, 67 MB in all, from rows spread
+over 119 MB each; a copy of as many consecutive bytes, and the plain gathers, are measured beside it.
+On a CPU the claim is about one thread's CPU time, which other programs affect least; --threads and wall time are for an
+idle machine. On a GPU it is wall time with torch.cuda.synchronize(), and the plain loss is also measured compiled.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Features(torch.nn.Module):
 
 
 class Case:
-    """A batch of embeddings and the two ways to its loss."""
+    """A batch of embeddings, and both ways to compute its loss."""
 
     def __init__(self, device: str) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -57,12 +57,12 @@ class Case:
         self.batch = 1
 
     def negatives(self) -> torch.Tensor:
-        """(B, K), drawn as plainly as it goes: uniform over all but the own index."""
+        """Rows of negatives (B, K), drawn uniformly from all but the sample's own."""
         draws = torch.randint(NUM_SAMPLES - 1, (BATCH, NEGATIVES), device=self.index.device)
         return draws + (draws >= self.index[:, None])
 
     def plain_loss(self, negatives: torch.Tensor) -> torch.Tensor:
-        """Scalar; see the module's text."""
+        """The plain loss, a scalar."""
         log_noise = torch.log(self.loss.partition * NEGATIVES)
         values = []
         for anchor, memory in (("video", "audio"), ("audio", "video")):
@@ -74,13 +74,13 @@ class Case:
         return torch.stack(values).mean()
 
     def ours(self) -> torch.Tensor:
-        """One loss step; the gradients are in self.z."""
+        """One loss step; it leaves the gradients in self.z."""
         self.batch += 1
         total: torch.Tensor = self.loss.loss(self.z, self.index, Progress(batch=self.batch)).total
         return self.backward(total)
 
     def plain(self, loss: Callable[[torch.Tensor], torch.Tensor] | None = None) -> torch.Tensor:
-        """As `ours`."""
+        """One plain loss step; it leaves the gradients in self.z."""
         return self.backward((loss or self.plain_loss)(self.negatives()))
 
     def backward(self, total: torch.Tensor) -> torch.Tensor:
@@ -92,14 +92,14 @@ class Case:
         return total
 
     def gathers(self) -> None:
-        """What the plain way does before it computes anything."""
+        """The gathers of the plain loss alone."""
         negatives = self.negatives()
         kept = [bank[negatives] for bank in self.banks.values()]
         if kept[0].is_cuda:
             torch.cuda.synchronize()
 
-    def agrees(self) -> float:
-        """Largest difference of the two gradients on the same negatives, relative to the largest entry."""
+    def difference(self) -> float:
+        """Largest difference of both gradients on the same negatives, relative to the largest entry."""
         progress = Progress(batch=0)
         negatives = self.loss.draw_negatives(self.index[:, None], progress)
         self.backward(self.plain_loss(negatives))
@@ -109,7 +109,7 @@ class Case:
 
 
 def copying(device: str) -> Callable[[], None]:
-    """As many bytes as the negatives of both banks, read and written in a row, into memory that is there already."""
+    """A function that copies as many consecutive bytes as the negatives of both banks have, into allocated memory."""
     source = torch.ones(2 * BATCH * NEGATIVES, DIM, device=device)
     target = torch.empty_like(source)
 
@@ -130,9 +130,9 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     is_gpu = arguments.device.startswith("cuda")
     case = Case(arguments.device)
-    difference = case.agrees()
+    difference = case.difference()
     if not difference < 1e-4:
-        raise SystemExit(f"the two ways differ by {difference:.1e} of the largest gradient")
+        raise SystemExit(f"both gradients differ by {difference:.1e} of the largest gradient")
     methods: dict[str, Callable[[], Any]] = {
         "ours": case.ours,
         "plain": case.plain,

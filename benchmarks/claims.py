@@ -1,7 +1,7 @@
-"""What the benchmarks of speed share: methods that take turns, claims as ratios, and the table that judges them.
+"""Helpers of the benchmarks of speed: methods that take turns, claims as ratios, and the table that judges them.
 
-A script measures ours and what it is held against in one process or one run, on one machine, in turn; a claim is the
-median over the rounds of their ratio. Absolute numbers stand beside it for the reader; nothing is judged by them.
+A script measures this program and what it is compared with on one machine, in turn; a claim is the median over the
+rounds of their ratio. Absolute numbers are printed beside it; no claim is about them.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ ROOT = Path(__file__).resolve().parent.parent
 class Claim:
     """One row of the table.
 
-    name says what was done at which size; ours and other are in `unit`, other is None where the goal is not a ratio
-    between two; ratio is what is judged, "at least" or "at most" `goal`. goal None: measured, nothing was promised.
+    name: what was done, at which size. ours, other: measurements in `unit`; other is None if nothing is compared.
+    against: what is compared with. ratio: what is judged: it must be "at least" or "at most" `goal`; None: nothing was
+    promised. note: a remark in the last column.
     """
 
     name: str
@@ -44,7 +45,7 @@ class Claim:
 
     @property
     def mark(self) -> str:
-        """pass, FALLS SHORT, or nothing where nothing was promised."""
+        """pass or FALLS SHORT; "" if nothing was promised."""
         if self.goal is None:
             return ""
         holds = self.ratio >= self.goal if self.relation == "at least" else self.ratio <= self.goal
@@ -52,9 +53,9 @@ class Claim:
 
 
 def cpu_seconds() -> float:
-    """CPU time of this process and of its ended children: a clock that other programs on the machine move less."""
+    """CPU time of this process and of its ended children: other programs affect it less than wall time."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used)
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 def take_turns(
@@ -63,7 +64,7 @@ def take_turns(
     clock: Callable[[], float] = time.perf_counter,
     warm_up_rounds: int = 1,
 ) -> dict[str, list[float]]:
-    """Seconds of each method, once a round, every other round in the opposite order.
+    """Seconds of each method in each round; every other round calls them in the opposite order.
 
     Methods that run on a GPU must end with torch.cuda.synchronize().
     """
@@ -85,7 +86,7 @@ def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
 def command_line(text: str | None) -> argparse.ArgumentParser:
     """A parser with the option that `python -m benchmarks` uses to collect the rows."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="append the rows to this file, one JSON object a line")
+    parser.add_argument("--json", type=Path, help="append the rows to this file, one JSON object per line")
     return parser
 
 
@@ -98,7 +99,7 @@ def publish(claims: Sequence[Claim], json_file: Path | None) -> None:
 
 
 def table(claims: Sequence[Claim]) -> str:
-    """Markdown."""
+    """The claims as a Markdown table."""
     lines = ["| what | ours | other | against | ratio | goal | |", "|---|---|---|---|---|---|---|"]
     for claim in claims:
         other = "" if claim.other is None else f"{short(claim.other)} {claim.unit}"
@@ -109,12 +110,12 @@ def table(claims: Sequence[Claim]) -> str:
 
 
 def short(value: float) -> str:
-    """Three figures, whole numbers from 100 on."""
+    """A number with three digits, from 100 on as a whole number."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def machine() -> str:
-    """One line: date, commit, processor or GPU, cores, versions, load."""
+    """A line with date, commit, processor, cores, GPU, versions and load."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     ).stdout.strip()
@@ -126,7 +127,7 @@ def machine() -> str:
 
 
 def processor() -> str:
-    """The processor's name as Linux tells it."""
+    """The processor's name."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.is_file() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,14 +1,14 @@
-"""CMA's positive search against the same search written plainly, and against FAISS's exact search of one modality.
+"""CMA's positive search against a plain implementation, and against FAISS's exact search of one modality.
 
     python benchmarks/cma_search.py [--rows 100000] [--queries 1024] [--device cuda] [--all] [--threads 2]
 
-For each query the 32 rows of largest min(<v, v'>, <a, a'>) among 100,000 x 128 rows of two banks. Plainly: the float32
-products of 16 queries with both banks, their minimum, topk. FAISS: IndexFlatIP, 33 neighbors in one bank, half of the
-products. Each is given what it likes: the plain way 16 queries at a time, FAISS and ours all queries in one call. The
-clusters of the rows are those of a bank that has learned something: 1,000 centers, cosines up to 0.9.
+For each query, the 32 rows with the largest min(<v, v'>, <a, a'>) among 100,000 x 128 rows of two banks. Plain: the
+float32 products of 16 queries with both banks, their minimum, topk. FAISS: IndexFlatIP, 33 neighbors in one bank, half
+of the products. Each gets its fastest call: plain 16 queries at a time, FAISS and ours all queries together. Rows are
+clustered like those of a trained bank: 1,000 centers, cosines up to 0.9.
 
-Measured on a share of the queries against all rows, the claims are ratios of queries per second. On a CPU one thread's
-CPU time; on a GPU wall time, and --all searches every row, once. Recall is against the k best float32 scores of plain.
+Some queries are searched among all rows; the claims are ratios of queries per second, on a CPU in CPU time of one
+thread, on a GPU in wall time. --all also searches every row, once. Recall is against the k best scores of plain.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from avssl.ops.agreement import most_agreeing
 from benchmarks.claims import Claim, command_line, cpu_seconds, median_ratio, publish, take_turns
 
 DIM, POSITIVES, PLAIN_QUERIES = 128, 32, 16
-GOAL_SECONDS, GOAL_ROWS = 60.0, 1_780_000  # on one GPU of the H200's class
+GOAL_SECONDS, GOAL_ROWS = 60.0, 1_780_000  # on one H200 or a similar GPU
 
 
 def bank(num_rows: int, seed: int, device: str) -> torch.Tensor:
-    """Unit rows around 1,000 centers (both modalities agree on which), (N, 128) float32."""
+    """Unit rows around 1,000 centers, float32 (N, 128); a row belongs to the same center in both modalities."""
     generator = torch.Generator().manual_seed(seed)
     centers = normalize(torch.randn(1000, DIM, generator=generator), dim=1)
-    of = torch.randint(1000, (num_rows,), generator=torch.Generator().manual_seed(0))
-    return normalize(centers[of] + 0.08 * torch.randn(num_rows, DIM, generator=generator), dim=1).to(device)
+    center_of = torch.randint(1000, (num_rows,), generator=torch.Generator().manual_seed(0))
+    return normalize(centers[center_of] + 0.08 * torch.randn(num_rows, DIM, generator=generator), dim=1).to(device)
 
 
 class Case:
-    """Two banks and the ways to search them."""
+    """Two banks, and several methods to search them."""
 
     def __init__(self, num_rows: int, num_queries: int, device: str) -> None:
         self.video, self.audio = (bank(num_rows, seed, device) for seed in (1, 2))
@@ -51,15 +51,15 @@ class Case:
         return self.waited(most_agreeing(self.video, self.audio, POSITIVES, "consensus", 0, self.num_queries))
 
     def plain(self, num_queries: int) -> torch.Tensor:
-        """The same of the first `num_queries`."""
-        found = []
+        """Positive sets of the first `num_queries` by the plain search."""
+        positives = []
         for first in range(0, num_queries, PLAIN_QUERIES):
             rows = slice(first, first + PLAIN_QUERIES)
             rho = torch.minimum(self.video[rows] @ self.video.T, self.audio[rows] @ self.audio.T)
             numbers = torch.arange(len(rho), device=rho.device)
             rho[numbers, numbers + first] = -torch.inf
-            found.append(rho.topk(POSITIVES, dim=1).indices)
-        return self.waited(torch.cat(found))
+            positives.append(rho.topk(POSITIVES, dim=1).indices)
+        return self.waited(torch.cat(positives))
 
     def waited(self, result: torch.Tensor) -> torch.Tensor:
         if self.device.startswith("cuda"):
@@ -77,13 +77,13 @@ class Case:
         return lambda: index.search(queries, POSITIVES + 1)
 
     def recall(self, num_queries: int) -> float:
-        """Share of plain's positives that ours found."""
+        """Fraction of the positives of the plain search that ours finds."""
         ours, plain = self.ours()[:num_queries], self.plain(num_queries)
         return float((ours[:, :, None] == plain[:, None]).any(dim=1).float().mean())
 
 
 def search_all(case: Case) -> Claim:
-    """Every row, once: what a run does at the start of an epoch."""
+    """The row of a search for every row of the banks, as a run does it at the start of an epoch."""
     case.num_queries = num_rows = len(case.video)
     is_gpu, note = case.device.startswith("cuda"), ""
     if is_gpu:
@@ -130,7 +130,7 @@ def main() -> None:
         against, goal = goals[other]
         ratio = median_ratio(each[other], each["ours"])
         claims.append(Claim(name, rate["ours"], rate[other], unit, against, ratio, goal=goal))
-    claims.append(Claim("recall of it", recall, 1.0, "", "float32 topk", recall, goal=1.0))
+    claims.append(Claim("recall of this search", recall, 1.0, "", "float32 topk", recall, goal=1.0))
     if arguments.all:
         claims.append(search_all(case))
     publish(claims, arguments.json)

@@ -1,4 +1,4 @@
-"""What a loss says to the other processes in a step: counted, in one process that believes to be one of several."""
+"""Counts what a loss sends to other processes in a step, in a single process that takes itself for one of several."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from avssl import distributed
 
 @dataclass
 class PretendedWorld:
-    """Stands in for torch.distributed: every other process holds what this one holds, and calls are noted.
+    """Replaces torch.distributed: every other process holds what this one holds, and calls are recorded.
 
-    calls: (name, bytes that this process gives), in order.
+    calls: (name, bytes that this process sends), in order.
     """
 
     num_processes: int

@@ -1,4 +1,4 @@
-"""Claim: embedding long media takes little longer than decoding them, if the encoder is not the bottleneck.
+"""Claim: embedding long media takes little longer than decoding, if the encoder is not the bottleneck.
 
     python benchmarks/embedding.py [--films 6] [--film-seconds 60] [--size 640x360] [--rounds 3]
 
@@ -37,8 +37,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from avssl import config, losses
 from avssl.embedding.embedder import Embedder
 from avssl.embedding.folder import FolderJob
-from avssl.embedding.media import WindowBatch
-from avssl.embedding.sources import Sources, open_media
+from avssl.embedding.media import WindowBatch, open_media
+from avssl.embedding.sources import Sources
 from avssl.embedding.windows import WindowReader, clip_starts
 from avssl.media.readers import AudioReader, VideoReader
 from avssl.models import create_encoder

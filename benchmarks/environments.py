@@ -1,4 +1,4 @@
-"""Virtual environments of the packages that are compared with: beside this project's packages, not among them."""
+"""Virtual environments with a package to compare with, which does not become a dependency of this project."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from pathlib import Path
 
 
 def beside_project(folder: Path, requirement: str) -> Path:
-    """The Python of an environment below the folder with one more package, without what that depends on. Made once."""
+    """The Python of an environment in `folder` that has this project's packages and one more, without what that depends
+    on. Made at the first call.
+    """
     python = folder / "venv" / "bin" / "python"
     if not python.is_file():
         subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
-        own = next(path for path in map(Path, sys.path) if path.name == "site-packages")
+        packages = next(path for path in map(Path, sys.path) if path.name == "site-packages")
         target = next((folder / "venv" / "lib").glob("python*/site-packages"))
-        (target / "project.pth").write_text(f"{own}\n")
+        (target / "project.pth").write_text(f"{packages}\n")
         subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--no-deps", requirement], check=True)
     return python

@@ -1,15 +1,14 @@
 """Training throughput on one GPU against the bare encoder: R(2+1)D-18, 8 x 224 x 224, bf16. No network, no files.
 
     python benchmarks/gpu_training.py [--batch-size 64] [--encoder r2plus1d_18]
-    python benchmarks/gpu_training.py --device cpu --tiny              # does the code run?
+    python benchmarks/gpu_training.py --device cpu --tiny              # shows that the code runs
 
 The whole step of AVID (copy from pinned memory, views, both encoders, heads, loss with two banks of 1.78 M rows, fused
-Adam, banks, log every tenth step) in clips a second, against forward and backward of both encoders on views that lie on
-the GPU; both with the same setting of memory order and compilation. Every setting is measured; the claim is about the
-fastest one. Batches are made up, so that decoding on the host does not enter: `loader` measures that.
+Adam, banks, log every tenth step) in clips per second, against forward and backward of both encoders on views in GPU
+memory; both with the same setting of memory order and compilation. Every setting is measured; the claim is about the
+fastest one. Batches are synthetic, so that decoding on the host is not measured: `loader` measures that.
 
-Model FLOPs are counted by PyTorch's own counter on one forward and backward; the peak is the vendor's dense bf16
-number.
+Model FLOPs are counted by PyTorch's counter on one forward and backward; the peak is the vendor's dense bf16 number.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from avssl import device as device_settings
 from benchmarks.claims import Claim, command_line, publish, take_turns
 from benchmarks.whole_step import Size, WholeStep
 
-# Dense bf16 TFLOP/s as the vendor's data sheets give them; the first name that the device's contains.
+# Dense bf16 TFLOP/s of the vendor's data sheets; the first of these names that the device's name contains is used.
 PEAK_TERAFLOPS = {"H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "A10": 125.0}
 SETTINGS = {
     "plain": {"channels_last": False, "compiled": False},
@@ -39,7 +38,7 @@ SETTINGS = {
 
 
 def prepare(arguments: Any, setting: str) -> WholeStep:
-    """The step with the encoders set as asked, past its first calls."""
+    """The step with its encoders in one of SETTINGS, after three steps of warm-up."""
     chosen = SETTINGS[setting]
     size = Size(batch_size=arguments.batch_size, size_px=224, video={"name": arguments.encoder})
     if arguments.tiny:
@@ -72,7 +71,7 @@ def encode(step: WholeStep) -> None:
 
 
 def several(function: Any, times: int, device: str) -> Any:
-    """The function some times, and to the end of what it started on the GPU."""
+    """A function that calls another `times` times and waits for what that started on the GPU."""
 
     def run() -> None:
         for _ in range(times):
@@ -84,7 +83,7 @@ def several(function: Any, times: int, device: str) -> Any:
 
 
 def measure(arguments: Any, setting: str, teraflops: float) -> Claim:
-    """Clips a second of the whole step and of the bare encoders."""
+    """The row of a setting: clips per second of the whole step and of the bare encoders."""
     if arguments.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     step = prepare(arguments, setting)
@@ -97,7 +96,7 @@ def measure(arguments: Any, setting: str, teraflops: float) -> Claim:
     note = f"{teraflops * rate['encoders'] / batch:.3g} TFLOP/s bare, {teraflops * rate['whole'] / batch:.3g} whole"
     peak = arguments.peak_teraflops or peak_of_device(arguments.device)
     if peak:
-        note += f"; utilisation {teraflops * rate['whole'] / batch / peak:.1%} of {peak:g}"
+        note += f"; utilization {teraflops * rate['whole'] / batch / peak:.1%} of {peak:g}"
     if arguments.device == "cuda":
         note += f"; peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
     step.close()
@@ -122,7 +121,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10, help="of each turn")
     parser.add_argument("--peak-teraflops", type=float, default=0.0, help="dense bf16, of a device that is not listed")
-    parser.add_argument("--tiny", action="store_true", help="networks and media of no use, to see that it runs")
+    parser.add_argument("--tiny", action="store_true", help="networks and media of no use, to show that it runs")
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
         sys.exit("no GPU here; --device cpu --tiny shows that the code runs")

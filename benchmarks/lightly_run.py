@@ -34,26 +34,27 @@ Views = dict[str, torch.Tensor]
 
 
 class Method(nn.Module):
-    """Encoder, heads and the step of one of lightly's methods."""
+    """The encoder, heads and loss of one of lightly's methods."""
 
     def __init__(self, cfg: config.RunConfig) -> None:
         super().__init__()
         self.options = cfg.loss
         self.encoder = create_encoder(**cfg.encoders["image"])
-        self.width = int(self.encoder.dim)
+        self.dim = int(self.encoder.dim)
 
     def value(self, views: Views) -> torch.Tensor:
+        """The loss of a batch."""
         raise NotImplementedError
 
     def before(self, step: int, total: int) -> None:
-        """Ahead of a step's forward."""
+        """What the method does before the forward pass of a step."""
 
 
 class SimCLR(Method):
     def __init__(self, cfg: config.RunConfig) -> None:
         super().__init__(cfg)
         hidden = self.options.projector_hidden_dims[0]
-        self.head = heads.SimCLRProjectionHead(self.width, hidden, self.options.embedding_dim)
+        self.head = heads.SimCLRProjectionHead(self.dim, hidden, self.options.embedding_dim)
         self.criterion = NTXentLoss(temperature=self.options.temperature)
 
     def value(self, views: Views) -> torch.Tensor:
@@ -61,7 +62,7 @@ class SimCLR(Method):
 
 
 class WithTeacher(Method):
-    """What MoCo and BYOL share: a slow copy of encoder and head."""
+    """MoCo and BYOL: they have a slow copy of encoder and head."""
 
     head: nn.Module
 
@@ -83,7 +84,7 @@ class MoCo(WithTeacher):
     def __init__(self, cfg: config.RunConfig) -> None:
         super().__init__(cfg)
         hidden = self.options.projector_hidden_dims[0]
-        self.head = heads.MoCoProjectionHead(self.width, hidden, self.options.embedding_dim)
+        self.head = heads.MoCoProjectionHead(self.dim, hidden, self.options.embedding_dim)
         self.make_teacher()
         size = (self.options.queue_size, self.options.embedding_dim)
         self.criterion = NTXentLoss(temperature=self.options.temperature, memory_bank_size=size)
@@ -99,7 +100,7 @@ class BYOL(WithTeacher):
     def __init__(self, cfg: config.RunConfig) -> None:
         super().__init__(cfg)
         hidden, dim = self.options.projector_hidden_dims[0], self.options.embedding_dim
-        self.head = heads.BYOLProjectionHead(self.width, hidden, dim)
+        self.head = heads.BYOLProjectionHead(self.dim, hidden, dim)
         self.predictor = heads.BYOLPredictionHead(dim, self.options.predictor_hidden_dims[0], dim)
         self.make_teacher()
         self.criterion = NegativeCosineSimilarity()
@@ -117,7 +118,7 @@ class SimSiam(Method):
     def __init__(self, cfg: config.RunConfig) -> None:
         super().__init__(cfg)
         hidden, dim = self.options.projector_hidden_dims[0], self.options.embedding_dim
-        self.head = heads.SimSiamProjectionHead(self.width, hidden, dim)
+        self.head = heads.SimSiamProjectionHead(self.dim, hidden, dim)
         self.predictor = heads.SimSiamPredictionHead(dim, self.options.predictor_hidden_dims[0], dim)
         self.criterion = NegativeCosineSimilarity()
 
@@ -131,7 +132,7 @@ class BarlowTwins(Method):
     def __init__(self, cfg: config.RunConfig) -> None:
         super().__init__(cfg)
         hidden, dim = self.options.projector_hidden_dims[0], self.options.embedding_dim
-        self.head = heads.BarlowTwinsProjectionHead(self.width, hidden, dim)
+        self.head = heads.BarlowTwinsProjectionHead(self.dim, hidden, dim)
         self.criterion = BarlowTwinsLoss(lambda_param=self.options.redundancy_weight)
 
     def value(self, views: Views) -> torch.Tensor:
@@ -142,7 +143,7 @@ class VICReg(BarlowTwins):
     def __init__(self, cfg: config.RunConfig) -> None:
         Method.__init__(self, cfg)
         hidden, dim = self.options.projector_hidden_dims[0], self.options.embedding_dim
-        self.head = heads.VICRegProjectionHead(self.width, hidden, dim)
+        self.head = heads.VICRegProjectionHead(self.dim, hidden, dim)
         self.criterion = VICRegLoss()
 
 
@@ -150,7 +151,7 @@ class SwAV(Method):
     def __init__(self, cfg: config.RunConfig) -> None:
         super().__init__(cfg)
         hidden, dim = self.options.projector_hidden_dims[0], self.options.embedding_dim
-        self.head = heads.SwaVProjectionHead(self.width, hidden, dim)
+        self.head = heads.SwaVProjectionHead(self.dim, hidden, dim)
         self.prototypes = heads.SwaVPrototypes(
             dim, self.options.num_prototypes, n_steps_frozen_prototypes=self.options.freeze_steps
         )
@@ -182,11 +183,11 @@ def main(name: str, out: Path, changes: list[str]) -> None:
     torch.manual_seed(cfg.seed)
     loader = loader_for(cfg, Path(cfg.data.shards))
     method = METHODS[name](cfg)
-    groups = [{"params": [one for one in method.parameters() if one.requires_grad]}]
+    groups = [{"params": [weight for weight in method.parameters() if weight.requires_grad]}]
     if name == "simsiam":  # as lightly's documentation and the paper: the predictor's learning rate stays
         predictor = list(method.predictor.parameters())
-        chosen = {id(one) for one in predictor}
-        rest = [one for one in method.parameters() if id(one) not in chosen]
+        ids = {id(weight) for weight in predictor}
+        rest = [weight for weight in method.parameters() if id(weight) not in ids]
         groups = [{"params": rest}, {"params": predictor, "constant_lr": True}]
     optimizer = build_optimizer(cfg.optim, groups)
     total, step, seconds = cfg.epochs * loader.steps_per_epoch, 0, 0.0

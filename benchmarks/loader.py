@@ -1,17 +1,16 @@
-"""Clips a second and core: what a worker of the loader does, against AVID-CMA-style loading, and against decoding.
+"""Clips per second and core of a worker of the loader, against AVID-CMA-style loading, and against decoding alone.
 
     python benchmarks/loader.py [--rounds 9] [--clips 12] [--torchcodec]
 
-A clip is 8 frames at 16 a second, 224 px, and 2 s of sound at 24 kHz, from random seconds, as AVID draws them. All is
-CPU time of one thread, and the methods take turns in one process with the memory settings of a worker of ours.
+A clip is 8 frames at 16 per second, 224 px, and 2 s of audio at 24 kHz, from random seconds, as AVID draws them.
+Measured is CPU time of one thread; the methods take turns in one process with the memory settings of our workers.
 
 ours: from the shard file to a stacked batch in shared memory, sent and received as the training process receives it:
-  uint8 frames, cropped and resized, and the waveform. Flip, colors, normalization and the spectrogram are batched on
-  the device.
+  uint8 frames, cropped and resized, and the waveform. Flip, colors, normalization and spectrogram follow on the device.
 ours and the device's part: these too, on the same core.
 AVID-CMA-style: benchmarks/loader_peer.py, from the original file to a stacked batch of float clips and spectrograms.
-bare: PyAV's shortest way to the same frames and samples from the same bytes of a shard, already in memory; nothing is
-  cropped, resized or handed over. To RGB, as PyAV gives it, or left in YUV.
+bare: the shortest PyAV program for the same frames and samples from the same bytes of a shard, already in memory;
+  nothing is cropped, resized or sent. Frames are converted to RGB, or stay in YUV.
 torchcodec (an environment of its own below .cache): the same frames and samples from the same bytes, in a process.
 """
 
@@ -34,8 +33,7 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from avssl.data.batch import Collate, RawBatch
 from avssl.data.read_views import raw_views
@@ -56,7 +54,7 @@ SEED = 7
 
 
 class Corpus:
-    """The shards, the films that they were made of, and the next clips to read: the same for all methods of a round."""
+    """The shards, the films of which they were made, and the clips of a round, which are the same for all methods."""
 
     def __init__(self, num_clips: int) -> None:
         films, folder = prepared()
@@ -67,36 +65,36 @@ class Corpus:
         self.maker = ViewMaker(CONFIG, ["audio", "video"])
         self.collate = Collate()
 
-    def places(self) -> list[tuple[int, int]]:
+    def clips(self) -> list[tuple[int, int]]:
         """(epoch, index) of the clips of a round."""
         return [(self.epoch + k // len(self.shards), k % len(self.shards)) for k in range(self.num_clips)]
 
     def seconds(self) -> list[tuple[int, float, float]]:
-        """(index, start of the video, start of the sound) of the same clips, drawn as the loader draws them."""
-        found = []
-        for epoch, index in self.places():
+        """(index, start of the video, start of the audio) of the same clips in seconds, drawn as the loader does."""
+        starts = []
+        for epoch, index in self.clips():
             video, audio = spans(self.samples[index])
             generator = np.random.default_rng((SEED, epoch, index))
             windows = random_clip_times(video, audio, clip_lengths(CONFIG), generator)
             assert video is not None
             snapped = snap_to_frames(windows, video, self.samples[index].info.video_fps)
-            found.append((index, float(snapped.video_start_seconds or 0), max(0.0, snapped.audio_start_seconds or 0)))
-        return found
+            starts.append((index, float(snapped.video_start_seconds or 0), max(0.0, snapped.audio_start_seconds or 0)))
+        return starts
 
 
 def ours(corpus: Corpus) -> RawBatch:
-    """A batch as a worker sends it and the training process gets it."""
-    rows = [(index, raw_views(corpus.shards, index, VIEWS, CONFIG, SEED, epoch)) for epoch, index in corpus.places()]
+    """A batch of a worker, as the training process receives it."""
+    rows = [(index, raw_views(corpus.shards, index, VIEWS, CONFIG, SEED, epoch)) for epoch, index in corpus.clips()]
     return received(corpus.collate(rows))  # type: ignore[arg-type]
 
 
 def received(batch: RawBatch) -> RawBatch:
-    """Through the queue's pickler, whose pickles are opened by the process itself."""
+    """The batch after the queue's pickler and unpickling, in this process."""
     return pickle.loads(ForkingPickler.dumps(batch))  # type: ignore[no-any-return]
 
 
 def ours_with_device(corpus: Corpus) -> dict[str, torch.Tensor]:
-    """And what the device does with it, here on the CPU."""
+    """The views that the device makes of a batch, here on the CPU."""
     views: dict[str, torch.Tensor] = corpus.maker(ours(corpus).views, torch.device("cpu"))
     return views
 
@@ -108,7 +106,7 @@ def peer(corpus: Corpus) -> Any:
 
 
 def bare(sample: Sample, video_start: float, audio_start: float, *, rgb: bool) -> None:
-    """The shortest way that PyAV has."""
+    """Decode a clip with the shortest program for PyAV."""
     frames: list[np.ndarray] = []
     with av.open(io.BytesIO(sample.video or b"")) as container:
         stream = container.streams.video[0]
@@ -119,32 +117,32 @@ def bare(sample: Sample, video_start: float, audio_start: float, *, rgb: bool) -
                 frames.append((frame.reformat(format="rgb24", threads=1) if rgb else frame).to_ndarray())
                 if len(frames) == CONFIG.video.num_frames:
                     break
-    sounds: list[np.ndarray] = []
+    blocks: list[np.ndarray] = []
     with av.open(io.BytesIO(sample.audio or b"")) as container:
-        sound = container.streams.audio[0]
-        container.seek(int(audio_start / sound.time_base), stream=sound)
+        audio = container.streams.audio[0]
+        container.seek(int(audio_start / audio.time_base), stream=audio)
         end = audio_start + CONFIG.audio.seconds
-        for block in container.decode(sound):
-            sounds.append(block.to_ndarray())
+        for block in container.decode(audio):
+            blocks.append(block.to_ndarray())
             if block.time + block.samples / block.sample_rate >= end:
                 break
-    np.concatenate(sounds, axis=1)
+    np.concatenate(blocks, axis=1)
 
 
-def bares(corpus: Corpus, *, rgb: bool) -> None:
-    """The round's clips."""
+def bare_round(corpus: Corpus, *, rgb: bool) -> None:
+    """`bare` for the clips of a round."""
     for index, video_start, audio_start in corpus.seconds():
         bare(corpus.samples[index], video_start, audio_start, rgb=rgb)
 
 
 def measured(corpus: Corpus, rounds: int) -> dict[str, list[float]]:
-    """CPU seconds a clip of each method in each round."""
+    """CPU seconds per clip of each method in each round."""
     methods: dict[str, Callable[[], Any]] = {
         "ours": lambda: ours(corpus),
         "device": lambda: ours_with_device(corpus),
         "peer": lambda: peer(corpus),
-        "rgb": lambda: bares(corpus, rgb=True),
-        "yuv": lambda: bares(corpus, rgb=False),
+        "rgb": lambda: bare_round(corpus, rgb=True),
+        "yuv": lambda: bare_round(corpus, rgb=False),
     }
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     for number in range(rounds):
@@ -155,14 +153,14 @@ def measured(corpus: Corpus, rounds: int) -> dict[str, list[float]]:
 
 
 def claims_of(seconds: dict[str, list[float]]) -> list[Claim]:
-    """The rows."""
+    """The rows of the table."""
     speed = {name: 1 / median(values) for name, values in seconds.items()}
 
     def row(name: str, mine: str, other: str, against: str, goal: float | None) -> Claim:
         ratio = median_ratio(seconds[other], seconds[mine])
         return Claim(name, speed[mine], speed[other], "clips/s/core", against, ratio, goal=goal)
 
-    clip = "loader: 8 frames 224 px + 2 s of sound"
+    clip = "loader: 8 frames 224 px + 2 s of audio"
     return [
         row(f"{clip}, ready for the device", "ours", "peer", "AVID-CMA-style: PyAV, PIL, STFT in the worker", 8.0),
         row(f"{clip}, with the device's part on the CPU", "device", "peer", "the same", None),
@@ -179,7 +177,7 @@ def torchcodec_rows(corpus: Corpus, rounds: int) -> list[Claim]:
             corpus.epoch = 100 * number + 5000
             theirs = other.decode(corpus.seconds())
             before = time.process_time()
-            bares(corpus, rgb=True)
+            bare_round(corpus, rgb=True)
             mine = time.process_time() - before
             if number >= 0:
                 seconds["torchcodec"].append(theirs)
@@ -191,7 +189,6 @@ def torchcodec_rows(corpus: Corpus, rounds: int) -> list[Claim]:
 
 
 def main() -> None:
-    """The table."""
     parser = command_line(__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--clips", type=int, default=12, help="in a round of a method")

@@ -1,12 +1,12 @@
-"""What the loader's workers hold, how soon the first batch comes, and whether memory grows.
+"""Memory of the loader's workers, time to the first batch, and whether memory grows.
 
     python benchmarks/loader_memory.py [--passes 20] [--samples 200]
 
-Memory of a worker is what is its alone (private pages), so that libraries that all share do not count once a worker;
-the formula of docs/loading.md is held against it. The first batch is timed by the clock, from the start of a process
-that starts the server of workers first, as recipes/pretrain.py does, and from building the loader, modules imported.
-Growth: the resident memory of the worker and of this process, without mapped files and what malloc holds ready here,
-after each pass over 200 clips of two seconds; a claim is what a pass of the second half adds, by a straight line.
+Memory of a worker is that of its private pages, because shared libraries exist once for all; it is compared with the
+formula of docs/loading.md. The first batch is timed by wall clock, from the start of a process that first starts the
+server of workers, as recipes/pretrain.py does, and from building the loader after all imports. Growth is measured on
+the resident memory of the worker and of this process, without mapped files and free memory of malloc, after each pass
+over 200 clips of two seconds: the claim is the slope of a straight line through the passes of the second half.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from statistics import median
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from avssl.data.loader import Loader
 from avssl.data.loader_config import LoaderConfig
@@ -34,10 +33,10 @@ from avssl.transforms.config import ViewsConfig, image_augment, view_size_px
 from avssl.transforms.jigsaw import NUM_TILES, jigsaw_size
 from avssl.transforms.view_maker import ViewMaker
 from avssl.types import View
-from benchmarks.claims import Claim, command_line, machine, publish
-from benchmarks.loader_clips import FOLDER, prepared
+from benchmarks.claims import ROOT, Claim, command_line, machine, publish
+from benchmarks.loader_clips import FOLDER, prepared, write_shards
 
-# Of a worker alone: what it changes of the libraries' memory and Python's own, 22 MiB, and a clip as it was decoded.
+# Private memory of a worker: 22 MiB of pages that it changes of the libraries and Python, and a decoded clip.
 WORKER_MIB = 40
 VIEWS = (View("video", "video"), View("audio", "audio"))
 CPU = torch.device("cpu")
@@ -58,19 +57,19 @@ print(ended - imported, ended - begin)
 
 
 def sample_bytes(views: Sequence[View], config: ViewsConfig) -> int:
-    """Bytes that a worker sends for one sample in training: all views and the index."""
+    """Bytes that a worker sends per sample in training: all views and the index."""
     return 8 + sum(_audio_bytes(view, config) if view.modality == "audio" else _image_bytes(view, config)
                    for view in views)  # fmt: skip
 
 
 def host_mib(views: Sequence[View], config: ViewsConfig, batch_size: int, workers: int, prefetch_batches: int) -> float:
-    """An upper bound on the host memory of a training process' workers, without the libraries that all of them share.
+    """An upper bound on the host memory, in MiB, of a training process' workers, without shared libraries.
 
-    batch_size: samples of a batch of this process. For clips of some ten frames of 340 x 256 px as they are stored:
-    docs/loading.md has the formula and how well it holds.
+    batch_size: samples per batch of this process. It holds for stored clips of about ten frames of 340 x 256 px;
+    docs/loading.md explains the formula.
     """
     batch_mib = batch_size * sample_bytes(views, config) / 2**20
-    # The rows of a batch in the making, and shared memory: prefetch_batches that wait or are written, one in use.
+    # The rows of the batch that is being made, and batches in shared memory: prefetch_batches, and the one in use.
     return workers * (WORKER_MIB + (2 + prefetch_batches) * batch_mib)
 
 
@@ -98,46 +97,42 @@ def _audio_bytes(view: View, config: ViewsConfig) -> int:
 
 
 def loader_of(folder: str, batch_size: int, num_workers: int, prefetch_batches: int) -> Loader:
-    """A loader of the pair of views that AVID reads."""
+    """A loader of the two views that AVID reads."""
     settings = LoaderConfig(global_batch_size=batch_size, num_workers=num_workers, prefetch_batches=prefetch_batches)
     maker = ViewMaker(ViewsConfig(), ["audio", "video"])
     return Loader(ShardSet(folder), settings, VIEWS, maker, seed=0, device=CPU)
 
 
 def samples(num_samples: int) -> Path:
-    """Shards of two-second segments of the films, about as many as that."""
+    """The folder of shards with about this many two-second segments of the films."""
     films, _ = prepared()
-    shards, manifest = FOLDER / f"shards_{num_samples}", FOLDER / f"segments_{num_samples}.jsonl"
+    shards = FOLDER / f"shards_{num_samples}"
     if not (shards / "index.json").is_file():
         stride = f"{8 / (num_samples / len(films) - 1):.4f}"
-        for arguments in (
-            ["index", str(films[0].parent), "--out", str(manifest), "--clip-seconds", "2", "--clip-stride", stride],
-            ["write", str(manifest), "--out", str(shards), "--workers", "1"],
-        ):
-            subprocess.run([sys.executable, "-m", "data_prep", *arguments], cwd=ROOT, check=True)
+        write_shards(films[0].parent, shards, "--clip-seconds", "2", "--clip-stride", stride)
     return shards
 
 
 def workers_of(loader: Loader) -> list[int]:
-    """The processes that decode for it now."""
+    """The ids of the processes that decode for the loader now."""
     return [worker.pid for worker in loader._stream._workers]  # type: ignore[union-attr]
 
 
 def private_mib(pid: int | str) -> float:
-    """Pages that no other process maps."""
+    """MiB of the pages of a process that no other process maps."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private")) / 1024
 
 
 def resident_mib(pid: int | str, kinds: Sequence[str]) -> float:
-    """Resident pages of these kinds: Anon is memory of a process itself, Shmem what it shares with others."""
+    """MiB of the resident pages of these kinds. Anon: memory of the process itself; Shmem: shared with others."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    found = dict(line.split(":", 1) for line in lines)
-    return sum(int(found[f"Rss{kind}"].split()[0]) for kind in kinds) / 1024
+    facts = dict(line.split(":", 1) for line in lines)
+    return sum(int(facts[f"Rss{kind}"].split()[0]) for kind in kinds) / 1024
 
 
 def memory_rows(folder: Path) -> list[Claim]:
-    """The most private memory that a worker has while batches of several sizes are read, against the formula."""
+    """The largest private memory of a worker while batches of several sizes are read, against the formula."""
     rows = []
     for batch_size, prefetch in ((8, 2), (32, 2), (32, 4)):
         loader = loader_of(str(folder), batch_size, 2, prefetch)
@@ -155,13 +150,13 @@ def memory_rows(folder: Path) -> list[Claim]:
 
 
 def first_batch_rows(folder: Path, rounds: int) -> list[Claim]:
-    """Seconds by the clock."""
+    """Wall seconds to the first batch."""
     command = [sys.executable, "-c", FIRST_BATCH.format(folder=str(folder))]
-    found = []
+    seconds = []
     for _ in range(rounds):
         output = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-        found.append([float(word) for word in output.split()])
-    from_loader, from_process = (median(column) for column in zip(*found, strict=True))
+        seconds.append([float(word) for word in output.split()])
+    from_loader, from_process = (median(column) for column in zip(*seconds, strict=True))
     what = "first batch of 16, two workers"
     return [
         Claim(what, from_loader, None, "s", "from building the loader", from_loader, "at most", 3.0),
@@ -170,25 +165,24 @@ def first_batch_rows(folder: Path, rounds: int) -> list[Claim]:
 
 
 def growth_row(folder: Path, passes: int, batch_size: int = 8) -> Claim:
-    """Resident memory over passes, each page once: batches in shared memory are counted in the worker that owns it."""
+    """Growth of resident memory over passes. Pages of shared memory are counted in the worker, which owns them."""
     loader = loader_of(str(folder), batch_size, 1, 2)
-    here, there = [], []
+    own_mib, worker_mib = [], []
     for number in range(passes):
         for _ in loader.epoch(number):
             pass
-        ctypes.CDLL(None).malloc_trim(0)  # else up to 60 MiB that are free come and go from pass to pass
-        here.append(resident_mib("self", ("Anon",)))
-        there.append(sum(resident_mib(worker, ("Anon", "Shmem")) for worker in workers_of(loader)))
-    for name, values in (("this process", here), ("the worker", there)):
+        ctypes.CDLL(None).malloc_trim(0)  # otherwise free memory varies by up to 60 MiB from pass to pass
+        own_mib.append(resident_mib("self", ("Anon",)))
+        worker_mib.append(sum(resident_mib(worker, ("Anon", "Shmem")) for worker in workers_of(loader)))
+    for name, values in (("this process", own_mib), ("the worker", worker_mib)):
         print(f"resident MiB of {name} after each pass: " + " ".join(f"{value:.0f}" for value in values))
-    last = (np.array(here) + there)[passes // 2 :]
+    last = (np.array(own_mib) + worker_mib)[passes // 2 :]
     slope = float(np.polyfit(np.arange(len(last)), last, 1)[0])
     name = f"growth of resident memory, passes {passes // 2 + 1} to {passes} over {len(loader.shards)} clips"
-    return Claim(name, slope, None, "MiB a pass", "none", slope, "at most", 0.5)
+    return Claim(name, slope, None, "MiB per pass", "none", slope, "at most", 0.5)
 
 
 def main() -> None:
-    """The table."""
     parser = command_line(__doc__)
     parser.add_argument("--passes", type=int, default=20)
     parser.add_argument("--samples", type=int, default=200)

@@ -1,6 +1,6 @@
-"""torchcodec as a decoder of the loader's clips, in an environment and a process of its own; for benchmarks/loader.py.
+"""Decodes the loader's clips by torchcodec, in an environment and a process of its own; for benchmarks/loader.py.
 
-It finds FFmpeg's shared libraries on the system, or in .cache/torchcodec/ffmpeg (unpacked packages of a distribution).
+torchcodec needs FFmpeg's shared libraries, from the system or from .cache/torchcodec/ffmpeg (unpacked packages).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any, Self
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / ".cache" / "torchcodec"
-NUM_FRAMES, FPS, SOUND_SECONDS = 8, 16, 2.0
+NUM_FRAMES, FPS, AUDIO_SECONDS = 8, 16, 2.0
 
 
 class TorchCodec:
-    """Decodes clips of samples, given as (bytes of mp4, bytes of FLAC), in a process that is asked over a pipe."""
+    """Decodes clips of samples, given as (bytes of mp4, bytes of FLAC), in a process that gets requests by a pipe."""
 
     def __init__(self, samples: list[tuple[bytes, bytes]]) -> None:
         FOLDER.mkdir(parents=True, exist_ok=True)
@@ -40,10 +40,10 @@ class TorchCodec:
         )
         self.version = str(self._answer())
 
-    def decode(self, places: list[tuple[int, float, float]]) -> float:
-        """CPU seconds of decoding 8 frames and 2 s of sound of each (sample, start of video, start of sound)."""
+    def decode(self, clips: list[tuple[int, float, float]]) -> float:
+        """CPU seconds of decoding 8 frames and 2 s of audio of each (sample, start of video, start of audio)."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(places) + "\n")
+        self._process.stdin.write(json.dumps(clips) + "\n")
         self._process.stdin.flush()
         return float(self._answer())
 
@@ -51,7 +51,7 @@ class TorchCodec:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError("torchcodec's process ended; its message stands above")
+            raise RuntimeError("torchcodec's process ended; see its message above")
         return json.loads(line)
 
     def __enter__(self) -> Self:
@@ -63,7 +63,7 @@ class TorchCodec:
 
 
 def serve() -> None:
-    """The process."""
+    """What the process does: it prints the version, then the CPU seconds of each request."""
     import torch
     import torchcodec
     from torchcodec.decoders import AudioDecoder, VideoDecoder
@@ -76,13 +76,13 @@ def serve() -> None:
         before = time.process_time()
         for index, video_start, audio_start in json.loads(line):
             video, audio = media[index]
-            # One thread, no scan of the file beforehand: the quickest of its ways that still finds these frames.
+            # One thread and no scan of the file beforehand: its fastest settings that still find these frames.
             decoder = VideoDecoder(video, num_ffmpeg_threads=1, seek_mode="approximate", dimension_order="NHWC")
             times = [video_start + (k + 0.5) / FPS for k in range(NUM_FRAMES)]
             frames = decoder.get_frames_played_at(times).data
-            sound = AudioDecoder(audio).get_samples_played_in_range(audio_start, audio_start + SOUND_SECONDS).data
+            waveform = AudioDecoder(audio).get_samples_played_in_range(audio_start, audio_start + AUDIO_SECONDS).data
             assert len(frames) == NUM_FRAMES
-            assert sound.shape[1] > 0
+            assert waveform.shape[1] > 0
         print(json.dumps(time.process_time() - before), flush=True)
 
 

@@ -1,9 +1,9 @@
-"""Files that cost about what videos from the web cost, made from noise: for measuring."""
+"""Synthetic videos for benchmarks: made from noise, and about as costly to decode as videos from the web."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +11,11 @@ import numpy as np
 from data_prep.transcode.encode import MediaWriter
 from data_prep.transcode.encode_settings import AudioSettings, VideoSettings
 
-FPS = 30
+FPS, AUDIO_RATE_HZ = 30, 48_000
 
 
 def natural_frames(num_frames: int, width: int, height: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """A panned landscape of 1/f noise, two things that move before it, and grain: uint8 (height, width, 3)."""
+    """Frames of a panned landscape of 1/f noise with two moving discs and grain: uint8 (height, width, 3)."""
     rng = np.random.default_rng(seed)
     tall, wide = height + 64, width + 256
     scale = 1 / np.maximum(
@@ -39,15 +39,25 @@ def natural_frames(num_frames: int, width: int, height: int, seed: int = 0) -> I
 
 
 def make_file(path: Path, seconds: float, width: int, height: int) -> None:
-    """h264 with B-frames and a keyframe every 250 frames, and stereo AAC at 48 kHz, as videos come from the web."""
-    rng = np.random.default_rng(1)
+    """Write a video of natural frames; a long one repeats its first 300 frames."""
+    num_frames, period = round(seconds * FPS), 300
+    frames = list(natural_frames(min(period, num_frames), width, height))
+    write_file(path, (frames[number % period] for number in range(num_frames)), width, height, seed=1)
+
+
+def write_file(path: Path, frames: Iterable[np.ndarray], width: int, height: int, seed: int) -> None:
+    """Write frames with audio, a sweeping tone in noise, as videos from the web are encoded: h264 with B-frames and a
+    keyframe every 250 frames, and stereo AAC at 48 kHz.
+    """
+    rng = np.random.default_rng(seed)
     video = VideoSettings(width, height, FPS, keyframe_interval=250, options={"crf": "23", "preset": "veryfast"})
-    audio = AudioSettings(48_000, num_channels=2, options={"b": "128000"})
-    period = 300  # after this many frames the pictures come again, for a long file
-    cache: list[np.ndarray] = list(natural_frames(min(period, round(seconds * FPS)), width, height))
+    audio = AudioSettings(AUDIO_RATE_HZ, num_channels=2, options={"b": "128000"})
+    num_samples = AUDIO_RATE_HZ // FPS  # per frame
     with MediaWriter(path, video=video, audio=audio) as writer:
-        for k in range(round(seconds * FPS)):
-            writer.write_video(cache[k % period])
-            t = (k * 1600 + np.arange(1600)) / 48_000
-            tone = 0.2 * np.sin(2 * np.pi * (300 + 200 * np.sin(t)) * t) + 0.03 * rng.standard_normal((2, 1600))
-            writer.write_audio(tone.astype(np.float32))
+        for number, frame in enumerate(frames):
+            writer.write_video(frame)
+            t = (number * num_samples + np.arange(num_samples)) / AUDIO_RATE_HZ
+            noise = rng.standard_normal((2, num_samples))
+            writer.write_audio(
+                (0.2 * np.sin(2 * np.pi * (300 + 200 * np.sin(t)) * t) + 0.03 * noise).astype(np.float32)
+            )

@@ -2,10 +2,10 @@
 
     python benchmarks/scaling.py [--quick]
 
-One thread's CPU time, each size in a process's own turn, the others at their base: batch 16, banks of 100,000 x 128,
-K = 1024, 8 frames of 112 px. "outside" is everything but the encoders' forward and backward, "encoders" is measured on
-four clips and given for one. Memory is what tensors hold: banks, weights with Adam's moments, and the views of a batch.
-There is no goal: the rows are what docs/scaling.md is derived from.
+CPU time of one thread. One size is varied, the others stay at their base: batch 16, banks of 100,000 x 128, K = 1024, 8
+frames of 112 px. "outside" is everything but the encoders' forward and backward; "encoders" is measured on four clips
+and divided by four. Memory is that of tensors: banks, weights with Adam's moments, and the views of a batch. There is
+no goal: docs/scaling.md is derived from these rows.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ ENCODER_ROWS = 4
 
 
 def value_of(axis: str, size: Size) -> int:
-    """The number that a series varies."""
+    """The value of the size that a series varies."""
     fields = {"batch": "batch_size", "bank rows": "num_samples", "negatives": "num_negatives", "frames": "num_frames"}
     return int(getattr(size, fields[axis]))
 
 
 def tensor_mib(step: WholeStep) -> dict[str, float]:
-    """MiB that tensors hold: banks; weights, gradients and moments; views of a batch."""
+    """MiB of tensors: banks; weights, gradients and moments; views of a batch."""
     banks = sum(bank.rows.nbytes for bank in step.loss.banks.values())
     weights = sum(weight.nbytes for weight in step.loss.parameters())
     views = sum(view.nbytes for view in step.ready.values())
@@ -47,16 +47,18 @@ def tensor_mib(step: WholeStep) -> dict[str, float]:
 
 
 def measure(axis: str, size: Size, rounds: int) -> list[Claim]:
-    """Seconds and memory of one size."""
+    """The row of a size: seconds and memory."""
     step = WholeStep(size)
     methods = {"outside": step.outside, "encoders": lambda: step.encode(ENCODER_ROWS)}
     seconds = {name: statistics.median(taken) for name, taken in take_turns(methods, rounds, cpu_seconds).items()}
-    held = ", ".join(f"{name} {mib:,.0f} MiB" for name, mib in tensor_mib(step).items())
+    memory = ", ".join(f"{name} {mib:,.0f} MiB" for name, mib in tensor_mib(step).items())
     step.close()
     name = f"scaling, {axis} {value_of(axis, size):,}"
     per_clip = seconds["outside"] / size.batch_size, seconds["encoders"] / ENCODER_ROWS
     ratio = per_clip[0] / per_clip[1]
-    return [Claim(f"{name}: outside, a clip", *per_clip, "s", "both encoders, a clip", ratio, "at most", None, held)]
+    return [
+        Claim(f"{name}: outside, per clip", *per_clip, "s", "both encoders, per clip", ratio, "at most", None, memory)
+    ]
 
 
 def main() -> None:

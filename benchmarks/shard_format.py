@@ -1,11 +1,11 @@
-"""What the choices of the shard format cost: bytes a clip, and clips a second that the shard reader gets out of them.
+"""What the choices of the shard format cost: bytes per clip, and clips per second that the shard reader reads.
 
     python benchmarks/shard_format.py [--files clip.mp4 ...] [--rounds 5] [--variants "with CABAC" ...]
 
 One choice at a time is changed from the default. A clip is ten seconds (or less) of a file. Reading is what training
-does: a sample's bytes from its tar members, 8 frames at 16 a second from a random place, to RGB, and 2 s of sound.
+does: parsing a sample's tar members, then 8 frames at 16 per second from a random time, to RGB, and 2 s of audio.
 Speed is in CPU time of one thread; all variants take turns, and the median over the rounds is printed. PSNR is of luma
-against the scaled pictures before encoding, so that codecs can be compared at equal quality.
+against the scaled frames before encoding, so that codecs can be compared at equal quality.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from avssl.media.readers import AudioReader, VideoReader
 from avssl.shards.format import SampleInfo
 from avssl.shards.shard_set import Sample, parse_members, write_tar
 from avssl.transforms.config import ViewsConfig
+from benchmarks.claims import median_ratio
 from benchmarks.made_files import make_file
 from data_prep.transcode.encode import MediaWriter
 from data_prep.transcode.encode_settings import AudioSettings, VideoSettings
@@ -43,7 +44,7 @@ from data_prep.transcode.members import Window, on_grid
 from data_prep.transcode.options import WriteOptions
 
 CLIP_SECONDS, FPS, RATE_HZ = 10.0, 16, 24_000
-READS_A_ROUND = 8
+READS_PER_ROUND = 8
 H264 = {"preset": "veryfast", "bf": "0", "sc_threshold": "0", "coder": WriteOptions.entropy_coder}
 ENCODERS = {
     "h264": ("libx264", H264),
@@ -57,7 +58,7 @@ ENCODERS = {
     "vp9": ("libvpx-vp9", {"b": "0", "cpu-used": "4", "deadline": "good", "lag-in-frames": "0"}),
     "av1": ("libsvtav1", {"preset": "8", "svtav1-params": "lp=1:scd=0"}),
 }
-SOUNDS = {
+AUDIO_ENCODERS = {
     "flac": ("flac", "flac", {}),
     "opus": ("libopus", "ogg", {"b": "64000"}),
     "aac": ("aac", "mp4", {"b": "96000"}),
@@ -66,7 +67,7 @@ SOUNDS = {
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to store a clip. crf: in the codec's own numbers."""
+    """One way to store a clip. crf: on the scale of the codec."""
 
     codec: str = "h264"
     keyframe_interval: int = WriteOptions.keyframe_interval
@@ -96,7 +97,7 @@ VARIANTS = {
 
 
 def scaled_frames(path: Path, short_side_px: int) -> list[Any]:
-    """PyAV frames of the clip, 16 a second, as an encoder gets them."""
+    """PyAV frames of the clip, 16 per second, scaled as an encoder gets them."""
     with VideoReader(str(path)) as stream:
         info = stream.info
         assert info is not None
@@ -110,108 +111,103 @@ def scaled_frames(path: Path, short_side_px: int) -> list[Any]:
     return frames
 
 
-def sound(path: Path) -> np.ndarray:
-    """float32 (1, samples) of the clip."""
+def waveform_of(path: Path) -> np.ndarray:
+    """The audio of the clip: float32 (1, samples)."""
     with AudioReader(str(path)) as stream:
         return np.concatenate(list(stream.play(RATE_HZ)))[None, : round(CLIP_SECONDS * RATE_HZ)]
 
 
-def stored(path: Path, variant: Variant, pictures: list[Any], waveform: np.ndarray) -> Sample:
-    """The clip in this way."""
+def stored(path: Path, variant: Variant, frames: list[Any], waveform: np.ndarray) -> Sample:
+    """The clip, encoded as the variant says."""
     codec, options = ENCODERS[variant.codec]
     video, audio = io.BytesIO(), io.BytesIO()
     key = {"x265-params": f"{options['x265-params']}:keyint={variant.keyframe_interval}"} if codec == "libx265" else {}
     settings = VideoSettings(
-        pictures[0].width, pictures[0].height, FPS, codec, keyframe_interval=variant.keyframe_interval,
+        frames[0].width, frames[0].height, FPS, codec, keyframe_interval=variant.keyframe_interval,
         options={**options, **key, "crf": str(variant.crf)},
     )  # fmt: skip
     with MediaWriter(video, video=settings, container_format="mp4") as writer:
-        for picture in pictures:
-            writer.write_video(picture)
-    encoder, container, audio_options = SOUNDS[variant.audio]
+        for frame in frames:
+            writer.write_video(frame)
+    encoder, container, audio_options = AUDIO_ENCODERS[variant.audio]
     with MediaWriter(
         audio, audio=AudioSettings(RATE_HZ, 1, encoder, options=audio_options), container_format=container
     ) as writer:
         for begin in range(0, waveform.shape[1], 4096):
             writer.write_audio(waveform[:, begin : begin + 4096])
-    info = SampleInfo(0, path.stem.replace(" ", "_"), len(pictures) / FPS, float(FPS), len(pictures), 0.0, RATE_HZ,
+    info = SampleInfo(0, path.stem.replace(" ", "_"), len(frames) / FPS, float(FPS), len(frames), 0.0, RATE_HZ,
                       waveform.shape[1], {}, {})  # fmt: skip
     return Sample(info, video.getvalue(), audio.getvalue())
 
 
-def psnr_db(sample: Sample, pictures: list[Any]) -> float:
-    """Of luma, over all frames; the frames must be as many as were encoded."""
+def psnr_db(sample: Sample, frames: list[Any]) -> float:
+    """PSNR in dB of the luma of all stored frames against the frames before encoding, of which there are as many."""
 
     def luma(frame: Any) -> np.ndarray:
         return frame.to_ndarray(format="yuv420p")[: frame.height].astype(np.float32)
 
     assert sample.video is not None
-    found = [luma(picture.frame) for picture in stream_frames(sample.video)]
-    errors = [np.square(one - luma(two)).mean() for one, two in zip(found, pictures, strict=True)]
+    decoded = (luma(shown.frame) for shown in stream_frames(sample.video))
+    errors = [np.square(stored - luma(frame)).mean() for stored, frame in zip(decoded, frames, strict=True)]
     return float(10 * np.log10(255**2 / max(1e-9, np.mean(errors))))
 
 
-def clips_a_second(tar_members: list[bytes], seed: int) -> float:
-    """Reading every sample some times from random places."""
+def clips_per_second(tar_members: list[bytes], seed: int) -> float:
+    """Clips per CPU second when every sample is read several times, from random times."""
     config = ViewsConfig()
     generator = np.random.default_rng(seed)
     begin = time.process_time()
-    for content in itertools.chain.from_iterable(itertools.repeat(tar_members, READS_A_ROUND)):
+    for content in itertools.chain.from_iterable(itertools.repeat(tar_members, READS_PER_ROUND)):
         clip = read_clip(parse_members(content, "benchmark"), config, {"video", "audio"}, generator)
         assert clip.video is not None
         assert clip.audio is not None
-    return READS_A_ROUND * len(tar_members) / (time.process_time() - begin)
+    return READS_PER_ROUND * len(tar_members) / (time.process_time() - begin)
 
 
 def as_members(sample: Sample) -> bytes:
-    """The sample's tar members."""
+    """The sample as the bytes of its tar members."""
     file = io.BytesIO()
     size = list(write_tar(file, [sample]))[-1]
     return file.getvalue()[:size]
 
 
 def rows(files: list[Path], rounds: int, variants: dict[str, Variant]) -> Iterator[str]:
-    """The table, in Markdown."""
+    """The lines of the table, in Markdown."""
     facts: dict[str, tuple[float, float, float, float]] = {}
     members: dict[str, list[bytes]] = {}
-    pictures = {
-        (path, side): scaled_frames(path, side)
-        for path in files
-        for side in {v.short_side_px for v in variants.values()}
-    }
-    sounds = {path: sound(path) for path in files}
+    sides = {variant.short_side_px for variant in variants.values()}
+    frames = {(path, side): scaled_frames(path, side) for path in files for side in sides}
+    waveforms = {path: waveform_of(path) for path in files}
     for name, variant in variants.items():
-        before = time.process_time()
-        samples = [stored(path, variant, pictures[path, variant.short_side_px], sounds[path]) for path in files]
+        side, before = variant.short_side_px, time.process_time()
+        samples = [stored(path, variant, frames[path, side], waveforms[path]) for path in files]
         seconds = (time.process_time() - before) / len(files)
         video, audio = (np.mean([len(content) for content in contents]) / 1e3 for contents in zip(
             *((sample.video or b"", sample.audio or b"") for sample in samples), strict=True))  # fmt: skip
-        quality = np.mean(
-            [
-                psnr_db(sample, pictures[path, variant.short_side_px])
-                for sample, path in zip(samples, files, strict=True)
-            ]
-        )
+        quality = np.mean([psnr_db(sample, frames[path, side]) for sample, path in zip(samples, files, strict=True)])
         facts[name] = video, audio, float(quality), seconds
         members[name] = [as_members(sample) for sample in samples]
     speeds: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds):
         for name in list(variants)[:: 1 if number % 2 else -1]:
-            speeds[name].append(clips_a_second(members[name], number))
+            speeds[name].append(clips_per_second(members[name], number))
     yield "| variant | video kB | audio kB | PSNR dB | encoding s | clips/s | of the default |"
     yield "|---|---|---|---|---|---|---|"
     for name, (video, audio, quality, seconds) in facts.items():
-        share = statistics.median(a / b for a, b in zip(speeds[name], speeds["default"], strict=True))
+        ratio = median_ratio(speeds[name], speeds["default"])
         yield (f"| {name} | {video:.0f} | {audio:.0f} | {quality:.1f} | {seconds:.2f} | "
-               f"{statistics.median(speeds[name]):.0f} | {share:.2f} |")  # fmt: skip
+               f"{statistics.median(speeds[name]):.0f} | {ratio:.2f} |")  # fmt: skip
 
 
 def main() -> None:
-    """The table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", type=Path, nargs="*", default=[], help="with sound; default: two files are made")
+    parser.add_argument(
+        "--files", type=Path, nargs="*", default=[], help="files with audio (default: two synthetic ones)"
+    )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--variants", nargs="*", choices=VARIANTS, metavar="VARIANT", help="these beside the default")
+    parser.add_argument(
+        "--variants", nargs="*", choices=VARIANTS, metavar="VARIANT", help="beside the default (default: all)"
+    )
     arguments = parser.parse_args()
     print(f"{platform.machine()}, Python {platform.python_version()}, {WriteOptions().to_json()['pyav_version']=}")
     with tempfile.TemporaryDirectory() as folder:

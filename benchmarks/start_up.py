@@ -1,10 +1,10 @@
-"""How long until a command answers: `import avssl`, `--help` of the recipes and of data_prep, beside `import torch`.
+"""Time until a command answers: `import avssl`, `--help` of the recipes and of data_prep, beside `import torch`.
 
     python benchmarks/start_up.py [--rounds 5]
 
-Each start is an interpreter of its own, file caches warm (one round before the measured ones). What is judged is the
-median of wall-clock seconds; the fastest start stands beside it. tests/test_start_up.py names the libraries that must
-not be loaded by then, which does not depend on the machine.
+Each start is a new interpreter, with warm file caches (one round before the measured ones). The claim is about the
+median of wall seconds; the fastest start is printed beside it. tests/test_start_up.py names the libraries that must not
+be loaded by then, which does not depend on the machine.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.claims import ROOT, Claim, command_line, publish, take_turns
 
-# What is started, and how many seconds it may take; None: for comparison.
+# {name: (arguments of Python, seconds that it may take; None: for comparison)}
 STARTS: dict[str, tuple[list[str], float | None]] = {
     "an empty program": (["-c", ""], None),
     "import torch": (["-c", "import torch"], None),
@@ -33,7 +33,7 @@ STARTS: dict[str, tuple[list[str], float | None]] = {
 
 
 def start(arguments: list[str]) -> None:
-    """One start, to its end."""
+    """Run Python with these arguments to its end."""
     subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, check=False)
 
 

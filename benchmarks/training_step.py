@@ -1,12 +1,12 @@
-"""What a training step costs beside the encoders' forward and backward: AVID with 1.78 million rows in each bank.
+"""What a training step costs besides the encoders' forward and backward: AVID with 1.78 million rows in each bank.
 
     python benchmarks/training_step.py [--rounds 3] [--device cuda] [--encoder-rows 256]
 
 Outside the encoders: views (copy, augmentation, spectrogram), heads, negatives, loss and its backward, optimizer,
-banks, log; at batch 256, K = 1024, banks 1.78 M x 128, clips of 8 x 112 x 112 and two seconds of sound. Against both
-encoders (AVID's R(2+1)D-18 and its audio network), forward and backward. On a CPU the encoders are measured on
---encoder-rows of the batch and multiplied (they work row by row; a whole batch would take minutes), everything else on
-the whole batch, all on one thread's CPU time. On a GPU nothing is multiplied and the networks run in bf16.
+banks, log; at batch 256, K = 1024, banks 1.78 M x 128, clips of 8 x 112 x 112 and two seconds of audio. It is compared
+with both encoders (AVID's R(2+1)D-18 and its audio network), forward and backward. On a CPU, the time of the encoders
+is measured on --encoder-rows of the batch and multiplied (they work row by row; a whole batch would take minutes), and
+all else on the whole batch, in CPU time of one thread. On a GPU nothing is multiplied, and the networks run in bf16.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def batch_of(step: WholeStep) -> Any:
 
 
 def synchronized(part: Callable[[], Any]) -> Callable[[], None]:
-    """The part, and all that it started on the GPU."""
+    """A function that runs the part and waits for what it started on the GPU."""
 
     def run() -> None:
         part()
@@ -82,8 +82,8 @@ def synchronized(part: Callable[[], Any]) -> Callable[[], None]:
 
 
 def claims_of(seconds: dict[str, list[float]], factor: float, arguments: Any) -> list[Claim]:
-    """The judged row, and each part's share of the step beside it."""
-    encoders = [factor * one for one in seconds.pop("encoders")]
+    """The row of the claim, and a row with each part's fraction of the step."""
+    encoders = [factor * taken for taken in seconds.pop("encoders")]
     ours = statistics.median(seconds["outside"])
     size = f"AVID, batch {arguments.batch_size}, {arguments.rows:,} x 128, K = 1024"
     measured = "" if factor == 1 else f"encoders at batch {arguments.batch_size / factor:.0f}, times {factor:.0f}"
@@ -97,11 +97,11 @@ def claims_of(seconds: dict[str, list[float]], factor: float, arguments: Any) ->
         if name == "outside":
             continue
         is_views = name == "views" and arguments.device == "cuda"
-        share = [one / (10 if name == "log" else 1) for one in taken]
+        per_step = [value / (10 if name == "log" else 1) for value in taken]
         note = "every tenth step" if name == "log" else ""
         claims.append(
-            Claim(f"step: {name}", statistics.median(share), statistics.median(step), "s", "the whole step",
-                  median_ratio(share, step), "at most", 0.05 if is_views else None, note)
+            Claim(f"step: {name}", statistics.median(per_step), statistics.median(step), "s", "the whole step",
+                  median_ratio(per_step, step), "at most", 0.05 if is_views else None, note)
         )  # fmt: skip
     return claims
 

@@ -1,15 +1,14 @@
-"""Two processes against one, a fixed batch for each: AVID's training step under DDP and gloo, one core a process.
+"""Two processes against one with the same batch per process: AVID's training step under DDP and gloo, on a core each.
 
     python benchmarks/two_processes.py [--steps 3] [--batch-size 8]
 
-One process on one core, then two on two cores by torchrun, in turn; ours are the clips a second of both together,
-against one process's. 2 would be perfect. The time of a step is that of the slowest process, by the wall: on a machine
-that does other work too, that work is in it, so the CPU time a step stands beside it, which has no waiting in it.
+One process on one core, then two on two cores by torchrun, in turn: clips per second of both together against those of
+one process; 2 would be perfect. The time of a step is the wall time of the slowest process, which includes other work
+of the machine; therefore the CPU time per step, which has no waiting in it, is printed beside it.
 
-Then what each loss sends in a step, counted in a process that believes to be one of two: collectives and bytes that
-one process gives for each of its samples (8 of them), without
-DDP's gradients (4 bytes a trainable weight, in buckets of 25 MB). Embeddings are as wide as by default; SwAV sends 4
-bytes a prototype and view, of 12 prototypes here.
+Then what each loss sends in a step, counted in a process that takes itself for one of two: collectives, and the bytes
+that one process sends per sample of its own (of 8), without DDP's gradients (4 bytes per trainable weight, in buckets
+of 25 MB). Embeddings have their default dim; SwAV sends 4 bytes per prototype and view, here of 12 prototypes.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from benchmarks.whole_step import Size, WholeStep
 
 
 def work(arguments: Any) -> None:
-    """One process: some steps, their wall and CPU seconds to a file."""
+    """Run some steps in this process and write their wall and CPU seconds to a file."""
     from accelerate import PartialState
 
     state = PartialState(cpu=True)  # the process group that torchrun asks for
@@ -72,20 +71,22 @@ def run(num_processes: int, arguments: Any) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, *launcher, "benchmarks/two_processes.py", *options, f"--work={folder}"]
         subprocess.run(command, cwd=ROOT, check=True, env=environment)
-        found = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
-    slowest = [max(seconds) for seconds in zip(*(one["wall"] for one in found), strict=True)]
-    return statistics.median(slowest), statistics.mean(one["cpu"] for one in found)
+        results = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
+    slowest = [max(seconds) for seconds in zip(*(result["wall"] for result in results), strict=True)]
+    return statistics.median(slowest), statistics.mean(result["cpu"] for result in results)
 
 
 def sent_in_a_step(name: str) -> tuple[dict[str, int], int]:
-    """({collective: how many}, bytes that one process gives) of a loss's step, two processes, 8 samples each."""
+    """({collective: number of calls}, bytes that one process sends) in a loss's step, of two processes with 8 samples
+    each.
+    """
     from tests.tiny import Run, loss_options
 
     pair = losses.get(name).pairs[0]
     wide = "embedding_dim" in loss_options(name, pair)
     full = {"embedding_dim": losses.get(name).Config().embedding_dim} if wide else {}
     experiment = Run(name, pair, **full)
-    experiment.step()  # what happens once is not of a step
+    experiment.step()  # the first step sends more than the others
     views = {key: view[:8] for key, view in experiment.make_views(torch.arange(8), (), 0).items()}
     with pretended_world(2) as world:
         outputs = experiment.loss(views)
@@ -97,8 +98,8 @@ def sent_in_a_step(name: str) -> tuple[dict[str, int], int]:
 
 
 def communication() -> str:
-    """Markdown: every loss of the registry on its first combination of modalities."""
-    lines = ["| loss | collectives a step | bytes a process gives, a sample of its own |", "|---|---|---|"]
+    """A Markdown table of every registered loss on its first combination of modalities."""
+    lines = ["| loss | collectives per step | bytes that a process sends per sample of its own |", "|---|---|---|"]
     for name in losses.names():
         calls, size = sent_in_a_step(name)
         shown = ", ".join(f"{count} {call}" for call, count in calls.items()) or "none"
@@ -112,21 +113,21 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8, help="of a process")
     parser.add_argument("--rows", type=int, default=232_067, help="of each bank")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--work", help="this is one of the processes; the folder for its result")
+    parser.add_argument("--work", help="run as one of the processes and write the result to this folder")
     arguments = parser.parse_args()
     if arguments.work:
         work(arguments)
         return
-    found: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
+    seconds: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
     for number in range(arguments.rounds):
         for count in (1, 2) if number % 2 == 0 else (2, 1):
-            found[count].append(run(count, arguments))
-    rates = {count: [count * arguments.batch_size / wall for wall, _ in rounds] for count, rounds in found.items()}
-    cpu = {count: statistics.median(used for _, used in rounds) for count, rounds in found.items()}
+            seconds[count].append(run(count, arguments))
+    rates = {count: [count * arguments.batch_size / wall for wall, _ in rounds] for count, rounds in seconds.items()}
+    cpu = {count: statistics.median(used for _, used in rounds) for count, rounds in seconds.items()}
     cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
     note = f"CPU time of a step {cpu[2] / cpu[1]:.3f} of one process's; {cores} cores, load average {load:.1f}"
     ratio = statistics.median(two / one for one, two in zip(rates[1], rates[2], strict=True))
-    name = f"two processes: AVID, R(2+1)D-18 8 x 112 px, {arguments.batch_size} clips a process, gloo"
+    name = f"two processes: AVID, R(2+1)D-18 8 x 112 px, {arguments.batch_size} clips per process, gloo"
     publish(
         [Claim(name, statistics.median(rates[2]), statistics.median(rates[1]), "clips/s", "one process on one core",
                ratio, "at least", 1.9, note)],

@@ -1,10 +1,10 @@
-"""CPU seconds that video2dataset's own steps take for a file. Run by prepare.py in a virtual environment that has it.
+"""CPU seconds of video2dataset's steps for a file. Run by prepare.py in a virtual environment that has video2dataset.
 
     python video2dataset_run.py FILE ROUNDS FPS SHORT_SIDE_PX RATE_HZ
 
-Its frame-rate step, its resolution step and its audio step one after the other, as its worker calls them, with the
-settings that they have: each is an ffmpeg command of its own, and the video is encoded twice. Its other steps (reading
-lists, tar files) are left out. Prints one number a round.
+Its steps for frame rate, resolution and audio run one after the other, as its worker calls them: each is an ffmpeg
+command, and the video is encoded twice. Its other steps (reading lists, tar files) are left out. Prints one number per
+round.
 """
 
 import resource
@@ -16,7 +16,7 @@ from pathlib import Path
 
 def cpu_seconds():
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used)
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 def main():
@@ -26,11 +26,11 @@ def main():
     steps = FrameSubsampler(fps), ResolutionSubsampler(["scale"], height=short_side_px)
     audio_step = AudioRateSubsampler(rate_hz, "flac", 1)
     with tempfile.TemporaryDirectory() as folder:
-        sound = Path(folder) / "sound.m4a"
+        audio = Path(folder) / "audio.m4a"
         for _ in range(rounds):
             before = cpu_seconds()
-            subprocess.run(["ffmpeg", "-v", "error", "-y", "-i", path, "-vn", "-c", "copy", str(sound)], check=True)
-            streams = {"video": [Path(path).read_bytes()], "audio": [sound.read_bytes()]}
+            subprocess.run(["ffmpeg", "-v", "error", "-y", "-i", path, "-vn", "-c", "copy", str(audio)], check=True)
+            streams = {"video": [Path(path).read_bytes()], "audio": [audio.read_bytes()]}
             for step in (*steps, audio_step):
                 streams, _, error = step(streams, None)
                 if error is not None:

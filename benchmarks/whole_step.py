@@ -1,7 +1,7 @@
-"""A training step of the recipe on made-up media, whole and in parts: what the benchmarks of training share.
+"""A training step of the recipe on synthetic media, whole and in parts, for the benchmarks of training.
 
-The raw views are what the loader's workers would send, of random images and audio; everything behind them is
-the program's own: the views on the device, encoders, heads, loss, optimizer, banks, log.
+Raw views of random images and audio replace those of the loader's workers; all that follows is the program's own: the
+views on the device, encoders, heads, loss, optimizer, banks, log.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from avssl.types import Batch, LossOutput, Progress
 
 @dataclass
 class Size:
-    """What a step is made of. batch_size is that of one process; num_samples the rows of a bank."""
+    """The sizes of a step. batch_size: of one process. num_samples: rows of a bank. video, audio: encoders."""
 
     batch_size: int = 256
     num_samples: int = 1_780_000
@@ -65,7 +65,7 @@ class WholeStep:
         accelerator = SimpleNamespace(is_main_process=False, _optimizers=[self.optimizer], log_with=[])
         self.monitor = Monitor(accelerator, self.cfg, self.progress.total_steps, loader, self.progress)
         accelerator.is_main_process = True  # it writes metrics.jsonl, without a bar
-        self.raw = made_up_views(size.batch_size, self.cfg, pin=self.device.type == "cuda")
+        self.raw = synthetic_views(size.batch_size, self.cfg, pin=self.device.type == "cuda")
         generator = torch.Generator().manual_seed(1)
         self.index = torch.randint(size.num_samples, (size.batch_size,), generator=generator).to(self.device)
         self.ready = self.make_views()
@@ -80,42 +80,42 @@ class WholeStep:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def make_views(self) -> dict[str, torch.Tensor]:
-        """Copy to the device, augmentation, spectrogram."""
+        """The views: copied to the device, augmented, audio as spectrogram."""
         return self.views_of(self.raw, self.device)
 
     def encode(self, rows: int | None = None) -> None:
         """Both encoders forward and backward on views that lie on the device: the first `rows` of the batch."""
         with self.autocast():
             features = [encoder(self.ready[name][:rows]) for name, encoder in self.loss.encoders.items()]
-        sum(one.float().sum() for one in features).backward()
+        sum(output.float().sum() for output in features).backward()
 
     def heads(self) -> dict[str, torch.Tensor]:
-        """Projectors on made-up features: unit embeddings."""
+        """Unit embeddings of random features: {modality: (B, D)}."""
         with self.autocast():
-            found = {name: self.loss.projectors[name](rows) for name, rows in self.features.items()}
-        return {name: normalize(rows.float(), dim=1) for name, rows in found.items()}
+            projections = {name: self.loss.projectors[name](rows) for name, rows in self.features.items()}
+        return {name: normalize(rows.float(), dim=1) for name, rows in projections.items()}
 
     def heads_and_loss(self) -> tuple[dict[str, torch.Tensor], LossOutput]:
-        """From the encoders' features to the loss, and back to them."""
+        """Forward from the encoders' features to the loss, and backward to the features."""
         outputs = self.heads()
         result = self.loss.loss(outputs, self.index, self.progress)
         result.total.backward()
         return outputs, result
 
     def optimize(self) -> None:
-        """Learning rate and one update of every weight; the gradients stay for the next time."""
+        """Set the learning rate and update every weight; the gradients stay for the next call."""
         set_learning_rate(self.optimizer, self.cfg.optim, self.progress.step, self.progress.total_steps)
         self.optimizer.step()
 
     def outside(self) -> None:
-        """Everything of a step but the encoders' forward and backward."""
+        """Run all of a step but the encoders' forward and backward."""
         self.make_views()
         outputs, result = self.heads_and_loss()
         self.optimize()
         self.finish(outputs, result)
 
     def whole(self) -> None:
-        """A step as in recipes/pretrain.py."""
+        """Run a step as recipes/pretrain.py does."""
         views = self.make_views()
         with self.autocast():
             outputs = self.model(views)
@@ -126,7 +126,7 @@ class WholeStep:
         self.finish(outputs, result)
 
     def finish(self, outputs: dict[str, torch.Tensor], result: LossOutput) -> None:
-        """Banks, counters, and the log where it is due."""
+        """Update banks and counters, and write the log if it is due."""
         self.loss.update(outputs, self.index)
         self.progress.step += 1
         self.progress.batch += 1
@@ -140,8 +140,8 @@ class WholeStep:
         return self.monitor.path
 
 
-def made_up_views(batch_size: int, cfg: config.RunConfig, *, pin: bool = False) -> dict[str, RawView]:
-    """A batch as workers send it: uint8 clips with color parameters, waveforms with audio parameters."""
+def synthetic_views(batch_size: int, cfg: config.RunConfig, *, pin: bool = False) -> dict[str, RawView]:
+    """A batch as workers send it: random uint8 clips with color parameters, and waveforms with audio parameters."""
     drawn, video, audio = np.random.default_rng(0), cfg.views.video, cfg.views.audio
     generator = torch.Generator().manual_seed(0)
     shape = (batch_size, video.num_frames, 3, video.size_px, video.size_px)
