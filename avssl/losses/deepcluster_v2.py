@@ -77,7 +77,7 @@ class DeepClusterV2(CropLoss):
         shape = (self.num_sources, config.num_heads, config.num_prototypes, config.embedding_dim)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(config.seed))
         self.register_buffer("prototypes", normalize(noise, dim=-1))
-        # The axis of samples is first: by it, a run that starts from another one sees that the samples differ.
+        # The samples are the first axis: by its size, a run that starts from another one recognizes other samples.
         self.register_buffer("labels", torch.zeros(num_samples, config.num_heads, shape[0], dtype=torch.int64))
         self.register_buffer("label_health", torch.zeros(2))
 

@@ -6,7 +6,8 @@ Each of the 2 B embeddings of two augmented views is classified as its partner a
 
 The authors' code adds the means over the two halves, which is 2 L; this is the paper's mean. Candidates are the
 embeddings of all ranks, with gradient. Across modalities the loss is the two-way cross-entropy of video against audio
-(Radford et al. 2021, CLIP's form): rows of one modality are compared only with rows of the other.
+(Radford et al. 2021, CLIP's form): rows of one modality are compared only with rows of the other, because similarities
+within a modality do not tell which video and audio belong together.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The mathematics of the losses: memory banks and queues, NCE, clustering, optimal transport, diagnostics."""
+"""Operations on embeddings: memory banks, queues, NCE, clustering, optimal transport, neighbors, diagnostics."""
 
 from __future__ import annotations
 

@@ -50,16 +50,16 @@ def scan(
     num_indices = sum(index.shape[1] for index in indices)
     is_cpu = rows.device.type == "cpu"
     block_bytes = CPU_BLOCK_BYTES_PER_THREAD * torch.get_num_threads() if is_cpu else DEVICE_BLOCK_BYTES
-    block = max(1, block_bytes // (num_indices * rows.shape[1] * rows.element_size()))
+    block_size = max(1, block_bytes // (num_indices * rows.shape[1] * rows.element_size()))
     # A CSR pattern has at most as many entries as the matrix: for few samples with many negatives, rows are gathered.
     compute = _cpu_block if is_cpu and num_indices <= rows.shape[0] and reads_any_rows() else _gathered_block
     anchors = anchors.contiguous()
     results = []
-    for first in range(0, len(anchors), block):
-        part = slice(first, min(first + block, len(anchors)))
-        index = torch.cat([columns[part] for columns in indices], dim=1)
-        results.append(compute(anchors[part], rows, index, weigh, part, wants_sum))
-    kept, sums = (torch.cat(blocks) for blocks in zip(*results, strict=True))
+    for first in range(0, len(anchors), block_size):
+        block = slice(first, min(first + block_size, len(anchors)))
+        index = torch.cat([columns[block] for columns in indices], dim=1)
+        results.append(compute(anchors[block], rows, index, weigh, block, wants_sum))
+    kept, sums = (torch.cat(columns) for columns in zip(*results, strict=True))
     return kept, sums
 
 
@@ -90,9 +90,9 @@ def known_gradient(anchors: torch.Tensor, evaluate: Evaluate) -> tuple[torch.Ten
 
 
 def _cpu_block(
-    anchors: torch.Tensor, rows: torch.Tensor, index: torch.Tensor, weigh: Weigh, part: slice, wants_sum: bool
+    anchors: torch.Tensor, rows: torch.Tensor, index: torch.Tensor, weigh: Weigh, block: slice, wants_sum: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    weights, kept = weigh(_csr_scores(anchors, rows, index), part)
+    weights, kept = weigh(_csr_scores(anchors, rows, index), block)
     if not wants_sum:
         return kept, anchors[:, :0]
     flat, starts = index.reshape(-1), torch.arange(0, index.numel(), index.shape[1])
@@ -100,10 +100,10 @@ def _cpu_block(
 
 
 def _gathered_block(
-    anchors: torch.Tensor, rows: torch.Tensor, index: torch.Tensor, weigh: Weigh, part: slice, wants_sum: bool
+    anchors: torch.Tensor, rows: torch.Tensor, index: torch.Tensor, weigh: Weigh, block: slice, wants_sum: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     gathered = rows[index]
-    weights, kept = weigh(torch.bmm(gathered, anchors[:, :, None])[:, :, 0], part)
+    weights, kept = weigh(torch.bmm(gathered, anchors[:, :, None])[:, :, 0], block)
     return kept, torch.bmm(weights[:, None], gathered)[:, 0] if wants_sum else anchors[:, :0]
 
 
@@ -132,9 +132,9 @@ def reads_any_rows() -> bool:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
 
-        def weigh(scores: torch.Tensor, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        def weigh(scores: torch.Tensor, block: slice) -> tuple[torch.Tensor, torch.Tensor]:
             kept.append(scores.clone())
-            return index[part].float(), scores
+            return index[block].float(), scores
 
         _, sums = _cpu_block(rows[1:3], rows, index, weigh, slice(0, 2), True)
     wrong = [] if torch.equal(kept[0], plain_scores(rows[1:3], rows, index)) else ["scores"]

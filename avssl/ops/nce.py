@@ -79,7 +79,7 @@ def mean_exponential(
     return scan(anchors, rows, (negatives,), weigh, wants_sum=False)[0].mean()
 
 
-def nce_parts(scores: torch.Tensor, num_positives: int, partition: torch.Tensor) -> torch.Tensor:
+def nce_sums(scores: torch.Tensor, num_positives: int, partition: torch.Tensor) -> torch.Tensor:
     """Loss, sum of the P positive scores and sum of the K negative ones of scores (B, P + K): (B, 3)."""
     positive, negative = scores[:, :num_positives], scores[:, num_positives:]
     loss = sum(nce_terms(positive, negative, partition))
@@ -114,13 +114,13 @@ def rows_nce(
 
     def weigh(products: torch.Tensor, block: slice) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: ARG001
         scores = products / temperature
-        return nce_slopes(scores, num_positives, partition), nce_parts(scores, num_positives, partition)
+        return nce_slopes(scores, num_positives, partition), nce_sums(scores, num_positives, partition)
 
     def evaluate(anchors: torch.Tensor, wants_gradient: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        parts, slopes = scan(anchors, rows, (positives, negatives), weigh, wants_sum=wants_gradient)
-        value, *sums = parts.mean(dim=0)
+        kept, gradients = scan(anchors, rows, (positives, negatives), weigh, wants_sum=wants_gradient)
+        value, *sums = kept.mean(dim=0)
         means = torch.stack([sums[0] / num_positives, sums[1] / num_negatives])
-        return value, slopes / (temperature * len(anchors)), means
+        return value, gradients / (temperature * len(anchors)), means
 
     return known_gradient(anchors, evaluate)
 

@@ -64,9 +64,9 @@ def sharded_nce(
         return slopes, torch.stack(sums, dim=1)
 
     def evaluate(anchors: torch.Tensor, wants_gradient: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        parts, slopes = scan(gather(anchors), bank.rows, (index,), weigh, wants_sum=wants_gradient)
-        sums = exchange_sum(torch.cat([slopes, parts], dim=1))
-        dim = slopes.shape[1]
+        kept, gradients = scan(gather(anchors), bank.rows, (index,), weigh, wants_sum=wants_gradient)
+        sums = exchange_sum(torch.cat([gradients, kept], dim=1))
+        dim = gradients.shape[1]
         value, positive, negative = sums[:, dim:].mean(dim=0)
         means = torch.stack([positive / num_positives, negative / num_negatives])
         return value, sums[:, :dim] / (temperature * len(anchors)), means

@@ -12,25 +12,25 @@ from torch.nn.functional import conv2d, pad
 LUMA = (0.2989, 0.587, 0.114)
 
 
-def adjust_brightness(video: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """video * factor, clamped to [0, 1]; factor: float (B,) >= 0, as in all adjust_* functions but adjust_hue."""
-    return (video * _per_clip(factor)).clamp_(0, 1)
+def adjust_brightness(clips: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """clips * factor, clamped to [0, 1]; factor: float (B,) >= 0, as in all adjust_* functions but adjust_hue."""
+    return (clips * _per_clip(factor)).clamp_(0, 1)
 
 
-def adjust_contrast(video: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+def adjust_contrast(clips: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """Blend with the mean gray of each frame: factor 0 is uniform gray, 1 the original."""
-    return _blend(video, _gray(video).mean(dim=(-3, -2, -1), keepdim=True), factor)
+    return _blend(clips, _gray(clips).mean(dim=(-3, -2, -1), keepdim=True), factor)
 
 
-def adjust_saturation(video: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+def adjust_saturation(clips: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """Blend with the gray frame: factor 0 is gray, 1 the original."""
-    return _blend(video, _gray(video), factor)
+    return _blend(clips, _gray(clips), factor)
 
 
-def adjust_hue(video: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+def adjust_hue(clips: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
     """Turn the hue by shift (B,) in [-0.5, 0.5] turns, keeping value and saturation (HSV)."""
-    red, green, blue = video.unbind(-3)
-    value, lowest = video.amax(-3), video.amin(-3)
+    red, green, blue = clips.unbind(-3)
+    value, lowest = clips.amax(-3), clips.amin(-3)
     chroma = value - lowest
     safe = torch.where(chroma > 0, chroma, 1.0)
     # The hue in sixths of a turn: 0 red, 2 green, 4 blue. Of equal maxima the first one decides.
@@ -38,93 +38,93 @@ def adjust_hue(video: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
     sixths = torch.where(value == red, (green - blue) / safe, sixths) + 6 * _per_clip(shift)[..., 0]
     # Each color is the value minus the chroma times a trapezoid over the hue, shifted by a third of a turn. The offsets
     # 5, 3, 1 are made on the device: copying a list there would wait for all work that is queued on the device.
-    offsets = (5 - 2 * torch.arange(3, device=video.device, dtype=video.dtype))[:, None, None]
+    offsets = (5 - 2 * torch.arange(3, device=clips.device, dtype=clips.dtype))[:, None, None]
     distance = (sixths.unsqueeze(-3) + offsets).remainder_(6)
     trapezoid = distance.sub_(2).abs_().neg_().add_(2).clamp_(0, 1)  # min(distance, 4 - distance), in place
     return torch.addcmul(value.unsqueeze(-3), chroma.unsqueeze(-3), trapezoid, value=-1).clamp_(0, 1)
 
 
-def posterize(video: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
+def posterize(clips: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
     """Round colors to 8 bits and keep the highest `bits` of them, (B,) in 1 to 8."""
     step = _per_clip(2 ** (8 - bits))
-    return (video * 255).round_().div_(step).floor_().mul_(step / 255)
+    return (clips * 255).round_().div_(step).floor_().mul_(step / 255)
 
 
-def adjust_sharpness(video: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+def adjust_sharpness(clips: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """Blend with a smoothed frame: factor 0 is smooth, 1 the original, above 1 sharper. Border pixels do not change.
 
     The smoothed frame is the mean of 3 x 3 pixels in which the middle one counts five times, as in Pillow.
     """
-    smooth = video.clone()
-    kernel = video.new_ones(3, 3)
+    smooth = clips.clone()
+    kernel = clips.new_ones(3, 3)
     kernel[1, 1] = 5
     kernel /= 13
     inner = smooth[..., 1:-1, 1:-1]
-    inner.copy_(_convolve(video, kernel.expand(len(video), 3, 3)).view(inner.shape))
-    return _blend(video, smooth, factor)
+    inner.copy_(_convolve(clips, kernel.expand(len(clips), 3, 3)).view(inner.shape))
+    return _blend(clips, smooth, factor)
 
 
-def solarize(video: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
+def solarize(clips: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
     """Replace the values x that are at least the threshold (B,) by 1 - x."""
-    return torch.where(video >= _per_clip(threshold), 1 - video, video)
+    return torch.where(clips >= _per_clip(threshold), 1 - clips, clips)
 
 
-def autocontrast(video: torch.Tensor) -> torch.Tensor:
+def autocontrast(clips: torch.Tensor) -> torch.Tensor:
     """Stretch each color channel to [0, 1], by its lowest and highest value in the whole clip."""
     from torchvision.transforms.v2.functional import autocontrast as torchvision_autocontrast
 
-    tall = video.transpose(1, 2).flatten(2, 3)  # the frames stacked vertically: (B, 3, T * H, W)
-    frames: torch.Tensor = torchvision_autocontrast(tall).unflatten(2, (video.shape[1], -1)).transpose(1, 2)
+    tall = clips.transpose(1, 2).flatten(2, 3)  # the frames stacked vertically: (B, 3, T * H, W)
+    frames: torch.Tensor = torchvision_autocontrast(tall).unflatten(2, (clips.shape[1], -1)).transpose(1, 2)
     return frames
 
 
 def photometric_pack(
-    video: torch.Tensor, bits: torch.Tensor, sharpness: torch.Tensor, threshold: torch.Tensor
+    clips: torch.Tensor, bits: torch.Tensor, sharpness: torch.Tensor, threshold: torch.Tensor
 ) -> torch.Tensor:
     """PIRL's pack: posterize, sharpen, solarize and stretch the contrast, in this order; parameters (B,)."""
-    return autocontrast(solarize(adjust_sharpness(posterize(video, bits), sharpness), threshold))
+    return autocontrast(solarize(adjust_sharpness(posterize(clips, bits), sharpness), threshold))
 
 
-def grayscale(video: torch.Tensor) -> torch.Tensor:
+def grayscale(clips: torch.Tensor) -> torch.Tensor:
     """The luma in all three channels: a view (B, T, 3, H, W) of one channel in memory."""
-    return _gray(video).expand_as(video)
+    return _gray(clips).expand_as(clips)
 
 
-def gaussian_blur(video: torch.Tensor, sigma_px: torch.Tensor, radius_px: int) -> torch.Tensor:
+def gaussian_blur(clips: torch.Tensor, sigma_px: torch.Tensor, radius_px: int) -> torch.Tensor:
     """Gaussian blur of sigma_px (B,) > 0, cut off after radius_px; frames are reflected at their borders.
 
     The radius is limited to the shorter side minus 1. The width is blurred first, then the height.
     """
-    height, width = video.shape[-2:]
+    height, width = clips.shape[-2:]
     radius_px = min(radius_px, height - 1, width - 1)
-    offsets = torch.arange(-radius_px, radius_px + 1, device=video.device)
+    offsets = torch.arange(-radius_px, radius_px + 1, device=clips.device)
     weights = torch.exp(-0.5 * (offsets / sigma_px[:, None]).square())
     weights = weights / weights.sum(dim=1, keepdim=True)
-    padded = pad(video.flatten(1, 2), [radius_px] * 4, mode="reflect")[:, :, None]
-    return _convolve(_convolve(padded, weights[:, None, :]), weights[:, :, None]).view(video.shape).clamp_(0, 1)
+    padded = pad(clips.flatten(1, 2), [radius_px] * 4, mode="reflect")[:, :, None]
+    return _convolve(_convolve(padded, weights[:, None, :]), weights[:, :, None]).view(clips.shape).clamp_(0, 1)
 
 
-def _convolve(video: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
+def _convolve(clips: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
     """Convolve each clip of (B, ..., H, W) with its own kernel of (B, h, w), in single precision, without padding.
 
     All planes become the channels of one image: only in this form is grouped convolution fast.
     """
-    planes = video.reshape(1, -1, *video.shape[-2:])
-    kernels = kernels.repeat_interleave(planes.shape[1] // len(video), dim=0)[:, None]
-    with torch.autocast(video.device.type, enabled=False):
+    planes = clips.reshape(1, -1, *clips.shape[-2:])
+    kernels = kernels.repeat_interleave(planes.shape[1] // len(clips), dim=0)[:, None]
+    with torch.autocast(clips.device.type, enabled=False):
         result: torch.Tensor = conv2d(planes, kernels, groups=len(kernels))
-    return result.view(*video.shape[:-2], *result.shape[-2:])
+    return result.view(*clips.shape[:-2], *result.shape[-2:])
 
 
 def _per_clip(factor: torch.Tensor) -> torch.Tensor:
     return factor[:, None, None, None, None]
 
 
-def _gray(video: torch.Tensor) -> torch.Tensor:
+def _gray(clips: torch.Tensor) -> torch.Tensor:
     """(B, T, 3, H, W) -> luma (B, T, 1, H, W)."""
-    red, green, blue = video.unbind(-3)
+    red, green, blue = clips.unbind(-3)
     return (LUMA[0] * red).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2]).unsqueeze(-3)
 
 
-def _blend(video: torch.Tensor, other: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    return torch.lerp(other, video, _per_clip(factor)).clamp_(0, 1)
+def _blend(clips: torch.Tensor, other: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    return torch.lerp(other, clips, _per_clip(factor)).clamp_(0, 1)

@@ -14,34 +14,34 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def to_float(video: torch.Tensor) -> torch.Tensor:
+def to_float(frames: torch.Tensor) -> torch.Tensor:
     """uint8 in [0, 255] -> float32 in [0, 1], any shape."""
-    if video.dtype != torch.uint8:
-        raise ValueError(f"to_float takes uint8 frames, got {video.dtype}")
-    return video.to(torch.float32).mul_(1 / 255)
+    if frames.dtype != torch.uint8:
+        raise ValueError(f"to_float takes uint8 frames, got {frames.dtype}")
+    return frames.to(torch.float32).mul_(1 / 255)
 
 
-def flip_horizontally(video: torch.Tensor, flip: torch.Tensor) -> torch.Tensor:
+def flip_horizontally(clips: torch.Tensor, flip: torch.Tensor) -> torch.Tensor:
     """Mirror those clips of (B, T, 3, H, W), any dtype, for which flip, bool (B,), is true."""
-    if video.ndim != 5 or flip.shape != video.shape[:1]:
-        raise ValueError(f"one flag per clip of (B, T, 3, H, W): got {tuple(flip.shape)} for {tuple(video.shape)}")
-    return torch.where(to_device(flip, video.device)[:, None, None, None, None], video.flip(-1), video)
+    if clips.ndim != 5 or flip.shape != clips.shape[:1]:
+        raise ValueError(f"one flag per clip of (B, T, 3, H, W): got {tuple(flip.shape)} for {tuple(clips.shape)}")
+    return torch.where(to_device(flip, clips.device)[:, None, None, None, None], clips.flip(-1), clips)
 
 
 def normalize(
-    video: torch.Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+    frames: torch.Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
 ) -> torch.Tensor:
     """(x - mean) / std per color channel, for float (..., 3, H, W) in [0, 1]."""
     # Filled on the device: copying a list there would wait for all work that is queued on the device.
     mean_rgb, std_rgb = (
-        torch.stack([video.new_full((), value) for value in values])[:, None, None] for values in (mean, std)
+        torch.stack([frames.new_full((), value) for value in values])[:, None, None] for values in (mean, std)
     )
-    return (video - mean_rgb).div_(std_rgb)
+    return (frames - mean_rgb).div_(std_rgb)
 
 
-def to_model_layout(video: torch.Tensor) -> torch.Tensor:
+def to_model_layout(frames: torch.Tensor) -> torch.Tensor:
     """(..., T, 3, H, W) -> (..., 3, T, H, W), contiguous."""
-    return video.transpose(-4, -3).contiguous()
+    return frames.transpose(-4, -3).contiguous()
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

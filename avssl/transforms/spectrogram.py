@@ -150,9 +150,9 @@ class LogSpectrogram(_Spectrogram):
 class LogMel(_Spectrogram):
     """Log mel spectrogram: triangular filters on the HTK mel scale, peak 1 (torchaudio's defaults).
 
-    The arguments are those of LogSpectrogram and: num_bins, the number of filters; low_hz and high_hz, the outer edges
-    of the filters, where high_hz None is half the rate. Raises ValueError if a filter would lie between two frequencies
-    of the FFT and be empty.
+    The arguments are those of LogSpectrogram, but instead of bins_averaged: num_bins, the number of filters; low_hz and
+    high_hz, the outer edges of the filters, where None is half the rate. Raises ValueError if a filter would lie
+    between two frequencies of the FFT and be empty.
 
     >>> LogMel(num_bins=64)(torch.randn(2, 1, 48_000)).shape
     torch.Size([2, 1, 200, 64])
