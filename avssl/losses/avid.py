@@ -124,9 +124,7 @@ class AVID(Loss):
         )
 
     def compared_rows(self, index: torch.Tensor) -> torch.Tensor:
-        """The samples whose positives and negatives `direction` takes: this rank's (B,); with sharded banks, all
-        ranks'.
-        """
+        """The samples that `direction` compares: this rank's (B,), or with sharded banks those of all ranks (W B,)."""
         return gather(index) if self.config.shard_banks else index
 
     def direction(
@@ -140,9 +138,7 @@ class AVID(Loss):
         terms: dict[str, torch.Tensor],
         prefix: str = "",
     ) -> torch.Tensor:
-        """NCE of anchors (B, D) against rows of the `memory` bank (see `bank_nce`); adds the scalars for the log to
-        terms.
-        """
+        """NCE of anchors (B, D) against rows of the `memory` bank (see `bank_nce`); adds scalars for the log to terms."""
         total, scalars = bank_nce(
             anchors,
             self.bank(memory),

@@ -147,9 +147,7 @@ class Loss(nn.Module):
         return nn.functional.normalize(head(features).float(), dim=1)
 
     def after_inherit(self, loaded: Collection[str]) -> None:
-        """Called when a run has loaded these entries of another run's state: teachers not among them copy their
-        student.
-        """
+        """Called when a run has loaded these entries of another run's state: other teachers copy their students."""
         if not any(name.startswith("teachers.") for name in loaded):
             for modality, teacher in self.teachers.items():
                 follow(teacher, self.student(modality), 0.0)

@@ -1,5 +1,4 @@
-"""Base of the losses on several crops of a sample (multi-crop): two large and, of images and videos, several small
-ones.
+"""Base of the losses on several crops of a sample (multi-crop): two large ones, and small ones of images and videos.
 
 The two large views are PairLoss's "first" and "second"; "small1", "small2", ... are cut from the same image, or in turn
 from the seconds of "first" and "second", with the set "swav_small" (Caron et al. 2020, arXiv 2006.09882).

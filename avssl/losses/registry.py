@@ -15,8 +15,7 @@ _NOT_LOSSES = {"base", "crops", "registry", "__main__"}
 
 
 def register(name: str) -> Callable[[type[Loss]], type[Loss]]:
-    """Class decorator: `@register("avid")` makes a Loss available as `loss.name=avid`. Raises ValueError for a taken
-    name.
+    """Class decorator: `@register("avid")` makes a Loss available as `loss.name=avid`. ValueError for a taken name.
 
     >>> @register("weighted_simclr")
     ... class WeightedSimCLR(get("simclr")):

@@ -74,10 +74,9 @@ def has_quick_bfloat16(device: torch.device) -> bool:
 
 
 def product_dtypes(device: torch.device, dimension: int) -> list[torch.dtype]:
-    """The dtypes that products are computed in, quickest first; each next one is for rows that the last cannot
-    separate.
+    """The dtypes to compute products in, quickest first; each next one is for rows that the last cannot separate.
 
-    dtypes whose products this machine computes wrongly are left out.
+    Those whose products this machine computes wrongly are left out.
     """
     quick = [torch.bfloat16] * has_quick_bfloat16(device) + [torch.float32] * (device.type == "cpu")
     return [*(dtype for dtype in quick if kernels.products_are_right(dtype, device, dimension)), torch.float64]
@@ -217,8 +216,7 @@ class Search:
     def _products(
         self, comparison: Comparison, rows: slice, panel: slice, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """R(x) of rows and panel (p, q, c), and its maxima over p, which are those of disjoint groups of columns (q,
-        c).
+        """R(x) of rows and panel (p, q, c), and its maxima over p: those of disjoint groups of columns (q, c).
 
         A group is one column of each product: neighboring columns, which are often alike, are in different groups, and
         maxima of whole matrices are quick. The memory is reused by the next call.

@@ -1,6 +1,4 @@
-"""The configuration of optimizer and schedule, in a file of its own because `--help` shows it without loading
-libraries.
-"""
+"""The configuration of optimizer and schedule, which `--help` shows without loading libraries."""
 
 from __future__ import annotations
 
