@@ -138,7 +138,7 @@ class AVID(Loss):
         terms: dict[str, torch.Tensor],
         prefix: str = "",
     ) -> torch.Tensor:
-        """NCE of anchors (B, D) against rows of the `memory` bank (see `bank_nce`); adds scalars for the log to terms."""
+        """NCE of anchors (B, D) with rows of the `memory` bank (see `bank_nce`); adds scalars to log to `terms`."""
         total, scalars = bank_nce(
             anchors,
             self.bank(memory),
