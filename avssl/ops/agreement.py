@@ -73,13 +73,13 @@ def has_quick_bfloat16(device: torch.device) -> bool:
     return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def product_dtypes(device: torch.device, dimension: int) -> list[torch.dtype]:
+def product_dtypes(device: torch.device, dim: int) -> list[torch.dtype]:
     """The dtypes to compute products in, quickest first; each next one is for rows that the last cannot separate.
 
     Those whose products this machine computes wrongly are left out.
     """
     quick = [torch.bfloat16] * has_quick_bfloat16(device) + [torch.float32] * (device.type == "cpu")
-    return [*(dtype for dtype in quick if kernels.products_are_right(dtype, device, dimension)), torch.float64]
+    return [*(dtype for dtype in quick if kernels.products_are_right(dtype, device, dim)), torch.float64]
 
 
 @contextmanager

@@ -254,7 +254,7 @@ def fused_is_right(kind: Any, device: torch.device) -> bool:
 
 
 @cache
-def products_are_right(dtype: torch.dtype, device: torch.device, dimension: int) -> bool:
+def products_are_right(dtype: torch.dtype, device: torch.device, dim: int) -> bool:
     """Whether products of rows of this length err no more than rounding to `dtype` and sums in float32 allow.
 
     Tried once per process, for a small product and for one as large as those of a search, whose kernels may differ.
@@ -262,9 +262,9 @@ def products_are_right(dtype: torch.dtype, device: torch.device, dimension: int)
     generator = torch.Generator().manual_seed(0)
     excess = 0.0
     for shape in ((33, 47), (256, 512)):
-        left, right = (torch.randn(rows, dimension, generator=generator).to(device, dtype) for rows in shape)
+        left, right = (torch.randn(rows, dim, generator=generator).to(device, dtype) for rows in shape)
         exact, sizes = left.double() @ right.double().T, left.double().abs() @ right.double().abs().T
-        slack = UNIT_ROUNDOFF[dtype] * exact.abs() + 2 * dimension * sum_roundoff(device) * sizes
+        slack = UNIT_ROUNDOFF[dtype] * exact.abs() + 2 * dim * sum_roundoff(device) * sizes
         excess = max(excess, float((((left @ right.T).double() - exact).abs() / slack).nan_to_num(torch.inf).max()))
     wrong = None if excess <= 1 else f"off by {excess:.1e} times what its rounding allows"
     return _warned(wrong, f"a slower search is used: products in {dtype}")
