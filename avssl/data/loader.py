@@ -41,7 +41,7 @@ from avssl.types import Batch, MediaError, View
 __all__ = ["Loader", "LoaderConfig"]
 
 logger = logging.getLogger("avssl")
-MIN_SAMPLES_FOR_RATE = 200  # the failure rate is computed of at least so many: a few failures at the start do not count
+MIN_SAMPLES_FOR_RATE = 200  # the failure rate is taken over at least so many: a few failures at the start do not count
 
 
 class _Samples(Dataset[Any]):

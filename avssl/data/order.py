@@ -8,7 +8,7 @@ samples, a share, from each lane:
     batch t = [lane 0's t-th share, lane 1's t-th share, ...]
 
 With one lane per process (the default) each process reads its own shards. For a given number of lanes, the global
-batches do not depend on the number of processes or workers, which can be at most one process per lane.
+batches do not depend on the number of processes (at most one per lane) or workers.
 """
 
 from __future__ import annotations

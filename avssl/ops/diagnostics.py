@@ -26,7 +26,7 @@ def embedding_spread(z: torch.Tensor) -> torch.Tensor:
 def effective_rank(z: torch.Tensor) -> torch.Tensor:
     """The number of directions that embeddings (B, D) use: the exponential of the entropy of their singular values.
 
-    From 1 (all on one line) to min(B, D) (all directions alike), computed of the first 256 rows, normalized (Roy &
+    From 1 (all on one line) to min(B, D) (all directions alike), computed from the first 256 rows, normalized (Roy &
     Vetterli 2007; for self-supervised embeddings: Garrido et al. 2023, arXiv 2210.02885). Returns a float32 scalar,
     NaN if the rows are not finite.
 
@@ -58,7 +58,7 @@ def alignment(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 def uniformity(z: torch.Tensor) -> torch.Tensor:
     """log of the mean over pairs of exp(-2 distance^2) of unit embeddings (B, D), B > 1: 0 collapsed, -4 at best.
 
-    Wang & Isola 2020 (arXiv 2005.10242), with t = 2. Computed of the first 256 rows, normalized here. Returns a
+    Wang & Isola 2020 (arXiv 2005.10242), with t = 2. Computed from the first 256 rows, normalized here. Returns a
     float32 scalar.
 
     >>> uniformity(torch.ones(4, 3)).abs().item() < 1e-5  # collapsed
