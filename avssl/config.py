@@ -1,4 +1,4 @@
-"""Configuration: dataclasses are the schema, OmegaConf the parser. The only door to OmegaConf.
+"""Configuration: dataclasses are the schema, OmegaConf the parser. The only module that imports OmegaConf.
 
 `load(RunConfig, argv)` reads `RECIPE.yaml a.b=c ...`; the rest of the code sees ordinary dataclass instances.
 An unknown key, a wrong type or a missing value is an error that names the key. The type of the `loss` section follows
@@ -57,9 +57,11 @@ class DataConfig(LoaderConfig):
 
 @dataclass
 class ProbeConfig:
-    """kNN and a linear classifier during the training (train/probe.py); none without shards."""
+    """kNN and a linear classifier during training (train/probe.py); none without shards."""
 
-    shards: str = ""  # labeled shard folder that is not trained on; half of it is learned from, half is scored
+    shards: str = (
+        ""  # labeled shard folder that is not trained on; probes are fitted on half of it and scored on the other
+    )
     every_steps: int = 1000  # optimizer steps between snapshots
     device: str = "cpu"  # of the process beside the run, for example cuda
     num_threads: int = 1  # of that process
@@ -167,7 +169,7 @@ def _load_yaml(name: str) -> Any:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{name}: is not UTF-8 ({error})") from error
     except (yaml.YAMLError, errors.OmegaConfBaseException, ValueError, AssertionError) as error:
-        raise error if isinstance(error, ConfigError) else ConfigError(f"{name}: {one_line(error)}") from error
+        raise error if isinstance(error, ConfigError) else ConfigError(f"{name}: {short_message(error)}") from error
     if not OmegaConf.is_dict(values) or not text.strip():
         raise ConfigError(f"{name}: holds no `key: value` lines; give the YAML of the recipe or task")
     return values
@@ -178,11 +180,11 @@ def _parse_changes(changes: list[str]) -> Any:
         try:
             check_yaml(change.partition("=")[2], change.partition("=")[0])
         except yaml.YAMLError as error:
-            raise ConfigError(f"{brief(change)}: {one_line(error)}") from error
+            raise ConfigError(f"{brief(change)}: {short_message(error)}") from error
     try:
         return OmegaConf.from_dotlist(changes)
     except (yaml.YAMLError, AssertionError, IndexError) as error:  # the last for a key of no name
-        raise ConfigError(f"{brief(' '.join(changes))}: {one_line(error)}") from error
+        raise ConfigError(f"{brief(' '.join(changes))}: {short_message(error)}") from error
 
 
 def _refuse_renamed(layer: Any) -> None:
@@ -208,7 +210,7 @@ def value_of(argv: Sequence[str], key: str, default: str) -> str:
 
 
 def require(config: Any, *keys: str) -> None:
-    """Raise ConfigError for the first of the dotted keys that is empty."""
+    """Raise ConfigError for the first of the dotted keys whose value is empty."""
     for key in keys:
         value = config
         for name in key.split("."):
@@ -218,7 +220,7 @@ def require(config: Any, *keys: str) -> None:
 
 
 def _replace_encoders(base: Any, values: Any) -> None:
-    """Drop the options of an encoder section in `base` if `values` names another network there."""
+    """Drop the options of an encoder's section in `base` if `values` names another network there."""
     sections = OmegaConf.select(values, "encoders", default=None)
     for modality in sections if OmegaConf.is_dict(sections) else ():
         before, now = OmegaConf.select(base, f"encoders.{modality}", default=None), sections[modality]
@@ -241,9 +243,9 @@ def save(config: Any, path: Path) -> None:
     write_whole(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
-# Keys that may change when a run goes on: its length, its reports, its speed of reading. The shards are compared by
+# Keys that may change when a run is resumed: its length, its reports, its speed of reading. The shards are compared by
 # their contents (checkpoint.resume).
-MAY_CHANGE = frozenset(
+CHANGEABLE_KEYS = frozenset(
     [
         "run",
         "epochs",
@@ -272,13 +274,13 @@ MAY_CHANGE = frozenset(
 
 
 def check_unchanged(config: RunConfig, run: Path) -> None:
-    """Raise ValueError with every key outside MAY_CHANGE whose value differs from the run's config.yaml."""
+    """Raise ValueError with every key outside CHANGEABLE_KEYS whose value differs from the run's config.yaml."""
     now, then = (flat(OmegaConf.to_container(OmegaConf.structured(cfg))) for cfg in (config, load_run(run)))
-    changed = [key for key in sorted({*now, *then}) if now.get(key) != then.get(key) and key not in MAY_CHANGE]
+    changed = [key for key in sorted({*now, *then}) if now.get(key) != then.get(key) and key not in CHANGEABLE_KEYS]
     if changed:
-        shown = "; ".join(f"{key}: {then.get(key)!r} then, {now.get(key)!r} now" for key in changed)
+        changes = "; ".join(f"{key}: {then.get(key)!r} then, {now.get(key)!r} now" for key in changed)
         raise ValueError(
-            f"{run} cannot be resumed exactly, for something changed ({shown}). Put it back, or start a new run with "
+            f"{run} cannot be resumed exactly, for something changed ({changes}). Put it back, or start a new run with "
             f"init_from={run}"
         )
 
@@ -329,19 +331,19 @@ def check_yaml(text: str, where: str) -> None:
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
-            raise ConfigError(f"{where}: refers to another place of it (*{plain(event.anchor)}); write the value out")
+            raise ConfigError(f"{where}: refers to another value in it (*{plain(event.anchor)}); write the value out")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
             raise ConfigError(f"{where}: is nested more than {MAX_DEPTH} deep")
 
 
-def one_line(error: Exception) -> str:
+def short_message(error: Exception) -> str:
     """The message of a library's error in one line of at most 300 characters."""
     return " ".join(str(error).split())[:300]
 
 
 def is_file(name: str) -> bool:
-    """Whether there is such a file; False for text that no file can have as its name (too long, a zero byte)."""
+    """Whether there is such a file; False for text that cannot be the name of a file (too long, a zero byte)."""
     return os.path.isfile(name)  # noqa: PTH113  (Path raises OSError for a name that is too long)
 
 

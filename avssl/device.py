@@ -1,4 +1,4 @@
-"""How the networks run on their device: precision, memory order, compilation, as the run's configuration says."""
+"""How the networks run on their device, by the configuration: precision, memory format, compilation."""
 
 from __future__ import annotations
 
@@ -46,20 +46,20 @@ def settle_precision(cfg: RunConfig, modalities: Iterable[str]) -> None:
     torch.backends.cuda.matmul.fp32_precision = "tf32" if cfg.tf32 == "all" else "ieee"
 
 
-def use_channels_last(networks: nn.Module, wanted: bool | None, device: torch.device) -> None:
+def use_channels_last(networks: nn.Module, setting: bool | None, device: torch.device) -> None:
     """Put the channels of the convolutions' weights last in memory; names, shapes and values stay.
 
-    wanted: None for the cases measured to be faster: two-dimensional convolutions on a CPU, unless some are narrow
+    setting: None for the cases measured to be faster: two-dimensional convolutions on a CPU, unless some are narrow
     (docs/decisions.md); clips of AVID's size are slower with it, and no GPU has been measured. If kernels of the
     machine are wrong (avssl.ops.kernels), None leaves the order as it is, and True raises ValueError.
     """
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    if wanted is None:
+    if setting is None:
         is_chosen = device.type == "cpu" and kernels.offers_channels_last(networks, 2, device)
         formats = {4: torch.channels_last} if is_chosen else {}
-    elif not wanted:
+    elif not setting:
         return
-    for ndim in formats if wanted else ():
+    for ndim in formats if setting else ():
         wrong = kernels.wrong_channels_last(networks, ndim - 2, device)
         if wrong:
             raise ValueError(

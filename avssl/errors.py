@@ -1,4 +1,4 @@
-"""How a command ends after an error of the user or the system: with one line about it, and status 1."""
+"""How a command ends after an error of the user or the system: with one line about it and status 1."""
 
 from __future__ import annotations
 
@@ -15,48 +15,48 @@ from typing import NoReturn
 from avssl.files.disk_errors import one_line, os_error_behind
 from avssl.files.plain_text import plain, say
 
-OTHERS_SECONDS = 2.0
+OTHERS_SECONDS = 2.0  # that processes of a rank above 0 wait before they print an error
 NO_ACCELERATOR = ("Torch not compiled with CUDA", "No CUDA GPUs are available", "Found no NVIDIA driver")
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Leave with status 1 and one line for errors of the user and the system; others are raised."""
+    """A context in which errors of the user and the system end the program with one line; others are raised."""
     try:
         yield
     except (ValueError, FloatingPointError, ImportError) as error:
-        leave(str(error))
+        _exit_with_error(str(error))
     except OSError as error:
-        leave(one_line(error))
+        _exit_with_error(one_line(error))
     except Exception as error:
-        message = fault_of_system(error) or (one_line(cause) if (cause := os_error_behind(error)) else "")
+        message = _environment_error(error) or (one_line(cause) if (cause := os_error_behind(error)) else "")
         if not message:
             raise
-        leave(message)
+        _exit_with_error(message)
 
 
-def leave(message: str) -> NoReturn:
-    """Print the error and exit with status 1. If several processes have one error, the first prints it.
+def _exit_with_error(message: str) -> NoReturn:
+    """Print the error and exit with status 1. If all processes have the same error, only rank 0 prints it.
 
-    The others wait for a moment first: either the launcher ends them meanwhile, or the error is theirs alone.
+    The others wait for OTHERS_SECONDS first: either the launcher ends them meanwhile, or the error is theirs alone.
     """
     rank = os.environ.get("RANK", "0")
     text = f"error: {message}" if rank == "0" else f"error of process {rank}: {message}"
     if rank != "0":
         signal.signal(signal.SIGTERM, lambda *_: os._exit(1))
         time.sleep(OTHERS_SECONDS)
-    if "tqdm" in sys.modules:  # an open bar would be drawn again below the line
+    if "tqdm" in sys.modules:  # an open progress bar would be drawn again below the line
         from tqdm import tqdm
 
         for bar in list(getattr(tqdm, "_instances", ())):
             bar.close()
     say(text, sys.stderr)
-    tell_launcher(text)
+    _report_to_launcher(text)
     sys.exit(1)
 
 
-def tell_launcher(text: str) -> None:
-    """Write the error to the file with which torchrun ends its own report, the last thing that a user sees."""
+def _report_to_launcher(text: str) -> None:
+    """Write the error to the file that torchrun prints last in its own report, where a user sees it."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
         report = {
@@ -69,7 +69,7 @@ def tell_launcher(text: str) -> None:
             return
 
 
-def fault_of_system(error: BaseException) -> str:
+def _environment_error(error: BaseException) -> str:
     """One line for PyTorch's errors of unreachable or ended processes and of a missing GPU; "" for other errors."""
     text, kind = str(error), type(error).__name__
     if "EADDRINUSE" in text or "address already in use" in text.lower():

@@ -1,7 +1,7 @@
-"""What a package offers to its users, imported when it is first asked for: `from avssl.losses import nt_xent`.
+"""The public names of a package, imported lazily: `from avssl.losses import nt_xent`.
 
-`import avssl` and the commands' `--help` stay quick, because a name's module is imported with its first use. Code of
-avssl itself imports from the modules; the packages' names are for everybody else.
+`import avssl` and the `--help` of commands stay quick, because the module of a name is imported at its first use. Code
+of avssl itself imports from the modules; the names of the packages are for everybody else.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 class _Package(ModuleType):
     """A package whose offered names are looked up in its modules.
 
-    A module and what is offered from it may have one name (avssl.losses.vicreg): the name then is the offered object,
-    whoever imported the module before; the module itself stays in sys.modules.
+    A module and an object of it may have the same name (avssl.losses.vicreg). The attribute then is the object, even if
+    the module was imported before; the module itself stays in sys.modules.
     """
 
     _offered: Mapping[str, str]
@@ -40,12 +40,12 @@ class _Package(ModuleType):
 
 
 def offer(package: str, modules: Mapping[str, str]) -> None:
-    """Make names of modules importable from their package.
+    """Make names of modules importable from their package, lazily.
 
     Args:
         package: `__name__` of the package that calls this in its __init__.py.
-        modules: {module below the package, or by its whole name if it lies elsewhere: the names that it defines, with
-            spaces between them}.
+        modules: {module: names that it defines, separated by spaces}. The module is named without the package, or from
+            "avssl." on if it lies elsewhere.
 
     >>> import avssl.losses
     >>> avssl.losses.nt_xent.__module__

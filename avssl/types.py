@@ -1,25 +1,24 @@
-"""Types that all parts of avssl share. Imports no other module of avssl, and torch only for type checkers."""
+"""Types that all packages of avssl use. Imports no other module of avssl, and torch only for type checkers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 if TYPE_CHECKING:
     import torch
-from typing import NamedTuple
 
 Modality = Literal["image", "video", "audio"]
 
 FailureReason = Literal[
-    "missing_file",  # listed, but absent or not to be opened: access refused, a pipe, a link to itself
+    "missing_file",  # listed, but absent, or cannot be opened: access refused, a pipe, a link to itself
     "empty_file",  # zero bytes
     "not_media",  # no demuxer recognizes it
     "no_video",  # no video stream, or one without a single decodable frame
     "no_audio",  # no audio stream, or one without a single decodable sample
     "no_image",  # a sample without an image
     "unsupported_codec",  # the stream is there, its decoder is not
-    "changed_file",  # another size or content than when it was listed
+    "changed_file",  # has another size or content than when it was listed
     "truncated",  # the data ends before the header says it does
     "too_short",  # shorter than the minimum duration
     "decode_error",  # the decoder gave up
@@ -60,7 +59,7 @@ class MediaError(ValueError):
 
 @dataclass(frozen=True)
 class View:
-    """A view that a loss requests from the loader: one model-ready tensor per batch, by name.
+    """A view that a loss requests from the loader: one tensor per batch, ready for the model, by name.
 
     augment: "train" is the run's own set of the modality (views.video.augment, views.audio.augment), "test" is
     deterministic, any other name is a set of `views.augments`; audio has "jigsaw" instead. clip: views with the same
@@ -113,7 +112,7 @@ class LossConfig:
     0
     """
 
-    name: str = ""  # a file of avssl/losses
+    name: str = ""  # of the loss in avssl/losses
     seed: int = 0  # of the loss's state and random draws
 
 
@@ -147,12 +146,8 @@ class Progress:
 
     def state_dict(self) -> dict[str, int]:
         """The counters as plain integers, for the checkpoint."""
-        return {
-            "epoch": self.epoch,
-            "batch": self.batch,
-            "batch_in_epoch": self.batch_in_epoch,
-            "step": self.step,
-        }
+        names = ("epoch", "batch", "batch_in_epoch", "step")
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Set the counters from a result of `state_dict`."""
@@ -161,7 +156,7 @@ class Progress:
 
 
 class Span(NamedTuple):
-    """Begin and end of a stream, in seconds on the sample's clock (it may begin after 0)."""
+    """Begin and end of a stream, in seconds on the clock of the sample (it may begin after 0)."""
 
     start_seconds: float
     end_seconds: float

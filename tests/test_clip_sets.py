@@ -1,5 +1,7 @@
 """Several clips per sample, some samples of a folder, and labels read without media."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -66,6 +68,7 @@ def test_a_subset_reads_as_a_folder_of_its_own(train):
         mine, original = subset.read(number), train.read(position)
         assert (mine.info.index, mine.info.key, mine.video) == (number, original.info.key, original.video)
     assert subset.fingerprint != ShardSubset(train, [0, 3, 8]).fingerprint != train.fingerprint
+    assert pickle.loads(pickle.dumps(subset)).read(3) == subset.read(3)  # as it is sent to workers
     for wrong in ([], [1, 1], [18], [-1]):
         with pytest.raises(ValueError, match="subset"):
             ShardSubset(train, wrong)

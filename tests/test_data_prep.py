@@ -11,9 +11,10 @@ import av
 import numpy as np
 import pytest
 
+from avssl.files.whole import sha256_file
 from avssl.media.decode import probe, read_audio, read_video
 from avssl.media.info import MEDIA_SUFFIXES
-from avssl.shards.format import ShardIndex, ShardRecord, SideCar, dump_json, sha256_file
+from avssl.shards.format import ShardIndex, ShardRecord, SideCar, dump_json
 from avssl.shards.shard_set import Sample, ShardSet, write_tar
 from avssl.types import MediaError
 from data_prep.__main__ import main

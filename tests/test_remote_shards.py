@@ -318,7 +318,7 @@ def test_the_cache_lies_where_the_environment_says_or_in_the_users_folder(monkey
 def test_the_settings_are_part_of_the_configuration_and_may_change_when_a_run_goes_on():
     cfg = config.parse(config.RunConfig, ["data.shards=s3://bucket/set", "data.cache_dir=/fast", "data.cache_bytes=7"])
     assert (cfg.data.shards, cfg.data.cache_dir, cfg.data.cache_bytes) == ("s3://bucket/set", "/fast", 7)
-    assert {"data.cache_dir", "data.cache_bytes"} <= config.MAY_CHANGE
+    assert {"data.cache_dir", "data.cache_bytes"} <= config.CHANGEABLE_KEYS
 
 
 def test_embedding_takes_an_address_for_shards(served):

@@ -8,7 +8,8 @@ import tarfile
 
 import pytest
 
-from avssl.shards.format import SampleInfo, ShardIndex, ShardRecord, SideCar, dump_json, sha256_file, shard_name
+from avssl.files.whole import sha256_file
+from avssl.shards.format import SampleInfo, ShardIndex, ShardRecord, SideCar, dump_json, shard_name
 from avssl.shards.shard_set import Sample, ShardSet, _any_members, parse_members, write_tar
 from avssl.shards.tar_members import plain_members
 from avssl.types import MediaError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass
@@ -12,7 +11,7 @@ from typing import Any, Self
 from avssl.embedding.parquet import SUFFIX
 from avssl.files.checked_json import Fields
 from avssl.files.plain_text import brief
-from avssl.files.whole import whole_file
+from avssl.files.whole import sha256_file, whole_file
 
 INDEX_NAME, SKIPPED_NAME, PROGRESS_NAME, FAISS_NAME = "index.json", "skipped.jsonl", ".progress", "faiss"
 KIND, VERSION = "avssl embeddings", 1
@@ -38,9 +37,7 @@ class FileRecord:
     @classmethod
     def of_file(cls, path: Path, num_rows: int) -> Self:
         """The record of a file that is complete."""
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        return cls(path.name, num_rows, path.stat().st_size, sha256)
+        return cls(path.name, num_rows, path.stat().st_size, sha256_file(path))
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,13 @@ entries that were used longest ago are removed before the new one is fetched, so
 process can read a shard that it has open to the end, even if another one removes it; the room on the disk is free again
 when the process opens another shard.
 
-    FOLDER/shards/KEY.tar, KEY.json    entries; *.part is being fetched, its room already counted
+    FOLDER/shards/KEY.tar, KEY.json    entries; *.part is being fetched and already counts
     FOLDER/locks/                      one lock for making room, 4096 for entries by the first digits of their key
     FOLDER/indices/                    the last index.json of each location, not counted
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import time
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from avssl.files import storage
+from avssl.files.disk_errors import DISK_FULL
 from avssl.files.locks import LockedError, locked
 from avssl.shards.format import INDEX_NAME, ShardRecord, SideCar, side_car_name
 from avssl.types import FailureReason, MediaError
@@ -32,7 +32,6 @@ DEFAULT_CACHE_BYTES = 50_000_000_000
 LOCK_DIGITS = 3
 RESTORE = "Restore it, or write the shards again"
 ROOM_POLL_SECONDS, ROOM_WAIT_SECONDS = 0.2, 900.0
-FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT") if hasattr(errno, name)}
 
 
 def default_cache_dir() -> Path:
@@ -42,7 +41,7 @@ def default_cache_dir() -> Path:
 
 
 class _Entry(NamedTuple):
-    """The files of one key: when they were last used, their bytes, and whether they are still being fetched."""
+    """The files of one key: when they were last used, their bytes, and whether one is still being fetched."""
 
     used_ns: int
     num_bytes: int
@@ -52,7 +51,7 @@ class _Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class ShardCache:
-    """The folder and its bound in bytes. Picklable. ValueError if the folder cannot be made."""
+    """The folder of the cache and its bound in bytes. Picklable. ValueError if the folder cannot be made."""
 
     folder: Path
     max_bytes: int
@@ -90,8 +89,9 @@ class ShardCache:
             location: of the shard folder.
 
         Raises:
-            OSError: as storage.copy_to. MediaError: truncated or bad_sample, if the remote file is not the shard of
-            index.json. ValueError: no room.
+            OSError: as storage.copy_to.
+            MediaError: truncated or bad_sample, if the remote file is not the shard of index.json.
+            ValueError: there is no room for it.
         """
         key = _key(record)
         entry = self._find(key, record)
@@ -109,7 +109,7 @@ class ShardCache:
         return self.folder / "shards" / f"{key}.{suffix}"
 
     def _find(self, key: str, record: ShardRecord) -> tuple[BinaryIO, SideCar] | None:
-        """The entry, marked as used now; None if it is absent or not whole. Other processes may remove it meanwhile."""
+        """The entry, marked as used now; None if it is absent or not whole. Another process may remove it meanwhile."""
         try:
             file = self._path(key, "tar").open("rb")
         except FileNotFoundError:
@@ -130,14 +130,14 @@ class ShardCache:
             return self._fetch_once(location, record, key)
 
     def _fetch_once(self, location: str, record: ShardRecord, key: str) -> tuple[BinaryIO, SideCar]:
-        shard, beside = (storage.join(location, name) for name in (record.name, side_car_name(record.name)))
-        content = storage.read_bytes(beside)
+        shard, side_car_location = (storage.join(location, name) for name in (record.name, side_car_name(record.name)))
+        content = storage.read_bytes(side_car_location)
         with self._when_full():
             part, part_json = self._reserve(key, record.bytes, len(content)), self._path(key, "json.part")
             file = part.open("r+b")
             try:
                 part_json.write_bytes(content)
-                side_car = load_side_car(part_json, storage.redacted(beside), record)
+                side_car = load_side_car(part_json, storage.redacted(side_car_location), record)
                 _copy_checked(shard, record, file)
                 part_json.replace(self._path(key, "json"))
                 part.replace(self._path(key, "tar"))
@@ -149,32 +149,30 @@ class ShardCache:
                 raise
         return file, side_car
 
-    def _reserve(self, key: str, num_bytes: int, num_bytes_beside: int) -> Path:
-        """A file of the shard's size, still without content, made when there is room for it: its size counts from now
-        on.
-        """
+    def _reserve(self, key: str, num_bytes: int, num_side_car_bytes: int) -> Path:
+        """A file of the shard's size without content, made as soon as there is room for it, which it then takes."""
         part = self._path(key, "tar.part")
-        needed = num_bytes + num_bytes_beside
+        needed = num_bytes + num_side_car_bytes
         if needed > self.max_bytes:
             raise ValueError(
                 f"data.cache_bytes is {self.max_bytes}, less than a shard of {needed} bytes; set it to several shards "
                 "per reading process"
             )
-        give_up = time.monotonic() + ROOM_WAIT_SECONDS
-        while time.monotonic() < give_up:
+        deadline = time.monotonic() + ROOM_WAIT_SECONDS
+        while time.monotonic() < deadline:
             with self._lock("room"):
                 if self._make_room(needed, key):
                     with part.open("wb") as file:
                         file.truncate(num_bytes)
                     return part
-            time.sleep(ROOM_POLL_SECONDS)  # other processes are fetching all the rest
+            time.sleep(ROOM_POLL_SECONDS)  # other processes are fetching all shards that are left
         raise ValueError(
             f"data.cache_bytes is {self.max_bytes}, and for {ROOM_WAIT_SECONDS:.0f} s there was no room for {needed} "
             "bytes beside the shards that other processes fetch; set it to several shards per reading process"
         )
 
     def _make_room(self, num_bytes: int, key: str) -> bool:
-        """Remove the entries used longest ago until num_bytes fit; False if unfinished fetches take the room."""
+        """Remove the entries used longest ago until num_bytes fit; False if unfinished fetches leave no room."""
         entries = sorted(self._entries())
         total = sum(entry.num_bytes for entry in entries)
         for entry in entries:
@@ -198,9 +196,9 @@ class ShardCache:
                     )
         yield from entries.values()
 
-    def _is_abandoned(self, key: str, own_key: str) -> bool:
+    def _is_abandoned(self, key: str, fetched_key: str) -> bool:
         """Whether the process that fetched this entry was killed: nobody holds its lock, or this process does."""
-        if key[:LOCK_DIGITS] == own_key[:LOCK_DIGITS]:
+        if key[:LOCK_DIGITS] == fetched_key[:LOCK_DIGITS]:
             return True
         try:
             with locked(self.folder / "locks" / key[:LOCK_DIGITS], wait_seconds=0):
@@ -221,7 +219,7 @@ class ShardCache:
         try:
             yield
         except OSError as error:
-            if error.errno not in FULL:
+            if error.errno not in DISK_FULL:
                 raise
             raise ValueError(
                 f"{self.folder}: the disk of the cache is full; lower data.cache_bytes (now {self.max_bytes}), free "
@@ -263,7 +261,7 @@ def _copy_checked(location: str, record: ShardRecord, file: BinaryIO) -> None:
 
 
 def sha256_of(file: BinaryIO) -> str:
-    """Hex sha256 of the whole of an open file, wherever its position is."""
+    """Hex sha256 of all bytes of an open file, whatever its position."""
     file.flush()
     file.seek(0)
     return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # it has readinto

@@ -1,4 +1,4 @@
-"""The format of a shard folder: the json of a sample, of a shard and of the folder. Pure Python, no media.
+"""The format of a shard folder: the JSON of a sample, of a shard and of the folder. Pure Python, no media.
 
 A folder holds shard-000000.tar, shard-000000.json (side-car), ..., index.json and skipped.jsonl. A sample is tar
 members next to each other: KEY.json (SampleInfo) and KEY.video.mp4, KEY.audio.flac, KEY.image.jpg or KEY.image.png.
@@ -6,7 +6,6 @@ members next to each other: KEY.json (SampleInfo) and KEY.video.mp4, KEY.audio.f
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from avssl.files.checked_json import Fields, dump
 SCHEMA_VERSION = 1
 FORMAT_NAME = "avssl-shards"
 VIDEO_MEMBER, AUDIO_MEMBER, JSON_MEMBER = "video.mp4", "audio.flac", "json"
-IMAGE_MEMBERS = {"image.jpg": b"\xff\xd8\xff", "image.png": b"\x89PNG\r\n\x1a\n"}  # and how their bytes begin
+IMAGE_MEMBERS = {"image.jpg": b"\xff\xd8\xff", "image.png": b"\x89PNG\r\n\x1a\n"}  # {name: first bytes}
 INDEX_NAME, SKIPPED_NAME = "index.json", "skipped.jsonl"
 SHARD_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.tar")
 # No recording reaches these: a number beyond them is damage, and arithmetic on it would not be exact.
@@ -35,14 +34,8 @@ def side_car_name(shard: str) -> str:
     return f"{shard.removesuffix('.tar')}.json"
 
 
-def sha256_file(path: str | os.PathLike[str]) -> str:
-    """Hex sha256 of a file's bytes, which are not all held in memory."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def dump_json(value: Any) -> bytes:
-    """The bytes of a json value, always written alike: sorted keys, no extra spaces, ASCII, a newline at the end."""
+    """The bytes of a JSON value, the same for equal values: sorted keys, ASCII, a newline at the end."""
     return (dump(value, sort_keys=True, separators=(", ", ": ")) + "\n").encode("ascii")
 
 
@@ -98,7 +91,7 @@ class SampleInfo:
         return max(0.0, self.av_offset_seconds)
 
     def to_json(self) -> bytes:
-        """The member's bytes."""
+        """The bytes of the member."""
         absent = () if self.has_image else ("image_height_px", "image_width_px")
         return dump_json({name: value for name, value in vars(self).items() if name not in absent})
 
@@ -111,7 +104,7 @@ class SampleInfo:
             index=fields.count("index"),
             key=fields.text("key"),
             duration_seconds=fields.number("duration_seconds", least=0, most=MAX_SECONDS),
-            # Durations are divided by the rate of frames.
+            # Numbers of frames are divided by it.
             video_fps=fields.number("video_fps", least=MIN_VIDEO_FPS if num_frames else 0, most=MAX_VIDEO_FPS),
             num_frames=num_frames,
             av_offset_seconds=fields.number("av_offset_seconds", least=-MAX_SECONDS, most=MAX_SECONDS),
@@ -146,9 +139,9 @@ class ShardRecord:
     @classmethod
     def of(cls, fields: Fields) -> Self:
         """The checked record; ValueError names the file and the field."""
-        wanted = "the name of a shard in the same folder, like shard-000000.tar"
+        allowed = "the name of a shard in the same folder, like shard-000000.tar"
         return cls(
-            name=fields.matching("name", SHARD_NAME, wanted),
+            name=fields.matching("name", SHARD_NAME, allowed),
             num_samples=fields.count("num_samples"),
             bytes=fields.count("bytes"),
             sha256=fields.text("sha256"),
@@ -171,7 +164,7 @@ class SideCar:
     sources: str = ""
 
     def to_json(self) -> bytes:
-        """The file's bytes."""
+        """The bytes of the file."""
         body = asdict(self.record) | {"schema_version": SCHEMA_VERSION, "keys": self.keys, "offsets": self.offsets}
         digests = {"media": self.media, "sources": self.sources}
         return dump_json(body | {name: text for name, text in digests.items() if text})
@@ -224,7 +217,7 @@ class ShardIndex:
         return sum(shard.bytes for shard in self.shards)
 
     def to_json(self) -> bytes:
-        """The file's bytes."""
+        """The bytes of the file."""
         derived = {
             "schema_version": SCHEMA_VERSION,
             "format": FORMAT_NAME,
@@ -257,10 +250,10 @@ class ShardIndex:
             options=fields.mapping("options"),
             manifest_sha256=fields.text("manifest_sha256"),
         )
-        index.check_sums(fields, where)
+        index._check_sums(fields, where)
         return index
 
-    def check_sums(self, fields: Fields, where: str) -> None:
+    def _check_sums(self, fields: Fields, where: str) -> None:
         """ValueError unless counts, first indices and totals agree with each other."""
         first = 0
         for shard in self.shards:
@@ -275,6 +268,6 @@ class ShardIndex:
             "num_skipped": (self.num_skipped, sum(self.skipped_by_reason.values())),
             "num_listed": (self.num_listed, first + self.num_skipped),
         }
-        for name, (found, wanted) in facts.items():
-            if found != wanted:
-                raise ValueError(f"{where}: {name} is {found}; the rest of the file says {wanted}")
+        for name, (stated, counted) in facts.items():
+            if stated != counted:
+                raise ValueError(f"{where}: {name} is {stated}; the rest of the file says {counted}")

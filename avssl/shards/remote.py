@@ -24,7 +24,9 @@ REMEMBER_FAILURE_SECONDS = 60.0
 
 
 class RemoteShards:
-    """The shards of a remote folder. index.json is read now, all else when needed. Picklable: workers open own files.
+    """The shards of a remote folder. index.json is read now, the rest when needed.
+
+    Picklable: workers open their own files.
 
     Args:
         location: of the shard folder.
@@ -38,7 +40,7 @@ class RemoteShards:
     def __init__(self, location: str, cache_dir: str | os.PathLike[str], cache_bytes: int) -> None:
         self.location = location
         self.cache = ShardCache(Path(cache_dir) if os.fspath(cache_dir) else default_cache_dir(), cache_bytes)
-        with _reachable():
+        with _store_errors():
             self.folder = self.cache.fetch_index(location)
         try:
             self.index = ShardIndex.load(self.folder)
@@ -53,10 +55,10 @@ class RemoteShards:
         self._failed: dict[int, tuple[float, MediaError]] = {}
 
     def open(self, number: int) -> tuple[BinaryIO, SideCar]:
-        """A shard and its side-car, fetched if need be. MediaError if it is missing, unreachable or not that of
-        index.json.
+        """A shard and its side-car, fetched if needed.
 
-        A failure is remembered for a while, because each sample of a batch would try as long again.
+        MediaError if it is missing, unreachable or not that of index.json. A failure is remembered for a while, because
+        each sample of a batch would otherwise try as long again.
         """
         self._close_removed(number)
         if number in self._open:
@@ -88,7 +90,7 @@ class RemoteShards:
 
     def side_cars(self) -> list[SideCar]:
         """All side-cars, several read at a time. Raises as the constructor does."""
-        with _reachable(), ThreadPoolExecutor(SIDE_CAR_THREADS) as threads:
+        with _store_errors(), ThreadPoolExecutor(SIDE_CAR_THREADS) as threads:
             return list(threads.map(self._side_car, self.index.shards))
 
     def close(self) -> None:
@@ -107,15 +109,15 @@ class RemoteShards:
             return load_side_car(path, storage.redacted(location), record)
 
     def _close_removed(self, needed: int) -> None:
-        """Close files that another process has removed from the cache: only then is their room on the disk free."""
-        removed = [n for n, (file, _) in self._open.items() if n != needed and not os.fstat(file.fileno()).st_nlink]
+        """Close the files that another process has removed from the cache, so that their room on the disk is free."""
+        removed = [k for k, (file, _) in self._open.items() if k != needed and not os.fstat(file.fileno()).st_nlink]
         for number in removed:
             self._open.pop(number)[0].close()
 
 
 @contextmanager
-def _reachable() -> Iterator[None]:
-    """Turn errors of a store into those that a recipe reports in one line: FileNotFoundError or MediaError."""
+def _store_errors() -> Iterator[None]:
+    """A context in which errors of a store become those that a recipe reports in one line."""
     try:
         yield
     except FileNotFoundError:

@@ -1,8 +1,8 @@
-"""Digests that tell whether two samples of any shard folders have one origin: 64 bits of their media and source.
+"""Digests that tell whether two samples of any shard folders have the same origin: 64 bits of media and of source.
 
 A key is no evidence: "0001" of one corpus has nothing to do with "0001" of another. These are compared:
 
-- media: the stored members' bytes, all of them together (a silent track alone is like any other silent track);
+- media: the bytes of all stored members together (a silent track alone is like any other silent track);
 - source: the file that the sample was made from, whatever seconds of it were taken: its size and a digest of parts of
   its content (`source.content`, written by data_prep), or of its path in shards that have none.
 
@@ -38,7 +38,7 @@ def source_digest(info: SampleInfo) -> str:
     """16 hex digits of the source file (and of the number of an image inside it), not of the seconds taken from it."""
     source = info.source
     origin = source.get("content") or source.get("path")
-    return _sixteen(dump_json([origin, source.get("bytes"), source.get("item")]))
+    return _sixteen_digits(dump_json([origin, source.get("bytes"), source.get("item")]))
 
 
 def media_digest(sample: Sample) -> str:
@@ -58,8 +58,8 @@ def sample_digests(shards: ShardSet) -> SampleDigests | None:
     """
     if isinstance(shards, ShardSubset):
         whole = sample_digests(shards.whole)
-        places = shards.positions
-        return None if whole is None else SampleDigests(whole.media[places], whole.sources[places])
+        rows = shards.positions
+        return None if whole is None else SampleDigests(whole.media[rows], whole.sources[rows])
     side_cars = shards.side_cars()
     if all(side_car.media and side_car.sources for side_car in side_cars):
         texts = ([getattr(side_car, kind) for side_car in side_cars] for kind in ("media", "sources"))
@@ -72,7 +72,7 @@ def sample_digests(shards: ShardSet) -> SampleDigests | None:
 
 
 def with_digests(side_car: SideCar, samples: list[tuple[str, str]]) -> SideCar:
-    """The side-car with (media, source) digests of its samples, in their order."""
+    """The side-car with the (media, source) digests of its samples, in their order."""
     media, sources = ("".join(pair[side] for pair in samples) for side in (0, 1))
     return SideCar(side_car.record, side_car.keys, side_car.offsets, media, sources)
 
@@ -81,5 +81,5 @@ def _joined(texts: list[str]) -> Digests:
     return np.frombuffer(bytes.fromhex("".join(texts)), dtype=">u8").astype(np.uint64)
 
 
-def _sixteen(content: bytes) -> str:
+def _sixteen_digits(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]

@@ -21,36 +21,22 @@ from avssl.files.location import is_remote, join, local_path
 from avssl.shards.cache import DEFAULT_CACHE_BYTES
 from avssl.shards.format import (
     AUDIO_MEMBER,
-    FORMAT_NAME,
     IMAGE_MEMBERS,
-    INDEX_NAME,
     JSON_MEMBER,
-    SCHEMA_VERSION,
-    SKIPPED_NAME,
     VIDEO_MEMBER,
     SampleInfo,
     ShardIndex,
     ShardRecord,
     SideCar,
-    dump_json,
-    sha256_file,
-    shard_name,
 )
 from avssl.shards.remote import MAX_OPEN_SHARDS, RemoteShards
-from avssl.shards.tar_members import DAMAGED_TAR, FilePart, member_content, open_tar, plain_members
+from avssl.shards.tar_members import DAMAGED_TAR, FilePart, member_content, plain_members
 from avssl.types import MediaError, Span
-
-__all__ = [
-    "AUDIO_MEMBER", "DAMAGED_TAR", "FORMAT_NAME", "IMAGE_MEMBERS", "INDEX_NAME", "JSON_MEMBER", "SCHEMA_VERSION",
-    "SKIPPED_NAME", "VIDEO_MEMBER", "Sample", "SampleInfo", "ShardIndex", "ShardRecord", "ShardSet", "SideCar",
-    "dump_json", "image_member", "member_content", "open_tar", "parse_members", "sha256_file", "shard_name",
-    "write_tar",
-]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A stored sample: its json and its encoded media (None for those that it lacks). image: JPEG or PNG."""
+    """A stored sample: its JSON and its encoded media, None for those that it lacks. image: JPEG or PNG."""
 
     info: SampleInfo
     video: bytes | None
@@ -133,9 +119,7 @@ class ShardSet:
             MediaError: bad_sample, if members are missing or the json does not fit; of a remote folder also
                 missing_file, unreachable or truncated, of the shard.
         """
-        if not 0 <= position < self.num_samples:
-            raise IndexError(f"{self.location}: sample {position} asked for; there are 0..{self.num_samples - 1}")
-        number = bisect_right(self._first_indices, position) - 1
+        number = self._shard_of(position)
         try:
             return self._read(position, number)
         except MediaError as error:
@@ -145,9 +129,7 @@ class ShardSet:
 
     def read_info(self, position: int) -> SampleInfo:
         """The json of the sample with this index, without reading its media: labels, durations. Raises as `read`."""
-        if not 0 <= position < self.num_samples:
-            raise IndexError(f"{self.location}: sample {position} asked for; there are 0..{self.num_samples - 1}")
-        file, begin, end, key, where = self._place(position, bisect_right(self._first_indices, position) - 1)
+        file, begin, end, key, where = self._locate(position, self._shard_of(position))
         try:
             with tarfile.open(fileobj=FilePart(file, begin, end), mode="r:") as archive:
                 member = archive.getmember(f"{key}.{JSON_MEMBER}")
@@ -155,19 +137,25 @@ class ShardSet:
         except (KeyError, *DAMAGED_TAR) as error:
             raise MediaError("bad_sample", f"{where}: its json cannot be read ({error})") from error
 
-    def _place(self, position: int, number: int) -> tuple[BinaryIO, int, int, str, str]:
-        """File, first byte, end, key and description of a sample of shard `number`."""
-        within = position - self._first_indices[number]
+    def _shard_of(self, position: int) -> int:
+        """The number of the shard that holds a sample. IndexError if there is no such sample."""
+        if not 0 <= position < self.num_samples:
+            raise IndexError(f"{self.location}: there is no sample {position}; there are 0..{self.num_samples - 1}")
+        return bisect_right(self._first_indices, position) - 1
+
+    def _locate(self, position: int, number: int) -> tuple[BinaryIO, int, int, str, str]:
+        """(file, first byte, end, key, description for messages) of a sample of shard `number`."""
+        row = position - self._first_indices[number]
         if self._remote is None:
             file, side_car = self._open(number), self._side_cars[number]
         else:
             file, side_car = self._remote.open(number)
-        begin, end = side_car.offsets[within : within + 2]
-        key = side_car.keys[within]
+        begin, end = side_car.offsets[row : row + 2]
+        key = side_car.keys[row]
         return file, begin, end, key, f"{join(self.location, side_car.record.name)}, sample {position} ({key})"
 
     def _read(self, position: int, number: int) -> Sample:
-        file, begin, end, key, where = self._place(position, number)
+        file, begin, end, key, where = self._locate(position, number)
         content = os.pread(file.fileno(), end - begin, begin)  # not seek: forked workers share the file's position
         sample = parse_members(content, where)
         if sample.info.index != position or sample.info.key != key:
@@ -179,9 +167,7 @@ class ShardSet:
         _close(self._files, self._remote)
 
     def _close_when_gone(self) -> None:
-        """Close the files with the object. Not by __del__: in a circle of references the files might be finalized
-        first.
-        """
+        """Close the files when this object is freed. (In a reference cycle __del__ might run after the files are freed.)"""
         weakref.finalize(self, _close, self._files, self._remote).atexit = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -223,11 +209,11 @@ def _close(files: OrderedDict[int, BinaryIO], remote: RemoteShards | None) -> No
 
 def parse_members(content: bytes, where: str) -> Sample:
     """One sample from the bytes of its tar members. MediaError("bad_sample") names `where`."""
-    plain = plain_members(content)
-    samples = _any_members(content, where) if plain is None else [plain]
+    members = plain_members(content)
+    samples = _any_members(content, where) if members is None else [members]
     if len(samples) != 1 or JSON_MEMBER not in samples[0]:
-        found = [sorted(name for name in sample if not name.startswith("__")) for sample in samples]
-        raise MediaError("bad_sample", f"{where}: its members are {found}; there must be one sample with a json")
+        names = [sorted(name for name in sample if not name.startswith("__")) for sample in samples]
+        raise MediaError("bad_sample", f"{where}: its members are {names}; there must be one sample with a json")
     sample = samples[0]
     try:
         info = SampleInfo.from_json(sample[JSON_MEMBER], where)
@@ -237,8 +223,10 @@ def parse_members(content: bytes, where: str) -> Sample:
     images = [sample[name] for name in IMAGE_MEMBERS if name in sample]
     stored = (video is not None, audio is not None, len(images))
     if info.key != sample["__key__"] or stored != (info.has_video, info.has_audio, info.has_image):
-        names = sorted(name for name in sample if not name.startswith("__"))
-        raise MediaError("bad_sample", f"{where}: members {sample['__key__']} {names} do not fit the json: {info}")
+        member_names = sorted(name for name in sample if not name.startswith("__"))
+        raise MediaError(
+            "bad_sample", f"{where}: members {sample['__key__']} {member_names} do not fit the json: {info}"
+        )
     return Sample(info, video, audio, images[0] if images else None)
 
 
@@ -247,8 +235,8 @@ def _any_members(content: bytes, where: str) -> list[dict[str, Any]]:
     from webdataset.tariterators import group_by_keys
 
     try:
-        # Not webdataset's own reader of a stream: that one unpacks compressed archives without bound, and skips a
-        # member of any size that a header claims block by block.
+        # Not webdataset's own reader of a stream, which unpacks compressed archives without bound and skips a member of
+        # any stated size block by block.
         with tarfile.open(fileobj=io.BytesIO(content + bytes(1024)), mode="r:") as archive:
             members = (
                 {"fname": member.name, "data": member_content(archive, member, len(content)), "__url__": where}
@@ -290,7 +278,7 @@ def write_tar(file: Any, samples: Iterable[Sample]) -> Iterator[int]:
 
 
 def spans(sample: Sample) -> tuple[Span | None, Span | None]:
-    """The spans of the video and the audio of a sample on its clock; None for a stream that it lacks."""
+    """The spans of the video and of the audio of a sample on its clock; None for a stream that it lacks."""
     info = sample.info
     video = audio = None
     if sample.video is not None:

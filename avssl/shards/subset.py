@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -17,6 +18,9 @@ class ShardSubset(ShardSet):
     """The samples of `whole` at these positions, renumbered 0..n-1 in the order of the shards.
 
     It is read like any other ShardSet. ValueError without a position, and for one that comes twice or does not exist.
+
+    Attributes:
+        whole: the shard folder. positions: int64 (n,), those of the chosen samples in it, ascending.
     """
 
     def __init__(self, whole: ShardSet, positions: Sequence[int] | NDArray[np.int64]) -> None:
@@ -27,62 +31,47 @@ class ShardSubset(ShardSet):
             raise ValueError(
                 f"{whole.location} has samples 0..{whole.num_samples - 1}; a subset asks for {chosen[0]}..{chosen[-1]}"
             )
-        self._whole, self._positions = whole, chosen
+        self.whole, self.positions = whole, chosen
         self.location, self.folder, self.index = whole.location, whole.folder, whole.index
-
-    @property
-    def whole(self) -> ShardSet:
-        """The shard folder that this is a part of."""
-        return self._whole
-
-    @property
-    def positions(self) -> NDArray[np.int64]:
-        """int64 (n,): the positions of the chosen samples in the whole, ascending."""
-        return self._positions
+        self._files, self._remote = OrderedDict(), whole._remote
 
     @property
     def num_samples(self) -> int:
         """The number n of chosen samples."""
-        return len(self._positions)
+        return len(self.positions)
 
     @property
     def shard_sizes(self) -> list[int]:
         """The number of chosen samples of each shard that has any; with them the order of reading stays local."""
-        ends = np.cumsum(self._whole.shard_sizes)
-        counts = np.bincount(np.searchsorted(ends, self._positions, side="right"), minlength=len(ends))
+        ends = np.cumsum(self.whole.shard_sizes)
+        counts = np.bincount(np.searchsorted(ends, self.positions, side="right"), minlength=len(ends))
         return [int(count) for count in counts if count]
 
     @property
     def keys(self) -> list[str]:
         """The keys of the chosen samples."""
-        keys = self._whole.keys
-        return [keys[position] for position in self._positions]
+        keys = self.whole.keys
+        return [keys[position] for position in self.positions]
 
     @property
     def fingerprint(self) -> str:
         """Hex sha256 of the fingerprint of the whole and the chosen positions."""
-        return hashlib.sha256(self._whole.fingerprint.encode() + self._positions.astype("<i8").tobytes()).hexdigest()
+        return hashlib.sha256(self.whole.fingerprint.encode() + self.positions.astype("<i8").tobytes()).hexdigest()
 
     def read(self, position: int) -> Sample:
         """As ShardSet.read, with the number within the subset as its index."""
-        sample = self._whole.read(self._original(position))
+        sample = self.whole.read(self._original(position))
         return replace(sample, info=replace(sample.info, index=position))
 
     def read_info(self, position: int) -> SampleInfo:
         """As ShardSet.read_info, with the number within the subset as its index."""
-        return replace(self._whole.read_info(self._original(position)), index=position)
+        return replace(self.whole.read_info(self._original(position)), index=position)
 
     def close(self) -> None:
         """Close the files of the whole."""
-        self._whole.close()
+        self.whole.close()
 
     def _original(self, position: int) -> int:
         if not 0 <= position < self.num_samples:
-            raise IndexError(f"subset of {self.location}: sample {position} of 0..{self.num_samples - 1} asked for")
-        return int(self._positions[position])
-
-    def __getstate__(self) -> dict[str, object]:
-        return dict(self.__dict__)
-
-    def __del__(self) -> None:
-        """Do nothing: the whole closes its files."""
+            raise IndexError(f"subset of {self.location}: there is no sample {position} of 0..{self.num_samples - 1}")
+        return int(self.positions[position])

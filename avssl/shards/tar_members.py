@@ -1,7 +1,7 @@
 """The members of one sample from their bytes in a tar archive, for the headers that shards are written with.
 
-Everything else (long names, links, damage) is left to webdataset's reader, which takes five times as long for the usual
-case. Pure Python.
+The rest (long names, links, damage) is left to webdataset's reader, which takes five times as long for the usual case.
+Pure Python.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _number(field: bytes) -> int | None:
 
 @contextmanager
 def open_tar(path: Path) -> Iterator[tarfile.TarFile]:
-    """A whole archive, opened; raises DAMAGED_TAR. No header makes it read or hold more bytes than the file has."""
+    """A context with an open archive. Raises DAMAGED_TAR. No header makes it read more bytes than the file has."""
     size = path.stat().st_size
     with path.open("rb") as file, tarfile.open(fileobj=FilePart(file, 0, size), mode="r:") as archive:
         yield archive
@@ -76,7 +76,7 @@ def member_content(archive: tarfile.TarFile, member: tarfile.TarInfo, num_bytes:
 
 
 class FilePart(io.RawIOBase):
-    """The bytes begin..end of a file as a file of its own, read on demand: the tar reader skips members."""
+    """The bytes begin..end of a file as a file of its own, read on demand, because the tar reader skips members."""
 
     def __init__(self, file: BinaryIO, begin: int, end: int) -> None:
         self._file, self._begin, self._size, self._at = file, begin, end - begin, 0
@@ -95,7 +95,7 @@ class FilePart(io.RawIOBase):
         return self._at
 
     def read(self, size: int = -1) -> bytes:
-        """Up to `size` bytes, never more than exist: a damaged header may ask for any number."""
+        """Up to `size` bytes. Memory is taken for no more than there are: a damaged header may state any number."""
         rest = max(0, self._size - self._at)
         return super().read(rest if size is None or size < 0 else min(size, rest)) or b""
 

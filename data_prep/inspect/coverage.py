@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from avssl.files import storage
 from avssl.files.checked_json import Fields
 from avssl.files.plain_text import say
-from avssl.files.whole import write_whole
+from avssl.files.whole import sha256_file, write_whole
 from avssl.shards.format import (
     INDEX_NAME,
     JSON_MEMBER,
@@ -31,7 +31,6 @@ from avssl.shards.format import (
     ShardIndex,
     ShardRecord,
     SideCar,
-    sha256_file,
 )
 from avssl.shards.tar_members import DAMAGED_TAR, member_content, open_tar
 from avssl.types import FAILURE_REASONS

@@ -15,6 +15,7 @@ from pathlib import Path
 from avssl.files import storage
 from avssl.files.checked_json import Fields
 from avssl.files.location import READ_ONLY
+from avssl.files.whole import sha256_file
 from avssl.media.decode import probe, read_audio, read_video, stream_audio, stream_frames
 from avssl.media.images import read_image
 from avssl.processes.pool import in_processes
@@ -28,7 +29,6 @@ from avssl.shards.format import (
     ShardIndex,
     ShardRecord,
     SideCar,
-    sha256_file,
 )
 from avssl.shards.sample_digests import media_digest, source_digest
 from avssl.shards.shard_set import Sample, image_member, parse_members

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from avssl.shards.format import ShardRecord, SideCar, sha256_file, shard_name, side_car_name
+from avssl.files.whole import sha256_file
+from avssl.shards.format import ShardRecord, SideCar, shard_name, side_car_name
 from avssl.shards.sample_digests import media_digest, source_digest, with_digests
 from avssl.shards.shard_set import Sample, write_tar
 from data_prep.write.folder import OutputFolder

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 
 from avssl.files.checked_json import Fields
+from avssl.files.whole import sha256_file
 from avssl.processes.pool import Sandbox
-from avssl.shards.format import SKIPPED_NAME, ShardIndex, SideCar, dump_json, sha256_file, shard_name, side_car_name
+from avssl.shards.format import SKIPPED_NAME, ShardIndex, SideCar, dump_json, shard_name, side_car_name
 from avssl.shards.shard_set import parse_members
 from avssl.types import FAILURE_REASONS
 from data_prep.manifest import Entry

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avssl.files.checked_json import Fields, parse
-from avssl.files.whole import hashed_file, write_whole
+from avssl.files.whole import hashed_file, sha256_file, write_whole
 from avssl.processes.pool import in_processes
 from data_prep.manifest import Entry
 
@@ -89,8 +89,7 @@ def scan(manifest: Path, scratch: Path, num_workers: int = 1) -> ManifestRows:
     """
     if not manifest.is_file():
         raise FileNotFoundError(f"{manifest}: no such manifest; make one with `python -m data_prep index`")
-    with manifest.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = sha256_file(manifest)
     if _is_scanned(scratch, sha256):
         return ManifestRows(manifest, scratch)
     size = manifest.stat().st_size
