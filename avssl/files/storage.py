@@ -146,7 +146,7 @@ def copy_to(location: Location, file: BinaryIO, num_bytes: int | None = None) ->
     """
     text, start = os.fspath(location), file.tell()
     if num_bytes is not None:
-        _copy_known(text, file, num_bytes)
+        _copy_of_size(text, file, num_bytes)
         return num_bytes
     for _ in range(MAX_TRIES):
         before = facts(text)
@@ -165,7 +165,7 @@ def copy_to(location: Location, file: BinaryIO, num_bytes: int | None = None) ->
     raise OSError(f"{redacted(text)}: changed while it was read, {MAX_TRIES} times; wait until nobody writes it")
 
 
-def _copy_known(location: str, file: BinaryIO, num_bytes: int) -> None:
+def _copy_of_size(location: str, file: BinaryIO, num_bytes: int) -> None:
     """Copy a file of known size. The store is asked for the size only after an error, which saves a request."""
     if not is_remote(location):
         if (actual := size(location)) != num_bytes:

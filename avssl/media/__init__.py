@@ -7,24 +7,12 @@ from typing import TYPE_CHECKING
 from avssl.exports import offer
 
 if TYPE_CHECKING:
-    from avssl.media.decode import (
-        probe as probe,
-    )
-    from avssl.media.decode import (
-        read_audio as read_audio,
-    )
-    from avssl.media.decode import (
-        read_video as read_video,
-    )
-    from avssl.media.decode import (
-        stream_audio as stream_audio,
-    )
-    from avssl.media.decode import (
-        stream_frames as stream_frames,
-    )
-    from avssl.media.decode import (
-        stream_video as stream_video,
-    )
+    from avssl.media.decode import probe as probe
+    from avssl.media.decode import read_audio as read_audio
+    from avssl.media.decode import read_video as read_video
+    from avssl.media.decode import stream_audio as stream_audio
+    from avssl.media.decode import stream_frames as stream_frames
+    from avssl.media.decode import stream_video as stream_video
     from avssl.media.images import probe_image as probe_image
     from avssl.media.images import read_image as read_image
     from avssl.media.info import AudioInfo as AudioInfo

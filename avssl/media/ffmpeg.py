@@ -73,13 +73,10 @@ def open_container(source: Source, name: str, *, in_order: bool = False) -> Iter
     label = label_of(source, name)
     with media_errors(label), ExitStack() as stack:
         head, patches, states_length = _checked_head(source, label)
+        options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"} | (DECODE_NOTHING if in_order else {})
         try:
-            container = av.open(
-                stack.enter_context(_patched_source(source, patches)),
-                options={"format_whitelist": FORMATS, "protocol_whitelist": "file"}
-                | (DECODE_NOTHING if in_order else {}),
-                metadata_errors="ignore",
-            )
+            file = stack.enter_context(_patched_source(source, patches))
+            container = av.open(file, options=options, metadata_errors="ignore")
         except (av.FFmpegError, ValueError) as error:
             if isinstance(error, MemoryError):
                 raise

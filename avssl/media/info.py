@@ -115,19 +115,19 @@ class MediaInfo:
         return asdict(self)
 
 
-def is_clear_length(claim_seconds: float, container: str, file_start_seconds: float) -> bool:
+def is_clear_length(stated_seconds: float, container: str, file_start_seconds: float) -> bool:
     """Whether the duration in a header is surely a length, and not the time of the end.
 
     In FORMATS_OF_UNCLEAR_LENGTHS that depends on the writer. If a file begins near 0, both are the same; if it begins
     late, a duration that is smaller than the start must be a length.
     """
     is_alike = container not in FORMATS_OF_UNCLEAR_LENGTHS or file_start_seconds <= LATE_SECONDS
-    return is_alike or claim_seconds <= file_start_seconds
+    return is_alike or stated_seconds <= file_start_seconds
 
 
-def least_length(claim_seconds: float, start_seconds: float) -> float:
+def least_length(stated_seconds: float, start_seconds: float) -> float:
     """The smaller of the two lengths that an unclear duration can mean (see is_clear_length)."""
-    return claim_seconds - max(0.0, start_seconds) if claim_seconds > start_seconds else claim_seconds
+    return stated_seconds - max(0.0, start_seconds) if stated_seconds > start_seconds else stated_seconds
 
 
 def parse_clock(text: str) -> float | None:

@@ -75,8 +75,8 @@ def _rf64(content: FileBytes) -> Patches:
     (length,) = struct.unpack_from("<Q", content.head, 28)
     for name, _, body in _chunks(content, "<"):
         if name == b"data":
-            rest = struct.pack("<Q", content.size - body)
-            return {28: rest} if length == 0 or length >= UNKNOWN_FROM_64 else {}
+            patch = struct.pack("<Q", content.size - body)
+            return {28: patch} if length == 0 or length >= UNKNOWN_FROM_64 else {}
     return {}
 
 

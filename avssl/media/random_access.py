@@ -169,17 +169,17 @@ class BitReader:
     """A reader of bits; past the end it reads zeros."""
 
     def __init__(self, data: bytes) -> None:
-        self._bits, self._left = int.from_bytes(data, "big"), 8 * len(data)
+        self._bits, self._num_left = int.from_bytes(data, "big"), 8 * len(data)
 
     def take(self, count: int) -> int:
         """The next `count` bits as a number."""
-        self._left -= count
-        value = self._bits >> self._left if self._left >= 0 else self._bits << -self._left
+        self._num_left -= count
+        value = self._bits >> self._num_left if self._num_left >= 0 else self._bits << -self._num_left
         return value & (1 << count) - 1
 
     def exp_golomb(self) -> int:
         """The next number in Exp-Golomb code."""
         zeros = 0
-        while self._left > 0 and not self.take(1):
+        while self._num_left > 0 and not self.take(1):
             zeros += 1
         return (1 << zeros) - 1 + self.take(zeros)

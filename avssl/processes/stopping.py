@@ -37,7 +37,7 @@ class StopSignal:
         self.device = device  # where collectives run
         self.is_requested = False  # in this process
         self.is_agreed = False  # by all processes
-        self._answer_before: Callable[[], bool] | None = None
+        self._previous_answer: Callable[[], bool] | None = None
         self._launcher = os.getppid()
         for number in STOP_SIGNALS:
             signal.signal(number, self._request)
@@ -60,8 +60,8 @@ class StopSignal:
         if not is_active():
             self.is_agreed = self.is_requested
         elif self.device.type == "cuda":
-            earlier, self._answer_before = self._answer_before, self._exchange()
-            self.is_agreed = earlier is not None and earlier()
+            previous, self._previous_answer = self._previous_answer, self._exchange()
+            self.is_agreed = previous is not None and previous()
         else:
             self.is_agreed = self._exchange()()
         return self.is_agreed

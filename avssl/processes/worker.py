@@ -42,7 +42,7 @@ class StreamWork(Protocol):
     def begin(self, number: int) -> Any:
         """Open a task; the result is the argument of `messages`."""
 
-    def messages(self, begun: Any) -> Iterator[Message]:
+    def messages(self, task: Any) -> Iterator[Message]:
         """The messages of the task, the same ones at each call."""
 
 
@@ -67,7 +67,7 @@ def _read_task(number: int, work: StreamWork, limits: Limits, requests: _Request
     """Send the messages of a task, each when it is requested, or its failure."""
     requests.wait_for_request()
     try:
-        begun = work.begin(number)
+        task = work.begin(number)
     except MediaError as error:
         send("failed", reason=error.reason, message=error.message)
         return
@@ -76,7 +76,7 @@ def _read_task(number: int, work: StreamWork, limits: Limits, requests: _Request
         text = str(error) if known else "".join(traceback.format_exception(error))
         send("fault", error=known, message=text)
         return
-    messages = work.messages(begun)
+    messages = work.messages(task)
     while True:
         try:
             message = next(messages)

@@ -167,7 +167,7 @@ class ShardSet:
         _close(self._files, self._remote)
 
     def _close_when_gone(self) -> None:
-        """Close the files when this object is freed. (In a reference cycle __del__ might run after the files are freed.)"""
+        """Close the files when this object is freed. In a reference cycle __del__ might run after they are freed."""
         weakref.finalize(self, _close, self._files, self._remote).atexit = False
 
     def __getstate__(self) -> dict[str, Any]:
