@@ -75,8 +75,8 @@ class AVID(Loss):
     def __init__(self, config: AVIDConfig, encoders: Mapping[str, nn.Module], num_samples: int) -> None:
         super().__init__(config, encoders, num_samples)
         self.config: AVIDConfig = config
-        for modality, encoder in encoders.items():
-            dims = (cast("int", encoder.dim), *config.projector_hidden_dims, config.embedding_dim)
+        for modality in encoders:
+            dims = (self.feature_dim(modality), *config.projector_hidden_dims, config.embedding_dim)
             self.projectors[modality] = mlp(dims, final_batch_norm=config.projector_final_batch_norm)
         self.banks = nn.ModuleDict(
             {

@@ -141,6 +141,10 @@ class Loss(nn.Module):
         """The network that a teacher follows: encoder and projector of a modality, with the same parameters."""
         return nn.Sequential(self.encoders[modality], self.projectors[modality])
 
+    def feature_dim(self, modality: str) -> int:
+        """Dim of the features of a modality's encoder."""
+        return int(cast("Any", self.encoders[modality]).dim)
+
     def embedding(self, modality: str, features: torch.Tensor) -> torch.Tensor:
         """The embedding by which samples are compared after training: features (B, F) -> float32 unit rows (B, D)."""
         head = self.projectors[modality] if modality in self.projectors else nn.Identity()
@@ -149,8 +153,12 @@ class Loss(nn.Module):
     def after_inherit(self, loaded: Collection[str]) -> None:
         """Called when a run has loaded these entries of another run's state: other teachers copy their students."""
         if not any(name.startswith("teachers.") for name in loaded):
-            for modality, teacher in self.teachers.items():
-                follow(teacher, self.student(modality), 0.0)
+            self.move_teachers(0.0)
+
+    def move_teachers(self, momentum: float) -> None:
+        """teacher <- momentum teacher + (1 - momentum) student, for each modality."""
+        for modality, teacher in self.teachers.items():
+            follow(teacher, self.student(modality), momentum)
 
     def loss(self, outputs: Outputs, index: torch.Tensor, progress: Progress) -> LossOutput:
         """The objective for one micro-batch of this rank: outputs of forward, sample indices int64 (B,)."""
@@ -319,7 +327,3 @@ class PairLoss(Loss):
         if modality != self.modality_of[VIEW_NAMES[0]]:
             halves.reverse()
         return torch.cat([nn.functional.normalize(half.float(), dim=1) for half in halves], dim=1) / 2**0.5
-
-    def feature_dim(self, modality: str) -> int:
-        """Dim of the features of a modality's encoder."""
-        return int(cast("Any", self.encoders[modality]).dim)

@@ -32,7 +32,7 @@ from torch.nn.functional import cosine_similarity
 from avssl.losses.base import Outputs, PairConfig, PairLoss
 from avssl.losses.registry import register
 from avssl.models.heads import mlp
-from avssl.ops.teacher import check_momentum, cosine_momentum, follow, frozen_copy
+from avssl.ops.teacher import check_momentum, cosine_momentum, frozen_copy
 from avssl.types import LossConfig, LossOutput, Progress
 
 
@@ -120,6 +120,4 @@ class BYOL(PairLoss):
 
     def after_step(self, progress: Progress) -> None:
         """Move the teachers towards the online networks, which the step has just changed."""
-        momentum = cosine_momentum(self.config.teacher_momentum, progress.step - 1, progress.total_steps)
-        for modality, teacher in self.teachers.items():
-            follow(teacher, self.student(modality), momentum)
+        self.move_teachers(cosine_momentum(self.config.teacher_momentum, progress.step - 1, progress.total_steps))

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from avssl.losses.base import Outputs, PairConfig, PairLoss
+from avssl.losses.base import VIEW_NAMES, Outputs, PairConfig, PairLoss
 from avssl.models.heads import mlp
 from avssl.ops.clusters import check_num_clusters
 from avssl.types import LossConfig, Modality, View
@@ -38,6 +38,7 @@ class CropLoss(PairLoss):
     """Unit embeddings of every crop, and the check of the number of clusters."""
 
     augments: ClassVar[tuple[str, str]] = ("swav_large", "swav_large")
+    large_views: ClassVar[tuple[str, str]] = VIEW_NAMES  # from which codes and memories are computed
 
     def __init__(self, config: CropConfig, encoders: Mapping[str, nn.Module], num_samples: int) -> None:
         super().__init__(config, encoders, num_samples)
@@ -70,11 +71,6 @@ class CropLoss(PairLoss):
     def modality_of(self) -> dict[str, str]:
         """{view name: modality} of all crops, the two large ones first."""
         return {view.name: view.modality for view in self.views(self.config)}
-
-    @property
-    def large_views(self) -> list[str]:
-        """Names of the views from which codes and memories are computed."""
-        return ["first", "second"]
 
     def embed(self, views: Mapping[str, torch.Tensor]) -> Outputs:
         """Unit embeddings by view, float32 (B, D).

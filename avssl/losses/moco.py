@@ -36,7 +36,7 @@ from avssl.losses.registry import register
 from avssl.models.heads import mlp
 from avssl.ops.memory import Queue
 from avssl.ops.sampling import generator_for
-from avssl.ops.teacher import check_momentum, follow, frozen_copy
+from avssl.ops.teacher import check_momentum, frozen_copy
 from avssl.types import LossConfig, LossOutput, Progress
 
 
@@ -188,5 +188,4 @@ class MoCo(PairLoss):
 
     def after_step(self, progress: Progress) -> None:  # noqa: ARG002
         """Move the teachers towards the students."""
-        for modality, teacher in self.teachers.items():
-            follow(teacher, self.student(modality), self.config.teacher_momentum)
+        self.move_teachers(self.config.teacher_momentum)

@@ -29,7 +29,7 @@ from avssl.distributed import gather, rank
 from avssl.losses.base import Outputs, PairConfig, PairLoss
 from avssl.losses.registry import register
 from avssl.models.heads import mlp
-from avssl.ops.teacher import check_momentum, cosine_momentum, follow, frozen_copy
+from avssl.ops.teacher import check_momentum, cosine_momentum, frozen_copy
 from avssl.types import LossConfig, LossOutput, Progress
 
 
@@ -115,6 +115,4 @@ class MoCoV3(PairLoss):
 
     def after_step(self, progress: Progress) -> None:
         """Move the teachers, with the momentum of the next step."""
-        momentum = cosine_momentum(self.config.teacher_momentum, progress.step, progress.total_steps)
-        for modality, teacher in self.teachers.items():
-            follow(teacher, self.student(modality), momentum)
+        self.move_teachers(cosine_momentum(self.config.teacher_momentum, progress.step, progress.total_steps))
