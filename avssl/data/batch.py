@@ -135,11 +135,8 @@ class DeviceCopier:
         copied = {}
         with torch.cuda.stream(self.stream):
             for name, view in views.items():
-                media = to_device(view.media, self.device)
-                background = view.background
-                if background is not None:
-                    background = to_device(background, self.device)
-                copied[name] = replace(view, media=media, background=background)
+                background = None if view.background is None else to_device(view.background, self.device)
+                copied[name] = replace(view, media=to_device(view.media, self.device), background=background)
         current_stream.wait_stream(self.stream)
         for view in copied.values():
             for tensor in (view.media, view.background):
