@@ -74,7 +74,7 @@ def claim(modality: Modality, folder: Path, rounds: int, num_samples: int) -> Cl
             seconds[name] += values
     milliseconds = {name: 1e3 * median(values) / num_samples for name, values in seconds.items()}
     return Claim(
-        f"multi-crop (2 + 6 views) of a {modality}, a worker's time",
+        f"multi-crop (2 + 6 views), {modality}: a worker's time",
         milliseconds["many"],
         milliseconds["one"],
         "ms/sample",

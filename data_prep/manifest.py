@@ -17,6 +17,7 @@ from avssl.files.plain_text import brief
 from avssl.shards.format import dump_json
 from avssl.types import FAILURE_REASONS
 
+Segment = tuple[float, float]  # (begin, end) in seconds
 KEY = re.compile(r"[A-Za-z0-9_/-]+")
 MAX_ITEMS, MAX_SEGMENT_SECONDS = 2**31, 1e9
 MEDIA_FACTS = ("container", "duration_seconds", "video", "audio")
@@ -41,7 +42,7 @@ class Entry:
     error: dict[str, str] | None
     num_bytes: int
     item: int | None = None
-    segment: tuple[float, float] | None = None
+    segment: Segment | None = None
     content: str = ""
 
     @property
@@ -104,7 +105,7 @@ def _check_media(fields: Fields, media: dict[str, Any]) -> None:
                     inner.number(fact)
 
 
-def read_segment(value: Any, where: str) -> tuple[float, float] | None:
+def read_segment(value: Any, where: str) -> Segment | None:
     """[begin, end] in seconds, 0 <= begin < end, or None. ValueError names `where`."""
     if value is None:
         return None

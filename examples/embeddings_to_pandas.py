@@ -13,7 +13,7 @@ import pandas as pd
 from avssl.embedding import EmbeddingTable
 
 
-def main(folder: str, picture: str = "embeddings.png") -> pd.DataFrame:
+def main(folder: str, plot: str = "embeddings.png") -> pd.DataFrame:
     """Print the windows with their nearest neighbor, and plot them on two principal components."""
     mpl.use("Agg")  # draw into a file, without a window
     table = EmbeddingTable.read(Path(folder)).pool_by_key()  # one row per clip; without it, one per window
@@ -27,7 +27,7 @@ def main(folder: str, picture: str = "embeddings.png") -> pd.DataFrame:
     centered = rows - rows.mean(axis=0)
     frame[["x", "y"]] = centered @ np.linalg.svd(centered, full_matrices=False)[2][:2].T
     axes = frame.plot.scatter("x", "y", c=frame["label"].astype("category").cat.codes, cmap="tab10")
-    axes.figure.savefig(picture)
+    axes.figure.savefig(plot)
     print(frame.head())
     return frame
 

@@ -1,4 +1,4 @@
-"""Small clips, and looks at shard folders, for the tests of data_prep."""
+"""Small clips, and facts of shard folders, for the tests of data_prep."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from data_prep.transcode.options import WriteOptions
 OPTIONS = WriteOptions(short_side_px=48, samples_per_shard=3)
 
 
-def pictures(num_frames, seed=0, height=48, width=64):
+def square_frames(num_frames, seed=0, height=48, width=64):
     rng = np.random.default_rng(seed)
     background = rng.integers(0, 200, 3, dtype=np.uint8)
     frames = np.broadcast_to(background, (num_frames, height, width, 3)).copy()
@@ -21,7 +21,7 @@ def pictures(num_frames, seed=0, height=48, width=64):
     return frames
 
 
-def sound(seconds, rate_hz=48000, seed=0):
+def tone(seconds, rate_hz=48000, seed=0):
     hz = 300 + 50 * seed
     return (0.4 * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate_hz)) / rate_hz)).astype(np.float32)[None]
 
@@ -29,7 +29,7 @@ def sound(seconds, rate_hz=48000, seed=0):
 def make_clip(path, seed=0, seconds=1.0, **changes):
     path.parent.mkdir(parents=True, exist_ok=True)
     settings = {
-        "video": pictures(round(20 * seconds), seed), "video_fps": 20, "audio": sound(seconds, seed=seed),
+        "video": square_frames(round(20 * seconds), seed), "video_fps": 20, "audio": tone(seconds, seed=seed),
         "audio_rate_hz": 48000,
     }  # fmt: skip
     write_media(path, **(settings | changes))

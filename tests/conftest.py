@@ -18,7 +18,7 @@ torch.set_num_threads(int(NUM_THREADS))
 HAS_AVX2 = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 RESIZE_LEVELS = 0 if HAS_AVX2 else 1
 
-# A run of the recipes that takes a second or two: small frames, short sound, narrow networks.
+# A run of the recipes that takes a second or two: small frames, short audio, narrow networks.
 TINY = [
     "cpu=true",
     "mixed_precision=fp32",
@@ -107,7 +107,7 @@ def tiny_run(shards, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def image_shards(tmp_path_factory):
-    """Shards of twelve made-up pictures of two classes."""
+    """Shards of twelve synthetic images of two classes."""
     import numpy as np
     from PIL import Image
 
@@ -118,12 +118,12 @@ def image_shards(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(0)
     for number in range(12):
-        path = folder / "pictures" / ("light" if number % 2 else "dark") / f"{number:02d}.png"
+        path = folder / "images" / ("light" if number % 2 else "dark") / f"{number:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         low = 128 if number % 2 else 0
         Image.fromarray(generator.integers(low, low + 128, size=(40, 48, 3), dtype=np.uint8)).save(path)
-    build_manifest(folder / "pictures", folder / "pictures.jsonl", IndexOptions())
-    write_shards(folder / "pictures.jsonl", folder / "shards", WriteOptions(samples_per_shard=5))
+    build_manifest(folder / "images", folder / "images.jsonl", IndexOptions())
+    write_shards(folder / "images.jsonl", folder / "shards", WriteOptions(samples_per_shard=5))
     return folder / "shards"
 
 

@@ -19,7 +19,7 @@ def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("coverage")
     make_clip(folder / "media" / "good.mkv", seconds=2.0, audio_codec="flac")
     make_clip(folder / "media" / "silent.mp4", audio=None)
-    make_clip(folder / "media" / "sound.m4a", video=None)
+    make_clip(folder / "media" / "audio.m4a", video=None)
     (folder / "media" / "text.mp4").write_text("no video\n" * 100)
     whole = folder / "media" / "half.mkv"
     make_clip(whole, seconds=3.0, audio_codec="flac")
@@ -27,7 +27,7 @@ def corpus(tmp_path_factory):
         {"path": "good.mkv", "labels": {"animal": ["cat", "dog"], "place": ["home"]}, "segment": [0, 1]},
         {"path": "good.mkv", "labels": {"animal": ["cat"]}, "segment": [1, 2]},
         {"path": "silent.mp4", "labels": {"animal": ["cat"]}},
-        {"path": "sound.m4a", "labels": {"animal": ["dog"]}},
+        {"path": "audio.m4a", "labels": {"animal": ["dog"]}},
         {"path": "text.mp4", "labels": {"animal": ["dog"], "place": ["home"]}},
         {"path": "half.mkv"},
         {"path": "gone.mp4", "labels": {"animal": ["emu"]}},
@@ -114,7 +114,7 @@ def test_files_that_were_not_opened_are_found_but_not_called_decodable(corpus, t
     assert coverage.num_not_opened == 6
 
 
-def test_pictures_count_as_decodable_by_their_header():
+def test_images_count_as_decodable_by_their_header():
     counts = Counts()
     counts.add(Entry("a.png", "a", {}, {"image": {"width": 3}}, None, 1), None)
     counts.add(Entry("b.png", "b", {}, {"image": None}, {"reason": "not_media", "message": ""}, 1), None)

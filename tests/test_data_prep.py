@@ -27,7 +27,7 @@ from data_prep.transcode.file import transcode
 from data_prep.transcode.options import WriteOptions
 from data_prep.write.job import shuffled_rows
 from data_prep.write.run import write_shards
-from tests.clips import OPTIONS, complaints, digest, make_clip, pictures, skips, sound
+from tests.clips import OPTIONS, complaints, digest, make_clip, skips, square_frames, tone
 from tests.fixtures import REAL_VIDEOS, real_videos  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
@@ -129,7 +129,7 @@ def test_indices_are_contiguous_and_the_order_is_a_seeded_shuffle(written, manif
     assert sorted(wanted) == sorted(entry.key for entry in entries)
 
 
-def test_the_stored_pictures_and_sound_are_those_of_the_source(written, videos):
+def test_the_stored_frames_and_audio_are_those_of_the_source(written, videos):
     shards = ShardSet(written)
     for index in range(3):
         sample = shards.read(index)
@@ -154,7 +154,7 @@ def test_flash_and_beep_stay_together(tmp_path, suffix, video_start, audio_start
     flash = video_start + np.flatnonzero(frames[:, 0, 0, 0])[0] / fps
     audio = np.zeros((1, 2 * rate), np.float32)
     first = round((flash - audio_start) * rate)
-    audio[0, first : first + 9600] = sound(0.2)[0]
+    audio[0, first : first + 9600] = tone(0.2)[0]
     path = tmp_path / f"clap{suffix}"
     write_media(
         path, video=frames, video_fps=fps, audio=audio, audio_rate_hz=rate, video_start_seconds=video_start,
@@ -164,7 +164,7 @@ def test_flash_and_beep_stay_together(tmp_path, suffix, video_start, audio_start
     write_shards(tmp_path / "corpus.jsonl", tmp_path / "shards", WriteOptions())
     sample = ShardSet(tmp_path / "shards").read(0)
     info = sample.info
-    assert abs(info.av_offset_seconds - (audio_start - video_start)) < 0.025  # priming samples count as sound
+    assert abs(info.av_offset_seconds - (audio_start - video_start)) < 0.025  # priming samples count as audio
     times = np.arange(info.num_frames) / info.video_fps
     bright = read_video(sample.video, times).float().mean(dim=(1, 2, 3)).numpy() > 128
     waveform = read_audio(sample.audio, 0.0, info.num_audio_samples, info.audio_rate_hz)[0].numpy()
@@ -187,7 +187,7 @@ def test_uneven_frame_times_become_even(tmp_path):
 
 
 @pytest.mark.parametrize("degrees", [90, 180, 270])
-def test_shards_hold_upright_pictures(tmp_path, degrees):
+def test_shards_hold_upright_frames(tmp_path, degrees):
     stored = np.zeros((64, 128, 3), np.uint8)
     stored[:32, :64] = 255
     path = tmp_path / "turned.mp4"
@@ -223,7 +223,7 @@ def test_colors_survive_whatever_the_source_calls_them(tmp_path, colorspace, ran
 
 
 def test_frame_rate_size_and_audio_rate_are_options(tmp_path):
-    make_clip(tmp_path / "clip.mp4", seconds=2.0, video=pictures(40, height=96, width=130))
+    make_clip(tmp_path / "clip.mp4", seconds=2.0, video=square_frames(40, height=96, width=130))
     result = transcode(str(tmp_path / "clip.mp4"), WriteOptions(fps=29.97, short_side_px=32, audio_rate_hz=16000))
     info = probe(result.video).video
     assert abs(info.fps - 30000 / 1001) < 1e-3
@@ -289,7 +289,7 @@ def mixed(tmp_path_factory):
     for seed in range(2):
         make_clip(folder / f"good_{seed}.mp4", seed)
     make_clip(folder / "silent.mp4", audio=None)
-    make_clip(folder / "only_sound.m4a", video=None)
+    make_clip(folder / "only_audio.m4a", video=None)
     (folder / "text.mp4").write_text("no video\n" * 100)
     (folder / "empty.mp4").write_bytes(b"")
     make_clip(folder / "whole.mp4", seconds=2.0)
@@ -313,11 +313,11 @@ def mixed(tmp_path_factory):
     front.write_bytes(front.read_bytes()[: front.stat().st_size * 6 // 10])
     with wave.open(str(folder / "recording.wav"), "wb") as file:
         file.setparams((2, 2, 44100, 0, "NONE", ""))
-        file.writeframes((sound(1.0, 44100).repeat(2, axis=0).T * 32767).astype("<i2").tobytes())
+        file.writeframes((tone(1.0, 44100).repeat(2, axis=0).T * 32767).astype("<i2").tobytes())
     (folder / "notes.txt").write_text("ignored")
     (folder / ".hidden.mp4").write_text("ignored")
     reasons = {
-        "silent_mp4": "no_audio", "only_sound_m4a": "no_video", "recording_wav": "no_video", "text_mp4": "not_media",
+        "silent_mp4": "no_audio", "only_audio_m4a": "no_video", "recording_wav": "no_video", "text_mp4": "not_media",
         "empty_mp4": "empty_file", "no_index_mp4": "truncated", "half_mkv": "truncated", "half_webm": "truncated",
         "half_avi": "truncated", "half_flac": "no_video", "half_mp4": "truncated",
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The demo corpus: repeatable, labeled, in sync on the decoded files, sounds easy and pictures hard to tell apart."""
+"""The demo corpus: repeatable, labeled, in sync on the decoded files, timbres easy and shapes hard to tell apart."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def decode(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
 
 
 def object_masks(frames: np.ndarray) -> np.ndarray:
-    """Pixels that do not lie on the plane through the picture's rim: the object, where the background is a gradient."""
+    """Pixels that do not lie on the plane through the frame's rim: the object, where the background is a gradient."""
     size = frames.shape[1]
     y, x = np.mgrid[:size, :size] / size - 0.5
     design = np.stack([np.ones_like(x), x, y], axis=-1)
@@ -185,7 +185,7 @@ def features(settings: CorpusSettings, split: str, count: int) -> tuple[np.ndarr
     return np.stack(pixels), spectrum, [plan.visual for plan in plans], [plan.sound for plan in plans]
 
 
-def test_sounds_are_easy_and_pixels_hard() -> None:
+def test_timbres_are_easy_and_pixels_hard() -> None:
     settings = CorpusSettings(difficulty=0.5, agreement=0.5, size_px=32, duration_seconds=1.0)
     train, test = features(settings, "train", 320), features(settings, "test", 160)
     heard = KNeighborsClassifier(5).fit(train[1], train[3]).score(test[1], test[3])
@@ -225,7 +225,7 @@ def test_shapes_measure_distance_near_their_outline(shape: str) -> None:
 
 
 @pytest.mark.parametrize("timbre", ["bell", "square", "brass", "plucked"])
-def test_pitched_sounds_have_the_pitch_of_the_score(timbre: str) -> None:
+def test_pitched_timbres_have_the_pitch_of_the_score(timbre: str) -> None:
     rate_hz, pitch_hz = 24_000, 250.0
     score = Score(rate_hz, pitch_hz, np.zeros(1), np.ones(rate_hz), np.zeros(rate_hz))
     sound = synthesize(timbre, score, np.random.default_rng(0))
@@ -235,7 +235,7 @@ def test_pitched_sounds_have_the_pitch_of_the_score(timbre: str) -> None:
 
 
 @pytest.mark.parametrize("timbre", SOUND_CLASSES)
-def test_every_sound_is_loud_and_follows_the_score(timbre: str) -> None:
+def test_every_timbre_is_loud_and_follows_the_score(timbre: str) -> None:
     generator = np.random.default_rng(5)
     score = draw_score(generator, 2.0, 24_000)
     sound = synthesize(timbre, score, generator)

@@ -21,7 +21,7 @@ from data_prep.transcode.encode_settings import AudioSettings, VideoSettings, as
 FPS = 16
 RATE_HZ = 24_000
 NUM_FRAMES = 32
-EVENT_FRAME = 16  # the picture turns bright and a click sounds, both at 1 s
+EVENT_FRAME = 16  # the frame turns bright and a click is heard, both at 1 s
 VP9_OPTIONS = {"deadline": "realtime", "cpu-used": "8"}
 PAIRS = [
     ("mp4", "libx264", "aac"),
@@ -191,7 +191,7 @@ def test_flac_keeps_every_sample(tmp_path: Path) -> None:
 @pytest.mark.parametrize("extension", ["mp4", "mkv", "mp3", "wav", "ogg", "webm"])
 def test_audio_only_files_have_no_video(extension: str, tmp_path: Path) -> None:
     codecs = {"mp3": "mp3", "wav": "pcm_s16le", "ogg": "libopus", "webm": "libopus"}
-    path = tmp_path / f"sound.{extension}"
+    path = tmp_path / f"audio.{extension}"
     write_media(path, audio=click(), audio_codec=codecs.get(extension, "aac"))
     with av.open(str(path)) as container:
         assert [stream.type for stream in container.streams] == ["audio"]
@@ -200,14 +200,14 @@ def test_audio_only_files_have_no_video(extension: str, tmp_path: Path) -> None:
 
 
 def test_video_only_files_have_no_audio_and_true_colors(tmp_path: Path) -> None:
-    picture = np.zeros((64, 96, 3), np.uint8)
-    picture[:, :32], picture[:, 32:64], picture[:, 64:] = (200, 30, 40), (20, 180, 60), (50, 60, 210)
+    image = np.zeros((64, 96, 3), np.uint8)
+    image[:, :32], image[:, 32:64], image[:, 64:] = (200, 30, 40), (20, 180, 60), (50, 60, 210)
     path = tmp_path / "silent.mp4"
-    write_media(path, video=[picture] * 4, video_options={"crf": "5"})
+    write_media(path, video=[image] * 4, video_options={"crf": "5"})
     with av.open(str(path)) as container:
         assert [stream.type for stream in container.streams] == ["video"]
         shown = next(container.decode(video=0)).to_ndarray(format="rgb24").astype(int)
-    assert np.abs(shown[8:-8, [16, 48, 80]] - picture[8:-8, [16, 48, 80]]).max() <= 6
+    assert np.abs(shown[8:-8, [16, 48, 80]] - image[8:-8, [16, 48, 80]]).max() <= 6
 
 
 def test_keyframe_interval_is_kept(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """The benchmarks that want a GPU run to their end on a CPU, at sizes of no use: what is new on a GPU is the GPU."""
 
+import ast
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch
 
 from benchmarks import __main__ as bench
 from benchmarks import gpu_training, learning
+from tests.conftest import ROOT
 
 TINY = {
     "gpu_training": ["--device", "cpu", "--tiny", "--rounds", "1"],
@@ -79,3 +82,28 @@ def test_a_run_of_the_recipe_is_kept_on_the_cpu_only_if_asked(tmp_path, monkeypa
             [sys.executable, "-c", "import os; print(os.environ.get('ACCELERATE_USE_CPU'))"], log, on_cpu=on_cpu
         )
         assert log.read_text().split() == [str("true" if on_cpu else None)]
+
+
+def names_of(module: str) -> set[str]:
+    """The names that a module of the program defines or imports, and the modules that a package holds."""
+    path, names = ROOT / module.replace(".", "/"), set()
+    if path.is_dir():
+        names |= {child.stem for child in path.iterdir()}
+        path /= "__init__"
+    for node in ast.walk(ast.parse(path.with_suffix(".py").read_text())):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return names
+
+
+def test_every_benchmark_imports_names_that_exist():
+    own = re.compile(r"(avssl|data_prep|recipes|benchmarks|tests)\b")
+    for path in sorted((ROOT / "benchmarks").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and own.match(node.module or ""):
+                missing = {alias.name for alias in node.names} - names_of(node.module)
+                assert not missing, f"{path.name}: {node.module} has no {missing}"

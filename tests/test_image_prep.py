@@ -1,4 +1,4 @@
-"""data_prep on pictures: folders and MNIST-format files become shards, and come back as Pillow and NumPy read them."""
+"""data_prep on images: folders and MNIST-format files become shards, and come back as Pillow and NumPy read them."""
 
 import gzip
 import hashlib
@@ -72,9 +72,9 @@ def digits(number=12, side=28, seed=0):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """A folder a class, with one picture of every kind."""
-    folder = tmp_path_factory.mktemp("pictures") / "train"
+def images(tmp_path_factory):
+    """A folder per class, with an image of every kind."""
+    folder = tmp_path_factory.mktemp("images") / "train"
     color, large = Image.fromarray(scene(20, 31)), Image.fromarray(scene(80, 125))
     gray = Image.fromarray(scene()[..., 0])
     files = {
@@ -101,9 +101,9 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def manifest(pictures):
-    path = pictures.parent / "corpus.jsonl"
-    build_manifest(pictures, path, IndexOptions())
+def manifest(images):
+    path = images.parent / "corpus.jsonl"
+    build_manifest(images, path, IndexOptions())
     return path
 
 
@@ -116,16 +116,16 @@ def written(manifest, tmp_path_factory):
 
 
 def upright(path):
-    """Pillow's own way to an upright RGB picture."""
+    """Pillow's own way to an upright RGB image."""
     return ImageOps.exif_transpose(Image.open(io.BytesIO(path.read_bytes()))).convert("RGB")
 
 
 # --- folders ------------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_per_class_goes_all_the_way(pictures, tmp_path, capsys):
+def test_a_folder_per_class_goes_all_the_way(images, tmp_path, capsys):
     corpus, out = tmp_path / "corpus.jsonl", tmp_path / "shards"
-    assert main(["index", str(pictures), "--out", str(corpus), "--workers", "1"]) == 0
+    assert main(["index", str(images), "--out", str(corpus), "--workers", "1"]) == 0
     assert "15 images" in capsys.readouterr().out
     assert main(["write", str(corpus), "--out", str(out), "--workers", "1", "--image-quality", "90"]) == 0
     assert main(["verify", str(out), "--workers", "1"]) == 0
@@ -140,49 +140,49 @@ def test_a_folder_per_class_goes_all_the_way(pictures, tmp_path, capsys):
     assert "crf" not in shards.index.options
 
 
-def test_small_upright_jpegs_are_copied_byte_for_byte(written, pictures):
+def test_small_upright_jpegs_are_copied_byte_for_byte(written, images):
     samples = samples_of(written)
     for name in ("cat/small.jpg", "cat/gray.JPEG", "cat/upright.jpg"):
-        assert samples[name.replace(".", "_")].image == (pictures / name).read_bytes()
+        assert samples[name.replace(".", "_")].image == (images / name).read_bytes()
 
 
 @pytest.mark.parametrize(
     "name", ["dog/exact.png", "dog/gray.png", "dog/alpha.png", "dog/exact.webp", "dog/turned.tif", "loose.gif"]
 )
-def test_what_was_stored_without_loss_stays_exact(written, pictures, name):
+def test_what_was_stored_without_loss_stays_exact(written, images, name):
     sample = samples_of(written)[name.replace(".", "_")]
     stored = Image.open(io.BytesIO(sample.image))
     assert stored.format == "PNG"
     assert stored.mode == ("L" if name in ("dog/gray.png", "loose.gif") else "RGB")
-    assert np.array_equal(as_hwc(read_image(sample.image)), np.asarray(upright(pictures / name)))
+    assert np.array_equal(as_hwc(read_image(sample.image)), np.asarray(upright(images / name)))
 
 
 @pytest.mark.parametrize("name", ["cat/turned.jpg", "cat/print.jpg", "dog/lossy.webp"])
-def test_photographs_are_encoded_anew_at_the_given_quality(written, pictures, name):
+def test_photographs_are_encoded_anew_at_the_given_quality(written, images, name):
     sample = samples_of(written)[name.replace(".", "_")]
     stored = Image.open(io.BytesIO(sample.image))
-    assert sample.image == saved(upright(pictures / name), "JPEG", quality=95)
+    assert sample.image == saved(upright(images / name), "JPEG", quality=95)
     assert (stored.format, stored.mode, dict(stored.getexif())) == ("JPEG", "RGB", {})
 
 
-def test_large_pictures_get_the_short_side_and_small_ones_stay(written, pictures):
+def test_large_images_get_the_short_side_and_small_ones_stay(written, images):
     samples = samples_of(written)
     sizes = {key: (sample.info.image_height_px, sample.info.image_width_px) for key, sample in samples.items()}
     assert (sizes["cat/large_jpg"], sizes["dog/large_png"], sizes["dog/tall_bmp"]) == ((32, 50), (32, 50), (50, 32))
     assert (sizes["cat/small_jpg"], sizes["cat/turned_jpg"]) == ((20, 31), (31, 20))
     for key, sample in samples.items():
         assert tuple(read_image(sample.image).shape) == (3, *sizes[key])
-    wanted = Image.open(pictures / "dog/large.png").resize((50, 32), Image.Resampling.BICUBIC)
+    wanted = Image.open(images / "dog/large.png").resize((50, 32), Image.Resampling.BICUBIC)
     assert np.array_equal(as_hwc(read_image(samples["dog/large_png"].image)), np.asarray(wanted))
 
 
-def test_the_json_says_what_the_source_was_and_that_there_is_a_picture_alone(written, pictures):
+def test_the_json_says_what_the_source_was_and_that_there_is_a_image_alone(written, images):
     sample = samples_of(written)["cat/turned_jpg"]
     info = sample.info
-    content = (pictures / "cat/turned.jpg").read_bytes()
+    content = (images / "cat/turned.jpg").read_bytes()
     assert info.source == {
         "path": "train/cat/turned.jpg",
-        "bytes": (pictures / "cat/turned.jpg").stat().st_size,
+        "bytes": (images / "cat/turned.jpg").stat().st_size,
         "content": hashlib.sha256(f"{len(content)} ".encode() + content).hexdigest()[:16],  # less than 64 KiB
         "image": {"format": "JPEG", "mode": "RGB", "width": 31, "height": 20},
     }
@@ -190,10 +190,10 @@ def test_the_json_says_what_the_source_was_and_that_there_is_a_picture_alone(wri
     assert (sample.video, sample.audio) == (None, None)
 
 
-def test_a_csv_gives_any_number_of_labels(pictures, tmp_path):
+def test_a_csv_gives_any_number_of_labels(images, tmp_path):
     table = tmp_path / "labels.csv"
     table.write_text("path,animal,place\ncat/small.jpg,cat|kitten,home\ndog/exact.png,dog,\n")
-    samples = prepared(pictures, tmp_path, labels=str(table))
+    samples = prepared(images, tmp_path, labels=str(table))
     assert samples["cat/small_jpg"].info.labels == {"animal": ["cat", "kitten"], "place": ["home"]}
     assert samples["dog/exact_png"].info.labels == {"animal": ["dog"]}
     assert samples["dog/gray_png"].info.labels == {}
@@ -216,7 +216,7 @@ def test_thumbnails_beside_videos_become_samples_only_on_request(tmp_path, capsy
 
 
 def test_a_gif_is_what_the_others_are_and_alone_a_video(tmp_path):
-    folder, corpus = tmp_path / "pictures", tmp_path / "corpus.jsonl"
+    folder, corpus = tmp_path / "images", tmp_path / "corpus.jsonl"
     folder.mkdir()
     (folder / "a.gif").write_bytes(saved(Image.fromarray(scene()[..., 0]), "GIF"))
     assert build_manifest(folder, corpus, IndexOptions()).num_images == 0
@@ -225,25 +225,25 @@ def test_a_gif_is_what_the_others_are_and_alone_a_video(tmp_path):
     assert build_manifest(folder, corpus, IndexOptions(kind="media")).num_with_video == 1
 
 
-def test_a_manifest_of_pictures_and_videos_is_refused(manifest, tmp_path):
+def test_a_manifest_of_images_and_videos_is_refused(manifest, tmp_path):
     line = Entry("clip.mp4", "clip_mp4", {}, {"video": {}}, None, 1).to_json()
     (tmp_path / "corpus.jsonl").write_bytes(manifest.read_bytes() + line)
     with pytest.raises(ValueError, match="lists images beside video or audio files"):
         scan(tmp_path / "corpus.jsonl", tmp_path / "work")
 
 
-# --- bad pictures -------------------------------------------------------------------------------------------------
+# --- bad images ---------------------------------------------------------------------------------------------------
 
 
-def test_bad_pictures_are_skipped_by_reason_and_do_not_stop_the_rest(pictures, tmp_path, capsys):
+def test_bad_images_are_skipped_by_reason_and_do_not_stop_the_rest(images, tmp_path, capsys):
     folder, corpus, out = tmp_path / "train", tmp_path / "corpus.jsonl", tmp_path / "shards"
-    shutil.copytree(pictures, folder)
+    shutil.copytree(images, folder)
     photograph = saved(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)), "JPEG")
     bad = {
         "empty.jpg": (b"", "empty_file"),
         "half.jpg": (photograph[: len(photograph) // 2], "truncated"),
-        "half.png": ((pictures / "dog/large.png").read_bytes()[:200], "truncated"),
-        "text.png": (b"no picture\n" * 9, "not_media"),
+        "half.png": ((images / "dog/large.png").read_bytes()[:200], "truncated"),
+        "text.png": (b"no image\n" * 9, "not_media"),
         "page.jpg": (b"<html>404</html>", "not_media"),
         "head.jpg": (photograph[:3] + bytes(50), "decode_error"),
         "bomb.png": (png_header(60_000, 60_000), "decode_error"),
@@ -267,10 +267,10 @@ def test_bad_pictures_are_skipped_by_reason_and_do_not_stop_the_rest(pictures, t
     assert complaints(out) == []
 
 
-def test_a_folder_of_broken_pictures_alone_writes_nothing(tmp_path, capsys):
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "a.png").write_bytes(b"text")
-    assert main(["index", str(tmp_path / "pictures"), "--out", str(tmp_path / "c.jsonl"), "--workers", "1"]) == 0
+def test_a_folder_of_broken_images_alone_writes_nothing(tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"text")
+    assert main(["index", str(tmp_path / "images"), "--out", str(tmp_path / "c.jsonl"), "--workers", "1"]) == 0
     assert main(["write", str(tmp_path / "c.jsonl"), "--out", str(tmp_path / "out"), "--workers", "1"]) == 1
     assert "1 skipped: not_media" in capsys.readouterr().out
 
@@ -306,7 +306,7 @@ def test_a_killed_run_continues_to_the_same_bytes(tmp_path):
     assert digest(out) == digest(whole)
 
 
-def test_other_options_of_pictures_are_refused_and_those_of_videos_do_not_matter(manifest, written, tmp_path):
+def test_other_options_of_images_are_refused_and_those_of_videos_do_not_matter(manifest, written, tmp_path):
     shards = tmp_path / "shards"
     shutil.copytree(written, shards)
     write_shards(manifest, shards, replace(OPTIONS, crf=30, min_duration_seconds=5))
@@ -315,11 +315,11 @@ def test_other_options_of_pictures_are_refused_and_those_of_videos_do_not_matter
         write_shards(manifest, shards, replace(OPTIONS, image_quality=80))
 
 
-# --- files of many pictures -----------------------------------------------------------------------------------------
+# --- files of many images -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_idx_pictures_and_classes_come_back_bit_by_bit(tmp_path, suffix, capsys):
+def test_idx_images_and_classes_come_back_bit_by_bit(tmp_path, suffix, capsys):
     images, classes = digits()
     path = tmp_path / f"train-images-idx3-ubyte{suffix}"
     write_idx(path, images)
@@ -409,7 +409,7 @@ def test_a_file_that_changed_since_it_was_indexed_is_skipped_item_by_item(tmp_pa
     assert (index.num_samples, index.skipped_by_reason) == (0, {"missing_file": 12})
 
 
-def test_a_damaged_file_is_read_once_and_not_for_each_picture(tmp_path, monkeypatch):
+def test_a_damaged_file_is_read_once_and_not_for_each_image(tmp_path, monkeypatch):
     path = tmp_path / "images-idx3-ubyte"
     path.write_bytes(b"\0" * 64)
     reads = []
@@ -425,7 +425,7 @@ def test_a_damaged_file_is_read_once_and_not_for_each_picture(tmp_path, monkeypa
 
 
 def old_sample(index, video=b"video", audio=b"audio"):
-    """A sample from before there were pictures."""
+    """A sample from before there were images."""
     return Sample(
         SampleInfo(
             index=index,
@@ -444,7 +444,7 @@ def old_sample(index, video=b"video", audio=b"audio"):
     )
 
 
-def test_shards_of_videos_have_the_bytes_they_had_before_there_were_pictures():
+def test_shards_of_videos_have_the_bytes_they_had_before_there_were_images():
     content = io.BytesIO()
     list(write_tar(content, [old_sample(0), old_sample(1, audio=None), old_sample(2, video=None)]))
     digest_then = "e4ddabe52fc8510baba0f174536ee256d62bcd9e447fc18fe7ec343e116f58db"
@@ -457,7 +457,7 @@ def test_shards_of_videos_have_the_bytes_they_had_before_there_were_pictures():
     }  # fmt: skip
 
 
-def test_json_from_before_there_were_pictures_is_read():
+def test_json_from_before_there_were_images_is_read():
     content = (
         b'{"audio_rate_hz": 24000, "av_offset_seconds": -0.125, "duration_seconds": 1.5, "index": 0, "key": '
         b'"class/clip_0", "labels": {"label": ["class"]}, "num_audio_samples": 36000, "num_frames": 24, "source": '
@@ -469,35 +469,35 @@ def test_json_from_before_there_were_pictures_is_read():
     assert (info.image_height_px, info.image_width_px) == (0, 0)
 
 
-def picture_sample(image, **changes):
+def image_sample(image, **changes):
     return Sample(
         replace(old_sample(0, None, None).info, image_height_px=4, image_width_px=5, **changes), None, None, image
     )
 
 
-def test_a_picture_is_a_member_named_by_what_it_is():
+def test_a_image_is_a_member_named_by_what_it_is():
     for format, name in (("JPEG", "class/clip_0.image.jpg"), ("PNG", "class/clip_0.image.png")):
-        sample = picture_sample(saved(Image.fromarray(scene(4, 5)), format))
+        sample = image_sample(saved(Image.fromarray(scene(4, 5)), format))
         content = io.BytesIO()
         list(write_tar(content, [sample]))
         assert name.encode() in content.getvalue()
         assert parse_members(content.getvalue()[:-1024], "shard") == sample
     with pytest.raises(ValueError, match=r"only image\.jpg and image\.png are stored"):
-        list(write_tar(io.BytesIO(), [picture_sample(b"GIF89a")]))
+        list(write_tar(io.BytesIO(), [image_sample(b"GIF89a")]))
 
 
-def test_a_picture_that_is_missing_unannounced_or_one_too_many_is_a_bad_sample():
+def test_a_image_that_is_missing_unannounced_or_one_too_many_is_a_bad_sample():
     png, jpg = (saved(Image.fromarray(scene(4, 5)), format) for format in ("PNG", "JPEG"))
-    with_picture = ("class/clip_0.json", picture_sample(png).info.to_json())
+    with_image = ("class/clip_0.json", image_sample(png).info.to_json())
     without = ("class/clip_0.json", old_sample(0, None, None).info.to_json())
     members = [("class/clip_0.image.png", png), ("class/clip_0.image.jpg", jpg)]
-    assert parse_members(tar_of([with_picture, members[0]]), "shard") == picture_sample(png)
-    for content in ([with_picture], [without, members[0]], [with_picture, *members]):
+    assert parse_members(tar_of([with_image, members[0]]), "shard") == image_sample(png)
+    for content in ([with_image], [without, members[0]], [with_image, *members]):
         with pytest.raises(MediaError, match="bad_sample"):
             parse_members(tar_of(content), "shard")
 
 
-def test_verify_finds_pictures_that_do_not_decode_or_have_another_size(written, tmp_path):
+def test_verify_finds_images_that_do_not_decode_or_have_another_size(written, tmp_path):
     shards = tmp_path / "shards"
     shutil.copytree(written, shards)
 

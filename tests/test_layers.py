@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "data_prep": "types files shards",
     "data_prep/index/lists": "files data_prep",
     "data_prep/index": "types files processes media data_prep data_prep/index/lists",
-    "data_prep/transcode": "types media data_prep/index",
+    "data_prep/transcode": "types media data_prep data_prep/index",
     "data_prep/write": "types files processes shards data_prep data_prep/index data_prep/transcode",
     "data_prep/inspect/stats": "types files processes media shards",
     "data_prep/inspect": "types files processes media shards data_prep data_prep/index data_prep/transcode",

@@ -29,12 +29,12 @@ from data_prep.index.lists.published import ListSettings
 from data_prep.index.probing import ProbedFile, Prober
 from data_prep.index.walk import Walk
 from data_prep.manifest import plain_key, stream_manifest
-from tests.clips import make_clip, pictures
+from tests.clips import make_clip, square_frames
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    """One second of video and sound; copy it to wherever a list wants a file."""
+    """One second of video and audio; copy it to wherever a list wants a file."""
     path = tmp_path_factory.mktemp("clip") / "clip.mp4"
     make_clip(path)
     return path
@@ -315,7 +315,7 @@ def test_a_csv_with_paths_is_a_list_too(tmp_path, media):
     }
 
 
-def test_a_list_of_pictures_is_a_manifest_of_pictures(tmp_path):
+def test_a_list_of_images_is_a_manifest_of_images(tmp_path):
     from PIL import Image
 
     (tmp_path / "media").mkdir()
@@ -507,7 +507,7 @@ def test_scenes_cover_a_file_and_short_ones_join_their_neighbor():
     assert scenes((0, 10), [3, 3.5, 6], 1.0) == [(0, 3), (3, 6), (6, 10)]
     assert scenes((0, 10), [0.5, 9.5], 1.0) == [(0, 10)]
     assert scenes((2, 5), [1, 3.2, 8], 1.0) == [(2, 3.2), (3.2, 5)]
-    assert list(Cutting(2.0, scenes=True).spans((0, 5), [3])) == [(0, 2), (2, 3), (3, 5)]
+    assert list(Cutting(2.0, scenes=True).segments((0, 5), [3])) == [(0, 2), (2, 3), (3, 5)]
 
 
 def test_a_file_lasts_until_its_last_stream_ends():
@@ -538,13 +538,13 @@ def test_long_files_become_clips_also_within_listed_segments(tmp_path):
     assert "--trimmed" in entries["a_mkv_3000_4000"].error["message"]
 
 
-def test_scenes_are_cut_where_the_picture_changes(tmp_path):
+def test_scenes_are_cut_where_frames_change(tmp_path):
     pytest.importorskip("scenedetect")
     colors = ((24, (200, 30, 30)), (30, (20, 40, 220)), (4, (240, 240, 240)), (30, (10, 90, 10)))
     frames = np.concatenate([np.full((number, 48, 64, 3), color, np.uint8) for number, color in colors])
     make_clip(tmp_path / "media" / "a.mp4", seconds=88 / 20, video=frames)
-    make_clip(tmp_path / "media" / "still.mp4", video=pictures(20))
-    make_clip(tmp_path / "media" / "sound.m4a", video=None)
+    make_clip(tmp_path / "media" / "still.mp4", video=square_frames(20))
+    make_clip(tmp_path / "media" / "audio.m4a", video=None)
     (tmp_path / "media" / "bad.mp4").write_bytes(b"no media")
     command = ["index", str(tmp_path / "media"), "--out", str(tmp_path / "c.jsonl"), "--scenes", "--workers", "1"]
     assert main(command) == 0

@@ -38,13 +38,13 @@ def clap(path, video_start, audio_start):
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    """Claps with equal and unequal starts, a video and a sound alone."""
+    """Claps with equal and unequal starts, a video and audio alone."""
     folder = tmp_path_factory.mktemp("show")
     media = folder / "media"
     (media / "claps").mkdir(parents=True)
     clap(media / "claps" / "together.mkv", 0.0, 0.0)
     clap(media / "claps" / "video_later.mkv", 0.37, 0.0)
-    clap(media / "claps" / "sound_later.mkv", 0.0, 0.41)
+    clap(media / "claps" / "audio_later.mkv", 0.0, 0.41)
     rng = np.random.default_rng(0)
     write_media(media / "silent.mp4", video=rng.integers(0, 255, (20, 48, 64, 3), dtype=np.uint8), video_fps=FPS)
     write_media(media / "blind.flac", audio=rng.uniform(-0.5, 0.5, (1, 24000)), audio_rate_hz=24000, audio_codec="flac")
@@ -72,12 +72,12 @@ def flash_and_beep(path):
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
-@pytest.mark.parametrize("name", ["together", "video_later", "sound_later"])
+@pytest.mark.parametrize("name", ["together", "video_later", "audio_later"])
 def test_flash_and_beep_stay_together_in_the_shown_file(shards, tmp_path, name, suffix):
     path = tmp_path / f"shown{suffix}"
     assert main(["show", str(shards), f"claps/{name}_mkv", "--out", str(path)]) == 0
     info = sample_of(shards, f"claps/{name}_mkv").info
-    assert abs(info.av_offset_seconds) == pytest.approx({"together": 0, "video_later": 0.37, "sound_later": 0.41}[name])
+    assert abs(info.av_offset_seconds) == pytest.approx({"together": 0, "video_later": 0.37, "audio_later": 0.41}[name])
     flash, beep = flash_and_beep(path)
     assert -0.003 < flash - beep < 1 / 16  # a frame is shown from the next multiple of 1 / 16 s on
     assert flash == pytest.approx(1.0, abs=0.08)
@@ -94,8 +94,10 @@ def test_the_streams_are_copied_bit_by_bit(shards, suffix):
     shown = remux(sample.video, sample.audio, suffix, video_start_seconds=0.37, audio_start_seconds=0.0)
     times = np.arange(info.num_frames) / info.video_fps
     assert (read_video(shown, times, rgb=False) == read_video(sample.video, times, rgb=False)).all()
-    sounds = [read_audio(content, 0.0, info.num_audio_samples, info.audio_rate_hz) for content in (shown, sample.audio)]
-    assert (sounds[0] == sounds[1]).all()
+    waveforms = [
+        read_audio(content, 0.0, info.num_audio_samples, info.audio_rate_hz) for content in (shown, sample.audio)
+    ]
+    assert (waveforms[0] == waveforms[1]).all()
 
     def packets(content, kind):
         with av.open(io.BytesIO(content)) as container:
@@ -150,8 +152,8 @@ def test_samples_are_found_by_key_or_index(shards, capsys):
     assert closest(["dogs/rex_mp4", "cats/tom_mp4", "cats/tim_mp4"], "cats/tam_mp4")[:2] in (
         ["cats/tom_mp4", "cats/tim_mp4"], ["cats/tim_mp4", "cats/tom_mp4"]
     )  # fmt: skip
-    assert main(["show", str(shards), "sound_latr"]) == 2
-    assert "the closest: claps/sound_later_mkv" in capsys.readouterr().err
+    assert main(["show", str(shards), "audio_latr"]) == 2
+    assert "the closest: claps/audio_later_mkv" in capsys.readouterr().err
     assert main(["show", str(shards), "5"]) == 2
     assert "indices are 0..4" in capsys.readouterr().err
     assert main(["show", str(shards)]) == 2

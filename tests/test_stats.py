@@ -58,7 +58,7 @@ def hash_of(luma):
     return perceptual_hash(small_image(luma))
 
 
-# --- sound ----------------------------------------------------------------------------------------------------------
+# --- audio ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rate_hz", [8000, 24000, 44100, 48000, 96000])
@@ -116,7 +116,7 @@ def test_the_shortest_and_the_silent_have_no_loudness():
     assert meter(sine(0.01, 24000), 24000).silent_share == 0
 
 
-# --- pictures and video -----------------------------------------------------------------------------------------------
+# --- images and video ------------------------------------------------------------------------------------------------
 
 
 def test_the_hash_is_the_sign_of_scipys_dct_of_pillows_means():
@@ -129,15 +129,15 @@ def test_the_hash_is_the_sign_of_scipys_dct_of_pillows_means():
     assert bin(hash_of(luma) ^ int(bits, 2)).count("1") <= 1  # sums in another order
 
 
-def test_the_hash_stays_through_size_jpeg_and_brightness_and_tells_pictures_apart():
+def test_the_hash_stays_through_size_jpeg_and_brightness_and_tells_images_apart():
     hashes = []
     for seed in range(30):
-        picture = Image.fromarray(landscape(seed)).convert("L")
-        own = hash_of(np.array(picture))
+        image = Image.fromarray(landscape(seed)).convert("L")
+        own = hash_of(np.array(image))
         hashes.append(own)
         jpeg = io.BytesIO()
-        picture.resize((67, 50), Image.Resampling.BICUBIC).save(jpeg, "JPEG", quality=40)
-        for other in (np.array(Image.open(jpeg)), np.array(picture) * 0.7 + 20):
+        image.resize((67, 50), Image.Resampling.BICUBIC).save(jpeg, "JPEG", quality=40)
+        for other in (np.array(Image.open(jpeg)), np.array(image) * 0.7 + 20):
             assert bin(own ^ hash_of(other)).count("1") <= Thresholds().max_distance
     pairs = np.array([(a, b) for position, a in enumerate(hashes) for b in hashes[:position]], np.uint64)
     assert distances(pairs[:, 0], pairs[:, 1]).min() > 2 * Thresholds().max_distance
@@ -155,7 +155,7 @@ def test_a_small_thing_that_moves_is_no_still_video():
 
 
 def test_motion_and_stillness_are_those_of_the_frames():
-    """A second of one picture, a second of alternating gray levels 40 apart every half second."""
+    """A second of one frame, a second of alternating gray levels 40 apart every half second."""
     still, levels = [landscape(3)] * 16, [np.full((96, 128, 3), 60 + 40 * (k // 8 % 2), np.uint8) for k in range(17)]
     file = io.BytesIO()
     write_media(file, video=still + levels, video_fps=16, container_format="mp4", video_options={"crf": "10"})
@@ -255,17 +255,17 @@ def test_ticks_are_few_and_inside(low, high, logarithmic):
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    """Eight samples: a clip and two copies of it, another one, a still one, a sound and two copies of it."""
+    """Eight samples: a clip and two copies of it, another one, a still one, audio and two copies of it."""
     folder = tmp_path_factory.mktemp("stats")
     media = folder / "media"
     media.mkdir()
     half = np.concatenate([sine(1, 24000, 0.25), np.zeros(24000)]).astype(np.float32)[None]
     pan = panning(1, 32)
     small = [np.array(Image.fromarray(frame).resize((96, 72), Image.Resampling.BICUBIC)) for frame in pan[:-1]]
-    sound = {"audio": half, "audio_rate_hz": 24000}
-    write_media(media / "clip.mp4", video=pan, **sound)
-    write_media(media / "copy.webm", video=small, video_codec="libvpx-vp9", audio_codec="libopus", **sound)
-    write_media(media / "crushed.mkv", video=pan, video_options={"crf": "38"}, **sound)
+    audio = {"audio": half, "audio_rate_hz": 24000}
+    write_media(media / "clip.mp4", video=pan, **audio)
+    write_media(media / "copy.webm", video=small, video_codec="libvpx-vp9", audio_codec="libopus", **audio)
+    write_media(media / "crushed.mkv", video=pan, video_options={"crf": "38"}, **audio)
     write_media(media / "other.mp4", video=panning(2, 32))
     write_media(
         media / "still.mkv",
@@ -388,8 +388,8 @@ def test_a_damaged_sample_is_counted_and_named(shards, tmp_path, capsys):
     copy = Path(shutil.copytree(shards, tmp_path / "shards"))
     position = ShardSet(shards).keys.index("tone_wav")
     at = (tar := copy / f"shard-{position // 3:06d}.tar").read_bytes()
-    sound = ShardSet(shards).read(position).audio
-    tar.write_bytes(at.replace(sound[:5000], b"\0" * 5000))
+    audio = ShardSet(shards).read(position).audio
+    tar.write_bytes(at.replace(audio[:5000], b"\0" * 5000))
     assert main(["stats", str(copy), "--workers", "1", "--out", str(tmp_path)]) == 1
     printed = capsys.readouterr().out
     assert "cannot be read: 1 not_media" in printed
@@ -397,13 +397,13 @@ def test_a_damaged_sample_is_counted_and_named(shards, tmp_path, capsys):
     assert "tone_wav" in Page((tmp_path / "stats.html").read_text()).words
 
 
-def test_pictures_have_sizes_and_likeness(tmp_path, capsys):
-    (tmp_path / "pictures").mkdir()
+def test_images_have_sizes_and_near_duplicates(tmp_path, capsys):
+    (tmp_path / "images").mkdir()
     for seed in range(4):
-        Image.fromarray(landscape(seed)).save(tmp_path / "pictures" / f"{seed}.png")
-    Image.fromarray(landscape(2)).resize((100, 75)).save(tmp_path / "pictures" / "copy.jpg", quality=50)
-    Image.fromarray(np.full((50, 50, 3), 7, np.uint8)).save(tmp_path / "pictures" / "flat.png")
-    build_manifest(tmp_path / "pictures", tmp_path / "all.jsonl", IndexOptions())
+        Image.fromarray(landscape(seed)).save(tmp_path / "images" / f"{seed}.png")
+    Image.fromarray(landscape(2)).resize((100, 75)).save(tmp_path / "images" / "copy.jpg", quality=50)
+    Image.fromarray(np.full((50, 50, 3), 7, np.uint8)).save(tmp_path / "images" / "flat.png")
+    build_manifest(tmp_path / "images", tmp_path / "all.jsonl", IndexOptions())
     write_shards(tmp_path / "all.jsonl", tmp_path / "shards", WriteOptions(samples_per_shard=4))
     stats = collect_stats(tmp_path / "shards")
     assert names_of(stats, "near-duplicate images") == [{"2_png", "copy_jpg"}]

@@ -68,7 +68,7 @@ def stored_numbers(result):
         return [number_of(frame.to_ndarray(format="gray")) for frame in container.decode(video=0)]
 
 
-def stored_sound(result):
+def stored_audio(result):
     with av.open(io.BytesIO(result.audio)) as container:
         return np.concatenate([f.to_ndarray()[0] for f in container.decode(audio=0)]).astype(np.float64) / 32768
 
@@ -78,13 +78,13 @@ def stored_sound(result):
 
 @pytest.mark.parametrize("suffix", CONTAINERS)
 @pytest.mark.parametrize("begin", [0.0, 0.3, 2.0, 5.01, 12.7])
-def test_pictures_from_a_time_on_are_those_of_a_decode_from_the_beginning(sources, suffix, begin):
+def test_frames_from_a_time_on_are_those_of_a_decode_from_the_beginning(sources, suffix, begin):
     with VideoReader(str(sources[suffix])) as whole:
-        everything = [(picture.seconds, picture.frame.to_ndarray()) for picture in whole.play()]
+        everything = [(shown.seconds, shown.frame.to_ndarray()) for shown in whole.play()]
     assert len(everything) == 350
     last_before = max(k for k, (seconds, _) in enumerate(everything) if seconds <= begin + 0.0006)
     with VideoReader(str(sources[suffix])) as stream:
-        found = [(picture.seconds, picture.frame.to_ndarray()) for picture in stream.play(begin)]
+        found = [(shown.seconds, shown.frame.to_ndarray()) for shown in stream.play(begin)]
     assert len(found) == 350 - last_before
     for (seconds, frame), (wanted_seconds, wanted) in zip(found, everything[last_before:], strict=True):
         assert seconds == wanted_seconds
@@ -92,7 +92,7 @@ def test_pictures_from_a_time_on_are_those_of_a_decode_from_the_beginning(source
 
 
 @pytest.mark.parametrize("suffix", CONTAINERS)
-def test_sound_from_a_sample_on_is_that_of_a_decode_from_the_beginning(sources, suffix):
+def test_audio_from_a_sample_on_is_that_of_a_decode_from_the_beginning(sources, suffix):
     with AudioReader(str(sources[suffix])) as stream:
         whole = np.concatenate(list(stream.play(24000)))
     for first in (1, 24000, 100_001, 240_000):
@@ -117,7 +117,7 @@ def test_a_segment_holds_the_frames_of_its_seconds(sources, suffix, segment):
         frames = [(f.pts if f.pts is not None else f.dts, f) for f in container.decode(video=0)]
         tick = float(container.streams.video[0].time_base)
     starts = np.array([(ticks - frames[0][0]) * tick for ticks, _ in frames])
-    late = result.info.video.start_seconds - clock_of(result)  # the sound of the .ts begins first
+    late = result.info.video.start_seconds - clock_of(result)  # the audio of the .ts begins first
     times = max(0.0, begin - late) + np.arange(1000) / 16
     wanted = [int(np.flatnonzero(starts <= t + 0.0006)[-1]) for t in times if t + 0.0006 < min(end - late, 14.0)]
     assert stored_numbers(result) == wanted
@@ -150,7 +150,7 @@ def test_flash_and_beep_stay_together_in_a_segment(tmp_path, segment, video_star
     result = transcode(str(path), WriteOptions(fps=50), segment)
     with av.open(io.BytesIO(result.video)) as container:
         bright = [frame.to_ndarray(format="gray").mean() > 128 for frame in container.decode(video=0)]
-    waveform = stored_sound(result)
+    waveform = stored_audio(result)
     seen = max(0.0, -result.av_offset_seconds) + np.flatnonzero(bright)[0] / 50
     heard = max(0.0, result.av_offset_seconds) + np.flatnonzero(np.abs(waveform) > 0.05)[0] / 24000
     assert abs(seen - heard) < 1 / 50 + 0.001
@@ -164,7 +164,7 @@ def test_a_segment_past_the_end_is_too_short_and_one_without_a_stream_misses_it(
     for bad in ((-1.0, 2.0), (3.0, 3.0), (float("nan"), 2.0)):
         with pytest.raises(ValueError, match="the segment is"):
             transcode(str(sources[".mp4"]), OPTIONS, bad)
-    path = tmp_path / "short sound.mp4"
+    path = tmp_path / "short audio.mp4"
     write_media(path, video=counting_video(50), video_fps=25, audio=chirp(1), audio_rate_hz=48000)
     with pytest.raises(MediaError, match=r"no_audio.*1.500 to 2.000 s: has no audio"):
         transcode(str(path), OPTIONS, (1.5, 2.0))
@@ -174,15 +174,15 @@ def test_a_segment_past_the_end_is_too_short_and_one_without_a_stream_misses_it(
 
 
 def test_frames_come_on_a_grid_and_the_last_one_stays_for_its_duration():
-    pictures = [Frame(0.0, 0.1, "a"), Frame(0.1, 0.5, "b"), Frame(0.6, 0.1, "c")]
+    frames = [Frame(0.0, 0.1, "a"), Frame(0.1, 0.5, "b"), Frame(0.6, 0.1, "c")]
 
-    def grid(start=0.0, length=float("inf"), chosen=pictures):
+    def grid(start=0.0, length=float("inf"), chosen=frames):
         return "".join(on_grid(iter(chosen), Fraction(10), Window(start, length, 0.0)))
 
     assert grid() == "abbbbbc"
-    assert grid(0.25, chosen=pictures[1:]) == "bbbbc"
-    assert grid(0.25, 0.2, pictures[1:]) == "bb"
-    assert grid(0.9, chosen=pictures[2:]) == ""
+    assert grid(0.25, chosen=frames[1:]) == "bbbbc"
+    assert grid(0.25, 0.2, frames[1:]) == "bb"
+    assert grid(0.9, chosen=frames[2:]) == ""
     assert grid(chosen=[Frame(0.0, 0.0, "a")]) == "a"
 
 
@@ -211,7 +211,7 @@ def test_a_missing_stream_skips_the_file_is_let_be_or_stops_the_run(one_sided, f
     assert not isinstance(error.value, MediaError)
 
 
-def with_sound(path, audio):
+def with_audio(path, audio):
     write_media(path, video=counting_video(20), video_fps=20, audio=audio, audio_rate_hz=48000, audio_codec="flac")
     return str(path)
 
@@ -220,33 +220,33 @@ def test_silence_is_what_never_reaches_the_threshold(tmp_path):
     """A sine of amplitude a has 20 log10(a) - 3.01 dBFS."""
     t = np.arange(48000) / 48000
     amplitude = 10 ** ((-50 + 3.0103) / 20)
-    path = with_sound(tmp_path / "faint.mkv", (amplitude * np.sin(2 * np.pi * 440 * t)).astype(np.float32)[None])
+    path = with_audio(tmp_path / "faint.mkv", (amplitude * np.sin(2 * np.pi * 440 * t)).astype(np.float32)[None])
     with pytest.raises(MediaError, match=r"silent_audio.*never reaches -49 dBFS"):
         transcode(path, WriteOptions(on_silent_audio="skip", silence_dbfs=-49))
     assert transcode(path, WriteOptions(on_silent_audio="skip", silence_dbfs=-51)).audio
     assert transcode(path, WriteOptions(silence_dbfs=0)).audio  # kept is the default
     late = np.zeros((1, 48000), np.float32)
     late[0, -3000:] = 0.3 * np.sin(2 * np.pi * 440 * t[:3000])
-    assert transcode(with_sound(tmp_path / "late.mkv", late), WriteOptions(on_silent_audio="skip")).audio
+    assert transcode(with_audio(tmp_path / "late.mkv", late), WriteOptions(on_silent_audio="skip")).audio
     click = np.zeros((1, 48000), np.float32)
     click[0, 24000] = 0.1
     with pytest.raises(MediaError, match="silent_audio"):
-        transcode(with_sound(tmp_path / "click.mkv", click), WriteOptions(on_silent_audio="skip", silence_dbfs=-50))
+        transcode(with_audio(tmp_path / "click.mkv", click), WriteOptions(on_silent_audio="skip", silence_dbfs=-50))
     with pytest.raises(MediaError, match=r"silent_audio.*0.000 to 0.800 s"):
         transcode(str(tmp_path / "late.mkv"), WriteOptions(on_silent_audio="skip"), (0.0, 0.8))
 
 
 @pytest.mark.parametrize("size", [(240, 320), (48, 64)])
-def test_a_still_picture_is_one_in_which_no_part_changes(tmp_path, size):
+def test_a_still_video_is_one_in_which_no_part_changes(tmp_path, size):
     height, width = size
     rng = np.random.default_rng(0)
-    picture = np.clip(rng.normal(120, 40, (height // 8, width // 8, 3)), 0, 255).astype(np.uint8)
-    picture = picture.repeat(8, axis=0).repeat(8, axis=1)
-    grain = [np.clip(picture + rng.normal(0, 2, (height, width, 3)), 0, 255).astype(np.uint8) for _ in range(30)]
+    still = np.clip(rng.normal(120, 40, (height // 8, width // 8, 3)), 0, 255).astype(np.uint8)
+    still = still.repeat(8, axis=0).repeat(8, axis=1)
+    grain = [np.clip(still + rng.normal(0, 2, (height, width, 3)), 0, 255).astype(np.uint8) for _ in range(30)]
     mouth = [frame.copy() for frame in grain]
     for k in range(15, 30):
         mouth[k][height // 2 :][: height // 8, width // 2 :][:, : width // 8] = 30 if k % 4 < 2 else 220
-    fade = [np.clip(picture * (1 - k / 300), 0, 255).astype(np.uint8) for k in range(30)]
+    fade = [np.clip(still * (1 - k / 300), 0, 255).astype(np.uint8) for k in range(30)]
     options = WriteOptions(on_still_video="skip", on_missing_audio="keep")
     for name, frames in (("grain", grain), ("mouth", mouth), ("fade", fade)):
         write_media(tmp_path / f"{name}.mp4", video=np.stack(frames), video_fps=15, video_options={"crf": "28"})
@@ -274,7 +274,7 @@ def test_the_entropy_coder_is_the_one_asked_for(sources, coder, is_cabac):
     result = transcode(str(sources[".mp4"]), replace(OPTIONS, entropy_coder=coder), (0.0, 1.0))
     with av.open(io.BytesIO(result.video)) as container:
         extradata = container.streams.video[0].codec_context.extradata
-    parameters = extradata[extradata.index(b"\x68") + 1]  # of the picture: two ids that are 0, then who codes
+    parameters = extradata[extradata.index(b"\x68") + 1]  # of the picture set: two ids that are 0, then who codes
     assert bool(parameters & 0b0010_0000) == is_cabac
     assert stored_numbers(result) == stored_numbers(transcode(str(sources[".mp4"]), OPTIONS, (0.0, 1.0)))
 
@@ -316,8 +316,8 @@ def test_frames_that_are_not_stored_are_not_scaled(sources, monkeypatch):
 
 
 def test_a_stream_that_is_not_the_first_gives_its_last_frames_too(tmp_path):
-    """Frames that the decoder holds back until the end, of a transport stream whose sound is its first stream."""
-    path = tmp_path / "sound first.ts"
+    """Frames that the decoder holds back until the end, of a transport stream whose audio is its first stream."""
+    path = tmp_path / "audio first.ts"
     buffer = io.BytesIO()
     write_media(buffer, video=counting_video(50), video_fps=25, audio=chirp(2), audio_rate_hz=48000,
                 container_format="mpegts", video_options={"bf": "3"})  # fmt: skip
@@ -331,7 +331,7 @@ def test_a_stream_that_is_not_the_first_gives_its_last_frames_too(tmp_path):
                 target.mux(packet)
     with VideoReader(str(path)) as stream:
         assert stream.info.stream_index == 1
-        assert [number_of(picture.frame.to_ndarray(format="gray")) for picture in stream.play()] == list(range(50))
+        assert [number_of(shown.frame.to_ndarray(format="gray")) for shown in stream.play()] == list(range(50))
 
 
 def test_a_damaged_shape_is_a_decode_error(tmp_path, monkeypatch):

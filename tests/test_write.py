@@ -393,7 +393,7 @@ def test_rows_that_do_not_fit_are_named_by_line_and_repeated_keys_by_name(tmp_pa
     path.write_bytes(
         b"".join([*lines, dump_json({"path": "a", "key": "b", "labels": {}, "error": None, "image": None})])
     )
-    with pytest.raises(ValueError, match="pictures beside videos"):
+    with pytest.raises(ValueError, match="images beside video or audio files"):
         scan(path, tmp_path / "work", num_workers=2)
 
 

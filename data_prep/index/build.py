@@ -209,11 +209,11 @@ def entries_of(
         yield entry
         return
     is_empty = True
-    for span in cutting.spans((begin, min(end, seconds)), probed.cuts):
-        key, is_empty = segment_key(row.key, span), False
+    for segment in cutting.segments((begin, min(end, seconds)), probed.cuts):
+        key, is_empty = segment_key(row.key, segment), False
         if spool.has_key(key):
-            key = spool.unused_key(key, f"{row.identity} {span}")
-        yield replace(entry, key=key, segment=span)
+            key = spool.unused_key(key, f"{row.identity} {segment}")
+        yield replace(entry, key=key, segment=segment)
     if is_empty:
         message = f"{row.path}: lasts {min(end, seconds) - begin:.3f} s, too short for a clip; see --min-clip-seconds"
         yield replace(entry, error={"reason": "too_short", "message": message})

@@ -14,8 +14,8 @@ from typing import Any
 
 from avssl.media.decode import stream_frames
 from avssl.media.info import VideoInfo, fitted_size, is_clear_length, least_length
+from data_prep.manifest import Segment
 
-Span = tuple[float, float]
 LEAST_CLIP_SECONDS = 0.1
 ROUNDING_SECONDS = 1e-3  # keys say milliseconds; headers are not more exact
 SHORT_SIDE_PX = 144  # of the frames in which PySceneDetect looks for cuts
@@ -57,8 +57,8 @@ class Cutting:
         """Whether files are cut at all."""
         return self.scenes or self.clip_seconds is not None
 
-    def spans(self, whole: Span, cuts: Sequence[float]) -> Iterator[Span]:
-        """The samples that the span `whole` is cut into, in order. cuts: seconds at which scenes change."""
+    def segments(self, whole: Segment, cuts: Sequence[float]) -> Iterator[Segment]:
+        """The segments into which `whole` is cut, in order. cuts: seconds at which scenes change."""
         for scene in scenes(whole, cuts, self.min_scene_seconds) if self.scenes else [whole]:
             if self.clip_seconds is None:
                 yield scene
@@ -67,7 +67,7 @@ class Cutting:
                 yield from clips(scene, self.clip_seconds, self.stride_seconds or self.clip_seconds, least)
 
 
-def clips(whole: Span, clip_seconds: float, stride_seconds: float, min_seconds: float) -> Iterator[Span]:
+def clips(whole: Segment, clip_seconds: float, stride_seconds: float, min_seconds: float) -> Iterator[Segment]:
     """Clips that begin every stride_seconds and last clip_seconds.
 
     The first clip that would go beyond the end is cut off there and is the last one. It is left out if it is shorter
@@ -85,8 +85,8 @@ def clips(whole: Span, clip_seconds: float, stride_seconds: float, min_seconds: 
         number += 1
 
 
-def scenes(whole: Span, cuts: Sequence[float], min_seconds: float) -> list[Span]:
-    """The scenes between the cuts: together they are the whole span.
+def scenes(whole: Segment, cuts: Sequence[float], min_seconds: float) -> list[Segment]:
+    """The scenes between the cuts: together they are the whole segment.
 
     A cut less than min_seconds after the one before, or before the end, is ignored.
     """

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.index.lists.row import BadRow
-from data_prep.manifest import plain_key
+from data_prep.manifest import Segment, plain_key
 
 HASH_LENGTHS = (8, 16, 64)
 HASHES_AT_A_TIME = 1 << 20
@@ -35,7 +35,7 @@ class Pending:
     is_given: bool
     identity: str
     labels: dict[str, list[str]]
-    segment: tuple[float, float] | None = None
+    segment: Segment | None = None
     missing: str | None = None
 
 
@@ -126,12 +126,12 @@ class IndexSpool:
             file.close()
 
 
-def segment_key(key: str, segment: tuple[float, float]) -> str:
+def segment_key(key: str, segment: Segment) -> str:
     """The key of a segment of a file: KEY_BEGIN_END, in milliseconds."""
     return f"{key}_{round(segment[0] * 1000)}_{round(segment[1] * 1000)}"
 
 
-def row_key(name: str, segment: tuple[float, float] | None) -> str:
+def row_key(name: str, segment: Segment | None) -> str:
     """The key of a row that is named by a path: `plain_key`, with the seconds of the segment if there is one."""
     return plain_key(name) if segment is None else segment_key(plain_key(name), segment)
 

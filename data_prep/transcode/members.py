@@ -14,14 +14,13 @@ from avssl.media.frames import UprightFilter
 from avssl.media.info import FRAME_TIME_TOLERANCE_SECONDS, AudioInfo, VideoInfo, fitted_size
 from avssl.media.readers import AudioReader, Frame, VideoReader
 from avssl.types import MediaError
+from data_prep.manifest import Segment
 from data_prep.transcode.encode import MediaWriter
 from data_prep.transcode.encode_settings import AudioSettings, VideoSettings, as_rational_fps
 from data_prep.transcode.options import WriteOptions
 from data_prep.transcode.screening import SilenceMeter, StillnessMeter
 
 MAX_SIDE_PX = 16_384  # the limit of x264; only damaged headers exceed it
-
-Segment = tuple[float, float]
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,8 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
+from avssl.processes.pool import REFRESH_SECONDS
 from avssl.types import MediaError
-
-REFRESH_SECONDS = 0.5
 
 
 class WriteProgress:

@@ -16,14 +16,14 @@ from avssl.shards.format import SampleInfo
 from avssl.shards.shard_set import Sample
 from avssl.types import MediaError
 from data_prep.index.mnist import IdxFile
-from data_prep.manifest import Entry
+from data_prep.manifest import Entry, Segment
 from data_prep.transcode.file import Transcoded, transcode
 from data_prep.transcode.images import store_file, store_item
 from data_prep.transcode.options import PolicyError, WriteOptions
 
 IMAGES_PER_TASK = 64
 
-Transcode = Callable[[str, WriteOptions, tuple[float, float] | None], Transcoded]
+Transcode = Callable[[str, WriteOptions, Segment | None], Transcoded]
 Outcome = Sample | MediaError | PolicyError
 
 

@@ -22,6 +22,7 @@ from data_prep.index.lists.row import (
     text_lines,
     video_id,
 )
+from data_prep.manifest import Segment
 
 VGGSOUND_SECONDS = 10.0
 AUDIOSET_CLASSES = "class_labels_indices.csv"
@@ -43,7 +44,7 @@ class ListSettings:
     fold: int | None = None
 
 
-def clip_names(video: str, segment: tuple[float, float]) -> tuple[str, ...]:
+def clip_names(video: str, segment: Segment) -> tuple[str, ...]:
     """The usual names, without extension, of files that hold just these seconds of a video.
 
     ID_000010_000020 (Kinetics), ID_10000_20000 (milliseconds), ID_000010 (VGGSound), ID_10_20, YID (AudioSet).
@@ -58,7 +59,7 @@ def clip_names(video: str, segment: tuple[float, float]) -> tuple[str, ...]:
 
 
 def _video_row(
-    video: str, segment: tuple[float, float], labels: Sequence[str], split: str | None, settings: ListSettings
+    video: str, segment: Segment, labels: Sequence[str], split: str | None, settings: ListSettings
 ) -> ListedFile:
     names = clip_names(video_id(video), segment)
     return ListedFile(

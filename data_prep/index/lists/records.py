@@ -11,7 +11,7 @@ from avssl.files.checked_json import Fields
 from avssl.files.plain_text import brief
 from data_prep.index.lists.published import ListSettings
 from data_prep.index.lists.row import ListedFile, ListedFiles, csv_rows, parsed, plain_path, seconds, text_lines
-from data_prep.manifest import read_segment
+from data_prep.manifest import Segment, read_segment
 
 COLUMNS = ("path", "key", "label", "labels", "segment", "begin_seconds", "end_seconds", "split")
 ROWS_AT_A_TIME = 1024  # of a Parquet file
@@ -101,7 +101,7 @@ def record_row(record: dict[str, Any]) -> ListedFile:
     )
 
 
-def _segment(record: dict[str, Any]) -> tuple[float, float] | None:
+def _segment(record: dict[str, Any]) -> Segment | None:
     begin, end = record.get("begin_seconds"), record.get("end_seconds")
     if (begin is None) != (end is None):
         raise ValueError("has one of begin_seconds and end_seconds; give both or none")

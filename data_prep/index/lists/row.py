@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 from avssl.files.location import is_remote, local_path
+from data_prep.manifest import Segment
 
 Raw = TypeVar("Raw")
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -33,7 +34,7 @@ class ListedFile:
     names: tuple[str, ...] = ()
     whole_names: tuple[str, ...] = ()
     labels: dict[str, list[str]] = field(default_factory=dict)
-    segment: tuple[float, float] | None = None
+    segment: Segment | None = None
     split: str | None = None
     key: str | None = None
     name: str = ""
@@ -127,12 +128,12 @@ def seconds(text: str, name: str) -> float:
         raise ValueError(f"{name} is {text!a}; it must be a number of seconds") from None
 
 
-def segment_of(begin: str, end: str) -> tuple[float, float]:
+def segment_of(begin: str, end: str) -> Segment:
     """(begin, end) in seconds; ValueError unless 0 <= begin < end."""
-    span = seconds(begin, "the begin"), seconds(end, "the end")
-    if not 0 <= span[0] < span[1] < math.inf:
+    segment = seconds(begin, "the begin"), seconds(end, "the end")
+    if not 0 <= segment[0] < segment[1] < math.inf:
         raise ValueError(f"it lasts from {begin} s to {end} s; it must be 0 <= begin < end")
-    return span
+    return segment
 
 
 def video_id(text: str) -> str:
