@@ -1,3 +1,3 @@
-"""The version of this package, for whoever writes it into a file."""
+"""The version of this package. Imports no other module."""
 
 __version__ = "0.1.0"

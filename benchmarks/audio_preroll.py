@@ -18,7 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.sounds import chirp, write_sound
+from tests.audio_files import chirp, write_audio
 
 MOST_PACKETS, EVERY, TOLERANCE, SECONDS = 100, 7, 1e-3, 20
 CASES = (
@@ -64,5 +64,5 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         for codec, container_format, rate, bits, layout in CASES:
             file = Path(folder) / "sound"
-            write_sound(file, codec, rate, chirp(rate, SECONDS), container_format, bits, layout)
+            write_audio(file, codec, rate, chirp(rate, SECONDS), container_format, bits, layout)
             print(f"{codec:18s} {rate:6d} Hz {layout:6s} {bits or 0:7d} bit/s: {packets_needed(file)} packets")

@@ -16,13 +16,13 @@ from tests.odd_media import (
     FLASH_SECONDS,
     FPS,
     RATE_HZ,
+    audio_file,
     beep,
     clip,
     cover,
     film,
     mux,
     scene,
-    sound,
     subtitles,
     voice,
     weave,
@@ -61,9 +61,9 @@ def written(name, make=None, **expected):
 
 
 def heard(name, codec, rate_hz=RATE_HZ, channels=1, seconds=1.0, **changes):
-    """A sound that is written."""
+    """An audio file that is written."""
     facts = {"audio.rate_hz": rate_hz, "audio.channels": channels}
-    make = a_sound(codec, rate_hz=rate_hz, channels=channels, **changes)
+    make = makes_audio(codec, rate_hz=rate_hz, channels=channels, **changes)
     ODD[name] = Odd(make, video=None, audio=seconds, source=facts)
 
 
@@ -87,9 +87,9 @@ def a_clip(changes=None):
     return lambda path: clip(path, **(changes or {}))
 
 
-def a_sound(codec, **changes):
+def makes_audio(codec, **changes):
     """Makes a beep (see odd_media.gapless_audio)."""
-    return lambda path: sound(path, codec, **changes)
+    return lambda path: audio_file(path, codec, **changes)
 
 
 def tracks(*made, container_format=None, **options):
@@ -104,9 +104,9 @@ TS = {"video": list(scene(BY_25)), "video_fps": 25, "video_codec": "mpeg2video",
       "container_format": "mpegts"}  # fmt: skip
 for suffix in ("mp4", "mkv"):
     written(f"uneven.{suffix}", {"video": list(scene(UNEVEN)), "frame_times_seconds": UNEVEN},
-            video=1.1 if suffix == "mp4" else 1.0)  # mp4 cannot tell how long the last picture is shown  # fmt: skip
+            video=1.1 if suffix == "mp4" else 1.0)  # mp4 cannot tell how long the last frame is shown  # fmt: skip
     written(f"both_late.{suffix}", {"video_start_seconds": 3.0, "audio_start_seconds": 3.0}, offset=0.0)
-    written(f"late_sound.{suffix}", {"audio_start_seconds": 0.3, "audio": beep(seconds=0.7, beep_seconds=0.2)},
+    written(f"late_audio.{suffix}", {"audio_start_seconds": 0.3, "audio": beep(seconds=0.7, beep_seconds=0.2)},
             audio=0.7, offset=0.3)  # fmt: skip
     written(f"late_film.{suffix}", {"video_start_seconds": 0.25, "audio": beep(seconds=1.25, beep_seconds=0.75)},
             audio=1.25, offset=-0.25)  # fmt: skip
@@ -116,7 +116,7 @@ written("no_stamps.mp4", tracks(film(options={"bf": "2"}), container_format="h26
 written(
     "trimmed.mp4", steps(lambda path: clip(path, keyframe_interval=20), surgery.trim_a_quarter), video=0.75, audio=0.75
 )
-written("no_first_keyframe.mp4", lambda path: surgery.without_first_pictures(path, 3), video=0.5, offset=-0.5)
+written("no_first_keyframe.mp4", lambda path: surgery.without_first_frames(path, 3), video=0.5, offset=-0.5)
 
 
 def stream_from(seconds):
@@ -130,7 +130,7 @@ written("clock_wraps.ts", stream_from(2**33 / 90000 - 2))
 for name, clocks in {"restarts": (0, 0), "goes_back": (20, 0), "jumps": (0, 100), "jumps_far": (0, 9000)}.items():
     made = [stream_from(seconds) for seconds in clocks]
     written(f"clock_{name}.ts", lambda path, made=made: surgery.joined(path, *made), video=2.0, audio=2.0)
-written("chained.ogg", after(a_sound("libopus"), surgery.edit, lambda content: content * 2),
+written("chained.ogg", after(makes_audio("libopus"), surgery.edit, lambda content: content * 2),
         video=None, audio=2.0)  # fmt: skip
 written("header_says_more.mp4", steps(clip, *[lambda path, box=box, at=at: surgery.scale_box(path, box, at, 3)
         for box, at in ((b"mvhd", 16), (b"mdhd", 16), (b"tkhd", 20), (b"elst", 8))]))  # fmt: skip
@@ -138,9 +138,9 @@ written("header_says_more.avi", steps(lambda path: clip(path, video_codec="mpeg4
         lambda path: surgery.scale_avi_lengths(path, 3)))  # fmt: skip
 written("header_says_more.mkv", steps(clip, lambda path: surgery.scale_matroska_duration(path, 3)))
 written("one_frame.mp4", {"video": scene([0.0]), "audio": None}, video=0.05, audio=None)
-written("one_frame_and_sound.mp4", {"video": scene([0.0])}, video=0.05, is_aligned=False)
+written("one_frame_and_audio.mp4", {"video": scene([0.0])}, video=0.05, is_aligned=False)
 
-# --- pictures --------------------------------------------------------------------------------------------------------
+# --- images ----------------------------------------------------------------------------------------------------------
 
 for degrees in (0, 90, 180, 270):
     written(f"turned_{degrees}.mp4", {"video": scene(turns=degrees // 90), "rotation_degrees": degrees},
@@ -159,7 +159,7 @@ written("wide_pixels.mp4", {"video": scene(width=32), "video_codec": "mpeg4", "v
 written("strip.mkv", {"video": scene(height=8, width=256), "video_codec": "ffv1", "pixel_format": "yuv444p"},
         size=(256, 8))  # fmt: skip
 for order in ("tff", "bff"):
-    written(f"interlaced_{order}.mp4", tracks(film(pictures=[weave(n, order) for n in range(FPS)],
+    written(f"interlaced_{order}.mp4", tracks(film(images=[weave(n, order) for n in range(FPS)],
             field_order=order, options={"x264-params": "interlaced=1", "crf": "10"}), voice()),
             is_aligned=False)  # fmt: skip
 for name, codec, changes in (
@@ -185,7 +185,7 @@ for name, codec, changes in (
 written("animation.gif", {"video_codec": "gif", "pixel_format": "rgb8", "audio": None, "container_format": "gif"},
         audio=None)  # fmt: skip
 
-# --- sound -----------------------------------------------------------------------------------------------------------
+# --- audio -----------------------------------------------------------------------------------------------------------
 
 for name, codec, rate_hz, channels, changes in (
     ("telephone.wav", "pcm_mulaw", 8000, 1, {}), ("bytes.wav", "pcm_u8", 11025, 2, {}),
@@ -213,14 +213,14 @@ written("first_is_for_the_blind.mkv", tracks(film(), voice(
         disposition=Disposition.default | Disposition.visual_impaired), voice(disposition=Disposition(0))),
         source={"audio.stream_index": 2})  # fmt: skip
 written("silence.mp4", {"audio": np.zeros((1, RATE_HZ), np.float32)}, is_aligned=False)
-written("no_sound.mp4", {"audio": None}, audio=None)
-written("short_sound.mp4", {"audio": beep()[:, 24000:25000]}, audio=0.021, is_aligned=False)
+written("no_audio.mp4", {"audio": None}, audio=None)
+written("short_audio.mp4", {"audio": beep()[:, 24000:25000]}, audio=0.021, is_aligned=False)
 written("cover.mp3", lambda path: surgery.with_tag(path, {b"APIC": b"\0image/png\0\3\0" + cover()}),
         video=None)  # fmt: skip
 written("old_tag.mp3", lambda path: surgery.with_tag(path, {b"TIT2": b"\0caf\xe9 \xff\xfe"}), video=None)
-written("tag_at_the_end.mp3", after(a_sound("libmp3lame"), surgery.add_ape_tag), video=None)
+written("tag_at_the_end.mp3", after(makes_audio("libmp3lame"), surgery.add_ape_tag), video=None)
 written("latin_1.mkv", lambda path: with_title(path, b"\xe9\xff\xfe\xc0\x80\xe9"), audio=None)
-written("endless.wav", steps(lambda path: sound(path, "pcm_s16le"), lambda path: surgery.edit(
+written("endless.wav", steps(lambda path: audio_file(path, "pcm_s16le"), lambda path: surgery.edit(
         path, lambda c: c[:4] + b"\xff" * 4 + c[8:40] + b"\xff" * 4 + c[44:])), video=None)  # fmt: skip
 written("strange $(name)\n;%d 'ü.mp4", {})
 written(os.fsdecode(b"latin \xe9.mp4"), {})
@@ -234,7 +234,7 @@ written("end_missing.webm", after(a_clip(WEBM), surgery.cut, 0.98), audio=0.93)
 written("one_picture_damaged.mov", after(a_clip(JPEGS), surgery.damage_packets, "video", [4]))
 written(
     "one_packet_damaged.mp3",
-    after(a_sound("libmp3lame"), surgery.damage_packets, "audio", [30]),
+    after(makes_audio("libmp3lame"), surgery.damage_packets, "audio", [30]),
     video=None,
     audio=0.97,
 )
@@ -252,7 +252,7 @@ skipped("words.mkv", "not_media", subtitles, "without video or audio streams")
 skipped("pipe.mp4", "missing_file", os.mkfifo, "no regular file")
 skipped("gone.mp4", "missing_file", lambda path: path.symlink_to("nowhere.mp4"))
 skipped("unknown_film.mp4", "unsupported_codec", after(a_clip(), surgery.replace, b"avc1", b"zzz1"), "video")
-skipped("unknown_sound.mkv", "unsupported_codec", after(a_clip(WEBM), surgery.replace, b"A_OPUS", b"A_ZZZZ"), "audio")
+skipped("unknown_audio.mkv", "unsupported_codec", after(a_clip(WEBM), surgery.replace, b"A_OPUS", b"A_ZZZZ"), "audio")
 for suffix, changes in {"mp4": {}, "mkv": {}, "webm": WEBM, "avi": AVI, "flv": {"container_format": "flv"}}.items():
     for share in (0.03, 0.6):
         skipped(f"cut_{share}.{suffix}", "truncated", after(a_clip(changes), surgery.cut, share))
@@ -261,13 +261,13 @@ for suffix, codec, container in (
     ("aiff", "pcm_s16be", "aiff"), ("aac", "aac", "adts"), ("au", "pcm_s16be", "au"), ("caf", "pcm_s16le", "caf"),
     ("w64", "pcm_s16le", "w64"), ("wv", "wavpack", "wv"),
 ):  # fmt: skip
-    skipped(f"half.{suffix}", "truncated", after(a_sound(codec, container_format=container), surgery.cut, 0.5))
+    skipped(f"half.{suffix}", "truncated", after(makes_audio(codec, container_format=container), surgery.cut, 0.5))
 skipped("cut.ts", "truncated", after(a_clip(TS), surgery.cut, 0.504), "ends inside a packet of 188 bytes")
 skipped("cut_index_first.mp4", "truncated", steps(clip, surgery.index_first, lambda path: surgery.cut(path, 0.7)))
 skipped("no_index.mp4", "truncated", after(a_clip(), surgery.replace, b"moov", b"skip"), "moov")
 skipped("damaged.mov", "decode_error", after(a_clip(JPEGS), surgery.damage_packets, "video", [5, 6, 7, 9]),
         "4 of 20 video packets")  # fmt: skip
-skipped("not_a_number.wav", "decode_error", steps(a_sound("pcm_f32le"), lambda path: surgery.edit(
+skipped("not_a_number.wav", "decode_error", steps(makes_audio("pcm_f32le"), lambda path: surgery.edit(
         path, lambda content: content[:-4] + struct.pack("<f", float("nan")))), "no numbers")  # fmt: skip
 skipped("too_short.wav", "too_short", lambda path: write_media(
         path, audio=beep()[:, 24000:24002], audio_rate_hz=RATE_HZ, audio_codec="pcm_s16le"))  # fmt: skip

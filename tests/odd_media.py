@@ -20,14 +20,14 @@ RED, DARK, WHITE = (220, 20, 20), 40, 245
 
 
 def scene(times_seconds=None, height=48, width=64, turns=0, flash_seconds=FLASH_SECONDS):
-    """uint8 (height, width, 3) pictures at these seconds; turns: quarter turns clockwise that make them upright."""
+    """uint8 (height, width, 3) images at these seconds; turns: quarter turns clockwise that make them upright."""
     times = np.arange(round(SECONDS * FPS)) / FPS if times_seconds is None else times_seconds
     for seconds in times:
-        picture = np.full((height, width, 3), DARK, np.uint8)
+        image = np.full((height, width, 3), DARK, np.uint8)
         if flash_seconds - 1e-6 <= seconds < flash_seconds + FLASH_LENGTH_SECONDS - 1e-6:
-            picture[:, width // 2 :] = WHITE
-        picture[: height // 3, : width // 3] = RED
-        yield np.ascontiguousarray(np.rot90(picture, turns))
+            image[:, width // 2 :] = WHITE
+        image[: height // 3, : width // 3] = RED
+        yield np.ascontiguousarray(np.rot90(image, turns))
 
 
 def beep(rate_hz=RATE_HZ, seconds=SECONDS, channels=1, beep_seconds=FLASH_SECONDS, hz=1000.0):
@@ -47,26 +47,26 @@ def clip(path, **changes):
     write_media(path, **(settings | changes))
 
 
-def sound(path, codec, rate_hz=RATE_HZ, channels=1, **changes):
+def audio_file(path, codec, rate_hz=RATE_HZ, channels=1, **changes):
     """The beep alone."""
     write_media(path, audio=beep(rate_hz, channels=channels), audio_rate_hz=rate_hz, audio_codec=codec, **changes)
 
 
 def film(**changes):
     """A track of mux: the scene in h264."""
-    return {"codec": "libx264", "pictures": list(scene())} | changes
+    return {"codec": "libx264", "images": list(scene())} | changes
 
 
 def voice(layout="mono", num_channels=1, hz=1000.0, **changes):
     """A track of mux: the beep in AAC."""
-    sound_ = beep(channels=num_channels, hz=hz)
-    return {"codec": "aac", "sound": sound_, "rate_hz": RATE_HZ, "layout": layout} | changes
+    waveform = beep(channels=num_channels, hz=hz)
+    return {"codec": "aac", "audio": waveform, "rate_hz": RATE_HZ, "layout": layout} | changes
 
 
 def mux(path, tracks, container_format=None, options=None):
     """A file of any number of streams, through PyAV: for what data_prep.transcode.encode does not write.
 
-    tracks: dicts with `codec`; of a film `pictures`, `pixel_format`, `field_order`; of a sound `sound`, `rate_hz`,
+    tracks: dicts with `codec`; of a film `images`, `pixel_format`, `field_order`; of audio `audio`, `rate_hz`,
     `layout`; and `options`, `disposition` of either.
     """
     with av.open(str(path), "w", format=container_format, options=options or {}) as container:
@@ -77,17 +77,17 @@ def mux(path, tracks, container_format=None, options=None):
             for frame in [*_frames(track), None]
             for packet in stream.encode(frame)
         ]
-        for packet in sorted(packets, key=lambda one: one.dts * one.time_base):
+        for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
             container.mux(packet)
 
 
 def _add_stream(container, track):
     options = track.get("options", {})
-    if "sound" in track:
+    if "audio" in track:
         stream = container.add_stream(track["codec"], rate=track["rate_hz"], layout=track["layout"], options=options)
     else:
         stream = container.add_stream(track["codec"], rate=FPS, options=options)
-        first = track["pictures"][0]
+        first = track["images"][0]
         stream.height, stream.width = first.shape[:2]
         stream.pix_fmt = track.get("pixel_format", "yuv420p")
     stream.codec_context.thread_count = 1
@@ -97,17 +97,17 @@ def _add_stream(container, track):
 
 
 def _frames(track):
-    if "sound" not in track:
-        for number, picture in enumerate(track["pictures"]):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+    if "audio" not in track:
+        for number, image in enumerate(track["images"]):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame = frame.reformat(format=track.get("pixel_format", "yuv420p"))
             if "field_order" in track:
                 frame = _with_fields(frame, track["field_order"])
             frame.time_base, frame.pts = Fraction(1, FPS), number
             yield frame
         return
-    for begin in range(0, track["sound"].shape[1], 1024):
-        block = track["sound"][:, begin : begin + 1024].T.reshape(1, -1)  # one plane: PyAV 18.1 cannot take eight
+    for begin in range(0, track["audio"].shape[1], 1024):
+        block = track["audio"][:, begin : begin + 1024].T.reshape(1, -1)  # one plane: PyAV 18.1 cannot take eight
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(block), format="flt", layout=track["layout"])
         frame.sample_rate, frame.time_base, frame.pts = track["rate_hz"], Fraction(1, track["rate_hz"]), begin
         yield frame
@@ -130,8 +130,8 @@ def with_title(path, title):
         container.metadata["title"] = "X" * len(title)
         stream = container.add_stream("mpeg4", rate=FPS)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for picture in scene():
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        for image in scene():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode(None))
     path.write_bytes(path.read_bytes().replace(b"X" * len(title), title))
 
@@ -150,7 +150,7 @@ def subtitles(path):
 
 
 def cover(side=8):
-    """A small picture, for covers: the bytes of a png."""
+    """A small image, for covers: the bytes of a png."""
     content = io.BytesIO()
     Image.new("RGB", (side, side), (200, 30, 30)).save(content, "png")
     return content.getvalue()
@@ -167,7 +167,7 @@ def weave(number, order):
 
 
 def _bar(number):
-    picture = next(scene([0.0]))
+    image = next(scene([0.0]))
     first = 32 + (4 * number) % 24
-    picture[:, first : first + 8] = WHITE
-    return picture
+    image[:, first : first + 8] = WHITE
+    return image

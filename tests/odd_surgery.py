@@ -4,7 +4,7 @@ import struct
 
 import av
 
-from tests.odd_media import clip, sound
+from tests.odd_media import audio_file, clip
 
 
 def edit(path, change):
@@ -61,7 +61,7 @@ def id3(frames):
 
 def with_tag(path, frames):
     """The beep as mp3 with an ID3v2 tag of these frames."""
-    sound(path, "libmp3lame")
+    audio_file(path, "libmp3lame")
     edit(
         path, lambda content: id3(frames) + (content[content.find(b"\xff\xfb") :] if content[:3] == b"ID3" else content)
     )
@@ -85,8 +85,8 @@ def joined(path, *makes):
     path.write_bytes(content)
 
 
-def without_first_pictures(path, count):
-    """The scene, its sound whole, without its first pictures: what follows hangs in the air until the next keyframe."""
+def without_first_frames(path, count):
+    """The scene, its audio whole, without its first frames: the next ones cannot be decoded up to a keyframe."""
     whole = path.with_name("whole-" + path.name)
     clip(whole, keyframe_interval=10)
     with av.open(str(whole)) as source, av.open(str(path), "w") as target:

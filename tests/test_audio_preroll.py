@@ -9,7 +9,7 @@ from avssl.media import gapless_audio
 from avssl.media.decode import read_audio
 from data_prep.transcode.file import transcode
 from data_prep.transcode.options import WriteOptions
-from tests.sounds import chirp, whole_of, worst_difference, write_sound
+from tests.audio_files import chirp, whole_of, worst_difference, write_audio
 
 SECONDS = 7.0
 STARTS = (3.1, 4.3, 5.77, 6.2)
@@ -29,23 +29,23 @@ OTHERS = [("mp2", "mp2", 44_100, 64_000), ("aac", "mp4", 44_100, 24_000), ("aac"
 def test_mp3_from_the_middle_begins_right_at_any_bit_rate(tmp_path, container, rate, bit_rate, layout):
     if container == "mp4" and rate < 16_000:
         container = "mov"  # mp4 has no such mp3
-    path = tmp_path / "sound"
-    write_sound(path, "libmp3lame", rate, chirp(rate, SECONDS), container, bit_rate, layout)
+    path = tmp_path / "audio"
+    write_audio(path, "libmp3lame", rate, chirp(rate, SECONDS), container, bit_rate, layout)
     assert worst_difference(path, rate, STARTS) < 1e-5
 
 
 @pytest.mark.parametrize(("codec", "container", "rate", "bit_rate"), OTHERS)
 def test_an_excerpt_begins_as_the_whole_goes_on(tmp_path, codec, container, rate, bit_rate):
-    path = tmp_path / "sound"
+    path = tmp_path / "audio"
     options = {"aac_pns": "0"} if codec == "aac" else {}
-    write_sound(path, codec, rate, chirp(rate, SECONDS), container, bit_rate, options=options)
-    # Opus forgets what was before by a factor a frame, and never wholly: -46 dB of the sound's peak at 6 kb/s.
+    write_audio(path, codec, rate, chirp(rate, SECONDS), container, bit_rate, options=options)
+    # Opus forgets what was before by a factor per frame, and never wholly: -46 dB of the peak at 6 kb/s.
     assert worst_difference(path, rate, STARTS) < {"libopus": 2.5e-3, "mp2": 1e-4}.get(codec, 1e-5)
 
 
 def test_a_segment_of_a_corpus_begins_right_too(tmp_path):
     path = tmp_path / "talk.mp3"
-    write_sound(path, "libmp3lame", 24_000, chirp(24_000, SECONDS), bit_rate=8_000)
+    write_audio(path, "libmp3lame", 24_000, chirp(24_000, SECONDS), bit_rate=8_000)
     options = WriteOptions(audio_rate_hz=24_000, on_missing_video="keep")
     stored = transcode(str(path), options, (4.0, 5.5)).audio
     found = read_audio(stored, 0.0, 36_000, 24_000)[0].numpy()
@@ -69,15 +69,15 @@ def decoded(monkeypatch):
 
 @pytest.mark.parametrize("container", ["mp4", "matroska", "mpegts", "adts"])
 def test_only_the_pre_roll_and_the_excerpt_are_decoded(tmp_path, decoded, container):
-    path = tmp_path / "sound"
-    write_sound(path, "aac", 44_100, chirp(44_100, SECONDS), container)
+    path = tmp_path / "audio"
+    write_audio(path, "aac", 44_100, chirp(44_100, SECONDS), container)
     read_audio(path, 6.0, 2_205, 44_100)
     # some at the beginning to learn their length, four of pre-roll, 2,205 samples, and the one that jumping lands on
     assert sum(decoded.values()) <= 4 + 4 + 4 + 1
 
 
 def test_flac_needs_no_pre_roll(tmp_path, decoded):
-    path = tmp_path / "sound.flac"
-    write_sound(path, "flac", 24_000, chirp(24_000, SECONDS))
+    path = tmp_path / "audio.flac"
+    write_audio(path, "flac", 24_000, chirp(24_000, SECONDS))
     read_audio(path.read_bytes(), 3.0, 24_000, 24_000)
     assert sum(decoded.values()) <= 24_000 // next(iter(decoded)) + 2

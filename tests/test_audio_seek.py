@@ -1,4 +1,4 @@
-"""Sound from the middle of a file is the sound of those seconds, whatever container and codec."""
+"""Audio from the middle of a file is that of those seconds, whatever container and codec."""
 
 import struct
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ from avssl.media import gapless_audio
 from avssl.media.decode import read_audio
 from avssl.media.readers import AudioReader
 from avssl.types import MediaError
-from tests.sounds import chirp, whole_of, worst_difference, write_sound
+from tests.audio_files import chirp, whole_of, worst_difference, write_audio
 
 STARTS = (0.9, 2.37, 4.61, 5.4, 5.9)  # the last one lies in a last packet that is shorter than the others
 SECONDS = 6.0
@@ -41,9 +41,9 @@ CASES = {
 @pytest.mark.quick(20)
 @pytest.mark.parametrize(("container", "codec"), [(name, codec) for name in CASES for codec in CASES[name].split()])
 def test_an_excerpt_is_that_piece_of_the_whole(tmp_path, container, codec):
-    path, rate = tmp_path / "sound", RATES.get(codec, 44_100)
+    path, rate = tmp_path / "audio", RATES.get(codec, 44_100)
     options = {"aac_pns": "0"} if codec == "aac" else {}  # such noise is the decoder's own, another one each time
-    write_sound(path, codec, rate, chirp(rate, SECONDS), container, BIT_RATES.get(codec), options=options)
+    write_audio(path, codec, rate, chirp(rate, SECONDS), container, BIT_RATES.get(codec), options=options)
     assert abs(len(whole_of(path)) / rate - SECONDS) < 0.15
     assert worst_difference(path, rate, STARTS) < 2e-3  # what opus remembers of before
 
@@ -52,7 +52,7 @@ def test_an_excerpt_is_that_piece_of_the_whole(tmp_path, container, codec):
 @pytest.mark.parametrize("codec", ["pcm_s16le", "adpcm_ima_wav", "adpcm_ms", "libmp3lame"])
 def test_a_wav_whose_bytes_a_second_are_not_true_is_heard_at_its_own_pace(tmp_path, codec, share):
     path = tmp_path / "untrue.wav"
-    write_sound(path, codec, 44_100, chirp(44_100, SECONDS), bit_rate=BIT_RATES.get(codec))
+    write_audio(path, codec, 44_100, chirp(44_100, SECONDS), bit_rate=BIT_RATES.get(codec))
     right = whole_of(path)
     content = bytearray(path.read_bytes())
     struct.pack_into("<I", content, 28, round(struct.unpack_from("<I", content, 28)[0] * share))
@@ -64,7 +64,7 @@ def test_a_wav_whose_bytes_a_second_are_not_true_is_heard_at_its_own_pace(tmp_pa
 def test_a_transport_stream_whose_clock_begins_anew_is_cut_in_the_right_place(tmp_path):
     path, parts = tmp_path / "joined.ts", b""
     for seed in (0, 1):
-        write_sound(path, "mp2", 48_000, chirp(48_000, 4.0, seed), "mpegts")
+        write_audio(path, "mp2", 48_000, chirp(48_000, 4.0, seed), "mpegts")
         parts += path.read_bytes()
     path.write_bytes(parts)
     assert len(whole_of(path)) == pytest.approx(8 * 48_000, abs=4_000)
@@ -101,10 +101,10 @@ def test_packets_are_skipped_once_two_alike_were_decoded():
     assert skipped_packets([23] * 100, [1024] * 100, 99 * 1024, "vorbis") == (0, 0)
 
 
-def test_an_ogg_that_goes_on_in_the_same_layout_is_one_sound(tmp_path):
+def test_an_ogg_that_goes_on_in_the_same_layout_is_one_stream(tmp_path):
     path, content = tmp_path / "chained.ogg", b""
     for seed in (0, 1):
-        write_sound(path, "libopus", 48_000, chirp(48_000, 3.0, seed))
+        write_audio(path, "libopus", 48_000, chirp(48_000, 3.0, seed))
         content += path.read_bytes()
     path.write_bytes(content)
     assert len(whole_of(path)) == 6 * 48_000
@@ -130,7 +130,7 @@ def test_an_ogg_that_goes_on_in_the_same_layout_is_one_sound(tmp_path):
 def test_what_changes_on_the_way_is_named(tmp_path, name, first, second, words):
     path, content = tmp_path / name, b""
     for codec, rate, layout in (first, second):
-        write_sound(path, codec, rate, chirp(rate, 3.0), layout=layout)
+        write_audio(path, codec, rate, chirp(rate, 3.0), layout=layout)
         content += path.read_bytes()
     path.write_bytes(content)
     for read in (whole_of, lambda file: read_audio(file, 4.0, 100, first[1]), lambda file: played(file, first[1])):
@@ -148,7 +148,7 @@ def played(path, rate):
 def test_channels_that_change_on_the_way_are_one_mono_signal(tmp_path, suffix):
     path, content = tmp_path / f"channels.{suffix}", b""
     for layout in ("mono", "stereo"):
-        write_sound(path, "aac", 44_100, chirp(44_100, 3.0), layout=layout, bit_rate=96_000, options={"aac_pns": "0"})
+        write_audio(path, "aac", 44_100, chirp(44_100, 3.0), layout=layout, bit_rate=96_000, options={"aac_pns": "0"})
         content += path.read_bytes()
     path.write_bytes(content)
     whole = whole_of(path)

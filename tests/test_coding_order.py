@@ -15,7 +15,7 @@ from data_prep.__main__ import main
 from tests import numbered
 from tests.numbered import FPS
 
-NUM_PICTURES, GROUP = 100, 20
+NUM_FRAMES, GROUP = 100, 20
 MPEG = {"bf": "2", "b_strategy": "0", "g": str(GROUP), "sc_threshold": "1000000000"}
 X264 = {"crf": "10", "x264-params": f"bframes=3:b-adapt=0:b-pyramid=normal:keyint={GROUP}:min-keyint={GROUP}"}
 STORED_AS_SHOWN = {"crf": "10", "x264-params": f"bframes=0:keyint={GROUP}"}
@@ -47,7 +47,7 @@ def films(tmp_path_factory):
     folder, found = tmp_path_factory.mktemp("films"), {}
     for name, (codec, options, container_format) in FILMS.items():
         found[name] = folder / name
-        numbered.write(found[name], codec, options, NUM_PICTURES, container_format)
+        numbered.write(found[name], codec, options, NUM_FRAMES, container_format)
     found["packed.avi"] = folder / "packed.avi"
     write_packed(found["packed.avi"])
     for name in MADE[1:]:
@@ -59,7 +59,7 @@ def films(tmp_path_factory):
 def write_packed(path):
     """As DivX and XviD do: a frame and the one that is shown before it in one chunk, then one without a frame."""
     context = numbered.encoder("mpeg4", {**MPEG, "bf": "1"})
-    stored = [(bytes(packet), packet.is_keyframe) for packet in numbered.packets(context, NUM_PICTURES)]
+    stored = [(bytes(packet), packet.is_keyframe) for packet in numbered.packets(context, NUM_FRAMES)]
     kinds = [data[data.find(b"\0\0\1\xb6") + 4] >> 6 for data, _ in stored]  # 2: shown before the one stored before it
     nothing, chunks, k = b"\0\0\1\xb6\x50\x4f", [], 0
     while k < len(stored):
@@ -83,7 +83,7 @@ def write_packed(path):
 def write_untimed(path):
     """A file whose writer knew of no difference between decoding and showing."""
     source = path.with_name(f"source {path.name}")
-    numbered.write(source, "libx264", X264, NUM_PICTURES)
+    numbered.write(source, "libx264", X264, NUM_FRAMES)
     with av.open(str(source)) as original, av.open(str(path), "w") as container:
         stream = container.add_stream_from_template(original.streams.video[0])
         for number, packet in enumerate(packet for packet in original.demux(video=0) if packet.size):
@@ -100,13 +100,13 @@ def mux(container, stream, packet, number, is_keyframe):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_frame_comes_at_its_time(films, name):
     found = numbered.numbers(films[name])
-    assert [number for _, number in found] == list(range(NUM_PICTURES))
-    assert [seconds * FPS for seconds, _ in found] == pytest.approx(np.arange(NUM_PICTURES), abs=0.05)
+    assert [number for _, number in found] == list(range(NUM_FRAMES))
+    assert [seconds * FPS for seconds, _ in found] == pytest.approx(np.arange(NUM_FRAMES), abs=0.05)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_frame_alone_is_that_of_its_time(films, name):
-    times = np.arange(3, NUM_PICTURES, 7)
+    times = np.arange(3, NUM_FRAMES, 7)
     assert [numbered.number(read_video(films[name], [k / FPS])[0]) for k in times] == times.tolist()
     in_memory = films[name].read_bytes()
     assert [numbered.number(read_video(in_memory, [k / FPS])[0]) for k in times] == times.tolist()
@@ -142,17 +142,19 @@ def test_the_first_frame_is_shown_when_the_file_begins(films, name):
 
 
 @pytest.mark.parametrize(("codec", "options"), [("mpeg4", MPEG), ("libx264", X264), ("mpeg2video", MPEG)])
-@pytest.mark.parametrize(("suffix", "sound"), [("avi", "pcm_s16le"), ("asf", "pcm_s16le")])
-def test_frames_that_a_decoder_holds_back_do_not_come_late_against_the_audio(tmp_path, suffix, sound, codec, options):
+@pytest.mark.parametrize(("suffix", "audio_codec"), [("avi", "pcm_s16le"), ("asf", "pcm_s16le")])
+def test_frames_that_a_decoder_holds_back_do_not_come_late_against_the_audio(
+    tmp_path, suffix, audio_codec, codec, options
+):
     film = tmp_path / f"film.{suffix}"
     with av.open(str(film), "w") as container:
         frames = container.add_stream(codec, rate=FPS, options=options)
         frames.width, frames.height, frames.pix_fmt = numbered.WIDTH, numbered.HEIGHT, "yuv420p"
-        voice = container.add_stream(sound, rate=16_000, layout="mono")
+        voice = container.add_stream(audio_codec, rate=16_000, layout="mono")
         for k in range(60):
             block = av.AudioFrame.from_ndarray(np.zeros((1, 640), np.int16), format="s16", layout="mono")
             block.sample_rate, block.pts, block.time_base = 16_000, 640 * k, Fraction(1, 16_000)
-            container.mux(frames.encode(av.VideoFrame.from_ndarray(numbered.picture(k), format="rgb24")))
+            container.mux(frames.encode(av.VideoFrame.from_ndarray(numbered.image(k), format="rgb24")))
             container.mux(voice.encode(block))
         container.mux(frames.encode())
         container.mux(voice.encode())
@@ -168,4 +170,4 @@ def test_shards_hold_every_frame_once_and_in_order(films, tmp_path, name):
     main(["write", str(tmp_path / "list.jsonl"), "--out", str(tmp_path / "shards"), "--fps", str(FPS),
           "--on-missing-audio", "keep", "--workers", "1"])  # fmt: skip
     found = numbered.numbers(ShardSet(tmp_path / "shards").read(0).video)
-    assert [number for _, number in found] == list(range(NUM_PICTURES))
+    assert [number for _, number in found] == list(range(NUM_FRAMES))

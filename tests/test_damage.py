@@ -14,7 +14,7 @@ from avssl.media.ffmpeg import MAX_REFUSED_IN_A_ROW, DecodeErrors, preferred
 from avssl.media.timestamps import on_one_clock
 from avssl.media.truncation import FileBytes, known_format, missing_end, stated_bytes
 from avssl.types import MediaError
-from tests.odd_media import clip, sound
+from tests.odd_media import audio_file, clip
 from tests.odd_surgery import cut, damage_packets
 
 
@@ -78,7 +78,7 @@ def test_the_frame_before_a_damaged_one_stays_on_screen(tmp_path):
 )  # fmt: skip
 def test_a_file_promises_as_many_bytes_as_it_has(tmp_path, name, codec, container):
     path = tmp_path / name
-    sound(path, codec, container_format=container)
+    audio_file(path, codec, container_format=container)
     size = path.stat().st_size
     with path.open("rb") as file:
         stated = stated_bytes(FileBytes(file, size))
@@ -102,7 +102,7 @@ def test_any_beginning_of_a_file_is_looked_at_without_an_error(tmp_path):
         ("a.mkv", "flac", "matroska"),
         ("a.mp3", "libmp3lame", "mp3"),
     ):
-        sound(tmp_path / name, codec, container_format=container)
+        audio_file(tmp_path / name, codec, container_format=container)
         whole = (tmp_path / name).read_bytes()
         for length in [*range(60), len(whole) // 2]:
             content = FileBytes(io.BytesIO(whole[:length]), length)

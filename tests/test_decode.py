@@ -356,8 +356,8 @@ def test_audio_in_blocks_so_large_that_the_container_cannot_seek_is_read_from_it
 
 def test_planes_of_frames_with_odd_sides_are_one_row_and_column_smaller(tmp_path: Path) -> None:
     levels = [40, 120, 200]
-    pictures = [Image.new("L", (35, 33), level) for level in levels]
-    pictures[0].save(tmp_path / "odd.gif", save_all=True, append_images=pictures[1:], duration=100)
+    images = [Image.new("L", (35, 33), level) for level in levels]
+    images[0].save(tmp_path / "odd.gif", save_all=True, append_images=images[1:], duration=100)
     planes = read_video(tmp_path / "odd.gif", [0.0, 0.1, 0.2], rgb=False)
     assert planes.shape == (3, 48, 34)
     luma = planes[:, :32].float().mean((1, 2))

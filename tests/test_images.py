@@ -55,8 +55,8 @@ def test_the_tensor_is_uint8_and_channels_come_first():
 def test_every_format_is_read_as_pillow_reads_it(format, options, tmp_path):
     content = saved(Image.fromarray(scene()), format, **options)
     wanted = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
-    (tmp_path / "picture").write_bytes(content)
-    for source in (content, tmp_path / "picture", str(tmp_path / "picture")):
+    (tmp_path / "image").write_bytes(content)
+    for source in (content, tmp_path / "image", str(tmp_path / "image")):
         assert np.array_equal(as_hwc(read_image(source)), wanted)
         assert (probe_image(source).format, probe_image(source).width, probe_image(source).height) == (format, 31, 20)
 
@@ -144,7 +144,7 @@ def test_of_an_animation_the_first_image_is_read():
     ("content", "reason"),
     [
         (b"", "empty_file"),
-        (b"no picture\n" * 50, "not_media"),
+        (b"no image\n" * 50, "not_media"),
         (b"RIFF\x24\x00\x00\x00WAVEfmt " + bytes(40), "not_media"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n", "not_media"),
         (b"P6 1 1 255 abc", "not_media"),
@@ -157,12 +157,12 @@ def test_of_an_animation_the_first_image_is_read():
     ],
 )
 def test_what_is_no_image_has_a_reason(content, reason, tmp_path):
-    (tmp_path / "picture.png").write_bytes(content)
-    for source, name in ((content, "shard 3"), (tmp_path / "picture.png", "")):
+    (tmp_path / "image.png").write_bytes(content)
+    for source, name in ((content, "shard 3"), (tmp_path / "image.png", "")):
         with pytest.raises(MediaError) as error:
             read_image(source, name=name)
         assert error.value.reason == reason
-        assert (name or "picture.png") in error.value.message
+        assert (name or "image.png") in error.value.message
 
 
 def test_a_file_that_is_not_there_is_missing(tmp_path):

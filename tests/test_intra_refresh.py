@@ -15,7 +15,7 @@ from avssl.media.random_access import (
 )
 from avssl.media.readers import VideoReader
 
-NUM_PICTURES, FPS, WIDTH, HEIGHT = 420, 25, 144, 96
+NUM_FRAMES, FPS, WIDTH, HEIGHT = 420, 25, 144, 96
 MPEG = {"bf": "2", "b_strategy": "0", "g": "30", "sc_threshold": "1000000000"}  # groups are open unless told otherwise
 ENCODED = {
     "refresh": ("libx264", {"x264-params": "intra-refresh=1:keyint=50:bframes=0:scenecut=0", "crf": "15"}),
@@ -51,7 +51,7 @@ def film(request, folder):
         stream = container.add_stream(codec, rate=FPS, options=options)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         stream.codec_context.bit_rate = 2_000_000
-        for k in range(NUM_PICTURES):
+        for k in range(NUM_FRAMES):
             frame = np.roll(texture, 3 * k, 1)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
@@ -61,7 +61,7 @@ def film(request, folder):
 @pytest.mark.quick(5)
 def test_a_frame_alone_is_the_one_of_decoding_from_the_beginning(film):
     path, whole = film
-    for number in [*range(80, NUM_PICTURES, 23), 401, 409, 417]:
+    for number in [*range(80, NUM_FRAMES, 23), 401, 409, 417]:
         shown = read_video(path, [whole[number][0]])[0]
         assert (shown == whole[number][1]).all(), number
 

@@ -69,7 +69,7 @@ def problems(name, sample):
         if (wanted is None) != (found == 0) or abs((wanted or 0) - found) > 0.08:
             yield f"{modality} lasts {found}, not {wanted}"
     if odd.offset is not None and abs(info.av_offset_seconds - odd.offset) > 0.025:
-        yield f"the sound begins {info.av_offset_seconds} s after the film, not {odd.offset}"
+        yield f"the audio begins {info.av_offset_seconds} s after the film, not {odd.offset}"
     for fact, wanted in odd.source.items():
         part, field = fact.split(".")
         if info.source[part][field] != wanted:
@@ -91,11 +91,11 @@ def problems(name, sample):
 
 def pictures_problems(odd, sample):
     """The size, and the red corner at the top left and nowhere else."""
-    picture = read_video(sample.video, [0.0])[0].permute(1, 2, 0).numpy().astype(int)
-    height, width = picture.shape[:2]
+    image = read_video(sample.video, [0.0])[0].permute(1, 2, 0).numpy().astype(int)
+    height, width = image.shape[:2]
     if (width, height) != odd.size:
-        yield f"pictures are {width}x{height}, not {odd.size}"
-    redness = picture[:, :, 0] - picture[:, :, 1:].max(axis=2)
+        yield f"images are {width}x{height}, not {odd.size}"
+    redness = image[:, :, 0] - image[:, :, 1:].max(axis=2)
     corner = redness[: max(1, height // 4), : width // 4].mean()
     elsewhere = redness[height // 2 :].mean()
     if corner < 120 or elsewhere > 40:
@@ -132,10 +132,10 @@ def test_of_interlaced_pictures_the_first_field_is_read(prepared, order, tmp_pat
     name = f"interlaced_{order}.mp4"
     ODD[name].make(tmp_path / name)
     for source in (samples[name].video, tmp_path / name):
-        picture = read_video(source, [0.25])[0, 1].numpy().astype(int)[20:44, 32:]
-        assert np.abs(np.diff(picture, axis=0)).mean() < 6  # of a comb it is above 50
-        bar = np.flatnonzero(picture.mean(axis=0) > 130)[[0, -1]]
-        assert np.abs(bar - (2 * 5 * 4 % 24 + np.array([0, 7]))).max() <= 1  # picture 5, field 10
+        image = read_video(source, [0.25])[0, 1].numpy().astype(int)[20:44, 32:]
+        assert np.abs(np.diff(image, axis=0)).mean() < 6  # of a comb it is above 50
+        bar = np.flatnonzero(image.mean(axis=0) > 130)[[0, -1]]
+        assert np.abs(bar - (2 * 5 * 4 % 24 + np.array([0, 7]))).max() <= 1  # image 5, field 10
 
 
 def test_lists_and_references_are_not_followed(tmp_path):

@@ -14,7 +14,7 @@ from avssl.media.stream_info import orientation
 from avssl.shards.shard_set import ShardSet
 from data_prep.__main__ import main
 
-FPS, NUM_PICTURES, ONE = 10, 30, 1 << 16
+FPS, NUM_FRAMES, ONE = 10, 30, 1 << 16
 # {name: (a, b, c, d), and what it does: point (x, y) of the stored frame goes to (ax + cy, bx + dy)}
 MATRICES = {
     "as stored": ((1, 0, 0, 1), lambda frame: frame),
@@ -43,7 +43,7 @@ def write(path, matrix=None, **options):
         if matrix is not None:
             a, b, c, d = (int(value * ONE) for value in matrix)
             stream.set_display_matrix([a, b, 0, c, d, 0, 0, 0, 1 << 30])
-        for _ in range(NUM_PICTURES):
+        for _ in range(NUM_FRAMES):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(scene(), format="rgb24")))
         container.mux(stream.encode())
 

@@ -43,12 +43,12 @@ def wave64(riff: int, data: int) -> bytes:
     return head + b"data" + tail + struct.pack("<Q", data) + TONE.tobytes()
 
 
-def aiff(form: int, sound: int, num_frames: int | None = None) -> bytes:
-    count = sound & 0xFFFFFFFF if num_frames is None else num_frames
+def aiff(form: int, num_bytes: int, num_frames: int | None = None) -> bytes:
+    count = num_bytes & 0xFFFFFFFF if num_frames is None else num_frames
     rate = struct.pack(">HQ", 16383 + 12, RATE_HZ << (63 - 12))  # an 80-bit float
     common = struct.pack(">4sIHIH", b"COMM", 18, 1, count, 16) + rate
     head = struct.pack(">4sI4s", b"FORM", form, b"AIFF") + common
-    return head + struct.pack(">4sIII", b"SSND", sound, 0, 0) + TONE.astype(">i2").tobytes()
+    return head + struct.pack(">4sIII", b"SSND", num_bytes, 0, 0) + TONE.astype(">i2").tobytes()
 
 
 def au(size: int) -> bytes:

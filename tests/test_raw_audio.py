@@ -1,4 +1,4 @@
-"""Blocks of sound follow each other: what rounding of stamps adds up to neither cuts sound out nor puts silence in."""
+"""Blocks of audio follow each other: rounded timestamps neither cut audio out nor put silence in."""
 
 from fractions import Fraction
 from types import SimpleNamespace
@@ -8,7 +8,7 @@ import pytest
 
 from avssl.media.gapless_audio import mono_blocks
 from avssl.media.info import AudioFrame, SkippedSamples
-from tests.sounds import whole_of, write_sound
+from tests.audio_files import whole_of, write_audio
 
 
 def stream_of(name="mpegts", tick=Fraction(1, 90_000), entries=()):
@@ -95,7 +95,7 @@ def test_an_avi_of_one_chunk_a_tick_has_pauses():
 def test_minutes_of_bare_ac3_at_44100_hz_lose_no_sample(tmp_path, codec):
     path, seconds = tmp_path / f"tone.{codec}", 300
     wave = (0.3 * np.sin(2 * np.pi * 441 * np.arange(seconds * 44_100) / 44_100)).astype(np.float32)
-    write_sound(path, codec, 44_100, wave, bit_rate=96_000)
+    write_audio(path, codec, 44_100, wave, bit_rate=96_000)
     found = whole_of(path)
     assert len(found) == -(-len(wave) // 1536) * 1536
     assert (np.abs(np.diff(found)) < 0.05).all()  # the tone has no step

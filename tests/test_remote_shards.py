@@ -431,7 +431,7 @@ def test_verify_reads_any_store(s3, shards, capsys, tmp_path):
     out = capsys.readouterr().out
     assert f"{name}: has sha256" in out
     assert f"{location}/skipped.jsonl: is missing" in out
-    assert f"{location}/shard-000009.tar: does not belong" in out
+    assert f"{location}/shard-000009.tar: is not listed in index.json" in out
     assert "/tmp" not in out
     storage.remove(storage.join(location, "index.json"))
     assert main(["verify", location, "--workers", "1"]) == 1

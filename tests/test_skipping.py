@@ -38,9 +38,9 @@ def films(tmp_path_factory):
             settings = VideoSettings(64, 48, FPS, keyframe_interval=60, options=options)
             with MediaWriter(found[name, suffix], video=settings) as writer:
                 for k in range(NUM_FRAMES):
-                    picture = np.roll(scenes[k // 45], k, 1)
-                    picture[:8, :8] = 37 * k % 256, 11 * k % 256, 3 * k % 256
-                    writer.write_video(picture)
+                    image = np.roll(scenes[k // 45], k, 1)
+                    image[:8, :8] = 37 * k % 256, 11 * k % 256, 3 * k % 256
+                    writer.write_video(image)
     return found
 
 
@@ -66,7 +66,7 @@ def shown(film, parts, *, expects):
             if expects:
                 stream.expect(times)
             frames = map(stream.on_screen, times)
-            found += [(picture.seconds, stream.pixels(picture).copy()) for picture in frames]
+            found += [(frame.seconds, stream.pixels(frame).copy()) for frame in frames]
     return found
 
 
@@ -135,8 +135,8 @@ def test_an_interlaced_film_is_decoded_whole(tmp_path, decoded):
         stream = container.add_stream("libx264", rate=FPS, options={"x264-params": "tff=1:bframes=3:b-adapt=0"})
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for k in range(60):
-            picture = av.VideoFrame.from_ndarray(np.full((72, 64), 2 * k, np.uint8), format="yuv420p")
-            container.mux(stream.encode(picture))
+            image = av.VideoFrame.from_ndarray(np.full((72, 64), 2 * k, np.uint8), format="yuv420p")
+            container.mux(stream.encode(image))
         container.mux(stream.encode())
     shown(film, [wanted], expects=False)
     num_all = len(decoded)

@@ -74,7 +74,7 @@ class _LookAhead:
     """Packets in the order of storage, some of them read ahead.
 
     is_edited: a packet was hidden or out of order, from an edit list that the index did not show. has_turned_back: a
-    packet is shown before an earlier one. Until then timestamps may follow the order of storage (presentation.py).
+    packet is shown before an earlier one. Until then timestamps may follow the order of storage (timestamps.py).
     """
 
     def __init__(self, packets: Iterator[Any]) -> None:

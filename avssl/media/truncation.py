@@ -31,6 +31,7 @@ UNKNOWN_FROM_64 = 1 << 62
 MOST_OGG_PAGE_BYTES = 65_307
 MOST_INDEX_BYTES = 1 << 20  # of an mp4's index that is read; hours of video have more
 LEAST_FRACTION_OF_BYTES = 0.9
+MP3_SYNC_BYTES = (b"\xfb", b"\xfa", b"\xf3", b"\xf2", b"\xe3", b"\xe2")  # the second byte of a frame header
 ASF_HEADER_BYTES, MOST_ASF_OBJECTS = 30, 100
 ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
@@ -83,25 +84,16 @@ def missing_end(content: FileBytes) -> str | None:
 def stated_bytes(content: FileBytes) -> int | None:
     """The number of bytes that a file must have by its own header; None if it states none."""
     head = content.head
-    size_of: Callable[[FileBytes], int | None] | None = None
+    size_of: Callable[[FileBytes], int | None] | None
     if known_format(head) == "an mp4":
         size_of = _boxes
-    elif head[:4] in (b"RIFF", b"RIFX", b"RF64", b"FORM"):
-        size_of = _riff
-    elif head[:4] == b"\x1a\x45\xdf\xa3":
-        size_of = _matroska
-    elif head[:3] == b"ID3" or (
-        head[:1] == b"\xff" and head[1:2] in (b"\xfb", b"\xfa", b"\xf3", b"\xf2", b"\xe3", b"\xe2")
-    ):
+    elif head[:3] == b"ID3" or (head[:1] == b"\xff" and head[1:2] in MP3_SYNC_BYTES):
         size_of = _mp3
-    elif head[:4] == b"\x30\x26\xb2\x75":
-        size_of = _asf
-    elif head[:4] == b".snd":
-        size_of = _au
-    elif head[:4] == b"caff":
-        size_of = _caf
-    elif head[:4] == b"riff":
-        size_of = _wave64
+    else:
+        size_of = {
+            b"RIFF": _riff, b"RIFX": _riff, b"RF64": _riff, b"FORM": _riff, b"\x1a\x45\xdf\xa3": _matroska,
+            b"\x30\x26\xb2\x75": _asf, b".snd": _au, b"caff": _caf, b"riff": _wave64,
+        }.get(head[:4])  # fmt: skip
     try:
         return None if size_of is None else size_of(content)
     except (struct.error, IndexError):  # the header itself is cut: FFmpeg's error tells more

@@ -91,7 +91,7 @@ class KillableProcess:
         return parcel
 
     def kill(self) -> None:
-        """Kill the process. Whoever waits in `receive` gets ExitedError."""
+        """Kill the process. A call of `receive` that waits raises ExitedError."""
         self._process.kill()
 
     def end(self) -> None:

@@ -1,4 +1,4 @@
-"""Sounds of known content in any codec and container, through PyAV: for the tests of reading from the middle."""
+"""Audio files of known content in any codec and container, through PyAV: for the tests of reading from the middle."""
 
 import av
 import numpy as np
@@ -15,7 +15,7 @@ def chirp(rate_hz, seconds, seed=0):
     return (tone + 0.1 * np.random.default_rng(seed).standard_normal(len(time))).astype(np.float32)
 
 
-def write_sound(
+def write_audio(
     path, codec, rate_hz, wave, container_format=None, bit_rate=None, layout="mono", options=None, lost=()
 ):  # fmt: skip
     """One audio stream; lost: numbers of packets that are left out."""
