@@ -100,7 +100,7 @@ def better_consensus(scores: Scores) -> float:
     return min(precise[f"consensus_{field}"] - precise[f"video_{field}"] for field in ("visual", "sound"))
 
 
-# (claim, the margin by which it holds, whether it must hold)
+# (claim, function that gives the margin by which it holds, whether it must hold)
 CLAIMS = (
     (
         "AVID: video kNN at least 1.5 times untrained and chance",

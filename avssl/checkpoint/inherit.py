@@ -11,6 +11,8 @@ from torch import nn
 from avssl.checkpoint.bank_rows import take_rows
 from avssl.checkpoint.weights import read_provenance, read_weights
 
+NAMED_TENSORS = 6
+
 
 def inherit(loss: nn.Module, source: str | Path, fingerprint: str) -> dict[str, list[str]]:
     """Start `loss` from the state of a finished run; returns the report of `load_matching`.
@@ -84,10 +86,10 @@ def load_matching(module: nn.Module, state: Mapping[str, torch.Tensor], prefix: 
     return {"loaded": loaded, "not in the source": [key for key in target if key not in source], "not taken": refused}
 
 
-def describe_matching(report: Mapping[str, list[str]], source: str, show: int = 6) -> str:
-    """The result of `load_matching` as a few lines."""
+def describe_matching(report: Mapping[str, list[str]], source: str) -> str:
+    """The report of `load_matching` as lines of text, with up to NAMED_TENSORS names of each kind."""
     lines = [f"starting from {source}"]
     for name, keys in report.items():
-        listed = ", ".join(keys[:show]) + (" ..." if len(keys) > show else "")
+        listed = ", ".join(keys[:NAMED_TENSORS]) + (" ..." if len(keys) > NAMED_TENSORS else "")
         lines.append(f"  {name}: {len(keys)} tensors" + (f": {listed}" if keys and name != "loaded" else ""))
     return "\n".join(lines)

@@ -51,7 +51,8 @@ TABLE_SUFFIXES = (SUFFIX, ".npz")  # of tables in the folder; earlier versions w
 class FolderJob:
     """The work of filling a folder with embeddings. Build it with `begin`; `run` returns the index when all is done.
 
-    Attributes: out, settings (of which the rows and their files are a function), sources (None when all is done).
+    Attributes: out, settings (the rows and their files are a function of them), sources (None if the folder is
+    finished).
     """
 
     def __init__(self, out: Path, settings: dict[str, Any], sources: Sources | None) -> None:

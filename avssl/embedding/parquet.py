@@ -106,7 +106,7 @@ def read_row_groups(
     names: Sequence[str],
     is_needed: Callable[[int, int], bool] = lambda first, end: True,  # noqa: ARG005
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(first row, the named columns) of a file of `write_columns`, a row group at a time.
+    """(first row, {name: column}) of each row group of a file of `write_columns`, one in memory at a time.
 
     is_needed: (first row, end) -> whether to read the row group. Raises ValueError as `read_columns`.
     """

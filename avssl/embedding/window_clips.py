@@ -43,7 +43,7 @@ class VideoClips:
         self._last_seconds, self._last_frame = -np.inf, np.empty(0, np.uint8)  # the frame that was read last
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the reader of the stream."""
         self._stream.close()
 
     def read(self, starts: Sequence[float], later_starts: Sequence[float] = ()) -> torch.Tensor:
@@ -127,7 +127,7 @@ class AudioClips:
         self._first = 0
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the reader of the stream."""
         self._stream.close()
 
     def forget(self, before_seconds: float) -> None:
@@ -162,7 +162,7 @@ class AudioClips:
         return torch.from_numpy(clips)
 
     def _read_up_to(self, end: int) -> None:
-        """Have the samples before number `end` in memory, as far as the stream has them."""
+        """Read until the samples before number `end` are in memory, or the stream ends."""
         if self._blocks is None:
             self._blocks = self._stream.play(self.config.rate_hz, self._first)
         blocks, reached = [self._waveform], self._first + len(self._waveform)

@@ -105,9 +105,9 @@ def logistic_scores(
 ) -> Array:
     """Multinomial logistic regression (L2, L-BFGS) on standardized rows: probabilities, averaged over clips.
 
-    With bool targets (n, C), one logistic regression per class. costs: C of scikit-learn; of several, the best on a
-    stratified fifth of the training samples that is held out (never on the test set) is fitted again on all of them.
-    report: gets "cost", a list with an entry per call, and "not_converged", the number of fits.
+    With bool targets (n, C), one logistic regression per class. costs: values of scikit-learn's C. Of several values,
+    the best one on a held-out, stratified fifth of the training samples (never on the test set) is used to fit all of
+    them. report: gets "cost", a list with an entry per call, and "not_converged", the number of fits.
     """
     from sklearn.linear_model import LogisticRegression
 

@@ -42,16 +42,13 @@ def extract(
 ) -> FeatureSet:
     """Features of every sample of a shard folder.
 
-    layers: "feature", "embedding", or conv2x .. conv5x (models/layers.py), pooled as `pooled` says. Under several
-    processes a collective: all must call it alike.
+    layers: "feature", "embedding", or conv2x .. conv5x (models/layers.py), pooled as `pooled` says. Under
+    torchrun it is a collective: all processes must call it alike.
 
     Raises:
-        ValueError: the run lacks a modality, an encoder a layer; a sample cannot be read; no sample has a modality.
+        ValueError: an encoder lacks a layer; a sample cannot be read; no sample has one of the modalities.
         FileNotFoundError: a shard is missing.
     """
-    missing = [modality for modality in modalities if modality not in embedder.modalities]
-    if missing:
-        raise ValueError(f"this run has no {', '.join(missing)} encoder; it has {', '.join(embedder.modalities)}")
     dataset = SampleClips(shards, embedder.config.views, modalities, plan)
     return extract_from(embedder, dataset, layers, batch_size=batch_size, num_workers=num_workers)
 

@@ -49,7 +49,7 @@ def modalities_of(config: LabelTaskConfig, embedder: Embedder) -> tuple[str, ...
 
 
 def fold_paths(config: LabelTaskConfig) -> list[tuple[str, str, str]]:
-    """(name, train folder, test folder) of every fold; of `fold_field` one with an empty test folder."""
+    """(name, train folder, test folder) of every fold; with `fold_field` one entry, whose test folder is ""."""
     folders = config.train + config.test
     if config.fold_field:
         if config.test or config.folds:
@@ -73,7 +73,7 @@ def fold_paths(config: LabelTaskConfig) -> list[tuple[str, str, str]]:
 
 
 def clip_plans(config: FrozenConfig) -> tuple[ClipPlan, ClipPlan]:
-    """The clips of training samples and of test samples. ValueError for ranges that are none."""
+    """The clips of training samples and of test samples. ValueError for a range that has not two ends."""
     for name, values in (("speed", config.speed), ("volume", config.volume)):
         if len(values) != 2:
             raise ValueError(f"{name} is {list(values)}; give the two ends of a range, for example [0.75, 1.333]")
@@ -88,7 +88,7 @@ def clip_plans(config: FrozenConfig) -> tuple[ClipPlan, ClipPlan]:
 
 
 def folds(embedder: Embedder, config: FrozenConfig) -> Iterator[Fold]:
-    """Every fold with its features; under torchrun a collective."""
+    """Every fold with its features. Under torchrun it is a collective: all processes must call it alike."""
     modalities = modalities_of(config, embedder)
     train_plan, test_plan = clip_plans(config)
 
@@ -98,7 +98,7 @@ def folds(embedder: Embedder, config: FrozenConfig) -> Iterator[Fold]:
 
     paths = fold_paths(config)
     for folder in dict.fromkeys(folder for _, *pair in paths for folder in pair if folder):
-        check_label_field(folder, config.label_field)  # before hours of decoding
+        check_label_field(ShardSet(folder), config.label_field)  # before hours of decoding
     for name, train_folder, test_folder in paths:
         train = read(train_folder, train_plan)
         if test_folder:
@@ -122,13 +122,13 @@ def folds(embedder: Embedder, config: FrozenConfig) -> Iterator[Fold]:
             yield make_fold(f"fold {fold_name}", train.select(~is_test), test.select(is_test), config, modalities)
 
 
-def check_label_field(folder: str, label_field: str) -> None:
-    """Raise ValueError if the index.json of a shard folder knows no label of the field."""
-    names = ShardSet(folder).index.label_names
+def check_label_field(shards: ShardSet, label_field: str) -> None:
+    """Raise ValueError if the index.json of a shard folder has no label of the field."""
+    names = shards.index.label_names
     if label_field not in names:
         raise ValueError(
-            f"{folder} has no label field {label_field!r}; its samples have {', '.join(sorted(names)) or 'none'}: set "
-            "label_field"
+            f"{shards.location} has no label field {label_field!r}; its samples have "
+            f"{', '.join(sorted(names)) or 'none'}: set label_field"
         )
 
 

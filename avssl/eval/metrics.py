@@ -17,7 +17,7 @@ Array = NDArray[Any]
 
 
 def mean(values: Array, weights: Array) -> float:
-    """Weighted mean of (n,) values."""
+    """Mean of (n,) values with weights (n,)."""
     return float(np.average(values.astype(np.float64), weights=weights))
 
 

@@ -89,7 +89,7 @@ def read_training_data(run: str | Path) -> DigestSet | None:
 def data_folders(config: TaskConfig) -> Iterator[tuple[str, str]]:
     """(train folder or "", test folder) of every fold of a task's configuration; with `fold_field` ("", train).
 
-    Nothing for a configuration without a test set, which the task refuses.
+    It yields nothing for a configuration without a test set, which the task refuses.
     """
     if not isinstance(config, LabelTaskConfig):
         if config.test:

@@ -40,6 +40,7 @@ PARTITION_NAME = "avg_exp_score"
 # Words in the name of a bank that show its modality; the authors' first view is the video.
 BANK_WORDS = {"video": ("video", "view1"), "audio": ("audio", "view2")}
 NOT_CRITERION = ("model", "optimizer")
+NAMED_TENSORS = 8  # in a report
 
 
 @dataclass(frozen=True)
@@ -121,12 +122,16 @@ class Published:
         """True if no tensor is missing, unexpected or of another shape."""
         return not (self.missing or self.unexpected or self.wrong_shape)
 
-    def report(self, show: int = 8) -> str:
-        """Lines with the number of tensors of each kind, and up to `show` names of those that do not match."""
+    def report(self) -> str:
+        """Lines with the number of tensors of each kind, and up to NAMED_TENSORS names of those that do not match."""
         lines = [f"loaded: {len(self.loaded)} tensors"]
         for title in ("missing", "unexpected", "wrong_shape", "ignored"):
             names = getattr(self, title)
-            shown = ": " + ", ".join(names[:show]) + (" ..." if len(names) > show else "") if names else ""
+            shown = (
+                ": " + ", ".join(names[:NAMED_TENSORS]) + (" ..." if len(names) > NAMED_TENSORS else "")
+                if names
+                else ""
+            )
             lines.append(f"{title.replace('_', ' ')}: {len(names)}{shown}")
         return "\n".join(lines)
 

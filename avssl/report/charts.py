@@ -110,14 +110,11 @@ class Axes:
         return HEIGHT - BOTTOM - (values - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
 
-def _axes(lines: Sequence[Series], include: Sequence[float], whole: bool) -> Axes:
+def _axes(lines: Sequence[Series], include: Sequence[float]) -> Axes:
     """Axes that cover every finite value (of binned series their extremes) and the values to include."""
     x = np.concatenate([line.x for line in lines])
     y = np.concatenate([np.concatenate(binned(line.x, line.y)[2:]) for line in lines])
     y = np.concatenate([y[np.isfinite(y)], np.asarray(include, dtype=np.float64)])
-    if not whole and len(y) > 40:
-        # A single early spike must not flatten everything after it.
-        y = np.clip(y, *np.quantile(y, [0.002, 0.998]))
     x_low, x_high = float(x.min()), float(x.max())
     inside = [tick for tick in ticks(x_low, x_high) if x_low <= tick <= x_high] or [x_low]
     return Axes(inside, ticks(float(y.min()), float(y.max())), x_low, x_high)
@@ -176,17 +173,16 @@ def line_chart(
     x_label: str = "samples seen",
     y_unit: str = "",
     include: Sequence[float] = (),
-    whole: bool = True,
 ) -> Html:
     """A figure with axes, ticks, legend and last values.
 
     lines: at least one with a finite value; others are left out. y_unit "%": y is a share in [0, 1].
-    include: y values that the axis must reach. whole=False cuts the outermost 0.2 % of the values from the axis.
+    include: y values that the axis must reach.
     """
     drawn = [line for line in lines if len(line.x) and np.isfinite(line.y).any()]
     if not drawn:
         raise ValueError(f"chart {title!r} has no finite value to draw; leave it out")
-    axes = _axes(drawn, include, whole)
+    axes = _axes(drawn, include)
     entries = [(line.name, line.color, line.dash, _last_value(line, y_unit)) for line in drawn]
     summary = "; ".join(f"{name} ends at {value}" for name, _, _, value in entries)
     area = {"x": LEFT, "y": TOP, "width": WIDTH - LEFT - RIGHT, "height": HEIGHT - TOP - BOTTOM}

@@ -6,8 +6,8 @@ Every `probe.every_steps` optimizer steps, before the first and after the last, 
 heads and statistics of the views to RUN/probe/ and goes on. A process beside it embeds the labeled samples of
 probe.shards, fits the classifiers on one half of them (by a hash of the key) and scores them on the other.
 RUN/probe.jsonl gets a line per snapshot. The run is not changed: its weights, order and random numbers are those of a
-run without a probe. While the process is busy one snapshot waits; a newer one replaces it, which the line of the older
-one says.
+run without a probe. While the process is busy, one snapshot waits. A newer one replaces it, and the line of the older
+one says so.
 """
 
 from __future__ import annotations

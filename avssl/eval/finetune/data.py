@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from avssl.eval.frozen import fold_paths
+from avssl.eval.frozen import check_label_field, fold_paths
 from avssl.eval.labels import label_targets
 from avssl.eval.outcome import LabelTaskConfig
 from avssl.shards.shard_set import ShardSet
@@ -68,9 +68,7 @@ class _Split:
 def _read_split(folder: str, config: LabelTaskConfig) -> _Split:
     shards = ShardSet(folder)
     for label_field in filter(None, (config.label_field, config.fold_field)):
-        if label_field not in shards.index.label_names:
-            fields = ", ".join(sorted(shards.index.label_names)) or "none"
-            raise ValueError(f"{folder} has no label field {label_field!r}; it has: {fields}. Set label_field")
+        check_label_field(shards, label_field)
     infos = [shards.read_info(position) for position in range(shards.num_samples)]
     has = {
         "video": np.array([info.has_video for info in infos]),

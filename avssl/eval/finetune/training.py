@@ -76,7 +76,7 @@ class Criterion:
     label_smoothing: float = 0.0
 
     def __call__(self, logits: Mapping[str, torch.Tensor], index: torch.Tensor) -> torch.Tensor:
-        """Sum over the heads of the mean over the batch (of multi-label, over batch and classes): float32 scalar."""
+        """Sum over the heads of the mean loss over the batch (with several labels, over classes, too): float32 ()."""
         targets = self.targets[index]
         losses = []
         for scores in logits.values():
@@ -98,7 +98,7 @@ class TrainingOptions:
 
 
 def set_stage(model: Headed, stage: Stage, trainable: Sequence[nn.Parameter]) -> None:
-    """Set the modes and gradients of a stage. trainable: encoder parameters that the network itself does not fix."""
+    """Set the modes and gradients of a stage. trainable: encoder parameters that the network does not freeze itself."""
     model.train()
     if not stage.encoders:
         model.encoders.eval()
