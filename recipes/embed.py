@@ -23,7 +23,7 @@ from avssl.embedding.embedder import Embedder
 from avssl.embedding.folder import ROWS_PER_FILE, SOURCES_PER_BLOCK, FolderJob
 from avssl.embedding.index import SKIPPED_NAME, FolderIndex
 from avssl.embedding.table import MODALITIES
-from avssl.files.disk_errors import one_line
+from avssl.errors import one_line_errors
 from avssl.files.plain_text import PlainParser, run_in_utf8, say, say_lines
 from avssl.processes.limits import Limits
 
@@ -125,8 +125,5 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 if __name__ == "__main__":
     run_in_utf8()
-    try:
+    with one_line_errors():
         sys.exit(main(parse(sys.argv[1:])))
-    except (OSError, ImportError, ValueError) as error:
-        say(f"error: {one_line(error)}", sys.stderr)
-        sys.exit(1)

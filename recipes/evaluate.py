@@ -23,9 +23,9 @@ from accelerate import PartialState
 
 from avssl import checkpoint, config, distributed
 from avssl.embedding.embedder import Embedder
+from avssl.errors import one_line_errors
 from avssl.eval import compare, overlap, results, tasks
 from avssl.eval.outcome import LabelTaskConfig, TaskConfig
-from avssl.files.disk_errors import one_line
 from avssl.files.plain_text import run_in_utf8, say, say_lines
 
 
@@ -128,7 +128,7 @@ def usage(arguments: list[str]) -> str:
 if __name__ == "__main__":
     run_in_utf8()
     command_line = sys.argv[1:]
-    try:
+    with one_line_errors():
         if not command_line or "-h" in command_line or "--help" in command_line:
             say_lines(usage(command_line))
             sys.exit(0 if command_line else 2)
@@ -138,6 +138,3 @@ if __name__ == "__main__":
             compare_files([argument for argument in command_line if argument != "--compare"])
         else:
             start(Path(command_line[0]), command_line[1:])
-    except (OSError, FloatingPointError, ImportError, ValueError) as error:
-        say(f"error: {one_line(error)}", sys.stderr)
-        sys.exit(1)

@@ -7,11 +7,10 @@ exist.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
+from avssl.errors import one_line_errors
 from avssl.files.checked_json import Fields
-from avssl.files.disk_errors import one_line
 from avssl.files.plain_text import PlainParser, run_in_utf8, say
 
 
@@ -52,8 +51,5 @@ if __name__ == "__main__":
     parser.add_argument("others", nargs="*", type=Path, help="runs to compare with")
     parser.add_argument("--shards", default="", help="shard folder of the embedded split, for images and audio")
     arguments = parser.parse_args()
-    try:
+    with one_line_errors():
         say(main(arguments.run, arguments.others, arguments.shards))
-    except (OSError, ImportError, ValueError) as error:
-        say(f"error: {one_line(error)}", sys.stderr)
-        sys.exit(1)

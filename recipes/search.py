@@ -20,7 +20,7 @@ import numpy as np
 from avssl.embedding import faiss_index
 from avssl.embedding.search import EmbeddingIndex, Hit, in_one_space, key_of_source, load_embedder_of
 from avssl.embedding.table import MODALITIES
-from avssl.files.disk_errors import one_line
+from avssl.errors import one_line_errors
 from avssl.files.plain_text import PlainParser, run_in_utf8, say, say_lines
 
 
@@ -133,9 +133,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 if __name__ == "__main__":
     run_in_utf8()
-    try:
+    with one_line_errors():
         arguments = parse(sys.argv[1:])
         sys.exit(arguments.main(arguments))
-    except (OSError, ImportError, ValueError) as error:
-        say(f"error: {one_line(error)}", sys.stderr)
-        sys.exit(1)

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from avssl import checkpoint
 from avssl.config import RunConfig
 from avssl.device import usable_device
-from avssl.embedding.loading import embedding_settings, load_networks
+from avssl.embedding.loading import load_networks
 from avssl.embedding.media import WindowBatch
 from avssl.embedding.rows import FinishedSource, RowMaker, RowSpool
 from avssl.embedding.sources import Sources, resolve_sources
@@ -35,9 +35,11 @@ from avssl.losses.base import Loss
 from avssl.processes.limits import Limits
 from avssl.processes.streams import SandboxedStreams
 from avssl.shards.shard_set import ShardSet
+from avssl.transforms.config import clip_lengths
 from avssl.transforms.raw_view import RawView
 from avssl.transforms.view_maker import ViewMaker
 from avssl.types import MediaError
+from avssl.version import __version__
 
 PRELOAD = ("avssl.embedding.embedder",)  # imported by the server from which decoding processes are forked
 
@@ -120,15 +122,34 @@ class Embedder:
     def settings(
         self, window_seconds: float | None, stride_seconds: float | None, modalities: Sequence[str] | None
     ) -> dict[str, Any]:
-        """The metadata of a table, as `embedding_settings` makes it."""
-        return embedding_settings(
-            self.config,
-            self.modalities,
-            self.weights_hash,
-            window_seconds=window_seconds,
-            stride_seconds=stride_seconds,
-            modalities=modalities,
-        )
+        """The metadata of a table: everything, besides the sources, that its rows are a function of.
+
+        window_seconds defaults to the run's audio clip, or its video clip if it has no audio; stride_seconds to the
+        window; modalities to those of the run. ValueError for a modality that the run lacks, and for windows of images
+        alone.
+        """
+        names = tuple(modalities or self.modalities)
+        unknown = [name for name in names if name not in self.modalities]
+        if unknown:
+            raise ValueError(f"this run has no {', '.join(unknown)} encoder; it has {', '.join(self.modalities)}")
+        grid: dict[str, float] = {}
+        if names != ("image",):
+            lengths = clip_lengths(self.config.views)
+            window = window_seconds or (lengths.audio_seconds if "audio" in self.modalities else lengths.video_seconds)
+            grid = {"window_seconds": window, "stride_seconds": stride_seconds or window}
+        elif window_seconds or stride_seconds:
+            raise ValueError(
+                f"window_seconds={window_seconds} and stride_seconds={stride_seconds} are given, but this run embeds "
+                "images, which have no windows; leave both out"
+            )
+        return {
+            "run": str(self.config.run),
+            "weights": self.weights_hash,
+            **grid,
+            "normalized": True,
+            "modalities": list(names),
+            "avssl_version": __version__,
+        }
 
     def window_reader(
         self, sources: Sources, settings: dict[str, Any], blocks: Sequence[range] | None = None

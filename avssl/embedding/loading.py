@@ -1,11 +1,9 @@
-"""The networks of a finished run, and the settings that embeddings depend on."""
+"""The networks of a finished run, and the hash of the weights that its embeddings depend on."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +15,6 @@ from avssl.losses.base import Loss
 from avssl.models import create_encoder
 from avssl.transforms.spectrogram import UnmeasuredStatistics
 from avssl.transforms.view_maker import ViewMaker
-from avssl.version import __version__
 
 EMBEDDING_MODULES = ("encoders", "projectors", "predictors")  # modules of a loss that embeddings depend on
 MAX_STATE_ROWS = 2**17  # more than any number of clusters or neighbors that a loss needs the samples for
@@ -62,42 +59,3 @@ def _weights_hash(weights: dict[str, torch.Tensor]) -> str:
         if key.startswith(("views.", *(f"loss.{name}." for name in EMBEDDING_MODULES))):
             digest.update(key.encode() + weights[key].contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def embedding_settings(
-    config: RunConfig,
-    run_modalities: Sequence[str],
-    weights_hash: str,
-    *,
-    window_seconds: float | None,
-    stride_seconds: float | None,
-    modalities: Sequence[str] | None,
-) -> dict[str, Any]:
-    """The metadata of a table: everything, besides the sources, that its rows are a function of.
-
-    window_seconds defaults to the run's audio clip, or its video clip if it has no audio; stride_seconds to the window;
-    modalities to those of the run. ValueError for a modality that the run lacks, and for windows of images alone.
-    """
-    names = tuple(modalities or run_modalities)
-    unknown = [name for name in names if name not in run_modalities]
-    if unknown:
-        raise ValueError(f"this run has no {', '.join(unknown)} encoder; it has {', '.join(run_modalities)}")
-    grid: dict[str, float] = {}
-    if names != ("image",):
-        views = config.views
-        clip_seconds = views.audio.seconds if "audio" in run_modalities else views.video.num_frames / views.video.fps
-        window = window_seconds or clip_seconds
-        grid = {"window_seconds": window, "stride_seconds": stride_seconds or window}
-    elif window_seconds or stride_seconds:
-        raise ValueError(
-            f"window_seconds={window_seconds} and stride_seconds={stride_seconds} are given, but this run embeds "
-            "images, which have no windows; leave both out"
-        )
-    return {
-        "run": str(config.run),
-        "weights": weights_hash,
-        **grid,
-        "normalized": True,
-        "modalities": list(names),
-        "avssl_version": __version__,
-    }
