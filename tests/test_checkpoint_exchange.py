@@ -45,11 +45,11 @@ def raw_views():
     }
 
 
-def assert_same_embeddings(one, other):
+def assert_same_embeddings(embedder, expected):
     """Bit for bit, features and embeddings."""
-    assert one.modalities == other.modalities
+    assert embedder.modalities == expected.modalities
     for modality, raw in raw_views().items():
-        for ours, theirs in zip(one.encode(modality, raw), other.encode(modality, raw), strict=True):
+        for ours, theirs in zip(embedder.encode(modality, raw), expected.encode(modality, raw), strict=True):
             np.testing.assert_array_equal(ours, theirs)
 
 

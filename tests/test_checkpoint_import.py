@@ -144,7 +144,7 @@ def test_a_run_that_starts_from_it_takes_the_networks_and_keeps_the_license(run,
     assert checkpoint.read_provenance(tmp_path / "next")["license"] == "CC-BY-NC-4.0"
 
 
-def test_without_statistics_video_is_embedded_and_sound_is_refused(content, tmp_path):
+def test_without_statistics_video_is_embedded_and_audio_is_refused(content, tmp_path):
     torch.save(content, tmp_path / "file.pth.tar")
     run = tmp_path / "run"
     main(["import", str(tmp_path / "file.pth.tar"), "--out", str(run)])
@@ -294,7 +294,9 @@ def test_the_small_networks_are_recognized(tmp_path):
     embedder = avssl.load_embedder(str(tmp_path / "run"))
     clip = torch.randn(1, 3, 8, 112, 112, dtype=torch.float64)
     with torch.no_grad():
-        found, expected = (one.double().eval()(clip) for one in (embedder.encoders["video"], parts["video_model"]))
+        found, expected = (
+            network.double().eval()(clip) for network in (embedder.encoders["video"], parts["video_model"])
+        )
     torch.testing.assert_close(found, expected)
     assert embedder.views.spectrogram.num_bins == 129
     assert embedder.config.views.audio.num_frames == 100

@@ -179,7 +179,7 @@ def command(tiny_run, folder, out, *options):
 @pytest.mark.slow
 def test_killed_again_and_again_it_ends_with_every_row_once(tiny_run, folder, whole, tmp_path):
     """SIGKILL while blocks appear; each start does at least one more of the eleven."""
-    arguments = [str(one) for one in ["recipes/embed.py", *command(tiny_run, folder, tmp_path)]]
+    arguments = [str(argument) for argument in ["recipes/embed.py", *command(tiny_run, folder, tmp_path)]]
     blocks = lambda: len(list((tmp_path / ".progress").glob("block-*.json")))  # noqa: E731
     for wanted in (2, 8):
         process = subprocess.Popen(
@@ -210,12 +210,12 @@ def test_part_and_ranks_multiply(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert Part.parse("2/3") == Part(9, 12)
-    shares = set()
+    numbers = set()
     for number in range(3):
         for rank in range(4):
             monkeypatch.setenv("RANK", str(rank))
-            shares.add(Part.parse(f"{number}/3").number)
-    assert shares == set(range(12))
+            numbers.add(Part.parse(f"{number}/3").number)
+    assert numbers == set(range(12))
     for wrong in ("3/3", "1", "-1/2", "a/b"):
         with pytest.raises(ValueError, match="it must be i/n"):
             Part.parse(wrong)

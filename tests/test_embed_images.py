@@ -61,7 +61,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert data_prep(["write", f"{root / split}.jsonl", *shards]) == 0
     good = save_image(root / "mixed" / "below" / "good.png", "red", 7)
     (root / "mixed" / "broken.png").write_bytes(good.read_bytes()[:400])
-    (root / "mixed" / "text.jpg").write_text("no picture")
+    (root / "mixed" / "text.jpg").write_text("no image")
     (root / "mixed" / "empty.png").touch()
     (root / "mixed" / "notes.txt").write_text("not even called an image")
     return root

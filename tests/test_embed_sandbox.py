@@ -201,7 +201,7 @@ def test_killed_and_started_again_it_skips_them_again_and_leaves_no_process(tiny
     """SIGKILL to the recipe when the first of them are skipped; then the same command."""
     options = ["--window", "0.25", "--stride", "0.1", "--device", "cpu", "--batch-size", "16", "--num-workers", "2"]
     options += ["--sources-per-block", "1", "--file-memory-mib", "512"]
-    arguments = [str(one) for one in ["-c", RECIPE, tiny_run, folders[1], "--out", tmp_path, *options]]
+    arguments = [str(argument) for argument in ["-c", RECIPE, tiny_run, folders[1], "--out", tmp_path, *options]]
     process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL)
     crashed = tmp_path / ".progress" / "block-00000003.json"  # a, bug, c, crash
     deadline = time.monotonic() + 120

@@ -58,26 +58,26 @@ def test_the_interval_of_a_mean_is_that_of_the_paired_normal_theory() -> None:
 
 
 def test_equal_results_differ_by_nothing_and_draws_are_reproducible() -> None:
-    one, other = repeat(0, 1.0), repeat(1, 1.0)
-    for difference in paired_differences([one], [one], num_draws=50).values():
+    first, second = repeat(0, 1.0), repeat(1, 1.0)
+    for difference in paired_differences([first], [first], num_draws=50).values():
         assert (difference.difference, difference.low, difference.high) == (0, 0, 0)
-    runs = [paired_differences([one], [other], num_draws=50, seed=seed) for seed in (1, 1, 2)]
+    runs = [paired_differences([first], [second], num_draws=50, seed=seed) for seed in (1, 1, 2)]
     assert runs[0] == runs[1] != runs[2]
-    backward = paired_differences([other], [one], num_draws=50, seed=1)["top1_accuracy"]
+    backward = paired_differences([second], [first], num_draws=50, seed=1)["top1_accuracy"]
     assert backward.low == pytest.approx(-runs[0]["top1_accuracy"].high)
 
 
 def test_bootstrap_of_mean_average_precision_recomputes_it_on_the_resampled_rows() -> None:
     from sklearn.metrics import average_precision_score
 
-    one, other = repeat(0, 0.5, multi_label=True), repeat(1, 1.5, multi_label=True)
-    found = paired_differences([one], [other], num_draws=30, seed=5)["mean_average_precision"]
+    first, second = repeat(0, 0.5, multi_label=True), repeat(1, 1.5, multi_label=True)
+    found = paired_differences([first], [second], num_draws=30, seed=5)["mean_average_precision"]
     generator, draws = np.random.default_rng(5), []
     for _ in range(30):
         rows = generator.integers(0, ROWS, ROWS)
         values = [
             average_precision_score(side.columns["targets"][rows], side.columns["scores"][rows], average="macro")
-            for side in (one, other)
+            for side in (first, second)
         ]
         draws.append(values[1] - values[0])
     assert (found.low, found.high) == pytest.approx(tuple(np.percentile(draws, [2.5, 97.5])))
@@ -86,15 +86,17 @@ def test_bootstrap_of_mean_average_precision_recomputes_it_on_the_resampled_rows
 
 def test_seeds_on_the_same_rows_are_drawn_together_and_folds_apart() -> None:
     """Ten copies of a seed are no more evidence than one; ten folds are."""
-    one, other = repeat(0, 1.0), repeat(1, 1.2)
-    single = paired_differences([one], [other], num_draws=300)["top1_accuracy"]
-    copies = [[Repeat(f"seed {n}", side.keys, side.columns, side.metrics) for n in range(10)] for side in (one, other)]
+    first, second = repeat(0, 1.0), repeat(1, 1.2)
+    single = paired_differences([first], [second], num_draws=300)["top1_accuracy"]
+    copies = [
+        [Repeat(f"seed {n}", side.keys, side.columns, side.metrics) for n in range(10)] for side in (first, second)
+    ]
     seeds = paired_differences(*copies, num_draws=300)["top1_accuracy"]
     assert (seeds.low, seeds.high) == pytest.approx((single.low, single.high))
     assert seeds.mcnemar is None, "one row comes ten times: not ten independent rows"
     folds = [
         [Repeat(f"fold {n}", [f"{n}/{key}" for key in side.keys], side.columns, side.metrics) for n in range(10)]
-        for side in (one, other)
+        for side in (first, second)
     ]
     apart = paired_differences(*folds, num_draws=300)["top1_accuracy"]
     assert apart.high - apart.low < 0.5 * (single.high - single.low)
@@ -110,9 +112,9 @@ def test_files_come_back_as_they_were_and_compare(tmp_path: Path, capsys: pytest
     differences = compare(first, second, num_draws=200)
     recipe.compare_files([str(first), str(second), "draws=200"])
     shown = capsys.readouterr().out
-    one = differences["top1_accuracy"]
-    assert f"{one.difference:+.4f}" in shown
-    assert f"[{one.low:+.4f}, {one.high:+.4f}]" in shown
+    first = differences["top1_accuracy"]
+    assert f"{first.difference:+.4f}" in shown
+    assert f"[{first.low:+.4f}, {first.high:+.4f}]" in shown
     assert "p = " in shown
 
 
@@ -152,8 +154,8 @@ def test_mcnemar_of_a_share_of_some_rows_counts_only_these() -> None:
     generator = np.random.default_rng(4)
     right, asked = generator.random((2, ROWS)) < 0.6, generator.random(ROWS) < 0.5
     sides = [
-        [Repeat("", KEYS, {"right": one, "asked": asked}, {"m": Metric("mean_where", ("right", "asked"))})]
-        for one in right
+        [Repeat("", KEYS, {"right": is_right, "asked": asked}, {"m": Metric("mean_where", ("right", "asked"))})]
+        for is_right in right
     ]
     found = paired_differences(*sides, num_draws=10)["m"]
     assert found.mcnemar == mcnemar(right[0][asked], right[1][asked])

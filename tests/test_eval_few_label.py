@@ -24,25 +24,25 @@ def plain_draw(targets: np.ndarray, share: float, number: int, seed: int) -> set
     """The documented draw with lists and sets: turns one after the other, each found from scratch."""
     generator = np.random.default_rng(seed)
     order = {}
-    for one in range(targets.shape[1]):
-        having = [row for row in range(len(targets)) if targets[row, one]]
+    for label in range(targets.shape[1]):
+        having = [row for row in range(len(targets)) if targets[row, label]]
         if having:
-            order[one] = generator.permutation(having).tolist()
-    due = {one: max(1, int(np.floor(share * len(rows) + 0.5))) if share else number for one, rows in order.items()}
+            order[label] = generator.permutation(having).tolist()
+    due = {label: max(1, int(np.floor(share * len(rows) + 0.5))) if share else number for label, rows in order.items()}
     drawn: set[int] = set()
-    waiting = [(one, turn) for one, rows in order.items() for turn in range(1, 1 + min(due[one], len(rows)))]
+    waiting = [(label, turn) for label, rows in order.items() for turn in range(1, 1 + min(due[label], len(rows)))]
     while waiting:
 
         def place(entry: tuple[int, int]) -> tuple[bool, float, int, int]:
-            one, turn = entry
-            return turn > 1, (turn - 0.5) / len(order[one]) if share else turn, len(order[one]), one
+            label, turn = entry
+            return turn > 1, (turn - 0.5) / len(order[label]) if share else turn, len(order[label]), label
 
         # All first turns are at once, whatever the size of the class.
         first = min(waiting, key=lambda entry: (False, 0, *place(entry)[2:]) if entry[1] == 1 else place(entry))
         waiting.remove(first)
-        one, turn = first
-        if len(drawn & set(order[one])) < turn:
-            drawn.add(next(row for row in order[one] if row not in drawn))
+        label, turn = first
+        if len(drawn & set(order[label])) < turn:
+            drawn.add(next(row for row in order[label] if row not in drawn))
     return drawn
 
 
@@ -64,8 +64,8 @@ def test_every_class_gets_the_samples_it_is_due_and_samples_keep_their_other_lab
     assert (counts >= np.minimum(number, there)).all()
     union = set()  # what drawing for every class alone, without looking at the others, would take
     generator = np.random.default_rng(0)
-    for one in range(5):
-        union |= set(generator.permutation(np.flatnonzero(targets[:, one]))[:number].tolist())
+    for label in range(5):
+        union |= set(generator.permutation(np.flatnonzero(targets[:, label]))[:number].tolist())
     assert len(chosen) <= len(union)
     assert set(stratified(targets, 0.0, number - 1 or 1, 0)) <= set(chosen), "the smaller draw is part of the larger"
     assert not np.array_equal(chosen, stratified(targets, 0.0, number, 1))
@@ -91,7 +91,7 @@ def test_several_labels_are_scored_by_mean_average_precision(classifier: str, mo
         targets = several_labels(count, seed)
         rows = np.random.default_rng(seed).normal(size=(count, 1, 8)).astype(np.float32)
         rows[:, 0, :6] += targets
-        labels = [{"label": ["abcdef"[one] for one in np.flatnonzero(own)]} for own in targets]
+        labels = [{"label": ["abcdef"[label] for label in np.flatnonzero(own)]} for own in targets]
         present = {"video": np.ones(count, np.bool_)}
         keys = [f"{seed}-{row}" for row in range(count)]
         sides.append((rows, targets, FeatureSet(keys, labels, present, {"video": {"feature": rows}}, [""] * count)))
@@ -108,9 +108,9 @@ def test_several_labels_are_scored_by_mean_average_precision(classifier: str, mo
         scores = np.zeros((len(test), 5))
         if classifier == "linear":
             scale = StandardScaler().fit(own)
-            for one in range(5):
-                oracle = LogisticRegression(max_iter=1000).fit(scale.transform(own), known[chosen, one])
-                scores[:, one] = oracle.predict_proba(scale.transform(asked))[:, 1]
+            for label in range(5):
+                oracle = LogisticRegression(max_iter=1000).fit(scale.transform(own), known[chosen, label])
+                scores[:, label] = oracle.predict_proba(scale.transform(asked))[:, 1]
         else:
             own, asked = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in (own, asked))
             for row, cosines in enumerate(asked @ own.T):

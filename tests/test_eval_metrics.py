@@ -88,7 +88,7 @@ def test_pairs_are_told_apart_as_scikit_learn_says_and_by_the_best_threshold() -
     def accuracy(threshold: float) -> float:
         return float(((aligned >= threshold).mean() + (shifted < threshold).mean()) / 2)
 
-    assert accuracy(found) == max(accuracy(float(one)) for one in [*aligned, *shifted])
+    assert accuracy(found) == max(accuracy(float(threshold)) for threshold in [*aligned, *shifted])
 
 
 def test_the_metrics_of_a_classifier_are_those_of_scikit_learn() -> None:
@@ -116,6 +116,6 @@ def test_a_repeat_refuses_rows_that_come_twice_and_metrics_of_nothing() -> None:
         Repeat("", ["a"], {}, {"m": Metric("mean", ("x",))})
     with pytest.raises(ValueError, match="must be finite"):
         classified(["a"], np.full((1, 2), np.nan), np.zeros(1, np.int64), ["x", "y"])
-    one, other = (classified([key], np.eye(1, 2), np.zeros(1, np.int64), ["x", "y"]) for key in "ab")
+    first, second = (classified([key], np.eye(1, 2), np.zeros(1, np.int64), ["x", "y"]) for key in "ab")
     with pytest.raises(ValueError, match="different rows"):
-        merged([one, other])
+        merged([first, second])

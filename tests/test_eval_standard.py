@@ -153,11 +153,13 @@ def test_two_processes_give_the_numbers_of_one(run: Path, tiny_run: Path, shards
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
     splits = [f"{split}={folder}" for split, folder in shards.items()]
     run_python(*launcher, "recipes/evaluate.py", copy, *splits, *OPTIONS)
-    one, two = (json.loads((folder / "evaluation.json").read_text()) for folder in (run, copy))
+    first, second = (json.loads((folder / "evaluation.json").read_text()) for folder in (run, copy))
     for part in ("results", "chance", "protocol", "weights", "repeats"):
-        assert one[part] == two[part], part
+        assert first[part] == second[part], part
     for weights in ("trained", "untrained"):
-        sides = [read_rows(folder / "evaluation.json", read, weights) for folder, read in ((run, one), (copy, two))]
+        sides = [
+            read_rows(folder / "evaluation.json", read, weights) for folder, read in ((run, first), (copy, second))
+        ]
         for first, second in zip(*sides, strict=True):
             assert first.keys == second.keys
             for column, values in first.columns.items():

@@ -42,7 +42,7 @@ def evaluate(run: Path, shards: Any, task: str, *changes: str) -> dict[str, Any]
     """The result of a task on the tiny shards, with its train and test unless changed; "train=" leaves it out."""
     given = [f"task={task}", f"train={shards['train']}", f"test={shards['test']}", "num_workers=0", *changes]
     gone = [change for change in changes if change.endswith("=")]
-    given = [one for one in given if not one.startswith(tuple(gone))] if gone else given
+    given = [option for option in given if not option.startswith(tuple(gone))] if gone else given
     return read_evaluation(recipe.evaluate(run, recipe.load_task(given)))
 
 
@@ -57,7 +57,9 @@ def labels_of(features: FeatureSet, field: str) -> np.ndarray:
 def splits(embedder: Embedder, shards: Any, modality: str, layer: str, num_clips: int = 1) -> tuple[Any, ...]:
     """(train rows (n, K, D), labels, test rows, labels), by `extract`, which has its own test."""
     found = [extract(embedder, str(shards[split]), [modality], [layer], ClipPlan(num_clips)) for split in shards]
-    return tuple(part for one in found for part in (rows_of(one, modality, layer), labels_of(one, "visual")))
+    return tuple(
+        part for features in found for part in (rows_of(features, modality, layer), labels_of(features, "visual"))
+    )
 
 
 def test_features_are_those_of_the_encoder_and_embed(embedder: Embedder, shards: Any) -> None:
@@ -268,12 +270,12 @@ def test_two_processes_give_the_result_of_one_with_every_sample_once(run: Path, 
     recipe.evaluate(run, recipe.load_task([*options, "name=one"]))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
     run_python(*launcher, "recipes/evaluate.py", run, *options, "name=two")
-    one, two = (read_evaluation(run / "evaluations" / f"knn-{name}.json") for name in ("one", "two"))
-    assert one["protocol"] == two["protocol"]
+    first, second = (read_evaluation(run / "evaluations" / f"knn-{name}.json") for name in ("one", "two"))
+    assert first["protocol"] == second["protocol"]
     for weights in ("trained", "untrained"):
         first, second = (
             read_rows(run / "evaluations" / f"knn-{name}.json", found, weights)[0]
-            for name, found in (("one", one), ("two", two))
+            for name, found in (("first", first), ("second", second))
         )
         assert first.keys == second.keys
         assert len(second.keys) == 6
@@ -301,16 +303,16 @@ def test_a_result_of_another_test_set_or_other_settings_replaces_none(tmp_path):
     for test, seed in (("one", 0), ("two", 0), ("two", 1), ("two", 1), ("one", 0)):
         path = written(test, seed)
     written("one", value=0.5)  # measured again: it replaces its own
-    found = [results.read_evaluation(one) for one in results.standard_results(tmp_path)]
-    kept = sorted((one["data"]["test"], one["protocol"]["seed"]) for one in found)
+    found = [results.read_evaluation(evaluation) for evaluation in results.standard_results(tmp_path)]
+    kept = sorted((evaluation["data"]["test"], evaluation["protocol"]["seed"]) for evaluation in found)
     assert kept == [
         ("one", 0),
         ("two", 0),
         ("two", 1),
     ]
     assert found[0]["results"]["trained"]["top1_accuracy"] == 0.5
-    for one, place in zip(found, results.standard_results(tmp_path), strict=True):
-        assert results.read_rows(place, one, "trained")[0].keys == ["a", "b"]
+    for evaluation, path in zip(found, results.standard_results(tmp_path), strict=True):
+        assert results.read_rows(path, evaluation, "trained")[0].keys == ["a", "b"]
     path.write_text("{")
     with pytest.raises(ValueError, match=r"evaluation\.json is damaged"):
         written("three")

@@ -252,7 +252,7 @@ def test_folds_of_a_field_test_every_sample_once(shards, tmp_path):
 def test_few_labels_are_a_share_of_every_class(shards, tmp_path):
     (fold,) = shard_folds(configured(shards, tmp_path), ["video"])
     few = few_labels(fold, 0.5, seed=3)
-    counts, all_counts = (torch.bincount(one.train_targets, minlength=len(fold.classes)) for one in (few, fold))
+    counts, all_counts = (torch.bincount(split.train_targets, minlength=len(fold.classes)) for split in (few, fold))
     assert counts.tolist() == [-(-int(count) // 2) for count in all_counts]
     assert few.train.keys == few_labels(fold, 0.5, seed=3).train.keys
     assert set(few.train.keys) <= set(fold.train.keys)
@@ -298,11 +298,11 @@ def test_two_processes_train_and_test_as_one(shards, tmp_path):
     train_and_test(shards["train"], shards["test"], tmp_path / "1")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
     run_python(*launcher, "-m", "tests.finetune_ranks", shards["train"], shards["test"], tmp_path / "2")
-    one, two = (np.load(tmp_path / str(number) / "scores.npz") for number in (1, 2))
-    assert one["keys"].tolist() == two["keys"].tolist() == ShardSet(shards["test"]).keys
-    np.testing.assert_allclose(one["untrained"], two["untrained"], atol=1e-5)
-    np.testing.assert_allclose(one["trained"], two["trained"], atol=1e-5)
-    assert np.abs(one["trained"] - one["untrained"]).max() > 1e-3
+    first, second = (np.load(tmp_path / str(number) / "scores.npz") for number in (1, 2))
+    assert first["keys"].tolist() == second["keys"].tolist() == ShardSet(shards["test"]).keys
+    np.testing.assert_allclose(first["untrained"], second["untrained"], atol=1e-5)
+    np.testing.assert_allclose(first["trained"], second["trained"], atol=1e-5)
+    assert np.abs(first["trained"] - first["untrained"]).max() > 1e-3
 
 
 @pytest.mark.parametrize(

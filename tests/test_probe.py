@@ -170,11 +170,11 @@ def test_the_task_reports_every_layer_and_the_best(shards, tmp_path, modality):
     before = state_of(embedder.loss)
     outcome = TASK.run(embedder, config)
     modalities = ["video", "audio"] if modality == "both" else [modality]
-    wanted = {f"{one}_{layer}" for one in modalities for layer in config.layers}
+    wanted = {f"{name}_{layer}" for name in modalities for layer in config.layers}
     values = outcome.repeats[0].values()
     assert {name.removesuffix("_top1_accuracy") for name in values if name.endswith("_top1_accuracy")} == wanted
     best = outcome.facts["best_layer"]
-    assert values[f"{best}_top1_accuracy"] == max(values[f"{one}_top1_accuracy"] for one in wanted)
+    assert values[f"{best}_top1_accuracy"] == max(values[f"{name}_top1_accuracy"] for name in wanted)
     assert outcome.protocol["batch_norm"] == "eval (running statistics)"
     assert_equal_states(before, state_of(embedder.loss))
     config.optim.clip_norm = 1.0

@@ -213,7 +213,7 @@ def test_a_thumbnail_is_the_image_at_the_height_of_the_page() -> None:
 
 
 def test_a_missing_or_broken_image_is_named() -> None:
-    library = MediaLibrary({"broken": (None, None, b"no picture"), "film": (b"film", None)}, 100)
+    library = MediaLibrary({"broken": (None, None, b"no image"), "film": (b"film", None)}, 100)
     assert "cannot be shown: not_media" in library.image("broken")
     assert "no image" in library.image("film")
     assert "no image" in library.image("elsewhere")

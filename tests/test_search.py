@@ -70,10 +70,10 @@ def textbook(table, modality, queries, top, *, exclude=(), one_per_key=False):
 
 
 def assert_same(hits, expected, table):
-    assert [[hit.row for hit in one] for one in hits] == [[row for row, _ in one] for one in expected]
-    for one, other in zip(hits, expected, strict=True):
-        np.testing.assert_allclose([hit.score for hit in one], [score for _, score in other], atol=2e-9)
-        for hit in one:
+    assert [[hit.row for hit in ranked] for ranked in hits] == [[row for row, _ in ranked] for ranked in expected]
+    for ranked, reference in zip(hits, expected, strict=True):
+        np.testing.assert_allclose([hit.score for hit in ranked], [score for _, score in reference], atol=2e-9)
+        for hit in ranked:
             where = (table.keys[hit.row], table.start_seconds[hit.row], table.end_seconds[hit.row])
             assert (hit.key, hit.start_seconds, hit.end_seconds) == where
 
@@ -157,8 +157,8 @@ def test_a_video_finds_itself_and_the_closest_audio(videos, tiny_run, capsys):
         expected = textbook(table, name, pooled, 5)[0]
         np.testing.assert_allclose([hit["score"] for hit in hits], [score for _, score in expected], atol=1e-5)
     each = answers(capsys, out, folder / "below" / "1.mp4", "--top", 1, "--each-window")["answers"]
-    assert [one["start_seconds"] for one in each] == query.start_seconds.tolist()
-    assert all(one["hits"]["video"][0]["score"] > 1 - 1e-5 for one in each)
+    assert [answer["start_seconds"] for answer in each] == query.start_seconds.tolist()
+    assert all(answer["hits"]["video"][0]["score"] > 1 - 1e-5 for answer in each)
     left_out = answers(capsys, out, folder / "below" / "1.mp4", "--exclude-self", "--top", 100)["answers"][0]["hits"]
     assert {hit["key"] for hit in left_out["video"]} == {"0.mp4", "2.mp4", "below/3.mp4"}
     assert len(left_out["audio"]) == sum(key != "below/1.mp4" for key in table.keys)

@@ -51,16 +51,20 @@ def test_the_recall_that_is_reported_is_what_searches_have(built, kind):
     expected = textbook(table, "video", queries, 10)
     found = faiss_index.LoadedIndex(index, kind, "video").search(queries, 10)
     pairs = zip(found, expected, strict=True)
-    recall = np.mean([len({hit.row for hit in one} & {row for row, _ in other}) / 10 for one, other in pairs])
+    recall = np.mean(
+        [len({hit.row for hit in ranked} & {row for row, _ in reference}) / 10 for ranked, reference in pairs]
+    )
     assert recall == pytest.approx(reported["recall_at_10"], abs=1e-6)
     noise = np.random.default_rng(0).standard_normal(queries.shape)
     noisy = queries + noise / np.linalg.norm(noise, axis=1, keepdims=True)
     expected = textbook(table, "video", noisy, 10)
     pairs = zip(faiss_index.LoadedIndex(index, kind, "video").search(noisy, 10), expected, strict=True)
-    recall = np.mean([len({hit.row for hit in one} & {row for row, _ in other}) / 10 for one, other in pairs])
+    recall = np.mean(
+        [len({hit.row for hit in ranked} & {row for row, _ in reference}) / 10 for ranked, reference in pairs]
+    )
     assert recall == pytest.approx(reported["noisy_recall_at_10"], abs=1e-6)
-    for one in found:
-        assert [hit.score for hit in one] == sorted((hit.score for hit in one), reverse=True)
+    for ranked in found:
+        assert [hit.score for hit in ranked] == sorted((hit.score for hit in ranked), reverse=True)
 
 
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])
@@ -72,9 +76,10 @@ def test_more_depth_finds_more_and_all_of_it_everything(built, kind):
     for depth in (1, 0, 3000 if kind == "hnsw" else facts["ivf"]["video"]["lists"]):
         found = faiss_index.LoadedIndex(index, kind, "video", depth).search(queries, 10)
         pairs = [
-            ({hit.row for hit in one}, {hit.row for hit in other}) for one, other in zip(found, exact, strict=True)
+            ({hit.row for hit in ranked}, {hit.row for hit in reference})
+            for ranked, reference in zip(found, exact, strict=True)
         ]
-        recalls.append(np.mean([len(one & other) / 10 for one, other in pairs]))
+        recalls.append(np.mean([len(ranked & reference) / 10 for ranked, reference in pairs]))
     assert recalls[0] <= recalls[1] <= recalls[2] == 1
     if kind == "ivf":  # hnsw keeps at least the candidates that are asked of it
         assert recalls[0] < recalls[1]
