@@ -270,12 +270,12 @@ def test_two_processes_give_the_result_of_one_with_every_sample_once(run: Path, 
     recipe.evaluate(run, recipe.load_task([*options, "name=one"]))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
     run_python(*launcher, "recipes/evaluate.py", run, *options, "name=two")
-    first, second = (read_evaluation(run / "evaluations" / f"knn-{name}.json") for name in ("one", "two"))
-    assert first["protocol"] == second["protocol"]
+    stored = {name: read_evaluation(run / "evaluations" / f"knn-{name}.json") for name in ("one", "two")}
+    assert stored["one"]["protocol"] == stored["two"]["protocol"]
     for weights in ("trained", "untrained"):
         first, second = (
-            read_rows(run / "evaluations" / f"knn-{name}.json", found, weights)[0]
-            for name, found in (("first", first), ("second", second))
+            read_rows(run / "evaluations" / f"knn-{name}.json", evaluation, weights)[0]
+            for name, evaluation in stored.items()
         )
         assert first.keys == second.keys
         assert len(second.keys) == 6
