@@ -146,25 +146,25 @@ def one_run(name: str, seed: int, folder: Path, shards: dict[str, Path]) -> dict
 def report(names: list[str], results: dict[tuple[str, int], dict[str, dict[str, float]] | Exception]) -> str:
     """The table in Markdown, and the runs that failed."""
     good = {key: value for key, value in results.items() if not isinstance(value, Exception)}
-    rows = [["loss", "family", *METRICS, "seconds"]]
-    first = next(iter(good.values()))
-    for label, which in (("chance", "chance"), ("untrained", "untrained")):
-        found = [value[which] for value in good.values()] if which == "untrained" else [first["chance"]]
-        rows.append([label, "", *cells(found), ""])
+    rows = [
+        ["loss", "family", *METRICS, "seconds"],
+        ["chance", "", *cells([next(iter(good.values()))["chance"]]), ""],
+        ["untrained", "", *cells([result["untrained"] for result in good.values()]), ""],
+    ]
     for name in names:
-        mine = [value for (loss, _), value in sorted(good.items()) if loss == name]
-        if mine:
-            times = learning.mean_and_spread([value["seconds"]["seconds"] for value in mine], 1.0)
-            rows.append([name, losses.get(name).family, *cells([value["trained"] for value in mine]), times])
+        runs = [result for (loss, _), result in sorted(good.items()) if loss == name]
+        if runs:
+            times = learning.mean_and_spread([result["seconds"]["seconds"] for result in runs], 1.0)
+            rows.append([name, losses.get(name).family, *cells([result["trained"] for result in runs]), times])
     failures = [f"{name}: {value}" for name, value in results.items() if isinstance(value, Exception)]
     head = f"{machine()}; {NUM_TRAIN} clips, {STEPS} steps of {BATCH_SIZE}; test {NUM_TEST}"
     return "\n\n".join([head, learning.markdown(rows), *failures])
 
 
-def cells(found: list[dict[str, float]]) -> list[str]:
-    """Mean and spread of every metric."""
+def cells(results: list[dict[str, float]]) -> list[str]:
+    """Mean and spread of every metric over runs."""
     return [
-        learning.mean_and_spread([one[key] for one in found], scale) if key in found[0] else ""
+        learning.mean_and_spread([metrics[key] for metrics in results], scale) if key in results[0] else ""
         for key, scale in METRICS.values()
     ]
 

@@ -207,8 +207,8 @@ def print_scaling(path: str, rounds: int) -> None:
     files, context = 4, multiprocessing.get_context("spawn")
     speeds: dict[int, list[float]] = {1: [], 2: []}
     costs: dict[int, list[float]] = {1: [], 2: []}
-    with context.Pool(1) as one, context.Pool(2) as two:
-        for number, pool in [(1, one), (2, two)] * (rounds + 1):
+    with context.Pool(1) as single, context.Pool(2) as double:
+        for number, pool in [(1, single), (2, double)] * (rounds + 1):
             begin = time.perf_counter()
             cpu = pool.map(cpu_of, [path] * files * number, chunksize=1)
             speeds[number].append(files * number / (time.perf_counter() - begin))
