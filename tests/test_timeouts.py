@@ -21,16 +21,16 @@ SERVER_IS_STOPPED = """
 import os, signal
 from multiprocessing import forkserver
 from torch.utils.data import DataLoader
-from avssl.processes.timeouts import begun
+from avssl.processes.timeouts import start_loader
 from avssl.processes.worker_server import worker_context
 from avssl.data.workers import start_worker
 def loader():
     return DataLoader(range(8), num_workers=1, multiprocessing_context=worker_context(), worker_init_fn=start_worker)
-first = begun(loader(), 200)
+first = start_loader(loader(), 200)
 next(first)
 os.kill(forkserver._forkserver._forkserver_pid, signal.SIGSTOP)
 try:
-    begun(loader(), 1)
+    start_loader(loader(), 1)
 except TimeoutError as error:
     print(error)
 os.kill(first._workers[0].pid, signal.SIGSTOP)
