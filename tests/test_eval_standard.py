@@ -153,12 +153,12 @@ def test_two_processes_give_the_numbers_of_one(run: Path, tiny_run: Path, shards
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
     splits = [f"{split}={folder}" for split, folder in shards.items()]
     run_python(*launcher, "recipes/evaluate.py", copy, *splits, *OPTIONS)
-    first, second = (json.loads((folder / "evaluation.json").read_text()) for folder in (run, copy))
+    evaluation, copied = (json.loads((folder / "evaluation.json").read_text()) for folder in (run, copy))
     for part in ("results", "chance", "protocol", "weights", "repeats"):
-        assert first[part] == second[part], part
+        assert evaluation[part] == copied[part], part
     for weights in ("trained", "untrained"):
         sides = [
-            read_rows(folder / "evaluation.json", read, weights) for folder, read in ((run, first), (copy, second))
+            read_rows(folder / "evaluation.json", read, weights) for folder, read in ((run, evaluation), (copy, copied))
         ]
         for first, second in zip(*sides, strict=True):
             assert first.keys == second.keys
