@@ -32,10 +32,10 @@ check: $(READY) ## lint, format, types
 	$(BIN)/python -m pytest tests/test_layers.py
 
 test: check ## lint, types and the quick tests
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-all: check ## every test, the long ones too, and the numerical ones as other CPUs compute
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 	$(BIN)/python -m tests.cpu_variants
 
 test-cpus: $(READY) ## the quick tests of numerical claims with other instruction sets and numbers of threads

@@ -1,9 +1,14 @@
 """Session-wide fixtures: a tiny corpus as shards, made once."""
 
+import fcntl
+import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -42,16 +47,48 @@ TINY = [
 TINY_CMA = ["loss.num_positives=2", "loss.num_negatives_within=4", "loss.search_every_epochs=1"]
 
 
+class _Server:
+    """A process of tests/command_server.py, started at the first command."""
+
+    process = None
+
+    def run(self, arguments, environment):
+        if self.process is None:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.command_server"],
+                cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+            )  # fmt: skip
+        with tempfile.NamedTemporaryFile("r") as stdout, tempfile.NamedTemporaryFile("r") as stderr:
+            request = {"arguments": arguments, "stdout": stdout.name, "stderr": stderr.name, "environment": environment}
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+            status = int(self.process.stdout.readline())
+            return subprocess.CompletedProcess(arguments, status, stdout.read(), stderr.read())
+
+    def end(self):
+        if self.process:
+            self.process.communicate()
+
+
+_SERVER = _Server()
+
+
+def pytest_unconfigure():
+    _SERVER.end()
+
+
 def run_python(*arguments, check=True, **environment):
-    """A command of the project as a user runs it, on one thread; the finished process with its output as text."""
-    process = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": NUM_THREADS} | environment,
-    )
+    """A command of the project as a user runs it, on one thread; the finished process with its output as text.
+
+    Scripts and modules of the project are forked from a process that has imported the libraries already.
+    """
+    arguments = [str(argument) for argument in arguments]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": NUM_THREADS} | environment
+    if arguments[0].startswith("recipes/") or arguments[:2] in (["-m", "data_prep"], ["-m", "torch.distributed.run"]):
+        process = _SERVER.run(arguments, environment)
+    else:
+        command = [sys.executable, *arguments]
+        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
     if check and process.returncode:
         raise AssertionError(f"{arguments} left with {process.returncode}\n{process.stdout}\n{process.stderr}")
     return process
@@ -63,16 +100,28 @@ def run_ranks(num_processes, claim, *arguments):
     return run_python(*launcher, "-m", "tests.ranks", claim, *arguments, EXPECTED_WORLD_SIZE=str(num_processes))
 
 
+def built_once(tmp_path_factory, name, build):
+    """The folder `name` after `build(folder)`, which runs once for all test processes that work side by side."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, done = base / name, base / f"{name}.done"
+    with (base / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            folder.mkdir()
+            build(folder)
+            done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
     """A folder with train/ (18 clips) and test/ (6 clips) as real media files with labels.csv."""
     from data_prep.demo.corpus import make_demo_corpus
 
-    folder = tmp_path_factory.mktemp("corpus")
-    make_demo_corpus(
-        folder, num_train=18, num_test=6, seed=3, size_px=32, duration_seconds=1.5, workers=1, progress=False
-    )
-    return folder
+    sizes = {"num_train": 18, "num_test": 6, "size_px": 32, "duration_seconds": 1.5}
+    build = partial(make_demo_corpus, **sizes, seed=3, workers=1, progress=False)
+    return built_once(tmp_path_factory, "corpus", build)
 
 
 @pytest.fixture(scope="session")
@@ -82,26 +131,32 @@ def shards(corpus, tmp_path_factory):
     from data_prep.transcode.options import WriteOptions
     from data_prep.write.run import write_shards
 
-    folder = tmp_path_factory.mktemp("shards")
-    for split in ("train", "test"):
-        manifest = folder / f"{split}.jsonl"
-        build_manifest(corpus / split, manifest, IndexOptions(labels=str(corpus / split / "labels.csv")))
-        write_shards(manifest, folder / split, WriteOptions(short_side_px=32, samples_per_shard=7))
+    def build(folder):
+        for split in ("train", "test"):
+            manifest = folder / f"{split}.jsonl"
+            build_manifest(corpus / split, manifest, IndexOptions(labels=str(corpus / split / "labels.csv")))
+            write_shards(manifest, folder / split, WriteOptions(short_side_px=32, samples_per_shard=7))
+
+    folder = built_once(tmp_path_factory, "shards", build)
     return {split: folder / split for split in ("train", "test")}
 
 
 @pytest.fixture(scope="session")
 def tiny_run(shards, tmp_path_factory):
-    """A finished AVID run of three steps on the tiny shards."""
+    """A finished AVID run of three steps on the tiny shards; each test process has a copy, in which it may write."""
+
+    def build(folder):
+        run_python(
+            "recipes/pretrain.py",
+            "recipes/configs/avid.yaml",
+            *TINY,
+            f"run={folder}/avid",
+            f"data.shards={shards['train']}",
+            "steps=3",
+        )
+
     run = tmp_path_factory.mktemp("runs") / "avid"
-    run_python(
-        "recipes/pretrain.py",
-        "recipes/configs/avid.yaml",
-        *TINY,
-        f"run={run}",
-        f"data.shards={shards['train']}",
-        "steps=3",
-    )
+    shutil.copytree(built_once(tmp_path_factory, "tiny_run", build) / "avid", run)
     return run
 
 
@@ -115,16 +170,17 @@ def image_shards(tmp_path_factory):
     from data_prep.transcode.options import WriteOptions
     from data_prep.write.run import write_shards
 
-    folder = tmp_path_factory.mktemp("images")
-    generator = np.random.default_rng(0)
-    for number in range(12):
-        path = folder / "images" / ("light" if number % 2 else "dark") / f"{number:02d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        low = 128 if number % 2 else 0
-        Image.fromarray(generator.integers(low, low + 128, size=(40, 48, 3), dtype=np.uint8)).save(path)
-    build_manifest(folder / "images", folder / "images.jsonl", IndexOptions())
-    write_shards(folder / "images.jsonl", folder / "shards", WriteOptions(samples_per_shard=5))
-    return folder / "shards"
+    def build(folder):
+        generator = np.random.default_rng(0)
+        for number in range(12):
+            path = folder / "images" / ("light" if number % 2 else "dark") / f"{number:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            low = 128 if number % 2 else 0
+            Image.fromarray(generator.integers(low, low + 128, size=(40, 48, 3), dtype=np.uint8)).save(path)
+        build_manifest(folder / "images", folder / "images.jsonl", IndexOptions())
+        write_shards(folder / "images.jsonl", folder / "shards", WriteOptions(samples_per_shard=5))
+
+    return built_once(tmp_path_factory, "image_shards", build) / "shards"
 
 
 @pytest.fixture
