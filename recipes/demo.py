@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from avssl.eval.intervals import NUM_DRAWS, bootstrap, ends, values_of
+from avssl.eval.intervals import bootstrap, ends, values_of
 from avssl.eval.outcome import Repeat
 from avssl.eval.results import read_rows
 
@@ -143,7 +143,7 @@ def judged(
     verdicts = []
     for claim, margin, required in CLAIMS:
         margins = []
-        for draw in range(NUM_DRAWS):
+        for draw in range(len(drawn["avid"][KNN])):
             scores = {name: {metric: values[draw] for metric, values in draws.items()} for name, draws in drawn.items()}
             margins.append(margin(scores | {"chance": chance}))
         low, high = ends(np.array(margins))

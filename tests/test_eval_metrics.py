@@ -9,6 +9,11 @@ from sklearn import metrics
 from avssl.eval import metrics as measures
 from avssl.eval.outcome import Metric, Repeat, classified, merged
 
+ORACLES = {
+    "normalized_mutual_information": metrics.normalized_mutual_info_score,
+    "adjusted_rand_index": metrics.adjusted_rand_score,
+}
+
 
 def rows(seed: int = 0, num_rows: int = 60, num_classes: int = 7, *, ties: bool = False):
     """(scores, single targets, multi-label targets, weights) of made-up rows."""
@@ -68,12 +73,20 @@ def test_weighted_means_medians_and_clusterings_equal_those_of_repeated_rows() -
     assert measures.class_mean(right, targets, weights) == pytest.approx(expected)
     table = metrics.cluster.contingency_matrix(targets[repeated], clusters[repeated])
     assert measures.purity(clusters, targets, weights) == pytest.approx(table.max(axis=0).sum() / table.sum())
-    for name, oracle in (
-        ("normalized_mutual_information", metrics.normalized_mutual_info_score),
-        ("adjusted_rand_index", metrics.adjusted_rand_score),
-    ):
+    for name, oracle in ORACLES.items():
         found = measures.KINDS[name](clusters, targets, weights)
         assert found == pytest.approx(oracle(targets[repeated], clusters[repeated]))
+
+
+@pytest.mark.parametrize(
+    ("clusters", "targets"),
+    [([0], [0]), ([0, 0, 0], [0, 0, 0]), ([0, 1, 2], [2, 0, 1]), ([0, 0, 1], [0, 1, 2]), ([0, 0, 1], [1, 1, 0]),
+     ([0, 0, 0], [0, 1, 1])],
+)  # fmt: skip
+def test_clusterings_that_say_nothing_or_all_score_as_in_scikit_learn(clusters: list[int], targets: list[int]) -> None:
+    columns = np.array(clusters), np.array(targets), np.ones(len(targets))
+    for name, oracle in ORACLES.items():
+        assert measures.KINDS[name](*columns) == pytest.approx(oracle(targets, clusters)), name
 
 
 def test_pairs_are_told_apart_as_scikit_learn_says_and_by_the_best_threshold() -> None:

@@ -31,8 +31,11 @@ def values_of(repeats: Sequence[Repeat], weights: Sequence[NDArray[Any] | None] 
     return {name: float(np.mean([values[name] for values in results if name in values])) for name in names}
 
 
-def bootstrap(results: Sequence[Sequence[Repeat]], *, num_draws: int = NUM_DRAWS, seed: int = 0) -> list[Draws]:
-    """The metrics of each result on the same resampled rows. ValueError unless all have the same repeats and rows."""
+def bootstrap(results: Sequence[Sequence[Repeat]], *, num_draws: int | None = None, seed: int = 0) -> list[Draws]:
+    """The metrics of each result on the same resampled rows, NUM_DRAWS times.
+
+    ValueError unless all have the same repeats and rows.
+    """
     for repeats in results[1:]:
         for first, other in zip(results[0], repeats, strict=True):
             if first.keys != other.keys:
@@ -41,7 +44,7 @@ def bootstrap(results: Sequence[Sequence[Repeat]], *, num_draws: int = NUM_DRAWS
                 )
     generator = np.random.default_rng(seed)
     drawn: list[list[dict[str, float]]] = [[] for _ in results]
-    for _ in range(num_draws):
+    for _ in range(num_draws or NUM_DRAWS):
         by_rows: dict[tuple[str, ...], NDArray[Any]] = {}
         weights = []
         for repeat in results[0]:

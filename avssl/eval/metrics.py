@@ -126,21 +126,46 @@ def best_threshold(aligned: Array, shifted: Array) -> float:
     return float(scores[int(np.argmax(right))])
 
 
-def _clustering(name: str) -> Callable[[Array, Array, Array], float]:
-    def of_repeated_rows(clusters: Array, targets: Array, weights: Array) -> float:
-        from sklearn import metrics
-
-        rows = np.repeat(np.arange(len(targets)), weights.astype(np.int64))
-        return float(getattr(metrics, name)(targets[rows], clusters[rows]))
-
-    return of_repeated_rows
+def _contingency(clusters: Array, targets: Array, weights: Array) -> Array:
+    """float64 (clusters, classes): the summed weights of the rows of each cluster and class."""
+    table = np.zeros((clusters.max() + 1, targets.max() + 1))
+    np.add.at(table, (clusters, targets), weights)
+    return table
 
 
 def purity(clusters: Array, targets: Array, weights: Array) -> float:
     """The share of rows that have the most frequent class of their cluster; clusters, targets: int (n,)."""
-    table = np.zeros((clusters.max() + 1, targets.max() + 1))
-    np.add.at(table, (clusters, targets), weights)
+    table = _contingency(clusters, targets, weights)
     return float(table.max(axis=1).sum() / table.sum())
+
+
+def normalized_mutual_information(clusters: Array, targets: Array, weights: Array) -> float:
+    """Mutual information of clusters and classes over the mean of their entropies; 1 if both have one value only."""
+    shares = _contingency(clusters, targets, weights) / weights.sum()
+    of_cluster, of_class = shares.sum(axis=1), shares.sum(axis=0)
+    entropies = [-float((p[p > 0] * np.log(p[p > 0])).sum()) for p in (of_cluster, of_class)]
+    if not any(entropies):
+        return 1.0
+    some = shares > 0
+    information = shares[some] * np.log(shares[some] / np.outer(of_cluster, of_class)[some])
+    return float(information.sum() / np.mean(entropies))
+
+
+def adjusted_rand_index(clusters: Array, targets: Array, weights: Array) -> float:
+    """The share of pairs of rows on which clusters and classes agree, scaled with chance at 0 (Hubert & Arabie 1985).
+
+    weights: how often each row counts; 1 if no row or every row is alone in its cluster and class, as in scikit-learn.
+    """
+
+    def pairs(counts: Array) -> float:
+        return float((counts * (counts - 1) / 2).sum())
+
+    table = _contingency(clusters, targets, weights)
+    together, in_cluster, in_class = pairs(table), pairs(table.sum(axis=1)), pairs(table.sum(axis=0))
+    if together == in_cluster == in_class:
+        return 1.0
+    by_chance = in_cluster * in_class / pairs(table.sum(keepdims=True))
+    return (together - by_chance) / ((in_cluster + in_class) / 2 - by_chance)
 
 
 KINDS: dict[str, Callable[..., float]] = {
@@ -154,8 +179,8 @@ KINDS: dict[str, Callable[..., float]] = {
     "d_prime": d_prime,
     "pair_auc": pair_auc,
     "purity": purity,
-    "normalized_mutual_information": _clustering("normalized_mutual_info_score"),
-    "adjusted_rand_index": _clustering("adjusted_rand_score"),
+    "normalized_mutual_information": normalized_mutual_information,
+    "adjusted_rand_index": adjusted_rand_index,
 }
 
 
