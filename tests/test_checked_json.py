@@ -81,6 +81,7 @@ BAD_FIELDS = {
 }
 
 
+@pytest.mark.quick(9)
 @pytest.mark.parametrize(("field", "text"), [(name, text) for name, texts in BAD_FIELDS.items() for text in texts])
 def test_a_sample_with_such_a_field_is_bad_for_the_loader_and_verify_names_shard_key_and_field(field, text, tmp_path):
     wanted = "nested more than" if text == DEEP else field

@@ -57,6 +57,7 @@ GRIDS = {
 }
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 def test_video_clips_equal_those_read_one_by_one(videos, suffix, grid):
@@ -83,6 +84,7 @@ def test_frames_kept_for_later_clips_hold_no_other_memory(videos):
     assert all(frame.base is None for frame in (*clips._kept.values(), clips._last_frame))
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 def test_audio_clips_are_cut_from_the_whole_stream(videos, suffix, grid, monkeypatch):

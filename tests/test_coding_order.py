@@ -97,6 +97,7 @@ def mux(container, stream, packet, number, is_keyframe):
     container.mux(packet)
 
 
+@pytest.mark.quick(8)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_frame_comes_at_its_time(films, name):
     found = numbered.numbers(films[name])
@@ -104,6 +105,7 @@ def test_every_frame_comes_at_its_time(films, name):
     assert [seconds * FPS for seconds, _ in found] == pytest.approx(np.arange(NUM_FRAMES), abs=0.05)
 
 
+@pytest.mark.quick(8)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_frame_alone_is_that_of_its_time(films, name):
     times = np.arange(3, NUM_FRAMES, 7)

@@ -20,6 +20,10 @@ def identify(case):
 
 
 every_case = pytest.mark.parametrize("case", CASES, ids=[identify(case) for case in CASES])
+LAST = set(dict(CASES).items())  # of each loss the last combination; the others are slow
+a_case_of_each = pytest.mark.parametrize(
+    "case", [pytest.param(case, id=identify(case), marks=[] if case in LAST else pytest.mark.slow) for case in CASES]
+)
 
 
 def test_every_loss_of_the_registry_is_tested_here_on_something():
@@ -48,7 +52,7 @@ def test_trainable_parameters_get_finite_gradients_and_frozen_ones_none(case):
             assert parameter.grad.isfinite().all(), f"{name} has a gradient that is not finite"
 
 
-@every_case
+@a_case_of_each
 def test_loss_called_twice_gives_the_same_value_and_writes_no_state(case):
     run = Run(*case)
     run.step()
@@ -61,7 +65,7 @@ def test_loss_called_twice_gives_the_same_value_and_writes_no_state(case):
         assert torch.equal(tensor, before[name]), f"loss() wrote {name}"
 
 
-@every_case
+@a_case_of_each
 def test_values_are_finite_float32_scalars_without_gradient_in_the_terms(case):
     result, outputs = Run(*case).step()
     assert result.total.dtype == torch.float32
@@ -95,8 +99,7 @@ NEW_LABELS = {"deepcluster", "deepcluster_v2", "xdc"}
 STARTS_FROM = {"avid_cma": "avid"}  # as published
 
 
-@pytest.mark.quick(12)
-@every_case
+@a_case_of_each
 def test_fifty_steps_on_32_samples_reduce_the_loss(case):
     name, pair = case
     run = Run(*case, optimizer="adam", lr=5e-3, total_steps=60)
@@ -114,7 +117,7 @@ def test_fifty_steps_on_32_samples_reduce_the_loss(case):
     assert last < first - 0.05 * abs(first), f"from {first:.4f} to {last:.4f}"
 
 
-@every_case
+@a_case_of_each
 def test_weights_load_into_a_fresh_loss_strictly(case):
     run = Run(*case)
     run.step()

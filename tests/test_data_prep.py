@@ -144,6 +144,7 @@ def test_the_stored_frames_and_audio_are_those_of_the_source(written, videos):
 # --- time ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(("video_start", "audio_start"), [(0.0, 0.0), (0.37, 0.0), (0.0, 0.41)])
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_flash_and_beep_stay_together(tmp_path, suffix, video_start, audio_start):

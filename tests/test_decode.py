@@ -121,6 +121,7 @@ def test_yuv_holds_the_same_frame_as_rgb(real_videos):  # noqa: F811
     assert np.abs(rgb.astype(int) - read_video(path, [1.0])[0].permute(1, 2, 0).numpy()).mean() < 1.5
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize(
     ("suffix", "video_codec", "audio_codec", "start_seconds"),
     [(*one, start) for one in FORMATS for start in (0.0, 0.3) if not (one[0] == ".avi" and start)],  # AVI has no starts

@@ -90,6 +90,7 @@ def test_after_the_head_the_whole_network_learns_and_frozen_statistics_stay(tmp_
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("stop_at", [2, 5, 8, 9, 15])
 def test_a_training_that_was_stopped_goes_on_bit_for_bit(tmp_path, stop_at):
     """Within the first stage, before its first checkpoint, at its end, and in the second; with dropout."""
@@ -157,6 +158,7 @@ def test_losses_are_the_textbook_ones():
     assert float(Criterion(table)(logits, index)) == pytest.approx(binary, abs=1e-5)
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("multi_label", [False, True])
 @pytest.mark.parametrize("num_crops", [1, 3])
 def test_scores_are_the_mean_over_clips_whatever_the_batch(shards, multi_label, num_crops):

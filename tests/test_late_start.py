@@ -126,12 +126,14 @@ def check_reads_as_six_seconds(path: Path) -> None:
         assert max(span.end_seconds for span in media.spans.values()) == pytest.approx(SECONDS, abs=0.2)
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize("name", LATE_FILES)
 def test_a_file_that_begins_an_hour_late_lasts_as_long_as_what_is_in_it(tmp_path, name):
     video, audio, options = LATE_FILES[name]
     check_reads_as_six_seconds(made(tmp_path / f"late.{name.split()[-1]}", video, audio, options, LATE))
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(
     ("video", "audio", "flags", "header_seconds"),
     [
@@ -161,6 +163,7 @@ def test_the_offset_between_audio_and_frames_does_not_change_with_the_start(tmp_
     assert offsets[0] == pytest.approx(offsets[1], abs=1e-6)
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("name", ["mkv", "flv", "asf", "mp4", "fragments"])
 def test_a_late_file_whose_end_is_cut_off_is_truncated(tmp_path, name):
     if name == "fragments":

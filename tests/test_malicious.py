@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 NAME = "a\x1b[31m\nINJECTED"
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_that_opens_data_runs_code_reaches_elsewhere_or_acts_on_the_terminal(kind, tmp_path):
     outcome = Outcome(kind)

@@ -140,6 +140,7 @@ def test_audio_stages_have_the_specified_shapes(
     assert [tuple(layers[name].shape[1:]) for name in LAYERS[:5]] == shapes
 
 
+@pytest.mark.quick(8)
 @pytest.mark.parametrize("name", list(ENCODERS))
 def test_every_encoder_gives_dim_features(name: str) -> None:
     with torch.device("meta"):

@@ -89,6 +89,7 @@ def turned(request, tmp_path):
     return path, shown(scene())
 
 
+@pytest.mark.quick(8)
 def test_every_reader_shows_what_the_container_says(turned):
     path, expected = turned
     for source in (path, path.read_bytes()):
@@ -108,6 +109,7 @@ def test_every_reader_shows_what_the_container_says(turned):
     assert (np.rot90(stored, -info.rotation_degrees // 90) == expected).all()
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("name", ["turned by 90", "left to right", "top to bottom", "over the other"])
 def test_shards_hold_frames_that_are_upright(tmp_path, name):
     (tmp_path / "files").mkdir()

@@ -81,6 +81,7 @@ def times_of(kind, generator):
     return np.split(times, [len(times) // 3, len(times) // 2])
 
 
+@pytest.mark.quick(12)
 @pytest.mark.parametrize("kind", ["random", "clips", "gaps"])
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 @pytest.mark.parametrize("name", ENCODED)
@@ -173,6 +174,7 @@ EDITS = {
 }
 
 
+@pytest.mark.quick(15)
 @pytest.mark.parametrize("step", [1 / 16, 1 / 10, 1 / 15])
 @pytest.mark.parametrize("edits", EDITS)
 @pytest.mark.parametrize("name", ["pyramid", "flat", "open"])

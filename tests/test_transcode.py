@@ -76,6 +76,7 @@ def stored_audio(result):
 # --- segments ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick(9)
 @pytest.mark.parametrize("suffix", CONTAINERS)
 @pytest.mark.parametrize("begin", [0.0, 0.3, 2.0, 5.01, 12.7])
 def test_frames_from_a_time_on_are_those_of_a_decode_from_the_beginning(sources, suffix, begin):
@@ -132,6 +133,7 @@ def clock_of(result):
     return min(result.info.video.start_seconds, result.info.audio.start_seconds)
 
 
+@pytest.mark.quick(9)
 @pytest.mark.parametrize("segment", [None, (0.0, 3.0), (0.2, 3.0), (0.37, 2.5), (1.03, 2.0), (0.9, 1.4)])
 @pytest.mark.parametrize(("video_start", "audio_start"), [(0.0, 0.0), (0.37, 0.0), (0.0, 0.81), (1.2, 0.3)])
 def test_flash_and_beep_stay_together_in_a_segment(tmp_path, segment, video_start, audio_start):

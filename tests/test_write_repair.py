@@ -59,7 +59,7 @@ FILES = {
 }  # fmt: skip
 
 
-@pytest.mark.quick(6)
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize(("moment", "name"), [(moment, name) for moment, names in FILES.items() for name in names])
 def test_a_file_that_is_damaged_between_two_runs_is_made_anew(manifest, right, moments, tmp_path, moment, name, damage):
@@ -119,7 +119,7 @@ def facts(folder):
 FINISHED = ["shard-000000.tar", "shard-000001.tar", "shard-000001.json", "shard-000002.tar", "skipped.jsonl"]
 
 
-@pytest.mark.quick(4)
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(
     ("names", "damage"),
     [
