@@ -144,6 +144,7 @@ def test_same_input_gives_same_bytes(pair: tuple[str, str, str]) -> None:
     assert len(copies[0].getvalue()) > 1000
 
 
+@pytest.mark.slow
 def test_bytes_do_not_depend_on_what_memory_held_before() -> None:
     # glibc fills memory with this byte when it is handed out: an encoder that reads before it writes is found out.
     program = """

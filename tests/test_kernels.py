@@ -131,6 +131,7 @@ def test_the_random_state_does_not_change(monkeypatch):
     torch.set_rng_state(state)
 
 
+@pytest.mark.slow
 def test_bf16_of_this_machine_is_refused_or_right():
     """The judgment of each kind of layer against the same layer in float32, with another input."""
     wide = (temporal_convolution(channels) for channels in (128, 256))
