@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# Without its compiled files every start of Python would compile the program anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup demo bench test test-all test-cpus soak check format clean
 
 help: ## list the targets

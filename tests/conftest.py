@@ -14,10 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from avssl.eval import intervals
+
 ROOT = Path(__file__).parent.parent
 # One unless asked otherwise: the test runner uses a process per core. Commands that tests start follow it, too.
 NUM_THREADS = os.environ.get("AVSSL_TEST_THREADS", "1")
 torch.set_num_threads(int(NUM_THREADS))
+# The intervals of most results are nobody's concern here; the tests of intervals say how many draws they need.
+intervals.NUM_DRAWS = 100
 # By how many of 256 levels a resized byte may differ from torchvision's: it resizes bytes in fixed point, as we do,
 # where PyTorch has AVX2, and elsewhere in float32, which may round another way.
 HAS_AVX2 = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
@@ -45,6 +49,9 @@ TINY = [
     "optim.lr=1e-3",
 ]
 TINY_CMA = ["loss.num_positives=2", "loss.num_negatives_within=4", "loss.search_every_epochs=1"]
+
+
+SERVED = [["-m", name] for name in ("data_prep", "avssl.exchange", "avssl.losses", "torch.distributed.run")]
 
 
 class _Server:
@@ -84,7 +91,7 @@ def run_python(*arguments, check=True, **environment):
     """
     arguments = [str(argument) for argument in arguments]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": NUM_THREADS} | environment
-    if arguments[0].startswith("recipes/") or arguments[:2] in (["-m", "data_prep"], ["-m", "torch.distributed.run"]):
+    if arguments[0].startswith("recipes/") or arguments[:2] in SERVED:
         process = _SERVER.run(arguments, environment)
     else:
         command = [sys.executable, *arguments]

@@ -24,7 +24,7 @@ OTHERS = [("mp2", "mp2", 44_100, 64_000), ("aac", "mp4", 44_100, 24_000), ("aac"
           ("adpcm_ms", "wav", 8_000, None), ("adpcm_swf", "flv", 22_050, None)]  # fmt: skip
 
 
-@pytest.mark.quick(10)
+@pytest.mark.quick(5)
 @pytest.mark.parametrize("container", ["mp3", "mp4", "matroska", "avi", "wav"])
 @pytest.mark.parametrize(("rate", "bit_rate", "layout"), MP3)
 def test_mp3_from_the_middle_begins_right_at_any_bit_rate(tmp_path, container, rate, bit_rate, layout):

@@ -112,6 +112,7 @@ def test_a_run_starts_from_a_folder(run, folder, tmp_path):
         assert torch.equal(loss.encoders["audio"].conv1[0].weight, weights["loss.encoders.audio.conv1.0.weight"])
 
 
+@pytest.mark.slow
 def test_the_recipe_embeds_with_a_folder(folder, shards, tmp_path):
     run_python("recipes/embed.py", str(folder), shards["test"], "--out", str(tmp_path), "--num-workers", "0")
     assert list(tmp_path.glob("*.parquet"))
@@ -243,6 +244,7 @@ def hub(folder, tmp_path, monkeypatch):
     thread.join()
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", ["someone/avid-small", "hf://someone/avid-small", "hf://someone/avid-small@main"])
 def test_a_model_of_a_hub_embeds_bit_for_bit_as_the_run(name, hub, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -104,6 +104,7 @@ def test_the_embedding_of_every_loss_becomes_a_graph(name, tmp_path):
     assert max(graphs.export_graph(run, "torch_export", "audio", tmp_path / "graph.pt2").values()) <= 1e-4
 
 
+@pytest.mark.slow
 def test_a_graph_says_how_its_input_is_made(avid, tmp_path):
     import onnx
 
@@ -176,6 +177,7 @@ def test_wrong_orders_are_explained(options, words, avid, tmp_path, monkeypatch)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.quick(1)
 @pytest.mark.parametrize(("name", "suffix"), [("r3d_18", ".safetensors"), ("s3d", ".pth")])
 def test_torchvision_takes_a_video_encoder_but_for_its_head(name, suffix, tmp_path, capsys):

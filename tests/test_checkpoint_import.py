@@ -1,10 +1,7 @@
 """Published AVID-CMA checkpoints: everything is accounted for and computes what the authors' networks compute."""
 
 import shutil
-import subprocess
-import sys
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +17,7 @@ from avssl.exchange.statistics import statistics_from
 from avssl.models import create_encoder
 from avssl.models.heads import mlp
 from avssl.transforms.raw_view import RawView
+from tests.conftest import run_python
 from tests.test_models import GOLDEN, golden_fill, golden_input, published_entries
 from tests.test_security import Malicious
 
@@ -336,8 +334,7 @@ def test_statistics_that_a_run_embeds_with_are_not_replaced(run, tmp_path):
 
 
 def test_the_command_runs_as_a_module(tmp_path):
-    command = [sys.executable, "-m", "avssl.exchange", "import", str(tmp_path / "no.pth.tar"), "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, check=False)
+    done = run_python("-m", "avssl.exchange", "import", tmp_path / "no.pth.tar", "--out", tmp_path, check=False)
     assert done.returncode == 1
     assert "no such file" in done.stderr
     assert done.stderr.startswith("error: ")

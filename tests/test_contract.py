@@ -30,7 +30,7 @@ def test_every_loss_of_the_registry_is_tested_here_on_something():
     assert {name for name, _ in CASES} == set(losses.names())
 
 
-@every_case
+@a_case_of_each
 def test_trainable_parameters_get_finite_gradients_and_frozen_ones_none(case):
     run = Run(*case)
     run.step()

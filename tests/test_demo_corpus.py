@@ -186,6 +186,7 @@ def features(settings: CorpusSettings, split: str, count: int) -> tuple[np.ndarr
     return np.stack(pixels), spectrum, [plan.visual for plan in plans], [plan.sound for plan in plans]
 
 
+@pytest.mark.slow
 def test_timbres_are_easy_and_pixels_hard() -> None:
     settings = CorpusSettings(difficulty=0.5, agreement=0.5, size_px=32, duration_seconds=1.0)
     train, test = features(settings, "train", 320), features(settings, "test", 160)

@@ -133,6 +133,7 @@ def test_they_cost_their_own_rows_and_no_others(
     assert max(dropped.values()) <= 2 * WINDOWS_PER_READ
 
 
+@pytest.mark.slow
 def test_parts_meet_each_of_them_once(embedder, folders, good_rows, misbehaving, tmp_path):
     first, second = (
         embed(embedder, folders[1], tmp_path, part=Part(number, 2), sources_per_block=1, num_workers=1)

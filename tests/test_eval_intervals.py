@@ -118,8 +118,7 @@ def demo_rows(correct, positives=0.5):
     return [Repeat("", KEYS, columns, metrics)]
 
 
-def test_a_claim_of_the_demo_is_yes_only_where_its_whole_interval_holds(monkeypatch):
-    monkeypatch.setattr(intervals, "NUM_DRAWS", 100)
+def test_a_claim_of_the_demo_is_yes_only_where_its_whole_interval_holds():
     chance = dict.fromkeys(demo_rows(right())[0].metrics, 0.01)
     rows = {"avid": 200, "avid_longer": 200, "avid_cma": 201, "untrained": 60}
     made = {name: demo_rows(right(*range(count))) for name, count in rows.items()}

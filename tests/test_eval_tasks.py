@@ -311,8 +311,8 @@ def test_a_result_of_another_test_set_or_other_settings_replaces_none(tmp_path):
         ("two", 1),
     ]
     assert found[0]["results"]["trained"]["top1_accuracy"] == 0.5
-    for evaluation, path in zip(found, results.standard_results(tmp_path), strict=True):
-        assert results.read_rows(path, evaluation, "trained")[0].keys == ["a", "b"]
+    for evaluation, kept_path in zip(found, results.standard_results(tmp_path), strict=True):
+        assert results.read_rows(kept_path, evaluation, "trained")[0].keys == ["a", "b"]
     path.write_text("{")
     with pytest.raises(ValueError, match=r"evaluation\.json is damaged"):
         written("three")

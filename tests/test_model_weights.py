@@ -26,7 +26,7 @@ def body_and_head(name):
     return network, seen
 
 
-@pytest.mark.quick(2)
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", VIDEO)
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_a_video_file_of_torchvision_gives_torchvisions_feature(name, suffix, tmp_path):

@@ -34,6 +34,7 @@ def test_an_order_that_repeats_a_sample_is_found():
         epoch_grid.check_epochs([[[0, 1]], [[1, 2]]], num_samples=4, steps=1, batch=4)
 
 
+@pytest.mark.slow
 def test_embeddings_are_the_same_in_a_few_ways():
     assert embedding_grid.main(["--ways", "2", "--seed", "1"]) == 0
 

@@ -1,15 +1,13 @@
 """What belongs to every loss of the registry: its row in the README, its recipe, its textbook and its tests."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from avssl import config, losses
 from avssl.losses.__main__ import HEADER, README_MARKERS, describe_pairs, markdown_table, plain_table, rows
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_python
 
 NAMES = losses.names()
 TEXTBOOKS = {"xdc": "deepcluster"}  # XDC is DeepCluster with the labels of the other modality
@@ -36,10 +34,10 @@ def test_the_readme_has_the_table_that_the_registry_prints():
     assert between == markdown_table().strip(), "run `python -m avssl.losses --markdown` and put it into README.md"
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("arguments", "table"), [([], plain_table), (["--markdown"], markdown_table)])
 def test_the_command_prints_the_table(arguments, table):
-    command = [sys.executable, "-m", "avssl.losses", *arguments]
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    process = run_python("-m", "avssl.losses", *arguments)
     assert process.stdout == table()
     assert process.stderr == ""
 
@@ -80,6 +78,7 @@ def test_a_loss_that_keeps_state_between_steps_does_not_call_it_none(name):
     assert (losses.get(name).state == "none") == (not kept), sorted(kept)
 
 
+@pytest.mark.quick(6)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_loss_has_a_recipe_that_begins_with_its_name_and_opens_with_its_command(name):
     found = recipes_of(name)

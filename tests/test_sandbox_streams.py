@@ -102,6 +102,7 @@ def told(stories, num_workers=2, limits=LIMITS):
     return found, order
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("num_workers", [1, 3])
 def test_a_task_that_misbehaves_costs_itself_alone_and_says_why(num_workers):
     names = [f"{number} messages" for number in range(1, 11)]
@@ -151,6 +152,7 @@ def test_no_more_messages_wait_than_are_wanted_ahead(tmp_path):
     streams.close()
 
 
+@pytest.mark.slow
 def test_the_seconds_count_while_it_works_and_not_while_it_waits():
     """A consumer slower than the limit, and a task that takes it in all but not for one message."""
     number = 0

@@ -80,6 +80,7 @@ def test_memory_does_not_grow(tmp_path):
     assert slope(resident) < 400_000, f"{slope(resident) / 1000:.0f} kB a round: {resident}"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="the heap is looked at through glibc")
 def test_opening_and_reading_loses_no_memory(tmp_path):
     """The quick one: many reads of one small file."""

@@ -48,6 +48,7 @@ def loader_with_workers(shards):
     loader.close()
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("stopped", [[0], [1], [0, 1]], ids=str)
 def test_a_worker_that_is_stopped_is_named_within_the_seconds(loader_with_workers, stopped):
     """What it has put into its queue before is no batch yet: the memory of it is still to be handed over."""
@@ -74,6 +75,7 @@ def test_a_stopped_worker_keeps_no_finished_loader_waiting(loader_with_workers):
     assert worker.exitcode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_a_program_ends_beside_stopped_workers_and_a_stopped_server_of_them():
     process = subprocess.run(
         [sys.executable, "-c", SERVER_IS_STOPPED], cwd=ROOT, text=True, capture_output=True, timeout=100, check=False

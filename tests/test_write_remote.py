@@ -56,6 +56,7 @@ def test_list_files_and_shards_in_s3_give_the_bytes_of_the_local_way(bucket, loc
     assert main(["verify", "s3://bucket/shards"]) == 0
 
 
+@pytest.mark.slow
 def test_shares_and_a_second_go_leave_the_same_objects_and_no_others(bucket, local, tmp_path):
     out = "s3://bucket/shares"
     for number in range(2):

@@ -59,7 +59,7 @@ FILES = {
 }  # fmt: skip
 
 
-@pytest.mark.quick(2)
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize(("moment", "name"), [(moment, name) for moment, names in FILES.items() for name in names])
 def test_a_file_that_is_damaged_between_two_runs_is_made_anew(manifest, right, moments, tmp_path, moment, name, damage):
@@ -77,6 +77,7 @@ def test_a_file_that_is_damaged_between_two_runs_is_made_anew(manifest, right, m
     assert digest(out) == right
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", ["part-000001.json", "part-000001.bin", "part-000001.records"])
 def test_a_part_that_vanishes_while_it_runs_is_an_error_and_then_made_anew(
     manifest, right, tmp_path, monkeypatch, name
@@ -119,7 +120,7 @@ def facts(folder):
 FINISHED = ["shard-000000.tar", "shard-000001.tar", "shard-000001.json", "shard-000002.tar", "skipped.jsonl"]
 
 
-@pytest.mark.quick(2)
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     ("names", "damage"),
     [
