@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from avssl.embedding.blocks import Part
+from avssl.embedding.blocks import Share
 from avssl.embedding.embedder import Embedder
 from avssl.embedding.folder import ROWS_PER_FILE, SOURCES_PER_BLOCK, FolderJob
 from avssl.embedding.index import SKIPPED_NAME, FolderIndex
@@ -29,8 +29,8 @@ from avssl.processes.limits import Limits
 
 
 def main(arguments: argparse.Namespace) -> int:
-    part, limits = Part.parse(arguments.part), Limits(arguments.file_seconds, arguments.file_memory_mib << 20)
-    if arguments.overwrite and part.count > 1:
+    share, limits = Share.parse(arguments.part), Limits(arguments.file_seconds, arguments.file_memory_mib << 20)
+    if arguments.overwrite and share.count > 1:
         raise ValueError(
             "--overwrite is for one process, because several would remove each other's files; remove --out by hand"
         )
@@ -48,7 +48,7 @@ def main(arguments: argparse.Namespace) -> int:
     )
     index = job.run(
         embedder,
-        part=part,
+        share=share,
         batch_size=arguments.batch_size,
         num_workers=arguments.num_workers,
         limits=limits,
@@ -56,7 +56,7 @@ def main(arguments: argparse.Namespace) -> int:
         progress=True,
     )
     if index is None:
-        say(f"part {part.number} of {part.count} is done; the part that ends last finishes {arguments.out}")
+        say(f"share {share.number} of {share.count} is done; the share that ends last finishes {arguments.out}")
         return 0
     out = Path(arguments.out)
     for path in (*index.paths(out), out / SKIPPED_NAME):
@@ -108,7 +108,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--file-memory-mib", type=int, default=4096, help="memory that decoding a file may take (Linux)"
     )
     parser.add_argument("--device", default=default_device())
-    parser.add_argument("--part", default="0/1", help="i/n: embed only part i of n, 0 <= i < n")
+    parser.add_argument("--part", default="0/1", help="i/n: embed only share i of n, 0 <= i < n")
     parser.add_argument(
         "--sources-per-block",
         type=int,

@@ -82,6 +82,7 @@ def test_everyone_who_may_read_new_files_may_read_the_weights(folder):
     assert len(set(rights.values())) == 1, rights
 
 
+@pytest.mark.slow
 def test_a_folder_of_a_folder_is_equal(folder, tmp_path):
     main(["export", str(folder), "--out", str(tmp_path / "avid-small")])
     for name in NAMES:
@@ -159,6 +160,7 @@ def test_the_card_says_what_is_not_known(folder):
     assert "None are stored with this run." in card
 
 
+@pytest.mark.slow
 def test_a_license_of_the_weights_cannot_be_changed(tmp_path):
     facts = {"license": "CC-BY-NC-4.0", "license_note": "no commercial use"}
     run = made_run(tmp_path / "run", "loss.name=avid", *SMALL_AVID, provenance=facts)

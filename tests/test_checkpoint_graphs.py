@@ -124,6 +124,7 @@ def test_a_graph_says_how_its_input_is_made(avid, tmp_path):
     assert facts["weights"] == avssl.load_embedder(str(avid)).weights_hash
 
 
+@pytest.mark.slow
 def test_a_graph_holds_no_bank(avid, tmp_path):
     """A bank has a row for every sample of the training data; two encoders' worth of others would be as useless."""
     main(["export", str(avid), "--to", "torch_export", "--modality", "video", "--out", str(tmp_path / "graph.pt2")])
@@ -215,6 +216,7 @@ def test_torchvision_takes_an_image_encoder(tmp_path):
     check_torchvision_takes("resnet18", tmp_path / "backbone.pth", encoder, torch.randn(2, 3, 64, 64))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     ("name", "changes", "words"),
     [

@@ -142,6 +142,7 @@ def test_a_run_that_starts_from_it_takes_the_networks_and_keeps_the_license(run,
     assert checkpoint.read_provenance(tmp_path / "next")["license"] == "CC-BY-NC-4.0"
 
 
+@pytest.mark.slow
 def test_without_statistics_video_is_embedded_and_audio_is_refused(content, tmp_path):
     torch.save(content, tmp_path / "file.pth.tar")
     run = tmp_path / "run"
@@ -170,6 +171,7 @@ def test_cma_positive_sets_are_taken(content, tmp_path):
     assert (cfg.loss.name, cfg.loss.num_positives) == ("avid_cma", 3)
 
 
+@pytest.mark.slow
 def test_networks_alone_make_a_run_without_banks(content, tmp_path):
     torch.save({"model": content["model"]}, tmp_path / "file.pth.tar")
     main(["import", str(tmp_path / "file.pth.tar"), "--out", str(tmp_path / "run")])

@@ -19,7 +19,6 @@ def identify(case):
     return f"{name}-{'-'.join(pair)}"
 
 
-every_case = pytest.mark.parametrize("case", CASES, ids=[identify(case) for case in CASES])
 LAST = set(dict(CASES).items())  # of each loss the last combination; the others are slow
 a_case_of_each = pytest.mark.parametrize(
     "case", [pytest.param(case, id=identify(case), marks=[] if case in LAST else pytest.mark.slow) for case in CASES]
@@ -78,7 +77,7 @@ def test_values_are_finite_float32_scalars_without_gradient_in_the_terms(case):
         assert value.isfinite(), name
 
 
-@every_case
+@a_case_of_each
 def test_resume_equals_the_straight_run_bit_for_bit(case):
     straight = Run(*case)
     values = [straight.step()[0].total.item() for _ in range(10)]

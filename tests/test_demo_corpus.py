@@ -120,6 +120,7 @@ def test_object_height_follows_the_melody() -> None:
     assert np.median(found) > 0.9
 
 
+@pytest.mark.slow
 def test_files_do_not_depend_on_workers_or_on_how_many_are_made(tmp_path: Path) -> None:
     settings = {"seed": 3, "size_px": 32, "duration_seconds": 1.0}
     make_demo_corpus(tmp_path / "one", 9, 3, workers=1, progress=False, **settings)
@@ -196,6 +197,7 @@ def test_timbres_are_easy_and_pixels_hard() -> None:
     assert seen < 0.4
 
 
+@pytest.mark.slow
 def test_difficulty_hides_the_shape() -> None:
     contrasts = []
     for difficulty in (0.0, 1.0):

@@ -124,6 +124,7 @@ def test_a_row_is_what_the_encoder_gives_for_that_clip(embedder, shards):
     np.testing.assert_allclose(table.audio_feature[0], feature[0].numpy(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_untrained_weights_are_the_runs_own_start(tiny_run, shards, tmp_path):
     """A run of learning rate 0 ends where it began, which is what untrained=True loads."""
     from tests.conftest import TINY

@@ -13,7 +13,7 @@ import torch
 
 import avssl
 from avssl.embedding import parquet
-from avssl.embedding.blocks import Part
+from avssl.embedding.blocks import Share
 from avssl.embedding.folder import FolderJob
 from avssl.embedding.index import FolderIndex
 from avssl.embedding.rows import RowSpool
@@ -56,9 +56,9 @@ def whole(embedder, folder):
     return embedder.embed(folder, **GRID)
 
 
-def embed(embedder, folder, out, *, part=None, batch_size=64, num_workers=0, spool_rows=16_384, **options):
+def embed(embedder, folder, out, *, share=None, batch_size=64, num_workers=0, spool_rows=16_384, **options):
     job = FolderJob.begin(embedder, [folder], out, **GRID, **options)
-    return job.run(embedder, part=part, batch_size=batch_size, num_workers=num_workers, spool_rows=spool_rows)
+    return job.run(embedder, share=share, batch_size=batch_size, num_workers=num_workers, spool_rows=spool_rows)
 
 
 def assert_whole(out, whole, tolerance=1e-5):
@@ -128,6 +128,7 @@ class Stopped(BaseException):
     """What no code catches: as if the process had been killed there."""
 
 
+@pytest.mark.slow
 def test_every_state_on_the_disk_is_one_to_go_on_from(embedder, folder, tmp_path, monkeypatch):
     """A job that is stopped after each of its renames and leaves half a file gives the same bytes when run again."""
     replace, stop, writes = type(tmp_path).replace, {"at": -1}, []
@@ -165,11 +166,11 @@ def test_every_state_on_the_disk_is_one_to_go_on_from(embedder, folder, tmp_path
 
 @pytest.mark.parametrize("order", ["01", "10"])
 def test_parts_do_the_work_once_and_the_last_one_finishes(embedder, folder, whole, tmp_path, order):
-    first, second = (embed(embedder, folder, tmp_path, part=Part(int(n), 2), sources_per_block=2) for n in order)
+    first, second = (embed(embedder, folder, tmp_path, share=Share(int(n), 2), sources_per_block=2) for n in order)
     assert first is None
     assert second is not None
     assert_whole(tmp_path, whole)
-    assert embed(embedder, folder, tmp_path, part=Part(int(order[0]), 2), sources_per_block=2) == second
+    assert embed(embedder, folder, tmp_path, share=Share(int(order[0]), 2), sources_per_block=2) == second
 
 
 def command(tiny_run, folder, out, *options):
@@ -205,25 +206,25 @@ def test_two_processes_of_torchrun_share_the_work(tiny_run, folder, whole, tmp_p
 
 
 def test_part_and_ranks_multiply(monkeypatch):
-    assert Part.parse() == Part(0, 1)
-    assert Part.parse("2/3") == Part(2, 3)
+    assert Share.parse() == Share(0, 1)
+    assert Share.parse("2/3") == Share(2, 3)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert Part.parse("2/3") == Part(9, 12)
+    assert Share.parse("2/3") == Share(9, 12)
     numbers = set()
     for number in range(3):
         for rank in range(4):
             monkeypatch.setenv("RANK", str(rank))
-            numbers.add(Part.parse(f"{number}/3").number)
+            numbers.add(Share.parse(f"{number}/3").number)
     assert numbers == set(range(12))
     for wrong in ("3/3", "1", "-1/2", "a/b"):
         with pytest.raises(ValueError, match="it must be i/n"):
-            Part.parse(wrong)
+            Share.parse(wrong)
 
 
 def test_other_settings_are_refused_by_name(embedder, folder, tmp_path):
     out = tmp_path / "out"
-    embed(embedder, folder, out, part=Part(0, 2), sources_per_block=2)
+    embed(embedder, folder, out, share=Share(0, 2), sources_per_block=2)
 
     def refused(match, **options):
         given = {**GRID, "sources_per_block": 2, **options}
@@ -240,7 +241,7 @@ def test_other_settings_are_refused_by_name(embedder, folder, tmp_path):
         refused(f"weights: '{weights}' there, 'other' now")
     finally:
         embedder.weights_hash = weights
-    embed(embedder, folder, out, part=Part(1, 2), sources_per_block=2)
+    embed(embedder, folder, out, share=Share(1, 2), sources_per_block=2)
     refused(r"window_seconds: 0\.5 there, 1\.0 now", window_seconds=1.0)
     (folder / "new.mp4").touch()
     try:

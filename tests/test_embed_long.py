@@ -41,6 +41,7 @@ def write_video(path, seconds):
     return path
 
 
+@pytest.mark.slow
 def test_no_more_than_a_batch_of_clips_and_the_rows_of_a_spool_are_held(tiny_run, tmp_path, monkeypatch):
     """Of one minute: 239 windows of half a second."""
     video = write_video(tmp_path / "film.mp4", 60)

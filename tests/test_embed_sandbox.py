@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import avssl
-from avssl.embedding.blocks import Part
+from avssl.embedding.blocks import Share
 from avssl.embedding.folder import FolderJob
 from avssl.embedding.index import FolderIndex
 from avssl.embedding.table import EmbeddingTable
@@ -84,9 +84,9 @@ def good_rows(embedder, folders, tmp_path_factory):
     return EmbeddingTable.read(out)
 
 
-def embed(embedder, folder, out, *, part=None, num_workers=2, **options):
+def embed(embedder, folder, out, *, share=None, num_workers=2, **options):
     job = FolderJob.begin(embedder, [folder], out, **GRID, **options)
-    return job.run(embedder, part=part, batch_size=16, num_workers=num_workers, limits=LIMITS)
+    return job.run(embedder, share=share, batch_size=16, num_workers=num_workers, limits=LIMITS)
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_they_cost_their_own_rows_and_no_others(
 @pytest.mark.slow
 def test_parts_meet_each_of_them_once(embedder, folders, good_rows, misbehaving, tmp_path):
     first, second = (
-        embed(embedder, folders[1], tmp_path, part=Part(number, 2), sources_per_block=1, num_workers=1)
+        embed(embedder, folders[1], tmp_path, share=Share(number, 2), sources_per_block=1, num_workers=1)
         for number in range(2)
     )
     assert first is None
@@ -144,6 +144,7 @@ def test_parts_meet_each_of_them_once(embedder, folders, good_rows, misbehaving,
     assert_only_they_are_missing(tmp_path, good_rows)
 
 
+@pytest.mark.slow
 def test_a_file_that_hangs_is_given_up(embedder, folders, misbehaving):
     """When it has given no windows for so long; what it gave before is dropped."""
     good, _ = folders
@@ -154,6 +155,7 @@ def test_a_file_that_hangs_is_given_up(embedder, folders, misbehaving):
     assert failures["hang.mp4"].message == "hang.mp4: given up after 6 s; --file-seconds allows more"
 
 
+@pytest.mark.slow
 def test_samples_of_shards_that_misbehave_are_skipped_too(embedder, shards, tmp_path, monkeypatch, misbehaving):
     from avssl.shards.shard_set import ShardSet
 

@@ -46,6 +46,7 @@ def test_mcnemar_is_the_exact_binomial_test() -> None:
     assert mcnemar(same, same) == (0, 0, 1.0)
 
 
+@pytest.mark.slow
 def test_the_interval_of_a_mean_is_that_of_the_paired_normal_theory() -> None:
     first, second = repeat(0, 1.0), repeat(1, 1.6)
     found = paired_differences([first], [second], num_draws=4000, seed=3)["top1_accuracy"]

@@ -165,7 +165,7 @@ def sets_with_rows(folder):
     return found
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("new", ["one", "two", "three"])
 def test_wherever_writing_a_result_is_stopped_all_results_are_whole(new, tmp_path, monkeypatch):
     monkeypatch.setattr(intervals, "NUM_DRAWS", 2)

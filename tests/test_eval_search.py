@@ -49,7 +49,7 @@ def test_ties_are_ranked_before_the_right_row() -> None:
         assert found.first_rank[row] == wrong + 1
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("own", [True, False])
 def test_chance_is_the_mean_over_random_features(own: bool) -> None:
     _, labels = made(40)

@@ -149,6 +149,7 @@ def test_both_modalities_together(run: Path, shards: Any, fuse: str) -> None:
     assert 0 <= found["results"]["trained"]["both_feature_top1_accuracy"] <= 1
 
 
+@pytest.mark.slow
 def test_few_labels_are_stratified_and_repeated_over_seeds(run: Path, shards: Any) -> None:
     found = evaluate(
         run, shards, "few_label", "label_field=visual", "fractions=[0.5]", "per_class=[1]", "seeds=[0,1,2]"
@@ -178,6 +179,7 @@ def test_clustering_is_scored_against_labels_and_shuffled_clusters(run: Path, sh
     assert len(found["repeats"]["trained"]) == 2
 
 
+@pytest.mark.slow
 def test_retrieval_across_and_within(run: Path, embedder: Embedder, shards: Any) -> None:
     found = evaluate(run, shards, "retrieval", "label_field=visual", "recall_at=[1,5]")
     names = set(found["results"]["trained"])
@@ -191,6 +193,7 @@ def test_retrieval_across_and_within(run: Path, embedder: Embedder, shards: Any)
     }
 
 
+@pytest.mark.slow
 def test_synchronization_counts_samples_that_it_leaves_out(run: Path, shards: Any, embedder: Embedder) -> None:
     found = evaluate(run, shards, "synchronization", "test_clips=2")
     values = found["results"]["trained"]

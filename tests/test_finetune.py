@@ -182,7 +182,7 @@ def test_scores_are_the_mean_over_clips_whatever_the_batch(shards, multi_label, 
         np.testing.assert_allclose(found.mean[index], total / (10 * num_crops), atol=1e-5)
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("modality", ["video", "audio", "both"])
 def test_every_modality_is_finetuned_over_seeds(shards, tmp_path, modality):
     embedder = tiny_embedder()

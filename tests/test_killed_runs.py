@@ -88,6 +88,7 @@ def test_nothing_is_left_of_a_run_that_was_killed(code):
     ended_by(["-c", code], lambda pid: os.kill(pid, signal.SIGKILL), subprocess.DEVNULL)
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_the_server_of_workers_imports_is_the_runs_to_answer():
     said = ended_by(["-c", SERVER], lambda pid: os.killpg(pid, signal.SIGINT), subprocess.PIPE)
     assert said.count("Traceback") == said.count('File "<string>"') == 1, said  # the run's own

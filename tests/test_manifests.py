@@ -676,6 +676,7 @@ def peak_bytes(tmp_path, number, source_name):
     return peak
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_list(tmp_path, media):
     media("00000000000.mp4", "00000000001.mp4")
     peak_bytes(tmp_path, 100, "warm.csv")
@@ -683,6 +684,7 @@ def test_memory_does_not_grow_with_the_list(tmp_path, media):
     assert large < small + 300_000  # 2,500 more rows are 780 kB of manifest
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_a_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(walk_module, "NAMES_AT_A_TIME", 1000)
     monkeypatch.setattr(spool_module, "HASHES_AT_A_TIME", 100)

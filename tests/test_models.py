@@ -153,6 +153,7 @@ def test_every_encoder_gives_dim_features(name: str) -> None:
     assert ENCODERS[name].modality == encoder.modality
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("name", "size"), [("r3d_18", (8, 32, 32)), ("s3d", (16, 224, 224))])
 def test_torchvision_features_are_what_its_own_classifier_reads(name: str, size: tuple[int, int, int]) -> None:
     import torchvision

@@ -72,6 +72,7 @@ def trained(probes, folder, num_steps, optim, *, batch_size=6, count=24):
     return probes
 
 
+@pytest.mark.slow
 def test_run_to_the_end_a_probe_is_scikit_learns_logistic_regression(tmp_path):
     """Mean loss + weight_decay / 2 |W|^2 is its objective with C = 1 / (N weight_decay); no bias is decayed."""
     from sklearn.linear_model import LogisticRegression

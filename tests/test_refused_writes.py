@@ -62,6 +62,7 @@ runpy.run_path("recipes/pretrain.py", run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_every_way_of_writing_names_the_file_and_leaves_no_half_of_one(tmp_path):
     for name in ("tensors", "<lambda>"):
         (tmp_path / name).write_text("before")

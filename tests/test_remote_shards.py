@@ -219,6 +219,7 @@ def test_a_side_car_that_does_not_fit_is_a_bad_sample(served):
         ShardSet(served.location).read(2)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("damage", [lambda content: content[:-500], lambda content: bytes(len(content))])
 def test_a_copy_damaged_on_this_machine_is_fetched_again(damage, served, tmp_path):
     read_all(ShardSet(served.location))
@@ -418,6 +419,7 @@ def test_stopping_early_is_quiet(s3, shards):
     assert (done.returncode, done.stdout, done.stderr) == (0, "torch.Size([4])\n", "")
 
 
+@pytest.mark.slow
 def test_verify_reads_any_store(s3, shards, capsys, tmp_path):
     location = put(shards["test"], "s3://bucket/verified")
     assert main(["verify", location, "--workers", "1"]) == 0

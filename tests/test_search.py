@@ -194,6 +194,7 @@ def test_the_command_line_answers_and_builds(videos, capsys):
     assert (missing.returncode, "none.mp4: no such file or folder" in missing.stderr) == (1, True)
 
 
+@pytest.mark.slow
 def test_other_weights_are_refused(videos, tiny_run, tmp_path):
     _, out = videos
     shutil.copytree(out, tmp_path / "index")

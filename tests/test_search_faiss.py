@@ -30,6 +30,7 @@ def test_a_flat_index_gives_the_exact_result(built, options):
         assert facts["flat"][modality]["recall_at_10"] == 1.0
 
 
+@pytest.mark.slow
 def test_a_flat_index_gives_the_exact_result_where_many_rows_are_equal(tmp_path):
     pytest.importorskip("faiss")
     _, index = make_index(tmp_path / "index", 1200, repeat=300)

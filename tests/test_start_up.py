@@ -61,6 +61,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_the_server_of_workers_imports_for_them_and_nothing_here():
     loaded = loaded_after(SERVED)
     assert not loaded & set(HEAVY)

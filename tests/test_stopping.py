@@ -99,6 +99,7 @@ def is_running(pid):
         return False
 
 
+@pytest.mark.slow
 def test_workers_of_a_loader_heed_their_owner_and_no_signal_of_their_group():
     process = subprocess.run(
         [sys.executable, "-c", LOADER], cwd=ROOT, env=environment(), text=True, capture_output=True,

@@ -211,6 +211,7 @@ def fail_on_some(path, options, segment):
     return transcode(path, options, segment)
 
 
+@pytest.mark.slow
 def test_retry_failed_gives_the_bytes_of_a_write_in_which_nothing_had_failed(manifest, written, tmp_path):
     out = tmp_path / "shards"
     index = write_shards(manifest, out, OPTIONS, transcode=fail_on_some)
@@ -243,7 +244,7 @@ def only_what_failed(path, options, segment):
     raise ValueError("still not")
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", range(0, 12, 2))
 def test_an_interrupted_retry_goes_on_to_the_same_bytes(manifest, written, tmp_path, monkeypatch, stop_at):
     """It stops before the nth change to the folder: while shards become parts, while files are read, while packing."""

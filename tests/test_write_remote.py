@@ -74,6 +74,7 @@ def test_a_list_on_the_disk_may_name_files_in_s3(bucket, local, tmp_path):
     assert (index.num_samples, index.num_skipped) == (7, 0)
 
 
+@pytest.mark.slow
 def test_files_that_cannot_be_reached_are_counted_as_such(s3, tmp_path, monkeypatch):
     monkeypatch.setattr("avssl.files.retry.MAX_TRIES", 1)
     row = {"path": "http://127.0.0.1:9/clip.mp4", "key": "clip", "labels": {}, "error": None}

@@ -178,6 +178,7 @@ def test_shards_of_other_options_that_lost_their_index_are_not_overwritten(with_
         assert facts(out) == before
 
 
+@pytest.mark.slow
 def test_a_repair_that_is_interrupted_goes_on(with_skips, tmp_path, monkeypatch):
     out = tmp_path / "shards"
     shutil.copytree(with_skips / "right", out)

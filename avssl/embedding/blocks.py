@@ -27,7 +27,7 @@ OUTPUT_NAMES = r"index\.json|skipped\.jsonl|embeddings.*\.parquet"
 
 
 @dataclass(frozen=True)
-class Part:
+class Share:
     """The blocks that a process embeds: those whose number leaves the remainder `number` when divided by `count`."""
 
     number: int = 0
@@ -35,7 +35,7 @@ class Part:
 
     @classmethod
     def parse(cls, text: str = "0/1") -> Self:
-        """The part of "i/n", 0 <= i < n; torchrun and accelerate launch divide it again among their processes."""
+        """The share of "i/n", 0 <= i < n; torchrun and accelerate launch divide it again among their processes."""
         number, _, count = text.partition("/")
         if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
             raise ValueError(f"--part is {text!r}; it must be i/n with 0 <= i < n, e.g. 0/8 to 7/8")

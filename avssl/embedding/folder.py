@@ -3,8 +3,8 @@
 1. Plan (`FolderJob.begin`): the sources are listed once, into OUT/.progress, beside the settings; a shard folder has a
    list of its own.
 2. Embed (`FolderJob.run`): `sources_per_block` consecutive sources are a block. Each process embeds the blocks of its
-   part and writes their rows and a record that they are done (blocks.py). A block that is done is never embedded again,
-   whichever process embedded it.
+   share and writes their rows and a record that they are done (blocks.py). A block that is done is never embedded
+   again, whichever process embedded it.
 3. Merge (blocks.py): the process that finds all blocks done merges them, in the order of the sources, into files of
    `rows_per_file` rows, and writes skipped.jsonl and, last, index.json. A folder without it is unfinished; the same
    command goes on.
@@ -22,7 +22,7 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
-from avssl.embedding.blocks import Blocks, Part, merge_blocks
+from avssl.embedding.blocks import Blocks, Share, merge_blocks
 from avssl.embedding.embedder import Embedder
 from avssl.embedding.index import FAISS_NAME, INDEX_NAME, PROGRESS_NAME, SKIPPED_NAME, FolderIndex
 from avssl.embedding.parquet import SUFFIX
@@ -102,7 +102,7 @@ class FolderJob:
         self,
         embedder: Embedder,
         *,
-        part: Part | None = None,
+        share: Share | None = None,
         batch_size: int = 64,
         num_workers: int = 0,
         run_folder: str | Path = "",
@@ -113,16 +113,16 @@ class FolderJob:
         """Embed the blocks of this process, then merge if all are done; None while blocks of other processes are not.
 
         Args:
-            part: the blocks of this process; default all. batch_size, num_workers, limits: as Embedder.embed.
+            share: the blocks of this process; default all. batch_size, num_workers, limits: as Embedder.embed.
             run_folder: where the run lies, for searches. spool_rows: rows in memory that wait for their block.
         """
-        part = part or Part()
+        share = share or Share()
         if self.sources is None:
             return FolderIndex.read(self.out)
         blocks = Blocks(self.progress, num_sources(self.sources), int(self.settings["sources_per_block"]))
         try:
-            with locked(self.progress / f"part-{part.number}-of-{part.count}.lock", wait_seconds=0):
-                self._embed(embedder, blocks, part, batch_size, num_workers, limits, spool_rows, progress)
+            with locked(self.progress / f"part-{share.number}-of-{share.count}.lock", wait_seconds=0):
+                self._embed(embedder, blocks, share, batch_size, num_workers, limits, spool_rows, progress)
         except FileNotFoundError:  # if other processes have finished meanwhile, the folder .progress is gone
             if not (self.out / INDEX_NAME).is_file():
                 raise
@@ -137,19 +137,19 @@ class FolderJob:
         self,
         embedder: Embedder,
         blocks: Blocks,
-        part: Part,
+        share: Share,
         batch_size: int,
         num_workers: int,
         limits: Limits | None,
         spool_rows: int,
         show: bool,
     ) -> None:
-        """Embed the blocks of a part that are not done, and write each as soon as all its sources are finished."""
-        numbers = [block for block in range(part.number, blocks.count, part.count) if not blocks.is_done(block)]
+        """Embed the blocks of a share that are not done, and write each as soon as all its sources are finished."""
+        numbers = [block for block in range(share.number, blocks.count, share.count) if not blocks.is_done(block)]
         if not numbers:
             return
         assert self.sources is not None
-        folder = self.progress / f"spool-{part.number}-of-{part.count}"
+        folder = self.progress / f"spool-{share.number}-of-{share.count}"
         shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
         spool = RowSpool(folder, spool_rows)
         finished: dict[int, list[FinishedSource]] = {}

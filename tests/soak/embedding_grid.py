@@ -18,7 +18,7 @@ import numpy as np
 
 import avssl
 from avssl.data.every_sample import ClipPlan
-from avssl.embedding.blocks import Part
+from avssl.embedding.blocks import Share
 from avssl.embedding.embedder import Embedder
 from avssl.embedding.folder import FolderJob
 from avssl.embedding.table import EmbeddingTable
@@ -41,7 +41,7 @@ def table_of(embedder: Embedder, source: Path, out: Path, ways: dict[str, int]) 
     parts = ways["parts"]
     for number in range(parts):
         job = FolderJob.begin(embedder, [source], out, **GRID, sources_per_block=ways["sources_per_block"])
-        job.run(embedder, part=Part(number, parts), batch_size=ways["batch_size"], num_workers=ways["num_workers"])
+        job.run(embedder, share=Share(number, parts), batch_size=ways["batch_size"], num_workers=ways["num_workers"])
     return EmbeddingTable.read(out)
 
 
