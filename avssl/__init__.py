@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from avssl.files.plain_text import PlainRecords
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
 __all__ = ["__version__", "load_embedder"]
 
 logging.getLogger("avssl").addFilter(PlainRecords())
+
+_CHECKOUT = Path(__file__).parents[1]
+if (_CHECKOUT / "pyproject.toml").is_file() and (_CHECKOUT / "recipes").is_dir():
+    __path__.append(str(_CHECKOUT))  # `avssl.recipes` lies beside the package here, and in it once installed
 
 
 def load_embedder(run: str, device: str = "cpu") -> Embedder:

@@ -112,7 +112,7 @@ def load(schema: type[T], argv: list[str], *, usage: str = "", required: Sequenc
     `--help` prints the schema and exits. Errors in the configuration leave with status 2 and one clear message.
     """
     if "--help" in argv or "-h" in argv:
-        say_lines(f"usage: {usage or 'RECIPE'} CONFIG.yaml [key=value ...]\n\n{describe(schema)}")
+        say_lines(f"usage: {usage or 'RECIPE'} RECIPE_OR_YAML [key=value ...]\n\n{describe(schema)}")
         raise SystemExit(0)
     try:
         config = parse(schema, argv)
@@ -131,7 +131,7 @@ def parse(schema: type[T], argv: list[str]) -> T:
         if name.startswith("-"):
             raise ConfigError(f"{name} is not an option; changes are written key=value, without dashes")
         if not is_file(name):
-            problem = "a folder" if os.path.isdir(name) else "no such file"  # noqa: PTH112
+            problem = "a folder" if os.path.isdir(name) else "no such file or recipe (`avssl recipes` lists them)"  # noqa: PTH112
             raise ConfigError(f"{name}: {problem}; give the YAML of the recipe or task")
     try:
         values: Any = OmegaConf.create()

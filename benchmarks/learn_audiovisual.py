@@ -137,7 +137,13 @@ def one_run(name: str, seed: int, folder: Path, shards: dict[str, Path]) -> dict
     result = run / "evaluation.json"
     if not result.is_file():
         splits = [f"{split}={path}" for split, path in shards.items()]
-        command = [sys.executable, "recipes/evaluate.py", str(run), "recipes/configs/evaluate.yaml", "num_workers=0"]
+        command = [
+            sys.executable,
+            "recipes/evaluate.py",
+            str(run),
+            "recipes/configs/evaluate/standard.yaml",
+            "num_workers=0",
+        ]
         learning.run_command([*command, *splits], run.parent / f"{run.name}-evaluation.log")
     evaluation = json.loads(result.read_text())
     return {**evaluation["results"], "chance": evaluation["chance"], "seconds": {"seconds": seconds}}

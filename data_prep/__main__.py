@@ -32,9 +32,9 @@ MODULES = {
 }
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(program: str = "python -m data_prep") -> argparse.ArgumentParser:
     """The parser of all commands and their options."""
-    parser = PlainParser(prog="python -m data_prep", description=__doc__)
+    parser = PlainParser(prog=program, description=__doc__)
     parser.add_argument(
         "--redirect-host", action="append", default=[], metavar="HOST", help="a host that web servers may send on to"
     )
@@ -179,11 +179,16 @@ def run_verify(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def command(arguments: list[str]) -> int:
+    """The program as `avssl prep`."""
+    return main(arguments, "avssl prep")
+
+
+def main(argv: Sequence[str] | None = None, program: str = "python -m data_prep") -> int:
     """Run a command; its exit code: 0 for success, even with skipped files; 1 if nothing was written or something is
     wrong; 2 for wrong usage.
     """
-    arguments = build_parser().parse_args(argv)
+    arguments = build_parser(program).parse_args(argv)
     if getattr(arguments, "workers", 1) < 1:
         say(f"error: --workers is {arguments.workers}; it must be at least 1", sys.stderr)
         return EXIT_USAGE

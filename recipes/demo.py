@@ -23,9 +23,9 @@ import numpy as np
 from avssl.eval.intervals import bootstrap, ends, values_of
 from avssl.eval.outcome import Repeat
 from avssl.eval.results import read_rows
+from avssl.files.plain_text import brief, say, say_lines
 
-ROOT = Path(__file__).resolve().parent.parent
-DEMO = ROOT / "demo"
+DEMO = Path("demo")
 DIRECTIONS = ("video_to_audio", "audio_to_video")
 RUNS = ("avid", "avid_longer", "avid_cma")
 SHARD_OPTIONS = "--short-side-px 64 --fps 8 --keyframe-interval 4 --audio-rate-hz 16000 --samples-per-shard 100"
@@ -41,27 +41,27 @@ RESULTS = (
 
 def run(command: str) -> None:
     """Run one command of the program with this Python, printing it as a user types it."""
-    print(f"\n$ python {command}", flush=True)
+    print(f"\n$ avssl {command}", flush=True)
     # One thread for the networks: decoding has its own process, and small networks gain little from a second thread.
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT, check=True, env=environment)
+    subprocess.run([sys.executable, "-m", "avssl", *shlex.split(command)], check=True, env=environment)
 
 
 def prepare(split: str) -> None:
     videos, manifest, shards = f"demo/videos/{split}", f"demo/{split}.jsonl", f"demo/shards/{split}"
-    run(f"-m data_prep index {videos} --out {manifest} --labels {videos}/labels.csv")
-    run(f"-m data_prep write {manifest} --out {shards} {SHARD_OPTIONS}")
-    run(f"-m data_prep verify {shards}")
+    run(f"prep index {videos} --out {manifest} --labels {videos}/labels.csv")
+    run(f"prep write {manifest} --out {shards} {SHARD_OPTIONS}")
+    run(f"prep verify {shards}")
 
 
 def pretrain(name: str, recipe: str, changes: str = "") -> None:
-    configuration = f"recipes/configs/{recipe}.yaml run=demo/runs/{name} data.shards=demo/shards/train"
-    run(f"recipes/pretrain.py {configuration} {changes}".rstrip())
+    configuration = f"{recipe} run=demo/runs/{name} data.shards=demo/shards/train"
+    run(f"pretrain {configuration} {changes}".rstrip())
 
 
 def evaluate(name: str) -> dict[str, Any]:
-    task = "recipes/configs/evaluate.yaml num_positives=64 num_workers=1"
-    run(f"recipes/evaluate.py demo/runs/{name} {task} train=demo/shards/train test=demo/shards/test")
+    task = "num_positives=64 num_workers=1"
+    run(f"evaluate demo/runs/{name} {task} train=demo/shards/train test=demo/shards/test")
     result: dict[str, Any] = json.loads((DEMO / "runs" / name / "evaluation.json").read_text(encoding="utf-8"))
     return result
 
@@ -161,7 +161,7 @@ def stored_rows(evaluations: dict[str, dict[str, Any]]) -> dict[str, list[Repeat
 
 def main() -> int:
     began = time.monotonic()
-    run("-m data_prep demo-corpus demo/videos --num-train 600 --num-test 300 --difficulty 0.5 --agreement 0.9")
+    run("prep demo-corpus demo/videos --num-train 600 --num-test 300 --difficulty 0.5 --agreement 0.9")
     for split in ("train", "test"):
         prepare(split)
 
@@ -171,8 +171,8 @@ def main() -> int:
     evaluations = {name: evaluate(name) for name in RUNS}
 
     windows = "--window 1 --stride 0.5 --num-workers 1"
-    run(f"recipes/embed.py demo/runs/avid_cma demo/videos/test --out demo/embeddings --overwrite {windows}")
-    run("recipes/report.py demo/runs/avid_cma demo/runs/avid demo/runs/avid_longer --shards demo/shards/test")
+    run(f"embed demo/runs/avid_cma demo/videos/test --out demo/embeddings --overwrite {windows}")
+    run("report demo/runs/avid_cma demo/runs/avid demo/runs/avid_longer --shards demo/shards/test")
 
     print(f"\n{table(evaluations)}\n")
     verdicts = judged(stored_rows(evaluations), evaluations["avid"]["chance"])
@@ -185,8 +185,16 @@ def main() -> int:
     return int(not all(verdict == "yes" for _, verdict, _, required in verdicts if required))
 
 
+def command(arguments: list[str]) -> int:
+    """The program: its exit status."""
+    if arguments:  # it takes no arguments, and must not run for half an hour because of one
+        say_lines(__doc__)
+        if arguments[0] in ("-h", "--help"):
+            return 0
+        say(f"error: the demo takes no arguments, got {brief(' '.join(arguments))}", sys.stderr)
+        return 1
+    return main()
+
+
 if __name__ == "__main__":
-    if sys.argv[1:]:  # it takes no arguments, and must not run for half an hour because of one
-        print(__doc__)
-        sys.exit(0 if sys.argv[1] in ("-h", "--help") else f"error: the demo takes no arguments, got {sys.argv[1:]}")
-    sys.exit(main())
+    sys.exit(command(sys.argv[1:]))

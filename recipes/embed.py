@@ -123,7 +123,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-if __name__ == "__main__":
+def command(arguments: list[str]) -> int:
+    """The program: its exit status."""
     run_in_utf8()
     with one_line_errors():
-        sys.exit(main(parse(sys.argv[1:])))
+        return main(parse(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(command(sys.argv[1:]))

@@ -27,6 +27,7 @@ from avssl.errors import one_line_errors
 from avssl.eval import compare, overlap, results, tasks
 from avssl.eval.outcome import LabelTaskConfig, TaskConfig
 from avssl.files.plain_text import run_in_utf8, say, say_lines
+from avssl.recipe_files import replace_names
 
 
 def checked_overlap(run: Path, task: TaskConfig) -> dict[str, Any]:
@@ -125,16 +126,21 @@ def usage(arguments: list[str]) -> str:
     return f"{__doc__}\nTasks: {', '.join(tasks.names())}\n\n{name}:\n{config.describe(schema)}"
 
 
-if __name__ == "__main__":
+def command(arguments: list[str]) -> int:
+    """The program: its exit status."""
     run_in_utf8()
-    command_line = sys.argv[1:]
     with one_line_errors():
-        if not command_line or "-h" in command_line or "--help" in command_line:
-            say_lines(usage(command_line))
-            sys.exit(0 if command_line else 2)
-        if command_line[0].startswith(checkpoint.HUB_SCHEME):
-            raise ValueError(f"{command_line[0]}: results go below RUN, which must be a folder here")
-        if "--compare" in command_line:
-            compare_files([argument for argument in command_line if argument != "--compare"])
+        if not arguments or "-h" in arguments or "--help" in arguments:
+            say_lines(usage(arguments))
+            return 0 if arguments else 2
+        if arguments[0].startswith(checkpoint.HUB_SCHEME):
+            raise ValueError(f"{arguments[0]}: results go below RUN, which must be a folder here")
+        if "--compare" in arguments:
+            compare_files([argument for argument in arguments if argument != "--compare"])
         else:
-            start(Path(command_line[0]), command_line[1:])
+            start(Path(arguments[0]), replace_names(arguments[1:], "evaluate/"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command(sys.argv[1:]))

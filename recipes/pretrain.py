@@ -1,7 +1,8 @@
 """Pretrain encoders of video, audio or images with any loss of the registry.
 
+    avssl pretrain avid run=runs/avid data.shards=shards/
     accelerate launch recipes/pretrain.py recipes/configs/avid.yaml run=runs/avid data.shards=shards/
-    torchrun --nproc_per_node 8 recipes/pretrain.py recipes/configs/avid_cma.yaml init_from=runs/avid ...
+    torchrun --nproc_per_node 8 -m avssl.recipes.pretrain avid_cma init_from=runs/avid ...
 
 The same command goes on from the newest undamaged checkpoint. After SIGTERM, SIGUSR1, SIGUSR2 or Ctrl-C the run
 finishes its step, saves a checkpoint and exits with status 0, or `stopped_status`; docs/checkpoints.md says more.
@@ -17,6 +18,7 @@ from avssl.errors import one_line_errors
 from avssl.files.plain_text import plain_lines, run_in_utf8
 from avssl.processes.stopping import StoppedError, StopSignal, end_with_launcher
 from avssl.processes.worker_server import start_worker_server
+from avssl.recipe_files import replace_names
 
 
 def main(cfg: config.RunConfig) -> int:
@@ -149,8 +151,13 @@ def main(cfg: config.RunConfig) -> int:
     return 0 if progress.step == total_steps else cfg.stopped_status
 
 
-if __name__ == "__main__":
+def command(arguments: list[str]) -> int:
+    """The program: its exit status."""
     run_in_utf8()
     required = ("run", "data.shards", "loss.name")
     with one_line_errors():
-        sys.exit(main(config.load(config.RunConfig, sys.argv[1:], usage="recipes/pretrain.py", required=required)))
+        return main(config.load(config.RunConfig, replace_names(arguments), usage="avssl pretrain", required=required))
+
+
+if __name__ == "__main__":
+    sys.exit(command(sys.argv[1:]))

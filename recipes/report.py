@@ -7,6 +7,7 @@ exist.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from avssl.errors import one_line_errors
@@ -44,12 +45,18 @@ def main(run: Path, others: list[Path], shards: str) -> Path:
     )
 
 
-if __name__ == "__main__":
+def command(arguments: list[str]) -> int:
+    """The program: its exit status."""
     run_in_utf8()
     parser = PlainParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("others", nargs="*", type=Path, help="runs to compare with")
     parser.add_argument("--shards", default="", help="shard folder of the embedded split, for images and audio")
-    arguments = parser.parse_args()
+    parsed = parser.parse_args(arguments)
     with one_line_errors():
-        say(main(arguments.run, arguments.others, arguments.shards))
+        say(main(parsed.run, parsed.others, parsed.shards))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command(sys.argv[1:]))

@@ -131,8 +131,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return arguments
 
 
-if __name__ == "__main__":
+def command(arguments: list[str]) -> int:
+    """The program: its exit status."""
     run_in_utf8()
     with one_line_errors():
-        arguments = parse(sys.argv[1:])
-        sys.exit(arguments.main(arguments))
+        parsed = parse(arguments)
+        return parsed.main(parsed) or 0
+
+
+if __name__ == "__main__":
+    sys.exit(command(sys.argv[1:]))

@@ -51,7 +51,7 @@ TINY = [
 TINY_CMA = ["loss.num_positives=2", "loss.num_negatives_within=4", "loss.search_every_epochs=1"]
 
 
-SERVED = [["-m", name] for name in ("data_prep", "avssl.exchange", "avssl.losses", "torch.distributed.run")]
+SERVED = [["-m", name] for name in ("avssl", "data_prep", "avssl.exchange", "avssl.losses", "torch.distributed.run")]
 
 
 class _Server:

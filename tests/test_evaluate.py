@@ -17,7 +17,7 @@ def run(tiny_run, tmp_path_factory):
 @pytest.fixture(scope="module")
 def evaluated(run, shards):
     run_python(
-        "recipes/evaluate.py", run, "recipes/configs/evaluate.yaml",
+        "recipes/evaluate.py", run, "recipes/configs/evaluate/standard.yaml",
         f"train={shards['train']}", f"test={shards['test']}", "num_neighbors=3", "num_positives=3", "num_workers=0",
     )  # fmt: skip
     return json.loads((run / "evaluation.json").read_text())

@@ -44,6 +44,7 @@ MAY_IMPORT = {
     "avssl/train": "types files distributed processes shards losses data config device checkpoint embedding eval",
     "avssl/report": "types files media ops embedding eval train",
     "avssl/exchange": "types files shards transforms models losses data config checkpoint embedding",
+    "avssl/recipe_files": "",
     "avssl": "version files checkpoint embedding",
     "data_prep": "types files shards",
     "data_prep/index/lists": "files data_prep",
@@ -54,6 +55,9 @@ MAY_IMPORT = {
     "data_prep/inspect": "types files processes media shards data_prep data_prep/index data_prep/transcode",
     "data_prep/demo": "files processes data_prep/transcode",
     "data_prep/__main__": "files processes data_prep/transcode data_prep/write data_prep/inspect",
+    "avssl/doctor": "files distributed processes media data_prep/transcode",
+    "avssl/command": "version files errors recipe_files doctor",
+    "avssl/__main__": "command",
 }
 # A recipe puts everything together and may import all of avssl, but nothing of data_prep.
 

@@ -14,7 +14,7 @@ from tests.tiny import TINY_LOSSES
 RECIPES = sorted(
     path.stem
     for path in (ROOT / "recipes/configs").glob("*.yaml")
-    if "\nloss:" in path.read_text()  # evaluate.yaml trains nothing
+    if "\nloss:" in path.read_text()  # those of evaluation train nothing
 )
 TINY_RUN = [
     "cpu=true", "mixed_precision=fp32",

@@ -20,9 +20,15 @@ from avssl.files.plain_text import PlainParser, plain_lines, run_in_utf8, say_li
 GRAPHS = ("torch_export", "onnx")
 
 
-def main(argv: list[str]) -> None:
+def command(arguments: list[str]) -> int:
+    """The program as `avssl exchange`."""
+    main(arguments, "avssl exchange")
+    return 0
+
+
+def main(argv: list[str], program: str = "python -m avssl.exchange") -> None:
     """Run one command; an error in the input prints its message and exits with status 1."""
-    arguments = parse(argv)
+    arguments = parse(argv, program)
     try:
         say_lines(arguments.run_command(arguments).rstrip())
     except (OSError, ValueError) as error:
@@ -94,11 +100,9 @@ def push_command(arguments: argparse.Namespace) -> str:
     return push(check_folder(arguments.folder), arguments.name, FILES, private=arguments.private)
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
+def parse(argv: list[str], program: str) -> argparse.Namespace:
     """The arguments of the command line, checked."""
-    parser = PlainParser(
-        prog="python -m avssl.exchange", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = PlainParser(prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("import", help="import a published AVID-CMA checkpoint as a run")

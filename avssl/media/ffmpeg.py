@@ -10,10 +10,10 @@ from __future__ import annotations
 import errno
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import av
 from av.stream import Disposition
@@ -358,3 +358,16 @@ def exact_start(container: Any, stream: Any) -> int | None:
     if stream.type == "video" and (not len(entries) or not entries[0].is_keyframe):
         return None  # what precedes the first keyframe of a file that was cut there cannot be decoded
     return int(stream.start_time)
+
+
+def missing_codecs(decoders: Iterable[str], encoders: Iterable[str]) -> list[str]:
+    """Those of the named decoders and encoders that this build of FFmpeg lacks."""
+    missing = []
+    modes: tuple[tuple[Iterable[str], Literal["r", "w"]], ...] = ((decoders, "r"), (encoders, "w"))
+    for names, mode in modes:
+        for name in names:
+            try:
+                av.Codec(name, mode)
+            except ValueError:  # PyAV's error for an unknown codec
+                missing.append(name)
+    return missing
