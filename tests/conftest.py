@@ -87,11 +87,14 @@ def pytest_unconfigure():
 def run_python(*arguments, check=True, **environment):
     """A command of the project as a user runs it, on one thread; the finished process with its output as text.
 
-    Scripts and modules of the project are forked from a process that has imported the libraries already.
+    Scripts and modules of the project are forked from a process that has imported the libraries already, unless an
+    environment is given, such as a locale: Python reads it when it starts.
     """
     arguments = [str(argument) for argument in arguments]
+    is_served = arguments[0].startswith("recipes/") or arguments[:2] in SERVED
+    is_served &= environment.keys() <= {"EXPECTED_WORLD_SIZE"}
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": NUM_THREADS} | environment
-    if arguments[0].startswith("recipes/") or arguments[:2] in SERVED:
+    if is_served:
         process = _SERVER.run(arguments, environment)
     else:
         command = [sys.executable, *arguments]
