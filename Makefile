@@ -35,7 +35,7 @@ check: $(READY) ## lint, format, types
 	$(BIN)/python -m pytest tests/test_layers.py
 
 test: check ## lint, types and the quick tests
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --durations=20
 
 test-all: check ## every test, the long ones too, and the numerical ones as other CPUs compute
 	$(BIN)/python -m pytest -n 2 --dist worksteal
