@@ -60,6 +60,8 @@ def test_a_copied_recipe_runs_and_is_not_written_over(name, script, tmp_path, ca
     copied = tmp_path / "mine" / script
     assert copied.read_bytes() == (ROOT / "recipes" / script).read_bytes()
     assert (tmp_path / "mine" / f"{name.split('/')[-1]}.yaml").is_file()
+    if script == "pretrain.py":  # from elsewhere, with the YAML beside it
+        assert "RECIPE_OR_YAML" in run_python(copied, "--help").stdout
     with pytest.raises(SystemExit):
         command.main(["copy", name, str(tmp_path / "mine")])
     assert "is there already; name another folder" in capsys.readouterr().err

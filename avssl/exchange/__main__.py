@@ -100,7 +100,7 @@ def push_command(arguments: argparse.Namespace) -> str:
     return push(check_folder(arguments.folder), arguments.name, FILES, private=arguments.private)
 
 
-def parse(argv: list[str], program: str) -> argparse.Namespace:
+def parse(argv: list[str], program: str = "python -m avssl.exchange") -> argparse.Namespace:
     """The arguments of the command line, checked."""
     parser = PlainParser(prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
