@@ -185,6 +185,7 @@ def test_in_the_batches_of_the_loader(films):
     assert seen == set(FILMS)
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("stride", [0.25, 0.23])
 @pytest.mark.parametrize("kind", ["files", "shards"])
 def test_in_the_windows_of_embedding(films, kind, stride):

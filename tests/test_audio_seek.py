@@ -48,6 +48,7 @@ def test_an_excerpt_is_that_piece_of_the_whole(tmp_path, container, codec):
     assert worst_difference(path, rate, STARTS) < 2e-3  # what opus remembers of before
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("share", [0.4, 3.0])
 @pytest.mark.parametrize("codec", ["pcm_s16le", "adpcm_ima_wav", "adpcm_ms", "libmp3lame"])
 def test_a_wav_whose_bytes_a_second_are_not_true_is_heard_at_its_own_pace(tmp_path, codec, share):

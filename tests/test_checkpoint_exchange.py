@@ -98,6 +98,7 @@ def test_state_of_the_samples_stays_behind_unless_asked_for(run, folder, tmp_pat
     assert whole.keys() == checkpoint.read_weights(run).keys()
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_folder(run, folder, tmp_path):
     main(["export", str(run), "--out", str(tmp_path / "whole"), "--with-state"])
     weights = checkpoint.read_weights(run)

@@ -209,6 +209,7 @@ def check_torchvision_takes(name, path, encoder, batch):
         torch.testing.assert_close(network.eval()(batch), encoder.eval()(batch), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_torchvision_takes_an_image_encoder(tmp_path):
     run = image_run(tmp_path / "run", "resnet18")
     main(["export", str(run), "--to", "torchvision", "--modality", "image", "--out", str(tmp_path / "backbone.pth")])

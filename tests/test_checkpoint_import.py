@@ -278,6 +278,7 @@ def test_files_that_torch_did_not_write_are_refused(tmp_path):
         main(["import", str(tmp_path / "none.pth.tar"), "--out", str(tmp_path / "out")])
 
 
+@pytest.mark.slow
 def test_the_small_networks_are_recognized(tmp_path):
     """Depth and widths follow from the shapes; that there is no pooling must be said."""
     torch.manual_seed(0)

@@ -114,6 +114,7 @@ def test_a_frame_alone_is_that_of_its_time(films, name):
     assert [numbered.number(read_video(in_memory, [k / FPS])[0]) for k in times] == times.tolist()
 
 
+@pytest.mark.quick(8)
 @pytest.mark.parametrize("name", NAMES)
 def test_playing_from_a_time_gives_what_playing_from_the_beginning_gives(films, name):
     with VideoReader(films[name]) as stream:
@@ -164,6 +165,7 @@ def test_frames_that_a_decoder_holds_back_do_not_come_late_against_the_audio(
         assert stream.info.start_seconds == pytest.approx(heard.info.start_seconds, abs=0.0015)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", ["packed.avi", "h264.avi", "untimed.mp4"])
 def test_shards_hold_every_frame_once_and_in_order(films, tmp_path, name):
     (tmp_path / "files").mkdir()

@@ -65,6 +65,7 @@ def test_a_time_shows_the_latest_frame_that_began(tmp_path, suffix, video_codec,
     assert numbers(read_video(path.read_bytes(), times[::-1])) == [39, 39, 30, 20, 3, 2, 1, 0, 0, 0]
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("name", ["bigbuckbunny.mp4", "obama_speech.mp4", "shot_change.mp4", "bikes.mp4"])
 def test_frames_of_real_files_equal_those_decoded_from_the_start(real_videos, name):  # noqa: F811
     path = next(real_videos.rglob(name))
@@ -149,6 +150,7 @@ def test_audio_excerpts_have_the_right_samples(tmp_path, suffix, video_codec, au
         assert np.corrcoef(found[200:-200], np.roll(piece, lag)[200:-200])[0, 1] > 0.98
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("rate_hz", [24000, 16000, 44100])
 def test_excerpts_equal_pieces_of_the_whole(real_videos, rate_hz):  # noqa: F811
     for name, (has_audio, _) in REAL_VIDEOS.items():

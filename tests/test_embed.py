@@ -54,6 +54,7 @@ def test_the_same_input_twice_gives_the_same_bits(embedder, files):
     same_rows(first, second, tolerance=0)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("options", [{"batch_size": 1}, {"batch_size": 5}, {"num_workers": 2}])
 def test_rows_do_not_depend_on_batch_size_or_workers(embedder, files, shards, options):
     for sources in (files, shards["test"]):

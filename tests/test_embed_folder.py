@@ -101,6 +101,7 @@ def test_rows_of_shards_are_those_of_embed(embedder, shards, tmp_path):
     assert (index.num_listed, index.num_skipped) == (6, 0)
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(
     "options",
     [
@@ -198,6 +199,7 @@ def test_killed_again_and_again_it_ends_with_every_row_once(tiny_run, folder, wh
     assert_whole(tmp_path, whole)
 
 
+@pytest.mark.slow
 def test_two_processes_of_torchrun_share_the_work(tiny_run, folder, whole, tmp_path):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     process = run_python(*launcher, "recipes/embed.py", *command(tiny_run, folder, tmp_path, "--batch-size", "5"))

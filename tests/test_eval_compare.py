@@ -85,6 +85,7 @@ def test_bootstrap_of_mean_average_precision_recomputes_it_on_the_resampled_rows
     assert found.low > 0, "a classifier that is clearly better is found to be"
 
 
+@pytest.mark.slow
 def test_seeds_on_the_same_rows_are_drawn_together_and_folds_apart() -> None:
     """Ten copies of a seed are no more evidence than one; ten folds are."""
     first, second = repeat(0, 1.0), repeat(1, 1.2)

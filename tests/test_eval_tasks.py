@@ -95,6 +95,7 @@ def test_knn_equals_scikit_learn(run: Path, embedder: Embedder, shards: Any) -> 
     assert found["weights"]["trained"] == embedder.weights_hash
 
 
+@pytest.mark.slow
 def test_linear_equals_scikit_learn_on_every_layer(run: Path, embedder: Embedder, shards: Any) -> None:
     layers = f"layers=[{','.join(LAYERS)}]"
     found = evaluate(run, shards, "linear", "label_field=visual", "costs=[0.5]", layers, "untrained=false")
@@ -141,6 +142,7 @@ def test_random_clips_are_the_same_every_time_and_differ_with_the_seed(embedder:
     assert np.abs(first[:, 0] - first[:, 1]).max() > 1e-6, "the clips of a sample are drawn one by one"
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("fuse", ["concatenate", "average"])
 def test_both_modalities_together(run: Path, shards: Any, fuse: str) -> None:
     found = evaluate(run, shards, "linear", "label_field=visual", "modality=both", f"fuse={fuse}", "untrained=false")
@@ -217,6 +219,7 @@ def test_all_tasks_of_the_registry_have_a_configuration_that_parses() -> None:
         tasks.get("linaer")
 
 
+@pytest.mark.slow
 def test_bad_input_is_refused_with_what_to_do(run: Path, shards: Any) -> None:
     for changes, message in (
         (

@@ -82,7 +82,7 @@ def ended_by(arguments, send, stderr, num_ready=1):
             raise AssertionError(f"processes of the run were left after 50 s, or it never began:\n{left}") from None
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [LOADER, SANDBOX], ids=["loader", "sandbox"])
 def test_nothing_is_left_of_a_run_that_was_killed(code):
     ended_by(["-c", code], lambda pid: os.kill(pid, signal.SIGKILL), subprocess.DEVNULL)

@@ -594,6 +594,7 @@ def misbehaving(path):
     return ProbedFile({"video": {"start_seconds": 0.0, "duration_seconds": 9.0}, "audio": None}, None, 1)
 
 
+@pytest.mark.slow
 def test_a_file_that_misbehaves_costs_itself_alone_and_says_why(tmp_path):
     names = ["good1", "hang", "good2", "crash", "good3", "memory", "bug", "good4", "bad", "good5", "gone"]
     for name in names[:-1]:

@@ -26,7 +26,7 @@ def body_and_head(name):
     return network, seen
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VIDEO)
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_a_video_file_of_torchvision_gives_torchvisions_feature(name, suffix, tmp_path):
@@ -40,6 +40,7 @@ def test_a_video_file_of_torchvision_gives_torchvisions_feature(name, suffix, tm
         torch.testing.assert_close(encoder(clip), seen[0].flatten(1), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_mvit_loads_its_file(tmp_path):
     state = torchvision_network("mvit_v2_s").state_dict()
     torch.save(state, tmp_path / "weights.pth")
@@ -48,6 +49,7 @@ def test_mvit_loads_its_file(tmp_path):
     assert all(torch.equal(value, state[key]) for key, value in loaded.items())
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("name", "weights"), [("r3d_18", "KINETICS400_V1"), ("resnet18", "IMAGENET1K_V1")])
 def test_a_name_is_torchvisions_download_and_is_taken_from_its_cache(name, weights, tmp_path, monkeypatch):
     state = torchvision_network(name, seed=3).state_dict()

@@ -76,6 +76,7 @@ def test_a_run_on_one_modality_embeds_evaluates_and_reports(
     assert "No clip has both modalities" not in page
 
 
+@pytest.mark.slow
 def test_weights_that_a_run_began_with_are_not_needed_to_load_it(
     tmp_path: Path,
 ) -> None:

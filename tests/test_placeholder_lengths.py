@@ -66,6 +66,7 @@ FILES = {
 }  # fmt: skip
 
 
+@pytest.mark.quick(8)
 @pytest.mark.parametrize("name", FILES)
 def test_sound_without_a_length_is_read_whole(tmp_path, name):
     path = tmp_path / f"piped.{name.split()[0].replace('rf64', 'wav').replace('wave64', 'w64')}"

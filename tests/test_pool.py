@@ -40,7 +40,7 @@ REASONS = {
 }  # fmt: skip
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [1, 3])
 def test_a_task_that_misbehaves_costs_itself_alone_and_says_why(num_workers):
     tasks = [f"good {number}" for number in range(8)]

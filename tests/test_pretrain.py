@@ -96,6 +96,7 @@ def train_on_pictures(shards, run, *keys):
     return losses_of(run)
 
 
+@pytest.mark.slow
 def test_a_run_on_pictures_resumes_exactly(image_shards, tmp_path):
     """It has no statistics of sound to keep."""
     straight = train_on_pictures(image_shards, tmp_path / "straight", "steps=4")
@@ -185,7 +186,7 @@ def test_tensorboard_is_one_key_away(shards, tmp_path):
     assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change", [["mixed_precision=bf16"], ["optim.name=lars", "optim.clip_norm=1.0", "optim.schedule=cosine"]]
 )

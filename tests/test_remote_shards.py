@@ -353,6 +353,7 @@ def test_two_processes_share_a_cache_and_fetch_each_shard_once(served):
         assert len(served.gets(name)) == len(set(served.gets(name))), name
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_cache_that_is_too_small_for_all(served, tmp_path):
     largest = max(len(content) for content in served.files.values())
     bound = 2 * largest + 5000

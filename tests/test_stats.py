@@ -179,6 +179,7 @@ def test_the_middle_frame_stays_where_it_is_when_a_copy_is_a_little_shorter():
 # --- duplicates -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("max_distance", range(8))
 def test_groups_are_those_of_comparing_all_with_all(max_distance):
     rng = np.random.default_rng(max_distance)

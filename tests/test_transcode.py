@@ -109,6 +109,7 @@ def test_audio_from_a_sample_on_is_that_of_a_decode_from_the_beginning(sources, 
             assert np.abs(part - wanted).max() < 0.01
 
 
+@pytest.mark.quick(8)
 @pytest.mark.parametrize("suffix", CONTAINERS)
 @pytest.mark.parametrize("segment", [(0.0, 2.0), (2.0, 4.5), (7.3, 8.0), (13.0, 20.0)])
 def test_a_segment_holds_the_frames_of_its_seconds(sources, suffix, segment):
@@ -133,7 +134,7 @@ def clock_of(result):
     return min(result.info.video.start_seconds, result.info.audio.start_seconds)
 
 
-@pytest.mark.quick(9)
+@pytest.mark.quick(4)
 @pytest.mark.parametrize("segment", [None, (0.0, 3.0), (0.2, 3.0), (0.37, 2.5), (1.03, 2.0), (0.9, 1.4)])
 @pytest.mark.parametrize(("video_start", "audio_start"), [(0.0, 0.0), (0.37, 0.0), (0.0, 0.81), (1.2, 0.3)])
 def test_flash_and_beep_stay_together_in_a_segment(tmp_path, segment, video_start, audio_start):

@@ -125,6 +125,7 @@ def test_crop_resize_equals_torchvision(box: Box, size_px: int, channels_last: b
     torch.testing.assert_close(ours, expected, rtol=0, atol=RESIZE_LEVELS)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     ("height", "width", "scale", "ratio"),
     [

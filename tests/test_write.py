@@ -325,6 +325,7 @@ def test_a_full_disk_is_said_clearly_and_the_run_goes_on_from_there(manifest, wr
     assert digest(small_disk / "shards") == digest(written)
 
 
+@pytest.mark.slow
 def test_a_write_error_anywhere_leaves_a_state_to_go_on_from(manifest, written, tmp_path, monkeypatch):
     out, messages = tmp_path / "shards", set()
     calls = 0

@@ -46,6 +46,7 @@ def fetched(location, folder):
     return folder
 
 
+@pytest.mark.slow
 def test_list_files_and_shards_in_s3_give_the_bytes_of_the_local_way(bucket, local, tmp_path, capsys):
     options = ["--short-side-px", "48", "--samples-per-shard", "3", "--workers", "2"]
     assert main(["write", f"{bucket}/corpus.jsonl", "--out", "s3://bucket/shards", *options]) == 0
