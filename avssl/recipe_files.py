@@ -34,7 +34,7 @@ def replace_names(arguments: Sequence[str], prefix: str = "") -> list[str]:
     files: dict[str, Path] = {}
     replaced = []
     for argument in arguments:
-        is_name = "=" not in argument and not argument.startswith("-") and not Path(argument).exists()
+        is_name = "=" not in argument and not argument.startswith("-") and not Path(argument).is_file()
         if is_name and not files:
             files = config_files()
         replaced.append(str(files.get(f"{prefix}{argument}", argument)) if is_name else argument)

@@ -49,6 +49,9 @@ def test_a_name_is_the_yaml_of_that_name_and_a_file_comes_first(tmp_path, monkey
     svm = recipe_files.replace_names(["svm_esc50"], "evaluate/")
     assert svm == [str(ROOT / "recipes/configs/evaluate/svm_esc50.yaml")]
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "avid").mkdir()
+    assert recipe_files.replace_names(["avid"]) == [avid], "a folder is no YAML"
+    (tmp_path / "avid").rmdir()
     (tmp_path / "avid").touch()
     assert recipe_files.replace_names(["avid"]) == ["avid"]
 
