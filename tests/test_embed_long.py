@@ -43,8 +43,8 @@ def write_video(path, seconds):
 
 @pytest.mark.slow
 def test_no_more_than_a_batch_of_clips_and_the_rows_of_a_spool_are_held(tiny_run, tmp_path, monkeypatch):
-    """Of one minute: 239 windows of half a second."""
-    video = write_video(tmp_path / "film.mp4", 60)
+    """Of three minutes: 719 windows of half a second."""
+    video = write_video(tmp_path / "film.mp4", 180)
     held, most_rows, add, put = [], [], RowMaker.add, RowSpool.put
 
     def watched_add(maker, number, key, item):
@@ -60,11 +60,11 @@ def test_no_more_than_a_batch_of_clips_and_the_rows_of_a_spool_are_held(tiny_run
     embedder = avssl.load_embedder(str(tiny_run))
     job = FolderJob.begin(embedder, [video], tmp_path / "out", window_seconds=0.5, stride_seconds=0.25)
     job.run(embedder, batch_size=24, spool_rows=100)
-    assert len(held) == -(-239 // WINDOWS_PER_READ)
+    assert len(held) == -(-719 // WINDOWS_PER_READ)
     assert max(held) < 2 * 24, "clips of both modalities that wait for a batch"
     assert max(most_rows) <= 100
     table = EmbeddingTable.read(tmp_path / "out")
-    np.testing.assert_allclose(table.start_seconds, np.arange(239) * 0.25)
+    np.testing.assert_allclose(table.start_seconds, np.arange(719) * 0.25)
     at_once = embedder.embed(video, window_seconds=0.5, stride_seconds=0.25)[0]
     np.testing.assert_allclose(table.video_embedding, at_once.video_embedding, atol=1e-5)
     np.testing.assert_allclose(table.audio_embedding, at_once.audio_embedding, atol=1e-5)
