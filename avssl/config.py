@@ -49,7 +49,7 @@ RENAMED_KEYS = {
 class DataConfig(LoaderConfig):
     """The shards to read and their cache; the other fields are those of data/loader_config.py."""
 
-    shards: str = ""  # folder written by `python -m data_prep write`, or its URL: s3://, gs://, hf://, https://
+    shards: str = ""  # folder written by `avssl prep write`, or its URL: s3://, gs://, hf://, https://
     cache_dir: str = ""  # local folder for shards of a URL, may be shared; default $AVSSL_CACHE or ~/.cache/avssl
     cache_bytes: int = DEFAULT_CACHE_BYTES  # bound of that folder on disk; several shards per reading process
     redirect_hosts: list[str] = field(default_factory=list)  # other hosts that a web server of shards may send on to
@@ -271,7 +271,7 @@ def load_run(run: str | Path) -> RunConfig:
     if not path.is_file() and (Path(run) / "config.json").is_file():
         path = Path(run) / "config.json"  # of an exchange folder; JSON is YAML
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: {run} is not a run folder as recipes/pretrain.py writes it")
+        raise FileNotFoundError(f"{path} is missing: {run} is not a run folder as `avssl pretrain` writes it")
     return parse(RunConfig, [str(path)])
 
 

@@ -1,4 +1,4 @@
-"""Command line: python -m data_prep index | write | verify | ... ; --help lists them all."""
+"""Media files to shards: index, then write, then verify; the others look at what there is."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def read_segment(value: Any, where: str) -> Segment | None:
 def stream_manifest(path: Path) -> Iterator[Entry]:
     """The entries in order. ValueError names the line; FileNotFoundError says what to do."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such manifest; make one with `python -m data_prep index`")
+        raise FileNotFoundError(f"{path}: no such manifest; make one with `avssl prep index`")
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             where = f"{path}, line {number}"

@@ -1,6 +1,6 @@
 """Embeddings as NumPy arrays and a pandas DataFrame, with a plot: python -m examples.embeddings_to_pandas embeddings/
 
-`python recipes/embed.py RUN VIDEOS --out embeddings/` writes such a folder. Needs pandas and matplotlib.
+`avssl embed RUN VIDEOS --out embeddings/` writes such a folder. Needs pandas and matplotlib.
 """
 
 import sys

@@ -1,8 +1,8 @@
 """Embeddings of files, folders or shards with a finished run, as a folder of Parquet files.
 
-    python recipes/embed.py runs/avid_cma VIDEOS_OR_SHARDS --out embeddings/ --window 2 --stride 1
-    python recipes/embed.py runs/simclr IMAGES_OR_SHARDS --out embeddings/
-    torchrun --nproc_per_node 8 recipes/embed.py runs/avid_cma VIDEOS --out embeddings/     # or --part 0/8 ... 7/8
+    avssl embed runs/avid_cma VIDEOS_OR_SHARDS --out embeddings/ --window 2 --stride 1
+    avssl embed runs/simclr IMAGES_OR_SHARDS --out embeddings/
+    torchrun --nproc_per_node 8 -m avssl.recipes.embed runs/avid_cma VIDEOS --out embeddings/   # or --part 0/8 ... 7/8
 
 One row per window, or per image: key, index, start_seconds, end_seconds (both 0 for an image), has_audio, has_video,
 has_image, and for each modality of the run the unit embedding (of video and audio in one space) and the encoder's

@@ -1,10 +1,10 @@
 """Evaluate a finished run by a task, and compare it with untrained weights and chance.
 
-    python recipes/evaluate.py RUN TASK.yaml [key=value ...]
-    python recipes/evaluate.py runs/avid_cma recipes/configs/evaluate/svm_esc50.yaml train=shards/esc50
-    torchrun --nproc_per_node 4 recipes/evaluate.py RUN TASK.yaml device=cuda ...
-    python recipes/evaluate.py --compare A.json B.json [weights=trained,trained] [draws=1000] [confidence=0.95] [seed=0]
-    python recipes/evaluate.py --help [TASK]
+    avssl evaluate RUN TASK.yaml [key=value ...]
+    avssl evaluate runs/avid_cma svm_esc50 train=shards/esc50
+    torchrun --nproc_per_node 4 -m avssl.recipes.evaluate RUN TASK.yaml device=cuda ...
+    avssl evaluate --compare A.json B.json [weights=trained,trained] [draws=1000] [confidence=0.95] [seed=0]
+    avssl evaluate --help [TASK]
 
 `task:` in the YAML names one of avssl/eval/tasks; its result is RUN/evaluations/<task>-<name>.json. The default is
 `standard`: weighted kNN of every modality of the run, audio <-> video retrieval and precision of positives. Its result

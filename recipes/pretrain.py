@@ -1,7 +1,7 @@
 """Pretrain encoders of video, audio or images with any loss of the registry.
 
     avssl pretrain avid run=runs/avid data.shards=shards/
-    accelerate launch recipes/pretrain.py recipes/configs/avid.yaml run=runs/avid data.shards=shards/
+    accelerate launch -m avssl.recipes.pretrain avid run=runs/avid data.shards=shards/
     torchrun --nproc_per_node 8 -m avssl.recipes.pretrain avid_cma init_from=runs/avid ...
 
 The same command goes on from the newest undamaged checkpoint. After SIGTERM, SIGUSR1, SIGUSR2 or Ctrl-C the run

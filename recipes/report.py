@@ -1,6 +1,6 @@
 """One self-contained HTML page of a run: data, curves, results, playable neighbors, a 2-D map.
 
-    python recipes/report.py runs/avid_cma [runs/avid ...] --shards shards/test
+    avssl report runs/avid_cma [runs/avid ...] --shards shards/test
 
 Further run folders are drawn and listed beside it. Uses RUN/evaluation.json and RUN/embeddings/test.parquet if they
 exist.

@@ -1,10 +1,10 @@
 """Find the rows of a folder of embeddings that are closest to a file, within a modality or across modalities.
 
-    python recipes/search.py embeddings/ QUERY.mp4 --top 10
-    python recipes/search.py embeddings/ QUERY.wav --modality video --json
-    python recipes/search.py build embeddings/ --kind hnsw              # FAISS, an extra; then: ... --index hnsw
+    avssl search embeddings/ QUERY.mp4 --top 10
+    avssl search embeddings/ QUERY.wav --modality video --json
+    avssl search build embeddings/ --kind hnsw              # FAISS, an extra; then: ... --index hnsw
 
-INDEX is a folder that recipes/embed.py wrote; the run that made it embeds the query, with the same windows. The query
+INDEX is a folder that `avssl embed` wrote; the run that made it embeds the query, with the same windows. The query
 is the mean of its windows, or with --each-window every window. Searches are exact, at constant memory, unless --index
 names an index of FAISS.
 """
@@ -98,11 +98,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = PlainParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     if argv[:1] == ["build"]:
         parser.add_argument("build", help=argparse.SUPPRESS)
-        parser.add_argument("index_folder", metavar="INDEX", type=Path, help="folder that recipes/embed.py wrote")
+        parser.add_argument("index_folder", metavar="INDEX", type=Path, help="folder that `avssl embed` wrote")
         parser.add_argument("--kind", choices=faiss_index.KINDS, default="hnsw", help="default: %(default)s")
         parser.set_defaults(main=build)
         return parser.parse_args(argv)
-    parser.add_argument("index_folder", metavar="INDEX", type=Path, help="folder that recipes/embed.py wrote")
+    parser.add_argument("index_folder", metavar="INDEX", type=Path, help="folder that `avssl embed` wrote")
     parser.add_argument("query", metavar="QUERY", type=Path, help="a video, an audio file or an image")
     parser.add_argument("--run", default="", help="the run that made INDEX (default: the folder where it lay then)")
     parser.add_argument(

@@ -86,3 +86,14 @@ def test_the_package_is_found_where_a_folder_has_its_name(tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert process.stdout.strip() == "0.1.0", process.stderr
+
+
+def test_output_that_nobody_reads_any_more_is_no_error():
+    """As for `avssl recipes | head -n 1`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = subprocess.run(
+        [sys.executable, "-m", "avssl", "recipes"], stdout=writing, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writing)
+    assert (process.returncode, process.stderr) == (0, "")

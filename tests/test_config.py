@@ -19,7 +19,7 @@ def test_every_recipe_fits_the_schema_and_opens_with_its_command(path):
     assert path.stem.endswith(cfg.loss.name)
     first = path.read_text().splitlines()[0]
     assert first.startswith("# ")
-    assert f"recipes/pretrain.py recipes/configs/{path.name}" in first
+    assert f"avssl pretrain {path.stem} " in first
 
 
 def test_the_loss_section_takes_the_type_of_its_loss():

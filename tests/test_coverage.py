@@ -104,7 +104,7 @@ def test_shards_of_another_manifest_are_refused(corpus, tmp_path, capsys):
     copy = shutil.copytree(corpus / "shards", tmp_path / "shards")
     (copy / "shard-000000.tar").write_bytes(b"no tar")
     assert main(["coverage", str(corpus / "corpus.jsonl"), str(copy)]) == 2
-    assert "see `python -m data_prep verify`" in capsys.readouterr().err
+    assert "see `avssl prep verify`" in capsys.readouterr().err
 
 
 def test_files_that_were_not_opened_are_found_but_not_called_decodable(corpus, tmp_path):

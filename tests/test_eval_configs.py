@@ -152,7 +152,7 @@ def test_every_yaml_loads_and_names_its_command(name: str) -> None:
     path = FOLDER / f"{name}.yaml"
     kind = tasks.get(config.value_of([str(path)], "task", "standard"))
     assert config.parse(kind.Config, [str(path)]).task == kind.name
-    assert "recipes/evaluate.py" in path.read_text()
+    assert "avssl evaluate " in path.read_text()
 
 
 @pytest.mark.slow

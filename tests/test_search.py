@@ -110,11 +110,11 @@ def test_a_search_that_cannot_be_is_refused(tmp_path):
         ValueError, match=r"queries have shape \(1, 5\); it must be \(M, 8\), the dim of the video rows of"
     ):
         index.search("video", np.ones((1, 5)))
-    with pytest.raises(FileNotFoundError, match=r"is not a folder that recipes/embed\.py has finished"):
+    with pytest.raises(FileNotFoundError, match=r"is not a folder that `avssl embed` has finished"):
         EmbeddingIndex(tmp_path)
     with pytest.raises(ValueError, match="kind is 'tree'; it must be one of flat, ivf, hnsw"):
         faiss_index.build(index, "tree")
-    with pytest.raises(FileNotFoundError, match=r"search\.py build .* --kind flat"):
+    with pytest.raises(FileNotFoundError, match=r"search build .* --kind flat"):
         faiss_index.LoadedIndex(index, "flat", "video").search(np.ones((1, WIDTH)))
     path = tmp_path / "index" / "embeddings-0.parquet"
     path.write_bytes(path.read_bytes()[:-1])

@@ -1,4 +1,4 @@
-"""Checkpoints of a run and its final export; `python -m avssl.exchange --help` converts exports for others.
+"""Checkpoints of a run and its final export; `avssl exchange --help` converts exports for others.
 
 Files are written under a temporary name, synced, then renamed: whole or absent.
 

@@ -90,7 +90,7 @@ def read_weights(run: str | Path) -> dict[str, torch.Tensor]:
         if not Path(run).is_dir():
             raise FileNotFoundError(f"{run}: no such run folder")
         raise FileNotFoundError(
-            f"{path} is missing: {run} has not finished; resume it with recipes/pretrain.py run={run}"
+            f"{path} is missing: {run} has not finished; run the `avssl pretrain` command of run={run} again"
         )
     try:
         return load_file(str(path))

@@ -253,5 +253,5 @@ class Loader:
                 f"{failed} of {self.samples_read} samples could not be read ({dict(self.failures)}), more than "
                 f"data.max_failure_rate={self.config.max_failure_rate} allows"
                 + (" (none may be missing here)" if deterministic else "")
-                + f"; the first of this batch is sample {index}: {reason}: {message}. Run `python -m data_prep verify`",
+                + f"; the first of this batch is sample {index}: {reason}: {message}. Run `avssl prep verify`",
             )

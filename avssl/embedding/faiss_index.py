@@ -126,9 +126,7 @@ class LoadedIndex:
         path = _path(index, modality, kind)
         index.check(modality)
         if not path.with_suffix(".json").is_file():
-            raise FileNotFoundError(
-                f"{path} was not built; run: python recipes/search.py build {index.folder} --kind {kind}"
-            )
+            raise FileNotFoundError(f"{path} was not built; run `avssl search build {index.folder} --kind {kind}`")
         facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         if facts["files"] != _fingerprint(index):
             raise ValueError(f"{path} was built from other files than {index.folder} holds now; build it again")

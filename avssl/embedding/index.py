@@ -1,4 +1,4 @@
-"""index.json of a folder of embedding tables: recipes/embed.py writes it last, and it lists the files of the folder."""
+"""index.json of a folder of embedding tables: `avssl embed` writes it last, and it lists the files of the folder."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class FolderIndex:
         path = folder / INDEX_NAME
         if not path.is_file():
             _refuse_unfinished(folder)
-            raise FileNotFoundError(f"{path} is missing: {folder} is not a folder that recipes/embed.py has finished")
+            raise FileNotFoundError(f"{path} is missing: {folder} is not a folder that `avssl embed` has finished")
         fields = Fields.read(path)
         kind_and_version = fields.record.get("kind"), fields.record.get("version")
         if kind_and_version != (KIND, VERSION):
@@ -117,7 +117,7 @@ def table_files(folder: Path) -> list[Path]:
     paths = sorted(path for path in folder.glob(f"*{SUFFIX}") if not path.name.startswith("."))
     if not paths:
         raise FileNotFoundError(
-            f"the folder {str(folder)!r} holds no {SUFFIX} file; write its tables with recipes/embed.py (npz files, "
+            f"the folder {str(folder)!r} holds no {SUFFIX} file; write its tables with `avssl embed` (npz files, "
             "which earlier versions wrote, too, are not read)"
         )
     return paths
@@ -126,5 +126,5 @@ def table_files(folder: Path) -> list[Path]:
 def _refuse_unfinished(folder: Path) -> None:
     if (folder / PROGRESS_NAME).is_dir():
         raise FileNotFoundError(
-            f"the folder {str(folder)!r} is unfinished; run the same recipes/embed.py command again to continue"
+            f"the folder {str(folder)!r} is unfinished; run the same `avssl embed` command again to continue"
         )

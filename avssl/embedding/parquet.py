@@ -142,7 +142,7 @@ def read_columns(source: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if source.suffix == ".npz":
         raise ValueError(
             f"cannot read {str(source)!r}: earlier versions wrote tables as npz, too, and this one reads Parquet "
-            "alone; write the table again with recipes/embed.py"
+            "alone; write the table again with `avssl embed`"
         )
     if source.suffix != SUFFIX:
         raise ValueError(f"cannot read {str(source)!r}: a table is a Parquet file, with the suffix {SUFFIX}")
@@ -162,7 +162,7 @@ def _metadata(payload: str, source: Path) -> dict[str, Any]:
     if fields.record.get("format_version") != FORMAT_VERSION:
         raise ValueError(
             f"{str(source)!r} has embedding table format {brief(fields.record.get('format_version'))}, this version "
-            f"reads {FORMAT_VERSION}; write the table again with recipes/embed.py"
+            f"reads {FORMAT_VERSION}; write the table again with `avssl embed`"
         )
     return dict(fields.mapping("metadata"))
 

@@ -149,7 +149,7 @@ def search(
     """The `top` closest rows of a folder of embeddings for each query, best first, by exact search.
 
     Args:
-        folder: what recipes/embed.py wrote. queries: (M, D) vectors of any length but 0, of the same run.
+        folder: what `avssl embed` wrote. queries: (M, D) vectors of any length but 0, of the same run.
         modality: of the rows, which may be another than that of the queries. one_per_key: the best row of each key.
 
     Raises as EmbeddingIndex, and ValueError for queries that do not fit the rows.

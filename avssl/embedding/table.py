@@ -171,7 +171,7 @@ class EmbeddingTable:
         """Read a .parquet file, or a folder: the files of its index.json, else its .parquet files.
 
         Raises:
-            FileNotFoundError: no such file or folder, a folder without tables, or one that recipes/embed.py has not
+            FileNotFoundError: no such file or folder, a folder without tables, or one that `avssl embed` has not
                 finished.
             ValueError: not an embedding table of this format version, or tables that do not belong together.
         """

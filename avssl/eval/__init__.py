@@ -1,4 +1,4 @@
-"""Evaluation of embeddings: kNN and retrieval on arrays; the tasks of recipes/evaluate.py are in tasks/."""
+"""Evaluation of embeddings: kNN and retrieval on arrays; the tasks of `avssl evaluate` are in tasks/."""
 
 from __future__ import annotations
 

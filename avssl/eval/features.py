@@ -78,7 +78,7 @@ def refuse_failures(failures: Sequence[str], shards: ShardSet) -> None:
     if all_failures:
         raise ValueError(
             f"{len(all_failures)} samples of {shards.location} could not be read, the first is {all_failures[0]}. A "
-            "smaller test set would be another test set: run `python -m data_prep verify`, write the shards again "
+            "smaller test set would be another test set: run `avssl prep verify`, write the shards again "
             "without them"
         )
 

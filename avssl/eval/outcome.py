@@ -22,7 +22,7 @@ Array = NDArray[Any]
 
 @dataclass
 class TaskConfig:
-    """The keys that every task of recipes/evaluate.py has; a task adds its own."""
+    """The keys that every task of `avssl evaluate` has; a task adds its own."""
 
     task: str = ""  # a file of avssl/eval/tasks
     train: str = ""  # shard folder or URL that is learned from

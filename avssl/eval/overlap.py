@@ -25,7 +25,7 @@ from avssl.shards.shard_set import ShardSet
 TRAINING_DATA_FILE = "training_data.safetensors"
 KINDS = ("media", "sources")
 NAMED_KEYS = 5  # in a message
-NEAR = "For copies that were encoded anew see `python -m data_prep stats`, which finds near-duplicates"
+NEAR = "For copies that were encoded anew see `avssl prep stats`, which finds near-duplicates"
 
 
 @dataclass(frozen=True)

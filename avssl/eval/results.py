@@ -225,7 +225,7 @@ def read_evaluation(path: str | Path) -> dict[str, Any]:
     """The JSON of a result. ValueError for a file of another format or version, FileNotFoundError for a missing one."""
     source = Path(path)
     if not source.is_file():
-        raise FileNotFoundError(f"{source}: no such file; give a result of recipes/evaluate.py, a .json")
+        raise FileNotFoundError(f"{source}: no such file; give a result of `avssl evaluate`, a .json")
     evaluation = parse(source.read_bytes(), str(source))
     if not isinstance(evaluation, dict) or evaluation.get("format_version") != FORMAT_VERSION:
         raise ValueError(

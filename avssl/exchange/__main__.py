@@ -1,11 +1,11 @@
 """Import published weights, and export the weights of a finished run.
 
-python -m avssl.exchange import FILE.pth.tar --out RUN [--statistics SHARDS]     a published AVID-CMA checkpoint
-python -m avssl.exchange statistics RUN SHARDS                                  spectrogram statistics for it
-python -m avssl.exchange export RUN --out FOLDER                                one folder to pass on
-python -m avssl.exchange push FOLDER owner/name [--private]                     to a hub
-python -m avssl.exchange export RUN --to torchvision --modality video --out FILE.safetensors
-python -m avssl.exchange export RUN --to onnx --modality audio --out FILE.onnx  also torch_export
+avssl exchange import FILE.pth.tar --out RUN [--statistics SHARDS]   a published AVID-CMA checkpoint
+avssl exchange statistics RUN SHARDS                                 spectrogram statistics for it
+avssl exchange export RUN --out FOLDER                               one folder to pass on
+avssl exchange push FOLDER owner/name [--private]                    to a hub
+avssl exchange export RUN --to torchvision --modality video --out FILE.safetensors
+avssl exchange export RUN --to onnx --modality audio --out FILE.onnx  also torch_export
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def import_command(arguments: argparse.Namespace) -> str:
         lines.insert(
             2,
             "The file holds no statistics of the spectrograms, so audio cannot be embedded yet: "
-            f"python -m avssl.exchange statistics {arguments.out} SHARDS",
+            f"avssl exchange statistics {arguments.out} SHARDS",
         )
     return "\n".join(lines)
 

@@ -60,7 +60,7 @@ def check_folder(folder: str | Path) -> Path:
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
         raise ValueError(
-            f"{folder} has no {', '.join(missing)}; write it first: python -m avssl.exchange export RUN --out {folder}"
+            f"{folder} has no {', '.join(missing)}; write it first: `avssl exchange export RUN --out {folder}`"
         )
     return folder
 

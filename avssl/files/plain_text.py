@@ -53,13 +53,16 @@ def say(text: object = "", file: TextIO | None = None) -> None:
     stream = file or sys.stdout
     encoding = getattr(stream, "encoding", None) or "utf-8"
     line = plain(text).encode(encoding, "backslashreplace").decode(encoding)
-    if "tqdm" in sys.modules:  # a progress bar, if there is one, is drawn again below the line
-        from tqdm import tqdm
+    try:
+        if "tqdm" in sys.modules:  # a progress bar, if there is one, is drawn again below the line
+            from tqdm import tqdm
 
-        tqdm.write(line, file=stream)
-    else:
-        stream.write(f"{line}\n")
-    stream.flush()
+            tqdm.write(line, file=stream)
+        else:
+            stream.write(f"{line}\n")
+        stream.flush()
+    except BrokenPipeError:  # whoever read it has ended, as `head` does; the work goes on unread
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def say_lines(text: object, file: TextIO | None = None) -> None:

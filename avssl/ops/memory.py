@@ -35,7 +35,7 @@ class MemoryBank(nn.Module):
         if num_samples < 1:
             raise ValueError(
                 f"a memory bank has a row for each sample, and num_samples is {num_samples}; read shards written by "
-                "`python -m data_prep write`, whose samples carry an index"
+                "`avssl prep write`, whose samples carry an index"
             )
         generator = torch.Generator().manual_seed(seed)
         self.register_buffer("rows", normalize(torch.randn(num_samples, dim, generator=generator), dim=1))

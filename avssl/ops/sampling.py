@@ -60,7 +60,7 @@ def check_negatives(num_negatives: int, num_samples: int) -> None:
     if num_samples < 2:
         raise ValueError(
             f"the data set has {num_samples} samples with an index, and negatives are other samples; read shards of at "
-            "least 2, written by `python -m data_prep write`"
+            "least 2, written by `avssl prep write`"
         )
 
 

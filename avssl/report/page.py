@@ -117,7 +117,7 @@ def write_report(
 
 
 def _without_table() -> Html:
-    return tag("p", "No embedding table was given: run recipes/embed.py, then make the report again.", class_="note")
+    return tag("p", "No embedding table was given: run `avssl embed`, then make the report again.", class_="note")
 
 
 def _search_title(table: EmbeddingTable | None) -> str:

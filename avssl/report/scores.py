@@ -213,7 +213,7 @@ def scores_section(results: Sequence[Result]) -> Html:
     metrics = list(dict.fromkeys(metric for row in (*rows, *_chance_rows(results)) for metric in row.values))
     if not metrics:
         return tag(
-            "p", "No evaluation yet: run recipes/evaluate.py on this run, then make the report again.", class_="note"
+            "p", "No evaluation yet: run `avssl evaluate` on this run, then make the report again.", class_="note"
         )
     tables = []
     for group in (*GROUPS, OTHER_GROUP):
@@ -245,7 +245,7 @@ def _note(results: Sequence[Result], rows: Sequence[ScoreRow]) -> str:
         )
     return text + (
         " No number is marked as best, because a result lacks its rows, which intervals of differences need: run "
-        "recipes/evaluate.py again."
+        "avssl evaluate again."
     )
 
 

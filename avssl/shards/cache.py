@@ -75,7 +75,7 @@ class ShardCache:
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{storage.redacted(location)}: holds no {INDEX_NAME}, so it is no finished shard folder; check the "
-                "name, or run `python -m data_prep write` (it continues where it stopped)"
+                "name, or run `avssl prep write` (it continues where it stopped)"
             ) from error
         folder = self.folder / "indices" / hashlib.sha256(location.encode()).hexdigest()[:32]
         with self._when_full():

@@ -122,7 +122,7 @@ def _check_version(fields: Fields) -> None:
     if version != SCHEMA_VERSION:
         raise ValueError(
             f"{where}: has schema version {version}; this program reads version {SCHEMA_VERSION}. Write the shards "
-            "again with `python -m data_prep write`, or use the version of avssl that wrote them"
+            "again with `avssl prep write`, or use the version of avssl that wrote them"
         )
 
 
@@ -233,7 +233,7 @@ class ShardIndex:
         path = Path(folder) / INDEX_NAME
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path}: is missing, so {folder} is no finished shard folder; run `python -m data_prep write` "
+                f"{path}: is missing, so {folder} is no finished shard folder; run `avssl prep write` "
                 "(it continues where it stopped)"
             )
         fields, where = Fields.read(path), str(path)

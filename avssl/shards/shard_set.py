@@ -51,7 +51,7 @@ class ShardSet:
     against size and sha256, and kept in a cache that processes share (cache.py).
 
     Args:
-        folder: written by `python -m data_prep write`: a path, or a URL (files/storage.py says which).
+        folder: written by `avssl prep write`: a path, or a URL (files/storage.py says which).
         cache_dir: for remote shards; "" is $AVSSL_CACHE or ~/.cache/avssl. cache_bytes: its bound on the disk.
 
     Attributes:

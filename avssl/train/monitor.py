@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from avssl.shards.shard_set import ShardSet
 
 # The advice for a loss that is not finite: first rule out the precision as the cause.
-IN_FLOAT32 = "lower optim.lr, set optim.clip_norm, or look at those samples (python -m data_prep show)"
+IN_FLOAT32 = "lower optim.lr, set optim.clip_norm, or look at those samples (`avssl prep show`)"
 ADVICE = {
     "fp32": IN_FLOAT32,
     "bf16": f"first try mixed_precision=fp32 from the last checkpoint; if it is the same there, {IN_FLOAT32}",

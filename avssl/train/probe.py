@@ -1,6 +1,6 @@
 """The online probe: kNN and a linear classifier on the features of a run while it trains, in another process.
 
-    recipes/pretrain.py ... probe.shards=shards/held_out
+    avssl pretrain avid ... probe.shards=shards/held_out
 
 Every `probe.every_steps` optimizer steps, before the first and after the last, the training loop writes encoders,
 heads and statistics of the views to RUN/probe/ and goes on. A process beside it embeds the labeled samples of
@@ -178,7 +178,7 @@ def check(config: ProbeConfig) -> None:
     shards = ShardSet(config.shards)
     if not shards.index.label_names:
         raise ValueError(
-            f"probe.shards={config.shards} has no labels; index it with labels (python -m data_prep index "
+            f"probe.shards={config.shards} has no labels; index it with labels (avssl prep index "
             "--labels), or leave probe.shards out"
         )
 
@@ -227,7 +227,7 @@ def scores_of(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Evaluate one snapshot of a run; recipes/pretrain.py starts this.")
+    parser = argparse.ArgumentParser(description="Evaluate one snapshot of a run; `avssl pretrain` starts this.")
     parser.add_argument("snapshot", type=Path)
     parser.add_argument("shards")
     parser.add_argument("--device", default="cpu")

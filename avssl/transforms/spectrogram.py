@@ -300,5 +300,5 @@ class UnmeasuredStatistics(BinNormalize):
         raise ValueError(
             f"{self.run} has no statistics of its spectrograms (a published checkpoint holds none), so its audio "
             "cannot be normalized as in training. Measure them once: "
-            f"python -m avssl.exchange statistics {self.run} SHARDS"
+            f"avssl exchange statistics {self.run} SHARDS"
         )

@@ -249,7 +249,7 @@ def _write_labels(path: Path, plans: list[DemoClip]) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `python -m data_prep demo-corpus`."""
+    """The options of `avssl prep demo-corpus`."""
     default = CorpusSettings()
     parser.add_argument("out", help="folder to make the corpus in")
     parser.add_argument("--num-train", type=int, default=default.num_train, help="clips to train on (%(default)s)")

@@ -38,7 +38,7 @@ PROBE_LIMITS, SCENES_LIMITS = Limits(seconds=60.0), Limits(seconds=1800.0)
 
 @dataclass(frozen=True)
 class IndexOptions:
-    """Options of `python -m data_prep index`.
+    """Options of `avssl prep index`.
 
     format: one of FORMATS. media: the folder of a list's files; None: the folder of the list. labels: see labels.py;
     None: "folder" for folders, "none" for lists, which bring their own. kind: "media" or "images"; None: by what the

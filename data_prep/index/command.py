@@ -24,7 +24,7 @@ from data_prep.index.lists.published import ListSettings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `python -m data_prep index`."""
+    """The options of `avssl prep index`."""
     parser.add_argument(
         "source",
         type=Path,

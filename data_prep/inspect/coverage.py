@@ -184,7 +184,7 @@ def _written(location: str, record: ShardRecord) -> Iterator[tuple[str, int, int
                     info = SampleInfo.from_json(content, f"{path}, {member.name}")
                     yield info.key, WRITTEN, info.has_video + 2 * info.has_audio, info.duration_seconds
     except DAMAGED_TAR as error:
-        raise ValueError(f"{path}: cannot be read ({error}); see `python -m data_prep verify`") from error
+        raise ValueError(f"{path}: cannot be read ({error}); see `avssl prep verify`") from error
 
 
 def _listed_seconds(entry: Entry) -> float:
@@ -203,7 +203,7 @@ def measure(manifest: str, shards: str | None = None) -> Coverage:
     fates: Fates | None = None
     with storage.local_copy(manifest) as path:
         if not path.is_file():
-            raise FileNotFoundError(f"{manifest}: no such manifest; make one with `python -m data_prep index`")
+            raise FileNotFoundError(f"{manifest}: no such manifest; make one with `avssl prep index`")
         if shards is not None:
             with storage.local_copy(storage.join(shards, INDEX_NAME)) as index_path:
                 index = ShardIndex.load(index_path.parent)
@@ -216,7 +216,7 @@ def measure(manifest: str, shards: str | None = None) -> Coverage:
         for entry in stream_manifest(path):
             fate = None if fates is None else fates.of(entry.key)
             if fates is not None and fate is None:
-                raise ValueError(f"{shards}: neither wrote nor skipped {entry.key}; see `python -m data_prep verify`")
+                raise ValueError(f"{shards}: neither wrote nor skipped {entry.key}; see `avssl prep verify`")
             _add(coverage, entry, fate)
     return coverage
 
@@ -262,7 +262,7 @@ def table(coverage: Coverage, num_classes: int = 30) -> list[str]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `python -m data_prep coverage`."""
+    """The options of `avssl prep coverage`."""
     parser.add_argument("manifest", help="a path or URL")
     parser.add_argument("shards", nargs="?", help="the shard folder that was written from it: a path or URL")
     parser.add_argument("--json", type=Path, help="also write all numbers to this file")

@@ -23,7 +23,7 @@ NUM_COMPARED = 100_000  # keys that are compared letter by letter, which takes 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `python -m data_prep show`."""
+    """The options of `avssl prep show`."""
     parser.add_argument("shards", type=Path, help="a finished shard folder")
     parser.add_argument("sample", nargs="?", help="its key or its index (a key that is a number goes first)")
     parser.add_argument(

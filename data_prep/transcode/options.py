@@ -26,7 +26,7 @@ class PolicyError(ValueError):
 
 @dataclass(frozen=True)
 class WriteOptions:
-    """Options of `python -m data_prep write`.
+    """Options of `avssl prep write`.
 
     short_side_px: frames and images are scaled down (never up) to this short side. fps: frames per second.
     keyframe_interval: frames between keyframes. crf: the encoder's quality, 0 (lossless) to 51. preset: x264's effort.

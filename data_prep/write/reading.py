@@ -93,13 +93,13 @@ def _check_unchanged(entry: Entry, path: str, local: Path) -> None:
         raise MediaError(
             "changed_file",
             f"{path}: has {num_bytes} bytes; when it was listed it had {entry.num_bytes}. Make the manifest anew with "
-            "`python -m data_prep index`",
+            "`avssl prep index`",
         )
     if entry.content and content_digest(local) != entry.content:
         raise MediaError(
             "changed_file",
             f"{path}: has the size, but not the content that it had when it was listed. Make the manifest anew with "
-            "`python -m data_prep index`",
+            "`avssl prep index`",
         )
 
 

@@ -88,7 +88,7 @@ def scan(manifest: Path, scratch: Path, num_workers: int = 1) -> ManifestRows:
         ValueError: it lists nothing, a row does not fit (by line number), keys repeat, or it mixes images with media.
     """
     if not manifest.is_file():
-        raise FileNotFoundError(f"{manifest}: no such manifest; make one with `python -m data_prep index`")
+        raise FileNotFoundError(f"{manifest}: no such manifest; make one with `avssl prep index`")
     sha256 = sha256_file(manifest)
     if _is_scanned(scratch, sha256):
         return ManifestRows(manifest, scratch)

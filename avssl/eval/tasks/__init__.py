@@ -1,4 +1,4 @@
-"""The tasks of recipes/evaluate.py: one file per task in this folder, found by its name. `register` adds your own.
+"""The tasks of `avssl evaluate`: one file per task in this folder, found by its name. `register` adds your own.
 
 A task is a configuration and a function. The recipe calls the function once with the run's weights and once with random
 ones, averages over repeats (folds, seeds), and writes RUN/evaluations/<task>-<name>.json:

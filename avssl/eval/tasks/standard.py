@@ -126,7 +126,7 @@ def evaluate_tables(
         raise ValueError(
             f"nothing can be evaluated: embedded are {', '.join(test.modalities()) or 'nothing'}; the training split "
             f"has the label fields {train.label_fields()}, the test split {test.label_fields()}. kNN needs a field "
-            "that both have (python -m data_prep index --labels), retrieval video and audio of the same clips"
+            "that both have (`avssl prep index --labels`), retrieval video and audio of the same clips"
         )
     return Outcome([Repeat("test", test.keys, columns, metrics, train.keys), anchors], protocol)
 

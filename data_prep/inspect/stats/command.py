@@ -21,7 +21,7 @@ NUM_GROUPS, NUM_KEYS = 3, 3  # groups of duplicates that are printed, and keys o
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `python -m data_prep stats`."""
+    """The options of `avssl prep stats`."""
     default = Thresholds()
     parser.add_argument("shards", type=Path, help="a finished shard folder")
     parser.add_argument(
