@@ -8,26 +8,35 @@ from typing import Any
 
 from torch import nn
 
-from avssl.models import audio, image, video  # noqa: F401  (their encoders register themselves)
+from avssl.models import audio, image, public, video  # noqa: F401  (their encoders register themselves)
 from avssl.models.heads import mlp
 from avssl.models.registry import ENCODERS, EncoderEntry, register_encoder
 
 __all__ = ["ENCODERS", "EncoderEntry", "create_encoder", "mlp", "register_encoder"]
 
 
-def create_encoder(name: str, **options: Any) -> nn.Module:
-    """Build an untrained encoder: a module with `.dim`, `.modality` and forward to (B, dim).
+def create_encoder(name: str, modality: str | None = None, **options: Any) -> nn.Module:
+    """Build an encoder: a module with `.dim`, `.modality` and forward to (B, dim).
+
+    It is untrained, unless options say otherwise (`weights`, `pretrained`) or the name is that of published weights.
 
     Args:
-        name: a key of ENCODERS. Image encoders take (B, 3, H, W), video encoders (B, 3, T, H, W), audio encoders
-            (B, 1, frames, bins).
+        name: a key of ENCODERS, or a public model, timm/NAME or hf/ORG/NAME (avssl/models/public). Image encoders take
+            (B, 3, H, W), video encoders (B, 3, T, H, W), audio encoders (B, 1, frames, bins).
+        modality: what it is to encode, image, video or audio. A public model needs it; others have one of their own.
         options: keyword options of that encoder, for example depth=10, width=8 for avid_video.
 
-    Raises ValueError for an unknown name, option or value, with those that are allowed.
+    Raises ValueError for an unknown name, option or value, or another modality, with those that are allowed.
     """
+    if public.is_public(name):
+        return public.build(name, modality, **options)
     if name not in ENCODERS:
-        raise ValueError(f"unknown encoder {name!r}{_suggest(name, ENCODERS)}; known: {', '.join(ENCODERS)}")
+        raise ValueError(
+            f"unknown encoder {name!r}{_suggest(name, ENCODERS)}; known: {', '.join(ENCODERS)}; timm/NAME, hf/ORG/NAME"
+        )
     entry = ENCODERS[name]
+    if modality is not None and modality != entry.modality:
+        raise ValueError(f"encoder {name!r} encodes {entry.modality}, and not {modality}")
     for option in options:
         if option not in entry.options:
             raise ValueError(

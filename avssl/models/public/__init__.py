@@ -1,0 +1,117 @@
+"""Public models as encoders: `timm/NAME[.TAG]` and `hf/ORG/NAME[@revision]` or `hf/FOLDER` of transformers.
+
+A library's models lie in a file each (timm_models, vision, ...), which offers `modalities`, `demands` and `build` for a
+`Located` model. Files come from a folder or from the hub; weights are safetensors, and no code of a model is ever run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from types import ModuleType
+from typing import Any, NamedTuple, cast
+
+from torch import nn
+
+from avssl.models.public import hub_files
+from avssl.models.public.encoder import Demand
+from avssl.models.public.hub_files import Located, locate, weights_sha256
+from avssl.types import Modality
+
+PREFIXES = ("timm/", "hf/")
+# Files of this folder for models of transformers; each knows by `modalities` which models are its own.
+TRANSFORMERS_FAMILIES: tuple[str, ...] = ()
+RESOLVED = ("sha256", "license")  # options that a run writes itself: of the weights that it began with
+
+
+class Facts(NamedTuple):
+    """What a public model is, for config.yaml and provenance. sha256: of its weights, "" if they are random."""
+
+    name: str  # with the commit of the hub
+    revision: str  # commit; "" for a folder, or without files
+    sha256: str
+    license: str  # as its card says; "" if it says none
+
+
+def is_public(name: str) -> bool:
+    """Whether an encoder's name is that of a public model: it begins with timm/ or hf/."""
+    return name.startswith(PREFIXES)
+
+
+def build(name: str, modality: str | None, **options: Any) -> nn.Module:
+    """The encoder, a PublicEncoder. See `create_encoder`."""
+    model, family = _open(name, options)
+    _check_modality(model, family, modality)
+    options = {key: value for key, value in options.items() if key != "license"}
+    return cast("nn.Module", family.build(model, modality, options))
+
+
+def modalities(name: str, **options: Any) -> tuple[Modality, ...]:
+    """The modalities that the model can encode, the most natural one first."""
+    model, family = _open(name, options)
+    return cast("tuple[Modality, ...]", family.modalities(model))
+
+
+def demands(name: str, modality: str, options: Mapping[str, Any], size_px: int | None = None) -> dict[str, Demand]:
+    """{key of the modality's section of ViewsConfig: what the model demands of it}; no weights are built or read.
+
+    size_px: side of the views, if it is not the model's own.
+    """
+    model, family = _open(name, options)
+    _check_modality(model, family, modality)
+    return cast("dict[str, Demand]", family.demands(model, modality, dict(options), size_px))
+
+
+def requirements(name: str, modality: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """{key of the modality's section of ViewsConfig: value that suits the model}."""
+    return {key: demand.value for key, demand in demands(name, modality, options).items()}
+
+
+def facts(name: str, options: Mapping[str, Any] | None = None) -> Facts:
+    """Name with the commit, commit, SHA-256 of the weights, license. Reads the weights' file if they are used."""
+    options = dict(options or {})
+    model, family = _open(name, options)
+    if not family.is_pretrained(model, options):
+        return Facts(model.name, model.revision, "", "")
+    model = family.with_files(model)
+    return Facts(model.name, model.revision, weights_sha256(hub_files.weights_of(model)), family.license_of(model))
+
+
+def resolved_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The section of an encoder with everything from which it is built again without asking the hub.
+
+    That is its name with the commit, whether it began with published weights, their SHA-256 and license, and the
+    architecture of a model of transformers.
+    """
+    options = {key: value for key, value in options.items() if key != "name"}
+    model, family = _open(name, options)
+    known = facts(name, options)
+    found = {"pretrained": family.is_pretrained(model, options), **family.architecture(model)}
+    if known.sha256:
+        found |= {"sha256": known.sha256}
+    return {"name": known.name, **options, **found, **({"license": known.license} if known.license else {})}
+
+
+def _open(name: str, options: Mapping[str, Any]) -> tuple[Located, ModuleType]:
+    """The located model, and the file of this folder that builds it."""
+    library, _, body = name.partition("/")
+    if library == "timm":
+        family = import_module("avssl.models.public.timm_models")
+        return family.find(name, body, options.get("architecture")), family
+    model = locate(name, body, options.get("architecture"))
+    for candidate in TRANSFORMERS_FAMILIES:
+        family = import_module(f"avssl.models.public.{candidate}")
+        if family.modalities(model):
+            return model, family
+    kind = model.config.get("model_type")
+    raise ValueError(
+        f"{name}: its model_type is {kind!r}, which is no model of images, video or sound that can be an encoder here; "
+        "docs/public_models.md lists those that can"
+    )
+
+
+def _check_modality(model: Located, family: ModuleType, modality: str | None) -> None:
+    allowed = family.modalities(model)
+    if modality not in allowed:
+        given = "no modality is given" if modality is None else f"it is to encode {modality}"
+        raise ValueError(f"{model.name}: {given}; it encodes {' or '.join(allowed)}")
