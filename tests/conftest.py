@@ -20,6 +20,9 @@ ROOT = Path(__file__).parent.parent
 # One unless asked otherwise: the test runner uses a process per core. Commands that tests start follow it, too.
 NUM_THREADS = os.environ.get("AVSSL_TEST_THREADS", "1")
 torch.set_num_threads(int(NUM_THREADS))
+# Of processes that start from here on, those of the test runner among them: idle threads of NumPy's BLAS and of OpenMP
+# wait actively, which takes the cores from the other processes.
+os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), NUM_THREADS)
 # The intervals of most results are nobody's concern here; the tests of intervals say how many draws they need.
 intervals.NUM_DRAWS = 100
 # By how many of 256 levels a resized byte may differ from torchvision's: it resizes bytes in fixed point, as we do,

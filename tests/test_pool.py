@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 import weakref
 
@@ -12,6 +14,7 @@ from avssl.processes import pool
 from avssl.processes.limits import Limits
 from avssl.processes.pool import Sandbox, in_processes
 from avssl.types import MediaError
+from tests.conftest import ROOT
 
 
 def misbehave(task):
@@ -90,6 +93,35 @@ def test_workers_see_the_environment_of_the_run_and_not_that_of_an_earlier_one(m
         with Sandbox(1, Limits()) as sandbox:
             assert [found for _, found in sandbox.run(read_variable, ["AVSSL_TEST"], str)] == [value]
         assert [found for _, found in in_processes(read_variable, ["AVSSL_TEST"], 1, "read", [1])] == [value]
+
+
+# A module of its own: conftest sets the variables that this is about.
+THREADS_OF_A_WORKER = """
+import threadpoolctl
+
+from avssl.processes.pool import in_processes
+
+
+def native_threads(_):
+    return {pool["num_threads"] for pool in threadpoolctl.threadpool_info()}
+
+
+if __name__ == "__main__":
+    import threads_of_a_worker
+
+    print([found for _, found in in_processes(threads_of_a_worker.native_threads, [None], 1, "threads", [1])])
+"""
+
+
+@pytest.mark.parametrize(("asked", "given"), [({}, 1), ({"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}, 2)])
+def test_the_libraries_of_a_worker_use_one_thread_unless_the_environment_says_otherwise(asked, given, tmp_path):
+    script = tmp_path / "threads_of_a_worker.py"
+    script.write_text(THREADS_OF_A_WORKER)
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    command = [sys.executable, str(script)]
+    environment |= asked | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True, timeout=120)
+    assert done.stdout.strip() == f"[{{{given}}}]"
 
 
 @pytest.mark.parametrize("given", [{"seconds": 0.0}, {"memory_bytes": 1000}])

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
+import os
 from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
 from avssl.processes.stopping import signals_blocked
 
 PRELOAD = ("avssl.data.loader", "avssl.data.every_sample")
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 def start_worker_server() -> None:
@@ -30,12 +32,19 @@ def run_server() -> None:
     """Start multiprocessing's server if it does not run yet.
 
     The server and its forks ignore Ctrl-C, SIGTERM and the like, which reach the whole process group: this process
-    handles them.
+    handles them. They compute with one thread each, unless the environment says otherwise: there is a process per core,
+    and idle threads of NumPy's BLAS and of OpenMP wait actively.
     """
     with signals_blocked():
         resource_tracker.ensure_running()  # else the server would start it and then no longer block signals
-    with signals_blocked():
-        forkserver.ensure_running()
+    unset = ONE_THREAD.keys() - os.environ.keys()
+    os.environ |= {name: ONE_THREAD[name] for name in unset}  # the libraries read it when the server imports them
+    try:
+        with signals_blocked():
+            forkserver.ensure_running()
+    finally:
+        for name in unset:
+            del os.environ[name]
 
 
 def worker_context() -> Any:
