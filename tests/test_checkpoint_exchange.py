@@ -324,7 +324,7 @@ def test_push_refuses_what_is_no_exchange_folder(run, tmp_path):
 
 def test_the_commands_of_the_page_are_accepted():
     page = (Path(__file__).parent.parent / "docs" / "checkpoints.md").read_text()
-    commands = [line.split()[3:] for line in page.splitlines() if line.startswith("python -m avssl.exchange ")]
+    commands = [line.split()[2:] for line in page.splitlines() if line.startswith("avssl exchange ")]
     assert {command[0] for command in commands} == {"import", "export", "push"}
     for command in commands:
         parse([*command])  # leaves with status 2 for an option that is not there

@@ -134,7 +134,9 @@ def test_an_unreadable_sample_is_counted_and_named_and_is_never_in_the_batch(sha
 def test_a_run_stops_above_the_failure_rate_with_the_reasons(shards, monkeypatch):
     loader = make_loader(shards["train"], max_failure_rate=0.01)  # of at least 200 samples: 2 are allowed
     break_samples(set(loader._order(epoch=0)[:, 0].tolist()), monkeypatch)
-    with pytest.raises(MediaError, match=r"3 of 12 samples could not be read \(\{'truncated': 3\}\).*data_prep verify"):
+    with pytest.raises(
+        MediaError, match=r"3 of 12 samples could not be read \(\{'truncated': 3\}\).*avssl prep verify"
+    ):
         list(loader.epoch(0))
 
 

@@ -86,7 +86,7 @@ def test_a_loss_has_a_recipe_that_begins_with_its_name_and_opens_with_its_comman
     for path in found:
         first = path.read_text().splitlines()[0]
         assert first.startswith("# ")
-        assert f"recipes/pretrain.py recipes/configs/{path.name} " in first
+        assert f"avssl pretrain {path.stem} " in first
 
 
 @pytest.mark.parametrize("name", NAMES)

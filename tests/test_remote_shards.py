@@ -272,7 +272,7 @@ def test_a_full_disk_is_said_to_be_full(served, tmp_path, monkeypatch):
 
 def test_a_folder_without_index_is_refused_by_name(served):
     del served.files["set/index.json"]
-    with pytest.raises(FileNotFoundError, match=r"/set: holds no index\.json.*data_prep write"):
+    with pytest.raises(FileNotFoundError, match=r"/set: holds no index\.json.*avssl prep write"):
         ShardSet(served.location)
     served.files["set/index.json"] = b"{"
     with pytest.raises(ValueError, match=rf"{served.location}/index\.json: is not json"):

@@ -129,7 +129,7 @@ def test_a_missing_file_is_named(folder):
     (folder / "shard-000002.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"shard-000002\.json"):
         ShardSet(folder)
-    with pytest.raises(FileNotFoundError, match="data_prep write"):
+    with pytest.raises(FileNotFoundError, match="avssl prep write"):
         ShardSet(folder / "nowhere")
 
 

@@ -107,12 +107,14 @@ def test_work_within_its_seconds_gives_its_result_or_its_error():
 
 
 def test_the_state_of_a_process_is_told():
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+    program = "import time; print('started', flush=True); time.sleep(100)"
+    child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "started\n"  # while it starts, it may wait for the disk
     assert process_state(child.pid) == "running"
     os.kill(child.pid, signal.SIGSTOP)
     os.waitpid(child.pid, os.WUNTRACED)
     assert process_state(child.pid) == "stopped by a signal"
     child.kill()
-    child.wait()
+    child.communicate()
     assert process_state(child.pid) == "dead"
     assert process_state(None) == "dead"
