@@ -127,7 +127,7 @@ def test_the_index_knows_already_what_need_not_be_decoded(prepared):
 
 
 @pytest.mark.parametrize("order", ["tff", "bff"])
-def test_of_interlaced_pictures_the_first_field_is_read(prepared, order, tmp_path):
+def test_of_interlaced_frames_the_first_field_is_read(prepared, order, tmp_path):
     samples = prepared[1]
     name = f"interlaced_{order}.mp4"
     ODD[name].make(tmp_path / name)

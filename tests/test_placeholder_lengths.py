@@ -68,7 +68,7 @@ FILES = {
 
 @pytest.mark.quick(8)
 @pytest.mark.parametrize("name", FILES)
-def test_sound_without_a_length_is_read_whole(tmp_path, name):
+def test_audio_without_a_length_is_read_whole(tmp_path, name):
     path = tmp_path / f"piped.{name.split()[0].replace('rf64', 'wav').replace('wave64', 'w64')}"
     path.write_bytes(FILES[name])
     for source in (path, FILES[name]):
@@ -92,7 +92,7 @@ def test_sound_without_a_length_is_read_whole(tmp_path, name):
         au(2 * len(TONE)),
     ],
 )
-def test_sound_with_a_length_that_is_not_there_is_truncated(content):
+def test_audio_with_a_length_that_is_not_there_is_truncated(content):
     assert probe(content).audio is not None
     with pytest.raises(MediaError, match="truncated"):
         probe(content[: len(content) // 2])

@@ -97,7 +97,7 @@ def train_on_pictures(shards, run, *keys):
 
 
 @pytest.mark.slow
-def test_a_run_on_pictures_resumes_exactly(image_shards, tmp_path):
+def test_a_run_on_images_resumes_exactly(image_shards, tmp_path):
     """It has no statistics of sound to keep."""
     straight = train_on_pictures(image_shards, tmp_path / "straight", "steps=4")
     train_on_pictures(image_shards, tmp_path / "resumed", "steps=2")
