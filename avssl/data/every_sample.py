@@ -130,7 +130,8 @@ def _decode_audio_faster(
         return decode_audio_clip(source, start_seconds, config, span, name)
     # Audio that is read at a lower rate and played at the usual one is faster, and still band-limited.
     num_samples, rate_hz = round(config.seconds * config.rate_hz), round(config.rate_hz / speed)
-    return read_audio(source, start_seconds - span.start_seconds, num_samples, rate_hz, name=name)
+    start = start_seconds - span.start_seconds
+    return read_audio(source, start, num_samples, rate_hz, name=name, padding=config.padding)
 
 
 def _crops(

@@ -90,9 +90,9 @@ def decode_video_clip(
 def decode_audio_clip(
     source: Source, start_seconds: float, config: AudioViewConfig, span: Span, name: str
 ) -> torch.Tensor:
-    """Waveform float32 (1, samples) from `start_seconds` on, on the sample's clock; zeros beyond the stream."""
-    num_samples = round(config.seconds * config.rate_hz)
-    return read_audio(source, start_seconds - span.start_seconds, num_samples, config.rate_hz, name=name)
+    """Waveform float32 (1, samples) from `start_seconds` on, on the sample's clock; config.padding after the stream."""
+    num_samples, start = round(config.seconds * config.rate_hz), start_seconds - span.start_seconds
+    return read_audio(source, start, num_samples, config.rate_hz, name=name, padding=config.padding)
 
 
 def raw_views(

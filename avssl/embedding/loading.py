@@ -41,7 +41,7 @@ def load_networks(run: Path, *, untrained: bool = False) -> tuple[RunConfig, Los
     modules: list[tuple[nn.Module, str]] = []
     if not untrained:
         modules += [(getattr(loss, name), f"loss.{name}.") for name in EMBEDDING_MODULES]
-    if "audio" in modalities and not any(key.startswith("views.") for key in weights):
+    if hasattr(views, "normalize_audio") and not any(key.startswith("views.") for key in weights):
         views.normalize_audio = UnmeasuredStatistics(views.spectrogram.num_bins, run)
     else:
         modules.append((views, "views."))

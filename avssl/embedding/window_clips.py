@@ -145,19 +145,22 @@ class AudioClips:
         self._waveform, self._first = kept.copy(), first
 
     def read(self, starts: Sequence[float]) -> torch.Tensor:
-        """float32 (n, 1, samples) in [-1, 1]: the clips that begin at these seconds, zeros outside the stream.
+        """float32 (n, 1, samples) in [-1, 1]: the clips that begin at these seconds, zeros before the stream.
+
+        Samples after the end of the stream are config.padding.
 
         In any order, but none before the time given to `forget`. Raises MediaError as decode.read_audio.
         """
         rate, length = self.config.rate_hz, round(self.config.seconds * self.config.rate_hz)
         if self._stream.info is None:
             raise MediaError("no_audio", f"{self.name}: the audio stream holds no decodable sample")
-        clips = np.zeros((len(starts), 1, length), np.float32)
+        clips = np.full((len(starts), 1, length), self.config.padding, np.float32)
         for clip, start in zip(clips, starts, strict=True):
             first = round((start - self.span.start_seconds) * rate)
             begin, end = max(0, first), max(0, first + length)
             self._read_up_to(end)
             samples = self._waveform[begin - self._first : end - self._first]
+            clip[0, : max(0, -first)] = 0
             clip[0, begin - first : begin - first + len(samples)] = samples
         return torch.from_numpy(clips)
 

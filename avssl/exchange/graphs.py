@@ -110,6 +110,11 @@ def graph_facts(embedder: Embedder, modality: str) -> dict[str, Any]:
     pixels = {"range": [0, 1], "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
     if modality == "audio":
         audio = views.audio
+        if audio.transform == "processor":
+            raise ValueError(
+                "this run's audio encoder makes its input of the waveform by its library's processor, which is no "
+                "graph; export another modality, or the model with its own library"
+            )
         normalize = embedder.views.normalize_audio
         return facts | {
             "input_shape": [-1, 1, audio.num_frames, embedder.views.spectrogram.num_bins],

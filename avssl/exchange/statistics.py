@@ -26,6 +26,11 @@ def statistics_from(source: str | Path, config: RunConfig) -> dict[str, torch.Te
     from avssl.transforms.view_maker import ViewMaker
 
     views = ViewMaker(config.views, ("audio",))
+    if not hasattr(views, "normalize_audio"):
+        raise ValueError(
+            f"views.audio.transform is {config.views.audio.transform}: the model makes its own input of the waveform, "
+            "and there are no statistics to measure"
+        )
     if str(source).endswith(".npz"):
         return dict(zip(STATISTICS_KEYS, _read_npz(Path(source), views.spectrogram.num_bins), strict=True))
     from avssl.data.loader import Loader

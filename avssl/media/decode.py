@@ -108,13 +108,16 @@ def read_video(source: Source, times_seconds: Sequence[float], *, rgb: bool = Tr
     return stacked.permute(0, 3, 1, 2) if rgb else stacked
 
 
-def read_audio(source: Source, start_seconds: float, num_samples: int, rate_hz: int, *, name: str = "") -> torch.Tensor:
+def read_audio(
+    source: Source, start_seconds: float, num_samples: int, rate_hz: int, *, name: str = "", padding: float = 0.0
+) -> torch.Tensor:
     """An excerpt of the waveform, mixed to mono and resampled.
 
     Args:
         source: path, or the file's bytes; name: for error messages.
         start_seconds: from the stream's first sample; may lie outside the stream.
         num_samples: of the result; rate_hz: samples per second of the result.
+        padding: value of the samples after the end of the stream.
 
     Returns:
         float32 (1, num_samples) in [-1, 1]; zeros outside the stream. Sample k is at start_seconds + k / rate_hz. The
@@ -129,9 +132,10 @@ def read_audio(source: Source, start_seconds: float, num_samples: int, rate_hz: 
     """
     if num_samples <= 0 or rate_hz <= 0:
         raise ValueError(f"num_samples is {num_samples} and rate_hz {rate_hz}; both must be positive")
-    output = np.zeros(num_samples, np.float32)
+    output = np.full(num_samples, padding, np.float32)
     first_output = round(start_seconds * rate_hz)
     leading = min(num_samples, max(0, -first_output))
+    output[:leading] = 0
     if leading < num_samples:
         arguments = (source, max(0, first_output), num_samples - leading, rate_hz, name)
         excerpt = _read_excerpt(*arguments, may_seek=True)

@@ -72,6 +72,13 @@ class AudioAugment:
         """Whether a crop other than the whole spectrogram is possible."""
         return self.crop_canvas != 1 or (*self.crop_time_scale, *self.crop_frequency_scale) != (1, 1, 1, 1)
 
+    @property
+    def of_spectrograms(self) -> list[str]:
+        """The names of the keys that are set and change the spectrogram, not the waveform."""
+        ranges = [name for name in ("crop_time_scale", "crop_frequency_scale") if tuple(getattr(self, name)) != (1, 1)]
+        off = {"mixup_ratio": 0, "crop_canvas": 1}
+        return [name for name, value in off.items() if getattr(self, name) != value] + ranges
+
 
 class AudioParams(NamedTuple, Generic[T]):
     """The parameters drawn for one audio clip, floats; for a batch the columns of one tensor, as with ColorParams."""
@@ -118,12 +125,26 @@ def scale_volume(waveform: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
 
 
 def shift_time(waveform: torch.Tensor, shift_samples: torch.Tensor) -> torch.Tensor:
-    """Shift each waveform of (B, C, samples) circularly by its own whole number of samples (B,), later if positive."""
+    """Shift each waveform of (B, C, samples) circularly by its own whole number of samples (B,), later if positive.
+
+    NaN at the end of a waveform, which stands for what lies beyond its stream, stays there.
+    """
     import torch
 
-    num_samples = waveform.shape[-1]
-    indices = torch.arange(num_samples, device=waveform.device) - shift_samples.to(waveform.device).long()[:, None]
-    return waveform.gather(2, indices.remainder_(num_samples)[:, None].expand_as(waveform))
+    positions = torch.arange(waveform.shape[-1], device=waveform.device)
+    length = num_samples(waveform)[:, None]
+    shifted = (positions - shift_samples.to(waveform.device).long()[:, None]).remainder_(length)
+    indices = torch.where(positions < length, shifted, positions)
+    return waveform.gather(2, indices[:, None].expand_as(waveform))
+
+
+def num_samples(waveform: torch.Tensor) -> torch.Tensor:
+    """int64 (B,): how many samples of (B, C, samples) come before the NaN at the end; all of one of NaN alone."""
+    import torch
+
+    positions = torch.arange(1, waveform.shape[-1] + 1, device=waveform.device)
+    last = (positions * ~waveform[:, 0].isnan()).amax(dim=1)
+    return torch.where(last > 0, last, waveform.shape[-1])
 
 
 def mix_power(decibels: torch.Tensor, background_db: torch.Tensor, ratio: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import nan
 from typing import Literal
 
 from avssl.transforms.audio import AudioAugment
@@ -53,19 +54,27 @@ class ImageViewConfig:
 class AudioViewConfig:
     """A mono audio clip as a spectrogram of num_frames x bins, normalized per bin by the statistics of the corpus.
 
+    With transform=processor a view is the waveform: the encoder, a public model, makes its input of it as its library
+    does. The keys below `transform` that its processor knows then only say what that is.
+
     >>> AudioViewConfig(transform="log_mel", num_mels=64).rate_hz
     24000
     """
 
     seconds: float = 2.0
     rate_hz: int = 24_000
-    transform: Literal["log_spectrogram", "log_mel"] = "log_spectrogram"
+    transform: Literal["log_spectrogram", "log_mel", "processor"] = "log_spectrogram"
     window_samples: int = 1024
     hop_samples: int = 240
     num_frames: int = 200
     bins_averaged: int = 2  # of log_spectrogram: how many adjacent frequencies are averaged to one bin
     num_mels: int = 80  # of log_mel: number of filters
     augment: AudioAugment = field(default_factory=AudioAugment)
+
+    @property
+    def padding(self) -> float:
+        """The value of samples after the end of a stream: 0, or NaN where the encoder's own processor pads."""
+        return nan if self.transform == "processor" else 0.0
 
 
 @dataclass
@@ -107,10 +116,24 @@ def check_views(views: Iterable[View], config: ViewsConfig) -> None:
         if view.modality == "audio":
             if view.augment not in AUDIO_SETS:
                 raise unknown_set(view.name, view.augment, AUDIO_SETS)
+            if config.audio.transform == "processor":
+                _refuse_spectrogram_changes(view, config.audio.augment)
             continue
         augment = image_augment(view, config)
         if augment is not None and augment.jigsaw:
             jigsaw_size(view_size_px(augment, config.image if view.modality == "image" else config.video))
+
+
+def _refuse_spectrogram_changes(view: View, augment: AudioAugment) -> None:
+    """ValueError for a view whose spectrogram would be changed, where the model makes its own of the waveform."""
+    changes = ["the jigsaw"] if view.augment == "jigsaw" else []
+    changes += [f"views.audio.augment.{name}" for name in augment.of_spectrograms if view.augment != "test"]
+    if changes:
+        raise ValueError(
+            f"{changes[0]} of view {view.name!r} changes a spectrogram, but with views.audio.transform=processor a "
+            "view is a waveform, of which the model makes its own input; leave it out (volume_low, volume_high and "
+            "time_shift_seconds work)"
+        )
 
 
 def view_size_px(augment: ImageAugment | None, config: ImageViewConfig | VideoViewConfig) -> int:

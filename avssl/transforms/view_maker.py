@@ -29,7 +29,8 @@ class ViewMaker(nn.Module):
     """Makes model-ready tensors on the device from raw views.
 
     Images are (B, 3, S, S), videos (B, 3, T, S, S), their jigsaws (B, 9, 3, P, P) and (B, 9, 3, T, P, P); audio is
-    (B, 1, frames, bins), its jigsaw (B, 9, 1, frames // 3, bins // 3).
+    (B, 1, frames, bins), its jigsaw (B, 9, 1, frames // 3, bins // 3), with audio.transform=processor the waveform
+    (B, 1, samples), NaN after the end of the stream.
 
     Its only state are the per-bin statistics of the spectrogram, which belong to the run.
 
@@ -42,7 +43,7 @@ class ViewMaker(nn.Module):
     def __init__(self, config: ViewsConfig, modalities: Sequence[str]) -> None:
         super().__init__()
         self.config = config
-        if "audio" in modalities:
+        if "audio" in modalities and config.audio.transform != "processor":
             audio = config.audio
             options: dict[str, Any] = {
                 "rate_hz": audio.rate_hz,
@@ -81,7 +82,10 @@ class ViewMaker(nn.Module):
         return normalize(apply_color_params(clips, color_params, blur_radius_px=radius_px)).view(media.shape)
 
     def audio(self, view: RawView, device: torch.device) -> torch.Tensor:
-        """float32 (B, 1, samples) -> normalized spectrogram (B, 1, frames, bins), augmented as drawn; or its tiles."""
+        """float32 (B, 1, samples) -> normalized spectrogram (B, 1, frames, bins), augmented as drawn; or its tiles.
+
+        With transform=processor the waveform, augmented as drawn.
+        """
         waveform = to_device(view.media, device)
         params: AudioParams[torch.Tensor] | None = None
         if view.audio_params is not None:
@@ -89,6 +93,8 @@ class ViewMaker(nn.Module):
             if AudioParams(*view.audio_params.unbind(1)).shift_samples.any():  # on the CPU: no wait for the device
                 waveform = shift_time(waveform, params.shift_samples)
             waveform = scale_volume(waveform, params.volume)
+        if self.config.audio.transform == "processor":
+            return waveform
         decibels = self.spectrogram(waveform)
         if params is not None and view.background is not None:
             background = to_device(view.background, device)

@@ -121,7 +121,7 @@ def make_views(embedder: Embedder, config: TrainedConfig) -> tuple[ViewsConfig, 
     modalities = modalities_of(config, embedder)
     views = changed(embedder.config.views, dict(config.views))
     maker = ViewMaker(views, modalities).to(embedder.device).eval()
-    is_unmeasured = "audio" in modalities
+    is_unmeasured = hasattr(maker, "normalize_audio")
     if is_unmeasured and has_same_spectrograms(views, embedder.config.views):
         statistics = embedder.views.normalize_audio.state_dict()
         if statistics.keys() == maker.normalize_audio.state_dict().keys():  # a published checkpoint has none

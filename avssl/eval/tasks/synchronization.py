@@ -145,7 +145,7 @@ class ShiftedClips(SampleClips):
             aligned.append(decode_audio_clip(sample.audio, audio_start, self.config.audio, audio, key))
             shifted.append(decode_audio_clip(sample.audio, audio_start + shift, self.config.audio, audio, key))
         waveforms = torch.stack([*aligned, *shifted])
-        level_dbfs = 20 * torch.log10(waveforms.square().mean(dim=(1, 2)).sqrt().clamp_min(1e-10))
+        level_dbfs = 20 * torch.log10(waveforms.square().nanmean(dim=(1, 2)).sqrt().clamp_min(1e-10))
         if bool((level_dbfs < self.silence_dbfs).all()):
             return {}, "silent"
         audio_views = stack_raw_views(
