@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import os
 import re
 import sys
@@ -25,6 +26,7 @@ from avssl.files.checked_json import MAX_DEPTH
 from avssl.files.plain_text import brief, plain, say, say_lines
 from avssl.files.whole import write_whole
 from avssl.optim.config import OptimConfig
+from avssl.plugins import required
 from avssl.shards.cache import DEFAULT_CACHE_BYTES
 from avssl.transforms.config import ViewsConfig
 from avssl.types import LossConfig
@@ -83,6 +85,7 @@ class RunConfig:
     checkpoint_every_steps: int = 1000
     stopped_status: int = 0  # exit status of a run that a signal has stopped; docs/checkpoints.md has schedulers
     keep_checkpoints: int = 2
+    plugins: list[Any] = field(default_factory=list)  # Python files with losses, ... of your own: docs/plugins.md
     trackers: list[str] = field(default_factory=list)  # tensorboard, wandb, ... through Accelerate
     mixed_precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"  # auto: bf16 on GPUs that have it, else fp32
     tf32: Literal["none", "convolutions", "all"] = "convolutions"  # what of float32 a GPU may round to TF32
@@ -139,6 +142,9 @@ def parse(schema: type[T], argv: list[str]) -> T:
             _refuse_renamed(layer)
             _replace_encoders(values, layer)
             values = OmegaConf.merge(values, layer)
+        if OmegaConf.select(values, "plugins"):
+            found = required.require(OmegaConf.to_container(values.plugins), ", ".join(files) or "the configuration")
+            values.plugins = found
         base = OmegaConf.structured(schema)
         loss_name = OmegaConf.select(values, "loss.name", default="")
         if not isinstance(loss_name, str | None):
@@ -193,6 +199,24 @@ def _refuse_renamed(layer: Any) -> None:
     if renamed := sorted(names & RENAMED_KEYS.keys()):
         changes = ", ".join(f"{name} is now {RENAMED_KEYS[name]}" for name in renamed)
         raise ConfigError(f"some keys have new names: {changes}; rename them where they stand, their values stay")
+
+
+def run_plugins(argv: list[str], files: Sequence[str] = (), *, may_differ: bool = False) -> list[str]:
+    """Run the user's plugin files: `files`, and those in the key `plugins` of the YAMLs and changes of a command line.
+
+    Returns the arguments for `load` or `parse`, which run no file: with all these files in the key `plugins`.
+    What a run wrote there is left to `parse`, which compares it with what was run.
+
+    may_differ: whether files may have other contents than those of the same name that a run was made with.
+    """
+    entries: Any = []
+    for argument in argv:
+        if is_file(argument) or argument.startswith("plugins="):
+            layer: Any = _load_yaml(argument) if is_file(argument) else _parse_changes([argument])
+            entries = OmegaConf.to_container(layer).get("plugins", entries) or []  # type: ignore[union-attr]
+    named = [entry for entry in entries if isinstance(entry, str)] if isinstance(entries, list) else []
+    required.use([*named, *files], may_differ=may_differ)
+    return [*argv, f"plugins={json.dumps([*entries, *files])}"] if files and isinstance(entries, list) else argv
 
 
 def value_of(argv: Sequence[str], key: str, default: str) -> str:
@@ -256,7 +280,8 @@ CHANGEABLE_KEYS = frozenset([
 def check_unchanged(config: RunConfig, run: Path) -> None:
     """Raise ValueError with every key outside CHANGEABLE_KEYS whose value differs from the run's config.yaml."""
     now, then = (flat(OmegaConf.to_container(OmegaConf.structured(cfg))) for cfg in (config, load_run(run)))
-    changed = [key for key in sorted({*now, *then}) if now.get(key) != then.get(key) and key not in CHANGEABLE_KEYS]
+    free = {*CHANGEABLE_KEYS, "plugins"} if required.may_differ() else CHANGEABLE_KEYS
+    changed = [key for key in sorted({*now, *then}) if now.get(key) != then.get(key) and key not in free]
     if changed:
         changes = "; ".join(f"{key}: {then.get(key)!r} then, {now.get(key)!r} now" for key in changed)
         raise ValueError(

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from avssl.files.disk_errors import one_line, os_error_behind
 from avssl.files.plain_text import plain, say
+from avssl.plugins import files
 
 OTHERS_SECONDS = 2.0  # that processes of a rank above 0 wait before they print an error
 NO_ACCELERATOR = ("Torch not compiled with CUDA", "No CUDA GPUs are available", "Found no NVIDIA driver")
@@ -25,7 +26,8 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, FloatingPointError, ImportError) as error:
-        _exit_with_error(str(error))
+        where = files.place(error)  # in a plugin: its author wants to know the line
+        _exit_with_error(f"{error} ({where})" if where else str(error))
     except OSError as error:
         _exit_with_error(one_line(error))
     except Exception as error:

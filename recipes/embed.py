@@ -25,6 +25,7 @@ from avssl.embedding.index import SKIPPED_NAME, FolderIndex
 from avssl.embedding.table import MODALITIES
 from avssl.errors import one_line_errors
 from avssl.files.plain_text import PlainParser, run_in_utf8, say, say_lines
+from avssl.plugins import required
 from avssl.processes.limits import Limits
 
 
@@ -120,6 +121,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--overwrite", action="store_true", help="first remove the embeddings in --out")
     parser.add_argument("--untrained", action="store_true", help="random weights from the run's seed, as a baseline")
+    required.add_options(parser)
     return parser.parse_args(argv)
 
 
@@ -127,7 +129,9 @@ def command(arguments: list[str]) -> int:
     """The program: its exit status."""
     run_in_utf8()
     with one_line_errors():
-        return main(parse(arguments))
+        parsed = parse(arguments)
+        required.use(parsed.plugin, may_differ=parsed.plugin_changed)
+        return main(parsed)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@
 `task:` in the YAML names one of avssl/eval/tasks; its result is RUN/evaluations/<task>-<name>.json. The default is
 `standard`: weighted kNN of every modality of the run, audio <-> video retrieval and precision of positives. Its result
 is RUN/evaluation.json, and the embeddings of both splits lie below RUN/embeddings/.
+`--plugin my_task.py` runs a file of your own first, with a task or what the run was made with (docs/plugins.md).
 --compare prints the differences of two results with confidence intervals. docs/evaluation.md describes all tasks.
 
 A sample that cannot be read is an error: a smaller test set would be another test set.
@@ -27,6 +28,7 @@ from avssl.errors import one_line_errors
 from avssl.eval import compare, overlap, results, tasks
 from avssl.eval.outcome import LabelTaskConfig, TaskConfig
 from avssl.files.plain_text import run_in_utf8, say, say_lines
+from avssl.plugins import required
 from avssl.recipe_files import replace_names
 
 
@@ -65,6 +67,8 @@ def evaluate(run: Path, task: TaskConfig) -> Path:
         hashes[weights] = embedder.weights_hash
         inputs = inputs_of(embedder)
     evaluation = results.evaluation_of(outcomes, task, run.name, hashes, inputs) | {"overlap": measured_overlap}
+    if plugin := tasks.plugin_of(task.task):
+        evaluation["protocol"]["plugin"] = plugin  # results of two versions of a task are not compared
     if distributed.rank() > 0:
         return path
     results.write(path.parent, outcomes, evaluation, path.stem)
@@ -130,15 +134,19 @@ def command(arguments: list[str]) -> int:
     """The program: its exit status."""
     run_in_utf8()
     with one_line_errors():
+        arguments, files, is_changed = required.take_options(arguments)
         if not arguments or "-h" in arguments or "--help" in arguments:
-            say_lines(usage(arguments))
+            say_lines(usage(config.run_plugins(arguments, files, may_differ=is_changed)))
             return 0 if arguments else 2
         if arguments[0].startswith(checkpoint.HUB_SCHEME):
             raise ValueError(f"{arguments[0]}: results go below RUN, which must be a folder here")
         if "--compare" in arguments:
             compare_files([argument for argument in arguments if argument != "--compare"])
         else:
-            start(Path(arguments[0]), replace_names(arguments[1:], "evaluate/"))
+            start(
+                Path(arguments[0]),
+                config.run_plugins(replace_names(arguments[1:], "evaluate/"), files, may_differ=is_changed),
+            )
     return 0
 
 

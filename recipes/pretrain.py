@@ -4,6 +4,7 @@
     accelerate launch -m avssl.recipes.pretrain avid run=runs/avid data.shards=shards/
     torchrun --nproc_per_node 8 -m avssl.recipes.pretrain avid_cma init_from=runs/avid ...
 
+`--plugin my_loss.py` runs a file of your own first, with a loss, an encoder or a transform (docs/plugins.md).
 The same command goes on from the newest undamaged checkpoint. After SIGTERM, SIGUSR1, SIGUSR2 or Ctrl-C the run
 finishes its step, saves a checkpoint and exits with status 0, or `stopped_status`; docs/checkpoints.md says more.
 `--help` prints every key. The recipe reads from top to bottom and is the same for all losses.
@@ -156,7 +157,13 @@ def command(arguments: list[str]) -> int:
     run_in_utf8()
     required = ("run", "data.shards", "loss.name")
     with one_line_errors():
-        return main(config.load(config.RunConfig, replace_names(arguments), usage="avssl pretrain", required=required))
+        arguments, files, is_changed = take_options(arguments)
+        arguments = replace_names(arguments)
+        if not {"-h", "--help"}.intersection(arguments):
+            arguments = config.run_plugins(
+                arguments, files, may_differ=is_changed
+            )  # first: they register names that the keys have
+        return main(config.load(config.RunConfig, arguments, usage="avssl pretrain", required=required))
 
 
 if __name__ == "__main__":

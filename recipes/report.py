@@ -13,6 +13,7 @@ from pathlib import Path
 from avssl.errors import one_line_errors
 from avssl.files.checked_json import Fields
 from avssl.files.plain_text import PlainParser, run_in_utf8, say
+from avssl.plugins import required
 
 
 def main(run: Path, others: list[Path], shards: str) -> Path:
@@ -52,8 +53,10 @@ def command(arguments: list[str]) -> int:
     parser.add_argument("run", type=Path)
     parser.add_argument("others", nargs="*", type=Path, help="runs to compare with")
     parser.add_argument("--shards", default="", help="shard folder of the embedded split, for images and audio")
+    required.add_options(parser)
     parsed = parser.parse_args(arguments)
     with one_line_errors():
+        required.use(parsed.plugin, may_differ=parsed.plugin_changed)
         say(main(parsed.run, parsed.others, parsed.shards))
     return 0
 

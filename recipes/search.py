@@ -22,9 +22,11 @@ from avssl.embedding.search import EmbeddingIndex, Hit, in_one_space, key_of_sou
 from avssl.embedding.table import MODALITIES
 from avssl.errors import one_line_errors
 from avssl.files.plain_text import PlainParser, run_in_utf8, say, say_lines
+from avssl.plugins import required
 
 
 def main(arguments: argparse.Namespace) -> int:
+    required.use(arguments.plugin, may_differ=arguments.plugin_changed)
     index = EmbeddingIndex(arguments.index_folder)
     embedder = load_embedder_of(index, arguments.run, arguments.device)
     settings = index.content.settings
@@ -124,6 +126,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    required.add_options(parser)
     parser.set_defaults(main=main)
     arguments = parser.parse_args(argv)
     if arguments.top < 1:

@@ -198,12 +198,18 @@ def image_shards(tmp_path_factory):
 
 @pytest.fixture
 def own_registries():
-    """What this test registers is gone afterwards: other tests of this process list the losses and the encoders."""
+    """What this test registers or runs as a plugin is gone afterwards: other tests of this process list the parts."""
     from avssl import losses, models
+    from avssl.eval import registry
+    from avssl.plugins import files, required
+    from avssl.transforms.own import AUGMENTS
 
-    losses.names()  # Each file registers once, when it is imported: all must be there before the copy is made.
-    kept = [(table, dict(table)) for table in (losses.registry._REGISTRY, models.ENCODERS)]
+    # Each file registers once, when it is imported: all must be there before the copies are made.
+    losses.names(), registry.names()
+    tables = (losses.registry._REGISTRY, models.ENCODERS, registry.TASKS, AUGMENTS, files._files)
+    kept = [(table, dict(table)) for table in tables]
     yield
+    required.use([])
     for table, before in kept:
         table.clear()
         table.update(before)

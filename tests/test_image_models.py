@@ -242,7 +242,7 @@ def test_frozen_patches_keep_their_start_and_everything_else_learns() -> None:
         ("resnet18", {"width": 0}, ["resnet18", "at least 1", "0"]),
         ("resnet18", {"widht": 8}, ["did you mean 'width'", "small_stem"]),
         ("resnet50", {"depth": 34}, ["no option 'depth'"]),
-        ("resnet101", {}, ["did you mean 'resnet10'", "resnet50"]),
+        ("resnet101", {}, ["Did you mean 'resnet10'", "resnet50"]),
         ("vit_tiny", {"image_size_px": 100}, ["multiple of patch_size_px", "100", "16"]),
         ("vit_tiny", {"patch_size_px": 0}, ["multiple of patch_size_px", "0"]),
         ("vit_small", {"num_heads": 7}, ["must divide the dim 384", "7"]),

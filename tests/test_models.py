@@ -191,8 +191,8 @@ def test_narrow_encoders_train() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("avid_vidoe", {}, ["did you mean 'avid_video'", "mvit_v2_s"]),
-        ("resnet", {}, ["unknown encoder 'resnet'", "avid_audio"]),
+        ("avid_vidoe", {}, ["Did you mean 'avid_video'", "mvit_v2_s"]),
+        ("resnet", {}, ["no encoder is called 'resnet'", "avid_audio"]),
         ("avid_video", {"widht": 8}, ["did you mean 'width'", "depth, width, stem_pool"]),
         ("avid_video", {"depth": 50}, ["[10, 18, 34]", "50"]),
         ("avid_video", {"width": 0}, ["at least 1"]),

@@ -14,13 +14,16 @@ from avssl.media.images import read_image
 from avssl.media.sources import Source
 from avssl.shards.shard_set import Sample, ShardSet, spans
 from avssl.transforms.config import (
+    AUDIO_SETS,
     AudioViewConfig,
     VideoViewConfig,
     ViewsConfig,
     clip_lengths,
     image_augment,
+    own_augment,
 )
 from avssl.transforms.jigsaw import NUM_TILES
+from avssl.transforms.own import apply_augment
 from avssl.transforms.raw_view import RawView, raw_audio, raw_image
 from avssl.transforms.time_sampling import center_clip_times, frame_times_seconds, random_clip_times, snap_to_frames
 from avssl.types import Clip, MediaError, Span, View
@@ -125,17 +128,23 @@ def _raw_view(
     clip: Clip, view: View, config: ViewsConfig, shards: ShardSet, generator: np.random.Generator | None
 ) -> RawView:
     """One view of a decoded clip, which has the view's modality."""
-    if clip.audio is not None and view.modality == "audio":
-        raw = raw_audio(clip.audio, config.audio, generator)
-        if generator is not None and config.audio.augment.mixup_ratio > 0:
-            raw.background = read_background(shards, clip.index, config, generator)
-        if view.augment == "jigsaw":
-            order = np.arange(NUM_TILES) if generator is None else generator.permutation(NUM_TILES)
-            raw.tiles = torch.from_numpy(order)
-        return raw
-    augment = image_augment(view, config)
-    if clip.image is not None and view.modality == "image":
-        return raw_image("image", clip.image[None], config.image, augment, generator)
-    if clip.video is not None and view.modality == "video":
-        return raw_image("video", clip.video, config.video, augment, generator)
-    raise ValueError(f"view {view.name!r} needs the modality {view.modality!r}, which the clip lacks: {clip.key}")
+    image = None if clip.image is None else clip.image[None]
+    media = {"image": image, "video": clip.video, "audio": clip.audio}[view.modality]
+    if media is None:
+        raise ValueError(f"view {view.name!r} needs the modality {view.modality!r}, which the clip lacks: {clip.key}")
+    own = own_augment(view, config) if generator is not None else ""
+    if own and generator is not None:  # it draws from a generator of its own: the draws below stay the same
+        media = apply_augment(own, view.modality, media, generator.spawn(1)[0], clip.key)
+    if view.modality == "image":
+        return raw_image("image", media, config.image, image_augment(view, config), generator)
+    if view.modality == "video":
+        return raw_image("video", media, config.video, image_augment(view, config), generator)
+    if view.augment not in AUDIO_SETS:  # an augment of the user's own is the only change
+        return raw_audio(media, config.audio, None)
+    raw = raw_audio(media, config.audio, generator)
+    if generator is not None and config.audio.augment.mixup_ratio > 0:
+        raw.background = read_background(shards, clip.index, config, generator)
+    if view.augment == "jigsaw":
+        order = np.arange(NUM_TILES) if generator is None else generator.permutation(NUM_TILES)
+        raw.tiles = torch.from_numpy(order)
+    return raw

@@ -22,7 +22,11 @@ Array = NDArray[Any]
 
 @dataclass
 class TaskConfig:
-    """The keys that every task of `avssl evaluate` has; a task adds its own."""
+    """The keys that every task of `avssl evaluate` has; a task adds its own.
+
+    >>> TaskConfig(task="standard", test="shards/").num_workers
+    2
+    """
 
     task: str = ""  # a file of avssl/eval/tasks
     train: str = ""  # shard folder or URL that is learned from
@@ -31,6 +35,7 @@ class TaskConfig:
     batch_size: int = 64  # clips per forward pass
     num_workers: int = 2  # decoding processes
     device: str = "cpu"
+    plugins: list[Any] = field(default_factory=list)  # Python files with tasks, ... of your own: docs/plugins.md
 
     @property
     def name(self) -> str:
@@ -45,7 +50,11 @@ class TaskConfig:
 
 @dataclass
 class LabelTaskConfig(TaskConfig):
-    """The keys of tasks on labels and folds, of which a run may have several results."""
+    """The keys of tasks on labels and folds, of which a run may have several results.
+
+    >>> LabelTaskConfig(task="knn", name="kinetics").label_field
+    'label'
+    """
 
     name: str = ""  # of the result: RUN/evaluations/<task>-<name>.json; default: the YAML's own
     folds: list[int] = field(default_factory=list)  # e.g. [1, 2, 3]: numbers to put for {fold} in `train` and `test`

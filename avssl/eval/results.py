@@ -36,7 +36,7 @@ FORMAT_VERSION = 1
 # Keys of the configuration without influence on the values.
 NOT_PROTOCOL = (
     "task", "name", "train", "test", "batch_size", "num_workers", "device", "untrained", "allow_overlap", "folder",
-    "log_every_steps", "checkpoint_every_steps",
+    "log_every_steps", "checkpoint_every_steps", "plugins",
 )  # fmt: skip
 PACKAGES = ("avssl", "torch", "numpy", "scikit-learn", "av")
 
@@ -99,7 +99,7 @@ def evaluation_of(
         "intervals": intervals_of(outcomes),
         "repeats": repeats,
         "facts": {name: outcome.facts for name, outcome in outcomes.items()},
-        "environment": {"versions": installed_versions(PACKAGES), "commit": commit()},
+        "environment": {"versions": installed_versions(PACKAGES), "commit": commit(), "plugins": config.plugins},
     }
 
 

@@ -6,6 +6,8 @@ avssl exchange export RUN --out FOLDER                               one folder 
 avssl exchange push FOLDER owner/name [--private]                    to a hub
 avssl exchange export RUN --to torchvision --modality video --out FILE.safetensors
 avssl exchange export RUN --to onnx --modality audio --out FILE.onnx  also torch_export
+
+--plugin FILE with any of them runs a file of your own first, which the run was made with (docs/plugins.md).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from pathlib import Path
 
 from avssl.checkpoint import HUB_SCHEME, locate
 from avssl.files.plain_text import PlainParser, plain_lines, run_in_utf8, say_lines
+from avssl.plugins import required
 
 GRAPHS = ("torch_export", "onnx")
 
@@ -28,8 +31,10 @@ def command(arguments: list[str]) -> int:
 
 def main(argv: list[str], program: str = "python -m avssl.exchange") -> None:
     """Run one command; an error in the input prints its message and exits with status 1."""
+    argv, files, is_changed = required.take_options(argv)
     arguments = parse(argv, program)
     try:
+        required.use(files, may_differ=is_changed)
         say_lines(arguments.run_command(arguments).rstrip())
     except (OSError, ValueError) as error:
         sys.exit(plain_lines(f"error: {error}"))  # several lines if tensors do not match

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 
 from avssl.losses.base import Loss
+from avssl.plugins.registry import Registry
 
-_REGISTRY: dict[str, type[Loss]] = {}
 _NOT_LOSSES = {"base", "crops", "registry", "__main__"}
+
+
+def _import_losses() -> None:
+    """Import every file of this folder, each of which registers its losses."""
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        if module.name not in _NOT_LOSSES:
+            importlib.import_module(f"{__package__}.{module.name}")
+
+
+_REGISTRY: Registry[type[Loss]] = Registry("loss", _import_losses)
+plugin_of = _REGISTRY.plugin_of
 
 
 def register(name: str) -> Callable[[type[Loss]], type[Loss]]:
@@ -25,35 +35,25 @@ def register(name: str) -> Callable[[type[Loss]], type[Loss]]:
     """
 
     def add(cls: type[Loss]) -> type[Loss]:
-        registered = _REGISTRY.get(name)
-        if registered is not None and registered.__qualname__ != cls.__qualname__:
-            raise ValueError(f"loss name {name!r} is taken by {registered.__module__}.{registered.__qualname__}")
-        _REGISTRY[name] = cls
+        _REGISTRY.add(name, cls, cls)
         return cls
 
     return add
 
 
 def names() -> list[str]:
-    """All registered names, sorted. Imports every file of the folder once.
+    """All registered names, sorted. Imports every file of the folder once, and the installed plugin packages.
 
     >>> {"avid", "avid_cma", "simclr"} <= set(names())
     True
     """
-    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
-        if module.name not in _NOT_LOSSES:
-            importlib.import_module(f"{__package__}.{module.name}")
-    return sorted(_REGISTRY)
+    return _REGISTRY.names()
 
 
 def get(name: str) -> type[Loss]:
-    """The loss class of a name. Raises KeyError with the allowed names and the nearest one.
+    """The loss class of a name. UnknownNameError, a KeyError, with the allowed names and the nearest one.
 
     >>> get("barlow_twins").paper
     'Zbontar et al. 2021, arXiv 2103.03230'
     """
-    if name not in _REGISTRY and name not in names():
-        near = difflib.get_close_matches(name, _REGISTRY, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise KeyError(f"no loss is called {name!r}.{hint} Registered: {', '.join(sorted(_REGISTRY))}")
-    return _REGISTRY[name]
+    return _REGISTRY.find(name)

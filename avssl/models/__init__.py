@@ -30,11 +30,7 @@ def create_encoder(name: str, modality: str | None = None, **options: Any) -> nn
     """
     if public.is_public(name):
         return public.build(name, modality, **options)
-    if name not in ENCODERS:
-        raise ValueError(
-            f"unknown encoder {name!r}{_suggest(name, ENCODERS)}; known: {', '.join(ENCODERS)}; timm/NAME, hf/ORG/NAME"
-        )
-    entry = ENCODERS[name]
+    entry = ENCODERS.find(name)
     if modality is not None and modality != entry.modality:
         raise ValueError(f"encoder {name!r} encodes {entry.modality}, and not {modality}")
     for option in options:

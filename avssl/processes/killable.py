@@ -18,7 +18,7 @@ from typing import Any
 from avssl.processes.parcels import Arrays, receive_parcel, send_parcel
 from avssl.processes.stopping import ignore_signals_of_others
 from avssl.processes.timeouts import process_state, with_timeout
-from avssl.processes.worker_server import run_server
+from avssl.processes.worker_server import WorkerContext, run_server
 
 START_SECONDS = 600.0  # allowed for a process to start and to import its modules
 EXIT_SECONDS = 5.0  # allowed between the end of a process's socket and its exit status
@@ -47,7 +47,7 @@ class KillableProcess:
         self.socket, theirs = socket.socketpair()
         with theirs, _JOIN_LOCK:
             # Not forked from this process, in which FFmpeg and PyTorch hold locks.
-            context = multiprocessing.get_context("forkserver")
+            context = WorkerContext()
             context.set_forkserver_preload(list(preload))
             run_server()
             arguments = (theirs, dict(os.environ), *arguments)

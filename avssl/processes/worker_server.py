@@ -10,12 +10,28 @@ import atexit
 import multiprocessing
 import os
 from multiprocessing import forkserver, resource_tracker
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any
 
+from avssl.plugins.files import Carried
 from avssl.processes.stopping import signals_blocked
 
 PRELOAD = ("avssl.data.loader", "avssl.data.every_sample")
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+class _Process(ForkServerProcess):
+    """A process in which the user's plugin files have run before its work arrives, which may need what they define."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._plugins = Carried()  # first: a process is unpickled attribute by attribute
+        super().__init__(*args, **options)
+
+
+class WorkerContext(ForkServerContext):
+    """multiprocessing's context of the server's processes."""
+
+    Process = _Process
 
 
 def start_worker_server() -> None:
@@ -47,10 +63,10 @@ def run_server() -> None:
             del os.environ[name]
 
 
-def worker_context() -> Any:
-    """multiprocessing's context for workers; starts the server if need be."""
+def worker_context() -> WorkerContext:
+    """The context for workers; starts the server if need be."""
     start_worker_server()
-    return multiprocessing.get_context("forkserver")
+    return WorkerContext()
 
 
 def kill_children() -> None:

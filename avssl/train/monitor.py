@@ -158,6 +158,7 @@ def provenance(cfg: RunConfig, shards: ShardSet, progress: Progress) -> dict[str
         "data": {"shards": cfg.data.shards, "fingerprint": shards.fingerprint, "num_samples": shards.num_samples},
         "loss": cfg.loss.name,
         "init_from": cfg.init_from,
+        "plugins": cfg.plugins,
         "steps": progress.step,
         "samples_seen": progress.batch * cfg.data.global_batch_size,
     }

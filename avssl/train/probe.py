@@ -40,6 +40,7 @@ from avssl.eval.outcome import LabelTaskConfig
 from avssl.files.checked_json import Fields
 from avssl.files.disk_errors import clear_errors
 from avssl.files.json_lines import truncate_log
+from avssl.plugins import files, required
 from avssl.processes.stopping import signals_blocked
 from avssl.shards.shard_set import ShardSet
 
@@ -154,6 +155,7 @@ class OnlineProbe:
         command = [
             sys.executable, "-m", "avssl.train.probe", str(path), config.shards, "--device", config.device,
             "--num-neighbors", str(config.num_neighbors), "--temperature", str(config.temperature),
+            *(f"--plugin={self.run / files.KEPT_FOLDER / plugin.name}" for plugin in files.ran()),
         ]  # fmt: skip
         with (path / "log").open("wb") as log, signals_blocked():  # `stop` ends it
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
@@ -233,7 +235,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--num-neighbors", type=int, default=20)
     parser.add_argument("--temperature", type=float, default=0.07)
+    required.add_options(parser)
     arguments = parser.parse_args()
+    required.use(arguments.plugin)
     os.nice(10)  # the run comes first
     embedder = Embedder.from_run(arguments.snapshot, device=arguments.device)
     scores = evaluate(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,12 +12,18 @@ from typing import TYPE_CHECKING
 from avssl import checkpoint, config
 from avssl.data.loader import Loader
 from avssl.data.statistics import measure_statistics
-from avssl.distributed import broadcast_object, rank
+from avssl.distributed import broadcast_object, gather_objects, rank
 from avssl.eval import overlap
 from avssl.files.locks import LockedError, locked
 from avssl.files.plain_text import plain_lines, say
+from avssl.files.whole import write_whole
+from avssl.losses import registry
 from avssl.losses.base import Loss
-from avssl.types import Progress
+from avssl.models.registry import ENCODERS
+from avssl.plugins import files, required
+from avssl.transforms.config import own_augment
+from avssl.transforms.own import AUGMENTS
+from avssl.types import Progress, View
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -51,6 +57,7 @@ def begin(
     """
     run, views = Path(cfg.run), loader.view_maker
     hold_run(run)
+    cfg.plugins = plugins_of(cfg, loader.views)
     if checkpoint.checkpoints(run):
         if cfg.resume is False:
             raise ValueError(f"resume=false, but {run} holds checkpoints; name another run, or delete that folder")
@@ -67,10 +74,40 @@ def begin(
         measure_statistics(views, loader)
     if accelerator.is_main_process:
         config.save(cfg, run / "config.yaml")
+        _keep_plugin_files(cfg, run)
         if resumed is None:
             overlap.write_training_data(run, loader.shards, cfg.init_from)
         for line in overlap.probe_warnings(run, cfg.probe.shards):
             accelerator.print(f"warning: {line}")
+
+
+def plugins_of(cfg: config.RunConfig, views: Sequence[View]) -> list[dict[str, str]]:
+    """The records of the plugins that the configuration names, and of those that registered what the run uses.
+
+    ValueError if the processes of the run have different ones.
+    """
+    used = [registry.plugin_of(cfg.loss.name)]
+    for view in views:
+        encoder = cfg.encoders[view.modality]["name"]
+        used += [ENCODERS.plugin_of(encoder), AUGMENTS.plugin_of(own_augment(view, cfg.views))]
+    by_name = {next(iter(record.values())): record for record in (*cfg.plugins, *filter(None, used))}
+    records = [by_name[name] for name in sorted(by_name)]
+    of_ranks = gather_objects(records)
+    for number, others in enumerate(of_ranks):
+        if others != of_ranks[0]:
+            raise ValueError(
+                f"the processes of this run have different plugins: {required.described(of_ranks[0])} in process 0, "
+                f"{required.described(others)} in process {number}; give all the same files and packages"
+            )
+    return records
+
+
+def _keep_plugin_files(cfg: config.RunConfig, run: Path) -> None:
+    """Write the files of the plugins, as they ran, to RUN/plugins: nothing reads them but the user and the probe."""
+    for plugin in files.ran():
+        if plugin.record in cfg.plugins:
+            (run / files.KEPT_FOLDER).mkdir(exist_ok=True)
+            write_whole(run / files.KEPT_FOLDER / plugin.name, plugin.content)
 
 
 def _inherit(cfg: config.RunConfig, accelerator: Accelerator, loss: Loss, loader: Loader) -> bool:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from avssl.transforms.config import VideoViewConfig as VideoViewConfig
     from avssl.transforms.config import ViewsConfig as ViewsConfig
     from avssl.transforms.image_augment import ImageAugment as ImageAugment
+    from avssl.transforms.own import register_augment as register_augment
     from avssl.transforms.published_sets import published_sets as published_sets
     from avssl.transforms.raw_view import RawView as RawView
     from avssl.transforms.spectrogram import LogMel as LogMel
@@ -25,6 +26,7 @@ offer(
         "audio": "AudioAugment",
         "config": "AudioViewConfig ImageViewConfig VideoViewConfig ViewsConfig",
         "image_augment": "ImageAugment",
+        "own": "register_augment",
         "published_sets": "published_sets",
         "raw_view": "RawView",
         "spectrogram": "LogMel LogSpectrogram",

@@ -49,6 +49,7 @@ class AudioAugment:
     crop_time_scale: tuple[float, float] = (1.0, 1.0)  # fraction of the frames; above 1 it needs crop_canvas
     crop_frequency_scale: tuple[float, float] = (1.0, 1.0)  # fraction of the bins
     crop_canvas: float = 1.0  # length of the canvas, in lengths of the spectrogram
+    operation: str = ""  # an augment of your own (docs/plugins.md) on the waveform, before all else
 
     def __post_init__(self) -> None:
         if not 0 <= self.volume_low <= self.volume_high:

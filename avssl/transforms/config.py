@@ -10,6 +10,7 @@ from typing import Literal
 from avssl.transforms.audio import AudioAugment
 from avssl.transforms.image_augment import ImageAugment
 from avssl.transforms.jigsaw import jigsaw_size
+from avssl.transforms.own import AUGMENTS, check_augment
 from avssl.transforms.published_sets import published_sets, unknown_set
 from avssl.transforms.time_sampling import ClipLengths
 from avssl.types import View
@@ -99,23 +100,45 @@ def clip_lengths(config: ViewsConfig) -> ClipLengths:
 
 
 def image_augment(view: View, config: ViewsConfig) -> ImageAugment | None:
-    """The augmentation set that an image or video view names; None for "test". ValueError for an unknown name."""
+    """The augmentation set that an image or video view names; None for "test" and for an augment of the user's own.
+
+    ValueError for an unknown name.
+    """
     if view.augment == "test":
         return None
     if view.augment == "train" and view.modality == "video":
         return config.video.augment
-    if view.augment not in config.augments:
-        fixed = ("train", "test") if view.modality == "video" else ("test",)
-        raise unknown_set(view.name, view.augment, (*fixed, *config.augments))
-    return config.augments[view.augment]
+    if view.augment in config.augments:
+        return config.augments[view.augment]
+    if AUGMENTS.knows(view.augment):
+        return None
+    fixed = ("train", "test") if view.modality == "video" else ("test",)
+    raise unknown_set(view.name, view.augment, (*fixed, *config.augments, *AUGMENTS))
+
+
+def own_augment(view: View, config: ViewsConfig) -> str:
+    """The name of the augment of the user's own that a view takes; "" for none."""
+    if view.augment == "test":
+        return ""
+    if view.modality == "audio":
+        return config.audio.augment.operation if view.augment in AUDIO_SETS else view.augment
+    augment = image_augment(view, config)
+    return view.augment if augment is None else augment.operation
 
 
 def check_views(views: Iterable[View], config: ViewsConfig) -> None:
     """Raise ValueError for a view that cannot be made: unknown augmentation set, or images too small for a jigsaw."""
     for view in views:
+        if view.augment in config.augments and view.augment in AUGMENTS:
+            raise ValueError(
+                f"view {view.name!r}: {view.augment!r} is both a set of views.augments and an augment of your own; "
+                "rename one of them"
+            )
+        if view.modality == "audio" and view.augment not in AUDIO_SETS and not AUGMENTS.knows(view.augment):
+            raise unknown_set(view.name, view.augment, (*AUDIO_SETS, *AUGMENTS))
+        if own := own_augment(view, config):
+            check_augment(own, view.modality)
         if view.modality == "audio":
-            if view.augment not in AUDIO_SETS:
-                raise unknown_set(view.name, view.augment, AUDIO_SETS)
             if config.audio.transform == "processor":
                 _refuse_spectrogram_changes(view, config.audio.augment)
             continue

@@ -34,6 +34,7 @@ class ImageAugment:
     solarize_probability: float = 0.0  # of inverting the values from 0.5 on
     small: bool = False  # crops of small_size_px instead of size_px
     jigsaw: bool = False  # nine patches of a 3 x 3 grid, permuted
+    operation: str = ""  # an augment of your own (docs/plugins.md) on the decoded frames, before all else
 
     def __post_init__(self) -> None:
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:

@@ -1,4 +1,4 @@
-"""The tasks of `avssl evaluate`: one file per task in this folder, found by its name. `register` adds your own.
+"""The tasks of `avssl evaluate`: one file per task in this folder, found by its name. `register_task` adds yours.
 
 A task is a configuration and a function. The recipe calls the function once with the run's weights and once with random
 ones, averages over repeats (folds, seeds), and writes RUN/evaluations/<task>-<name>.json:
@@ -30,53 +30,7 @@ error: a smaller test set would be another test set.
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import pkgutil
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from avssl.eval.registry import Task, get, names, plugin_of
+from avssl.eval.registry import register_task as register
 
-if TYPE_CHECKING:
-    from avssl.eval.outcome import Outcome, TaskConfig
-
-__all__ = ["Task", "get", "names", "register"]
-
-
-class Task(NamedTuple):
-    """An evaluation task: its name, its configuration, and its function (embedder, config) -> Outcome."""
-
-    name: str
-    Config: type[TaskConfig]
-    run: Callable[[Any, Any], Outcome]
-
-
-_REGISTRY: dict[str, Task] = {}
-
-
-def register(name: str, config: type[TaskConfig]) -> Callable[[Callable[[Any, Any], Outcome]], Any]:
-    """Decorator: `@register("knn", Config)` makes a function reachable as `task: knn`. A taken name is an error."""
-
-    def add(function: Callable[[Any, Any], Outcome]) -> Callable[[Any, Any], Outcome]:
-        earlier = _REGISTRY.get(name)
-        if earlier is not None and earlier.run.__module__ != function.__module__:
-            raise ValueError(f"task name {name!r} is taken by {earlier.run.__module__}")
-        _REGISTRY[name] = Task(name, config, function)
-        return function
-
-    return add
-
-
-def names() -> list[str]:
-    """All registered names, sorted. Imports every file of the folder once."""
-    for module in pkgutil.iter_modules(__path__):
-        importlib.import_module(f"{__name__}.{module.name}")
-    return sorted(_REGISTRY)
-
-
-def get(name: str) -> Task:
-    """The task of a name; ValueError with the allowed names and the nearest one otherwise."""
-    if name not in _REGISTRY and name not in names():
-        near = difflib.get_close_matches(name, _REGISTRY, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"no task is called {name!r}.{hint} There are: {', '.join(sorted(_REGISTRY))}")
-    return _REGISTRY[name]
+__all__ = ["Task", "get", "names", "plugin_of", "register"]
