@@ -17,6 +17,7 @@ from pathlib import Path
 from avssl import config
 from avssl.errors import one_line_errors
 from avssl.files.plain_text import plain_lines, run_in_utf8
+from avssl.plugins.required import take_options
 from avssl.processes.stopping import StoppedError, StopSignal, end_with_launcher
 from avssl.processes.worker_server import start_worker_server
 from avssl.recipe_files import replace_names
@@ -159,10 +160,8 @@ def command(arguments: list[str]) -> int:
     with one_line_errors():
         arguments, files, is_changed = take_options(arguments)
         arguments = replace_names(arguments)
-        if not {"-h", "--help"}.intersection(arguments):
-            arguments = config.run_plugins(
-                arguments, files, may_differ=is_changed
-            )  # first: they register names that the keys have
+        if not {"-h", "--help"}.intersection(arguments):  # first: the keys have names that plugins register
+            arguments = config.run_plugins(arguments, files, may_differ=is_changed)
         return main(config.load(config.RunConfig, arguments, usage="avssl pretrain", required=required))
 
 
