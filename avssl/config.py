@@ -28,6 +28,7 @@ from avssl.files.whole import write_whole
 from avssl.optim.config import OptimConfig
 from avssl.plugins import required
 from avssl.shards.cache import DEFAULT_CACHE_BYTES
+from avssl.shards.folders import shard_folders
 from avssl.transforms.config import ViewsConfig
 from avssl.types import LossConfig
 
@@ -51,10 +52,15 @@ RENAMED_KEYS = {
 class DataConfig(LoaderConfig):
     """The shards to read and their cache; the other fields are those of data/loader_config.py."""
 
-    shards: str = ""  # folder written by `avssl prep write`, or its URL: s3://, gs://, hf://, https://
+    shards: Any = ""  # folder or URL (s3://, gs://, hf://, https://) of shards, or a list: [{path: a/, weight: 1}, ...]
     cache_dir: str = ""  # local folder for shards of a URL, may be shared; default $AVSSL_CACHE or ~/.cache/avssl
     cache_bytes: int = DEFAULT_CACHE_BYTES  # bound of that folder on disk; several shards per reading process
     redirect_hosts: list[str] = field(default_factory=list)  # other hosts that a web server of shards may send on to
+
+    def __post_init__(self) -> None:
+        """ValueError for shards that are neither a folder nor a list of folders with paths and weights."""
+        if self.shards is not None:
+            shard_folders(self.shards)
 
 
 @dataclass

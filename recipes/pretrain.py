@@ -40,7 +40,7 @@ def main(cfg: config.RunConfig) -> int:
     from avssl.models import create_encoder
     from avssl.ops import kernels
     from avssl.optim.build import build_optimizer, forget, set_learning_rate
-    from avssl.shards.shard_set import ShardSet
+    from avssl.shards.mixture import check_modalities, open_shards
     from avssl.train.monitor import Monitor, provenance
     from avssl.train.probe import OnlineProbe, embedding_modules
     from avssl.train.run_folder import begin
@@ -64,7 +64,8 @@ def main(cfg: config.RunConfig) -> int:
     view_list = loss_class.views(cfg.loss)
 
     storage.allow_redirects(list(cfg.data.redirect_hosts))
-    shards = ShardSet(cfg.data.shards, cfg.data.cache_dir, cfg.data.cache_bytes)
+    shards = open_shards(cfg.data.shards, cfg.data.cache_dir, cfg.data.cache_bytes)
+    check_modalities(shards, modalities)
     views = ViewMaker(cfg.views, modalities).to(accelerator.device)
     loader = Loader(shards, cfg.data, view_list, views, seed=cfg.seed, device=accelerator.device)
     encoders = {modality: create_encoder(**cfg.encoders[modality]) for modality in modalities}

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from avssl.data.batch import Collate, DeviceCopier, RawBatch
 from avssl.data.loader_config import LoaderConfig
-from avssl.data.order import check_lanes, rank_order, steps_per_epoch
+from avssl.data.order import check_lanes, mixed_rank_order, rank_order, steps_per_epoch
 from avssl.data.read_views import raw_views
 from avssl.data.workers import start_worker
 from avssl.distributed import broadcast_running_statistics, rank, world_size
@@ -129,9 +129,11 @@ class Loader:
         self._samples = _Samples(shards, views, view_maker.config, seed)
         # The stream refers to this function and not to the loader: with a cycle of references, it would not be defined
         # when the workers end.
+        order = partial(rank_order, shards.shard_sizes)
+        if shards.weights is not None:
+            order = partial(mixed_rank_order, [part.shard_sizes for part in shards.parts], shards.weights)
         self._order = partial(
-            rank_order,
-            shards.shard_sizes,
+            order,
             seed=seed,
             global_batch_size=config.global_batch_size,
             num_lanes=self.num_lanes,
@@ -146,13 +148,14 @@ class Loader:
         self.samples_read = 0
         self.failures: Counter[str] = Counter()
 
-    def order_facts(self) -> dict[str, int]:
+    def order_facts(self) -> dict[str, object]:
         """The settings on which the order depends besides the data; they must be the same for an exact resume."""
         return {
             "seed": self.seed,
             "global_batch_size": self.config.global_batch_size,
             "num_lanes": self.num_lanes,
             "shuffle_block": self.config.shuffle_block,
+            "weights": self.shards.weights,
         }
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:

@@ -8,7 +8,7 @@ those of the run that it began from.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,9 @@ def _digest_set(shards: ShardSet) -> DigestSet | None:
 
 def write_training_data(run: Path, shards: ShardSet, init_from: str) -> Path:
     """Write RUN/training_data.safetensors: the digests of the shards, and of the run that this one begins from."""
-    training_data = _digest_set(shards) or replace(EMPTY, is_complete=False)
+    training_data = EMPTY
+    for part in shards.parts:
+        training_data = training_data.union(_digest_set(part))
     if init_from:
         training_data = training_data.union(read_training_data(init_from))
     path = run / TRAINING_DATA_FILE
@@ -68,6 +70,21 @@ def write_training_data(run: Path, shards: ShardSet, init_from: str) -> Path:
         save_file({kind: getattr(training_data, kind) for kind in KINDS}, temporary, metadata=complete)
         temporary.chmod(0o644)
     return path
+
+
+def mixture_warnings(shards: ShardSet) -> list[str]:
+    """Warnings if a sample of one of several folders has the same media as one of another; [] for a single folder."""
+    lines = []
+    parts = [(part, sample_digests(part)) for part in shards.parts] if len(shards.parts) > 1 else []
+    for number, (part, digests) in enumerate(parts):
+        for other, others in parts[:number]:
+            count = 0 if digests is None or others is None else int(np.isin(digests.media, others.media).sum())
+            if count:
+                lines.append(
+                    f"{count} of {part.num_samples} samples of {part.location} have the same media as samples of "
+                    f"{other.location}; they are trained on as different samples. {NEAR}"
+                )
+    return lines
 
 
 def read_training_data(run: str | Path) -> DigestSet | None:

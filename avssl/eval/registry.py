@@ -38,6 +38,7 @@ def register_task(name: str, config: type[TaskConfig] = TaskConfig) -> Callable[
     avssl/eval/tasks/__init__.py has the contract of the function. config: TaskConfig, LabelTaskConfig or a dataclass
     that is a subclass of one of them; its fields are the keys of the task. ValueError for a taken name.
 
+    >>> from avssl.eval import Metric, Repeat
     >>> @register_task("number_of_runs")
     ... def number_of_runs(embedder, config):
     ...     return Outcome([Repeat("", ["run"], {"count": np.ones(1)}, {"count": Metric("mean", ("count",))})])

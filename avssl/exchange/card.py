@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from avssl.config import RunConfig, load_run
 from avssl.files.checked_json import Fields
 from avssl.files.plain_text import plain
 from avssl.losses import registry
+from avssl.plugins.required import described
 
 UNKNOWN_LICENSE = "unknown"  # in the front matter, if the provenance has no license
 
@@ -43,7 +44,7 @@ def card(cfg: RunConfig, provenance: Mapping[str, Any], results: Mapping[str, Ma
         _section("Training", _training_lines(cfg, provenance)),
         _section("Inputs", _input_lines(cfg, modalities)),
         _section("Results", list(_result_lines(results)) or ["None are stored with this run."]),
-        _section("Use", _use_lines(title, modalities)),
+        _section("Use", _use_lines(title, modalities, cfg.plugins)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -91,8 +92,8 @@ def _training_lines(cfg: RunConfig, provenance: Mapping[str, Any]) -> list[str]:
         return lines
     versions = ", ".join(f"{name} {version}" for name, version in provenance.get("versions", {}).items())
     return [
-        f"- data: {_words(data['num_samples'])} samples, {_code(Path(data.get('shards') or 'unnamed').name)} "
-        f"(fingerprint {_code(data['fingerprint'])})",
+        f"- data: {_words(data['num_samples'])} samples, {_shards_words(data)} (fingerprint "
+        f"{_code(data['fingerprint'])})",
         f"- loss: `{cfg.loss.name}`, options in config.json",
         f"- steps: {_words(provenance.get('steps', 'not recorded'))}, samples seen: "
         f"{_words(provenance.get('samples_seen', 'not recorded'))}, global batch {cfg.data.global_batch_size}",
@@ -100,6 +101,16 @@ def _training_lines(cfg: RunConfig, provenance: Mapping[str, Any]) -> list[str]:
         f"- started from: {', '.join(_starts(cfg, str(provenance.get('init_from') or '')))}",
         f"- versions: {_words(versions)}",
     ]
+
+
+def _shards_words(data: Mapping[str, Any]) -> str:
+    """The names of the shard folders; of several with their samples and weights."""
+    shards = data.get("shards") or "unnamed"
+    if not isinstance(shards, list):
+        return _code(Path(str(shards)).name)
+    weights = [f", weight {item['weight']:g}" if item.get("weight") else "" for item in shards]
+    named = zip(shards, weights, strict=True)
+    return " and ".join(f"{_shards_words(item)} ({_words(item['num_samples'])}{weight})" for item, weight in named)
 
 
 def _starts(cfg: RunConfig, init_from: str) -> list[str]:
@@ -156,14 +167,18 @@ def _number(value: Any) -> str | None:
     return f"{value:.4f}" if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _use_lines(title: str, modalities: list[str]) -> list[str]:
+def _use_lines(title: str, modalities: list[str], plugins: Sequence[Mapping[str, str]]) -> list[str]:
     file = {"video": "holiday.mp4", "audio": "holiday.wav", "image": "holiday.jpg"}[modalities[-1]]
     quoted = json.dumps(plain(title), ensure_ascii=False)
+    files = [plain(record["file"]) for record in plugins if "file" in record]
+    given = f", plugins={json.dumps(files, ensure_ascii=False)}" if files else ""
+    needed = [f"It needs {_words(described(plugins))}, which you must have and give; see docs/plugins.md.", ""]
     return [
+        *(needed if plugins else []),
         "```python",
         "import avssl",
         "",
-        f'embedder = avssl.load_embedder({quoted})  # this folder, or "owner/name" of a hub',
+        f'embedder = avssl.load_embedder({quoted}{given})  # this folder, or "owner/name" of a hub',
         f'table, failures = embedder.embed("{file}")',
         f"table.{modalities[-1]}_embedding  # unit rows",
         "```",

@@ -76,9 +76,15 @@ def _without_paths(cfg: config.RunConfig) -> config.RunConfig:
     return dataclasses.replace(cfg, run="", init_from="", data=data, encoders=encoders)
 
 
+def _named(data: dict[str, Any]) -> dict[str, Any]:
+    """The facts about shards with names in place of paths: of one folder, or of a list of folders."""
+    shards = data.get("shards", "")
+    return {**data, "shards": [*map(_named, shards)] if isinstance(shards, list) else Path(shards).name}
+
+
 def _facts(provenance: dict[str, Any]) -> dict[str, Any]:
     """The provenance with the last component of every path in place of the path."""
-    facts = {**provenance, "data": {**provenance["data"], "shards": Path(provenance["data"].get("shards", "")).name}}
+    facts = {**provenance, "data": _named(provenance["data"])}
     for key in ("init_from", "audio_statistics"):
         if facts.get(key):
             facts[key] = Path(str(facts[key])).name

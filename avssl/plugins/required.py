@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
 
 from avssl.files.plain_text import PlainParser, brief
 from avssl.plugins.files import PluginError, Record, path_of, ran, run_files
@@ -58,61 +58,66 @@ def take_options(arguments: Sequence[str]) -> tuple[list[str], list[str], bool]:
 def require(entries: object, where: str) -> list[Record]:
     """The records of the plugins that a configuration names: a file as text, or a record of an earlier run.
 
-    Raises PluginError for a plugin that was not run or is not installed, for another content than that of the record
-    (unless the user said that it may differ), and for anything that is neither.
+    Raises PluginError that names all plugins that were not run or are not installed, and those of another content than
+    that of the record (unless the user said that it may differ); and for anything that is neither.
     """
     if not isinstance(entries, list | tuple):
         raise PluginError(f"{where}: plugins is {brief(entries)}; it must be a list of files, such as [my_loss.py]")
-    return [_found(entry, where) for entry in entries]
+    found: list[Record] = []
+    missing, changed = [], []
+    for entry in entries:
+        record = {"file": entry} if isinstance(entry, str) else _checked(entry, where)
+        here = _here(record)
+        if here is None:
+            missing.append(record)
+        elif here.get("sha256") != record.get("sha256", here.get("sha256")) and not _may_differ:
+            changed.append(f"{described([record])}; given is {described([here])}")
+        else:
+            found.append(here)
+    if missing:
+        options = " ".join(f"--plugin {record['file']}" for record in missing if "file" in record)
+        raise PluginError(
+            f"{where} needs {described(missing)}: add {options or 'it with pip install'} (in Python plugins=[...]). "
+            "Opening a run runs no file that its own user did not name"
+        )
+    if changed:
+        raise PluginError(
+            f"{where} was made with {' and with '.join(changed)}. Give the file that it was made with, or add "
+            "--plugin-changed to take the given one all the same"
+        )
+    return found
 
 
-def _found(entry: object, where: str) -> Record:
-    if isinstance(entry, str):
-        plugin = next((plugin for plugin in ran() if plugin.path == str(path_of(entry))), None)
-        if plugin is None:
-            raise PluginError(f"{where} needs the plugin {brief(entry)}, which nothing has run; add --plugin {entry}")
-        return plugin.record
-    if not isinstance(entry, dict) or sorted(entry) not in KEYS or not all(isinstance(v, str) for v in entry.values()):
+def _checked(entry: object, where: str) -> Record:
+    """A record as a run writes it."""
+    is_text = isinstance(entry, dict) and all(isinstance(value, str) and value for value in entry.values())
+    if not is_text or sorted(entry) not in KEYS:  # type: ignore[call-overload]
         raise PluginError(
             f"{where}: plugins has {brief(entry)}; each must be the path of a file, or what a run writes: "
             "{file, sha256} or {package, version}"
         )
-    return _found_package(entry, where) if "package" in entry else _found_file(entry, where)
+    return cast("Record", entry)
 
 
-def _found_file(record: Record, where: str) -> Record:
-    name, sha256 = record["file"], record["sha256"]
-    same = next((plugin for plugin in ran() if plugin.sha256 == sha256), None)
-    if same is not None:
-        return same.record
-    other = next((plugin for plugin in ran() if plugin.name == name), None)
-    if other is None:
-        raise PluginError(
-            f"{where} was made with the plugin {name} of sha256 {sha256}; add --plugin .../{name} (in Python "
-            f"plugins=[...]). Opening a run never runs a file by itself"
-        )
-    if not _may_differ:
-        raise PluginError(
-            f"{where} was made with the plugin {name} of sha256 {sha256}; {other.path} has {other.sha256}. Give the "
-            "file that it was made with, or add --plugin-changed to take this one all the same"
-        )
-    return other.record
+def _here(record: Record) -> Record | None:
+    """The record of the plugin that is there for one of a configuration; None if there is none."""
+    if "package" in record:
+        name, version = record["package"], record["version"]
+        installed = installed_version(name)
+        if installed and installed != version:
+            logger.warning("made with the plugin package %s %s; installed is %s", name, version, installed)
+        return record if installed else None
+    if "sha256" not in record:  # a path as the user wrote it
+        return next((plugin.record for plugin in ran() if plugin.path == str(path_of(record["file"]))), None)
+    same = [plugin.record for plugin in ran() if plugin.sha256 == record["sha256"]]
+    named = [plugin.record for plugin in ran() if plugin.name == record["file"]]
+    return next(iter([*same, *named]), None)
 
 
-def _found_package(record: Record, where: str) -> Record:
-    name, version = record["package"], record["version"]
-    installed = installed_version(name)
-    if not installed:
-        raise PluginError(f"{where} was made with the package {name} {version}, which is not installed; pip install it")
-    if installed != version:
-        logger.warning("%s was made with %s %s; installed is %s", where, name, version, installed)
-    return record
-
-
-def described(records: Iterable[Record]) -> str:
+def described(records: Iterable[Mapping[str, str]]) -> str:
     """Records in words for a message: "my_loss.py (sha256 3f2a...), my-package 1.2"; "none" for none."""
     words = [
-        f"{record['file']} (sha256 {record['sha256']})" if "file" in record else " ".join(record.values())
+        f"{record['file']} (sha256 {record['sha256']})" if "sha256" in record else " ".join(record.values())
         for record in records
     ]
     return ", ".join(words) or "none"

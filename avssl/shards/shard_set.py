@@ -63,6 +63,8 @@ class ShardSet:
             MediaError("unreachable") if the server is.
     """
 
+    weights: list[float] | None = None  # of the parts of a mixture (mixture.py)
+
     def __init__(
         self,
         folder: str | os.PathLike[str],
@@ -78,6 +80,11 @@ class ShardSet:
         self._first_indices = [record.first_index for record in self.index.shards]
         self._files: OrderedDict[int, BinaryIO] = OrderedDict()
         self._close_when_gone()
+
+    @property
+    def parts(self) -> list[ShardSet]:
+        """The folders that it is made of: itself, or those of a mixture."""
+        return [self]
 
     @property
     def num_samples(self) -> int:

@@ -155,10 +155,20 @@ def provenance(cfg: RunConfig, shards: ShardSet, progress: Progress) -> dict[str
         "python": sys.version.split()[0],
         "machine": platform.machine(),
         "world_size": world_size(),
-        "data": {"shards": cfg.data.shards, "fingerprint": shards.fingerprint, "num_samples": shards.num_samples},
+        "data": data_facts(shards),
         "loss": cfg.loss.name,
         "init_from": cfg.init_from,
         "plugins": cfg.plugins,
         "steps": progress.step,
         "samples_seen": progress.batch * cfg.data.global_batch_size,
     }
+
+
+def data_facts(shards: ShardSet) -> dict[str, Any]:
+    """{"shards": path, "fingerprint", "num_samples"}; of several folders "shards" is a list of such, with weights."""
+    facts = {"fingerprint": shards.fingerprint, "num_samples": shards.num_samples}
+    if len(shards.parts) == 1:
+        return {"shards": shards.location, **facts}
+    weights: Sequence[float | None] = shards.weights or len(shards.parts) * [None]
+    folders = [{**data_facts(part), "weight": weight} for part, weight in zip(shards.parts, weights, strict=True)]
+    return {"shards": folders, **facts}

@@ -77,7 +77,7 @@ def begin(
         _keep_plugin_files(cfg, run)
         if resumed is None:
             overlap.write_training_data(run, loader.shards, cfg.init_from)
-        for line in overlap.probe_warnings(run, cfg.probe.shards):
+        for line in (*overlap.mixture_warnings(loader.shards), *overlap.probe_warnings(run, cfg.probe.shards)):
             accelerator.print(f"warning: {line}")
 
 
