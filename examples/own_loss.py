@@ -1,23 +1,26 @@
-"""A loss of your own in the recipe: python -m examples.own_loss data.shards=shards/ run=runs/mine
+"""A loss of your own, alignment and uniformity (Wang & Isola 2020, arXiv 2005.10242), which avssl does not have:
 
-Alignment and uniformity (Wang & Isola 2020, arXiv 2005.10242), which no file of avssl/losses has.
+avssl pretrain --plugin own_loss.py loss.name=align_uniform loss.uniformity_weight=0.5 data.shards=shards/ run=runs/mine
 """
 
-import sys
+from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import normalize
 
-from avssl import config
 from avssl.distributed import gather_with_grad
 from avssl.losses import LossOutput, PairConfig, PairLoss, register
 from avssl.models import mlp
-from recipes import pretrain
+
+
+@dataclass
+class AlignUniformConfig(PairConfig):
+    uniformity_weight: float = 1.0  # keys of loss.* besides those of PairConfig
 
 
 @register("align_uniform")
 class AlignUniform(PairLoss):
-    Config = PairConfig  # a subclass of it (a dataclass) may add keys
+    Config = AlignUniformConfig
     augments = ("simclr", "simclr")  # of `views.augments`, for images
 
     def __init__(self, config, encoders, num_samples):
@@ -32,8 +35,5 @@ class AlignUniform(PairLoss):
         first, second = (normalize(gather_with_grad(outputs[name]).float(), dim=1) for name in ("first", "second"))
         alignment = (first - second).square().sum(dim=1).mean()
         uniformity = sum(torch.pdist(z).square().mul(-2).exp().mean().log() / 2 for z in (first, second))
-        return LossOutput(alignment + uniformity, {"alignment": alignment.detach(), "uniformity": uniformity.detach()})
-
-
-if __name__ == "__main__":
-    sys.exit(pretrain.main(config.load(config.RunConfig, ["loss.name=align_uniform", *sys.argv[1:]])))
+        terms = {"alignment": alignment.detach(), "uniformity": uniformity.detach()}
+        return LossOutput(alignment + self.config.uniformity_weight * uniformity, terms)

@@ -38,6 +38,7 @@ def serve() -> list[str]:
                 os.dup2(os.open(request.get(name, name), flags), number)
             os.environ.clear()
             os.environ.update(request["environment"])
+            os.chdir(request["folder"])
             return request["arguments"]
         answers.write(f"{os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}\n")
         answers.flush()

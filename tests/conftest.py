@@ -62,14 +62,15 @@ class _Server:
 
     process = None
 
-    def run(self, arguments, environment):
+    def run(self, arguments, folder, environment):
         if self.process is None:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.command_server"],
                 cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
             )  # fmt: skip
         with tempfile.NamedTemporaryFile("r") as stdout, tempfile.NamedTemporaryFile("r") as stderr:
-            request = {"arguments": arguments, "stdout": stdout.name, "stderr": stderr.name, "environment": environment}
+            request = {"arguments": arguments, "stdout": stdout.name, "stderr": stderr.name}
+            request |= {"folder": str(folder), "environment": environment}
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
             status = int(self.process.stdout.readline())
@@ -87,8 +88,8 @@ def pytest_unconfigure():
     _SERVER.end()
 
 
-def run_python(*arguments, check=True, **environment):
-    """A command of the project as a user runs it, on one thread; the finished process with its output as text.
+def run_python(*arguments, check=True, folder=ROOT, **environment):
+    """A command of the project as a user runs it in a folder, on one thread; the process with its output as text.
 
     Scripts and modules of the project are forked from a process that has imported the libraries already, unless an
     environment is given, such as a locale: Python reads it when it starts.
@@ -98,10 +99,10 @@ def run_python(*arguments, check=True, **environment):
     is_served &= environment.keys() <= {"EXPECTED_WORLD_SIZE"}
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": NUM_THREADS} | environment
     if is_served:
-        process = _SERVER.run(arguments, environment)
+        process = _SERVER.run(arguments, folder, environment)
     else:
         command = [sys.executable, *arguments]
-        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+        process = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=environment)
     if check and process.returncode:
         raise AssertionError(f"{arguments} left with {process.returncode}\n{process.stdout}\n{process.stderr}")
     return process

@@ -5,25 +5,33 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from avssl import config
-from recipes import pretrain
-from tests.conftest import ROOT
+from avssl.plugins import required
+from avssl.transforms.own import apply_augment
+from tests.conftest import ROOT, TINY, run_python
 
-pytestmark = pytest.mark.usefixtures("own_registries")
+EXAMPLES = ROOT / "examples"
+PLUGINS = [f"--plugin={EXAMPLES / name}.py" for name in ("own_loss", "own_encoder", "own_augment")]
+TINY_IMAGES = [
+    "cpu=true", "mixed_precision=fp32", "steps=2", "log_every_steps=1", "data.global_batch_size=4",
+    "views.image.size_px=24",
+]  # fmt: skip
 
-TINY = ["cpu=true", "steps=2", "log_every_steps=1", "data.global_batch_size=4", "data.num_workers=0"]
 
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    """Accelerate keeps a state per process; a second run in the same process needs a new one."""
-    yield
-    for state in (AcceleratorState, PartialState, GradientState):
-        state._shared_state.clear()
+@pytest.fixture(scope="module")
+def own_run(image_shards, tmp_path_factory):
+    """A run of own_loss, own_encoder and own_augment, by the command in an empty folder, with a worker process."""
+    folder = tmp_path_factory.mktemp("empty")
+    changes = [
+        "loss.name=align_uniform", "loss.uniformity_weight=0.5", "loss.augments=[erased, turned]",
+        "encoders.image={name: patch_mixer, width: 8}", f"data.shards={image_shards}", "data.num_workers=1", "run=mine",
+    ]  # fmt: skip
+    run_python("-m", "avssl", "pretrain", *PLUGINS, *changes, *TINY_IMAGES, folder=folder)
+    return folder / "mine"
 
 
 def steps_of(run: Path) -> list[dict[str, float]]:
@@ -32,9 +40,9 @@ def steps_of(run: Path) -> list[dict[str, float]]:
 
 def test_every_script_is_short_and_tried_here():
     here = Path(__file__).read_text()
-    for path in sorted((ROOT / "examples").glob("*.py")):
+    for path in sorted(EXAMPLES.glob("*.py")):
         assert len(path.read_text().splitlines()) <= 40, path.name
-        assert f"examples.{path.stem} import" in here or f"import examples.{path.stem}" in here, path.name
+        assert f"examples.{path.stem} import" in here or f'"{path.stem}' in here, path.name
 
 
 def test_own_loop_learns_to_tell_images_apart():
@@ -49,30 +57,48 @@ def test_own_loop_learns_to_tell_images_apart():
     assert sum(losses[-4:]) < 0.95 * sum(losses[:4])
 
 
-def test_own_loss_is_trained_by_the_recipe(image_shards, tmp_path):
-    from examples.own_loss import AlignUniform
-
-    changes = ["encoders.image={name: resnet10, width: 4}", "views.image.size_px=24"]
-    cfg = config.parse(
-        config.RunConfig,
-        ["loss.name=align_uniform", *TINY, *changes, f"run={tmp_path}/run", f"data.shards={image_shards}"],
-    )
-    assert pretrain.main(cfg) == 0
-    assert AlignUniform.__name__ == "AlignUniform"
-    assert all(step["alignment"] >= 0 >= step["uniformity"] for step in steps_of(tmp_path / "run"))
+def test_own_loss_encoder_and_augments_are_trained_by_the_command(own_run):
+    steps = steps_of(own_run)
+    assert len(steps) == 2
+    for step in steps:
+        assert step["alignment"] >= 0 >= step["uniformity"]
+        assert step["loss"] == pytest.approx(step["alignment"] + 0.5 * step["uniformity"], rel=1e-5)
 
 
-def test_own_encoder_is_trained_by_the_recipe(image_shards, tmp_path):
-    import examples.own_encoder  # noqa: F401  (registers the encoder)
+def test_own_task_is_evaluated_by_the_command(own_run, image_shards):
+    task = ["task=nearest_mean", "modality=image", "num_workers=0", "allow_overlap=true"]
+    data = [f"train={image_shards}", f"test={image_shards}"]
+    own_task = f"--plugin={EXAMPLES / 'own_task.py'}"
+    run_python("-m", "avssl", "evaluate", own_run, *task, *data, *PLUGINS, own_task, folder=own_run.parent)
+    result = json.loads((own_run / "evaluations/nearest_mean.json").read_text())
+    assert result["results"]["trained"]["top1_accuracy"] >= 0.75  # dark and light images
+    assert result["protocol"]["plugin"]["file"] == "own_task.py"
+    assert [record["file"] for record in result["environment"]["plugins"]] == [
+        "own_loss.py", "own_encoder.py", "own_augment.py", "own_task.py",
+    ]  # fmt: skip
 
-    changes = ["encoders.image={name: patch_mixer, width: 8}", "views.image.size_px=24"]
-    yaml = str(ROOT / "recipes/configs/simclr.yaml")
-    cfg = config.parse(
-        config.RunConfig,
-        [yaml, *TINY, *changes, "optim.warmup_steps=0", f"run={tmp_path}/run", f"data.shards={image_shards}"],
-    )
-    assert pretrain.main(cfg) == 0
-    assert len(steps_of(tmp_path / "run")) == 2
+
+@pytest.mark.usefixtures("own_registries")
+def test_own_augments_do_what_their_texts_say():
+    required.use([EXAMPLES / "own_augment.py"])
+    frames = torch.zeros(3, 3, 20, 30, dtype=torch.uint8)
+    erased = apply_augment("erased", "video", frames, np.random.default_rng(0), "key")
+    assert int((erased == 128).sum()) == 3 * 3 * 10 * 15
+    assert (erased == erased[:1]).all()
+    assert not frames.any()  # other views are made of the same frames
+    waveform = torch.zeros(1, 4000)
+    hiss = apply_augment("hiss", "audio", waveform, np.random.default_rng(1), "key")
+    assert 0 < hiss.std() < 0.06
+    assert torch.equal(hiss, apply_augment("hiss", "audio", waveform, np.random.default_rng(1), "key"))
+
+
+@pytest.mark.slow
+def test_own_augments_come_before_those_of_avid(shards, tmp_path):
+    operations = ["views.video.augment.operation=erased", "views.audio.augment.operation=hiss"]
+    data = ["run=avid", f"data.shards={shards['train']}", "steps=2", *operations]
+    run_python("-m", "avssl", "pretrain", "avid", PLUGINS[2], *TINY, *data, folder=tmp_path)
+    assert config.value_of([str(tmp_path / "avid/config.yaml")], "views.audio.augment.operation", "") == "hiss"
+    assert len(steps_of(tmp_path / "avid")) == 2
 
 
 def test_embeddings_to_pandas_prints_neighbors_and_draws_a_plot(tmp_path):

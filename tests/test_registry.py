@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from avssl import config, losses
-from avssl.losses.__main__ import HEADER, README_MARKERS, describe_pairs, markdown_table, plain_table, rows
+from avssl.losses.__main__ import HEADER, README_MARKERS, describe_pairs, markdown_table, plain_table, rowsfrom avssl.models import ENCODERS, create_encoder
+from avssl.models import __main__ as encoders_table
 from tests.conftest import ROOT, run_python
 
 NAMES = losses.names()
@@ -96,3 +97,16 @@ def test_a_loss_has_a_textbook_and_a_test_that_compares_with_it(name):
     assert name in losses_that_tests_import(), f"no tests/test_*.py imports from avssl.losses.{name}"
     importing = rf"from tests\.textbook import {textbook}\b|from tests\.textbook\.{textbook} import"
     assert any(re.search(importing, path.read_text()) for path in (ROOT / "tests").glob("test_*.py"))
+
+
+def test_the_page_of_encoders_has_the_table_that_the_registry_prints():
+    text = (ROOT / "docs/encoders.md").read_text()
+    begin, end = encoders_table.MARKERS
+    assert text.count(begin) == text.count(end) == 1
+    table = encoders_table.markdown_table()
+    assert text.split(begin)[1].split(end)[0].strip() == table.strip(), "run `python -m avssl.models`, put it there"
+    assert {row[0].strip("`") for row in encoders_table.rows()} == set(ENCODERS)
+    assert all(row[-1] for row in encoders_table.rows()), "each says where it is from"
+    small = next(row for row in encoders_table.rows() if row[0] == "`resnet18`")
+    real = create_encoder("resnet18")
+    assert small[2:4] == (str(real.dim), f"{sum(p.numel() for p in real.parameters()) / 1e6:.2f} M")

@@ -39,6 +39,7 @@ class AVIDAudio(nn.Module):
     """
 
     modality = "audio"
+    source = "Morgado et al. 2021, arXiv 2004.12943"
 
     def __init__(self, *, width: int = 64, first_stride: int = 2) -> None:
         super().__init__()

@@ -5,7 +5,7 @@ Every encoder maps (B, 3, H, W) float to (B, dim) and has `.dim` and `.modality 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -52,6 +52,10 @@ class ResNet(nn.Module):
     """
 
     modality = "image"
+    source: ClassVar[dict[str, str]] = {
+        "resnet10": "a common small variant",
+        **dict.fromkeys(["resnet18", "resnet34", "resnet50"], "He et al. 2016, arXiv 1512.03385"),
+    }
 
     def __init__(
         self,
@@ -136,6 +140,7 @@ class VisionTransformer(nn.Module):
     """
 
     modality = "image"
+    source = "Touvron et al. 2021, arXiv 2012.12877"
 
     def __init__(
         self,

@@ -18,7 +18,8 @@ Encoder = TypeVar("Encoder", bound=Callable[..., nn.Module])
 class EncoderEntry(NamedTuple):
     """An encoder in the table: the modality it reads, the function that builds it, the names of its options.
 
-    source: where the network is from, such as a paper, for the table of docs/encoders.md.
+    source: where the network is from, such as a paper, for the table of docs/encoders.md; it is the attribute `source`
+    of the class, a text or {name: text}.
     """
 
     modality: Modality
@@ -61,8 +62,9 @@ def register_encoder(*names: str, modality: Modality | None = None) -> Callable[
         options = tuple(name for name, value in parameters.items() if value.kind is inspect.Parameter.KEYWORD_ONLY)
         for name in names:
             build: Callable[..., nn.Module] = partial(encoder, name) if "name" in parameters else encoder
-            entry = EncoderEntry(reads, build, options, getattr(encoder, "source", ""))
-            ENCODERS.add(name, entry, encoder)
+            source = getattr(encoder, "source", "")
+            source = source if isinstance(source, str) else source.get(name, "")
+            ENCODERS.add(name, EncoderEntry(reads, build, options, source), encoder)
         return encoder
 
     return register

@@ -6,7 +6,7 @@ Every encoder maps (B, 3, T, H, W) float to (B, dim) and has `.dim` and `.modali
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -79,6 +79,7 @@ class AVIDVideo(nn.Module):
     """
 
     modality = "video"
+    source = "Morgado et al. 2021, arXiv 2004.12943; R(2+1)D: Tran et al. 2018, arXiv 1711.11248"
 
     def __init__(self, *, depth: int = 18, width: int = 64, stem_pool: bool = True) -> None:
         super().__init__()
@@ -141,6 +142,11 @@ class TorchvisionVideo(nn.Module):
     """
 
     modality = "video"
+    source: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(["r2plus1d_18", "r3d_18", "mc3_18"], "Tran et al. 2018, arXiv 1711.11248"),
+        "s3d": "Xie et al. 2018, arXiv 1712.04851",
+        "mvit_v2_s": "Li et al. 2022, arXiv 2112.01526",
+    }
 
     def __init__(self, name: str, *, weights: str | None = None) -> None:
         super().__init__()
