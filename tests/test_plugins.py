@@ -6,6 +6,7 @@ import json
 import pickle
 import random
 import re
+import shlex
 import sys
 import textwrap
 from pathlib import Path
@@ -34,7 +35,7 @@ from avssl.transforms.image_augment import ImageAugment
 from avssl.transforms.own import AUGMENTS, apply_augment
 from avssl.transforms.view_maker import ViewMaker
 from avssl.types import View
-from tests.conftest import run_python
+from tests.conftest import ROOT, run_python
 
 pytestmark = pytest.mark.usefixtures("own_registries")
 
@@ -510,3 +511,47 @@ def test_two_processes_with_plugins_compute_what_one_computes(image_shards, tmp_
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "avssl.recipes.pretrain"]
     run_python(*launcher, *options, "run=two", folder=tmp_path)
     assert losses_of(tmp_path / "two") == pytest.approx(losses_of(tmp_path / "one"), rel=1e-4)
+
+
+# The page about plugins
+
+
+def blocks(language):
+    text = (ROOT / "docs/plugins.md").read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def written_examples(folder):
+    """Write the Python files of docs/plugins.md, each called as its first line says, into a folder; their names."""
+    names = []
+    for block in blocks("python"):
+        names.append(block.split()[1])
+        (folder / names[-1]).write_text(block)
+    return names
+
+
+def test_the_files_of_the_page_about_plugins_register_what_they_say(tmp_path):
+    names = written_examples(tmp_path)
+    assert names == ["my_loss.py", "my_encoder.py", "my_augment.py", "my_task.py"]
+    required.use([tmp_path / name for name in names])
+    assert losses.get("pull_together").Config().strength == 1.0
+    assert create_encoder("two_layers", dim=4)(torch.zeros(2, 3, 32, 32)).shape == (2, 4)
+    assert AUGMENTS.find("warped").modalities == ("image", "video")
+    assert tasks.get("spread").Config is TaskConfig
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_about_plugins_run_in_an_empty_folder(image_shards, tmp_path):
+    written_examples(tmp_path)
+    (tmp_path / "shards").symlink_to(image_shards)
+    (tmp_path / "IMAGES").symlink_to(image_shards)
+    commands = [shlex.split(line) for block in blocks("bash") for line in block.splitlines()]
+    first_two, others = commands[:2], commands[2:]
+    assert len(others) == 4
+    for command in (*others, first_two[1]):  # the first command is that of the section on losses
+        small = [option for option in SMALL if "encoders" not in option or "my_encoder.py" not in command]
+        small = [*small, "data.num_workers=1", "steps=1"] if command[1] == "pretrain" else []
+        run_python("-m", *command, *small, folder=tmp_path)
+    assert first_two[0] == others[0]
+    assert json.loads((tmp_path / "runs/mine/evaluations/spread.json").read_text())["results"]["trained"]["spread"] > 0
+    assert (tmp_path / "rows").is_dir()

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from avssl import config, losses
-from avssl.losses.__main__ import HEADER, README_MARKERS, describe_pairs, markdown_table, plain_table, rowsfrom avssl.models import ENCODERS, create_encoder
+from avssl.losses.__main__ import HEADER, README_MARKERS, describe_pairs, markdown_table, plain_table, rows
+from avssl.models import ENCODERS, create_encoder
 from avssl.models import __main__ as encoders_table
 from tests.conftest import ROOT, run_python
 
