@@ -148,9 +148,8 @@ def parse(schema: type[T], argv: list[str]) -> T:
             _refuse_renamed(layer)
             _replace_encoders(values, layer)
             values = OmegaConf.merge(values, layer)
-        if OmegaConf.select(values, "plugins"):
-            found = required.require(OmegaConf.to_container(values.plugins), ", ".join(files) or "the configuration")
-            values.plugins = found
+        if entries := OmegaConf.to_container(values).get("plugins"):  # type: ignore[union-attr, call-overload]
+            values.plugins = required.require(entries, ", ".join(files) or "the configuration")
         base = OmegaConf.structured(schema)
         loss_name = OmegaConf.select(values, "loss.name", default="")
         if not isinstance(loss_name, str | None):

@@ -243,11 +243,15 @@ def test_a_run_says_which_plugins_it_needs_and_refuses_others_of_their_name(tmp_
     records = yaml.safe_load((run / "config.yaml").read_text())["plugins"]
     assert records == [files.read(path).record, files.read(helper).record]
     files._files.clear()  # a process that has run none
-    with pytest.raises(PluginError, match=rf"mine\.py \(sha256 {records[0]['sha256']}\), helper\.py .*--plugin mine"):
+    with pytest.raises(
+        config.ConfigError, match=rf"mine\.py \(sha256 {records[0]['sha256']}\), helper\.py .*--plugin mine"
+    ):
         config.load_run(run)
     path.write_text(path.read_text() + "# changed\n")
     required.use([path, helper])
-    with pytest.raises(PluginError, match=rf"{records[0]['sha256']}\); given is .*{files.read(path).sha256}.*-changed"):
+    with pytest.raises(
+        config.ConfigError, match=rf"{records[0]['sha256']}\); given is .*{files.read(path).sha256}.*-changed"
+    ):
         config.load_run(run)
     required.use([path, helper], may_differ=True)
     assert config.load_run(run).plugins == [files.read(path).record, files.read(helper).record]
@@ -321,7 +325,7 @@ def test_an_installed_package_is_imported_when_its_part_is_named(installed, tmp_
         config.check_unchanged(cfg, run)
     (info / "METADATA").unlink()
     info.rename(tmp_path / "gone")
-    with pytest.raises(PluginError, match=r"needs parts_of_mine 1\.2: add it with pip install"):
+    with pytest.raises(config.ConfigError, match=r"needs parts_of_mine 1\.2: install parts_of_mine\. "):
         config.load_run(run)
 
 
@@ -358,8 +362,8 @@ def test_workers_know_an_augment_even_if_their_server_runs_longer(image_shards, 
     for one, other in zip(here, there, strict=True):
         assert all(torch.equal(one[name], other[name]) for name in one)
         assert not torch.equal(one["first"], one["second"])
-        # The views are of the same frames, and only the augmented one has a dot.
-        assert ((one["first"] - one["second"]).abs().amax(dim=1) > 1e-6).flatten(1).any(dim=1).all()
+        # The views are of the same frames, and the augmented ones have a dot, which the crop may cut off.
+        assert ((one["first"] - one["second"]).abs() > 1e-6).flatten(1).any(dim=1).sum() >= 2
 
 
 def test_an_augment_that_fails_in_a_worker_is_one_line_with_its_place(image_shards, tmp_path):
@@ -470,9 +474,7 @@ def losses_of(run):
 def test_a_run_with_plugins_is_opened_with_them_alone(image_shards, tmp_path):
     path = written(tmp_path, "mine.py", LOSS)
     pretrain = ["-m", "avssl", "pretrain", "loss.name=mine", "run=run", f"data.shards={image_shards}", *SMALL]
-    options = ["data.num_workers=0", "steps=1", f"probe.shards={image_shards}"]
-    run_python(*pretrain, *options, "--plugin=mine.py", folder=tmp_path)
-    assert "error" not in (tmp_path / "run/probe.jsonl").read_text()  # the process beside the run has the plugin, too
+    run_python(*pretrain, "data.num_workers=0", "steps=1", "--plugin=mine.py", folder=tmp_path)
     assert (tmp_path / "run/plugins/mine.py").read_bytes() == path.read_bytes()
     embed = ["-m", "avssl", "embed", "run", image_shards, "--out=rows", "--num-workers=0"]
     refused = run_python(*embed, folder=tmp_path, check=False)
@@ -490,9 +492,12 @@ def test_a_run_with_plugins_resumes_exactly_and_not_with_changed_ones(image_shar
     plugins = ["--plugin=mine.py", "plugins=[dots.py]"]
     data = ["loss.name=mine", f"data.shards={image_shards}", "loss.augments=[dotted, simclr]", "data.num_workers=1"]
     pretrain = ["-m", "avssl", "pretrain", *plugins, *data, *SMALL, "checkpoint_every_steps=1"]
+    pretrain += [f"probe.shards={image_shards}", "probe.every_steps=5"]
     for run, steps in (("whole", 5), ("stopped", 2), ("stopped", 5)):
         run_python(*pretrain, f"run={run}", f"steps={steps}", folder=tmp_path)
     assert losses_of(tmp_path / "whole") == losses_of(tmp_path / "stopped")
+    probed = (tmp_path / "whole/probe.jsonl").read_text()  # the process beside the run has the plugins, too
+    assert probed.count("image_knn_label") == 2, probed
     written(tmp_path, "dots.py", AUGMENT + "\n# changed\n")
     refused = run_python(*pretrain, "run=whole", "steps=6", folder=tmp_path, check=False)
     assert refused.returncode == 1

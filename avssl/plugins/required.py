@@ -75,10 +75,11 @@ def require(entries: object, where: str) -> list[Record]:
         else:
             found.append(here)
     if missing:
-        options = " ".join(f"--plugin {record['file']}" for record in missing if "file" in record)
+        steps = [f"install {record['package']}" for record in missing if "package" in record]
+        if options := " ".join(f"--plugin {record['file']}" for record in missing if "file" in record):
+            steps.append(f"add {options} (in Python plugins=[...])")
         raise PluginError(
-            f"{where} needs {described(missing)}: add {options or 'it with pip install'} (in Python plugins=[...]). "
-            "Opening a run runs no file that its own user did not name"
+            f"{where} needs {described(missing)}: {' and '.join(steps)}. A run that is opened runs no file"
         )
     if changed:
         raise PluginError(
