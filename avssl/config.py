@@ -148,7 +148,7 @@ def parse(schema: type[T], argv: list[str]) -> T:
             _refuse_renamed(layer)
             _replace_encoders(values, layer)
             values = OmegaConf.merge(values, layer)
-        if entries := OmegaConf.to_container(values).get("plugins"):  # type: ignore[union-attr, call-overload]
+        if entries := OmegaConf.to_container(values).get("plugins"):  # type: ignore[union-attr]
             values.plugins = required.require(entries, ", ".join(files) or "the configuration")
         base = OmegaConf.structured(schema)
         loss_name = OmegaConf.select(values, "loss.name", default="")

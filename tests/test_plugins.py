@@ -431,6 +431,21 @@ def test_a_wrong_result_of_an_augment_is_explained(function, modality, words):
         apply_augment("wrong", modality, media, np.random.default_rng(0), "key")
 
 
+def test_an_augment_of_audio_sees_silence_where_a_stream_has_ended_and_the_mark_stays():
+    seen = []
+
+    @register_augment("louder", "audio")
+    def louder(waveform, generator):
+        seen.append(waveform.clone())
+        return waveform + 1
+
+    waveform = torch.tensor([[0.5, -0.5, torch.nan, torch.nan]])
+    result = apply_augment("louder", "audio", waveform, np.random.default_rng(0), "key")
+    assert seen[0].tolist() == [[0.5, -0.5, 0.0, 0.0]]
+    assert result[0, :2].tolist() == [1.5, 0.5]
+    assert result[0, 2:].isnan().all()
+
+
 def test_views_that_name_no_augment_of_their_modality_are_refused():
     register_augment("for_images", "image")(lambda frames, generator: frames)
     views = ViewsConfig()

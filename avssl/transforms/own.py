@@ -86,9 +86,11 @@ def apply_augment(
     """The media of a sample after an augment. key: of the sample, for errors, which are PluginErrors."""
     function = AUGMENTS.find(name).function
     what = f"the augment {name!r} on the {modality} of sample {key}"
+    # A copy, for other views are made of the same frames; silence after the end of a stream that NaN marks there.
+    given = media.clone() if modality != "audio" else media.nan_to_num(0.0)
     with _seeded(generator):
         try:
-            result = function(media.clone(), generator)  # a copy: other views are made of the same frames
+            result = function(given, generator)
         except MediaError:
             raise
         except Exception as error:
@@ -97,7 +99,7 @@ def apply_augment(
                 f"{what}: {last.filename}, line {last.lineno}: {type(error).__name__}: {error}"
             ) from error
     _check_result(what, modality, media, result)
-    return result  # type: ignore[no-any-return]
+    return result if modality != "audio" else result.where(~media.isnan(), media)  # type: ignore[no-any-return]
 
 
 def _check_result(what: str, modality: str, media: torch.Tensor, result: Any) -> None:
