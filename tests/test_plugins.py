@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import pickle
 import random
 import re
@@ -329,11 +330,14 @@ def test_an_installed_package_is_imported_when_its_part_is_named(installed, tmp_
         config.load_run(run)
 
 
-def test_a_package_that_fails_is_named_with_file_and_line(installed):
+def test_a_package_that_fails_is_named_with_file_and_line(installed, caplog):
     installed("parts_that_fail", "\nx = 1 / 0\n")
     assert losses.get("simclr")
     with pytest.raises(PluginError, match=r"parts_that_fail 1\.2 .*parts_that_fail\.py, line 2: ZeroDivisionError"):
         losses.get("simclr_of_mine")
+    with caplog.at_level(logging.WARNING):
+        assert "simclr" in losses.names()  # a list is shown all the same, with a warning
+    assert "ZeroDivisionError" in caplog.text
 
 
 # Augments and worker processes
@@ -507,13 +511,13 @@ def test_a_run_with_plugins_resumes_exactly_and_not_with_changed_ones(image_shar
     plugins = ["--plugin=mine.py", "plugins=[dots.py]"]
     data = ["loss.name=mine", f"data.shards={image_shards}", "loss.augments=[dotted, simclr]", "data.num_workers=1"]
     pretrain = ["-m", "avssl", "pretrain", *plugins, *data, *SMALL, "checkpoint_every_steps=1"]
-    pretrain += [f"probe.shards={image_shards}", "probe.every_steps=5"]
-    for run, steps in (("whole", 5), ("stopped", 2), ("stopped", 5)):
-        run_python(*pretrain, f"run={run}", f"steps={steps}", folder=tmp_path)
+    probe = [f"probe.shards={image_shards}", "probe.every_steps=100"]
+    for run, steps, options in (("whole", 5, probe), ("stopped", 2, []), ("stopped", 5, [])):
+        run_python(*pretrain, f"run={run}", f"steps={steps}", *options, folder=tmp_path)
     assert losses_of(tmp_path / "whole") == losses_of(tmp_path / "stopped")
     probed = (tmp_path / "whole/probe.jsonl").read_text()  # the process beside the run has the plugins, too
     assert probed.count("image_knn_label") == 2, probed
-    written(tmp_path, "dots.py", AUGMENT + "\n# changed\n")
+    written(tmp_path, "dots.py", AUGMENT + "    # changed\n")
     refused = run_python(*pretrain, "run=whole", "steps=6", folder=tmp_path, check=False)
     assert refused.returncode == 1
     assert "dots.py" in refused.stderr
@@ -523,14 +527,28 @@ def test_a_run_with_plugins_resumes_exactly_and_not_with_changed_ones(image_shar
 
 @pytest.mark.slow
 def test_two_processes_with_plugins_compute_what_one_computes(image_shards, tmp_path):
-    written(tmp_path, "mine.py", LOSS)
+    """Loss, encoder and augment of docs/plugins.md and this file; without batch norm, which knows only its process."""
+    written_examples(tmp_path)
     written(tmp_path, "dots.py", AUGMENT)
-    data = ["loss.name=mine", f"data.shards={image_shards}", "loss.augments=[dotted, simclr]", "data.num_workers=1"]
-    options = ["--plugin=mine.py", "plugins=[dots.py]", *data, *SMALL, "steps=3", "sync_batch_norm=true"]
-    run_python("-m", "avssl.recipes.pretrain", *options, "run=one", "sync_batch_norm=false", folder=tmp_path)
+    encoder = "encoders.image={name: vit_tiny, depth: 1, image_size_px: 24, patch_size_px: 8}"
+    data = ["loss.name=pull_together", f"data.shards={image_shards}", "loss.augments=[dotted, simclr]"]
+    small = [option for option in SMALL if not option.startswith("encoders.")]
+    options = ["--plugin=my_loss.py", "plugins=[dots.py]", *data, *small, encoder, "steps=3", "data.num_workers=1"]
+    run_python("-m", "avssl.recipes.pretrain", *options, "run=one", folder=tmp_path)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "avssl.recipes.pretrain"]
     run_python(*launcher, *options, "run=two", folder=tmp_path)
     assert losses_of(tmp_path / "two") == pytest.approx(losses_of(tmp_path / "one"), rel=1e-4)
+    # Every rank compares its plugins with those of the others.
+    other = written(tmp_path / "other", "my_loss.py", (tmp_path / "my_loss.py").read_text() + "# changed\n")
+    script = written(tmp_path, "ranks.py", f"""
+        import os, sys
+        from avssl.recipes import pretrain
+        file = "my_loss.py" if os.environ["RANK"] == "0" else {str(other)!r}
+        sys.exit(pretrain.command([f"--plugin={{file}}", *sys.argv[1:]]))
+    """)  # fmt: skip
+    refused = run_python(*launcher[:-2], script, *options[1:], "run=three", folder=tmp_path, check=False)
+    assert refused.returncode
+    assert "the processes of this run have different plugins: " in refused.stderr
 
 
 # The page about plugins

@@ -7,6 +7,7 @@ import re
 import sys
 
 from avssl.losses import registry
+from avssl.plugins import required
 from avssl.types import Modality
 
 HEADER = ("name", "family", "runs on", "paper", "state kept")
@@ -46,7 +47,10 @@ def main(arguments: list[str]) -> None:
     """Print the table, plain or as Markdown."""
     parser = argparse.ArgumentParser(prog="python -m avssl.losses", description="The registered losses as a table.")
     parser.add_argument("--markdown", action="store_true", help="the README's table")
-    sys.stdout.write(markdown_table() if parser.parse_args(arguments).markdown else plain_table())
+    required.add_options(parser)
+    options = parser.parse_args(arguments)
+    required.use(options.plugin)
+    sys.stdout.write(markdown_table() if options.markdown else plain_table())
 
 
 if __name__ == "__main__":

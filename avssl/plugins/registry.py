@@ -14,12 +14,14 @@ software is: installing one is the decision to run it.
 from __future__ import annotations
 
 import difflib
+import logging
 import traceback
 from collections.abc import Callable
 from typing import TypeVar
 
 from avssl.plugins.files import PluginError, Record, now_running, running
 
+logger = logging.getLogger("avssl")
 GROUP = "avssl.plugins"
 _has_imported = False  # the installed packages
 Part = TypeVar("Part")
@@ -87,9 +89,15 @@ class Registry(dict[str, Part]):
         return name in self
 
     def names(self) -> list[str]:
-        """The names of all parts, sorted: the program's, those of installed packages and those that were registered."""
+        """The names of all parts, sorted: the program's, those of installed packages and those that were registered.
+
+        A package that fails is a warning: a list, as in --help, must not break because of it.
+        """
         self._import_own()
-        import_packages()
+        try:
+            import_packages()
+        except PluginError as error:
+            logger.warning("%s", error)
         return sorted(self)
 
     def plugin_of(self, name: str) -> Record | None:

@@ -58,7 +58,7 @@ class TrainedConfig(LabelTaskConfig):
 # Keys without influence on the training of a classifier: they may change when it is resumed.
 NOT_OF_TRAINING = (
     "name", "folder", "untrained", "batch_size", "num_workers", "device", "test_clips", "test_crops", "test", "folds",
-    "log_every_steps", "checkpoint_every_steps", "seeds", "train", "max_failure_rate",
+    "log_every_steps", "checkpoint_every_steps", "seeds", "train", "max_failure_rate", "plugins",
 )  # fmt: skip
 
 
@@ -151,6 +151,7 @@ def facts_of(embedder: Embedder, config: TrainedConfig, fold: ShardFold, loader:
     """The values that must be equal for a stored training to be resumed."""
     return {
         **{key: value for key, value in dataclasses.asdict(config).items() if key not in NOT_OF_TRAINING},
+        **({"plugins": config.plugins} if config.plugins else {}),  # what was stored before there were any has no key
         **loader.order_facts(),
         "train_samples": fold.train.fingerprint,
         "classes": hashlib.sha256("\n".join(fold.classes).encode()).hexdigest()[:16],
