@@ -34,16 +34,23 @@ def run_plugins(*files: str, may_differ: bool = False) -> None:
     required.use(files, may_differ=may_differ)
 
 
-def load_embedder(run: str, device: str = "cpu", *, plugins: Sequence[str] = ()) -> Embedder:
+def load_embedder(
+    run: str, device: str = "cpu", *, plugins: Sequence[str] = (), changes: Sequence[str] = ()
+) -> Embedder:
     """Embedder of a finished run, of an exchange folder, or of a hub's `owner/name` or `hf://owner/name[@revision]`.
 
     plugins: files of your own that the run was made with; they are run first, and must have the same contents.
+    Or of a public model, `timm/NAME`, `hf/ORG/NAME[@revision]` or `hf/FOLDER`: `changes` are then keys of its views and
+    encoders, such as ["views.video.fps=2"].
+
     The hub is asked for a name only if no folder of that name exists; that needs the extra `hub`. The class is
     avssl.embedding.embedder.Embedder. The heavy imports happen here, not at `import avssl`.
     """
     from avssl import checkpoint
     from avssl.embedding.embedder import Embedder
+    from avssl.embedding.public import names_public_model
 
     if plugins:
         run_plugins(*plugins)
-    return Embedder.from_run(checkpoint.locate(run), device=device)
+    found = run if names_public_model(run) else checkpoint.locate(run)
+    return Embedder.from_run(found, device=device, changes=changes)

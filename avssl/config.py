@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 from omegaconf import OmegaConf, errors
@@ -81,6 +81,7 @@ class ProbeConfig:
 class RunConfig:
     """One pretraining run."""
 
+    explicit_keys: ClassVar[frozenset[str] | None] = None  # dotted keys of YAML and command line; None: made in Python
     run: str = ""  # folder to write: config, metrics, checkpoints, encoders
     epochs: int = 100  # passes over the data; `steps` ends a run earlier
     steps: int = 0  # optimizer steps; 0 leaves it to `epochs`
@@ -159,7 +160,10 @@ def parse(schema: type[T], argv: list[str]) -> T:
 
             OmegaConf.update(base, "loss", OmegaConf.structured(registry.get(loss_name).Config), force_add=True)
         _replace_encoders(base, values)
-        return OmegaConf.to_object(OmegaConf.merge(base, values))  # type: ignore[return-value]
+        config = OmegaConf.to_object(OmegaConf.merge(base, values))
+        if isinstance(config, RunConfig):
+            vars(config)["explicit_keys"] = frozenset(flat(OmegaConf.to_container(values)))
+        return config  # type: ignore[return-value]
     except errors.OmegaConfBaseException as error:
         raise ConfigError(_explain(error)) from error
     except RecursionError as error:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from avssl.models import create_encoder
+from avssl.models import create_encoder, without_weights
 from avssl.ops import kernels
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ def settle_precision(cfg: RunConfig, modalities: Iterable[str]) -> None:
         has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         is_right = has_bf16 and not cfg.cpu
         if is_right:
-            encoders = nn.ModuleDict({modality: create_encoder(**cfg.encoders[modality]) for modality in modalities})
+            sections = {modality: without_weights(cfg.encoders[modality]) for modality in modalities}
+            encoders = nn.ModuleDict({name: create_encoder(modality=name, **sections[name]) for name in sections})
             is_right = kernels.autocast_is_right(encoders, torch.bfloat16, torch.device("cuda"))
         cfg.mixed_precision = "bf16" if is_right else "fp32"
     # The attribute exists at run time (torch/backends/cudnn), but not in the type hints.

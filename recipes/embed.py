@@ -22,11 +22,14 @@ from avssl.embedding.blocks import Share
 from avssl.embedding.embedder import Embedder
 from avssl.embedding.folder import ROWS_PER_FILE, SOURCES_PER_BLOCK, FolderJob
 from avssl.embedding.index import SKIPPED_NAME, FolderIndex
+from avssl.embedding.public import names_public_model, write_public_run
 from avssl.embedding.table import MODALITIES
 from avssl.errors import one_line_errors
 from avssl.files.plain_text import PlainParser, run_in_utf8, say, say_lines
 from avssl.plugins import required
 from avssl.processes.limits import Limits
+
+PUBLIC_FOLDER = "public_model"  # in OUT: the configuration of a public model
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -35,7 +38,8 @@ def main(arguments: argparse.Namespace) -> int:
         raise ValueError(
             "--overwrite is for one process, because several would remove each other's files; remove --out by hand"
         )
-    embedder = Embedder.from_run(arguments.run, device=arguments.device, untrained=arguments.untrained)
+    run, out = arguments.run, Path(arguments.out)
+    embedder = Embedder.from_run(run, device=arguments.device, untrained=arguments.untrained, changes=arguments.set)
     job = FolderJob.begin(
         embedder,
         arguments.sources,
@@ -47,19 +51,22 @@ def main(arguments: argparse.Namespace) -> int:
         rows_per_file=arguments.rows_per_file,
         overwrite=arguments.overwrite,
     )
+    if names_public_model(run):
+        run = write_public_run(
+            embedder.config, out / PUBLIC_FOLDER, replace=True
+        )  # for searches, with what --set changed
     index = job.run(
         embedder,
         share=share,
         batch_size=arguments.batch_size,
         num_workers=arguments.num_workers,
         limits=limits,
-        run_folder=arguments.run,
+        run_folder=run,
         progress=True,
     )
     if index is None:
         say(f"share {share.number} of {share.count} is done; the share that ends last finishes {arguments.out}")
         return 0
-    out = Path(arguments.out)
     for path in (*index.paths(out), out / SKIPPED_NAME):
         say(path)
     say_lines(summary(index))
@@ -84,13 +91,16 @@ def default_device() -> str:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = PlainParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", help="folder of a finished run")
+    parser.add_argument("run", help="folder of a finished run, or a public model: timm/NAME, hf/ORG/NAME, hf/FOLDER")
     parser.add_argument("sources", nargs="+", help="media files or images, folders of them, or one shard folder")
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument(
         "--window", type=float, help="seconds of a window (default: the run's audio clip, or video clip)"
     )
     parser.add_argument("--stride", type=float, help="seconds between windows (default: the window)")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="of a public model, such as views.video.fps=2"
+    )
     parser.add_argument("--modalities", nargs="+", choices=MODALITIES, help="default: what the run has")
     parser.add_argument("--batch-size", type=int, default=64, help="clips per forward pass")
     parser.add_argument(

@@ -2,6 +2,7 @@
 
     avssl evaluate RUN TASK.yaml [key=value ...]
     avssl evaluate runs/avid_cma svm_esc50 train=shards/esc50
+    avssl evaluate hf/facebook/dinov2-small TASK.yaml out=results/dinov2 [model.views.video.fps=2] ...
     torchrun --nproc_per_node 4 -m avssl.recipes.evaluate RUN TASK.yaml device=cuda ...
     avssl evaluate --compare A.json B.json [weights=trained,trained] [draws=1000] [confidence=0.95] [seed=0]
     avssl evaluate --help [TASK]
@@ -16,20 +17,23 @@ A sample that cannot be read is an error: a smaller test set would be another te
 """
 
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 
 from avssl import checkpoint, config, distributed
-from avssl.embedding.embedder import Embedder
+from avssl.embedding.embedder import Embedder, inputs_of
+from avssl.embedding.public import names_public_model, public_config, write_public_run
 from avssl.errors import one_line_errors
 from avssl.eval import compare, overlap, results, tasks
 from avssl.eval.outcome import LabelTaskConfig, TaskConfig
 from avssl.files.plain_text import run_in_utf8, say, say_lines
+from avssl.losses import registry
 from avssl.plugins import required
 from avssl.recipe_files import replace_names
+
+OUT, MODEL = "out=", "model."  # arguments for public models: the folder of results, and changes of how it embeds
 
 
 def checked_overlap(run: Path, task: TaskConfig) -> dict[str, Any]:
@@ -44,18 +48,13 @@ def checked_overlap(run: Path, task: TaskConfig) -> dict[str, Any]:
     return measured
 
 
-def inputs_of(embedder: Embedder) -> dict[str, Any]:
-    """{modality: settings of its views} of the run."""
-    views = asdict(embedder.config.views)
-    return {modality: views[modality] for modality in embedder.modalities}
-
-
 def evaluate(run: Path, task: TaskConfig) -> Path:
     """Evaluate a run by a task, with the run's weights and with random ones; the path of the result.
 
     Every process of torchrun comes here; the first one writes.
     """
-    checkpoint.read_weights(run)  # its error says what is missing
+    if config.load_run(run).loss.name != registry.PUBLIC_MODEL:
+        checkpoint.read_weights(run)  # its error says what is missing
     measured_overlap = checked_overlap(run, task)
     path = results.result_path(run, task)
     if isinstance(task, LabelTaskConfig):
@@ -65,7 +64,7 @@ def evaluate(run: Path, task: TaskConfig) -> Path:
         embedder = Embedder.from_run(run, device=task.device, untrained=weights == "untrained")
         outcomes[weights] = tasks.get(task.task).run(embedder, task)
         hashes[weights] = embedder.weights_hash
-        inputs = inputs_of(embedder)
+        inputs = inputs_of(embedder.config, embedder.modalities)
     evaluation = results.evaluation_of(outcomes, task, run.name, hashes, inputs) | {"overlap": measured_overlap}
     if plugin := tasks.plugin_of(task.task):
         evaluation["protocol"]["plugin"] = plugin  # results of two versions of a task are not compared
@@ -91,10 +90,35 @@ def load_task(arguments: list[str]) -> TaskConfig:
     return task
 
 
-def start(run: Path, arguments: list[str]) -> None:
-    """Evaluate a run by the task that the arguments name."""
+def start(run: str, arguments: list[str]) -> None:
+    """Evaluate a run, or a public model, by the task that the arguments name."""
     PartialState(cpu=config.value_of(arguments, "device", "cpu") == "cpu")  # the process group of torchrun
-    evaluate(run, load_task(arguments))
+    own = [argument for argument in arguments if argument.startswith((OUT, MODEL))]
+    arguments = [argument for argument in arguments if argument not in own]
+    folder = Path(run)
+    if names_public_model(run):
+        folder = public_folder(run, own)
+    elif own:
+        raise ValueError(f"{own[0]} is for public models; results of a run go below its folder")
+    evaluate(folder, load_task(arguments))
+
+
+def public_folder(name: str, arguments: list[str]) -> Path:
+    """The folder for the results of a public model, named by out=, with the model's configuration."""
+    outs = [argument.removeprefix(OUT) for argument in arguments if argument.startswith(OUT)]
+    if not outs or not outs[-1]:
+        raise ValueError(f"{name} is a public model; add out=FOLDER, where its results go")
+    changes = [argument.removeprefix(MODEL) for argument in arguments if argument.startswith(MODEL)]
+    folder, problem = Path(outs[-1]), None
+    if distributed.rank() == 0:
+        try:
+            write_public_run(public_config(name, changes), folder)
+        except (ValueError, OSError) as error:
+            problem = error
+    problem = distributed.broadcast_object(problem)
+    if problem is not None:
+        raise problem
+    return folder
 
 
 def compare_files(arguments: list[str]) -> None:
@@ -144,7 +168,7 @@ def command(arguments: list[str]) -> int:
             compare_files([argument for argument in arguments if argument != "--compare"])
         else:
             start(
-                Path(arguments[0]),
+                arguments[0],
                 config.run_plugins(replace_names(arguments[1:], "evaluate/"), files, may_differ=is_changed),
             )
     return 0

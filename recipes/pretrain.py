@@ -37,9 +37,10 @@ def main(cfg: config.RunConfig) -> int:
     from avssl.files import storage
     from avssl.losses import registry
     from avssl.losses.base import EpochContext
-    from avssl.models import create_encoder
+    from avssl.models import create_encoder, without_weights
     from avssl.ops import kernels
     from avssl.optim.build import build_optimizer, forget, set_learning_rate
+    from avssl.public_models import settle
     from avssl.shards.mixture import check_modalities, open_shards
     from avssl.train.monitor import Monitor, provenance
     from avssl.train.probe import OnlineProbe, embedding_modules
@@ -50,6 +51,8 @@ def main(cfg: config.RunConfig) -> int:
     run = Path(cfg.run)
     loss_class = registry.get(cfg.loss.name)
     modalities = loss_class.modalities(cfg.loss)
+    view_list = loss_class.views(cfg.loss)
+    model_lines = settle(cfg, view_list)  # config.yaml has what public models demand of the views
     device.settle_precision(cfg, modalities)  # config.yaml has the result of "auto"
     accelerator = Accelerator(
         cpu=cfg.cpu,
@@ -61,21 +64,24 @@ def main(cfg: config.RunConfig) -> int:
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     set_seed(cfg.seed)
-    view_list = loss_class.views(cfg.loss)
+    for line in model_lines:
+        accelerator.print(plain_lines(line))
 
     storage.allow_redirects(list(cfg.data.redirect_hosts))
     shards = open_shards(cfg.data.shards, cfg.data.cache_dir, cfg.data.cache_bytes)
     check_modalities(shards, modalities)
     views = ViewMaker(cfg.views, modalities).to(accelerator.device)
     loader = Loader(shards, cfg.data, view_list, views, seed=cfg.seed, device=accelerator.device)
-    encoders = {modality: create_encoder(**cfg.encoders[modality]) for modality in modalities}
+    # A run that goes on has its weights in its checkpoint.
+    begun = without_weights if checkpoint.checkpoints(run) else dict
+    encoders = {name: create_encoder(modality=name, **begun(cfg.encoders[name])) for name in modalities}
     loss = loss_class(cfg.loss, encoders, shards.num_samples)
     loss.check_batch_size(cfg.data.global_batch_size)
     device.use_channels_last(loss, cfg.channels_last, accelerator.device)
     kernels.refuse_wrong_kernels(loss, cfg.mixed_precision, accelerator.device)
     if cfg.sync_batch_norm:
         loss = torch.nn.SyncBatchNorm.convert_sync_batchnorm(loss)
-    optimizer = build_optimizer(cfg.optim, loss.param_groups())
+    optimizer = build_optimizer(cfg.optim, loss.param_groups(), loss)
 
     micro_batches = cfg.epochs * loader.steps_per_epoch
     total_steps = min(cfg.steps or micro_batches, micro_batches // cfg.gradient_accumulation_steps)

@@ -37,14 +37,15 @@ MAY_IMPORT = {
     "avssl/config": "types files plugins shards transforms optim losses data",
     "avssl/device": "ops models config",
     "avssl/checkpoint": "types files distributed ops",
-    "avssl/embedding": "exports types version files distributed processes media shards transforms ops models losses "
-    "config device checkpoint",
+    "avssl/public_models": "types files transforms models/public config checkpoint",
+    "avssl/embedding": "exports types version files distributed processes media shards transforms ops models "
+    "models/public losses config device checkpoint public_models",
     "avssl/eval": "exports files distributed plugins shards transforms ops models data embedding",
     "avssl/eval/finetune": "types files distributed shards transforms ops models optim data embedding eval",
     "avssl/eval/tasks": "types distributed shards transforms ops optim losses data checkpoint embedding eval "
     "eval/finetune",
     "avssl/train": "types files distributed processes plugins shards transforms models losses data config device "
-    "checkpoint embedding eval",
+    "checkpoint public_models embedding eval",
     "avssl/report": "types files media ops embedding eval train",
     "avssl/exchange": "types files plugins shards transforms models losses data config checkpoint embedding",
     "avssl/recipe_files": "",

@@ -141,7 +141,7 @@ def _crops(
     if num_crops == 1:
         return [{"view": raw_image(modality, clip, config, None, None)}]
     boxes = evaluation_crop_boxes(clip.shape[2], clip.shape[3], num_crops)
-    return [{"view": RawView(modality, crop_resize(clip, box, config.size_px))} for box in boxes]
+    return [{"view": RawView(modality, crop_resize(clip, box, config.size_px, config.interpolation))} for box in boxes]
 
 
 @dataclass

@@ -12,9 +12,10 @@ is centered on it. Nothing is random: the same input gives the same rows for any
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,14 @@ from tqdm import tqdm
 from avssl import checkpoint
 from avssl.config import RunConfig
 from avssl.device import usable_device
-from avssl.embedding.loading import load_networks
+from avssl.embedding.loading import load_networks, load_public
 from avssl.embedding.media import WindowBatch
+from avssl.embedding.public import names_public_model, public_config
 from avssl.embedding.rows import FinishedSource, RowMaker, RowSpool
 from avssl.embedding.sources import Sources, resolve_sources
 from avssl.embedding.table import MODALITIES, VECTOR_COLUMNS, EmbeddingTable, concatenate
 from avssl.embedding.windows import WindowReader
+from avssl.losses import registry
 from avssl.losses.base import Loss
 from avssl.processes.limits import Limits
 from avssl.processes.streams import SandboxedStreams
@@ -66,12 +69,19 @@ class Embedder:
         self.modalities = tuple(m for m in MODALITIES if m in loss.encoders)
 
     @classmethod
-    def from_run(cls, run: str | Path, *, device: str = "cpu", untrained: bool = False) -> Embedder:
-        """Load a finished run folder, an exchange folder, or `hf://owner/name` of a hub.
+    def from_run(
+        cls, run: str | Path, *, device: str = "cpu", untrained: bool = False, changes: Sequence[str] = ()
+    ) -> Embedder:
+        """Load a finished run folder, an exchange folder, `hf://owner/name` of a hub, or a public model.
 
-        untrained=True takes random weights from the run's seed: a baseline.
+        untrained=True takes random weights from the run's seed: a baseline. changes: of how a public model embeds, such
+        as views.video.fps=2 (embedding/public.py).
         """
         usable_device(device)  # before files are read
+        if names_public_model(run):
+            return cls(*_in_order(load_public(public_config(str(run), changes), untrained=untrained), device))
+        if changes:
+            raise ValueError(f"{run} is a run, which embeds as it was trained; {changes[0]} is for public models")
         folder = checkpoint.locate(run) if str(run).startswith(checkpoint.HUB_SCHEME) else Path(run)
         config, loss, views, weights_hash = load_networks(folder, untrained=untrained)
         embedder = cls(config, loss, views, device, weights_hash)
@@ -142,9 +152,11 @@ class Embedder:
                 f"window_seconds={window_seconds} and stride_seconds={stride_seconds} are given, but this run embeds "
                 "images, which have no windows; leave both out"
             )
+        is_public = self.config.loss.name == registry.PUBLIC_MODEL
         return {
             "run": str(self.config.run),
             "weights": self.weights_hash,
+            **({"inputs": inputs_of(self.config, names)} if is_public else {}),
             **grid,
             "normalized": True,
             "modalities": list(names),
@@ -195,6 +207,20 @@ class Embedder:
         view = self.views({"view": clips}, self.device)["view"]
         feature = self.loss.encoders[modality](view)
         return feature.float().cpu().numpy(), self.loss.embedding(modality, feature).cpu().numpy()
+
+
+def _in_order(
+    loaded: tuple[RunConfig, Loss, ViewMaker, str], device: str
+) -> tuple[RunConfig, Loss, ViewMaker, str, str]:
+    """The arguments of an Embedder."""
+    config, loss, views, weights_hash = loaded
+    return config, loss, views, device, weights_hash
+
+
+def inputs_of(config: RunConfig, modalities: Sequence[str]) -> dict[str, Any]:
+    """{modality: settings of its views} as plain values."""
+    views: dict[str, Any] = json.loads(json.dumps(asdict(config.views)))
+    return {modality: views[modality] for modality in modalities}
 
 
 def read_windows(

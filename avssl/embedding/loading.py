@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -12,7 +14,9 @@ from avssl import checkpoint
 from avssl.config import RunConfig, load_run
 from avssl.losses import registry
 from avssl.losses.base import Loss
-from avssl.models import create_encoder
+from avssl.losses.public_model import PublicModel, PublicModelConfig
+from avssl.models import create_encoder, without_weights
+from avssl.models.public import is_public
 from avssl.transforms.spectrogram import UnmeasuredStatistics
 from avssl.transforms.view_maker import ViewMaker
 
@@ -26,14 +30,13 @@ def load_networks(run: Path, *, untrained: bool = False) -> tuple[RunConfig, Los
     untrained=True takes random weights from the run's seed; the hash is "untrained" then.
     """
     config = load_run(run)
+    if config.loss.name == registry.PUBLIC_MODEL:
+        return load_public(config, untrained=untrained)
     weights = checkpoint.read_weights(run)
     loss_class = registry.get(config.loss.name)
     modalities = loss_class.modalities(config.loss)
     torch.manual_seed(config.seed)
-    # The file of weights that the run began with is only needed to begin as the run did.
-    unneeded = () if untrained else ("weights",)
-    options = {m: {k: v for k, v in config.encoders[m].items() if k not in unneeded} for m in modalities}
-    encoders = {modality: create_encoder(**options[modality]) for modality in modalities}
+    encoders = {name: create_encoder(modality=name, **_options(config, name, untrained)) for name in modalities}
     # State with a row per sample is not loaded: millions of rows would only fill the memory.
     num_samples = min(checkpoint.read_provenance(run)["data"]["num_samples"], MAX_STATE_ROWS)
     loss = loss_class(config.loss, encoders, num_samples)
@@ -50,6 +53,38 @@ def load_networks(run: Path, *, untrained: bool = False) -> tuple[RunConfig, Los
             {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
         )
     return config, loss, views, "untrained" if untrained else _weights_hash(weights)
+
+
+def load_public(config: RunConfig, *, untrained: bool = False) -> tuple[RunConfig, Loss, ViewMaker, str]:
+    """As `load_networks`, of the configuration of a public model (embedding/public.py)."""
+    encoders = _public_encoders(config, untrained=untrained)
+    loss = PublicModel(config.loss, encoders, 1)
+    state = {f"loss.{name}": value for name, value in loss.state_dict().items()}
+    return config, loss, ViewMaker(config.views, list(encoders)), "untrained" if untrained else _weights_hash(state)
+
+
+def _public_encoders(config: RunConfig, *, untrained: bool = False) -> dict[str, nn.Module]:
+    """{modality: encoder}; modalities with the same options share one network. untrained: random, from the seed."""
+    torch.manual_seed(config.seed)
+    encoders: dict[str, nn.Module] = {}
+    for modality in cast("PublicModelConfig", config.loss).modalities:
+        section = config.encoders[modality]
+        shared = next((other for other in encoders if config.encoders[other] == section), None)
+        if shared is not None:
+            encoders[modality] = copy.copy(encoders[shared])
+            encoders[modality].modality = modality  # type: ignore[assignment]
+            continue
+        options = {**section, "pretrained": False} if untrained else section
+        encoders[modality] = create_encoder(modality=modality, **options)
+    return encoders
+
+
+def _options(config: RunConfig, modality: str, untrained: bool) -> dict[str, Any]:
+    """Options of an encoder. The weights that a run began with are only needed to begin as it did; not those of public
+    models, whose baseline is random.
+    """
+    section = config.encoders[modality]
+    return section if untrained and not is_public(str(section.get("name"))) else without_weights(section)
 
 
 def _weights_hash(weights: dict[str, torch.Tensor]) -> str:

@@ -17,7 +17,7 @@ from avssl.media.info import AudioBlock
 from avssl.media.readers import AudioReader, VideoReader
 from avssl.media.sources import Source
 from avssl.transforms.config import AudioViewConfig, VideoViewConfig
-from avssl.transforms.crop import Box, center_crop_box, crop_resize
+from avssl.transforms.test_view import kept_box, square_of_kept
 from avssl.transforms.time_sampling import frame_times_seconds
 from avssl.types import MediaError, Span
 
@@ -90,8 +90,8 @@ class VideoClips:
                     raise MediaError("no_video", f"{self.name}: the video stream holds no decodable frame")
                 if frame.seconds != self._last_seconds:
                     pixels = self._stream.pixels(frame)
-                    top, left, height, width = center_crop_box(*pixels.shape[:2])
-                    crops.append(pixels[top : top + height, left : left + width].copy())  # without the whole frame
+                    top, left, height, width = kept_box(pixels.shape[0], pixels.shape[1], self.config)
+                    crops.append(pixels[top : top + height, left : left + width].copy())  # not all of it, if it can be
                     self._last_seconds = frame.seconds
                 numbers.append(len(crops))
             resized = [self._last_frame, *self._resized(crops)]
@@ -103,9 +103,9 @@ class VideoClips:
 
         Each result is a copy, because one that is kept must not keep the memory of the others.
         """
-        for shape, alike in groupby(crops, key=np.shape):
+        for _, alike in groupby(crops, key=np.shape):
             clip = torch.from_numpy(np.stack(list(alike))).movedim(-1, -3)
-            resized = crop_resize(clip, Box(0, 0, *shape[:2]), self.config.size_px).movedim(-3, -1).numpy()
+            resized = square_of_kept(clip, self.config).movedim(-3, -1).numpy()
             yield from (frame.copy() for frame in resized)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from avssl.eval.metrics import KINDS, prepared
 
 Array = NDArray[Any]
+
+# {key that was added to the configurations of tasks: its value where it is not used}
+ADDED_KEYS: dict[str, Any] = {"encoders": {}, "layer_decay": 1.0}
 
 
 @dataclass
@@ -232,6 +235,19 @@ def merged(repeats: Sequence[Repeat]) -> Repeat:
         columns |= repeat.columns
         metrics |= repeat.metrics
     return Repeat(first.name, first.keys, columns, metrics, first.train_keys, first.classes)
+
+
+def settings_of(config: TaskConfig) -> dict[str, Any]:
+    """The keys of a configuration as plain values, without those that later versions added and that are not used.
+
+    So the results and trainings of earlier versions are those of the same protocol.
+    """
+    settings = asdict(config)
+    for section in (settings, *(value for value in settings.values() if isinstance(value, dict))):
+        for key, unused in ADDED_KEYS.items():
+            if section.get(key) == unused:
+                del section[key]
+    return settings
 
 
 def keys_digest(keys: Sequence[str]) -> str:

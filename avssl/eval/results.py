@@ -15,7 +15,6 @@ import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avssl.eval.intervals import DIFFERENCE, intervals_of
-from avssl.eval.outcome import Metric, Outcome, Repeat, TaskConfig, keys_digest
+from avssl.eval.outcome import Metric, Outcome, Repeat, TaskConfig, keys_digest, settings_of
 from avssl.files.checked_json import Fields, parse
 from avssl.files.damaged_files import open_npz
 from avssl.files.locks import locked
@@ -83,7 +82,7 @@ def evaluation_of(
         {name: metric.chance for name, metric in repeat.metrics.items() if metric.chance is not None}
         for repeat in first.repeats
     ]
-    settings = {name: value for name, value in asdict(config).items() if name not in NOT_PROTOCOL}
+    settings = {name: value for name, value in settings_of(config).items() if name not in NOT_PROTOCOL}
     return {
         "format_version": FORMAT_VERSION,
         "task": config.task,

@@ -22,7 +22,6 @@ from torch import nn
 from avssl.embedding.embedder import Embedder
 from avssl.embedding.loading import EMBEDDING_MODULES
 from avssl.losses.base import Loss
-from avssl.transforms.frame_tensors import IMAGENET_MEAN, IMAGENET_STD
 from avssl.transforms.spectrogram import STD_FLOOR
 
 MAX_DIFFERENCE = 1e-4  # of an output, relative to its largest absolute value
@@ -107,7 +106,6 @@ def graph_facts(embedder: Embedder, modality: str) -> dict[str, Any]:
     """Plain values that a user of the graph needs: shapes, how the input is made, hash of the weights."""
     views = embedder.config.views
     facts: dict[str, Any] = {"modality": modality, "weights": embedder.weights_hash, "outputs": list(OUTPUTS)}
-    pixels = {"range": [0, 1], "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
     if modality == "audio":
         audio = views.audio
         if audio.transform == "processor":
@@ -129,7 +127,9 @@ def graph_facts(embedder: Embedder, modality: str) -> dict[str, Any]:
             "mean": normalize.mean.tolist(),
             "std": normalize.std.tolist(),
         }
-    size = views.video.size_px if modality == "video" else views.image.size_px
+    config = views.video if modality == "video" else views.image
+    size = config.size_px
+    pixels = {"range": [0, 1], "mean": list(config.mean), "std": list(config.std)}
     if modality == "video":
         frames = views.video.num_frames
         shape, axes = [-1, 3, frames, size, size], "batch, RGB, frames, height, width"

@@ -10,7 +10,8 @@ from pathlib import Path
 from avssl.losses.base import Loss
 from avssl.plugins.registry import Registry
 
-_NOT_LOSSES = {"base", "crops", "registry", "__main__"}
+PUBLIC_MODEL = "public_model"  # stands where a run has its loss, and is in no list of losses
+_NOT_LOSSES = {"base", "crops", PUBLIC_MODEL, "registry", "__main__"}
 
 
 def _import_losses() -> None:
@@ -56,4 +57,6 @@ def get(name: str) -> type[Loss]:
     >>> get("barlow_twins").paper
     'Zbontar et al. 2021, arXiv 2103.03230'
     """
+    if name == PUBLIC_MODEL:
+        return importlib.import_module(f"{__package__}.{PUBLIC_MODEL}").PublicModel  # type: ignore[no-any-return]
     return _REGISTRY.find(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -12,7 +12,7 @@ from avssl.models import audio, image, public, video  # noqa: F401  (their encod
 from avssl.models.heads import mlp
 from avssl.models.registry import ENCODERS, EncoderEntry, register_encoder
 
-__all__ = ["ENCODERS", "EncoderEntry", "create_encoder", "mlp", "register_encoder"]
+__all__ = ["ENCODERS", "EncoderEntry", "create_encoder", "mlp", "register_encoder", "without_weights"]
 
 
 def create_encoder(name: str, modality: str | None = None, **options: Any) -> nn.Module:
@@ -40,6 +40,13 @@ def create_encoder(name: str, modality: str | None = None, **options: Any) -> nn
                 f"its options: {', '.join(entry.options)}"
             )
     return entry.build(**options)
+
+
+def without_weights(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A section of `encoders`, from which the same network is built with random weights and without any file."""
+    if public.is_public(str(options.get("name"))):
+        return {**options, "pretrained": False}
+    return {key: value for key, value in options.items() if key != "weights"}
 
 
 def _suggest(name: str, allowed: Iterable[str]) -> str:

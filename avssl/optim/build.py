@@ -9,27 +9,37 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from avssl.ops import kernels
 from avssl.optim.config import OptimConfig
 from avssl.optim.lars import LARS
+from avssl.optim.layers import placements, split_layers
 
 __all__ = ["OptimConfig", "build_optimizer", "forget", "learning_rate", "set_learning_rate"]
 
 KINDS: dict[str, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
-def build_optimizer(config: OptimConfig, groups: Sequence[Mapping[str, object]]) -> torch.optim.Optimizer:
+def build_optimizer(
+    config: OptimConfig, groups: Sequence[Mapping[str, object]], networks: nn.Module | None = None
+) -> torch.optim.Optimizer:
     """The optimizer for the parameter groups of a loss.
 
     A group may have lr_scale, a factor on the scheduled learning rate; constant_lr, True for no schedule; and options
-    of the optimizer.
+    of the optimizer. networks: where encoders are looked for that say the layers of their parameters (optim/layers.py).
 
     >>> network = torch.nn.Linear(2, 2)
     >>> build_optimizer(OptimConfig(name="lars", lr=0.2), [{"params": list(network.parameters())}]).__class__.__name__
     'LARS'
     """
-    split_groups = [split for group in groups for split in _split_biases(config, group)]
+    placed = placements(config, networks)
+    split_groups = [
+        split
+        for group in groups
+        for part in split_layers(config, group, placed)
+        for split in _split_biases(config, part)
+    ]
     common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.name == "lars":
         exclude = config.exclude_biases is not False
@@ -92,6 +102,8 @@ def _split_biases(config: OptimConfig, group: Mapping[str, object]) -> list[dict
     """The group, split into weights and biases if the configuration treats these differently."""
     options: dict[str, Any] = {"lr_scale": 1.0, "constant_lr": False, **group}
     no_decay = bool(config.exclude_biases) and config.name != "lars"  # LARS does this itself
+    if "is_placed" in options:  # split_layers has done this
+        return [{key: value for key, value in options.items() if key != "is_placed"}]
     if not no_decay and config.bias_lr_scale == 1.0:
         return [options]
     parameters: list[torch.nn.Parameter] = options.pop("params")

@@ -20,7 +20,9 @@ from avssl.distributed import all_sum, world_size
 from avssl.files.disk_errors import clear_errors
 from avssl.files.json_lines import truncate_log
 from avssl.files.plain_text import plain
+from avssl.losses import registry
 from avssl.losses.base import Loss
+from avssl.public_models import provenance_of
 from avssl.train.collapse import CollapseWatch
 from avssl.types import FAILURE_REASONS, Batch, LossOutput, Progress
 
@@ -161,6 +163,7 @@ def provenance(cfg: RunConfig, shards: ShardSet, progress: Progress) -> dict[str
         "plugins": cfg.plugins,
         "steps": progress.step,
         "samples_seen": progress.batch * cfg.data.global_batch_size,
+        **provenance_of(cfg, registry.get(cfg.loss.name).modalities(cfg.loss)),
     }
 
 

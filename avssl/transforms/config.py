@@ -8,7 +8,7 @@ from math import nan
 from typing import Literal
 
 from avssl.transforms.audio import AudioAugment
-from avssl.transforms.image_augment import ImageAugment
+from avssl.transforms.image_augment import IMAGENET_MEAN, IMAGENET_STD, ImageAugment
 from avssl.transforms.jigsaw import jigsaw_size
 from avssl.transforms.own import AUGMENTS, check_augment
 from avssl.transforms.published_sets import published_sets, unknown_set
@@ -30,6 +30,12 @@ class VideoViewConfig:
     fps: float = 16.0
     size_px: int = 224  # side
     small_size_px: int = 96  # side in sets with `small`
+    mean: tuple[float, float, float] = IMAGENET_MEAN  # of red, green, blue in [0, 1]; subtracted
+    std: tuple[float, float, float] = IMAGENET_STD  # what is left is divided by this
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # of all resizing, with antialiasing
+    test_resize: Literal["crop", "short_side", "both_sides"] = "crop"  # of the view without augmentation: test_view.py
+    test_resize_px: int = 0  # of short_side and both_sides, at least size_px; 0: size_px
+    test_crop_offset: Literal["floor", "round"] = "floor"  # of half an odd number of pixels around the center
     augment: ImageAugment = field(default_factory=ImageAugment)
 
     def __post_init__(self) -> None:
@@ -46,6 +52,12 @@ class ImageViewConfig:
 
     size_px: int = 224  # side
     small_size_px: int = 96  # side in sets with `small`
+    mean: tuple[float, float, float] = IMAGENET_MEAN  # of red, green, blue in [0, 1]; subtracted
+    std: tuple[float, float, float] = IMAGENET_STD  # what is left is divided by this
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # of all resizing, with antialiasing
+    test_resize: Literal["crop", "short_side", "both_sides"] = "crop"  # of the view without augmentation: test_view.py
+    test_resize_px: int = 0  # of short_side and both_sides, at least size_px; 0: size_px
+    test_crop_offset: Literal["floor", "round"] = "floor"  # of half an odd number of pixels around the center
 
     def __post_init__(self) -> None:
         _check_sizes(self)
@@ -168,3 +180,7 @@ def _check_sizes(config: ImageViewConfig | VideoViewConfig) -> None:
     for name in ("size_px", "small_size_px"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+    if config.test_resize_px and config.test_resize_px < config.size_px:
+        raise ValueError(f"test_resize_px must be 0 or at least size_px {config.size_px}, got {config.test_resize_px}")
+    if min(config.std) <= 0:
+        raise ValueError(f"std must be above 0, got {config.std}")

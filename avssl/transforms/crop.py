@@ -62,24 +62,26 @@ def evaluation_crop_boxes(height: int, width: int, num_crops: int) -> list[Box]:
     return [Box(offset, 0, side, side) if height > width else Box(0, offset, side, side) for offset in offsets]
 
 
-def crop_resize(clip: torch.Tensor, box: Box, size_px: int) -> torch.Tensor:
-    """Crop uint8 (T, 3, H, W) to the box and resize to uint8 (T, 3, size_px, size_px), bilinear with antialiasing.
+def crop_resize(
+    clip: torch.Tensor, box: Box, size_px: int | tuple[int, int], interpolation: str = "bilinear"
+) -> torch.Tensor:
+    """Crop uint8 (T, 3, H, W) to the box and resize to uint8 (T, 3, h, w) with antialiasing, bilinear or bicubic.
 
+    size_px: side of a square, or (h, w).
     The memory layout is that of the clip: decoded clips have channels last, and keep this until they are on the device.
     Raises ValueError if the clip has another dtype or shape, or the box does not lie inside the frame.
     """
     if clip.ndim != 4 or clip.shape[1] != 3 or clip.dtype != torch.uint8:
         raise ValueError(f"crop_resize takes uint8 clips (T, 3, H, W), got {clip.dtype} {tuple(clip.shape)}")
     top, left, height, width = box
+    size = (size_px, size_px) if isinstance(size_px, int) else size_px
     is_inside = 0 <= top <= clip.shape[2] - height and 0 <= left <= clip.shape[3] - width
-    if not is_inside or min(height, width, size_px) < 1:
+    if not is_inside or min(height, width, *size) < 1:
         raise ValueError(
             f"{box} at {size_px} px does not fit into frames of {tuple(clip.shape[2:])} px (height, width)"
         )
     cropped = clip[..., top : top + height, left : left + width]
-    if (height, width) == (size_px, size_px):
+    if (height, width) == size:
         return cropped.clone(memory_format=torch.channels_last if clip.stride(1) == 1 else torch.contiguous_format)
     # What torchvision's v2 resized_crop calls, without its import and dispatch.
-    return torch.nn.functional.interpolate(
-        cropped, size=(size_px, size_px), mode="bilinear", align_corners=False, antialias=True
-    )
+    return torch.nn.functional.interpolate(cropped, size=size, mode=interpolation, align_corners=False, antialias=True)

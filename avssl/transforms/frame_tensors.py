@@ -10,8 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from avssl.transforms.image_augment import IMAGENET_MEAN, IMAGENET_STD
 
 
 def to_float(frames: torch.Tensor) -> torch.Tensor:

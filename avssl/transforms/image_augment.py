@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of red, green, blue in [0, 1]
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
 
 @dataclass(frozen=True)
 class ImageAugment:

@@ -23,6 +23,7 @@ from avssl.transforms.jigsaw import (
     draw_jigsaw,
     jigsaw_size,
 )
+from avssl.transforms.test_view import frames_of_test_view
 
 
 @dataclass
@@ -109,8 +110,11 @@ def raw_image(
         )
         color_params = torch.tensor(drawn if jigsaw is not None else drawn[0])
     if jigsaw_px is None or jigsaw is None:
-        return RawView(modality, crop_resize(clip, box, size_px), color_params)
-    patches = cut_patches(crop_resize(clip, box, GRID * jigsaw_px.cell_px), jigsaw, jigsaw_px)
+        if color_params is None and size_px == config.size_px:
+            return RawView(modality, frames_of_test_view(clip, config))
+        return RawView(modality, crop_resize(clip, box, size_px, config.interpolation), color_params)
+    grid_px = GRID * jigsaw_px.cell_px
+    patches = cut_patches(crop_resize(clip, box, grid_px, config.interpolation), jigsaw, jigsaw_px)
     return RawView(modality, patches, color_params)
 
 

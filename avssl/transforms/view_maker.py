@@ -16,7 +16,7 @@ from torch import nn
 
 from avssl.transforms.audio import AudioParams, crop_spectrogram, mix_power, scale_volume, shift_time
 from avssl.transforms.color_augment import apply_color_params
-from avssl.transforms.config import ViewsConfig
+from avssl.transforms.config import ImageViewConfig, VideoViewConfig, ViewsConfig
 from avssl.transforms.frame_tensors import normalize, to_device, to_float, to_model_layout
 from avssl.transforms.jigsaw import cut_tiles
 from avssl.transforms.raw_view import RawView
@@ -66,20 +66,23 @@ class ViewMaker(nn.Module):
 
     def image(self, view: RawView, device: torch.device) -> torch.Tensor:
         """uint8 (B, 1, 3, S, S) -> float32 (B, 3, S, S), changed as in `video`."""
-        return self._normalized(view, device, self.config.image.size_px).squeeze(-4)
+        return self._normalized(view, device, self.config.image).squeeze(-4)
 
     def video(self, view: RawView, device: torch.device) -> torch.Tensor:
         """uint8 (B, T, 3, S, S) -> float32 (B, 3, T, S, S), normalized after the color operations that were drawn."""
-        return to_model_layout(self._normalized(view, device, self.config.video.size_px))
+        return to_model_layout(self._normalized(view, device, self.config.video))
 
-    def _normalized(self, view: RawView, device: torch.device, size_px: int) -> torch.Tensor:
+    def _normalized(
+        self, view: RawView, device: torch.device, config: ImageViewConfig | VideoViewConfig
+    ) -> torch.Tensor:
         """Apply color operations and normalization; the order of the axes does not change."""
         media = to_device(view.media, device).contiguous()  # workers leave channels last
         if view.color_params is None:
-            return normalize(to_float(media))
+            return normalize(to_float(media), config.mean, config.std)
         clips, color_params = media.flatten(0, -5), view.color_params.flatten(0, -2)  # each patch counts as a clip
-        radius_px = int(size_px * BLUR_KERNEL_FRACTION / 2)
-        return normalize(apply_color_params(clips, color_params, blur_radius_px=radius_px)).view(media.shape)
+        radius_px = int(config.size_px * BLUR_KERNEL_FRACTION / 2)
+        frames = apply_color_params(clips, color_params, blur_radius_px=radius_px)
+        return normalize(frames, config.mean, config.std).view(media.shape)
 
     def audio(self, view: RawView, device: torch.device) -> torch.Tensor:
         """float32 (B, 1, samples) -> normalized spectrogram (B, 1, frames, bins), augmented as drawn; or its tiles.

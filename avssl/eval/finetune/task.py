@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from avssl.data.every_sample import ClipSets
 from avssl.data.loader import Loader
@@ -22,7 +23,8 @@ from avssl.eval.finetune.scores import Scores, clip_accuracy, score
 from avssl.eval.finetune.state import CLASSIFIER_FILE, TRAINING_FILE, load_state, read_step, save_state
 from avssl.eval.finetune.training import Criterion, Headed, Stage, TrainingOptions, train
 from avssl.eval.frozen import modalities_of
-from avssl.eval.outcome import LabelTaskConfig, Metric, Repeat, classified
+from avssl.eval.outcome import LabelTaskConfig, Metric, Repeat, classified, settings_of
+from avssl.models import create_encoder, without_weights
 from avssl.ops import kernels
 from avssl.optim.config import OptimConfig
 from avssl.transforms.config import ViewsConfig
@@ -46,6 +48,7 @@ class TrainedConfig(LabelTaskConfig):
     seeds: list[int] = field(default_factory=lambda: [0])  # of heads, order, augmentation; a repeat per seed and fold
     augment: str = ""  # set of views.augments for images and video; "": the run's, crop and flip for images
     views: dict[str, Any] = field(default_factory=dict)  # changes to the run's views, e.g. {video: {num_frames: 32}}
+    encoders: dict[str, Any] = field(default_factory=dict)  # changes to encoders' options: {image: {drop_path: 0.1}}
     test_clips: int = 10  # evenly spaced over each sample; their scores are averaged
     test_crops: int = 1  # of an image or frame: 1, the center, or 3 along the longer side
     mixed_precision: str = "fp32"  # or bf16
@@ -113,6 +116,22 @@ def repeats(config: TrainedConfig, embedder: Embedder) -> Iterator[tuple[str, in
             yield ", ".join(names), seed, few_labels(fold, config.label_share, seed)
 
 
+def encoder_of(embedder: Embedder, config: TrainedConfig, modality: str) -> nn.Module:
+    """A copy of an encoder of the run, with the changed options and the run's weights.
+
+    ValueError for an option that the encoder does not have.
+    """
+    changes = config.encoders.get(modality)
+    if not changes:
+        return copy.deepcopy(embedder.encoders[modality])
+    if "name" in changes:
+        raise ValueError(f"encoders.{modality}.name is the run's and cannot be changed; its other options can")
+    section = without_weights({**embedder.config.encoders[modality], **changes})
+    encoder = create_encoder(modality=modality, **section)
+    encoder.load_state_dict(embedder.encoders[modality].state_dict())
+    return encoder.to(embedder.device)
+
+
 def make_views(embedder: Embedder, config: TrainedConfig) -> tuple[ViewsConfig, ViewMaker, bool]:
     """(the views, their maker on the device, whether the statistics of its spectrograms must be measured).
 
@@ -150,7 +169,7 @@ def make_loader(embedder: Embedder, config: TrainedConfig, fold: ShardFold, make
 def facts_of(embedder: Embedder, config: TrainedConfig, fold: ShardFold, loader: Loader) -> dict[str, Any]:
     """The values that must be equal for a stored training to be resumed."""
     return {
-        **{key: value for key, value in dataclasses.asdict(config).items() if key not in NOT_OF_TRAINING},
+        **{key: value for key, value in settings_of(config).items() if key not in NOT_OF_TRAINING},
         **({"plugins": config.plugins} if config.plugins else {}),  # what was stored before there were any has no key
         **loader.order_facts(),
         "train_samples": fold.train.fingerprint,

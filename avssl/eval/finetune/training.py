@@ -139,7 +139,7 @@ def train(
             groups: list[dict[str, Any]] = [{"params": model.head_parameters()}]
             if stage.encoders:
                 groups.append({"params": trainable, "lr_scale": stage.encoder_lr_scale})
-            optimizer = build_optimizer(stage.optim, groups)
+            optimizer = build_optimizer(stage.optim, groups, model if stage.encoders else None)
             if step > first:
                 load_state(checkpoint, model, optimizer)
             step = _train_stage(

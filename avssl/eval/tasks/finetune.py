@@ -6,12 +6,11 @@ recipes/configs/evaluate/finetune_*.yaml, with their sources; docs/finetuning.md
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from avssl.eval.finetune.data import ShardFold
-from avssl.eval.finetune.task import TrainedConfig, check, repeats, run_repeat, scheduled
+from avssl.eval.finetune.task import TrainedConfig, check, encoder_of, repeats, run_repeat, scheduled
 from avssl.eval.finetune.training import Classifier, Stage
 from avssl.eval.frozen import modalities_of
 from avssl.eval.outcome import Outcome
@@ -47,7 +46,7 @@ def finetune(embedder: Embedder, config: FinetuneConfig) -> Outcome:
     modalities = modalities_of(config, embedder)
 
     def model(fold: ShardFold, maker: ViewMaker, views: ViewsConfig) -> Classifier:  # noqa: ARG001
-        encoders = {modality: copy.deepcopy(embedder.encoders[modality]) for modality in modalities}
+        encoders = {modality: encoder_of(embedder, config, modality) for modality in modalities}
         return Classifier(encoders, len(fold.classes), dropout=config.dropout, head=config.modality)
 
     def stages(steps_per_pass: int) -> list[Stage]:

@@ -7,7 +7,6 @@ linear_probe_kinetics400.yaml). Logistic regression on stored features, without 
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ import torch
 from avssl.data.every_sample import clip_set
 from avssl.eval.finetune.data import ShardFold
 from avssl.eval.finetune.layer_probes import LinearProbes
-from avssl.eval.finetune.task import TrainedConfig, check, repeats, run_repeat, scheduled
+from avssl.eval.finetune.task import TrainedConfig, check, encoder_of, repeats, run_repeat, scheduled
 from avssl.eval.finetune.training import Stage
 from avssl.eval.frozen import FROZEN, modalities_of
 from avssl.eval.outcome import Outcome
@@ -51,7 +50,7 @@ def linear_probe(embedder: Embedder, config: LinearProbeConfig) -> Outcome:
     dims: dict[str, int] = {}
 
     def model(fold: ShardFold, maker: ViewMaker, views: ViewsConfig) -> LinearProbes:
-        encoders = {modality: copy.deepcopy(embedder.encoders[modality]) for modality in modalities}
+        encoders = {modality: encoder_of(embedder, config, modality) for modality in modalities}
         clips = clip_set(fold.train.read(0), views, modalities, 1)
         with torch.no_grad():
             example = maker(clips, embedder.device)

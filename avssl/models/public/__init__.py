@@ -11,8 +11,10 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, NamedTuple, cast
 
+import torch
 from torch import nn
 
+from avssl.files.plain_text import brief
 from avssl.models.public import hub_files
 from avssl.models.public.encoder import Demand
 from avssl.models.public.hub_files import Located, locate, weights_sha256
@@ -20,7 +22,7 @@ from avssl.types import Modality
 
 PREFIXES = ("timm/", "hf/")
 # Files of this folder for models of transformers; each knows by `modalities` which models are its own.
-TRANSFORMERS_FAMILIES: tuple[str, ...] = ()
+TRANSFORMERS_FAMILIES = ("vision",)
 RESOLVED = ("sha256", "license")  # options that a run writes itself: of the weights that it began with
 
 
@@ -52,6 +54,12 @@ def modalities(name: str, **options: Any) -> tuple[Modality, ...]:
     return cast("tuple[Modality, ...]", family.modalities(model))
 
 
+def embedding_options(name: str) -> dict[str, Any]:
+    """Options with which the model is an embedder: published weights, and the space that it shares with text."""
+    model, family = _open(name, {})
+    return {"pretrained": True, **family.embedding_options(model)}
+
+
 def demands(name: str, modality: str, options: Mapping[str, Any], size_px: int | None = None) -> dict[str, Demand]:
     """{key of the modality's section of ViewsConfig: what the model demands of it}; no weights are built or read.
 
@@ -65,6 +73,12 @@ def demands(name: str, modality: str, options: Mapping[str, Any], size_px: int |
 def requirements(name: str, modality: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """{key of the modality's section of ViewsConfig: value that suits the model}."""
     return {key: demand.value for key, demand in demands(name, modality, options).items()}
+
+
+def preprocess(name: str, modality: str, options: Mapping[str, Any], frames: torch.Tensor) -> torch.Tensor:
+    """What the processor of a model of transformers makes of frames uint8 (T, 3, H, W): float32 (T, 3, S, S)."""
+    model, family = _open(name, options)
+    return cast("torch.Tensor", family.preprocess(model, modality, frames))
 
 
 def facts(name: str, options: Mapping[str, Any] | None = None) -> Facts:
@@ -95,19 +109,20 @@ def resolved_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 def _open(name: str, options: Mapping[str, Any]) -> tuple[Located, ModuleType]:
     """The located model, and the file of this folder that builds it."""
     library, _, body = name.partition("/")
+    known = options.get("architecture") if options.get("pretrained") is False else None
     if library == "timm":
         family = import_module("avssl.models.public.timm_models")
-        return family.find(name, body, options.get("architecture")), family
-    model = locate(name, body, options.get("architecture"))
+        return family.find(name, body, known), family
+    model = locate(name, body, known)
     for candidate in TRANSFORMERS_FAMILIES:
         family = import_module(f"avssl.models.public.{candidate}")
         if family.modalities(model):
             return model, family
-    kind = model.config.get("model_type")
-    raise ValueError(
-        f"{name}: its model_type is {kind!r}, which is no model of images, video or sound that can be an encoder here; "
-        "docs/public_models.md lists those that can"
-    )
+    kind = brief(model.config.get("model_type"))
+    problem = f"its model_type is {kind}, which can be no encoder here; docs/public_models.md lists those that can"
+    if "auto_map" in model.config:
+        problem += ". It asks for code of its own (auto_map), which is never run"
+    raise ValueError(f"{name}: {problem}")
 
 
 def _check_modality(model: Located, family: ModuleType, modality: str | None) -> None:

@@ -15,7 +15,8 @@ from avssl.types import Modality
 # Parts of the names of learned embeddings in both libraries. Projections of patches have other names there.
 EMBEDDING_WORDS = (
     "pos_embed", "position_embedding", "positional_embedding", "relative_position_bias_table", "cls_token",
-    "class_token", "class_embedding", "reg_token", "register_token", "mask_token", "dist_token", "distillation_token",
+    "class_token", "class_embedding", "head.probe", "reg_token", "register_token", "mask_token", "dist_token",
+    "distillation_token",
 )  # fmt: skip
 
 

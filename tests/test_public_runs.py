@@ -1,0 +1,307 @@
+"""Public models in runs and as embedders: a run begins with their weights and goes on exactly; names are pinned."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import avssl
+from avssl import config
+from avssl.embedding.embedder import Embedder
+from avssl.embedding.index import FolderIndex
+from avssl.embedding.public import public_config
+from avssl.models import create_encoder, public
+from data_prep.transcode.encode import write_media
+from tests.conftest import run_python
+from tests.public_folders import SIDE, save_clip, save_public
+
+COMMIT, OLDER = "0123456789abcdef0123456789abcdef01234567", "f" * 40
+PRETRAIN = [
+    "cpu=true", "loss.name=simclr", "data.global_batch_size=4", "data.num_workers=0", "log_every_steps=1",
+    "optim={name: adamw, lr: 0.001, weight_decay: 0.05, layer_decay: 0.7}", "epochs=4",
+]  # fmt: skip
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of a hub as a download asks for: repositories {"owner/name": {revision or commit: (commit, folder)}}."""
+
+    repositories: dict
+    requests: list
+
+    def do_HEAD(self):
+        self.answer(body=False)
+
+    def do_GET(self):
+        self.answer(body=True)
+
+    def answer(self, body):
+        parts = self.path.partition("?")[0].strip("/").split("/")
+        self.requests.append("/".join(parts))
+        is_api = parts[:2] == ["api", "models"]
+        owner_name = "/".join(parts[2:4] if is_api else parts[:2])
+        kind, revision, *rest = parts[4:] if is_api else parts[2:]
+        found = self.repositories.get(owner_name, {}).get(revision)
+        if found is None:
+            self.send_response(404)
+            code = "RevisionNotFound" if owner_name in self.repositories else "RepoNotFound"
+            self.send_header("X-Error-Code", code)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        commit, folder = found
+        names = sorted(item.name for item in folder.iterdir())
+        if kind == "tree":
+            self.reply(json.dumps([{"type": "file", "path": n, "size": 1, "oid": "0" * 40} for n in names]), body)
+        elif kind == "revision":
+            files = [{"rfilename": name} for name in names]
+            self.reply(json.dumps({"id": owner_name, "sha": commit, "siblings": files}), body)
+        else:
+            content = (folder / rest[0]).read_bytes()
+            etag = hashlib.sha256(content).hexdigest()
+            self.reply(content, body, **{"ETag": f'"{etag}"', "X-Repo-Commit": commit})
+
+    def reply(self, content, body, **headers):
+        content = content.encode() if isinstance(content, str) else content
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, *arguments):
+        """Quiet."""
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub on loopback that the real client talks to; its repositories are filled by the test."""
+    handler = type("OneHub", (Hub,), {"repositories": {}, "requests": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    address, real = f"http://127.0.0.1:{server.server_port}", huggingface_hub.snapshot_download
+
+    def on_loopback(*arguments, **options):
+        return real(*arguments, endpoint=address, cache_dir=tmp_path / "cache", token=False, **options)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", on_loopback)
+    monkeypatch.chdir(tmp_path)
+    yield handler
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_a_name_of_the_hub_is_pinned_and_the_weights_are_those_of_its_commit(hub, tmp_path):
+    for number, name in enumerate(("new", "old")):
+        save_public(tmp_path / name, "dinov2")
+        weights = load_file(tmp_path / name / "model.safetensors")
+        save_file({key: value + number for key, value in weights.items()}, tmp_path / name / "model.safetensors")
+    (tmp_path / "new" / "README.md").write_text("---\nlicense: mit\n---\n")
+    (tmp_path / "new" / "pytorch_model.bin").write_bytes(b"not wanted")
+    new, old = (COMMIT, tmp_path / "new"), (OLDER, tmp_path / "old")
+    hub.repositories["someone/dino"] = {"main": new, COMMIT: new, "v1": old, OLDER: old}
+    section = public.resolved_options("hf/someone/dino", {})
+    assert (section["name"], section["license"]) == (f"hf/someone/dino@{COMMIT}", "mit")
+    digest = hashlib.sha256((tmp_path / "new" / "model.safetensors").read_bytes()).hexdigest()
+    assert section["sha256"] == digest
+    assert not [path for path in hub.requests if path.endswith(".bin")]
+    image = torch.randn(1, 3, SIDE, SIDE)
+    ours = create_encoder(modality="image", **section).eval()(image)
+    assert torch.equal(ours, create_encoder(f"hf/{tmp_path / 'new'}", "image").eval()(image))
+    older = create_encoder("hf/someone/dino@v1", "image").eval()(image)
+    assert torch.equal(older, create_encoder(f"hf/{tmp_path / 'old'}", "image").eval()(image))
+    with pytest.raises(ValueError, match="as the recipe says"):
+        create_encoder(modality="image", **{**section, "name": "hf/someone/dino@v1"})
+
+
+def test_a_wrong_name_or_revision_is_one_clear_error(hub, tmp_path):
+    save_public(tmp_path / "new", "dinov2")
+    hub.repositories["someone/dino"] = {"main": (COMMIT, tmp_path / "new")}
+    with pytest.raises(FileNotFoundError, match=r"someone/dino is no folder here, .* at revision v9"):
+        create_encoder("hf/someone/dino@v9", "image")
+    with pytest.raises(FileNotFoundError, match="someone/other is no folder here"):
+        create_encoder("hf/someone/other", "image")
+
+
+def test_published_weights_of_timm_come_from_the_hub_as_safetensors(hub, tmp_path):
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    torch.manual_seed(0)
+    encoder = create_encoder("timm/test_vit", "image")
+    import timm
+
+    net = timm.create_model("test_vit.r160_in1k")
+    net.load_state_dict({**net.state_dict(), **encoder.net.state_dict()})
+    save_file(net.state_dict(), folder / "model.safetensors")
+    (folder / "config.json").write_text("{}")
+    hub.repositories["timm/test_vit.r160_in1k"] = {"main": (COMMIT, folder), COMMIT: (COMMIT, folder)}
+    section = public.resolved_options("timm/test_vit.r160_in1k", {})
+    assert (section["name"], section["pretrained"]) == (f"timm/test_vit.r160_in1k@{COMMIT}", True)
+    assert section["license"] == "apache-2.0"
+    image = torch.randn(1, 3, 160, 160)
+    loaded = create_encoder(modality="image", **section).eval()
+    assert torch.equal(loaded(image), encoder.eval()(image))
+    audio = create_encoder(modality="audio", **section).eval()
+    assert audio(torch.randn(1, 1, 200, 129)).shape == (1, 64)
+    assert torch.allclose(
+        audio.net.patch_embed.proj.weight, net.patch_embed.proj.weight.sum(1, keepdim=True), atol=1e-6
+    )
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    hub.repositories["timm/test_vit.r160_in1k"] = {"main": (OLDER, folder), OLDER: (OLDER, folder)}
+    with pytest.raises(ValueError, match=r"has no weights; weights must be model.safetensors"):
+        create_encoder("timm/test_vit.r160_in1k", "image")
+
+
+def losses_of(run):
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_from_a_public_model_says_what_it_took_from_it(image_shards, tmp_path):
+    save_public(tmp_path / "model", "dinov2")
+    encoder = f"encoders.image={{name: hf/{tmp_path / 'model'}, drop_path: 0.2}}"
+    run = tmp_path / "run"
+    process = run_python(
+        "recipes/pretrain.py", *PRETRAIN, f"data.shards={image_shards}", encoder, "steps=2", f"run={run}"
+    )
+    assert f"views.image.size_px={SIDE} as hf/" in process.stdout
+    facts = json.loads((run / "provenance.json").read_text())["public_models"]["image"]
+    assert facts["views"]["size_px"] == config.load_run(run).views.image.size_px == SIDE
+    assert facts["sha256"] == hashlib.sha256((tmp_path / "model" / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["hf", "timm"])
+def test_a_run_from_a_public_model_goes_on_exactly_without_the_models_files(name, image_shards, tmp_path):
+    model = tmp_path / "model"
+    save_public(model, "dinov2")
+    encoder = f"{{name: hf/{model}, drop_path: 0.2, gradient_checkpointing: true}}"
+    if name == "timm":
+        encoder = "{name: timm/test_vit, drop_path: 0.2, gradient_checkpointing: true}"
+    arguments = ["recipes/pretrain.py", *PRETRAIN, f"data.shards={image_shards}", f"encoders.image={encoder}"]
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    process = run_python(*arguments, "steps=4", f"run={straight}")
+    assert f"views.image.size_px={SIDE if name == 'hf' else 160} as {name}/" in process.stdout
+    run_python(*arguments, "steps=2", f"run={stopped}")
+    shutil.rmtree(model)
+    process = run_python(*arguments, "steps=4", f"run={stopped}")
+    assert "going on from" in process.stdout
+    assert losses_of(stopped) == losses_of(straight)
+    first, second = (load_file(run / "encoders.safetensors") for run in (straight, stopped))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    facts = json.loads((straight / "provenance.json").read_text())["public_models"]["image"]
+    assert facts["views"]["size_px"] == config.load_run(straight).views.image.size_px
+    embedder = avssl.load_embedder(str(straight))
+    assert embedder.encoders["image"].net is not None
+
+
+@pytest.mark.slow
+def test_fine_tuning_from_a_public_model(shards, tmp_path):
+    save_public(tmp_path / "model", "dinov2")
+    out = tmp_path / "results"
+    run_python(
+        "recipes/evaluate.py", f"hf/{tmp_path / 'model'}", "task=finetune", f"out={out}", f"train={shards['train']}",
+        f"test={shards['test']}", "allow_overlap=true", "modality=video", "epochs=1", "model.views.video.num_frames=2",
+        "train_batch_size=6", "test_clips=1", "untrained=false", "num_workers=0", "optim.layer_decay=0.7",
+        "encoders={video: {drop_path: 0.1}}",
+    )  # fmt: skip
+    (path,) = (out / "evaluations").glob("finetune*.json")
+    result = json.loads(path.read_text())
+    assert result["protocol"]["encoders"] == {"video": {"drop_path": 0.1}}
+    assert result["protocol"]["optim"]["layer_decay"] == 0.7
+    assert 0 <= result["results"]["trained"]["video_top1_accuracy"] <= 1
+    assert result["inputs"]["video"]["size_px"] == SIDE
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("films")
+    generator = np.random.default_rng(0)
+    frames = [generator.integers(0, 255, (48, 64, 3), dtype=np.uint8) for _ in range(24)]
+    write_media(folder / "film.mp4", video=frames, video_fps=8)
+    return folder
+
+
+def test_a_public_model_embeds_images_and_video_in_one_space(film, tmp_path):
+    network, processor = save_public(tmp_path / "model", "dinov2")
+    embedder = avssl.load_embedder(
+        f"hf/{tmp_path / 'model'}", changes=["views.video.fps=4", "views.video.num_frames=4"]
+    )
+    assert embedder.modalities == ("video", "image")
+    table, failures = embedder.embed(film / "film.mp4")
+    assert not failures
+    assert len(table) == 3  # windows of the four frames
+    from avssl.media.decode import read_video
+
+    times = [(0.0, 0.25, 0.5, 0.75), (1.0, 1.25, 1.5, 1.75), (2.0, 2.25, 2.5, 2.75)]
+    for row, seconds in enumerate(times):
+        frames = read_video(film / "film.mp4", list(seconds), name="film")
+        with torch.no_grad():
+            pixels = processor(list(frames), return_tensors="pt")["pixel_values"]
+            expected = network(pixels).pooler_output.mean(dim=0)
+        np.testing.assert_allclose(table.video_feature[row], expected.numpy(), atol=1e-4)
+    with pytest.raises(ValueError, match="only keys of views and encoders"):
+        avssl.load_embedder(f"hf/{tmp_path / 'model'}", changes=["seed=1"])
+
+
+def test_clip_embeds_in_the_space_of_its_texts(tmp_path):
+    network = save_clip(tmp_path)
+    embedder = Embedder.from_run(f"hf/{tmp_path}")
+    assert embedder.dims(["image"]) == {"image": (16, 16)}
+    assert embedder.config.encoders["image"]["projection"] is True
+    assert torch.equal(embedder.encoders["image"].net.visual_projection.weight, network.visual_projection.weight)
+
+
+@pytest.mark.slow
+def test_the_command_embeds_goes_on_and_searches_with_the_same_settings(film, tmp_path):
+    save_public(tmp_path / "model", "videomae")
+    arguments = [
+        "recipes/embed.py",
+        f"hf/{tmp_path / 'model'}",
+        str(film),
+        "--out",
+        str(tmp_path / "e"),
+        "--device",
+        "cpu",
+    ]
+    changes = ["--set", "views.video.fps=4", "--num-workers", "1"]
+    run_python(*arguments, *changes)
+    index = FolderIndex.read(tmp_path / "e")
+    assert (index.num_rows, index.num_embedded) == (3, 1)
+    assert "embedded" in run_python(*arguments, *changes).stdout
+    process = run_python(*arguments, "--num-workers", "1", check=False)
+    assert process.returncode != 0
+    assert "holds embeddings of other settings" in process.stderr or "other settings" in process.stderr
+    found = run_python("recipes/search.py", str(tmp_path / "e"), str(film / "film.mp4"), "--json").stdout
+    assert json.loads(found)["answers"][0]["hits"]["video"][0]["score"] > 0.9
+
+
+@pytest.mark.slow
+def test_a_public_model_is_evaluated_against_random_weights(shards, tmp_path):
+    save_public(tmp_path / "model", "resnet")
+    common = [f"train={shards['train']}", f"test={shards['test']}", "allow_overlap=true", "num_workers=0"]
+    process = run_python("recipes/evaluate.py", f"hf/{tmp_path / 'model'}", *common, check=False)
+    assert "add out=FOLDER" in process.stderr
+    run_python("recipes/evaluate.py", f"hf/{tmp_path / 'model'}", *common, f"out={tmp_path / 'out'}")
+    result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert set(result["results"]) == {"trained", "untrained"}
+    assert (tmp_path / "out" / "config.yaml").is_file()
+
+
+def test_random_weights_are_another_space(tmp_path):
+    save_public(tmp_path, "resnet")
+    trained, untrained = (Embedder.from_run(f"hf/{tmp_path}", untrained=one) for one in (False, True))
+    assert untrained.weights_hash == "untrained" != trained.weights_hash
+    assert public_config(f"hf/{tmp_path}").run == f"hf/{tmp_path}"
