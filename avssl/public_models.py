@@ -97,14 +97,23 @@ def _take_over(cfg: RunConfig, modality: str, name: str, demands: Mapping[str, D
             continue
         if not _is_explicit(cfg, modality, key):
             changes[key] = value
-        elif demand.is_fixed or (demand.multiple_of > 1 and given % demand.multiple_of):
+        elif (
+            demand.is_fixed
+            or (demand.multiple_of > 1 and given % demand.multiple_of)
+            or _is_above(given, demand.at_most)
+        ):
             shown = list(value) if isinstance(value, tuple) else value
-            fitting = f"a multiple of {demand.multiple_of}, such as {shown}" if not demand.is_fixed else f"{shown}"
+            fitting = f"a multiple of {demand.multiple_of}, such as {shown}" if demand.multiple_of > 1 else f"{shown}"
+            fitting = f"at most {demand.at_most:g}" if demand.at_most < math.inf else fitting
             raise ValueError(
                 f"views.{modality}.{key} is {brief(given)}, which does not fit {name}; leave it out, or set {fitting}"
             )
     setattr(cfg.views, modality, dataclasses.replace(section, **changes))
     return [f"views.{modality}.{key}={_shown(value)} as {name} needs it" for key, value in changes.items()]
+
+
+def _is_above(given: Any, most: float) -> bool:
+    return most < math.inf and given > most
 
 
 def _is_explicit(cfg: RunConfig, modality: str, key: str) -> bool:

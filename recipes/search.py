@@ -1,23 +1,27 @@
-"""Find the rows of a folder of embeddings that are closest to a file, within a modality or across modalities.
+"""Find the rows of a folder of embeddings that are closest to a file, or to text, within and across modalities.
 
     avssl search embeddings/ QUERY.mp4 --top 10
     avssl search embeddings/ QUERY.wav --modality video --json
+    avssl search embeddings/ --text "a dog barks"           # embeddings of a public model that reads text
     avssl search build embeddings/ --kind hnsw              # FAISS, an extra; then: ... --index hnsw
 
 INDEX is a folder that `avssl embed` wrote; the run that made it embeds the query, with the same windows. The query
-is the mean of its windows, or with --each-window every window. Searches are exact, at constant memory, unless --index
-names an index of FAISS.
+is the mean of its windows, or with --each-window every window. Text is read by the public model that made INDEX.
+Searches are exact, at constant memory, unless --index names an index of FAISS.
 """
 
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from avssl.embedding import faiss_index
+from avssl.embedding.embedder import Embedder
 from avssl.embedding.search import EmbeddingIndex, Hit, in_one_space, key_of_source, load_embedder_of
 from avssl.embedding.table import MODALITIES
 from avssl.errors import one_line_errors
@@ -25,10 +29,53 @@ from avssl.files.plain_text import PlainParser, run_in_utf8, say, say_lines
 from avssl.plugins import required
 
 
+@dataclass(frozen=True)
+class Query:
+    """What is searched for: `name` as it is shown, its modality or "text", {modality to search: vectors (n, D)}.
+
+    parts: for each of the n vectors its file with the seconds of a window, or its text.
+    """
+
+    name: str
+    modality: str
+    vectors: dict[str, Any]
+    parts: list[dict[str, Any]]
+
+
 def main(arguments: argparse.Namespace) -> int:
     required.use(arguments.plugin, may_differ=arguments.plugin_changed)
     index = EmbeddingIndex(arguments.index_folder)
     embedder = load_embedder_of(index, arguments.run, arguments.device)
+    query = (text_query if arguments.text else media_query)(index, embedder, arguments)
+    exclude = set(arguments.exclude)
+    if arguments.exclude_self:
+        exclude.add(key_of_source(index, arguments.query))
+    options = {"exclude": exclude, "one_per_key": arguments.one_per_key}
+    results = {}
+    for name, vectors in query.vectors.items():
+        if arguments.index == "exact":
+            results[name] = index.search(name, vectors, arguments.top, **options)
+        else:
+            loaded = faiss_index.LoadedIndex(index, arguments.index, name, arguments.depth)
+            results[name] = loaded.search(vectors, arguments.top, **options)
+    if arguments.json:
+        facts = {"query": query.name, "query_modality": query.modality}
+        say_lines(as_json(query.parts, results, **facts, weights=index.weights_hash, index=arguments.index))
+        return 0
+    for number, part in enumerate(query.parts):
+        for name, hits in results.items():
+            if "text" in part:
+                say(f"text {part['text']!r} -> {name}")
+            else:
+                start, end = part["start_seconds"], part["end_seconds"]
+                say(f"{query.modality} of {query.name} [{start:.2f} to {end:.2f} s] -> {name}")
+            for rank, hit in enumerate(hits[number], 1):
+                say(f"{rank:4d}  {hit.score:7.4f}  {hit.start_seconds:9.2f} {hit.end_seconds:9.2f}  {hit.key}")
+    return 0
+
+
+def media_query(index: EmbeddingIndex, embedder: Embedder, arguments: argparse.Namespace) -> Query:
+    """The query of a file: its windows, or their mean."""
     settings = index.content.settings
     grid = {name: settings[name] for name in ("window_seconds", "stride_seconds") if name in settings}
     modalities = [arguments.query_modality] if arguments.query_modality else settings["modalities"]
@@ -42,7 +89,6 @@ def main(arguments: argparse.Namespace) -> int:
     assert vectors is not None  # the modality is one that the table has
     if not np.abs(vectors).sum(axis=1).all():
         raise ValueError(f"{arguments.query}: the mean of its windows is 0; search with --each-window")
-
     targets = arguments.modality or [name for name in index.modalities if in_one_space(embedder, modality, name)]
     for name in targets:
         index.check(name)
@@ -50,40 +96,33 @@ def main(arguments: argparse.Namespace) -> int:
             raise ValueError(
                 f"{modality} and {name} embeddings of this run lie in different spaces and cannot be compared"
             )
-    exclude = set(arguments.exclude)
-    if arguments.exclude_self:
-        exclude.add(key_of_source(index, arguments.query))
-    options = {"exclude": exclude, "one_per_key": arguments.one_per_key}
-    results = {}
+    spans = zip(query.start_seconds, query.end_seconds, strict=True)
+    parts = [{"start_seconds": float(start), "end_seconds": float(end)} for start, end in spans]
+    return Query(str(arguments.query), modality, dict.fromkeys(targets, vectors), parts)
+
+
+def text_query(index: EmbeddingIndex, embedder: Embedder, arguments: argparse.Namespace) -> Query:
+    """The query of one or several texts, for every modality of the folder that the model compares text with."""
+    allowed = embedder.text_modalities()
+    if not allowed:
+        embedder.embed_text(arguments.text, "")  # says why not
+    targets = arguments.modality or [name for name in index.modalities if name in allowed]
     for name in targets:
-        if arguments.index == "exact":
-            results[name] = index.search(name, vectors, arguments.top, **options)
-        else:
-            loaded = faiss_index.LoadedIndex(index, arguments.index, name, arguments.depth)
-            results[name] = loaded.search(vectors, arguments.top, **options)
-
-    spans = [[float(seconds) for seconds in span] for span in zip(query.start_seconds, query.end_seconds, strict=True)]
-    if arguments.json:
-        facts = {"query": str(arguments.query), "query_modality": modality}
-        say_lines(as_json(spans, results, **facts, weights=index.weights_hash, index=arguments.index))
-        return 0
-    for number, (start, end) in enumerate(spans):
-        for name, hits in results.items():
-            say(f"{modality} of {arguments.query} [{start:.2f} to {end:.2f} s] -> {name}")
-            for rank, hit in enumerate(hits[number], 1):
-                say(f"{rank:4d}  {hit.score:7.4f}  {hit.start_seconds:9.2f} {hit.end_seconds:9.2f}  {hit.key}")
-    return 0
+        index.check(name)
+    if not targets:
+        raise ValueError(
+            f"{index.folder} has {' and '.join(index.modalities) or 'no rows'}, and its model compares text with "
+            f"{' and '.join(allowed)}"
+        )
+    vectors = {name: embedder.embed_text(arguments.text, name) for name in targets}
+    return Query(" | ".join(arguments.text), "text", vectors, [{"text": text} for text in arguments.text])
 
 
-def as_json(spans: list[list[float]], results: dict[str, list[list[Hit]]], **facts: str) -> str:
-    """JSON of the facts, and for each span of the query (start, end in seconds) of the hits of every modality."""
+def as_json(parts: list[dict[str, Any]], results: Mapping[str, list[list[Hit]]], **facts: str) -> str:
+    """JSON of the facts, and for each part of the query (its seconds, or its text) of the hits of every modality."""
     answers = [
-        {
-            "start_seconds": start,
-            "end_seconds": end,
-            "hits": {name: [asdict(hit) for hit in hits[number]] for name, hits in results.items()},
-        }
-        for number, (start, end) in enumerate(spans)
+        {**part, "hits": {name: [asdict(hit) for hit in hits[number]] for name, hits in results.items()}}
+        for number, part in enumerate(parts)
     ]
     return json.dumps({**facts, "answers": answers}, indent=1)
 
@@ -105,7 +144,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         parser.set_defaults(main=build)
         return parser.parse_args(argv)
     parser.add_argument("index_folder", metavar="INDEX", type=Path, help="folder that `avssl embed` wrote")
-    parser.add_argument("query", metavar="QUERY", type=Path, help="a video, an audio file or an image")
+    parser.add_argument("query", metavar="QUERY", type=Path, nargs="?", help="a video, an audio file or an image")
+    parser.add_argument("--text", nargs="+", help="search for texts instead; INDEX must be of a model that reads text")
     parser.add_argument("--run", default="", help="the run that made INDEX (default: the folder where it lay then)")
     parser.add_argument(
         "--query-modality", choices=MODALITIES, help="modality of the query (default: its video, otherwise its audio)"
@@ -129,6 +169,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     required.add_options(parser)
     parser.set_defaults(main=main)
     arguments = parser.parse_args(argv)
+    of_files = {"--query-modality": arguments.query_modality, "--each-window": arguments.each_window,
+                "--exclude-self": arguments.exclude_self}  # fmt: skip
+    if (arguments.query is None) == (arguments.text is None):
+        parser.error("give either QUERY, a file, or --text")
+    if arguments.text and (given := [name for name, value in of_files.items() if value]):
+        parser.error(f"{given[0]} is for files; leave it out with --text")
     if arguments.top < 1:
         parser.error(f"--top is {arguments.top}; it must be at least 1")
     return arguments

@@ -259,9 +259,8 @@ def test_a_public_model_embeds_images_and_video_in_one_space(film, tmp_path):
 def test_clip_embeds_in_the_space_of_its_texts(tmp_path):
     network = save_clip(tmp_path)
     embedder = Embedder.from_run(f"hf/{tmp_path}")
-    assert embedder.dims(["image"]) == {"image": (16, 16)}
-    assert embedder.config.encoders["image"]["projection"] is True
-    assert torch.equal(embedder.encoders["image"].net.visual_projection.weight, network.visual_projection.weight)
+    assert embedder.dims(["image"]) == {"image": (32, 16)}  # pooled features, projected embeddings
+    assert torch.equal(embedder.projectors["image"].weight, network.visual_projection.weight)
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from avssl import checkpoint
@@ -35,6 +36,7 @@ from avssl.embedding.table import MODALITIES, VECTOR_COLUMNS, EmbeddingTable, co
 from avssl.embedding.windows import WindowReader
 from avssl.losses import registry
 from avssl.losses.base import Loss
+from avssl.models import public
 from avssl.processes.limits import Limits
 from avssl.processes.streams import SandboxedStreams
 from avssl.shards.shard_set import ShardSet
@@ -60,6 +62,7 @@ class Embedder:
     """
 
     run_folder: Path | None = None
+    _text: Any = None  # the TextTower of a public model, once it was needed
 
     def __init__(self, config: RunConfig, loss: Loss, views: ViewMaker, device: str, weights_hash: str) -> None:
         self.config, self.views, self.weights_hash = config, views.to(device).eval(), weights_hash
@@ -191,6 +194,30 @@ class Embedder:
                 yield maker.finished.popleft()
         maker.flush()
         yield from maker.finished
+
+    def text_modalities(self) -> tuple[str, ...]:
+        """The modalities that text can be compared with: those of a public model that reads text, otherwise none."""
+        if self.config.loss.name != registry.PUBLIC_MODEL:
+            return ()
+        return public.text_modalities(self.config.encoders[self.modalities[0]]["name"])
+
+    def embed_text(self, texts: Sequence[str], modality: str) -> NDArray[np.float32]:
+        """Unit rows float32 (n, D) of n texts, comparable with this public model's embeddings of a modality.
+
+        The text tower is that of the same weights, and is loaded with the first call. ValueError for a run, since no
+        training here compares text with media; for a model without a text tower or tokenizer; for texts that are
+        empty or too long.
+        """
+        section = self.config.encoders[self.modalities[0]]
+        if self.config.loss.name != registry.PUBLIC_MODEL or self.weights_hash == "untrained":
+            raise ValueError(
+                f"{self.config.run} is a training or random, and reads no text: only the embeddings of a public model, "
+                f"hf/ORG/NAME or hf/FOLDER, can be compared with it, if its type is {', '.join(public.TEXT_KINDS)}"
+            )
+        if self._text is None:
+            self._text = public.text_tower(section["name"], section.get("sha256", ""), str(self.device))
+        rows: NDArray[np.float32] = self._text.embed(texts, modality).numpy()
+        return rows
 
     @torch.inference_mode()
     def dims(self, modalities: Sequence[str]) -> dict[str, tuple[int, int]]:

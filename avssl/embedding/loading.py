@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,9 +14,9 @@ from avssl import checkpoint
 from avssl.config import RunConfig, load_run
 from avssl.losses import registry
 from avssl.losses.base import Loss
-from avssl.losses.public_model import PublicModel, PublicModelConfig
-from avssl.models import create_encoder, without_weights
-from avssl.models.public import is_public
+from avssl.losses.public_model import PublicModel
+from avssl.models import create_encoder, public, without_weights
+from avssl.models.public.encoder import Tower
 from avssl.transforms.spectrogram import UnmeasuredStatistics
 from avssl.transforms.view_maker import ViewMaker
 
@@ -56,27 +56,37 @@ def load_networks(run: Path, *, untrained: bool = False) -> tuple[RunConfig, Los
 
 
 def load_public(config: RunConfig, *, untrained: bool = False) -> tuple[RunConfig, Loss, ViewMaker, str]:
-    """As `load_networks`, of the configuration of a public model (embedding/public.py)."""
-    encoders = _public_encoders(config, untrained=untrained)
-    loss = PublicModel(config.loss, encoders, 1)
+    """As `load_networks`, of the configuration of a public model (embedding/public.py).
+
+    The hash is of the networks here and of the files of weights, which hold its text tower, too.
+    """
+    towers = _public_towers(config, untrained=untrained)
+    loss = PublicModel(config.loss, {name: tower.encoder for name, tower in towers.items()}, 1)
+    projections = {name: tower.projection for name, tower in towers.items() if tower.projection is not None}
+    loss.projectors = nn.ModuleDict(projections)
     state = {f"loss.{name}": value for name, value in loss.state_dict().items()}
-    return config, loss, ViewMaker(config.views, list(encoders)), "untrained" if untrained else _weights_hash(state)
+    files = sorted({str(config.encoders[name].get("sha256")) for name in towers})
+    weights_hash = hashlib.sha256("".join([_weights_hash(state), *files]).encode()).hexdigest()[:16]
+    return config, loss, ViewMaker(config.views, list(towers)), "untrained" if untrained else weights_hash
 
 
-def _public_encoders(config: RunConfig, *, untrained: bool = False) -> dict[str, nn.Module]:
-    """{modality: encoder}; modalities with the same options share one network. untrained: random, from the seed."""
+def _public_towers(config: RunConfig, *, untrained: bool = False) -> dict[str, Tower]:
+    """{modality: encoder and projection}; image and video share one network if their options are equal.
+
+    untrained: random, from the seed.
+    """
     torch.manual_seed(config.seed)
-    encoders: dict[str, nn.Module] = {}
-    for modality in cast("PublicModelConfig", config.loss).modalities:
+    towers: dict[str, Tower] = {}
+    for modality in PublicModel.modalities(config.loss):  # a configuration that was read has sections for all
         section = config.encoders[modality]
-        shared = next((other for other in encoders if config.encoders[other] == section), None)
-        if shared is not None:
-            encoders[modality] = copy.copy(encoders[shared])
-            encoders[modality].modality = modality  # type: ignore[assignment]
+        if modality == "video" and "image" in towers and config.encoders["image"] == section:
+            encoder = copy.copy(towers["image"].encoder)
+            encoder.modality = modality  # type: ignore[assignment]
+            towers[modality] = towers["image"]._replace(encoder=encoder)
             continue
         options = {**section, "pretrained": False} if untrained else section
-        encoders[modality] = create_encoder(modality=modality, **options)
-    return encoders
+        towers[modality] = public.tower(modality=modality, **options)
+    return towers
 
 
 def _options(config: RunConfig, modality: str, untrained: bool) -> dict[str, Any]:
@@ -84,7 +94,7 @@ def _options(config: RunConfig, modality: str, untrained: bool) -> dict[str, Any
     models, whose baseline is random.
     """
     section = config.encoders[modality]
-    return section if untrained and not is_public(str(section.get("name"))) else without_weights(section)
+    return section if untrained and not public.is_public(str(section.get("name"))) else without_weights(section)
 
 
 def _weights_hash(weights: dict[str, torch.Tensor]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from avssl import config
 from avssl.checkpoint.weights import PROVENANCE_FILE
@@ -40,7 +40,7 @@ def public_config(name: str, changes: Sequence[str] = ()) -> RunConfig:
     if wrong:
         raise ValueError(f"{wrong[0]}: only keys of views and encoders change how a public model embeds")
     cfg = config.parse(RunConfig, ["loss.name=public_model", *changes])
-    options = public.embedding_options(name)
+    options: dict[str, Any] = {"pretrained": True}
     known = public.modalities(name, **options)
     modalities = [modality for modality in known if modality != "audio" or known[0] == "audio"]
     cast("PublicModelConfig", cfg.loss).modalities = tuple(modalities)

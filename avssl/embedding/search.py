@@ -2,6 +2,7 @@
 
     index = EmbeddingIndex("embeddings/")
     index.search("audio", queries, top=10)      # queries (M, D) of the same space -> [[Hit, ...], ...], best first
+    search("embeddings/", "a dog barks", "audio")  # text, if the model that made the folder reads it
 
 Rows are read a row group at a time, and only the columns that a search needs. Scores are those of ops/nearest.py:
 float64 cosines, which do not depend on how the rows are divided into files; among equal scores the lower row is first.
@@ -20,8 +21,9 @@ from numpy.typing import NDArray
 from avssl.embedding.embedder import Embedder
 from avssl.embedding.index import FolderIndex
 from avssl.embedding.parquet import read_row_groups
+from avssl.embedding.public import names_public_model
 from avssl.embedding.sources import key_of
-from avssl.embedding.table import MODALITIES
+from avssl.embedding.table import MODALITIES, EmbeddingTable
 from avssl.files.location import is_remote
 from avssl.ops.nearest import nearest
 
@@ -144,21 +146,41 @@ class EmbeddingIndex:
 
 
 def search(
-    folder: str | Path, queries: Any, modality: str, top: int = 10, *, one_per_key: bool = False
+    source: str | Path | EmbeddingTable, queries: Any, modality: str, top: int = 10, *, one_per_key: bool = False
 ) -> list[list[Hit]]:
-    """The `top` closest rows of a folder of embeddings for each query, best first, by exact search.
+    """The `top` closest rows of a folder or a table of embeddings for each query, best first, by exact search.
 
     Args:
-        folder: what `avssl embed` wrote. queries: (M, D) vectors of any length but 0, of the same run.
+        source: a folder that `avssl embed` wrote, or a table. queries: (M, D) vectors of any length but 0, of the same
+            run; or a text, or a list of texts: the model that made the rows reads them, and is loaded for each call.
         modality: of the rows, which may be another than that of the queries. one_per_key: the best row of each key.
 
-    Raises as EmbeddingIndex, and ValueError for queries that do not fit the rows.
+    Raises as EmbeddingIndex, and ValueError for queries that do not fit the rows, and for text where the rows were not
+    made by a public model that reads it.
 
     >>> table = EmbeddingTable.read(embeddings)
     >>> search(embeddings, table.video_embedding[:1], "audio", top=1)[0][0].key in table.keys
     True
     """
-    return EmbeddingIndex(folder).search(modality, queries, top, one_per_key=one_per_key)
+    index = source if isinstance(source, EmbeddingTable) else EmbeddingIndex(source)
+    if isinstance(index, EmbeddingIndex):
+        index.check(modality)
+    elif modality not in index.modalities():
+        raise ValueError(f"the table has no {modality} rows; it has {', '.join(index.modalities()) or 'none'}")
+    texts = [queries] if isinstance(queries, str) else queries
+    if isinstance(texts, list | tuple) and texts and all(isinstance(text, str) for text in texts):
+        queries = load_embedder_of(index).embed_text(texts, modality)
+    if isinstance(index, EmbeddingIndex):
+        return index.search(modality, queries, top, one_per_key=one_per_key)
+    return hits_among(_rows_of(index, modality), np.asarray(queries, np.float64), top, one_per_key=one_per_key)
+
+
+def _rows_of(table: EmbeddingTable, modality: str) -> EmbeddingRows:
+    """The rows of a table that have a modality."""
+    numbers = np.flatnonzero(table.has(modality))
+    chosen, vectors = table.select(numbers), table.embedding(modality)
+    assert vectors is not None  # it is one of the table's modalities
+    return EmbeddingRows(numbers, vectors[numbers], chosen.keys, chosen.start_seconds, chosen.end_seconds)
 
 
 def hits_among(
@@ -204,20 +226,24 @@ def in_one_space(embedder: Embedder, modality: str, other: str) -> bool:
     return embedder.loss.has_one_space and dims[modality][1] == dims[other][1]
 
 
-def load_embedder_of(index: EmbeddingIndex, run: str | Path = "", device: str = "cpu") -> Embedder:
-    """The embedder that made the rows, loaded from `run` or from the folder where the run lay then.
+def load_embedder_of(source: EmbeddingIndex | EmbeddingTable, run: str | Path = "", device: str = "cpu") -> Embedder:
+    """The embedder that made the rows of a folder or a table, loaded from `run` or from where it lay then.
 
     FileNotFoundError if there is no run, ValueError if its weights are not those with which the rows were made.
     """
-    folder = str(run or index.content.run_folder)
+    if isinstance(source, EmbeddingTable):
+        where, lay, made_with = "the table", str(source.metadata.get("run", "")), source.metadata.get("weights")
+    else:
+        where, lay, made_with = str(source.folder), source.content.run_folder, source.weights_hash
+    folder = str(run or lay)
     if not folder:
-        raise FileNotFoundError(f"{index.folder} does not say where its run lies; give it with --run")
-    if not run and not is_remote(folder) and not Path(folder).exists():
-        raise FileNotFoundError(f"{index.folder} was made with {folder}, which does not exist; give the run with --run")
-    embedder = Embedder.from_run(folder, device=device, untrained=index.weights_hash == "untrained")
-    if embedder.weights_hash != index.weights_hash:
+        raise FileNotFoundError(f"{where} does not say where its run lies; give it with --run")
+    if not run and not is_remote(folder) and not names_public_model(folder) and not Path(folder).exists():
+        raise FileNotFoundError(f"{where} was made with {folder}, which does not exist; give the run with --run")
+    embedder = Embedder.from_run(folder, device=device, untrained=made_with == "untrained")
+    if embedder.weights_hash != made_with:
         raise ValueError(
-            f"{folder} has the weights {embedder.weights_hash}, but {index.folder} was made with {index.weights_hash}; "
+            f"{folder} has the weights {embedder.weights_hash}, but {where} was made with {made_with}; "
             "search with the run that made it, or embed again"
         )
     return embedder

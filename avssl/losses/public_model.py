@@ -1,6 +1,7 @@
 """No loss: the place of a public model, which was not trained here, among encoders with heads.
 
-Its features are its embeddings. It is in no list of losses, and cannot be trained.
+Its projectors are the model's own projections into a joint space; without one its features are its embeddings. It is in
+no list of losses, and cannot be trained.
 """
 
 from __future__ import annotations

@@ -16,13 +16,14 @@ from torch import nn
 
 from avssl.files.plain_text import brief
 from avssl.models.public import hub_files
-from avssl.models.public.encoder import Demand
+from avssl.models.public.encoder import Demand, Tower
 from avssl.models.public.hub_files import Located, locate, weights_sha256
 from avssl.types import Modality
 
 PREFIXES = ("timm/", "hf/")
 # Files of this folder for models of transformers; each knows by `modalities` which models are its own.
-TRANSFORMERS_FAMILIES = ("vision",)
+TRANSFORMERS_FAMILIES = ("vision", "sound", "perception")
+TEXT_KINDS = ("clap", "clip", "siglip", "pe_audio", "pe_video", "pe_audio_video")  # types that text.py reads
 RESOLVED = ("sha256", "license")  # options that a run writes itself: of the weights that it began with
 
 
@@ -48,16 +49,36 @@ def build(name: str, modality: str | None, **options: Any) -> nn.Module:
     return cast("nn.Module", family.build(model, modality, options))
 
 
+def tower(name: str, modality: str, **options: Any) -> Tower:
+    """The encoder of a modality, and the projection of its features into the model's joint space, if it has one."""
+    model, family = _open(name, options)
+    _check_modality(model, family, modality)
+    options = {key: value for key, value in options.items() if key != "license"}
+    if hasattr(family, "tower"):
+        return cast("Tower", family.tower(model, modality, options))
+    return Tower(family.build(model, modality, options), None)
+
+
+def text_modalities(name: str) -> tuple[Modality, ...]:
+    """The modalities that the model compares text with; () if it reads no text."""
+    if not name.startswith("hf/"):
+        return ()
+    text = import_module("avssl.models.public.text")
+    return cast("tuple[Modality, ...]", text.text_modalities(locate(name, name.partition("/")[2])))
+
+
+def text_tower(name: str, sha256: str = "", device: str = "cpu") -> Any:
+    """The TextTower of a model; see text.py. sha256: that its weights must have."""
+    if not name.startswith("hf/"):
+        raise ValueError(f"{name} reads no text; models of transformers do, such as CLAP and CLIP: hf/ORG/NAME")
+    text = import_module("avssl.models.public.text")
+    return text.text_tower(locate(name, name.partition("/")[2]), sha256, device)
+
+
 def modalities(name: str, **options: Any) -> tuple[Modality, ...]:
     """The modalities that the model can encode, the most natural one first."""
     model, family = _open(name, options)
     return cast("tuple[Modality, ...]", family.modalities(model))
-
-
-def embedding_options(name: str) -> dict[str, Any]:
-    """Options with which the model is an embedder: published weights, and the space that it shares with text."""
-    model, family = _open(name, {})
-    return {"pretrained": True, **family.embedding_options(model)}
 
 
 def demands(name: str, modality: str, options: Mapping[str, Any], size_px: int | None = None) -> dict[str, Demand]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
+from math import inf
 from typing import Any, NamedTuple
 
 import torch
@@ -24,12 +26,13 @@ class Demand(NamedTuple):
     """What a model demands of one key of the views.
 
     is_fixed: no other value fits. Otherwise the value is taken unless the recipe says another one, which must then be a
-    multiple of `multiple_of`.
+    multiple of `multiple_of`, and not above `at_most`.
     """
 
     value: Any
     is_fixed: bool = True
     multiple_of: int = 1
+    at_most: float = inf
 
 
 class PublicEncoder(nn.Module):
@@ -70,6 +73,13 @@ class PublicEncoder(nn.Module):
         return self.features(media)
 
 
+class Tower(NamedTuple):
+    """One modality of a model: the encoder, and the projection of its features into the model's joint space, if any."""
+
+    encoder: nn.Module
+    projection: nn.Module | None
+
+
 def mean_over_frames(frames: torch.Tensor, encode: nn.Module | Any) -> torch.Tensor:
     """(B, 3, T, H, W) -> (B, dim): the mean over T of what `encode` makes of images (n, 3, H, W)."""
     batch_size, _, num_frames = frames.shape[:3]
@@ -86,6 +96,20 @@ def embeddings_of(net: nn.Module, listed: Iterable[str] = ()) -> set[str]:
     names = {name for name, _ in net.named_parameters() if any(fnmatch(name, pattern) for pattern in patterns)}
     tables = (name for name, module in net.named_modules() if isinstance(module, nn.Embedding))
     return names | {f"{name}.weight" for name in tables}
+
+
+def layers_of(names: Iterable[str], block: re.Pattern[str]) -> dict[str, int]:
+    """{parameter: layer}: 0 before the first block, k + 1 in block k; what follows a block belongs to it.
+
+    block: finds the number of a block in the name of a parameter.
+    """
+    result, blocks = {}, list[str]()
+    for name in names:
+        found = block.search(name)
+        if found and found.group() not in blocks:
+            blocks.append(found.group())
+        result[name] = blocks.index(found.group()) + 1 if found else len(blocks)
+    return result
 
 
 def check_options(name: str, options: Mapping[str, Any], allowed: Iterable[str]) -> None:

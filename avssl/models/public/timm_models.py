@@ -116,12 +116,6 @@ def architecture(model: Located) -> dict[str, Any]:
     return {"architecture": model.config} if "/" in model.name.partition("/")[2] else {}
 
 
-def embedding_options(model: Located) -> dict[str, Any]:
-    """Options with which features are embeddings."""
-    del model
-    return {}
-
-
 def demands(model: Located, modality: str, options: Mapping[str, Any], size_px: int | None = None) -> dict[str, Demand]:
     """Size, normalization and test view, from timm's data configuration. Spectrograms are free.
 

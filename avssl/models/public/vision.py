@@ -15,7 +15,15 @@ import torch
 from torch import nn
 
 from avssl.models.public import hub_files
-from avssl.models.public.encoder import Demand, PublicEncoder, check_options, embeddings_of, mean_over_frames
+from avssl.models.public.encoder import (
+    Demand,
+    PublicEncoder,
+    Tower,
+    check_options,
+    embeddings_of,
+    layers_of,
+    mean_over_frames,
+)
 from avssl.models.public.hub_files import Located
 from avssl.models.public.processors import demands_of_processor, preprocess
 from avssl.models.public.transformers_door import (
@@ -74,7 +82,9 @@ class VisionEncoder(PublicEncoder):
 
     def __init__(self, net: nn.Module, modality: Modality, config: Any, pool: str) -> None:
         names = [name for name, _ in net.named_parameters()]
-        super().__init__(net, modality, _dim(config, pool), layer_ids=_layer_ids(names), no_decay=embeddings_of(net))
+        super().__init__(
+            net, modality, _dim(config, pool), layer_ids=layers_of(names, BLOCK), no_decay=embeddings_of(net)
+        )
         self.config, self.pool = config, pool
         self.reads_video = config.model_type in VIDEO_POOLS
         self.can_interpolate = "interpolate_pos_encoding" in inspect.signature(net.forward).parameters
@@ -148,12 +158,6 @@ def license_of(model: Located) -> str:
     return hub_files.license_of(model.folder)
 
 
-def embedding_options(model: Located) -> dict[str, Any]:
-    """Options with which features are embeddings: of CLIP in the space of its texts."""
-    projecting = WITH_TEXT.get(str(model.config.get("model_type")), ("", ""))[1]
-    return {"projection": True} if projecting else {}
-
-
 def demands(model: Located, modality: str, options: Mapping[str, Any], size_px: int | None = None) -> dict[str, Demand]:
     """Size, frames, normalization and test view, from the configuration and the processor.
 
@@ -206,6 +210,18 @@ def build(model: Located, modality: Modality, options: Mapping[str, Any]) -> nn.
         if is_unused or name.endswith("mask_token"):
             parameter.requires_grad_(False)
     return VisionEncoder(net, modality, config, pool).train()
+
+
+def tower(model: Located, modality: Modality, options: Mapping[str, Any]) -> Tower:
+    """The encoder, and the projection into the space that the model shares with text. See `build`."""
+    encoder = build(model, modality, options)
+    projecting = WITH_TEXT.get(str(model.config["model_type"]), ("", ""))[1]
+    if not projecting or options.get("projection"):
+        return Tower(encoder, None)
+    config, network = _network_of(model, {**options, "projection": True})
+    is_read = is_pretrained(model, options)
+    whole: Any = read_weights(model, network, config, options.get("sha256")) if is_read else network(config)
+    return Tower(encoder, whole.visual_projection)
 
 
 def _network_of(model: Located, options: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -270,14 +286,3 @@ def _num_prefix_tokens(net: nn.Module) -> int:
     shapes = {name.rpartition(".")[2]: parameter.shape for name, parameter in net.named_parameters()}
     count = sum(shapes[name][1] if len(shapes[name]) == 3 else 1 for name in one if name in shapes)
     return count + (shapes["register_tokens"][1] if "register_tokens" in shapes else 0)
-
-
-def _layer_ids(names: list[str]) -> dict[str, int]:
-    """{parameter: layer}: 0 before the first block, k + 1 in block k; what follows a block belongs to it."""
-    result, blocks = {}, list[str]()
-    for name in names:
-        found = BLOCK.search(name)
-        if found and found.group() not in blocks:
-            blocks.append(found.group())
-        result[name] = blocks.index(found.group()) + 1 if found else len(blocks)
-    return result
