@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from avssl.files.plain_text import PlainRecords
 from avssl.version import __version__
 
 if TYPE_CHECKING:
+    from avssl.calls import Pretrained
     from avssl.embedding.embedder import Embedder
+    from avssl.prepared import Prepared
 
-__all__ = ["__version__", "load_embedder", "run_plugins"]
+__all__ = ["__version__", "evaluate", "load_embedder", "prepare", "pretrain", "run_plugins"]
 
 logging.getLogger("avssl").addFilter(PlainRecords())
 
@@ -32,6 +35,65 @@ def run_plugins(*files: str, may_differ: bool = False) -> None:
     from avssl.plugins import required
 
     required.use(files, may_differ=may_differ)
+
+
+# What the commands do, as calls. The heavy imports happen in them, not at `import avssl`.
+
+
+def prepare(videos: str | os.PathLike[str], out: str | os.PathLike[str], **options: Any) -> Prepared:
+    """Make shards of a folder or a list of media or images, as `avssl prep index` and `avssl prep write` do.
+
+    Called again, it goes on where it stopped; if all is done and the media are the same, it writes nothing.
+
+    Args:
+        videos: the folder, or a list that `avssl prep index` reads. out: the shard folder, a local one.
+        options: those of both commands by name: labels="labels.csv", clip_seconds=10, short_side_px=128, workers=4.
+
+    Returns:
+        shards and manifest (paths), num_listed, num_samples, num_skipped, skipped_by_reason; as text, the accounting.
+
+    Raises ValueError, FileNotFoundError or OSError with one message that says what to do.
+    """
+    from avssl import prepared
+
+    return prepared.prepare(videos, out, options)
+
+
+def pretrain(recipe: str, data: str | os.PathLike[str], out: str | os.PathLike[str] = "", **changes: Any) -> Pretrained:
+    """Pretrain by a recipe, as `avssl pretrain RECIPE data.shards=DATA run=OUT key=value ...` does.
+
+    The same call goes on from the newest checkpoint. Ctrl-C, and the stop button of a notebook, save one and return.
+
+    Args:
+        recipe: a name of `avssl recipes`, or a YAML. data: a shard folder, its URL, or a folder of media, which is
+            prepared first. out: the folder of the run; "" is runs/RECIPE.
+        changes: keys as on the command line: epochs=10, and with dots **{"data.global_batch_size": "auto"}.
+
+    Returns:
+        run and metrics (paths), steps, is_finished.
+
+    Raises ValueError, OSError or FloatingPointError with one message that says what to do.
+    """
+    from avssl import calls
+
+    return calls.pretrain(recipe, data, os.fspath(out), changes)
+
+
+def evaluate(run: str | os.PathLike[str], task: str = "standard", **changes: Any) -> dict[str, Any]:
+    """Evaluate a finished run, as `avssl evaluate RUN TASK key=value ...` does, and return the result's content.
+
+    Args:
+        run: its folder. task: a task (`avssl evaluate --help`), a name of `avssl recipes` without evaluate/, or a YAML.
+        changes: keys as on the command line: train="shards", test="test_shards".
+
+    Returns:
+        {"results": {"trained": {metric: value}, "untrained": ...}, "chance": ..., "intervals": ..., ...}
+
+    Raises ValueError or OSError with one message that says what to do.
+    """
+    from avssl import calls
+
+    return calls.evaluate(os.fspath(run), task, changes)
 
 
 def load_embedder(

@@ -8,12 +8,11 @@ An unknown key, a wrong type or a missing value is an error that names the key. 
 from __future__ import annotations
 
 import dataclasses
-import inspect
+import functools
 import json
 import os
-import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -25,6 +24,7 @@ from avssl.data.loader_config import LoaderConfig
 from avssl.files.checked_json import MAX_DEPTH
 from avssl.files.plain_text import brief, plain, say, say_lines
 from avssl.files.whole import write_whole
+from avssl.help_text import describe
 from avssl.optim.config import OptimConfig
 from avssl.plugins import required
 from avssl.shards.cache import DEFAULT_CACHE_BYTES
@@ -52,7 +52,7 @@ RENAMED_KEYS = {
 class DataConfig(LoaderConfig):
     """The shards to read and their cache; the other fields are those of data/loader_config.py."""
 
-    shards: Any = ""  # folder or URL (s3://, gs://, hf://, https://) of shards, or a list: [{path: a/, weight: 1}, ...]
+    shards: Any = ""  # folder or URL of shards, folder of media, or a list of these: [{path: a/, weight: 1}, ...]
     cache_dir: str = ""  # local folder for shards of a URL, may be shared; default $AVSSL_CACHE or ~/.cache/avssl
     cache_bytes: int = DEFAULT_CACHE_BYTES  # bound of that folder on disk; several shards per reading process
     redirect_hosts: list[str] = field(default_factory=list)  # other hosts that a web server of shards may send on to
@@ -77,15 +77,20 @@ class ProbeConfig:
     temperature: float = 0.07
 
 
+REQUIRED = ("data.shards", "loss.name")  # to pretrain
+AUTO_KEYS = ("data.global_batch_size", "data.num_workers")  # may be `auto`; what becomes of them: train/fitting.py
+
+
 @dataclass
 class RunConfig:
     """One pretraining run."""
 
     explicit_keys: ClassVar[frozenset[str] | None] = None  # dotted keys of YAML and command line; None: made in Python
-    run: str = ""  # folder to write: config, metrics, checkpoints, encoders
+    run: str = ""  # folder to write: config, metrics, checkpoints, encoders; default runs/NAME of the recipe
     epochs: int = 100  # passes over the data; `steps` ends a run earlier
     steps: int = 0  # optimizer steps; 0 leaves it to `epochs`
     seed: int = 0  # weights, order, augmentation
+    auto: list[str] = field(default_factory=list)  # keys given as `auto`: data.global_batch_size, data.num_workers
     init_from: str = ""  # a finished run whose encoders, heads, banks and constants to start from
     resume: Literal[True, False, "strict"] = True  # go on from the newest whole checkpoint; strict: if none is damaged
     log_every_steps: int = 10
@@ -147,6 +152,8 @@ def parse(schema: type[T], argv: list[str]) -> T:
         values: Any = OmegaConf.create()
         for layer in (*map(_load_yaml, files), _parse_changes(changes)):
             _refuse_renamed(layer)
+            if schema is RunConfig:
+                _note_auto(values, layer)
             _replace_encoders(values, layer)
             values = OmegaConf.merge(values, layer)
         if entries := OmegaConf.to_container(values).get("plugins"):  # type: ignore[union-attr]
@@ -190,6 +197,14 @@ def _load_yaml(name: str) -> Any:
     return values
 
 
+def arguments_of(changes: Mapping[str, Any]) -> list[str]:
+    """{dotted key: value} as changes of a command line. ConfigError for a value that YAML has no text for."""
+    try:
+        return [f"{key}={json.dumps(value, default=os.fspath)}" for key, value in changes.items()]
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"changes: {error}; values are numbers, texts, paths, lists and mappings") from error
+
+
 def _parse_changes(changes: list[str]) -> Any:
     for change in changes:
         try:
@@ -228,6 +243,22 @@ def run_plugins(argv: list[str], files: Sequence[str] = (), *, may_differ: bool 
     return [*argv, f"plugins={json.dumps([*entries, *files])}"] if files and isinstance(entries, list) else argv
 
 
+def _note_auto(values: Any, layer: Any) -> None:
+    """Move `auto` as the value of one of AUTO_KEYS to the list `auto`; the value of an earlier layer stays."""
+    noted = [*OmegaConf.select(values, "auto", default=[]), *OmegaConf.select(layer, "auto", default=[])]
+    for key in AUTO_KEYS:
+        given = OmegaConf.select(layer, key, default=None)
+        if given is not None:
+            noted = [other for other in noted if other != key]
+        if given == "auto":
+            noted.append(key)
+            section, _, name = key.partition(".")
+            del layer[section][name]
+    if unknown := set(noted) - set(AUTO_KEYS):
+        raise ConfigError(f"auto is {brief(sorted(unknown))}; allowed are {', '.join(AUTO_KEYS)}")
+    layer.auto = sorted(set(noted))
+
+
 def value_of(argv: Sequence[str], key: str, default: str) -> str:
     """The value of one key in the YAML files and changes of a command line, without a schema; the last one wins."""
     value = default
@@ -245,10 +276,7 @@ def value_of(argv: Sequence[str], key: str, default: str) -> str:
 def require(config: Any, *keys: str) -> None:
     """Raise ConfigError for the first of the dotted keys whose value is empty."""
     for key in keys:
-        value = config
-        for name in key.split("."):
-            value = getattr(value, name)
-        if value in ("", None):
+        if value_at(config, key) in ("", None):
             raise ConfigError(f"{key} is not set; add {key}=... to the command or to the YAML")
 
 
@@ -269,6 +297,17 @@ def _explain(error: errors.OmegaConfBaseException) -> str:
     key = getattr(error, "full_key", None)
     text = str(error).split("\n", maxsplit=1)[0].rstrip(".")
     return f"{text} (key: {key})" if key and str(key) not in text else text
+
+
+def value_at(config: Any, key: str) -> Any:
+    """The value of a dotted key."""
+    return functools.reduce(getattr, key.split("."), config)
+
+
+def set_value(config: Any, key: str, value: Any) -> None:
+    """Set the value of a dotted key."""
+    section, _, name = key.rpartition(".")
+    setattr(value_at(config, section) if section else config, name, value)
 
 
 def save(config: Any, path: Path) -> None:
@@ -307,33 +346,6 @@ def load_run(run: str | Path) -> RunConfig:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {run} is not a run folder as `avssl pretrain` writes it")
     return parse(RunConfig, [str(path)])
-
-
-def describe(schema: type[Any], indent: str = "", section: Any = None) -> str:
-    """The schema as indented `name: type = default  # comment` lines, with the comments of the source.
-
-    section: an instance with the defaults of a section, where they differ from those of its type.
-    """
-    comments = dict(re.findall(r"^\s+(\w+):[^#\n]*#\s*(.*)$", _sources(schema), re.MULTILINE))
-    lines = ""
-    for item in dataclasses.fields(schema):
-        default = item.default
-        if item.default_factory is not dataclasses.MISSING:
-            default = item.default_factory()
-        if section is not None:
-            default = getattr(section, item.name)
-        if dataclasses.is_dataclass(default) and not isinstance(default, type):
-            lines += f"{indent}{item.name}:\n{describe(type(default), indent + '  ', default)}"
-            continue
-        if isinstance(default, dict) and any(map(dataclasses.is_dataclass, default.values())):
-            default = ", ".join(default)  # sections by name
-        comment = comments.get(item.name, "")
-        lines += f"{indent}{item.name}: {item.type} = {default!r}" + (f"  # {comment}" if comment else "") + "\n"
-    return lines
-
-
-def _sources(schema: type[Any]) -> str:
-    return "\n".join(inspect.getsource(cls) for cls in reversed(schema.__mro__) if dataclasses.is_dataclass(cls))
 
 
 class ConfigError(ValueError):

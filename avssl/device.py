@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from avssl.distributed import local_processes
 from avssl.models import create_encoder, without_weights
 from avssl.ops import kernels
 
@@ -24,6 +27,23 @@ def usable_device(name: str) -> torch.device:
         usable = ", ".join(["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))])
         raise ValueError(f"device is {name!r}, which PyTorch cannot use on this machine; there is: {usable}") from error
     return device
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """Memory that this process may still take: of its GPU, or a share of the machine's (or of the container's)."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    status = Path("/proc/meminfo")
+    if not status.is_file():
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    lines = dict(line.split(":", 1) for line in status.read_text(encoding="ascii").splitlines())
+    free = int(lines["MemAvailable"].split()[0]) << 10
+    group = Path("/sys/fs/cgroup")  # of a container, on Linux
+    limit = group / "memory.max"
+    if limit.is_file() and (most := limit.read_text(encoding="ascii").strip()).isdecimal():
+        taken = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+        free = min(free, int(most) - int(taken["anon"]))
+    return free // local_processes()
 
 
 def settle_precision(cfg: RunConfig, modalities: Iterable[str]) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+
+T = TypeVar("T")
 
 
 def is_active() -> bool:
@@ -21,6 +26,11 @@ def rank() -> int:
 def world_size() -> int:
     """Number of processes; 1 without others."""
     return dist.get_world_size() if is_active() else 1
+
+
+def local_processes() -> int:
+    """Number of processes of the run on this machine, as torchrun says; 1 without it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def gather(tensor: torch.Tensor) -> torch.Tensor:
@@ -114,6 +124,28 @@ def broadcast_object(value: Any) -> Any:
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def from_first_rank(work: Callable[[], T], limit_seconds: float) -> T:
+    """The result of a long work that only the first rank does, on every rank; plain data. Others wait up to the limit.
+
+    The wait is one of its own: the limit of other collectives stays as it is. An exception of the work is raised on
+    every rank.
+    """
+    if not is_active():
+        return work()
+    group: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=limit_seconds))
+    outcome: list[Any] = [None]
+    if rank() == 0:
+        try:
+            outcome = [work()]
+        except Exception as error:
+            outcome = [error]
+    dist.broadcast_object_list(outcome, src=0, group=group)
+    dist.destroy_process_group(group)
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return cast("T", outcome[0])
 
 
 def gather_objects(value: Any) -> list[Any]:

@@ -73,7 +73,7 @@ def codecs() -> Iterator[Finding]:
 
 def machine() -> Iterator[Finding]:
     """Cores, memory, disk and shared memory."""
-    from avssl.processes.pool import default_num_workers
+    from avssl.processes.limits import default_num_workers
 
     yield True, f"{default_num_workers()} cores for this process"
     memory = Path("/proc/meminfo")

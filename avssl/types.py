@@ -57,6 +57,10 @@ class MediaError(ValueError):
         return f"{self.reason}: {self.message}"
 
 
+class TooFewSamplesError(ValueError):
+    """A corpus that is too small for an option, which `data.global_batch_size=auto` would fit to it."""
+
+
 @dataclass(frozen=True)
 class View:
     """A view that a loss requests from the loader: one tensor per batch, ready for the model, by name.

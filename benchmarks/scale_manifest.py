@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from avssl.processes.pool import default_num_workers
+from avssl.processes.limits import default_num_workers
 from avssl.shards.format import ShardIndex, ShardRecord, dump_json
 from benchmarks import learning
 from benchmarks.claims import machine

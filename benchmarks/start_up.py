@@ -1,4 +1,4 @@
-"""Time until a command answers: `import avssl`, `--help` of the recipes and of data_prep, beside `import torch`.
+"""Time until a command answers: `import avssl`, `avssl --help` and the --help of every program, beside `import torch`.
 
     python benchmarks/start_up.py [--rounds 5]
 
@@ -17,18 +17,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from avssl.command import PROGRAMS
 from benchmarks.claims import ROOT, Claim, command_line, publish, take_turns
+
+IMPORT_SECONDS, HELP_SECONDS = 0.1, 0.6  # that these may take
 
 # {name: (arguments of Python, seconds that it may take; None: for comparison)}
 STARTS: dict[str, tuple[list[str], float | None]] = {
     "an empty program": (["-c", ""], None),
     "import torch": (["-c", "import torch"], None),
-    "import avssl": (["-c", "import avssl"], 0.3),
-    "recipes/pretrain.py --help": (["recipes/pretrain.py", "--help"], 1.5),
-    "recipes/pretrain.py with a mistyped key": (["recipes/pretrain.py", "optim.learning_rate=1"], None),
-    "recipes/embed.py --help": (["recipes/embed.py", "--help"], None),
-    "recipes/evaluate.py --help": (["recipes/evaluate.py", "--help"], None),
-    "python -m data_prep --help": (["-m", "data_prep", "--help"], None),
+    "import avssl": (["-c", "import avssl"], IMPORT_SECONDS),
+    "avssl --help": (["-m", "avssl", "--help"], HELP_SECONDS),
+    **{f"avssl {name} --help": (["-m", "avssl", name, "--help"], HELP_SECONDS) for name in PROGRAMS},
+    "avssl pretrain with a mistyped key": (["-m", "avssl", "pretrain", "optim.learning_rate=1"], None),
 }
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from avssl.files import storage
 from avssl.files.disk_errors import one_line
 from avssl.files.plain_text import PlainParser, run_in_utf8, say, say_lines
-from avssl.processes.limits import Limits
-from avssl.processes.pool import default_num_workers
+from avssl.processes.limits import Limits, default_num_workers
 from data_prep.transcode.options import CHOICES, WriteOptions
+
+if TYPE_CHECKING:
+    from avssl.shards.format import ShardIndex
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 # Commands that are modules with add_arguments(parser) and run(arguments) -> exit code or None, and their help.
@@ -32,9 +35,16 @@ MODULES = {
 }
 
 
-def build_parser(program: str = "python -m data_prep") -> argparse.ArgumentParser:
-    """The parser of all commands and their options."""
-    parser = PlainParser(prog=program, description=__doc__)
+def build_parser(
+    program: str = "python -m data_prep",
+    kind: type[argparse.ArgumentParser] = PlainParser,
+    named: Collection[str] = tuple(MODULES),
+) -> argparse.ArgumentParser:
+    """The parser of all commands and their options.
+
+    named: only of these modules are the options added; importing all of them takes seconds.
+    """
+    parser = kind(prog=program, description=__doc__)
     parser.add_argument(
         "--redirect-host", action="append", default=[], metavar="HOST", help="a host that web servers may send on to"
     )
@@ -52,7 +62,9 @@ def build_parser(program: str = "python -m data_prep") -> argparse.ArgumentParse
             "--workers", type=int, default=default_num_workers(), help="processes (default: all cores)"
         )
     for name, (module, text) in MODULES.items():
-        import_module(module).add_arguments(commands.add_parser(name, help=text))
+        command = commands.add_parser(name, help=text)
+        if name in named:
+            import_module(module).add_arguments(command)
     return parser
 
 
@@ -125,39 +137,53 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_write(arguments: argparse.Namespace) -> int:
-    """Run `write`; its exit code."""
-    from data_prep.write.executors import submit
+def write_options(arguments: argparse.Namespace) -> WriteOptions:
+    """The options of `write` that decide the bytes. ValueError for a value that is not allowed."""
+    return WriteOptions(**{option.name: getattr(arguments, option.name) for option in fields(WriteOptions)})
+
+
+def make_shards(arguments: argparse.Namespace) -> ShardIndex | None:
+    """Write the shards; their index, None if a share was done alone."""
     from data_prep.write.job import Share
     from data_prep.write.run import write_shards
 
-    options = WriteOptions(**{option.name: getattr(arguments, option.name) for option in fields(WriteOptions)})
-    limits = Limits(arguments.file_seconds, arguments.file_memory_mib << 20)
-    share = None if arguments.part is None else Share.parse(arguments.part)
-    if arguments.executor == "slurm":
-        say_lines(submit(arguments, options))
-        return EXIT_OK
-    index = write_shards(
+    return write_shards(
         arguments.manifest,
         arguments.out,
-        options,
+        write_options(arguments),
         arguments.workers,
-        limits=limits,
-        share=share,
+        limits=Limits(arguments.file_seconds, arguments.file_memory_mib << 20),
+        share=None if arguments.part is None else Share.parse(arguments.part),
         executor=arguments.executor,
         retry_failed=arguments.retry_failed,
     )
+
+
+def describe_shards(index: ShardIndex, out: str) -> list[str]:
+    """What was written and what was skipped, as lines of text."""
+    lines = [
+        f"{out}: {len(index.shards)} shards, {index.total_bytes / 1e6:.1f} MB",
+        f"  {index.num_listed:8d} listed",
+        f"  {index.num_samples:8d} written",
+        *(f"  {count:8d} skipped: {reason}" for reason, count in index.skipped_by_reason.items()),
+    ]
+    return [*lines, f"  which and why: {out.rstrip('/')}/skipped.jsonl"] if index.num_skipped else lines
+
+
+def run_write(arguments: argparse.Namespace) -> int:
+    """Run `write`; its exit code."""
+    if arguments.executor == "slurm":
+        from data_prep.write.executors import submit
+
+        say_lines(submit(arguments, write_options(arguments)))
+        return EXIT_OK
+    index = make_shards(arguments)
     if index is None:
         say(f"{arguments.out}: share {arguments.part} is done as far as it can be now; when all shares are, run the "
               "same command without --part")  # fmt: skip
         return EXIT_OK
-    say(f"{arguments.out}: {len(index.shards)} shards, {index.total_bytes / 1e6:.1f} MB")
-    say(f"  {index.num_listed:8d} listed")
-    say(f"  {index.num_samples:8d} written")
-    for reason, count in index.skipped_by_reason.items():
-        say(f"  {count:8d} skipped: {reason}")
-    if index.num_skipped:
-        say(f"  which and why: {str(arguments.out).rstrip('/')}/skipped.jsonl")
+    for line in describe_shards(index, arguments.out):
+        say(line)
     if index.num_samples == 0:
         say("error: nothing was written, every file was skipped", sys.stderr)
         return EXIT_FAILED
@@ -188,7 +214,8 @@ def main(argv: Sequence[str] | None = None, program: str = "python -m data_prep"
     """Run a command; its exit code: 0 for success, even with skipped files; 1 if nothing was written or something is
     wrong; 2 for wrong usage.
     """
-    arguments = build_parser(program).parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    arguments = build_parser(program, named=MODULES.keys() & set(words)).parse_args(words)
     if getattr(arguments, "workers", 1) < 1:
         say(f"error: --workers is {arguments.workers}; it must be at least 1", sys.stderr)
         return EXIT_USAGE

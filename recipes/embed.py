@@ -20,8 +20,8 @@ import torch
 
 from avssl.embedding.blocks import Share
 from avssl.embedding.embedder import Embedder
-from avssl.embedding.folder import ROWS_PER_FILE, SOURCES_PER_BLOCK, FolderJob
-from avssl.embedding.index import SKIPPED_NAME, FolderIndex
+from avssl.embedding.folder import FolderJob
+from avssl.embedding.index import ROWS_PER_FILE, SKIPPED_NAME, SOURCES_PER_BLOCK, FolderIndex
 from avssl.embedding.public import names_public_model, write_public_run
 from avssl.embedding.table import MODALITIES
 from avssl.errors import one_line_errors

@@ -17,6 +17,7 @@ A sample that cannot be read is an error: a smaller test set would be another te
 """
 
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from avssl.errors import one_line_errors
 from avssl.eval import compare, overlap, results, tasks
 from avssl.eval.outcome import LabelTaskConfig, TaskConfig
 from avssl.files.plain_text import run_in_utf8, say, say_lines
+from avssl.help_text import describe
 from avssl.losses import registry
 from avssl.plugins import required
 from avssl.recipe_files import replace_names
@@ -76,10 +78,20 @@ def evaluate(run: Path, task: TaskConfig) -> Path:
     return path
 
 
-def load_task(arguments: list[str]) -> TaskConfig:
+def task_arguments(arguments: list[str], files: Sequence[str] = (), *, may_differ: bool = False) -> list[str]:
+    """The arguments with the name of a YAML replaced by its path, and the name of a task by task=NAME.
+
+    The plugin files that are named run first, for they may register tasks. files, may_differ: as of
+    `config.run_plugins`.
+    """
+    replaced = config.run_plugins(replace_names(arguments, "evaluate/"), files, may_differ=may_differ)
+    return [f"task={argument}" if argument in tasks.names() else argument for argument in replaced]
+
+
+def load_task(arguments: list[str], read: Callable[..., TaskConfig] = config.load) -> TaskConfig:
     """The configuration of the task that the arguments name; its name is by default that of the YAML."""
     kind = tasks.get(config.value_of(arguments, "task", "standard"))
-    task = config.load(kind.Config, [*arguments, f"task={kind.name}"])
+    task = read(kind.Config, [*arguments, f"task={kind.name}"])
     if isinstance(task, LabelTaskConfig):
         files = [Path(argument).stem for argument in arguments if Path(argument).is_file()]
         task.name = task.name or next((stem.removeprefix(kind.name).strip("_") for stem in reversed(files)), "")
@@ -90,8 +102,11 @@ def load_task(arguments: list[str]) -> TaskConfig:
     return task
 
 
-def start(run: str, arguments: list[str]) -> None:
-    """Evaluate a run, or a public model, by the task that the arguments name."""
+def start(run: str, arguments: list[str], read: Callable[..., TaskConfig] = config.load) -> Path:
+    """Evaluate a run, or a public model, by the task that the arguments name; the path of the result.
+
+    read: as config.load.
+    """
     PartialState(cpu=config.value_of(arguments, "device", "cpu") == "cpu")  # the process group of torchrun
     own = [argument for argument in arguments if argument.startswith((OUT, MODEL))]
     arguments = [argument for argument in arguments if argument not in own]
@@ -100,7 +115,7 @@ def start(run: str, arguments: list[str]) -> None:
         folder = public_folder(run, own)
     elif own:
         raise ValueError(f"{own[0]} is for public models; results of a run go below its folder")
-    evaluate(folder, load_task(arguments))
+    return evaluate(folder, load_task(arguments, read))
 
 
 def public_folder(name: str, arguments: list[str]) -> Path:
@@ -151,7 +166,7 @@ def usage(arguments: list[str]) -> str:
     is_name = len(named) == 1 and "=" not in named[0] and not Path(named[0]).is_file()
     name = named[0] if is_name else config.value_of(named, "task", "standard")
     schema = tasks.get(name).Config
-    return f"{__doc__}\nTasks: {', '.join(tasks.names())}\n\n{name}:\n{config.describe(schema)}"
+    return f"{__doc__}\nTasks: {', '.join(tasks.names())}\n\n{name}:\n{describe(schema)}"
 
 
 def command(arguments: list[str]) -> int:
@@ -167,10 +182,7 @@ def command(arguments: list[str]) -> int:
         if "--compare" in arguments:
             compare_files([argument for argument in arguments if argument != "--compare"])
         else:
-            start(
-                arguments[0],
-                config.run_plugins(replace_names(arguments[1:], "evaluate/"), files, may_differ=is_changed),
-            )
+            start(arguments[0], task_arguments(arguments[1:], files, may_differ=is_changed))
     return 0
 
 

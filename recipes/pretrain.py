@@ -1,12 +1,15 @@
 """Pretrain encoders of video, audio or images with any loss of the registry.
 
     avssl pretrain avid run=runs/avid data.shards=shards/
+    avssl pretrain avid data.shards=VIDEOS data.global_batch_size=auto data.num_workers=auto
     accelerate launch -m avssl.recipes.pretrain avid run=runs/avid data.shards=shards/
     torchrun --nproc_per_node 8 -m avssl.recipes.pretrain avid_cma init_from=runs/avid ...
 
 `--plugin my_loss.py` runs a file of your own first, with a loss, an encoder or a transform (docs/plugins.md).
-The same command goes on from the newest undamaged checkpoint. After SIGTERM, SIGUSR1, SIGUSR2 or Ctrl-C the run
-finishes its step, saves a checkpoint and exits with status 0, or `stopped_status`; docs/checkpoints.md says more.
+A folder of media in place of shards is prepared first, in RUN/shards. `auto` fits a recipe to a small corpus and to the
+machine (docs/first_hour.md). RUN is runs/RECIPE unless run= names another. The same command goes on from the newest
+undamaged checkpoint. After SIGTERM, SIGUSR1, SIGUSR2 or Ctrl-C the run finishes its step, saves a checkpoint and exits
+with status 0, or `stopped_status`; docs/checkpoints.md says more.
 `--help` prints every key. The recipe reads from top to bottom and is the same for all losses.
 """
 
@@ -40,8 +43,10 @@ def main(cfg: config.RunConfig) -> int:
     from avssl.models import create_encoder, without_weights
     from avssl.ops import kernels
     from avssl.optim.build import build_optimizer, forget, set_learning_rate
+    from avssl.prepared import shards_of
     from avssl.public_models import settle
     from avssl.shards.mixture import check_modalities, open_shards
+    from avssl.train import estimate, fitting
     from avssl.train.monitor import Monitor, provenance
     from avssl.train.probe import OnlineProbe, embedding_modules
     from avssl.train.run_folder import begin
@@ -53,6 +58,7 @@ def main(cfg: config.RunConfig) -> int:
     modalities = loss_class.modalities(cfg.loss)
     view_list = loss_class.views(cfg.loss)
     model_lines = settle(cfg, view_list)  # config.yaml has what public models demand of the views
+    fitting.keep_precision(cfg)
     device.settle_precision(cfg, modalities)  # config.yaml has the result of "auto"
     accelerator = Accelerator(
         cpu=cfg.cpu,
@@ -63,20 +69,24 @@ def main(cfg: config.RunConfig) -> int:
         # The state of losses is replicated by construction; to send banks at every step would cost more than the step.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
-    set_seed(cfg.seed)
     for line in model_lines:
         accelerator.print(plain_lines(line))
-
     storage.allow_redirects(list(cfg.data.redirect_hosts))
+    cfg.data.shards = shards_of(cfg, modalities)  # media become shards first
     shards = open_shards(cfg.data.shards, cfg.data.cache_dir, cfg.data.cache_bytes)
     check_modalities(shards, modalities)
+    for line in fitting.fit(cfg, loss_class, shards, accelerator):  # config.yaml has the result of "auto"
+        accelerator.print(plain_lines(line))
+    set_seed(cfg.seed)
+
     views = ViewMaker(cfg.views, modalities).to(accelerator.device)
-    loader = Loader(shards, cfg.data, view_list, views, seed=cfg.seed, device=accelerator.device)
     # A run that goes on has its weights in its checkpoint.
     begun = without_weights if checkpoint.checkpoints(run) else dict
     encoders = {name: create_encoder(modality=name, **begun(cfg.encoders[name])) for name in modalities}
-    loss = loss_class(cfg.loss, encoders, shards.num_samples)
-    loss.check_batch_size(cfg.data.global_batch_size)
+    with fitting.few_samples_advised(cfg, loss_class, shards.num_samples):
+        loader = Loader(shards, cfg.data, view_list, views, seed=cfg.seed, device=accelerator.device)
+        loss = loss_class(cfg.loss, encoders, shards.num_samples)
+        loss.check_batch_size(cfg.data.global_batch_size)
     device.use_channels_last(loss, cfg.channels_last, accelerator.device)
     kernels.refuse_wrong_kernels(loss, cfg.mixed_precision, accelerator.device)
     if cfg.sync_batch_norm:
@@ -99,6 +109,8 @@ def main(cfg: config.RunConfig) -> int:
     begin(cfg, accelerator, loss, loader, progress, facts)
 
     monitor = Monitor(accelerator, cfg, total_steps, loader, progress)
+    monitor.tell(estimate.describe_run(cfg, loader, total_steps, accelerator.num_processes))
+    monitor.tell(estimate.warm_up_warning(cfg, total_steps))
     probe = OnlineProbe(cfg.probe, run, step=progress.step, is_main=accelerator.is_main_process)
     snapshot = {"loss": embedding_modules(loss), "views": views}, partial(provenance, cfg, shards, progress)
     monitor.probed(probe.step_done(progress.step, *snapshot))
@@ -108,7 +120,8 @@ def main(cfg: config.RunConfig) -> int:
     while progress.step < total_steps and not stop.is_agreed:
         if progress.batch_in_epoch == 0:
             try:
-                loss.on_epoch_start(EpochContext(progress.epoch, embed_all, forget(optimizer)))
+                with monitor.epoch_start():
+                    loss.on_epoch_start(EpochContext(progress.epoch, embed_all, forget(optimizer)))
             except StoppedError:
                 break
         for batch in loader.epoch(progress.epoch, progress.batch_in_epoch):
@@ -160,16 +173,23 @@ def main(cfg: config.RunConfig) -> int:
     return 0 if progress.step == total_steps else cfg.stopped_status
 
 
+def name_run(cfg: config.RunConfig, arguments: list[str]) -> None:
+    """Without run= the folder of the run is runs/NAME, by the last YAML among the arguments or else by the loss."""
+    names = [Path(argument).stem for argument in arguments if config.is_file(argument)]
+    cfg.run = cfg.run or str(Path("runs", [cfg.loss.name, *names][-1]))
+
+
 def command(arguments: list[str]) -> int:
     """The program: its exit status."""
     run_in_utf8()
-    required = ("run", "data.shards", "loss.name")
     with one_line_errors():
         arguments, files, is_changed = take_options(arguments)
         arguments = replace_names(arguments)
         if not {"-h", "--help"}.intersection(arguments):  # first: the keys have names that plugins register
             arguments = config.run_plugins(arguments, files, may_differ=is_changed)
-        return main(config.load(config.RunConfig, arguments, usage="avssl pretrain", required=required))
+        cfg = config.load(config.RunConfig, arguments, usage="avssl pretrain", required=config.REQUIRED)
+        name_run(cfg, arguments)
+        return main(cfg)
 
 
 if __name__ == "__main__":

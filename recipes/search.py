@@ -22,6 +22,7 @@ import numpy as np
 
 from avssl.embedding import faiss_index
 from avssl.embedding.embedder import Embedder
+from avssl.embedding.index import FAISS_KINDS
 from avssl.embedding.search import EmbeddingIndex, Hit, in_one_space, key_of_source, load_embedder_of
 from avssl.embedding.table import MODALITIES
 from avssl.errors import one_line_errors
@@ -140,7 +141,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if argv[:1] == ["build"]:
         parser.add_argument("build", help=argparse.SUPPRESS)
         parser.add_argument("index_folder", metavar="INDEX", type=Path, help="folder that `avssl embed` wrote")
-        parser.add_argument("--kind", choices=faiss_index.KINDS, default="hnsw", help="default: %(default)s")
+        parser.add_argument("--kind", choices=FAISS_KINDS, default="hnsw", help="default: %(default)s")
         parser.set_defaults(main=build)
         return parser.parse_args(argv)
     parser.add_argument("index_folder", metavar="INDEX", type=Path, help="folder that `avssl embed` wrote")
@@ -160,7 +161,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--one-per-key", action="store_true", help="only the best row of each file")
     parser.add_argument("--exclude", nargs="+", default=[], metavar="KEY", help="keys whose rows are left out")
     parser.add_argument("--exclude-self", action="store_true", help="leave out the query's own rows")
-    parser.add_argument("--index", choices=["exact", *faiss_index.KINDS], default="exact", help="default: %(default)s")
+    parser.add_argument("--index", choices=["exact", *FAISS_KINDS], default="exact", help="default: %(default)s")
     parser.add_argument(
         "--depth", type=int, default=0, help="candidates that hnsw keeps, lists that ivf searches (default: as built)"
     )

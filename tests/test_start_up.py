@@ -68,9 +68,9 @@ def test_the_server_of_workers_imports_for_them_and_nothing_here():
     assert {"worker:torch", "worker:av", "worker:avssl.data.loader", "worker:avssl.data.every_sample"} <= loaded
 
 
-@pytest.mark.parametrize("recipe", ["pretrain", "report", "demo"])
-def test_help_loads_no_heavy_library(recipe):
-    assert not loaded_after(AS_MAIN, f"recipes/{recipe}.py", "--help") & set(HEAVY)
+@pytest.mark.parametrize("program", ["prep", "pretrain", "report", "demo", "exchange"])
+def test_help_loads_no_heavy_library(program):
+    assert not loaded_after(AS_MAIN, "avssl/__main__.py", program, "--help") & set(HEAVY)
 
 
 def test_the_demo_refuses_an_argument_instead_of_starting():

@@ -144,6 +144,7 @@ class Loader:
         self._stream: Iterator[RawBatch] | None = None
         self._stream_at = (-1, -1)
         self._wait_seconds = 0.0
+        self.waited_seconds = 0.0  # for batches of epochs, since the loader was made
         self._copier = DeviceCopier(device)
         self.samples_read = 0
         self.failures: Counter[str] = Counter()
@@ -166,7 +167,9 @@ class Loader:
         for batch in range(first_batch, self.steps_per_epoch):
             start = time.perf_counter()
             raw = next_batch(self._stream, self.config.worker_timeout_seconds)
-            self._wait_seconds += time.perf_counter() - start
+            waited = time.perf_counter() - start
+            self._wait_seconds += waited
+            self.waited_seconds += waited
             is_last = batch + 1 == self.steps_per_epoch
             self._stream_at = (epoch + 1, 0) if is_last else (epoch, batch + 1)
             ready = self._finish(raw)

@@ -28,12 +28,14 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
+from avssl.types import TooFewSamplesError
+
 
 def steps_per_epoch(num_samples: int, global_batch_size: int) -> int:
     """The number of whole global batches in an epoch. Raises ValueError if there is none."""
     steps = num_samples // global_batch_size
     if steps == 0:
-        raise ValueError(
+        raise TooFewSamplesError(
             f"data.global_batch_size is {global_batch_size}, but the shards hold {num_samples} samples; "
             f"choose at most {num_samples}"
         )

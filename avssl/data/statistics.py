@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from avssl.data.loader import Loader
 from avssl.distributed import gather_uneven, rank

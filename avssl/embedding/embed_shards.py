@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from avssl import distributed
 from avssl.embedding.embedder import Embedder, nothing_embedded, with_settings

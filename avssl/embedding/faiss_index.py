@@ -12,17 +12,15 @@ import json
 import time
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from avssl.embedding.index import FAISS_NAME
+from avssl.embedding.index import FAISS_KINDS, FAISS_NAME
 from avssl.embedding.search import EmbeddingIndex, EmbeddingRows, Hit, best_of, hits_among
 from avssl.files.whole import whole_file
 
-Kind = Literal["flat", "ivf", "hnsw"]
-KINDS: tuple[str, ...] = get_args(Kind)
 NUM_RECALL_QUERIES, RECALL_AT = 100, 10
 HNSW_LINKS, HNSW_BUILD_DEPTH, HNSW_SEARCH_DEPTH = 32, 200, 256
 IVF_ROWS_PER_LIST = 39  # the fewest that FAISS trains a list on without a warning
@@ -44,8 +42,8 @@ def build(index: EmbeddingIndex, kind: str) -> dict[str, dict[str, Any]]:
 
     ValueError for another kind, and if FAISS is not installed.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(KINDS)}")
+    if kind not in FAISS_KINDS:
+        raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(FAISS_KINDS)}")
     return {modality: _build(index, modality, kind) for modality in index.modalities}
 
 

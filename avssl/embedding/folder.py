@@ -20,11 +20,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from avssl.embedding.blocks import Blocks, Share, merge_blocks
 from avssl.embedding.embedder import Embedder
-from avssl.embedding.index import FAISS_NAME, INDEX_NAME, PROGRESS_NAME, SKIPPED_NAME, FolderIndex
+from avssl.embedding.index import (
+    FAISS_NAME,
+    INDEX_NAME,
+    PROGRESS_NAME,
+    ROWS_PER_FILE,
+    SKIPPED_NAME,
+    SOURCES_PER_BLOCK,
+    FolderIndex,
+)
 from avssl.embedding.parquet import SUFFIX
 from avssl.embedding.rows import FinishedSource, RowSpool
 from avssl.embedding.sources import (
@@ -43,7 +51,6 @@ from avssl.files.whole import whole_file
 from avssl.processes.limits import Limits
 from avssl.shards.shard_set import ShardSet
 
-SOURCES_PER_BLOCK, ROWS_PER_FILE = 128, 200_000
 SETTINGS_NAME, LISTING_NAME, LOCK_NAME = "settings.json", "sources.jsonl", ".lock"
 TABLE_SUFFIXES = (SUFFIX, ".npz")  # of tables in the folder; earlier versions wrote both
 

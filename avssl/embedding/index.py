@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 from avssl.embedding.parquet import SUFFIX
 from avssl.files.checked_json import Fields
@@ -15,6 +15,9 @@ from avssl.files.whole import sha256_file, whole_file
 
 INDEX_NAME, SKIPPED_NAME, PROGRESS_NAME, FAISS_NAME = "index.json", "skipped.jsonl", ".progress", "faiss"
 KIND, VERSION = "avssl embeddings", 1
+SOURCES_PER_BLOCK, ROWS_PER_FILE = 128, 200_000  # defaults of how a folder is divided
+FaissKind = Literal["flat", "ivf", "hnsw"]
+FAISS_KINDS: tuple[str, ...] = get_args(FaissKind)
 FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,240}\.parquet")
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from avssl import distributed
 from avssl.data.every_sample import ClipPlan, DecodedClips, SampleClips

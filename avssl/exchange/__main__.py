@@ -16,7 +16,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from avssl.checkpoint import HUB_SCHEME, locate
 from avssl.files.plain_text import PlainParser, plain_lines, run_in_utf8, say_lines
 from avssl.plugins import required
 
@@ -74,6 +73,8 @@ def statistics_command(arguments: argparse.Namespace) -> str:
 def export_command(arguments: argparse.Namespace) -> str:
     """Export a finished run as a folder, or one of its encoders in torchvision's layout or as a graph."""
     # As with the recipes, the hub is not asked for a mistyped folder.
+    from avssl.checkpoint import HUB_SCHEME, locate
+
     run = locate(arguments.run) if arguments.run.startswith(HUB_SCHEME) else Path(arguments.run)
     if arguments.to == "folder":
         if arguments.modality:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import nn
@@ -32,7 +32,9 @@ from avssl.losses.base import EpochContext
 from avssl.losses.registry import register
 from avssl.ops.agreement import Agreement, most_agreeing
 from avssl.ops.sharded_memory import ShardedMemoryBank, sharded_positive_set
-from avssl.types import LossConfig, LossOutput, Progress
+from avssl.types import LossConfig, LossOutput, Progress, TooFewSamplesError
+
+SAMPLES_PER_POSITIVE = 8  # at least so many for each positive of a fitted number
 
 
 @dataclass
@@ -94,7 +96,7 @@ class AVIDCMA(AVID):
         super().__init__(config, encoders, num_samples)
         self.config: AVIDCMAConfig = config
         if not 0 < config.num_positives < num_samples - 1:
-            raise ValueError(
+            raise (TooFewSamplesError if config.num_positives > 0 else ValueError)(
                 f"loss.num_positives is {config.num_positives} with {num_samples} samples: at least one sample must be "
                 "left as a negative; lower loss.num_positives"
             )
@@ -104,6 +106,12 @@ class AVIDCMA(AVID):
                 f"loss.num_negatives ({config.num_negatives}), of which it takes the first"
             )
         self.register_buffer("positives", torch.zeros(num_samples, config.num_positives, dtype=torch.int64))
+
+    @classmethod
+    def fitted(cls, config: LossConfig, num_samples: int, global_batch_size: int) -> dict[str, int]:  # noqa: ARG003
+        """Positives: at most an eighth of the samples."""
+        most = max(1, num_samples // SAMPLES_PER_POSITIVE)
+        return {"num_positives": most} if cast("AVIDCMAConfig", config).num_positives > most else {}
 
     def on_epoch_start(self, context: EpochContext) -> None:
         """Search the positives in the banks as they are now, at epoch 0 and every `search_every_epochs`."""

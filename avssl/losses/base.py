@@ -128,6 +128,14 @@ class Loss(nn.Module):
         """The distinct modalities of the views, sorted."""
         return sorted({view.modality for view in cls.views(config)})
 
+    @classmethod
+    def fitted(cls, config: LossConfig, num_samples: int, global_batch_size: int) -> dict[str, int]:  # noqa: ARG003
+        """{option of `config`: its value for so few samples}, of those options whose values suit only larger corpora.
+
+        `data.global_batch_size=auto` sets them.
+        """
+        return {}
+
     def check_batch_size(self, global_batch_size: int) -> None:
         """Raise ValueError for a global batch size that does not suit this loss; called before the first batch."""
         least = self.min_global_batch_size

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 from avssl.losses.base import VIEW_NAMES, Outputs, PairConfig, PairLoss
 from avssl.models.heads import mlp
-from avssl.ops.clusters import check_num_clusters
+from avssl.ops.clusters import check_num_clusters, fitted_num_clusters
 from avssl.types import LossConfig, Modality, View
 
 VISUAL_MODALITIES: tuple[Modality, ...] = ("image", "video")  # modalities that have small crops
@@ -46,6 +46,11 @@ class CropLoss(PairLoss):
         for modality in encoders:
             dims = (self.feature_dim(modality), *config.projector_hidden_dims, config.embedding_dim)
             self.projectors[modality] = mlp(dims, batch_norm=True, final_batch_norm=config.projector_final_batch_norm)
+
+    @classmethod
+    def fitted(cls, config: LossConfig, num_samples: int, global_batch_size: int) -> dict[str, int]:  # noqa: ARG003
+        """Prototypes for some samples each."""
+        return fitted_num_clusters("num_prototypes", cast("CropConfig", config).num_prototypes, num_samples)
 
     @classmethod
     def views(cls, config: LossConfig) -> tuple[View, ...]:

@@ -31,10 +31,10 @@ from torch.nn.functional import cross_entropy, normalize, relu
 from avssl.losses.base import EpochContext, Outputs, PairConfig, PairLoss
 from avssl.losses.registry import register
 from avssl.models.heads import mlp
-from avssl.ops.clusters import check_num_clusters, describe_labels
+from avssl.ops.clusters import check_num_clusters, describe_labels, fitted_num_clusters
 from avssl.ops.kmeans import kmeans, whiten
 from avssl.ops.sampling import generator_for
-from avssl.types import LossConfig, LossOutput, Modality, Progress
+from avssl.types import LossConfig, LossOutput, Modality, Progress, TooFewSamplesError
 
 
 @dataclass
@@ -107,7 +107,7 @@ class DeepCluster(PairLoss):
             self.projectors[modality] = mlp(dims) if config.projector_dims else nn.Identity()
             self.classifiers[modality] = nn.Linear(dims[-1], config.num_clusters)
             if not 0 < config.pca_dim <= min(dims[-1], num_samples - 1):
-                raise ValueError(
+                raise (TooFewSamplesError if config.pca_dim >= num_samples else ValueError)(
                     f"loss.pca_dim is {config.pca_dim}; {num_samples} samples with {modality} features of dim "
                     f"{dims[-1]} allow 1 to {min(dims[-1], num_samples - 1)}: lower it, or raise loss.projector_dims"
                 )
@@ -115,6 +115,14 @@ class DeepCluster(PairLoss):
         self.register_buffer("labels", torch.zeros(num_samples, columns, dtype=torch.int64))
         self.register_buffer("weights", torch.ones(columns, config.num_clusters))
         self.register_buffer("label_health", torch.zeros(2))
+
+    @classmethod
+    def fitted(cls, config: LossConfig, num_samples: int, global_batch_size: int) -> dict[str, int]:  # noqa: ARG003
+        """Clusters of some samples each, and principal components of which half of the samples could have as many."""
+        config = cast("DeepClusterConfig", config)
+        most = max(1, num_samples // 2)
+        components = {"pca_dim": most} if config.pca_dim > most else {}
+        return fitted_num_clusters("num_clusters", config.num_clusters, num_samples) | components
 
     def on_epoch_start(self, context: EpochContext) -> None:
         """Cluster the features and reset the classifiers every `cluster_every_epochs` epochs."""

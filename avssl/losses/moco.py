@@ -37,7 +37,7 @@ from avssl.models.heads import mlp
 from avssl.ops.memory import Queue
 from avssl.ops.sampling import generator_for
 from avssl.ops.teacher import check_momentum, frozen_copy
-from avssl.types import LossConfig, LossOutput, Progress
+from avssl.types import LossConfig, LossOutput, Progress, TooFewSamplesError
 
 
 @dataclass
@@ -97,7 +97,7 @@ class MoCo(PairLoss):
         self.config: MoCoConfig = config
         check_momentum(config.teacher_momentum)
         if config.queue_size > num_samples:
-            raise ValueError(
+            raise TooFewSamplesError(
                 f"loss.queue_size is {config.queue_size} with {num_samples} samples: the queue would hold keys of the "
                 f"query's own sample as negatives; choose at most {num_samples}"
             )
@@ -107,6 +107,17 @@ class MoCo(PairLoss):
             self.projectors[modality] = mlp(dims)
             self.teachers[modality] = frozen_copy(self.student(modality))
             self.queues[modality] = Queue(config.queue_size, config.embedding_dim, seed=2 * config.seed + offset)
+
+    @classmethod
+    def fitted(cls, config: LossConfig, num_samples: int, global_batch_size: int) -> dict[str, int]:
+        """A queue of whole batches of at most half the samples, and groups of at least 2 rows for the batch norm."""
+        config, fitted = cast("MoCoConfig", config), {}
+        if config.queue_size > num_samples // 2:
+            num_batches = max(1, num_samples // 2 // global_batch_size)
+            fitted["queue_size"] = min(num_batches * global_batch_size, config.queue_size)
+        if config.shuffle_groups > global_batch_size // 2:
+            fitted["shuffle_groups"] = global_batch_size // 2
+        return fitted
 
     def check_batch_size(self, global_batch_size: int) -> None:
         """As in the base class; also checks the queue and the groups of the batch norm."""

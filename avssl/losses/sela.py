@@ -30,7 +30,13 @@ from torch import nn
 from avssl.distributed import gather
 from avssl.losses.base import EpochContext, Outputs, PairConfig, PairLoss
 from avssl.losses.registry import register
-from avssl.ops.clusters import check_num_clusters, cross_entropy_of_heads, describe_labels, usage_entropy
+from avssl.ops.clusters import (
+    check_num_clusters,
+    cross_entropy_of_heads,
+    describe_labels,
+    fitted_num_clusters,
+    usage_entropy,
+)
 from avssl.ops.transport import self_labels
 from avssl.types import LossConfig, LossOutput, Modality, Progress
 
@@ -110,6 +116,11 @@ class SeLa(PairLoss):
         columns = [balanced[torch.randperm(num_samples, generator=generator)] for _ in range(self.label_columns)]
         self.register_buffer("labels", torch.stack(columns, dim=1))
         self.register_buffer("label_health", torch.zeros(2))
+
+    @classmethod
+    def fitted(cls, config: LossConfig, num_samples: int, global_batch_size: int) -> dict[str, int]:  # noqa: ARG003
+        """Clusters of some samples each."""
+        return fitted_num_clusters("num_clusters", cast("SeLaConfig", config).num_clusters, num_samples)
 
     def on_epoch_start(self, context: EpochContext) -> None:
         """Find new labels for each head, in the epochs of the schedule."""

@@ -107,6 +107,16 @@ class SwAV(CropLoss):
             for position, name in enumerate(self.large_views):
                 self.queues[name] = Queue(config.queue_size, config.embedding_dim, seed=2 * config.seed + position)
 
+    @classmethod
+    def fitted(cls, config: LossConfig, num_samples: int, global_batch_size: int) -> dict[str, int]:
+        """As in the base class; a queue of whole batches of at most half the samples; frozen for an epoch at most."""
+        fitted, given = super().fitted(config, num_samples, global_batch_size), cast("SwAVConfig", config)
+        most = max(1, num_samples // 2 // global_batch_size) * global_batch_size
+        if given.queue_size > most or given.queue_size % global_batch_size:
+            fitted["queue_size"] = min(most, -(-given.queue_size // global_batch_size) * global_batch_size)
+        epoch_steps = -(-num_samples // global_batch_size)
+        return fitted | ({"freeze_steps": epoch_steps} if given.freeze_steps > epoch_steps else {})
+
     def check_batch_size(self, global_batch_size: int) -> None:
         """As in the base class; the queue must hold whole batches, so that each step replaces the oldest one."""
         super().check_batch_size(global_batch_size)

@@ -37,7 +37,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from avssl.distributed import rank
 from avssl.ops import kernels

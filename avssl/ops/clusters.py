@@ -7,14 +7,24 @@ import math
 import torch
 from torch.nn.functional import cross_entropy
 
+from avssl.types import TooFewSamplesError
+
+SAMPLES_PER_CLUSTER = 10  # at least so many in a fitted number of clusters
+
 
 def check_num_clusters(option: str, num_clusters: int, num_samples: int) -> None:
     """Raise ValueError unless loss.`option` is from 2 to the number of samples."""
     if not 1 < num_clusters <= num_samples:
-        raise ValueError(
+        raise (TooFewSamplesError if num_clusters > 1 else ValueError)(
             f"loss.{option} is {num_clusters} with {num_samples} samples: more clusters than samples cannot all be "
             f"used, and a single cluster teaches nothing; choose 2 to {num_samples}, or use more data"
         )
+
+
+def fitted_num_clusters(option: str, num_clusters: int, num_samples: int) -> dict[str, int]:
+    """{option: number} with SAMPLES_PER_CLUSTER samples a cluster, if there are fewer with `num_clusters`; else {}."""
+    most = max(2, num_samples // SAMPLES_PER_CLUSTER)
+    return {option: most} if num_clusters > most else {}
 
 
 def cross_entropy_of_heads(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -24,6 +24,7 @@ from avssl.plugins.files import PluginError, Record, now_running, running
 logger = logging.getLogger("avssl")
 GROUP = "avssl.plugins"
 _has_imported = False  # the installed packages
+_of_script: set[str] = set()  # names of parts that the main program itself has registered
 Part = TypeVar("Part")
 
 
@@ -66,6 +67,8 @@ class Registry(dict[str, Part]):
                 "another name"
             )
         self[name], self._defined[name] = part, where
+        if where[0] == "__main__":
+            _of_script.add(name)
         # A plugin may be the first to import one of the program's own parts.
         self._plugins[name] = None if is_own else now_running()
 
@@ -103,6 +106,11 @@ class Registry(dict[str, Part]):
     def plugin_of(self, name: str) -> Record | None:
         """The plugin that registered this part; None for the program's own and those of the calling script."""
         return self._plugins.get(name) if name in self else None
+
+
+def has_parts_of_script() -> bool:
+    """Whether the main program, a script or notebook, has registered parts itself: its workers then need its file."""
+    return bool(_of_script)
 
 
 def import_packages() -> None:

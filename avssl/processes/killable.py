@@ -18,7 +18,7 @@ from typing import Any
 from avssl.processes.parcels import Arrays, receive_parcel, send_parcel
 from avssl.processes.stopping import ignore_signals_of_others
 from avssl.processes.timeouts import process_state, with_timeout
-from avssl.processes.worker_server import WorkerContext, run_server
+from avssl.processes.worker_server import WorkerContext, main_file_hidden, run_server
 
 START_SECONDS = 600.0  # allowed for a process to start and to import its modules
 EXIT_SECONDS = 5.0  # allowed between the end of a process's socket and its exit status
@@ -52,7 +52,8 @@ class KillableProcess:
             run_server()
             arguments = (theirs, dict(os.environ), *arguments)
             self._process = context.Process(target=serve, args=arguments, daemon=True)
-            with_timeout(START_SECONDS, self._process.start, lambda: NOT_STARTED)
+            with main_file_hidden():
+                with_timeout(START_SECONDS, self._process.start, lambda: NOT_STARTED)
         self.expect_ready()
 
     def expect_ready(self) -> None:

@@ -1,7 +1,8 @@
-"""What one task may take of time and memory, and the errors that say why it has no result."""
+"""What one task may take of time and memory, how many may run at once, and the errors that say why it has no result."""
 
 from __future__ import annotations
 
+import os
 import signal
 import traceback
 from dataclasses import dataclass
@@ -25,6 +26,11 @@ class Limits:
                 f"a file may take {self.seconds} s and {self.memory_bytes / 2**20:.0f} MiB; allowed are more than 0 s "
                 "and at least 64 MiB"
             )
+
+
+def default_num_workers() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def too_slow(name: str, limits: Limits) -> MediaError:

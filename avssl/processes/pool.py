@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import socket
 import time
@@ -16,7 +15,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from avssl.processes.killable import ExitedError, KillableProcess, begin_worker, send_ready
 from avssl.processes.limits import Limits, died, failure, too_slow
@@ -30,11 +29,6 @@ REFRESH_SECONDS = 0.5
 TASKS_AHEAD = 16  # per process: none waits long for a slow task of another, and the results fit in memory
 STOPPED_SECONDS = 300.0  # after so long without an answer of a task without limits: is its process stopped?
 PRELOAD = ("avssl.media.decode", "avssl.processes.pool")
-
-
-def default_num_workers() -> int:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Sandbox:

@@ -30,7 +30,8 @@ class StoppedError(Exception):
 class StopSignal:
     """Handles the signals; all processes agree on the step at which they stop.
 
-    Before this object is made, a signal ends the process as usual: nothing is lost before the first step.
+    Before this object is made, a signal ends the process as usual: nothing is lost before the first step. In a thread
+    other than the main one, where Python sets no handlers, signals go on as usual.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -39,8 +40,9 @@ class StopSignal:
         self.is_agreed = False  # by all processes
         self._previous_answer: Callable[[], bool] | None = None
         self._launcher = os.getppid()
-        for number in STOP_SIGNALS:
-            signal.signal(number, self._request)
+        if threading.current_thread() is threading.main_thread():
+            for number in STOP_SIGNALS:
+                signal.signal(number, self._request)
 
     def _request(self, number: int, frame: object) -> None:  # noqa: ARG002  (the signature of a handler)
         if self.is_requested and number == signal.SIGINT:

@@ -15,6 +15,8 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, TypeVar
 
+from avssl.processes.worker_server import main_file_hidden
+
 T = TypeVar("T")
 STATES = {"T": "stopped by a signal", "t": "stopped by a debugger", "Z": "dead", "D": "waiting for a disk"}
 
@@ -56,7 +58,8 @@ def start_loader(loader: Any, seconds: float) -> Iterator[Any]:
                 os.kill(server, signal.SIGKILL)
         return f"the process that starts workers ({server}, {state}) has started none for {seconds:g} s"
 
-    return with_timeout(seconds if loader.num_workers else 0.0, lambda: iter(loader), blame)
+    with main_file_hidden():
+        return with_timeout(seconds if loader.num_workers else 0.0, lambda: iter(loader), blame)
 
 
 def next_batch(stream: Iterator[Any], seconds: float) -> Any:

@@ -9,13 +9,19 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any
 
 from avssl.plugins.files import Carried
+from avssl.plugins.registry import has_parts_of_script
 from avssl.processes.stopping import signals_blocked
 
+_MAIN_LOCK = threading.RLock()
 PRELOAD = ("avssl.data.loader", "avssl.data.every_sample")
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
@@ -61,6 +67,27 @@ def run_server() -> None:
     finally:
         for name in unset:
             del os.environ[name]
+
+
+@contextmanager
+def main_file_hidden() -> Iterator[None]:
+    """A context in which the processes that are started do not import the file of the main program.
+
+    multiprocessing imports it into each of them, to find functions that are defined there; ours are defined in modules.
+    A script without `if __name__ == "__main__"` would begin its run once more in every worker. The file is shown to
+    them if it registers parts, such as augments, which they need.
+    """
+    if has_parts_of_script():
+        yield
+        return
+    main: Any = sys.modules["__main__"]
+    with _MAIN_LOCK:
+        shown = {name: getattr(main, name, None) for name in ("__file__", "__spec__")}
+        main.__file__ = main.__spec__ = None
+        try:
+            yield
+        finally:
+            main.__dict__.update(shown)
 
 
 def worker_context() -> WorkerContext:

@@ -8,13 +8,14 @@ import platform
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from avssl.distributed import all_sum, world_size
 from avssl.files.disk_errors import clear_errors
@@ -24,6 +25,7 @@ from avssl.losses import registry
 from avssl.losses.base import Loss
 from avssl.public_models import provenance_of
 from avssl.train.collapse import CollapseWatch
+from avssl.train.estimate import Pace
 from avssl.types import FAILURE_REASONS, Batch, LossOutput, Progress
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ class Monitor:
         self.batches_since = 0
         self.failures: Counter[str] = Counter()
         self.collapse = CollapseWatch(total_steps)
+        self.pace = Pace(cfg, loader, progress)
         if accelerator.is_main_process:
             truncate_log(self.path, progress.step)
         self.bar = tqdm(
@@ -79,6 +82,8 @@ class Monitor:
         self.batches_since += 1
         self.failures.update(batch.failures)
         step = self.progress.step
+        if self.accelerator.sync_gradients and (estimate := self.pace.step_done(step)):
+            self.tell(estimate)
         if step == self.last_logged:
             return
         if step % self.cfg.log_every_steps and step != self.bar.total:
@@ -118,6 +123,18 @@ class Monitor:
         for finding in self.collapse.check(self.progress.step, scalars):
             if self.accelerator.is_main_process:
                 self.bar.write(f"warning: {finding}", file=sys.stderr)
+
+    @contextmanager
+    def epoch_start(self) -> Iterator[None]:
+        """A context that measures what a loss does before an epoch."""
+        start = time.perf_counter()
+        yield
+        self.pace.epoch_starts(time.perf_counter() - start)
+
+    def tell(self, line: str) -> None:
+        """Print a line of the first process, above its progress bar."""
+        if self.accelerator.is_main_process and line:
+            self.bar.write(plain(line))
 
     def probed(self, results: Sequence[Mapping[str, Any]]) -> None:
         """Show and track the results of the online probe, which has written them to its own file."""

@@ -119,6 +119,11 @@ def _inherit(cfg: config.RunConfig, accelerator: Accelerator, loss: Loss, loader
     return is_same_audio and checkpoint.inherit_views(loader.view_maker, cfg.init_from)
 
 
+def release_run() -> None:
+    """Unlock the folder of the run that this process held last."""
+    _held.close()
+
+
 def hold_run(run: Path) -> None:
     """Make the folder of a run and lock it until this process ends or holds another one.
 

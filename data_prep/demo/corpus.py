@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from avssl.files.plain_text import say
-from avssl.processes.pool import default_num_workers
+from avssl.processes.limits import default_num_workers
 from data_prep.demo.audio import MELODY_SEMITONES, TIMBRES, draw_score, loudness, record, synthesize
 from data_prep.demo.frames import SHAPES, render
 from data_prep.transcode.encode import write_media

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from avssl.files.plain_text import say
 from avssl.media.images import IMAGE_SUFFIXES
-from avssl.processes.limits import Limits
-from avssl.processes.pool import default_num_workers
+from avssl.processes.limits import Limits, default_num_workers
 from data_prep.index.build import (
     PROBE_LIMITS,
     SCENES_LIMITS,
@@ -105,15 +104,18 @@ def run(arguments: argparse.Namespace) -> int:
     """Make the manifest and print a summary. The exit code is 0 even if files cannot be read: they are listed with the
     reason.
     """
+    for line in describe(make_manifest(arguments), arguments.out, arguments.split):
+        say(line)
+    return 0
+
+
+def make_manifest(arguments: argparse.Namespace) -> IndexSummary:
+    """Make the manifest; what it holds."""
     source, out = arguments.source, arguments.out
     list_format = detect(source) if arguments.format == "auto" and source.is_file() else arguments.format
     if list_format == IDX:
-        summary = build_idx_manifest(source, out, arguments.labels or "folder", arguments.kind)
-    else:
-        summary = build_manifest(source, out, _options(arguments))
-    for line in describe(summary, out, arguments.split):
-        say(line)
-    return 0
+        return build_idx_manifest(source, out, arguments.labels or "folder", arguments.kind)
+    return build_manifest(source, out, _options(arguments))
 
 
 def _options(arguments: argparse.Namespace) -> IndexOptions:

@@ -113,7 +113,10 @@ def _refuse_without_media(folder: Path, kind: str, walk: Walk) -> None:
             f"{folder}: holds no {kind} files. If one of these holds the images of a split, give that file: "
             f"{', '.join(files[:20])}"
         )
-    raise ValueError(f"{folder}: holds no {kind} files (looked for {' '.join(sorted(walk.suffixes))})")
+    found = ", ".join(f"{count} {suffix}" for suffix, count in walk.ignored.most_common(20)) or "nothing"
+    raise ValueError(
+        f"{folder}: holds no {kind} files; it holds {found} (looked for {' '.join(sorted(walk.suffixes))})"
+    )
 
 
 def gather_list(source: ListSource, target: Target) -> Gathered:

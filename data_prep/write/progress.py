@@ -6,7 +6,7 @@ from collections import Counter
 from types import TracebackType
 from typing import Any, Self
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from avssl.processes.pool import REFRESH_SECONDS
 from avssl.types import MediaError

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from avssl.distributed import all_mean, barrier, broadcast_state, is_active, rank
 from avssl.eval.finetune.state import TRAINING_FILE, load_state, read_step, save_state

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from avssl.files.plain_text import say
 from avssl.files.whole import write_whole
-from avssl.processes.pool import default_num_workers
+from avssl.processes.limits import default_num_workers
 from avssl.shards.format import dump_json
 from data_prep.inspect.stats.collect import Stats, Thresholds, collect_stats
 from data_prep.inspect.stats.page import page

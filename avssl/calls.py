@@ -1,0 +1,93 @@
+"""The programs as Python calls: `avssl.prepare`, `avssl.pretrain`, `avssl.evaluate`. A command and its call are one.
+
+Errors are exceptions. Keywords are the keys of a command; dotted ones are given as **{"optim.lr": 1e-3}.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from avssl.processes.stopping import STOP_SIGNALS
+from avssl.recipe_files import replace_names
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A run after `pretrain`: its folder, its log, the optimizer steps that it has made, and whether these are all."""
+
+    run: Path
+    metrics: Path
+    steps: int
+    is_finished: bool
+
+
+def pretrain(recipe: str, data: Any, out: str, changes: dict[str, Any]) -> Pretrained:
+    """What `avssl pretrain RECIPE data.shards=DATA run=OUT key=value ...` does."""
+    from avssl import checkpoint, config
+
+    program = import_module("avssl.recipes.pretrain")  # by name, as the command finds it
+    given = {"data.shards": data, **({"run": out} if out else {}), **changes}
+    arguments = config.run_plugins([*replace_names([recipe]), *config.arguments_of(given)])
+    cfg = config.parse(config.RunConfig, arguments)
+    config.require(cfg, *config.REQUIRED)
+    program.name_run(cfg, arguments)
+    with own_run():
+        program.main(cfg)
+    run = Path(cfg.run)
+    steps = int(checkpoint.checkpoints(run)[-1].name.partition("_")[2])
+    provenance = run / checkpoint.PROVENANCE_FILE
+    is_finished = provenance.is_file() and checkpoint.read_provenance(run).get("steps") == steps
+    return Pretrained(run, run / "metrics.jsonl", steps, is_finished)
+
+
+def evaluate(run: str, task: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """What `avssl evaluate RUN TASK key=value ...` does; the content of the result's file."""
+    from avssl import config
+    from avssl.eval.results import read_evaluation
+
+    program = import_module("avssl.recipes.evaluate")
+    with own_run():
+        path = program.start(run, program.task_arguments([task, *config.arguments_of(changes)]), config.parse)
+    return dict(read_evaluation(path))
+
+
+@contextmanager
+def own_run() -> Iterator[None]:
+    """A context after which the process is as before a run: Accelerate's state, handlers of signals, processes, locks.
+
+    Several runs can follow each other in one process, for example in a notebook.
+    """
+    from avssl.train.run_folder import release_run
+
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGALRM)}
+    children = set(multiprocessing.active_children())
+    _forget_accelerate()
+    try:
+        yield
+    finally:
+        for process in set(multiprocessing.active_children()) - children:
+            if process.daemon:
+                process.kill()
+        release_run()
+        if is_main_thread:  # elsewhere none was set
+            signal.alarm(0)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        _forget_accelerate()
+
+
+def _forget_accelerate() -> None:
+    """Let the next Accelerator of this process have other settings; under torchrun the group of processes stays."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    for state in (AcceleratorState, PartialState, GradientState):
+        state._shared_state.clear()

@@ -1,0 +1,156 @@
+"""The programs as Python calls: the same results as by command, exceptions for errors, several runs in one process."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+from safetensors.torch import load_file
+from torch import equal
+
+import avssl
+from avssl import config
+from avssl.eval.results import read_evaluation
+from avssl.files.locks import locked
+from avssl.processes.stopping import STOP_SIGNALS
+from avssl.types import TooFewSamplesError
+from tests.conftest import ROOT, TINY
+from tests.test_pretrain import losses_of
+
+
+def as_keywords(changes):
+    """Changes of a command line as keywords: values as YAML reads them."""
+    return {key: config.yaml.safe_load(value) for key, value in (change.split("=", 1) for change in changes)}
+
+
+SMALL = as_keywords(TINY) | {"optim.lr": 1e-3}
+
+
+@pytest.fixture(scope="module")
+def called(shards, tmp_path_factory):
+    """Two runs of three and two steps, one after the other in this process."""
+    folder = tmp_path_factory.mktemp("called")
+    handlers = [signal.getsignal(number) for number in STOP_SIGNALS]
+    first = avssl.pretrain("avid", shards["train"], folder / "first", steps=3, **SMALL)
+    second = avssl.pretrain("avid", str(shards["train"]), str(folder / "second"), steps=2, **SMALL)
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == handlers
+    return first, second
+
+
+def test_a_call_makes_the_run_of_the_command_bit_for_bit(called, tiny_run):
+    first, second = called
+    assert (first.steps, second.steps, first.is_finished) == (3, 2, True)
+    assert first.metrics == first.run / "metrics.jsonl"
+    assert losses_of(first.run) == losses_of(tiny_run)
+    weights, expected = (load_file(run / "encoders.safetensors") for run in (first.run, tiny_run))
+    assert weights.keys() == expected.keys()
+    assert all(equal(weights[name], expected[name]) for name in weights)
+
+
+def test_a_run_is_let_go_and_goes_on_with_the_same_call(called, shards):
+    second = called[1]
+    with locked(second.run / ".lock", wait_seconds=0):
+        pass
+    again = avssl.pretrain("avid", shards["train"], second.run, steps=3, **SMALL)
+    assert (again.steps, again.is_finished) == (3, True)
+    assert losses_of(again.run) == losses_of(called[0].run)
+
+
+def test_evaluate_returns_the_content_of_the_file_that_the_command_writes(called, shards):
+    run = called[0].run
+    data = {"train": str(shards["train"]), "test": str(shards["test"])}
+    result = avssl.evaluate(run, "knn", label_field="visual", modality="video", name="mine", num_workers=0, **data)
+    assert result == read_evaluation(run / "evaluations/knn-mine.json")
+    assert 0 <= next(iter(result["results"]["trained"].values())) <= 1
+
+
+@pytest.mark.parametrize(
+    ("keywords", "error", "message"),
+    [
+        ({"optim.learning_rate": 1}, config.ConfigError, "Key 'learning_rate' not in"),
+        ({"epochs": object()}, config.ConfigError, "values are numbers, texts, paths, lists and mappings"),
+        ({"data.global_batch_size": 1024}, TooFewSamplesError, "add data.global_batch_size=auto"),
+    ],
+)
+def test_errors_are_exceptions(keywords, error, message, shards, tmp_path):
+    with pytest.raises(error, match=message):
+        avssl.pretrain("avid", shards["train"], tmp_path / "run", **SMALL | {"steps": 1} | keywords)
+
+
+def test_an_unknown_recipe_task_or_key_of_a_task_is_an_exception(called, shards):
+    with pytest.raises(config.ConfigError, match="no such file or recipe"):
+        avssl.pretrain("avidd", shards["train"])
+    with pytest.raises(config.ConfigError, match="no such file or recipe"):
+        avssl.evaluate(called[0].run, "knnn", train=str(shards["train"]))
+    with pytest.raises(config.ConfigError, match="'neighbours' not in"):
+        avssl.evaluate(called[0].run, "knn", neighbours=3)
+
+
+def test_a_call_runs_in_a_thread_that_is_not_the_main_one(called, shards, tmp_path):
+    """Python sets handlers of signals in the main thread alone."""
+    done = []
+
+    def work():
+        done.append(avssl.pretrain("avid", shards["train"], tmp_path / "run", steps=1, **SMALL))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert [run.steps for run in done] == [1]
+
+
+SCRIPT = """
+import avssl
+print("BEGIN", flush=True)
+shards = avssl.prepare({videos!r}, {folder!r} + "/shards", short_side_px=32).shards
+run = avssl.pretrain("avid", shards, {folder!r} + "/run", steps=2, **{changes!r})
+print("END", run.steps, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_script_without_a_guard_of_its_main_part_begins_once(corpus, tmp_path):
+    """Processes of multiprocessing would import the script, and begin the run once more in each worker."""
+    script = tmp_path / "mine.py"
+    changes = SMALL | {"data.num_workers": 2}
+    script.write_text(SCRIPT.format(videos=str(corpus / "test"), folder=str(tmp_path), changes=changes))
+    process = subprocess.run(
+        [sys.executable, script], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert process.returncode == 0, process.stderr
+    assert (process.stdout.count("BEGIN"), process.stdout.count("END 2")) == (1, 1)
+
+
+@pytest.mark.slow
+def test_the_notebook_of_the_examples_runs(corpus, tmp_path, monkeypatch):
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(ROOT / "examples/notebook.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    assert all(not cell.get("outputs") for cell in notebook.cells), "outputs are not committed"
+    setting = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    assert "VIDEOS = " in setting.source
+    setting.source = f"VIDEOS, WORK = {str(corpus / 'train')!r}, {str(tmp_path)!r}"
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    NotebookClient(notebook, timeout=600, kernel_name="python3").execute(cwd=str(tmp_path))
+    text = json.dumps(notebook.cells)
+    assert "written" in text
+    assert "trained" in text
+
+
+def test_a_run_without_a_folder_named_lies_where_its_recipe_is_called(tmp_path, monkeypatch):
+    from recipes.pretrain import name_run
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").touch()
+    for arguments, expected in ((["a=1", "mine.yaml"], "runs/mine"), (["a=1"], "runs/avid")):
+        cfg = config.parse(config.RunConfig, [str(ROOT / "recipes/configs/avid.yaml")])
+        name_run(cfg, arguments)
+        assert cfg.run == expected
+    cfg.run = "elsewhere"
+    name_run(cfg, ["mine.yaml"])
+    assert cfg.run == "elsewhere"

@@ -1,0 +1,92 @@
+"""What a run says at its begin, and its estimate of the time after some steps."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from avssl import config
+from avssl.train import estimate
+from avssl.train.estimate import Pace, describe_run, warm_up_warning
+from avssl.types import Progress, View
+from tests.conftest import ROOT
+
+
+def configured(name="avid", *changes):
+    return config.parse(config.RunConfig, [str(ROOT / f"recipes/configs/{name}.yaml"), "run=runs/mine", *changes])
+
+
+def made_loader(num_samples=40, steps_per_epoch=10, modality="video"):
+    return SimpleNamespace(
+        num_samples=num_samples, steps_per_epoch=steps_per_epoch, waited_seconds=0.0, device=torch.device("cpu"),
+        views=(View("audio", "audio"), View("first", modality)),
+    )  # fmt: skip
+
+
+def test_the_first_line_says_what_will_be_done():
+    cfg = configured("avid", "data.global_batch_size=4", "data.num_workers=1", "mixed_precision=fp32")
+    assert describe_run(cfg, made_loader(), 3000, 1) == (
+        "avid: 40 clips, batch 4, 10 steps an epoch, 300 epochs, 3000 steps; cpu, fp32, 1 process with 1 worker; "
+        "runs/mine"
+    )
+    cfg = configured("simclr", "gradient_accumulation_steps=2", "data.global_batch_size=4", "mixed_precision=bf16")
+    line = describe_run(cfg, made_loader(modality="image"), 15, 8)
+    assert "40 images, batch 4 x 2 accumulated, 5 steps an epoch, 3 epochs, 15 steps" in line
+    assert "8 processes with 8 workers" in line
+
+
+def simulated(cfg, loader, total_steps, seconds, waits=0.0, begin=0, epoch_seconds=0.0):
+    """{step: line} of a run on a clock: the first step takes 100 s, every other `seconds`, of which `waits` waiting."""
+    now = [0.0]
+    pace = Pace(cfg, loader, Progress(step=begin, total_steps=total_steps), lambda: now[0])
+    lines = {}
+    for step in range(begin + 1, total_steps + 1):
+        if (step - 1) % loader.steps_per_epoch == 0:
+            now[0] += epoch_seconds
+            pace.epoch_starts(epoch_seconds)
+        now[0] += 100.0 if step == begin + 1 else seconds
+        loader.waited_seconds += 90.0 if step == begin + 1 else waits
+        if line := pace.step_done(step):
+            lines[step] = line
+    return lines
+
+
+def test_the_estimate_comes_once_and_counts_without_the_first_step():
+    lines = simulated(configured(), made_loader(), 3000, seconds=2.0)
+    assert list(lines) == [20]
+    assert lines[20].startswith(
+        "step 20 of 3000: 2 s a step, about 1 h 39 min to go; 0% of it waits for data"
+    )  # 5960 s
+    assert "computing bounds the run; a GPU would help, or in a new run smaller views" in lines[20]
+    assert "views.video.size_px=112" in lines[20]
+
+
+@pytest.mark.parametrize(("total", "due"), [(1, 1), (2, 1), (8, 2), (40, 10), (80, 20), (100, 20)])
+def test_a_short_run_says_it_after_a_quarter(total, due):
+    assert list(simulated(configured(), made_loader(), total, seconds=2.0)) == [due]
+
+
+def test_a_run_that_goes_on_measures_its_own_steps():
+    lines = simulated(configured(), made_loader(), 1000, seconds=2.0, begin=500)
+    assert list(lines) == [520]
+    assert "about 16 min to go" in lines[520]  # 480 steps
+
+
+def test_work_before_epochs_counts_for_every_epoch_that_is_left():
+    """10 steps of 2 s and 30 s before each epoch: 980 steps left are 98 epochs."""
+    lines = simulated(configured(), made_loader(), 1000, seconds=2.0, epoch_seconds=30.0)
+    assert lines[20].startswith("step 20 of 1000: 2 s a step, about 82 min to go")  # 1960 + 2940 s
+
+
+def test_waiting_for_data_is_named_with_what_to_do(monkeypatch):
+    monkeypatch.setattr(estimate, "default_num_workers", lambda: 8)
+    lines = simulated(configured("avid", "data.num_workers=2"), made_loader(), 100, seconds=2.0, waits=1.0)
+    assert "50% of it waits for data: reading bounds the run; raise data.num_workers (2 now, 8 cores here)" in lines[20]
+    lines = simulated(configured("avid", "data.num_workers=8"), made_loader(), 100, seconds=2.0, waits=1.0)
+    assert "reading bounds the run, and all cores read; shards of smaller frames" in lines[20]
+
+
+def test_a_warm_up_that_outlasts_the_run_is_warned_of():
+    assert warm_up_warning(configured("simclr"), 3121) == ""
+    assert "the run has only 300; add optim.warmup_steps=30" in warm_up_warning(configured("simclr"), 300)
+    assert warm_up_warning(configured("avid"), 1) == ""
