@@ -103,8 +103,14 @@ def _take_over(cfg: RunConfig, modality: str, name: str, demands: Mapping[str, D
             or _is_above(given, demand.at_most)
         ):
             shown = list(value) if isinstance(value, tuple) else value
-            fitting = f"a multiple of {demand.multiple_of}, such as {shown}" if demand.multiple_of > 1 else f"{shown}"
-            fitting = f"at most {demand.at_most:g}" if demand.at_most < math.inf else fitting
+            fitting = f"{shown}"
+            if not demand.is_fixed:
+                is_bounded = demand.at_most < math.inf
+                fitting = (
+                    f"at most {demand.at_most:g}"
+                    if is_bounded
+                    else f"a multiple of {demand.multiple_of}, such as {shown}"
+                )
             raise ValueError(
                 f"views.{modality}.{key} is {brief(given)}, which does not fit {name}; leave it out, or set {fitting}"
             )
