@@ -16,13 +16,7 @@ import os
 import sys
 from pathlib import Path
 
-import torch
-
-from avssl.embedding.blocks import Share
-from avssl.embedding.embedder import Embedder
-from avssl.embedding.folder import FolderJob
 from avssl.embedding.index import ROWS_PER_FILE, SKIPPED_NAME, SOURCES_PER_BLOCK, FolderIndex
-from avssl.embedding.public import names_public_model, write_public_run
 from avssl.embedding.table import MODALITIES
 from avssl.errors import one_line_errors
 from avssl.files.plain_text import PlainParser, run_in_utf8, say, say_lines
@@ -33,13 +27,21 @@ PUBLIC_FOLDER = "public_model"  # in OUT: the configuration of a public model
 
 
 def main(arguments: argparse.Namespace) -> int:
+    # Imported here, so that --help comes at once.
+    from avssl.embedding.blocks import Share
+    from avssl.embedding.embedder import Embedder
+    from avssl.embedding.folder import FolderJob
+    from avssl.embedding.public import names_public_model, write_public_run
+
     share, limits = Share.parse(arguments.part), Limits(arguments.file_seconds, arguments.file_memory_mib << 20)
     if arguments.overwrite and share.count > 1:
         raise ValueError(
             "--overwrite is for one process, because several would remove each other's files; remove --out by hand"
         )
     run, out = arguments.run, Path(arguments.out)
-    embedder = Embedder.from_run(run, device=arguments.device, untrained=arguments.untrained, changes=arguments.set)
+    embedder = Embedder.from_run(
+        run, device=arguments.device or default_device(), untrained=arguments.untrained, changes=arguments.set
+    )
     job = FolderJob.begin(
         embedder,
         arguments.sources,
@@ -86,6 +88,8 @@ def summary(index: FolderIndex) -> str:
 
 def default_device() -> str:
     """The GPU of this process if there is one, otherwise the CPU."""
+    import torch
+
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
@@ -118,7 +122,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--file-memory-mib", type=int, default=4096, help="memory that decoding a file may take (Linux)"
     )
-    parser.add_argument("--device", default=default_device())
+    parser.add_argument("--device", default="", help="default: a GPU if there is one, otherwise cpu")
     parser.add_argument("--part", default="0/1", help="i/n: embed only share i of n, 0 <= i < n")
     parser.add_argument(
         "--sources-per-block",

@@ -19,27 +19,27 @@ A sample that cannot be read is an error: a smaller test set would be another te
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
-from accelerate import PartialState
-
-from avssl import checkpoint, config, distributed
-from avssl.embedding.embedder import Embedder, inputs_of
-from avssl.embedding.public import names_public_model, public_config, write_public_run
+from avssl import config
 from avssl.errors import one_line_errors
-from avssl.eval import compare, overlap, results, tasks
+from avssl.eval import tasks
 from avssl.eval.outcome import LabelTaskConfig, TaskConfig
 from avssl.files.plain_text import run_in_utf8, say, say_lines
 from avssl.help_text import describe
-from avssl.losses import registry
 from avssl.plugins import required
 from avssl.recipe_files import replace_names
 
+# What is heavy is imported in the functions, so that --help comes at once.
 OUT, MODEL = "out=", "model."  # arguments for public models: the folder of results, and changes of how it embeds
 
 
 def checked_overlap(run: Path, task: TaskConfig) -> dict[str, Any]:
     """The overlap of test and training samples, measured before hours of work. ValueError unless the task allows it."""
+    from avssl import distributed
+    from avssl.eval import overlap
+
     if not task.train and not task.test:
         return {"by_run": "unknown", "tests": []}  # the error of the task says what is missing
     measured = overlap.measure_overlap(run, list(overlap.data_folders(task)))
@@ -55,6 +55,11 @@ def evaluate(run: Path, task: TaskConfig) -> Path:
 
     Every process of torchrun comes here; the first one writes.
     """
+    from avssl import checkpoint, distributed
+    from avssl.embedding.embedder import Embedder, inputs_of
+    from avssl.eval import results
+    from avssl.losses import registry
+
     if config.load_run(run).loss.name != registry.PUBLIC_MODEL:
         checkpoint.read_weights(run)  # its error says what is missing
     measured_overlap = checked_overlap(run, task)
@@ -90,6 +95,10 @@ def task_arguments(arguments: list[str], files: Sequence[str] = (), *, may_diffe
 
 def load_task(arguments: list[str], read: Callable[..., TaskConfig] = config.load) -> TaskConfig:
     """The configuration of the task that the arguments name; its name is by default that of the YAML."""
+    from accelerate import PartialState
+
+    from avssl import distributed
+
     kind = tasks.get(config.value_of(arguments, "task", "standard"))
     task = read(kind.Config, [*arguments, f"task={kind.name}"])
     if isinstance(task, LabelTaskConfig):
@@ -107,6 +116,10 @@ def start(run: str, arguments: list[str], read: Callable[..., TaskConfig] = conf
 
     read: as config.load.
     """
+    from accelerate import PartialState
+
+    from avssl.embedding.public import names_public_model
+
     PartialState(cpu=config.value_of(arguments, "device", "cpu") == "cpu")  # the process group of torchrun
     own = [argument for argument in arguments if argument.startswith((OUT, MODEL))]
     arguments = [argument for argument in arguments if argument not in own]
@@ -120,6 +133,9 @@ def start(run: str, arguments: list[str], read: Callable[..., TaskConfig] = conf
 
 def public_folder(name: str, arguments: list[str]) -> Path:
     """The folder for the results of a public model, named by out=, with the model's configuration."""
+    from avssl import distributed
+    from avssl.embedding.public import public_config, write_public_run
+
     outs = [argument.removeprefix(OUT) for argument in arguments if argument.startswith(OUT)]
     if not outs or not outs[-1]:
         raise ValueError(f"{name} is a public model; add out=FOLDER, where its results go")
@@ -138,6 +154,8 @@ def public_folder(name: str, arguments: list[str]) -> Path:
 
 def compare_files(arguments: list[str]) -> None:
     """Print the differences of two result files."""
+    from avssl.eval import compare
+
     files = [argument for argument in arguments if "=" not in argument]
     options = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     unknown = options.keys() - {"weights", "draws", "confidence", "seed"}
@@ -161,8 +179,11 @@ def compare_files(arguments: list[str]) -> None:
 
 
 def usage(arguments: list[str]) -> str:
-    """The text above, and the keys of a task: of `standard` if none is named."""
+    """The text above, and the keys of a task if one is named."""
     named = [argument for argument in arguments if argument not in ("-h", "--help") and not Path(argument).is_dir()]
+    if not named:
+        names = ", ".join(sorted(module.name for module in iter_modules(tasks.__path__)))
+        return f"{__doc__}\nTasks: {names}; `avssl evaluate --help TASK` prints the keys of one"
     is_name = len(named) == 1 and "=" not in named[0] and not Path(named[0]).is_file()
     name = named[0] if is_name else config.value_of(named, "task", "standard")
     schema = tasks.get(name).Config
@@ -177,7 +198,9 @@ def command(arguments: list[str]) -> int:
         if not arguments or "-h" in arguments or "--help" in arguments:
             say_lines(usage(config.run_plugins(arguments, files, may_differ=is_changed)))
             return 0 if arguments else 2
-        if arguments[0].startswith(checkpoint.HUB_SCHEME):
+        from avssl.checkpoint import HUB_SCHEME
+
+        if arguments[0].startswith(HUB_SCHEME):
             raise ValueError(f"{arguments[0]}: results go below RUN, which must be a folder here")
         if "--compare" in arguments:
             compare_files([argument for argument in arguments if argument != "--compare"])

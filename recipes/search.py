@@ -10,24 +10,26 @@ is the mean of its windows, or with --each-window every window. Text is read by 
 Searches are exact, at constant memory, unless --index names an index of FAISS.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from avssl.embedding import faiss_index
-from avssl.embedding.embedder import Embedder
 from avssl.embedding.index import FAISS_KINDS
-from avssl.embedding.search import EmbeddingIndex, Hit, in_one_space, key_of_source, load_embedder_of
 from avssl.embedding.table import MODALITIES
 from avssl.errors import one_line_errors
 from avssl.files.plain_text import PlainParser, run_in_utf8, say, say_lines
 from avssl.plugins import required
+
+# What is heavy is imported in the functions, so that --help comes at once.
+if TYPE_CHECKING:
+    from avssl.embedding.embedder import Embedder
+    from avssl.embedding.search import EmbeddingIndex, Hit
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,9 @@ class Query:
 
 
 def main(arguments: argparse.Namespace) -> int:
+    from avssl.embedding import faiss_index
+    from avssl.embedding.search import EmbeddingIndex, key_of_source, load_embedder_of
+
     required.use(arguments.plugin, may_differ=arguments.plugin_changed)
     index = EmbeddingIndex(arguments.index_folder)
     embedder = load_embedder_of(index, arguments.run, arguments.device)
@@ -77,6 +82,10 @@ def main(arguments: argparse.Namespace) -> int:
 
 def media_query(index: EmbeddingIndex, embedder: Embedder, arguments: argparse.Namespace) -> Query:
     """The query of a file: its windows, or their mean."""
+    import numpy as np
+
+    from avssl.embedding.search import in_one_space
+
     settings = index.content.settings
     grid = {name: settings[name] for name in ("window_seconds", "stride_seconds") if name in settings}
     modalities = [arguments.query_modality] if arguments.query_modality else settings["modalities"]
@@ -129,6 +138,9 @@ def as_json(parts: list[dict[str, Any]], results: Mapping[str, list[list[Hit]]],
 
 
 def build(arguments: argparse.Namespace) -> int:
+    from avssl.embedding import faiss_index
+    from avssl.embedding.search import EmbeddingIndex
+
     for modality, facts in faiss_index.build(EmbeddingIndex(arguments.index_folder), arguments.kind).items():
         recall, noisy, count = facts["recall_at_10"], facts["noisy_recall_at_10"], facts["num_recall_queries"]
         say(f"{arguments.kind} of {facts['num_rows']} {modality} rows, in {facts['build_seconds']:.1f} s: "

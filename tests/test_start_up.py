@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from avssl.command import PROGRAMS
 from tests.conftest import ROOT
 
 HEAVY = (
@@ -68,7 +69,7 @@ def test_the_server_of_workers_imports_for_them_and_nothing_here():
     assert {"worker:torch", "worker:av", "worker:avssl.data.loader", "worker:avssl.data.every_sample"} <= loaded
 
 
-@pytest.mark.parametrize("program", ["prep", "pretrain", "report", "demo", "exchange"])
+@pytest.mark.parametrize("program", PROGRAMS)
 def test_help_loads_no_heavy_library(program):
     assert not loaded_after(AS_MAIN, "avssl/__main__.py", program, "--help") & set(HEAVY)
 
