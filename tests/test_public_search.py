@@ -8,7 +8,7 @@ import torch
 from transformers import AutoFeatureExtractor, AutoTokenizer, ClapModel, PeAudioVideoModel
 
 import avssl
-from avssl.embedding.search import search
+from avssl.embedding.search import EmbeddingIndex, load_embedder_of, search
 from avssl.embedding.table import EmbeddingTable
 from avssl.media.decode import read_audio
 from data_prep.transcode.encode import write_media
@@ -97,19 +97,30 @@ def test_the_command_says_which_text_a_table_answers(clap):
     assert "--each-window is for files" in neither.stderr
 
 
-def test_another_model_and_the_embeddings_of_a_training_answer_no_text(clap, tiny_run, tmp_path):
-    _, _, rows = clap
-    other = public_sounds.make_clap(tmp_path / "other")
-    theirs = ClapModel.from_pretrained(other)
+def other_clap(folder):
+    """A CLAP that hears as the one of `clap` does, and reads text in another way."""
+    public_sounds.make_clap(folder)
+    theirs = ClapModel.from_pretrained(folder)
     torch.nn.init.normal_(theirs.text_projection.linear1.weight)
-    theirs.save_pretrained(other)
-    refused = run_python("-m", "avssl", "search", rows, "--run", f"hf/{other}", "--text", "a dog", check=False)
-    assert refused.returncode
-    assert "search with the run that made it" in refused.stderr
+    theirs.save_pretrained(folder)
+    return f"hf/{folder}"
+
+
+def test_another_model_and_a_training_answer_no_text(clap, tiny_run, tmp_path):
+    with pytest.raises(ValueError, match="search with the run that made it, or embed again"):
+        load_embedder_of(EmbeddingIndex(clap[2]), other_clap(tmp_path / "other"))
     embedder = avssl.load_embedder(str(tiny_run))
     assert embedder.text_modalities() == ()
     with pytest.raises(ValueError, match=r"reads no text: .* public model.*clap, clip"):
         embedder.embed_text(TEXTS, "audio")
+
+
+@pytest.mark.slow
+def test_the_command_refuses_another_model_and_the_embeddings_of_a_training(clap, tiny_run, tmp_path):
+    search_text = ("-m", "avssl", "search", clap[2], "--text", "a dog", "--run", other_clap(tmp_path / "other"))
+    refused = run_python(*search_text, check=False)
+    assert refused.returncode
+    assert "search with the run that made it" in refused.stderr
     make_clip(tmp_path / "videos" / "0.mp4")
     run_python("-m", "avssl", "embed", tiny_run, tmp_path / "videos", "--out", tmp_path / "run", "--num-workers", "0")
     refused = run_python("-m", "avssl", "search", tmp_path / "run", "--text", "a dog", check=False)

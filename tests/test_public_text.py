@@ -97,7 +97,7 @@ def test_a_missing_tokenizer_one_of_another_model_and_a_model_without_text_are_r
     with pytest.raises(ValueError, match="its tokenizer has 39 tokens, and its network knows 32"):
         tower(folder)
     speech = public_sounds.make_speech(tmp_path / "speech")
-    with pytest.raises(ValueError, match=r"is a wav2vec2 model, which reads no text; those that do are clap, clip"):
+    with pytest.raises(ValueError, match=r"is of the type wav2vec2, which reads no text; types that do are clap, clip"):
         tower(speech)
 
 

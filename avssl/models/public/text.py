@@ -17,7 +17,7 @@ from avssl.files.plain_text import brief
 from avssl.models.public.extractors import load_tokenizer
 from avssl.models.public.hub_files import Located
 from avssl.models.public.sound import load_net
-from avssl.models.public.transformers_door import config_of
+from avssl.models.public.transformers_door import config_of, quiet
 from avssl.types import Modality
 
 TEXTS_PER_BATCH = 64
@@ -75,7 +75,8 @@ class TextTower:
         return nn.functional.normalize(torch.cat(rows).float().cpu(), dim=1)
 
     def _embed(self, texts: list[str], modality: str) -> torch.Tensor:
-        lengths = [len(ids) for ids in self.tokenizer(texts)["input_ids"]]
+        with quiet():  # what is too long is refused here
+            lengths = [len(ids) for ids in self.tokenizer(texts)["input_ids"]]
         if max(lengths) > self.max_tokens:
             raise ValueError(
                 f"the text {brief(texts[lengths.index(max(lengths))])} has {max(lengths)} tokens; {self.name} reads at "
@@ -103,7 +104,7 @@ def text_tower(model: Located, sha256: str = "", device: str = "cpu") -> TextTow
     kind = str(model.config.get("model_type"))
     if kind not in WITH_TEXT:
         raise ValueError(
-            f"{model.name} is a {kind} model, which reads no text; those that do are {', '.join(WITH_TEXT)}"
+            f"{model.name} is of the type {kind}, which reads no text; types that do are {', '.join(WITH_TEXT)}"
         )
     tokenizer = load_tokenizer(model)
     config = config_of(model.name, model.config)
