@@ -122,6 +122,14 @@ def test_a_key_of_the_recipe_that_does_not_fit_is_refused_with_the_value_that_do
         settled(*arguments, change)
 
 
+def test_wrong_options_and_other_weights_are_refused_before_a_run_begins(tmp_path):
+    save_public(tmp_path, "dinov2")
+    with pytest.raises(ValueError, match="did you mean 'pool'"):
+        settled(f"encoders.image={{name: hf/{tmp_path}, poool: mean}}")
+    with pytest.raises(ValueError, match="and not 'abc'"):
+        settled(f"encoders.image={{name: hf/{tmp_path}, sha256: abc}}")
+
+
 def test_another_size_is_taken_where_the_network_interpolates(tmp_path):
     save_public(tmp_path, "dinov2")
     name = f"encoders.image={{name: hf/{tmp_path}}}"

@@ -23,6 +23,7 @@ from avssl.eval.knn import knn, knn_chance
 from avssl.eval.outcome import Metric, Outcome, Repeat, TaskConfig, keys_digest
 from avssl.eval.retrieval import DIRECTIONS, RECALL_AT, chance_levels, class_precision_rows, retrieval_ranks
 from avssl.eval.tasks import register
+from avssl.losses import registry
 from avssl.losses.avid_cma import positive_set
 from avssl.ops.agreement import Agreement
 from avssl.ops.nearest import class_numbers, label_numbers
@@ -73,7 +74,8 @@ def standard(embedder: Embedder, config: StandardConfig) -> Outcome:
     train, test = (embed_split(embedder, split, **options) for split in (config.train, config.test))
     if embedder.weights_hash == "untrained":
         return evaluate_tables(train, test, config)
-    positives, notes = positive_sets(run, config)
+    is_public = embedder.config.loss.name == registry.PUBLIC_MODEL
+    positives, notes = ({}, []) if is_public else positive_sets(run, config)
     outcome = evaluate_tables(train, test, config, positives)
     if distributed.rank() == 0:
         for split, table in (("train", train), ("test", test)):

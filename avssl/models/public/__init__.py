@@ -16,7 +16,7 @@ from torch import nn
 
 from avssl.files.plain_text import brief
 from avssl.models.public import hub_files
-from avssl.models.public.encoder import Demand, Tower
+from avssl.models.public.encoder import Demand, Tower, check_options
 from avssl.models.public.hub_files import Located, locate, weights_sha256
 from avssl.types import Modality
 
@@ -120,7 +120,11 @@ def resolved_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """
     options = {key: value for key, value in options.items() if key != "name"}
     model, family = _open(name, options)
+    if hasattr(family, "OPTIONS"):
+        check_options(name, options, (*family.OPTIONS, *RESOLVED))
     known = facts(name, options)
+    if options.get("sha256", known.sha256) != known.sha256:
+        raise ValueError(f"{name}: the weights have the SHA-256 {known.sha256}, and not {brief(options['sha256'])}")
     found = {"pretrained": family.is_pretrained(model, options), **family.architecture(model)}
     if known.sha256:
         found |= {"sha256": known.sha256}
