@@ -61,8 +61,16 @@ class WholeStep:
         self.optimizer = build_optimizer(self.cfg.optim, self.loss.param_groups())
         self.progress = Progress(total_steps=1_000_000, batch=1)
         self.loss.partition.fill_(2.2)
-        loader = SimpleNamespace(config=self.cfg.data, take_wait_seconds=lambda: 0.0, device=self.device)
-        accelerator = SimpleNamespace(is_main_process=False, _optimizers=[self.optimizer], log_with=[])
+        loader = SimpleNamespace(
+            config=self.cfg.data,
+            take_wait_seconds=lambda: 0.0,
+            waited_seconds=0.0,
+            steps_per_epoch=1,
+            device=self.device,
+        )
+        accelerator = SimpleNamespace(
+            is_main_process=False, sync_gradients=True, _optimizers=[self.optimizer], log_with=[]
+        )
         self.monitor = Monitor(accelerator, self.cfg, self.progress.total_steps, loader, self.progress)
         accelerator.is_main_process = True  # it writes metrics.jsonl, without a bar
         self.raw = synthetic_views(size.batch_size, self.cfg, pin=self.device.type == "cuda")

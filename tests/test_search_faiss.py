@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from avssl.embedding import faiss_index
+from avssl.embedding.index import FAISS_KINDS
 from avssl.embedding.search import EmbeddingIndex
 from tests.test_search import WIDTH, make_index, textbook
 
@@ -16,7 +17,7 @@ def built(tmp_path_factory):
     """A folder of 3,000 rows with an index of each kind; {kind: facts}."""
     pytest.importorskip("faiss")
     table, index = make_index(tmp_path_factory.mktemp("faiss") / "index", 3000, rows_per_file=1100)
-    return table, index, {kind: faiss_index.build(index, kind) for kind in faiss_index.KINDS}
+    return table, index, {kind: faiss_index.build(index, kind) for kind in FAISS_KINDS}
 
 
 @pytest.mark.parametrize("options", [{}, {"exclude": {f"key{n}" for n in range(300)}}, {"one_per_key": True}])

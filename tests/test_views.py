@@ -43,6 +43,7 @@ class Pictures:
 
     num_samples = 12
     shard_sizes = (7, 5)
+    weights = None
 
     def __init__(self) -> None:
         self.num_reads = 0

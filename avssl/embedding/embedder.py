@@ -34,6 +34,7 @@ from avssl.embedding.rows import FinishedSource, RowMaker, RowSpool
 from avssl.embedding.sources import Sources, resolve_sources
 from avssl.embedding.table import MODALITIES, VECTOR_COLUMNS, EmbeddingTable, concatenate
 from avssl.embedding.windows import WindowReader
+from avssl.files.checked_json import parse
 from avssl.losses import registry
 from avssl.losses.base import Loss
 from avssl.models import public
@@ -246,7 +247,7 @@ def _in_order(
 
 def inputs_of(config: RunConfig, modalities: Sequence[str]) -> dict[str, Any]:
     """{modality: settings of its views} as plain values."""
-    views: dict[str, Any] = json.loads(json.dumps(asdict(config.views)))
+    views: dict[str, Any] = parse(json.dumps(asdict(config.views)), "views")  # as the index of a folder has them
     return {modality: views[modality] for modality in modalities}
 
 
