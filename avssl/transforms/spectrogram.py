@@ -33,7 +33,8 @@ def power_spectrum(
     if num_frames is not None and num_frames > available:
         raise ValueError(
             f"{num_frames} frames need at least {(num_frames - 1) * hop_samples} samples at a hop of {hop_samples}, "
-            f"got {waveform.shape[-1]}; read longer audio (it is zero-padded) or ask for fewer frames"
+            f"got {waveform.shape[-1]}; ask for at most {available} (views.audio.num_frames), or read longer audio "
+            "(views.audio.seconds; it is zero-padded)"
         )
     signal, fft_samples = waveform.to(window.dtype), len(window)
     spectrum = torch.stft(
