@@ -26,7 +26,9 @@ def main(run: Path, others: list[Path], shards: str) -> Path:
 
     for folder in (run, *others):
         if not (folder / "config.yaml").is_file() and not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"{folder} is not a run folder: it has no config.yaml as `avssl pretrain` writes it")
+            raise FileNotFoundError(
+                f"{folder} is not a run folder: it has no config.yaml, which `avssl pretrain` writes"
+            )
     shard_set = ShardSet(shards) if shards else None
     numbers = {key: number for number, key in enumerate(shard_set.keys)} if shard_set else {}
     table_path, result = run / "embeddings" / "test.parquet", run / "evaluation.json"

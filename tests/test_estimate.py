@@ -26,12 +26,12 @@ def made_loader(num_samples=40, steps_per_epoch=10, modality="video"):
 def test_the_first_line_says_what_will_be_done():
     cfg = configured("avid", "data.global_batch_size=4", "data.num_workers=1", "mixed_precision=fp32")
     assert describe_run(cfg, made_loader(), 3000, 1) == (
-        "avid: 40 clips, batch 4, 10 steps an epoch, 300 epochs, 3000 steps; cpu, fp32, 1 process with 1 worker; "
+        "avid: 40 clips, batch 4, 10 steps per epoch, 300 epochs, 3000 steps; cpu, fp32, 1 process with 1 worker; "
         "runs/mine"
     )
     cfg = configured("simclr", "gradient_accumulation_steps=2", "data.global_batch_size=4", "mixed_precision=bf16")
     line = describe_run(cfg, made_loader(modality="image"), 15, 8)
-    assert "40 images, batch 4 x 2 accumulated, 5 steps an epoch, 3 epochs, 15 steps" in line
+    assert "40 images, batch 4 x 2 accumulated, 5 steps per epoch, 3 epochs, 15 steps" in line
     assert "8 processes with 8 workers" in line
 
 
@@ -55,7 +55,7 @@ def test_the_estimate_comes_once_and_counts_without_the_first_step():
     lines = simulated(configured(), made_loader(), 3000, seconds=2.0)
     assert list(lines) == [20]
     assert lines[20].startswith(
-        "step 20 of 3000: 2 s a step, about 1 h 39 min to go; 0% of it waits for data"
+        "step 20 of 3000: 2 s per step, about 1 h 39 min to go; 0% of it waits for data"
     )  # 5960 s
     assert "computing bounds the run; a GPU would help, or in a new run smaller views" in lines[20]
     assert "views.video.size_px=112" in lines[20]
@@ -75,7 +75,7 @@ def test_a_run_that_goes_on_measures_its_own_steps():
 def test_work_before_epochs_counts_for_every_epoch_that_is_left():
     """10 steps of 2 s and 30 s before each epoch: 980 steps left are 98 epochs."""
     lines = simulated(configured(), made_loader(), 1000, seconds=2.0, epoch_seconds=30.0)
-    assert lines[20].startswith("step 20 of 1000: 2 s a step, about 82 min to go")  # 1960 + 2940 s
+    assert lines[20].startswith("step 20 of 1000: 2 s per step, about 82 min to go")  # 1960 + 2940 s
 
 
 def test_waiting_for_data_is_named_with_what_to_do(monkeypatch):

@@ -160,7 +160,7 @@ def test_auto_is_resolved_in_config_yaml_and_stays_when_the_run_goes_on(shards, 
     avssl.pretrain("avid_cma", shards["train"], run, steps=2, **changes)
     said = capsys.readouterr().out
     assert "auto, for 18 samples: data.global_batch_size 1024 -> 4, loss.num_positives 32 -> 2" in said
-    assert "avid_cma: 18 clips, batch 4, 4 steps an epoch, 0.5 epochs, 2 steps; cpu, fp32" in said
+    assert "avid_cma: 18 clips, batch 4, 4 steps per epoch, 0.5 epochs, 2 steps; cpu, fp32" in said
     begun = config.load_run(run)
     assert (begun.auto, begun.data.global_batch_size, begun.loss.num_positives) == ([], 4, 2)
     avssl.pretrain("avid_cma", shards["train"], run, steps=3, **changes)

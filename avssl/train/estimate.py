@@ -27,7 +27,7 @@ def describe_run(cfg: RunConfig, loader: Loader, total_steps: int, num_processes
     epoch_steps, workers = loader.steps_per_epoch / accumulated, cfg.data.num_workers
     what = "images" if _visual(loader) == "image" else "clips"
     return (
-        f"{cfg.loss.name}: {loader.num_samples} {what}, {batches}, {epoch_steps:.6g} steps an epoch, "
+        f"{cfg.loss.name}: {loader.num_samples} {what}, {batches}, {epoch_steps:.6g} steps per epoch, "
         f"{total_steps / epoch_steps:.4g} epochs, {total_steps} steps; {loader.device.type}, {cfg.mixed_precision}, "
         f"{num_processes} process{'es' * (num_processes > 1)} with {workers} worker{'s' * (workers != 1)}; {cfg.run}"
     )
@@ -83,7 +83,7 @@ class Pace:
         seconds = left * step_seconds + epochs_left * sum(self._starts) / max(1, len(self._starts))
         share = min(1.0, (self.loader.waited_seconds - self._waited) / elapsed)
         return (
-            f"step {step} of {self.total_steps}: {step_seconds:.2g} s a step, about {duration(seconds)} to go; "
+            f"step {step} of {self.total_steps}: {step_seconds:.2g} s per step, about {duration(seconds)} to go; "
             f"{share:.0%} of it waits for data: {self._advice(share)}"
         )
 
