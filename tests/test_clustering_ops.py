@@ -217,7 +217,7 @@ def test_sharp_self_labels_are_balanced_where_the_predictions_are_not():
 
 
 def test_self_labels_need_logarithms_up_to_a_constant_per_row_and_survive_powers_that_underflow(monkeypatch):
-    logits = 100 * torch.randn(40, 4, generator=seeded())  # P^25 reaches exp(-10,000)
+    logits = 100 * torch.randn(16, 4, generator=seeded())  # P^25 reaches exp(-10,000)
     labels = self_labels(logits.log_softmax(dim=1), 25.0)
     assert torch.equal(labels, self_labels(logits, 25.0))
     monkeypatch.setattr("avssl.ops.transport.BLOCK_ELEMENTS", 12)  # three rows per block

@@ -52,6 +52,7 @@ def test_memory_makes_the_batch_smaller_but_never_less_than_the_least():
     assert fitting.fitted_batch_size(1024, 10**6, 4, 1, lambda size: False) == 4
 
 
+@pytest.mark.quick(5)
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_published_recipe_keeps_its_numbers_on_a_corpus_of_the_published_size(name):
     cfg = recipe(name)
@@ -61,7 +62,7 @@ def test_a_published_recipe_keeps_its_numbers_on_a_corpus_of_the_published_size(
     assert changes == {"data.global_batch_size": cfg.data.global_batch_size}
 
 
-@pytest.mark.quick(15)
+@pytest.mark.quick(4)
 @pytest.mark.parametrize("num_samples", [40, 12, 600])
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_fitted_recipe_suits_a_small_corpus(name, num_samples):

@@ -247,6 +247,7 @@ def mixed_run(shards, tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_the_memory_bank_of_avid_has_a_row_for_every_sample_of_all_folders(mixed_run, weighted):
     banks = load_file(mixed_run / "encoders.safetensors")
     banks = {key: value for key, value in banks.items() if ".banks." in key}

@@ -95,6 +95,7 @@ def test_options_follow_the_views_of_the_recipe():
     assert options_for(recipe("simclr"), ["image"]) == {"kind": "images", "short_side_px": 256}
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("name", RECIPES)
 def test_options_of_every_recipe_are_options_of_write(name):
     from avssl import losses
