@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,7 +43,8 @@ def pretrain(recipe: str, data: Any, out: str, changes: dict[str, Any]) -> Pretr
     with own_run():
         program.main(cfg)
     run = Path(cfg.run)
-    steps = int(checkpoint.checkpoints(run)[-1].name.partition("_")[2])
+    saved = checkpoint.checkpoints(run)  # none after a stop before the first step
+    steps = int(saved[-1].name.partition("_")[2]) if saved else 0
     provenance = run / checkpoint.PROVENANCE_FILE
     is_finished = provenance.is_file() and checkpoint.read_provenance(run).get("steps") == steps
     return Pretrained(run, run / "metrics.jsonl", steps, is_finished)
@@ -70,7 +72,9 @@ def own_run() -> Iterator[None]:
     is_main_thread = threading.current_thread() is threading.main_thread()
     handlers = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGALRM)}
     children = set(multiprocessing.active_children())
-    _forget_accelerate()
+    timer_seconds, interval_seconds = signal.getitimer(signal.ITIMER_REAL)
+    began = time.monotonic()
+    states = _forget_accelerate()
     try:
         yield
     finally:
@@ -79,15 +83,24 @@ def own_run() -> Iterator[None]:
                 process.kill()
         release_run()
         if is_main_thread:  # elsewhere none was set
-            signal.alarm(0)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+            left_seconds = max(1e-3, timer_seconds - (time.monotonic() - began)) if timer_seconds else 0.0
+            signal.setitimer(signal.ITIMER_REAL, left_seconds, interval_seconds)
         _forget_accelerate()
+        for kind, state in states:
+            kind._shared_state.update(state)
 
 
-def _forget_accelerate() -> None:
-    """Let the next Accelerator of this process have other settings; under torchrun the group of processes stays."""
+def _forget_accelerate() -> list[tuple[Any, dict[str, Any]]]:
+    """Let the next Accelerator of this process have other settings; under torchrun the group of processes stays.
+
+    Returns (class, its state until now), which the caller of a run puts back.
+    """
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
-    for state in (AcceleratorState, PartialState, GradientState):
-        state._shared_state.clear()
+    kinds = (AcceleratorState, PartialState, GradientState)
+    states = [(kind, dict(kind._shared_state)) for kind in kinds]
+    for kind in kinds:
+        kind._shared_state.clear()
+    return states

@@ -200,7 +200,7 @@ def _load_yaml(name: str) -> Any:
 def arguments_of(changes: Mapping[str, Any]) -> list[str]:
     """{dotted key: value} as changes of a command line. ConfigError for a value that YAML has no text for."""
     try:
-        return [f"{key}={json.dumps(value, default=os.fspath)}" for key, value in changes.items()]
+        return [f"{key}={json.dumps(value, default=os.fspath, ensure_ascii=False)}" for key, value in changes.items()]
     except (TypeError, ValueError) as error:
         raise ConfigError(f"changes: {error}; values are numbers, texts, paths, lists and mappings") from error
 
@@ -225,13 +225,14 @@ def _refuse_renamed(layer: Any) -> None:
         raise ConfigError(f"some keys have new names: {changes}; rename them where they stand, their values stay")
 
 
-def run_plugins(argv: list[str], files: Sequence[str] = (), *, may_differ: bool = False) -> list[str]:
+def run_plugins(argv: list[str], files: Sequence[str] = (), *, may_differ: bool | None = None) -> list[str]:
     """Run the user's plugin files: `files`, and those in the key `plugins` of the YAMLs and changes of a command line.
 
     Returns the arguments for `load` or `parse`, which run no file: with all these files in the key `plugins`.
     What a run wrote there is left to `parse`, which compares it with what was run.
 
-    may_differ: whether files may have other contents than those of the same name that a run was made with.
+    may_differ: whether files may have other contents than those of the same name that a run was made with; None: as
+    the process said before.
     """
     entries: Any = []
     for argument in argv:

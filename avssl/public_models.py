@@ -17,6 +17,7 @@ import torch
 
 from avssl.checkpoint.steps import checkpoints
 from avssl.config import RunConfig, load_run
+from avssl.files.hub import COMMIT
 from avssl.files.plain_text import brief
 from avssl.models import public
 from avssl.models.public.encoder import Demand
@@ -197,7 +198,8 @@ def provenance_of(cfg: RunConfig, modalities: Iterable[str]) -> dict[str, Any]:
         section = cfg.encoders.get(modality) or {}
         if public.is_public(str(section.get("name"))):
             known = {key: section[key] for key in ("name", "pretrained", "sha256", "license") if key in section}
-            revision = str(section["name"]).rpartition("@")[2] if "@" in section["name"] else ""
+            commit = str(section["name"]).rpartition("@")[2]
+            revision = commit if COMMIT.fullmatch(commit) else ""  # a folder's name may have an @
             views = {key: list(v) if isinstance(v, tuple) else v for key, v in _demanded(cfg.views, modality).items()}
             models[modality] = known | {"revision": revision, "views": views}
     licenses = sorted({model["license"] for model in models.values() if model.get("license")})

@@ -83,7 +83,7 @@ def evaluate(run: Path, task: TaskConfig) -> Path:
     return path
 
 
-def task_arguments(arguments: list[str], files: Sequence[str] = (), *, may_differ: bool = False) -> list[str]:
+def task_arguments(arguments: list[str], files: Sequence[str] = (), *, may_differ: bool | None = None) -> list[str]:
     """The arguments with the name of a YAML replaced by its path, and the name of a task by task=NAME.
 
     The plugin files that are named run first, for they may register tasks. files, may_differ: as of

@@ -210,7 +210,7 @@ def own_registries():
     tables = (losses.registry._REGISTRY, models.ENCODERS, registry.TASKS, AUGMENTS, files._files)
     kept = [(table, dict(table)) for table in tables]
     yield
-    required.use([])
+    required.use([], may_differ=False)
     for table, before in kept:
         table.clear()
         table.update(before)

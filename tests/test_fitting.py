@@ -50,6 +50,7 @@ def test_the_batch_is_the_published_one_or_the_largest_power_of_two_with_eight_s
 def test_memory_makes_the_batch_smaller_but_never_less_than_the_least():
     assert fitting.fitted_batch_size(1024, 10**6, 4, 1, lambda size: size <= 100) == 64
     assert fitting.fitted_batch_size(1024, 10**6, 4, 1, lambda size: False) == 4
+    assert fitting.fitted_batch_size(1024, 10**6, 6, 3, lambda size: True) == 768  # a batch is split into the lanes
 
 
 @pytest.mark.quick(5)

@@ -190,6 +190,15 @@ def test_folders_of_a_server_are_mixed_with_those_of_a_disk(shards, tmp_path):
     both.close()
 
 
+def test_a_folder_of_a_small_weight_may_have_no_sample_in_an_epoch():
+    options = {"global_batch_size": 4, "num_lanes": 1, "shuffle_block": 16, "rank": 0, "world_size": 1}
+    folders, weights, counts = [[5], [50, 50]], [1, 1000], [0, 0]
+    for epoch in range(60):
+        order = mixed_rank_order(folders, weights, seed=0, epoch=epoch, **options).ravel()
+        counts = [counts[0] + int((order < 5).sum()), counts[1] + int((order >= 5).sum())]
+    assert counts == taken(weights, sum(counts))
+
+
 # Lists that are refused
 
 

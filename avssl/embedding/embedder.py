@@ -160,7 +160,7 @@ class Embedder:
         return {
             "run": str(self.config.run),
             "weights": self.weights_hash,
-            **({"inputs": inputs_of(self.config, names)} if is_public else {}),
+            **({"inputs": inputs_of(self.config, names), **encoders_of(self.config, names)} if is_public else {}),
             **grid,
             "normalized": True,
             "modalities": list(names),
@@ -243,6 +243,11 @@ def _in_order(
     """The arguments of an Embedder."""
     config, loss, views, weights_hash = loaded
     return config, loss, views, device, weights_hash
+
+
+def encoders_of(config: RunConfig, modalities: Sequence[str]) -> dict[str, Any]:
+    """{"encoders": {modality: its section}} as plain values: options such as `pool` change rows without any weight."""
+    return {"encoders": parse(json.dumps({name: config.encoders[name] for name in modalities}), "encoders")}
 
 
 def inputs_of(config: RunConfig, modalities: Sequence[str]) -> dict[str, Any]:

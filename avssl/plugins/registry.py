@@ -67,7 +67,7 @@ class Registry(dict[str, Part]):
                 "another name"
             )
         self[name], self._defined[name] = part, where
-        if where[0] == "__main__":
+        if where[0] == "__main__" and self.kind == "augment":  # workers need no other part
             _of_script.add(name)
         # A plugin may be the first to import one of the program's own parts.
         self._plugins[name] = None if is_own else now_running()

@@ -15,13 +15,15 @@ KEYS = (["file", "sha256"], ["package", "version"])
 _may_differ = False  # whether the user has said that changed plugins are right
 
 
-def use(paths: Iterable[Any], *, may_differ: bool = False) -> list[Record]:
+def use(paths: Iterable[Any], *, may_differ: bool | None = None) -> list[Record]:
     """Run the user's plugin files, as `run_files`; their records.
 
-    may_differ: from now on these files may stand for others of the same name that a run was made with.
+    may_differ: whether from now on these files may stand for others of the same name that a run was made with; None:
+    as before.
     """
     global _may_differ  # noqa: PLW0603  (plugins are one state of the process)
-    _may_differ = may_differ
+    if may_differ is not None:
+        _may_differ = may_differ
     return run_files(paths)
 
 

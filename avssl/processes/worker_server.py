@@ -82,11 +82,12 @@ def main_file_hidden() -> Iterator[None]:
         return
     main: Any = sys.modules["__main__"]
     with _MAIN_LOCK:
-        shown = {name: getattr(main, name, None) for name in ("__file__", "__spec__")}
+        shown = {name: main.__dict__[name] for name in ("__file__", "__spec__") if name in main.__dict__}
         main.__file__ = main.__spec__ = None
         try:
             yield
         finally:
+            del main.__file__, main.__spec__  # a notebook has none
             main.__dict__.update(shown)
 
 

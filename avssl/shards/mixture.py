@@ -58,6 +58,8 @@ class ShardMixture(ShardSet):
         self.location = " + ".join(part.location for part in parts)
         first: dict[str, str] = {}
         for part in parts:
+            if not part.num_samples:
+                raise ValueError(f"data.shards has {part.location}, which holds no samples; take it from the list")
             if part.fingerprint in first:
                 raise ValueError(
                     f"data.shards has {first[part.fingerprint]} and {part.location}, which hold the same shards: every "

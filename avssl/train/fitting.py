@@ -128,7 +128,7 @@ def fitted_batch_size(
     for size in (published, *(size for size in powers if size < published)):
         if size <= least:
             break
-        if num_samples // size >= LEAST_STEPS and fits_in_memory(size):
+        if size % lanes == 0 and num_samples // size >= LEAST_STEPS and fits_in_memory(size):
             return size
     return min(least, published)
 

@@ -148,6 +148,11 @@ class OnlineProbe:
             self._start(self._path(self.busy_with))
         return results
 
+    def _plugins(self) -> list[Path]:
+        """The files of the run's own plugins; this process may have run others."""
+        kept = (self.run / files.KEPT_FOLDER / plugin.name for plugin in files.ran())
+        return [path for path in kept if path.is_file()]
+
     def _start(self, path: Path) -> None:
         config = self.config
         environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
@@ -155,7 +160,7 @@ class OnlineProbe:
         command = [
             sys.executable, "-m", "avssl.train.probe", str(path), config.shards, "--device", config.device,
             "--num-neighbors", str(config.num_neighbors), "--temperature", str(config.temperature),
-            *(f"--plugin={self.run / files.KEPT_FOLDER / plugin.name}" for plugin in files.ran()),
+            *(f"--plugin={path}" for path in self._plugins()),
         ]  # fmt: skip
         with (path / "log").open("wb") as log, signals_blocked():  # `stop` ends it
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)

@@ -6,6 +6,7 @@ A library's models lie in a file each (timm_models, vision, ...), which offers `
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from importlib import import_module
 from types import ModuleType
@@ -128,6 +129,10 @@ def resolved_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     found = {"pretrained": family.is_pretrained(model, options), **family.architecture(model)}
     if known.sha256:
         found |= {"sha256": known.sha256}
+    if "${" in json.dumps(found, default=str):
+        raise ValueError(
+            f"{name}: its files hold ${{...}}, for which a YAML would put other text, such as an environment variable's"
+        )
     return {"name": known.name, **options, **found, **({"license": known.license} if known.license else {})}
 
 

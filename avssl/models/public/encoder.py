@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from avssl.files.plain_text import brief
 from avssl.types import Modality
 
 # Parts of the names of learned embeddings in both libraries. Projections of patches have other names there.
@@ -114,6 +115,8 @@ def layers_of(names: Iterable[str], block: re.Pattern[str]) -> dict[str, int]:
 
 def check_options(name: str, options: Mapping[str, Any], allowed: Iterable[str]) -> None:
     """Raise ValueError for an option that is not allowed, with those that are."""
+    if not isinstance(options.get("drop_path") or 0.0, int | float):
+        raise ValueError(f"{name}: drop_path is {brief(str(options['drop_path']))}; it must be a number")
     allowed = list(allowed)
     for option in options:
         if option not in allowed:

@@ -110,7 +110,16 @@ def weights_sha256(paths: list[Path]) -> str:
 
 
 def check_sha256(name: str, paths: list[Path], expected: str | None) -> None:
-    """Raise ValueError if a SHA-256 is expected and the files have another one."""
+    """Raise ValueError for a file that is no whole safetensors file, or if the files have not the expected SHA-256."""
+    from safetensors import SafetensorError, safe_open
+
+    for path in paths:
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except SafetensorError as error:
+            problem = f"{path} is no whole safetensors file ({brief(str(error))}); is it cut, or a pointer of Git LFS?"
+            raise ValueError(f"{name}: {problem}") from error
     if expected and (actual := weights_sha256(paths)) != expected:
         raise ValueError(
             f"{name}: the weights have the SHA-256 {actual}, and not {brief(expected)}, as the recipe says"

@@ -149,7 +149,8 @@ def _demand_of_size(model: Located, size_px: int, options: Mapping[str, Any]) ->
         return Demand(size_px, is_fixed=False)
     net = _network(model, options, 3, ANY_SIZE, on_meta=True)
     embed = getattr(net, "patch_embed", None)
-    patch = int(getattr(embed, "patch_size", (1,))[0])
+    patch = getattr(embed, "patch_size", 1)
+    patch = int(patch if isinstance(patch, int) else patch[0])
     return Demand(size_px, is_fixed=getattr(embed, "strict_img_size", True), multiple_of=patch)
 
 
@@ -187,9 +188,19 @@ def build(model: Located, modality: Modality, options: Mapping[str, Any]) -> nn.
     return encoder
 
 
+# Arguments of timm's factory that say which weights are read, and how strictly; the classifier is that of the weights.
+NOT_OF_NETWORKS = frozenset([
+    "cache_dir", "checkpoint_path", "features_only", "num_classes", "pretrained_cfg", "pretrained_cfg_overlay",
+    "pretrained_filter_fn", "pretrained_strict",
+])  # fmt: skip
+
+
 def _source(model: Located) -> dict[str, Any]:
     """timm's description of the published weights; older files at the hub hold it without a section of its own."""
-    return dict(model.config.get("pretrained_cfg") or model.config)
+    source = dict(model.config.get("pretrained_cfg") or model.config)
+    if "num_classes" in model.config:
+        source["num_classes"] = model.config["num_classes"]  # as timm reads it
+    return source
 
 
 def _network(
@@ -202,7 +213,11 @@ def _network(
     on_meta: bool = False,
 ) -> Any:
     """The network of timm with its classifier: first published weights are read into all of it, strictly."""
-    arguments = {**(model.config.get("model_args") or {}), **(options.get("arguments") or {}), "in_chans": in_chans}
+    own = options.get("arguments") or {}
+    if wrong := [key for key in own if key in NOT_OF_NETWORKS] if isinstance(own, Mapping) else [own]:
+        raise ValueError(f"{model.name}: arguments has {brief(str(wrong[0]))}; it takes {{name: value}} of the network")
+    stored = {key: value for key, value in (model.config.get("model_args") or {}).items() if key not in NOT_OF_NETWORKS}
+    arguments = {**stored, **own, "in_chans": in_chans}
     if options.get("drop_path"):
         arguments["drop_path_rate"] = float(options["drop_path"])
     if options.get("image_size_px"):
@@ -222,6 +237,9 @@ def _network(
         except TypeError as error:
             if not any(f"'{name}'" in str(error) for name in way):
                 raise ValueError(f"{model.name}: {brief(str(error))}") from error
+        except (AssertionError, AttributeError, KeyError, ValueError) as error:
+            problem = f"{type(error).__name__} {brief(str(error))}"
+            raise ValueError(f"{model.name}: its arguments do not fit: {problem}") from error
         except RuntimeError as error:  # names every tensor that is missing, unknown or of another shape
             raise ValueError(f"{model.name}: its weights are not this network's: {brief(str(error))}") from error
     raise AssertionError("the last way has no option")

@@ -16,8 +16,8 @@ from avssl.models.public.hub_files import Located
 
 # Keys of a config.json that say nothing about the network.
 NOT_ARCHITECTURE = frozenset([
-    "_commit_hash", "_name_or_path", "architectures", "auto_map", "dtype", "id2label", "label2id", "torch_dtype",
-    "transformers_version",
+    "_commit_hash", "_name_or_path", "architectures", "attn_implementation", "auto_map", "dtype", "id2label",
+    "label2id", "torch_dtype", "transformers_version", "transformers_weights",
 ])  # fmt: skip
 PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 
@@ -46,7 +46,7 @@ def config_of(name: str, config: Mapping[str, Any]) -> Any:
     """transformers' configuration object. ValueError for a value that does not fit."""
     try:
         with quiet():
-            return library().CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+            return library().CONFIG_MAPPING[config["model_type"]].from_dict(plain_config(config))
     except Exception as error:  # the library checks values with errors of several kinds
         raise ValueError(f"{name}: its config.json does not fit transformers: {brief(str(error))}") from error
 
@@ -61,6 +61,10 @@ def read_weights(
     """
     paths = hub_files.weights_of(model)
     hub_files.check_sha256(model.name, paths, sha256)
+    if others := sorted(
+        {path.name for path in paths[0].parent.glob("shard-*.safetensors")} - {path.name for path in paths}
+    ):
+        raise ValueError(f"{model.name}: transformers would read {brief(others[0])} in place of the weights; remove it")
     with quiet():
         try:
             net, info = network.from_pretrained(
