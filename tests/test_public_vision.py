@@ -7,7 +7,9 @@ import json
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 
+from avssl.embedding import Embedder
 from avssl.models import create_encoder, public
 from avssl.models.public import vision
 from tests.public_folders import IMAGE_CONFIGS, SIDE, VIDEO_CONFIGS, save_clip, save_network, save_public
@@ -108,6 +110,42 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
     save_public(tmp_path / "changed", "dinov2")
     with pytest.raises(ValueError, match="as the recipe says"):
         create_encoder(f"hf/{tmp_path / 'changed'}", "image", sha256="0" * 64)
+
+
+def test_a_config_json_chooses_no_other_weights_than_those_that_are_hashed(tmp_path):
+    network, _ = save_public(tmp_path, "dinov2")
+    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"transformers_weights": "other.safetensors"}))
+    image = torch.randn(2, 3, SIDE, SIDE)
+    with torch.no_grad():
+        expected = expected_features(network, image, POOLER)
+        assert torch.allclose(create_encoder(f"hf/{tmp_path}", "image").eval()(image), expected, atol=1e-5)
+    (tmp_path / "shard-00001-model-00001-of-00001.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="in place of the weights; remove it"):
+        create_encoder(f"hf/{tmp_path}", "image")
+
+
+def test_embeddings_with_another_pool_belong_into_another_folder(tmp_path):
+    save_public(tmp_path, "dinov2")
+    found = []
+    for pool in ("token", "mean"):
+        embedder = Embedder.from_run(f"hf/{tmp_path}", changes=[f"encoders.image.pool={pool}"])
+        found.append(embedder.settings(None, None, ["image"]))
+    assert found[0]["weights"] == found[1]["weights"]
+    assert found[0] != found[1]
+
+
+def test_a_cut_file_of_weights_and_a_variable_in_a_config_json_are_refused(tmp_path):
+    save_public(tmp_path / "cut", "dinov2")
+    (tmp_path / "cut" / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ValueError, match="is no whole safetensors file"):
+        create_encoder(f"hf/{tmp_path / 'cut'}", "image")
+    save_public(tmp_path / "asks", "dinov2")
+    config = json.loads((tmp_path / "asks" / "config.json").read_text())
+    (tmp_path / "asks" / "config.json").write_text(json.dumps(config | {"note": ["${oc.env:HOME}"]}))
+    with pytest.raises(ValueError, match="its files hold"):
+        public.resolved_options(f"hf/{tmp_path / 'asks'}", {})
 
 
 def test_a_model_of_another_modality_or_of_code_of_its_own_is_refused(tmp_path):
