@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 from torch import equal
 
 import avssl
-from avssl import config
+from avssl import calls, config
 from avssl.eval.results import read_evaluation
 from avssl.files.locks import locked
 from avssl.processes.stopping import STOP_SIGNALS
+from avssl.processes.worker_server import main_file_hidden
 from avssl.types import TooFewSamplesError
 from tests.conftest import ROOT, TINY
 from tests.test_pretrain import losses_of
@@ -140,6 +141,20 @@ def test_the_notebook_of_the_examples_runs(corpus, tmp_path, monkeypatch):
     text = json.dumps(notebook.cells)
     assert "written" in text
     assert "trained" in text
+
+
+def test_after_a_run_the_callers_timer_and_main_module_are_as_before(monkeypatch):
+    outer = signal.setitimer(signal.ITIMER_REAL, 500.0)
+    try:
+        with calls.own_run():
+            signal.alarm(0)  # as the end of a launcher is watched
+        assert 400 < signal.getitimer(signal.ITIMER_REAL)[0] <= 500
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *outer)
+    monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)  # as in a notebook
+    with main_file_hidden():
+        assert sys.modules["__main__"].__file__ is None
+    assert not hasattr(sys.modules["__main__"], "__file__")
 
 
 def test_a_run_without_a_folder_named_lies_where_its_recipe_is_called(tmp_path, monkeypatch):
