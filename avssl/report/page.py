@@ -117,7 +117,8 @@ def write_report(
 
 
 def _without_table() -> Html:
-    return tag("p", "No embedding table was given: run `avssl embed`, then make the report again.", class_="note")
+    text = "No embedding table was given: `avssl evaluate RUN standard train=... test=...` writes the one shown here."
+    return tag("p", text, class_="note")
 
 
 def _search_title(table: EmbeddingTable | None) -> str:

@@ -213,7 +213,9 @@ def scores_section(results: Sequence[Result]) -> Html:
     metrics = list(dict.fromkeys(metric for row in (*rows, *_chance_rows(results)) for metric in row.values))
     if not metrics:
         return tag(
-            "p", "No evaluation yet: run `avssl evaluate` on this run, then make the report again.", class_="note"
+            "p",
+            "No evaluation yet by the task standard: run `avssl evaluate RUN standard train=... test=...`.",
+            class_="note",
         )
     tables = []
     for group in (*GROUPS, OTHER_GROUP):
