@@ -7,10 +7,10 @@ import pytest
 
 from avssl.files.checked_json import MAX_DEPTH, Fields, parse
 from avssl.shards.format import SampleInfo, ShardIndex, SideCar
+from avssl.shards.manifest import Entry, stream_manifest
 from avssl.shards.shard_set import ShardSet
 from avssl.types import MediaError
 from data_prep.inspect.verify import verify_folder
-from data_prep.manifest import Entry, stream_manifest
 from data_prep.write.rows import scan
 from tests.test_shards import sample, write_folder
 

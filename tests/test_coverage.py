@@ -6,10 +6,10 @@ import tracemalloc
 
 import pytest
 
+from avssl.shards.manifest import Entry
 from data_prep.__main__ import main
 from data_prep.index.build import IndexOptions, build_manifest
 from data_prep.inspect.coverage import Counts, measure
-from data_prep.manifest import Entry
 from tests.clips import make_clip
 
 

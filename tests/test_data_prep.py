@@ -15,13 +15,13 @@ from avssl.files.whole import sha256_file
 from avssl.media.decode import probe, read_audio, read_video
 from avssl.media.info import MEDIA_SUFFIXES
 from avssl.shards.format import ShardIndex, ShardRecord, SideCar, dump_json
+from avssl.shards.manifest import stream_manifest
 from avssl.shards.shard_set import Sample, ShardSet, write_tar
 from avssl.types import MediaError
 from data_prep.__main__ import main
 from data_prep.index.build import IndexOptions, build_manifest
 from data_prep.index.walk import Walk
 from data_prep.inspect.verify import verify_folder
-from data_prep.manifest import stream_manifest
 from data_prep.transcode.encode import write_media
 from data_prep.transcode.file import transcode
 from data_prep.transcode.options import WriteOptions

@@ -7,9 +7,9 @@ import pytest
 
 from avssl.embedding.media import open_media
 from avssl.media.decode import probe
+from avssl.shards.manifest import stream_manifest
 from data_prep.index.build import IndexOptions, build_manifest
 from data_prep.index.cutting import Cutting
-from data_prep.manifest import stream_manifest
 from tests.audio_files import write_audio
 
 RATE_HZ, SECONDS = 44_100, 8

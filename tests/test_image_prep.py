@@ -19,13 +19,13 @@ from PIL import Image, ImageOps
 
 from avssl.media.images import read_image
 from avssl.shards.format import SampleInfo
+from avssl.shards.manifest import Entry, stream_manifest
 from avssl.shards.shard_set import Sample, ShardSet, parse_members, write_tar
 from avssl.types import MediaError
 from data_prep.__main__ import main
 from data_prep.index.build import IndexOptions, build_idx_manifest, build_manifest
 from data_prep.index.mnist import IdxFile
 from data_prep.index.walk import Walk
-from data_prep.manifest import Entry, stream_manifest
 from data_prep.transcode.options import WriteOptions
 from data_prep.write.rows import scan
 from data_prep.write.run import write_shards

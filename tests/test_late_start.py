@@ -10,10 +10,10 @@ import pytest
 
 from avssl.embedding.media import open_media
 from avssl.media.decode import probe
+from avssl.shards.manifest import stream_manifest
 from avssl.types import MediaError
 from data_prep.index.build import IndexOptions, build_manifest
 from data_prep.index.cutting import Cutting, claimed_seconds
-from data_prep.manifest import stream_manifest
 from data_prep.transcode.file import transcode
 from data_prep.transcode.options import WriteOptions
 

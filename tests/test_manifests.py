@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 
 from avssl.processes.limits import Limits
+from avssl.shards.keys import plain_key
+from avssl.shards.manifest import stream_manifest
 from avssl.types import MediaError
 from data_prep.__main__ import main
 from data_prep.index import spool as spool_module
@@ -28,7 +30,6 @@ from data_prep.index.labels import Labels
 from data_prep.index.lists.published import ListSettings
 from data_prep.index.probing import ProbedFile, Prober
 from data_prep.index.walk import Walk
-from data_prep.manifest import plain_key, stream_manifest
 from tests.clips import make_clip, square_frames
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from avssl.media.decode import probe, read_audio, read_video
+from avssl.shards.manifest import stream_manifest
 from avssl.shards.shard_set import ShardSet
 from avssl.types import FAILURE_REASONS, MediaError
 from data_prep.index.build import IndexOptions, build_manifest
 from data_prep.inspect.verify import verify_folder
-from data_prep.manifest import stream_manifest
 from data_prep.transcode.options import WriteOptions
 from data_prep.write.run import write_shards
 from tests.odd_files import ODD, make_odd_files

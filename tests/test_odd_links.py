@@ -13,10 +13,10 @@ from avssl.embedding.media import open_media
 from avssl.embedding.sources import files_below
 from avssl.files import folders
 from avssl.media.images import read_image
+from avssl.shards.manifest import stream_manifest
 from avssl.types import MediaError
 from data_prep.index.build import IndexOptions, build_manifest
 from data_prep.index.mnist import open_idx_file
-from data_prep.manifest import stream_manifest
 from data_prep.write.run import write_shards
 from tests.clips import OPTIONS, make_clip, skips
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from avssl.media.decode import probe, read_audio, stream_audio
+from avssl.shards.manifest import stream_manifest
 from avssl.types import MediaError
 from data_prep.index.build import IndexOptions, build_manifest
 from data_prep.index.cutting import Cutting, claimed_seconds
-from data_prep.manifest import stream_manifest
 from data_prep.transcode.file import transcode
 from data_prep.transcode.options import WriteOptions
 from tests.test_late_start import made

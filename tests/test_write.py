@@ -18,9 +18,9 @@ import data_prep.write.run as write_shards_module
 from avssl.files.whole import hashed_file
 from avssl.processes.limits import Limits
 from avssl.shards.format import dump_json
+from avssl.shards.manifest import stream_manifest
 from avssl.shards.shard_set import ShardSet
 from data_prep.__main__ import main
-from data_prep.manifest import stream_manifest
 from data_prep.transcode.file import transcode
 from data_prep.transcode.options import WriteOptions
 from data_prep.write.job import Share

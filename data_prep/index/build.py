@@ -23,6 +23,8 @@ from avssl.files.scratch import scratch_folder
 from avssl.files.whole import hashed_file
 from avssl.processes.limits import Limits
 from avssl.processes.pool import REFRESH_SECONDS
+from avssl.shards.keys import plain_key, segment_key
+from avssl.shards.manifest import Entry
 from data_prep.index.cutting import Cutting, claimed_seconds, require_scenedetect
 from data_prep.index.gather import KINDS, Gathered, ListSource, Target, gather_folder, gather_list, stored_text
 from data_prep.index.lists.formats import FORMATS, HAVE_FOLDS, IDX, detect
@@ -30,8 +32,7 @@ from data_prep.index.lists.published import ListSettings
 from data_prep.index.lists.row import BadRow
 from data_prep.index.mnist import is_idx_file, open_idx_file
 from data_prep.index.probing import FILES_PER_TASK, ProbedFile, Prober, probe_rows, without_opening
-from data_prep.index.spool import IndexSpool, Pending, segment_key
-from data_prep.manifest import Entry, plain_key
+from data_prep.index.spool import IndexSpool, Pending
 
 PROBE_LIMITS, SCENES_LIMITS = Limits(seconds=60.0), Limits(seconds=1800.0)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from avssl.media.decode import stream_frames
 from avssl.media.info import VideoInfo, fitted_size, is_clear_length, least_length
-from data_prep.manifest import Segment
+from avssl.shards.keys import Segment
 
 LEAST_CLIP_SECONDS = 0.1
 ROUNDING_SECONDS = 1e-3  # keys say milliseconds; headers are not more exact

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from avssl.media.images import IMAGE_SUFFIXES
 from avssl.media.info import MEDIA_SUFFIXES
+from avssl.shards.keys import plain_key, row_key
 from data_prep.index.labels import Labels
 from data_prep.index.lists.formats import HAVE_SPLITS, READERS
 from data_prep.index.lists.published import ListSettings
 from data_prep.index.lists.row import BadRow, ListedFile, ListedFiles, is_url
 from data_prep.index.mnist import is_idx_file
-from data_prep.index.spool import IndexSpool, Pending, row_key
+from data_prep.index.spool import IndexSpool, Pending
 from data_prep.index.walk import NameIndex, Walk, kind_of, suffix_of
-from data_prep.manifest import plain_key
 
 NUM_BAD_ROWS_SHOWN = 20
 KINDS = ("media", "images")

@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+from avssl.shards.keys import folder_labels
 from data_prep.index.lists.row import opened_text
 
 
@@ -36,10 +37,7 @@ class Labels:
             row = self._database.execute(query, (os.fsencode(path),)).fetchone()
             self._num_found += row is not None
             return dict(json.loads(row[0])) if row else {}
-        if self._labels == "none" or "/" not in path:
-            return {}
-        # A label is text: bytes that are not UTF-8 are replaced.
-        return {"label": [os.fsencode(path.split("/", maxsplit=1)[0]).decode("utf-8", "replace")]}
+        return {} if self._labels == "none" else folder_labels(path)
 
     def check(self) -> None:
         """ValueError if the csv has none of the files. To be called after the last file; it closes the csv."""

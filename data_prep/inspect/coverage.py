@@ -32,10 +32,10 @@ from avssl.shards.format import (
     ShardRecord,
     SideCar,
 )
+from avssl.shards.manifest import Entry, stream_manifest
 from avssl.shards.tar_members import DAMAGED_TAR, member_content, open_tar
 from avssl.types import FAILURE_REASONS
 from data_prep.index.cutting import claimed_seconds
-from data_prep.manifest import Entry, stream_manifest
 
 ABSENT = ("missing_file", "unreachable")
 # Reasons of files that can be read and that an option of `write` leaves out.

@@ -14,8 +14,8 @@ from typing import Any
 
 from avssl.media.info import MediaInfo, least_length
 from avssl.media.readers import AudioReader, VideoReader
+from avssl.shards.keys import Segment
 from avssl.types import MediaError
-from data_prep.manifest import Segment
 from data_prep.transcode.encode import why_not_encode
 from data_prep.transcode.encode_settings import VideoSettings
 from data_prep.transcode.members import AudioMember, VideoMember, Window, store_in_turn

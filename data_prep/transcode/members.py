@@ -13,8 +13,8 @@ from typing import Any, Protocol
 from avssl.media.frames import UprightFilter
 from avssl.media.info import FRAME_TIME_TOLERANCE_SECONDS, AudioInfo, VideoInfo, fitted_size
 from avssl.media.readers import AudioReader, Frame, VideoReader
+from avssl.shards.keys import Segment
 from avssl.types import MediaError
-from data_prep.manifest import Segment
 from data_prep.transcode.encode import MediaWriter
 from data_prep.transcode.encode_settings import AudioSettings, VideoSettings, as_rational_fps
 from data_prep.transcode.options import WriteOptions

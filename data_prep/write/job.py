@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.manifest import Entry
+from avssl.shards.manifest import Entry
 from data_prep.write.folder import OutputFolder
 from data_prep.write.parts import PartSummary, PartTask, load_samples
 from data_prep.write.reading import FileOptions

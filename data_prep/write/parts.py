@@ -16,9 +16,9 @@ from avssl.files.checked_json import Fields
 from avssl.files.whole import HashedFile
 from avssl.processes.pool import Sandbox
 from avssl.shards.format import SampleInfo, dump_json
+from avssl.shards.manifest import Entry
 from avssl.shards.shard_set import Sample
 from avssl.types import MediaError
-from data_prep.manifest import Entry
 from data_prep.transcode.options import PolicyError
 from data_prep.write.folder import OutputFolder
 from data_prep.write.reading import FileOptions, Outcome, read_all

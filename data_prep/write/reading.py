@@ -13,10 +13,11 @@ from avssl.files.whole import content_digest
 from avssl.processes.limits import Limits
 from avssl.processes.pool import Sandbox
 from avssl.shards.format import SampleInfo
+from avssl.shards.keys import Segment
+from avssl.shards.manifest import Entry
 from avssl.shards.shard_set import Sample
 from avssl.types import MediaError
 from data_prep.index.mnist import IdxFile
-from data_prep.manifest import Entry, Segment
 from data_prep.transcode.file import Transcoded, transcode
 from data_prep.transcode.images import store_file, store_item
 from data_prep.transcode.options import PolicyError, WriteOptions

@@ -14,9 +14,9 @@ from avssl.files.checked_json import Fields
 from avssl.files.whole import sha256_file
 from avssl.processes.pool import Sandbox
 from avssl.shards.format import SKIPPED_NAME, ShardIndex, SideCar, dump_json, shard_name, side_car_name
+from avssl.shards.manifest import Entry
 from avssl.shards.shard_set import parse_members
 from avssl.types import FAILURE_REASONS
-from data_prep.manifest import Entry
 from data_prep.write.folder import OutputFolder
 from data_prep.write.job import Job
 from data_prep.write.pack import load_side_car, shard_tasks

@@ -12,9 +12,9 @@ from typing import Any
 
 from avssl.files.checked_json import Fields
 from avssl.shards.format import INDEX_NAME, SKIPPED_NAME, dump_json, side_car_name
+from avssl.shards.manifest import Entry
 from avssl.shards.shard_set import Sample, parse_members
 from avssl.types import MediaError
-from data_prep.manifest import Entry
 from data_prep.write.folder import OutputFolder
 from data_prep.write.pack import load_side_car
 from data_prep.write.parts import PARTS, PartSummary, PartTask, PartWriter

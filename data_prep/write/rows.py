@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from avssl.files.checked_json import Fields, parse
 from avssl.files.whole import hashed_file, sha256_file, write_whole
 from avssl.processes.pool import in_processes
-from data_prep.manifest import Entry
+from avssl.shards.manifest import Entry
 
 OFFSETS_NAME, FACTS_NAME = "rows.offsets", "rows.json"
 RANGE_BYTES = 64 << 20

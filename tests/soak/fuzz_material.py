@@ -16,7 +16,7 @@ from avssl.eval.outcome import LabelTaskConfig, Outcome, classified
 from avssl.eval.results import evaluation_of
 from avssl.eval.results import write as write_result
 from avssl.files.tensors import write_tensors
-from data_prep.manifest import Entry
+from avssl.shards.manifest import Entry
 from tests import odd_media
 from tests.odd_files import ODD
 from tests.test_shards import sample, write_folder

@@ -28,12 +28,12 @@ from avssl.media.decode import probe, read_audio, read_video
 from avssl.media.images import probe_image, read_image
 from avssl.report.curves import read_metrics
 from avssl.shards.format import ShardIndex, SideCar
+from avssl.shards.manifest import stream_manifest
 from avssl.shards.shard_set import ShardSet, parse_members
 from avssl.types import MediaError
 from data_prep.index.lists.formats import READERS, detect
 from data_prep.index.lists.published import ListSettings
 from data_prep.index.mnist import open_idx_file
-from data_prep.manifest import stream_manifest
 from tests.soak import damage
 
 NAME = "fuzzed"  # of the folder that is read, so of every file's path: an error must name it

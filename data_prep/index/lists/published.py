@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from avssl.shards.keys import Segment
 from data_prep.index.lists.row import (
     ListedFile,
     ListedFiles,
@@ -22,7 +23,6 @@ from data_prep.index.lists.row import (
     text_lines,
     video_id,
 )
-from data_prep.manifest import Segment
 
 VGGSOUND_SECONDS = 10.0
 AUDIOSET_CLASSES = "class_labels_indices.csv"

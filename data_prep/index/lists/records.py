@@ -9,9 +9,10 @@ from typing import Any
 
 from avssl.files.checked_json import Fields
 from avssl.files.plain_text import brief
+from avssl.shards.keys import Segment
+from avssl.shards.manifest import read_segment
 from data_prep.index.lists.published import ListSettings
 from data_prep.index.lists.row import ListedFile, ListedFiles, csv_rows, parsed, plain_path, seconds, text_lines
-from data_prep.manifest import Segment, read_segment
 
 COLUMNS = ("path", "key", "label", "labels", "segment", "begin_seconds", "end_seconds", "split")
 ROWS_AT_A_TIME = 1024  # of a Parquet file

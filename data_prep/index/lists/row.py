@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 from avssl.files.location import is_remote, local_path
-from data_prep.manifest import Segment
+from avssl.shards.keys import Segment
 
 Raw = TypeVar("Raw")
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")

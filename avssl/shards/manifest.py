@@ -15,9 +15,9 @@ from typing import Any, Self
 from avssl.files.checked_json import Fields, parse
 from avssl.files.plain_text import brief
 from avssl.shards.format import dump_json
+from avssl.shards.keys import Segment
 from avssl.types import FAILURE_REASONS
 
-Segment = tuple[float, float]  # (begin, end) in seconds
 KEY = re.compile(r"[A-Za-z0-9_/-]+")
 MAX_ITEMS, MAX_SEGMENT_SECONDS = 2**31, 1e9
 MEDIA_FACTS = ("container", "duration_seconds", "video", "audio")
@@ -123,11 +123,3 @@ def stream_manifest(path: Path) -> Iterator[Entry]:
         for number, line in enumerate(file, start=1):
             where = f"{path}, line {number}"
             yield Entry.from_json(parse(line, where), where)
-
-
-def plain_key(path: str) -> str:
-    """The key of a path: characters other than A-Z a-z 0-9 / - become _.
-
-    A run of such characters becomes a single _: webdataset takes members below __name__ for metadata and drops them.
-    """
-    return re.sub(r"[^A-Za-z0-9/-]+", "_", path)
