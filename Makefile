@@ -3,11 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+LOWEST := .venv-lowest
+# What people run, without what only developers need, whose oldest versions nobody promises.
+EXTRAS := eval,examples,faiss,http,hub,onnx,ray,s3,scenes,slurm,tensorboard,timm,transformers
 
 # Without its compiled files every start of Python would compile the program anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo bench test test-all test-cpus soak check format clean
+.PHONY: help setup demo bench test test-all test-lowest test-cpus coverage soak check format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,6 +46,22 @@ test-all: check ## every test, the long ones too, and the numerical ones as othe
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 	$(BIN)/python -m tests.cpu_variants
 
+test-lowest: $(LOWEST)/.ready ## the quick tests with the oldest versions that pyproject.toml allows
+	$(LOWEST)/bin/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+$(LOWEST)/.ready: pyproject.toml
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(LOWEST)/bin/python -m uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -e ".[$(EXTRAS)]"
+	$(LOWEST)/bin/python -m uv pip install --quiet --python $(LOWEST)/bin/python -e ".[dev]"
+	@touch $@
+
+coverage: $(READY) ## what the tests run of avssl and data_prep, by lines and branches; at least 90 %
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
+
 test-cpus: $(READY) ## the quick tests of numerical claims with other instruction sets and numbers of threads
 	$(BIN)/python -m tests.cpu_variants
 
@@ -54,4 +73,4 @@ format: $(READY) ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 
 clean: ## remove what the demo and the tests wrote; .venv stays
-	rm -rf demo runs .cache build dist *.egg-info
+	rm -rf .coverage* demo runs .cache build dist *.egg-info
