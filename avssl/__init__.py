@@ -111,8 +111,8 @@ def load_embedder(
     from avssl import checkpoint
     from avssl.embedding.embedder import Embedder
     from avssl.embedding.public import names_public_model
+    from avssl.plugins import required
 
-    if plugins:
-        run_plugins(*plugins)
+    required.use(plugins)
     found = run if names_public_model(run) else checkpoint.locate(run)
     return Embedder.from_run(found, device=device, changes=changes)

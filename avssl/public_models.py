@@ -54,7 +54,8 @@ def settle(cfg: RunConfig, views: Iterable[View]) -> list[str]:
             demands = {key: Demand(value, False) for key, value in _demanded(stored.views, modality).items()}
             _take_over(cfg, modality, name, demands)
             continue
-        cfg.encoders[modality] = public.resolved_options(name, section)
+        section.pop("requested_revision", None)
+        cfg.encoders[modality] = public.resolved_options(name, section) | _requested(cfg, name)
         lines += _follow_model(cfg, modality, [view for view in views if view.modality == modality])
     return lines
 
@@ -68,8 +69,25 @@ def _stored(cfg: RunConfig) -> RunConfig | None:
 def _is_part_of(section: Mapping[str, Any], stored: Mapping[str, Any]) -> bool:
     """Whether a recipe's section of an encoder is that of a config.yaml, which has the commit and more keys."""
     others = all(stored.get(key) == value for key, value in section.items() if key != "name")
-    name, stored_name = str(section.get("name")), str(stored.get("name"))
-    return others and (name == stored_name or (name == stored_name.rpartition("@")[0]))
+    name, (repository, commit) = str(section.get("name")), _split(str(stored.get("name")))
+    names = [str(stored.get("name"))]
+    if commit:
+        names += [repository, f"{repository}@{stored.get('requested_revision', commit)}"]
+    return others and name in names
+
+
+def _split(name: str) -> tuple[str, str]:
+    """(name, commit); the commit is "" for a name without one. The name of a folder may have an @."""
+    head, _, tail = name.rpartition("@")
+    return (head, tail) if head and COMMIT.fullmatch(tail) else (name, "")
+
+
+def _requested(cfg: RunConfig, name: str) -> dict[str, str]:
+    """{"requested_revision": the branch or tag that a recipe names}, by which a run that goes on knows its commit."""
+    repository, commit = _split(name)
+    _, _, revision = repository.rpartition("@")
+    is_named = cfg.run and not commit and revision != repository and not Path(name.partition("/")[2]).is_dir()
+    return {"requested_revision": revision} if is_named else {}
 
 
 def _follow_model(cfg: RunConfig, modality: str, views: list[View]) -> list[str]:
@@ -197,9 +215,9 @@ def provenance_of(cfg: RunConfig, modalities: Iterable[str]) -> dict[str, Any]:
     for modality in modalities:
         section = cfg.encoders.get(modality) or {}
         if public.is_public(str(section.get("name"))):
-            known = {key: section[key] for key in ("name", "pretrained", "sha256", "license") if key in section}
-            commit = str(section["name"]).rpartition("@")[2]
-            revision = commit if COMMIT.fullmatch(commit) else ""  # a folder's name may have an @
+            keys = ("name", "pretrained", "sha256", "files", "license")
+            known = {key: section[key] for key in keys if key in section}
+            revision = _split(str(section["name"]))[1]
             views = {key: list(v) if isinstance(v, tuple) else v for key, v in _demanded(cfg.views, modality).items()}
             models[modality] = known | {"revision": revision, "views": views}
     licenses = sorted({model["license"] for model in models.values() if model.get("license")})

@@ -5,17 +5,22 @@ import signal
 import subprocess
 import sys
 import threading
+from importlib import import_module
 
 import pytest
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file
 from torch import equal
 
 import avssl
-from avssl import calls, config
+from avssl import calls, config, losses
 from avssl.eval.results import read_evaluation
 from avssl.files.locks import locked
+from avssl.plugins import registry
 from avssl.processes.stopping import STOP_SIGNALS
 from avssl.processes.worker_server import main_file_hidden
+from avssl.transforms import register_augment
 from avssl.types import TooFewSamplesError
 from tests.conftest import ROOT, TINY
 from tests.test_pretrain import losses_of
@@ -124,6 +129,50 @@ def test_a_script_without_a_guard_of_its_main_part_begins_once(corpus, tmp_path)
     assert (process.stdout.count("BEGIN"), process.stdout.count("END 2")) == (1, 1)
 
 
+SCRIPT_OF_A_LOSS = """
+from dataclasses import dataclass
+import avssl
+from avssl.losses import get, register
+print("BEGIN", flush=True)
+
+@register("in_the_script")
+class InTheScript(get("simclr")):
+    pass
+
+run = avssl.pretrain({recipe!r}, {shards!r}, {run!r}, steps=2, **{changes!r})
+print("END", run.steps, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_loss_may_be_defined_in_a_script_without_a_guard(image_shards, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("loss: {name: in_the_script}\n")
+    changes = {
+        "cpu": True, "mixed_precision": "fp32", "data.global_batch_size": 4, "data.num_workers": 2,
+        "views.image.size_px": 24, "encoders.image": {"name": "resnet10", "width": 4}, "optim.warmup_steps": 0,
+    }  # fmt: skip
+    script = tmp_path / "mine.py"
+    script.write_text(
+        SCRIPT_OF_A_LOSS.format(
+            recipe=str(tmp_path / "recipe.yaml"), shards=str(image_shards), run=str(tmp_path / "run"), changes=changes
+        )
+    )
+    process = subprocess.run(
+        [sys.executable, script], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert process.returncode == 0, process.stderr
+    assert (process.stdout.count("BEGIN"), process.stdout.count("END 2")) == (1, 1)
+
+
+def test_workers_need_the_file_of_a_script_for_its_augments_alone(own_registries, monkeypatch):
+    monkeypatch.setattr(registry, "_of_script", set())
+    losses.register("of_this_script")(type("Mine", (losses.get("simclr"),), {"__module__": "__main__"}))
+    assert not registry.has_parts_of_script()
+    augment = type("Mine", (), {"__module__": "__main__"})
+    register_augment("of_this_script", "image")(augment)
+    assert registry.has_parts_of_script()
+
+
 @pytest.mark.slow
 def test_the_notebook_of_the_examples_runs(corpus, tmp_path, monkeypatch):
     import nbformat
@@ -155,6 +204,34 @@ def test_after_a_run_the_callers_timer_and_main_module_are_as_before(monkeypatch
     with main_file_hidden():
         assert sys.modules["__main__"].__file__ is None
     assert not hasattr(sys.modules["__main__"], "__file__")
+
+
+def test_after_a_run_accelerate_is_as_the_caller_had_it():
+    states = (AcceleratorState, PartialState, GradientState)
+    before = [dict(state._shared_state) for state in states]
+    try:
+        for state in states:
+            state._shared_state.clear()
+        own = Accelerator(cpu=True, gradient_accumulation_steps=3)
+        with calls.own_run():
+            assert Accelerator(cpu=True, mixed_precision="bf16").mixed_precision == "bf16"
+        assert (own.mixed_precision, own.gradient_accumulation_steps) == ("no", 3)
+        assert AcceleratorState().mixed_precision == "no"
+        assert PartialState().num_processes == own.num_processes
+    finally:
+        for state, values in zip(states, before, strict=True):
+            state._shared_state.clear()
+            state._shared_state.update(values)
+
+
+def test_a_run_that_is_stopped_before_its_first_step_has_made_none(shards, tmp_path, monkeypatch):
+    program = import_module("avssl.recipes.pretrain")
+    monkeypatch.setattr(program.StopSignal, "is_agreed", True)
+    run = avssl.pretrain("avid", shards["train"], tmp_path / "run", steps=2, **SMALL)
+    assert (run.steps, run.is_finished) == (0, False)
+    monkeypatch.undo()
+    again = avssl.pretrain("avid", shards["train"], tmp_path / "run", steps=2, **SMALL)
+    assert (again.steps, again.is_finished) == (2, True)
 
 
 def test_a_run_without_a_folder_named_lies_where_its_recipe_is_called(tmp_path, monkeypatch):

@@ -18,10 +18,12 @@ from avssl.data.every_sample import ClipSets, clip_set
 from avssl.eval import tasks
 from avssl.eval.finetune.data import ShardFold, changed, few_labels, shard_folds
 from avssl.eval.finetune.scores import score
+from avssl.eval.finetune.state import read_step, save_state
 from avssl.eval.finetune.task import run_repeat, scheduled
 from avssl.eval.finetune.training import Classifier, Criterion, Stage, TrainingOptions, train
 from avssl.eval.labels import label_targets
 from avssl.optim.config import OptimConfig
+from avssl.plugins import required
 from avssl.shards.shard_set import ShardSet
 from avssl.shards.subset import ShardSubset
 from tests.conftest import ROOT, run_python
@@ -114,6 +116,18 @@ def test_a_checkpoint_of_something_else_is_refused_by_name(tmp_path):
         train_in(tmp_path, classifier(), [stage(12, True)], stop_at=6)
     with pytest.raises(ValueError, match="data: 'a' then, 'b' now"):
         train_in(tmp_path, classifier(), [stage(12, True)], facts={"data": "b"})
+
+
+def test_a_stored_classifier_is_taken_with_changed_plugins_if_the_user_says_so(tmp_path, own_registries):
+    records = [[{"file": "mine.py", "sha256": digit * 64}] for digit in "ab"]
+    path = tmp_path / "classifier.safetensors"
+    save_state(path, classifier(), None, 7, {"data": "a", "plugins": records[0]})
+    with pytest.raises(ValueError, match=r"plugins: .*aaaa.* then, .*bbbb.* now"):
+        read_step(path, {"data": "a", "plugins": records[1]})
+    required.use([], may_differ=True)
+    assert read_step(path, {"data": "a", "plugins": records[1]}) == 7
+    with pytest.raises(ValueError, match="data: 'a' then, 'b' now"):
+        read_step(path, {"data": "b", "plugins": records[1]})
 
 
 def test_learning_rates_fall_at_the_milestones_of_the_stage(tmp_path):

@@ -24,7 +24,7 @@ from avssl.shards.mixture import ShardMixture, check_modalities, open_shards
 from avssl.shards.shard_set import ShardSet
 from avssl.transforms.config import AudioViewConfig, VideoViewConfig, ViewsConfig
 from avssl.transforms.view_maker import ViewMaker
-from avssl.types import View
+from avssl.types import MediaError, View
 from tests.conftest import TINY, run_python
 
 FOLDERS = [[20, 10, 5], [7, 4], [30, 27]]
@@ -199,7 +199,48 @@ def test_a_folder_of_a_small_weight_may_have_no_sample_in_an_epoch():
     assert counts == taken(weights, sum(counts))
 
 
+def test_a_damaged_sample_does_not_end_the_check_of_modalities(shards, tmp_path):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(shards["test"], damaged)
+    side_car = ShardSet(damaged).side_cars()[0]
+    path = damaged / side_car.record.name
+    content = bytearray(path.read_bytes())
+
+    def break_first(count):
+        content[: side_car.offsets[count]] = bytes(side_car.offsets[count])
+        path.write_bytes(content)
+        return open_shards([str(shards["train"]), str(damaged)])
+
+    both = break_first(1)
+    with pytest.raises(MediaError):
+        both.read_info(18)
+    check_modalities(both, ["video", "audio"])
+    with pytest.raises(ValueError, match="has no image"):
+        check_modalities(both, ["image"])
+    check_modalities(break_first(6), ["video"])  # the loader says that all are damaged
+
+
 # Lists that are refused
+
+
+def test_a_folder_without_samples_is_refused_by_name(shards, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    index = json.loads((shards["test"] / "index.json").read_text())
+    index |= {
+        "shards": [],
+        "num_samples": 0,
+        "num_written": 0,
+        "num_listed": 0,
+        "num_skipped": 0,
+        "skipped_by_reason": {},
+    }
+    (empty / "index.json").write_text(json.dumps(index))
+    for entries in ([shards["train"], empty], [empty, shards["train"]]):
+        with pytest.raises(
+            ValueError, match=r"data\.shards has .*empty, which holds no samples; take it from the list"
+        ):
+            open_shards([str(entry) for entry in entries])
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from avssl.config import ProbeConfig
 from avssl.data.every_sample import ClipPlan
 from avssl.embedding.embedder import Embedder
 from avssl.eval.features import extract
-from avssl.train.probe import check, evaluate, is_train_sample
+from avssl.plugins import required
+from avssl.train.probe import OnlineProbe, check, evaluate, is_train_sample
 from tests.test_pretrain import arguments_for, run_python
 
 
@@ -72,6 +73,25 @@ def test_the_last_line_is_what_the_finished_run_gives_and_scikit_learn_says_the_
     scaled = np.divide(x - mean, deviation, out=np.zeros_like(x), where=deviation > 1e-12)
     linear = LogisticRegression(max_iter=1000).fit(scaled[is_train], y[is_train])
     assert last["audio_linear_sound"] == pytest.approx(linear.score(scaled[~is_train], y[~is_train]))
+
+
+def test_the_probe_gets_the_runs_own_plugins_and_not_others_of_this_process(
+    shards, tmp_path, monkeypatch, own_registries
+):
+    """A notebook may have run other plugin files before, which this run has not kept."""
+    for name in ("of_the_run.py", "of_another.py"):
+        (tmp_path / name).write_text("")
+    required.use([tmp_path / "of_the_run.py", tmp_path / "of_another.py"])
+    run = tmp_path / "run"
+    (run / "plugins").mkdir(parents=True)
+    (run / "plugins" / "of_the_run.py").write_text("")
+    started = []
+    monkeypatch.setattr("avssl.train.probe.subprocess.Popen", lambda command, **_: started.append(command))
+    probe = OnlineProbe(ProbeConfig(shards=str(shards["train"])), run, step=0, is_main=True)
+    (run / "probe" / "step_000000").mkdir()
+    probe._start(run / "probe" / "step_000000")
+    (command,) = started
+    assert [part for part in command if "plugin" in part] == [f"--plugin={run / 'plugins' / 'of_the_run.py'}"]
 
 
 @pytest.mark.slow

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pickle
 import random
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -200,6 +203,41 @@ def test_a_file_runs_once_and_a_changed_one_replaces_what_it_registered(tmp_path
     assert losses.registry.plugin_of("mine")["sha256"] == files.read(path).sha256
 
 
+def test_a_plugin_that_fails_half_way_leaves_nothing_and_runs_whole_once_it_is_mended(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    written(tmp_path, "own_helper.py", LOSS.replace('"mine"', '"of_helper"'))
+    encoder = """
+        import torch
+        from avssl.models import register_encoder
+
+        @register_encoder("dots", modality="image")
+        class Dots(torch.nn.Module):
+            pass
+    """
+    text = textwrap.dedent("import own_helper\n") + textwrap.dedent(LOSS) + textwrap.dedent(AUGMENT)
+    path = written(tmp_path, "mine.py", text + textwrap.dedent(encoder) + "fails()\n")
+    for _ in range(2):
+        with pytest.raises(PluginError, match="NameError: name 'fails'"):
+            required.use([path])
+        for table, name in ((losses.registry._REGISTRY, "mine"), (ENCODERS, "dots"), (AUGMENTS, "dotted")):
+            assert name not in table
+            assert table.plugin_of(name) is None
+        assert "of_helper" not in losses.names()
+    assert "simclr" in losses.names()  # the program's own parts stay, though the file was the first to look them up
+    path.write_text(path.read_text().replace("fails()", ""))
+    required.use([path])
+    assert {"mine", "of_helper"} <= set(losses.names())
+    assert {"dots"} <= ENCODERS.keys()
+    first, record = losses.get("mine"), losses.registry.plugin_of("mine")
+    path.write_text(path.read_text() + "fails()\n")
+    with pytest.raises(PluginError, match="NameError"):
+        required.use([path])  # of a newer content nothing stays, and what the older one registered does
+    assert losses.get("mine") is first
+    assert losses.registry.plugin_of("mine") == record
+    assert sys.modules["avssl_plugin_mine"].Mine is first
+    sys.modules.pop("own_helper")
+
+
 def test_classes_of_a_plugin_are_found_by_name(tmp_path):
     required.use([written(tmp_path, "my-loss.v2.py", LOSS)])
     mine = losses.get("mine")
@@ -256,6 +294,18 @@ def test_a_run_says_which_plugins_it_needs_and_refuses_others_of_their_name(tmp_
         config.load_run(run)
     required.use([path, helper], may_differ=True)
     assert config.load_run(run).plugins == [files.read(path).record, files.read(helper).record]
+
+
+def test_that_plugins_may_differ_holds_for_the_calls_that_follow(tmp_path):
+    path = written(tmp_path, "mine.py", LOSS)
+    avssl.run_plugins(str(path), may_differ=True)
+    config.run_plugins(["seed=1", f"plugins=[{path}]"])  # as avssl.pretrain and avssl.evaluate do
+    assert required.may_differ()
+    with pytest.raises(FileNotFoundError):
+        avssl.load_embedder(str(tmp_path / "none"), plugins=[str(path)])
+    assert required.may_differ()
+    config.run_plugins([], may_differ=False)  # a command says it for itself
+    assert not required.may_differ()
 
 
 def test_a_resumed_run_with_other_plugins_is_refused_by_name(tmp_path):
@@ -338,6 +388,45 @@ def test_a_package_that_fails_is_named_with_file_and_line(installed, caplog):
     with caplog.at_level(logging.WARNING):
         assert "simclr" in losses.names()  # a list is shown all the same, with a warning
     assert "ZeroDivisionError" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_package_that_pip_has_installed_registers_its_parts(image_shards, tmp_path):
+    """Offline, by uv: pip itself is in no environment of this project."""
+    package = tmp_path / "package"
+    written(package, "loss_of_mine.py", LOSS.replace('"mine"', '"installed_loss"'))
+    written(package, "pyproject.toml", """
+        [build-system]
+        requires = ["setuptools"]
+        build-backend = "setuptools.build_meta"
+
+        [project]
+        name = "loss-of-mine"
+        version = "0.3"
+
+        [project.entry-points."avssl.plugins"]
+        losses = "loss_of_mine"
+
+        [tool.setuptools]
+        py-modules = ["loss_of_mine"]
+    """)  # fmt: skip
+    pip = ["pip", "install", "--offline", "--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
+    uv = shutil.which("uv", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    target = tmp_path / "site"
+    subprocess.run(
+        [uv, *pip, "--python", sys.executable, "--target", str(target), str(package)], check=True, cwd=tmp_path
+    )
+    options = ["loss.name=installed_loss", "loss.strength=4", f"data.shards={image_shards}", *SMALL]
+    pretrain = ["-m", "avssl", "pretrain", *options, "run=run", "data.num_workers=1"]
+    with_package = {"PYTHONPATH": os.pathsep.join([str(target), str(ROOT)])}
+    run_python(*pretrain, "steps=1", folder=tmp_path, **with_package)
+    recorded = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert recorded["plugins"] == [{"package": "loss-of-mine", "version": "0.3"}]
+    run_python("-m", "avssl", "embed", "run", image_shards, "--out=rows", "--num-workers=0", folder=tmp_path,
+               **with_package)  # fmt: skip
+    refused = run_python("-m", "avssl", "embed", "run", image_shards, "--out=other", folder=tmp_path, check=False)
+    assert refused.returncode == 1
+    assert "needs loss-of-mine 0.3: install loss-of-mine" in refused.stderr
 
 
 # Augments and worker processes
@@ -537,7 +626,12 @@ def test_two_processes_with_plugins_compute_what_one_computes(image_shards, tmp_
     run_python("-m", "avssl.recipes.pretrain", *options, "run=one", folder=tmp_path)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "avssl.recipes.pretrain"]
     run_python(*launcher, *options, "run=two", folder=tmp_path)
-    assert losses_of(tmp_path / "two") == pytest.approx(losses_of(tmp_path / "one"), rel=1e-4)
+    accelerate = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0"]
+    run_python(*accelerate, "-m", "avssl.recipes.pretrain", *options, "run=launched", folder=tmp_path)
+    for run in ("two", "launched"):
+        assert losses_of(tmp_path / run) == pytest.approx(losses_of(tmp_path / "one"), rel=1e-4)
+        kept = sorted(path.name for path in (tmp_path / run / "plugins").iterdir())
+        assert kept == ["dots.py", "my_loss.py"]
     # Every rank compares its plugins with those of the others.
     other = written(tmp_path / "other", "my_loss.py", (tmp_path / "my_loss.py").read_text() + "# changed\n")
     script = written(tmp_path, "ranks.py", f"""

@@ -15,11 +15,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import avssl
-from avssl import config
+from avssl import config, losses
 from avssl.embedding.embedder import Embedder
+from avssl.embedding.folder import FolderJob
 from avssl.embedding.index import FolderIndex
-from avssl.embedding.public import public_config
+from avssl.embedding.public import public_config, write_public_run
+from avssl.embedding.search import EmbeddingIndex, load_embedder_of
 from avssl.models import create_encoder, public
+from avssl.public_models import provenance_of, settle
 from data_prep.transcode.encode import write_media
 from tests.conftest import run_python
 from tests.public_folders import SIDE, save_clip, save_public
@@ -140,6 +143,50 @@ def test_offline_the_cache_is_read_and_the_hub_is_not_asked(hub, tmp_path, monke
         create_encoder("hf/someone/other", "image")
 
 
+@pytest.mark.parametrize("asked", ["", "@main", "@v1"])
+def test_a_run_that_goes_on_has_the_commit_that_it_began_with_and_asks_no_hub(asked, hub, tmp_path, monkeypatch):
+    save_public(tmp_path / "old", "dinov2")
+    old = (COMMIT, tmp_path / "old")
+    hub.repositories["someone/dino"] = {"main": old, "v1": old, COMMIT: old}
+    run = tmp_path / "run"
+
+    def begun(name):
+        cfg = config.parse(config.RunConfig, ["loss.name=simclr", f"run={run}", f"encoders.image={{name: {name}}}"])
+        settle(cfg, losses.get("simclr").views(cfg.loss))
+        return cfg
+
+    first = begun(f"hf/someone/dino{asked}")
+    assert first.encoders["image"]["name"] == f"hf/someone/dino@{COMMIT}"
+    (run / "step_000001").mkdir(parents=True)
+    monkeypatch.setattr("avssl.public_models.checkpoints", lambda folder: [folder / "step_000001"])
+    config.save(first, run / "config.yaml")
+    save_public(tmp_path / "new", "vit")
+    new = (OLDER, tmp_path / "new")
+    hub.repositories["someone/dino"] = {"main": new, "v1": new, "v2": new, OLDER: new}  # the branch has moved on
+    hub.requests.clear()
+    for name in (f"hf/someone/dino{asked}", f"hf/someone/dino@{COMMIT}"):
+        again = begun(name)
+        assert (again.encoders, again.views) == (first.encoders, first.views)
+        config.check_unchanged(again, run)
+    assert not hub.requests
+    other = begun("hf/someone/dino@v2")  # the hub is asked, for this is another model
+    with pytest.raises(ValueError, match=rf"encoders\.image\.name: .*{COMMIT}' then, .*{OLDER}' now"):
+        config.check_unchanged(other, run)
+
+
+def test_a_folder_with_an_at_sign_is_no_revision(tmp_path):
+    folder = tmp_path / "model@v1"
+    save_public(folder, "dinov2")
+    cfg = config.parse(
+        config.RunConfig, ["loss.name=simclr", f"run={tmp_path}", f"encoders.image={{name: hf/{folder}}}"]
+    )
+    settle(cfg, losses.get("simclr").views(cfg.loss))
+    assert cfg.encoders["image"]["name"] == f"hf/{folder}"
+    assert "requested_revision" not in cfg.encoders["image"]
+    facts = provenance_of(cfg, ["image"])["public_models"]["image"]
+    assert (facts["name"], facts["revision"], len(facts["sha256"])) == (f"hf/{folder}", "", 64)
+
+
 def test_a_wrong_name_or_revision_is_one_clear_error(hub, tmp_path):
     save_public(tmp_path / "new", "dinov2")
     hub.repositories["someone/dino"] = {"main": (COMMIT, tmp_path / "new")}
@@ -220,6 +267,55 @@ def test_a_run_from_a_public_model_goes_on_exactly_without_the_models_files(name
     assert embedder.encoders["image"].net is not None
 
 
+RANKS = """
+import hashlib, os, sys
+from pathlib import Path
+from avssl.optim import build
+from avssl.recipes import pretrain
+
+real, built = build.build_optimizer, []
+build.build_optimizer = lambda config, groups, loss: built.append(loss) or real(config, groups, loss)
+status = pretrain.command(sys.argv[1:])
+digest = hashlib.sha256()
+for name, value in sorted(built[0].state_dict().items()):
+    digest.update(name.encode() + value.numpy().tobytes())
+Path(f"rank-{os.environ['RANK']}").write_text(digest.hexdigest())
+sys.exit(status)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["hf", "hf, in several files", "timm"])
+def test_two_processes_train_a_public_model_as_one_does(name, image_shards, tmp_path):
+    """Without batch norm and dropout, and of a loss that gathers the batch: then both compute the same."""
+    network, _ = save_public(tmp_path / "model", "dinov2")
+    if "several" in name:
+        (tmp_path / "model" / "model.safetensors").unlink()
+        network.save_pretrained(tmp_path / "model", max_shard_size="30KB")
+    encoder = "timm/test_vit" if name == "timm" else f"hf/{tmp_path / 'model'}"
+    (tmp_path / "ranks.py").write_text(RANKS)
+    options = [*PRETRAIN, f"data.shards={image_shards}", f"encoders.image={{name: {encoder}}}", "steps=2"]
+    options += ["data.order_lanes=2", "optim.warmup_steps=0"]
+    run_python("-m", "avssl.recipes.pretrain", *options, "run=one", folder=tmp_path)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    run_python(*launcher, tmp_path / "ranks.py", *options, "run=two", folder=tmp_path)
+    assert (tmp_path / "rank-0").read_text() == (tmp_path / "rank-1").read_text()
+    assert losses_of(tmp_path / "two") == pytest.approx(losses_of(tmp_path / "one"), rel=1e-4)
+    one, two = (load_file(tmp_path / run / "encoders.safetensors") for run in ("one", "two"))
+    began = public.build(encoder, "image", pretrained=True) if name != "timm" else None
+    # AdamW divides by the size of the gradient: where that is rounding alone, a step of lr goes either way.
+    for key, value in one.items():
+        assert (two[key] - value).abs().max() <= 2 * 2 * 0.001
+        assert (two[key] - value).abs().mean() <= 1e-5
+    if began is not None:
+        moved = [
+            key
+            for key, value in began.state_dict().items()
+            if not torch.equal(value, one[f"loss.encoders.image.{key}"])
+        ]
+        assert moved
+
+
 @pytest.mark.slow
 def test_fine_tuning_from_a_public_model(shards, tmp_path):
     save_public(tmp_path / "model", "dinov2")
@@ -268,6 +364,35 @@ def test_a_public_model_embeds_images_and_video_in_one_space(film, tmp_path):
         np.testing.assert_allclose(table.video_feature[row], expected.numpy(), atol=1e-4)
     with pytest.raises(ValueError, match="only keys of views and encoders"):
         avssl.load_embedder(f"hf/{tmp_path / 'model'}", changes=["seed=1"])
+
+
+def test_rows_of_other_settings_are_not_searched_and_only_what_differs_is_named(film, tmp_path):
+    model = tmp_path / "model"
+    save_public(model, "dinov2")
+    mean = ["encoders.image.pool=mean", "encoders.video.pool=mean"]
+    changes = ["views.video.fps=4", "views.video.num_frames=2", *mean]
+    embedder = Embedder.from_run(f"hf/{model}", changes=changes)
+    kept = write_public_run(embedder.config, tmp_path / "kept")
+    FolderJob.begin(embedder, [film], tmp_path / "rows").run(embedder, run_folder=kept)
+    index = EmbeddingIndex(tmp_path / "rows")
+    assert load_embedder_of(index).config.views == embedder.config.views
+    with pytest.raises(ValueError, match=r"makes other rows .*encoders\.image\.pool: 'mean' there, None now"):
+        load_embedder_of(index, f"hf/{model}")
+    other = write_public_run(public_config(f"hf/{model}", ["views.video.fps=2", *changes[1:]]), tmp_path / "other")
+    with pytest.raises(ValueError, match=r"\(inputs\.video\.fps: 4\.0 there, 2\.0 now\); leave out --run"):
+        load_embedder_of(index, other)
+    with pytest.raises(
+        ValueError, match=r"other settings \((?!.*architecture).*inputs\.video\.fps: 4\.0 there, 2\.0 now"
+    ):
+        FolderJob.begin(Embedder.from_run(other), [film], tmp_path / "rows")
+    shutil.copytree(model, tmp_path / "moved")  # the same files in another place are the same model
+    moved = write_public_run(public_config(f"hf/{tmp_path / 'moved'}", changes), tmp_path / "again")
+    assert load_embedder_of(index, moved).weights_hash == embedder.weights_hash
+    # What the model's folder says about media is part of it, though its weights are the same.
+    settings = json.loads((model / "preprocessor_config.json").read_text())
+    (model / "preprocessor_config.json").write_text(json.dumps(settings | {"note": "changed"}))
+    with pytest.raises(ValueError, match=r"'preprocessor_config\.json' is not as when this model was used first"):
+        load_embedder_of(index)
 
 
 def test_clip_embeds_in_the_space_of_its_texts(tmp_path):

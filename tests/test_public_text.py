@@ -1,5 +1,6 @@
 """Text towers of public models give transformers' own text embeddings, and refuse what they cannot read."""
 
+import hashlib
 import json
 import shutil
 
@@ -81,7 +82,7 @@ def test_what_cannot_be_read_is_refused_with_what_can(tmp_path):
     with pytest.raises(ValueError, match=r"'dog dog .* has 42 tokens; .* reads at most 40"):
         text.embed(["a", "dog " * 40], "audio")
     with pytest.raises(ValueError, match="the weights have the SHA-256"):
-        public.text_tower(f"hf/{folder}", sha256="0" * 64)
+        public.text_tower(f"hf/{folder}", {"sha256": "0" * 64})
 
 
 def test_a_missing_tokenizer_one_of_another_model_and_a_model_without_text_are_refused(tmp_path):
@@ -99,6 +100,31 @@ def test_a_missing_tokenizer_one_of_another_model_and_a_model_without_text_are_r
     speech = public_sounds.make_speech(tmp_path / "speech")
     with pytest.raises(ValueError, match=r"is of the type wav2vec2, which reads no text; types that do are clap, clip"):
         tower(speech)
+
+
+def test_a_changed_tokenizer_is_refused_though_the_weights_are_the_same(tmp_path):
+    folder = public_sounds.make_clap(tmp_path / "clap")
+    options = public.resolved_options(f"hf/{folder}", {})
+    names = {"tokenizer.json", "tokenizer_config.json", "processor_config.json"}
+    assert names <= options["files"].keys()
+    for name, digest in options["files"].items():
+        assert digest == hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    public.text_tower(f"hf/{folder}", options)
+    content = (folder / "tokenizer.json").read_text()
+    tokens = json.loads(content)
+    vocabulary = tokens["model"]["vocab"]
+    vocabulary["dog"], vocabulary["cat"] = vocabulary["cat"], vocabulary["dog"]
+    (folder / "tokenizer.json").write_text(json.dumps(tokens))
+    for opened in (
+        lambda: public.text_tower(f"hf/{folder}", options),
+        lambda: public.tower(modality="audio", **options),
+    ):
+        with pytest.raises(ValueError, match=r"'tokenizer\.json' is not as when this model was used first"):
+            opened()
+    (folder / "tokenizer.json").write_text(content)
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(ValueError, match=r"'tokenizer_config\.json' is not as"):
+        public.text_tower(f"hf/{folder}", options)
 
 
 def test_the_code_of_a_model_is_not_run(tmp_path):

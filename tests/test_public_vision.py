@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pytest
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from avssl.embedding import Embedder
 from avssl.models import create_encoder, public
@@ -124,6 +125,44 @@ def test_a_config_json_chooses_no_other_weights_than_those_that_are_hashed(tmp_p
     (tmp_path / "shard-00001-model-00001-of-00001.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match="in place of the weights; remove it"):
         create_encoder(f"hf/{tmp_path}", "image")
+
+
+def test_weights_in_several_files_are_read_and_hashed_together(tmp_path):
+    network, _ = save_public(tmp_path / "one", "dinov2")
+    save_public(tmp_path / "several", "dinov2")
+    (tmp_path / "several" / "model.safetensors").unlink()
+    network.save_pretrained(tmp_path / "several", max_shard_size="30KB")
+    parts = sorted((tmp_path / "several").glob("*.safetensors"))
+    assert len(parts) > 2
+    image = torch.randn(2, 3, SIDE, SIDE)
+    expected = create_encoder(f"hf/{tmp_path / 'one'}", "image").eval()(image)
+    options = public.resolved_options(f"hf/{tmp_path / 'several'}", {})
+    lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in parts]
+    assert options["sha256"] == hashlib.sha256("".join(lines).encode()).hexdigest()
+    assert torch.equal(create_encoder(modality="image", **options).eval()(image), expected)
+    for path in (parts[0], parts[-1]):  # a change of any part is seen
+        content = path.read_bytes()
+        tensors = {name: tensor + 1 for name, tensor in load_file(path).items()}
+        save_file(tensors, path, {"format": "pt"})
+        with pytest.raises(ValueError, match="as the recipe says"):
+            create_encoder(modality="image", **options)
+        path.write_bytes(content)
+    parts[1].unlink()
+    with pytest.raises(ValueError, match=rf"lists '{parts[1].name}', which is not in"):
+        create_encoder(f"hf/{tmp_path / 'several'}", "image")
+
+
+@pytest.mark.parametrize(
+    "name", ["../one/model.safetensors", "/tmp/model.safetensors", "weights.bin", "sub/a.safetensors"]
+)
+def test_an_index_of_weights_leads_to_no_other_folder_and_no_other_kind_of_file(name, tmp_path):
+    save_public(tmp_path / "one", "resnet")
+    save_public(tmp_path / "several", "resnet")
+    (tmp_path / "several" / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": {"embedder.embedder.convolution.weight": name}}
+    (tmp_path / "several" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=rf"index\.json lists '{name}', which is not in"):
+        create_encoder(f"hf/{tmp_path / 'several'}", "image")
 
 
 def test_embeddings_with_another_pool_belong_into_another_folder(tmp_path):

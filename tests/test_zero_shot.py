@@ -104,6 +104,7 @@ def test_the_command_writes_a_result_with_intervals(sounds, tmp_path):
         ("templates=[a sound]", "each with one {} for the class"),
         ("class_names={wolf: a wolf}", "'wolf', which is no label"),
         ("train=shards", "learns nothing"),
+        ("untrained=true", "random weights share no space with text"),
         ("modality=both", "one of video, audio and image"),
         ("modality=video", "this run has encoders for audio"),
         ("label_field=species", "no label field 'species'"),

@@ -216,7 +216,7 @@ class Embedder:
                 f"hf/ORG/NAME or hf/FOLDER, can be compared with it, if its type is {', '.join(public.TEXT_KINDS)}"
             )
         if self._text is None:
-            self._text = public.text_tower(section["name"], section.get("sha256", ""), str(self.device))
+            self._text = public.text_tower(section["name"], section, str(self.device))
         rows: NDArray[np.float32] = self._text.embed(texts, modality).numpy()
         return rows
 

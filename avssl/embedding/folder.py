@@ -32,6 +32,7 @@ from avssl.embedding.index import (
     SKIPPED_NAME,
     SOURCES_PER_BLOCK,
     FolderIndex,
+    differences,
 )
 from avssl.embedding.parquet import SUFFIX
 from avssl.embedding.rows import FinishedSource, RowSpool
@@ -215,9 +216,8 @@ def plan(folder: Path, settings: dict[str, Any], shards: ShardSet | None) -> Sou
 
 def refuse_other_settings(folder: Path, stored: dict[str, Any], settings: dict[str, Any]) -> None:
     """ValueError that names every setting that differs."""
-    names = [name for name in sorted({*stored, *settings}) if stored.get(name) != settings.get(name)]
-    if names:
-        shown = "; ".join(f"{name}: {stored.get(name)!r} there, {settings.get(name)!r} now" for name in names)
+    if changed := differences(stored, settings):
+        shown = "; ".join(f"{key}: {values}" for key, values in changed.items())
         raise ValueError(
             f"{folder} holds embeddings of other settings ({shown}); put them back, choose another --out, or "
             "--overwrite"

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self, get_args
 
 from avssl.embedding.parquet import SUFFIX
 from avssl.files.checked_json import Fields
-from avssl.files.plain_text import brief
+from avssl.files.plain_text import brief, plain
 from avssl.files.whole import sha256_file, whole_file
 
 INDEX_NAME, SKIPPED_NAME, PROGRESS_NAME, FAISS_NAME = "index.json", "skipped.jsonl", ".progress", "faiss"
@@ -104,6 +104,20 @@ class FolderIndex:
             if path.stat().st_size != record.bytes:
                 raise ValueError(f"{path} has {path.stat().st_size} bytes; {INDEX_NAME} says {record.bytes}")
         return [folder / record.name for record in self.files]
+
+
+def differences(stored: object, now: object, key: str = "") -> dict[str, str]:
+    """{dotted key: both values} where two trees of settings differ.
+
+    >>> differences({"inputs": {"video": {"fps": 8, "size_px": 32}}}, {"inputs": {"video": {"fps": 4, "size_px": 32}}})
+    {'inputs.video.fps': '8 there, 4 now'}
+    """
+    if not isinstance(stored, dict) or not isinstance(now, dict):
+        return {} if stored == now else {plain(key): f"{brief(stored)} there, {brief(now)} now"}
+    found: dict[str, str] = {}
+    for name in sorted({*stored, *now}):
+        found |= differences(stored.get(name), now.get(name), f"{key}.{name}" if key else str(name))
+    return found
 
 
 def table_files(folder: Path) -> list[Path]:

@@ -10,6 +10,7 @@ float64 cosines, which do not depend on how the rows are divided into files; amo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avssl.embedding.embedder import Embedder
-from avssl.embedding.index import FolderIndex
+from avssl.embedding.index import FolderIndex, differences
 from avssl.embedding.parquet import read_row_groups
 from avssl.embedding.public import names_public_model
 from avssl.embedding.sources import key_of
@@ -27,6 +28,7 @@ from avssl.embedding.table import MODALITIES, EmbeddingTable
 from avssl.files.location import is_remote
 from avssl.ops.nearest import nearest
 
+NAME_OF_ENCODER = re.compile(r"encoders\.\w+\.name")  # where the files lie: the same ones may lie elsewhere now
 _WINDOW_COLUMNS = ("key", "start_seconds", "end_seconds")
 
 
@@ -229,12 +231,15 @@ def in_one_space(embedder: Embedder, modality: str, other: str) -> bool:
 def load_embedder_of(source: EmbeddingIndex | EmbeddingTable, run: str | Path = "", device: str = "cpu") -> Embedder:
     """The embedder that made the rows of a folder or a table, loaded from `run` or from where it lay then.
 
-    FileNotFoundError if there is no run, ValueError if its weights are not those with which the rows were made.
+    FileNotFoundError if there is no run, ValueError if its weights, or of a public model the views or the options, are
+    not those with which the rows were made.
     """
     if isinstance(source, EmbeddingTable):
-        where, lay, made_with = "the table", str(source.metadata.get("run", "")), source.metadata.get("weights")
+        where, settings = "the table", source.metadata
+        lay = str(settings.get("run", ""))
     else:
-        where, lay, made_with = str(source.folder), source.content.run_folder, source.weights_hash
+        where, settings, lay = str(source.folder), source.content.settings, source.content.run_folder
+    made_with = settings.get("weights")
     folder = str(run or lay)
     if not folder:
         raise FileNotFoundError(f"{where} does not say where its run lies; give it with --run")
@@ -246,6 +251,17 @@ def load_embedder_of(source: EmbeddingIndex | EmbeddingTable, run: str | Path = 
             f"{folder} has the weights {embedder.weights_hash}, but {where} was made with {made_with}; "
             "search with the run that made it, or embed again"
         )
+    # Weights of a public model do not say how media are read. Tables are searched for text, which no view changes.
+    names = ("encoders",) if isinstance(source, EmbeddingTable) else ("encoders", "inputs")
+    for name in (name for name in names if name in settings):
+        now = embedder.settings(None, None, settings["modalities"])
+        changed = differences(settings[name], now.get(name), name)
+        shown = "; ".join(f"{key}: {both}" for key, both in changed.items() if not NAME_OF_ENCODER.fullmatch(key))
+        if shown:
+            raise ValueError(
+                f"{folder}, as it stands, makes other rows than those of {where} ({shown}); leave out --run: the "
+                "settings that made them lie beside them"
+            )
     return embedder
 
 

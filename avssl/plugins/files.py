@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -65,8 +65,17 @@ class PluginFile:
         return {"file": self.name, "sha256": self.sha256}
 
 
+@dataclass(frozen=True)
+class _Running:
+    """A plugin while it runs, and what undoes that which it has registered so far."""
+
+    record: Record
+    modules: frozenset[str]  # that were imported before
+    undo: list[tuple[str, Callable[[], None]]]  # the module that has registered a part, and what takes it back
+
+
 _files: dict[str, PluginFile] = {}  # those that were run in this process, by the names of their modules
-_running: list[Record] = []
+_running: list[_Running] = []
 
 
 def ran() -> list[PluginFile]:
@@ -129,7 +138,7 @@ def run(plugin: PluginFile) -> None:
         with running(plugin.record):
             exec(compile(plugin.content, plugin.path, "exec", dont_inherit=True), module.__dict__)
     except (Exception, SystemExit) as error:
-        sys.modules.pop(plugin.module)
+        sys.modules.pop(plugin.module, None)
         if before is not None:
             sys.modules[plugin.module] = before
         raise failed(f"plugin {plugin.path}", error, plugin.path) from error
@@ -138,17 +147,29 @@ def run(plugin: PluginFile) -> None:
 
 @contextmanager
 def running(record: Record) -> Iterator[None]:
-    """A context in which what is registered belongs to this plugin."""
-    _running.append(record)
+    """A context in which what is registered belongs to this plugin. Of one that fails nothing stays."""
+    _running.append(_Running(record, frozenset(sys.modules), []))
     try:
         yield
+    except BaseException:
+        for module, undo in reversed(_running[-1].undo):
+            undo()
+            if module not in _running[-1].modules:
+                sys.modules.pop(module, None)  # when it is imported again, it registers again
+        raise
     finally:
         _running.pop()
 
 
 def now_running() -> Record | None:
     """The plugin that is being run; None outside of one."""
-    return _running[-1] if _running else None
+    return _running[-1].record if _running else None
+
+
+def on_failure(module: str, undo: Callable[[], None]) -> None:
+    """Call `undo` if the plugin that is being run fails; module: which registered the part that is taken back then."""
+    if _running:
+        _running[-1].undo.append((module, undo))
 
 
 def failed(what: str, error: BaseException, path: str) -> PluginError:

@@ -17,9 +17,10 @@ import difflib
 import logging
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
-from avssl.plugins.files import PluginError, Record, now_running, running
+from avssl.plugins.files import PluginError, Record, now_running, on_failure, running
 
 logger = logging.getLogger("avssl")
 GROUP = "avssl.plugins"
@@ -66,11 +67,20 @@ class Registry(dict[str, Part]):
                 f"the {self.kind} name {name!r} is taken by {'.'.join(self._defined.get(name, ('another',)))}; choose "
                 "another name"
             )
+        if not is_own:  # the program's own parts stay: their files are imported once, whoever was the first
+            before = self.get(name), self._defined.get(name), self._plugins.get(name)
+            on_failure(where[0], partial(self._put_back, name, *before))
         self[name], self._defined[name] = part, where
         if where[0] == "__main__" and self.kind == "augment":  # workers need no other part
             _of_script.add(name)
         # A plugin may be the first to import one of the program's own parts.
         self._plugins[name] = None if is_own else now_running()
+
+    def _put_back(self, name: str, part: Part | None, defined: tuple[str, str] | None, plugin: Record | None) -> None:
+        """Let a name stand for what it stood for before a plugin failed; for nothing if part is None."""
+        del self[name], self._defined[name], self._plugins[name]
+        if part is not None and defined is not None:
+            self[name], self._defined[name], self._plugins[name] = part, defined, plugin
 
     def find(self, name: str) -> Part:
         """The part of a name. UnknownNameError, a ValueError and a KeyError, names the nearest and all others."""

@@ -24,6 +24,7 @@ from avssl.shards.cache import DEFAULT_CACHE_BYTES
 from avssl.shards.folders import shard_folders
 from avssl.shards.format import SampleInfo, ShardIndex, SideCar
 from avssl.shards.shard_set import Sample, ShardSet
+from avssl.types import MediaError
 
 CHECKED_SAMPLES = 64  # of each folder, in its first shard
 
@@ -151,6 +152,16 @@ class ShardMixture(ShardSet):
         self.__dict__.update(state)
 
 
+def _info_of(part: ShardSet, row: int) -> SampleInfo | None:
+    """The json of a sample; None if it is damaged: the loader counts it, and ends the run if there are too many."""
+    try:
+        return part.read_info(row)
+    except MediaError as error:
+        if error.reason != "bad_sample":
+            raise
+        return None
+
+
 def check_modalities(shards: ShardSet, modalities: Sequence[str]) -> None:
     """Raise ValueError for a folder of a list whose first samples all lack one of the modalities.
 
@@ -159,7 +170,9 @@ def check_modalities(shards: ShardSet, modalities: Sequence[str]) -> None:
     for part in shards.parts if len(shards.parts) > 1 else ():
         count = part.shard_sizes[0]
         rows = sorted({row * (count - 1) // max(1, min(count, CHECKED_SAMPLES) - 1) for row in range(CHECKED_SAMPLES)})
-        infos = [part.read_info(row) for row in rows if row < count]
+        infos = [info for row in rows if row < count and (info := _info_of(part, row)) is not None]
+        if not infos:  # the loader says what is wrong with them
+            continue
         has = {
             "image": any(info.has_image for info in infos),
             "video": any(info.has_video for info in infos),

@@ -16,6 +16,7 @@ from torch import nn
 
 from avssl.files.tensors import write_tensors
 from avssl.files.whole import whole_path
+from avssl.plugins import required
 
 TRAINING_FILE = "training.safetensors"  # while it runs
 CLASSIFIER_FILE = "classifier.safetensors"  # when it has finished
@@ -36,7 +37,10 @@ def save_state(
 
 
 def read_step(path: Path, facts: Mapping[str, Any]) -> int:
-    """The step of a checkpoint, 0 without a file. ValueError names the facts that differ from those of the file."""
+    """The step of a checkpoint, 0 without a file. ValueError names the facts that differ from those of the file.
+
+    Plugins may be others than then if the user has said so.
+    """
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -48,7 +52,8 @@ def read_step(path: Path, facts: Mapping[str, Any]) -> int:
         raise ValueError(f"{path} is damaged ({error}); delete it to start this training again") from error
     then = json.loads(metadata["facts"])
     now = json.loads(json.dumps(dict(facts)))
-    changed = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
+    free = {"plugins"} if required.may_differ() else set()
+    changed = [name for name in sorted({*then, *now}) if name not in free and then.get(name) != now.get(name)]
     if changed:
         shown = "; ".join(f"{name}: {then.get(name)!r} then, {now.get(name)!r} now" for name in changed)
         raise ValueError(

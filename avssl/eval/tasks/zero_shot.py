@@ -69,6 +69,8 @@ def _checked(embedder: Embedder, config: ZeroShotConfig) -> tuple[str, ...]:
         raise ValueError("zero_shot learns nothing: leave out train, folds and fold_field")
     if not config.test:
         raise ValueError("test is not set; add test=SHARDS to the command or to the YAML")
+    if config.untrained:
+        raise ValueError("untrained is true; random weights share no space with text, so leave it out")
     if config.modality == "both":
         raise ValueError("modality is 'both'; zero_shot compares text with one of video, audio and image")
     wrong = [template for template in config.templates if template.count(SLOT) != 1]

@@ -25,7 +25,8 @@ PREFIXES = ("timm/", "hf/")
 # Files of this folder for models of transformers; each knows by `modalities` which models are its own.
 TRANSFORMERS_FAMILIES = ("vision", "sound", "perception")
 TEXT_KINDS = ("clap", "clip", "siglip", "pe_audio", "pe_video", "pe_audio_video")  # types that text.py reads
-RESOLVED = ("sha256", "license")  # options that a run writes itself: of the weights that it began with
+# Options that a run writes itself: of the model that it began with. Networks are built without the last three.
+RESOLVED = ("sha256", "license", "files", "requested_revision")
 
 
 class Facts(NamedTuple):
@@ -46,15 +47,14 @@ def build(name: str, modality: str | None, **options: Any) -> nn.Module:
     """The encoder, a PublicEncoder. See `create_encoder`."""
     model, family = _open(name, options)
     _check_modality(model, family, modality)
-    options = {key: value for key, value in options.items() if key != "license"}
-    return cast("nn.Module", family.build(model, modality, options))
+    return cast("nn.Module", family.build(model, modality, _of_network(options)))
 
 
 def tower(name: str, modality: str, **options: Any) -> Tower:
     """The encoder of a modality, and the projection of its features into the model's joint space, if it has one."""
     model, family = _open(name, options)
     _check_modality(model, family, modality)
-    options = {key: value for key, value in options.items() if key != "license"}
+    options = _of_network(options)
     if hasattr(family, "tower"):
         return cast("Tower", family.tower(model, modality, options))
     return Tower(family.build(model, modality, options), None)
@@ -68,12 +68,15 @@ def text_modalities(name: str) -> tuple[Modality, ...]:
     return cast("tuple[Modality, ...]", text.text_modalities(locate(name, name.partition("/")[2])))
 
 
-def text_tower(name: str, sha256: str = "", device: str = "cpu") -> Any:
-    """The TextTower of a model; see text.py. sha256: that its weights must have."""
+def text_tower(name: str, options: Mapping[str, Any] | None = None, device: str = "cpu") -> Any:
+    """The TextTower of a model; see text.py. options: with the SHA-256 that weights and tokenizer must have, if any."""
+    options = options or {}
     if not name.startswith("hf/"):
         raise ValueError(f"{name} reads no text; models of transformers do, such as CLAP and CLIP: hf/ORG/NAME")
     text = import_module("avssl.models.public.text")
-    return text.text_tower(locate(name, name.partition("/")[2]), sha256, device)
+    model = locate(name, name.partition("/")[2])
+    hub_files.check_files(model, options.get("files"))
+    return text.text_tower(model, options.get("sha256", ""), device)
 
 
 def modalities(name: str, **options: Any) -> tuple[Modality, ...]:
@@ -124,11 +127,14 @@ def resolved_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     if hasattr(family, "OPTIONS"):
         check_options(name, options, (*family.OPTIONS, *RESOLVED))
     known = facts(name, options)
+    files = hub_files.sha256_of_files(model)
     if options.get("sha256", known.sha256) != known.sha256:
         raise ValueError(f"{name}: the weights have the SHA-256 {known.sha256}, and not {brief(options['sha256'])}")
     found = {"pretrained": family.is_pretrained(model, options), **family.architecture(model)}
     if known.sha256:
         found |= {"sha256": known.sha256}
+    if files and known.sha256:
+        found |= {"files": files}
     if "${" in json.dumps(found, default=str):
         raise ValueError(
             f"{name}: its files hold ${{...}}, for which a YAML would put other text, such as an environment variable's"
@@ -142,8 +148,11 @@ def _open(name: str, options: Mapping[str, Any]) -> tuple[Located, ModuleType]:
     known = options.get("architecture") if options.get("pretrained") is False else None
     if library == "timm":
         family = import_module("avssl.models.public.timm_models")
-        return family.find(name, body, known), family
+        model = family.find(name, body, known)
+        hub_files.check_files(model, options.get("files"))
+        return model, family
     model = locate(name, body, known)
+    hub_files.check_files(model, options.get("files"))
     for candidate in TRANSFORMERS_FAMILIES:
         family = import_module(f"avssl.models.public.{candidate}")
         if family.modalities(model):
@@ -153,6 +162,10 @@ def _open(name: str, options: Mapping[str, Any]) -> tuple[Located, ModuleType]:
     if "auto_map" in model.config:
         problem += ". It asks for code of its own (auto_map), which is never run"
     raise ValueError(f"{name}: {problem}")
+
+
+def _of_network(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key not in RESOLVED[1:]}
 
 
 def _check_modality(model: Located, family: ModuleType, modality: str | None) -> None:

@@ -8,11 +8,10 @@ from typing import Any
 from avssl.files.checked_json import Fields
 from avssl.files.plain_text import brief
 from avssl.models.public import transformers_door
-from avssl.models.public.hub_files import Located
+from avssl.models.public.hub_files import TOKENIZER_FILES, Located
 
-TOKENIZER_FILES = (
-    "tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model",
-)  # fmt: skip
+# Files of which any is a tokenizer; the others of TOKENIZER_FILES say more about one.
+VOCABULARIES = TOKENIZER_FILES[:6]
 PROCESSOR_FILE, PREPROCESSOR_FILE = "processor_config.json", "preprocessor_config.json"
 
 
@@ -49,7 +48,7 @@ def load_extractor(kind: str, model: Located, options: Mapping[str, Any]) -> Any
 
 def load_tokenizer(model: Located) -> Any:
     """The tokenizer in the model's folder. ValueError if there is none: the library would take an empty one."""
-    if model.folder is None or not any((model.folder / name).is_file() for name in TOKENIZER_FILES):
+    if model.folder is None or not any((model.folder / name).is_file() for name in VOCABULARIES):
         raise ValueError(
             f"{model.name}: there is no tokenizer in its folder, so it answers no text; it needs tokenizer.json and "
             "tokenizer_config.json"

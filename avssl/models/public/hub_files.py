@@ -11,10 +11,16 @@ from typing import Any, NamedTuple
 from avssl.files.checked_json import Fields
 from avssl.files.hub import HUB_ID, commit_of, download
 from avssl.files.plain_text import brief
+from avssl.files.whole import sha256_file
 
 CONFIG_FILE, CARD_FILE = "config.json", "README.md"
 SMALL_FILES = ("*.json", "*.txt", "*.model", CARD_FILE)  # configurations, processors, tokenizers, the card
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
+TOKENIZER_FILES = (
+    "tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model",
+    "merges.txt", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json",
+)  # fmt: skip
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.npz", "*.h5", "*.msgpack")
 LICENSE_LINE = re.compile(r"^license(?:_name)?:[ \t]*[\"']?([\w.+-]+)", re.MULTILINE)
 
@@ -95,6 +101,26 @@ def weights_in(folder: Path, name: str, file: str) -> list[Path]:
         f"{name}: {folder} has {found}weights must be {file} (safetensors). Take a revision that has it, convert the "
         "file, or set pretrained: false for random weights"
     )
+
+
+def sha256_of_files(model: Located) -> dict[str, str]:
+    """{name: SHA-256} of what a local model's folder holds of processors and tokenizers; {} of the hub's, by commit."""
+    if model.folder is None or model.revision:
+        return {}
+    paths = sorted(path for name in (*PROCESSOR_FILES, *TOKENIZER_FILES) for path in model.folder.glob(name))
+    return {path.name: sha256_file(path) for path in paths}
+
+
+def check_files(model: Located, expected: Mapping[str, str] | None) -> None:
+    """Raise ValueError if a model's files of processors and tokenizers are not those of {name: SHA-256}."""
+    if not expected or model.folder is None or model.revision:
+        return
+    found = sha256_of_files(model)
+    if changed := sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name)):
+        raise ValueError(
+            f"{model.name}: {', '.join(map(brief, changed))} {'is' if len(changed) == 1 else 'are'} not as when this "
+            "model was used first; media or text would be read in another way. Put it back, or begin anew"
+        )
 
 
 def weights_sha256(paths: list[Path]) -> str:

@@ -61,13 +61,14 @@ def find(name: str, body: str, architecture: Mapping[str, Any] | None) -> Locate
     Nothing is downloaded for a name of timm itself. architecture: of a model with files of its own, if it is known.
     """
     timm = _timm()
-    if "/" in body:
+    kind = body.partition("@")[0].partition(".")[0]
+    if "/" in body or architecture or (not timm.is_model(kind) and (Path(body) / hub_files.CONFIG_FILE).is_file()):
         model = hub_files.locate(name, body, architecture)
         if not timm.is_model(str(model.config.get("architecture"))):
             raise ValueError(f"{name}: its config.json names no architecture of timm {timm.__version__}")
         return model
     tagged, _, revision = body.partition("@")
-    kind, _, tag = tagged.partition(".")
+    tag = tagged.partition(".")[2]
     if not timm.is_model(kind):
         near = difflib.get_close_matches(kind, timm.list_models(), n=3)
         hint = f"; similar names: {', '.join(near)}" if near else ""
@@ -89,8 +90,13 @@ def modalities(model: Located) -> tuple[Modality, ...]:
 
 def is_pretrained(model: Located, options: Mapping[str, Any]) -> bool:
     """Whether published weights are read: by default if the name has a tag, or files of its own."""
-    body = model.name.partition("/")[2]
-    return bool(options.get("pretrained", "/" in body or "." in body.partition("@")[0]))
+    has_tag = "." in model.name.partition("/")[2].partition("@")[0]
+    return bool(options.get("pretrained", _has_files(model) or has_tag))
+
+
+def _has_files(model: Located) -> bool:
+    """Whether the model is that of a folder or of ORG/NAME, and not a name of timm's own."""
+    return model.folder is not None or "/" in model.name.partition("/")[2]
 
 
 def with_files(model: Located) -> Located:
@@ -113,7 +119,7 @@ def license_of(model: Located) -> str:
 
 def architecture(model: Located) -> dict[str, Any]:
     """Options from which the network is built without its files; timm knows its own architectures by name."""
-    return {"architecture": model.config} if "/" in model.name.partition("/")[2] else {}
+    return {"architecture": model.config} if _has_files(model) else {}
 
 
 def demands(model: Located, modality: str, options: Mapping[str, Any], size_px: int | None = None) -> dict[str, Demand]:
@@ -166,6 +172,8 @@ def build(model: Located, modality: Modality, options: Mapping[str, Any]) -> nn.
         file = str(_source(model).get("hf_hub_filename") or hub_files.WEIGHTS_FILE)
         weights = hub_files.weights_of(model, Path(file).with_suffix(".safetensors").name)
         hub_files.check_sha256(model.name, weights, options.get("sha256"))
+        if len(weights) > 1:
+            raise ValueError(f"{model.name}: its weights are {len(weights)} files; timm reads them from one")
     ways = ANY_SPECTROGRAM if modality == "audio" else ANY_SIZE
     net = _network(model, options, in_chans, ways, weights=None if weights is None else weights[0])
     try:
@@ -237,9 +245,10 @@ def _network(
         except TypeError as error:
             if not any(f"'{name}'" in str(error) for name in way):
                 raise ValueError(f"{model.name}: {brief(str(error))}") from error
-        except (AssertionError, AttributeError, KeyError, ValueError) as error:
+        except (ArithmeticError, AssertionError, AttributeError, LookupError, ValueError) as error:
             problem = f"{type(error).__name__} {brief(str(error))}"
             raise ValueError(f"{model.name}: its arguments do not fit: {problem}") from error
         except RuntimeError as error:  # names every tensor that is missing, unknown or of another shape
-            raise ValueError(f"{model.name}: its weights are not this network's: {brief(str(error))}") from error
+            what = "its arguments do not fit" if weights is None else "its weights are not this network's"
+            raise ValueError(f"{model.name}: {what}: {brief(str(error))}") from error
     raise AssertionError("the last way has no option")

@@ -12,14 +12,13 @@ from torch import nn
 
 from avssl.files.plain_text import brief
 from avssl.models.public import hub_files
-from avssl.models.public.hub_files import Located
+from avssl.models.public.hub_files import PROCESSOR_FILES, Located
 
 # Keys of a config.json that say nothing about the network.
 NOT_ARCHITECTURE = frozenset([
     "_commit_hash", "_name_or_path", "architectures", "attn_implementation", "auto_map", "dtype", "id2label",
     "label2id", "torch_dtype", "transformers_version", "transformers_weights",
 ])  # fmt: skip
-PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 
 
 def library() -> Any:
