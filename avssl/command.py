@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from avssl.doctor import examine
 from avssl.errors import one_line_errors
 from avssl.files.plain_text import brief, run_in_utf8, say, say_lines
 from avssl.recipe_files import config_files, description, recipes_folder
@@ -50,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif name == "copy" and len(arguments) in (1, 2) and not arguments[0].startswith("-"):
             copy_recipe(arguments[0], Path(arguments[1] if len(arguments) > 1 else "."))
         elif name == "doctor" and not arguments:
+            from avssl.doctor import examine  # here: its libraries are for it alone
+
             return examine()
         elif name == "--version":
             say(f"avssl {__version__}")

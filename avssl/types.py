@@ -164,3 +164,19 @@ class Span(NamedTuple):
 
     start_seconds: float
     end_seconds: float
+
+
+@dataclass(frozen=True)
+class ClipLengths:
+    """The lengths of the clips, and how far the video clip may extend beyond the audio clip, in seconds.
+
+    video_seconds is num_frames / fps (0.5 for AVID's 8 frames at 16 fps). Evaluation uses max_offset_seconds = 0.
+    """
+
+    video_seconds: float = 0.5
+    audio_seconds: float = 2.0
+    max_offset_seconds: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not (self.video_seconds > 0 and self.audio_seconds > 0 and self.max_offset_seconds >= 0):
+            raise ValueError(f"clip lengths must be positive and max_offset_seconds not negative, got {self}")

@@ -16,22 +16,26 @@ is RUN/evaluation.json, and the embeddings of both splits lie below RUN/embeddin
 A sample that cannot be read is an error: a smaller test set would be another test set.
 """
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import avssl.eval
 from avssl import config
 from avssl.errors import one_line_errors
-from avssl.eval import tasks
-from avssl.eval.outcome import LabelTaskConfig, TaskConfig
 from avssl.files.plain_text import run_in_utf8, say, say_lines
 from avssl.help_text import describe
 from avssl.plugins import required
 from avssl.recipe_files import replace_names
 
 # What is heavy is imported in the functions, so that --help comes at once.
+if TYPE_CHECKING:
+    from avssl.eval.outcome import TaskConfig
+
 OUT, MODEL = "out=", "model."  # arguments for public models: the folder of results, and changes of how it embeds
 
 
@@ -57,7 +61,8 @@ def evaluate(run: Path, task: TaskConfig) -> Path:
     """
     from avssl import checkpoint, distributed
     from avssl.embedding.embedder import Embedder, inputs_of
-    from avssl.eval import results
+    from avssl.eval import results, tasks
+    from avssl.eval.outcome import LabelTaskConfig
     from avssl.losses import registry
 
     if config.load_run(run).loss.name != registry.PUBLIC_MODEL:
@@ -89,6 +94,8 @@ def task_arguments(arguments: list[str], files: Sequence[str] = (), *, may_diffe
     The plugin files that are named run first, for they may register tasks. files, may_differ: as of
     `config.run_plugins`.
     """
+    from avssl.eval import tasks
+
     replaced = config.run_plugins(replace_names(arguments, "evaluate/"), files, may_differ=may_differ)
     return [f"task={argument}" if argument in tasks.names() else argument for argument in replaced]
 
@@ -98,6 +105,8 @@ def load_task(arguments: list[str], read: Callable[..., TaskConfig] = config.loa
     from accelerate import PartialState
 
     from avssl import distributed
+    from avssl.eval import tasks
+    from avssl.eval.outcome import LabelTaskConfig
 
     kind = tasks.get(config.value_of(arguments, "task", "standard"))
     task = read(kind.Config, [*arguments, f"task={kind.name}"])
@@ -182,8 +191,11 @@ def usage(arguments: list[str]) -> str:
     """The text above, and the keys of a task if one is named."""
     named = [argument for argument in arguments if argument not in ("-h", "--help") and not Path(argument).is_dir()]
     if not named:
-        names = ", ".join(sorted(module.name for module in iter_modules(tasks.__path__)))
+        folders = [str(Path(folder, "tasks")) for folder in avssl.eval.__path__]
+        names = ", ".join(sorted(module.name for module in iter_modules(folders)))
         return f"{__doc__}\nTasks: {names}; `avssl evaluate --help TASK` prints the keys of one"
+    from avssl.eval import tasks
+
     is_name = len(named) == 1 and "=" not in named[0] and not Path(named[0]).is_file()
     name = named[0] if is_name else config.value_of(named, "task", "standard")
     schema = tasks.get(name).Config

@@ -226,7 +226,14 @@ def test_after_a_run_accelerate_is_as_the_caller_had_it():
 
 def test_a_run_that_is_stopped_before_its_first_step_has_made_none(shards, tmp_path, monkeypatch):
     program = import_module("avssl.recipes.pretrain")
-    monkeypatch.setattr(program.StopSignal, "is_agreed", True)
+    real = program.StopSignal
+
+    def stopped(device):
+        signals = real(device)
+        signals.is_agreed = True
+        return signals
+
+    monkeypatch.setattr(program, "StopSignal", stopped)
     run = avssl.pretrain("avid", shards["train"], tmp_path / "run", steps=2, **SMALL)
     assert (run.steps, run.is_finished) == (0, False)
     monkeypatch.undo()

@@ -9,7 +9,6 @@ import pytest
 from scipy.stats import kstest
 
 from avssl.transforms.time_sampling import (
-    ClipLengths,
     ClipTimes,
     center_clip_times,
     frame_times_seconds,
@@ -18,7 +17,7 @@ from avssl.transforms.time_sampling import (
     uniform_clip_times,
     window_grid,
 )
-from avssl.types import Span
+from avssl.types import ClipLengths, Span
 
 AVID = ClipLengths(0.5, 2.0, 0.5)
 ALIGNED = ClipLengths(0.5, 2.0, 0.0)

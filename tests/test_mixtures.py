@@ -231,6 +231,8 @@ def test_a_folder_without_samples_is_refused_by_name(shards, tmp_path):
         "shards": [],
         "num_samples": 0,
         "num_written": 0,
+        "num_shards": 0,
+        "total_bytes": 0,
         "num_listed": 0,
         "num_skipped": 0,
         "skipped_by_reason": {},

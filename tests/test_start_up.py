@@ -74,6 +74,11 @@ def test_help_loads_no_heavy_library(program):
     assert not loaded_after(AS_MAIN, "avssl/__main__.py", program, "--help") & set(HEAVY)
 
 
+@pytest.mark.parametrize("program", ["pretrain", "evaluate"])
+def test_help_that_reads_the_schema_of_the_configuration_loads_no_numpy(program):
+    assert "numpy" not in loaded_after(AS_MAIN, "avssl/__main__.py", program, "--help")
+
+
 def test_the_demo_refuses_an_argument_instead_of_starting():
     process = subprocess.run(
         [sys.executable, "recipes/demo.py", "--fast"], cwd=ROOT, capture_output=True, text=True, check=False

@@ -12,8 +12,7 @@ from avssl.transforms.image_augment import IMAGENET_MEAN, IMAGENET_STD, ImageAug
 from avssl.transforms.jigsaw import jigsaw_size
 from avssl.transforms.own import AUGMENTS, check_augment
 from avssl.transforms.published_sets import published_sets, unknown_set
-from avssl.transforms.time_sampling import ClipLengths
-from avssl.types import View
+from avssl.types import ClipLengths, View
 
 AUDIO_SETS = ("train", "test", "jigsaw")  # jigsaw: as train, then cut into nine tiles
 

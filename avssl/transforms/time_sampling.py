@@ -7,13 +7,12 @@ reader pads with zeros at the end.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import floor, isfinite
 from typing import NamedTuple
 
 import numpy as np
 
-from avssl.types import Span
+from avssl.types import ClipLengths, Span
 
 TIME_TOLERANCE_SECONDS = 1e-6  # far below a frame or a sample, far above float64 rounding
 
@@ -23,22 +22,6 @@ class ClipTimes(NamedTuple):
 
     video_start_seconds: float | None
     audio_start_seconds: float | None
-
-
-@dataclass(frozen=True)
-class ClipLengths:
-    """The lengths of the clips, and how far the video clip may extend beyond the audio clip, in seconds.
-
-    video_seconds is num_frames / fps (0.5 for AVID's 8 frames at 16 fps). Evaluation uses max_offset_seconds = 0.
-    """
-
-    video_seconds: float = 0.5
-    audio_seconds: float = 2.0
-    max_offset_seconds: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not (self.video_seconds > 0 and self.audio_seconds > 0 and self.max_offset_seconds >= 0):
-            raise ValueError(f"clip lengths must be positive and max_offset_seconds not negative, got {self}")
 
 
 def random_clip_times(
