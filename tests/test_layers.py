@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "avssl/embedding": "exports types version files distributed processes media shards transforms ops models "
     "models/public losses config device checkpoint public_models",
     "avssl/eval": "exports files distributed plugins shards transforms ops models data embedding",
-    "avssl/eval/finetune": "types files distributed shards transforms ops models optim data embedding eval",
+    "avssl/eval/finetune": "types files distributed plugins shards transforms ops models optim data embedding eval",
     "avssl/eval/tasks": "types distributed shards transforms ops optim losses data checkpoint embedding eval "
     "eval/finetune",
     "avssl/prepared": "files distributed shards config",
