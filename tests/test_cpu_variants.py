@@ -1,12 +1,12 @@
-"""`make test-cpus` runs every file with a numerical claim, as another CPU computes, and sees what fails there."""
+"""`make test-cpus` runs every test with a numerical claim, as another CPU computes, and sees what fails there."""
 
 import pytest
 
 from tests import cpu_variants
 
 
-def test_files_are_found_by_what_they_claim():
-    names = {path.name for path in cpu_variants.numerical_files()}
+def test_tests_are_found_by_what_they_claim():
+    names = {name.partition("::")[0].rpartition("/")[2] for name in cpu_variants.numerical_tests()}
     assert {"test_losses.py", "test_kernels.py", "test_models.py", "test_video.py"} <= names
     assert not {"test_layers.py", "test_cpu_variants.py"} & names
 
@@ -19,7 +19,7 @@ def test_a_variant_reaches_the_tests_and_one_that_fails_shows_what_pytest_said(t
         "os.environ.get('AVSSL_TEST_THREADS')) == ('DEFAULT', '2')\n"
     )
     plain = {"ATEN_CPU_CAPABILITY": "default", "AVSSL_TEST_THREADS": "2"}
-    assert cpu_variants.run(plain, [claim], ["-p", "no:cacheprovider"])
+    assert cpu_variants.run(plain, [str(claim)], ["-p", "no:cacheprovider"])
     assert capfd.readouterr().out.startswith("ATEN_CPU_CAPABILITY=default AVSSL_TEST_THREADS=2: 1 passed")
-    assert not cpu_variants.run(plain | {"AVSSL_TEST_THREADS": "1"}, [claim], ["-p", "no:cacheprovider"])
+    assert not cpu_variants.run(plain | {"AVSSL_TEST_THREADS": "1"}, [str(claim)], ["-p", "no:cacheprovider"])
     assert "test_claim.py::test_claim" in capfd.readouterr().out
