@@ -626,8 +626,11 @@ def test_two_processes_with_plugins_compute_what_one_computes(image_shards, tmp_
     run_python("-m", "avssl.recipes.pretrain", *options, "run=one", folder=tmp_path)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "avssl.recipes.pretrain"]
     run_python(*launcher, *options, "run=two", folder=tmp_path)
-    accelerate = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0"]
-    run_python(*accelerate, "-m", "avssl.recipes.pretrain", *options, "run=launched", folder=tmp_path)
+    # With --cpu it would start one process; the key cpu=true says the same to each of two.
+    accelerate = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    accelerate += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    process = run_python(*accelerate, "-m", "avssl.recipes.pretrain", *options, "run=launched", folder=tmp_path)
+    assert "2 processes with" in process.stdout
     for run in ("two", "launched"):
         assert losses_of(tmp_path / run) == pytest.approx(losses_of(tmp_path / "one"), rel=1e-4)
         kept = sorted(path.name for path in (tmp_path / run / "plugins").iterdir())
