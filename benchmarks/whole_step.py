@@ -65,6 +65,7 @@ class WholeStep:
             config=self.cfg.data,
             take_wait_seconds=lambda: 0.0,
             waited_seconds=0.0,
+            views=[],
             steps_per_epoch=1,
             device=self.device,
         )

@@ -216,14 +216,22 @@ def own_registries():
         table.update(before)
 
 
-def pytest_collection_modifyitems(items):
-    """Of a test marked quick(n) the first n cases are quick, and the others are slow: a grid keeps a representative."""
-    seen = Counter()
+def pytest_addoption(parser):
+    parser.addoption("--soak", action="store_true", help="all cases of grids, as in make soak")
+
+
+def pytest_collection_modifyitems(config, items):
+    """What quick(n) and grid(n) say of the cases of a test: a grid keeps representatives where time is short."""
+    seen, left_out = Counter(), []
     for item in items:
-        mark = item.get_closest_marker("quick")
-        if mark is None:
-            continue
         test = item.nodeid.partition("[")[0]
         seen[test] += 1
-        if seen[test] > mark.args[0]:
+        quick, grid = item.get_closest_marker("quick"), item.get_closest_marker("grid")
+        if quick and seen[test] > quick.args[0]:
             item.add_marker("slow")
+        if grid and seen[test] > grid.args[0] and not config.getoption("--soak"):
+            left_out.append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        names = set(left_out)
+        items[:] = [item for item in items if item not in names]

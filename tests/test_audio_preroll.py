@@ -24,6 +24,7 @@ OTHERS = [("mp2", "mp2", 44_100, 64_000), ("aac", "mp4", 44_100, 24_000), ("aac"
           ("adpcm_ms", "wav", 8_000, None), ("adpcm_swf", "flv", 22_050, None)]  # fmt: skip
 
 
+@pytest.mark.grid(12)
 @pytest.mark.quick(5)
 @pytest.mark.parametrize("container", ["mp3", "mp4", "matroska", "avi", "wav"])
 @pytest.mark.parametrize(("rate", "bit_rate", "layout"), MP3)
@@ -35,7 +36,7 @@ def test_mp3_from_the_middle_begins_right_at_any_bit_rate(tmp_path, container, r
     assert worst_difference(path, rate, STARTS) < 1e-5
 
 
-@pytest.mark.quick(6)
+@pytest.mark.quick(3)
 @pytest.mark.parametrize(("codec", "container", "rate", "bit_rate"), OTHERS)
 def test_an_excerpt_begins_as_the_whole_goes_on(tmp_path, codec, container, rate, bit_rate):
     path = tmp_path / "audio"

@@ -38,7 +38,8 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.quick(8)
+@pytest.mark.grid(24)
+@pytest.mark.quick(4)
 @pytest.mark.parametrize(("container", "codec"), [(name, codec) for name in CASES for codec in CASES[name].split()])
 def test_an_excerpt_is_that_piece_of_the_whole(tmp_path, container, codec):
     path, rate = tmp_path / "audio", RATES.get(codec, 44_100)

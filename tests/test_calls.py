@@ -45,6 +45,7 @@ def called(shards, tmp_path_factory):
     return first, second
 
 
+@pytest.mark.slow
 def test_a_call_makes_the_run_of_the_command_bit_for_bit(called, tiny_run):
     first, second = called
     assert (first.steps, second.steps, first.is_finished) == (3, 2, True)
@@ -55,6 +56,7 @@ def test_a_call_makes_the_run_of_the_command_bit_for_bit(called, tiny_run):
     assert all(equal(weights[name], expected[name]) for name in weights)
 
 
+@pytest.mark.slow
 def test_a_run_is_let_go_and_goes_on_with_the_same_call(called, shards):
     second = called[1]
     with locked(second.run / ".lock", wait_seconds=0):

@@ -5,6 +5,8 @@ import json
 import os
 from dataclasses import replace
 
+import pytest
+
 from avssl.files.whole import content_digest
 from avssl.shards.shard_set import ShardSet
 from data_prep.index.build import IndexOptions, build_manifest
@@ -14,6 +16,7 @@ from data_prep.write.run import write_shards
 from tests.clips import OPTIONS, make_clip
 
 
+@pytest.mark.slow
 def test_a_file_replaced_after_it_was_listed_is_skipped_and_counted(tmp_path):
     media, manifest, out = tmp_path / "media", tmp_path / "corpus.jsonl", tmp_path / "shards"
     for seed in range(3):

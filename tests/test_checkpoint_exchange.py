@@ -60,6 +60,7 @@ def test_the_folder_embeds_bit_for_bit_as_the_run(run, folder):
     assert ours.weights_hash == theirs.weights_hash
 
 
+@pytest.mark.slow
 def test_a_trained_run_embeds_files_the_same_from_its_folder(tiny_run, shards, tmp_path):
     main(["export", str(tiny_run), "--out", str(tmp_path / "folder")])
     tables = [avssl.load_embedder(str(place)).embed(shards["test"])[0] for place in (tiny_run, tmp_path / "folder")]
@@ -247,7 +248,7 @@ def hub(folder, tmp_path, monkeypatch):
     thread.join()
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["someone/avid-small", "hf://someone/avid-small", "hf://someone/avid-small@main"])
 def test_a_model_of_a_hub_embeds_bit_for_bit_as_the_run(name, hub, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

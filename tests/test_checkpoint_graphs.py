@@ -57,6 +57,7 @@ def run_file(kind, path, batch):
         return [value.numpy() for value in loaded(batch)]
 
 
+@pytest.mark.grid(3)
 @pytest.mark.quick(1)
 @pytest.mark.parametrize("kind", list(SUFFIX))
 @pytest.mark.parametrize(
@@ -93,6 +94,7 @@ def test_images_too(kind, tmp_path):
     assert max(differences.values()) <= 1e-4
 
 
+@pytest.mark.grid(4)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", losses.names())
 def test_the_embedding_of_every_loss_becomes_a_graph(name, tmp_path):
@@ -135,6 +137,7 @@ def test_a_graph_holds_no_bank(avid, tmp_path):
     assert all(name.startswith(("loss.encoders.video.", "loss.projectors.video.")) for name in names)
 
 
+@pytest.mark.slow
 def test_a_graph_that_differs_is_not_kept(avid, tmp_path, monkeypatch):
     def wrong(graph, example, path, facts):
         path.write_bytes(b"a graph")

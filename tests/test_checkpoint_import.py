@@ -125,6 +125,7 @@ def test_the_license_is_printed_and_kept(run, content, tmp_path, capsys):
     assert "license: cc-by-nc-4.0" in card
 
 
+@pytest.mark.slow
 def test_a_run_that_starts_from_it_takes_the_networks_and_keeps_the_license(run, tmp_path, golden):
     cfg = config.parse(config.RunConfig, ["loss.name=avid_cma", "loss.num_positives=4"])
     encoders = {name: create_encoder(f"avid_{name}") for name in ("video", "audio")}
@@ -162,6 +163,7 @@ def test_without_statistics_video_is_embedded_and_audio_is_refused(content, tmp_
     assert with_statistics.views.normalize_audio.mean.unique().tolist() == [-40.0]
 
 
+@pytest.mark.slow
 def test_cma_positive_sets_are_taken(content, tmp_path):
     positives = torch.arange(NUM_SAMPLES * 3, dtype=torch.int32).reshape(NUM_SAMPLES, 3) % NUM_SAMPLES
     torch.save(published_content(narrow_networks(), positive_set=positives), tmp_path / "CMA.pth.tar")

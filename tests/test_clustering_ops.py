@@ -216,6 +216,7 @@ def test_sharp_self_labels_are_balanced_where_the_predictions_are_not():
     assert (sizes - 50).abs().max() <= 4
 
 
+@pytest.mark.slow
 def test_self_labels_need_logarithms_up_to_a_constant_per_row_and_survive_powers_that_underflow(monkeypatch):
     logits = 100 * torch.randn(16, 4, generator=seeded())  # P^25 reaches exp(-10,000)
     labels = self_labels(logits.log_softmax(dim=1), 25.0)

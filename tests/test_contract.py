@@ -98,7 +98,7 @@ NEW_LABELS = {"deepcluster", "deepcluster_v2", "xdc"}
 STARTS_FROM = {"avid_cma": "avid"}  # as published
 
 
-@pytest.mark.quick(6)
+@pytest.mark.quick(1)
 @a_case_of_each
 def test_fifty_steps_on_32_samples_reduce_the_loss(case):
     name, pair = case

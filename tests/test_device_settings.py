@@ -91,6 +91,7 @@ def test_left_to_itself_it_is_two_dimensional_convolutions_on_a_cpu(wanted, devi
     assert {weight.ndim for weight in weights if not weight.is_contiguous()} == moved
 
 
+@pytest.mark.grid(4)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [one if one in ("avid", "byol") else pytest.param(one, marks=pytest.mark.slow) for one in losses.names()]

@@ -48,6 +48,7 @@ def same_rows(left, right, tolerance=1e-5):
         np.testing.assert_allclose(getattr(left, name), getattr(right, name), atol=tolerance, err_msg=name)
 
 
+@pytest.mark.slow
 def test_the_same_input_twice_gives_the_same_bits(embedder, files):
     first, _ = embedder.embed(files)
     second, _ = embedder.embed(files)

@@ -101,7 +101,7 @@ def test_rows_of_shards_are_those_of_embed(embedder, shards, tmp_path):
     assert (index.num_listed, index.num_skipped) == (6, 0)
 
 
-@pytest.mark.quick(2)
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     "options",
     [

@@ -183,6 +183,7 @@ def test_what_a_run_cannot_do_is_refused_with_what_it_can(embedder: Embedder, fo
         embedder.embed(ShardSet(shards["test"]))
 
 
+@pytest.mark.slow
 def test_the_recipe_writes_the_images_and_what_was_skipped(
     image_run: Path, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -206,6 +207,7 @@ def evaluated(image_run: Path, folders: Path) -> dict[str, Any]:
     )
 
 
+@pytest.mark.slow
 def test_an_image_run_is_evaluated_by_knn_alone(evaluated: dict[str, Any]) -> None:
     for weights in ("trained", "untrained"):
         assert evaluated["results"][weights].keys() == {"image_knn_label"}
@@ -225,6 +227,7 @@ def test_the_report_of_an_image_run_shows_its_images(image_run: Path, folders: P
         assert wrong not in page, wrong
 
 
+@pytest.mark.slow
 def test_a_run_without_the_modality_of_the_shards_says_so(image_run: Path, shards: Any, folders: Path) -> None:
     task = StandardConfig(train=str(shards["train"]), test=str(shards["test"]), num_workers=0)
     with pytest.raises(ValueError, match="none of the 18 sources that could be opened has image"):

@@ -112,7 +112,7 @@ def assert_only_they_are_missing(out, good_rows):
     assert not (out / ".progress").exists()
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"num_workers": 1}, {"num_workers": 3, "sources_per_block": 3}])
 def test_they_cost_their_own_rows_and_no_others(
     embedder, folders, good_rows, misbehaving, tmp_path, options, monkeypatch

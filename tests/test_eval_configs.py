@@ -155,6 +155,7 @@ def test_every_yaml_loads_and_names_its_command(name: str) -> None:
     assert "avssl evaluate " in path.read_text()
 
 
+@pytest.mark.grid(6)
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("name", YAMLS)

@@ -124,6 +124,7 @@ def test_keys_of_other_tasks_are_refused(key: str, shards: Any) -> None:
         config.parse(tasks.get("standard").Config, [f"train={shards['train']}", f"{key}=1"])
 
 
+@pytest.mark.slow
 def test_two_results_are_compared_in_pairs(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = run / "evaluation.json"
     recipe.compare_files([str(path), str(path), "weights=trained,untrained", "draws=20"])

@@ -103,6 +103,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_videos(tmp_path_factory.mktemp("in-sync"))
 
 
+@pytest.mark.slow
 def test_networks_that_tell_the_time_are_nearly_always_right(videos: Path) -> None:
     repeat = synchronization(reading({"video": lightness, "audio": pitch}), videos).repeats[0]
     values = repeat.values()
@@ -124,6 +125,7 @@ def test_a_video_whose_frames_are_late_by_the_shift_is_detected(tmp_path: Path) 
     assert repeat.values()["synchronization_pair_accuracy"] == 0.5
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("blind", ["video", "audio"])
 def test_networks_that_do_not_tell_the_time_are_at_chance_or_wrong(videos: Path, blind: str) -> None:
     shares = {"video": lightness, "audio": pitch, blind: lambda view: torch.full((len(view),), 0.5)}

@@ -117,6 +117,7 @@ def test_linear_equals_scikit_learn_on_every_layer(run: Path, embedder: Embedder
     assert found["protocol"]["batch_norm"].startswith("eval")
 
 
+@pytest.mark.slow
 def test_svm_averages_decisions_over_crops_as_scikit_learn_does(run: Path, embedder: Embedder, shards: Any) -> None:
     options = ("cost=0.001", "max_iterations=5000", "modality=audio", "layers=[conv4x]", "untrained=false")
     found = evaluate(run, shards, "svm", "label_field=visual", "train_clips=3", "test_clips=3", *options)
@@ -142,7 +143,7 @@ def test_random_clips_are_the_same_every_time_and_differ_with_the_seed(embedder:
     assert np.abs(first[:, 0] - first[:, 1]).max() > 1e-6, "the clips of a sample are drawn one by one"
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("fuse", ["concatenate", "average"])
 def test_both_modalities_together(run: Path, shards: Any, fuse: str) -> None:
     found = evaluate(run, shards, "linear", "label_field=visual", "modality=both", f"fuse={fuse}", "untrained=false")
@@ -171,6 +172,7 @@ def test_few_labels_are_stratified_and_repeated_over_seeds(run: Path, shards: An
     assert np.bincount(targets[stratified(targets, 0.0, 5, 0)]).tolist() == [5, 5, 3]
 
 
+@pytest.mark.slow
 def test_clustering_is_scored_against_labels_and_shuffled_clusters(run: Path, shards: Any) -> None:
     found = evaluate(run, shards, "clustering", "train=", "label_field=visual", "seeds=[0,1]", "num_clusters=3")
     values = found["results"]["trained"]
@@ -247,6 +249,7 @@ def test_a_missing_shard_is_an_error_and_not_a_smaller_test_set(run: Path, shard
         evaluate(run, shards, "knn", f"test={copy}", "label_field=visual")
 
 
+@pytest.mark.slow
 def test_a_sample_that_cannot_be_read_is_an_error_by_name(run: Path, shards: Any, tmp_path: Path) -> None:
     copy = shutil.copytree(shards["test"], tmp_path / "test")
     shard = copy / "shard-000000.tar"

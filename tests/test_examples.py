@@ -57,6 +57,7 @@ def test_own_loop_learns_to_tell_images_apart():
     assert sum(losses[-4:]) < 0.95 * sum(losses[:4])
 
 
+@pytest.mark.slow
 def test_own_loss_encoder_and_augments_are_trained_by_the_command(own_run):
     steps = steps_of(own_run)
     assert len(steps) == 2

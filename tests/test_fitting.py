@@ -53,7 +53,7 @@ def test_memory_makes_the_batch_smaller_but_never_less_than_the_least():
     assert fitting.fitted_batch_size(1024, 10**6, 6, 3, lambda size: True) == 768  # a batch is split into the lanes
 
 
-@pytest.mark.quick(5)
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_published_recipe_keeps_its_numbers_on_a_corpus_of_the_published_size(name):
     cfg = recipe(name)
@@ -63,7 +63,7 @@ def test_a_published_recipe_keeps_its_numbers_on_a_corpus_of_the_published_size(
     assert changes == {"data.global_batch_size": cfg.data.global_batch_size}
 
 
-@pytest.mark.quick(4)
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("num_samples", [40, 12, 600])
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_fitted_recipe_suits_a_small_corpus(name, num_samples):
@@ -90,6 +90,7 @@ def test_a_fitted_recipe_suits_a_small_corpus(name, num_samples):
     assert cfg.optim.schedule != "multistep" or cfg.optim.milestone_steps[-1] < steps
 
 
+@pytest.mark.slow
 def test_the_rate_of_lars_and_sgd_follows_the_batch_and_that_of_adam_stays():
     simclr = fitting.recipe_changes(recipe("simclr"), losses.get("simclr"), 600, 64)
     assert simclr["optim.lr"] == pytest.approx(0.3 * 64 / 256)  # the paper's rule
@@ -155,6 +156,7 @@ def test_another_error_of_a_loss_gets_no_advice():
     assert "auto" not in str(raised.value)
 
 
+@pytest.mark.slow
 def test_auto_is_resolved_in_config_yaml_and_stays_when_the_run_goes_on(shards, tmp_path, capsys):
     run = tmp_path / "run"
     changes = as_keywords([*TINY, *TINY_CMA]) | {"data.global_batch_size": "auto", "loss.num_positives": 32}
@@ -188,6 +190,7 @@ def test_nothing_is_measured_or_said_without_auto():
     assert fitting.fit(SimpleNamespace(auto=[]), None, None, None) == []
 
 
+@pytest.mark.grid(4)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_trains_on_a_small_corpus_with_auto(name, shards, image_shards, tmp_path):

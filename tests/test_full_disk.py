@@ -78,6 +78,7 @@ def test_what_the_system_refuses_says_what_to_do_and_errors_of_other_files_stay(
         whole.write_whole(tmp_path / "plain" / "file", b"")
 
 
+@pytest.mark.slow
 def test_embedding_goes_on_after_a_full_disk_to_the_same_rows(tiny_run, corpus, tmp_path):
     options = ["--num-workers", "0", "--device", "cpu"]
     command = embed.parse([str(tiny_run), str(corpus / "test"), "--out", str(tmp_path / "out"), *options])
@@ -92,6 +93,7 @@ def test_embedding_goes_on_after_a_full_disk_to_the_same_rows(tiny_run, corpus, 
     np.testing.assert_array_equal(found.video_embedding, wanted.video_embedding)
 
 
+@pytest.mark.slow
 def test_an_evaluation_on_a_full_disk_leaves_no_result_and_a_report_the_one_before(tiny_run, shards, tmp_path):
     run = shutil.copytree(tiny_run, tmp_path / "run")
     before = files(run)

@@ -152,6 +152,7 @@ def test_width_scales_every_layer(name: str) -> None:
         assert large.shape[2:] == small.shape[2:]
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_weights_come_from_a_local_file_without_its_classifier(tmp_path: Path, suffix: str) -> None:
     torch.manual_seed(0)

@@ -123,6 +123,7 @@ def upright(path):
 # --- folders ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_folder_per_class_goes_all_the_way(images, tmp_path, capsys):
     corpus, out = tmp_path / "corpus.jsonl", tmp_path / "shards"
     assert main(["index", str(images), "--out", str(corpus), "--workers", "1"]) == 0

@@ -59,7 +59,8 @@ def film(request, folder):
     return path, list(stream_video(path))
 
 
-@pytest.mark.quick(2)
+@pytest.mark.grid(6)
+@pytest.mark.quick(1)
 def test_a_frame_alone_is_the_one_of_decoding_from_the_beginning(film):
     path, whole = film
     for number in [*range(80, NUM_FRAMES, 23), 401, 409, 417]:

@@ -94,6 +94,7 @@ def test_ctrl_c_while_the_server_of_workers_imports_is_the_runs_to_answer():
     assert said.count("Traceback") == said.count('File "<string>"') == 1, said  # the run's own
 
 
+@pytest.mark.slow
 def test_ranks_end_when_their_torchrun_is_killed(tmp_path):
     """Nobody else tells them: the launcher has no time to."""
     script = tmp_path / "rank.py"

@@ -126,7 +126,7 @@ def check_reads_as_six_seconds(path: Path) -> None:
         assert max(span.end_seconds for span in media.spans.values()) == pytest.approx(SECONDS, abs=0.2)
 
 
-@pytest.mark.quick(2)
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", LATE_FILES)
 def test_a_file_that_begins_an_hour_late_lasts_as_long_as_what_is_in_it(tmp_path, name):
     video, audio, options = LATE_FILES[name]

@@ -539,6 +539,7 @@ def test_long_files_become_clips_also_within_listed_segments(tmp_path):
     assert "--trimmed" in entries["a_mkv_3000_4000"].error["message"]
 
 
+@pytest.mark.slow
 def test_scenes_are_cut_where_frames_change(tmp_path):
     pytest.importorskip("scenedetect")
     colors = ((24, (200, 30, 30)), (30, (20, 40, 220)), (4, (240, 240, 240)), (30, (10, 90, 10)))

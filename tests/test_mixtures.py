@@ -245,6 +245,7 @@ def test_a_folder_without_samples_is_refused_by_name(shards, tmp_path):
             open_shards([str(entry) for entry in entries])
 
 
+@pytest.mark.quick(5)
 @pytest.mark.parametrize(
     ("shards", "words"),
     [
@@ -320,6 +321,7 @@ def test_the_memory_bank_of_avid_has_a_row_for_every_sample_of_all_folders(mixed
         assert set(np.flatnonzero(moved).tolist()) == seen
 
 
+@pytest.mark.slow
 def test_a_run_says_what_all_folders_are(mixed_run, shards, tmp_path):
     facts = checkpoint.read_provenance(mixed_run)
     assert facts["data"]["num_samples"] == 24

@@ -72,6 +72,7 @@ def test_state_names_and_shapes_are_those_of_the_published_checkpoint() -> None:
     assert ours == {name: shape for name, shape, _ in published_entries()}
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("modality", ["video", "audio"])
 def test_outputs_equal_the_golden_ones(published: Published, modality: str) -> None:
     golden = np.load(GOLDEN / "avid_cma_network.npz")

@@ -39,6 +39,7 @@ def prepared(tmp_path_factory):
     return entries, samples, skips, index, out
 
 
+@pytest.mark.slow
 def test_every_file_is_accounted_for(prepared):
     entries, samples, skips, index, out = prepared
     assert set(entries) == set(ODD)
@@ -48,6 +49,7 @@ def test_every_file_is_accounted_for(prepared):
     assert [problem.message for problem in verify_folder(out, decode_all=True, num_workers=2).problems] == []
 
 
+@pytest.mark.slow
 def test_what_is_skipped_has_its_reason_and_names_the_file(prepared):
     skips = prepared[2]
     found = {name: record["reason"] for name, record in skips.items()}
@@ -110,6 +112,7 @@ def flash_seconds(sample):
     return info.video_start_seconds + times[np.flatnonzero(bright)[0]]
 
 
+@pytest.mark.slow
 def test_what_is_written_has_the_facts_of_the_file(prepared):
     samples = prepared[1]
     assert set(samples) == {name for name, odd in ODD.items() if odd.reason is None}
@@ -117,6 +120,7 @@ def test_what_is_written_has_the_facts_of_the_file(prepared):
     assert wrong == {}
 
 
+@pytest.mark.slow
 def test_the_index_knows_already_what_need_not_be_decoded(prepared):
     entries, skips = prepared[0], prepared[2]
     for name, entry in entries.items():
@@ -126,6 +130,7 @@ def test_the_index_knows_already_what_need_not_be_decoded(prepared):
     assert reasons <= {"truncated", "decode_error", "too_short"}  # only decoding all of it shows these
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["tff", "bff"])
 def test_of_interlaced_frames_the_first_field_is_read(prepared, order, tmp_path):
     samples = prepared[1]

@@ -47,7 +47,7 @@ def make_run(folder: Path, modality: str, shards: Path) -> Path:
     return folder
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("modality", "window_seconds", "metrics"),
     # 4 frames at 16 per second; TINY's audio clips last 0.5 s

@@ -31,6 +31,7 @@ def lines(run):
     return [json.loads(line) for line in (run / "probe.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_the_run_is_bit_for_bit_that_without_a_probe(probed_run, shards, tmp_path):
     run_python(*arguments_for("avid", shards, tmp_path / "run", "steps=4"))
     one, other = (load_file(run / "encoders.safetensors") for run in (probed_run[0], tmp_path / "run"))
@@ -38,6 +39,7 @@ def test_the_run_is_bit_for_bit_that_without_a_probe(probed_run, shards, tmp_pat
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+@pytest.mark.slow
 def test_snapshots_before_between_and_after_are_evaluated_or_reported_as_skipped(probed_run):
     run, process = probed_run
     found = {line["step"]: line for line in lines(run)}
@@ -50,6 +52,7 @@ def test_snapshots_before_between_and_after_are_evaluated_or_reported_as_skipped
     assert not (run / "probe").exists()
 
 
+@pytest.mark.slow
 def test_the_last_line_is_what_the_finished_run_gives_and_scikit_learn_says_the_same(probed_run, shards):
     run, _ = probed_run
     embedder = Embedder.from_run(run)

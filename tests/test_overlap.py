@@ -63,6 +63,7 @@ def test_files_of_the_training_split_are_recognized_under_other_names_sizes_and_
     assert counts(trained, shards["train"], shards["test"]) == ("known", 0, 0)
 
 
+@pytest.mark.slow
 def test_other_seconds_of_the_same_file_are_overlap(videos, trained, tmp_path):
     pieces = made_shards(videos, tmp_path / "pieces", Cutting(clip_seconds=0.5))
     found = overlap.measure_overlap(trained, [("", str(pieces))])["tests"][0]
@@ -121,7 +122,7 @@ def test_a_damaged_list_of_training_data_is_an_error_that_names_it(trained, shar
         overlap.measure_overlap(run, [("", str(shards["test"]))])
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["standard", "knn"])
 def test_evaluation_refuses_what_was_trained_on_unless_it_is_allowed(task, videos, tiny_run, shards, tmp_path):
     run = shutil.copytree(tiny_run, tmp_path / "run")

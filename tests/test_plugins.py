@@ -273,6 +273,7 @@ def test_options_and_keys_name_plugins_together(tmp_path):
             config.parse(config.RunConfig, config.run_plugins([wrong]))
 
 
+@pytest.mark.slow
 def test_a_run_says_which_plugins_it_needs_and_refuses_others_of_their_name(tmp_path):
     path, helper = written(tmp_path, "mine.py", LOSS), written(tmp_path, "helper.py", "")
     run = tmp_path / "run"
@@ -308,6 +309,7 @@ def test_that_plugins_may_differ_holds_for_the_calls_that_follow(tmp_path):
     assert not required.may_differ()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_with_other_plugins_is_refused_by_name(tmp_path):
     path, helper = written(tmp_path, "mine.py", LOSS), written(tmp_path, "helper.py", "")
     run = tmp_path / "run"

@@ -95,7 +95,7 @@ def test_options_follow_the_views_of_the_recipe():
     assert options_for(recipe("simclr"), ["image"]) == {"kind": "images", "short_side_px": 256}
 
 
-@pytest.mark.quick(3)
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("name", RECIPES)
 def test_options_of_every_recipe_are_options_of_write(name):
     from avssl import losses
@@ -133,6 +133,7 @@ def test_what_is_no_folder_of_shards_or_media_is_an_error_that_says_what_it_is(s
     refused(shards["train"].parent, ValueError, "holds no shards itself, but these folders in it do: test, train")
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", ["index.json", ".parts", "shard-000000.tar"])
 def test_unfinished_or_damaged_shards_are_left_to_their_own_error(name, tmp_path):
     (tmp_path / name).touch()
@@ -149,6 +150,7 @@ def test_a_folder_of_media_in_a_list_becomes_shards_and_keeps_its_weight(shards,
     assert ShardSet(tmp_path / "run/shards-1").num_samples == 6
 
 
+@pytest.mark.slow
 def test_a_run_reads_the_shards_that_are_made_of_its_media_and_finds_them_again(corpus, tmp_path, capsys):
     cfg = recipe("avid", f"data.shards={corpus / 'test'}", f"run={tmp_path}/run", "views.video.size_px=28")
     assert shards_of(cfg, ["audio", "video"]) == f"{tmp_path}/run/shards"

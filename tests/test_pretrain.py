@@ -117,6 +117,7 @@ def test_moments_follow_weights_into_another_memory_order(image_shards, tmp_path
     assert ends[0] == pytest.approx(ends[1], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_avid_cma_starts_from_the_encoders_banks_and_constant_of_an_avid_run(tiny_run, shards, tmp_path):
     process = run_python(
         *arguments_for("avid_cma", shards, tmp_path / "cma", f"init_from={tiny_run}", "steps=1", "optim.lr=0")

@@ -157,6 +157,7 @@ def test_an_encoder_without_stages_has_its_feature():
     assert list(stage_activations(encoder, torch.zeros(1, 3, 32, 32))) == ["pool"]
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("modality", ["video", "both"])
 def test_the_task_reports_every_layer_and_the_best(shards, tmp_path, modality):
     config = parse(

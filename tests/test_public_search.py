@@ -39,6 +39,7 @@ def clap(tmp_path_factory):
     return folder / "model", folder / "sounds", folder / "rows"
 
 
+@pytest.mark.slow
 def test_rows_of_clap_are_its_projected_audio_and_text_finds_them_in_its_own_order(clap):
     model, sounds, rows = clap
     theirs, extractor = ClapModel.from_pretrained(model).eval(), AutoFeatureExtractor.from_pretrained(model)
@@ -71,6 +72,7 @@ def assert_same(found, expected):
     np.testing.assert_allclose(*scores, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_text_is_searched_in_python_in_a_folder_and_in_a_table(clap):
     model, _, rows = clap
     embedder = avssl.load_embedder(f"hf/{model}")
@@ -106,6 +108,7 @@ def other_clap(folder):
     return f"hf/{folder}"
 
 
+@pytest.mark.slow
 def test_another_model_and_a_training_answer_no_text(clap, tiny_run, tmp_path):
     with pytest.raises(ValueError, match="search with the run that made it, or embed again"):
         load_embedder_of(EmbeddingIndex(clap[2]), other_clap(tmp_path / "other"))

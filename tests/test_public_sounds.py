@@ -115,6 +115,7 @@ def test_speech_models_with_a_mask_leave_padding_out_of_the_mean(tmp_path, kind)
         assert torch.allclose(encoder_of(folder)(padded(waveforms, 8_000)), expected, **CLOSE)
 
 
+@pytest.mark.slow
 def test_the_audio_tower_of_pe_av_masks_what_is_padding(tmp_path):
     folder = public_sounds.make_pe_audio_video(tmp_path / "pe")
     waveforms = clips(8_000, 5_003)
@@ -125,6 +126,7 @@ def test_the_audio_tower_of_pe_av_masks_what_is_padding(tmp_path):
         assert torch.allclose(encoder_of(folder)(padded(waveforms, 8_000)), expected, **CLOSE)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("make", [public_sounds.make_ast, public_sounds.make_clap, public_sounds.make_speech,
                                   public_sounds.make_pe_audio_video])  # fmt: skip
 def test_a_short_a_silent_and_a_missing_clip_have_finite_features_and_every_weight_a_gradient(tmp_path, make):
@@ -194,6 +196,7 @@ def test_modalities_options_lengths_and_shapes_that_do_not_fit_are_refused(tmp_p
         encoder_of(clap)(padded(clips(17_000), 17_000))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("make", [public_sounds.make_ast, public_sounds.make_clap, public_sounds.make_pe_audio_video])
 def test_what_a_run_keeps_builds_the_encoder_without_the_files(tmp_path, make):
     folder = make(tmp_path / "model")

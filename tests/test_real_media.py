@@ -40,6 +40,7 @@ def decoded_seconds(path, kind, fps):
     return float((frames[-1].pts - frames[0].pts) * frames[0].time_base) + 1 / fps
 
 
+@pytest.mark.grid(4)
 @pytest.mark.slow
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_file_of_a_package_becomes_a_sample(package, tmp_path):

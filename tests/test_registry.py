@@ -100,6 +100,7 @@ def test_a_loss_has_a_textbook_and_a_test_that_compares_with_it(name):
     assert any(re.search(importing, path.read_text()) for path in (ROOT / "tests").glob("test_*.py"))
 
 
+@pytest.mark.slow
 def test_the_page_of_encoders_has_the_table_that_the_registry_prints():
     text = (ROOT / "docs/encoders.md").read_text()
     begin, end = encoders_table.MARKERS

@@ -88,6 +88,7 @@ def read_all(shards):
     return [shards.read(index) for index in range(len(shards))]
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("protocol", ["s3", "memory", "http"])
 def test_every_sample_equals_the_local_one(protocol, request, folder, tmp_path):
     if protocol == "s3":
@@ -219,7 +220,7 @@ def test_a_side_car_that_does_not_fit_is_a_bad_sample(served):
         ShardSet(served.location).read(2)
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [lambda content: content[:-500], lambda content: bytes(len(content))])
 def test_a_copy_damaged_on_this_machine_is_fetched_again(damage, served, tmp_path):
     read_all(ShardSet(served.location))
@@ -400,6 +401,7 @@ def epoch_of(location, num_workers=0):
     return loader.epoch(0)
 
 
+@pytest.mark.slow
 def test_an_epoch_from_s3_equals_the_local_one(s3, shards):
     location = put(shards["train"], "s3://bucket/train")
     for left, right in zip(epoch_of(shards["train"]), epoch_of(location), strict=True):

@@ -102,7 +102,7 @@ def told(stories, num_workers=2, limits=LIMITS):
     return found, order
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [1, 3])
 def test_a_task_that_misbehaves_costs_itself_alone_and_says_why(num_workers):
     names = [f"{number} messages" for number in range(1, 11)]

@@ -165,6 +165,7 @@ def test_a_video_finds_itself_and_the_closest_audio(videos, tiny_run, capsys):
     assert len(left_out["audio"]) == sum(key != "below/1.mp4" for key in table.keys)
 
 
+@pytest.mark.slow
 def test_audio_finds_videos(videos, tmp_path, capsys):
     _, out = videos
     write_media(tmp_path / "q.wav", audio=sine(1.0), audio_rate_hz=24_000, audio_codec="pcm_s16le")

@@ -79,6 +79,7 @@ def test_each_loss_with_sharded_banks_equals_itself_with_replicated_ones(tmp_pat
     assert not wrong
 
 
+@pytest.mark.slow
 def test_bytes_sent_do_not_depend_on_the_number_of_negatives_and_rows_are_not_sent(tmp_path):
     run_ranks(2, "sharded_bytes", str(tmp_path))
     sent = json.loads((tmp_path / "bytes.json").read_text())

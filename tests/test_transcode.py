@@ -76,7 +76,7 @@ def stored_audio(result):
 # --- segments ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.quick(9)
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("suffix", CONTAINERS)
 @pytest.mark.parametrize("begin", [0.0, 0.3, 2.0, 5.01, 12.7])
 def test_frames_from_a_time_on_are_those_of_a_decode_from_the_beginning(sources, suffix, begin):

@@ -34,6 +34,7 @@ def views(batch=8):
     return {name: torch.randn(batch, 4, generator=generator) for name in ("first", "second")}
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("weights", [(25.0, 25.0, 1.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)])
 def test_value_and_gradient_equal_the_textbook(weights):
     z1, z2 = (torch.tensor(z, dtype=torch.float32, requires_grad=True) for z in (Z1, Z2))

@@ -111,14 +111,14 @@ def test_a_run_whose_parent_alone_was_killed_continues_to_the_same_bytes(manifes
     assert digest(out) == digest(written)
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [2, 5])
 def test_the_number_of_workers_does_not_change_the_bytes(manifest, written, tmp_path, num_workers):
     write_shards(manifest, tmp_path / "shards", OPTIONS, num_workers=num_workers)
     assert digest(tmp_path / "shards") == digest(written)
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 7])
 def test_shares_made_apart_and_finished_together_give_the_same_bytes(manifest, written, tmp_path, count):
     out = tmp_path / "shards"

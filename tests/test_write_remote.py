@@ -68,6 +68,7 @@ def test_shares_and_a_second_go_leave_the_same_objects_and_no_others(bucket, loc
     assert {**there, "skipped.jsonl": ""} == {**here, "skipped.jsonl": ""}
 
 
+@pytest.mark.slow
 def test_a_list_on_the_disk_may_name_files_in_s3(bucket, local, tmp_path):
     rows = [{"path": f"{bucket}/{name}", "key": name[:-4], "labels": {}, "error": None} for name in NAMES]
     (tmp_path / "corpus.jsonl").write_bytes(b"".join(dump_json(row) for row in rows))

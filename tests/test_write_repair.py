@@ -59,7 +59,7 @@ FILES = {
 }  # fmt: skip
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize(("moment", "name"), [(moment, name) for moment, names in FILES.items() for name in names])
 def test_a_file_that_is_damaged_between_two_runs_is_made_anew(manifest, right, moments, tmp_path, moment, name, damage):

@@ -53,6 +53,7 @@ def test_its_encoders_give_the_rows_that_they_gave(run):
         np.testing.assert_allclose(getattr(now, column), getattr(before, column), rtol=0, atol=1e-5, err_msg=column)
 
 
+@pytest.mark.slow
 def test_its_checkpoint_goes_on_to_the_weights_that_it_came_to(run):
     finished = load_file(run / "encoders.safetensors")
     (run / "encoders.safetensors").unlink()

@@ -65,6 +65,7 @@ def explicit_scores(model, shards, starts, templates=TEMPLATES):
     return np.array(scores), np.array(targets)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("starts", [(0.25,), (0.0, 0.25, 0.5)])
 def test_scores_and_metrics_are_those_of_the_explicit_computation(sounds, starts):
     model, shards = sounds
@@ -126,6 +127,7 @@ def test_words_for_labels_change_the_prompts(sounds):
     assert [row[0] for row in prompts] == ["a blue", "a cat", "a dog barks", "a green", "a the rain", "a red"]
 
 
+@pytest.mark.slow
 def test_a_training_has_no_text_and_a_public_model_needs_a_folder_for_its_results(sounds, tiny_run):
     model, shards = sounds
     task = ("task=zero_shot", f"test={shards}", "modality=audio", "num_workers=0")

@@ -50,6 +50,7 @@ CHECKS = {
         "tests.soak.embedding_grid",
     ),
     "malicious": Check("Opening data never runs code", "tests.soak.malicious"),
+    "grids": Check("Every case of the grids of make test-all", "tests/ --soak -m grid -n 2"),
     "fuzz": Check("Bad input gives one typed error", "tests.soak.fuzz --cases 100000"),
 }
 
