@@ -56,6 +56,7 @@ class DataConfig(LoaderConfig):
     cache_dir: str = ""  # local folder for shards of a URL, may be shared; default $AVSSL_CACHE or ~/.cache/avssl
     cache_bytes: int = DEFAULT_CACHE_BYTES  # bound of that folder on disk; several shards per reading process
     redirect_hosts: list[str] = field(default_factory=list)  # other hosts that a web server of shards may send on to
+    allow_test_part: bool = False  # train although shards hold the test part of a split
 
     def __post_init__(self) -> None:
         """ValueError for shards that are neither a folder nor a list of folders with paths and weights."""

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from avssl.config import RunConfig
 
 WAIT_SECONDS = 24 * 3600.0  # for so long the other processes of a run wait for the one that prepares
-# What is decided by the call itself, or concerns several machines, for which there is `avssl prep`.
+# What is decided by the call itself, or concerns several machines or shard folders, for which there is `avssl prep`.
 NO_OPTIONS = {
-    "command", "redirect_host", "source", "manifest", "out", "part", "executor", "slurm_tasks", "slurm_partition"
+    "command", "redirect_host", "source", "manifest", "out", "part", "executor", "slurm_tasks", "slurm_partition",
+    "test_share", "validation_share", "by", "group", "near_duplicates",
 }  # fmt: skip
 
 

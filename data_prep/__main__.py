@@ -1,4 +1,4 @@
-"""Media files to shards: index, then write, then verify; the others look at what there is."""
+"""Media files to shards: index, split, write, verify; the others look at what there is."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 # Commands that are modules with add_arguments(parser) and run(arguments) -> exit code or None, and their help.
 MODULES = {
     "index": ("data_prep.index.command", "list the files of a folder or a list in a manifest"),
+    "split": ("data_prep.split.command", "divide a manifest into train, validation and test"),
     "coverage": (
         "data_prep.inspect.coverage",
         "count how much of a manifest was found, can be decoded and was written, by class",

@@ -49,7 +49,7 @@ def checked_overlap(run: Path, task: TaskConfig) -> dict[str, Any]:
     measured = overlap.measure_overlap(run, list(overlap.data_folders(task)))
     overlap.refuse_overlap(measured, allowed=task.allow_overlap)
     if distributed.rank() == 0:
-        for line in overlap.describe_overlap(measured):
+        for line in (*overlap.describe_overlap(measured), *overlap.describe_parts(measured)):
             say(f"note: {line}", sys.stderr)
     return measured
 

@@ -45,7 +45,7 @@ def main(cfg: config.RunConfig) -> int:
     from avssl.optim.build import build_optimizer, forget, set_learning_rate
     from avssl.prepared import shards_of
     from avssl.public_models import settle
-    from avssl.shards.mixture import check_modalities, open_shards
+    from avssl.shards.mixture import check_modalities, open_shards, refuse_test_part
     from avssl.train import estimate, fitting
     from avssl.train.monitor import Monitor, provenance
     from avssl.train.probe import OnlineProbe, embedding_modules
@@ -74,6 +74,7 @@ def main(cfg: config.RunConfig) -> int:
     storage.allow_redirects(list(cfg.data.redirect_hosts))
     cfg.data.shards = shards_of(cfg, modalities)  # media become shards first
     shards = open_shards(cfg.data.shards, cfg.data.cache_dir, cfg.data.cache_bytes)
+    refuse_test_part(shards, allowed=cfg.data.allow_test_part)
     check_modalities(shards, modalities)
     for line in fitting.fit(cfg, loss_class, shards, accelerator):  # config.yaml has the result of "auto"
         accelerator.print(plain_lines(line))

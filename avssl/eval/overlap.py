@@ -47,6 +47,10 @@ class DigestSet:
         """bool (N,): whether a sample's media or source is in the set."""
         return np.isin(digests.media, self.media) | np.isin(digests.sources, self.sources)
 
+    def num_sources(self, digests: SampleDigests) -> int:
+        """How many source files of the samples are in the set."""
+        return int(np.isin(np.unique(digests.sources), self.sources).sum())
+
 
 EMPTY = DigestSet(np.zeros(0, np.uint64), np.zeros(0, np.uint64))
 
@@ -122,16 +126,19 @@ def data_folders(config: TaskConfig) -> Iterator[tuple[str, str]]:
 
 def measure_overlap(run: str | Path, folders: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """The overlap as a result has it: {"by_run": "known", "incomplete" or "unknown", "tests": [{"test", "train",
-    "fingerprint", "num_test", "num_in_train", "num_in_run" (None: unknown), "keys" (at most 5 of them)}, ...]}.
+    "fingerprint", "num_test", "num_in_train", "num_in_run" (None: unknown), "keys" (at most 5 of them), "num_sources",
+    "num_sources_in_train", "num_sources_in_run", "test_parts", "train_parts" (of a split)}, ...]}.
     """
     run_data = read_training_data(run)
     tests = []
     for train, test in folders:
         shards = ShardSet(test)
         digests = sample_digests(shards)
-        train_data = _digest_set(ShardSet(train)) if train else EMPTY
-        in_train, in_run = (
-            None if digests is None or data is None else data.holds(digests) for data in (train_data, run_data)
+        train_shards = ShardSet(train) if train else None
+        known = EMPTY if train_shards is None else _digest_set(train_shards), run_data
+        in_train, in_run = (None if digests is None or data is None else data.holds(digests) for data in known)
+        sources_in_train, sources_in_run = (
+            None if digests is None or data is None else data.num_sources(digests) for data in known
         )
         was_trained_on = np.zeros(shards.num_samples, np.bool_)
         for mask in (in_train, in_run):
@@ -146,6 +153,11 @@ def measure_overlap(run: str | Path, folders: Sequence[tuple[str, str]]) -> dict
                 "num_in_train": None if in_train is None else int(in_train.sum()),
                 "num_in_run": None if in_run is None else int(in_run.sum()),
                 "keys": [shards.keys[row] for row in np.flatnonzero(was_trained_on)[:NAMED_KEYS]],
+                "num_sources": None if digests is None else len(np.unique(digests.sources)),
+                "num_sources_in_train": sources_in_train,
+                "num_sources_in_run": sources_in_run,
+                "test_parts": shards.index.split_parts,
+                "train_parts": [] if train_shards is None else train_shards.index.split_parts,
             }
         )
     if run_data is None or any(entry["num_in_run"] is None for entry in tests):
@@ -157,18 +169,28 @@ def describe_overlap(measured: dict[str, Any]) -> list[str]:
     """A line for every test set that was trained on, and one if it is not known."""
     lines = []
     for entry in measured["tests"]:
-        for count, by in (
-            (entry["num_in_train"], f"train={entry['train']}"),
-            (entry["num_in_run"], "the run's training"),
-        ):
-            if count:
+        for where, by in (("train", f"train={entry['train']}"), ("run", "the run's training")):
+            if count := entry[f"num_in_{where}"]:
                 keys = ", ".join(entry["keys"]) + (" ..." if count > len(entry["keys"]) else "")
-                lines.append(f"{count} of {entry['num_test']} test samples of {entry['test']} are in {by} too ({keys})")
+                sources = f"{entry[f'num_sources_in_{where}']} of {entry['num_sources']} test sources"
+                samples = f"{count} of {entry['num_test']} test samples of {entry['test']}"
+                lines.append(f"{samples} are in {by} too, and {sources} ({keys})")
     if measured["by_run"] != "known":
         lines.append(
             "unknown whether the run was trained on the test set: it, or what it began from, does not say what it was "
             "trained on (imported, or made by an earlier version), or the shards are older ones without digests"
         )
+    return lines
+
+
+def describe_parts(measured: dict[str, Any]) -> list[str]:
+    """A line for every folder that holds the wrong part of a split: test= that of training, train= that of testing."""
+    lines = []
+    for entry in measured["tests"]:
+        for key, wrong in (("test", "train"), ("train", "test")):
+            if wrong in entry[f"{key}_parts"]:
+                parts = " and ".join(entry[f"{key}_parts"])
+                lines.append(f"{key}={entry[key]} holds the part {parts} of a split (`avssl prep split`)")
     return lines
 
 

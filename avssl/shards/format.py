@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -200,7 +200,10 @@ def _take_digests(fields: Fields, name: str, num_samples: int) -> str:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """index.json: the shards of a folder, the counts of samples, and the options that made them."""
+    """index.json: the shards of a folder, the counts of samples, and the options that made them.
+
+    split_parts: the parts of `avssl prep split` that the manifest's rows belong to, e.g. ["test"]; [] for none.
+    """
 
     shards: list[ShardRecord]
     num_samples: int
@@ -210,6 +213,7 @@ class ShardIndex:
     label_names: dict[str, list[str]]
     options: dict[str, Any]
     manifest_sha256: str
+    split_parts: list[str] = field(default_factory=list)
 
     @property
     def total_bytes(self) -> int:
@@ -225,7 +229,10 @@ class ShardIndex:
             "num_written": self.num_samples,
             "total_bytes": self.total_bytes,
         }
-        return (dump(asdict(self) | derived, sort_keys=True, indent=1) + "\n").encode("ascii")
+        record = asdict(self) | derived
+        if not self.split_parts:  # as in the folders of earlier versions, byte for byte
+            del record["split_parts"]
+        return (dump(record, sort_keys=True, indent=1) + "\n").encode("ascii")
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Self:
@@ -249,6 +256,7 @@ class ShardIndex:
             label_names=fields.labels("label_names"),
             options=fields.mapping("options"),
             manifest_sha256=fields.text("manifest_sha256"),
+            split_parts=fields.items("split_parts", str, []),
         )
         index._check_sums(fields, where)
         return index

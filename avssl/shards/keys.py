@@ -16,6 +16,8 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from avssl.shards.format import dump_json
+
 Segment = tuple[float, float]  # (begin, end) in seconds
 HASH_LENGTHS = (8, 16, 64)
 HASHES_AT_A_TIME = 1 << 20
@@ -47,6 +49,14 @@ def folder_labels(path: str) -> dict[str, list[str]]:
     if "/" not in path:
         return {}
     return {"label": [os.fsencode(path.split("/", maxsplit=1)[0]).decode("utf-8", "replace")]}
+
+
+def source_of(content: str | None, path: str | None, num_bytes: int | None, item: int | None) -> str:
+    """16 hex digits of a source: a file, whatever its name and whatever seconds are taken of it, or an image in a file.
+
+    content: `files.content_digest`; where it is not known the path stands for it.
+    """
+    return hashlib.sha256(dump_json([content or path, num_bytes, item])).hexdigest()[:16]
 
 
 class KeyHashes:

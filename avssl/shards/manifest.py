@@ -32,7 +32,7 @@ class Entry:
     error: {"reason", "message"} or None. num_bytes: file size when it was indexed. item: number of an image in the
     file, from 0; None: the file is the sample. segment: (begin, end) in seconds from the start of the stream that
     starts first; None: the whole file is the sample. content: files.content_digest when it was indexed; "" for a file
-    that was not opened, or that holds many images.
+    that was not opened, or that holds many images. part: that `avssl prep split` put it in, e.g. "test"; "" for none.
     """
 
     path: str
@@ -44,6 +44,7 @@ class Entry:
     item: int | None = None
     segment: Segment | None = None
     content: str = ""
+    part: str = ""
 
     @property
     def is_image(self) -> bool:
@@ -61,6 +62,8 @@ class Entry:
             record["segment"] = list(self.segment)
         if self.content:
             record["content"] = self.content
+        if self.part:
+            record["part"] = self.part
         return dump_json(record)
 
     @classmethod
@@ -78,7 +81,8 @@ class Entry:
         media = {name: record.get(name) for name in (("image",) if "image" in record else MEDIA_FACTS)}
         _check_media(fields, media)
         segment, content = read_segment(record.get("segment"), where), fields.text("content", "")
-        return cls(path, key, labels, media, _error(fields), fields.count("bytes", 0), item, segment, content)
+        part = fields.text("part", "")
+        return cls(path, key, labels, media, _error(fields), fields.count("bytes", 0), item, segment, content, part)
 
 
 def _error(fields: Fields) -> dict[str, str] | None:
@@ -123,3 +127,20 @@ def stream_manifest(path: Path) -> Iterator[Entry]:
         for number, line in enumerate(file, start=1):
             where = f"{path}, line {number}"
             yield Entry.from_json(parse(line, where), where)
+
+
+def with_line(message: str, path: Path) -> str:
+    """The message of an error about a manifest with "line 2" instead of "byte 123"."""
+    before, _, rest = message.partition(f"{path}, byte ")
+    offset, _, text = rest.partition(":")
+    if not offset.isdecimal():
+        return message
+    with path.open("rb") as file:
+        line = 1 + sum(block.count(b"\n") for block in _blocks(file, int(offset)))
+    return f"{before}{path}, line {line}:{text}"
+
+
+def _blocks(file: Any, num_bytes: int) -> Iterator[bytes]:
+    while num_bytes > 0 and (block := file.read(min(num_bytes, 1 << 20))):
+        num_bytes -= len(block)
+        yield block

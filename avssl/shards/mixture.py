@@ -185,3 +185,15 @@ def check_modalities(shards: ShardSet, modalities: Sequence[str]) -> None:
                 f"data.shards: the loss reads {' and '.join(modalities)}, and {part.location} has no "
                 f"{' and no '.join(missing)} (its samples have {held}); every folder of a list must have all of them"
             )
+
+
+def refuse_test_part(shards: ShardSet, *, allowed: bool) -> None:
+    """Raise ValueError if a folder to be trained on holds the test part of a split, unless that is allowed."""
+    for part in shards.parts:
+        if "test" in part.index.split_parts and not allowed:
+            parts = " and ".join(part.index.split_parts)
+            raise ValueError(
+                f"data.shards: {part.location} holds the part {parts} of a split (`avssl prep split`); a run that was "
+                "trained on it says nothing about other data. Take the shards of the train part, or add "
+                "data.allow_test_part=true"
+            )

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from avssl.shards.format import SampleInfo, SideCar, dump_json
+from avssl.shards.format import SampleInfo, SideCar
+from avssl.shards.keys import source_of
 from avssl.shards.shard_set import Sample, ShardSet
 from avssl.shards.subset import ShardSubset
 
@@ -37,8 +38,7 @@ class SampleDigests:
 def source_digest(info: SampleInfo) -> str:
     """16 hex digits of the source file (and of the number of an image inside it), not of the seconds taken from it."""
     source = info.source
-    origin = source.get("content") or source.get("path")
-    return _sixteen_digits(dump_json([origin, source.get("bytes"), source.get("item")]))
+    return source_of(source.get("content"), source.get("path"), source.get("bytes"), source.get("item"))
 
 
 def media_digest(sample: Sample) -> str:
@@ -79,7 +79,3 @@ def with_digests(side_car: SideCar, samples: list[tuple[str, str]]) -> SideCar:
 
 def _joined(texts: list[str]) -> Digests:
     return np.frombuffer(bytes.fromhex("".join(texts)), dtype=">u8").astype(np.uint64)
-
-
-def _sixteen_digits(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from avssl.files.plain_text import say
+from avssl.files.plain_text import say, say_lines
 from avssl.media.images import IMAGE_SUFFIXES
 from avssl.processes.limits import Limits, default_num_workers
 from data_prep.index.build import (
@@ -20,6 +20,8 @@ from data_prep.index.cutting import Cutting
 from data_prep.index.gather import KINDS
 from data_prep.index.lists.formats import FORMATS, HAVE_SPLITS, IDX, detect
 from data_prep.index.lists.published import ListSettings
+from data_prep.split.command import RULE_OPTIONS, add_rule_arguments, rule_of, split
+from data_prep.split.command import describe as describe_split
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=default_num_workers(), help="processes (default: all cores)")
     _add_list_arguments(parser.add_argument_group("lists"))
     _add_cutting_arguments(parser.add_argument_group("cutting long files into several samples"))
+    add_rule_arguments(parser.add_argument_group("train and test: with a share, the manifest is split, too"))
     _add_limits(parser.add_argument_group("what one file may take"))
 
 
@@ -104,8 +107,17 @@ def run(arguments: argparse.Namespace) -> int:
     """Make the manifest and print a summary. The exit code is 0 even if files cannot be read: they are listed with the
     reason.
     """
+    shares = arguments.test_share, arguments.validation_share
+    if any(shares):
+        rule_of(arguments)  # its error comes before the work
+    elif given := [option for option in RULE_OPTIONS if getattr(arguments, option) not in (None, False)]:
+        raise ValueError(
+            f"{', '.join(map(RULE_OPTIONS.get, given))} is for a split; give --test-share or --validation-share too"
+        )
     for line in describe(make_manifest(arguments), arguments.out, arguments.split):
         say(line)
+    if any(shares):
+        say_lines("\n".join(describe_split(split(arguments.out, arguments))))
     return 0
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from avssl.files.checked_json import Fields, parse
 from avssl.files.whole import hashed_file, sha256_file, write_whole
 from avssl.processes.pool import in_processes
-from avssl.shards.manifest import Entry
+from avssl.shards.manifest import Entry, with_line
 
 OFFSETS_NAME, FACTS_NAME = "rows.offsets", "rows.json"
 RANGE_BYTES = 64 << 20
@@ -40,11 +40,14 @@ class ByteRange:
 
 @dataclass(frozen=True)
 class Scanned:
-    """What a byte range holds: where its rows begin, 64 bits of the hash of each key, and whether rows are images."""
+    """What a byte range holds: where its rows begin, 64 bits of the hash of each key, how many rows are images, and the
+    parts of a split that they belong to.
+    """
 
     offsets: NDArray[np.int64]
     key_hashes: NDArray[np.uint64]
     num_images: int
+    split_parts: frozenset[str]
 
 
 class ManifestRows:
@@ -58,6 +61,7 @@ class ManifestRows:
         facts = Fields.read(scratch / FACTS_NAME)
         self.manifest, self.sha256, self.are_images = manifest, facts.text("sha256"), facts.flag("are_images")
         self._num_bytes = facts.count("bytes")
+        self.split_parts: list[str] = facts.items("split_parts", str, [])
         self._offsets_path = scratch / OFFSETS_NAME
         self._count = facts.count("rows")
 
@@ -101,9 +105,11 @@ def scan(manifest: Path, scratch: Path, num_workers: int = 1) -> ManifestRows:
         offsets = stack.enter_context(hashed_file(scratch / OFFSETS_NAME))
         hashes = Buckets(stack, Path(stack.enter_context(TemporaryDirectory(dir=scratch, prefix="keys-"))))
         num_rows = num_images = 0
+        split_parts: set[str] = set()
         for scanned in _in_order(byte_ranges, num_workers):
             offsets.write(scanned.offsets.tobytes())
             hashes.add(scanned.key_hashes, num_rows)
+            split_parts |= scanned.split_parts
             num_rows, num_images = num_rows + len(scanned.offsets), num_images + scanned.num_images
         offsets.write(np.int64(size).tobytes())
         repeated = hashes.repeated()
@@ -113,7 +119,8 @@ def scan(manifest: Path, scratch: Path, num_workers: int = 1) -> ManifestRows:
         )
     if num_images not in (0, num_rows):
         raise ValueError(f"{manifest}: lists images beside video or audio files; make a manifest of each kind")
-    facts = {"sha256": sha256, "rows": num_rows, "are_images": num_images > 0, "bytes": size}
+    facts: dict[str, Any] = {"sha256": sha256, "rows": num_rows, "are_images": num_images > 0, "bytes": size}
+    facts["split_parts"] = sorted(split_parts)
     write_whole(scratch / FACTS_NAME, json.dumps(facts).encode())
     return ManifestRows(manifest, scratch)
 
@@ -130,7 +137,7 @@ def _is_scanned(scratch: Path, sha256: str) -> bool:
 
 def scan_range(byte_range: ByteRange) -> Scanned:
     """Check the rows that begin in a byte range. ValueError names the first bad row by its byte. Runs in a worker."""
-    offsets, hashes, num_images = [], [], 0
+    offsets, hashes, num_images, parts = [], [], 0, set()
     with byte_range.path.open("rb") as file:
         file.seek(max(0, byte_range.begin - 1))
         if byte_range.begin:
@@ -142,7 +149,9 @@ def scan_range(byte_range: ByteRange) -> Scanned:
             offsets.append(begin)
             hashes.append(hashlib.blake2b(entry.key.encode(), digest_size=8).digest())
             num_images += entry.is_image
-    return Scanned(np.array(offsets, np.int64), np.frombuffer(b"".join(hashes), np.uint64), num_images)
+            parts.add(entry.part)
+    key_hashes = np.frombuffer(b"".join(hashes), np.uint64)
+    return Scanned(np.array(offsets, np.int64), key_hashes, num_images, frozenset(parts - {""}))
 
 
 def _in_order(byte_ranges: list[ByteRange], num_workers: int) -> Iterator[Scanned]:
@@ -162,24 +171,7 @@ def _in_order(byte_ranges: list[ByteRange], num_workers: int) -> Iterator[Scanne
                 yield done.pop(number)
                 number += 1
     except ValueError as error:
-        raise ValueError(_with_line(str(error), byte_ranges[0].path)) from error
-
-
-def _with_line(message: str, path: Path) -> str:
-    """The message of an error with "line 2" instead of "byte 123"."""
-    before, _, rest = message.partition(f"{path}, byte ")
-    offset, _, text = rest.partition(":")
-    if not offset.isdecimal():
-        return message
-    with path.open("rb") as file:
-        line = 1 + sum(block.count(b"\n") for block in _blocks(file, int(offset)))
-    return f"{before}{path}, line {line}:{text}"
-
-
-def _blocks(file: Any, num_bytes: int) -> Iterator[bytes]:
-    while num_bytes > 0 and (block := file.read(min(num_bytes, 1 << 20))):
-        num_bytes -= len(block)
-        yield block
+        raise ValueError(with_line(str(error), byte_ranges[0].path)) from error
 
 
 class Buckets:

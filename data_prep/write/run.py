@@ -196,6 +196,7 @@ def _finish(job: Job, shards: list[ShardRecord]) -> ShardIndex:
         label_names={field: sorted(names) for field, names in sorted(labels.items())},
         options=job.recorded_options,
         manifest_sha256=job.rows.sha256,
+        split_parts=job.rows.split_parts,
     )
     if index.num_listed != index.num_samples + index.num_skipped:  # an error of the program, or .parts was edited
         raise RuntimeError(

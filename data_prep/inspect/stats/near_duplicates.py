@@ -91,7 +91,7 @@ def near_groups(hashes: Hashes, max_distance: int) -> list[Indices]:
         return []
     rows, row_of = np.unique(hashes[present], axis=0, return_inverse=True)
     parent = np.arange(len(rows))
-    for first, second in _candidates(rows[:, 0], max_distance):
+    for first, second in candidates(rows[:, 0], max_distance):
         near = np.ones(len(first), dtype=bool)
         for column in rows.T:
             left, right = column[first], column[second]
@@ -107,7 +107,7 @@ def _largest_first(groups: list[Indices]) -> list[Indices]:
     return sorted(groups, key=lambda group: (-len(group), int(group[0])))
 
 
-def _candidates(hashes: Hashes, max_distance: int) -> Iterator[tuple[Indices, Indices]]:
+def candidates(hashes: Hashes, max_distance: int) -> Iterator[tuple[Indices, Indices]]:
     """Pairs of positions, many at a time: every pair within max_distance and others; some occur more than once."""
     num_chunks = max_distance // 2 + 1
     edges = [NUM_BITS * number // num_chunks for number in range(num_chunks + 1)]

@@ -1,0 +1,1 @@
+"""A manifest divided into train, validation and test."""
