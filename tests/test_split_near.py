@@ -168,3 +168,6 @@ def test_many_files_of_one_key_are_compared_each_with_the_next(tmp_path, monkeyp
     manifest = manifest_of([entry(number) for number in range(3)], tmp_path / "corpus.jsonl")
     pairs = near_sources(manifest, tmp_path / "store", num_workers=1, limits=None, tell=print)
     assert list(pairs) == []
+    (tmp_path / "store").write_bytes(b"no database" * 1000)
+    with pytest.raises(ValueError, match=r"store: is no file of fingerprints .*remove it"):
+        list(near_sources(manifest, tmp_path / "store", num_workers=1, limits=None, tell=print))

@@ -78,6 +78,13 @@ def test_evaluation_counts_sources_that_were_trained_on_and_names_wrong_parts(pa
     ]
 
 
+def test_an_online_probe_on_the_test_part_is_warned_of(parts, tmp_path):
+    overlap.write_training_data(tmp_path, ShardSet(parts["train"]), "")
+    (line,) = overlap.probe_warnings(tmp_path, str(parts["test"]))
+    assert line.startswith(f"probe.shards: {parts['test']} holds the test part of a split")
+    assert overlap.probe_warnings(tmp_path, str(parts["validation"])) == []
+
+
 @pytest.mark.slow
 def test_the_first_hour_trains_on_one_part_and_evaluates_on_another(corpus, tmp_path):
     def prep(*words):
@@ -94,6 +101,8 @@ def test_the_first_hour_trains_on_one_part_and_evaluates_on_another(corpus, tmp_
     assert "holds the part test of a split" in refused.stderr
     shutil.rmtree(run, ignore_errors=True)
     run_python(*command, f"data.shards={tmp_path / 'train'}")
+    provenance = json.loads((run / "provenance.json").read_text())
+    assert provenance["data"]["split_parts"] == ["train"]
     evaluated = run_python("recipes/evaluate.py", run, "retrieval", f"test={tmp_path / 'test'}", "num_workers=0")
     assert "trained on" not in evaluated.stderr
     refused = run_python("recipes/evaluate.py", run, "retrieval", f"test={tmp_path / 'train'}", check=False)

@@ -205,8 +205,16 @@ def refuse_overlap(measured: dict[str, Any], *, allowed: bool) -> None:
 
 
 def probe_warnings(run: Path, shards: str) -> list[str]:
-    """Warnings if the run is trained on samples of the shards of its online probe; [] for shards ""."""
+    """Warnings if a run is trained on samples of the shards of its online probe, or if these are the test part of a
+    split; [] for shards "".
+    """
     if not shards:
         return []
     measured = measure_overlap(run, [("", shards)])
-    return [f"probe.shards: {line}; its curve says less about other data" for line in describe_overlap(measured)]
+    lines = [f"probe.shards: {line}; its curve says less about other data" for line in describe_overlap(measured)]
+    if "test" in measured["tests"][0]["test_parts"]:
+        lines.append(
+            f"probe.shards: {shards} holds the test part of a split; what is looked at while training is no test any "
+            "more. Take the validation part (`avssl prep split --validation-share`)"
+        )
+    return lines

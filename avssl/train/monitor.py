@@ -185,9 +185,12 @@ def provenance(cfg: RunConfig, shards: ShardSet, progress: Progress) -> dict[str
 
 
 def data_facts(shards: ShardSet) -> dict[str, Any]:
-    """{"shards": path, "fingerprint", "num_samples"}; of several folders "shards" is a list of such, with weights."""
-    facts = {"fingerprint": shards.fingerprint, "num_samples": shards.num_samples}
+    """{"shards": path, "fingerprint", "num_samples", "split_parts" if there are some}; of several folders "shards" is a
+    list of such, with weights.
+    """
+    facts: dict[str, Any] = {"fingerprint": shards.fingerprint, "num_samples": shards.num_samples}
     if len(shards.parts) == 1:
+        facts |= {"split_parts": shards.index.split_parts} if shards.index.split_parts else {}
         return {"shards": shards.location, **facts}
     weights: Sequence[float | None] = shards.weights or len(shards.parts) * [None]
     folders = [{**data_facts(part), "weight": weight} for part, weight in zip(shards.parts, weights, strict=True)]

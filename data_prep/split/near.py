@@ -55,10 +55,15 @@ def near_sources(
 
 def _opened(store: Path) -> sqlite3.Connection:
     database = sqlite3.connect(store)
-    database.execute(
-        f"CREATE TABLE IF NOT EXISTS {TABLE} "
-        "(source TEXT PRIMARY KEY, frames BLOB, sound BLOB, keys BLOB, is_image INTEGER)"
-    )
+    try:
+        database.execute(
+            f"CREATE TABLE IF NOT EXISTS {TABLE} "
+            "(source TEXT PRIMARY KEY, frames BLOB, sound BLOB, keys BLOB, is_image INTEGER)"
+        )
+    except sqlite3.OperationalError:
+        raise
+    except sqlite3.DatabaseError as error:
+        raise ValueError(f"{store}: is no file of fingerprints ({error}); remove it: they are taken anew") from error
     database.execute("CREATE TEMP TABLE wanted (source TEXT PRIMARY KEY, path TEXT, is_image INTEGER)")
     return database
 
@@ -101,7 +106,7 @@ def _take_fingerprints(database: sqlite3.Connection, num_workers: int, limits: L
                 continue
             arrays = (array.tobytes() for array in (outcome.frames, outcome.sound, outcome.keys))
             row = (f"{task.source:016x}", *arrays, outcome.is_image)
-            database.execute(f"INSERT INTO {TABLE} VALUES (?, ?, ?, ?, ?)", row)
+            database.execute(f"INSERT OR IGNORE INTO {TABLE} VALUES (?, ?, ?, ?, ?)", row)
             if number % ROWS_PER_COMMIT == 0:
                 database.commit()
         database.commit()

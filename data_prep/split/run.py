@@ -26,9 +26,8 @@ from avssl.files.scratch import scratch_folder
 from avssl.files.whole import whole_file, write_whole
 from avssl.shards.format import dump_json
 from data_prep.split.links import Links, placed
-from data_prep.split.pairs import PairFiles
 from data_prep.split.rule import LEFT_OUT, PARTS, TEST, TRAIN, VALIDATION, Hashes, SplitRule, best_seed
-from data_prep.split.scan import Scanned, scan
+from data_prep.split.scan import PairFiles, Scanned, scan
 
 FORMAT_NAME, SCHEMA_VERSION = "avssl-split", 1
 DEFAULT_BY = "label"

@@ -1,8 +1,12 @@
-"""Reads the lines of a manifest for a split, in processes: what groups, sources and labels they belong to."""
+"""Reads the lines of a manifest for a split, in processes: what groups, sources and labels they belong to.
+
+What was read is kept as pairs of numbers on disk, so that memory does not grow with the rows.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +20,7 @@ from avssl.shards.manifest import with_line
 from data_prep.split.rule import PARTS, TRAIN, Hashes, Row
 
 RANGE_BYTES = 8 << 20
+NUM_BUCKETS = 64  # files of pairs that are sorted one by one, each 1/64 of all
 
 
 @dataclass(frozen=True)
@@ -103,3 +108,33 @@ def scan_range(task: ScanTask) -> Scanned:
         num_without,
         other_part,
     )
+
+
+class PairFiles:
+    """Pairs (first, second) of uint64, distributed to files by the upper bits of the first, which is a hash.
+
+    folder: an existing one for the files, which the caller removes.
+    """
+
+    def __init__(self, stack: ExitStack, folder: Path, name: str) -> None:
+        paths = (folder / f"{name}.{number:02d}" for number in range(NUM_BUCKETS))
+        self._files = [stack.enter_context(path.open("w+b")) for path in paths]
+
+    def add(self, first: NDArray[np.uint64], second: NDArray[np.uint64]) -> None:
+        """Add pairs: uint64 (n,) each."""
+        bucket = (first >> np.uint64(58)).astype(np.int64)
+        order = np.argsort(bucket, kind="stable")
+        pairs = np.stack([first, second], axis=1)[order]
+        cuts = np.searchsorted(bucket[order], np.arange(1, NUM_BUCKETS))
+        for file, part in zip(self._files, np.split(pairs, cuts), strict=True):
+            file.write(part.tobytes())
+
+    def distinct(self) -> Iterator[NDArray[np.uint64]]:
+        """The pairs, each once and in order, many at a time: uint64 (n, 2); all pairs of a first come together."""
+        for file in self._files:
+            file.seek(0)
+            pairs = np.frombuffer(file.read(), np.uint64).reshape(-1, 2)
+            pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+            is_new = np.ones(len(pairs), np.bool_)
+            is_new[1:] = (pairs[1:] != pairs[:-1]).any(axis=1)
+            yield pairs[is_new]
