@@ -102,7 +102,7 @@ def test_the_command_keeps_copies_on_one_side_and_decodes_each_file_once(tmp_pat
     command = ["index", str(videos), "--out", str(tmp_path / "corpus.jsonl"), "--test-share", ".4", "--near-duplicates"]
     assert main(command) == 0
     first = parts_of(tmp_path / "corpus.jsonl")
-    sides = {seed: {part for key, part in first.items() if key.endswith(f"_{seed}")} for seed in range(6)}
+    sides = {seed: {part for key, part in first.items() if key.endswith(f"_{seed}_mp4")} for seed in range(6)}
     assert all(len(side) == 1 for side in sides.values()), sides
     assert set().union(*sides.values()) == {"train", "test"}
     stamp = (tmp_path / "corpus.fingerprints").stat().st_mtime_ns
@@ -112,8 +112,8 @@ def test_the_command_keeps_copies_on_one_side_and_decodes_each_file_once(tmp_pat
     assert main(command) == 0
     second = parts_of(tmp_path / "corpus.jsonl")
     assert first.items() <= second.items()
-    assert second["scaled_3"] == second["same_3"]
-    assert second["cropped_7"] == second["encoded_anew_7"]
+    assert second["scaled_3_mp4"] == second["same_3_mp4"]
+    assert second["cropped_7_mp4"] == second["encoded_anew_7_mp4"]
     assert (tmp_path / "corpus.fingerprints").stat().st_mtime_ns > stamp
     assert main(command) == 0
     assert parts_of(tmp_path / "corpus.jsonl") == second
