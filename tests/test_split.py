@@ -199,6 +199,28 @@ def test_a_new_file_that_links_both_sides_is_left_out_and_the_others_stay(tmp_pa
     assert not (tmp_path / "corpus.left_out.jsonl").exists()
 
 
+def test_copies_that_are_added_to_folders_of_two_parts_are_left_out_and_nothing_moves(tmp_path):
+    """No source in two parts and no row moved, whatever is copied where: by pandas, on random copies in two steps."""
+    random, rule = np.random.default_rng(5), SplitRule(0.3, 0.2, group="folder")
+    rows = [entry(number, folder=f"folder {number // 3}") for number in range(90)]
+    manifest = manifest_of(rows, tmp_path / "corpus.jsonl")
+    split_manifest(manifest, rule)
+    for step in (1, 2):
+        before = parts_of(manifest)
+        pairs = random.integers(0, (100, 30), (12, 2)).tolist()
+        rows += [entry(number, folder=f"folder {folder}", clip=step) for number, folder in dict(pairs).items()]
+        manifest_of(rows, manifest)
+        split_manifest(manifest, rule)
+        after = parts_of(manifest)
+        assert {key: part for key, part in before.items() if part != "left_out"}.items() <= after.items()
+        kept = pd.Series({key: part for key, part in after.items() if part != "left_out"}).reset_index()
+        kept.columns = ["key", "part"]
+        assert (kept.groupby(kept["key"].str.extract(r"/(v\d+)_")[0])["part"].nunique() == 1).all()
+        assert (kept.groupby(kept["key"].str.split("/").str[0])["part"].nunique() == 1).all()
+        assert "left_out" in after.values()
+        assert len(after) == len(rows)
+
+
 def test_linked_folders_stay_where_they_were_when_what_linked_them_is_gone(tmp_path):
     rule = SplitRule(test_share=0.5, group="folder")
     rows = [entry(number, folder=f"folder {number}") for number in range(30)]

@@ -12,8 +12,9 @@ import numpy as np
 
 from avssl.files.plain_text import plain, say
 from avssl.processes.limits import Limits, default_num_workers
+from data_prep.split.earlier import beside
 from data_prep.split.rule import LEFT_OUT, PARTS, SOURCE, TEST, TRAIN, VALIDATION, SplitRule
-from data_prep.split.run import SplitSummary, beside, split_manifest
+from data_prep.split.run import SplitSummary, split_manifest
 
 NUM_NAMES = 5  # labels that are named
 AUTO = "auto"

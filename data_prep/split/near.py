@@ -155,4 +155,4 @@ def _pairs(keys: Hashes, owners: Hashes) -> Iterator[tuple[int, int]]:
 
 def _once(first: NDArray[np.int64], second: NDArray[np.int64]) -> list[list[int]]:
     pairs = np.sort(np.stack([first, second], axis=1), axis=1)
-    return np.unique(pairs, axis=0).tolist() if len(pairs) else []  # type: ignore[no-any-return]
+    return np.unique(pairs, axis=0).tolist() if len(pairs) else []

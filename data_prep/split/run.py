@@ -11,7 +11,7 @@ Where that file is, the rule is that of the file, and linked groups stay where t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,16 +20,25 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from avssl.files.checked_json import Fields, parse
+from avssl.files.checked_json import parse
 from avssl.files.disk_errors import clear_errors
 from avssl.files.scratch import scratch_folder
 from avssl.files.whole import whole_file, write_whole
 from avssl.shards.format import dump_json
+from data_prep.split.earlier import (
+    FORMAT_NAME,
+    SCHEMA_VERSION,
+    beside,
+    earlier_parts,
+    earlier_split,
+    refuse_another_rule,
+    rows_left_out,
+    rule_of,
+)
 from data_prep.split.links import Links, placed
-from data_prep.split.rule import LEFT_OUT, PARTS, TEST, TRAIN, VALIDATION, Hashes, SplitRule, best_seed
+from data_prep.split.rule import LEFT_OUT, PARTS, SOURCE, TEST, TRAIN, VALIDATION, Hashes, SplitRule, best_seed
 from data_prep.split.scan import PairFiles, Scanned, scan
 
-FORMAT_NAME, SCHEMA_VERSION = "avssl-split", 1
 DEFAULT_BY = "label"
 ROWS_AT_A_TIME = 1 << 16
 
@@ -79,11 +88,6 @@ class SplitSummary:
         }
 
 
-def beside(manifest: Path, name: str) -> Path:
-    """The file of a split that is called `name`: corpus.jsonl has corpus.test.jsonl and corpus.split.json."""
-    return manifest.with_name(f"{manifest.name.removesuffix('.jsonl')}.{name}")
-
-
 def split_manifest(
     manifest: Path,
     rule: SplitRule,
@@ -107,11 +111,11 @@ def split_manifest(
     """
     if not manifest.is_file():
         raise FileNotFoundError(f"{manifest}: no such manifest; make one with `avssl prep index`")
-    earlier = _earlier_split(manifest)
+    earlier = earlier_split(manifest)
     if earlier is not None and choose_seed is not False:
-        rule, choose_seed = replace(rule, seed=_rule_of(earlier).seed), False
+        rule, choose_seed = replace(rule, seed=rule_of(earlier).seed), False
     if earlier is not None:
-        _refuse_another_rule(manifest, rule, _rule_of(earlier))
+        refuse_another_rule(manifest, rule, rule_of(earlier))
     with (
         clear_errors(manifest, "written"),
         scratch_folder(manifest.parent, f"{manifest.name}.split") as scratch,
@@ -121,17 +125,20 @@ def split_manifest(
         for scanned in scan(manifest, rule.group, by or DEFAULT_BY, num_workers):
             facts.add(scanned, manifest)
         facts.check(manifest, rule, by)
-        links = Links()
-        if rule.group != "source":
+        links, near_sources = Links(), Links()
+        if rule.group != SOURCE:
             links.join_sharing(facts.sources.distinct())
         if rule.near_duplicates:
-            _join_near(links, near(manifest), facts, by_source=rule.group == "source")
+            _join_near(links, near_sources, list(near(manifest)), facts)
         if choose_seed:
             rule = replace(rule, seed=_chosen_seed(rule, facts, links))
-        before = {}
+        before: dict[int, int] = {}
+        rows: set[tuple[int, int]] = set()
         if earlier is not None and (len(links.groups()) or earlier.count("num_moved_groups")):
-            before = _earlier_parts(manifest, rule, links.groups(), num_workers)
-        parts = _Parts(rule, placed(links, rule, before))
+            before = earlier_parts(manifest, rule, links.groups(), num_workers)
+            if rule.group != SOURCE:
+                rows = rows_left_out(manifest, rule, facts.sources, links, near_sources, num_workers)
+        parts = _Parts(rule, placed(links, rule, before), rows)
         summary = _counted(manifest, rule, facts, parts)
         summary.by, summary.num_linked = by or DEFAULT_BY, len(links.groups())
         summary.is_kept = earlier is not None
@@ -142,14 +149,13 @@ def split_manifest(
 
 
 class _Facts:
-    """What was read of the rows, in files: the group of each; pairs of sources and groups, and of groups and labels.
+    """What was read of the rows, in files: group and source of each; pairs of both, and of groups and labels.
 
     Label 0 is that of all groups. names: {name: number}.
     """
 
     def __init__(self, stack: ExitStack, folder: Path) -> None:
-        self.path = folder / "groups"
-        self._file = stack.enter_context(self.path.open("wb"))
+        self._file = stack.enter_context((folder / "rows").open("w+b"))
         self.sources, self.labels = (PairFiles(stack, folder, name) for name in ("sources", "labels"))
         self.names: dict[str, int] = {"": 0}
         self.num_rows = self.num_without = 0
@@ -161,7 +167,7 @@ class _Facts:
                 f"{manifest}: is, or holds, the {scanned.other_part} part of a split; split the whole manifest, or its "
                 "train part"
             )
-        self._file.write(scanned.groups.tobytes())
+        self._file.write(np.stack([scanned.groups, scanned.sources], axis=1).tobytes())
         self.sources.add(scanned.sources, scanned.groups)
         numbers = np.array([self.names.setdefault(name, len(self.names)) for name in scanned.label_names], np.uint64)
         self.labels.add(scanned.groups, np.zeros(len(scanned.groups), np.uint64))
@@ -171,7 +177,6 @@ class _Facts:
 
     def check(self, manifest: Path, rule: SplitRule, by: str | None) -> None:
         """ValueError for a label field that no row has."""
-        self._file.flush()
         if by is not None and len(self.names) == 1:
             raise ValueError(f"{manifest}: no row has a label {by!r}; --by takes one of the label fields of the rows")
         if self.num_without == self.num_rows:
@@ -180,12 +185,25 @@ class _Facts:
                 "fields of the rows"
             )
 
+    def blocks(self) -> Iterator[tuple[Hashes, Hashes]]:
+        """The groups and sources of the rows in order, many at a time: uint64 (n,) each."""
+        self._file.seek(0)
+        while content := self._file.read(16 * ROWS_AT_A_TIME):
+            pairs = np.frombuffer(content, np.uint64).reshape(-1, 2)
+            yield pairs[:, 0], pairs[:, 1]
+
 
 class _Parts:
-    """The part of every group: by the rule, but for `exceptions`: {group: part}."""
+    """The part of every group: by the rule, but for `exceptions`: {group: part}.
 
-    def __init__(self, rule: SplitRule, exceptions: Mapping[int, int]) -> None:
-        self._rule = rule
+    left_out: (source, group) of rows that are in no part although their group is.
+    """
+
+    def __init__(
+        self, rule: SplitRule, exceptions: Mapping[int, int], left_out: Collection[tuple[int, int]] = ()
+    ) -> None:
+        self._rule, self._left_out = rule, left_out
+        self._left_out_sources = np.array(sorted({source for source, _ in left_out}), np.uint64)
         self._groups = np.array(sorted(exceptions), np.uint64)
         self._parts = np.array([exceptions[group] for group in self._groups.tolist()], np.int8)
         self.num_moved = int((rule.parts(self._groups) != self._parts).sum())
@@ -198,21 +216,25 @@ class _Parts:
             parts = np.where(self._groups[places] == groups, self._parts[places], parts)
         return parts
 
+    def of_rows(self, groups: Hashes, sources: Hashes) -> NDArray[np.int8]:
+        """int8 (n,) of the groups and sources of n rows: uint64 (n,) each."""
+        parts = self.of(groups)
+        for row in np.flatnonzero(np.isin(sources, self._left_out_sources)).tolist():
+            if (int(sources[row]), int(groups[row])) in self._left_out:
+                parts[row] = LEFT_OUT
+        return parts
 
-def _join_near(links: Links, pairs: Iterator[tuple[int, int]], facts: _Facts, *, by_source: bool) -> None:
-    """Link the groups of sources that are near-duplicates."""
-    near = list(pairs)
-    if by_source:
-        for first, second in near:
-            links.join(first, second)
-        return
-    wanted = np.unique(np.array(near, np.uint64))
+
+def _join_near(links: Links, near_sources: Links, pairs: list[tuple[int, int]], facts: _Facts) -> None:
+    """Link the groups of sources that are near-duplicates, and these sources."""
+    wanted = np.unique(np.array(pairs, np.uint64))
     group_of = {
         int(source): int(group)  # groups that share a source are linked already: any of them stands for all
         for bucket in facts.sources.distinct()
         for source, group in bucket[np.isin(bucket[:, 0], wanted)]
     }
-    for first, second in near:
+    for first, second in pairs:
+        near_sources.join(first, second)
         links.join(group_of[first], group_of[second])
 
 
@@ -233,8 +255,8 @@ def _counted(manifest: Path, rule: SplitRule, facts: _Facts, parts: _Parts) -> S
     counts, rows = np.zeros((len(facts.names), len(PARTS)), np.int64), np.zeros(len(PARTS), np.int64)
     for bucket in facts.labels.distinct():
         np.add.at(counts, (bucket[:, 1].astype(np.int64), parts.of(bucket[:, 0])), 1)
-    for groups in _blocks(facts.path):
-        rows += np.bincount(parts.of(groups), minlength=len(PARTS))
+    for groups, sources in facts.blocks():
+        rows += np.bincount(parts.of_rows(groups, sources), minlength=len(PARTS))
     kept = [TRAIN, *([VALIDATION] if rule.validation_share else []), *([TEST] if rule.test_share else [])]
     kept += [LEFT_OUT] if rows[LEFT_OUT] else []
     return SplitSummary(
@@ -263,13 +285,6 @@ def _refuse_empty(summary: SplitSummary) -> None:
             )
 
 
-def _blocks(path: Path) -> Iterator[Hashes]:
-    """The groups of the rows in order, many at a time."""
-    with path.open("rb") as file:
-        while content := file.read(8 * ROWS_AT_A_TIME):
-            yield np.frombuffer(content, np.uint64)
-
-
 def _write_parts(summary: SplitSummary, facts: _Facts, parts: _Parts) -> None:
     """Copy each line to the file of its part. RuntimeError if the manifest changed since it was read."""
     state, num_rows = hashlib.sha256(), 0
@@ -279,8 +294,8 @@ def _write_parts(summary: SplitSummary, facts: _Facts, parts: _Parts) -> None:
             part: stack.enter_context(whole_file(path)) for part, path in summary.paths.items()
         }
         manifest = stack.enter_context(summary.manifest.open("rb"))
-        for groups in _blocks(facts.path):
-            for part, line in zip(parts.of(groups).tolist(), manifest, strict=False):
+        for groups, sources in facts.blocks():
+            for part, line in zip(parts.of_rows(groups, sources).tolist(), manifest, strict=False):
                 state.update(line)
                 num_rows += 1
                 if b'"part"' in line:  # of an earlier split, most likely
@@ -293,52 +308,3 @@ def _write_parts(summary: SplitSummary, facts: _Facts, parts: _Parts) -> None:
     if LEFT_OUT not in summary.paths:
         beside(summary.manifest, f"{PARTS[LEFT_OUT]}.jsonl").unlink(missing_ok=True)
     summary.manifest_sha256 = state.hexdigest()
-
-
-# --- an earlier split ------------------------------------------------------------------------------------------------
-
-
-def _earlier_split(manifest: Path) -> Fields | None:
-    path = beside(manifest, "split.json")
-    if not path.is_file():
-        return None
-    fields = Fields.read(path)
-    if fields.record.get("format") != FORMAT_NAME or fields.record.get("schema_version") != SCHEMA_VERSION:
-        raise ValueError(f"{path}: is no record of a split that this program reads; remove it to split anew")
-    return fields
-
-
-def _rule_of(earlier: Fields) -> SplitRule:
-    rule = earlier.section("rule")
-    return SplitRule(
-        rule.number("test_share"),
-        rule.number("validation_share"),
-        rule.text("group"),
-        rule.count("seed"),
-        rule.flag("near_duplicates"),
-    )
-
-
-def _refuse_another_rule(manifest: Path, rule: SplitRule, recorded: SplitRule) -> None:
-    differing = [
-        f"{name.replace('_', ' ')}: {value!r} there, {getattr(rule, name)!r} now"
-        for name, value in asdict(recorded).items()
-        if value != getattr(rule, name)
-    ]
-    if differing:
-        raise ValueError(
-            f"{beside(manifest, 'split.json')}: the manifest was split by another rule ({'; '.join(differing)}); what "
-            "was test would be train. Remove that file to split anew, or give the manifest another name"
-        )
-
-
-def _earlier_parts(manifest: Path, rule: SplitRule, linked: Hashes, num_workers: int) -> dict[int, int]:
-    """{group: its part in the earlier split} of the linked groups, and of those that the rule alone puts elsewhere."""
-    earlier: dict[int, int] = {}
-    for part, share in ((TRAIN, 1.0), (VALIDATION, rule.validation_share), (TEST, rule.test_share)):
-        if share:
-            for scanned in scan(beside(manifest, f"{PARTS[part]}.jsonl"), rule.group, "", num_workers):
-                groups = np.unique(scanned.groups)
-                chosen = groups[np.isin(groups, linked) | (rule.parts(groups) != part)]
-                earlier |= dict.fromkeys(chosen.tolist(), part)
-    return earlier

@@ -81,7 +81,10 @@ def scan(path: Path, group: str, by: str, num_workers: int) -> Iterator[Scanned]
 
 def scan_range(task: ScanTask) -> Scanned:
     """The rows that begin in a byte range. ValueError names a bad row by its byte. Runs in a worker."""
-    groups, sources, label_rows, label_numbers = [], [], [], []
+    groups: list[int] = []
+    sources: list[int] = []
+    label_rows: list[int] = []
+    label_numbers: list[int] = []
     names: dict[str, int] = {}
     num_without, other_part = 0, ""
     with task.path.open("rb") as file:
