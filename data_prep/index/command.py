@@ -110,10 +110,8 @@ def run(arguments: argparse.Namespace) -> int:
     shares = arguments.test_share, arguments.validation_share
     if any(shares):
         rule_of(arguments)  # its error comes before the work
-    elif given := [option for option in RULE_OPTIONS if getattr(arguments, option) not in (None, False)]:
-        raise ValueError(
-            f"{', '.join(map(RULE_OPTIONS.get, given))} is for a split; give --test-share or --validation-share too"
-        )
+    elif given := [flag for name, flag in RULE_OPTIONS.items() if getattr(arguments, name) not in (None, False)]:
+        raise ValueError(f"{', '.join(given)} is for a split; give --test-share or --validation-share too")
     for line in describe(make_manifest(arguments), arguments.out, arguments.split):
         say(line)
     if any(shares):

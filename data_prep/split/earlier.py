@@ -99,8 +99,8 @@ def rows_left_out(
     for part, scanned in _earlier_rows(manifest, rule, num_workers):
         where |= dict.fromkeys(scanned.groups[np.isin(scanned.groups, linked)].tolist(), part)
         chosen = np.isin(scanned.sources, wanted)
-        pairs = zip(scanned.sources[chosen].tolist(), scanned.groups[chosen].tolist(), strict=True)
-        before |= dict.fromkeys(pairs, part)
+        rows = zip(scanned.sources[chosen].tolist(), scanned.groups[chosen].tolist(), strict=True)
+        before |= dict.fromkeys(rows, part)
     left_out = set()
     for pairs in members.values():
         sides = {where[group] for _, group in pairs if group in where}
