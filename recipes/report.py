@@ -20,7 +20,7 @@ def main(run: Path, others: list[Path], shards: str) -> Path:
     from avssl import checkpoint
     from avssl.embedding.table import EmbeddingTable
     from avssl.eval.results import standard_results
-    from avssl.report.media import ClipMedia
+    from avssl.pages.media import ClipMedia
     from avssl.report.page import write_report
     from avssl.shards.shard_set import ShardSet
 

@@ -48,7 +48,8 @@ MAY_IMPORT = {
     "avssl/prepared": "files distributed shards config",
     "avssl/train": "types files distributed processes plugins shards transforms models losses data config device "
     "checkpoint public_models embedding eval",
-    "avssl/report": "types files media ops embedding eval train",
+    "avssl/pages": "types media",
+    "avssl/report": "types files pages ops embedding eval train",
     "avssl/exchange": "types files plugins shards transforms models losses data config checkpoint embedding",
     "avssl/recipe_files": "",
     "avssl/calls": "processes config checkpoint eval train recipe_files",

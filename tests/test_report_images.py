@@ -15,9 +15,9 @@ from PIL import Image
 
 from avssl.embedding.table import EmbeddingTable
 from avssl.eval.tasks.standard import StandardConfig, evaluate_tables
+from avssl.pages.media import MediaLibrary, image_thumbnail
 from avssl.report import write_report
 from avssl.report.curves import read_metrics, training_facts
-from avssl.report.media import MediaLibrary, image_thumbnail
 from avssl.report.neighbors import find_matches, pick_queries, row_noun, searches
 from tests.test_report import Checker, clip
 

@@ -1,4 +1,4 @@
-"""Line charts, waveforms and scatter marks as inline SVG. Colors are CSS classes, so that light and dark both work."""
+"""Line charts as inline SVG. Colors are CSS classes, so that light and dark both work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from avssl.report.markup import Html, join, number, short, tag
+from avssl.pages.markup import Html, join, number, short, tag
 
 WIDTH, HEIGHT = 380.0, 230.0
 LEFT, RIGHT, TOP, BOTTOM = 48.0, 12.0, 10.0, 36.0
@@ -204,14 +204,3 @@ def line_chart(
     )
     caption = tag("figcaption", tag("h3", title), tag("p", note) if note else "")
     return tag("figure", caption, svg, legend(entries), class_="panel")
-
-
-def waveform(low: NDArray[np.float32], high: NDArray[np.float32], label: str) -> Html:
-    """The outline of a waveform: low and high (n,) in [-1, 1] are the extremes in n equal intervals of time."""
-    count = len(low)
-    peak = max(float(np.abs(low).max(initial=0)), float(np.abs(high).max(initial=0)), 1e-4)
-    top = [f"{position},{20 - 18 * float(value) / peak - 0.4:.1f}" for position, value in enumerate(high)]
-    bottom = [f"{position},{20 - 18 * float(value) / peak + 0.4:.1f}" for position, value in enumerate(low)]
-    shape = tag("polygon", points=" ".join(top + bottom[::-1]))
-    box = f"0 0 {max(1, count - 1)} 40"
-    return tag("svg", shape, viewBox=box, preserveAspectRatio="none", role="img", aria_label=label, class_="wave")

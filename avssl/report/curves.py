@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from avssl.files.checked_json import Fields, parse
+from avssl.pages.markup import Html, join, number, tag
 from avssl.report.charts import Series, line_chart
-from avssl.report.markup import Html, join, number, tag
 from avssl.train.collapse import CollapseWatch
 
 X_KEYS = ("samples_seen", "step")

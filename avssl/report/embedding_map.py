@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avssl.embedding.table import MODALITIES, EmbeddingTable
-from avssl.report.markup import Html, join, tag
+from avssl.pages.markup import Html, join, tag
 from avssl.report.neighbors import NAMES
 
 MAX_POINTS = 400  # per modality

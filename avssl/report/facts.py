@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from avssl.embedding.table import EmbeddingTable
-from avssl.report.markup import Html, join, number, tag
-from avssl.report.media import MediaLibrary
+from avssl.pages.markup import Html, join, number, tag
+from avssl.pages.media import MediaLibrary
 from avssl.report.neighbors import label_text, row_noun
 
 PACKAGES = ("avssl", "torch", "torchvision", "torchaudio", "av", "webdataset", "accelerate", "numpy")

@@ -9,8 +9,8 @@ import numpy as np
 
 from avssl.embedding.table import EmbeddingTable
 from avssl.ops.nearest import nearest
-from avssl.report.markup import Html, join, number, tag
-from avssl.report.media import MediaLibrary
+from avssl.pages.markup import Html, join, number, tag
+from avssl.pages.media import MediaLibrary
 
 OTHER = {"video": "audio", "audio": "video"}
 NAMES = {"video": "video", "audio": "audio clip", "image": "image"}

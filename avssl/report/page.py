@@ -1,30 +1,25 @@
 """The report of a run as one HTML page without any outside request.
 
-    write_report("runs/avid", table=EmbeddingTable.read("embeddings/"), media=lambda key: (video_bytes, audio_bytes))
-    write_report("runs/simclr", table=table_of_images, media=lambda key: (None, None, image_bytes))
-
-The page carries a content security policy that forbids requests and every script but its own, so that the name
-or label of a clip cannot run a script even if escaping were forgotten.
+write_report("runs/avid", table=EmbeddingTable.read("embeddings/"), media=lambda key: (video_bytes, audio_bytes))
+write_report("runs/simclr", table=table_of_images, media=lambda key: (None, None, image_bytes))
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from avssl.embedding.table import EmbeddingTable
 from avssl.eval.results import installed_versions
 from avssl.files.whole import write_whole
+from avssl.pages.html_page import html_page, kit_file
+from avssl.pages.markup import Html, join, tag
+from avssl.pages.media import MediaLibrary, MediaSource
 from avssl.report.curves import curves_section, read_metrics, training_facts
 from avssl.report.embedding_map import map_section
 from avssl.report.facts import PACKAGES, data_counts, facts_section, sample_keys, samples_section
-from avssl.report.markup import Html, join, json_block, tag
-from avssl.report.media import MediaLibrary, MediaSource
 from avssl.report.neighbors import neighbors_section, row_noun, searches
 from avssl.report.scores import headline, scores_section, tasks_section
 from avssl.report.stored import Evaluation, result_of
@@ -143,26 +138,7 @@ def _neighbors(table: EmbeddingTable | None, library: MediaLibrary, options: Rep
     )
 
 
-def _head(title: str, style: str, script: str) -> Html:
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = (
-        "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; "
-        f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    )
-    return tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        Html('<meta http-equiv="Content-Security-Policy" content="' + policy + '">'),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", f"{title} · avssl report"),
-        tag("style", Html(style)),
-    )
-
-
 def _page(title: str, lead: Html, sections: Sequence[tuple[str, str, Html]], library: MediaLibrary) -> str:
-    folder = resources.files("avssl.report")
-    style, script = (folder.joinpath(name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
     links = [tag("a", heading, href=f"#{identifier}") for identifier, heading, _ in sections]
     blocks = [
         tag(
@@ -175,15 +151,12 @@ def _page(title: str, lead: Html, sections: Sequence[tuple[str, str, Html]], lib
         for identifier, heading, body in sections
     ]
     left_out = f"{library.num_left_out} files did not fit into the page." if library.num_left_out else None
-    body = tag(
-        "body",
+    body = join(
         tag("a", "Skip to the results", href="#results", class_="skip"),
         tag("header", tag("p", "avssl report", class_="kicker"), tag("h1", title), lead),
         tag("nav", *links, aria_label="Sections"),
         tag("main", *blocks),
         tag("footer", tag("p", "One file, no outside requests. ", left_out)),
-        tag("noscript", tag("p", "Playing media and reading values off the charts needs JavaScript.", class_="note")),
-        json_block("media", library.embedded),
-        tag("script", Html(script)),
     )
-    return f"<!doctype html>\n{tag('html', _head(title, style, script), body, lang='en')}\n"
+    scripts = [kit_file(name, "avssl.report") for name in ("charts.js", "map.js")]
+    return html_page(f"{title} · avssl report", body, media=library.embedded, scripts=scripts)

@@ -11,7 +11,7 @@ from typing import Any
 from avssl.eval.compare import is_comparable
 from avssl.eval.intervals import DIFFERENCE, leaders
 from avssl.files.checked_json import Fields
-from avssl.report.markup import Html, escaped, join, number, tag
+from avssl.pages.markup import Html, escaped, join, number, tag
 from avssl.report.stored import Result, count_of, interval_of, trained_on_text
 
 PER_CENT = "\u00a0%"

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from avssl.report.charts import waveform
-from avssl.report.markup import Html, join, tag
+from avssl.pages.markup import Html, join, tag
 from avssl.types import MediaError
 
 
@@ -81,6 +80,17 @@ def audio_outline(audio: bytes, name: str = "audio") -> tuple[Any, Any, float]:
     low = np.array([column.min() for column in columns], np.float32)
     high = np.array([column.max() for column in columns], np.float32)
     return low, high, seconds
+
+
+def waveform(low: NDArray[np.float32], high: NDArray[np.float32], label: str) -> Html:
+    """The outline of a waveform: low and high (n,) in [-1, 1] are the extremes in n equal intervals of time."""
+    count = len(low)
+    peak = max(float(np.abs(low).max(initial=0)), float(np.abs(high).max(initial=0)), 1e-4)
+    top = [f"{position},{20 - 18 * float(value) / peak - 0.4:.1f}" for position, value in enumerate(high)]
+    bottom = [f"{position},{20 - 18 * float(value) / peak + 0.4:.1f}" for position, value in enumerate(low)]
+    shape = tag("polygon", points=" ".join(top + bottom[::-1]))
+    box = f"0 0 {max(1, count - 1)} 40"
+    return tag("svg", shape, viewBox=box, preserveAspectRatio="none", role="img", aria_label=label, class_="wave")
 
 
 class MediaLibrary:
