@@ -350,6 +350,12 @@ def load_run(run: str | Path) -> RunConfig:
     return parse(RunConfig, [str(path)])
 
 
+def read_values(path: Path) -> dict[str, Any]:
+    """The values of a YAML or JSON file as they stand there. ConfigError for any other content."""
+    values: Any = OmegaConf.to_container(_load_yaml(str(path)))
+    return dict(values)
+
+
 class ConfigError(ValueError):
     """An error in a configuration, as one message for the person who wrote it."""
 

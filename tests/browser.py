@@ -103,10 +103,15 @@ def _outside(url: str, file: Path) -> list[str]:
     return [] if is_itself or address.scheme in ("data", "blob", "about") else [f"asked for {url[:200]}"]
 
 
+def found_program() -> str | None:
+    """The browser of this machine."""
+    return os.environ.get("AVSSL_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+
+
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Chromium]:
     """The browser, see Chromium.open."""
-    program = os.environ.get("AVSSL_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    program = found_program()
     if program is None:
         pytest.skip(
             f"this machine has no browser ({', '.join(NAMES)}): apt-get install chromium, or AVSSL_CHROMIUM=..."

@@ -19,7 +19,7 @@ from avssl.pages.html_page import kit_file
 from avssl.pages.markup import Html, join, number, tag
 from avssl.pages.media import MediaLibrary, audio_outline, video_thumbnails
 from avssl.report import write_report
-from avssl.report.charts import Series, binned, line_chart, tick_text, ticks
+from avssl.report.charts import Curves, Series, binned
 from avssl.report.curves import read_metrics, training_facts
 from avssl.report.embedding_map import class_colors, even_rows, principal_plane
 from avssl.report.neighbors import find_matches, pick_queries
@@ -177,7 +177,7 @@ def test_hostile_names_stay_text(tmp_path: Path, clip: tuple[bytes, bytes]) -> N
     assert page.open == []
     assert HOSTILE not in text
     assert "<script>alert" not in text
-    assert [a.get("id") for name, a in page.tags if name == "script" and "id" in a] == ["media"]
+    assert [a.get("id") for name, a in page.tags if name == "script" and "id" in a] == ["media", "curves"]
     assert not any("onerror" in attributes for _, attributes in page.tags)
     assert sum(HOSTILE in piece for piece in page.text) > 10, "the names are shown"
 
@@ -218,8 +218,8 @@ def test_curves_data_and_facts_are_there(tmp_path: Path, clip: tuple[bytes, byte
         assert expected in words, expected
     assert "unreadable lines in metrics.jsonl: 1" in words
     assert "values that are not finite and leave gaps in the lines: 1" in words
-    charts = [a["aria-label"] or "" for name, a in page.tags if a.get("class") == "chart"]
-    assert any(label.startswith("Loss over samples seen") and "ends at" in label for label in charts)
+    charts = [a["aria-label"] or "" for name, a in page.tags if a.get("class") == "plot"]
+    assert any(label.startswith("Loss.") and "ends at" in label for label in charts)
     assert all(a.get("alt") for name, a in page.tags if name == "img")
     assert all(a.get("aria-label") for name, a in page.tags if name in ("audio", "video"))
 
@@ -227,10 +227,13 @@ def test_curves_data_and_facts_are_there(tmp_path: Path, clip: tuple[bytes, byte
 def test_media_is_embedded_once_and_playable(tmp_path: Path, clip: tuple[bytes, bytes]) -> None:
     text = build(tmp_path, clip)
     media = json.loads(re.search(r'<script type="application/json" id="media">(.*?)</script>', text, re.S)[1])
-    players = [a["data-media"] for _, a in Checker(text).tags if "data-media" in a]
-    assert set(players) == set(media)
-    assert len(players) > len(media), "clips that are shown twice are in the page once"
-    assert {uri[:15] for uri in media.values()} == {"data:video/mp4;", "data:audio/flac"}
+    tags = Checker(text).tags
+    players = [a["data-media"] for _, a in tags if "data-media" in a]
+    points = {a[name] for _, a in tags for name in ("data-picture", "data-sound") if name in a}
+    assert set(players) | points == set(media)
+    assert len(players) > len(set(players)), "clips that are shown twice are in the page once"
+    assert {media[name][:15] for name in players} == {"data:video/mp4;", "data:audio/flac"}
+    assert {str(media[name])[:15] for name in points if name} == {"data:image/jpeg", "data:audio/wav;"}
     assert "✓ right class" in text
     assert "✗ other class" in text
     assert "★ its own" in text
@@ -238,7 +241,7 @@ def test_media_is_embedded_once_and_playable(tmp_path: Path, clip: tuple[bytes, 
 
 def test_media_beyond_the_budget_is_shown_but_not_embedded(tmp_path: Path, clip: tuple[bytes, bytes]) -> None:
     run = make_run(tmp_path / "run")
-    options = ReportOptions(max_media_bytes=0)
+    options = ReportOptions(max_media_bytes=0, max_map_bytes=0)
     text = write_report(run, table=make_table(), media=lambda key: clip, options=options).read_text(encoding="utf-8")
     assert 'id="media">{}</script>' in text
     assert "not embedded" in text
@@ -314,28 +317,7 @@ def test_the_map_is_the_principal_plane_of_scikit_learn() -> None:
     assert colors["c19"] == 10
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [
-        (0, 1, [0, 0.25, 0.5, 0.75, 1]),
-        (2.1, 6.9, [2, 4, 6, 8]),
-        (-0.01, 0.012, [-0.01, 0, 0.01, 0.02]),
-        (0, 96_000, [0, 25_000, 50_000, 75_000, 100_000]),
-        (3, 3, [2.6, 2.8, 3.0, 3.2, 3.4]),
-    ],
-)
-def test_ticks_are_round_and_cover_the_values(low: float, high: float, expected: list[float]) -> None:
-    found = ticks(low, high)
-    assert found[0] <= low
-    assert found[-1] >= high
-    assert len(found) <= 7
-    if expected[0] != 2.6:
-        assert found == pytest.approx(expected)
-
-
 def test_numbers_are_written_for_people() -> None:
-    assert [tick_text(value) for value in (0, 0.00025, 2500, 1_500_000)] == ["0", "2.5e-4", "2.5k", "1.5M"]
-    assert tick_text(0.125, "%") == "12.5\u00a0%"
     assert [number(value) for value in (0.48531, 96_000, 24.0, 2e-8)] == ["0.4853", "96,000", "24", "2e-8"]
     assert metric_title("video_to_audio_recall_at_5") == "Recall at 5"
     assert metric_title("video_knn_visual") == "Video kNN, visual"
@@ -344,26 +326,29 @@ def test_numbers_are_written_for_people() -> None:
 
 
 def test_long_curves_are_binned_and_gaps_stay_gaps() -> None:
-    x = np.arange(1000, dtype=np.float64)
-    y = np.sin(x / 50)
+    y = np.sin(np.arange(1000) / 50)
     y[400:500] = np.nan
-    left, mean, _, high = binned(x, y, 100)
-    assert len(left) == 100
-    assert np.isnan(mean[41:49]).all()
-    assert np.nanmax(high) == pytest.approx(np.nanmax(y))
-    np.testing.assert_allclose(mean[0], y[:10].mean())
-    drawn = re.search(r'd="([^"]*)" class="line', line_chart("t", [Series("s", x, y)]))
-    assert drawn is not None
-    assert drawn[1].count("M") == 2
+    mean, low, high = binned(y, 100)
+    assert len(mean) == 100
+    assert np.isnan(mean[40:50]).all()
+    np.testing.assert_allclose(mean[:40], y[:400].reshape(40, 10).mean(axis=1))
+    assert (np.nanmin(low), np.nanmax(high)) == (np.nanmin(y), np.nanmax(y))
+    curves = Curves(max_points=100)
+    drawn = curves.chart("t", [Series("s", {"step": np.arange(1000.0)}, y)])
+    line = curves.to_json()["charts"][0]["lines"][0]
+    assert line["mean"][40:50] == [None] * 10
+    np.testing.assert_allclose(line["mean"][:40], mean[:40], rtol=1e-5)
+    assert curves.axes[line["axis"]]["step"][:2] == [4.5, 14.5]
+    assert f"ends at {number(float(y[-1]))}" in drawn
     with pytest.raises(ValueError, match="no finite value"):
-        line_chart("t", [Series("s", x, np.full(1000, np.nan))])
+        curves.chart("t", [Series("s", {"step": np.arange(9.0)}, np.full(9, np.nan))])
 
 
 def test_metrics_of_a_resumed_run_keep_the_last_of_a_step(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 5}\n{"step": 2, "loss": 4}\nbroken\n{"step": 2, "loss": 3, "seconds": 200}\n')
     metrics = read_metrics(path)
-    assert ([row["loss"] for row in metrics.rows], metrics.num_unreadable, metrics.x_key()) == ([5, 3], 1, "step")
+    assert ([row["loss"] for row in metrics.rows], metrics.num_unreadable, [*metrics.axes()]) == ([5, 3], 1, ["step"])
     assert training_facts(metrics) == {"Optimizer steps": "2", "Training time": "3 min 20 s"}
     assert read_metrics(tmp_path / "none.jsonl").rows == []
 

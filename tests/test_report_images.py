@@ -160,7 +160,7 @@ def test_the_headings_of_every_section_have_something_below_them(tmp_path: Path)
     media = {f"{color}/{row}": (None, None, image_file(color)) for row in range(8) for color in COLORS}
     text, _, _ = report(tmp_path / "run", make_table("image"), media)
     sections = re.findall(r"<section[^>]*>(.*?)</section>", text, re.S)
-    assert len(sections) == 6
+    assert len(sections) == 7
     for section in sections:
         assert len(re.sub(r"<h2.*?</h2>", "", section, flags=re.S)) > 200, section[:200]
 
@@ -192,7 +192,7 @@ def test_the_page_of_a_run_on_one_modality_leaves_the_other_out(
 def test_spreads_of_every_loss_are_drawn_in_one_chart(tmp_path: Path) -> None:
     _, page, words = report(tmp_path / "run", make_table("image"), None)
     assert "Near 0 = collapse" in words
-    charts = [attributes["aria-label"] or "" for _, attributes in page.tags if attributes.get("class") == "chart"]
+    charts = [attributes["aria-label"] or "" for _, attributes in page.tags if attributes.get("class") == "plot"]
     assert [label for label in charts if label.startswith("Embedding spread") and "first ends at" in label]
     assert not any("First embedding spread" in label for label in charts)
 

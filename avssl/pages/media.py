@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import struct
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, NamedTuple
@@ -29,7 +30,8 @@ THUMBNAIL_HEIGHT_PX = 96
 WAVE_COLUMNS = 120
 WAVE_RATE_HZ = 8000
 WAVE_MAX_SECONDS = 30.0
-MIME_TYPES = {"video": "video/mp4", "audio": "audio/flac"}
+EXCERPT_SECONDS, EXCERPT_RATE_HZ = 1.5, 12_000
+MIME_TYPES = {"video": "video/mp4", "audio": "audio/flac", "excerpt": "audio/wav", "picture": "image/jpeg"}
 
 
 def data_uri(content: bytes, mime_type: str) -> str:
@@ -93,17 +95,45 @@ def waveform(low: NDArray[np.float32], high: NDArray[np.float32], label: str) ->
     return tag("svg", shape, viewBox=box, preserveAspectRatio="none", role="img", aria_label=label, class_="wave")
 
 
+def sound_excerpt(audio: bytes, name: str = "audio") -> bytes:
+    """The first EXCERPT_SECONDS of the audio as a small WAV: mono, 12 kHz, 8 bits by the mu-law of ITU-T G.711, which
+    every browser plays. MediaError if it cannot be decoded.
+    """
+    from avssl.media.decode import probe, read_audio
+
+    info = probe(audio, name=name)
+    duration = (info.audio.duration_seconds if info.audio else None) or info.duration_seconds or EXCERPT_SECONDS
+    count = max(1, round(min(duration, EXCERPT_SECONDS) * EXCERPT_RATE_HZ))
+    values = read_audio(audio, 0.0, count, EXCERPT_RATE_HZ, name=name).reshape(-1).numpy()
+    codes = mu_law(values)
+    chunks = struct.pack("<4sIHHIIHH", b"fmt ", 18, 7, 1, EXCERPT_RATE_HZ, EXCERPT_RATE_HZ, 1, 8) + b"\0\0"
+    chunks += struct.pack("<4sII", b"fact", 4, count) + struct.pack("<4sI", b"data", count) + codes.tobytes()
+    chunks += b"\0" * (count % 2)
+    return struct.pack("<4sI4s", b"RIFF", 4 + len(chunks), b"WAVE") + chunks
+
+
+def mu_law(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Samples in [-1, 1] -> the bytes of ITU-T G.711: sign, three bits of exponent, four of mantissa, inverted."""
+    level = np.minimum(np.abs(values) * 32768, 32635).astype(np.int64) + 132
+    exponent = np.floor(np.log2(level)).astype(np.int64) - 7
+    mantissa = (level >> (exponent + 3)) & 15
+    sign = np.where(values < 0, 128, 0)
+    return np.asarray(~(sign | (exponent << 4) | mantissa) & 255, dtype=np.uint8)
+
+
 class MediaLibrary:
     """The markup of clips by key; each file is embedded in the page once, up to a budget of bytes.
 
     Args:
         source: key -> the bytes of ClipMedia, in its order, as function or mapping; the image may be left out.
         max_bytes: of base64 text that may be embedded; files beyond it are shown but cannot be played.
+        prefix: of the ids, so that a page may have several libraries.
     """
 
-    def __init__(self, source: MediaSource | None, max_bytes: int) -> None:
+    def __init__(self, source: MediaSource | None, max_bytes: int, prefix: str = "") -> None:
         self._source = source
         self._room = max_bytes
+        self._prefix = prefix
         self.embedded: dict[str, str] = {}
         self.num_left_out = 0
         self._numbers: dict[tuple[str, str], str | None] = {}
@@ -167,21 +197,59 @@ class MediaLibrary:
             return tag("span", f"cannot be shown: {error}", class_="missing")
         return tag("span", tag("img", src=uri, alt=f"Image {key}"), class_="image")
 
+    @property
+    def room(self) -> int:
+        """How many bytes of base64 text may still be embedded."""
+        return self._room
+
+    @room.setter
+    def room(self, num_bytes: int) -> None:
+        self._room = num_bytes
+
+    def _content(self, key: str, kind: str) -> bytes | None:
+        """The bytes to embed; None if they are absent, or cannot be decoded where they are made smaller."""
+        clip = self.clip(key)
+        try:
+            if kind == "excerpt":
+                return None if clip.audio is None else sound_excerpt(clip.audio, key)
+            if kind == "picture" and clip.image is not None:
+                return image_thumbnail(clip.image, key)
+            if kind == "picture":
+                return None if clip.video is None else video_thumbnails(clip.video, 1, key)[0]
+        except MediaError:
+            return None  # the cards of the clip say so
+        content: bytes | None = getattr(clip, kind)
+        return content
+
     def embed(self, key: str, kind: str) -> str | None:
-        """The id of the embedded "video" or "audio" of a clip; None if absent or beyond the budget."""
+        """The id of the embedded "video", "audio", "excerpt" or "picture" of a clip; None if absent or too large.
+
+        An excerpt is the first seconds of the audio, a picture a thumbnail of the image or the video.
+        """
         if (key, kind) not in self._numbers:
-            content: bytes | None = getattr(self.clip(key), kind)
+            content = self._content(key, kind)
             identifier = None
             if content is not None:
                 uri = data_uri(content, MIME_TYPES[kind])
                 if len(uri) <= self._room:
                     self._room -= len(uri)
-                    identifier = f"{kind}-{len(self.embedded)}"
+                    identifier = f"{self._prefix}{kind}-{len(self.embedded)}"
                     self.embedded[identifier] = uri
                 else:
                     self.num_left_out += 1
             self._numbers[key, kind] = identifier
         return self._numbers[key, kind]
+
+    def excerpt_button(self, key: str) -> Html:
+        """A button that plays the first seconds of the clip's audio; words if there are none in the page."""
+        if self.clip(key).audio is None:
+            return Html("")
+        identifier = self.embed(key, "excerpt")
+        if identifier is None:
+            return tag("span", "sound not embedded", class_="missing")
+        sound = tag("audio", preload="none", data_media=identifier, aria_label=f"Sound of {key}")
+        label = f"Play the sound of {key}"
+        return join(sound, tag("button", "▶ sound", type="button", data_play=True, aria_label=label))
 
     def player(self, key: str, kind: str) -> Html:
         """The image, frame or waveform of a clip; video and audio that are embedded have a play control.

@@ -34,8 +34,9 @@ for (const button of all("button[data-play]")) {
 const tip = document.body.appendChild(document.createElement("div"));
 tip.id = "tip";
 tip.hidden = true;
-function showTip(text, event) {
+function showTip(text, event, picture) {
   tip.textContent = text;
+  if (picture) tip.prepend(Object.assign(document.createElement("img"), { src: picture, alt: "" }));
   tip.hidden = false;
   const box = tip.getBoundingClientRect();
   tip.style.left = Math.max(4, Math.min(event.clientX + 14, innerWidth - box.width - 8)) + "px";

@@ -1,153 +1,115 @@
-"""Line charts as inline SVG. Colors are CSS classes, so that light and dark both work."""
+"""Charts of curves: what charts.js draws with uPlot, and the caption and legend that need no script."""
 
 from __future__ import annotations
 
 import itertools
-import math
-import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from avssl.pages.markup import Html, join, number, short, tag
+from avssl.pages.markup import Html, join, number, tag
 
-WIDTH, HEIGHT = 380.0, 230.0
-LEFT, RIGHT, TOP, BOTTOM = 48.0, 12.0, 10.0, 36.0
-MAX_POINTS = 240
+Numbers = NDArray[np.float64]
+MAX_POINTS = 600  # of a line; fewer where there are many lines
+MAX_POINTS_OF_ALL_RUNS = 3000
+DIGITS = 6  # significant, of a value in the page
+NUM_COLORS = 12  # c0 to c11 in style.css
+NUM_LEGEND_LINES = 8  # a longer legend is folded
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a chart: x and y float64 (n,), where NaN in y is a gap.
+    """One line of a chart: y float64 (n,), where NaN is a gap, over several axes.
 
-    color: a class of style.css, c0 to c11, video or audio. dash: 0 (solid) to 3.
+    x: {name of the axis: float64 (n,), not falling}. color: a class of style.css, c0 to c11, video or audio. dash: 0
+    (solid) to 3. run, run_name: number and name of the run of the line; "" if there is only one.
     """
 
-    name: str
-    x: NDArray[np.float64]
-    y: NDArray[np.float64]
+    key: str
+    x: Mapping[str, Numbers]
+    y: Numbers
     color: str = "c0"
     dash: int = 0
+    run: int = 0
+    run_name: str = ""
+
+    @property
+    def name(self) -> str:
+        """The key, after the name of its run if the chart has several."""
+        return ": ".join(part for part in (self.run_name, self.key) if part)
 
 
-def ticks(low: float, high: float, target: int = 5) -> list[float]:
-    """Round numbers (1, 2, 2.5 or 5 times a power of ten apart) that cover [low, high], about `target` of them."""
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError(f"axis limits must be finite, got {low} and {high}")
-    if high <= low:
-        room = abs(low) * 0.1 or 1.0
-        low, high = low - room, low + room
-    raw = (high - low) / max(1, target - 1)
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(position * step, 12) for position in range(first, last + 1)]
+@dataclass
+class Curves:
+    """The data of all charts of a page, for charts.js: axes are stored once for all lines that share them.
+
+    max_points: of a line, see `binned`.
+    """
+
+    max_points: int = MAX_POINTS
+    axes: list[dict[str, list[float]]] = field(default_factory=list)
+    charts: list[dict[str, Any]] = field(default_factory=list)
+    _known: dict[bytes, int] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """{"axes": [{name: values}], "charts": [{"title", "unit", "include", "lines"}]}."""
+        return {"axes": self.axes, "charts": self.charts}
+
+    def _axis(self, x: Mapping[str, Numbers]) -> int:
+        identity = b"".join(name.encode() + values.tobytes() for name, values in x.items())
+        if identity not in self._known:
+            self._known[identity] = len(self.axes)
+            self.axes.append({name: _rounded(values) for name, values in x.items()})
+        return self._known[identity]
+
+    def _line(self, series: Series) -> dict[str, Any]:
+        mean, low, high = binned(series.y, self.max_points)
+        line = {"name": series.name, "color": series.color, "dash": series.dash, "run": series.run}
+        line |= {"axis": self._axis({name: binned(x, self.max_points)[0] for name, x in series.x.items()})}
+        line |= {"mean": _rounded(mean)}
+        if len(series.y) > self.max_points:
+            line |= {"low": _rounded(low), "high": _rounded(high)}
+        return line
+
+    def chart(
+        self, title: str, lines: Sequence[Series], *, note: str = "", y_unit: str = "", include: Sequence[float] = ()
+    ) -> Html:
+        """A figure with caption, the place that charts.js draws in, and a legend with last values.
+
+        lines: at least one with a finite value; others are left out. y_unit "%": y is a share in [0, 1]. include: y
+        values that the axis reaches while the whole run is shown.
+        """
+        drawn = [line for line in lines if len(line.y) and np.isfinite(line.y).any()]
+        if not drawn:
+            raise ValueError(f"chart {title!r} has no finite value to draw; leave it out")
+        described = [self._line(line) for line in drawn]
+        self.charts.append({"title": title, "unit": y_unit, "include": list(include), "lines": described})
+        values = [(line, _last_value(line, y_unit)) for line in drawn]
+        summary = "; ".join(f"{line.name} ends at {value}" for line, value in values[:NUM_LEGEND_LINES])
+        label = f"{title}. {summary}. Arrow keys read values, plus and minus zoom, 0 shows all."
+        plot = tag("div", class_="plot", data_chart=len(self.charts) - 1, tabindex=0, role="img", aria_label=label)
+        caption = tag("figcaption", tag("h3", title), tag("p", note) if note else "")
+        return tag("figure", caption, plot, _legend(values), class_="panel")
 
 
-def tick_text(value: float, unit: str = "") -> str:
-    """A tick's label: 0.25, 96k, 1.5M, 2e-4; shares in per cent if the unit is "%"."""
-    if unit == "%":
-        return f"{value * 100:.4g}\u00a0%"
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size * 0.9999:
-            return f"{value / size:.4g}{letter}"
-    if 0 < abs(value) < 1e-3:
-        digits, power = f"{value:.2e}".split("e")
-        return f"{float(digits):.3g}e{int(power)}"
-    return f"{value:.4g}"
+def _rounded(values: Numbers) -> list[float]:
+    """Values with DIGITS significant digits; None where they are not finite, which JSON has no number for."""
+    return [float(f"{value:.{DIGITS}g}") if np.isfinite(value) else None for value in values.tolist()]  # type: ignore[misc]
 
 
-def binned(
-    x: NDArray[np.float64], y: NDArray[np.float64], max_points: int = MAX_POINTS
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """(x, mean, low, high) of at most max_points runs of neighboring points; NaN where a run has no finite value."""
-    if len(x) <= max_points:
-        return x, y, y, y
-    edges = np.linspace(0, len(x), max_points + 1).astype(int)
-    bins = [(x[a:b], y[a:b][np.isfinite(y[a:b])]) for a, b in itertools.pairwise(edges)]
-    columns = [
-        (xs.mean(), ys.mean(), ys.min(), ys.max()) if len(ys) else (xs.mean(), np.nan, np.nan, np.nan)
-        for xs, ys in bins
-    ]
-    centers, mean, low, high = np.array(columns, dtype=np.float64).T
-    return centers, mean, low, high
-
-
-def path(x: NDArray[np.float64], y: NDArray[np.float64]) -> str:
-    """SVG path data through the points; a NaN leaves a gap, a single point between gaps becomes a dot."""
-    commands: list[str] = []
-    drawing = False
-    for position in range(len(x)):
-        if not np.isfinite(y[position]):
-            drawing = False
-            continue
-        commands.append(f"{'L' if drawing else 'M'}{x[position]:.1f} {y[position]:.1f}")
-        is_alone = not drawing and (position + 1 == len(x) or not np.isfinite(y[position + 1]))
-        commands.extend(["h0.01"] if is_alone else [])
-        drawing = True
-    return "".join(commands)
-
-
-@dataclass(frozen=True)
-class Axes:
-    """The linear map from values to the pixels of the chart, and the ticks."""
-
-    x_ticks: list[float]
-    y_ticks: list[float]
-    x_low: float
-    x_high: float
-
-    def to_x(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Values -> pixels from the left edge."""
-        span = (self.x_high - self.x_low) or 1.0
-        return LEFT + (values - self.x_low) / span * (WIDTH - LEFT - RIGHT)
-
-    def to_y(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Values -> pixels from the top edge."""
-        low, high = self.y_ticks[0], self.y_ticks[-1]
-        return HEIGHT - BOTTOM - (values - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
-
-
-def _axes(lines: Sequence[Series], include: Sequence[float]) -> Axes:
-    """Axes that cover every finite value (of binned series their extremes) and the values to include."""
-    x = np.concatenate([line.x for line in lines])
-    y = np.concatenate([np.concatenate(binned(line.x, line.y)[2:]) for line in lines])
-    y = np.concatenate([y[np.isfinite(y)], np.asarray(include, dtype=np.float64)])
-    x_low, x_high = float(x.min()), float(x.max())
-    inside = [tick for tick in ticks(x_low, x_high) if x_low <= tick <= x_high] or [x_low]
-    return Axes(inside, ticks(float(y.min()), float(y.max())), x_low, x_high)
-
-
-def _grid(axes: Axes, x_label: str, y_unit: str) -> Html:
-    bottom = HEIGHT - BOTTOM
-    parts: list[Html] = []
-    for value in axes.y_ticks:
-        y = float(axes.to_y(np.array(value)))
-        parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid"))
-        parts.append(tag("text", tick_text(value, y_unit), x=LEFT - 6, y=y + 3.5, class_="tick end"))
-    for value in axes.x_ticks:
-        x = float(axes.to_x(np.array(value)))
-        parts.append(tag("line", x1=x, x2=x, y1=bottom, y2=bottom + 4, class_="axis"))
-        parts.append(tag("text", tick_text(value), x=x, y=bottom + 16, class_="tick middle"))
-    parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=bottom, y2=bottom, class_="axis"))
-    parts.append(tag("text", x_label, x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 3, class_="tick middle"))
-    return join(*parts)
-
-
-def _line(series: Series, axes: Axes) -> Html:
-    x, mean, low, high = binned(series.x, series.y)
-    pixels = axes.to_x(x)
-    parts = []
-    solid = np.isfinite(low)
-    if len(series.x) > MAX_POINTS and solid.any():
-        edge = np.concatenate([axes.to_y(low[solid]), axes.to_y(high[solid])[::-1]])
-        outline = path(np.concatenate([pixels[solid], pixels[solid][::-1]]), edge)
-        parts.append(tag("path", d=outline + "Z", class_=f"band {series.color}"))
-    points = path(pixels, axes.to_y(mean))
-    parts.append(tag("path", d=points, class_=f"line {series.color} dash{series.dash}", data_series=series.name))
-    return join(*parts)
+def binned(y: Numbers, max_points: int = MAX_POINTS) -> tuple[Numbers, Numbers, Numbers]:
+    """(mean, low, high) of at most max_points runs of neighboring points; NaN where a run has no finite value."""
+    if len(y) <= max_points:
+        return y, y, y
+    edges = np.linspace(0, len(y), max_points + 1).astype(int)
+    bins = [y[a:b][np.isfinite(y[a:b])] for a, b in itertools.pairwise(edges)]
+    nothing = (np.nan, np.nan, np.nan)
+    columns = [(values.mean(), values.min(), values.max()) if len(values) else nothing for values in bins]
+    mean, low, high = np.array(columns, dtype=np.float64).T
+    return mean, low, high
 
 
 def _last_value(series: Series, y_unit: str) -> str:
@@ -155,52 +117,75 @@ def _last_value(series: Series, y_unit: str) -> str:
     return f"{last * 100:.3g}\u00a0%" if y_unit == "%" else number(last)
 
 
-def legend(entries: Sequence[tuple[str, str, int, str]]) -> Html:
-    """The legend of (name, color class, dash, value text): per line a sample of it, its name and its last value."""
-    items = []
-    for name, color, dash, value in entries:
-        stroke = tag("path", d="M1 6H23", class_=f"line {color} dash{dash}")
-        sample = tag("svg", stroke, viewBox="0 0 24 12", class_="key", aria_hidden="true")
-        items.append(tag("li", sample, tag("span", name), tag("b", value) if value else ""))
-    return tag("ul", *items, class_="legend")
+def _legend(values: Sequence[tuple[Series, str]]) -> Html:
+    """Last values: a row per line, or a row per key and a column per run; folded if there are many."""
+    runs = list(dict.fromkeys((line.run, line.run_name) for line, _ in values))
+    keys = {line.key: line.dash for line, _ in values}
+    if len(runs) == 1 or len(keys) == 1:
+        rows = [_row((line.color, line.dash, line.name), [(line.run, text)], line.run) for line, text in values]
+        table = tag("table", *rows, class_="values")
+        return _folded(table, len(rows))
+    cells = {(line.key, line.run): text for line, text in values}
+    heads = [tag("th", name, scope="col", class_=f"c{run % NUM_COLORS}", data_run=run) for run, name in runs]
+    rows = [tag("tr", tag("td", ""), *heads)]
+    rows += [
+        _row(("", dash, key), [(run, cells.get((key, run), "–")) for run, _ in runs], None)
+        for key, dash in keys.items()
+    ]
+    return _folded(tag("div", tag("table", *rows, class_="values"), class_="scroll"), len(values))
 
 
-def line_chart(
-    title: str,
-    lines: Sequence[Series],
-    *,
-    note: str = "",
-    x_label: str = "samples seen",
-    y_unit: str = "",
-    include: Sequence[float] = (),
-) -> Html:
-    """A figure with axes, ticks, legend and last values.
+def _row(head: tuple[str, int, str], cells: Sequence[tuple[int, str]], run: int | None) -> Html:
+    """A row of a legend: a sample of the line with its name, and last values (run, text)."""
+    color, dash, name = head
+    stroke = tag("path", d="M1 6H23", class_=f"line {color} dash{dash}".replace("  ", " "))
+    sample = tag("svg", stroke, viewBox="0 0 24 12", class_="key", aria_hidden="true")
+    values = [tag("td", text, data_run=number) for number, text in cells]
+    return tag("tr", tag("th", sample, tag("span", name), scope="row"), *values, data_run=run)
 
-    lines: at least one with a finite value; others are left out. y_unit "%": y is a share in [0, 1].
-    include: y values that the axis must reach.
-    """
-    drawn = [line for line in lines if len(line.x) and np.isfinite(line.y).any()]
-    if not drawn:
-        raise ValueError(f"chart {title!r} has no finite value to draw; leave it out")
-    axes = _axes(drawn, include)
-    entries = [(line.name, line.color, line.dash, _last_value(line, y_unit)) for line in drawn]
-    summary = "; ".join(f"{name} ends at {value}" for name, _, _, value in entries)
-    area = {"x": LEFT, "y": TOP, "width": WIDTH - LEFT - RIGHT, "height": HEIGHT - TOP - BOTTOM}
-    clip = f"clip-{zlib.crc32(title.encode()):x}"
-    domain = " ".join(f"{value:.9g}" for value in (axes.x_low, axes.x_high, axes.y_ticks[0], axes.y_ticks[-1]))
-    svg = tag(
-        "svg",
-        tag("clipPath", tag("rect", **area), id=clip),
-        _grid(axes, x_label, y_unit),
-        tag("g", *(_line(line, axes) for line in drawn), clip_path=f"url(#{clip})"),
-        tag("line", x1=0, x2=0, y1=TOP, y2=HEIGHT - BOTTOM, class_="cursor"),
-        viewBox=f"0 0 {short(WIDTH)} {short(HEIGHT)}",
-        role="img",
-        aria_label=f"{title} over {x_label}. {summary}.",
-        class_="chart",
-        data_domain=domain,
-        data_area=" ".join(str(short(value)) for value in area.values()),
-        data_unit=y_unit,
+
+def _folded(table: Html, count: int) -> Html:
+    return (
+        table if count <= NUM_LEGEND_LINES else tag("details", tag("summary", f"Last values of {count} lines"), table)
     )
-    caption = tag("figcaption", tag("h3", title), tag("p", note) if note else "")
-    return tag("figure", caption, svg, legend(entries), class_="panel")
+
+
+def curve_controls(axes: Mapping[str, str], runs: Sequence[str]) -> Html:
+    """What all charts obey: the axis, smoothing, a logarithmic axis, the zoom, and which runs are drawn.
+
+    axes: {name in Series.x: its label}, the first one is shown at first.
+    """
+    options = [tag("option", label, value=name) for name, label in axes.items()]
+    buttons = [
+        tag("button", text, type="button", data_zoom=name, aria_label=label)
+        for name, text, label in (("in", "+", "Zoom in"), ("out", "−", "Zoom out"), ("reset", "Show all", "Show all"))
+    ]
+    parts = [
+        tag("label", "Over ", tag("select", *options, id="x-axis")),
+        tag(
+            "label",
+            "Smoothing ",
+            tag("input", type="range", id="smoothing", min=0, max=0.99, step=0.01, value=0),
+            tag("output", "0", for_="smoothing"),
+        ),
+        tag("label", tag("input", type="checkbox", id="log-axis"), " Logarithmic"),
+        tag("span", *buttons, class_="zoom"),
+    ]
+    shown = [
+        tag(
+            "label",
+            tag("input", type="checkbox", checked=True, data_run_switch=position),
+            f" {name}",
+            class_=f"c{position % NUM_COLORS}",
+        )
+        for position, name in enumerate(runs)
+    ]
+    hint = "Drag across a chart to zoom into all of them; a double click shows the whole run again."
+    return join(
+        tag("div", *parts, class_="controls", role="group", aria_label="How all charts are drawn"),
+        tag("div", *shown, class_="controls runs", role="group", aria_label="Runs that are drawn")
+        if len(runs) > 1
+        else "",
+        tag("p", hint, class_="note", id="chart-hint"),
+        tag("p", class_="unseen", role="status", id="chart-value"),
+    )

@@ -11,10 +11,12 @@ import numpy as np
 
 from avssl.files.checked_json import Fields, parse
 from avssl.pages.markup import Html, join, number, tag
-from avssl.report.charts import Series, line_chart
+from avssl.report.charts import MAX_POINTS, MAX_POINTS_OF_ALL_RUNS, NUM_COLORS, Curves, Numbers, Series, curve_controls
 from avssl.train.collapse import CollapseWatch
 
-X_KEYS = ("samples_seen", "step")
+# Axes of the curves; an axis is offered if every run has it. The first one is shown at first.
+AXES = {"samples_seen": "samples seen", "step": "optimizer steps", "hours": "hours of training"}
+MAIN = ""  # the group of the charts that are not folded away
 _NOT_CURVES = frozenset({"step", "epoch", "samples_seen", "seconds", "batch", "phase", "run", "time"})
 
 
@@ -27,7 +29,9 @@ class Panel:
     note: str
     y_unit: str = ""
     include: tuple[float, ...] = ()
+    group: str = MAIN
     colors: dict[str, str] = field(default_factory=dict)
+    dashes: dict[str, int] = field(default_factory=dict)
 
 
 # Suffixes of the diagnostics that every loss logs, by the panel that shows them.
@@ -38,6 +42,7 @@ _SUFFIXES = {
     "Alignment": "_alignment",
     "Use of clusters": "_entropy",
 }
+SPACE, PACE, OTHERS = "More on the embeddings", "Speed and learning rate", "Other logged values"
 PROBE = "probe_"  # prefix of the scores of the online probe
 _MODALITY_COLORS = {
     f"{modality}{suffix}": modality for modality in ("video", "audio") for suffix in list(_SUFFIXES.values())[:3]
@@ -83,6 +88,7 @@ PANELS = (
         {},
         "Squared distance of what belongs together: 0 equal, 2 unrelated. Good only while uniformity stays low.",
         include=(0.0,),
+        group=SPACE,
     ),
     Panel(
         "Uniformity",
@@ -90,6 +96,7 @@ PANELS = (
         "How evenly a batch covers the sphere: 0 = collapse, near -4 = all over it.",
         include=(0.0,),
         colors=_MODALITY_COLORS,
+        group=SPACE,
     ),
     Panel(
         "Use of clusters",
@@ -97,6 +104,7 @@ PANELS = (
         "Entropy over its highest value. Of labels and of predictions over a batch: 0 = one cluster for all. Of the "
         "assignment of one sample: 1 = it belongs to all alike.",
         include=(0.0,),
+        group=SPACE,
     ),
     Panel(
         "Online probe",
@@ -117,14 +125,23 @@ PANELS = (
         y_unit="%",
         include=(0.0,),
         colors={"data_wait_share": "c6"},
+        group=PACE,
     ),
-    Panel("Learning rate", {"lr": "learning rate"}, "As the schedule set it.", include=(0.0,), colors={"lr": "c7"}),
+    Panel(
+        "Learning rate",
+        {"lr": "learning rate"},
+        "As the schedule set it.",
+        include=(0.0,),
+        group=PACE,
+        colors={"lr": "c7"},
+    ),
     Panel(
         "Speed",
         {"samples_per_second": "samples per second"},
         "Whole loop, loading included.",
         include=(0.0,),
         colors={"samples_per_second": "c9"},
+        group=PACE,
     ),
 )
 
@@ -140,9 +157,22 @@ class Metrics:
         """Names with at least one number, in order of first appearance."""
         return list(dict.fromkeys(key for row in self.rows for key, value in row.items() if _is_number(value)))
 
-    def x_key(self) -> str | None:
-        """The x axis that every row has: samples_seen, else step, else none."""
-        return next((key for key in X_KEYS if self.rows and all(_is_number(row.get(key)) for row in self.rows)), None)
+    def axes(self) -> dict[str, Numbers]:
+        """The axes that every row has, of AXES: {name: float64 (rows,)}. Hours are those of the steps that count."""
+        found = {name: self._column(name) for name in ("samples_seen", "step")}
+        seconds = [row.get("seconds", 0.0 if is_of_probe(row) else None) for row in self.rows]
+        if self.rows and all(_is_number(value) for value in seconds):
+            found["hours"] = np.cumsum(np.array(seconds, dtype=np.float64)) / 3600
+        return {name: values for name in AXES if (values := found.get(name)) is not None}
+
+    def _column(self, name: str) -> Numbers | None:
+        is_whole = self.rows and all(_is_number(row.get(name)) for row in self.rows)
+        return np.array([row[name] for row in self.rows], dtype=np.float64) if is_whole else None
+
+
+def is_of_probe(row: Mapping[str, Any]) -> bool:
+    """Whether a row has nothing but scores of the online probe, which has no time of its own."""
+    return "loss" not in row and any(key.startswith(PROBE) for key in row)
 
 
 def _is_number(value: object) -> bool:
@@ -187,20 +217,23 @@ def _probe_results(path: Path) -> list[dict[str, Any]]:
     return [line for line in lines if "error" not in line]
 
 
-def _series(runs: Mapping[str, Metrics], panel: Panel, x_key: str) -> list[Series]:
-    """One line per key and run: runs differ by dash, keys by color, or runs by color too if there is one key."""
+def _series(runs: Mapping[str, Metrics], panel: Panel, axes: Mapping[str, Mapping[str, Numbers]]) -> list[Series]:
+    """One line per key and run. Of one run, keys differ by color; of several, runs by color and keys by dash."""
     lines = []
+    names = list(dict.fromkeys(panel.keys.values()))  # of terms that two losses log under other names
     for run_number, (run, metrics) in enumerate(runs.items()):
         for key_number, (key, name) in enumerate(panel.keys.items()):
-            rows = [row for row in metrics.rows if _is_number(row.get(x_key)) and _is_number(row.get(key))]
+            rows = [row for row, values in enumerate(metrics.rows) if _is_number(values.get(key))]
             if not rows:
                 continue
-            color = panel.colors.get(key, f"c{key_number}")
-            if len(panel.keys) == 1 and run_number:
-                color = f"c{run_number}"
-            shown = name if len(runs) == 1 else f"{run}: {name}" if len(panel.keys) > 1 else run
-            x, y = (np.array([row[column] for row in rows], dtype=np.float64) for column in (x_key, key))
-            lines.append(Series(shown, x, np.where(np.isfinite(y), y, np.nan), color, run_number % 4))
+            y = np.array([metrics.rows[row][key] for row in rows], dtype=np.float64)
+            x = {axis: values[rows] for axis, values in axes[run].items()}
+            color, dash = panel.colors.get(key, f"c{key_number % NUM_COLORS}"), panel.dashes.get(key, 0)
+            if len(runs) > 1:
+                color, dash = f"c{run_number % NUM_COLORS}", names.index(name) % 4
+            of_run = run if len(runs) > 1 else ""
+            shown = "" if of_run and len(names) == 1 else name
+            lines.append(Series(shown, x, np.where(np.isfinite(y), y, np.nan), color, dash, run_number, of_run))
     return lines
 
 
@@ -217,29 +250,41 @@ def _panels(runs: Mapping[str, Metrics]) -> list[Panel]:
     panels = [replace(panel, keys=panel.keys or logged(panel.title)) for panel in PANELS]
     shown = {key for panel in panels for key in panel.keys} | _NOT_CURVES
     return panels + [
-        Panel(key[:1].upper() + key[1:].replace("_", " "), {key: key}, "A term of the loss or of the loop, as logged.")
+        Panel(
+            key[:1].upper() + key[1:].replace("_", " "),
+            {key: key},
+            "A term of the loss or of the loop, as logged.",
+            group=OTHERS,
+        )
         for key in keys
         if key not in shown and not key.startswith("failures/")
     ]
 
 
-def curves_section(runs: Mapping[str, Metrics]) -> Html:
-    """The charts of all runs {name: metrics}, or a sentence if there is nothing to draw."""
-    keys = {metrics.x_key() for metrics in runs.values() if metrics.rows}
-    x_key = next((key for key in X_KEYS if keys == {key} or (key == "step" and keys == set(X_KEYS))), None)
-    if x_key is None:
-        return tag("p", "No training curves: no metrics.jsonl with samples_seen or step was found.", class_="note")
-    charts = []
-    for panel in _panels(runs):
-        lines = [line for line in _series(runs, panel, x_key) if np.isfinite(line.y).any()]
+def curves_section(runs: Mapping[str, Metrics]) -> tuple[Html, dict[str, Any]]:
+    """(the charts of all runs {name: metrics}, or a sentence if there is nothing to draw; the data for charts.js)."""
+    logged = {run: metrics for run, metrics in runs.items() if metrics.rows}
+    axes = {run: metrics.axes() for run, metrics in logged.items()}
+    shared = {name: label for name, label in AXES.items() if axes and all(name in found for found in axes.values())}
+    if not shared:
+        note = "No training curves: no metrics.jsonl with samples_seen or step was found."
+        return tag("p", note, class_="note"), {}
+    axes = {run: {name: found[name] for name in shared} for run, found in axes.items()}
+    curves = Curves(max(120, min(MAX_POINTS, MAX_POINTS_OF_ALL_RUNS // len(logged))))
+    groups: dict[str, list[Html]] = {}
+    for panel in _panels(logged):
+        lines = [line for line in _series(logged, panel, axes) if np.isfinite(line.y).any()]
         if lines:
-            label = "samples seen" if x_key == "samples_seen" else "optimizer steps"
-            charts.append(
-                line_chart(
-                    panel.title, lines, note=panel.note, x_label=label, y_unit=panel.y_unit, include=panel.include
-                )
-            )
-    return join(_collapses(runs), tag("div", *charts, class_="charts"), _footnote(runs))
+            chart = curves.chart(panel.title, lines, note=panel.note, y_unit=panel.y_unit, include=panel.include)
+            groups.setdefault(panel.group, []).append(chart)
+    parts = [tag("div", *groups.pop(MAIN, []), class_="charts")]
+    for name, charts in groups.items():
+        summary = tag("summary", f"{name} ({len(charts)} chart{'s' if len(charts) > 1 else ''})")
+        parts.append(
+            tag("details", summary, tag("div", *charts, class_="charts"), class_="fold", id=f"group-{len(parts)}")
+        )
+    controls = curve_controls(shared, list(logged))
+    return join(_collapses(runs), controls, *parts, _footnote(runs)), curves.to_json()
 
 
 def _collapses(runs: Mapping[str, Metrics]) -> Html:
@@ -255,7 +300,9 @@ def _collapses(runs: Mapping[str, Metrics]) -> Html:
 
 
 def _footnote(runs: Mapping[str, Metrics]) -> Html:
-    notes = ["Long runs: the line is the mean of neighboring logging steps, the band their lowest and highest value."]
+    notes = [
+        "Long runs: a point of a line is the mean of neighboring logging steps, the band their lowest and highest."
+    ]
     for run, metrics in runs.items():
         num_not_finite = sum(
             1 for row in metrics.rows for value in row.values() if _is_number(value) and not np.isfinite(float(value))
@@ -274,14 +321,20 @@ def training_facts(metrics: Metrics) -> dict[str, str]:
     last = metrics.rows[-1]
     names = {"step": "Optimizer steps", "epoch": "Last epoch", "samples_seen": "Samples seen"}
     facts = {shown: number(last[key]) for key, shown in names.items() if _is_number(last.get(key))}
-    seconds = [float(row["seconds"]) for row in metrics.rows if _is_number(row.get("seconds"))]
-    if seconds:
-        facts["Training time"] = duration_text(sum(seconds))  # a row has the time since the row before it
+    seconds = training_seconds(metrics)
+    if seconds is not None:
+        facts["Training time"] = duration_text(seconds)
     for key in metrics.names():
         if key.startswith("failures/"):
             values: Sequence[float] = [row[key] for row in metrics.rows if _is_number(row.get(key))]
             facts[f"Unreadable samples: {key.removeprefix('failures/')}"] = f"{number(max(values))} (highest logged)"
     return facts
+
+
+def training_seconds(metrics: Metrics) -> float | None:
+    """The time of the steps that count, None if it was not logged. A row has the time since the row before it."""
+    seconds = [float(row["seconds"]) for row in metrics.rows if _is_number(row.get("seconds"))]
+    return sum(seconds) if seconds else None
 
 
 def duration_text(seconds: float) -> str:

@@ -9,9 +9,12 @@ from numpy.typing import NDArray
 
 from avssl.embedding.table import MODALITIES, EmbeddingTable
 from avssl.pages.markup import Html, join, tag
-from avssl.report.neighbors import NAMES
+from avssl.pages.media import MediaLibrary
+from avssl.report.neighbors import NAMES, row_noun
 
 MAX_POINTS = 400  # per modality
+MAX_SPOTS = 150  # clips whose picture and sound the map shows; decoding them takes some 20 ms each
+SPOT_BYTES = 40_000  # base64 text of a picture and an excerpt, at most
 NUM_COLORS = 12  # c0 to c11 in style.css
 WIDTH, HEIGHT, EDGE = 640.0, 460.0, 22.0
 SHAPES = {"video": "discs are videos", "audio": "triangles are audio clips", "image": "squares are images"}
@@ -102,8 +105,29 @@ def _gap_text(marks: Sequence[tuple[str, int]], vectors: NDArray[np.float32]) ->
     return f" The mean video and the mean audio clip are {gap:.2f} apart (two opposite unit vectors: 2)."
 
 
-def map_section(table: EmbeddingTable) -> Html:
-    """The map with a legend per label field; hover shows key and labels, and a line joins video and audio of a clip."""
+def spots(rows: Sequence[int], table: EmbeddingTable, library: MediaLibrary) -> dict[int, dict[str, str | None]]:
+    """{row: ids of its picture and its excerpt of sound}, evenly spread over the rows while the library has room."""
+    found: dict[int, dict[str, str | None]] = {}
+    has_sound, has_picture = "audio" in table.modalities(), table.modalities() != ["audio"]
+    # Steps of the golden ratio spread any number of first ones evenly.
+    spread = sorted(range(len(rows)), key=lambda place: place * 0.6180339887498949 % 1)
+    for place in spread[:MAX_SPOTS] if library.available else ():
+        if library.room < SPOT_BYTES:
+            break
+        key = table.keys[rows[place]]
+        media = {"data_picture": library.embed(key, "picture") if has_picture else None}
+        media |= {"data_sound": library.embed(key, "excerpt") if has_sound else None}
+        if any(media.values()):
+            found[rows[place]] = media
+    return found
+
+
+def map_section(table: EmbeddingTable, library: MediaLibrary) -> Html:
+    """The map with a legend per label field.
+
+    A point under the pointer or the keyboard shows key, labels and picture, and a line joins video and audio of its
+    clip; a click plays its sound.
+    """
     marks, vectors = _points(table)
     if len(marks) < 3:
         return tag("p", "Fewer than three embeddings: no map.", class_="note")
@@ -113,13 +137,15 @@ def map_section(table: EmbeddingTable) -> Html:
     colors = {field: class_colors(values) for field, values in labels.items()}
     low, high = plane.min(axis=0), plane.max(axis=0)
     scale = np.array([WIDTH - 2 * EDGE, HEIGHT - 2 * EDGE]) / np.maximum(high - low, 1e-12)
-    spots = EDGE + (plane - low) * scale
+    places = EDGE + (plane - low) * scale
+    media = spots(sorted({row for _, row in marks}), table, library)
     drawn = []
-    for (modality, row), (x, y) in zip(marks, spots, strict=True):
+    for (modality, row), (x, y) in zip(marks, places, strict=True):
         classes = [colors[f].get(labels[f][row] or "", NUM_COLORS - 1) for f in fields]
         named = ", ".join(f"{field} {labels[field][row]}" for field in fields if labels[field][row])
         title = f"{table.keys[row]} ({NAMES[modality]}){': ' if named else ''}{named}"
         attributes = {"class_": f"point c{classes[0] if classes else 0}", "data_row": row, "title": title}
+        attributes |= media.get(row, {})
         drawn.append(
             _mark(modality, float(x), HEIGHT - float(y), data_classes=" ".join(map(str, classes)), **attributes)
         )
@@ -129,14 +155,44 @@ def map_section(table: EmbeddingTable) -> Html:
     name = f"Map of {len(marks)} embeddings; {', '.join(SHAPES[modality] for modality in modalities)}."
     frame = tag("rect", x=0.5, y=0.5, width=WIDTH - 1, height=HEIGHT - 1, rx=8, class_="frame")
     partner = tag("line", class_="partner", x1=0, x2=0, y1=0, y2=0)
-    box = {"viewBox": f"0 0 {WIDTH:.0f} {HEIGHT:.0f}", "role": "img", "aria_label": name, "class_": "map"}
+    name += (
+        " Arrow keys go from point to point, Enter plays its sound."
+        if "audio" in modalities
+        else (" Arrow keys go from point to point.")
+    )
+    box = {
+        "viewBox": f"0 0 {WIDTH:.0f} {HEIGHT:.0f}",
+        "role": "group",
+        "aria_label": name,
+        "class_": "map",
+        "tabindex": 0,
+    }
     svg = tag("svg", frame, partner, *(drawn[number] for number in order), **box)
     caption = (
         f"Principal components: {shares[0] * 100:.0f} % of the variance to the right, {shares[1] * 100:.0f} % upwards; "
         "distances beyond these two directions are not visible." + _gap_text(marks, vectors)
     )
+    if library.available:
+        what = " and ".join(_what_spots_have(table))
+        clips = len({row for _, row in marks})
+        caption += f" {len(media)} of the {clips} {row_noun(table)} have {what} in this page."
     figure = tag("figure", svg, tag("figcaption", caption, class_="note"))
-    return tag("div", figure, tag("div", _controls(modalities, fields, colors)), class_="atlas")
+    return tag("div", figure, tag("div", _controls(modalities, fields, colors), _spot(modalities)), class_="atlas")
+
+
+def _what_spots_have(table: EmbeddingTable) -> list[str]:
+    """What is embedded of the clips of a table with these modalities."""
+    names = table.modalities()
+    picture = ["a picture"] if set(names) & {"video", "image"} else []
+    return picture + (["the first seconds of sound"] if "audio" in names else [])
+
+
+def _spot(modalities: Sequence[str]) -> Html:
+    """Where the chosen point is shown: map.js fills it."""
+    text = "Choose a point: it is shown and heard here." if "audio" in modalities else (
+        "Choose a point: it is shown here."
+    )  # fmt: skip
+    return tag("div", tag("p", text), class_="clip spot", aria_live="polite")
 
 
 def _controls(modalities: Sequence[str], fields: Sequence[str], colors: dict[str, dict[str, int]]) -> Html:

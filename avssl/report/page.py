@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from avssl.embedding.table import EmbeddingTable
-from avssl.eval.results import installed_versions
+from avssl.eval.results import installed_versions, standard_results
 from avssl.files.whole import write_whole
 from avssl.pages.html_page import html_page, kit_file
 from avssl.pages.markup import Html, join, tag
 from avssl.pages.media import MediaLibrary, MediaSource
+from avssl.report.comparison import comparison_section
 from avssl.report.curves import curves_section, read_metrics, training_facts
 from avssl.report.embedding_map import map_section
-from avssl.report.facts import PACKAGES, data_counts, facts_section, sample_keys, samples_section
+from avssl.report.facts import PACKAGES, data_counts, definition_list, facts_section, sample_keys, samples_section
+from avssl.report.failures import failures_section, skipped_section
 from avssl.report.neighbors import neighbors_section, row_noun, searches
+from avssl.report.positives import Banks, positives_section
 from avssl.report.scores import headline, scores_section, tasks_section
 from avssl.report.stored import Evaluation, result_of
 
@@ -30,7 +33,9 @@ class ReportOptions:
     """The amount of samples, searches and media on the page.
 
     num_samples: cards in "Data"; num_queries: searches per direction; num_neighbors: results per search.
+    num_anchors: anchors whose positive sets are shown.
     max_media_bytes: base64 text of all embedded video and audio; files that do not fit are shown, but cannot be played.
+    max_map_bytes: base64 text of the thumbnails and excerpts of sound of the map, and of those of the positive sets.
     label_fields: {"video": field, "audio": field, "image": field} by which a retrieved video, audio clip or image
         counts as right; default: "visual", "sound" and "visual" if the table has them, otherwise its first field for
         all.
@@ -39,7 +44,9 @@ class ReportOptions:
     num_samples: int = 8
     num_queries: int = 4
     num_neighbors: int = 4
+    num_anchors: int = 3
     max_media_bytes: int = 4_000_000
+    max_map_bytes: int = 1_500_000
     label_fields: Mapping[str, str] | None = None
 
 
@@ -55,6 +62,10 @@ def write_report(
     index: Mapping[str, Any] | None = None,
     facts: Mapping[str, object] | None = None,
     options: ReportOptions | None = None,
+    banks: Banks | None = None,
+    train_media: MediaSource | None = None,
+    skipped: Sequence[Mapping[str, object]] = (),
+    banner: Html | None = None,
 ) -> Path:
     """Write run_folder/report.html and return its path. The same input gives the same bytes.
 
@@ -71,6 +82,10 @@ def write_report(
         index: the shard folder's index.json, for data counts and skip reasons.
         facts: further lines for "About this run", for example {"Commit": "1a2b3c"}.
         options: how much to show.
+        banks: the memory banks of a run by AVID or CMA, for its positive sets.
+        train_media: as `media`, of the samples that the run trained on.
+        skipped: the records of a shard folder's skipped.jsonl: {"key", "reason", "message"}.
+        banner: markup above the headline, as watch.py makes it for a run that goes on.
 
     Raises:
         FileNotFoundError: run_folder does not exist.
@@ -84,13 +99,15 @@ def write_report(
         evaluation = folder / "evaluation.json"
     results = [result_of(item) for item in (evaluation, *evaluations) if item is not None]
     name = folder.resolve().name
-    metrics = {name: read_metrics(folder / "metrics.jsonl")}
-    training = training_facts(metrics[name])
+    runs = {name: folder}
     for run, path in (other_runs or {}).items():
         # A run in another folder of the same name must not replace this one.
-        metrics[run if run not in metrics else f"{run} ({path})"] = read_metrics(Path(path) / "metrics.jsonl")
+        runs[run if run not in runs else f"{run} ({path})"] = Path(path)
+    metrics = {run: read_metrics(path / "metrics.jsonl") for run, path in runs.items()}
+    training = training_facts(metrics[name])
     clips = None if table is None else table.pool_by_key()
     library = MediaLibrary(media, chosen.max_media_bytes)
+    trained = MediaLibrary(train_media, chosen.max_map_bytes, prefix="train-")
     keys = sample_keys(clips, sorted(media) if isinstance(media, Mapping) else [], chosen.num_samples)
     groups: dict[str, Mapping[str, object]] = {
         "Run": {"Folder": str(run_folder), **(facts or {})},
@@ -99,21 +116,76 @@ def write_report(
         "Embeddings": {} if clips is None else {row_noun(clips).capitalize(): len(clips), **clips.metadata},
         "Software": installed_versions(PACKAGES),
     }
+    charts, curves = curves_section(metrics)
     # The budget for media is spent in this order.
     sections = [
         ("results", "Results", join(scores_section(results), tasks_section(folder))),
+        *([("runs", "Comparison of the runs", comparison_section(runs, metrics))] if len(runs) > 1 else []),
         ("neighbors", _search_title(clips), _neighbors(clips, library, chosen)),
-        ("map", "Map of the embeddings", _without_table() if clips is None else map_section(clips)),
-        ("training", "Training", curves_section(metrics)),
+        *_failures(clips, library, chosen),
+        *_positives(banks, trained, chosen),
+        ("map", "Map of the embeddings", _map(clips, library, chosen)),
+        ("training", "Training", charts),
         ("data", "Data", samples_section(keys, clips, library)),
-        ("about", "About this run", facts_section(folder, groups, index or {})),
+        ("about", "About this run", join(facts_section(folder, groups, index or {}), skipped_section(skipped))),
     ]
-    return write_whole(folder / "report.html", _page(title or name, headline(results), sections, library))
+    return write_whole(
+        folder / "report.html",
+        _page(title or name, join(banner, headline(results)), sections, [library, trained], curves),
+    )
+
+
+def write_comparison(
+    folder: str | Path, runs: Mapping[str, str | Path], *, title: str = "", banner: Html | None = None
+) -> Path:
+    """Write folder/report.html, which compares runs {name: run folder}: results, configurations and curves.
+
+    ValueError without a run.
+    """
+    if not runs:
+        raise ValueError(f"there is no run in {str(folder)!r}: a run is a folder with a config.yaml")
+    folders = {name: Path(path) for name, path in runs.items()}
+    metrics = {name: read_metrics(path / "metrics.jsonl") for name, path in folders.items()}
+    results = [result_of(path) for run in folders.values() for path in standard_results(run)]
+    charts, curves = curves_section(metrics)
+    facts = {name: {"Folder": str(path), **training_facts(metrics[name])} for name, path in folders.items()}
+    about = tag("div", *(definition_list(name, entries) for name, entries in facts.items()), class_="columns")
+    sections = [
+        ("runs", "Comparison of the runs", comparison_section(folders, metrics)),
+        ("results", "Results", scores_section(results)),
+        ("training", "Training", charts),
+        ("about", "About these runs", about),
+    ]
+    name = title or f"{Path(folder).resolve().name}: {len(folders)} run{'s' if len(folders) > 1 else ''}"
+    page = _page(name, join(banner), sections, [], curves)
+    return write_whole(Path(folder) / "report.html", page)
 
 
 def _without_table() -> Html:
     text = "No embedding table was given: `avssl evaluate RUN standard train=... test=...` writes the one shown here."
     return tag("p", text, class_="note")
+
+
+def _failures(
+    table: EmbeddingTable | None, library: MediaLibrary, options: ReportOptions
+) -> list[tuple[str, str, Html]]:
+    if table is None or not table.modalities():
+        return []
+    return [("failures", "Where it fails", failures_section(table, library, _label_fields(table, options)))]
+
+
+def _positives(banks: Banks | None, library: MediaLibrary, options: ReportOptions) -> list[tuple[str, str, Html]]:
+    if banks is None:
+        return []
+    section = positives_section(banks, library, options.num_anchors, 6)
+    return [("positives", "Positive sets", section)]
+
+
+def _map(table: EmbeddingTable | None, library: MediaLibrary, options: ReportOptions) -> Html:
+    if table is None:
+        return _without_table()
+    library.room = options.max_map_bytes
+    return map_section(table, library)
 
 
 def _search_title(table: EmbeddingTable | None) -> str:
@@ -125,6 +197,14 @@ def _search_title(table: EmbeddingTable | None) -> str:
 def _neighbors(table: EmbeddingTable | None, library: MediaLibrary, options: ReportOptions) -> Html:
     if table is None:
         return _without_table()
+    names = _label_fields(table, options)
+    return neighbors_section(
+        table, library, names, num_queries=options.num_queries, num_neighbors=options.num_neighbors
+    )
+
+
+def _label_fields(table: EmbeddingTable, options: ReportOptions) -> dict[str, str | None]:
+    """{modality that is searched: the label field by which a result is right}."""
     fields = table.label_fields()
     default = fields[0] if fields else None
     names: dict[str, str | None] = {
@@ -132,13 +212,16 @@ def _neighbors(table: EmbeddingTable | None, library: MediaLibrary, options: Rep
         "audio": "sound" if "sound" in fields else default,
         "image": "visual" if "visual" in fields else default,
     }
-    names |= options.label_fields or {}
-    return neighbors_section(
-        table, library, names, num_queries=options.num_queries, num_neighbors=options.num_neighbors
-    )
+    return names | dict(options.label_fields or {})
 
 
-def _page(title: str, lead: Html, sections: Sequence[tuple[str, str, Html]], library: MediaLibrary) -> str:
+def _page(
+    title: str,
+    lead: Html,
+    sections: Sequence[tuple[str, str, Html]],
+    libraries: Sequence[MediaLibrary],
+    curves: Mapping[str, Any],
+) -> str:
     links = [tag("a", heading, href=f"#{identifier}") for identifier, heading, _ in sections]
     blocks = [
         tag(
@@ -150,7 +233,8 @@ def _page(title: str, lead: Html, sections: Sequence[tuple[str, str, Html]], lib
         )
         for identifier, heading, body in sections
     ]
-    left_out = f"{library.num_left_out} files did not fit into the page." if library.num_left_out else None
+    num_left_out = sum(library.num_left_out for library in libraries)
+    left_out = f"{num_left_out} files did not fit into the page." if num_left_out else None
     body = join(
         tag("a", "Skip to the results", href="#results", class_="skip"),
         tag("header", tag("p", "avssl report", class_="kicker"), tag("h1", title), lead),
@@ -158,5 +242,13 @@ def _page(title: str, lead: Html, sections: Sequence[tuple[str, str, Html]], lib
         tag("main", *blocks),
         tag("footer", tag("p", "One file, no outside requests. ", left_out)),
     )
-    scripts = [kit_file(name, "avssl.report") for name in ("charts.js", "map.js")]
-    return html_page(f"{title} · avssl report", body, media=library.embedded, scripts=scripts)
+    names = ["uplot/uPlot.min.css", "uplot/uPlot.iife.min.js", "charts.js"] if curves else []
+    names += ["map.js", "live.js"]
+    return html_page(
+        f"{title} · avssl report",
+        body,
+        media={name: uri for library in libraries for name, uri in library.embedded.items()},
+        data={"curves": curves} if curves else {},
+        styles=[kit_file(name, "avssl.report") for name in names if name.endswith(".css")],
+        scripts=[kit_file(name, "avssl.report") for name in names if name.endswith(".js")],
+    )

@@ -119,6 +119,17 @@ def _inherit(cfg: config.RunConfig, accelerator: Accelerator, loss: Loss, loader
     return is_same_audio and checkpoint.inherit_views(loader.view_maker, cfg.init_from)
 
 
+def is_at_work(run: Path) -> bool:
+    """Whether a process is training in this folder: it holds the lock of the folder as long as it lives."""
+    if not (run / LOCK_FILE).is_file():
+        return False
+    try:
+        with locked(run / LOCK_FILE, shared=True, wait_seconds=0.0):
+            return False
+    except LockedError:
+        return True
+
+
 def release_run() -> None:
     """Unlock the folder of the run that this process held last."""
     _held.close()

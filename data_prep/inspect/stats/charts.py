@@ -66,7 +66,7 @@ def histogram_chart(histogram: Histogram) -> str:
             height = max(1.5, (FLOOR - TOP) * float(count / counts.max()))
             hint = f"{shown(low, unit)} to {shown(high, unit)}: {count:,} ({count / counts.sum():.1%})"
             box = {"x": left + 0.5, "y": FLOOR - height, "width": max(1, right - left - 1), "height": height}
-            parts.append(tag("rect", tag("title", escape(hint)), class_="bar", **box))
+            parts.append(tag("rect", tag("title", escape(hint)), class_="column", **box))
     taken = -math.inf
     for value in ticks(float(edges[0]), float(edges[-1]), quantity.is_logarithmic):
         text = shown(value, unit)

@@ -139,7 +139,7 @@ def measure_shard(task: StatsTask) -> tuple[Tally, dict[str, Hashes]]:
         for number, key in enumerate(side_car.keys):
             begin, end = side_car.offsets[number : number + 2]
             file.seek(begin)
-            tally.num_samples += 1
+            tally.begin(key)
             try:
                 sample = parse_members(file.read(end - begin), f"{path}, sample {key}")
                 _add_facts(tally, sample)

@@ -1,4 +1,4 @@
-"""stats.html: the statistics of a shard folder on one page, without scripts and without other files."""
+"""stats.html: the statistics of a shard folder on one page that needs nothing but a browser."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from itertools import islice
 
 from avssl.media.decode import read_video
 from avssl.media.images import read_image
+from avssl.pages.html_page import html_page
+from avssl.pages.markup import Html, join, tag
+from avssl.pages.media import MediaLibrary
 from avssl.shards.shard_set import Sample, ShardSet
 from avssl.types import MediaError
 from data_prep.inspect.stats.charts import bar_list, histogram_chart
 from data_prep.inspect.stats.collect import Groups, Stats
 from data_prep.inspect.stats.metrics import middle_frame
+from data_prep.inspect.stats.samples import MAX_MEDIA_BYTES, media_of, outlier_note, outliers, sample_grid
 from data_prep.inspect.stats.tally import FACTS, QUANTITIES, Histogram
 from data_prep.inspect.stats.text import NUMBER_COLUMNS, count_of, limits_note, number_cells, shown, totals
 
@@ -24,25 +28,35 @@ THUMBNAIL_PX = 192
 
 def page(stats: Stats) -> str:
     """The page as HTML. The same folder and thresholds give the same text."""
-    name = escape(stats.folder.resolve().name)
+    name = stats.folder.resolve().name
     tally = stats.tally
+    library = MediaLibrary(None, 0)
     sections = [_cards(stats)]
     if tally.failed:
         sections.append(_failures(stats))
+    if tally.num_samples:
+        shards = ShardSet(stats.folder)
+        library = MediaLibrary(media_of(shards), MAX_MEDIA_BYTES)
+        sections.append(_section("Samples", sample_grid(shards, library)))
+        shards.close()
     if tally.numbers:
-        sections += ["<h2>Numbers</h2>", _histograms(stats), _table(stats)]
+        lists = list(outliers(stats))
+        found = f'<p class="muted">{escape(outlier_note(lists))}</p><div class="panels">{"".join(lists)}</div>'
+        sections += [_section("Numbers", _histograms(stats) + _table(stats)), _section("Outliers", found)]
     if tally.labels:
-        sections.append("<h2>Classes</h2>" + f'<div class="panels">{"".join(_classes(stats))}</div>')
+        sections.append(_section("Classes", f'<div class="panels">{"".join(_classes(stats))}</div>'))
     if tally.facts:
-        sections.append("<h2>What the files are</h2>" + _facts(stats))
+        sections.append(_section("What the files are", _facts(stats)))
     if stats.groups:
-        sections.append("<h2>Duplicates</h2>" + "".join(_duplicates(stats)))
-    sections.append("<h2>How this was measured</h2>" + _method(stats))
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{name}: statistics</title><style>{STYLE}</style></head><body><main><h1>{name}</h1>"
-        f'<p class="muted">{escape(totals(stats))}</p>{"".join(sections)}</main></body></html>\n'
-    )
+        sections.append(_section("Duplicates", "".join(_duplicates(stats))))
+    sections.append(_section("How this was measured", _method(stats)))
+    lead = tag("header", tag("h1", name), tag("p", totals(stats), class_="muted"))
+    body = join(lead, tag("main", Html("".join(sections))))
+    return html_page(f"{name}: statistics", body, media=library.embedded, styles=[STYLE])
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{title}</h2>{content}</section>"
 
 
 def _cards(stats: Stats) -> str:
@@ -198,17 +212,10 @@ def _method(stats: Stats) -> str:
 
 
 STYLE = """
-:root { color-scheme: light dark; --page: #f5f6f4; --card: #fff; --text: #1b2027; --muted: #5a636e; --rule: #dcdfda;
-  --bar: #2f6fb5; --track: #eaedef; --median: #b4500f; }
-@media (prefers-color-scheme: dark) { :root { --page: #111418; --card: #1a1f26; --text: #e8ebef; --muted: #a3adb9;
-  --rule: #333b46; --bar: #7fb2f0; --track: #262d36; --median: #ffad6b; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--text);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-main { max-width: 1180px; margin: 0 auto; padding: 36px 20px 60px; }
-h1 { margin: 0; font-size: clamp(1.5rem, 4vw, 2.2rem); line-height: 1.2; overflow-wrap: anywhere; }
-h2 { margin: 40px 0 12px; font-size: 1.3rem; }
-p { margin: 0 0 10px; max-width: 85ch; }
+:root { --bar: #2f6fb5; --track: #eaedef; --median: #b4500f; }
+@media (prefers-color-scheme: dark) { :root { --bar: #7fb2f0; --track: #262d36; --median: #ffad6b; } }
+header { padding-bottom: 0; } header h1 { margin-bottom: 0; }
+section { padding: 32px 0 0; } main { padding-bottom: 60px; }
 .muted, small { color: var(--muted); }
 small { display: block; font-size: .82rem; font-weight: 400; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(185px, 1fr)); gap: 12px; margin: 22px 0 0; }
@@ -220,8 +227,8 @@ small { display: block; font-size: .82rem; font-weight: 400; }
 .panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); gap: 14px; }
 .panel { margin: 0; padding: 12px 16px; min-width: 0; }
 figcaption { font-weight: 600; margin-bottom: 6px; overflow-wrap: anywhere; }
-svg { display: block; width: 100%; height: auto; }
-.bar { fill: var(--bar); } .bar:hover { opacity: .75; }
+.panel svg { display: block; width: 100%; height: auto; }
+.column { fill: var(--bar); } .column:hover { opacity: .75; }
 .axis { stroke: var(--muted); } .median { stroke: var(--median); stroke-width: 1.5; stroke-dasharray: 4 3; }
 .tick { fill: var(--muted); font-size: 12px; text-anchor: middle; } .strong { fill: var(--median); font-weight: 600; }
 .bars { list-style: none; margin: 0; padding: 0; font-size: .88rem; font-variant-numeric: tabular-nums; }
@@ -233,8 +240,10 @@ svg { display: block; width: 100%; height: auto; }
 .track i { display: block; height: 100%; min-width: 2px; border-radius: 5px; background: var(--bar); }
 .count, .share { text-align: right; } .share { color: var(--muted); }
 .box { overflow-x: auto; padding: 6px 0; }
+.outliers dl { margin: 6px 0 0; font-size: .88rem; } .outliers dl > div { display: flex; gap: 12px; }
+.outliers dt { min-width: 0; overflow-wrap: anywhere; flex: 1; } .outliers dd { margin: 0; white-space: nowrap; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .9rem; }
-th, td { padding: 6px 14px; text-align: right; white-space: nowrap; }
+th, td { padding: 6px 14px; text-align: right; white-space: nowrap; min-width: 0; }
 th:first-child { text-align: left; font-weight: 600; } thead th { color: var(--muted); font-weight: 500; }
 tbody tr > * { border-top: 1px solid var(--rule); }
 .same { display: grid; grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); gap: 2px 24px; margin: 14px 0 0;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 MAX_NAMES = 2000  # values that are counted per fact; further values count as OTHER
 OTHER = "(others)"
 MAX_MESSAGES = 20
+NUM_EXTREMES = 5  # samples with the lowest and with the highest value of a quantity that are named
 
 
 @dataclass(frozen=True)
@@ -137,12 +138,34 @@ class Histogram:
 
 
 @dataclass
+class Extremes:
+    """The samples with the lowest and the highest values of a quantity: (value, key), the most extreme first; of equal
+    values the keys in their order.
+    """
+
+    lowest: list[tuple[float, str]] = field(default_factory=list)
+    highest: list[tuple[float, str]] = field(default_factory=list)
+
+    def add(self, *found: tuple[float, str]) -> None:
+        """Add samples; of all of them the NUM_EXTREMES most extreme ones stay."""
+        self.lowest = sorted([*self.lowest, *found])[:NUM_EXTREMES]
+        self.highest = sorted([*self.highest, *found], key=lambda one: (-one[0], one[1]))[:NUM_EXTREMES]
+
+    def merge(self, other: Extremes) -> None:
+        """Add the samples of another part."""
+        self.lowest = sorted([*self.lowest, *other.lowest])[:NUM_EXTREMES]
+        both = [*self.highest, *other.highest]
+        self.highest = sorted(both, key=lambda one: (-one[0], one[1]))[:NUM_EXTREMES]
+
+
+@dataclass
 class Tally:
     """Statistics of samples.
 
     numbers: {Quantity.name: histogram}. facts: {name of FACTS: {value: number of samples}}. labels: {field: {name:
     number of samples}}. num_labeled: {field: samples with any name in it}. failed: {reason: samples whose media could
     not be measured}. messages: the first of their errors. counts: samples with other properties (wholly silent, ...).
+    extremes: {Quantity.name: the samples with the lowest and highest values}. key: of the sample that is being added.
     """
 
     num_samples: int = 0
@@ -153,11 +176,19 @@ class Tally:
     failed: Counter[str] = field(default_factory=Counter)
     messages: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    extremes: dict[str, Extremes] = field(default_factory=dict)
+    key: str = ""
+
+    def begin(self, key: str) -> None:
+        """Count a sample, whose values are added until the next one begins."""
+        self.key = key
+        self.num_samples += 1
 
     def add_number(self, name: str, value: float | None) -> None:
-        """Count a sample's value of a quantity; None is ignored."""
+        """Count the value of a quantity that the current sample has; None is ignored."""
         if value is not None:
             self.numbers.setdefault(name, Histogram(QUANTITIES[name])).add(value)
+            self.extremes.setdefault(name, Extremes()).add((value, self.key))
 
     def add_fact(self, name: str, value: object) -> None:
         """Count a sample's value of a fact; None is ignored."""
@@ -182,6 +213,8 @@ class Tally:
         self.num_samples += other.num_samples
         for name, histogram in other.numbers.items():
             self.numbers.setdefault(name, Histogram(histogram.quantity)).merge(histogram)
+        for name, extremes in other.extremes.items():
+            self.extremes.setdefault(name, Extremes()).merge(extremes)
         for name, counter in other.facts.items():
             self._count(self.facts.setdefault(name, Counter()), counter.items())
         for name, counter in other.labels.items():
@@ -207,4 +240,5 @@ class Tally:
             "failed": dict(self.failed.most_common()),
             "messages": self.messages,
             "counts": dict(sorted(self.counts.items())),
+            "extremes": {name: asdict(self.extremes[name]) for name in QUANTITIES if name in self.extremes},
         }
