@@ -67,6 +67,7 @@ def own_run() -> Iterator[None]:
 
     Several runs can follow each other in one process, for example in a notebook.
     """
+    from avssl.processes.peers import unwatch_processes
     from avssl.train.run_folder import release_run
 
     is_main_thread = threading.current_thread() is threading.main_thread()
@@ -78,6 +79,7 @@ def own_run() -> Iterator[None]:
     try:
         yield
     finally:
+        unwatch_processes()
         for process in set(multiprocessing.active_children()) - children:
             if process.daemon:
                 process.kill()

@@ -98,6 +98,7 @@ class RunConfig:
     checkpoint_every_steps: int = 1000
     stopped_status: int = 0  # exit status of a run that a signal has stopped; docs/checkpoints.md has schedulers
     keep_checkpoints: int = 2
+    process_timeout_seconds: float = 120.0  # without a sign of life from another process the run ends; 0: never
     plugins: list[Any] = field(default_factory=list)  # Python files with losses, ... of your own: docs/plugins.md
     trackers: list[str] = field(default_factory=list)  # tensorboard, wandb, ... through Accelerate
     mixed_precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"  # auto: bf16 on GPUs that have it, else fp32
@@ -323,7 +324,8 @@ CHANGEABLE_KEYS = frozenset([
     "run", "epochs", "steps", "resume", "init_from", "log_every_steps", "checkpoint_every_steps", "stopped_status",
     "keep_checkpoints", "trackers", "cpu", "compile", "channels_last", "data.shards", "data.cache_dir",
     "data.cache_bytes", "data.redirect_hosts", "data.num_workers", "data.prefetch_batches", "data.max_failure_rate",
-    "data.worker_timeout_seconds", *(f"probe.{item.name}" for item in dataclasses.fields(ProbeConfig)),
+    "data.worker_timeout_seconds", "process_timeout_seconds",
+    *(f"probe.{item.name}" for item in dataclasses.fields(ProbeConfig)),
 ])  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
+STORE_SECONDS = 30.0  # for the store of a run to be found
 
 
 def is_active() -> bool:
@@ -31,6 +32,34 @@ def world_size() -> int:
 def local_processes() -> int:
     """Number of processes of the run on this machine, as torchrun says; 1 without it."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+class RunStore:
+    """Small texts that every process of a run writes and reads without waiting for another one.
+
+    They lie with the launcher of the first host, or with the first process. The connection is one of its own.
+    RuntimeError if the store cannot be reached, or a key is not there.
+
+    name: of a part of the store.
+    """
+
+    def __init__(self, name: str) -> None:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        found_within = timedelta(seconds=STORE_SECONDS)
+        store = dist.TCPStore(address, port, is_master=False, timeout=found_within)  # type: ignore[attr-defined]
+        self._store = dist.PrefixStore(name, store)  # type: ignore[attr-defined]
+
+    def set(self, key: str, text: str) -> None:
+        """Write a text."""
+        self._store.set(key, text)
+
+    def first(self, key: str, text: str) -> str:
+        """Write a text unless there is one that is not empty; returns the one that is there then."""
+        return self._store.compare_set(key, "", text).decode()
+
+    def get(self, keys: list[str]) -> list[str]:
+        """The texts of the keys."""
+        return [text.decode() for text in self._store.multi_get(keys)]
 
 
 def gather(tensor: torch.Tensor) -> torch.Tensor:

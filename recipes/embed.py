@@ -22,6 +22,7 @@ from avssl.errors import one_line_errors
 from avssl.files.plain_text import PlainParser, run_in_utf8, say, say_lines
 from avssl.plugins import required
 from avssl.processes.limits import Limits
+from avssl.processes.slurm import take_ranks_of_slurm
 
 PUBLIC_FOLDER = "public_model"  # in OUT: the configuration of a public model
 
@@ -142,6 +143,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def command(arguments: list[str]) -> int:
     """The program: its exit status."""
     run_in_utf8()
+    take_ranks_of_slurm()
     with one_line_errors():
         parsed = parse(arguments)
         required.use(parsed.plugin, may_differ=parsed.plugin_changed)

@@ -26,10 +26,11 @@ from typing import TYPE_CHECKING, Any
 
 import avssl.eval
 from avssl import config
-from avssl.errors import one_line_errors
+from avssl.errors import end_now, one_line_errors
 from avssl.files.plain_text import run_in_utf8, say, say_lines
 from avssl.help_text import describe
 from avssl.plugins import required
+from avssl.processes.slurm import take_ranks_of_slurm
 from avssl.recipe_files import replace_names
 
 # What is heavy is imported in the functions, so that --help comes at once.
@@ -128,8 +129,10 @@ def start(run: str, arguments: list[str], read: Callable[..., TaskConfig] = conf
     from accelerate import PartialState
 
     from avssl.embedding.public import names_public_model
+    from avssl.processes.peers import DEFAULT_LIMIT_SECONDS, unwatch_processes, watch_processes
 
     PartialState(cpu=config.value_of(arguments, "device", "cpu") == "cpu")  # the process group of torchrun
+    watch_processes(DEFAULT_LIMIT_SECONDS, end_now)
     own = [argument for argument in arguments if argument.startswith((OUT, MODEL))]
     arguments = [argument for argument in arguments if argument not in own]
     folder = Path(run)
@@ -137,7 +140,9 @@ def start(run: str, arguments: list[str], read: Callable[..., TaskConfig] = conf
         folder = public_folder(run, own)
     elif own:
         raise ValueError(f"{own[0]} is for public models; results of a run go below its folder")
-    return evaluate(folder, load_task(arguments, read))
+    path = evaluate(folder, load_task(arguments, read))
+    unwatch_processes()
+    return path
 
 
 def public_folder(name: str, arguments: list[str]) -> Path:
@@ -205,6 +210,7 @@ def usage(arguments: list[str]) -> str:
 def command(arguments: list[str]) -> int:
     """The program: its exit status."""
     run_in_utf8()
+    take_ranks_of_slurm()
     with one_line_errors():
         arguments, files, is_changed = required.take_options(arguments)
         if not arguments or "-h" in arguments or "--help" in arguments:

@@ -14,13 +14,15 @@ with status 0, or `stopped_status`; docs/checkpoints.md says more.
 """
 
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 
 from avssl import config
-from avssl.errors import one_line_errors
+from avssl.errors import end_now, one_line_errors
 from avssl.files.plain_text import plain_lines, run_in_utf8
 from avssl.plugins.required import take_options
+from avssl.processes.slurm import take_ranks_of_slurm
 from avssl.processes.stopping import StoppedError, StopSignal, end_with_launcher
 from avssl.processes.worker_server import start_worker_server
 from avssl.recipe_files import replace_names
@@ -44,6 +46,7 @@ def main(cfg: config.RunConfig) -> int:
     from avssl.ops import kernels
     from avssl.optim.build import build_optimizer, forget, set_learning_rate
     from avssl.prepared import shards_of
+    from avssl.processes.peers import unwatch_processes, watch_processes
     from avssl.public_models import settle
     from avssl.shards.mixture import check_modalities, open_shards, refuse_test_part
     from avssl.train import estimate, fitting
@@ -69,6 +72,7 @@ def main(cfg: config.RunConfig) -> int:
         # The state of losses is replicated by construction; to send banks at every step would cost more than the step.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+    watch_processes(cfg.process_timeout_seconds, end_now)
     for line in model_lines:
         accelerator.print(plain_lines(line))
     storage.allow_redirects(list(cfg.data.redirect_hosts))
@@ -103,6 +107,7 @@ def main(cfg: config.RunConfig) -> int:
         )
     facts = {"manifest": shards.fingerprint, "num_samples": shards.num_samples, **loader.order_facts()}
     progress = Progress(total_steps=total_steps)
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)  # its successor is to come
     model, optimizer = accelerator.prepare(loss, optimizer)  # not the loader: it splits by rank itself
     set_seed(cfg.seed, device_specific=True)  # the weights are equal now; from here on each rank draws its own noise
     if cfg.compile:
@@ -170,6 +175,7 @@ def main(cfg: config.RunConfig) -> int:
             plain_lines(f"stopped by signal at step {progress.step}; the same command goes on from there")
         )
     accelerator.wait_for_everyone()
+    unwatch_processes()
     accelerator.end_training()
     return 0 if progress.step == total_steps else cfg.stopped_status
 
@@ -183,6 +189,7 @@ def name_run(cfg: config.RunConfig, arguments: list[str]) -> None:
 def command(arguments: list[str]) -> int:
     """The program: its exit status."""
     run_in_utf8()
+    take_ranks_of_slurm()
     with one_line_errors():
         arguments, files, is_changed = take_options(arguments)
         arguments = replace_names(arguments)

@@ -137,7 +137,10 @@ def test_metrics_that_meet_a_full_disk_are_named(shards, tmp_path):
         (ValueError("trackers=['wandb']: not installed"), "trackers=['wandb']: not installed"),
         (ModuleNotFoundError("No module named 'x'"), "No module named 'x'"),
         (RuntimeError("The server socket has failed to listen: EADDRINUSE"), "port 29500 (MASTER_PORT) is in use"),
-        (RuntimeError("gloo: Connection closed by peer [127.0.0.1]:1"), "another process of this run has ended"),
+        (
+            RuntimeError("[pair.cc:5] Connection closed by peer [::1]:1. Check"),
+            "the connection to another process of this run",
+        ),
         (AssertionError("Torch not compiled with CUDA enabled"), "a GPU was asked for, and PyTorch finds none"),
         (
             RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 5 vs 4"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import secrets
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING
 from avssl import checkpoint, config
 from avssl.data.loader import Loader
 from avssl.data.statistics import measure_statistics
-from avssl.distributed import broadcast_object, gather_objects, rank
+from avssl.distributed import barrier, broadcast_object, gather_objects, is_active, rank
 from avssl.eval import overlap
 from avssl.files.locks import LockedError, locked
 from avssl.files.plain_text import plain_lines, say
@@ -57,6 +59,7 @@ def begin(
     """
     run, views = Path(cfg.run), loader.view_maker
     hold_run(run)
+    refuse_unless_shared(run, str(facts["manifest"]))
     cfg.plugins = plugins_of(cfg, loader.views)
     if checkpoint.checkpoints(run):
         if cfg.resume is False:
@@ -79,6 +82,32 @@ def begin(
             overlap.write_training_data(run, loader.shards, cfg.init_from)
         for line in (*overlap.mixture_warnings(loader.shards), *overlap.probe_warnings(run, cfg.probe.shards)):
             accelerator.print(f"warning: {line}")
+
+
+def refuse_unless_shared(run: Path, manifest: str) -> None:
+    """ValueError if a process sees another folder of the run, or other shards, than the first process does.
+
+    Without this it would be found at the first checkpoint, to which every process adds files. The name of the file that
+    is looked for is new, so that no network file system answers from memory.
+    """
+    if not is_active():
+        return
+    name = broadcast_object(f".seen-{secrets.token_hex(8)}")
+    if rank() == 0:
+        (run / name).touch()
+    barrier()
+    seen = gather_objects((socket.gethostname(), (run / name).exists(), manifest))
+    if rank() == 0:
+        (run / name).unlink()
+    first = f"process 0 on {seen[0][0]}"
+    for number, (host, sees_run, own) in enumerate(seen):
+        if not sees_run:
+            raise ValueError(
+                f"process {number} on {host} does not see what {first} writes in {run}; the folder of a run must be "
+                "the same one on all hosts: choose one on a disk that they share"
+            )
+        if own != seen[0][2]:
+            raise ValueError(f"process {number} on {host} has other shards than {first}; give all hosts the same ones")
 
 
 def plugins_of(cfg: config.RunConfig, views: Sequence[View]) -> list[dict[str, str]]:
