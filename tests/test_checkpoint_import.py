@@ -112,6 +112,7 @@ def test_every_tensor_of_the_file_is_in_the_run(run, golden):
     assert len(weights) == len(networks) + 3 + 2  # banks and partition; statistics
 
 
+@pytest.mark.slow
 def test_the_license_is_printed_and_kept(run, content, tmp_path, capsys):
     torch.save(content, tmp_path / "file.pth.tar")
     main(["import", str(tmp_path / "file.pth.tar"), "--out", str(tmp_path / "run")])
@@ -207,6 +208,7 @@ def test_a_missing_tensor_is_named(content, tmp_path):
     assert "missing: 1: audio_model.block3.bn2.bias" in message
 
 
+@pytest.mark.slow
 def test_a_tensor_too_many_is_named_and_may_be_ignored(content, tmp_path):
     extra = changed_model(content, **{"module.video_model.head.weight": torch.zeros(3)})
     assert "unexpected: 1: video_model.head.weight" in refused(extra, tmp_path)
@@ -312,6 +314,7 @@ def test_an_output_folder_in_use_is_left_alone(run):
     assert (run / "config.yaml").read_text() == before
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
@@ -338,6 +341,7 @@ def test_statistics_that_a_run_embeds_with_are_not_replaced(run, tmp_path):
     assert (has_them / "encoders.safetensors").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_the_command_runs_as_a_module(tmp_path):
     done = run_python("-m", "avssl.exchange", "import", tmp_path / "no.pth.tar", "--out", tmp_path, check=False)
     assert done.returncode == 1

@@ -107,6 +107,7 @@ def test_a_checkpoint_of_an_earlier_version_is_taken_as_it_is_and_one_of_this_ve
         newest_whole(tmp_path, strict=True)
 
 
+@pytest.mark.slow
 def test_every_bit_of_the_checksums_counts(tmp_path):
     """Spaces, names and numbers: json has many ways to say the same, and a name could come twice."""
     (newest,) = written(tmp_path, 5)

@@ -309,6 +309,7 @@ def test_a_source_without_the_modality_is_skipped_with_its_reason(embedder, fold
     assert sorted(set(EmbeddingTable.read(tmp_path).keys)) == ["film.mp4", "sound.wav"]
 
 
+@pytest.mark.slow
 def test_a_folder_that_gives_no_row_says_so(tiny_run, folder, tmp_path):
     process = run_python(
         "recipes/embed.py", tiny_run, folder / "1" / "text.mp4", "--out", tmp_path, "--num-workers", "0", check=False

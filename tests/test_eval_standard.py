@@ -140,6 +140,7 @@ def test_two_results_are_compared_in_pairs(run: Path, capsys: pytest.CaptureFixt
         assert values == evaluation["results"][weights]
 
 
+@pytest.mark.slow
 def test_the_gathered_table_is_that_of_embed(run: Path, shards: Any) -> None:
     embedder = Embedder.from_run(run)
     table, expected = embed_split(embedder, str(shards["test"])), embedder.embed(shards["test"])[0]

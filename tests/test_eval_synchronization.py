@@ -114,6 +114,7 @@ def test_networks_that_tell_the_time_are_nearly_always_right(videos: Path) -> No
     np.testing.assert_allclose(repeat.columns["shifted"], np.cos(np.pi / 2 * SHIFT_SECONDS / SECONDS), atol=0.02)
 
 
+@pytest.mark.slow
 def test_a_video_whose_frames_are_late_by_the_shift_is_detected(tmp_path: Path) -> None:
     """The audio of half a second before fits better than the aligned audio, that of half a second after fits worse."""
     shards = write_videos(tmp_path / "late", video_delay_seconds=SHIFT_SECONDS)
@@ -125,7 +126,7 @@ def test_a_video_whose_frames_are_late_by_the_shift_is_detected(tmp_path: Path) 
     assert repeat.values()["synchronization_pair_accuracy"] == 0.5
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("blind", ["video", "audio"])
 def test_networks_that_do_not_tell_the_time_are_at_chance_or_wrong(videos: Path, blind: str) -> None:
     shares = {"video": lightness, "audio": pitch, blind: lambda view: torch.full((len(view),), 0.5)}

@@ -66,6 +66,7 @@ def test_own_loss_encoder_and_augments_are_trained_by_the_command(own_run):
         assert step["loss"] == pytest.approx(step["alignment"] + 0.5 * step["uniformity"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_own_task_is_evaluated_by_the_command(own_run, image_shards):
     task = ["task=nearest_mean", "modality=image", "num_workers=0", "allow_overlap=true"]
     data = [f"train={image_shards}", f"test={image_shards}"]

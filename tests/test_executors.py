@@ -118,10 +118,9 @@ def test_what_slurm_runs_gives_the_bytes_of_one_process(manifest, written, tmp_p
     assert scheduler.read_text().count("\n") == 2
 
 
-def test_slurm_without_sbatch_is_refused_with_the_reason(manifest, tmp_path, monkeypatch):
+def test_slurm_without_sbatch_is_refused_with_the_reason(manifest, tmp_path):
     pytest.importorskip("submitit")
-    process = run_python(
-        "-m", "data_prep", "write", manifest, "--out", tmp_path / "shards", "--executor", "slurm", check=False
-    )
+    command = ["-m", "data_prep", "write", manifest, "--out", tmp_path / "shards", "--executor", "slurm"]
+    process = run_python(*command, check=False, PATH=str(tmp_path))
     assert process.returncode == 2
     assert "cannot submit jobs" in process.stderr

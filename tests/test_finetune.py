@@ -289,7 +289,7 @@ def test_views_are_changed_by_known_keys_of_the_right_type(shards, tmp_path):
         changed(views, {"video": {"num_frames": 6.5}})
 
 
-@pytest.mark.quick(4)
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -59,8 +59,8 @@ def film(request, folder):
     return path, list(stream_video(path))
 
 
+@pytest.mark.slow
 @pytest.mark.grid(6)
-@pytest.mark.quick(1)
 def test_a_frame_alone_is_the_one_of_decoding_from_the_beginning(film):
     path, whole = film
     for number in [*range(80, NUM_FRAMES, 23), 401, 409, 417]:
@@ -68,7 +68,7 @@ def test_a_frame_alone_is_the_one_of_decoding_from_the_beginning(film):
         assert (shown == whole[number][1]).all(), number
 
 
-@pytest.mark.quick(6)
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("first", [64, 163, 409])
 def test_playing_from_a_time_begins_with_a_whole_frame(film, first):
     path, whole = film
@@ -78,7 +78,7 @@ def test_playing_from_a_time_begins_with_a_whole_frame(film, first):
             np.testing.assert_array_equal(stream.pixels(frame), pixels.movedim(0, -1).numpy())
 
 
-@pytest.mark.quick(4)
+@pytest.mark.quick(2)
 def test_frames_far_apart_are_whole(film):
     """As embedding reads them, with jumps between them."""
     path, whole = film

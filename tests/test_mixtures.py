@@ -346,7 +346,7 @@ def test_a_run_says_what_all_folders_are(mixed_run, shards, tmp_path):
     assert all(str(shards[name]) in page for name in ("train", "test"))
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("listed", "words"),
     [

@@ -143,7 +143,7 @@ def test_offline_the_cache_is_read_and_the_hub_is_not_asked(hub, tmp_path, monke
         create_encoder("hf/someone/other", "image")
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", ["@v1", "", "@main"])
 def test_a_run_that_goes_on_has_the_commit_that_it_began_with_and_asks_no_hub(asked, hub, tmp_path, monkeypatch):
     save_public(tmp_path / "old", "dinov2")
@@ -365,6 +365,7 @@ def test_a_public_model_embeds_images_and_video_in_one_space(film, tmp_path):
         avssl.load_embedder(f"hf/{tmp_path / 'model'}", changes=["seed=1"])
 
 
+@pytest.mark.slow
 def test_rows_of_other_settings_are_not_searched_and_only_what_differs_is_named(film, tmp_path):
     model = tmp_path / "model"
     save_public(model, "dinov2")

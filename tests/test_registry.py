@@ -80,7 +80,7 @@ def test_a_loss_that_keeps_state_between_steps_does_not_call_it_none(name):
     assert (losses.get(name).state == "none") == (not kept), sorted(kept)
 
 
-@pytest.mark.quick(6)
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_loss_has_a_recipe_that_begins_with_its_name_and_opens_with_its_command(name):
     found = recipes_of(name)

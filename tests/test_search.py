@@ -213,6 +213,7 @@ def test_other_weights_are_refused(videos, tiny_run, tmp_path):
     assert load_embedder_of(EmbeddingIndex(out), tiny_run).weights_hash == EmbeddingIndex(out).weights_hash
 
 
+@pytest.mark.slow
 def test_modalities_that_meet_in_labels_alone_are_not_compared(tiny_run, monkeypatch):
     embedder = avssl.load_embedder(str(tiny_run))
     assert in_one_space(embedder, "video", "audio")

@@ -81,7 +81,7 @@ def times_of(kind, generator):
     return np.split(times, [len(times) // 3, len(times) // 2])
 
 
-@pytest.mark.quick(12)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["random", "clips", "gaps"])
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 @pytest.mark.parametrize("name", ENCODED)

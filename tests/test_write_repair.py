@@ -77,7 +77,7 @@ def test_a_file_that_is_damaged_between_two_runs_is_made_anew(manifest, right, m
     assert digest(out) == right
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["part-000001.json", "part-000001.bin", "part-000001.records"])
 def test_a_part_that_vanishes_while_it_runs_is_an_error_and_then_made_anew(
     manifest, right, tmp_path, monkeypatch, name

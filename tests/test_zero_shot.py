@@ -99,6 +99,7 @@ def test_the_command_writes_a_result_with_intervals(sounds, tmp_path):
     assert result["protocol"]["templates"] == ["This is a sound of {}."]
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
