@@ -10,7 +10,7 @@ EXTRAS := eval,examples,faiss,http,hub,onnx,ray,s3,scenes,slurm,tensorboard,timm
 # Without its compiled files every start of Python would compile the program anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo bench test test-all test-lowest test-cpus coverage soak check format clean
+.PHONY: help setup demo bench docs test test-all test-lowest test-cpus coverage soak check format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,10 @@ demo: $(READY) ## the main job on an embedded corpus: corpus, shards, AVID, AVID
 
 bench: $(READY) ## what is claimed about speed, measured: one table
 	$(BIN)/python -m benchmarks
+
+docs: $(READY) ## the documentation as a site in site/, warnings being errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "open site/index.html"
 
 check: $(READY) ## lint, format, types
 	$(BIN)/ruff check .
@@ -73,4 +77,4 @@ format: $(READY) ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 
 clean: ## remove what the demo and the tests wrote; .venv stays
-	rm -rf .coverage* demo runs .cache build dist *.egg-info
+	rm -rf .coverage* demo runs site .cache build dist *.egg-info

@@ -1,0 +1,208 @@
+"""Every code block of the README and of docs/ is run, or says why not; the site builds and needs no network."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+import yaml
+
+import avssl
+from avssl.command import PROGRAMS
+from avssl.recipe_files import config_files
+from tests.conftest import ROOT, built_once
+from tests.docs_pages import COMMANDS, LANGUAGES, Folder, blocks, pages, smaller
+
+PAGES = {str(path.relative_to(ROOT)): path for path in pages()}
+RUN = [page for page, path in PAGES.items() if any(block.reason is None for block in blocks(path))]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_says_what_it_is_and_is_run_or_says_why_not(page):
+    for block in blocks(PAGES[page]):
+        assert block.language in LANGUAGES, f"{block}: name a language: {', '.join(LANGUAGES)}"
+        assert block.reason is None or len(block.reason.split()) > 2, f"{block}: say why in words"
+        if block.language == "text":
+            words = [line.split()[0] for line in block.text.splitlines() if line.strip()]
+            assert not {"$", *COMMANDS} & set(words), f"{block}: commands are bash or console"
+        if block.language == "console":
+            assert block.commands(), f"{block}: no line begins with $; output alone is text"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_blocks_that_are_not_run_name_programs_and_recipes_that_exist(page):
+    recipes = {name.removeprefix("evaluate/") for name in config_files()} | set(config_files())
+    for block in blocks(PAGES[page]):
+        if block.reason is None or block.language not in ("bash", "console"):
+            continue
+        for command in block.commands():
+            for program, rest in re.findall(r"\bavssl ([\w-]+)(.*)", command):
+                assert program in {*PROGRAMS, "recipes", "copy", "doctor", "quickstart"}, f"{block}: {command}"
+                recipe = rest.split()[0] if rest.split() else ""
+                if program == "pretrain" and re.fullmatch(r"[a-z]\w*", recipe):
+                    assert recipe in recipes, f"{block}: {command}"
+
+
+def test_a_block_that_fails_fails_its_page(tmp_path):
+    page = tmp_path / "page.md"
+    text = (
+        "```bash\n{}\n```\n\n<!-- not run: needs a machine of your own -->\n```bash\nfalse\n```\n\n```python\n{}\n```\n"
+    )
+    (tmp_path / "work").mkdir()
+    for number, (command, code) in enumerate((("avssl no-such-program", ""), ("true", "assert 1 == 2"))):
+        page.write_text(text.format(command, code))
+        first, second, third = blocks(page)
+        assert second.reason == "needs a machine of your own"
+        folder = tmp_path / f"run-{number}"
+        folder.mkdir()
+        runner = Folder(folder)
+        with pytest.raises(AssertionError, match=r"page\.md:1:|page\.md:10:"):
+            [runner.run(block) for block in (first, third)]
+
+
+def test_a_pretraining_is_made_small_and_keeps_what_the_page_says():
+    words = smaller(["pretrain", "avid", "steps=7", "data.global_batch_size=auto"])
+    assert words[:4] == ["pretrain", "avid", "steps=7", "data.global_batch_size=auto"]
+    assert [word for word in words if word.startswith(("steps", "data.global_batch_size"))] == words[2:4]
+    assert smaller(["embed", "runs/avid"]) == ["embed", "runs/avid"]
+
+
+def make_kinetics(corpus, folder):
+    """Files with the names of Kinetics, and its lists, from the tiny corpus; the third video of each list is absent."""
+    for name, split in (("train", "train"), ("validate", "test")):
+        videos = sorted(path for path in (corpus / split).rglob("*") if path.suffix in (".mp4", ".mkv", ".webm"))
+        lines = ["label,youtube_id,time_start,time_end,split"]
+        for number, path in enumerate(videos):
+            video, label = f"{name[:5]:_<5}{number:06d}", path.parent.name
+            lines.append(f"{label},{video},10,20,{name}")
+            target = folder / "videos" / label / f"{video}_000010_000020{path.suffix}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if number != 2:
+                shutil.copy(path, target)
+        (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
+
+
+# What pages presuppose, by the name that it has there; see `given`. A page that is not named here presupposes nothing.
+GIVEN = {
+    "README.md": ["VIDEOS", "IMAGES", "QUERY.mp4", "holiday.mp4", "test_shards", "kinetics_train.csv"],
+    "docs/embeddings.md": ["VIDEOS", "QUERY.mp4", "holiday.mp4", "runs/avid_cma"],
+    "docs/evaluation.md": ["demo/shards/train", "demo/shards/test", "demo/runs/avid"],
+    "docs/first_hour.md": ["VIDEOS", "VIDEOS/one.mp4", "videos", "holiday.mp4"],
+    "docs/kinetics400.md": ["kinetics"],
+    "docs/plugins.md": ["image_shards:shards", "IMAGES"],
+}
+
+
+@pytest.fixture
+def page_folder(corpus, shards, tiny_run, image_shards, tmp_path, monkeypatch, request):
+    """The folder of a page with what it presupposes."""
+    clip = sorted((corpus / "test").rglob("*.mp4"))[0]
+    given = {
+        "VIDEOS": corpus / "train", "videos": corpus / "train", "VIDEOS/one.mp4": clip, "QUERY.mp4": clip,
+        "holiday.mp4": clip, "shards": shards["train"], "test_shards": shards["test"],
+        "demo/shards/train": shards["train"], "demo/shards/test": shards["test"], "demo/runs/avid": tiny_run,
+        "runs/avid": tiny_run, "runs/avid_cma": tiny_run,
+        "IMAGES": image_shards.parent / "images", "image_shards": image_shards,
+    }  # fmt: skip
+    (tmp_path / "page").mkdir()
+    runner = Folder(tmp_path / "page")
+    for name in GIVEN.get(request.node.callspec.params["page"], []):
+        if name == "kinetics":
+            make_kinetics(corpus, runner.path / name)
+            continue
+        source, _, target = name.partition(":")
+        path = runner.path / (target or source)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if source.endswith(".csv"):
+            path.write_text("label,youtube_id,time_start,time_end,split\nclapping,train-000000,0,1,train\n")
+        else:
+            (shutil.copytree if given[source].is_dir() else shutil.copy)(given[source], path)
+    pretrain = avssl.pretrain
+
+    def small_pretrain(recipe, data, out="", **changes):
+        words = smaller(["pretrain", recipe, *(f"{key}={value}" for key, value in changes.items())])[2:]
+        return pretrain(recipe, data, out, **(dict(word.split("=", 1) for word in words) | changes))
+
+    monkeypatch.setattr(avssl, "pretrain", small_pretrain)
+    return runner
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("own_registries")
+@pytest.mark.parametrize("page", RUN)
+def test_the_blocks_of_a_page_run_in_their_order(page, page_folder):
+    for block in blocks(PAGES[page]):
+        if block.reason is None:
+            page_folder.run(block)
+
+
+class _Links(HTMLParser):
+    """What a page loads (scripts, styles, images, frames, fonts), and where its links lead."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loaded: list[str] = []
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        if tag in ("script", "img", "iframe", "source", "video", "audio") and values.get("src"):
+            self.loaded.append(values["src"])
+        if tag == "link" and values.get("rel") not in ("canonical", "prev", "next") and values.get("href"):
+            self.loaded.append(values["href"])
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built site, warnings being errors."""
+
+    def build(folder):
+        process = subprocess.run(
+            [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder / "site"],
+            cwd=ROOT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert process.returncode == 0, process.stderr[-4000:]
+
+    return built_once(tmp_path_factory, "docs_site", build) / "site"
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(site):
+    pages_of_site = sorted(site.rglob("*.html"))
+    assert len(pages_of_site) > 20
+    for page in pages_of_site:
+        links = _Links()
+        links.feed(page.read_text(encoding="utf-8"))
+        assert links.loaded, page
+        for target in links.loaded:
+            assert "//" not in target, f"{page.name} loads {target}"
+            if page.name != "404.html":
+                assert (page.parent / target.partition("?")[0].partition("#")[0]).is_file(), f"{page}: {target}"
+
+
+@pytest.mark.slow
+def test_the_api_pages_have_every_offered_name(site):
+    from tests.test_exports import OFFERED
+
+    text = {page.stem: page.read_text(encoding="utf-8") for page in (site / "api").glob("*.html")}
+    names = [*OFFERED, *(("avssl", name) for name in avssl.__all__ if not name.startswith("__"))]
+    for package, name in names:
+        defined = getattr(importlib.import_module(package), name).__module__
+        assert f'id="{defined}.{name}"' in text[package.rpartition(".")[2]], f"{package}.{name}"
+
+
+def test_the_navigation_has_every_page():
+    navigation = yaml.load((ROOT / "mkdocs.yml").read_text(), yaml.BaseLoader)["nav"]
+
+    def files(entry):
+        if isinstance(entry, str):
+            return [entry]
+        return [file for part in (entry.values() if isinstance(entry, dict) else entry) for file in files(part)]
+
+    named = files(navigation)
+    here = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+    assert sorted(named) == sorted(here)
