@@ -204,10 +204,11 @@ def own_registries():
     from avssl.eval import registry
     from avssl.plugins import files, required
     from avssl.transforms.own import AUGMENTS
+    from data_prep.index.lists.formats import READERS
 
     # Each file registers once, when it is imported: all must be there before the copies are made.
     losses.names(), registry.names()
-    tables = (losses.registry._REGISTRY, models.ENCODERS, registry.TASKS, AUGMENTS, files._files)
+    tables = (losses.registry._REGISTRY, models.ENCODERS, registry.TASKS, AUGMENTS, READERS, files._files)
     kept = [(table, dict(table)) for table in tables]
     yield
     required.use([], may_differ=False)

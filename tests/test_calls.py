@@ -176,22 +176,24 @@ def test_workers_need_the_file_of_a_script_for_its_augments_alone(own_registries
 
 
 @pytest.mark.slow
-def test_the_notebook_of_the_examples_runs(corpus, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["notebook", "search_and_labels"])
+def test_the_notebooks_of_the_examples_run(name, corpus, tiny_run, tmp_path, monkeypatch):
     import nbformat
     from nbclient import NotebookClient
 
-    notebook = nbformat.read(ROOT / "examples/notebook.ipynb", as_version=4)
+    notebook = nbformat.read(ROOT / f"examples/{name}.ipynb", as_version=4)
     nbformat.validate(notebook)
     assert all(not cell.get("outputs") for cell in notebook.cells), "outputs are not committed"
     setting = next(cell for cell in notebook.cells if cell.cell_type == "code")
-    assert setting.source.startswith("VIDEOS, WORK = ")
-    setting.source = f"VIDEOS, WORK = {str(corpus / 'train')!r}, {str(tmp_path)!r}"
+    values = {"VIDEOS": str(corpus / "train"), "WORK": str(tmp_path), "RUN": str(tiny_run)}
+    names = setting.source.partition(" = ")[0].split(", ")
+    setting.source = "\n".join(f"{name} = {values[name]!r}" for name in names)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     NotebookClient(notebook, timeout=600, kernel_name="python3").execute(cwd=str(tmp_path))
     text = json.dumps(notebook.cells)
-    assert "written" in text
-    assert "trained" in text
+    for said in {"notebook": ("written", "trained"), "search_and_labels": ("chance", "look at these first")}[name]:
+        assert said in text
 
 
 def test_after_a_run_the_callers_timer_and_main_module_are_as_before(monkeypatch):

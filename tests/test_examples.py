@@ -94,6 +94,39 @@ def test_own_augments_do_what_their_texts_say():
     assert torch.equal(hiss, apply_augment("hiss", "audio", waveform, np.random.default_rng(1), "key"))
 
 
+@pytest.mark.usefixtures("own_registries")
+def test_own_lists_are_indexed_and_bad_rows_are_reported(corpus, tmp_path, capsys):
+    from data_prep.__main__ import command
+
+    film = next(path for path in sorted((corpus / "train").rglob("*.mp4")))
+    rows = [
+        f"{film.name}\t0:00.5\t0:01.5\tdog,rain",
+        "nothing.mp4\t0\t1\tcat",
+        f"{film.name}\tsoon",
+        f"{film.name}\t1\t1\tcat",
+    ]
+    (tmp_path / "archive.tsv").write_text("\n".join(rows))
+    arguments = [
+        "index",
+        str(tmp_path / "archive.tsv"),
+        "--media",
+        str(film.parent),
+        "--out",
+        str(tmp_path / "out.jsonl"),
+    ]
+    arguments += ["--workers", "1", "--plugin", str(EXAMPLES / "own_list.py"), "--format"]
+    assert command([*arguments, "archives"]) == 1
+    assert "Did you mean 'archive'?" in capsys.readouterr().err
+    assert command([*arguments, "archive"]) == 1
+    error = capsys.readouterr().err
+    assert "line 3" in error
+    assert "row 4" in error
+    assert command([*arguments, "archive", "--skip-bad-rows"]) == 0
+    first, second = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert (first["segment"], first["labels"], first["error"]) == ([0.5, 1.5], {"label": ["dog", "rain"]}, None)
+    assert second["error"] == "missing_file"
+
+
 @pytest.mark.slow
 def test_own_augments_come_before_those_of_avid(shards, tmp_path):
     operations = ["views.video.augment.operation=erased", "views.audio.augment.operation=hiss"]

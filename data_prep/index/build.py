@@ -27,7 +27,7 @@ from avssl.shards.keys import plain_key, segment_key
 from avssl.shards.manifest import Entry
 from data_prep.index.cutting import Cutting, claimed_seconds, require_scenedetect
 from data_prep.index.gather import KINDS, Gathered, ListSource, Target, gather_folder, gather_list, stored_text
-from data_prep.index.lists.formats import FORMATS, HAVE_FOLDS, IDX, detect
+from data_prep.index.lists.formats import FORMATS, HAVE_FOLDS, IDX, OTHERS, READERS, detect
 from data_prep.index.lists.published import ListSettings
 from data_prep.index.lists.row import BadRow
 from data_prep.index.mnist import is_idx_file, open_idx_file
@@ -41,11 +41,11 @@ PROBE_LIMITS, SCENES_LIMITS = Limits(seconds=60.0), Limits(seconds=1800.0)
 class IndexOptions:
     """Options of `avssl prep index`.
 
-    format: one of FORMATS. media: the folder of a list's files; None: the folder of the list. labels: see labels.py;
-    None: "folder" for folders, "none" for lists, which bring their own. kind: "media" or "images"; None: by what the
-    source holds. split: take only its rows. settings: facts that a published list does not state. skip_bad_rows: go on
-    without bad rows. probe: False: do not open the files. cutting: into clips or scenes. limits: of one file; None: 60
-    s, or 1800 s for scenes.
+    format: of FORMATS, or the user's own. media: the folder of a list's files; None: the folder of the list. labels:
+    see labels.py; None: "folder" for folders, "none" for lists, which bring their own. kind: "media" or "images"; None:
+    by what the source holds. split: take only its rows. settings: facts that a published list does not state.
+    skip_bad_rows: go on without bad rows. probe: False: do not open the files. cutting: into clips or scenes. limits:
+    of one file; None: 60 s, or 1800 s for scenes.
     """
 
     format: str = "auto"
@@ -61,9 +61,10 @@ class IndexOptions:
     limits: Limits | None = None
 
     def __post_init__(self) -> None:
-        for name, value, allowed in (("--format", self.format, FORMATS), ("--kind", self.kind, (None, *KINDS))):
-            if value not in allowed:
-                raise ValueError(f"{name} is {value!r}; allowed: {', '.join(choice for choice in allowed if choice)}")
+        if self.format not in OTHERS:
+            READERS.find(self.format)  # its error names those that there are
+        if self.kind not in (None, *KINDS):
+            raise ValueError(f"--kind is {self.kind!r}; allowed: {', '.join(KINDS)}")
         if self.cutting.is_used and (not self.probe or self.kind == "images"):
             why = "--kind images lists none" if self.kind == "images" else "with --no-probe their lengths are unknown"
             raise ValueError(f"--clip-seconds and --scenes cut video and audio files, but {why}")

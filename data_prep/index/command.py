@@ -7,6 +7,7 @@ from pathlib import Path
 
 from avssl.files.plain_text import say, say_lines
 from avssl.media.images import IMAGE_SUFFIXES
+from avssl.plugins import required
 from avssl.processes.limits import Limits, default_num_workers
 from data_prep.index.build import (
     PROBE_LIMITS,
@@ -52,7 +53,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_list_arguments(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument(
-        "--format", choices=FORMATS, default="auto", help="of the source (default: by its name and first lines)"
+        "--format",
+        default="auto",
+        help=f"of the source: {', '.join(FORMATS)}, or one of a plugin (default: by its name and first lines)",
+    )
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a Python file of your own to run first, with a format of lists (docs/plugins.md); may be given several "
+        "times",
     )
     parser.add_argument("--media", type=Path, help="where a list's files are (default: the folder of the list)")
     parser.add_argument("--split", help=f"take only the rows of this split; {', '.join(HAVE_SPLITS)} have some")
@@ -122,6 +133,7 @@ def run(arguments: argparse.Namespace) -> int:
 def make_manifest(arguments: argparse.Namespace) -> IndexSummary:
     """Make the manifest; what it holds."""
     source, out = arguments.source, arguments.out
+    required.use(arguments.plugin)
     list_format = detect(source) if arguments.format == "auto" and source.is_file() else arguments.format
     if list_format == IDX:
         return build_idx_manifest(source, out, arguments.labels or "folder", arguments.kind)

@@ -13,7 +13,7 @@ from avssl.media.images import IMAGE_SUFFIXES
 from avssl.media.info import MEDIA_SUFFIXES
 from avssl.shards.keys import plain_key, row_key
 from data_prep.index.labels import Labels
-from data_prep.index.lists.formats import HAVE_SPLITS, READERS
+from data_prep.index.lists.formats import HAVE_SPLITS, NO_SPLITS, READERS
 from data_prep.index.lists.published import ListSettings
 from data_prep.index.lists.row import BadRow, ListedFile, ListedFiles, is_url
 from data_prep.index.mnist import is_idx_file
@@ -124,11 +124,11 @@ def gather_list(source: ListSource, target: Target) -> Gathered:
 
     ValueError for a split of a list that has none.
     """
-    if source.split is not None and source.format not in HAVE_SPLITS:
+    if source.split is not None and source.format in NO_SPLITS:
         raise ValueError(
             f"--split {source.split}: {source.format} lists have no splits, only {', '.join(HAVE_SPLITS)} have"
         )
-    rows = READERS[source.format](source.path, source.settings)
+    rows = READERS.find(source.format)(source.path, source.settings)
     first = next(rows, None)
     gathered = Gathered(source.kind or _kind_of_row(first))
     suffixes = IMAGE_SUFFIXES if gathered.kind == "images" else MEDIA_SUFFIXES
