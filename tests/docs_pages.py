@@ -5,8 +5,8 @@ is executed, `yaml`, `toml` and `json` are parsed; `text` is output or a drawing
 a block, `<!-- not run: REASON -->`, takes it out; `<!-- output of the block above -->` before a text says that this is
 what the Python above it prints, to the letter.
 
-Commands run as they stand, but for their size: a pretraining gets the keys of TINY that it does not say itself, and
-torchrun two processes where the page says more. Slurm's commands are stand-ins that run a script here at once.
+Commands run as they stand, but for their size: a pretraining gets the keys of TINY that it does not say itself, TINY's
+batch and three steps in place of larger ones, and torchrun two processes where the page says more. Slurm's commands are stand-ins that run a script here at once.
 """
 
 from __future__ import annotations
@@ -193,11 +193,10 @@ def smaller(words: list[str]) -> list[str]:
     recipe = next((word for word in words[1:] if "=" not in word and not word.startswith("-")), "")
     if recipe.startswith("demo_"):  # small as it stands
         return words
+    words = [word for word in words if not re.fullmatch(r"(data\.global_batch_size|epochs)=\d+", word)]
     keys = [*TINY, "steps=3"] if recipe in AUDIO_VISUAL else TINY_IMAGES
     keys = [*keys, *TINY_CMA] if recipe == "avid_cma" else keys
     said = {word.partition("=")[0] for word in words}
-    if {"steps", "epochs"} & said:
-        said |= {"steps", "epochs"}
     return [*words, *(key for key in keys if key.partition("=")[0] not in said)]
 
 

@@ -66,35 +66,53 @@ def test_a_block_that_fails_fails_its_page(tmp_path):
 
 
 def test_a_pretraining_is_made_small_and_keeps_what_the_page_says():
-    words = smaller(["pretrain", "avid", "steps=7", "data.global_batch_size=auto"])
+    words = smaller(["pretrain", "avid", "steps=7", "data.global_batch_size=auto", "epochs=300"])
     assert words[:4] == ["pretrain", "avid", "steps=7", "data.global_batch_size=auto"]
     assert [word for word in words if word.startswith(("steps", "data.global_batch_size"))] == words[2:4]
     assert smaller(["embed", "runs/avid"]) == ["embed", "runs/avid"]
 
 
-def make_kinetics(corpus, folder):
-    """Files with the names of Kinetics, and its lists, from the tiny corpus; the third video of each list is absent."""
-    for name, split in (("train", "train"), ("validate", "test")):
-        videos = sorted(path for path in (corpus / split).rglob("*") if path.suffix in (".mp4", ".mkv", ".webm"))
-        lines = ["label,youtube_id,time_start,time_end,split"]
-        for number, path in enumerate(videos):
-            video, label = f"{name[:5]:_<5}{number:06d}", path.parent.name
-            lines.append(f"{label},{video},10,20,{name}")
-            target = folder / "videos" / label / f"{video}_000010_000020{path.suffix}"
-            target.parent.mkdir(parents=True, exist_ok=True)
+def published(corpus, folder):
+    """Files with the names of a published data set, and its lists, of the tiny corpus; the third of each is absent."""
+    (folder / "media").mkdir(parents=True)
+    for split, list_name in (("train", "train"), ("test", "validate")):
+        films = sorted(path for path in (corpus / split).rglob("*") if path.suffix in (".mp4", ".mkv", ".webm"))
+        rows = []
+        for number, path in enumerate(films):
+            video, label = f"{split:_<5}{number:06d}", path.parent.name
+            rows.append((video, label, split))
+            name = {"kinetics": f"{video}_000010_000020", "vggsound": f"{video}_000010"}.get(folder.name, f"Y{video}")
             if number != 2:
-                shutil.copy(path, target)
-        (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
+                shutil.copy(path, folder / "media" / f"{name}{path.suffix}")
+        if folder.name == "kinetics":
+            lines = [
+                "label,youtube_id,time_start,time_end,split",
+                *(f"{label},{video},10,20,{list_name}" for video, label, _ in rows),
+            ]
+            (folder / f"{list_name}.csv").write_text("\n".join(lines) + "\n")
+        elif folder.name == "vggsound":
+            with (folder / "vggsound.csv").open("a") as file:
+                file.writelines(f"{video},10,{label},{split}\n" for video, label, _ in rows)
+        elif split == "train":
+            lines = ["# YTID, start_seconds, end_seconds, positive_labels"]
+            lines += [f'{video}, 10.000, 20.000, "/m/{label},/m/all"' for video, label, _ in rows]
+            (folder / "balanced_train_segments.csv").write_text("\n".join(lines) + "\n")
 
 
 # What pages presuppose, by the name that it has there; see `given`. A page that is not named here presupposes nothing.
 GIVEN = {
     "README.md": ["VIDEOS", "IMAGES", "QUERY.mp4", "holiday.mp4", "test_shards", "kinetics_train.csv"],
+    "docs/choosing.md": ["VIDEOS"],
+    "docs/data_sets.md": ["audioset", "vggsound", "IMAGES", "own"],
     "docs/embeddings.md": ["VIDEOS", "QUERY.mp4", "holiday.mp4", "runs/avid_cma"],
     "docs/evaluation.md": ["demo/shards/train", "demo/shards/test", "demo/runs/avid"],
+    "docs/faq.md": ["VIDEOS"],
     "docs/first_hour.md": ["VIDEOS", "VIDEOS/one.mp4", "videos", "holiday.mp4"],
+    "docs/index.md": ["VIDEOS", "VIDEOS/one.mp4"],
     "docs/kinetics400.md": ["kinetics"],
+    "docs/own_videos.md": ["VIDEOS", "QUERY.mp4", "test_shards"],
     "docs/plugins.md": ["image_shards:shards", "IMAGES"],
+    "docs/storage.md": ["VIDEOS"],
 }
 
 
@@ -112,8 +130,12 @@ def page_folder(corpus, shards, tiny_run, image_shards, tmp_path, monkeypatch, r
     (tmp_path / "page").mkdir()
     runner = Folder(tmp_path / "page")
     for name in GIVEN.get(request.node.callspec.params["page"], []):
-        if name == "kinetics":
-            make_kinetics(corpus, runner.path / name)
+        if name in ("kinetics", "vggsound", "audioset"):
+            published(corpus, runner.path / name)
+            continue
+        if name == "own":
+            (runner.path / "own").mkdir()
+            [shutil.copy(clip, runner.path / "own" / f"{number}.mp4") for number in ("one", "two")]
             continue
         source, _, target = name.partition(":")
         path = runner.path / (target or source)
