@@ -6,7 +6,8 @@ a block, `<!-- not run: REASON -->`, takes it out; `<!-- output of the block abo
 what the Python above it prints, to the letter.
 
 Commands run as they stand, but for their size: a pretraining gets the keys of TINY that it does not say itself, TINY's
-batch and three steps in place of larger ones, and torchrun two processes where the page says more. Slurm's commands are stand-ins that run a script here at once.
+batch and three steps in place of larger ones, and torchrun two processes where the page says more. Slurm's commands are
+stand-ins that run a script here at once.
 """
 
 from __future__ import annotations

@@ -110,6 +110,7 @@ GIVEN = {
     "docs/first_hour.md": ["VIDEOS", "VIDEOS/one.mp4", "videos", "holiday.mp4"],
     "docs/index.md": ["VIDEOS", "VIDEOS/one.mp4"],
     "docs/kinetics400.md": ["kinetics"],
+    "docs/mixtures.md": ["shards:kinetics", "test_shards:audioset"],
     "docs/own_videos.md": ["VIDEOS", "QUERY.mp4", "test_shards"],
     "docs/plugins.md": ["image_shards:shards", "IMAGES"],
     "docs/storage.md": ["VIDEOS"],
