@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -216,6 +217,22 @@ def test_the_api_pages_have_every_offered_name(site):
     for package, name in names:
         defined = getattr(importlib.import_module(package), name).__module__
         assert f'id="{defined}.{name}"' in text[package.rpartition(".")[2]], f"{package}.{name}"
+
+
+def test_every_figure_is_shown_and_says_what_it_shows_in_light_and_dark():
+    shown = set()
+    for page in pages():
+        for words, target in re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+            assert len(words.split()) > 3, f"{page.name}: {target} has no text for readers who do not see it"
+            assert (page.parent / target).is_file(), f"{page.name}: {target}"
+            shown.add((page.parent / target).resolve())
+    figures = {path.resolve() for path in (ROOT / "docs/figures").glob("*.svg")}
+    assert figures <= shown, f"no page shows {figures - shown}"
+    for figure in figures:
+        root = ElementTree.fromstring(figure.read_text(encoding="utf-8"))
+        style = root.find("{*}style")
+        assert root.findtext("{*}title")
+        assert "prefers-color-scheme: dark" in style.text
 
 
 def test_the_navigation_has_every_page():

@@ -1,13 +1,10 @@
 """docs/figures/curves_*.svg: what the curves of real small runs look like, from their metrics.jsonl.
 
-    avssl prep demo-corpus videos --num-train 600 --num-test 300 --difficulty 0.5 --agreement 0.9
-    ...                                  # index and write both halves with the options of recipes/demo.py
-    avssl pretrain demo_avid run=runs/healthy data.shards=shards/train log_every_steps=10 probe.shards=shards/test
-    avssl pretrain demo_avid run=runs/plateau data.shards=shards/train log_every_steps=10 steps=800 \
+    make demo                                   # or avssl demo: runs/avid and runs/avid_cma
+    avssl pretrain demo_avid run=demo/runs/plateau data.shards=demo/shards/train steps=400 \
         loss.projector_hidden_dims=[128,128] loss.projector_final_batch_norm=false loss.temperature=0.07 optim.lr=1e-3
-    avssl pretrain demo_avid run=runs/diverged data.shards=shards/train log_every_steps=10 steps=400 optim.lr=0.5
-    avssl pretrain demo_avid_cma run=runs/cma init_from=runs/healthy data.shards=shards/train log_every_steps=10
-    python docs/tools/curves.py runs
+    avssl pretrain demo_avid run=demo/runs/diverged data.shards=demo/shards/train steps=200 optim.lr=0.5
+    python docs/tools/curves.py demo/runs
 """
 
 from __future__ import annotations
@@ -24,10 +21,10 @@ WIDTH, HEIGHT, TOP = 196, 130, 46
 
 
 def series(run: Path, name: str) -> Points:
-    """(step, value) of a logged name, each the mean of five logging steps."""
+    """(step, value) of a logged name, each the mean of three logged steps."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     points = [(float(row["step"]), float(row[name])) for row in rows if math.isfinite(row.get(name, math.nan))]
-    groups = [points[start : start + 5] for start in range(0, len(points), 5)]
+    groups = [points[start : start + 3] for start in range(0, len(points), 3)]
     return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]
 
 
@@ -73,10 +70,10 @@ def figure(runs: Path, name: str, title: str) -> None:
 def main(runs: Path) -> None:
     """Write the figures of the runs that are there."""
     titles = {
-        "healthy": "A healthy run of AVID: the loss stands, then falls; pairs part; the probe rises",
+        "avid": "A healthy run of AVID: the loss stands, then falls, and right pairs part from others",
         "plateau": "A run that stands still: loss and scores stay where they began",
         "diverged": "A run that falls apart: a learning rate of 0.5",
-        "cma": "A healthy run of AVID+CMA after AVID",
+        "avid_cma": "A healthy run of AVID+CMA after AVID",
     }
     for name, title in titles.items():
         if (runs / name / "metrics.jsonl").is_file():
