@@ -39,8 +39,8 @@ def avid() -> None:
             ),
         ]
     parts += [
-        svg.arrow(360, 96, 504, 182, 14), svg.arrow(360, 190, 504, 110, -14),
-        svg.text(360, 147, "after the step: half old, half new", "middle soft"),
+        svg.arrow(410, 84, 504, 178, -10), svg.arrow(410, 202, 504, 110, 10),
+        svg.text(342, 130, "after the step:", "middle soft"), svg.text(342, 156, "half old, half new", "middle soft"),
     ]  # fmt: skip
     svg.save("avid", 720, 290, "AVID: each modality's vector is compared with memory rows of the other modality", parts)
 
@@ -87,7 +87,7 @@ def positives(result: dict[str, dict[str, dict[str, float]]]) -> None:
     """Precision of the positive sets by rule and label field, and chance: bars from 0 to 1."""
     measured = result["results"]["trained"]
     fields = sorted({name.rpartition("_")[2] for name in measured if name.startswith("positive_precision_")})
-    left, width, y = 190, 420, 60
+    left, width, y = 220, 400, 60
     parts = [svg.text(left, 32, "share of positives that are of the sample's class", "bold")]
     words = []
     for field in fields:

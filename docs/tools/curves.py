@@ -52,13 +52,14 @@ def figure(runs: Path, name: str, title: str) -> None:
     """The curves of one run side by side."""
     run, (blue, orange, green) = runs / name, svg.HUES[:3]
     loss = series(run, "loss")
-    top = max([value for _, value in loss] or [1.0])
-    parts = panel(46, "loss", [("loss", loss, blue)], 0, math.ceil(top))
+    values = [value for _, value in loss] or [0.0, 1.0]
+    parts = panel(46, "loss", [("loss", loss, blue)], math.floor(min(values)), math.ceil(max(values)))
+    first = "instance_" if name == "avid_cma" else ""
     scores = [
-        ("of the right pair", series(run, "video_to_audio_positive_score"), green),
-        ("of other pairs", series(run, "video_to_audio_negative_score"), orange),
+        ("of the right pair", series(run, f"{first}video_to_audio_positive_score"), green),
+        ("of other pairs", series(run, f"{first}video_to_audio_negative_score"), orange),
     ]
-    parts += panel(286, "cosine, video to audio", scores, -0.5, 1)
+    parts += panel(286, "cosine, video to audio", scores, -0.25, 0.75)
     spread = [
         ("video", series(run, "video_embedding_spread"), blue),
         ("audio", series(run, "audio_embedding_spread"), orange),
