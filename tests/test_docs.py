@@ -112,7 +112,7 @@ GIVEN = {
     "docs/index.md": ["VIDEOS", "VIDEOS/one.mp4"],
     "docs/kinetics400.md": ["kinetics"],
     "docs/mixtures.md": ["shards:kinetics", "test_shards:audioset"],
-    "docs/own_videos.md": ["VIDEOS", "QUERY.mp4", "test_shards"],
+    "docs/own_videos.md": ["VIDEOS", "QUERY.mp4"],
     "docs/plugins.md": ["image_shards:shards", "IMAGES"],
     "docs/storage.md": ["VIDEOS"],
 }
