@@ -6,8 +6,7 @@ a block, `<!-- not run: REASON -->`, takes it out; `<!-- output of the block abo
 what the Python above it prints, to the letter.
 
 Commands run as they stand, but for their size: a pretraining gets the keys of TINY that it does not say itself, TINY's
-batch and three steps in place of larger ones, and torchrun two processes where the page says more. Slurm's commands are
-stand-ins that run a script here at once.
+batch and three steps in place of larger ones, and torchrun two processes where the page says more.
 """
 
 from __future__ import annotations
@@ -101,13 +100,8 @@ class Folder:
         self.names: dict[str, object] = {"__name__": "docs"}
         self.printed = ""
         (path / "bin").mkdir()
-        stand_ins = {
-            "avssl": f'exec "{sys.executable}" -m avssl "$@"', "srun": 'exec "$@"', "scontrol": "echo localhost",
-            "torchrun": f'exec "{sys.executable}" -m torch.distributed.run "$@"',
-        }  # fmt: skip
-        for name, command in stand_ins.items():
-            (path / "bin" / name).write_text(f"#!/bin/sh\n{command}\n")
-            (path / "bin" / name).chmod(0o755)
+        (path / "bin" / "avssl").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m avssl "$@"\n')
+        (path / "bin" / "avssl").chmod(0o755)
 
     def run(self, block: Block) -> None:
         """Run one block; AssertionError with the block's place for a command that fails."""
@@ -157,9 +151,6 @@ class Folder:
             run_python(*words[1:], folder=self.path)
         elif words[0] == "pip":
             check_extras(line)
-        elif words[0] == "sbatch":
-            script, *arguments = words[1:]
-            self._bash(shlex.join(["bash", script, *smaller(["pretrain", *arguments])[1:]]))
         else:
             self._bash(line)
 
@@ -177,8 +168,6 @@ class Folder:
     def _bash(self, text: str) -> None:
         environment = os.environ | {
             "PATH": f"{self.path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true",
-            "SLURM_JOB_ID": "1", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "localhost",
-            "SLURM_GPUS_ON_NODE": "2",
         }  # fmt: skip
         process = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", text], cwd=self.path, env=environment, capture_output=True, text=True,

@@ -20,7 +20,8 @@ OFFERED = re.compile(r"<!-- offered: ([\w.]+) -->")
 
 def examples() -> list[str]:
     """The files of examples/ that the site offers, relative to the repository."""
-    return sorted(f"examples/{path.name}" for path in (ROOT / "examples").iterdir() if path.suffix in (".py", ".ipynb"))
+    paths = (ROOT / "examples").rglob("*")
+    return sorted(str(path.relative_to(ROOT)) for path in paths if path.suffix in (".py", ".ipynb", ".sbatch"))
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -33,7 +34,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
     """Links to ../examples lead to the site's copies; the names of a package stand where its page says so."""
     above = "../" * page.file.src_uri.count("/")
-    markdown = re.sub(r"\]\((?:\.\./)+examples/([^)/]*)\)", rf"]({above}examples/\1)", markdown)
+    markdown = re.sub(r"\]\((?:\.\./)+examples/([^)]*)\)", rf"]({above}examples/\1)", markdown)
     return OFFERED.sub(lambda match: described(match[1]), markdown)
 
 
