@@ -115,9 +115,9 @@ def test_own_lists_are_indexed_and_bad_rows_are_reported(corpus, tmp_path, capsy
         str(tmp_path / "out.jsonl"),
     ]
     arguments += ["--workers", "1", "--plugin", str(EXAMPLES / "own_list.py"), "--format"]
-    assert command([*arguments, "archives"]) == 1
+    assert command([*arguments, "archives"]) == 2
     assert "Did you mean 'archive'?" in capsys.readouterr().err
-    assert command([*arguments, "archive"]) == 1
+    assert command([*arguments, "archive"]) == 2
     error = capsys.readouterr().err
     assert "line 3" in error
     assert "row 4" in error
