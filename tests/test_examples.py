@@ -124,7 +124,7 @@ def test_own_lists_are_indexed_and_bad_rows_are_reported(corpus, tmp_path, capsy
     assert command([*arguments, "archive", "--skip-bad-rows"]) == 0
     first, second = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert (first["segment"], first["labels"], first["error"]) == ([0.5, 1.5], {"label": ["dog", "rain"]}, None)
-    assert second["error"] == "missing_file"
+    assert second["error"]["reason"] == "missing_file"
 
 
 @pytest.mark.slow
