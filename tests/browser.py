@@ -83,7 +83,7 @@ class Chromium:
         said: list[str] = []
         try:
             page = session.new_page()
-            page.set_default_timeout(15_000)
+            page.set_default_timeout(60_000)
             page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
             page.on("pageerror", lambda error: said.append(f"error: {error}"))
             page.on("requestfailed", lambda request: said.append(f"failed: {request.url[:200]}"))
@@ -212,12 +212,12 @@ def overflow_px(page: Any) -> int:
 def plays(page: Any, selector: str) -> bool:
     """Whether the first player of the selector plays: its time moves on."""
     script = """async (player) => {
-      if (player.paused) await player.play();
-      const before = player.currentTime;
-      for (let turn = 0; turn < 100 && player.currentTime === before; turn += 1) {
+      player.currentTime = 0;
+      await player.play();
+      for (let turn = 0; turn < 600 && player.currentTime === 0; turn += 1) {
         await new Promise((go) => setTimeout(go, 50));
       }
-      return player.currentTime > before;
+      return player.currentTime > 0;
     }"""
     moved: bool = page.locator(selector).first.evaluate(script)
     return moved
