@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from avssl.files import storage
 from avssl.files.disk_errors import one_line
 from avssl.files.plain_text import PlainParser, run_in_utf8, say, say_lines
+from avssl.processes.cluster import add_executor_options
 from avssl.processes.limits import Limits, default_num_workers
 from data_prep.transcode.options import CHOICES, WriteOptions
 
@@ -103,18 +104,10 @@ def _add_write_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_machine_options(parser: argparse.ArgumentParser) -> None:
     """Options that say where and how the files are read; none of them changes the bytes of the shards."""
-    parser.add_argument(
-        "--executor",
-        choices=("local", "ray", "slurm"),
-        default="local",
-        help="local: processes of this machine; ray: the cluster of RAY_ADDRESS, or one started here; slurm: submit job"
-        " arrays and leave (default: local)",
-    )
+    add_executor_options(parser)
     parser.add_argument(
         "--part", help="i/n, e.g. 3/8: do share i of n, for any scheduler; at the end run the command without --part"
     )
-    parser.add_argument("--slurm-tasks", type=int, default=8, help="jobs in the array (default: 8)")
-    parser.add_argument("--slurm-partition", help="where to submit to (default: the cluster's)")
     parser.add_argument(
         "--retry-failed", action="store_true", help="read files that were skipped once more; what was written is kept"
     )

@@ -3,10 +3,11 @@
     avssl embed runs/avid_cma VIDEOS_OR_SHARDS --out embeddings/ --window 2 --stride 1
     avssl embed runs/simclr IMAGES_OR_SHARDS --out embeddings/
     torchrun --nproc_per_node 8 -m avssl.recipes.embed runs/avid_cma VIDEOS --out embeddings/   # or --part 0/8 ... 7/8
+    avssl embed runs/avid_cma SHARDS --out embeddings/ --executor slurm --slurm-tasks 16 --gpus-per-task 1   # or ray
 
 One row per window, or per image: key, index, start_seconds, end_seconds (both 0 for an image), has_audio, has_video,
 has_image, and for each modality of the run the unit embedding (of video and audio in one space) and the encoder's
-feature. The same input gives the same rows for any batch size, number of workers and number of processes.
+feature. The same input gives the same rows for any batch size, number of workers, processes and machines.
 
 If it is stopped, the same command goes on; what is done is not done again. docs/embeddings.md has the details.
 """
@@ -21,6 +22,7 @@ from avssl.embedding.table import MODALITIES
 from avssl.errors import one_line_errors
 from avssl.files.plain_text import PlainParser, run_in_utf8, say, say_lines
 from avssl.plugins import required
+from avssl.processes.cluster import add_executor_options, submit_array
 from avssl.processes.limits import Limits
 from avssl.processes.slurm import take_ranks_of_slurm
 
@@ -31,7 +33,7 @@ def main(arguments: argparse.Namespace) -> int:
     # Imported here, so that --help comes at once.
     from avssl.embedding.blocks import Share
     from avssl.embedding.embedder import Embedder
-    from avssl.embedding.folder import FolderJob
+    from avssl.embedding.folder import FolderJob, RayTasks
     from avssl.embedding.public import names_public_model, write_public_run
 
     share, limits = Share.parse(arguments.part), Limits(arguments.file_seconds, arguments.file_memory_mib << 20)
@@ -39,10 +41,13 @@ def main(arguments: argparse.Namespace) -> int:
         raise ValueError(
             "--overwrite is for one process, because several would remove each other's files; remove --out by hand"
         )
+    refuse_wrong_executor(arguments, share.count)
     run, out = arguments.run, Path(arguments.out)
-    embedder = Embedder.from_run(
-        run, device=arguments.device or default_device(), untrained=arguments.untrained, changes=arguments.set
-    )
+    loading = {"untrained": arguments.untrained, "changes": arguments.set}
+    device = arguments.device or default_device()
+    if arguments.executor != "local":
+        device = "cpu"  # here nothing is embedded
+    embedder = Embedder.from_run(run, device=device, **loading)
     job = FolderJob.begin(
         embedder,
         arguments.sources,
@@ -58,15 +63,21 @@ def main(arguments: argparse.Namespace) -> int:
         run = write_public_run(
             embedder.config, out / PUBLIC_FOLDER, replace=True
         )  # for searches, with what --set changed
-    index = job.run(
-        embedder,
-        share=share,
-        batch_size=arguments.batch_size,
-        num_workers=arguments.num_workers,
-        limits=limits,
-        run_folder=run,
-        progress=True,
-    )
+    effort = {"batch_size": arguments.batch_size, "num_workers": arguments.num_workers, "limits": limits}
+    elsewhere = None
+    if arguments.executor == "slurm" and job.sources is not None:
+        say_lines(submit(arguments))
+        return 0
+    if arguments.executor == "ray":
+        elsewhere = RayTasks(
+            run=arguments.run,
+            loading={**loading, "device": device_of_tasks(arguments)},
+            plugins=arguments.plugin,
+            may_differ=arguments.plugin_changed,
+            gpus=arguments.gpus_per_task,
+            **effort,
+        )
+    index = job.run(embedder, share=share, run_folder=run, progress=True, elsewhere=elsewhere, **effort)
     if index is None:
         say(f"share {share.number} of {share.count} is done; the share that ends last finishes {arguments.out}")
         return 0
@@ -85,6 +96,59 @@ def summary(index: FolderIndex) -> str:
     rows = f"{index.num_embedded} of {index.num_listed} sources embedded, {index.num_rows} rows ({rows_with})"
     counts = f"listed {index.num_listed} = embedded {index.num_embedded} + skipped {index.num_skipped}"
     return f"{rows}\n{counts}" + (f" ({reasons})" if reasons else "")
+
+
+NOT_OF_A_SHARE = ("run", "sources", "out", "device", "part", "overwrite", "executor", "slurm_tasks", "slurm_partition",
+                  "gpus_per_task")  # fmt: skip
+
+
+def refuse_wrong_executor(arguments: argparse.Namespace, num_shares: int) -> None:
+    """ValueError for options that do not go with --executor."""
+    if arguments.executor == "local":
+        if arguments.gpus_per_task:
+            raise ValueError("--gpus-per-task is for --executor ray and slurm; here the GPU is chosen by --device")
+        return
+    if num_shares > 1:
+        raise ValueError(f"--executor {arguments.executor} makes the shares itself: leave out --part and torchrun")
+    if arguments.gpus_per_task < 0 or (arguments.executor == "slurm" and arguments.gpus_per_task % 1):
+        raise ValueError(
+            f"--gpus-per-task is {arguments.gpus_per_task:g}; it must be a whole number, or for Ray also a part of one"
+        )
+
+
+def device_of_tasks(arguments: argparse.Namespace) -> str:
+    """The device of a task of Ray or Slurm: the GPU that it asks for, otherwise the CPU."""
+    return arguments.device or ("cuda" if arguments.gpus_per_task else "cpu")
+
+
+def share_command(arguments: argparse.Namespace, share: str | None) -> list[str]:
+    """The command that embeds one share, "i/n"; None: the command that embeds what is still missing and finishes."""
+    here = [str(Path(name).absolute()) if Path(name).exists() else name for name in (arguments.run, *arguments.sources)]
+    out, given = str(Path(arguments.out).absolute()), vars(arguments)
+    words = [sys.executable, "-m", "avssl", "embed", *here, "--out", out, "--device", device_of_tasks(arguments)]
+    defaults = vars(parse([arguments.run, "source", "--out", out]))
+    for name in (name for name in given if name not in NOT_OF_A_SHARE and given[name] != defaults[name]):
+        option, value = f"--{name.replace('_', '-')}", given[name]
+        if name == "plugin":
+            words += [word for file in value for word in (option, str(Path(file).absolute()))]
+        else:
+            values = [] if value is True else value if isinstance(value, list) else [value]
+            words += [option, *map(str, values)]
+    return words if share is None else [*words, "--part", share]
+
+
+def submit(arguments: argparse.Namespace) -> str:
+    """Submit the shares to Slurm; a message for the user."""
+    return submit_array(
+        "avssl-embed",
+        lambda share: share_command(arguments, share),
+        arguments.slurm_tasks,
+        arguments.out,
+        last="embeds what is missing and finishes",
+        cpus=max(1, arguments.num_workers),
+        gpus=int(arguments.gpus_per_task),
+        partition=arguments.slurm_partition,
+    )
 
 
 def default_device() -> str:
@@ -125,6 +189,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--device", default="", help="default: a GPU if there is one, otherwise cpu")
     parser.add_argument("--part", default="0/1", help="i/n: embed only share i of n, 0 <= i < n")
+    add_executor_options(parser)
+    parser.add_argument(
+        "--gpus-per-task", type=float, default=0.0, help="GPUs that each task of Ray or Slurm asks for (default: 0)"
+    )
     parser.add_argument(
         "--sources-per-block",
         type=int,

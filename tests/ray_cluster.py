@@ -1,6 +1,7 @@
-"""A write on a real Ray cluster of this machine: a head and two nodes, of which one is killed half-way.
+"""Work on a real Ray cluster of this machine: a head and two nodes, of which one is killed half-way.
 
-    python -m tests.ray_cluster MANIFEST OUT FACTS
+    python -m tests.ray_cluster FACTS write MANIFEST OUT
+    python -m tests.ray_cluster FACTS embed RUN VIDEOS OUT
 
 FACTS becomes a json file: how many nodes were alive before and after, what was done when the node was killed.
 """
@@ -16,6 +17,8 @@ from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 
+from avssl.embedding.embedder import Embedder
+from avssl.embedding.folder import FolderJob, RayTasks
 from data_prep.transcode.file import transcode
 from data_prep.write.run import write_shards
 from tests.clips import OPTIONS
@@ -27,30 +30,52 @@ def slow(path, options, segment):
     return transcode(path, options, segment)
 
 
+class SlowTasks(RayTasks):
+    """Tasks so long that a node can be killed in the middle of a block."""
+
+    def embedder(self):
+        time.sleep(1.0)
+        return super().embedder()
+
+
+def write(manifest, out):
+    named = import_module("tests.ray_cluster").slow  # not __main__'s: other processes must find it
+    return write_shards(manifest, out, OPTIONS, num_workers=2, transcode=named, executor="ray").num_samples
+
+
+def embed(run, videos, out):
+    embedder = Embedder.from_run(run)
+    tasks = import_module("tests.ray_cluster").SlowTasks(run, num_workers=1)
+    grid = {"window_seconds": 0.5, "stride_seconds": 0.25, "sources_per_block": 2}
+    job = FolderJob.begin(embedder, [videos], out, **grid)
+    return job.run(embedder, run_folder=run, elsewhere=tasks).num_embedded
+
+
 def alive():
     return sum(node["Alive"] for node in ray.nodes())
 
 
-def main(manifest, out, facts):
+def main(facts, what, *arguments):
+    work, pattern = {"write": (write, ".parts/part-*.json"), "embed": (embed, ".progress/block-*.json")}[what]
+    out = Path(arguments[-1])
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
     os.environ["RAY_ADDRESS"] = cluster.address
     ray.init(address=cluster.address, log_to_driver=False)
     cluster.wait_for_nodes()
-    before, killed_at = alive(), []
+    before, done_at_kill = alive(), []
 
     def kill_one():
-        while not list(Path(out).glob(".parts/part-*.json")):
+        while not list(out.glob(pattern)):
             time.sleep(0.02)
         cluster.remove_node(nodes[0], allow_graceful=False)
-        killed_at.append(len(list(Path(out).glob(".parts/part-*.json"))))
+        done_at_kill.append(len(list(out.glob(pattern))))
 
     killer = threading.Thread(target=kill_one)
     killer.start()
-    named = import_module("tests.ray_cluster").slow  # not __main__'s: other processes must find it
-    index = write_shards(manifest, out, OPTIONS, num_workers=2, transcode=named, executor="ray")
+    count = work(*arguments)
     killer.join()
-    found = {"before": before, "after": alive(), "parts_at_kill": killed_at, "samples": index.num_samples}
+    found = {"before": before, "after": alive(), "done_at_kill": done_at_kill, "count": count}
     Path(facts).write_text(json.dumps(found))
     ray.shutdown()
     cluster.shutdown()

@@ -38,12 +38,12 @@ def written(manifest):
 @pytest.mark.slow
 def test_ray_finishes_with_the_same_bytes_when_one_of_two_nodes_is_killed(manifest, written, tmp_path):
     pytest.importorskip("ray")
-    run_python("-m", "tests.ray_cluster", manifest, tmp_path / "shards", tmp_path / "facts.json")
+    run_python("-m", "tests.ray_cluster", tmp_path / "facts.json", "write", manifest, tmp_path / "shards")
     facts = json.loads((tmp_path / "facts.json").read_text())
     assert facts["before"] == 3
     assert facts["after"] == 2
-    assert facts["parts_at_kill"][0] < 5  # half-way: parts were still to be made
-    assert facts["samples"] == 12
+    assert facts["done_at_kill"][0] < 5  # half-way: parts were still to be made
+    assert facts["count"] == 12
     assert digest(tmp_path / "shards") == digest(written)
 
 

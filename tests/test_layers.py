@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "avssl/device": "distributed ops models config",
     "avssl/checkpoint": "types files distributed ops",
     "avssl/public_models": "types files transforms models/public config checkpoint",
-    "avssl/embedding": "exports types version files distributed processes media shards transforms ops models "
+    "avssl/embedding": "exports types version files distributed processes plugins media shards transforms ops models "
     "models/public losses config device checkpoint public_models",
     "avssl/eval": "exports files distributed plugins shards transforms ops models data embedding",
     "avssl/eval/finetune": "types files distributed plugins shards transforms ops models optim data embedding eval",

@@ -9,16 +9,21 @@
    `rows_per_file` rows, and writes skipped.jsonl and, last, index.json. A folder without it is unfinished; the same
    command goes on.
 
-The processes do not talk to each other, so that they may start, be killed and start again at any time.
+The processes do not talk to each other, so that they may start, be killed and start again at any time. On a Ray cluster
+(`RayTasks`) each block is a task of its own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
+from uuid import uuid4
 
 from tqdm.auto import tqdm
 
@@ -49,6 +54,8 @@ from avssl.files.disk_errors import clear_errors
 from avssl.files.location import is_remote
 from avssl.files.locks import locked
 from avssl.files.whole import whole_file
+from avssl.plugins import required
+from avssl.processes.cluster import on_ray
 from avssl.processes.limits import Limits
 from avssl.shards.shard_set import ShardSet
 
@@ -117,20 +124,28 @@ class FolderJob:
         limits: Limits | None = None,
         spool_rows: int = 16_384,
         progress: bool = False,
+        elsewhere: BlockRunner | None = None,
     ) -> FolderIndex | None:
         """Embed the blocks of this process, then merge if all are done; None while blocks of other processes are not.
 
         Args:
             share: the blocks of this process; default all. batch_size, num_workers, limits: as Embedder.embed.
             run_folder: where the run lies, for searches. spool_rows: rows in memory that wait for their block.
+            elsewhere: embeds the missing blocks on other machines and yields numbers of sources that are finished.
         """
         share = share or Share()
         if self.sources is None:
             return FolderIndex.read(self.out)
-        blocks = Blocks(self.progress, num_sources(self.sources), int(self.settings["sources_per_block"]))
+        blocks = self.blocks
         try:
             with locked(self.progress / f"part-{share.number}-of-{share.count}.lock", wait_seconds=0):
-                self._embed(embedder, blocks, share, batch_size, num_workers, limits, spool_rows, progress)
+                missing = [n for n in range(share.number, blocks.count, share.count) if not blocks.is_done(n)]
+                spool = RowSpool(self.progress / f"spool-{share.number}-of-{share.count}", spool_rows)
+                here = self.embed_blocks(embedder, missing, spool, batch_size, num_workers, limits)
+                total = sum(len(blocks.sources_of(block)) for block in missing)
+                with tqdm(total=total, unit="source", desc="embed", disable=not progress, mininterval=1.0) as bar:
+                    for num_finished in elsewhere(self, missing) if elsewhere is not None else here:
+                        bar.update(num_finished)
         except FileNotFoundError:  # if other processes have finished meanwhile, the folder .progress is gone
             if not (self.out / INDEX_NAME).is_file():
                 raise
@@ -141,43 +156,98 @@ class FolderJob:
                 return None
             return merge_blocks(self.out, blocks, self.settings, embedder.dims(self.settings["modalities"]), run_folder)
 
-    def _embed(
+    @property
+    def blocks(self) -> Blocks:
+        """The blocks of a folder that is not finished."""
+        assert self.sources is not None
+        return Blocks(self.progress, num_sources(self.sources), int(self.settings["sources_per_block"]))
+
+    def embed_blocks(
         self,
         embedder: Embedder,
-        blocks: Blocks,
-        share: Share,
+        numbers: Sequence[int],
+        spool: RowSpool,
         batch_size: int,
         num_workers: int,
         limits: Limits | None,
-        spool_rows: int,
-        show: bool,
-    ) -> None:
-        """Embed the blocks of a share that are not done, and write each as soon as all its sources are finished."""
-        numbers = [block for block in range(share.number, blocks.count, share.count) if not blocks.is_done(block)]
+    ) -> Iterator[int]:
+        """Embed these blocks, and write each as soon as all its sources are finished; yields 1 for every source.
+
+        spool: its folder lies in .progress and belongs to this process alone.
+        """
         if not numbers:
             return
         assert self.sources is not None
-        folder = self.progress / f"spool-{share.number}-of-{share.count}"
-        shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
-        spool = RowSpool(folder, spool_rows)
+        assert spool.folder is not None
+        blocks = self.blocks
+        shutil.rmtree(spool.folder, ignore_errors=True)  # of a process that was killed
         finished: dict[int, list[FinishedSource]] = {}
         reader = embedder.window_reader(self.sources, self.settings, [blocks.sources_of(block) for block in numbers])
-        with tqdm(total=len(reader), unit="source", desc="embed", disable=not show, mininterval=1.0) as bar:
-            for source in embedder.embed_windows(
-                reader, batch_size, num_workers, spool, for_folder=True, limits=limits
-            ):
-                bar.update()
-                block = source.number // blocks.size
-                finished.setdefault(block, []).append(source)
-                if len(finished[block]) == len(blocks.sources_of(block)):
-                    blocks.write(block, finished.pop(block), spool, self._metadata)
-        shutil.rmtree(folder, ignore_errors=True)
+        for source in embedder.embed_windows(reader, batch_size, num_workers, spool, for_folder=True, limits=limits):
+            block = source.number // blocks.size
+            finished.setdefault(block, []).append(source)
+            if len(finished[block]) == len(blocks.sources_of(block)):
+                blocks.write(block, finished.pop(block), spool, self._metadata)
+            yield 1
+        shutil.rmtree(spool.folder, ignore_errors=True)
 
     @property
     def _metadata(self) -> dict[str, Any]:
         """The metadata of every file: the settings, except where the sources lie and how they are divided."""
         omitted = ("sources", "sources_per_block", "rows_per_file")
         return {name: value for name, value in self.settings.items() if name not in omitted and value is not None}
+
+
+BlockRunner = Callable[[FolderJob, Sequence[int]], Iterator[int]]
+
+
+@dataclass(frozen=True)
+class RayTasks:
+    """Embeds blocks on the nodes of a Ray cluster; give it to FolderJob.run as `elsewhere`.
+
+    Args:
+        run: a run or public model as Embedder.from_run, seen by all nodes; loading: its other options.
+        plugins: files to run first. may_differ: whether they may stand for others of the same name.
+        batch_size, num_workers, limits: as Embedder.embed; a task holds a processor for each decoding process.
+        gpus: that each task holds; 0.5 for two tasks on one. folder: that relative paths refer to.
+    """
+
+    run: str
+    loading: Mapping[str, Any] = field(default_factory=dict)
+    plugins: Sequence[str] = ()
+    may_differ: bool = False
+    batch_size: int = 64
+    num_workers: int = 2
+    limits: Limits | None = None
+    gpus: float = 0.0
+    folder: Path = field(default_factory=Path.cwd)
+
+    def __call__(self, job: FolderJob, blocks: Sequence[int]) -> Iterator[int]:
+        """Embed each block in a task; yields the number of its sources when it is done."""
+        return on_ray(embed_block, (self, job), blocks, cpus=max(1, self.num_workers), gpus=self.gpus)
+
+    def embedder(self) -> Embedder:
+        """The embedder of all tasks in this process."""
+        if not _loaded or _loaded[0][0] != self:
+            required.use(self.plugins, may_differ=self.may_differ)
+            _loaded[:] = [(self, Embedder.from_run(self.run, **self.loading))]
+        return _loaded[0][1]
+
+
+_loaded: list[tuple[RayTasks, Embedder]] = []  # of the last task in this process: a node does many of one kind
+
+
+def embed_block(tasks: RayTasks, job: FolderJob, block: int) -> int:
+    """Embed one block of a job; the number of its sources. ValueError if the run has other weights on this node."""
+    with contextlib.chdir(tasks.folder):
+        embedder, expected = tasks.embedder(), job.settings["weights"]
+        if embedder.weights_hash != expected:
+            raise ValueError(
+                f"{tasks.run} has the weights {embedder.weights_hash} on {os.uname().nodename}, and {expected} where "
+                "the command was given; all nodes must see the same run, and nothing may change it meanwhile"
+            )
+        spool = RowSpool(job.progress / f"spool-{block}-{uuid4().hex}")  # a node taken for dead may still write its own
+        return sum(job.embed_blocks(embedder, [block], spool, tasks.batch_size, tasks.num_workers, tasks.limits))
 
 
 def plan(folder: Path, settings: dict[str, Any], shards: ShardSet | None) -> Sources | None:
