@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -27,6 +28,11 @@ def rank() -> int:
 def world_size() -> int:
     """Number of processes; 1 without others."""
     return dist.get_world_size() if is_active() else 1
+
+
+def seed_of_rank(seed: int, step: int) -> int:
+    """A seed in [0, 2^32) that is a pure function of (seed, step, rank of this process)."""
+    return int(np.random.SeedSequence((seed & 0xFFFF_FFFF, step, rank())).generate_state(1)[0])
 
 
 def local_processes() -> int:

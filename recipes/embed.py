@@ -66,7 +66,7 @@ def main(arguments: argparse.Namespace) -> int:
     effort = {"batch_size": arguments.batch_size, "num_workers": arguments.num_workers, "limits": limits}
     elsewhere = None
     if arguments.executor == "slurm" and job.sources is not None:
-        say_lines(submit(arguments))
+        say_lines(submit(arguments, job.blocks.count))
         return 0
     if arguments.executor == "ray":
         elsewhere = RayTasks(
@@ -137,12 +137,17 @@ def share_command(arguments: argparse.Namespace, share: str | None) -> list[str]
     return words if share is None else [*words, "--part", share]
 
 
-def submit(arguments: argparse.Namespace) -> str:
-    """Submit the shares to Slurm; a message for the user."""
+def submit(arguments: argparse.Namespace, num_blocks: int) -> str:
+    """Submit the shares to Slurm, at most one for each block; a message for the user."""
+    if num_blocks < arguments.slurm_tasks:
+        say(
+            f"{num_blocks} blocks of --sources-per-block {arguments.sources_per_block} for --slurm-tasks "
+            f"{arguments.slurm_tasks}: smaller blocks would use more tasks"
+        )
     return submit_array(
         "avssl-embed",
         lambda share: share_command(arguments, share),
-        arguments.slurm_tasks,
+        min(arguments.slurm_tasks, num_blocks),
         arguments.out,
         last="embeds what is missing and finishes",
         cpus=max(1, arguments.num_workers),

@@ -72,6 +72,49 @@ def gradient():
     torch.testing.assert_close(averaged, alone.grad)
 
 
+def pretrain_each(folder, names, *arguments):
+    """`pretrain` in folder/NAME for each loss, with batch norms gathered by sync_batch_norm on CPU, too.
+
+    The first process writes the samples of every global batch to folder/NAME/indices.jsonl.
+    """
+    from accelerate import Accelerator
+
+    from avssl.data.loader import Loader
+    from tests.tiny import gather_batch_norms
+
+    Accelerator.end_training = lambda self: None  # it ends the group of processes, and there are more runs
+    torch.nn.SyncBatchNorm.convert_sync_batchnorm = gather_batch_norms  # PyTorch's own is for GPUs
+    original = Loader.epoch
+
+    def epoch(self, number, first_batch=0):
+        for position, batch in enumerate(original(self, number, first_batch), first_batch):
+            index = distributed.gather(batch.index).tolist()
+            if distributed.rank() == 0:
+                with (Path(folder) / name / "indices.jsonl").open("a") as file:
+                    file.write(json.dumps([number, position, index]) + "\n")
+            yield batch
+
+    Loader.epoch = epoch
+    for name in names.split(","):
+        pretrain(f"loss.name={name}", *LOSSES_OF_PAIRS[name], *arguments, f"run={folder}/{name}")
+    if distributed.is_active():
+        distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+# Small losses of video and sound, each with another kind of state.
+LOSSES_OF_PAIRS = {
+    "avid": ["loss.num_negatives=8", "loss.projector_hidden_dims=[16]", "loss.embedding_dim=8",
+             "loss.shard_banks=true"],
+    "moco": ["loss.modalities=[video,audio]", "loss.queue_size=16", "loss.embedding_dim=8", "loss.shuffle_groups=0"],
+    "swav": ["loss.modalities=[video,audio]", "loss.queue_size=16", "loss.num_prototypes=6", "loss.embedding_dim=8",
+             "loss.projector_hidden_dims=[16]", "loss.queue_from_epoch=0", "loss.freeze_steps=1"],
+    "byol": ["loss.modalities=[video,audio]", "loss.projector_hidden_dims=[16]", "loss.predictor_hidden_dims=[16]",
+             "loss.embedding_dim=8"],
+    "barlow_twins": ["loss.modalities=[video,audio]", "loss.projector_hidden_dims=[16]", "loss.embedding_dim=8"],
+}  # fmt: skip
+
+
 def pretrain(*arguments):
     """The real recipe with encoders that have no batch norm; checks that state is the same on all ranks at the end."""
     from avssl import checkpoint, config, models
@@ -229,12 +272,13 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     claim, *rest = sys.argv[1:]
-    if claim != "pretrain":
+    if not claim.startswith("pretrain"):
         torch.distributed.init_process_group("gloo")
-    claims = {one.__name__: one for one in (collectives, gradient, pretrain, contract, sharded, sharded_bytes)}
+    functions = collectives, gradient, pretrain, pretrain_each, contract, sharded, sharded_bytes
+    claims = {one.__name__: one for one in functions}
     claims[claim](*rest)
     wanted = int(os.environ["EXPECTED_WORLD_SIZE"])
-    if claim != "pretrain":
+    if not claim.startswith("pretrain"):
         assert distributed.world_size() == wanted, f"{distributed.world_size()} processes, {wanted} wanted"
         torch.distributed.barrier()  # a process that leaves while another still talks to it makes that one abort
         torch.distributed.destroy_process_group()

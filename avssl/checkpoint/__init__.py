@@ -5,6 +5,7 @@ Files are written under a temporary name, synced, then renamed: whole or absent.
 run/
   config.yaml            resolved configuration
   metrics.jsonl          one line per logging step
+  notes.jsonl            a line for each start with another number of processes: what is not exactly as before
   step_000123/           Accelerate's state (loss with all its state, optimizer, scaler, RNG per rank), statistics of
                          the views, progress.json and, last, checksums.json: without it a checkpoint does not count
   damaged_step_000123/   a checkpoint that was damaged when the run went on; nothing reads it
@@ -17,11 +18,11 @@ from avssl.checkpoint.bank_rows import whole_banks
 from avssl.checkpoint.checksums import DamagedCheckpointError
 from avssl.checkpoint.hub import HUB_SCHEME, locate
 from avssl.checkpoint.inherit import describe_matching, inherit, inherit_views, load_matching
-from avssl.checkpoint.steps import checkpoints, resume, save
+from avssl.checkpoint.steps import checkpoints, resume, save, saved_world_size
 from avssl.checkpoint.weights import PROVENANCE_FILE, WEIGHTS_FILE, export, read_provenance, read_weights
 
 __all__ = [
     "HUB_SCHEME", "PROVENANCE_FILE", "WEIGHTS_FILE", "DamagedCheckpointError", "checkpoints", "describe_matching",
     "export", "inherit", "inherit_views", "load_matching", "locate", "read_provenance", "read_weights", "resume",
-    "save", "whole_banks",
+    "save", "saved_world_size", "whole_banks",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from avssl.checkpoint.bank_rows import load_rows, save_rows
+from avssl.checkpoint.bank_rows import load_divided_otherwise, load_rows, save_rows
 from avssl.checkpoint.checksums import VIEWS_FILE, DamagedCheckpointError, damage, is_unsealed, seal
 from avssl.checkpoint.weights import load_module, save_module
 from avssl.distributed import barrier, broadcast_object, rank, world_size
@@ -90,31 +90,41 @@ def resume(
 ) -> Path | None:
     """Load the newest whole checkpoint into the prepared objects, `views` and `progress`; None if there is none.
 
-    Raises ValueError if the run was made with other data, batch size, order or number of processes, and
-    DamagedCheckpointError as `newest_whole` does.
+    The number of processes may be another one (`saved_world_size`): the state is the same on all of them, and rows of
+    split banks are divided anew. The random states are then those of no process of before: the caller draws them anew.
+
+    Raises ValueError if the run was made with other data, batch size or order, and DamagedCheckpointError as
+    `newest_whole` does.
     """
     newest = newest_whole(run, strict=strict)
     if newest is None:
         return None
     state = Fields.read(newest / PROGRESS_FILE).record
-    current = {**facts, "world_size": world_size()}
-    stored = {**state["facts"], "world_size": state["world_size"]}
+    stored = state["facts"]
     changed = [
         f"{name}: {stored.get(name)!r} then, {value!r} now"
-        for name, value in current.items()
+        for name, value in facts.items()
         if stored.get(name) != value
     ]
     if changed:
+        lanes = stored.get("num_lanes")
+        keep = f" (data.order_lanes={lanes} keeps the order)" if lanes != facts.get("num_lanes", lanes) else ""
         raise ValueError(
-            f"{newest} cannot be resumed exactly, for something changed ({'; '.join(changed)}). Put it back, or start "
-            f"a new run with init_from={run}"
+            f"{newest} cannot be resumed exactly, for something changed ({'; '.join(changed)}). Put it back{keep}, or "
+            f"start a new run with init_from={run}"
         )
-    hook = accelerator.register_load_state_pre_hook(load_rows)
+    is_divided_alike = state["world_size"] == world_size()
+    hook = accelerator.register_load_state_pre_hook(load_rows if is_divided_alike else load_divided_otherwise)
     accelerator.load_state(str(newest))
     hook.remove()
     load_module(views, (run if is_unsealed(newest) else newest) / VIEWS_FILE)
     progress.load_state_dict(state["progress"])
     return newest
+
+
+def saved_world_size(checkpoint: Path) -> int:
+    """The number of processes that wrote a checkpoint."""
+    return Fields.read(checkpoint / PROGRESS_FILE).count("world_size", least=1)
 
 
 def newest_whole(run: Path, *, strict: bool = False) -> Path | None:

@@ -45,10 +45,21 @@ def steps_per_epoch(num_samples: int, global_batch_size: int) -> int:
 def check_lanes(global_batch_size: int, num_lanes: int, world_size: int) -> None:
     """Raise ValueError unless the lanes divide evenly over processes, and the global batch over lanes."""
     if num_lanes < 1 or num_lanes % world_size or global_batch_size % num_lanes:
+        numbers = ", ".join(map(str, processes_of_lanes(num_lanes)))
         raise ValueError(
             f"{num_lanes} order lanes do not fit {world_size} processes and a global batch of {global_batch_size}: "
             "data.order_lanes must be a multiple of the processes, data.global_batch_size a multiple of the lanes"
+            + (f". {num_lanes} lanes fit {numbers} processes" if num_lanes > 0 and num_lanes % world_size else "")
         )
+
+
+def processes_of_lanes(num_lanes: int) -> list[int]:
+    """The numbers of processes that this many lanes divide evenly over.
+
+    >>> processes_of_lanes(4)
+    [1, 2, 4]
+    """
+    return [number for number in range(1, num_lanes + 1) if num_lanes % number == 0]
 
 
 def rank_order(

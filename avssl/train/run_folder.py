@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import secrets
 import socket
 import sys
@@ -11,11 +12,23 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch.nn import SyncBatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from avssl import checkpoint, config
 from avssl.data.loader import Loader
 from avssl.data.statistics import measure_statistics
-from avssl.distributed import barrier, broadcast_object, gather_objects, is_active, rank
+from avssl.distributed import (
+    barrier,
+    broadcast_object,
+    gather_objects,
+    is_active,
+    rank,
+    seed_of_rank,
+    world_size,
+)
 from avssl.eval import overlap
+from avssl.files.json_lines import truncate_log
 from avssl.files.locks import LockedError, locked
 from avssl.files.plain_text import plain_lines, say
 from avssl.files.whole import write_whole
@@ -30,7 +43,7 @@ from avssl.types import Progress, View
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-LOCK_FILE = ".lock"
+LOCK_FILE, NOTES_FILE = ".lock", "notes.jsonl"
 WAIT_SECONDS = 20.0  # a run whose launcher was killed makes its step, saves and ends
 WITHOUT_LOCKS = {getattr(errno, name) for name in ("ENOLCK", "ENOSYS", "EOPNOTSUPP") if hasattr(errno, name)}
 _held = ExitStack()  # until this process ends, or begins another run
@@ -48,7 +61,8 @@ def begin(
 
     The state is loaded into the objects that the accelerator has prepared, `loss`, the loader's view maker and
     `progress`. A run that starts with new views measures their statistics. Then config.yaml and
-    training_data.safetensors are written, and warnings about the shards of the online probe are printed.
+    training_data.safetensors are written, and warnings about the shards of the online probe are printed. A run may go
+    on with another number of processes; a line and notes.jsonl say what is not exactly as before.
 
     facts: what must be equal when a run goes on, as `checkpoint.resume` compares it.
 
@@ -73,6 +87,7 @@ def begin(
         )
     if resumed is not None:
         accelerator.print(plain_lines(f"going on from {resumed} at step {progress.step} of {progress.total_steps}"))
+        go_on_divided_otherwise(cfg, accelerator, loss, progress, checkpoint.saved_world_size(resumed))
     elif not (cfg.init_from and _inherit(cfg, accelerator, loss, loader)):
         measure_statistics(views, loader)
     if accelerator.is_main_process:
@@ -108,6 +123,46 @@ def refuse_unless_shared(run: Path, manifest: str) -> None:
             )
         if own != seen[0][2]:
             raise ValueError(f"process {number} on {host} has other shards than {first}; give all hosts the same ones")
+
+
+def go_on_divided_otherwise(
+    cfg: config.RunConfig, accelerator: Accelerator, loss: Loss, progress: Progress, before: int
+) -> None:
+    """Draw the random states anew if the checkpoint is of another number of processes, and say what is not exact.
+
+    Order, augmentation, negatives, k-means and the shuffling of MoCo are pure functions of seed and step, the same for
+    any number of processes. What networks draw themselves (dropout, drop path) comes from the generators of each
+    process; these begin anew from (seed, step, rank).
+    """
+    from accelerate.utils import set_seed
+
+    if accelerator.is_main_process:
+        truncate_log(Path(cfg.run) / NOTES_FILE, progress.step)
+    if before == world_size():
+        return
+    set_seed(seed_of_rank(cfg.seed, progress.step))
+    note = describe_processes(cfg, loss, progress.step, before)
+    accelerator.print(f"note: {note}")
+    if accelerator.is_main_process:
+        with (Path(cfg.run) / NOTES_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": progress.step, "processes": world_size(), "note": note}) + "\n")
+
+
+def describe_processes(cfg: config.RunConfig, loss: Loss, step: int, before: int) -> str:
+    """What is as before, and what is not, in a run of `before` processes that goes on with those of now; one line."""
+    rows_before, rows = cfg.data.global_batch_size // before, cfg.data.global_batch_size // world_size()
+    parts = [
+        f"{before} processes until step {step}, {world_size()} from here on",
+        "the global batches are the same; sums over rows are taken in another order, which changes last digits",
+        "dropout and drop path are drawn anew from (seed, step, process)",
+    ]
+    own = [layer for layer in loss.modules() if isinstance(layer, _BatchNorm) and not isinstance(layer, SyncBatchNorm)]
+    if own and not getattr(cfg.loss, "shuffle_groups", 0):  # whose groups of rows keep their size
+        parts.append(
+            f"batch norm is not gathered (sync_batch_norm=false): it sees the {rows} rows of a process, {rows_before} "
+            "before, and the training is another one from here on"
+        )
+    return "; ".join(parts)
 
 
 def plugins_of(cfg: config.RunConfig, views: Sequence[View]) -> list[dict[str, str]]:

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from tqdm.auto import tqdm
 
-from avssl.distributed import all_mean, barrier, broadcast_state, is_active, rank
+from avssl.distributed import all_mean, barrier, broadcast_state, is_active, rank, seed_of_rank
 from avssl.eval.finetune.state import TRAINING_FILE, load_state, read_step, save_state
 from avssl.files.disk_errors import clear_errors
 from avssl.files.json_lines import truncate_log
@@ -198,7 +197,7 @@ def _train_stage(
 
 def seed_step(seed: int, step: int) -> None:
     """Seed PyTorch, so that dropout is a function of (seed, step, rank)."""
-    torch.manual_seed(int(np.random.SeedSequence((seed, step, rank())).generate_state(1)[0]))
+    torch.manual_seed(seed_of_rank(seed, step))
 
 
 def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, facts: Mapping[str, Any]) -> None:
