@@ -124,7 +124,7 @@ def test_slurm_gets_an_array_of_shares_with_gpus_and_a_job_that_waits_for_it(
     assert array.split() == ["100", "0-2%3", "None", "1"]
     assert last.split()[1:] == ["None", "afterany:100", "1"]
     scripts = [path.read_text() for path in (tmp_path / "out.slurm").glob("*submission*.sh")]
-    assert len(scripts) == 2
+    assert len(scripts) >= 2
     assert all("#SBATCH --gpus-per-task=2\n" in script for script in scripts)
 
 
