@@ -87,6 +87,7 @@ def go_on(tmp_path, shards, before, now, names):
     assert process.stdout.count(f"note: {before} processes until step 3, {now} from here on") == len(names)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_bank_goes_on_with_two_processes_and_the_bank_is_split(shards, tmp_path):
     go_on(tmp_path, shards, 1, 2, ["avid"])
     assert len(list((tmp_path / "1_to_2" / "avid" / "step_000006").glob("rows_of_rank_*"))) == 2
