@@ -138,7 +138,7 @@ def test_after_a_broken_connection_every_process_names_the_one_that_was_lost_fir
         silence(watches[1])  # it ends because of that
         assert watches[0].missing() == "process 2 on host-b"
         store.gone = True
-        assert watches[0].missing() == "process 0 on host-a, which holds the store of the run"
+        assert watches[0].missing() == "process 0 on host-a (which holds the store of the run)"
 
 
 def test_word_of_an_error_reaches_those_that_find_its_process_gone(quick_beats, monkeypatch):
@@ -147,7 +147,7 @@ def test_word_of_an_error_reaches_those_that_find_its_process_gone(quick_beats, 
         peers.tell_others("the disk is full")
         monkeypatch.setattr(peers, "_watches", [watches[0]])
         silence(watches[2])
-        expected = "process 2 on host-b, which ended with an error (the disk is full)"
+        expected = "process 2 on host-b (which ended with an error: the disk is full)"
         assert peers.missing_processes() == expected
 
 

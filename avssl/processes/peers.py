@@ -64,7 +64,7 @@ def missing_processes() -> str:
 def tell_others(problem: str) -> None:
     """Leave word of this process's error for those that find it gone."""
     for watch in _watches:
-        _answer(partial(watch.leave_verdict, f"{watch.described(watch.rank)}, which ended with an error ({problem})"))
+        _answer(partial(watch.leave_verdict, f"{watch.described(watch.rank)} (which ended with an error: {problem})"))
 
 
 class Watch:
@@ -172,7 +172,7 @@ class Watch:
             return self.leave_verdict(self._all_described(gone))
 
         found = _answer(find)
-        return f"{self.described(0)}, which holds the store of the run" if found is None else found
+        return f"{self.described(0)} (which holds the store of the run)" if found is None else found
 
 
 def _answer(work: Callable[[], T]) -> T | None:
