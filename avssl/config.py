@@ -136,7 +136,8 @@ def load(schema: type[T], argv: list[str], *, usage: str = "", required: Sequenc
         require(config, *required)
         return config
     except ConfigError as error:
-        say(f"configuration error: {error}", sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # the other processes of this machine have the same error
+            say(f"configuration error: {error}", sys.stderr)
         raise SystemExit(2) from error
 
 
