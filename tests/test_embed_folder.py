@@ -297,7 +297,7 @@ def test_an_embedding_without_direction_is_a_failure_with_its_reason(embedder, f
         embedder, batch_size=1
     )
     assert index.skipped_by_reason == {"no_embedding": 1}
-    assert set(EmbeddingTable.read(out).keys) == {"mute.mp4"}
+    assert set(EmbeddingTable.read(out).keys) == {"mute_mp4"}
     (line,) = (out / "skipped.jsonl").read_text().splitlines()
     assert json.loads(line)["message"].startswith("film.mp4: from 0.5 to 1 s the audio embedding")
 
@@ -306,7 +306,7 @@ def test_a_source_without_the_modality_is_skipped_with_its_reason(embedder, fold
     job = FolderJob.begin(embedder, [folder / "0"], tmp_path, modalities=["audio"])
     index = job.run(embedder)
     assert index.skipped_by_reason == {"no_audio": 1}
-    assert sorted(set(EmbeddingTable.read(tmp_path).keys)) == ["film.mp4", "sound.wav"]
+    assert sorted(set(EmbeddingTable.read(tmp_path).keys)) == ["film_mp4", "sound_wav"]
 
 
 @pytest.mark.slow
