@@ -149,7 +149,17 @@ def test_a_share_gets_every_option_that_changes_rows_or_effort(tmp_path, monkeyp
     given = [
         *("run", "here.mp4", "--out", "out", "--window", "2.5", "--stride", "1", "--set", "views.video.fps=2", "a=b"),
         *("--modalities", "audio", "video", "--batch-size", "3", "--num-workers", "5", "--file-seconds", "7"),
-        *("--file-memory-mib", "99", "--sources-per-block", "11", "--rows-per-file", "13", "--untrained"),
+        *(
+            "--file-memory-mib",
+            "99",
+            "--sources-per-block",
+            "11",
+            "--rows-per-file",
+            "13",
+            "--untrained",
+            "--checkpoint",
+            "300",
+        ),
         *("--plugin", own, "--plugin", "other.py", "--plugin-changed", "--overwrite"),
         *("--executor", "slurm", "--slurm-tasks", "4", "--slurm-partition", "gpu", "--gpus-per-task", "1"),
     ]

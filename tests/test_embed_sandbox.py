@@ -196,7 +196,7 @@ def test_without_processes_an_exception_costs_its_file_alone(embedder, folders, 
     assert sorted(set(table.keys)) == ["a_mp4", "c_wav"]
     (error,) = failures.values()
     assert error.reason == "crashed"
-    assert "bug.mp4: IndexError: list index out of range (test_embed_sandbox.py line" in error.message
+    assert "bug_mp4: IndexError: list index out of range (test_embed_sandbox.py line" in error.message
 
 
 @pytest.mark.slow

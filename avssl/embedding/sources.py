@@ -11,7 +11,7 @@ import heapq
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -210,7 +210,7 @@ def _with_unique_keys(
     it is an error if one occurs twice.
     """
     spool, hashes = scratch / "files", KeyHashes(scratch / "keys")
-    with spool.open("wb") as lines:
+    with closing(hashes), spool.open("wb") as lines:
         for file, identity in files:
             hashes.add(file.key)
             lines.write(json.dumps([_record(file), identity]).encode("ascii") + b"\n")
