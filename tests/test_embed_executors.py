@@ -113,6 +113,7 @@ def submit(tiny_run, videos, out, *options):
     return run_python(*command, "--slurm-tasks", "3")
 
 
+@pytest.mark.slow
 def test_slurm_gets_an_array_of_shares_with_gpus_and_a_job_that_waits_for_it(
     tiny_run, videos, tmp_path, scheduler, monkeypatch  # noqa: F811
 ):  # fmt: skip
