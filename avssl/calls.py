@@ -5,11 +5,13 @@ Errors are exceptions. Keywords are the keys of a command; dotted ones are given
 
 from __future__ import annotations
 
+import json
 import multiprocessing
+import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -36,7 +38,7 @@ def pretrain(recipe: str, data: Any, out: str, changes: dict[str, Any]) -> Pretr
 
     program = import_module("avssl.recipes.pretrain")  # by name, as the command finds it
     given = {"data.shards": data, **({"run": out} if out else {}), **changes}
-    arguments = config.run_plugins([*replace_names([recipe]), *config.arguments_of(given)])
+    arguments = config.run_plugins([*replace_names([recipe]), *arguments_of(given)])
     cfg = config.parse(config.RunConfig, arguments)
     config.require(cfg, *config.REQUIRED)
     program.name_run(cfg, arguments)
@@ -57,8 +59,18 @@ def evaluate(run: str, task: str, changes: dict[str, Any]) -> dict[str, Any]:
 
     program = import_module("avssl.recipes.evaluate")
     with own_run():
-        path = program.start(run, program.task_arguments([task, *config.arguments_of(changes)]), config.parse)
+        path = program.start(run, program.task_arguments([task, *arguments_of(changes)]), config.parse)
     return dict(read_evaluation(path))
+
+
+def arguments_of(changes: Mapping[str, Any]) -> list[str]:
+    """{dotted key: value} as changes of a command line. ConfigError for a value that YAML has no text for."""
+    from avssl import config
+
+    try:
+        return [f"{key}={json.dumps(value, default=os.fspath, ensure_ascii=False)}" for key, value in changes.items()]
+    except (TypeError, ValueError) as error:
+        raise config.ConfigError(f"changes: {error}; values are numbers, texts, paths, lists and mappings") from error
 
 
 @contextmanager

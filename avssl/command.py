@@ -5,7 +5,7 @@
     avssl pretrain avid run=runs/avid data.shards=shards/
     accelerate launch -m avssl.recipes.pretrain avid run=runs/avid data.shards=shards/     # several GPUs
 
-Each program has a --help of its own.
+Each program has a --help of its own. With --json each writes a JSON object a line (docs/json.md).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 
 from avssl.errors import one_line_errors
-from avssl.files.plain_text import brief, run_in_utf8, say, say_lines
+from avssl.files.plain_text import JSON_OPTION, begin_command, brief, emit, say, say_lines
 from avssl.recipe_files import config_files, description, recipes_folder
 from avssl.version import __version__
 
@@ -37,12 +37,15 @@ USAGE_STATUS = 2
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program that the first argument names with the others; its exit status, 2 for wrong usage."""
-    run_in_utf8()
-    name, *arguments = (sys.argv[1:] if argv is None else list(argv)) or [""]
+    given = sys.argv[1:] if argv is None else list(argv)
+    name = next((word for word in given if word != JSON_OPTION), "")
     if name in PROGRAMS:
+        arguments = list(given)
+        arguments.remove(name)
         sys.argv[0] = f"avssl {name}"  # what --help calls the program
         status: int = import_module(PROGRAMS[name][0]).command(arguments)
         return status
+    name, *arguments = begin_command(name or "avssl", given) or [""]
     with one_line_errors():
         if name == "recipes" and not arguments:
             print_recipes()
@@ -55,9 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif name == "--version":
             say(f"avssl {__version__}")
         else:
-            asked = name in ("-h", "--help")
+            asked = bool({"-h", "--help"}.intersection([name, *arguments]))
             if name and not asked:
-                say(f"error: avssl {brief(' '.join([name, *arguments]))} is not a command", sys.stderr)
+                message = f"avssl {brief(' '.join([name, *arguments]))} is not a command"
+                say(f"error: {message}", sys.stderr)
+                emit("error", message=message, status=USAGE_STATUS)
             say_lines(usage(), sys.stdout if asked else sys.stderr)
             return 0 if asked else USAGE_STATUS
     return 0
@@ -81,6 +86,8 @@ def print_recipes() -> None:
     width = max(map(len, files))
     for name, path in files.items():
         say(f"{name:<{width}}  {description(path)}")
+        emit("recipe", name=name, description=description(path), file=path)
+    emit("result", num_recipes=len(files))
 
 
 def copy_recipe(name: str, folder: Path) -> None:
@@ -101,3 +108,4 @@ def copy_recipe(name: str, folder: Path) -> None:
         shutil.copyfile(source, folder / source.name)
     run = " RUN" if script == "evaluate.py" else ""
     say(f"copied; to run it: python {folder / script}{run} {folder / files[name].name} key=value ...")
+    emit("result", files=[folder / source.name for source in sources])

@@ -12,7 +12,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -21,10 +21,12 @@ import yaml
 from omegaconf import OmegaConf, errors
 
 from avssl.data.loader_config import LoaderConfig
+from avssl.encoder_options import check_encoders
 from avssl.files.checked_json import MAX_DEPTH
-from avssl.files.plain_text import brief, plain, say, say_lines
+from avssl.files.plain_text import brief, emit, plain, say, say_lines
 from avssl.files.whole import write_whole
-from avssl.help_text import describe
+from avssl.help_text import keys_text
+from avssl.losses.configs import CONFIGURATIONS
 from avssl.optim.config import OptimConfig
 from avssl.plugins import required
 from avssl.shards.cache import DEFAULT_CACHE_BYTES
@@ -34,6 +36,7 @@ from avssl.types import LossConfig
 
 T = TypeVar("T")
 MAX_YAML_BYTES = 1 << 20
+HELP = ("-h", "--help")
 
 
 # Earlier names of keys: a configuration or run folder with them is refused with an error that has the new names.
@@ -68,9 +71,7 @@ class DataConfig(LoaderConfig):
 class ProbeConfig:
     """kNN and a linear classifier during training (train/probe.py); none without shards."""
 
-    shards: str = (
-        ""  # labeled shard folder that is not trained on; probes are fitted on half of it and scored on the other
-    )
+    shards: str = ""  # labeled shards that are not trained on; probes are fitted on one half and scored on the other
     every_steps: int = 1000  # optimizer steps between snapshots
     device: str = "cpu"  # of the process beside the run, for example cuda
     num_threads: int = 1  # of that process
@@ -126,19 +127,31 @@ class RunConfig:
 def load(schema: type[T], argv: list[str], *, usage: str = "", required: Sequence[str] = ()) -> T:
     """Configuration from command-line arguments: YAML files first, then `a.b=c` changes; later values win.
 
-    `--help` prints the schema and exits. Errors in the configuration leave with status 2 and one clear message.
+    `--help` prints the keys and exits: with a YAML their values there, and those of its loss and encoders. Errors in
+    the configuration leave with status 2 and one clear message.
     """
-    if "--help" in argv or "-h" in argv:
-        say_lines(f"usage: {usage or 'RECIPE'} RECIPE_OR_YAML [key=value ...]\n\n{describe(schema)}")
-        raise SystemExit(0)
+    given = [argument for argument in argv if argument not in HELP]
     try:
+        if given != argv:
+            shown = parse(schema, given) if given else None
+            say_lines(f"usage: {usage or 'RECIPE'} RECIPE_OR_YAML [key=value ...]\n\n{keys_text(schema, shown, given)}")
+            raise SystemExit(0)
         config = parse(schema, argv)
         require(config, *required)
         return config
     except ConfigError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # the other processes of this machine have the same error
             say(f"configuration error: {error}", sys.stderr)
+            emit("error", message=str(error), status=2)
         raise SystemExit(2) from error
+
+
+def _loss_configuration(name: str) -> type[LossConfig]:
+    if name in CONFIGURATIONS:  # without PyTorch
+        return CONFIGURATIONS[name]
+    from avssl.losses import registry
+
+    return registry.get(name).Config
 
 
 def parse(schema: type[T], argv: list[str]) -> T:
@@ -166,12 +179,11 @@ def parse(schema: type[T], argv: list[str]) -> T:
         if not isinstance(loss_name, str | None):
             raise ConfigError(f"loss.name is {brief(loss_name)}; it must be the name of a loss")
         if loss_name:
-            from avssl.losses import registry
-
-            OmegaConf.update(base, "loss", OmegaConf.structured(registry.get(loss_name).Config), force_add=True)
+            OmegaConf.update(base, "loss", OmegaConf.structured(_loss_configuration(loss_name)), force_add=True)
         _replace_encoders(base, values)
         config = OmegaConf.to_object(OmegaConf.merge(base, values))
         if isinstance(config, RunConfig):
+            check_encoders(config.encoders)
             vars(config)["explicit_keys"] = frozenset(flat(OmegaConf.to_container(values)))
         return config  # type: ignore[return-value]
     except errors.OmegaConfBaseException as error:
@@ -198,14 +210,6 @@ def _load_yaml(name: str) -> Any:
     if not OmegaConf.is_dict(values) or not text.strip():
         raise ConfigError(f"{name}: holds no `key: value` lines; give the YAML of the recipe or task")
     return values
-
-
-def arguments_of(changes: Mapping[str, Any]) -> list[str]:
-    """{dotted key: value} as changes of a command line. ConfigError for a value that YAML has no text for."""
-    try:
-        return [f"{key}={json.dumps(value, default=os.fspath, ensure_ascii=False)}" for key, value in changes.items()]
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"changes: {error}; values are numbers, texts, paths, lists and mappings") from error
 
 
 def _parse_changes(changes: list[str]) -> Any:
@@ -249,7 +253,7 @@ def run_plugins(argv: list[str], files: Sequence[str] = (), *, may_differ: bool 
 
 def _note_auto(values: Any, layer: Any) -> None:
     """Move `auto` as the value of one of AUTO_KEYS to the list `auto`; the value of an earlier layer stays."""
-    noted = [*OmegaConf.select(values, "auto", default=[]), *OmegaConf.select(layer, "auto", default=[])]
+    noted = list(OmegaConf.select(values, "auto", default=[]))
     for key in AUTO_KEYS:
         given = OmegaConf.select(layer, key, default=None)
         if given is not None:
@@ -258,6 +262,7 @@ def _note_auto(values: Any, layer: Any) -> None:
             noted.append(key)
             section, _, name = key.partition(".")
             del layer[section][name]
+    noted += OmegaConf.select(layer, "auto", default=[])
     if unknown := set(noted) - set(AUTO_KEYS):
         raise ConfigError(f"auto is {brief(sorted(unknown))}; allowed are {', '.join(AUTO_KEYS)}")
     layer.auto = sorted(set(noted))

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from avssl.files.plain_text import say
+from avssl.files.plain_text import emit, say
 
 SMALL_DISK_BYTES, SMALL_MEMORY_BYTES = 5 << 30, 4 << 30
 RANKS_SECONDS = 180
@@ -34,7 +34,9 @@ def examine() -> int:
             findings = [(False, f"{check.__name__.replace('_', ' ')}: {type(error).__name__}: {error}")]
         for is_well, line in findings:
             say(f"{'ok   ' if is_well else 'WRONG'}  {line}")
+            emit("finding", is_well=is_well, text=line)
             wrong += not is_well
+    emit("result", num_wrong=wrong)
     say(f"{wrong} wrong" if wrong else "nothing is wrong")
     return int(wrong > 0)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from avssl.files.disk_errors import one_line, os_error_behind
-from avssl.files.plain_text import plain, say
+from avssl.files.plain_text import emit, plain, say
 from avssl.plugins import files
 
 OTHERS_SECONDS = 2.0  # that processes of a rank above 0 wait before they print an error
@@ -81,6 +81,7 @@ def _print_error(message: str) -> None:
         for bar in list(getattr(tqdm, "_instances", ())):
             bar.close()
     say(text, sys.stderr)
+    emit("error", message=message, status=1)
     _report_to_launcher(text)
 
 

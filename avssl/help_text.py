@@ -5,7 +5,24 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+from collections.abc import Sequence
 from typing import Any
+
+from avssl.encoder_options import encoder_text
+from avssl.files.plain_text import plain
+
+
+def keys_text(schema: type[Any], config: Any, given: Sequence[str]) -> str:
+    """The keys of a schema as text: with their values in a configuration, or with their defaults if it is None.
+
+    given: the YAMLs and changes that made the configuration.
+    """
+    if config is None:
+        return f"{describe(schema)}\nWith a RECIPE: the values there, and the keys of its loss and of its encoders."
+    text = describe(schema, section=config)
+    for modality, section in getattr(config, "encoders", {}).items():
+        text = text.replace(f"  {modality}: {section!r}\n", encoder_text(modality, section), 1)
+    return f"{text}\nThe values are those of {plain(' '.join(given))}; a key that is not given keeps its value."
 
 
 def describe(schema: type[Any], indent: str = "", section: Any = None) -> str:
@@ -27,6 +44,10 @@ def describe(schema: type[Any], indent: str = "", section: Any = None) -> str:
         if isinstance(default, dict) and any(map(dataclasses.is_dataclass, default.values())):
             default = ", ".join(default)  # sections by name
         comment = comments.get(item.name, "")
+        if isinstance(default, dict) and default and all(isinstance(value, dict) for value in default.values()):
+            lines += f"{indent}{item.name}:" + (f"  # {comment}" if comment else "") + "\n"
+            lines += "".join(f"{indent}  {name}: {value!r}\n" for name, value in default.items())
+            continue
         lines += f"{indent}{item.name}: {item.type} = {default!r}" + (f"  # {comment}" if comment else "") + "\n"
     return lines
 

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 WAIT_SECONDS = 24 * 3600.0  # for so long the other processes of a run wait for the one that prepares
 # What is decided by the call itself, or concerns several machines or shard folders, for which there is `avssl prep`.
 NO_OPTIONS = {
-    "command", "redirect_host", "source", "manifest", "out", "part", "executor", "slurm_tasks", "slurm_partition",
-    "test_share", "validation_share", "by", "group", "near_duplicates", "plugin",
+    "command", "json", "redirect_host", "source", "manifest", "out", "part", "executor", "slurm_tasks",
+    "slurm_partition", "test_share", "validation_share", "by", "group", "near_duplicates", "plugin",
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import torch
 
 Modality = Literal["image", "video", "audio"]
+Agreement = Literal["consensus", "union", "video", "audio"]  # by which samples are positives: ops/agreement.py
 
 FailureReason = Literal[
     "missing_file",  # listed, but absent, or cannot be opened: access refused, a pipe, a link to itself

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from avssl.files import storage
 from avssl.files.disk_errors import one_line
-from avssl.files.plain_text import PlainParser, run_in_utf8, say, say_lines
+from avssl.files.plain_text import PlainParser, begin_command, emit, say, say_lines
 from avssl.processes.cluster import add_executor_options
 from avssl.processes.limits import Limits, default_num_workers
 from data_prep.transcode.options import CHOICES, WriteOptions
@@ -169,19 +169,30 @@ def run_write(arguments: argparse.Namespace) -> int:
     if arguments.executor == "slurm":
         from data_prep.write.executors import submit
 
-        say_lines(submit(arguments, write_options(arguments)))
+        text = submit(arguments, write_options(arguments))
+        say_lines(text)
+        emit("result", shards=arguments.out, lines=text.splitlines())
         return EXIT_OK
     index = make_shards(arguments)
     if index is None:
         say(f"{arguments.out}: share {arguments.part} is done as far as it can be now; when all shares are, run the "
               "same command without --part")  # fmt: skip
+        emit("result", shards=arguments.out, part=arguments.part)
         return EXIT_OK
     for line in describe_shards(index, arguments.out):
         say(line)
     if index.num_samples == 0:
-        say("error: nothing was written, every file was skipped", sys.stderr)
-        return EXIT_FAILED
+        return _failed("nothing was written, every file was skipped", EXIT_FAILED)
+    facts = {name: getattr(index, name) for name in ("num_listed", "num_samples", "num_skipped", "skipped_by_reason")}
+    emit("result", shards=arguments.out, num_shards=len(index.shards), total_bytes=index.total_bytes, **facts)
     return EXIT_OK
+
+
+def _failed(message: object, status: int) -> int:
+    """Print an error; its exit code."""
+    say(f"error: {message}", sys.stderr)
+    emit("error", message=str(message), status=status)
+    return status
 
 
 def run_verify(arguments: argparse.Namespace) -> int:
@@ -191,6 +202,10 @@ def run_verify(arguments: argparse.Namespace) -> int:
     report = verify_folder(arguments.shards, arguments.decode, arguments.workers)
     for problem in report.problems:
         say(f"{problem.file}: {problem.message}")
+        emit("problem", file=problem.file, message=problem.message)
+    names = ("ok", "num_samples", "num_shards", "total_bytes", "num_skipped")
+    facts = {name: getattr(report, name) for name in names}
+    emit("result", shards=arguments.shards, num_problems=len(report.problems), **facts)
     if not report.ok:
         say(f"{arguments.shards}: {len(report.problems)} problems", sys.stderr)
         return EXIT_FAILED
@@ -209,10 +224,11 @@ def main(argv: Sequence[str] | None = None, program: str = "python -m data_prep"
     wrong; 2 for wrong usage.
     """
     words = sys.argv[1:] if argv is None else argv
+    named = next((word for word in words if word in (*MODULES, "write", "verify")), "")
+    words = begin_command(f"prep {named}".rstrip(), words)
     arguments = build_parser(program, named=MODULES.keys() & set(words)).parse_args(words)
     if getattr(arguments, "workers", 1) < 1:
-        say(f"error: --workers is {arguments.workers}; it must be at least 1", sys.stderr)
-        return EXIT_USAGE
+        return _failed(f"--workers is {arguments.workers}; it must be at least 1", EXIT_USAGE)
     storage.allow_redirects(arguments.redirect_host)
     try:
         if arguments.command in MODULES:
@@ -220,13 +236,10 @@ def main(argv: Sequence[str] | None = None, program: str = "python -m data_prep"
         commands = {"write": run_write, "verify": run_verify}
         return commands[arguments.command](arguments)
     except (ValueError, FileNotFoundError) as error:
-        say(f"error: {error}", sys.stderr)
-        return EXIT_USAGE
+        return _failed(error, EXIT_USAGE)
     except (RuntimeError, OSError) as error:
-        say(f"error: {one_line(error)}", sys.stderr)
-        return EXIT_FAILED
+        return _failed(one_line(error), EXIT_FAILED)
 
 
 if __name__ == "__main__":
-    run_in_utf8()
     sys.exit(main())

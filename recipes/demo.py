@@ -23,7 +23,7 @@ import numpy as np
 from avssl.eval.intervals import bootstrap, ends, values_of
 from avssl.eval.outcome import Repeat
 from avssl.eval.results import read_rows
-from avssl.files.plain_text import brief, say, say_lines
+from avssl.files.plain_text import begin_command, brief, emit, is_json, say, say_lines
 
 DEMO = Path("demo")
 DIRECTIONS = ("video_to_audio", "audio_to_video")
@@ -41,10 +41,13 @@ RESULTS = (
 
 def run(command: str) -> None:
     """Run one command of the program with this Python, printing it as a user types it."""
-    print(f"\n$ avssl {command}", flush=True)
+    say()
+    say(f"$ avssl {command}")
+    emit("step", step=f"avssl {command}")
     # One thread for the networks: decoding has its own process, and small networks gain little from a second thread.
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-m", "avssl", *shlex.split(command)], check=True, env=environment)
+    words = [*shlex.split(command), *(["--json"] if is_json() else [])]
+    subprocess.run([sys.executable, "-m", "avssl", *words], check=True, env=environment)
 
 
 def prepare(split: str) -> None:
@@ -174,24 +177,30 @@ def main() -> int:
     run(f"embed demo/runs/avid_cma demo/videos/test --out demo/embeddings --overwrite {windows}")
     run("report demo/runs/avid_cma demo/runs/avid demo/runs/avid_longer --shards demo/shards/test")
 
-    print(f"\n{table(evaluations)}\n")
+    say_lines(f"\n{table(evaluations)}\n")
     verdicts = judged(stored_rows(evaluations), evaluations["avid"]["chance"])
-    print("claims, the margin by which each holds, and its 95 % interval over other samples (open: 0 lies in it)")
+    say("claims, the margin by which each holds, and its 95 % interval over other samples (open: 0 lies in it)")
     for claim, verdict, (margin, low, high), _ in verdicts:
-        print(f"  {verdict:4}  {claim}: {margin:+.3f} [{low:+.3f}, {high:+.3f}]")
-    print(f"\nfinished in {time.monotonic() - began:.0f} s; look at")
+        say(f"  {verdict:4}  {claim}: {margin:+.3f} [{low:+.3f}, {high:+.3f}]")
+        emit("claim", claim=claim, verdict=verdict, margin=margin, interval=[low, high])
+    say_lines(f"\nfinished in {time.monotonic() - began:.0f} s; look at")
     for path in RESULTS:
-        print(f"  {DEMO / path}")
-    return int(not all(verdict == "yes" for _, verdict, _, required in verdicts if required))
+        say(f"  {DEMO / path}")
+    has_learned = all(verdict == "yes" for _, verdict, _, required in verdicts if required)
+    emit("result", has_learned=has_learned, files=[DEMO / path for path in RESULTS])
+    return int(not has_learned)
 
 
 def command(arguments: list[str]) -> int:
     """The program: its exit status."""
+    arguments = begin_command("demo", arguments)
     if arguments:  # it takes no arguments, and must not run for half an hour because of one
         say_lines(__doc__)
         if arguments[0] in ("-h", "--help"):
             return 0
-        say(f"error: the demo takes no arguments, got {brief(' '.join(arguments))}", sys.stderr)
+        message = f"the demo takes no arguments, got {brief(' '.join(arguments))}"
+        say(f"error: {message}", sys.stderr)
+        emit("error", message=message, status=1)
         return 1
     return main()
 

@@ -1,8 +1,7 @@
-"""Evaluate a run by a task, and compare it with untrained weights and chance.
+"""Evaluate a finished run by a task, and compare it with untrained weights and chance.
 
     avssl evaluate RUN TASK.yaml [key=value ...]
     avssl evaluate runs/avid_cma svm_esc50 train=shards/esc50
-    avssl evaluate runs/avid_cma svm_esc50 train=shards/esc50 --checkpoint latest    # or a step; of a stopped run, too
     avssl evaluate hf/facebook/dinov2-small TASK.yaml out=results/dinov2 [model.views.video.fps=2] ...
     torchrun --nproc_per_node 4 -m avssl.recipes.evaluate RUN TASK.yaml device=cuda ...
     avssl evaluate --compare A.json B.json [weights=trained,trained] [draws=1000] [confidence=0.95] [seed=0]
@@ -21,6 +20,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import avssl.eval
 from avssl import config
 from avssl.errors import end_now, one_line_errors
-from avssl.files.plain_text import run_in_utf8, say, say_lines
+from avssl.files.plain_text import begin_command, emit, say, say_lines
 from avssl.help_text import describe
 from avssl.plugins import required
 from avssl.processes.slurm import take_ranks_of_slurm
@@ -67,9 +67,7 @@ def evaluate(run: Path, task: TaskConfig) -> Path:
     from avssl.eval.outcome import LabelTaskConfig
     from avssl.losses import registry
 
-    if task.checkpoint:  # settled once: the run may go on meanwhile
-        task.checkpoint = distributed.from_first_rank(lambda: checkpoint.at_step(run, task.checkpoint).name[5:], 600.0)
-    elif config.load_run(run).loss.name != registry.PUBLIC_MODEL:
+    if config.load_run(run).loss.name != registry.PUBLIC_MODEL:
         checkpoint.read_weights(run)  # its error says what is missing
     measured_overlap = checked_overlap(run, task)
     path = results.result_path(run, task)
@@ -77,15 +75,11 @@ def evaluate(run: Path, task: TaskConfig) -> Path:
         task.folder = task.folder or str(path.with_suffix(""))
     outcomes, hashes, inputs = {}, {}, {}
     for weights in ("trained", "untrained") if task.untrained else ("trained",):
-        embedder = Embedder.from_run(
-            run, device=task.device, untrained=weights == "untrained", checkpoint_name=task.checkpoint
-        )
+        embedder = Embedder.from_run(run, device=task.device, untrained=weights == "untrained")
         outcomes[weights] = tasks.get(task.task).run(embedder, task)
         hashes[weights] = embedder.weights_hash
         inputs = inputs_of(embedder.config, embedder.modalities)
     evaluation = results.evaluation_of(outcomes, task, run.name, hashes, inputs) | {"overlap": measured_overlap}
-    if task.checkpoint:
-        evaluation["checkpoint_step"] = int(task.checkpoint)
     if plugin := tasks.plugin_of(task.task):
         evaluation["protocol"]["plugin"] = plugin  # results of two versions of a task are not compared
     if distributed.rank() > 0:
@@ -93,6 +87,7 @@ def evaluate(run: Path, task: TaskConfig) -> Path:
     results.write(path.parent, outcomes, evaluation, path.stem)
     say_lines("\n".join([*outcomes["trained"].notes, results.table(evaluation)]))
     say(path)
+    emit("result", file=path, **evaluation)
     return path
 
 
@@ -197,6 +192,9 @@ def compare_files(arguments: list[str]) -> None:
     say(f"first: {files[0]} ({weights[0]})")
     say(f"second: {files[1]} ({weights[1]})")
     say_lines(compare.comparison_table(differences, confidence))
+    for name, metric in differences.items():
+        emit("difference", metric=name, difference=metric.difference, **asdict(metric))
+    emit("result", first=files[0], second=files[1], weights=weights, confidence=confidence)
 
 
 def usage(arguments: list[str]) -> str:
@@ -216,7 +214,7 @@ def usage(arguments: list[str]) -> str:
 
 def command(arguments: list[str]) -> int:
     """The program: its exit status."""
-    run_in_utf8()
+    arguments = begin_command("evaluate", arguments)
     take_ranks_of_slurm()
     with one_line_errors():
         arguments, files, is_changed = required.take_options(arguments)
@@ -227,11 +225,6 @@ def command(arguments: list[str]) -> int:
 
         if arguments[0].startswith(HUB_SCHEME):
             raise ValueError(f"{arguments[0]}: results go below RUN, which must be a folder here")
-        if "--checkpoint" in arguments:
-            place = arguments.index("--checkpoint")
-            if place + 1 == len(arguments):
-                raise ValueError("--checkpoint needs latest or the number of a step")
-            arguments = [*arguments[:place], *arguments[place + 2 :], f"checkpoint={arguments[place + 1]}"]
         if "--compare" in arguments:
             compare_files([argument for argument in arguments if argument != "--compare"])
         else:

@@ -13,6 +13,7 @@ with status 0, or `stopped_status`; docs/checkpoints.md says more.
 `--help` prints every key. The recipe reads from top to bottom and is the same for all losses.
 """
 
+import os
 import sys
 import warnings
 from functools import partial
@@ -20,7 +21,8 @@ from pathlib import Path
 
 from avssl import config
 from avssl.errors import end_now, one_line_errors
-from avssl.files.plain_text import plain_lines, run_in_utf8
+from avssl.files.plain_text import begin_command, emit, note
+from avssl.files.progress import Stages
 from avssl.plugins.required import take_options
 from avssl.processes.slurm import take_ranks_of_slurm
 from avssl.processes.stopping import StoppedError, StopSignal, end_with_launcher
@@ -30,6 +32,12 @@ from avssl.recipe_files import replace_names
 
 def main(cfg: config.RunConfig) -> int:
     end_with_launcher()
+    with Stages(shown=os.environ.get("RANK", "0") == "0") as stages:
+        return pretrain(cfg, stages)
+
+
+def pretrain(cfg: config.RunConfig, stages: Stages) -> int:
+    stages.now("loading PyTorch")
     if cfg.data.num_workers:
         start_worker_server()  # first: it imports for the loader's workers while this process does
     # Imported here, so that --help and errors in keys come at once, and that the loader's workers do not import them.
@@ -73,15 +81,17 @@ def main(cfg: config.RunConfig) -> int:
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     watch_processes(cfg.process_timeout_seconds, end_now)
-    for line in model_lines:
-        accelerator.print(plain_lines(line))
+    note("\n".join(model_lines))
     storage.allow_redirects(list(cfg.data.redirect_hosts))
+    stages.now("")
     cfg.data.shards = shards_of(cfg, modalities)  # media become shards first
+    stages.now("opening the index of the shards")
     shards = open_shards(cfg.data.shards, cfg.data.cache_dir, cfg.data.cache_bytes)
     refuse_test_part(shards, allowed=cfg.data.allow_test_part)
     check_modalities(shards, modalities)
-    for line in fitting.fit(cfg, loss_class, shards, accelerator):  # config.yaml has the result of "auto"
-        accelerator.print(plain_lines(line))
+    stages.now("fitting the recipe to the corpus and the machine" if cfg.auto else "")
+    note("\n".join(fitting.fit(cfg, loss_class, shards, accelerator)))  # config.yaml has the result of "auto"
+    stages.now("making the networks")
     set_seed(cfg.seed)
 
     views = ViewMaker(cfg.views, modalities).to(accelerator.device)
@@ -112,11 +122,13 @@ def main(cfg: config.RunConfig) -> int:
     set_seed(cfg.seed, device_specific=True)  # the weights are equal now; from here on each rank draws its own noise
     if cfg.compile:
         device.compile_encoders(loss)
+    stages.now("beginning the run: its folder, a checkpoint to go on from, statistics of audio")
     begin(cfg, accelerator, loss, loader, progress, facts)
 
-    monitor = Monitor(accelerator, cfg, total_steps, loader, progress)
+    monitor = Monitor(accelerator, cfg, total_steps, loader, progress, stages)
     monitor.tell(estimate.describe_run(cfg, loader, total_steps, accelerator.num_processes))
     monitor.tell(estimate.warm_up_warning(cfg, total_steps))
+    monitor.tell(fitting.small_recipe(cfg, shards.num_samples))
     probe = OnlineProbe(cfg.probe, run, step=progress.step, is_main=accelerator.is_main_process)
     snapshot = {"loss": embedding_modules(loss), "views": views}, partial(provenance, cfg, shards, progress)
     monitor.probed(probe.step_done(progress.step, *snapshot))
@@ -169,11 +181,10 @@ def main(cfg: config.RunConfig) -> int:
     if progress.step == total_steps and accelerator.is_main_process:
         modules, facts = {"loss": loss, "views": views}, provenance(cfg, shards, progress)
         checkpoint.export(run, modules, facts, checkpoint.whole_banks(run, loss))
-        accelerator.print(plain_lines(f"finished: {run / checkpoint.WEIGHTS_FILE}"))
+        note(f"finished: {run / checkpoint.WEIGHTS_FILE}")
     elif stop.is_agreed:
-        accelerator.print(
-            plain_lines(f"stopped by signal at step {progress.step}; the same command goes on from there")
-        )
+        note(f"stopped by signal at step {progress.step}; the same command goes on from there")
+    emit("result", run=run, steps=progress.step, total_steps=total_steps, is_finished=progress.step == total_steps)
     accelerator.wait_for_everyone()
     unwatch_processes()
     accelerator.end_training()
@@ -188,12 +199,12 @@ def name_run(cfg: config.RunConfig, arguments: list[str]) -> None:
 
 def command(arguments: list[str]) -> int:
     """The program: its exit status."""
-    run_in_utf8()
+    arguments = begin_command("pretrain", arguments)
     take_ranks_of_slurm()
     with one_line_errors():
         arguments, files, is_changed = take_options(arguments)
         arguments = replace_names(arguments)
-        if not {"-h", "--help"}.intersection(arguments):  # first: the keys have names that plugins register
+        if not set(config.HELP).intersection(arguments):  # first: the keys have names that plugins register
             arguments = config.run_plugins(arguments, files, may_differ=is_changed)
         cfg = config.load(config.RunConfig, arguments, usage="avssl pretrain", required=config.REQUIRED)
         name_run(cfg, arguments)

@@ -22,7 +22,7 @@ def test_every_program_is_a_module_with_a_command():
 @pytest.mark.parametrize("name", command.PROGRAMS)
 def test_every_program_has_help_under_its_name(name):
     text = run_python("-m", "avssl", name, "--help").stdout
-    without_parser = {"demo": "The whole program", "evaluate": "Evaluate a run by a task"}
+    without_parser = {"demo": "The whole program", "evaluate": "Evaluate a finished run"}
     assert text.startswith(without_parser.get(name, f"usage: avssl {name} "))
 
 
@@ -102,5 +102,5 @@ def test_output_that_nobody_reads_any_more_is_no_error():
 def test_a_report_of_what_is_no_run_is_an_error_and_writes_nothing(tmp_path):
     process = run_python("-m", "avssl", "report", tmp_path / "mistyped", check=False)
     assert process.returncode == 1
-    assert process.stderr.startswith(f"error: {tmp_path}/mistyped is not a run folder")
+    assert process.stderr.startswith(f"error: {tmp_path}/mistyped is not a run folder: it has no config.yaml")
     assert not (tmp_path / "mistyped").exists()

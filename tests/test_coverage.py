@@ -78,7 +78,7 @@ def test_of_shards_it_says_what_was_written_and_why_the_rest_was_not(corpus):
 
 
 def test_the_table_and_the_json_say_the_same(corpus, tmp_path, capsys):
-    command = ["coverage", str(corpus / "corpus.jsonl"), str(corpus / "shards"), "--json", str(tmp_path / "c.json")]
+    command = ["coverage", str(corpus / "corpus.jsonl"), str(corpus / "shards"), "--numbers", str(tmp_path / "c.json")]
     assert main([*command, "--classes", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     rows = {line.split()[0]: line.split() for line in lines if line}
@@ -88,7 +88,7 @@ def test_the_table_and_the_json_say_the_same(corpus, tmp_path, capsys):
     assert rows["all"][1:8] == ["7", "6", "4", "4", "4", "2", "5"]
     assert rows["cat"][1:8] == ["3", "3", "3", "3", "2", "2", "1"]
     assert rows["changed_file"] == ["changed_file", "1"]
-    assert "  and 1 more; --classes 0 and --json show all" in lines
+    assert "  and 1 more; --classes 0 and --numbers show all" in lines
     found = json.loads((tmp_path / "c.json").read_text())
     assert found["classes"]["animal"]["emu"]["reasons"] == {"missing_file": 1}
     assert found["total"] == json.loads(json.dumps(measure(*command[1:3]).to_json()["total"]))

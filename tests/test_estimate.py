@@ -51,24 +51,30 @@ def simulated(cfg, loader, total_steps, seconds, waits=0.0, begin=0, epoch_secon
     return lines
 
 
-def test_the_estimate_comes_once_and_counts_without_the_first_step():
+def test_the_first_step_gives_an_estimate_of_what_it_computed():
+    """100 s, of which 90 were until the first batch: 2999 steps of 10 s."""
     lines = simulated(configured(), made_loader(), 3000, seconds=2.0)
-    assert list(lines) == [20]
-    assert lines[20].startswith(
-        "step 20 of 3000: 2 s per step, about 1 h 39 min to go; 0% of it waits for data"
-    )  # 5960 s
+    assert lines[1].startswith(
+        "step 1 of 3000: 2 min, 2 min of it until the first batch was read; at this rate about 8 h 20 min to go"
+    )
+
+
+def test_the_second_estimate_counts_without_the_first_step():
+    lines = simulated(configured(), made_loader(), 3000, seconds=2.0)
+    assert list(lines) == [1, 20]
+    assert lines[20].startswith("step 20 of 3000: 2 s per step, about 1 h 39 min to go; waits for data 0%")  # 5960 s
     assert "computing bounds the run; a GPU would help, or in a new run smaller views" in lines[20]
     assert "views.video.size_px=112" in lines[20]
 
 
 @pytest.mark.parametrize(("total", "due"), [(1, 1), (2, 1), (8, 2), (40, 10), (80, 20), (100, 20)])
 def test_a_short_run_says_it_after_a_quarter(total, due):
-    assert list(simulated(configured(), made_loader(), total, seconds=2.0)) == [due]
+    assert list(simulated(configured(), made_loader(), total, seconds=2.0)) == sorted({1, due})
 
 
 def test_a_run_that_goes_on_measures_its_own_steps():
     lines = simulated(configured(), made_loader(), 1000, seconds=2.0, begin=500)
-    assert list(lines) == [520]
+    assert list(lines) == [501, 520]
     assert "about 16 min to go" in lines[520]  # 480 steps
 
 
@@ -81,9 +87,21 @@ def test_work_before_epochs_counts_for_every_epoch_that_is_left():
 def test_waiting_for_data_is_named_with_what_to_do(monkeypatch):
     monkeypatch.setattr(estimate, "default_num_workers", lambda: 8)
     lines = simulated(configured("avid", "data.num_workers=2"), made_loader(), 100, seconds=2.0, waits=1.0)
-    assert "50% of it waits for data: reading bounds the run; raise data.num_workers (2 now, 8 cores here)" in lines[20]
+    assert "waits for data 50%: raise data.num_workers (2 now, 8 cores here)" in lines[20]
     lines = simulated(configured("avid", "data.num_workers=8"), made_loader(), 100, seconds=2.0, waits=1.0)
-    assert "reading bounds the run, and all cores read; shards of smaller frames" in lines[20]
+    assert "waits for data 50%, and all cores read already: shards of smaller frames" in lines[20]
+
+
+def test_a_run_that_waits_later_says_so_once(monkeypatch):
+    monkeypatch.setattr(estimate, "default_num_workers", lambda: 8)
+    pace = Pace(configured(), made_loader(), Progress(step=0, total_steps=100), lambda: 0.0)
+    assert pace.stretch_done(20, 0.9) == ""  # the second estimate says it
+    assert pace.stretch_done(30, 0.1) == ""
+    assert pace.stretch_done(40, 0.47) == (
+        "step 40 of 100: waits for data 47%, and all cores read already: shards of smaller frames (--short-side-px) "
+        "are read faster"
+    )
+    assert pace.stretch_done(50, 0.47) == ""
 
 
 def test_a_warm_up_that_outlasts_the_run_is_warned_of():

@@ -139,7 +139,8 @@ def small_corpus_error(name, num_samples, *changes):
 def test_a_corpus_that_is_too_small_is_told_the_pairs_to_add():
     message = small_corpus_error("avid_cma", 20, "data.global_batch_size=4")
     assert "loss.num_positives is 32 with 20 samples" in message
-    assert message.endswith("add data.global_batch_size=auto, which fits it to this one, or loss.num_positives=2")
+    assert "add data.global_batch_size=auto, which fits it to this one, or loss.num_positives=2. " in message
+    assert "20 clips are few for this recipe: `avssl pretrain avid_cma_small` has smaller networks" in message
     message = small_corpus_error("deepcluster", 40)
     assert message.endswith("data.global_batch_size=4 optim.lr=0.00078125 loss.num_clusters=4 loss.pca_dim=20")
     with pytest.raises(TooFewSamplesError, match="at least a batch of 4"):
@@ -190,6 +191,21 @@ def test_nothing_is_measured_or_said_without_auto():
     assert fitting.fit(SimpleNamespace(auto=[]), None, None, None) == []
 
 
+@pytest.mark.parametrize("name", ["avid", "avid_cma"])
+def test_a_small_corpus_is_told_of_the_small_recipe_and_that_one_of_none(name):
+    assert f"avssl pretrain {name}_small" in fitting.small_recipe(recipe(name), 1000)
+    assert fitting.small_recipe(recipe(name), 1001) == ""
+    assert fitting.small_recipe(recipe(f"{name}_small"), 39) == ""
+    assert fitting.small_recipe(recipe("simclr"), 39) == ""
+
+
+def test_a_recipe_can_ask_for_auto_and_a_number_on_the_command_line_replaces_it():
+    assert recipe("avid_small").auto == ["data.global_batch_size", "data.num_workers"]
+    assert recipe("avid_small").data.global_batch_size == 32  # the largest that is fitted
+    changed = recipe("avid_small", "data.global_batch_size=8")
+    assert (changed.auto, changed.data.global_batch_size) == (["data.num_workers"], 8)
+
+
 @pytest.mark.grid(4)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
@@ -200,7 +216,7 @@ def test_every_recipe_trains_on_a_small_corpus_with_auto(name, shards, image_sha
     small = [change for change in TINY if change.startswith(("views", "encoders.", "cpu", "mixed", "log_every"))]
     images = ["encoders.image={name: resnet10, width: 4, small_stem: true}", "views.image.size_px=32"]
     small += [*images, "views.image.small_size_px=24", "views.video.small_size_px=24", "sync_batch_norm=false"]
-    small += ["views.audio.rate_hz=24000"]  # that of the demo's recipes is lower
+    small += ["views.audio.rate_hz=24000", "views.audio.num_mels=40"]  # those of recipes for small corpora are others
     auto = ["data.global_batch_size=auto", "data.num_workers=auto", "steps=2"]
     if "audio" in name and "video" not in name:  # their spectrograms are of other sizes
         small = [change for change in small if not change.startswith("views.audio")]

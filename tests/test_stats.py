@@ -359,7 +359,7 @@ def test_the_command_writes_a_table_a_page_that_needs_nothing_else_and_json(shar
         "1",
         "--out",
         str(tmp_path / "page"),
-        "--json",
+        "--numbers",
         str(tmp_path / "s.json"),
     ]
     assert main(arguments) == 0

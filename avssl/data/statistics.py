@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from tqdm.auto import tqdm
 
 from avssl.data.loader import Loader
 from avssl.distributed import gather_uneven, rank
+from avssl.files.progress import track
 from avssl.transforms.spectrogram import BinStatistics
 from avssl.transforms.view_maker import ViewMaker
 from avssl.types import View
@@ -20,7 +20,7 @@ def measure_statistics(view_maker: ViewMaker, loader: Loader) -> None:
     statistics = BinStatistics(view_maker.spectrogram.num_bins)
     count = view_maker.config.statistics_samples
     batches = loader.raw_subset(count, (View("audio", "audio", "test"),))
-    for raw in tqdm(batches, desc="audio statistics", unit="batch", delay=2, disable=rank() > 0):
+    for raw in track(batches, "audio statistics", None, "batch", shown=rank() == 0, delay_seconds=2):
         statistics.update(view_maker.spectrogram(raw["audio"].media.to(loader.device)))
     packed = gather_uneven(statistics.pack()[None].to(loader.device))
     view_maker.normalize_audio.set_statistics(BinStatistics.unpack(packed.cpu()))

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from avssl import distributed
 from avssl.embedding.embedder import Embedder, nothing_embedded, with_settings
 from avssl.embedding.rows import RowSpool
 from avssl.embedding.table import SCALAR_COLUMNS, EmbeddingTable, concatenate
+from avssl.files.progress import Bar
 from avssl.shards.shard_set import ShardSet
 
 
@@ -38,7 +38,7 @@ def embed_split(
     samples = range(num_samples)[distributed.rank() :: distributed.world_size()]
     reader = embedder.window_reader(shard_set, settings, [samples])
     spool, failures, finished = RowSpool(), [], []
-    with tqdm(total=len(samples), unit="clip", desc="embed", disable=distributed.rank() > 0, mininterval=1.0) as bar:
+    with Bar("embed", len(samples), "clip", shown=distributed.rank() == 0) as bar:
         for source in embedder.embed_windows(reader, batch_size, num_workers, spool):
             bar.update()
             if source.error is not None:

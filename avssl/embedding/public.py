@@ -15,7 +15,8 @@ from avssl import config
 from avssl.checkpoint.weights import PROVENANCE_FILE
 from avssl.config import RunConfig
 from avssl.files.whole import write_whole
-from avssl.losses.public_model import PublicModel, PublicModelConfig
+from avssl.losses.configs import PublicModelConfig
+from avssl.losses.public_model import PublicModel
 from avssl.models import public
 from avssl.public_models import provenance_of, settle
 

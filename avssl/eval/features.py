@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from tqdm.auto import tqdm
 
 from avssl import distributed
 from avssl.data.every_sample import ClipPlan, DecodedClips, SampleClips
 from avssl.eval.labels import FeatureSet
+from avssl.files.progress import track
 from avssl.models.layers import FEATURE, stage_activations
 from avssl.shards.shard_set import ShardSet
 from avssl.transforms.raw_view import RawView
@@ -63,7 +63,7 @@ def extract_from(
     collector = _FeatureCollector(embedder, dataset.modalities, layers, batch_size)
     failures: list[str] = []
     samples = dataset.load(num_workers)
-    for sample in tqdm(samples, "features", len(dataset), disable=distributed.rank() > 0, mininterval=1.0):
+    for sample in track(samples, "features", len(dataset), "sample", shown=distributed.rank() == 0):
         if isinstance(sample, str):
             failures.append(sample)
         else:

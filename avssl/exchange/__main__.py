@@ -16,7 +16,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from avssl.files.plain_text import PlainParser, plain_lines, run_in_utf8, say_lines
+from avssl.files.plain_text import PlainParser, begin_command, emit, plain_lines, say_lines
 from avssl.plugins import required
 
 GRAPHS = ("torch_export", "onnx")
@@ -30,12 +30,16 @@ def command(arguments: list[str]) -> int:
 
 def main(argv: list[str], program: str = "python -m avssl.exchange") -> None:
     """Run one command; an error in the input prints its message and exits with status 1."""
+    argv = begin_command("exchange", argv)
     argv, files, is_changed = required.take_options(argv)
     arguments = parse(argv, program)
     try:
         required.use(files, may_differ=is_changed)
-        say_lines(arguments.run_command(arguments).rstrip())
+        text = arguments.run_command(arguments).rstrip()
+        say_lines(text)
+        emit("result", lines=text.splitlines())
     except (OSError, ValueError) as error:
+        emit("error", message=str(error), status=1)
         sys.exit(plain_lines(f"error: {error}"))  # several lines if tensors do not match
 
 
@@ -148,5 +152,4 @@ def parse(argv: list[str], program: str = "python -m avssl.exchange") -> argpars
 
 
 if __name__ == "__main__":
-    run_in_utf8()
     main(sys.argv[1:])

@@ -17,8 +17,7 @@ The paper adds the directions, the authors' code averages them. This follows the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, cast
 
 import torch
 from torch import nn
@@ -26,6 +25,7 @@ from torch.nn.functional import normalize
 
 from avssl.distributed import gather
 from avssl.losses.base import Loss
+from avssl.losses.configs import AVIDConfig
 from avssl.losses.registry import register
 from avssl.models.heads import mlp
 from avssl.ops.nce import bank_nce, initial_partition
@@ -37,21 +37,6 @@ from avssl.types import LossConfig, LossOutput, Modality, Progress, View
 CROSS = (("video", "audio"), ("audio", "video"))
 SELF = (("video", "video"), ("audio", "audio"))
 DIRECTIONS = {"cross": CROSS, "self": SELF, "joint": CROSS + SELF}
-
-
-@dataclass
-class AVIDConfig(LossConfig):
-    """Defaults are those of the published Kinetics runs."""
-
-    name: str = "avid"
-    variant: Literal["cross", "self", "joint"] = "cross"
-    num_negatives: int = 1024
-    temperature: float = 0.07
-    bank_momentum: float = 0.5
-    projector_hidden_dims: tuple[int, ...] = (512, 512)
-    embedding_dim: int = 128
-    projector_final_batch_norm: bool = False  # after each projector; not in the paper, see docs/decisions.md
-    shard_banks: bool = False  # split the banks' rows over the ranks: for banks that fit on no single device
 
 
 @register("avid")

@@ -20,36 +20,21 @@ skips the positives only), and from its own positive set by masking the diagonal
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar, cast
 
 import torch
 from torch import nn
 
 from avssl.distributed import gather_uneven, rank, world_size
-from avssl.losses.avid import AVID, CROSS, SELF, AVIDConfig
+from avssl.losses.avid import AVID, CROSS, SELF
 from avssl.losses.base import EpochContext
+from avssl.losses.configs import AVIDCMAConfig
 from avssl.losses.registry import register
-from avssl.ops.agreement import Agreement, most_agreeing
+from avssl.ops.agreement import most_agreeing
 from avssl.ops.sharded_memory import ShardedMemoryBank, sharded_positive_set
-from avssl.types import LossConfig, LossOutput, Progress, TooFewSamplesError
+from avssl.types import Agreement, LossConfig, LossOutput, Progress, TooFewSamplesError
 
 SAMPLES_PER_POSITIVE = 8  # at least so many for each positive of a fitted number
-
-
-@dataclass
-class AVIDCMAConfig(AVIDConfig):
-    """Defaults are those of the published runs."""
-
-    name: str = "avid_cma"
-    agreement: Agreement = "consensus"
-    num_positives: int = 32
-    num_negatives_within: int = 64
-    search_every_epochs: int = 5  # the positives are searched anew
-    instance_across_weight: float = 1.0
-    instance_within_weight: float = 0.0
-    positive_within_weight: float = 1.0
-    positive_across_weight: float = 0.0
 
 
 @torch.no_grad()

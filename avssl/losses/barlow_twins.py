@@ -17,30 +17,20 @@ the result does not depend on the scale of the embeddings.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import nn
 
 from avssl.distributed import gather_with_grad
-from avssl.losses.base import Outputs, PairConfig, PairLoss
+from avssl.losses.base import Outputs, PairLoss
+from avssl.losses.configs import BarlowTwinsConfig
 from avssl.losses.registry import register
 from avssl.models.heads import mlp
 from avssl.types import LossConfig, LossOutput, Progress
 
 # Below a standard deviation of 1e-4 a dimension counts as constant: its gradient is at most 1e4 times that of C.
 VARIANCE_FLOOR = 1e-8
-
-
-@dataclass
-class BarlowTwinsConfig(PairConfig):
-    """Defaults are those of the paper's ImageNet runs."""
-
-    name: str = "barlow_twins"
-    projector_hidden_dims: tuple[int, ...] = (8192, 8192)
-    embedding_dim: int = 8192
-    redundancy_weight: float = 0.0051  # lambda of eq. 1, of the entries off the diagonal
 
 
 def normalize_over_batch(z: torch.Tensor) -> torch.Tensor:

@@ -35,6 +35,7 @@ import torch
 from torch import nn
 
 from avssl.distributed import gather_uneven
+from avssl.losses.configs import PairConfig
 from avssl.models.heads import on_each
 from avssl.ops.diagnostics import alignment, effective_rank, embedding_spread, uniformity
 from avssl.ops.teacher import follow
@@ -217,18 +218,6 @@ PAIRS: tuple[tuple[Modality, ...], ...] = (
     ("video", "audio"),
 )
 VIEW_NAMES = ("first", "second")  # a loss on a single modality has only the first
-
-
-@dataclass
-class PairConfig(LossConfig):
-    """Base of the configurations of losses that compare two views of a sample.
-
-    >>> PairConfig(name="simclr", modalities=("video", "audio")).augments
-    ()
-    """
-
-    modalities: tuple[str, ...] = ("image", "image")  # or video video, audio audio, video audio
-    augments: tuple[str, ...] = ()  # a set per view; empty: the paper's sets for images, the run's own for others
 
 
 class PairLoss(Loss):

@@ -22,30 +22,18 @@ learns more (docs/decisions.md).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import nn
 from torch.nn.functional import cosine_similarity
 
-from avssl.losses.base import Outputs, PairConfig, PairLoss
+from avssl.losses.base import Outputs, PairLoss
+from avssl.losses.configs import BYOLConfig
 from avssl.losses.registry import register
 from avssl.models.heads import mlp
 from avssl.ops.teacher import check_momentum, cosine_momentum, frozen_copy
 from avssl.types import LossConfig, LossOutput, Progress
-
-
-@dataclass
-class BYOLConfig(PairConfig):
-    """Defaults are those of the paper's 1000 epochs on ImageNet."""
-
-    name: str = "byol"
-    projector_hidden_dims: tuple[int, ...] = (4096,)
-    embedding_dim: int = 256
-    predictor_hidden_dims: tuple[int, ...] = (4096,)
-    teacher_momentum: float = 0.996  # at the first step; it rises to 1 along a cosine
-    teacher_start: Literal["independent", "copy"] = "independent"  # copy: for short runs
 
 
 def regression(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

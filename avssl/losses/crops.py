@@ -7,31 +7,19 @@ from the seconds of "first" and "second", with the set "swav_small" (Caron et al
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar, cast
 
 import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from avssl.losses.base import VIEW_NAMES, Outputs, PairConfig, PairLoss
+from avssl.losses.base import VIEW_NAMES, Outputs, PairLoss
+from avssl.losses.configs import CropConfig, PairConfig
 from avssl.models.heads import mlp
 from avssl.ops.clusters import check_num_clusters, fitted_num_clusters
 from avssl.types import LossConfig, Modality, View
 
 VISUAL_MODALITIES: tuple[Modality, ...] = ("image", "video")  # modalities that have small crops
-
-
-@dataclass
-class CropConfig(PairConfig):
-    """Defaults are those of the paper's 800 epochs with eight crops."""
-
-    num_small_crops: int = 6  # of the image or the video; audio has none. 0: only the two large crops
-    num_prototypes: int = 3000
-    temperature: float = 0.1
-    projector_hidden_dims: tuple[int, ...] = (2048,)
-    embedding_dim: int = 128
-    projector_final_batch_norm: bool = False  # after the projector; not in the papers, see docs/decisions.md
 
 
 class CropLoss(PairLoss):

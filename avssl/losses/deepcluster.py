@@ -21,33 +21,20 @@ Every process holds the features of all samples, float32 (N, D), to cluster them
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar, cast
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, normalize, relu
 
-from avssl.losses.base import EpochContext, Outputs, PairConfig, PairLoss
+from avssl.losses.base import EpochContext, Outputs, PairLoss
+from avssl.losses.configs import DeepClusterConfig
 from avssl.losses.registry import register
 from avssl.models.heads import mlp
 from avssl.ops.clusters import check_num_clusters, describe_labels, fitted_num_clusters
 from avssl.ops.kmeans import kmeans, whiten
 from avssl.ops.sampling import generator_for
 from avssl.types import LossConfig, LossOutput, Modality, Progress, TooFewSamplesError
-
-
-@dataclass
-class DeepClusterConfig(PairConfig):
-    """Defaults are those of the published AlexNet."""
-
-    name: str = "deepcluster"
-    modalities: tuple[str, ...] = ("image",)  # or video, audio, or both of these: labels are swapped
-    num_clusters: int = 10_000
-    cluster_every_epochs: int = 1  # more for a small corpus: a new classifier needs some hundred steps
-    pca_dim: int = 256  # at most the features' dim, and less than the number of samples
-    kmeans_iterations: int = 20
-    projector_dims: tuple[int, ...] = (4096, 4096)  # layers between encoder and features; []: the encoder's output
 
 
 def cluster_weights(labels: torch.Tensor, num_clusters: int) -> torch.Tensor:

@@ -17,7 +17,6 @@ of the audio memory, and the other way round. This is designed by analogy, witho
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar, cast
 
 import torch
@@ -26,22 +25,14 @@ from torch.nn.functional import normalize
 
 from avssl.distributed import gather
 from avssl.losses.base import EpochContext, Outputs
-from avssl.losses.crops import CropConfig, CropLoss
+from avssl.losses.configs import DeepClusterV2Config
+from avssl.losses.crops import CropLoss
 from avssl.losses.registry import register
 from avssl.ops.clusters import cross_entropy_of_heads, describe_labels
 from avssl.ops.kmeans import spherical_kmeans
 from avssl.ops.memory import MemoryBank
 from avssl.ops.sampling import generator_for
 from avssl.types import LossConfig, LossOutput, Progress
-
-
-@dataclass
-class DeepClusterV2Config(CropConfig):
-    """Defaults are those of the published 800 epochs with eight crops."""
-
-    name: str = "deepcluster_v2"
-    num_heads: int = 3  # clusterings of num_prototypes each
-    kmeans_iterations: int = 10
 
 
 @register("deepcluster_v2")

@@ -23,7 +23,6 @@ depend on the number of processes, so one process computes the same as eight.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar, cast
 
 import torch
@@ -31,26 +30,14 @@ from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 
 from avssl.distributed import gather, rank, world_size
-from avssl.losses.base import Outputs, PairConfig, PairLoss
+from avssl.losses.base import Outputs, PairLoss
+from avssl.losses.configs import MoCoConfig
 from avssl.losses.registry import register
 from avssl.models.heads import mlp
 from avssl.ops.memory import Queue
 from avssl.ops.sampling import generator_for
 from avssl.ops.teacher import check_momentum, frozen_copy
 from avssl.types import LossConfig, LossOutput, Progress, TooFewSamplesError
-
-
-@dataclass
-class MoCoConfig(PairConfig):
-    """Defaults are those of v1 on ImageNet."""
-
-    name: str = "moco"
-    temperature: float = 0.07
-    queue_size: int = 65_536
-    teacher_momentum: float = 0.999
-    projector_hidden_dims: tuple[int, ...] = ()
-    embedding_dim: int = 128
-    shuffle_groups: int = 8  # groups of the global batch for batch norm; 0: none, to be used with sync_batch_norm
 
 
 def info_nce(queries: torch.Tensor, keys: torch.Tensor, queue: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -18,7 +18,6 @@ with the audio keys and the other way round. The heads' defaults are those for R
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar, cast
 
 import torch
@@ -26,24 +25,12 @@ from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 
 from avssl.distributed import gather, rank
-from avssl.losses.base import Outputs, PairConfig, PairLoss
+from avssl.losses.base import Outputs, PairLoss
+from avssl.losses.configs import MoCoV3Config
 from avssl.losses.registry import register
 from avssl.models.heads import mlp
 from avssl.ops.teacher import check_momentum, cosine_momentum, frozen_copy
 from avssl.types import LossConfig, LossOutput, Progress
-
-
-@dataclass
-class MoCoV3Config(PairConfig):
-    """Defaults are those of the authors' ResNet-50 runs of 100 and 300 epochs."""
-
-    name: str = "moco_v3"
-    temperature: float = 1.0
-    teacher_momentum: float = 0.99  # at the start
-    projector_hidden_dims: tuple[int, ...] = (4096,)
-    predictor_hidden_dims: tuple[int, ...] = (4096,)
-    predictor_final_batch_norm: bool = False
-    embedding_dim: int = 256
 
 
 def contrast(queries: torch.Tensor, keys: torch.Tensor, temperature: float, first_row: int = 0) -> torch.Tensor:

@@ -19,7 +19,6 @@ the logarithms is not needed, because these are computed by softplus.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar, cast
 
 import torch
@@ -27,27 +26,14 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from avssl.distributed import gather
-from avssl.losses.base import PAIRS, Outputs, PairConfig, PairLoss
+from avssl.losses.base import PAIRS, Outputs, PairLoss
+from avssl.losses.configs import NPIDConfig
 from avssl.losses.registry import register
 from avssl.models.heads import mlp
 from avssl.ops.nce import bank_nce, initial_partition
 from avssl.ops.sampling import check_negatives, draw_negatives
 from avssl.ops.sharded_memory import AnyBank, make_bank
 from avssl.types import LossConfig, LossOutput, Modality, Progress
-
-
-@dataclass
-class NPIDConfig(PairConfig):
-    """Defaults are those of the authors' ImageNet runs."""
-
-    name: str = "npid"
-    modalities: tuple[str, ...] = ("image",)  # or video, audio; or two views: image image, video audio, ...
-    num_negatives: int = 4096
-    temperature: float = 0.07
-    bank_momentum: float = 0.5
-    embedding_dim: int = 128
-    projector_final_batch_norm: bool = False  # after the projector; not in the paper, see docs/decisions.md
-    shard_banks: bool = False  # split the banks' rows over the ranks: for banks that fit on no single device
 
 
 @register("npid")

@@ -20,7 +20,7 @@ terms would be those of joint AVID.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar, cast
 
 import torch
@@ -28,7 +28,8 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from avssl.distributed import gather
-from avssl.losses.base import Outputs, PairConfig, PairLoss
+from avssl.losses.base import Outputs, PairLoss
+from avssl.losses.configs import PairConfig, PIRLConfig
 from avssl.losses.registry import register
 from avssl.models.heads import mlp
 from avssl.ops.nce import bank_nce, initial_partition
@@ -38,21 +39,6 @@ from avssl.types import LossConfig, LossOutput, Modality, Progress, View
 
 NUM_PATCHES = 9
 JIGSAWS = {"image": "pirl_jigsaw", "video": "pirl_jigsaw", "audio": "jigsaw"}  # the set of the second view
-
-
-@dataclass
-class PIRLConfig(PairConfig):
-    """Defaults are those of VISSL's reproduction."""
-
-    name: str = "pirl"
-    num_negatives: int = 32_000
-    temperature: float = 0.07
-    bank_momentum: float = 0.5
-    jigsaw_weight: float = 0.5  # lambda; the whole has 1 - lambda
-    projector_hidden_dims: tuple[int, ...] = ()
-    embedding_dim: int = 128
-    projector_final_batch_norm: bool = False  # after both heads; not in the paper, see docs/decisions.md
-    shard_banks: bool = False  # split the banks' rows over the ranks: for banks that fit on no single device
 
 
 @register("pirl")

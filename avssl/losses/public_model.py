@@ -6,19 +6,11 @@ no list of losses, and cannot be trained.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar, cast
 
 from avssl.losses.base import Loss
+from avssl.losses.configs import PublicModelConfig
 from avssl.types import LossConfig, Modality, View
-
-
-@dataclass
-class PublicModelConfig(LossConfig):
-    """The modalities that the model embeds."""
-
-    name: str = "public_model"
-    modalities: tuple[str, ...] = ("image",)
 
 
 class PublicModel(Loss):

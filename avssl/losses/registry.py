@@ -11,7 +11,7 @@ from avssl.losses.base import Loss
 from avssl.plugins.registry import Registry
 
 PUBLIC_MODEL = "public_model"  # stands where a run has its loss, and is in no list of losses
-_NOT_LOSSES = {"base", "crops", PUBLIC_MODEL, "registry", "__main__"}
+_NOT_LOSSES = {"base", "configs", "crops", PUBLIC_MODEL, "registry", "__main__"}
 
 
 def _import_losses() -> None:

@@ -21,14 +21,14 @@ Two modalities share the labels, found for the product (P_video P_audio)^(lambda
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar, cast
 
 import torch
 from torch import nn
 
 from avssl.distributed import gather
-from avssl.losses.base import EpochContext, Outputs, PairConfig, PairLoss
+from avssl.losses.base import EpochContext, Outputs, PairLoss
+from avssl.losses.configs import SeLaConfig
 from avssl.losses.registry import register
 from avssl.ops.clusters import (
     check_num_clusters,
@@ -41,20 +41,6 @@ from avssl.ops.transport import self_labels
 from avssl.types import LossConfig, LossOutput, Modality, Progress
 
 ROWS_AT_ONCE = 8192  # samples whose predictions are computed together
-
-
-@dataclass
-class SeLaConfig(PairConfig):
-    """Defaults are those of the published ResNet-50 with ten heads."""
-
-    name: str = "sela"
-    modalities: tuple[str, ...] = ("image",)  # or video, audio, or both of these: shared labels
-    num_heads: int = 10
-    num_clusters: int = 3000  # of each head
-    sharpness: float = 25.0  # lambda
-    num_relabelings: int = 100
-    relabel_epochs: int = 400  # over which they are spread: the epochs of the run
-    swap_labels: bool = False  # across modalities: each takes the labels of the other's predictions, not of the product
 
 
 def relabeling_epochs(num_relabelings: int, epochs: int) -> tuple[int, ...]:

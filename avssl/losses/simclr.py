@@ -13,7 +13,6 @@ within a modality do not tell which video and audio belong together.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -21,21 +20,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 
 from avssl.distributed import gather_with_grad
-from avssl.losses.base import Outputs, PairConfig, PairLoss
+from avssl.losses.base import Outputs, PairLoss
+from avssl.losses.configs import SimCLRConfig
 from avssl.losses.registry import register
 from avssl.models.heads import mlp
 from avssl.types import LossConfig, LossOutput, Progress
-
-
-@dataclass
-class SimCLRConfig(PairConfig):
-    """Defaults are those of the paper's ImageNet runs."""
-
-    name: str = "simclr"
-    temperature: float = 0.1
-    projector_hidden_dims: tuple[int, ...] = (2048,)
-    embedding_dim: int = 128
-    projector_batch_norm: bool = True  # after every layer, as in the authors' code
 
 
 def nt_xent(z1: torch.Tensor, z2: torch.Tensor, temperature: float) -> torch.Tensor:

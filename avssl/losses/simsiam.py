@@ -17,27 +17,17 @@ over each process's rows.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import nn
 from torch.nn.functional import cosine_similarity
 
-from avssl.losses.base import Outputs, PairConfig, PairLoss
+from avssl.losses.base import Outputs, PairLoss
+from avssl.losses.configs import SimSiamConfig
 from avssl.losses.registry import register
 from avssl.models.heads import mlp
 from avssl.types import LossConfig, LossOutput, Progress
-
-
-@dataclass
-class SimSiamConfig(PairConfig):
-    """Defaults are those of the paper's ImageNet runs."""
-
-    name: str = "simsiam"
-    projector_hidden_dims: tuple[int, ...] = (2048, 2048)
-    embedding_dim: int = 2048
-    predictor_hidden_dims: tuple[int, ...] = (512,)
 
 
 def negative_cosine(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,6 @@ designed by analogy, without a published result.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import ClassVar, cast
 
 import torch
@@ -28,24 +27,13 @@ from torch.nn.functional import log_softmax, normalize
 
 from avssl.distributed import gather, rank
 from avssl.losses.base import Outputs
-from avssl.losses.crops import CropConfig, CropLoss
+from avssl.losses.configs import SwAVConfig
+from avssl.losses.crops import CropLoss
 from avssl.losses.registry import register
 from avssl.ops.clusters import usage_entropy
 from avssl.ops.memory import Queue
 from avssl.ops.transport import sinkhorn
 from avssl.types import LossConfig, LossOutput, Progress
-
-
-@dataclass
-class SwAVConfig(CropConfig):
-    """Defaults are those of the published runs with a global batch of 4096."""
-
-    name: str = "swav"
-    epsilon: float = 0.05  # of Sinkhorn: smaller gives harder codes
-    sinkhorn_iterations: int = 3
-    freeze_steps: int = 313  # optimizer steps at the start without updates of the prototypes (one epoch of ImageNet)
-    queue_size: int = 0  # embeddings of each large crop, of all ranks; 3840 in the paper for a global batch of 256
-    queue_from_epoch: int = 15  # first epoch that uses the queue
 
 
 def swapped_prediction(

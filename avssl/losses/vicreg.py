@@ -17,7 +17,6 @@ v and c treat each view by itself, so across modalities only the projector diffe
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -25,24 +24,13 @@ from torch import nn
 from torch.nn.functional import mse_loss, relu
 
 from avssl.distributed import gather_with_grad
-from avssl.losses.base import Outputs, PairConfig, PairLoss
+from avssl.losses.base import Outputs, PairLoss
+from avssl.losses.configs import VICRegConfig
 from avssl.losses.registry import register
 from avssl.models.heads import mlp
 from avssl.types import LossConfig, LossOutput, Progress
 
 VARIANCE_EPSILON = 1e-4  # as in the paper; keeps the root's gradient finite for constant dimensions
-
-
-@dataclass
-class VICRegConfig(PairConfig):
-    """Defaults are those of the paper's ImageNet runs."""
-
-    name: str = "vicreg"
-    projector_hidden_dims: tuple[int, ...] = (8192, 8192)
-    embedding_dim: int = 8192
-    invariance_weight: float = 25.0
-    variance_weight: float = 25.0
-    covariance_weight: float = 1.0
 
 
 class VICRegTerms(NamedTuple):

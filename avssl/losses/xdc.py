@@ -8,21 +8,12 @@ cluster again and what they then do with the classifiers could not be verified; 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
-from avssl.losses.deepcluster import DeepCluster, DeepClusterConfig
+from avssl.losses.configs import XDCConfig
+from avssl.losses.deepcluster import DeepCluster
 from avssl.losses.registry import register
 from avssl.types import LossConfig, Modality
-
-
-@dataclass
-class XDCConfig(DeepClusterConfig):
-    """Defaults are DeepCluster's, on the encoders' own features."""
-
-    name: str = "xdc"
-    modalities: tuple[str, ...] = ("video", "audio")
-    projector_dims: tuple[int, ...] = ()
 
 
 @register("xdc")

@@ -34,15 +34,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
-from tqdm.auto import tqdm
 
 from avssl.distributed import rank
+from avssl.files.progress import track
 from avssl.ops import kernels
+from avssl.types import Agreement
 
-Agreement = Literal["consensus", "union", "video", "audio"]
 Bank = TypeVar("Bank")
 COMBINE = {"consensus": torch.minimum, "union": torch.maximum}
 MANY_PAIRS = 16  # times k: with more candidates than this per query on average, a block is compared more exactly
@@ -169,7 +169,7 @@ class Search:
         self.dtypes = product_dtypes(first_rows.device, first_rows.shape[1])
         panel = self.blocks.columns * self.blocks.products
         blocks = range(0, queries, self.blocks.queries)
-        for first in tqdm(blocks, desc="positives", unit="block", delay=2, disable=rank() > 0):
+        for first in track(blocks, "positives", len(blocks), "block", shown=rank() == 0, delay_seconds=2):
             rows = slice(first, min(first + self.blocks.queries, queries))
             for start in range(0, columns, panel):
                 self._compare_block(comparison, rows, slice(start, min(start + panel, columns)), 0)

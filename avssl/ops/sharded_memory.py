@@ -12,8 +12,9 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from avssl.distributed import broadcast, exchange_sum, gather, gather_uneven, rank, world_size
-from avssl.ops.agreement import Agreement, Comparison, Search, compared_banks
+from avssl.ops.agreement import Comparison, Search, compared_banks
 from avssl.ops.memory import MemoryBank, last_occurrence
+from avssl.types import Agreement
 
 ROWS_AT_ONCE = 1 << 16  # of the initial noise; a multiple of 16, see `part_of_noise`
 

@@ -15,8 +15,8 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import numpy as np
-from tqdm.auto import tqdm
 
+from avssl.files.progress import Bar
 from avssl.processes.killable import ExitedError, KillableProcess, begin_worker, send_ready
 from avssl.processes.limits import Limits, died, failure, too_slow
 from avssl.processes.parcels import Arrays, receive_parcel, send_parcel
@@ -179,7 +179,7 @@ def in_processes(
         return
     with (
         Sandbox(min(num_workers, len(tasks)), None) as sandbox,
-        tqdm(total=sum(sizes), desc=description, unit=unit, mininterval=REFRESH_SECONDS) as bar,
+        Bar(description, sum(sizes), unit) as bar,
     ):
         futures = {
             sandbox.submit(work, task, description): (task, size) for task, size in zip(tasks, sizes, strict=True)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from avssl.ops.agreement import COMBINE, Agreement, most_agreeing
+from avssl.ops.agreement import COMBINE, most_agreeing
 from avssl.pages.markup import Html, join, number, tag
 from avssl.pages.media import MediaLibrary
 from avssl.report.neighbors import label_text
+from avssl.types import Agreement
 
 AGREEMENTS: dict[Agreement, str] = {
     "consensus": "alike in video and in audio (the lower cosine counts)",

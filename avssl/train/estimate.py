@@ -1,4 +1,4 @@
-"""What a run will do, said before its first step, and after some steps how long it takes and what bounds it."""
+"""What a run will do, said before its first step; after it, and once more after some, how long it takes and why."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from avssl.distributed import local_processes
+from avssl.files.progress import duration
 from avssl.processes.limits import default_num_workers
 
 if TYPE_CHECKING:
@@ -44,9 +45,10 @@ def warm_up_warning(cfg: RunConfig, total_steps: int) -> str:
 
 
 class Pace:
-    """Measures the first steps of a run and says once how long the run will take.
+    """Measures the first steps of a run and says how long the run will take: after the first step, and after some more.
 
-    The very first step, which starts workers and picks kernels, does not count. clock: seconds of any origin.
+    The very first step, which starts workers and picks kernels, does not count in the second estimate. Later it says,
+    once, that the run waits for data. clock: seconds of any origin.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Pace:
         self._due = progress.step + max(1, min(MEASURED_STEPS, (progress.total_steps - progress.step) // 4))
         self._warm = min(progress.step + 1, self._due - 1)
         self._starts: list[float] = []  # seconds before epochs
+        self._has_said_that_it_waits = False
         self._begin(progress.step)
 
     def _begin(self, step: int) -> None:
@@ -68,32 +71,53 @@ class Pace:
         self._starts_within += seconds
 
     def step_done(self, step: int) -> str:
-        """The estimate at the step at which it is due; "" at all others."""
+        """An estimate at the steps at which one is due; "" at all others."""
         if step not in (self._warm, self._due):
             return ""
         if self.loader.device.type == "cuda":
             torch.cuda.synchronize(self.loader.device)
+        elapsed = max(1e-9, self.clock() - self._since - self._starts_within)
+        waited = min(elapsed, self.loader.waited_seconds - self._waited)
         if step == self._warm:
             self._begin(step)
-            return ""
-        elapsed = max(1e-9, self.clock() - self._since - self._starts_within)
-        step_seconds = elapsed / (step - self._from)
-        left = self.total_steps - step
-        epochs_left = left * self.cfg.gradient_accumulation_steps / self.loader.steps_per_epoch
-        seconds = left * step_seconds + epochs_left * sum(self._starts) / max(1, len(self._starts))
-        share = min(1.0, (self.loader.waited_seconds - self._waited) / elapsed)
+            return self._first(step, elapsed, waited)
+        step_seconds, share = elapsed / (step - self._from), waited / elapsed
         return (
-            f"step {step} of {self.total_steps}: {step_seconds:.2g} s per step, about {duration(seconds)} to go; "
-            f"{share:.0%} of it waits for data: {self._advice(share)}"
+            f"step {step} of {self.total_steps}: {precise(step_seconds)} per step, about "
+            f"{duration(self._seconds_left(step, step_seconds))} to go; {self._bound(share)}"
         )
 
-    def _advice(self, share: float) -> str:
+    def _first(self, step: int, elapsed: float, waited: float) -> str:
+        """What the first step says: its time, and how long the run takes if all others take as long as it computed."""
+        seconds = self._seconds_left(step, elapsed - waited)
+        return (
+            f"step {step} of {self.total_steps}: {precise(elapsed)}, {precise(waited)} of it until the first batch was "
+            f"read; at this rate about {duration(seconds)} to go, and first steps are slow"
+        )
+
+    def _seconds_left(self, step: int, step_seconds: float) -> float:
+        left = self.total_steps - step
+        epochs_left = left * self.cfg.gradient_accumulation_steps / self.loader.steps_per_epoch
+        return left * step_seconds + epochs_left * sum(self._starts) / max(1, len(self._starts))
+
+    def stretch_done(self, step: int, share: float) -> str:
+        """A line, once in a run, if a stretch of steps after the estimate has waited for data for this share of it."""
+        if step <= self._due or share < WAITING_SHARE or self._has_said_that_it_waits:
+            return ""
+        return f"step {step} of {self.total_steps}: {self._bound(share)}"
+
+    def _bound(self, share: float) -> str:
+        """What bounds the run, which waits for data for this share of its time, and what helps."""
         workers, cores = self.cfg.data.num_workers, default_num_workers()
         if share < WAITING_SHARE:
-            return f"computing bounds the run{self._smaller_views()}"
+            return f"waits for data {share:.0%}: computing bounds the run{self._smaller_views()}"
+        self._has_said_that_it_waits = True
         if workers * local_processes() < cores:
-            return f"reading bounds the run; raise data.num_workers ({workers} now, {cores} cores here)"
-        return "reading bounds the run, and all cores read; shards of smaller frames (--short-side-px) are read faster"
+            return f"waits for data {share:.0%}: raise data.num_workers ({workers} now, {cores} cores here)"
+        return (
+            f"waits for data {share:.0%}, and all cores read already: shards of smaller frames (--short-side-px) are "
+            "read faster"
+        )
 
     def _smaller_views(self) -> str:
         visual = _visual(self.loader)
@@ -108,18 +132,10 @@ def _visual(loader: Loader) -> str:
     return next((view.modality for view in loader.views if view.modality != "audio"), "")
 
 
-def duration(seconds: float) -> str:
-    """A length of time in words.
+def precise(seconds: float) -> str:
+    """A short time in words.
 
-    >>> duration(50), duration(700), duration(8000), duration(200_000)
-    ('50 s', '12 min', '2 h 13 min', '2 days 8 h')
+    >>> precise(0.1234), precise(2.0), precise(100.0)
+    ('0.12 s', '2 s', '2 min')
     """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min"
-    return f"{hours // 24} days {hours % 24} h"
+    return f"{seconds:.2g} s" if seconds < 10 else duration(seconds)

@@ -50,6 +50,9 @@ MOST_WORKERS = 16
 MEMORY_SHARE = 0.6  # of what is free, for activations; the rest is for gradients on their way and work areas
 BYTES_PER_WEIGHT = 16  # value, gradient and two moments in float32
 
+SMALL_RECIPES = {"avid": "avid_small", "avid_cma": "avid_cma_small"}  # {loss: recipe for at most SMALL_CORPUS samples}
+SMALL_CORPUS, LARGE_FRAMES_PX = 1000, 112
+
 Changes = dict[str, Any]  # {dotted key: value}
 
 
@@ -154,6 +157,17 @@ def recipe_changes(cfg: RunConfig, loss_class: type[Loss], num_samples: int, bat
     return changes
 
 
+def small_recipe(cfg: RunConfig, num_samples: int) -> str:
+    """A hint at the recipe for so few samples, if the networks and frames of this run are for many; else ""."""
+    name = SMALL_RECIPES.get(cfg.loss.name, "")
+    if not name or num_samples > SMALL_CORPUS or cfg.views.video.size_px < LARGE_FRAMES_PX:
+        return ""
+    return (
+        f"{num_samples} clips are few for this recipe: `avssl pretrain {name}` has smaller networks and frames, for 30 "
+        "to 1,000 clips and two cores"
+    )
+
+
 def fitted_num_workers(device_type: str, num_cores: int | None = None, num_processes: int | None = None) -> int:
     """Decoding processes per training process: a GPU needs all cores but one; on a CPU the networks need most of them.
 
@@ -182,8 +196,10 @@ def few_samples_advised(cfg: RunConfig, loss_class: type[Loss], num_samples: int
         pairs = " ".join(
             f"{key}={value}".replace(" ", "") for key, value in changes.items() if value != value_at(cfg, key)
         )
+        hint = small_recipe(cfg, num_samples)
         raise TooFewSamplesError(
             f"{error}. The recipe is made for a larger corpus: add {BATCH}=auto, which fits it to this one, or {pairs}"
+            + (f". {hint}" if hint else "")
         ) from error
 
 

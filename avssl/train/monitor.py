@@ -1,4 +1,4 @@
-"""The log of a run (metrics.jsonl, trackers, a progress bar, warnings of collapse), and its provenance."""
+"""The log of a run (metrics.jsonl, trackers, progress, warnings of collapse), and its provenance."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm.auto import tqdm
 
 from avssl.distributed import all_sum, world_size
 from avssl.files.disk_errors import clear_errors
 from avssl.files.json_lines import truncate_log
-from avssl.files.plain_text import plain
+from avssl.files.plain_text import emit, note
+from avssl.files.progress import Bar, Stages
 from avssl.losses import registry
 from avssl.losses.base import Loss
 from avssl.public_models import provenance_of
@@ -44,15 +44,28 @@ ADVICE = {
 }
 
 
+FIRST_STAGE = "starting the workers, reading the first batch and computing the first step"
+
+
 class Monitor:
-    """Counts time and failures, and writes a row of metrics every `log_every_steps` optimizer steps."""
+    """Counts time and failures, and writes a row of metrics every `log_every_steps` optimizer steps.
+
+    stages: those of the run until its first step.
+    """
 
     def __init__(
-        self, accelerator: Accelerator, cfg: RunConfig, total_steps: int, loader: Loader, progress: Progress
+        self,
+        accelerator: Accelerator,
+        cfg: RunConfig,
+        total_steps: int,
+        loader: Loader,
+        progress: Progress,
+        stages: Stages,
     ) -> None:
         self.accelerator, self.cfg, self.loader, self.progress = accelerator, cfg, loader, progress
         self.path = Path(cfg.run) / "metrics.jsonl"
-        self.last_logged = progress.step
+        self.last_logged = self.counted = progress.step
+        self.stages, self.has_stepped = stages, False
         self.since = time.perf_counter()
         self.batches_since = 0
         self.failures: Counter[str] = Counter()
@@ -60,14 +73,9 @@ class Monitor:
         self.pace = Pace(cfg, loader, progress)
         if accelerator.is_main_process:
             truncate_log(self.path, progress.step)
-        self.bar = tqdm(
-            total=total_steps,
-            initial=progress.step,
-            unit="step",
-            desc=plain(Path(cfg.run).name),
-            disable=not accelerator.is_main_process,
-            mininterval=1.0,
-        )
+        self.bar = Bar(Path(cfg.run).name, total_steps, "step", done=progress.step, shown=accelerator.is_main_process)
+        stages.bar, self.bar.is_quiet = self.bar, True
+        stages.now(FIRST_STAGE)
         if cfg.trackers:
             missing = sorted(
                 set(cfg.trackers) - {str(getattr(tracker, "value", tracker)) for tracker in accelerator.log_with}
@@ -82,8 +90,12 @@ class Monitor:
         self.batches_since += 1
         self.failures.update(batch.failures)
         step = self.progress.step
-        if self.accelerator.sync_gradients and (estimate := self.pace.step_done(step)):
-            self.tell(estimate)
+        if step > self.counted:
+            self.stages.now("")
+            self.has_stepped, self.bar.is_quiet = True, False
+            self.bar.update(step - self.counted)
+            self.counted = step
+            self.tell(self.pace.step_done(step))
         if step == self.last_logged:
             return
         if step % self.cfg.log_every_steps and step != self.bar.total:
@@ -109,9 +121,12 @@ class Monitor:
             **{f"failures/{reason}": count for reason, count in self._failures_of_all_ranks().items() if count},
         }
         self.since, self.batches_since = now, 0
-        self.bar.update(self.progress.step - self.last_logged)
-        self.bar.set_postfix(loss=f"{scalars['loss']:.3f}", wait=f"{record['data_wait_share']:.0%}")
+        share = record["data_wait_share"]
+        self.bar.show(
+            f"loss {scalars['loss']:.3f}, waits for data {share:.0%}", loss=scalars["loss"], data_wait_share=share
+        )
         self.last_logged = self.progress.step
+        emit("metrics", **record)
         if self.accelerator.is_main_process:
             with clear_errors(self.path, "written"), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
@@ -121,27 +136,30 @@ class Monitor:
                 self.accelerator.log(numbers, step=self.progress.step)
         self._refuse_unless_finite(scalars["loss"], batch)
         for finding in self.collapse.check(self.progress.step, scalars):
-            if self.accelerator.is_main_process:
-                self.bar.write(f"warning: {finding}", file=sys.stderr)
+            note(f"warning: {finding}", "warning")
+        self.tell(self.pace.stretch_done(self.progress.step, share))
 
     @contextmanager
     def epoch_start(self) -> Iterator[None]:
         """A context that measures what a loss does before an epoch."""
         start = time.perf_counter()
+        self.stages.now(f"what the loss does before epoch {self.progress.epoch}")
         yield
+        self.stages.now("" if self.has_stepped else FIRST_STAGE)
         self.pace.epoch_starts(time.perf_counter() - start)
 
     def tell(self, line: str) -> None:
-        """Print a line of the first process, above its progress bar."""
-        if self.accelerator.is_main_process and line:
-            self.bar.write(plain(line))
+        """Print a line of the first process, above its progress bar; none for ""."""
+        if line:
+            note(line)
 
     def probed(self, results: Sequence[Mapping[str, Any]]) -> None:
         """Show and track the results of the online probe, which has written them to its own file."""
         for result in results:
             scores = {name: value for name, value in result.items() if isinstance(value, float)}
             shown = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
-            self.bar.write(f"probe of step {result['step']}: {shown or result.get('error', 'nothing labeled')}")
+            note(f"probe of step {result['step']}: {shown or result.get('error', 'nothing labeled')}")
+            emit("probe", **result)
             if self.cfg.trackers and scores:
                 numbers = {f"probe/{name}": value for name, value in scores.items()}
                 self.accelerator.log(numbers | {"probe/step": result["step"]}, step=self.progress.step)
@@ -162,7 +180,7 @@ class Monitor:
             )
 
     def close(self) -> None:
-        """Close the progress bar."""
+        """End the display of progress."""
         self.bar.close()
 
 

@@ -30,7 +30,7 @@ from avssl.distributed import (
 from avssl.eval import overlap
 from avssl.files.json_lines import truncate_log
 from avssl.files.locks import LockedError, locked
-from avssl.files.plain_text import plain_lines, say
+from avssl.files.plain_text import note, say
 from avssl.files.whole import write_whole
 from avssl.losses import registry
 from avssl.losses.base import Loss
@@ -86,9 +86,9 @@ def begin(
             f"{progress.step} already; raise them to go on, or name another run"
         )
     if resumed is not None:
-        accelerator.print(plain_lines(f"going on from {resumed} at step {progress.step} of {progress.total_steps}"))
+        note(f"going on from {resumed} at step {progress.step} of {progress.total_steps}")
         go_on_divided_otherwise(cfg, accelerator, loss, progress, checkpoint.saved_world_size(resumed))
-    elif not (cfg.init_from and _inherit(cfg, accelerator, loss, loader)):
+    elif not (cfg.init_from and _inherit(cfg, loss, loader)):
         measure_statistics(views, loader)
     if accelerator.is_main_process:
         config.save(cfg, run / "config.yaml")
@@ -96,7 +96,7 @@ def begin(
         if resumed is None:
             overlap.write_training_data(run, loader.shards, cfg.init_from)
         for line in (*overlap.mixture_warnings(loader.shards), *overlap.probe_warnings(run, cfg.probe.shards)):
-            accelerator.print(f"warning: {line}")
+            note(f"warning: {line}", "warning")
 
 
 def refuse_unless_shared(run: Path, manifest: str) -> None:
@@ -141,11 +141,11 @@ def go_on_divided_otherwise(
     if before == world_size():
         return
     set_seed(seed_of_rank(cfg.seed, progress.step))
-    note = describe_processes(cfg, loss, progress.step, before)
-    accelerator.print(f"note: {note}")
+    text = describe_processes(cfg, loss, progress.step, before)
+    note(f"note: {text}")
     if accelerator.is_main_process:
         with (Path(cfg.run) / NOTES_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": progress.step, "processes": world_size(), "note": note}) + "\n")
+            file.write(json.dumps({"step": progress.step, "processes": world_size(), "note": text}) + "\n")
 
 
 def describe_processes(cfg: config.RunConfig, loss: Loss, step: int, before: int) -> str:
@@ -194,11 +194,11 @@ def _keep_plugin_files(cfg: config.RunConfig, run: Path) -> None:
             write_whole(run / files.KEPT_FOLDER / plugin.name, plugin.content)
 
 
-def _inherit(cfg: config.RunConfig, accelerator: Accelerator, loss: Loss, loader: Loader) -> bool:
+def _inherit(cfg: config.RunConfig, loss: Loss, loader: Loader) -> bool:
     """Start from the run `init_from`; return whether the statistics of its views could be taken over, too."""
     report = checkpoint.inherit(loss, cfg.init_from, loader.shards.fingerprint)
     loss.after_inherit(report["loaded"])
-    accelerator.print(plain_lines(checkpoint.describe_matching(report, cfg.init_from)))
+    note(checkpoint.describe_matching(report, cfg.init_from))
     is_same_audio = config.load_run(cfg.init_from).views.audio == cfg.views.audio
     return is_same_audio and checkpoint.inherit_views(loader.view_maker, cfg.init_from)
 

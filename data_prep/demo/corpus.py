@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
-from avssl.files.plain_text import say
+from avssl.files.plain_text import emit, say
+from avssl.files.progress import track
 from avssl.processes.limits import default_num_workers
 from data_prep.demo.audio import MELODY_SEMITONES, TIMBRES, draw_score, loudness, record, synthesize
 from data_prep.demo.frames import SHAPES, render
@@ -181,7 +181,7 @@ def make_demo_corpus(
     for plan in plans:
         (root / plan.split / plan.relative_path).parent.mkdir(parents=True, exist_ok=True)
     jobs = [(str(root), chosen, plan) for plan in plans]
-    sizes = list(tqdm(_run(jobs, workers), total=len(jobs), desc="demo corpus", unit="clip", disable=not progress))
+    sizes = list(track(_run(jobs, workers), "demo corpus", len(jobs), "clip", shown=progress))
     for split in SPLITS:
         _write_labels(root / split / "labels.csv", [plan for plan in plans if plan.split == split])
     agreeing = [VISUAL_CLASSES.index(plan.visual) == SOUND_CLASSES.index(plan.sound) for plan in plans]
@@ -281,4 +281,5 @@ def run(arguments: argparse.Namespace) -> int:
     names = ("num_train", "num_test", "workers", *CorpusSettings.__dataclass_fields__)
     summary = make_demo_corpus(arguments.out, **{name: getattr(arguments, name) for name in names})
     say(json.dumps(summary))
+    emit("result", **summary)
     return 0

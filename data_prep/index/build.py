@@ -16,13 +16,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from avssl.files.disk_errors import clear_errors
+from avssl.files.progress import track
 from avssl.files.scratch import scratch_folder
 from avssl.files.whole import hashed_file
 from avssl.processes.limits import Limits
-from avssl.processes.pool import REFRESH_SECONDS
 from avssl.shards.keys import plain_key, segment_key
 from avssl.shards.manifest import Entry
 from data_prep.index.cutting import Cutting, claimed_seconds, require_scenedetect
@@ -142,7 +140,7 @@ def build_manifest(
             probed = probe_rows(good, manifest.parent, prober, per_task, options.num_workers, limits)
         else:
             probed = without_opening(good, manifest.parent)
-        bar = tqdm(probed, "index", gathered.num_rows, unit="file", mininterval=REFRESH_SECONDS)
+        bar = track(probed, "index", gathered.num_rows, "file")
         nothing = Prober(gathered.kind).nothing
         entries = (entry for row, facts in bar for entry in entries_of(row, facts, nothing, options.cutting, spool))
         summary = _write_manifest(manifest, entries)

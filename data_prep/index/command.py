@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
-from avssl.files.plain_text import say, say_lines
+from avssl.files.plain_text import emit, say, say_lines
 from avssl.media.images import IMAGE_SUFFIXES
 from avssl.plugins import required
 from avssl.processes.limits import Limits, default_num_workers
@@ -21,7 +22,7 @@ from data_prep.index.cutting import Cutting
 from data_prep.index.gather import KINDS
 from data_prep.index.lists.formats import FORMATS, HAVE_SPLITS, IDX, detect
 from data_prep.index.lists.published import ListSettings
-from data_prep.split.command import RULE_OPTIONS, add_rule_arguments, rule_of, split
+from data_prep.split.command import RULE_OPTIONS, add_rule_arguments, facts, rule_of, split
 from data_prep.split.command import describe as describe_split
 
 
@@ -123,10 +124,14 @@ def run(arguments: argparse.Namespace) -> int:
         rule_of(arguments)  # its error comes before the work
     elif given := [flag for name, flag in RULE_OPTIONS.items() if getattr(arguments, name) not in (None, False)]:
         raise ValueError(f"{', '.join(given)} is for a split; give --test-share or --validation-share too")
-    for line in describe(make_manifest(arguments), arguments.out, arguments.split):
+    summary, parts = make_manifest(arguments), dict[str, object]()
+    for line in describe(summary, arguments.out, arguments.split):
         say(line)
     if any(shares):
-        say_lines("\n".join(describe_split(split(arguments.out, arguments))))
+        divided = split(arguments.out, arguments)
+        say_lines("\n".join(describe_split(divided)))
+        parts = facts(divided)
+    emit("result", manifest=arguments.out, **asdict(summary), **parts)
     return 0
 
 

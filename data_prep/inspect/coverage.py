@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from avssl.files import storage
 from avssl.files.checked_json import Fields
-from avssl.files.plain_text import say
+from avssl.files.plain_text import emit, say
 from avssl.files.whole import sha256_file, write_whole
 from avssl.shards.format import (
     INDEX_NAME,
@@ -253,7 +253,7 @@ def table(coverage: Coverage, num_classes: int = 30) -> list[str]:
         shown = ordered[:num_classes] if num_classes else ordered
         lines += ["", f"{label_field}: {len(classes)} classes", *(line(f"  {name}", counts) for name, counts in shown)]
         if len(shown) < len(ordered):
-            lines.append(f"  and {len(ordered) - len(shown)} more; --classes 0 and --json show all")
+            lines.append(f"  and {len(ordered) - len(shown)} more; --classes 0 and --numbers show all")
     if coverage.classes and coverage.unlabeled.listed:
         lines += ["", line("without a label", coverage.unlabeled)]
     if coverage.num_not_opened:
@@ -265,7 +265,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `avssl prep coverage`."""
     parser.add_argument("manifest", help="a path or URL")
     parser.add_argument("shards", nargs="?", help="the shard folder that was written from it: a path or URL")
-    parser.add_argument("--json", type=Path, help="also write all numbers to this file")
+    parser.add_argument("--numbers", type=Path, metavar="FILE", help="also write all numbers to this file, as JSON")
     parser.add_argument("--classes", type=int, default=30, help="classes shown per label field, 0: all (%(default)s)")
 
 
@@ -276,7 +276,8 @@ def run(arguments: argparse.Namespace) -> int:
     coverage = measure(arguments.manifest, arguments.shards)
     for line in table(coverage, arguments.classes):
         say(line)
-    if arguments.json is not None:
+    if arguments.numbers is not None:
         content = json.dumps(coverage.to_json(), sort_keys=True, indent=1, ensure_ascii=True)
-        write_whole(arguments.json, f"{content}\n".encode())
+        write_whole(arguments.numbers, f"{content}\n".encode())
+    emit("result", **coverage.to_json())
     return 0

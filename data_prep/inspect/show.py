@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from avssl.files.checked_json import parse
-from avssl.files.plain_text import say, say_lines
+from avssl.files.plain_text import emit, say, say_lines
 from avssl.files.whole import write_whole
 from avssl.shards.shard_set import Sample, ShardSet, image_member
 from avssl.types import MediaError
@@ -50,6 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
             raise ValueError(f"--list is {arguments.list}; it must be at least 1")
         for index, key in enumerate(islice(shards.keys, arguments.list)):
             say(f"{index}  {key}")
+            emit("sample", index=index, key=key)
+        emit("result", num_samples=len(shards))
         return 0
     if arguments.sample is None:
         raise ValueError(f"which sample? Give a key or an index (0..{len(shards) - 1}), or --list to see some")
@@ -60,7 +62,9 @@ def run(arguments: argparse.Namespace) -> int:
         write_whole(out, playable(sample, out.suffix.lower()))
     except MediaError as error:  # a damaged shard is not an error of usage
         raise RuntimeError(str(error)) from error
-    say_lines(json.dumps(parse(sample.info.to_json(), sample.info.key), indent=2))
+    info = parse(sample.info.to_json(), sample.info.key)
+    say_lines(json.dumps(info, indent=2))
+    emit("result", index=index, key=sample.info.key, file=out, bytes=out.stat().st_size, info=info)
     say(f"written: {out} ({out.stat().st_size / 1e6:.2f} MB)", file=sys.stderr)
     return 0
 

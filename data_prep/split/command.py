@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from avssl.files.plain_text import plain, say
+from avssl.files.plain_text import emit, plain, say
 from avssl.processes.limits import Limits, default_num_workers
 from data_prep.split.earlier import beside
 from data_prep.split.rule import LEFT_OUT, PARTS, SOURCE, TEST, TRAIN, VALIDATION, SplitRule
@@ -93,9 +93,21 @@ def split(manifest: Path, arguments: argparse.Namespace) -> SplitSummary:
 
 def run(arguments: argparse.Namespace) -> int:
     """Split, and say what lies where."""
-    for line in describe(split(arguments.manifest, arguments)):
+    summary = split(arguments.manifest, arguments)
+    for line in describe(summary):
         say(line)
+    emit("result", manifest=arguments.manifest, **facts(summary))
     return 0
+
+
+def facts(summary: SplitSummary) -> dict[str, Any]:
+    """The summary as plain values."""
+    parts = {
+        PARTS[part]: {"manifest": path, "num_rows": int(summary.rows[part]), "num_groups": int(summary.groups[part])}
+        for part, path in summary.paths.items()
+    }
+    numbers = {"num_left_out": int(summary.rows[LEFT_OUT]), "seed": summary.rule.seed}
+    return {"parts": parts, "num_linked": int(summary.num_linked), "num_moved": int(summary.num_moved), **numbers}
 
 
 def describe(summary: SplitSummary) -> Iterator[str]:

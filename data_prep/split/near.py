@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from avssl.files.checked_json import Fields
 from avssl.files.location import is_remote
+from avssl.files.progress import Bar
 from avssl.processes.limits import Limits
-from avssl.processes.pool import REFRESH_SECONDS, Sandbox
+from avssl.processes.pool import Sandbox
 from avssl.types import MediaError
 from data_prep.inspect.stats.near_duplicates import Hashes, candidates, distances
 from data_prep.split.fingerprint import KEY_BITS, FileTask, Fingerprint, are_copies, fingerprint
@@ -97,7 +97,7 @@ def _take_fingerprints(database: sqlite3.Connection, num_workers: int, limits: L
         return 0
     with (
         Sandbox(min(num_workers, num_files), limits) as sandbox,
-        tqdm(total=num_files, desc="fingerprints", unit="file", mininterval=REFRESH_SECONDS) as bar,
+        Bar("fingerprints", num_files, "file") as bar,
     ):
         for number, (task, outcome) in enumerate(sandbox.run(fingerprint, tasks, lambda task: task.path), start=1):
             bar.update()

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from avssl.files.checked_json import Fields
-from avssl.processes.pool import REFRESH_SECONDS, Sandbox
+from avssl.files.progress import Bar
+from avssl.processes.pool import Sandbox
 from avssl.shards.manifest import with_line
 from data_prep.split.rule import PARTS, TRAIN, Hashes, Row
 
@@ -69,12 +69,12 @@ def scan(path: Path, group: str, by: str, num_workers: int) -> Iterator[Scanned]
             return
         with (
             Sandbox(min(num_workers, len(tasks)), None) as sandbox,
-            tqdm(total=size, desc="split", unit="B", unit_scale=True, mininterval=REFRESH_SECONDS) as bar,
+            Bar("split", len(tasks), "part") as bar,
         ):
-            for task, scanned in sandbox.run(scan_range, tasks, lambda task: f"{task.path}, byte {task.begin}"):
+            for _, scanned in sandbox.run(scan_range, tasks, lambda task: f"{task.path}, byte {task.begin}"):
                 assert isinstance(scanned, Scanned)  # without limits, errors are raised
                 yield scanned
-                bar.update(task.end - task.begin)
+                bar.update()
     except ValueError as error:
         raise ValueError(with_line(str(error), path)) from error
 

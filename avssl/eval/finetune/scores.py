@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from avssl import distributed
 from avssl.data.every_sample import ClipSets, DecodedClips
 from avssl.eval.features import refuse_failures
 from avssl.eval.finetune.training import Headed
+from avssl.files.progress import track
 from avssl.transforms.raw_view import RawView
 from avssl.transforms.view_maker import ViewMaker
 
@@ -62,7 +62,7 @@ def score(
         waiting.clear()
 
     samples = clip_sets.load(num_workers)
-    for sample in tqdm(samples, "test", len(clip_sets), unit="sample", mininterval=1.0, disable=distributed.rank() > 0):
+    for sample in track(samples, "test", len(clip_sets), "sample", shown=distributed.rank() == 0):
         if isinstance(sample, str):
             failures.append(sample)
             continue

@@ -17,13 +17,12 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
-from tqdm.auto import tqdm
 
 from avssl.distributed import all_mean, barrier, broadcast_state, is_active, rank, seed_of_rank
 from avssl.eval.finetune.state import TRAINING_FILE, load_state, read_step, save_state
 from avssl.files.disk_errors import clear_errors
 from avssl.files.json_lines import truncate_log
-from avssl.files.plain_text import plain
+from avssl.files.progress import Bar
 from avssl.optim.build import build_optimizer, set_learning_rate
 from avssl.optim.config import OptimConfig
 from avssl.types import Batch
@@ -214,14 +213,7 @@ class _Log:
         if self.is_first:
             folder.mkdir(parents=True, exist_ok=True)
             truncate_log(self.path, step)
-        self.bar = tqdm(
-            total=total_steps,
-            initial=step,
-            unit="step",
-            desc=plain(folder.name),
-            mininterval=1.0,
-            disable=not self.is_first,
-        )
+        self.bar = Bar(folder.name, total_steps, "step", done=step, shown=self.is_first)
 
     def step_done(self, step: int, loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
         self.bar.update()

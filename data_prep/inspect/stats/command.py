@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from avssl.files.plain_text import say
+from avssl.files.plain_text import emit, say
 from avssl.files.whole import write_whole
 from avssl.processes.limits import default_num_workers
 from avssl.shards.format import dump_json
@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help=f"write {PAGE_NAME}, one page with plots, to this folder"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers and groups to this file")
+    parser.add_argument(
+        "--numbers", type=Path, metavar="FILE", help="write all numbers and groups to this file, as JSON"
+    )
     parser.add_argument("--workers", type=int, default=default_num_workers(), help="processes (default: all cores)")
     parser.add_argument(
         "--no-decode",
@@ -63,13 +65,14 @@ def run(arguments: argparse.Namespace) -> int:
     )
     for line in lines(stats):
         say(line)
-    if arguments.json is not None:
-        write_whole(arguments.json, dump_json(stats.to_json()))
-        say(f"numbers: {arguments.json}")
+    if arguments.numbers is not None:
+        write_whole(arguments.numbers, dump_json(stats.to_json()))
+        say(f"numbers: {arguments.numbers}")
     if arguments.out is not None:
         path = arguments.out / PAGE_NAME
         write_whole(path, page(stats).encode())
         say(f"page: {path}")
+    emit("result", **stats.to_json())
     return 1 if stats.tally.failed else 0
 
 
@@ -101,7 +104,7 @@ def lines(stats: Stats) -> Iterator[str]:
             keys = ", ".join(stats.key_of(int(index)) for index in group[:NUM_KEYS])
             yield f"  {len(group):4d}: {keys}{', ...' if len(group) > NUM_KEYS else ''}"
         if len(groups) > NUM_GROUPS:
-            yield f"  and {count_of(len(groups) - NUM_GROUPS, 'smaller or equal group')}; --json lists all"
+            yield f"  and {count_of(len(groups) - NUM_GROUPS, 'smaller or equal group')}; --numbers lists all"
     for reason, count in tally.failed.most_common():
         yield f"cannot be read: {count} {reason}"
     for message in tally.messages[:NUM_GROUPS]:

@@ -157,7 +157,7 @@ def _groups(name: str, groups: Groups, shards: ShardSet) -> Iterator[str]:
         more = f"<li>and {len(group) - NUM_MEMBERS:,} more</li>" if len(group) > NUM_MEMBERS else ""
         yield f'<div class="panel group"><b>{title}</b>: {len(group):,} samples<ul>{members}{more}</ul></div>'
     if len(groups) > NUM_GROUPS:
-        yield f'<p class="muted">{title}: {len(groups) - NUM_GROUPS:,} more groups; --json lists them.</p>'
+        yield f'<p class="muted">{title}: {len(groups) - NUM_GROUPS:,} more groups; --numbers lists them.</p>'
 
 
 def _member(shards: ShardSet, index: int) -> str:

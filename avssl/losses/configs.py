@@ -1,0 +1,265 @@
+"""What each loss can be told: its keys, as dataclasses. Without PyTorch, so that help and errors in keys come at once.
+
+A loss of your own has its configuration beside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from avssl.types import Agreement, LossConfig
+
+
+@dataclass
+class PairConfig(LossConfig):
+    """Base of the configurations of losses that compare two views of a sample.
+
+    >>> PairConfig(name="simclr", modalities=("video", "audio")).augments
+    ()
+    """
+
+    modalities: tuple[str, ...] = ("image", "image")  # or video video, audio audio, video audio
+    augments: tuple[str, ...] = ()  # a set per view; empty: the paper's sets for images, the run's own for others
+
+
+@dataclass
+class AVIDConfig(LossConfig):
+    """Defaults are those of the published Kinetics runs."""
+
+    name: str = "avid"
+    variant: Literal["cross", "self", "joint"] = "cross"
+    num_negatives: int = 1024
+    temperature: float = 0.07
+    bank_momentum: float = 0.5
+    projector_hidden_dims: tuple[int, ...] = (512, 512)
+    embedding_dim: int = 128
+    projector_final_batch_norm: bool = False  # after each projector; not in the paper, see docs/decisions.md
+    shard_banks: bool = False  # split the banks' rows over the ranks: for banks that fit on no single device
+
+
+@dataclass
+class AVIDCMAConfig(AVIDConfig):
+    """Defaults are those of the published runs."""
+
+    name: str = "avid_cma"
+    agreement: Agreement = "consensus"
+    num_positives: int = 32
+    num_negatives_within: int = 64
+    search_every_epochs: int = 5  # the positives are searched anew
+    instance_across_weight: float = 1.0
+    instance_within_weight: float = 0.0
+    positive_within_weight: float = 1.0
+    positive_across_weight: float = 0.0
+
+
+@dataclass
+class BarlowTwinsConfig(PairConfig):
+    """Defaults are those of the paper's ImageNet runs."""
+
+    name: str = "barlow_twins"
+    projector_hidden_dims: tuple[int, ...] = (8192, 8192)
+    embedding_dim: int = 8192
+    redundancy_weight: float = 0.0051  # lambda of eq. 1, of the entries off the diagonal
+
+
+@dataclass
+class BYOLConfig(PairConfig):
+    """Defaults are those of the paper's 1000 epochs on ImageNet."""
+
+    name: str = "byol"
+    projector_hidden_dims: tuple[int, ...] = (4096,)
+    embedding_dim: int = 256
+    predictor_hidden_dims: tuple[int, ...] = (4096,)
+    teacher_momentum: float = 0.996  # at the first step; it rises to 1 along a cosine
+    teacher_start: Literal["independent", "copy"] = "independent"  # copy: for short runs
+
+
+@dataclass
+class CropConfig(PairConfig):
+    """Defaults are those of the paper's 800 epochs with eight crops."""
+
+    num_small_crops: int = 6  # of the image or the video; audio has none. 0: only the two large crops
+    num_prototypes: int = 3000
+    temperature: float = 0.1
+    projector_hidden_dims: tuple[int, ...] = (2048,)
+    embedding_dim: int = 128
+    projector_final_batch_norm: bool = False  # after the projector; not in the papers, see docs/decisions.md
+
+
+@dataclass
+class DeepClusterConfig(PairConfig):
+    """Defaults are those of the published AlexNet."""
+
+    name: str = "deepcluster"
+    modalities: tuple[str, ...] = ("image",)  # or video, audio, or both of these: labels are swapped
+    num_clusters: int = 10_000
+    cluster_every_epochs: int = 1  # more for a small corpus: a new classifier needs some hundred steps
+    pca_dim: int = 256  # at most the features' dim, and less than the number of samples
+    kmeans_iterations: int = 20
+    projector_dims: tuple[int, ...] = (4096, 4096)  # layers between encoder and features; []: the encoder's output
+
+
+@dataclass
+class DeepClusterV2Config(CropConfig):
+    """Defaults are those of the published 800 epochs with eight crops."""
+
+    name: str = "deepcluster_v2"
+    num_heads: int = 3  # clusterings of num_prototypes each
+    kmeans_iterations: int = 10
+
+
+@dataclass
+class MoCoConfig(PairConfig):
+    """Defaults are those of v1 on ImageNet."""
+
+    name: str = "moco"
+    temperature: float = 0.07
+    queue_size: int = 65_536
+    teacher_momentum: float = 0.999
+    projector_hidden_dims: tuple[int, ...] = ()
+    embedding_dim: int = 128
+    shuffle_groups: int = 8  # groups of the global batch for batch norm; 0: none, to be used with sync_batch_norm
+
+
+@dataclass
+class MoCoV3Config(PairConfig):
+    """Defaults are those of the authors' ResNet-50 runs of 100 and 300 epochs."""
+
+    name: str = "moco_v3"
+    temperature: float = 1.0
+    teacher_momentum: float = 0.99  # at the start
+    projector_hidden_dims: tuple[int, ...] = (4096,)
+    predictor_hidden_dims: tuple[int, ...] = (4096,)
+    predictor_final_batch_norm: bool = False
+    embedding_dim: int = 256
+
+
+@dataclass
+class NPIDConfig(PairConfig):
+    """Defaults are those of the authors' ImageNet runs."""
+
+    name: str = "npid"
+    modalities: tuple[str, ...] = ("image",)  # or video, audio; or two views: image image, video audio, ...
+    num_negatives: int = 4096
+    temperature: float = 0.07
+    bank_momentum: float = 0.5
+    embedding_dim: int = 128
+    projector_final_batch_norm: bool = False  # after the projector; not in the paper, see docs/decisions.md
+    shard_banks: bool = False  # split the banks' rows over the ranks: for banks that fit on no single device
+
+
+@dataclass
+class PIRLConfig(PairConfig):
+    """Defaults are those of VISSL's reproduction."""
+
+    name: str = "pirl"
+    num_negatives: int = 32_000
+    temperature: float = 0.07
+    bank_momentum: float = 0.5
+    jigsaw_weight: float = 0.5  # lambda; the whole has 1 - lambda
+    projector_hidden_dims: tuple[int, ...] = ()
+    embedding_dim: int = 128
+    projector_final_batch_norm: bool = False  # after both heads; not in the paper, see docs/decisions.md
+    shard_banks: bool = False  # split the banks' rows over the ranks: for banks that fit on no single device
+
+
+@dataclass
+class PublicModelConfig(LossConfig):
+    """The modalities that the model embeds."""
+
+    name: str = "public_model"
+    modalities: tuple[str, ...] = ("image",)
+
+
+@dataclass
+class SeLaConfig(PairConfig):
+    """Defaults are those of the published ResNet-50 with ten heads."""
+
+    name: str = "sela"
+    modalities: tuple[str, ...] = ("image",)  # or video, audio, or both of these: shared labels
+    num_heads: int = 10
+    num_clusters: int = 3000  # of each head
+    sharpness: float = 25.0  # lambda
+    num_relabelings: int = 100
+    relabel_epochs: int = 400  # over which they are spread: the epochs of the run
+    swap_labels: bool = False  # across modalities: each takes the labels of the other's predictions, not of the product
+
+
+@dataclass
+class SimCLRConfig(PairConfig):
+    """Defaults are those of the paper's ImageNet runs."""
+
+    name: str = "simclr"
+    temperature: float = 0.1
+    projector_hidden_dims: tuple[int, ...] = (2048,)
+    embedding_dim: int = 128
+    projector_batch_norm: bool = True  # after every layer, as in the authors' code
+
+
+@dataclass
+class SimSiamConfig(PairConfig):
+    """Defaults are those of the paper's ImageNet runs."""
+
+    name: str = "simsiam"
+    projector_hidden_dims: tuple[int, ...] = (2048, 2048)
+    embedding_dim: int = 2048
+    predictor_hidden_dims: tuple[int, ...] = (512,)
+
+
+@dataclass
+class SwAVConfig(CropConfig):
+    """Defaults are those of the published runs with a global batch of 4096."""
+
+    name: str = "swav"
+    epsilon: float = 0.05  # of Sinkhorn: smaller gives harder codes
+    sinkhorn_iterations: int = 3
+    freeze_steps: int = 313  # optimizer steps at the start without updates of the prototypes (one epoch of ImageNet)
+    queue_size: int = 0  # embeddings of each large crop, of all ranks; 3840 in the paper for a global batch of 256
+    queue_from_epoch: int = 15  # first epoch that uses the queue
+
+
+@dataclass
+class VICRegConfig(PairConfig):
+    """Defaults are those of the paper's ImageNet runs."""
+
+    name: str = "vicreg"
+    projector_hidden_dims: tuple[int, ...] = (8192, 8192)
+    embedding_dim: int = 8192
+    invariance_weight: float = 25.0
+    variance_weight: float = 25.0
+    covariance_weight: float = 1.0
+
+
+@dataclass
+class XDCConfig(DeepClusterConfig):
+    """Defaults are DeepCluster's, on the encoders' own features."""
+
+    name: str = "xdc"
+    modalities: tuple[str, ...] = ("video", "audio")
+    projector_dims: tuple[int, ...] = ()
+
+
+# {name of one of the program's own losses: its configuration}
+CONFIGURATIONS: dict[str, type[LossConfig]] = {
+    kind.name: kind
+    for kind in (
+        AVIDCMAConfig,
+        AVIDConfig,
+        BYOLConfig,
+        BarlowTwinsConfig,
+        DeepClusterConfig,
+        DeepClusterV2Config,
+        MoCoConfig,
+        MoCoV3Config,
+        NPIDConfig,
+        PIRLConfig,
+        PublicModelConfig,
+        SeLaConfig,
+        SimCLRConfig,
+        SimSiamConfig,
+        SwAVConfig,
+        VICRegConfig,
+        XDCConfig,
+    )
+}
