@@ -10,7 +10,7 @@ EXTRAS := eval,examples,faiss,http,hub,onnx,ray,s3,scenes,slurm,tensorboard,timm
 # Without its compiled files every start of Python would compile the program anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo bench docs test test-all test-lowest test-cpus coverage soak check format clean
+.PHONY: help setup quickstart demo bench docs test test-all test-lowest test-cpus coverage soak check format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,9 @@ $(READY): pyproject.toml
 	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python -e ".[dev]" || \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	@touch $(READY)
+
+quickstart: $(READY) ## the whole way in about a minute: a page of search results that play
+	$(BIN)/avssl quickstart
 
 demo: $(READY) ## the main job on an embedded corpus: corpus, shards, AVID, AVID+CMA, embeddings, evaluation, report
 	$(BIN)/python recipes/demo.py
@@ -77,4 +80,4 @@ format: $(READY) ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 
 clean: ## remove what the demo and the tests wrote; .venv stays
-	rm -rf .coverage* demo runs site .cache build dist *.egg-info
+	rm -rf .coverage* quickstart demo runs site .cache build dist *.egg-info

@@ -1,5 +1,6 @@
 """The command `avssl`: the programs of the package by name. `python -m avssl` is the same.
 
+    avssl quickstart
     avssl prep index VIDEOS --out corpus.jsonl
     avssl prep write corpus.jsonl --out shards/
     avssl pretrain avid run=runs/avid data.shards=shards/
@@ -23,6 +24,7 @@ from avssl.version import __version__
 
 # {name: (module with `command(arguments) -> exit status`, what it does)}
 PROGRAMS = {
+    "quickstart": ("avssl.recipes.quickstart", "the whole way in about a minute, on made-up videos, in ./quickstart"),
     "prep": ("data_prep.__main__", "media to shards: index, split, write, verify, coverage, stats, show, demo-corpus"),
     "pretrain": ("avssl.recipes.pretrain", "pretrain encoders by a recipe"),
     "embed": ("avssl.recipes.embed", "embeddings of files, folders or shards"),
