@@ -15,7 +15,16 @@ from tests.conftest import run_python
 
 def test_what_it_says_to_do_next_are_commands_with_recipes_that_exist() -> None:
     commands = [shlex.split(line) for line in quickstart.NEXT.splitlines() if line.startswith("  avssl ")]
-    assert [words[1] for words in commands] == "prep prep prep pretrain evaluate embed search report".split()
+    assert [words[1] for words in commands] == [
+        "prep",
+        "prep",
+        "prep",
+        "pretrain",
+        "evaluate",
+        "embed",
+        "search",
+        "report",
+    ]
     assert commands[3][2] in config_files()
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     assert all(" ".join(words) in readme for words in commands), "the README shows the same commands"
