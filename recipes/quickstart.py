@@ -21,7 +21,7 @@ from avssl.errors import one_line_errors
 from avssl.files.plain_text import PlainParser, run_in_utf8, say, say_lines
 
 NUM_TRAIN, NUM_TEST, STEPS = 300, 60, 240
-RANKS = 5
+RANKS, SHOWN = 5, 6
 SHARD_OPTIONS = "--short-side-px 64 --fps 8 --keyframe-interval 4 --audio-rate-hz 16000"
 NEXT = """
 With videos of your own, on this machine:
@@ -77,7 +77,7 @@ def main(folder: Path, opens: bool) -> None:
     run(f"pretrain demo_avid run={at['run']} data.shards={at['shards']} steps={STEPS}")
     run(f"embed {at['run']} {test} --out {at['embeddings']} --overwrite --window 2 --stride 2")
     query = sorted((folder / "videos" / "test").rglob("*.mp4"))[0]
-    run(f"search {at['embeddings']} {shlex.quote(str(query))} --top {RANKS} --html {at['search.html']}")
+    run(f"search {at['embeddings']} {shlex.quote(str(query))} --top {SHOWN} --one-per-key --html {at['search.html']}")
 
     found, count = own_sounds(folder / "embeddings")
     print()
