@@ -102,5 +102,5 @@ def test_output_that_nobody_reads_any_more_is_no_error():
 def test_a_report_of_what_is_no_run_is_an_error_and_writes_nothing(tmp_path):
     process = run_python("-m", "avssl", "report", tmp_path / "mistyped", check=False)
     assert process.returncode == 1
-    assert process.stderr.startswith(f"error: {tmp_path}/mistyped is not a run folder: it has no config.yaml")
+    assert process.stderr.startswith(f"error: {tmp_path}/mistyped is not a run folder")
     assert not (tmp_path / "mistyped").exists()
