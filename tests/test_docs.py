@@ -16,6 +16,7 @@ import yaml
 import avssl
 from avssl.command import PROGRAMS
 from avssl.recipe_files import config_files
+from tests.browser import VIEWS, chromium, faint_texts, overflow_px  # noqa: F401  (a fixture)
 from tests.conftest import ROOT, built_once
 from tests.docs_pages import COMMANDS, LANGUAGES, Folder, blocks, pages, smaller
 
@@ -206,6 +207,27 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(site
             assert "//" not in target, f"{page.name} loads {target}"
             if page.name != "404.html":
                 assert (page.parent / target.partition("?")[0].partition("#")[0]).is_file(), f"{page}: {target}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("view", VIEWS, ids=str)
+def test_pages_of_the_site_are_whole_from_the_disk(chromium, site, view):  # noqa: F811
+    for page in ("index", "families", "kinetics400", "healthy_runs", "api/losses"):
+        with chromium.open((site / f"{page}.html").as_uri(), view) as shown:  # no message, no request that fails
+            shown.wait_for_timeout(500)
+            assert overflow_px(shown) == 0, page
+            assert not faint_texts(shown), page
+            broken = "() => [...document.images].filter((one) => !one.naturalWidth).map((one) => one.src)"
+            assert shown.evaluate(broken) == [], page
+
+
+@pytest.mark.slow
+def test_the_search_of_the_site_works_from_the_disk(chromium, site):  # noqa: F811
+    with chromium.open((site / "index.html").as_uri()) as shown:
+        shown.locator("input.md-search__input").click()
+        shown.keyboard.type("collapse")
+        shown.wait_for_selector(".md-search-result__item")
+        assert "Four families" in " ".join(shown.locator(".md-search-result__item").all_text_contents())
 
 
 @pytest.mark.slow
