@@ -44,7 +44,7 @@ def test_blocks_that_are_not_run_name_programs_and_recipes_that_exist(page):
             continue
         for command in block.commands():
             for program, rest in re.findall(r"(?<![\w/.-])avssl ([\w-]+)(.*)", command):
-                assert program in {*PROGRAMS, "recipes", "copy", "doctor", "quickstart"}, f"{block}: {command}"
+                assert program in {*PROGRAMS, "recipes", "copy", "doctor"}, f"{block}: {command}"
                 recipe = rest.split()[0] if rest.split() else ""
                 if program == "pretrain" and re.fullmatch(r"[a-z]\w*", recipe):
                     assert recipe in recipes, f"{block}: {command}"
