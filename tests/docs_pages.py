@@ -183,7 +183,7 @@ def smaller(words: list[str]) -> list[str]:
     recipe = next((word for word in words[1:] if "=" not in word and not word.startswith("-")), "")
     if recipe.startswith("demo_"):  # small as it stands
         return words
-    words = [word for word in words if not re.fullmatch(r"(data\.global_batch_size|data\.order_lanes|epochs)=\d+", word)]
+    words = [word for word in words if not re.fullmatch(r"(data\.(global_batch_size|order_lanes)|epochs)=\d+", word)]
     keys = [*TINY, "steps=3"] if recipe in AUDIO_VISUAL else TINY_IMAGES
     keys = [*keys, *TINY_CMA] if recipe == "avid_cma" else keys
     said = {word.partition("=")[0] for word in words}
