@@ -97,22 +97,28 @@ def evaluate(run: str | os.PathLike[str], task: str = "standard", **changes: Any
 
 
 def load_embedder(
-    run: str, device: str = "cpu", *, plugins: Sequence[str] = (), changes: Sequence[str] = ()
+    run: str,
+    device: str = "cpu",
+    *,
+    plugins: Sequence[str] = (),
+    changes: Sequence[str] = (),
+    checkpoint: str | int = "",
 ) -> Embedder:
     """Embedder of a finished run, of an exchange folder, or of a hub's `owner/name` or `hf://owner/name[@revision]`.
 
     plugins: files of your own that the run was made with; they are run first, and must have the same contents.
     Or of a public model, `timm/NAME`, `hf/ORG/NAME[@revision]` or `hf/FOLDER`: `changes` are then keys of its views and
     encoders, such as ["views.video.fps=2"].
+    checkpoint: "latest" or a step, of a run that goes on or was stopped. The rows of two steps cannot be compared.
 
     The hub is asked for a name only if no folder of that name exists; that needs the extra `hub`. The class is
     avssl.embedding.embedder.Embedder. The heavy imports happen here, not at `import avssl`.
     """
-    from avssl import checkpoint
+    from avssl.checkpoint import locate
     from avssl.embedding.embedder import Embedder
     from avssl.embedding.public import names_public_model
     from avssl.plugins import required
 
     required.use(plugins)
-    found = run if names_public_model(run) else checkpoint.locate(run)
-    return Embedder.from_run(found, device=device, changes=changes)
+    found = run if names_public_model(run) else locate(run)
+    return Embedder.from_run(found, device=device, changes=changes, checkpoint_name=str(checkpoint))

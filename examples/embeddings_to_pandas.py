@@ -17,11 +17,11 @@ def main(folder: str, plot: str = "embeddings.png") -> pd.DataFrame:
     """Print the windows with their nearest neighbor, and plot them on two principal components."""
     mpl.use("Agg")  # draw into a file, without a window
     table = EmbeddingTable.read(Path(folder)).pool_by_key()  # one row per clip; without it, one per window
-    rows = table.video_embedding if table.video_embedding is not None else table.image_embedding  # float32 (n, D)
-    is_present = ~np.isnan(rows).any(axis=1)  # clips without the modality have no vector
-    rows = rows[is_present]
-    frame = pd.DataFrame({"key": table.keys, "labels": table.labels})[is_present]
-    frame["label"] = [", ".join(labels.get("label", [])) for labels in frame.pop("labels")]
+    modality = "video" if table.has_video.any() else "image"
+    frame = table.to_pandas()
+    frame = frame[frame[f"has_{modality}"]].copy()  # clips without the modality have no vector
+    rows = np.stack(frame.pop(f"{modality}_embedding"))  # float32 (n, D)
+    frame = frame.reindex(columns=["key", "label"]).fillna("")
     similarity = rows @ rows.T - 2 * np.eye(len(rows))
     frame["nearest"] = frame["key"].to_numpy()[similarity.argmax(axis=1)]
     centered = rows - rows.mean(axis=0)

@@ -1,7 +1,9 @@
-"""Embeddings of files, folders or shards with a finished run, as a folder of Parquet files.
+"""Embeddings of files, folders, manifests or shards with a run, as a folder of Parquet files.
 
     avssl embed runs/avid_cma VIDEOS_OR_SHARDS --out embeddings/ --window 2 --stride 1
     avssl embed runs/simclr IMAGES_OR_SHARDS --out embeddings/
+    avssl embed runs/avid_cma corpus.jsonl --out embeddings/     # a manifest: its keys, labels and seconds
+    avssl embed runs/avid_cma VIDEOS --out embeddings/ --checkpoint latest   # of a run that goes on or was stopped
     torchrun --nproc_per_node 8 -m avssl.recipes.embed runs/avid_cma VIDEOS --out embeddings/   # or --part 0/8 ... 7/8
     avssl embed runs/avid_cma SHARDS --out embeddings/ --executor slurm --slurm-tasks 16 --gpus-per-task 1   # or ray
 
@@ -43,7 +45,7 @@ def main(arguments: argparse.Namespace) -> int:
         )
     refuse_wrong_executor(arguments, share.count)
     run, out = arguments.run, Path(arguments.out)
-    loading = {"untrained": arguments.untrained, "changes": arguments.set}
+    loading = {"untrained": arguments.untrained, "changes": arguments.set, "checkpoint_name": arguments.checkpoint}
     device = arguments.device or default_device()
     if arguments.executor != "local":
         device = "cpu"  # here nothing is embedded
@@ -169,7 +171,11 @@ def default_device() -> str:
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = PlainParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="folder of a finished run, or a public model: timm/NAME, hf/ORG/NAME, hf/FOLDER")
-    parser.add_argument("sources", nargs="+", help="media files or images, folders of them, or one shard folder")
+    parser.add_argument(
+        "sources",
+        nargs="+",
+        help="media files or images, folders of them; or one manifest of avssl prep index; or one shard folder",
+    )
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument(
         "--window", type=float, help="seconds of a window (default: the run's audio clip, or video clip)"
@@ -211,6 +217,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--rows-per-file", type=int, default=ROWS_PER_FILE, help="largest number of rows of a Parquet file"
     )
     parser.add_argument("--overwrite", action="store_true", help="first remove the embeddings in --out")
+    parser.add_argument("--checkpoint", default="", metavar="latest|STEP", help="embed with a checkpoint of the run")
     parser.add_argument("--untrained", action="store_true", help="random weights from the run's seed, as a baseline")
     required.add_options(parser)
     return parser.parse_args(argv)

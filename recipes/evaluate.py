@@ -1,7 +1,8 @@
-"""Evaluate a finished run by a task, and compare it with untrained weights and chance.
+"""Evaluate a run by a task, and compare it with untrained weights and chance.
 
     avssl evaluate RUN TASK.yaml [key=value ...]
     avssl evaluate runs/avid_cma svm_esc50 train=shards/esc50
+    avssl evaluate runs/avid_cma svm_esc50 train=shards/esc50 --checkpoint latest    # or a step; of a stopped run, too
     avssl evaluate hf/facebook/dinov2-small TASK.yaml out=results/dinov2 [model.views.video.fps=2] ...
     torchrun --nproc_per_node 4 -m avssl.recipes.evaluate RUN TASK.yaml device=cuda ...
     avssl evaluate --compare A.json B.json [weights=trained,trained] [draws=1000] [confidence=0.95] [seed=0]
@@ -67,7 +68,9 @@ def evaluate(run: Path, task: TaskConfig) -> Path:
     from avssl.eval.outcome import LabelTaskConfig
     from avssl.losses import registry
 
-    if config.load_run(run).loss.name != registry.PUBLIC_MODEL:
+    if task.checkpoint:  # settled once: the run may go on meanwhile
+        task.checkpoint = distributed.from_first_rank(lambda: checkpoint.at_step(run, task.checkpoint).name[5:], 600.0)
+    elif config.load_run(run).loss.name != registry.PUBLIC_MODEL:
         checkpoint.read_weights(run)  # its error says what is missing
     measured_overlap = checked_overlap(run, task)
     path = results.result_path(run, task)
@@ -75,11 +78,15 @@ def evaluate(run: Path, task: TaskConfig) -> Path:
         task.folder = task.folder or str(path.with_suffix(""))
     outcomes, hashes, inputs = {}, {}, {}
     for weights in ("trained", "untrained") if task.untrained else ("trained",):
-        embedder = Embedder.from_run(run, device=task.device, untrained=weights == "untrained")
+        embedder = Embedder.from_run(
+            run, device=task.device, untrained=weights == "untrained", checkpoint_name=task.checkpoint
+        )
         outcomes[weights] = tasks.get(task.task).run(embedder, task)
         hashes[weights] = embedder.weights_hash
         inputs = inputs_of(embedder.config, embedder.modalities)
     evaluation = results.evaluation_of(outcomes, task, run.name, hashes, inputs) | {"overlap": measured_overlap}
+    if task.checkpoint:
+        evaluation["checkpoint_step"] = int(task.checkpoint)
     if plugin := tasks.plugin_of(task.task):
         evaluation["protocol"]["plugin"] = plugin  # results of two versions of a task are not compared
     if distributed.rank() > 0:
@@ -225,6 +232,11 @@ def command(arguments: list[str]) -> int:
 
         if arguments[0].startswith(HUB_SCHEME):
             raise ValueError(f"{arguments[0]}: results go below RUN, which must be a folder here")
+        if "--checkpoint" in arguments:
+            place = arguments.index("--checkpoint")
+            if place + 1 == len(arguments):
+                raise ValueError("--checkpoint needs latest or the number of a step")
+            arguments = [*arguments[:place], *arguments[place + 2 :], f"checkpoint={arguments[place + 1]}"]
         if "--compare" in arguments:
             compare_files([argument for argument in arguments if argument != "--compare"])
         else:

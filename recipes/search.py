@@ -1,7 +1,9 @@
-"""Find the rows of a folder of embeddings that are closest to a file, or to text, within and across modalities.
+"""Find the rows of a folder of embeddings that are closest to a file, a key or text, within and across modalities.
 
     avssl search embeddings/ QUERY.mp4 --top 10
+    avssl search embeddings/ QUERY.mp4 --html results.html  # one file to open: pictures, sounds, clips that play
     avssl search embeddings/ QUERY.wav --modality video --json
+    avssl search embeddings/ --key dogs/rex_mp4             # one of the embedded files
     avssl search embeddings/ --text "a dog barks"           # embeddings of a public model that reads text
     avssl search build embeddings/ --kind hnsw              # FAISS, an extra; then: ... --index hnsw
 
@@ -15,7 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,33 +30,20 @@ from avssl.plugins import required
 # What is heavy is imported in the functions, so that --help comes at once.
 if TYPE_CHECKING:
     from avssl.embedding.embedder import Embedder
-    from avssl.embedding.search import EmbeddingIndex, Hit
-
-
-@dataclass(frozen=True)
-class Query:
-    """What is searched for: `name` as it is shown, its modality or "text", {modality to search: vectors (n, D)}.
-
-    parts: for each of the n vectors its file with the seconds of a window, or its text.
-    """
-
-    name: str
-    modality: str
-    vectors: dict[str, Any]
-    parts: list[dict[str, Any]]
+    from avssl.embedding.search import EmbeddingIndex, Hit, Query
+    from avssl.embedding.table import EmbeddingTable
 
 
 def main(arguments: argparse.Namespace) -> int:
     from avssl.embedding import faiss_index
-    from avssl.embedding.search import EmbeddingIndex, key_of_source, load_embedder_of
+    from avssl.embedding.search import EmbeddingIndex, keys_of_file
 
     required.use(arguments.plugin, may_differ=arguments.plugin_changed)
     index = EmbeddingIndex(arguments.index_folder)
-    embedder = load_embedder_of(index, arguments.run, arguments.device)
-    query = (text_query if arguments.text else media_query)(index, embedder, arguments)
+    query = query_of(index, arguments)
     exclude = set(arguments.exclude)
     if arguments.exclude_self:
-        exclude.add(key_of_source(index, arguments.query))
+        exclude |= {query.key} if query.key else keys_of_file(index, arguments.query)
     options = {"exclude": exclude, "one_per_key": arguments.one_per_key}
     results = {}
     for name, vectors in query.vectors.items():
@@ -63,9 +52,17 @@ def main(arguments: argparse.Namespace) -> int:
         else:
             loaded = faiss_index.LoadedIndex(index, arguments.index, name, arguments.depth)
             results[name] = loaded.search(vectors, arguments.top, **options)
+    page: Path | None = None
+    if arguments.html:
+        from avssl.embedding_pages.search_page import write_search_page
+
+        page = write_search_page(arguments.html, index, query, results)
+        say(page)
     if is_json():
-        facts = {"query": query.name, "query_modality": query.modality, "weights": index.weights_hash}
+        facts = {"query": query.name, "query_modality": query.modality, "weights": index.weights_hash, "page": page}
         emit("result", **facts, index=arguments.index, answers=answers(query.parts, results))
+        return 0
+    if arguments.html:
         return 0
     for number, part in enumerate(query.parts):
         for name, hits in results.items():
@@ -79,11 +76,19 @@ def main(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def query_of(index: EmbeddingIndex, arguments: argparse.Namespace) -> Query:
+    """The query of the command line: a file, a key of the folder, or texts."""
+    from avssl.embedding.search import load_embedder_of
+
+    if arguments.key:
+        return key_query(index, arguments)
+    embedder = load_embedder_of(index, arguments.run, arguments.device)
+    return (text_query if arguments.text else media_query)(index, embedder, arguments)
+
+
 def media_query(index: EmbeddingIndex, embedder: Embedder, arguments: argparse.Namespace) -> Query:
     """The query of a file: its windows, or their mean."""
-    import numpy as np
-
-    from avssl.embedding.search import in_one_space
+    from avssl.embedding.search import Query
 
     settings = index.content.settings
     grid = {name: settings[name] for name in ("window_seconds", "stride_seconds") if name in settings}
@@ -94,24 +99,72 @@ def media_query(index: EmbeddingIndex, embedder: Embedder, arguments: argparse.N
     modality = table.modalities()[0]
     windows = table.select(table.has(modality))
     query = windows if arguments.each_window else windows.pool_by_key()
+    targets = targets_of(index, modality, arguments, embedder)
+    spans = zip(query.start_seconds, query.end_seconds, strict=True)
+    parts = [{"start_seconds": float(start), "end_seconds": float(end)} for start, end in spans]
+    name = str(arguments.query)
+    return Query(name, modality, dict.fromkeys(targets, directed(query, modality, name)), parts, path=name)
+
+
+def key_query(index: EmbeddingIndex, arguments: argparse.Namespace) -> Query:
+    """The query of rows that are in the folder: those of a key, or their mean. The run is needed across modalities."""
+    import numpy as np
+
+    from avssl.embedding.search import Query
+
+    table, numbers = index.table_of(arguments.key)
+    has = [arguments.query_modality] if arguments.query_modality else table.modalities()
+    modality = has[0]
+    if modality not in table.modalities():
+        raise ValueError(f"the rows of {arguments.key} have no {modality}; they have {', '.join(table.modalities())}")
+    rows = np.flatnonzero(table.has(modality))
+    windows = table.select(rows)
+    query = windows if arguments.each_window else windows.pool_by_key()
+    targets = targets_of(index, modality, arguments)
+    parts = [
+        {"start_seconds": float(start), "end_seconds": float(end), "row": int(numbers[row])}
+        for start, end, row in zip(query.start_seconds, query.end_seconds, rows, strict=False)
+    ]
+    vectors = directed(query, modality, arguments.key)
+    return Query(arguments.key, modality, dict.fromkeys(targets, vectors), parts, key=arguments.key)
+
+
+def directed(query: EmbeddingTable, modality: str, name: str) -> Any:
+    """The embeddings of a query; ValueError if one of them has no direction."""
+    import numpy as np
+
     vectors = query.embedding(modality)
     assert vectors is not None  # the modality is one that the table has
     if not np.abs(vectors).sum(axis=1).all():
-        raise ValueError(f"{arguments.query}: the mean of its windows is 0; search with --each-window")
-    targets = arguments.modality or [name for name in index.modalities if in_one_space(embedder, modality, name)]
-    for name in targets:
+        raise ValueError(f"{name}: the mean of its windows is 0; search with --each-window")
+    return vectors
+
+
+def targets_of(
+    index: EmbeddingIndex, modality: str, arguments: argparse.Namespace, embedder: Embedder | None = None
+) -> list[str]:
+    """The modalities to search: those that were asked for, or all in one space with the query's."""
+    from avssl.embedding.search import in_one_space, load_embedder_of
+
+    wanted = arguments.modality or index.modalities
+    for name in wanted:
         index.check(name)
-        if not in_one_space(embedder, modality, name):
-            raise ValueError(
-                f"{modality} and {name} embeddings of this run lie in different spaces and cannot be compared"
-            )
-    spans = zip(query.start_seconds, query.end_seconds, strict=True)
-    parts = [{"start_seconds": float(start), "end_seconds": float(end)} for start, end in spans]
-    return Query(str(arguments.query), modality, dict.fromkeys(targets, vectors), parts)
+    if list(wanted) == [modality]:
+        return [modality]
+    embedder = embedder or load_embedder_of(index, arguments.run, arguments.device)
+    targets = [name for name in wanted if in_one_space(embedder, modality, name)]
+    if arguments.modality and targets != list(wanted):
+        other = next(name for name in wanted if name not in targets)
+        raise ValueError(
+            f"{modality} and {other} embeddings of this run lie in different spaces and cannot be compared"
+        )
+    return targets
 
 
 def text_query(index: EmbeddingIndex, embedder: Embedder, arguments: argparse.Namespace) -> Query:
     """The query of one or several texts, for every modality of the folder that the model compares text with."""
+    from avssl.embedding.search import Query
+
     allowed = embedder.text_modalities()
     if not allowed:
         embedder.embed_text(arguments.text, "")  # says why not
@@ -159,6 +212,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("index_folder", metavar="INDEX", type=Path, help="folder that `avssl embed` wrote")
     parser.add_argument("query", metavar="QUERY", type=Path, nargs="?", help="a video, an audio file or an image")
     parser.add_argument("--text", nargs="+", help="search for texts instead; INDEX must be of a model that reads text")
+    parser.add_argument("--key", help="search for the rows of this key of INDEX instead of a file")
     parser.add_argument("--run", default="", help="the run that made INDEX (default: the folder where it lay then)")
     parser.add_argument(
         "--query-modality", choices=MODALITIES, help="modality of the query (default: its video, otherwise its audio)"
@@ -178,15 +232,20 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--depth", type=int, default=0, help="candidates that hnsw keeps, lists that ivf searches (default: as built)"
     )
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="write a page with pictures and clips that play, one offline file"
+    )
     required.add_options(parser)
     parser.set_defaults(main=main)
     arguments = parser.parse_args(argv)
+    given = [name for name, value in (("QUERY", arguments.query), ("--text", arguments.text), ("--key", arguments.key))
+             if value is not None]  # fmt: skip
+    if len(given) != 1:
+        parser.error(f"give one of QUERY (a file), --key and --text; given: {', '.join(given) or 'none'}")
     of_files = {"--query-modality": arguments.query_modality, "--each-window": arguments.each_window,
                 "--exclude-self": arguments.exclude_self}  # fmt: skip
-    if (arguments.query is None) == (arguments.text is None):
-        parser.error("give either QUERY, a file, or --text")
-    if arguments.text and (given := [name for name, value in of_files.items() if value]):
-        parser.error(f"{given[0]} is for files; leave it out with --text")
+    if arguments.text and (unfit := [name for name, value in of_files.items() if value]):
+        parser.error(f"{unfit[0]} is for files and keys; leave it out with --text")
     if arguments.top < 1:
         parser.error(f"--top is {arguments.top}; it must be at least 1")
     return arguments

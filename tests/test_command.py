@@ -22,7 +22,7 @@ def test_every_program_is_a_module_with_a_command():
 @pytest.mark.parametrize("name", command.PROGRAMS)
 def test_every_program_has_help_under_its_name(name):
     text = run_python("-m", "avssl", name, "--help").stdout
-    without_parser = {"demo": "The whole program", "evaluate": "Evaluate a finished run"}
+    without_parser = {"demo": "The whole program", "evaluate": "Evaluate a run by a task"}
     assert text.startswith(without_parser.get(name, f"usage: avssl {name} "))
 
 

@@ -81,10 +81,10 @@ def test_each_file_gives_what_it_has_and_a_failure_is_named_with_its_reason(embe
         key: (bool(video), bool(audio))
         for key, video, audio in zip(table.keys, table.has_video, table.has_audio, strict=True)
     }
-    assert by_key == {"film.mp4": (True, True), "mute.mp4": (True, False), "sound.wav": (False, True)}
-    assert list(failures) == ["text.mp4"]
-    assert failures["text.mp4"].reason == "not_media"
-    assert np.isnan(table.audio_embedding[table.keys.index("mute.mp4")]).all()
+    assert by_key == {"film_mp4": (True, True), "mute_mp4": (True, False), "sound_wav": (False, True)}
+    assert list(failures) == ["text_mp4"]
+    assert failures["text_mp4"].reason == "not_media"
+    assert np.isnan(table.audio_embedding[table.keys.index("mute_mp4")]).all()
 
 
 def test_one_file_by_modality(embedder, files):
@@ -171,9 +171,9 @@ def test_the_recipe_writes_parquet_and_what_was_skipped(tiny_run, files, tmp_pat
     ]
     process = run_python(*command)
     assert "3 of 4 sources embedded" in process.stdout
-    assert set(EmbeddingTable.read(tmp_path / "embeddings.parquet").keys) == {"film.mp4", "mute.mp4", "sound.wav"}
+    assert set(EmbeddingTable.read(tmp_path / "embeddings.parquet").keys) == {"film_mp4", "mute_mp4", "sound_wav"}
     skipped = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
-    assert [(row["key"], row["reason"]) for row in skipped] == [("text.mp4", "not_media")]
+    assert [(row["key"], row["reason"]) for row in skipped] == [("text_mp4", "not_media")]
 
 
 def test_the_recipe_names_what_is_missing(tiny_run, tmp_path):

@@ -113,6 +113,7 @@ def submit(tiny_run, videos, out, *options):
     return run_python(*command, "--slurm-tasks", "3")
 
 
+@pytest.mark.slow
 def test_slurm_gets_an_array_of_shares_with_gpus_and_a_job_that_waits_for_it(
     tiny_run, videos, tmp_path, scheduler, monkeypatch  # noqa: F811
 ):  # fmt: skip
@@ -149,7 +150,17 @@ def test_a_share_gets_every_option_that_changes_rows_or_effort(tmp_path, monkeyp
     given = [
         *("run", "here.mp4", "--out", "out", "--window", "2.5", "--stride", "1", "--set", "views.video.fps=2", "a=b"),
         *("--modalities", "audio", "video", "--batch-size", "3", "--num-workers", "5", "--file-seconds", "7"),
-        *("--file-memory-mib", "99", "--sources-per-block", "11", "--rows-per-file", "13", "--untrained"),
+        *(
+            "--file-memory-mib",
+            "99",
+            "--sources-per-block",
+            "11",
+            "--rows-per-file",
+            "13",
+            "--untrained",
+            "--checkpoint",
+            "300",
+        ),
         *("--plugin", own, "--plugin", "other.py", "--plugin-changed", "--overwrite"),
         *("--executor", "slurm", "--slurm-tasks", "4", "--slurm-partition", "gpu", "--gpus-per-task", "1"),
     ]

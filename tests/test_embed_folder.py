@@ -77,7 +77,7 @@ def assert_whole(out, whole, tolerance=1e-5):
     assert index.num_rows == len(table) == sum(record.num_rows for record in index.files)
     assert index.rows_with == {"video": table.has_video.sum(), "audio": table.has_audio.sum()}
     assert {path.name for path in out.iterdir()} == {
-        ".lock", "index.json", "skipped.jsonl", *(record.name for record in index.files)
+        ".lock", "index.json", "skipped.jsonl", "sources.jsonl", *(record.name for record in index.files)
     }  # fmt: skip
 
 
@@ -86,7 +86,7 @@ def test_a_folder_holds_what_embed_gives(embedder, folder, whole, tmp_path):
     assert_whole(tmp_path, whole)
     assert [record.name for record in index.files] == ["embeddings.parquet"]
     metadata = EmbeddingTable.read(tmp_path).metadata
-    assert metadata == {**whole[0].metadata}
+    assert metadata == {**whole[0].metadata, "keys": "manifest"}
     assert metadata["weights"] == embedder.weights_hash
     assert (metadata["window_seconds"], metadata["stride_seconds"], metadata["normalized"]) == (0.5, 0.25, True)
     assert (metadata["modalities"], metadata["avssl_version"]) == (["video", "audio"], avssl.__version__)
@@ -297,16 +297,16 @@ def test_an_embedding_without_direction_is_a_failure_with_its_reason(embedder, f
         embedder, batch_size=1
     )
     assert index.skipped_by_reason == {"no_embedding": 1}
-    assert set(EmbeddingTable.read(out).keys) == {"mute.mp4"}
+    assert set(EmbeddingTable.read(out).keys) == {"mute_mp4"}
     (line,) = (out / "skipped.jsonl").read_text().splitlines()
-    assert json.loads(line)["message"].startswith("film.mp4: from 0.5 to 1 s the audio embedding")
+    assert json.loads(line)["message"].startswith("film_mp4: from 0.5 to 1 s the audio embedding")
 
 
 def test_a_source_without_the_modality_is_skipped_with_its_reason(embedder, folder, tmp_path):
     job = FolderJob.begin(embedder, [folder / "0"], tmp_path, modalities=["audio"])
     index = job.run(embedder)
     assert index.skipped_by_reason == {"no_audio": 1}
-    assert sorted(set(EmbeddingTable.read(tmp_path).keys)) == ["film.mp4", "sound.wav"]
+    assert sorted(set(EmbeddingTable.read(tmp_path).keys)) == ["film_mp4", "sound_wav"]
 
 
 @pytest.mark.slow

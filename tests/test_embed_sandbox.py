@@ -25,7 +25,7 @@ from tests.test_embed import frames, sine
 
 GRID = {"window_seconds": 0.25, "stride_seconds": 0.1}
 LIMITS = Limits(memory_bytes=512 << 20)
-REASONS = {"crash.mp4": "crashed", "memory.mp4": "out_of_memory", "bug.mp4": "crashed"}
+REASONS = {"crash_mp4": "crashed", "memory_mp4": "out_of_memory", "bug_mp4": "crashed"}
 # The recipe in a process of its own, whose decoding processes read with `Misbehaving`.
 RECIPE = """
 import sys
@@ -44,13 +44,13 @@ class Misbehaving(WindowReader):
         for number, windows in enumerate(super()._batches(begun)):
             yield windows
             name = windows.media.key.rpartition("/")[2] if number == 1 else ""
-            if name == "crash.mp4":
+            if name == "crash_mp4":
                 os.kill(os.getpid(), signal.SIGSEGV)
-            elif name == "hang.mp4":
+            elif name == "hang_mp4":
                 time.sleep(120)
-            elif name == "memory.mp4":
+            elif name == "memory_mp4":
                 bytearray(1 << 30)
-            elif name == "bug.mp4":
+            elif name == "bug_mp4":
                 raise IndexError("list index out of range")
 
 
@@ -73,7 +73,7 @@ def folders(tmp_path_factory):
     shutil.copytree(good, mixed)
     for folder, names in ((mixed, REASONS), (root, ["hang.mp4"])):
         for name in names:
-            shutil.copy(good / "i.mp4", folder / name)
+            shutil.copy(good / "i.mp4", folder / name.replace("_", "."))
     return good, mixed
 
 
@@ -150,9 +150,9 @@ def test_a_file_that_hangs_is_given_up(embedder, folders, misbehaving):
     good, _ = folders
     sources = [good / "a.mp4", good.parent / "hang.mp4", good / "c.wav"]
     table, failures = embedder.embed(sources, num_workers=2, limits=Limits(seconds=6.0), **GRID)
-    assert sorted(set(table.keys)) == ["a.mp4", "c.wav"]
-    assert {key: error.reason for key, error in failures.items()} == {"hang.mp4": "timeout"}
-    assert failures["hang.mp4"].message == "hang.mp4: given up after 6 s; --file-seconds allows more"
+    assert sorted(set(table.keys)) == ["a_mp4", "c_wav"]
+    assert {key: error.reason for key, error in failures.items()} == {"hang_mp4": "timeout"}
+    assert failures["hang_mp4"].message == "hang_mp4: given up after 6 s; --file-seconds allows more"
 
 
 @pytest.mark.slow
@@ -193,10 +193,10 @@ def test_a_missing_shard_is_an_error_and_not_a_smaller_result(embedder, shards, 
 def test_without_processes_an_exception_costs_its_file_alone(embedder, folders, misbehaving, tmp_path):
     sources = [folders[1] / name for name in ("a.mp4", "bug.mp4", "c.wav")]
     table, failures = embedder.embed(sources, num_workers=0, **GRID)
-    assert sorted(set(table.keys)) == ["a.mp4", "c.wav"]
+    assert sorted(set(table.keys)) == ["a_mp4", "c_wav"]
     (error,) = failures.values()
     assert error.reason == "crashed"
-    assert "bug.mp4: IndexError: list index out of range (test_embed_sandbox.py line" in error.message
+    assert "bug_mp4: IndexError: list index out of range (test_embed_sandbox.py line" in error.message
 
 
 @pytest.mark.slow

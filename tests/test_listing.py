@@ -1,12 +1,21 @@
 """Listings: every file once, in the order of the names, at constant memory, whatever names there are."""
 
-import json
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 
-from avssl.embedding.sources import LINES_PER_STEP, Listing, files_below, key_of, list_files, write_listing
+from avssl.embedding.sources import (
+    LINES_PER_STEP,
+    Listing,
+    files_below,
+    list_files,
+    list_sources,
+    read_listing,
+    write_listing,
+)
+from avssl.shards.keys import plain_key
 
 
 @pytest.fixture
@@ -43,12 +52,14 @@ def test_a_listing_is_read_by_number_also_in_another_process(tmp_path):
         (root / name).touch()
     (tmp_path / "single.wav").touch()
     roots = [root, tmp_path / "single.wav"]
-    count = write_listing(tmp_path / "sources.jsonl", list_files(roots, [".wav"]))
-    listing = pickle.loads(pickle.dumps(Listing(tmp_path / "sources.jsonl", roots)))
+    (tmp_path / "scratch").mkdir()
+    count = write_listing(tmp_path / "sources.jsonl", list_sources(roots, ["audio"], tmp_path / "scratch"))
+    listing = pickle.loads(pickle.dumps(Listing(tmp_path / "sources.jsonl")))
     assert len(listing) == count == len(names) + 1
     for number in (0, LINES_PER_STEP - 1, LINES_PER_STEP, 5, 2 * LINES_PER_STEP + 2):
-        assert listing[number] == (root / names[number], names[number])
-    assert listing[count - 1] == (tmp_path / "single.wav", "single.wav")
+        assert (listing[number].path, listing[number].key) == (str(root / names[number]), f"{number:04d}_wav")
+    assert (listing[count - 1].path, listing[count - 1].key) == (str(tmp_path / "single.wav"), "single_wav")
+    assert list(read_listing(tmp_path / "sources.jsonl")) == [listing[number] for number in range(count)]
     with pytest.raises(IndexError):
         listing[count]
     assert len((tmp_path / "sources.jsonl").read_text().splitlines()) == count
@@ -58,12 +69,12 @@ def test_names_that_are_no_text_are_listed_and_their_key_is(tmp_path):
     name = os.fsdecode(b"caf\xe9.wav")
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / name).touch()
-    write_listing(tmp_path / "sources.jsonl", list_files([tmp_path / "root"], [".wav"]))
-    path, key = Listing(tmp_path / "sources.jsonl", [tmp_path / "root"])[0]
-    assert path.is_file()
-    assert key == key_of(name) == "caf\\xe9.wav"
-    json.dumps(key).encode("utf-8")
-    key.encode("utf-8")
+    (tmp_path / "scratch").mkdir()
+    sources = list_sources([tmp_path / "root"], ["audio"], tmp_path / "scratch")
+    write_listing(tmp_path / "sources.jsonl", sources)
+    source = Listing(tmp_path / "sources.jsonl")[0]
+    assert Path(source.path).is_file()
+    assert source.key == plain_key(name) == "caf_wav"
 
 
 def test_what_cannot_be_listed_is_said(tmp_path, folder):

@@ -160,8 +160,8 @@ def test_a_video_finds_itself_and_the_closest_audio(videos, tiny_run, capsys):
     assert [answer["start_seconds"] for answer in each] == query.start_seconds.tolist()
     assert all(answer["hits"]["video"][0]["score"] > 1 - 1e-5 for answer in each)
     left_out = answers(capsys, out, folder / "below" / "1.mp4", "--exclude-self", "--top", 100)["answers"][0]["hits"]
-    assert {hit["key"] for hit in left_out["video"]} == {"0.mp4", "2.mp4", "below/3.mp4"}
-    assert len(left_out["audio"]) == sum(key != "below/1.mp4" for key in table.keys)
+    assert {hit["key"] for hit in left_out["video"]} == {"0_mp4", "2_mp4", "below/3_mp4"}
+    assert len(left_out["audio"]) == sum(key != "below/1_mp4" for key in table.keys)
 
 
 @pytest.mark.slow
@@ -171,7 +171,7 @@ def test_audio_finds_videos(videos, tmp_path, capsys):
     found = answers(capsys, out, tmp_path / "q.wav", "--modality", "video", "--one-per-key")
     assert found["query_modality"] == "audio"
     hits = found["answers"][0]["hits"]["video"]
-    assert sorted(hit["key"] for hit in hits) == ["0.mp4", "2.mp4", "below/1.mp4", "below/3.mp4"]
+    assert sorted(hit["key"] for hit in hits) == ["0_mp4", "2_mp4", "below/1_mp4", "below/3_mp4"]
     given = search_recipe.parse([str(out), str(tmp_path / "q.wav"), "--exclude-self"])
     with pytest.raises(ValueError, match="none of the files"):
         given.main(given)
@@ -190,7 +190,7 @@ def test_the_command_line_answers_and_builds(videos, capsys):
     lines = plain.splitlines()
     assert len(lines) == 2 * (1 + 3)
     assert lines[0].endswith("-> video")
-    assert lines[1].split()[-1] == "0.mp4"
+    assert lines[1].split()[-1] == "0_mp4"
     missing = run_python("recipes/search.py", out, folder / "none.mp4", check=False)
     assert (missing.returncode, "none.mp4: no such file or folder" in missing.stderr) == (1, True)
 

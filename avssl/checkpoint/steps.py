@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors.torch import load_file
 from torch import nn
 
 from avssl.checkpoint.bank_rows import load_divided_otherwise, load_rows, save_rows
@@ -26,10 +27,11 @@ from avssl.files.whole import sync
 from avssl.types import Progress
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator
 
 STEP_FOLDER = re.compile(r"step_(\d{6,})")
-PROGRESS_FILE = "progress.json"
+PROGRESS_FILE, MODEL_FILE = "progress.json", "model.safetensors"
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -125,6 +127,43 @@ def resume(
 def saved_world_size(checkpoint: Path) -> int:
     """The number of processes that wrote a checkpoint."""
     return Fields.read(checkpoint / PROGRESS_FILE).count("world_size", least=1)
+
+
+def at_step(run: Path, checkpoint: str) -> Path:
+    """The checkpoint of a run that a text names: "latest", the newest undamaged one, or the number of a step.
+
+    Nothing is renamed. FileNotFoundError: there is none; DamagedCheckpointError: it is damaged; ValueError: no such
+    name.
+    """
+    paths = checkpoints(run)
+    steps = ", ".join(str(int(path.name[5:])) for path in paths) or "none"
+    if checkpoint == "latest":
+        found = next((path for path in reversed(paths) if not damage(path)), None)
+        if found is None:
+            raise FileNotFoundError(f"{run} has no whole checkpoint; its checkpoints are of the steps: {steps}")
+        return found
+    if not checkpoint.isdecimal():
+        raise ValueError(f"checkpoint is {checkpoint!r}; it must be latest or the number of a step: {steps}")
+    path = next((path for path in paths if int(path.name[5:]) == int(checkpoint)), None)
+    if path is None:
+        raise FileNotFoundError(f"{run} has no checkpoint of step {int(checkpoint)}; there are: {steps}")
+    if fault := damage(path):
+        raise DamagedCheckpointError(f"{path} is damaged: {fault}; take another one, or latest")
+    return path
+
+
+def read_step(run: Path, checkpoint: str) -> tuple[dict[str, torch.Tensor], int, int]:
+    """(tensors named as in the export of a finished run, the step, the number of samples) of a run's checkpoint.
+
+    Without the rows of sharded banks. Raises as `at_step`.
+    """
+    path = at_step(run, checkpoint)
+    weights = {f"loss.{name}": value for name, value in load_file(str(path / MODEL_FILE)).items()}
+    statistics = (run if is_unsealed(path) else path) / VIEWS_FILE
+    if statistics.is_file():
+        weights |= {f"views.{name}": value for name, value in load_file(str(statistics)).items()}
+    state = Fields.read(path / PROGRESS_FILE)
+    return weights, int(path.name[5:]), state.section("facts").count("num_samples")
 
 
 def newest_whole(run: Path, *, strict: bool = False) -> Path | None:

@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from avssl.embedding.index import SKIPPED_NAME, FileRecord, FolderIndex
+from avssl.embedding.index import LISTING_NAME, SKIPPED_NAME, FileRecord, FolderIndex
 from avssl.embedding.parquet import merge_parquet
 from avssl.embedding.rows import FinishedSource, RowSpool
 from avssl.embedding.table import MODALITIES, EmbeddingTable, write_tables
 from avssl.files.location import is_remote
 from avssl.files.scratch import remove_leftovers
-from avssl.files.whole import whole_file
+from avssl.files.whole import whole_file, whole_path
 
-OUTPUT_NAMES = r"index\.json|skipped\.jsonl|embeddings.*\.parquet"
+OUTPUT_NAMES = r"index\.json|skipped\.jsonl|sources\.jsonl|embeddings.*\.parquet"
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,9 @@ def merge_blocks(
         run_folder=str(Path(run_folder).resolve()) if run_folder and not is_remote(run_folder) else str(run_folder),
         files=[FileRecord.of_file(path, num_rows) for path, num_rows in targets],
     )
+    if (blocks.folder / LISTING_NAME).is_file():
+        with whole_path(out / LISTING_NAME) as temporary:
+            shutil.copyfile(blocks.folder / LISTING_NAME, temporary)
     index.write(out)
     shutil.rmtree(blocks.folder)
     return index

@@ -54,7 +54,7 @@ class Embedder:
     """Encoders, projectors and view statistics of a run, in eval mode. Build it with `from_run`.
 
     Attributes: config (of the run), loss, views, encoders, projectors, modalities, device, weights_hash ("untrained"
-    for random weights), run_folder (None unless it was loaded from a folder).
+    for random weights), run_folder (None unless it was loaded from a folder), checkpoint_step (None for finished runs).
 
     >>> embedder = Embedder.from_run(run)
     >>> table, failures = embedder.embed([clip], window_seconds=0.5)
@@ -63,6 +63,7 @@ class Embedder:
     """
 
     run_folder: Path | None = None
+    checkpoint_step: int | None = None
     _text: Any = None  # the TextTower of a public model, once it was needed
 
     def __init__(self, config: RunConfig, loss: Loss, views: ViewMaker, device: str, weights_hash: str) -> None:
@@ -74,22 +75,33 @@ class Embedder:
 
     @classmethod
     def from_run(
-        cls, run: str | Path, *, device: str = "cpu", untrained: bool = False, changes: Sequence[str] = ()
+        cls,
+        run: str | Path,
+        *,
+        device: str = "cpu",
+        untrained: bool = False,
+        changes: Sequence[str] = (),
+        checkpoint_name: str = "",
     ) -> Embedder:
         """Load a finished run folder, an exchange folder, `hf://owner/name` of a hub, or a public model.
 
         untrained=True takes random weights from the run's seed: a baseline. changes: of how a public model embeds, such
-        as views.video.fps=2 (embedding/public.py).
+        as views.video.fps=2 (embedding/public.py). checkpoint_name: "latest" or the number of a step, of a run that
+        goes on or was stopped.
         """
         usable_device(device)  # before files are read
         if names_public_model(run):
+            if checkpoint_name:
+                raise ValueError(f"{run} is a public model and has no checkpoints; leave out {checkpoint_name!r}")
             return cls(*_in_order(load_public(public_config(str(run), changes), untrained=untrained), device))
         if changes:
             raise ValueError(f"{run} is a run, which embeds as it was trained; {changes[0]} is for public models")
         folder = checkpoint.locate(run) if str(run).startswith(checkpoint.HUB_SCHEME) else Path(run)
-        config, loss, views, weights_hash = load_networks(folder, untrained=untrained)
+        config, loss, views, weights_hash, step = load_networks(
+            folder, untrained=untrained, checkpoint_name=checkpoint_name
+        )
         embedder = cls(config, loss, views, device, weights_hash)
-        embedder.run_folder = folder
+        embedder.run_folder, embedder.checkpoint_step = folder, step
         return embedder
 
     def embed(
@@ -160,6 +172,7 @@ class Embedder:
         return {
             "run": str(self.config.run),
             "weights": self.weights_hash,
+            **({} if self.checkpoint_step is None else {"checkpoint_step": self.checkpoint_step}),
             **({"inputs": inputs_of(self.config, names), **encoders_of(self.config, names)} if is_public else {}),
             **grid,
             "normalized": True,

@@ -30,6 +30,7 @@ from avssl.embedding.embedder import Embedder
 from avssl.embedding.index import (
     FAISS_NAME,
     INDEX_NAME,
+    LISTING_NAME,
     PROGRESS_NAME,
     ROWS_PER_FILE,
     SKIPPED_NAME,
@@ -42,23 +43,24 @@ from avssl.embedding.rows import FinishedSource, RowSpool
 from avssl.embedding.sources import (
     Listing,
     Sources,
+    is_manifest,
     is_shard_folder,
-    list_files,
+    list_sources,
+    located,
     num_sources,
-    suffixes_of,
     write_listing,
 )
 from avssl.files.disk_errors import clear_errors
-from avssl.files.location import is_remote
 from avssl.files.locks import locked
 from avssl.files.progress import Bar
-from avssl.files.whole import whole_file
+from avssl.files.scratch import scratch_folder
+from avssl.files.whole import sha256_file, whole_file
 from avssl.plugins import required
 from avssl.processes.cluster import on_ray
 from avssl.processes.limits import Limits
 from avssl.shards.shard_set import ShardSet
 
-SETTINGS_NAME, LISTING_NAME, LOCK_NAME = "settings.json", "sources.jsonl", ".lock"
+SETTINGS_NAME, LOCK_NAME = "settings.json", ".lock"
 TABLE_SUFFIXES = (SUFFIX, ".npz")  # of tables in the folder; earlier versions wrote both
 
 
@@ -90,7 +92,7 @@ class FolderJob:
         """List the sources, or go on with what was begun in the folder.
 
         Args:
-            sources: files and folders of files, or one shard folder or its URL. out: folder to fill.
+            sources: files and folders of files, one manifest, or one shard folder or its URL. out: folder to fill.
             overwrite: first remove what an earlier command left in `out`; for one process alone.
 
         Raises:
@@ -99,8 +101,10 @@ class FolderJob:
         metadata = embedder.settings(window_seconds, stride_seconds, modalities)
         shards = ShardSet(sources[0]) if len(sources) == 1 and is_shard_folder(sources[0]) else None
         settings = metadata | {
-            "sources": [str(path) if is_remote(path) else str(Path(path).resolve()) for path in sources],
+            "sources": [located(path) for path in sources],
             "shards": shards.fingerprint if shards is not None else None,
+            **({"keys": "manifest"} if shards is None else {}),  # earlier versions called files by their paths
+            **({"manifest": sha256_file(sources[0])} if len(sources) == 1 and is_manifest(sources[0]) else {}),
             "sources_per_block": _positive("sources_per_block", sources_per_block),
             "rows_per_file": _positive("rows_per_file", rows_per_file),
         }
@@ -254,15 +258,12 @@ def plan(folder: Path, settings: dict[str, Any], shards: ShardSet | None) -> Sou
 
     Raises ValueError if the folder holds embeddings of other settings, or tables that no settings explain.
     """
-    progress, roots = folder / PROGRESS_NAME, [Path(path) for path in settings["sources"]]
-
-    def files() -> Iterator[tuple[int, str]]:
-        return list_files(roots, suffixes_of(settings["modalities"]))
+    progress = folder / PROGRESS_NAME
 
     if (folder / INDEX_NAME).is_file():
         index = FolderIndex.read(folder)
         refuse_other_settings(folder, index.settings, settings)
-        num_listed = shards.num_samples if shards is not None else sum(1 for _ in files())
+        num_listed = shards.num_samples if shards is not None else _num_listed(folder, settings)
         if num_listed != index.num_listed:
             raise ValueError(
                 f"{folder} is finished with {index.num_listed} sources, and now there are {num_listed}; choose "
@@ -277,10 +278,18 @@ def plan(folder: Path, settings: dict[str, Any], shards: ShardSet | None) -> Sou
         with clear_errors(progress, "made"):
             progress.mkdir(exist_ok=True)
         if shards is None:
-            write_listing(progress / LISTING_NAME, files())
+            with scratch_folder(progress, "listing") as scratch:
+                sources = list_sources(settings["sources"], settings["modalities"], scratch)
+                write_listing(progress / LISTING_NAME, sources)
         with whole_file(progress / SETTINGS_NAME) as stream:
             stream.write(json.dumps(settings, indent=1).encode())
-    return shards if shards is not None else Listing(progress / LISTING_NAME, roots)
+    return shards if shards is not None else Listing(progress / LISTING_NAME)
+
+
+def _num_listed(folder: Path, settings: dict[str, Any]) -> int:
+    """The number of files that lie in the sources now."""
+    with scratch_folder(folder, "listing") as scratch:
+        return sum(1 for _ in list_sources(settings["sources"], settings["modalities"], scratch))
 
 
 def refuse_other_settings(folder: Path, stored: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -307,7 +316,7 @@ def refuse_foreign(folder: Path) -> None:
 
 def remove_embeddings(folder: Path) -> None:
     """Remove what an embedding command left in a folder, finished or not; index.json goes first."""
-    for path in (folder / INDEX_NAME, folder / SKIPPED_NAME):
+    for path in (folder / INDEX_NAME, folder / SKIPPED_NAME, folder / LISTING_NAME):
         path.unlink(missing_ok=True)
     for path in folder.glob("embeddings*"):
         if path.suffix in TABLE_SUFFIXES:

@@ -14,6 +14,7 @@ from avssl.files.plain_text import brief, plain
 from avssl.files.whole import sha256_file, whole_file
 
 INDEX_NAME, SKIPPED_NAME, PROGRESS_NAME, FAISS_NAME = "index.json", "skipped.jsonl", ".progress", "faiss"
+LISTING_NAME = "sources.jsonl"  # of the files that were embedded; a shard folder has a list of its own
 KIND, VERSION = "avssl embeddings", 1
 SOURCES_PER_BLOCK, ROWS_PER_FILE = 128, 200_000  # defaults of how a folder is divided
 FaissKind = Literal["flat", "ivf", "hnsw"]

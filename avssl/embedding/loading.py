@@ -24,22 +24,30 @@ EMBEDDING_MODULES = ("encoders", "projectors", "predictors")  # modules of a los
 MAX_STATE_ROWS = 2**17  # more than any number of clusters or neighbors that a loss needs the samples for
 
 
-def load_networks(run: Path, *, untrained: bool = False) -> tuple[RunConfig, Loss, ViewMaker, str]:
-    """(configuration, loss with its encoders and heads, view maker, hash of the weights) of a run or exchange folder.
+def load_networks(
+    run: Path, *, untrained: bool = False, checkpoint_name: str = ""
+) -> tuple[RunConfig, Loss, ViewMaker, str, int | None]:
+    """(configuration, loss with its encoders and heads, view maker, hash of the weights, step of the checkpoint) of a
+    run or exchange folder.
 
-    untrained=True takes random weights from the run's seed; the hash is "untrained" then.
+    untrained=True takes random weights from the run's seed; the hash is "untrained" then. checkpoint_name: "latest" or
+    a step, of a run that need not be finished; "": the finished run, whose step here is None.
     """
     config = load_run(run)
     if config.loss.name == registry.PUBLIC_MODEL:
-        return load_public(config, untrained=untrained)
-    weights = checkpoint.read_weights(run)
+        return *load_public(config, untrained=untrained), None
+    step = None
+    if checkpoint_name:
+        weights, step, num_samples = checkpoint.read_step(run, checkpoint_name)
+    else:
+        weights = checkpoint.read_weights(run)
+        num_samples = checkpoint.read_provenance(run)["data"]["num_samples"]
     loss_class = registry.get(config.loss.name)
     modalities = loss_class.modalities(config.loss)
     torch.manual_seed(config.seed)
     encoders = {name: create_encoder(modality=name, **_options(config, name, untrained)) for name in modalities}
     # State with a row per sample is not loaded: millions of rows would only fill the memory.
-    num_samples = min(checkpoint.read_provenance(run)["data"]["num_samples"], MAX_STATE_ROWS)
-    loss = loss_class(config.loss, encoders, num_samples)
+    loss = loss_class(config.loss, encoders, min(num_samples, MAX_STATE_ROWS))
     views = ViewMaker(config.views, modalities)
     modules: list[tuple[nn.Module, str]] = []
     if not untrained:
@@ -52,7 +60,7 @@ def load_networks(run: Path, *, untrained: bool = False) -> tuple[RunConfig, Los
         module.load_state_dict(
             {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
         )
-    return config, loss, views, "untrained" if untrained else _weights_hash(weights)
+    return config, loss, views, "untrained" if untrained else _weights_hash(weights), step
 
 
 def load_public(config: RunConfig, *, untrained: bool = False) -> tuple[RunConfig, Loss, ViewMaker, str]:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from avssl.files.location import is_remote
+from avssl.files.storage import local_copy
 from avssl.media.decode import probe, stream_audio, stream_video
 from avssl.media.images import IMAGE_SUFFIXES, probe_image
 from avssl.media.info import AudioInfo, VideoInfo
 from avssl.media.readers import AudioReader, VideoReader
 from avssl.media.sources import Source
+from avssl.shards.manifest import FileSource
 from avssl.shards.shard_set import Sample, spans
 from avssl.transforms.raw_view import RawView
 from avssl.types import MediaError, Span
@@ -25,10 +28,12 @@ class Media:
 
     key, index: its name, and its number in the shard folder (-1 for a plain file).
     files: {modality: path or bytes}.
-    spans: {"video", "audio": seconds}, on a clock that begins with the first of the two streams.
+    spans: {"video", "audio": seconds}, on a clock that begins with the first of the two streams, or with the segment.
+    stream_starts: {"video", "audio": seconds}, where a stream begins if that is before its span.
     labels: {field: names} of a sample.
     frame_seconds: duration of a video frame if all have the same, as in shards; otherwise 0.
     streams: the open readers of a plain file; the caller that reads them closes them.
+    held: what must live as long, such as the copy of a remote file.
     """
 
     key: str
@@ -37,12 +42,19 @@ class Media:
     spans: dict[str, Span] = field(default_factory=dict)
     labels: dict[str, list[str]] = field(default_factory=dict)
     frame_seconds: float = 0.0
+    stream_starts: dict[str, float] = field(default_factory=dict)
     streams: dict[str, VideoReader | AudioReader] = field(default_factory=dict, compare=False)
+    held: ExitStack = field(default_factory=ExitStack, compare=False, repr=False)
 
     def close(self) -> None:
         """Close the readers, if there are any."""
         for stream in self.streams.values():
             stream.close()
+        self.held.close()
+
+    def stream_start(self, modality: str) -> float:
+        """The time of the first frame or sample of a stream, on the clock of the spans."""
+        return self.stream_starts.get(modality, self.spans[modality].start_seconds)
 
 
 @dataclass
@@ -86,6 +98,46 @@ def open_media(path: str | Path, key: str, modalities: Sequence[str]) -> Media:
         media_spans = {name: _span(path, info, first_seconds) for name, info in infos.items()}
         stack.pop_all()
     return Media(key, -1, dict.fromkeys(infos, path), media_spans, streams=streams)
+
+
+def open_file(source: FileSource, modalities: Sequence[str]) -> Media:
+    """Open a listed file as `open_media` does, with its labels, and of a segment only these seconds: 0 is its begin.
+
+    A URL is fetched, and the copy removed when the media is closed.
+    """
+    if source.error is not None:
+        raise MediaError(*source.error)
+    with ExitStack() as held:
+        try:
+            path = str(held.enter_context(local_copy(source.path)))
+        except OSError as error:
+            is_far = is_remote(source.path) and not isinstance(error, FileNotFoundError)
+            raise MediaError("unreachable" if is_far else "missing_file", f"{source.path}: {error}") from error
+        media = replace(open_media(path, source.key, modalities), labels=source.labels)
+        if source.segment is not None and media.spans:
+            try:
+                media = _of_segment(media, source)
+            except MediaError:
+                media.close()
+                raise
+        return replace(media, held=held.pop_all())
+
+
+def _of_segment(media: Media, source: FileSource) -> Media:
+    """The media of a segment: its clock begins with the segment, and streams that lie outside are left out."""
+    assert source.segment is not None
+    begin, end = source.segment
+    lasts = max(span.end_seconds for span in media.spans.values())
+    if begin >= lasts:
+        message = f"{source.path}: lasts {lasts:.3f} s; its segment begins at {begin:.3f} s"
+        raise MediaError("too_short", message)
+    inside = {
+        name: Span(max(span.start_seconds, begin) - begin, min(span.end_seconds, end) - begin)
+        for name, span in media.spans.items()
+    }
+    inside = {name: span for name, span in inside.items() if span.end_seconds > span.start_seconds}
+    starts = {name: media.spans[name].start_seconds - begin for name in inside}
+    return replace(media, spans=inside, files={name: media.files[name] for name in inside}, stream_starts=starts)
 
 
 def _span(path: str | Path, info: VideoInfo | AudioInfo, first_seconds: float) -> Span:

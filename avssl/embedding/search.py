@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from avssl.embedding.embedder import Embedder
 from avssl.embedding.index import FolderIndex, differences
 from avssl.embedding.parquet import read_row_groups
 from avssl.embedding.public import names_public_model
-from avssl.embedding.sources import key_of
-from avssl.embedding.table import MODALITIES, EmbeddingTable
+from avssl.embedding.sources import located, sources_of_folder
+from avssl.embedding.table import MODALITIES, EmbeddingTable, RowFacts, concatenate
+from avssl.files.checked_json import Fields
 from avssl.files.location import is_remote
+from avssl.files.plain_text import brief
 from avssl.ops.nearest import nearest
 
 NAME_OF_ENCODER = re.compile(r"encoders\.\w+\.name")  # where the files lie: the same ones may lie elsewhere now
@@ -41,6 +44,24 @@ class Hit:
     end_seconds: float
     score: float
     row: int
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is searched for: a file, rows of the folder, or texts.
+
+    name: as it is shown. modality: of the query, or "text". vectors: {modality to search: (n, D)}.
+    parts: for each of the n vectors its start_seconds and end_seconds in the file, with its row if it is one of the
+    folder's; or its text.
+    path: of the file; key: of the rows; "" if it is not asked by one.
+    """
+
+    name: str
+    modality: str
+    vectors: dict[str, Any]
+    parts: list[dict[str, Any]]
+    path: str = ""
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,6 +127,53 @@ class EmbeddingIndex:
                     starts, ends = (columns[name][chosen] for name in _WINDOW_COLUMNS[1:])
                     vectors = columns[column][chosen] if with_vectors else np.zeros((len(chosen), 0), np.float32)
                     yield EmbeddingRows(group_numbers[chosen], vectors, keys, starts, ends)
+
+    def table_of(self, key: str) -> tuple[EmbeddingTable, NDArray[np.int64]]:
+        """(the rows of a key, their numbers in the folder). ValueError if the folder has no rows of it."""
+        found: list[EmbeddingTable] = []
+        numbers: list[int] = []
+        for path, first_row in self._files:
+            rows = [
+                first + place
+                for first, columns in read_row_groups(path, ["key"])
+                for place, name in enumerate(columns["key"])
+                if name == key
+            ]
+            if rows:
+                found.append(EmbeddingTable.read(path).select(rows))
+                numbers += [first_row + row for row in rows]
+        if not found:
+            raise ValueError(f"{self.folder} has no rows of the key {brief(key)}{self._similar(key)}")
+        return concatenate(found), np.array(numbers, np.int64)
+
+    def _similar(self, key: str) -> str:
+        """A hint: keys of the folder that are written alike, or its first one."""
+        keys = {
+            name for path, _ in self._files for _, columns in read_row_groups(path, ["key"]) for name in columns["key"]
+        }
+        near = get_close_matches(key, sorted(keys)[:20_000], 3, 0.5) or sorted(keys)[:1]
+        return f"; it has, for example, {', '.join(map(brief, near))}" if near else ""
+
+    def facts(self, numbers: Collection[int]) -> dict[int, RowFacts]:
+        """{number of a row: its facts} of some rows; only the row groups that hold them are read."""
+        wanted, found = np.array(sorted(set(numbers)), np.int64), {}
+        names = [*_WINDOW_COLUMNS, "index", "labels"]
+        for path, first_row in self._files:
+
+            def is_needed(first: int, end: int, offset: int = first_row) -> bool:
+                low, high = np.searchsorted(wanted, [offset + first, offset + end])
+                return bool(low < high)
+
+            for first, columns in read_row_groups(path, names, is_needed):
+                group = first_row + first + np.arange(len(columns["key"]))
+                for place in np.flatnonzero(np.isin(group, wanted)).tolist():
+                    labels = Fields.parse(columns["labels"][place], f"{path}, row {place}").record
+                    key, start, end = (columns[name][place] for name in _WINDOW_COLUMNS)
+                    checked = Fields({"labels": labels}, str(path)).labels("labels")
+                    found[int(group[place])] = RowFacts(
+                        key, int(columns["index"][place]), float(start), float(end), checked
+                    )
+        return found
 
     def check(self, modality: str) -> None:
         """ValueError if no row has the modality."""
@@ -239,13 +307,14 @@ def load_embedder_of(source: EmbeddingIndex | EmbeddingTable, run: str | Path = 
         lay = str(settings.get("run", ""))
     else:
         where, settings, lay = str(source.folder), source.content.settings, source.content.run_folder
-    made_with = settings.get("weights")
+    made_with, step = settings.get("weights"), settings.get("checkpoint_step")
     folder = str(run or lay)
     if not folder:
         raise FileNotFoundError(f"{where} does not say where its run lies; give it with --run")
     if not run and not is_remote(folder) and not names_public_model(folder) and not Path(folder).exists():
         raise FileNotFoundError(f"{where} was made with {folder}, which does not exist; give the run with --run")
-    embedder = Embedder.from_run(folder, device=device, untrained=made_with == "untrained")
+    name = "" if step is None else str(step)  # rows of a checkpoint are compared with those of the same step alone
+    embedder = Embedder.from_run(folder, device=device, untrained=made_with == "untrained", checkpoint_name=name)
     if embedder.weights_hash != made_with:
         raise ValueError(
             f"{folder} has the weights {embedder.weights_hash}, but {where} was made with {made_with}; "
@@ -265,12 +334,19 @@ def load_embedder_of(source: EmbeddingIndex | EmbeddingTable, run: str | Path = 
     return embedder
 
 
-def key_of_source(index: EmbeddingIndex, path: str | Path) -> str:
-    """The key of a file in the folder; ValueError if the file lies in none of the sources that were embedded."""
-    file = Path(path).resolve()
-    for source in index.content.settings["sources"]:
-        if not is_remote(source) and index.content.settings["shards"] is None and file.is_relative_to(source):
-            return key_of(file.name if file == Path(source) else file.relative_to(source).as_posix())
-    raise ValueError(
-        f"{file} is none of the files from which {index.folder} was made; name the keys to leave out instead"
-    )
+def keys_of_file(index: EmbeddingIndex, path: str | Path) -> set[str]:
+    """The keys of a file in a folder of embeddings: several if a manifest listed some of its seconds.
+
+    ValueError if the file is none of the sources that were embedded.
+    """
+    place, real = located(path), str(Path(path).resolve())
+    found = set()
+    for file in sources_of_folder(index.folder, index.content.settings):
+        is_named_so = Path(file.path).name in (Path(place).name, Path(real).name)
+        if is_named_so and (file.path == real or located(file.path) in (place, real)):
+            found.add(file.key)
+    if not found:
+        raise ValueError(
+            f"{path} is none of the files from which {index.folder} was made; name the keys to leave out instead"
+        )
+    return found

@@ -1,7 +1,8 @@
-"""Sources: lists of files, folders of files, and shard folders.
+"""Sources: files and folders of files, a manifest of `avssl prep index`, and shard folders.
 
-A folder may have any number of files: its listing is read as a stream, in a fixed order, and written to a file on disk
-from which its entries are read by number.
+Keys and labels are those that `avssl prep index` gives to the same files (shards/keys.py). There may be any number of
+files: a listing is read as a stream, in a fixed order, and written to a file on disk from which its entries are read by
+number.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import heapq
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -18,16 +19,24 @@ from typing import Any
 
 import numpy as np
 
+from avssl.embedding.index import LISTING_NAME
+from avssl.files.checked_json import Fields, parse
 from avssl.files.disk_errors import clear_errors
 from avssl.files.folders import UnreadableFolderError, entries_in, is_folder
 from avssl.files.location import is_remote
+from avssl.files.plain_text import brief
+from avssl.files.scratch import temporary_folder
 from avssl.media.images import IMAGE_SUFFIXES
 from avssl.media.info import MEDIA_SUFFIXES
+from avssl.shards.keys import KeyHashes, folder_labels, plain_key
+from avssl.shards.manifest import Entry, FileSource, read_segment, stream_manifest
 from avssl.shards.shard_set import ShardSet
+from avssl.types import FAILURE_REASONS
 
-Sources = ShardSet | Sequence[tuple[Path, str]]  # (path, key) of files
+Sources = ShardSet | Sequence[FileSource]
 NAMES_IN_MEMORY = 200_000  # of one folder; more are sorted in several runs on disk
 LINES_PER_STEP = 128  # lines of a listing per stored offset
+MANIFEST_SUFFIX = ".jsonl"
 
 
 def suffixes_of(modalities: Sequence[str]) -> frozenset[str]:
@@ -41,20 +50,95 @@ def is_shard_folder(path: str | Path) -> bool:
     return is_remote(path) or (Path(path) / "index.json").is_file()
 
 
-def resolve_sources(sources: ShardSet | str | Path | Sequence[str | Path], modalities: Sequence[str]) -> Sources:
-    """A shard set as it is; one shard folder or its URL as a shard set; files and folders of files as (path, key).
+def is_manifest(path: str | Path) -> bool:
+    """Whether a source is a manifest of `avssl prep index`: a file whose name ends with .jsonl."""
+    return not is_remote(path) and Path(path).suffix.lower() == MANIFEST_SUFFIX and Path(path).is_file()
 
-    Of a folder, the files that can hold one of the modalities are taken. The key is the path below the folder, or the
-    name of a file that is a source itself. Raises as `list_files`.
-    """
+
+def resolve_sources(sources: ShardSet | str | Path | Sequence[str | Path], modalities: Sequence[str]) -> Sources:
+    """A shard set as it is; one shard folder or its URL as a shard set; of all others the files, as `list_sources`."""
     if isinstance(sources, ShardSet):
         return sources
     paths = [sources] if isinstance(sources, str | Path) else sources
     if len(paths) == 1 and is_shard_folder(paths[0]):
         return ShardSet(paths[0])
-    roots = [Path(path) for path in paths]
-    files = list_files(roots, suffixes_of(modalities))
-    return [(roots[number] / below, key_of(below or roots[number].name)) for number, below in files]
+    with temporary_folder() as scratch:
+        return list(list_sources(paths, modalities, scratch))
+
+
+def list_sources(paths: Sequence[str | Path], modalities: Sequence[str], scratch: Path) -> Iterator[FileSource]:
+    """The files of one manifest; or of files and folders, of which those are taken that can hold one of the modalities.
+
+    The key is the path below the folder, or the name of a file that is a source itself, as a key of a manifest; the
+    label is the top-level folder. A manifest gives its own keys, labels and segments, and files that it says cannot be
+    read have its reason.
+
+    scratch: an empty folder for temporary files.
+
+    Raises:
+        FileNotFoundError: a source that does not exist, or a folder without such files.
+        ValueError: two files that would have the same key, a damaged manifest, a manifest among other sources.
+    """
+    if any(map(is_manifest, paths)):
+        if len(paths) > 1:
+            raise ValueError(f"{next(filter(is_manifest, paths))}: a manifest is the only source; embed others apart")
+        manifest = Path(located(paths[0]))
+        entries = ((_of_entry(entry, manifest.parent, modalities), "") for entry in stream_manifest(manifest))
+        return _with_unique_keys(entries, scratch, given_in=str(manifest))
+    roots = [Path(located(path)) for path in paths]
+    listed = list_files(roots, suffixes_of(modalities))
+    return _with_unique_keys((_of_file(roots[number], below) for number, below in listed), scratch)
+
+
+def located(path: str | Path) -> str:
+    """A source as an absolute path; a URL as it is. A link to a file keeps its own name, by which its key is made."""
+    if is_remote(path):
+        return str(path)
+    here = Path(path)
+    return str(here.resolve() if here.is_dir() else here.parent.resolve() / here.name)
+
+
+def sources_of_folder(folder: Path, settings: Mapping[str, Any]) -> Iterator[FileSource]:
+    """The files of which a finished folder of embeddings was made, by its settings; none if these were shards.
+
+    Earlier versions kept no list: then it is what lies below the sources now, with the keys of these versions.
+    """
+    if settings.get("shards") is not None:
+        return
+    if (folder / LISTING_NAME).is_file():
+        yield from read_listing(folder / LISTING_NAME)
+        return
+    roots = [root for root in map(Path, settings["sources"]) if root.exists()]
+    for number, below in list_files(roots, suffixes_of(settings["modalities"])):
+        name = below or roots[number].name
+        yield FileSource(str(roots[number] / below), os.fsencode(name).decode("utf-8", "backslashreplace"))
+
+
+def _of_file(root: Path, below: str) -> tuple[FileSource, str]:
+    """(the source of a file below a root, or of the root itself, the text that tells it from others of its key)."""
+    name = below or root.name
+    return FileSource(str((root / below).absolute()), plain_key(name), folder_labels(below)), name
+
+
+def _of_entry(entry: Entry, folder: Path, modalities: Sequence[str]) -> FileSource:
+    """The source of a line of a manifest in `folder`."""
+    if entry.item is not None:
+        raise ValueError(
+            f"{entry.path}: its manifest lists single images of one file; write them with `avssl prep write` and embed "
+            "the shards"
+        )
+    path = entry.path if is_remote(entry.path) else str((folder / entry.path).absolute())
+    error: tuple[Any, str] | None = (entry.error["reason"], entry.error["message"]) if entry.error else None
+    return FileSource(path, entry.key, entry.labels, entry.segment, error or _unfit(entry, modalities))
+
+
+def _unfit(entry: Entry, modalities: Sequence[str]) -> tuple[Any, str] | None:
+    """Why a file that can be read has none of the modalities; None if it may have one."""
+    if entry.is_image and "image" not in modalities:
+        return f"no_{modalities[0]}", f"{entry.path}: is an image, and {' and '.join(modalities)} are to be embedded"
+    if not entry.is_image and set(modalities) == {"image"}:
+        return "no_image", f"{entry.path}: is no image, and only images are to be embedded"
+    return None
 
 
 def num_sources(sources: Sources) -> int:
@@ -65,9 +149,10 @@ def num_sources(sources: Sources) -> int:
 def files_below(folder: str | Path, suffixes: Iterable[str], names_in_memory: int = NAMES_IN_MEMORY) -> Iterator[str]:
     """Paths below a folder, relative and with slashes, of the files with one of the suffixes (".mp4", any case).
 
-    They are sorted by name, folder by folder, the same on every machine. Links to files are followed, links to folders
-    are not. Everything with such a suffix that is no folder is listed, also links that lead nowhere. A
-    subfolder that cannot be read is listed by its own name, so that opening it gives the reason and it is counted.
+    They are sorted by name, folder by folder, the same on every machine. Hidden files and folders are left out. Links
+    to files are followed, links to folders are not. Everything with such a suffix that is no folder is listed, also
+    links that lead nowhere. A subfolder that cannot be read is listed by its own name, so that opening it gives the
+    reason and it is counted.
     OSError if `folder` itself cannot be read.
     """
     allowed = frozenset(suffixes)
@@ -108,15 +193,59 @@ def _entries_of_run(lines: Iterable[str]) -> Iterator[tuple[str, bool]]:
 
 def _entries(folder: str | Path, suffixes: frozenset[str]) -> Iterator[tuple[str, bool]]:
     for entry in entries_in(folder):
+        if entry.name.startswith("."):  # hidden, as `avssl prep index` has it
+            continue
         if is_folder(entry, follow_links=False):
             yield entry.name, True
         elif os.path.splitext(entry.name)[1].lower() in suffixes and not is_folder(entry, follow_links=True):  # noqa: PTH122
             yield entry.name, False
 
 
-def key_of(path: str) -> str:
-    """A path as a key: text that every file format can hold, whatever bytes the name consists of."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+def _with_unique_keys(
+    files: Iterable[tuple[FileSource, str]], scratch: Path, given_in: str = ""
+) -> Iterator[FileSource]:
+    """The files in order, each with a key that no other one has, by the rule of manifests.
+
+    files: with the text that tells a file from others of its key. given_in: the manifest that states the keys; there
+    it is an error if one occurs twice.
+    """
+    spool, hashes = scratch / "files", KeyHashes(scratch / "keys")
+    with closing(hashes), spool.open("wb") as lines:
+        for file, identity in files:
+            hashes.add(file.key)
+            lines.write(json.dumps([_record(file), identity]).encode("ascii") + b"\n")
+    hashes.finish()
+    with spool.open("rb") as lines:
+        for line in lines:
+            record, identity = json.loads(line)
+            if given_in and hashes.is_repeated(record["key"]):
+                raise ValueError(
+                    f"{given_in}: the key {brief(record['key'])} is in several lines; index the files again"
+                )
+            yield _file_of({**record, "key": hashes.unique_key(record["key"], identity)})
+
+
+def _record(file: FileSource) -> dict[str, Any]:
+    """A file as a line of a listing; what it lacks is left out."""
+    return {name: value for name, value in vars(file).items() if value or name == "key"}
+
+
+def _file_of(record: Mapping[str, Any], where: str = "listing") -> FileSource:
+    """The file of a parsed line. ValueError names `where` and the field that does not fit."""
+    fields = Fields.of(record, where)
+    error = record.get("error")
+    if error is not None and not (
+        isinstance(error, list | tuple)
+        and len(error) == 2
+        and error[0] in FAILURE_REASONS
+        and isinstance(error[1], str)
+    ):
+        raise fields.wrong("error", "[reason, message]")
+    segment = read_segment(record.get("segment"), where)
+    labels = fields.labels("labels") if "labels" in record else {}
+    return FileSource(
+        fields.text("path"), fields.text("key"), labels, segment, None if error is None else (error[0], error[1])
+    )
 
 
 def list_files(roots: Sequence[Path], suffixes: Iterable[str]) -> Iterator[tuple[int, str]]:
@@ -152,17 +281,17 @@ def list_files(roots: Sequence[Path], suffixes: Iterable[str]) -> Iterator[tuple
             folders.append(root)
 
 
-def write_listing(file: Path, entries: Iterable[tuple[int, str]]) -> int:
-    """Write the entries of `list_files` to `file` and their offsets beside it (.npy); return the number of entries.
+def write_listing(file: Path, sources: Iterable[FileSource]) -> int:
+    """Write sources to `file`, one a line, and the offsets of lines beside it (.npy); return their number.
 
     Not atomic: the caller records elsewhere that the listing is complete.
     """
     offsets, count = [], 0
     with clear_errors(file, "written"), file.open("wb") as lines:
-        for entry in entries:
+        for source in sources:
             if count % LINES_PER_STEP == 0:
                 offsets.append(lines.tell())
-            lines.write(json.dumps(entry).encode("ascii") + b"\n")
+            lines.write(json.dumps(_record(source)).encode("ascii") + b"\n")
             count += 1
         lines.flush()
         os.fsync(lines.fileno())
@@ -173,11 +302,19 @@ def write_listing(file: Path, entries: Iterable[tuple[int, str]]) -> int:
     return count
 
 
-class Listing(Sequence[tuple[Path, str]]):
-    """(path, key) by number, from a file of `write_listing`. Picklable; LINES_PER_STEP lines are in memory."""
+def read_listing(file: Path) -> Iterator[FileSource]:
+    """The sources of a listing, in order. ValueError names a line that does not fit."""
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            where = f"{file}, line {number}"
+            yield _file_of(parse(line, where), where)
 
-    def __init__(self, file: Path, roots: Sequence[Path]) -> None:
-        self.file, self.roots = file, list(roots)
+
+class Listing(Sequence[FileSource]):
+    """Sources by number, from a file of `write_listing`. Picklable; LINES_PER_STEP lines are in memory."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
         *self._offsets, self._count = np.load(file.with_suffix(".npy"), allow_pickle=False).tolist()
         self._step, self._lines = -1, [b""]
 
@@ -185,7 +322,7 @@ class Listing(Sequence[tuple[Path, str]]):
         return int(self._count)
 
     def __getitem__(self, number: Any) -> Any:
-        """(path, key) of the entry with this number, from 0."""
+        """The source with this number, from 0."""
         if not 0 <= number < len(self):
             raise IndexError(f"entry {number} of a listing of {len(self)}")
         step, line = divmod(number, LINES_PER_STEP)
@@ -194,5 +331,5 @@ class Listing(Sequence[tuple[Path, str]]):
                 lines.seek(self._offsets[step])
                 self._lines = list(islice(lines, LINES_PER_STEP))
             self._step = step
-        root, below = json.loads(self._lines[line])
-        return self.roots[root] / below, key_of(below or self.roots[root].name)
+        where = f"{self.file}, line {number + 1}"
+        return _file_of(parse(self._lines[line], where), where)

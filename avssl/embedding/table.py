@@ -30,6 +30,17 @@ VECTOR_COLUMNS = tuple(f"{modality}_{kind}" for kind in ("embedding", "feature")
 
 
 @dataclass(frozen=True)
+class RowFacts:
+    """What is known of a row besides its vectors. index: of its sample in a shard folder, -1 of a plain file."""
+
+    key: str
+    index: int
+    start_seconds: float
+    end_seconds: float
+    labels: dict[str, list[str]]
+
+
+@dataclass(frozen=True, repr=False)
 class EmbeddingTable:
     """n windows or images with their embeddings; every array has n rows, in the order in which they were written.
 
@@ -113,6 +124,40 @@ class EmbeddingTable:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def __repr__(self) -> str:
+        parts = [f"{len(self)} rows of {len(set(self.keys))} keys"]
+        for name in MODALITIES:
+            vectors = self.embedding(name)
+            if vectors is not None:
+                parts.append(f"{name} {int(self.has(name).sum())} x {vectors.shape[1]}")
+        if fields := self.label_fields():
+            parts.append(f"labels {brief(', '.join(fields))}")
+        if "window_seconds" in self.metadata:
+            parts.append(f"windows of {self.metadata['window_seconds']:g} s")
+        return f"EmbeddingTable({'; '.join(parts)})"
+
+    def to_pandas(self, *, vectors: bool = True) -> Any:
+        """A pandas DataFrame with the same rows; needs `pip install "avssl[pandas]"`.
+
+        Columns: key, index, start_seconds, end_seconds, has_video, has_audio, has_image; one for each label field, as
+        `label` gives it (label_NAME if a column is called NAME already); and with `vectors` one for each of the
+        table's vector columns, of float32 arrays (D,), None where the row lacks the modality.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError(f'to_pandas needs pandas: pip install "avssl[pandas]" ({error})') from error
+        columns: dict[str, Any] = {"key": self.keys} | {name: getattr(self, name) for name in SCALAR_COLUMNS}
+        names = {
+            name: name if name not in (*columns, *VECTOR_COLUMNS) else f"label_{name}" for name in self.label_fields()
+        }
+        columns |= {shown: pd.Series(self.label(name), dtype=object) for name, shown in names.items()}
+        for name in VECTOR_COLUMNS if vectors else ():
+            if (values := getattr(self, name)) is not None:
+                rows = [row if present else None for row, present in zip(values, self.has(name), strict=True)]
+                columns[name] = pd.Series(rows, dtype=object)
+        return pd.DataFrame(columns)
 
     def label_fields(self) -> list[str]:
         """Names of the label fields of all rows, sorted."""

@@ -32,12 +32,20 @@ class VideoClips:
     Args:
         source, name: as decode.read_video. span: of the video, on the clock on which clips begin.
         stream: the opened, unread reader of the source; by default it is opened here.
+        stream_start: where the stream begins on that clock, if not with the span.
     """
 
     def __init__(
-        self, source: Source, name: str, config: VideoViewConfig, span: Span, stream: VideoReader | None = None
+        self,
+        source: Source,
+        name: str,
+        config: VideoViewConfig,
+        span: Span,
+        stream: VideoReader | None = None,
+        stream_start: float | None = None,
     ) -> None:
         self.name, self.config, self.span = name, config, span
+        self._stream_start = span.start_seconds if stream_start is None else stream_start
         self._stream = VideoReader(source, name) if stream is None else stream
         self._kept: dict[float, NDArray[np.uint8]] = {}  # seconds -> frame (S, S, 3), for the clips of later calls
         self._last_seconds, self._last_frame = -np.inf, np.empty(0, np.uint8)  # the frame that was read last
@@ -76,7 +84,7 @@ class VideoClips:
         return [
             seconds
             for start in starts
-            for seconds in (frame_times_seconds(start, num_frames, fps, self.span) - self.span.start_seconds).tolist()
+            for seconds in (frame_times_seconds(start, num_frames, fps, self.span) - self._stream_start).tolist()
         ]
 
     def _frames(self, times: list[float]) -> Iterator[tuple[float, NDArray[np.uint8]]]:
@@ -115,12 +123,23 @@ class AudioClips:
     Args:
         source, name: as decode.read_audio. span: of the audio, on the clock on which clips begin.
         stream: the opened, unread reader of the source; by default it is opened here.
+        stream_start: where the stream begins on that clock, if not with the span; the end of the span is then that of
+            the audio, whatever the stream still holds.
     """
 
     def __init__(
-        self, source: Source, name: str, config: AudioViewConfig, span: Span, stream: AudioReader | None = None
+        self,
+        source: Source,
+        name: str,
+        config: AudioViewConfig,
+        span: Span,
+        stream: AudioReader | None = None,
+        stream_start: float | None = None,
     ) -> None:
-        self.source, self.name, self.config, self.span = source, name, config, span
+        self.source, self.name, self.config = source, name, config
+        self._stream_start = span.start_seconds if stream_start is None else stream_start
+        last = np.inf if stream_start is None else round((span.end_seconds - stream_start) * config.rate_hz)
+        self._end = last  # number of the sample at which the audio ends
         self._stream = AudioReader(source, name) if stream is None else stream
         self._blocks: Iterator[AudioBlock] | None = None
         self._waveform = np.empty(0, np.float32)  # samples from number _first on that were read and not forgotten
@@ -133,7 +152,7 @@ class AudioClips:
     def forget(self, before_seconds: float) -> None:
         """Drop the samples before a time, before which no later clip begins; skip unread samples if they are many."""
         rate = self.config.rate_hz
-        first = max(self._first, round((before_seconds - self.span.start_seconds) * rate))
+        first = max(self._first, round((before_seconds - self._stream_start) * rate))
         kept = self._waveform[first - self._first :]
         reached = self._first + len(self._waveform)
         if self._blocks is not None and not len(kept):
@@ -156,8 +175,8 @@ class AudioClips:
             raise MediaError("no_audio", f"{self.name}: the audio stream holds no decodable sample")
         clips = np.full((len(starts), 1, length), self.config.padding, np.float32)
         for clip, start in zip(clips, starts, strict=True):
-            first = round((start - self.span.start_seconds) * rate)
-            begin, end = max(0, first), max(0, first + length)
+            first = round((start - self._stream_start) * rate)
+            begin, end = max(0, first), int(max(0, min(first + length, self._end)))
             self._read_up_to(end)
             samples = self._waveform[begin - self._first : end - self._first]
             clip[0, : max(0, -first)] = 0

@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import chain, groupby
 from math import floor
-from pathlib import Path
 from typing import Self
 
 import numpy as np
 import torch
 
-from avssl.embedding.media import Media, WindowBatch, media_of_sample, open_media
+from avssl.embedding.media import Media, WindowBatch, media_of_sample, open_file
 from avssl.embedding.sources import Sources, num_sources
 from avssl.embedding.table import MODALITIES
 from avssl.embedding.window_clips import AudioClips, VideoClips
@@ -24,6 +23,7 @@ from avssl.media.images import read_image
 from avssl.media.readers import AudioReader, VideoReader
 from avssl.processes.limits import failure
 from avssl.processes.worker import Message
+from avssl.shards.manifest import FileSource
 from avssl.shards.shard_set import ShardSet
 from avssl.transforms.config import ViewsConfig
 from avssl.transforms.raw_view import RawView, raw_image
@@ -97,12 +97,13 @@ class MediaReader:
                 if name == "image":
                     continue
                 file, span, stream = self.media.files[name], self.media.spans[name], self.media.streams.get(name)
+                start = self.media.stream_starts.get(name)
                 if name == "video":
                     assert not isinstance(stream, AudioReader)  # streams are stored by modality
-                    self._video = VideoClips(file, self.media.key, self.config.video, span, stream)
+                    self._video = VideoClips(file, self.media.key, self.config.video, span, stream, start)
                 else:
                     assert not isinstance(stream, VideoReader)
-                    self._audio = AudioClips(file, self.media.key, self.config.audio, span, stream)
+                    self._audio = AudioClips(file, self.media.key, self.config.audio, span, stream, start)
         except BaseException:
             self.__exit__()
             raise
@@ -191,7 +192,7 @@ class WindowReader:
 
     def name_of(self, number: int) -> str:
         """The name of a source that could not be opened, for messages."""
-        return f"sample {number}" if isinstance(self.sources, ShardSet) else self.sources[number][1]
+        return f"sample {number}" if isinstance(self.sources, ShardSet) else self.sources[number].key
 
     def __iter__(self) -> Iterator[tuple[int, WindowBatch | MediaError]]:
         for number in self.numbers():
@@ -211,13 +212,13 @@ class WindowReader:
                 if batch.is_last:
                     break
 
-    def begin(self, number: int) -> Media | tuple[Path, str]:
-        """The media of a sample; of a file only its path and key, so that an error of the file ends this file alone."""
+    def begin(self, number: int) -> Media | FileSource:
+        """The media of a sample; of a file only where it lies, so that an error of the file ends this file alone."""
         if isinstance(self.sources, ShardSet):
             return media_of_sample(self.sources.read(number))
         return self.sources[number]
 
-    def messages(self, begun: Media | tuple[Path, str]) -> Iterator[Message]:
+    def messages(self, begun: Media | FileSource) -> Iterator[Message]:
         """The window batches of a source as messages between processes."""
         return map(_message_of, self._batches(begun))
 
@@ -225,8 +226,8 @@ class WindowReader:
         """The window batch in a message of `messages`; its media has only a key, an index and labels."""
         return _batch_of(message)
 
-    def _batches(self, begun: Media | tuple[Path, str]) -> Iterator[WindowBatch]:
-        media = begun if isinstance(begun, Media) else open_media(*begun, self.modalities)
+    def _batches(self, begun: Media | FileSource) -> Iterator[WindowBatch]:
+        media = begun if isinstance(begun, Media) else open_file(begun, self.modalities)
         with MediaReader(media, self.config, self.modalities) as reader:
             grid = np.zeros((1, 2))
             if media.spans and tuple(self.modalities) != ("image",):

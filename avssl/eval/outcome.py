@@ -34,6 +34,7 @@ class TaskConfig:
     task: str = ""  # a file of avssl/eval/tasks
     train: str = ""  # shard folder or URL that is learned from
     test: str = ""  # shard folder or URL that is scored
+    checkpoint: str = ""  # "latest" or a step, of a run that goes on or was stopped; "": the finished run
     allow_overlap: bool = False  # evaluate a test set that was trained on; the result says how many samples were
     batch_size: int = 64  # clips per forward pass
     num_workers: int = 2  # decoding processes

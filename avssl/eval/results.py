@@ -35,7 +35,7 @@ FORMAT_VERSION = 1
 # Keys of the configuration without influence on the values.
 NOT_PROTOCOL = (
     "task", "name", "train", "test", "batch_size", "num_workers", "device", "untrained", "allow_overlap", "folder",
-    "log_every_steps", "checkpoint_every_steps", "plugins",
+    "log_every_steps", "checkpoint_every_steps", "plugins", "checkpoint",
 )  # fmt: skip
 PACKAGES = ("avssl", "torch", "numpy", "scikit-learn", "av")
 
@@ -125,7 +125,12 @@ def commit() -> str | None:
 
 
 def result_path(run: Path, config: TaskConfig) -> Path:
-    """RUN/evaluations/<task>-<name>.json, or RUN/evaluation.json for the task `standard`."""
+    """RUN/evaluations/<task>-<name>.json, or RUN/evaluation.json for the task `standard`.
+
+    Of a checkpoint always the former, with -step_<step> behind the name: it is no result of the finished run.
+    """
+    if config.checkpoint:
+        return run / "evaluations" / f"{stem_of(config.task, config.name)}-step_{int(config.checkpoint):06d}.json"
     if config.task == "standard":
         return run / "evaluation.json"
     return run / "evaluations" / f"{stem_of(config.task, config.name)}.json"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +16,7 @@ from avssl.files.checked_json import Fields, parse
 from avssl.files.plain_text import brief
 from avssl.shards.format import dump_json
 from avssl.shards.keys import Segment
-from avssl.types import FAILURE_REASONS
+from avssl.types import FAILURE_REASONS, FailureReason
 
 KEY = re.compile(r"[A-Za-z0-9_/-]+")
 MAX_ITEMS, MAX_SEGMENT_SECONDS = 2**31, 1e9
@@ -107,6 +107,21 @@ def _check_media(fields: Fields, media: dict[str, Any]) -> None:
             for fact, value in inner.record.items():
                 if fact.endswith(("_seconds", "_fps", "fps", "_hz", "_px", "_bytes")) and value is not None:
                     inner.number(fact)
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """A file to embed, or some seconds of one, as a manifest lists it.
+
+    path: absolute, or a URL. segment: the seconds that are the source, from the start of the stream that starts first;
+    None: all of it. error: (reason, message) why it cannot be used, if that is known already.
+    """
+
+    path: str
+    key: str
+    labels: dict[str, list[str]] = field(default_factory=dict)
+    segment: Segment | None = None
+    error: tuple[FailureReason, str] | None = None
 
 
 def read_segment(value: Any, where: str) -> Segment | None:

@@ -54,7 +54,7 @@ class StandardConfig(TaskConfig):
 def standard(embedder: Embedder, config: StandardConfig) -> Outcome:
     """Embed both splits and evaluate the tables; with trained weights they are written to RUN/embeddings/.
 
-    The precision of positives needs the memory banks of the run, and its training split as `train`.
+    The precision of positives needs the memory banks of the finished run, and its training split as `train`.
     """
     run = embedder.run_folder
     if run is None or not config.train or not config.test:
@@ -75,11 +75,12 @@ def standard(embedder: Embedder, config: StandardConfig) -> Outcome:
     if embedder.weights_hash == "untrained":
         return evaluate_tables(train, test, config)
     is_public = embedder.config.loss.name == registry.PUBLIC_MODEL
-    positives, notes = ({}, []) if is_public else positive_sets(run, config)
+    positives, notes = ({}, []) if is_public or config.checkpoint else positive_sets(run, config)
     outcome = evaluate_tables(train, test, config, positives)
     if distributed.rank() == 0:
+        below = f"step_{int(config.checkpoint):06d}" if config.checkpoint else ""
         for split, table in (("train", train), ("test", test)):
-            table.write(run / "embeddings" / f"{split}.parquet")
+            table.write(run / "embeddings" / below / f"{split}.parquet")
     if not any("_knn_" in name for name in outcome.repeats[0].metrics):
         fields = f"{train.label_fields() or 'none'} in {config.train}, {test.label_fields() or 'none'} in {config.test}"
         notes.append(f"no kNN: it needs a label field that both splits have; there are {fields}")
