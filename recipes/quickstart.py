@@ -18,7 +18,7 @@ import webbrowser
 from pathlib import Path
 
 from avssl.errors import one_line_errors
-from avssl.files.plain_text import PlainParser, run_in_utf8, say, say_lines
+from avssl.files.plain_text import JSON_OPTION, PlainParser, begin_command, emit, is_json, say, say_lines
 
 NUM_TRAIN, NUM_TEST, STEPS = 300, 60, 240
 RANKS, SHOWN = 5, 6
@@ -45,9 +45,12 @@ def run(command: str) -> None:
     from avssl.calls import own_run
     from avssl.command import main
 
-    print(f"\n$ avssl {command}", flush=True)
+    json_option = [JSON_OPTION] if is_json() else []
+    say()
+    say(f"$ avssl {command}")
     with own_run():
-        status = main(shlex.split(command))
+        status = main([*shlex.split(command), *json_option])
+    begin_command("quickstart", json_option)
     if status:
         raise SystemExit(status)
 
@@ -80,12 +83,13 @@ def main(folder: Path, opens: bool) -> None:
     run(f"search {at['embeddings']} {shlex.quote(str(query))} --top {SHOWN} --one-per-key --html {at['search.html']}")
 
     found, count = own_sounds(folder / "embeddings")
-    print()
+    say()
     say(f"Of {count} videos that it never saw, {found} have their own sound among the {RANKS} nearest of {count}; "
         f"chance is {RANKS}.")  # fmt: skip
     say(f"Finished in {time.monotonic() - began:.0f} s. The answer, with videos and sounds that play:")
     say(f"  {folder / 'search.html'}")
     say_lines(NEXT)
+    emit("result", page=folder / "search.html", num_videos=count, num_found=found, nearest=RANKS)
     if opens:
         webbrowser.open((folder / "search.html").resolve().as_uri())
 
@@ -98,7 +102,7 @@ def has_screen() -> bool:
 
 def command(arguments: list[str]) -> int:
     """The program: its exit status."""
-    run_in_utf8()
+    arguments = begin_command("quickstart", arguments)
     parser = PlainParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "folder", metavar="FOLDER", type=Path, nargs="?", default=Path("quickstart"), help="default: ./%(default)s"

@@ -52,15 +52,13 @@ def main(arguments: argparse.Namespace) -> int:
         else:
             loaded = faiss_index.LoadedIndex(index, arguments.index, name, arguments.depth)
             results[name] = loaded.search(vectors, arguments.top, **options)
-    page: Path | None = None
     if arguments.html:
         from avssl.embedding_pages.search_page import write_search_page
 
-        page = write_search_page(arguments.html, index, query, results)
-        say(page)
+        say(write_search_page(arguments.html, index, query, results))
     if is_json():
-        facts = {"query": query.name, "query_modality": query.modality, "weights": index.weights_hash, "page": page}
-        emit("result", **facts, index=arguments.index, answers=answers(query.parts, results))
+        facts = {"query": query.name, "query_modality": query.modality, "weights": index.weights_hash}
+        emit("result", **facts, page=arguments.html, index=arguments.index, answers=answers(query.parts, results))
         return 0
     if arguments.html:
         return 0
