@@ -30,6 +30,7 @@ PROGRAMS = {
     "embed": ("avssl.recipes.embed", "embeddings of files, folders or shards"),
     "evaluate": ("avssl.recipes.evaluate", "evaluate a run by a task, or compare two results"),
     "search": ("avssl.recipes.search", "the nearest embeddings of a file, within or across modalities"),
+    "explore": ("avssl.recipes.explore", "drop a video, a sound or text in a browser: the nearest rows, playing"),
     "report": ("avssl.recipes.report", "one HTML page of a run"),
     "demo": ("avssl.recipes.demo", "all of it on a made-up corpus, in ./demo"),
     "exchange": ("avssl.exchange.__main__", "import, export and push models"),

@@ -22,8 +22,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from avssl.embedding import faiss_index
 from avssl.embedding.index import FileRecord, FolderIndex
-from avssl.embedding.search import EmbeddingIndex, Hit
-from avssl.embedding.table import EmbeddingTable
+from avssl.embedding.search import EmbeddingIndex
+from avssl.embedding.table import EmbeddingTable, Hit
 from benchmarks.claims import Claim, command_line, cpu_seconds, median_ratio, publish, take_turns
 
 DIM, NUM_CLUSTERS, SPREAD, TOP, ROUNDS = 128, 1000, 0.5, 10, 3

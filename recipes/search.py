@@ -30,8 +30,8 @@ from avssl.plugins import required
 # What is heavy is imported in the functions, so that --help comes at once.
 if TYPE_CHECKING:
     from avssl.embedding.embedder import Embedder
-    from avssl.embedding.search import EmbeddingIndex, Hit, Query
-    from avssl.embedding.table import EmbeddingTable
+    from avssl.embedding.search import EmbeddingIndex, Query
+    from avssl.embedding.table import EmbeddingTable, Hit
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -65,6 +65,7 @@ MAY_IMPORT = {
     "data_prep/demo": "files processes data_prep/transcode",
     "data_prep/__main__": "files processes shards data_prep/transcode data_prep/write data_prep/inspect",
     "avssl/embedding_pages": "types files shards media processes pages embedding report data_prep/transcode",
+    "avssl/explorer": "types files shards processes pages embedding embedding_pages",
     "avssl/doctor": "files distributed processes media data_prep/transcode",
     "avssl/command": "version files errors recipe_files doctor",
     "avssl/__main__": "command",

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avssl.embedding.index import FAISS_KINDS, FAISS_NAME
-from avssl.embedding.search import EmbeddingIndex, EmbeddingRows, Hit, best_of, hits_among
+from avssl.embedding.search import EmbeddingIndex, best_of, hits_among
+from avssl.embedding.table import EmbeddingRows, Hit
 from avssl.files.whole import whole_file
 
 NUM_RECALL_QUERIES, RECALL_AT = 100, 10

@@ -25,7 +25,7 @@ from avssl.embedding.index import FolderIndex, differences
 from avssl.embedding.parquet import read_row_groups
 from avssl.embedding.public import names_public_model
 from avssl.embedding.sources import located, sources_of_folder
-from avssl.embedding.table import MODALITIES, EmbeddingTable, RowFacts, concatenate
+from avssl.embedding.table import MODALITIES, EmbeddingRows, EmbeddingTable, Hit, RowFacts, concatenate
 from avssl.files.checked_json import Fields
 from avssl.files.location import is_remote
 from avssl.files.plain_text import brief
@@ -33,17 +33,6 @@ from avssl.ops.nearest import nearest
 
 NAME_OF_ENCODER = re.compile(r"encoders\.\w+\.name")  # where the files lie: the same ones may lie elsewhere now
 _WINDOW_COLUMNS = ("key", "start_seconds", "end_seconds")
-
-
-@dataclass(frozen=True)
-class Hit:
-    """A row that a search found. row: its number in the folder, from 0; score: the cosine, in [-1, 1]."""
-
-    key: str
-    start_seconds: float
-    end_seconds: float
-    score: float
-    row: int
 
 
 @dataclass(frozen=True)
@@ -62,17 +51,6 @@ class Query:
     parts: list[dict[str, Any]]
     path: str = ""
     key: str = ""
-
-
-@dataclass(frozen=True)
-class EmbeddingRows:
-    """Rows that have a modality: numbers int64 (n,), vectors float32 (n, D), and the keys and windows of the rows."""
-
-    numbers: NDArray[np.int64]
-    vectors: NDArray[np.float32]
-    keys: list[str]
-    start_seconds: NDArray[np.float64]
-    end_seconds: NDArray[np.float64]
 
 
 class EmbeddingIndex:

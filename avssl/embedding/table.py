@@ -40,6 +40,28 @@ class RowFacts:
     labels: dict[str, list[str]]
 
 
+@dataclass(frozen=True)
+class Hit:
+    """A row that a search found. row: its number in the folder, from 0; score: the cosine, in [-1, 1]."""
+
+    key: str
+    start_seconds: float
+    end_seconds: float
+    score: float
+    row: int
+
+
+@dataclass(frozen=True)
+class EmbeddingRows:
+    """Rows that have a modality: numbers int64 (n,), vectors float32 (n, D), and the keys and windows of the rows."""
+
+    numbers: NDArray[np.int64]
+    vectors: NDArray[np.float32]
+    keys: list[str]
+    start_seconds: NDArray[np.float64]
+    end_seconds: NDArray[np.float64]
+
+
 @dataclass(frozen=True, repr=False)
 class EmbeddingTable:
     """n windows or images with their embeddings; every array has n rows, in the order in which they were written.

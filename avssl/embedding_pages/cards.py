@@ -17,6 +17,7 @@ from avssl.types import Span
 PLAY = Html('<svg viewBox="0 0 24 24" aria-hidden="true"><path class="go" d="M8 5.2v13.6L19 12z"/>'
             '<path class="stop" d="M7 5h3.6v14H7zm6.4 0H17v14h-3.6z"/></svg>')  # fmt: skip
 KINDS = {"video": "video", "audio": "sound", "image": "image"}
+HEADINGS = {"video": "Closest videos", "audio": "Closest sounds", "image": "Closest images"}
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,11 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{end}" if hours else f"{minutes}:{end}"
 
 
-def card(rank: int, shown: Shown, score: float, modality: str, labels: Mapping[str, Sequence[str]]) -> Html:
-    """The card of a result. labels: of the query; a result's label that is the same is marked."""
-    about = tag("div", _score(score), _key(shown.row.key), _labels(shown.row.labels, labels), class_="about")
+def card(
+    rank: int, shown: Shown, score: float, modality: str, labels: Mapping[str, Sequence[str]], more: Html | str = ""
+) -> Html:
+    """The card of a result. labels: of the query; a result's label that is the same is marked. more: markup below."""
+    about = tag("div", _score(score), _key(shown.row.key), _labels(shown.row.labels, labels), more, class_="about")
     picture = _picture(shown, modality, f"result {rank}", tag("b", rank, class_="place"))
     return tag("li", picture, about, class_="hit")
 
@@ -113,6 +116,12 @@ def query_card(shown: Shown, modality: str) -> Html:
     return tag(
         "div", what, tag("div", _picture(shown, modality, "the query", ""), about, class_="hit"), class_="query-card"
     )
+
+
+def row_card(shown: Shown, modality: str, more: Html | str = "") -> Html:
+    """The card of a row that is no result. more: markup below."""
+    about = tag("div", _key(shown.row.key), _labels(shown.row.labels, {}), more, class_="about")
+    return tag("li", _picture(shown, modality, "a row", ""), about, class_="hit")
 
 
 def _picture(shown: Shown, modality: str, name: str, place: Html | str) -> Html:

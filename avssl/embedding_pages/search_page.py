@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from avssl.embedding.media import Media, open_file
-from avssl.embedding.search import EmbeddingIndex, Hit, Query
-from avssl.embedding.table import RowFacts
-from avssl.embedding_pages.cards import PageMedia, Shown, card, query_card
+from avssl.embedding.search import EmbeddingIndex, Query
+from avssl.embedding.table import Hit, RowFacts
+from avssl.embedding_pages.cards import HEADINGS, PageMedia, Shown, card, query_card
 from avssl.embedding_pages.origins import Origins
 from avssl.files.whole import write_whole
 from avssl.pages.html_page import html_page, kit_file
@@ -25,7 +25,6 @@ from avssl.shards.manifest import FileSource
 
 MAX_BYTES = 16_000_000  # of all media of a page, as text
 MAX_CARDS = 240  # of a page, the queries aside
-HEADINGS = {"video": "Closest videos", "audio": "Closest sounds", "image": "Closest images"}
 Results = Mapping[str, Sequence[Sequence[Hit]]]
 
 

@@ -30,6 +30,7 @@ def html_page(
     data: Mapping[str, Any] | None = None,
     styles: Sequence[str] = (),
     scripts: Sequence[str] = (),
+    is_served: bool = False,
 ) -> str:
     """The whole text of a page. The same input gives the same text.
 
@@ -40,6 +41,7 @@ def html_page(
         data: {id: JSON} for the scripts, read with `JSON.parse(document.getElementById(id).textContent)`.
         styles: texts of style sheets besides style.css.
         scripts: texts of scripts, run in this order after players.js.
+        is_served: the page comes from a server of ours, of which it may ask for media and pages.
     """
     blocks = [json_block(name, content) for name, content in {"media": media or {}, **(data or {})}.items()]
     programs = [kit_file("players.js"), *scripts]
@@ -50,16 +52,17 @@ def html_page(
         *blocks,
         *(tag("script", Html(program)) for program in programs),
     )
-    head = _head(title, [kit_file("style.css"), *styles], programs)
+    head = _head(title, [kit_file("style.css"), *styles], programs, is_served=is_served)
     return f"<!doctype html>\n{tag('html', head, content, lang='en')}\n"
 
 
-def _head(title: str, styles: Sequence[str], scripts: Sequence[str]) -> Html:
+def _head(title: str, styles: Sequence[str], scripts: Sequence[str], *, is_served: bool) -> Html:
     digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    ours, asked = (" 'self'", "'self'") if is_served else ("", "'none'")
     policy = (
-        "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; "
-        f"script-src {allowed}; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; img-src data:{ours}; media-src data:{ours}; style-src 'unsafe-inline'; "
+        f"script-src {allowed}; connect-src {asked}; base-uri 'none'; form-action {asked}"
     )
     return tag(
         "head",

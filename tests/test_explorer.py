@@ -1,0 +1,375 @@
+"""The explorer: it finds what a search finds, and gives nothing to who has no token, nor any file but its own clips."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+import numpy as np
+import pytest
+
+from avssl.embedding.search import EmbeddingIndex, load_embedder_of
+from avssl.embedding.sources import suffixes_of
+from avssl.embedding_pages.origins import Origins
+from avssl.explorer.answers import Explorer
+from avssl.explorer.cuts import ClipStore
+from avssl.explorer.page import Place, page_of, render
+from avssl.explorer.question import ALL_WINDOWS, Asked, UploadLimits, address, asked_of
+from avssl.explorer.server import MOST_WAITING_UPLOADS, Service, listen
+from avssl.media.decode import probe
+from avssl.processes.limits import Limits
+from avssl.processes.pool import Sandbox
+from data_prep.transcode.encode import write_media
+from recipes import explore as explore_recipe
+from recipes import search as search_recipe
+from tests.browser import (  # noqa: F401  (chromium is a fixture)
+    PHONE,
+    VIEWS,
+    chromium,
+    faint_texts,
+    overflow_px,
+    plays,
+    reached_by_keyboard,
+    unnamed_controls,
+)
+from tests.conftest import ROOT
+from tests.test_embed import frames, sine
+from tests.test_report import Checker
+from tests.test_search_page import CLASS, found  # noqa: F401  (a fixture)
+
+TOKEN = "right"
+LIMITS = UploadLimits(300_000, 4.0, Limits(60.0))
+
+
+@pytest.fixture(scope="module")
+def service(found, tmp_path_factory):  # noqa: F811
+    """The requests of an explorer of four files of a hostile folder."""
+    index = EmbeddingIndex(found[1])
+    with Sandbox(1, LIMITS.reading) as sandbox:
+        clips = ClipStore(tmp_path_factory.mktemp("served"), sandbox)
+        explorer = Explorer(index, load_embedder_of(index), clips, LIMITS)
+        place = Place(Origins(index.folder, index.content.settings, explorer.keys))
+        service = Service(
+            TOKEN,
+            clips.folder,
+            LIMITS,
+            suffixes_of(explorer.settings["modalities"]),
+            pages=lambda values: page_of(explorer, place, values, 3),
+            take=explorer.take,
+            clip_path=clips.path,
+        )
+        service.explorer, service.place = explorer, place
+        yield service
+        service.close()
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """A video of two seconds with sound."""
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    write_media(path, video=frames(32, 32), video_fps=16, audio=sine(2.0), audio_rate_hz=24_000)
+    return path
+
+
+def request(service, method, path, body=b"", cookie=TOKEN, query="", **headers):
+    """(status, headers, body) of a request that is handed to the application as it is, without a client's mending."""
+    lines = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    if cookie is not None:
+        lines.append((b"cookie", f"{service.cookie}={cookie}".encode()))
+    scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
+             "path": path, "raw_path": path.encode(), "query_string": query.encode(), "root_path": "",
+             "headers": lines, "server": ("127.0.0.1", 80), "client": ("127.0.0.1", 1)}  # fmt: skip
+    blocks = [body[start : start + 65_536] for start in range(0, len(body), 65_536)] or [b""]
+    sent = []
+
+    async def receive():
+        return {"type": "http.request", "body": blocks.pop(0), "more_body": bool(blocks)} if blocks else await forever()
+
+    async def forever():
+        await asyncio.Event().wait()
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(service.app()(scope, receive, send))
+    begun = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    return sent[0]["status"], begun, b"".join(message.get("body", b"") for message in sent[1:])
+
+
+def test_what_is_found_is_what_a_search_by_key_finds(service, found):  # noqa: F811
+    explorer = service.explorer
+    key = next(name for name in explorer.keys if name.endswith("two_mp4"))
+    answer = explorer.answer(Asked(key=key), 5)
+    given = search_recipe.parse([str(found[1]), "--key", key])
+    query = search_recipe.key_query(explorer.index, given)
+    assert answer.modality == query.modality
+    assert set(answer.hits) == set(query.vectors) == {"video", "audio"}
+    for name, vector in query.vectors.items():
+        theirs = explorer.index.search(name, vector, 5, exclude={key}, one_per_key=True)[0]
+        assert [hit.row for hit in answer.hits[name]] == [hit.row for hit in theirs]
+        np.testing.assert_allclose([hit.score for hit in answer.hits[name]], [hit.score for hit in theirs], atol=1e-6)
+    table, numbers = explorer.index.table_of(key)
+    for window in (1, 2):  # a window asks with its own vector
+        found_too = explorer.answer(Asked(key=key, window=window, by="audio", with_own=True, each_row=True), 50)
+        row = int(numbers[np.flatnonzero(table.has_audio)[window - 1]])
+        vector = table.audio_embedding[table.has_audio][window - 1 : window]
+        for name in ("video", "audio"):
+            theirs = explorer.index.search(name, vector, 50)[0]
+            assert [hit.row for hit in found_too.hits[name]] == [hit.row for hit in theirs]
+        assert next(hit.score for hit in found_too.hits["audio"] if hit.row == row) == pytest.approx(1, abs=1e-6)
+        assert explorer.resolved(Asked(row=row, by="audio")) == Asked(key=key, by="audio", window=window)
+
+
+def test_only_rows_of_a_label_are_found(service):
+    explorer = service.explorer
+    label = f"label: {CLASS}"
+    assert label in explorer.labels
+    hits = explorer.answer(Asked(key="a_wav", label=label, each_row=True), 50).hits
+    rows = {hit.row for one in hits.values() for hit in one}
+    assert rows == set(explorer.labels[label].tolist())
+    assert all(CLASS in names for number in rows for names in explorer.index.facts([number])[number].labels.values())
+    with pytest.raises(ValueError, match="no row has the label"):
+        explorer.answer(Asked(key="a_wav", label="label: none"), 5)
+
+
+def test_addresses_say_what_is_asked_and_numbers_are_checked():
+    asked = Asked(key=f"{CLASS}/x?&=%", window=3, by="audio", label="a: b", with_own=True, each_row=True)
+    query = dict(part.split("=", 1) for part in urlsplit(address(asked)).query.split("&"))
+    assert set(query) == {"key", "window", "by", "label", "own", "each"}
+    assert asked_of(dict(parse_qsl(urlsplit(address(asked)).query))) == asked
+    assert address(Asked()) == "/"
+    assert asked_of({"window": "0"}).window == ALL_WINDOWS
+    for wrong in ("-1", "1e3", "٣", "9" * 10, "../x"):
+        with pytest.raises(ValueError, match="whole number"):
+            asked_of({"window": wrong})
+
+
+def test_the_page_is_escaped_and_every_medium_of_it_is_a_clip_that_was_cut(service):
+    explorer = service.explorer
+    key = next(name for name in explorer.keys if name.endswith("one_mp4"))
+    status, headers, body = request(service, "GET", "/", query=urlencode({"key": key, "window": 1}))
+    text = body.decode()
+    checked = Checker(text)
+    assert status == 200
+    assert not checked.wrong
+    assert not checked.open
+    assert not [names for _, names in checked.tags if any(name.startswith("on") for name in names)]
+    assert CLASS in "".join(checked.text)
+    assert headers["cache-control"] == "no-store"
+    media = json.loads(re.search(r'<script type="application/json" id="media">(.*?)</script>', text)[1])
+    addresses = {names["src"] for _, names in checked.tags if "src" in names} | set(media.values())
+    assert media
+    for one in addresses:
+        status, headers, content = request(service, "GET", one)
+        assert (status, headers["x-content-type-options"]) == (200, "nosniff")
+        assert content[:2] == b"\xff\xd8" or probe(content).duration_seconds <= 3.2
+    one = next(iter(media.values()))
+    status, headers, content = request(service, "GET", one, range="bytes=0-9")  # browsers seek so
+    assert (status, len(content)) == (206, 10)
+    wrong = request(service, "GET", "/", query=urlencode({"key": "<script>x</script>"}))
+    assert wrong[0] == 400
+    assert b"<script>x" not in wrong[2]
+    assert b"has no rows of the key" in wrong[2]
+
+
+def test_without_the_token_nothing_is_given(service, clip):
+    for cookie in (None, "", "wrong", TOKEN + "x", "rïght"):
+        for method, path in (("GET", "/"), ("GET", "/media/1.mp4"), ("POST", "/upload"), ("GET", "/nothing")):
+            status, _, body = request(service, method, path, cookie=cookie, body=clip.read_bytes())
+            assert status == 403
+            assert len(body) < 200
+    assert request(service, "GET", "/", cookie=None, query="token=wrong")[0] == 403
+    status, headers, _ = request(service, "GET", "/", cookie=None, query=f"token={TOKEN}")
+    assert (status, headers["location"]) == (303, "/")
+    assert "httponly" in headers["set-cookie"].lower()
+    assert "samesite=strict" in headers["set-cookie"].lower()
+    assert request(service, "POST", "/upload", sec_fetch_site="same-site", body=b"x")[0] == 403
+    assert request(service, "GET", "/", sec_fetch_site="cross-site")[0] == 403
+
+
+def test_no_name_in_a_request_becomes_a_path(service, found, tmp_path):  # noqa: F811
+    folder = service.explorer.clips.folder
+    secret = tmp_path / "secret.mp4"
+    secret.write_bytes(b"secret")
+    (folder / "link.mp4").symlink_to(secret)
+    (folder / "other.mp4").write_bytes(b"secret")
+    own = str(next(found[0].rglob("*.mp4")))
+    names = ("link.mp4", "other.mp4", "../secret.mp4", "..%2fsecret.mp4", "%2e%2e/secret.mp4", str(secret), own,
+             f"//{own}", "..\\secret.mp4", "1.mp4/../other.mp4", "", ".", "..", "1.mp4\x00")  # fmt: skip
+    for name in names:
+        status, _, body = request(service, "GET", f"/media/{name}")
+        assert status == 404, name
+        assert b"secret" not in body
+    for path in ("/etc/passwd", "/../etc/passwd", "/avssl/explorer/server.py", "/static/x", own):
+        assert request(service, "GET", path)[0] == 404
+    listed = service.place.origins.files["a_wav"]
+    assert service.place.is_named(listed.path)
+    assert not service.place.is_named(str(secret))  # a list that was changed afterwards
+    assert not service.place.is_named(f"{found[0]}/../../{secret}")
+
+
+def upload(service, content, name="clip.mp4", **headers):
+    status, _, body = request(service, "POST", "/upload", content, query=urlencode({"name": name}), **headers)
+    return status, json.loads(body)
+
+
+def left(service):
+    return sorted(path.name for path in service.explorer.clips.folder.glob("upload*"))
+
+
+def test_uploads_that_are_too_large_too_long_or_no_media_are_refused_and_leave_nothing(service, clip, tmp_path):
+    before = left(service)
+    limit = LIMITS.num_bytes
+    assert upload(service, b"", content_length=str(limit + 1))[0] == 413
+    status, told = upload(service, b"x" * (limit + 1), content_length="10")  # what is stated is not believed
+    assert (status, "--upload-mib" in told["error"]) == (413, True)
+    # A manifest would name files of this machine; a playlist, too.
+    manifest = json.dumps({"path": "/etc/passwd", "key": "x"}).encode()
+    for name in ("corpus.jsonl", "list.m3u8", "x", "x.mp4.sh", "../../x.txt", ".mp4"):
+        assert upload(service, manifest, name)[0] == 400
+    status, told = upload(service, b"#EXTM3U\nfile:///etc/passwd\n", "../../list.mp4")
+    assert status == 400
+    assert str(service.explorer.clips.folder) not in told["error"]
+    assert "list.mp4" in told["error"]
+    write_media(tmp_path / "long.wav", audio=sine(5.0), audio_rate_hz=24_000, audio_codec="pcm_s16le")
+    status, told = upload(service, (tmp_path / "long.wav").read_bytes(), "long.wav")
+    assert (status, "lasts 5 s" in told["error"]) == (400, True)
+    service._num_uploads = MOST_WAITING_UPLOADS
+    assert upload(service, clip.read_bytes())[0] == 503
+    service._num_uploads = 0
+    assert left(service) == before
+
+
+def test_an_upload_is_embedded_in_a_process_of_its_own_and_finds_the_file_it_is(service, found, monkeypatch):  # noqa: F811
+    explorer = service.explorer
+    path = found[0] / "mute.mp4"
+    workers = []
+    embed = explorer.embedder.embed
+    monkeypatch.setattr(explorer.embedder, "embed", lambda *a, **k: workers.append(k["num_workers"]) or embed(*a, **k))
+    status, told = upload(service, path.read_bytes(), f"../{CLASS}.mp4")
+    assert status == 200, told
+    assert workers == [1]
+    identifier = told["address"].partition("upload=")[2]
+    answer = explorer.answer(Asked(upload=identifier, window=3, each_row=True), 50)
+    own = [hit for hit in answer.hits["video"] if hit.key == "mute_mp4"]
+    assert next(hit.score for hit in own if hit.start_seconds == 1.0) == pytest.approx(1, abs=1e-5)  # its third window
+    assert len(answer.windows.keys) == len(own)
+    text = request(service, "GET", "/", query=told["address"][2:])[2].decode()
+    assert CLASS not in text
+    assert not Checker(text).wrong
+    assert request(service, "GET", "/", query="upload=unknown")[0] == 400
+
+
+def test_clips_beyond_the_bound_go_and_the_last_one_stays(service, found, tmp_path):  # noqa: F811
+    explorer = service.explorer
+    clips = ClipStore(tmp_path, explorer.clips.sandbox, most_bytes=1)
+    first, last = (service.place.cut(row) for row in explorer.index.facts([0, 3]).values())
+    names = [clips.shown([cut])[0].movie for cut in (first, last)]
+    assert clips.path(names[0]) is None
+    assert clips.path(names[1]).is_file()
+    assert {path.name for path in tmp_path.iterdir()} >= {names[1]}
+    assert names[0] not in {path.name for path in tmp_path.iterdir()}
+    gone = replace(first, place=replace(first.place, path="/nowhere/x.mp4"))
+    shown = clips.shown([gone])[0]
+    assert shown.problem
+    assert "/nowhere" not in shown.problem
+
+
+def test_text_that_the_model_does_not_read_is_an_error_that_says_so(service):
+    status, _, body = request(service, "GET", "/", query="text=a+dog")
+    assert status == 400
+    assert b"reads no text" in body
+    assert 'name="text"' not in render(service.explorer, service.place, Asked(), 3)
+
+
+def test_a_port_in_use_and_a_missing_extra_are_errors_of_one_line(monkeypatch):
+    with listen("127.0.0.1", 0) as first, pytest.raises(OSError, match="--port 0"):
+        listen("127.0.0.1", first.getsockname()[1])
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    said = []
+    monkeypatch.setattr("avssl.errors.say", lambda text, *_: said.append(text))
+    with pytest.raises(SystemExit):
+        explore_recipe.command(["nowhere"])
+    assert 'pip install "avssl[explore]"' in said[0]
+
+
+@pytest.fixture
+def server(found, tmp_path):  # noqa: F811
+    """(address with the token, folder of temporary files, process) of the command."""
+    command = [sys.executable, "-m", "avssl", "explore", found[1], "--port", "0", "--top", "3", "--num-workers", "1"]
+    environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    lines = []
+    while not (lines and lines[-1].startswith("Ctrl+C")):
+        line = process.stdout.readline()
+        assert line, process.stderr.read()
+        lines.append(line)
+    yield re.search(r"http://\S+", "".join(lines))[0], tmp_path, process
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_the_command_guards_its_pages_and_leaves_nothing_behind(server, sent):
+    import urllib.error
+    import urllib.request
+
+    where, folder, process = server
+    assert urlsplit(where).hostname == "127.0.0.1"
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(where.partition("?")[0])
+    opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+    assert b"Begin with one of these" in opener.open(where).read()
+    assert any(folder.rglob("*.mp4"))
+    process.send_signal(sent)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == (143 if sent == signal.SIGTERM else 0), err
+    assert "Traceback" not in err
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.slow
+def test_the_explorer_in_a_browser(chromium, server, clip, tmp_path):  # noqa: F811
+    where, _, _ = server
+    for view in VIEWS:
+        with chromium.open(where, view) as page:
+            assert faint_texts(page) == []
+            assert unnamed_controls(page) == []
+            assert overflow_px(page) == 0
+            page.get_by_role("link", name=re.compile("Closest to .*two")).click()
+            page.get_by_role("heading", name="Closest sounds").wait_for()
+            assert faint_texts(page) == []
+            assert unnamed_controls(page) == []
+            assert overflow_px(page) == 0
+            assert reached_by_keyboard(page, "#window")
+    with chromium.open(where, PHONE) as page:
+        page.locator("#file").set_input_files(clip)
+        page.get_by_text("Asked by this video").wait_for()
+        assert page.locator(".query-card .path b").text_content() == "clip.mp4"
+        page.locator(".query-card button.play").click()
+        page.locator(".query-card .playing video").wait_for()
+        assert plays(page, ".query-card video")
+        first = page.locator(".hits .hit").first.text_content()
+        page.locator("#window").focus()
+        page.keyboard.press("ArrowRight")
+        page.wait_for_url("**window=1**")
+        assert page.locator("#now").text_content().startswith("1 of ")
+        page.locator("#label").select_option(label=f"label: {CLASS}")
+        page.wait_for_url("**label=**")
+        assert all(CLASS in text for text in page.locator(".hits .chips").all_text_contents())
+        page.locator("#by-audio").check()
+        page.get_by_text("Asked by this sound").wait_for()
+        page.locator(".hits .audio, .hits .sound").first.wait_for()
+        page.go_back()
+        page.get_by_text("Asked by this video").wait_for()
+        assert first
