@@ -138,7 +138,7 @@ class PlainParser(argparse.ArgumentParser):
     def format_help(self) -> str:
         """The help, in which options that do not say their default do."""
         for action in self._actions:
-            if action.option_strings and action.help and action.help != argparse.SUPPRESS:
+            if action.option_strings and action.help != argparse.SUPPRESS:
                 action.help = _with_default(action)
         return super().format_help()
 
@@ -149,13 +149,13 @@ class PlainParser(argparse.ArgumentParser):
 
 
 def _with_default(action: argparse.Action) -> str:
-    text = str(action.help)
+    text = action.help or ""
     if "default" in text or action.required or isinstance(action, argparse._HelpAction):
         return text
     if isinstance(action, argparse._StoreTrueAction):
-        return f"{text} (default: no)"
+        return f"{text} (default: no)".lstrip()
     is_empty = action.default in (None, "", []) or action.default is argparse.SUPPRESS
-    return f"{text} (default: {'none' if is_empty else '%(default)s'})"
+    return f"{text} (default: {'none' if is_empty else '%(default)s'})".lstrip()
 
 
 class PlainRecords(logging.Filter):
