@@ -194,7 +194,7 @@ def build(arguments: argparse.Namespace) -> int:
         recall, noisy, count = facts["recall_at_10"], facts["noisy_recall_at_10"], facts["num_recall_queries"]
         say(f"{arguments.kind} of {facts['num_rows']} {modality} rows, in {facts['build_seconds']:.1f} s: "
               f"recall at 10 is {recall:.3f} over {count} stored rows, {noisy:.3f} with noise added")  # fmt: skip
-        emit("index", kind=arguments.kind, modality=modality, **facts)
+        emit("index", **{**facts, "kind": arguments.kind, "modality": modality})
     emit("result", folder=arguments.index_folder, kind=arguments.kind)
     return 0
 
