@@ -14,6 +14,7 @@ from avssl.embedding.folder import FolderJob
 from avssl.embedding.index import FileRecord, FolderIndex
 from avssl.embedding.search import EmbeddingIndex, in_one_space, load_embedder_of
 from avssl.embedding.table import EmbeddingTable
+from avssl.files.plain_text import begin_command
 from data_prep.transcode.encode import write_media
 from recipes import search as search_recipe
 from tests.conftest import run_python
@@ -141,6 +142,7 @@ def videos(tiny_run, tmp_path_factory):
 
 def answers(capsys, *arguments):
     assert search_recipe.command([*map(str, arguments), "--json"]) == 0
+    begin_command("search", [])  # --json is over
     return json.loads(capsys.readouterr().out)
 
 
