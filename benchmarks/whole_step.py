@@ -18,6 +18,7 @@ import torch
 from torch.nn.functional import normalize
 
 from avssl import config, losses
+from avssl.files.progress import Stages
 from avssl.models import create_encoder
 from avssl.optim.build import build_optimizer, set_learning_rate
 from avssl.train.monitor import Monitor
@@ -72,7 +73,9 @@ class WholeStep:
         accelerator = SimpleNamespace(
             is_main_process=False, sync_gradients=True, _optimizers=[self.optimizer], log_with=[]
         )
-        self.monitor = Monitor(accelerator, self.cfg, self.progress.total_steps, loader, self.progress)
+        self.monitor = Monitor(
+            accelerator, self.cfg, self.progress.total_steps, loader, self.progress, Stages(shown=False)
+        )
         accelerator.is_main_process = True  # it writes metrics.jsonl, without a bar
         self.raw = synthetic_views(size.batch_size, self.cfg, pin=self.device.type == "cuda")
         generator = torch.Generator().manual_seed(1)

@@ -12,6 +12,7 @@ from avssl.data.loader import Loader
 from avssl.data.loader_config import LoaderConfig
 from avssl.embedding.windows import WindowReader
 from avssl.media.decode import probe, read_audio, read_video
+from avssl.shards.manifest import FileSource
 from avssl.shards.shard_set import ShardSet
 from avssl.transforms.config import AudioViewConfig, VideoViewConfig, ViewsConfig
 from avssl.transforms.view_maker import ViewMaker
@@ -191,7 +192,7 @@ def test_in_the_batches_of_the_loader(films):
 def test_in_the_windows_of_embedding(films, kind, stride):
     paths, wanted, folder = films
     names = {(path.name if kind == "files" else path.name.replace(".", "_")): name for name, path in paths.items()}
-    sources = ShardSet(folder) if kind == "shards" else [(path, path.name) for path in paths.values()]
+    sources = ShardSet(folder) if kind == "shards" else [FileSource(str(path), path.name) for path in paths.values()]
     stream = WindowReader(sources, CONFIG, ("video", "audio"), CLIP_SECONDS, stride)
     seen = set()
     for _, windows in stream:

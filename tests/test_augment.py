@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from avssl import config
+from avssl import config, help_text
 from avssl.config import ConfigError, RunConfig, parse
 from avssl.transforms.color_augment import JITTER_ORDERS, ColorParams
 from avssl.transforms.config import ViewsConfig, check_views, image_augment
@@ -209,7 +209,7 @@ def test_a_run_with_a_set_of_its_own_reads_back_equal(tmp_path) -> None:  # type
 
 
 def test_help_names_the_sets_without_their_values() -> None:
-    line = next(line for line in config.describe(RunConfig).splitlines() if line.startswith("  augments:"))
+    line = next(line for line in help_text.describe(RunConfig).splitlines() if line.startswith("  augments:"))
     assert all(name in line for name in published_sets())
     assert "ImageAugment(" not in line
     assert len(line) < 300

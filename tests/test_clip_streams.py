@@ -15,6 +15,7 @@ from avssl.embedding.window_clips import AudioClips, VideoClips
 from avssl.embedding.windows import WINDOWS_PER_READ, WindowReader
 from avssl.media import ffmpeg, gapless_audio, readers
 from avssl.media.decode import read_audio, read_video, stream_audio
+from avssl.shards.manifest import FileSource
 from avssl.transforms.config import AudioViewConfig, VideoViewConfig, ViewsConfig
 from avssl.transforms.raw_view import raw_image
 from avssl.transforms.time_sampling import frame_times_seconds
@@ -133,7 +134,7 @@ def counts(monkeypatch):
 def test_a_file_is_opened_once_per_stream_and_each_frame_decoded_once(videos, counts, stride):
     """However much windows overlap: 12 s of 10 frames per second are 120 frames."""
     config = ViewsConfig(video=VIDEO, audio=AUDIO)
-    stream = WindowReader([(videos["mp4"], "video")], config, ("video", "audio"), 0.5, stride)
+    stream = WindowReader([FileSource(str(videos["mp4"]), "video")], config, ("video", "audio"), 0.5, stride)
     num_windows = sum(len(windows.grid) for _, windows in stream)
     assert num_windows >= 11.5 / stride
     assert counts["video.mp4 opened"] == 2
@@ -202,7 +203,7 @@ def test_a_clip_that_a_window_holds_several_times_counts_as_often(tiny_run, tmp_
             writer.write_video(generator.integers(0, 255, (40, 64, 3), dtype=np.uint8))
         writer.write_audio(0.1 * generator.standard_normal((1, RATE_HZ)).astype(np.float32))
     settings = embedder.settings(1.0, 1.0, None)
-    ((_, windows),) = embedder.window_reader([(video, "video")], settings)
+    ((_, windows),) = embedder.window_reader([FileSource(str(video), "video")], settings)
     (clips, owners), (table, _) = (
         (windows.clips["video"], windows.owners["video"]),
         embedder.embed(video, window_seconds=1.0),

@@ -160,6 +160,7 @@ def test_a_share_gets_every_option_that_changes_rows_or_effort(tmp_path, monkeyp
             "--untrained",
             "--checkpoint",
             "300",
+            "--json",
         ),
         *("--plugin", own, "--plugin", "other.py", "--plugin-changed", "--overwrite"),
         *("--executor", "slurm", "--slurm-tasks", "4", "--slurm-partition", "gpu", "--gpus-per-task", "1"),

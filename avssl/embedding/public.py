@@ -40,10 +40,12 @@ def public_config(name: str, changes: Sequence[str] = ()) -> RunConfig:
     wrong = [change for change in changes if not change.startswith(("views.", "encoders."))]
     if wrong:
         raise ValueError(f"{wrong[0]}: only keys of views and encoders change how a public model embeds")
-    cfg = config.parse(RunConfig, ["loss.name=public_model", *changes])
     options: dict[str, Any] = {"pretrained": True}
     known = public.modalities(name, **options)
     modalities = [modality for modality in known if modality != "audio" or known[0] == "audio"]
+    # By name before the changes: the options of these encoders are not those of a recipe's.
+    named = [f"encoders.{modality}.name={json.dumps(name)}" for modality in modalities]
+    cfg = config.parse(RunConfig, ["loss.name=public_model", *named, *changes])
     cast("PublicModelConfig", cfg.loss).modalities = tuple(modalities)
     for modality in modalities:
         changed = {key: value for key, value in cfg.encoders.get(modality, {}).items() if key != "name"}
