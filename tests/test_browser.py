@@ -41,6 +41,7 @@ def test_contrast_is_that_of_the_standard() -> None:
     assert contrast((255, 0, 0), (255, 0, 0)) == 1
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_a_page_is_found(chromium: Chromium, tmp_path: Path) -> None:  # noqa: F811
     path = tmp_path / "bad.html"
     path.write_text(
@@ -104,7 +105,7 @@ def report(tmp_path_factory: pytest.TempPathFactory, clip: tuple[bytes, bytes]) 
     )
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("view", VIEWS, ids=str)
 def test_the_report_reads_plays_and_answers_to_the_keyboard(chromium: Chromium, report: Path, view: View) -> None:  # noqa: F811
     with chromium.open(report, view) as page:
@@ -145,6 +146,7 @@ def drag(page: Any, chart: str, first: float, last: float) -> None:
     page.mouse.up()
 
 
+@pytest.mark.slow
 def test_zoom_zooms_all_charts_and_goes_back(chromium: Chromium, report: Path) -> None:  # noqa: F811
     with chromium.open(report) as page:
         low, high = span(page)
@@ -205,6 +207,7 @@ def test_smoothing_is_an_average_whose_weights_sum_to_one(chromium: Chromium, tm
         assert float(page.inner_text("#chart-value").split()[-1]) == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_minor_curves_are_folded_and_are_drawn_when_they_are_opened(chromium: Chromium, report: Path) -> None:  # noqa: F811
     with chromium.open(report) as page:
         fold = page.locator("details.fold", has_text="Speed and learning rate")
@@ -237,6 +240,7 @@ def test_a_finger_zooms_and_a_tap_does_not(chromium: Chromium, report: Path) -> 
         assert high - low < 0.5 * (before[1] - before[0])
 
 
+@pytest.mark.slow
 def test_a_point_of_the_map_is_seen_and_heard_and_takes_other_colors(chromium: Chromium, report: Path) -> None:  # noqa: F811
     with chromium.open(report, DESKTOP) as page:
         before = page.evaluate(COLORS)

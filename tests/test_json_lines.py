@@ -31,6 +31,7 @@ def avssl(*arguments, check=True):
     return before, last
 
 
+@pytest.mark.slow
 def test_files_become_shards_with_their_accounting(corpus, tmp_path):
     manifest, shards = tmp_path / "corpus.jsonl", tmp_path / "shards"
     _, listed = avssl("prep", "index", corpus / "test", "--out", manifest, "--workers", 1)

@@ -103,6 +103,7 @@ def test_every_result_has_rank_score_key_seconds_and_a_clip_of_those_seconds(fou
     assert all(f">{rank}</b>" in text for rank in range(1, 7))
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_or_is_gone_is_said_and_the_rest_is_there(found, tmp_path):
     index = EmbeddingIndex(found[1])
     vectors = {"video": np.ones((1, 8))}
@@ -211,6 +212,7 @@ def test_the_command_asks_by_file_by_key_and_refuses_what_is_no_query(found, tmp
     assert "give one of QUERY (a file), --key and --text; given: QUERY, --key" in both.stderr
 
 
+@pytest.mark.slow
 def test_a_folder_of_embeddings_has_a_page_of_what_it_holds_and_what_not(found, tmp_path, chromium):  # noqa: F811
     shutil.copytree(found[1], tmp_path / "index")
     index = json.loads((tmp_path / "index" / "index.json").read_text())

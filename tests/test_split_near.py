@@ -56,6 +56,7 @@ def taken(path, *, is_image=False):
     return fingerprint(FileTask(str(path), 0, is_image))
 
 
+@pytest.mark.slow
 def test_copies_are_found_and_other_films_are_not(tmp_path):
     found = {(name, seed): taken(write_copy(tmp_path, name, seed)) for name in COPIES for seed in range(2)}
     for (one, first), (other, second) in itertools.combinations(found, 2):

@@ -31,6 +31,7 @@ def parts(corpus, tmp_path_factory):
     return {name: folder / name for name in names}
 
 
+@pytest.mark.slow
 def test_index_with_a_share_writes_parts_whose_shards_share_no_source(parts):
     """By the digests of evaluation, which know nothing of the split; and the split's own hashes are these digests."""
     found = {name: set(sample_digests(ShardSet(folder)).sources.tolist()) for name, folder in parts.items()}
