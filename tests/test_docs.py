@@ -56,7 +56,7 @@ def test_a_block_that_fails_fails_its_page(tmp_path):
         "```bash\n{}\n```\n\n<!-- not run: needs a machine of your own -->\n```bash\nfalse\n```\n\n```python\n{}\n```\n"
     )
     (tmp_path / "work").mkdir()
-    for number, (command, code) in enumerate((("avssl no-such-program", ""), ("true", "assert 1 == 2"))):
+    for number, (command, code) in enumerate((("ls no-such-file", ""), ("true", "assert 1 == 2"))):
         page.write_text(text.format(command, code))
         first, second, third = blocks(page)
         assert second.reason == "needs a machine of your own"
