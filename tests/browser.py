@@ -182,7 +182,8 @@ def faint_texts(page: Any) -> list[str]:
 _UNNAMED = """() => {
   const named = (one) => (one.getAttribute("aria-label") || "").trim() || one.labels?.length || one.textContent.trim()
     || (one.getAttribute("aria-labelledby") && document.getElementById(one.getAttribute("aria-labelledby")));
-  return [...document.querySelectorAll("a[href], button, input, select, textarea, video, audio, summary, [tabindex]")]
+  const kinds = "a[href], button, input:not([type=hidden]), select, textarea, video, audio, summary, [tabindex]";
+  return [...document.querySelectorAll(kinds)]
     .filter((one) => !named(one)).map((one) => one.outerHTML.slice(0, 120));
 }"""
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from avssl.embedding.search import EmbeddingIndex, load_embedder_of
 from avssl.embedding.sources import suffixes_of
@@ -32,8 +37,11 @@ from recipes import search as search_recipe
 from tests.browser import (  # noqa: F401  (chromium is a fixture)
     PHONE,
     VIEWS,
+    Chromium,
+    View,
     chromium,
     faint_texts,
+    found_program,
     overflow_px,
     plays,
     reached_by_keyboard,
@@ -41,6 +49,7 @@ from tests.browser import (  # noqa: F401  (chromium is a fixture)
 )
 from tests.conftest import ROOT
 from tests.test_embed import frames, sine
+from tests.test_public_search import clap  # noqa: F401  (a fixture)
 from tests.test_report import Checker
 from tests.test_search_page import CLASS, found  # noqa: F401  (a fixture)
 
@@ -289,6 +298,25 @@ def test_text_that_the_model_does_not_read_is_an_error_that_says_so(service):
     assert 'name="text"' not in render(service.explorer, service.place, Asked(), 3)
 
 
+@pytest.mark.slow
+def test_text_finds_what_a_search_by_text_finds(clap, tmp_path):  # noqa: F811
+    index = EmbeddingIndex(clap[2])
+    embedder = load_embedder_of(index)
+    with Sandbox(1, LIMITS.reading) as sandbox:
+        explorer = Explorer(index, embedder, ClipStore(tmp_path, sandbox), LIMITS)
+        place = Place(Origins(index.folder, index.content.settings, explorer.keys))
+        assert explorer.text_modalities == ("audio",)
+        theirs = index.search("audio", embedder.embed_text(["a dog barks"], "audio"), 3)[0]
+        assert [hit.row for hit in explorer.answer(Asked(text="a dog barks"), 3).hits["audio"]] == [
+            hit.row for hit in theirs
+        ]
+        text, status = page_of(explorer, place, {"text": "a dog <b>"}, 3)
+        assert status == 200
+        assert 'name="text"' in text
+        assert "a dog &lt;b&gt;" in text
+        assert page_of(explorer, place, {"text": "dog " * 200}, 3)[1] == 400
+
+
 def test_a_port_in_use_and_a_missing_extra_are_errors_of_one_line(monkeypatch):
     with listen("127.0.0.1", 0) as first, pytest.raises(OSError, match="--port 0"):
         listen("127.0.0.1", first.getsockname()[1])
@@ -300,22 +328,31 @@ def test_a_port_in_use_and_a_missing_extra_are_errors_of_one_line(monkeypatch):
     assert 'pip install "avssl[explore]"' in said[0]
 
 
-@pytest.fixture
-def server(found, tmp_path):  # noqa: F811
-    """(address with the token, folder of temporary files, process) of the command."""
-    command = [sys.executable, "-m", "avssl", "explore", found[1], "--port", "0", "--top", "3", "--num-workers", "1"]
-    environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+@contextlib.contextmanager
+def started(index, folder):
+    """(address with the token, process) of the command; folder: for its temporary files."""
+    command = [sys.executable, "-m", "avssl", "explore", index, "--port", "0", "--top", "3", "--num-workers", "1"]
+    environment = os.environ | {"TMPDIR": str(folder), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
-    lines = []
-    while not (lines and lines[-1].startswith("Ctrl+C")):
-        line = process.stdout.readline()
-        assert line, process.stderr.read()
-        lines.append(line)
-    yield re.search(r"http://\S+", "".join(lines))[0], tmp_path, process
-    process.kill()
-    process.communicate()
+    try:
+        lines = []
+        while not (lines and lines[-1].startswith("Ctrl+C")):
+            line = process.stdout.readline()
+            assert line, process.stderr.read()
+            lines.append(line)
+        yield re.search(r"http://\S+", "".join(lines))[0], process
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+@pytest.fixture
+def server(found, tmp_path):  # noqa: F811
+    """(address with the token, folder of temporary files, process) of the command."""
+    with started(found[1], tmp_path) as (where, process):
+        yield where, tmp_path, process
 
 
 @pytest.mark.slow
@@ -359,7 +396,6 @@ def test_the_explorer_in_a_browser(chromium, server, clip, tmp_path):  # noqa: F
         page.locator(".query-card button.play").click()
         page.locator(".query-card .playing video").wait_for()
         assert plays(page, ".query-card video")
-        first = page.locator(".hits .hit").first.text_content()
         page.locator("#window").focus()
         page.keyboard.press("ArrowRight")
         page.wait_for_url("**window=1**")
@@ -372,4 +408,27 @@ def test_the_explorer_in_a_browser(chromium, server, clip, tmp_path):  # noqa: F
         page.locator(".hits .audio, .hits .sound").first.wait_for()
         page.go_back()
         page.get_by_text("Asked by this video").wait_for()
-        assert first
+    assert Image.open(io.BytesIO(picture(chromium, where))).size == (1100, 1000)
+
+
+def picture(browser, where, most_bytes=150_000):
+    """WebP of an answer, for the documentation: python -m tests.test_explorer EMBEDDINGS docs/pictures."""
+    with browser.open(where, View(1100, 1000, "light")) as page:
+        page.locator("a.onward").last.click()
+        page.get_by_text("Asked by this").wait_for()
+        page.locator("main:not([aria-busy])").wait_for()
+        page.wait_for_timeout(500)
+        shot = Image.open(io.BytesIO(page.screenshot()))
+    for quality in (90, 80, 65, 50, 35):
+        output = io.BytesIO()
+        shot.save(output, "WEBP", quality=quality, method=6)
+        if output.tell() <= most_bytes:
+            return output.getvalue()
+    raise ValueError(f"a picture of {shot.size} does not fit into {most_bytes} bytes")
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as temporary, started(Path(sys.argv[1]), temporary) as (address_given, _):
+        one = Chromium(found_program())
+        (Path(sys.argv[2]) / "explorer.webp").write_bytes(picture(one, address_given))
+        one.end()
