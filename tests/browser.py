@@ -108,6 +108,11 @@ def found_program() -> str | None:
     return os.environ.get("AVSSL_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 
 
+_shared: list[
+    Chromium
+] = []  # once for each file of tests that imports the fixture; Playwright starts once in a process
+
+
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Chromium]:
     """The browser, see Chromium.open."""
@@ -116,9 +121,11 @@ def chromium() -> Iterator[Chromium]:
         pytest.skip(
             f"this machine has no browser ({', '.join(NAMES)}): apt-get install chromium, or AVSSL_CHROMIUM=..."
         )
-    browser = Chromium(program)
-    yield browser
-    browser.end()
+    _shared.append(_shared[0] if _shared else Chromium(program))
+    yield _shared[0]
+    if len(_shared) == 1:
+        _shared[0].end()
+    _shared.pop()
 
 
 def contrast(first: tuple[float, ...], second: tuple[float, ...]) -> float:

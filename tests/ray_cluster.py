@@ -75,6 +75,9 @@ def main(facts, what, *arguments):
     killer.start()
     count = work(*arguments)
     killer.join()
+    end = time.monotonic() + 60  # Ray knows of a node's death some seconds later
+    while alive() == before and time.monotonic() < end:
+        time.sleep(0.2)
     found = {"before": before, "after": alive(), "done_at_kill": done_at_kill, "count": count}
     Path(facts).write_text(json.dumps(found))
     ray.shutdown()

@@ -204,7 +204,7 @@ def test_the_command_asks_by_file_by_key_and_refuses_what_is_no_query(found, tmp
     said = run_python(
         "recipes/search.py", index, folder / "mute.mp4", "--html", tmp_path / "a.html", "--top", "3"
     ).stdout
-    assert re.search(r"a\.html: 0\.\d MB, one file, \d clips that play", said)
+    assert re.search(r"a\.html: \d\.\d MB, one file, \d clips that play", said)
     assert (tmp_path / "a.html").is_file()
     wrong = run_python("recipes/search.py", index, "--key", "mute.mp4", check=False)
     assert "has no rows of the key 'mute.mp4'; it has, for example, 'mute_mp4'" in wrong.stderr

@@ -6,7 +6,7 @@
   const fields = () => all("a[href], button, input, select, summary, [tabindex]");
   const store = { get: (key) => { try { return sessionStorage.getItem(key); } catch { return null; } },
     set: (key, value) => { try { sessionStorage.setItem(key, value); } catch { /* the place is lost, the page is not */ } } };
-  const key = "avssl " + document.title;
+  const key = "avssl " + location.pathname;
   function restore() {
     const kept = JSON.parse(store.get(key) || "null");
     if (!kept) return;
