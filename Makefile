@@ -27,7 +27,7 @@ $(READY): pyproject.toml
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	@touch $(READY)
 
-quickstart: $(READY) ## the whole way in about a minute: a page of search results that play
+quickstart: $(READY) ## the whole way in a minute and a half: a page of search results that play
 	$(BIN)/avssl quickstart
 
 demo: $(READY) ## the main job on an embedded corpus: corpus, shards, AVID, AVID+CMA, embeddings, evaluation, report

@@ -24,7 +24,7 @@ from avssl.version import __version__
 
 # {name: (module with `command(arguments) -> exit status`, what it does)}
 PROGRAMS = {
-    "quickstart": ("avssl.recipes.quickstart", "the whole way in about a minute, on made-up videos, in ./quickstart"),
+    "quickstart": ("avssl.recipes.quickstart", "the whole way on made-up videos, in a minute and a half"),
     "prep": ("data_prep.__main__", "media to shards: index, split, write, verify, coverage, stats, show, demo-corpus"),
     "pretrain": ("avssl.recipes.pretrain", "pretrain encoders by a recipe"),
     "embed": ("avssl.recipes.embed", "embeddings of files, folders or shards"),

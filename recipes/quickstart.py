@@ -1,4 +1,4 @@
-"""The whole way in about a minute: `avssl quickstart [FOLDER]`, FOLDER being ./quickstart by default.
+"""The whole way in a minute and a half: `avssl quickstart [FOLDER]`, FOLDER being ./quickstart by default.
 
 Makes 360 short videos in which shapes move to sounds, turns the training part into verified shards, pretrains AVID on
 them for a moment, embeds the 60 videos that it never saw, and asks which of their sounds fit one of the videos. The
