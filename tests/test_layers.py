@@ -52,6 +52,7 @@ MAY_IMPORT = {
     "avssl/pages": "types media",
     "avssl/report": "types files pages ops config embedding eval train",
     "avssl/exchange": "types files plugins shards transforms models losses data config checkpoint embedding",
+    "avssl/exchange/targets": "types version files errors shards embedding exchange",
     "avssl/recipe_files": "",
     "avssl/calls": "processes config checkpoint eval train recipe_files",
     "avssl": "version files plugins checkpoint embedding prepared calls",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from avssl.checkpoint.weights import EXCHANGE_FILE, PROVENANCE_FILE
-from avssl.files.hub import HUB_ID, download, library
+from avssl.files.hub import HUB_ID, download, upload
 
 CONFIG_FILE, CARD_FILE = "config.json", "README.md"
 FILES = (CONFIG_FILE, PROVENANCE_FILE, EXCHANGE_FILE, CARD_FILE)  # of an exchange folder
@@ -18,19 +18,8 @@ def push(folder: Path, name: str, files: Sequence[str], *, private: bool = False
 
     The login is huggingface_hub's own (`hf auth login`, or HF_TOKEN).
     """
-    api = library("pushing needs huggingface_hub").HfApi()
-    try:
-        api.create_repo(name, private=private, exist_ok=True, repo_type="model")
-        commit = api.upload_folder(
-            repo_id=name,
-            folder_path=str(folder),
-            allow_patterns=list(files),
-            repo_type="model",
-            commit_message="Weights, configuration and card written by avssl",
-        )
-    except Exception as error:  # the library and its transport have many kinds
-        raise OSError(f"the hub did not take {folder} as {name}: {' '.join(str(error).split())[:300]}") from error
-    return str(commit)
+    message = "Weights, configuration and card written by avssl"
+    return upload(folder, name, files, kind="model", private=private, message=message)
 
 
 def locate(run: str | Path) -> Path:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,6 +126,39 @@ def read_row_groups(
                     columns = _columns(file.read_row_group(number, columns=list(names)))
                 yield first, columns
             first = end
+
+
+def column_names(source: Path) -> list[str]:
+    """Names of the columns of a file of `write_columns`. Raises ValueError as `read_columns`."""
+    import pyarrow.parquet as pq
+
+    with value_errors_naming(source, "Parquet file"):
+        return list(pq.read_schema(source).names)
+
+
+@contextmanager
+def csv_writer(stream: IO[bytes]) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A function that appends columns of one length, a list of str or None or an array (n,), to a CSV file.
+
+    The first columns are the header. None and NaN are empty cells; numbers are the shortest that read back the same.
+    """
+    import pyarrow as pa
+    from pyarrow import csv
+
+    with ExitStack() as stack:
+        writer: Any = None
+
+        def write(columns: Mapping[str, Any]) -> None:
+            nonlocal writer
+            arrays = [
+                pa.array(values, pa.string()) if isinstance(values, list) else pa.array(values, from_pandas=True)
+                for values in columns.values()
+            ]
+            table = pa.Table.from_arrays(arrays, names=list(columns))
+            writer = writer or stack.enter_context(csv.CSVWriter(stream, table.schema))
+            writer.write_table(table)
+
+        yield write
 
 
 def _payload(metadata: Mapping[str, Any]) -> str:

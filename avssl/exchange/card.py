@@ -11,6 +11,7 @@ from typing import Any
 from avssl.checkpoint.hub import CARD_FILE
 from avssl.checkpoint.weights import read_provenance
 from avssl.config import RunConfig, load_run
+from avssl.exchange.markdown import code, section, words
 from avssl.files.checked_json import Fields
 from avssl.files.plain_text import plain
 from avssl.losses import registry
@@ -38,13 +39,13 @@ def card(cfg: RunConfig, provenance: Mapping[str, Any], results: Mapping[str, Ma
     front += ["tags:", "- self-supervised", f"- {cfg.loss.name}", *(f"- {modality}" for modality in modalities), "---"]
     parts = [
         "\n".join(front),
-        f"# {_words(title)}",
+        f"# {words(title)}",
         f"Encoders of {' and '.join(modalities)} trained without labels by `{cfg.loss.name}` ({loss_class.paper}).",
-        _section("License", _license_lines(provenance)),
-        _section("Training", _training_lines(cfg, provenance)),
-        _section("Inputs", _input_lines(cfg, modalities)),
-        _section("Results", list(_result_lines(results)) or ["None are stored with this run."]),
-        _section("Use", _use_lines(title, modalities, cfg.plugins)),
+        section("License", _license_lines(provenance)),
+        section("Training", _training_lines(cfg, provenance)),
+        section("Inputs", _input_lines(cfg, modalities)),
+        section("Results", list(_result_lines(results)) or ["None are stored with this run."]),
+        section("Use", _use_lines(title, modalities, cfg.plugins)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -57,34 +58,19 @@ def evaluations(run: Path) -> dict[str, dict[str, Any]]:
     return {path.stem: Fields.read(path).record for path in paths}
 
 
-def _words(text: object) -> str:
-    """Text from data, escaped for Markdown: on one line, its own markup and HTML shown as text."""
-    return re.sub(r"[\\`*\[\]|]", r"\\\g<0>", plain(text)).replace("<", "&lt;")
-
-
-def _code(text: object) -> str:
-    """Text from data as inline code; it can end neither the code nor the cell of a table."""
-    escaped = plain(text).replace("`", "'").replace("|", "/")
-    return f"`{escaped}`"
-
-
-def _section(title: str, lines: list[str]) -> str:
-    return f"## {title}\n" + "\n".join(lines)
-
-
 def _license_lines(provenance: Mapping[str, Any]) -> list[str]:
     if "license" not in provenance:
         return ["Not stated by whoever trained these weights."]
     note = provenance.get("license_note")
-    return [f"**{_words(provenance['license'])}**" + (f": {_words(note)}" if note else "")]
+    return [f"**{words(provenance['license'])}**" + (f": {words(note)}" if note else "")]
 
 
 def _training_lines(cfg: RunConfig, provenance: Mapping[str, Any]) -> list[str]:
     data, imported = provenance["data"], provenance.get("imported")
     if imported:
         lines = [
-            f"- source: {_words(imported['from'])}, {_code(imported['file'])} (SHA-256 {_code(imported['sha256'])}), "
-            f"{_words(imported['tensors'])} tensors, epoch {_words(imported['epoch'])} as the file says",
+            f"- source: {words(imported['from'])}, {code(imported['file'])} (SHA-256 {code(imported['sha256'])}), "
+            f"{words(imported['tensors'])} tensors, epoch {words(imported['epoch'])} as the file says",
             f"- rows of the memory banks: {data['num_samples'] if data['num_samples'] > 1 else 'none in the file'}",
         ]
         if provenance.get("audio_statistics"):
@@ -92,14 +78,14 @@ def _training_lines(cfg: RunConfig, provenance: Mapping[str, Any]) -> list[str]:
         return lines
     versions = ", ".join(f"{name} {version}" for name, version in provenance.get("versions", {}).items())
     return [
-        f"- data: {_words(data['num_samples'])} samples, {_shards_words(data)} (fingerprint "
-        f"{_code(data['fingerprint'])})",
+        f"- data: {words(data['num_samples'])} samples, {_shards_words(data)} (fingerprint "
+        f"{code(data['fingerprint'])})",
         f"- loss: `{cfg.loss.name}`, options in config.json",
-        f"- steps: {_words(provenance.get('steps', 'not recorded'))}, samples seen: "
-        f"{_words(provenance.get('samples_seen', 'not recorded'))}, global batch {cfg.data.global_batch_size}",
+        f"- steps: {words(provenance.get('steps', 'not recorded'))}, samples seen: "
+        f"{words(provenance.get('samples_seen', 'not recorded'))}, global batch {cfg.data.global_batch_size}",
         f"- optimizer: `{cfg.optim.name}`, learning rate {cfg.optim.lr:g}",
         f"- started from: {', '.join(_starts(cfg, str(provenance.get('init_from') or '')))}",
-        f"- versions: {_words(versions)}",
+        f"- versions: {words(versions)}",
     ]
 
 
@@ -107,19 +93,19 @@ def _shards_words(data: Mapping[str, Any]) -> str:
     """The names of the shard folders; of several with their samples and weights."""
     shards = data.get("shards") or "unnamed"
     if not isinstance(shards, list):
-        return _code(Path(str(shards)).name)
+        return code(Path(str(shards)).name)
     weights = [f", weight {item['weight']:g}" if item.get("weight") else "" for item in shards]
     named = zip(shards, weights, strict=True)
-    return " and ".join(f"{_shards_words(item)} ({_words(item['num_samples'])}{weight})" for item, weight in named)
+    return " and ".join(f"{_shards_words(item)} ({words(item['num_samples'])}{weight})" for item, weight in named)
 
 
 def _starts(cfg: RunConfig, init_from: str) -> list[str]:
     """The run, or for each encoder the file of weights, from which training started; random weights by default."""
     if init_from:
-        return [_code(Path(init_from).name)]
+        return [code(Path(init_from).name)]
     modalities = registry.get(cfg.loss.name).modalities(cfg.loss)
     files = {modality: cfg.encoders[modality].get("weights") for modality in modalities}
-    return [f"{name} from {_code(Path(str(file)).name) if file else 'random weights'}" for name, file in files.items()]
+    return [f"{name} from {code(Path(str(file)).name) if file else 'random weights'}" for name, file in files.items()]
 
 
 def _input_lines(cfg: RunConfig, modalities: list[str]) -> list[str]:
@@ -133,8 +119,8 @@ def _input_lines(cfg: RunConfig, modalities: list[str]) -> list[str]:
     }
     encoders = {modality: cfg.encoders[modality] for modality in modalities}
     return [
-        f"{inputs[name]}, encoder {_code(encoder['name'])}"
-        + "".join(_words(f", {key} {value}") for key, value in encoder.items() if key not in ("name", "weights"))
+        f"{inputs[name]}, encoder {code(encoder['name'])}"
+        + "".join(words(f", {key} {value}") for key, value in encoder.items() if key not in ("name", "weights"))
         for name, encoder in encoders.items()
     ]
 
@@ -150,8 +136,8 @@ def _result_lines(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         if not rows:
             continue
         data = content.get("data") or content.get("protocol", {})
-        splits = [f"{split} {_code(Path(str(data[split])).name)}" for split in ("train", "test") if data.get(split)]
-        yield f"\n{', '.join([_words(name), *splits])}:\n"
+        splits = [f"{split} {code(Path(str(data[split])).name)}" for split in ("train", "test") if data.get(split)]
+        yield f"\n{', '.join([words(name), *splits])}:\n"
         yield "| metric | trained | untrained | chance |\n| --- | --- | --- | --- |"
         untrained, chance = metrics.get("untrained") or {}, content.get("chance") or {}
         for metric, number in rows:
@@ -160,7 +146,7 @@ def _result_lines(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
                 deviation = _number(deviations.get(weights, {}).get(metric))
                 if deviation and cells[position]:
                     cells[position] = f"{cells[position]} ± {deviation}"
-            yield f"| {_words(metric)} | " + " | ".join(cell or "" for cell in cells) + " |"
+            yield f"| {words(metric)} | " + " | ".join(cell or "" for cell in cells) + " |"
 
 
 def _number(value: Any) -> str | None:
@@ -172,7 +158,7 @@ def _use_lines(title: str, modalities: list[str], plugins: Sequence[Mapping[str,
     quoted = json.dumps(plain(title), ensure_ascii=False)
     files = [plain(record["file"]) for record in plugins if "file" in record]
     given = f", plugins={json.dumps(files, ensure_ascii=False)}" if files else ""
-    needed = [f"It needs {_words(described(plugins))}, which you must have and give; see docs/plugins.md.", ""]
+    needed = [f"It needs {words(described(plugins))}, which you must have and give; see docs/plugins.md.", ""]
     return [
         *(needed if plugins else []),
         "```python",

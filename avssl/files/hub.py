@@ -6,6 +6,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Literal
+
+from avssl.files.plain_text import brief
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -25,6 +28,31 @@ def download(name: str, revision: str | None, files: Sequence[str]) -> Path:
         raise FileNotFoundError(
             f"{name} is no folder here, and the hub did not give it{at}: {' '.join(str(error).split())[:300]}"
         ) from error
+
+
+def upload(
+    folder: Path, name: str, files: Sequence[str], *, kind: Literal["model", "dataset"], private: bool, message: str
+) -> str:
+    """Upload files of a folder to the repository `owner/name`, made if it does not exist; the address of the commit.
+
+    message: of the commit. The login is huggingface_hub's own (`hf auth login`, or HF_TOKEN). ValueError if the name
+    is none, FileNotFoundError without the library, OSError if the hub does not take it.
+    """
+    if not HUB_ID.fullmatch(name) or "@" in name:
+        raise ValueError(f"{brief(name)} is no name of a repository at the hub; write ORG/NAME")
+    api = library("pushing needs huggingface_hub").HfApi()
+    try:
+        api.create_repo(name, private=private, exist_ok=True, repo_type=kind)
+        commit = api.upload_folder(
+            repo_id=name,
+            folder_path=str(folder),
+            allow_patterns=list(files),
+            repo_type=kind,
+            commit_message=message,
+        )
+    except Exception as error:  # the library and its transport have many kinds
+        raise OSError(f"the hub did not take {folder} as {name}: {' '.join(str(error).split())[:300]}") from error
+    return str(commit)
 
 
 def commit_of(folder: Path) -> str:

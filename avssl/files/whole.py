@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 from avssl.files.disk_errors import clear_errors
-from avssl.files.scratch import lock_file
+from avssl.files.scratch import lock_file, scratch_folder
 
 DIGEST_PART_BYTES = 65_536
 
@@ -43,6 +43,36 @@ def whole_path(path: Path, *, make_folder: bool = True) -> Iterator[Path]:
             if lock is not None:
                 os.close(lock)
         sync(path.parent)  # so that the new name is on the disk, too
+
+
+@contextmanager
+def whole_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A new folder to fill, which is synced and renamed to `path` if the block ends without an error.
+
+    It lies beside `path`; what a killed process left there is removed first. overwrite: what is at `path` is removed
+    at the end. FileExistsError if it is there already and not empty; OSError says what to do if the disk is full or
+    the folder is not writable.
+    """
+    if not overwrite:
+        refuse_existing(path)
+    with clear_errors(path, "written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with scratch_folder(path.parent, path.name) as scratch:
+            new, old = scratch / "new", scratch / "old"
+            new.mkdir()
+            yield new
+            for below in [*new.rglob("*"), new]:
+                sync(below)
+            if path.exists() or path.is_symlink():
+                path.rename(old)
+            new.rename(path)
+        sync(path.parent)
+
+
+def refuse_existing(path: Path) -> None:
+    """FileExistsError if there is a file, or a folder that is not empty."""
+    if path.is_symlink() or path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise FileExistsError(f"{path} is there already; choose another --out, or --overwrite")
 
 
 def _temporary(path: Path) -> tuple[Path, int | None]:

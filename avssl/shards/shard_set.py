@@ -144,6 +144,10 @@ class ShardSet:
         except (KeyError, *DAMAGED_TAR) as error:
             raise MediaError("bad_sample", f"{where}: its json cannot be read ({error})") from error
 
+    def shard_of(self, position: int) -> ShardRecord:
+        """The shard that holds the sample with this index. IndexError if there is no such sample."""
+        return self.index.shards[self._shard_of(position)]
+
     def _shard_of(self, position: int) -> int:
         """The number of the shard that holds a sample. IndexError if there is no such sample."""
         if not 0 <= position < self.num_samples:

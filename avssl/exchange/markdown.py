@@ -1,0 +1,24 @@
+"""Text from data in Markdown, as the cards of models and of data sets have it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from avssl.files.plain_text import plain
+
+
+def words(text: object) -> str:
+    """Text from data, escaped for Markdown: on one line, its own markup and HTML shown as text."""
+    return re.sub(r"[\\`*\[\]|]", r"\\\g<0>", plain(text)).replace("<", "&lt;")
+
+
+def code(text: object) -> str:
+    """Text from data as inline code; it can end neither the code nor the cell of a table."""
+    escaped = plain(text).replace("`", "'").replace("|", "/")
+    return f"`{escaped}`"
+
+
+def section(title: str, lines: Sequence[str]) -> str:
+    """A section with its heading."""
+    return f"## {title}\n" + "\n".join(lines)

@@ -1,0 +1,1 @@
+"""What `avssl export` writes: shards and embeddings in the forms that other programs read."""
