@@ -4,6 +4,8 @@
     avssl export train=shards/train test=shards/test --to hf --out dataset/
     avssl export embeddings/ --to csv --out rows.csv
     avssl export embeddings/ --to numpy --out arrays/
+    avssl export embeddings/ --to fiftyone --out clips                     # fiftyone app launch clips
+    avssl export embeddings/ --to lightly-studio --out clips.db            # lightly-studio gui --db-file clips.db
 
 Models are exported, imported and pushed by `avssl exchange`.
 """
@@ -42,9 +44,20 @@ TARGETS = {
     "hf": Target("shards", f"{_HERE}.hugging_face", "a Hugging Face data set", ("license", "push", "private")),
     "csv": Target("embeddings", f"{_HERE}.csv_file", "one table of text", ("vectors", "moved")),
     "numpy": Target("embeddings", f"{_HERE}.numpy_files", "a folder of .npy arrays", ("vectors", "moved")),
+    "fiftyone": Target(
+        "embeddings", f"{_HERE}.fiftyone_dataset", "a data set of FiftyOne, called --out", ("vectors", "moved", "media")
+    ),
+    "lightly-studio": Target(
+        "embeddings", f"{_HERE}.lightly_database", "a database file of LightlyStudio", ("vectors", "moved", "media")
+    ),
 }
 # Options that only some targets take: what argparse is told of each.
 OPTIONS: dict[str, dict[str, Any]] = {
+    "media": {
+        "type": Path,
+        "metavar": "FOLDER",
+        "help": "of embeddings of shards: where to write each sample as a file that plays",
+    },
     "license": {"help": "license of the data, for the card, such as cc-by-4.0"},
     "push": {"metavar": "ORG/NAME", "help": "then upload it to this repository of the hub, made if it is not there"},
     "private": {"action": "store_true", "help": "make that repository one that only its owners see"},
@@ -85,7 +98,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "sources", nargs="+", metavar="SOURCE", help="a shard folder or a folder that `avssl embed` wrote"
     )
     parser.add_argument("--to", required=True, choices=TARGETS, help="what to write")
-    parser.add_argument("--out", required=True, type=Path, help="file or folder to write")
+    parser.add_argument("--out", required=True, type=Path, help="file or folder to write, or the name of the data set")
     parser.add_argument("--overwrite", action="store_true", help="write over what is at --out")
     for name, settings in OPTIONS.items():
         takers = ", ".join(target for target, spec in TARGETS.items() if name in spec.options)

@@ -90,12 +90,23 @@ class RowSource:
         return self.index.settings.get("shards") is not None
 
     @cached_property
+    def _most_names(self) -> dict[str, int]:
+        """{label field: the largest number of names that a row has}, by name."""
+        most: dict[str, int] = {}
+        for texts in self._column("labels"):
+            for labels in (_labels(text, str(self.folder)) for text in set(texts)):
+                most |= {field: max(len(names), most.get(field, 0)) for field, names in labels.items()}
+        return dict(sorted(most.items()))
+
+    @property
     def label_fields(self) -> list[str]:
         """Names of the label fields of all rows, sorted."""
-        names: set[str] = set()
-        for texts in self._column("labels"):
-            names.update(name for text in set(texts) for name in _labels(text, str(self.folder)))
-        return sorted(names)
+        return list(self._most_names)
+
+    @property
+    def several(self) -> set[str]:
+        """Label fields of which some row has more than one name."""
+        return {field for field, count in self._most_names.items() if count > 1}
 
     @cached_property
     def longest_key(self) -> int:
