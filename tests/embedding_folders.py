@@ -15,9 +15,12 @@ HOSTILE = (
 VIDEO_DIM, AUDIO_DIM, FEATURE_DIM = 5, 3, 2
 
 
-def make_embeddings(folder, num_rows=40, *, rows_per_file=15, paths=None, labels=None, settings=None, seed=0):
-    """A finished folder of two windows a key; the table of its rows. paths: of the files of the keys."""
-    rng = np.random.default_rng(seed)
+def make_embeddings(folder, num_rows=40, *, rows_per_file=15, paths=None, labels=None, settings=None, keys=None):
+    """A finished folder of two windows a key; the table of its rows.
+
+    paths: of the files of the keys. settings: of its index.json. keys: of the samples of shards, in their order.
+    """
+    rng = np.random.default_rng(0)
     rows = np.arange(num_rows)
     has = {"video": rows % 3 != 1, "audio": rows % 4 != 2}
     widths = {"video_embedding": VIDEO_DIM, "audio_embedding": AUDIO_DIM, "video_feature": FEATURE_DIM}
@@ -26,16 +29,17 @@ def make_embeddings(folder, num_rows=40, *, rows_per_file=15, paths=None, labels
         values = rng.standard_normal((num_rows, dim)).astype(np.float32)
         values /= np.linalg.norm(values, axis=1, keepdims=True)
         vectors[name] = np.where(has[name.split("_")[0]][:, None], values, np.float32(np.nan))
-    keys = [f"-{row // 2:04d}/clip_mp4" for row in rows]
+    keys = [keys[row // 2] if keys else f"-{row // 2:04d}/clip_mp4" for row in rows]
     if labels is None:
         text = [word.encode("utf-8", "backslashreplace").decode() for word in HOSTILE]
         labels = [{"label": [text[row % len(text)]], "=field": ["x", text[-1]], "key": []} for row in rows]
     settings = {"weights": "w", "modalities": ["video", "audio"], "sources": ["/films"], "shards": None} | (
         settings or {}
     )
+    is_of_shards = settings["shards"] is not None
     table = EmbeddingTable(
-        keys, np.full(num_rows, -1), rows % 2 * 0.1, rows % 2 * 0.1 + 1 / 3, has["audio"], has["video"], labels=labels,
-        metadata={"weights": "w"}, **vectors,
+        keys, rows // 2 if is_of_shards else rows * 0 - 1, rows % 2 * 0.1, rows % 2 * 0.1 + 1 / 3,
+        has["audio"], has["video"], labels=labels, metadata={"weights": "w"}, **vectors,
     )  # fmt: skip
     folder.mkdir(parents=True)
     files = []

@@ -1,10 +1,7 @@
 """Shards as Hugging Face data sets: typed columns, whole or absent, the same bytes; our tars in other readers."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from unittest import mock
 
 import pyarrow.parquet as pq
@@ -12,7 +9,7 @@ import pytest
 
 from avssl.exchange.targets import command, hf_columns, hugging_face
 from avssl.shards.shard_set import ShardSet
-from tests.conftest import ROOT
+from tests.other_pythons import printed_by
 
 
 def write(out, *words):
@@ -189,70 +186,55 @@ def test_a_finished_data_set_is_pushed_file_by_file(shards, tmp_path, monkeypatc
     assert "the commit" in capsys.readouterr().out
 
 
-def python_with(module, variable):
-    """A Python that has a package which the tests' own may lack: this one, or that of an environment variable."""
-    import importlib.util
-
-    if importlib.util.find_spec(module):
-        return sys.executable
-    if python := os.environ.get(variable):
-        return python
-    return pytest.skip(f"needs {module}: pip install it, or set {variable} to a Python that has it")
-
-
-def run_with(module, variable, code, *arguments):
-    """The lines that code prints in that Python; it sees this project."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    environment["HF_HOME"] = str(arguments[-1])
-    process = subprocess.run(
-        [python_with(module, variable), "-c", code, *map(str, arguments)],
-        capture_output=True, text=True, check=False, env=environment,
-    )  # fmt: skip
-    assert process.returncode == 0, process.stderr[-3000:]
-    return process.stdout.splitlines()
+DATASETS = ("torchcodec", "AVSSL_DATASETS_PYTHON")
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 
 @pytest.mark.slow
 def test_datasets_loads_an_export_with_typed_columns_that_decode(shards, tmp_path):
-    """AVSSL_DATASETS_PYTHON: a Python with datasets and torchcodec, if this one has none."""
+    """Run by AVSSL_DATASETS_PYTHON: datasets and torchcodec."""
     write(tmp_path / "set", f"train={shards['train']}", f"test={shards['test']}")
     code = """
-import sys, datasets
+import json, sys, datasets
 loaded = datasets.load_dataset(sys.argv[1])
-print({split: len(rows) for split, rows in loaded.items()})
-print({name: type(feature).__name__ for name, feature in loaded["train"].features.items()})
 row = loaded["test"][2]
-print(row["video"].metadata.num_frames, row["num_frames"])
-print(tuple(row["audio"].get_all_samples().data.shape), row["num_audio_samples"], row["audio"].metadata.sample_rate)
-print(loaded["test"].features["visual"].int2str(row["visual"]))
-print(next(iter(datasets.load_dataset(sys.argv[1], split="train", streaming=True)))["key"])
+print(json.dumps({
+    "sizes": {split: len(rows) for split, rows in loaded.items()},
+    "types": {name: type(feature).__name__ for name, feature in loaded["train"].features.items()},
+    "num_frames": row["video"].metadata.num_frames,
+    "waveform": list(row["audio"].get_all_samples().data.shape),
+    "rate_hz": row["audio"].metadata.sample_rate,
+    "visual": loaded["test"].features["visual"].int2str(row["visual"]),
+    "first": next(iter(datasets.load_dataset(sys.argv[1], split="train", streaming=True)))["key"],
+}))
 """
-    sizes, types, frames, samples, label, first = run_with(
-        "torchcodec", "AVSSL_DATASETS_PYTHON", code, tmp_path / "set", tmp_path
-    )
-    assert sizes == "{'train': 18, 'test': 6}"
-    assert "'video': 'Video', 'audio': 'Audio'" in types
-    assert "'visual': 'ClassLabel'" in types
+    told = printed_by(*DATASETS, code, tmp_path / "set", HF_HOME=str(tmp_path / "cache"), **OFFLINE)
     info = ShardSet(shards["test"]).read_info(2)
-    assert frames == f"{info.num_frames} {info.num_frames}"
-    assert samples == f"(1, {info.num_audio_samples}) {info.num_audio_samples} {info.audio_rate_hz}"
-    assert [label] == info.labels["visual"]
-    assert first == ShardSet(shards["train"]).read_info(0).key
+    types = told.pop("types")
+    assert (types["video"], types["audio"], types["visual"]) == ("Video", "Audio", "ClassLabel")
+    assert told == {
+        "sizes": {"train": 18, "test": 6}, "num_frames": info.num_frames, "waveform": [1, info.num_audio_samples],
+        "rate_hz": info.audio_rate_hz, "visual": info.labels["visual"][0],
+        "first": ShardSet(shards["train"]).read_info(0).key,
+    }  # fmt: skip
 
 
 @pytest.mark.slow
 def test_datasets_reads_our_tars_as_video_and_audio(shards, tmp_path):
     code = """
-import sys, datasets
+import json, sys, datasets
 loaded = datasets.load_dataset("webdataset", data_files={"train": sys.argv[1] + "/*.tar"}, split="train")
-print(len(loaded), {name: type(loaded.features[name]).__name__ for name in ("video.mp4", "audio.flac")})
-print([row["json"]["index"] for row in loaded.select_columns(["json"])])
-print(loaded[0]["video.mp4"].metadata.num_frames, loaded[0]["json"]["num_frames"])
+print(json.dumps({
+    "types": {name: type(loaded.features[name]).__name__ for name in ("video.mp4", "audio.flac")},
+    "indices": [row["json"]["index"] for row in loaded.select_columns(["json"])],
+    "num_frames": loaded[0]["video.mp4"].metadata.num_frames,
+}))
 """
-    first, indices, frames = run_with("torchcodec", "AVSSL_DATASETS_PYTHON", code, shards["train"], tmp_path)
-    assert first == "18 {'video.mp4': 'Video', 'audio.flac': 'Audio'}"
-    assert indices == str(list(range(18)))
-    assert len(set(frames.split())) == 1
+    told = printed_by(*DATASETS, code, shards["train"], HF_HOME=str(tmp_path), **OFFLINE)
+    assert told == {
+        "types": {"video.mp4": "Video", "audio.flac": "Audio"}, "indices": list(range(18)),
+        "num_frames": ShardSet(shards["train"]).read_info(0).num_frames,
+    }  # fmt: skip
 
 
 def test_webdataset_itself_iterates_our_tars(shards):

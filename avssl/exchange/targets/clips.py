@@ -142,6 +142,8 @@ class MediaFiles:
     def _written(self, clip: Clip, shards: ShardSet) -> Path:
         assert self.folder is not None
         sample = shards.read(clip.index)
+        if sample.info.key != clip.key:
+            raise ValueError(f"{clip.key}: the shard folder holds {sample.info.key} in its place; embed it again")
         suffix = suffixes(sample)[0]
         stem = plain_key(clip.key).strip("/")
         if stem != clip.key:  # no key of this program: nothing but its number is sure to be its own
