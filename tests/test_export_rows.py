@@ -144,6 +144,14 @@ def test_wrong_input_is_one_line_that_says_what_to_do(words, message, tmp_path, 
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def test_the_export_of_models_says_how_data_are_exported(tmp_path):
+    from avssl.exchange.__main__ import main
+
+    make_embeddings(tmp_path / "rows", 2)
+    with pytest.raises(SystemExit, match=r"rows is no run; shards and embeddings are exported by `avssl export"):
+        main(["export", str(tmp_path / "rows"), "--out", str(tmp_path / "out")])
+
+
 def test_overwrite_replaces_what_is_there(tmp_path):
     make_embeddings(tmp_path / "rows")
     (tmp_path / "arrays").mkdir()

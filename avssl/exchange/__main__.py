@@ -1,4 +1,4 @@
-"""Import published weights, and export the weights of a finished run.
+"""Import published weights, and export the weights of a finished run. Data are exported by `avssl export`.
 
 avssl exchange import FILE.pth.tar --out RUN [--statistics SHARDS]   a published AVID-CMA checkpoint
 avssl exchange statistics RUN SHARDS                                 spectrogram statistics for it
@@ -80,6 +80,8 @@ def export_command(arguments: argparse.Namespace) -> str:
     from avssl.checkpoint import HUB_SCHEME, locate
 
     run = locate(arguments.run) if arguments.run.startswith(HUB_SCHEME) else Path(arguments.run)
+    if (run / "index.json").is_file() and not (run / "config.yaml").is_file():
+        raise ValueError(f"{run} is no run; shards and embeddings are exported by `avssl export {run} --to ...`")
     if arguments.to == "folder":
         if arguments.modality:
             raise ValueError("--modality is for --to torchvision and the graphs; a folder holds the whole run")
