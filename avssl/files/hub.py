@@ -38,8 +38,7 @@ def upload(
     message: of the commit. The login is huggingface_hub's own (`hf auth login`, or HF_TOKEN). ValueError if the name
     is none, FileNotFoundError without the library, OSError if the hub does not take it.
     """
-    if not HUB_ID.fullmatch(name) or "@" in name:
-        raise ValueError(f"{brief(name)} is no name of a repository at the hub; write ORG/NAME")
+    check_name(name)
     api = library("pushing needs huggingface_hub").HfApi()
     try:
         api.create_repo(name, private=private, exist_ok=True, repo_type=kind)
@@ -53,6 +52,12 @@ def upload(
     except Exception as error:  # the library and its transport have many kinds
         raise OSError(f"the hub did not take {folder} as {name}: {' '.join(str(error).split())[:300]}") from error
     return str(commit)
+
+
+def check_name(name: str) -> None:
+    """ValueError unless a text is a name of a repository, `owner/name`."""
+    if not HUB_ID.fullmatch(name) or "@" in name:
+        raise ValueError(f"{brief(name)} is no name of a repository at the hub; write ORG/NAME")
 
 
 def commit_of(folder: Path) -> str:

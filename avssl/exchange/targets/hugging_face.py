@@ -25,7 +25,7 @@ from avssl.exchange.targets.hf_columns import Contents
 from avssl.exchange.targets.hf_parquet import write_samples
 from avssl.files.checked_json import Fields
 from avssl.files.disk_errors import clear_errors
-from avssl.files.hub import upload
+from avssl.files.hub import check_name, upload
 from avssl.files.locks import locked
 from avssl.files.plain_text import brief
 from avssl.files.progress import Bar
@@ -45,6 +45,8 @@ def export(arguments: argparse.Namespace) -> dict[str, Any]:
     """Write the folder of `avssl export --to hf`, and push it if that is asked; the fields of the result."""
     if arguments.private and not arguments.push:
         raise ValueError("--private is for --push ORG/NAME")
+    if arguments.push:
+        check_name(arguments.push)  # before hours of writing
     splits = named_splits(arguments.sources)
     record = write_data_set(splits, arguments.out, license=arguments.license or "", overwrite=arguments.overwrite)
     counts = {name: facts["num_samples"] for name, facts in record["splits"].items()}
