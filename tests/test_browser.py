@@ -130,6 +130,7 @@ def span(page: Any, chart: str = "Loss") -> tuple[float, float]:
     for key in ("ArrowLeft", "ArrowRight"):
         for _ in range(200):
             page.keyboard.press(key)
+        page.wait_for_function("() => document.querySelector('#chart-value').textContent.trim().includes(' ')")
         ends.append(float(page.inner_text("#chart-value").split()[1].replace(",", "")))
     return ends[0], ends[1]
 

@@ -16,6 +16,10 @@ import yaml
 import avssl
 from avssl.command import PROGRAMS
 from avssl.recipe_files import config_files
+from data_prep.demo.corpus import make_demo_corpus
+from data_prep.index.build import IndexOptions, build_manifest
+from data_prep.transcode.options import WriteOptions
+from data_prep.write.run import write_shards
 from tests.browser import VIEWS, chromium, faint_texts, overflow_px  # noqa: F401  (a fixture)
 from tests.conftest import ROOT, built_once
 from tests.docs_pages import COMMANDS, LANGUAGES, Folder, blocks, pages, smaller
@@ -120,14 +124,28 @@ GIVEN = {
 }
 
 
+EVALUATION = "docs/evaluation.md"
+
+
+@pytest.fixture
+def larger_test(tmp_path):
+    """Shards with several clips of each class: retrieval by label has an answer."""
+    make_demo_corpus(tmp_path / "larger", num_train=1, num_test=24, size_px=32, duration_seconds=1.5, seed=4, workers=1)
+    labels = tmp_path / "larger" / "test" / "labels.csv"
+    build_manifest(labels.parent, tmp_path / "larger.jsonl", IndexOptions(labels=str(labels)))
+    write_shards(tmp_path / "larger.jsonl", tmp_path / "larger_shards", WriteOptions(short_side_px=32))
+    return tmp_path / "larger_shards"
+
+
 @pytest.fixture
 def page_folder(corpus, shards, tiny_run, image_shards, tmp_path, monkeypatch, request):
     """The folder of a page with what it presupposes."""
     clip = sorted((corpus / "test").rglob("*.mp4"))[0]
+    large = request.getfixturevalue("larger_test") if request.node.callspec.params["page"] == EVALUATION else None
     given = {
         "VIDEOS": corpus / "train", "videos": corpus / "train", "VIDEOS/one.mp4": clip, "QUERY.mp4": clip,
         "holiday.mp4": clip, "shards": shards["train"], "test_shards": shards["test"],
-        "demo/shards/train": shards["train"], "demo/shards/test": shards["test"], "demo/runs/avid": tiny_run,
+        "demo/shards/train": shards["train"], "demo/shards/test": large, "demo/runs/avid": tiny_run,
         "runs/avid": tiny_run, "runs/avid_cma": tiny_run,
         "IMAGES": image_shards.parent / "images", "image_shards": image_shards,
     }  # fmt: skip
@@ -152,7 +170,8 @@ def page_folder(corpus, shards, tiny_run, image_shards, tmp_path, monkeypatch, r
 
     def small_pretrain(recipe, data, out="", **changes):
         words = smaller(["pretrain", recipe, *(f"{key}={value}" for key, value in changes.items())])[2:]
-        return pretrain(recipe, data, out, **(dict(word.split("=", 1) for word in words) | changes))
+        made = (word.split("=", 1) for word in words)
+        return pretrain(recipe, data, out, **({key: yaml.safe_load(value) for key, value in made} | changes))
 
     monkeypatch.setattr(avssl, "pretrain", small_pretrain)
     return runner

@@ -191,7 +191,7 @@ def test_the_recipe_writes_the_images_and_what_was_skipped(
     assert embed_recipe.main(embed_recipe.parse(command)) == 0
     assert "1 of 4 sources embedded, 1 rows" in capsys.readouterr().out
     skipped = [json.loads(line)["key"] for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
-    assert sorted(skipped) == ["broken.png", "empty.png", "text.jpg"]
+    assert sorted(skipped) == ["broken_png", "empty_png", "text_jpg"]
     table = EmbeddingTable.read(tmp_path / "embeddings.parquet")
     again, _ = avssl.load_embedder(str(image_run)).embed(folders / "mixed" / "below" / "good.png")
     assert table.keys == ["below/good_png"]

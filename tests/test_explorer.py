@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -107,7 +108,8 @@ def request(service, method, path, body=b"", cookie=TOKEN, query="", **headers):
     async def send(message):
         sent.append(message)
 
-    asyncio.run(service.app()(scope, receive, send))
+    with ThreadPoolExecutor(1) as pool:  # the browser of another test may hold a loop in this thread
+        pool.submit(asyncio.run, service.app()(scope, receive, send)).result()
     begun = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
     return sent[0]["status"], begun, b"".join(message.get("body", b"") for message in sent[1:])
 

@@ -107,7 +107,7 @@ def test_an_evaluation_on_a_full_disk_leaves_no_result_and_a_report_the_one_befo
     with files_of_at_most(2500), pytest.raises(OSError, match=r"report\.html: could not be written, the disk"):
         write_report(run, title="another one")
     assert page.read_bytes() == content
-    assert files(run) == sorted([*before, "report.html"])
+    assert files(run) == sorted({*before, "report.html"})
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "gpu", "cuda:x", ""])

@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 
 from avssl.processes.limits import Limits
+from avssl.shards import keys as keys_module
 from avssl.shards.keys import plain_key
 from avssl.shards.manifest import stream_manifest
 from avssl.types import MediaError
 from data_prep.__main__ import main
-from data_prep.index import spool as spool_module
 from data_prep.index import walk as walk_module
 from data_prep.index.build import IndexOptions, build_manifest
 from data_prep.index.cutting import Cutting, claimed_seconds, clips, scenes
@@ -690,7 +690,7 @@ def test_memory_does_not_grow_with_the_list(tmp_path, media):
 @pytest.mark.slow
 def test_memory_does_not_grow_with_a_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(walk_module, "NAMES_AT_A_TIME", 1000)
-    monkeypatch.setattr(spool_module, "HASHES_AT_A_TIME", 100)
+    monkeypatch.setattr(keys_module, "HASHES_AT_A_TIME", 100)
 
     def peak(number):
         folder = tmp_path / f"{number}"

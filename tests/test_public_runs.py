@@ -298,6 +298,7 @@ def test_two_processes_train_a_public_model_as_one_does(name, image_shards, tmp_
     options = [*PRETRAIN, f"data.shards={image_shards}", f"encoders.image={{name: {encoder}}}", "steps=2"]
     # AdamW divides by the size of a gradient: one of rounding alone would move a weight by lr either way.
     options += ["data.order_lanes=2", "optim.warmup_steps=0", "optim.name=sgd", "optim.lr=0.1"]
+    options += ["loss.projector_batch_norm=false"]
     run_python("-m", "avssl.recipes.pretrain", *options, "run=one", folder=tmp_path)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     run_python(*launcher, tmp_path / "ranks.py", *options, "run=two", folder=tmp_path)

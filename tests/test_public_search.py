@@ -94,7 +94,7 @@ def test_the_command_says_which_text_a_table_answers(clap):
     output = run_python("-m", "avssl", "search", rows, "--text", "a dog", "--top", "1").stdout
     assert output.startswith("text 'a dog' -> audio\n   1  ")
     both = run_python("-m", "avssl", "search", rows, "x.wav", "--text", "a dog", check=False)
-    assert "give either QUERY, a file, or --text" in both.stderr
+    assert "give one of QUERY (a file), --key and --text; given: QUERY, --text" in both.stderr
     neither = run_python("-m", "avssl", "search", rows, "--text", "a dog", "--each-window", check=False)
     assert "--each-window is for files" in neither.stderr
 

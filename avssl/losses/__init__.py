@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from avssl.losses.barlow_twins import barlow_twins as barlow_twins
     from avssl.losses.base import EpochContext as EpochContext
     from avssl.losses.base import Loss as Loss
-    from avssl.losses.base import PairConfig as PairConfig
     from avssl.losses.base import PairLoss as PairLoss
     from avssl.losses.byol import BYOL as BYOL
     from avssl.losses.byol import regression as regression
+    from avssl.losses.configs import PairConfig as PairConfig
     from avssl.losses.deepcluster import DeepCluster as DeepCluster
     from avssl.losses.deepcluster_v2 import DeepClusterV2 as DeepClusterV2
     from avssl.losses.moco import MoCo as MoCo
@@ -58,8 +58,9 @@ offer(
         "avssl.ops.nce": "nce",
         "avssl.types": "LossConfig LossOutput Progress View",
         "barlow_twins": "BarlowTwins barlow_twins",
-        "base": "EpochContext Loss PairConfig PairLoss",
+        "base": "EpochContext Loss PairLoss",
         "byol": "BYOL regression",
+        "configs": "PairConfig",
         "deepcluster": "DeepCluster",
         "deepcluster_v2": "DeepClusterV2",
         "moco": "MoCo info_nce",
