@@ -57,7 +57,7 @@ MAY_IMPORT = {
     "avssl": "version files plugins checkpoint embedding prepared calls",
     "data_prep/inspect/stats": "types files processes media pages shards",
     "data_prep/split": "types files processes media shards data_prep/inspect/stats",
-    "data_prep/index/lists": "files plugins shards",
+    "data_prep/index/lists": "types files plugins media shards",
     "data_prep/index": "types files processes plugins media shards data_prep/index/lists data_prep/split",
     "data_prep/transcode": "types media shards data_prep/index",
     "data_prep/write": "types files processes shards data_prep/index data_prep/transcode",

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from avssl.shards.places import Place, Sounding
 from data_prep.__main__ import main
 from data_prep.split.fingerprint import FileTask, are_copies, fingerprint
 from data_prep.split.near import near_sources
@@ -53,7 +54,7 @@ def write_copy(folder, name, seed):
 
 
 def taken(path, *, is_image=False):
-    return fingerprint(FileTask(str(path), 0, is_image))
+    return fingerprint(FileTask(Sounding(Place(str(path))), 0, is_image))
 
 
 @pytest.mark.slow

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from avssl.files.location import is_remote
-from avssl.files.storage import local_copy
 from avssl.media.decode import probe, stream_audio, stream_video
 from avssl.media.images import IMAGE_SUFFIXES, probe_image
 from avssl.media.info import AudioInfo, VideoInfo
 from avssl.media.readers import AudioReader, VideoReader
-from avssl.media.sources import Source
+from avssl.media.sources import Source, label_of
 from avssl.shards.manifest import FileSource
+from avssl.shards.opened import opened
 from avssl.shards.shard_set import Sample, spans
 from avssl.transforms.raw_view import RawView
 from avssl.types import MediaError, Span
@@ -30,7 +29,7 @@ class Media:
     files: {modality: path or bytes}.
     spans: {"video", "audio": seconds}, on a clock that begins with the first of the two streams, or with the segment.
     stream_starts: {"video", "audio": seconds}, where a stream begins if that is before its span.
-    labels: {field: names} of a sample.
+    labels: {field: names} of a sample. caption: its text, "" for none; None where no sample of the folder has one.
     frame_seconds: duration of a video frame if all have the same, as in shards; otherwise 0.
     streams: the open readers of a plain file; the caller that reads them closes them.
     held: what must live as long, such as the copy of a remote file.
@@ -45,6 +44,7 @@ class Media:
     stream_starts: dict[str, float] = field(default_factory=dict)
     streams: dict[str, VideoReader | AudioReader] = field(default_factory=dict, compare=False)
     held: ExitStack = field(default_factory=ExitStack, compare=False, repr=False)
+    caption: str | None = None
 
     def close(self) -> None:
         """Close the readers, if there are any."""
@@ -77,27 +77,39 @@ class WindowBatch:
     is_last: bool = True
 
 
-def open_media(path: str | Path, key: str, modalities: Sequence[str]) -> Media:
+def open_media(
+    source: Source,
+    key: str,
+    modalities: Sequence[str],
+    *,
+    sound: Source | None = None,
+    name: str = "",
+    suffix: str = "",
+) -> Media:
     """Open a plain file: an image if only images are embedded or its suffix says so, otherwise video and audio.
 
-    MediaError if it cannot be opened or holds none of them. The pixels of an image are not decoded here.
+    source: path, or the file's bytes; then `name` is for messages, and `suffix` of the file. sound: of the audio if it
+    lies apart. MediaError if it cannot be opened or holds none of them. The pixels of an image are not decoded here.
     """
-    if "image" in modalities and (len(modalities) == 1 or Path(path).suffix.lower() in IMAGE_SUFFIXES):
-        probe_image(path)
-        return Media(key, -1, {"image": path})
+    name = label_of(source, name)
+    suffix = suffix or ("" if isinstance(source, bytes) else Path(source).suffix.lower())
+    if "image" in modalities and (len(modalities) == 1 or suffix in IMAGE_SUFFIXES):
+        probe_image(source, name=name)
+        return Media(key, -1, {"image": source})
+    files = {"video": source, "audio": source if sound is None else sound}
     with ExitStack() as stack:
         streams: dict[str, VideoReader | AudioReader] = {
-            "video": stack.enter_context(VideoReader(path, str(path))),
-            "audio": stack.enter_context(AudioReader(path, str(path))),
+            "video": stack.enter_context(VideoReader(files["video"], name)),
+            "audio": stack.enter_context(AudioReader(files["audio"], name)),
         }
-        infos = {name: stream.info for name, stream in streams.items() if stream.info is not None}
+        infos = {kind: stream.info for kind, stream in streams.items() if stream.info is not None}
         if not infos:
-            probe(path, name=str(path))  # raises a more precise error if it can
-            raise MediaError("no_video", f"{path}: has neither video nor audio")
+            probe(source, name=name)  # raises a more precise error if it can
+            raise MediaError("no_video", f"{name}: has neither video nor audio")
         first_seconds = min(info.start_seconds for info in infos.values())
-        media_spans = {name: _span(path, info, first_seconds) for name, info in infos.items()}
+        media_spans = {kind: _span(files[kind], info, first_seconds) for kind, info in infos.items()}
         stack.pop_all()
-    return Media(key, -1, dict.fromkeys(infos, path), media_spans, streams=streams)
+    return Media(key, -1, {kind: files[kind] for kind in infos}, media_spans, streams=streams)
 
 
 def open_file(source: FileSource, modalities: Sequence[str]) -> Media:
@@ -108,12 +120,12 @@ def open_file(source: FileSource, modalities: Sequence[str]) -> Media:
     if source.error is not None:
         raise MediaError(*source.error)
     with ExitStack() as held:
-        try:
-            path = str(held.enter_context(local_copy(source.path)))
-        except OSError as error:
-            is_far = is_remote(source.path) and not isinstance(error, FileNotFoundError)
-            raise MediaError("unreachable" if is_far else "missing_file", f"{source.path}: {error}") from error
-        media = replace(open_media(path, source.key, modalities), labels=source.labels)
+        found = held.enter_context(opened(source))
+        path = found.media if isinstance(found.media, bytes) else str(found.media)
+        sound = found.sound if found.sound is None or isinstance(found.sound, bytes) else str(found.sound)
+        named = {"name": found.name} if isinstance(path, bytes) else {}
+        media = open_media(path, source.key, modalities, sound=sound, suffix=found.suffix, **named)
+        media = replace(media, labels=source.labels, caption=source.caption)
         if source.segment is not None and media.spans:
             try:
                 media = _of_segment(media, source)
@@ -129,7 +141,7 @@ def _of_segment(media: Media, source: FileSource) -> Media:
     begin, end = source.segment
     lasts = max(span.end_seconds for span in media.spans.values())
     if begin >= lasts:
-        message = f"{source.path}: lasts {lasts:.3f} s; its segment begins at {begin:.3f} s"
+        message = f"{source.place}: lasts {lasts:.3f} s; its segment begins at {begin:.3f} s"
         raise MediaError("too_short", message)
     inside = {
         name: Span(max(span.start_seconds, begin) - begin, min(span.end_seconds, end) - begin)
@@ -140,17 +152,17 @@ def _of_segment(media: Media, source: FileSource) -> Media:
     return replace(media, spans=inside, files={name: media.files[name] for name in inside}, stream_starts=starts)
 
 
-def _span(path: str | Path, info: VideoInfo | AudioInfo, first_seconds: float) -> Span:
+def _span(source: Source, info: VideoInfo | AudioInfo, first_seconds: float) -> Span:
     """Start and end of a stream on the clock that begins at `first_seconds`."""
     start = info.start_seconds - first_seconds
     duration = info.duration_seconds
     if not duration:  # the header does not say it: decode the whole stream
         duration = 0.0
         if isinstance(info, VideoInfo):
-            for seconds, _ in stream_video(path):
+            for seconds, _ in stream_video(source):
                 duration = seconds + (1 / info.fps if info.fps else 0.0)
         else:
-            for seconds, block in stream_audio(path, info.rate_hz):
+            for seconds, block in stream_audio(source, info.rate_hz):
                 duration = seconds + block.shape[1] / info.rate_hz
     return Span(start, start + duration)
 
@@ -161,4 +173,6 @@ def media_of_sample(sample: Sample) -> Media:
     files: dict[str, Source] = {name: content for name, content in members.items() if content is not None}
     media_spans = {name: span for name, span in zip(("video", "audio"), spans(sample), strict=True) if span is not None}
     frame_seconds = 1 / sample.info.video_fps if "video" in media_spans else 0.0
-    return Media(sample.info.key, sample.info.index, files, media_spans, sample.info.labels, frame_seconds)
+    facts = sample.info.labels, frame_seconds
+    caption = sample.info.caption or None
+    return Media(sample.info.key, sample.info.index, files, media_spans, *facts, caption=caption)

@@ -250,5 +250,6 @@ def rows_of(
         has_video=windows.has["video"],
         has_image=windows.has["image"],
         labels=[media.labels] * len(grid),
+        captions=None if media.caption is None else [media.caption] * len(grid),
         **columns,
     )

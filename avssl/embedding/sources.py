@@ -29,7 +29,8 @@ from avssl.files.scratch import temporary_folder
 from avssl.media.images import IMAGE_SUFFIXES
 from avssl.media.info import MEDIA_SUFFIXES
 from avssl.shards.keys import KeyHashes, folder_labels, plain_key
-from avssl.shards.manifest import Entry, FileSource, read_segment, stream_manifest
+from avssl.shards.manifest import Entry, FileSource, read_segment, sound_of, stream_manifest
+from avssl.shards.places import within_of
 from avssl.shards.shard_set import ShardSet
 from avssl.types import FAILURE_REASONS
 
@@ -83,8 +84,11 @@ def list_sources(paths: Sequence[str | Path], modalities: Sequence[str], scratch
         if len(paths) > 1:
             raise ValueError(f"{next(filter(is_manifest, paths))}: a manifest is the only source; embed others apart")
         manifest = Path(located(paths[0]))
-        entries = ((_of_entry(entry, manifest.parent, modalities), "") for entry in stream_manifest(manifest))
-        return _with_unique_keys(entries, scratch, given_in=str(manifest))
+        captions = any(entry.caption for entry in stream_manifest(manifest))
+        files = (
+            _of_entry(entry, manifest.parent, modalities, captions=captions) for entry in stream_manifest(manifest)
+        )
+        return _with_unique_keys(((file, "") for file in files), scratch, given_in=str(manifest))
     roots = [Path(located(path)) for path in paths]
     listed = list_files(roots, suffixes_of(modalities))
     return _with_unique_keys((_of_file(roots[number], below) for number, below in listed), scratch)
@@ -120,16 +124,19 @@ def _of_file(root: Path, below: str) -> tuple[FileSource, str]:
     return FileSource(str((root / below).absolute()), plain_key(name), folder_labels(below)), name
 
 
-def _of_entry(entry: Entry, folder: Path, modalities: Sequence[str]) -> FileSource:
-    """The source of a line of a manifest in `folder`."""
+def _of_entry(entry: Entry, folder: Path, modalities: Sequence[str], *, captions: bool) -> FileSource:
+    """The source of a line of a manifest in `folder`. captions: whether any line has one."""
     if entry.item is not None:
         raise ValueError(
             f"{entry.path}: its manifest lists single images of one file; write them with `avssl prep write` and embed "
             "the shards"
         )
-    path = entry.path if is_remote(entry.path) else str((folder / entry.path).absolute())
+    place = entry.place.at(folder.absolute())
+    sound = None if entry.sound is None else entry.sound.at(folder.absolute())
     error: tuple[Any, str] | None = (entry.error["reason"], entry.error["message"]) if entry.error else None
-    return FileSource(path, entry.key, entry.labels, entry.segment, error or _unfit(entry, modalities))
+    error = error or _unfit(entry, modalities)
+    apart = place.within, sound, entry.caption if captions else None
+    return FileSource(place.path, entry.key, entry.labels, entry.segment, error, *apart)
 
 
 def _unfit(entry: Entry, modalities: Sequence[str]) -> tuple[Any, str] | None:
@@ -227,7 +234,11 @@ def _with_unique_keys(
 
 def _record(file: FileSource) -> dict[str, Any]:
     """A file as a line of a listing; what it lacks is left out."""
-    return {name: value for name, value in vars(file).items() if value or name == "key"}
+    record = {name: value for name, value in vars(file).items() if value or name == "key"}
+    for name in ("within", "sound"):
+        if name in record:
+            record[name] = record[name].to_json()
+    return record if file.caption is None else record | {"caption": file.caption}
 
 
 def _file_of(record: Mapping[str, Any], where: str = "listing") -> FileSource:
@@ -243,8 +254,16 @@ def _file_of(record: Mapping[str, Any], where: str = "listing") -> FileSource:
         raise fields.wrong("error", "[reason, message]")
     segment = read_segment(record.get("segment"), where)
     labels = fields.labels("labels") if "labels" in record else {}
+    caption = None if record.get("caption") is None else fields.text("caption")
     return FileSource(
-        fields.text("path"), fields.text("key"), labels, segment, None if error is None else (error[0], error[1])
+        fields.text("path"),
+        fields.text("key"),
+        labels,
+        segment,
+        None if error is None else (error[0], error[1]),
+        within_of(fields),
+        sound_of(fields),
+        caption,
     )
 
 

@@ -75,6 +75,7 @@ class EmbeddingTable:
     video_feature, audio_feature, image_feature: float32 (n, F), the encoder's output before the projector; NaN and
         None as above.
     labels: {field: [names]} per row.
+    captions: text per row, None where a row has none; None if the whole table lacks the column `caption`.
     metadata: run, weights hash, window_seconds, stride_seconds, normalized and any other values that JSON can hold.
 
     >>> table = EmbeddingTable.read(embeddings)
@@ -97,17 +98,20 @@ class EmbeddingTable:
     has_image: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     labels: list[dict[str, list[str]]] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
+    captions: list[str | None] | None = None
 
     def __post_init__(self) -> None:
         """Convert to the types above; ValueError if lengths differ or vectors contradict has_*."""
         set_field = object.__setattr__
         set_field(self, "keys", [str(key) for key in self.keys])
         set_field(self, "labels", list(self.labels) or [{} for _ in self.keys])
+        if self.captions is not None:
+            set_field(self, "captions", [text or None for text in self.captions])
         if len(self.has_image) == 0:
             set_field(self, "has_image", np.zeros(len(self.keys), np.bool_))
         for name, dtype in SCALAR_COLUMNS.items():
             set_field(self, name, np.asarray(getattr(self, name), dtype=dtype))
-        for name in ("labels", *SCALAR_COLUMNS):
+        for name in ("labels", *SCALAR_COLUMNS, *([] if self.captions is None else ["captions"])):
             if len(getattr(self, name)) != len(self.keys):
                 raise ValueError(
                     f"column {name!r} has {len(getattr(self, name))} rows, but there are {len(self.keys)} keys; "
@@ -162,7 +166,8 @@ class EmbeddingTable:
     def to_pandas(self, *, vectors: bool = True) -> Any:
         """A pandas DataFrame with the same rows; needs `pip install "avssl[pandas]"`.
 
-        Columns: key, index, start_seconds, end_seconds, has_video, has_audio, has_image; one for each label field, as
+        Columns: key, index, start_seconds, end_seconds, has_video, has_audio, has_image; caption, if any row has one;
+        one for each label field, as
         `label` gives it (label_NAME if a column is called NAME already); and with `vectors` one for each of the
         table's vector columns, of float32 arrays (D,), None where the row lacks the modality.
         """
@@ -171,6 +176,8 @@ class EmbeddingTable:
         except ImportError as error:
             raise ImportError(f'to_pandas needs pandas: pip install "avssl[pandas]" ({error})') from error
         columns: dict[str, Any] = {"key": self.keys} | {name: getattr(self, name) for name in SCALAR_COLUMNS}
+        if self.captions is not None:
+            columns["caption"] = pd.Series(self.captions, dtype=object)
         names = {
             name: name if name not in (*columns, *VECTOR_COLUMNS) else f"label_{name}" for name in self.label_fields()
         }
@@ -206,7 +213,8 @@ class EmbeddingTable:
         names = (*SCALAR_COLUMNS, *VECTOR_COLUMNS)
         arrays = {name: values[chosen] for name in names if (values := getattr(self, name)) is not None}
         keys, labels = [self.keys[row] for row in chosen], [self.labels[row] for row in chosen]
-        return EmbeddingTable(keys=keys, labels=labels, metadata=dict(self.metadata), **arrays)
+        captions = None if self.captions is None else [self.captions[row] for row in chosen]
+        return EmbeddingTable(keys=keys, labels=labels, metadata=dict(self.metadata), captions=captions, **arrays)
 
     def pool_by_key(self) -> EmbeddingTable:
         """One row per key, in order of first appearance: its embedding is the normalized mean of the unit embeddings.
@@ -257,6 +265,8 @@ def _stored(table: EmbeddingTable) -> tuple[dict[str, Any], dict[str, NDArray[np
     names = (*SCALAR_COLUMNS, *VECTOR_COLUMNS)
     columns: dict[str, Any] = {"key": table.keys}
     columns |= {name: values for name in names if (values := getattr(table, name)) is not None}
+    if table.captions is not None:
+        columns["caption"] = table.captions
     columns["labels"] = [json.dumps(row, sort_keys=True, ensure_ascii=False) for row in table.labels]
     return columns, {name: table.has(name) for name in VECTOR_COLUMNS}
 
@@ -304,7 +314,10 @@ def concatenate(tables: Sequence[EmbeddingTable]) -> EmbeddingTable:
             raise ValueError(f"tables disagree about the dim of column {name!r}: {sorted(dims)}")
         columns[name] = None if values[0] is None else np.concatenate(values)
     keys, labels = [key for table in tables for key in table.keys], [row for table in tables for row in table.labels]
-    return EmbeddingTable(keys=keys, labels=labels, metadata=dict(first.metadata), **columns)
+    captions: list[str | None] | None = None
+    if any(table.captions is not None for table in tables):
+        captions = [text for table in tables for text in table.captions or [None] * len(table)]
+    return EmbeddingTable(keys=keys, labels=labels, metadata=dict(first.metadata), captions=captions, **columns)
 
 
 def _group_means(
@@ -327,10 +340,11 @@ def _read_file(source: Path) -> EmbeddingTable:
     missing = {"key", "labels", *SCALAR_COLUMNS} - {"has_image"} - columns.keys()
     if missing:
         raise ValueError(f"{str(source)!r} lacks the columns {sorted(missing)}: it is not an embedding table")
-    unknown = columns.keys() - {"key", "labels", *SCALAR_COLUMNS, *VECTOR_COLUMNS}
+    unknown = columns.keys() - {"key", "labels", "caption", *SCALAR_COLUMNS, *VECTOR_COLUMNS}
     if unknown:
         raise ValueError(f"{str(source)!r} has the columns {brief(sorted(unknown))}: it is not an embedding table")
     with value_errors_naming(source, "embedding table"):
         rows = [Fields.parse(row, f"{source}, row {number}") for number, row in enumerate(columns.pop("labels"))]
         labels = [Fields({"labels": row.record}, row.where).labels("labels") for row in rows]
-        return EmbeddingTable(keys=columns.pop("key"), labels=labels, metadata=metadata, **columns)
+        texts = {"keys": columns.pop("key"), "captions": columns.pop("caption", None)}
+        return EmbeddingTable(labels=labels, metadata=metadata, **texts, **columns)

@@ -8,6 +8,7 @@ window, and a source that is an image alone has one window of no length, [0, 0].
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import chain, groupby
 from math import floor
 from typing import Self
@@ -215,7 +216,8 @@ class WindowReader:
     def begin(self, number: int) -> Media | FileSource:
         """The media of a sample; of a file only where it lies, so that an error of the file ends this file alone."""
         if isinstance(self.sources, ShardSet):
-            return media_of_sample(self.sources.read(number))
+            media = media_of_sample(self.sources.read(number))
+            return replace(media, caption=media.caption or "") if self.sources.index.has_captions else media
         return self.sources[number]
 
     def messages(self, begun: Media | FileSource) -> Iterator[Message]:
@@ -242,7 +244,13 @@ class WindowReader:
 
 def _message_of(batch: WindowBatch) -> Message:
     media = batch.media
-    values = {"key": media.key, "index": media.index, "labels": media.labels, "owners": batch.owners}
+    values = {
+        "key": media.key,
+        "index": media.index,
+        "labels": media.labels,
+        "caption": media.caption,
+        "owners": batch.owners,
+    }
     arrays = {f"has {name}": has for name, has in batch.has.items()} | {"grid": batch.grid}
     for name, clips in batch.clips.items():
         if clips is not None:  # channels are sent last, as they lie in memory
@@ -258,7 +266,7 @@ def _batch_of(message: Message) -> WindowBatch:
             tensor = torch.from_numpy(arrays[f"clips {name}"])
             clips[name] = RawView(name, tensor if name == "audio" else tensor.movedim(-1, -3))
     return WindowBatch(
-        Media(values["key"], values["index"], labels=values["labels"]),
+        Media(values["key"], values["index"], labels=values["labels"], caption=values["caption"]),
         arrays["grid"],
         {name: arrays[f"has {name}"] for name in MODALITIES},
         clips,

@@ -27,9 +27,9 @@ from avssl.files.scratch import temporary_folder
 from avssl.files.whole import whole_file
 
 __all__ = [
-    "Facts", "Location", "WrongSize", "allow_redirects", "copy_to", "download", "exists", "facts", "files_below",
-    "is_remote", "join", "local_copy", "local_path", "names", "protocol_of", "read_bytes", "redacted", "remove", "size",
-    "upload", "write_bytes",
+    "Facts", "Location", "WrongSize", "allow_redirects", "copy_range", "copy_to", "download", "exists", "facts",
+    "files_below", "is_remote", "join", "local_copy", "local_path", "names", "protocol_of", "read_bytes", "read_range",
+    "redacted", "remove", "size", "upload", "write_bytes",
 ]  # fmt: skip
 
 
@@ -136,6 +136,26 @@ def read_bytes(location: Location, begin: int | None = None, end: int | None = N
     if last - first > MAX_BYTES_IN_MEMORY:
         raise OSError(f"{redacted(text)}: has {last - first} bytes; at most {MAX_BYTES_IN_MEMORY} are read into memory")
     return b"".join(_blocks(text, first, last, num_bytes))
+
+
+def read_range(location: Location, begin: int, end: int, num_bytes: int) -> bytes:
+    """The bytes begin..end of a remote file of which the size is known, which saves a request for it."""
+    return b"".join(_blocks(os.fspath(location), begin, min(end, num_bytes), num_bytes))
+
+
+def copy_range(location: Location, file: BinaryIO, begin: int, end: int) -> int:
+    """Write the bytes begin..end of a file to an open one; the result is their number, less where the file ends before.
+
+    A piece at a time is in memory.
+    """
+    num_bytes = size(location)
+    end = min(end, num_bytes)
+    if is_remote(location):
+        file.writelines(_blocks(os.fspath(location), begin, end, num_bytes))
+    else:
+        for first in range(begin, end, BLOCK_BYTES):
+            file.write(read_bytes(location, first, min(first + BLOCK_BYTES, end)))
+    return max(0, end - begin)
 
 
 def copy_to(location: Location, file: BinaryIO, num_bytes: int | None = None) -> int:

@@ -49,7 +49,8 @@ class SampleInfo:
     index: contiguous 0..N-1 over the folder. duration_seconds: end of the later stream on the clock. video_fps:
     constant; 0 without video, as num_frames. av_offset_seconds: audio start minus video start in the source; 0 if one
     is missing. audio_rate_hz: 0 without audio, as num_audio_samples. labels: {field: [names]}. source: path and
-    results of probing. image_height_px, image_width_px: 0 without an image, and then not in the json.
+    results of probing. image_height_px, image_width_px: 0 without an image, and then not in the json. caption: text
+    that describes the sample; "" for none, and then not in the json.
     """
 
     index: int
@@ -64,6 +65,7 @@ class SampleInfo:
     source: dict[str, Any]
     image_height_px: int = 0
     image_width_px: int = 0
+    caption: str = ""
 
     @property
     def has_image(self) -> bool:
@@ -93,6 +95,7 @@ class SampleInfo:
     def to_json(self) -> bytes:
         """The bytes of the member."""
         absent = () if self.has_image else ("image_height_px", "image_width_px")
+        absent = absent if self.caption else (*absent, "caption")
         return dump_json({name: value for name, value in vars(self).items() if name not in absent})
 
     @classmethod
@@ -114,6 +117,7 @@ class SampleInfo:
             source=fields.mapping("source"),
             image_height_px=fields.count("image_height_px", 0),
             image_width_px=fields.count("image_width_px", 0),
+            caption=fields.text("caption", ""),
         )
 
 
@@ -203,6 +207,7 @@ class ShardIndex:
     """index.json: the shards of a folder, the counts of samples, and the options that made them.
 
     split_parts: the parts of `avssl prep split` that the manifest's rows belong to, e.g. ["test"]; [] for none.
+    has_captions: whether any row of the manifest has one.
     """
 
     shards: list[ShardRecord]
@@ -214,6 +219,7 @@ class ShardIndex:
     options: dict[str, Any]
     manifest_sha256: str
     split_parts: list[str] = field(default_factory=list)
+    has_captions: bool = False
 
     @property
     def total_bytes(self) -> int:
@@ -232,6 +238,8 @@ class ShardIndex:
         record = asdict(self) | derived
         if not self.split_parts:  # as in the folders of earlier versions, byte for byte
             del record["split_parts"]
+        if not self.has_captions:
+            del record["has_captions"]
         return (dump(record, sort_keys=True, indent=1) + "\n").encode("ascii")
 
     @classmethod
@@ -257,6 +265,7 @@ class ShardIndex:
             options=fields.mapping("options"),
             manifest_sha256=fields.text("manifest_sha256"),
             split_parts=fields.items("split_parts", str, []),
+            has_captions=fields.flag("has_captions", False),
         )
         index._check_sums(fields, where)
         return index

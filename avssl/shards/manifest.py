@@ -1,7 +1,7 @@
 """The manifest, corpus.jsonl: one json object per line for every listed file, including those that cannot be used.
 
-A line is a file, some seconds of one (`segment`), or one image of a file that holds many (`item`). A manifest lists
-either video and audio files, or images.
+A line is a file, some seconds of one (`segment`), one image of a file that holds many (`item`), or a member of an
+archive or a value of a table (`within`). A manifest lists either video and audio files, or images.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from avssl.files.checked_json import Fields, parse
 from avssl.files.plain_text import brief
 from avssl.shards.format import dump_json
 from avssl.shards.keys import Segment
+from avssl.shards.places import Place, Within, within_of
 from avssl.types import FAILURE_REASONS, FailureReason
 
 KEY = re.compile(r"[A-Za-z0-9_/-]+")
@@ -33,6 +34,9 @@ class Entry:
     file, from 0; None: the file is the sample. segment: (begin, end) in seconds from the start of the stream that
     starts first; None: the whole file is the sample. content: files.content_digest when it was indexed; "" for a file
     that was not opened, or that holds many images. part: that `avssl prep split` put it in, e.g. "test"; "" for none.
+    caption: text that describes the sample; "" for none. within: where in the file the media lies (places.py); None: it
+    is the file; then num_bytes and content are those of the media. sound: where the audio lies if it is apart from the
+    video, both from their own time 0; num_bytes is the sum, content the digest of both.
     """
 
     path: str
@@ -45,6 +49,14 @@ class Entry:
     segment: Segment | None = None
     content: str = ""
     part: str = ""
+    caption: str = ""
+    within: Within | None = None
+    sound: Place | None = None
+
+    @property
+    def place(self) -> Place:
+        """Where the media lies, but for a sound apart."""
+        return Place(self.path, self.within)
 
     @property
     def is_image(self) -> bool:
@@ -64,6 +76,12 @@ class Entry:
             record["content"] = self.content
         if self.part:
             record["part"] = self.part
+        if self.caption:
+            record["caption"] = self.caption
+        if self.within is not None:
+            record["within"] = self.within.to_json()
+        if self.sound is not None:
+            record["sound"] = self.sound.to_json()
         return dump_json(record)
 
     @classmethod
@@ -81,8 +99,16 @@ class Entry:
         media = {name: record.get(name) for name in (("image",) if "image" in record else MEDIA_FACTS)}
         _check_media(fields, media)
         segment, content = read_segment(record.get("segment"), where), fields.text("content", "")
-        part = fields.text("part", "")
-        return cls(path, key, labels, media, _error(fields), fields.count("bytes", 0), item, segment, content, part)
+        part, caption = fields.text("part", ""), fields.text("caption", "")
+        within, sound = within_of(fields), sound_of(fields)
+        num_bytes = fields.count("bytes", 0)
+        given = item, segment, content, part, caption, within, sound
+        return cls(path, key, labels, media, _error(fields), num_bytes, *given)
+
+
+def sound_of(fields: Fields) -> Place | None:
+    """The place of a sound apart, of a record; None if there is none. ValueError names the field that does not fit."""
+    return None if fields.record.get("sound") is None else Place.from_json(fields.section("sound"))
 
 
 def _error(fields: Fields) -> dict[str, str] | None:
@@ -114,7 +140,8 @@ class FileSource:
     """A file to embed, or some seconds of one, as a manifest lists it.
 
     path: absolute, or a URL. segment: the seconds that are the source, from the start of the stream that starts first;
-    None: all of it. error: (reason, message) why it cannot be used, if that is known already.
+    None: all of it. error: (reason, message) why it cannot be used, if that is known already. within, sound: as of
+    Entry. caption: text; "" for none where other sources have one, None where none has.
     """
 
     path: str
@@ -122,6 +149,14 @@ class FileSource:
     labels: dict[str, list[str]] = field(default_factory=dict)
     segment: Segment | None = None
     error: tuple[FailureReason, str] | None = None
+    within: Within | None = None
+    sound: Place | None = None
+    caption: str | None = None
+
+    @property
+    def place(self) -> Place:
+        """Where the media lies, but for a sound apart."""
+        return Place(self.path, self.within)
 
 
 def read_segment(value: Any, where: str) -> Segment | None:

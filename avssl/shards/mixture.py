@@ -102,6 +102,7 @@ class ShardMixture(ShardSet):
             {field: sorted(names) for field, names in sorted(labels.items())},
             {},
             "",
+            has_captions=any(index.has_captions for index, _ in parts),
         )
 
     @cached_property

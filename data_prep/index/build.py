@@ -15,8 +15,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from avssl.files.disk_errors import clear_errors
+from avssl.files.location import Location, local_path
 from avssl.files.progress import track
 from avssl.files.scratch import scratch_folder
 from avssl.files.whole import hashed_file
@@ -25,7 +27,7 @@ from avssl.shards.keys import plain_key, segment_key
 from avssl.shards.manifest import Entry
 from data_prep.index.cutting import Cutting, claimed_seconds, require_scenedetect
 from data_prep.index.gather import KINDS, Gathered, ListSource, Target, gather_folder, gather_list, stored_text
-from data_prep.index.lists.formats import FORMATS, HAVE_FOLDS, IDX, OTHERS, READERS, detect
+from data_prep.index.lists.formats import ANYWHERE, FORMATS, HAVE_FOLDS, IDX, OTHERS, READERS, detect
 from data_prep.index.lists.published import ListSettings
 from data_prep.index.lists.row import BadRow
 from data_prep.index.mnist import is_idx_file, open_idx_file
@@ -102,21 +104,23 @@ class IndexSummary:
 
 
 def build_manifest(
-    source: Path, manifest: Path, options: IndexOptions, prober: Callable[[str], ProbedFile] | None = None
+    source: Location, manifest: Path, options: IndexOptions, prober: Callable[[Any], ProbedFile] | None = None
 ) -> IndexSummary:
-    """Write the manifest of a folder or a list, after probing every file.
+    """Write the manifest of a folder, a list, archives or tables, after probing every file.
 
     prober: probes a file, default a `Prober`; another one must be importable by name.
 
     Raises:
         ValueError, FileNotFoundError: options that do not fit the source, a list that cannot be read or has bad rows.
     """
-    if not source.exists():
-        raise FileNotFoundError(
-            f"{source}: is no folder; give the folder that holds the media files, or a list of them"
-        )
     list_format = detect(source) if options.format == "auto" else options.format
-    _check_format(source, list_format, options)
+    if list_format not in ANYWHERE:
+        source = local_path(source)
+        if not source.exists():
+            raise FileNotFoundError(
+                f"{source}: is no folder; give the folder that holds the media files, or a list of them"
+            )
+        _check_format(source, list_format, options)
     with clear_errors(manifest, "written"):
         manifest.parent.mkdir(parents=True, exist_ok=True)
     # Beside the manifest, not in /tmp, which may be memory.
@@ -166,10 +170,12 @@ def _check_format(source: Path, list_format: str, options: IndexOptions) -> None
         raise FileNotFoundError(f"--media {options.media}: is no folder; give the folder that holds the listed files")
 
 
-def _gather(source: Path, list_format: str, options: IndexOptions, target: Target) -> Gathered:
+def _gather(source: Location, list_format: str, options: IndexOptions, target: Target) -> Gathered:
     if list_format == "folder":
-        return gather_folder(source, target, options.labels or "folder", options.kind)
-    media = options.media or (source if source.is_dir() else source.parent)
+        return gather_folder(local_path(source), target, options.labels or "folder", options.kind)
+    media = options.media or Path()  # of archives and tables: they say where their media are
+    if isinstance(source, Path):
+        media = options.media or (source if source.is_dir() else source.parent)
     selection = options.settings, options.labels or "none", options.kind, options.split
     return gather_list(ListSource(source, list_format, media, *selection), target)
 
@@ -192,6 +198,9 @@ def entries_of(
         None,
         row.segment,
         probed.content,
+        caption=row.caption,
+        within=row.within,
+        sound=row.sound,
     )
     seconds = claimed_seconds(probed.media) if probed.seconds is None else probed.seconds
     if probed.error is not None or seconds is None:

@@ -6,6 +6,7 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
+from avssl.files.location import is_remote, local_path
 from avssl.files.plain_text import emit, say, say_lines
 from avssl.media.images import IMAGE_SUFFIXES
 from avssl.plugins import required
@@ -30,9 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `avssl prep index`."""
     parser.add_argument(
         "source",
-        type=Path,
-        help="folder, searched with its sub-folders; a list of files; or a file of images in MNIST's format"
-        " (*images-idx3-ubyte with its labels beside it; .gz or not)",
+        help="folder, searched with its sub-folders; a list of files; webdataset tars (x-{000..123}.tar, a folder of"
+        " them, or URLs of either); or a file of images in MNIST's format (*images-idx3-ubyte with its labels beside"
+        " it; .gz or not)",
     )
     parser.add_argument("--out", type=Path, required=True, help="the manifest, e.g. corpus.jsonl")
     parser.add_argument(
@@ -47,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-probe", action="store_true", help="do not open the files: record only whether they exist")
     parser.add_argument("--workers", type=int, default=default_num_workers(), help="processes (default: all cores)")
     _add_list_arguments(parser.add_argument_group("lists"))
+    _add_table_arguments(parser.add_argument_group("tars and tables of others (docs/foreign_formats.md)"))
     _add_cutting_arguments(parser.add_argument_group("cutting long files into several samples"))
     add_rule_arguments(parser.add_argument_group("train and test: with a share, the manifest is split, too"))
     _add_limits(parser.add_argument_group("what one file may take"))
@@ -77,6 +79,27 @@ def _add_list_arguments(parser: argparse._ArgumentGroup) -> None:
     )
     parser.add_argument("--classes", type=Path, help="AudioSet's class_labels_indices.csv (default: beside the list)")
     parser.add_argument("--skip-bad-rows", action="store_true", help="go on without rows that cannot be used")
+
+
+def _add_table_arguments(parser: argparse._ArgumentGroup) -> None:
+    parser.add_argument(
+        "--columns",
+        metavar="A,B",
+        help="the columns, or of tars the suffixes of members, that hold the media: one, or a video and its sound"
+        " (default: by their types and names)",
+    )
+    parser.add_argument(
+        "--label-fields",
+        metavar="A,B",
+        help="columns, or fields of each sample's json, that are labels (default: label, labels and class labels)",
+    )
+    parser.add_argument(
+        "--caption-field", metavar="A", help="the column or field that is the caption (default: by its name)"
+    )
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _add_cutting_arguments(parser: argparse._ArgumentGroup) -> None:
@@ -139,9 +162,10 @@ def make_manifest(arguments: argparse.Namespace) -> IndexSummary:
     """Make the manifest; what it holds."""
     source, out = arguments.source, arguments.out
     required.use(arguments.plugin)
-    list_format = detect(source) if arguments.format == "auto" and source.is_file() else arguments.format
+    is_file = not is_remote(source) and local_path(source).is_file()
+    list_format = detect(source) if arguments.format == "auto" and is_file else arguments.format
     if list_format == IDX:
-        return build_idx_manifest(source, out, arguments.labels or "folder", arguments.kind)
+        return build_idx_manifest(local_path(source), out, arguments.labels or "folder", arguments.kind)
     return build_manifest(source, out, _options(arguments))
 
 
@@ -163,7 +187,15 @@ def _options(arguments: argparse.Namespace) -> IndexOptions:
         labels=arguments.labels,
         kind=arguments.kind,
         split=arguments.split,
-        settings=ListSettings(arguments.trimmed, arguments.classes, arguments.fold),
+        settings=ListSettings(
+            arguments.trimmed,
+            arguments.classes,
+            arguments.fold,
+            arguments.kind,
+            _names(arguments.columns) or (),
+            _names(arguments.label_fields),
+            arguments.caption_field,
+        ),
         skip_bad_rows=arguments.skip_bad_rows,
         probe=not arguments.no_probe,
         cutting=cutting,

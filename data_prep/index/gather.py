@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
+from avssl.files.location import Location
 from avssl.media.images import IMAGE_SUFFIXES
 from avssl.media.info import MEDIA_SUFFIXES
 from avssl.shards.keys import plain_key, row_key
@@ -47,7 +48,7 @@ class Gathered:
         if len(self.bad) < NUM_BAD_ROWS_SHOWN:
             self.bad.append(row)
 
-    def check(self, source: Path, split: str | None, *, skip_bad_rows: bool) -> None:
+    def check(self, source: Location, split: str | None, *, skip_bad_rows: bool) -> None:
         """ValueError if there are bad rows that are not to be skipped, or no rows at all."""
         if self.num_bad and not skip_bad_rows:
             shown = "\n".join(f"  {row.where}: {row.message}" for row in self.bad)
@@ -80,7 +81,7 @@ class ListSource:
     take only its rows; None: all rows but those of UNUSED.
     """
 
-    path: Path
+    path: Location
     format: str
     media: Path
     settings: ListSettings
@@ -130,27 +131,32 @@ def gather_list(source: ListSource, target: Target) -> Gathered:
         )
     rows = READERS.find(source.format)(source.path, source.settings)
     first = next(rows, None)
-    gathered = Gathered(source.kind or _kind_of_row(first))
+    gathered = Gathered(source.kind or (_kind_of_row(first) if first is not None else "media"))
     suffixes = IMAGE_SUFFIXES if gathered.kind == "images" else MEDIA_SUFFIXES
     table = Labels(source.labels, target.scratch / "labels.db")
     media, folder = str(source.media.absolute()), str(target.folder.absolute())
     finder: NameIndex | None = None
     with ExitStack() as stack:
         for where, row in _of_split(rows if first is None else chain([first], rows), source.split, gathered):
-            if row.path is not None:
+            if row.error is not None or row.within is not None:
+                pending = _within(where, row, folder)
+            elif row.path is not None:
                 pending = _listed(where, row, media, folder)
             else:
                 if finder is None:
                     finder = stack.enter_context(NameIndex(source.media, suffixes, target.scratch / "names.db"))
                 pending = _named(where, row, media, folder, finder)
-            target.spool.add(replace(pending, labels=row.labels | table.of(row.path or row.name)))
+            target.spool.add(replace(pending, labels=row.labels | table.of(row.name or row.path or "")))
     if len(target.spool):
         table.check()
     return gathered
 
 
-def _kind_of_row(first: tuple[str, ListedFile | BadRow] | None) -> str:
-    path = first[1].path if first is not None and isinstance(first[1], ListedFile) else None
+def _kind_of_row(first: tuple[str, ListedFile | BadRow]) -> str:
+    row = first[1]
+    if isinstance(row, ListedFile) and row.kind:
+        return row.kind
+    path = row.path if isinstance(row, ListedFile) else None
     return "images" if path is not None and suffix_of(path) in IMAGE_SUFFIXES - MEDIA_SUFFIXES else "media"
 
 
@@ -180,8 +186,31 @@ def _listed(where: str, row: ListedFile, media: str, folder: str) -> Pending:
             name = path.removeprefix(f"{media}/").lstrip("/")
     identity = name if row.segment is None else f"{name} {row.segment}"
     return Pending(
-        where, stored, row.key or row_key(name, row.segment), row.key is not None, identity, row.labels, row.segment
+        where,
+        stored,
+        row.key or row_key(name, row.segment),
+        row.key is not None,
+        identity,
+        row.labels,
+        row.segment,
+        caption=row.caption,
     )
+
+
+def _within(where: str, row: ListedFile, folder: str) -> Pending:
+    """The pending row of a row whose media lie within a file, or that has none that could be opened."""
+    path = row.path or ""
+    stored = path if is_url(path) else stored_text(path, folder)
+    sound = row.sound
+    if sound is not None and not is_url(sound.path):
+        sound = replace(sound, path=stored_text(sound.path, folder))
+    reason, missing = row.error or ("missing_file", None)
+    key = row.key or plain_key(row.name)
+    identity = f"{path} {row.name} {'' if row.within is None else row.within.to_json()}"
+    return Pending(
+        where, stored, key, row.key is not None, identity, row.labels, row.segment, missing, reason, row.caption,
+        row.within, sound,
+    )  # fmt: skip
 
 
 def _named(where: str, row: ListedFile, media: str, folder: str, finder: NameIndex) -> Pending:

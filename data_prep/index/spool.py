@@ -8,7 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from avssl.files.checked_json import Fields
 from avssl.shards.keys import KeyHashes, Segment
+from avssl.shards.manifest import sound_of
+from avssl.shards.places import Place, Within, within_of
 from data_prep.index.lists.row import BadRow
 
 
@@ -17,8 +20,9 @@ class Pending:
     """A row whose file was found, or is missing.
 
     where: its line in the list. path: as the manifest will state it. key: not yet unique. is_given: whether the list
-    states the key. identity: text that differs between rows that would have the same key. missing: the message of a
-    missing file, with the names that were searched for.
+    states the key. identity: text that differs between rows that would have the same key. missing: why there are
+    no media to open, like the names that were searched for; reason: of types.FailureReason. caption, within, sound: as
+    of Entry.
     """
 
     where: str
@@ -29,6 +33,10 @@ class Pending:
     labels: dict[str, list[str]]
     segment: Segment | None = None
     missing: str | None = None
+    reason: str = "missing_file"
+    caption: str = ""
+    within: Within | None = None
+    sound: Place | None = None
 
 
 class IndexSpool:
@@ -45,7 +53,7 @@ class IndexSpool:
 
     def add(self, row: Pending) -> None:
         """Append a row."""
-        self._file.write(json.dumps(vars(row)).encode("ascii") + b"\n")
+        self._file.write(json.dumps(vars(row), default=_plain).encode("ascii") + b"\n")
         self._keys.add(row.key)
         self._rows.add(_source(row))
         self._count += 1
@@ -91,8 +99,9 @@ class IndexSpool:
         with self._path.open("rb") as file:
             for line in file:
                 record: dict[str, Any] = json.loads(line)
-                segment = record["segment"]
-                yield Pending(**(record | {"segment": None if segment is None else (segment[0], segment[1])}))
+                segment, fields = record["segment"], Fields.of(record, str(self._path))
+                record["segment"] = None if segment is None else (segment[0], segment[1])
+                yield Pending(**(record | {"within": within_of(fields), "sound": sound_of(fields)}))
 
     def __enter__(self) -> Self:
         return self
@@ -104,4 +113,8 @@ class IndexSpool:
 
 def _source(row: Pending) -> str:
     """The file and seconds of a row as text. Two rows with the same text are the same sample."""
-    return json.dumps([row.path, row.segment, row.missing])
+    return json.dumps([row.path, row.segment, row.missing, row.within, row.sound], default=_plain)
+
+
+def _plain(place: Within | Place) -> dict[str, Any]:
+    return place.to_json()

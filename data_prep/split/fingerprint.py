@@ -9,16 +9,16 @@ by a few pixels; a copy that begins later is found by comparing at every shift.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from avssl.files.location import is_remote
-from avssl.files.storage import local_copy
 from avssl.media.decode import probe, stream_audio, stream_frames
 from avssl.media.images import read_image
+from avssl.media.sources import Source
+from avssl.shards.opened import opened
+from avssl.shards.places import Sounding
 from data_prep.inspect.stats.near_duplicates import NO_HASH, Hashes, distances, perceptual_hash, small_image
 
 SECONDS = 20.0  # from the start of each stream
@@ -54,23 +54,25 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class FileTask:
-    """A file to take the fingerprint of. path: to open, or a URL. source: hash of the source. is_image: by the list."""
+    """A file to take the fingerprint of. file: where it lies. source: hash of the source. is_image: by the list."""
 
-    path: str
+    file: Sounding
     source: int
     is_image: bool
 
 
 def fingerprint(task: FileTask) -> Fingerprint:
     """The fingerprint of a file. MediaError, OSError if it cannot be read. Runs in a worker."""
-    with local_copy(task.path) if is_remote(task.path) else nullcontext(task.path) as path:
+    with opened(task.file) as media:
         if task.is_image:
-            red, green, blue = read_image(str(path), name=task.path).numpy().astype(np.float32)
+            red, green, blue = read_image(media.media, name=media.name).numpy().astype(np.float32)
             frames = _hashes([perceptual_hash(small_image(0.299 * red + 0.587 * green + 0.114 * blue))])
             return Fingerprint(frames, np.zeros(0, np.uint32), frames[frames != NO_HASH], is_image=True)
-        info = probe(str(path), name=task.path)
-        frames = _hashes([] if info.video is None else list(_frame_hashes(str(path), task.path)))
-        sound, strengths = _sound(np.zeros(0, np.float32) if info.audio is None else _waveform(str(path), task.path))
+        info = probe(media.media, name=media.name)
+        frames = _hashes([] if info.video is None else list(_frame_hashes(media.media, media.name)))
+        apart = media.media if media.sound is None else media.sound
+        has_audio = (info if media.sound is None else probe(apart, name=media.name)).audio is not None
+        sound, strengths = _sound(_waveform(apart, media.name) if has_audio else np.zeros(0, np.float32))
     return Fingerprint(frames, sound, np.concatenate([frame_keys(frames), sound_keys(sound, strengths)]))
 
 
@@ -78,10 +80,10 @@ def _hashes(values: list[int]) -> Hashes:
     return np.array(values, np.uint64)
 
 
-def _frame_hashes(path: str, name: str) -> Iterator[int]:
+def _frame_hashes(source: Source, name: str) -> Iterator[int]:
     """The hash of the frame on screen at every quarter of a second."""
     due, last = 0.0, None
-    for shown in stream_frames(path, name=name):
+    for shown in stream_frames(source, name=name):
         while last is not None and due < shown.seconds - 1e-3:
             yield last
             due += FRAME_STEP_SECONDS
@@ -93,10 +95,10 @@ def _frame_hashes(path: str, name: str) -> Iterator[int]:
         yield last
 
 
-def _waveform(path: str, name: str) -> NDArray[np.float32]:
+def _waveform(source: Source, name: str) -> NDArray[np.float32]:
     """The first seconds of the sound: float32 (n,)."""
     blocks, num_samples = [], 0
-    for _, block in stream_audio(path, RATE_HZ, name=name):
+    for _, block in stream_audio(source, RATE_HZ, name=name):
         blocks.append(block[0].numpy())
         num_samples += block.shape[1]
         if num_samples >= SECONDS * RATE_HZ:

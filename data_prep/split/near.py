@@ -6,19 +6,22 @@ grows with the number of files and not with its square. Memory: about 1 kB a fil
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from avssl.files.checked_json import Fields
-from avssl.files.location import is_remote
 from avssl.files.progress import Bar
 from avssl.processes.limits import Limits
 from avssl.processes.pool import Sandbox
+from avssl.shards.manifest import sound_of
+from avssl.shards.places import Place, Sounding
 from avssl.types import MediaError
 from data_prep.inspect.stats.near_duplicates import Hashes, candidates, distances
 from data_prep.split.fingerprint import KEY_BITS, FileTask, Fingerprint, are_copies, fingerprint
@@ -64,12 +67,12 @@ def _opened(store: Path) -> sqlite3.Connection:
         raise
     except sqlite3.DatabaseError as error:
         raise ValueError(f"{store}: is no file of fingerprints ({error}); remove it: they are taken anew") from error
-    database.execute("CREATE TEMP TABLE wanted (source TEXT PRIMARY KEY, path TEXT, is_image INTEGER)")
+    database.execute("CREATE TEMP TABLE wanted (source TEXT PRIMARY KEY, place TEXT, is_image INTEGER)")
     return database
 
 
 def _list_files(database: sqlite3.Connection, manifest: Path) -> None:
-    """Note each source of the manifest with its path."""
+    """Note each source of the manifest with where it lies."""
     folder = str(manifest.absolute().parent)
 
     def rows() -> Iterator[tuple[str, str, bool]]:
@@ -80,18 +83,33 @@ def _list_files(database: sqlite3.Connection, manifest: Path) -> None:
                 if row.item is not None:
                     raise ValueError(f"{manifest}: lists images of one file; --near-duplicates is for files")
                 if not row.has_error:
-                    path = row.path if is_remote(row.path) or row.path.startswith("/") else f"{folder}/{row.path}"
-                    yield f"{row.source():016x}", path, "image" in fields.record
+                    yield f"{row.source():016x}", json.dumps(_record(fields, folder)), "image" in fields.record
 
     database.executemany("INSERT OR IGNORE INTO wanted VALUES (?, ?, ?)", rows())
+
+
+def _record(fields: Fields, folder: str) -> dict[str, Any]:
+    """Where the media of a line of a manifest in `folder` lie, for `_file`."""
+    sound = sound_of(fields)
+    record = Place.from_json(fields).at(folder).to_json()
+    return record if sound is None else record | {"sound": sound.at(folder).to_json()}
+
+
+def _name(task: FileTask) -> str:
+    return str(task.file.place)
+
+
+def _file(record: str) -> Sounding:
+    fields = Fields.parse(record, "a place")
+    return Sounding(Place.from_json(fields), sound_of(fields))
 
 
 def _take_fingerprints(database: sqlite3.Connection, num_workers: int, limits: Limits) -> int:
     """Store what is not there yet; the number of files that cannot be decoded."""
     missing = f"FROM wanted WHERE source NOT IN (SELECT source FROM {TABLE})"
     (num_files,) = database.execute(f"SELECT COUNT(*) {missing}").fetchone()
-    rows = database.execute(f"SELECT path, source, is_image {missing} ORDER BY source").fetchall() if num_files else []
-    tasks = (FileTask(path, int(source, 16), bool(is_image)) for path, source, is_image in rows)
+    rows = database.execute(f"SELECT place, source, is_image {missing} ORDER BY source").fetchall() if num_files else []
+    tasks = (FileTask(_file(place), int(source, 16), bool(is_image)) for place, source, is_image in rows)
     num_failed = 0
     if not rows:
         return 0
@@ -99,7 +117,9 @@ def _take_fingerprints(database: sqlite3.Connection, num_workers: int, limits: L
         Sandbox(min(num_workers, num_files), limits) as sandbox,
         Bar("fingerprints", num_files, "file") as bar,
     ):
-        for number, (task, outcome) in enumerate(sandbox.run(fingerprint, tasks, lambda task: task.path), start=1):
+        for number, (task, outcome) in enumerate(
+            sandbox.run(fingerprint, tasks, lambda task: str(task.file.place)), start=1
+        ):
             bar.update()
             if isinstance(outcome, MediaError):
                 num_failed += 1

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from avssl.files.checked_json import Fields
 from avssl.files.plain_text import plain
 from avssl.shards.keys import source_of
+from avssl.shards.places import within_of
 
 Hashes = NDArray[np.uint64]
 TRAIN, VALIDATION, TEST, LEFT_OUT = range(4)
@@ -87,7 +88,10 @@ def _mixed(x: Hashes) -> Hashes:
 
 @dataclass(frozen=True)
 class Row:
-    """What a split reads of a line of a manifest. path: as it stands there. part: of an earlier split, or ""."""
+    """What a split reads of a line of a manifest. path: as it stands there, with the place within it.
+
+    part: of an earlier split, or "".
+    """
 
     path: str
     labels: dict[str, list[str]]
@@ -103,8 +107,9 @@ class Row:
         item = fields.record.get("item")
         if item is not None:
             fields.count("item")
+        within = within_of(fields)
         return cls(
-            path=fields.text("path"),
+            path=fields.text("path") if within is None else f"{fields.text('path')}/{within}",
             labels=fields.labels("labels"),
             content=fields.text("content", ""),
             num_bytes=fields.count("bytes", 0),

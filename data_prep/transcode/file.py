@@ -14,6 +14,7 @@ from typing import Any
 
 from avssl.media.info import MediaInfo, least_length
 from avssl.media.readers import AudioReader, VideoReader
+from avssl.media.sources import Source, label_of
 from avssl.shards.keys import Segment
 from avssl.types import MediaError
 from data_prep.transcode.encode import why_not_encode
@@ -61,10 +62,19 @@ class Transcoded:
         return self.info.to_json() | ({} if self.segment is None else {"segment": list(self.segment)})
 
 
-def transcode(path: str, options: WriteOptions, segment: Segment | None = None) -> Transcoded:
+def transcode(
+    source: Source,
+    options: WriteOptions,
+    segment: Segment | None = None,
+    *,
+    sound: Source | None = None,
+    name: str = "",
+) -> Transcoded:
     """Read one file and encode its streams for a shard.
 
     Args:
+        source: path, or the file's bytes. sound: of the audio if it lies apart from the video: then the audio of
+            `source` is left out, and both are played from their own time 0. name: for messages, default the path.
         options: how streams are encoded and which files are skipped.
         segment: (begin, end) in seconds from the start of the stream that starts first in the file; it may end after
             the file. None: the whole file.
@@ -74,10 +84,12 @@ def transcode(path: str, options: WriteOptions, segment: Segment | None = None) 
         PolicyError: an option says that the run stops, or names an encoder that this machine does not have.
         ValueError: the segment does not end after it begins, or begins before 0.
     """
+    name = label_of(source, name)
     if segment is not None and not 0 <= segment[0] < segment[1]:
-        raise ValueError(f"{path}: the segment is {segment}; it must begin at 0 s or later and end after it begins")
+        raise ValueError(f"{name}: the segment is {segment}; it must begin at 0 s or later and end after it begins")
     check_encoder(options)
-    return _transcode(path, options, segment)
+    with VideoReader(source, name) as video, AudioReader(source if sound is None else sound, name) as audio:
+        return _transcode(name, video, audio, options, segment)
 
 
 @lru_cache
@@ -90,24 +102,23 @@ def check_encoder(options: WriteOptions) -> None:
             raise PolicyError(f"{given}: {why}. Use libx264, or a PyAV that was built with this encoder")
 
 
-def _transcode(path: str, options: WriteOptions, segment: Segment | None) -> Transcoded:
-    """`transcode` without its checks."""
-    with VideoReader(path) as video_reader, AudioReader(path) as audio_reader:
-        info = MediaInfo(
-            video_reader.container_name, video_reader.info, audio_reader.info, video_reader.container_seconds
-        )
-        _check_streams(path, info, options)
-        clock = min(stream.start_seconds for stream in (info.video, info.audio) if stream is not None)
-        video: VideoMember | None = None
-        audio: AudioMember | None = None
-        if info.video is not None:
-            window = Window.of(info.video.start_seconds - clock, segment or WHOLE)
-            video = VideoMember(video_reader, info.video, window, options)
-        if info.audio is not None:
-            window = Window.of(info.audio.start_seconds - clock, segment or WHOLE)
-            audio = AudioMember(audio_reader, info.audio, window, options)
-        members: list[Member] = [member for member in (video, audio) if member is not None]
-        store_in_turn(members)
+def _transcode(
+    path: str, video_reader: VideoReader, audio_reader: AudioReader, options: WriteOptions, segment: Segment | None
+) -> Transcoded:
+    """`transcode` without its checks, of open streams. path: for messages."""
+    info = MediaInfo(video_reader.container_name, video_reader.info, audio_reader.info, video_reader.container_seconds)
+    _check_streams(path, info, options)
+    clock = min(stream.start_seconds for stream in (info.video, info.audio) if stream is not None)
+    video: VideoMember | None = None
+    audio: AudioMember | None = None
+    if info.video is not None:
+        window = Window.of(info.video.start_seconds - clock, segment or WHOLE)
+        video = VideoMember(video_reader, info.video, window, options)
+    if info.audio is not None:
+        window = Window.of(info.audio.start_seconds - clock, segment or WHOLE)
+        audio = AudioMember(audio_reader, info.audio, window, options)
+    members: list[Member] = [member for member in (video, audio) if member is not None]
+    store_in_turn(members)
     _check_complete(path, info, segment or WHOLE, members)
     video = video if video is not None and video.content is not None else None
     audio = audio if audio is not None and audio.content is not None else None

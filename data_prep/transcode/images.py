@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from avssl.media.images import GRAY_MODES, ImageInfo, is_upright, open_image, to_rgb
+from avssl.media.sources import Source
 from data_prep.index.mnist import IdxFile
 from data_prep.transcode.options import WriteOptions
 
@@ -28,12 +29,12 @@ class StoredImage:
     source: dict[str, Any]
 
 
-def store_file(path: str, options: WriteOptions) -> StoredImage:
-    """The stored form of an image file. MediaError says why it must be skipped."""
-    with open_image(path) as image:
+def store_file(source: Source, options: WriteOptions, *, name: str = "") -> StoredImage:
+    """The stored form of an image file. MediaError says why it must be skipped. name: for messages."""
+    with open_image(source, name) as image:
         info = ImageInfo.of(image)
         may_be_copied = info.format == "JPEG" and info.mode in ("L", "RGB") and is_upright(image)
-        content = Path(path).read_bytes()
+        content = source if isinstance(source, bytes) else Path(source).read_bytes()
         is_lossy = info.format in ("JPEG", "MPO") or (info.format == "WEBP" and b"VP8L" not in content)
         pixels = to_rgb(image)  # an image that is copied is decoded, too, to show that it can be
         size = smaller_size(pixels.width, pixels.height, options.short_side_px)

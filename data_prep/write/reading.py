@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from avssl.files.location import is_remote
-from avssl.files.storage import local_copy
-from avssl.files.whole import content_digest
 from avssl.processes.limits import Limits
 from avssl.processes.pool import Sandbox
 from avssl.shards.format import SampleInfo
-from avssl.shards.keys import Segment
 from avssl.shards.manifest import Entry
+from avssl.shards.opened import Opened, opened, unreadable
 from avssl.shards.shard_set import Sample
 from avssl.types import MediaError
 from data_prep.index.mnist import IdxFile
@@ -24,7 +20,7 @@ from data_prep.transcode.options import PolicyError, WriteOptions
 
 IMAGES_PER_TASK = 64
 
-Transcode = Callable[[str, WriteOptions, Segment | None], Transcoded]
+Transcode = Callable[..., Transcoded]  # as data_prep.transcode.file.transcode
 Outcome = Sample | MediaError | PolicyError
 
 
@@ -42,13 +38,6 @@ class FileOptions:
     transcode: Transcode = transcode
 
 
-def source_path(root: str, path: str) -> str:
-    """The location of a file of the manifest: a URL or an absolute path stays, others are relative to the root."""
-    if is_remote(path):
-        return path
-    return f"{root}/{path}" if is_remote(root) else str(Path(root) / path)
-
-
 @dataclass(frozen=True)
 class FileTask:
     """Files that one process reads one after the other: a video or audio file, or several images."""
@@ -59,7 +48,7 @@ class FileTask:
     @property
     def name(self) -> str:
         """The location of the first file, for messages."""
-        return source_path(self.file_options.root, self.entries[0].path)
+        return str(self.entries[0].place.at(self.file_options.root))
 
 
 def read_files(task: FileTask) -> list[Outcome]:
@@ -68,44 +57,47 @@ def read_files(task: FileTask) -> list[Outcome]:
 
 
 def _read_file(entry: Entry, file_options: FileOptions) -> Outcome:
-    path = source_path(file_options.root, entry.path)
+    place = entry.place.at(file_options.root)
     try:
-        with local_copy(path) as local:
-            _check_unchanged(entry, path, local)
+        with opened(entry, file_options.root) as media:
+            content = media.content
+            _check_unchanged(entry, media, content)
             if entry.is_image:
-                return _image_sample(str(local), entry, file_options.options)
-            return _media_sample(str(local), entry, file_options)
+                return _image_sample(media, entry, content, file_options.options)
+            return _media_sample(media, entry, content, file_options)
     except (MediaError, PolicyError) as error:
         return error
     except OSError as error:
-        is_far = is_remote(path) and not isinstance(error, FileNotFoundError)
-        return MediaError("unreachable" if is_far else "missing_file", f"{path}: {error}")
+        return unreadable(place.path, error)
     except ValueError as error:  # FFmpeg or the encoder refuses it in a way that has no reason of its own
-        return MediaError("decode_error", f"{path}: cannot be transcoded ({type(error).__name__}: {error})")
+        return MediaError("decode_error", f"{place}: cannot be transcoded ({type(error).__name__}: {error})")
 
 
-def _check_unchanged(entry: Entry, path: str, local: Path) -> None:
+def _check_unchanged(entry: Entry, media: Opened, content: str) -> None:
     """MediaError if the file is not the one that was listed, because the facts in the manifest may be wrong then.
 
     Size and content decide, because copying changes modification times. A manifest without both is not checked.
     """
-    num_bytes = local.stat().st_size
-    if entry.item is None and entry.num_bytes and num_bytes != entry.num_bytes:
+    if entry.item is None and entry.num_bytes and media.num_bytes != entry.num_bytes:
         raise MediaError(
             "changed_file",
-            f"{path}: has {num_bytes} bytes; when it was listed it had {entry.num_bytes}. Make the manifest anew with "
-            "`avssl prep index`",
+            f"{media.name}: has {media.num_bytes} bytes; when it was listed it had {entry.num_bytes}. Make the "
+            "manifest anew with `avssl prep index`",
         )
-    if entry.content and content_digest(local) != entry.content:
+    if entry.content and content != entry.content:
         raise MediaError(
             "changed_file",
-            f"{path}: has the size, but not the content that it had when it was listed. Make the manifest anew with "
-            "`avssl prep index`",
+            f"{media.name}: has the size, but not the content that it had when it was listed. Make the manifest anew "
+            "with `avssl prep index`",
         )
 
 
-def _media_sample(path: str, entry: Entry, file_options: FileOptions) -> Sample:
-    result = file_options.transcode(path, file_options.options, entry.segment)
+def _media_sample(media: Opened, entry: Entry, content: str, file_options: FileOptions) -> Sample:
+    # A file of its own is given as before, also to functions of the user's own that know no sound apart.
+    apart: dict[str, Any] = {} if media.sound is None else {"sound": media.sound}
+    apart |= {"name": media.name} if isinstance(media.media, bytes) else {}
+    source = media.media if isinstance(media.media, bytes) else str(media.media)
+    result = file_options.transcode(source, file_options.options, entry.segment, **apart)
     info = SampleInfo(
         index=0,
         key=entry.key,
@@ -116,16 +108,18 @@ def _media_sample(path: str, entry: Entry, file_options: FileOptions) -> Sample:
         audio_rate_hz=result.audio_rate_hz,
         num_audio_samples=result.num_audio_samples,
         labels=entry.labels,
-        source=_source(entry, path) | result.source,
+        source=_source(entry, content) | result.source,
+        caption=entry.caption,
     )
     return Sample(info, result.video, result.audio)
 
 
-def _image_sample(path: str, entry: Entry, options: WriteOptions) -> Sample:
+def _image_sample(media: Opened, entry: Entry, content: str, options: WriteOptions) -> Sample:
     if entry.item is None:
-        stored = store_file(path, options)
+        stored = store_file(media.media, options, name=media.name)
     else:
-        stored = store_item(IdxFile(path), entry.item, options)
+        assert not isinstance(media.media, bytes)
+        stored = store_item(IdxFile(str(media.media)), entry.item, options)
     info = SampleInfo(
         index=0,
         key=entry.key,
@@ -136,16 +130,19 @@ def _image_sample(path: str, entry: Entry, options: WriteOptions) -> Sample:
         audio_rate_hz=0,
         num_audio_samples=0,
         labels=entry.labels,
-        source=_source(entry, path) | stored.source,
+        source=_source(entry, content) | stored.source,
         image_height_px=stored.height_px,
         image_width_px=stored.width_px,
+        caption=entry.caption,
     )
     return Sample(info, None, None, stored.content)
 
 
-def _source(entry: Entry, path: str) -> dict[str, Any]:
+def _source(entry: Entry, content: str) -> dict[str, Any]:
     """The facts by which evaluations recognize a source file, whatever its name and the seconds taken from it."""
-    return {"path": entry.path, "bytes": entry.num_bytes, "content": content_digest(path)}
+    facts: dict[str, Any] = {"path": entry.path, "bytes": entry.num_bytes, "content": content}
+    facts |= {} if entry.within is None else {"within": entry.within.to_json()}
+    return facts | ({} if entry.sound is None else {"sound": entry.sound.to_json()})
 
 
 def read_all(sandbox: Sandbox, file_options: FileOptions, entries: Iterable[Entry]) -> Iterator[Outcome]:

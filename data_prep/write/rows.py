@@ -40,14 +40,15 @@ class ByteRange:
 
 @dataclass(frozen=True)
 class Scanned:
-    """What a byte range holds: where its rows begin, 64 bits of the hash of each key, how many rows are images, and the
-    parts of a split that they belong to.
+    """What a byte range holds: where its rows begin, 64 bits of the hash of each key, how many rows are images, the
+    parts of a split that they belong to, and whether any has a caption.
     """
 
     offsets: NDArray[np.int64]
     key_hashes: NDArray[np.uint64]
     num_images: int
     split_parts: frozenset[str]
+    has_captions: bool = False
 
 
 class ManifestRows:
@@ -62,6 +63,7 @@ class ManifestRows:
         self.manifest, self.sha256, self.are_images = manifest, facts.text("sha256"), facts.flag("are_images")
         self._num_bytes = facts.count("bytes")
         self.split_parts: list[str] = facts.items("split_parts", str, [])
+        self.has_captions = facts.flag("has_captions", False)
         self._offsets_path = scratch / OFFSETS_NAME
         self._count = facts.count("rows")
 
@@ -106,10 +108,12 @@ def scan(manifest: Path, scratch: Path, num_workers: int = 1) -> ManifestRows:
         hashes = Buckets(stack, Path(stack.enter_context(TemporaryDirectory(dir=scratch, prefix="keys-"))))
         num_rows = num_images = 0
         split_parts: set[str] = set()
+        has_captions = False
         for scanned in _in_order(byte_ranges, num_workers):
             offsets.write(scanned.offsets.tobytes())
             hashes.add(scanned.key_hashes, num_rows)
             split_parts |= scanned.split_parts
+            has_captions |= scanned.has_captions
             num_rows, num_images = num_rows + len(scanned.offsets), num_images + scanned.num_images
         offsets.write(np.int64(size).tobytes())
         repeated = hashes.repeated()
@@ -120,7 +124,7 @@ def scan(manifest: Path, scratch: Path, num_workers: int = 1) -> ManifestRows:
     if num_images not in (0, num_rows):
         raise ValueError(f"{manifest}: lists images beside video or audio files; make a manifest of each kind")
     facts: dict[str, Any] = {"sha256": sha256, "rows": num_rows, "are_images": num_images > 0, "bytes": size}
-    facts["split_parts"] = sorted(split_parts)
+    facts |= {"split_parts": sorted(split_parts), "has_captions": has_captions}
     write_whole(scratch / FACTS_NAME, json.dumps(facts).encode())
     return ManifestRows(manifest, scratch)
 
@@ -137,7 +141,7 @@ def _is_scanned(scratch: Path, sha256: str) -> bool:
 
 def scan_range(byte_range: ByteRange) -> Scanned:
     """Check the rows that begin in a byte range. ValueError names the first bad row by its byte. Runs in a worker."""
-    offsets, hashes, num_images, parts = [], [], 0, set()
+    offsets, hashes, num_images, parts, has_captions = [], [], 0, set(), False
     with byte_range.path.open("rb") as file:
         file.seek(max(0, byte_range.begin - 1))
         if byte_range.begin:
@@ -150,8 +154,9 @@ def scan_range(byte_range: ByteRange) -> Scanned:
             hashes.append(hashlib.blake2b(entry.key.encode(), digest_size=8).digest())
             num_images += entry.is_image
             parts.add(entry.part)
+            has_captions |= bool(entry.caption)
     key_hashes = np.frombuffer(b"".join(hashes), np.uint64)
-    return Scanned(np.array(offsets, np.int64), key_hashes, num_images, frozenset(parts - {""}))
+    return Scanned(np.array(offsets, np.int64), key_hashes, num_images, frozenset(parts - {""}), has_captions)
 
 
 def _in_order(byte_ranges: list[ByteRange], num_workers: int) -> Iterator[Scanned]:

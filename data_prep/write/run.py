@@ -197,6 +197,7 @@ def _finish(job: Job, shards: list[ShardRecord]) -> ShardIndex:
         options=job.recorded_options,
         manifest_sha256=job.rows.sha256,
         split_parts=job.rows.split_parts,
+        has_captions=job.rows.has_captions,
     )
     if index.num_listed != index.num_samples + index.num_skipped:  # an error of the program, or .parts was edited
         raise RuntimeError(

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from avssl.files import storage
+from avssl.files.location import Location, is_remote, local_path, redacted
+from avssl.media.images import IMAGE_SUFFIXES
+from avssl.media.info import MEDIA_SUFFIXES
 from avssl.plugins.registry import Registry
 from data_prep.index.lists.published import (
     HMDB_LIST,
@@ -22,20 +28,22 @@ from data_prep.index.lists.published import (
 )
 from data_prep.index.lists.records import json_lines, parquet, paths, table
 from data_prep.index.lists.row import BadRow, ListedFile, ListedFiles, csv_rows, parsed, plain_path, segment_of
+from data_prep.index.lists.tars import webdataset
 
 IDX = "pictures"  # the value of --format for a file of images in MNIST's format
 OTHERS = ("auto", "folder", IDX)  # values of --format that are no lists
-Reader = Callable[[Path, ListSettings], ListedFiles]
+Reader = Callable[[Any, ListSettings], ListedFiles]
 OwnReader = TypeVar("OwnReader", bound=Callable[[Path], Iterable[ListedFile | BadRow]])
 READERS: Registry[Reader] = Registry("list format", others=", ".join(OTHERS))
 READERS.update(
     kinetics=kinetics, audioset=audioset, vggsound=vggsound, ucf101=ucf101, hmdb51=hmdb51, list=paths,
-    jsonl=json_lines, csv=table, parquet=parquet,
+    jsonl=json_lines, csv=table, parquet=parquet, webdataset=webdataset,
 )  # fmt: skip
 FORMATS = (*OTHERS, *READERS)
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".txt": "list", ".lst": "list"}
 HAVE_SPLITS = ("kinetics", "vggsound", "ucf101", "hmdb51", "jsonl", "csv", "parquet")
-NO_SPLITS = ("audioset", "list")
+NO_SPLITS = ("audioset", "list", "webdataset")
+ANYWHERE = ("webdataset",)  # may be URLs, patterns and folders, too
 HAVE_FOLDS = ("ucf101", "hmdb51")
 
 
@@ -73,10 +81,21 @@ def _checked(row: object) -> ListedFile:
     return row if row.path is None else replace(row, path=plain_path(row.path))
 
 
-def detect(source: Path) -> str:
-    """The format of a path by its name and its first lines; IDX for any file that is none of these lists."""
-    if source.is_dir():
-        return "folder"
+def detect(location: Location) -> str:
+    """The format of a path, URL or pattern by its name and its first lines; IDX for any file that is none of these.
+
+    ValueError for a URL of which the name says nothing.
+    """
+    text = os.fspath(location)
+    if re.search(r"\.tar(\?.*)?$", text, re.IGNORECASE) and not Path(text).is_dir():
+        return "webdataset"
+    if is_remote(text):
+        return _detect_remote(text)
+    source = local_path(text)
+    return _detect_folder(source) if source.is_dir() else _detect_file(source)
+
+
+def _detect_file(source: Path) -> str:
     if UCF_LIST.fullmatch(source.name):
         return "ucf101"
     if HMDB_LIST.fullmatch(source.name):
@@ -85,6 +104,27 @@ def detect(source: Path) -> str:
         return _detect_csv(source)
     suffixes = [suffix.lower() for suffix in source.suffixes if suffix.lower() != ".gz"]
     return SUFFIXES.get(suffixes[-1], IDX) if suffixes else IDX
+
+
+def _detect_folder(folder: Path) -> str:
+    """The format of a folder: "webdataset" if it, or a folder in it, holds tars and no media; or "folder"."""
+    has_tars = False
+    for depth in ("*", "*/*"):
+        for path in folder.glob(depth):
+            suffix = path.suffix.lower()
+            if suffix in MEDIA_SUFFIXES | IMAGE_SUFFIXES and not path.name.startswith("."):
+                return "folder"
+            has_tars = has_tars or (suffix == ".tar" and path.is_file())
+    return "webdataset" if has_tars else "folder"
+
+
+def _detect_remote(url: str) -> str:
+    """The format of a remote folder by what it holds."""
+    suffixes = Counter(Path(name).suffix.lower() for name, _ in storage.files_below(url))
+    if suffixes[".tar"]:
+        return "webdataset"
+    found = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in suffixes.most_common(8))
+    raise ValueError(f"{redacted(url)}: holds no .tar files; it holds {found}")
 
 
 def _detect_csv(source: Path) -> str:

@@ -11,10 +11,11 @@ from avssl.files.checked_json import Fields
 from avssl.files.plain_text import brief
 from avssl.shards.keys import Segment
 from avssl.shards.manifest import read_segment
+from data_prep.index.lists.described import names_of
 from data_prep.index.lists.published import ListSettings
 from data_prep.index.lists.row import ListedFile, ListedFiles, csv_rows, parsed, plain_path, seconds, text_lines
 
-COLUMNS = ("path", "key", "label", "labels", "segment", "begin_seconds", "end_seconds", "split")
+COLUMNS = ("path", "key", "label", "labels", "segment", "begin_seconds", "end_seconds", "split", "caption")
 ROWS_AT_A_TIME = 1024  # of a Parquet file
 
 
@@ -79,13 +80,15 @@ def record_row(record: dict[str, Any]) -> ListedFile:
     """The row that a record describes. ValueError says which field does not fit.
 
     Required: path. Optional: key; labels {field: name or [names]} or label (one name or several); segment [begin, end]
-    or begin_seconds and end_seconds; split. Other fields are ignored.
+    or begin_seconds and end_seconds; split; caption. Other fields are ignored.
     """
     path, key, split = record.get("path"), record.get("key"), record.get("split")
     if not isinstance(path, str):
         raise ValueError(f"path is {brief(path)}; it must be text")
     if key is not None and (not isinstance(key, str) or not re.fullmatch(r"[A-Za-z0-9_/-]+", key)):
         raise ValueError(f"key is {brief(key)}; it may hold A-Z a-z 0-9 _ / - only")
+    if record.get("caption") is not None and not isinstance(record["caption"], str):
+        raise ValueError(f"caption is {brief(record['caption'])}; it must be text")
     if split is not None and not isinstance(split, str):
         raise ValueError(f"split is {brief(split)}; it must be text")
     labels = record.get("labels") or {}
@@ -95,10 +98,11 @@ def record_row(record: dict[str, Any]) -> ListedFile:
         labels = labels | {"label": record["label"]}
     return ListedFile(
         path=plain_path(path),
-        labels={str(name): _names(name, names) for name, names in labels.items()},
+        labels={str(name): names_of(name, names) for name, names in labels.items()},
         segment=_segment(record),
         split=split,
         key=key,
+        caption=(record.get("caption") or "").strip(),
     )
 
 
@@ -109,14 +113,6 @@ def _segment(record: dict[str, Any]) -> Segment | None:
     if begin is not None and record.get("segment") is not None:
         raise ValueError("has a segment and begin_seconds; give one of them")
     return read_segment(record.get("segment") if begin is None else [begin, end], "the row")
-
-
-def _names(field: Any, names: Any) -> list[str]:
-    """One name or several as a list without repeats; numbers become text."""
-    values = names if isinstance(names, list) else [names]
-    if not all(isinstance(value, (str, int)) and not isinstance(value, bool) for value in values):
-        raise ValueError(f"label {brief(field)} is {brief(names)}; it must be a name or a list of names")
-    return list(dict.fromkeys(str(value) for value in values))
 
 
 def _split(text: str) -> list[str]:

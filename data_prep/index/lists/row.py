@@ -16,6 +16,8 @@ from typing import IO, TypeVar
 
 from avssl.files.location import is_remote, local_path
 from avssl.shards.keys import Segment
+from avssl.shards.places import Place, Within
+from avssl.types import FailureReason
 
 Raw = TypeVar("Raw")
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -28,6 +30,8 @@ class ListedFile:
     path: a URL, absolute, or relative to the folder of the media. names: of files (without extension) that hold just
     this sample, the best first. whole_names: of files of which `segment` is the sample. labels: {field: [names]}.
     segment: (begin, end) in seconds. split: e.g. "train". key: as the list states it; None: it is made of `name`.
+    caption, within, sound: as of Entry; then `name` names the row. kind: "media" or "images"; "": by the path's suffix.
+    error: (reason, message) if there are no media to open.
     """
 
     path: str | None = None
@@ -38,6 +42,11 @@ class ListedFile:
     split: str | None = None
     key: str | None = None
     name: str = ""
+    caption: str = ""
+    within: Within | None = None
+    sound: Place | None = None
+    kind: str = ""
+    error: tuple[FailureReason, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,11 @@ def parsed(
 
 
 def check_text(row: ListedFile) -> None:
-    """ValueError for labels that are not UTF-8 or empty (paths may be any bytes)."""
+    """ValueError for labels that are not UTF-8 or empty, or such a caption (paths may be any bytes)."""
+    try:
+        row.caption.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError("the caption is not UTF-8") from error
     for name, values in row.labels.items():
         for text in (name, *values):
             if not text.strip():

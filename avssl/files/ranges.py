@@ -1,0 +1,77 @@
+"""A file anywhere as a seekable stream of which only what is read is fetched: for archives and tables."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from avssl.files import storage
+
+READ_AHEAD_BYTES = 1 << 20  # of a remote file: small members that follow each other are one request
+
+
+class RangedFile(io.RawIOBase):
+    """A location, open for reading. No caller gets memory for more bytes than the file has.
+
+    Raises OSError as storage.py, also while it is read.
+    """
+
+    def __init__(self, location: storage.Location, read_ahead_bytes: int = READ_AHEAD_BYTES) -> None:
+        self.num_bytes = storage.size(location)
+        self._location, self._at, self._read_ahead = os.fspath(location), 0, read_ahead_bytes
+        self._file = None if storage.is_remote(location) else storage.local_path(location).open("rb")
+        self._block, self._block_begin = b"", 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.num_bytes}[whence])
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def size(self) -> int:
+        """The number of bytes, as PyArrow asks for it."""
+        return self.num_bytes
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Up to `size` bytes; fewer only at the end."""
+        rest = max(0, self.num_bytes - self._at)
+        content = self._content(self._at, self._at + (rest if size is None or size < 0 else min(size, rest)))
+        self._at += len(content)
+        return content
+
+    def readinto(self, buffer: Any) -> int:
+        content = self.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def _content(self, begin: int, end: int) -> bytes:
+        if self._file is not None:
+            return os.pread(self._file.fileno(), end - begin, begin)
+        first = begin - self._block_begin
+        if first < 0 or end > self._block_begin + len(self._block):
+            stop = min(max(end, begin + self._read_ahead), self.num_bytes)
+            self._block = storage.read_range(self._location, begin, stop, self.num_bytes)
+            self._block_begin, first = begin, 0
+        return self._block[first : first + end - begin]
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        super().close()
+
+
+@contextmanager
+def open_ranged(location: storage.Location) -> Iterator[RangedFile]:
+    """A context with the open file."""
+    with RangedFile(location) as file:
+        yield file
