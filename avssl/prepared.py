@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from avssl.distributed import from_first_rank
-from avssl.files.location import is_remote, local_path
+from avssl.files.location import is_remote, local_path, redacted
 from avssl.files.plain_text import PlainParser, brief, plain, say, say_lines
 from avssl.shards.folders import shard_folders
 from avssl.shards.format import INDEX_NAME
@@ -23,6 +25,7 @@ from avssl.shards.format import INDEX_NAME
 if TYPE_CHECKING:
     from avssl.config import RunConfig
 
+FOREIGN = re.compile(r"\.(tar|parquet|arrow)(\?.*)?$", re.IGNORECASE)  # names of archives and tables of others
 WAIT_SECONDS = 24 * 3600.0  # for so long the other processes of a run wait for the one that prepares
 # What is decided by the call itself, or concerns several machines or shard folders, for which there is `avssl prep`.
 NO_OPTIONS = {
@@ -130,7 +133,9 @@ def shards_of(cfg: RunConfig, modalities: Collection[str]) -> Any:
 
 
 def _shards_at(location: str, cfg: RunConfig, modalities: Collection[str], name: str) -> str:
-    """The location if it is one of shards; the shards RUN/`name` of media."""
+    """The location if it is one of shards; the shards RUN/`name` of media. ValueError for what others wrote."""
+    if FOREIGN.search(location) and not (not is_remote(location) and local_path(location).is_dir()):
+        raise _foreign(location)
     if is_remote(location):
         return location
     folder = local_path(location)
@@ -143,8 +148,20 @@ def _shards_at(location: str, cfg: RunConfig, modalities: Collection[str], name:
         )
     if _holds_shards(folder):
         return location
+    if import_module("data_prep.index.lists.formats").detect(folder) != "folder":
+        raise _foreign(location)
     work = partial(_prepare_for, cfg, folder, modalities, Path(cfg.run) / name)
     return str(from_first_rank(work, WAIT_SECONDS).shards)
+
+
+def _foreign(location: str) -> ValueError:
+    """The error for archives or tables of other programs in place of shards."""
+    source = shlex.quote(location)
+    return ValueError(
+        f"data.shards={redacted(location)}: holds archives or tables of another program, and a run needs shards, in "
+        f"which every sample keeps its number. Prepare them once: avssl prep index {source} --out corpus.jsonl && "
+        "avssl prep write corpus.jsonl --out shards"
+    )
 
 
 def _holds_shards(folder: Path) -> bool:

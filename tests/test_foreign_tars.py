@@ -65,7 +65,7 @@ def test_samples_are_those_of_webdatasets_own_reader_with_the_bytes_of_their_ran
         for sample in samples(path)
     ]
     assert found == as_read_by_webdataset(path)
-    assert len(found) == 10
+    assert len(found) == 11
     assert not any(sample.problems for sample in samples(path))
 
 

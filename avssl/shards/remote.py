@@ -40,8 +40,12 @@ class RemoteShards:
     def __init__(self, location: str, cache_dir: str | os.PathLike[str], cache_bytes: int) -> None:
         self.location = location
         self.cache = ShardCache(Path(cache_dir) if os.fspath(cache_dir) else default_cache_dir(), cache_bytes)
-        with _store_errors():
-            self.folder = self.cache.fetch_index(location)
+        try:
+            with _store_errors():
+                self.folder = self.cache.fetch_index(location)
+        except FileNotFoundError as error:
+            hint = "tars or tables of another program become shards by `avssl prep index` and `avssl prep write`"
+            raise FileNotFoundError(f"{error}; {hint}") from error
         try:
             self.index = ShardIndex.load(self.folder)
         except ValueError as error:

@@ -13,6 +13,7 @@ from avssl.files.location import Location
 from avssl.media.images import IMAGE_SUFFIXES
 from avssl.media.info import MEDIA_SUFFIXES
 from avssl.shards.keys import plain_key, row_key
+from avssl.shards.places import Place
 from data_prep.index.labels import Labels
 from data_prep.index.lists.formats import HAVE_SPLITS, NO_SPLITS, READERS
 from data_prep.index.lists.published import ListSettings
@@ -138,7 +139,7 @@ def gather_list(source: ListSource, target: Target) -> Gathered:
     finder: NameIndex | None = None
     with ExitStack() as stack:
         for where, row in _of_split(rows if first is None else chain([first], rows), source.split, gathered):
-            if row.error is not None or row.within is not None:
+            if row.kind or row.within is not None or row.error is not None:
                 pending = _within(where, row, folder)
             elif row.path is not None:
                 pending = _listed(where, row, media, folder)
@@ -181,7 +182,7 @@ def _listed(where: str, row: ListedFile, media: str, folder: str) -> Pending:
     if is_url(path):
         stored, name = path, path.split("://", 1)[1]
     else:
-        stored, name = stored_text(path if path.startswith("/") else f"{media}/{path}", folder), path
+        stored, name = _stored(path, media, folder), path
         if path.startswith("/"):
             name = path.removeprefix(f"{media}/").lstrip("/")
     identity = name if row.segment is None else f"{name} {row.segment}"
@@ -194,19 +195,25 @@ def _listed(where: str, row: ListedFile, media: str, folder: str) -> Pending:
         row.labels,
         row.segment,
         caption=row.caption,
+        sound=None if row.sound is None else Place(_stored(row.sound.path, media, folder)),
     )
 
 
+def _stored(path: str, media: str, folder: str) -> str:
+    """A listed path as the manifest states it."""
+    return path if is_url(path) else stored_text(path if path.startswith("/") else f"{media}/{path}", folder)
+
+
 def _within(where: str, row: ListedFile, folder: str) -> Pending:
-    """The pending row of a row whose media lie within a file, or that has none that could be opened."""
+    """The pending row of a row of an archive or a table."""
     path = row.path or ""
     stored = path if is_url(path) else stored_text(path, folder)
     sound = row.sound
     if sound is not None and not is_url(sound.path):
         sound = replace(sound, path=stored_text(sound.path, folder))
     reason, missing = row.error or ("missing_file", None)
-    key = row.key or plain_key(row.name)
-    identity = f"{path} {row.name} {'' if row.within is None else row.within.to_json()}"
+    key = row.key or row_key(row.name, row.segment)
+    identity = f"{path} {row.name} {'' if row.within is None else row.within.to_json()} {row.segment or ''}"
     return Pending(
         where, stored, key, row.key is not None, identity, row.labels, row.segment, missing, reason, row.caption,
         row.within, sound,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,8 @@ from avssl.files.plain_text import brief
 from data_prep.index.lists.published import ListSettings
 
 LABEL_FIELDS = ("label", "labels")
+# Columns of text that name media files: file_name, video, audio_path, image_url, ...
+FILE_COLUMN = re.compile(r"path|file_?name|(video|audio|image|clip|sound|picture|media)(_?(path|file|file_?name|url))?")
 CAPTION_FIELDS = ("caption", "text", "transcription", "transcript", "sentence")
 
 

@@ -16,6 +16,7 @@ from avssl.files.location import Location, is_remote, local_path, redacted
 from avssl.media.images import IMAGE_SUFFIXES
 from avssl.media.info import MEDIA_SUFFIXES
 from avssl.plugins.registry import Registry
+from data_prep.index.lists.described import FILE_COLUMN
 from data_prep.index.lists.published import (
     HMDB_LIST,
     UCF_LIST,
@@ -28,22 +29,24 @@ from data_prep.index.lists.published import (
 )
 from data_prep.index.lists.records import json_lines, parquet, paths, table
 from data_prep.index.lists.row import BadRow, ListedFile, ListedFiles, csv_rows, parsed, plain_path, segment_of
+from data_prep.index.lists.tables import has_media, huggingface
 from data_prep.index.lists.tars import webdataset
 
 IDX = "pictures"  # the value of --format for a file of images in MNIST's format
 OTHERS = ("auto", "folder", IDX)  # values of --format that are no lists
+HOLD_MEDIA = {".tar": "webdataset", ".parquet": "huggingface", ".arrow": "huggingface"}
 Reader = Callable[[Any, ListSettings], ListedFiles]
 OwnReader = TypeVar("OwnReader", bound=Callable[[Path], Iterable[ListedFile | BadRow]])
 READERS: Registry[Reader] = Registry("list format", others=", ".join(OTHERS))
 READERS.update(
     kinetics=kinetics, audioset=audioset, vggsound=vggsound, ucf101=ucf101, hmdb51=hmdb51, list=paths,
-    jsonl=json_lines, csv=table, parquet=parquet, webdataset=webdataset,
+    jsonl=json_lines, csv=table, parquet=parquet, webdataset=webdataset, huggingface=huggingface,
 )  # fmt: skip
 FORMATS = (*OTHERS, *READERS)
-SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".txt": "list", ".lst": "list"}
-HAVE_SPLITS = ("kinetics", "vggsound", "ucf101", "hmdb51", "jsonl", "csv", "parquet")
+SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".arrow": "huggingface", ".txt": "list", ".lst": "list"}
+HAVE_SPLITS = ("kinetics", "vggsound", "ucf101", "hmdb51", "jsonl", "csv", "parquet", "huggingface")
 NO_SPLITS = ("audioset", "list", "webdataset")
-ANYWHERE = ("webdataset",)  # may be URLs, patterns and folders, too
+ANYWHERE = ("webdataset", "huggingface")  # may be URLs, patterns and folders, too
 HAVE_FOLDS = ("ucf101", "hmdb51")
 
 
@@ -90,7 +93,8 @@ def detect(location: Location) -> str:
     if re.search(r"\.tar(\?.*)?$", text, re.IGNORECASE) and not Path(text).is_dir():
         return "webdataset"
     if is_remote(text):
-        return _detect_remote(text)
+        suffix = Path(text.partition("?")[0]).suffix.lower()
+        return HOLD_MEDIA[suffix] if suffix in HOLD_MEDIA else _detect_remote(text)
     source = local_path(text)
     return _detect_folder(source) if source.is_dir() else _detect_file(source)
 
@@ -102,29 +106,39 @@ def _detect_file(source: Path) -> str:
         return "hmdb51"
     if re.search(r"\.csv(\.gz)?$", source.name, re.IGNORECASE):
         return _detect_csv(source)
+    if source.suffix.lower() == ".parquet":
+        return "huggingface" if _has_media(source) else "parquet"
     suffixes = [suffix.lower() for suffix in source.suffixes if suffix.lower() != ".gz"]
     return SUFFIXES.get(suffixes[-1], IDX) if suffixes else IDX
 
 
+def _has_media(source: Path) -> bool:
+    try:
+        return has_media(source)
+    except ValueError:  # no readable Parquet file, which its reader says
+        return False
+
+
 def _detect_folder(folder: Path) -> str:
-    """The format of a folder: "webdataset" if it, or a folder in it, holds tars and no media; or "folder"."""
-    has_tars = False
+    """The format of a folder: of the tars or tables that it, or a folder in it, holds if no media are there."""
+    found: set[str] = set()
     for depth in ("*", "*/*"):
         for path in folder.glob(depth):
             suffix = path.suffix.lower()
             if suffix in MEDIA_SUFFIXES | IMAGE_SUFFIXES and not path.name.startswith("."):
                 return "folder"
-            has_tars = has_tars or (suffix == ".tar" and path.is_file())
-    return "webdataset" if has_tars else "folder"
+            if suffix in HOLD_MEDIA and path.is_file():
+                found.add(HOLD_MEDIA[suffix])
+    return "webdataset" if "webdataset" in found else found.pop() if found else "folder"
 
 
 def _detect_remote(url: str) -> str:
     """The format of a remote folder by what it holds."""
     suffixes = Counter(Path(name).suffix.lower() for name, _ in storage.files_below(url))
-    if suffixes[".tar"]:
-        return "webdataset"
-    found = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in suffixes.most_common(8))
-    raise ValueError(f"{redacted(url)}: holds no .tar files; it holds {found}")
+    if found := {HOLD_MEDIA[suffix] for suffix in suffixes if suffix in HOLD_MEDIA}:
+        return "webdataset" if "webdataset" in found else found.pop()
+    held = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in suffixes.most_common(8))
+    raise ValueError(f"{redacted(url)}: holds no .tar, .parquet or .arrow files; it holds {held}")
 
 
 def _detect_csv(source: Path) -> str:
@@ -137,7 +151,7 @@ def _detect_csv(source: Path) -> str:
         return "audioset"
     if "youtube_id" in [cell.lower() for cell in first]:
         return "kinetics"
-    if "path" in first:
+    if any(FILE_COLUMN.fullmatch(cell.lower()) for cell in first):
         return "csv"
     if len(first) == 4 and re.fullmatch(r"[A-Za-z0-9_-]{11}", first[0]) and first[3] in ("train", "test"):
         return "vggsound"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from avssl.files.checked_json import Fields
 from avssl.files.plain_text import brief
 from avssl.shards.keys import Segment
 from avssl.shards.manifest import read_segment
-from data_prep.index.lists.described import names_of
+from avssl.shards.places import Place
+from data_prep.index.lists.described import FILE_COLUMN, names_of
 from data_prep.index.lists.published import ListSettings
 from data_prep.index.lists.row import ListedFile, ListedFiles, csv_rows, parsed, plain_path, seconds, text_lines
 
@@ -37,25 +39,56 @@ def json_lines(source: Path, settings: ListSettings) -> ListedFiles:
 
 
 def table(source: Path, settings: ListSettings) -> ListedFiles:
-    """Read a csv with a header: the columns of `record_row`, all others are label fields. cat|kitten: several names."""
-    del settings
+    """Read a csv with a header: the columns of `record_row`, all others are label fields. cat|kitten: several names.
+
+    The file is named by `path`, or by columns that are called like file_name, video or audio_path: one, or a video and
+    its sound. settings say other columns of files, labels and the caption.
+    """
     rows = csv_rows(source)
     _, header = next(rows, (1, [""]))
-    if "path" not in header or len(set(header)) != len(header):
-        raise ValueError(f"{source}: has the columns {', '.join(header)}; needs a header with `path`, each name once")
+    files = _file_columns(source, header, settings)
+    caption = settings.caption_field or "caption"
+    other = {*COLUMNS, *files, caption} - {"label"}
 
     def parse(cells: list[str]) -> ListedFile:
         if len(cells) != len(header):
             raise ValueError(f"has {len(cells)} cells; the header has {len(header)}")
         record: dict[str, Any] = {name: cell for name, cell in zip(header, cells, strict=True) if cell}
-        fields = {name: _split(record.pop(name)) for name in list(record) if name == "label" or name not in COLUMNS}
+        labels = [name for name in record if name not in other]
+        if settings.label_fields is not None:
+            labels = [name for name in record if name in settings.label_fields]
+        fields = {name: _split(record[name]) for name in labels}
         for name in ("begin_seconds", "end_seconds"):
             record |= {name: seconds(record[name], name)} if name in record else {}
-        if refused := {"labels", "segment"} & record.keys():
+        if refused := {"labels", "segment"} & record.keys() - {*labels}:
             raise ValueError(f"cannot hold {', '.join(sorted(refused))}; use label, begin_seconds and end_seconds")
-        return record_row(record | {"labels": {name: names for name, names in fields.items() if names}})
+        kept = {name: record[name] for name in COLUMNS if name in record and name not in ("label", "labels", "caption")}
+        paths = [record[name] for name in files if name in record]
+        kept |= {"path": paths[0] if paths else None, "caption": record.get(caption)}
+        row = record_row(kept | {"labels": {name: names for name, names in fields.items() if names}})
+        return row if len(paths) < 2 else replace(row, sound=Place(plain_path(paths[1])))
 
     return parsed(rows, parse)
+
+
+def _file_columns(source: Path, header: list[str], settings: ListSettings) -> list[str]:
+    """The columns of a csv that name files: one, or of the video and of its sound. ValueError if that is not clear."""
+    if len(set(header)) != len(header):
+        raise ValueError(f"{source}: has the columns {', '.join(header)}; each name may be there once")
+    named = [name for name in header if FILE_COLUMN.fullmatch(name.lower())]
+    files = [*settings.columns] or (["path"] if "path" in header else named)
+    if missing := [name for name in files if name not in header]:
+        raise ValueError(f"{source}: has no column {', '.join(missing)}; it has {', '.join(header)}")
+    if not files:
+        raise ValueError(
+            f"{source}: has the columns {', '.join(header)}; needs one that names files: `path`, or video, audio, "
+            "image, file_name; --columns says another"
+        )
+    files.sort(key=lambda name: bool(re.search("audio|sound", name.lower())))
+    if len(files) > 2 or (len(files) == 2 and not re.search("audio|sound", files[1].lower())):
+        raise ValueError(f"{source}: several columns name files: {', '.join(files)}; choose one with --columns, or a "
+                         "video and its sound (called audio or sound)")  # fmt: skip
+    return files
 
 
 def parquet(source: Path, settings: ListSettings) -> ListedFiles:
@@ -99,14 +132,15 @@ def record_row(record: dict[str, Any]) -> ListedFile:
     return ListedFile(
         path=plain_path(path),
         labels={str(name): names_of(name, names) for name, names in labels.items()},
-        segment=_segment(record),
+        segment=segment_in(record),
         split=split,
         key=key,
         caption=(record.get("caption") or "").strip(),
     )
 
 
-def _segment(record: dict[str, Any]) -> Segment | None:
+def segment_in(record: dict[str, Any]) -> Segment | None:
+    """The segment that a record states; None for the whole file. ValueError for one that is none."""
     begin, end = record.get("begin_seconds"), record.get("end_seconds")
     if (begin is None) != (end is None):
         raise ValueError("has one of begin_seconds and end_seconds; give both or none")

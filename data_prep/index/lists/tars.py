@@ -99,6 +99,7 @@ def _row(archive: str, item: TarSample | TarEnd, kind: str, settings: ListSettin
         stem = Path(archive.partition("?")[0]).stem
         error: tuple[FailureReason, str] = ("truncated", f"{redacted(archive)}: {item.problem}")
         return ListedFile(path=archive, name=f"{stem}/end", kind=kind, error=error)
+    name = item.key.removeprefix("./").lstrip("/")
     names = [suffix for suffix in item.members if not settings.columns or suffix in settings.columns]
     roles = {role: [name for name in names if _role(name) == role] for role in ("video", "audio", "image")}
     problem = _problem(item, roles, kind)
@@ -110,13 +111,11 @@ def _row(archive: str, item: TarSample | TarEnd, kind: str, settings: ListSettin
     if problem is not None:
         where = f"{redacted(archive)}: sample {item.key}"
         error = problem[0], f"{where}: {problem[1]}"
-        return ListedFile(path=archive, name=item.key, labels=labels, caption=caption, kind=kind, error=error)
+        return ListedFile(path=archive, name=name, labels=labels, caption=caption, kind=kind, error=error)
     videos, sounds = roles["image"] if kind == "images" else roles["video"], roles["audio"]
     within = item.members[(videos or sounds)[0]]
     sound = Place(archive, item.members[sounds[0]]) if kind != "images" and videos and sounds else None
-    return ListedFile(
-        path=archive, name=item.key, labels=labels, caption=caption, within=within, sound=sound, kind=kind
-    )
+    return ListedFile(path=archive, name=name, labels=labels, caption=caption, within=within, sound=sound, kind=kind)
 
 
 def _problem(item: TarSample, roles: dict[str, list[str]], kind: str) -> tuple[FailureReason, str] | None:
