@@ -320,7 +320,7 @@ def keys_of_file(index: EmbeddingIndex, path: str | Path) -> set[str]:
     place, real = located(path), str(Path(path).resolve())
     found = set()
     for file in sources_of_folder(index.folder, index.content.settings):
-        is_named_so = Path(file.path).name in (Path(place).name, Path(real).name)
+        is_named_so = file.within is None and Path(file.path).name in (Path(place).name, Path(real).name)
         if is_named_so and (file.path == real or located(file.path) in (place, real)):
             found.add(file.key)
     if not found:

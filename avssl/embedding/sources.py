@@ -29,7 +29,7 @@ from avssl.files.scratch import temporary_folder
 from avssl.media.images import IMAGE_SUFFIXES
 from avssl.media.info import MEDIA_SUFFIXES
 from avssl.shards.keys import KeyHashes, folder_labels, plain_key
-from avssl.shards.manifest import Entry, FileSource, read_segment, sound_of, stream_manifest
+from avssl.shards.manifest import Entry, FileSource, has_captions, read_segment, sound_of, stream_manifest
 from avssl.shards.places import within_of
 from avssl.shards.shard_set import ShardSet
 from avssl.types import FAILURE_REASONS
@@ -84,7 +84,7 @@ def list_sources(paths: Sequence[str | Path], modalities: Sequence[str], scratch
         if len(paths) > 1:
             raise ValueError(f"{next(filter(is_manifest, paths))}: a manifest is the only source; embed others apart")
         manifest = Path(located(paths[0]))
-        captions = any(entry.caption for entry in stream_manifest(manifest))
+        captions = has_captions(manifest)
         files = (
             _of_entry(entry, manifest.parent, modalities, captions=captions) for entry in stream_manifest(manifest)
         )

@@ -49,7 +49,7 @@ class Origins:
         """The file or shard folder that holds a key, as text; "" if it is not known."""
         if self.settings["shards"] is not None:
             return str(self.settings["sources"][0])
-        return self.files[key].path if key in self.files else ""
+        return str(self.files[key].place) if key in self.files else ""
 
     @cached_property
     def files(self) -> dict[str, FileSource]:

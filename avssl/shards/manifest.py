@@ -179,6 +179,13 @@ def stream_manifest(path: Path) -> Iterator[Entry]:
             yield Entry.from_json(parse(line, where), where)
 
 
+def has_captions(path: Path) -> bool:
+    """Whether any entry of a manifest has a caption; lines that cannot have one are not parsed."""
+    with path.open("rb") as file:
+        lines = ((number, line) for number, line in enumerate(file, start=1) if b'"caption"' in line)
+        return any(Fields.parse(line, f"{path}, line {number}").text("caption", "") for number, line in lines)
+
+
 def with_line(message: str, path: Path) -> str:
     """The message of an error about a manifest with "line 2" instead of "byte 123"."""
     before, _, rest = message.partition(f"{path}, byte ")

@@ -70,12 +70,12 @@ def read_cell(path: str, cell: Cell, name: str) -> bytes:
     try:
         with value_errors_naming(path, "Parquet file"):
             value = _take(key, cell)
+    except LookupError as error:
+        raise MediaError("changed_file", f"{name}: {error.args[0]}. {LATER_VERSION}") from error
     except ValueError as error:
         cause = error.__cause__
         if isinstance(cause, ConnectionError | PermissionError):
             raise cause from error
-        if isinstance(cause, LookupError):
-            raise MediaError("changed_file", f"{name}: {cause.args[0]}. {LATER_VERSION}") from error
         raise MediaError("truncated", f"{name}: cannot be read ({error})") from error
     content = _bytes_of(value, cell)
     if content is None:

@@ -131,14 +131,14 @@ def gather_list(source: ListSource, target: Target) -> Gathered:
             f"--split {source.split}: {source.format} lists have no splits, only {', '.join(HAVE_SPLITS)} have"
         )
     rows = READERS.find(source.format)(source.path, source.settings)
-    first = next(rows, None)
-    gathered = Gathered(source.kind or (_kind_of_row(first) if first is not None else "media"))
+    head = _up_to_usable(rows)
+    gathered = Gathered(source.kind or (_kind_of_row(head[-1]) if head else "media"))
     suffixes = IMAGE_SUFFIXES if gathered.kind == "images" else MEDIA_SUFFIXES
     table = Labels(source.labels, target.scratch / "labels.db")
     media, folder = str(source.media.absolute()), str(target.folder.absolute())
     finder: NameIndex | None = None
     with ExitStack() as stack:
-        for where, row in _of_split(rows if first is None else chain([first], rows), source.split, gathered):
+        for where, row in _of_split(chain(head, rows), source.split, gathered):
             if row.kind or row.within is not None or row.error is not None:
                 pending = _within(where, row, folder)
             elif row.path is not None:
@@ -151,6 +151,16 @@ def gather_list(source: ListSource, target: Target) -> Gathered:
     if len(target.spool):
         table.check()
     return gathered
+
+
+def _up_to_usable(rows: ListedFiles) -> list[tuple[str, ListedFile | BadRow]]:
+    """The next rows up to the first that can be used."""
+    head = []
+    for where, row in rows:
+        head.append((where, row))
+        if isinstance(row, ListedFile):
+            break
+    return head
 
 
 def _kind_of_row(first: tuple[str, ListedFile | BadRow]) -> str:

@@ -61,7 +61,7 @@ class TableRow:
 
 def columns_of(location: Location) -> list[Column]:
     """The columns of a file. ValueError if it cannot be read, OSError if it cannot be opened or fetched."""
-    with _opened(location) as table:
+    with _opened(location) as table, value_errors_naming(redacted(str(location)), table.kind):
         return _columns(table.schema)
 
 
@@ -187,7 +187,7 @@ class _Parquet:
         batches = self._table.iter_batches(at_a_time, row_groups=[group], columns=[column.name])
         scalars = (scalar for batch in batches for scalar in batch.column(0))
         for row, value in enumerate(scalar.as_py() for scalar in scalars):
-            items = value if column.is_list and value is not None else [value]
+            items = (value or []) if column.is_list else [value]
             found = []
             for number, item in enumerate(items):
                 content, path = (item.get("bytes"), item.get("path")) if isinstance(item, dict) else (item, None)
@@ -214,7 +214,10 @@ class _Arrow:
 
         self._source = source
         self._messages = pa.ipc.MessageReader.open_stream(source)
-        self.schema = pa.ipc.read_schema(self._messages.read_next_message())
+        try:
+            self.schema = pa.ipc.read_schema(self._messages.read_next_message())
+        except StopIteration:
+            raise ValueError("it has no schema") from None
 
     def rows(self, media: Sequence[Column], plain: Sequence[str]) -> Iterator[TableRow]:
         import pyarrow as pa
@@ -261,12 +264,12 @@ def _ranges(array: Any, body: Any, begin: int) -> list[Value]:
         present = present & np.asarray(content.is_valid())
         if array.type.get_field_index("path") >= 0:
             paths = array.field("path").to_pylist()
+    if not len(array):
+        return []
     width = np.int64 if types.is_large_binary(content.type) else np.int32
     _, bounds, data = content.buffers()
-    if data is None:  # no value has a byte
-        return [Value(None, path or "") for path in paths]
     ends = np.frombuffer(bounds, width)[content.offset : content.offset + len(content) + 1].astype(np.int64)
-    first = data.address - body.address
+    first = 0 if data is None or not ends[-1] else data.address - body.address
     if not 0 <= first <= first + int(ends[-1]) <= body.size:
         raise ValueError("its record batches are compressed, so a value cannot be read by itself; write it as Parquet")
     return [

@@ -8,6 +8,7 @@ the label. Thumbnails beside videos are left out.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from avssl.files import storage
@@ -34,13 +35,12 @@ def webdataset(source: storage.Location, settings: ListSettings) -> ListedFiles:
     An archive that cannot be read is a bad row. One that is cut lists what it holds, and a row that says where it ends.
     """
     archives = archives_of(source)
-    kind = settings.kind
+    kind = settings.kind or _kind_of(archives)
     for archive in archives:
         name = redacted(archive).rpartition("/")[2]
         try:
             for number, item in enumerate(list_tar(archive, TEXT_SUFFIXES), start=1):
-                kind = kind or (_kind_of(item) if isinstance(item, TarSample) else "")
-                row = _row(archive, item, kind, settings)
+                row = _row(archive, number, item, kind, settings)
                 if row is not None:
                     yield from parsed(iter([(number, row)]), lambda row: row, f"{name}, sample")
         except (OSError, ValueError) as error:
@@ -75,10 +75,15 @@ def _refuse_own_shards(folder: Path) -> None:
         raise ValueError(f"{folder}: is a shard folder of this program already; train on it, or embed it, as it is")
 
 
-def _kind_of(sample: TarSample) -> str:
-    """What archives are searched for, by the first sample that has media: "media", "images"; "" if it has none."""
-    roles = {_role(suffix) for suffix in sample.members}
-    return "media" if roles & {"video", "audio"} else "images" if "image" in roles else ""
+def _kind_of(archives: list[str]) -> str:
+    """What archives are searched for: "images" if the first sample with any media has no video or audio."""
+    for archive in archives:
+        with suppress(OSError, ValueError):  # its rows say so
+            for item in list_tar(archive, frozenset()):
+                roles = {_role(suffix) for suffix in item.members} if isinstance(item, TarSample) else set()
+                if roles - {""}:
+                    return "media" if roles & {"video", "audio"} else "images"
+    return "media"
 
 
 def _role(suffix: str) -> str:
@@ -91,8 +96,8 @@ def _role(suffix: str) -> str:
     return "video" if last in MEDIA_SUFFIXES else ""
 
 
-def _row(archive: str, item: TarSample | TarEnd, kind: str, settings: ListSettings) -> ListedFile | None:
-    """The row of a sample, or of what is wrong at the end of an archive; None for an end where nothing is."""
+def _row(archive: str, number: int, item: TarSample | TarEnd, kind: str, settings: ListSettings) -> ListedFile | None:
+    """The row of a sample, the number-th of its archive, or of what is wrong at its end; None where nothing is."""
     if isinstance(item, TarEnd):
         if not item.problem:
             return None
@@ -109,7 +114,7 @@ def _row(archive: str, item: TarSample | TarEnd, kind: str, settings: ListSettin
     except ValueError as error:
         problem = problem or ("bad_sample", str(error))
     if problem is not None:
-        where = f"{redacted(archive)}: sample {item.key}"
+        where = f"{redacted(archive)}: sample {number} ({item.key})"
         error = problem[0], f"{where}: {problem[1]}"
         return ListedFile(path=archive, name=name, labels=labels, caption=caption, kind=kind, error=error)
     videos, sounds = roles["image"] if kind == "images" else roles["video"], roles["audio"]
