@@ -22,7 +22,7 @@ from avssl.files.ranges import open_ranged
 from avssl.shards.places import Cell, Range, Within
 
 ROWS_AT_A_TIME = 1024
-ARROW_FILE_MARK = b"ARROW1\0\0"
+ARROW_FILE_MARK, ARROW_END = b"ARROW1\0\0", b"\xff\xff\xff\xff\0\0\0\0"
 
 
 @dataclass(frozen=True)
@@ -227,6 +227,7 @@ class _Arrow:
             try:
                 message = self._messages.read_next_message()
             except StopIteration:
+                self._check_end()
                 return
             if message.type != "record batch":
                 raise ValueError(f"it holds a {message.type}, which is not read; write it as Parquet")
@@ -238,6 +239,13 @@ class _Arrow:
             for row in range(batch.num_rows):
                 yield TableRow(number, values[row], {name: found[row] for name, found in places.items()})
                 number += 1
+
+    def _check_end(self) -> None:
+        """ValueError unless the messages end with their mark: a stream that is cut between two of them lacks it."""
+        end = self._source.tell()
+        self._source.seek(max(0, end - len(ARROW_END)))
+        if self._source.read(len(ARROW_END)) != ARROW_END:
+            raise ValueError("it has no mark of its end: it was cut, or its writer never closed it")
 
 
 def _in_body(array: Any, column: Column, body: Any, begin: int) -> list[list[Value]]:
