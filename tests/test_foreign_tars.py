@@ -3,9 +3,6 @@
 import json
 import shutil
 import tarfile
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 
 import pytest
 
@@ -295,41 +292,3 @@ def test_large_members_are_copied_to_a_file_for_as_long_as_they_are_open(tmp_pat
         opened(Sounding(Place(str(tmp_path / "x"), Range("m.mp4", 2, 19)))),
     ):
         pass
-
-
-def test_tars_on_a_server_are_listed_and_written_by_range(written, tmp_path):
-    requests = []
-
-    class Ranged(SimpleHTTPRequestHandler):
-        def log_message(self, *arguments):
-            pass
-
-        def do_GET(self):
-            content = (written / self.path.lstrip("/")).read_bytes()
-            first, last = self.headers["Range"].removeprefix("bytes=").split("-")
-            part = content[int(first) : int(last) + 1]
-            requests.append((self.path, int(first), len(part)))
-            self.send_response(206)
-            self.send_header("Content-Length", str(len(part)))
-            self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
-            self.end_headers()
-            self.wfile.write(part)
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Ranged, directory=written)) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        host = f"http://127.0.0.1:{server.server_port}"
-        assert index(f"{host}/tars/x-{{000..001}}.tar", "--out", tmp_path / "c.jsonl", "--workers", 1) == 0
-        far, near = rows_of(tmp_path / "c.jsonl"), rows_of(written / "corpus.jsonl")
-        for key, row in near.items():
-            assert far[key]["path"] == f"{host}/{row['path']}"
-            assert {name: far[key].get(name) for name in ("within", "content", "caption", "bytes", "labels")} == {
-                name: row.get(name) for name in ("within", "content", "caption", "bytes", "labels")
-            }
-        listing = len(requests)
-        command = ["write", str(tmp_path / "c.jsonl"), "--out", str(tmp_path / "shards"), "--on-missing-video", "keep"]
-        assert main([*command, *WRITE]) == 0
-        server.shutdown()
-    wanted = [near["0002"]["sound"]["within"]["bytes"], *(row["within"]["bytes"] for row in near.values())]
-    assert sorted(size for _, _, size in requests[listing:]) == sorted(wanted)  # nothing but the members
-    shards, local = ShardSet(tmp_path / "shards"), ShardSet(written / "shards")
-    assert [shards.read(n).video for n in range(4)] == [local.read(n).video for n in range(4)]
