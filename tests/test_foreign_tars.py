@@ -6,12 +6,12 @@ import tarfile
 
 import pytest
 
-from avssl.files.ranges import RangedFile
 from avssl.files.storage import read_bytes
 from avssl.files.whole import content_digest
 from avssl.shards.foreign_tars import TarEnd, TarSample, list_tar
 from avssl.shards.opened import opened
 from avssl.shards.places import Place, Range, Sounding
+from avssl.shards.ranged_file import RangedFile
 from avssl.shards.shard_set import ShardSet
 from avssl.types import MediaError
 from data_prep.__main__ import main

@@ -27,7 +27,7 @@ from data_prep.index import walk as walk_module
 from data_prep.index.build import IndexOptions, build_manifest
 from data_prep.index.cutting import Cutting, claimed_seconds, clips, scenes
 from data_prep.index.labels import Labels
-from data_prep.index.lists.published import ListSettings
+from data_prep.index.lists.row import ListSettings
 from data_prep.index.probing import ProbedFile, Prober
 from data_prep.index.walk import Walk
 from tests.clips import make_clip, square_frames

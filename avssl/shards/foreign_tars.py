@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from avssl.files.ranges import RangedFile, open_ranged
 from avssl.files.storage import Location
 from avssl.shards.places import Range
+from avssl.shards.ranged_file import RangedFile, open_ranged
 from avssl.shards.tar_members import BLOCK_BYTES, DAMAGED_TAR
 
 MAX_TEXT_BYTES = 1 << 20  # of a member whose text is read while its archive is listed

@@ -10,8 +10,8 @@ from typing import Any
 
 from avssl.files import storage
 from avssl.files.damaged_files import value_errors_naming
-from avssl.files.ranges import RangedFile
 from avssl.shards.places import Cell
+from avssl.shards.ranged_file import RangedFile
 from avssl.types import MediaError
 
 BUFFER_BYTES = 1 << 20  # of a column that is read; without it, all of the row group's column is in memory

@@ -28,8 +28,7 @@ from avssl.shards.manifest import Entry
 from data_prep.index.cutting import Cutting, claimed_seconds, require_scenedetect
 from data_prep.index.gather import KINDS, Gathered, ListSource, Target, gather_folder, gather_list, stored_text
 from data_prep.index.lists.formats import ANYWHERE, FORMATS, HAVE_FOLDS, IDX, OTHERS, READERS, detect
-from data_prep.index.lists.published import ListSettings
-from data_prep.index.lists.row import BadRow
+from data_prep.index.lists.row import BadRow, ListSettings
 from data_prep.index.mnist import is_idx_file, open_idx_file
 from data_prep.index.probing import FILES_PER_TASK, ProbedFile, Prober, probe_rows, without_opening
 from data_prep.index.spool import IndexSpool, Pending
@@ -114,6 +113,7 @@ def build_manifest(
         ValueError, FileNotFoundError: options that do not fit the source, a list that cannot be read or has bad rows.
     """
     list_format = detect(source) if options.format == "auto" else options.format
+    list_format = _check_columns(list_format, options)
     if list_format not in ANYWHERE:
         source = local_path(source)
         if not source.exists():
@@ -153,6 +153,22 @@ def build_manifest(
     summary.left_out_by_split = dict(gathered.left_out)
     summary.all_splits = dict(sorted(gathered.all_splits.items()))
     return summary
+
+
+def _check_columns(list_format: str, options: IndexOptions) -> str:
+    """The format that fits the options about columns. ValueError for options that do not fit the format."""
+    settings = options.settings
+    about = {"--columns": settings.columns, "--label-fields": settings.label_fields is not None,
+             "--caption-field": settings.caption_field}  # fmt: skip
+    given = [name for name, value in about.items() if value]
+    if given and list_format == "parquet":
+        list_format = "huggingface"
+    if given and list_format not in (*ANYWHERE, "csv"):
+        raise ValueError(f"{', '.join(given)} is for {', '.join((*ANYWHERE, 'csv', 'parquet'))}, not for {list_format}")
+    others = {"--media": options.media, "--fold": settings.fold, "--classes": settings.classes}
+    if list_format in ANYWHERE and (given := [name for name, value in others.items() if value is not None]):
+        raise ValueError(f"{', '.join(given)} is for lists; {list_format} says itself where its media are")
+    return list_format
 
 
 def _check_format(source: Path, list_format: str, options: IndexOptions) -> None:

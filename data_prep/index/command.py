@@ -22,7 +22,7 @@ from data_prep.index.build import (
 from data_prep.index.cutting import Cutting
 from data_prep.index.gather import KINDS
 from data_prep.index.lists.formats import FORMATS, HAVE_SPLITS, IDX, detect
-from data_prep.index.lists.published import ListSettings
+from data_prep.index.lists.row import ListSettings
 from data_prep.split.command import RULE_OPTIONS, add_rule_arguments, facts, rule_of, split
 from data_prep.split.command import describe as describe_split
 

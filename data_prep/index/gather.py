@@ -16,8 +16,7 @@ from avssl.shards.keys import plain_key, row_key
 from avssl.shards.places import Place
 from data_prep.index.labels import Labels
 from data_prep.index.lists.formats import HAVE_SPLITS, NO_SPLITS, READERS
-from data_prep.index.lists.published import ListSettings
-from data_prep.index.lists.row import BadRow, ListedFile, ListedFiles, is_url
+from data_prep.index.lists.row import BadRow, ListedFile, ListedFiles, ListSettings, is_url
 from data_prep.index.mnist import is_idx_file
 from data_prep.index.spool import IndexSpool, Pending
 from data_prep.index.walk import NameIndex, Walk, kind_of, suffix_of

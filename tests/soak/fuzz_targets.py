@@ -32,7 +32,7 @@ from avssl.shards.manifest import stream_manifest
 from avssl.shards.shard_set import ShardSet, parse_members
 from avssl.types import MediaError
 from data_prep.index.lists.formats import READERS, detect
-from data_prep.index.lists.published import ListSettings
+from data_prep.index.lists.row import ListSettings
 from data_prep.index.mnist import open_idx_file
 from tests.soak import damage
 

@@ -18,8 +18,8 @@ import numpy as np
 
 from avssl.files.damaged_files import value_errors_naming
 from avssl.files.location import Location, is_remote, local_path, redacted
-from avssl.files.ranges import open_ranged
 from avssl.shards.places import Cell, Range, Within
+from avssl.shards.ranged_file import open_ranged
 
 ROWS_AT_A_TIME = 1024
 ARROW_FILE_MARK, ARROW_END = b"ARROW1\0\0", b"\xff\xff\xff\xff\0\0\0\0"

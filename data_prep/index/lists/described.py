@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from avssl.files.plain_text import brief
-from data_prep.index.lists.published import ListSettings
+from data_prep.index.lists.row import ListSettings
 
 LABEL_FIELDS = ("label", "labels")
 # Columns of text that name media files: file_name, video, audio_path, image_url, ...

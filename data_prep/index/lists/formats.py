@@ -20,7 +20,6 @@ from data_prep.index.lists.described import FILE_COLUMN
 from data_prep.index.lists.published import (
     HMDB_LIST,
     UCF_LIST,
-    ListSettings,
     audioset,
     hmdb51,
     kinetics,
@@ -28,7 +27,16 @@ from data_prep.index.lists.published import (
     vggsound,
 )
 from data_prep.index.lists.records import json_lines, parquet, paths, table
-from data_prep.index.lists.row import BadRow, ListedFile, ListedFiles, csv_rows, parsed, plain_path, segment_of
+from data_prep.index.lists.row import (
+    BadRow,
+    ListedFile,
+    ListedFiles,
+    ListSettings,
+    csv_rows,
+    parsed,
+    plain_path,
+    segment_of,
+)
 from data_prep.index.lists.tables import has_media, huggingface
 from data_prep.index.lists.tars import webdataset
 
@@ -115,7 +123,7 @@ def _detect_file(source: Path) -> str:
 def _has_media(source: Path) -> bool:
     try:
         return has_media(source)
-    except ValueError:  # no readable Parquet file, which its reader says
+    except (OSError, ValueError):  # no readable Parquet file, which its reader says
         return False
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from avssl.shards.keys import Segment
 from data_prep.index.lists.row import (
     ListedFile,
     ListedFiles,
+    ListSettings,
     csv_rows,
     parsed,
     seconds,
@@ -29,26 +29,6 @@ AUDIOSET_CLASSES = "class_labels_indices.csv"
 UCF_LIST = re.compile(r"(train|test)list0*(\d+)\.txt")
 HMDB_LIST = re.compile(r"(.+)_test_split(\d+)\.txt")
 HMDB_SPLITS = {"0": "unused", "1": "train", "2": "test"}
-
-
-@dataclass(frozen=True)
-class ListSettings:
-    """Facts that a published list does not state.
-
-    trimmed: a file named by the bare id holds the listed seconds alone. classes: AudioSet's class_labels_indices.csv;
-    None: the file beside the list. fold: which split of a folder of UCF-101 or HMDB-51 lists, 1 to 3.
-    Of archives and tables: kind: "media", "images", or None: by what they hold. columns: columns of a table, or
-    suffixes of members, that hold the media. label_fields: columns, or fields of a json, that are
-    labels; None: those by rule. caption_field: the one that is the caption; None: by its name.
-    """
-
-    trimmed: bool = False
-    classes: Path | None = None
-    fold: int | None = None
-    kind: str | None = None
-    columns: tuple[str, ...] = ()
-    label_fields: tuple[str, ...] | None = None
-    caption_field: str | None = None
 
 
 def clip_names(video: str, segment: Segment) -> tuple[str, ...]:

@@ -14,8 +14,16 @@ from avssl.shards.keys import Segment
 from avssl.shards.manifest import read_segment
 from avssl.shards.places import Place
 from data_prep.index.lists.described import FILE_COLUMN, names_of
-from data_prep.index.lists.published import ListSettings
-from data_prep.index.lists.row import ListedFile, ListedFiles, csv_rows, parsed, plain_path, seconds, text_lines
+from data_prep.index.lists.row import (
+    ListedFile,
+    ListedFiles,
+    ListSettings,
+    csv_rows,
+    parsed,
+    plain_path,
+    seconds,
+    text_lines,
+)
 
 COLUMNS = ("path", "key", "label", "labels", "segment", "begin_seconds", "end_seconds", "split", "caption")
 ROWS_AT_A_TIME = 1024  # of a Parquet file

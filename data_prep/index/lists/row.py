@@ -50,6 +50,26 @@ class ListedFile:
 
 
 @dataclass(frozen=True)
+class ListSettings:
+    """Facts that a published list does not state.
+
+    trimmed: a file named by the bare id holds the listed seconds alone. classes: AudioSet's class_labels_indices.csv;
+    None: the file beside the list. fold: which split of a folder of UCF-101 or HMDB-51 lists, 1 to 3.
+    Of archives and tables: kind: "media", "images", or None: by what they hold. columns: columns of a table, or
+    suffixes of members, that hold the media. label_fields: columns, or fields of a json, that are
+    labels; None: those by rule. caption_field: the one that is the caption; None: by its name.
+    """
+
+    trimmed: bool = False
+    classes: Path | None = None
+    fold: int | None = None
+    kind: str | None = None
+    columns: tuple[str, ...] = ()
+    label_fields: tuple[str, ...] | None = None
+    caption_field: str | None = None
+
+
+@dataclass(frozen=True)
 class BadRow:
     """A row that cannot be used. where: its position in the list, e.g. "line 7"."""
 

@@ -22,9 +22,8 @@ from avssl.shards.places import Place
 from avssl.types import FailureReason
 from data_prep.index.lists.arrow_files import Column, TableRow, Value, columns_of, rows_of
 from data_prep.index.lists.described import CAPTION_FIELDS, FILE_COLUMN, LABEL_FIELDS, caption_of, labels_of
-from data_prep.index.lists.published import ListSettings
 from data_prep.index.lists.records import segment_in
-from data_prep.index.lists.row import BadRow, ListedFile, ListedFiles, is_url, parsed, plain_path
+from data_prep.index.lists.row import BadRow, ListedFile, ListedFiles, ListSettings, is_url, parsed, plain_path
 
 SUFFIXES = (".parquet", ".arrow")
 FEATURES = {"Video": "video", "Audio": "audio", "Image": "image"}

@@ -21,8 +21,7 @@ from avssl.shards.format import FORMAT_NAME, INDEX_NAME
 from avssl.shards.places import Place, Range
 from avssl.types import FailureReason
 from data_prep.index.lists.described import caption_of, labels_of
-from data_prep.index.lists.published import ListSettings
-from data_prep.index.lists.row import BadRow, ListedFile, ListedFiles, parsed
+from data_prep.index.lists.row import BadRow, ListedFile, ListedFiles, ListSettings, parsed
 
 SOUND_SUFFIXES = frozenset(f".{name}" for name in AUDIO_SUFFIXES.split())
 TEXTS, JSONS, CLASSES = ("txt", "text", "transcript"), ("json", "jsn"), ("cls", "cls2", "class")
