@@ -4,8 +4,13 @@ import json
 import shutil
 import tarfile
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
+import avssl
+from avssl.embedding.folder import FolderJob
+from avssl.embedding.table import EmbeddingTable
 from avssl.files.storage import read_bytes
 from avssl.files.whole import content_digest
 from avssl.shards.foreign_tars import TarEnd, TarSample, list_tar
@@ -186,6 +191,36 @@ def test_split_and_coverage_understand_rows_within_archives(written, tmp_path, c
     assert any(sides)  # they have the same sound, so they may not be divided
     capsys.readouterr()
     assert main(["coverage", str(written / "corpus.jsonl"), str(written / "shards")]) == 0
+
+
+@pytest.mark.slow
+def test_embeddings_of_a_tar_are_those_of_its_loose_files_and_have_its_captions(written, files, tiny_run, tmp_path):
+    assert index(written / "loose", "--out", tmp_path / "loose.jsonl", "--workers", 1) == 0
+    embedder = avssl.load_embedder(str(tiny_run))
+    options = {"window_seconds": 0.5, "stride_seconds": 0.5}
+    tables = {}
+    for name, manifest in (("tar", written / "corpus.jsonl"), ("loose", tmp_path / "loose.jsonl")):
+        FolderJob.begin(embedder, [manifest], tmp_path / name, **options).run(embedder)
+        tables[name] = EmbeddingTable.read(tmp_path / name)
+    tar, loose = tables["tar"], tables["loose"]
+    rows = np.array([key in loose.keys for key in tar.keys])
+    assert [key for key, is_there in zip(tar.keys, rows, strict=True) if is_there] == loose.keys
+    np.testing.assert_allclose(tar.video_embedding[rows], loose.video_embedding, atol=1e-5, equal_nan=True)
+    np.testing.assert_allclose(tar.audio_embedding[rows], loose.audio_embedding, atol=1e-5, equal_nan=True)
+    apart = [number for number, key in enumerate(tar.keys) if key == "0002"]
+    assert tar.has_video[apart].all()
+    assert tar.has_audio[apart].all()
+    captions = {"0000": "a square ü", "0001": "a tone", "0002": None, "0003": None}
+    assert tar.captions == [captions[key] for key in tar.keys]
+    assert loose.captions is None
+    assert "caption" not in pq.read_schema(tmp_path / "loose" / "embeddings.parquet").names
+    FolderJob.begin(embedder, [written / "shards"], tmp_path / "of_shards", **options).run(embedder)
+    of_shards = EmbeddingTable.read(tmp_path / "of_shards")
+    assert of_shards.captions == [captions[key] for key in of_shards.keys]
+    assert of_shards.select([0]).captions == of_shards.captions[:1]
+    assert list(of_shards.pool_by_key().to_pandas()["caption"]) == [
+        captions[key] for key in dict.fromkeys(of_shards.keys)
+    ]
 
 
 # --- what cannot be read --------------------------------------------------------------------------------------------

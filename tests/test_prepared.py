@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import shlex
 import shutil
 
 import pytest
@@ -131,6 +133,14 @@ def test_what_is_no_folder_of_shards_or_media_is_an_error_that_says_what_it_is(s
     (tmp_path / "list.csv").touch()
     refused(tmp_path / "list.csv", ValueError, r"list\.csv: is a file; .*`avssl prep index` takes lists")
     refused(shards["train"].parent, ValueError, "holds no shards itself, but these folders in it do: test, train")
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "tars" / "x-000.tar").touch()
+    for foreign in ("tars", "tars/x-000.tar", "x-{000..009}.tar", "data.parquet"):
+        command = re.escape(
+            f"avssl prep index {shlex.quote(str(tmp_path / foreign))} --out corpus.jsonl && avssl prep write"
+        )
+        refused(tmp_path / foreign, ValueError, f"every sample keeps its number. Prepare them once: {command}")
+    refused("https://example.org/x.tar", ValueError, "avssl prep index https://example.org/x.tar")
 
 
 @pytest.mark.quick(1)

@@ -61,7 +61,7 @@ def _read_file(entry: Entry, file_options: FileOptions) -> Outcome:
     try:
         with opened(entry, file_options.root) as media:
             content = media.content
-            _check_unchanged(entry, media, content)
+            check_unchanged(entry, media, content)
             if entry.is_image:
                 return _image_sample(media, entry, content, file_options.options)
             return _media_sample(media, entry, content, file_options)
@@ -73,7 +73,7 @@ def _read_file(entry: Entry, file_options: FileOptions) -> Outcome:
         return MediaError("decode_error", f"{place}: cannot be transcoded ({type(error).__name__}: {error})")
 
 
-def _check_unchanged(entry: Entry, media: Opened, content: str) -> None:
+def check_unchanged(entry: Entry, media: Opened, content: str) -> None:
     """MediaError if the file is not the one that was listed, because the facts in the manifest may be wrong then.
 
     Size and content decide, because copying changes modification times. A manifest without both is not checked.
