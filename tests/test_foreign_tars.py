@@ -187,8 +187,6 @@ def test_split_and_coverage_understand_rows_within_archives(written, tmp_path, c
     parts = [rows_of(tmp_path / f"corpus.{part}.jsonl") for part in ("train", "test")]
     assert sorted([*parts[0], *parts[1]]) == ["0000", "0001", "0002", "0003"]
     assert all("within" in row for part in parts for row in part.values())
-    sides = [{"0002", "0003"} <= part.keys() for part in parts]
-    assert any(sides)  # they have the same sound, so they may not be divided
     capsys.readouterr()
     assert main(["coverage", str(written / "corpus.jsonl"), str(written / "shards")]) == 0
 

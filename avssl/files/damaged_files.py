@@ -16,8 +16,8 @@ import numpy as np
 
 from avssl.files.plain_text import plain
 
-# The errors that NumPy, zipfile and pyarrow raise for damaged files. FileNotFoundError is left to the caller, and
-# MemoryError is not about the file.
+# The errors that NumPy, zipfile and pyarrow raise for damaged files. FileNotFoundError and ConnectionError (of a remote
+# file) are left to the caller, and MemoryError is not about the file.
 DAMAGE_ERRORS = (
     ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError, EOFError, OSError, RuntimeError,
     zipfile.BadZipFile, zlib.error, struct.error, SyntaxError,
@@ -33,7 +33,7 @@ def value_errors_naming(path: str | PathLike[str], what: str) -> Iterator[None]:
             warnings.simplefilter("error", np.exceptions.ComplexWarning)  # half of each number would be lost
             warnings.simplefilter("error", RuntimeWarning)  # numbers that do not fit the type would be infinite
             yield
-    except FileNotFoundError:
+    except (FileNotFoundError, ConnectionError):
         raise
     except (*DAMAGE_ERRORS, np.exceptions.ComplexWarning, RuntimeWarning) as error:
         if type(error) is ValueError and where in str(error):

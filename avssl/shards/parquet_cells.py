@@ -73,9 +73,6 @@ def read_cell(path: str, cell: Cell, name: str) -> bytes:
     except LookupError as error:
         raise MediaError("changed_file", f"{name}: {error.args[0]}. {LATER_VERSION}") from error
     except ValueError as error:
-        cause = error.__cause__
-        if isinstance(cause, ConnectionError | PermissionError):
-            raise cause from error
         raise MediaError("truncated", f"{name}: cannot be read ({error})") from error
     content = _bytes_of(value, cell)
     if content is None:

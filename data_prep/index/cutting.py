@@ -14,6 +14,7 @@ from typing import Any
 
 from avssl.media.decode import stream_frames
 from avssl.media.info import VideoInfo, fitted_size, is_clear_length, least_length
+from avssl.media.sources import Source
 from avssl.shards.keys import Segment
 
 LEAST_CLIP_SECONDS = 0.1
@@ -125,7 +126,7 @@ def require_scenedetect() -> None:
         raise ValueError("--scenes needs PySceneDetect, which is not installed; pip install 'avssl[scenes]'")
 
 
-def find_cuts(path: str, info: VideoInfo, threshold: float) -> list[float]:
+def find_cuts(source: Source, info: VideoInfo, threshold: float) -> list[float]:
     """Seconds from the video's first frame to the first frame of each further scene.
 
     threshold: mean change of hue, saturation and brightness (0 to 255) from frame to frame that makes a cut.
@@ -136,7 +137,7 @@ def find_cuts(path: str, info: VideoInfo, threshold: float) -> list[float]:
     detector = ContentDetector(threshold=threshold, min_scene_len=0)  # `scenes` applies the least length, in seconds
     size = fitted_size(info.width, info.height, info.pixel_aspect, SHORT_SIDE_PX)
     cuts = []
-    for number, frame in enumerate(stream_frames(path, size)):
+    for number, frame in enumerate(stream_frames(source, size)):
         # The detector compares frames and counts them; times are those of the decoder.
         if detector.process_frame(FrameTimecode(number, 25.0), frame.frame.to_ndarray(format="bgr24")):
             cuts.append(frame.seconds)

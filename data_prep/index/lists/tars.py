@@ -101,8 +101,9 @@ def _row(archive: str, number: int, item: TarSample | TarEnd, kind: str, setting
         if not item.problem:
             return None
         stem = Path(archive.partition("?")[0]).stem
-        error: tuple[FailureReason, str] = ("truncated", f"{redacted(archive)}: {item.problem}")
-        return ListedFile(path=archive, name=f"{stem}/end", kind=kind, error=error)
+        return ListedFile(
+            path=archive, name=f"{stem}/end", kind=kind, error=("truncated", f"{redacted(archive)}: {item.problem}")
+        )
     name = item.key.removeprefix("./").lstrip("/")
     names = [suffix for suffix in item.members if not settings.columns or suffix in settings.columns]
     roles = {role: [name for name in names if _role(name) == role] for role in ("video", "audio", "image")}
@@ -114,8 +115,8 @@ def _row(archive: str, number: int, item: TarSample | TarEnd, kind: str, setting
         problem = problem or ("bad_sample", str(error))
     if problem is not None:
         where = f"{redacted(archive)}: sample {number} ({item.key})"
-        error = problem[0], f"{where}: {problem[1]}"
-        return ListedFile(path=archive, name=name, labels=labels, caption=caption, kind=kind, error=error)
+        known = problem[0], f"{where}: {problem[1]}"
+        return ListedFile(path=archive, name=name, labels=labels, caption=caption, kind=kind, error=known)
     videos, sounds = roles["image"] if kind == "images" else roles["video"], roles["audio"]
     within = item.members[(videos or sounds)[0]]
     sound = Place(archive, item.members[sounds[0]]) if kind != "images" and videos and sounds else None
