@@ -6,6 +6,7 @@ import tarfile
 from pathlib import Path
 
 import webdataset as wds
+from webdataset import tariterators
 
 
 def write_tar(path: Path, samples, **header) -> Path:
@@ -30,10 +31,14 @@ def write_members(path: Path, members, tar_format=tarfile.PAX_FORMAT) -> Path:
 
 def as_read_by_webdataset(*paths):
     """{key: {suffix: bytes}} of every sample in order, by webdataset's own reader of undecoded samples."""
-    dataset = wds.WebDataset([str(path) for path in paths], shardshuffle=False, empty_check=False)
+    samples = []
+    for path in paths:
+        with path.open("rb") as stream:  # which WebDataset itself leaves open
+            files = ({"__url__": str(path), **file} for file in tariterators.tar_file_iterator(stream))
+            samples += tariterators.group_by_keys(files)
     return [
         (sample["__key__"], {name: content for name, content in sample.items() if not name.startswith("__")})
-        for sample in dataset
+        for sample in samples
     ]
 
 

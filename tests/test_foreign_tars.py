@@ -147,7 +147,7 @@ def test_shards_of_a_tar_hold_the_bytes_of_shards_of_its_loose_files(written, fi
     shards, loose = ShardSet(written / "shards"), ShardSet(tmp_path / "shards")
     of_tar = {sample.info.key: sample for sample in map(shards.read, range(len(shards)))}
     for sample in map(loose.read, range(len(loose))):
-        twin = of_tar[sample.info.key]
+        twin = of_tar[sample.info.key.partition("_")[0]]
         assert (twin.video, twin.audio) == (sample.video, sample.audio)
         assert twin.info.source["content"] == sample.info.source["content"]
     both = of_tar["0002"]
@@ -183,7 +183,7 @@ def test_split_and_coverage_understand_rows_within_archives(written, tmp_path, c
     manifest = tmp_path / "corpus.jsonl"
     shutil.copytree(written / "tars", tmp_path / "tars")
     shutil.copy(written / "corpus.jsonl", manifest)
-    assert main(["split", str(manifest), "--test-share", "0.5", "--near-duplicates", "--workers", "1"]) == 0
+    assert main(["split", str(manifest), "--test-share", "0.5", "--seed", "auto", "--near-duplicates"]) == 0
     parts = [rows_of(tmp_path / f"corpus.{part}.jsonl") for part in ("train", "test")]
     assert sorted([*parts[0], *parts[1]]) == ["0000", "0001", "0002", "0003"]
     assert all("within" in row for part in parts for row in part.values())
@@ -201,8 +201,8 @@ def test_embeddings_of_a_tar_are_those_of_its_loose_files_and_have_its_captions(
         FolderJob.begin(embedder, [manifest], tmp_path / name, **options).run(embedder)
         tables[name] = EmbeddingTable.read(tmp_path / name)
     tar, loose = tables["tar"], tables["loose"]
-    rows = np.array([key in loose.keys for key in tar.keys])
-    assert [key for key, is_there in zip(tar.keys, rows, strict=True) if is_there] == loose.keys
+    rows = np.array([key != "0002" for key in tar.keys])
+    assert [key for key in tar.keys if key != "0002"] == [key.partition("_")[0] for key in loose.keys]
     np.testing.assert_allclose(tar.video_embedding[rows], loose.video_embedding, atol=1e-5, equal_nan=True)
     np.testing.assert_allclose(tar.audio_embedding[rows], loose.audio_embedding, atol=1e-5, equal_nan=True)
     apart = [number for number, key in enumerate(tar.keys) if key == "0002"]

@@ -43,12 +43,11 @@ class _Column:
 
     def take(self, row: int) -> Any:
         """The value of this row or a later one than that taken last. LookupError if there is none."""
-        while self.next_row <= row:
-            batch = next(self._batches, None)
-            if batch is None:
-                raise LookupError(f"the row group has {self.next_row} rows")
+        for batch in self._batches:
             self.next_row += 1
-        return batch.column(0)[0].as_py()
+            if self.next_row > row:
+                return batch.column(0)[0].as_py()
+        raise LookupError(f"the row group has {self.next_row} rows")
 
     def close(self) -> None:
         if self._table is not None:

@@ -204,8 +204,11 @@ def probe_rows(
         for task, outcome in sandbox.run(probe_all, tasks(), _name):
             probed = iter(_settled(sandbox, task, outcome))
             for source, rows_of_file, facts in batches.popleft():
-                recent[source] = facts if facts is not None else next(probed)
-                yield from ((row, recent[source]) for row in rows_of_file)
+                found = facts if facts is not None else next(probed)
+                yield from ((row, found) for row in rows_of_file)
+                if rows_of_file[0].missing is not None:
+                    continue
+                recent[source] = found
                 recent.move_to_end(source)
                 if len(recent) > NUM_RECENT:
                     recent.popitem(last=False)
@@ -219,7 +222,8 @@ def _source(row: Pending, folder: Path) -> Sounding:
 def _batches(rows: Iterable[Pending], folder: Path, size: int) -> Iterator[list[tuple[Sounding, list[Pending]]]]:
     """Batches of (source, its rows): `size` local files per batch, because they are probed quickly, or a single URL."""
     batch: list[tuple[Sounding, list[Pending]]] = []
-    for source, rows_of_file in groupby(rows, key=lambda row: _source(row, folder)):
+    # Rows of an archive that have no media to open have the same path, and reasons of their own.
+    for (source, _), rows_of_file in groupby(rows, key=lambda row: (_source(row, folder), row.missing)):
         batch.append((source, list(rows_of_file)))
         if len(batch) == size or is_remote(source.place.path):
             yield batch
