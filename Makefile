@@ -10,7 +10,7 @@ EXTRAS := eval,examples,faiss,http,hub,onnx,ray,s3,scenes,slurm,tensorboard,timm
 # Without its compiled files every start of Python would compile the program anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup quickstart demo bench docs test test-all test-lowest test-cpus coverage soak check format clean
+.PHONY: help setup quickstart demo bench docs test quick-tests test-all test-lowest test-cpus coverage soak check format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -46,8 +46,12 @@ check: $(READY) ## lint, format, types
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_layers.py
 
-test: check ## lint, types and the quick tests
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --durations=20
+# Lint and types beside the tests, which wait now and then for processes that they start.
+test: $(READY) ## lint, types and the quick tests
+	$(MAKE) --no-print-directory -j 2 check quick-tests
+
+quick-tests: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --durations=20 --deselect tests/test_layers.py
 
 test-all: check ## every test, the long ones too, and the numerical ones as other CPUs compute
 	$(BIN)/python -m pytest -n 2 --dist worksteal

@@ -66,6 +66,7 @@ def test_a_run_is_let_go_and_goes_on_with_the_same_call(called, shards):
     assert losses_of(again.run) == losses_of(called[0].run)
 
 
+@pytest.mark.slow
 def test_evaluate_returns_the_content_of_the_file_that_the_command_writes(called, shards):
     run = called[0].run
     data = {"train": str(shards["train"]), "test": str(shards["test"])}
@@ -228,6 +229,7 @@ def test_after_a_run_accelerate_is_as_the_caller_had_it():
             state._shared_state.update(values)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_before_its_first_step_has_made_none(shards, tmp_path, monkeypatch):
     program = import_module("avssl.recipes.pretrain")
     real = program.StopSignal

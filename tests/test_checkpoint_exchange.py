@@ -70,6 +70,7 @@ def test_a_trained_run_embeds_files_the_same_from_its_folder(tiny_run, shards, t
     assert "steps: 3" in card
 
 
+@pytest.mark.slow
 def test_the_configuration_is_the_runs_but_for_the_paths_of_its_machine(run, folder):
     ours, theirs = config.load_run(run), config.load_run(folder)
     assert (theirs.run, theirs.data.shards) == ("", "")
@@ -90,6 +91,7 @@ def test_a_folder_of_a_folder_is_equal(folder, tmp_path):
         assert (tmp_path / "avid-small" / name).read_bytes() == (folder / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_state_of_the_samples_stays_behind_unless_asked_for(run, folder, tmp_path):
     kept = load_file(folder / "model.safetensors")
     assert all(name.startswith(("loss.encoders.", "loss.projectors.", "views.")) for name in kept)

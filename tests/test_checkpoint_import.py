@@ -222,6 +222,7 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes(content, tmp_path):
     assert "wrong shape: 1: video_model.conv4x.1.out_bn.weight ((7,) in place of (32,))" in message
 
 
+@pytest.mark.slow
 def test_names_with_and_without_their_prefix_are_not_mixed_up(content, tmp_path):
     name = "video_proj.projection.0.bias"
     assert "are stored twice" in refused(changed_model(content, **{name: torch.zeros(48)}), tmp_path)
@@ -232,6 +233,7 @@ def test_names_with_and_without_their_prefix_are_not_mixed_up(content, tmp_path)
     assert torch.equal(stored, content["model"][f"module.{name}"])
 
 
+@pytest.mark.slow
 def test_banks_are_told_apart_by_name_or_by_the_user(content, tmp_path):
     criterion = {"a": unit_rows(1), "b": unit_rows(2), "avg_exp_score": torch.tensor(2.2)}
     message = refused({**content, "train_criterion": criterion}, tmp_path)

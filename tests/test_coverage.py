@@ -121,6 +121,7 @@ def test_images_count_as_decodable_by_their_header():
     assert numbers(counts) == (2, 2, 1, 0, 0, 0, 0)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_manifest(tmp_path):
     def peak(number):
         path = tmp_path / "corpus.jsonl"

@@ -5,6 +5,7 @@ import pytest
 from tests import cpu_variants
 
 
+@pytest.mark.slow
 def test_tests_are_found_by_what_they_claim():
     names = {name.partition("::")[0].rpartition("/")[2] for name in cpu_variants.numerical_tests()}
     assert {"test_losses.py", "test_kernels.py", "test_models.py", "test_video.py"} <= names

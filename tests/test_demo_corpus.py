@@ -74,7 +74,7 @@ def of_packaging(settings: CorpusSettings, extension: str, count: int) -> list[D
     return [plan for plan in plans if plan.packaging.extension == extension][:count]
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("packaging", PACKAGINGS, ids=lambda packaging: packaging.extension)
 def test_object_size_follows_loudness_in_decoded_files(packaging: object, tmp_path: Path) -> None:
     settings = CorpusSettings(difficulty=0.0)

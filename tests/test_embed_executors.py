@@ -48,6 +48,7 @@ def contents(out):
     return {path.name: path.read_bytes() for path in Path(out).iterdir() if path.is_file()}
 
 
+@pytest.mark.slow
 def test_tasks_of_a_block_give_the_files_of_one_process_and_go_on_after_a_lost_one(
     tiny_run, videos, written, tmp_path, monkeypatch
 ):
@@ -79,6 +80,7 @@ def test_tasks_of_a_block_give_the_files_of_one_process_and_go_on_after_a_lost_o
     assert (index.num_listed, index.num_embedded, index.skipped_by_reason) == (9, 7, {"empty_file": 1, "not_media": 1})
 
 
+@pytest.mark.slow
 def test_a_task_refuses_a_run_of_other_weights(tiny_run, videos, tmp_path):
     job = begin(tiny_run, videos, tmp_path)
     with pytest.raises(ValueError, match="all nodes must see the same run"):

@@ -71,6 +71,7 @@ def test_labels_that_one_split_lacks_remote_runs_and_unknown_tasks_are_named(tin
         assert ("\nknn:\n" in usage.stdout) == (not words)
 
 
+@pytest.mark.slow
 def test_the_report_of_a_run_is_one_page_with_its_numbers(run, shards, evaluated):
     run_python("recipes/report.py", run, "--shards", shards["test"])
     page = (run / "report.html").read_text()

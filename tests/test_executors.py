@@ -118,6 +118,7 @@ def test_what_slurm_runs_gives_the_bytes_of_one_process(manifest, written, tmp_p
     assert scheduler.read_text().count("\n") == 2
 
 
+@pytest.mark.slow
 def test_slurm_without_sbatch_is_refused_with_the_reason(manifest, tmp_path):
     pytest.importorskip("submitit")
     command = ["-m", "data_prep", "write", manifest, "--out", tmp_path / "shards", "--executor", "slurm"]

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 
@@ -153,6 +154,7 @@ def test_the_encoder_may_learn_at_another_rate(tmp_path):
 def test_a_loss_that_is_not_finite_ends_the_training(tmp_path):
     with pytest.raises(FloatingPointError, match=r"lower optim\.lr"):
         train_in(tmp_path, classifier(norm=False), [stage(12, True, optim=OptimConfig(name="sgd", lr=float("inf")))])
+    assert "avssl progress" not in [thread.name for thread in threading.enumerate()], "its lines would go on"
 
 
 def test_losses_are_the_textbook_ones():

@@ -177,6 +177,7 @@ def test_auto_is_resolved_in_config_yaml_and_stays_when_the_run_goes_on(shards, 
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_the_precision_of_a_run_that_goes_on_is_the_one_that_it_began_with(tmp_path):
     run = tmp_path / "run"
     (run / "step_000003").mkdir(parents=True)

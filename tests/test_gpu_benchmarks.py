@@ -48,7 +48,7 @@ def rows_of(name, options, folder, monkeypatch):
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_a_benchmark_of_the_gpu_ends_with_rows(name, tmp_path, monkeypatch):
     """All but compilation, whose turn is below."""

@@ -394,6 +394,7 @@ def test_a_folder_of_splits_asks_for_one_of_them(tmp_path, capsys):
     assert "give the folder that holds it" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_file_that_changed_since_it_was_indexed_is_skipped_item_by_item(tmp_path):
     images, _ = digits()
     path = tmp_path / "train-images-idx3-ubyte"

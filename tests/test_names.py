@@ -132,6 +132,7 @@ def test_some_seconds_of_a_file_are_embedded_as_those_seconds(film, tiny_run, tm
         FolderJob.begin(embedder, [manifest], tmp_path / "out", window_seconds=0.5)
 
 
+@pytest.mark.slow
 def test_a_segment_ends_where_it_ends_though_the_file_goes_on(film, tiny_run, tmp_path):
     """The oracle is a file that holds these seconds alone."""
     sound = (sine(3.2) * np.linspace(0.2, 1, 76_800, dtype=np.float32))[:, 24_000:31_200]

@@ -358,6 +358,7 @@ def installed(tmp_path, monkeypatch):
     plugin_registry._has_imported = True
 
 
+@pytest.mark.slow
 def test_an_installed_package_is_imported_when_its_part_is_named(installed, tmp_path):
     info = installed("parts_of_mine", LOSS.replace('"mine"', '"packaged"'))
     assert losses.get("simclr")

@@ -113,7 +113,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(("asked", "given"), [({}, 1), ({"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}, 2)])
 def test_the_libraries_of_a_worker_use_one_thread_unless_the_environment_says_otherwise(asked, given, tmp_path):
     script = tmp_path / "threads_of_a_worker.py"

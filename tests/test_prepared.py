@@ -28,6 +28,7 @@ def recipe(name, *changes):
     return config.parse(config.RunConfig, [str(ROOT / f"recipes/configs/{name}.yaml"), *changes])
 
 
+@pytest.mark.slow
 def test_the_call_writes_the_bytes_of_the_two_commands_and_counts_as_they_do(corpus, tmp_path):
     videos = tmp_path / "videos"
     shutil.copytree(corpus / "test", videos)

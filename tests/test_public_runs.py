@@ -230,6 +230,7 @@ def losses_of(run):
     return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_run_from_a_public_model_says_what_it_took_from_it(image_shards, tmp_path):
     save_public(tmp_path / "model", "dinov2")
     encoder = f"encoders.image={{name: hf/{tmp_path / 'model'}, drop_path: 0.2}}"

@@ -55,6 +55,7 @@ def test_a_run_refuses_the_test_part_by_name(parts):
     refuse_test_part(open_shards(str(parts["train"])), allowed=False)
 
 
+@pytest.mark.slow
 def test_a_manifest_put_together_of_parts_counts_as_all_of_them(parts, tmp_path):
     lines = [parts["train"].with_name(f"corpus.{name}.jsonl").read_text() for name in ("train", "test")]
     mixed = parts["train"].with_name("mixed.jsonl")

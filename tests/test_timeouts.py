@@ -91,6 +91,7 @@ class Stopped(Stories):
         os.kill(os.getpid(), signal.SIGSTOP)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_to_read_media_and_never_begins_is_an_error(monkeypatch):
     monkeypatch.setattr(killable, "START_SECONDS", 2.0)
     with pytest.raises(TimeoutError, match=r"has not begun in time"):

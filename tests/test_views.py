@@ -121,7 +121,7 @@ def test_the_views_of_a_sample_are_drawn_independently() -> None:
         assert torch.equal(view.media, again[name].media)
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"num_workers": 2}, {"global_batch_size": 12}, {"order_lanes": 2}])
 def test_images_do_not_depend_on_the_batch_the_workers_or_the_lanes(options: dict[str, int]) -> None:
     view_list = (*MULTI_CROP, View("jigsaw", "image", "pirl_jigsaw"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -81,8 +82,8 @@ def _opened(place: Place) -> Iterator[Media]:
 def _fetched(place: Place, stack: ExitStack) -> Media:
     """The media of a place. stack: is given what must be removed afterwards."""
     within = place.within
-    if within is not None and not is_remote(place.path) and not storage.local_path(place.path).is_file():
-        raise FileNotFoundError("there is no such file")  # nor is a pipe, of which opening would wait for a writer
+    if not is_remote(place.path) and not stat.S_ISREG(storage.local_path(place.path).stat().st_mode):
+        raise FileNotFoundError("is no file")  # opening a pipe would wait for a writer
     if within is None:
         return stack.enter_context(storage.local_copy(place.path))
     if isinstance(within, Cell):

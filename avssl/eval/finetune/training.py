@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -128,24 +129,23 @@ def train(
     trainable = [parameter for parameter in model.encoders.parameters() if parameter.requires_grad]
     if step:
         load_state(checkpoint, model)
-    log = _Log(folder, sum(stage.num_steps for stage in stages), step, options)
-    first = 0
-    for stage in stages:
-        last = first + stage.num_steps
-        if step < last:
-            set_stage(model, stage, trainable)
-            groups: list[dict[str, Any]] = [{"params": model.head_parameters()}]
-            if stage.encoders:
-                groups.append({"params": trainable, "lr_scale": stage.encoder_lr_scale})
-            optimizer = build_optimizer(stage.optim, groups, model if stage.encoders else None)
-            if step > first:
-                load_state(checkpoint, model, optimizer)
-            step = _train_stage(
-                model, loader, stage, criterion, options, optimizer, log, step=step, first=first, device=device,
-                save=lambda at, moments: _save(checkpoint, model, moments, at, facts),
-            )  # fmt: skip
-        first = last
-    log.close()
+    total_steps, first = sum(stage.num_steps for stage in stages), 0
+    with closing(_Log(folder, total_steps, step, options)) as log:
+        for stage in stages:
+            last = first + stage.num_steps
+            if step < last:
+                set_stage(model, stage, trainable)
+                groups: list[dict[str, Any]] = [{"params": model.head_parameters()}]
+                if stage.encoders:
+                    groups.append({"params": trainable, "lr_scale": stage.encoder_lr_scale})
+                optimizer = build_optimizer(stage.optim, groups, model if stage.encoders else None)
+                if step > first:
+                    load_state(checkpoint, model, optimizer)
+                step = _train_stage(
+                    model, loader, stage, criterion, options, optimizer, log, step=step, first=first, device=device,
+                    save=lambda at, moments: _save(checkpoint, model, moments, at, facts),
+                )  # fmt: skip
+            first = last
     for parameter in trainable:
         parameter.requires_grad_(True)
     broadcast_state(model)
