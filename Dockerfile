@@ -6,7 +6,7 @@ ARG PYTHON=python:3.13-slim
 FROM ${PYTHON} AS build
 # What uv calls the builds of PyTorch: cpu, cu130, auto, ... Empty: the build that the package index has.
 ARG TORCH_BACKEND=cpu
-ARG EXTRAS=eval,faiss,hub,s3,scenes,tensorboard,timm,transformers
+ARG EXTRAS=eval,hub,lance,s3,scenes,tensorboard,timm,transformers
 COPY . /src
 RUN python3 -m venv /opt/avssl \
  && /opt/avssl/bin/python -m pip install --no-cache-dir uv==0.* \

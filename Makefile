@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LOWEST := .venv-lowest
 # What people run, without what only developers need, whose oldest versions nobody promises.
-EXTRAS := eval,examples,faiss,http,hub,onnx,ray,s3,scenes,slurm,tensorboard,timm,transformers
+EXTRAS := eval,examples,http,hub,lance,onnx,ray,s3,scenes,slurm,tensorboard,timm,transformers
 
 # Without its compiled files every start of Python would compile the program anew.
 unexport PYTHONDONTWRITEBYTECODE

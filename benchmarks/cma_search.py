@@ -68,7 +68,7 @@ class Case:
 
     def faiss(self, threads: int) -> Callable[[], Any]:
         """FAISS's search of the video bank."""
-        import faiss  # noqa: TID251  (measured bare)
+        import faiss  # measured bare
 
         faiss.omp_set_num_threads(threads)
         index = faiss.IndexFlatIP(DIM)

@@ -1,127 +1,235 @@
-"""Claim: search with FAISS finds most of what the exact search in the same folder finds, in less time.
+"""What an index of a million embeddings costs and finds: Lance's kinds beside FAISS's, and the search of a folder.
 
-    python benchmarks/search.py [--rows 100000] [--queries 500] [--kinds hnsw,ivf] [--vectors clustered,random]
+    python benchmarks/search.py [--rows 1000000] [--queries 200] [--methods lance-IVF_PQ,faiss-hnsw] [--vectors random]
 
-The rows are synthetic unit vectors of dim 128. "clustered": a thousand directions, all rows around one before those
-around the next, as a folder of videos lists them (cosine .8 within a cluster); "random": no vector is close to another,
-the hardest case. Queries are new vectors of the same kind. Recall is the fraction of the true ten closest rows that are
-found; depths are those of `recipes/search.py --depth`. Time is CPU time with one thread and the index loaded; both
-methods take turns, with all queries together and with one query per call. Building uses all threads and is not judged.
+The rows are synthetic unit vectors of dim 128, each with a key, a window and a label. "clustered": a thousand
+directions, all rows around one before those around the next, as a folder of videos lists them (cosine .8 within a
+cluster); "random": no vector is close to another, the hardest case. Queries are new vectors of the same kind. Recall is
+the fraction of the true ten closest rows that are found.
+
+Each method is built in a process of its own and asked in another, so that the peaks of memory are its own: anonymous
+memory above what the process had once its libraries were loaded. Times are CPU time of all threads, which other
+programs affect less; a query's is the mean of single ones, after five to warm up. FAISS is called bare, with the kinds
+and depths that this program had before Lance; Lance as `avssl search` asks it, which also reads keys and windows and
+computes the scores again.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import subprocess
 import sys
 import tempfile
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from avssl.embedding import faiss_index
 from avssl.embedding.index import FileRecord, FolderIndex
+from avssl.embedding.lance_table import LanceTable
 from avssl.embedding.search import EmbeddingIndex
-from avssl.embedding.table import EmbeddingTable, Hit
-from benchmarks.claims import Claim, command_line, cpu_seconds, median_ratio, publish, take_turns
+from avssl.embedding.table import EmbeddingTable, write_tables
+from avssl.exchange.targets import lance_table as target
+from avssl.exchange.targets.rows import RowSource
+from benchmarks.claims import cpu_seconds, machine
 
-DIM, NUM_CLUSTERS, SPREAD, TOP, ROUNDS = 128, 1000, 0.5, 10, 3
-DEPTHS = {"hnsw": (128, 0, 512, 1024), "ivf": (0,)}
-TOGETHER, ONE_BY_ONE = 200, 5  # number of timed queries
+DIM, NUM_CLUSTERS, SPREAD, TOP, WARM_UP = 128, 1000, 0.5, 10, 5
+LANCE = ("lance-IVF_HNSW_SQ", "lance-IVF_PQ")
+FAISS = ("faiss-flat", "faiss-ivf", "faiss-hnsw")
+WHERE = "label = 'c3' AND start_seconds < 5"  # a hundredth of the rows: half of every fiftieth
 
 
 def vectors(kind: str, count: int, seed: int) -> np.ndarray:
     """Unit rows (count, DIM) in float32; the rows of a cluster are consecutive."""
     generator = np.random.default_rng(seed)
-    rows = generator.standard_normal((count, DIM))
+    rows = generator.standard_normal((count, DIM), dtype=np.float32)
     if kind == "clustered":
-        centers = np.random.default_rng(99).standard_normal((NUM_CLUSTERS, DIM))
-        rows = centers[np.sort(generator.integers(0, NUM_CLUSTERS, count))] + SPREAD * rows
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+        centers = np.random.default_rng(99).standard_normal((NUM_CLUSTERS, DIM), dtype=np.float32)
+        rows = centers[np.sort(generator.integers(0, NUM_CLUSTERS, count))] + np.float32(SPREAD) * rows
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def folder_of(rows: np.ndarray, folder: Path) -> EmbeddingIndex:
-    """A finished folder with the rows as video embeddings, ten windows per file."""
+def write_folder(rows: np.ndarray, folder: Path) -> None:
+    """A finished folder with the rows as video embeddings, ten windows per file, a label per file."""
     count = len(rows)
-    table = EmbeddingTable(
-        [f"videos/{row // 10:06d}.mp4" for row in range(count)], np.full(count, -1), np.arange(count) % 10,
-        np.arange(count) % 10 + 1.0, np.zeros(count, np.bool_), np.ones(count, np.bool_),
-        video_embedding=rows, metadata={"weights": "none"},
-    )  # fmt: skip
-    path = table.write(folder / "embeddings.parquet")
+
+    def tables() -> Any:
+        for first in range(0, count, 8192):
+            numbers = np.arange(first, min(first + 8192, count))
+            yield EmbeddingTable(
+                [f"videos/{row // 10:06d}_mp4" for row in numbers], np.full(len(numbers), -1), numbers % 10.0,
+                numbers % 10 + 1.0, np.zeros(len(numbers), np.bool_), np.ones(len(numbers), np.bool_),
+                video_embedding=rows[numbers], labels=[{"label": [f"c{row // 10 % 50}"]} for row in numbers],
+            )  # fmt: skip
+
+    path = folder / "embeddings.parquet"
+    write_tables(path, tables(), {"weights": "none"})
     FolderIndex(
         settings={"weights": "none", "modalities": ["video"], "sources": ["/videos"], "shards": None},
         widths={"video_embedding": DIM}, num_listed=1, num_embedded=1, num_skipped=0, skipped_by_reason={},
         num_rows=count, rows_with={"video": count}, run_folder="", files=[FileRecord.of_file(path, count)],
     ).write(folder)  # fmt: skip
-    return EmbeddingIndex(folder)
 
 
-def recall(results: list[list[Hit]], exact: list[list[Hit]]) -> float:
-    """Fraction of the hits that are among the true closest by score; among equal scores any row counts."""
-    correct = sum(hit.score >= best[-1].score for best, hits in zip(exact, results, strict=True) for hit in hits)
-    return correct / sum(map(len, exact))
+class Peak:
+    """The most anonymous memory of this process above what it had at the beginning, in MiB, sampled every 20 ms."""
+
+    def __enter__(self) -> Peak:
+        self.first, self.most, self._ended = _anonymous_mib(), 0.0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.02):
+            self.most = max(self.most, _anonymous_mib() - self.first)
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
 
 
-def measure(
-    kind: str, vector_kind: str, index: EmbeddingIndex, queries: np.ndarray, exact: list[list[Hit]], threads: int
-) -> list[Claim]:
-    """Recall at every depth, and both speeds at the depth that the index was built with."""
-    faiss: Any = faiss_index.import_faiss()
-    faiss.omp_set_num_threads(threads)
-    facts = faiss_index.build(index, kind)["video"]
-    faiss.omp_set_num_threads(1)
-    size = f"{kind}, {facts['num_rows']:,} {vector_kind} rows"
-    print(
-        f"{size}: built in {facts['build_seconds']:.0f} s with {threads} threads, "
-        f"recall at 10 {facts['recall_at_10']:.3f} of stored rows, {facts['noisy_recall_at_10']:.3f} with noise",
-        flush=True,
-    )
-    claims = []
-    for depth in DEPTHS[kind]:
-        loaded = faiss_index.LoadedIndex(index, kind, "video", depth)
-        before = cpu_seconds()
-        fraction = recall(loaded.search(queries, TOP), exact)
-        rate = len(queries) / (cpu_seconds() - before)
-        name = f"{size}, {f'depth {depth}' if depth else 'as built'}: recall at {TOP}"
-        claims.append(Claim(name, fraction, None, "found", "the exact search", fraction, note=f"{rate:,.0f} queries/s"))
-    built = faiss_index.LoadedIndex(index, kind, "video")
-    calls = {"together": [queries[:TOGETHER]], "one by one": [row[None] for row in queries[:ONE_BY_ONE]]}
-    for how, batches in calls.items():
-        count = sum(map(len, batches))
-        seconds = take_turns(
-            {
-                "ours": lambda batches=batches: [built.search(batch, TOP) for batch in batches],  # type: ignore[misc]
-                "exact": lambda batches=batches: [index.search("video", batch, TOP) for batch in batches],  # type: ignore[misc]
-            },
-            ROUNDS,
-            cpu_seconds,
-            warm_up_rounds=0,
-        )
-        rates = {name: count / float(np.median(each)) for name, each in seconds.items()}
-        ratio = median_ratio(seconds["exact"], seconds["ours"])
-        name = f"{size}: {count} queries {how}"
-        claims.append(Claim(name, rates["ours"], rates["exact"], "queries/s", "the exact search", ratio))
-    return claims
+def _anonymous_mib() -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+
+
+def faiss_index(kind: str, rows: np.ndarray) -> Any:
+    """An index of FAISS, of the kinds and depths that this program had."""
+    import faiss
+
+    count = len(rows)
+    if kind == "flat":
+        built = faiss.IndexFlatIP(DIM)
+    elif kind == "hnsw":
+        built = faiss.IndexHNSWFlat(DIM, 32, faiss.METRIC_INNER_PRODUCT)
+        built.hnsw.efConstruction, built.hnsw.efSearch = 200, 256
+    else:
+        lists = max(1, min(int(4 * count**0.5), count // 39))
+        built = faiss.IndexIVFFlat(faiss.IndexFlatIP(DIM), DIM, lists, faiss.METRIC_INNER_PRODUCT)
+        built.train(rows[:: max(1, count // (256 * lists))])
+        built.nprobe = max(1, round(lists / 8))
+    built.add(rows)
+    return built
+
+
+def build(method: str, folder: Path, out: Path) -> None:
+    """Build an index of the folder at `out`."""
+    kind = method.partition("-")[2]
+    if method.startswith("lance"):
+        target._recall = lambda *_: {}  # type: ignore[assignment]  # measured below, and no part of the build
+        out.mkdir()
+        target.write_lance_table(RowSource(folder), out, kind)
+        return
+    import faiss
+
+    rows = np.concatenate([group.vectors for group in EmbeddingIndex(folder).rows("video")])
+    out.mkdir()
+    faiss.write_index(faiss_index(kind, rows), str(out / "index"))
+
+
+def opened(method: str, folder: Path, out: Path) -> Callable[[np.ndarray, str], list[list[int]]]:
+    """A function: (queries (n, DIM), condition) -> numbers of the rows that are found."""
+    if method == "exact":
+        index = EmbeddingIndex(folder)
+        return lambda queries, where: [[hit.row for hit in hits] for hits in index.search("video", queries, TOP)]
+    if method.startswith("lance"):
+        table = LanceTable(out)
+        return lambda queries, where: [
+            [hit.row for hit in hits] for hits in table.search("video", queries, TOP, where=where)
+        ]
+    import faiss
+
+    built = faiss.read_index(str(out / "index"))
+    return lambda queries, where: built.search(queries, TOP)[1].tolist()
+
+
+def measured(step: str, method: str, folder: Path, out: Path) -> dict[str, float]:
+    """What one step of a method takes, in this process."""
+    before, began = cpu_seconds(), time.perf_counter()
+    if step == "build":
+        with Peak() as peak:
+            build(method, folder, out)
+        size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+        return {
+            "build_cpu_s": cpu_seconds() - before, "build_s": time.perf_counter() - began,
+            "build_peak_mib": peak.most, "size_mib": size / 2**20,
+        }  # fmt: skip
+    queries, truth = np.load(folder / "queries.npy"), np.load(folder / "truth.npy")
+    with Peak() as peak:
+        ask = opened(method, folder, out)
+        for row in queries[:WARM_UP]:
+            ask(row[None], "")
+        before, began = cpu_seconds(), time.perf_counter()
+        single = [ask(row[None], "")[0] for row in queries]
+        facts = {
+            "query_cpu_ms": (cpu_seconds() - before) / len(queries) * 1000,
+            "query_ms": (time.perf_counter() - began) / len(queries) * 1000,
+            "recall": recall(single, truth),
+        }
+        if method.startswith("lance"):
+            right = np.load(folder / "truth_where.npy")
+            before = cpu_seconds()
+            found = [ask(row[None], WHERE)[0] for row in queries]
+            facts["where_cpu_ms"] = (cpu_seconds() - before) / len(queries) * 1000
+            facts["where_recall"] = recall(found, right)
+    return facts | {"query_peak_mib": peak.most}
+
+
+def recall(found: list[list[int]], truth: np.ndarray) -> float:
+    """The share of the true closest rows that are found."""
+    return float(np.mean([len({*rows} & {*best}) / TOP for rows, best in zip(found, truth.tolist(), strict=True)]))
+
+
+def truths(rows: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ten closest rows of each query, of all rows and of those of WHERE, by products in float64."""
+    numbers = np.arange(len(rows))
+    chosen = np.flatnonzero((numbers // 10 % 50 == 3) & (numbers % 10 < 5))
+    best, best_where = [], []
+    for query in queries.astype(np.float64):
+        scores = rows @ query
+        best.append(np.argsort(-scores, kind="stable")[:TOP])
+        best_where.append(chosen[np.argsort(-scores[chosen], kind="stable")[:TOP]])
+    return np.array(best), np.array(best_where)
 
 
 def main() -> None:
-    parser = command_line(__doc__)
-    parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--queries", type=int, default=500)
-    parser.add_argument("--kinds", default="hnsw,ivf")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--methods", default=",".join(["exact", "lance-none", *LANCE, *FAISS]))
     parser.add_argument("--vectors", default="clustered,random")
+    parser.add_argument("--folder", type=Path, help="where the files lie meanwhile")
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    for vector_kind in arguments.vectors.split(","):
-        with tempfile.TemporaryDirectory() as folder:
-            index = folder_of(vectors(vector_kind, arguments.rows, 1), Path(folder))
-            queries = vectors(vector_kind, arguments.queries, 2)
-            exact = index.search("video", queries, TOP)
-            for kind in arguments.kinds.split(","):
-                publish(measure(kind, vector_kind, index, queries, exact, threads), arguments.json)
+    if arguments.one:
+        step, method, folder, out = arguments.one
+        print(json.dumps(measured(step, method, Path(folder), Path(out))))
+        return
+    print(machine(), flush=True)
+    for kind in arguments.vectors.split(","):
+        with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+            folder = Path(name)
+            rows, queries = vectors(kind, arguments.rows, 1), vectors(kind, arguments.queries, 2)
+            write_folder(rows, folder)
+            np.save(folder / "queries.npy", queries)
+            best, best_where = truths(rows, queries)
+            np.save(folder / "truth.npy", best)
+            np.save(folder / "truth_where.npy", best_where)
+            del rows
+            for method in arguments.methods.split(","):
+                facts: dict[str, float] = {}
+                for step in ("build", "ask") if method != "exact" else ("ask",):
+                    command = [sys.executable, __file__, "--one", step, method, str(folder), str(folder / method)]
+                    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                    facts |= json.loads(text.splitlines()[-1])
+                shown = ", ".join(f"{name} {value:.4g}" for name, value in facts.items())
+                print(f"{kind}, {arguments.rows:,} rows, {method}: {shown}", flush=True)
 
 
 if __name__ == "__main__":

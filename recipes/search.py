@@ -5,11 +5,12 @@
     avssl search embeddings/ QUERY.wav --modality video --json
     avssl search embeddings/ --key dogs/rex_mp4             # one of the embedded files
     avssl search embeddings/ --text "a dog barks"           # embeddings of a public model that reads text
-    avssl search build embeddings/ --kind hnsw              # FAISS, an extra; then: ... --index hnsw
+    avssl search dogs.lance QUERY.mp4 --where "label = 'dog' and start_seconds >= 10"
 
-INDEX is a folder that `avssl embed` wrote; the run that made it embeds the query, with the same windows. The query
-is the mean of its windows, or with --each-window every window. Text is read by the public model that made INDEX.
-Searches are exact, at constant memory, unless --index names an index of FAISS.
+INDEX is a folder that `avssl embed` wrote, or a Lance table that `avssl export INDEX --to lance` made of one; the run
+that made it embeds the query, with the same windows. The query is the mean of its windows, or with --each-window every
+window. Text is read by the public model that made INDEX. A folder is searched exactly, at constant memory; a Lance
+table by its index, if it has one, which misses some of the closest rows: docs/embeddings.md has numbers.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from avssl.embedding.index import FAISS_KINDS
 from avssl.embedding.table import MODALITIES
 from avssl.errors import one_line_errors
 from avssl.files.plain_text import PlainParser, begin_command, emit, is_json, say
 from avssl.plugins import required
+
+OF_LANCE_TABLES = ("where", "depth", "compare_all")  # options
 
 # What is heavy is imported in the functions, so that --help comes at once.
 if TYPE_CHECKING:
@@ -35,30 +37,31 @@ if TYPE_CHECKING:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    from avssl.embedding import faiss_index
-    from avssl.embedding.search import EmbeddingIndex, keys_of_file
+    from avssl.embedding.lance_table import LanceTable, open_index
+    from avssl.embedding.search import keys_of_file
 
     required.use(arguments.plugin, may_differ=arguments.plugin_changed)
-    index = EmbeddingIndex(arguments.index_folder)
+    index = open_index(arguments.index_folder)
+    only_table = {name: getattr(arguments, name) for name in OF_LANCE_TABLES if getattr(arguments, name)}
+    if only_table and not isinstance(index, LanceTable):
+        raise ValueError(
+            f"--{next(iter(only_table)).replace('_', '-')} is for Lance tables; make one of {index.folder} with `avssl "
+            f"export {index.folder} --to lance --out TABLE.lance`"
+        )
     query = query_of(index, arguments)
     exclude = set(arguments.exclude)
     if arguments.exclude_self:
         exclude |= {query.key} if query.key else keys_of_file(index, arguments.query)
-    options = {"exclude": exclude, "one_per_key": arguments.one_per_key}
-    results = {}
-    for name, vectors in query.vectors.items():
-        if arguments.index == "exact":
-            results[name] = index.search(name, vectors, arguments.top, **options)
-        else:
-            loaded = faiss_index.LoadedIndex(index, arguments.index, name, arguments.depth)
-            results[name] = loaded.search(vectors, arguments.top, **options)
+    options = {"exclude": exclude, "one_per_key": arguments.one_per_key, **only_table}
+    results = {name: index.search(name, rows, arguments.top, **options) for name, rows in query.vectors.items()}
     if arguments.html:
         from avssl.embedding_pages.search_page import write_search_page
 
         say(write_search_page(arguments.html, index, query, results))
     if is_json():
         facts = {"query": query.name, "query_modality": query.modality, "weights": index.weights_hash}
-        emit("result", **facts, page=arguments.html, index=arguments.index, answers=answers(query.parts, results))
+        how = "lance" if isinstance(index, LanceTable) and not arguments.compare_all else "exact"
+        emit("result", **facts, page=arguments.html, index=how, answers=answers(query.parts, results))
         return 0
     if arguments.html:
         return 0
@@ -186,28 +189,11 @@ def answers(parts: list[dict[str, Any]], results: Mapping[str, list[list[Hit]]])
     ]
 
 
-def build(arguments: argparse.Namespace) -> int:
-    from avssl.embedding import faiss_index
-    from avssl.embedding.search import EmbeddingIndex
-
-    for modality, facts in faiss_index.build(EmbeddingIndex(arguments.index_folder), arguments.kind).items():
-        recall, noisy, count = facts["recall_at_10"], facts["noisy_recall_at_10"], facts["num_recall_queries"]
-        say(f"{arguments.kind} of {facts['num_rows']} {modality} rows, in {facts['build_seconds']:.1f} s: "
-              f"recall at 10 is {recall:.3f} over {count} stored rows, {noisy:.3f} with noise added")  # fmt: skip
-        emit("index", **{**facts, "kind": arguments.kind, "modality": modality})
-    emit("result", folder=arguments.index_folder, kind=arguments.kind)
-    return 0
-
-
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = PlainParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    if argv[:1] == ["build"]:
-        parser.add_argument("build", help=argparse.SUPPRESS)
-        parser.add_argument("index_folder", metavar="INDEX", type=Path, help="folder that `avssl embed` wrote")
-        parser.add_argument("--kind", choices=FAISS_KINDS, default="hnsw", help="default: %(default)s")
-        parser.set_defaults(main=build)
-        return parser.parse_args(argv)
-    parser.add_argument("index_folder", metavar="INDEX", type=Path, help="folder that `avssl embed` wrote")
+    parser.add_argument(
+        "index_folder", metavar="INDEX", type=Path, help="folder that `avssl embed` wrote, or a Lance table"
+    )
     parser.add_argument("query", metavar="QUERY", type=Path, nargs="?", help="a video, an audio file or an image")
     parser.add_argument("--text", nargs="+", help="search for texts instead; INDEX must be of a model that reads text")
     parser.add_argument("--key", help="search for the rows of this key of INDEX instead of a file")
@@ -225,16 +211,20 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--one-per-key", action="store_true", help="only the best row of each file")
     parser.add_argument("--exclude", nargs="+", default=[], metavar="KEY", help="keys whose rows are left out")
     parser.add_argument("--exclude-self", action="store_true", help="leave out the query's own rows")
-    parser.add_argument("--index", choices=["exact", *FAISS_KINDS], default="exact", help="default: %(default)s")
     parser.add_argument(
-        "--depth", type=int, default=0, help="candidates that hnsw keeps, lists that ivf searches (default: as built)"
+        "--where", default="", metavar="CONDITION", help="only rows of a Lance table for which this SQL is true"
+    )
+    parser.add_argument(
+        "--depth", type=int, default=0, help="candidates that the index of a Lance table gives (default: 256)"
+    )
+    parser.add_argument(
+        "--compare-all", action="store_true", help="compare all rows of a Lance table, without its index"
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
         "--html", type=Path, metavar="FILE", help="write a page with pictures and clips that play, one offline file"
     )
     required.add_options(parser)
-    parser.set_defaults(main=main)
     arguments = parser.parse_args(argv)
     given = [name for name, value in (("QUERY", arguments.query), ("--text", arguments.text), ("--key", arguments.key))
              if value is not None]  # fmt: skip
@@ -253,8 +243,7 @@ def command(arguments: list[str]) -> int:
     """The program: its exit status."""
     arguments = begin_command("search", arguments)
     with one_line_errors():
-        parsed = parse(arguments)
-        return parsed.main(parsed) or 0
+        return main(parse(arguments))
 
 
 if __name__ == "__main__":

@@ -174,7 +174,7 @@ def test_json_of_files_is_parsed_by_this_module():
     from tests.test_layers import MODULES, ROOT
 
     of_this_program = {
-        "avssl/embedding/blocks.py", "avssl/embedding/faiss_index.py", "avssl/embedding/folder.py",
+        "avssl/embedding/blocks.py", "avssl/embedding/folder.py",
         "avssl/embedding/sources.py", "avssl/eval/finetune/state.py", "avssl/files/tensors.py", "avssl/ops/kernels.py",
         "avssl/processes/parcels.py", "data_prep/index/labels.py", "data_prep/index/spool.py", "recipes/demo.py",
     }  # fmt: skip

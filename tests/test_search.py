@@ -9,11 +9,12 @@ import pytest
 
 import avssl
 from avssl import losses
-from avssl.embedding import faiss_index, parquet
+from avssl.embedding import parquet
 from avssl.embedding.folder import FolderJob
 from avssl.embedding.index import FileRecord, FolderIndex
 from avssl.embedding.search import EmbeddingIndex, in_one_space, load_embedder_of
 from avssl.embedding.table import EmbeddingTable
+from avssl.exchange.targets import command as export
 from avssl.files.plain_text import begin_command
 from data_prep.transcode.encode import write_media
 from recipes import search as search_recipe
@@ -113,10 +114,6 @@ def test_a_search_that_cannot_be_is_refused(tmp_path):
         index.search("video", np.ones((1, 5)))
     with pytest.raises(FileNotFoundError, match=r"is not a folder that `avssl embed` has finished"):
         EmbeddingIndex(tmp_path)
-    with pytest.raises(ValueError, match="kind is 'tree'; it must be one of flat, ivf, hnsw"):
-        faiss_index.build(index, "tree")
-    with pytest.raises(FileNotFoundError, match=r"search build .* --kind flat"):
-        faiss_index.LoadedIndex(index, "flat", "video").search(np.ones((1, WIDTH)))
     path = tmp_path / "index" / "embeddings-0.parquet"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"bytes; index\.json says"):
@@ -176,19 +173,37 @@ def test_audio_finds_videos(videos, tmp_path, capsys):
     assert sorted(hit["key"] for hit in hits) == ["0_mp4", "2_mp4", "below/1_mp4", "below/3_mp4"]
     given = search_recipe.parse([str(out), str(tmp_path / "q.wav"), "--exclude-self"])
     with pytest.raises(ValueError, match="none of the files"):
-        given.main(given)
+        search_recipe.main(given)
 
 
-def test_the_command_line_answers_and_builds(videos, capsys):
-    pytest.importorskip("faiss")
+def test_the_command_line_answers_from_a_lance_table_as_from_the_folder(videos, tmp_path, capsys):
     folder, out = videos
-    given = search_recipe.parse(["build", str(out), "--kind", "flat"])
-    assert given.main(given) == 0
-    assert capsys.readouterr().out.count("recall at 10 is 1.000") == 2
+    table = tmp_path / "videos.lance"
+    assert export.command([str(out), "--to", "lance", "--out", str(table)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("rows without an index: all are compared") == 2
     plain = run_python("recipes/search.py", out, folder / "0.mp4", "--top", "3").stdout
-    given = search_recipe.parse([str(out), str(folder / "0.mp4"), "--top", "3", "--index", "flat"])
-    assert given.main(given) == 0
-    assert capsys.readouterr().out == plain
+    for source in (table, out):
+        assert search_recipe.command([str(source), str(folder / "0.mp4"), "--top", "3"]) == 0
+        assert capsys.readouterr().out == plain
+    for asked in (["--key", "0_mp4", "--exclude-self"], [folder / "0.mp4", "--exclude-self", "--one-per-key"]):
+        here, there = (answers(capsys, source, *asked) for source in (table, out))
+        assert (here.pop("index"), there.pop("index")) == ("lance", "exact")
+        assert here == there
+    only = answers(capsys, table, folder / "0.mp4", "--where", "label = 'below' AND start_seconds >= .5")
+    for hits in only["answers"][0]["hits"].values():
+        assert {hit["key"] for hit in hits} == {"below/1_mp4", "below/3_mp4"}
+        assert all(hit["start_seconds"] >= 0.5 for hit in hits)
+    for options, message in (
+        (["--where", "label ="], "--where 'label =' is no condition on"),
+        (["--run", tmp_path], "error: "),
+    ):
+        with pytest.raises(SystemExit):
+            search_recipe.command([str(table), str(folder / "0.mp4"), *map(str, options)])
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        search_recipe.command([str(out), str(folder / "0.mp4"), "--where", "label = 'below'"])
+    assert "--where is for Lance tables; make one of" in capsys.readouterr().err
     lines = plain.splitlines()
     assert len(lines) == 2 * (1 + 3)
     assert lines[0].endswith("-> video")

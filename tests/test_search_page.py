@@ -64,7 +64,7 @@ def page(found, tmp_path_factory):
     path = tmp_path_factory.mktemp("html") / "results.html"
     asked = EmbeddingIndex(found[1]).facts([3])[3].key
     given = search_recipe.parse([str(found[1]), "--key", asked, "--top", "6", "--html", str(path)])
-    assert given.main(given) == 0
+    assert search_recipe.main(given) == 0
     return path
 
 

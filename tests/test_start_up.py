@@ -16,7 +16,7 @@ HEAVY = (
     "av",
     "pyarrow",
     "sklearn",
-    "faiss",
+    "lance",
     "webdataset",
     "fsspec",
 )

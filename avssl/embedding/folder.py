@@ -28,7 +28,6 @@ from uuid import uuid4
 from avssl.embedding.blocks import Blocks, Share, merge_blocks
 from avssl.embedding.embedder import Embedder
 from avssl.embedding.index import (
-    FAISS_NAME,
     INDEX_NAME,
     LISTING_NAME,
     PROGRESS_NAME,
@@ -321,7 +320,7 @@ def remove_embeddings(folder: Path) -> None:
     for path in folder.glob("embeddings*"):
         if path.suffix in TABLE_SUFFIXES:
             path.unlink()
-    for name in (PROGRESS_NAME, FAISS_NAME):
+    for name in (PROGRESS_NAME, "faiss"):  # earlier versions kept indices of FAISS
         shutil.rmtree(folder / name, ignore_errors=True)
 
 

@@ -6,19 +6,17 @@ import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self
 
 from avssl.embedding.parquet import SUFFIX
 from avssl.files.checked_json import Fields
 from avssl.files.plain_text import brief, plain
 from avssl.files.whole import sha256_file, whole_file
 
-INDEX_NAME, SKIPPED_NAME, PROGRESS_NAME, FAISS_NAME = "index.json", "skipped.jsonl", ".progress", "faiss"
+INDEX_NAME, SKIPPED_NAME, PROGRESS_NAME = "index.json", "skipped.jsonl", ".progress"
 LISTING_NAME = "sources.jsonl"  # of the files that were embedded; a shard folder has a list of its own
 KIND, VERSION = "avssl embeddings", 1
 SOURCES_PER_BLOCK, ROWS_PER_FILE = 128, 200_000  # defaults of how a folder is divided
-FaissKind = Literal["flat", "ivf", "hnsw"]
-FAISS_KINDS: tuple[str, ...] = get_args(FaissKind)
 FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,240}\.parquet")
 
 
@@ -66,14 +64,14 @@ class FolderIndex:
     run_folder: str
     files: list[FileRecord]
 
-    def write(self, folder: Path) -> None:
-        """Write index.json, complete or not at all."""
-        content = {"kind": KIND, "version": VERSION, **asdict(self)}
+    def write(self, folder: Path, kind: str = KIND) -> None:
+        """Write index.json, complete or not at all. kind: of the folder that it lies in."""
+        content = {"kind": kind, "version": VERSION, **asdict(self)}
         with whole_file(folder / INDEX_NAME) as stream:
             stream.write(json.dumps(content, indent=1, sort_keys=True).encode() + b"\n")
 
     @classmethod
-    def read(cls, folder: Path) -> Self:
+    def read(cls, folder: Path, kind: str = KIND) -> Self:
         """Read index.json. FileNotFoundError: it is missing or unfinished. ValueError: another kind or version."""
         path = folder / INDEX_NAME
         if not path.is_file():
@@ -81,8 +79,8 @@ class FolderIndex:
             raise FileNotFoundError(f"{path} is missing: {folder} is not a folder that `avssl embed` has finished")
         fields = Fields.read(path)
         kind_and_version = fields.record.get("kind"), fields.record.get("version")
-        if kind_and_version != (KIND, VERSION):
-            raise ValueError(f"{path} is of kind and version {brief(kind_and_version)}; expected {(KIND, VERSION)}")
+        if kind_and_version != (kind, VERSION):
+            raise ValueError(f"{path} is of kind and version {brief(kind_and_version)}; expected {(kind, VERSION)}")
         return cls(
             settings=fields.mapping("settings"),
             widths=fields.counts("widths"),

@@ -194,13 +194,19 @@ class EmbeddingIndex:
 
 
 def search(
-    source: str | Path | EmbeddingTable, queries: Any, modality: str, top: int = 10, *, one_per_key: bool = False
+    source: str | Path | EmbeddingIndex | EmbeddingTable,
+    queries: Any,
+    modality: str,
+    top: int = 10,
+    *,
+    one_per_key: bool = False,
 ) -> list[list[Hit]]:
     """The `top` closest rows of a folder or a table of embeddings for each query, best first, by exact search.
 
     Args:
-        source: a folder that `avssl embed` wrote, or a table. queries: (M, D) vectors of any length but 0, of the same
-            run; or a text, or a list of texts: the model that made the rows reads them, and is loaded for each call.
+        source: a folder that `avssl embed` wrote, opened (also a LanceTable) or not, or a table.
+        queries: (M, D) vectors of any length but 0, of the same run; or a text, or a list of texts: the model that made
+            the rows reads them, and is loaded for each call.
         modality: of the rows, which may be another than that of the queries. one_per_key: the best row of each key.
 
     Raises as EmbeddingIndex, and ValueError for queries that do not fit the rows, and for text where the rows were not
@@ -210,7 +216,7 @@ def search(
     >>> search(embeddings, table.video_embedding[:1], "audio", top=1)[0][0].key in table.keys
     True
     """
-    index = source if isinstance(source, EmbeddingTable) else EmbeddingIndex(source)
+    index = source if isinstance(source, EmbeddingTable | EmbeddingIndex) else EmbeddingIndex(source)
     if isinstance(index, EmbeddingIndex):
         index.check(modality)
     elif modality not in index.modalities():

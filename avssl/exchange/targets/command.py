@@ -2,6 +2,7 @@
 
     avssl export shards/ --to hf --out dataset/                            # datasets.load_dataset("dataset/")
     avssl export train=shards/train test=shards/test --to hf --out dataset/
+    avssl export embeddings/ --to lance --out dogs.lance                   # avssl search dogs.lance QUERY
     avssl export embeddings/ --to csv --out rows.csv
     avssl export embeddings/ --to numpy --out arrays/
     avssl export embeddings/ --to fiftyone --out clips                     # fiftyone app launch clips
@@ -42,6 +43,7 @@ class Target:
 _HERE = "avssl.exchange.targets"
 TARGETS = {
     "hf": Target("shards", f"{_HERE}.hugging_face", "a Hugging Face data set", ("license", "push", "private")),
+    "lance": Target("embeddings", f"{_HERE}.lance_table", "a table with an index, for `avssl search`", ("moved",)),
     "csv": Target("embeddings", f"{_HERE}.csv_file", "one table of text", ("vectors", "moved")),
     "numpy": Target("embeddings", f"{_HERE}.numpy_files", "a folder of .npy arrays", ("vectors", "moved")),
     "fiftyone": Target(
