@@ -113,6 +113,7 @@ GIVEN = {
     "docs/data_sets.md": ["audioset", "vggsound", "IMAGES", "own"],
     "docs/embeddings.md": ["VIDEOS", "QUERY.mp4", "holiday.mp4", "runs/avid_cma"],
     "docs/evaluation.md": ["demo/shards/train", "demo/shards/test", "demo/runs/avid"],
+    "docs/exports.md": ["shards:shards/train", "test_shards:shards/test", "VIDEOS", "runs/avid"],
     "docs/faq.md": ["VIDEOS"],
     "docs/first_hour.md": ["VIDEOS", "VIDEOS/one.mp4", "videos", "holiday.mp4"],
     "docs/index.md": ["VIDEOS", "VIDEOS/one.mp4"],

@@ -120,9 +120,10 @@ def test_images_are_a_column_of_images(image_shards, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_interrupted_export_goes_on_and_gives_the_same_bytes(shards, tmp_path):
+def test_an_interrupted_export_goes_on_and_gives_the_same_bytes(shards, tmp_path, request):
     """Ended after each of its writes in turn."""
     stored = {"train": ShardSet(shards["train"])}
+    request.addfinalizer(stored["train"].close)
     limit = stored["train"].index.shards[0].bytes + 1
 
     def files(folder):

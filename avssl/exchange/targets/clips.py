@@ -24,14 +24,17 @@ from data_prep.inspect.show import playable, suffixes
 
 @dataclass
 class Clip:
-    """The w rows of a key. path: of its file; index: of its sample in a shard folder, -1 of a plain file.
+    """The w rows of a key.
 
+    path: of its file. is_within: whether that is an archive, which holds others, too. index: of its sample in a shard
+    folder, -1 of a plain file.
     windows: float64 (w, 2), begin and end of each row in seconds of the file. first: number of the first row.
     vectors: {column: float32 (w, D)}, NaN where a row lacks the modality. has_video, has_image: whether any row has.
     """
 
     key: str
     path: str | None
+    is_within: bool
     index: int
     first: int
     labels: Labels
@@ -70,6 +73,7 @@ def clips_of(rows: RowSource) -> Iterator[Clip]:
             clip = Clip(
                 key=group.keys[begin],
                 path=group.media[begin],
+                is_within=group.is_within[begin],
                 index=int(group.scalars["index"][begin]),
                 first=group.first + begin,
                 labels=group.labels[begin],
@@ -134,6 +138,11 @@ class MediaFiles:
             raise ValueError(
                 f"{clip.key}: its file {path or 'is not known'}{' lies on a server' if path else ''}; only files on "
                 "this machine can be shown. Say with --moved OLD=NEW where a copy lies"
+            )
+        if clip.is_within:
+            raise ValueError(
+                f"{clip.key}: lies within {path}, and only files of their own can be shown. Write shards (`avssl prep "
+                "write`) and export the embeddings of these with --media"
             )
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path}: is not there any more; say with --moved OLD=NEW where it lies now")

@@ -147,6 +147,7 @@ def _begin(out: Path, settings: dict[str, Any], *, overwrite: bool) -> dict[str,
                 f"{out} holds an export of other shards or settings ({shown}); choose another --out, or --overwrite"
             )
         if begun == record:
+            shutil.rmtree(progress, ignore_errors=True)  # of a process that was killed after its last step
             return stored.record
         if (progress / DATA_NAME).is_dir():
             remove_leftovers(progress / DATA_NAME, r".*\.parquet")

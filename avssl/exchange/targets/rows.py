@@ -23,8 +23,9 @@ from avssl.types import MediaError
 
 VECTOR_KINDS = ("embedding", "feature")
 Labels = dict[str, list[str]]
-Link = tuple[str | None, float]  # path or URL of a file, and the second of it that is second 0 of the rows
-_NOWHERE: Link = (None, 0.0)
+# Path or URL of a file, the second of it that is second 0 of the rows, and whether the file holds other samples, too.
+Link = tuple[str | None, float, bool]
+_NOWHERE: Link = (None, 0.0, False)
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Rows:
     first: number of the first one in the folder. keys: names of the sources. scalars: the columns of SCALAR_COLUMNS,
     each (n,). labels, captions: per row; None is a row without a caption. vectors: {column: float32 (n, D)}, NaN where
     the row lacks the modality. media: path or URL of the file of each row, for a sample of shards its tar, whose
-    members begin with the key; None if that is not known. begin_seconds, end_seconds: float64 (n,), the row's seconds
+    members begin with the key, for one of another archive that; None if that is not known. is_within: whether that
+    file is such an archive. begin_seconds, end_seconds: float64 (n,), the row's seconds
     in that file (for shards: on the clock of the sample); both are 0 of an image.
     """
 
@@ -45,6 +47,7 @@ class Rows:
     captions: list[str | None]
     vectors: dict[str, NDArray[np.float32]]
     media: list[str | None]
+    is_within: list[bool]
     begin_seconds: NDArray[np.float64]
     end_seconds: NDArray[np.float64]
 
@@ -142,7 +145,7 @@ class RowSource:
                 }
                 pairs = zip(keys, scalars["index"].tolist(), strict=True)
                 found = [links.find(key, index) for key, index in pairs]
-                offsets = np.array([offset for _, offset in found], np.float64)
+                offsets = np.array([offset for _, offset, _ in found], np.float64)
                 yield Rows(
                     first=number,
                     keys=keys,
@@ -150,7 +153,8 @@ class RowSource:
                     labels=[_labels(text, str(path)) for text in columns["labels"]],
                     captions=columns.get("caption", [None] * count),
                     vectors={name: columns[name] for name in self.vectors},
-                    media=[media for media, _ in found],
+                    media=[media for media, _, _ in found],
+                    is_within=[is_within for _, _, is_within in found],
                     begin_seconds=offsets + scalars["start_seconds"],
                     end_seconds=offsets + scalars["end_seconds"],
                 )
@@ -183,13 +187,14 @@ class _FileLinks:
         self._key, self._found = "", _NOWHERE
 
     def find(self, key: str, index: int) -> Link:  # noqa: ARG002  (as of shards)
-        """(path or URL of the file of a key, second of it that is second 0 of its rows)."""
+        """The file of a key, from the begin of its segment."""
         if key == self._key:
             return self._found
         for source in self._sources:
             if source.key == key:
                 self._key = key
-                self._found = self._rows._now(source.path), source.segment[0] if source.segment else 0.0
+                begin = source.segment[0] if source.segment else 0.0
+                self._found = self._rows._now(source.path), begin, getattr(source, "within", None) is not None
                 return self._found
         if not self._is_listed:  # of an earlier version: the files may have changed since
             if self._found is not _NOWHERE or not self._key:
@@ -209,10 +214,10 @@ class _ShardLinks:
         self._shards = shards
 
     def find(self, key: str, index: int) -> Link:  # noqa: ARG002  (as of files)
-        """(path or URL of the tar of a sample, 0)."""
+        """The tar of a sample, from its second 0."""
         if self._shards is None:
             return _NOWHERE
-        return join(self._shards.location, self._shards.shard_of(index).name), 0.0
+        return join(self._shards.location, self._shards.shard_of(index).name), 0.0, True
 
 
 @lru_cache(maxsize=4096)
