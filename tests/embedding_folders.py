@@ -39,7 +39,9 @@ def make_embeddings(folder, num_rows=40, *, rows_per_file=15, paths=None, labels
     is_of_shards = settings["shards"] is not None
     table = EmbeddingTable(
         keys, rows // 2 if is_of_shards else rows * 0 - 1, rows % 2 * 0.1, rows % 2 * 0.1 + 1 / 3,
-        has["audio"], has["video"], labels=labels, metadata={"weights": "w"}, **vectors,
+        has["audio"], has["video"], labels=labels, metadata={"weights": "w"},
+        captions=[HOSTILE[row // 2 % len(HOSTILE)].replace("\ud800", "") if row // 2 % 3 else None for row in rows],
+        **vectors,
     )  # fmt: skip
     folder.mkdir(parents=True)
     files = []

@@ -3,6 +3,7 @@
 import json
 import shutil
 from contextlib import closing
+from dataclasses import replace
 from itertools import pairwise
 from unittest import mock
 
@@ -83,6 +84,20 @@ def test_names_of_a_field_are_counted_no_further_than_classes_go(monkeypatch):
         contents.add("train", info)
     assert len(contents.names["title"]) == 4
     assert contents.features["title"]["_type"] == "Value"
+
+
+def test_captions_are_a_column_where_any_sample_has_one(shards):
+    contents = hf_columns.Contents()
+    for info in infos([{}, {}]):
+        contents.add("train", info)
+    assert "caption" not in contents.features
+    contents = hf_columns.Contents()
+    for info in infos([{}], caption="a dog barks"):
+        contents.add("train", info)
+    assert contents.features["caption"] == {"dtype": "string", "_type": "Value"}
+    sample = ShardSet(shards["test"]).read(0)
+    rows = [contents.row(replace(sample, info=replace(sample.info, caption=text))) for text in ("a dog barks", "")]
+    assert [row["caption"] for row in rows] == ["a dog barks", None]
 
 
 def test_a_field_called_like_a_column_is_renamed():

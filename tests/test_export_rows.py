@@ -45,7 +45,7 @@ def test_a_csv_file_reads_back_as_the_rows_to_the_last_bit(tmp_path):
         assert csv_file.original(row["media"]) == path
         assert float(row["media_begin_seconds"]) == begin + table.start_seconds[number]
         assert float(row["media_end_seconds"]) == begin + table.end_seconds[number]
-        assert row["caption"] == ""
+        assert csv_file.original(row["caption"]) == (table.captions[number] or "")
         for name in ("video", "audio"):
             vector = table.embedding(name)[number]
             cells = [row[f"{name}_embedding_{place}"] for place in range(len(vector))]
@@ -68,6 +68,7 @@ def test_arrays_read_back_without_pickle_and_may_be_mapped(tmp_path):
         assert loaded[name].dtype == getattr(table, name).dtype
     lines = [json.loads(line) for line in (tmp_path / "arrays" / "rows.jsonl").read_text().splitlines()]
     assert [line["labels"] for line in lines] == table.labels
+    assert [line["caption"] for line in lines] == table.captions
     assert [line["media"] for line in lines] == [media_of_row(row)[0] for row in range(40)]
     described = json.loads((tmp_path / "arrays" / "columns.json").read_text())
     assert described["arrays"]["video_embedding"] == {"dtype": "<f4", "shape": [40, 5]}

@@ -38,7 +38,7 @@ class Contents:
     def add(self, split: str, info: SampleInfo) -> None:
         """Count a sample."""
         present = {"video": info.has_video, "audio": info.has_audio, "image": info.has_image}
-        present |= {"caption": caption(info) is not None, "segment": info.source.get("segment") is not None}
+        present |= {"caption": bool(info.caption), "segment": info.source.get("segment") is not None}
         self.counts.setdefault(split, Counter()).update(name for name, has in present.items() if has)
         self.seconds[split] = self.seconds.get(split, 0.0) + info.duration_seconds
         for name, labels in info.labels.items():
@@ -102,7 +102,7 @@ class Contents:
             "num_audio_samples": info.num_audio_samples if info.has_audio else None,
             "source_begin_seconds": begin,
             "source_end_seconds": end,
-            "caption": caption(info),
+            "caption": info.caption or None,
         }
         for name in self.names:
             labels: list[Any] = info.labels.get(name, [])
@@ -115,8 +115,3 @@ class Contents:
 def column_of(name: str) -> str:
     """The column of a label field: its name, label_NAME if the name is that of another column."""
     return f"label_{plain(name)}" if name in OWN else plain(name)
-
-
-def caption(info: SampleInfo) -> str | None:
-    """The caption of a sample; None if it has none."""
-    return getattr(info, "caption", "") or None

@@ -194,7 +194,7 @@ class _FileLinks:
             if source.key == key:
                 self._key = key
                 begin = source.segment[0] if source.segment else 0.0
-                self._found = self._rows._now(source.path), begin, getattr(source, "within", None) is not None
+                self._found = self._rows._now(source.path), begin, source.within is not None
                 return self._found
         if not self._is_listed:  # of an earlier version: the files may have changed since
             if self._found is not _NOWHERE or not self._key:
