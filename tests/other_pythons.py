@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -28,9 +29,11 @@ def python_with(module, variable):
 def printed_by(module, variable, code, *arguments, **environment):
     """What code prints as JSON in its last line, run by a Python that has the module and sees this project."""
     python = python_with(module, variable)
-    process = subprocess.run(
-        [python, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
-    )  # fmt: skip
-    assert process.returncode == 0, process.stderr[-3000:]
-    return json.loads(process.stdout.splitlines()[-1])
+    # To files: a database that the program starts may outlive it for a while, and would hold a pipe open.
+    with tempfile.NamedTemporaryFile("r") as stdout, tempfile.NamedTemporaryFile("r") as stderr:
+        status = subprocess.call(
+            [python, "-c", code, *map(str, arguments)], stdout=stdout.fileno(), stderr=stderr.fileno(),
+            env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        )  # fmt: skip
+        assert status == 0, stderr.read()[-3000:]
+        return json.loads(stdout.read().splitlines()[-1])

@@ -197,7 +197,7 @@ import lightly_studio
 from lightly_studio.database import db_manager
 from lightly_studio.resolvers import embedding_model_resolver, sample_embedding_resolver
 db_manager.connect(db_file=out, must_exist=True)
-data = lightly_studio.VideoDataset.load()
+data = lightly_studio.VideoDataset.load("clips")
 models = embedding_model_resolver.get_all_by_dataset_id(session=data.session, dataset_id=data.dataset_id)
 vectors = {}
 for model in models:

@@ -156,7 +156,7 @@ def _sample(clip: Clip, path: Path, kind: str, fields: dict[str, str], several: 
                 f"{path}: FiftyOne cannot read it with ffprobe ({' '.join(str(error).split())[:200]})"
             ) from error
         sample[WINDOWS_FIELD] = fo.TemporalDetections(
-            detections=[_window(clip, row, sample) for row in range(len(clip.windows))]
+            detections=[_window(clip, row, sample.metadata) for row in range(len(clip.windows))]
         )
     return sample
 
