@@ -35,5 +35,7 @@ def printed_by(module, variable, code, *arguments, **environment):
             [python, "-c", code, *map(str, arguments)], stdout=stdout.fileno(), stderr=stderr.fileno(),
             env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
         )  # fmt: skip
+        for file in (stdout, stderr):
+            file.seek(0)  # the child has moved the position that it shares
         assert status == 0, stderr.read()[-3000:]
         return json.loads(stdout.read().splitlines()[-1])
