@@ -91,6 +91,9 @@ SETTINGS: dict[str, list[str]] = {
         PAIR, "loss.projector_hidden_dims=[128,128]", "loss.embedding_dim=128", "loss.predictor_hidden_dims=[32]",
     ],
     "barlow_twins": [PAIR, "loss.projector_hidden_dims=[128,128]", "loss.embedding_dim=128"],
+    "lejepa": [
+        PAIR, "loss.projector_hidden_dims=[128,128]", "loss.embedding_dim=64", "loss.num_small_crops=0",
+    ],
     "vicreg": [PAIR, "loss.projector_hidden_dims=[128,128]", "loss.embedding_dim=128"],
 }  # fmt: skip
 STARTS_FROM = {"avid_cma": "avid"}  # as published; each gets half of the steps

@@ -108,6 +108,7 @@ SETTINGS: dict[str, list[str]] = {
         "loss.predictor_hidden_dims=[64]",
     ],
     "barlow_twins": [AUGMENTS, "loss.projector_hidden_dims=[256,256]", "loss.embedding_dim=256"],
+    "lejepa": [AUGMENTS, "loss.projector_hidden_dims=[256,256]", "loss.embedding_dim=64", "loss.num_small_crops=2"],
     "vicreg": [AUGMENTS, "loss.projector_hidden_dims=[256,256]", "loss.embedding_dim=256"],
 }
 LIGHTLY = ("simclr", "moco", "byol", "simsiam", "barlow_twins", "vicreg", "swav")

@@ -56,6 +56,7 @@ TINY_LOSSES: dict[str, dict[str, object]] = {
     "byol": {"projector_hidden_dims": [16], "predictor_hidden_dims": [16], "embedding_dim": 8, "teacher_momentum": 0.9},
     "simsiam": {"projector_hidden_dims": [16], "predictor_hidden_dims": [8], "embedding_dim": 16},
     "barlow_twins": {"projector_hidden_dims": [16], "embedding_dim": 8},
+    "lejepa": {"projector_hidden_dims": [16], "embedding_dim": 8, "num_small_crops": 2, "num_directions": 16},
     "vicreg": {"projector_hidden_dims": [16], "embedding_dim": 8},
 }
 

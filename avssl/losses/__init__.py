@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from avssl.losses.configs import PairConfig as PairConfig
     from avssl.losses.deepcluster import DeepCluster as DeepCluster
     from avssl.losses.deepcluster_v2 import DeepClusterV2 as DeepClusterV2
+    from avssl.losses.lejepa import LeJEPA as LeJEPA
+    from avssl.losses.lejepa import sigreg as sigreg
     from avssl.losses.moco import MoCo as MoCo
     from avssl.losses.moco import info_nce as info_nce
     from avssl.losses.moco_v3 import MoCoV3 as MoCoV3
@@ -63,6 +65,7 @@ offer(
         "configs": "PairConfig",
         "deepcluster": "DeepCluster",
         "deepcluster_v2": "DeepClusterV2",
+        "lejepa": "LeJEPA sigreg",
         "moco": "MoCo info_nce",
         "moco_v3": "MoCoV3",
         "npid": "NPID",

@@ -76,10 +76,16 @@ class BYOLConfig(PairConfig):
 
 
 @dataclass
-class CropConfig(PairConfig):
-    """Defaults are those of the paper's 800 epochs with eight crops."""
+class MultiCropConfig(PairConfig):
+    """Options of the losses on two large crops and several small ones."""
 
     num_small_crops: int = 6  # of the image or the video; audio has none. 0: only the two large crops
+
+
+@dataclass
+class CropConfig(MultiCropConfig):
+    """Defaults are those of the paper's 800 epochs with eight crops."""
+
     num_prototypes: int = 3000
     temperature: float = 0.1
     projector_hidden_dims: tuple[int, ...] = (2048,)
@@ -107,6 +113,17 @@ class DeepClusterV2Config(CropConfig):
     name: str = "deepcluster_v2"
     num_heads: int = 3  # clusterings of num_prototypes each
     kmeans_iterations: int = 10
+
+
+@dataclass
+class LeJEPAConfig(MultiCropConfig):
+    """Defaults are a start, not those of a published run."""
+
+    name: str = "lejepa"
+    sigreg_weight: float = 0.05  # in (0, 1), the one hyperparameter; the rest is the weight of the views' agreement
+    num_directions: int = 256  # random ones of each batch, on which embeddings must look Gaussian
+    projector_hidden_dims: tuple[int, ...] = (2048, 2048)
+    embedding_dim: int = 128
 
 
 @dataclass
@@ -250,6 +267,7 @@ CONFIGURATIONS: dict[str, type[LossConfig]] = {
         BarlowTwinsConfig,
         DeepClusterConfig,
         DeepClusterV2Config,
+        LeJEPAConfig,
         MoCoConfig,
         MoCoV3Config,
         NPIDConfig,
