@@ -74,6 +74,11 @@ def test_help_loads_no_heavy_library(program):
     assert not loaded_after(AS_MAIN, "avssl/__main__.py", program, "--help") & set(HEAVY)
 
 
+def test_the_options_of_every_command_of_prep_need_no_pytorch():
+    parsers = "import sys; from data_prep.__main__ import build_parser; build_parser(); print('LOADED', *sys.modules)"
+    assert not loaded_after(parsers) & {"torch", "torchvision", "torchaudio", "accelerate", "pyarrow", "sklearn"}
+
+
 @pytest.mark.parametrize("program", ["pretrain", "evaluate"])
 def test_help_that_reads_the_schema_of_the_configuration_loads_no_numpy(program):
     assert "numpy" not in loaded_after(AS_MAIN, "avssl/__main__.py", program, "--help")

@@ -9,10 +9,9 @@ readers.py (one stream from a time on), ffmpeg.py (PyAV).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from avssl.media.cursor import FrameCursor, SeekError
@@ -43,6 +42,9 @@ from avssl.media.readers import Frame
 from avssl.media.sources import Source
 from avssl.media.stream_info import audio_info, file_seconds, orientation_of, video_info
 from avssl.types import MediaError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def probe(source: Source, *, name: str = "") -> MediaInfo:
@@ -104,7 +106,7 @@ def read_video(source: Source, times_seconds: Sequence[float], *, rgb: bool = Tr
         images = _read_frames(source, times_seconds, rgb, name, may_seek=True, in_order=in_order)
     except SeekError:
         images = _read_frames(source, times_seconds, rgb, name, may_seek=False, in_order=False)
-    stacked = torch.from_numpy(images)
+    stacked = _tensor(images)
     return stacked.permute(0, 3, 1, 2) if rgb else stacked
 
 
@@ -146,7 +148,7 @@ def read_audio(
     else:
         with open_container(source, name) as (container, label):
             require_decodable(audio_stream(container), "no_audio", label)
-    return torch.from_numpy(output)[None]
+    return _tensor(output)[None]
 
 
 def stream_video(source: Source, *, name: str = "") -> Iterator[tuple[float, torch.Tensor]]:
@@ -157,7 +159,7 @@ def stream_video(source: Source, *, name: str = "") -> Iterator[tuple[float, tor
     """
     for shown in stream_frames(source, name=name):
         pixels = to_array(shown.frame, rgb=True, turns=0).copy()  # the decoder may still need the frame's memory
-        yield shown.seconds, torch.from_numpy(pixels).permute(2, 0, 1)
+        yield shown.seconds, _tensor(pixels).permute(2, 0, 1)
 
 
 def stream_frames(source: Source, size: tuple[int, int] | None = None, *, name: str = "") -> Iterator[Frame]:
@@ -200,12 +202,12 @@ def stream_audio(source: Source, rate_hz: int | None = None, *, name: str = "") 
         for rate, _, block in mono_blocks(decode_frames(container, stream, label), stream, None, label):
             resample = resample or Resampler(rate, rate_hz or rate)
             if len(ready := resample(block)):
-                yield num_samples / resample.rate_hz, torch.from_numpy(ready)[None]
+                yield num_samples / resample.rate_hz, _tensor(ready)[None]
                 num_samples += len(ready)
         if resample is None:
             raise MediaError("no_audio", f"{label}: the audio stream holds no decodable sample")
         if len(ready := resample(None)):
-            yield num_samples / resample.rate_hz, torch.from_numpy(ready)[None]
+            yield num_samples / resample.rate_hz, _tensor(ready)[None]
 
 
 # --- excerpts -----------------------------------------------------------------------------------------------------
@@ -283,3 +285,9 @@ def _read_excerpt(
     resample = Resampler(source_rate, rate_hz)
     ready = np.concatenate([resample(buffer), resample(None)])
     return ready[span.skip : span.skip + num_samples]
+
+
+def _tensor(array: NDArray[Any]) -> torch.Tensor:
+    import torch  # here: listing files and writing shards need no tensors, and PyTorch takes seconds
+
+    return torch.from_numpy(array)

@@ -20,14 +20,16 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import numpy as np
-import torch
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
 
 from avssl.media.sources import Source, label_of, open_source
 from avssl.types import MediaError
+
+if TYPE_CHECKING:
+    import torch
 
 # The suffixes that a search of a folder finds. A file that is given by its name may have any suffix.
 IMAGE_SUFFIXES = frozenset(f".{name}" for name in ("jpg", "jpeg", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff"))
@@ -85,6 +87,8 @@ def read_image(source: Source, *, name: str = "") -> torch.Tensor:
     """
     with open_image(source, name) as image:
         pixels = np.array(to_rgb(image))
+    import torch  # here: to list files takes no tensors
+
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 

@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 REFRESH_SECONDS = 0.5
 TASKS_AHEAD = 16  # per process: none waits long for a slow task of another, and the results fit in memory
 STOPPED_SECONDS = 300.0  # after so long without an answer of a task without limits: is its process stopped?
-PRELOAD = ("avssl.media.decode", "avssl.processes.pool")
+PRELOAD = ("torch", "avssl.media.decode", "avssl.processes.pool")
 
 
 class Sandbox:
