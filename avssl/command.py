@@ -25,7 +25,7 @@ from avssl.version import __version__
 # {name: (module with `command(arguments) -> exit status`, what it does)}
 PROGRAMS = {
     "quickstart": ("avssl.recipes.quickstart", "the whole way on made-up videos, in a minute and a half"),
-    "prep": ("data_prep.__main__", "media to shards: index, split, write, verify, coverage, stats, show, demo-corpus"),
+    "prep": ("data_prep.__main__", "media to shards: index, split, facts, write, verify, coverage, stats, show, ..."),
     "pretrain": ("avssl.recipes.pretrain", "pretrain encoders by a recipe"),
     "embed": ("avssl.recipes.embed", "embeddings of files, folders or shards"),
     "evaluate": ("avssl.recipes.evaluate", "evaluate a run by a task, or compare two results"),

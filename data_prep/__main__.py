@@ -13,7 +13,7 @@ from avssl.files import storage
 from avssl.files.disk_errors import one_line
 from avssl.files.plain_text import PlainParser, begin_command, emit, say, say_lines
 from avssl.processes.cluster import add_executor_options
-from avssl.processes.limits import Limits, default_num_workers
+from avssl.processes.limits import add_limit_options, default_num_workers, limits_of
 from data_prep.transcode.options import CHOICES, WriteOptions
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ MODULES = {
         "data_prep.inspect.stats.command",
         "describe a shard folder: sizes, classes, loudness, silence, stillness, duplicates",
     ),
+    "facts": ("data_prep.facts.command", "measure every sample of a manifest or a shard folder, in one table"),
     "show": ("data_prep.inspect.show", "write one sample of a shard folder as a file that plays, and print its json"),
 }
 
@@ -111,24 +112,7 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--retry-failed", action="store_true", help="read files that were skipped once more; what was written is kept"
     )
-    _add_limits(parser)
-
-
-def _add_limits(parser: argparse.ArgumentParser) -> None:
-    limits = Limits()
-    parser.add_argument(
-        "--file-seconds",
-        type=float,
-        default=limits.seconds,
-        help=f"a file that takes longer is given up, with the reason timeout (default: {limits.seconds:g})",
-    )
-    parser.add_argument(
-        "--file-memory-mib",
-        type=int,
-        default=limits.memory_bytes >> 20,
-        help="a file that takes more memory is given up, with the reason out_of_memory (default: "
-        f"{limits.memory_bytes >> 20})",
-    )
+    add_limit_options(parser)
 
 
 def write_options(arguments: argparse.Namespace) -> WriteOptions:
@@ -146,7 +130,7 @@ def make_shards(arguments: argparse.Namespace) -> ShardIndex | None:
         arguments.out,
         write_options(arguments),
         arguments.workers,
-        limits=Limits(arguments.file_seconds, arguments.file_memory_mib << 20),
+        limits=limits_of(arguments),
         share=None if arguments.part is None else Share.parse(arguments.part),
         executor=arguments.executor,
         retry_failed=arguments.retry_failed,

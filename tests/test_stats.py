@@ -17,8 +17,9 @@ from data_prep.__main__ import main
 from data_prep.index.build import IndexOptions, build_manifest
 from data_prep.inspect.stats.charts import ticks
 from data_prep.inspect.stats.collect import Thresholds, collect_stats
-from data_prep.inspect.stats.metrics import AudioMeter, measure_video, middle_frame, sampled_frames
-from data_prep.inspect.stats.near_duplicates import (
+from data_prep.inspect.stats.tally import MAX_NAMES, OTHER, QUANTITIES, Histogram, Tally
+from data_prep.measures.audio import AudioMeter
+from data_prep.measures.near_duplicates import (
     NO_HASH,
     distances,
     equal_groups,
@@ -26,7 +27,7 @@ from data_prep.inspect.stats.near_duplicates import (
     perceptual_hash,
     small_image,
 )
-from data_prep.inspect.stats.tally import MAX_NAMES, OTHER, QUANTITIES, Histogram, Tally
+from data_prep.measures.video import measure_video, middle_frame, sampled_frames
 from data_prep.transcode.encode import write_media
 from data_prep.transcode.options import WriteOptions
 from data_prep.write.run import write_shards

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import traceback
@@ -26,6 +27,29 @@ class Limits:
                 f"a file may take {self.seconds} s and {self.memory_bytes / 2**20:.0f} MiB; allowed are more than 0 s "
                 "and at least 64 MiB"
             )
+
+
+def add_limit_options(parser: argparse.ArgumentParser) -> None:
+    """Add --file-seconds and --file-memory-mib to a command."""
+    limits = Limits()
+    parser.add_argument(
+        "--file-seconds",
+        type=float,
+        default=limits.seconds,
+        help=f"a file that takes longer is given up, with the reason timeout (default: {limits.seconds:g})",
+    )
+    parser.add_argument(
+        "--file-memory-mib",
+        type=int,
+        default=limits.memory_bytes >> 20,
+        help="a file that takes more memory is given up, with the reason out_of_memory (default: "
+        f"{limits.memory_bytes >> 20})",
+    )
+
+
+def limits_of(arguments: argparse.Namespace) -> Limits:
+    """The limits of the options. ValueError for a value that is not allowed."""
+    return Limits(arguments.file_seconds, arguments.file_memory_mib << 20)
 
 
 def default_num_workers() -> int:

@@ -43,12 +43,17 @@ def source_digest(info: SampleInfo) -> str:
 
 def media_digest(sample: Sample) -> str:
     """16 hex digits of the bytes of the stored members."""
+    return members_sha256(sample)[:16]
+
+
+def members_sha256(sample: Sample) -> str:
+    """Hex sha256 of the bytes of the stored members with their kinds."""
     state = hashlib.sha256()
     for name, content in (("video", sample.video), ("audio", sample.audio), ("image", sample.image)):
         if content is not None:
             state.update(f"{name} {len(content)} ".encode())
             state.update(content)
-    return state.hexdigest()[:16]
+    return state.hexdigest()
 
 
 def sample_digests(shards: ShardSet) -> SampleDigests | None:

@@ -1,6 +1,6 @@
 """What a file looks and sounds like in its first seconds, and whether two files are copies of each other.
 
-Frames: a perceptual hash of 64 bits every quarter of a second (inspect/stats/near_duplicates.py). Sound: 16 bits every
+Frames: a perceptual hash of 64 bits every quarter of a second (measures/near_duplicates.py). Sound: 16 bits every
 50 ms, the signs of how the energy of 17 bands changes from band to band and from time to time (Haitsma & Kalker 2002,
 "A highly robust audio fingerprinting system"). Both stay nearly the same when a file is encoded anew, scaled or cropped
 by a few pixels; a copy that begins later is found by comparing at every shift.
@@ -19,7 +19,7 @@ from avssl.media.images import read_image
 from avssl.media.sources import Source
 from avssl.shards.opened import opened
 from avssl.shards.places import Sounding
-from data_prep.inspect.stats.near_duplicates import NO_HASH, Hashes, distances, perceptual_hash, small_image
+from data_prep.measures.near_duplicates import NO_HASH, Hashes, distances, perceptual_hash, small_image
 
 SECONDS = 20.0  # from the start of each stream
 FRAME_STEP_SECONDS = 0.25

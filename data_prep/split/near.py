@@ -23,7 +23,7 @@ from avssl.processes.pool import Sandbox
 from avssl.shards.manifest import sound_of
 from avssl.shards.places import Place, Sounding
 from avssl.types import MediaError
-from data_prep.inspect.stats.near_duplicates import Hashes, candidates, distances
+from data_prep.measures.near_duplicates import Hashes, candidates, distances
 from data_prep.split.fingerprint import KEY_BITS, FileTask, Fingerprint, are_copies, fingerprint
 from data_prep.split.links import Links
 from data_prep.split.rule import Row

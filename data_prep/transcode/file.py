@@ -10,9 +10,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
-from avssl.media.info import MediaInfo, least_length
+from avssl.media.info import AudioInfo, MediaInfo, VideoInfo, least_length
 from avssl.media.readers import AudioReader, VideoReader
 from avssl.media.sources import Source, label_of
 from avssl.shards.keys import Segment
@@ -28,6 +28,19 @@ LEAST_DECODED_SHARE = 0.9
 WHOLE = (0.0, math.inf)
 
 Member = VideoMember | AudioMember
+
+
+class Decoded(Protocol):
+    """A stream that was read. name: "video" or "audio". seconds: that could be decoded of the window."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def info(self) -> VideoInfo | AudioInfo: ...
+    @property
+    def window(self) -> Window: ...
+    @property
+    def seconds(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -119,7 +132,7 @@ def _transcode(
         audio = AudioMember(audio_reader, info.audio, window, options)
     members: list[Member] = [member for member in (video, audio) if member is not None]
     store_in_turn(members)
-    _check_complete(path, info, segment or WHOLE, members)
+    check_complete(path, info, segment or WHOLE, members)
     video = video if video is not None and video.content is not None else None
     audio = audio if audio is not None and audio.content is not None else None
     if video is None and audio is None:
@@ -179,8 +192,11 @@ def _check_policies(where: str, video: VideoMember | None, audio: AudioMember | 
         raise MediaError("still_video", f"{where}: no square of its frames changes by {options.still_levels:g} levels")
 
 
-def _check_complete(path: str, info: MediaInfo, segment: Segment, members: Sequence[Member]) -> None:
-    """MediaError("truncated") if less than LEAST_DECODED_SHARE of what the header claims could be decoded."""
+def check_complete(path: str, info: MediaInfo, segment: Segment, members: Sequence[Decoded]) -> None:
+    """MediaError("truncated") if less than LEAST_DECODED_SHARE of what the header claims could be decoded.
+
+    path: for messages. members: the streams that were read, at least one.
+    """
     if info.container not in FORMATS_THAT_KNOW_THEIR_DURATION:
         return
     claims: list[tuple[str, float, float]] = []  # (what, seconds decoded, seconds according to the header)

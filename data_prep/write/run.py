@@ -74,7 +74,7 @@ def write_shards(
     with clear_errors(str(output), "written"), ExitStack() as stack:
         finished = output.exists(INDEX_NAME)
         near = output.path(PARTS) if output.is_local else stack.enter_context(temporary_folder())
-        rows = _scanned(manifest, near, num_workers)
+        rows = scanned(manifest, near, num_workers)
         file_options = FileOptions(parent_of(manifest), options, limits or Limits(), transcode)
         job = Job(output, rows, file_options, num_workers, share or Share(), executor)
         if finished:
@@ -217,7 +217,7 @@ def parent_of(manifest: str | Path) -> str:
     return text.rpartition("/")[0] if "://" in text else str(Path(text).absolute().parent)
 
 
-def _scanned(manifest: str | Path, scratch: Path, num_workers: int) -> ManifestRows:
+def scanned(manifest: str | Path, scratch: Path, num_workers: int) -> ManifestRows:
     """The manifest's rows; a remote one is fetched first."""
     if "://" not in str(manifest):
         return scan(Path(manifest), scratch, num_workers)

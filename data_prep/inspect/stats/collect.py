@@ -15,9 +15,10 @@ from avssl.processes.pool import in_processes
 from avssl.shards.format import SampleInfo, ShardIndex, ShardRecord, SideCar
 from avssl.shards.shard_set import Sample, parse_members
 from avssl.types import MediaError
-from data_prep.inspect.stats.metrics import FLOOR_DBFS, measure_audio, measure_image, measure_video
-from data_prep.inspect.stats.near_duplicates import MAX_DISTANCE, NO_HASH, Hashes, equal_groups, near_groups
 from data_prep.inspect.stats.tally import Tally
+from data_prep.measures.audio import FLOOR_DBFS, measure_audio
+from data_prep.measures.near_duplicates import MAX_DISTANCE, NO_HASH, Hashes, equal_groups, near_groups
+from data_prep.measures.video import measure_image, measure_video
 
 Groups = list[NDArray[np.int64]]
 

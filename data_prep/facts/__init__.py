@@ -1,0 +1,1 @@
+"""Facts about every sample of a corpus, in one table."""
