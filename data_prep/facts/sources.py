@@ -181,7 +181,7 @@ class ShardTask:
         except MediaError as error:
             return _unread(key) | _reason(error)
         info = sample.info
-        known = {"key": key, "path": str(info.source.get("path", key)), "labels": _labels(info.labels)}
+        known: Row = {"key": key, "path": str(info.source.get("path", key)), "labels": _labels(info.labels)}
         known["caption"] = info.caption or None
         try:
             return known | sample_facts(sample, f"{self.location}, sample {key}")
