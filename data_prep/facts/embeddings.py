@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from avssl.embedding.search import EmbeddingIndex
+from avssl.embedding.index import FolderIndex
+from avssl.embedding.parquet import read_row_groups
 from avssl.files.progress import Bar
 from avssl.ops.nearest import similarity_chunks
 from data_prep.facts.cells import EXACT_ROWS, nearest_cosines
@@ -29,22 +30,32 @@ from data_prep.facts.table import EMBEDDING_COLUMNS
 
 NUM_REFERENCES = 1000
 ROWS_AT_A_TIME = 8192
+MODALITIES = ("video", "audio", "image")
 
 Columns = dict[str, NDArray[np.float32]]
 Rows = NDArray[np.int64]
 
 
 def describe_folder(folder: Path) -> dict[str, Any]:
-    """What tells the embeddings of a folder from others. Raises as EmbeddingIndex."""
-    index = EmbeddingIndex(folder)
-    files = "\n".join(record.sha256 for record in index.content.files)
+    """What tells the embeddings of a folder from others.
+
+    FileNotFoundError if it is not finished or lacks a file, ValueError if it is damaged.
+    """
+    index = FolderIndex.read(folder)
+    index.paths(folder)
+    files = "\n".join(record.sha256 for record in index.files)
     return {
         "sha256": hashlib.sha256(files.encode()).hexdigest(),
-        "weights": index.weights_hash,
-        "modalities": index.modalities,
+        "weights": str(index.settings["weights"]),
+        "modalities": modalities_of(index),
         "num_references": NUM_REFERENCES,
         "exact_rows": EXACT_ROWS,
     }
+
+
+def modalities_of(index: FolderIndex) -> list[str]:
+    """The modalities that any row has."""
+    return [name for name in MODALITIES if index.rows_with.get(name, 0)]
 
 
 @dataclass(frozen=True)
@@ -87,10 +98,10 @@ def embedding_columns(folder: Path, keys: Iterable[list[str]], scratch: Path) ->
     Args:
         folder: of embeddings. keys: of the corpus, by row, many at a time. scratch: a folder for the vectors.
 
-    Raises ValueError if no sample of the corpus has an embedding, and as EmbeddingIndex.
+    Raises ValueError if no sample of the corpus has an embedding, and as describe_folder.
     """
-    index, known = EmbeddingIndex(folder), Keys.of(keys)
-    pooled = {modality: _pooled(index, modality, known, scratch / modality) for modality in index.modalities}
+    index, known = FolderIndex.read(folder), Keys.of(keys)
+    pooled = {name: _pooled(index, folder, name, known, scratch / name) for name in modalities_of(index)}
     has_any = np.zeros(len(known.hashes), np.bool_)
     for one in pooled.values():
         has_any[one.rows] = True
@@ -110,18 +121,20 @@ def embedding_columns(folder: Path, keys: Iterable[list[str]], scratch: Path) ->
     return columns, facts
 
 
-def _pooled(index: EmbeddingIndex, modality: str, keys: Keys, path: Path) -> Pooled:
+def _pooled(index: FolderIndex, folder: Path, modality: str, keys: Keys, path: Path) -> Pooled:
     """The pooled vectors of a modality; rows of the folder that are not in the corpus are left out."""
-    dim = index.content.widths[f"{modality}_embedding"]
+    column, flag = f"{modality}_embedding", f"has_{modality}"
+    dim = index.widths[column]
     vectors = np.memmap(path, np.float32, "w+", shape=(len(keys.hashes), dim))
     has = np.zeros(len(keys.hashes), np.bool_)
-    for group in index.rows(modality):
-        numbers = keys.rows(group.keys)
+    groups = (group for file in index.paths(folder) for _, group in read_row_groups(file, ["key", flag, column]))
+    for group in groups:
+        numbers = np.where(group[flag], keys.rows(group["key"]), -1)
         inside = numbers >= 0
         order = np.argsort(numbers[inside], kind="stable")
         rows, starts = np.unique(numbers[inside][order], return_index=True)
         if len(rows):
-            vectors[rows] += np.add.reduceat(group.vectors[inside][order].astype(np.float64), starts, axis=0)
+            vectors[rows] += np.add.reduceat(group[column][inside][order].astype(np.float64), starts, axis=0)
             has[rows] = True
     for begin in range(0, len(vectors), ROWS_AT_A_TIME):
         part = vectors[begin : begin + ROWS_AT_A_TIME].astype(np.float64)

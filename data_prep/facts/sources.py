@@ -25,8 +25,7 @@ from data_prep.facts.measure import media_facts, picture_facts
 from data_prep.facts.table import Row
 from data_prep.index.mnist import IdxFile
 from data_prep.write.reading import IMAGES_PER_TASK, check_unchanged
-from data_prep.write.rows import ManifestRows
-from data_prep.write.run import parent_of, scanned
+from data_prep.write.rows import ManifestRows, parent_of, scanned
 
 SAMPLES_PER_TASK = 4  # of a shard folder; when one makes the process fail, each is read alone
 MANIFEST_SUFFIX = ".jsonl"

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avssl.files import storage
 from avssl.files.checked_json import Fields, parse
 from avssl.files.whole import hashed_file, sha256_file, write_whole
 from avssl.processes.pool import in_processes
@@ -82,6 +83,22 @@ class ManifestRows:
                 line = os.pread(file.fileno(), end - begin, begin)
                 entries.append(Entry.from_json(parse(line, where := f"{self.manifest}, line {int(number) + 1}"), where))
         return entries
+
+
+def parent_of(manifest: str | Path) -> str:
+    """The folder or URL that the relative paths of a manifest refer to."""
+    text = str(manifest)
+    return text.rpartition("/")[0] if "://" in text else str(Path(text).absolute().parent)
+
+
+def scanned(manifest: str | Path, scratch: Path, num_workers: int) -> ManifestRows:
+    """The rows of a manifest's path or URL, as `scan` gives them; a remote one is fetched first."""
+    if "://" not in str(manifest):
+        return scan(Path(manifest), scratch, num_workers)
+    path = scratch / "manifest.jsonl"
+    scratch.mkdir(parents=True, exist_ok=True)
+    storage.download(str(manifest), path)
+    return scan(path, scratch, num_workers)
 
 
 def scan(manifest: Path, scratch: Path, num_workers: int = 1) -> ManifestRows:

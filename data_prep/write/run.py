@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from avssl.files import storage
 from avssl.files.checked_json import Fields
 from avssl.files.disk_errors import clear_errors
 from avssl.files.locks import locked
@@ -36,7 +35,7 @@ from data_prep.write.progress import WriteProgress
 from data_prep.write.reading import FileOptions, Transcode
 from data_prep.write.repair import check_repair, has_skipped, prepare_repair, proven_shards, whole_shards
 from data_prep.write.retry_failed import begin_retry, current_attempt, unpack_shards
-from data_prep.write.rows import ManifestRows, scan
+from data_prep.write.rows import parent_of, scanned
 
 OPTIONS_NAME = f"{PARTS}/options.json"
 OWN_NAMES = r"shard-\d+\.(tar|json)|index\.json|skipped\.jsonl"  # of files in a shard folder
@@ -209,22 +208,6 @@ def _finish(job: Job, shards: list[ShardRecord]) -> ShardIndex:
 
 
 # --- what exists already ---------------------------------------------------------------------------------------------
-
-
-def parent_of(manifest: str | Path) -> str:
-    """The folder or URL that the relative paths of a manifest refer to."""
-    text = str(manifest)
-    return text.rpartition("/")[0] if "://" in text else str(Path(text).absolute().parent)
-
-
-def scanned(manifest: str | Path, scratch: Path, num_workers: int) -> ManifestRows:
-    """The manifest's rows; a remote one is fetched first."""
-    if "://" not in str(manifest):
-        return scan(Path(manifest), scratch, num_workers)
-    path = scratch / "manifest.jsonl"
-    scratch.mkdir(parents=True, exist_ok=True)
-    storage.download(str(manifest), path)
-    return scan(path, scratch, num_workers)
 
 
 def _already_written(job: Job) -> ShardIndex:
