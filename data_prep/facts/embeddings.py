@@ -92,6 +92,11 @@ class Pooled:
     rows: Rows
 
 
+def pooled_vectors(folder: Path, keys: Iterable[list[str]], scratch: Path) -> dict[str, Pooled]:
+    """The vectors of each modality that the folder has. Arguments and errors as of `embedding_columns`."""
+    return _pooled_modalities(folder, Keys.of(keys), scratch)
+
+
 def embedding_columns(folder: Path, keys: Iterable[list[str]], scratch: Path) -> tuple[Columns, dict[str, Any]]:
     """({column: float32 (N,), NaN where there is none}, facts for the metadata).
 
@@ -100,16 +105,11 @@ def embedding_columns(folder: Path, keys: Iterable[list[str]], scratch: Path) ->
 
     Raises ValueError if no sample of the corpus has an embedding, and as describe_folder.
     """
-    index, known = FolderIndex.read(folder), Keys.of(keys)
-    pooled = {name: _pooled(index, folder, name, known, scratch / name) for name in modalities_of(index)}
+    known = Keys.of(keys)
+    pooled = _pooled_modalities(folder, known, scratch)
     has_any = np.zeros(len(known.hashes), np.bool_)
     for one in pooled.values():
         has_any[one.rows] = True
-    if not has_any.any():
-        raise ValueError(
-            f"{folder}: holds embeddings of none of these samples (their keys differ); embed the same corpus with "
-            "`avssl embed`"
-        )
     columns = {name: np.full(len(has_any), np.nan, np.float32) for name in EMBEDDING_COLUMNS}
     facts: dict[str, Any] = {"num_embedded": int(has_any.sum())}
     for modality, one in pooled.items():
@@ -119,6 +119,17 @@ def embedding_columns(folder: Path, keys: Iterable[list[str]], scratch: Path) ->
     if "video" in pooled and "audio" in pooled:
         _correspondence(pooled["video"], pooled["audio"], known, columns)
     return columns, facts
+
+
+def _pooled_modalities(folder: Path, known: Keys, scratch: Path) -> dict[str, Pooled]:
+    index = FolderIndex.read(folder)
+    pooled = {name: _pooled(index, folder, name, known, scratch / name) for name in modalities_of(index)}
+    if not any(len(one.rows) for one in pooled.values()):
+        raise ValueError(
+            f"{folder}: holds embeddings of none of these samples (their keys differ); embed the same corpus with "
+            "`avssl embed`"
+        )
+    return pooled
 
 
 def _pooled(index: FolderIndex, folder: Path, modality: str, keys: Keys, path: Path) -> Pooled:

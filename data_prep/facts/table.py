@@ -110,6 +110,14 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return dict(fields.record)
 
 
+def empty_table(path: Path) -> Any:
+    """A table of Arrow with the columns of a file and no rows. ValueError if the file is damaged."""
+    import pyarrow.parquet as pq
+
+    with value_errors_naming(path, "Parquet file"):
+        return pq.read_schema(path, memory_map=False).empty_table()
+
+
 def read_tables(path: Path, columns: Collection[str] | None = None) -> Iterator[Any]:
     """The rows of a file, some thousands at a time, as tables of Arrow. columns: their names; None: all.
 
