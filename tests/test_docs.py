@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import shutil
 import subprocess
@@ -23,6 +24,7 @@ from data_prep.write.run import write_shards
 from tests.browser import VIEWS, chromium, faint_texts, overflow_px  # noqa: F401  (a fixture)
 from tests.conftest import ROOT, built_once
 from tests.docs_pages import COMMANDS, LANGUAGES, Folder, blocks, pages, smaller
+from tests.foreign import hugging_face_table, write_arrow_stream, write_parquet, write_tar
 
 PAGES = {str(path.relative_to(ROOT)): path for path in pages()}
 RUN = [page for page, path in PAGES.items() if any(block.reason is None for block in blocks(path))]
@@ -105,6 +107,27 @@ def published(corpus, folder):
             (folder / "balanced_train_segments.csv").write_text("\n".join(lines) + "\n")
 
 
+def foreign(clip, folder, name):
+    """A data set of one clip twice, as other programs write it."""
+    content = clip.read_bytes()
+    if name == "tars":
+        for number in range(2):
+            sample = {"__key__": f"clip{number}", "mp4": content, "txt": b"a clip"}
+            write_tar(folder / "tars" / f"clips-{number:06d}.tar", [sample])
+    elif name == "table.csv":
+        (folder / name).write_text("video,caption,label\nmedia/clip.mp4,a clip,dog\n")
+        (folder / "media").mkdir()
+        shutil.copy(clip, folder / "media" / "clip.mp4")
+    else:
+        table = hugging_face_table([{"video": {"bytes": content, "path": f"{n}.mp4"}, "label": n} for n in range(2)])
+        if name == "parquet":
+            write_parquet(folder / name / "train-00000-of-00001.parquet", table)
+        else:
+            write_arrow_stream(folder / name / "data-00000-of-00001.arrow", table)
+            state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}
+            (folder / name / "state.json").write_text(json.dumps(state))
+
+
 # What pages presuppose, by the name that it has there; see `given`. A page that is not named here presupposes nothing.
 GIVEN = {
     "README.md": ["VIDEOS", "IMAGES", "QUERY.mp4", "holiday.mp4", "test_shards", "kinetics_train.csv"],
@@ -115,6 +138,7 @@ GIVEN = {
     "docs/evaluation.md": ["demo/shards/train", "demo/shards/test", "demo/runs/avid"],
     "docs/exports.md": ["shards:shards/train", "test_shards:shards/test", "VIDEOS", "runs/avid"],
     "docs/faq.md": ["VIDEOS"],
+    "docs/foreign_formats.md": ["tars", "parquet", "saved", "table.csv"],
     "docs/first_hour.md": ["VIDEOS", "VIDEOS/one.mp4", "videos", "holiday.mp4"],
     "docs/index.md": ["VIDEOS", "VIDEOS/one.mp4"],
     "docs/kinetics400.md": ["kinetics"],
@@ -156,6 +180,9 @@ def page_folder(corpus, shards, tiny_run, image_shards, tmp_path, monkeypatch, r
     for name in GIVEN.get(request.node.callspec.params["page"], []):
         if name in ("kinetics", "vggsound", "audioset"):
             published(corpus, runner.path / name)
+            continue
+        if name in ("tars", "parquet", "saved", "table.csv"):
+            foreign(clip, runner.path, name)
             continue
         if name == "own":
             (runner.path / "own").mkdir()
