@@ -33,7 +33,10 @@ PROGRAMS = {
     "explore": ("avssl.recipes.explore", "drop a video, a sound or text in a browser: the nearest rows, playing"),
     "report": ("avssl.recipes.report", "one HTML page of a run"),
     "demo": ("avssl.recipes.demo", "all of it on a made-up corpus, in ./demo"),
-    "export": ("avssl.exchange.targets.command", "shards and embeddings for other programs: Hugging Face, CSV, NumPy"),
+    "export": (
+        "avssl.exchange.targets.command",
+        "data for other programs: Hugging Face, FiftyOne, LightlyStudio, CSV, NumPy",
+    ),
     "exchange": ("avssl.exchange.__main__", "import, export and push models"),
 }
 USAGE_STATUS = 2

@@ -101,6 +101,7 @@ def test_rows_of_shards_are_linked_to_the_tar_that_holds_them(shards, tmp_path, 
     assert "rows have no link to media" in capsys.readouterr().err
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("target", ["csv", "numpy"])
 def test_two_exports_give_the_same_bytes(target, tmp_path):
     make_embeddings(tmp_path / "rows")
@@ -153,11 +154,18 @@ def test_the_export_of_models_says_how_data_are_exported(tmp_path):
         main(["export", str(tmp_path / "rows"), "--out", str(tmp_path / "out")])
 
 
-def test_overwrite_replaces_what_is_there(tmp_path):
+def test_overwrite_replaces_an_export_and_nothing_else(tmp_path, capsys):
     make_embeddings(tmp_path / "rows")
+    words = [str(tmp_path / "rows"), "--to", "numpy", "--out", str(tmp_path / "arrays"), "--overwrite"]
     (tmp_path / "arrays").mkdir()
+    (tmp_path / "arrays" / "mine").touch()
+    with pytest.raises(SystemExit):
+        command.command(words)
+    assert "is there already; choose another --out" in capsys.readouterr().err
+    (tmp_path / "arrays" / "mine").unlink()
+    command.command(words)
     (tmp_path / "arrays" / "old").touch()
-    command.command([str(tmp_path / "rows"), "--to", "numpy", "--out", str(tmp_path / "arrays"), "--overwrite"])
+    command.command(words)
     assert not (tmp_path / "arrays" / "old").exists()
     assert (tmp_path / "arrays" / "columns.json").is_file()
 

@@ -133,7 +133,7 @@ def write_data_set(
 def _begin(out: Path, settings: dict[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
     """Make the folder ready; the content of export.json if it is finished with these settings."""
     progress, record = out / PROGRESS_NAME, out / RECORD_NAME
-    if overwrite:
+    if overwrite and (record.is_file() or progress.is_dir()):  # of this program: nothing else is removed
         for path in (record, out / hf_card.CARD_NAME):
             path.unlink(missing_ok=True)
         for folder in (progress, out / DATA_NAME):
@@ -153,7 +153,7 @@ def _begin(out: Path, settings: dict[str, Any], *, overwrite: bool) -> dict[str,
             remove_leftovers(progress / DATA_NAME, r".*\.parquet")
         return None
     if others := sorted(path.name for path in out.iterdir() if path.name not in (".lock", PROGRESS_NAME)):
-        raise FileExistsError(f"{out} holds {brief(others[0])}; choose another --out, or --overwrite")
+        raise FileExistsError(f"{out} holds {brief(others[0])}, which is of no export; choose another --out")
     (progress / DATA_NAME).mkdir(parents=True, exist_ok=True)
     write_whole(progress / "settings.json", json.dumps({"settings": settings}, indent=1))
     return None
