@@ -128,7 +128,9 @@ def shards_of(cfg: RunConfig, modalities: Collection[str]) -> Any:
     entries: list[Any] = []
     for number, folder in enumerate(shard_folders(cfg.data.shards)):
         path = _shards_at(folder.path, cfg, modalities, f"shards-{number}")
-        entries.append(path if folder.weight is None else {"path": path, "weight": folder.weight})
+        options = {"weight": folder.weight, "keys": folder.keys}
+        given = {name: value for name, value in options.items() if value not in (None, "")}
+        entries.append({"path": path, **given} if given else path)
     return entries
 
 

@@ -24,6 +24,7 @@ EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 MODULES = {
     "index": ("data_prep.index.command", "list the files of a folder or a list in a manifest"),
     "split": ("data_prep.split.command", "divide a manifest into train, validation and test"),
+    "select": ("data_prep.select.command", "keep the samples that are worth training on: by facts, without duplicates"),
     "coverage": (
         "data_prep.inspect.coverage",
         "count how much of a manifest was found, can be decoded and was written, by class",

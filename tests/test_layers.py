@@ -69,6 +69,8 @@ MAY_IMPORT = {
     "data_prep/demo": "files processes data_prep/transcode",
     "data_prep/__main__": "files processes shards data_prep/transcode data_prep/write data_prep/inspect",
     "avssl/embedding_pages": "types files shards media processes pages embedding report data_prep/transcode",
+    "data_prep/select": "types files processes shards pages ops embedding embedding_pages data_prep/measures "
+    "data_prep/inspect/stats data_prep/split data_prep/index data_prep/facts",
     "avssl/explorer": "types files shards processes pages embedding embedding_pages",
     "avssl/doctor": "files distributed processes media data_prep/transcode",
     "avssl/command": "version files errors recipe_files doctor",

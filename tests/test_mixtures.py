@@ -252,7 +252,7 @@ def test_a_folder_without_samples_is_refused_by_name(shards, tmp_path):
         ([], "an empty list; it must be a folder or URL, or a list"),
         (3, r"data\.shards is 3; it must be"),
         ({"path": "a"}, "it must be a folder or URL, or a list of them"),
-        (["a", 3], r"data\.shards\[1\] is 3; it must be a path or {path: ..., weight: ...}"),
+        (["a", 3], r"data\.shards\[1\] is 3; it must be a path or {path: ..., weight: ..., keys: ...}"),
         (["a", ""], r"data\.shards\[1\] is ''"),
         ([{"path": "a", "weigth": 1}], r"data\.shards\[0\] has the key 'weigth'\. Did you mean 'weight'\?"),
         ([{"weight": 1}], r"data\.shards\[0\] has the path None"),

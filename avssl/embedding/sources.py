@@ -86,7 +86,7 @@ def list_sources(paths: Sequence[str | Path], modalities: Sequence[str], scratch
         manifest = Path(located(paths[0]))
         captions = has_captions(manifest)
         files = (
-            _of_entry(entry, manifest.parent, modalities, captions=captions) for entry in stream_manifest(manifest)
+            file_of_entry(entry, manifest.parent, modalities, captions=captions) for entry in stream_manifest(manifest)
         )
         return _with_unique_keys(((file, "") for file in files), scratch, given_in=str(manifest))
     roots = [Path(located(path)) for path in paths]
@@ -124,7 +124,7 @@ def _of_file(root: Path, below: str) -> tuple[FileSource, str]:
     return FileSource(str((root / below).absolute()), plain_key(name), folder_labels(below)), name
 
 
-def _of_entry(entry: Entry, folder: Path, modalities: Sequence[str], *, captions: bool) -> FileSource:
+def file_of_entry(entry: Entry, folder: Path, modalities: Sequence[str], *, captions: bool) -> FileSource:
     """The source of a line of a manifest in `folder`. captions: whether any line has one."""
     if entry.item is not None:
         raise ValueError(

@@ -12,7 +12,7 @@ from avssl.embedding_pages.clips import Clip, clip_of
 from avssl.pages.markup import Html, tag
 from avssl.pages.media import data_uri
 from avssl.processes.limits import failure
-from avssl.types import Span
+from avssl.types import MediaError, Span
 
 PLAY = Html('<svg viewBox="0 0 24 24" aria-hidden="true"><path class="go" d="M8 5.2v13.6L19 12z"/>'
             '<path class="stop" d="M7 5h3.6v14H7zm6.4 0H17v14h-3.6z"/></svg>')  # fmt: skip
@@ -62,6 +62,12 @@ class PageMedia:
                 clip = clip_of(media, Span(row.start_seconds, row.end_seconds), from_start=from_start)
         except Exception as error:  # of a damaged file; the other results are worth showing
             return Shown(row, problem=_reason(row.key, error))
+        return self.of_clip(row, clip)
+
+    def of_clip(self, row: RowFacts, clip: Clip | MediaError) -> Shown:
+        """The media of a row of which a clip was made, or why there is none."""
+        if isinstance(clip, MediaError):
+            return Shown(row, problem=clip.message)
         still, sound = (self._uri(content, "image/jpeg") for content in (clip.still, clip.sound))
         movie = ""
         uri = self._uri(clip.movie, "video/mp4" if clip.has_video else "audio/mp4")

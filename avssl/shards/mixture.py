@@ -2,6 +2,7 @@
 
     data.shards=[a/, b/]                                          as if one folder held the samples of both
     data.shards=[{path: a/, weight: 1}, {path: b/, weight: 3}]    three of four samples of an epoch come from b
+    data.shards=[{path: a/, keys: kept.jsonl}]                    those samples of a that `avssl prep select` has kept
 
 The samples of the first folder have the indices 0..N-1, those of the next go on from N, in the order of the list. What
 weights do to the order of an epoch stands in data/order.py. Two folders may have equal keys: a key is a name within its
@@ -24,6 +25,7 @@ from avssl.shards.cache import DEFAULT_CACHE_BYTES
 from avssl.shards.folders import shard_folders
 from avssl.shards.format import SampleInfo, ShardIndex, SideCar
 from avssl.shards.shard_set import Sample, ShardSet
+from avssl.shards.subset import selected
 from avssl.types import MediaError
 
 CHECKED_SAMPLES = 64  # of each folder, in its first shard
@@ -38,7 +40,8 @@ def open_shards(
     cache_dir, cache_bytes: as of ShardSet, for all folders together.
     """
     folders = shard_folders(shards)
-    parts = [ShardSet(folder.path, cache_dir, cache_bytes) for folder in folders]
+    wholes = [ShardSet(folder.path, cache_dir, cache_bytes) for folder in folders]
+    parts = [selected(whole, folder.keys) for whole, folder in zip(wholes, folders, strict=True)]
     if len(parts) == 1:
         return parts[0]
     weights = [folder.weight for folder in folders if folder.weight is not None]

@@ -65,6 +65,11 @@ def sample_digests(shards: ShardSet) -> SampleDigests | None:
         whole = sample_digests(shards.whole)
         rows = shards.positions
         return None if whole is None else SampleDigests(whole.media[rows], whole.sources[rows])
+    if len(shards.parts) > 1:
+        digests = [sample_digests(part) for part in shards.parts]
+        known = [one for one in digests if one is not None]
+        joined = [np.concatenate([getattr(one, kind) for one in known]) for kind in ("media", "sources")]
+        return SampleDigests(*joined) if len(known) == len(digests) else None
     side_cars = shards.side_cars()
     if all(side_car.media and side_car.sources for side_car in side_cars):
         texts = ([getattr(side_car, kind) for side_car in side_cars] for kind in ("media", "sources"))

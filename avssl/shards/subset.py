@@ -6,10 +6,13 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from avssl.files.checked_json import Fields
+from avssl.files.plain_text import brief
 from avssl.shards.format import SampleInfo
 from avssl.shards.shard_set import Sample, ShardSet
 
@@ -75,3 +78,36 @@ class ShardSubset(ShardSet):
         if not 0 <= position < self.num_samples:
             raise IndexError(f"subset of {self.location}: there is no sample {position} of 0..{self.num_samples - 1}")
         return int(self.positions[position])
+
+
+def selected(shards: ShardSet, keys: str) -> ShardSet:
+    """The samples that a file of `avssl prep select` lists, {"index", "key"} a line; all of them if `keys` is "".
+
+    FileNotFoundError; ValueError names the line that does not fit, or that is of another shard folder.
+    """
+    if not keys:
+        return shards
+    path = Path(keys)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"data.shards: {keys}: no such file; make it with `avssl prep select {shards.location}`"
+        )
+    positions = []
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            fields = Fields.parse(line, f"{keys}, line {number}")
+            if "index" not in fields.record and "path" in fields.record:
+                raise ValueError(
+                    f"data.shards: {keys} lists files, not samples of {shards.location}; write it to shards with "
+                    "`avssl prep write`, or select from the shard folder"
+                )
+            position, key = fields.count("index"), fields.text("key")
+            if position >= shards.num_samples or shards.keys[position] != key:
+                raise ValueError(
+                    f"{keys}, line {number}: {shards.location} has no sample {position} with the key {brief(key)}; it "
+                    "is a selection from other shards: select again"
+                )
+            positions.append(position)
+    if not positions:
+        raise ValueError(f"data.shards: {keys} lists no samples; select more")
+    return ShardSubset(shards, positions)

@@ -91,16 +91,25 @@ def near_groups(hashes: Hashes, max_distance: int) -> list[Indices]:
         return []
     rows, row_of = np.unique(hashes[present], axis=0, return_inverse=True)
     parent = np.arange(len(rows))
+    for first, second in near_pairs(rows, max_distance):
+        _link(parent, first, second)
+    group_of = parent[row_of.reshape(-1)]
+    order = np.argsort(group_of, kind="stable")
+    starts = np.flatnonzero(np.diff(group_of[order])) + 1
+    return _largest_first([present[group] for group in np.split(order, starts) if len(group) > 1])
+
+
+def near_pairs(rows: Hashes, max_distance: int) -> Iterator[tuple[Indices, Indices]]:
+    """Pairs of rows (n, F) that are near as in `near_groups`, many at a time; some come more than once.
+
+    Each row must have a hash of its first image. Rows that are equal make a pair for each two of them.
+    """
     for first, second in candidates(rows[:, 0], max_distance):
         near = np.ones(len(first), dtype=bool)
         for column in rows.T:
             left, right = column[first], column[second]
             near &= (left == NO_HASH) | (right == NO_HASH) | (distances(left, right) <= max_distance)
-        _link(parent, first[near], second[near])
-    group_of = parent[row_of.reshape(-1)]
-    order = np.argsort(group_of, kind="stable")
-    starts = np.flatnonzero(np.diff(group_of[order])) + 1
-    return _largest_first([present[group] for group in np.split(order, starts) if len(group) > 1])
+        yield first[near], second[near]
 
 
 def _largest_first(groups: list[Indices]) -> list[Indices]:

@@ -66,7 +66,7 @@ class SplitRule:
         The draws below test_share are test, those above 1 - validation_share validation: a larger share keeps the
         test or validation groups that there are.
         """
-        draws = _mixed(groups + np.uint64((self.seed + 1) * _STEP % 2**64))
+        draws = mixed(groups + np.uint64((self.seed + 1) * _STEP % 2**64))
         parts = np.full(len(groups), TRAIN, np.int8)
         if self.validation_share:
             parts[draws > np.uint64((1 - self.validation_share) * MOST)] = VALIDATION
@@ -78,7 +78,7 @@ class SplitRule:
         return int(self.parts(np.array([group], np.uint64))[0])
 
 
-def _mixed(x: Hashes) -> Hashes:
+def mixed(x: Hashes) -> Hashes:
     """splitmix64's finalizer (Steele, Lea & Flood 2014): each bit of the input changes half of those of the output."""
     with np.errstate(over="ignore"):
         x = (x ^ (x >> np.uint64(30))) * _MIX[0]

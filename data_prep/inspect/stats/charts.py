@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.inspect.stats.tally import Histogram
-from data_prep.inspect.stats.text import shown
+from data_prep.inspect.stats.units import shown
 
 WIDTH, HEIGHT = 360, 170
 LEFT, RIGHT, TOP = 10, 10, 30
@@ -24,13 +24,18 @@ def grouped_bins(histogram: Histogram) -> tuple[NDArray[np.float64], NDArray[np.
     """(edges (n + 1,), counts (n,)) from the first to the last bin that is not empty. Equal numbers of neighboring bins
     are added up, so that there are at most MAX_BARS.
     """
+    starts, size = bar_starts(histogram)
+    counts = np.add.reduceat(histogram.counts[: starts[-1] + size], starts)
+    edges = histogram.quantity.edges
+    return edges[np.minimum(np.append(starts, starts[-1] + size), len(edges) - 1)], counts
+
+
+def bar_starts(histogram: Histogram) -> tuple[NDArray[np.int64], int]:
+    """(the first bin of each bar, (n,); the number of bins of a bar)."""
     filled = np.flatnonzero(histogram.counts)
     first, last = int(filled[0]), int(filled[-1])
     size = -(-(last - first + 1) // MAX_BARS)
-    starts = np.arange(first, last + 1, size)
-    counts = np.add.reduceat(histogram.counts[: last + 1], starts)
-    edges = histogram.quantity.edges
-    return edges[np.minimum(np.append(starts, starts[-1] + size), len(edges) - 1)], counts
+    return np.arange(first, last + 1, size), size
 
 
 def ticks(low: float, high: float, is_logarithmic: bool, target: int = 4) -> list[float]:
@@ -70,14 +75,14 @@ def histogram_chart(histogram: Histogram) -> str:
     taken = -math.inf
     for value in ticks(float(edges[0]), float(edges[-1]), quantity.is_logarithmic):
         text = shown(value, unit)
-        x, middle, half = across(value), *_inside(across(value), text)
+        x, middle, half = across(value), *label_place(across(value), text)
         if middle - half >= taken:
             taken = middle + half + 6
             parts.append(tag("line", x1=x, x2=x, y1=FLOOR, y2=FLOOR + 4, class_="axis"))
             parts.append(tag("text", escape(text), x=middle, y=FLOOR + 18, class_="tick"))
     x, text = across(histogram.quantile(0.5)), f"median {shown(histogram.quantile(0.5), unit)}"
     parts.append(tag("line", x1=x, x2=x, y1=TOP - 8, y2=FLOOR, class_="median"))
-    parts.append(tag("text", escape(text), x=_inside(x, text)[0], y=TOP - 13, class_="tick strong"))
+    parts.append(tag("text", escape(text), x=label_place(x, text)[0], y=TOP - 13, class_="tick strong"))
     span = f"{shown(histogram.least, unit)} to {shown(histogram.most, unit)}"
     label = f"{quantity.title}: {text}, {span}"
     svg = tag("svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=label)
@@ -110,7 +115,7 @@ def _figure(title: str, note: str, content: str) -> str:
     return tag("figure", caption, content, class_="panel")
 
 
-def _inside(x: float, text: str) -> tuple[float, float]:
+def label_place(x: float, text: str) -> tuple[float, float]:
     """(middle of a label at x, moved so that it stays within the chart; half of its width)."""
     half = len(text) * LETTER_PX / 2
     return min(max(x, half), WIDTH - half), half

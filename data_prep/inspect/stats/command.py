@@ -13,7 +13,8 @@ from avssl.shards.format import dump_json
 from data_prep.inspect.stats.collect import Stats, Thresholds, collect_stats
 from data_prep.inspect.stats.page import page
 from data_prep.inspect.stats.tally import FACTS, QUANTITIES
-from data_prep.inspect.stats.text import NUMBER_COLUMNS, count_of, limits_note, number_cells, totals
+from data_prep.inspect.stats.text import NUMBER_COLUMNS, limits_note, number_cells, totals
+from data_prep.inspect.stats.units import count_of
 
 PAGE_NAME = "stats.html"
 NUM_VALUES = 6  # of a fact or label that are printed

@@ -19,7 +19,8 @@ from data_prep.inspect.stats.charts import bar_list, histogram_chart
 from data_prep.inspect.stats.collect import Groups, Stats
 from data_prep.inspect.stats.samples import MAX_MEDIA_BYTES, media_of, outlier_note, outliers, sample_grid
 from data_prep.inspect.stats.tally import FACTS, QUANTITIES, Histogram
-from data_prep.inspect.stats.text import NUMBER_COLUMNS, count_of, limits_note, number_cells, shown, totals
+from data_prep.inspect.stats.text import NUMBER_COLUMNS, limits_note, number_cells, totals
+from data_prep.inspect.stats.units import count_of, shown
 from data_prep.measures.video import middle_frame
 
 NUM_GROUPS, NUM_MEMBERS = 8, 5  # groups of duplicates that are shown, and samples of each

@@ -11,7 +11,7 @@ from avssl.shards.shard_set import ShardSet
 from avssl.types import MediaError
 from data_prep.inspect.stats.collect import Stats
 from data_prep.inspect.stats.tally import NUM_EXTREMES, QUANTITIES, Histogram
-from data_prep.inspect.stats.text import shown
+from data_prep.inspect.stats.units import shown
 
 NUM_SAMPLES = 12
 MAX_MEDIA_BYTES = 6_000_000  # base64 text of what plays in the page

@@ -104,6 +104,15 @@ class Histogram:
         self.total += value
         self.least, self.most = min(self.least, value), max(self.most, value)
 
+    def add_all(self, values: NDArray[np.float64]) -> None:
+        """Count finite values (n,)."""
+        if len(values):
+            positions = np.searchsorted(self.quantity.edges, values, side="right") - 1
+            places = np.clip(positions, 0, self.quantity.num_bins - 1)
+            self.counts += np.bincount(places, minlength=self.quantity.num_bins)
+            self.total += float(values.sum())
+            self.least, self.most = min(self.least, float(values.min())), max(self.most, float(values.max()))
+
     def merge(self, other: Histogram) -> None:
         """Add the values of another histogram of the same quantity."""
         self.counts += other.counts
