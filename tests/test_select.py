@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -15,7 +18,7 @@ from data_prep.__main__ import main
 from data_prep.facts.table import read_tables
 from data_prep.measures.near_duplicates import distances
 from data_prep.select.duplicates import best_of_pairs
-from tests.conftest import run_python
+from tests.conftest import ROOT, run_python
 from tests.made_facts import lines_of, made_corpus, write_facts
 
 BASE = 0x0F0F_3C3C_5A5A_9696
@@ -231,3 +234,28 @@ def test_the_command_tells_what_is_left_out_and_by_which_part(tmp_path):
     assert (result["num_listed"], result["num_kept"], result["left_out_by_reason"]) == (8, 3, {"condition_false": 5})
     assert "(motion > .2): 3" in done.stderr
     assert "(brightness < 6): 2" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_killed_selection_starts_again_with_the_same_bytes(tmp_path):
+    """It is killed at several moments; what lies there then is whole or absent, and the record comes last."""
+    rows = [{"motion": (number * 37 % 101) / 100, "middle_hash": BASE + number % 900, "first_hash": BASE,
+             "channels": None} for number in range(60_000)]  # fmt: skip
+    manifest, facts = made_corpus(tmp_path / "once", rows)
+    command = [sys.executable, "-m", "data_prep", "select", str(manifest), "--facts", str(facts), "--where",
+               "motion > .1", "--dedup", "near", "--out", str(tmp_path / "once" / KEPT)]  # fmt: skip
+    began = time.monotonic()
+    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+    lasted = time.monotonic() - began
+    whole = {name: (tmp_path / "once" / name).read_bytes() for name in (KEPT, LEFT_OUT, HEADER)}
+    for share in (0.5, 0.7, 0.85, 0.95):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+        time.sleep(share * lasted)
+        process.kill()
+        process.wait()
+        for name, content in whole.items():
+            if (tmp_path / "once" / name).exists():
+                assert (tmp_path / "once" / name).read_bytes() == content
+    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+    assert {name: (tmp_path / "once" / name).read_bytes() for name in whole} == whole
+    assert {path.name for path in (tmp_path / "once").iterdir()} == {*whole, "corpus.jsonl", "facts.parquet"}

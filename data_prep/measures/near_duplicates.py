@@ -27,7 +27,7 @@ NUM_BITS = 64
 FLAT_LEVELS = 1.5  # of 255: below this standard deviation of a small image, its frequencies are noise
 NO_HASH = 0  # never the hash of an image: half of the bits of a hash are set
 MAX_DISTANCE = 15
-PAIRS_AT_ONCE = 1 << 20
+PAIRS_AT_ONCE = PLACES_AT_ONCE = 1 << 20
 
 # The 64 lowest frequencies (rows, columns) but the mean.
 FREQUENCIES = sorted(itertools.product(range(11), repeat=2), key=lambda pair: (sum(pair), pair))[1 : NUM_BITS + 1]
@@ -124,17 +124,16 @@ def candidates(hashes: Hashes, max_distance: int) -> Iterator[tuple[Indices, Ind
         chunks = (hashes >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
         order = np.argsort(chunks, kind="stable")
         chunks = chunks[order]
-        every = np.arange(len(chunks))
-        equal = _expand(every, every + 1, np.searchsorted(chunks, chunks, "right"))
-        yield from ((order[first], order[second]) for first, second in equal)
-        if max_distance == 0:
-            continue
-        for bit in range(high - low):
-            flip = np.uint64(1 << bit)
-            without = np.flatnonzero(chunks & flip == 0)  # of each pair, the position whose chunk lacks the bit
-            partner = chunks[without] | flip
-            begin, end = np.searchsorted(chunks, partner, "left"), np.searchsorted(chunks, partner, "right")
-            yield from ((order[first], order[second]) for first, second in _expand(without, begin, end))
+        for first_place in range(0, len(chunks), PLACES_AT_ONCE):
+            places = np.arange(first_place, min(first_place + PLACES_AT_ONCE, len(chunks)))
+            equal = _expand(places, places + 1, np.searchsorted(chunks, chunks[places], "right"))
+            yield from ((order[first], order[second]) for first, second in equal)
+            for bit in range(high - low if max_distance else 0):
+                flip = np.uint64(1 << bit)
+                without = places[chunks[places] & flip == 0]  # of each pair, the position whose chunk lacks the bit
+                partner = chunks[without] | flip
+                begin, end = np.searchsorted(chunks, partner, "left"), np.searchsorted(chunks, partner, "right")
+                yield from ((order[first], order[second]) for first, second in _expand(without, begin, end))
 
 
 def _expand(positions: Indices, begin: Indices, end: Indices) -> Iterator[tuple[Indices, Indices]]:
