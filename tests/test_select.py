@@ -205,6 +205,16 @@ def test_bad_options_are_one_line_and_nothing_is_written(tmp_path, capsys, optio
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.jsonl", "facts.parquet"]
 
 
+def test_a_mistake_in_the_condition_is_said_before_anything_is_decoded(tmp_path, capsys):
+    manifest, facts = made_corpus(tmp_path, [{}])
+    facts.unlink()
+    mistakes = {"motoin > 1": "did you mean motion", "av_cosine > .2": "no fact 'av_cosine' without --embeddings"}
+    for condition, says in mistakes.items():
+        assert main(["select", str(manifest), "--where", condition, "--out", str(tmp_path / KEPT)]) == 2
+        assert says in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus.jsonl"]
+
+
 def test_facts_of_another_corpus_and_damaged_ones_are_refused(tmp_path, capsys):
     manifest, facts = made_corpus(tmp_path, [{}, {}, {}])
     lines, content = manifest.read_bytes().splitlines(keepends=True), facts.read_bytes()

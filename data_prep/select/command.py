@@ -12,7 +12,8 @@ from avssl.files.location import is_remote
 from avssl.files.plain_text import emit, plain, say
 from avssl.processes.limits import default_num_workers
 from data_prep.select.corpus import Corpus, open_corpus
-from data_prep.select.facts_file import FactsFile
+from data_prep.select.expression import Condition
+from data_prep.select.facts_file import FactsFile, expected_columns
 from data_prep.select.outcome import LEFT_OUT_NAME, beside
 from data_prep.select.rule import DEDUP_ALLOWED, KEEP, Rule, dedup_options
 from data_prep.select.run import Selected, select
@@ -83,7 +84,10 @@ def run(arguments: argparse.Namespace) -> int:
     corpus = open_corpus(arguments.corpus)
     if out.resolve() == Path(arguments.corpus).resolve():
         raise ValueError(f"--out is {out}, the corpus itself; give another name")
-    facts = FactsFile(_computed_facts(arguments))
+    path = _facts_path(arguments)
+    if rule.where and not path.is_file():  # a mistake is said before hours of decoding
+        Condition(rule.where, expected_columns(with_embeddings=arguments.embeddings is not None))
+    facts = FactsFile(_computed_facts(arguments, path))
     if arguments.explain is not None:
         return _explain(arguments.explain, out, facts)
     semantic = partial(_leave_out_semantic, facts, arguments.embeddings, rule) if rule.cosines else None
@@ -102,16 +106,20 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _computed_facts(arguments: argparse.Namespace) -> Path:
+def _facts_path(arguments: argparse.Namespace) -> Path:
+    """Where the facts lie, or will lie."""
+    if arguments.facts is not None:
+        return Path(arguments.facts)
+    if is_remote(arguments.corpus):
+        raise ValueError(f"{arguments.corpus}: is remote; say with --facts where the table of its facts lies")
+    corpus = Path(arguments.corpus).absolute()
+    return corpus.with_name(f"{corpus.name.removesuffix('.jsonl')}.facts.parquet")
+
+
+def _computed_facts(arguments: argparse.Namespace, path: Path) -> Path:
     """The file of facts, in which what was missing is there now."""
     from data_prep.facts.run import make_facts
 
-    path = arguments.facts
-    if path is None:
-        if is_remote(arguments.corpus):
-            raise ValueError(f"{arguments.corpus}: is remote; say with --facts where the table of its facts lies")
-        corpus = Path(arguments.corpus).absolute()
-        path = corpus.with_name(f"{corpus.name.removesuffix('.jsonl')}.facts.parquet")
     made = make_facts(arguments.corpus, path, embeddings=arguments.embeddings, num_workers=arguments.workers)
     assert made is not None  # of all shares
     return made.path

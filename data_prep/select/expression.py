@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from avssl.files.checked_json import parse
 from avssl.files.plain_text import brief, plain
 from avssl.shards.format import dump_json
+from data_prep.facts.table import EMBEDDING_COLUMNS
 
 MAX_CHARACTERS, MAX_BRACKETS = 4096, 200  # thousands of brackets keep DuckDB's parser busy for half a minute
 TRUE, FALSE, UNKNOWN = 1, 0, -1
@@ -146,6 +147,8 @@ class Condition:
     def _unknown(self, name: str) -> ValueError:
         near = difflib.get_close_matches(name.lower(), self._columns, 3, 0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else "."
+        if name.lower() in EMBEDDING_COLUMNS:
+            hint = " without --embeddings, of which it is computed."
         return ValueError(
             f"--where {brief(self.text)}: there is no fact {brief(name)}{hint} The facts are {', '.join(self._columns)}"
             "; text stands between single quotes"

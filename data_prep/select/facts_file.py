@@ -11,7 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avssl.files.whole import sha256_file
-from data_prep.facts.table import COLUMNS, empty_table, read_metadata, read_tables
+from data_prep.facts.table import (
+    COLUMNS,
+    EMBEDDING_COLUMNS,
+    empty_table,
+    read_metadata,
+    read_tables,
+    table_of_rows,
+    with_columns,
+)
 
 HASHES = ("middle_hash", "first_hash", "image_hash", "sound_hash")  # of near duplicates
 
@@ -56,6 +64,12 @@ class FactsFile:
     def sha256(self) -> str:
         """Hex sha256 of the file."""
         return sha256_file(self.path)
+
+
+def expected_columns(*, with_embeddings: bool) -> Any:
+    """A pyarrow table with the columns that `avssl prep facts` writes and no rows."""
+    table = table_of_rows([])
+    return with_columns(table, {name: np.zeros(0, np.float32) for name in EMBEDDING_COLUMNS if with_embeddings})
 
 
 def numbers(block: Any, name: str) -> NDArray[np.float64]:
