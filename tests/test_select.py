@@ -221,7 +221,11 @@ def test_facts_of_another_corpus_and_damaged_ones_are_refused(tmp_path, capsys):
     other = tmp_path / "other.jsonl"
     other.write_bytes(b"".join(lines[::-1]))
     assert main(["select", str(other), "--facts", str(facts), "--out", str(tmp_path / KEPT)]) == 2
-    assert "holds facts of another corpus" in capsys.readouterr().err
+    assert "another corpus than" in capsys.readouterr().err
+    other.write_bytes(manifest.read_bytes().replace(b'"bytes": 100', b'"bytes": 999'))
+    assert main(["select", str(other), "--facts", str(facts), "--out", str(tmp_path / KEPT)]) == 2
+    assert "the corpus was changed, although its keys are the same" in capsys.readouterr().err
+    other.write_bytes(b"".join(lines[::-1]))
     table = read_tables(facts)
     write_facts(facts, other, next(table))  # that says of itself what is not so
     assert main(["select", str(other), "--facts", str(facts), "--out", str(tmp_path / KEPT)]) == 2

@@ -118,6 +118,8 @@ def _facts_path(arguments: argparse.Namespace) -> Path:
 
 def _computed_facts(arguments: argparse.Namespace, path: Path) -> Path:
     """The file of facts, in which what was missing is there now."""
+    if path.is_file() and arguments.embeddings is None:
+        return path  # whether it is of this corpus is seen when both are read
     from data_prep.facts.run import make_facts
 
     made = make_facts(arguments.corpus, path, embeddings=arguments.embeddings, num_workers=arguments.workers)

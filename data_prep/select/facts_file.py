@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avssl.files.checked_json import Fields
 from avssl.files.whole import sha256_file
 from data_prep.facts.table import (
     COLUMNS,
@@ -38,7 +39,7 @@ class FactsFile:
         self.path, self.source = path, read_metadata(path)
         self._empty = empty_table(path)
         self.columns: list[str] = list(self._empty.column_names)
-        self.num_rows = int(self.source["num_samples"])
+        self.num_rows = Fields(self.source, str(path)).count("num_samples")
         for name in COLUMNS:
             if name not in self.columns:
                 near = difflib.get_close_matches(name, self.columns, 3)

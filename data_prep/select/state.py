@@ -129,6 +129,8 @@ def read_facts(state: State, keys: Keys, corpus: Corpus, facts: FactsFile, rule:
             _apply(state, first, condition.values(block))
     if next(listed, None) is not None:
         raise _other_corpus(facts, corpus, f"it has {facts.num_rows:,} rows, and the corpus more")
+    if facts.source.get("corpus") != {"kind": corpus.kind, "sha256": corpus.sha256()}:
+        raise _other_corpus(facts, corpus, "the corpus was changed, although its keys are the same")
     return condition
 
 
