@@ -18,13 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.measures.near_duplicates import NO_HASH, distances, near_pairs
-from data_prep.select.rule import DUPLICATES, EXACT, NEAR
+from data_prep.select.rule import DUPLICATES, EXACT, NEAR, NEAR_BITS
 from data_prep.select.state import State
 from data_prep.split.rule import mixed
 from data_prep.split.scan import PairFiles
 
 Rows = NDArray[np.int64]
-MAX_BITS = 4  # of 64, in which the hashes of near duplicates may differ
 SAME_SHARE, SAME_SECONDS = 0.02, 0.25  # lengths that differ by less are the same
 ROWS_AT_A_TIME = 1 << 20
 
@@ -53,7 +52,7 @@ def leave_out_near(state: State) -> None:
     compared = np.stack([state.picture[rows], state.first[rows], state.sound[rows]], axis=1)
     seconds, kinds = state.seconds[rows], state.kinds[rows]
     with (state.folder / "near").open("w+b") as file:
-        for one, other in near_pairs(compared, MAX_BITS):
+        for one, other in near_pairs(compared, NEAR_BITS):
             same = (kinds[one] == kinds[other]) & _same_length(seconds[one], seconds[other])
             better, worse = np.minimum(one[same], other[same]), np.maximum(one[same], other[same])
             file.write((better.astype(np.uint64) << np.uint64(32) | worse.astype(np.uint64)).tobytes())

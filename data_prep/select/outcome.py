@@ -12,10 +12,9 @@ import numpy as np
 
 from avssl.shards.format import dump_json
 from data_prep.select.corpus import Corpus
-from data_prep.select.duplicates import MAX_BITS
 from data_prep.select.expression import Condition
 from data_prep.select.facts_file import FactsFile, texts
-from data_prep.select.rule import CONDITION_FALSE, CONDITION_UNKNOWN, DUPLICATES, NEAR, Rule
+from data_prep.select.rule import CONDITION_FALSE, CONDITION_UNKNOWN, DUPLICATES, NEAR, NEAR_BITS, Rule
 from data_prep.select.state import NONE, Keys, State
 
 FORMAT_NAME, SCHEMA_VERSION = "avssl-selection", 1
@@ -78,7 +77,7 @@ def record_of(
         "schema_version": SCHEMA_VERSION,
         "corpus": {"name": corpus.name, "kind": corpus.kind, "sha256": corpus.sha256()},
         "facts": {"sha256": facts.sha256(), "source": facts.source},
-        "rule": rule.to_json() | ({"near_bits": MAX_BITS} if rule.near else {}),
+        "rule": rule.to_json() | ({"near_bits": NEAR_BITS} if rule.near else {}),
         "num_listed": state.num_rows,
         "num_kept": num_kept,
         "num_left_out": counts.total(),

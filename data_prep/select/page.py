@@ -218,5 +218,6 @@ h2 code, figcaption code { font-size: .85em; overflow-wrap: anywhere; }
 .rule { padding: 12px 16px; margin: 0; }
 .rule div { display: grid; grid-template-columns: minmax(9em, 18em) 1fr; gap: 4px 16px; padding: 3px 0; }
 .rule dt { color: var(--muted); } .rule dd { margin: 0; overflow-wrap: anywhere; }
+@media (max-width: 560px) { .meaning { display: none; } }
 @media (max-width: 560px) { .rule div { grid-template-columns: 1fr; } th, td { padding: 6px 8px; } }
 """

@@ -15,6 +15,7 @@ EXACT, NEAR, SEMANTIC = "exact_duplicate", "near_duplicate", "semantic_duplicate
 CLASS_FULL, HOURS_FULL = "class_full", "hours_full"
 REASONS = (CONDITION_FALSE, CONDITION_UNKNOWN, EXACT, NEAR, SEMANTIC, CLASS_FULL, HOURS_FULL)
 DUPLICATES = (EXACT, NEAR, SEMANTIC)
+NEAR_BITS = 4  # of 64, in which the hashes of near duplicates may differ
 KEEP = ("longest", "highest-resolution", "first")  # of a group of duplicates
 MODALITIES = ("video", "audio", "image")
 DEDUP_ALLOWED = "exact, near, a cosine above 0 and below 1, or MODALITY=COSINE for any of video, audio and image"
