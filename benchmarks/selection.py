@@ -105,7 +105,7 @@ def make_corpus(folder: Path, clips: list[Clip], has_swaps: bool) -> dict[str, d
     sound_of = dict(zip(swapped, swapped[1:] + swapped[:1], strict=True))
     truth: dict[str, dict[str, str]] = {}
     for number, (frames, waveform) in enumerate(clips):
-        fault, key = faults.get(number, ""), f"clip_{number:05d}"
+        fault, name = faults.get(number, ""), f"clip_{number:05d}"
         if fault == "swapped":
             waveform = clips[sound_of[number]][1]  # noqa: PLW2901
         elif fault == "silent":
@@ -113,17 +113,17 @@ def make_corpus(folder: Path, clips: list[Clip], has_swaps: bool) -> dict[str, d
             waveform = noise.astype(np.float32)  # noqa: PLW2901
         elif fault == "still":
             frames = np.repeat(frames[:1], len(frames), axis=0)  # noqa: PLW2901
-        write_clip(folder / f"{key}.mp4", (frames, waveform))
-        truth[key] = {"fault": fault, "of": ""}
+        write_clip(folder / f"{name}.mp4", (frames, waveform))
+        truth[f"{name}_mp4"] = {"fault": fault, "of": ""}  # the key that `index` gives it
     whole, begin = order[len(faults) :].tolist(), 0
     for fault, share in COPIES.items():
         for number in whole[begin : begin + round(share * len(clips))]:
-            key = f"copy_{number:05d}"
-            truth[key] = {"fault": fault, "of": f"clip_{number:05d}"}
+            name = f"copy_{number:05d}"
+            truth[f"{name}_mp4"] = {"fault": fault, "of": f"clip_{number:05d}_mp4"}
             if fault == "exact":
-                shutil.copy(folder / f"clip_{number:05d}.mp4", folder / f"{key}.mp4")
+                shutil.copy(folder / f"clip_{number:05d}.mp4", folder / f"{name}.mp4")
             else:
-                write_clip(folder / f"{key}.mp4", copied(clips[number], CROPS[fault]), 10, 16_000, 32)
+                write_clip(folder / f"{name}.mp4", copied(clips[number], CROPS[fault]), 10, 16_000, 32)
         begin += round(share * len(clips))
     return truth
 
