@@ -51,7 +51,8 @@ MAY_IMPORT = {
     "checkpoint public_models embedding eval",
     "avssl/pages": "types media",
     "avssl/report": "types files pages ops config embedding eval train",
-    "avssl/exchange": "types files plugins shards transforms models losses data config checkpoint embedding",
+    "avssl/exchange": "types files processes plugins media shards transforms models losses data config checkpoint "
+    "embedding",
     "avssl/recipe_files": "",
     "avssl/calls": "processes config checkpoint eval train recipe_files",
     "avssl": "version files plugins checkpoint embedding prepared calls",
