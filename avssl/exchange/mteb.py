@@ -74,7 +74,7 @@ class MtebModel:
                 f"revision is {brief(revision)}; the weights of {model_name} are {self.embedder.weights_hash}"
             )
         self.vectors, self._num_workers = vectors, num_workers
-        self._grid = {"window_seconds": window_seconds, "stride_seconds": stride_seconds}
+        self._grid: dict[str, Any] = {"window_seconds": window_seconds, "stride_seconds": stride_seconds}
         names = self.embedder.modalities
         texts = ["text"] if vectors == "embedding" and self.embedder.text_modalities() else []
         dims = sorted({pair[vectors == "embedding"] for pair in self.embedder.dims(names).values()})
@@ -174,7 +174,8 @@ class MtebModel:
             return rows[names[0]]
         if self._is_one_space({name.removeprefix("text of ") for name in names}):
             mean = np.mean(np.stack(list(rows.values())), axis=0, dtype=np.float64)
-            return (mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+            unit: Rows = (mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+            return unit
         return np.concatenate(list(rows.values()), axis=1)
 
     def _is_one_space(self, names: set[str]) -> bool:
