@@ -7,7 +7,6 @@ range of bytes. The only user of pyarrow among the lists, but for records.py.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from avssl.files.checked_json import parse
 from avssl.files.damaged_files import value_errors_naming
 from avssl.files.location import Location, is_remote, local_path, redacted
 from avssl.shards.places import Cell, Range, Within
@@ -99,9 +99,11 @@ def _opened(location: Location) -> Iterator[_Parquet | _Arrow]:
 
 def _columns(schema: Any) -> list[Column]:
     text = (schema.metadata or {}).get(b"huggingface", b"{}")
-    info = json.loads(text)
-    features = info.get("info", {}).get("features", {}) if isinstance(info, dict) else {}
-    return [_column(field, features.get(field.name) if isinstance(features, dict) else None) for field in schema]
+    features: Any = parse(text, "its metadata 'huggingface'")
+    for name in ("info", "features"):
+        features = features.get(name) if isinstance(features, dict) else None
+    known = features if isinstance(features, dict) else {}
+    return [_column(field, known.get(field.name)) for field in schema]
 
 
 def _column(field: Any, feature: Any) -> Column:
