@@ -82,6 +82,7 @@ def test_media_that_were_moved_are_linked_where_they_are_now(tmp_path):
     assert next(source.groups()).media[-1].startswith("s3://bucket/")
 
 
+@pytest.mark.slow
 def test_rows_of_shards_are_linked_to_the_tar_that_holds_them(shards, tmp_path, capsys):
     from avssl.shards.shard_set import ShardSet
 
@@ -101,7 +102,7 @@ def test_rows_of_shards_are_linked_to_the_tar_that_holds_them(shards, tmp_path, 
     assert "rows have no link to media" in capsys.readouterr().err
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["csv", "numpy"])
 def test_two_exports_give_the_same_bytes(target, tmp_path):
     make_embeddings(tmp_path / "rows")

@@ -110,6 +110,7 @@ def test_a_part_of_a_file_is_measured_alone(tmp_path):
     assert second["sound_hash"] is not None
 
 
+@pytest.mark.slow
 def test_facts_of_a_shard_folder_are_what_stats_measures_of_its_samples(shards, image_shards, tmp_path):
     folder = shards["test"]
     make_facts(str(folder), tmp_path / "facts.parquet")
@@ -133,6 +134,7 @@ def test_facts_of_a_shard_folder_are_what_stats_measures_of_its_samples(shards, 
         assert (row["brightness"] > 0.5) == (json.loads(row["labels"])["label"] == ["light"])
 
 
+@pytest.mark.slow
 def test_shares_give_the_bytes_of_one_process_and_what_is_done_is_not_measured_again(
     manifest, table, tmp_path, monkeypatch
 ):

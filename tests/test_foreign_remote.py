@@ -50,6 +50,7 @@ def same_but_for_paths(far, near):
     ]
 
 
+@pytest.mark.slow
 def test_members_of_a_tar_on_a_web_server_are_fetched_by_range_and_nothing_else(local, tmp_path):
     with web_server() as web:
         web.files["x.tar"] = (local / "tar" / "x.tar").read_bytes()

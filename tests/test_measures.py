@@ -108,6 +108,7 @@ def bits(first, second):
     return int(distances(np.array([first], np.uint64), np.array([second], np.uint64))[0])
 
 
+@pytest.mark.slow
 def test_a_sound_at_another_rate_and_loudness_keeps_its_hash_and_others_have_another():
     hashes = [sound_hash(chirps(seed)) for seed in range(6)]
     for seed in range(3):

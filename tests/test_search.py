@@ -176,6 +176,7 @@ def test_audio_finds_videos(videos, tmp_path, capsys):
         search_recipe.main(given)
 
 
+@pytest.mark.slow
 def test_the_command_line_answers_from_a_lance_table_as_from_the_folder(videos, tmp_path, capsys):
     folder, out = videos
     table = tmp_path / "videos.lance"
