@@ -121,7 +121,7 @@ def prepare(folder: Path) -> dict[str, Path]:
         index = [*run, "index", str(source), "--out", manifest, "--labels", str(source / "labels.csv")]
         learning.run_command(index, folder / f"index_{split}.log")
         learning.run_command(
-            [*run, "write", manifest, "--out", str(path), *SHARD_OPTIONS], folder / f"write_{split}.log"
+            [*run, "write", manifest, "--out", str(path), *SHARD_OPTIONS.split()], folder / f"write_{split}.log"
         )
     return shards
 

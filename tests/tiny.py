@@ -70,10 +70,13 @@ def cases():
 SHARING_OPTIONS = [
     ("avid", {"variant": "joint", "shard_banks": True}),
     ("avid", {"variant": "self"}),
+    ("avid", {"in_batch_steps": 2, "num_negatives_same_clip": 2}),
+    ("simclr", {"num_negatives_same_clip": 2}),
     ("avid_cma", {"shard_banks": True}),
     ("npid", {"shard_banks": True}),
     ("pirl", {"shard_banks": True}),
     ("moco", {"shuffle_groups": 6}),
+    ("moco", {"num_negatives_same_clip": 2}),
     ("sela", {"swap_labels": True}),
     ("swav", {"projector_final_batch_norm": True, "queue_size": 0}),
 ]

@@ -25,7 +25,13 @@ from avssl.transforms.config import (
 from avssl.transforms.jigsaw import NUM_TILES
 from avssl.transforms.own import apply_augment
 from avssl.transforms.raw_view import RawView, raw_audio, raw_image
-from avssl.transforms.time_sampling import center_clip_times, frame_times_seconds, random_clip_times, snap_to_frames
+from avssl.transforms.time_sampling import (
+    center_clip_times,
+    frame_times_seconds,
+    other_audio_start,
+    random_clip_times,
+    snap_to_frames,
+)
 from avssl.types import Clip, MediaError, Span, View
 
 
@@ -65,6 +71,24 @@ def read_clip(
     if sample.audio is not None and audio_span is not None and audio_start is not None:
         audio = decode_audio_clip(sample.audio, audio_start, config.audio, audio_span, key)
     return Clip(index, key, video, audio, video_start or 0.0, audio_start or 0.0, image)
+
+
+def read_other_moment(sample: Sample, config: ViewsConfig, pair: Clip, generator: np.random.Generator) -> Clip:
+    """Audio of a sample that shares no second with the frames of `pair`, a clip of the same sample.
+
+    Raises MediaError("too_short") for audio with less than twice the audio clip's and once the video clip's length.
+    """
+    key, lengths, (_, audio) = sample.info.key, clip_lengths(config), spans(sample)
+    start = None if audio is None else other_audio_start(pair.video_start_seconds, audio, lengths, generator)
+    if start is None or audio is None or sample.audio is None:
+        raise MediaError(
+            "too_short",
+            f"sample {key} has no other moment: loss.num_negatives_same_clip needs "
+            f"{2 * lengths.audio_seconds + lengths.video_seconds:g} s of audio, twice the audio clip and once the "
+            "video clip; shorten views.audio.seconds or leave short samples out when writing shards (--min-duration-seconds)",
+        )
+    waveform = decode_audio_clip(sample.audio, start, config.audio, audio, key)
+    return Clip(pair.index, key, None, waveform, 0.0, start)
 
 
 def read_background(shards: ShardSet, index: int, config: ViewsConfig, generator: np.random.Generator) -> torch.Tensor:
@@ -110,12 +134,17 @@ def raw_views(
     by_clip: dict[int, list[View]] = {}
     for view in views:
         by_clip.setdefault(view.clip if epoch >= 0 and view.modality != "image" else 0, []).append(view)
-    result = {}
+    result: dict[str, RawView] = {}
+    pair: Clip | None = None
     for number, group in by_clip.items():
         # Clip 0 is drawn as if there were no other clip.
         clip_seed = (seed, epoch, index) if number == 0 else (seed, epoch, index, number)
         generator = None if epoch < 0 else np.random.default_rng(clip_seed)
-        clip = read_clip(sample, config, {view.modality for view in group}, generator)
+        if generator is not None and pair is not None and group[0].other_moment:
+            clip = read_other_moment(sample, config, pair, generator)
+        else:
+            clip = read_clip(sample, config, {view.modality for view in group}, generator)
+        pair = clip if number == 0 else pair
         for view in group:
             generator = None
             if epoch >= 0 and view.augment != "test":

@@ -12,6 +12,11 @@ m_i <- normalize(momentum m_i + (1 - momentum) z_i). The partition constant is t
 batch's video -> audio (self: video -> video) negatives of all ranks; then it is frozen and shared by all directions.
 
 The paper adds the directions, the authors' code averages them. This follows the code.
+
+Two options are not in the paper. In the first `in_batch_steps` optimizer steps the pairs of a batch are compared with
+each other (the two-way cross-entropy of simclr.py) while the banks are filled: on a small corpus NCE against banks of
+noise stands still at first. With `num_negatives_same_clip` the loss has one more term, the cross-entropy of the frames'
+own audio among other moments of the same clip (moments.py). Banks hold no moments: a row is the mean of all.
 """
 
 from __future__ import annotations
@@ -23,10 +28,12 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from avssl.distributed import gather
+from avssl.distributed import gather, gather_with_grad
 from avssl.losses.base import Loss
 from avssl.losses.configs import AVIDConfig
+from avssl.losses.moments import MOMENTS, moment_cross_entropy, moment_views, split_moments, with_moments
 from avssl.losses.registry import register
+from avssl.losses.simclr import two_way_cross_entropy
 from avssl.models.heads import mlp
 from avssl.ops.nce import bank_nce, initial_partition
 from avssl.ops.sampling import draw_negatives
@@ -60,6 +67,11 @@ class AVID(Loss):
     def __init__(self, config: AVIDConfig, encoders: Mapping[str, nn.Module], num_samples: int) -> None:
         super().__init__(config, encoders, num_samples)
         self.config: AVIDConfig = config
+        if config.in_batch_steps and config.variant == "self":
+            raise ValueError(
+                f"loss.in_batch_steps is {config.in_batch_steps}: it compares video with audio, which "
+                "loss.variant=self does not; set it to 0, or the variant to cross or joint"
+            )
         for modality in encoders:
             dims = (self.feature_dim(modality), *config.projector_hidden_dims, config.embedding_dim)
             self.projectors[modality] = mlp(dims, final_batch_norm=config.projector_final_batch_norm)
@@ -74,18 +86,45 @@ class AVID(Loss):
         self.register_buffer("partition", initial_partition())
 
     @classmethod
-    def views(cls, config: LossConfig) -> tuple[View, ...]:  # noqa: ARG003  (the contract)
-        """One clip of each modality; AVID needs no second augmented view."""
-        return (View("video", "video"), View("audio", "audio"))
+    def views(cls, config: LossConfig) -> tuple[View, ...]:
+        """One clip of each modality, and other moments of the audio; AVID needs no second augmented view."""
+        num_moments = cast("AVIDConfig", config).num_negatives_same_clip
+        return (View("video", "video"), View("audio", "audio"), *moment_views(num_moments, ("video", "audio")))
 
     def forward(self, views: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Unit embeddings {"video": (B, D), "audio": (B, D)}."""
-        return {
-            name: normalize(self.projectors[name](self.encoders[name](view)).float(), dim=1)
-            for name, view in views.items()
-        }
+        """Unit embeddings {"video": (B, D), "audio": (B, D)}, and "other_moments" (B, n, D) of the audio."""
+        num_moments = self.config.num_negatives_same_clip
+        outputs = {}
+        for name in self.encoders:
+            if name == "audio" and num_moments and name in views:
+                rows = self.unit_rows(name, with_moments(views, name))
+                outputs[name], outputs[MOMENTS] = split_moments(rows, num_moments)
+            elif name in views:
+                outputs[name] = self.unit_rows(name, views[name])
+        return outputs
+
+    def unit_rows(self, modality: str, view: torch.Tensor) -> torch.Tensor:
+        """Encoder and projector of a modality: (B, ...) -> unit rows (B, D)."""
+        return normalize(self.projectors[modality](self.encoders[modality](view)).float(), dim=1)
 
     def loss(self, outputs: dict[str, torch.Tensor], index: torch.Tensor, progress: Progress) -> LossOutput:
+        """NCE against the banks, or in the first `in_batch_steps` within the batch; and other moments of a clip."""
+        if progress.step >= self.config.in_batch_steps:
+            result = self.bank_loss(outputs, index, progress)
+        else:
+            if progress.batch == 0:
+                self.bank_loss(outputs, index, progress)  # measures the partition constant
+            total = two_way_cross_entropy(
+                gather_with_grad(outputs["video"]), gather_with_grad(outputs["audio"]), self.config.temperature
+            )
+            result = LossOutput(total, {"in_batch": total.detach()})
+        if MOMENTS not in outputs:
+            return result
+        pair = (outputs["video"], outputs["audio"])
+        moments = moment_cross_entropy(*pair, outputs[MOMENTS], self.config.temperature)
+        return LossOutput(result.total + moments, result.terms | {"same_clip": moments.detach()})
+
+    def bank_loss(self, outputs: dict[str, torch.Tensor], index: torch.Tensor, progress: Progress) -> LossOutput:
         """Mean over this rank's anchors; rows are independent, so DDP's mean gives the global batch's gradient."""
         positives = self.compared_rows(index)[:, None]
         negatives = self.draw_negatives(positives, progress)

@@ -108,7 +108,7 @@ class AVIDCMA(AVID):
                 positives = positive_set(video.rows, audio.rows, config.num_positives, config.agreement)
             self.positives.copy_(positives)
 
-    def loss(self, outputs: dict[str, torch.Tensor], index: torch.Tensor, progress: Progress) -> LossOutput:
+    def bank_loss(self, outputs: dict[str, torch.Tensor], index: torch.Tensor, progress: Progress) -> LossOutput:
         """Weighted mean of the active groups of terms; see the module's text."""
         index = self.compared_rows(index)
         instance, positives = index[:, None], self.positives[index]

@@ -12,7 +12,8 @@ computed; otherwise each would be its own negative.
 Two views of one modality are treated asymmetrically, as published: the first is the query, the second the key. Across
 modalities the loss is the mean of both directions, video queries with audio keys and the other way round, with a
 teacher and a queue for each modality. v1 has a linear projector and T = 0.07; v2 has `projector_hidden_dims=[2048]`,
-T = 0.2 and more augmentation.
+T = 0.2 and more augmentation. With `num_negatives_same_clip` keys of other moments of the same clip are negatives of
+the video queries (moments.py); they do not enter the queue. The papers have no such negatives.
 
 Shuffled batch norm. If query and key share the statistics of a batch norm, these reveal which key belongs to the
 query's batch. So the batch of all processes is divided into `shuffle_groups` groups with statistics of their own:
@@ -32,15 +33,22 @@ from torch.nn.functional import cross_entropy, normalize
 from avssl.distributed import gather, rank, world_size
 from avssl.losses.base import Outputs, PairLoss
 from avssl.losses.configs import MoCoConfig
+from avssl.losses.moments import MOMENTS, moment_scores, moment_views, split_moments, with_moments
 from avssl.losses.registry import register
 from avssl.models.heads import mlp
 from avssl.ops.memory import Queue
 from avssl.ops.sampling import generator_for
 from avssl.ops.teacher import check_momentum, frozen_copy
-from avssl.types import LossConfig, LossOutput, Progress, TooFewSamplesError
+from avssl.types import LossConfig, LossOutput, Progress, TooFewSamplesError, View
 
 
-def info_nce(queries: torch.Tensor, keys: torch.Tensor, queue: torch.Tensor, temperature: float) -> torch.Tensor:
+def info_nce(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    queue: torch.Tensor,
+    temperature: float,
+    moments: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Cross-entropy of each query's key against the queue, eq. 1: the mean over the B queries.
 
     Args:
@@ -48,6 +56,7 @@ def info_nce(queries: torch.Tensor, keys: torch.Tensor, queue: torch.Tensor, tem
         keys: (B, D), row by row of the same samples; likewise; detached here.
         queue: (K, D) negatives of every query; likewise; detached here.
         temperature: > 0.
+        moments: (B, n, D), further negatives of each query: keys of other moments of its own clip; likewise.
 
     Returns a float32 scalar; finite also where cosines are 1 and the temperature is small.
 
@@ -58,6 +67,8 @@ def info_nce(queries: torch.Tensor, keys: torch.Tensor, queue: torch.Tensor, tem
     queries, keys, queue = (normalize(x.float(), dim=1) for x in (queries, keys.detach(), queue.detach()))
     positive = (queries * keys).sum(dim=1, keepdim=True)
     logits = torch.cat([positive, queries @ queue.T], dim=1) / temperature
+    if moments is not None:
+        logits = torch.cat([logits, moment_scores(queries, moments.detach(), temperature)], dim=1)
     return cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
 
 
@@ -125,20 +136,38 @@ class MoCo(PairLoss):
                 "shuffling (then set sync_batch_norm=true)"
             )
 
+    @classmethod
+    def views(cls, config: LossConfig) -> tuple[View, ...]:
+        """As in the base class, and other moments of the audio."""
+        config = cast("MoCoConfig", config)
+        pair = super().views(config)
+        return (*pair, *moment_views(config.num_negatives_same_clip, config.modalities, pair[-1].augment))
+
     @property
     def key_of(self) -> dict[str, str]:
         """{query view: its key view}: from first to second; across modalities in both directions."""
         return {"first": "second", "second": "first"} if self.is_cross_modal else {"first": "second"}
 
     def forward(self, views: dict[str, torch.Tensor]) -> Outputs:
-        """Queries {"first": (B, D)} and keys {"second_key": (B, D)}; across modalities both for each view."""
+        """Queries {"first": (B, D)} and keys {"second_key": (B, D)}; across modalities both for each view.
+
+        Also {"other_moments": (B, n, D)}, keys of other moments of the second view's clip.
+        """
         outputs: Outputs = {}
         for query, key in self.key_of.items():
             if query in views:
                 outputs[query] = self.in_groups(self.student(self.modality_of[query]), views[query])
             if key in views:
-                outputs[f"{key}_key"] = self.teach(self.modality_of[key], views[key])
+                outputs |= self.keys_of(key, views)
         return outputs
+
+    def keys_of(self, name: str, views: dict[str, torch.Tensor]) -> Outputs:
+        """The teacher's keys of a view, and of other moments if the view has any."""
+        num_moments, modality = self.config.num_negatives_same_clip, self.modality_of[name]
+        if not num_moments or name == "first":
+            return {f"{name}_key": self.teach(modality, views[name])}
+        keys, moments = split_moments(self.teach(modality, with_moments(views, name)), num_moments)
+        return {f"{name}_key": keys, MOMENTS: moments}
 
     @property
     def shuffles(self) -> bool:
@@ -169,8 +198,9 @@ class MoCo(PairLoss):
         """Mean over this rank's queries, which are independent, and over the directions."""
         losses = {}
         for query, key in self.key_of.items():
-            negatives, temperature = self.queue(self.modality_of[key]).rows, self.config.temperature
-            losses[f"{query}_to_{key}"] = info_nce(outputs[query], outputs[f"{key}_key"], negatives, temperature)
+            queue, moments = self.queue(self.modality_of[key]).rows, outputs.get(MOMENTS) if query == "first" else None
+            keys = outputs[f"{key}_key"]
+            losses[f"{query}_to_{key}"] = info_nce(outputs[query], keys, queue, self.config.temperature, moments)
         total = torch.stack(list(losses.values())).mean()
         return LossOutput(total, {name: loss.detach() for name, loss in losses.items()})
 

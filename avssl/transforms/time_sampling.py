@@ -57,6 +57,26 @@ def random_clip_times(
     return ClipTimes(_clamp(high, *_starts(video, lengths.video_seconds)), audio_start)
 
 
+def other_audio_start(
+    video_start_seconds: float, audio: Span, lengths: ClipLengths, generator: np.random.Generator
+) -> float | None:
+    """Start of an audio clip that shares no second with a video clip of the same sample; always draws one number.
+
+    Uniform over the places in the audio before the video clip and after it. None if the audio is shorter than two audio
+    clips and a video clip, so that some video clips have no such place.
+    """
+    draw = float(generator.random())
+    _check(None, audio)
+    video_seconds, audio_seconds = lengths.video_seconds, lengths.audio_seconds
+    if audio.end_seconds - audio.start_seconds < 2 * audio_seconds + video_seconds - TIME_TOLERANCE_SECONDS:
+        return None
+    last = audio.end_seconds - audio_seconds
+    before = max(0.0, video_start_seconds - audio_seconds - audio.start_seconds)  # the length of the places before it
+    first_after = max(video_start_seconds + video_seconds, audio.start_seconds)
+    place = draw * (before + max(0.0, last - first_after))
+    return audio.start_seconds + place if place < before else min(first_after + place - before, last)
+
+
 def uniform_clip_times(video: Span | None, audio: Span | None, lengths: ClipLengths, num_clips: int) -> list[ClipTimes]:
     """Evenly spaced clips for deterministic evaluation. The first one begins and the last one ends with the media.
 

@@ -8,12 +8,13 @@ def unit(x):
     return x / np.sqrt((x**2).sum(axis=-1, keepdims=True))
 
 
-def info_nce(queries, keys, queue, temperature):
-    """Eq. 1, averaged over the queries."""
+def info_nce(queries, keys, queue, temperature, moments=None):
+    """Eq. 1, averaged over the queries; query i also has the negatives `moments[i]`."""
     total = 0.0
-    for q, k in zip(unit(queries), unit(keys), strict=True):
+    for i, (q, k) in enumerate(zip(unit(queries), unit(keys), strict=True)):
         own = np.exp(q @ k / temperature)
-        others = sum(np.exp(q @ row / temperature) for row in unit(queue))
+        negatives = [*unit(queue), *(() if moments is None else unit(moments[i]))]
+        others = sum(np.exp(q @ row / temperature) for row in negatives)
         total -= np.log(own / (own + others))
     return total / len(queries)
 
