@@ -85,7 +85,8 @@ def read_other_moment(sample: Sample, config: ViewsConfig, pair: Clip, generator
             "too_short",
             f"sample {key} has no other moment: loss.num_negatives_same_clip needs "
             f"{2 * lengths.audio_seconds + lengths.video_seconds:g} s of audio, twice the audio clip and once the "
-            "video clip; shorten views.audio.seconds or leave short samples out when writing shards (--min-duration-seconds)",
+            "video clip; shorten views.audio.seconds, or leave short samples out by `avssl prep write "
+            "--min-duration-seconds`",
         )
     waveform = decode_audio_clip(sample.audio, start, config.audio, audio, key)
     return Clip(pair.index, key, None, waveform, 0.0, start)

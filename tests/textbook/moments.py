@@ -6,7 +6,7 @@ from tests.textbook.simclr import unit
 
 
 def moment_cross_entropy(video, audio, moments, temperature):
-    """Row i of `video` (B, D) with row i of `audio` (B, D) and the rows of moments[i] (n, D); the mean over the rows."""
+    """Row i of `video` (B, D) with row i of `audio` (B, D) and the rows of moments[i] (n, D): the mean over rows."""
     total = 0.0
     for v, a, others in zip(unit(video), unit(audio), moments, strict=True):
         own = np.exp(v @ a / temperature)
