@@ -143,8 +143,8 @@ def check_views(views: Iterable[View], config: ViewsConfig) -> None:
     if any(view.other_moment for view in views) and config.max_offset_seconds:
         raise ValueError(
             f"views.max_offset_seconds is {config.max_offset_seconds:g}; with loss.num_negatives_same_clip the "
-            "frames of a pair must lie within its audio: set views.max_offset_seconds=0, and views.audio.seconds to the "
-            "length of the video clip, so that they are in sync"
+            "frames of a pair must lie within its audio: set views.max_offset_seconds=0, and views.audio.seconds to "
+            "the length of the video clip, so that they are in sync"
         )
     for view in views:
         if view.augment in config.augments and view.augment in AUGMENTS:
