@@ -69,15 +69,24 @@ def evaluate(name: str) -> dict[str, Any]:
     return result
 
 
+def cell(evaluation: dict[str, Any], weights: str, name: str) -> str:
+    """A metric of trained or untrained weights with the ends of its interval, or "-"."""
+    value = evaluation["results"][weights].get(name)
+    if value is None:
+        return "-"
+    low, high = evaluation["intervals"]["values"][weights][name]
+    digits = 1 if name.endswith("median_rank") else 3
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
 def table(evaluations: dict[str, dict[str, Any]]) -> str:
-    """A table with a line per metric: samples, chance, untrained weights, then every run."""
+    """A table with a line per metric: samples, chance, untrained weights, then every run, with 95 % intervals."""
     first = evaluations["avid"]
     rows = [["", "samples", "chance", "untrained", *RUNS]]
     for name, chance in first["chance"].items():
-        untrained = first["results"]["untrained"].get(name)
-        values = [chance, untrained, *(evaluations[run]["results"]["trained"].get(name) for run in RUNS)]
         counted = str(first["intervals"]["num_rows"][name])
-        rows.append([name, counted, *("-" if value is None else f"{value:.3f}" for value in values)])
+        cells = [cell(first, "untrained", name), *(cell(evaluations[run], "trained", name) for run in RUNS)]
+        rows.append([name, counted, f"{chance:.3f}", *cells])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:

@@ -1,0 +1,128 @@
+"""What shortens the plateau of AVID on small corpora: steps until it takes off, and what is known at equal steps.
+
+    python benchmarks/taking_off.py [--corpora shapes,garments] [--variants plain,in_batch] [--seeds 3] [--out FOLDER]
+
+The networks and settings of `make demo` on three corpora that differ (benchmarks/audiovisual_corpora.py). A run takes
+off at the first look at which the kNN of video features is 1.5 times that of the untrained networks; of films, whose
+untrained kNN is too high for this, at which the median rank of test pairs is at most half of chance. Every look is a
+line of FOLDER/looks.jsonl; a finished run is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import learning
+from benchmarks.audiovisual_corpora import NAMES, prepare
+from benchmarks.claims import ROOT, machine
+from benchmarks.small_runs import Corpus, SmallRun
+
+RECIPE = str(ROOT / "recipes/configs/demo_avid.yaml")
+PLAIN = ["loss.in_batch_steps=0"]
+VARIANTS: dict[str, list[str]] = {
+    "plain": PLAIN,
+    "in_batch": ["loss.in_batch_steps=300"],
+}
+TIMES_UNTRAINED, OF_CHANCE = 1.5, 0.5
+METRICS = ("video_knn", "audio_knn", "median_rank")
+Look = dict[str, Any]
+
+
+def looks_of(path: Path) -> list[Look]:
+    """All looks that were stored."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def one_run(corpus: Corpus, variant: str, seed: int, steps: int, every: int, path: Path) -> None:
+    """Train once, and add its looks to the file when it has ended."""
+    arguments = [RECIPE, f"steps={steps}", f"seed={seed}", f"loss.seed={seed}", *VARIANTS[variant]]
+    which = {"corpus": corpus.name, "variant": variant, "seed": seed, "steps": steps}
+    lines = []
+    for look in SmallRun(corpus, arguments).train(every):
+        lines.append(json.dumps({**which, **look}) + "\n")
+        print(lines[-1], end="", flush=True)
+    with path.open("a") as file:
+        file.writelines(lines)
+
+
+def took_off(looks: Sequence[Look], num_pairs: int) -> float:
+    """The step of the first look after take-off; infinity if there is none."""
+    untrained, chance = looks[0]["video_knn"], (num_pairs + 1) / 2
+    for look in looks[1:]:
+        if looks[0]["corpus"] == "films":
+            is_off = look["median_rank"] <= OF_CHANCE * chance
+        else:
+            is_off = look["video_knn"] >= TIMES_UNTRAINED * untrained
+        if is_off:
+            return float(look["step"])
+    return float("inf")
+
+
+def interval(values: Sequence[float]) -> str:
+    """Mean and the half width of its 95 % interval over seeds (Student's t)."""
+    array = np.array(values, float)
+    if len(array) < 2 or not np.isfinite(array).all():
+        return "/".join(f"{value:.3g}" for value in values)
+    half = stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / len(array) ** 0.5
+    return f"{array.mean():.3g} ± {half:.2g}"
+
+
+def report(looks: Sequence[Look], num_pairs: dict[str, int]) -> str:
+    """A line per corpus and variant: steps to take-off of each seed, metrics at the end, differences from plain."""
+    rows = [["corpus", "variant", "steps to take-off, by seed", *METRICS, *(f"{name} - plain" for name in METRICS)]]
+    for corpus in dict.fromkeys(look["corpus"] for look in looks):
+        ends: dict[str, dict[int, Look]] = {}
+        for variant in dict.fromkeys(look["variant"] for look in looks if look["corpus"] == corpus):
+            runs: dict[int, list[Look]] = {}
+            for look in looks:
+                if (look["corpus"], look["variant"]) == (corpus, variant):
+                    runs.setdefault(look["seed"], []).append(look)
+            ends[variant] = {seed: run[-1] for seed, run in runs.items()}
+            off = "/".join(f"{took_off(runs[seed], num_pairs[corpus]):g}" for seed in sorted(runs))
+            values = [interval([ends[variant][seed][name] for seed in sorted(runs)]) for name in METRICS]
+            paired = sorted(set(runs) & set(ends.get("plain", {})))
+            differences = [
+                interval([ends[variant][seed][name] - ends["plain"][seed][name] for seed in paired]) if paired else ""
+                for name in METRICS
+            ]
+            rows.append([corpus, variant, off, *values, *differences])
+    return learning.markdown(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpora", default=",".join(NAMES), help="comma-separated names")
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="comma-separated names")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--every", type=int, default=50, help="steps from one look to the next")
+    parser.add_argument("--out", type=Path, default=Path(".cache/taking_off"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    folder = arguments.out.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "looks.jsonl"
+    corpora = {name: Corpus(name, prepare(name, folder / "corpora")) for name in arguments.corpora.split(",")}
+    for seed in range(arguments.seeds):
+        for name, corpus in corpora.items():
+            for variant in arguments.variants.split(","):
+                which = (name, variant, seed, arguments.steps)
+                if which not in {(one["corpus"], one["variant"], one["seed"], one["steps"]) for one in looks_of(path)}:
+                    one_run(corpus, variant, seed, arguments.steps, arguments.every, path)
+    looks = [look for look in looks_of(path) if look["steps"] == arguments.steps]
+    print(machine(), report(looks, {name: len(one.labels["video"][1]) for name, one in corpora.items()}), sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()
