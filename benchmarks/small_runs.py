@@ -6,7 +6,8 @@ configuration; batches come from decoded clips that are kept, and the determinis
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,18 +15,23 @@ import numpy as np
 import torch
 from accelerate.utils import set_seed
 from numpy.typing import NDArray
+from scipy import stats
 
 from avssl import config, losses
 from avssl.data.loader import Loader
 from avssl.data.statistics import measure_statistics
+from avssl.device import use_channels_last
 from avssl.eval.knn import knn
+from avssl.eval.metrics import pair_auc
 from avssl.eval.retrieval import retrieval_ranks
+from avssl.eval.tasks.synchronization import ShiftedClips
 from avssl.losses.avid import AVID
 from avssl.losses.avid_cma import positive_set
 from avssl.losses.base import EpochContext
 from avssl.models import create_encoder
 from avssl.optim.build import build_optimizer, set_learning_rate
 from avssl.shards.shard_set import ShardSet
+from avssl.transforms.raw_view import RawView
 from avssl.transforms.view_maker import ViewMaker
 from avssl.types import Agreement, Progress
 from benchmarks import learning
@@ -35,6 +41,7 @@ MODALITIES = ("video", "audio")
 AGREEMENTS: tuple[Agreement, ...] = ("consensus", "union", "video", "audio")
 NUM_NEIGHBORS, KNN_TEMPERATURE, BATCH_SIZE = 20, 0.07, 64
 KEPT_BYTES = 4 << 30
+SHIFT_SECONDS, SHIFTED_CLIPS, SILENCE_DBFS = 0.5, 2, -60.0  # of the synchronization task
 Metrics = dict[str, float]
 
 
@@ -64,16 +71,16 @@ class SmallRun:
     Args:
         corpus: what is learned and tested on.
         arguments: YAML files and changes, as those of `avssl pretrain`.
-        state: of another run's loss, from which this one begins.
+        begun: another run, from whose state this one begins.
     """
 
-    def __init__(self, corpus: Corpus, arguments: list[str], state: Mapping[str, torch.Tensor] | None = None) -> None:
+    def __init__(self, corpus: Corpus, arguments: list[str], begun: SmallRun | None = None) -> None:
         kept = [f"data.shards={corpus.shards['train']}", "data.num_workers=0", f"data.cache_decoded={KEPT_BYTES}"]
         self.cfg = cfg = config.parse(config.RunConfig, ["run=unused", *arguments, *kept])
         loss_class = losses.get(cfg.loss.name)
         set_seed(cfg.seed)
         views = loss_class.views(cfg.loss)
-        maker = ViewMaker(cfg.views, MODALITIES)
+        self.maker = maker = ViewMaker(cfg.views, MODALITIES)
         encoders = {name: create_encoder(modality=name, **cfg.encoders[name]) for name in MODALITIES}
         train, test = (ShardSet(corpus.shards[split]) for split in ("train", "test"))
         options = {"seed": cfg.seed, "device": learning.CPU}
@@ -82,8 +89,9 @@ class SmallRun:
         test_loader = Loader(test, once, views, maker, **options)
         self.loss = loss_class(cfg.loss, encoders, train.num_samples)
         measure_statistics(maker, self.loader)
-        if state is not None:
-            self.loss.load_state_dict(state, strict=False)
+        if begun is not None:
+            self.loss.load_state_dict(begun.loss.state_dict(), strict=False)
+        use_channels_last(self.loss, True, learning.CPU)  # frames of this size take 0.6 of the time
         self.optimizer = build_optimizer(cfg.optim, self.loss.param_groups(), self.loss)
         self.progress = Progress(total_steps=cfg.steps)
         self.corpus = corpus
@@ -147,6 +155,28 @@ class SmallRun:
         result["recall_at_10"] = float(np.mean([(one <= 10).mean() for one in ranks]))
         return result
 
+    @torch.no_grad()
+    def synchronization(self) -> Metrics:
+        """The task `synchronization` on the test clips: AUC, and the share of pairs whose aligned one is closer."""
+        clips = ShiftedClips(
+            str(self.corpus.shards["test"]), self.cfg.views, SHIFTED_CLIPS, SHIFT_SECONDS, SILENCE_DBFS
+        )
+        kept = [one.clips for one in clips.load(0) if not isinstance(one, str) and not one.reason]
+        self.loss.eval()
+        video, audio = (self._embedded(modality, [one[modality] for one in kept]) for modality in MODALITIES)
+        self.loss.train()
+        aligned, shifted = ((video * part).sum(dim=2).mean(dim=1).double().numpy() for part in audio.chunk(2, dim=1))
+        auc = pair_auc(aligned, shifted, np.ones(len(kept)))
+        return {"auc": auc, "pairs_told_apart": float((aligned > shifted).mean()), "num_pairs": len(kept)}
+
+    def _embedded(self, modality: str, raw: Sequence[RawView]) -> torch.Tensor:
+        """Unit embeddings (B, clips, D) of raw views (clips, ...)."""
+        rows = []
+        for view in raw:
+            made = self.maker({"view": view}, learning.CPU)["view"]
+            rows.append(self.loss.embedding(modality, self.loss.encoders[modality](made)))
+        return torch.stack(rows)
+
     def positive_precision(self, num_positives: int) -> Metrics:
         """{"agreement, modality": share of positives with their anchor's label}, of the banks as they are now."""
         loss = self.loss
@@ -160,3 +190,25 @@ class SmallRun:
                 labels = self.corpus.labels[modality][0]
                 result[f"{agreement}, {modality}"] = float((labels[found] == labels[:, None]).mean())
         return result
+
+
+def stored(path: Path) -> list[dict[str, object]]:
+    """The lines of a file of results; none if there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def store(path: Path, *results: Mapping[str, object]) -> None:
+    """Add results to a file and show them."""
+    lines = "".join(json.dumps(result) + "\n" for result in results)
+    print(lines, end="", flush=True)
+    with path.open("a") as file:
+        file.write(lines)
+
+
+def interval(values: Sequence[float]) -> str:
+    """Mean and the half width of its 95 % interval over seeds (Student's t); a single value as it is."""
+    array = np.array(values, float)
+    if len(array) < 2 or not np.isfinite(array).all():
+        return " / ".join(f"{value:.3g}" for value in values)
+    half = stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / len(array) ** 0.5
+    return f"{array.mean():.3g} ± {half:.2g}"

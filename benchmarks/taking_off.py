@@ -11,22 +11,19 @@ line of FOLDER/looks.jsonl; a finished run is not made again.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import learning
 from benchmarks.audiovisual_corpora import NAMES, prepare
 from benchmarks.claims import ROOT, machine
-from benchmarks.small_runs import Corpus, SmallRun
+from benchmarks.small_runs import Corpus, SmallRun, interval, store, stored
 
 RECIPE = str(ROOT / "recipes/configs/demo_avid.yaml")
 PLAIN = ["loss.in_batch_steps=0"]
@@ -39,21 +36,11 @@ METRICS = ("video_knn", "audio_knn", "median_rank")
 Look = dict[str, Any]
 
 
-def looks_of(path: Path) -> list[Look]:
-    """All looks that were stored."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-
-
 def one_run(corpus: Corpus, variant: str, seed: int, steps: int, every: int, path: Path) -> None:
     """Train once, and add its looks to the file when it has ended."""
     arguments = [RECIPE, f"steps={steps}", f"seed={seed}", f"loss.seed={seed}", *VARIANTS[variant]]
     which = {"corpus": corpus.name, "variant": variant, "seed": seed, "steps": steps}
-    lines = []
-    for look in SmallRun(corpus, arguments).train(every):
-        lines.append(json.dumps({**which, **look}) + "\n")
-        print(lines[-1], end="", flush=True)
-    with path.open("a") as file:
-        file.writelines(lines)
+    store(path, *[{**which, **look} for look in SmallRun(corpus, arguments).train(every)])
 
 
 def took_off(looks: Sequence[Look], num_pairs: int) -> float:
@@ -67,15 +54,6 @@ def took_off(looks: Sequence[Look], num_pairs: int) -> float:
         if is_off:
             return float(look["step"])
     return float("inf")
-
-
-def interval(values: Sequence[float]) -> str:
-    """Mean and the half width of its 95 % interval over seeds (Student's t)."""
-    array = np.array(values, float)
-    if len(array) < 2 or not np.isfinite(array).all():
-        return "/".join(f"{value:.3g}" for value in values)
-    half = stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / len(array) ** 0.5
-    return f"{array.mean():.3g} ± {half:.2g}"
 
 
 def report(looks: Sequence[Look], num_pairs: dict[str, int]) -> str:
@@ -118,9 +96,9 @@ def main() -> None:
         for name, corpus in corpora.items():
             for variant in arguments.variants.split(","):
                 which = (name, variant, seed, arguments.steps)
-                if which not in {(one["corpus"], one["variant"], one["seed"], one["steps"]) for one in looks_of(path)}:
+                if which not in {(one["corpus"], one["variant"], one["seed"], one["steps"]) for one in stored(path)}:
                     one_run(corpus, variant, seed, arguments.steps, arguments.every, path)
-    looks = [look for look in looks_of(path) if look["steps"] == arguments.steps]
+    looks = [look for look in stored(path) if look["steps"] == arguments.steps]
     print(machine(), report(looks, {name: len(one.labels["video"][1]) for name, one in corpora.items()}), sep="\n\n")
 
 
