@@ -3,8 +3,8 @@
     python benchmarks/cma_claim.py [--corpus shapes] [--agreements 0.5,0.75,1] [--seeds 5] [--out FOLDER]
 
 The demo's networks. A start of AVID goes on with AVID and, for as many steps of the same order, with AVID+CMA; both
-rates end at 0 along a cosine. Judged by kNN, ranks and the precision of the four kinds of positives; differences are paired
-by seed. Every run is a line of FOLDER/runs.jsonl and not made again.
+rates end at 0 along a cosine. Judged by kNN, ranks and the precision of the four kinds of positives; differences are
+paired by seed. Every run is a line of FOLDER/runs.jsonl and not made again.
 """
 
 from __future__ import annotations

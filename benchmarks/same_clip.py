@@ -3,9 +3,9 @@
     python benchmarks/same_clip.py [--corpora shapes,garments] [--losses simclr,avid] [--seeds 1] [--out FOLDER]
 
 Each loss trains the demo's networks on pairs in sync (audio and frames of the same half second), with 0 and with 3
-other moments of the same clip as negatives. Judged by the clips and measures of the task `synchronization` (0.5 s early or
-late, two places in each test clip), by kNN and by retrieval. Every run is a line of FOLDER/runs.jsonl and not made
-again.
+other moments of the same clip as negatives. Judged by the clips and measures of the task `synchronization` (0.5 s
+early or late, two places in each test clip), by kNN and by retrieval. Every run is a line of FOLDER/runs.jsonl and not
+made again.
 """
 
 from __future__ import annotations
