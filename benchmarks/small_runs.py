@@ -20,7 +20,6 @@ from scipy import stats
 from avssl import config, losses
 from avssl.data.loader import Loader
 from avssl.data.statistics import measure_statistics
-from avssl.device import use_channels_last
 from avssl.eval.knn import knn
 from avssl.eval.metrics import pair_auc
 from avssl.eval.retrieval import retrieval_ranks
@@ -91,7 +90,6 @@ class SmallRun:
         measure_statistics(maker, self.loader)
         if begun is not None:
             self.loss.load_state_dict(begun.loss.state_dict(), strict=False)
-        use_channels_last(self.loss, True, learning.CPU)  # frames of this size take 0.6 of the time
         self.optimizer = build_optimizer(cfg.optim, self.loss.param_groups(), self.loss)
         self.progress = Progress(total_steps=cfg.steps)
         self.corpus = corpus
