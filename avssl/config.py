@@ -325,12 +325,14 @@ def save(config: Any, path: Path) -> None:
 
 
 # Keys that may change when a run is resumed: its length, its reports, its speed of reading. The shards are compared by
-# their contents, and the lanes by their number, which is that of the processes if the key is 0 (checkpoint.resume).
+# their contents, and the lanes by their number, which is that of the processes if the key is 0 (checkpoint.resume). So
+# is a teacher, by loss.teacher.fingerprint.
 CHANGEABLE_KEYS = frozenset([
     "run", "epochs", "steps", "resume", "init_from", "log_every_steps", "checkpoint_every_steps", "stopped_status",
     "keep_checkpoints", "trackers", "cpu", "compile", "channels_last", "data.shards", "data.cache_dir",
     "data.cache_bytes", "data.redirect_hosts", "data.num_workers", "data.prefetch_batches", "data.max_failure_rate",
-    "data.worker_timeout_seconds", "data.order_lanes", "process_timeout_seconds",
+    "data.worker_timeout_seconds", "data.order_lanes", "process_timeout_seconds", "loss.teacher.run",
+    "loss.teacher.embeddings",
     *(f"probe.{item.name}" for item in dataclasses.fields(ProbeConfig)),
 ])  # fmt: skip
 

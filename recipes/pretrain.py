@@ -61,6 +61,7 @@ def pretrain(cfg: config.RunConfig, stages: Stages) -> int:
     from avssl.train.monitor import Monitor, provenance
     from avssl.train.probe import OnlineProbe, embedding_modules
     from avssl.train.run_folder import begin
+    from avssl.train.teacher import open_teacher
     from avssl.transforms.view_maker import ViewMaker
     from avssl.types import Progress
 
@@ -89,6 +90,9 @@ def pretrain(cfg: config.RunConfig, stages: Stages) -> int:
     shards = open_shards(cfg.data.shards, cfg.data.cache_dir, cfg.data.cache_bytes)
     refuse_test_part(shards, allowed=cfg.data.allow_test_part)
     check_modalities(shards, modalities)
+    stages.now("opening the teacher" if hasattr(cfg.loss, "teacher") else "")
+    teacher, teacher_line = open_teacher(cfg, shards, accelerator.device, accelerator.autocast)
+    note(teacher_line)
     stages.now("fitting the recipe to the corpus and the machine" if cfg.auto else "")
     note("\n".join(fitting.fit(cfg, loss_class, shards, accelerator)))  # config.yaml has the result of "auto"
     stages.now("making the networks")
@@ -99,7 +103,7 @@ def pretrain(cfg: config.RunConfig, stages: Stages) -> int:
     begun = without_weights if checkpoint.checkpoints(run) else dict
     encoders = {name: create_encoder(modality=name, **begun(cfg.encoders[name])) for name in modalities}
     with fitting.few_samples_advised(cfg, loss_class, shards.num_samples):
-        loader = Loader(shards, cfg.data, view_list, views, seed=cfg.seed, device=accelerator.device)
+        loader = Loader(shards, cfg.data, view_list, views, seed=cfg.seed, device=accelerator.device, targets=teacher)
         loss = loss_class(cfg.loss, encoders, shards.num_samples)
         loss.check_batch_size(cfg.data.global_batch_size)
     device.use_channels_last(loss, cfg.channels_last, accelerator.device)

@@ -47,8 +47,8 @@ MAY_IMPORT = {
     "avssl/eval/tasks": "types distributed shards transforms ops optim losses data checkpoint embedding eval "
     "eval/finetune",
     "avssl/prepared": "files distributed shards config",
-    "avssl/train": "types files distributed processes plugins shards transforms models losses data config device "
-    "checkpoint public_models embedding eval",
+    "avssl/train": "types files distributed processes plugins shards transforms models models/public losses data "
+    "config device checkpoint public_models embedding eval",
     "avssl/pages": "types media",
     "avssl/report": "types files pages ops config embedding eval train",
     "avssl/exchange": "types files processes plugins media shards transforms models losses data config checkpoint "

@@ -56,6 +56,7 @@ TINY_LOSSES: dict[str, dict[str, object]] = {
     "byol": {"projector_hidden_dims": [16], "predictor_hidden_dims": [16], "embedding_dim": 8, "teacher_momentum": 0.9},
     "simsiam": {"projector_hidden_dims": [16], "predictor_hidden_dims": [8], "embedding_dim": 16},
     "barlow_twins": {"projector_hidden_dims": [16], "embedding_dim": 8},
+    "distil": {"projector_hidden_dims": [16], "queue_size": 8, "teacher.dim": 32},
     "lejepa": {"projector_hidden_dims": [16], "embedding_dim": 8, "num_small_crops": 2, "num_directions": 16},
     "vicreg": {"projector_hidden_dims": [16], "embedding_dim": 8},
 }
@@ -177,6 +178,10 @@ class Run:
         generator = torch.Generator().manual_seed(1 + seed)
         # Eight kinds of samples, each a little different, and the same kind in every modality.
         kinds = {m: torch.randn(8, *SHAPES[m], generator=generator) for m in SHAPES}
+        # What a frozen network makes of a sample: a row that is nearly the same for all samples of a kind.
+        self.teacher_dim = self.config.teacher.dim if hasattr(self.config, "teacher") else 0
+        rows = torch.randn(8, self.teacher_dim, generator=torch.Generator().manual_seed(2 + seed))
+        self.teacher_rows = rows[torch.arange(num_samples) % 8] + 0.1 * torch.arange(num_samples)[:, None] / num_samples
         self.samples = {
             m: kinds[m][torch.arange(num_samples) % 8] + 0.5 * torch.randn(num_samples, *SHAPES[m], generator=generator)
             for m in SHAPES
@@ -205,7 +210,7 @@ class Run:
             elif view.name.startswith("small"):
                 x = x[..., 1:-1, 1:-1]
             result[view.name] = x
-        return result
+        return result | ({"teacher": self.teacher_rows[index]} if self.teacher_dim else {})
 
     @torch.no_grad()
     def embed_all(self, names=()):

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -47,15 +47,35 @@ MIN_SAMPLES_FOR_RATE = 200  # the failure rate is taken over at least so many: a
 class _Samples(Dataset[Any]):
     """A stateless dataset: key (epoch, index) gives (index, raw views or MediaError). epoch -1: deterministic views."""
 
-    def __init__(self, shards: ShardSet, views: Sequence[View], config: ViewsConfig, seed: int) -> None:
-        self.shards, self.views, self.config, self.seed = shards, views, config, seed
+    def __init__(
+        self,
+        shards: ShardSet,
+        views: Sequence[View],
+        config: ViewsConfig,
+        seed: int,
+        beside: tuple[View, ViewsConfig] | None = None,
+    ) -> None:
+        self.shards, self.views, self.config, self.seed, self.beside = shards, views, config, seed, beside
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[int, dict[str, RawView] | MediaError]:
         epoch, index = key
         try:
-            return index, raw_views(self.shards, index, self.views, self.config, self.seed, epoch)
+            return index, raw_views(self.shards, index, self.views, self.config, self.seed, epoch, self.beside)
         except MediaError as error:
             return index, error
+
+
+class Targets(Protocol):
+    """What a frozen network makes of every sample: rows that a batch has beside its views, under a name of their own.
+
+    beside: the view that the network looks at, and its configuration; None if the rows are known beforehand.
+    """
+
+    name: str
+    beside: tuple[View, ViewsConfig] | None
+
+    def rows(self, index: torch.Tensor, raw: RawView | None, device: torch.device) -> torch.Tensor:
+        """float32 (B, D) on the device. index: int64 (B,) in host memory; raw: the view, its media on the device."""
 
 
 class _EndlessSampler(Sampler[list[tuple[int, int]]]):
@@ -94,6 +114,7 @@ class Loader:
         view_maker: makes model-ready tensors on the device from raw views.
         seed: of order and augmentation.
         device: on which batches are made.
+        targets: rows that batches of epochs have, too; see Targets.
 
     Raises ValueError for a batch size that does not suit the samples, lanes or processes, or an unknown augmentation
     set.
@@ -115,8 +136,10 @@ class Loader:
         *,
         seed: int,
         device: torch.device,
+        targets: Targets | None = None,
     ) -> None:
         self.shards, self.config, self.view_maker, self.device = shards, config, view_maker, device
+        self.targets = targets
         self.num_lanes = config.order_lanes or world_size()
         check_views(views, view_maker.config)
         check_lanes(config.global_batch_size, self.num_lanes, world_size())
@@ -126,7 +149,8 @@ class Loader:
         self.least_batches = self.num_samples // world_size() // self.per_device_batch_size  # of every_sample_once
         self.seed = seed
         self.views = tuple(views)
-        self._samples = _Samples(shards, views, view_maker.config, seed)
+        beside = None if targets is None else targets.beside
+        self._samples = _Samples(shards, views, view_maker.config, seed, beside)
         # The stream refers to this function and not to the loader: with a cycle of references, it would not be defined
         # when the workers end.
         order = partial(rank_order, shards.shard_sizes)
@@ -240,7 +264,12 @@ class Loader:
 
     def _finish(self, raw: RawBatch, *, deterministic: bool = False) -> Batch:
         self._count(raw, deterministic=deterministic)
-        views = self.view_maker(self._copier.copy(raw.views), self.device)
+        raw_views = dict(self._copier.copy(raw.views))
+        targets = {}
+        if self.targets is not None and not deterministic:
+            beside = raw_views.pop(self.targets.name, None)
+            targets[self.targets.name] = self.targets.rows(raw.index, beside, self.device)
+        views = self.view_maker(raw_views, self.device) | targets
         index = to_device(raw.index, self.device)
         return Batch(views, index, dict(Counter(reason for _, reason, _ in raw.failures)))
 

@@ -27,6 +27,7 @@ from avssl.transforms.own import apply_augment
 from avssl.transforms.raw_view import RawView, raw_audio, raw_image
 from avssl.transforms.time_sampling import (
     center_clip_times,
+    clip_times_around,
     frame_times_seconds,
     other_audio_start,
     random_clip_times,
@@ -40,10 +41,12 @@ def read_clip(
     config: ViewsConfig,
     modalities: set[str],
     generator: np.random.Generator | None,
+    center_seconds: float | None = None,
 ) -> Clip:
     """Decode one clip of each modality: the center without a generator, otherwise a random pair from AVID's intervals.
 
-    An image is read whole, without a random draw. Raises MediaError if one of the modalities is missing or cannot be
+    center_seconds: of the clips, on the sample's clock, in place of both. An image is read whole, without a random
+    draw. Raises MediaError if one of the modalities is missing or cannot be
     decoded.
     """
     key, index = sample.info.key, sample.info.index
@@ -58,7 +61,9 @@ def read_clip(
     if video_span is None and audio_span is None:
         return Clip(index, key, None, None, 0.0, 0.0, image)
     lengths = clip_lengths(config)
-    if generator is None:
+    if center_seconds is not None:
+        clip_times = clip_times_around(center_seconds, video_span, audio_span, lengths)
+    elif generator is None:
         clip_times = center_clip_times(video_span, audio_span, replace(lengths, max_offset_seconds=0.0))
     else:
         clip_times = random_clip_times(video_span, audio_span, lengths, generator)
@@ -124,12 +129,19 @@ def decode_audio_clip(
 
 
 def raw_views(
-    shards: ShardSet, index: int, views: Sequence[View], config: ViewsConfig, seed: int, epoch: int
+    shards: ShardSet,
+    index: int,
+    views: Sequence[View],
+    config: ViewsConfig,
+    seed: int,
+    epoch: int,
+    beside: tuple[View, ViewsConfig] | None = None,
 ) -> dict[str, RawView]:
     """All views of one sample. epoch -1: deterministic clips and crops, regardless of the views' `augment` and `clip`.
 
     Views with the same clip number are made from one decoded clip of the modalities that they need; an image is decoded
-    once. Raises MediaError as `read_clip`.
+    once. beside: a view of another network, with sizes and rates of its own, without augmentation: the middle of its
+    clip is that of clip 0. Raises MediaError as `read_clip`.
     """
     sample = shards.read(index)
     by_clip: dict[int, list[View]] = {}
@@ -151,7 +163,24 @@ def raw_views(
             if epoch >= 0 and view.augment != "test":
                 generator = np.random.default_rng((seed, epoch, index, zlib.crc32(view.name.encode())))
             result[view.name] = _raw_view(clip, view, config, shards, generator)
+    if beside is not None:
+        view, own = beside
+        center_seconds = None if pair is None else _center_seconds(pair, config, view.modality)
+        result[view.name] = _raw_view(
+            read_clip(sample, own, {view.modality}, None, center_seconds), view, own, shards, None
+        )
     return result
+
+
+def _center_seconds(clip: Clip, config: ViewsConfig, modality: str) -> float | None:
+    """The middle of a decoded clip, of this modality if it has it; None for an image."""
+    lengths = clip_lengths(config)
+    middles = {}
+    if clip.audio is not None:
+        middles["audio"] = clip.audio_start_seconds + lengths.audio_seconds / 2
+    if clip.video is not None:
+        middles["video"] = clip.video_start_seconds + lengths.video_seconds / 2
+    return middles.get(modality, next(iter(middles.values()), None))
 
 
 def _raw_view(

@@ -60,7 +60,7 @@ def load_networks(
         module.load_state_dict(
             {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
         )
-    return config, loss, views, "untrained" if untrained else _weights_hash(weights), step
+    return config, loss, views, "untrained" if untrained else hash_of_weights(weights), step
 
 
 def load_public(config: RunConfig, *, untrained: bool = False) -> tuple[RunConfig, Loss, ViewMaker, str]:
@@ -74,7 +74,7 @@ def load_public(config: RunConfig, *, untrained: bool = False) -> tuple[RunConfi
     loss.projectors = nn.ModuleDict(projections)
     state = {f"loss.{name}": value for name, value in loss.state_dict().items()}
     files = sorted({str(config.encoders[name].get("sha256")) for name in towers})
-    weights_hash = hashlib.sha256("".join([_weights_hash(state), *files]).encode()).hexdigest()[:16]
+    weights_hash = hashlib.sha256("".join([hash_of_weights(state), *files]).encode()).hexdigest()[:16]
     return config, loss, ViewMaker(config.views, list(towers)), "untrained" if untrained else weights_hash
 
 
@@ -105,7 +105,7 @@ def _options(config: RunConfig, modality: str, untrained: bool) -> dict[str, Any
     return section if untrained and not public.is_public(str(section.get("name"))) else without_weights(section)
 
 
-def _weights_hash(weights: dict[str, torch.Tensor]) -> str:
+def hash_of_weights(weights: dict[str, torch.Tensor]) -> str:
     """16 hex digits of the SHA-256 of the names and values of all tensors that embeddings depend on."""
     digest = hashlib.sha256()
     for key in sorted(weights):

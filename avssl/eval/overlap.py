@@ -2,7 +2,7 @@
 
 The test samples are looked up in the training split of the task and in the training data of the run. Beside its weights
 a run keeps RUN/training_data.safetensors: sorted 64-bit digests, each once (at most 16 MB per million samples), with
-those of the run that it began from.
+those of the run that it began from, and of its teacher.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ def _digest_set(shards: ShardSet) -> DigestSet | None:
     return None if digests is None else DigestSet(np.unique(digests.media), np.unique(digests.sources))
 
 
-def write_training_data(run: Path, shards: ShardSet, init_from: str) -> Path:
-    """Write RUN/training_data.safetensors: the digests of the shards, and of the run that this one begins from."""
+def write_training_data(run: Path, shards: ShardSet, *others: str) -> Path:
+    """Write RUN/training_data.safetensors: the digests of the shards, and of the runs that this one learns from."""
     training_data = EMPTY
     for part in shards.parts:
         training_data = training_data.union(_digest_set(part))
-    if init_from:
-        training_data = training_data.union(read_training_data(init_from))
+    for other in filter(None, others):
+        training_data = training_data.union(read_training_data(other))
     path = run / TRAINING_DATA_FILE
     with whole_path(path) as temporary:
         complete = {"is_complete": "true" if training_data.is_complete else "false"}

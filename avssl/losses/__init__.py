@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from avssl.losses.configs import PairConfig as PairConfig
     from avssl.losses.deepcluster import DeepCluster as DeepCluster
     from avssl.losses.deepcluster_v2 import DeepClusterV2 as DeepClusterV2
+    from avssl.losses.distil import Distil as Distil
+    from avssl.losses.distil import similarity_divergence as similarity_divergence
     from avssl.losses.lejepa import LeJEPA as LeJEPA
     from avssl.losses.lejepa import sigreg as sigreg
     from avssl.losses.moco import MoCo as MoCo
@@ -65,6 +67,7 @@ offer(
         "configs": "PairConfig",
         "deepcluster": "DeepCluster",
         "deepcluster_v2": "DeepClusterV2",
+        "distil": "Distil similarity_divergence",
         "lejepa": "LeJEPA sigreg",
         "moco": "MoCo info_nce",
         "moco_v3": "MoCoV3",

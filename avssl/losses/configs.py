@@ -5,8 +5,8 @@ A loss of your own has its configuration beside it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from avssl.types import Agreement, LossConfig
 
@@ -115,6 +115,36 @@ class DeepClusterV2Config(CropConfig):
     name: str = "deepcluster_v2"
     num_heads: int = 3  # clusterings of num_prototypes each
     kmeans_iterations: int = 10
+
+
+@dataclass
+class TeacherConfig:
+    """A frozen network, or what it made of every sample: one of run, encoder and embeddings (train/teacher.py)."""
+
+    run: str = ""  # a run, hf://owner/name, or a public model (timm/NAME.TAG, hf/ORG/NAME), as `avssl embed` takes it
+    encoder: dict[str, Any] = field(default_factory=dict)  # or {name: ..., weights: FILE, and its options}
+    embeddings: str = ""  # or a folder of `avssl embed`: rows by key, the mean over the windows of a sample
+    modality: str = ""  # that it looks at; "": that of the students if it can, else its first
+    output: Literal["feature", "embedding"] = "feature"  # of its encoder, or behind its head
+    views: dict[str, Any] = field(default_factory=dict)  # keys of its views, {fps: 4}; of a run they are fixed
+    dim: int = 0  # of its output; these three are filled in when the run begins
+    fingerprint: str = ""  # of its weights, or of the files of rows
+    license: str = ""  # of a public model, as its card says
+
+
+@dataclass
+class DistilConfig(PairConfig):
+    """Temperatures and queue are those of SEED's runs; see losses/distil.py."""
+
+    name: str = "distil"
+    modalities: tuple[str, ...] = ("image",)  # of the students: image, video, audio, or video audio
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    regression_weight: float = 1.0  # of the squared distance to the teacher's output, both made unit; 0: none
+    similarity_weight: float = 1.0  # of the similarities to a queue of the teacher's outputs; 0: none, and no queue
+    queue_size: int = 65_536
+    teacher_temperature: float = 0.01
+    student_temperature: float = 0.2
+    projector_hidden_dims: tuple[int, ...] = (2048,)  # to the dim of the teacher
 
 
 @dataclass
@@ -271,6 +301,7 @@ CONFIGURATIONS: dict[str, type[LossConfig]] = {
         BarlowTwinsConfig,
         DeepClusterConfig,
         DeepClusterV2Config,
+        DistilConfig,
         LeJEPAConfig,
         MoCoConfig,
         MoCoV3Config,

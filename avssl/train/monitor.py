@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +24,11 @@ from avssl.files.plain_text import emit, note
 from avssl.files.progress import Bar, Stages
 from avssl.losses import registry
 from avssl.losses.base import Loss
+from avssl.losses.configs import TeacherConfig
 from avssl.public_models import provenance_of
 from avssl.train.collapse import CollapseWatch
 from avssl.train.estimate import Pace
-from avssl.types import FAILURE_REASONS, Batch, LossOutput, Progress
+from avssl.types import FAILURE_REASONS, Batch, LossConfig, LossOutput, Progress
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -195,11 +197,20 @@ def provenance(cfg: RunConfig, shards: ShardSet, progress: Progress) -> dict[str
         "data": data_facts(shards),
         "loss": cfg.loss.name,
         "init_from": cfg.init_from,
+        **_teacher_facts(cfg.loss),
         "plugins": cfg.plugins,
         "steps": progress.step,
         "samples_seen": progress.batch * cfg.data.global_batch_size,
         **provenance_of(cfg, registry.get(cfg.loss.name).modalities(cfg.loss)),
     }
+
+
+def _teacher_facts(loss: LossConfig) -> dict[str, Any]:
+    """{"teacher": what is known of it} of a loss that has one."""
+    teacher = getattr(loss, "teacher", None)
+    if not isinstance(teacher, TeacherConfig):
+        return {}
+    return {"teacher": {name: value for name, value in asdict(teacher).items() if value}}
 
 
 def data_facts(shards: ShardSet) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from avssl.losses import registry
 from avssl.losses.base import Loss
 from avssl.models.registry import ENCODERS
 from avssl.plugins import files, required
+from avssl.train.teacher import trained_on
 from avssl.transforms.config import own_augment
 from avssl.transforms.own import AUGMENTS
 from avssl.types import Progress, View
@@ -94,7 +95,7 @@ def begin(
         config.save(cfg, run / "config.yaml")
         _keep_plugin_files(cfg, run)
         if resumed is None:
-            overlap.write_training_data(run, loader.shards, cfg.init_from)
+            overlap.write_training_data(run, loader.shards, *trained_on(cfg))
         for line in (*overlap.mixture_warnings(loader.shards), *overlap.probe_warnings(run, cfg.probe.shards)):
             note(f"warning: {line}", "warning")
 

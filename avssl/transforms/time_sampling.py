@@ -96,13 +96,17 @@ def uniform_clip_times(video: Span | None, audio: Span | None, lengths: ClipLeng
     first, last = min(start + half, middle), max(end - half, middle)
     if num_clips == 1:
         first = last = middle
-    clip_times = []
-    for center in np.linspace(first, last, num_clips).tolist():
-        starts = [
-            None if span is None else _clamp(center - seconds / 2, *_starts(span, seconds)) for span, seconds in streams
-        ]
-        clip_times.append(ClipTimes(*starts))
-    return clip_times
+    return [clip_times_around(center, video, audio, lengths) for center in np.linspace(first, last, num_clips).tolist()]
+
+
+def clip_times_around(center_seconds: float, video: Span | None, audio: Span | None, lengths: ClipLengths) -> ClipTimes:
+    """Clips of both streams with their middle at a time, each moved into its own stream."""
+    streams = [(video, lengths.video_seconds), (audio, lengths.audio_seconds)]
+    starts = [
+        None if span is None else _clamp(center_seconds - seconds / 2, *_starts(span, seconds))
+        for span, seconds in streams
+    ]
+    return ClipTimes(*starts)
 
 
 def center_clip_times(video: Span | None, audio: Span | None, lengths: ClipLengths) -> ClipTimes:
