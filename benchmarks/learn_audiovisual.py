@@ -1,11 +1,12 @@
 """Whether every cross-modal loss learns: all of them on the demo corpus, with the same number of clips seen.
 
-    python benchmarks/learn_audiovisual.py [--seeds 2] [--losses avid,simclr] [--out FOLDER]
+    python benchmarks/learn_audiovisual.py [--seeds 2] [--losses avid,simclr] [--out FOLDER] [--teacher RUN]
 
 The corpus is that of `make demo`: 600 training and 300 test clips of 8 shapes and 8 timbres that agree in nine of ten.
 Each loss trains the demo's two small networks from scratch by recipes/pretrain.py; recipes/evaluate.py judges them by
 kNN on shape (video) and timbre (audio) and by retrieval over 300 pairs, beside the same networks untrained and chance.
-Results are kept below --out and not computed again.
+distil's students of video and sound learn the sound features of the run --teacher, by default this script's AVID of
+seed 0; they are computed once. Results are kept below --out and not computed again.
 """
 
 from __future__ import annotations
@@ -91,6 +92,7 @@ SETTINGS: dict[str, list[str]] = {
         PAIR, "loss.projector_hidden_dims=[128,128]", "loss.embedding_dim=128", "loss.predictor_hidden_dims=[32]",
     ],
     "barlow_twins": [PAIR, "loss.projector_hidden_dims=[128,128]", "loss.embedding_dim=128"],
+    "distil": [PAIR, "loss.projector_hidden_dims=[128]", "loss.queue_size=576", "loss.teacher.modality=audio"],
     "lejepa": [
         PAIR, "loss.projector_hidden_dims=[128,128]", "loss.embedding_dim=64", "loss.num_small_crops=0",
     ],
@@ -126,7 +128,16 @@ def prepare(folder: Path) -> dict[str, Path]:
     return shards
 
 
-def one_run(name: str, seed: int, folder: Path, shards: dict[str, Path]) -> dict[str, dict[str, float]]:
+def teacher_rows(folder: Path, shards: dict[str, Path], teacher: str) -> Path:
+    """The folder of embeddings of the training clips by the teacher of distil."""
+    rows = folder / "teacher" / Path(teacher).name
+    if not (rows / "index.json").is_file():
+        command = [sys.executable, "-m", "avssl", "embed", teacher, str(shards["train"]), "--out", str(rows)]
+        learning.run_command([*command, "--workers", "0"], rows.with_suffix(".log"))
+    return rows
+
+
+def one_run(name: str, seed: int, folder: Path, shards: dict[str, Path], teacher: str) -> dict[str, dict[str, float]]:
     """Train and evaluate: {"trained", "untrained", "chance"} -> metrics, and the seconds of training."""
     run = folder / "runs" / f"{name}-{seed}"
     shared = [*SHARED, f"seed={seed}", f"loss.seed={seed}", f"data.shards={shards['train']}"]
@@ -136,6 +147,8 @@ def one_run(name: str, seed: int, folder: Path, shards: dict[str, Path]) -> dict
         first = run.with_name(f"{run.name}-start")
         seconds = learning.pretrain(first, [f"loss.name={before}", *shared, *SETTINGS[before], f"steps={steps}"])
         start = [f"init_from={first}"]
+    if name == "distil":
+        start = [f"loss.teacher.embeddings={teacher_rows(folder, shards, teacher)}"]
     seconds += learning.pretrain(run, [f"loss.name={name}", *shared, *SETTINGS[name], f"steps={steps}", *start])
     result = run / "evaluation.json"
     if not result.is_file():
@@ -183,13 +196,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--losses", default=",".join(SETTINGS), help="comma-separated names")
     parser.add_argument("--out", type=Path, default=Path(".cache/learn_audiovisual"))
+    parser.add_argument("--teacher", default="", help="a run, for distil")
     parser.add_argument("--parallel", type=int, default=2, help="runs at a time, each on one core")
     arguments = parser.parse_args()
     folder = arguments.out.resolve()
     shards = prepare(folder)
     names = arguments.losses.split(",")
+    teacher = arguments.teacher or str(folder / "runs" / "avid-0")
+    if "distil" in names:
+        if not arguments.teacher:
+            one_run("avid", 0, folder, shards, "")
+        teacher_rows(folder, shards, teacher)
     jobs = {
-        (name, seed): lambda n=name, s=seed: one_run(n, s, folder, shards)
+        (name, seed): lambda n=name, s=seed: one_run(n, s, folder, shards, teacher)
         for seed in range(arguments.seeds)
         for name in names
     }

@@ -6,7 +6,8 @@ Every loss trains a small ResNet on Fashion-MNIST (of the Debian package dataset
 through the whole program with the same number of images seen. Frozen features are judged by kNN and by a linear
 classifier, beside raw pixels, random weights and the same network trained with labels. The losses that lightly has are
 trained again with lightly's heads and losses, in a virtual environment of their own, with the same network, views,
-order, optimizer and budget. Results are kept below --out and not computed again.
+order, optimizer and budget. distil's teacher is the network that was trained with labels on the same images, with the
+same seed; --teacher RUN names another one. Results are kept below --out and not computed again.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -55,7 +60,12 @@ SHARED = [
 ]
 AUGMENTS = "loss.augments=[small_image,small_image]"
 ONE_VIEW = "loss.augments=[small_image]"
-WITH_ONE_VIEW = ("npid", "deepcluster", "sela")  # see a sample once per step: the same budget takes twice the epochs
+WITH_ONE_VIEW = (
+    "npid",
+    "deepcluster",
+    "sela",
+    "distil",
+)  # see a sample once per step: the same budget takes twice the epochs
 HEAD = ["loss.projector_hidden_dims=[256]", "loss.embedding_dim=64"]
 # Settings of each loss: heads for 128 features; banks, queues, prototypes for 5,000 images; temperatures and teachers
 # for a short run.
@@ -108,9 +118,11 @@ SETTINGS: dict[str, list[str]] = {
         "loss.predictor_hidden_dims=[64]",
     ],
     "barlow_twins": [AUGMENTS, "loss.projector_hidden_dims=[256,256]", "loss.embedding_dim=256"],
+    "distil": [ONE_VIEW, "loss.projector_hidden_dims=[256]", "loss.queue_size=4096"],
     "lejepa": [AUGMENTS, "loss.projector_hidden_dims=[256,256]", "loss.embedding_dim=64", "loss.num_small_crops=2"],
     "vicreg": [AUGMENTS, "loss.projector_hidden_dims=[256,256]", "loss.embedding_dim=256"],
 }
+SUPERVISING = Lock()  # two jobs may want the network that is trained with labels
 LIGHTLY = ("simclr", "moco", "byol", "simsiam", "barlow_twins", "vicreg", "swav")
 
 
@@ -121,10 +133,17 @@ def changes_of(name: str, seed: int, shards: Path) -> list[str]:
     return [f"loss.name={name}", f"data.shards={shards}", f"seed={seed}", f"loss.seed={seed}", *SHARED, *own]
 
 
-def our_run(name: str, seed: int, folder: Path, shards: dict[str, Path]) -> Scores:
-    """Train a loss by the recipe and judge its encoder."""
-    run = folder / "runs" / f"{name}-{seed}"
-    seconds = learning.pretrain(run, changes_of(name, seed, shards["train"]))
+def our_run(name: str, seed: int, folder: Path, shards: dict[str, Path], teacher: str = "") -> Scores:
+    """Train a loss by the recipe and judge its encoder. teacher: a run for distil; "": the network of labels."""
+    run, changes = folder / "runs" / f"{name}-{seed}", changes_of(name, seed, shards["train"])
+    if name == "distil" and teacher:
+        run = run.with_name(f"{name}-of-{Path(teacher).name}-{seed}")
+        changes.append(f"loss.teacher.run={teacher}")
+    elif name == "distil":
+        weights = with_labels(seed, folder, shards)
+        section = f"name: resnet10, width: 16, small_stem: true, weights: {weights}"
+        changes += [f"loss.teacher.encoder={{{section}}}", "loss.teacher.views={size_px: 20}"]
+    seconds = learning.pretrain(run, changes)
     embedder = Embedder.from_run(run)
     result = judge(embedder.encoders["image"], embedder.config, shards)
     result.seconds = seconds
@@ -170,28 +189,43 @@ def random_weights(cfg: config.RunConfig, seed: int, shards: dict[str, Path]) ->
     return judge(create_encoder(**cfg.encoders["image"]), cfg, shards)
 
 
-def supervised(cfg: config.RunConfig, seed: int, shards: dict[str, Path]) -> Scores:
-    """Scores of the network after training with labels on the same views and budget."""
-    torch.manual_seed(seed)
+def with_labels(seed: int, folder: Path, shards: dict[str, Path]) -> Path:
+    """The file of the network's weights after training with labels on the same views and budget."""
+    path = folder / "teachers" / f"labels-{seed}.safetensors"
+    with SUPERVISING:
+        if path.is_file():
+            return path
+        cfg = config.parse(config.RunConfig, changes_of("simclr", seed, shards["train"]))
+        torch.manual_seed(seed)
+        encoder = create_encoder(**cfg.encoders["image"])
+        model = torch.nn.Sequential(encoder, torch.nn.Linear(encoder.dim, 10))
+        loader = learning.loader_for(cfg, shards["train"])
+        truth = torch.from_numpy(learning.labels(shards["train"]))
+        optimizer = build_optimizer(cfg.optim, [{"params": list(model.parameters())}])
+        total, step, began = EPOCHS * loader.steps_per_epoch, 0, time.perf_counter()
+        for epoch in range(EPOCHS):
+            for batch in loader.epoch(epoch):
+                set_learning_rate(optimizer, cfg.optim, step, total)
+                loss = sum(
+                    torch.nn.functional.cross_entropy(model(view), truth[batch.index]) for view in batch.views.values()
+                )
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                step += 1
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(encoder.state_dict(), path, metadata={"seconds": str(time.perf_counter() - began)})
+    return path
+
+
+def supervised(cfg: config.RunConfig, seed: int, folder: Path, shards: dict[str, Path]) -> Scores:
+    """Scores of the network after training with labels."""
+    path = with_labels(seed, folder, shards)
     encoder = create_encoder(**cfg.encoders["image"])
-    model = torch.nn.Sequential(encoder, torch.nn.Linear(encoder.dim, 10))
-    cfg.seed = seed
-    loader = learning.loader_for(cfg, shards["train"])
-    truth = torch.from_numpy(learning.labels(shards["train"]))
-    optimizer = build_optimizer(cfg.optim, [{"params": list(model.parameters())}])
-    total, step, began = EPOCHS * loader.steps_per_epoch, 0, time.perf_counter()
-    for epoch in range(EPOCHS):
-        for batch in loader.epoch(epoch):
-            set_learning_rate(optimizer, cfg.optim, step, total)
-            loss = sum(
-                torch.nn.functional.cross_entropy(model(view), truth[batch.index]) for view in batch.views.values()
-            )
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            step += 1
+    encoder.load_state_dict(load_file(path))
     result = judge(encoder, cfg, shards)
-    result.seconds = time.perf_counter() - began
+    with safe_open(path, framework="pt") as file:
+        result.seconds = float(file.metadata()["seconds"])
     return result
 
 
@@ -202,6 +236,7 @@ def main() -> None:
     parser.add_argument("--data", choices=("fashion", "digits"), default="fashion")
     parser.add_argument("--out", type=Path, default=Path(".cache/learn_images"))
     parser.add_argument("--parallel", type=int, default=2, help="runs at a time, each on one core")
+    parser.add_argument("--teacher", default="", help="a run, for distil")
     parser.add_argument("--no-lightly", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -210,7 +245,9 @@ def main() -> None:
     names, seeds = arguments.losses.split(","), range(arguments.seeds)
 
     jobs = {
-        (name, "ours", seed): lambda n=name, s=seed: our_run(n, s, folder, shards) for name in names for seed in seeds
+        (name, "ours", seed): partial(our_run, name, seed, folder, shards, arguments.teacher)
+        for name in names
+        for seed in seeds
     }
     if not arguments.no_lightly:
         python = lightly_environment(folder)
@@ -220,9 +257,7 @@ def main() -> None:
     cfg = config.parse(config.RunConfig, changes_of("simclr", 0, shards["train"]))
     for seed in seeds:
         jobs["random weights", "ours", seed] = lambda s=seed: random_weights(cfg, s, shards)
-        jobs["with labels", "ours", seed] = lambda s=seed: supervised(
-            config.parse(config.RunConfig, changes_of("simclr", s, shards["train"])), s, shards
-        )
+        jobs["with labels", "ours", seed] = lambda s=seed: supervised(cfg, s, folder, shards)
     jobs["raw pixels", "ours", 0] = lambda: raw_pixels(cfg, shards)
     results = learning.in_parallel(dict(sorted(jobs.items(), key=lambda item: item[0][2])), arguments.parallel)
     print(report(["raw pixels", "random weights", "with labels", *names], results))

@@ -145,6 +145,7 @@ GIVEN = {
     "docs/mixtures.md": ["shards:kinetics", "test_shards:audioset"],
     "docs/own_videos.md": ["VIDEOS", "QUERY.mp4"],
     "docs/plugins.md": ["image_shards:shards", "IMAGES"],
+    "docs/public_models.md": ["shards", "runs/avid"],
     "docs/selection.md": ["VIDEOS"],
     "docs/storage.md": ["VIDEOS"],
 }

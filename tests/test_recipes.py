@@ -4,9 +4,10 @@ import json
 
 import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from avssl import config, losses
+from avssl.models import create_encoder
 from recipes import pretrain
 from tests.conftest import ROOT
 from tests.tiny import TINY_LOSSES
@@ -52,6 +53,10 @@ def test_the_recipe_loads_and_trains_two_steps(recipe, shards, image_shards, tmp
     modalities = losses.get(given.loss.name).modalities(given.loss)
     data = image_shards if modalities == ["image"] else shards["train"]
     changes = [f"loss.{key}={value}".replace("'", "") for key, value in options.items()]
+    if hasattr(given.loss, "teacher"):
+        path, network = tmp_path / "teacher.safetensors", {"name": "resnet10", "width": 4, "small_stem": True}
+        save_file(create_encoder(**network).state_dict(), path)
+        changes.append(f"loss.teacher.encoder={json.dumps(network | {'weights': str(path)})}")
     cfg = config.parse(config.RunConfig, [yaml, *TINY_RUN, *changes, f"run={tmp_path}/run", f"data.shards={data}"])
     pretrain.main(cfg)
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]

@@ -134,7 +134,7 @@ class TeacherConfig:
 
 @dataclass
 class DistilConfig(PairConfig):
-    """Temperatures and queue are those of SEED's runs; see losses/distil.py."""
+    """Queue and the student's temperature are those of SEED's code; the rest is a start."""
 
     name: str = "distil"
     modalities: tuple[str, ...] = ("image",)  # of the students: image, video, audio, or video audio

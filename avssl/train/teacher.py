@@ -78,7 +78,8 @@ class NetworkTeacher:
 class StoredTeacher:
     """Outputs that were computed beforehand: float32 (N, dim) in host memory, a row per sample of the shards."""
 
-    name, beside = TEACHER, None
+    name = TEACHER
+    beside: tuple[View, ViewsConfig] | None = None
 
     def __init__(self, table: torch.Tensor, fingerprint: str) -> None:
         self.table, self.dim, self.fingerprint = table, table.shape[1], fingerprint
