@@ -99,7 +99,7 @@ def test_the_queue_holds_the_teachers_newest_unit_rows_and_is_read_before_it_is_
     loss.loss(outputs, torch.arange(5), Progress())
     assert torch.equal(loss.queue.rows, before)
     loss.update(outputs, torch.arange(5))
-    torch.testing.assert_close(loss.queue.rows[:5], tensor([textbook.unit(row) for row in TEACHER]))
+    torch.testing.assert_close(loss.queue.rows[:5], tensor(np.array([textbook.unit(row) for row in TEACHER])))
     assert torch.equal(loss.queue.rows[5:], before[5:])
 
 

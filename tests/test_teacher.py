@@ -115,8 +115,9 @@ def test_a_teacher_sees_the_seconds_of_the_student_with_its_own_size_and_rate(mo
 
 
 def test_a_sample_without_what_the_teacher_looks_at_is_a_failure_with_a_reason(image_shards):
+    views = [View("first", "image", "deepcluster")]
     with pytest.raises(ValueError, match="no_video"):
-        raw_views(ShardSet(image_shards), 0, [View("first", "image")], STUDENT, 0, 0, (View("teacher", "video"), OWN))
+        raw_views(ShardSet(image_shards), 0, views, STUDENT, 0, 0, (View("teacher", "video", "test"), OWN))
 
 
 @pytest.mark.parametrize("output", ["feature", "embedding"])
