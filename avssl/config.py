@@ -324,9 +324,8 @@ def save(config: Any, path: Path) -> None:
     write_whole(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
-# Keys that may change when a run is resumed: its length, its reports, its speed of reading. The shards are compared by
-# their contents, and the lanes by their number, which is that of the processes if the key is 0 (checkpoint.resume). So
-# is a teacher, by loss.teacher.fingerprint.
+# Keys that may change when a run is resumed: its length, its reports, its speed of reading. Shards and a teacher are
+# compared by their contents, the lanes by their number, that of the processes if the key is 0 (checkpoint.resume).
 CHANGEABLE_KEYS = frozenset([
     "run", "epochs", "steps", "resume", "init_from", "log_every_steps", "checkpoint_every_steps", "stopped_status",
     "keep_checkpoints", "trackers", "cpu", "compile", "channels_last", "data.shards", "data.cache_dir",

@@ -180,6 +180,7 @@ def test_an_encoder_with_weights_is_a_teacher(image_shards, tmp_path):
     np.testing.assert_allclose(rows[3], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.quick(5)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

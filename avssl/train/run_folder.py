@@ -27,6 +27,7 @@ from avssl.distributed import (
     seed_of_rank,
     world_size,
 )
+from avssl.embedding.index import FolderIndex
 from avssl.eval import overlap
 from avssl.files.json_lines import truncate_log
 from avssl.files.locks import LockedError, locked
@@ -34,9 +35,9 @@ from avssl.files.plain_text import note, say
 from avssl.files.whole import write_whole
 from avssl.losses import registry
 from avssl.losses.base import Loss
+from avssl.losses.configs import TeacherConfig
 from avssl.models.registry import ENCODERS
 from avssl.plugins import files, required
-from avssl.train.teacher import trained_on
 from avssl.transforms.config import own_augment
 from avssl.transforms.own import AUGMENTS
 from avssl.types import Progress, View
@@ -202,6 +203,15 @@ def _inherit(cfg: config.RunConfig, loss: Loss, loader: Loader) -> bool:
     note(checkpoint.describe_matching(report, cfg.init_from))
     is_same_audio = config.load_run(cfg.init_from).views.audio == cfg.views.audio
     return is_same_audio and checkpoint.inherit_views(loader.view_maker, cfg.init_from)
+
+
+def trained_on(cfg: config.RunConfig) -> list[str]:
+    """Folders of the runs that a run learns from: that which it starts from, and its teacher's, if it is one here."""
+    given = getattr(cfg.loss, "teacher", None)
+    runs = []
+    if isinstance(given, TeacherConfig):
+        runs = [given.run, FolderIndex.read(Path(given.embeddings)).run_folder if given.embeddings else ""]
+    return [cfg.init_from, *(run for run in runs if run and Path(run).is_dir())]
 
 
 def is_at_work(run: Path) -> bool:

@@ -225,14 +225,3 @@ def _sums_by_key(
             np.add.at(sums, numbers[is_used], vectors[is_used])
             np.add.at(counts, numbers[is_used], 1)
     return sums, counts
-
-
-def trained_on(cfg: RunConfig) -> list[str]:
-    """Folders of the runs from which a run learns: that which it starts from, and its teacher's, if it is one here."""
-    given = getattr(cfg.loss, "teacher", None)
-    runs = [cfg.init_from]
-    if isinstance(given, TeacherConfig):
-        runs.append(given.run)
-        if given.embeddings:
-            runs.append(FolderIndex.read(Path(given.embeddings)).run_folder)
-    return [run for run in runs if run and (run == cfg.init_from or Path(run).is_dir())]
