@@ -60,7 +60,7 @@ def image_rows(image_run, image_shards, tmp_path_factory):
 
 def embedded(run, shards, out, **options):
     embedder = Embedder.from_run(run)
-    FolderJob.begin(embedder, [str(shards)], out, **options).run(embedder)
+    FolderJob.begin(embedder, [str(shards)], out, **options).run(embedder, run_folder=run)
     return out
 
 
