@@ -19,6 +19,7 @@ from avssl.checkpoint.steps import checkpoints
 from avssl.config import RunConfig, load_run
 from avssl.files.hub import COMMIT
 from avssl.files.plain_text import brief
+from avssl.losses.configs import CaptionConfig
 from avssl.models import public
 from avssl.models.public.encoder import Demand
 from avssl.transforms.config import ImageViewConfig, VideoViewConfig, ViewsConfig, image_augment, view_size_px
@@ -58,6 +59,28 @@ def settle(cfg: RunConfig, views: Iterable[View]) -> list[str]:
         cfg.encoders[modality] = public.resolved_options(name, section) | _requested(cfg, name)
         lines += _follow_model(cfg, modality, [view for view in views if view.modality == modality])
     return lines
+
+
+def settle_text(cfg: RunConfig) -> None:
+    """Complete the section `loss.text_encoder`, as `settle` completes those of encoders; other losses have none.
+
+    ValueError without a name, and for a model that reads no text.
+    """
+    if not isinstance(cfg.loss, CaptionConfig):
+        return
+    section, stored = dict(cfg.loss.text_encoder), _stored(cfg)
+    name = str(section.get("name", ""))
+    if not name:
+        raise ValueError(
+            "loss.text_encoder.name is not set; add loss.text_encoder.name=hf/ORG/NAME, or hf/FOLDER, of a public "
+            "model that reads text: its weights stay as they are"
+        )
+    before = getattr(stored and stored.loss, "text_encoder", None)
+    if before and _is_part_of(section, before):
+        cfg.loss.text_encoder = dict(before)
+        return
+    section.pop("requested_revision", None)
+    cfg.loss.text_encoder = public.text_options(name, section, cfg.loss.modalities) | _requested(cfg, name)
 
 
 def _stored(cfg: RunConfig) -> RunConfig | None:
@@ -220,6 +243,8 @@ def provenance_of(cfg: RunConfig, modalities: Iterable[str]) -> dict[str, Any]:
             revision = _split(str(section["name"]))[1]
             views = {key: list(v) if isinstance(v, tuple) else v for key, v in _demanded(cfg.views, modality).items()}
             models[modality] = known | {"revision": revision, "views": views}
+    if isinstance(cfg.loss, CaptionConfig):
+        models["text"] = {key: value for key, value in cfg.loss.text_encoder.items() if key != "requested_revision"}
     licenses = sorted({model["license"] for model in models.values() if model.get("license")})
     found: dict[str, Any] = {"public_models": models} if models else {}
     return found | ({"license": " and ".join(licenses)} if licenses else {})

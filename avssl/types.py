@@ -111,6 +111,18 @@ class Batch:
     failures: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class CaptionRows:
+    """Embeddings of the captions of a data set by a frozen text encoder, on the CPU.
+
+    rows: float32 (U, D) unit rows, one for each distinct caption. numbers: int64 (N,), for each sample the row of its
+    caption in [0, U), or -1 for a sample without one.
+    """
+
+    rows: torch.Tensor
+    numbers: torch.Tensor
+
+
 @dataclass
 class LossConfig:
     """Base class of the configurations of losses.

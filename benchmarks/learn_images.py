@@ -123,7 +123,7 @@ SETTINGS: dict[str, list[str]] = {
     "vicreg": [AUGMENTS, "loss.projector_hidden_dims=[256,256]", "loss.embedding_dim=256"],
 }
 SUPERVISING = Lock()  # two jobs may want the network that is trained with labels
-LIGHTLY = ("simclr", "moco", "byol", "simsiam", "barlow_twins", "vicreg", "swav")
+LIGHTLY = ("simclr", "moco", "byol", "simsiam", "barlow_twins", "vicreg", "swav", "lejepa")
 
 
 def changes_of(name: str, seed: int, shards: Path) -> list[str]:

@@ -12,6 +12,7 @@ import copy
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lightly.loss import BarlowTwinsLoss, NegativeCosineSimilarity, NTXentLoss, SwaVLoss, VICRegLoss
+from lightly.loss.lejepa_loss import LeJEPALoss
 from lightly.models.modules import heads
 from lightly.models.utils import deactivate_requires_grad, update_momentum
 from lightly.utils.scheduler import cosine_schedule
@@ -171,9 +173,24 @@ class SwAV(Method):
         return self.criterion(high, list(scores.values()))
 
 
+class LeJEPA(Method):
+    def __init__(self, cfg: config.RunConfig) -> None:
+        super().__init__(cfg)
+        dims, out = (self.dim, *self.options.projector_hidden_dims), self.options.embedding_dim
+        hidden = [(before, after, nn.BatchNorm1d(after), nn.ReLU()) for before, after in pairwise(dims)]
+        self.head = heads.ProjectionHead([*hidden, (dims[-1], out, None, None)])
+        weight, count = self.options.sigreg_weight, self.options.num_directions
+        self.criterion = LeJEPALoss(lambda_param=weight, sigreg_num_vectors=count)
+
+    def value(self, views: Views) -> torch.Tensor:
+        z = {name: self.head(self.encoder(view)) for name, view in views.items()}
+        large = torch.stack([z.pop("first"), z.pop("second")])
+        return self.criterion(local_proj=torch.stack(list(z.values())), global_proj=large)
+
+
 METHODS: dict[str, Callable[[config.RunConfig], Method]] = {
     "simclr": SimCLR, "moco": MoCo, "byol": BYOL, "simsiam": SimSiam, "barlow_twins": BarlowTwins, "vicreg": VICReg,
-    "swav": SwAV,
+    "swav": SwAV, "lejepa": LeJEPA,
 }  # fmt: skip
 
 

@@ -58,6 +58,7 @@ def pretrain(cfg: config.RunConfig, stages: Stages) -> int:
     from avssl.public_models import settle
     from avssl.shards.mixture import check_modalities, open_shards, refuse_test_part
     from avssl.train import estimate, fitting
+    from avssl.train.captions import captions_of
     from avssl.train.monitor import Monitor, provenance
     from avssl.train.probe import OnlineProbe, embedding_modules
     from avssl.train.run_folder import begin
@@ -93,6 +94,8 @@ def pretrain(cfg: config.RunConfig, stages: Stages) -> int:
     stages.now("opening the teacher" if hasattr(cfg.loss, "teacher") else "")
     teacher, teacher_line = open_teacher(cfg, shards, accelerator.device, accelerator.autocast)
     note(teacher_line)
+    stages.now("reading captions" if hasattr(cfg.loss, "text_encoder") else "")
+    captions = captions_of(cfg, shards, accelerator.device)  # for losses that compare samples with theirs
     stages.now("fitting the recipe to the corpus and the machine" if cfg.auto else "")
     note("\n".join(fitting.fit(cfg, loss_class, shards, accelerator)))  # config.yaml has the result of "auto"
     stages.now("making the networks")
@@ -106,6 +109,8 @@ def pretrain(cfg: config.RunConfig, stages: Stages) -> int:
         loader = Loader(shards, cfg.data, view_list, views, seed=cfg.seed, device=accelerator.device, targets=teacher)
         loss = loss_class(cfg.loss, encoders, shards.num_samples)
         loss.check_batch_size(cfg.data.global_batch_size)
+    if captions is not None:
+        loss.take_captions(captions)
     device.use_channels_last(loss, cfg.channels_last, accelerator.device)
     kernels.refuse_wrong_kernels(loss, cfg.mixed_precision, accelerator.device)
     if cfg.sync_batch_norm:

@@ -39,9 +39,9 @@ PE_SIZES = {
 }  # fmt: skip
 
 
-def tokenizer(max_tokens=40):
+def tokenizer(max_tokens=40, known=WORDS):
     """A tokenizer of whole words; unknown ones are <unk>."""
-    vocabulary = {word: number for number, word in enumerate(["<s>", "<pad>", "</s>", "<unk>", *WORDS])}
+    vocabulary = {word: number for number, word in enumerate(["<s>", "<pad>", "</s>", "<unk>", *known])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     ends = [("<s>", 0), ("</s>", 2)]

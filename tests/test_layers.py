@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "avssl/config": "types files help_text encoder_options plugins shards transforms optim losses data",
     "avssl/device": "distributed ops models config",
     "avssl/checkpoint": "types files distributed ops",
-    "avssl/public_models": "types files transforms models/public config checkpoint",
+    "avssl/public_models": "types files transforms models/public losses config checkpoint",
     "avssl/embedding": "exports types version files distributed processes plugins media shards transforms ops models "
     "models/public losses config device checkpoint public_models",
     "avssl/eval": "exports files distributed plugins shards transforms ops models data embedding",

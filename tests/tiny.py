@@ -15,7 +15,7 @@ from avssl import distributed, losses
 from avssl.losses.base import EpochContext
 from avssl.optim.build import build_optimizer, forget, set_learning_rate
 from avssl.optim.config import OptimConfig
-from avssl.types import Progress
+from avssl.types import CaptionRows, Progress
 
 NUM_SAMPLES, BATCH_SIZE = 32, 8
 STEPS_PER_EPOCH = NUM_SAMPLES // BATCH_SIZE
@@ -59,6 +59,7 @@ TINY_LOSSES: dict[str, dict[str, object]] = {
     "distil": {"projector_hidden_dims": [16], "queue_size": 8, "teacher.dim": 32},
     "lejepa": {"projector_hidden_dims": [16], "embedding_dim": 8, "num_small_crops": 2, "num_directions": 16},
     "vicreg": {"projector_hidden_dims": [16], "embedding_dim": 8},
+    "clip_frozen_text": {"text_encoder": {"name": "hf/made", "dim": 8}},
 }
 
 
@@ -80,6 +81,7 @@ SHARING_OPTIONS = [
     ("moco", {"num_negatives_same_clip": 2}),
     ("sela", {"swap_labels": True}),
     ("swav", {"projector_final_batch_norm": True, "queue_size": 0}),
+    ("clip_frozen_text", {"learn_temperature": False, "across_weight": 0.0}),
 ]
 
 
@@ -153,6 +155,15 @@ def gather_batch_norms(module):
     return module
 
 
+def made_captions(num_samples, seed):
+    """A text of 8 dims for each of the eight kinds of samples; every seventh sample has none."""
+    generator = torch.Generator().manual_seed(2 + seed)
+    rows = nn.functional.normalize(torch.randn(8, 8, generator=generator), dim=1)
+    numbers = torch.arange(num_samples) % 8
+    numbers[6::7] = -1
+    return CaptionRows(rows, numbers)
+
+
 class Run:
     """A loss in training on made-up data. Everything is a function of the arguments and of the steps made."""
 
@@ -166,6 +177,7 @@ class Run:
         encoders = {modality: TinyEncoder(modality) for modality in cls.modalities(self.config)}
         self.loss = cls(self.config, encoders, num_samples)
         self.loss.check_batch_size(batch_size)
+        self.loss.take_captions(made_captions(num_samples, seed))
         if gathered_norms:
             gather_batch_norms(self.loss)
         self.views = cls.views(self.config)

@@ -37,6 +37,7 @@ from avssl.files.checked_json import parse
 from avssl.files.progress import Bar
 from avssl.losses import registry
 from avssl.losses.base import Loss
+from avssl.losses.configs import CaptionConfig
 from avssl.models import public
 from avssl.processes.limits import Limits
 from avssl.processes.streams import SandboxedStreams
@@ -210,27 +211,38 @@ class Embedder:
         yield from maker.finished
 
     def text_modalities(self) -> tuple[str, ...]:
-        """The modalities that text can be compared with: those of a public model that reads text, otherwise none."""
+        """The modalities that text can be compared with: those of a public model that reads text, or of a run that was
+        trained on captions; otherwise none.
+        """
+        if isinstance(self.config.loss, CaptionConfig):
+            return () if self.weights_hash == "untrained" else self.modalities
         if self.config.loss.name != registry.PUBLIC_MODEL:
             return ()
         return public.text_modalities(self.config.encoders[self.modalities[0]]["name"])
 
     def embed_text(self, texts: Sequence[str], modality: str) -> NDArray[np.float32]:
-        """Unit rows float32 (n, D) of n texts, comparable with this public model's embeddings of a modality.
+        """Unit rows float32 (n, D) of n texts, comparable with the embeddings of a modality.
 
-        The text tower is that of the same weights, and is loaded with the first call. ValueError for a run, since no
-        training here compares text with media; for a model without a text tower or tokenizer; for texts that are
-        empty or too long.
+        The text tower is that of the public model, or of the run's captions, with the same weights; it is loaded with
+        the first call. ValueError for a run that was not trained on captions; for a model without a text tower or
+        tokenizer; for texts that are empty or too long; for a modality that text is not compared with.
         """
-        section = self.config.encoders[self.modalities[0]]
-        if self.config.loss.name != registry.PUBLIC_MODEL or self.weights_hash == "untrained":
+        loss = self.config.loss
+        has_captions = isinstance(loss, CaptionConfig)
+        if not (has_captions or loss.name == registry.PUBLIC_MODEL) or self.weights_hash == "untrained":
             raise ValueError(
-                f"{self.config.run} is a training or random, and reads no text: only the embeddings of a public model, "
-                f"hf/ORG/NAME or hf/FOLDER, can be compared with it, if its type is {', '.join(public.TEXT_KINDS)}"
+                f"{self.config.run} is random, or a training without captions, and reads no text: text is compared "
+                "with the embeddings of a run of clip_frozen_text, or of a public model, hf/ORG/NAME or hf/FOLDER, if "
+                f"its type is {', '.join(public.TEXT_KINDS)}"
+            )
+        section = loss.text_encoder if has_captions else self.config.encoders[self.modalities[0]]
+        if has_captions and modality not in self.modalities:
+            raise ValueError(
+                f"{self.config.run} compares text with {' and '.join(self.modalities)}, and not with {modality}"
             )
         if self._text is None:
             self._text = public.text_tower(section["name"], section, str(self.device))
-        rows: NDArray[np.float32] = self._text.embed(texts, modality).numpy()
+        rows: NDArray[np.float32] = self._text.embed(texts, section["modality"] if has_captions else modality).numpy()
         return rows
 
     @torch.inference_mode()

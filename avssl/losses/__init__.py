@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from avssl.losses.base import PairLoss as PairLoss
     from avssl.losses.byol import BYOL as BYOL
     from avssl.losses.byol import regression as regression
+    from avssl.losses.clip_frozen_text import CLIPFrozenText as CLIPFrozenText
+    from avssl.losses.clip_frozen_text import caption_contrast as caption_contrast
+    from avssl.losses.configs import CaptionConfig as CaptionConfig
     from avssl.losses.configs import PairConfig as PairConfig
     from avssl.losses.deepcluster import DeepCluster as DeepCluster
     from avssl.losses.deepcluster_v2 import DeepClusterV2 as DeepClusterV2
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
     from avssl.losses.vicreg import vicreg as vicreg
     from avssl.losses.xdc import XDC as XDC
     from avssl.ops.nce import nce as nce
+    from avssl.types import CaptionRows as CaptionRows
     from avssl.types import LossConfig as LossConfig
     from avssl.types import LossOutput as LossOutput
     from avssl.types import Progress as Progress
@@ -60,11 +64,12 @@ offer(
         "avid": "AVID",
         "avid_cma": "AVIDCMA",
         "avssl.ops.nce": "nce",
-        "avssl.types": "LossConfig LossOutput Progress View",
+        "avssl.types": "CaptionRows LossConfig LossOutput Progress View",
         "barlow_twins": "BarlowTwins barlow_twins",
         "base": "EpochContext Loss PairLoss",
         "byol": "BYOL regression",
-        "configs": "PairConfig",
+        "clip_frozen_text": "CLIPFrozenText caption_contrast",
+        "configs": "CaptionConfig PairConfig",
         "deepcluster": "DeepCluster",
         "deepcluster_v2": "DeepClusterV2",
         "distil": "Distil similarity_divergence",

@@ -39,7 +39,7 @@ from avssl.losses.configs import PairConfig
 from avssl.models.heads import on_each
 from avssl.ops.diagnostics import alignment, effective_rank, embedding_spread, uniformity
 from avssl.ops.teacher import follow
-from avssl.types import LossConfig, LossOutput, Modality, Progress, View
+from avssl.types import CaptionRows, LossConfig, LossOutput, Modality, Progress, View
 
 __all__ = [
     "PAIRS", "VIEW_NAMES", "EpochContext", "Loss", "LossConfig", "Outputs", "PairConfig", "PairLoss",
@@ -168,6 +168,9 @@ class Loss(nn.Module):
         """teacher <- momentum teacher + (1 - momentum) student, for each modality."""
         for modality, teacher in self.teachers.items():
             follow(teacher, self.student(modality), momentum)
+
+    def take_captions(self, captions: CaptionRows) -> None:
+        """Called once, before the first batch, if the configuration is a CaptionConfig: rows are data, not state."""
 
     def loss(self, outputs: Outputs, index: torch.Tensor, progress: Progress) -> LossOutput:
         """The objective for one micro-batch of this rank: outputs of forward, sample indices int64 (B,)."""

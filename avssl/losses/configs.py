@@ -24,6 +24,21 @@ class PairConfig(LossConfig):
 
 
 @dataclass
+class CaptionConfig(PairConfig):
+    """Base of the configurations of losses that compare samples with the text of their captions.
+
+    >>> CaptionConfig(name="mine", text_encoder={"name": "hf/ORG/NAME"}).without_caption
+    'error'
+    """
+
+    # name: hf/ORG/NAME or hf/FOLDER of a model that reads text; the run adds its commit, SHA-256 and dim
+    text_encoder: dict[str, Any] = field(default_factory=dict)
+    text_rows: str = ""  # file with the embeddings of the captions, which runs may share; default in the run's folder
+    without_caption: Literal["error", "skip"] = "error"  # skip: such samples are not compared with text
+    cut_long_captions: bool = False  # read the beginning of captions that are longer than the text encoder reads
+
+
+@dataclass
 class AVIDConfig(LossConfig):
     """Defaults are those of the published Kinetics runs."""
 
@@ -75,6 +90,18 @@ class BYOLConfig(PairConfig):
     predictor_hidden_dims: tuple[int, ...] = (4096,)
     teacher_momentum: float = 0.996  # at the first step; it rises to 1 along a cosine
     teacher_start: Literal["independent", "copy"] = "independent"  # copy: for short runs
+
+
+@dataclass
+class CLIPFrozenTextConfig(CaptionConfig):
+    """Defaults are a start, not those of a published run."""
+
+    name: str = "clip_frozen_text"
+    modalities: tuple[str, ...] = ("video", "audio")  # or one of video, audio and image
+    temperature: float = 0.07  # at the start; the paper's
+    learn_temperature: bool = True
+    projector_hidden_dims: tuple[int, ...] = ()  # none: one linear layer into the text encoder's space
+    across_weight: float = 1.0  # of video against audio of the same sample; the text of each modality has 1
 
 
 @dataclass
@@ -299,6 +326,7 @@ CONFIGURATIONS: dict[str, type[LossConfig]] = {
         AVIDConfig,
         BYOLConfig,
         BarlowTwinsConfig,
+        CLIPFrozenTextConfig,
         DeepClusterConfig,
         DeepClusterV2Config,
         DistilConfig,

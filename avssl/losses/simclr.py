@@ -51,7 +51,7 @@ def nt_xent(z1: torch.Tensor, z2: torch.Tensor, temperature: float) -> torch.Ten
 
 
 def two_way_cross_entropy(
-    z1: torch.Tensor, z2: torch.Tensor, temperature: float, moments: torch.Tensor | None = None
+    z1: torch.Tensor, z2: torch.Tensor, temperature: torch.Tensor | float, moments: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Mean of the cross-entropies of z1 against z2's rows and of z2 against z1's. Arguments and result as in `nt_xent`.
 

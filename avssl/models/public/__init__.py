@@ -7,7 +7,7 @@ A library's models lie in a file each (timm_models, vision, ...), which offers `
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from types import ModuleType
 from typing import Any, NamedTuple, cast
@@ -25,6 +25,8 @@ PREFIXES = ("timm/", "hf/")
 # Files of this folder for models of transformers; each knows by `modalities` which models are its own.
 TRANSFORMERS_FAMILIES = ("vision", "sound", "perception")
 TEXT_KINDS = ("clap", "clip", "siglip", "pe_audio", "pe_video", "pe_audio_video")  # types that text.py reads
+# Options of a text encoder; a recipe may say the first, which head the text goes through, and the run writes all.
+TEXT_OPTIONS = ("modality", "sha256", "files", "license", "dim", "requested_revision")
 # Options that a run writes itself: of the model that it began with. Networks are built without the last three.
 RESOLVED = ("sha256", "license", "files", "requested_revision")
 
@@ -68,13 +70,32 @@ def text_modalities(name: str) -> tuple[Modality, ...]:
     return cast("tuple[Modality, ...]", text.text_modalities(locate(name, name.partition("/")[2])))
 
 
+def text_options(name: str, options: Mapping[str, Any], beside: Sequence[str]) -> dict[str, Any]:
+    """The section of a text encoder with everything by which it is known again: see text.py.
+
+    options: of the recipe. ValueError for one that text encoders lack, or that says of the model what it is not.
+    """
+    options = {key: value for key, value in options.items() if key != "name"}
+    check_options(name, options, TEXT_OPTIONS)
+    text, model = _with_text(name)
+    found = cast("dict[str, Any]", text.text_options(model, [str(options.pop("modality", "")), *beside]))
+    for key in sorted(options.keys() & {"sha256", "files", "license"}):
+        if options[key] != found.get(key):
+            raise ValueError(f"{name}: {key} is {brief(found.get(key))}, and not {brief(options[key])}")
+    return found
+
+
+def _with_text(name: str) -> tuple[Any, Located]:
+    """text.py, and the located model. ValueError for a name that is not of transformers."""
+    if not name.startswith("hf/"):
+        raise ValueError(f"{name} reads no text; models of transformers do, such as CLAP and CLIP: hf/ORG/NAME")
+    return import_module("avssl.models.public.text"), locate(name, name.partition("/")[2])
+
+
 def text_tower(name: str, options: Mapping[str, Any] | None = None, device: str = "cpu") -> Any:
     """The TextTower of a model; see text.py. options: with the SHA-256 that weights and tokenizer must have, if any."""
     options = options or {}
-    if not name.startswith("hf/"):
-        raise ValueError(f"{name} reads no text; models of transformers do, such as CLAP and CLIP: hf/ORG/NAME")
-    text = import_module("avssl.models.public.text")
-    model = locate(name, name.partition("/")[2])
+    text, model = _with_text(name)
     hub_files.check_files(model, options.get("files"))
     return text.text_tower(model, options.get("sha256", ""), device)
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from avssl.files.plain_text import brief
 from avssl.models.public.extractors import load_tokenizer
-from avssl.models.public.hub_files import Located
+from avssl.models.public.hub_files import Located, license_of, sha256_of_files, weights_of, weights_sha256
 from avssl.models.public.sound import load_net
 from avssl.models.public.transformers_door import config_of, quiet
 from avssl.types import Modality
@@ -59,25 +59,30 @@ class TextTower:
             )
 
     @torch.inference_mode()
-    def embed(self, texts: Sequence[str], modality: str) -> torch.Tensor:
+    def embed(self, texts: Sequence[str], modality: str, *, cut: bool = False) -> torch.Tensor:
         """float32 unit rows (n, D) of n texts on the CPU, comparable with the model's embeddings of a modality.
 
-        ValueError for no text, for one that is empty or longer than the model reads, and for a modality that it lacks.
+        cut: of a text that is longer than the model reads, read the beginning. ValueError for no text, for one that is
+        empty or, without `cut`, too long, and for a modality that the model lacks.
         """
         if modality not in self.modalities:
             raise ValueError(f"{self.name} compares text with {' and '.join(self.modalities)}, and not with {modality}")
         if isinstance(texts, str) or not texts or not all(text.strip() for text in texts):
             raise ValueError(f"the texts are {brief(texts)}; give a list of texts of which none is empty")
         rows = [
-            self._embed(list(texts[first : first + TEXTS_PER_BATCH]), modality)
+            self._embed(list(texts[first : first + TEXTS_PER_BATCH]), modality, cut=cut)
             for first in range(0, len(texts), TEXTS_PER_BATCH)
         ]
         return nn.functional.normalize(torch.cat(rows).float().cpu(), dim=1)
 
-    def _embed(self, texts: list[str], modality: str) -> torch.Tensor:
-        with quiet():  # what is too long is refused here
-            lengths = [len(ids) for ids in self.tokenizer(texts)["input_ids"]]
-        if max(lengths) > self.max_tokens:
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """The number of tokens of each text; at most `max_tokens` are read."""
+        with quiet():  # what is too long is said by the caller
+            return [len(ids) for ids in self.tokenizer(list(texts))["input_ids"]]
+
+    def _embed(self, texts: list[str], modality: str, *, cut: bool) -> torch.Tensor:
+        lengths = self.lengths(texts)
+        if max(lengths) > self.max_tokens and not cut:
             raise ValueError(
                 f"the text {brief(texts[lengths.index(max(lengths))])} has {max(lengths)} tokens; {self.name} reads at "
                 f"most {self.max_tokens}"
@@ -85,6 +90,8 @@ class TextTower:
         padding: dict[str, Any] = {"padding": True}
         if self.kind == "siglip":  # was trained on texts of one length
             padding = {"padding": "max_length", "max_length": self.max_tokens}
+        if cut:
+            padding |= {"truncation": True, "max_length": self.max_tokens}
         read = self.tokenizer(texts, return_tensors="pt", **padding).to(next(self.net.parameters()).device)
         tokens = {name: read[name] for name in ("input_ids", "attention_mask") if name in read}
         net = cast("Any", self.net)
@@ -95,6 +102,28 @@ class TextTower:
         return cast("torch.Tensor", getattr(heads, f"text_{modality}_head")(first_tokens))
 
 
+def text_options(model: Located, beside: Sequence[str]) -> dict[str, Any]:
+    """What says which text encoder a run began with: its name with the commit, SHA-256 of weights and files, license.
+
+    "modality" is the head for text: that of the first of the modalities `beside` that the model compares text with.
+    ValueError if the model reads no text.
+    """
+    known = text_modalities(model)
+    if not known:
+        raise _reads_no_text(model)
+    head = next((name for name in beside if name in known), known[0])
+    found = {"name": model.name, "modality": head, "sha256": weights_sha256(weights_of(model))}
+    more = {"files": sha256_of_files(model), "license": license_of(model.folder)}
+    return found | {name: value for name, value in more.items() if value}
+
+
+def _reads_no_text(model: Located) -> ValueError:
+    kind = model.config.get("model_type")
+    return ValueError(
+        f"{model.name} is of the type {kind}, which reads no text; types that do are {', '.join(WITH_TEXT)}"
+    )
+
+
 def text_tower(model: Located, sha256: str = "", device: str = "cpu") -> TextTower:
     """The text tower of a model with its published weights.
 
@@ -103,9 +132,7 @@ def text_tower(model: Located, sha256: str = "", device: str = "cpu") -> TextTow
     """
     kind = str(model.config.get("model_type"))
     if kind not in WITH_TEXT:
-        raise ValueError(
-            f"{model.name} is of the type {kind}, which reads no text; types that do are {', '.join(WITH_TEXT)}"
-        )
+        raise _reads_no_text(model)
     tokenizer = load_tokenizer(model)
     config = config_of(model.name, model.config)
     net = load_net(WITH_TEXT[kind][0], model, config, {"sha256": sha256} if sha256 else {})
