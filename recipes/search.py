@@ -4,13 +4,14 @@
     avssl search embeddings/ QUERY.mp4 --html results.html  # one file to open: pictures, sounds, clips that play
     avssl search embeddings/ QUERY.wav --modality video --json
     avssl search embeddings/ --key dogs/rex_mp4             # one of the embedded files
-    avssl search embeddings/ --text "a dog barks"           # embeddings of a public model that reads text
+    avssl search embeddings/ --text "a dog barks"           # embeddings of a model that reads text
     avssl search dogs.lance QUERY.mp4 --where "label = 'dog' and start_seconds >= 10"
 
 INDEX is a folder that `avssl embed` wrote, or a Lance table that `avssl export INDEX --to lance` made of one; the run
 that made it embeds the query, with the same windows. The query is the mean of its windows, or with --each-window every
-window. Text is read by the public model that made INDEX. A folder is searched exactly, at constant memory; a Lance
-table by its index, if it has one, which misses some of the closest rows: docs/embeddings.md has numbers.
+window. Text is read by the public model that made INDEX, or by the text encoder of a run on captions. A folder is
+searched exactly, at constant memory; a Lance table by its index, if it has one, which misses some of the closest rows:
+docs/embeddings.md has numbers.
 """
 
 from __future__ import annotations

@@ -134,5 +134,5 @@ def test_a_training_has_no_text_and_a_public_model_needs_a_folder_for_its_result
     task = ("task=zero_shot", f"test={shards}", "modality=audio", "num_workers=0")
     refused = run_python("-m", "avssl", "evaluate", f"hf/{model}", *task, check=False)
     assert "add out=FOLDER" in refused.stderr
-    with pytest.raises(ValueError, match="is a training or random, and reads no text"):
+    with pytest.raises(ValueError, match="is random, or a training without captions, and reads no text"):
         recipe.evaluate(tiny_run, recipe.load_task(list(task)))

@@ -210,7 +210,7 @@ def search(
         modality: of the rows, which may be another than that of the queries. one_per_key: the best row of each key.
 
     Raises as EmbeddingIndex, and ValueError for queries that do not fit the rows, and for text where the rows were not
-    made by a public model that reads it.
+    made by a model that reads it.
 
     >>> table = EmbeddingTable.read(embeddings)
     >>> search(embeddings, table.video_embedding[:1], "audio", top=1)[0][0].key in table.keys

@@ -78,7 +78,7 @@ class CLIPFrozenText(PairLoss):
     """
 
     Config: ClassVar[type[LossConfig]] = CLIPFrozenTextConfig
-    family: ClassVar[str] = "text supervision"
+    family: ClassVar[str] = "contrastive, with text"
     paper: ClassVar[str] = "Radford et al. 2021, arXiv 2103.00020; frozen tower: Zhai et al. 2022, arXiv 2111.07991"
     pairs: ClassVar[tuple[tuple[Modality, ...], ...]] = (("image",), ("video",), ("audio",), ("video", "audio"))
     augments: ClassVar[tuple[str, str]] = ("train", "train")

@@ -1,4 +1,6 @@
-"""Zero-shot classes: a sample is of the class whose description is closest to it, by a public model that reads text.
+"""Zero-shot classes: a sample is of the class whose description is closest to it, by a model that reads text.
+
+That is a public model with a text tower, or a run that was trained on captions beside a frozen text encoder.
 
 A class is described by its label in every template ("a photo of a {}.", Radford et al. 2021, arXiv 2103.00020); with
 several templates it is the mean of their unit vectors. Nothing is learned, so that there is no training set.
