@@ -113,10 +113,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class CaptionRows:
-    """Embeddings of the captions of a data set by a frozen text encoder, on the CPU.
+    """Embeddings of the captions of a data set by a frozen text encoder.
 
     rows: float32 (U, D) unit rows, one for each distinct caption. numbers: int64 (N,), for each sample the row of its
     caption in [0, U), or -1 for a sample without one.
+
+    >>> CaptionRows(torch.eye(2), torch.tensor([0, 1, 0, -1])).numbers.shape  # the third has the caption of the first
+    torch.Size([4])
     """
 
     rows: torch.Tensor

@@ -46,10 +46,11 @@ def caption_contrast(
 
     Args:
         z: (B, D) embeddings of samples, any float; need not be normalized. text: (B, D) of their captions, likewise.
-        captions: (B,) whole numbers; equal ones say that two samples have the same caption.
+        captions: int64 (B,), equal where two samples have the same caption; -1 for a sample without one, which takes no
+            part, whatever its text is.
         scale: of the cosines, > 0.
 
-    Returns a float32 scalar: the mean over samples and both directions; 0 for B = 1.
+    Returns a float32 scalar: the mean over the samples with captions and both directions; 0 if there are none.
 
     >>> z = torch.eye(3)
     >>> caption_contrast(z, z, torch.arange(3), scale=20.0).item() < 1e-3
@@ -59,9 +60,11 @@ def caption_contrast(
     """
     scores = scale * (normalize(z.float(), dim=1) @ normalize(text.float(), dim=1).T)
     target = torch.arange(len(scores), device=scores.device)
-    same = captions[:, None] == captions[None, :]
-    scores = scores.masked_fill(same.fill_diagonal_(False), -torch.inf)
-    return (cross_entropy(scores, target) + cross_entropy(scores.T, target)) / 2
+    takes_part = captions >= 0
+    others = (captions[:, None] != captions[None, :]) & takes_part[:, None] & takes_part[None, :]
+    scores = scores.masked_fill(~others.fill_diagonal_(True), -torch.inf)
+    both = cross_entropy(scores, target, reduction="none") + cross_entropy(scores.T, target, reduction="none")
+    return (both * takes_part).sum() / (2 * takes_part.sum().clamp(min=1))
 
 
 @register("clip_frozen_text")
@@ -83,7 +86,8 @@ class CLIPFrozenText(PairLoss):
     pairs: ClassVar[tuple[tuple[Modality, ...], ...]] = (("image",), ("video",), ("audio",), ("video", "audio"))
     augments: ClassVar[tuple[str, str]] = ("train", "train")
     min_global_batch_size: ClassVar[int] = 2
-    captions: CaptionRows | None = None
+    text_rows: torch.Tensor
+    caption_numbers: torch.Tensor
 
     def __init__(self, config: CLIPFrozenTextConfig, encoders: Mapping[str, nn.Module], num_samples: int) -> None:
         super().__init__(config, encoders, num_samples)
@@ -109,30 +113,28 @@ class CLIPFrozenText(PairLoss):
         return embedded | {"log_scale": self.log_scale.clone()}
 
     def take_captions(self, captions: CaptionRows) -> None:
-        """Keep the rows; they stay on the CPU, and each batch sends its own."""
+        """Keep the rows beside the weights, on their device: 4 D bytes for each distinct caption."""
         dim, expected = captions.rows.shape[1], int(self.config.text_encoder["dim"])
         if dim != expected:
             raise ValueError(f"the rows of the captions have {dim} dims; loss.text_encoder says {expected}")
-        self.captions = captions
+        self.register_buffer("text_rows", captions.rows, persistent=False)
+        self.register_buffer("caption_numbers", captions.numbers, persistent=False)
 
     def loss(self, outputs: Outputs, index: torch.Tensor, progress: Progress) -> LossOutput:  # noqa: ARG002
         """The loss of the batch of all ranks, computed on every rank; terms by what is compared."""
-        if self.captions is None:
+        if not hasattr(self, "text_rows"):
             raise RuntimeError("the loss has no captions yet; give them with take_captions")
         z = {modality: gather_with_grad(outputs[name]) for name, modality in self.modality_of.items()}
         scale = outputs["log_scale"].exp()
-        numbers = self.captions.numbers[gather(index).cpu()]
-        rows = (numbers >= 0).nonzero().flatten()
-        captions = numbers[rows]
-        text, rows = self.captions.rows[captions].to(scale.device), rows.to(scale.device)
-        captions = captions.to(scale.device)
-        parts = {f"{modality}_text": zero_without_rows(z[modality][rows], text, captions, scale) for modality in z}
+        captions = self.caption_numbers[gather(index)]
+        text = self.text_rows[captions.clamp(min=0)]
+        parts = {f"{modality}_text": caption_contrast(z[modality], text, captions, scale) for modality in z}
         total = torch.stack(list(parts.values())).sum()
         if len(z) == 2 and self.config.across_weight:
             parts["video_audio"] = two_way_cross_entropy(z["video"], z["audio"], 1 / scale)
             total = total + self.config.across_weight * parts["video_audio"]
         terms = {name: part.detach() for name, part in parts.items()}
-        share = torch.tensor(len(rows) / len(numbers), device=scale.device)
+        share = (captions >= 0).float().mean()
         return LossOutput(total, terms | {"temperature": 1 / scale.detach(), "captioned_share": share})
 
     def after_step(self, progress: Progress) -> None:  # noqa: ARG002
@@ -145,8 +147,3 @@ class CLIPFrozenText(PairLoss):
         others = [one for one in self.parameters() if one.requires_grad and one is not self.log_scale]
         scale = [{"params": [self.log_scale], "weight_decay": 0.0}] if self.log_scale.requires_grad else []
         return [{"params": others}, *scale]
-
-
-def zero_without_rows(z: torch.Tensor, text: torch.Tensor, captions: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """`caption_contrast`; of no samples at all 0, with a gradient of zeros, so that every rank has one."""
-    return caption_contrast(z, text, captions, scale) if len(z) else z.sum() * scale
