@@ -285,6 +285,14 @@ def test_a_stopped_run_goes_on_bit_for_bit_without_the_files_of_the_model(captio
         assert torch.equal(tensor, resumed[name]), name
 
 
+def test_a_run_goes_on_with_no_other_text_encoder_and_keeps_its_rows(captioned, trained, tmp_path):
+    other, before = make_text_model(tmp_path / "other", projection_dim=12), (trained / ROWS_FILE).read_bytes()
+    cfg = settings({**captioned, "model": other}, trained, "steps=4")
+    with pytest.raises(ValueError, match=r"of another text encoder, than this run is given now; .*begin another run"):
+        pretrain.main(cfg)
+    assert (trained / ROWS_FILE).read_bytes() == before
+
+
 def test_samples_without_a_caption_are_refused_by_number_and_key_or_left_out_of_the_text(captioned, tmp_path):
     cfg = settings(captioned, tmp_path / "run", shards="gaps")
     shards = ShardSet(captioned["gaps"])

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from avssl.checkpoint.steps import checkpoints
 from avssl.config import RunConfig
 from avssl.distributed import from_first_rank
 from avssl.files.plain_text import brief, note
@@ -67,6 +68,11 @@ def _made(cfg: RunConfig, config: CaptionConfig, shards: ShardSet, device: torch
     if captions is not None:
         _check_missing(config, shards, captions.numbers)
         return own
+    if own.is_file() and checkpoints(own.parent):
+        raise ValueError(
+            f"{own} holds rows of other captions, or of another text encoder, than this run is given now; a run goes "
+            "on with those that it began with: put them back, or begin another run"
+        )
     digest = ""
     if shared is not None and shared.exists():
         captions = _read(shared, identity)
@@ -151,7 +157,8 @@ def _check_missing(config: CaptionConfig, shards: ShardSet, numbers: torch.Tenso
         raise ValueError(
             f"data.shards: {len(missing)} of {len(numbers)} samples of {shards.location} have no caption, the first is "
             f"{brief(shards.keys[missing[0]])}; add loss.without_caption=skip, which does not compare these with text, "
-            "or select those that have one (`avssl prep select`)"
+            'or train on the others: `avssl prep select SHARDS --where "caption is not null" --out kept.jsonl`, then '
+            "data.shards=[{path: SHARDS, keys: kept.jsonl}]"
         )
     if missing:
         note(f"captions: {len(missing)} of {len(numbers)} samples have none and are not compared with text")
