@@ -26,7 +26,7 @@ from avssl.shards.shard_set import ShardSet
 from avssl.train.captions import ROWS_FILE, captions_of
 from avssl.types import CaptionRows, Progress
 from recipes import pretrain
-from tests.captioned import caption_of, make_captioned_shards, make_text_model
+from tests.captioned import caption_of, make_text_model, with_captions
 from tests.conftest import ROOT
 from tests.textbook import clip_frozen_text as textbook
 from tests.textbook.gradients import gradient
@@ -188,14 +188,14 @@ def fresh_accelerate():
 
 
 @pytest.fixture(scope="module")
-def captioned(corpus, tmp_path_factory):
+def captioned(shards, tmp_path_factory):
     """{"model": folder of a tiny CLIP, "train", "test": shards with captions, "gaps": three samples have none}."""
     folder = tmp_path_factory.mktemp("captioned")
     return {
         "model": make_text_model(folder / "model"),
-        "train": make_captioned_shards(corpus, folder / "whole"),
-        "test": make_captioned_shards(corpus, folder / "test", "test"),
-        "gaps": make_captioned_shards(corpus, folder / "gaps", "test", without=(0, 2, 5)),
+        "train": with_captions(shards["train"], folder / "train"),
+        "test": with_captions(shards["test"], folder / "test"),
+        "gaps": with_captions(shards["test"], folder / "gaps", without=(0, 2, 5)),
     }
 
 
@@ -242,7 +242,7 @@ def test_a_run_keeps_the_rows_of_its_captions_and_the_text_encoder_it_began_with
 def test_text_finds_what_the_cosines_of_an_explicit_computation_find(captioned, trained):
     embedder = Embedder.from_run(trained)
     assert embedder.text_modalities() == ("video", "audio")
-    texts = [caption_of("ring", "bell"), "the sound of hiss"]
+    texts = [caption_of({"visual": ["ring"], "sound": ["bell"]}), "the sound of hiss"]
     expected = explicit_text(captioned["model"], texts)
     table, failures = embedder.embed(captioned["test"])
     assert not failures

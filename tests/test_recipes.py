@@ -10,7 +10,7 @@ from avssl import config, losses
 from avssl.models import create_encoder
 from avssl.losses.configs import CaptionConfig
 from recipes import pretrain
-from tests.captioned import make_captioned_shards, make_text_model
+from tests.captioned import make_text_model, with_captions
 from tests.conftest import ROOT
 from tests.tiny import TINY_LOSSES
 
@@ -48,14 +48,14 @@ def test_every_loss_has_a_recipe():
 
 @pytest.mark.quick(2)
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_the_recipe_loads_and_trains_two_steps(recipe, corpus, shards, image_shards, tmp_path):
+def test_the_recipe_loads_and_trains_two_steps(recipe, shards, image_shards, tmp_path):
     yaml = str(ROOT / f"recipes/configs/{recipe}.yaml")
     given = config.parse(config.RunConfig, [yaml])
     options = TINY_LOSSES.get(given.loss.name, {})
     modalities = losses.get(given.loss.name).modalities(given.loss)
     data = image_shards if modalities == ["image"] else shards["train"]
     if isinstance(given.loss, CaptionConfig):
-        data = make_captioned_shards(corpus, tmp_path / "captioned")
+        data = with_captions(shards["train"], tmp_path / "captioned")
         options = {"text_encoder.name": f"hf/{make_text_model(tmp_path / 'model')}"}
     changes = [f"loss.{key}={value}".replace("'", "") for key, value in options.items()]
     if hasattr(given.loss, "teacher"):

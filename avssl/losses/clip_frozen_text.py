@@ -69,7 +69,7 @@ def caption_contrast(
 
 @register("clip_frozen_text")
 class CLIPFrozenText(PairLoss):
-    """Contrast with frozen text embeddings, and across modalities. State: none; the scale is a parameter.
+    """Contrast with frozen text embeddings, and across modalities. State: rows of the captions, in no checkpoint.
 
     >>> encoders = {"image": create_encoder("resnet10", width=8)}
     >>> config = CLIPFrozenText.Config(modalities=("image",), text_encoder={"name": "hf/ORG/NAME", "dim": 16})
@@ -83,6 +83,7 @@ class CLIPFrozenText(PairLoss):
     Config: ClassVar[type[LossConfig]] = CLIPFrozenTextConfig
     family: ClassVar[str] = "contrastive, with text"
     paper: ClassVar[str] = "Radford et al. 2021, arXiv 2103.00020; frozen tower: Zhai et al. 2022, arXiv 2111.07991"
+    state: ClassVar[str] = "rows of the captions, kept in a file of their own"
     pairs: ClassVar[tuple[tuple[Modality, ...], ...]] = (("image",), ("video",), ("audio",), ("video", "audio"))
     augments: ClassVar[tuple[str, str]] = ("train", "train")
     min_global_batch_size: ClassVar[int] = 2
