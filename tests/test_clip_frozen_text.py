@@ -239,6 +239,7 @@ def test_a_run_keeps_the_rows_of_its_captions_and_the_text_encoder_it_began_with
     assert not any("text" in key for key in load_file(trained / "encoders.safetensors"))
 
 
+@pytest.mark.slow
 def test_text_finds_what_the_cosines_of_an_explicit_computation_find(captioned, trained):
     embedder = Embedder.from_run(trained)
     assert embedder.text_modalities() == ("video", "audio")
@@ -259,6 +260,7 @@ def test_text_finds_what_the_cosines_of_an_explicit_computation_find(captioned, 
         random.embed_text(texts, "video")
 
 
+@pytest.mark.slow
 def test_zero_shot_names_the_class_whose_description_is_closest(captioned, trained):
     task, embedder = tasks.get("zero_shot"), Embedder.from_run(trained)
     options = [f"test={captioned['test']}", "modality=audio", "label_field=sound", "num_workers=0"]
@@ -272,6 +274,7 @@ def test_zero_shot_names_the_class_whose_description_is_closest(captioned, train
     assert repeat.metrics["audio_top1_accuracy"].chance == pytest.approx(1 / len(described))
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_bit_for_bit_without_the_files_of_the_model(captioned, trained, tmp_path, monkeypatch):
     run = shutil.copytree(trained, tmp_path / "run")
     shutil.rmtree(run / "step_000004")
@@ -285,6 +288,7 @@ def test_a_stopped_run_goes_on_bit_for_bit_without_the_files_of_the_model(captio
         assert torch.equal(tensor, resumed[name]), name
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_no_other_text_encoder_and_keeps_its_rows(captioned, trained, tmp_path):
     other, before = make_text_model(tmp_path / "other", projection_dim=12), (trained / ROWS_FILE).read_bytes()
     cfg = settings({**captioned, "model": other}, trained, "steps=4")
@@ -310,6 +314,7 @@ def test_shards_without_captions_are_refused_with_what_to_do(captioned, shards, 
         captions_of(settings(captioned, tmp_path), ShardSet(shards["test"]), torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_rows_are_shared_by_runs_computed_once_and_those_of_others_refused(captioned, tmp_path, monkeypatch):
     shared, cpu = tmp_path / "rows.safetensors", torch.device("cpu")
     shards = ShardSet(captioned["test"])
@@ -349,7 +354,7 @@ def test_captions_that_are_too_long_are_refused_before_anything_is_computed_or_c
 
 def test_a_text_encoder_must_be_named_and_read_text(captioned, tmp_path):
     with pytest.raises(ValueError, match=r"loss\.text_encoder\.name is not set; add loss\.text_encoder\.name=hf/"):
-        captions_of(settings({**captioned, "model": ""}, tmp_path, "loss.text_encoder={}"), None, None)
+        captions_of(config.parse(config.RunConfig, ["loss.name=clip_frozen_text"]), None, None)
     wrong = {"timm/resnet10t": "reads no text; models of transformers", "hf/a/b/c": "neither a folder"}
     for name, message in wrong.items():
         cfg = settings(captioned, tmp_path / "run", f"loss.text_encoder.name={name}")
