@@ -227,22 +227,26 @@ class Embedder:
         the first call. ValueError for a run that was not trained on captions; for a model without a text tower or
         tokenizer; for texts that are empty or too long; for a modality that text is not compared with.
         """
-        loss = self.config.loss
-        has_captions = isinstance(loss, CaptionConfig)
-        if not (has_captions or loss.name == registry.PUBLIC_MODEL) or self.weights_hash == "untrained":
+        loss, section = self.config.loss, self.config.encoders[self.modalities[0]]
+        head = modality
+        if isinstance(loss, CaptionConfig):
+            section = loss.text_encoder
+            head = str(section["modality"])
+        elif loss.name != registry.PUBLIC_MODEL:
+            section = {}
+        if not section or self.weights_hash == "untrained":
             raise ValueError(
                 f"{self.config.run} is random, or a training without captions, and reads no text: text is compared "
                 "with the embeddings of a run of clip_frozen_text, or of a public model, hf/ORG/NAME or hf/FOLDER, if "
                 f"its type is {', '.join(public.TEXT_KINDS)}"
             )
-        section = loss.text_encoder if has_captions else self.config.encoders[self.modalities[0]]
-        if has_captions and modality not in self.modalities:
+        if isinstance(loss, CaptionConfig) and modality not in self.modalities:
             raise ValueError(
                 f"{self.config.run} compares text with {' and '.join(self.modalities)}, and not with {modality}"
             )
         if self._text is None:
             self._text = public.text_tower(section["name"], section, str(self.device))
-        rows: NDArray[np.float32] = self._text.embed(texts, section["modality"] if has_captions else modality).numpy()
+        rows: NDArray[np.float32] = self._text.embed(texts, head).numpy()
         return rows
 
     @torch.inference_mode()
