@@ -7,8 +7,8 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file, save_file
 
 from avssl import config, losses
-from avssl.models import create_encoder
 from avssl.losses.configs import CaptionConfig
+from avssl.models import create_encoder
 from recipes import pretrain
 from tests.captioned import make_text_model, with_captions
 from tests.conftest import ROOT
