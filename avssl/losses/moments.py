@@ -44,7 +44,7 @@ def split_moments(rows: torch.Tensor, num_negatives: int) -> tuple[torch.Tensor,
     return pairs.squeeze(1), others
 
 
-def moment_scores(anchors: torch.Tensor, others: torch.Tensor, temperature: float) -> torch.Tensor:
+def moment_scores(anchors: torch.Tensor, others: torch.Tensor, temperature: torch.Tensor | float) -> torch.Tensor:
     """Cosines of anchors (B, D) with their own other moments (B, n, D), divided by the temperature: float32 (B, n)."""
     anchors, others = normalize(anchors.float(), dim=1), normalize(others.float(), dim=2)
     return (others @ anchors[:, :, None]).squeeze(2) / temperature
