@@ -30,14 +30,13 @@ IN_SYNC = [
     "views.audio={seconds: 0.5, rate_hz: 16000, transform: log_mel, num_mels: 40, window_samples: 512,"
     " hop_samples: 160, num_frames: 50}",
 ]
-OPTIONS = {"avid": ["loss.in_batch_steps=300"]}
 SMALLER = ["views.video.size_px=32"]  # frames of 48 px take twice the time
 METRICS = ("auc", "pairs_told_apart", "video_knn", "audio_knn", "median_rank")
 
 
 def one_run(corpus: Corpus, loss: str, num_moments: int, seed: int, steps: int) -> dict[str, float]:
     """Train once: metrics at the end."""
-    own = [f"loss.name={loss}", *SETTINGS[loss], *OPTIONS.get(loss, []), f"loss.num_negatives_same_clip={num_moments}"]
+    own = [f"loss.name={loss}", *SETTINGS[loss], f"loss.num_negatives_same_clip={num_moments}"]
     which = [f"steps={steps}", f"seed={seed}", f"loss.seed={seed}"]
     run = SmallRun(corpus, [*SHARED, *own, *IN_SYNC, *SMALLER, *which])
     *_, last = run.train(every_steps=steps)

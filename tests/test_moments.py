@@ -1,4 +1,4 @@
-"""Other moments of a clip as negatives, and AVID's first steps within the batch."""
+"""Other moments of a clip as negatives: losses, views, resume."""
 
 import numpy as np
 import pytest
@@ -113,47 +113,19 @@ def test_without_the_options_nothing_changes():
     assert "other_moments" not in Run("avid", PAIR).step()[1]
 
 
-def test_the_first_steps_are_the_textbooks_cross_entropy_of_the_batch_and_then_nce():
-    run = Run("avid", PAIR, in_batch_steps=2)
-    index, temperature = torch.arange(8), run.config.temperature
-    raw = {name: tensors(GENERATOR.normal(size=(8, 128)))[0] for name in PAIR}
-    value = run.loss.loss(raw, index, Progress(step=1, batch=1)).total
-    arrays = [raw[name].detach().double().numpy() for name in PAIR]
-    assert_equals_textbook(
-        value,
-        list(raw.values()),
-        lambda v, a: textbook_simclr.two_way_cross_entropy(v, a, temperature),
-        [array[:, :] for array in arrays],
-    )
-    assert run.loss.partition.item() == -1  # no value yet
-    run.loss.loss(raw, index, Progress(step=0, batch=0))
-    plain = Run("avid", PAIR)
-    plain.loss.loss(raw, index, Progress(step=0, batch=0))
-    assert run.loss.partition.item() == plain.loss.partition.item() > 0  # measured in the first batch, as without
-    after = [loss.loss(raw, index, Progress(step=2, batch=2)).total for loss in (run.loss, plain.loss)]
-    assert torch.equal(*after)
-
-
-def test_banks_are_filled_in_the_first_steps():
-    run = Run("avid", PAIR, in_batch_steps=100)
-    before = run.loss.bank("video").rows.clone()
-    for _ in range(4):  # an epoch
-        run.step()
-    assert (run.loss.bank("video").rows != before).any(dim=1).all()
-
-
-def test_a_run_that_was_stopped_before_the_first_steps_ended_goes_on_bit_for_bit():
-    options = {"in_batch_steps": 5, "num_negatives_same_clip": 2}
-    straight = Run("avid", PAIR, **options)
+@pytest.mark.parametrize("name", ["avid", "simclr", "moco"])
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(name):
+    options = {"num_negatives_same_clip": 2}
+    straight = Run(name, PAIR, **options)
     values = [straight.step()[0].total.item() for _ in range(8)]
-    first = Run("avid", PAIR, **options)
+    first = Run(name, PAIR, **options)
     for _ in range(3):
         first.step()
-    second = Run("avid", PAIR, **options)
+    second = Run(name, PAIR, **options)
     second.restore(first.state())
     assert [second.step()[0].total.item() for _ in range(5)] == values[3:]
-    for name, tensor in second.loss.state_dict().items():
-        assert torch.equal(tensor, straight.loss.state_dict()[name]), name
+    for key, tensor in second.loss.state_dict().items():
+        assert torch.equal(tensor, straight.loss.state_dict()[key]), key
 
 
 @pytest.mark.parametrize("audio", [Span(0.0, 2.0), Span(0.3, 4.0)])
@@ -218,7 +190,5 @@ def test_what_cannot_work_is_refused_with_what_to_do():
         SimCLR.views(SimCLRConfig(num_negatives_same_clip=2))
     with pytest.raises(ValueError, match="num_negatives_same_clip is -1"):
         MoCo.views(MoCoConfig(modalities=PAIR, num_negatives_same_clip=-1))
-    with pytest.raises(ValueError, match=r"in_batch_steps is 3.*loss\.variant=self"):
-        Run("avid", PAIR, in_batch_steps=3, variant="self")
     assert "num_negatives_same_clip" not in vars(PairConfig(name="byol"))
     assert losses.get("avid_cma").views(losses.get("avid_cma").Config(num_negatives_same_clip=1))[-1].other_moment

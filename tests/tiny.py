@@ -72,7 +72,7 @@ def cases():
 SHARING_OPTIONS = [
     ("avid", {"variant": "joint", "shard_banks": True}),
     ("avid", {"variant": "self"}),
-    ("avid", {"in_batch_steps": 2, "num_negatives_same_clip": 2}),
+    ("avid", {"num_negatives_same_clip": 2}),
     ("simclr", {"num_negatives_same_clip": 2}),
     ("avid_cma", {"shard_banks": True}),
     ("npid", {"shard_banks": True}),

@@ -13,9 +13,7 @@ batch's video -> audio (self: video -> video) negatives of all ranks; then it is
 
 The paper adds the directions, the authors' code averages them. This follows the code.
 
-Two options are not in the paper. In the first `in_batch_steps` optimizer steps the pairs of a batch are compared with
-each other (the two-way cross-entropy of simclr.py) while the banks are filled: on a small corpus NCE against banks of
-noise stands still at first. With `num_negatives_same_clip` the loss has one more term, the cross-entropy of the frames'
+With `num_negatives_same_clip`, which is not in the paper, the loss has one more term, the cross-entropy of the frames'
 own audio among other moments of the same clip (moments.py). Banks hold no moments: a row is the mean of all.
 """
 
@@ -28,12 +26,11 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from avssl.distributed import gather, gather_with_grad
+from avssl.distributed import gather
 from avssl.losses.base import Loss
 from avssl.losses.configs import AVIDConfig
 from avssl.losses.moments import MOMENTS, moment_cross_entropy, moment_views, split_moments, with_moments
 from avssl.losses.registry import register
-from avssl.losses.simclr import two_way_cross_entropy
 from avssl.models.heads import mlp
 from avssl.ops.nce import bank_nce, initial_partition
 from avssl.ops.sampling import draw_negatives
@@ -67,11 +64,6 @@ class AVID(Loss):
     def __init__(self, config: AVIDConfig, encoders: Mapping[str, nn.Module], num_samples: int) -> None:
         super().__init__(config, encoders, num_samples)
         self.config: AVIDConfig = config
-        if config.in_batch_steps and config.variant == "self":
-            raise ValueError(
-                f"loss.in_batch_steps is {config.in_batch_steps}: it compares video with audio, which "
-                "loss.variant=self does not; set it to 0, or the variant to cross or joint"
-            )
         for modality in encoders:
             dims = (self.feature_dim(modality), *config.projector_hidden_dims, config.embedding_dim)
             self.projectors[modality] = mlp(dims, final_batch_norm=config.projector_final_batch_norm)
@@ -108,16 +100,8 @@ class AVID(Loss):
         return normalize(self.projectors[modality](self.encoders[modality](view)).float(), dim=1)
 
     def loss(self, outputs: dict[str, torch.Tensor], index: torch.Tensor, progress: Progress) -> LossOutput:
-        """NCE against the banks, or in the first `in_batch_steps` within the batch; and other moments of a clip."""
-        if progress.step >= self.config.in_batch_steps:
-            result = self.bank_loss(outputs, index, progress)
-        else:
-            if progress.batch == 0:
-                self.bank_loss(outputs, index, progress)  # measures the partition constant
-            total = two_way_cross_entropy(
-                gather_with_grad(outputs["video"]), gather_with_grad(outputs["audio"]), self.config.temperature
-            )
-            result = LossOutput(total, {"in_batch": total.detach()})
+        """NCE against the banks, and the term of other moments of the same clip if there are any."""
+        result = self.bank_loss(outputs, index, progress)
         if MOMENTS not in outputs:
             return result
         pair = (outputs["video"], outputs["audio"])

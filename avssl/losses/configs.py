@@ -51,7 +51,6 @@ class AVIDConfig(LossConfig):
     embedding_dim: int = 128
     projector_final_batch_norm: bool = False  # after each projector; not in the paper, see docs/decisions.md
     shard_banks: bool = False  # split the banks' rows over the ranks: for banks that fit on no single device
-    in_batch_steps: int = 0  # first optimizer steps, in which the pairs of a batch are compared; not in the paper
     num_negatives_same_clip: int = 0  # other moments of a clip's audio, which frames are told from; not in the paper
 
 
