@@ -1,7 +1,7 @@
 """Small audio-visual trainings in this process, judged while they run: for questions that take many of them.
 
 The loss, the views, the order of samples, the optimizer and its rates are those of `avssl pretrain` with the same
-configuration; batches come from decoded clips that are kept, and the deterministic views of both splits are made once.
+configuration; the deterministic views of both splits are made once.
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ from benchmarks.audiovisual_corpora import LABEL_FIELDS
 MODALITIES = ("video", "audio")
 AGREEMENTS: tuple[Agreement, ...] = ("consensus", "union", "video", "audio")
 NUM_NEIGHBORS, KNN_TEMPERATURE, BATCH_SIZE = 20, 0.07, 64
-KEPT_BYTES = 4 << 30
 SHIFT_SECONDS, SHIFTED_CLIPS, SILENCE_DBFS = 0.5, 2, -60.0  # of the synchronization task
 Metrics = dict[str, float]
 
@@ -74,7 +73,7 @@ class SmallRun:
     """
 
     def __init__(self, corpus: Corpus, arguments: list[str], begun: SmallRun | None = None) -> None:
-        kept = [f"data.shards={corpus.shards['train']}", "data.num_workers=0", f"data.cache_decoded={KEPT_BYTES}"]
+        kept = [f"data.shards={corpus.shards['train']}", "data.num_workers=0"]
         self.cfg = cfg = config.parse(config.RunConfig, ["run=unused", *arguments, *kept])
         loss_class = losses.get(cfg.loss.name)
         set_seed(cfg.seed)
