@@ -6,8 +6,8 @@ Every loss trains a small ResNet on Fashion-MNIST (of the Debian package dataset
 through the whole program with the same number of images seen. Frozen features are judged by kNN and by a linear
 classifier, beside raw pixels, random weights and the same network trained with labels. The losses that lightly has are
 trained again with lightly's heads and losses, in a virtual environment of their own, with the same network, views,
-order, optimizer and budget. distil's teacher is the network that was trained with labels on the same images, with the
-same seed; --teacher RUN names another one. Results are kept below --out and not computed again.
+order, optimizer and budget. distil's teacher is the network that was trained with labels on the same images, with seed
+0; --teacher RUN names another one. Results are kept below --out and not computed again.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def our_run(name: str, seed: int, folder: Path, shards: dict[str, Path], teacher
         run = run.with_name(f"{name}-of-{Path(teacher).name}-{seed}")
         changes.append(f"loss.teacher.run={teacher}")
     elif name == "distil":
-        weights = with_labels(seed, folder, shards)
+        weights = with_labels(0, folder, shards)
         section = f"name: resnet10, width: 16, small_stem: true, weights: {weights}"
         changes += [f"loss.teacher.encoder={{{section}}}", "loss.teacher.views={size_px: 20}"]
     seconds = learning.pretrain(run, changes)
