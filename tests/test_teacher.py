@@ -16,6 +16,7 @@ from avssl.data.loader import Loader
 from avssl.data.read_views import raw_views, read_clip
 from avssl.embedding.embedder import Embedder
 from avssl.embedding.folder import FolderJob
+from avssl.exchange.folder import export_folder
 from avssl.media.decode import read_video
 from avssl.models import create_encoder
 from avssl.shards.shard_set import ShardSet, spans
@@ -209,6 +210,26 @@ def test_a_loss_without_a_teacher_opens_none(image_shards):
     assert teachers.open_teacher(
         config.parse(config.RunConfig, ["loss.name=simclr"]), ShardSet(image_shards), CPU, nullcontext
     ) == (None, "")
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ({"run": "/home/me/runs/large"}, "taught by: `large`, its image feature"),
+        ({"run": "hf/facebook/dinov2-base@abc", "license": "apache-2.0"}, "taught by: `hf/facebook/dinov2-base@abc`"),
+        ({"encoder": {"name": "resnet50", "weights": "/home/me/w.pt"}}, "taught by: `resnet50`"),
+    ],
+)
+def test_an_exported_student_names_its_teacher_and_no_path_of_its_machine(source, shown, tmp_path):
+    given = {"modality": "image", "output": "feature", "dim": 8, "fingerprint": "abc", **source}
+    changes = [f"loss.teacher.{key}={json.dumps(value)}" for key, value in given.items()]
+    small = ["loss.queue_size=8", "encoders.image={name: resnet10, width: 2, small_stem: true}"]
+    run = made_run(tmp_path / "run", "loss.name=distil", *changes, *small, provenance={"teacher": given}.items())
+    folder = export_folder(run, tmp_path / "folder")
+    texts = {path.name: path.read_text() for path in folder.iterdir() if path.suffix != ".safetensors"}
+    assert not [name for name, text in texts.items() if "/home/me" in text]
+    assert shown in texts["README.md"]
+    assert Embedder.from_run(folder).weights_hash == Embedder.from_run(run).weights_hash
 
 
 def trained(run, *changes, check=True):

@@ -85,7 +85,22 @@ def _training_lines(cfg: RunConfig, provenance: Mapping[str, Any]) -> list[str]:
         f"{words(provenance.get('samples_seen', 'not recorded'))}, global batch {cfg.data.global_batch_size}",
         f"- optimizer: `{cfg.optim.name}`, learning rate {cfg.optim.lr:g}",
         f"- started from: {', '.join(_starts(cfg, str(provenance.get('init_from') or '')))}",
+        *_teacher_lines(provenance.get("teacher") or {}),
         f"- versions: {words(versions)}",
+    ]
+
+
+def _teacher_lines(teacher: Mapping[str, Any]) -> list[str]:
+    """The network whose outputs were learned, if there was one."""
+    if not teacher:
+        return []
+    name = str(teacher.get("run") or teacher.get("encoder", {}).get("name") or teacher.get("embeddings", ""))
+    shown = name if name.startswith(("hf/", "timm/")) else Path(name).name
+    output = f"{teacher.get('modality')} {teacher.get('output')}"
+    license_words = f"; its card says {words(teacher['license'])}" if teacher.get("license") else ""
+    return [
+        f"- taught by: {code(shown)}, its {words(output)} (fingerprint {code(teacher.get('fingerprint'))})"
+        f"{license_words}"
     ]
 
 

@@ -19,8 +19,11 @@ from avssl.embedding.loading import EMBEDDING_MODULES
 from avssl.exchange.card import write_card
 from avssl.files.tensors import write_tensors
 from avssl.files.whole import whole_path
+from avssl.losses.configs import TeacherConfig
 
 WEIGHTS_NAME = re.compile(r"[A-Z0-9_]+")  # of torchvision's weights, which anyone can download
+SOURCES = ("run", "encoder", "embeddings")  # of a teacher
+PUBLIC_NAME = re.compile(r"(timm|hf)/[^/~.][^/]*(/[^/]+)?")  # hf/ORG/NAME@REVISION, timm/NAME
 PREFIXES = ("views.", *(f"loss.{name}." for name in EMBEDDING_MODULES))  # of the tensors that embeddings depend on
 
 
@@ -73,7 +76,11 @@ def _without_paths(cfg: config.RunConfig) -> config.RunConfig:
         }
         for modality, options in cfg.encoders.items()
     }
-    return dataclasses.replace(cfg, run="", init_from="", data=data, encoders=encoders)
+    loss = cfg.loss
+    if isinstance(teacher := getattr(loss, "teacher", None), TeacherConfig):
+        changes: dict[str, Any] = {"teacher": dataclasses.replace(teacher, run="", encoder={}, embeddings="")}
+        loss = dataclasses.replace(loss, **changes)
+    return dataclasses.replace(cfg, run="", init_from="", data=data, encoders=encoders, loss=loss)
 
 
 def _named(data: dict[str, Any]) -> dict[str, Any]:
@@ -88,4 +95,15 @@ def _facts(provenance: dict[str, Any]) -> dict[str, Any]:
     for key in ("init_from", "audio_statistics"):
         if facts.get(key):
             facts[key] = Path(str(facts[key])).name
+    if facts.get("teacher"):
+        paths = {key: _without_path(facts["teacher"][key]) for key in SOURCES if key in facts["teacher"]}
+        facts["teacher"] = {**facts["teacher"], **paths}
     return facts
+
+
+def _without_path(value: Any) -> Any:
+    """A text that is a path as its last component, but for names of public models; also in a mapping."""
+    if isinstance(value, dict):
+        return {key: _without_path(part) for key, part in value.items()}
+    is_path = isinstance(value, str) and "/" in value and not PUBLIC_NAME.fullmatch(value)
+    return Path(value).name if is_path else value
