@@ -133,7 +133,7 @@ def teacher_rows(folder: Path, shards: dict[str, Path], teacher: str) -> Path:
     rows = folder / "teacher" / Path(teacher).name
     if not (rows / "index.json").is_file():
         command = [sys.executable, "-m", "avssl", "embed", teacher, str(shards["train"]), "--out", str(rows)]
-        learning.run_command([*command, "--workers", "0"], rows.with_suffix(".log"))
+        learning.run_command([*command, "--num-workers", "0"], rows.with_suffix(".log"))
     return rows
 
 
