@@ -121,6 +121,7 @@ def test_a_sample_without_what_the_teacher_looks_at_is_a_failure_with_a_reason(i
         raw_views(ShardSet(image_shards), 0, views, STUDENT, 0, 0, (View("teacher", "video", "test"), OWN))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("output", ["feature", "embedding"])
 def test_rows_of_a_folder_and_of_the_network_are_those_that_it_embeds(output, image_run, image_rows, image_shards):
     table, _ = Embedder.from_run(image_run).embed(str(image_shards))
@@ -163,6 +164,7 @@ def test_keys_without_rows_are_named_with_what_to_do(tiny_run, shards, tmp_path)
     assert f"avssl embed RUN {shards['train']} --out FOLDER" in text
 
 
+@pytest.mark.slow
 def test_an_encoder_with_weights_is_a_teacher(image_shards, tmp_path):
     torch.manual_seed(5)
     encoder = create_encoder("resnet10", width=4, small_stem=True).eval()
@@ -181,7 +183,7 @@ def test_an_encoder_with_weights_is_a_teacher(image_shards, tmp_path):
     np.testing.assert_allclose(rows[3], expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.quick(5)
+@pytest.mark.quick(4)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -212,6 +214,7 @@ def test_a_loss_without_a_teacher_opens_none(image_shards):
     ) == (None, "")
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     ("source", "shown"),
     [
