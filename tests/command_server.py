@@ -16,6 +16,8 @@ from pathlib import Path
 
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from avssl import config
+
 IMPORTED = (
     "torch", "torchvision", "torchaudio", "accelerate", "accelerate.utils", "av", "webdataset", "avssl.train.monitor",
     "avssl.train.probe", "avssl.data.loader", "avssl.embedding.folder", "avssl.eval.frozen", "data_prep.write.run",
@@ -63,11 +65,11 @@ def launch(arguments: list[str]) -> None:
     """What torchrun does with `--standalone --nproc_per_node N ARGUMENTS`; the ranks are forks of this process."""
     standalone, option, num_processes, *command = arguments
     assert (standalone, option) == ("--standalone", "--nproc_per_node")
-    config = LaunchConfig(
+    launcher = LaunchConfig(
         1, 1, int(num_processes), rdzv_backend="c10d", rdzv_endpoint="localhost:0", run_id="tests", max_restarts=0,
         start_method="fork", monitor_interval=0.05,
     )  # fmt: skip
-    elastic_launch(config, run_rank)(command)
+    elastic_launch(launcher, run_rank)(command)
 
 
 def run_rank(command: list[str]) -> None:
@@ -104,6 +106,7 @@ def leave(arguments: list[str]) -> None:
 if __name__ == "__main__":
     for name in IMPORTED:
         __import__(name)
+    config.parse(config.RunConfig, [])  # the schema is built once
     gc.collect()
     gc.freeze()
     leave(serve())

@@ -58,6 +58,7 @@ def test_copies_of_one_row_are_taken_in_order():
     assert found[149].tolist() == [0, 1, 2]
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("spread", [1e-2, 1e-4, 1e-6])
 def test_rows_that_bfloat16_or_float32_cannot_separate_are_separated(spread, monkeypatch):
     video, audio = random_banks(spread=spread)

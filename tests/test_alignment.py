@@ -131,6 +131,7 @@ def assert_together(measured, wanted, frame_seconds, name, slack=0.005):
     )
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize("name", FILMS)
 def test_in_the_file(films, name):
     """read_video and read_audio, each from its stream's start, which probe measures."""
@@ -186,7 +187,7 @@ def test_in_the_batches_of_the_loader(films):
     assert seen == set(FILMS)
 
 
-@pytest.mark.quick(2)
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("stride", [0.25, 0.23])
 @pytest.mark.parametrize("kind", ["files", "shards"])
 def test_in_the_windows_of_embedding(films, kind, stride):

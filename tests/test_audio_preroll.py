@@ -25,7 +25,7 @@ OTHERS = [("mp2", "mp2", 44_100, 64_000), ("aac", "mp4", 44_100, 24_000), ("aac"
 
 
 @pytest.mark.grid(12)
-@pytest.mark.quick(5)
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("container", ["mp3", "mp4", "matroska", "avi", "wav"])
 @pytest.mark.parametrize(("rate", "bit_rate", "layout"), MP3)
 def test_mp3_from_the_middle_begins_right_at_any_bit_rate(tmp_path, container, rate, bit_rate, layout):

@@ -113,6 +113,7 @@ def test_an_ogg_that_goes_on_in_the_same_layout_is_one_stream(tmp_path):
     assert worst_difference(path, 48_000, (1.0, 2.9, 4.0)) < 2e-3
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(
     ("name", "first", "second", "words"),
     [

@@ -67,6 +67,7 @@ def test_every_set_is_checked_here_and_only_small_crops_and_jigsaws_differ_in_fo
     assert [name for name, augment in sets.items() if augment.jigsaw] == ["pirl_jigsaw"]
 
 
+@pytest.mark.quick(5)
 @pytest.mark.parametrize("name", PAPERS)
 def test_a_named_set_draws_the_published_distribution(name: str) -> None:
     paper, augment = PAPERS[name], published_sets()[name]
@@ -187,6 +188,7 @@ def test_a_yaml_changes_a_published_set_and_adds_one_of_its_own(tmp_path) -> Non
     assert {name: augments[name] for name in untouched} == {name: published[name] for name in untouched}
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -153,6 +153,7 @@ def test_autocast_does_not_lower_its_precision():
         assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 def test_it_compiles_without_a_break_in_the_graph():
     arguments = case()
     torch._dynamo.reset()

@@ -88,6 +88,7 @@ def test_errors_are_exceptions(keywords, error, message, shards, tmp_path):
         avssl.pretrain("avid", shards["train"], tmp_path / "run", **SMALL | {"steps": 1} | keywords)
 
 
+@pytest.mark.slow
 def test_an_unknown_recipe_task_or_key_of_a_task_is_an_exception(called, shards):
     with pytest.raises(config.ConfigError, match="no such file or recipe"):
         avssl.pretrain("avidd", shards["train"])

@@ -160,6 +160,7 @@ def test_a_graph_that_gives_no_number_or_another_shape_differs(broken):
     assert found == {"feature": float("inf"), "embedding": float("inf")}
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(
     ("options", "words"),
     [

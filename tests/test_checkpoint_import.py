@@ -84,6 +84,7 @@ def refused(content, folder, *options):
     return str(error.value)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("modality", ["video", "audio"])
 def test_imported_networks_give_the_golden_outputs(run, modality):
     stored = np.load(GOLDEN / "avid_cma_network.npz")
@@ -183,6 +184,7 @@ def test_networks_alone_make_a_run_without_banks(content, tmp_path):
     assert avssl.load_embedder(str(tmp_path / "run")).modalities == ("video", "audio")
 
 
+@pytest.mark.slow
 def test_files_of_the_old_format_are_read(content, tmp_path):
     """As PyTorch wrote them before 1.6: a pickle, no archive; a state dict is an OrderedDict with versions."""
     encoder = create_encoder("avid_audio", width=4)

@@ -58,7 +58,7 @@ GRIDS = {
 }
 
 
-@pytest.mark.quick(3)
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 def test_video_clips_equal_those_read_one_by_one(videos, suffix, grid):
@@ -142,6 +142,7 @@ def test_a_file_is_opened_once_per_stream_and_each_frame_decoded_once(videos, co
     assert 0 < counts["video.mp4 audio"] <= SECONDS * RATE_HZ / 1024 + 3
 
 
+@pytest.mark.slow
 def test_batches_are_full_across_files_for_each_modality(tiny_run, videos, tmp_path, monkeypatch):
     """Of each modality ceil(clips / batch) calls of the network; the last one is filled up."""
     embedder = avssl.load_embedder(str(tiny_run))
@@ -164,6 +165,7 @@ def test_batches_are_full_across_files_for_each_modality(tiny_run, videos, tmp_p
     assert {size for found in sizes.values() for size in found} == {20}
 
 
+@pytest.mark.slow
 def test_a_clip_that_several_windows_hold_goes_through_the_network_once(tiny_run, videos, tmp_path, monkeypatch):
     """Windows that overlap by half share all their clips of a quarter of a second, and their rows are the same bits."""
     embedder, num_clips = avssl.load_embedder(str(tiny_run)), Counter()

@@ -97,7 +97,7 @@ def mux(container, stream, packet, number, is_keyframe):
     container.mux(packet)
 
 
-@pytest.mark.quick(3)
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_frame_comes_at_its_time(films, name):
     found = numbered.numbers(films[name])

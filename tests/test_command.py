@@ -19,6 +19,7 @@ def test_every_program_is_a_module_with_a_command():
         assert text in command.usage()
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("name", command.PROGRAMS)
 def test_every_program_has_help_under_its_name(name):
     text = run_python("-m", "avssl", name, "--help").stdout

@@ -77,6 +77,7 @@ def test_values_are_finite_float32_scalars_without_gradient_in_the_terms(case):
         assert value.isfinite(), name
 
 
+@pytest.mark.quick(12)
 @a_case_of_each
 def test_resume_equals_the_straight_run_bit_for_bit(case):
     straight = Run(*case)
@@ -153,6 +154,7 @@ def test_several_processes_compute_what_one_computes_and_hold_the_same_state(num
     assert not wrong
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("name", losses.names())
 def test_no_samples_or_missing_encoders_are_refused_with_a_reason(name):
     cls = losses.get(name)

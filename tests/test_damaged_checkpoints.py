@@ -76,7 +76,7 @@ def test_the_newest_checkpoint_is_taken_when_it_is_whole(tmp_path, capsys):
     assert not capsys.readouterr().err
 
 
-@pytest.mark.quick(24)
+@pytest.mark.quick(6)
 @pytest.mark.parametrize("name", [*FILES, *OURS])
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_any_damage_is_named_and_the_one_before_is_used(name, kind, tmp_path, capsys):

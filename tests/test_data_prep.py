@@ -144,7 +144,7 @@ def test_the_stored_frames_and_audio_are_those_of_the_source(written, videos):
 # --- time ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.quick(2)
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("video_start", "audio_start"), [(0.0, 0.0), (0.37, 0.0), (0.0, 0.41)])
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_flash_and_beep_stay_together(tmp_path, suffix, video_start, audio_start):
@@ -268,6 +268,7 @@ def test_a_file_whose_streams_begin_late_is_whole(tmp_path, suffix):
     assert result.duration_seconds == pytest.approx(1.0, abs=0.1)
 
 
+@pytest.mark.slow
 def test_folders_in_any_script_are_written_and_read_back(tmp_path):
     """webdataset takes members below __name__ for metadata: no key may look like that."""
     for folder in ("日本語動画", "__meta__"):
@@ -345,6 +346,7 @@ def test_bad_files_are_skipped_by_reason_and_the_numbers_add_up(mixed, tmp_path,
     assert main(["verify", str(out), "--decode", "--workers", "1"]) == 0
 
 
+@pytest.mark.slow
 def test_keep_keeps_samples_with_one_stream(mixed, tmp_path):
     folder, reasons = mixed
     build_manifest(folder, tmp_path / "corpus.jsonl", IndexOptions(num_workers=2, labels="none"))

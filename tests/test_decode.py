@@ -65,7 +65,7 @@ def test_a_time_shows_the_latest_frame_that_began(tmp_path, suffix, video_codec,
     assert numbers(read_video(path.read_bytes(), times[::-1])) == [39, 39, 30, 20, 3, 2, 1, 0, 0, 0]
 
 
-@pytest.mark.quick(2)
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", ["bigbuckbunny.mp4", "obama_speech.mp4", "shot_change.mp4", "bikes.mp4"])
 def test_frames_of_real_files_equal_those_decoded_from_the_start(real_videos, name):  # noqa: F811
     path = next(real_videos.rglob(name))
@@ -122,7 +122,7 @@ def test_yuv_holds_the_same_frame_as_rgb(real_videos):  # noqa: F811
     assert np.abs(rgb.astype(int) - read_video(path, [1.0])[0].permute(1, 2, 0).numpy()).mean() < 1.5
 
 
-@pytest.mark.quick(4)
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(
     ("suffix", "video_codec", "audio_codec", "start_seconds"),
     [(*one, start) for one in FORMATS for start in (0.0, 0.3) if not (one[0] == ".avi" and start)],  # AVI has no starts

@@ -117,6 +117,7 @@ def test_rows_depend_on_no_batch_worker_block_file_or_spool(embedder, folder, wh
     assert len(index.files) == (-(-len(whole[0]) // 10) if "rows_per_file" in options else 1)
 
 
+@pytest.mark.slow
 def test_twice_on_a_cpu_gives_the_same_bytes(embedder, folder, tmp_path):
     for name in ("first", "second"):
         embed(embedder, folder, tmp_path / name, rows_per_file=10)
@@ -224,6 +225,7 @@ def test_part_and_ranks_multiply(monkeypatch):
             Share.parse(wrong)
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_by_name(embedder, folder, tmp_path):
     out = tmp_path / "out"
     embed(embedder, folder, out, share=Share(0, 2), sources_per_block=2)
@@ -341,6 +343,7 @@ def test_a_spool_keeps_no_more_rows_than_it_may_and_gives_them_in_order(tmp_path
     assert list(spool.take(8)) == []
 
 
+@pytest.mark.slow
 def test_merged_files_have_the_same_bytes_however_the_rows_came(tmp_path, monkeypatch):
     monkeypatch.setattr(parquet, "ROWS_PER_GROUP", 8)
     generator = np.random.default_rng(0)

@@ -134,6 +134,7 @@ def test_the_same_images_give_the_same_bits(embedder: Embedder, folders: Path) -
     np.testing.assert_array_equal(first.image_feature, second.image_feature)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"batch_size": 1}, {"batch_size": 4}, {"num_workers": 2}])
 def test_rows_do_not_depend_on_batch_size_or_workers(
     embedder: Embedder, folders: Path, options: dict[str, int]
@@ -216,6 +217,7 @@ def test_an_image_run_is_evaluated_by_knn_alone(evaluated: dict[str, Any]) -> No
     assert (evaluated["protocol"]["num_train"], evaluated["protocol"]["modalities"]) == (12, ["image"])
 
 
+@pytest.mark.slow
 def test_the_report_of_an_image_run_shows_its_images(image_run: Path, folders: Path, evaluated: dict[str, Any]) -> None:
     page = report_recipe.main(image_run, [], str(folders / "test-shards")).read_text()
     assert evaluated["results"]["trained"]["image_knn_label"] == 1.0

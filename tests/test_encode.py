@@ -96,7 +96,7 @@ def write_event(path: Any, pair: tuple[str, str, str], **kwargs: Any) -> None:
     )
 
 
-@pytest.mark.quick(3)
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("pair", PAIRS, ids=str)
 def test_flash_and_click_come_out_when_they_went_in(pair: tuple[str, str, str], tmp_path: Path) -> None:
     path = tmp_path / f"event.{pair[0]}"
@@ -108,7 +108,7 @@ def test_flash_and_click_come_out_when_they_went_in(pair: tuple[str, str, str], 
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.quick(6)
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("pair", TIMED_PAIRS, ids=str)
 @pytest.mark.parametrize(("video_start", "audio_start"), [(0.2, 0.0), (0.0, 0.3), (0.25, 0.11)])
 def test_start_offsets_are_kept(
@@ -120,7 +120,7 @@ def test_start_offsets_are_kept(
     assert click_seconds(path) - audio_start == pytest.approx(1.0, abs=3e-3)
 
 
-@pytest.mark.quick(3)
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("pair", TIMED_PAIRS, ids=str)
 def test_variable_frame_times_are_kept(pair: tuple[str, str, str], tmp_path: Path) -> None:
     wanted = np.cumsum(np.random.default_rng(3).uniform(0.02, 0.2, NUM_FRAMES))
@@ -175,7 +175,7 @@ for codec, container, options in zip(("libx264", "mpeg4", "libvpx-vp9"), ("mp4",
     assert len(next(iter(runs)).split()) == 3
 
 
-@pytest.mark.quick(4)
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("extension", ["mp4", "mov", "mkv"])
 @pytest.mark.parametrize(("clockwise", "counter_clockwise"), [(0, 0), (90, -90), (180, -180), (270, 90)])
 def test_rotation_is_stored_clockwise(extension: str, clockwise: int, counter_clockwise: int, tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ def test_the_second_estimate_counts_without_the_first_step():
     assert "views.video.size_px=112" in lines[20]
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("total", "due"), [(1, 1), (2, 1), (8, 2), (40, 10), (80, 20), (100, 20)])
 def test_a_short_run_says_it_after_a_quarter(total, due):
     assert list(simulated(configured(), made_loader(), total, seconds=2.0)) == sorted({1, due})
@@ -92,6 +93,7 @@ def test_waiting_for_data_is_named_with_what_to_do(monkeypatch):
     assert "waits for data 50%, and all cores read already: shards of smaller frames" in lines[20]
 
 
+@pytest.mark.slow
 def test_a_run_that_waits_later_says_so_once(monkeypatch):
     monkeypatch.setattr(estimate, "default_num_workers", lambda: 8)
     pace = Pace(configured(), made_loader(), Progress(step=0, total_steps=100), lambda: 0.0)
@@ -104,6 +106,7 @@ def test_a_run_that_waits_later_says_so_once(monkeypatch):
     assert pace.stretch_done(50, 0.47) == ""
 
 
+@pytest.mark.slow
 def test_a_warm_up_that_outlasts_the_run_is_warned_of():
     assert warm_up_warning(configured("simclr"), 3121) == ""
     assert "the run has only 300; add optim.warmup_steps=30" in warm_up_warning(configured("simclr"), 300)

@@ -258,6 +258,7 @@ def test_uploads_that_are_too_large_too_long_or_no_media_are_refused_and_leave_n
     assert left(service) == before
 
 
+@pytest.mark.slow
 def test_an_upload_is_embedded_in_a_process_of_its_own_and_finds_the_file_it_is(service, found, monkeypatch):  # noqa: F811
     explorer = service.explorer
     path = found[0] / "mute.mp4"

@@ -225,6 +225,7 @@ def test_a_class_without_a_training_sample_counts_as_wrong(image_shards, tmp_pat
     assert [repeat.values()["image_top1_accuracy"] for repeat in outcome.repeats] == [0.0, 0.0]
 
 
+@pytest.mark.slow
 def test_images_that_differ_in_brightness_are_told_apart(image_shards, tmp_path):
     whole = ShardSet(image_shards)
     halves = [np.arange(12)[np.arange(12) % 4 < 2], np.arange(12)[np.arange(12) % 4 >= 2]]
@@ -325,6 +326,7 @@ def test_two_processes_train_and_test_as_one(shards, tmp_path):
     assert np.abs(first["trained"] - first["untrained"]).max() > 1e-3
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     ("name", "published"),
     [

@@ -53,7 +53,7 @@ def test_memory_makes_the_batch_smaller_but_never_less_than_the_least():
     assert fitting.fitted_batch_size(1024, 10**6, 6, 3, lambda size: True) == 768  # a batch is split into the lanes
 
 
-@pytest.mark.quick(3)
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_published_recipe_keeps_its_numbers_on_a_corpus_of_the_published_size(name):
     cfg = recipe(name)
@@ -192,6 +192,7 @@ def test_nothing_is_measured_or_said_without_auto():
     assert fitting.fit(SimpleNamespace(auto=[]), None, None, None) == []
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", ["avid", "avid_cma"])
 def test_a_small_corpus_is_told_of_the_small_recipe_and_that_one_of_none(name):
     assert f"avssl pretrain {name}_small" in fitting.small_recipe(recipe(name), 1000)

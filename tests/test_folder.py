@@ -31,6 +31,7 @@ def folder(request, tmp_path):
     return OutputFolder.open(tmp_path / "out" if local else f"{request.param}://bucket/{tmp_path.name}-{os.getpid()}/")
 
 
+@pytest.mark.quick(2)
 def test_files_are_written_found_read_and_removed(folder):
     assert folder.names() == folder.names("sub/") == []
     assert (folder.exists("a"), folder.size("a"), folder.size("sub/a")) == (False, None, None)

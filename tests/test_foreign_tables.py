@@ -112,6 +112,7 @@ def test_tables_and_loose_files_give_shards_of_the_same_media(tmp_path, files, r
     assert audio == stored["loose"]["heard_flac"][1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
 def test_each_picture_of_a_list_is_a_sample(tmp_path, files, kind):
     pictures = [{"bytes": files[f"{number}.png"], "path": None} for number in range(3)]
@@ -126,6 +127,7 @@ def test_each_picture_of_a_list_is_a_sample(tmp_path, files, kind):
     assert ShardSet(tmp_path / "s").num_samples == 3
 
 
+@pytest.mark.slow
 def test_media_that_lie_beside_a_table_are_named_by_its_paths(tmp_path, files):
     (tmp_path / "media").mkdir()
     for name in ("both.mp4", "seen.mp4", "heard.flac"):
@@ -192,6 +194,7 @@ def test_columns_labels_and_the_caption_may_be_named(tmp_path, files):
 # --- what cannot be read --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_cut_table_a_cut_video_and_a_changed_table_each_have_their_reason(tmp_path, files, rows):
     cut = files["both.mp4"][: len(files["both.mp4"]) // 2]
     table = hugging_face_table([*rows[:2], {"video": {"bytes": cut, "path": "cut.mp4"}}])

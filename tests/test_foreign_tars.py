@@ -281,6 +281,7 @@ def test_samples_that_cannot_be_used_say_why(tmp_path, files):
     assert rows_of(tmp_path / "d.jsonl")["two"]["error"] is None
 
 
+@pytest.mark.slow
 def test_an_archive_that_changed_or_went_is_told_by_each_of_its_samples(tmp_path, files):
     path = write_tar(tmp_path / "x.tar", [{"__key__": key, "mp4": files["both.mp4"]} for key in "ab"])
     assert index(path, "--out", tmp_path / "c.jsonl", "--workers", 1) == 0

@@ -26,7 +26,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.quick(4)
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("target", fuzz_targets.TARGETS)
 def test_damaged_input_gives_a_result_or_one_error_of_ours_that_names_the_file(
     target: str, material: Path, tmp_path: Path

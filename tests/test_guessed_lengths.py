@@ -33,6 +33,7 @@ def half_silent(path, container_format, codec, options):
         path.write_bytes(content[following:])
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("suffix", FILES)
 def test_a_length_that_is_guessed_is_no_claim(tmp_path, suffix):
     path = tmp_path / f"audio.{suffix}"

@@ -65,6 +65,7 @@ def test_help_with_a_recipe_has_its_values_and_the_keys_of_its_loss_and_encoders
     assert "The values are those of" in lines[-1]
 
 
+@pytest.mark.slow
 def test_help_and_errors_in_keys_load_no_heavy_library_with_a_recipe():
     for changes in (["--help"], ["data.shrads=x"], ["loss.num_negs=3"], ["encoders.video.dpth=3"]):
         assert not loaded_after(AS_MAIN, "avssl/__main__.py", "pretrain", "avid", *changes) & {*HEAVY, "numpy"}

@@ -54,6 +54,7 @@ def serve(folder, web):
     return f"{web.url}/set"
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", ["shard-000000.tar", "shard-000000.json"])
 @pytest.mark.parametrize("body", [({}, endless), ({"Content-Encoding": "gzip"}, bomb)], ids=["endless", "bomb"])
 def test_a_shard_or_side_car_without_end_is_given_up_after_as_much_as_it_may_have(name, body, web, tmp_path):

@@ -48,7 +48,7 @@ def test_all_image_encoders_are_listed() -> None:
     )
 
 
-@pytest.mark.quick(2)
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", ["resnet10", "resnet18", "resnet50"])
 def test_outputs_equal_torchvisions_with_the_same_weights(name: str) -> None:
     torch.manual_seed(0)

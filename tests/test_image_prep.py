@@ -319,6 +319,7 @@ def test_other_options_of_images_are_refused_and_those_of_videos_do_not_matter(m
 # --- files of many images -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_idx_images_and_classes_come_back_bit_by_bit(tmp_path, suffix, capsys):
     images, classes = digits()

@@ -56,6 +56,7 @@ def test_teachers_of_the_source_are_kept(tmp_path):
         assert torch.equal(run.loss.teachers.state_dict()[key], value), key
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(
     ("name", "pair"),
     [("npid", ("image",)), ("deepcluster", ("image",)), ("deepcluster_v2", ("image", "image")), ("sela", ("image",))],

@@ -110,6 +110,7 @@ def test_recipes_are_listed_and_copied_in_lines(tmp_path, capsys):
     assert "{" not in capsys.readouterr().out  # --json is over with its command
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "name", "status"),
     [
@@ -124,7 +125,6 @@ def test_recipes_are_listed_and_copied_in_lines(tmp_path, capsys):
         (["nonsense"], "nonsense", 2),
     ],
 )
-@pytest.mark.quick(1)
 def test_an_error_is_the_last_line(arguments, name, status):
     process = run_python("-m", "avssl", *arguments, "--json", check=False)
     last = lines_of(process, name)[-1]

@@ -33,6 +33,7 @@ def test_across_modalities_a_cosine_is_the_mean_of_both_predictors_similarities(
     np.testing.assert_allclose(np.linalg.norm(rows["video"], axis=1), 1, atol=allowed)
 
 
+@pytest.mark.quick(5)
 @torch.no_grad()
 @pytest.mark.parametrize("name", losses.names())
 def test_without_a_predictor_or_within_a_modality_embeddings_are_the_unit_projections(name):

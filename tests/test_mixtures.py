@@ -245,7 +245,7 @@ def test_a_folder_without_samples_is_refused_by_name(shards, tmp_path):
             open_shards([str(entry) for entry in entries])
 
 
-@pytest.mark.quick(5)
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(
     ("shards", "words"),
     [

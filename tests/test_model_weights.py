@@ -49,7 +49,7 @@ def test_mvit_loads_its_file(tmp_path):
     assert all(torch.equal(value, state[key]) for key, value in loaded.items())
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "weights"), [("r3d_18", "KINETICS400_V1"), ("resnet18", "IMAGENET1K_V1")])
 def test_a_name_is_torchvisions_download_and_is_taken_from_its_cache(name, weights, tmp_path, monkeypatch):
     state = torchvision_network(name, seed=3).state_dict()

@@ -105,6 +105,7 @@ def film(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_some_seconds_of_a_file_are_embedded_as_those_seconds(film, tiny_run, tmp_path):
     entry = {"path": str(film / "class" / "film.mp4"), "labels": {"label": ["x"]}, "error": None, "container": None,
              "duration_seconds": 3.2, "video": None, "audio": None, "bytes": 0}  # fmt: skip
@@ -167,6 +168,7 @@ def test_folders_that_earlier_versions_wrote_are_read_and_searched_by_their_own_
     )
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_is_embedded_from_a_checkpoint(film, tmp_path):
     run = written_run(tmp_path / "run")
     finished = avssl.load_embedder(str(run))

@@ -175,6 +175,7 @@ def test_a_stream_is_turned_as_its_first_frame_wherever_it_is_read(telling, whic
     assert (info.height, info.width) == expected.shape[:2]
 
 
+@pytest.mark.slow
 def test_shards_of_a_stream_that_says_it_itself_are_upright(telling, tmp_path):
     path = telling(0)
     (tmp_path / "files").mkdir()

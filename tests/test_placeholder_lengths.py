@@ -139,7 +139,7 @@ def test_films_from_a_pipe_are_read_whole(tmp_path, suffix, audio):
     check_video(piped(tmp_path / f"piped.{suffix}", "flv1" if suffix == "flv" else "mpeg4", audio, options))
 
 
-@pytest.mark.quick(2)
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("size", [0, 0xFFFFFFFF, 0x40000000])
 @pytest.mark.parametrize("with_index", [False, True])
 def test_an_avi_whose_header_counts_nothing_is_read_whole(tmp_path, size, with_index):

@@ -582,6 +582,7 @@ def losses_of(run):
     return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_run_with_plugins_is_opened_with_them_alone(image_shards, tmp_path):
     path = written(tmp_path, "mine.py", LOSS)
     pretrain = ["-m", "avssl", "pretrain", "loss.name=mine", "run=run", f"data.shards={image_shards}", *SMALL]

@@ -125,6 +125,7 @@ def test_a_folder_of_neither_says_what_it_holds(no_media, tmp_path):
         shards_of(cfg, ["audio", "video"])
 
 
+@pytest.mark.slow
 def test_what_is_no_folder_of_shards_or_media_is_an_error_that_says_what_it_is(shards, tmp_path):
     def refused(location, error, message):
         with pytest.raises(error, match=message):

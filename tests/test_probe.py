@@ -130,6 +130,7 @@ def test_avids_layers_have_the_published_numbers_of_features():
         assert list(probes.dims.values()) == [9216, 8192, 9216, 8192]
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(
     ("name", "shape"),
     [

@@ -25,6 +25,7 @@ def test_a_check_without_a_case_fails():
     assert Outcome("nothing").finish() == 1
 
 
+@pytest.mark.slow
 def test_epochs_end_on_a_small_grid():
     assert epoch_grid.main(["--orders", "150", "--ranks", "1", "3", "--workers", "0", "--samples-per-shard", "5"]) == 0
 

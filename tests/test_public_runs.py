@@ -175,6 +175,7 @@ def test_a_run_that_goes_on_has_the_commit_that_it_began_with_and_asks_no_hub(as
         config.check_unchanged(other, run)
 
 
+@pytest.mark.slow
 def test_a_folder_with_an_at_sign_is_no_revision(tmp_path):
     folder = tmp_path / "model@v1"
     save_public(folder, "dinov2")
@@ -345,6 +346,7 @@ def film(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_public_model_embeds_images_and_video_in_one_space(film, tmp_path):
     network, processor = save_public(tmp_path / "model", "dinov2")
     embedder = avssl.load_embedder(
@@ -440,6 +442,7 @@ def test_a_public_model_is_evaluated_against_random_weights(shards, tmp_path):
     assert (tmp_path / "out" / "config.yaml").is_file()
 
 
+@pytest.mark.slow
 def test_random_weights_are_another_space(tmp_path):
     save_public(tmp_path, "resnet")
     trained, untrained = (Embedder.from_run(f"hf/{tmp_path}", untrained=one) for one in (False, True))

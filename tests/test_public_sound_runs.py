@@ -30,6 +30,7 @@ def settled(name, *changes):
     return cfg
 
 
+@pytest.mark.slow
 def test_the_views_of_a_run_follow_the_processor_and_what_does_not_fit_is_refused(tmp_path):
     name = f"hf/{public_sounds.make_clap(tmp_path / 'clap')}"
     audio = settled(name).views.audio

@@ -34,7 +34,7 @@ def test_text_of_clap_is_the_librarys_own(tmp_path):
     assert torch.allclose(tower(folder).embed(TEXTS[2:], "audio"), rows[2:], **CLOSE)  # whatever stands beside it
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("modality", ["audio", "video"])
 def test_text_of_pe_av_has_a_head_for_each_modality(tmp_path, modality):
     folder = public_sounds.make_pe_audio_video(tmp_path / "pe")

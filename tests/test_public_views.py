@@ -86,6 +86,7 @@ def test_the_default_test_view_is_as_before():
     np.testing.assert_allclose(pixel, (frames[0, :, 0, 0].numpy() / 255 - mean) / std, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_keys_that_the_recipe_leaves_open_come_from_the_model_and_stand_in_the_configuration(tmp_path):
     save_public(tmp_path, "dinov2")
     (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: research-only\n---\n")
@@ -104,6 +105,7 @@ def test_keys_that_the_recipe_leaves_open_come_from_the_model_and_stand_in_the_c
     assert config.parse(RunConfig, [str(path)]) == cfg
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -130,6 +132,7 @@ def test_wrong_options_and_other_weights_are_refused_before_a_run_begins(tmp_pat
         settled(f"encoders.image={{name: hf/{tmp_path}, sha256: abc}}")
 
 
+@pytest.mark.slow
 def test_another_size_is_taken_where_the_network_interpolates(tmp_path):
     save_public(tmp_path, "dinov2")
     name = f"encoders.image={{name: hf/{tmp_path}}}"

@@ -33,7 +33,7 @@ def mono(stamps, length, stream):
     return np.concatenate([samples for _, _, samples in blocks])
 
 
-@pytest.mark.quick(3)
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     ("name", "tick", "length", "step"),
     [

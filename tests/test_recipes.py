@@ -46,7 +46,7 @@ def test_every_loss_has_a_recipe():
     assert named == set(losses.names())
 
 
-@pytest.mark.quick(2)
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_recipe_loads_and_trains_two_steps(recipe, shards, image_shards, tmp_path):
     yaml = str(ROOT / f"recipes/configs/{recipe}.yaml")

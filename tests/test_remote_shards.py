@@ -134,6 +134,7 @@ def test_keys_need_no_shard(served):
     assert not any(name.endswith(".tar") for _, name, _ in served.requests)
 
 
+@pytest.mark.slow
 def test_the_cache_stays_below_its_bound_and_drops_what_was_used_longest_ago(served, tmp_path):
     sizes = [record.bytes for record in ShardSet(served.location).index.shards]
     bound = 3 * max(sizes) + 3000
@@ -151,6 +152,7 @@ def test_the_cache_stays_below_its_bound_and_drops_what_was_used_longest_ago(ser
     assert len(served.gets(f"set/{shard_name(1)}")) > 0
 
 
+@pytest.mark.slow
 def test_what_another_process_removes_is_read_to_the_end_and_then_closed(served, tmp_path):
     shards = ShardSet(served.location)
     read_all(shards)
@@ -229,6 +231,7 @@ def test_a_copy_damaged_on_this_machine_is_fetched_again(damage, served, tmp_pat
     assert read_all(ShardSet(served.location)) == SAMPLES
 
 
+@pytest.mark.slow
 def test_a_damaged_side_car_on_this_machine_is_fetched_again(served, tmp_path):
     read_all(ShardSet(served.location))
     for path in (tmp_path / "cache" / "shards").glob("*.json"):
@@ -347,6 +350,7 @@ def readers(location, bound):
     return [process.exitcode for process in running]
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_cache_and_fetch_each_shard_once(served):
     assert readers(served.location, 10_000_000) == [0, 0]
     shards = [name for name in served.files if name.endswith(".tar")]

@@ -80,7 +80,7 @@ def assert_same(hits, expected, table):
             assert (hit.key, hit.start_seconds, hit.end_seconds) == where
 
 
-@pytest.mark.quick(3)
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("options", [{}, {"exclude": {"key3", "key10"}}, {"one_per_key": True}])
 @pytest.mark.parametrize("repeat", [1, 12])
 def test_exact_search_is_an_argsort_of_all_rows(tmp_path, monkeypatch, options, repeat):

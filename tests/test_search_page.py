@@ -181,7 +181,7 @@ def comes(page, expression, seconds=20):
     return bool(found)
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("view", VIEWS, ids=str)
 def test_the_page_plays_in_a_browser_and_answers_to_the_keyboard(chromium, page, view):  # noqa: F811
     with chromium.open(page, view) as opened:

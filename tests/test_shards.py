@@ -256,6 +256,7 @@ HUGE_SIZE = b"\x80" + (2**70).to_bytes(11, "big")
 HOLES = b"".join(b"%011o\0" % number for number in (0, 1))  # the first byte is there, then zeros to the end
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(
     "content",
     [

@@ -71,7 +71,7 @@ def flash_and_beep(path):
     raise AssertionError("no beep")
 
 
-@pytest.mark.quick(3)
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 @pytest.mark.parametrize("name", ["together", "video_later", "audio_later"])
 def test_flash_and_beep_stay_together_in_the_shown_file(shards, tmp_path, name, suffix):

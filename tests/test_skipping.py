@@ -97,6 +97,7 @@ def test_what_is_on_screen_does_not_depend_on_what_is_left_out(films, decoded, n
     assert num_decoded == num_all if name == "in order" else num_decoded < num_all
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", ENCODED)
 def test_all_unrequested_frames_that_no_other_references_are_skipped(films, decoded, name):
     """Counted in the bits of the file: h264 marks frames that no other is made from."""

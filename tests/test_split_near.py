@@ -64,6 +64,7 @@ def test_copies_are_found_and_other_films_are_not(tmp_path):
         assert are_copies(found[one, first], found[other, second]) == (first == second), (one, first, other, second)
 
 
+@pytest.mark.slow
 def test_the_same_picture_with_other_sound_and_the_same_sound_with_another_picture_are_no_copies(tmp_path):
     (frames, audio), (other_frames, other_audio) = film(1), film(2)
     for name, video, sound in (

@@ -47,6 +47,7 @@ def test_shards_of_a_manifest_without_parts_have_the_bytes_that_they_had(shards)
     assert "split_parts" not in json.loads((shards["train"] / "index.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_run_refuses_the_test_part_by_name(parts):
     both = open_shards([str(parts["train"]), str(parts["test"])])
     with pytest.raises(ValueError, match=r"test holds the part test of a split .*data.allow_test_part=true"):

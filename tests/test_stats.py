@@ -305,6 +305,7 @@ def names_of(stats, title):
     return [{stats.key_of(int(index)) for index in group} for group in stats.groups[title]]
 
 
+@pytest.mark.slow
 def test_copies_are_found_and_nothing_else(stats):
     assert names_of(stats, "near-duplicate videos") == [{"clip_mp4", "copy_webm", "crushed_mkv"}]
     assert sorted(map(sorted, names_of(stats, "equal audio"))) == sorted(map(sorted, EQUAL_AUDIO))
@@ -399,6 +400,7 @@ def test_a_damaged_sample_is_counted_and_named(shards, tmp_path, capsys):
     assert "tone_wav" in Page((tmp_path / "stats.html").read_text()).words
 
 
+@pytest.mark.slow
 def test_images_have_sizes_and_near_duplicates(tmp_path, capsys):
     (tmp_path / "images").mkdir()
     for seed in range(4):

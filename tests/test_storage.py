@@ -48,6 +48,7 @@ def root(request, tmp_path):
     return roots.get(request.param, f"{request.param}://bucket/{folder}")
 
 
+@pytest.mark.quick(2)
 def test_what_is_written_is_read_back_whole_and_in_parts(root):
     location, content = storage.join(root, "deep/one.bin"), content_of(3 * BLOCK + 5)
     assert not storage.exists(location)

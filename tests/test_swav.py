@@ -129,6 +129,7 @@ def test_swapped_prediction_refuses_views_and_codes_that_do_not_pair(views, code
         swapped_prediction([torch.zeros(2, 3)] * views, [torch.zeros(2, 3)] * codes, 0.1)
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("pair", PAIRS)
 def test_the_whole_loss_equals_the_textbook_in_value_and_gradient(pair):
     loss = bare(pair)

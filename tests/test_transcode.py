@@ -76,7 +76,7 @@ def stored_audio(result):
 # --- segments ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.quick(3)
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("suffix", CONTAINERS)
 @pytest.mark.parametrize("begin", [0.0, 0.3, 2.0, 5.01, 12.7])
 def test_frames_from_a_time_on_are_those_of_a_decode_from_the_beginning(sources, suffix, begin):
@@ -92,6 +92,7 @@ def test_frames_from_a_time_on_are_those_of_a_decode_from_the_beginning(sources,
         assert np.array_equal(frame, wanted)
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("suffix", CONTAINERS)
 def test_audio_from_a_sample_on_is_that_of_a_decode_from_the_beginning(sources, suffix):
     with AudioReader(str(sources[suffix])) as stream:
@@ -109,7 +110,7 @@ def test_audio_from_a_sample_on_is_that_of_a_decode_from_the_beginning(sources, 
             assert np.abs(part - wanted).max() < 0.01
 
 
-@pytest.mark.quick(8)
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("suffix", CONTAINERS)
 @pytest.mark.parametrize("segment", [(0.0, 2.0), (2.0, 4.5), (7.3, 8.0), (13.0, 20.0)])
 def test_a_segment_holds_the_frames_of_its_seconds(sources, suffix, segment):
@@ -134,7 +135,7 @@ def clock_of(result):
     return min(result.info.video.start_seconds, result.info.audio.start_seconds)
 
 
-@pytest.mark.quick(4)
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("segment", [None, (0.0, 3.0), (0.2, 3.0), (0.37, 2.5), (1.03, 2.0), (0.9, 1.4)])
 @pytest.mark.parametrize(("video_start", "audio_start"), [(0.0, 0.0), (0.37, 0.0), (0.0, 0.81), (1.2, 0.3)])
 def test_flash_and_beep_stay_together_in_a_segment(tmp_path, segment, video_start, audio_start):
@@ -239,6 +240,7 @@ def test_silence_is_what_never_reaches_the_threshold(tmp_path):
         transcode(str(tmp_path / "late.mkv"), WriteOptions(on_silent_audio="skip"), (0.0, 0.8))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("size", [(240, 320), (48, 64)])
 def test_a_still_video_is_one_in_which_no_part_changes(tmp_path, size):
     height, width = size

@@ -253,6 +253,7 @@ def byol_a() -> ViewsConfig:
 SOUNDS = (View("first", "audio"), View("second", "audio", clip=1))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("options", [{"num_workers": 2}, {"global_batch_size": 18}])
 def test_augmented_audio_does_not_depend_on_the_batch_or_the_workers(
     shards: dict[str, Path], options: dict[str, int]

@@ -80,6 +80,7 @@ def read_banks_as_a_gpu_does(monkeypatch):
     monkeypatch.setattr(bank_scores, "reads_any_rows", lambda: False)
 
 
+@pytest.mark.quick(6)
 @pytest.mark.parametrize("name", losses.names())
 def test_a_step_of_the_loss_waits_for_nothing(name):
     run = Run(name, losses.get(name).pairs[0])

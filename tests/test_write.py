@@ -189,6 +189,7 @@ def test_a_file_that_crashes_hangs_or_eats_memory_costs_itself_and_has_its_reaso
     assert complaints(out) == []
 
 
+@pytest.mark.slow
 def test_a_policy_that_says_error_ends_the_run_and_names_the_file(manifest, tmp_path, capsys):
     make_clip(manifest.parent / "mute.mp4", audio=None)
     mute = manifest.parent / "mute.jsonl"
@@ -221,6 +222,7 @@ def test_retry_failed_gives_the_bytes_of_a_write_in_which_nothing_had_failed(man
     assert digest(out) == digest(written)
 
 
+@pytest.mark.slow
 def test_retry_failed_keeps_what_was_written_and_reads_only_what_failed(manifest, tmp_path, monkeypatch):
     out = tmp_path / "shards"
     write_shards(manifest, out, OPTIONS, transcode=fail_on_some)
@@ -309,6 +311,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_clearly_and_the_run_goes_on_from_there(manifest, written, small_disk, capsys):
     command = write_command(manifest, small_disk / "shards")[3:]
     assert main(command) == 1
