@@ -1,9 +1,11 @@
 """data_prep/transcode/file.py: segments and policies; against decoding the whole file with PyAV alone."""
 
 import io
+import os
 import re
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -282,6 +284,12 @@ def test_the_entropy_coder_is_the_one_asked_for(sources, coder, is_cabac):
     parameters = extradata[extradata.index(b"\x68") + 1]  # of the picture set: two ids that are 0, then who codes
     assert bool(parameters & 0b0010_0000) == is_cabac
     assert stored_numbers(result) == stored_numbers(transcode(str(sources[".mp4"]), OPTIONS, (0.0, 1.0)))
+
+
+def test_the_encoder_of_av1_makes_no_thread_of_the_process_a_real_time_one(sources):
+    before = os.sched_getscheduler(0)
+    transcode(str(sources[".mp4"]), WriteOptions(video_codec="libsvtav1", crf=20), (0.0, 0.5))
+    assert {os.sched_getscheduler(int(thread.name)) for thread in Path("/proc/self/task").iterdir()} == {before}
 
 
 def test_av1_has_the_same_frames_and_keyframes_each_time(sources, capfd):

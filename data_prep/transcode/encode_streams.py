@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import av
@@ -43,11 +46,30 @@ def _add_stream(container: Any, codec: str, rate: Fraction | int, options: dict[
     return stream
 
 
+@contextmanager
+def kept_priority() -> Iterator[None]:
+    """Leave the process as ordinary as it was where libsvtav1 is opened.
+
+    As root it makes the thread that opens it, and its own ones, real-time threads, which all else has to wait for.
+    """
+    if not hasattr(os, "sched_getscheduler"):  # only Linux has it, and the fault
+        yield
+        return
+    policy, priority = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        for thread in Path("/proc/self/task").iterdir():
+            with suppress(ProcessLookupError):  # it has ended
+                os.sched_setscheduler(int(thread.name), policy, priority)
+
+
 def _open_encoder(stream: Any) -> None:
     """Start the encoder; ValueError for options that it refuses or does not know (FFmpeg would ignore those)."""
     context, options = stream.codec_context, dict(stream.codec_context.options)
     try:
-        context.open()
+        with kept_priority():
+            context.open()
     except av.FFmpegError as error:
         raise ValueError(f"the encoder {context.name} refuses its settings or options {options}: {error}") from error
     if context.options:  # PyAV leaves the options here that the encoder did not use
