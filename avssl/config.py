@@ -39,7 +39,6 @@ T = TypeVar("T")
 MAX_YAML_BYTES = 1 << 20
 HELP = ("-h", "--help")
 structured: Callable[[type], Any] = functools.cache(OmegaConf.structured)  # slow: copies take a fifth of its time
-
 # Earlier names of keys: a configuration or run folder with them is refused with an error that has the new names.
 RENAMED_KEYS = {
     "centre_embeddings": "projector_final_batch_norm",
