@@ -14,6 +14,7 @@ import threading
 import traceback
 from pathlib import Path
 
+from huggingface_hub import constants
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from avssl import config
@@ -40,6 +41,7 @@ def serve() -> list[str]:
                 os.dup2(os.open(request.get(name, name), flags), number)
             os.environ.clear()
             os.environ.update(request["environment"])
+            constants.HF_HUB_OFFLINE = os.environ.get("HF_HUB_OFFLINE", "0") == "1"  # read by its import
             os.chdir(request["folder"])
             return request["arguments"]
         answers.write(f"{os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}\n")

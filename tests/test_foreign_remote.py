@@ -88,7 +88,7 @@ def test_a_data_set_of_the_hub_is_read_by_its_name(local, tmp_path, kind):
         name: (local / kind / name).read_bytes() for name, _ in storage.files_below(local / kind)
     }
     with hub_server("org/name", files) as (url, asked):
-        options = {"HF_ENDPOINT": url}
+        options = {"HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0"}
         source, manifest = "hf://datasets/org/name", tmp_path / "c.jsonl"
         run_python("-m", "data_prep", "index", source, "--out", manifest, "--workers", "1", **options)
         far, near = same_but_for_paths(manifest, local / f"{kind}.jsonl")

@@ -83,7 +83,7 @@ def _fetched(place: Place, stack: ExitStack) -> Media:
     """The media of a place. stack: is given what must be removed afterwards."""
     within = place.within
     if not is_remote(place.path) and not stat.S_ISREG(storage.local_path(place.path).stat().st_mode):
-        raise FileNotFoundError("is no file")  # opening a pipe would wait for a writer
+        raise FileNotFoundError("is no regular file")  # opening a pipe would wait for a writer
     if within is None:
         return stack.enter_context(storage.local_copy(place.path))
     if isinstance(within, Cell):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -127,16 +128,23 @@ def _has_media(source: Path) -> bool:
         return False
 
 
+def _entries(folder: Path | os.DirEntry[str]) -> Iterator[os.DirEntry[str]]:
+    """What lies in a folder, one by one, however much it is; nothing in what is no folder or must not be read."""
+    with suppress(NotADirectoryError, PermissionError, FileNotFoundError), os.scandir(folder) as entries:
+        yield from entries
+
+
 def _detect_folder(folder: Path) -> str:
     """The format of a folder: of the tars or tables that it, or a folder in it, holds if no media are there."""
     found: set[str] = set()
-    for depth in ("*", "*/*"):
-        for path in folder.glob(depth):
-            suffix = path.suffix.lower()
-            if suffix in MEDIA_SUFFIXES | IMAGE_SUFFIXES and not path.name.startswith("."):
-                return "folder"
-            if suffix in HOLD_MEDIA and path.is_file():
-                found.add(HOLD_MEDIA[suffix])
+    for entry in chain(
+        _entries(folder), (below for each in _entries(folder) if each.is_dir() for below in _entries(each))
+    ):
+        suffix = Path(entry.name).suffix.lower()
+        if suffix in MEDIA_SUFFIXES | IMAGE_SUFFIXES and not entry.name.startswith("."):
+            return "folder"
+        if suffix in HOLD_MEDIA and entry.is_file():
+            found.add(HOLD_MEDIA[suffix])
     return "webdataset" if "webdataset" in found else found.pop() if found else "folder"
 
 
