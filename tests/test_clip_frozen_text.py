@@ -222,6 +222,7 @@ def explicit_text(model, texts):
     return nn.functional.normalize(rows, dim=1)
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_rows_of_its_captions_and_the_text_encoder_it_began_with(captioned, trained):
     stored, shards = load_file(trained / ROWS_FILE), ShardSet(captioned["train"])
     captions = [shards.read_info(number).caption for number in range(shards.num_samples)]
