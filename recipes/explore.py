@@ -4,10 +4,11 @@
     avssl explore embeddings/ --port 0 --top 6
     avssl explore embeddings/ --host 0.0.0.0        # for other machines, who need the printed address with its token
 
-INDEX is a folder that `avssl embed` wrote; the run that made it embeds what is dropped. Text is read by the public
-model that made INDEX, if it has a text tower. Rows are found in every modality of the same space, among those of a
-label if one is chosen; a slider moves along the windows of a long video. Media are decoded in processes of their own,
-and what the browser gets are short clips cut from them. Needs an extra: pip install "avssl[explore]". Ctrl+C ends it.
+INDEX is a folder that `avssl embed` wrote, or a Lance table of one; the run that made it embeds what is dropped. Text
+is read by the public model that made INDEX, if it has a text tower. Rows are found in every modality of the same space,
+among those of a label if one is chosen; a slider moves along the windows of a long video. Media are decoded in
+processes of their own, and what the browser gets are short clips cut from them. Needs an extra:
+pip install "avssl[explore]". Ctrl+C ends it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def main(arguments: argparse.Namespace) -> int:
     from avssl.explorer.server import check_installed, listen
 
     check_installed()
-    from avssl.embedding.search import EmbeddingIndex, load_embedder_of
+    from avssl.embedding.lance_table import open_index
+    from avssl.embedding.search import load_embedder_of
     from avssl.embedding.sources import suffixes_of
     from avssl.embedding_pages.origins import Origins
     from avssl.explorer.answers import Explorer
@@ -45,7 +47,7 @@ def main(arguments: argparse.Namespace) -> int:
     from avssl.processes.pool import Sandbox
 
     required.use(arguments.plugin, may_differ=arguments.plugin_changed)
-    index = EmbeddingIndex(arguments.index_folder)
+    index = open_index(arguments.index_folder)
     embedder = load_embedder_of(index, arguments.run, arguments.device)
     reading = Limits(arguments.file_seconds, arguments.file_memory_mib << 20)
     limits = UploadLimits(arguments.upload_mib << 20, arguments.upload_seconds, reading)
@@ -96,7 +98,9 @@ def command(arguments: list[str]) -> int:
     """The program: its exit status."""
     run_in_utf8()
     parser = PlainParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("index_folder", metavar="INDEX", type=Path, help="folder that `avssl embed` wrote")
+    parser.add_argument(
+        "index_folder", metavar="INDEX", type=Path, help="folder that `avssl embed` wrote, or a Lance table"
+    )
     parser.add_argument("--run", default="", help="the run that made INDEX (default: the folder where it lay then)")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: for other machines too (default: %(default)s)")
     parser.add_argument("--port", type=int, default=PORT, help="0: a free one (default: %(default)s)")

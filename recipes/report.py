@@ -3,7 +3,7 @@
     avssl report runs/avid_cma [runs/avid ...] --shards shards/test
     avssl report runs/                  # all runs in a folder: curves, results, and how their settings differ
     avssl report runs/avid --watch      # while it trains: the page is written again, and reloads itself
-    avssl report embeddings/            # of a folder that `avssl embed` wrote: coverage, map, neighbors, failures
+    avssl report embeddings/            # that `avssl embed` wrote, or a Lance table of them: coverage, map, neighbors
 
 Further run folders are drawn and listed beside it. Uses RUN/evaluation.json and RUN/embeddings/test.parquet if they
 exist.
@@ -32,17 +32,18 @@ if TYPE_CHECKING:
 def main(
     run: Path, others: list[Path], shards: str = "", train_shards: str = "", watch_seconds: float | None = None
 ) -> Path:
-    from avssl.embedding_pages.folder_page import is_embedding_folder, write_folder_page
+    from avssl.embedding.lance_table import is_index, open_index
+    from avssl.embedding_pages.folder_page import write_folder_page
     from avssl.pages.markup import Html
     from avssl.report.comparison import is_run, run_folders, run_names
     from avssl.report.page import write_comparison
     from avssl.report.watch import watch
     from avssl.train.run_folder import is_at_work
 
-    if is_embedding_folder(run):
+    if is_index(run):
         if others or shards or train_shards or watch_seconds is not None:
             raise ValueError(f"{run} is a folder of embeddings: its page takes no further runs and no options")
-        return write_folder_page(run)
+        return write_folder_page(open_index(run))
     for folder in others:
         if not is_run(folder):
             raise FileNotFoundError(not_a_run(folder))
@@ -173,7 +174,9 @@ def command(arguments: list[str]) -> int:
     arguments = begin_command("report", arguments)
     parser = PlainParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "run", type=Path, help="the folder of a run, a folder of run folders, or a folder that avssl embed wrote"
+        "run",
+        type=Path,
+        help="folder of a run, folder of run folders, folder that avssl embed wrote, or a Lance table of one",
     )
     parser.add_argument("others", nargs="*", type=Path, help="runs to compare with")
     parser.add_argument("--shards", default="", help="shard folder of the embedded split, for images and audio")

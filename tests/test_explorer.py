@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,9 +22,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from avssl.embedding.lance_table import open_index
 from avssl.embedding.search import EmbeddingIndex, load_embedder_of
 from avssl.embedding.sources import suffixes_of
 from avssl.embedding_pages.origins import Origins
+from avssl.exchange.targets import command as export
 from avssl.explorer.answers import Explorer
 from avssl.explorer.cuts import ClipStore
 from avssl.explorer.page import Place, page_of, render
@@ -34,6 +37,7 @@ from avssl.processes.limits import Limits
 from avssl.processes.pool import Sandbox
 from data_prep.transcode.encode import write_media
 from recipes import explore as explore_recipe
+from recipes import report as report_recipe
 from recipes import search as search_recipe
 from tests.browser import (  # noqa: F401  (chromium is a fixture)
     PHONE,
@@ -148,6 +152,34 @@ def test_only_rows_of_a_label_are_found(service):
     assert all(CLASS in names for number in rows for names in explorer.index.facts([number])[number].labels.values())
     with pytest.raises(ValueError, match="no row has the label"):
         explorer.answer(Asked(key="a_wav", label="label: none"), 5)
+
+
+@pytest.mark.slow
+def test_a_lance_table_is_explored_and_reported_as_its_folder(service, found, tmp_path):  # noqa: F811
+    """Four files are compared without an index; more rows are searched as `avssl search` searches the table."""
+    where = tmp_path / "films.lance"
+    assert export.command([str(found[1]), "--to", "lance", "--out", str(where)]) == 0
+    theirs, lance = service.explorer, open_index(where)
+    explorer = Explorer(lance, load_embedder_of(lance), theirs.clips, LIMITS)
+    for name in ("keys", "labels"):
+        mine, other = getattr(explorer, name), getattr(theirs, name)
+        assert list(mine) == list(other)
+        assert all(np.array_equal(mine[key], other[key]) for key in mine)
+    key = next(name for name in explorer.keys if name.endswith("two_mp4"))
+    of_label, of_all = {"label": f"label: {CLASS}"}, {"with_own": True, "each_row": True}
+    for changes in ({}, {"window": 2, "by": "audio"}, of_label, of_all):
+        answer, expected = (one.answer(Asked(key=key, **changes), 4) for one in (explorer, theirs))
+        assert answer.hits == expected.hits
+        assert answer.facts == expected.facts
+    place = Place(Origins(lance.folder, lance.content.settings, explorer.keys))
+    page = render(explorer, place, Asked(key=key), 3)
+    assert not Checker(page).wrong
+    assert "cannot be shown" not in page
+    shutil.copytree(found[1], tmp_path / "index")
+    report_recipe.main(where, [])
+    report_recipe.main(tmp_path / "index", [])
+    pages = [(folder / "report.html").read_text() for folder in (where, tmp_path / "index")]
+    assert pages[0].replace("films.lance", "index") == pages[1]
 
 
 def test_addresses_say_what_is_asked_and_numbers_are_checked():

@@ -260,3 +260,18 @@ def test_lancedb_opens_the_table_and_searches_it(made):
         "kind = 'dog'", prefilter=True).limit(5).to_list()  # fmt: skip
     expected = lance.search("video", query[None], 5, where="kind = 'dog'")[0]
     assert [row["row"] for row in found] == [hit.row for hit in expected]
+
+
+def test_names_and_first_rows_are_those_of_the_folder(made):
+    table, index, lance = made
+    for source in (index, lance):
+        pairs = [pair for keys, labels in source.names() for pair in zip(keys, labels, strict=True)]
+        assert [key for key, _ in pairs] == table.keys
+        assert [json.loads(text) for _, text in pairs] == table.labels
+    mine, theirs = lance.head(170), index.head(170)
+    assert len(mine) == 170
+    assert len(theirs) == 300, "whole files"
+    assert mine.keys == table.keys[:170]
+    assert mine.labels == table.labels[:170]
+    np.testing.assert_array_equal(mine.audio_embedding, theirs.audio_embedding[:170])
+    np.testing.assert_array_equal(mine.has_video, theirs.has_video[:170])

@@ -174,7 +174,7 @@ def test_a_run_that_goes_on_is_embedded_from_a_checkpoint(film, tmp_path):
     finished = avssl.load_embedder(str(run))
     (run / "encoders.safetensors").unlink()
     (run / "provenance.json").unlink()
-    with pytest.raises(FileNotFoundError, match="has not finished"):
+    with pytest.raises(FileNotFoundError, match=r"has not finished.*--checkpoint latest"):
         avssl.load_embedder(str(run))
     third = avssl.load_embedder(str(run), checkpoint=3)
     latest = avssl.load_embedder(str(run), checkpoint="latest")

@@ -89,8 +89,10 @@ def read_weights(run: str | Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         if not Path(run).is_dir():
             raise FileNotFoundError(f"{run}: no such run folder")
+        begun = any(Path(run).glob("step_*"))
+        hint = ", or let embed and evaluate take its newest checkpoint: --checkpoint latest" if begun else ""
         raise FileNotFoundError(
-            f"{path} is missing: {run} has not finished; run the `avssl pretrain` command of run={run} again"
+            f"{path} is missing: {run} has not finished; run the `avssl pretrain` command of run={run} again{hint}"
         )
     try:
         return load_file(str(path))

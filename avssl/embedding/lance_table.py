@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avssl.embedding.index import KIND as FOLDER_KIND
 from avssl.embedding.index import FolderIndex
 from avssl.embedding.search import EmbeddingIndex, best_of, hits_among
 from avssl.embedding.table import MODALITIES, EmbeddingRows, EmbeddingTable, Hit, RowFacts
@@ -48,6 +49,15 @@ def import_lance() -> Any:
 def is_lance_table(folder: str | Path) -> bool:
     """Whether a folder is a Lance table, also one of another program."""
     return (Path(folder) / "_versions").is_dir()
+
+
+def is_index(folder: Path) -> bool:
+    """Whether a folder is one of embeddings that `avssl embed` has finished, or a Lance table of one."""
+    try:
+        FolderIndex.read(folder, KIND if is_lance_table(folder) else FOLDER_KIND)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def open_index(folder: str | Path) -> EmbeddingIndex:
@@ -93,20 +103,40 @@ class LanceTable(EmbeddingIndex):
 
     def table_of(self, key: str) -> tuple[EmbeddingTable, NDArray[np.int64]]:
         """As EmbeddingIndex.table_of; the table has embeddings and no features."""
-        names = [f"{name}_embedding" for name in self.modalities]
-        columns = [*ROW_COLUMNS, "labels", *names]
         with value_errors_naming(self.folder, "Lance table"):
-            found = self._table.to_table(columns=columns, filter=f"key = {_quoted(key)}")
+            found = self._table.to_table(columns=self._columns, filter=f"key = {_quoted(key)}")
         if not found.num_rows:
             raise ValueError(f"{self.folder} has no rows of the key {brief(key)}")
+        return self._read(found), found["row"].to_numpy()
+
+    def names(self) -> Iterator[tuple[list[str], list[str]]]:
+        """As EmbeddingIndex.names."""
+        with value_errors_naming(self.folder, "Lance table"):
+            for batch in self._table.to_batches(columns=["key", "labels"]):
+                yield batch["key"].to_pylist(), batch["labels"].to_pylist()
+
+    def head(self, num_rows: int) -> EmbeddingTable:
+        """As EmbeddingIndex.head, no more rows than asked for; the table has embeddings and no features."""
+        with value_errors_naming(self.folder, "Lance table"):
+            found = self._table.to_table(columns=self._columns, limit=num_rows)
+        if not found.num_rows:
+            raise ValueError(f"{self.folder} holds no rows")
+        return self._read(found)
+
+    @property
+    def _columns(self) -> list[str]:
+        return [*ROW_COLUMNS, "labels", *(f"{name}_embedding" for name in self.modalities)]
+
+    def _read(self, found: Any) -> EmbeddingTable:
+        """Rows of `_columns` as a table."""
         labels = [self._labels(text, row) for text, row in _pairs(found, "labels", "row")]
         values: dict[str, Any] = {name: found[name].to_numpy() for name in ("index", "start_seconds", "end_seconds")}
         values |= {f"has_{modality}": np.zeros(found.num_rows, np.bool_) for modality in MODALITIES}
-        for modality, name in zip(self.modalities, names, strict=True):
+        for modality in self.modalities:
+            name = f"{modality}_embedding"
             values[name] = _vectors(found[name])
             values[f"has_{modality}"] = np.asarray(found[name].is_valid())
-        table = EmbeddingTable(found["key"].to_pylist(), labels=labels, metadata=self.content.settings, **values)
-        return table, found["row"].to_numpy()
+        return EmbeddingTable(found["key"].to_pylist(), labels=labels, metadata=self.content.settings, **values)
 
     def facts(self, numbers: Collection[int]) -> dict[int, RowFacts]:
         """As EmbeddingIndex.facts."""

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avssl.embedding.embedder import Embedder
-from avssl.embedding.index import FolderIndex, differences
+from avssl.embedding.index import SKIPPED_NAME, FolderIndex, differences
 from avssl.embedding.parquet import read_row_groups
 from avssl.embedding.public import names_public_model
 from avssl.embedding.sources import located, sources_of_folder
@@ -131,6 +131,23 @@ class EmbeddingIndex:
         }
         near = get_close_matches(key, sorted(keys)[:20_000], 3, 0.5) or sorted(keys)[:1]
         return f"; it has, for example, {', '.join(map(brief, near))}" if near else ""
+
+    def names(self) -> Iterator[tuple[list[str], list[str]]]:
+        """(the keys, the labels as JSON) of all rows in order, many at a time."""
+        for path, _ in self._files:
+            for _, columns in read_row_groups(path, ["key", "labels"]):
+                yield columns["key"], columns["labels"]
+
+    def head(self, num_rows: int) -> EmbeddingTable:
+        """The first rows, at least so many if there are; whole files. ValueError if there are none."""
+        tables: list[EmbeddingTable] = []
+        for path, _ in self._files:
+            if sum(map(len, tables)) >= num_rows:
+                break
+            tables.append(EmbeddingTable.read(path))
+        if not tables:
+            raise ValueError(f"{self.folder} holds no rows: {SKIPPED_NAME} says why nothing could be embedded")
+        return concatenate(tables)
 
     def facts(self, numbers: Collection[int]) -> dict[int, RowFacts]:
         """{number of a row: its facts} of some rows; only the row groups that hold them are read."""

@@ -12,7 +12,8 @@ from itertools import islice
 from pathlib import Path
 
 from avssl.embedding.index import SKIPPED_NAME, FolderIndex
-from avssl.embedding.table import EmbeddingTable, concatenate
+from avssl.embedding.search import EmbeddingIndex
+from avssl.embedding.table import EmbeddingTable
 from avssl.embedding_pages.clips import members_of
 from avssl.embedding_pages.origins import Origins
 from avssl.files.checked_json import Fields
@@ -32,25 +33,17 @@ NUM_QUERIES, NUM_NEIGHBORS = 4, 4
 PAGE_NAME = "report.html"
 
 
-def is_embedding_folder(folder: Path) -> bool:
-    """Whether `avssl embed` has finished a folder."""
-    try:
-        FolderIndex.read(folder)
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def write_folder_page(folder: str | Path, *, max_media_bytes: int = MAX_MEDIA_BYTES) -> Path:
+def write_folder_page(folder: str | Path | EmbeddingIndex, *, max_media_bytes: int = MAX_MEDIA_BYTES) -> Path:
     """Write FOLDER/report.html and return its path. The same folder and media give the same bytes.
+
+    folder: of embeddings, opened (also a LanceTable) or not.
 
     max_media_bytes: base64 text of the clips that play; files beyond it are shown as stills.
     Media that cannot be read any more do not fail the page. Raises as FolderIndex.read, and ValueError for a damaged
     file.
     """
-    place = Path(folder)
-    index = FolderIndex.read(place)
-    table = _first_rows(place, index)
+    source = folder if isinstance(folder, EmbeddingIndex) else EmbeddingIndex(folder)
+    place, index, table = source.folder, source.content, source.head(MAX_ROWS)
     clips = table.pool_by_key()
     origins = Origins(place, index.settings, clips.keys)
     rows = {key: number for number, key in enumerate(clips.keys)}
@@ -72,18 +65,6 @@ def write_folder_page(folder: str | Path, *, max_media_bytes: int = MAX_MEDIA_BY
     ]
     text = _page(place.resolve().name, index, sections, library)
     return write_whole(place / PAGE_NAME, text.encode("utf-8", "backslashreplace"))
-
-
-def _first_rows(place: Path, index: FolderIndex) -> EmbeddingTable:
-    """The rows of the folder, of a large one those of its first files. ValueError if it has none."""
-    tables: list[EmbeddingTable] = []
-    for path in index.paths(place):
-        if tables and sum(map(len, tables)) >= MAX_ROWS:
-            break
-        tables.append(EmbeddingTable.read(path))
-    if not tables:
-        raise ValueError(f"{place} holds no rows: {place / SKIPPED_NAME} says why nothing could be embedded")
-    return concatenate(tables)
 
 
 def _facts(index: FolderIndex, table: EmbeddingTable, clips: EmbeddingTable) -> Html:
@@ -129,6 +110,8 @@ def _coverage(place: Path, index: FolderIndex, table: EmbeddingTable) -> Html:
     if not index.num_skipped:
         return tag("p", text, "Nothing was left out.")
     reasons = definition_list("Left out, by reason", dict(sorted(index.skipped_by_reason.items())))
+    if not (place / SKIPPED_NAME).is_file():  # of a table that an earlier version exported
+        return join(tag("p", text), tag("div", reasons, class_="columns"))
     with (place / SKIPPED_NAME).open("rb") as lines:
         named = enumerate(islice(lines, MAX_NAMES), start=1)
         first = [Fields.parse(line, f"{place / SKIPPED_NAME}, line {number}") for number, line in named]

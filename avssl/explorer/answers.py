@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avssl.embedding.embedder import Embedder
-from avssl.embedding.parquet import read_row_groups
 from avssl.embedding.search import EmbeddingIndex, best_of, hits_among, in_one_space
 from avssl.embedding.table import EmbeddingRows, Hit, RowFacts
 from avssl.explorer.cuts import ClipStore, media_seconds, told_without
@@ -25,7 +24,7 @@ MOST_UPLOADS = 8  # that are kept; the oldest one goes first
 
 
 class Explorer:
-    """A folder of embeddings with what was uploaded to it.
+    """A folder of embeddings, or a Lance table of one, with what was uploaded to it.
 
     Attributes: folder, num_rows, modalities (that some row has), settings (of the folder), limits, clips;
     keys {key: its rows}, labels {"field: name": their rows}, as int64 numbers of the folder, ascending;
@@ -175,8 +174,10 @@ class Explorer:
         own: Sequence[str],
         asked: Asked,
     ) -> list[Hit]:
-        """The closest rows of a modality, of these numbers; None for all."""
+        """The closest rows of a modality: of these numbers, all compared; None: of all, as the index searches them."""
         query, one_per_key = self.index.check_queries(modality, vector), not asked.each_row
+        if numbers is None:
+            return self.index.search(modality, query, top, exclude=own, one_per_key=one_per_key)[0]
         best: list[Hit] = []
         for rows in self.index.rows(modality, numbers):
             found = hits_among(rows, query, top, own, one_per_key=one_per_key)[0]
@@ -200,17 +201,16 @@ def _listed(index: EmbeddingIndex) -> tuple[dict[str, NDArray[np.int64]], dict[s
     keys: dict[str, list[int]] = {}
     labels: dict[str, list[int]] = {}
     parsed: dict[str, list[str]] = {}
-    number = 0
-    for path in index.content.paths(index.folder):
-        for _, columns in read_row_groups(path, ["key", "labels"]):
-            for key, text in zip(columns["key"], columns["labels"], strict=True):
-                if text not in parsed:  # most rows have the labels of the row before
-                    fields = Fields({"labels": Fields.parse(text, str(path)).record}, str(path)).labels("labels")
-                    parsed = {text: [f"{field}: {name}" for field, names in fields.items() for name in names]}
-                keys.setdefault(key, []).append(number)
-                for label in dict.fromkeys(parsed[text]):
-                    labels.setdefault(label, []).append(number)
-                number += 1
+    number, where = 0, f"{index.folder}, the labels of a row"
+    for some_keys, some_labels in index.names():
+        for key, text in zip(some_keys, some_labels, strict=True):
+            if text not in parsed:  # most rows have the labels of the row before
+                fields = Fields({"labels": Fields.parse(text, where).record}, where).labels("labels")
+                parsed = {text: [f"{field}: {name}" for field, names in fields.items() for name in names]}
+            keys.setdefault(key, []).append(number)
+            for label in dict.fromkeys(parsed[text]):
+                labels.setdefault(label, []).append(number)
+            number += 1
     return (
         {key: np.array(rows, np.int64) for key, rows in keys.items()},
         {label: np.array(labels[label], np.int64) for label in sorted(labels)},

@@ -92,7 +92,7 @@ class Pace:
         seconds = self._seconds_left(step, elapsed - waited)
         return (
             f"step {step} of {self.total_steps}: {precise(elapsed)}, {precise(waited)} of it until the first batch was "
-            f"read; at this rate about {duration(seconds)} to go, and first steps are slow"
+            f"read; {duration(seconds)} to go if all take as long, but the first one is slow: a better estimate follows"
         )
 
     def _seconds_left(self, step: int, step_seconds: float) -> float:

@@ -122,10 +122,13 @@ class Row:
         """The hash of the source file, that of `avssl.shards.sample_digests`, by which evaluation knows it again."""
         return int(source_of(self.content, self.path, self.num_bytes, self.item), 16)
 
-    def group(self, group: str, where: str) -> int | None:
-        """The hash of the group. None if its rows have no such label. ValueError for several names of the label."""
+    def group(self, group: str, source: int, where: str) -> int | None:
+        """The hash of the group. None if its rows have no such label. ValueError for several names of the label.
+
+        source: the hash of the source, which is the group if sources are.
+        """
         if group == SOURCE:
-            return self.source()
+            return source
         if group == FOLDER:
             return _hash(f"folder {self.path.rpartition('/')[0]}")
         names = self.labels.get(group) or []

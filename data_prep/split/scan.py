@@ -94,7 +94,8 @@ def scan_range(task: ScanTask) -> Scanned:
         while (begin := file.tell()) < task.end:
             where = f"{task.path}, byte {begin}"
             row = Row.of(Fields.parse(file.readline(), where))
-            source, group = row.source(), row.group(task.group, where)
+            source = row.source()
+            group = row.group(task.group, source, where)
             for name in row.labels.get(task.by, ()):
                 label_rows.append(len(groups))
                 label_numbers.append(names.setdefault(name, len(names)))

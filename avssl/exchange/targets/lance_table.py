@@ -3,8 +3,8 @@
 Columns: row (its number in the folder), key, index, start_seconds, end_seconds, media, media_begin_seconds,
 media_end_seconds, caption, labels (JSON: all fields and names), one for each label field (text; a list of texts if a
 row has several names of it), and the vectors, null where the row lacks the modality. Beside Lance's own files lie
-index.json of the folder, its sources.jsonl if it has one, and indices.json: of each modality the kind of its index, and
-the share of the true closest rows that it finds (its recall).
+index.json of the folder, its sources.jsonl and skipped.jsonl if it has them, and indices.json: of each modality the
+kind of its index, and the share of the true closest rows that it finds (its recall).
 
 The rows are the same each time. Names of Lance's files and times are not, nor is an index: k-means starts anywhere.
 """
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from avssl.embedding.index import LISTING_NAME
+from avssl.embedding.index import LISTING_NAME, SKIPPED_NAME
 from avssl.embedding.lance_table import KIND, ROW_COLUMNS, LanceTable, import_lance, write_rows
 from avssl.embedding.search import EmbeddingIndex
 from avssl.exchange.targets.rows import Rows, RowSource, label_text
@@ -73,8 +73,9 @@ def write_lance_table(rows: RowSource, folder: Path, kind: str = "") -> dict[str
     columns |= {name: "texts" if has_several else "text" for name, (_, has_several) in fields.items()}
     write_rows(folder, (_columns(group, fields) for group in rows.groups()), columns | rows.widths)
     replace(rows.index, files=[]).write(folder, KIND)
-    if (rows.folder / LISTING_NAME).is_file():
-        shutil.copyfile(rows.folder / LISTING_NAME, folder / LISTING_NAME)
+    for name in (LISTING_NAME, SKIPPED_NAME):
+        if (rows.folder / name).is_file():
+            shutil.copyfile(rows.folder / name, folder / name)
     source, table = EmbeddingIndex(rows.folder), LanceTable(folder)
     indices = {}
     for modality in table.modalities:
