@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from avssl.errors import one_line_errors
-from avssl.files.plain_text import PlainParser, run_in_utf8, say
+from avssl.files.plain_text import PlainParser, begin_command, emit, say
 from avssl.plugins import required
 
 PORT = 8760
@@ -73,7 +73,9 @@ def main(arguments: argparse.Namespace) -> int:
         host, port = listening.getsockname()[:2]
         say(f"{index.content.num_rows:,} rows of {len(explorer.keys):,} sources; open")
         for name in shown_hosts(host):
-            say(f"  http://{name}:{port}/?token={token}")
+            address = f"http://{name}:{port}/?token={token}"
+            say(f"  {address}")
+            emit("address", url=address)
         if not ipaddress.ip_address(host).is_loopback:
             say("Other machines can reach it, and the token and the clips travel unencrypted: on a network that "
                 "others use, leave out --host and take `ssh -L`.", sys.stderr)  # fmt: skip
@@ -81,6 +83,7 @@ def main(arguments: argparse.Namespace) -> int:
         sys.stdout.flush()
         with suppress(KeyboardInterrupt):
             serve(service, listening)
+    emit("result", num_rows=index.content.num_rows, num_sources=len(explorer.keys))
     return 0
 
 
@@ -96,7 +99,7 @@ def shown_hosts(host: str) -> list[str]:
 
 def command(arguments: list[str]) -> int:
     """The program: its exit status."""
-    run_in_utf8()
+    arguments = begin_command("explore", arguments)
     parser = PlainParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "index_folder", metavar="INDEX", type=Path, help="folder that `avssl embed` wrote, or a Lance table"

@@ -137,7 +137,7 @@ def pretrain(cfg: config.RunConfig, stages: Stages) -> int:
     monitor = Monitor(accelerator, cfg, total_steps, loader, progress, stages)
     monitor.tell(estimate.describe_run(cfg, loader, total_steps, accelerator.num_processes))
     monitor.tell(estimate.warm_up_warning(cfg, total_steps))
-    monitor.tell(fitting.small_recipe(cfg, shards.num_samples))
+    monitor.tell(fitting.advice(cfg, shards.num_samples))
     probe = OnlineProbe(cfg.probe, run, step=progress.step, is_main=accelerator.is_main_process)
     snapshot = {"loss": embedding_modules(loss), "views": views}, partial(provenance, cfg, shards, progress)
     monitor.probed(probe.step_done(progress.step, *snapshot))

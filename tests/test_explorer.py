@@ -364,20 +364,22 @@ def test_a_port_in_use_and_a_missing_extra_are_errors_of_one_line(monkeypatch):
 
 
 @contextlib.contextmanager
-def started(index, folder):
+def started(index, folder, *options):
     """(address with the token, process) of the command; folder: for its temporary files."""
     command = [sys.executable, "-m", "avssl", "explore", index, "--port", "0", "--top", "3", "--num-workers", "1"]
+    command += options
     environment = os.environ | {"TMPDIR": str(folder), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
     try:
         lines = []
-        while not (lines and lines[-1].startswith("Ctrl+C")):
+        last = "{" if "--json" in options else "Ctrl+C"
+        while not (lines and lines[-1].startswith(last)):
             line = process.stdout.readline()
             assert line, process.stderr.read()
             lines.append(line)
-        yield re.search(r"http://\S+", "".join(lines))[0], process
+        yield re.search(r"http://[^\s\"]+", "".join(lines))[0], process
     finally:
         process.terminate()
         process.communicate()
@@ -391,23 +393,26 @@ def server(found, tmp_path):  # noqa: F811
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-def test_the_command_guards_its_pages_and_leaves_nothing_behind(server, sent):
+@pytest.mark.parametrize(("sent", "options"), [(signal.SIGTERM, []), (signal.SIGINT, ["--json"])])
+def test_the_command_guards_its_pages_and_leaves_nothing_behind(found, tmp_path, sent, options):  # noqa: F811
     import urllib.error
     import urllib.request
 
-    where, folder, process = server
-    assert urlsplit(where).hostname == "127.0.0.1"
-    with pytest.raises(urllib.error.HTTPError, match="403"):
-        urllib.request.urlopen(where.partition("?")[0])
-    opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
-    assert b"Begin with one of these" in opener.open(where).read()
-    assert any(folder.rglob("*.mp4"))
-    process.send_signal(sent)
-    _, err = process.communicate(timeout=60)
+    with started(found[1], tmp_path, *options) as (where, process):
+        assert urlsplit(where).hostname == "127.0.0.1"
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(where.partition("?")[0])
+        opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+        assert b"Begin with one of these" in opener.open(where).read()
+        assert any(tmp_path.rglob("*.mp4"))
+        process.send_signal(sent)
+        out, err = process.communicate(timeout=60)
     assert process.returncode == (143 if sent == signal.SIGTERM else 0), err
     assert "Traceback" not in err
-    assert not list(folder.iterdir())
+    assert not list(tmp_path.iterdir())
+    if options:
+        assert "Ctrl+C ends it." in err
+        assert json.loads(out) == {"event": "result", "command": "explore", "num_rows": 32, "num_sources": 4}
 
 
 @pytest.mark.slow

@@ -195,10 +195,17 @@ def test_nothing_is_measured_or_said_without_auto():
 @pytest.mark.quick(1)
 @pytest.mark.parametrize("name", ["avid", "avid_cma"])
 def test_a_small_corpus_is_told_of_the_small_recipe_and_that_one_of_none(name):
-    assert f"avssl pretrain {name}_small" in fitting.small_recipe(recipe(name), 1000)
-    assert fitting.small_recipe(recipe(name), 1001) == ""
-    assert fitting.small_recipe(recipe(f"{name}_small"), 39) == ""
-    assert fitting.small_recipe(recipe("simclr"), 39) == ""
+    assert f"avssl pretrain {name}_small" in fitting.advice(recipe(name), 1000)
+    assert fitting.advice(recipe(name), 1001) == ""
+    assert fitting.advice(recipe(f"{name}_small"), 200) == ""
+    assert fitting.advice(recipe("simclr"), 200) == ""
+
+
+def test_very_few_samples_are_told_of_networks_that_others_trained_but_for_runs_that_begin_with_one():
+    assert fitting.advice(recipe("avid_small"), 199).startswith("199 samples show the way, but")
+    assert len(fitting.advice(recipe("avid"), 39).splitlines()) == 2
+    assert fitting.advice(recipe("avid_small", "init_from=runs/x"), 39) == ""
+    assert fitting.advice(recipe("simclr", "encoders.image={name: timm/resnet18}"), 39) == ""
 
 
 def test_a_recipe_can_ask_for_auto_and_a_number_on_the_command_line_replaces_it():

@@ -30,6 +30,7 @@ from avssl.device import free_memory_bytes
 from avssl.distributed import broadcast_object, local_processes, world_size
 from avssl.losses.base import Loss
 from avssl.models import create_encoder, without_weights
+from avssl.models.public import is_public
 from avssl.processes.limits import default_num_workers
 from avssl.shards.shard_set import ShardSet
 from avssl.transforms.view_maker import ViewMaker
@@ -52,6 +53,7 @@ BYTES_PER_WEIGHT = 16  # value, gradient and two moments in float32
 
 SMALL_RECIPES = {"avid": "avid_small", "avid_cma": "avid_cma_small"}  # {loss: recipe for at most SMALL_CORPUS samples}
 SMALL_CORPUS, LARGE_FRAMES_PX = 1000, 112
+FEW_SAMPLES = 200  # from which on a network that is trained from random weights may tell something of other videos
 
 Changes = dict[str, Any]  # {dotted key: value}
 
@@ -166,6 +168,18 @@ def small_recipe(cfg: RunConfig, num_samples: int) -> str:
         f"{num_samples} clips are few for this recipe: `avssl pretrain {name}` has smaller networks and frames, for 30 "
         "to 1,000 clips and two cores"
     )
+
+
+def advice(cfg: RunConfig, num_samples: int) -> str:
+    """As `small_recipe`, and a line on networks that others trained, if this one begins with random weights."""
+    lines = [small_recipe(cfg, num_samples)]
+    is_begun = cfg.init_from or any(is_public(str(encoder.get("name"))) for encoder in cfg.encoders.values())
+    if num_samples < FEW_SAMPLES and not is_begun:
+        lines.append(
+            f"{num_samples} samples show the way, but teach a network little about others; with fewer than "
+            f"{FEW_SAMPLES}, one that others trained is the better start (docs/public_models.md)"
+        )
+    return "\n".join(filter(None, lines))
 
 
 def fitted_num_workers(device_type: str, num_cores: int | None = None, num_processes: int | None = None) -> int:
