@@ -36,7 +36,7 @@ TINY_IMAGES = [
     "cpu=true", "mixed_precision=fp32", "steps=2", "log_every_steps=1", "data.global_batch_size=4",
     "data.num_workers=0", "views.image.size_px=24", "encoders.image={name: resnet10, width: 2}",
 ]  # fmt: skip
-AUDIO_VISUAL = ("avid", "avid_cma", "avid_small", "avid_cma_small")
+AUDIO_VISUAL = ("avid", "avid_cma")
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def smaller(words: list[str]) -> list[str]:
         return words
     words = [word for word in words if not re.fullmatch(r"(data\.(global_batch_size|order_lanes)|epochs)=\d+", word)]
     keys = [*TINY, "steps=3"] if recipe in AUDIO_VISUAL else TINY_IMAGES
-    keys = [*keys, *TINY_CMA] if recipe.startswith("avid_cma") else keys
+    keys = [*keys, *TINY_CMA] if recipe == "avid_cma" else keys
     said = {word.partition("=")[0] for word in words}
     return [*words, *(key for key in keys if key.partition("=")[0] not in said)]
 

@@ -26,11 +26,8 @@ def test_what_it_says_to_do_next_are_commands_with_recipes_that_exist() -> None:
         "report",
     ]
     assert commands[3][2] in config_files()
-    root = Path(__file__).parents[1]
-    lines = [" ".join(words) for words in commands]
-    readme, first_hour = ((root / page).read_text().splitlines() for page in ("README.md", "docs/first_hour.md"))
-    assert [line for line in readme if line in lines] == lines, "the README shows the same commands"
-    assert [line for line in first_hour if line in lines] == lines, "and so does the page whose blocks are run"
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    assert all(" ".join(words) in readme for words in commands), "the README shows the same commands"
 
 
 @pytest.mark.slow

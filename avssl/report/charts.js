@@ -109,12 +109,6 @@
       if (plot.cursor.left >= 0) showTip(readOut(chart, lines, plot.posToVal(event.clientX - plot.rect.left, "x")), event);
     });
     plot.over.addEventListener("pointerleave", () => { tip.hidden = true; });
-    // A wheel alone scrolls the page. Two fingers that part on a trackpad are a wheel with Ctrl, too.
-    plot.over.addEventListener("wheel", (event) => {
-      if (!event.ctrlKey && !event.metaKey) return;
-      event.preventDefault();
-      zoomBy(Math.exp(Math.max(-60, Math.min(60, event.deltaY)) / 200), plot, plot.posToVal(event.clientX - plot.over.getBoundingClientRect().left, "x"));
-    }, { passive: false });
     touch(plot);
     drawn.set(element, plot);
     element.readAt = (x) => readOut(chart, lines, x);
@@ -148,12 +142,12 @@
     for (const plot of drawn.values()) { plot.cursor.left = -10; show(plot); }
     for (const button of all("[data-zoom='reset']")) button.disabled = range === null;
   }
-  // The middle of what is shown stays in its place, or that of the keyboard or pointer.
-  function zoomBy(factor, plot = drawn.values().next().value, place = null) {
+  // Around the middle of what is shown, or of the place that the keyboard reads.
+  function zoomBy(factor, plot = drawn.values().next().value, middle = null) {
     if (!plot) return;
-    const [first, last] = whole(plot), { min, max } = plot.scales.x, fixed = place ?? (min + max) / 2;
-    const range = [Math.max(first, fixed - (fixed - min) * factor), Math.min(last, fixed + (max - fixed) * factor)];
-    if (factor < 1 && range[1] - range[0] < (last - first) / plot.data[0].length) return; // nothing is between two points
+    const [first, last] = whole(plot), { min, max } = plot.scales.x;
+    const centre = middle ?? (min + max) / 2, half = (max - min) * factor / 2;
+    const range = [Math.max(first, centre - half), Math.min(last, centre + half)];
     zoom(range[0] <= first && range[1] >= last ? null : range);
   }
   function keyboard(element, event) {
