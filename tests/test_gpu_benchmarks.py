@@ -108,3 +108,49 @@ def test_every_benchmark_imports_names_that_exist():
             if isinstance(node, ast.ImportFrom) and own.match(node.module or ""):
                 missing = {alias.name for alias in node.names} - names_of(node.module)
                 assert not missing, f"{path.name}: {node.module} has no {missing}"
+
+
+def test_the_page_of_a_gpu_is_written_after_each_script_and_says_how_each_ended(tmp_path, monkeypatch, capsys):
+    """With scripts that take no time: one that ends well, one that fails after a row, one that hangs, one too late."""
+    (tmp_path / "benchmarks").mkdir()
+    row = '{"name": "work", "ours": 2.0, "other": 1.0, "unit": "s", "against": "less work", "ratio": 2.0}'
+    scripts = {
+        "good": "open(sys.argv[-1], 'w').write(row)",
+        "bad": "open(sys.argv[-1], 'w').write(row); sys.exit(3)",
+        "slow": "time.sleep(60)",
+        "late": "pass",
+    }
+    for name, text in scripts.items():
+        code = f"import sys, time\nrow = {row!r} + chr(10)\n{text}\n"
+        (tmp_path / "benchmarks" / f"{name}.py").write_text(code)
+    pages = []
+    monkeypatch.setattr(bench, "write_whole", lambda path, text: pages.append((path, text)) or path)
+    monkeypatch.setattr(bench, "ROOT", tmp_path)
+    monkeypatch.setattr(bench, "GPU", {"good": [], "bad": ["--size", "1"], "slow": [], "late": []})
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--gpu", "--limit-seconds", "1.5"])
+    with pytest.raises(SystemExit) as ended:
+        bench.main()
+    assert ended.value.code == 1
+    assert [path for path, _ in pages] == [bench.GPU_PAGE] * 4
+    assert bench.GPU_PAGE == ROOT / "docs" / "results_gpu.md"
+    first, last = pages[0][1], pages[-1][1]
+    assert "| bad | | | waits |" in first
+    assert first.count("| work |") == 1
+    assert last.count("| work | 2 s | 1 s | less work | 2 |") == 2
+    assert "| bad | `--size 1` | 0 | failed with status 3 |" in last
+    assert re.search(r"\| slow \|  \| \d \| ended after \d s: the time was up \|", last)
+    assert "| late |  | 0 | not begun: the time was up |" in last
+    assert "3 scripts failed: bad, slow, late" in capsys.readouterr().out
+
+
+def test_by_default_only_the_gpu_scripts_write_a_page_and_have_a_limit(monkeypatch):
+    monkeypatch.setattr(bench, "run_all", lambda scripts, limit: iter([bench.Outcome(str(limit), [], [], 0.0, "done")]))
+    written = []
+    monkeypatch.setattr(bench, "write_whole", lambda path, text: written.append(path))
+    for options, pages in ((["--only", "loader"], []), (["--gpu"], [bench.GPU_PAGE])):
+        monkeypatch.setattr(sys, "argv", ["benchmarks", *options])
+        with pytest.raises(SystemExit) as ended:
+            bench.main()
+        assert ended.value.code == 0
+        assert written == pages
+    assert bench.GPU_SECONDS == 600

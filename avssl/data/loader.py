@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from avssl.data.batch import Collate, DeviceCopier, RawBatch
+from avssl.data.decoded_shards import DecodedFolder, DecodedShards, Shards
 from avssl.data.loader_config import LoaderConfig
 from avssl.data.order import check_lanes, mixed_rank_order, rank_order, steps_per_epoch
 from avssl.data.read_views import raw_views
@@ -49,7 +50,7 @@ class _Samples(Dataset[Any]):
 
     def __init__(
         self,
-        shards: ShardSet,
+        shards: Shards,
         views: Sequence[View],
         config: ViewsConfig,
         seed: int,
@@ -150,7 +151,11 @@ class Loader:
         self.seed = seed
         self.views = tuple(views)
         beside = None if targets is None else targets.beside
-        self._samples = _Samples(shards, views, view_maker.config, seed, beside)
+        self._reader: Shards = shards
+        if config.cache_decoded:
+            self._decoded = DecodedFolder(config.cache_decoded_dir, shards.fingerprint, config.cache_decoded)
+            self._reader = DecodedShards(shards, self._decoded)
+        self._samples = _Samples(self._reader, views, view_maker.config, seed, beside)
         # The stream refers to this function and not to the loader: with a cycle of references, it would not be defined
         # when the workers end.
         order = partial(rank_order, shards.shard_sizes)
@@ -217,7 +222,7 @@ class Loader:
             yield raw.views
 
     def _single_pass(self, indices: Sequence[int], views: Sequence[View]) -> Iterator[RawBatch]:
-        samples = _Samples(self.shards, views, self.view_maker.config, self.seed)
+        samples = _Samples(self._reader, views, self.view_maker.config, self.seed)
         sampler = _SinglePassSampler(indices, self.per_device_batch_size)
         return all_batches(self._data_loader(samples, sampler), self.config.worker_timeout_seconds)
 

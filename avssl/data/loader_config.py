@@ -19,4 +19,6 @@ class LoaderConfig:
     order_lanes: int = 0  # reading lanes over all processes; 0: one per process (see data/order.py)
     shuffle_block: int = 4096  # samples shuffled together within a lane
     max_failure_rate: float = 0.01  # fraction of unreadable samples above which a run stops
+    cache_decoded: int = 0  # bytes on this machine for samples that are decoded once and kept; 0: decode each time
+    cache_decoded_dir: str = ""  # where they are kept, on a local disk; default TMPDIR
     worker_timeout_seconds: float = 300.0  # waiting longer than this for a batch is an error; 0: no limit

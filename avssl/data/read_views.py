@@ -9,7 +9,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from avssl.data.decoded_shards import AnySample, Shards
 from avssl.media.decode import read_audio, read_video
+from avssl.media.decoded import DecodedAudio, DecodedVideo
 from avssl.media.images import read_image
 from avssl.media.sources import Source
 from avssl.shards.shard_set import Sample, ShardSet, spans
@@ -37,7 +39,7 @@ from avssl.types import Clip, MediaError, Span, View
 
 
 def read_clip(
-    sample: Sample,
+    sample: AnySample,
     config: ViewsConfig,
     modalities: set[str],
     generator: np.random.Generator | None,
@@ -51,11 +53,11 @@ def read_clip(
     """
     key, index = sample.info.key, sample.info.index
     video_span, audio_span = spans(sample)
-    media = {"video": video_span, "audio": audio_span, "image": sample.image}
+    is_there = {"video": video_span is not None, "audio": audio_span is not None, "image": sample.info.has_image}
     for modality in sorted(modalities):
-        if media[modality] is None:
+        if not is_there[modality]:
             raise MediaError(f"no_{modality}", f"sample {key} has no {modality}")  # type: ignore[arg-type]
-    image = read_image(sample.image, name=key) if sample.image is not None and "image" in modalities else None
+    image = decode_image(sample.image, key) if "image" in modalities and sample.image is not None else None
     video_span = video_span if "video" in modalities else None
     audio_span = audio_span if "audio" in modalities else None
     if video_span is None and audio_span is None:
@@ -71,14 +73,14 @@ def read_clip(
         clip_times = snap_to_frames(clip_times, video_span, sample.info.video_fps)
     video_start, audio_start = clip_times
     video = audio = None
-    if sample.video is not None and video_span is not None and video_start is not None:
+    if video_span is not None and video_start is not None and sample.video is not None:
         video = decode_video_clip(sample.video, video_start, config.video, video_span, key)
-    if sample.audio is not None and audio_span is not None and audio_start is not None:
+    if audio_span is not None and audio_start is not None and sample.audio is not None:
         audio = decode_audio_clip(sample.audio, audio_start, config.audio, audio_span, key)
     return Clip(index, key, video, audio, video_start or 0.0, audio_start or 0.0, image)
 
 
-def read_other_moment(sample: Sample, config: ViewsConfig, pair: Clip, generator: np.random.Generator) -> Clip:
+def read_other_moment(sample: AnySample, config: ViewsConfig, pair: Clip, generator: np.random.Generator) -> Clip:
     """Audio of a sample that shares no second with the frames of `pair`, a clip of the same sample.
 
     Raises MediaError("too_short") for audio with less than twice the audio clip's and once the video clip's length.
@@ -97,7 +99,7 @@ def read_other_moment(sample: Sample, config: ViewsConfig, pair: Clip, generator
     return Clip(pair.index, key, None, waveform, 0.0, start)
 
 
-def read_background(shards: ShardSet, index: int, config: ViewsConfig, generator: np.random.Generator) -> torch.Tensor:
+def read_background(shards: Shards, index: int, config: ViewsConfig, generator: np.random.Generator) -> torch.Tensor:
     """Random seconds of the audio of a random sample other than `index`: float32 (1, samples).
 
     The sample depends only on the generator, so that a view is the same in any batch. Raises MediaError if that sample
@@ -112,24 +114,33 @@ def read_background(shards: ShardSet, index: int, config: ViewsConfig, generator
     return audio
 
 
+def decode_image(source: bytes | torch.Tensor, name: str) -> torch.Tensor:
+    """An image, uint8 (3, H, W), channels last."""
+    return source if isinstance(source, torch.Tensor) else read_image(source, name=name)
+
+
 def decode_video_clip(
-    source: Source, start_seconds: float, config: VideoViewConfig, span: Span, name: str
+    source: Source | DecodedVideo, start_seconds: float, config: VideoViewConfig, span: Span, name: str
 ) -> torch.Tensor:
     """Frames uint8 (T, 3, H, W) from `start_seconds` on, on the sample's clock; repeated after the end of the video."""
     times = frame_times_seconds(start_seconds, config.num_frames, config.fps, span) - span.start_seconds
+    if isinstance(source, DecodedVideo):
+        return source.read(times.tolist())
     return read_video(source, times.tolist(), name=name)
 
 
 def decode_audio_clip(
-    source: Source, start_seconds: float, config: AudioViewConfig, span: Span, name: str
+    source: Source | DecodedAudio, start_seconds: float, config: AudioViewConfig, span: Span, name: str
 ) -> torch.Tensor:
     """Waveform float32 (1, samples) from `start_seconds` on, on the sample's clock; config.padding after the stream."""
     num_samples, start = round(config.seconds * config.rate_hz), start_seconds - span.start_seconds
+    if isinstance(source, DecodedAudio):
+        return source.read(start, num_samples, config.rate_hz, config.padding)
     return read_audio(source, start, num_samples, config.rate_hz, name=name, padding=config.padding)
 
 
 def raw_views(
-    shards: ShardSet,
+    shards: Shards,
     index: int,
     views: Sequence[View],
     config: ViewsConfig,
@@ -184,7 +195,7 @@ def _center_seconds(clip: Clip, config: ViewsConfig, modality: str) -> float | N
 
 
 def _raw_view(
-    clip: Clip, view: View, config: ViewsConfig, shards: ShardSet, generator: np.random.Generator | None
+    clip: Clip, view: View, config: ViewsConfig, shards: Shards, generator: np.random.Generator | None
 ) -> RawView:
     """One view of a decoded clip, which has the view's modality."""
     image = None if clip.image is None else clip.image[None]

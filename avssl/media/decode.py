@@ -26,7 +26,7 @@ from avssl.media.ffmpeg import (
     require_decodable,
     video_stream,
 )
-from avssl.media.frames import Resampler, UprightFilter, to_array
+from avssl.media.frames import Resampler, UprightFilter, resampled, to_array
 from avssl.media.gapless_audio import GaplessAudio, mono_blocks
 from avssl.media.info import (
     FRAME_TIME_TOLERANCE_SECONDS,
@@ -36,6 +36,7 @@ from avssl.media.info import (
     Orientation,
     audio_span,
     collect,
+    placed_excerpt,
 )
 from avssl.media.random_access import RandomAccessContainer, states_orientation
 from avssl.media.readers import Frame
@@ -134,18 +135,16 @@ def read_audio(
     """
     if num_samples <= 0 or rate_hz <= 0:
         raise ValueError(f"num_samples is {num_samples} and rate_hz {rate_hz}; both must be positive")
-    output = np.full(num_samples, padding, np.float32)
-    first_output = round(start_seconds * rate_hz)
-    leading = min(num_samples, max(0, -first_output))
-    output[:leading] = 0
-    if leading < num_samples:
-        arguments = (source, max(0, first_output), num_samples - leading, rate_hz, name)
+
+    def read(first_output: int, count: int) -> AudioBlock:
+        arguments = (source, first_output, count, rate_hz, name)
         excerpt = _read_excerpt(*arguments, may_seek=True)
         if excerpt is None:
             excerpt = _read_excerpt(*arguments, may_seek=False)
-        if excerpt is not None:
-            output[leading : leading + len(excerpt)] = excerpt
-    else:
+        return np.empty(0, np.float32) if excerpt is None else excerpt
+
+    output = placed_excerpt(read, start_seconds, num_samples, rate_hz, padding)
+    if round(start_seconds * rate_hz) + num_samples <= 0:  # nothing was read
         with open_container(source, name) as (container, label):
             require_decodable(audio_stream(container), "no_audio", label)
     return _tensor(output)[None]
@@ -280,11 +279,7 @@ def _read_excerpt(
         if blocks is None:
             return None
         buffer = collect(blocks, span.first, span.last)
-    if not len(buffer):
-        return buffer
-    resample = Resampler(source_rate, rate_hz)
-    ready = np.concatenate([resample(buffer), resample(None)])
-    return ready[span.skip : span.skip + num_samples]
+    return resampled(buffer, span, source_rate, rate_hz, num_samples)
 
 
 def _tensor(array: NDArray[Any]) -> torch.Tensor:

@@ -15,7 +15,7 @@ from av.filter import Graph
 from av.video.reformatter import Colorspace, VideoReformatter
 from numpy.typing import NDArray
 
-from avssl.media.info import AudioBlock, AudioFrame
+from avssl.media.info import AudioBlock, AudioFrame, AudioSpan
 
 LEAST_INTERLACED_HEIGHT = 4
 # FFmpeg's filters (name, arguments) for 0, 1, 2 and 3 quarter turns clockwise.
@@ -184,3 +184,12 @@ class Resampler:
             frame.sample_rate = self.source_rate_hz
         ready = [np.clip(output.to_ndarray()[0], -1, 1) for output in self._inner.resample(frame) if output is not None]
         return np.concatenate(ready) if ready else np.empty(0, np.float32)
+
+
+def resampled(samples: AudioBlock, span: AudioSpan, source_rate_hz: int, rate_hz: int, num_samples: int) -> AudioBlock:
+    """At most num_samples from the source samples of their span (info.audio_span); none from no samples."""
+    if not len(samples):
+        return samples
+    resample = Resampler(source_rate_hz, rate_hz)
+    ready = np.concatenate([resample(samples), resample(None)])
+    return ready[span.skip : span.skip + num_samples]

@@ -6,7 +6,7 @@ Pure Python and NumPy. Times are seconds from the stream's own first frame or sa
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -232,6 +232,23 @@ def collect(blocks: Iterable[tuple[int, int, AudioBlock]], first: int, last: int
         if reached >= last:
             break
     return np.concatenate(parts) if parts else np.empty(0, np.float32)
+
+
+def placed_excerpt(
+    read: Callable[[int, int], AudioBlock], start_seconds: float, num_samples: int, rate_hz: int, padding: float
+) -> AudioBlock:
+    """num_samples of a resampled stream from start_seconds on, float32: zeros before it, `padding` after its end.
+
+    read(first, count): the stream's samples [first, first + count), fewer where it ends; not called if none is needed.
+    """
+    output = np.full(num_samples, padding, np.float32)
+    first = round(start_seconds * rate_hz)
+    leading = min(num_samples, max(0, -first))
+    output[:leading] = 0
+    if leading < num_samples:
+        excerpt = read(max(0, first), num_samples - leading)
+        output[leading : leading + len(excerpt)] = excerpt
+    return output
 
 
 class AudioFrame(NamedTuple):

@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from avssl.files.location import is_remote, join, local_path
 from avssl.shards.cache import DEFAULT_CACHE_BYTES
@@ -42,6 +42,13 @@ class Sample:
     video: bytes | None
     audio: bytes | None
     image: bytes | None = None
+
+
+class HasInfo(Protocol):
+    """A sample in any form, by its json."""
+
+    @property
+    def info(self) -> SampleInfo: ...
 
 
 class ShardSet:
@@ -288,14 +295,14 @@ def write_tar(file: Any, samples: Iterable[Sample]) -> Iterator[int]:
             yield int(writer.tarstream.offset)
 
 
-def spans(sample: Sample) -> tuple[Span | None, Span | None]:
+def spans(sample: HasInfo) -> tuple[Span | None, Span | None]:
     """The spans of the video and of the audio of a sample on its clock; None for a stream that it lacks."""
     info = sample.info
     video = audio = None
-    if sample.video is not None:
+    if info.has_video:
         start = info.video_start_seconds
         video = Span(start, start + info.num_frames / info.video_fps)
-    if sample.audio is not None:
+    if info.has_audio:
         start = info.audio_start_seconds
         audio = Span(start, start + info.num_audio_samples / info.audio_rate_hz)
     return video, audio
