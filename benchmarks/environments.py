@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 
-def beside_project(folder: Path, requirement: str) -> Path:
-    """The Python of an environment in `folder` that has this project's packages and one more, without what that depends
-    on. Made at the first call.
+def beside_project(folder: Path, *requirements: str) -> Path:
+    """The Python of an environment in `folder` that has this project's packages and these, without what they depend on.
+    Made at the first call.
     """
     python = folder / "venv" / "bin" / "python"
     if not python.is_file():
@@ -17,5 +17,5 @@ def beside_project(folder: Path, requirement: str) -> Path:
         packages = next(path for path in map(Path, sys.path) if path.name == "site-packages")
         target = next((folder / "venv" / "lib").glob("python*/site-packages"))
         (target / "project.pth").write_text(f"{packages}\n")
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--no-deps", requirement], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--no-deps", *requirements], check=True)
     return python

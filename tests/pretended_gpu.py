@@ -1,12 +1,12 @@
 """A GPU that is pretended: tensors with shapes and a device but without numbers, for finding mixtures of devices.
 
-PyTorch's FakeTensorMode refuses what a GPU would refuse: an operation on tensors of two devices. Numbers of random
-generators are not drawn, so generators are checked here: one of the CPU cannot draw on a GPU.
+PyTorch's FakeTensorMode refuses what a GPU would refuse: an operation on tensors of two devices. It has no numbers for
+random generators, so these are checked here: one of the CPU cannot draw on a GPU. Backward needs a driver even so;
+PyTorch's device "meta", which has no numbers either, does not.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -41,27 +41,31 @@ class Drawing(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         generator = (kwargs or {}).get("generator")
-        if isinstance(generator, Generator) and isinstance(result, torch.Tensor):
-            if generator.device.type != result.device.type:
-                raise RuntimeError(f"a generator on {generator.device} cannot draw on {result.device}")
+        both = isinstance(generator, Generator) and isinstance(result, torch.Tensor)
+        if both and generator.device.type != result.device.type:
+            raise RuntimeError(f"a generator on {generator.device} cannot draw on {result.device}")
         return result
 
 
 @contextmanager
 def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorMode]:
     """A block in which tensors of the device "cuda" can be made and computed with; no tensor in it has numbers."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with pretended_generators(monkeypatch), FakeTensorMode(allow_non_fake_inputs=True) as mode, Drawing():
+        yield mode
+
+
+@contextmanager
+def pretended_generators(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A block with generators of any device, and without the trials of a GPU's kernels, which need numbers."""
     with monkeypatch.context() as patch:
-        # These try on numbers whether a GPU's kernels compute what they promise.
-        patch.setattr(kernels, "fused_is_right", lambda kind, device: True)  # noqa: ARG005
-        patch.setattr(kernels, "products_are_right", lambda dtype, device, dim: True)  # noqa: ARG005
+        patch.setattr(kernels, "fused_is_right", lambda kind, device: False)
+        patch.setattr(kernels, "products_are_right", lambda dtype, device, dim: True)
         patch.setattr(torch, "Generator", Generator)
-        with mode, Drawing():
-            yield mode
+        yield
 
 
-def moved(mode: FakeTensorMode, network: nn.Module) -> nn.Module:
-    """The network with its weights and buffers on the pretended GPU, in place, as `network.to("cuda")`."""
+def move(mode: FakeTensorMode, network: nn.Module) -> None:
+    """Move a network to the pretended GPU in place, as `network.to("cuda")`; tensors that are shared stay shared."""
     known: dict[int, torch.Tensor] = {}
 
     def fake(tensor: torch.Tensor) -> torch.Tensor:
@@ -76,13 +80,3 @@ def moved(mode: FakeTensorMode, network: nn.Module) -> nn.Module:
             for name, tensor in list(held.items()):
                 if tensor is not None:
                     held[name] = fake(tensor)  # type: ignore[assignment]
-    return network
-
-
-def on_gpu(mode: FakeTensorMode, tensors: Any) -> Any:
-    """The tensors of a dict, a list or a dataclass, or a single one, on the pretended GPU."""
-    if isinstance(tensors, torch.Tensor):
-        return mode.from_tensor(tensors).to(CUDA)
-    if isinstance(tensors, dict):
-        return {name: on_gpu(mode, value) for name, value in tensors.items()}
-    return copy.copy(tensors)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from avssl.media import images, jpeg
 from avssl.media.images import MAX_PIXELS, probe_image, read_image
 from avssl.types import MediaError
 
@@ -204,3 +205,95 @@ def test_damaged_files_give_typed_errors_and_no_warnings():
                 except MediaError as error:
                     outcomes.add(error.reason)
     assert {"read", "decode_error", "truncated", "not_media"} >= outcomes > {"read", "decode_error"}
+
+
+def colors(height, width):
+    """Waves and noise in three colors, uint8 (height, width, 3)."""
+    y, x = np.mgrid[:height, :width]
+    waves = np.stack([np.sin(x / 17 + y / 9), np.cos(x / 5), np.sin(y / 7 + x * y / 900)], axis=-1)
+    noise = np.random.default_rng(0).normal(0, 14, waves.shape)
+    return (127 + 90 * waves + noise).clip(0, 255).astype(np.uint8)
+
+
+def by_pillow(content):
+    return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB"))
+
+
+@pytest.mark.parametrize(
+    "size", [(64, 85), pytest.param((256, 341), marks=pytest.mark.slow), (33, 17), (1, 1), (7, 90)]
+)
+def test_plain_jpeg_is_decoded_by_torchvision_to_the_pixels_and_the_layout_of_pillow(size, monkeypatch):
+    contents = [
+        saved(Image.fromarray(colors(*size)), "JPEG", quality=quality, subsampling=subsampling, progressive=progressive)
+        for quality in (30, 75, 95)
+        for subsampling in (0, 1, 2)
+        for progressive in (False, True)
+    ]
+    found = [read_image(content) for content in contents]
+    monkeypatch.setattr(images, "decode_plain_jpeg", lambda content: None)
+    for content, tensor in zip(contents, found, strict=True):
+        assert jpeg.is_plain_jpeg(content)
+        assert np.array_equal(as_hwc(tensor), by_pillow(content))
+        expected = read_image(content)
+        assert torch.equal(tensor, expected)
+        assert tensor.stride() == expected.stride()
+
+
+def test_torchvision_is_asked_for_plain_jpeg_and_for_nothing_else(monkeypatch):
+    assert jpeg._agrees_with_pillow()
+    asked = []
+    monkeypatch.setattr(images, "decode_plain_jpeg", asked.append)
+    picture, exif = Image.fromarray(colors(20, 31)), Image.Exif()
+    exif[0x0112] = 6
+    others = [
+        saved(picture.convert("L"), "JPEG"),
+        saved(picture.convert("CMYK"), "JPEG"),
+        saved(picture, "JPEG", exif=exif),
+        saved(picture, "JPEG", keep_rgb=True),
+        saved(picture, "PNG"),
+        saved(picture, "WEBP"),
+        b"\xff\xd8\xff\xe0\0\4ab",
+        b"\xff\xd8",
+    ]
+    for content in others:
+        if content[:2] != b"\xff\xd8" or len(content) > 10:
+            assert np.array_equal(as_hwc(read_image(content)), by_pillow(content))
+        assert not jpeg.is_plain_jpeg(content)
+    assert not asked
+    plain = saved(picture, "JPEG", comment=b"a comment")
+    read_image(plain)
+    assert asked == [plain]
+
+
+def test_a_damaged_jpeg_has_the_error_or_the_pixels_that_pillow_gives():
+    content = saved(Image.fromarray(colors(64, 85)), "JPEG", quality=90)
+    for cut in (len(content) // 2, len(content) - 2):
+        with pytest.raises(MediaError) as error:
+            read_image(content[:cut], name="x.jpg")
+        assert error.value.reason == "truncated"
+    generator = np.random.default_rng(0)
+    num_read = 0
+    for _ in range(40):
+        damaged = bytearray(content)
+        for at in generator.integers(2, len(content), 4):
+            damaged[at] = generator.integers(256)
+        try:
+            expected = by_pillow(bytes(damaged))
+        except Exception:
+            with pytest.raises(MediaError):
+                read_image(bytes(damaged))
+            continue
+        assert np.array_equal(as_hwc(read_image(bytes(damaged))), expected)
+        num_read += 1
+    assert num_read > 10
+
+
+def test_where_the_decoders_disagree_pillow_reads(monkeypatch):
+    content = saved(Image.fromarray(colors(20, 31)), "JPEG")
+    monkeypatch.setattr(jpeg, "_decoded", lambda content: torch.zeros(3, 24, 38, dtype=torch.uint8))
+    jpeg._agrees_with_pillow.cache_clear()
+    try:
+        assert not jpeg._agrees_with_pillow()
+        assert np.array_equal(as_hwc(read_image(content)), by_pillow(content))
+    finally:
+        jpeg._agrees_with_pillow.cache_clear()

@@ -36,10 +36,10 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from avssl.data.decoded import DecodedAudio, DecodedVideo, decode_whole_audio, decode_whole_video
 from avssl.files.disk_errors import DISK_FULL
 from avssl.files.locks import locked
 from avssl.files.scratch import LOCK_NAME, remove_leftovers
-from avssl.media.decoded import DecodedAudio, DecodedVideo, decode_whole_audio, decode_whole_video
 from avssl.media.images import read_image
 from avssl.shards.format import SampleInfo
 from avssl.shards.shard_set import Sample, ShardSet
@@ -159,8 +159,7 @@ class DecodedShards:
             if not self._take(num_bytes):
                 return False
             with temporary.open("wb") as file:
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(file.fileno(), 0, num_bytes)  # a full disk is known before anything is written
+                _allocate(file.fileno(), num_bytes)
                 for part in parts:
                     file.write(part)
             temporary.replace(self.path / name)
@@ -245,6 +244,17 @@ class DecodedSample:
         if stored is None or 3 * info.image_height_px * info.image_width_px > room:
             return None
         return read_image(stored, name=info.key)
+
+
+def _allocate(descriptor: int, num_bytes: int) -> None:
+    """Have the system give a file its room on the disk now, where it can: a full disk is known before writing."""
+    try:
+        os.posix_fallocate(descriptor, 0, num_bytes)
+    except AttributeError:  # not on macOS
+        return
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
 
 
 def _content(decoded: Decoded) -> list[bytes]:

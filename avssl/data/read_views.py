@@ -9,12 +9,12 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from avssl.data.decoded import DecodedAudio, DecodedVideo
 from avssl.data.decoded_shards import AnySample, Shards
 from avssl.media.decode import read_audio, read_video
-from avssl.media.decoded import DecodedAudio, DecodedVideo
 from avssl.media.images import read_image
 from avssl.media.sources import Source
-from avssl.shards.shard_set import Sample, ShardSet, spans
+from avssl.shards.shard_set import spans
 from avssl.transforms.config import (
     AUDIO_SETS,
     AudioViewConfig,

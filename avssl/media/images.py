@@ -1,4 +1,4 @@
-"""Images from a path or bytes, decoded by Pillow.
+"""Images from a path or bytes, decoded by Pillow; plain JPEG in memory by torchvision, to the same pixels (jpeg.py).
 
 Every image becomes RGB, 8 bits, upright:
 
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
 
+from avssl.media.jpeg import decode_plain_jpeg, is_plain_jpeg
 from avssl.media.sources import Source, label_of, open_source
 from avssl.types import MediaError
 
@@ -85,6 +86,8 @@ def read_image(source: Source, *, name: str = "") -> torch.Tensor:
     >>> read_image(image).shape
     torch.Size([3, 40, 48])
     """
+    if isinstance(source, bytes) and is_plain_jpeg(source) and (decoded := decode_plain_jpeg(source)) is not None:
+        return decoded
     with open_image(source, name) as image:
         pixels = np.array(to_rgb(image))
     import torch  # here: to list files takes no tensors
