@@ -285,7 +285,3 @@ def _load_image(content: mmap.mmap) -> torch.Tensor:
     _, height, width, _, _ = HEADER.unpack_from(content)
     pixels = np.frombuffer(content, np.uint8, offset=HEADER.size).reshape(height, width, 3)
     return torch.from_numpy(pixels).permute(2, 0, 1)
-
-
-Shards = ShardSet | DecodedShards
-AnySample = Sample | DecodedSample

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from avssl.data.batch import Collate, DeviceCopier, RawBatch
-from avssl.data.decoded_shards import DecodedFolder, DecodedShards, Shards
+from avssl.data.decoded_shards import DecodedFolder, DecodedShards
 from avssl.data.loader_config import LoaderConfig
 from avssl.data.order import check_lanes, mixed_rank_order, rank_order, steps_per_epoch
-from avssl.data.read_views import raw_views
+from avssl.data.read_views import Shards, raw_views
 from avssl.data.workers import start_worker
 from avssl.distributed import broadcast_running_statistics, rank, world_size
 from avssl.processes.timeouts import all_batches, end_workers, next_batch, start_loader

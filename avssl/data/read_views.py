@@ -5,15 +5,16 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from avssl.data.decoded import DecodedAudio, DecodedVideo
-from avssl.data.decoded_shards import AnySample, Shards
 from avssl.media.decode import read_audio, read_video
 from avssl.media.images import read_image
 from avssl.media.sources import Source
+from avssl.shards.format import SampleInfo
 from avssl.shards.shard_set import spans
 from avssl.transforms.config import (
     AUDIO_SETS,
@@ -36,6 +37,37 @@ from avssl.transforms.time_sampling import (
     snap_to_frames,
 )
 from avssl.types import Clip, MediaError, Span, View
+
+
+class AnySample(Protocol):
+    """A stored sample, or one whose media were decoded before."""
+
+    @property
+    def info(self) -> SampleInfo:
+        """Its json."""
+
+    @property
+    def video(self) -> bytes | DecodedVideo | None:
+        """Its video; None if it lacks one."""
+
+    @property
+    def audio(self) -> bytes | DecodedAudio | None:
+        """Its audio; None if it lacks one."""
+
+    @property
+    def image(self) -> bytes | torch.Tensor | None:
+        """Its image; None if it lacks one."""
+
+
+class Shards(Protocol):
+    """What samples are read from: a ShardSet, or DecodedShards over one."""
+
+    @property
+    def num_samples(self) -> int:
+        """The number of samples."""
+
+    def read(self, index: int, /) -> AnySample:
+        """The sample with this index. Raises MediaError."""
 
 
 def read_clip(
