@@ -1,15 +1,17 @@
 """Audio from the middle of a file is that of those seconds, whatever container and codec."""
 
+import io
 import struct
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from avssl.media import gapless_audio
+from avssl.media import decode, gapless_audio
 from avssl.media.decode import read_audio
 from avssl.media.readers import AudioReader
 from avssl.types import MediaError
+from data_prep.transcode.encode import write_media
 from tests.audio_files import chirp, whole_of, worst_difference, write_audio
 
 STARTS = (0.9, 2.37, 4.61, 5.4, 5.9)  # the last one lies in a last packet that is shorter than the others
@@ -172,3 +174,46 @@ def test_a_last_packet_that_is_shorter_than_it_says_lacks_nothing_at_its_beginni
     skipper.position = 4000
     assert skipper.samples_to_skip(packet) == 0
     assert skipper.learn(packet, 700) == 0
+
+
+def flac(num_samples, rate_hz=24_000, channels=1, **options):
+    """Noise as the bytes of a FLAC file."""
+    noise = 0.3 * np.random.default_rng(1).standard_normal((channels, num_samples)).astype(np.float32)
+    file = io.BytesIO()
+    write_media(
+        file, audio=noise, audio_rate_hz=rate_hz, audio_codec="flac", container_format="flac", audio_options=options
+    )
+    return file.getvalue()
+
+
+def as_any_format(source, first, count, rate_hz):
+    """What the reader of all formats gives."""
+    found = decode._read_excerpt(source, first, count, rate_hz, "x", may_seek=True)
+    return decode._read_excerpt(source, first, count, rate_hz, "x", may_seek=False) if found is None else found
+
+
+@pytest.mark.parametrize(("source_rate", "block"), [(24_000, "0"), (24_000, "4608"), (44_100, "0")])
+def test_the_flac_of_shards_is_read_in_fewer_steps_to_the_same_samples(source_rate, block):
+    source = flac(30_000, source_rate, **({} if block == "0" else {"frame_size": block}))
+    num_plain = 0
+    for rate_hz in (24_000, 16_000):
+        for first in (0, 1, 2303, 2304, 9001, 13_000, 19_000, 29_999, 60_000):
+            found = decode._read_plain_flac(source, first, 8000, rate_hz, "x")
+            if found is not None:
+                num_plain += 1
+                assert np.array_equal(found, as_any_format(source, first, 8000, rate_hz)), (rate_hz, first)
+    assert num_plain >= 10
+
+
+def test_flac_that_is_not_plain_is_left_to_the_reader_of_all_formats():
+    mono, stereo = flac(30_000), flac(30_000, channels=2)
+    assert decode._read_plain_flac(stereo, 100, 500, 24_000, "x") is None
+    assert read_audio(stereo, 0.1, 500, 24_000).shape == (1, 500)
+    generator = np.random.default_rng(0)
+    for number in range(12):
+        damaged = bytearray(mono[: len(mono) // 2] if number % 3 == 0 else mono)
+        for at in generator.integers(0, len(damaged), 3):
+            damaged[at] ^= 255
+        found = decode._read_plain_flac(bytes(damaged), 9000, 4000, 24_000, "x")
+        if found is not None:
+            assert np.array_equal(found, as_any_format(bytes(damaged), 9000, 4000, 24_000))

@@ -27,7 +27,7 @@ from avssl.media.ffmpeg import (
     video_stream,
 )
 from avssl.media.frames import Resampler, UprightFilter, resampled, to_array
-from avssl.media.gapless_audio import GaplessAudio, mono_blocks
+from avssl.media.gapless_audio import GaplessAudio, mono_blocks, plain_flac
 from avssl.media.info import (
     FRAME_TIME_TOLERANCE_SECONDS,
     UPRIGHT,
@@ -138,7 +138,9 @@ def read_audio(
 
     def read(first_output: int, count: int) -> AudioBlock:
         arguments = (source, first_output, count, rate_hz, name)
-        excerpt = _read_excerpt(*arguments, may_seek=True)
+        excerpt = _read_plain_flac(*arguments) if isinstance(source, bytes) and source[:4] == b"fLaC" else None
+        if excerpt is None:
+            excerpt = _read_excerpt(*arguments, may_seek=True)
         if excerpt is None:
             excerpt = _read_excerpt(*arguments, may_seek=False)
         return np.empty(0, np.float32) if excerpt is None else excerpt
@@ -259,6 +261,19 @@ def _orientation(source: Source, label: str, stream: Any, frame: Any) -> Orienta
     with open_container(source, label) as (container, _):
         first = first_frame(container, require_decodable(video_stream(container), "no_video", label), label)
         return result if first is None else orientation_of(first[1])
+
+
+def _read_plain_flac(source: Source, first_output: int, num_samples: int, rate_hz: int, name: str) -> AudioBlock | None:
+    """As _read_excerpt, for the FLAC of shards; None if that has to read it, as anything unusual or damaged."""
+    try:
+        with open_container(source, name) as (container, label):
+            stream = require_decodable(audio_stream(container), "no_audio", label)
+            source_rate = int(stream.codec_context.sample_rate)
+            span = audio_span(first_output, num_samples, source_rate, rate_hz)
+            buffer = plain_flac(container, stream, span.first, span.last)
+    except MediaError:
+        return None
+    return None if buffer is None else resampled(buffer, span, source_rate, rate_hz, num_samples)
 
 
 def _read_excerpt(

@@ -14,9 +14,18 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from avssl.media.ffmpeg import decode_frames, exact_start, seek
-from avssl.media.info import AUDIO_GAP_SECONDS, AUDIO_SEEK_SECONDS, AudioBlock, AudioFrame, SkippedSamples, mix_to_mono
+from avssl.media.info import (
+    AUDIO_GAP_SECONDS,
+    AUDIO_SEEK_SECONDS,
+    AudioBlock,
+    AudioFrame,
+    SkippedSamples,
+    mix_to_mono,
+    to_float,
+)
 from avssl.types import MediaError
 
 Blocks = Iterator[tuple[int, int, AudioBlock]]  # (rate_hz, position of the first sample, float32 (samples,))
@@ -174,6 +183,39 @@ class GaplessAudio:
         if head is None or head[1] > first or (packet_samples and len(head[2]) != packet_samples):
             return None
         return itertools.chain([head], blocks)
+
+
+def plain_flac(container: Any, stream: Any, first: int, last: int) -> AudioBlock | None:
+    """Samples [first, last) of mono FLAC of 16 bits, whose frames state their positions; shorter where it ends.
+
+    Equal to what GaplessAudio gives, with fewer steps for each of its short frames. None where that has to decide:
+    other formats, a failed seek, frames that do not follow each other. The container is at its beginning, and used up.
+    """
+    context = stream.codec_context
+    is_plain = container.format.name == "flac" and context.layout.nb_channels == 1 and context.format.name == "s16"
+    if not is_plain or stream.time_base * context.sample_rate != 1 or stream.start_time != 0:
+        return None
+    context.thread_count = 1
+    if first > AUDIO_SEEK_SECONDS * context.sample_rate and not seek(container, stream, first):
+        return None
+    parts: list[NDArray[np.int16]] = []
+    begin = reached = -1
+    packets = container.demux(stream)
+    try:
+        for packet in packets:
+            for frame in packet.decode():
+                if frame.pts is None or frame.pts > (first if reached < 0 else reached) or frame.pts < reached:
+                    return None
+                if not parts:
+                    begin = frame.pts
+                reached = frame.pts + frame.samples
+                if reached > first:
+                    parts.append(np.frombuffer(frame.planes[0], np.int16, frame.samples))
+            if reached >= last:
+                break
+    finally:
+        packets.close()  # as in decode_frames
+    return to_float(np.concatenate(parts)[first - begin : last - begin]) if parts else np.empty(0, np.float32)
 
 
 def _states_true_bytes(stream: Any, codec: str, rate_hz: int) -> bool:
