@@ -31,7 +31,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -109,12 +109,16 @@ def _leave(path: Path, descriptor: int) -> None:
 
 
 class DecodedShards:
-    """Shards whose samples are decoded once. Picklable, for workers; `folder` must be held as long as they read."""
+    """Shards whose samples are decoded once. Picklable, for workers: a copy does not hold the folder, as this does."""
 
     def __init__(self, shards: ShardSet, folder: DecodedFolder) -> None:
         self.shards, self.path, self.max_bytes = shards, folder.path, folder.max_bytes
+        self._folder: DecodedFolder | None = folder
         self._not_kept: set[str] = set()  # files for which there was no room, or that cannot be cut exactly
         self._is_full = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_folder": None}
 
     @property
     def num_samples(self) -> int:
