@@ -58,10 +58,14 @@ Decode = Callable[[Sample, float, float], Loaded]  # frames uint8 (8, 3, H, W), 
 
 
 def places_of(shards: ShardSet, count: int, seed: int) -> list[Place]:
-    """The clips of a round, drawn as AVID draws them."""
+    """The clips of a round, drawn as AVID draws them, from samples that are long enough for all of each clip."""
+    infos = [shards.read_info(index) for index in range(len(shards))]
+    seconds = AUDIO_SECONDS + NUM_FRAMES / FPS
+    long = [info.index for info in infos if min(info.num_frames / info.video_fps,
+            info.num_audio_samples / info.audio_rate_hz) > seconds]  # fmt: skip
     places: list[Place] = []
     for number in range(count):
-        index = number % len(shards)
+        index = long[number % len(long)]
         sample = shards.read(index)
         generator = np.random.default_rng((seed, number))
         video, audio = spans(sample)
@@ -69,7 +73,8 @@ def places_of(shards: ShardSet, count: int, seed: int) -> list[Place]:
         times = random_clip_times(video, audio, clip_lengths(CONFIG), generator)
         times = snap_to_frames(times, video, sample.info.video_fps)
         box = random_resized_crop_box(generator, *size_of(sample))
-        start = float(times.video_start_seconds or 0) - video.start_seconds
+        last = sample.info.num_frames - NUM_FRAMES  # near the end AVID's clips repeat frames, and others' cannot
+        start = min(float(times.video_start_seconds or 0) - video.start_seconds, last / sample.info.video_fps)
         sound = max(0.0, float(times.audio_start_seconds or 0) - sample.info.audio_start_seconds)
         places.append((index, start, round(sound * RATE_HZ) / RATE_HZ, tuple(box)))
     return places
@@ -404,8 +409,8 @@ def check(peers: dict[str, Peer], places: list[Place], folder: Path) -> list[str
 
 def measured(
     python: str, folder: str, names: list[str], arguments: Any, scratch: Path
-) -> tuple[dict[str, dict[str, list[float]]], list[str]]:
-    """{method: {measure: a value for each round}}, and the lines of the comparison."""
+) -> dict[str, dict[str, list[float]]]:
+    """{method: {measure: a value for each round}}. Prints how the methods' clips differ from ours."""
     shards = ShardSet(folder)
     values: dict[str, dict[str, list[float]]] = {
         name: {key: [] for key in ("cpu", "wall2", "cpu2", "mib", "first")} for name in names
@@ -420,6 +425,7 @@ def measured(
                 if number >= 0:
                     values[name]["cpu"].append(answer["cpu"])
                     values[name]["mib"] = [answer["mib"]]
+        print("\n".join([*lines, table_of(values)]), flush=True)  # what follows may take minutes
         for number in range(arguments.worker_rounds):
             places = places_of(shards, 4 * arguments.clips, 1000 + number)
             for name in names[:: 1 if number % 2 else -1]:
@@ -434,7 +440,7 @@ def measured(
             with Peer(python, folder, name) as peer:
                 peer.ask(places_of(shards, BATCH, 0), WORKERS)
                 values[name]["first"].append(time.perf_counter() - peer.begun)
-    return values, lines
+    return values
 
 
 def table_of(values: dict[str, dict[str, list[float]]]) -> str:
@@ -476,8 +482,7 @@ def main() -> None:
     names = list(dict.fromkeys(["ours", *arguments.methods.split(",")]))
     print(machine(), flush=True)
     with tempfile.TemporaryDirectory() as scratch:
-        values, lines = measured(python, folder, names, arguments, Path(scratch))
-    print("\n".join(lines))
+        values = measured(python, folder, names, arguments, Path(scratch))
     print(table_of(values))
     claims = []
     for name, found in values.items():
