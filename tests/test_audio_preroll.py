@@ -82,5 +82,5 @@ def test_only_the_pre_roll_and_the_excerpt_are_decoded(tmp_path, decoded, contai
 def test_flac_needs_no_pre_roll(tmp_path, decoded):
     path = tmp_path / "audio.flac"
     write_audio(path, "flac", 24_000, chirp(24_000, SECONDS))
-    read_audio(path.read_bytes(), 3.0, 24_000, 24_000)
+    read_audio(path, 3.0, 24_000, 24_000)
     assert sum(decoded.values()) <= 24_000 // next(iter(decoded)) + 2

@@ -181,7 +181,7 @@ class DecodedShards:
 
     def _taken(self) -> int:
         with suppress(FileNotFoundError, ValueError):
-            return int((self.path / ROOM_NAME).read_text())
+            return int((self.path / ROOM_NAME).read_text("ascii"))
         return 0
 
     def _take(self, num_bytes: int) -> bool:
@@ -190,7 +190,7 @@ class DecodedShards:
             taken = self._taken() + num_bytes
             if taken > self.max_bytes:
                 return False
-            (self.path / ROOM_NAME).write_text(str(taken))
+            (self.path / ROOM_NAME).write_text(str(taken), encoding="ascii")
         return True
 
 
