@@ -76,3 +76,13 @@ def _run_or_skip(command, folder):
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
     if result.returncode:
         pytest.skip(f"{' '.join(map(str, command))} does not work here: {result.stderr.strip()[-200:]}")
+
+
+@pytest.fixture(autouse=True)  # in files that import it
+def fresh_accelerate():
+    """Accelerate keeps a state per process; a second run in the same process needs a new one."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    yield
+    for state in (AcceleratorState, PartialState, GradientState):
+        state._shared_state.clear()

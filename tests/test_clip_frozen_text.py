@@ -7,7 +7,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoTokenizer, CLIPModel
@@ -28,6 +27,7 @@ from avssl.types import CaptionRows, Progress
 from recipes import pretrain
 from tests.captioned import caption_of, make_text_model, with_captions
 from tests.conftest import ROOT
+from tests.fixtures import fresh_accelerate  # noqa: F401
 from tests.textbook import clip_frozen_text as textbook
 from tests.textbook.gradients import gradient
 
@@ -177,14 +177,6 @@ TINY_RUN = [
     "encoders.video={name: avid_video, depth: 10, width: 2}", "encoders.audio={name: avid_audio, width: 2}",
     "optim.warmup_steps=0",
 ]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    """Accelerate keeps a state per process; a second run in the same process needs a new one."""
-    yield
-    for state in (AcceleratorState, PartialState, GradientState):
-        state._shared_state.clear()
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file, save_file
 
 from avssl import config, losses
@@ -12,6 +11,7 @@ from avssl.models import create_encoder
 from recipes import pretrain
 from tests.captioned import make_text_model, with_captions
 from tests.conftest import ROOT
+from tests.fixtures import fresh_accelerate  # noqa: F401
 from tests.tiny import TINY_LOSSES
 
 RECIPES = sorted(
@@ -31,14 +31,6 @@ TINY_RUN = [
     "encoders.video={name: avid_video, depth: 10, width: 2}", "encoders.audio={name: avid_audio, width: 2}",
     "optim.warmup_steps=0",
 ]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    """Accelerate keeps a state per process; a second run in the same process needs a new one."""
-    yield
-    for state in (AcceleratorState, PartialState, GradientState):
-        state._shared_state.clear()
 
 
 def test_every_loss_has_a_recipe():
