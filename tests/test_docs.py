@@ -56,6 +56,13 @@ def test_blocks_that_are_not_run_name_programs_and_recipes_that_exist(page):
                     assert recipe in recipes, f"{block}: {command}"
 
 
+def test_the_commands_for_own_videos_in_the_readme_are_those_that_its_page_runs():
+    block = next(one for one in blocks(PAGES["README.md"]) if "VIDEOS --out corpus.jsonl" in one.text)
+    run = [command for one in blocks(PAGES["docs/own_videos.md"]) if one.reason is None for command in one.commands()]
+    assert len(block.commands()) == 8
+    assert not set(block.commands()) - set(run)
+
+
 def test_a_block_that_fails_fails_its_page(tmp_path):
     page = tmp_path / "page.md"
     text = (
@@ -143,7 +150,7 @@ GIVEN = {
     "docs/index.md": ["VIDEOS", "VIDEOS/one.mp4"],
     "docs/kinetics400.md": ["kinetics"],
     "docs/mixtures.md": ["shards:kinetics", "test_shards:audioset"],
-    "docs/own_videos.md": ["VIDEOS", "QUERY.mp4"],
+    "docs/own_videos.md": ["VIDEOS", "VIDEOS/one.mp4"],
     "docs/plugins.md": ["image_shards:shards", "IMAGES"],
     "docs/public_models.md": ["shards", "runs/avid"],
     "docs/selection.md": ["VIDEOS"],

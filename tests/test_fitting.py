@@ -82,6 +82,10 @@ def test_a_fitted_recipe_suits_a_small_corpus(name, num_samples):
     for key in ("pca_dim", "embedding_dim"):  # the networks are narrow
         if hasattr(cfg.loss, key):
             setattr(cfg.loss, key, min(getattr(cfg.loss, key), 32))
+    if hasattr(cfg.loss, "teacher"):  # filled in when a run begins
+        cfg.loss.teacher.dim = 16
+    if hasattr(cfg.loss, "text_encoder"):
+        cfg.loss.text_encoder["dim"] = 16
     encoders = {modality: create_encoder(**NETWORKS[modality]) for modality in loss_class.modalities(cfg.loss)}
     loss = loss_class(cfg.loss, encoders, num_samples)
     loss.check_batch_size(batch)

@@ -96,7 +96,7 @@ def test_a_preempted_training_saves_is_requeued_and_completes(preempt, file, tas
     cluster.let_begin(job)
     found = cluster.wait_for(job, "COMPLETED", "FAILED")
     text = log.read_text()
-    assert (found["JobState"], found["Restarts"]) == ("COMPLETED", "1"), text
+    assert (found["JobState"], found["Restarts"]) == ("COMPLETED", "1"), f"{text}\n{found}\n{cluster.logs()}"
     assert all(f"{task}: task {task} saves" in text for task in range(tasks)), text
     assert text.count("restarts 1") == tasks, text
 

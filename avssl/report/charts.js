@@ -189,6 +189,7 @@
   for (const element of figures) {
     near.observe(element);
     sizes.observe(element);
+    element.addEventListener("focus", () => { if (!drawn.has(element)) draw(element); });  // keys come before the observer
     element.addEventListener("keydown", (event) => keyboard(element, event));
     element.addEventListener("blur", () => { tip.hidden = true; });
   }
