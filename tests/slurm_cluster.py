@@ -92,8 +92,12 @@ class Cluster:
         return found
 
     def let_begin(self, job):
-        """Let a requeued job begin now, and not two minutes after it has ended."""
+        """Let a requeued job begin now, and not two minutes after it has ended.
+
+        Its credential must be of a later second than the end of its first run, or slurmd takes it for that one's.
+        """
         self.wait_for(job, "PENDING")
+        time.sleep(2)
         self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
 
     def logs(self):
