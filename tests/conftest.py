@@ -114,6 +114,11 @@ def run_ranks(num_processes, claim, *arguments):
     return run_python(*launcher, "-m", "tests.ranks", claim, *arguments, EXPECTED_WORLD_SIZE=str(num_processes))
 
 
+def losses_of(run):
+    """The loss of every logged step of a run."""
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
 def built_once(tmp_path_factory, name, build):
     """The folder `name` after `build(folder)`, which runs once for all test processes that work side by side."""
     base = tmp_path_factory.getbasetemp()
@@ -195,6 +200,24 @@ def image_shards(tmp_path_factory):
         write_shards(folder / "images.jsonl", folder / "shards", WriteOptions(samples_per_shard=5))
 
     return built_once(tmp_path_factory, "image_shards", build) / "shards"
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """An S3 server with the empty bucket `bucket`, which this process uses; gives the environment for others."""
+    from tests.stores import s3_server
+
+    with s3_server() as environment:
+        yield environment
+
+
+@pytest.fixture
+def web():
+    """A web server that misbehaves as it is told (tests/stores.py)."""
+    from tests.stores import web_server
+
+    with web_server() as server:
+        yield server
 
 
 @pytest.fixture

@@ -22,8 +22,7 @@ from avssl.processes.stopping import STOP_SIGNALS
 from avssl.processes.worker_server import main_file_hidden
 from avssl.transforms import register_augment
 from avssl.types import TooFewSamplesError
-from tests.conftest import ROOT, TINY
-from tests.test_pretrain import losses_of
+from tests.conftest import ROOT, TINY, losses_of
 
 
 def as_keywords(changes):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT, TINY, TINY_CMA, run_python, run_ranks
+from tests.conftest import ROOT, TINY, TINY_CMA, losses_of, run_python, run_ranks
 
 TINY_WITHOUT_BATCH_NORM = [
     *(change for change in TINY if not change.startswith("encoders.")),
@@ -46,10 +46,7 @@ def test_two_processes_equal_one_process_on_the_double_batch_in_weights_and_stat
             )
         else:
             assert torch.equal(two[key], expected), key
-    losses = [
-        [json.loads(line)["loss"] for line in (tmp_path / str(n) / "metrics.jsonl").read_text().splitlines()]
-        for n in (1, 2)
-    ]
+    losses = [losses_of(tmp_path / str(n)) for n in (1, 2)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert len(losses[0]) == 6
 

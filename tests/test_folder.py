@@ -14,13 +14,6 @@ from avssl.files import retry, storage
 from avssl.files.whole import hashed_file
 from data_prep.write import folder as folder_module
 from data_prep.write.folder import OutputFolder
-from tests.stores import s3_server
-
-
-@pytest.fixture(scope="module")
-def s3():
-    with s3_server() as environment:
-        yield environment
 
 
 @pytest.fixture(params=["local", "memory", "s3"])

@@ -18,12 +18,6 @@ from tests.test_shards import sample, write_folder
 ZEROS = bytes(1 << 16)
 
 
-@pytest.fixture
-def web():
-    with web_server() as server:
-        yield server
-
-
 @pytest.fixture(autouse=True)
 def fast(monkeypatch, tmp_path):
     monkeypatch.setattr(retry, "FIRST_WAIT_SECONDS", 0.01)

@@ -14,7 +14,7 @@ from avssl.data.order import check_lanes
 from avssl.ops.memory import MemoryBank
 from avssl.ops.sharded_memory import ShardedMemoryBank
 from avssl.train import run_folder
-from tests.conftest import TINY, run_python
+from tests.conftest import TINY, losses_of, run_python
 from tests.ranks import LOSSES_OF_PAIRS
 from tests.test_sharded_memory import pretend
 
@@ -66,8 +66,7 @@ def assert_same_run(straight, changed, before, now):
     assert max(moved) > 1e-3  # a comparison to 1e-5 would fail had step 4 to 6 been others
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
-    losses = [[row["loss"] for row in lines(run / "metrics.jsonl")] for run in (straight, changed)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses_of(straight) == pytest.approx(losses_of(changed), rel=1e-5)
     (note,) = lines(changed / "notes.jsonl")
     assert (note["step"], note["processes"]) == (3, now)
     assert note["note"].startswith(f"{before} processes until step 3, {now} from here on; the global batches are the")

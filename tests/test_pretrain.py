@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import ROOT, TINY, TINY_CMA, run_python
+from tests.conftest import ROOT, TINY, TINY_CMA, losses_of, run_python
 
 PICTURES = [
     "cpu=true",
@@ -26,10 +26,6 @@ PICTURES = [
     "epochs=4",
 ]
 CONFIGS = {"avid": "recipes/configs/avid.yaml", "avid_cma": "recipes/configs/avid_cma.yaml"}
-
-
-def losses_of(run):
-    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def arguments_for(name, shards, run, *more):

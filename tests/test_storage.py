@@ -12,25 +12,13 @@ import pytest
 
 from avssl.files import retry, storage
 from avssl.types import MediaError
-from tests.stores import forget_connections, s3_server, web_server
+from tests.stores import forget_connections, web_server
 
 BLOCK = 4096
 
 
 def content_of(num_bytes, seed=0):
     return np.random.default_rng(seed).bytes(num_bytes)
-
-
-@pytest.fixture(scope="module")
-def s3():
-    with s3_server() as environment:
-        yield environment
-
-
-@pytest.fixture
-def web():
-    with web_server() as server:
-        yield server
 
 
 @pytest.fixture(autouse=True)

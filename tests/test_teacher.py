@@ -24,7 +24,7 @@ from avssl.train import teacher as teachers
 from avssl.transforms.config import AudioViewConfig, VideoViewConfig, ViewsConfig
 from avssl.transforms.view_maker import ViewMaker
 from avssl.types import View
-from tests.conftest import TINY, run_python
+from tests.conftest import TINY, losses_of, run_python
 from tests.made_runs import made_run
 
 CPU = torch.device("cpu")
@@ -279,7 +279,7 @@ def test_a_run_learns_the_rows_of_a_folder_and_its_training_data_has_its_teacher
     changes += ["loss.queue_size=4", "steps=30", "optim.lr=0.05"]
     process = trained(run, f"data.shards={shards['test']}", *changes)
     assert f"teacher: rows of 6 samples in {rows}" in process.stdout
-    losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = losses_of(run)
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
     data = overlap.read_training_data(run)
     assert set(overlap.read_training_data(tiny_run).media) <= set(data.media)

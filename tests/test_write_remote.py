@@ -8,15 +8,8 @@ from data_prep.__main__ import main
 from data_prep.write.job import Share
 from data_prep.write.run import write_shards
 from tests.clips import OPTIONS, digest, make_clip
-from tests.stores import s3_server
 
 NAMES = [f"clip_{seed}.mp4" for seed in range(7)]
-
-
-@pytest.fixture(scope="module")
-def s3():
-    with s3_server() as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -13,6 +11,7 @@ from avssl import config
 from avssl.embedding.table import EmbeddingTable
 from data_prep.inspect.verify import verify_folder
 from recipes import pretrain
+from tests.conftest import losses_of
 from tests.written_before import GOLDEN, written_run
 
 SHARDS = GOLDEN / "shards"
@@ -66,8 +65,4 @@ def test_its_checkpoint_goes_on_to_the_weights_that_it_came_to(run):
             continue  # a batch norm follows: the gradient is rounding alone, which Adam makes as large as any other
         # Three steps of Adam move a weight by up to 6e-3; convolutions that sum in another order by less than this.
         np.testing.assert_allclose(again[name], value, rtol=0, atol=2e-4, err_msg=name)
-    losses, before = (
-        [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        for folder in (run, GOLDEN / "run")
-    )
-    np.testing.assert_allclose(losses, before, rtol=1e-4)
+    np.testing.assert_allclose(losses_of(run), losses_of(GOLDEN / "run"), rtol=1e-4)
