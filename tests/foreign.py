@@ -1,10 +1,12 @@
-"""Archives and tables as other programs write them, of small clips: for the tests of what `index` reads."""
+"""Archives, tables and idx files as other programs write them: for the tests of what `index` reads."""
 
+import gzip
 import io
 import json
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import webdataset as wds
 from webdataset import tariterators
 
@@ -40,6 +42,12 @@ def as_read_by_webdataset(*paths):
         (sample["__key__"], {name: content for name, content in sample.items() if not name.startswith("__")})
         for sample in samples
     ]
+
+
+def write_idx(path, array):
+    """An idx file as its definition says: two zero bytes, 8 for uint8, the number of dimensions, their sizes."""
+    content = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.astype(np.uint8).tobytes()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
 
 
 def rows_of(manifest: Path):

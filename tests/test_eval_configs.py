@@ -20,8 +20,8 @@ from data_prep.transcode.options import WriteOptions
 from data_prep.write.run import write_shards
 from recipes import evaluate as recipe
 from tests.conftest import ROOT
+from tests.foreign import write_idx
 from tests.made_runs import made_run
-from tests.test_image_prep import write_idx
 
 FOLDER = ROOT / "recipes" / "configs" / "evaluate"
 TASKS = ("knn", "linear", "svm", "few_label", "retrieval", "synchronization", "clustering", "linear")

@@ -1,15 +1,8 @@
-"""data_prep on images: folders and MNIST-format files become shards, and come back as Pillow and NumPy read them."""
+"""data_prep on folders of images: they become shards, and come back as Pillow reads them."""
 
-import gzip
 import hashlib
 import io
-import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,22 +11,17 @@ import pytest
 from PIL import Image, ImageOps
 
 from avssl.media.images import read_image
-from avssl.shards.format import SampleInfo
 from avssl.shards.manifest import Entry, stream_manifest
-from avssl.shards.shard_set import Sample, ShardSet, parse_members, write_tar
-from avssl.types import MediaError
+from avssl.shards.shard_set import ShardSet
 from data_prep.__main__ import main
-from data_prep.index.build import IndexOptions, build_idx_manifest, build_manifest
-from data_prep.index.mnist import IdxFile
+from data_prep.index.build import IndexOptions, build_manifest
 from data_prep.index.walk import Walk
 from data_prep.transcode.options import WriteOptions
 from data_prep.write.rows import scan
 from data_prep.write.run import write_shards
-from tests.test_data_prep import complaints, digest, make_clip, rewrite, skips
+from tests.clips import complaints, digest, make_clip, rewrite, samples_of, skips
 from tests.test_images import as_hwc, png_header, saved, scene
-from tests.test_shards import tar_of
 
-ROOT = Path(__file__).parent.parent
 OPTIONS = WriteOptions(short_side_px=32, samples_per_shard=5)
 
 
@@ -41,34 +29,6 @@ def turned(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     return {"exif": exif}
-
-
-def samples_of(folder):
-    """{key: sample} of a shard folder."""
-    shards = ShardSet(folder)
-    return {key: shards.read(index) for index, key in enumerate(shards.keys)}
-
-
-def prepared(source, out, labels="folder"):
-    """{key: sample} of a folder of images, or a file of many; the shards lie in out/shards."""
-    if source.is_dir():
-        build_manifest(source, out / "corpus.jsonl", IndexOptions(labels=labels))
-    else:
-        build_idx_manifest(source, out / "corpus.jsonl", labels)
-    write_shards(out / "corpus.jsonl", out / "shards", OPTIONS)
-    return samples_of(out / "shards")
-
-
-def write_idx(path, array):
-    """An idx file as its definition says: two zero bytes, 8 for uint8, the number of dimensions, their sizes."""
-    content = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.astype(np.uint8).tobytes()
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-
-
-def digits(number=12, side=28, seed=0):
-    """(uint8 (number, side, side), classes (number,) that are 0..3, each of them there)."""
-    rng = np.random.default_rng(seed)
-    return rng.integers(0, 256, (number, side, side), dtype=np.uint8), np.arange(number) % 4
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +154,9 @@ def test_the_json_says_what_the_source_was_and_that_there_is_a_image_alone(writt
 def test_a_csv_gives_any_number_of_labels(images, tmp_path):
     table = tmp_path / "labels.csv"
     table.write_text("path,animal,place\ncat/small.jpg,cat|kitten,home\ndog/exact.png,dog,\n")
-    samples = prepared(images, tmp_path, labels=str(table))
+    build_manifest(images, tmp_path / "corpus.jsonl", IndexOptions(labels=str(table)))
+    write_shards(tmp_path / "corpus.jsonl", tmp_path / "shards", OPTIONS)
+    samples = samples_of(tmp_path / "shards")
     assert samples["cat/small_jpg"].info.labels == {"animal": ["cat", "kitten"], "place": ["home"]}
     assert samples["dog/exact_png"].info.labels == {"animal": ["dog"]}
     assert samples["dog/gray_png"].info.labels == {}
@@ -284,29 +246,6 @@ def test_one_and_three_workers_write_the_same_bytes(manifest, written, tmp_path)
     assert digest(tmp_path / "again") == digest(written)
 
 
-@pytest.mark.slow
-def test_a_killed_run_continues_to_the_same_bytes(tmp_path):
-    images, labels = digits(600)
-    write_idx(tmp_path / "train-images-idx3-ubyte.gz", images)
-    write_idx(tmp_path / "train-labels-idx1-ubyte.gz", labels)
-    corpus, out, whole = tmp_path / "corpus.jsonl", tmp_path / "out", tmp_path / "whole"
-    build_idx_manifest(tmp_path / "train-images-idx3-ubyte.gz", corpus)
-    options = WriteOptions(samples_per_shard=15)
-    command = [sys.executable, "-m", "data_prep", "write", str(corpus), "--out", str(out), "--workers", "1",
-               "--samples-per-shard", "15"]  # fmt: skip
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while len(list((out / ".parts").glob("part-*.json"))) < 3 and time.monotonic() < deadline:
-        time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert process.returncode == -signal.SIGKILL
-    assert 3 <= len(list((out / ".parts").glob("part-*.json"))) < 40
-    write_shards(corpus, out, options)
-    write_shards(corpus, whole, options)
-    assert digest(out) == digest(whole)
-
-
 def test_other_options_of_images_are_refused_and_those_of_videos_do_not_matter(manifest, written, tmp_path):
     shards = tmp_path / "shards"
     shutil.copytree(written, shards)
@@ -314,190 +253,6 @@ def test_other_options_of_images_are_refused_and_those_of_videos_do_not_matter(m
     assert digest(shards) == digest(written)
     with pytest.raises(ValueError, match="image_quality: 95 there, 80 now"):
         write_shards(manifest, shards, replace(OPTIONS, image_quality=80))
-
-
-# --- files of many images -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.quick(1)
-@pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_idx_images_and_classes_come_back_bit_by_bit(tmp_path, suffix, capsys):
-    images, classes = digits()
-    path = tmp_path / f"train-images-idx3-ubyte{suffix}"
-    write_idx(path, images)
-    write_idx(tmp_path / f"train-labels-idx1-ubyte{suffix}", classes)
-    assert main(["index", str(path), "--out", str(tmp_path / "corpus.jsonl")]) == 0
-    assert "12 images" in capsys.readouterr().out
-    assert main(["write", str(tmp_path / "corpus.jsonl"), "--out", str(tmp_path / "shards"), "--workers", "1"]) == 0
-    samples = samples_of(tmp_path / "shards")
-    assert sorted(samples) == [f"train-images/{number:06d}" for number in range(12)]
-    for number in range(12):
-        sample = samples[f"train-images/{number:06d}"]
-        assert np.array_equal(np.asarray(Image.open(io.BytesIO(sample.image))), images[number])
-        assert np.array_equal(read_image(sample.image).numpy(), np.stack([images[number]] * 3))
-        assert sample.info.labels == {"label": [str(classes[number])]}
-        assert (sample.info.source["item"], sample.info.source["path"]) == (number, path.name)
-    assert complaints(tmp_path / "shards") == []
-
-
-def test_labels_none_needs_no_label_file_and_writes_no_classes(tmp_path):
-    images, _ = digits(side=9)
-    write_idx(tmp_path / "images-idx3-ubyte", images)
-    samples = prepared(tmp_path / "images-idx3-ubyte", tmp_path, labels="none")
-    assert len(samples) == 12
-    assert all(sample.info.labels == {} for sample in samples.values())
-
-
-def test_an_idx_file_that_is_damaged_or_none_is_refused_by_name(tmp_path):
-    images, classes = digits()
-    write_idx(tmp_path / "train-images-idx3-ubyte", images)
-
-    def message(path, **options):
-        with pytest.raises((ValueError, FileNotFoundError)) as error:
-            build_idx_manifest(path, tmp_path / "corpus.jsonl", **options)
-        assert not (tmp_path / "corpus.jsonl").exists()
-        assert path.name in str(error.value)
-        return str(error.value)
-
-    good = tmp_path / "train-images-idx3-ubyte"
-    assert "its labels are missing; looked for train-labels-idx1-ubyte and" in message(good)
-    write_idx(tmp_path / "train-labels-idx1-ubyte", classes[:-1])
-    assert "holds 11 labels for 12 images" in message(good)
-    write_idx(tmp_path / "train-labels-idx1-ubyte", classes)
-    assert "brings its own labels" in message(good, labels="labels.csv")
-    content = good.read_bytes()
-    for name, changed, reason in [
-        ("short", content[:-1], "truncated"), ("long", content + b"x", "decode_error"),
-        ("head", content[:9], "truncated"), ("other", b"\0\0\x0d\3" + content[4:], "not_media"),
-        ("empty", b"", "empty_file"), ("claim", content[:4] + b"\xff" * 12, "truncated"),
-    ]:  # fmt: skip
-        path = tmp_path / f"{name}-images-idx3-ubyte"
-        path.write_bytes(changed)
-        assert message(path, labels="none").startswith(reason), name
-    packed = gzip.compress(content)
-    for name, changed, reason in [("cut", packed[:-30], "truncated"), ("plain", content, "decode_error")]:
-        path = tmp_path / f"{name}-images-idx3-ubyte.gz"
-        path.write_bytes(changed)
-        assert message(path, labels="none").startswith(reason), name
-    (tmp_path / "digits.csv").write_text("1,2,3,4,0\n")
-    assert "no list that is known by its name or its first lines" in message(tmp_path / "digits.csv")
-
-
-def test_a_folder_of_splits_asks_for_one_of_them(tmp_path, capsys):
-    images, classes = digits()
-    for split in ("train", "t10k"):
-        write_idx(tmp_path / f"{split}-images-idx3-ubyte", images)
-        write_idx(tmp_path / f"{split}-labels-idx1-ubyte", classes)
-    assert main(["index", str(tmp_path), "--out", str(tmp_path / "c.jsonl"), "--workers", "1"]) == 2
-    assert "give that file: t10k-images-idx3-ubyte, train-images-idx3-ubyte" in capsys.readouterr().err
-    (tmp_path / "clip.mp4").write_bytes(b"")
-    assert main(["index", str(tmp_path / "clip.mp4"), "--out", str(tmp_path / "c.jsonl")]) == 2
-    assert "give the folder that holds it" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_a_file_that_changed_since_it_was_indexed_is_skipped_item_by_item(tmp_path):
-    images, _ = digits()
-    path = tmp_path / "train-images-idx3-ubyte"
-    write_idx(path, images)
-    build_idx_manifest(path, tmp_path / "corpus.jsonl", labels="none")
-    write_idx(path, images[:10])
-    index = write_shards(tmp_path / "corpus.jsonl", tmp_path / "fewer", OPTIONS)
-    assert (index.num_samples, index.skipped_by_reason) == (10, {"decode_error": 2})
-    path.write_bytes(path.read_bytes()[:-1])
-    index = write_shards(tmp_path / "corpus.jsonl", tmp_path / "cut", OPTIONS)
-    assert (index.num_samples, index.skipped_by_reason) == (0, {"truncated": 12})
-    path.unlink()
-    index = write_shards(tmp_path / "corpus.jsonl", tmp_path / "gone", OPTIONS)
-    assert (index.num_samples, index.skipped_by_reason) == (0, {"missing_file": 12})
-
-
-def test_a_damaged_file_is_read_once_and_not_for_each_image(tmp_path, monkeypatch):
-    path = tmp_path / "images-idx3-ubyte"
-    path.write_bytes(b"\0" * 64)
-    reads = []
-    original = IdxFile.images
-    monkeypatch.setattr(IdxFile, "images", lambda self: (reads.append(self), original(self))[1])
-    for item in range(5):
-        with pytest.raises(MediaError, match="not_media"):
-            IdxFile(str(path)).image(item)
-    assert len(reads) == 1
-
-
-# --- the format -----------------------------------------------------------------------------------------------------
-
-
-def old_sample(index, video=b"video", audio=b"audio"):
-    """A sample from before there were images."""
-    return Sample(
-        SampleInfo(
-            index=index,
-            key=f"class/clip_{index}",
-            duration_seconds=1.5,
-            video_fps=16.0 if video else 0.0,
-            num_frames=24 if video else 0,
-            av_offset_seconds=-0.125 if video and audio else 0.0,
-            audio_rate_hz=24000 if audio else 0,
-            num_audio_samples=36000 if audio else 0,
-            labels={"label": ["class"]},
-            source={"path": "a.mp4", "bytes": 7},
-        ),
-        video,
-        audio,
-    )
-
-
-def test_shards_of_videos_have_the_bytes_they_had_before_there_were_images():
-    content = io.BytesIO()
-    list(write_tar(content, [old_sample(0), old_sample(1, audio=None), old_sample(2, video=None)]))
-    digest_then = "e4ddabe52fc8510baba0f174536ee256d62bcd9e447fc18fe7ec343e116f58db"
-    assert hashlib.sha256(content.getvalue()).hexdigest() == digest_then
-    assert not {"image_quality", "pillow_version"} & WriteOptions().to_json().keys()
-    line = Entry("a.mp4", "a_mp4", {}, {"container": "mov", "video": {"width": 4}}, None, 9).to_json()
-    assert json.loads(line) == {
-        "path": "a.mp4", "key": "a_mp4", "labels": {}, "error": None, "bytes": 9, "container": "mov",
-        "duration_seconds": None, "video": {"width": 4}, "audio": None,
-    }  # fmt: skip
-
-
-def test_json_from_before_there_were_images_is_read():
-    content = (
-        b'{"audio_rate_hz": 24000, "av_offset_seconds": -0.125, "duration_seconds": 1.5, "index": 0, "key": '
-        b'"class/clip_0", "labels": {"label": ["class"]}, "num_audio_samples": 36000, "num_frames": 24, "source": '
-        b'{"bytes": 7, "path": "a.mp4"}, "video_fps": 16.0}\n'
-    )
-    info = SampleInfo.from_json(content)
-    assert info == old_sample(0).info
-    assert not info.has_image
-    assert (info.image_height_px, info.image_width_px) == (0, 0)
-
-
-def image_sample(image, **changes):
-    return Sample(
-        replace(old_sample(0, None, None).info, image_height_px=4, image_width_px=5, **changes), None, None, image
-    )
-
-
-def test_a_image_is_a_member_named_by_what_it_is():
-    for format, name in (("JPEG", "class/clip_0.image.jpg"), ("PNG", "class/clip_0.image.png")):
-        sample = image_sample(saved(Image.fromarray(scene(4, 5)), format))
-        content = io.BytesIO()
-        list(write_tar(content, [sample]))
-        assert name.encode() in content.getvalue()
-        assert parse_members(content.getvalue()[:-1024], "shard") == sample
-    with pytest.raises(ValueError, match=r"only image\.jpg and image\.png are stored"):
-        list(write_tar(io.BytesIO(), [image_sample(b"GIF89a")]))
-
-
-def test_a_image_that_is_missing_unannounced_or_one_too_many_is_a_bad_sample():
-    png, jpg = (saved(Image.fromarray(scene(4, 5)), format) for format in ("PNG", "JPEG"))
-    with_image = ("class/clip_0.json", image_sample(png).info.to_json())
-    without = ("class/clip_0.json", old_sample(0, None, None).info.to_json())
-    members = [("class/clip_0.image.png", png), ("class/clip_0.image.jpg", jpg)]
-    assert parse_members(tar_of([with_image, members[0]]), "shard") == image_sample(png)
-    for content in ([with_image], [without, members[0]], [with_image, *members]):
-        with pytest.raises(MediaError, match="bad_sample"):
-            parse_members(tar_of(content), "shard")
 
 
 def test_verify_finds_images_that_do_not_decode_or_have_another_size(written, tmp_path):

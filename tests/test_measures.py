@@ -8,7 +8,7 @@ import scipy.stats
 from data_prep.measures.frames import GRID_FPS, MAX_SAMPLES, FrameMeter, entropy_bits, image_facts, num_cuts
 from data_prep.measures.near_duplicates import NO_HASH, distances
 from data_prep.measures.sound_hash import SoundHasher
-from tests.test_stats import landscape, panning
+from tests.clips import landscape, panning
 
 
 def planes(rgb):

@@ -1,215 +1,24 @@
-"""data_prep stats: loudness against FFmpeg; silence, stillness and duplicates that are known; sums; the page."""
+"""data_prep stats: sums, and a whole folder with duplicates, silence and stillness that are known; the page."""
 
-import io
 import json
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 from PIL import Image
-from scipy.fft import dctn
 
 from avssl.shards.shard_set import ShardSet
 from data_prep.__main__ import main
 from data_prep.index.build import IndexOptions, build_manifest
 from data_prep.inspect.stats.charts import ticks
-from data_prep.inspect.stats.collect import Thresholds, collect_stats
+from data_prep.inspect.stats.collect import collect_stats
 from data_prep.inspect.stats.tally import MAX_NAMES, OTHER, QUANTITIES, Histogram, Tally
-from data_prep.measures.audio import AudioMeter
-from data_prep.measures.near_duplicates import (
-    NO_HASH,
-    distances,
-    equal_groups,
-    near_groups,
-    perceptual_hash,
-    small_image,
-)
-from data_prep.measures.video import measure_video, middle_frame, sampled_frames
 from data_prep.transcode.encode import write_media
 from data_prep.transcode.options import WriteOptions
 from data_prep.write.run import write_shards
-
-
-def meter(samples, rate_hz, silence_dbfs=-60.0, piece=4096):
-    one = AudioMeter(rate_hz, silence_dbfs)
-    for begin in range(0, len(samples), piece):
-        one.add(samples[begin : begin + piece].astype(np.float32))
-    return one.facts()
-
-
-def sine(seconds, rate_hz, amplitude=1.0, hz=997.0):
-    return amplitude * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate_hz)) / rate_hz)
-
-
-def landscape(seed, height=96, width=128):
-    """uint8 (height, width, 3): soft random colors, as different from each other as photographs are."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (7, 9, 3), dtype=np.uint8)
-    return np.array(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
-
-
-def panning(seed, num_frames, step=2):
-    wide = landscape(seed, 96, 128 + step * num_frames)
-    return [np.ascontiguousarray(wide[:, step * k : step * k + 128]) for k in range(num_frames)]
-
-
-def hash_of(luma):
-    return perceptual_hash(small_image(luma))
-
-
-# --- audio ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("rate_hz", [8000, 24000, 44100, 48000, 96000])
-def test_a_full_scale_sine_has_the_loudness_that_the_standard_says(rate_hz):
-    """BS.1770: 997 Hz at 0 dBFS in one channel is -3.01 LUFS."""
-    facts = meter(sine(3, rate_hz), rate_hz)
-    assert abs(facts.loudness_lufs + 3.01) < 0.05
-    assert abs(facts.rms_dbfs + 3.01) < 0.01
-    assert abs(facts.peak_dbfs) < 0.05
-
-
-def ffmpeg_loudness(samples, rate_hz):
-    """Integrated loudness by FFmpeg's ebur128 filter."""
-    graph = av.filter.Graph()
-    source = graph.add_abuffer(sample_rate=rate_hz, format="flt", layout="mono")
-    graph.link_nodes(source, graph.add("ebur128", "metadata=1"), graph.add("abuffersink")).configure()
-    frame = av.AudioFrame.from_ndarray(samples.astype(np.float32)[None], format="flt", layout="mono")
-    frame.sample_rate, frame.pts = rate_hz, 0
-    graph.push(frame)
-    graph.push(None)
-    while True:
-        try:
-            loudness = float(graph.pull().metadata["lavfi.r128.I"])
-        except (av.BlockingIOError, av.EOFError):
-            return loudness
-
-
-@pytest.mark.parametrize("rate_hz", [24000, 44100, 48000])
-def test_loudness_is_that_of_ffmpeg(rate_hz):
-    """Colored noise with loud, soft and silent passages, so that both gates have something to do."""
-    rng = np.random.default_rng(rate_hz)
-    noise = np.convolve(rng.normal(size=9 * rate_hz), [1, -0.6, 0.3])[: 9 * rate_hz]
-    levels = np.repeat([0.2, 0.05, 0.0, 0.001, 0.1, 0.15, 0.01, 0.2, 0.0], rate_hz)
-    samples = np.clip(noise * levels, -1, 1)
-    assert abs(meter(samples, rate_hz).loudness_lufs - ffmpeg_loudness(samples, rate_hz)) < 0.1
-
-
-def test_the_share_of_silence_is_known_and_pieces_do_not_matter():
-    rate_hz = 24000
-    samples = np.concatenate(
-        [sine(1, rate_hz, 0.5), np.zeros(rate_hz * 2), sine(1, rate_hz, 0.001), sine(6, rate_hz, 0.1)]
-    )
-    facts = meter(samples, rate_hz)
-    assert facts.silent_share == pytest.approx(0.3)  # 0.001 is -63 dBFS RMS
-    assert meter(samples, rate_hz, silence_dbfs=-66).silent_share == pytest.approx(0.2)
-    for piece in (1000, 7777, len(samples)):
-        assert vars(meter(samples, rate_hz, piece=piece)) == pytest.approx(vars(facts))
-    assert facts.rms_dbfs == pytest.approx(10 * np.log10(np.mean(samples**2)), abs=1e-3)
-
-
-def test_the_shortest_and_the_silent_have_no_loudness():
-    for samples in (sine(0.3, 24000), np.zeros(24000), np.zeros(3), np.zeros(0)):
-        assert meter(samples, 24000).loudness_lufs is None
-    assert meter(np.zeros(3), 24000).silent_share == 1
-    assert meter(sine(0.01, 24000), 24000).silent_share == 0
-
-
-# --- images and video ------------------------------------------------------------------------------------------------
-
-
-def test_the_hash_is_the_sign_of_scipys_dct_of_pillows_means():
-    luma = landscape(1).mean(axis=2)
-    small = np.array(Image.fromarray(luma.astype(np.float32)).resize((32, 32), Image.Resampling.BOX))
-    frequencies = dctn(small.astype(np.float64), norm=None)
-    lowest = sorted((u + v, u, v) for u in range(11) for v in range(11))[1:65]
-    values = np.array([frequencies[u, v] for _, u, v in lowest])
-    bits = "".join("1" if value > np.median(values) else "0" for value in values)
-    assert bin(hash_of(luma) ^ int(bits, 2)).count("1") <= 1  # sums in another order
-
-
-def test_the_hash_stays_through_size_jpeg_and_brightness_and_tells_images_apart():
-    hashes = []
-    for seed in range(30):
-        image = Image.fromarray(landscape(seed)).convert("L")
-        own = hash_of(np.array(image))
-        hashes.append(own)
-        jpeg = io.BytesIO()
-        image.resize((67, 50), Image.Resampling.BICUBIC).save(jpeg, "JPEG", quality=40)
-        for other in (np.array(Image.open(jpeg)), np.array(image) * 0.7 + 20):
-            assert bin(own ^ hash_of(other)).count("1") <= Thresholds().max_distance
-    pairs = np.array([(a, b) for position, a in enumerate(hashes) for b in hashes[:position]], np.uint64)
-    assert distances(pairs[:, 0], pairs[:, 1]).min() > 2 * Thresholds().max_distance
-    assert hash_of(np.full((40, 60), 99, np.uint8)) == NO_HASH
-
-
-def test_a_small_thing_that_moves_is_no_still_video():
-    frames = [landscape(5) for _ in range(32)]
-    for number, frame in enumerate(frames):
-        frame[40:46, 20 + number // 8 * 6 : 26 + number // 8 * 6] = 255
-    for video, share in ((frames, 0.0), (frames[:8] * 4, 1.0)):
-        file = io.BytesIO()
-        write_media(file, video=video, video_fps=16, container_format="mp4")
-        assert measure_video(file.getvalue(), 32, 16.0, Thresholds().still_levels, "made").still_share == share
-
-
-def test_motion_and_stillness_are_those_of_the_frames():
-    """A second of one frame, a second of alternating gray levels 40 apart every half second."""
-    still, levels = [landscape(3)] * 16, [np.full((96, 128, 3), 60 + 40 * (k // 8 % 2), np.uint8) for k in range(17)]
-    file = io.BytesIO()
-    write_media(file, video=still + levels, video_fps=16, container_format="mp4", video_options={"crf": "10"})
-    facts = measure_video(file.getvalue(), 33, 16.0, 2.0, "made")
-    assert (facts.width_px, facts.height_px) == (128, 96)
-    assert sampled_frames(33, 16.0) == [0, 8, 16, 24, 32]
-    assert facts.still_share == 0.25  # frames 0 and 8, of four pairs
-    luma = 219 / 255 * 40  # limited range
-    squares = Image.fromarray(landscape(3)).convert("L").resize((16, 16), Image.Resampling.BOX)
-    to_gray = np.abs(np.array(squares).astype(float) - 60).mean() * 219 / 255
-    assert facts.motion == pytest.approx((0 + to_gray + 2 * luma) / 4, abs=1)
-
-
-def test_the_middle_frame_stays_where_it_is_when_a_copy_is_a_little_shorter():
-    for seconds in (1, 2, 5, 10, 11):
-        places = {middle_frame(round(seconds * 16) + change, 16.0) for change in (-3, -2, -1, 0, 1, 2)}
-        assert len(places) == 1, (seconds, places)
-    assert all(0 <= middle_frame(count, fps) < count for count in range(1, 100) for fps in (1.0, 12.5, 30.0))
-
-
-# --- duplicates -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.quick(3)
-@pytest.mark.parametrize("max_distance", range(8))
-def test_groups_are_those_of_comparing_all_with_all(max_distance):
-    rng = np.random.default_rng(max_distance)
-    hashes = rng.integers(1, 2**63, (300, 2), dtype=np.uint64)
-    for position in range(100, 300):  # copies with a few flipped bits, in one column or both
-        hashes[position] = hashes[rng.integers(position)]
-        for column in range(rng.integers(1, 3)):
-            for bit in rng.choice(64, rng.integers(0, 10), replace=False):
-                hashes[position, column] ^= np.uint64(1 << int(bit))
-    hashes[rng.choice(300, 20), 1] = NO_HASH
-    hashes[rng.choice(300, 20), 0] = NO_HASH
-    group_of = list(range(300))
-    for one in range(300):
-        for other in range(one):
-            pairs = [(int(hashes[one, c]), int(hashes[other, c])) for c in range(2)]
-            both_there = pairs[0][0] != 0 and pairs[0][1] != 0
-            if both_there and all(a == 0 or b == 0 or bin(a ^ b).count("1") <= max_distance for a, b in pairs):
-                old, new = group_of[one], group_of[other]
-                group_of = [new if group == old else group for group in group_of]
-    wanted = [[k for k in range(300) if group_of[k] == group] for group in set(group_of)]
-    found = {tuple(group) for group in near_groups(hashes, max_distance)}
-    assert found == {tuple(group) for group in wanted if len(group) > 1}
-
-
-def test_equal_hashes_are_grouped_the_largest_first():
-    hashes = np.array([5, 7, 0, 5, 9, 7, 0, 5], np.uint64)
-    assert [group.tolist() for group in equal_groups(hashes)] == [[0, 3, 7], [1, 5]]
-    assert equal_groups(np.zeros(0, np.uint64)) == near_groups(np.zeros((4, 1), np.uint64), 6) == []
-
+from tests.clips import landscape, panning, sine
 
 # --- sums -------------------------------------------------------------------------------------------------------------
 
