@@ -1,12 +1,10 @@
-"""Training on several shard folders: their indices, the share of each by weight, exact resume, and bad lists."""
+"""Training on several shard folders: one index over all of them, exact resume, bad lists, and whole runs."""
 
 from __future__ import annotations
 
 import json
 import pickle
 import shutil
-from collections import Counter
-from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -15,7 +13,7 @@ from safetensors.numpy import load_file
 
 from avssl import checkpoint, config
 from avssl.data.loader import Loader, LoaderConfig
-from avssl.data.order import mixed_rank_order, rank_order, taken
+from avssl.data.order import mixed_rank_order, rank_order
 from avssl.eval import overlap
 from avssl.exchange.card import card
 from avssl.exchange.folder import export_folder
@@ -25,96 +23,7 @@ from avssl.shards.shard_set import ShardSet
 from avssl.transforms.config import AudioViewConfig, VideoViewConfig, ViewsConfig
 from avssl.transforms.view_maker import ViewMaker
 from avssl.types import MediaError, View
-from tests.conftest import TINY, run_python
-
-FOLDERS = [[20, 10, 5], [7, 4], [30, 27]]
-SIZES = [35, 11, 57]
-WEIGHTS = [1.0, 3.0, 0.5]
-FIRST = np.cumsum([0, *SIZES])
-SETTINGS = {"seed": 4, "global_batch_size": 12, "num_lanes": 4, "shuffle_block": 16}
-EPOCH = sum(SIZES) // 12 * 12
-
-
-def epoch_order(epoch, world_size=1, folders=FOLDERS, weights=WEIGHTS, **changes):
-    """int64 (steps, 12): the global batches of an epoch, from the orders of all ranks."""
-    options = {**SETTINGS, **changes, "epoch": epoch, "world_size": world_size}
-    return np.concatenate([mixed_rank_order(folders, weights, rank=rank, **options) for rank in range(world_size)], 1)
-
-
-def folder_of(index):
-    return np.searchsorted(FIRST, index, side="right") - 1
-
-
-# Shares
-
-
-@pytest.mark.parametrize("weights", [[1, 3], [1.0, 1.0, 1.0], [0.1, 0.2, 0.7], [5, 1e-3, 2, 2], [7]])
-def test_counts_are_those_of_the_samples_in_the_order_in_which_they_are_due(weights):
-    due = sorted((Fraction(2 * k + 1, 2) / Fraction(w), i) for i, w in enumerate(weights) for k in range(400))
-    folders = [folder for _, folder in due]
-    for count in (*range(40), 100, 399):
-        assert taken(weights, count) == [folders[:count].count(i) for i in range(len(weights))]
-
-
-def test_shares_are_exact_after_any_number_of_samples_however_many():
-    generator = np.random.default_rng(0)
-    for count in (1, 17, 10**6, 10**12):
-        weights = generator.uniform(0.01, 5, size=6).tolist()
-        counts = taken(weights, count)
-        assert sum(counts) == count
-        for number, weight in zip(counts, weights, strict=True):
-            assert abs(number - Fraction(weight) / sum(map(Fraction, weights)) * count) <= (6 + 1) / 2
-
-
-def test_an_epoch_has_the_samples_of_all_folders_as_often_as_their_weights_say():
-    counts = np.zeros(3)
-    for epoch in range(30):
-        order = epoch_order(epoch)
-        assert order.size == EPOCH
-        counts += np.bincount(folder_of(order.ravel()), minlength=3)
-        shares = np.array(WEIGHTS) / sum(WEIGHTS) * EPOCH * (epoch + 1)
-        assert np.abs(counts - shares).max() <= 2
-
-
-def test_no_sample_comes_again_before_all_of_its_folder_have_come():
-    seen: Counter[int] = Counter()
-    for epoch in range(30):
-        seen.update(epoch_order(epoch).ravel().tolist())
-        for first, size in zip(FIRST, SIZES, strict=False):
-            counts = [seen[index] for index in range(first, first + size)]
-            assert max(counts) - min(counts) <= 1
-    assert set(seen) == set(range(sum(SIZES)))  # every index, those of the folder with half a pass an epoch too
-
-
-def test_folders_are_mixed_within_an_epoch_and_each_pass_has_an_order_of_its_own():
-    batches = epoch_order(0, shuffle_block=4096)
-    shares = [(folder_of(batch) == 1).mean() for batch in np.array_split(batches, 3)]
-    assert np.abs(np.array(shares) - 3 / 4.5).max() < 0.2
-    of_small = [index for epoch in range(2) for index in epoch_order(epoch, num_lanes=1, shuffle_block=1).ravel()]
-    of_small = [index for index in of_small if FIRST[1] <= index < FIRST[2]]
-    passes = [tuple(of_small[start : start + 11]) for start in range(0, 11 * (len(of_small) // 11), 11)]
-    assert all(sorted(one) == list(range(35, 46)) for one in passes)
-    assert len(passes) > 10
-    assert len(set(passes)) > 3
-
-
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_global_batches_do_not_depend_on_the_number_of_processes(world_size):
-    np.testing.assert_array_equal(epoch_order(3), epoch_order(3, world_size))
-
-
-def test_a_list_without_weights_is_a_folder_of_all_samples(shards):
-    both = open_shards([str(shards["train"]), str(shards["test"])])
-    assert both.weights is None
-    assert both.shard_sizes == [7, 7, 4, 6]
-    options = {**SETTINGS, "epoch": 2, "rank": 0, "world_size": 1}
-    expected = rank_order([7, 7, 4, 6], **options)
-    assert loader_of(both, global_batch_size=12, order_lanes=4, shuffle_block=16, seed=4)._order(epoch=2).tolist() == (
-        expected.tolist()
-    )
-
-
-# Reading
+from tests.conftest import TINY, losses_of, run_python
 
 
 def loader_of(shards, seed=0, **options):
@@ -123,6 +32,17 @@ def loader_of(shards, seed=0, **options):
     maker = ViewMaker(ViewsConfig(video=VideoViewConfig(num_frames=4, size_px=24), audio=audio), ["audio", "video"])
     views = (View("video", "video"), View("audio", "audio"))
     return Loader(shards, LoaderConfig(**options), views, maker, seed=seed, device=torch.device("cpu"))
+
+
+def test_a_list_without_weights_is_a_folder_of_all_samples(shards):
+    both = open_shards([str(shards["train"]), str(shards["test"])])
+    assert both.weights is None
+    assert both.shard_sizes == [7, 7, 4, 6]
+    expected = rank_order([7, 7, 4, 6], seed=4, epoch=2, global_batch_size=12, num_lanes=4, shuffle_block=16, rank=0,
+                          world_size=1)  # fmt: skip
+    assert loader_of(both, global_batch_size=12, order_lanes=4, shuffle_block=16, seed=4)._order(epoch=2).tolist() == (
+        expected.tolist()
+    )
 
 
 @pytest.fixture
@@ -188,15 +108,6 @@ def test_folders_of_a_server_are_mixed_with_those_of_a_disk(shards, tmp_path):
     assert both.read(20).info.key == ShardSet(shards["test"]).keys[2]
     assert both.fingerprint == open_shards([str(shards["train"]), str(shards["test"])]).fingerprint
     both.close()
-
-
-def test_a_folder_of_a_small_weight_may_have_no_sample_in_an_epoch():
-    options = {"global_batch_size": 4, "num_lanes": 1, "shuffle_block": 16, "rank": 0, "world_size": 1}
-    folders, weights, counts = [[5], [50, 50]], [1, 1000], [0, 0]
-    for epoch in range(60):
-        order = mixed_rank_order(folders, weights, seed=0, epoch=epoch, **options).ravel()
-        counts = [counts[0] + int((order < 5).sum()), counts[1] + int((order >= 5).sum())]
-    assert counts == taken(weights, sum(counts))
 
 
 def test_a_damaged_sample_does_not_end_the_check_of_modalities(shards, tmp_path):
@@ -305,8 +216,8 @@ def test_the_memory_bank_of_avid_has_a_row_for_every_sample_of_all_folders(mixed
     banks = load_file(mixed_run / "encoders.safetensors")
     banks = {key: value for key, value in banks.items() if ".banks." in key}
     assert sorted(value.shape for value in banks.values()) == [(24, 8), (24, 8)]
-    order = epoch_order(0, folders=[[7, 7, 4], [6]], weights=[1, 2], seed=0, global_batch_size=4, num_lanes=2,
-                        shuffle_block=4096)  # fmt: skip
+    order = mixed_rank_order([[7, 7, 4], [6]], [1, 2], seed=0, epoch=0, global_batch_size=4, num_lanes=2,
+                             shuffle_block=4096, rank=0, world_size=1)  # fmt: skip
     seen = set(order.ravel().tolist())
     assert len(seen) < 24
     # A run of no step of learning has the rows with which the banks begin: only those of samples that came have moved.
@@ -408,16 +319,13 @@ def test_a_mixed_run_resumes_exactly_and_two_processes_compute_what_one_computes
     options = ["avid", *tiny, *encoders, "--plugin=plain.py", f"data.shards={json.dumps(weighted)}"]
     options += ["checkpoint_every_steps=1", "data.num_workers=1"]
 
-    def losses_of(run):
-        return [json.loads(line)["loss"] for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
-
     for run, steps in (("whole", 14), ("stopped", 8), ("stopped", 14)):
         run_python("-m", "avssl", "pretrain", *options, f"run={run}", f"steps={steps}", folder=tmp_path)
-    assert losses_of("whole") == losses_of("stopped")
-    assert len(losses_of("whole")) == 14  # over two epochs
+    assert losses_of(tmp_path / "whole") == losses_of(tmp_path / "stopped")
+    assert len(losses_of(tmp_path / "whole")) == 14  # over two epochs
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "avssl.recipes.pretrain"]
     run_python(*launcher, *options, "run=two", "steps=14", folder=tmp_path)
-    assert losses_of("two") == pytest.approx(losses_of("whole"), rel=1e-4)
+    assert losses_of(tmp_path / "two") == pytest.approx(losses_of(tmp_path / "whole"), rel=1e-4)
     whole, two = (load_file(tmp_path / run / "encoders.safetensors") for run in ("whole", "two"))
     for name in ("loss.banks.video.rows", "loss.banks.audio.rows"):
         np.testing.assert_allclose(two[name], whole[name], atol=1e-4)

@@ -1,234 +1,32 @@
-"""Public models in runs and as embedders: a run begins with their weights and goes on exactly; names are pinned."""
+"""Public models in runs and as embedders: a run begins with their weights and goes on exactly."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import avssl
-from avssl import config, losses
+from avssl import config
 from avssl.embedding.embedder import Embedder
 from avssl.embedding.folder import FolderJob
 from avssl.embedding.index import FolderIndex
 from avssl.embedding.public import public_config, write_public_run
 from avssl.embedding.search import EmbeddingIndex, load_embedder_of
-from avssl.models import create_encoder, public
-from avssl.public_models import provenance_of, settle
+from avssl.models import public
 from data_prep.transcode.encode import write_media
-from tests.conftest import run_python
+from tests.conftest import losses_of, run_python
 from tests.public_folders import SIDE, save_clip, save_public
 
-COMMIT, OLDER = "0123456789abcdef0123456789abcdef01234567", "f" * 40
 PRETRAIN = [
     "cpu=true", "loss.name=simclr", "data.global_batch_size=4", "data.num_workers=0", "log_every_steps=1",
     "optim={name: adamw, lr: 0.001, weight_decay: 0.05, layer_decay: 0.7}", "epochs=4",
 ]  # fmt: skip
-
-
-class Hub(BaseHTTPRequestHandler):
-    """As much of a hub as a download asks for: repositories {"owner/name": {revision or commit: (commit, folder)}}."""
-
-    repositories: dict
-    requests: list
-
-    def do_HEAD(self):
-        self.answer(body=False)
-
-    def do_GET(self):
-        self.answer(body=True)
-
-    def answer(self, body):
-        parts = self.path.partition("?")[0].strip("/").split("/")
-        self.requests.append("/".join(parts))
-        is_api = parts[:2] == ["api", "models"]
-        owner_name = "/".join(parts[2:4] if is_api else parts[:2])
-        kind, revision, *rest = parts[4:] if is_api else parts[2:]
-        found = self.repositories.get(owner_name, {}).get(revision)
-        if found is None:
-            self.send_response(404)
-            code = "RevisionNotFound" if owner_name in self.repositories else "RepoNotFound"
-            self.send_header("X-Error-Code", code)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        commit, folder = found
-        names = sorted(item.name for item in folder.iterdir())
-        if kind == "tree":
-            self.reply(json.dumps([{"type": "file", "path": n, "size": 1, "oid": "0" * 40} for n in names]), body)
-        elif kind == "revision":
-            files = [{"rfilename": name} for name in names]
-            self.reply(json.dumps({"id": owner_name, "sha": commit, "siblings": files}), body)
-        else:
-            content = (folder / rest[0]).read_bytes()
-            etag = hashlib.sha256(content).hexdigest()
-            self.reply(content, body, **{"ETag": f'"{etag}"', "X-Repo-Commit": commit})
-
-    def reply(self, content, body, **headers):
-        content = content.encode() if isinstance(content, str) else content
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def log_message(self, *arguments):
-        """Quiet."""
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A hub on loopback that the real client talks to; its repositories are filled by the test."""
-    handler = type("OneHub", (Hub,), {"repositories": {}, "requests": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    address, real = f"http://127.0.0.1:{server.server_port}", huggingface_hub.snapshot_download
-
-    def on_loopback(*arguments, **options):
-        return real(*arguments, endpoint=address, cache_dir=tmp_path / "cache", token=False, **options)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", on_loopback)
-    monkeypatch.chdir(tmp_path)
-    yield handler
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-def test_a_name_of_the_hub_is_pinned_and_the_weights_are_those_of_its_commit(hub, tmp_path):
-    for number, name in enumerate(("new", "old")):
-        save_public(tmp_path / name, "dinov2")
-        weights = load_file(tmp_path / name / "model.safetensors")
-        save_file({key: value + number for key, value in weights.items()}, tmp_path / name / "model.safetensors")
-    (tmp_path / "new" / "README.md").write_text("---\nlicense: mit\n---\n")
-    (tmp_path / "new" / "pytorch_model.bin").write_bytes(b"not wanted")
-    new, old = (COMMIT, tmp_path / "new"), (OLDER, tmp_path / "old")
-    hub.repositories["someone/dino"] = {"main": new, COMMIT: new, "v1": old, OLDER: old}
-    section = public.resolved_options("hf/someone/dino", {})
-    assert (section["name"], section["license"]) == (f"hf/someone/dino@{COMMIT}", "mit")
-    digest = hashlib.sha256((tmp_path / "new" / "model.safetensors").read_bytes()).hexdigest()
-    assert section["sha256"] == digest
-    assert not [path for path in hub.requests if path.endswith(".bin")]
-    image = torch.randn(1, 3, SIDE, SIDE)
-    ours = create_encoder(modality="image", **section).eval()(image)
-    assert torch.equal(ours, create_encoder(f"hf/{tmp_path / 'new'}", "image").eval()(image))
-    older = create_encoder("hf/someone/dino@v1", "image").eval()(image)
-    assert torch.equal(older, create_encoder(f"hf/{tmp_path / 'old'}", "image").eval()(image))
-    with pytest.raises(ValueError, match="as the recipe says"):
-        create_encoder(modality="image", **{**section, "name": "hf/someone/dino@v1"})
-
-
-def test_offline_the_cache_is_read_and_the_hub_is_not_asked(hub, tmp_path, monkeypatch):
-    save_public(tmp_path / "new", "dinov2")
-    hub.repositories["someone/dino"] = {"main": (COMMIT, tmp_path / "new"), COMMIT: (COMMIT, tmp_path / "new")}
-    online = public.resolved_options("hf/someone/dino", {})
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    hub.requests.clear()
-    assert public.resolved_options("hf/someone/dino", {}) == online
-    assert create_encoder(modality="image", **online).dim == 32
-    assert not hub.requests
-    with pytest.raises(FileNotFoundError, match="someone/other is no folder here"):
-        create_encoder("hf/someone/other", "image")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("asked", ["@v1", "", "@main"])
-def test_a_run_that_goes_on_has_the_commit_that_it_began_with_and_asks_no_hub(asked, hub, tmp_path, monkeypatch):
-    save_public(tmp_path / "old", "dinov2")
-    old = (COMMIT, tmp_path / "old")
-    hub.repositories["someone/dino"] = {"main": old, "v1": old, COMMIT: old}
-    run = tmp_path / "run"
-
-    def begun(name):
-        cfg = config.parse(config.RunConfig, ["loss.name=simclr", f"run={run}", f"encoders.image={{name: {name}}}"])
-        settle(cfg, losses.get("simclr").views(cfg.loss))
-        return cfg
-
-    first = begun(f"hf/someone/dino{asked}")
-    assert first.encoders["image"]["name"] == f"hf/someone/dino@{COMMIT}"
-    (run / "step_000001").mkdir(parents=True)
-    monkeypatch.setattr("avssl.public_models.checkpoints", lambda folder: [folder / "step_000001"])
-    config.save(first, run / "config.yaml")
-    save_public(tmp_path / "new", "vit")
-    new = (OLDER, tmp_path / "new")
-    hub.repositories["someone/dino"] = {"main": new, "v1": new, "v2": new, OLDER: new}  # the branch has moved on
-    hub.requests.clear()
-    for name in (f"hf/someone/dino{asked}", f"hf/someone/dino@{COMMIT}"):
-        again = begun(name)
-        assert (again.encoders, again.views) == (first.encoders, first.views)
-        config.check_unchanged(again, run)
-    assert not hub.requests
-    other = begun("hf/someone/dino@v2")  # the hub is asked, for this is another model
-    with pytest.raises(ValueError, match=rf"encoders\.image\.name: .*{COMMIT}' then, .*{OLDER}' now"):
-        config.check_unchanged(other, run)
-
-
-@pytest.mark.slow
-def test_a_folder_with_an_at_sign_is_no_revision(tmp_path):
-    folder = tmp_path / "model@v1"
-    save_public(folder, "dinov2")
-    cfg = config.parse(
-        config.RunConfig, ["loss.name=simclr", f"run={tmp_path}", f"encoders.image={{name: hf/{folder}}}"]
-    )
-    settle(cfg, losses.get("simclr").views(cfg.loss))
-    assert cfg.encoders["image"]["name"] == f"hf/{folder}"
-    assert "requested_revision" not in cfg.encoders["image"]
-    facts = provenance_of(cfg, ["image"])["public_models"]["image"]
-    assert (facts["name"], facts["revision"], len(facts["sha256"])) == (f"hf/{folder}", "", 64)
-
-
-def test_a_wrong_name_or_revision_is_one_clear_error(hub, tmp_path):
-    save_public(tmp_path / "new", "dinov2")
-    hub.repositories["someone/dino"] = {"main": (COMMIT, tmp_path / "new")}
-    with pytest.raises(FileNotFoundError, match=r"someone/dino is no folder here, .* at revision v9"):
-        create_encoder("hf/someone/dino@v9", "image")
-    with pytest.raises(FileNotFoundError, match="someone/other is no folder here"):
-        create_encoder("hf/someone/other", "image")
-
-
-def test_published_weights_of_timm_come_from_the_hub_as_safetensors(hub, tmp_path):
-    folder = tmp_path / "weights"
-    folder.mkdir()
-    torch.manual_seed(0)
-    encoder = create_encoder("timm/test_vit", "image")
-    import timm
-
-    net = timm.create_model("test_vit.r160_in1k")
-    net.load_state_dict({**net.state_dict(), **encoder.net.state_dict()})
-    save_file(net.state_dict(), folder / "model.safetensors")
-    (folder / "config.json").write_text("{}")
-    hub.repositories["timm/test_vit.r160_in1k"] = {"main": (COMMIT, folder), COMMIT: (COMMIT, folder)}
-    section = public.resolved_options("timm/test_vit.r160_in1k", {})
-    assert (section["name"], section["pretrained"]) == (f"timm/test_vit.r160_in1k@{COMMIT}", True)
-    assert section["license"] == "apache-2.0"
-    image = torch.randn(1, 3, 160, 160)
-    loaded = create_encoder(modality="image", **section).eval()
-    assert torch.equal(loaded(image), encoder.eval()(image))
-    audio = create_encoder(modality="audio", **section).eval()
-    assert audio(torch.randn(1, 1, 200, 129)).shape == (1, 64)
-    assert torch.allclose(
-        audio.net.patch_embed.proj.weight, net.patch_embed.proj.weight.sum(1, keepdim=True), atol=1e-6
-    )
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    hub.repositories["timm/test_vit.r160_in1k"] = {"main": (OLDER, folder), OLDER: (OLDER, folder)}
-    with pytest.raises(ValueError, match=r"has no weights; weights must be model.safetensors"):
-        create_encoder("timm/test_vit.r160_in1k", "image")
-
-
-def losses_of(run):
-    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.slow
