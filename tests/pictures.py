@@ -74,13 +74,18 @@ def taken(browser: Chromium, picture: Picture, folder: Path) -> bytes:
         picture.prepare(page)
         page.wait_for_timeout(300)
         source = page.locator(picture.part).first if picture.part else page
-        shot = Image.open(io.BytesIO(source.screenshot()))
+        return as_webp(source.screenshot(), picture.name)
+
+
+def as_webp(screenshot: bytes, name: str) -> bytes:
+    """A screenshot as WebP of at most MAX_BYTES. ValueError if it does not fit at the lowest quality."""
+    shot = Image.open(io.BytesIO(screenshot))
     for quality in (90, 80, 65, 50, 35):
         output = io.BytesIO()
         shot.save(output, "WEBP", quality=quality, method=6)
         if output.tell() <= MAX_BYTES:
             return output.getvalue()
-    raise ValueError(f"{picture.name}: {shot.size} does not fit into {MAX_BYTES} bytes; show a smaller part")
+    raise ValueError(f"{name}: {shot.size} does not fit into {MAX_BYTES} bytes; show a smaller part")
 
 
 def main(folder: Path, out: Path) -> int:

@@ -36,25 +36,29 @@ from tests.browser import (  # noqa: F401  (chromium is a fixture)
     reached_by_keyboard,
     unnamed_controls,
 )
-from tests.conftest import run_python
+from tests.conftest import built_once, run_python
 from tests.test_embed import frames, sine
 from tests.test_report import HOSTILE, Checker
 
 CLASS = "<b onclick=alert(1)>&"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def found(tiny_run, tmp_path_factory):
     """(folder of media, its embeddings): two videos with sound in a hostile folder, one without sound, one sound."""
-    root = tmp_path_factory.mktemp("page")
-    (root / "videos" / CLASS).mkdir(parents=True)
-    for number, name in enumerate((f"{CLASS}/one.mp4", f"{CLASS}/two two.mp4", "mute.mp4")):
-        video = [np.roll(frame, 7 * number, 0) for frame in frames(16 * (number + 2), 32)]
-        sound = {} if name == "mute.mp4" else {"audio": sine(2.0 + number), "audio_rate_hz": 24_000}
-        write_media(root / "videos" / name, video=video, video_fps=16, **sound)
-    write_media(root / "videos" / "a.wav", audio=sine(1.5), audio_rate_hz=24_000, audio_codec="pcm_s16le")
-    embedder = avssl.load_embedder(str(tiny_run))
-    FolderJob.begin(embedder, [root / "videos"], root / "index", window_seconds=0.5).run(embedder, run_folder=tiny_run)
+
+    def build(root):
+        (root / "videos" / CLASS).mkdir(parents=True)
+        for number, name in enumerate((f"{CLASS}/one.mp4", f"{CLASS}/two two.mp4", "mute.mp4")):
+            video = [np.roll(frame, 7 * number, 0) for frame in frames(16 * (number + 2), 32)]
+            sound = {} if name == "mute.mp4" else {"audio": sine(2.0 + number), "audio_rate_hz": 24_000}
+            write_media(root / "videos" / name, video=video, video_fps=16, **sound)
+        write_media(root / "videos" / "a.wav", audio=sine(1.5), audio_rate_hz=24_000, audio_codec="pcm_s16le")
+        run = shutil.copytree(tiny_run, root / "run")  # for other processes: each writes in a tiny_run of its own
+        embedder = avssl.load_embedder(str(run))
+        FolderJob.begin(embedder, [root / "videos"], root / "index", window_seconds=0.5).run(embedder, run_folder=run)
+
+    root = built_once(tmp_path_factory, "page", build)
     return root / "videos", root / "index"
 
 
