@@ -12,6 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 MOST_LINES, FEW_LINES, MOST_FILES, LONGEST_CHAIN = 400, 60, 16, 12
+TOPS = ("avssl", "data_prep", "recipes")
 REGISTRIES = ("avssl/losses", "avssl/eval/tasks")  # a file per method: these may grow
 
 # Each folder, or file of its own, with the folders whose files it imports. A folder stands below all that it uses, so
@@ -81,7 +82,7 @@ MAY_IMPORT = {
 
 
 def _modules() -> dict[str, Path]:
-    files = [path for top in ("avssl", "data_prep", "recipes") for path in sorted((ROOT / top).rglob("*.py"))]
+    files = [path for top in TOPS for path in sorted((ROOT / top).rglob("*.py"))]
     return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
 
 
@@ -190,14 +191,15 @@ def test_chains_of_imports_are_short():
 
 
 def test_files_are_neither_long_nor_scraps():
-    lines = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in MODULES.items()}
-    assert not {name: number for name, number in lines.items() if number > MOST_LINES}
+    everywhere = [path for top in (*TOPS, "benchmarks", "examples", "tests") for path in (ROOT / top).rglob("*.py")]
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in everywhere}
+    assert not {str(path.relative_to(ROOT)): number for path, number in lines.items() if number > MOST_LINES}
     importers = Counter(other for others in imports().values() for other in others)
     stands_alone = ("__init__", "__main__")
     scraps = {
-        name: number
-        for name, number in lines.items()
-        if number < FEW_LINES and importers[name] < 2 and MODULES[name].stem not in stands_alone
+        name: lines[path]
+        for name, path in MODULES.items()
+        if lines[path] < FEW_LINES and importers[name] < 2 and path.stem not in stands_alone
     }
     registered = {name for name in scraps if str(MODULES[name].parent.relative_to(ROOT)) in (*REGISTRIES, "recipes")}
     assert not {name: number for name, number in scraps.items() if name not in registered}
