@@ -9,20 +9,12 @@ from avssl.losses.barlow_twins import BarlowTwins, BarlowTwinsConfig, barlow_twi
 from avssl.optim.build import build_optimizer
 from avssl.optim.config import OptimConfig
 from avssl.types import Progress
+from tests.small_encoders import Identity
 from tests.textbook import barlow_twins as textbook
 from tests.textbook.gradients import gradient
 
 Z1, Z2 = np.random.default_rng(0).normal(size=(2, 7, 4))
 PAIRS = [("image", "image"), ("audio", "audio"), ("video", "audio")]
-
-
-class Identity(nn.Module):
-    """An encoder that returns its input."""
-
-    dim = 4
-
-    def forward(self, x):
-        return x
 
 
 def make(pair=("image", "image"), **options):

@@ -8,6 +8,7 @@ from torch import nn
 from avssl.losses.byol import BYOL, BYOLConfig, regression
 from avssl.ops.teacher import frozen_copy
 from avssl.types import Progress
+from tests.small_encoders import Linear
 from tests.textbook import byol as textbook
 from tests.textbook.gradients import gradient
 
@@ -15,23 +16,11 @@ P1, P2, T1, T2 = np.random.default_rng(0).normal(size=(4, 5, 6))
 PAIRS = [("image", "image"), ("audio", "audio"), ("video", "audio")]
 
 
-class Encoder(nn.Module):
-    """A linear layer with tanh."""
-
-    def __init__(self, dim=6):
-        super().__init__()
-        self.dim = dim
-        self.layer = nn.Linear(4, dim)
-
-    def forward(self, x):
-        return torch.tanh(self.layer(x))
-
-
 def make(pair=("image", "image"), seed=0, **options):
     torch.manual_seed(seed)
     small = {"projector_hidden_dims": (8,), "predictor_hidden_dims": (8,), "embedding_dim": 6}
     config = BYOLConfig(modalities=pair, **(small | options))
-    return BYOL(config, {modality: Encoder() for modality in set(pair)}, num_samples=20)
+    return BYOL(config, {modality: Linear(6) for modality in set(pair)}, num_samples=20)
 
 
 def views(seed=1, batch=8):
@@ -99,7 +88,7 @@ def test_every_trainable_parameter_gets_a_finite_gradient_and_no_teacher_does(pa
 
 
 def test_projector_and_predictor_are_a_hidden_layer_with_batch_norm_and_a_linear_layer_without_bias():
-    loss = BYOL(BYOLConfig(), {"image": Encoder()}, num_samples=20)
+    loss = BYOL(BYOLConfig(), {"image": Linear(6)}, num_samples=20)
     for head, width in ((loss.projectors["image"], 6), (loss.predictors["image"], 256)):
         assert [type(layer) for layer in head] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
         assert head[0].weight.shape == (4096, width)

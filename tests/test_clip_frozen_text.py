@@ -28,6 +28,7 @@ from recipes import pretrain
 from tests.captioned import caption_of, make_text_model, with_captions
 from tests.conftest import ROOT
 from tests.fixtures import fresh_accelerate  # noqa: F401
+from tests.small_encoders import Identity
 from tests.textbook import clip_frozen_text as textbook
 from tests.textbook.gradients import gradient
 
@@ -37,15 +38,6 @@ NUMBERS = torch.tensor([0, 1, 0, -1, 2, 1, 0])
 TEXTS = np.stack([TEXT[0], TEXT[1], TEXT[0], TEXT[3], TEXT[4], TEXT[1], TEXT[0]])  # one row for each caption
 CAPTIONS = CaptionRows(torch.tensor(TEXT[[0, 1, 4]], dtype=torch.float32), NUMBERS)
 PROGRESS = Progress()
-
-
-class Identity(nn.Module):
-    """An encoder that returns its input."""
-
-    dim = 4
-
-    def forward(self, x):
-        return x
 
 
 def make(modalities=("video", "audio"), captions=CAPTIONS, **options):

@@ -8,7 +8,6 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import normalized_mutual_info_score
-from torch import nn
 
 from avssl.losses.base import EpochContext
 from avssl.losses.deepcluster import DeepCluster, DeepClusterConfig, balanced_cross_entropy, cluster_weights
@@ -17,6 +16,7 @@ from avssl.ops.sampling import generator_for
 from avssl.optim.build import build_optimizer, forget
 from avssl.optim.config import OptimConfig
 from avssl.types import Progress
+from tests.small_encoders import Linear
 from tests.textbook import deepcluster as textbook
 from tests.textbook.gradients import gradient
 
@@ -26,22 +26,10 @@ NUM_SAMPLES, KINDS = 60, 4
 SMALL = {"num_clusters": KINDS, "pca_dim": 3, "projector_dims": (8,)}
 
 
-class Encoder(nn.Module):
-    """A linear layer with tanh."""
-
-    def __init__(self, dim=6):
-        super().__init__()
-        self.dim = dim
-        self.layer = nn.Linear(5, dim)
-
-    def forward(self, x):
-        return torch.tanh(self.layer(x))
-
-
 def make(modalities=("image",), seed=0, num_samples=NUM_SAMPLES, **options):
     torch.manual_seed(seed)
     config = DeepClusterConfig(modalities=modalities, **(SMALL | options))
-    return DeepCluster(config, {modality: Encoder() for modality in modalities}, num_samples)
+    return DeepCluster(config, {modality: Linear(6, num_inputs=5) for modality in modalities}, num_samples)
 
 
 def samples(name):
@@ -280,7 +268,7 @@ def test_impossible_options_are_refused_with_the_remedy():
 
 def test_xdc_is_deepcluster_with_swapped_labels_on_the_encoders_own_features():
     torch.manual_seed(0)
-    encoders = {modality: Encoder() for modality in ("video", "audio")}
+    encoders = {modality: Linear(6, num_inputs=5) for modality in ("video", "audio")}
     xdc = XDC(XDCConfig(num_clusters=KINDS, pca_dim=3), encoders, NUM_SAMPLES)
     xdc.on_epoch_start(context_of(xdc, 0))
     plain = DeepCluster(

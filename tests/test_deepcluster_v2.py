@@ -11,6 +11,7 @@ from avssl.losses.base import EpochContext
 from avssl.losses.deepcluster_v2 import DeepClusterV2, DeepClusterV2Config
 from avssl.ops.sampling import generator_for
 from avssl.types import Progress
+from tests.small_encoders import Identity, Pooled
 from tests.textbook import deepcluster_v2 as textbook
 from tests.textbook import kmeans as textbook_kmeans
 from tests.textbook.gradients import gradient
@@ -26,31 +27,10 @@ SMALL = {
 }
 
 
-class Identity(nn.Module):
-    def __init__(self, dim=4):
-        super().__init__()
-        self.dim = dim
-
-    def forward(self, x):
-        return x
-
-
-class Encoder(nn.Module):
-    """Pools rows of any length, so that small crops may be smaller."""
-
-    def __init__(self, dim=7):
-        super().__init__()
-        self.dim = dim
-        self.layer = nn.Linear(2, dim)
-
-    def forward(self, x):
-        return torch.tanh(self.layer(torch.stack([x.mean(dim=1), x.std(dim=1)], dim=1)))
-
-
 def make(pair=("image", "image"), num_samples=NUM_SAMPLES, seed=0, **options):
     torch.manual_seed(seed)
     config = DeepClusterV2Config(modalities=pair, **(SMALL | options))
-    return DeepClusterV2(config, {modality: Encoder() for modality in set(pair)}, num_samples)
+    return DeepClusterV2(config, {modality: Pooled() for modality in set(pair)}, num_samples)
 
 
 def bare(pair=("image", "image"), **options):

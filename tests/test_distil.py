@@ -7,21 +7,13 @@ from torch import nn
 
 from avssl.losses.distil import Distil, DistilConfig, regression, similarity_divergence
 from avssl.types import Progress, TooFewSamplesError
+from tests.small_encoders import Identity
 from tests.textbook import distil as textbook
 from tests.textbook.gradients import gradient
 
 GENERATOR = np.random.default_rng(0)
 STUDENT, TEACHER, QUEUE = (GENERATOR.normal(size=(count, 4)) for count in (5, 5, 7))
 TEMPERATURES = {"student_temperature": 0.3, "teacher_temperature": 0.15}
-
-
-class Identity(nn.Module):
-    """An encoder that returns its input."""
-
-    dim = 4
-
-    def forward(self, x):
-        return x
 
 
 def make(modalities=("image",), dim=4, **options):

@@ -8,21 +8,13 @@ from torch import nn
 from avssl.losses.lejepa import LeJEPA, LeJEPAConfig, epps_pulley, random_directions, sigreg
 from avssl.ops.sampling import generator_for
 from avssl.types import Progress
+from tests.small_encoders import Identity
 from tests.textbook import lejepa as textbook
 from tests.textbook.gradients import gradient
 
 Z = np.random.default_rng(0).normal(size=(7, 4))
 DIRECTIONS = np.linalg.qr(np.random.default_rng(1).normal(size=(4, 4)))[0][:, :3]
 PAIRS = [("image", "image"), ("audio", "audio"), ("video", "audio")]
-
-
-class Identity(nn.Module):
-    """An encoder that returns its input."""
-
-    dim = 4
-
-    def forward(self, x):
-        return x
 
 
 def make(pair=("image", "image"), **options):

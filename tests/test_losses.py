@@ -12,6 +12,7 @@ from avssl.losses.avid import AVID, AVIDConfig
 from avssl.losses.avid_cma import AVIDCMA, AVIDCMAConfig, positive_set
 from avssl.losses.base import EpochContext
 from avssl.types import Progress
+from tests.small_encoders import Identity
 from tests.textbook import avid as textbook_avid
 from tests.textbook import avid_cma as textbook_cma
 
@@ -23,20 +24,9 @@ NUM_SAMPLES = len(BANKS["video"])
 NUM_WITHIN = int(GOLDEN["config"][-1])
 
 
-class Identity(nn.Module):
-    """An encoder that returns its input."""
-
-    def __init__(self, dim=16):
-        super().__init__()
-        self.dim = dim
-
-    def forward(self, x):
-        return x
-
-
 def loss_with_stored_banks(cls, config, negatives, monkeypatch):
     """The loss with golden banks, identity heads, and the stored negatives in place of drawn ones."""
-    loss = cls(config, {"video": Identity(), "audio": Identity()}, NUM_SAMPLES)
+    loss = cls(config, {"video": Identity(16), "audio": Identity(16)}, NUM_SAMPLES)
     for modality in ("video", "audio"):
         loss.projectors[modality] = nn.Identity()
         loss.banks[modality].rows.copy_(torch.from_numpy(BANKS[modality]))
@@ -168,7 +158,7 @@ def test_asking_for_more_positives_than_other_samples_is_refused_with_the_number
 def make(name, num_samples=50, **options):
     cls = losses.get(name)
     config = cls.Config(name=name, embedding_dim=16, projector_hidden_dims=(), **options)
-    return cls(config, {"video": Identity(), "audio": Identity()}, num_samples)
+    return cls(config, {"video": Identity(16), "audio": Identity(16)}, num_samples)
 
 
 def test_avid_negatives_never_contain_the_anchor_and_reach_everything_else():

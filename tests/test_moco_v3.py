@@ -10,6 +10,7 @@ from torch import nn
 from avssl.losses import moco_v3
 from avssl.losses.moco_v3 import MoCoV3, MoCoV3Config, contrast
 from avssl.types import Progress
+from tests.small_encoders import Linear
 from tests.textbook import moco_v3 as textbook
 from tests.textbook.gradients import gradient
 from tests.thread_ranks import run_as_ranks
@@ -17,23 +18,11 @@ from tests.thread_ranks import run_as_ranks
 Q1, Q2, K1, K2 = np.random.default_rng(0).normal(size=(4, 6, 5))
 
 
-class Encoder(nn.Module):
-    """A linear layer with tanh."""
-
-    def __init__(self, dim=5):
-        super().__init__()
-        self.dim = dim
-        self.layer = nn.Linear(4, dim)
-
-    def forward(self, x):
-        return torch.tanh(self.layer(x))
-
-
 def make(pair=("image", "image"), **options):
     torch.manual_seed(0)
     small = {"projector_hidden_dims": (8,), "predictor_hidden_dims": (8,), "embedding_dim": 5}
     config = MoCoV3Config(modalities=pair, **(small | options))
-    return MoCoV3(config, {modality: Encoder() for modality in set(pair)}, num_samples=20)
+    return MoCoV3(config, {modality: Linear(5) for modality in set(pair)}, num_samples=20)
 
 
 def views(seed=1):
@@ -120,9 +109,9 @@ def layers(head):
 
 def test_heads_are_those_of_the_paper_for_a_residual_network_and_for_a_transformer():
     with torch.device("meta"):
-        network = MoCoV3(MoCoV3Config(), {"image": Encoder(2048)}, 20)
+        network = MoCoV3(MoCoV3Config(), {"image": Linear(2048)}, 20)
         transformer = MoCoV3Config(projector_hidden_dims=(4096, 4096), predictor_final_batch_norm=True)
-        transformer = MoCoV3(transformer, {"image": Encoder(384)}, 20)
+        transformer = MoCoV3(transformer, {"image": Linear(384)}, 20)
     hidden = ["norm+affine", "ReLU"]
     assert layers(network.projectors["image"]) == ["2048-4096", *hidden, "4096-256", "norm"]
     assert layers(network.predictors["image"]) == ["256-4096", *hidden, "4096-256"]

@@ -9,23 +9,13 @@ from avssl.losses.avid import AVID, AVIDConfig
 from avssl.losses.npid import NPID, NPIDConfig
 from avssl.ops.sampling import draw_negatives
 from avssl.types import Progress
+from tests.small_encoders import Identity
 from tests.textbook import npid as textbook
 from tests.textbook.gradients import gradient
 
 NUM_SAMPLES, DIM, NUM_NEGATIVES, TEMPERATURE = 30, 6, 8, 0.2
 RAW = dict(zip(("first", "second"), np.random.default_rng(0).normal(size=(2, 5, DIM)), strict=True))
 INDEX = torch.tensor([4, 0, 29, 11, 7])
-
-
-class Identity(nn.Module):
-    """An encoder that returns its input."""
-
-    def __init__(self, dim=DIM):
-        super().__init__()
-        self.dim = dim
-
-    def forward(self, x):
-        return x
 
 
 def make(modalities, num_samples=NUM_SAMPLES, dim=DIM, **options):
@@ -84,7 +74,7 @@ def test_value_gradient_and_constant_equal_the_textbook(modalities, memories):
 def test_across_modalities_it_is_cross_avid():
     ours = make(("video", "audio"))
     config = AVIDConfig(num_negatives=NUM_NEGATIVES, temperature=TEMPERATURE, embedding_dim=DIM)
-    avid = AVID(config, {"video": Identity(), "audio": Identity()}, NUM_SAMPLES)
+    avid = AVID(config, {"video": Identity(DIM), "audio": Identity(DIM)}, NUM_SAMPLES)
     for modality in ("video", "audio"):
         avid.projectors[modality] = nn.Identity()
         avid.banks[modality].load_state_dict(ours.banks[modality].state_dict())

@@ -10,6 +10,7 @@ from torch import nn
 from avssl.losses.base import EpochContext
 from avssl.losses.sela import SeLa, SeLaConfig, relabeling_epochs
 from avssl.types import Progress
+from tests.small_encoders import Linear
 from tests.textbook import sela as textbook
 from tests.textbook.gradients import gradient
 
@@ -18,22 +19,10 @@ NUM_SAMPLES = 60
 SMALL = {"num_clusters": 4, "num_heads": 2, "num_relabelings": 3, "relabel_epochs": 8}  # labels at 0 and 2
 
 
-class Encoder(nn.Module):
-    """A linear layer with tanh."""
-
-    def __init__(self, dim=6):
-        super().__init__()
-        self.dim = dim
-        self.layer = nn.Linear(5, dim)
-
-    def forward(self, x):
-        return torch.tanh(self.layer(x))
-
-
 def make(modalities=("image",), seed=0, num_samples=NUM_SAMPLES, **options):
     torch.manual_seed(seed)
     config = SeLaConfig(modalities=modalities, **(SMALL | options))
-    loss = SeLa(config, {modality: Encoder() for modality in modalities}, num_samples)
+    loss = SeLa(config, {modality: Linear(6, num_inputs=5) for modality in modalities}, num_samples)
     for classifier in loss.classifiers.values():  # predictions that differ between samples, and favorites
         nn.init.normal_(classifier.weight, std=2.0)
         nn.init.normal_(classifier.bias, std=1.0)
@@ -116,7 +105,7 @@ def test_labels_start_balanced_at_random_by_the_seed_and_differ_between_heads():
         assert sorted(torch.bincount(loss.labels[:, head]).tolist()) == [15, 15, 16, 16]
     assert not torch.equal(loss.labels[:, 0], loss.labels[:, 1])
     assert torch.equal(loss.labels, make(num_samples=62, seed=3).labels)  # not torch's generator
-    other = SeLa(SeLaConfig(**SMALL, seed=1), {"image": Encoder()}, 62)
+    other = SeLa(SeLaConfig(**SMALL, seed=1), {"image": Linear(6, num_inputs=5)}, 62)
     assert not torch.equal(loss.labels, other.labels)
 
 

@@ -9,6 +9,7 @@ from avssl.losses.simsiam import SimSiam, SimSiamConfig, negative_cosine
 from avssl.optim.build import build_optimizer, set_learning_rate
 from avssl.optim.config import OptimConfig
 from avssl.types import Progress
+from tests.small_encoders import Linear
 from tests.textbook import simsiam as textbook
 from tests.textbook.gradients import gradient
 
@@ -16,23 +17,11 @@ P1, P2, Z1, Z2 = np.random.default_rng(0).normal(size=(4, 5, 6))
 PAIRS = [("image", "image"), ("audio", "audio"), ("video", "audio")]
 
 
-class Encoder(nn.Module):
-    """A linear layer with tanh."""
-
-    def __init__(self, dim=6):
-        super().__init__()
-        self.dim = dim
-        self.layer = nn.Linear(4, dim)
-
-    def forward(self, x):
-        return torch.tanh(self.layer(x))
-
-
 def make(pair=("image", "image"), **options):
     torch.manual_seed(0)
     small = {"projector_hidden_dims": (8, 8), "predictor_hidden_dims": (5,), "embedding_dim": 8}
     config = SimSiamConfig(modalities=pair, **(small | options))
-    return SimSiam(config, {modality: Encoder() for modality in set(pair)}, num_samples=20)
+    return SimSiam(config, {modality: Linear(6) for modality in set(pair)}, num_samples=20)
 
 
 def views(batch=8):

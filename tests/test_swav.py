@@ -10,6 +10,7 @@ from torch import nn
 
 from avssl.losses.swav import SwAV, SwAVConfig, swapped_prediction
 from avssl.types import Progress
+from tests.small_encoders import Identity, Pooled
 from tests.textbook import swav as textbook
 from tests.textbook.gradients import gradient
 
@@ -18,39 +19,16 @@ PAIRS = [("image", "image"), ("video", "video"), ("audio", "audio"), ("video", "
 SMALL = {"num_prototypes": 6, "projector_hidden_dims": (8,), "embedding_dim": 5, "num_small_crops": 2}
 
 
-class Identity(nn.Module):
-    def __init__(self, dim=5):
-        super().__init__()
-        self.dim = dim
-
-    def forward(self, x):
-        return x
-
-
-class Encoder(nn.Module):
-    """Pools rows of any length, so that small crops may be smaller; remembers the rows of its calls."""
-
-    def __init__(self, dim=7):
-        super().__init__()
-        self.dim = dim
-        self.layer = nn.Linear(2, dim)
-        self.rows = []
-
-    def forward(self, x):
-        self.rows.append(tuple(x.shape))
-        return torch.tanh(self.layer(torch.stack([x.mean(dim=1), x.std(dim=1)], dim=1)))
-
-
 def make(pair=("image", "image"), num_samples=40, seed=0, **options):
     torch.manual_seed(seed)
     config = SwAVConfig(modalities=pair, **(SMALL | options))
-    return SwAV(config, {modality: Encoder() for modality in set(pair)}, num_samples)
+    return SwAV(config, {modality: Pooled() for modality in set(pair)}, num_samples)
 
 
 def bare(pair=("image", "image"), **options):
     """The loss on given embeddings: no encoder, no projector."""
     loss = make(pair, **options)
-    loss.encoders = nn.ModuleDict({modality: Identity() for modality in set(pair)})
+    loss.encoders = nn.ModuleDict({modality: Identity(5) for modality in set(pair)})
     for modality in set(pair):
         loss.projectors[modality] = nn.Identity()
     return loss

@@ -7,20 +7,12 @@ from torch import nn
 
 from avssl.losses.vicreg import VICReg, VICRegConfig, vicreg, vicreg_terms
 from avssl.types import Progress
+from tests.small_encoders import Identity
 from tests.textbook import vicreg as textbook
 from tests.textbook.gradients import gradient
 
 Z1, Z2 = 0.8 * np.random.default_rng(0).normal(size=(2, 7, 4))  # deviations on both sides of the hinge
 PAIRS = [("image", "image"), ("audio", "audio"), ("video", "audio")]
-
-
-class Identity(nn.Module):
-    """An encoder that returns its input."""
-
-    dim = 4
-
-    def forward(self, x):
-        return x
 
 
 def make(pair=("image", "image"), **options):
