@@ -1,10 +1,13 @@
-"""A hub on loopback with one data set repository: as much of its protocol as huggingface_hub asks for when it reads."""
+"""Hubs on loopback, a data set or models: as much of the protocol as huggingface_hub asks for when it reads."""
 
+import hashlib
 import json
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from urllib.parse import unquote
+
+import pytest
 
 COMMIT = "0" * 40
 
@@ -71,4 +74,73 @@ def hub_server(repository, files):
         server.repository, server.files, server.asked = repository, files, []
         Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}", server.asked
+        server.shutdown()
+
+
+class _Models(BaseHTTPRequestHandler):
+    def do_HEAD(self):
+        self.answer(body=False)
+
+    def do_GET(self):
+        self.answer(body=True)
+
+    def answer(self, body):
+        parts = self.path.partition("?")[0].strip("/").split("/")
+        self.server.requests.append("/".join(parts))
+        is_api = parts[:2] == ["api", "models"]
+        owner_name = "/".join(parts[2:4] if is_api else parts[:2])
+        kind, revision, *rest = parts[4:] if is_api else parts[2:]
+        found = self.server.repositories.get(owner_name, {}).get(revision)
+        if found is None:
+            self.send_response(404)
+            code = "RevisionNotFound" if owner_name in self.server.repositories else "RepoNotFound"
+            self.send_header("X-Error-Code", code)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        commit, folder = found
+        names = sorted(item.name for item in folder.iterdir())
+        if kind == "tree":
+            self.reply(json.dumps([{"type": "file", "path": n, "size": 1, "oid": "0" * 40} for n in names]), body)
+        elif kind == "revision":
+            files = [{"rfilename": name} for name in names]
+            self.reply(json.dumps({"id": owner_name, "sha": commit, "siblings": files}), body)
+        else:
+            content = (folder / rest[0]).read_bytes()
+            etag = hashlib.sha256(content).hexdigest()
+            self.reply(content, body, **{"ETag": f'"{etag}"', "X-Repo-Commit": commit})
+
+    def reply(self, content, body, **headers):
+        content = content.encode() if isinstance(content, str) else content
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, *arguments):
+        """Quiet."""
+
+
+@contextmanager
+def model_hub(monkeypatch, cache):
+    """A hub that the real client of this process downloads models from, into a folder; `repositories` are to be filled.
+
+    repositories: {"owner/name": {revision or commit: (commit, folder)}}. requests: the paths that were asked for.
+    """
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    real = huggingface_hub.snapshot_download
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Models) as server:
+        server.repositories, server.requests = {}, []
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+
+        def on_loopback(*arguments, **options):
+            return real(*arguments, endpoint=address, cache_dir=cache, token=False, **options)
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", on_loopback)
+        yield server
         server.shutdown()

@@ -1,9 +1,7 @@
 """One folder to pass on: it embeds bit for bit as the run does, says what it is, and goes to a hub and back."""
 
-import hashlib
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import shutil
 from pathlib import Path
 from unittest import mock
 
@@ -19,6 +17,7 @@ from avssl.exchange.__main__ import main, parse
 from avssl.models import create_encoder
 from avssl.transforms.raw_view import RawView
 from tests.conftest import run_python
+from tests.hub import model_hub
 from tests.made_runs import NUM_SAMPLES, SMALL_AVID, made_run
 
 NAMES = {"config.json", "provenance.json", "model.safetensors", "README.md"}
@@ -182,72 +181,17 @@ def test_a_folder_in_use_is_left_alone(run, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-class Hub(BaseHTTPRequestHandler):
-    """As much of a hub as a download asks for: one model, one commit."""
-
-    folder: Path
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    requests: list[str]
-
-    def do_HEAD(self):
-        self.answer(body=False)
-
-    def do_GET(self):
-        self.answer(body=True)
-
-    def answer(self, body):
-        path = self.path.partition("?")[0]
-        self.requests.append(path)
-        names = [*sorted(item.name for item in self.folder.iterdir()), "huge-and-not-wanted.bin"]
-        if path.startswith("/api/models/someone/avid-small/tree/"):  # how newer clients list files
-            files = [{"type": "file", "path": name, "size": 1, "oid": "0" * 40} for name in names]
-            self.send(json.dumps(files).encode(), body)
-        elif path.startswith("/api/models/someone/avid-small/revision/"):
-            files = [{"rfilename": name} for name in names]
-            self.send(json.dumps({"id": "someone/avid-small", "sha": self.commit, "siblings": files}).encode(), body)
-        elif path.startswith(f"/someone/avid-small/resolve/{self.commit}/"):
-            content = (self.folder / path.rsplit("/", 1)[1]).read_bytes()
-            etag = hashlib.sha256(content).hexdigest()
-            self.send(content, body, ETag=f'"{etag}"', **{"X-Repo-Commit": self.commit})
-        else:
-            self.send_response(404)
-            self.send_header("X-Error-Code", "RepoNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-    def send(self, content, body, **headers):
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json" if self.path.startswith("/api/") else "text/plain")
-        self.send_header("Content-Length", str(len(content)))
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def log_message(self, *arguments):
-        """Quiet."""
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture
 def hub(folder, tmp_path, monkeypatch):
-    """A hub on loopback that the real client talks to."""
-    huggingface_hub = pytest.importorskip("huggingface_hub")
-    handler = type("OneHub", (Hub,), {"folder": folder, "requests": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    real = huggingface_hub.snapshot_download
-
-    def on_loopback(*arguments, **options):
-        return real(*arguments, endpoint=address, cache_dir=tmp_path / "cache", token=False, **options)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", on_loopback)
-    yield handler
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    """A hub of one model, beside whose files lies one that nobody wants."""
+    shutil.copytree(folder, tmp_path / "avid-small")
+    (tmp_path / "avid-small" / "huge-and-not-wanted.bin").write_bytes(b"huge")
+    with model_hub(monkeypatch, tmp_path / "cache") as hub:
+        hub.repositories["someone/avid-small"] = dict.fromkeys(("main", COMMIT), (COMMIT, tmp_path / "avid-small"))
+        yield hub
 
 
 @pytest.mark.slow
@@ -263,7 +207,7 @@ def test_a_model_of_something_else_is_refused(hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text("{}")
-    hub.folder = tmp_path / "other"
+    hub.repositories["someone/avid-small"] = dict.fromkeys(("main", COMMIT), (COMMIT, tmp_path / "other"))
     with pytest.raises(FileNotFoundError, match=r"no model of avssl: it has no provenance.json, model.safetensors"):
         avssl.load_embedder("someone/avid-small")
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import huggingface_hub
 import pytest
@@ -15,82 +12,18 @@ from safetensors.torch import load_file, save_file
 from avssl import config, losses
 from avssl.models import create_encoder, public
 from avssl.public_models import provenance_of, settle
+from tests.hub import model_hub
 from tests.public_folders import SIDE, save_public
 
 COMMIT, OLDER = "0123456789abcdef0123456789abcdef01234567", "f" * 40
 
 
-class Hub(BaseHTTPRequestHandler):
-    """As much of a hub as a download asks for: repositories {"owner/name": {revision or commit: (commit, folder)}}."""
-
-    repositories: dict
-    requests: list
-
-    def do_HEAD(self):
-        self.answer(body=False)
-
-    def do_GET(self):
-        self.answer(body=True)
-
-    def answer(self, body):
-        parts = self.path.partition("?")[0].strip("/").split("/")
-        self.requests.append("/".join(parts))
-        is_api = parts[:2] == ["api", "models"]
-        owner_name = "/".join(parts[2:4] if is_api else parts[:2])
-        kind, revision, *rest = parts[4:] if is_api else parts[2:]
-        found = self.repositories.get(owner_name, {}).get(revision)
-        if found is None:
-            self.send_response(404)
-            code = "RevisionNotFound" if owner_name in self.repositories else "RepoNotFound"
-            self.send_header("X-Error-Code", code)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        commit, folder = found
-        names = sorted(item.name for item in folder.iterdir())
-        if kind == "tree":
-            self.reply(json.dumps([{"type": "file", "path": n, "size": 1, "oid": "0" * 40} for n in names]), body)
-        elif kind == "revision":
-            files = [{"rfilename": name} for name in names]
-            self.reply(json.dumps({"id": owner_name, "sha": commit, "siblings": files}), body)
-        else:
-            content = (folder / rest[0]).read_bytes()
-            etag = hashlib.sha256(content).hexdigest()
-            self.reply(content, body, **{"ETag": f'"{etag}"', "X-Repo-Commit": commit})
-
-    def reply(self, content, body, **headers):
-        content = content.encode() if isinstance(content, str) else content
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def log_message(self, *arguments):
-        """Quiet."""
-
-
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A hub on loopback that the real client talks to; its repositories are filled by the test."""
-    handler = type("OneHub", (Hub,), {"repositories": {}, "requests": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    address, real = f"http://127.0.0.1:{server.server_port}", huggingface_hub.snapshot_download
-
-    def on_loopback(*arguments, **options):
-        return real(*arguments, endpoint=address, cache_dir=tmp_path / "cache", token=False, **options)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", on_loopback)
+    """A hub of models; the test fills its repositories."""
     monkeypatch.chdir(tmp_path)
-    yield handler
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with model_hub(monkeypatch, tmp_path / "cache") as hub:
+        yield hub
 
 
 def test_a_name_of_the_hub_is_pinned_and_the_weights_are_those_of_its_commit(hub, tmp_path):
