@@ -13,17 +13,18 @@ from avssl.files import storage
 READ_AHEAD_BYTES = 1 << 20  # of a remote file: small members that follow each other are one request
 
 
-class RangedFile(io.RawIOBase):
-    """A location, open for reading. No caller gets memory for more bytes than the file has.
+class SeekableBytes(io.RawIOBase):
+    """So many bytes for reading, each part fetched when it is asked for.
 
-    Raises OSError as storage.py, also while it is read.
+    No caller gets memory for more bytes than there are: a damaged header may state any number.
     """
 
-    def __init__(self, location: storage.Location, read_ahead_bytes: int = READ_AHEAD_BYTES) -> None:
-        self.num_bytes = storage.size(location)
-        self._location, self._at, self._read_ahead = os.fspath(location), 0, read_ahead_bytes
-        self._file = None if storage.is_remote(location) else storage.local_path(location).open("rb")
-        self._block, self._block_begin = b"", 0
+    def __init__(self, num_bytes: int) -> None:
+        self.num_bytes, self._at = num_bytes, 0
+
+    def _content(self, begin: int, end: int) -> bytes:
+        """The bytes begin..end; fewer only if they are gone."""
+        raise NotImplementedError
 
     def readable(self) -> bool:
         return True
@@ -38,10 +39,6 @@ class RangedFile(io.RawIOBase):
     def tell(self) -> int:
         return self._at
 
-    def size(self) -> int:
-        """The number of bytes, as PyArrow asks for it."""
-        return self.num_bytes
-
     def read(self, size: int | None = -1) -> bytes:
         """Up to `size` bytes; fewer only at the end."""
         rest = max(0, self.num_bytes - self._at)
@@ -53,6 +50,20 @@ class RangedFile(io.RawIOBase):
         content = self.read(len(buffer))
         buffer[: len(content)] = content
         return len(content)
+
+
+class RangedFile(SeekableBytes):
+    """A location, open for reading. Raises OSError as storage.py, also while it is read."""
+
+    def __init__(self, location: storage.Location, read_ahead_bytes: int = READ_AHEAD_BYTES) -> None:
+        super().__init__(storage.size(location))
+        self._location, self._read_ahead = os.fspath(location), read_ahead_bytes
+        self._file = None if storage.is_remote(location) else storage.local_path(location).open("rb")
+        self._block, self._block_begin = b"", 0
+
+    def size(self) -> int:
+        """The number of bytes, as PyArrow asks for it."""
+        return self.num_bytes
 
     def _content(self, begin: int, end: int) -> bytes:
         if self._file is not None:

@@ -6,13 +6,14 @@ Pure Python.
 
 from __future__ import annotations
 
-import io
 import os
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from avssl.shards.ranged_file import SeekableBytes
 
 BLOCK_BYTES = 512
 NAME, SIZE, CHECKSUM, KIND, PREFIX = slice(0, 100), slice(124, 136), slice(148, 156), slice(156, 157), slice(345, 500)
@@ -75,33 +76,12 @@ def member_content(archive: tarfile.TarFile, member: tarfile.TarInfo, num_bytes:
     return file.read()
 
 
-class FilePart(io.RawIOBase):
+class FilePart(SeekableBytes):
     """The bytes begin..end of a file as a file of its own, read on demand, because the tar reader skips members."""
 
     def __init__(self, file: BinaryIO, begin: int, end: int) -> None:
-        self._file, self._begin, self._size, self._at = file, begin, end - begin, 0
+        super().__init__(end - begin)
+        self._file, self._begin = file, begin
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        """Up to `size` bytes. Memory is taken for no more than there are: a damaged header may state any number."""
-        rest = max(0, self._size - self._at)
-        return super().read(rest if size is None or size < 0 else min(size, rest)) or b""
-
-    def readinto(self, buffer: Any) -> int:
-        length = max(0, min(len(buffer), self._size - self._at))
-        content = os.pread(self._file.fileno(), length, self._begin + self._at)
-        buffer[: len(content)] = content
-        self._at += len(content)
-        return len(content)
+    def _content(self, begin: int, end: int) -> bytes:
+        return os.pread(self._file.fileno(), end - begin, self._begin + begin)
