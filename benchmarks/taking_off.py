@@ -1,17 +1,19 @@
-"""What shortens the plateau of AVID on small corpora: steps until it takes off, and what is known at equal steps.
+"""What shortens the plateau of AVID on small corpora: steps until it takes off, and what is known after equal clips.
 
     python benchmarks/taking_off.py [--corpora shapes,garments] [--variants plain,large] [--seeds 3] [--out FOLDER]
 
-The networks and settings of `make demo` on three corpora that differ (benchmarks/audiovisual_corpora.py). A run takes
-off at the first look at which the kNN of video features is 1.5 times that of the untrained networks; of films, whose
-untrained kNN is too high for this, at which the median rank of test pairs is at most half of chance. Every look is a
-line of FOLDER/looks.jsonl; a finished run is not made again.
+The networks and settings of `make demo` on three corpora that differ (benchmarks/audiovisual_corpora.py). Each variant
+sees the same number of clips, in batches of its own. A run takes off at the first look at which the kNN of video
+features is 1.5 times that of the untrained networks; of films, whose untrained kNN is too high for this, at which the
+median rank of test pairs is at most half of chance. Every look is a line of FOLDER/looks.jsonl; a finished run is not
+made again.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,24 +42,26 @@ VARIANTS: dict[str, list[str]] = {
     "large_sharp": ["loss.temperature=0.1", *LARGE],
     "large_soft": ["loss.temperature=0.4", *LARGE],
 }
+PLAIN_BATCH = 16  # of the recipe
 TIMES_UNTRAINED, OF_CHANCE = 1.5, 0.5
 METRICS = ("video_knn", "audio_knn", "median_rank")
 Look = dict[str, Any]
 
 
-def one_run(corpus: Corpus, variant: str, seed: int, steps: int, every: int, path: Path) -> None:
+def one_run(corpus: Corpus, variant: str, seed: int, clips: int, num_looks: int, path: Path) -> None:
     """Train once, and add its looks to the file."""
-    arguments = [
-        RECIPE,
-        *SMALLER.get(corpus.name, []),
-        f"steps={steps}",
-        f"seed={seed}",
-        f"loss.seed={seed}",
-        *VARIANTS[variant],
-    ]
-    which = {"corpus": corpus.name, "variant": variant, "seed": seed, "steps": steps}
-    for look in SmallRun(corpus, arguments).train(every):
-        store(path, {**which, **look})
+    size = batch_size(variant)
+    own = [f"steps={clips // size}", f"seed={seed}", f"loss.seed={seed}", *VARIANTS[variant]]
+    which = {"corpus": corpus.name, "variant": variant, "seed": seed, "clips": clips}
+    begun = time.process_time()
+    for look in SmallRun(corpus, [RECIPE, *SMALLER.get(corpus.name, []), *own]).train(clips // size // num_looks):
+        store(path, {**which, **look, "batch": size, "cpu_seconds": round(time.process_time() - begun)})
+
+
+def batch_size(variant: str) -> int:
+    """Clips of a batch."""
+    sizes = [int(change.partition("=")[2]) for change in VARIANTS[variant] if change.startswith("data.global_batch")]
+    return sizes[-1] if sizes else PLAIN_BATCH
 
 
 def took_off(looks: Sequence[Look], num_pairs: int) -> float:
@@ -75,7 +79,8 @@ def took_off(looks: Sequence[Look], num_pairs: int) -> float:
 
 def report(looks: Sequence[Look], num_pairs: dict[str, int]) -> str:
     """A line per corpus and variant: steps to take-off of each seed, metrics at the end, differences from plain."""
-    rows = [["corpus", "variant", "steps to take-off, by seed", *METRICS, *(f"{name} - plain" for name in METRICS)]]
+    times = ["batch", "steps to take-off, by seed", "CPU s, whole"]
+    rows = [["corpus", "variant", *times, *METRICS, *(f"{name} - plain" for name in METRICS)]]
     for corpus in dict.fromkeys(look["corpus"] for look in looks):
         ends: dict[str, dict[int, Look]] = {}
         for variant in dict.fromkeys(look["variant"] for look in looks if look["corpus"] == corpus):
@@ -92,7 +97,8 @@ def report(looks: Sequence[Look], num_pairs: dict[str, int]) -> str:
                 interval([ends[variant][seed][name] - ends["plain"][seed][name] for seed in paired]) if paired else ""
                 for name in METRICS
             ]
-            rows.append([corpus, variant, off, *values, *differences])
+            seconds = interval([ends[variant][seed]["cpu_seconds"] for seed in sorted(runs)])
+            rows.append([corpus, variant, str(batch_size(variant)), off, seconds, *values, *differences])
     return learning.markdown(rows)
 
 
@@ -101,8 +107,8 @@ def main() -> None:
     parser.add_argument("--corpora", default=",".join(NAMES), help="comma-separated names")
     parser.add_argument("--variants", default="plain,large", help="comma-separated names")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--every", type=int, default=50, help="steps from one look to the next")
+    parser.add_argument("--clips", type=int, default=19_200, help="that each run sees; an epoch has 600")
+    parser.add_argument("--looks", type=int, default=24, help="of each run")
     parser.add_argument("--out", type=Path, default=Path(".cache/taking_off"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -113,10 +119,11 @@ def main() -> None:
     for seed in range(arguments.seeds):
         for name, corpus in corpora.items():
             for variant in arguments.variants.split(","):
-                which = {"corpus": name, "variant": variant, "seed": seed, "steps": arguments.steps}
-                if not any((which | {"step": arguments.steps}).items() <= one.items() for one in stored(path)):
-                    one_run(corpus, variant, seed, arguments.steps, arguments.every, path)
-    looks = [look for look in stored(path) if look["steps"] == arguments.steps]
+                which = {"corpus": name, "variant": variant, "seed": seed, "clips": arguments.clips}
+                last = {"step": arguments.clips // batch_size(variant)}
+                if not any((which | last).items() <= one.items() for one in stored(path)):
+                    one_run(corpus, variant, seed, arguments.clips, arguments.looks, path)
+    looks = [look for look in stored(path) if look["clips"] == arguments.clips]
     print(machine(), report(looks, {name: len(one.labels["video"][1]) for name, one in corpora.items()}), sep="\n\n")
 
 
