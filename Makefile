@@ -54,7 +54,7 @@ quick-tests: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --durations=20 --deselect tests/test_layers.py
 
 test-all: check ## every test, the long ones too, and the numerical ones as other CPUs compute
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 	$(BIN)/python -m tests.cpu_variants
 
 test-lowest: $(LOWEST)/.ready ## the quick tests with the oldest versions that pyproject.toml allows
@@ -69,7 +69,7 @@ $(LOWEST)/.ready: pyproject.toml
 
 coverage: $(READY) ## what the tests run of avssl and data_prep, by lines and branches; at least 90 %
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m coverage run -m pytest -n 3 --dist worksteal
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 

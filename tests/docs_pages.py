@@ -185,6 +185,7 @@ def smaller(words: list[str]) -> list[str]:
         return words
     words = [word for word in words if not re.fullmatch(r"(data\.(global_batch_size|order_lanes)|epochs)=\d+", word)]
     keys = [*TINY, "steps=3"] if recipe in AUDIO_VISUAL else TINY_IMAGES
+    keys = ["steps=3"] if recipe.endswith("_small") else keys  # its networks and views are small
     keys = [*keys, *TINY_CMA] if recipe == "avid_cma" else keys
     said = {word.partition("=")[0] for word in words}
     return [*words, *(key for key in keys if key.partition("=")[0] not in said)]
