@@ -75,13 +75,16 @@ def arguments_of(changes: Mapping[str, Any]) -> list[str]:
 
 @contextmanager
 def own_run() -> Iterator[None]:
-    """A context after which the process is as before a run: Accelerate's state, handlers of signals, processes, locks.
+    """A context after which the process is as before a run: Accelerate's state, signals, processes, threads, locks.
 
     Several runs can follow each other in one process, for example in a notebook.
     """
+    import torch
+
     from avssl.processes.peers import unwatch_processes
     from avssl.train.run_folder import release_run
 
+    num_threads = torch.get_num_threads()
     is_main_thread = threading.current_thread() is threading.main_thread()
     handlers = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGALRM)}
     children = set(multiprocessing.active_children())
@@ -101,6 +104,7 @@ def own_run() -> Iterator[None]:
                 signal.signal(number, handler)
             left_seconds = max(1e-3, timer_seconds - (time.monotonic() - began)) if timer_seconds else 0.0
             signal.setitimer(signal.ITIMER_REAL, left_seconds, interval_seconds)
+        torch.set_num_threads(num_threads)
         _forget_accelerate()
         for kind, state in states:
             kind._shared_state.update(state)

@@ -109,10 +109,10 @@ class RunConfig:
     sync_batch_norm: bool = False
     compile: bool = False  # torch.compile on the encoders
     cpu: bool = False  # stay on the CPU even where an accelerator is present
+    num_cpu_threads: int = 0  # of PyTorch on a CPU; 0: as many as it takes by itself. 1 is quicker for small networks
     data: DataConfig = field(default_factory=DataConfig)
     views: ViewsConfig = field(default_factory=ViewsConfig)
-    # {modality: {name: ..., and that encoder's options}}
-    encoders: dict[str, dict[str, Any]] = field(
+    encoders: dict[str, dict[str, Any]] = field(  # {modality: {name: ..., and that encoder's options}}
         default_factory=lambda: {
             "image": {"name": "resnet50"},
             "video": {"name": "avid_video"},

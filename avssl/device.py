@@ -46,6 +46,18 @@ def free_memory_bytes(device: torch.device) -> int:
     return free // local_processes()
 
 
+def use_threads(device: torch.device, count: int) -> None:
+    """Let PyTorch compute with so many threads on a CPU; 0 leaves it as it is. ValueError for a negative number.
+
+    All threads wait for the slowest after each operation, which takes longer than a small operation itself where
+    workers use the same cores.
+    """
+    if count < 0:
+        raise ValueError(f"num_cpu_threads is {count}; it is a number of threads, or 0 for PyTorch's own choice")
+    if count and device.type == "cpu":
+        torch.set_num_threads(count)
+
+
 def settle_precision(cfg: RunConfig, modalities: Iterable[str]) -> None:
     """Replace mixed_precision=auto by what suits this machine, and set TF32 as configured.
 

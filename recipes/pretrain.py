@@ -82,6 +82,7 @@ def pretrain(cfg: config.RunConfig, stages: Stages) -> int:
         # The state of losses is replicated by construction; to send banks at every step would cost more than the step.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+    device.use_threads(accelerator.device, cfg.num_cpu_threads)
     watch_processes(cfg.process_timeout_seconds, end_now)
     note("\n".join(model_lines))
     storage.allow_redirects(list(cfg.data.redirect_hosts))

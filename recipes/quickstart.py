@@ -26,7 +26,7 @@ SHARD_OPTIONS = "--short-side-px 64 --fps 8 --keyframe-interval 4 --audio-rate-h
 NEXT = """
 With videos of your own, on this machine:
 
-  avssl prep index VIDEOS --out corpus.jsonl --test-share .2 --seed auto
+  avssl prep index VIDEOS --out corpus.jsonl --clip-seconds 2 --test-share .2 --seed auto
   avssl prep write corpus.train.jsonl --out shards/train
   avssl prep write corpus.test.jsonl --out shards/test
   avssl pretrain avid_small data.shards=shards/train

@@ -5,6 +5,7 @@ import torch
 
 from avssl import config, losses
 from avssl import device as device_settings
+from avssl.calls import own_run
 from avssl.models import create_encoder
 from avssl.ops import kernels
 from avssl.optim.build import build_optimizer
@@ -46,6 +47,19 @@ def test_tf32_is_set_by_name_and_not_left_to_the_library(asked, convolutions, pr
     settled(f"tf32={asked}")
     found = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
     assert found == (convolutions, products)
+
+
+def test_threads_are_those_asked_for_on_a_cpu_alone_and_as_before_after_a_run():
+    before = torch.get_num_threads()
+    with own_run():
+        device_settings.use_threads(torch.device("cpu"), before + 2)
+        assert torch.get_num_threads() == before + 2
+        for device, count in (("cpu", 0), ("cuda", 1)):
+            device_settings.use_threads(torch.device(device), count)
+            assert torch.get_num_threads() == before + 2
+        with pytest.raises(ValueError, match="num_cpu_threads is -1; it is a number of threads, or 0"):
+            device_settings.use_threads(torch.device("cpu"), -1)
+    assert torch.get_num_threads() == before
 
 
 def test_channels_last_changes_strides_and_nothing_else(monkeypatch):
