@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from avssl import config, device, losses
 from avssl.models import create_encoder
+from avssl.ops import kernels
 from avssl.types import Progress
 from benchmarks import image_data, learning
 from benchmarks.claims import ROOT, Claim, command_line, cpu_seconds, median_ratio, publish
@@ -82,8 +83,7 @@ def peer(mode: str, name: str, changes: list[str], arguments: Any, python: Path)
 
 def encoder_rate(arguments: Any, precision: str) -> float:
     """Images per second of the bare encoder as the recipe sets it up, forward and backward on two views of each."""
-    options = {"small_stem": True} if arguments.size_px < 64 else {}
-    encoder = create_encoder(arguments.encoder, **options).to(arguments.device)
+    encoder = create_encoder(arguments.encoder, **stem_of(arguments)).to(arguments.device)
     device.use_channels_last(torch.nn.ModuleDict({"image": encoder}), None, torch.device(arguments.device))
     shape = (2 * arguments.batch_size, 3, arguments.size_px, arguments.size_px)
     views = torch.randn(shape, device=arguments.device)
@@ -99,10 +99,18 @@ def encoder_rate(arguments: Any, precision: str) -> float:
     return arguments.batch_size / statistics.median(seconds[1:])
 
 
-def has_matrix_units() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices (AMX)."""
+def has_bfloat16(arguments: Any) -> bool:
+    """Whether this CPU multiplies bfloat16 matrices (AMX), and PyTorch does so rightly: it warns if not."""
     file = Path("/proc/cpuinfo")
-    return file.is_file() and "amx_bf16" in file.read_text()
+    if not file.is_file() or "amx_bf16" not in file.read_text():
+        return False
+    encoder = torch.nn.ModuleDict({"image": create_encoder(arguments.encoder, **stem_of(arguments))})
+    return kernels.autocast_is_right(encoder, torch.bfloat16, torch.device("cpu"))
+
+
+def stem_of(arguments: Any) -> dict[str, Any]:
+    """The encoder's options for images of this size."""
+    return {"small_stem": True} if arguments.size_px < 64 else {}
 
 
 def heads_seconds(name: str, changes: list[str], repeats: int) -> float:
@@ -194,7 +202,7 @@ def main() -> None:
     first, *rest = arguments.losses.split(",")
     usual = "fp32" if arguments.device == "cpu" else "bf16"
     runs = [(name, usual) for name in (first, *rest)]
-    if usual == "fp32" and has_matrix_units():
+    if usual == "fp32" and has_bfloat16(arguments):
         runs.append((first, "bf16"))
     changes = {name: changes_of(name, arguments, shards) for name, _ in runs}
     claims = [training(name, changes[name], arguments, folder, python, precision) for name, precision in runs]
