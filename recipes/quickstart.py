@@ -32,7 +32,7 @@ With videos of your own, on this machine:
   avssl pretrain avid_small data.shards=shards/train
   avssl evaluate runs/avid_small retrieval test=shards/test
   avssl embed runs/avid_small VIDEOS --out embeddings
-  avssl search embeddings VIDEOS/one.mp4 --html search.html
+  avssl search embeddings VIDEOS/one.mp4 --exclude-self --one-per-key --html search.html
   avssl report runs/avid_small --shards shards/test
 
 With few videos a network that others trained is better: docs/public_models.md. `avssl recipes` lists every recipe,
