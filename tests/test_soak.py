@@ -1,7 +1,10 @@
 """Memory does not grow with what was decoded: 200 clips, 20 times."""
 
 import ctypes
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ from avssl.data.loader import _Samples
 from avssl.media.decode import probe, read_audio, read_video, stream_audio, stream_video
 from avssl.shards.shard_set import ShardSet
 from avssl.types import MediaError
-from tests.conftest import TINY
+from tests.conftest import ROOT, TINY
 from tests.odd_files import ODD
 from tests.odd_media import clip, scene
 from tests.soak.epochs import check_growth
@@ -50,6 +53,22 @@ def read_all(sources):
             continue
 
 
+def print_memory(folder):
+    """Read NUM_CLIPS clips NUM_ROUNDS times; print the resident and the heap's bytes after each round."""
+    paths = [Path(folder) / f"{number:03d}" for number in range(NUM_CLIPS)]
+    resident, heap = [], []
+    for number in range(NUM_ROUNDS):
+        read_all(paths if number % 2 else [path.read_bytes() for path in paths])
+        for path in paths[:5]:
+            for _ in stream_video(path):
+                pass
+            for _ in stream_audio(path, 16_000):
+                pass
+        resident.append(resident_bytes())
+        heap.append(heap_bytes())
+    print(json.dumps([resident, heap]))
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="the heap is looked at through glibc")
 def test_memory_does_not_grow(tmp_path):
@@ -61,20 +80,13 @@ def test_memory_does_not_grow(tmp_path):
     for name in ("7.1.m4a", "7.1.caf", "interlaced_tff.mp4", "damaged.mov", "half.mp3", "clock_restarts.ts"):
         ODD[name].make(tmp_path / name)
         made.append((tmp_path / name).read_bytes())
-    paths = []
     for number in range(NUM_CLIPS):
-        paths.append(tmp_path / f"{number:03d}")
-        paths[-1].write_bytes(made[number % len(made)])
-    resident, heap = [], []
-    for number in range(NUM_ROUNDS):
-        read_all(paths if number % 2 else [path.read_bytes() for path in paths])
-        for path in paths[:5]:
-            for _ in stream_video(path):
-                pass
-            for _ in stream_audio(path, 16_000):
-                pass
-        resident.append(resident_bytes())
-        heap.append(heap_bytes())
+        (tmp_path / f"{number:03d}").write_bytes(made[number % len(made)])
+    # In a process of its own: pages of other tests of this one would come and go meanwhile.
+    code = f"from tests.test_soak import print_memory; print_memory({str(tmp_path)!r})"
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    resident, heap = json.loads(process.stdout)
     # A frame of 64 x 48 lost with each clip would be 900 kB a round; PyAV's demuxer, not closed, lost 120 kB.
     assert slope(heap) < 20_000, f"{slope(heap) / 1000:.1f} kB a round"
     assert slope(resident) < 400_000, f"{slope(resident) / 1000:.0f} kB a round: {resident}"
