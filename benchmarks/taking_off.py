@@ -89,6 +89,10 @@ def report(looks: Sequence[Look], num_pairs: dict[str, int]) -> str:
                 if (look["corpus"], look["variant"]) == (corpus, variant):
                     run = runs.setdefault(look["seed"], [])
                     run[:] = [*([] if look["step"] == 0 else run), look]  # a run that was ended began anew
+            batch = batch_size(variant)
+            runs = {seed: run for seed, run in runs.items() if run[-1]["step"] == run[-1]["clips"] // batch}
+            if not runs:  # none has come to its end
+                continue
             ends[variant] = {seed: run[-1] for seed, run in runs.items()}
             off = "/".join(f"{took_off(runs[seed], num_pairs[corpus]):g}" for seed in sorted(runs))
             values = [interval([ends[variant][seed][name] for seed in sorted(runs)]) for name in METRICS]
@@ -98,7 +102,7 @@ def report(looks: Sequence[Look], num_pairs: dict[str, int]) -> str:
                 for name in METRICS
             ]
             seconds = interval([ends[variant][seed]["cpu_seconds"] for seed in sorted(runs)])
-            rows.append([corpus, variant, str(batch_size(variant)), off, seconds, *values, *differences])
+            rows.append([corpus, variant, str(batch), off, seconds, *values, *differences])
     return learning.markdown(rows)
 
 
