@@ -92,6 +92,13 @@ def blocks(path: Path) -> list[Block]:
     return found
 
 
+def known_as(page: str, name: str) -> str:
+    """The command of the block that is not run with its page, and whose reason ends with "known to tests as NAME"."""
+    found = [one for one in blocks(ROOT / page) if (one.reason or "").endswith(f"known to tests as {name}")]
+    (command,) = found[0].commands()
+    return command
+
+
 class Folder:
     """The folder of one page, in which its blocks run one after the other."""
 

@@ -57,7 +57,7 @@ def run_server() -> None:
     handles them. They compute with one thread each, unless the environment says otherwise: there is a process per core,
     and idle threads of NumPy's BLAS and of OpenMP wait actively.
     """
-    with signals_blocked():
+    with signals_blocked(), _quiet_tracker():
         resource_tracker.ensure_running()  # else the server would start it and then no longer block signals
     unset = ONE_THREAD.keys() - os.environ.keys()
     os.environ |= {name: ONE_THREAD[name] for name in unset}  # the libraries read it when the server imports them
@@ -67,6 +67,19 @@ def run_server() -> None:
     finally:
         for name in unset:
             del os.environ[name]
+
+
+@contextmanager
+def _quiet_tracker() -> Iterator[None]:
+    """A context in which multiprocessing starts its resource tracker without words.
+
+    The tracker removes the semaphores of a run that was killed or has ended at once, and would warn of "leaked" ones.
+    """
+    sys.warnoptions.append("ignore:resource_tracker:UserWarning")  # what it starts gets the options of this process
+    try:
+        yield
+    finally:
+        sys.warnoptions.pop()
 
 
 @contextmanager
