@@ -165,6 +165,25 @@ def test_zoom_zooms_all_charts_and_goes_back(chromium: Chromium, report: Path) -
 
 
 @pytest.mark.slow
+def test_the_wheel_with_ctrl_zooms_where_the_pointer_is_and_alone_scrolls(chromium: Chromium, report: Path) -> None:  # noqa: F811
+    with chromium.open(report) as page:
+        whole = span(page)
+        over = page.locator(".panel", has_text="Loss").locator(".u-over").first
+        box = over.bounding_box()
+        page.mouse.move(box["x"] + 0.25 * box["width"], box["y"] + 60)
+        page.keyboard.down("Control")
+        page.mouse.wheel(0, -100)
+        page.keyboard.up("Control")
+        low, high = span(page)
+        length = whole[1] - whole[0]
+        assert (low, high) == pytest.approx((0.05 * length, 0.85 * length), abs=0.01 * length)  # 0.25 stays in its place
+        scrolled = page.evaluate("() => scrollY")
+        page.mouse.wheel(0, -100)
+        page.wait_for_function(f"() => scrollY < {scrolled}")
+        assert span(page) == (low, high)
+
+
+@pytest.mark.slow
 def test_the_axis_smoothing_logarithm_and_runs_change_what_is_drawn(chromium: Chromium, tmp_path: Path) -> None:  # noqa: F811
     runs = {name: long_run(tmp_path / name, offset) for name, offset in (("one", 0.0), ("two", 2.0))}
     page_file = write_comparison(tmp_path, runs)

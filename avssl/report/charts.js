@@ -110,6 +110,7 @@
     });
     plot.over.addEventListener("pointerleave", () => { tip.hidden = true; });
     touch(plot);
+    wheel(plot);
     drawn.set(element, plot);
     element.readAt = (x) => readOut(chart, lines, x);
     show(plot);
@@ -132,6 +133,15 @@
     });
   }
 
+  // The wheel alone scrolls the page; with Ctrl, as two fingers on a touchpad send it, it zooms where the pointer is.
+  function wheel(plot) {
+    plot.over.addEventListener("wheel", (event) => {
+      if (!event.ctrlKey) return;
+      event.preventDefault();
+      zoomBy(event.deltaY < 0 ? 0.8 : 1.25, plot, plot.posToVal(event.clientX - plot.rect.left, "x"));
+    }, { passive: false });
+  }
+
   const whole = (plot) => { const xs = plot.data[0]; return [xs[0], xs[xs.length - 1]]; };
   function show(plot) {
     const [min, max] = state.range || whole(plot);
@@ -142,12 +152,12 @@
     for (const plot of drawn.values()) { plot.cursor.left = -10; show(plot); }
     for (const button of all("[data-zoom='reset']")) button.disabled = range === null;
   }
-  // Around the middle of what is shown, or of the place that the keyboard reads.
-  function zoomBy(factor, plot = drawn.values().next().value, middle = null) {
+  // The place `at` (without it the middle of what is shown) stays where it is on the screen.
+  function zoomBy(factor, plot = drawn.values().next().value, at = null) {
     if (!plot) return;
     const [first, last] = whole(plot), { min, max } = plot.scales.x;
-    const centre = middle ?? (min + max) / 2, half = (max - min) * factor / 2;
-    const range = [Math.max(first, centre - half), Math.min(last, centre + half)];
+    const fixed = at ?? (min + max) / 2;
+    const range = [Math.max(first, fixed - (fixed - min) * factor), Math.min(last, fixed + (max - fixed) * factor)];
     zoom(range[0] <= first && range[1] >= last ? null : range);
   }
   function keyboard(element, event) {
