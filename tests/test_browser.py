@@ -176,7 +176,9 @@ def test_the_wheel_with_ctrl_zooms_where_the_pointer_is_and_alone_scrolls(chromi
         page.keyboard.up("Control")
         low, high = span(page)
         length = whole[1] - whole[0]
-        assert (low, high) == pytest.approx((0.05 * length, 0.85 * length), abs=0.01 * length)  # 0.25 stays in its place
+        assert (low, high) == pytest.approx(
+            (0.05 * length, 0.85 * length), abs=0.01 * length
+        )  # 0.25 stays in its place
         scrolled = page.evaluate("() => scrollY")
         page.mouse.wheel(0, -100)
         page.wait_for_function(f"() => scrollY < {scrolled}")

@@ -12,10 +12,11 @@ from avssl import losses
 from avssl.embedding import parquet
 from avssl.embedding.folder import FolderJob
 from avssl.embedding.index import FileRecord, FolderIndex
-from avssl.embedding.search import EmbeddingIndex, in_one_space, load_embedder_of
+from avssl.embedding.search import EmbeddingIndex, EmbeddingRows, hits_among, in_one_space, load_embedder_of
 from avssl.embedding.table import EmbeddingTable
 from avssl.exchange.targets import command as export
 from avssl.files.plain_text import begin_command
+from avssl.ops.nearest import nearest, possible_nearest
 from data_prep.transcode.encode import write_media
 from recipes import search as search_recipe
 from tests.conftest import run_python
@@ -238,3 +239,32 @@ def test_modalities_that_meet_in_labels_alone_are_not_compared(tiny_run, monkeyp
     monkeypatch.setattr(type(embedder.loss), "has_one_space", False)
     assert not in_one_space(embedder, "video", "audio")
     assert in_one_space(embedder, "audio", "audio")
+
+
+@pytest.mark.parametrize("one_per_key", [False, True])
+def test_the_look_in_float32_loses_no_row(one_per_key):
+    """Cosines that float32 cannot tell apart, and lengths whose squares it cannot hold; against all rows in float64."""
+    generator = np.random.default_rng(5)
+    query = generator.standard_normal(64)
+    rows = query + 3e-4 * generator.standard_normal((3000, 64))  # cosines within 2e-7 of each other
+    rows[::10] = generator.standard_normal((300, 64))
+    rows[::7] *= 10.0 ** generator.uniform(-30, 30, (429, 1))
+    rows[5::100] = 0
+    keys = [f"key{row // 3}" for row in range(3000)]
+    given = EmbeddingRows(np.arange(3000), rows.astype(np.float32), keys, np.zeros(3000), np.ones(3000))
+    for count in (1, 10, 2999):
+        ranked, scores = nearest(query[None], given.vectors, 3000)
+        first = dict(reversed([(keys[row], row) for row in ranked[0]])) if one_per_key else None
+        expected = [row for row in ranked[0] if first is None or first[keys[row]] == row][:count]
+        (hits,) = hits_among(given, query[None], count, one_per_key=one_per_key)
+        assert [hit.row for hit in hits] == expected
+        assert [hit.score for hit in hits] == [dict(zip(ranked[0], scores[0], strict=True))[row] for row in expected]
+    assert len(possible_nearest(query[None], given.vectors, 10)) < 3000
+
+
+def test_a_row_that_is_not_finite_is_refused_by_name():
+    rows = EmbeddingRows(
+        np.arange(3), np.float32([[1, 0], [np.inf, 0], [0, 1]]), ["a", "b", "c"], np.zeros(3), np.ones(3)
+    )
+    with pytest.raises(ValueError, match="1 rows that are not finite"):
+        hits_among(rows, np.array([[1.0, 0.0]]), 1)

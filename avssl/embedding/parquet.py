@@ -38,7 +38,7 @@ def write_columns(destination: Path, columns: Mapping[str, Any], present: Presen
         raise ValueError(f"cannot write {str(destination)!r}: a table is a Parquet file, with the suffix {SUFFIX}")
     table = _arrow_table(columns, present, _payload(metadata))
     with whole_file(destination) as stream:
-        pq.write_table(table, stream, compression="zstd", row_group_size=ROWS_PER_GROUP)
+        pq.write_table(table, stream, row_group_size=ROWS_PER_GROUP, **_layout(table.schema))
     return destination
 
 
@@ -55,12 +55,20 @@ def write_row_groups(
     with whole_file(destination) as stream, ExitStack() as stack:
         for columns, present in groups:
             table = _arrow_table(columns, present, _payload(metadata))
-            writer = writer or stack.enter_context(pq.ParquetWriter(stream, table.schema, compression="zstd"))
+            writer = writer or stack.enter_context(pq.ParquetWriter(stream, table.schema, **_layout(table.schema)))
             writer.write_table(table)
             num_rows += table.num_rows
         if writer is None:
             raise ValueError(f"{destination}: no rows to write")
     return num_rows
+
+
+def _layout(schema: Any) -> dict[str, Any]:
+    """How a writer stores the columns. A dictionary of vectors would be larger than they are."""
+    import pyarrow as pa
+
+    named = [field.name for field in schema if not pa.types.is_fixed_size_list(field.type)]
+    return {"compression": "zstd", "use_dictionary": named}
 
 
 def merge_parquet(sources: Iterable[Path], targets: Sequence[tuple[Path, int]]) -> None:
@@ -89,7 +97,7 @@ def merge_parquet(sources: Iterable[Path], targets: Sequence[tuple[Path, int]]) 
                     if batch.num_rows == 0:
                         batch = next(batches, None)
                 table = pa.Table.from_batches(group).combine_chunks()
-                writer = writer or stack.enter_context(pq.ParquetWriter(stream, table.schema, compression="zstd"))
+                writer = writer or stack.enter_context(pq.ParquetWriter(stream, table.schema, **_layout(table.schema)))
                 writer.write_table(table, row_group_size=ROWS_PER_GROUP)
 
 

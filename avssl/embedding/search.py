@@ -29,7 +29,7 @@ from avssl.embedding.table import MODALITIES, EmbeddingRows, EmbeddingTable, Hit
 from avssl.files.checked_json import Fields
 from avssl.files.location import is_remote
 from avssl.files.plain_text import brief
-from avssl.ops.nearest import nearest
+from avssl.ops.nearest import nearest, possible_nearest
 
 NAME_OF_ENCODER = re.compile(r"encoders\.\w+\.name")  # where the files lie: the same ones may lie elsewhere now
 _WINDOW_COLUMNS = ("key", "start_seconds", "end_seconds")
@@ -266,7 +266,10 @@ def hits_among(
     allowed = np.flatnonzero([key not in exclude for key in rows.keys])
     if not len(allowed):
         return [[] for _ in queries]
-    # Any number of rows of one key may come first, so that all rows are needed.
+    if len(allowed) > top:
+        keys = [rows.keys[row] for row in allowed] if one_per_key else None
+        allowed = allowed[possible_nearest(queries, rows.vectors[allowed], top, keys)]
+    # Any number of rows of one key may come first, so that all of these are needed.
     nearest_rows, scores = nearest(queries, rows.vectors[allowed], len(allowed) if one_per_key else top)
     result = []
     for positions, cosines in zip(allowed[nearest_rows], scores, strict=True):

@@ -106,6 +106,39 @@ def nearest(
     return torch.cat(rows).numpy(), torch.cat(cosines).numpy()
 
 
+def possible_nearest(
+    queries: Any, gallery: NDArray[Any], count: int, groups: Sequence[str] | None = None
+) -> NDArray[np.int64]:
+    """Rows of `gallery` (N, D), in order, among which are the `count` nearest of every one of `queries` (M, D).
+
+    A look in float32, which takes a fraction of the time of `nearest`: rows are kept whose cosine may be among the
+    best, by the bound of its rounding. With `groups`, a name a row, only the nearest row of each group is counted.
+    Rows whose length float32 cannot square, or that are not finite, are kept: `nearest` decides about them.
+    """
+    left, right = unit_rows(queries, "queries").numpy().astype(np.float32), np.asarray(gallery, np.float32)
+    with np.errstate(all="ignore"):
+        squares = np.einsum("nd,nd->n", right, right)
+        is_sure = (squares > 1e-30) & (squares < 1e30)
+        cosines = np.where(is_sure, left @ right.T / np.sqrt(squares), -np.inf)
+    slack = (right.shape[1] + 8) * 2.0**-22  # twice the error of a sum of D products and of both lengths, in any order
+    chosen = ~is_sure
+    for row in cosines:
+        chosen |= row >= _kth_best(row, count, groups) - slack
+    return np.flatnonzero(chosen)
+
+
+def _kth_best(values: NDArray[np.float32], count: int, groups: Sequence[str] | None) -> float:
+    """The count-th largest value, of groups that of their best; -inf if there are fewer."""
+    if groups is None:
+        return float(np.partition(values, -count)[-count]) if count <= len(values) else -np.inf
+    seen = set()
+    for position in np.argsort(-values):
+        seen.add(groups[position])
+        if len(seen) == count:
+            return float(values[position])
+    return -np.inf
+
+
 def _stable_top(similarity: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """As topk, but of equal values the lower positions are taken and come first."""
     values, positions = similarity.topk(count, dim=1)

@@ -180,7 +180,9 @@ def curve_controls(axes: Mapping[str, str], runs: Sequence[str]) -> Html:
         )
         for position, name in enumerate(runs)
     ]
-    hint = "Drag across a chart, or turn the wheel with Ctrl, to zoom into all of them; a double click shows the whole run again."
+    hint = (
+        "Drag across a chart, or turn the wheel with Ctrl, to zoom into all; a double click shows the whole run again."
+    )
     return join(
         tag("div", *parts, class_="controls", role="group", aria_label="How all charts are drawn"),
         tag("div", *shown, class_="controls runs", role="group", aria_label="Runs that are drawn")
