@@ -21,10 +21,11 @@ WIDTH, HEIGHT, TOP = 196, 130, 46
 
 
 def series(run: Path, name: str) -> Points:
-    """(step, value) of a logged name, each the mean of three logged steps."""
+    """(step, value) of a logged name; of a long run each is the mean of a few logged steps, so that some 20 are left."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     points = [(float(row["step"]), float(row[name])) for row in rows if math.isfinite(row.get(name, math.nan))]
-    groups = [points[start : start + 3] for start in range(0, len(points), 3)]
+    size = max(1, len(points) // 20)
+    groups = [points[start : start + size] for start in range(0, len(points), size)]
     return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]
 
 
@@ -72,8 +73,8 @@ def main(runs: Path) -> None:
     """Write the figures of the runs that are there."""
     titles = {
         "avid": "A healthy run of AVID: the loss stands, then falls, and right pairs part from others",
-        "plateau": "A run that stands still: loss and scores stay where they began",
-        "diverged": "A run that falls apart: a learning rate of 0.5",
+        "plateau": "A run that stands still: right pairs hardly part from others, and the spread falls to nothing",
+        "diverged": "A run that falls apart: the loss jumps above its start, and all cosines move together",
         "avid_cma": "A healthy run of AVID+CMA after AVID",
     }
     for name, title in titles.items():
