@@ -21,7 +21,7 @@ WIDTH, HEIGHT, TOP = 196, 130, 46
 
 
 def series(run: Path, name: str) -> Points:
-    """(step, value) of a logged name; of a long run each is the mean of a few logged steps, so that some 20 are left."""
+    """(step, value) of a logged name; each the mean of so many logged steps that some 20 are left."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     points = [(float(row["step"]), float(row[name])) for row in rows if math.isfinite(row.get(name, math.nan))]
     size = max(1, len(points) // 20)
