@@ -35,12 +35,12 @@ VARIANTS: dict[str, list[str]] = {
     "fast": ["optim.lr=5e-3"],
     "large": LARGE,
     "large_moderate": ["data.global_batch_size=64"],
-    "large_few": ["loss.num_negatives=64", *LARGE],
-    "large_many": ["loss.num_negatives=590", *LARGE],
-    "large_fresh": ["loss.bank_momentum=0", *LARGE],
-    "large_slow_banks": ["loss.bank_momentum=0.8", *LARGE],
-    "large_sharp": ["loss.temperature=0.1", *LARGE],
-    "large_soft": ["loss.temperature=0.4", *LARGE],
+    "few": ["loss.num_negatives=64"],  # 256 in the recipe
+    "many": ["loss.num_negatives=590"],
+    "fresh": ["loss.bank_momentum=0"],  # 0.5
+    "slow": ["loss.bank_momentum=0.8"],
+    "sharp": ["loss.temperature=0.1"],  # 0.2
+    "soft": ["loss.temperature=0.4"],
 }
 PLAIN_BATCH = 16  # of the recipe
 TIMES_UNTRAINED, OF_CHANCE = 1.5, 0.5
