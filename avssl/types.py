@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 if TYPE_CHECKING:
     import torch
 
+PUBLIC_PREFIXES = ("timm/", "hf/")  # of the names of public models
+HUB_SCHEME = "hf://"  # of the addresses of exchange folders on the hub
 Modality = Literal["image", "video", "audio"]
 Agreement = Literal["consensus", "union", "video", "audio"]  # by which samples are positives: ops/agreement.py
 

@@ -19,7 +19,8 @@ import os
 import sys
 from pathlib import Path
 
-from avssl.embedding.index import ROWS_PER_FILE, SKIPPED_NAME, SOURCES_PER_BLOCK, FolderIndex
+from avssl.config import load_run
+from avssl.embedding.index import ROWS_PER_FILE, SKIPPED_NAME, SOURCES_PER_BLOCK, FolderIndex, Share
 from avssl.embedding.table import MODALITIES
 from avssl.errors import one_line_errors
 from avssl.files.plain_text import PlainParser, begin_command, emit, say, say_lines
@@ -27,6 +28,7 @@ from avssl.plugins import required
 from avssl.processes.cluster import add_executor_options, submit_array
 from avssl.processes.limits import Limits
 from avssl.processes.slurm import take_ranks_of_slurm
+from avssl.types import HUB_SCHEME, PUBLIC_PREFIXES
 
 PUBLIC_FOLDER = "public_model"  # in OUT: the configuration of a public model
 
@@ -34,18 +36,19 @@ PUBLIC_FOLDER = "public_model"  # in OUT: the configuration of a public model
 def main(arguments: argparse.Namespace) -> int:
     # pyarrow's own allocator keeps what it once held, 40 MiB of it for a group of rows; the system's takes no longer.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
-    # Imported here, so that --help comes at once.
-    from avssl.embedding.blocks import Share
-    from avssl.embedding.embedder import Embedder
-    from avssl.embedding.folder import FolderJob, RayTasks
-    from avssl.embedding.public import names_public_model, write_public_run
-
     share, limits = Share.parse(arguments.part), Limits(arguments.file_seconds, arguments.file_memory_mib << 20)
     if arguments.overwrite and share.count > 1:
         raise ValueError(
             "--overwrite is for one process, because several would remove each other's files; remove --out by hand"
         )
     refuse_wrong_executor(arguments, share.count)
+    if not arguments.run.startswith((*PUBLIC_PREFIXES, HUB_SCHEME)):
+        load_run(arguments.run)
+    # Imported here, so that --help and the errors above come at once.
+    from avssl.embedding.embedder import Embedder
+    from avssl.embedding.folder import FolderJob, RayTasks
+    from avssl.embedding.public import names_public_model, write_public_run
+
     run, out = arguments.run, Path(arguments.out)
     loading = {"untrained": arguments.untrained, "changes": arguments.set, "checkpoint_name": arguments.checkpoint}
     device = arguments.device or default_device()

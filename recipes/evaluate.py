@@ -29,11 +29,12 @@ from typing import TYPE_CHECKING, Any
 import avssl.eval
 from avssl import config
 from avssl.errors import end_now, one_line_errors
-from avssl.files.plain_text import begin_command, emit, say, say_lines
+from avssl.files.plain_text import begin_command, brief, emit, say, say_lines
 from avssl.help_text import describe
 from avssl.plugins import required
 from avssl.processes.slurm import take_ranks_of_slurm
 from avssl.recipe_files import replace_names
+from avssl.types import HUB_SCHEME, PUBLIC_PREFIXES
 
 # What is heavy is imported in the functions, so that --help comes at once.
 if TYPE_CHECKING:
@@ -204,13 +205,30 @@ def compare_files(arguments: list[str]) -> None:
     emit("result", first=files[0], second=files[1], weights=weights, confidence=confidence)
 
 
+def task_names() -> list[str]:
+    """The tasks of this program, by their files."""
+    folders = [str(Path(folder, "tasks")) for folder in avssl.eval.__path__]
+    return sorted(module.name for module in iter_modules(folders))
+
+
+def refuse_what_is_not(run: str, arguments: list[str]) -> None:
+    """FileNotFoundError for no run, ConfigError for no file, recipe, task or change: before PyTorch is imported."""
+    if not run.startswith(PUBLIC_PREFIXES):
+        config.load_run(run)
+    known = task_names()
+    for word in replace_names(arguments, "evaluate/"):
+        if not (Path(word).is_file() or "=" in word or word.startswith("-") or word in known):
+            raise config.ConfigError(
+                f"{brief(word)}: no such file, recipe of evaluation (`avssl recipes` lists them) or task "
+                f"({', '.join(known)})"
+            )
+
+
 def usage(arguments: list[str]) -> str:
     """The text above, and the keys of a task if one is named."""
     named = [argument for argument in arguments if argument not in ("-h", "--help") and not Path(argument).is_dir()]
     if not named:
-        folders = [str(Path(folder, "tasks")) for folder in avssl.eval.__path__]
-        names = ", ".join(sorted(module.name for module in iter_modules(folders)))
-        return f"{__doc__}\nTasks: {names}; `avssl evaluate --help TASK` prints the keys of one"
+        return f"{__doc__}\nTasks: {', '.join(task_names())}; `avssl evaluate --help TASK` prints the keys of one"
     from avssl.eval import tasks
 
     is_name = len(named) == 1 and "=" not in named[0] and not Path(named[0]).is_file()
@@ -228,8 +246,6 @@ def command(arguments: list[str]) -> int:
         if not arguments or "-h" in arguments or "--help" in arguments:
             say_lines(usage(config.run_plugins(arguments, files, may_differ=is_changed)))
             return 0 if arguments else 2
-        from avssl.checkpoint import HUB_SCHEME
-
         if arguments[0].startswith(HUB_SCHEME):
             raise ValueError(f"{arguments[0]}: results go below RUN, which must be a folder here")
         if "--checkpoint" in arguments:
@@ -240,6 +256,8 @@ def command(arguments: list[str]) -> int:
         if "--compare" in arguments:
             compare_files([argument for argument in arguments if argument != "--compare"])
         else:
+            if not files:  # which may register what the run or the task needs
+                refuse_what_is_not(arguments[0], arguments[1:])
             start(arguments[0], task_arguments(arguments[1:], files, may_differ=is_changed))
     return 0
 

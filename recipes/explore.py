@@ -21,6 +21,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from avssl.embedding.index import refuse_no_index
 from avssl.errors import one_line_errors
 from avssl.files.plain_text import PlainParser, begin_command, emit, say
 from avssl.plugins import required
@@ -29,7 +30,8 @@ PORT = 8760
 
 
 def main(arguments: argparse.Namespace) -> int:
-    # What is heavy is imported here, so that --help comes at once.
+    refuse_no_index(arguments.index_folder)
+    # What is heavy is imported here, so that --help and the error above come at once.
     from avssl.explorer.server import check_installed, listen
 
     check_installed()

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 def main(
     run: Path, others: list[Path], shards: str = "", train_shards: str = "", watch_seconds: float | None = None
 ) -> Path:
+    for folder in (run, *others):
+        if not folder.is_dir():
+            raise FileNotFoundError(not_a_run(folder))
+    # What is heavy is imported here, so that --help and the error above come at once.
     from avssl.embedding.lance_table import is_index, open_index
     from avssl.embedding_pages.folder_page import write_folder_page
     from avssl.pages.markup import Html

@@ -23,6 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from avssl.embedding.index import refuse_no_index
 from avssl.embedding.table import MODALITIES
 from avssl.errors import one_line_errors
 from avssl.files.plain_text import PlainParser, begin_command, emit, is_json, say
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: argparse.Namespace) -> int:
+    refuse_no_index(arguments.index_folder)
     from avssl.embedding.lance_table import LanceTable, open_index
     from avssl.embedding.search import keys_of_file
 

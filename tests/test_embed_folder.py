@@ -13,9 +13,8 @@ import torch
 
 import avssl
 from avssl.embedding import parquet
-from avssl.embedding.blocks import Share
 from avssl.embedding.folder import FolderJob
-from avssl.embedding.index import FolderIndex
+from avssl.embedding.index import FolderIndex, Share
 from avssl.embedding.rows import RowSpool
 from avssl.embedding.table import EmbeddingTable
 from avssl.shards.shard_set import ShardSet

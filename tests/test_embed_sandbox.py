@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 import avssl
-from avssl.embedding.blocks import Share
 from avssl.embedding.folder import FolderJob
-from avssl.embedding.index import FolderIndex
+from avssl.embedding.index import FolderIndex, Share
 from avssl.embedding.table import EmbeddingTable
 from avssl.embedding.windows import WINDOWS_PER_READ, WindowReader
 from avssl.processes.limits import Limits

@@ -11,7 +11,7 @@ from avssl.files.plain_text import PlainParser
 from avssl.losses import registry
 from avssl.losses.configs import CONFIGURATIONS
 from data_prep.__main__ import build_parser
-from recipes import embed, report, search
+from recipes import embed, evaluate, report, search
 from tests.conftest import ROOT
 from tests.test_start_up import AS_MAIN, HEAVY, loaded_after
 
@@ -69,6 +69,30 @@ def test_help_with_a_recipe_has_its_values_and_the_keys_of_its_loss_and_encoders
 def test_help_and_errors_in_keys_load_no_heavy_library_with_a_recipe():
     for changes in (["--help"], ["data.shrads=x"], ["loss.num_negs=3"], ["encoders.video.dpth=3"]):
         assert not loaded_after(AS_MAIN, "avssl/__main__.py", "pretrain", "avid", *changes) & {*HEAVY, "numpy"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("embed", "no_run", "VIDEOS", "--out", "out"),
+        ("evaluate", "no_run", "standard"),
+        ("search", "no_folder", "QUERY.mp4"),
+        ("explore", "no_folder"),
+        ("report", "no_folder"),
+    ],
+)
+def test_what_is_no_run_and_no_folder_of_embeddings_is_said_before_pytorch_is_loaded(command):
+    assert "torch" not in loaded_after(AS_MAIN, "avssl/__main__.py", *command)
+
+
+@pytest.mark.slow
+def test_a_task_that_there_is_not_is_said_before_pytorch_is_loaded(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("seed: 1")
+    assert "torch" not in loaded_after(AS_MAIN, "avssl/__main__.py", "evaluate", tmp_path, "no_task")
+    with pytest.raises(SystemExit):
+        evaluate.command([str(tmp_path), "no_task"])
+    assert "no such file, recipe of evaluation" in capsys.readouterr().err
 
 
 @pytest.mark.slow

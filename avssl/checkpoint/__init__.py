@@ -16,13 +16,13 @@ run/
 
 from avssl.checkpoint.bank_rows import whole_banks
 from avssl.checkpoint.checksums import DamagedCheckpointError
-from avssl.checkpoint.hub import HUB_SCHEME, locate
+from avssl.checkpoint.hub import locate
 from avssl.checkpoint.inherit import describe_matching, inherit, inherit_views, load_matching
 from avssl.checkpoint.steps import at_step, checkpoints, read_step, resume, save, saved_world_size
 from avssl.checkpoint.weights import PROVENANCE_FILE, WEIGHTS_FILE, export, read_provenance, read_weights
 
 __all__ = [
-    "HUB_SCHEME", "PROVENANCE_FILE", "WEIGHTS_FILE", "DamagedCheckpointError", "at_step", "checkpoints",
+    "PROVENANCE_FILE", "WEIGHTS_FILE", "DamagedCheckpointError", "at_step", "checkpoints",
     "describe_matching", "export", "inherit", "inherit_views", "load_matching", "locate", "read_provenance",
     "read_step", "read_weights", "resume", "save", "saved_world_size", "whole_banks",
 ]  # fmt: skip

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from avssl.checkpoint.weights import EXCHANGE_FILE, PROVENANCE_FILE
 from avssl.files.hub import HUB_ID, download, upload
+from avssl.types import HUB_SCHEME
 
 CONFIG_FILE, CARD_FILE = "config.json", "README.md"
 FILES = (CONFIG_FILE, PROVENANCE_FILE, EXCHANGE_FILE, CARD_FILE)  # of an exchange folder
-HUB_SCHEME = "hf://"
 
 
 def push(folder: Path, name: str, files: Sequence[str], *, private: bool = False) -> str:

@@ -7,13 +7,12 @@ sources were skipped. When all blocks are done they are merged into the files of
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from avssl.embedding.index import LISTING_NAME, SKIPPED_NAME, FileRecord, FolderIndex
 from avssl.embedding.parquet import merge_parquet
@@ -24,23 +23,6 @@ from avssl.files.scratch import remove_leftovers
 from avssl.files.whole import whole_file, whole_path
 
 OUTPUT_NAMES = r"index\.json|skipped\.jsonl|sources\.jsonl|embeddings.*\.parquet"
-
-
-@dataclass(frozen=True)
-class Share:
-    """The blocks that a process embeds: those whose number leaves the remainder `number` when divided by `count`."""
-
-    number: int = 0
-    count: int = 1
-
-    @classmethod
-    def parse(cls, text: str = "0/1") -> Self:
-        """The share of "i/n", 0 <= i < n; torchrun and accelerate launch divide it again among their processes."""
-        number, _, count = text.partition("/")
-        if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
-            raise ValueError(f"--part is {text!r}; it must be i/n with 0 <= i < n, e.g. 0/8 to 7/8")
-        rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        return cls(int(number) * world_size + rank, int(count) * world_size)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ from avssl.shards.shard_set import ShardSet
 from avssl.transforms.config import clip_lengths
 from avssl.transforms.raw_view import RawView
 from avssl.transforms.view_maker import ViewMaker
-from avssl.types import MediaError
+from avssl.types import HUB_SCHEME, MediaError
 from avssl.version import __version__
 
 PRELOAD = ("avssl.embedding.embedder",)  # imported by the server from which decoding processes are forked
@@ -97,7 +97,7 @@ class Embedder:
             return cls(*_in_order(load_public(public_config(str(run), changes), untrained=untrained), device))
         if changes:
             raise ValueError(f"{run} is a run, which embeds as it was trained; {changes[0]} is for public models")
-        folder = checkpoint.locate(run) if str(run).startswith(checkpoint.HUB_SCHEME) else Path(run)
+        folder = checkpoint.locate(run) if str(run).startswith(HUB_SCHEME) else Path(run)
         config, loss, views, weights_hash, step = load_networks(
             folder, untrained=untrained, checkpoint_name=checkpoint_name
         )

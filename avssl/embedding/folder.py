@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
 
-from avssl.embedding.blocks import Blocks, Share, merge_blocks
+from avssl.embedding.blocks import Blocks, merge_blocks
 from avssl.embedding.embedder import Embedder
 from avssl.embedding.index import (
     INDEX_NAME,
@@ -35,6 +35,7 @@ from avssl.embedding.index import (
     SKIPPED_NAME,
     SOURCES_PER_BLOCK,
     FolderIndex,
+    Share,
     differences,
 )
 from avssl.embedding.parquet import SUFFIX

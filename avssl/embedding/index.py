@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,23 @@ LISTING_NAME = "sources.jsonl"  # of the files that were embedded; a shard folde
 KIND, VERSION = "avssl embeddings", 1
 SOURCES_PER_BLOCK, ROWS_PER_FILE = 128, 200_000  # defaults of how a folder is divided
 FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,240}\.parquet")
+
+
+@dataclass(frozen=True)
+class Share:
+    """The blocks that a process embeds: those whose number leaves the remainder `number` when divided by `count`."""
+
+    number: int = 0
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str = "0/1") -> Self:
+        """The share of "i/n", 0 <= i < n; torchrun and accelerate launch divide it again among their processes."""
+        number, _, count = text.partition("/")
+        if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+            raise ValueError(f"--part is {text!r}; it must be i/n with 0 <= i < n, e.g. 0/8 to 7/8")
+        rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        return cls(int(number) * world_size + rank, int(count) * world_size)
 
 
 @dataclass(frozen=True)
@@ -103,6 +121,17 @@ class FolderIndex:
             if path.stat().st_size != record.bytes:
                 raise ValueError(f"{path} has {path.stat().st_size} bytes; {INDEX_NAME} says {record.bytes}")
         return [folder / record.name for record in self.files]
+
+
+def is_lance_table(folder: str | Path) -> bool:
+    """Whether a folder is a Lance table, also one of another program."""
+    return (Path(folder) / "_versions").is_dir()
+
+
+def refuse_no_index(folder: str | Path) -> None:
+    """FolderIndex.read's errors for what is no folder of embeddings and no Lance table: before PyTorch is imported."""
+    if not is_lance_table(folder):
+        FolderIndex.read(Path(folder))
 
 
 def differences(stored: object, now: object, key: str = "") -> dict[str, str]:

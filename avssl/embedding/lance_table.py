@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avssl.embedding.index import KIND as FOLDER_KIND
-from avssl.embedding.index import FolderIndex
+from avssl.embedding.index import FolderIndex, is_lance_table
 from avssl.embedding.search import EmbeddingIndex, best_of, hits_among
 from avssl.embedding.table import MODALITIES, EmbeddingRows, EmbeddingTable, Hit, RowFacts
 from avssl.files.checked_json import Fields, parse
@@ -44,11 +44,6 @@ def import_lance() -> Any:
     except ImportError as error:
         raise ValueError('this needs Lance, an extra: pip install "avssl[lance]"') from error
     return lance
-
-
-def is_lance_table(folder: str | Path) -> bool:
-    """Whether a folder is a Lance table, also one of another program."""
-    return (Path(folder) / "_versions").is_dir()
 
 
 def is_index(folder: Path) -> bool:

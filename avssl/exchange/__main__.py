@@ -18,6 +18,7 @@ from pathlib import Path
 
 from avssl.files.plain_text import PlainParser, begin_command, emit, plain_lines, say_lines
 from avssl.plugins import required
+from avssl.types import HUB_SCHEME
 
 GRAPHS = ("torch_export", "onnx")
 
@@ -77,7 +78,7 @@ def statistics_command(arguments: argparse.Namespace) -> str:
 def export_command(arguments: argparse.Namespace) -> str:
     """Export a finished run as a folder, or one of its encoders in torchvision's layout or as a graph."""
     # As with the recipes, the hub is not asked for a mistyped folder.
-    from avssl.checkpoint import HUB_SCHEME, locate
+    from avssl.checkpoint import locate
 
     run = locate(arguments.run) if arguments.run.startswith(HUB_SCHEME) else Path(arguments.run)
     if (run / "index.json").is_file() and not (run / "config.yaml").is_file():

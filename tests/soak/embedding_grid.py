@@ -18,9 +18,9 @@ import numpy as np
 
 import avssl
 from avssl.data.every_sample import ClipPlan
-from avssl.embedding.blocks import Share
 from avssl.embedding.embedder import Embedder
 from avssl.embedding.folder import FolderJob
+from avssl.embedding.index import Share
 from avssl.embedding.table import EmbeddingTable
 from avssl.eval.features import extract
 from avssl.shards.shard_set import ShardSet

@@ -19,9 +19,8 @@ from avssl.files.plain_text import brief
 from avssl.models.public import hub_files
 from avssl.models.public.encoder import Demand, Tower, check_options
 from avssl.models.public.hub_files import Located, locate, weights_sha256
-from avssl.types import Modality
+from avssl.types import PUBLIC_PREFIXES, Modality
 
-PREFIXES = ("timm/", "hf/")
 # Files of this folder for models of transformers; each knows by `modalities` which models are its own.
 TRANSFORMERS_FAMILIES = ("vision", "sound", "perception")
 TEXT_KINDS = ("clap", "clip", "siglip", "pe_audio", "pe_video", "pe_audio_video")  # types that text.py reads
@@ -42,7 +41,7 @@ class Facts(NamedTuple):
 
 def is_public(name: str) -> bool:
     """Whether an encoder's name is that of a public model: it begins with timm/ or hf/."""
-    return name.startswith(PREFIXES)
+    return name.startswith(PUBLIC_PREFIXES)
 
 
 def build(name: str, modality: str | None, **options: Any) -> nn.Module:
