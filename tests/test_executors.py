@@ -47,6 +47,17 @@ def test_ray_finishes_with_the_same_bytes_when_one_of_two_nodes_is_killed(manife
     assert digest(tmp_path / "shards") == digest(written)
 
 
+@pytest.mark.slow
+def test_a_ray_cluster_that_cannot_be_joined_is_named_and_not_the_shards(manifest, tmp_path):
+    pytest.importorskip("ray")
+    command = ["-m", "data_prep", "write", manifest, "--out", tmp_path / "shards", "--executor", "ray"]
+    process = run_python(*command, check=False, RAY_ADDRESS="127.0.0.1:1")
+    assert process.returncode == 2
+    assert "error: cannot join the Ray cluster of RAY_ADDRESS=127.0.0.1:1 (" in process.stderr
+    assert "could not be written" not in process.stderr
+    assert "Traceback" not in process.stderr
+
+
 # A scheduler that runs jobs on this machine, after sbatch has answered, as Slurm does, and heeds what they wait for.
 SBATCH = """#!{python}
 import os, re, subprocess, sys, time

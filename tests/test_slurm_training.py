@@ -44,7 +44,7 @@ def test_a_training_that_is_preempted_is_requeued_and_ends_with_the_weights_of_o
     def said():
         return f"{log.read_text() if log.exists() else ''}\n{cluster.state(job)}\n{cluster.logs()}"
 
-    wait_until((run / "metrics.jsonl").exists, 300, said)
+    wait_until((run / "metrics.jsonl").exists, 600, said)
     cluster.run("scancel", "--signal=USR1", job)
     cluster.let_begin(job)
     (saved,) = (int(path.name[5:]) for path in run.glob("step_*"))

@@ -52,7 +52,7 @@ class Host:
     pid: int
     started: list[subprocess.Popen] = field(default_factory=list)
 
-    def start(self, command, log, **environment):
+    def start(self, command, log, folder=ROOT, **environment):
         """Start a line of bash as a user types it there; all that it says goes to the end of the file `log`."""
         own = {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin", "PYTHONPATH": str(ROOT),
@@ -60,15 +60,15 @@ class Host:
         }  # fmt: skip
         with log.open("a") as output:
             process = subprocess.Popen(
-                ["nsenter", "--target", str(self.pid), *NAMESPACES, "--wd=" + str(ROOT), "bash", "-c", command],
+                ["nsenter", "--target", str(self.pid), *NAMESPACES, "bash", "-c", f"cd {folder} && {command}"],
                 env=os.environ | own | environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             )  # fmt: skip
         self.started.append(process)
         return process
 
-    def run(self, command, log, **environment):
+    def run(self, command, log, folder=ROOT, **environment):
         """`start`, and wait for its end. AssertionError if the status is not 0."""
-        status = self.start(command, log, **environment).wait()
+        status = self.start(command, log, folder, **environment).wait()
         assert status == 0, f"{self.name}: {command} left with {status}\n{log.read_text()}"
 
     def pull_cable(self):

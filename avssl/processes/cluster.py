@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +21,11 @@ EXECUTORS = ("local", "ray", "slurm")
 MAX_TRIES = 4  # attempts at a task on Ray: a node that dies loses the tasks that it had
 TASKS_AHEAD = 2  # per task that can run at once, so that no processor waits for its next one
 SLURM_HOURS = 24  # time limit of a job; SBATCH_TIMELIMIT and the other variables of sbatch change a job
+ANSWER_SECONDS = 20  # for a host to answer
+NO_CLUSTER = (
+    "cannot join the Ray cluster of RAY_ADDRESS={address} ({reason}). `ray start --address {address}` must have run on "
+    "this machine, and if the cluster has a token, RAY_AUTH_MODE=token must be set and the token be known here"
+)
 
 logger = logging.getLogger("avssl")
 
@@ -54,7 +60,7 @@ def on_ray(
         local_cpus: processors of a cluster that is started here; None: all.
 
     A task whose node dies is done again elsewhere, up to MAX_TRIES times; then ChildProcessError. An error of `work` is
-    raised as it is. ValueError without the package, or if this machine alone can never do a task.
+    raised as it is. ValueError without the package or the cluster, or if this machine alone can never do a task.
     """
     try:
         import ray
@@ -66,7 +72,14 @@ def on_ray(
         return
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS")
-        ray.init(address=address, num_cpus=None if address else local_cpus, log_to_driver=False)
+        try:
+            _expect_answer(address or "")
+            ray.init(address=address, num_cpus=None if address else local_cpus, log_to_driver=False)
+        except (OSError, RuntimeError, ray.exceptions.RayError) as error:  # it raises each of them
+            if not address:
+                raise
+            reason = str(error).strip().partition("\n")[0]
+            raise ValueError(NO_CLUSTER.format(address=address, reason=reason)) from error
     _expect_room(ray.nodes(), cpus, gpus)
     remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=MAX_TRIES - 1)(work)
     references = [ray.put(value) for value in shared]
@@ -86,6 +99,13 @@ def on_ray(
                 f"a task on Ray was lost {MAX_TRIES} times ({reason}); the same command goes on with what is missing"
             ) from error
         yield result
+
+
+def _expect_answer(address: str) -> None:
+    """OSError if nobody answers at HOST:PORT. Ray itself would try for a minute and then end this process."""
+    host, _, port = address.rpartition(":")
+    if host and "/" not in host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
 
 
 def _expect_room(nodes: list[dict[str, Any]], cpus: int, gpus: float) -> None:
