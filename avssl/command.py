@@ -18,7 +18,7 @@ from importlib import import_module
 from pathlib import Path
 
 from avssl.errors import one_line_errors
-from avssl.files.plain_text import JSON_OPTION, begin_command, brief, emit, say, say_lines
+from avssl.files.plain_text import JSON_OPTION, begin_command, brief, emit, interrupted, say, say_lines
 from avssl.recipe_files import config_files, description, recipes_folder
 from avssl.version import __version__
 
@@ -50,7 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = list(given)
         arguments.remove(name)
         sys.argv[0] = f"avssl {name}"  # what --help calls the program
-        status: int = import_module(PROGRAMS[name][0]).command(arguments)
+        try:
+            status: int = import_module(PROGRAMS[name][0]).command(arguments)
+        except KeyboardInterrupt:  # also while libraries are imported
+            return interrupted()
         return status
     name, *arguments = begin_command(name or "avssl", given) or [""]
     with one_line_errors():

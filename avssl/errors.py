@@ -1,4 +1,4 @@
-"""How a command ends after an error of the user or the system: with one line about it and status 1."""
+"""How a command ends after an error of the user or the system: with one line about it and status 1; of Ctrl+C 130."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from avssl.files.disk_errors import one_line, os_error_behind
-from avssl.files.plain_text import emit, plain, say
+from avssl.files.plain_text import emit, interrupted, plain, say
 from avssl.plugins import files
 
 OTHERS_SECONDS = 2.0  # that processes of a rank above 0 wait before they print an error
@@ -30,6 +30,8 @@ def one_line_errors() -> Iterator[None]:
     """A context in which errors of the user and the system end the program with one line; others are raised."""
     try:
         yield
+    except KeyboardInterrupt:
+        sys.exit(interrupted())
     except (ValueError, FloatingPointError, ImportError) as error:
         where = files.place(error)  # in a plugin: its author wants to know the line
         _exit_with_error(_told_to_others(f"{error} ({where})" if where else str(error)))

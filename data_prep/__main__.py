@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from avssl.files import storage
 from avssl.files.disk_errors import one_line
-from avssl.files.plain_text import PlainParser, begin_command, emit, say, say_lines
+from avssl.files.plain_text import PlainParser, begin_command, emit, interrupted, say, say_lines
 from avssl.processes.cluster import add_executor_options
 from avssl.processes.limits import add_limit_options, default_num_workers, limits_of
 from data_prep.transcode.options import CHOICES, WriteOptions
@@ -220,6 +220,8 @@ def main(argv: Sequence[str] | None = None, program: str = "python -m data_prep"
             return import_module(MODULES[arguments.command][0]).run(arguments) or EXIT_OK
         commands = {"write": run_write, "verify": run_verify}
         return commands[arguments.command](arguments)
+    except KeyboardInterrupt:
+        return interrupted()
     except (ValueError, FileNotFoundError) as error:
         return _failed(error, EXIT_USAGE)
     except (RuntimeError, OSError) as error:

@@ -36,6 +36,27 @@ def test_a_wrong_command_prints_the_usage_and_has_status_2(capsys):
     assert command.main(["--help"]) == 0
 
 
+@pytest.mark.parametrize(
+    ("stopped", "words"),
+    [
+        ("data_prep.inspect.show.run", ["prep", "show", "shards"]),
+        ("avssl.recipes.search.main", ["search", "embeddings", "QUERY.mp4"]),
+        ("avssl.recipes.report.command", ["report", "run"]),
+    ],
+)
+def test_ctrl_c_ends_a_command_with_a_line_and_status_130(stopped, words, monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stopped, stop)
+    try:
+        status = command.main(words)
+    except SystemExit as end:
+        status = end.code
+    assert status == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 def test_every_yaml_is_listed_with_what_it_is(capsys):
     assert command.main(["recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import os
+import signal
 import sys
 import unicodedata
 from collections.abc import Sequence
@@ -180,3 +181,11 @@ def run_in_utf8() -> None:
     if sys.getfilesystemencoding() != "utf-8":
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def interrupted() -> int:
+    """Say that Ctrl+C ends the program; its exit status, as shells know it."""
+    status = 128 + signal.SIGINT
+    say("interrupted", sys.stderr)
+    emit("error", message="interrupted", status=status)
+    return status
