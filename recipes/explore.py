@@ -30,11 +30,11 @@ PORT = 8760
 
 
 def main(arguments: argparse.Namespace) -> int:
-    refuse_no_index(arguments.index_folder)
-    # What is heavy is imported here, so that --help and the error above come at once.
+    # What is heavy is imported here, so that --help and the first errors come at once.
     from avssl.explorer.server import check_installed, listen
 
     check_installed()
+    refuse_no_index(arguments.index_folder)
     from avssl.embedding.lance_table import open_index
     from avssl.embedding.search import load_embedder_of
     from avssl.embedding.sources import suffixes_of
