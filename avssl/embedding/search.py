@@ -98,7 +98,10 @@ class EmbeddingIndex:
                 group_numbers = first_row + first + np.arange(len(columns["key"]))
                 keep = columns[f"has_{modality}"]
                 if numbers is not None:
-                    keep = keep & np.isin(group_numbers, numbers)
+                    low, high = np.searchsorted(numbers, [group_numbers[0], group_numbers[-1] + 1])
+                    is_wanted = np.zeros(len(keep), bool)
+                    is_wanted[numbers[low:high] - group_numbers[0]] = True
+                    keep = keep & is_wanted
                 chosen = np.flatnonzero(keep)
                 if len(chosen):
                     keys = [columns["key"][row] for row in chosen]

@@ -115,11 +115,12 @@ def possible_nearest(
     best, by the bound of its rounding. With `groups`, a name a row, only the nearest row of each group is counted.
     Rows whose length float32 cannot square, or that are not finite, are kept: `nearest` decides about them.
     """
-    left, right = unit_rows(queries, "queries").numpy().astype(np.float32), np.asarray(gallery, np.float32)
+    left, right = unit_rows(queries, "queries").cpu().float(), np.asarray(gallery, np.float32)
+    products = (left @ torch.from_numpy(right).T).numpy()  # NumPy's own threads wait for each other at this size
     with np.errstate(all="ignore"):
         squares = np.einsum("nd,nd->n", right, right)
         is_sure = (squares > 1e-30) & (squares < 1e30)
-        cosines = np.where(is_sure, left @ right.T / np.sqrt(squares), -np.inf)
+        cosines = np.where(is_sure, products / np.sqrt(squares), -np.inf)
     slack = (right.shape[1] + 8) * 2.0**-22  # twice the error of a sum of D products and of both lengths, in any order
     chosen = ~is_sure
     for row in cosines:
