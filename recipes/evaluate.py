@@ -22,6 +22,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from importlib.metadata import entry_points
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ from avssl.errors import end_now, one_line_errors
 from avssl.files.plain_text import begin_command, brief, emit, say, say_lines
 from avssl.help_text import describe
 from avssl.plugins import required
+from avssl.plugins.registry import GROUP
 from avssl.processes.slurm import take_ranks_of_slurm
 from avssl.recipe_files import replace_names
 from avssl.types import HUB_SCHEME, PUBLIC_PREFIXES
@@ -256,7 +258,7 @@ def command(arguments: list[str]) -> int:
         if "--compare" in arguments:
             compare_files([argument for argument in arguments if argument != "--compare"])
         else:
-            if not files:  # which may register what the run or the task needs
+            if not files and not entry_points(group=GROUP):  # which may register what the run or the task needs
                 refuse_what_is_not(arguments[0], arguments[1:])
             start(arguments[0], task_arguments(arguments[1:], files, may_differ=is_changed))
     return 0
