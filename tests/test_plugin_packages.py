@@ -17,6 +17,7 @@ from avssl.plugins import registry as plugin_registry
 from avssl.plugins.files import PluginError
 from avssl.train.run_folder import plugins_of
 from avssl.types import View
+from recipes import evaluate
 from tests.conftest import ROOT, run_python
 from tests.made_plugins import LOSS, SMALL, written
 
@@ -114,3 +115,22 @@ def test_a_package_that_pip_has_installed_registers_its_parts(image_shards, tmp_
     refused = run_python("-m", "avssl", "embed", "run", image_shards, "--out=other", folder=tmp_path, check=False)
     assert refused.returncode == 1
     assert "needs loss-of-mine 0.3: install loss-of-mine" in refused.stderr
+
+
+def test_a_task_of_an_installed_package_is_evaluated_by_its_name(installed, tiny_run, shards, capsys):
+    installed("counting_of_mine", """
+        import numpy as np
+
+        from avssl.eval import Metric, Outcome, Repeat, TaskConfig, register_task
+
+        @register_task("counting", TaskConfig)
+        def counting(embedder, config):
+            mean = {"number": Metric("mean", ("number",))}
+            return Outcome([Repeat("", ["one", "two"], {"number": np.ones(2)}, mean)])
+    """)  # fmt: skip
+    options = [f"test={shards['test']}", "allow_overlap=true"]
+    assert evaluate.command([str(tiny_run), "counting", *options]) == 0
+    assert "counting" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        evaluate.command([str(tiny_run), "counted", *options])
+    assert "counted" in capsys.readouterr().err
