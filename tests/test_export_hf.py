@@ -5,6 +5,7 @@ import shutil
 from contextlib import closing
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from unittest import mock
 
 import pyarrow.parquet as pq
@@ -157,6 +158,46 @@ def test_an_interrupted_export_goes_on_and_gives_the_same_bytes(shards, tmp_path
         hugging_face.write_data_set(stored, out, file_bytes=limit)
         assert files(out) == whole
     assert number > 12
+
+
+@pytest.mark.parametrize("killed_at", range(5))
+def test_an_overwriting_export_that_was_killed_while_it_removed_is_repeated(killed_at, shards, tmp_path, monkeypatch):
+    """Killed in the middle of each removal in turn: of a folder one of its files is gone then."""
+    stored = {"train": ShardSet(shards["test"])}
+    hugging_face.write_data_set(stored, tmp_path / "set", license="mit")
+    unlink, rmtree, removals = Path.unlink, shutil.rmtree, iter(range(100))
+
+    def dying(remove, path, **options):
+        if str(path).startswith(str(tmp_path / "set")) and next(removals) == killed_at:
+            for below in [below for below in Path(path).rglob("*") if below.is_file()][:1]:
+                unlink(below)
+            raise KeyboardInterrupt
+        remove(path, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", lambda path, **options: dying(unlink, path, **options))
+        patched.setattr(shutil, "rmtree", lambda path, **options: dying(rmtree, path, **options))
+        with pytest.raises(KeyboardInterrupt):
+            hugging_face.write_data_set(stored, tmp_path / "set", overwrite=True)
+    assert killed_at == 0 or not (tmp_path / "set" / "export.json").exists()
+    record = hugging_face.write_data_set(stored, tmp_path / "set", overwrite=True)
+    assert record["settings"]["license"] == ""
+    assert all((tmp_path / "set" / item["name"]).is_file() for item in record["files"])
+
+
+def test_what_is_left_of_a_removed_beginning_is_not_gone_on_with(shards, tmp_path):
+    (tmp_path / ".progress").mkdir()
+    (tmp_path / ".progress" / "train-00000.json").write_text('{"name": "data/gone.parquet", "bytes": 1}')
+    record = hugging_face.write_data_set({"train": ShardSet(shards["test"])}, tmp_path)
+    assert [item["name"] for item in record["files"]] == ["data/train-00000-of-00001.parquet"]
+
+
+def test_what_an_embedding_has_begun_is_not_overwritten(shards, tmp_path):
+    (tmp_path / ".progress").mkdir()
+    (tmp_path / ".progress" / "settings.json").write_text('{"weights": "w"}')
+    with pytest.raises(ValueError, match=r"settings"):
+        hugging_face.write_data_set({"train": ShardSet(shards["test"])}, tmp_path, overwrite=True)
+    assert (tmp_path / ".progress" / "settings.json").is_file()
 
 
 @pytest.mark.parametrize(

@@ -133,12 +133,16 @@ def write_data_set(
 def _begin(out: Path, settings: dict[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
     """Make the folder ready; the content of export.json if it is finished with these settings."""
     progress, record = out / PROGRESS_NAME, out / RECORD_NAME
-    if overwrite and (record.is_file() or progress.is_dir()):  # of this program: nothing else is removed
+    begun = record if record.is_file() else progress / "settings.json"
+    is_own = "settings" in Fields.read(begun).record if begun.is_file() else progress.is_dir()
+    if overwrite and is_own:  # nothing else is removed
+        progress.mkdir(exist_ok=True)  # first and last: whatever a killed process leaves is known as its own
         for path in (record, out / hf_card.CARD_NAME):
             path.unlink(missing_ok=True)
-        for folder in (progress, out / DATA_NAME):
-            shutil.rmtree(folder, ignore_errors=True)
-    begun = record if record.is_file() else progress / "settings.json"
+        if (out / DATA_NAME).exists():
+            shutil.rmtree(out / DATA_NAME)
+        shutil.rmtree(progress)
+        begun = progress / "settings.json"
     if begun.is_file():
         stored = Fields.read(begun)
         if changed := differences(stored.mapping("settings"), settings):
@@ -154,7 +158,8 @@ def _begin(out: Path, settings: dict[str, Any], *, overwrite: bool) -> dict[str,
         return None
     if others := sorted(path.name for path in out.iterdir() if path.name not in (".lock", PROGRESS_NAME)):
         raise FileExistsError(f"{out} holds {brief(others[0])}, which is of no export; choose another --out")
-    (progress / DATA_NAME).mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(progress, ignore_errors=True)  # without settings: another process was killed while it removed it
+    (progress / DATA_NAME).mkdir(parents=True)
     write_whole(progress / "settings.json", json.dumps({"settings": settings}, indent=1))
     return None
 
