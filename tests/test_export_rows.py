@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,7 +120,7 @@ def test_two_exports_give_the_same_bytes(target, tmp_path):
     [
         (["nowhere", "--to", "csv", "--out", "r.csv"], "is missing: nowhere is not a folder that `avssl embed` has"),
         (["rows", "--to", "csv", "--out", "there.csv"], "is there already; choose another --out, or --overwrite"),
-        (["rows", "--to", "numpy", "--out", "rows"], "is there already; choose another --out, or --overwrite"),
+        (["rows", "--to", "numpy", "--out", "cut"], "is there already; choose another --out, or --overwrite"),
         (["rows", "rows", "--to", "csv", "--out", "r.csv"], "takes one folder of embeddings; 2 sources are given"),
         (["shards", "--to", "csv", "--out", "r.csv"], "holds shards, and --to csv is for embeddings; shards go to"),
         (["run", "--to", "csv", "--out", "r.csv"], "is a run: its weights are exported by `avssl exchange export RUN"),
@@ -162,13 +163,29 @@ def test_overwrite_replaces_an_export_and_nothing_else(tmp_path, capsys):
     (tmp_path / "arrays" / "mine").touch()
     with pytest.raises(SystemExit):
         command.command(words)
-    assert "is there already; choose another --out" in capsys.readouterr().err
+    assert "is there already, and no earlier export; choose another --out" in capsys.readouterr().err
     (tmp_path / "arrays" / "mine").unlink()
     command.command(words)
     (tmp_path / "arrays" / "old").touch()
     command.command(words)
     assert not (tmp_path / "arrays" / "old").exists()
     assert (tmp_path / "arrays" / "columns.json").is_file()
+
+
+@pytest.mark.parametrize("target", ["csv", "numpy", "lance", "lightly-studio", "hf"])
+@pytest.mark.parametrize("out", ["kept/rows", "kept", "kept/rows/index.json", "link/inside"])
+def test_no_target_writes_over_its_source(target, out, tmp_path, shards, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    if target == "hf":
+        shutil.copytree(shards["test"], "kept/rows")
+    else:
+        make_embeddings(tmp_path / "kept" / "rows")
+    (tmp_path / "link").symlink_to("kept/rows")
+    before = {path: path.read_bytes() for path in (tmp_path / "kept").rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit):
+        command.command(["kept/rows", "--to", target, "--out", out, "--overwrite"])
+    assert "the source kept/rows; choose another --out" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (tmp_path / "kept").rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.slow

@@ -231,6 +231,27 @@ def test_bad_input_is_one_line(made, tmp_path, capsys):
         open_index(foreign)
 
 
+def test_overwrite_replaces_an_earlier_table_and_nothing_else(made, tmp_path, capsys):
+    _, index, lance = made
+    words = [str(index.folder), "--to", "lance", "--overwrite", "--out"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    shutil.copytree(index.folder, tmp_path / "other embeddings")
+    shutil.copytree(lance.folder, tmp_path / "table of another program")
+    (tmp_path / "table of another program" / "index.json").unlink()
+    for folder in list(tmp_path.iterdir()):
+        names = sorted(folder.iterdir())
+        with pytest.raises(SystemExit):
+            export.command([*words, str(folder)])
+        assert "is there already, and no earlier export; choose another --out" in capsys.readouterr().err
+        assert sorted(folder.iterdir()) == names
+    shutil.copytree(lance.folder, tmp_path / "table")
+    (tmp_path / "table" / "old").touch()
+    export.command([*words, str(tmp_path / "table")])
+    assert not (tmp_path / "table" / "old").exists()
+    assert LanceTable(tmp_path / "table").content.num_rows == 400
+
+
 @pytest.mark.slow
 def test_a_damaged_table_is_named(made, tmp_path):
     _, _, lance = made

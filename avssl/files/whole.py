@@ -7,7 +7,7 @@ import io
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, BinaryIO
@@ -47,15 +47,15 @@ def whole_path(path: Path, *, make_folder: bool = True) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def whole_folder(path: Path, is_earlier: Callable[[Path], bool], *, overwrite: bool) -> Iterator[Path]:
     """A new folder to fill, which is synced and renamed to `path` if the block ends without an error.
 
     It lies beside `path`; what a killed process left there is removed first. overwrite: what is at `path` is removed
-    at the end. FileExistsError if it is there already and not empty; OSError says what to do if the disk is full or
-    the folder is not writable.
+    at the end if is_earlier(path) says that the same command wrote it. FileExistsError for anything else that is there
+    and not empty; OSError says what to do if the disk is full or the folder is not writable.
     """
-    if not overwrite:
-        refuse_existing(path)
+    if not (overwrite and is_earlier(path)):
+        refuse_existing(path, overwrite=overwrite)
     with clear_errors(path, "written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(path.parent, path.name) as scratch:
@@ -70,10 +70,13 @@ def whole_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         sync(path.parent)
 
 
-def refuse_existing(path: Path) -> None:
-    """FileExistsError if there is a file, or a folder that is not empty."""
+def refuse_existing(path: Path, *, overwrite: bool = False) -> None:
+    """FileExistsError if there is a file, or a folder that is not empty. overwrite: whether --overwrite is given."""
     if path.is_symlink() or path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise FileExistsError(f"{path} is there already; choose another --out, or --overwrite")
+        advice = (
+            ", and no earlier export; choose another --out" if overwrite else "; choose another --out, or --overwrite"
+        )
+        raise FileExistsError(f"{path} is there already{advice}")
 
 
 def _temporary(path: Path) -> tuple[Path, int | None]:

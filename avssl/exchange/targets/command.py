@@ -31,13 +31,14 @@ class Target:
 
     source: "shards" or "embeddings". module: has `export(arguments)`, which writes `arguments.out` and returns the
     fields of the result; "summary" among them is the line for people. text: of --help. options: those of OPTIONS that
-    it takes.
+    it takes. writes_path: whether --out is a path, and no name in a database.
     """
 
     source: str
     module: str
     text: str
     options: tuple[str, ...] = ()
+    writes_path: bool = True
 
 
 _HERE = "avssl.exchange.targets"
@@ -47,7 +48,11 @@ TARGETS = {
     "csv": Target("embeddings", f"{_HERE}.csv_file", "one table of text", ("vectors", "moved")),
     "numpy": Target("embeddings", f"{_HERE}.numpy_files", "a folder of .npy arrays", ("vectors", "moved")),
     "fiftyone": Target(
-        "embeddings", f"{_HERE}.fiftyone_dataset", "a data set of FiftyOne, called --out", ("vectors", "moved", "media")
+        "embeddings",
+        f"{_HERE}.fiftyone_dataset",
+        "a data set of FiftyOne, called --out",
+        ("vectors", "moved", "media"),
+        writes_path=False,
     ),
     "lightly-studio": Target(
         "embeddings", f"{_HERE}.lightly_database", "a database file of LightlyStudio", ("vectors", "moved", "media")
@@ -119,7 +124,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _check_sources(parsed: argparse.Namespace, target: Target) -> None:
-    """ValueError if a source is not of the kind that the target takes."""
+    """ValueError if a source is not of the kind that the target takes, or if --out is, holds or lies in a source."""
     if target.source == "embeddings" and len(parsed.sources) > 1:
         raise ValueError(f"--to {parsed.to} takes one folder of embeddings; {len(parsed.sources)} sources are given")
     for source in parsed.sources:
@@ -134,6 +139,13 @@ def _check_sources(parsed: argparse.Namespace, target: Target) -> None:
             raise ValueError(
                 f"{plain(folder)} holds {kind}, and --to {parsed.to} is for {target.source}; {kind} go to {others}"
             )
+        if target.writes_path and folder.exists():
+            out, there = parsed.out.resolve(), folder.resolve()
+            relations = {"is": out == there, "holds": out in there.parents, "lies in": there in out.parents}
+            if relation := next((name for name, holds in relations.items() if holds), ""):
+                raise ValueError(
+                    f"--out {plain(parsed.out)} {relation} the source {plain(folder)}; choose another --out"
+                )
 
 
 def kind_of(folder: Path) -> str:

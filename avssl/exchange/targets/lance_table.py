@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from avssl.embedding.index import LISTING_NAME, SKIPPED_NAME
-from avssl.embedding.lance_table import KIND, ROW_COLUMNS, LanceTable, import_lance, write_rows
+from avssl.embedding.index import LISTING_NAME, SKIPPED_NAME, is_lance_table
+from avssl.embedding.lance_table import KIND, ROW_COLUMNS, LanceTable, import_lance, is_index, write_rows
 from avssl.embedding.search import EmbeddingIndex
 from avssl.exchange.targets.rows import Rows, RowSource, label_text
 from avssl.files.plain_text import note
@@ -38,7 +38,7 @@ def export(arguments: argparse.Namespace) -> dict[str, Any]:
     """Write the folder of `avssl export --to lance`; the fields of its result."""
     import_lance()
     rows = RowSource(arguments.sources[0], ("embedding",), arguments.moved)
-    with whole_folder(arguments.out, overwrite=arguments.overwrite) as folder:
+    with whole_folder(arguments.out, is_export, overwrite=arguments.overwrite) as folder:
         indices = write_lance_table(rows, folder)
     for modality, facts in indices.items():
         note(f"{modality}: {_sentence(facts)}")
@@ -48,6 +48,11 @@ def export(arguments: argparse.Namespace) -> dict[str, Any]:
         "indices": indices,
         "summary": f"{len(rows):,} rows in {arguments.out}; avssl search {arguments.out} QUERY",
     }
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder is a Lance table that this program wrote."""
+    return is_lance_table(folder) and is_index(folder)
 
 
 def _sentence(facts: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from avssl.embedding.table import SCALAR_COLUMNS
 from avssl.exchange.targets.rows import Rows, RowSource
-from avssl.files.whole import refuse_existing, whole_folder
+from avssl.files.whole import whole_folder
 
 ROWS_NAME, COLUMNS_NAME = "rows.jsonl", "columns.json"
 
@@ -31,9 +31,7 @@ ROWS_NAME, COLUMNS_NAME = "rows.jsonl", "columns.json"
 def export(arguments: argparse.Namespace) -> dict[str, Any]:
     """Write the folder of `avssl export --to numpy`; the fields of its result."""
     rows = RowSource(arguments.sources[0], arguments.vectors or ("embedding",), arguments.moved)
-    if arguments.overwrite and not (arguments.out / COLUMNS_NAME).is_file():
-        refuse_existing(arguments.out)  # what is no export of this program is not removed
-    with whole_folder(arguments.out, overwrite=arguments.overwrite) as folder:
+    with whole_folder(arguments.out, is_export, overwrite=arguments.overwrite) as folder:
         arrays = write_arrays(rows, folder)
     shown = ", ".join(f"{name} {rows.widths[name]}" for name in rows.vectors)
     return {
@@ -42,6 +40,11 @@ def export(arguments: argparse.Namespace) -> dict[str, Any]:
         "arrays": arrays,
         "summary": f"{len(rows):,} rows in {arguments.out} ({shown})",
     }
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder is of an export to numpy."""
+    return (folder / COLUMNS_NAME).is_file()
 
 
 def write_arrays(rows: RowSource, folder: Path) -> dict[str, dict[str, Any]]:
