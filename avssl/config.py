@@ -331,7 +331,7 @@ CHANGEABLE_KEYS = frozenset([
     "keep_checkpoints", "trackers", "cpu", "compile", "channels_last", "data.shards", "data.cache_dir",
     "data.cache_bytes", "data.redirect_hosts", "data.num_workers", "data.prefetch_batches", "data.max_failure_rate",
     "data.worker_timeout_seconds", "data.order_lanes", "data.cache_decoded", "data.cache_decoded_dir",
-    "process_timeout_seconds", "loss.teacher.run", "loss.teacher.embeddings",
+    "data.views_in_workers", "process_timeout_seconds", "loss.teacher.run", "loss.teacher.embeddings",
     *(f"probe.{item.name}" for item in dataclasses.fields(ProbeConfig)),
 ])  # fmt: skip
 

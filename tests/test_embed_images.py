@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import avssl
+from avssl.embedding import loading
 from avssl.embedding.embedder import Embedder
 from avssl.embedding.table import EmbeddingTable
 from avssl.eval.tasks.standard import StandardConfig
@@ -97,6 +98,17 @@ def test_one_row_per_image_with_labels_and_no_seconds(embedder: Embedder, folder
     np.testing.assert_allclose(np.linalg.norm(table.image_embedding, axis=1), 1, atol=1e-6)
     assert "window_seconds" not in table.metadata
     assert table.pool_by_key().keys == table.keys
+
+
+def test_a_run_with_a_queue_longer_than_the_state_that_is_kept_is_embedded(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one of 200,000 keys beside a corpus of a million images, whose state is built for 131,072 at most."""
+    changes = [f"run={tmp_path}/moco", f"data.shards={folders / 'train-shards'}", "steps=1", "loss.queue_size=8"]
+    run_python("recipes/pretrain.py", "recipes/configs/moco_v2.yaml", *TINY_IMAGES, *changes, "loss.shuffle_groups=2")
+    monkeypatch.setattr(loading, "MAX_STATE_ROWS", 4)
+    table, failures = avssl.load_embedder(str(tmp_path / "moco")).embed(ShardSet(folders / "test-shards"))
+    assert (len(table.keys), failures) == (6, {})
 
 
 def test_a_row_is_what_the_encoder_gives_for_the_center_of_the_image(embedder: Embedder, folders: Path) -> None:

@@ -51,6 +51,21 @@ def test_batches_do_not_depend_on_the_number_of_workers(shards):
         batches_equal(left, right)
 
 
+def test_views_made_in_workers_are_those_made_in_the_training_process(shards, monkeypatch):
+    """To the bit, with the same strides, which decide what convolutions compute; after measured statistics."""
+    loaders = [make_loader(shards["train"], num_workers=1, views_in_workers=is_there) for is_there in (False, True)]
+    for loader in loaders:
+        measure_statistics(loader.view_maker, loader)
+    here = list(loaders[0].epoch(2))
+    monkeypatch.setattr(ViewMaker, "video", None)  # nothing is left to make in this process
+    there = list(loaders[1].epoch(2))
+    for left, right in zip(here, there, strict=True):
+        batches_equal(left, right)
+        assert {name: view.stride() for name, view in left.views.items()} == {
+            name: view.stride() for name, view in right.views.items()
+        }
+
+
 def test_an_epoch_begun_in_the_middle_gives_the_same_batches_without_reading_earlier_ones(shards, monkeypatch):
     straight = list(make_loader(shards["train"]).epoch(1))
     loader = make_loader(shards["train"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,8 @@ from avssl.data.shared_memory import BufferRange, SharedBuffer, SharedBuffers, o
 from avssl.transforms.frame_tensors import to_device
 from avssl.transforms.raw_view import RawView
 from avssl.types import MediaError
+
+MakeViews = Callable[[Mapping[str, RawView], torch.device], dict[str, torch.Tensor]]
 
 
 def stack_raw_views(rows: Sequence[Mapping[str, RawView]], buffer: SharedBuffer | None = None) -> dict[str, RawView]:
@@ -50,22 +52,24 @@ def _stacked(tensors: list[torch.Tensor], buffer: SharedBuffer | None) -> torch.
 class RawBatch:
     """A worker's batch: stacked raw views, sample indices int64 (B,), and (index, reason, message) of each failure.
 
-    buffer: in the worker, the shared memory that holds the views.
+    made: names of the views whose media are ready for the networks. buffer: in the worker, the shared memory that holds
+    the views.
     """
 
     views: dict[str, RawView]
     index: torch.Tensor
     failures: Sequence[tuple[int, str, str]]
+    made: tuple[str, ...] = ()
     buffer: SharedBuffer | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the descriptor of the buffer instead of a copy of its content."""
         if self.buffer is None:
-            return RawBatch, (self.views, self.index, self.failures)
+            return RawBatch, (self.views, self.index, self.failures, self.made)
         modalities = {name: view.modality for name, view in self.views.items()}
         ranges = {(name, field): range_of(tensor) for name, view in self.views.items()
                   for field, tensor in view.tensors().items()}  # fmt: skip
-        return _received, (self.buffer.sent(), modalities, ranges, self.index.tolist(), self.failures)
+        return _received, (self.buffer.sent(), modalities, ranges, self.index.tolist(), self.failures, self.made)
 
     def pin_memory(self) -> RawBatch:
         """Pin the memory of all tensors, in place; DataLoader calls this."""
@@ -80,6 +84,7 @@ def _received(
     ranges: dict[tuple[str, str], BufferRange],
     index: list[int],
     failures: Sequence[tuple[int, str, str]],
+    made: tuple[str, ...],
 ) -> RawBatch:
     """Rebuild a batch in the process that receives it."""
     tensors = dict(zip(ranges, open_buffer(*sent, list(ranges.values())), strict=True))
@@ -87,17 +92,21 @@ def _received(
         name: RawView(modality, **{field: tensor for (view, field), tensor in tensors.items() if view == name})
         for name, modality in modalities.items()
     }
-    return RawBatch(views, torch.tensor(index), failures)
+    return RawBatch(views, torch.tensor(index), failures, made)
 
 
 class Collate:
     """Makes a batch of samples. An unreadable one is replaced by the nearest readable one before it, or by the first.
 
     In a worker, batches are in shared memory, which is reused once the training process has released it.
+
+    make: makes views ready for the networks, {name: tensor}, in a worker; None leaves that to the training process.
+    raw_name: a view that stays raw.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, make: MakeViews | None = None, raw_name: str = "") -> None:
         self.buffers = SharedBuffers()
+        self.make, self.raw_name = make, raw_name
 
     def __call__(self, samples: list[tuple[int, dict[str, RawView] | MediaError]]) -> RawBatch:
         readable = [position for position, (_, views) in enumerate(samples) if not isinstance(views, MediaError)]
@@ -107,14 +116,34 @@ class Collate:
         chosen = [max((p for p in readable if p <= position), default=readable[0]) for position in range(len(samples))]
         index = torch.tensor([samples[position][0] for position in chosen])
         rows: list[dict[str, RawView]] = [samples[position][1] for position in chosen]  # type: ignore[misc]
-        buffer = None if get_worker_info() is None else self.buffers.take(stacked_bytes(rows))
+        if get_worker_info() is None:
+            return RawBatch(stack_raw_views(rows), index, failures)
+        if self.make is not None:
+            return self._made(stack_raw_views(rows), index, failures, self.make)
+        buffer = self.buffers.take(stacked_bytes(rows))
         try:
             views = stack_raw_views(rows, buffer)
         except BaseException:
-            if buffer is not None:
-                buffer.release()  # it will not be sent, so no receiver would release it
+            buffer.release()  # it will not be sent, so no receiver would release it
             raise
-        return RawBatch(views, index, failures, buffer)
+        return RawBatch(views, index, failures, buffer=buffer)
+
+    def _made(
+        self, raw: dict[str, RawView], index: torch.Tensor, failures: list[tuple[int, str, str]], make: MakeViews
+    ) -> RawBatch:
+        """The batch with views that are ready for the networks."""
+        modalities = {name: view.modality for name, view in raw.items()}
+        kept = {name: view for name, view in raw.items() if name == self.raw_name}
+        made = make({name: view for name, view in raw.items() if name not in kept}, torch.device("cpu"))
+        views = {name: RawView(modalities[name], tensor) for name, tensor in made.items()} | kept
+        tensors = [tensor for view in views.values() for tensor in view.tensors().values()]
+        buffer = self.buffers.take(sum(padded(tensor.nbytes) for tensor in tensors))
+        sent = {
+            name: replace(view, **{field: buffer.empty(tensor.shape, tensor.dtype).copy_(tensor)
+                                   for field, tensor in view.tensors().items()})
+            for name, view in views.items()
+        }  # fmt: skip
+        return RawBatch(sent, index, failures, tuple(made), buffer)
 
 
 class DeviceCopier:

@@ -192,7 +192,8 @@ class Loader:
         """Batches of an epoch from `first_batch` on, equally many on every rank. Workers go on into the next epoch."""
         if self._stream is None or self._stream_at != (epoch, first_batch):
             sampler = _EndlessSampler(self._order, epoch, first_batch)
-            self._stream = start_loader(self._data_loader(self._samples, sampler), self.config.worker_timeout_seconds)
+            loader = self._data_loader(self._samples, sampler, self._collate_of_epochs())
+            self._stream = start_loader(loader, self.config.worker_timeout_seconds)
         for batch in range(first_batch, self.steps_per_epoch):
             start = time.perf_counter()
             raw = next_batch(self._stream, self.config.worker_timeout_seconds)
@@ -224,7 +225,7 @@ class Loader:
     def _single_pass(self, indices: Sequence[int], views: Sequence[View]) -> Iterator[RawBatch]:
         samples = _Samples(self._reader, views, self.view_maker.config, self.seed)
         sampler = _SinglePassSampler(indices, self.per_device_batch_size)
-        return all_batches(self._data_loader(samples, sampler), self.config.worker_timeout_seconds)
+        return all_batches(self._data_loader(samples, sampler, Collate()), self.config.worker_timeout_seconds)
 
     @torch.no_grad()
     def embed_all(
@@ -253,12 +254,20 @@ class Loader:
         end_workers(self._stream)
         self._stream = None
 
-    def _data_loader(self, samples: _Samples, sampler: Sampler[list[tuple[int, int]]]) -> DataLoader[RawBatch]:
+    def _collate_of_epochs(self) -> Collate:
+        """On a GPU the views are made there, whatever the configuration says."""
+        if not self.config.views_in_workers or self.device.type != "cpu":
+            return Collate()
+        return Collate(self.view_maker, "" if self.targets is None else self.targets.name)
+
+    def _data_loader(
+        self, samples: _Samples, sampler: Sampler[list[tuple[int, int]]], collate: Collate
+    ) -> DataLoader[RawBatch]:
         num_workers = self.config.num_workers
         return DataLoader(
             samples,
             batch_sampler=sampler,
-            collate_fn=Collate(),
+            collate_fn=collate,
             num_workers=num_workers,
             pin_memory=self.device.type == "cuda",
             multiprocessing_context=worker_context() if num_workers else None,
@@ -274,7 +283,8 @@ class Loader:
         if self.targets is not None and not deterministic:
             beside = raw_views.pop(self.targets.name, None)
             targets[self.targets.name] = self.targets.rows(raw.index, beside, self.device)
-        views = self.view_maker(raw_views, self.device) | targets
+        made = {name: raw_views.pop(name).media for name in raw.made}
+        views = made | self.view_maker(raw_views, self.device) | targets
         index = to_device(raw.index, self.device)
         return Batch(views, index, dict(Counter(reason for _, reason, _ in raw.failures)))
 

@@ -15,6 +15,7 @@ class LoaderConfig:
 
     global_batch_size: int = 256  # samples in a micro-batch, over all processes; or auto
     num_workers: int = 2  # decoding processes per training process, or auto; 0 decodes in the training process
+    views_in_workers: bool = False  # on the CPU: workers make the views ready for the networks, too
     prefetch_batches: int = 4  # decoded batches waiting per worker
     order_lanes: int = 0  # reading lanes over all processes; 0: one per process (see data/order.py)
     shuffle_block: int = 4096  # samples shuffled together within a lane

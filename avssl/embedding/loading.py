@@ -46,8 +46,9 @@ def load_networks(
     modalities = loss_class.modalities(config.loss)
     torch.manual_seed(config.seed)
     encoders = {name: create_encoder(modality=name, **_options(config, name, untrained)) for name in modalities}
-    # State with a row per sample is not loaded: millions of rows would only fill the memory.
-    loss = loss_class(config.loss, encoders, min(num_samples, MAX_STATE_ROWS))
+    # State with a row per sample is not loaded: millions of rows would only fill the memory. A queue holds at most all.
+    num_rows = max(min(num_samples, MAX_STATE_ROWS), getattr(config.loss, "queue_size", 0))
+    loss = loss_class(config.loss, encoders, num_rows)
     views = ViewMaker(config.views, modalities)
     modules: list[tuple[nn.Module, str]] = []
     if not untrained:
