@@ -67,6 +67,7 @@ def test_a_subset_reads_as_a_folder_of_its_own(train):
     for number, position in enumerate(sorted(positions)):
         mine, original = subset.read(number), train.read(position)
         assert (mine.info.index, mine.info.key, mine.video) == (number, original.info.key, original.video)
+        assert subset.shard_of(number) == train.shard_of(position)
     assert subset.fingerprint != ShardSubset(train, [0, 3, 8]).fingerprint != train.fingerprint
     assert pickle.loads(pickle.dumps(subset)).read(3) == subset.read(3)  # as it is sent to workers
     for wrong in ([], [1, 1], [18], [-1]):

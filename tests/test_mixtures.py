@@ -62,6 +62,7 @@ def test_samples_are_those_of_the_folders_with_one_index_over_all(weighted, shar
         assert (sample.video, sample.audio) == (alone.video, alone.audio)
         assert sample.info.index == both.read_info(position).index == position
         assert sample.info.key == both.read_info(position).key == alone.info.key
+        assert both.shard_of(position) == part.shard_of(row)
     for position in (-1, 24):
         with pytest.raises(IndexError, match=r"there are 0\.\.23"):
             both.read(position)

@@ -23,7 +23,7 @@ from itertools import accumulate
 
 from avssl.shards.cache import DEFAULT_CACHE_BYTES
 from avssl.shards.folders import shard_folders
-from avssl.shards.format import SampleInfo, ShardIndex, SideCar
+from avssl.shards.format import SampleInfo, ShardIndex, ShardRecord, SideCar
 from avssl.shards.shard_set import Sample, ShardSet
 from avssl.shards.subset import selected
 from avssl.types import MediaError
@@ -137,6 +137,11 @@ class ShardMixture(ShardSet):
         """As ShardSet.read_info, with the number over all folders as its index."""
         part, row = self._part_of(position)
         return replace(part.read_info(row), index=position)
+
+    def shard_of(self, position: int) -> ShardRecord:
+        """As ShardSet.shard_of, of the folder that the sample lies in."""
+        part, row = self._part_of(position)
+        return part.shard_of(row)
 
     def close(self) -> None:
         """Close the files of all folders."""

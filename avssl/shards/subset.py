@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from avssl.files.checked_json import Fields
 from avssl.files.plain_text import brief
-from avssl.shards.format import SampleInfo
+from avssl.shards.format import SampleInfo, ShardRecord
 from avssl.shards.shard_set import Sample, ShardSet
 
 
@@ -69,6 +69,10 @@ class ShardSubset(ShardSet):
     def read_info(self, position: int) -> SampleInfo:
         """As ShardSet.read_info, with the number within the subset as its index."""
         return replace(self.whole.read_info(self._original(position)), index=position)
+
+    def shard_of(self, position: int) -> ShardRecord:
+        """As ShardSet.shard_of."""
+        return self.whole.shard_of(self._original(position))
 
     def close(self) -> None:
         """Close the files of the whole."""
