@@ -129,7 +129,7 @@ class Collate:
         return RawBatch(views, index, failures, buffer=buffer)
 
     def _made(
-        self, raw: dict[str, RawView], index: torch.Tensor, failures: list[tuple[int, str, str]], make: MakeViews
+        self, raw: dict[str, RawView], index: torch.Tensor, failures: Sequence[tuple[int, str, str]], make: MakeViews
     ) -> RawBatch:
         """The batch with views that are ready for the networks."""
         modalities = {name: view.modality for name, view in raw.items()}
@@ -138,12 +138,13 @@ class Collate:
         views = {name: RawView(modalities[name], tensor) for name, tensor in made.items()} | kept
         tensors = [tensor for view in views.values() for tensor in view.tensors().values()]
         buffer = self.buffers.take(sum(padded(tensor.nbytes) for tensor in tensors))
-        sent = {
-            name: replace(view, **{field: buffer.empty(tensor.shape, tensor.dtype).copy_(tensor)
-                                   for field, tensor in view.tensors().items()})
-            for name, view in views.items()
-        }  # fmt: skip
-        return RawBatch(sent, index, failures, tuple(made), buffer)
+        for name, view in views.items():
+            shared: dict[str, Any] = {
+                field: buffer.empty(tuple(tensor.shape), tensor.dtype).copy_(tensor)
+                for field, tensor in view.tensors().items()
+            }
+            views[name] = replace(view, **shared)
+        return RawBatch(views, index, failures, tuple(made), buffer)
 
 
 class DeviceCopier:
