@@ -59,12 +59,28 @@ def test_the_first_step_gives_an_estimate_of_what_it_computed():
     )
 
 
-def test_the_second_estimate_counts_without_the_first_step():
+def test_the_second_estimate_counts_without_the_first_step(monkeypatch):
+    monkeypatch.setattr(estimate, "default_num_workers", lambda: 1)
     lines = simulated(configured(), made_loader(), 3000, seconds=2.0)
     assert list(lines) == [1, 20]
     assert lines[20].startswith("step 20 of 3000: 2 s per step, about 1 h 39 min to go; waits for data 0%")  # 5960 s
     assert "computing bounds the run; a GPU would help, or in a new run smaller views" in lines[20]
     assert "views.video.size_px=112" in lines[20]
+
+
+def test_free_cores_are_offered_for_the_views_of_a_run_on_the_cpu(monkeypatch):
+    def line(cores, *changes, waits=0.0):
+        monkeypatch.setattr(estimate, "default_num_workers", lambda: cores)
+        return simulated(configured("avid", *changes), made_loader(), 100, seconds=2.0, waits=waits)[20]
+
+    threads = torch.get_num_threads()
+    offered = "data.views_in_workers=true gives a part of it to the workers; a GPU would help"
+    assert offered in line(threads + 1, "data.num_workers=1")
+    assert "views_in_workers" not in line(threads, "data.num_workers=1")
+    assert "views_in_workers" not in line(threads + 1, "data.num_workers=0")
+    assert "views_in_workers" not in line(threads + 1, "data.num_workers=1", "data.views_in_workers=true")
+    waiting = line(1, "data.num_workers=1", "data.views_in_workers=true", waits=1.0)
+    assert "waits for data 50%: data.views_in_workers=false lets the workers read alone" in waiting
 
 
 @pytest.mark.quick(1)

@@ -109,22 +109,26 @@ class Pace:
     def _bound(self, share: float) -> str:
         """What bounds the run, which waits for data for this share of its time, and what helps."""
         workers, cores = self.cfg.data.num_workers, default_num_workers()
+        waits, on_cpu = f"waits for data {share:.0%}", self.loader.device.type == "cpu"
         if share < WAITING_SHARE:
-            return f"waits for data {share:.0%}: computing bounds the run{self._smaller_views()}"
+            return f"{waits}: computing bounds the run{self._cheaper(workers, cores) if on_cpu else ''}"
         self._has_said_that_it_waits = True
         if workers * local_processes() < cores:
-            return f"waits for data {share:.0%}: raise data.num_workers ({workers} now, {cores} cores here)"
-        return (
-            f"waits for data {share:.0%}, and all cores read already: shards of smaller frames (--short-side-px) are "
-            "read faster"
-        )
+            return f"{waits}: raise data.num_workers ({workers} now, {cores} cores here)"
+        if on_cpu and self.cfg.data.views_in_workers:
+            return f"{waits}: data.views_in_workers=false lets the workers read alone"
+        return f"{waits}, and all cores read already: shards of smaller frames (--short-side-px) are read faster"
 
-    def _smaller_views(self) -> str:
-        visual = _visual(self.loader)
-        if self.loader.device.type != "cpu" or not visual:
-            return ""
+    def _cheaper(self, workers: int, cores: int) -> str:
+        """What makes a run on the CPU quicker that computing bounds."""
+        visual, words = _visual(self.loader), ""
+        if workers and not self.cfg.data.views_in_workers and torch.get_num_threads() * local_processes() < cores:
+            words = "; data.views_in_workers=true gives a part of it to the workers"
+        if not visual:
+            return words
         size_px = getattr(self.cfg.views, visual).size_px
-        return f"; a GPU would help, or in a new run smaller views, for example views.{visual}.size_px={size_px // 2}"
+        example = f"views.{visual}.size_px={size_px // 2}"
+        return f"{words}; a GPU would help, or in a new run smaller views, for example {example}"
 
 
 def _visual(loader: Loader) -> str:
