@@ -250,6 +250,15 @@ def test_the_command_tells_what_is_left_out_and_by_which_part(tmp_path):
     assert "(brightness < 6): 2" in done.stderr
 
 
+def test_a_part_that_the_condition_repeats_counts_once_and_the_others_keep_their_counts(tmp_path):
+    rows = [{"motion": n / 10, "width_px": 100 + 20 * n} for n in range(8)]
+    _, left_out = select(tmp_path, rows, "--where", "motion > .3 and motion > .3 and width_px > 200")
+    said = Counter(row["condition"] for row in left_out.values())
+    assert said == {"(motion > .3)": 4, "(width_px > 200)": 2}
+    by_part = json.loads((tmp_path / HEADER).read_text())["left_out_by_condition"]
+    assert {part: counts["condition_false"] for part, counts in by_part.items()} == said
+
+
 @pytest.mark.slow
 def test_a_killed_selection_starts_again_with_the_same_bytes(tmp_path):
     """It is killed at several moments; what lies there then is whole or absent, and the record comes last."""

@@ -53,7 +53,8 @@ class Condition:
         ValueError: the text is no expression, names no fact, or holds what no condition may: it says what and where.
 
     Attributes:
-        text: as it was given. parts: what is joined by AND at the top, as SQL. names: the facts of all parts, sorted.
+        text: as it was given. parts: what is joined by AND at the top, as SQL, each once.
+        names: the facts of all parts, sorted.
         cuts: of each part the fact that it compares with numbers alone, and these numbers; None for other parts.
     """
 
@@ -66,8 +67,8 @@ class Condition:
         self._database = _database()
         tree, query = self._parsed()
         self.names = sorted({name for node in _nodes(tree) for name in self._checked(node)})
-        self.parts = [self._sql(part, query) for part in _conjuncts(tree)]
-        self.cuts = [_cut(part) for part in _conjuncts(tree)]
+        parts = {self._sql(part, query): _cut(part) for part in _conjuncts(tree)}
+        self.parts, self.cuts = list(parts), list(parts.values())
         self._check_kinds(schema.slice(0, 0), [self._sql(node, query) for node in _truths(tree)])
 
     def values(self, facts: Any) -> NDArray[np.int8]:
