@@ -16,8 +16,9 @@ import pytest
 
 from data_prep.__main__ import main
 from data_prep.facts.table import read_tables
-from data_prep.measures.near_duplicates import distances
-from data_prep.select.duplicates import best_of_pairs
+from data_prep.measures.near_duplicates import NO_HASH
+from data_prep.select.duplicates import leave_out_near
+from data_prep.select.state import State
 from tests.conftest import ROOT, run_python
 from tests.made_facts import lines_of, made_corpus, write_facts
 
@@ -145,10 +146,46 @@ def test_of_near_ones_the_best_stay_and_no_two_of_them_are_near(tmp_path):
         assert row["bits"] == (hashes[int(key[1:])] ^ hashes[other]).bit_count() <= 4
 
 
-def test_best_of_pairs_takes_chains_from_the_best(tmp_path):
-    better, worse = np.array([0, 1, 1, 3]), np.array([1, 2, 2, 4])
-    assert best_of_pairs(better, worse, 5).tolist() == [0, 0, 2, 3, 3]
-    assert distances(np.array([BASE], np.uint64), np.array([BASE ^ 7], np.uint64)).tolist() == [3]
+def test_lengths_that_are_the_same_make_no_chain_of_samples_that_are_not_near(tmp_path):
+    """b is near to a and to c; a and c, whose lengths are not the same, are near to b alone."""
+    rows = [picture(key=key, duration_seconds=seconds) for key, seconds in (("c", 964.0), ("b", 983.0), ("a", 1002.0))]
+    kept, left_out = select(tmp_path, rows, "--dedup", "near", "--keep", "first")
+    assert kept == ["c", "a"]
+    assert {key: row["duplicate_of"] for key, row in left_out.items()} == {"b": "c"}
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_near_duplicates_are_those_of_comparing_each_with_all_better_ones_that_stay(tmp_path, seed):
+    random = np.random.default_rng(seed)
+    count = 40
+    state = State(tmp_path, count)
+    for name in ("picture", "first", "sound"):
+        one, other = (int(value) for value in random.integers(1, 2**63, 2))
+        near = [one, one ^ 0b111, one ^ 0b111000, one ^ 0b111111, other]
+        getattr(state, name)[:] = np.array(near, np.uint64)[random.choice(5, count, p=[0.5, 0.2, 0.1, 0.1, 0.1])]
+    state.sound[random.random(count) < 0.3] = NO_HASH
+    state.kinds[:] = random.choice([1, 3], count, p=[0.2, 0.8])
+    state.seconds[:] = random.choice([964, 975, 983, 990, 1002, 1010, 1021], count)
+    state.quality[:] = random.integers(0, 4, count)
+    leave_out_near(state)
+
+    def are_near(one: int, other: int) -> bool:
+        longest = max(state.seconds[one], state.seconds[other])
+        if state.kinds[one] != state.kinds[other] or abs(state.seconds[one] - state.seconds[other]) > 0.02 * longest:
+            return False
+        pairs = [(int(values[one]), int(values[other])) for values in (state.picture, state.first, state.sound)]
+        return all(NO_HASH in pair or (pair[0] ^ pair[1]).bit_count() <= 4 for pair in pairs)
+
+    stay: list[int] = []
+    for row in sorted(range(count), key=lambda row: (-state.quality[row], row)):
+        better = [one for one in stay if are_near(one, row)]
+        if better:
+            assert state.detail[row] in better
+            assert state.score[row] == (int(state.picture[row]) ^ int(state.picture[state.detail[row]])).bit_count()
+        else:
+            stay.append(row)
+    assert state.kept().tolist() == sorted(stay)
+    assert len(stay) < count
 
 
 def test_a_larger_limit_holds_the_samples_of_a_smaller_one_and_the_order_of_rows_changes_nothing(tmp_path):

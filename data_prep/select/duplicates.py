@@ -10,9 +10,8 @@ stay are near to each other, and each that is left out is near to the one that i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,25 +45,17 @@ def leave_out_near(state: State) -> None:
     """Leave out samples that look and sound like a better one. About 150 bytes a sample are in memory."""
     rows = np.concatenate([np.zeros(0, np.int64), *_kept_blocks(state)])
     rows = rows[state.picture[rows] != NO_HASH]
-    equal, best_of_equal = _equal(state, rows)
-    rows = np.setdiff1d(rows, equal, assume_unique=True)
     rows = rows[np.lexsort((rows, -state.quality[rows]))]  # the best first
-    compared = np.stack([state.picture[rows], state.first[rows], state.sound[rows]], axis=1)
-    seconds, kinds = state.seconds[rows], state.kinds[rows]
+    alike, seconds = Alike(_marks(state, rows)), state.seconds[rows]
     with (state.folder / "near").open("w+b") as file:
-        for one, other in near_pairs(compared, NEAR_BITS):
-            same = (kinds[one] == kinds[other]) & _same_length(seconds[one], seconds[other])
-            better, worse = np.minimum(one[same], other[same]), np.maximum(one[same], other[same])
-            file.write((better.astype(np.uint64) << np.uint64(32) | worse.astype(np.uint64)).tobytes())
+        for one, other in _near_groups(state, rows, alike):
+            both = np.concatenate([one << np.uint64(32) | other, other << np.uint64(32) | one])
+            file.write(both.tobytes())
         file.flush()
         found = np.memmap(file, np.uint64, "r+") if file.tell() else np.zeros(0, np.uint64)
         found.sort()
-        better, worse = (found >> np.uint64(32)).astype(np.int64), (found & np.uint64(2**32 - 1)).astype(np.int64)
-        best = rows[best_of_pairs(better, worse, len(rows))]
-    stays = np.arange(state.num_rows)
-    stays[rows] = best
-    out = np.concatenate([rows[best != rows], equal])
-    named = stays[np.concatenate([best[best != rows], best_of_equal])]
+        best = rows[best_of_near(alike, found, seconds)]
+    out, named = rows[best != rows], best[best != rows]
     state.leave_out(out, NEAR, named, distances(state.picture[out], state.picture[named]))
 
 
@@ -83,31 +74,72 @@ def name_those_that_stay(state: State) -> None:
         state.detail[rows[other]], state.score[rows[other]] = named[other], np.nan
 
 
-def best_of_pairs(better: Rows, worse: Rows, count: int) -> Rows:
-    """The one that stays for each of `count` samples, which stand from the best to the worst: int64 (count,).
+class Alike:
+    """Groups of samples with the same mark, so that many copies are compared with others only once.
 
-    better, worse: (n,), pairs of near samples by their places, better < worse, sorted; the same pair may come again.
+    marks: (n,), of samples by their places.
+
+    Attributes:
+        group_of: int64 (n,). sizes: of each of G groups, int64 (G,). first: the least place of each, int64 (G,).
     """
-    best = np.arange(count)
-    ends = np.append(np.flatnonzero(np.diff(better)) + 1, len(better)).tolist() if len(better) else []
-    for begin, end in pairwise([0, *ends]):
-        one = better[begin]
-        if best[one] == one:
-            near = worse[begin:end]
-            best[near[best[near] == near]] = one
+
+    def __init__(self, marks: NDArray[np.uint64]) -> None:
+        _, self.first, self.group_of, self.sizes = np.unique(
+            marks, return_index=True, return_inverse=True, return_counts=True
+        )
+        self._places = np.argsort(self.group_of, kind="stable")
+        self._ends = np.cumsum(self.sizes)
+
+    def members(self, groups: Iterable[int]) -> Rows:
+        """The places in some groups, group after group."""
+        return np.concatenate([self._places[self._ends[one] - self.sizes[one] : self._ends[one]] for one in groups])
+
+    def range_of(self, values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(the least, the highest) value in each group: (G,) each. values: (n,)."""
+        if not len(values):
+            return values, values
+        starts, ordered = self._ends - self.sizes, values[self._places]
+        return np.minimum.reduceat(ordered, starts), np.maximum.reduceat(ordered, starts)
+
+
+def best_of_near(alike: Alike, pairs: NDArray[np.uint64], seconds: NDArray[np.float64]) -> Rows:
+    """The one that stays for each of n samples, which stand from the best to the worst: int64 (n,).
+
+    pairs: one group << 32 | another one with near hashes, in both directions, sorted; the same pair may come again.
+    Samples of a group and of such pairs are near if their lengths are the same. That is asked of each with each: the
+    best of a group may be near to a better one whose length is not that of the others.
+    """
+    best = np.arange(len(seconds))
+    ends = np.searchsorted(pairs, np.arange(len(alike.sizes) + 1, dtype=np.uint64) << np.uint64(32))
+    has_near = (np.diff(ends) > 0) | (alike.sizes > 1)
+    for place in np.flatnonzero(has_near[alike.group_of]).tolist():
+        if best[place] == place:
+            group = alike.group_of[place]
+            others = pairs[ends[group] : ends[group + 1]] & np.uint64(2**32 - 1)
+            near = alike.members([group, *others.tolist()])
+            near = near[(near > place) & (best[near] == near)]
+            best[near[_same_length(seconds[near], seconds[place])]] = place
     return best
 
 
-def _equal(state: State, rows: Rows) -> tuple[Rows, Rows]:
-    """(those that equal a better one in all that is compared, the better one): ascending, int64 (n,) each."""
+def _near_groups(state: State, rows: Rows, alike: Alike) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.uint64]]]:
+    """Pairs of groups with near hashes and lengths that may be the same, many at a time."""
+    some = rows[alike.first]
+    compared, kinds = np.stack([state.picture[some], state.first[some], state.sound[some]], axis=1), state.kinds[some]
+    least, highest = alike.range_of(state.seconds[rows])
+    for one, other in near_pairs(compared, NEAR_BITS):
+        above, below = np.maximum(least[one], least[other]), np.minimum(highest[one], highest[other])
+        same = (kinds[one] == kinds[other]) & ((above <= below) | _same_length(above, below))
+        yield one[same].astype(np.uint64), other[same].astype(np.uint64)
+
+
+def _marks(state: State, rows: Rows) -> NDArray[np.uint64]:
+    """A number for each, the same for those that are equal in all hashes and whose lengths differ by 2 % at most."""
     lengths = np.round(np.log(np.maximum(state.seconds[rows], 1e-3)) / SAME_SHARE).astype(np.int64).astype(np.uint64)
     mark = mixed(state.picture[rows])
     for values in (state.first[rows], state.sound[rows], state.kinds[rows].astype(np.uint64), lengths):
         mark = mixed(mark ^ values)
-    order = np.argsort(mark, kind="stable")
-    best = np.empty(len(rows), np.int64)
-    best[order] = _best_of_groups(state, mark[order], rows[order])
-    return rows[best != rows], best[best != rows]
+    return mark
 
 
 def _best_of_groups(state: State, marks: NDArray[np.uint64], rows: Rows) -> Rows:
@@ -127,7 +159,7 @@ def _best_of_groups(state: State, marks: NDArray[np.uint64], rows: Rows) -> Rows
     return found
 
 
-def _same_length(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.bool_]:
+def _same_length(one: NDArray[np.float64], other: NDArray[np.float64] | np.float64) -> NDArray[np.bool_]:
     return np.asarray(np.abs(one - other) <= np.maximum(SAME_SECONDS, SAME_SHARE * np.maximum(one, other)))
 
 
