@@ -76,10 +76,10 @@ def opened(shards, *changes):
     return cfg, found
 
 
-def batches(shards, teacher, view, views=STUDENT):
+def batches(shards, teacher, view, views=STUDENT, **options):
     """{index: row of the teacher} of an epoch."""
     maker = ViewMaker(views, [view.modality])
-    reading = config.DataConfig(global_batch_size=4, num_workers=0)
+    reading = config.DataConfig(**{"global_batch_size": 4, "num_workers": 0} | options)
     loader = Loader(ShardSet(shards), reading, [view], maker, seed=0, device=CPU, targets=teacher)
     return {
         int(i): row for batch in loader.epoch(0) for i, row in zip(batch.index, batch.views["teacher"], strict=True)
@@ -135,6 +135,14 @@ def test_rows_of_a_folder_and_of_the_network_are_those_that_it_embeds(output, im
         for index, row in rows.items():
             # Batches of 4 and of 12 sum in other orders; features of some ten layers of some 300 terms.
             np.testing.assert_allclose(row, expected[index], rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_network_looks_at_stays_raw_when_workers_make_the_views(image_run, image_shards):
+    _, found = opened(image_shards, f"loss.teacher.run={image_run}")
+    view = View("first", "image", "deepcluster")
+    here = batches(image_shards, found, view)
+    there = batches(image_shards, found, view, num_workers=1, views_in_workers=True)
+    assert {index: row.tolist() for index, row in here.items()} == {index: row.tolist() for index, row in there.items()}
 
 
 def test_rows_are_found_by_key_and_are_the_mean_over_windows(tiny_run, shards, tmp_path):

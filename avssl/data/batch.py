@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from avssl.transforms.raw_view import RawView
 from avssl.types import MediaError
 
 MakeViews = Callable[[Mapping[str, RawView], torch.device], dict[str, torch.Tensor]]
+SentViews = tuple[dict[str, RawView], SharedBuffer]
 
 
 def stack_raw_views(rows: Sequence[Mapping[str, RawView]], buffer: SharedBuffer | None = None) -> dict[str, RawView]:
@@ -118,33 +120,40 @@ class Collate:
         rows: list[dict[str, RawView]] = [samples[position][1] for position in chosen]  # type: ignore[misc]
         if get_worker_info() is None:
             return RawBatch(stack_raw_views(rows), index, failures)
-        if self.make is not None:
-            return self._made(stack_raw_views(rows), index, failures, self.make)
-        buffer = self.buffers.take(stacked_bytes(rows))
+        if self.make is None:
+            views, buffer = self._sent(stacked_bytes(rows), partial(stack_raw_views, rows))
+            return RawBatch(views, index, failures, buffer=buffer)
+        views, made = self._made(stack_raw_views(rows), self.make)
+        tensors = [tensor for view in views.values() for tensor in view.tensors().values()]
+        views, buffer = self._sent(sum(padded(tensor.nbytes) for tensor in tensors), partial(_copied, views))
+        return RawBatch(views, index, failures, made, buffer)
+
+    def _made(self, raw: dict[str, RawView], make: MakeViews) -> tuple[dict[str, RawView], tuple[str, ...]]:
+        """The views, and the names of those that are ready for the networks now."""
+        kept = {name: view for name, view in raw.items() if name == self.raw_name}
+        made = make({name: view for name, view in raw.items() if name not in kept}, torch.device("cpu"))
+        return {name: RawView(raw[name].modality, tensor) for name, tensor in made.items()} | kept, tuple(made)
+
+    def _sent(self, num_bytes: int, fill: Callable[[SharedBuffer], dict[str, RawView]]) -> SentViews:
+        """The views that `fill` writes to a buffer of so many bytes, and the buffer."""
+        buffer = self.buffers.take(num_bytes)
         try:
-            views = stack_raw_views(rows, buffer)
+            return fill(buffer), buffer
         except BaseException:
             buffer.release()  # it will not be sent, so no receiver would release it
             raise
-        return RawBatch(views, index, failures, buffer=buffer)
 
-    def _made(
-        self, raw: dict[str, RawView], index: torch.Tensor, failures: Sequence[tuple[int, str, str]], make: MakeViews
-    ) -> RawBatch:
-        """The batch with views that are ready for the networks."""
-        modalities = {name: view.modality for name, view in raw.items()}
-        kept = {name: view for name, view in raw.items() if name == self.raw_name}
-        made = make({name: view for name, view in raw.items() if name not in kept}, torch.device("cpu"))
-        views = {name: RawView(modalities[name], tensor) for name, tensor in made.items()} | kept
-        tensors = [tensor for view in views.values() for tensor in view.tensors().values()]
-        buffer = self.buffers.take(sum(padded(tensor.nbytes) for tensor in tensors))
-        for name, view in views.items():
-            shared: dict[str, Any] = {
-                field: buffer.empty(tuple(tensor.shape), tensor.dtype).copy_(tensor)
-                for field, tensor in view.tensors().items()
-            }
-            views[name] = replace(view, **shared)
-        return RawBatch(views, index, failures, tuple(made), buffer)
+
+def _copied(views: dict[str, RawView], buffer: SharedBuffer) -> dict[str, RawView]:
+    """The views with their tensors in the buffer."""
+    result = {}
+    for name, view in views.items():
+        shared: dict[str, Any] = {
+            field: buffer.empty(tuple(tensor.shape), tensor.dtype).copy_(tensor)
+            for field, tensor in view.tensors().items()
+        }
+        result[name] = replace(view, **shared)
+    return result
 
 
 class DeviceCopier:
