@@ -12,11 +12,13 @@ import torch
 
 from avssl.device import usable_device
 from avssl.embedding.embedder import Embedder
+from avssl.embedding.sources import list_sources, write_listing
 from avssl.embedding.table import EmbeddingTable
 from avssl.eval.tasks.standard import StandardConfig
 from avssl.files import whole
 from avssl.files.tensors import write_tensors
 from avssl.report.page import write_report
+from data_prep.index.build import IndexOptions, build_manifest
 from recipes import embed, evaluate
 from tests.conftest import run_python
 
@@ -76,6 +78,20 @@ def test_what_the_system_refuses_says_what_to_do_and_errors_of_other_files_stay(
     (tmp_path / "plain").write_bytes(b"")
     with pytest.raises(OSError, match="a file lies where a folder is needed"):
         whole.write_whole(tmp_path / "plain" / "file", b"")
+
+
+def test_an_error_of_the_source_is_not_told_as_one_of_what_is_written(tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        build_manifest("memory://nothere/x.tar", tmp_path / "out.jsonl", IndexOptions(format="webdataset"))
+    assert str(error.value).startswith("memory://nothere/x.tar: there is no such file")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"^[^ ]*/empty: no files below this folder"):
+        write_listing(tmp_path / "listing.jsonl", list_sources([tmp_path / "empty"], ["audio"], tmp_path))
+
+
+def test_offsets_that_do_not_fit_on_the_disk_name_their_file(tmp_path):
+    with files_of_at_most(130), pytest.raises(OSError, match=r"listing\.npy: could not be written, the disk"):
+        write_listing(tmp_path / "listing.jsonl", [])  # 128 bytes say what the file is, 8 are the number of sources
 
 
 @pytest.mark.slow

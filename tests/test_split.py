@@ -179,6 +179,17 @@ def test_a_copy_in_another_folder_joins_both_folders(tmp_path):
     assert 0 < summary.num_moved < 60
 
 
+def test_a_part_of_the_earlier_split_that_is_gone_is_named_as_what_is_missing(tmp_path):
+    rows = [entry(number, folder=f"folder {number}") for number in range(20)]
+    copies = [entry(number, folder=f"folder {number + 1}", clip=7) for number in range(0, 20, 2)]
+    manifest = manifest_of([*rows, *copies], tmp_path / "corpus.jsonl")
+    rule = SplitRule(test_share=0.4, group="folder")
+    split_manifest(manifest, rule)
+    (tmp_path / "corpus.test.jsonl").rename(tmp_path / "moved.jsonl")
+    with pytest.raises(FileNotFoundError, match=r"^[^ ]*/corpus\.test\.jsonl: "):
+        split_manifest(manifest, rule)
+
+
 def test_a_new_file_that_links_both_sides_is_left_out_and_the_others_stay(tmp_path):
     rule = SplitRule(test_share=0.5, group="folder")
     rows = [entry(number, folder=f"folder {number}") for number in range(20)]

@@ -8,6 +8,7 @@ number.
 from __future__ import annotations
 
 import heapq
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -314,8 +315,10 @@ def write_listing(file: Path, sources: Iterable[FileSource]) -> int:
             count += 1
         lines.flush()
         os.fsync(lines.fileno())
-    with clear_errors(file, "written"), file.with_suffix(".npy").open("wb") as stream:
-        np.save(stream, np.array([*offsets, count], np.int64))
+    beside, content = file.with_suffix(".npy"), io.BytesIO()  # np.save to a file does not say that the disk is full
+    np.save(content, np.array([*offsets, count], np.int64))
+    with clear_errors(beside, "written"), beside.open("wb") as stream:
+        stream.write(content.getvalue())
         stream.flush()
         os.fsync(stream.fileno())
     return count

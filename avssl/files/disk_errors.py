@@ -46,7 +46,8 @@ def one_line(error: BaseException) -> str:
 def clear_errors(where: str | os.PathLike[str], doing: str) -> Iterator[None]:
     """Turn errors of the system about the folder of `where`, or about no file, into errors that say what to do.
 
-    Their class and errno stay. Errors about other folders are raised unchanged.
+    Their class and errno stay. Errors about other folders are raised unchanged, and so are sentences of the project,
+    which are about a source as often as about what is written.
     """
     path = os.fspath(where)
     try:
@@ -55,7 +56,7 @@ def clear_errors(where: str | os.PathLike[str], doing: str) -> Iterator[None]:
         code = errno.ENOSPC if "full" in str(error) else errno.EROFS if "readonly" in str(error) else errno.EIO
         raise _clear(OSError(code, str(error)), path, doing) from error
     except OSError as error:
-        if hasattr(error, "is_clear") or not _concerns(error, path):
+        if hasattr(error, "is_clear") or _is_sentence(error) or not _concerns(error, path):
             raise
         raise _clear(error, path, doing) from error
     except Exception as error:
@@ -72,6 +73,11 @@ def os_error_behind(error: BaseException) -> OSError | None:
     if TORCH_SAVE in str(error):
         return OSError(errno.EIO, "is the disk or quota full?")
     return None
+
+
+def _is_sentence(error: OSError) -> bool:
+    """Whether the error is not of the system, which gives a number, but raised with a text that says enough."""
+    return error.errno is None and error.filename is None
 
 
 def _concerns(error: OSError, path: str) -> bool:
