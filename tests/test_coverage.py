@@ -9,7 +9,7 @@ import pytest
 from avssl.shards.manifest import Entry
 from data_prep.__main__ import main
 from data_prep.index.build import IndexOptions, build_manifest
-from data_prep.inspect.coverage import Counts, measure
+from data_prep.inspect.coverage import Counts, Fate, measure
 from tests.clips import make_clip
 
 
@@ -112,6 +112,27 @@ def test_files_that_were_not_opened_are_found_but_not_called_decodable(corpus, t
     coverage = measure(str(tmp_path / "c.jsonl"))
     assert numbers(coverage.total) == (7, 6, 0, 0, 0, 0, 0)
     assert coverage.num_not_opened == 6
+
+
+def test_what_an_option_of_write_left_out_was_opened_and_is_decodable_without_facts_of_the_manifest(corpus, tmp_path):
+    manifest = tmp_path / "c.jsonl"
+    build_manifest(corpus / "list.jsonl", manifest, IndexOptions(media=corpus / "media", probe=False))
+    command = ["write", str(manifest), "--out", str(tmp_path / "shards"), "--workers", "1", "--short-side-px", "48"]
+    assert main([*command, "--min-duration-seconds", "1.5", "--on-missing-audio", "keep"]) == 0
+    coverage = measure(str(manifest), str(tmp_path / "shards"))
+    assert coverage.total.reasons == {
+        "too_short": 2, "no_video": 1, "not_media": 1, "truncated": 1, "missing_file": 1
+    }  # fmt: skip
+    assert numbers(coverage.total) == (7, 6, 4, 1, 0, 1, 6)
+    assert numbers(coverage.classes["animal"]["cat"])[:3] == (3, 3, 3)
+
+
+def test_an_entry_that_index_could_not_open_is_not_decodable_for_what_write_says_again():
+    counts = Counts()
+    error = {"reason": "no_video", "message": "its video has no frame"}
+    counts.add(Entry("a.mp4", "a", {}, {}, error, 1), Fate("no_video"))
+    counts.add(Entry("b.mp4", "b", {}, {"container": "mp4", "video": None, "audio": None}, None, 1), Fate("no_video"))
+    assert numbers(counts) == (2, 2, 0, 0, 0, 0, 2)
 
 
 def test_images_count_as_decodable_by_their_header():

@@ -49,8 +49,9 @@ NAME_WIDTH = 36
 class Counts:
     """Numbers of entries of a manifest, and their hours.
 
-    found: their file exists. decodable: their file was opened and holds something that can be decoded. written,
-    skipped: by `write`. listed_hours: as headers claim; written_hours: as decoded. reasons: why entries cannot be used.
+    found: their file exists. decodable: their file was opened, by `index` or `write`, and holds something that can be
+    decoded. written, skipped: by `write`. listed_hours: as headers claim; written_hours: as decoded. reasons: why
+    entries cannot be used.
     """
 
     listed: int = 0
@@ -72,10 +73,11 @@ class Counts:
         is_written = fate is not None and fate.reason is None
         has_video = entry.media.get("video") is not None or (fate is not None and fate.has_video)
         has_audio = entry.media.get("audio") is not None or (fate is not None and fate.has_audio)
-        can_be_read = has_video or has_audio or entry.media.get("image") is not None or is_written
+        has_media = has_video or has_audio or entry.media.get("image") is not None
+        was_opened = is_written or (fate is not None and not any(entry.media.values()) and entry.error is None)
         self.listed += 1
         self.found += reason not in ABSENT
-        self.decodable += can_be_read and (reason is None or reason in POLICY)
+        self.decodable += (has_media or was_opened) and (reason is None or reason in POLICY)
         self.with_video += has_video
         self.with_audio += has_audio
         self.written += is_written
