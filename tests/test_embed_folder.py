@@ -21,6 +21,7 @@ from avssl.shards.shard_set import ShardSet
 from avssl.transforms.raw_view import RawView
 from data_prep.transcode.encode import write_media
 from tests.conftest import ROOT, run_python
+from tests.embedding_folders import make_embeddings
 from tests.test_embed import frames, same_rows, sine
 
 GRID = {"window_seconds": 0.5, "stride_seconds": 0.25}
@@ -257,6 +258,32 @@ def test_other_settings_are_refused_by_name(embedder, folder, tmp_path):
     with pytest.raises(ValueError, match=r"holds embeddings\.parquet, of another program or version"):
         embed(embedder, folder, foreign)
     assert embed(embedder, folder, foreign, overwrite=True).num_embedded == 9
+
+
+def test_overwrite_removes_nothing_before_all_sources_are_listed(embedder, folder, tmp_path):
+    """A name written wrong, or a table of another program, leaves the earlier embeddings as they were."""
+    out = tmp_path / "out"
+    make_embeddings(out)
+    (out / ".progress").mkdir()
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+
+    def assert_kept():
+        kept = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+        assert {name: kept[name] for name in before} == before
+        assert kept.keys() - before.keys() <= {".lock", "mine.parquet"}
+        assert (out / ".progress").is_dir()
+
+    with pytest.raises(FileNotFoundError, match=r"typo: no such file or folder"):
+        FolderJob.begin(embedder, [folder, folder / "typo"], out, **GRID, overwrite=True)
+    assert_kept()
+    (out / "mine.parquet").touch()
+    with pytest.raises(ValueError, match=r"holds mine\.parquet, of another program or version; choose another --out$"):
+        FolderJob.begin(embedder, [folder], out, **GRID, overwrite=True)
+    assert_kept()
+    (out / "mine.parquet").unlink()
+    job = FolderJob.begin(embedder, [folder], out, **GRID, overwrite=True)
+    assert len(job.sources) == 11
+    assert sorted(path.name for path in out.iterdir()) == [".lock", ".progress"]
 
 
 def test_one_part_is_done_by_one_process_at_a_time(embedder, folder, tmp_path, monkeypatch):

@@ -93,7 +93,7 @@ class FolderJob:
 
         Args:
             sources: files and folders of files, one manifest, or one shard folder or its URL. out: folder to fill.
-            overwrite: first remove what an earlier command left in `out`; for one process alone.
+            overwrite: remove what an earlier command left in `out`, once all sources are listed; for one process alone.
 
         Raises:
             FileNotFoundError, ValueError: nothing to read; the folder holds embeddings of other settings.
@@ -112,9 +112,7 @@ class FolderJob:
         with clear_errors(folder, "made"):
             folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / LOCK_NAME):
-            if overwrite:
-                remove_embeddings(folder)
-            return cls(folder, settings, plan(folder, settings, shards))
+            return cls(folder, settings, plan(folder, settings, shards, overwrite=overwrite))
 
     def run(
         self,
@@ -253,14 +251,17 @@ def embed_block(tasks: RayTasks, job: FolderJob, block: int) -> int:
         return sum(job.embed_blocks(embedder, [block], spool, tasks.batch_size, tasks.num_workers, tasks.limits))
 
 
-def plan(folder: Path, settings: dict[str, Any], shards: ShardSet | None) -> Sources | None:
+def plan(folder: Path, settings: dict[str, Any], shards: ShardSet | None, *, overwrite: bool = False) -> Sources | None:
     """The sources of a folder: listed now, or listed by an earlier command; None if the folder is finished.
+
+    overwrite: list them now and then remove what an earlier command left; if a source is not there, nothing is removed.
 
     Raises ValueError if the folder holds embeddings of other settings, or tables that no settings explain.
     """
     progress = folder / PROGRESS_NAME
-
-    if (folder / INDEX_NAME).is_file():
+    if overwrite:
+        begin_anew(folder, settings, shards, overwrite=True)
+    elif (folder / INDEX_NAME).is_file():
         index = FolderIndex.read(folder)
         refuse_other_settings(folder, index.settings, settings)
         num_listed = shards.num_samples if shards is not None else _num_listed(folder, settings)
@@ -271,19 +272,29 @@ def plan(folder: Path, settings: dict[str, Any], shards: ShardSet | None) -> Sou
             )
         shutil.rmtree(progress, ignore_errors=True)  # of a merge that was killed after its last step
         return None
-    if (progress / SETTINGS_NAME).is_file():
+    elif (progress / SETTINGS_NAME).is_file():
         refuse_other_settings(folder, json.loads((progress / SETTINGS_NAME).read_text("utf-8")), settings)
     else:
-        refuse_foreign(folder)
+        begin_anew(folder, settings, shards, overwrite=False)
+    return shards if shards is not None else Listing(progress / LISTING_NAME)
+
+
+def begin_anew(folder: Path, settings: dict[str, Any], shards: ShardSet | None, *, overwrite: bool) -> None:
+    """List the sources, then write .progress, in place of what an earlier command left if overwrite."""
+    refuse_foreign(folder, overwrite=overwrite)
+    progress = folder / PROGRESS_NAME
+    with scratch_folder(folder, "listing") as scratch:
+        if shards is None:
+            sources = list_sources(settings["sources"], settings["modalities"], scratch)
+            write_listing(scratch / LISTING_NAME, sources)
+        if overwrite:
+            remove_embeddings(folder)
         with clear_errors(progress, "made"):
             progress.mkdir(exist_ok=True)
-        if shards is None:
-            with scratch_folder(progress, "listing") as scratch:
-                sources = list_sources(settings["sources"], settings["modalities"], scratch)
-                write_listing(progress / LISTING_NAME, sources)
-        with whole_file(progress / SETTINGS_NAME) as stream:
-            stream.write(json.dumps(settings, indent=1).encode())
-    return shards if shards is not None else Listing(progress / LISTING_NAME)
+        for path in scratch.glob(f"{Path(LISTING_NAME).stem}.*"):
+            path.replace(progress / path.name)
+    with whole_file(progress / SETTINGS_NAME) as stream:
+        stream.write(json.dumps(settings, indent=1).encode())
 
 
 def _num_listed(folder: Path, settings: dict[str, Any]) -> int:
@@ -302,15 +313,14 @@ def refuse_other_settings(folder: Path, stored: dict[str, Any], settings: dict[s
         )
 
 
-def refuse_foreign(folder: Path) -> None:
-    """ValueError if the folder, which has neither index.json nor settings, holds tables."""
-    names = sorted(
-        path.name for path in folder.iterdir() if path.suffix in TABLE_SUFFIXES and not path.name.startswith(".")
-    )
-    if names:
+def refuse_foreign(folder: Path, *, overwrite: bool) -> None:
+    """ValueError if the folder holds tables that no index.json or settings explain; overwrite: that will not go."""
+    going = set(_tables(folder)) if overwrite else set()
+    paths = {path for path in folder.iterdir() if path.suffix in TABLE_SUFFIXES and not path.name.startswith(".")}
+    if names := sorted(path.name for path in paths - going):
         raise ValueError(
-            f"{folder} holds {', '.join(names[:3])}, of another program or version; choose another --out, or "
-            "--overwrite"
+            f"{folder} holds {', '.join(names[:3])}, of another program or version; choose another --out"
+            + (", or --overwrite" if not overwrite else "")
         )
 
 
@@ -318,11 +328,15 @@ def remove_embeddings(folder: Path) -> None:
     """Remove what an embedding command left in a folder, finished or not; index.json goes first."""
     for path in (folder / INDEX_NAME, folder / SKIPPED_NAME, folder / LISTING_NAME):
         path.unlink(missing_ok=True)
-    for path in folder.glob("embeddings*"):
-        if path.suffix in TABLE_SUFFIXES:
-            path.unlink()
+    for path in _tables(folder):
+        path.unlink()
     for name in (PROGRESS_NAME, "faiss"):  # earlier versions kept indices of FAISS
         shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _tables(folder: Path) -> list[Path]:
+    """Files of tables by the names that embedding commands give."""
+    return [path for path in folder.glob("embeddings*") if path.suffix in TABLE_SUFFIXES]
 
 
 def _positive(name: str, value: int) -> int:
