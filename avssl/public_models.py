@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from avssl.checkpoint.steps import checkpoints
+from avssl.checkpoint.weights import joined_licenses
 from avssl.config import RunConfig, load_run
 from avssl.files.hub import COMMIT
 from avssl.files.plain_text import brief
@@ -245,6 +246,6 @@ def provenance_of(cfg: RunConfig, modalities: Iterable[str]) -> dict[str, Any]:
             models[modality] = known | {"revision": revision, "views": views}
     if isinstance(cfg.loss, CaptionConfig):
         models["text"] = {key: value for key, value in cfg.loss.text_encoder.items() if key != "requested_revision"}
-    licenses = sorted({model["license"] for model in models.values() if model.get("license")})
+    license = joined_licenses([model["license"] for model in models.values() if model.get("license")])
     found: dict[str, Any] = {"public_models": models} if models else {}
-    return found | ({"license": " and ".join(licenses)} if licenses else {})
+    return found | ({"license": license} if license else {})

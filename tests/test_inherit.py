@@ -32,6 +32,29 @@ def test_the_license_of_a_run_of_an_earlier_version_is_read_and_kept(tmp_path):
         assert (provenance["license"], provenance["license_note"]) == ("CC-BY-NC-4.0", "no commercial use")
 
 
+@pytest.mark.parametrize(
+    ("own", "inherited", "expected"),
+    [
+        ({"license": "cc-by-nc-4.0"}, {"license": "apache-2.0"}, {"license": "apache-2.0 and cc-by-nc-4.0"}),
+        ({"license": "MIT"}, {"license": "apache-2.0 and mit"}, {"license": "apache-2.0 and MIT"}),
+        ({"license": "for research and teaching"}, {}, {"license": "for research and teaching"}),
+        ({}, {"license": "mit", "license_note": "n"}, {"license": "mit", "license_note": "n"}),
+        (
+            {"license": "mit", "license_note": "of the text encoder"},
+            {"license": "mit", "license_note": "of the authors"},
+            {"license": "mit", "license_note": "of the text encoder; of the authors"},
+        ),
+        ({}, {}, {}),
+    ],
+)
+def test_a_run_has_its_own_licenses_and_those_of_the_run_that_it_started_from(own, inherited, expected, tmp_path):
+    module = torch.nn.Linear(1, 1)
+    checkpoint.export(tmp_path / "start", {"loss": module}, inherited)
+    start = {"init_from": str(tmp_path / "start")}
+    checkpoint.export(tmp_path / "run", {"loss": module}, own | start)
+    assert checkpoint.read_provenance(tmp_path / "run") == expected | start
+
+
 @pytest.mark.parametrize("name", ["moco", "moco_v3", "byol"])
 def test_teachers_start_as_the_inherited_students_when_the_source_has_none(name, tmp_path):
     pair = ("image", "image")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,11 @@ def export(
     """Write encoders.safetensors: the state of each module under `<name>.`; call on the main process only.
 
     extra: tensors that are in the state of no module, by their full names.
-    The provenance of a run that started from licensed weights has their license, which holds for derived weights, too.
+    The provenance of a run that started from licensed weights has their license, too, which holds for derived weights.
     """
     state = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
     state.update(extra or {})
-    return write_weights(run, state, {**provenance, **_inherited_license(str(provenance.get("init_from", "")))})
+    return write_weights(run, state, {**provenance, **_licenses(provenance)})
 
 
 def write_weights(run: Path, state: Mapping[str, torch.Tensor], provenance: Mapping[str, Any]) -> Path:
@@ -47,11 +47,28 @@ def write_weights(run: Path, state: Mapping[str, torch.Tensor], provenance: Mapp
     return path
 
 
-def _inherited_license(init_from: str) -> dict[str, Any]:
-    if not init_from or not (Path(init_from) / PROVENANCE_FILE).is_file():
-        return {}
-    facts = read_provenance(init_from)
-    return {key: facts[key] for key in ("license", "license_note") if key in facts}
+def _licenses(provenance: Mapping[str, Any]) -> dict[str, str]:
+    """{"license", "license_note"} of a run: its own, and those of the run that it started from."""
+    start = str(provenance.get("init_from", ""))
+    inherited = read_provenance(start) if start and (Path(start) / PROVENANCE_FILE).is_file() else {}
+    licenses = [str(facts["license"]) for facts in (provenance, inherited) if facts.get("license")]
+    notes = dict.fromkeys(str(facts["license_note"]) for facts in (provenance, inherited) if facts.get("license_note"))
+    found = {"license": joined_licenses(licenses), "license_note": "; ".join(notes)}
+    return {key: text for key, text in found.items() if text}
+
+
+def joined_licenses(licenses: Sequence[str]) -> str:
+    """The license of weights that come from others, whose licenses all hold; "" without one.
+
+    >>> joined_licenses(["cc-by-nc-4.0", "apache-2.0 and CC-BY-NC-4.0"])
+    'apache-2.0 and cc-by-nc-4.0'
+    """
+    if len(set(licenses)) == 1:
+        return licenses[0]  # a text of its own may have the word
+    names: dict[str, str] = {}
+    for name in (name for text in licenses for name in text.split(" and ")):
+        names.setdefault(name.lower(), name)
+    return " and ".join(names[name] for name in sorted(names))
 
 
 def read_provenance(run: str | Path) -> dict[str, Any]:
