@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from avssl.files import storage
 from avssl.files.whole import content_digest
 from avssl.shards.opened import opened
 from avssl.shards.parquet_cells import forget_columns
@@ -154,6 +155,27 @@ def test_media_that_lie_beside_a_table_are_named_by_its_paths(tmp_path, files):
     assert found["u.parquet"]["audio"]["rate_hz"] == 48_000
     assert (found["v.csv"]["caption"], found["v.csv"]["labels"]) == ("a square", {"color": ["red", "big"]})
     assert found["t.parquet"]["labels"] == {"label": ["blue"]}
+
+
+def test_a_table_from_afar_names_no_file_of_this_machine(tmp_path, files, capsys):
+    """Else whoever made the table would choose which private files go into shards."""
+    private = tmp_path / "private.flac"
+    private.write_bytes(files["heard.flac"])
+    named = [str(private), f"file://{private}", f"FILE://{private}", "../private.flac", "media/../../private.flac",
+             "media/heard.flac", "memory://elsewhere/heard.flac"]  # fmt: skip
+    values = pa.array([{"bytes": None, "path": path} for path in named], pa.struct({"bytes": "binary", "path": "str"}))
+    for table in (pa.table({"audio_path": named}), pa.table({"audio": values})):
+        written = write_parquet(tmp_path / "t.parquet", table)
+        storage.write_bytes("memory://afar/t.parquet", written.read_bytes())
+        source = ["memory://afar/t.parquet", "--format", "huggingface", "--no-probe"]
+        assert index(*source, "--out", tmp_path / "c.jsonl") == 2
+        error = capsys.readouterr().err
+        assert "5 of 7 rows cannot be used" in error
+        assert error.count("a table from afar may name URLs and files below its own folder") == 3
+        assert index(*source, "--out", tmp_path / "c.jsonl", "--skip-bad-rows") == 0
+        found = rows_of(tmp_path / "c.jsonl")
+        paths = [row["path"] for row in found.values()]
+        assert paths == ["memory://afar/media/heard.flac", "memory://elsewhere/heard.flac"]
 
 
 def test_a_folder_as_the_hub_has_it_gives_its_splits_in_order(tmp_path, files, capsys):

@@ -251,12 +251,21 @@ def _sample(
 
 
 def _place(location: str, value: Value) -> Place | None:
-    """Where the bytes of a value are: within the table, or in the file that it names; None if it is empty."""
+    """Where the bytes of a value are: within the table, or in the file that it names; None if it is empty.
+
+    ValueError for a file of this machine that a table from afar names: whoever made it shall not choose what is read
+    here and goes into shards.
+    """
     if value.within is not None:
         return Place(location, value.within)
     if not value.path:
         return None
     path = plain_path(value.path)
+    if path.startswith("/") and is_remote(location):
+        raise ValueError(
+            f"it names {brief(path)}, a file of this machine; a table from afar may name URLs and files below its own "
+            "folder. Download the table to read files of this machine by it"
+        )
     if is_url(path) or path.startswith("/"):
         return Place(path)
     folder = location.rpartition("/")[0]
