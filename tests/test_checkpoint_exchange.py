@@ -1,8 +1,12 @@
 """One folder to pass on: it embeds bit for bit as the run does, says what it is, and goes to a hub and back."""
 
+import copy
+import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, get_type_hints
 from unittest import mock
 
 import numpy as np
@@ -13,8 +17,12 @@ from safetensors.torch import load_file
 import avssl
 from avssl import checkpoint, config, losses
 from avssl.checkpoint.hub import FILES, locate
+from avssl.exchange import folder as folders
 from avssl.exchange.__main__ import main, parse
+from avssl.exchange.card import card
+from avssl.losses.configs import CONFIGURATIONS, CaptionConfig
 from avssl.models import create_encoder
+from avssl.train.monitor import data_facts
 from avssl.transforms.raw_view import RawView
 from tests.conftest import run_python
 from tests.hub import model_hub
@@ -76,6 +84,78 @@ def test_the_configuration_is_the_runs_but_for_the_paths_of_its_machine(run, fol
     theirs.run, theirs.data.shards = ours.run, ours.data.shards
     assert ours == theirs
     assert "somewhere" not in "".join((folder / name).read_text() for name in NAMES - {"model.safetensors"})
+
+
+HERE = "/home/alice/private/last"
+SIGNED = "https://alice:password@alice.example/alice/last?X-Amz-Signature=alice,alice"
+
+
+def filled(kind, value, text):
+    """A value of a configuration with `text` in place of every text that it may hold."""
+    if dataclasses.is_dataclass(value):
+        copied, kinds = copy.copy(value), get_type_hints(type(value))
+        for item in dataclasses.fields(value):
+            vars(copied)[item.name] = filled(kinds[item.name], getattr(value, item.name), text)
+        return copied
+    options = {"name": f"hf/{text}", "weights": text, "deeper": {"list": [text]}}
+    kinds = {str: text, Any: [{"path": text, "keys": text}], dict[str, Any]: options}
+    kinds |= {list[str]: [text], tuple[str, ...]: [text], list[Any]: [{"file": text}]}
+    return kinds.get(kind, {"video": options} if kind == dict[str, dict[str, Any]] else value)
+
+
+@pytest.mark.parametrize("text", [HERE, SIGNED])
+@pytest.mark.parametrize("loss", [*CONFIGURATIONS, "made"])
+def test_no_key_of_a_configuration_lets_a_path_out(loss, text):
+    @dataclasses.dataclass
+    class MadeConfig(CaptionConfig):
+        file_of_a_plugin: str = ""
+
+    cfg = config.RunConfig(loss=CONFIGURATIONS.get(loss, MadeConfig)())
+    given = filled(config.RunConfig, cfg, text)
+    assert json.dumps(dataclasses.asdict(given)).count("alice") > 12
+    assert "alice" not in json.dumps(folders._shared_config(given))
+
+
+def test_paths_and_secrets_of_addresses_leave_neither_in_the_provenance_nor_on_the_card(tmp_path):
+    facts = {
+        "data": {
+            "shards": [{"shards": text, "num_samples": 1, "fingerprint": "f"} for text in (HERE, SIGNED)],
+            "fingerprint": "f",
+            "num_samples": 2,
+        },
+        "public_models": {"video": {"name": f"hf/{HERE}"}, "text": {"name": "hf/org/clip@0123"}},
+        "init_from": SIGNED,
+        "anything else": {"of": [HERE, SIGNED]},
+        "license_note": "see https://example.org/terms",
+    }
+    changes = [f"data.cache_decoded_dir={HERE}", f"probe.shards={HERE}"]
+    run = made_run(tmp_path / "run", "loss.name=avid", *SMALL_AVID, *changes, provenance=facts)
+    (run / "evaluation.json").write_text(
+        json.dumps({"results": {"trained": {"top1": 0.5}}, "data": {"train": SIGNED, "test": HERE}})
+    )
+    folder = folders.export_folder(run, tmp_path / "folder")
+    texts = {path.name: path.read_text() for path in folder.iterdir() if path.suffix != ".safetensors"}
+    assert not [name for name, text in texts.items() if "alice" in text]
+    assert "`last` (1) and `last` (1)" in texts["README.md"]
+    content = json.loads(texts["config.json"])
+    assert content["probe"]["shards"] == content["data"]["cache_decoded_dir"] == ""
+    provenance = json.loads(texts["provenance.json"])
+    assert provenance["public_models"] == {"video": {"name": "hf/last"}, "text": {"name": "hf/org/clip@0123"}}
+    assert provenance["license_note"] == "see https://example.org/terms"
+
+
+def test_the_card_names_a_folder_of_a_public_model_by_its_last_part(run):
+    cfg, provenance = config.load_run(run), checkpoint.read_provenance(run)
+    cfg.encoders["video"] |= {"name": f"hf/{HERE}", "architecture": {"from": HERE}}
+    text = card(cfg, provenance | {"data": {**provenance["data"], "shards": SIGNED}, "init_from": ""}, {}, "title")
+    assert "alice" not in text
+    assert "encoder `hf/last`" in text
+
+
+def test_the_provenance_of_a_run_has_no_secret_of_an_address():
+    shards = SimpleNamespace(location=SIGNED, parts=[None], fingerprint="f", num_samples=1, index=mock.Mock())
+    assert data_facts(shards)["shards"].startswith("https://alice.example/alice/last")
+    assert "Signature" not in data_facts(shards)["shards"]
 
 
 def test_everyone_who_may_read_new_files_may_read_the_weights(folder):

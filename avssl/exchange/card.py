@@ -12,6 +12,7 @@ from avssl.checkpoint.hub import CARD_FILE
 from avssl.checkpoint.weights import read_provenance
 from avssl.config import RunConfig, load_run
 from avssl.exchange.markdown import code, section, words
+from avssl.exchange.paths import last_part, without_paths
 from avssl.files.checked_json import Fields
 from avssl.files.plain_text import plain
 from avssl.losses import registry
@@ -95,8 +96,8 @@ def _teacher_lines(teacher: Mapping[str, Any]) -> list[str]:
     if not teacher:
         return []
     name = str(teacher.get("run") or teacher.get("encoder", {}).get("name") or teacher.get("embeddings", ""))
-    shown = name if name.startswith(("hf/", "timm/")) else Path(name).name
     output = f"{teacher.get('modality')} {teacher.get('output')}"
+    shown = without_paths(name)
     license_words = f"; its card says {words(teacher['license'])}" if teacher.get("license") else ""
     return [
         f"- taught by: {code(shown)}, its {words(output)} (fingerprint {code(teacher.get('fingerprint'))})"
@@ -108,7 +109,7 @@ def _shards_words(data: Mapping[str, Any]) -> str:
     """The names of the shard folders; of several with their samples and weights."""
     shards = data.get("shards") or "unnamed"
     if not isinstance(shards, list):
-        return code(Path(str(shards)).name)
+        return code(last_part(str(shards)))
     weights = [f", weight {item['weight']:g}" if item.get("weight") else "" for item in shards]
     named = zip(shards, weights, strict=True)
     return " and ".join(f"{_shards_words(item)} ({words(item['num_samples'])}{weight})" for item, weight in named)
@@ -117,10 +118,10 @@ def _shards_words(data: Mapping[str, Any]) -> str:
 def _starts(cfg: RunConfig, init_from: str) -> list[str]:
     """The run, or for each encoder the file of weights, from which training started; random weights by default."""
     if init_from:
-        return [code(Path(init_from).name)]
+        return [code(last_part(init_from))]
     modalities = registry.get(cfg.loss.name).modalities(cfg.loss)
     files = {modality: cfg.encoders[modality].get("weights") for modality in modalities}
-    return [f"{name} from {code(Path(str(file)).name) if file else 'random weights'}" for name, file in files.items()]
+    return [f"{name} from {code(last_part(str(file))) if file else 'random weights'}" for name, file in files.items()]
 
 
 def _input_lines(cfg: RunConfig, modalities: list[str]) -> list[str]:
@@ -132,7 +133,7 @@ def _input_lines(cfg: RunConfig, modalities: list[str]) -> list[str]:
         f"{views.audio.num_frames} frames",
         "image": f"- image: {views.image.size_px} px",
     }
-    encoders = {modality: cfg.encoders[modality] for modality in modalities}
+    encoders = {modality: without_paths(cfg.encoders[modality]) for modality in modalities}
     return [
         f"{inputs[name]}, encoder {code(encoder['name'])}"
         + "".join(words(f", {key} {value}") for key, value in encoder.items() if key not in ("name", "weights"))
@@ -151,7 +152,7 @@ def _result_lines(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         if not rows:
             continue
         data = content.get("data") or content.get("protocol", {})
-        splits = [f"{split} {code(Path(str(data[split])).name)}" for split in ("train", "test") if data.get(split)]
+        splits = [f"{split} {code(last_part(str(data[split])))}" for split in ("train", "test") if data.get(split)]
         yield f"\n{', '.join([words(name), *splits])}:\n"
         yield "| metric | trained | untrained | chance |\n| --- | --- | --- | --- |"
         untrained, chance = metrics.get("untrained") or {}, content.get("chance") or {}

@@ -17,13 +17,13 @@ from avssl.checkpoint.hub import CONFIG_FILE, FILES
 from avssl.checkpoint.weights import EXCHANGE_FILE, PROVENANCE_FILE, read_provenance, read_weights
 from avssl.embedding.loading import EMBEDDING_MODULES
 from avssl.exchange.card import write_card
+from avssl.exchange.paths import without_paths
 from avssl.files.tensors import write_tensors
 from avssl.files.whole import whole_path
 from avssl.losses.configs import TeacherConfig
 
 WEIGHTS_NAME = re.compile(r"[A-Z0-9_]+")  # of torchvision's weights, which anyone can download
-SOURCES = ("run", "encoder", "embeddings")  # of a teacher
-PUBLIC_NAME = re.compile(r"(timm|hf)/[^/~.][^/]*(/[^/]+)?")  # hf/ORG/NAME@REVISION, timm/NAME
+NO_PATHS = ("license", "license_note", "imported")  # of a provenance: words of others, which may hold a /
 PREFIXES = ("views.", *(f"loss.{name}." for name in EMBEDDING_MODULES))  # of the tensors that embeddings depend on
 
 
@@ -47,8 +47,8 @@ def export_folder(run: str | Path, out: str | Path, *, with_state: bool = False,
         provenance.setdefault("license", license)
     cfg = config.load_run(run)
     out.mkdir(parents=True, exist_ok=True)
-    (out / CONFIG_FILE).write_text(json.dumps(dataclasses.asdict(_without_paths(cfg)), indent=1), encoding="utf-8")
-    (out / PROVENANCE_FILE).write_text(json.dumps(_facts(provenance), indent=1), encoding="utf-8")
+    (out / CONFIG_FILE).write_text(json.dumps(_shared_config(cfg), indent=1), encoding="utf-8")
+    (out / PROVENANCE_FILE).write_text(json.dumps(_shared_facts(provenance), indent=1), encoding="utf-8")
     kept = {key: value for key, value in weights.items() if with_state or key.startswith(PREFIXES)}
     with whole_path(out / EXCHANGE_FILE) as temporary:  # last: if this file exists, the folder is complete
         # A single entry of metadata, because several would be written in random order.
@@ -68,42 +68,22 @@ def check_folder(folder: str | Path) -> Path:
     return folder
 
 
-def _without_paths(cfg: config.RunConfig) -> config.RunConfig:
-    data = dataclasses.replace(cfg.data, shards="", cache_dir="")
-    encoders = {
-        modality: {
-            key: value for key, value in options.items() if key != "weights" or WEIGHTS_NAME.fullmatch(str(value))
-        }
-        for modality, options in cfg.encoders.items()
-    }
-    loss = cfg.loss
-    if isinstance(teacher := getattr(loss, "teacher", None), TeacherConfig):
-        changes: dict[str, Any] = {"teacher": dataclasses.replace(teacher, run="", encoder={}, embeddings="")}
-        loss = dataclasses.replace(loss, **changes)
-    return dataclasses.replace(cfg, run="", init_from="", data=data, encoders=encoders, loss=loss)
+def _shared_config(cfg: config.RunConfig) -> dict[str, Any]:
+    """The configuration without what says where files lay: such keys are empty, and no other value is a path."""
+    content: dict[str, Any] = dataclasses.asdict(cfg) | {"run": "", "init_from": ""}
+    content["data"] |= {"shards": "", "cache_dir": "", "cache_decoded_dir": "", "redirect_hosts": []}
+    content["probe"]["shards"] = ""
+    for options in content["encoders"].values():
+        if not WEIGHTS_NAME.fullmatch(str(options.get("weights", ""))):
+            options.pop("weights", None)
+    if "text_rows" in content["loss"]:
+        content["loss"]["text_rows"] = ""
+    if isinstance(getattr(cfg.loss, "teacher", None), TeacherConfig):
+        content["loss"]["teacher"] |= {"run": "", "encoder": {}, "embeddings": ""}
+    result: dict[str, Any] = without_paths(content)
+    return result
 
 
-def _named(data: dict[str, Any]) -> dict[str, Any]:
-    """The facts about shards with names in place of paths: of one folder, or of a list of folders."""
-    shards = data.get("shards", "")
-    return {**data, "shards": [*map(_named, shards)] if isinstance(shards, list) else Path(shards).name}
-
-
-def _facts(provenance: dict[str, Any]) -> dict[str, Any]:
-    """The provenance with the last component of every path in place of the path."""
-    facts = {**provenance, "data": _named(provenance["data"])}
-    for key in ("init_from", "audio_statistics"):
-        if facts.get(key):
-            facts[key] = Path(str(facts[key])).name
-    if facts.get("teacher"):
-        paths = {key: _without_path(facts["teacher"][key]) for key in SOURCES if key in facts["teacher"]}
-        facts["teacher"] = {**facts["teacher"], **paths}
-    return facts
-
-
-def _without_path(value: Any) -> Any:
-    """A text that is a path as its last component, but for names of public models; also in a mapping."""
-    if isinstance(value, dict):
-        return {key: _without_path(part) for key, part in value.items()}
-    is_path = isinstance(value, str) and "/" in value and not PUBLIC_NAME.fullmatch(value)
-    return Path(value).name if is_path else value
+def _shared_facts(provenance: dict[str, Any]) -> dict[str, Any]:
+    """The provenance with the last part of every path and URL in place of it."""
+    return {key: value if key in NO_PATHS else without_paths(value) for key, value in provenance.items()}

@@ -20,6 +20,7 @@ import torch
 from avssl.distributed import all_sum, world_size
 from avssl.files.disk_errors import clear_errors
 from avssl.files.json_lines import truncate_log
+from avssl.files.location import redacted
 from avssl.files.plain_text import emit, note
 from avssl.files.progress import Bar, Stages
 from avssl.losses import registry
@@ -220,7 +221,7 @@ def data_facts(shards: ShardSet) -> dict[str, Any]:
     facts: dict[str, Any] = {"fingerprint": shards.fingerprint, "num_samples": shards.num_samples}
     if len(shards.parts) == 1:
         facts |= {"split_parts": shards.index.split_parts} if shards.index.split_parts else {}
-        return {"shards": shards.location, **facts}
+        return {"shards": redacted(shards.location), **facts}
     weights: Sequence[float | None] = shards.weights or len(shards.parts) * [None]
     folders = [{**data_facts(part), "weight": weight} for part, weight in zip(shards.parts, weights, strict=True)]
     return {"shards": folders, **facts}
