@@ -50,6 +50,7 @@ def main(arguments: argparse.Namespace) -> int:
 
     required.use(arguments.plugin, may_differ=arguments.plugin_changed)
     index = open_index(arguments.index_folder)
+    index.refuse_empty()
     embedder = load_embedder_of(index, arguments.run, arguments.device)
     reading = Limits(arguments.file_seconds, arguments.file_memory_mib << 20)
     limits = UploadLimits(arguments.upload_mib << 20, arguments.upload_seconds, reading)

@@ -30,6 +30,7 @@ from data_prep.transcode.encode import write_media
 from recipes import report as report_recipe
 from recipes import search as search_recipe
 from tests.test_embed import frames, sine
+from tests.test_full_disk import files_of_at_most
 from tests.test_public_search import clap  # noqa: F401  (a fixture)
 from tests.test_report import Checker
 from tests.test_search_page import CLASS, found  # noqa: F401  (a fixture)
@@ -68,8 +69,11 @@ def clip(tmp_path_factory):
     return path
 
 
-def request(service, method, path, body=b"", cookie=TOKEN, query="", **headers):
-    """(status, headers, body) of a request that is handed to the application as it is, without a client's mending."""
+def request(service, method, path, body=b"", cookie=TOKEN, query="", leaves=False, **headers):
+    """(status, headers, body) of a request that is handed to the application as it is, without a client's mending.
+
+    leaves: the client is gone before the last block.
+    """
     lines = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     if cookie is not None:
         lines.append((b"cookie", f"{service.cookie}={cookie}".encode()))
@@ -80,7 +84,9 @@ def request(service, method, path, body=b"", cookie=TOKEN, query="", **headers):
     sent = []
 
     async def receive():
-        return {"type": "http.request", "body": blocks.pop(0), "more_body": bool(blocks)} if blocks else await forever()
+        if blocks:
+            return {"type": "http.request", "body": blocks.pop(0), "more_body": leaves or bool(blocks)}
+        return {"type": "http.disconnect"} if leaves else await forever()
 
     async def forever():
         await asyncio.Event().wait()
@@ -264,6 +270,18 @@ def test_uploads_that_are_too_large_too_long_or_no_media_are_refused_and_leave_n
     assert upload(service, clip.read_bytes())[0] == 503
     service._num_uploads = 0
     assert left(service) == before
+
+
+def test_an_upload_whose_sender_leaves_or_that_the_disk_does_not_hold_ends_without_a_trace(service, clip):
+    before = left(service)
+    status, _, body = request(service, "POST", "/upload", clip.read_bytes(), query="name=a.mp4", leaves=True)
+    assert (status, body) == (400, b"")
+    with files_of_at_most(1000):
+        status, told = upload(service, b"x" * 70_000)
+    assert (status, "free space" in told["error"]) == (507, True)
+    assert str(service.explorer.clips.folder) not in told["error"]
+    assert left(service) == before
+    assert service._num_uploads == 0
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 from PIL import Image
 
+from avssl.embedding.index import FolderIndex
 from avssl.embedding.search import EmbeddingIndex
 from avssl.explorer.server import listen
 from data_prep.transcode.encode import write_media
@@ -49,6 +50,16 @@ def test_a_port_in_use_and_a_missing_extra_are_errors_of_one_line(monkeypatch):
     with pytest.raises(SystemExit):
         explore_recipe.command(["nowhere"])
     assert 'pip install "avssl[explore]"' in said[0]
+
+
+def test_a_folder_without_rows_is_an_error_of_one_line_before_anything_is_served(monkeypatch, tmp_path):
+    settings = {"weights": "w", "modalities": ["video"], "sources": ["/media"], "shards": None}
+    FolderIndex(settings, {}, 1, 0, 1, {"not_media": 1}, 0, {}, "", []).write(tmp_path)
+    said = []
+    monkeypatch.setattr("avssl.errors.say", lambda text, *_: said.append(text))
+    with pytest.raises(SystemExit):
+        explore_recipe.command([str(tmp_path), "--port", "0"])
+    assert said == [f"error: {tmp_path} holds no rows: skipped.jsonl says why nothing could be embedded"]
 
 
 @contextlib.contextmanager

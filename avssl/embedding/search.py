@@ -148,9 +148,13 @@ class EmbeddingIndex:
             if sum(map(len, tables)) >= num_rows:
                 break
             tables.append(EmbeddingTable.read(path))
-        if not tables:
-            raise ValueError(f"{self.folder} holds no rows: {SKIPPED_NAME} says why nothing could be embedded")
+        self.refuse_empty()
         return concatenate(tables)
+
+    def refuse_empty(self) -> None:
+        """ValueError if there are no rows."""
+        if not self.content.num_rows:
+            raise ValueError(f"{self.folder} holds no rows: {SKIPPED_NAME} says why nothing could be embedded")
 
     def facts(self, numbers: Collection[int]) -> dict[int, RowFacts]:
         """{number of a row: its facts} of some rows; only the row groups that hold them are read."""

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from avssl.explorer.question import CLIPS_ADDRESS, Asked, UploadLimits, address
 from avssl.files.plain_text import brief
-from avssl.types import MediaError
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -135,7 +134,8 @@ class Service:
 
     async def upload(self, request: Request) -> Response:
         """Take the file that is the body of the request; {"address": of its page} or {"error": why not}."""
-        from starlette.responses import JSONResponse
+        from starlette.requests import ClientDisconnect
+        from starlette.responses import JSONResponse, Response
 
         if self._num_uploads >= MOST_WAITING_UPLOADS:
             return JSONResponse({"error": "too many files are being read; try again in a moment"}, 503)
@@ -151,12 +151,11 @@ class Service:
             await loop.run_in_executor(self._embedding, self.take, identifier, name, path)
             path = None  # it belongs to the explorer now
             return JSONResponse({"address": address(Asked(upload=identifier))})
-        except TooLargeError as error:
-            return JSONResponse({"error": str(error)}, 413)
-        except TimeoutError:
-            return JSONResponse({"error": f"the file did not arrive within {UPLOAD_SECONDS:g} s"}, 408)
-        except (ValueError, MediaError) as error:
-            return JSONResponse({"error": str(error)}, 400)
+        except ClientDisconnect:  # the page was left or loaded again: nobody reads an answer
+            return Response(status_code=400)
+        except (ValueError, OSError) as error:
+            text, status = _refusal(error)
+            return JSONResponse({"error": text}, status)
         finally:
             self._num_uploads -= 1
             if path is not None:
@@ -185,6 +184,16 @@ class Service:
                 file.write(block)
         if not size:
             raise ValueError("the file is empty")
+
+
+def _refusal(error: ValueError | OSError) -> tuple[str, int]:
+    """(why an upload was not taken, the status)."""
+    if isinstance(error, TimeoutError):
+        return f"the file did not arrive within {UPLOAD_SECONDS:g} s", 408
+    if isinstance(error, OSError):  # its own text would name a path of this machine
+        why = error.strerror or type(error).__name__
+        return f"the explorer could not store the file ({why}); free space in its temporary folder, then try again", 507
+    return str(error), 413 if isinstance(error, TooLargeError) else 400
 
 
 class TooLargeError(ValueError):
