@@ -18,6 +18,7 @@ from avssl.embedding.folder import FolderJob
 from avssl.embedding.index import FolderIndex
 from avssl.embedding.public import public_config, write_public_run
 from avssl.embedding.search import EmbeddingIndex, load_embedder_of
+from avssl.exchange.folder import export_folder
 from avssl.models import public
 from data_prep.transcode.encode import write_media
 from tests.conftest import losses_of, run_python
@@ -41,6 +42,11 @@ def test_a_run_from_a_public_model_says_what_it_took_from_it(image_shards, tmp_p
     facts = json.loads((run / "provenance.json").read_text())["public_models"]["image"]
     assert facts["views"]["size_px"] == config.load_run(run).views.image.size_px == SIDE
     assert facts["sha256"] == hashlib.sha256((tmp_path / "model" / "model.safetensors").read_bytes()).hexdigest()
+    folder = export_folder(run, tmp_path / "exported")
+    texts = [path.read_text() for path in folder.iterdir() if path.suffix != ".safetensors"]
+    assert len(texts) == 3
+    assert not [text for text in texts if str(tmp_path) in text]
+    assert avssl.load_embedder(str(folder)).weights_hash == avssl.load_embedder(str(run)).weights_hash
 
 
 @pytest.mark.slow
