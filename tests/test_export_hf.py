@@ -11,7 +11,7 @@ from unittest import mock
 import pyarrow.parquet as pq
 import pytest
 
-from avssl.exchange.targets import command, hf_columns, hugging_face
+from avssl.exchange.targets import command, hf_card, hf_columns, hugging_face
 from avssl.shards.shard_set import ShardSet
 from tests.other_pythons import printed_by
 
@@ -107,6 +107,23 @@ def test_a_field_called_like_a_column_is_renamed():
         contents.add("train", info)
     assert contents.features["video"] == {"_type": "Video"}
     assert contents.features["label_video"]["_type"] == "ClassLabel"
+
+
+def test_no_label_field_takes_the_column_of_another(shards, tmp_path):
+    contents = hf_columns.Contents()
+    labels = {"key": ["a"], "label_key": ["b"]}
+    for info in infos([labels, labels]):
+        contents.add("train", info)
+    sample = ShardSet(shards["test"]).read(0)
+    row = contents.row(replace(sample, info=replace(sample.info, labels=labels)))
+    named = {name: feature["names"][row[name]] for name, feature in contents.features.items() if "names" in feature}
+    assert sorted(named.values()) == ["a", "b"]
+    record = {"features": contents.features, "splits": {"train": {"num_samples": 2, "seconds": 2.0, "with": {}}}}
+    text = hf_card.card("title", record | {"settings": {"license": ""}}, contents.names, {})
+    for name, value in named.items():
+        field = next(field for field, names in labels.items() if names == [value])
+        assert f"| `{name}` | `ClassLabel(1 names)` | label field {field} |" in text
+        assert f"- `{name}`: {value} (2)" in text
 
 
 def test_files_are_of_whole_shards_and_row_groups_of_about_their_size(shards, tmp_path):

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from avssl.exchange.targets import command, csv_file, numpy_files, rows
+from avssl.exchange.targets import command, csv_file, fiftyone_dataset, numpy_files, rows
 from tests.conftest import ROOT, run_python
 from tests.embedding_folders import HOSTILE, make_embeddings, media_of_row
 
@@ -56,6 +56,18 @@ def test_a_csv_file_reads_back_as_the_rows_to_the_last_bit(tmp_path):
     physical = (tmp_path / "r.csv").read_bytes()
     assert physical.count(b"\n") == 41
     assert not [byte for byte in physical if byte < 32 and byte != ord("\n")]
+
+
+def test_no_label_field_takes_the_column_of_another(tmp_path):
+    """Of fields called like a column, and as that one is renamed."""
+    make_embeddings(
+        tmp_path / "rows", 2, labels=[{"key": ["one"], "label_key": ["two"], "label_label_key": ["three"]}] * 2
+    )
+    csv_file.export(command.parse([str(tmp_path / "rows"), "--to", "csv", "--out", str(tmp_path / "r.csv")]))
+    row = read_csv(tmp_path / "r.csv")[0]
+    assert sorted(value for name, value in row.items() if name.startswith("label_")) == ["one", "three", "two"]
+    names = fiftyone_dataset.field_names(["key", "label_key", "label_label_key"])
+    assert len(set(names.values()) - {"key"}) == 3
 
 
 def test_arrays_read_back_without_pickle_and_may_be_mapped(tmp_path):

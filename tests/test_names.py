@@ -213,12 +213,13 @@ def test_a_table_is_short_as_text_and_a_data_frame_on_demand(monkeypatch):
     assert frame["key"].tolist() == table.keys
     np.testing.assert_array_equal(np.stack(frame["video_embedding"]), table.video_embedding)
     assert frame["label"].tolist() == table.label("label")
-    vectors, labels = [[np.nan] * 2, [0, 1]], [{"key": ["x", "y"]}, {}]
+    vectors, labels = [[np.nan] * 2, [0, 1]], [{"key": ["x", "y"], "label_key": ["z"]}, {}]
     no_video, has_audio = [False, False], [False, True]
     hidden = EmbeddingTable(
         ["a", "b"], [-1, -1], [0, 0], [1, 1], has_audio, no_video, audio_embedding=vectors, labels=labels
     ).to_pandas()
     assert hidden["label_key"].tolist() == ["x | y", None]
+    assert hidden["label_label_key"].tolist() == ["z", None]
     assert hidden["audio_embedding"][0] is None
     assert "audio_embedding" not in table.to_pandas(vectors=False)
     monkeypatch.setitem(__import__("sys").modules, "pandas", None)

@@ -16,6 +16,7 @@ from avssl.embedding.parquet import ROWS_PER_GROUP, read_columns, write_columns,
 from avssl.files.checked_json import Fields
 from avssl.files.damaged_files import value_errors_naming
 from avssl.files.plain_text import brief
+from avssl.shards.keys import label_columns
 
 MODALITIES = ("video", "audio", "image")
 SCALAR_COLUMNS: dict[str, Any] = {
@@ -178,9 +179,7 @@ class EmbeddingTable:
         columns: dict[str, Any] = {"key": self.keys} | {name: getattr(self, name) for name in SCALAR_COLUMNS}
         if self.captions is not None:
             columns["caption"] = pd.Series(self.captions, dtype=object)
-        names = {
-            name: name if name not in (*columns, *VECTOR_COLUMNS) else f"label_{name}" for name in self.label_fields()
-        }
+        names = label_columns(self.label_fields(), {*columns, *VECTOR_COLUMNS})
         columns |= {shown: pd.Series(self.label(name), dtype=object) for name, shown in names.items()}
         for name in VECTOR_COLUMNS if vectors else ():
             if (values := getattr(self, name)) is not None:

@@ -1,4 +1,5 @@
-"""The name of a sample: a key that manifests, shards, embeddings, reports and searches share; and labels by folder.
+"""The name of a sample: a key that manifests, shards, embeddings, reports and searches share; and labels: by folder,
+and as columns of a table.
 
 A key is the path below the folder that was listed, with characters other than A-Z a-z 0-9 / - made one _, and behind
 it the milliseconds if only some seconds of the file are the sample. Keys that several rows would have get digits of a
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -49,6 +51,25 @@ def folder_labels(path: str) -> dict[str, list[str]]:
     if "/" not in path:
         return {}
     return {"label": [os.fsencode(path.split("/", maxsplit=1)[0]).decode("utf-8", "replace")]}
+
+
+def label_columns(fields: Iterable[str], taken: Collection[str], written: Callable[[str], str] = str) -> dict[str, str]:
+    """{label field: the column that it is in a table}, no two the same.
+
+    written: a field's name as the table can have it. A name that another column has begins with label_.
+
+    >>> label_columns(["dog", "key", "label_key"], {"key"})
+    {'dog': 'dog', 'key': 'label_key', 'label_key': 'label_label_key'}
+    """
+    columns: dict[str, str] = {}
+    used = set(taken)
+    for field in fields:
+        name = written(field)
+        while name in used:
+            name = f"label_{name}"
+        used.add(name)
+        columns[field] = name
+    return columns
 
 
 def source_of(content: str | None, path: str | None, num_bytes: int | None, item: int | None) -> str:

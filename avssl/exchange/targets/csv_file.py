@@ -24,6 +24,7 @@ from avssl.embedding.parquet import csv_writer
 from avssl.exchange.targets.rows import Rows, RowSource, label_text
 from avssl.files.plain_text import plain
 from avssl.files.whole import refuse_existing, whole_file
+from avssl.shards.keys import label_columns
 
 FORMULA_BEGINS = "=+-@\uff1d\uff0b\uff0d\uff20"  # also as East Asian keyboards write them
 MAX_LABEL_FIELDS = 100
@@ -57,15 +58,10 @@ def write_csv(rows: RowSource, path: Path) -> None:
             f"{MAX_LABEL_FIELDS} are written. The target numpy takes any number"
         )
     numbers = [f"{name}_{place}" for name, width in rows.widths.items() for place in range(width)]
-    names = label_columns(fields, [*_FIRST, *numbers])
+    columns = label_columns(fields, {*_FIRST, *numbers}, lambda name: cell(name) or "")
     with whole_file(path) as stream, csv_writer(stream) as write:
         for group in rows.groups():
-            write(_columns(group, dict(zip(fields, names, strict=True))))
-
-
-def label_columns(fields: list[str], taken: list[str]) -> list[str]:
-    """The column of each label field: its name as a cell, label_NAME if another column is called so."""
-    return [cell(f"label_{name}" if name in taken else name) or "" for name in fields]
+            write(_columns(group, columns))
 
 
 def _columns(rows: Rows, fields: dict[str, str]) -> dict[str, Any]:

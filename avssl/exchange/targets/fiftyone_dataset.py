@@ -19,11 +19,13 @@ from avssl.exchange.targets.clips import Clip, MediaFiles, clips_of
 from avssl.exchange.targets.rows import RowSource
 from avssl.files.plain_text import brief, note
 from avssl.files.progress import Bar
+from avssl.shards.keys import label_columns
 
 SAMPLES_AT_A_TIME = 128
 UNFINISHED = ".unfinished"
 WINDOWS_FIELD = "windows"
 _OWN_FIELDS = ("key", "index", "first_row", "num_windows", "begin_seconds", "end_seconds", "caption", WINDOWS_FIELD)
+_THEIR_FIELDS = ("id", "filepath", "tags", "metadata", "frames", "support", "created_at")
 
 
 def export(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -114,17 +116,12 @@ def fill(dataset: Any, rows: RowSource, media: MediaFiles) -> dict[str, int]:
 
 def field_names(labels: list[str]) -> dict[str, str]:
     """{label field: name of the field in FiftyOne}: letters, digits and _; label_NAME where that is taken."""
-    names: dict[str, str] = {}
-    for label in labels:
+
+    def written(label: str) -> str:
         name = re.sub(r"\W", "_", label).strip("_") or "label"
-        if name in (*_OWN_FIELDS, "id", "filepath", "tags", "metadata", "frames", "support", "created_at") or (
-            name.endswith(("_embedding", "_feature")) or name in names.values() or name[0].isdigit()
-        ):
-            name = f"label_{name}"
-        while name in names.values():
-            name += "_"
-        names[label] = name
-    return names
+        return f"label_{name}" if name.endswith(("_embedding", "_feature")) or name[0].isdigit() else name
+
+    return label_columns(labels, {*_OWN_FIELDS, *_THEIR_FIELDS}, written)
 
 
 def _sample(clip: Clip, path: Path, kind: str, fields: dict[str, str], several: set[str]) -> Any:

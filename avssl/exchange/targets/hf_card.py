@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from avssl.exchange.markdown import code, section, words
-from avssl.exchange.targets.hf_columns import column_of
+from avssl.exchange.targets.hf_columns import columns_of
 from avssl.shards.format import ShardIndex
 
 CARD_NAME = "README.md"
@@ -90,7 +90,7 @@ def _splits(record: Mapping[str, Any]) -> Iterator[str]:
 
 def _columns(record: Mapping[str, Any], names: Mapping[str, Counter[str]]) -> Iterator[str]:
     yield "| column | type | what |\n| --- | --- | --- |"
-    fields = {column_of(name): name for name in names}
+    fields = {column: name for name, column in columns_of(names).items()}
     for column, feature in record["features"].items():
         what = f"label field {words(fields[column])}" if column in fields else _WHAT[column]
         yield f"| {code(column)} | {code(_type(feature))} | {what} |"
@@ -115,10 +115,11 @@ def _times(record: Mapping[str, Any]) -> list[str]:
 
 
 def _labels(names: Mapping[str, Counter[str]]) -> Iterator[str]:
+    columns = columns_of(names)
     for field, counts in sorted(names.items()):
         shown = [f"{words(name)} ({count:,})" for name, count in sorted(counts.items())[:MAX_NAMES]]
         more = f" and {len(counts) - MAX_NAMES:,} more" if len(counts) > MAX_NAMES else ""
-        yield f"- {code(column_of(field))}: {', '.join(shown) or 'no names'}{more}"
+        yield f"- {code(columns[field])}: {', '.join(shown) or 'no names'}{more}"
 
 
 def _made(indices: Mapping[str, ShardIndex]) -> Iterator[str]:

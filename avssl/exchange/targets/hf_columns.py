@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from avssl.exchange.targets.hf_parquet import Feature, class_label, list_of, value
 from avssl.files.plain_text import plain
 from avssl.shards.format import SampleInfo
+from avssl.shards.keys import label_columns
 from avssl.shards.manifest import read_segment
 from avssl.shards.shard_set import Sample, image_member
 
@@ -63,6 +65,11 @@ class Contents:
         return {field: {name: number for number, name in enumerate(sorted(self.names[field]))} for field in fields}
 
     @cached_property
+    def columns(self) -> dict[str, str]:
+        """{label field: its column}, to be asked for when all samples are counted."""
+        return columns_of(self.names)
+
+    @cached_property
     def features(self) -> dict[str, Feature]:
         """{column: its type of `datasets`}; the classes of a label field are numbered by the order of their names."""
         columns: dict[str, Feature] = {"key": value("string"), "index": value("int64")}
@@ -80,7 +87,7 @@ class Contents:
             columns["caption"] = value("string")
         for name in sorted(self.names):
             one = class_label(sorted(self.names[name])) if self.is_class(name) else value("string")
-            columns[column_of(name)] = list_of(one) if name in self.several else one
+            columns[self.columns[name]] = list_of(one) if name in self.several else one
         return columns
 
     def row(self, sample: Sample) -> dict[str, Any]:
@@ -108,10 +115,10 @@ class Contents:
             labels: list[Any] = info.labels.get(name, [])
             if name in self.numbers:
                 labels = [self.numbers[name][label] for label in labels]
-            row[column_of(name)] = labels if name in self.several else labels[0] if labels else None
+            row[self.columns[name]] = labels if name in self.several else labels[0] if labels else None
         return row
 
 
-def column_of(name: str) -> str:
-    """The column of a label field: its name, label_NAME if the name is that of another column."""
-    return f"label_{plain(name)}" if name in OWN else plain(name)
+def columns_of(fields: Iterable[str]) -> dict[str, str]:
+    """{label field: its column} of a data set with these fields."""
+    return label_columns(sorted(fields), OWN, plain)

@@ -29,6 +29,7 @@ from avssl.embedding.search import EmbeddingIndex
 from avssl.exchange.targets.rows import Rows, RowSource, label_text
 from avssl.files.plain_text import note
 from avssl.files.whole import whole_folder, write_whole
+from avssl.shards.keys import label_columns
 
 INDICES_NAME = "indices.json"
 NUM_RECALL_QUERIES, RECALL_AT = 100, 10
@@ -75,8 +76,8 @@ def write_lance_table(rows: RowSource, folder: Path, kind: str = "") -> dict[str
     columns |= dict.fromkeys(("start_seconds", "end_seconds"), np.float64) | {"media": "text"}
     columns |= dict.fromkeys(("media_begin_seconds", "media_end_seconds"), np.float64)
     columns |= {"caption": "text", "labels": "text"}
-    columns |= {name: "texts" if has_several else "text" for name, (_, has_several) in fields.items()}
-    write_rows(folder, (_columns(group, fields) for group in rows.groups()), columns | rows.widths)
+    columns |= {name: "texts" if field in rows.several else "text" for field, name in fields.items()}
+    write_rows(folder, (_columns(group, fields, rows.several) for group in rows.groups()), columns | rows.widths)
     replace(rows.index, files=[]).write(folder, KIND)
     for name in (LISTING_NAME, SKIPPED_NAME):
         if (rows.folder / name).is_file():
@@ -94,23 +95,18 @@ def write_lance_table(rows: RowSource, folder: Path, kind: str = "") -> dict[str
     return indices
 
 
-def _label_columns(rows: RowSource) -> dict[str, tuple[str, bool]]:
-    """{column: (label field, whether a row has several names of it)}.
+def _label_columns(rows: RowSource) -> dict[str, str]:
+    """{label field: its column}, names that SQL takes without quotes: of letters, digits and _, no digit first."""
 
-    A name that SQL takes without quotes: other characters than letters, digits and _ become _, and a name that another
-    column has begins with label_.
-    """
-    taken = {*ROW_COLUMNS, "media", "media_begin_seconds", "media_end_seconds", "caption", "labels", *rows.widths}
-    columns: dict[str, tuple[str, bool]] = {}
-    for field in rows.label_fields:
+    def written(field: str) -> str:
         name = re.sub(r"\W", "_", field)
-        while not name or name[0].isdecimal() or name in taken or name in columns:
-            name = f"label_{name}"
-        columns[name] = (field, field in rows.several)
-    return columns
+        return f"label_{name}" if not name or name[0].isdecimal() else name
+
+    taken = {*ROW_COLUMNS, "media", "media_begin_seconds", "media_end_seconds", "caption", "labels", *rows.widths}
+    return label_columns(rows.label_fields, taken, written)
 
 
-def _columns(rows: Rows, fields: dict[str, tuple[str, bool]]) -> dict[str, Any]:
+def _columns(rows: Rows, fields: dict[str, str], several: set[str]) -> dict[str, Any]:
     """The columns of a group of rows."""
     columns: dict[str, Any] = {
         "row": np.arange(rows.first, rows.first + len(rows)),
@@ -122,9 +118,11 @@ def _columns(rows: Rows, fields: dict[str, tuple[str, bool]]) -> dict[str, Any]:
         "caption": rows.captions,
         "labels": [json.dumps(labels, sort_keys=True, ensure_ascii=False) for labels in rows.labels],
     }
-    for name, (field, has_several) in fields.items():
-        texts = [labels.get(field) or None if has_several else label_text(labels, field) for labels in rows.labels]
-        columns[name] = texts
+    for field, name in fields.items():
+        has_several = field in several
+        columns[name] = [
+            labels.get(field) or None if has_several else label_text(labels, field) for labels in rows.labels
+        ]
     return columns | rows.vectors
 
 
