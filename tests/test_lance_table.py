@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+from avssl.embedding import lance_table
 from avssl.embedding.index import FolderIndex
 from avssl.embedding.lance_table import KIND, LanceTable, open_index
 from avssl.embedding.search import EmbeddingIndex, search
@@ -195,6 +196,42 @@ def test_rows_facts_and_keys_are_those_of_the_folder(made):
     np.testing.assert_array_equal(mine.has_audio, theirs.has_audio)
     with pytest.raises(ValueError, match=r"has no rows of the key 'x'"):
         lance.table_of("x")
+
+
+def test_rows_are_read_a_part_at_a_time_and_vectors_only_where_they_are_asked_for(made, monkeypatch):
+    whole, index, lance = made
+    table, asked = lance._table, []
+
+    class Recorder:
+        def take(self, numbers, columns):
+            asked.append((len(numbers), columns))
+            return table.take(numbers, columns=columns)
+
+        def to_batches(self, columns, **options):
+            asked.append((0, columns))
+            return table.to_batches(columns=columns, **options)
+
+    monkeypatch.setattr(lance, "_table", Recorder())
+    monkeypatch.setattr(lance_table, "ROWS_AT_A_TIME", 7)
+    numbers = np.arange(3, 40)
+    found, expected = (list(source.rows("video", numbers)) for source in (lance, index))
+    for name in ("numbers", "vectors", "keys"):
+        one, other = (np.concatenate([getattr(rows, name) for rows in part]) for part in (found, expected))
+        np.testing.assert_array_equal(one, other)
+    assert [count for count, _ in asked] == [7, 7, 7, 7, 7, 2]
+    asked.clear()
+    assert sum(len(rows.keys) for rows in lance.rows("video", with_vectors=False)) == whole.has_video.sum()
+    assert [columns for _, columns in asked] == [list(lance_table.ROW_COLUMNS)]
+
+
+def test_fewer_than_one_hit_is_no_search(made):
+    table, index, lance = made
+    for source in (table, index, lance, index.folder):
+        with pytest.raises(ValueError, match=r"^top is 0; it must be at least 1$"):
+            search(source, np.ones((1, VIDEO_DIM)), "video", 0)
+    for source in (index, lance):
+        with pytest.raises(ValueError, match=r"^top is -1; it must be at least 1$"):
+            source.search("video", np.ones((1, VIDEO_DIM)), -1)
 
 
 def test_bad_input_is_one_line(made, tmp_path, capsys):

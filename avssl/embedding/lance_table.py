@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from avssl.embedding.index import KIND as FOLDER_KIND
 from avssl.embedding.index import FolderIndex, is_lance_table
-from avssl.embedding.search import EmbeddingIndex, best_of, hits_among
+from avssl.embedding.search import EmbeddingIndex, best_of, check_top, hits_among
 from avssl.embedding.table import MODALITIES, EmbeddingRows, EmbeddingTable, Hit, RowFacts
 from avssl.files.checked_json import Fields, parse
 from avssl.files.damaged_files import value_errors_naming
@@ -31,7 +31,7 @@ MOST_COMPARED_ROWS, MOST_GRAPH_ROWS = 20_000, 500_000  # of a modality without a
 DIMS_PER_CODE = 4  # dims that a byte of IVF_PQ stands for
 CANDIDATES, SEARCHED_PARTITIONS = 256, 128  # of a query, as searches have it by default
 MOST_NUMBERS = 2**24  # in the vectors of all candidates of the queries that are searched together: 64 MiB
-ROWS_PER_FILE = 2**20
+ROWS_PER_FILE, ROWS_AT_A_TIME = 2**20, 2**13
 ROWS_PER_PARTITION = {"IVF_HNSW_SQ": 2**20, "IVF_PQ": 4096}
 ROW_COLUMNS = ("row", "key", "index", "start_seconds", "end_seconds")
 _PLACES_IN_LANCE = re.compile(r",? ?/\S+\.rs:\d+:\d+")  # where in Lance's own sources an error was raised
@@ -85,16 +85,19 @@ class LanceTable(EmbeddingIndex):
     ) -> Iterator[EmbeddingRows]:
         """As EmbeddingIndex.rows; a batch of Lance at a time."""
         self.check(modality)
-        columns, has = [*ROW_COLUMNS, f"{modality}_embedding"], f"{modality}_embedding IS NOT NULL"
+        column, shown = f"{modality}_embedding", modality if with_vectors else ""
         with value_errors_naming(self.folder, "Lance table"):
             if numbers is None:
-                batches = self._table.to_batches(columns=columns, filter=has)
-            else:
-                batches = [self._table.take(numbers, columns=columns)]
-            for batch in batches:
-                found = batch.filter(batch[columns[-1]].is_valid())
-                if found.num_rows:
-                    yield _rows_of(found, modality if with_vectors else "")
+                columns = [*ROW_COLUMNS, *([column] if with_vectors else [])]
+                batches = self._table.to_batches(columns=columns, filter=f"{column} IS NOT NULL")
+            else:  # the vectors say which of them have the modality
+                batches = (self._with_modality(part, column) for part in _parts(numbers))
+            yield from (_rows_of(batch, shown) for batch in batches if batch.num_rows)
+
+    def _with_modality(self, numbers: NDArray[np.int64], column: str) -> Any:
+        """Those of some rows that have a vector in a column."""
+        found = self._table.take(numbers, columns=[*ROW_COLUMNS, column])
+        return found.filter(found[column].is_valid())
 
     def table_of(self, key: str) -> tuple[EmbeddingTable, NDArray[np.int64]]:
         """As EmbeddingIndex.table_of; the table has embeddings and no features."""
@@ -165,6 +168,7 @@ class LanceTable(EmbeddingIndex):
                 SEARCHED_PARTITIONS at least; 0: CANDIDATES, or more for a large `top`. More is slower and finds more.
             compare_all: leave the index out, so that the result is that of the exact search.
         """
+        check_top(top)
         vectors = self.check_queries(modality, queries)
         if depth < 0:
             raise ValueError(f"depth is {depth}; it must be at least 1, or 0 for {CANDIDATES}")
@@ -255,6 +259,11 @@ def _vectors(column: Any) -> NDArray[np.float32]:
     values = np.full((len(column), column.type.list_size), np.nan, np.float32)
     values[np.asarray(column.is_valid())] = np.asarray(column.flatten()).reshape(-1, column.type.list_size)
     return values
+
+
+def _parts(numbers: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Numbers of rows in parts that are read at once."""
+    return (numbers[first : first + ROWS_AT_A_TIME] for first in range(0, len(numbers), ROWS_AT_A_TIME))
 
 
 def _pairs(found: Any, *names: str) -> Iterator[tuple[Any, ...]]:

@@ -209,6 +209,7 @@ class EmbeddingIndex:
             queries: (M, D), vectors of any length but 0. exclude: keys whose rows are left out.
             one_per_key: only the best row of each key is returned.
         """
+        check_top(top)
         vectors = self.check_queries(modality, queries)
         best: list[list[Hit]] = [[] for _ in vectors]
         for rows in self.rows(modality):
@@ -240,6 +241,7 @@ def search(
     >>> search(embeddings, table.video_embedding[:1], "audio", top=1)[0][0].key in table.keys
     True
     """
+    check_top(top)
     index = source if isinstance(source, EmbeddingTable | EmbeddingIndex) else EmbeddingIndex(source)
     if isinstance(index, EmbeddingIndex):
         index.check(modality)
@@ -251,6 +253,12 @@ def search(
     if isinstance(index, EmbeddingIndex):
         return index.search(modality, queries, top, one_per_key=one_per_key)
     return hits_among(_rows_of(index, modality), np.asarray(queries, np.float64), top, one_per_key=one_per_key)
+
+
+def check_top(top: int) -> None:
+    """ValueError for a search for less than one row."""
+    if top < 1:
+        raise ValueError(f"top is {top}; it must be at least 1")
 
 
 def _rows_of(table: EmbeddingTable, modality: str) -> EmbeddingRows:
