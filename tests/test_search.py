@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tracemalloc
 from itertools import pairwise
 
 import numpy as np
@@ -16,6 +17,7 @@ from avssl.embedding.search import EmbeddingIndex, EmbeddingRows, hits_among, in
 from avssl.embedding.table import EmbeddingTable
 from avssl.exchange.targets import command as export
 from avssl.files.plain_text import begin_command
+from avssl.ops import nearest as ops
 from avssl.ops.nearest import nearest, possible_nearest
 from data_prep.transcode.encode import write_media
 from recipes import search as search_recipe
@@ -260,6 +262,19 @@ def test_the_look_in_float32_loses_no_row(one_per_key):
         assert [hit.row for hit in hits] == expected
         assert [hit.score for hit in hits] == [dict(zip(ranked[0], scores[0], strict=True))[row] for row in expected]
     assert len(possible_nearest(query[None], given.vectors, 10)) < 3000
+
+
+def test_a_search_by_many_vectors_holds_some_products_at_a_time_and_finds_the_same(monkeypatch):
+    vectors = np.random.default_rng(6).standard_normal((2000, 8)).astype(np.float32)
+    rows = EmbeddingRows(np.arange(2000), vectors, [str(row) for row in range(2000)], np.zeros(2000), np.ones(2000))
+    at_once = hits_among(rows, vectors[:1500].astype(np.float64), 1)
+    monkeypatch.setattr(ops, "_CHUNK_ELEMENTS", 2**17)  # products of 65 of the vectors; 23 times 65 and 5 more
+    tracemalloc.start()
+    in_turn = hits_among(rows, vectors[:1500].astype(np.float64), 1)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert in_turn == at_once
+    assert most < 4e6  # all products are 12 MB of float32
 
 
 def test_a_row_that_is_not_finite_is_refused_by_name():

@@ -116,15 +116,24 @@ def possible_nearest(
     Rows whose length float32 cannot square, or that are not finite, are kept: `nearest` decides about them.
     """
     left, right = unit_rows(queries, "queries").cpu().float(), np.asarray(gallery, np.float32)
-    products = (left @ torch.from_numpy(right).T).numpy()  # NumPy's own threads wait for each other at this size
     with np.errstate(all="ignore"):
         squares = np.einsum("nd,nd->n", right, right)
         is_sure = (squares > 1e-30) & (squares < 1e30)
-        cosines = np.where(is_sure, products / np.sqrt(squares), -np.inf)
+        lengths = np.sqrt(squares)
     slack = (right.shape[1] + 8) * 2.0**-22  # twice the error of a sum of D products and of both lengths, in any order
     chosen = ~is_sure
-    for row in cosines:
-        chosen |= row >= _kth_best(row, count, groups) - slack
+    size = min(len(left), max(1, _CHUNK_ELEMENTS // max(1, len(right))))
+    held = np.empty((size, len(right)), np.float32)
+    for start in range(0, len(left), max(1, size)):
+        some = left[start : start + size]
+        cosines = held[: len(some)]
+        # NumPy's own threads wait for each other at this size.
+        torch.mm(some, torch.from_numpy(right).T, out=torch.from_numpy(cosines))
+        with np.errstate(all="ignore"):
+            cosines /= lengths
+        cosines[:, ~is_sure] = -np.inf
+        for row in cosines:
+            chosen |= row >= _kth_best(row, count, groups) - slack
     return np.flatnonzero(chosen)
 
 
