@@ -22,13 +22,14 @@ import yaml
 from omegaconf import OmegaConf, errors
 
 from avssl.data.loader_config import LoaderConfig
-from avssl.encoder_options import check_encoders
 from avssl.files.checked_json import MAX_DEPTH
 from avssl.files.plain_text import brief, emit, plain, say, say_lines
 from avssl.files.whole import write_whole
 from avssl.help_text import keys_text
 from avssl.losses.configs import CONFIGURATIONS
 from avssl.optim.config import OptimConfig
+from avssl.options.counts import check_counts
+from avssl.options.encoders import check_encoders
 from avssl.plugins import required
 from avssl.shards.cache import DEFAULT_CACHE_BYTES
 from avssl.shards.folders import shard_folders
@@ -182,6 +183,7 @@ def parse(schema: type[T], argv: list[str]) -> T:
             OmegaConf.update(base, "loss", OmegaConf.structured(_loss_configuration(loss_name)), force_add=True)
         _replace_encoders(base, values)
         config = OmegaConf.to_object(OmegaConf.merge(base, values))
+        check_counts(config)
         if isinstance(config, RunConfig):
             check_encoders(config.encoders)
             vars(config)["explicit_keys"] = frozenset(flat(OmegaConf.to_container(values)))
@@ -294,11 +296,8 @@ def _replace_encoders(base: Any, values: Any) -> None:
     sections = OmegaConf.select(values, "encoders", default=None)
     for modality in sections if OmegaConf.is_dict(sections) else ():
         before, now = OmegaConf.select(base, f"encoders.{modality}", default=None), sections[modality]
-        if (
-            OmegaConf.is_dict(before)
-            and OmegaConf.is_dict(now)
-            and now.get("name", before.get("name")) != before.get("name")
-        ):
+        are_sections = OmegaConf.is_dict(before) and OmegaConf.is_dict(now)
+        if are_sections and now.get("name", before.get("name")) != before.get("name"):
             base.encoders[modality] = {}
 
 

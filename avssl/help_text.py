@@ -8,8 +8,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from avssl.encoder_options import encoder_text
 from avssl.files.plain_text import plain
+from avssl.options.encoders import encoder_text
 
 
 def keys_text(schema: type[Any], config: Any, given: Sequence[str]) -> str:

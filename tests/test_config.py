@@ -1,13 +1,19 @@
 """Configuration: typed, strict, with errors that say what to do."""
 
+import dataclasses
 from dataclasses import dataclass, field
 
 import pytest
 
 from avssl import config, help_text
 from avssl.config import ConfigError, RunConfig, parse
-from avssl.losses.avid_cma import AVIDCMAConfig
+from avssl.data.loader_config import LoaderConfig
+from avssl.eval import tasks
+from avssl.losses.avid_cma import AVIDCMA, AVIDCMAConfig
+from avssl.losses.configs import CONFIGURATIONS
+from avssl.models import create_encoder
 from avssl.optim.config import OptimConfig
+from avssl.options.counts import LEAST, least_of
 from tests.conftest import ROOT, run_python
 
 AVID = str(ROOT / "recipes/configs/avid.yaml")
@@ -49,6 +55,12 @@ def test_a_saved_configuration_reads_back_equal(tmp_path):
         ("loss.variant=both", r"expected one of \['cross', 'self', 'joint'\].*loss\.variant"),
         ("optim.lr=fast", r"could not be converted to Float.*optim\.lr"),
         ("views.video.size_px=0", "size_px must be at least 1"),
+        ("log_every_steps=0", "^log_every_steps is 0; it must be at least 1. .* leave the key out for the 10 .*never"),
+        ("checkpoint_every_steps=0", "^checkpoint_every_steps is 0; it must be at least 1"),
+        ("gradient_accumulation_steps=0", "^gradient_accumulation_steps is 0; it must be at least 1"),
+        ("data.num_workers=-1", r"^data\.num_workers is -1; it must be at least 0"),
+        ("steps=-1", "^steps is -1; it must be at least 0"),
+        ("probe.every_steps=0", r"^probe\.every_steps is 0; it must be at least 1"),
         ("--optim.lr", "changes are written key=value, without dashes"),
         ("nothing.yaml", r"nothing\.yaml: no such file"),
     ],
@@ -56,6 +68,35 @@ def test_a_saved_configuration_reads_back_equal(tmp_path):
 def test_a_wrong_configuration_is_refused_with_what_to_do(change, message):
     with pytest.raises(ConfigError, match=message):
         parse(RunConfig, [AVID, change])
+
+
+def test_a_period_of_a_loss_is_at_least_1_in_a_recipe_and_in_python():
+    for loss, key in (("avid_cma", "search_every_epochs"), ("deepcluster", "cluster_every_epochs")):
+        with pytest.raises(ConfigError, match=rf"^loss\.{key} is 0; it must be at least 1"):
+            parse(RunConfig, [f"loss.name={loss}", f"loss.{key}=0"])
+    encoders = {
+        "video": create_encoder("avid_video", depth=10, width=4),
+        "audio": create_encoder("avid_audio", width=4),
+    }
+    with pytest.raises(ValueError, match=r"^loss\.search_every_epochs is -1; it must be at least 1"):
+        AVIDCMA(AVIDCMAConfig(num_positives=2, search_every_epochs=-1), encoders, 500)
+
+
+@pytest.mark.parametrize("task", tasks.names())
+def test_every_count_of_a_task_is_checked_with_its_configuration(task):
+    schema = tasks.get(task).Config
+    for key, least in least_of(schema).items():
+        with pytest.raises(ConfigError, match=f"^{key} is {least - 1}; it must be at least {least}"):
+            parse(schema, [f"{key}={least - 1}"])
+        assert getattr(parse(schema, [f"{key}={least}"]), key) == least
+
+
+def test_the_counts_are_keys_of_sections_that_there_are():
+    kinds = [RunConfig, LoaderConfig, config.ProbeConfig, OptimConfig, *CONFIGURATIONS.values()]
+    kinds += [tasks.get(task).Config for task in tasks.names()]
+    known = {kind.__name__: kind for one in kinds for kind in one.__mro__}
+    for name, counts in LEAST.items():
+        assert counts.keys() <= {field.name for field in dataclasses.fields(known[name])}, name
 
 
 def test_the_recipe_leaves_with_status_2_and_one_line_for_a_wrong_key():

@@ -6,10 +6,10 @@ import ast
 import pytest
 
 from avssl import config, models
-from avssl.encoder_options import check_encoders, encoder_options
 from avssl.files.plain_text import PlainParser
 from avssl.losses import registry
 from avssl.losses.configs import CONFIGURATIONS
+from avssl.options.encoders import check_encoders, encoder_options
 from data_prep.__main__ import build_parser
 from recipes import embed, evaluate, report, search
 from tests.conftest import ROOT

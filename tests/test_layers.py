@@ -20,6 +20,7 @@ REGISTRIES = ("avssl/losses", "avssl/eval/tasks")  # a file per method: these ma
 MAY_IMPORT = {
     "avssl/types": "",
     "avssl/version": "",
+    "avssl/options": "",
     "avssl/exports": "",
     "avssl/files": "types",
     "avssl/plugins": "files",
@@ -33,23 +34,23 @@ MAY_IMPORT = {
     "avssl/models/public": "types files",
     "avssl/models": "types plugins models/public",
     "avssl/optim": "exports ops",
-    "avssl/losses": "exports types distributed plugins models ops",
+    "avssl/losses": "exports types options distributed plugins models ops",
     "avssl/data": "exports types files distributed processes media shards transforms",
-    "avssl/encoder_options": "",
-    "avssl/help_text": "files encoder_options",
-    "avssl/config": "types files help_text encoder_options plugins shards transforms optim losses data",
+    "avssl/help_text": "options files",
+    "avssl/config": "types options files help_text plugins shards transforms optim losses data",
     "avssl/device": "distributed ops models config",
     "avssl/checkpoint": "types files distributed ops",
     "avssl/public_models": "types files transforms models/public losses config checkpoint",
     "avssl/embedding": "exports types version files distributed processes plugins media shards transforms ops models "
     "models/public losses config device checkpoint public_models",
     "avssl/eval": "exports files distributed plugins shards transforms ops models data embedding",
-    "avssl/eval/finetune": "types files distributed plugins shards transforms ops models optim data embedding eval",
+    "avssl/eval/finetune": "types options files distributed plugins shards transforms ops models optim data embedding "
+    "eval",
     "avssl/eval/tasks": "types distributed shards transforms ops optim losses data checkpoint embedding eval "
     "eval/finetune",
     "avssl/prepared": "files distributed shards config",
-    "avssl/train": "types files distributed processes plugins shards transforms models models/public losses data "
-    "config device checkpoint public_models embedding eval",
+    "avssl/train": "types options files distributed processes plugins shards transforms models models/public losses "
+    "data config device checkpoint public_models embedding eval",
     "avssl/pages": "types media",
     "avssl/report": "types files pages ops config embedding eval train",
     "avssl/exchange": "types files processes plugins media shards transforms models losses data config checkpoint "

@@ -32,6 +32,7 @@ from avssl.losses.configs import AVIDCMAConfig
 from avssl.losses.registry import register
 from avssl.ops.agreement import most_agreeing
 from avssl.ops.sharded_memory import ShardedMemoryBank, sharded_positive_set
+from avssl.options.counts import check_counts
 from avssl.types import Agreement, LossConfig, LossOutput, Progress, TooFewSamplesError
 
 SAMPLES_PER_POSITIVE = 8  # at least so many for each positive of a fitted number
@@ -80,6 +81,7 @@ class AVIDCMA(AVID):
     def __init__(self, config: AVIDCMAConfig, encoders: Mapping[str, nn.Module], num_samples: int) -> None:
         super().__init__(config, encoders, num_samples)
         self.config: AVIDCMAConfig = config
+        check_counts(config, "loss")
         if not 0 < config.num_positives < num_samples - 1:
             raise (TooFewSamplesError if config.num_positives > 0 else ValueError)(
                 f"loss.num_positives is {config.num_positives} with {num_samples} samples: at least one sample must be "

@@ -34,6 +34,7 @@ from avssl.models.heads import mlp
 from avssl.ops.clusters import check_num_clusters, describe_labels, fitted_num_clusters
 from avssl.ops.kmeans import kmeans, whiten
 from avssl.ops.sampling import generator_for
+from avssl.options.counts import check_counts
 from avssl.types import LossConfig, LossOutput, Modality, Progress, TooFewSamplesError
 
 
@@ -86,8 +87,7 @@ class DeepCluster(PairLoss):
         super().__init__(config, encoders, num_samples)
         self.config: DeepClusterConfig = config
         check_num_clusters("num_clusters", config.num_clusters, num_samples)
-        if config.cluster_every_epochs < 1:
-            raise ValueError(f"loss.cluster_every_epochs is {config.cluster_every_epochs}; it must be at least 1")
+        check_counts(config, "loss")
         self.classifiers = nn.ModuleDict()
         for modality in encoders:
             dims = (self.feature_dim(modality), *config.projector_dims)

@@ -40,6 +40,7 @@ from avssl.eval.outcome import LabelTaskConfig
 from avssl.files.checked_json import Fields
 from avssl.files.disk_errors import clear_errors
 from avssl.files.json_lines import truncate_log
+from avssl.options.counts import check_counts
 from avssl.plugins import files, required
 from avssl.processes.stopping import signals_blocked
 from avssl.shards.shard_set import ShardSet
@@ -173,11 +174,7 @@ def embedding_modules(loss: nn.Module) -> nn.Module:
 
 def check(config: ProbeConfig) -> None:
     """Raise ValueError, before the first step, for a folder without labels and for numbers that are not allowed."""
-    if config.every_steps < 1 or config.num_neighbors < 1:
-        raise ValueError(
-            f"probe.every_steps is {config.every_steps} and probe.num_neighbors {config.num_neighbors}; both must be "
-            "at least 1"
-        )
+    check_counts(config, "probe")
     try:
         usable_device(config.device)
     except ValueError as error:

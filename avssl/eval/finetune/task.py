@@ -27,6 +27,7 @@ from avssl.eval.outcome import LabelTaskConfig, Metric, Repeat, classified, sett
 from avssl.models import create_encoder, without_weights
 from avssl.ops import kernels
 from avssl.optim.config import OptimConfig
+from avssl.options.counts import check_counts
 from avssl.transforms.config import ViewsConfig
 from avssl.transforms.view_maker import ViewMaker
 
@@ -81,9 +82,7 @@ MakeStages = Callable[[int], list[Stage]]
 
 def check(config: TrainedConfig) -> None:
     """Raise ValueError for values that are not allowed."""
-    for name in ("epochs", "clips_per_sample", "train_batch_size", "test_clips", "checkpoint_every_steps"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+    check_counts(config)
     if config.mixed_precision not in ("fp32", "bf16"):
         raise ValueError(f"mixed_precision is {config.mixed_precision!r}; allowed are fp32 and bf16")
     if not config.folder:

@@ -41,8 +41,6 @@ class FinetuneConfig(TrainedConfig):
 def finetune(embedder: Embedder, config: FinetuneConfig) -> Outcome:
     """Fine-tune on every fold with every seed."""
     check(config)
-    if config.head_epochs < 0:
-        raise ValueError(f"head_epochs must be at least 0, got {config.head_epochs}")
     modalities = modalities_of(config, embedder)
 
     def model(fold: ShardFold, maker: ViewMaker, views: ViewsConfig) -> Classifier:  # noqa: ARG001

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-SOURCES = Path(__file__).parent / "models"
+SOURCES = Path(__file__).parent.parent / "models"
 DECORATOR = "register_encoder"
 Options = dict[str, tuple[str, str]]  # {option: (its type, its default), as the source has them}
 

@@ -1,0 +1,1 @@
+"""What a configuration may say, as far as it can be checked before PyTorch is loaded."""
