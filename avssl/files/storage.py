@@ -51,7 +51,11 @@ class WrongSize(OSError):
 
     def __init__(self, location: str, num_bytes: int, expected: int) -> None:
         super().__init__(f"{redacted(location)}: has {num_bytes} bytes; it must have {expected}")
-        self.num_bytes = num_bytes
+        self.num_bytes, self._given = num_bytes, (redacted(location), num_bytes, expected)
+
+    def __reduce__(self) -> tuple[type[WrongSize], tuple[str, int, int]]:
+        """From another process it comes with what it says; its own arguments are not those of OSError."""
+        return type(self), self._given
 
 
 class WrongLength(ConnectionError):

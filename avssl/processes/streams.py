@@ -165,5 +165,5 @@ class _UnusableError(Exception):
     """The process cannot be used any more. error: of the task that it was reading. is_final: without a second try."""
 
     def __init__(self, error: MediaError, *, is_final: bool = False) -> None:
-        super().__init__(error.message)
+        super().__init__(error)
         self.error, self.is_final = error, is_final
