@@ -132,6 +132,7 @@ def test_two_exports_give_the_same_bytes(target, tmp_path):
     [
         (["nowhere", "--to", "csv", "--out", "r.csv"], "is missing: nowhere is not a folder that `avssl embed` has"),
         (["rows", "--to", "csv", "--out", "there.csv"], "is there already; choose another --out, or --overwrite"),
+        (["rows", "--to", "csv", "--out", "cut", "--overwrite"], "is there already, and no earlier export; choose"),
         (["rows", "--to", "numpy", "--out", "cut"], "is there already; choose another --out, or --overwrite"),
         (["rows", "rows", "--to", "csv", "--out", "r.csv"], "takes one folder of embeddings; 2 sources are given"),
         (["shards", "--to", "csv", "--out", "r.csv"], "holds shards, and --to csv is for embeddings; shards go to"),

@@ -37,8 +37,8 @@ _FIRST = (
 
 def export(arguments: argparse.Namespace) -> dict[str, Any]:
     """Write the file of `avssl export --to csv`; the fields of its result."""
-    if not arguments.overwrite:
-        refuse_existing(arguments.out)
+    if not arguments.overwrite or arguments.out.is_dir():  # an export here is a file
+        refuse_existing(arguments.out, overwrite=arguments.overwrite)
     rows = RowSource(arguments.sources[0], arguments.vectors or ("embedding",), arguments.moved)
     write_csv(rows, arguments.out)
     size = arguments.out.stat().st_size

@@ -31,8 +31,8 @@ FRAMES_PER_SECOND = 1.0  # of a video that LightlyStudio lists
 def export(arguments: argparse.Namespace) -> dict[str, Any]:
     """Write the database of `avssl export --to lightly-studio`; the fields of its result."""
     out: Path = arguments.out
-    if not arguments.overwrite:
-        refuse_existing(out)
+    if not arguments.overwrite or out.is_dir():  # an export here is a file
+        refuse_existing(out, overwrite=arguments.overwrite)
     rows = RowSource(arguments.sources[0], arguments.vectors or ("embedding",), arguments.moved)
     media = MediaFiles(rows, arguments.media)
     manager = library()
