@@ -96,6 +96,21 @@ def test_mixing_adds_powers_in_the_given_ratios() -> None:
     assert mixed.isfinite().all()
 
 
+def test_mixing_does_not_depend_on_the_number_of_threads() -> None:
+    """To the last bit: workers, which may make the views, have one thread, and the training process has several."""
+    before, ratios = torch.get_num_threads(), torch.full((7,), 0.3)
+    try:
+        for seed in range(6):
+            own, other = 40 * noise(7, 1, 200, 257, seed=seed), 40 * noise(7, 1, 200, 257, seed=seed + 100)
+            torch.set_num_threads(1)
+            expected = mix_power(own, other, ratios)
+            for num_threads in (2, 3, 4):
+                torch.set_num_threads(num_threads)
+                assert torch.equal(mix_power(own, other, ratios), expected), (seed, num_threads)
+    finally:
+        torch.set_num_threads(before)
+
+
 def cubic(distance: float) -> float:
     """Keys' kernel with a = -0.75, which PyTorch uses."""
     x, a = abs(distance), -0.75
