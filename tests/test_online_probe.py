@@ -1,7 +1,10 @@
 """The online probe gives the scores of a finished run, and does not change the run."""
 
 import json
+import math
 import shutil
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +17,10 @@ from avssl.config import ProbeConfig
 from avssl.data.every_sample import ClipPlan
 from avssl.embedding.embedder import Embedder
 from avssl.eval.features import extract
+from avssl.eval.labels import FeatureSet
 from avssl.plugins import required
-from avssl.train.probe import OnlineProbe, check, evaluate, is_train_sample
+from avssl.train import probe as online
+from avssl.train.probe import OnlineProbe, check, evaluate, is_train_sample, scores_of
 from tests.test_pretrain import arguments_for, run_python
 
 
@@ -107,6 +112,41 @@ def test_a_probe_that_fails_is_seen_and_the_run_goes_on(shards, tmp_path):
     process = run_python(*arguments_for("avid", shards, tmp_path / "run", *options))
     assert "probe of step 0: status 1: " in process.stdout + process.stderr
     assert (tmp_path / "run" / "encoders.safetensors").is_file()
+
+
+def test_a_score_that_does_not_exist_is_left_out(tmp_path, monkeypatch):
+    """No class of the scored half has samples with it and samples without it: there is no average precision."""
+    is_train = np.arange(8) % 2 == 0
+    labels = [{"label": ["a" if row % 4 else "b"] if is_train[row] else ["a", "b"]} for row in range(8)]
+    rows = np.random.default_rng(0).standard_normal((8, 1, 4)).astype(np.float32)
+    keys = [f"clip_{row}" for row in range(8)]
+    features = FeatureSet(keys, labels, {"video": np.ones(8, bool)}, {"video": {"feature": rows}}, [""] * 8)
+    scores = scores_of(features, is_train, "video", "label", num_neighbors=3, temperature=0.07)
+    assert scores
+    assert all(map(math.isnan, scores.values()))
+    monkeypatch.setattr(online, "evaluate", lambda *_, **__: scores | {"video_knn_sound": 0.5})
+    monkeypatch.setattr(online.Embedder, "from_run", lambda *_, **__: None)
+    monkeypatch.setattr(online.os, "nice", lambda _: None)
+    monkeypatch.setattr(sys, "argv", ["probe", str(tmp_path), "shards"])
+    online.main()
+    assert json.loads((tmp_path / "result.json").read_text()) == {"video_knn_sound": 0.5}
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", '{"video_knn_sound": NaN}'])
+def test_a_result_that_cannot_be_read_is_seen_and_the_run_goes_on(tmp_path, content):
+    probe = OnlineProbe(ProbeConfig(), tmp_path, step=0, is_main=True)
+    snapshot = tmp_path / "probe" / "step_000002"
+    snapshot.mkdir(parents=True)
+    (snapshot / "provenance.json").write_text('{"samples_seen": 8}')
+    if content is not None:
+        (snapshot / "result.json").write_text(content)
+    probe.is_active, probe.busy_with = True, 2
+    probe.process = SimpleNamespace(poll=lambda: 0, returncode=0)
+    (result,) = probe.step_done(3, {}, dict)
+    assert lines(tmp_path) == [result]
+    assert (result["step"], result["samples_seen"]) == (2, 8)
+    assert "result.json" in result["error"]
+    assert not snapshot.exists()
 
 
 def test_folders_without_labels_and_impossible_numbers_are_refused_before_the_run(shards, tmp_path):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -37,7 +38,7 @@ from avssl.eval.classifiers import FitAndScore, classify_layer, knn_scores, logi
 from avssl.eval.features import extract
 from avssl.eval.labels import FeatureSet, make_fold
 from avssl.eval.outcome import LabelTaskConfig
-from avssl.files.checked_json import Fields
+from avssl.files.checked_json import Fields, dump
 from avssl.files.disk_errors import clear_errors
 from avssl.files.json_lines import truncate_log
 from avssl.options.counts import check_counts
@@ -134,13 +135,16 @@ class OnlineProbe:
         results = []
         if self.process is not None and self.process.poll() is not None:
             path = self._path(self.busy_with)
-            samples_seen = checkpoint.read_provenance(path)["samples_seen"]
-            result: dict[str, Any] = {"step": self.busy_with, "samples_seen": samples_seen}
-            if self.process.returncode == 0:
-                result |= Fields.read(path / "result.json").record
-            else:  # a probe that fails must be reported, and must not end the run
-                tail = (path / "log").read_text(errors="replace", encoding="utf-8").strip().splitlines()[-1:]
-                result["error"] = f"status {self.process.returncode}: {''.join(tail)}"
+            result: dict[str, Any] = {"step": self.busy_with}
+            try:  # a probe that fails must be reported, and must not end the run
+                result["samples_seen"] = checkpoint.read_provenance(path)["samples_seen"]
+                if self.process.returncode == 0:
+                    result |= Fields.read(path / "result.json").record
+                else:
+                    tail = (path / "log").read_text(errors="replace", encoding="utf-8").strip().splitlines()[-1:]
+                    result["error"] = f"status {self.process.returncode}: {''.join(tail)}"
+            except (OSError, ValueError) as error:
+                result["error"] = f"its result cannot be read: {error}"
             shutil.rmtree(path)
             self.process = None
             results.append(self._write_result(result))
@@ -245,7 +249,9 @@ def main() -> None:
     scores = evaluate(
         embedder, arguments.shards, num_neighbors=arguments.num_neighbors, temperature=arguments.temperature
     )
-    (arguments.snapshot / "result.json").write_text(json.dumps(scores), encoding="utf-8")
+    # NaN: a score that does not exist, as the mean average precision where all samples have the same labels.
+    finite = {name: score for name, score in scores.items() if math.isfinite(score)}
+    (arguments.snapshot / "result.json").write_text(dump(finite), encoding="utf-8")
 
 
 if __name__ == "__main__":
