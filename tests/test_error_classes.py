@@ -41,9 +41,7 @@ def error_classes() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("module", "name"), error_classes(), ids=lambda value: value.rpartition(".")[2])
 def test_an_error_comes_whole_from_another_process(module, name):
-    error = getattr(import_module(module.replace("recipes.", "avssl.recipes.")), name)(
-        *ARGUMENTS.get(name, ("a text",))
-    )
+    error = getattr(import_module(module), name)(*ARGUMENTS.get(name, ("a text",)))
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is type(error)
     assert str(again) == str(error) != ""
