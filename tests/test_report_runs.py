@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from avssl.eval import results
+from avssl.eval.outcome import LabelTaskConfig, Outcome, classified
 from avssl.files.locks import locked
 from avssl.pages.markup import Html
 from avssl.pages.media import MediaLibrary, mu_law, sound_excerpt
-from avssl.report import write_comparison
+from avssl.report import write_comparison, write_report
 from avssl.report.comparison import differences, run_folders, run_names
 from avssl.report.embedding_map import spots
 from avssl.report.failures import own_ranks, skipped_section
@@ -70,6 +72,25 @@ def test_runs_of_one_name_and_no_runs_are_told_apart(tmp_path: Path) -> None:
     refused = run_python("-m", "avssl", "report", tmp_path / "nothing", check=False)
     assert refused.returncode != 0
     assert "is not a run folder and holds none" in refused.stderr
+
+
+def test_a_metric_without_a_value_is_shown_as_not_measured(tmp_path: Path) -> None:
+    """Every test sample is of both classes, so that no class has a ROC; a result stores such a value as null."""
+    run = made_run(tmp_path / "run", [1.0])
+    targets = np.ones((3, 2), np.bool_)
+    outcomes = {
+        weights: Outcome([classified(["a", "b", "c"], np.eye(3, 2), targets, ["x", "y"])])
+        for weights in ("trained", "untrained")
+    }
+    config = LabelTaskConfig(task="knn", test="shards/test", multi_label=True)
+    stored = results.evaluation_of(outcomes, config, "run", {"trained": "1", "untrained": "2"}, {})
+    path = results.write(run / "evaluations", outcomes, stored)
+    assert json.loads(path.read_text())["results"]["trained"]["roc_auc"] is None
+    page = write_report(run).read_text(encoding="utf-8")
+    row = page.split("<code>roc_auc</code>")[1].split("</tr>")[0]
+    assert row.count("not measured") == 3  # trained, untrained and their difference
+    standard = results.write(run, outcomes, {**stored, "task": "standard"}, "evaluation")
+    assert "roc_auc" in write_comparison(tmp_path, {"run": standard.parent}).read_text(encoding="utf-8")
 
 
 def test_a_folder_is_at_work_while_its_lock_is_held(tmp_path: Path) -> None:

@@ -337,12 +337,13 @@ def _task(result: Mapping[str, Any]) -> Html:
 
 
 def _differences(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """The column trained - untrained; {} for results without intervals or untrained weights."""
+    """The column trained - untrained, of metrics with both values; {} without intervals or untrained weights."""
     intervals = result.get("intervals", {}).get(DIFFERENCE)
     if not intervals:
         return {}
-    trained, untrained = (result["results"][weights] for weights in ("trained", "untrained"))
-    return {DIFFERENCE: {metric: trained[metric] - untrained[metric] for metric in intervals}}
+    trained, untrained = (flat_numbers(result["results"][weights]) for weights in ("trained", "untrained"))
+    shared = [metric for metric in intervals if metric in trained and metric in untrained]
+    return {DIFFERENCE: {metric: trained[metric] - untrained[metric] for metric in shared}}
 
 
 def _score_cell(result: Mapping[str, Any], columns: Mapping[str, Mapping[str, float]], name: str, metric: str) -> Html:
