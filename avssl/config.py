@@ -72,7 +72,7 @@ class DataConfig(LoaderConfig):
 class ProbeConfig:
     """kNN and a linear classifier during training (train/probe.py); none without shards."""
 
-    shards: str = ""  # labeled shards that are not trained on; probes are fitted on one half and scored on the other
+    shards: str = ""  # labeled, not trained on; probes are fitted on half of the source files and scored on the others
     every_steps: int = 1000  # optimizer steps between snapshots
     device: str = "cpu"  # of the process beside the run, for example cuda
     num_threads: int = 1  # of that process

@@ -19,8 +19,14 @@ from avssl.embedding.embedder import Embedder
 from avssl.eval.features import extract
 from avssl.eval.labels import FeatureSet
 from avssl.plugins import required
+from avssl.shards.format import SampleInfo
+from avssl.shards.shard_set import ShardSet
 from avssl.train import probe as online
 from avssl.train.probe import OnlineProbe, check, evaluate, is_train_sample, scores_of
+from data_prep.index.build import IndexOptions, build_manifest
+from data_prep.index.cutting import Cutting
+from data_prep.transcode.options import WriteOptions
+from data_prep.write.run import write_shards
 from tests.test_pretrain import arguments_for, run_python
 
 
@@ -68,7 +74,8 @@ def test_the_last_line_is_what_the_finished_run_gives_and_scikit_learn_says_the_
         f"{m}_{kind}_{field}" for m in ("video", "audio") for kind in ("knn", "linear") for field in ("sound", "visual")
     } == set(last)
     features = extract(embedder, folder, ("audio",), ("feature",), ClipPlan())
-    is_train = np.array([is_train_sample(key) for key in features.keys])
+    infos = map(ShardSet(folder).read_info, range(len(features)))
+    is_train = np.array([is_train_sample(info) for info in infos])
     assert 4 <= is_train.sum() <= 14
     x = features.rows["audio"]["feature"][:, 0].astype(np.float64)
     y = np.array([labels["sound"][0] for labels in features.labels])
@@ -162,5 +169,31 @@ def test_folders_without_labels_and_impossible_numbers_are_refused_before_the_ru
         check(ProbeConfig(shards=str(tmp_path)))
 
 
-def test_about_half_of_the_samples_are_train_samples():
-    assert 450 < sum(is_train_sample(f"clip {number}") for number in range(1000)) < 550
+def info(number, **source):
+    return SampleInfo(0, f"clip_{number}", 1.0, 25.0, 25, 0.0, 0, 0, {}, source)
+
+
+def test_about_half_of_the_sources_and_of_samples_without_a_source_are_train_samples():
+    for infos in (
+        [info(number) for number in range(1000)],
+        [info(0, path=f"{number}.mkv", bytes=5) for number in range(1000)],
+        [info(0, path="0.mkv", content=f"{number:016x}") for number in range(1000)],
+    ):
+        assert 450 < sum(map(is_train_sample, infos)) < 550
+
+
+def test_segments_of_one_film_are_all_fitted_or_all_scored(corpus, tmp_path, monkeypatch):
+    """The neighbor of a segment is the next one of its film, which has the same label: the score would be a leak."""
+    options = IndexOptions(labels=str(corpus / "test" / "labels.csv"), cutting=Cutting(clip_seconds=0.5))
+    build_manifest(corpus / "test", tmp_path / "manifest.jsonl", options)
+    write_shards(tmp_path / "manifest.jsonl", tmp_path / "shards", WriteOptions(short_side_px=32))
+    shards, halves = ShardSet(tmp_path / "shards"), []
+    features = SimpleNamespace(keys=shards.keys, labels=[{"sound": ["a"]}] * shards.num_samples)
+    monkeypatch.setattr(online, "extract", lambda *_, **__: features)
+    monkeypatch.setattr(online, "scores_of", lambda _, is_train, *__: halves.append(is_train) or {})
+    evaluate(SimpleNamespace(modalities=("audio",)), str(tmp_path / "shards"), num_neighbors=1, temperature=0.1)
+    films = [shards.read_info(number).source["path"] for number in range(shards.num_samples)]
+    shards.close()
+    assert (len(films), len(set(films))) == (18, 6)
+    assert len(set(halves[0])) == 2
+    assert len(set(zip(films, halves[0], strict=True))) == 6

@@ -161,7 +161,8 @@ class Monitor:
         for result in results:
             scores = {name: value for name, value in result.items() if isinstance(value, float)}
             shown = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
-            note(f"probe of step {result['step']}: {shown or result.get('error', 'nothing labeled')}")
+            shown = shown or result.get("error", "a half has too few labels for a score")
+            note(f"probe of step {result['step']}: {shown}")
             emit("probe", **result)
             if self.cfg.trackers and scores:
                 numbers = {f"probe/{name}": value for name, value in scores.items()}

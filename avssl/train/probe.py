@@ -4,7 +4,8 @@
 
 Every `probe.every_steps` optimizer steps, before the first and after the last, the training loop writes encoders,
 heads and statistics of the views to RUN/probe/ and goes on. A process beside it embeds the labeled samples of
-probe.shards, fits the classifiers on one half of them (by a hash of the key) and scores them on the other.
+probe.shards, fits the classifiers on one half of them and scores them on the other. A hash of the source file says
+in which half its samples are: segments of one film would find each other (of the key where no source is known).
 RUN/probe.jsonl gets a line per snapshot. The run is not changed: its weights, order and random numbers are those of a
 run without a probe. While the process is busy, one snapshot waits. A newer one replaces it, and the line of the older
 one says so.
@@ -44,6 +45,8 @@ from avssl.files.json_lines import truncate_log
 from avssl.options.counts import check_counts
 from avssl.plugins import files, required
 from avssl.processes.stopping import signals_blocked
+from avssl.shards.format import SampleInfo
+from avssl.shards.sample_digests import source_digest
 from avssl.shards.shard_set import ShardSet
 
 RESULTS_FILE = "probe.jsonl"
@@ -191,9 +194,11 @@ def check(config: ProbeConfig) -> None:
         )
 
 
-def is_train_sample(key: str) -> bool:
-    """True for the half of the samples that the classifiers are fitted on."""
-    return hashlib.sha256(key.encode()).digest()[0] % 2 == 0
+def is_train_sample(info: SampleInfo) -> bool:
+    """True for the half of the samples that the classifiers are fitted on: all those of one source are in one half."""
+    has_source = info.source.get("content") or info.source.get("path")
+    origin = source_digest(info) if has_source else info.key
+    return hashlib.sha256(origin.encode()).digest()[0] % 2 == 0
 
 
 def evaluate(
@@ -204,9 +209,10 @@ def evaluate(
     A field with several labels per sample has the mean average precision instead ("..._map").
     """
     scores: dict[str, float] = {}
+    samples = ShardSet(shards)
+    is_train = np.array([is_train_sample(samples.read_info(index)) for index in range(samples.num_samples)])
     for modality in embedder.modalities:
-        features = extract(embedder, shards, (modality,), ("feature",), ClipPlan(), batch_size=batch_size)
-        is_train = np.array([is_train_sample(key) for key in features.keys])
+        features = extract(embedder, samples, (modality,), ("feature",), ClipPlan(), batch_size=batch_size)
         for field in sorted({name for labels in features.labels for name in labels}):
             scores |= scores_of(features, is_train, modality, field, num_neighbors, temperature)
     return scores
