@@ -82,6 +82,7 @@ def write_run(run: Path, others: list[Path], shards: str, train_shards: str, ban
     from avssl import checkpoint
     from avssl.embedding.table import EmbeddingTable
     from avssl.eval.results import standard_results
+    from avssl.report.comparison import run_names
     from avssl.report.page import write_report
     from avssl.shards.shard_set import ShardSet
 
@@ -95,7 +96,7 @@ def write_run(run: Path, others: list[Path], shards: str, train_shards: str, ban
         evaluations=[path for folder in (run, *others) for path in standard_results(folder) if path != result],
         table=EmbeddingTable.read(table_path) if table_path.is_file() else None,
         media=media_of(shard_set) if shard_set else None,
-        other_runs={other.name: other for other in others},
+        other_runs=run_names(others),
         index=Fields.read(shard_set.folder / "index.json").record if shard_set else None,
         facts=checkpoint.read_provenance(run) if provenance.is_file() else None,
         skipped=skipped_of(shard_set) if shard_set else (),

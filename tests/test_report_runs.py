@@ -26,6 +26,7 @@ from avssl.report.watch import watch
 from avssl.train.run_folder import LOCK_FILE, is_at_work
 from data_prep.inspect.stats.samples import fences
 from data_prep.inspect.stats.tally import QUANTITIES, Histogram, Tally
+from recipes import report as report_recipe
 from tests.conftest import run_python
 from tests.test_report import clip, make_table  # noqa: F401  (clip is a fixture)
 
@@ -69,6 +70,9 @@ def test_runs_of_one_name_and_no_runs_are_told_apart(tmp_path: Path) -> None:
     assert list(run_names(folders)) == ["avid", f"avid ({folders[1]})"]
     with pytest.raises(ValueError, match="no run in"):
         write_comparison(tmp_path, {})
+    page = report_recipe.main(made_run(tmp_path / "main", [1.0]), folders).read_text(encoding="utf-8")
+    curves = json.loads(page.split('id="curves">')[1].split("</script>")[0])
+    assert [line["run"] for line in curves["charts"][0]["lines"]] == [0, 1, 2]
     refused = run_python("-m", "avssl", "report", tmp_path / "nothing", check=False)
     assert refused.returncode != 0
     assert "is not a run folder and holds none" in refused.stderr
