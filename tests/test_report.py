@@ -353,6 +353,17 @@ def test_metrics_of_a_resumed_run_keep_the_last_of_a_step(tmp_path: Path) -> Non
     assert read_metrics(tmp_path / "none.jsonl").rows == []
 
 
+def test_a_probe_without_scores_takes_no_axis_away(tmp_path: Path) -> None:
+    """As the first one of a run, or of a folder with too few labels, may be."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(f'{{"step": {step}, "samples_seen": {8 * step}, "seconds": 2}}\n' for step in (1, 2)))
+    lines = [{"step": 0, "samples_seen": 0}, {"step": 2, "samples_seen": 16, "video_knn_visual": 0.5}]
+    (tmp_path / "probe.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    metrics = read_metrics(path)
+    assert [*metrics.axes()] == ["samples_seen", "step", "hours"]
+    assert [row.get("probe_video_knn_visual") for row in metrics.rows] == [None, 0.5]
+
+
 def test_markup_escapes_everything_but_markup() -> None:
     made = tag("a", "<b>", Html("<i></i>"), None, 3, href="\"'&", class_="x", hidden=True, title=None)
     assert made == '<a href="&quot;&#x27;&amp;" class="x" hidden>&lt;b&gt;<i></i>3</a>'

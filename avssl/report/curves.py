@@ -17,6 +17,7 @@ from avssl.train.collapse import CollapseWatch
 # Axes of the curves; an axis is offered if every run has it. The first one is shown at first.
 AXES = {"samples_seen": "samples seen", "step": "optimizer steps", "hours": "hours of training"}
 MAIN = ""  # the group of the charts that are not folded away
+_NOT_SCORES = frozenset({"step", "samples_seen"})  # of a line of the online probe
 _NOT_CURVES = frozenset({"step", "epoch", "samples_seen", "seconds", "batch", "phase", "run", "time"})
 
 
@@ -199,7 +200,7 @@ def read_metrics(path: str | Path) -> Metrics:
         if isinstance(row, dict):
             rows[row["step"] if _is_number(row.get("step")) else f"line {position}"] = row
     for result in _probe_results(source.with_name("probe.jsonl")):
-        scores = {f"{PROBE}{key}": value for key, value in result.items() if key not in ("step", "samples_seen")}
+        scores = {f"{PROBE}{key}": value for key, value in result.items() if key not in _NOT_SCORES}
         rows[result["step"]] = {**rows.get(result["step"], {}), **result, **scores}
     ordered = sorted(rows.values(), key=lambda row: row["step"] if _is_number(row.get("step")) else -1)
     return Metrics(ordered, num_unreadable)
@@ -214,7 +215,7 @@ def _probe_results(path: Path) -> list[dict[str, Any]]:
         for line in path.read_text(encoding="utf-8").splitlines()
         if line.endswith("}")
     ]
-    return [line for line in lines if "error" not in line]
+    return [line for line in lines if "error" not in line and not line.keys() <= _NOT_SCORES]
 
 
 def _series(runs: Mapping[str, Metrics], panel: Panel, axes: Mapping[str, Mapping[str, Numbers]]) -> list[Series]:
