@@ -24,7 +24,7 @@ from avssl.report.curves import read_metrics, training_facts
 from avssl.report.embedding_map import class_colors, even_rows, principal_plane
 from avssl.report.neighbors import find_matches, pick_queries
 from avssl.report.page import ReportOptions
-from avssl.report.scores import flat_numbers, is_share, metric_title
+from avssl.report.scores import flat_numbers, is_share, lower_is_better, metric_title
 from data_prep.transcode.encode import write_media
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\" </style><img src=http://evil.example/x onerror=alert(1)>"
@@ -323,6 +323,19 @@ def test_numbers_are_written_for_people() -> None:
     assert metric_title("video_knn_visual") == "Video kNN, visual"
     assert is_share("audio_knn_sound")
     assert not is_share("video_to_audio_median_rank")
+
+
+def test_lower_is_better_by_the_metric_and_not_by_its_label_field() -> None:
+    assert all(map(lower_is_better, ("video_to_audio_median_rank", "mean_error", "loss", "audio/train_loss")))
+    for metric in (
+        "video_knn_taxonomic_rank",
+        "audio_knn_glossy",
+        "video_to_audio_class_precision_rank",
+        "positive_precision_consensus_rank",
+        "frank_top1_accuracy",
+        "audio_accuracy of loss",
+    ):
+        assert not lower_is_better(metric), metric
 
 
 def test_long_curves_are_binned_and_gaps_stay_gaps() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from avssl.report.stored import Result, count_of, interval_of, trained_on_text
 
 PER_CENT = "\u00a0%"
 _SHARE_WORDS = ("recall", "knn", "precision", "accuracy", "share")
+_LOWER_WORDS = frozenset({"rank", "loss", "error"})
 # (title, part of the names of its metrics, note)
 GROUPS = (
     (
@@ -81,7 +83,8 @@ def is_share(metric: str) -> bool:
 
 def lower_is_better(metric: str) -> bool:
     """Whether smaller is better: for ranks, losses and errors."""
-    return any(word in metric for word in ("rank", "loss", "error"))
+    own = re.split("knn|precision|accuracy", metric)[0]  # behind these is the name of a label field or of a class
+    return not _LOWER_WORDS.isdisjoint(re.split("[_/]", own))
 
 
 def value_text(metric: str, value: float) -> str:
