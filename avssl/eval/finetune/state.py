@@ -6,7 +6,9 @@ of steps are the whole state.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,27 @@ from avssl.plugins import required
 
 TRAINING_FILE = "training.safetensors"  # while it runs
 CLASSIFIER_FILE = "classifier.safetensors"  # when it has finished
+MAX_NAME_BYTES = 100  # of a fold in the name of a folder, of which file systems take 255
+MAX_KEPT_CHARACTERS = 20  # of a fold that has another name there
+
+
+def training_folder(folder: str | Path, weights_hash: str, fold: str, name: str) -> Path:
+    """The folder of a training, below that of the task. fold: "fold LABEL", or ""; name: of the repeat, begins with it.
+
+    The label comes from the data: one that is not plain letters, digits and _ . - is cleaned, and has a part of its
+    hash, so that it names no other folder, nor that of another fold.
+    """
+    label = fold.removeprefix("fold ")
+    words = name.removeprefix(fold).replace(",", "").split()
+    return Path(folder) / "-".join([weights_hash, *(["fold", _plain_name(label)] if label else []), *words])
+
+
+def _plain_name(text: str) -> str:
+    if re.fullmatch(r"[\w.-]+", text) and text.strip(".") and len(text.encode()) <= MAX_NAME_BYTES:
+        return text
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    cleaned = re.sub(r"[^\w.-]+", "_", text)[:MAX_KEPT_CHARACTERS]
+    return f"{cleaned}-{digest[:8]}"
 
 
 def save_state(

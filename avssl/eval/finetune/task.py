@@ -20,7 +20,14 @@ from avssl.data.statistics import measure_statistics
 from avssl.distributed import gather_objects, rank, world_size
 from avssl.eval.finetune.data import ShardFold, changed, few_labels, has_same_spectrograms, shard_folds, training_views
 from avssl.eval.finetune.scores import Scores, clip_accuracy, score
-from avssl.eval.finetune.state import CLASSIFIER_FILE, TRAINING_FILE, load_state, read_step, save_state
+from avssl.eval.finetune.state import (
+    CLASSIFIER_FILE,
+    TRAINING_FILE,
+    load_state,
+    read_step,
+    save_state,
+    training_folder,
+)
 from avssl.eval.finetune.training import Criterion, Headed, Stage, TrainingOptions, train
 from avssl.eval.frozen import modalities_of
 from avssl.eval.outcome import LabelTaskConfig, Metric, Repeat, classified, settings_of
@@ -224,7 +231,7 @@ def run_repeat(
     }
     options = TrainingOptions(seed, config.mixed_precision, config.log_every_steps, config.checkpoint_every_steps)
     criterion = Criterion(fold.train_targets.to(device), config.label_smoothing)
-    folder = Path(config.folder) / "-".join([embedder.weights_hash, *name.replace(",", "").split()])
+    folder = training_folder(config.folder, embedder.weights_hash, fold.name, name)
     facts = facts_of(embedder, config, fold, loader)
     training_facts = train_or_load(model, loader, stages, criterion, options, folder=folder, facts=facts, device=device)
     del loader  # ends its workers
