@@ -42,7 +42,7 @@ def leave_out_exact(state: State) -> None:
 
 
 def leave_out_near(state: State) -> None:
-    """Leave out samples that look and sound like a better one. About 150 bytes a sample are in memory."""
+    """Leave out samples that look and sound like a better one. About 190 bytes a sample are in memory."""
     rows = np.concatenate([np.zeros(0, np.int64), *_kept_blocks(state)])
     rows = rows[state.picture[rows] != NO_HASH]
     rows = rows[np.lexsort((rows, -state.quality[rows]))]  # the best first
@@ -80,17 +80,17 @@ class Alike:
     marks: (n,), of samples by their places.
 
     Attributes:
-        group_of: int64 (n,). sizes: of each of G groups, int64 (G,). first: the least place of each, int64 (G,).
+        group_of: int32 (n,). sizes: of each of G groups, int32 (G,). first: the least place of each, int32 (G,).
     """
 
     def __init__(self, marks: NDArray[np.uint64]) -> None:
-        _, self.first, self.group_of, self.sizes = np.unique(
-            marks, return_index=True, return_inverse=True, return_counts=True
-        )
-        self._places = np.argsort(self.group_of, kind="stable")
-        self._ends = np.cumsum(self.sizes)
+        _, *found = np.unique(marks, return_index=True, return_inverse=True, return_counts=True)
+        self.first, self.group_of, self.sizes = (values.astype(np.int32) for values in found)
+        del found
+        self._places = np.argsort(self.group_of, kind="stable").astype(np.int32)
+        self._ends = np.cumsum(self.sizes, dtype=np.int32)
 
-    def members(self, groups: Iterable[int]) -> Rows:
+    def members(self, groups: Iterable[int]) -> NDArray[np.int32]:
         """The places in some groups, group after group."""
         return np.concatenate([self._places[self._ends[one] - self.sizes[one] : self._ends[one]] for one in groups])
 
