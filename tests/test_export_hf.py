@@ -266,6 +266,41 @@ def test_a_finished_data_set_is_pushed_file_by_file(shards, tmp_path, monkeypatc
     assert "the commit" in capsys.readouterr().out
 
 
+def test_a_push_removes_the_data_of_an_earlier_one_in_its_commit(shards, tmp_path, monkeypatch):
+    """Through the library's own upload_folder: of more files, and of a split that is gone; all else stays."""
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr("huggingface_hub.hf_api.is_xet_available", lambda: False, raising=False)  # one commit
+    earlier = [f"data/train-0000{number}-of-00002.parquet" for number in range(2)]
+    earlier += ["data/gone-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"]
+    commits = []
+
+    class Hub(huggingface_hub.HfApi):
+        def create_repo(self, *arguments, **options):
+            """It is there."""
+
+        def _validate_yaml(self, *arguments, **options):
+            """It is asked of the hub."""
+
+        def list_repo_files(self, *arguments, **options):
+            return [*earlier, ".gitattributes", "README.md", "data/notes.csv", "train.parquet"]
+
+        def create_commit(self, *arguments, operations, **options):
+            commits.append(
+                [(type(one).__name__.removeprefix("CommitOperation"), one.path_in_repo) for one in operations]
+            )
+            return huggingface_hub.CommitInfo(
+                commit_url="https://huggingface.co/datasets/someone/clips/commit/1",
+                commit_message="",
+                commit_description="",
+                oid="1",
+            )
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    write(tmp_path / "set", f"test={shards['test']}", "--push", "someone/clips")
+    removed = [("Delete", name) for name in earlier[:3]]
+    assert [sorted(commit) for commit in commits] == [sorted([("Add", "README.md"), ("Add", earlier[3]), *removed])]
+
+
 DATASETS = ("torchcodec", "AVSSL_DATASETS_PYTHON")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 

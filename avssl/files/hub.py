@@ -31,12 +31,20 @@ def download(name: str, revision: str | None, files: Sequence[str]) -> Path:
 
 
 def upload(
-    folder: Path, name: str, files: Sequence[str], *, kind: Literal["model", "dataset"], private: bool, message: str
+    folder: Path,
+    name: str,
+    files: Sequence[str],
+    *,
+    kind: Literal["model", "dataset"],
+    private: bool,
+    message: str,
+    replaced: Sequence[str] = (),
 ) -> str:
     """Upload files of a folder to the repository `owner/name`, made if it does not exist; the address of the commit.
 
-    message: of the commit. The login is huggingface_hub's own (`hf auth login`, or HF_TOKEN). ValueError if the name
-    is none, FileNotFoundError without the library, OSError if the hub does not take it.
+    message: of the commit. replaced: patterns with `*`; the same commit removes files of such names from the
+    repository, but for those that it uploads. The login is huggingface_hub's own (`hf auth login`, or HF_TOKEN).
+    ValueError if the name is none, FileNotFoundError without the library, OSError if the hub does not take it.
     """
     check_name(name)
     api = library("pushing needs huggingface_hub").HfApi()
@@ -46,6 +54,7 @@ def upload(
             repo_id=name,
             folder_path=str(folder),
             allow_patterns=list(files),
+            delete_patterns=list(replaced) or None,
             repo_type=kind,
             commit_message=message,
         )

@@ -61,9 +61,14 @@ def export(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def push(folder: Path, name: str, record: dict[str, Any], *, private: bool) -> str:
-    """Upload the card and the data of a finished folder to the data set repository `owner/name`; its address."""
+    """Upload the card and the data of a finished folder to the data set repository `owner/name`; its address.
+
+    Data files of an earlier push are removed: those of the same split would be read as further rows of it.
+    """
     files = ["README.md", *(item["name"] for item in record["files"])]
-    return upload(folder, name, files, kind="dataset", private=private, message="Data and card written by avssl")
+    message = "Data and card written by avssl"
+    earlier = [f"{DATA_NAME}/*-of-*.parquet"]
+    return upload(folder, name, files, kind="dataset", private=private, message=message, replaced=earlier)
 
 
 def named_splits(sources: Sequence[str]) -> dict[str, ShardSet]:
