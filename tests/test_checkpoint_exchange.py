@@ -12,6 +12,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 import avssl
@@ -234,6 +235,13 @@ def test_the_card_says_what_the_run_knows(tmp_path):
         "4 frames at 16 per second, 32 px, encoder `avid_video`, depth 10, width 4",
     ):
         assert words in card, words
+
+
+def test_the_header_of_the_card_is_yaml_of_the_license_itself(folder, run):
+    facts = checkpoint.read_provenance(folder)
+    for text, read in (("Mine \U0001f3ac", "mine \U0001f3ac"), ("\u2028\x9f\ud800", "\\u2028\\x9f\\ud800")):
+        written = card(config.load_run(run), {**facts, "license": text}, {}, "title")
+        assert yaml.safe_load(written.split("---\n")[1].encode())["license"] == read
 
 
 def test_the_card_says_what_is_not_known(folder):

@@ -10,6 +10,7 @@ from unittest import mock
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from avssl.exchange.targets import command, hf_card, hf_columns, hugging_face
 from avssl.shards.shard_set import ShardSet
@@ -124,6 +125,18 @@ def test_no_label_field_takes_the_column_of_another(shards, tmp_path):
         field = next(field for field, names in labels.items() if names == [value])
         assert f"| `{name}` | `ClassLabel(1 names)` | label field {field} |" in text
         assert f"- `{name}`: {value} (2)" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("Clips \U0001f3ac", "Clips \U0001f3ac"), ('"a": {\u2028\x9f\ud800', '"a": {\\u2028\\x9f\\ud800')],
+)
+def test_the_header_of_a_card_is_yaml_of_the_text_itself(text, shown):
+    key = {"dtype": "string", "_type": "Value"}
+    record = {"features": {"key": key}, "splits": {"train": {"num_samples": 2, "seconds": 2.0, "with": {}}}}
+    header = hf_card.card(text, record | {"settings": {"license": text}}, {}, {}).split("---\n")[1]
+    read = yaml.safe_load(header.encode())
+    assert (read["pretty_name"], read["license"]) == (shown, shown.lower())
 
 
 def test_files_are_of_whole_shards_and_row_groups_of_about_their_size(shards, tmp_path):

@@ -11,7 +11,7 @@ from typing import Any
 from avssl.checkpoint.hub import CARD_FILE
 from avssl.checkpoint.weights import read_provenance
 from avssl.config import RunConfig, load_run
-from avssl.exchange.markdown import code, section, words
+from avssl.exchange.markdown import code, quoted, section, words
 from avssl.exchange.paths import last_part, without_paths
 from avssl.files.checked_json import Fields
 from avssl.files.plain_text import plain
@@ -35,7 +35,7 @@ def card(cfg: RunConfig, provenance: Mapping[str, Any], results: Mapping[str, Ma
     modalities = loss_class.modalities(cfg.loss)
     license = str(provenance.get("license") or UNKNOWN_LICENSE).lower()
     if not re.fullmatch(r"[a-z][a-z0-9.-]*", license):
-        license = json.dumps(license)  # a JSON string is valid YAML on one line
+        license = quoted(license)
     front = ["---", "library_name: avssl", f"license: {license}"]
     front += ["tags:", "- self-supervised", f"- {cfg.loss.name}", *(f"- {modality}" for modality in modalities), "---"]
     parts = [
@@ -171,7 +171,6 @@ def _number(value: Any) -> str | None:
 
 def _use_lines(title: str, modalities: list[str], plugins: Sequence[Mapping[str, str]]) -> list[str]:
     file = {"video": "holiday.mp4", "audio": "holiday.wav", "image": "holiday.jpg"}[modalities[-1]]
-    quoted = json.dumps(plain(title), ensure_ascii=False)
     files = [plain(record["file"]) for record in plugins if "file" in record]
     given = f", plugins={json.dumps(files, ensure_ascii=False)}" if files else ""
     needed = [f"It needs {words(described(plugins))}, which you must have and give; see docs/plugins.md.", ""]
@@ -180,7 +179,7 @@ def _use_lines(title: str, modalities: list[str], plugins: Sequence[Mapping[str,
         "```python",
         "import avssl",
         "",
-        f'embedder = avssl.load_embedder({quoted}{given})  # this folder, or "owner/name" of a hub',
+        f'embedder = avssl.load_embedder({quoted(title)}{given})  # this folder, or "owner/name" of a hub',
         f'table, failures = embedder.embed("{file}")',
         f"table.{modalities[-1]}_embedding  # unit rows",
         "```",

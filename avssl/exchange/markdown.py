@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 
@@ -17,6 +18,14 @@ def code(text: object) -> str:
     """Text from data as inline code; it can end neither the code nor the cell of a table."""
     escaped = plain(text).replace("`", "'").replace("|", "/")
     return f"`{escaped}`"
+
+
+def quoted(text: object) -> str:
+    """Text from data as a string of JSON on one line, which YAML reads as the same text.
+
+    No character becomes an escape of JSON for half of it: YAML does not join the two.
+    """
+    return json.dumps(plain(text), ensure_ascii=False)
 
 
 def section(title: str, lines: Sequence[str]) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from avssl.exchange.markdown import code, section, words
+from avssl.exchange.markdown import code, quoted, section, words
 from avssl.exchange.targets.hf_columns import columns_of
 from avssl.shards.format import ShardIndex
 
@@ -57,15 +56,14 @@ def card(
 
 
 def _front(title: str, record: Mapping[str, Any]) -> Iterator[str]:
-    """The header. A JSON string is valid YAML on one line."""
     license = record["settings"]["license"].lower()
     modalities = [name for name in ("video", "audio", "image") if name in record["features"]]
     total = sum(split["num_samples"] for split in record["splits"].values())
     size = next((name for limit, name in (*SIZES, *LARGEST) if total < limit), "n>1T")
     yield "---"
-    yield f"pretty_name: {json.dumps(words(title))}"
+    yield f"pretty_name: {quoted(title)}"
     if license:
-        yield f"license: {license if re.fullmatch(r'[a-z][a-z0-9.-]*', license) else json.dumps(license)}"
+        yield f"license: {license if re.fullmatch(r'[a-z][a-z0-9.-]*', license) else quoted(license)}"
     yield "size_categories:"
     yield f"- {size}"
     yield "tags:"
