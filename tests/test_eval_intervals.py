@@ -9,6 +9,8 @@ import pytest
 from scipy import stats
 
 from avssl.eval import intervals, results
+from avssl.eval.compare import paired_differences
+from avssl.eval.intervals import values_of
 from avssl.eval.outcome import Metric, Outcome, Repeat, TaskConfig
 from avssl.report.page import write_report
 from recipes import demo
@@ -66,6 +68,49 @@ def test_intervals_are_those_of_scipy_and_paired_ones_are_narrower():
     assert (low, high) == pytest.approx(tuple(wanted), abs=0.006)
     assert low > 0
     assert found["values"]["trained"]["video_knn_visual"][0] < found["values"]["untrained"]["video_knn_visual"][1]
+
+
+AGREEMENT = ("purity", "normalized_mutual_information", "adjusted_rand_index")
+
+
+def assigned(generator, share_right):
+    """200 rows in 50 clusters, and 10 classes: a share of the rows in a cluster of their class, the others anywhere."""
+    targets = generator.integers(0, 10, 200)
+    own = targets + 10 * generator.integers(0, 5, 200)
+    clusters = [np.where(generator.random(200) < share, own, generator.integers(0, 50, 200)) for share in share_right]
+    metrics = {name: Metric(name, ("clusters", "targets")) for name in AGREEMENT}
+    return [[Repeat("", KEYS[:200], {"clusters": found, "targets": targets}, metrics)] for found in clusters]
+
+
+def test_intervals_of_clusterings_hold_what_they_are_of_as_often_as_they_say():
+    """Rows drawn with copies are in agreement with themselves: their interval of random clusters was [0.16, 0.23]."""
+    generator, shares = np.random.default_rng(0), (0.5, 0.0)
+    means = np.mean([[list(values_of(side).values()) for side in assigned(generator, shares)] for _ in range(300)], 0)
+    wanted = [*means[0], *means[1], *(means[0] - means[1])]
+    held = np.zeros(9)
+    for seed in range(40):
+        sides = assigned(generator, shares)
+        first, second = intervals.bootstrap(sides, num_draws=100, seed=seed)
+        pairs = paired_differences(sides[1], sides[0], num_draws=100, seed=seed)
+        found = [intervals.ends(draws[name]) for draws in (first, second) for name in AGREEMENT]
+        found += [(pairs[name].low, pairs[name].high) for name in AGREEMENT]
+        held += [low <= value <= high for (low, high), value in zip(found, wanted, strict=True)]
+        assert all(low < value < high for (low, high), value in zip(found, _values_and_differences(sides), strict=True))
+    assert held.min() >= 33, "95 % of 40 is 38; of a share of 0.95, fewer than 33 come once in 1,000 times"
+
+
+def _values_and_differences(sides):
+    first, second = ([values_of(side)[name] for name in AGREEMENT] for side in sides)
+    return [*first, *second, *(one - other for one, other in zip(first, second, strict=True))]
+
+
+def test_one_row_and_seeds_of_a_clustering_have_intervals():
+    (single,) = assigned(np.random.default_rng(0), (0.5,))[0]
+    seeds = [[Repeat(f"seed {n}", single.keys, single.columns, single.metrics) for n in range(3)]]
+    drawn, again = intervals.bootstrap([[single]], num_draws=20)[0], intervals.bootstrap(seeds, num_draws=20)[0]
+    assert all(drawn[name] == pytest.approx(again[name]) for name in AGREEMENT), "seeds take the same rows"
+    lonely = Repeat("", ["a"], {name: values[:1] for name, values in single.columns.items()}, single.metrics)
+    assert intervals.ends(intervals.bootstrap([[lonely]], num_draws=5)[0]["purity"]) == (1.0, 1.0)
 
 
 def test_samples_are_counted_by_metric_once_over_seeds_and_all_over_folds():

@@ -3,7 +3,14 @@
 The rows are resampled with replacement, the same draw for all results and for all their metrics (percentile bootstrap,
 Efron and Tibshirani 1993); in every draw each metric is computed anew, so that medians, mAP and AUC have intervals,
 too. With several folds each one is resampled and the metric is their mean. With several seeds on the same rows, a draw
-takes the same rows in all of them. An interval says how much a metric varies with the test samples; how much it varies
+takes the same rows in all of them.
+
+Purity, NMI and the adjusted Rand index (metrics.OF_PAIRS) would rise with every row that comes twice, since a copy is
+always in the cluster and class of its original. They are computed on half of the rows, drawn without replacement, whose
+values vary around their mean as those of all rows do around theirs (Politis, Romano and Wolf 1999): the deviations from
+the mean of the draws are put around the value.
+
+An interval says how much a metric varies with the test samples; how much it varies
 with training is seen from runs with several seeds.
 """
 
@@ -15,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avssl.eval.metrics import OF_PAIRS
 from avssl.eval.outcome import Outcome, Repeat
 
 CONFIDENCE = 0.95
@@ -24,9 +32,13 @@ Ends = tuple[float, float]
 Draws = dict[str, NDArray[np.float64]]  # {metric: (num_draws,)}
 
 
-def values_of(repeats: Sequence[Repeat], weights: Sequence[NDArray[Any] | None] | None = None) -> dict[str, float]:
-    """{metric: mean over the repeats that have it}; weights: of the rows of each repeat, default 1 for every row."""
-    results = [repeat.values(rows) for repeat, rows in zip(repeats, weights or [None] * len(repeats), strict=True)]
+def values_of(
+    repeats: Sequence[Repeat], weights: Sequence[tuple[NDArray[Any] | None, NDArray[Any] | None]] | None = None
+) -> dict[str, float]:
+    """{metric: mean over the repeats that have it}; weights: as of `Repeat.values`, of each repeat."""
+    results = [
+        repeat.values(*rows) for repeat, rows in zip(repeats, weights or [(None, None)] * len(repeats), strict=True)
+    ]
     names = dict.fromkeys(name for values in results for name in values)
     return {name: float(np.mean([values[name] for values in results if name in values])) for name in names}
 
@@ -42,19 +54,34 @@ def bootstrap(results: Sequence[Sequence[Repeat]], *, num_draws: int | None = No
                 raise ValueError(
                     f"repeat {first.name!r}: the rows differ; results can only be compared on the same samples"
                 )
-    generator = np.random.default_rng(seed)
+    of_pairs = [
+        {name for repeat in repeats for name, metric in repeat.metrics.items() if metric.kind in OF_PAIRS}
+        for repeats in results
+    ]
+    generator, halver = np.random.default_rng(seed), np.random.default_rng((seed, 1)) if any(of_pairs) else None
     drawn: list[list[dict[str, float]]] = [[] for _ in results]
     for _ in range(num_draws or NUM_DRAWS):
-        by_rows: dict[tuple[str, ...], NDArray[Any]] = {}
+        by_rows: dict[tuple[str, ...], tuple[NDArray[Any], NDArray[Any] | None]] = {}
         weights = []
         for repeat in results[0]:
             rows = tuple(repeat.keys)
             if rows not in by_rows:
-                by_rows[rows] = np.bincount(generator.integers(0, len(rows), len(rows)), minlength=len(rows))
+                counts = np.bincount(generator.integers(0, len(rows), len(rows)), minlength=len(rows))
+                by_rows[rows] = counts, None if halver is None else _half(len(rows), halver)
             weights.append(by_rows[rows])
         for values, repeats in zip(drawn, results, strict=True):
             values.append(values_of(repeats, weights))
-    return [{name: np.array([values[name] for values in draws]) for name in draws[0]} for draws in drawn]
+    draws = [{name: np.array([values[name] for values in table]) for name in table[0]} for table in drawn]
+    for metrics, repeats, names in zip(draws, results, of_pairs, strict=True):
+        values = values_of(repeats) if names else {}
+        for name in names:
+            metrics[name] += values[name] - metrics[name].mean()
+    return draws
+
+
+def _half(count: int, generator: np.random.Generator) -> NDArray[np.bool_]:
+    """bool (count,): half of them is True, or of an odd count the smaller part, and of 1 that one."""
+    return generator.permutation(count) < max(1, count // 2)
 
 
 def ends(draws: NDArray[np.float64], confidence: float = CONFIDENCE) -> Ends:

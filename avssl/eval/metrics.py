@@ -184,6 +184,10 @@ KINDS: dict[str, Callable[..., float]] = {
 }
 
 
+# Two rows of one cluster agree or not; a copy of a row always agrees with it, so that these rise with every copy.
+OF_PAIRS = frozenset(("purity", "normalized_mutual_information", "adjusted_rand_index"))
+
+
 def prepared(kind: str, *columns: Array) -> Callable[[Array], float]:
     """KINDS[kind] of these columns as a function of the weights; the rows are sorted once."""
     if kind not in ("mean_average_precision", "roc_auc", "d_prime"):

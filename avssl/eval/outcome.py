@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avssl.eval.metrics import KINDS, prepared
+from avssl.eval.metrics import KINDS, OF_PAIRS, prepared
 
 Array = NDArray[Any]
 
@@ -124,10 +124,16 @@ class Repeat:
             for name, metric in self.metrics.items()
         }
 
-    def values(self, weights: Array | None = None) -> dict[str, float]:
-        """{metric: value}. weights: (n,), of the rows; None counts each row once."""
+    def values(self, weights: Array | None = None, halves: Array | None = None) -> dict[str, float]:
+        """{metric: value}. weights: (n,), of the rows; None counts each row once. halves: the same for the metrics of
+        OF_PAIRS, without copies of a row; default `weights`.
+        """
         row_weights = np.ones(len(self.keys)) if weights is None else weights
-        return {name: float(function(row_weights)) for name, function in self._prepared.items()}
+        of_pairs = row_weights if halves is None else halves
+        return {
+            name: float(function(of_pairs if self.metrics[name].kind in OF_PAIRS else row_weights))
+            for name, function in self._prepared.items()
+        }
 
 
 @dataclass(frozen=True)
