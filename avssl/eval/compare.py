@@ -45,8 +45,10 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> tuple[int, int, float]:
     """(rows that only the first has right, that only the second has right, two-sided exact p-value) of bool (n,)."""
     only_first, only_second = int((first & ~second).sum()), int((~first & second).sum())
     total, fewer = only_first + only_second, min(only_first, only_second)
-    tail = sum(comb(total, count) for count in range(fewer + 1))
-    return only_first, only_second, min(1.0, 2 * tail / 2**total)  # whole numbers: exact for any number of rows
+    steps = np.arange(fewer)
+    # C(total, fewer - 1) / C(total, fewer), and so on: the tail over its largest term, which is exact in whole numbers
+    terms = np.cumprod((fewer - steps) / (total - fewer + 1 + steps))
+    return only_first, only_second, min(1.0, 2 * comb(total, fewer) / 2**total * float(1 + terms.sum()))
 
 
 def paired_differences(

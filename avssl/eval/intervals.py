@@ -73,9 +73,9 @@ def bootstrap(results: Sequence[Sequence[Repeat]], *, num_draws: int | None = No
             values.append(values_of(repeats, weights))
     draws = [{name: np.array([values[name] for values in table]) for name in table[0]} for table in drawn]
     for metrics, repeats, names in zip(draws, results, of_pairs, strict=True):
-        values = values_of(repeats) if names else {}
+        point = values_of(repeats) if names else {}
         for name in names:
-            metrics[name] += values[name] - metrics[name].mean()
+            metrics[name] += point[name] - metrics[name].mean()
     return draws
 
 
