@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -127,6 +127,12 @@ def all_sum(tensor: torch.Tensor) -> torch.Tensor:
 def all_mean(tensor: torch.Tensor) -> torch.Tensor:
     """Mean over ranks, on every rank. No gradient."""
     return all_sum(tensor) / world_size()
+
+
+def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether every number of some tensors of one device is finite on every rank; the same answer everywhere."""
+    broken = torch.stack([~tensor.detach().isfinite().all() for tensor in tensors]).any()
+    return not bool(all_sum(broken.int()))
 
 
 def exchange_sum(tensor: torch.Tensor) -> torch.Tensor:

@@ -175,7 +175,7 @@ def pretrain(cfg: config.RunConfig, stages: Stages) -> int:
                 monitor.probed(probe.step_done(progress.step, *snapshot))
                 due = progress.step % cfg.checkpoint_every_steps == 0
                 if stop.poll() or due or progress.step == total_steps:
-                    monitor.require_finite(result, batch)
+                    monitor.require_finite(result, batch, loss)
                     checkpoint.save(accelerator, run, views, progress, facts, cfg.keep_checkpoints)
                     saved_step = progress.step
                 if stop.is_agreed or progress.step == total_steps:
@@ -184,6 +184,7 @@ def pretrain(cfg: config.RunConfig, stages: Stages) -> int:
             progress.epoch, progress.batch_in_epoch = progress.epoch + 1, 0
 
     if progress.step > saved_step:  # stopped before an epoch
+        monitor.require_finite(result, batch, loss)
         checkpoint.save(accelerator, run, views, progress, facts, cfg.keep_checkpoints)
     loader.close()
     monitor.probed(probe.finish(progress.step, *snapshot) if progress.step == total_steps else probe.stop())

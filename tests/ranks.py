@@ -48,6 +48,8 @@ def collectives():
     assert torch.equal(distributed.gather_uneven(rows[: 2 + rank]), torch.tensor([0.0, 1, 10, 11, 12]))
     assert distributed.all_sum(rows).tolist() == [10, 12, 14]
     assert distributed.all_mean(rows).tolist() == [5, 6, 7]
+    assert distributed.all_finite([rows, torch.ones(())])
+    assert not distributed.all_finite([rows, torch.tensor([1.0, float("inf") if rank else 1.0])])
     assert distributed.broadcast_object({"rank": rank}) == {"rank": 0}
     assert distributed.gather_objects({"rank": rank}) == [{"rank": 0}, {"rank": 1}]
     assert_replicated("equal", torch.ones(4))

@@ -157,6 +157,20 @@ def test_a_loss_that_is_not_finite_ends_the_training(tmp_path):
     assert "avssl progress" not in [thread.name for thread in threading.enumerate()], "its lines would go on"
 
 
+@pytest.mark.parametrize("last", [4, 6])  # a checkpoint between, and the end of the stage
+def test_weights_that_are_not_numbers_are_not_saved_although_their_loss_was_one(tmp_path, monkeypatch, last):
+    def broken(self, logits, index):
+        loss = whole(self, logits, index)
+        calls.append(loss.register_hook(lambda gradient: gradient * float("nan") if len(calls) == last else gradient))
+        return loss
+
+    calls, whole = [], Criterion.__call__
+    monkeypatch.setattr(Criterion, "__call__", broken)
+    with pytest.raises(FloatingPointError, match=rf"a weight .* after step {last} .*lower optim\.lr"):
+        train_in(tmp_path, classifier(), [stage(6, True)])
+    assert read_step(tmp_path / "training.safetensors", {"data": "a"}) == (0 if last == 4 else 4)
+
+
 def test_losses_are_the_textbook_ones():
     generator = np.random.default_rng(0)
     logits = {name: torch.tensor(generator.normal(size=(4, 3))) for name in ("a", "b")}

@@ -247,5 +247,32 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_says_so(shards, tmp_path)
     assert "the loss is nan at step" in error or "the loss is inf at step" in error
 
 
+BROKEN_GRADIENT = """
+from avssl.losses.avid import AVID
+from avssl.losses.registry import register
+
+@register("broken")
+class Broken(AVID):
+    def loss(self, outputs, index, progress):
+        result = super().loss(outputs, index, progress)
+        if progress.step == 1:
+            result.total.register_hook(lambda gradient: gradient * float("nan"))
+        return result
+"""
+
+
+@pytest.mark.slow
+def test_weights_that_are_not_numbers_are_not_saved_although_their_loss_was_one(shards, tmp_path):
+    """Otherwise each start would go on from them, and end at its next loss."""
+    plugin, run = tmp_path / "broken.py", tmp_path / "run"
+    plugin.write_text(BROKEN_GRADIENT)
+    options = [f"--plugin={plugin}", "loss.name=broken", "steps=2", "checkpoint_every_steps=1"]
+    error = failed(*arguments_for("avid", shards, run, *options))
+    assert all(map(math.isfinite, losses_of(run)))
+    assert "a weight is not finite after step 2, samples [" in error
+    assert "lower optim.lr" in error
+    assert [path.name for path in run.glob("step_*")] == ["step_000001"]
+
+
 def test_a_run_without_shards_named_says_which_key_is_missing(tmp_path):
     assert "data.shards is not set" in failed("recipes/pretrain.py", CONFIGS["avid"], f"run={tmp_path}")

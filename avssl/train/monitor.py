@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from avssl.distributed import all_sum, world_size
+from avssl.distributed import all_finite, all_sum, world_size
 from avssl.files.disk_errors import clear_errors
 from avssl.files.json_lines import truncate_log
 from avssl.files.location import redacted
@@ -172,16 +172,24 @@ class Monitor:
         counts = torch.tensor([self.failures[reason] for reason in FAILURE_REASONS], device=self.loader.device)
         return dict(zip(FAILURE_REASONS, all_sum(counts).tolist(), strict=True))
 
-    def require_finite(self, result: LossOutput, batch: Batch) -> None:
-        """Raise FloatingPointError on every rank if the loss of any rank is not finite: such a state is not saved."""
+    def require_finite(self, result: LossOutput, batch: Batch, loss: Loss) -> None:
+        """Raise FloatingPointError on every rank if the last loss, or a weight, of any rank is not finite.
+
+        Such a state is not saved. Weights break after a loss that is finite if its gradient is not.
+        """
         self._refuse_unless_finite(float(all_sum(result.total)), batch)
+        if not all_finite(loss.parameters()):
+            raise self._not_finite("a weight is not finite after", batch)
 
     def _refuse_unless_finite(self, loss: float, batch: Batch) -> None:
         if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss} at step {self.progress.step}, samples {batch.index.tolist()[:8]} ..., "
-                f"mixed_precision={self.cfg.mixed_precision}; " + ADVICE[self.cfg.mixed_precision]
-            )
+            raise self._not_finite(f"the loss is {loss} at", batch)
+
+    def _not_finite(self, what: str, batch: Batch) -> FloatingPointError:
+        return FloatingPointError(
+            f"{what} step {self.progress.step}, samples {batch.index.tolist()[:8]} ..., "
+            f"mixed_precision={self.cfg.mixed_precision}; {ADVICE[self.cfg.mixed_precision]}"
+        )
 
     def close(self) -> None:
         """End the display of progress."""

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from avssl.distributed import all_mean, barrier, broadcast_state, is_active, rank, seed_of_rank
+from avssl.distributed import all_finite, all_mean, barrier, broadcast_state, is_active, rank, seed_of_rank
 from avssl.eval.finetune.state import TRAINING_FILE, load_state, read_step, save_state
 from avssl.files.disk_errors import clear_errors
 from avssl.files.json_lines import truncate_log
@@ -29,6 +29,7 @@ from avssl.optim.config import OptimConfig
 from avssl.types import Batch
 
 BatchNormMode = Literal["train", "frozen"]
+ADVICE = "lower optim.lr or set optim.clip_norm"  # if a number is not finite
 
 
 class Batches(Protocol):
@@ -122,7 +123,7 @@ def train(
     """Train `model` in place through all stages, from the checkpoint of `folder` on if there is one.
 
     Afterwards it is in eval mode and the same on every rank. ValueError if the checkpoint has other `facts`;
-    FloatingPointError if the loss is not finite.
+    FloatingPointError if the loss of a step that is logged, or a weight of one that is saved, is not finite.
     """
     checkpoint = folder / TRAINING_FILE
     step = read_step(checkpoint, facts)
@@ -200,6 +201,8 @@ def seed_step(seed: int, step: int) -> None:
 
 
 def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, facts: Mapping[str, Any]) -> None:
+    if not all_finite(model.parameters()):  # the loss was, if it was looked at, and its gradient was not
+        raise FloatingPointError(f"a weight is not finite after step {step} of {path.parent}; {ADVICE}")
     if rank() == 0:
         save_state(path, model, optimizer, step, facts)
     barrier()
@@ -221,9 +224,7 @@ class _Log:
             return
         value = float(all_mean(loss))
         if not math.isfinite(value):
-            raise FloatingPointError(
-                f"the loss is {value} at step {step} of {self.path.parent}; lower optim.lr or set optim.clip_norm"
-            )
+            raise FloatingPointError(f"the loss is {value} at step {step} of {self.path.parent}; {ADVICE}")
         if self.is_first:
             with clear_errors(self.path, "written"), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, "loss": value, "lr": optimizer.param_groups[0]["lr"]}) + "\n")
