@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from avssl.checkpoint.steps import checkpoints
+from avssl.checkpoint.step_folders import checkpoints
 from avssl.checkpoint.weights import joined_licenses
 from avssl.config import RunConfig, load_run
 from avssl.files.hub import COMMIT

@@ -1,6 +1,7 @@
 """Banks split over two processes equal replicated ones, in value and negatives."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from safetensors.torch import load_file
 from torch.nn.functional import normalize
 
 from avssl import distributed
+from avssl.checkpoint.bank_rows import save_rows, whole_banks
 from avssl.ops import sharded_memory
 from avssl.ops.memory import MemoryBank
 from avssl.ops.sampling import draw_negatives
@@ -87,6 +89,22 @@ def test_bytes_sent_do_not_depend_on_the_number_of_negatives_and_rows_are_not_se
     assert (
         sent["16"] == sent["512"] == {"all_gather": 4 * anchors * width, "all_to_all_single": 4 * anchors * (width + 3)}
     )
+
+
+def test_whole_banks_are_those_of_the_newest_checkpoint_and_not_of_copies_of_the_user(tmp_path):
+    loss = torch.nn.Module()
+    loss.bank = ShardedMemoryBank(5, 3, seed=0)
+    for name in ("step_000099", "step_000100"):
+        (tmp_path / name).mkdir()
+        loss.bank.rows += 1
+        save_rows([loss], None, tmp_path / name)
+    shutil.copytree(tmp_path / "step_000099", tmp_path / "step_000100_backup")
+    shutil.copytree(tmp_path / "step_000099", tmp_path / "step_000100 (copy)")
+    (rows,) = (tmp_path / "step_000100").iterdir()
+    shutil.copyfile(rows, rows.with_stem(f"{rows.stem}_copy"))
+    found = whole_banks(tmp_path, loss)
+    assert found.keys() == {"loss.bank.rows"}
+    assert torch.equal(found["loss.bank.rows"], loss.bank.rows)
 
 
 @pytest.mark.slow

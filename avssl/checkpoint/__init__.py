@@ -18,7 +18,8 @@ from avssl.checkpoint.bank_rows import whole_banks
 from avssl.checkpoint.checksums import DamagedCheckpointError
 from avssl.checkpoint.hub import locate
 from avssl.checkpoint.inherit import describe_matching, inherit, inherit_views, load_matching
-from avssl.checkpoint.steps import at_step, checkpoints, read_step, resume, save, saved_world_size
+from avssl.checkpoint.step_folders import checkpoints
+from avssl.checkpoint.steps import at_step, read_step, resume, save, saved_world_size
 from avssl.checkpoint.weights import PROVENANCE_FILE, WEIGHTS_FILE, export, read_provenance, read_weights
 
 __all__ = [

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, load_model
 from torch import nn
 
+from avssl.checkpoint.step_folders import checkpoints
 from avssl.distributed import rank
 from avssl.files.tensors import write_tensors
 from avssl.ops.memory import MemoryBank
@@ -90,7 +91,7 @@ def _read_rows(model_file: Path, name: str, first: int, last: int) -> torch.Tens
 
     model_file: the checkpoint's model, where a whole bank is; the files of split ones lie beside it.
     """
-    files = sorted(model_file.parent.glob(FILE_NAME.replace("{:05d}", "*"))) or [model_file]
+    files = sorted(model_file.parent.glob(FILE_NAME.replace("{:05d}", 5 * "[0-9]"))) or [model_file]
     parts, start = [], 0
     for path in files:
         with safe_open(str(path), framework="pt") as file:
@@ -108,7 +109,7 @@ def whole_banks(run: Path, loss: nn.Module) -> dict[str, torch.Tensor]:
     banks = sharded_banks(loss)
     if not banks:
         return {}
-    newest = max(run.glob("step_*"), key=lambda path: int(path.name[5:]))
+    newest = checkpoints(run)[-1]
     return {f"loss.{name}": _read_rows(newest / MODEL_FILE, name, 0, bank.num_samples) for name, bank in banks.items()}
 
 

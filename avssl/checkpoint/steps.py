@@ -6,7 +6,6 @@ Later damage by a disk, a copy or a user is found before a checkpoint is used: a
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from torch import nn
 
 from avssl.checkpoint.bank_rows import load_divided_otherwise, load_rows, save_rows
 from avssl.checkpoint.checksums import VIEWS_FILE, DamagedCheckpointError, damage, is_unsealed, seal
+from avssl.checkpoint.step_folders import checkpoints
 from avssl.checkpoint.weights import load_module, save_module
 from avssl.distributed import barrier, broadcast_object, rank, world_size
 from avssl.files.checked_json import Fields
@@ -30,14 +30,7 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
-STEP_FOLDER = re.compile(r"step_(\d{6,})")
 PROGRESS_FILE, MODEL_FILE = "progress.json", "model.safetensors"
-
-
-def checkpoints(run: Path) -> list[Path]:
-    """Checkpoints of a run, oldest first, without temporary ones and those set aside as damaged."""
-    paths = [path for path in run.glob("step_*") if STEP_FOLDER.fullmatch(path.name)]
-    return sorted(paths, key=lambda path: int(path.name[5:]))
 
 
 def save(

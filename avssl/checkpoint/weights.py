@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from avssl.checkpoint.step_folders import checkpoints
 from avssl.files.checked_json import Fields
 from avssl.files.tensors import write_tensors
 from avssl.files.whole import whole_path, write_whole
@@ -106,8 +107,8 @@ def read_weights(run: str | Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         if not Path(run).is_dir():
             raise FileNotFoundError(f"{run}: no such run folder")
-        begun = any(Path(run).glob("step_*"))
-        hint = ", or let embed and evaluate take its newest checkpoint: --checkpoint latest" if begun else ""
+        newest = ", or let embed and evaluate take its newest checkpoint: --checkpoint latest"
+        hint = newest if checkpoints(Path(run)) else ""
         raise FileNotFoundError(
             f"{path} is missing: {run} has not finished; run the `avssl pretrain` command of run={run} again{hint}"
         )

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from avssl.checkpoint.steps import checkpoints
+from avssl.checkpoint.step_folders import checkpoints
 from avssl.config import RunConfig
 from avssl.distributed import from_first_rank
 from avssl.files.plain_text import brief, note
