@@ -22,7 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import learning
+from benchmarks import learn_audiovisual, learning
 from benchmarks.audiovisual_corpora import NAMES, prepare
 from benchmarks.claims import ROOT, machine
 from benchmarks.small_runs import Corpus, SmallRun, interval, store, stored
@@ -33,6 +33,7 @@ LARGE = ["data.global_batch_size=64", "optim.lr=5e-3"]
 VARIANTS: dict[str, list[str]] = {
     "plain": [],
     "fast": ["optim.lr=5e-3"],
+    "batch32": ["data.global_batch_size=32"],
     "large": LARGE,
     "large_moderate": ["data.global_batch_size=64"],
     "few": ["loss.num_negatives=64"],  # 256 in the recipe
@@ -43,6 +44,9 @@ VARIANTS: dict[str, list[str]] = {
     "soft": ["loss.temperature=0.4"],
 }
 PLAIN_BATCH = 16  # of the recipe
+# Other losses across both modalities as learn_audiovisual.py sets them, with the optimizer of the recipe: NAME or
+# NAME_BATCH.
+OTHER_LOSSES = ("simclr", "vicreg", "lejepa")
 TIMES_UNTRAINED, OF_CHANCE = 1.5, 0.5
 METRICS = ("video_knn", "audio_knn", "median_rank")
 Look = dict[str, Any]
@@ -51,16 +55,29 @@ Look = dict[str, Any]
 def one_run(corpus: Corpus, variant: str, seed: int, clips: int, num_looks: int, path: Path) -> None:
     """Train once, and add its looks to the file."""
     size = batch_size(variant)
-    own = [f"steps={clips // size}", f"seed={seed}", f"loss.seed={seed}", *VARIANTS[variant]]
+    own = [f"steps={clips // size}", f"seed={seed}"]
     which = {"corpus": corpus.name, "variant": variant, "seed": seed, "clips": clips}
     begun = time.process_time()
-    for look in SmallRun(corpus, [RECIPE, *SMALLER.get(corpus.name, []), *own]).train(clips // size // num_looks):
+    for look in SmallRun(corpus, [*settings(variant, seed), *SMALLER.get(corpus.name, []), *own]).train(
+        clips // size // num_looks
+    ):
         store(path, {**which, **look, "batch": size, "cpu_seconds": round(time.process_time() - begun)})
+
+
+def settings(variant: str, seed: int) -> list[str]:
+    """Recipe and changes of a variant."""
+    loss, _, batch = variant.partition("_")
+    if loss not in OTHER_LOSSES:
+        return [RECIPE, f"loss.seed={seed}", *VARIANTS[variant]]
+    optimizer = ["optim.name=adam", "optim.weight_decay=0", "optim.schedule=constant", "optim.warmup_steps=0"]
+    chosen = [f"loss.name={loss}", *learn_audiovisual.SETTINGS[loss], f"data.global_batch_size={batch or PLAIN_BATCH}"]
+    return [*learn_audiovisual.SHARED, *optimizer, *chosen]
 
 
 def batch_size(variant: str) -> int:
     """Clips of a batch."""
-    sizes = [int(change.partition("=")[2]) for change in VARIANTS[variant] if change.startswith("data.global_batch")]
+    changes = [change.partition("=") for change in settings(variant, 0)]
+    sizes = [int(value) for key, _, value in changes if key == "data.global_batch_size"]
     return sizes[-1] if sizes else PLAIN_BATCH
 
 
