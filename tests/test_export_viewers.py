@@ -1,12 +1,14 @@
 """`avssl export` to programs that show media: FiftyOne and LightlyStudio, as these read what was written."""
 
+import shutil
+from collections import Counter
 from dataclasses import replace
 from unittest import mock
 
 import numpy as np
 import pytest
 
-from avssl.exchange.targets import clips, command, fiftyone_dataset, rows
+from avssl.exchange.targets import clips, command, fiftyone_dataset, lightly_database, rows
 from avssl.media.info import MEDIA_SUFFIXES
 from avssl.shards.shard_set import ShardSet
 from tests.embedding_folders import make_embeddings
@@ -99,6 +101,47 @@ def test_without_the_program_the_error_says_what_to_install(target, name, tmp_pa
         command.command([str(tmp_path / "rows"), "--to", target, "--out", str(tmp_path / "clips.db")])
     assert f"needs {name}: pip install 'avssl[{target}]'" in capsys.readouterr().err
     assert not (tmp_path / "clips.db").exists()
+
+
+def test_an_overwritten_database_opens_and_no_other_file_is_overwritten(tmp_path, monkeypatch, capsys):
+    """With DuckDB alone in the place of LightlyStudio. The earlier database was left open, with its log beside it."""
+    duckdb = pytest.importorskip("duckdb")
+    make_embeddings(tmp_path / "rows", 2)
+    out, log = tmp_path / "clips.db", tmp_path / "clips.db.wal"
+
+    class Manager:
+        def connect(self, db_file):
+            self.database = duckdb.connect(db_file)
+            self.database.execute("create table clips (key text)")
+
+        def close(self):
+            self.database.close()
+
+    manager = Manager()
+    manager.connect(str(tmp_path / "earlier.db"))
+    manager.database.execute("checkpoint")
+    manager.database.execute("insert into clips values ('earlier')")
+    shutil.copy(tmp_path / "earlier.db", out)
+    shutil.copy(tmp_path / "earlier.db.wal", log)
+    manager.close()
+
+    def fill(*arguments):
+        manager.database.execute("insert into clips values ('new')")
+        return Counter(samples=1)
+
+    monkeypatch.setattr(lightly_database, "library", lambda: manager)
+    monkeypatch.setattr(lightly_database, "fill", fill)
+    monkeypatch.setattr(lightly_database, "MediaFiles", lambda *arguments: None)
+    words = [str(tmp_path / "rows"), "--to", "lightly-studio", "--overwrite", "--out"]
+    command.command([*words, str(out)])
+    with duckdb.connect(str(out)) as database:
+        assert database.execute("select key from clips").fetchall() == [("new",)]
+    assert not log.exists()
+    (tmp_path / "mine.db").write_text("mine")
+    with pytest.raises(SystemExit):
+        command.command([*words, str(tmp_path / "mine.db")])
+    assert "mine.db is there already, and no earlier export; choose another --out" in capsys.readouterr().err
+    assert (tmp_path / "mine.db").read_text() == "mine"
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ FRAMES_PER_SECOND = 1.0  # of a video that LightlyStudio lists
 def export(arguments: argparse.Namespace) -> dict[str, Any]:
     """Write the database of `avssl export --to lightly-studio`; the fields of its result."""
     out: Path = arguments.out
-    if not arguments.overwrite or out.is_dir():  # an export here is a file
+    if not (arguments.overwrite and is_database(out)):
         refuse_existing(out, overwrite=arguments.overwrite)
     rows = RowSource(arguments.sources[0], arguments.vectors or ("embedding",), arguments.moved)
     media = MediaFiles(rows, arguments.media)
@@ -45,6 +45,8 @@ def export(arguments: argparse.Namespace) -> dict[str, Any]:
         finally:
             manager.close()
         sync(path)
+        # The log of an earlier database that was not closed is none of the new one, which would not open beside it.
+        out.with_name(f"{out.name}.wal").unlink(missing_ok=True)
         path.replace(out)
     sync(out.parent)
     left_out = {name: count for name, count in counts.items() if name != "samples"}
@@ -56,6 +58,14 @@ def export(arguments: argparse.Namespace) -> dict[str, Any]:
         "bytes": out.stat().st_size,
         "summary": f"{counts['samples']:,} samples, {len(rows):,} rows{shown}: lightly-studio gui --db-file {out}",
     }
+
+
+def is_database(path: Path) -> bool:
+    """Whether a file is a database of DuckDB, as LightlyStudio's are: by the first bytes after its checksum."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(12)[8:] == b"DUCK"
 
 
 def library() -> Any:
