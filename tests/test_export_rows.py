@@ -132,7 +132,18 @@ def test_two_exports_give_the_same_bytes(target, tmp_path):
     [
         (["nowhere", "--to", "csv", "--out", "r.csv"], "is missing: nowhere is not a folder that `avssl embed` has"),
         (["rows", "--to", "csv", "--out", "there.csv"], "is there already; choose another --out, or --overwrite"),
-        (["rows", "--to", "csv", "--out", "cut", "--overwrite"], "is there already, and no earlier export; choose"),
+        (
+            ["rows", "--to", "csv", "--out", "cut", "--overwrite"],
+            "cut is a folder, and a file is to be written there; choose",
+        ),
+        (
+            ["rows", "--to", "csv", "--out", "empty"],
+            "empty is a folder, and a file is to be written there; choose another --out",
+        ),
+        (
+            ["rows", "--to", "lightly-studio", "--out", "empty"],
+            "empty is a folder, and a file is to be written there; choose",
+        ),
         (["rows", "--to", "numpy", "--out", "cut"], "is there already; choose another --out, or --overwrite"),
         (["rows", "rows", "--to", "csv", "--out", "r.csv"], "takes one folder of embeddings; 2 sources are given"),
         (["shards", "--to", "csv", "--out", "r.csv"], "holds shards, and --to csv is for embeddings; shards go to"),
@@ -151,6 +162,7 @@ def test_wrong_input_is_one_line_that_says_what_to_do(words, message, tmp_path, 
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").touch()
     (tmp_path / "there.csv").write_text("mine")
+    (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as left:
         command.command(words)

@@ -79,6 +79,12 @@ def refuse_existing(path: Path, *, overwrite: bool = False) -> None:
         raise FileExistsError(f"{path} is there already{advice}")
 
 
+def refuse_folder(path: Path) -> None:
+    """FileExistsError if there is a folder, even an empty one, where a file is to be written."""
+    if path.is_dir():
+        raise FileExistsError(f"{path} is a folder, and a file is to be written there; choose another --out")
+
+
 def _temporary(path: Path) -> tuple[Path, int | None]:
     """An empty file beside `path`, and the descriptor that holds its lock, if there are locks."""
     usual = path.with_name(f".{path.name}.tmp")

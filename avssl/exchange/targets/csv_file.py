@@ -23,7 +23,7 @@ import numpy as np
 from avssl.embedding.parquet import csv_writer
 from avssl.exchange.targets.rows import Rows, RowSource, label_text
 from avssl.files.plain_text import plain
-from avssl.files.whole import refuse_existing, whole_file
+from avssl.files.whole import refuse_existing, refuse_folder, whole_file
 from avssl.shards.keys import label_columns
 
 FORMULA_BEGINS = "=+-@\uff1d\uff0b\uff0d\uff20"  # also as East Asian keyboards write them
@@ -37,8 +37,9 @@ _FIRST = (
 
 def export(arguments: argparse.Namespace) -> dict[str, Any]:
     """Write the file of `avssl export --to csv`; the fields of its result."""
-    if not arguments.overwrite or arguments.out.is_dir():  # an export here is a file
-        refuse_existing(arguments.out, overwrite=arguments.overwrite)
+    refuse_folder(arguments.out)
+    if not arguments.overwrite:
+        refuse_existing(arguments.out)
     rows = RowSource(arguments.sources[0], arguments.vectors or ("embedding",), arguments.moved)
     write_csv(rows, arguments.out)
     size = arguments.out.stat().st_size

@@ -22,7 +22,7 @@ from avssl.exchange.targets.rows import RowSource
 from avssl.files.plain_text import note
 from avssl.files.progress import Bar
 from avssl.files.scratch import scratch_folder
-from avssl.files.whole import refuse_existing, sync
+from avssl.files.whole import refuse_existing, refuse_folder, sync
 
 SAMPLES_AT_A_TIME = 128
 FRAMES_PER_SECOND = 1.0  # of a video that LightlyStudio lists
@@ -31,6 +31,7 @@ FRAMES_PER_SECOND = 1.0  # of a video that LightlyStudio lists
 def export(arguments: argparse.Namespace) -> dict[str, Any]:
     """Write the database of `avssl export --to lightly-studio`; the fields of its result."""
     out: Path = arguments.out
+    refuse_folder(out)
     if not (arguments.overwrite and is_database(out)):
         refuse_existing(out, overwrite=arguments.overwrite)
     rows = RowSource(arguments.sources[0], arguments.vectors or ("embedding",), arguments.moved)
