@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -160,9 +161,9 @@ def test_a_loss_that_is_not_finite_ends_the_training(tmp_path):
 @pytest.mark.parametrize("last", [4, 6])  # a checkpoint between, and the end of the stage
 def test_weights_that_are_not_numbers_are_not_saved_although_their_loss_was_one(tmp_path, monkeypatch, last):
     def broken(self, logits, index):
-        loss = whole(self, logits, index)
-        calls.append(loss.register_hook(lambda gradient: gradient * float("nan") if len(calls) == last else gradient))
-        return loss
+        calls.append(whole(self, logits, index))
+        calls[-1].register_hook(lambda gradient: gradient * (torch.nan if len(calls) == last else 1))
+        return calls[-1]
 
     calls, whole = [], Criterion.__call__
     monkeypatch.setattr(Criterion, "__call__", broken)
@@ -294,12 +295,18 @@ def test_few_labels_are_a_share_of_every_class(shards, tmp_path):
         few_labels(fold, 0.0, seed=3)
 
 
+@pytest.mark.parametrize(("share", "count", "expected"), [(0.07, 100, 7), (0.14, 50, 7), (0.071, 100, 8)])
+def test_a_share_is_the_decimal_that_is_written(share, count, expected):  # 0.07 * 100 is above 7 in floats
+    stub = SimpleNamespace(num_samples=count, location="", folder="", index=None, _remote=None)
+    fold = ShardFold("", stub, stub, *2 * [torch.zeros(count)], ["a"], {})
+    assert few_labels(fold, share, seed=0).train.num_samples == expected
+
+
 def test_views_are_changed_by_known_keys_of_the_right_type(shards, tmp_path):
     views = tiny_embedder().config.views
     new = changed(views, {"video": {"num_frames": 6, "fps": 8}, "augments": {"mine": {"hue": 0, "crop_scale": [1, 1]}}})
-    assert (new.video.num_frames, new.video.fps, new.video.size_px) == (6, 8.0, 32)
+    assert (new.video.num_frames, new.video.fps, new.video.size_px, views.video.num_frames) == (6, 8.0, 32, 4)
     assert (new.augments["mine"].hue, new.augments["mine"].crop_scale) == (0.0, (1.0, 1.0))
-    assert views.video.num_frames == 4
     with pytest.raises(ValueError, match=r"views\.video has no key 'num_frame'.*'num_frames'"):
         changed(views, {"video": {"num_frame": 6}})
     with pytest.raises(ValueError, match="must be of type int"):

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from avssl.data import loader as loader_module
 from avssl.data.loader import Loader
 from avssl.data.loader_config import LoaderConfig
 from avssl.data.statistics import measure_statistics
+from avssl.processes.timeouts import start_loader
 from avssl.shards.shard_set import ShardSet
 from avssl.transforms.config import AudioViewConfig, VideoViewConfig, ViewsConfig
 from avssl.transforms.view_maker import ViewMaker
@@ -75,6 +77,17 @@ def test_an_epoch_begun_in_the_middle_gives_the_same_batches_without_reading_ear
     for left, right in zip(straight[2:], loader.epoch(1, first_batch=2), strict=True):
         batches_equal(left, right)
     assert set(read) == {int(i) for batch in straight[2:] for i in batch.index}
+
+
+def test_a_start_at_the_end_of_an_epoch_starts_the_workers_once(shards, monkeypatch):
+    """As a run does whose newest checkpoint is of the last batch of an epoch."""
+    started = []
+    monkeypatch.setattr(loader_module, "start_loader", lambda *given: started.append(given) or start_loader(*given))
+    loader = make_loader(shards["train"])
+    assert list(loader.epoch(0, loader.steps_per_epoch)) == []
+    for batch, alone in zip(loader.epoch(1), make_loader(shards["train"]).epoch(1), strict=True):
+        batches_equal(batch, alone)
+    assert len(started) == 2  # one of them of the other loader
 
 
 def test_epochs_follow_each_other_as_if_each_were_started_alone(shards):

@@ -190,6 +190,8 @@ class Loader:
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
         """Batches of an epoch from `first_batch` on, equally many on every rank. Workers go on into the next epoch."""
+        if first_batch == self.steps_per_epoch:  # of a run that goes on at the end of an epoch
+            return
         if self._stream is None or self._stream_at != (epoch, first_batch):
             sampler = _EndlessSampler(self._order, epoch, first_batch)
             loader = self._data_loader(self._samples, sampler, self._collate_of_epochs())

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from math import ceil
 from typing import Any, TypeVar
 
@@ -154,7 +155,8 @@ def few_labels(fold: ShardFold, share: float, seed: int) -> ShardFold:
     if targets.ndim == 1:
         groups = [np.flatnonzero(targets == number) for number in np.unique(targets)]
     generator = np.random.default_rng(seed)
-    chosen = np.sort(np.concatenate([generator.permutation(rows)[: ceil(share * len(rows))] for rows in groups]))
+    exact = Fraction(str(share))  # in floats 0.07 * 100 is above 7
+    chosen = np.sort(np.concatenate([generator.permutation(rows)[: ceil(exact * len(rows))] for rows in groups]))
     return ShardFold(
         fold.name, ShardSubset(fold.train, chosen), fold.test, fold.train_targets[chosen], fold.test_targets,
         fold.classes, fold.left_out,
