@@ -67,7 +67,7 @@ def evaluate(run: Path, task: TaskConfig) -> Path:
     """
     from avssl import checkpoint, distributed
     from avssl.embedding.embedder import Embedder, inputs_of
-    from avssl.eval import results, tasks
+    from avssl.eval import overlap, results, tasks
     from avssl.eval.outcome import LabelTaskConfig
     from avssl.losses import registry
 
@@ -84,7 +84,7 @@ def evaluate(run: Path, task: TaskConfig) -> Path:
         embedder = Embedder.from_run(
             run, device=task.device, untrained=weights == "untrained", checkpoint_name=task.checkpoint
         )
-        outcomes[weights] = tasks.get(task.task).run(embedder, task)
+        outcomes[weights] = overlap.with_sources(tasks.get(task.task).run(embedder, task), task)
         hashes[weights] = embedder.weights_hash
         inputs = inputs_of(embedder.config, embedder.modalities)
     evaluation = results.evaluation_of(outcomes, task, run.name, hashes, inputs) | {"overlap": measured_overlap}

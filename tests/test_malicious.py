@@ -27,7 +27,8 @@ def test_nothing_that_opens_data_runs_code_reaches_elsewhere_or_acts_on_the_term
 
 
 def test_a_metric_called_after_a_malicious_label_field_is_one_line_of_a_table():
-    intervals = {"confidence": 0.95, "num_rows": {NAME: 9}, "values": {"trained": {NAME: [0.4, 0.6]}}, DIFFERENCE: {}}
+    intervals = {"confidence": 0.95, "num_rows": {NAME: 9}, "num_sources": {NAME: 9}, DIFFERENCE: {}}
+    intervals["values"] = {"trained": {NAME: [0.4, 0.6]}}
     evaluation = {"results": {"trained": {NAME: 0.5}}, "deviation": {"trained": {}}, "chance": {NAME: 0.1}}
     evaluation["intervals"] = intervals
     assert len(table(evaluation).split("\n")) == 2

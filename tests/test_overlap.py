@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from avssl.eval import overlap
+from avssl.eval.outcome import LabelTaskConfig, Outcome, Repeat, TaskConfig
 from avssl.shards.format import SideCar
 from avssl.shards.sample_digests import sample_digests
 from avssl.shards.shard_set import ShardSet
@@ -69,6 +70,23 @@ def test_other_seconds_of_the_same_file_are_overlap(videos, trained, tmp_path):
     found = overlap.measure_overlap(trained, [("", str(pieces))])["tests"][0]
     assert (found["num_test"], found["num_in_run"]) == (18, 12)
     assert all("train_renamed" in key for key in found["keys"])
+
+
+def test_rows_of_a_result_know_their_source_files(videos, shards, tmp_path):
+    pieces = made_shards(videos, tmp_path / "pieces1", Cutting(clip_seconds=0.5))
+    keys = ShardSet(pieces).keys[::-1]
+    rows = [Repeat(name, keys, {}, {}) for name in ("", "fold 1, seed 0")]
+    folded = LabelTaskConfig(train=str(shards["train"]), test=str(tmp_path / "pieces{fold}"), folds=[1])
+    for repeat, config in ((rows[0], TaskConfig(test=str(pieces))), (rows[1], folded)):
+        (found,) = overlap.with_sources(Outcome([repeat]), config).repeats
+        films = [key.rsplit("/", 1)[-1].split("_renamed_")[0] + key.split("_renamed_")[1][0] for key in keys]
+        assert len(np.unique(found.sources)) == len(set(films)) == 6
+        assert len(set(zip(found.sources.tolist(), films, strict=True))) == 6
+    others = Outcome([Repeat("", [*keys, "no sample"], {}, {})])
+    assert overlap.with_sources(others, TaskConfig(test=str(pieces))).repeats[0].sources is None
+    anchors = Outcome([Repeat("positives", ShardSet(shards["train"]).keys, {}, {})])
+    (found,) = overlap.with_sources(anchors, TaskConfig(train=str(shards["train"]), test=str(pieces))).repeats
+    assert len(np.unique(found.sources)) == 18
 
 
 def test_equal_keys_and_paths_of_other_media_are_no_overlap(trained, shards, corpus, tmp_path):

@@ -7,14 +7,14 @@ is right and asks whether each is right equally often (two-sided exact binomial 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import comb
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from avssl.eval.intervals import bootstrap, ends, row_counts, values_of
+from avssl.eval.intervals import bootstrap, ends, row_counts, source_counts, units_text, values_of
 from avssl.eval.outcome import Repeat
 from avssl.eval.results import read_evaluation, read_rows
 from avssl.files.plain_text import plain
@@ -25,7 +25,8 @@ class Difference:
     """One metric of two results, and the ends of the confidence interval of second - first.
 
     mcnemar: (rows that only the first has right, rows that only the second has right, p-value), for metrics that are a
-    share of right rows. num_rows: the number of samples.
+    share of right rows, where no two rows are of one source. num_rows, num_sources: the numbers of samples and of their
+    source files, None where these are not known.
     """
 
     first: float
@@ -34,6 +35,7 @@ class Difference:
     high: float
     mcnemar: tuple[int, int, float] | None = None
     num_rows: int = 0
+    num_sources: int | None = None
 
     @property
     def difference(self) -> float:
@@ -58,12 +60,21 @@ def paired_differences(
     if num_draws < 2 or not 0 < confidence < 1:
         raise ValueError(f"draws is {num_draws}, at least 2; confidence is {confidence}, between 0 and 1")
     names = _shared_metrics(first, second)
-    counts, values = row_counts(first), [values_of(repeats) for repeats in (first, second)]
+    known = [
+        pair[0] if pair[0].sources is not None else replace(pair[0], sources=pair[1].sources)
+        for pair in zip(first, second, strict=True)
+    ]
+    counts, sources, values = (
+        row_counts(first),
+        source_counts(known),
+        [values_of(repeats) for repeats in (first, second)],
+    )
     drawn = bootstrap([first, second], num_draws=num_draws, seed=seed)
     return {
         name: Difference(
             values[0][name], values[1][name], *ends(drawn[1][name] - drawn[0][name], confidence),
-            _mcnemar(first, second, name), counts[name],
+            _mcnemar(first, second, name) if sources.get(name, counts[name]) == counts[name] else None,
+            counts[name], sources.get(name),
         )
         for name in names
     }  # fmt: skip
@@ -163,4 +174,9 @@ def comparison_table(differences: Mapping[str, Difference], confidence: float) -
         if metric.mcnemar is not None:
             line += f"  {metric.mcnemar[0]} : {metric.mcnemar[1]}, p = {metric.mcnemar[2]:.2g}"
         lines.append(line)
+    counts = {name: metric.num_rows for name, metric in differences.items()}
+    sources = {name: metric.num_sources for name, metric in differences.items() if metric.num_sources is not None}
+    if text := units_text(counts, sources):
+        is_left_out = any(sources.get(name, count) < count for name, count in counts.items())
+        lines.append(text + ("; McNemar's test, which needs independent rows, is left out" if is_left_out else ""))
     return "\n".join(lines)

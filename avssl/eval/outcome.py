@@ -19,6 +19,8 @@ from avssl.eval.metrics import KINDS, OF_PAIRS, prepared
 
 Array = NDArray[Any]
 
+ANCHORS = "positives"  # the repeat of the task `standard` whose rows are the training samples
+
 # {key that was added to the configurations of tasks: its value where it is not used}
 ADDED_KEYS: dict[str, Any] = {"encoders": {}, "layer_decay": 1.0}
 
@@ -91,7 +93,9 @@ class Repeat:
 
     name: "" for the only one, else "fold 1", "seed 0", ... keys: of the n test rows (samples, or what the protocol
     says), each once. columns: arrays (n, ...) of numbers or bools that the metrics are computed from. train_keys: of
-    the training samples, for the hash of the sample list. classes: names of the columns of scores.
+    the training samples, for the hash of the sample list. classes: names of the columns of scores. sources: uint64
+    (n,), digests of the files that the rows are from, None where they are not known; `avssl evaluate` fills them in
+    for rows that are samples of the task's folders.
 
     >>> accuracy = Metric("mean", ("right",))
     >>> Repeat("seed 0", ["a", "b"], {"right": np.array([True, False])}, {"accuracy": accuracy}).values()
@@ -104,6 +108,7 @@ class Repeat:
     metrics: dict[str, Metric]
     train_keys: list[str] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)
+    sources: NDArray[np.uint64] | None = None
 
     def __post_init__(self) -> None:
         """ValueError for lengths that differ, repeated keys, unknown kinds of metrics and missing columns."""
@@ -112,6 +117,8 @@ class Repeat:
         for name, values in self.columns.items():
             if len(values) != len(self.keys):
                 raise ValueError(f"column {name!r} has {len(values)} rows; there are {len(self.keys)} keys")
+        if self.sources is not None and self.sources.shape != (len(self.keys),):
+            raise ValueError(f"sources have shape {self.sources.shape}; there are {len(self.keys)} keys")
         for name, metric in self.metrics.items():
             missing = [column for column in metric.columns if column not in self.columns]
             if missing or metric.kind not in KINDS:

@@ -7,8 +7,9 @@ those of the run that it began from, and of its teacher.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from avssl.eval.outcome import LabelTaskConfig, TaskConfig
+from avssl.eval.outcome import ANCHORS, LabelTaskConfig, Outcome, TaskConfig
 from avssl.files.whole import whole_path
 from avssl.shards.sample_digests import Digests, SampleDigests, sample_digests
 from avssl.shards.shard_set import ShardSet
@@ -122,6 +123,35 @@ def data_folders(config: TaskConfig) -> Iterator[tuple[str, str]]:
             yield train, test
         elif config.fold_field:
             yield "", train
+
+
+def with_sources(outcome: Outcome, config: TaskConfig) -> Outcome:
+    """The outcome with the sources of the rows that are samples of the folders of the task.
+
+    Shards of earlier versions, without digests in their side-cars, are not read for them; there sources stay None.
+    """
+    known: dict[str, dict[str, int]] = {}
+    repeats = []
+    for repeat in outcome.repeats:
+        folder = _folder_of_rows(repeat.name, config)
+        if folder and folder not in known:
+            shards = ShardSet(folder)
+            has_digests = all(side_car.sources for part in shards.parts for side_car in part.side_cars())
+            digests = sample_digests(shards) if has_digests else None
+            known[folder] = {} if digests is None else dict(zip(shards.keys, digests.sources.tolist(), strict=True))
+        of_key = known.get(folder, {})
+        if repeat.sources is None and all(key in of_key for key in repeat.keys):
+            repeat = replace(repeat, sources=np.array([of_key[key] for key in repeat.keys], np.uint64))  # noqa: PLW2901
+        repeats.append(repeat)
+    return replace(outcome, repeats=repeats)
+
+
+def _folder_of_rows(name: str, config: TaskConfig) -> str:
+    """The shard folder whose samples are the rows of the repeat of this name."""
+    if name == ANCHORS or (isinstance(config, LabelTaskConfig) and config.fold_field):
+        return config.train
+    number = re.match(r"fold (\d+)", name)
+    return config.test.replace("{fold}", number[1]) if number else config.test
 
 
 def measure_overlap(run: str | Path, folders: Sequence[tuple[str, str]]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avssl.eval.intervals import DIFFERENCE, intervals_of
+from avssl.eval.intervals import DIFFERENCE, intervals_of, units_text
 from avssl.eval.outcome import Metric, Outcome, Repeat, TaskConfig, keys_digest, settings_of
 from avssl.files.checked_json import Fields, parse
 from avssl.files.damaged_files import open_npz
@@ -32,6 +32,7 @@ from avssl.files.scratch import remove_leftovers
 from avssl.files.whole import write_whole
 
 FORMAT_VERSION = 1
+SOURCES = "source_digests"  # of the rows, beside their columns; results of earlier versions have none
 # Keys of the configuration without influence on the values.
 NOT_PROTOCOL = (
     "task", "name", "train", "test", "batch_size", "num_workers", "device", "untrained", "allow_overlap", "folder",
@@ -156,6 +157,8 @@ def write(folder: Path, outcomes: Mapping[str, Outcome], evaluation: dict[str, A
         for number, repeat in enumerate(outcome.repeats):
             prefix = f"{weights}/{number}"
             arrays[f"{prefix}/keys"] = np.array(repeat.keys)
+            if repeat.sources is not None:
+                arrays[f"{prefix}/{SOURCES}"] = repeat.sources
             arrays |= {f"{prefix}/{column}": values for column, values in repeat.columns.items()}
             metrics = {name: [metric.kind, list(metric.columns)] for name, metric in repeat.metrics.items()}
             described[weights].append({"name": repeat.name, "metrics": metrics})
@@ -255,9 +258,9 @@ def read_rows(path: str | Path, evaluation: Mapping[str, Any], weights: str) -> 
         for number, described in enumerate(stored.sections(weights)):
             prefix = f"{weights}/{number}/"
             columns = {name.removeprefix(prefix): arrays[name] for name in arrays.files if name.startswith(prefix)}
-            keys = columns.pop("keys").tolist()
+            keys, sources = columns.pop("keys").tolist(), columns.pop(SOURCES, None)
             metrics = {name: Metric(kind, tuple(names)) for name, (kind, names) in described.mapping("metrics").items()}
-            repeats.append(Repeat(described.text("name"), keys, columns, metrics))
+            repeats.append(Repeat(described.text("name"), keys, columns, metrics, sources=sources))
     return repeats
 
 
@@ -284,12 +287,13 @@ def table(evaluation: Mapping[str, Any]) -> str:
         count = str(intervals["num_rows"][name])
         rows.append([plain(name), count, *cells, "-" if level is None else f"{level:.3f}"])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
+    lines = [
         "  ".join(
             [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
         )
         for row in rows
-    )
+    ]
+    return "\n".join([*lines, *filter(None, [units_text(intervals["num_rows"], intervals.get("num_sources", {}))])])
 
 
 def _ends_text(ends: Sequence[float | None] | None, sign: str = "") -> str:

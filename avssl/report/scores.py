@@ -184,7 +184,12 @@ def _heading(metric: str, counts: str) -> Html:
 def samples_text(results: Sequence[Result], metric: str) -> str:
     """The text "300 samples", or "280 to 300 samples" if the results differ; "" if none has a number."""
     counts = {count for result in results if (count := count_of(result.record, metric)) is not None}
-    return f"{' to '.join(map(str, sorted({min(counts), max(counts)})))} samples" if counts else ""
+    if not counts:
+        return ""
+    sources = {result.record.get("intervals", {}).get("num_sources", {}).get(metric) for result in results}
+    count = next(iter(sources)) if len(sources) == 1 else None
+    of_sources = f" of {count} sources" if isinstance(count, int) and count < max(counts) else ""
+    return f"{' to '.join(map(str, sorted({min(counts), max(counts)})))} samples{of_sources}"
 
 
 def _table(

@@ -20,7 +20,7 @@ from avssl import checkpoint, distributed
 from avssl.embedding.embed_shards import embed_split
 from avssl.embedding.table import MODALITIES, EmbeddingTable
 from avssl.eval.knn import knn, knn_chance
-from avssl.eval.outcome import Metric, Outcome, Repeat, TaskConfig, keys_digest
+from avssl.eval.outcome import ANCHORS, Metric, Outcome, Repeat, TaskConfig, keys_digest
 from avssl.eval.retrieval import DIRECTIONS, RECALL_AT, chance_levels, class_precision_rows, retrieval_ranks
 from avssl.eval.tasks import register
 from avssl.losses import registry
@@ -221,7 +221,7 @@ def _positives(positives: Mapping[str, torch.Tensor], train: EmbeddingTable) -> 
             name = f"positive_precision_{agreement}_{label_field}"
             columns[name], chance = positive_precision(sets, numbers)
             metrics[name] = Metric("mean", (name,), chance)
-    return Repeat("positives", by_index.keys, columns, metrics)
+    return Repeat(ANCHORS, by_index.keys, columns, metrics)
 
 
 def protocol_of(train: EmbeddingTable, test: EmbeddingTable, config: StandardConfig) -> dict[str, Any]:
