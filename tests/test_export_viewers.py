@@ -103,6 +103,50 @@ def test_without_the_program_the_error_says_what_to_install(target, name, tmp_pa
     assert not (tmp_path / "clips.db").exists()
 
 
+def test_a_second_export_of_a_name_leaves_what_the_first_is_filling(tmp_path, monkeypatch, capsys):
+    """With a stand-in for FiftyOne's database; the second begins while the first fills its data set."""
+    make_embeddings(tmp_path / "rows", 2)
+    database = {"clips.unfinished": object()}  # as a killed export left it
+
+    class Dataset:
+        media_type = "video"
+
+        def __init__(self, name):
+            assert name not in database
+            database[name] = self
+
+        def __setattr__(self, key, value):
+            if key == "name":
+                database[value] = database.pop(next(name for name, one in database.items() if one is self))
+
+        def __len__(self):
+            return 1
+
+        def get_field_schema(self):
+            return {}
+
+    stand_in = mock.Mock(Dataset=Dataset, dataset_exists=database.__contains__, delete_dataset=database.__delitem__)
+    monkeypatch.setenv("AVSSL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(fiftyone_dataset, "library", lambda: stand_in)
+    monkeypatch.setattr(fiftyone_dataset, "MediaFiles", lambda *arguments: None)
+    words = [str(tmp_path / "rows"), "--to", "fiftyone", "--out", "clips"]
+
+    def fill_while_another_begins(dataset, *arguments):
+        monkeypatch.setattr(fiftyone_dataset, "fill", lambda *arguments: {})
+        with pytest.raises(SystemExit):
+            command.command(words)
+        assert "another process exports 'clips' to FiftyOne; wait for it, or end it" in capsys.readouterr().err
+        assert database == {"clips.unfinished": dataset}
+        command.command([*words[:-1], "others"])  # another name may
+        return {}
+
+    monkeypatch.setattr(fiftyone_dataset, "fill", fill_while_another_begins)
+    command.command(words)
+    assert sorted(database) == ["clips", "others"]
+    command.command([*words, "--overwrite"])  # the lock is free again
+    assert sorted(database) == ["clips", "others"]
+
+
 def test_an_overwritten_database_opens_and_no_other_file_is_overwritten(tmp_path, monkeypatch, capsys):
     """With DuckDB alone in the place of LightlyStudio. The earlier database was left open, with its log beside it."""
     duckdb = pytest.importorskip("duckdb")
@@ -201,7 +245,7 @@ def test_fiftyone_shows_a_sample_a_file_with_windows_labels_and_vectors(embedded
     told = printed_by(
         "fiftyone", "AVSSL_FIFTYONE_PYTHON", FIFTYONE, folder, tmp_path / "of_shards", tmp_path / "media",
         FIFTYONE_DATABASE_DIR=str(tmp_path / "database"), FIFTYONE_DO_NOT_TRACK="true",
-        FIFTYONE_DATABASE_VALIDATION="false",
+        FIFTYONE_DATABASE_VALIDATION="false", AVSSL_CACHE=str(tmp_path / "cache"),
     )  # fmt: skip
     assert sorted(told["names"]) == ["clips", "of_shards"]  # neither "lost" nor anything unfinished
     assert (told["again"], told["lost"], told["media_type"], told["persistent"]) == (1, 1, "video", True)

@@ -7,9 +7,12 @@ when it is whole; what a killed process left there is removed by the next one.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import os
 import re
 from collections import Counter
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,11 @@ import numpy as np
 
 from avssl.exchange.targets.clips import Clip, MediaFiles, clips_of
 from avssl.exchange.targets.rows import RowSource
+from avssl.files.disk_errors import clear_errors
+from avssl.files.locks import locked
 from avssl.files.plain_text import brief, note
 from avssl.files.progress import Bar
+from avssl.shards.cache import default_cache_dir
 from avssl.shards.keys import label_columns
 
 SAMPLES_AT_A_TIME = 128
@@ -34,21 +40,24 @@ def export(arguments: argparse.Namespace) -> dict[str, Any]:
     name = str(arguments.out)
     rows = RowSource(arguments.sources[0], arguments.vectors or ("embedding",), arguments.moved)
     media = MediaFiles(rows, arguments.media)
-    unfinished = f"{name}{UNFINISHED}"
-    if fiftyone.dataset_exists(name) and not arguments.overwrite:
-        raise FileExistsError(f"FiftyOne has a data set {brief(name)} already; choose another --out, or --overwrite")
-    if fiftyone.dataset_exists(unfinished):
-        fiftyone.delete_dataset(unfinished)
-    dataset = fiftyone.Dataset(unfinished)  # not persistent: the database itself forgets it if this is killed
-    try:
-        left_out = fill(dataset, rows, media)
-        if fiftyone.dataset_exists(name):
-            fiftyone.delete_dataset(name)
-        dataset.name = name
-        dataset.persistent = True
-    except BaseException:
-        fiftyone.delete_dataset(unfinished)
-        raise
+    with _alone(name):
+        if fiftyone.dataset_exists(name) and not arguments.overwrite:
+            raise FileExistsError(
+                f"FiftyOne has a data set {brief(name)} already; choose another --out, or --overwrite"
+            )
+        unfinished = f"{name}{UNFINISHED}"
+        if fiftyone.dataset_exists(unfinished):
+            fiftyone.delete_dataset(unfinished)
+        dataset = fiftyone.Dataset(unfinished)  # not persistent: the database itself forgets it if this is killed
+        try:
+            left_out = fill(dataset, rows, media)
+            if fiftyone.dataset_exists(name):
+                fiftyone.delete_dataset(name)
+            dataset.name = name
+            dataset.persistent = True
+        except BaseException:
+            fiftyone.delete_dataset(unfinished)
+            raise
     shown = "".join(f"; {count:,} {kind} files are left out" for kind, count in left_out.items())
     return {
         "num_rows": len(rows),
@@ -58,6 +67,16 @@ def export(arguments: argparse.Namespace) -> dict[str, Any]:
         "fields": sorted(dataset.get_field_schema()),
         "summary": f"{len(dataset):,} samples, {len(rows):,} rows{shown}: fiftyone app launch {name}",
     }
+
+
+def _alone(name: str) -> AbstractContextManager[None]:
+    """The lock of a name: no other process of this user on this machine takes its unfinished data set for left over."""
+    folder = default_cache_dir() / "fiftyone"
+    with clear_errors(folder, "made"):
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / f"{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}.lock"
+    busy = f"another process exports {brief(name)} to FiftyOne; wait for it, or end it"
+    return locked(lock, wait_seconds=0, busy=busy)
 
 
 def library() -> Any:
