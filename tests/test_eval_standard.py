@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from avssl.embedding.embed_shards import embed_split
 from avssl.embedding.embedder import Embedder
 from avssl.embedding.table import VECTOR_COLUMNS, EmbeddingTable
 from avssl.eval import tasks
+from avssl.eval.compare import is_comparable, refuse_unless_comparable
 from avssl.eval.outcome import Outcome
 from avssl.eval.results import read_evaluation, read_rows
-from avssl.eval.tasks.standard import StandardConfig, evaluate_tables
+from avssl.eval.tasks.standard import StandardConfig, evaluate_tables, protocol_of
 from recipes import evaluate as recipe
 from tests.conftest import run_python
 
@@ -55,6 +57,23 @@ def tables() -> dict[str, EmbeddingTable]:
 def outcome(tables: dict[str, EmbeddingTable]) -> Outcome:
     positives = {"union": torch.from_numpy((np.arange(60)[:, None] + [1, 2, 5]) % 60)}
     return evaluate_tables(tables["train"], tables["test"], StandardConfig(num_neighbors=5), positives)
+
+
+def test_other_labels_of_the_same_samples_are_another_protocol(tables: dict[str, EmbeddingTable]) -> None:
+    """They were compared as if a right answer were the same in both."""
+    settings = StandardConfig(num_neighbors=5)
+    first = {"protocol": protocol_of(tables["train"], tables["test"], settings)}
+    for split, table in tables.items():
+        names = [{**row, "shape": ["e"]} if number == 3 else row for number, row in enumerate(table.labels)]
+        others = tables | {split: replace(table, labels=names)}
+        second = {"protocol": protocol_of(others["train"], others["test"], settings)}
+        assert not is_comparable(first, second)
+        with pytest.raises(ValueError, match="targets: "):
+            refuse_unless_comparable(first, second, ("a", "b"))
+    turned = {split: table.select(np.arange(len(table))[::-1]) for split, table in tables.items()}
+    assert is_comparable(first, {"protocol": protocol_of(turned["train"], turned["test"], settings)})
+    earlier = {key: value for key, value in first["protocol"].items() if key != "targets"}
+    assert is_comparable(first, {"protocol": earlier}), "of results of earlier versions it is not known"
 
 
 @pytest.mark.parametrize("modality", ["video", "audio"])

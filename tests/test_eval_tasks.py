@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
@@ -18,9 +20,12 @@ from avssl.data.every_sample import ClipPlan
 from avssl.embedding.embedder import Embedder
 from avssl.eval import results, tasks
 from avssl.eval.features import extract
+from avssl.eval.finetune.data import ShardFold
+from avssl.eval.finetune.task import label_digests
 from avssl.eval.labels import FeatureSet, usable
 from avssl.eval.outcome import Outcome, classified
 from avssl.eval.results import read_evaluation, read_rows
+from avssl.shards.shard_set import ShardSet
 from recipes import evaluate as recipe
 from tests.conftest import run_python
 
@@ -189,6 +194,7 @@ def test_retrieval_across_and_within(run: Path, embedder: Embedder, shards: Any)
     names = set(found["results"]["trained"])
     assert {"video_to_audio_recall_at_1", "audio_to_video_median_rank"} <= names
     assert {"video_to_video_embedding_mean_average_precision", "audio_to_audio_embedding_recall_at_5"} <= names
+    assert len(set(found["protocol"]["targets"])) == 2, "of the training and of the test samples"
     across = evaluate(run, shards, "retrieval", "train=", "recall_at=[1]", "name=across", "untrained=false")
     assert set(across["results"]["trained"]) == {
         f"{direction}_{name}"
@@ -326,3 +332,22 @@ def test_a_result_of_another_test_set_or_other_settings_replaces_none(tmp_path):
     with pytest.raises(ValueError, match=r"evaluation\.json is damaged"):
         written("three")
     assert path.read_text() == "{"
+
+
+def test_other_labels_of_the_same_samples_have_other_digests() -> None:
+    train, test = (cast("ShardSet", SimpleNamespace(keys=keys)) for keys in (["b", "a"], ["c"]))
+    made = [
+        ShardFold("", train, test, torch.tensor(numbers), torch.tensor([0]), classes, {})
+        for numbers, classes in (
+            ([0, 1], ["x", "y"]),
+            ([1, 0], ["x", "y"]),
+            ([0, 1], ["x", "z"]),
+            ([0, 2], ["x", "w", "y"]),
+        )
+    ]
+    first, swapped, renamed, one_class_more = map(label_digests, made)
+    assert first[0] not in (swapped[0], renamed[0])
+    assert first[1] == swapped[1] == renamed[1]
+    assert first == one_class_more, "of the names of labels, not of their numbers"
+    several = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    assert label_digests(ShardFold("", train, test, several, several[:1], ["x", "y"], {})) == first

@@ -19,6 +19,8 @@ from avssl.eval.outcome import Repeat
 from avssl.eval.results import read_evaluation, read_rows
 from avssl.files.plain_text import plain
 
+ADDED_TO_PROTOCOL = ("targets",)  # keys that results of earlier versions lack
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -136,7 +138,9 @@ def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]
     settings, other_settings = (
         {"task": result.get("task"), **result.get("protocol", {})} for result in (first, second)
     )
-    for key in sorted({*settings, *other_settings}):
+    # A key that results of earlier versions lack says nothing about them.
+    added = {key for key in ADDED_TO_PROTOCOL if key not in settings or key not in other_settings}
+    for key in sorted({*settings, *other_settings} - added):
         if settings.get(key) != other_settings.get(key):
             lines.append(f"  {key}: {settings.get(key)!r} and {other_settings.get(key)!r}")
     repeats = [

@@ -7,6 +7,7 @@ give the value; counts of a bootstrap give the value on resampled rows (avssl/ev
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -262,6 +263,12 @@ def settings_of(config: TaskConfig) -> dict[str, Any]:
             if section.get(key) == unused:
                 del section[key]
     return settings
+
+
+def targets_digest(keys: Sequence[str], labels: Sequence[Any]) -> str:
+    """16 hex digits of the label names (any plain value) of rows in the order of their keys: equal for equal labels."""
+    named = sorted(zip(keys, labels, strict=True), key=lambda pair: pair[0])
+    return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16]
 
 
 def keys_digest(keys: Sequence[str]) -> str:

@@ -30,7 +30,7 @@ from avssl.eval.finetune.state import (
 )
 from avssl.eval.finetune.training import Criterion, Headed, Stage, TrainingOptions, train
 from avssl.eval.frozen import modalities_of
-from avssl.eval.outcome import LabelTaskConfig, Metric, Repeat, classified, settings_of
+from avssl.eval.outcome import LabelTaskConfig, Metric, Repeat, classified, settings_of, targets_digest
 from avssl.models import create_encoder, without_weights
 from avssl.ops import kernels
 from avssl.optim.config import OptimConfig
@@ -75,12 +75,13 @@ NOT_OF_TRAINING = (
 
 @dataclass(frozen=True)
 class Trained:
-    """One repeat of a trained classifier: protocol and facts as in Outcome, and {head: scores}."""
+    """One repeat of a trained classifier: protocol and facts as in Outcome, {head: scores}, digests of the labels."""
 
     repeat: Repeat
     protocol: dict[str, Any]
     facts: dict[str, Any]
     scores: dict[str, Scores]
+    targets: list[str]
 
 
 MakeModel = Callable[[ShardFold, ViewMaker, ViewsConfig], Headed]
@@ -245,7 +246,23 @@ def run_repeat(
         device=device,
         mixed_precision=config.mixed_precision,
     )
-    return Trained(as_repeat(scores, fold, name, multi_label=config.multi_label), protocol, training_facts, scores)
+    repeat = as_repeat(scores, fold, name, multi_label=config.multi_label)
+    return Trained(repeat, protocol, training_facts, scores, label_digests(fold))
+
+
+def label_digests(fold: ShardFold) -> list[str]:
+    """The digests of the labels of the training and of the test samples."""
+    digests = []
+    for shards, targets in ((fold.train, fold.train_targets), (fold.test, fold.test_targets)):
+        rows = targets.tolist()
+        names = [
+            [name for name, has in zip(fold.classes, row, strict=True) if has]
+            if isinstance(row, list)
+            else [fold.classes[row]]
+            for row in rows
+        ]
+        digests.append(targets_digest(shards.keys, names))
+    return digests
 
 
 def as_repeat(scores_of_heads: Mapping[str, Scores], fold: ShardFold, name: str, *, multi_label: bool) -> Repeat:

@@ -65,6 +65,7 @@ def finetune(embedder: Embedder, config: FinetuneConfig) -> Outcome:
         "batch_norm": f"{config.batch_norm}; with the head alone {config.head_batch_norm}",
         "scores": "mean over clips of the " + ("sigmoid" if config.multi_label else "softmax"),
         "repeats": {name: result.protocol for name, result in results.items()},
+        "targets": {name: result.targets for name, result in results.items()},
     }
     facts = {"training": {name: result.facts for name, result in results.items()}}
     return Outcome([result.repeat for result in results.values()], protocol, facts)

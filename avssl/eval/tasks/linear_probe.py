@@ -77,6 +77,7 @@ def linear_probe(embedder: Embedder, config: LinearProbeConfig) -> Outcome:
         "probe_batch_norm": config.probe_batch_norm,
         "scores": "mean over clips of the " + ("sigmoid" if config.multi_label else "softmax"),
         "repeats": {name: result.protocol for name, result in results.items()},
+        "targets": {name: result.targets for name, result in results.items()},
     }
     best = max(means, key=lambda layer: means[layer])
     facts: dict[str, Any] = {"best_layer": best, "best_layer_is_chosen_by": f"{metric} on the test samples"}

@@ -17,7 +17,7 @@ from avssl.data.every_sample import ClipPlan
 from avssl.eval.features import extract
 from avssl.eval.frozen import FROZEN, FrozenConfig, modalities_of
 from avssl.eval.labels import FeatureSet, targets_of, usable
-from avssl.eval.outcome import Metric, Outcome, Repeat
+from avssl.eval.outcome import Metric, Outcome, Repeat, targets_digest
 from avssl.eval.retrieval import chance_of_same_label, retrieval_ranks, same_label_search
 from avssl.eval.tasks import register
 from avssl.ops.nearest import unit
@@ -77,6 +77,10 @@ def retrieval(embedder: Embedder, config: RetrievalConfig) -> Outcome:
     if config.label_field:
         classes = sorted({labels[config.label_field][0] for split in (test, gallery) for labels in split.labels})
         protocol["labels"] = hashlib.sha256("\n".join(classes).encode()).hexdigest()[:16]
+        protocol["targets"] = [
+            targets_digest(split.keys, [labels[config.label_field] for labels in split.labels])
+            for split in (gallery, test)
+        ]
         for modality in modalities:
             for layer in config.layers:
                 _within(modality, layer, test, gallery, classes, config, columns, metrics)

@@ -20,7 +20,7 @@ from avssl import checkpoint, distributed
 from avssl.embedding.embed_shards import embed_split
 from avssl.embedding.table import MODALITIES, EmbeddingTable
 from avssl.eval.knn import knn, knn_chance
-from avssl.eval.outcome import ANCHORS, Metric, Outcome, Repeat, TaskConfig, keys_digest
+from avssl.eval.outcome import ANCHORS, Metric, Outcome, Repeat, TaskConfig, keys_digest, targets_digest
 from avssl.eval.retrieval import DIRECTIONS, RECALL_AT, chance_levels, class_precision_rows, retrieval_ranks
 from avssl.eval.tasks import register
 from avssl.losses import registry
@@ -232,6 +232,7 @@ def protocol_of(train: EmbeddingTable, test: EmbeddingTable, config: StandardCon
         "modalities": test.modalities(),
         "train_samples": keys_digest(train.keys),
         "test_samples": keys_digest(test.keys),
+        "targets": [_targets(table) for table in (train, test)],
         "num_neighbors": config.num_neighbors,
         "temperature": config.temperature,
         "knn_on": config.knn_on,
@@ -239,6 +240,12 @@ def protocol_of(train: EmbeddingTable, test: EmbeddingTable, config: StandardCon
         "window_seconds": test.metadata.get("window_seconds"),
         "ties": "pessimistic",
     }
+
+
+def _targets(table: EmbeddingTable) -> str:
+    """The digest of all labels of all samples; the windows of a sample have the same."""
+    labels = dict(zip(table.keys, table.labels, strict=True))
+    return targets_digest(list(labels), [sorted(found.items()) for found in labels.values()])
 
 
 def positive_precision(positives: Any, labels: Any) -> tuple[NDArray[np.float64], float]:
