@@ -1,6 +1,7 @@
 """A run that starts from another one takes over what is its own, and nothing that belongs to other samples."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -53,6 +54,21 @@ def test_a_run_has_its_own_licenses_and_those_of_the_run_that_it_started_from(ow
     start = {"init_from": str(tmp_path / "start")}
     checkpoint.export(tmp_path / "run", {"loss": module}, own | start)
     assert checkpoint.read_provenance(tmp_path / "run") == expected | start
+
+
+def test_the_license_of_the_start_is_kept_although_its_folder_is_gone_at_the_end(tmp_path):
+    module, run, start = torch.nn.Linear(1, 1), tmp_path / "run", tmp_path / "start"
+    run.mkdir()
+    checkpoint.export(start, {"loss": module}, {"license": "mit", "license_note": "n", "steps": 5})
+    checkpoint.keep_start(run, str(start))
+    shutil.rmtree(start)
+    checkpoint.export(run, {"loss": module}, {"init_from": str(start)})
+    expected = {"init_from": str(start), "license": "mit", "license_note": "n"}
+    assert checkpoint.read_provenance(run) == expected
+    # A later start in this folder that begins from nothing has none.
+    checkpoint.keep_start(run, "")
+    checkpoint.export(run, {"loss": module}, {})
+    assert checkpoint.read_provenance(run) == {}
 
 
 @pytest.mark.parametrize("name", ["moco", "moco_v3", "byol"])

@@ -132,6 +132,20 @@ def test_avid_cma_starts_from_the_encoders_banks_and_constant_of_an_avid_run(tin
 
 
 @pytest.mark.slow
+def test_the_license_of_the_start_is_kept_although_its_folder_is_gone_when_the_run_ends(tiny_run, shards, tmp_path):
+    start, run = tmp_path / "start", tmp_path / "run"
+    shutil.copytree(tiny_run, start)
+    provenance = json.loads((start / "provenance.json").read_text())
+    (start / "provenance.json").write_text(json.dumps(provenance | {"license": "cc-by-nc-4.0"}))
+    arguments = arguments_for("avid", shards, run, f"init_from={start}")
+    run_python(*arguments, "steps=1")
+    shutil.rmtree(start)
+    run_python(*arguments, "steps=2")
+    facts = json.loads((run / "provenance.json").read_text())
+    assert (facts["steps"], facts["license"]) == (2, "cc-by-nc-4.0")
+
+
+@pytest.mark.slow
 def test_banks_are_not_inherited_from_a_run_on_other_shards(tiny_run, shards, tmp_path):
     """The fingerprint of the source is changed, as if other clips had given the same number of samples."""
     other = tmp_path / "other"

@@ -10,6 +10,7 @@ run/
                          the views, progress.json and, last, checksums.json: without it a checkpoint does not count
   damaged_step_000123/   a checkpoint that was damaged when the run went on; nothing reads it
   .lock                  held by the first process of the run that is working in this folder
+  start.json             license of the run that it started from
   encoders.safetensors   on finish: encoders, heads, statistics of the views, banks and constants; no optimizer
   provenance.json        versions, data, steps, license of the weights it started from
 """
@@ -20,10 +21,10 @@ from avssl.checkpoint.hub import locate
 from avssl.checkpoint.inherit import describe_matching, inherit, inherit_views, load_matching
 from avssl.checkpoint.step_folders import checkpoints
 from avssl.checkpoint.steps import at_step, read_step, resume, save, saved_world_size
-from avssl.checkpoint.weights import PROVENANCE_FILE, WEIGHTS_FILE, export, read_provenance, read_weights
+from avssl.checkpoint.weights import PROVENANCE_FILE, WEIGHTS_FILE, export, keep_start, read_provenance, read_weights
 
 __all__ = [
     "PROVENANCE_FILE", "WEIGHTS_FILE", "DamagedCheckpointError", "at_step", "checkpoints",
-    "describe_matching", "export", "inherit", "inherit_views", "load_matching", "locate", "read_provenance",
-    "read_step", "read_weights", "resume", "save", "saved_world_size", "whole_banks",
+    "describe_matching", "export", "inherit", "inherit_views", "keep_start", "load_matching", "locate",
+    "read_provenance", "read_step", "read_weights", "resume", "save", "saved_world_size", "whole_banks",
 ]  # fmt: skip

@@ -20,6 +20,8 @@ from avssl.files.whole import whole_path, write_whole
 WEIGHTS_FILE = "encoders.safetensors"
 EXCHANGE_FILE = "model.safetensors"
 PROVENANCE_FILE = "provenance.json"
+START_FILE = "start.json"
+LICENSE_KEYS = ("license", "license_note")
 OLD_PROVENANCE_KEYS = {"licence": "license", "licence_note": "license_note"}  # of earlier versions
 
 
@@ -36,7 +38,7 @@ def export(
     """
     state = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
     state.update(extra or {})
-    return write_weights(run, state, {**provenance, **_licenses(provenance)})
+    return write_weights(run, state, {**provenance, **_licenses(run, provenance)})
 
 
 def write_weights(run: Path, state: Mapping[str, torch.Tensor], provenance: Mapping[str, Any]) -> Path:
@@ -48,10 +50,26 @@ def write_weights(run: Path, state: Mapping[str, torch.Tensor], provenance: Mapp
     return path
 
 
-def _licenses(provenance: Mapping[str, Any]) -> dict[str, str]:
+def keep_start(run: Path, init_from: str) -> None:
+    """Write RUN/start.json: the license of the run that this one starts from, whose folder may be gone at the end.
+
+    init_from: "" of a run that starts from none, which has no such file.
+    """
+    if not init_from:
+        (run / START_FILE).unlink(missing_ok=True)
+        return
+    facts = read_provenance(init_from)
+    write_whole(run / START_FILE, json.dumps({key: facts[key] for key in LICENSE_KEYS if facts.get(key)}, indent=1))
+
+
+def _licenses(run: Path, provenance: Mapping[str, Any]) -> dict[str, str]:
     """{"license", "license_note"} of a run: its own, and those of the run that it started from."""
     start = str(provenance.get("init_from", ""))
-    inherited = read_provenance(start) if start and (Path(start) / PROVENANCE_FILE).is_file() else {}
+    inherited: Mapping[str, Any] = {}
+    if (run / START_FILE).is_file():
+        inherited = Fields.read(run / START_FILE).record
+    elif start and (Path(start) / PROVENANCE_FILE).is_file():  # the run was begun by an earlier version
+        inherited = read_provenance(start)
     licenses = [str(facts["license"]) for facts in (provenance, inherited) if facts.get("license")]
     notes = dict.fromkeys(str(facts["license_note"]) for facts in (provenance, inherited) if facts.get("license_note"))
     found = {"license": joined_licenses(licenses), "license_note": "; ".join(notes)}

@@ -62,8 +62,8 @@ def begin(
     """Load the newest checkpoint of `cfg.run` or, in a folder without any, start from `init_from` or from nothing.
 
     The state is loaded into the objects that the accelerator has prepared, `loss`, the loader's view maker and
-    `progress`. A run that starts with new views measures their statistics. Then config.yaml and
-    training_data.safetensors are written, and warnings about the shards of the online probe are printed. A run may go
+    `progress`. A run that starts with new views measures their statistics. Then config.yaml, training_data.safetensors
+    and start.json are written, and warnings about the shards of the online probe are printed. A run may go
     on with another number of processes; a line and notes.jsonl say what is not exactly as before.
 
     facts: what must be equal when a run goes on, as `checkpoint.resume` compares it.
@@ -97,6 +97,7 @@ def begin(
         _keep_plugin_files(cfg, run)
         if resumed is None:
             overlap.write_training_data(run, loader.shards, *trained_on(cfg))
+            checkpoint.keep_start(run, cfg.init_from)
         for line in (*overlap.mixture_warnings(loader.shards), *overlap.probe_warnings(run, cfg.probe.shards)):
             note(f"warning: {line}", "warning")
 
