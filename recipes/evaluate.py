@@ -49,10 +49,12 @@ def checked_overlap(run: Path, task: TaskConfig) -> dict[str, Any]:
     """The overlap of test and training samples, measured before hours of work. ValueError unless the task allows it."""
     from avssl import distributed
     from avssl.eval import overlap
+    from avssl.eval.outcome import LabelTaskConfig
 
     if not task.train and not task.test:
         return {"by_run": "unknown", "tests": []}  # the error of the task says what is missing
-    measured = overlap.measure_overlap(run, list(overlap.data_folders(task)))
+    fold_field = task.fold_field if isinstance(task, LabelTaskConfig) else ""
+    measured = overlap.measure_overlap(run, list(overlap.data_folders(task)), fold_field)
     overlap.refuse_overlap(measured, allowed=task.allow_overlap)
     if distributed.rank() == 0:
         for line in (*overlap.describe_overlap(measured), *overlap.describe_parts(measured)):

@@ -17,6 +17,7 @@ from data_prep.index.cutting import Cutting
 from data_prep.inspect.verify import verify_folder
 from data_prep.transcode.options import WriteOptions
 from data_prep.write.run import write_shards
+from recipes.evaluate import checked_overlap
 from tests.conftest import run_python
 
 
@@ -87,6 +88,35 @@ def test_rows_of_a_result_know_their_source_files(videos, shards, tmp_path):
     anchors = Outcome([Repeat("positives", ShardSet(shards["train"]).keys, {}, {})])
     (found,) = overlap.with_sources(anchors, TaskConfig(train=str(shards["train"]), test=str(pieces))).repeats
     assert len(np.unique(found.sources)) == 18
+
+
+def test_folds_of_a_field_that_share_a_file_are_refused(videos, tmp_path):
+    """The folds of one folder were compared with the run alone: a test film could be a training film."""
+    manifest, folder, run = tmp_path / "folds.jsonl", tmp_path / "folds", tmp_path / "run"
+    build_manifest(videos, manifest, IndexOptions(cutting=Cutting(clip_seconds=0.5)))
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    films = sorted({row["path"] for row in rows if "path" in row})
+    for shared in (1, 0):
+        seen = set()
+        for row in rows:
+            if "path" in row:
+                film = films.index(row["path"])
+                fold = film % 2 if film or not shared or film in seen else 1
+                seen.add(film)
+                row["labels"] = {"fold": [str(fold)]}
+        manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        shutil.rmtree(folder, ignore_errors=True)
+        write_shards(manifest, folder, WriteOptions(short_side_px=32))
+        found = overlap.measure_overlap(run, [("", str(folder))], "fold")
+        (entry,) = found["tests"]
+        assert (entry["num_in_train"], entry["num_sources_in_train"]) == (3 * shared, shared)
+        assert len(entry["keys"]) == 3 * shared
+        task = LabelTaskConfig(task="knn", train=str(folder), fold_field="fold")
+        if shared:
+            with pytest.raises(ValueError, match=r"3 of 18 test samples of .* in other folds of fold too, and 1 of 6"):
+                checked_overlap(run, task)
+        else:
+            assert checked_overlap(run, task) == found
 
 
 def test_equal_keys_and_paths_of_other_media_are_no_overlap(trained, shards, corpus, tmp_path):

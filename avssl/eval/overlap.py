@@ -154,10 +154,25 @@ def _folder_of_rows(name: str, config: TaskConfig) -> str:
     return config.test.replace("{fold}", number[1]) if number else config.test
 
 
-def measure_overlap(run: str | Path, folders: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def _in_other_folds(shards: ShardSet, digests: SampleDigests, fold_field: str) -> tuple[NDArray[np.bool_], int]:
+    """(bool (N,): whether the media or source of a sample is in another fold too, the number of such sources)."""
+    labels = [shards.read_info(position).labels.get(fold_field, []) for position in range(shards.num_samples)]
+    folds = np.unique([" | ".join(names) for names in labels], return_inverse=True)[1]
+    masks = []
+    for values in (digests.media, digests.sources):
+        group = np.unique(values, return_inverse=True)[1]
+        pairs = np.unique(np.stack([group, folds]), axis=1)
+        masks.append((np.bincount(pairs[0]) > 1)[group])
+    return masks[0] | masks[1], len(np.unique(digests.sources[masks[1]]))
+
+
+def measure_overlap(run: str | Path, folders: Sequence[tuple[str, str]], fold_field: str = "") -> dict[str, Any]:
     """The overlap as a result has it: {"by_run": "known", "incomplete" or "unknown", "tests": [{"test", "train",
     "fingerprint", "num_test", "num_in_train", "num_in_run" (None: unknown), "keys" (at most 5 of them), "num_sources",
     "num_sources_in_train", "num_sources_in_run", "test_parts", "train_parts" (of a split)}, ...]}.
+
+    fold_field: the label field whose folds are tested on each other; "in_train" is then "in another fold", and each
+    entry has the field.
     """
     run_data = read_training_data(run)
     tests = []
@@ -170,6 +185,10 @@ def measure_overlap(run: str | Path, folders: Sequence[tuple[str, str]]) -> dict
         sources_in_train, sources_in_run = (
             None if digests is None or data is None else data.num_sources(digests) for data in known
         )
+        if fold_field and digests is not None:
+            in_train, sources_in_train = _in_other_folds(shards, digests, fold_field)
+        elif fold_field:
+            in_train, sources_in_train = None, None
         was_trained_on = np.zeros(shards.num_samples, np.bool_)
         for mask in (in_train, in_run):
             if mask is not None:
@@ -188,6 +207,7 @@ def measure_overlap(run: str | Path, folders: Sequence[tuple[str, str]]) -> dict
                 "num_sources_in_run": sources_in_run,
                 "test_parts": shards.index.split_parts,
                 "train_parts": [] if train_shards is None else train_shards.index.split_parts,
+                **({"fold_field": fold_field} if fold_field else {}),
             }
         )
     if run_data is None or any(entry["num_in_run"] is None for entry in tests):
@@ -199,7 +219,8 @@ def describe_overlap(measured: dict[str, Any]) -> list[str]:
     """A line for every test set that was trained on, and one if it is not known."""
     lines = []
     for entry in measured["tests"]:
-        for where, by in (("train", f"train={entry['train']}"), ("run", "the run's training")):
+        train = f"other folds of {entry['fold_field']}" if entry.get("fold_field") else f"train={entry['train']}"
+        for where, by in (("train", train), ("run", "the run's training")):
             if count := entry[f"num_in_{where}"]:
                 keys = ", ".join(entry["keys"]) + (" ..." if count > len(entry["keys"]) else "")
                 sources = f"{entry[f'num_sources_in_{where}']} of {entry['num_sources']} test sources"
