@@ -141,6 +141,17 @@ def test_intervals_draw_sources_with_all_of_their_rows():
     assert (paired[0]["accuracy"] == paired[1]["accuracy"]).all(), "one that knows its sources is enough"
 
 
+def test_clips_of_one_source_have_an_interval_and_it_is_said_what_it_is_worth():
+    """An interval over one source would have no width, as if one film told all about the others."""
+    clips, _ = films(np.random.default_rng(3))
+    one = replace(clips, sources=np.zeros(ROWS, np.uint64))
+    assert (
+        intervals.bootstrap([[one]])[0]["accuracy"].tolist() == intervals.bootstrap([[clips]])[0]["accuracy"].tolist()
+    )
+    said = intervals.units_text({"accuracy": ROWS}, intervals.source_counts([one]))
+    assert said == "intervals of accuracy are over the clips of one source file: they say nothing about other files"
+
+
 def test_sources_are_stored_and_said(tmp_path):
     clips, segments = films(np.random.default_rng(0))
     told = {}

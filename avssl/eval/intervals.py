@@ -86,13 +86,16 @@ def bootstrap(results: Sequence[Sequence[Repeat]], *, num_draws: int | None = No
 
 
 def _source_numbers(paired: Sequence[Repeat]) -> NDArray[np.int64]:
-    """int64 (n,): the number of the source of each row, by the first of the repeats that knows it; else of the row."""
+    """int64 (n,): the number of the source of each row, by the first of the repeats that knows it; else of the row.
+
+    Of a single source rows are drawn: an interval without width would be sure of what one file cannot tell.
+    """
     known = [repeat.sources for repeat in paired if repeat.sources is not None]
     rows = np.arange(len(paired[0].keys))
     if not known:
         return rows
     distinct, numbers = np.unique(known[0], return_inverse=True)
-    return rows if len(distinct) == len(rows) else numbers.astype(np.int64)
+    return rows if len(distinct) in (1, len(rows)) else numbers.astype(np.int64)
 
 
 def _half(count: int, generator: np.random.Generator) -> NDArray[np.bool_]:
@@ -140,6 +143,9 @@ def units_text(num_rows: Mapping[str, int], num_sources: Mapping[str, int]) -> s
     shared = {name: count for name, count in num_sources.items() if count < num_rows[name]}
     if not shared:
         return ""
+    if 1 in shared.values():
+        of = ", ".join(plain(name) for name, count in shared.items() if count == 1)
+        return f"intervals of {of} are over the clips of one source file: they say nothing about other files"
     name = max(shared, key=lambda name: num_rows[name])
     counts = f"{shared[name]} sources of {num_rows[name]} clips"
     return f"intervals are over sources, each drawn with all of its clips ({counts})"
