@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from avssl.distributed import local_processes
-from avssl.models import create_encoder, without_weights
+from avssl.models.create import create_encoder, without_weights
 from avssl.ops import kernels
 
 if TYPE_CHECKING:

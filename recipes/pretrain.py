@@ -50,7 +50,7 @@ def pretrain(cfg: config.RunConfig, stages: Stages) -> int:
     from avssl.files import storage
     from avssl.losses import registry
     from avssl.losses.base import EpochContext
-    from avssl.models import create_encoder, without_weights
+    from avssl.models.create import create_encoder, without_weights
     from avssl.ops import kernels
     from avssl.optim.build import build_optimizer, forget, set_learning_rate
     from avssl.prepared import shards_of

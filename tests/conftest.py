@@ -230,7 +230,7 @@ def own_registries():
     from data_prep.index.lists.formats import READERS
 
     # Each file registers once, when it is imported: all must be there before the copies are made.
-    losses.names(), registry.names()
+    losses.names(), models.ENCODERS.names(), registry.names()
     tables = (losses.registry._REGISTRY, models.ENCODERS, registry.TASKS, AUGMENTS, READERS, files._files)
     kept = [(table, dict(table)) for table in tables]
     yield

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "avssl/transforms": "exports types plugins",
     "avssl/ops": "exports types files distributed",
     "avssl/models/public": "types files",
-    "avssl/models": "types plugins models/public",
+    "avssl/models": "exports types plugins models/public",
     "avssl/optim": "exports ops",
     "avssl/losses": "exports types options distributed plugins models ops",
     "avssl/data": "exports types files distributed processes media shards transforms",

@@ -142,7 +142,7 @@ def test_audio_stages_have_the_specified_shapes(
 
 
 @pytest.mark.quick(8)
-@pytest.mark.parametrize("name", list(ENCODERS))
+@pytest.mark.parametrize("name", ENCODERS.names())
 def test_every_encoder_gives_dim_features(name: str) -> None:
     with torch.device("meta"):
         encoder = create_encoder(name).eval()

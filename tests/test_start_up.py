@@ -21,12 +21,19 @@ HEAVY = (
     "fsspec",
 )
 
-# Runs a script as __main__ and prints what it has loaded, whatever its exit status.
+# What a user starts by `python -m` or as a script, beside the programs of `avssl`.
+STARTED = sorted(
+    str(path.relative_to(ROOT))
+    for path in (*ROOT.glob("avssl/**/__main__.py"), ROOT / "data_prep/__main__.py", *ROOT.glob("recipes/[!_]*.py"))
+)
+
+# Runs a script, or with `-m` a module, as __main__ and prints what it has loaded, whatever its exit status.
 AS_MAIN = """
 import runpy, sys
-script, sys.argv = sys.argv[1], sys.argv[1:]
+is_module = sys.argv[1] == "-m"
+target, sys.argv = sys.argv[1 + is_module], sys.argv[1 + is_module:]
 try:
-    runpy.run_path(script, run_name="__main__")
+    (runpy.run_module if is_module else runpy.run_path)(target, run_name="__main__")
 except SystemExit:
     pass
 print("\\nLOADED", *sorted(name for name in sys.modules if "." not in name))
@@ -72,6 +79,13 @@ def test_the_server_of_workers_imports_for_them_and_nothing_here():
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_help_loads_no_heavy_library(program):
     assert not loaded_after(AS_MAIN, "avssl/__main__.py", program, "--help") & set(HEAVY)
+
+
+@pytest.mark.parametrize("path", STARTED)
+def test_help_of_whatever_can_be_started_loads_no_heavy_library(path):
+    package = path.removesuffix("/__main__.py")
+    started = [path] if package == path else ["-m", package.replace("/", ".")]
+    assert not loaded_after(AS_MAIN, *started, "--help") & set(HEAVY)
 
 
 def test_the_options_of_every_command_of_prep_need_no_pytorch():

@@ -15,7 +15,8 @@ from avssl.config import RunConfig, load_run
 from avssl.losses import registry
 from avssl.losses.base import Loss
 from avssl.losses.public_model import PublicModel
-from avssl.models import create_encoder, public, without_weights
+from avssl.models import public
+from avssl.models.create import create_encoder, without_weights
 from avssl.models.public.encoder import Tower
 from avssl.transforms.spectrogram import UnmeasuredStatistics
 from avssl.transforms.view_maker import ViewMaker

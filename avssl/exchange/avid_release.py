@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from avssl.models import create_encoder
+from avssl.models.create import create_encoder
 from avssl.models.heads import mlp
 from avssl.models.video import BLOCKS_PER_STAGE
 

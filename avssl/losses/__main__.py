@@ -6,7 +6,6 @@ import argparse
 import re
 import sys
 
-from avssl.losses import registry
 from avssl.plugins import required
 from avssl.types import Modality
 
@@ -21,6 +20,8 @@ def describe_pairs(pairs: tuple[tuple[Modality, ...], ...]) -> str:
 
 def rows() -> list[tuple[str, ...]]:
     """A row for every registered loss, in the order of HEADER, sorted by family and name."""
+    from avssl.losses import registry  # here: it imports PyTorch, which --help does without
+
     classes = {name: registry.get(name) for name in registry.names()}
     table = [(name, cls.family, describe_pairs(cls.pairs), cls.paper, cls.state) for name, cls in classes.items()]
     return sorted(table, key=lambda row: (row[1], row[0]))

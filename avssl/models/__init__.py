@@ -2,54 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
-from torch import nn
+from avssl.exports import offer
 
-from avssl.models import audio, image, public, video  # noqa: F401  (their encoders register themselves)
-from avssl.models.heads import mlp
-from avssl.models.registry import ENCODERS, EncoderEntry, register_encoder
+if TYPE_CHECKING:
+    from avssl.models.create import create_encoder as create_encoder
+    from avssl.models.create import without_weights as without_weights
+    from avssl.models.heads import mlp as mlp
+    from avssl.models.registry import ENCODERS as ENCODERS
+    from avssl.models.registry import EncoderEntry as EncoderEntry
+    from avssl.models.registry import register_encoder as register_encoder
 
-__all__ = ["ENCODERS", "EncoderEntry", "create_encoder", "mlp", "register_encoder", "without_weights"]
-
-
-def create_encoder(name: str, modality: str | None = None, **options: Any) -> nn.Module:
-    """Build an encoder: a module with `.dim`, `.modality` and forward to (B, dim).
-
-    It is untrained, unless options say otherwise (`weights`, `pretrained`) or the name is that of published weights.
-
-    Args:
-        name: a key of ENCODERS, or a public model, timm/NAME or hf/ORG/NAME (avssl/models/public). Image encoders take
-            (B, 3, H, W), video encoders (B, 3, T, H, W), audio encoders (B, 1, frames, bins).
-        modality: what it is to encode, image, video or audio. A public model needs it; others have one of their own.
-        options: keyword options of that encoder, for example depth=10, width=8 for avid_video.
-
-    Raises ValueError for an unknown name, option or value, or another modality, with those that are allowed.
-    """
-    if public.is_public(name):
-        return public.build(name, modality, **options)
-    entry = ENCODERS.find(name)
-    if modality is not None and modality != entry.modality:
-        raise ValueError(f"encoder {name!r} encodes {entry.modality}, and not {modality}")
-    for option in options:
-        if option not in entry.options:
-            raise ValueError(
-                f"encoder {name!r} has no option {option!r}{_suggest(option, entry.options)}; "
-                f"its options: {', '.join(entry.options)}"
-            )
-    return entry.build(**options)
-
-
-def without_weights(options: Mapping[str, Any]) -> dict[str, Any]:
-    """A section of `encoders`, from which the same network is built with random weights and without any file."""
-    if public.is_public(str(options.get("name"))):
-        return {**options, "pretrained": False}
-    return {key: value for key, value in options.items() if key != "weights"}
-
-
-def _suggest(name: str, allowed: Iterable[str]) -> str:
-    """' (did you mean ...?)' if an allowed name is similar, otherwise an empty string."""
-    near = difflib.get_close_matches(name, list(allowed), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+offer(
+    __name__,
+    {
+        "create": "create_encoder without_weights",
+        "heads": "mlp",
+        "registry": "ENCODERS EncoderEntry register_encoder",
+    },
+)

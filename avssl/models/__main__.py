@@ -6,9 +6,6 @@ import argparse
 import re
 import sys
 
-import torch
-
-from avssl.models import ENCODERS, create_encoder
 from avssl.plugins import required
 
 HEADER = ("name", "modality", "dim", "parameters", "options", "source")
@@ -18,6 +15,11 @@ MODALITIES = ("video", "audio", "image")
 
 def rows() -> list[tuple[str, ...]]:
     """A row for every registered encoder with its default options, in the order of HEADER, by modality and name."""
+    import torch  # here, as what follows: --help needs none of it
+
+    from avssl.models.create import create_encoder
+    from avssl.models.registry import ENCODERS
+
     table: list[tuple[str, ...]] = []
     for name in sorted(ENCODERS.names(), key=lambda name: (MODALITIES.index(ENCODERS[name].modality), name)):
         entry = ENCODERS[name]

@@ -29,6 +29,9 @@ def mlp(
 
     A linear layer has a bias unless a batch norm follows it, which would cancel the bias. Without batch norm the
     linear layers are modules 0, 2, 4, ... of the result. Raises ValueError for fewer than two dims or dims below 1.
+
+    >>> mlp((512, 512, 128))(torch.zeros(4, 512)).shape
+    torch.Size([4, 128])
     """
     if len(dims) < 2 or min(dims) < 1:
         raise ValueError(f"mlp: dims must be at least two positive numbers, input to output, got {list(dims)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +21,9 @@ class EncoderEntry(NamedTuple):
 
     source: where the network is from, such as a paper, for the table of docs/encoders.md; it is the attribute `source`
     of the class, a text or {name: text}.
+
+    >>> EncoderEntry("image", torch.nn.Identity, ("dim",)).options
+    ('dim',)
     """
 
     modality: Modality
@@ -28,7 +32,13 @@ class EncoderEntry(NamedTuple):
     source: str = ""
 
 
-ENCODERS: Registry[EncoderEntry] = Registry("encoder", others="timm/NAME, hf/ORG/NAME")
+def _import_encoders() -> None:
+    """Import the files of this folder whose encoders register themselves."""
+    for module in ("audio", "image", "video"):
+        importlib.import_module(f"{__package__}.{module}")
+
+
+ENCODERS: Registry[EncoderEntry] = Registry("encoder", _import_encoders, "timm/NAME, hf/ORG/NAME")
 
 
 def register_encoder(*names: str, modality: Modality | None = None) -> Callable[[Encoder], Encoder]:

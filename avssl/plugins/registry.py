@@ -43,6 +43,11 @@ class Registry(dict[str, Part]):
         kind: what a part is called in messages, such as "loss".
         import_own: imports the program's own parts of this kind, at the first look-up that needs it.
         others: names that stand for more than can be listed, for messages.
+
+    >>> heads = Registry("head")
+    >>> heads.add("linear", torch.nn.Linear, torch.nn.Linear)
+    >>> "linear" in heads.names(), heads.find("linear").__name__
+    (True, 'Linear')
     """
 
     def __init__(self, kind: str, import_own: Callable[[], object] = lambda: None, others: str = "") -> None:

@@ -29,7 +29,7 @@ from avssl.data.loader import Loader
 from avssl.device import free_memory_bytes
 from avssl.distributed import broadcast_object, local_processes, world_size
 from avssl.losses.base import Loss
-from avssl.models import create_encoder, without_weights
+from avssl.models.create import create_encoder, without_weights
 from avssl.models.public import is_public
 from avssl.processes.limits import default_num_workers
 from avssl.shards.shard_set import ShardSet

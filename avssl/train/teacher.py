@@ -34,7 +34,9 @@ from avssl.files.plain_text import brief
 from avssl.losses.configs import TeacherConfig
 from avssl.losses.distil import TEACHER
 from avssl.losses.public_model import PublicModel
-from avssl.models import ENCODERS, create_encoder, public
+from avssl.models import public
+from avssl.models.create import create_encoder
+from avssl.models.registry import ENCODERS
 from avssl.shards.shard_set import ShardSet
 from avssl.transforms.config import ViewsConfig
 from avssl.transforms.frame_tensors import to_device

@@ -31,7 +31,7 @@ from avssl.eval.finetune.state import (
 from avssl.eval.finetune.training import Criterion, Headed, Stage, TrainingOptions, train
 from avssl.eval.frozen import modalities_of
 from avssl.eval.outcome import LabelTaskConfig, Metric, Repeat, classified, settings_of, targets_digest
-from avssl.models import create_encoder, without_weights
+from avssl.models.create import create_encoder, without_weights
 from avssl.ops import kernels
 from avssl.optim.config import OptimConfig
 from avssl.options.counts import check_counts
