@@ -91,7 +91,7 @@ def pretrain(cfg: config.RunConfig, stages: Stages) -> int:
     stages.now("opening the index of the shards")
     shards = open_shards(cfg.data.shards, cfg.data.cache_dir, cfg.data.cache_bytes)
     refuse_test_part(shards, allowed=cfg.data.allow_test_part)
-    check_modalities(shards, modalities)
+    check_modalities(shards, modalities, getattr(cfg.loss, "modalities", ()))
     stages.now("opening the teacher" if hasattr(cfg.loss, "teacher") else "")
     teacher, teacher_line = open_teacher(cfg, shards, accelerator.device, accelerator.autocast)
     note(teacher_line)

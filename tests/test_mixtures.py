@@ -196,8 +196,18 @@ def test_a_folder_of_other_modalities_is_refused(shards, image_shards):
     both = open_shards([str(shards["train"]), str(image_shards)])
     with pytest.raises(ValueError, match=rf"{image_shards} has no audio and no video \(its samples have image\)"):
         check_modalities(both, ["audio", "video"])
-    check_modalities(open_shards(str(image_shards)), ["audio"])  # of a single folder the loader says it
     check_modalities(open_shards([str(shards["train"]), str(shards["test"])]), ["audio", "video"])
+
+
+def test_a_single_folder_of_other_modalities_is_refused_with_the_value_that_fits(shards, image_shards):
+    held = r"the loss reads image, and .* has no image \(its samples have video and audio\)"
+    with pytest.raises(
+        ValueError, match=rf"{held}\. Add loss.modalities=\[video,video\] or loss.modalities=\[audio,audio\]$"
+    ):
+        check_modalities(open_shards(str(shards["train"])), ["image"], ("image", "image"))
+    with pytest.raises(ValueError, match=r"has no audio and no video \(its samples have image\)$"):
+        check_modalities(open_shards(str(image_shards)), ["audio", "video"])
+    check_modalities(open_shards(str(image_shards)), ["image"], ("image", "image"))
 
 
 # Runs

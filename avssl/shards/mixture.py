@@ -171,29 +171,36 @@ def _info_of(part: ShardSet, row: int) -> SampleInfo | None:
         return None
 
 
-def check_modalities(shards: ShardSet, modalities: Sequence[str]) -> None:
-    """Raise ValueError for a folder of a list whose first samples all lack one of the modalities.
+def check_modalities(shards: ShardSet, modalities: Sequence[str], chosen: Sequence[str] = ()) -> None:
+    """Raise ValueError for a folder whose first samples all lack one of the modalities.
 
-    A single folder is not checked here: the loader counts its samples that lack one.
+    chosen: loss.modalities, of a loss that has the key; the error says which value fits. As many samples are read as
+    it takes to see each modality once.
     """
-    for part in shards.parts if len(shards.parts) > 1 else ():
+    for part in shards.parts:
         count = part.shard_sizes[0]
         rows = sorted({row * (count - 1) // max(1, min(count, CHECKED_SAMPLES) - 1) for row in range(CHECKED_SAMPLES)})
-        infos = [info for row in rows if row < count and (info := _info_of(part, row)) is not None]
-        if not infos:  # the loader says what is wrong with them
-            continue
-        has = {
-            "image": any(info.has_image for info in infos),
-            "video": any(info.has_video for info in infos),
-            "audio": any(info.has_audio for info in infos),
-        }
-        missing = [name for name in modalities if not has[name]]
-        if missing:
-            held = " and ".join(name for name, is_there in has.items() if is_there) or "nothing"
+        held: set[str] = set()
+        for row in rows:
+            info = _info_of(part, row) if row < count and not held.issuperset(modalities) else None
+            if info is not None:
+                has = {"image": info.has_image, "video": info.has_video, "audio": info.has_audio}
+                held |= {name for name, is_there in has.items() if is_there}
+        missing = [name for name in modalities if name not in held]
+        if missing and held:  # without any, the loader says what is wrong with the samples
+            kept = [name for name in ("video", "audio", "image") if name in held]
+            several = "; every folder of a list must have all of them" if len(shards.parts) > 1 else ""
             raise ValueError(
                 f"data.shards: the loss reads {' and '.join(modalities)}, and {part.location} has no "
-                f"{' and no '.join(missing)} (its samples have {held}); every folder of a list must have all of them"
+                f"{' and no '.join(missing)} (its samples have {' and '.join(kept)}){several}{_fitting(chosen, kept)}"
             )
+
+
+def _fitting(chosen: Sequence[str], held: Sequence[str]) -> str:
+    """The values of loss.modalities that read only what is there: as many views as before, all of one modality."""
+    if len(set(chosen)) != 1:  # of two, what fits depends on the loss
+        return ". loss.modalities says what it reads" if chosen else ""
+    return ". Add " + " or ".join(f"loss.modalities=[{','.join([name] * len(chosen))}]" for name in held)
 
 
 def refuse_test_part(shards: ShardSet, *, allowed: bool) -> None:
