@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from avssl import losses
+from avssl.transforms.config import ViewsConfig, check_views
 from tests.conftest import run_ranks
 from tests.soak.losses_on_ranks import LARGEST_DIFFERENCE
-from tests.tiny import NUM_SAMPLES, Run, cases
+from tests.tiny import NUM_SAMPLES, Run, build_config, cases
 
 CASES = cases()
 
@@ -27,6 +28,14 @@ a_case_of_each = pytest.mark.parametrize(
 
 def test_every_loss_of_the_registry_is_tested_here_on_something():
     assert {name for name, _ in CASES} == set(losses.names())
+
+
+@pytest.mark.parametrize("case", CASES, ids=map(identify, CASES))
+def test_the_views_of_a_loss_can_be_made_without_a_word_of_the_recipe(case):
+    name, pair = case
+    views = losses.get(name).views(build_config(name, pair))
+    check_views(views, ViewsConfig())  # their augmentation sets among others
+    assert {view.modality for view in views} == set(pair)
 
 
 @a_case_of_each

@@ -85,7 +85,7 @@ class CLIPFrozenText(PairLoss):
     paper: ClassVar[str] = "Radford et al. 2021, arXiv 2103.00020; frozen tower: Zhai et al. 2022, arXiv 2111.07991"
     state: ClassVar[str] = "rows of the captions, kept in a file of their own"
     pairs: ClassVar[tuple[tuple[Modality, ...], ...]] = (("image",), ("video",), ("audio",), ("video", "audio"))
-    augments: ClassVar[tuple[str, str]] = ("train", "train")
+    augments: ClassVar[tuple[str, str]] = ("deepcluster", "deepcluster")  # of images: crop and flip
     min_global_batch_size: ClassVar[int] = 2
     text_rows: torch.Tensor
     caption_numbers: torch.Tensor
