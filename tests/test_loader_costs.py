@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections import Counter
+from collections.abc import Mapping
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from types import SimpleNamespace
@@ -177,6 +178,21 @@ def test_batches_take_no_room_in_dev_shm(shards: dict[str, Path], as_worker: Non
         names = [m[-1] for m, (low, high) in zip(mappings, bounds, strict=True) if low <= address < high]
         assert len(names) == 1
         assert names[0].startswith("/memfd:"), names
+
+
+def test_what_a_worker_makes_views_of_takes_no_room_in_dev_shm(shards: dict[str, Path], as_worker: None) -> None:
+    """Only finished views are sent: PyTorch's own collate function would stack their pixels in shared memory."""
+    shared = []
+
+    def make(raw: Mapping[str, RawView], device: torch.device) -> dict[str, torch.Tensor]:
+        tensors = {name: view.tensors() for name, view in raw.items()}
+        shared.extend(tensor.is_shared() for fields in tensors.values() for tensor in fields.values())
+        return {name: fields["media"].to(device) for name, fields in tensors.items()}
+
+    batch = batch_of(shards, collate=Collate(make))
+    assert batch.made == tuple(view.name for view in VIEWS)
+    assert len(shared) > len(VIEWS)
+    assert not any(shared)
 
 
 def test_memory_is_reused_once_its_last_tensor_is_freed(shards: dict[str, Path], as_worker: None) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.data import default_collate, get_worker_info
+from torch.utils.data import get_worker_info
 
 from avssl.data.shared_memory import BufferRange, SharedBuffer, SharedBuffers, open_buffer, padded, range_of
 from avssl.transforms.frame_tensors import to_device
@@ -43,10 +43,8 @@ def _stacked(tensors: list[torch.Tensor], buffer: SharedBuffer | None) -> torch.
     has_channels_last = tensors[0].ndim >= 4 and tensors[0].shape[-3] == 3 and tensors[0].stride(-3) == 1
     if has_channels_last:
         tensors = [tensor.movedim(-3, -1) for tensor in tensors]
-    if buffer is None:
-        batch: torch.Tensor = default_collate(tensors)
-    else:
-        batch = torch.stack(tensors, out=buffer.empty((len(tensors), *tensors[0].shape), tensors[0].dtype))
+    out = None if buffer is None else buffer.empty((len(tensors), *tensors[0].shape), tensors[0].dtype)
+    batch = torch.stack(tensors, out=out)
     return batch.movedim(-1, -3) if has_channels_last else batch
 
 
