@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from torchvision.transforms.v2 import functional as oracle
 
 from avssl.transforms import color_augment
-from avssl.transforms.color import adjust_sharpness, autocontrast, gaussian_blur, posterize, solarize
+from avssl.transforms.color import adjust_contrast, adjust_sharpness, autocontrast, gaussian_blur, posterize, solarize
 from avssl.transforms.color_augment import JITTER_ORDERS, ColorParams, apply_color_params, draw_color_params
 from avssl.transforms.frame_tensors import to_float
 from avssl.transforms.image_augment import ImageAugment
@@ -132,6 +132,21 @@ def test_a_batch_with_color_params_equals_torchvision_clip_by_clip_in_the_publis
     assert wrong < 0.003
     assert result.amin() >= 0
     assert result.amax() <= 1
+
+
+def test_contrast_is_the_same_to_the_bit_for_any_number_of_threads_and_in_any_batch() -> None:
+    """Workers, which have one thread, make the same views as the training process; a sum of one image was divided."""
+    images = torch.from_numpy(np.random.default_rng(0).integers(256, size=(12, 1, 3, 192, 192), dtype=np.uint8))
+    images, factor = to_float(images), torch.full((12,), 0.5)
+    together = adjust_contrast(images, factor)
+    before = torch.get_num_threads()
+    try:
+        for num_threads in (1, 2, 3):
+            torch.set_num_threads(num_threads)
+            alone = torch.cat([adjust_contrast(image[None], factor[:1]) for image in images])
+            assert torch.equal(alone, together), num_threads
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_published_sets_leave_still_frames_still() -> None:

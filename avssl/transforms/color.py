@@ -19,7 +19,9 @@ def adjust_brightness(clips: torch.Tensor, factor: torch.Tensor) -> torch.Tensor
 
 def adjust_contrast(clips: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """Blend with the mean gray of each frame: factor 0 is uniform gray, 1 the original."""
-    return _blend(clips, _gray(clips).mean(dim=(-3, -2, -1), keepdim=True), factor)
+    # Row by row first: PyTorch divides a sum to a single number among its threads, which changes the last bits.
+    gray = _gray(clips).mean(dim=-1, keepdim=True).mean(dim=-2, keepdim=True)
+    return _blend(clips, gray, factor)
 
 
 def adjust_saturation(clips: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
