@@ -3,8 +3,11 @@
 import json
 import os
 import sys
+import time
+from datetime import timedelta
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -262,6 +265,27 @@ def sharded_bytes(folder):
         (Path(folder) / "bytes.json").write_text(json.dumps(sent))
 
 
+def late_probe(folder, shards):
+    """The last result of the online probe comes long after the limit of a collective, for which the others wait."""
+    from avssl.config import ProbeConfig
+    from avssl.train.probe import OnlineProbe
+
+    torch.distributed.destroy_process_group()
+    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=2))
+    is_main = distributed.rank() == 0
+    probe = OnlineProbe(ProbeConfig(shards=shards), Path(folder), step=4, is_main=is_main)
+    probe.last_due, probe._collect = 4, list  # it has its snapshot
+
+    def wait():
+        time.sleep(5)
+        probe.process = None
+
+    probe.process = SimpleNamespace(wait=wait)
+    assert probe.finish(4, {}, dict) == []
+    distributed.barrier()
+    assert (probe.process is None) == is_main
+
+
 def relative_difference(actual, expected):
     """Largest difference over the largest expected magnitude (at least 1e-2)."""
     if expected.numel() == 0:
@@ -276,7 +300,7 @@ if __name__ == "__main__":
     claim, *rest = sys.argv[1:]
     if not claim.startswith("pretrain"):
         torch.distributed.init_process_group("gloo")
-    functions = collectives, gradient, pretrain, pretrain_each, contract, sharded, sharded_bytes
+    functions = collectives, gradient, pretrain, pretrain_each, contract, sharded, sharded_bytes, late_probe
     claims = {one.__name__: one for one in functions}
     claims[claim](*rest)
     wanted = int(os.environ["EXPECTED_WORLD_SIZE"])

@@ -27,6 +27,7 @@ from data_prep.index.build import IndexOptions, build_manifest
 from data_prep.index.cutting import Cutting
 from data_prep.transcode.options import WriteOptions
 from data_prep.write.run import write_shards
+from tests.conftest import run_ranks
 from tests.test_pretrain import arguments_for, run_python
 
 
@@ -154,6 +155,30 @@ def test_a_result_that_cannot_be_read_is_seen_and_the_run_goes_on(tmp_path, cont
     assert (result["step"], result["samples_seen"]) == (2, 8)
     assert "result.json" in result["error"]
     assert not snapshot.exists()
+
+
+@pytest.mark.slow
+def test_other_processes_wait_for_the_last_result_as_long_as_it_takes(shards, tmp_path):
+    """A collective gives up after half an hour, or ten minutes on GPUs; the run would end before its export."""
+    run_ranks(2, "late_probe", str(tmp_path), str(shards["train"]))
+
+
+@pytest.mark.parametrize(("every", "evaluated", "missing"), [(2, [0], True), (2, [0, 2, 4], False), (3, [0, 3], True)])
+def test_a_state_whose_evaluation_was_killed_is_evaluated_by_the_next_start(
+    tmp_path, monkeypatch, every, evaluated, missing
+):
+    """A run that was ended after its last step, while it waited for the probe, has its last line later."""
+    (tmp_path / "probe.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in evaluated))
+    (tmp_path / "probe" / "step_000004").mkdir(parents=True)
+    monkeypatch.setattr(online, "check", lambda config: None)
+    monkeypatch.setattr(OnlineProbe, "_snapshot", lambda probe, step, *_: made.append(step) or [])
+    made = []
+    probe = OnlineProbe(ProbeConfig(shards="shards", every_steps=every), tmp_path, step=4, is_main=True)
+    assert probe.step_done(4, {}, dict) == []
+    assert made == ([4] if missing and every == 2 else [])
+    if not made:
+        probe.finish(4, {}, dict)
+    assert made == ([4] if missing else [])
 
 
 def test_folders_without_labels_and_impossible_numbers_are_refused_before_the_run(shards, tmp_path):

@@ -33,6 +33,7 @@ from avssl import checkpoint
 from avssl.config import ProbeConfig
 from avssl.data.every_sample import ClipPlan
 from avssl.device import usable_device
+from avssl.distributed import from_first_rank
 from avssl.embedding.embedder import Embedder
 from avssl.embedding.loading import EMBEDDING_MODULES
 from avssl.eval.classifiers import FitAndScore, classify_layer, knn_scores, logistic_scores, require_sklearn
@@ -51,6 +52,7 @@ from avssl.shards.shard_set import ShardSet
 
 RESULTS_FILE = "probe.jsonl"
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+WAIT_SECONDS = 24 * 3600.0  # for so long the other processes of a run wait for the last result
 MIN_SAMPLES = 4  # labeled samples per field: two of each half
 
 
@@ -62,7 +64,7 @@ class OnlineProbe:
         self.process: subprocess.Popen[bytes] | None = None
         self.busy_with = -1
         self.waiting = -1  # step of the snapshot that is next
-        self.last_due = step
+        self.last_due = -1  # the last step that has a line, or a snapshot
         if config.shards:
             require_sklearn()
             check(config)
@@ -70,7 +72,10 @@ class OnlineProbe:
             self.folder.mkdir(parents=True, exist_ok=True)
             for leftover in self.folder.glob("step_*"):  # of a run that was killed
                 shutil.rmtree(leftover)
-            truncate_log(run / RESULTS_FILE, step)
+            path = run / RESULTS_FILE
+            truncate_log(path, step)
+            rows = path.read_bytes().splitlines() if path.is_file() else []
+            self.last_due = max((Fields.parse(row, str(path)).count("step") for row in rows), default=-1)
 
     @property
     def folder(self) -> Path:
@@ -83,16 +88,25 @@ class OnlineProbe:
         """Write a snapshot if due; call it before the first and after each optimizer step. Returns new results."""
         if not self.is_active:
             return []
-        if step % self.config.every_steps == 0 and (step > self.last_due or step == 0):
+        if step % self.config.every_steps == 0 and step > self.last_due:
             return self._snapshot(step, modules, provenance) + self._collect()
         return self._collect()
 
     def finish(
         self, step: int, modules: Mapping[str, nn.Module], provenance: Callable[[], Mapping[str, Any]]
     ) -> list[dict[str, Any]]:
-        """At the end of the run: evaluate the last state too, and wait for all results."""
-        if not self.is_active:
+        """At the end of the run: evaluate the last state too, and wait for all results.
+
+        All processes of the run call it: the others wait as long as it takes, and not as long as for a message.
+        """
+        if not self.config.shards:
             return []
+        results = from_first_rank(partial(self._finish, step, modules, provenance), WAIT_SECONDS)
+        return results if self.is_active else []
+
+    def _finish(
+        self, step: int, modules: Mapping[str, nn.Module], provenance: Callable[[], Mapping[str, Any]]
+    ) -> list[dict[str, Any]]:
         results = self._snapshot(step, modules, provenance) if step > self.last_due else []
         results += self._collect()
         while self.process is not None:
