@@ -144,9 +144,13 @@ def pretrain(cfg: config.RunConfig, stages: Stages) -> int:
     monitor.probed(probe.step_done(progress.step, *snapshot))
     model.train()
     stop, saved_step = StopSignal(accelerator.device), progress.step
-    embed_all = stop.interruptible(partial(loader.embed_all, model), loader.least_batches)
+    whole_pass = partial(loader.embed_all, model)
+    stoppable_pass = stop.interruptible(whole_pass, loader.least_batches)
     while progress.step < total_steps and not stop.is_agreed:
         if progress.batch_in_epoch == 0:
+            # Gradients that still wait for their step are in no checkpoint: then the run stops after that step.
+            waits = progress.batch % cfg.gradient_accumulation_steps > 0
+            embed_all = whole_pass if waits else stoppable_pass
             try:
                 with monitor.epoch_start():
                     loss.on_epoch_start(EpochContext(progress.epoch, embed_all, forget(optimizer)))

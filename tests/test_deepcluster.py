@@ -173,6 +173,17 @@ def test_the_classifiers_start_anew_in_place_and_their_optimizer_forgets_them_al
         assert (head.bias == 0).all()
 
 
+def test_classifiers_that_start_anew_have_no_gradient_of_the_old_labels():
+    """With accumulated micro-batches a step may reach over the end of an epoch."""
+    loss = make(("video", "audio"), num_clusters=20)
+    optimizer = build_optimizer(OptimConfig(name="sgd", lr=0.1), loss.param_groups())
+    loss.on_epoch_start(context_of(loss, 0, forget(optimizer)))
+    loss_of(loss, torch.arange(8)).total.backward()
+    loss.on_epoch_start(context_of(loss, 1, forget(optimizer)))
+    assert all(one.grad is None for one in loss.classifiers.parameters())
+    assert all(one.grad is not None for one in loss.encoders.parameters())
+
+
 @pytest.mark.parametrize("name", ["sgd", "lars"])
 def test_the_classifiers_have_no_momentum_and_the_rest_has_the_runs(name):
     loss = make()

@@ -13,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import avssl
+from avssl.data.loader import Loader
 from tests.conftest import ROOT, TINY, TINY_CMA, losses_of, run_python
 
 PICTURES = [
@@ -83,6 +85,33 @@ def test_accumulated_micro_batches_step_as_often_as_asked_and_resume_exactly(sha
     assert losses_of(tmp_path / "straight") == losses_of(tmp_path / "resumed")
     provenance = json.loads((tmp_path / "straight" / "provenance.json").read_text())
     assert provenance["samples_seen"] == 5 * 2 * 4
+
+
+@pytest.mark.slow
+def test_a_stop_before_an_epoch_loses_no_gradient_that_waits_for_its_step(image_shards, tmp_path, monkeypatch):
+    """Three micro-batches an epoch, two a step: the first of step 2 belongs to epoch 0, the second to epoch 1."""
+    changes = {
+        "cpu": True, "encoders.image": {"name": "resnet10", "width": 8}, "views.image.size_px": 24,
+        "data.global_batch_size": 4, "data.num_workers": 0, "log_every_steps": 1, "epochs": 4, "steps": 4,
+        "gradient_accumulation_steps": 2, "loss.num_clusters": 2, "loss.pca_dim": 4, "loss.projector_dims": [16],
+        "optim.lr": 0.03,
+    }  # fmt: skip
+    straight = avssl.pretrain("deepcluster", image_shards, tmp_path / "straight", **changes)
+    original = Loader.embed_all
+    passes = []
+
+    def embed_all(loader, model, names=()):
+        passes.append(names)
+        if len(passes) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(loader, model, names)
+
+    monkeypatch.setattr(Loader, "embed_all", embed_all)
+    stopped = avssl.pretrain("deepcluster", image_shards, tmp_path / "stopped", **changes)
+    assert not stopped.is_finished
+    stopped = avssl.pretrain("deepcluster", image_shards, tmp_path / "stopped", **changes)
+    assert stopped.is_finished
+    assert losses_of(stopped.run) == losses_of(straight.run)
 
 
 def train_on_pictures(shards, run, *keys):

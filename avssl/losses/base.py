@@ -54,7 +54,7 @@ class EpochContext:
 
     embed_all(view_names) yields (index (B,), outputs) for every sample once over all ranks, without gradient, in eval
     mode, from deterministic views: all of them, or those named. The run may be stopped during a pass, so write state
-    only after the last one. reset_optimizer_state(parameters) drops the optimizer's moments of parameters that the loss
+    only after the last one. reset_optimizer_state(parameters) drops moments and gradients of parameters that the loss
     has just rewritten.
 
     >>> context = EpochContext(0, lambda views: [(torch.tensor([1, 0]), {"first": torch.tensor([[1.0], [0.0]])})])

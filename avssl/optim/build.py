@@ -142,10 +142,11 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimConfig, ste
 
 
 def forget(optimizer: torch.optim.Optimizer) -> Callable[[Sequence[torch.nn.Parameter]], None]:
-    """A function that drops the optimizer's moments of its argument, some parameters."""
+    """A function that drops the moments of its argument, some parameters, and the gradients that wait for a step."""
 
     def reset(parameters: Sequence[torch.nn.Parameter]) -> None:
         for parameter in parameters:
             optimizer.state.pop(parameter, None)
+            parameter.grad = None  # of micro-batches before: with accumulation a step may reach over an epoch's end
 
     return reset
