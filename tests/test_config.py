@@ -10,10 +10,11 @@ from avssl.config import ConfigError, RunConfig, parse
 from avssl.data.loader_config import LoaderConfig
 from avssl.eval import tasks
 from avssl.losses.avid_cma import AVIDCMA, AVIDCMAConfig
-from avssl.losses.configs import CONFIGURATIONS
+from avssl.losses.configs import CONFIGURATIONS, CLIPFrozenTextConfig
 from avssl.models import create_encoder
 from avssl.optim.config import OptimConfig
-from avssl.options.counts import LEAST, least_of
+from avssl.options.counts import LEAST, POSITIVE, least_of
+from avssl.transforms.config import AudioViewConfig, VideoViewConfig, ViewsConfig
 from tests.conftest import ROOT, run_python
 
 AVID = str(ROOT / "recipes/configs/avid.yaml")
@@ -61,6 +62,11 @@ def test_a_saved_configuration_reads_back_equal(tmp_path):
         ("data.num_workers=-1", r"^data\.num_workers is -1; it must be at least 0"),
         ("steps=-1", "^steps is -1; it must be at least 0"),
         ("probe.every_steps=0", r"^probe\.every_steps is 0; it must be at least 1"),
+        ("optim.clip_norm=-1", r"^optim\.clip_norm is -1.0; it must be at least 0. .* for the 0.0 that it has"),
+        ("optim.lr=nan", r"^optim\.lr is nan; it must be at least 0"),
+        ("loss.temperature=-0.07", r"^loss\.temperature is -0.07; it must be above 0"),
+        ("views.video.fps=0", r"^views\.video\.fps is 0.0; it must be above 0"),
+        ("views.statistics_samples=0", r"^views\.statistics_samples is 0; it must be at least 1"),
         ("--optim.lr", "changes are written key=value, without dashes"),
         ("nothing.yaml", r"nothing\.yaml: no such file"),
     ],
@@ -93,10 +99,20 @@ def test_every_count_of_a_task_is_checked_with_its_configuration(task):
 
 def test_the_counts_are_keys_of_sections_that_there_are():
     kinds = [RunConfig, LoaderConfig, config.ProbeConfig, OptimConfig, *CONFIGURATIONS.values()]
-    kinds += [tasks.get(task).Config for task in tasks.names()]
+    kinds += [ViewsConfig, VideoViewConfig, AudioViewConfig, *(tasks.get(task).Config for task in tasks.names())]
     known = {kind.__name__: kind for one in kinds for kind in one.__mro__}
-    for name, counts in LEAST.items():
-        assert counts.keys() <= {field.name for field in dataclasses.fields(known[name])}, name
+    for name, keys in [*LEAST.items(), *POSITIVE.items()]:
+        assert set(keys) <= {field.name for field in dataclasses.fields(known[name])}, name
+
+
+def test_a_temperature_of_a_loss_that_has_none_of_its_own_checks_is_above_0():
+    kinds = [
+        kind for kind in CONFIGURATIONS.values() if hasattr(kind, "temperature") and kind is not CLIPFrozenTextConfig
+    ]
+    assert len(kinds) == 9
+    for kind in kinds:
+        with pytest.raises(ConfigError, match=r"^loss\.temperature is 0.0; it must be above 0"):
+            parse(RunConfig, [f"loss.name={kind.name}", "loss.temperature=0"])
 
 
 def test_the_recipe_leaves_with_status_2_and_one_line_for_a_wrong_key():

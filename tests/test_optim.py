@@ -179,3 +179,9 @@ def test_the_runs_own_key_says_whether_a_loaded_optimizer_is_fused(name, fused):
     made[0].load_state_dict(made[1].state_dict())
     assert made[0].param_groups[0]["fused"] is fused
     made[0].step()
+
+
+def test_a_group_with_a_learning_rate_of_its_own_is_refused_because_the_schedule_would_replace_it():
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(2))], "lr": 1e-3}]
+    with pytest.raises(ValueError, match=r"has lr=0.001, which the schedule would replace; give it lr_scale"):
+        build_optimizer(OptimConfig(lr=0.1), groups)

@@ -29,10 +29,17 @@ def build_optimizer(
     A group may have lr_scale, a factor on the scheduled learning rate; constant_lr, True for no schedule; and options
     of the optimizer. networks: where encoders are looked for that say the layers of their parameters (optim/layers.py).
 
+    Raises ValueError for a group with a learning rate, which the schedule would replace at the first step.
+
     >>> network = torch.nn.Linear(2, 2)
     >>> build_optimizer(OptimConfig(name="lars", lr=0.2), [{"params": list(network.parameters())}]).__class__.__name__
     'LARS'
     """
+    for rate in (group["lr"] for group in groups if "lr" in group):
+        raise ValueError(
+            f"a parameter group of the loss has lr={rate}, which the schedule would replace; give it lr_scale, a "
+            "factor on optim.lr, and constant_lr=True if it keeps that rate"
+        )
     placed = placements(config, networks)
     split_groups = [
         split

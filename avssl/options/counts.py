@@ -2,6 +2,9 @@
 
 A count is a number of things, or after how many steps or epochs something is due again. Zero is allowed only where its
 key says what it means. Counts that depend on the corpus or on the network are checked where these are known.
+
+Beside the counts are numbers that silently turn a training around below 0: PyTorch clips gradients to a negative norm
+by changing their sign, and a negative rate or temperature climbs where it should descend.
 """
 
 from __future__ import annotations
@@ -17,7 +20,10 @@ LEAST: dict[str, dict[str, int]] = {
     "LoaderConfig": {"global_batch_size": 1, "num_workers": 0, "prefetch_batches": 1, "order_lanes": 0,
                      "shuffle_block": 1, "cache_decoded": 0},
     "ProbeConfig": {"every_steps": 1, "num_threads": 1, "num_neighbors": 1},
-    "OptimConfig": {"warmup_steps": 0},
+    "OptimConfig": {"warmup_steps": 0, "lr": 0, "final_lr": 0, "gamma": 0, "clip_norm": 0, "weight_decay": 0,
+                    "momentum": 0, "trust": 0, "bias_lr_scale": 0},
+    "ViewsConfig": {"statistics_samples": 1},
+    "VideoViewConfig": {"num_frames": 1},
     "AVIDCMAConfig": {"search_every_epochs": 1},
     "DeepClusterConfig": {"cluster_every_epochs": 1},
     "TaskConfig": {"batch_size": 1, "num_workers": 0},
@@ -35,6 +41,17 @@ LEAST: dict[str, dict[str, int]] = {
 }  # fmt: skip
 
 
+# {class of a section: its keys that must be above 0}
+POSITIVE: dict[str, tuple[str, ...]] = {
+    "VideoViewConfig": ("fps",),
+    "AudioViewConfig": ("seconds",),
+    **dict.fromkeys(
+        ("AVIDConfig", "CropConfig", "MoCoConfig", "MoCoV3Config", "NPIDConfig", "PIRLConfig", "SimCLRConfig"),
+        ("temperature",),
+    ),
+}
+
+
 def least_of(kind: type[Any]) -> dict[str, int]:
     """{count of a section of this class: its least value}."""
     found: dict[str, int] = {}
@@ -44,18 +61,24 @@ def least_of(kind: type[Any]) -> dict[str, int]:
 
 
 def check_counts(config: Any, section: str = "") -> None:
-    """Raise ValueError for the first count in a section, or in one below it, that is less than it may be.
+    """Raise ValueError for the first number in a section, or in one below it, that is less than it may be.
 
     section: the dotted key of `config`; "" for a whole configuration.
     """
     known = least_of(type(config))
+    positive = {name for base in type(config).__mro__ for name in POSITIVE.get(base.__name__, ())}
     for field in dataclasses.fields(config):
         value, key = getattr(config, field.name), f"{section}.{field.name}" if section else field.name
+        allowed = ""
         if dataclasses.is_dataclass(value):
             check_counts(value, key)
-        elif field.name in known and value < known[field.name]:
+        elif field.name in known and not value >= known[field.name]:  # NaN is no number, either
+            allowed = f"at least {known[field.name]}"
+        elif field.name in positive and not value > 0:
+            allowed = "above 0"
+        if allowed:
             never = "; for never, give one that is larger than the run" if "every" in field.name else ""
             raise ValueError(
-                f"{key} is {value}; it must be at least {known[field.name]}. Give such a number, or leave the key out "
-                f"for the {field.default} that it has by itself{never}"
+                f"{key} is {value}; it must be {allowed}. Give such a number, or leave the key out for the "
+                f"{field.default} that it has by itself{never}"
             )
