@@ -17,6 +17,7 @@ import torch
 
 from avssl.data import workers
 from avssl.data.batch import Collate, RawBatch
+from avssl.data.every_sample import ClipPlan, DecodedClips, SampleClips
 from avssl.data.read_views import raw_views
 from avssl.data.shared_memory import SPARE_BUFFERS, SharedBuffers, open_buffer
 from avssl.media import decode, ffmpeg
@@ -171,13 +172,30 @@ def test_sending_copies_nothing(shards: dict[str, Path], as_worker: None) -> Non
 def test_batches_take_no_room_in_dev_shm(shards: dict[str, Path], as_worker: None) -> None:
     """Containers have 64 MiB there, and a worker that writes more is killed by SIGBUS."""
     batch = sent(batch_of(shards))
-    mappings = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
     for view in batch.views.values():
-        address = view.media.data_ptr()
-        bounds = [[int(end, 16) for end in mapping[0].split("-")] for mapping in mappings]
-        names = [m[-1] for m, (low, high) in zip(mappings, bounds, strict=True) if low <= address < high]
-        assert len(names) == 1
-        assert names[0].startswith("/memfd:"), names
+        assert mapped_from(view.media).startswith("/memfd:")
+
+
+def mapped_from(tensor: torch.Tensor) -> str:
+    """The file that the memory of a tensor is mapped from."""
+    mappings = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
+    bounds = [[int(end, 16) for end in mapping[0].split("-")] for mapping in mappings]
+    inside = [m for m, (low, high) in zip(mappings, bounds, strict=True) if low <= tensor.data_ptr() < high]
+    (mapping,) = inside
+    return mapping[-1]
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="Linux alone has memory without a file system")
+def test_clips_of_an_evaluation_take_no_room_in_dev_shm_and_are_those_read_here(shards: dict[str, Path]) -> None:
+    clips = SampleClips(str(shards["test"]), CONFIG, ("video", "audio"), ClipPlan(num_clips=3))
+    for there, here in zip(clips.load(1), clips.load(0), strict=True):
+        assert isinstance(there, DecodedClips)
+        assert isinstance(here, DecodedClips)
+        assert (there.index, there.key, there.labels, there.reason) == (here.index, here.key, here.labels, here.reason)
+        assert there.clips.keys() == here.clips.keys() == {"video", "audio"}
+        for name, view in there.clips.items():
+            assert mapped_from(view.media).startswith("/memfd:")
+            assert torch.equal(view.media, here.clips[name].media)
 
 
 def test_what_a_worker_makes_views_of_takes_no_room_in_dev_shm(shards: dict[str, Path], as_worker: None) -> None:

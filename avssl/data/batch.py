@@ -122,9 +122,13 @@ class Collate:
             views, buffer = self._sent(stacked_bytes(rows), partial(stack_raw_views, rows))
             return RawBatch(views, index, failures, buffer=buffer)
         views, made = self._made(stack_raw_views(rows), self.make)
+        return replace(self.sent(views, index.tolist()), failures=failures, made=made)
+
+    def sent(self, views: Mapping[str, RawView], index: Sequence[int]) -> RawBatch:
+        """A batch of views that are stacked already, copied to shared memory."""
         tensors = [tensor for view in views.values() for tensor in view.tensors().values()]
-        views, buffer = self._sent(sum(padded(tensor.nbytes) for tensor in tensors), partial(_copied, views))
-        return RawBatch(views, index, failures, made, buffer)
+        copies, buffer = self._sent(sum(padded(tensor.nbytes) for tensor in tensors), partial(_copied, views))
+        return RawBatch(copies, torch.tensor(index), [], buffer=buffer)
 
     def _made(self, raw: dict[str, RawView], make: MakeViews) -> tuple[dict[str, RawView], tuple[str, ...]]:
         """The views, and the names of those that are ready for the networks now."""
@@ -142,7 +146,7 @@ class Collate:
             raise
 
 
-def _copied(views: dict[str, RawView], buffer: SharedBuffer) -> dict[str, RawView]:
+def _copied(views: Mapping[str, RawView], buffer: SharedBuffer) -> dict[str, RawView]:
     """The views with their tensors in the buffer."""
     result = {}
     for name, view in views.items():

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from avssl.data.batch import stack_raw_views
+from avssl.data.batch import Collate, RawBatch, stack_raw_views
 from avssl.data.loader_config import LoaderConfig
 from avssl.data.read_views import decode_audio_clip, decode_video_clip
 from avssl.data.workers import start_worker
@@ -189,15 +189,41 @@ class SampleClips(Dataset[Any]):
 
     def load(self, num_workers: int) -> Iterator[DecodedClips | str]:
         """All samples of this process in order, decoded by `num_workers` processes (0: in this process)."""
+        collate: Any = _InSharedMemory()  # of one sample, where the library's type says a list of them
         loader: DataLoader[Any] = DataLoader(
             self,
             batch_size=None,
+            collate_fn=collate,
             num_workers=num_workers,
             multiprocessing_context=worker_context() if num_workers else None,
             worker_init_fn=start_worker,
             generator=torch.Generator().manual_seed(0),  # so that the global one, used by the networks, is unchanged
         )
-        yield from all_batches(loader, LoaderConfig.worker_timeout_seconds)
+        for item in all_batches(loader, LoaderConfig.worker_timeout_seconds):
+            yield replace(item.sample, clips=item.sent.views) if isinstance(item, _Sent) else item
+
+
+class _Sent(NamedTuple):
+    """A sample on its way from a worker: its clips apart, in shared memory."""
+
+    sample: DecodedClips
+    sent: RawBatch
+
+
+class _InSharedMemory:
+    """A collate function of single samples, whose clips a worker sends as it sends the batches of a training.
+
+    PyTorch by itself takes room in /dev/shm for them: ten clips of 32 frames of 224 px are 48 MB, and containers have
+    64 MiB there.
+    """
+
+    def __init__(self) -> None:
+        self.collate = Collate()
+
+    def __call__(self, item: DecodedClips | str) -> DecodedClips | str | _Sent:
+        if get_worker_info() is None or isinstance(item, str) or not item.clips:
+            return item
+        return _Sent(replace(item, clips={}), self.collate.sent(item.clips, [item.index]))
 
 
 class ClipSets(SampleClips):
