@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import nn
 
-from avssl.distributed import local_processes
+from avssl.distributed import local_processes, world_size
 from avssl.models.create import create_encoder, without_weights
 from avssl.ops import kernels
 
 if TYPE_CHECKING:
     from avssl.config import RunConfig
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def usable_device(name: str) -> torch.device:
@@ -104,6 +106,17 @@ def use_channels_last(networks: nn.Module, setting: bool | None, device: torch.d
             # Kernels of 1 x 1 get new memory, too: DDP compares their strides with those of the gradients.
             moved = torch.empty_like(parameter.data, memory_format=formats[parameter.ndim])
             parameter.data = moved.copy_(parameter.data)
+
+
+def synced_batch_norms(loss: Module, device: torch.device) -> Module:
+    """The loss with batch norms that see the rows of all processes. ValueError for several processes on CPUs."""
+    synced: Module = nn.SyncBatchNorm.convert_sync_batchnorm(loss)
+    if device.type == "cpu" and world_size() > 1 and any(isinstance(one, nn.SyncBatchNorm) for one in synced.modules()):
+        raise ValueError(
+            "sync_batch_norm=true: PyTorch gathers batch norm on GPUs alone. On CPUs start one process, or add "
+            "sync_batch_norm=false: then each process normalizes the rows of its own"
+        )
+    return synced
 
 
 def compile_encoders(loss: nn.Module, backend: str = "inductor") -> None:

@@ -41,7 +41,6 @@ def pretrain(cfg: config.RunConfig, stages: Stages) -> int:
     if cfg.data.num_workers:
         start_worker_server()  # first: it imports for the loader's workers while this process does
     # Imported here, so that --help and errors in keys come at once, and that the loader's workers do not import them.
-    import torch
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.utils import set_seed
 
@@ -115,7 +114,7 @@ def pretrain(cfg: config.RunConfig, stages: Stages) -> int:
     device.use_channels_last(loss, cfg.channels_last, accelerator.device)
     kernels.refuse_wrong_kernels(loss, cfg.mixed_precision, accelerator.device)
     if cfg.sync_batch_norm:
-        loss = torch.nn.SyncBatchNorm.convert_sync_batchnorm(loss)
+        loss = device.synced_batch_norms(loss, accelerator.device)
     optimizer = build_optimizer(cfg.optim, loss.param_groups(), loss)
 
     micro_batches = cfg.epochs * loader.steps_per_epoch

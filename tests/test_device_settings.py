@@ -136,3 +136,14 @@ def test_the_fused_optimizer_makes_the_same_step(name):
             optimizer.step()
         results.append(weights.detach())
     torch.testing.assert_close(results[1], results[0])
+
+
+def test_gathered_batch_norm_of_several_processes_on_cpus_is_refused_with_what_to_do(monkeypatch):
+    """PyTorch says at the first batch that its input is not on a GPU, and nothing of the key."""
+    normed, plain = torch.nn.Sequential(torch.nn.BatchNorm1d(2)), torch.nn.Sequential(torch.nn.Linear(2, 2))
+    cpu = torch.device("cpu")
+    assert isinstance(device_settings.synced_batch_norms(normed, cpu)[0], torch.nn.SyncBatchNorm)
+    monkeypatch.setattr(device_settings, "world_size", lambda: 2)
+    with pytest.raises(ValueError, match=r"gathers batch norm on GPUs alone\. .* add sync_batch_norm=false"):
+        device_settings.synced_batch_norms(normed, cpu)
+    assert device_settings.synced_batch_norms(plain, cpu) is plain
