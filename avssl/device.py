@@ -68,9 +68,11 @@ def settle_precision(cfg: RunConfig, modalities: Iterable[str]) -> None:
     a float32's 23 bits of mantissa: "convolutions" concerns the networks alone, "all" the matrix products of heads and
     losses too.
     """
+    from accelerate.utils import parse_flag_from_env
+
     if cfg.mixed_precision == "auto":
         has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-        is_right = has_bf16 and not cfg.cpu
+        is_right = has_bf16 and not cfg.cpu and not parse_flag_from_env("ACCELERATE_USE_CPU")
         if is_right:
             sections = {modality: without_weights(cfg.encoders[modality]) for modality in modalities}
             encoders = nn.ModuleDict({name: create_encoder(modality=name, **sections[name]) for name in sections})

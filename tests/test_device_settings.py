@@ -36,6 +36,9 @@ def test_auto_is_bf16_only_where_a_gpu_has_it(monkeypatch):
         assert settled() == expected
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     assert settled("cpu=true") == "fp32"
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")  # Accelerate's own word for it
+    assert settled() == "fp32"
+    monkeypatch.delenv("ACCELERATE_USE_CPU")
     assert settled("mixed_precision=fp32") == "fp32"
 
 
