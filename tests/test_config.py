@@ -97,6 +97,13 @@ def test_every_count_of_a_task_is_checked_with_its_configuration(task):
         assert getattr(parse(schema, [f"{key}={least}"]), key) == least
 
 
+@pytest.mark.parametrize("name", sorted(CONFIGURATIONS))
+def test_every_count_of_a_loss_is_checked_with_its_configuration(name):
+    for key, least in least_of(CONFIGURATIONS[name]).items():
+        with pytest.raises(ConfigError, match=rf"^loss\.{key} is {least - 1}; it must be at least {least}"):
+            parse(RunConfig, [f"loss.name={name}", f"loss.{key}={least - 1}"])
+
+
 def test_the_counts_are_keys_of_sections_that_there_are():
     kinds = [RunConfig, LoaderConfig, config.ProbeConfig, OptimConfig, *CONFIGURATIONS.values()]
     kinds += [ViewsConfig, VideoViewConfig, AudioViewConfig, *(tasks.get(task).Config for task in tasks.names())]
