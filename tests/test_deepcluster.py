@@ -173,6 +173,14 @@ def test_the_classifiers_start_anew_in_place_and_their_optimizer_forgets_them_al
         assert (head.bias == 0).all()
 
 
+def test_outputs_that_are_not_finite_end_a_pass_over_the_samples_with_advice():
+    """Otherwise eigenvectors do not converge (DeepCluster), or every sample gets one label without a word (SeLa)."""
+    rows = torch.tensor([[1.0, 2.0], [torch.nan, 0.0], [torch.inf, 0.0]])
+    context = EpochContext(3, lambda names: [(torch.arange(3), {"first": rows})])
+    with pytest.raises(FloatingPointError, match=r"before epoch 3 .* outputs of 2 of 3 samples .* a lower optim\.lr"):
+        context.collect("first", 3)
+
+
 def test_classifiers_that_start_anew_have_no_gradient_of_the_old_labels():
     """With accumulated micro-batches a step may reach over the end of an epoch."""
     loss = make(("video", "audio"), num_clusters=20)

@@ -70,7 +70,7 @@ class EpochContext:
     def collect(self, output: str, num_samples: int, view_names: Sequence[str] = ()) -> torch.Tensor:
         """One output for the whole data set, a row per sample: float32 (N, ...), the same on every rank.
 
-        Raises RuntimeError if a sample is missing.
+        Raises RuntimeError if a sample is missing, and FloatingPointError if a number is not finite.
         """
         batches = [(index, outputs[output].float()) for index, outputs in self.embed_all(view_names)]
         index = gather_uneven(torch.cat([batch_index for batch_index, _ in batches]))
@@ -79,6 +79,12 @@ class EpochContext:
         result[index] = rows
         if len(torch.unique(index)) != num_samples:
             raise RuntimeError(f"a pass over the data set gave {len(torch.unique(index))} of {num_samples} samples")
+        if broken := int((~result.flatten(1).isfinite()).any(dim=1).sum()):
+            raise FloatingPointError(
+                f"before epoch {self.epoch} the network's outputs of {broken} of {num_samples} samples are not finite: "
+                "the training has diverged; go on from an earlier checkpoint with a lower optim.lr, or set "
+                "optim.clip_norm"
+            )
         return result
 
 
