@@ -109,6 +109,7 @@ class Collate:
         self.make, self.raw_name = make, raw_name
 
     def __call__(self, samples: list[tuple[int, dict[str, RawView] | MediaError]]) -> RawBatch:
+        """The batch of [(index, views or why they cannot be read)]; without views if none can be read."""
         readable = [position for position, (_, views) in enumerate(samples) if not isinstance(views, MediaError)]
         failures = [(index, views.reason, views.message) for index, views in samples if isinstance(views, MediaError)]
         if not readable:

@@ -163,6 +163,7 @@ class PlainRecords(logging.Filter):
     """A filter that makes the message of every record of a logger plain."""
 
     def filter(self, record: logging.LogRecord) -> bool:
+        """True: every record is kept, with its message made plain."""
         record.msg, record.args = plain(record.getMessage()), None
         return True
 

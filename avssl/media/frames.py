@@ -102,6 +102,7 @@ class UprightFilter:
         self._reformatter = VideoReformatter()  # one for all frames: frame.reformat would set up a new one each time
 
     def __call__(self, frame: Any) -> Any:
+        """The PyAV frame, upright and scaled; of an interlaced one the first field."""
         height = frame.height
         frame = deinterlaced(frame)
         frame = _scaled_back(frame, height) if self._size is None else self._scaled(frame, *self._size)
@@ -176,6 +177,7 @@ class Resampler:
         self._inner = AudioResampler(format="flt", layout="mono", rate=rate_hz)
 
     def __call__(self, block: AudioBlock | None) -> AudioBlock:
+        """float32 (n,) -> the samples that are ready by now, float32 (m,) in [-1, 1]."""
         if self.source_rate_hz == self.rate_hz:
             return np.empty(0, np.float32) if block is None else np.clip(block, -1, 1)
         frame = None

@@ -36,15 +36,19 @@ class PatchedFile(io.RawIOBase):
         self._file, self._patches = file, patches
 
     def readable(self) -> bool:
+        """True."""
         return True
 
     def seekable(self) -> bool:
+        """True."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a position of the file; the position from its beginning."""
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:
+        """The position in bytes from the beginning of the file."""
         return self._file.tell()
 
     def read(self, size: int = -1) -> bytes:

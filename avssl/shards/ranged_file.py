@@ -27,16 +27,20 @@ class SeekableBytes(io.RawIOBase):
         raise NotImplementedError
 
     def readable(self) -> bool:
+        """True."""
         return True
 
     def seekable(self) -> bool:
+        """True."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a position, 0 if it would be negative; the position from the beginning. Nothing is fetched."""
         self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.num_bytes}[whence])
         return self._at
 
     def tell(self) -> int:
+        """The position in bytes from the beginning."""
         return self._at
 
     def read(self, size: int | None = -1) -> bytes:
@@ -47,6 +51,7 @@ class SeekableBytes(io.RawIOBase):
         return content
 
     def readinto(self, buffer: Any) -> int:
+        """Fill the buffer as far as there are bytes; how many were read, 0 at the end."""
         content = self.read(len(buffer))
         buffer[: len(content)] = content
         return len(content)
@@ -76,6 +81,7 @@ class RangedFile(SeekableBytes):
         return self._block[first : first + end - begin]
 
     def close(self) -> None:
+        """Close the file; of a remote one no connection is open."""
         if self._file is not None:
             self._file.close()
         super().close()

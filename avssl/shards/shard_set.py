@@ -48,7 +48,8 @@ class HasInfo(Protocol):
     """A sample in any form, by its json."""
 
     @property
-    def info(self) -> SampleInfo: ...
+    def info(self) -> SampleInfo:
+        """What the sample's json says."""
 
 
 class ShardSet:

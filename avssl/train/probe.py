@@ -255,6 +255,7 @@ def scores_of(
 
 
 def main() -> None:
+    """The program that a run starts: write the result.json of a snapshot, without scores that do not exist."""
     parser = argparse.ArgumentParser(description="Evaluate one snapshot of a run; `avssl pretrain` starts this.")
     parser.add_argument("snapshot", type=Path)
     parser.add_argument("shards")

@@ -21,15 +21,24 @@ class Pixels(Protocol):
     """The keys of ImageViewConfig and VideoViewConfig that decide the test view."""
 
     @property
-    def size_px(self) -> int: ...
+    def size_px(self) -> int:
+        """Height and width of the view."""
+
     @property
-    def interpolation(self) -> str: ...
+    def interpolation(self) -> str:
+        """How pixels are resized, as `crop_resize` takes it."""
+
     @property
-    def test_resize(self) -> str: ...
+    def test_resize(self) -> str:
+        """What is done before the square is cut: crop, short_side or both_sides."""
+
     @property
-    def test_resize_px(self) -> int: ...
+    def test_resize_px(self) -> int:
+        """Length of the shorter side, or of both, once it is resized; 0 stands for size_px."""
+
     @property
-    def test_crop_offset(self) -> str: ...
+    def test_crop_offset(self) -> str:
+        """How half of an odd number of pixels is rounded: floor, or round (halves to the even number)."""
 
 
 def frames_of_test_view(clip: torch.Tensor, config: Pixels) -> torch.Tensor:

@@ -57,15 +57,19 @@ class FileTask:
 
     @property
     def name(self) -> str:
+        """The location of its first file, for messages."""
         return str(self.entries[0].place.at(self.root))
 
     def measure(self) -> list[Row]:
+        """A row for each entry. One that could not be indexed keeps the reason of the manifest."""
         return [self._row(entry) for entry in self.entries]
 
     def alone(self) -> list[FileTask]:
+        """A task for each entry."""
         return [FileTask((entry,), self.root) for entry in self.entries]
 
     def failed(self, error: MediaError) -> Row:
+        """What the manifest knows of its only entry, and the reason."""
         return _known(self.entries[0]) | _reason(error)
 
     def _row(self, entry: Entry) -> Row:
@@ -163,15 +167,19 @@ class ShardTask:
 
     @property
     def name(self) -> str:
+        """The folder and the key of its first sample, for messages."""
         return f"{self.location}, sample {self.keys[0]}"
 
     def measure(self) -> list[Row]:
+        """A row for each sample."""
         return [self._row(self.begin + number, key) for number, key in enumerate(self.keys)]
 
     def alone(self) -> list[ShardTask]:
+        """A task for each sample."""
         return [ShardTask(self.location, self.begin + number, (key,)) for number, key in enumerate(self.keys)]
 
     def failed(self, error: MediaError) -> Row:
+        """The key of its only sample, and the reason."""
         return _unread(self.keys[0]) | _reason(error)
 
     def _row(self, number: int, key: str) -> Row:

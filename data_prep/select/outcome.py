@@ -28,6 +28,7 @@ def beside(out: Path, ending: str) -> Path:
 
 
 def is_kept(state: State) -> Iterator[bool]:
+    """Whether each row of the corpus is kept, in its order."""
     for begin in range(0, state.num_rows, ROWS_AT_A_TIME):
         yield from (state.reason[begin : begin + ROWS_AT_A_TIME] == 0).tolist()
 

@@ -110,6 +110,7 @@ class VideoStream:
         return list(self._stream.encode(frame))
 
     def flush(self) -> list[Any]:
+        """The packets that the encoder still holds; it takes no frame afterwards."""
         return list(self._stream.encode(None))
 
 
@@ -163,4 +164,5 @@ class AudioStream:
         return [packet for packet in packets if packet.pts >= 0] if self._drops_priming else packets
 
     def flush(self) -> list[Any]:
+        """The packets of the samples that resampler and encoder still hold; it takes none afterwards."""
         return self._encode_all([*filter(None, self._resampler.resample(None)), None])

@@ -31,16 +31,23 @@ Member = VideoMember | AudioMember
 
 
 class Decoded(Protocol):
-    """A stream that was read. name: "video" or "audio". seconds: that could be decoded of the window."""
+    """A stream that was read."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """ "video" or "audio"."""
+
     @property
-    def info(self) -> VideoInfo | AudioInfo: ...
+    def info(self) -> VideoInfo | AudioInfo:
+        """What probing says of the stream."""
+
     @property
-    def window(self) -> Window: ...
+    def window(self) -> Window:
+        """The seconds of the stream that become its member."""
+
     @property
-    def seconds(self) -> float: ...
+    def seconds(self) -> float:
+        """How many seconds of the window could be decoded."""
 
 
 @dataclass(frozen=True)

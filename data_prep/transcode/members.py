@@ -163,9 +163,10 @@ class AudioMember:
 
 
 class Storing(Protocol):
-    """Anything whose `store` works step by step and yields the seconds that are stored so far."""
+    """A member of a sample while it is stored."""
 
-    def store(self) -> Iterator[float]: ...
+    def store(self) -> Iterator[float]:
+        """Store step by step; yields the seconds that are stored so far."""
 
 
 def store_in_turn(members: Iterable[Storing]) -> None:

@@ -106,10 +106,12 @@ class Job:
 
     @property
     def num_parts(self) -> int:
+        """How many parts, and so shards, the manifest makes; the last one may have fewer samples."""
         return -(-len(self.rows) // self.file_options.options.samples_per_shard)
 
     @property
     def recorded_options(self) -> dict[str, Any]:
+        """What index.json records: the options that apply to these media, and the version of the encoding library."""
         return self.file_options.options.to_json(images=self.rows.are_images)
 
     def num_rows(self, number: int) -> int:

@@ -25,6 +25,7 @@ def shown(value: float, unit: str) -> str:
 
 
 def bytes_text(value: float) -> str:
+    """A number of bytes with three digits and its unit, such as 1.25 GB; units are powers of 1000."""
     for size, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if value >= size:
             return f"{value / size:.3g} {name}" if value < 999.5 * size else f"{value / size:.0f} {name}"
