@@ -109,6 +109,23 @@ def test_waiting_for_data_is_named_with_what_to_do(monkeypatch):
     assert "waits for data 50%, and all cores read already: shards of smaller frames" in lines[20]
 
 
+def test_waiting_while_the_first_epoch_fills_the_cache_is_no_reason_for_more_workers(monkeypatch):
+    monkeypatch.setattr(estimate, "default_num_workers", lambda: 8)
+    cfg, loader = configured("avid", "data.num_workers=2", "data.cache_decoded=1000"), made_loader(steps_per_epoch=50)
+    cfg.log_every_steps = 10
+    pace = Pace(cfg, loader, Progress(step=100, total_steps=200), lambda: loader.waited_seconds * 2)
+    pace.step_done(101)
+    loader.waited_seconds += 10
+    assert pace.step_done(120).endswith(
+        "waits for data 50% while one epoch fills data.cache_decoded; later ones take less time"
+    )
+    assert [pace.stretch_done(step, 0.5) for step in (130, 150, 159)] == ["", "", ""]
+    assert pace.stretch_done(160, 0.5).endswith("waits for data 50%: raise data.num_workers (2 now, 8 cores here)")
+    assert pace.stretch_done(170, 0.5) == ""
+    lines = simulated(cfg, made_loader(steps_per_epoch=100), 100, seconds=2.0, waits=1.0)
+    assert lines[20].endswith("raise data.num_workers (2 now, 8 cores here)")  # one epoch: no later one
+
+
 @pytest.mark.slow
 def test_a_run_that_waits_later_says_so_once(monkeypatch):
     monkeypatch.setattr(estimate, "default_num_workers", lambda: 8)

@@ -59,6 +59,7 @@ class Pace:
         self._warm = min(progress.step + 1, self._due - 1)
         self._starts: list[float] = []  # seconds before epochs
         self._has_said_that_it_waits = False
+        self._filled = self._step_with_all_decoded(progress.step)
         self._begin(progress.step)
 
     def _begin(self, step: int) -> None:
@@ -84,8 +85,15 @@ class Pace:
         step_seconds, share = elapsed / (step - self._from), waited / elapsed
         return (
             f"step {step} of {self.total_steps}: {precise(step_seconds)} per step, about "
-            f"{duration(self._seconds_left(step, step_seconds))} to go; {self._bound(share)}"
+            f"{duration(self._seconds_left(step, step_seconds))} to go; {self._bound(share, self._from)}"
         )
+
+    def _step_with_all_decoded(self, begin: int) -> float:
+        """The step at which the first whole epoch has filled the cache of decoded samples; 0 without one, or if no
+        step is left then."""
+        accumulated, epoch = self.cfg.gradient_accumulation_steps, self.loader.steps_per_epoch
+        filled = (-(-begin * accumulated // epoch) + 1) * epoch / accumulated
+        return filled if self.cfg.data.cache_decoded and filled < self.total_steps else 0
 
     def _first(self, step: int, elapsed: float, waited: float) -> str:
         """What the first step says: its time, and how long the run takes if all others take as long as it computed."""
@@ -102,16 +110,19 @@ class Pace:
 
     def stretch_done(self, step: int, share: float) -> str:
         """A line, once in a run, if a stretch of steps after the estimate has waited for data for this share of it."""
-        if step <= self._due or share < WAITING_SHARE or self._has_said_that_it_waits:
+        begin = max(0, step - self.cfg.log_every_steps)
+        if step <= self._due or begin < self._filled or share < WAITING_SHARE or self._has_said_that_it_waits:
             return ""
-        return f"step {step} of {self.total_steps}: {self._bound(share)}"
+        return f"step {step} of {self.total_steps}: {self._bound(share, begin)}"
 
-    def _bound(self, share: float) -> str:
-        """What bounds the run, which waits for data for this share of its time, and what helps."""
+    def _bound(self, share: float, begin: int) -> str:
+        """What bounds the run, which has waited for data for this share of its time since a step, and what helps."""
         workers, cores = self.cfg.data.num_workers, default_num_workers()
         waits, on_cpu = f"waits for data {share:.0%}", self.loader.device.type == "cpu"
         if share < WAITING_SHARE:
             return f"{waits}: computing bounds the run{self._cheaper(workers, cores) if on_cpu else ''}"
+        if begin < self._filled:
+            return f"{waits} while one epoch fills data.cache_decoded; later ones take less time"
         self._has_said_that_it_waits = True
         if workers * local_processes() < cores:
             return f"{waits}: raise data.num_workers ({workers} now, {cores} cores here)"
