@@ -244,6 +244,12 @@ def test_the_header_of_the_card_is_yaml_of_the_license_itself(folder, run):
         assert yaml.safe_load(written.split("---\n")[1].encode())["license"] == read
 
 
+@pytest.mark.parametrize("text", ["No", "null", "1.0", "apache-2.0"])
+def test_a_license_of_the_card_is_read_as_the_word_that_it_is(text, folder, run):
+    written = card(config.load_run(run), {**checkpoint.read_provenance(folder), "license": text}, {}, "title")
+    assert yaml.safe_load(written.split("---\n")[1])["license"] == text.lower()
+
+
 def test_the_card_says_what_is_not_known(folder):
     card = (folder / "README.md").read_text()
     assert "license: unknown" in card

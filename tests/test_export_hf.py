@@ -139,6 +139,16 @@ def test_the_header_of_a_card_is_yaml_of_the_text_itself(text, shown):
     assert (read["pretty_name"], read["license"]) == (shown, shown.lower())
 
 
+@pytest.mark.parametrize("text", ["no", "yes", "null", "y", "1.0", "2024_01", "mit"])
+def test_a_license_and_a_split_are_read_as_the_words_that_they_are(text):
+    key = {"dtype": "string", "_type": "Value"}
+    record = {"features": {"key": key}, "splits": {text: {"num_samples": 2, "seconds": 2.0, "with": {}}}}
+    header = hf_card.card("title", record | {"settings": {"license": text}}, {}, {}).split("---\n")[1]
+    read = yaml.safe_load(header)
+    assert [read["license"], read["configs"][0]["data_files"][0]["split"]] == [text, text]
+    assert ('"' in header.partition("license: ")[2].partition("\n")[0]) == (text != "mit")
+
+
 def test_files_are_of_whole_shards_and_row_groups_of_about_their_size(shards, tmp_path):
     stored = ShardSet(shards["train"])  # three shards
     limit = stored.index.shards[0].bytes + 1

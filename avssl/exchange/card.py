@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from avssl.checkpoint.hub import CARD_FILE
 from avssl.checkpoint.weights import read_provenance
 from avssl.config import RunConfig, load_run
-from avssl.exchange.markdown import code, quoted, section, words
+from avssl.exchange.markdown import code, quoted, scalar, section, words
 from avssl.exchange.paths import last_part, without_paths
 from avssl.files.checked_json import Fields
 from avssl.files.plain_text import plain
@@ -34,10 +33,8 @@ def card(cfg: RunConfig, provenance: Mapping[str, Any], results: Mapping[str, Ma
     loss_class = registry.get(cfg.loss.name)
     modalities = loss_class.modalities(cfg.loss)
     license = str(provenance.get("license") or UNKNOWN_LICENSE).lower()
-    if not re.fullmatch(r"[a-z][a-z0-9.-]*", license):
-        license = quoted(license)
-    front = ["---", "library_name: avssl", f"license: {license}"]
-    front += ["tags:", "- self-supervised", f"- {cfg.loss.name}", *(f"- {modality}" for modality in modalities), "---"]
+    front = ["---", "library_name: avssl", f"license: {scalar(license)}"]
+    front += ["tags:", *(f"- {scalar(tag)}" for tag in ("self-supervised", cfg.loss.name, *modalities)), "---"]
     parts = [
         "\n".join(front),
         f"# {words(title)}",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from avssl.exchange.markdown import code, quoted, section, words
+from avssl.exchange.markdown import code, quoted, scalar, section, words
 from avssl.exchange.targets.hf_columns import columns_of
 from avssl.shards.format import ShardIndex
 
@@ -63,7 +62,7 @@ def _front(title: str, record: Mapping[str, Any]) -> Iterator[str]:
     yield "---"
     yield f"pretty_name: {quoted(title)}"
     if license:
-        yield f"license: {license if re.fullmatch(r'[a-z][a-z0-9.-]*', license) else quoted(license)}"
+        yield f"license: {scalar(license)}"
     yield "size_categories:"
     yield f"- {size}"
     yield "tags:"
@@ -72,7 +71,7 @@ def _front(title: str, record: Mapping[str, Any]) -> Iterator[str]:
     yield "- config_name: default"
     yield "  data_files:"
     for name in record["splits"]:
-        yield f"  - split: {name}"
+        yield f"  - split: {scalar(name)}"
         yield f"    path: data/{name}-*"
     yield "---"
 
