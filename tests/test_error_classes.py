@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import builtins
+import errno
 import pickle
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from avssl.files.disk_errors import clear_errors, one_line
 from avssl.types import MediaError
 from tests.test_layers import MODULES
 
@@ -47,6 +49,15 @@ def test_an_error_comes_whole_from_another_process(module, name):
     assert str(again) == str(error) != ""
     values, expected = ({key: str(value) for key, value in vars(one).items()} for one in (again, error))
     assert values == expected
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EIO])
+def test_an_explained_error_of_the_disk_keeps_class_and_number_from_another_process(number, tmp_path):
+    with pytest.raises(OSError, match=r"a: could not be written") as raised, clear_errors(tmp_path / "a", "written"):
+        raise OSError(number, "why")
+    error = pickle.loads(pickle.dumps(raised.value))
+    assert (type(error), error.errno, str(error)) == (type(OSError(number, "why")), number, str(raised.value))
+    assert one_line(error) == str(raised.value)
 
 
 def test_the_sources_have_the_errors_that_are_named_here():

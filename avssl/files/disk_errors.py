@@ -95,6 +95,7 @@ def _clear(error: OSError, path: str, doing: str) -> OSError:
     if text is None:
         return error
     clear = type(error)(text)
-    clear.errno = error.errno
+    # Also in __dict__, which pickle takes along: of an error that is made of a text alone it forgets the number.
+    clear.__dict__["errno"] = clear.errno = error.errno
     clear.is_clear = True  # type: ignore[attr-defined]
     return clear
