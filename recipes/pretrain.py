@@ -23,6 +23,7 @@ from avssl import config
 from avssl.errors import end_now, one_line_errors
 from avssl.files.plain_text import begin_command, emit, note
 from avssl.files.progress import Stages
+from avssl.options.counts import check_counts
 from avssl.plugins.required import take_options
 from avssl.processes.slurm import take_ranks_of_slurm
 from avssl.processes.stopping import StoppedError, StopSignal, end_with_launcher
@@ -37,6 +38,7 @@ def main(cfg: config.RunConfig) -> int:
 
 
 def pretrain(cfg: config.RunConfig, stages: Stages) -> int:
+    check_counts(cfg)  # once more, for one that was made in Python
     stages.now("loading PyTorch")
     if cfg.data.num_workers:
         start_worker_server()  # first: it imports for the loader's workers while this process does

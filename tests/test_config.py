@@ -9,12 +9,14 @@ from avssl import config, help_text
 from avssl.config import ConfigError, RunConfig, parse
 from avssl.data.loader_config import LoaderConfig
 from avssl.eval import tasks
+from avssl.files.progress import Stages
 from avssl.losses.avid_cma import AVIDCMA, AVIDCMAConfig
 from avssl.losses.configs import CONFIGURATIONS, CLIPFrozenTextConfig
 from avssl.models import create_encoder
 from avssl.optim.config import OptimConfig
 from avssl.options.counts import LEAST, POSITIVE, least_of
 from avssl.transforms.config import AudioViewConfig, VideoViewConfig, ViewsConfig
+from recipes import pretrain
 from tests.conftest import ROOT, run_python
 
 AVID = str(ROOT / "recipes/configs/avid.yaml")
@@ -86,6 +88,15 @@ def test_a_period_of_a_loss_is_at_least_1_in_a_recipe_and_in_python():
     }
     with pytest.raises(ValueError, match=r"^loss\.search_every_epochs is -1; it must be at least 1"):
         AVIDCMA(AVIDCMAConfig(num_positives=2, search_every_epochs=-1), encoders, 500)
+
+
+def test_the_counts_of_a_run_that_is_made_in_python_are_checked_before_it_starts(tmp_path):
+    for section, key in ((None, "log_every_steps"), ("data", "prefetch_batches"), ("probe", "num_neighbors")):
+        cfg = RunConfig(run=str(tmp_path / "run"))
+        setattr(getattr(cfg, section) if section else cfg, key, 0)
+        with pytest.raises(ValueError, match=rf"^{section + '.' if section else ''}{key} is 0; it must be at least 1"):
+            pretrain.pretrain(cfg, Stages(shown=False))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("task", tasks.names())

@@ -49,7 +49,7 @@ MAY_IMPORT = {
     "avssl/eval/tasks": "types distributed shards transforms ops optim losses data checkpoint embedding eval "
     "eval/finetune",
     "avssl/prepared": "files distributed shards config",
-    "avssl/train": "types options files distributed processes plugins shards transforms models models/public losses "
+    "avssl/train": "types files distributed processes plugins shards transforms models models/public losses "
     "data config device checkpoint public_models embedding eval",
     "avssl/pages": "types media",
     "avssl/report": "types files pages ops config embedding eval train",

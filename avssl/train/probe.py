@@ -43,7 +43,6 @@ from avssl.eval.outcome import LabelTaskConfig
 from avssl.files.checked_json import Fields, dump
 from avssl.files.disk_errors import clear_errors
 from avssl.files.json_lines import truncate_log
-from avssl.options.counts import check_counts
 from avssl.plugins import files, required
 from avssl.processes.stopping import signals_blocked
 from avssl.shards.format import SampleInfo
@@ -194,8 +193,7 @@ def embedding_modules(loss: nn.Module) -> nn.Module:
 
 
 def check(config: ProbeConfig) -> None:
-    """Raise ValueError, before the first step, for a folder without labels and for numbers that are not allowed."""
-    check_counts(config, "probe")
+    """Raise ValueError, before the first step, for a folder without labels and for a device that is not there."""
     try:
         usable_device(config.device)
     except ValueError as error:
