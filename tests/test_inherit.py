@@ -71,6 +71,15 @@ def test_the_license_of_the_start_is_kept_although_its_folder_is_gone_at_the_end
     assert checkpoint.read_provenance(run) == {}
 
 
+def test_a_license_that_is_not_known_any_more_is_said_and_written(tmp_path, capsys):
+    """A run of an earlier version has no start.json, and the folder that it started from is gone."""
+    module, run = torch.nn.Linear(1, 1), tmp_path / "run"
+    text = "the license of start, from which these weights began, is not known: its folder was gone at the end"
+    checkpoint.export(run, {"loss": module}, {"init_from": str(tmp_path / "start"), "license": "mit"})
+    assert checkpoint.read_provenance(run)["license_note"] == text
+    assert f"warning: {run}: {text}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["moco", "moco_v3", "byol"])
 def test_teachers_start_as_the_inherited_students_when_the_source_has_none(name, tmp_path):
     pair = ("image", "image")

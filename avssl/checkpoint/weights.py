@@ -14,6 +14,7 @@ from torch import nn
 
 from avssl.checkpoint.step_folders import checkpoints
 from avssl.files.checked_json import Fields
+from avssl.files.plain_text import note
 from avssl.files.tensors import write_tensors
 from avssl.files.whole import whole_path, write_whole
 
@@ -70,6 +71,11 @@ def _licenses(run: Path, provenance: Mapping[str, Any]) -> dict[str, str]:
         inherited = Fields.read(run / START_FILE).record
     elif start and (Path(start) / PROVENANCE_FILE).is_file():  # the run was begun by an earlier version
         inherited = read_provenance(start)
+    elif start:
+        name = Path(start.partition("?")[0]).name
+        text = f"the license of {name}, from which these weights began, is not known: its folder was gone at the end"
+        note(f"warning: {run}: {text}", "warning")
+        inherited = {"license_note": text}
     licenses = [str(facts["license"]) for facts in (provenance, inherited) if facts.get("license")]
     notes = dict.fromkeys(str(facts["license_note"]) for facts in (provenance, inherited) if facts.get("license_note"))
     found = {"license": joined_licenses(licenses), "license_note": "; ".join(notes)}

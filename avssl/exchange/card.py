@@ -57,10 +57,9 @@ def evaluations(run: Path) -> dict[str, dict[str, Any]]:
 
 
 def _license_lines(provenance: Mapping[str, Any]) -> list[str]:
-    if "license" not in provenance:
-        return ["Not stated by whoever trained these weights."]
-    note = provenance.get("license_note")
-    return [f"**{words(provenance['license'])}**" + (f": {words(note)}" if note else "")]
+    license, note = provenance.get("license"), provenance.get("license_note")
+    stated = f"**{words(license)}**" if license else "Not stated by whoever trained these weights"
+    return [stated + (f": {words(note)}" if note else "" if license else ".")]
 
 
 def _training_lines(cfg: RunConfig, provenance: Mapping[str, Any]) -> list[str]:
