@@ -163,6 +163,9 @@ def test_sources_are_stored_and_said(tmp_path):
         assert back.sources is None if name == "clips" else (back.sources == repeat.sources).all()
         told[name] = evaluation["intervals"]["num_sources"], results.table(evaluation).splitlines()[-1]
         told[name] += (samples_text([Result(evaluation)], "accuracy"),)
+        written(path.parent / "evaluations", "knn", "knn", trained=repeat, untrained=repeat)
+        page = write_report(path.parent).read_text(encoding="utf-8")
+        assert page.count(told[name][1][1:]) == 2, "what the terminal says, once a result"
         compared = paired_differences([back], [repeat], num_draws=5)
         assert (compared["accuracy"].mcnemar is None) == (name == "segments")
         assert ("McNemar's test" in comparison_table(compared, 0.95)) == (name == "segments")

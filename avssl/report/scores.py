@@ -13,7 +13,7 @@ from avssl.eval.compare import is_comparable
 from avssl.eval.intervals import DIFFERENCE, leaders
 from avssl.files.checked_json import Fields
 from avssl.pages.markup import Html, escaped, join, number, tag
-from avssl.report.stored import Result, count_of, interval_of, trained_on_text
+from avssl.report.stored import Result, count_of, interval_of, trained_on_text, units_of
 
 PER_CENT = "\u00a0%"
 _SHARE_WORDS = ("recall", "knn", "precision", "accuracy", "share")
@@ -248,6 +248,8 @@ def _note(results: Sequence[Result], rows: Sequence[ScoreRow]) -> str:
     text = "The bar under a number is its share of 100 %, the upright mark in it is chance."
     if any(row.intervals for row in rows):
         text += " Small below it: the 95 % interval over other samples, which does not include other trainings."
+        said = dict.fromkeys(units_of(result.record) for result in results)
+        text += "".join(f" {units[:1].upper()}{units[1:]}." for units in said if units)
     if all(result.rows for result in results):
         return text + (
             " Best is a row that is better than each other one by more than the 95 % interval of their paired "
@@ -331,6 +333,7 @@ def _task(result: Mapping[str, Any]) -> Html:
     data = result["data"]
     spread = f"; mean ± deviation of {repeats} folds or seeds" if repeats > 1 else ""
     spread += "; small: 95 % intervals over other samples of that kind" if result.get("intervals") else ""
+    spread += f"; {units}" if (units := units_of(result)) else ""
     seen = trained_on_text(result)
     entries = _protocol_entries({**result["protocol"], "weights": result["weights"], **result["environment"]})
     return tag(

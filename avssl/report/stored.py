@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from avssl.eval.intervals import units_text
 from avssl.eval.outcome import Repeat
 from avssl.eval.results import read_rows
 from avssl.files.checked_json import Fields
@@ -52,6 +53,12 @@ def count_of(record: Evaluation, metric: str) -> int | None:
     counts = record.get("intervals", {}).get("num_rows", {})
     count = counts.get(metric, record.get("protocol", {}).get("num_test"))
     return count if isinstance(count, int) else None
+
+
+def units_of(record: Evaluation) -> str:
+    """A sentence on what the stored intervals are over, where that is not one sample a source; "" otherwise."""
+    intervals = record.get("intervals", {})
+    return units_text(intervals.get("num_rows", {}), intervals.get("num_sources", {}))
 
 
 def trained_on_text(record: Evaluation) -> str:
