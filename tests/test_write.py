@@ -22,6 +22,7 @@ from data_prep.__main__ import main
 from data_prep.transcode.file import transcode
 from data_prep.transcode.options import WriteOptions
 from data_prep.write.job import Share
+from data_prep.write.pack import make_shard, shard_tasks
 from data_prep.write.run import write_shards
 from tests.clips import OPTIONS, complaints, digest, make_clip, skips
 
@@ -272,6 +273,23 @@ def test_an_interrupted_retry_goes_on_to_the_same_bytes(manifest, written, tmp_p
         write_shards(manifest, out, OPTIONS, retry_failed=True)
     else:
         write_shards(manifest, out, OPTIONS)
+    assert digest(out) == digest(written)
+
+
+@pytest.mark.slow
+def test_failed_files_are_read_again_after_a_kill_while_parts_became_shards(manifest, written, tmp_path, monkeypatch):
+    """The media of the first part lie in its shard alone by then."""
+    out = tmp_path / "shards"
+
+    def pack_one(job, counts):
+        make_shard(next(shard_tasks(job.folder, counts)))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(write_shards_module, "_pack", pack_one)
+        with pytest.raises(KeyboardInterrupt):
+            write_shards(manifest, out, OPTIONS, transcode=fail_on_some)
+    assert write_shards(manifest, out, OPTIONS, retry_failed=True).num_samples == 11
     assert digest(out) == digest(written)
 
 

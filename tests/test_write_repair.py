@@ -53,8 +53,8 @@ DAMAGE = {
     "is empty": lambda path: path.write_bytes(b""),
 }
 FILES = {
-    "parts": [".parts/part-000001.bin", ".parts/part-000001.records", ".parts/part-000001.json", ".parts/rows.json",
-              ".parts/rows.offsets"],
+    "parts": [".parts/part-000001.bin", ".parts/part-000001.records", ".parts/part-000001.json", ".parts/rows-*.json",
+              ".parts/rows-*.offsets"],
     "packed": ["shard-000001.tar", "shard-000001.json", ".parts/part-000001.json", ".parts/part-000001.records"],
 }  # fmt: skip
 
@@ -65,7 +65,8 @@ FILES = {
 def test_a_file_that_is_damaged_between_two_runs_is_made_anew(manifest, right, moments, tmp_path, moment, name, damage):
     out = tmp_path / "shards"
     shutil.copytree(moments / moment, out)
-    DAMAGE[damage](out / name)
+    (path,) = out.glob(name)
+    DAMAGE[damage](path)
     for _ in range(2):  # what only packing can see is an error that says to run again
         try:
             finished = write_shards(manifest, out, OPTIONS)
@@ -127,6 +128,7 @@ FINISHED = ["shard-000000.tar", "shard-000001.tar", "shard-000001.json", "shard-
         *(([name], damage) for name in FINISHED[1:] for damage in ("is removed", "is cut")),
         (FINISHED, "is empty"),
         (["index.json"], "is removed"),
+        (["index.json"], "is cut"),
         (["index.json", "shard-000001.tar", "skipped.jsonl"], "is removed"),
     ],
 )
@@ -194,4 +196,13 @@ def test_a_repair_that_is_interrupted_goes_on(with_skips, tmp_path, monkeypatch)
             with pytest.raises(KeyboardInterrupt):
                 write_shards(with_skips / "corpus.jsonl", out, OPTIONS)
     write_shards(with_skips / "corpus.jsonl", out, OPTIONS)
+    assert digest(out) == digest(with_skips / "right")
+
+
+@pytest.mark.slow
+def test_a_damaged_folder_is_repaired_and_its_failed_files_are_read_again_by_one_command(with_skips, tmp_path):
+    out = tmp_path / "shards"
+    shutil.copytree(with_skips / "right", out)
+    (out / "shard-000000.tar").unlink()
+    write_shards(with_skips / "corpus.jsonl", out, OPTIONS, retry_failed=True)
     assert digest(out) == digest(with_skips / "right")

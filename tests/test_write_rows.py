@@ -61,3 +61,17 @@ def test_a_manifest_that_changes_meanwhile_is_noticed(tmp_path):
     fake_manifest(path, 11)
     with pytest.raises(ValueError, match="changed while it was being written"):
         rows.read([1])
+
+
+def test_a_refused_manifest_changes_nothing_for_the_one_that_is_being_written(tmp_path):
+    """As many rows, of other lengths: what was noted of one must not be taken for the other's."""
+    path, other = tmp_path / "corpus.jsonl", tmp_path / "other.jsonl"
+    fake_manifest(path, 5)
+    running = scan(path, tmp_path / "work")
+    fake_manifest(other, 5, key="a_longer_key_than_the_others")
+    with pytest.raises(ValueError, match="keys must be unique"):
+        scan(other, tmp_path / "work")
+    fake_manifest(other, 5, labels={"label": ["a name"]})
+    scan(other, tmp_path / "work")
+    for rows in (running, scan(path, tmp_path / "work")):
+        assert [entry.key for entry in rows.read(range(5))] == [f"k{number}" for number in range(5)]

@@ -27,6 +27,12 @@ def current_attempt(folder: OutputFolder) -> int:
     return int(_state(folder)["attempt"])
 
 
+def is_being_packed(folder: OutputFolder) -> bool:
+    """Whether a write was stopped after parts had begun to become shards."""
+    is_written = not folder.exists(INDEX_NAME) and bool(folder.names("shard-"))
+    return is_written and folder.exists(f"{PARTS}/options.json") and not _state(folder)["shards"]
+
+
 def begin_retry(folder: OutputFolder, shards: list[str]) -> None:
     """Begin an attempt: skipped files count as not done. shards: names of the shards of a finished folder."""
     state = _state(folder)

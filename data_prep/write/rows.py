@@ -1,7 +1,8 @@
 """Reads rows of a manifest by number, at memory that does not grow with the manifest.
 
 One pass over the file, parallel over byte ranges, checks every row and stores where it begins (8 bytes per row, in a
-file beside the parts). After that any process reads any row with one read.
+file beside the parts that is called by the manifest's hash: a command with another manifest, which is refused later,
+must not change what one that runs, or goes on, reads). After that any process reads any row with one read.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from avssl.files.whole import hashed_file, sha256_file, write_whole
 from avssl.processes.pool import in_processes
 from avssl.shards.manifest import Entry, with_line
 
-OFFSETS_NAME, FACTS_NAME = "rows.offsets", "rows.json"
 RANGE_BYTES = 64 << 20
 NUM_BUCKETS = 64  # files of key hashes that are sorted one by one, each 1/64 of all hashes
 
@@ -52,20 +52,25 @@ class Scanned:
     has_captions: bool = False
 
 
+def _files_of(scratch: Path, sha256: str) -> tuple[Path, Path]:
+    """The files of the offsets and of the facts of a manifest with this hash."""
+    return scratch / f"rows-{sha256[:16]}.offsets", scratch / f"rows-{sha256[:16]}.json"
+
+
 class ManifestRows:
     """The rows of a manifest. Picklable; every process opens the file anew.
 
     Args:
-        manifest: the jsonl file. scratch: the folder of the offsets that `scan` wrote.
+        manifest: the jsonl file. scratch: the folder of the offsets that `scan` wrote. sha256: of the manifest.
     """
 
-    def __init__(self, manifest: Path, scratch: Path) -> None:
-        facts = Fields.read(scratch / FACTS_NAME)
+    def __init__(self, manifest: Path, scratch: Path, sha256: str) -> None:
+        self._offsets_path, facts_path = _files_of(scratch, sha256)
+        facts = Fields.read(facts_path)
         self.manifest, self.sha256, self.are_images = manifest, facts.text("sha256"), facts.flag("are_images")
         self._num_bytes = facts.count("bytes")
         self.split_parts: list[str] = facts.items("split_parts", str, [])
         self.has_captions = facts.flag("has_captions", False)
-        self._offsets_path = scratch / OFFSETS_NAME
         self._count = facts.count("rows")
 
     def __len__(self) -> int:
@@ -113,15 +118,16 @@ def scan(manifest: Path, scratch: Path, num_workers: int = 1) -> ManifestRows:
     if not manifest.is_file():
         raise FileNotFoundError(f"{manifest}: no such manifest; make one with `avssl prep index`")
     sha256 = sha256_file(manifest)
-    if _is_scanned(scratch, sha256):
-        return ManifestRows(manifest, scratch)
+    offsets_path, facts_path = _files_of(scratch, sha256)
+    if _is_scanned(offsets_path, facts_path, sha256):
+        return ManifestRows(manifest, scratch, sha256)
     size = manifest.stat().st_size
     if size == 0:
         raise ValueError(f"{manifest}: lists no files")
     byte_ranges = [ByteRange(manifest, begin, min(begin + RANGE_BYTES, size)) for begin in range(0, size, RANGE_BYTES)]
     scratch.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        offsets = stack.enter_context(hashed_file(scratch / OFFSETS_NAME))
+        offsets = stack.enter_context(hashed_file(offsets_path))
         hashes = Buckets(stack, Path(stack.enter_context(TemporaryDirectory(dir=scratch, prefix="keys-"))))
         num_rows = num_images = 0
         split_parts: set[str] = set()
@@ -136,21 +142,21 @@ def scan(manifest: Path, scratch: Path, num_workers: int = 1) -> ManifestRows:
         repeated = hashes.repeated()
     if repeated:
         raise ValueError(
-            f"{manifest}: keys must be unique; repeated: {', '.join(_keys_at(manifest, scratch, repeated))}"
+            f"{manifest}: keys must be unique; repeated: {', '.join(_keys_at(manifest, offsets_path, repeated))}"
         )
     if num_images not in (0, num_rows):
         raise ValueError(f"{manifest}: lists images beside video or audio files; make a manifest of each kind")
     facts: dict[str, Any] = {"sha256": sha256, "rows": num_rows, "are_images": num_images > 0, "bytes": size}
     facts |= {"split_parts": sorted(split_parts), "has_captions": has_captions}
-    write_whole(scratch / FACTS_NAME, json.dumps(facts).encode())
-    return ManifestRows(manifest, scratch)
+    write_whole(facts_path, json.dumps(facts).encode())
+    return ManifestRows(manifest, scratch, sha256)
 
 
-def _is_scanned(scratch: Path, sha256: str) -> bool:
+def _is_scanned(offsets_path: Path, facts_path: Path, sha256: str) -> bool:
     """Whether there is an undamaged scan of these bytes."""
     try:
-        facts = Fields.read(scratch / FACTS_NAME)
-        num_bytes = (scratch / OFFSETS_NAME).stat().st_size
+        facts = Fields.read(facts_path)
+        num_bytes = offsets_path.stat().st_size
         return facts.text("sha256") == sha256 and num_bytes == 8 * (facts.count("rows") + 1)
     except (OSError, ValueError):
         return False
@@ -223,11 +229,11 @@ class Buckets:
         return sorted(rows)[:5]
 
 
-def _keys_at(manifest: Path, scratch: Path, rows: list[int]) -> list[str]:
+def _keys_at(manifest: Path, offsets_path: Path, rows: list[int]) -> list[str]:
     """The keys of these rows. Two keys of a corpus differ although their hashes are equal once in 3,700 corpora of 100
     million rows; then one of them has to be renamed.
     """
-    offsets = np.memmap(scratch / OFFSETS_NAME, dtype=np.int64, mode="r")
+    offsets = np.memmap(offsets_path, dtype=np.int64, mode="r")
     keys = []
     with manifest.open("rb") as file:
         for row in rows:

@@ -15,9 +15,10 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from avssl.files.checked_json import Fields
+from avssl.files.checked_json import Fields, parse
 from avssl.files.disk_errors import clear_errors
 from avssl.files.locks import locked
 from avssl.files.scratch import remove_leftovers, temporary_folder
@@ -34,7 +35,7 @@ from data_prep.write.parts import PARTS, PartSummary, part_name
 from data_prep.write.progress import WriteProgress
 from data_prep.write.reading import FileOptions, Transcode
 from data_prep.write.repair import check_repair, has_skipped, prepare_repair, proven_shards, whole_shards
-from data_prep.write.retry_failed import begin_retry, current_attempt, unpack_shards
+from data_prep.write.retry_failed import begin_retry, current_attempt, is_being_packed, unpack_shards
 from data_prep.write.rows import parent_of, scanned
 
 OPTIONS_NAME = f"{PARTS}/options.json"
@@ -70,8 +71,12 @@ def write_shards(
         OSError: the disk is full or the folder cannot be written; what is finished is kept.
     """
     output = OutputFolder.open(folder)
+    if retry_failed and is_being_packed(output):  # parts whose media are in shards already cannot be read on
+        facts = {"limits": limits, "share": share, "executor": executor}
+        if write_shards(manifest, folder, options, num_workers, transcode, **facts) is None:  # type: ignore[arg-type]
+            return None
     with clear_errors(str(output), "written"), ExitStack() as stack:
-        finished = output.exists(INDEX_NAME)
+        finished = _has_index(output)
         near = output.path(PARTS) if output.is_local else stack.enter_context(temporary_folder())
         rows = scanned(manifest, near, num_workers)
         file_options = FileOptions(parent_of(manifest), options, limits or Limits(), transcode)
@@ -81,6 +86,7 @@ def write_shards(
             if not (retry_failed and index.num_skipped):
                 _remove_parts(output)
                 return index
+            job = replace(job, rows=scanned(manifest, near, num_workers))  # a repair has removed the parts
         proven = _begin(job)
         stack.enter_context(_locked(output, job.share))
         if proven:
@@ -210,6 +216,17 @@ def _finish(job: Job, shards: list[ShardRecord]) -> ShardIndex:
 # --- what exists already ---------------------------------------------------------------------------------------------
 
 
+def _has_index(folder: OutputFolder) -> bool:
+    """Whether there is an index.json. One beside shards that is no json was cut, and counts as missing."""
+    if not folder.exists(INDEX_NAME):
+        return False
+    try:
+        parse(folder.read_bytes(INDEX_NAME), INDEX_NAME)
+    except ValueError:
+        return not folder.names("shard-")
+    return True
+
+
 def _already_written(job: Job) -> ShardIndex:
     """The index.json of the finished folder. ValueError if it is of another manifest or other options."""
     with job.folder.local_file(INDEX_NAME) as path:
@@ -244,7 +261,7 @@ def _begin(job: Job) -> dict[str, SideCar]:
         refuse_unless_same(recorded, job)
         return {}
     proven: dict[str, SideCar] = {}
-    if not job.folder.exists(INDEX_NAME) and job.folder.names("shard-") and not (proven := proven_shards(job)):
+    if not _has_index(job.folder) and job.folder.names("shard-") and not (proven := proven_shards(job)):
         raise ValueError(
             f"{job.folder.location}: holds shards but no {INDEX_NAME}, and they are not what this command writes; "
             "choose another --out, or delete the folder"
