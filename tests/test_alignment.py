@@ -10,16 +10,21 @@ import torch
 
 from avssl.data.loader import Loader
 from avssl.data.loader_config import LoaderConfig
+from avssl.embedding.media import open_media
 from avssl.embedding.windows import WindowReader
 from avssl.media.decode import probe, read_audio, read_video
 from avssl.shards.manifest import FileSource
+from avssl.shards.places import Place, Sounding
 from avssl.shards.shard_set import ShardSet
 from avssl.transforms.config import AudioViewConfig, VideoViewConfig, ViewsConfig
 from avssl.transforms.view_maker import ViewMaker
 from avssl.types import View
+from data_prep.facts.measure import media_facts
 from data_prep.index.build import IndexOptions, build_manifest
+from data_prep.index.probing import Prober
 from data_prep.inspect.verify import verify_folder
 from data_prep.transcode.encode import write_media
+from data_prep.transcode.file import transcode
 from data_prep.transcode.options import WriteOptions
 from data_prep.write.run import write_shards
 
@@ -220,3 +225,33 @@ def test_in_the_windows_of_embedding(films, kind, stride):
             assert abs(zero + start + beep - EVENT_SECONDS - FILMS[name].late) < most, name
             seen.add(name)
     assert seen == set(FILMS)
+
+
+@pytest.mark.parametrize(
+    ("video", "sound", "sound_start", "offset"),
+    [
+        ("mp4", "flac", 0.0, 0.0),
+        ("mp4", "mp3", 0.0, 0.0),  # what its encoder adds before the first sample is no delay
+        ("mpegts", "flac", 0.0, 0.0),  # its clock begins at 1.4 s
+        ("mpegts", "mp3", 0.0, 0.0),
+        ("mp4", "mpegts", 0.0, 0.0),
+        ("mpegts", "mpegts", 0.5, 0.5),  # one clock
+    ],
+)
+def test_a_sound_apart_begins_with_its_video_whatever_their_clocks_say(tmp_path, video, sound, sound_start, offset):
+    film, wave = tmp_path / f"film.{video}", tmp_path / f"sound.{sound}"
+    frames = np.zeros((50, 48, 64, 3), np.uint8)
+    write_media(film, video=frames, video_fps=25, container_format=video, video_options={"bf": "0"})
+    codec = {"mpegts": "mp2", "mp3": "libmp3lame"}.get(sound, sound)
+    beep = np.sin(np.arange(96_000) * 0.05).astype(np.float32)[None] / 2
+    settings = {"audio_rate_hz": 48_000, "audio_codec": codec, "audio_start_seconds": sound_start}
+    write_media(wave, audio=beep, container_format=sound, **settings)
+    written = transcode(str(film), WriteOptions(), sound=str(wave))
+    assert written.av_offset_seconds == pytest.approx(offset, abs=0.015)
+    places = Sounding(Place(str(film)), Place(str(wave)))
+    listed = Prober()(places).media
+    assert listed["audio"]["start_seconds"] - listed["video"]["start_seconds"] == pytest.approx(offset, abs=0.015)
+    media = open_media(str(film), "film", ["video", "audio"], sound=str(wave))
+    media.close()
+    assert media.spans["audio"].start_seconds - media.spans["video"].start_seconds == pytest.approx(offset, abs=0.015)
+    assert media_facts(str(film), str(wave), "film")["duration_seconds"] == pytest.approx(2.0 + offset, abs=0.06)

@@ -12,7 +12,7 @@ import numpy as np
 from avssl.media.decode import probe, stream_audio, stream_video
 from avssl.media.images import IMAGE_SUFFIXES, probe_image
 from avssl.media.info import AudioInfo, VideoInfo
-from avssl.media.readers import AudioReader, VideoReader
+from avssl.media.readers import AudioReader, VideoReader, on_one_clock
 from avssl.media.sources import Source, label_of
 from avssl.shards.manifest import FileSource
 from avssl.shards.opened import opened
@@ -98,11 +98,11 @@ def open_media(
         return Media(key, -1, {"image": source})
     files = {"video": source, "audio": source if sound is None else sound}
     with ExitStack() as stack:
-        streams: dict[str, VideoReader | AudioReader] = {
-            "video": stack.enter_context(VideoReader(files["video"], name)),
-            "audio": stack.enter_context(AudioReader(files["audio"], name)),
-        }
-        infos = {kind: stream.info for kind, stream in streams.items() if stream.info is not None}
+        video = stack.enter_context(VideoReader(files["video"], name))
+        audio = stack.enter_context(AudioReader(files["audio"], name))
+        found = (video.info, audio.info) if sound is None else on_one_clock(video, audio)
+        streams: dict[str, VideoReader | AudioReader] = {"video": video, "audio": audio}
+        infos = {kind: info for kind, info in zip(streams, found, strict=True) if info is not None}
         if not infos:
             probe(source, name=name)  # raises a more precise error if it can
             raise MediaError("no_video", f"{name}: has neither video nor audio")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -45,6 +46,8 @@ from avssl.media.stream_info import audio_info, file_seconds, orientation_of, vi
 BLOCK_SAMPLES = 16_384
 # A seek may have to be repeated to an earlier keyframe, so shorter distances are read without seeking.
 LEAST_SEEK_SECONDS = 1.0
+# In these the clock does not begin with the file.
+FORMATS_OF_RUNNING_CLOCKS = ("mpegts", "mpegtsraw", "mpeg")
 
 
 class Frame(NamedTuple):
@@ -76,6 +79,7 @@ class _Reader:
         self._container, self.label = self._opening.__enter__()
         self.container_name: str = self._container.format.name
         self.container_seconds = file_seconds(self._container)
+        self.first_seconds = (self._container.start_time or 0) / 1e6
 
     def close(self) -> None:
         """Close the file."""
@@ -254,6 +258,23 @@ class AudioReader(_Reader):
                 remaining = block[max(0, first - position) :]
                 if len(remaining):
                     yield remaining
+
+
+def on_one_clock(video: VideoReader, audio: AudioReader) -> tuple[VideoInfo | None, AudioInfo | None]:
+    """The facts of a video and of a sound that lies in another file, both played from their own time 0.
+
+    In MPEG transport and program streams time 0 is when the sender was switched on: such a file is played from its
+    beginning, but of two the clock is the same. In MP3 it is what the encoder adds before the first sample.
+    """
+    seen, heard = video.info, audio.info
+    are_running = [reader.container_name in FORMATS_OF_RUNNING_CLOCKS for reader in (video, audio)]
+    if seen is not None and are_running == [True, False]:
+        seen = replace(seen, start_seconds=seen.start_seconds - video.first_seconds)
+    if heard is not None and are_running == [False, True]:
+        heard = replace(heard, start_seconds=heard.start_seconds - audio.first_seconds)
+    if heard is not None and audio.container_name == "mp3":
+        heard = replace(heard, start_seconds=0.0)
+    return seen, heard
 
 
 def _in_large_blocks(blocks: Iterator[AudioBlock]) -> Iterator[AudioBlock]:

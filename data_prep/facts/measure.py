@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from avssl.media.frames import to_array
 from avssl.media.info import AudioInfo, MediaInfo, VideoInfo
-from avssl.media.readers import AudioReader, Frame, VideoReader
+from avssl.media.readers import AudioReader, Frame, VideoReader, on_one_clock
 from avssl.media.sources import Source
 from avssl.shards.keys import Segment
 from avssl.types import MediaError
@@ -106,7 +106,8 @@ def media_facts(video: Source, audio: Source, name: str, segment: Segment | None
     Raises MediaError: why it cannot be read; too_short if the file ends before the segment.
     """
     with VideoReader(video, name) as video_reader, AudioReader(audio, name) as audio_reader:
-        seen, heard = video_reader.info, audio_reader.info
+        is_apart = audio is not video
+        seen, heard = on_one_clock(video_reader, audio_reader) if is_apart else (video_reader.info, audio_reader.info)
         info = MediaInfo(video_reader.container_name, seen, heard, video_reader.container_seconds)
         if seen is None and heard is None:
             raise MediaError("no_video", f"{name}: neither its video nor its audio holds anything decodable")

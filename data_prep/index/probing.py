@@ -15,6 +15,7 @@ from avssl.files.location import is_remote
 from avssl.media.decode import probe, stream_audio, stream_frames
 from avssl.media.images import probe_image
 from avssl.media.info import MediaInfo
+from avssl.media.readers import AudioReader, VideoReader, on_one_clock
 from avssl.media.sources import Source
 from avssl.processes.limits import Limits
 from avssl.processes.pool import Sandbox
@@ -93,12 +94,14 @@ class Prober:
 def _with_sound(info: MediaInfo, media: Opened) -> MediaInfo:
     """The facts of a video with those of the sound that lies apart. MediaError if one of them has no such stream."""
     assert media.sound is not None
-    sound = probe(media.sound, name=media.name)
-    if info.video is None or sound.audio is None:
-        kind: Any = "no_video" if info.video is None else "no_audio"
+    with VideoReader(media.media, media.name) as video, AudioReader(media.sound, media.name) as audio:
+        seen, heard = on_one_clock(video, audio)
+        sound_seconds = audio.container_seconds
+    if seen is None or heard is None:
+        kind: Any = "no_video" if seen is None else "no_audio"
         raise MediaError(kind, f"{media.name}: its video has no frame, or its sound no samples")
-    lengths = [length for length in (info.duration_seconds, sound.duration_seconds) if length is not None]
-    return replace(info, audio=sound.audio, duration_seconds=max(lengths, default=None))
+    lengths = [length for length in (info.duration_seconds, sound_seconds) if length is not None]
+    return replace(info, video=seen, audio=heard, duration_seconds=max(lengths, default=None))
 
 
 def _video_seconds(source: Source) -> float:

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from avssl.media.info import AudioInfo, MediaInfo, VideoInfo, least_length
-from avssl.media.readers import AudioReader, VideoReader
+from avssl.media.readers import AudioReader, VideoReader, on_one_clock
 from avssl.media.sources import Source, label_of
 from avssl.shards.keys import Segment
 from avssl.types import MediaError
@@ -109,7 +109,9 @@ def transcode(
         raise ValueError(f"{name}: the segment is {segment}; it must begin at 0 s or later and end after it begins")
     check_encoder(options)
     with VideoReader(source, name) as video, AudioReader(source if sound is None else sound, name) as audio:
-        return _transcode(name, video, audio, options, segment)
+        streams = (video.info, audio.info) if sound is None else on_one_clock(video, audio)
+        info = MediaInfo(video.container_name, *streams, video.container_seconds)
+        return _transcode(name, info, video, audio, options, segment)
 
 
 @lru_cache
@@ -123,10 +125,14 @@ def check_encoder(options: WriteOptions) -> None:
 
 
 def _transcode(
-    path: str, video_reader: VideoReader, audio_reader: AudioReader, options: WriteOptions, segment: Segment | None
+    path: str,
+    info: MediaInfo,
+    video_reader: VideoReader,
+    audio_reader: AudioReader,
+    options: WriteOptions,
+    segment: Segment | None,
 ) -> Transcoded:
     """`transcode` without its checks, of open streams. path: for messages."""
-    info = MediaInfo(video_reader.container_name, video_reader.info, audio_reader.info, video_reader.container_seconds)
     _check_streams(path, info, options)
     clock = min(stream.start_seconds for stream in (info.video, info.audio) if stream is not None)
     video: VideoMember | None = None
