@@ -110,6 +110,20 @@ def test_a_part_of_a_file_is_measured_alone(tmp_path):
     assert second["sound_hash"] is not None
 
 
+def test_a_file_whose_name_is_no_unicode_has_a_row_and_is_selected(tmp_path):
+    rows = [
+        {"path": "caf\udce9.mp4", "key": "caf_", "labels": {"label": ["caf\udce9"]}, "error": None},
+        {"path": "other.mp4", "key": "other", "labels": {}, "error": None},
+    ]
+    (tmp_path / "corpus.jsonl").write_bytes(b"".join(map(dump_json, rows)))
+    make_facts(str(tmp_path / "corpus.jsonl"), tmp_path / "corpus.facts.parquet")
+    first = rows_of(tmp_path / "corpus.facts.parquet")["caf_"]
+    assert (first["path"], first["reason"]) == ("caf\\udce9.mp4", "missing_file")
+    assert json.loads(first["labels"]) == rows[0]["labels"]
+    assert main(["select", str(tmp_path / "corpus.jsonl"), "--out", str(tmp_path / "kept.jsonl")]) == 0
+    assert len((tmp_path / "kept.select.left_out.jsonl").read_text().splitlines()) == 2
+
+
 @pytest.mark.slow
 def test_facts_of_a_shard_folder_are_what_stats_measures_of_its_samples(shards, image_shards, tmp_path):
     folder = shards["test"]

@@ -38,11 +38,18 @@ Row = dict[str, Any]  # {column: value}; a column that is absent is null
 
 
 def table_of_rows(rows: Sequence[Row]) -> Any:
-    """Rows of facts as a table of Arrow with all of COLUMNS."""
+    r"""Rows of facts as a table of Arrow with all of COLUMNS.
+
+    What is no Unicode, as in the name of a file, becomes an escape like \udce9; in labels, which are json, one of json.
+    """
     import pyarrow as pa
 
     schema = pa.schema([(name, getattr(pa, _FACTORY.get(kind, kind))()) for name, kind in COLUMNS.items()])
-    return pa.Table.from_pylist([{name: row.get(name) for name in COLUMNS} for row in rows], schema)
+    return pa.Table.from_pylist([{name: _unicode(row.get(name)) for name in COLUMNS} for row in rows], schema)
+
+
+def _unicode(value: Any) -> Any:
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 _FACTORY = {"double": "float64", "float": "float32"}  # pyarrow's functions that make the types
