@@ -1,6 +1,7 @@
 """Manifests of lists and folders: bad rows by number, keys, labels, and memory that does not grow."""
 
 import csv
+import gzip
 import hashlib
 import json
 import os
@@ -144,6 +145,47 @@ def test_labels_come_from_folders_or_a_csv(tmp_path):
     table.write_text("file,animal\na,cat\n")
     with pytest.raises(ValueError, match="column 'path'"):
         read(str(table), "5")
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        (b"animal,path\ncat\n", "line 2: has no path"),
+        (b"path,animal\na.mp4,caf\xe9\n", "line 2: the label 'caf.udce9' is not UTF-8"),
+        (b"path,animal\na.mp4," + b"x" * 140_000 + b"\n", "line 2: field larger than field limit"),
+    ],
+)
+def test_a_row_of_labels_that_cannot_be_used_is_named(tmp_path, rows, says):
+    (tmp_path / "labels.csv").write_bytes(rows)
+    with pytest.raises(ValueError, match=rf"labels\.csv, {says}"):
+        Labels(str(tmp_path / "labels.csv"), tmp_path / "labels.db")
+
+
+def test_a_packed_list_that_is_cut_is_one_line(tmp_path):
+    for name in ("a.txt.gz", "a.jsonl.gz"):
+        packed = gzip.compress(b"".join(hashlib.sha256(bytes([n])).hexdigest().encode() + b"\n" for n in range(200)))
+        (tmp_path / name).write_bytes(packed[:-1000])
+        with pytest.raises(ValueError, match=rf"{name}: cannot be unpacked, as it is cut or damaged"):
+            build_manifest(tmp_path / name, tmp_path / "c.jsonl", IndexOptions(probe=False))
+
+
+def test_a_manifest_does_not_take_the_place_of_what_it_is_made_of(tmp_path, media):
+    folder = media("a.mp4")
+    (tmp_path / "list.txt").write_text("a.mp4\n")
+    (tmp_path / "labels.csv").write_text("path,label\na.mp4,cat\n")
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "list.txt")
+    options = IndexOptions(media=folder, labels=str(tmp_path / "labels.csv"), probe=False)
+    before = {path: path.read_bytes() for path in (tmp_path / "list.txt", tmp_path / "labels.csv", folder / "a.mp4")}
+    for out in (*before, tmp_path / "link.jsonl"):
+        with pytest.raises(ValueError, match="give another name"):
+            build_manifest(tmp_path / "list.txt", out, options)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_video_that_is_listed_with_several_sounds_has_a_key_for_each(tmp_path, media):
+    folder = media("a.mp4", "en.flac", "fr.flac")
+    entries, _ = listed(tmp_path, "mine.csv", "video,audio\na.mp4,en.flac\na.mp4,fr.flac\n", media=folder)
+    assert sorted(entry.sound.path for entry in entries.values()) == ["media/en.flac", "media/fr.flac"]
 
 
 def test_folders_are_walked_in_the_order_of_whole_paths_also_through_files(tmp_path, monkeypatch):

@@ -18,20 +18,23 @@ from pathlib import Path
 from typing import Any
 
 from avssl.files.disk_errors import clear_errors
-from avssl.files.location import Location, local_path
+from avssl.files.location import Location, is_remote, local_path
 from avssl.files.progress import track
 from avssl.files.scratch import scratch_folder
 from avssl.files.whole import hashed_file
+from avssl.media.images import IMAGE_SUFFIXES
+from avssl.media.info import MEDIA_SUFFIXES
 from avssl.processes.limits import Limits
 from avssl.shards.keys import plain_key, segment_key
 from avssl.shards.manifest import Entry
 from data_prep.index.cutting import Cutting, claimed_seconds, require_scenedetect
 from data_prep.index.gather import KINDS, Gathered, ListSource, Target, gather_folder, gather_list, stored_text
-from data_prep.index.lists.formats import ANYWHERE, FORMATS, HAVE_FOLDS, IDX, OTHERS, READERS, detect
+from data_prep.index.lists.formats import ANYWHERE, FORMATS, HAVE_FOLDS, HOLD_MEDIA, IDX, OTHERS, READERS, detect
 from data_prep.index.lists.row import BadRow, ListSettings
 from data_prep.index.mnist import is_idx_file, open_idx_file
 from data_prep.index.probing import FILES_PER_TASK, ProbedFile, Prober, probe_rows, without_opening
 from data_prep.index.spool import IndexSpool, Pending
+from data_prep.index.walk import suffix_of
 
 PROBE_LIMITS, SCENES_LIMITS = Limits(seconds=60.0), Limits(seconds=1800.0)
 
@@ -121,6 +124,7 @@ def build_manifest(
                 f"{source}: is no folder; give the folder that holds the media files, or a list of them"
             )
         _check_format(source, list_format, options)
+    _refuse_to_overwrite(manifest, source, options)
     with clear_errors(manifest, "written"):
         manifest.parent.mkdir(parents=True, exist_ok=True)
     # Beside the manifest, not in /tmp, which may be memory.
@@ -153,6 +157,18 @@ def build_manifest(
     summary.left_out_by_split = dict(gathered.left_out)
     summary.all_splits = dict(sorted(gathered.all_splits.items()))
     return summary
+
+
+def _refuse_to_overwrite(manifest: Path, source: Location, options: IndexOptions) -> None:
+    """ValueError if the manifest would take the place of what it is made of, or of a file that is no list of lines."""
+    if not manifest.is_file():
+        return
+    given = [source, options.settings.classes, options.labels if options.labels not in ("folder", "none") else None]
+    for path in (local_path(text) for text in given if text is not None and not is_remote(text)):
+        if path.exists() and manifest.samefile(path):
+            raise ValueError(f"--out is {manifest}, which the manifest is made of; give another name")
+    if suffix_of(manifest.name) in MEDIA_SUFFIXES | IMAGE_SUFFIXES | set(HOLD_MEDIA):
+        raise ValueError(f"--out is {manifest}, a file that is there and no manifest; give another name, like a.jsonl")
 
 
 def _check_columns(list_format: str, options: IndexOptions) -> str:

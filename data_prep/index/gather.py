@@ -195,6 +195,8 @@ def _listed(where: str, row: ListedFile, media: str, folder: str) -> Pending:
         if path.startswith("/"):
             name = path.removeprefix(f"{media}/").lstrip("/")
     identity = name if row.segment is None else f"{name} {row.segment}"
+    if row.sound is not None:  # one video may be listed with several sounds
+        identity += f" {row.sound.path}"
     return Pending(
         where,
         stored,

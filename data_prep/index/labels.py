@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from avssl.shards.keys import folder_labels
-from data_prep.index.lists.row import opened_text
+from data_prep.index.lists.row import ListedFile, check_text, opened_text
 
 
 class Labels:
@@ -63,18 +63,31 @@ def _stored(path: Path, labels: str, database: Path) -> sqlite3.Connection:
         rows = csv.DictReader(file)
         if "path" not in (rows.fieldnames or ()):
             raise ValueError(f"{path}: needs a header with a column 'path' and at least one row")
-        store.executemany("INSERT OR REPLACE INTO labels VALUES (?, ?)", _labeled(rows))
+        store.executemany("INSERT OR REPLACE INTO labels VALUES (?, ?)", _labeled(rows, path))
     store.commit()
     if store.execute("SELECT COUNT(*) FROM labels").fetchone() == (0,):
         raise ValueError(f"{path}: needs a header with a column 'path' and at least one row")
     return store
 
 
-def _labeled(rows: csv.DictReader[str]) -> Iterator[tuple[bytes, str]]:
-    for row in rows:
+def _labeled(rows: csv.DictReader[str], path: Path) -> Iterator[tuple[bytes, str]]:
+    """(path, labels as json) of each row. ValueError names the line that cannot be read, or has no path."""
+    while True:
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {rows.line_num + 1}: {error}") from error
+        if row is None:
+            return
         labels = {
             field: [name for name in value.split("|") if name]
             for field, value in row.items()
             if field not in (None, "path") and value
         }
+        try:
+            if not row["path"]:
+                raise ValueError("has no path")
+            check_text(ListedFile(labels=labels))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {rows.line_num}: {error}") from error
         yield os.fsencode(row["path"]), json.dumps(labels)

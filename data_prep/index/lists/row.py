@@ -8,6 +8,7 @@ import io
 import math
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -121,11 +122,14 @@ def check_text(row: ListedFile) -> None:
 @contextmanager
 def opened_text(path: Path) -> Iterator[IO[str]]:
     """A text file, .gz or not, open as UTF-8. Bytes that are not UTF-8 (a path may hold any) are as os.fsencode takes
-    them.
+    them. ValueError if a .gz is cut or damaged.
     """
     with path.open("rb") as file:
         stream = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
-        yield io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        try:
+            yield io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ValueError(f"{path}: cannot be unpacked, as it is cut or damaged ({error}); copy it anew") from error
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
