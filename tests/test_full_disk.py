@@ -18,8 +18,12 @@ from avssl.eval.tasks.standard import StandardConfig
 from avssl.files import whole
 from avssl.files.tensors import write_tensors
 from avssl.report.page import write_report
+from avssl.shards.opened import opened
+from avssl.shards.places import Place, Sounding
 from data_prep.index.build import IndexOptions, build_manifest
+from data_prep.write.run import write_shards
 from recipes import embed, evaluate
+from tests.clips import OPTIONS, make_clip
 from tests.conftest import run_python
 
 
@@ -145,3 +149,24 @@ def test_the_commands_say_so_in_one_line(tiny_run, shards, corpus, tmp_path):
         assert process.stderr.splitlines()[-1].startswith("error: device is 'cuda:99'")
         assert "Traceback" not in process.stderr
     assert not (tmp_path / "out").exists()
+
+
+def full_disk(*_, **__):
+    """As a transcoder, or a prober, of a file whose temporary copy found no room."""
+    raise OSError(errno.ENOSPC, "No space left on device", "/tmp/copy.mp4")
+
+
+def test_a_disk_without_room_for_a_copy_costs_no_sample(tmp_path, monkeypatch):
+    """Neither index nor write goes on without the file: the same command reads it when there is room."""
+    make_clip(tmp_path / "media" / "a.mp4", seconds=0.5)
+    manifest, out = tmp_path / "corpus.jsonl", tmp_path / "shards"
+    with pytest.raises(OSError, match="No space left on device"):
+        build_manifest(tmp_path / "media", manifest, IndexOptions(), full_disk)
+    assert not manifest.exists()
+    build_manifest(tmp_path / "media", manifest, IndexOptions())
+    with pytest.raises(OSError, match="No space left on device"):
+        write_shards(manifest, out, OPTIONS, transcode=full_disk)
+    assert write_shards(manifest, out, OPTIONS).num_samples == 1
+    monkeypatch.setattr("avssl.files.storage.download", full_disk)
+    with pytest.raises(OSError, match="No space left on device"), opened(Sounding(Place("memory://a.mp4"))):
+        pass

@@ -12,9 +12,15 @@ from pathlib import Path
 
 DISK_FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name)}
 REFUSED = {errno.EACCES, errno.EPERM}
+OF_THIS_MACHINE = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EROFS") if hasattr(errno, name)}
 OS_ERROR_CODE = re.compile(r"\(os error (\d+)\)")  # in messages of safetensors
 TORCH_SAVE = "inline_container"  # in the message of torch.save, whatever the error of the disk was
 CONTINUES = "what is finished is kept, and the same command goes on from there"
+
+
+def is_of_this_machine(error: BaseException) -> bool:
+    """Whether a disk of this machine is full or read-only: that is no fault of the file that was to be read."""
+    return isinstance(error, OSError) and error.errno in OF_THIS_MACHINE
 
 
 def _explained(error: OSError, where: str = "", doing: str = "used") -> str | None:

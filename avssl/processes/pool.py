@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from avssl.files.disk_errors import is_of_this_machine
 from avssl.files.progress import Bar
 from avssl.processes.killable import ExitedError, KillableProcess, begin_worker, send_ready
 from avssl.processes.limits import Limits, died, failure, too_slow
@@ -36,7 +37,8 @@ class Sandbox:
 
     A context manager. Leaving it ends the processes, whatever they do. limits: of each task. None for tasks that may
     take what they need: their own errors are raised, ChildProcessError if the process dies, and TimeoutError if the
-    process is found stopped from outside.
+    process is found stopped from outside. An OSError that a disk of this machine is full is raised with limits, too:
+    it would cost every task that follows.
     """
 
     def __init__(self, num_workers: int, limits: Limits | None) -> None:
@@ -72,7 +74,7 @@ class Sandbox:
                 future.cancel()
 
     def submit(self, work: Callable[[Task], Result], task: Task, name: str) -> Future[Result]:
-        """The future result of one task. With limits, all its failures are MediaErrors."""
+        """The future result of one task. With limits, all its failures but a full disk are MediaErrors."""
         return self._threads.submit(self._result, work, task, name)
 
     def _result(self, work: Callable[[Task], Result], task: Task, name: str) -> Result:
@@ -151,7 +153,8 @@ def _outcome(work: Callable[[Any], Any], task: Any, name: str, limits: Limits | 
     except Exception as error:
         if limits is None:
             error.add_note("".join(traceback.format_exception(error)))  # a traceback cannot be pickled
-        return pickle.dumps((False, error if limits is None else failure(name, error, limits)))
+        is_raised = limits is None or is_of_this_machine(error)
+        return pickle.dumps((False, error if is_raised else failure(name, error, limits)))
 
 
 def _send(to: socket.socket, pickled: bytes) -> None:

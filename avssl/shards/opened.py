@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from avssl.files import storage
+from avssl.files.disk_errors import clear_errors, is_of_this_machine
 from avssl.files.location import is_remote
 from avssl.files.scratch import temporary_folder
 from avssl.files.whole import content_digest
@@ -60,7 +61,7 @@ def opened(entry: Entry | FileSource | Sounding, root: str | Path = "") -> Itera
     """A context with the media of an entry. root: the folder or URL that its paths are relative to.
 
     Raises MediaError: missing_file, unreachable; truncated, if an archive or a table ends before; changed_file, if a
-    table has no such cell.
+    table has no such cell. OSError if the disk for temporary copies (TMPDIR) is full or cannot be written.
     """
     place = entry.place.at(root)
     with ExitStack() as stack:
@@ -93,7 +94,7 @@ def _fetched(place: Place, stack: ExitStack) -> Media:
         _check_whole(place, within, len(content))
         return content
     path = stack.enter_context(temporary_folder()) / f"member{_suffix(within.name)}"
-    with path.open("wb") as file:
+    with clear_errors(path, "written"), path.open("wb") as file:
         num_bytes = storage.copy_range(place.path, file, within.offset, within.offset + within.num_bytes)
     _check_whole(place, within, num_bytes)
     return path
@@ -105,7 +106,12 @@ def _check_whole(place: Place, within: Range, num_bytes: int) -> None:
 
 
 def unreadable(path: str, error: OSError) -> MediaError:
-    """The error for a file that cannot be fetched or opened: missing_file, or unreachable."""
+    """The error for a file that cannot be fetched or opened: missing_file, or unreachable.
+
+    Raises the error itself if it is that of this machine's disk, on which temporary copies lie.
+    """
+    if is_of_this_machine(error):
+        raise error
     is_far = is_remote(path) and not isinstance(error, FileNotFoundError)
     return MediaError("unreachable" if is_far else "missing_file", f"{path}: {error}")
 
