@@ -206,3 +206,21 @@ def test_a_damaged_folder_is_repaired_and_its_failed_files_are_read_again_by_one
     (out / "shard-000000.tar").unlink()
     write_shards(with_skips / "corpus.jsonl", out, OPTIONS, retry_failed=True)
     assert digest(out) == digest(with_skips / "right")
+
+
+@pytest.mark.slow
+def test_a_shard_whose_bytes_changed_is_not_packed_anew_as_if_it_were_whole(with_skips, tmp_path):
+    """Reading failed files again makes all shards anew, with new hashes, by which no change could be found any more."""
+    out = tmp_path / "shards"
+    shutil.copytree(with_skips / "right", out)
+    content = bytearray((out / "shard-000001.tar").read_bytes())
+    content[content.index(b"mdat") + 100] ^= 1
+    (out / "shard-000001.tar").write_bytes(content)
+    before = facts(out)
+    with pytest.raises(ValueError, match=r"shard-000001\.tar changed since they were written; remove these"):
+        write_shards(with_skips / "corpus.jsonl", out, OPTIONS, retry_failed=True)
+    assert facts(out) == before
+    (out / "shard-000001.tar").unlink()
+    write_shards(with_skips / "corpus.jsonl", out, OPTIONS)
+    write_shards(with_skips / "corpus.jsonl", out, OPTIONS, retry_failed=True)
+    assert digest(out) == digest(with_skips / "right")

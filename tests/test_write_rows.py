@@ -1,6 +1,7 @@
 """The rows of a manifest as `write` reads them: by number, in pieces, and bad ones by line."""
 
 import hashlib
+import os
 
 import pytest
 
@@ -59,6 +60,13 @@ def test_a_manifest_that_changes_meanwhile_is_noticed(tmp_path):
     fake_manifest(path, 10)
     rows = scan(path, tmp_path / "work")
     fake_manifest(path, 11)
+    with pytest.raises(ValueError, match="changed while it was being written"):
+        rows.read([1])
+    before = path.stat()
+    fake_manifest(path, 11, labels={"label": ["cat"]})
+    rows = scan(path, tmp_path / "work")
+    fake_manifest(path, 11, labels={"label": ["dog"]})  # as many bytes
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))  # some clocks have steps of a second
     with pytest.raises(ValueError, match="changed while it was being written"):
         rows.read([1])
 

@@ -7,11 +7,12 @@ once more, and all parts are packed anew. retry.json records the progress, so th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from avssl.files.checked_json import Fields
-from avssl.shards.format import INDEX_NAME, SKIPPED_NAME, dump_json, side_car_name
+from avssl.files.whole import sha256_file
+from avssl.shards.format import INDEX_NAME, SKIPPED_NAME, ShardRecord, dump_json, side_car_name
 from avssl.shards.manifest import Entry
 from avssl.shards.shard_set import Sample, parse_members
 from avssl.types import MediaError
@@ -33,12 +34,25 @@ def is_being_packed(folder: OutputFolder) -> bool:
     return is_written and folder.exists(f"{PARTS}/options.json") and not _state(folder)["shards"]
 
 
-def begin_retry(folder: OutputFolder, shards: list[str]) -> None:
-    """Begin an attempt: skipped files count as not done. shards: names of the shards of a finished folder."""
+def begin_retry(folder: OutputFolder, shards: Sequence[ShardRecord]) -> None:
+    """Begin an attempt: skipped files count as not done. shards: those of a finished folder.
+
+    ValueError for shards whose bytes changed: they would get new hashes, by which nobody finds that any more.
+    """
+    if changed := [record.name for record in shards if not _is_whole(folder, record)]:
+        raise ValueError(
+            f"{folder}: {', '.join(changed)} changed since they were written; remove these and run the same command "
+            "without --retry-failed first: it writes them anew"
+        )
     state = _state(folder)
-    pending = state["shards"] or shards
+    pending = state["shards"] or [record.name for record in shards]
     folder.write_bytes(RETRY_NAME, dump_json({"attempt": state["attempt"] + 1, "shards": pending}))
     folder.remove(INDEX_NAME)
+
+
+def _is_whole(folder: OutputFolder, record: ShardRecord) -> bool:
+    with folder.local_file(record.name) as path:
+        return sha256_file(path) == record.sha256
 
 
 def _state(folder: OutputFolder) -> dict[str, Any]:

@@ -62,13 +62,14 @@ class ManifestRows:
 
     Args:
         manifest: the jsonl file. scratch: the folder of the offsets that `scan` wrote. sha256: of the manifest.
+        changed_ns: its time of modification before the hash was taken.
     """
 
-    def __init__(self, manifest: Path, scratch: Path, sha256: str) -> None:
+    def __init__(self, manifest: Path, scratch: Path, sha256: str, changed_ns: int) -> None:
         self._offsets_path, facts_path = _files_of(scratch, sha256)
         facts = Fields.read(facts_path)
         self.manifest, self.sha256, self.are_images = manifest, facts.text("sha256"), facts.flag("are_images")
-        self._num_bytes = facts.count("bytes")
+        self._state = facts.count("bytes"), changed_ns
         self.split_parts: list[str] = facts.items("split_parts", str, [])
         self.has_captions = facts.flag("has_captions", False)
         self._count = facts.count("rows")
@@ -81,7 +82,8 @@ class ManifestRows:
         offsets = np.memmap(self._offsets_path, dtype=np.int64, mode="r")
         entries = []
         with self.manifest.open("rb") as file:
-            if os.fstat(file.fileno()).st_size != self._num_bytes:
+            status = os.fstat(file.fileno())
+            if (status.st_size, status.st_mtime_ns) != self._state:
                 raise ValueError(f"{self.manifest}: changed while it was being written to shards; start again")
             for number in numbers:
                 begin, end = int(offsets[number]), int(offsets[number + 1])
@@ -117,10 +119,11 @@ def scan(manifest: Path, scratch: Path, num_workers: int = 1) -> ManifestRows:
     """
     if not manifest.is_file():
         raise FileNotFoundError(f"{manifest}: no such manifest; make one with `avssl prep index`")
+    changed_ns = manifest.stat().st_mtime_ns
     sha256 = sha256_file(manifest)
     offsets_path, facts_path = _files_of(scratch, sha256)
     if _is_scanned(offsets_path, facts_path, sha256):
-        return ManifestRows(manifest, scratch, sha256)
+        return ManifestRows(manifest, scratch, sha256, changed_ns)
     size = manifest.stat().st_size
     if size == 0:
         raise ValueError(f"{manifest}: lists no files")
@@ -149,7 +152,7 @@ def scan(manifest: Path, scratch: Path, num_workers: int = 1) -> ManifestRows:
     facts: dict[str, Any] = {"sha256": sha256, "rows": num_rows, "are_images": num_images > 0, "bytes": size}
     facts |= {"split_parts": sorted(split_parts), "has_captions": has_captions}
     write_whole(facts_path, json.dumps(facts).encode())
-    return ManifestRows(manifest, scratch, sha256)
+    return ManifestRows(manifest, scratch, sha256, changed_ns)
 
 
 def _is_scanned(offsets_path: Path, facts_path: Path, sha256: str) -> bool:

@@ -92,7 +92,7 @@ def write_shards(
         if proven:
             return _run(prepare_repair(job, proven, None), proven)
         if retry_failed:
-            begin_retry(output, [record.name for record in index.shards] if finished else [])
+            begin_retry(output, index.shards if finished else [])
         unpack_shards(output, job.num_parts, job.entries)
         return _run(job)
 
