@@ -342,6 +342,17 @@ def test_what_cannot_be_split_is_an_error_and_nothing_is_written(tmp_path, capsy
     assert [path.name for path in tmp_path.iterdir()] == ["corpus.jsonl"]
 
 
+def test_a_file_that_is_no_part_is_not_overwritten(tmp_path):
+    """The published test set, indexed beside the corpus under the name that its test part would have."""
+    manifest = manifest_of([entry(number) for number in range(80)], tmp_path / "corpus.jsonl")
+    published = manifest_of([entry(1000)], tmp_path / "corpus.test.jsonl")
+    before = published.read_bytes()
+    with pytest.raises(ValueError, match=r"corpus\.test\.jsonl: is there already and is no part of a split"):
+        split_manifest(manifest, SplitRule(0.2))
+    split_manifest(manifest, SplitRule(validation_share=0.2))
+    assert published.read_bytes() == before
+
+
 def test_a_train_part_can_be_divided_again(tmp_path):
     rows = [entry(number) for number in range(80)]
     manifest = manifest_of(rows, tmp_path / "corpus.jsonl")

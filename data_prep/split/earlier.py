@@ -11,7 +11,7 @@ import numpy as np
 
 from avssl.files.checked_json import Fields
 from data_prep.split.links import Links
-from data_prep.split.rule import PARTS, TEST, TRAIN, VALIDATION, Hashes, SplitRule
+from data_prep.split.rule import LEFT_OUT, PARTS, TEST, TRAIN, VALIDATION, Hashes, SplitRule
 from data_prep.split.scan import PairFiles, Scanned, scan
 
 FORMAT_NAME, SCHEMA_VERSION = "avssl-split", 1
@@ -43,6 +43,20 @@ def rule_of(earlier: Fields) -> SplitRule:
         rule.count("seed"),
         rule.flag("near_duplicates"),
     )
+
+
+def refuse_other_files(manifest: Path, rule: SplitRule) -> None:
+    """ValueError if a file lies where a part goes and is none, like the manifest of a test set that was published."""
+    shares = {TRAIN: 1.0, VALIDATION: rule.validation_share, TEST: rule.test_share, LEFT_OUT: 1.0}
+    for part in (part for part, share in shares.items() if share):
+        path = beside(manifest, f"{PARTS[part]}.jsonl")
+        if path.is_file():
+            with path.open("rb") as file:
+                if b'"part"' not in file.readline():
+                    raise ValueError(
+                        f"{path}: is there already and is no part of a split; give {manifest.name} another name, or "
+                        "move that file away"
+                    )
 
 
 def refuse_another_rule(manifest: Path, rule: SplitRule, recorded: SplitRule) -> None:

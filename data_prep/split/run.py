@@ -32,6 +32,7 @@ from data_prep.split.earlier import (
     earlier_parts,
     earlier_split,
     refuse_another_rule,
+    refuse_other_files,
     rows_left_out,
     rule_of,
 )
@@ -114,7 +115,9 @@ def split_manifest(
     earlier = earlier_split(manifest)
     if earlier is not None and choose_seed is not False:
         rule, choose_seed = replace(rule, seed=rule_of(earlier).seed), False
-    if earlier is not None:
+    if earlier is None:
+        refuse_other_files(manifest, rule)
+    else:
         refuse_another_rule(manifest, rule, rule_of(earlier))
     with (
         clear_errors(manifest, "written"),
