@@ -11,10 +11,15 @@ import torch
 from accelerate.utils.other import load as accelerate_load
 
 from avssl import checkpoint
+from avssl.files import storage
 from avssl.files.damaged_files import open_npz
 from avssl.media.decode import probe, read_video
+from avssl.shards.format import dump_json
 from avssl.shards.shard_set import parse_members
 from avssl.types import MediaError
+from data_prep.facts.run import make_facts
+from data_prep.write.run import write_shards
+from tests.clips import OPTIONS, make_clip
 
 
 class Malicious:
@@ -74,3 +79,14 @@ def test_weights_that_are_a_pickle_are_refused(tmp_path, canary):
     with pytest.raises(ValueError, match="is damaged"):
         checkpoint.read_weights(tmp_path)
     assert not canary.exists()
+
+
+def test_a_manifest_from_afar_puts_no_file_of_this_machine_into_shards(tmp_path):
+    """As a table from afar: whoever made it shall not choose what is read here."""
+    make_clip(tmp_path / "private.mp4", seconds=0.5)
+    row = {"path": str(tmp_path / "private.mp4"), "key": "private", "labels": {}, "error": None}
+    storage.write_bytes("memory://bucket/corpus.jsonl", dump_json(row))
+    for command in (write_shards, lambda manifest, folder, _: make_facts(manifest, folder / "facts.parquet")):
+        with pytest.raises(ValueError, match="which a manifest from afar may not name"):
+            command("memory://bucket/corpus.jsonl", tmp_path / "out", OPTIONS)
+    assert not list((tmp_path / "out").glob("*.tar"))

@@ -113,7 +113,16 @@ def within_of(fields: Fields) -> Within | None:
 
 
 def path_at(path: str, root: str | os.PathLike[str]) -> str:
-    """The location of a file of a manifest: a URL or an absolute path stays, others are relative to the root."""
+    """The location of a file of a manifest: a URL or an absolute path stays, others are relative to the root.
+
+    ValueError for an absolute path below a root from afar: whoever made that manifest shall not choose what is read
+    here and goes into shards.
+    """
     if is_remote(path):
         return path
+    if path.startswith("/") and is_remote(root):
+        raise ValueError(
+            f"{path}: is a file of this machine, which a manifest from afar may not name; it may name URLs and files "
+            "below its own folder. Download the manifest to read files of this machine by it"
+        )
     return path if path.startswith("/") or not os.fspath(root) else f"{os.fspath(root)}/{path}"

@@ -57,7 +57,10 @@ def read_files(task: FileTask) -> list[Outcome]:
 
 
 def _read_file(entry: Entry, file_options: FileOptions) -> Outcome:
-    place = entry.place.at(file_options.root)
+    try:
+        place = entry.place.at(file_options.root)
+    except ValueError as error:  # of a manifest from afar
+        return MediaError("missing_file", str(error))
     try:
         with opened(entry, file_options.root) as media:
             content = media.content
