@@ -100,9 +100,10 @@ def open_media(
     with ExitStack() as stack:
         video = stack.enter_context(VideoReader(files["video"], name))
         audio = stack.enter_context(AudioReader(files["audio"], name))
-        found = (video.info, audio.info) if sound is None else on_one_clock(video, audio)
+        seen, heard = (video.info, audio.info) if sound is None else on_one_clock(video, audio)
+        found: dict[str, VideoInfo | AudioInfo | None] = {"video": seen, "audio": heard}
         streams: dict[str, VideoReader | AudioReader] = {"video": video, "audio": audio}
-        infos = {kind: info for kind, info in zip(streams, found, strict=True) if info is not None}
+        infos = {kind: info for kind, info in found.items() if info is not None}
         if not infos:
             probe(source, name=name)  # raises a more precise error if it can
             raise MediaError("no_video", f"{name}: has neither video nor audio")

@@ -163,7 +163,8 @@ def _refuse_to_overwrite(manifest: Path, source: Location, options: IndexOptions
     """ValueError if the manifest would take the place of what it is made of, or of a file that is no list of lines."""
     if not manifest.is_file():
         return
-    given = [source, options.settings.classes, options.labels if options.labels not in ("folder", "none") else None]
+    labels = None if options.labels in ("folder", "none") else options.labels
+    given: list[Location | None] = [source, options.settings.classes, labels]
     for path in (local_path(text) for text in given if text is not None and not is_remote(text)):
         if path.exists() and manifest.samefile(path):
             raise ValueError(f"--out is {manifest}, which the manifest is made of; give another name")

@@ -72,8 +72,10 @@ def write_shards(
     """
     output = OutputFolder.open(folder)
     if retry_failed and is_being_packed(output):  # parts whose media are in shards already cannot be read on
-        facts = {"limits": limits, "share": share, "executor": executor}
-        if write_shards(manifest, folder, options, num_workers, transcode, **facts) is None:  # type: ignore[arg-type]
+        first = write_shards(
+            manifest, folder, options, num_workers, transcode, limits=limits, share=share, executor=executor
+        )
+        if first is None:
             return None
     with clear_errors(str(output), "written"), ExitStack() as stack:
         finished = _has_index(output)
