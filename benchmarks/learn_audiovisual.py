@@ -6,7 +6,8 @@ The corpus is that of `make demo`: 600 training and 300 test clips of 8 shapes a
 Each loss trains the demo's two small networks from scratch by recipes/pretrain.py; recipes/evaluate.py judges them by
 kNN on shape (video) and timbre (audio) and by retrieval over 300 pairs, beside the same networks untrained and chance.
 distil's students of video and sound learn the sound features of the run --teacher, by default this script's AVID of
-seed 0; they are computed once. Results are kept below --out and not computed again.
+seed 0; they are computed once. What stands behind a colon is a variant: one part of distil's loss alone, or a teacher
+that sees. Results are kept below --out and not computed again.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ SHARED = [
     "checkpoint_every_steps=100000",
     f"data.global_batch_size={BATCH_SIZE}",
     "data.num_workers=0",
+    "data.cache_decoded=500_000_000",
     "views.video.num_frames=4",
     "views.video.fps=8",
     "views.video.size_px=48",
@@ -48,6 +50,7 @@ SHARED = [
     "optim.warmup_steps=50",
 ]
 PAIR = "loss.modalities=[video,audio]"
+DISTIL = [PAIR, "loss.projector_hidden_dims=[128]", "loss.queue_size=576"]
 HEAD = ["loss.projector_hidden_dims=[128]", "loss.embedding_dim=64"]
 AVID = [
     "loss.num_negatives=256",
@@ -92,7 +95,10 @@ SETTINGS: dict[str, list[str]] = {
         PAIR, "loss.projector_hidden_dims=[128,128]", "loss.embedding_dim=128", "loss.predictor_hidden_dims=[32]",
     ],
     "barlow_twins": [PAIR, "loss.projector_hidden_dims=[128,128]", "loss.embedding_dim=128"],
-    "distil": [PAIR, "loss.projector_hidden_dims=[128]", "loss.queue_size=576", "loss.teacher.modality=audio"],
+    "distil": [*DISTIL, "loss.teacher.modality=audio"],
+    "distil:regression": [*DISTIL, "loss.teacher.modality=audio", "loss.similarity_weight=0"],
+    "distil:similarity": [*DISTIL, "loss.teacher.modality=audio", "loss.regression_weight=0"],
+    "distil:from_video": [*DISTIL, "loss.teacher.modality=video"],
     "lejepa": [
         PAIR, "loss.projector_hidden_dims=[128,128]", "loss.embedding_dim=64", "loss.num_small_crops=0",
     ],
@@ -139,7 +145,8 @@ def teacher_rows(folder: Path, shards: dict[str, Path], teacher: str) -> Path:
 
 def one_run(name: str, seed: int, folder: Path, shards: dict[str, Path], teacher: str) -> dict[str, dict[str, float]]:
     """Train and evaluate: {"trained", "untrained", "chance"} -> metrics, and the seconds of training."""
-    run = folder / "runs" / f"{name}-{seed}"
+    loss = name.partition(":")[0]
+    run = folder / "runs" / f"{name.replace(':', '_')}-{seed}"
     shared = [*SHARED, f"seed={seed}", f"loss.seed={seed}", f"data.shards={shards['train']}"]
     seconds, steps, start = 0.0, STEPS, []
     if name in STARTS_FROM:
@@ -147,9 +154,9 @@ def one_run(name: str, seed: int, folder: Path, shards: dict[str, Path], teacher
         first = run.with_name(f"{run.name}-start")
         seconds = learning.pretrain(first, [f"loss.name={before}", *shared, *SETTINGS[before], f"steps={steps}"])
         start = [f"init_from={first}"]
-    if name == "distil":
+    if loss == "distil":
         start = [f"loss.teacher.embeddings={teacher_rows(folder, shards, teacher)}"]
-    seconds += learning.pretrain(run, [f"loss.name={name}", *shared, *SETTINGS[name], f"steps={steps}", *start])
+    seconds += learning.pretrain(run, [f"loss.name={loss}", *shared, *SETTINGS[name], f"steps={steps}", *start])
     result = run / "evaluation.json"
     if not result.is_file():
         splits = [f"{split}={path}" for split, path in shards.items()]
@@ -177,7 +184,9 @@ def report(names: list[str], results: dict[tuple[str, int], dict[str, dict[str, 
         runs = [result for (loss, _), result in sorted(good.items()) if loss == name]
         if runs:
             times = learning.mean_and_spread([result["seconds"]["seconds"] for result in runs], 1.0)
-            rows.append([name, losses.get(name).family, *cells([result["trained"] for result in runs]), times])
+            rows.append(
+                [name, losses.get(name.partition(":")[0]).family, *cells([result["trained"] for result in runs]), times]
+            )
     failures = [f"{name}: {value}" for name, value in results.items() if isinstance(value, Exception)]
     head = f"{machine()}; {NUM_TRAIN} clips, {STEPS} steps of {BATCH_SIZE}; test {NUM_TEST}"
     return "\n\n".join([head, learning.markdown(rows), *failures])
@@ -203,7 +212,7 @@ def main() -> None:
     shards = prepare(folder)
     names = arguments.losses.split(",")
     teacher = arguments.teacher or str(folder / "runs" / "avid-0")
-    if "distil" in names:
+    if any(name.startswith("distil") for name in names):
         if not arguments.teacher:
             one_run("avid", 0, folder, shards, "")
         teacher_rows(folder, shards, teacher)

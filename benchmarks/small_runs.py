@@ -73,7 +73,7 @@ class SmallRun:
     """
 
     def __init__(self, corpus: Corpus, arguments: list[str], begun: SmallRun | None = None) -> None:
-        kept = [f"data.shards={corpus.shards['train']}", "data.num_workers=0"]
+        kept = [f"data.shards={corpus.shards['train']}", "data.num_workers=0", "data.cache_decoded=500_000_000"]
         self.cfg = cfg = config.parse(config.RunConfig, ["run=unused", *arguments, *kept])
         loss_class = losses.get(cfg.loss.name)
         set_seed(cfg.seed)

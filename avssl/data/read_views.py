@@ -29,10 +29,11 @@ from avssl.transforms.jigsaw import NUM_TILES
 from avssl.transforms.own import apply_augment
 from avssl.transforms.raw_view import RawView, raw_audio, raw_image
 from avssl.transforms.time_sampling import (
+    TIME_TOLERANCE_SECONDS,
     center_clip_times,
     clip_times_around,
+    equal_parts,
     frame_times_seconds,
-    other_audio_start,
     random_clip_times,
     snap_to_frames,
 )
@@ -76,12 +77,13 @@ def read_clip(
     modalities: set[str],
     generator: np.random.Generator | None,
     center_seconds: float | None = None,
+    part: Span | None = None,
 ) -> Clip:
     """Decode one clip of each modality: the center without a generator, otherwise a random pair from AVID's intervals.
 
-    center_seconds: of the clips, on the sample's clock, in place of both. An image is read whole, without a random
-    draw. Raises MediaError if one of the modalities is missing or cannot be
-    decoded.
+    center_seconds: of the clips, on the sample's clock, in place of both. part: of the sample, from which a random pair
+    is drawn. An image is read whole, without a random draw. Raises MediaError if one of the modalities is missing or
+    cannot be decoded.
     """
     key, index = sample.info.key, sample.info.index
     video_span, audio_span = spans(sample)
@@ -100,7 +102,8 @@ def read_clip(
     elif generator is None:
         clip_times = center_clip_times(video_span, audio_span, replace(lengths, max_offset_seconds=0.0))
     else:
-        clip_times = random_clip_times(video_span, audio_span, lengths, generator)
+        streams = (video_span, audio_span) if part is None else (part, part)
+        clip_times = random_clip_times(*streams, lengths, generator)
     if video_span is not None:
         clip_times = snap_to_frames(clip_times, video_span, sample.info.video_fps)
     video_start, audio_start = clip_times
@@ -112,23 +115,28 @@ def read_clip(
     return Clip(index, key, video, audio, video_start or 0.0, audio_start or 0.0, image)
 
 
-def read_other_moment(sample: AnySample, config: ViewsConfig, pair: Clip, generator: np.random.Generator) -> Clip:
-    """Audio of a sample that shares no second with the frames of `pair`, a clip of the same sample.
+def moment_parts(
+    sample: AnySample, config: ViewsConfig, num_moments: int, generator: np.random.Generator
+) -> list[Span]:
+    """Equal parts of a sample in random order, from each of which one pair is cut.
 
-    Raises MediaError("too_short") for audio with less than twice the audio clip's and once the video clip's length.
+    Raises MediaError("no_video", "no_audio") for a missing stream, ("too_short") for parts shorter than a clip.
     """
-    key, lengths, (_, audio) = sample.info.key, clip_lengths(config), spans(sample)
-    start = None if audio is None else other_audio_start(pair.video_start_seconds, audio, lengths, generator)
-    if start is None or audio is None or sample.audio is None:
+    key, lengths, (video, audio) = sample.info.key, clip_lengths(config), spans(sample)
+    if video is None or audio is None:
+        missing = "video" if video is None else "audio"
+        raise MediaError(f"no_{missing}", f"sample {key} has no {missing}")  # type: ignore[arg-type]
+    parts = equal_parts(video, audio, num_moments)
+    seconds = parts[-1].end_seconds - parts[0].start_seconds
+    needed = num_moments * max(lengths.video_seconds, lengths.audio_seconds)
+    if seconds < needed - TIME_TOLERANCE_SECONDS:
         raise MediaError(
             "too_short",
-            f"sample {key} has no other moment: loss.num_negatives_same_clip needs "
-            f"{2 * lengths.audio_seconds + lengths.video_seconds:g} s of audio, twice the audio clip and once the "
-            "video clip; shorten views.audio.seconds, or leave short samples out by `avssl prep write "
-            "--min-duration-seconds`",
+            f"sample {key} has {seconds:.3g} s of both video and audio; loss.num_negatives_same_clip="
+            f"{num_moments - 1} needs {needed:g} s for {num_moments} clips one after another: lower it, shorten the "
+            "clips, or leave short samples out by `avssl prep write --min-duration-seconds`",
         )
-    waveform = decode_audio_clip(sample.audio, start, config.audio, audio, key)
-    return Clip(pair.index, key, None, waveform, 0.0, start)
+    return [parts[number] for number in generator.permutation(num_moments)]
 
 
 def read_background(shards: Shards, index: int, config: ViewsConfig, generator: np.random.Generator) -> torch.Tensor:
@@ -190,16 +198,18 @@ def raw_views(
     by_clip: dict[int, list[View]] = {}
     for view in views:
         by_clip.setdefault(view.clip if epoch >= 0 and view.modality != "image" else 0, []).append(view)
+    num_others = len({view.clip for view in views if view.other_moment})
+    parts: list[Span] = []
     result: dict[str, RawView] = {}
     pair: Clip | None = None
     for number, group in by_clip.items():
         # Clip 0 is drawn as if there were no other clip.
         clip_seed = (seed, epoch, index) if number == 0 else (seed, epoch, index, number)
         generator = None if epoch < 0 else np.random.default_rng(clip_seed)
-        if generator is not None and pair is not None and group[0].other_moment:
-            clip = read_other_moment(sample, config, pair, generator)
-        else:
-            clip = read_clip(sample, config, {view.modality for view in group}, generator)
+        if number == 0 and num_others and generator is not None:
+            parts = moment_parts(sample, config, 1 + num_others, generator)
+        part = parts.pop() if parts else None
+        clip = read_clip(sample, config, {view.modality for view in group}, generator, part=part)
         pair = clip if number == 0 else pair
         for view in group:
             generator = None

@@ -13,8 +13,8 @@ batch's video -> audio (self: video -> video) negatives of all ranks; then it is
 
 The paper adds the directions, the authors' code averages them. This follows the code.
 
-With `num_negatives_same_clip`, which is not in the paper, the loss has one more term, the cross-entropy of the frames'
-own audio among other moments of the same clip (moments.py). Banks hold no moments: a row is the mean of all.
+With `num_negatives_same_clip`, which is not in the paper, the loss has one more term, the cross-entropy between the
+moments of a clip, from video to audio and back (moments.py). Banks hold no moments: a row is the mean of all.
 """
 
 from __future__ import annotations
@@ -29,7 +29,14 @@ from torch.nn.functional import normalize
 from avssl.distributed import gather
 from avssl.losses.base import Loss
 from avssl.losses.configs import AVIDConfig
-from avssl.losses.moments import MOMENTS, moment_cross_entropy, moment_views, split_moments, with_moments
+from avssl.losses.moments import (
+    all_moments,
+    moment_cross_entropy,
+    moment_views,
+    moments_name,
+    split_moments,
+    with_moments,
+)
 from avssl.losses.registry import register
 from avssl.models.heads import mlp
 from avssl.ops.nce import bank_nce, initial_partition
@@ -79,18 +86,18 @@ class AVID(Loss):
 
     @classmethod
     def views(cls, config: LossConfig) -> tuple[View, ...]:
-        """One clip of each modality, and other moments of the audio; AVID needs no second augmented view."""
-        num_moments = cast("AVIDConfig", config).num_negatives_same_clip
-        return (View("video", "video"), View("audio", "audio"), *moment_views(num_moments, ("video", "audio")))
+        """One clip of each modality, and other moments of both; AVID needs no second augmented view."""
+        pair = (View("video", "video"), View("audio", "audio"))
+        return (*pair, *moment_views(pair, cast("AVIDConfig", config).num_negatives_same_clip))
 
     def forward(self, views: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Unit embeddings {"video": (B, D), "audio": (B, D)}, and "other_moments" (B, n, D) of the audio."""
+        """Unit embeddings {"video": (B, D), "audio": (B, D)}; with other moments {"video_moments": (B, n, D), ...}."""
         num_moments = self.config.num_negatives_same_clip
         outputs = {}
         for name in self.encoders:
-            if name == "audio" and num_moments and name in views:
+            if num_moments and name in views:
                 rows = self.unit_rows(name, with_moments(views, name))
-                outputs[name], outputs[MOMENTS] = split_moments(rows, num_moments)
+                outputs[name], outputs[moments_name(name)] = split_moments(rows, num_moments)
             elif name in views:
                 outputs[name] = self.unit_rows(name, views[name])
         return outputs
@@ -102,10 +109,10 @@ class AVID(Loss):
     def loss(self, outputs: dict[str, torch.Tensor], index: torch.Tensor, progress: Progress) -> LossOutput:
         """NCE against the banks, and the term of other moments of the same clip if there are any."""
         result = self.bank_loss(outputs, index, progress)
-        if MOMENTS not in outputs:
+        if not self.config.num_negatives_same_clip:
             return result
-        pair = (outputs["video"], outputs["audio"])
-        moments = moment_cross_entropy(*pair, outputs[MOMENTS], self.config.temperature)
+        both = (all_moments(outputs, "video"), all_moments(outputs, "audio"))
+        moments = moment_cross_entropy(*both, self.config.temperature)
         return LossOutput(result.total + moments, result.terms | {"same_clip": moments.detach()})
 
     def bank_loss(self, outputs: dict[str, torch.Tensor], index: torch.Tensor, progress: Progress) -> LossOutput:

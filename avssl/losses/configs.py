@@ -51,7 +51,7 @@ class AVIDConfig(LossConfig):
     embedding_dim: int = 128
     projector_final_batch_norm: bool = False  # after each projector; not in the paper, see docs/decisions.md
     shard_banks: bool = False  # split the banks' rows over the ranks: for banks that fit on no single device
-    num_negatives_same_clip: int = 0  # other moments of a clip's audio, which frames are told from; not in the paper
+    num_negatives_same_clip: int = 0  # other moments of a clip, negatives of each other; not in the paper
 
 
 @dataclass
@@ -195,7 +195,7 @@ class MoCoConfig(PairConfig):
     projector_hidden_dims: tuple[int, ...] = ()
     embedding_dim: int = 128
     shuffle_groups: int = 8  # groups of the global batch for batch norm; 0: none, to be used with sync_batch_norm
-    num_negatives_same_clip: int = 0  # [video, audio]: other moments of a clip's audio; not in the papers
+    num_negatives_same_clip: int = 0  # [video, audio]: other moments of a clip; not in the papers
 
 
 @dataclass
@@ -271,7 +271,7 @@ class SimCLRConfig(PairConfig):
     projector_hidden_dims: tuple[int, ...] = (2048,)
     embedding_dim: int = 128
     projector_batch_norm: bool = True  # after every layer, as in the authors' code
-    num_negatives_same_clip: int = 0  # [video, audio]: other moments of a clip's audio; not in the paper
+    num_negatives_same_clip: int = 0  # [video, audio]: other moments of a clip; not in the paper
 
 
 @dataclass

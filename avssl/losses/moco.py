@@ -13,7 +13,7 @@ Two views of one modality are treated asymmetrically, as published: the first is
 modalities the loss is the mean of both directions, video queries with audio keys and the other way round, with a
 teacher and a queue for each modality. v1 has a linear projector and T = 0.07; v2 has `projector_hidden_dims=[2048]`,
 T = 0.2 and more augmentation. With `num_negatives_same_clip` keys of other moments of the same clip are negatives of
-the video queries (moments.py); they do not enter the queue. The papers have no such negatives.
+the queries (moments.py); they do not enter the queue. The papers have no such negatives.
 
 Shuffled batch norm. If query and key share the statistics of a batch norm, these reveal which key belongs to the
 query's batch. So the batch of all processes is divided into `shuffle_groups` groups with statistics of their own:
@@ -33,7 +33,7 @@ from torch.nn.functional import cross_entropy, normalize
 from avssl.distributed import gather, rank, world_size
 from avssl.losses.base import Outputs, PairLoss
 from avssl.losses.configs import MoCoConfig
-from avssl.losses.moments import MOMENTS, moment_scores, moment_views, split_moments, with_moments
+from avssl.losses.moments import moment_scores, moment_views, moments_name, split_moments, with_moments
 from avssl.losses.registry import register
 from avssl.models.heads import mlp
 from avssl.ops.memory import Queue
@@ -138,10 +138,9 @@ class MoCo(PairLoss):
 
     @classmethod
     def views(cls, config: LossConfig) -> tuple[View, ...]:
-        """As in the base class, and other moments of the audio."""
-        config = cast("MoCoConfig", config)
+        """As in the base class, and other moments of both."""
         pair = super().views(config)
-        return (*pair, *moment_views(config.num_negatives_same_clip, config.modalities, pair[-1].augment))
+        return (*pair, *moment_views(pair, cast("MoCoConfig", config).num_negatives_same_clip))
 
     @property
     def key_of(self) -> dict[str, str]:
@@ -151,7 +150,7 @@ class MoCo(PairLoss):
     def forward(self, views: dict[str, torch.Tensor]) -> Outputs:
         """Queries {"first": (B, D)} and keys {"second_key": (B, D)}; across modalities both for each view.
 
-        Also {"other_moments": (B, n, D)}, keys of other moments of the second view's clip.
+        Also {"first_moments": (B, n, D)} and {"second_moments": (B, n, D)}, keys of other moments of the clip.
         """
         outputs: Outputs = {}
         for query, key in self.key_of.items():
@@ -164,10 +163,10 @@ class MoCo(PairLoss):
     def keys_of(self, name: str, views: dict[str, torch.Tensor]) -> Outputs:
         """The teacher's keys of a view, and of other moments if the view has any."""
         num_moments, modality = self.config.num_negatives_same_clip, self.modality_of[name]
-        if not num_moments or name == "first":
+        if not num_moments:
             return {f"{name}_key": self.teach(modality, views[name])}
         keys, moments = split_moments(self.teach(modality, with_moments(views, name)), num_moments)
-        return {f"{name}_key": keys, MOMENTS: moments}
+        return {f"{name}_key": keys, moments_name(name): moments}
 
     @property
     def shuffles(self) -> bool:
@@ -198,7 +197,7 @@ class MoCo(PairLoss):
         """Mean over this rank's queries, which are independent, and over the directions."""
         losses = {}
         for query, key in self.key_of.items():
-            queue, moments = self.queue(self.modality_of[key]).rows, outputs.get(MOMENTS) if query == "first" else None
+            queue, moments = self.queue(self.modality_of[key]).rows, outputs.get(moments_name(key))
             keys = outputs[f"{key}_key"]
             losses[f"{query}_to_{key}"] = info_nce(outputs[query], keys, queue, self.config.temperature, moments)
         total = torch.stack(list(losses.values())).mean()

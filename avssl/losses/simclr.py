@@ -7,8 +7,8 @@ Each of the 2 B embeddings of two augmented views is classified as its partner a
 The authors' code adds the means over the two halves, which is 2 L; this is the paper's mean. Candidates are the
 embeddings of all ranks, with gradient. Across modalities the loss is the two-way cross-entropy of video against audio
 (Radford et al. 2021, CLIP's form): rows of one modality are compared only with rows of the other, because similarities
-within a modality do not tell which video and audio belong together. With `num_negatives_same_clip` the candidates of a
-video are also other moments of its own clip's audio (moments.py); the paper has no such negatives.
+within a modality do not tell which video and audio belong together. With `num_negatives_same_clip` each clip comes with
+other moments, pairs like the first one, which are candidates of each other (moments.py); the paper has none.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 
 from avssl.distributed import gather_with_grad
-from avssl.losses.base import Outputs, PairLoss
+from avssl.losses.base import VIEW_NAMES, Outputs, PairLoss
 from avssl.losses.configs import SimCLRConfig
-from avssl.losses.moments import MOMENTS, moment_scores, moment_views, split_moments, with_moments
+from avssl.losses.moments import all_moments, moment_views, moments_name, split_moments, with_moments
 from avssl.losses.registry import register
 from avssl.models.heads import mlp
 from avssl.types import LossConfig, LossOutput, Progress, View
@@ -50,20 +50,15 @@ def nt_xent(z1: torch.Tensor, z2: torch.Tensor, temperature: float) -> torch.Ten
     return cross_entropy(scores, partner)
 
 
-def two_way_cross_entropy(
-    z1: torch.Tensor, z2: torch.Tensor, temperature: torch.Tensor | float, moments: torch.Tensor | None = None
-) -> torch.Tensor:
+def two_way_cross_entropy(z1: torch.Tensor, z2: torch.Tensor, temperature: torch.Tensor | float) -> torch.Tensor:
     """Mean of the cross-entropies of z1 against z2's rows and of z2 against z1's. Arguments and result as in `nt_xent`.
-
-    moments: (B, n, D), further candidates of each row of z1: other moments of its own clip.
 
     >>> two_way_cross_entropy(torch.eye(4), torch.eye(4), temperature=0.1).item() < 1e-3
     True
     """
     scores = normalize(z1.float(), dim=1) @ normalize(z2.float(), dim=1).T / temperature
     partner = torch.arange(len(scores), device=scores.device)
-    candidates = scores if moments is None else torch.cat([scores, moment_scores(z1, moments, temperature)], dim=1)
-    return (cross_entropy(candidates, partner) + cross_entropy(scores.T, partner)) / 2
+    return (cross_entropy(scores, partner) + cross_entropy(scores.T, partner)) / 2
 
 
 @register("simclr")
@@ -93,24 +88,27 @@ class SimCLR(PairLoss):
 
     @classmethod
     def views(cls, config: LossConfig) -> tuple[View, ...]:
-        """As in the base class, and other moments of the audio."""
-        config = cast("SimCLRConfig", config)
+        """As in the base class, and other moments of both."""
         pair = super().views(config)
-        return (*pair, *moment_views(config.num_negatives_same_clip, config.modalities, pair[-1].augment))
+        return (*pair, *moment_views(pair, cast("SimCLRConfig", config).num_negatives_same_clip))
 
     def forward(self, views: dict[str, torch.Tensor]) -> Outputs:
-        """Embeddings {"first": (B, D), "second": (B, D)}, and {"other_moments": (B, n, D)} of the second's clip."""
-        if not self.config.num_negatives_same_clip or "second" not in views:
+        """Embeddings {"first": (B, D), "second": (B, D)}; with other moments {"first_moments": (B, n, D), ...}."""
+        num_moments = self.config.num_negatives_same_clip
+        if not num_moments:
             return self.project_together(views)
-        outputs = self.project_together({name: views[name] for name in ("first",) if name in views})
-        rows = self.project("second", with_moments(views, "second"))
-        outputs["second"], outputs[MOMENTS] = split_moments(rows, self.config.num_negatives_same_clip)
+        outputs: Outputs = {}
+        for name in self.modality_of:
+            if name in views:
+                rows = self.project(name, with_moments(views, name))
+                outputs[name], outputs[moments_name(name)] = split_moments(rows, num_moments)
         return outputs
 
     def loss(self, outputs: Outputs, index: torch.Tensor, progress: Progress) -> LossOutput:  # noqa: ARG002
         """The loss of the batch of all ranks, computed on every rank."""
-        z1, z2 = gather_with_grad(outputs["first"]), gather_with_grad(outputs["second"])
-        if not self.is_cross_modal:
-            return LossOutput(nt_xent(z1, z2, self.config.temperature), {})
-        moments = gather_with_grad(outputs[MOMENTS]) if MOMENTS in outputs else None
-        return LossOutput(two_way_cross_entropy(z1, z2, self.config.temperature, moments), {})
+        if self.config.num_negatives_same_clip:  # every moment is a pair, and a negative of all others
+            rows = [gather_with_grad(all_moments(outputs, name)).flatten(0, 1) for name in VIEW_NAMES]
+        else:
+            rows = [gather_with_grad(outputs[name]) for name in VIEW_NAMES]
+        compare = two_way_cross_entropy if self.is_cross_modal else nt_xent
+        return LossOutput(compare(*rows, self.config.temperature), {})

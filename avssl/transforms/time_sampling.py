@@ -7,6 +7,7 @@ reader pads with zeros at the end.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import floor, isfinite
 from typing import NamedTuple
 
@@ -57,24 +58,17 @@ def random_clip_times(
     return ClipTimes(_clamp(high, *_starts(video, lengths.video_seconds)), audio_start)
 
 
-def other_audio_start(
-    video_start_seconds: float, audio: Span, lengths: ClipLengths, generator: np.random.Generator
-) -> float | None:
-    """Start of an audio clip that shares no second with a video clip of the same sample; always draws one number.
+def equal_parts(video: Span, audio: Span, num_parts: int) -> list[Span]:
+    """The seconds that both streams have, in equal parts: clips of different parts share no second.
 
-    Uniform over the places in the audio before the video clip and after it. None if the audio is shorter than two audio
-    clips and a video clip, so that some video clips have no such place.
+    >>> equal_parts(Span(0.0, 2.0), Span(0.5, 3.0), 2)
+    [Span(start_seconds=0.5, end_seconds=1.25), Span(start_seconds=1.25, end_seconds=2.0)]
     """
-    draw = float(generator.random())
-    _check(None, audio)
-    video_seconds, audio_seconds = lengths.video_seconds, lengths.audio_seconds
-    if audio.end_seconds - audio.start_seconds < 2 * audio_seconds + video_seconds - TIME_TOLERANCE_SECONDS:
-        return None
-    last = audio.end_seconds - audio_seconds
-    before = max(0.0, video_start_seconds - audio_seconds - audio.start_seconds)  # the length of the places before it
-    first_after = max(video_start_seconds + video_seconds, audio.start_seconds)
-    place = draw * (before + max(0.0, last - first_after))
-    return audio.start_seconds + place if place < before else min(first_after + place - before, last)
+    _check(video, audio)
+    start = max(video.start_seconds, audio.start_seconds)
+    end = max(start, min(video.end_seconds, audio.end_seconds))
+    ends = np.linspace(start, end, num_parts + 1).tolist()
+    return [Span(*both) for both in pairwise(ends)]
 
 
 def uniform_clip_times(video: Span | None, audio: Span | None, lengths: ClipLengths, num_clips: int) -> list[ClipTimes]:

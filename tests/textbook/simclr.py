@@ -20,12 +20,11 @@ def nt_xent(z1, z2, temperature):
     return total / count
 
 
-def two_way_cross_entropy(z1, z2, temperature, moments=()):
-    """Each row of one side among all rows of the other, both ways; rows of z1 also among their own `moments[i]`."""
+def two_way_cross_entropy(z1, z2, temperature):
+    """Each row of one side among all rows of the other, both ways."""
     a, b = unit(z1), unit(z2)
     total = 0.0
     for i in range(len(a)):
-        candidates = [*b, *(unit(moments[i]) if len(moments) else ())]
-        total -= np.log(np.exp(a[i] @ b[i] / temperature) / sum(np.exp(a[i] @ row / temperature) for row in candidates))
+        total -= np.log(np.exp(a[i] @ b[i] / temperature) / sum(np.exp(a[i] @ row / temperature) for row in b))
         total -= np.log(np.exp(b[i] @ a[i] / temperature) / sum(np.exp(b[i] @ row / temperature) for row in a))
     return total / (2 * len(a))
