@@ -107,8 +107,8 @@ class SimCLR(PairLoss):
     def loss(self, outputs: Outputs, index: torch.Tensor, progress: Progress) -> LossOutput:  # noqa: ARG002
         """The loss of the batch of all ranks, computed on every rank."""
         if self.config.num_negatives_same_clip:  # every moment is a pair, and a negative of all others
-            rows = [gather_with_grad(all_moments(outputs, name)).flatten(0, 1) for name in VIEW_NAMES]
+            z1, z2 = (gather_with_grad(all_moments(outputs, name)).flatten(0, 1) for name in VIEW_NAMES)
         else:
-            rows = [gather_with_grad(outputs[name]) for name in VIEW_NAMES]
+            z1, z2 = (gather_with_grad(outputs[name]) for name in VIEW_NAMES)
         compare = two_way_cross_entropy if self.is_cross_modal else nt_xent
-        return LossOutput(compare(*rows, self.config.temperature), {})
+        return LossOutput(compare(z1, z2, self.config.temperature), {})
