@@ -25,7 +25,7 @@ from avssl.data.loader_config import LoaderConfig
 from avssl.files.checked_json import MAX_DEPTH
 from avssl.files.plain_text import brief, emit, plain, say, say_lines
 from avssl.files.whole import write_whole
-from avssl.help_text import keys_text
+from avssl.help_text import keys_text, other_loss
 from avssl.losses.configs import CONFIGURATIONS
 from avssl.optim.config import OptimConfig
 from avssl.options.counts import check_counts
@@ -125,17 +125,18 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
 
-def load(schema: type[T], argv: list[str], *, usage: str = "", required: Sequence[str] = ()) -> T:
+def load(schema: type[T], argv: list[str], *, usage: str = "", about: str = "", required: Sequence[str] = ()) -> T:
     """Configuration from command-line arguments: YAML files first, then `a.b=c` changes; later values win.
 
-    `--help` prints the keys and exits: with a YAML their values there, and those of its loss and encoders. Errors in
-    the configuration leave with status 2 and one clear message.
+    `--help` prints `about` and the keys, and exits: with a YAML their values there, and those of its loss and encoders.
+    Errors in the configuration leave with status 2 and one clear message.
     """
     given = [argument for argument in argv if argument not in HELP]
     try:
         if given != argv:
             shown = parse(schema, given) if given else None
-            say_lines(f"usage: {usage or 'RECIPE'} RECIPE_OR_YAML [key=value ...]\n\n{keys_text(schema, shown, given)}")
+            head = f"usage: {usage or 'RECIPE'} RECIPE_OR_YAML [key=value ...]\n\n{about}"
+            say_lines(head + keys_text(schema, shown, given))
             raise SystemExit(0)
         config = parse(schema, argv)
         require(config, *required)
@@ -189,7 +190,7 @@ def parse(schema: type[T], argv: list[str]) -> T:
             vars(config)["explicit_keys"] = frozenset(flat(OmegaConf.to_container(values)))
         return config  # type: ignore[return-value]
     except errors.OmegaConfBaseException as error:
-        raise ConfigError(_explain(error)) from error
+        raise ConfigError(_explain(error, files, changes)) from error
     except RecursionError as error:
         raise ConfigError(f"a value is nested more than {MAX_DEPTH} deep") from error
     except (KeyError, ValueError, TypeError) as error:  # a loss that nobody registered; a value that does not fit
@@ -301,10 +302,10 @@ def _replace_encoders(base: Any, values: Any) -> None:
             base.encoders[modality] = {}
 
 
-def _explain(error: errors.OmegaConfBaseException) -> str:
-    key = getattr(error, "full_key", None)
+def _explain(error: errors.OmegaConfBaseException, files: Sequence[str] = (), changes: Sequence[str] = ()) -> str:
+    key = str(getattr(error, "full_key", None) or "")
     text = str(error).split("\n", maxsplit=1)[0].rstrip(".")
-    return f"{text} (key: {key})" if key and str(key) not in text else text
+    return (f"{text} (key: {key})" if key not in text else text) + other_loss(key, files, changes)
 
 
 def value_at(config: Any, key: str) -> Any:

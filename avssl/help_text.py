@@ -25,6 +25,20 @@ def keys_text(schema: type[Any], config: Any, given: Sequence[str]) -> str:
     return f"{text}\nThe values are those of {plain(' '.join(given))}; a key that is not given keeps its value."
 
 
+def other_loss(wrong_key: str, files: Sequence[str], changes: Sequence[str]) -> str:
+    """What to do about a key that a section has not, if it is one of a recipe's loss and the command names another
+    loss; "" otherwise.
+    """
+    is_of_recipe = wrong_key.startswith("loss.") and not any(change.startswith(wrong_key) for change in changes)
+    names = [change.partition("=")[2] for change in changes if change.startswith("loss.name=")]
+    if not (files and names and is_of_recipe):
+        return ""
+    return (
+        f"; the recipe sets it for its own loss, not for {plain(names[-1])}: leave the recipe out, or copy it "
+        "(`avssl copy RECIPE .`) and write the keys of this loss below `loss:`"
+    )
+
+
 def describe(schema: type[Any], indent: str = "", section: Any = None) -> str:
     """The schema as indented `name: type = default  # comment` lines, with the comments of the source.
 

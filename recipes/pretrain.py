@@ -10,7 +10,7 @@ A folder of media in place of shards is prepared first, in RUN/shards. `auto` fi
 machine (docs/first_hour.md). RUN is runs/RECIPE unless run= names another. The same command goes on from the newest
 undamaged checkpoint. After SIGTERM, SIGUSR1, SIGUSR2 or Ctrl-C the run finishes its step, saves a checkpoint and exits
 with status 0, or `stopped_status`; docs/checkpoints.md says more.
-`--help` prints every key. The recipe reads from top to bottom and is the same for all losses.
+`avssl recipes` lists the recipes, and `--help` prints every key, behind a recipe with the values there.
 """
 
 import os
@@ -100,6 +100,8 @@ def pretrain(cfg: config.RunConfig, stages: Stages) -> int:
     captions = captions_of(cfg, shards, accelerator.device)  # for losses that compare samples with theirs
     stages.now("fitting the recipe to the corpus and the machine" if cfg.auto else "")
     note("\n".join(fitting.fit(cfg, loss_class, shards, accelerator)))  # config.yaml has the result of "auto"
+    note(fitting.workers_advice(cfg.data.num_workers, accelerator.device.type))
+    warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # the line above says it
     stages.now("making the networks")
     set_seed(cfg.seed)
 
@@ -222,7 +224,8 @@ def command(arguments: list[str]) -> int:
         arguments = replace_names(arguments)
         if not set(config.HELP).intersection(arguments):  # first: the keys have names that plugins register
             arguments = config.run_plugins(arguments, files, may_differ=is_changed)
-        cfg = config.load(config.RunConfig, arguments, usage="avssl pretrain", required=config.REQUIRED)
+        about = f"{__doc__}\n"
+        cfg = config.load(config.RunConfig, arguments, usage="avssl pretrain", about=about, required=config.REQUIRED)
         name_run(cfg, arguments)
         return main(cfg)
 

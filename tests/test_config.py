@@ -133,11 +133,27 @@ def test_a_temperature_of_a_loss_that_has_none_of_its_own_checks_is_above_0():
             parse(RunConfig, [f"loss.name={kind.name}", "loss.temperature=0"])
 
 
+def test_the_help_of_pretrain_says_how_it_is_called_above_the_keys():
+    text = run_python("recipes/pretrain.py", "--help").stdout
+    assert text.index("usage: avssl pretrain") < text.index("data.shards=VIDEOS") < text.index("\nrun: str = ")
+
+
 def test_the_recipe_leaves_with_status_2_and_one_line_for_a_wrong_key():
     process = run_python("recipes/pretrain.py", AVID, "optim.learning_rate=1", check=False)
     assert process.returncode == 2
     assert process.stderr.strip().splitlines()[-1].startswith("configuration error: Key 'learning_rate' not in")
     assert "Traceback" not in process.stderr
+
+
+def test_a_key_of_a_recipe_that_another_loss_has_not_says_what_to_do(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("loss: {name: avid, num_negatives: 64}")
+    with pytest.raises(
+        config.ConfigError, match=r"'num_negatives'.*for its own loss, not for simclr: leave the recipe"
+    ):
+        config.parse(RunConfig, [str(recipe), "loss.name=simclr"])
+    with pytest.raises(config.ConfigError, match=r"'negatives' not in [^;]*$"):
+        config.parse(RunConfig, [str(recipe), "loss.name=avid", "loss.negatives=2"])
 
 
 def test_a_command_that_names_another_encoder_drops_the_options_that_the_yaml_gave_the_first_one(tmp_path):

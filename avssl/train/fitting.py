@@ -194,6 +194,23 @@ def fitted_num_workers(device_type: str, num_cores: int | None = None, num_proce
     return min(MOST_WORKERS, max(1, cores // 4 if device_type == "cpu" else cores - 1))
 
 
+def workers_advice(num_workers: int, device_type: str, num_cores: int | None = None) -> str:
+    """A line about more decoding processes than the cores of a training process can serve, "" without.
+
+    >>> print(workers_advice(8, "cpu", num_cores=2))
+    data.num_workers is 8, and there are 2 cores: data.num_workers=auto takes 1
+    >>> workers_advice(2, "cpu", num_cores=2)
+    ''
+    """
+    processes = local_processes()
+    cores = num_cores or default_num_workers()
+    if num_workers <= max(1, cores // processes):
+        return ""
+    each = f" for each of {processes} processes" if processes > 1 else ""
+    fitted = fitted_num_workers(device_type, cores, processes)
+    return f"data.num_workers is {num_workers}{each}, and there are {cores} cores: data.num_workers=auto takes {fitted}"
+
+
 @contextmanager
 def few_samples_advised(cfg: RunConfig, loss_class: type[Loss], num_samples: int) -> Iterator[None]:
     """A context whose TooFewSamplesError says what to add to the command."""
