@@ -21,7 +21,7 @@ from avssl.eval import tasks
 from avssl.eval.compare import is_comparable, refuse_unless_comparable
 from avssl.eval.outcome import Outcome
 from avssl.eval.results import read_evaluation, read_rows
-from avssl.eval.tasks.standard import StandardConfig, evaluate_tables, protocol_of
+from avssl.eval.tasks.standard import StandardConfig, evaluate_tables, positive_sets, protocol_of
 from recipes import evaluate as recipe
 from tests.conftest import run_python
 
@@ -191,3 +191,11 @@ def test_two_processes_give_the_numbers_of_one(run: Path, tiny_run: Path, shards
         for name in VECTOR_COLUMNS:
             if getattr(tables[0], name) is not None:
                 np.testing.assert_allclose(getattr(tables[0], name), getattr(tables[1], name), atol=1e-5)
+
+
+def test_samples_too_few_for_positive_sets_leave_their_precision_out_with_a_note(tiny_run, shards):
+    config = StandardConfig(train=str(shards["train"]), test=str(shards["test"]))
+    found, (note,) = positive_sets(tiny_run, config)
+    assert found == {}
+    assert note.endswith("has 18 samples, and a set num_positives=32 others of them; a smaller num_positives gives it")
+    assert len(positive_sets(tiny_run, replace(config, num_positives=17))[0]) == 4

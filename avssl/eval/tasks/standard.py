@@ -90,7 +90,8 @@ def standard(embedder: Embedder, config: StandardConfig) -> Outcome:
 def positive_sets(run: Path, config: StandardConfig) -> tuple[dict[str, torch.Tensor], list[str]]:
     """({agreement: the positives that CMA would take now, int64 (N, k)}, a note if they cannot be evaluated).
 
-    {} for runs without the two banks, and for runs that were not trained on `config.train`, whose labels are known.
+    {} for runs without the two banks, for runs that were not trained on `config.train`, whose labels are known, and for
+    fewer samples than a set would have.
     """
     weights = checkpoint.read_weights(run)
     if not all(name in weights for name in BANKS):
@@ -98,6 +99,9 @@ def positive_sets(run: Path, config: StandardConfig) -> tuple[dict[str, torch.Te
     if ShardSet(config.train).fingerprint != checkpoint.read_provenance(run)["data"]["fingerprint"]:
         return {}, [f"no precision of positives: {run} was not trained on {config.train}, whose labels are known"]
     video, audio = (weights[name] for name in BANKS)
+    if len(video) <= config.num_positives:
+        why = f"{config.train} has {len(video)} samples, and a set num_positives={config.num_positives} others of them"
+        return {}, [f"no precision of positives: {why}; a smaller num_positives gives it"]
     return {agreement: positive_set(video, audio, config.num_positives, agreement) for agreement in AGREEMENTS}, []
 
 
