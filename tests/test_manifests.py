@@ -17,6 +17,7 @@ from avssl.shards.manifest import stream_manifest
 from data_prep.__main__ import main
 from data_prep.index import walk as walk_module
 from data_prep.index.build import IndexOptions, build_manifest
+from data_prep.index.command import describe
 from data_prep.index.cutting import Cutting
 from data_prep.index.labels import Labels
 from data_prep.index.walk import Walk
@@ -142,9 +143,37 @@ def test_labels_come_from_folders_or_a_csv(tmp_path):
     table.write_text("path,animal\nelsewhere.mp4,cat\n")
     with pytest.raises(ValueError, match=r"elsewhere\.mp4"):
         read(str(table), "4")
-    table.write_text("file,animal\na,cat\n")
-    with pytest.raises(ValueError, match="column 'path'"):
+    with pytest.raises(ValueError, match=r"they are relative to it, as 'cats/a\.mp4' is"):
         read(str(table), "5")
+    table.write_text("file,animal\na,cat\n")
+    with pytest.raises(ValueError, match=r"its first line, 'file,animal', has no column 'path'$"):
+        read(str(table), "6")
+    table.write_text("path;animal\na;cat\n")
+    with pytest.raises(
+        ValueError, match=r"'path;animal', has no column 'path'; its columns must be separated by commas"
+    ):
+        read(str(table), "7")
+    table.write_text("path,animal\n")
+    with pytest.raises(ValueError, match="has no row below its header"):
+        read(str(table), "8")
+
+
+def test_files_without_a_label_and_rows_without_a_file_are_counted_and_said(tmp_path):
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        (tmp_path / "videos" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "videos" / name).touch()
+    table, out = tmp_path / "labels.csv", tmp_path / "corpus.jsonl"
+
+    def said(text):
+        table.write_text(text)
+        summary = build_manifest(tmp_path / "videos", out, IndexOptions(labels=str(table), probe=False))
+        return [line.strip() for line in describe(summary, out, None) if "--labels" in line]
+
+    assert said("path,animal\nb.mp4,cat\nB.mp4,dog\n") == [
+        "2 files have no row in --labels, and so no label, e.g. 'a.mp4'",
+        "1 rows of --labels name no file that was found, e.g. 'B.mp4'",
+    ]
+    assert said("path,animal\na.mp4,cat\nb.mp4,cat\nc.mp4,dog\n") == []
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from avssl.shards.keys import plain_key, segment_key
 from avssl.shards.manifest import Entry
 from data_prep.index.cutting import Cutting, claimed_seconds, require_scenedetect
 from data_prep.index.gather import KINDS, Gathered, ListSource, Target, gather_folder, gather_list, stored_text
+from data_prep.index.labels import LabelGaps
 from data_prep.index.lists.formats import ANYWHERE, FORMATS, HAVE_FOLDS, HOLD_MEDIA, IDX, OTHERS, READERS, detect
 from data_prep.index.lists.row import BadRow, ListSettings
 from data_prep.index.mnist import is_idx_file, open_idx_file
@@ -80,7 +81,7 @@ class IndexSummary:
 
     failed_by_reason: entries whose files cannot be read. ignored_by_suffix: files of the folder that are no media.
     num_segments: entries that are a segment of a file. num_bad_rows: rows of a list that cannot be used.
-    left_out_by_split: rows that --split left out. all_splits: rows of each split.
+    left_out_by_split: rows that --split left out. all_splits: rows of each split. label_gaps: of a csv of labels.
     """
 
     num_listed: int = 0
@@ -93,6 +94,7 @@ class IndexSummary:
     num_bad_rows: int = 0
     left_out_by_split: dict[str, int] = field(default_factory=dict)
     all_splits: dict[str, int] = field(default_factory=dict)
+    label_gaps: LabelGaps | None = None
 
     def add(self, entry: Entry) -> None:
         """Count an entry."""
@@ -156,6 +158,7 @@ def build_manifest(
     summary.ignored_by_suffix = dict(sorted((+gathered.ignored).items()))
     summary.left_out_by_split = dict(gathered.left_out)
     summary.all_splits = dict(sorted(gathered.all_splits.items()))
+    summary.label_gaps = gathered.label_gaps
     return summary
 
 

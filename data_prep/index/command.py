@@ -221,6 +221,13 @@ def describe(summary: IndexSummary, out: Path, split: str | None) -> list[str]:
     if split is None and len(summary.all_splits) - len(summary.left_out_by_split) > 1:
         splits = ", ".join(f"{name} ({count} rows)" for name, count in summary.all_splits.items())
         lines.append(f"  several splits are listed together: {splits}; --split takes one")
+    gaps = summary.label_gaps
+    if gaps and gaps.num_unlabeled:
+        lines.append(
+            f"  {gaps.num_unlabeled:8d} files have no row in --labels, and so no label, e.g. {gaps.unlabeled!a}"
+        )
+    if gaps and gaps.num_unused:
+        lines.append(f"  {gaps.num_unused:8d} rows of --labels name no file that was found, e.g. {gaps.unused!a}")
     if summary.ignored_by_suffix:
         others = ", ".join(f"{count} {suffix}" for suffix, count in summary.ignored_by_suffix.items())
         what = "no images" if summary.num_images else "no media"

@@ -14,7 +14,7 @@ from avssl.media.images import IMAGE_SUFFIXES
 from avssl.media.info import MEDIA_SUFFIXES
 from avssl.shards.keys import plain_key, row_key
 from avssl.shards.places import Place
-from data_prep.index.labels import Labels
+from data_prep.index.labels import LabelGaps, Labels
 from data_prep.index.lists.formats import HAVE_SPLITS, NO_SPLITS, READERS
 from data_prep.index.lists.row import BadRow, ListedFile, ListedFiles, ListSettings, is_url
 from data_prep.index.mnist import is_idx_file
@@ -31,7 +31,7 @@ class Gathered:
     """Counts of the gathered rows.
 
     kind: "media" or "images". ignored: files of a folder that are no media, by extension. all_splits: rows of each
-    split. left_out: those among them that were not asked for. bad: the first bad rows.
+    split. left_out: those among them that were not asked for. bad: the first bad rows. label_gaps: see labels.py.
     """
 
     kind: str
@@ -41,6 +41,7 @@ class Gathered:
     num_rows: int = 0
     num_bad: int = 0
     bad: list[BadRow] = field(default_factory=list)
+    label_gaps: LabelGaps | None = None
 
     def add_bad(self, row: BadRow) -> None:
         """Count a bad row, and keep it if it is among the first."""
@@ -102,7 +103,7 @@ def gather_folder(folder: Path, target: Target, labels: str, kind: str | None) -
         gathered.num_rows += 1
     if not gathered.num_rows:
         _refuse_without_media(folder, gathered.kind, walk)
-    table.check()
+    gathered.label_gaps = table.check()
     return gathered
 
 
@@ -148,7 +149,7 @@ def gather_list(source: ListSource, target: Target) -> Gathered:
                 pending = _named(where, row, media, folder, finder)
             target.spool.add(replace(pending, labels=row.labels | table.of(row.name or row.path or "")))
     if len(target.spool):
-        table.check()
+        gathered.label_gaps = table.check()
     return gathered
 
 

@@ -7,10 +7,24 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from avssl.shards.keys import folder_labels
 from data_prep.index.lists.row import ListedFile, check_text, opened_text
+
+
+@dataclass(frozen=True)
+class LabelGaps:
+    """What a csv of labels and the files have not in common: counts, and an example of each.
+
+    num_unlabeled: files without a row. num_unused: rows whose path is no file.
+    """
+
+    num_unlabeled: int = 0
+    unlabeled: str = ""
+    num_unused: int = 0
+    unused: str = ""
 
 
 class Labels:
@@ -27,29 +41,42 @@ class Labels:
 
     def __init__(self, labels: str, database: Path) -> None:
         self._labels, self._num_found, self._database = labels, 0, None
+        self._num_unlabeled, self._unlabeled = 0, ""
         if labels not in ("folder", "none"):
             self._database = _stored(Path(labels), labels, database)
 
     def of(self, path: str) -> dict[str, list[str]]:
         """{field: [names]} of a file, its path relative to the folder."""
         if self._database is not None:
-            query = "SELECT labels FROM labels WHERE path = ?"
-            row = self._database.execute(query, (os.fsencode(path),)).fetchone()
-            self._num_found += row is not None
-            return dict(json.loads(row[0])) if row else {}
+            name = (os.fsencode(path),)
+            row = self._database.execute("SELECT labels, is_used FROM labels WHERE path = ?", name).fetchone()
+            if row is None:
+                self._num_unlabeled += 1
+                self._unlabeled = self._unlabeled or path
+                return {}
+            if not row[1]:
+                self._num_found += 1
+                self._database.execute("UPDATE labels SET is_used = 1 WHERE path = ?", name)
+            return dict(json.loads(row[0]))
         return {} if self._labels == "none" else folder_labels(path)
 
-    def check(self) -> None:
-        """ValueError if the csv has none of the files. To be called after the last file; it closes the csv."""
+    def check(self) -> LabelGaps | None:
+        """What csv and files have not in common; None without a csv. ValueError if the csv has none of the files.
+
+        To be called after the last file; it closes the csv.
+        """
         if self._database is None:
-            return
-        (example,) = self._database.execute("SELECT path FROM labels LIMIT 1").fetchone()
+            return None
+        query = "SELECT COUNT(*), MIN(path) FROM labels WHERE NOT is_used"
+        num_unused, first = self._database.execute(query).fetchone()
+        unused = os.fsdecode(first or b"")
         self._database.close()
         if not self._num_found:
             raise ValueError(
-                f"{self._labels}: none of its paths is in the folder, e.g. {os.fsdecode(example)!a}; they are relative "
-                "to it"
+                f"{self._labels}: none of its paths is in the folder, e.g. {unused!a}; they are relative to it, as "
+                f"{self._unlabeled!a} is"
             )
+        return LabelGaps(self._num_unlabeled, self._unlabeled, num_unused, unused)
 
 
 def _stored(path: Path, labels: str, database: Path) -> sqlite3.Connection:
@@ -58,15 +85,17 @@ def _stored(path: Path, labels: str, database: Path) -> sqlite3.Connection:
     store = sqlite3.connect(database)
     store.execute("PRAGMA journal_mode = OFF")
     store.execute("PRAGMA synchronous = OFF")
-    store.execute("CREATE TABLE labels (path BLOB PRIMARY KEY, labels TEXT) WITHOUT ROWID")
+    store.execute("CREATE TABLE labels (path BLOB PRIMARY KEY, labels TEXT, is_used INTEGER) WITHOUT ROWID")
     with opened_text(path) as file:
         rows = csv.DictReader(file)
         if "path" not in (rows.fieldnames or ()):
-            raise ValueError(f"{path}: needs a header with a column 'path' and at least one row")
-        store.executemany("INSERT OR REPLACE INTO labels VALUES (?, ?)", _labeled(rows, path))
+            header = ",".join(rows.fieldnames or ())
+            semicolons = "; its columns must be separated by commas" if ";" in header or "\t" in header else ""
+            raise ValueError(f"{path}: its first line, {header[:200]!a}, has no column 'path'{semicolons}")
+        store.executemany("INSERT OR REPLACE INTO labels VALUES (?, ?, 0)", _labeled(rows, path))
     store.commit()
     if store.execute("SELECT COUNT(*) FROM labels").fetchone() == (0,):
-        raise ValueError(f"{path}: needs a header with a column 'path' and at least one row")
+        raise ValueError(f"{path}: has no row below its header")
     return store
 
 
