@@ -124,6 +124,9 @@ def describe(summary: SplitSummary) -> Iterator[str]:
     for part, share in ((TEST, summary.rule.test_share), (VALIDATION, summary.rule.validation_share)):
         if share and summary.labels:
             yield from _label_lines(summary, part, share)
+    if summary.fields and summary.by not in summary.fields:
+        fields = ", ".join(map(plain, summary.fields[:NUM_NAMES]))
+        yield f"  no row has a label field {plain(summary.by)}, so no shares of labels; --by takes one of {fields}"
     if summary.num_linked:
         why = "share a file" + (", or look and sound alike" if summary.rule.near_duplicates else "")
         yield f"  {summary.num_linked} {what} are linked, for they {why}; {summary.num_moved} moved to the others' part"

@@ -51,7 +51,7 @@ class SplitSummary:
     paths: of the parts that are written. rows: of the manifest; groups: of rows. labels: {name: groups with it}.
     num_without: rows without the label by which groups are made, each a group of its source. num_linked: groups that
     are linked with others; num_moved: of these, those that are not where the rule puts them alone. is_kept: whether an
-    earlier split of the manifest was gone on with.
+    earlier split of the manifest was gone on with. fields: the label fields of the rows.
     """
 
     manifest: Path
@@ -66,6 +66,7 @@ class SplitSummary:
     num_moved: int = 0
     manifest_sha256: str = ""
     is_kept: bool = False
+    fields: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """The content of NAME.split.json."""
@@ -144,6 +145,7 @@ def split_manifest(
         parts = _Parts(rule, placed(links, rule, before), rows)
         summary = _counted(manifest, rule, facts, parts)
         summary.by, summary.num_linked = by or DEFAULT_BY, len(links.groups())
+        summary.fields = sorted(facts.fields)
         summary.is_kept = earlier is not None
         _refuse_empty(summary)
         _write_parts(summary, facts, parts)
@@ -161,6 +163,7 @@ class _Facts:
         self._file = stack.enter_context((folder / "rows").open("w+b"))
         self.sources, self.labels = (PairFiles(stack, folder, name) for name in ("sources", "labels"))
         self.names: dict[str, int] = {"": 0}
+        self.fields: set[str] = set()
         self.num_rows = self.num_without = 0
 
     def add(self, scanned: Scanned, manifest: Path) -> None:
@@ -175,6 +178,7 @@ class _Facts:
         numbers = np.array([self.names.setdefault(name, len(self.names)) for name in scanned.label_names], np.uint64)
         self.labels.add(scanned.groups, np.zeros(len(scanned.groups), np.uint64))
         self.labels.add(scanned.groups[scanned.label_rows], numbers[scanned.label_numbers])
+        self.fields |= scanned.fields
         self.num_rows += len(scanned.groups)
         self.num_without += scanned.num_without
 

@@ -40,7 +40,8 @@ class Scanned:
 
     groups, sources: uint64 (n,), of each of n rows; a row without the label of `--group` is a group of its source, and
     num_without such are counted. label_rows, label_numbers: int64 (m,), the rows that have a label, and which of
-    label_names. other_part: the part of an earlier split that a row belongs to; "" for none, or train.
+    label_names. fields: all label fields. other_part: the part of an earlier split that a row belongs to; "" for none,
+    or train.
     """
 
     groups: Hashes
@@ -48,6 +49,7 @@ class Scanned:
     label_rows: NDArray[np.int64]
     label_numbers: NDArray[np.int64]
     label_names: list[str]
+    fields: set[str]
     num_without: int
     other_part: str
 
@@ -86,6 +88,7 @@ def scan_range(task: ScanTask) -> Scanned:
     label_rows: list[int] = []
     label_numbers: list[int] = []
     names: dict[str, int] = {}
+    fields: set[str] = set()
     num_without, other_part = 0, ""
     with task.path.open("rb") as file:
         file.seek(max(0, task.begin - 1))
@@ -96,6 +99,7 @@ def scan_range(task: ScanTask) -> Scanned:
             row = Row.of(Fields.parse(file.readline(), where))
             source = row.source()
             group = row.group(task.group, source, where)
+            fields.update(row.labels)
             for name in row.labels.get(task.by, ()):
                 label_rows.append(len(groups))
                 label_numbers.append(names.setdefault(name, len(names)))
@@ -109,6 +113,7 @@ def scan_range(task: ScanTask) -> Scanned:
         np.array(label_rows, np.int64),
         np.array(label_numbers, np.int64),
         list(names),
+        fields,
         num_without,
         other_part,
     )
