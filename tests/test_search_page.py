@@ -21,8 +21,10 @@ from avssl.embedding.search import EmbeddingIndex, Query
 from avssl.embedding_pages.cards import seconds_text
 from avssl.embedding_pages.clips import clip_of, clip_span, spectrogram
 from avssl.embedding_pages.folder_page import write_folder_page
+from avssl.embedding_pages.origins import Origins
 from avssl.embedding_pages.search_page import MAX_CARDS, write_search_page
 from avssl.media.decode import probe
+from avssl.shards.manifest import FileSource
 from avssl.types import Span
 from data_prep.transcode.encode import write_media
 from recipes import search as search_recipe
@@ -88,6 +90,18 @@ def test_the_page_is_one_well_formed_file_that_asks_for_nothing_and_escapes_name
             assert (attributes.get(name) or "data:").startswith(("data:", "#"))
     assert CLASS in "".join(checked.text)
     assert "http" not in re.sub(r"data:[^\"']*|http-equiv", "", text).replace("w3.org", "")
+
+
+def test_a_card_names_the_file_of_its_row_as_it_is_written(found, page):
+    index = EmbeddingIndex(found[1])
+    assert "two two.mp4" in Checker(page.read_text()).text
+    origins = Origins(index.folder, index.content.settings, ())
+    files = {"birds/_mp4": "/videos/birds/鳥の声.mp4", "birds/_mp4_0_2000": "/videos/birds/鳥の声.mp4",
+             "a_b_mp4-0a1b2c3d": "/videos/a b.mp4", "given_1": "/videos/a b.mp4"}  # fmt: skip
+    vars(origins)["files"] = {key: FileSource(path, key) for key, path in files.items()}
+    assert [origins.name(key) for key in (*files, "gone_mp4")] == [
+        "birds/鳥の声.mp4", "birds/鳥の声.mp4_0_2000", "a b.mp4-0a1b2c3d", "given_1", "gone_mp4"
+    ]  # fmt: skip
 
 
 def test_every_result_has_rank_score_key_seconds_and_a_clip_of_those_seconds(found, page):

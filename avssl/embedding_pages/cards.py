@@ -24,6 +24,7 @@ HEADINGS = {"video": "Closest videos", "audio": "Closest sounds", "image": "Clos
 class Shown:
     """A row as the page shows it. movie: the id of its clip; "" if none plays. problem: why its media are not shown.
 
+    name: what the row is called on the page; "": its key.
     still, sound: data: URIs, "" without. clip: what they show; None if it could not be made.
     """
 
@@ -33,6 +34,7 @@ class Shown:
     still: str = ""
     sound: str = ""
     problem: str = ""
+    name: str = ""
 
 
 class PageMedia:
@@ -110,7 +112,7 @@ def card(
     rank: int, shown: Shown, score: float, modality: str, labels: Mapping[str, Sequence[str]], more: Html | str = ""
 ) -> Html:
     """The card of a result. labels: of the query; a result's label that is the same is marked. more: markup below."""
-    about = tag("div", _score(score), _key(shown.row.key), _labels(shown.row.labels, labels), more, class_="about")
+    about = tag("div", _score(score), _name(shown), _labels(shown.row.labels, labels), more, class_="about")
     picture = _picture(shown, modality, f"result {rank}", tag("b", rank, class_="place"))
     return tag("li", picture, about, class_="hit")
 
@@ -118,7 +120,7 @@ def card(
 def query_card(shown: Shown, modality: str) -> Html:
     """The card of what was asked."""
     what = tag("p", f"Asked by this {KINDS[modality]}", class_="what")
-    about = tag("div", _key(shown.row.key), _labels(shown.row.labels, {}), class_="about")
+    about = tag("div", _name(shown), _labels(shown.row.labels, {}), class_="about")
     return tag(
         "div", what, tag("div", _picture(shown, modality, "the query", ""), about, class_="hit"), class_="query-card"
     )
@@ -126,7 +128,7 @@ def query_card(shown: Shown, modality: str) -> Html:
 
 def row_card(shown: Shown, modality: str, more: Html | str = "") -> Html:
     """The card of a row that is no result. more: markup below."""
-    about = tag("div", _key(shown.row.key), _labels(shown.row.labels, {}), more, class_="about")
+    about = tag("div", _name(shown), _labels(shown.row.labels, {}), more, class_="about")
     return tag("li", _picture(shown, modality, "a row", ""), about, class_="hit")
 
 
@@ -185,9 +187,9 @@ def _score(score: float) -> Html:
     return tag("p", tag("b", f"{score:.3f}"), bar, class_="score", title="cosine")
 
 
-def _key(key: str) -> Html:
-    folder, slash, name = key.rpartition("/")
-    return tag("p", tag("span", folder + slash), tag("b", name), class_="path", title=key)
+def _name(shown: Shown) -> Html:
+    folder, slash, name = (shown.name or shown.row.key).rpartition("/")
+    return tag("p", tag("span", folder + slash), tag("b", name), class_="path", title=shown.row.key)
 
 
 def _labels(labels: Mapping[str, Sequence[str]], asked: Mapping[str, Sequence[str]]) -> Html | str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from avssl.embedding.media import Media, media_of_sample, open_file
 from avssl.embedding.sources import sources_of_folder
+from avssl.shards.keys import plain_key
 from avssl.shards.manifest import FileSource
 from avssl.shards.shard_set import ShardSet
 from avssl.types import MediaError
@@ -50,6 +51,17 @@ class Origins:
         if self.settings["shards"] is not None:
             return str(self.settings["sources"][0])
         return str(self.files[key].place) if key in self.files else ""
+
+    def name(self, key: str) -> str:
+        """What a reader calls a key: the end of its file's path that the key was made of; the key itself where there is
+        none, as of shards. What follows the path in the key, seconds or digits of a hash, stays.
+        """
+        file = self.files.get(key) if self.settings["shards"] is None else None
+        if file is None:
+            return key
+        name = "/".join(file.path.split("/")[-1 - key.count("/") :])
+        made = plain_key(name)
+        return name + key.removeprefix(made) if key.startswith(made) else key
 
     @cached_property
     def files(self) -> dict[str, FileSource]:

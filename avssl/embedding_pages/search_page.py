@@ -9,7 +9,7 @@ it. All media are inside the file, cut to a few seconds, up to a bound; the page
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,8 @@ def _shown(row: RowFacts, origins: Origins, media: PageMedia, *, from_start: boo
     def opened() -> Media:
         return origins.media(row.key, row.index)
 
-    return media.shown(row, origins.place(row.key), opened, from_start=from_start)
+    shown = media.shown(row, origins.place(row.key), opened, from_start=from_start)
+    return replace(shown, name=origins.name(row.key))
 
 
 def _summary(index: EmbeddingIndex, query: Query) -> str:

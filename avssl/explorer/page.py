@@ -77,6 +77,10 @@ class Place:
         none = Origins(self.origins.folder, settings, ())  # of shards; or of a key that is gone, which says so
         return Cut(row, none, modalities, from_start)
 
+    def named(self, shown: Sequence[Shown]) -> list[Shown]:
+        """The rows with the names of their files."""
+        return [replace(one, name=self.origins.name(one.row.key)) for one in shown]
+
     def is_named(self, path: str) -> bool:
         """Whether a listed file lies where the sources of the folder are; a manifest names its files itself."""
         sources = self.origins.settings["sources"]
@@ -237,7 +241,7 @@ def _answer(explorer: Explored, place: Place, asked: Asked, answer: Answer) -> t
     if answer.row is not None:
         upload = answer.upload.path if answer.upload else None
         cuts.append(place.cut(answer.row, upload=upload, from_start=asked.window == ALL_WINDOWS))
-    shown = explorer.clips.shown(cuts)
+    shown = place.named(explorer.clips.shown(cuts))
     labels = answer.row.labels if answer.row else {}
     lists: dict[str, list[Html]] = {name: [] for name in answer.hits}
     for (name, rank, hit), one in zip(hits, shown, strict=False):
@@ -267,7 +271,7 @@ def _onward(asked: Asked, number: int, key: str, modality: str) -> Html:
 def _first(explorer: Explored, place: Place, asked: Asked) -> tuple[Html, list[Shown]]:
     """(some rows to begin with, these rows)."""
     rows = explorer.first_rows(FIRST_ROWS)
-    shown = explorer.clips.shown([place.cut(row) for _, row, _ in rows])
+    shown = place.named(explorer.clips.shown([place.cut(row) for _, row, _ in rows]))
     cards = [
         row_card(one, modality, _onward(asked, number, row.key, modality))
         for one, (number, row, modality) in zip(shown, rows, strict=True)
