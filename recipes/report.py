@@ -96,6 +96,7 @@ def write_run(run: Path, others: list[Path], shards: str, train_shards: str, ban
         evaluations=[path for folder in (run, *others) for path in standard_results(folder) if path != result],
         table=EmbeddingTable.read(table_path) if table_path.is_file() else None,
         media=media_of(shard_set) if shard_set else None,
+        keys=shard_set.keys if shard_set else (),
         other_runs=run_names(others),
         index=Fields.read(shard_set.folder / "index.json").record if shard_set else None,
         facts=checkpoint.read_provenance(run) if provenance.is_file() else None,

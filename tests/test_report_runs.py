@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import time
 from pathlib import Path
 
@@ -95,6 +96,29 @@ def test_a_metric_without_a_value_is_shown_as_not_measured(tmp_path: Path) -> No
     assert row.count("not measured") == 3  # trained, untrained and their difference
     standard = results.write(run, outcomes, {**stored, "task": "standard"}, "evaluation")
     assert "roc_auc" in write_comparison(tmp_path, {"run": standard.parent}).read_text(encoding="utf-8")
+
+
+def test_results_of_a_task_stand_side_by_side_for_several_runs(tmp_path: Path) -> None:
+    def evaluated(name: str, right: int, config: LabelTaskConfig) -> Path:
+        run = made_run(tmp_path / name, [1.0])
+        scores = np.eye(2)[[0] * right + [1] * (4 - right)]
+        outcome = Outcome([classified(list("abcd"), scores, np.zeros(4, np.int64), ["x", "y"])])
+        outcomes = {"trained": outcome, "untrained": outcome}
+        stored = results.evaluation_of(outcomes, config, name, {"trained": name, "untrained": "0"}, {})
+        results.write(run / "evaluations", outcomes, stored)
+        return run
+
+    config = LabelTaskConfig(task="linear", test="shards/test")
+    runs = {name: evaluated(name, right, config) for name, right in (("avid", 3), ("simclr", 1))}
+    page = write_comparison(tmp_path, runs | {"none": made_run(tmp_path / "none", [1.0])}).read_text(encoding="utf-8")
+    table = page.split("<h3>linear</h3>")[1].split("</table>")[0]
+    assert re.findall(r'<th scope="col">(.*?)</th>', table) == ["Metric", "samples", "avid", "simclr", "chance"]
+    row = table.split("<code>top1_accuracy</code>")[1].split("</tr>")[0]
+    assert re.findall(r"<td>([\d.]+)", row)[:3] == ["4", "75.0", "25.0"]
+    assert "Not measured as" not in table
+    runs["other"] = evaluated("other", 2, LabelTaskConfig(task="linear", test="shards/test", label_field="sound"))
+    page = write_comparison(tmp_path, runs).read_text(encoding="utf-8")
+    assert "Not measured as avid was, and not to be compared with it: other." in page
 
 
 def test_a_folder_is_at_work_while_its_lock_is_held(tmp_path: Path) -> None:

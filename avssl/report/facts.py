@@ -86,7 +86,7 @@ def samples_section(keys: Sequence[str], table: EmbeddingTable | None, library: 
     Without a table, all modalities of the clips are shown.
     """
     if not library.available or not keys:
-        return tag("p", "No media was given, so no samples are shown.", class_="note")
+        return tag("p", "No samples are shown: --shards SHARDS names a folder of some.", class_="note")
     names = () if table is None else table.modalities()
     shown = set(names) or {name for key in keys for name, content in library.clip(key)._asdict().items() if content}
     cards = []

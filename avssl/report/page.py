@@ -24,8 +24,9 @@ from avssl.report.facts import PACKAGES, data_counts, definition_list, facts_sec
 from avssl.report.failures import failures_section, skipped_section
 from avssl.report.neighbors import neighbors_section, row_noun, searches
 from avssl.report.positives import Banks, positives_section
-from avssl.report.scores import headline, scores_section, tasks_section
+from avssl.report.scores import headline, scores_section
 from avssl.report.stored import Evaluation, result_of
+from avssl.report.task_tables import runs_section, tasks_section
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def write_report(
     evaluations: Sequence[Evaluation | Path] = (),
     table: EmbeddingTable | None = None,
     media: MediaSource | None = None,
+    keys: Sequence[str] = (),
     title: str = "",
     other_runs: Mapping[str, str | Path] | None = None,
     index: Mapping[str, Any] | None = None,
@@ -77,6 +79,7 @@ def write_report(
         evaluations: further runs' results for the same tables.
         table: embeddings of the clips to map and search; windows of one clip are pooled.
         media: key -> (video.mp4, audio.flac[, image]), each bytes or None; function or mapping.
+        keys: those of `media`, of which some are shown if there is no table; default: all of a mapping.
         title: heading; default: the folder's name.
         other_runs: {name: run folder} of earlier phases or other runs whose curves are drawn in the same charts.
         index: the shard folder's index.json, for data counts and skip reasons.
@@ -108,9 +111,10 @@ def write_report(
     clips = None if table is None else table.pool_by_key()
     library = MediaLibrary(media, chosen.max_media_bytes)
     trained = MediaLibrary(train_media, chosen.max_map_bytes, prefix="train-")
-    keys = sample_keys(clips, sorted(media) if isinstance(media, Mapping) else [], chosen.num_samples)
+    keys = keys or (sorted(media) if isinstance(media, Mapping) else ())
+    shown = sample_keys(clips, keys, chosen.num_samples)
     groups: dict[str, Mapping[str, object]] = {
-        "Run": {"Folder": str(run_folder), **(facts or {})},
+        "Run": {"Folder": str(run_folder), **_known(facts or {})},
         "Training": training,
         "Data": data_counts(index or {}),
         "Embeddings": {} if clips is None else {row_noun(clips).capitalize(): len(clips), **clips.metadata},
@@ -121,12 +125,12 @@ def write_report(
     sections = [
         ("results", "Results", join(scores_section(results), tasks_section(folder))),
         *([("runs", "Comparison of the runs", comparison_section(runs, metrics))] if len(runs) > 1 else []),
-        ("neighbors", _search_title(clips), _neighbors(clips, library, chosen)),
+        ("neighbors", _search_title(clips), _neighbors(folder, clips, library, chosen)),
         *_failures(clips, library, chosen),
         *_positives(banks, trained, chosen),
-        ("map", "Map of the embeddings", _map(clips, library, chosen)),
+        ("map", "Map of the embeddings", _map(folder, clips, library, chosen)),
         ("training", "Training", charts),
-        ("data", "Data", samples_section(keys, clips, library)),
+        ("data", "Data", samples_section(shown, clips, library)),
         ("about", "About this run", join(facts_section(folder, groups, index or {}), skipped_section(skipped))),
     ]
     return write_whole(
@@ -152,7 +156,7 @@ def write_comparison(
     about = tag("div", *(definition_list(name, entries) for name, entries in facts.items()), class_="columns")
     sections = [
         ("runs", "Comparison of the runs", comparison_section(folders, metrics)),
-        ("results", "Results", scores_section(results)),
+        ("results", "Results", join(scores_section(results), runs_section(folders))),
         ("training", "Training", charts),
         ("about", "About these runs", about),
     ]
@@ -161,8 +165,16 @@ def write_comparison(
     return write_whole(Path(folder) / "report.html", page)
 
 
-def _without_table() -> Html:
-    text = "No embedding table was given: `avssl evaluate RUN standard train=... test=...` writes the one shown here."
+def _known(facts: Mapping[str, object]) -> dict[str, object]:
+    """The facts that say something: a run without init_from or plugins has no line of them."""
+    return {name: fact for name, fact in facts.items() if fact not in (None, "", [], {})}
+
+
+def _without_table(folder: Path) -> Html:
+    text = (
+        f"There are no embeddings of test samples yet: `avssl evaluate {folder} train=SHARDS test=TEST_SHARDS` writes "
+        "those that are shown here. Then write this page again."
+    )
     return tag("p", text, class_="note")
 
 
@@ -181,9 +193,9 @@ def _positives(banks: Banks | None, library: MediaLibrary, options: ReportOption
     return [("positives", "Positive sets", section)]
 
 
-def _map(table: EmbeddingTable | None, library: MediaLibrary, options: ReportOptions) -> Html:
+def _map(folder: Path, table: EmbeddingTable | None, library: MediaLibrary, options: ReportOptions) -> Html:
     if table is None:
-        return _without_table()
+        return _without_table(folder)
     library.room = options.max_map_bytes
     return map_section(table, library)
 
@@ -194,9 +206,9 @@ def _search_title(table: EmbeddingTable | None) -> str:
     return "Search across video and audio" if across else "Nearest neighbors"
 
 
-def _neighbors(table: EmbeddingTable | None, library: MediaLibrary, options: ReportOptions) -> Html:
+def _neighbors(folder: Path, table: EmbeddingTable | None, library: MediaLibrary, options: ReportOptions) -> Html:
     if table is None:
-        return _without_table()
+        return _without_table(folder)
     names = _label_fields(table, options)
     return neighbors_section(
         table, library, names, num_queries=options.num_queries, num_neighbors=options.num_neighbors

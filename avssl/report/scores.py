@@ -6,12 +6,10 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from avssl.eval.compare import is_comparable
-from avssl.eval.intervals import DIFFERENCE, leaders
-from avssl.files.checked_json import Fields
+from avssl.eval.intervals import leaders
 from avssl.pages.markup import Html, escaped, join, number, tag
 from avssl.report.stored import Result, count_of, interval_of, trained_on_text, units_of
 
@@ -222,7 +220,7 @@ def scores_section(results: Sequence[Result]) -> Html:
     if not metrics:
         return tag(
             "p",
-            "No evaluation yet by the task standard: run `avssl evaluate RUN standard train=... test=...`.",
+            "No evaluation yet by the task standard: `avssl evaluate RUN train=SHARDS test=TEST_SHARDS` makes one.",
             class_="note",
         )
     tables = []
@@ -232,7 +230,7 @@ def scores_section(results: Sequence[Result]) -> Html:
             tables.append(_table(group, members, results, rows))
     protocols = []
     for result in results:
-        entries = _protocol_entries(result.record.get("protocol", {}))
+        entries = protocol_entries(result.record.get("protocol", {}))
         if entries:
             title = f"Protocol of {result.record.get('run', 'run')}"
             protocols.append(tag("div", tag("h3", title), tag("dl", *entries)))
@@ -240,7 +238,8 @@ def scores_section(results: Sequence[Result]) -> Html:
     return join(tag("div", *tables, class_="tables"), tag("p", _note(results, rows), class_="note"), details)
 
 
-def _protocol_entries(protocol: Mapping[str, Any]) -> list[Html]:
+def protocol_entries(protocol: Mapping[str, Any]) -> list[Html]:
+    """Names and values of a protocol, for a list of definitions."""
     return [join(tag("dt", str(name).replace("_", " ")), tag("dd", str(value))) for name, value in protocol.items()]
 
 
@@ -296,75 +295,3 @@ def _leading(group: tuple[str, str, str], values: Mapping[str, float]) -> str | 
     """The leading metric of a group: recall at 5 of a direction, otherwise the first; None without metrics."""
     members = [metric for metric in values if group_of(metric) == group]
     return next((metric for metric in members if metric.endswith("recall_at_5")), members[0] if members else None)
-
-
-def read_task_results(run_folder: Path) -> list[dict[str, Any]]:
-    """The results in RUN/evaluations/, sorted by file name. ValueError names a file that is no JSON."""
-    results = []
-    for path in sorted((run_folder / "evaluations").glob("*.json")):
-        try:
-            results.append(Fields.read(path).record)
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged ({error}); run the evaluation again") from error
-    return results
-
-
-def tasks_section(run_folder: Path) -> Html:
-    """A table per task result, with deviations over folds or seeds; the protocols are collapsed."""
-    tables = [_task(result) for result in read_task_results(run_folder)]
-    return tag("div", *tables, class_="tables") if tables else Html("")
-
-
-def _task(result: Mapping[str, Any]) -> Html:
-    columns = {**result["results"], **_differences(result), "chance": result["chance"]}
-    metrics = list(dict.fromkeys(metric for values in columns.values() for metric in values))
-    repeats = len(next(iter(result["repeats"].values())))
-    title = " · ".join(part for part in (str(result["task"]).replace("_", " "), str(result["name"])) if part)
-    titles = ("Metric", "samples", *columns)
-    head = tag("tr", *(tag("th", name, scope="col") for name in titles))
-    body = []
-    for metric in metrics:
-        cells = [_score_cell(result, columns, name, metric) for name in columns]
-        count = count_of(result, metric)
-        body.append(
-            tag("tr", tag("th", tag("code", metric), scope="row"), tag("td", "–" if count is None else count), *cells)
-        )
-    table = tag("table", tag("thead", head), tag("tbody", *body), aria_label=title)
-    data = result["data"]
-    spread = f"; mean ± deviation of {repeats} folds or seeds" if repeats > 1 else ""
-    spread += "; small: 95 % intervals over other samples of that kind" if result.get("intervals") else ""
-    spread += f"; {units}" if (units := units_of(result)) else ""
-    seen = trained_on_text(result)
-    entries = _protocol_entries({**result["protocol"], "weights": result["weights"], **result["environment"]})
-    return tag(
-        "div",
-        tag("h3", title),
-        tag("p", f"{data['test'] or data['train']}{spread}"),
-        tag("p", f"{seen}.", class_="warnings") if seen else "",
-        tag("div", table, class_="scroll", tabindex=0, role="region", aria_label=f"Table: {title}"),
-        tag("details", tag("summary", "How this was measured"), tag("dl", *entries)),
-        class_="box",
-    )
-
-
-def _differences(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """The column trained - untrained, of metrics with both values; {} without intervals or untrained weights."""
-    intervals = result.get("intervals", {}).get(DIFFERENCE)
-    if not intervals:
-        return {}
-    trained, untrained = (flat_numbers(result["results"][weights]) for weights in ("trained", "untrained"))
-    shared = [metric for metric in intervals if metric in trained and metric in untrained]
-    return {DIFFERENCE: {metric: trained[metric] - untrained[metric] for metric in shared}}
-
-
-def _score_cell(result: Mapping[str, Any], columns: Mapping[str, Mapping[str, float]], name: str, metric: str) -> Html:
-    value = columns[name].get(metric)
-    if value is None:
-        return tag("td", tag("span", "–", aria_label="not measured"))
-    text = value_text(metric, value)
-    deviation = result["deviation"].get(name, {}).get(metric)
-    if deviation is not None:
-        text += f" ± {value_text(metric, deviation)}"
-    interval = result["intervals"][DIFFERENCE].get(metric) if name == DIFFERENCE else None
-    ends = (interval[0], interval[1]) if interval and None not in interval else interval_of(result, name, metric)
-    return tag("td", text, "" if ends is None else tag("small", interval_text(metric, ends), class_="interval"))
