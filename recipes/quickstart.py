@@ -30,7 +30,7 @@ With videos of your own, on this machine:
   avssl prep write corpus.train.jsonl --out shards/train
   avssl prep write corpus.test.jsonl --out shards/test
   avssl pretrain avid_small data.shards=shards/train
-  avssl evaluate runs/avid_small retrieval test=shards/test
+  avssl evaluate runs/avid_small train=shards/train test=shards/test
   avssl embed runs/avid_small VIDEOS --out embeddings
   avssl search embeddings VIDEOS/one.mp4 --exclude-self --one-per-key --html search.html
   avssl report runs/avid_small --shards shards/test

@@ -8,7 +8,8 @@
     avssl export embeddings/ --to fiftyone --out clips                     # fiftyone app launch clips
     avssl export embeddings/ --to lightly-studio --out clips.db            # lightly-studio gui --db-file clips.db
 
-Models are exported, imported and pushed by `avssl exchange`.
+Parquet needs no export: `avssl embed` writes the rows as embeddings*.parquet. Models are exported, imported and pushed
+by `avssl exchange`.
 """
 
 from __future__ import annotations
