@@ -259,19 +259,6 @@ def test_an_empty_run_folder_gives_a_page_that_says_what_is_missing(tmp_path: Pa
         write_report(tmp_path / "nowhere")
 
 
-def test_without_embeddings_samples_of_the_shards_are_shown_and_facts_without_a_value_left_out(
-    tmp_path: Path, clip: tuple[bytes, bytes]
-) -> None:
-    keys = [f"birds/{number}_mp4" for number in range(20)]
-    facts = {"loss": "avid", "init_from": None, "plugins": []}
-    path = write_report(make_run(tmp_path / "run"), media=lambda key: clip, keys=keys, facts=facts)
-    words = " ".join(Checker(path.read_text(encoding="utf-8")).text)
-    assert sum(key in words for key in keys) == 8
-    assert "No samples are shown" not in words
-    assert "loss" in words
-    assert "init_from" not in words
-
-
 def test_a_stored_evaluation_is_found_and_broken_media_is_named(tmp_path: Path, clip: tuple[bytes, bytes]) -> None:
     run = make_run(tmp_path / "run")
     (run / "evaluation.json").write_text(json.dumps(evaluation()), encoding="utf-8")

@@ -29,7 +29,7 @@ from data_prep.inspect.stats.samples import fences
 from data_prep.inspect.stats.tally import QUANTITIES, Histogram, Tally
 from recipes import report as report_recipe
 from tests.conftest import run_python
-from tests.test_report import clip, make_table  # noqa: F401  (clip is a fixture)
+from tests.test_report import Checker, clip, make_run, make_table  # noqa: F401  (clip is a fixture)
 
 
 def made_run(folder: Path, losses: list[float], **config: object) -> Path:
@@ -119,6 +119,20 @@ def test_results_of_a_task_stand_side_by_side_for_several_runs(tmp_path: Path) -
     runs["other"] = evaluated("other", 2, LabelTaskConfig(task="linear", test="shards/test", label_field="sound"))
     page = write_comparison(tmp_path, runs).read_text(encoding="utf-8")
     assert "Not measured as avid was, and not to be compared with it: other." in page
+
+
+def test_without_embeddings_samples_of_the_shards_are_shown_and_facts_without_a_value_left_out(
+    tmp_path: Path,
+    clip: tuple[bytes, bytes],  # noqa: F811
+) -> None:
+    keys = [f"birds/{number}_mp4" for number in range(20)]
+    facts = {"loss": "avid", "init_from": None, "plugins": []}
+    path = write_report(make_run(tmp_path / "run"), media=lambda key: clip, keys=keys, facts=facts)
+    words = " ".join(Checker(path.read_text(encoding="utf-8")).text)
+    assert sum(key in words for key in keys) == 8
+    assert "No samples are shown" not in words
+    assert "loss" in words
+    assert "init_from" not in words
 
 
 def test_a_folder_is_at_work_while_its_lock_is_held(tmp_path: Path) -> None:
