@@ -395,14 +395,3 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
         done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
         peaks.append(int(done.stdout.split()[-1]) * 1024)
     assert peaks[1] - peaks[0] < 4e6, peaks
-
-
-def test_labels_of_another_field_than_label_are_named_where_no_share_is_held(tmp_path, capsys):
-    rows = [entry(number, labels={"species": [f"bird {number % 2}"]}) for number in range(20)]
-    manifest = manifest_of(rows, tmp_path / "corpus.jsonl")
-    assert main(["split", str(manifest), "--test-share", "0.3"]) == 0
-    assert (
-        "no row has a label field label, so no shares of labels; --by takes one of species\n" in capsys.readouterr().out
-    )
-    assert main(["split", str(manifest), "--test-share", "0.3", "--by", "species"]) == 0
-    assert "no row has a label field" not in capsys.readouterr().out

@@ -17,6 +17,7 @@ from data_prep.split.rule import Row
 from data_prep.transcode.options import WriteOptions
 from data_prep.write.run import write_shards
 from tests.conftest import TINY, run_python
+from tests.test_split import entry, manifest_of
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +111,14 @@ def test_the_first_hour_trains_on_one_part_and_evaluates_on_another(corpus, tmp_
     assert "trained on" not in evaluated.stderr
     refused = run_python("recipes/evaluate.py", run, "retrieval", f"test={tmp_path / 'train'}", check=False)
     assert "test sources" in refused.stderr
+
+
+def test_labels_of_another_field_than_label_are_named_where_no_share_is_held(tmp_path, capsys):
+    rows = [entry(number, labels={"species": [f"bird {number % 2}"]}) for number in range(20)]
+    manifest = manifest_of(rows, tmp_path / "corpus.jsonl")
+    assert main(["split", str(manifest), "--test-share", "0.3"]) == 0
+    assert (
+        "no row has a label field label, so no shares of labels; --by takes one of species\n" in capsys.readouterr().out
+    )
+    assert main(["split", str(manifest), "--test-share", "0.3", "--by", "species"]) == 0
+    assert "no row has a label field" not in capsys.readouterr().out
