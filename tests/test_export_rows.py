@@ -242,9 +242,10 @@ def test_memory_does_not_grow_with_the_number_of_rows(target, tmp_path):
         folder = tmp_path / str(num_rows)
         make_embeddings(folder, num_rows, rows_per_file=100_000, labels=[{"label": ["one"]}] * num_rows)
         code = (
-            "import resource, sys; from avssl.exchange.targets import command; command.command(sys.argv[1:]);"
-            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+            "import sys; from avssl.exchange.targets import command; command.command(sys.argv[1:]);"
+            # not ru_maxrss, which a process inherits from the one that starts it: it was that of the tests
+            "print(*(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
         )
         words = [folder, "--to", target, "--out", tmp_path / f"out{num_rows}"]
         peaks.append(int(run_python("-c", code, *words).stdout.split()[-1]) / 1024)
-    assert peaks[1] < peaks[0] + 60, peaks  # MiB; ten times the rows are 35 MB more of vectors, keys and times
+    assert peaks[1] < peaks[0] + 15, peaks  # MiB; ten times the rows are 35 MB more of vectors, keys and times
