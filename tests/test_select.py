@@ -16,7 +16,8 @@ import pytest
 
 from data_prep.__main__ import main
 from data_prep.facts.table import read_tables
-from data_prep.measures.near_duplicates import NO_HASH
+from data_prep.measures import near_duplicates
+from data_prep.measures.near_duplicates import NO_HASH, distances
 from data_prep.select.duplicates import leave_out_near
 from data_prep.select.state import State
 from tests.conftest import ROOT, run_python
@@ -186,6 +187,27 @@ def test_near_duplicates_are_those_of_comparing_each_with_all_better_ones_that_s
             stay.append(row)
     assert state.kept().tolist() == sorted(stay)
     assert len(stay) < count
+
+
+def test_of_many_that_are_near_to_each_other_far_fewer_than_all_pairs_are_compared(tmp_path, monkeypatch):
+    """2,000 of one crowd, all of them worse than 2,000 others: a million pairs of near ones, and one stays."""
+    random, num_near, compared = np.random.default_rng(0), 2000, []
+    state = State(tmp_path, 2 * num_near)
+    flips = np.uint64(1) << random.integers(0, 64, (2, num_near), np.uint64)
+    state.picture[:] = np.concatenate([BASE ^ flips[0] ^ flips[1], random.integers(1, 2**63, num_near, np.uint64)])
+    state.kinds[:], state.seconds[:] = 1, 10
+    state.quality[:num_near] = -1
+
+    def counted(one, other):
+        compared.append(len(one))
+        return distances(one, other)
+
+    monkeypatch.setattr(near_duplicates, "distances", counted)
+    monkeypatch.setattr(near_duplicates, "PAIRS_AT_ONCE", 10_000)
+    leave_out_near(state)
+    assert state.kept().tolist() == [0, *range(num_near, 2 * num_near)]
+    assert (state.detail[1:num_near] == 0).all()
+    assert sum(compared) < 20 * len(state.picture)
 
 
 def test_a_larger_limit_holds_the_samples_of_a_smaller_one_and_the_order_of_rows_changes_nothing(tmp_path):

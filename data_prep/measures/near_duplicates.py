@@ -105,11 +105,17 @@ def near_pairs(rows: Hashes, max_distance: int) -> Iterator[tuple[Indices, Indic
     Each row must have a hash of its first image. Rows that are equal make a pair for each two of them.
     """
     for first, second in candidates(rows[:, 0], max_distance):
-        near = np.ones(len(first), dtype=bool)
-        for column in rows.T:
-            left, right = column[first], column[second]
-            near &= (left == NO_HASH) | (right == NO_HASH) | (distances(left, right) <= max_distance)
+        near = are_near(rows, first, second, max_distance)
         yield first[near], second[near]
+
+
+def are_near(rows: Hashes, first: Indices, second: Indices, max_distance: int) -> NDArray[np.bool_]:
+    """Whether pairs of rows (n, F) are near as in `near_groups`. first, second: (pairs,), their positions."""
+    near = np.ones(len(first), dtype=bool)
+    for column in rows.T:
+        left, right = column[first], column[second]
+        near &= (left == NO_HASH) | (right == NO_HASH) | (distances(left, right) <= max_distance)
+    return near
 
 
 def _largest_first(groups: list[Indices]) -> list[Indices]:
@@ -118,10 +124,8 @@ def _largest_first(groups: list[Indices]) -> list[Indices]:
 
 def candidates(hashes: Hashes, max_distance: int) -> Iterator[tuple[Indices, Indices]]:
     """Pairs of positions, many at a time: every pair within max_distance and others; some occur more than once."""
-    num_chunks = max_distance // 2 + 1
-    edges = [NUM_BITS * number // num_chunks for number in range(num_chunks + 1)]
-    for low, high in itertools.pairwise(edges):
-        chunks = (hashes >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
+    for low, high in _chunk_edges(max_distance):
+        chunks = _chunks(hashes, low, high)
         order = np.argsort(chunks, kind="stable")
         chunks = chunks[order]
         for first_place in range(0, len(chunks), PLACES_AT_ONCE):
@@ -134,6 +138,69 @@ def candidates(hashes: Hashes, max_distance: int) -> Iterator[tuple[Indices, Ind
                 partner = chunks[without] | flip
                 begin, end = np.searchsorted(chunks, partner, "left"), np.searchsorted(chunks, partner, "right")
                 yield from ((order[first], order[second]) for first, second in _expand(without, begin, end))
+
+
+class ChunkIndex:
+    """Finds hashes that may be within max_distance of others, and whose values lie in a range: those with an equal
+    chunk, up to a bit.
+
+    hashes, values: (n,). max_distance: at least 2, for chunks of at most 32 bits.
+    """
+
+    def __init__(self, hashes: Hashes, values: NDArray[np.float64], max_distance: int) -> None:
+        self._edges = _chunk_edges(max_distance)
+        self._values, ranks = np.unique(values, return_inverse=True)
+        self._tables = []
+        for low, high in self._edges:
+            keys = _keys(_chunks(hashes, low, high), ranks)
+            order = np.argsort(keys).astype(np.int32)
+            self._tables.append((order, keys[order]))
+
+    def candidates_of(
+        self, hashes: Hashes, least: NDArray[np.float64], most: NDArray[np.float64]
+    ) -> tuple[Indices, Iterator[tuple[Indices, Indices]]]:
+        """(counts, pairs of the number of a hash and a position in the index, many at a time), of the first hashes.
+
+        least, most: of the values, for each hash. counts: (k,), of the candidates of the first k hashes, which are
+        PAIRS_AT_ONCE at most but for k = 1. Every pair within max_distance is among the pairs, and others; some occur
+        more than once.
+        """
+        ranks = np.searchsorted(self._values, least), np.searchsorted(self._values, most, "right")
+        counts, parts = np.zeros(len(hashes), np.int64), []
+        for (low, high), (order, keys) in zip(self._edges, self._tables, strict=True):
+            chunks = _chunks(hashes, low, high)
+            number = np.argsort(chunks)  # close to each other they are found sooner
+            flips = [0, *(1 << bit for bit in range(high - low))]
+            wanted = chunks[number] ^ np.array(flips, np.uint64)[:, None]
+            begin, end = (np.searchsorted(keys, _keys(wanted, rank[number])) for rank in ranks)
+            counts[number] += (end - begin).sum(axis=0)
+            some = np.nonzero(end > begin)
+            parts.append((order, number[some[1]], begin[some], end[some]))
+        counts = counts[: max(1, int(np.searchsorted(np.cumsum(counts), PAIRS_AT_ONCE, "right")))]
+        return counts, _pairs_of(parts, len(counts))
+
+
+def _pairs_of(
+    parts: list[tuple[NDArray[np.int32], Indices, Indices, Indices]], count: int
+) -> Iterator[tuple[Indices, Indices]]:
+    """The pairs of the first hashes in ranges (order, number of the hash, begin, end) of each chunk."""
+    for order, number, begin, end in parts:
+        taken = number < count
+        for first, place in _expand(number[taken], begin[taken], end[taken]):
+            yield first, order[place].astype(np.int64)
+
+
+def _keys(chunks: Hashes, ranks: Indices) -> Hashes:
+    return chunks << np.uint64(32) | ranks.astype(np.uint64)
+
+
+def _chunk_edges(max_distance: int) -> list[tuple[int, int]]:
+    num_chunks = max_distance // 2 + 1
+    return list(itertools.pairwise(NUM_BITS * number // num_chunks for number in range(num_chunks + 1)))
+
+
+def _chunks(hashes: Hashes, low: int, high: int) -> Hashes:
+    return (hashes >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
 
 
 def _expand(positions: Indices, begin: Indices, end: Indices) -> Iterator[tuple[Indices, Indices]]:

@@ -10,21 +10,22 @@ stay are near to each other, and each that is left out is near to the one that i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.measures.near_duplicates import NO_HASH, distances, near_pairs
+from data_prep.measures.near_duplicates import NO_HASH, ChunkIndex, are_near, distances
 from data_prep.select.rule import DUPLICATES, EXACT, NEAR, NEAR_BITS
 from data_prep.select.state import State
-from data_prep.split.rule import mixed
 from data_prep.split.scan import PairFiles
 
 Rows = NDArray[np.int64]
 SAME_SHARE, SAME_SECONDS = 0.02, 0.25  # lengths that differ by less are the same
 ROWS_AT_A_TIME = 1 << 20
+MOST_AT_ONCE = 1 << 14  # samples whose near ones are looked for together
 
 
 def leave_out_exact(state: State) -> None:
@@ -42,19 +43,11 @@ def leave_out_exact(state: State) -> None:
 
 
 def leave_out_near(state: State) -> None:
-    """Leave out samples that look and sound like a better one. About 190 bytes a sample are in memory."""
+    """Leave out samples that look and sound like a better one. Their hashes and an index of them are in memory."""
     rows = np.concatenate([np.zeros(0, np.int64), *_kept_blocks(state)])
     rows = rows[state.picture[rows] != NO_HASH]
     rows = rows[np.lexsort((rows, -state.quality[rows]))]  # the best first
-    alike, seconds = Alike(_marks(state, rows)), state.seconds[rows]
-    with (state.folder / "near").open("w+b") as file:
-        for one, other in _near_groups(state, rows, alike):
-            both = np.concatenate([one << np.uint64(32) | other, other << np.uint64(32) | one])
-            file.write(both.tobytes())
-        file.flush()
-        found = np.memmap(file, np.uint64, "r+") if file.tell() else np.zeros(0, np.uint64)
-        found.sort()
-        best = rows[best_of_near(alike, found, seconds)]
+    best = rows[_best_of_near(state, rows)]
     out, named = rows[best != rows], best[best != rows]
     state.leave_out(out, NEAR, named, distances(state.picture[out], state.picture[named]))
 
@@ -74,72 +67,58 @@ def name_those_that_stay(state: State) -> None:
         state.detail[rows[other]], state.score[rows[other]] = named[other], np.nan
 
 
-class Alike:
-    """Groups of samples with the same mark, so that many copies are compared with others only once.
+def _best_of_near(state: State, rows: Rows) -> Rows:
+    """The place of the one that stays for each of n rows, which stand from the best to the worst: int64 (n,).
 
-    marks: (n,), of samples by their places.
-
-    Attributes:
-        group_of: int32 (n,). sizes: of each of G groups, int32 (G,). first: the least place of each, int32 (G,).
+    Those that are near to one that stays are out at once, and are compared with no others: of many that are near to
+    each other few stay, so that far fewer than all pairs are looked at.
     """
-
-    def __init__(self, marks: NDArray[np.uint64]) -> None:
-        _, *found = np.unique(marks, return_index=True, return_inverse=True, return_counts=True)
-        self.first, self.group_of, self.sizes = (values.astype(np.int32) for values in found)
-        del found
-        self._places = np.argsort(self.group_of, kind="stable").astype(np.int32)
-        self._ends = np.cumsum(self.sizes, dtype=np.int32)
-
-    def members(self, groups: Iterable[int]) -> NDArray[np.int32]:
-        """The places in some groups, group after group."""
-        return np.concatenate([self._places[self._ends[one] - self.sizes[one] : self._ends[one]] for one in groups])
-
-    def range_of(self, values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """(the least, the highest) value in each group: (G,) each. values: (n,)."""
-        if not len(values):
-            return values, values
-        starts, ordered = self._ends - self.sizes, values[self._places]
-        return np.minimum.reduceat(ordered, starts), np.maximum.reduceat(ordered, starts)
-
-
-def best_of_near(alike: Alike, pairs: NDArray[np.uint64], seconds: NDArray[np.float64]) -> Rows:
-    """The one that stays for each of n samples, which stand from the best to the worst: int64 (n,).
-
-    pairs: one group << 32 | another one with near hashes, in both directions, sorted; the same pair may come again.
-    Samples of a group and of such pairs are near if their lengths are the same. That is asked of each with each: the
-    best of a group may be near to a better one whose length is not that of the others.
-    """
-    best = np.arange(len(seconds))
-    ends = np.searchsorted(pairs, np.arange(len(alike.sizes) + 1, dtype=np.uint64) << np.uint64(32))
-    has_near = (np.diff(ends) > 0) | (alike.sizes > 1)
-    for place in np.flatnonzero(has_near[alike.group_of]).tolist():
-        if best[place] == place:
-            group = alike.group_of[place]
-            others = pairs[ends[group] : ends[group + 1]] & np.uint64(2**32 - 1)
-            near = alike.members([group, *others.tolist()])
-            near = near[(near > place) & (best[near] == near)]
-            best[near[_same_length(seconds[near], seconds[place])]] = place
+    hashes = np.stack([state.picture[rows], state.first[rows], state.sound[rows]], axis=1)
+    seconds, kinds = state.seconds[rows], state.kinds[rows]
+    best = np.arange(len(rows))
+    waiting, done, num_out, at_once = best.copy(), 0, 0, MOST_AT_ONCE
+    index = ChunkIndex(hashes[:, 0], seconds, NEAR_BITS)
+    while done < len(waiting):
+        block = waiting[done : done + at_once]
+        asked = block[best[block] == block]
+        counts, found = index.candidates_of(hashes[asked, 0], *_same_lengths(seconds[asked]))
+        pairs = [np.zeros(0, np.int64)]
+        for number, other in found:
+            one, two = asked[number], waiting[other]
+            undecided = (one < two) & (best[two] == two) & (kinds[one] == kinds[two])
+            one, two = one[undecided], two[undecided]
+            near = _same_length(seconds[one], seconds[two]) & are_near(hashes, one, two, NEAR_BITS)
+            pairs.append(one[near] << 32 | two[near])
+        num_out += _take_out(np.unique(np.concatenate(pairs)), best)
+        num_done = int(np.searchsorted(block, asked[len(counts)])) if len(counts) < len(asked) else len(block)
+        done += num_done
+        # Of a crowd few are asked together: most of them are out after the first.
+        asked = asked[: len(counts)]
+        is_wasted = 2 * counts[best[asked] == asked].sum() < counts.sum()
+        at_once = max(1, num_done // 2) if is_wasted else min(2 * num_done, MOST_AT_ONCE)
+        if done < len(waiting) < 2 * (done + num_out):
+            waiting = waiting[done:]
+            waiting, done, num_out = waiting[best[waiting] == waiting], 0, 0
+            index = ChunkIndex(hashes[waiting, 0], seconds[waiting], NEAR_BITS)
     return best
 
 
-def _near_groups(state: State, rows: Rows, alike: Alike) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.uint64]]]:
-    """Pairs of groups with near hashes and lengths that may be the same, many at a time."""
-    some = rows[alike.first]
-    compared, kinds = np.stack([state.picture[some], state.first[some], state.sound[some]], axis=1), state.kinds[some]
-    least, highest = alike.range_of(state.seconds[rows])
-    for one, other in near_pairs(compared, NEAR_BITS):
-        above, below = np.maximum(least[one], least[other]), np.minimum(highest[one], highest[other])
-        same = (kinds[one] == kinds[other]) & ((above <= below) | _same_length(above, below))
-        yield one[same].astype(np.uint64), other[same].astype(np.uint64)
+def _take_out(pairs: Rows, best: Rows) -> int:
+    """Write into `best` the one that stays for those that are near to it; returns for how many.
 
-
-def _marks(state: State, rows: Rows) -> NDArray[np.uint64]:
-    """A number for each, the same for those that are equal in all hashes and whose lengths differ by 2 % at most."""
-    lengths = np.round(np.log(np.maximum(state.seconds[rows], 1e-3)) / SAME_SHARE).astype(np.int64).astype(np.uint64)
-    mark = mixed(state.picture[rows])
-    for values in (state.first[rows], state.sound[rows], state.kinds[rows].astype(np.uint64), lengths):
-        mark = mixed(mark ^ values)
-    return mark
+    pairs: one place << 32 | a worse one that is near, sorted, each once: all of some places, none of better ones.
+    """
+    better, worse = pairs >> 32, pairs & 2**32 - 1
+    starts = np.flatnonzero(np.diff(better, prepend=-1)).tolist()
+    num_out = 0
+    for begin, end in pairwise([*starts, len(pairs)]):
+        one = better[begin]
+        if best[one] == one:
+            near = worse[begin:end]
+            near = near[best[near] == near]
+            best[near] = one
+            num_out += len(near)
+    return num_out
 
 
 def _best_of_groups(state: State, marks: NDArray[np.uint64], rows: Rows) -> Rows:
@@ -159,8 +138,15 @@ def _best_of_groups(state: State, marks: NDArray[np.uint64], rows: Rows) -> Rows
     return found
 
 
-def _same_length(one: NDArray[np.float64], other: NDArray[np.float64] | np.float64) -> NDArray[np.bool_]:
+def _same_length(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.bool_]:
     return np.asarray(np.abs(one - other) <= np.maximum(SAME_SECONDS, SAME_SHARE * np.maximum(one, other)))
+
+
+def _same_lengths(seconds: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(the least, the most) seconds of a length that may be the same as each: a little more than `_same_length`."""
+    least = np.minimum(seconds - SAME_SECONDS, seconds * (1 - SAME_SHARE))
+    most = np.maximum(seconds + SAME_SECONDS, seconds / (1 - SAME_SHARE))
+    return least * (1 - 1e-9) - 1e-9, most * (1 + 1e-9)
 
 
 def _kept_blocks(state: State) -> Iterator[Rows]:
