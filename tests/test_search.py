@@ -3,6 +3,7 @@
 import json
 import shutil
 import tracemalloc
+from importlib import import_module
 from itertools import pairwise
 
 import numpy as np
@@ -72,6 +73,28 @@ def textbook(table, modality, queries, top, *, exclude=(), one_per_key=False):
             seen.add(table.keys[row])
         answers.append(found[:top])
     return answers
+
+
+def test_a_search_for_one_row_of_each_key_holds_the_results_of_some_queries(monkeypatch):
+    """All rows of all queries at once were 16 bytes times rows times queries."""
+    random, held = np.random.default_rng(0), []
+    vectors = random.standard_normal((200, 4)).astype(np.float32)
+    keys = [f"k{number}" for number in random.integers(0, 40, 200)]
+    rows = EmbeddingRows(np.arange(200), vectors, keys, np.zeros(200), np.ones(200))
+    queries = random.standard_normal((30, 4))
+    expected = [hits_among(rows, query[None], 39, one_per_key=True)[0] for query in queries]
+
+    def counted(*arguments):
+        found = nearest(*arguments)
+        held.append(found[0].size)
+        return found
+
+    module = import_module("avssl.embedding.search")  # its function has the same name in the package
+    monkeypatch.setattr(module, "nearest", counted)
+    monkeypatch.setattr(module, "RESULTS_AT_ONCE", 1000)
+    assert hits_among(rows, queries, 39, one_per_key=True) == expected
+    assert sum(held) > 3000
+    assert max(held) <= 1000
 
 
 def assert_same(hits, expected, table):

@@ -11,7 +11,7 @@ float64 cosines, which do not depend on how the rows are divided into files; amo
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -32,6 +32,7 @@ from avssl.files.plain_text import brief
 from avssl.ops.nearest import nearest, possible_nearest
 
 NAME_OF_ENCODER = re.compile(r"encoders\.\w+\.name")  # where the files lie: the same ones may lie elsewhere now
+RESULTS_AT_ONCE = 1 << 22  # places and scores of rows that a search holds, 16 bytes each
 _WINDOW_COLUMNS = ("key", "start_seconds", "end_seconds")
 
 
@@ -284,16 +285,30 @@ def hits_among(
     if len(allowed) > top:
         keys = [rows.keys[row] for row in allowed] if one_per_key else None
         allowed = allowed[possible_nearest(queries, rows.vectors[allowed], top, keys)]
-    # Any number of rows of one key may come first, so that all of these are needed.
-    nearest_rows, scores = nearest(queries, rows.vectors[allowed], len(allowed) if one_per_key else top)
+    # Any number of rows of one key may come first, so that all of these are needed; of some queries at a time.
+    count = len(allowed) if one_per_key else min(top, len(allowed))
+    at_once = max(1, RESULTS_AT_ONCE // count)
     result = []
-    for positions, cosines in zip(allowed[nearest_rows], scores, strict=True):
-        hits = [
-            Hit(rows.keys[p], float(rows.start_seconds[p]), float(rows.end_seconds[p]), float(c), int(rows.numbers[p]))
-            for p, c in zip(positions, cosines, strict=True)
-        ]
-        result.append(best_of(hits, top, one_per_key=one_per_key))
+    for start in range(0, len(queries), at_once):
+        nearest_rows, scores = nearest(queries[start : start + at_once], rows.vectors[allowed], count)
+        for positions, cosines in zip(allowed[nearest_rows], scores, strict=True):
+            order = _first_of_keys(rows.keys, positions, top) if one_per_key else range(count)
+            result.append([_hit(rows, positions[place], cosines[place]) for place in order])
     return result
+
+
+def _first_of_keys(keys: Sequence[str], positions: NDArray[np.int64], top: int) -> list[int]:
+    """Where in `positions` each of the first `top` keys comes first."""
+    first: dict[str, int] = {}
+    for place, position in enumerate(positions.tolist()):
+        if first.setdefault(keys[position], place) == place and len(first) == top:
+            break
+    return list(first.values())
+
+
+def _hit(rows: EmbeddingRows, position: np.int64, cosine: np.float64) -> Hit:
+    start, end = float(rows.start_seconds[position]), float(rows.end_seconds[position])
+    return Hit(rows.keys[position], start, end, float(cosine), int(rows.numbers[position]))
 
 
 def best_of(hits: list[Hit], top: int, *, one_per_key: bool) -> list[Hit]:
