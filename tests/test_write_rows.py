@@ -5,13 +5,12 @@ import os
 
 import pytest
 
-from avssl.files import storage
 from avssl.shards.format import dump_json
 from avssl.shards.manifest import stream_manifest
-from data_prep.write.rows import scan, scanned
+from data_prep.write.rows import scan
 
 
-def fake_manifest(path, num_rows, /, **changes):
+def fake_manifest(path, num_rows, **changes):
     with path.open("wb") as file:
         for number in range(num_rows):
             file.write(
@@ -84,19 +83,3 @@ def test_a_refused_manifest_changes_nothing_for_the_one_that_is_being_written(tm
     scan(other, tmp_path / "work")
     for rows in (running, scan(path, tmp_path / "work")):
         assert [entry.key for entry in rows.read(range(5))] == [f"k{number}" for number in range(5)]
-
-
-@pytest.mark.parametrize("place", [{"path": "/etc/secret.mp4"}, {"sound": {"path": "/etc/secret.flac"}}])
-def test_a_manifest_from_afar_names_no_file_of_this_machine(place, tmp_path):
-    """Else whoever made it would choose which private files go into shards."""
-    path = tmp_path / "corpus.jsonl"
-    fake_manifest(path, 3, **place)
-    assert len(scan(path, tmp_path / "work")) == 3
-    storage.write_bytes("memory://far/corpus.jsonl", path.read_bytes())
-    message = r"line 1: it names '/etc/secret\.\w+', a file of this machine; a manifest from afar may name URLs"
-    for scratch in ("work", "other"):  # also where the same bytes were scanned as a file of this machine
-        with pytest.raises(ValueError, match=message):
-            scanned("memory://far/corpus.jsonl", tmp_path / scratch, 1)
-    fake_manifest(path, 3, sound={"path": "s3://bucket/a.flac"})
-    storage.write_bytes("memory://far/corpus.jsonl", path.read_bytes())
-    assert len(scanned("memory://far/corpus.jsonl", tmp_path / "work", 1)) == 3

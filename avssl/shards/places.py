@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from avssl.files.checked_json import Fields
 from avssl.files.location import is_remote
-from avssl.files.plain_text import brief, plain
+from avssl.files.plain_text import plain
 
 
 @dataclass(frozen=True)
@@ -110,18 +110,6 @@ def within_of(fields: Fields) -> Within | None:
         return Range(name, inner.count("offset"), inner.count("bytes"))
     element = None if inner.record.get("element") is None else inner.count("element")
     return Cell(name, inner.text("column"), inner.count("row_group"), inner.count("row"), element)
-
-
-def refuse_local(path: str, listed_in: str) -> None:
-    """ValueError for a file of this machine that a list from afar names: whoever made it shall not choose what is read.
-
-    path: as the list has it. listed_in: what the list is, a "table" or a "manifest".
-    """
-    if path.startswith("/"):
-        raise ValueError(
-            f"it names {brief(path)}, a file of this machine; a {listed_in} from afar may name URLs and files below "
-            f"its own folder. Download the {listed_in} to read files of this machine by it"
-        )
 
 
 def path_at(path: str, root: str | os.PathLike[str]) -> str:

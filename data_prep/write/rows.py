@@ -22,11 +22,9 @@ from numpy.typing import NDArray
 
 from avssl.files import storage
 from avssl.files.checked_json import Fields, parse
-from avssl.files.location import is_remote
 from avssl.files.whole import hashed_file, sha256_file, write_whole
 from avssl.processes.pool import in_processes
 from avssl.shards.manifest import Entry, with_line
-from avssl.shards.places import refuse_local
 
 RANGE_BYTES = 64 << 20
 NUM_BUCKETS = 64  # files of key hashes that are sorted one by one, each 1/64 of all hashes
@@ -34,12 +32,11 @@ NUM_BUCKETS = 64  # files of key hashes that are sorted one by one, each 1/64 of
 
 @dataclass(frozen=True)
 class ByteRange:
-    """Bytes [begin, end) of a manifest: the rows that begin there. is_from_afar: whether a URL gave it."""
+    """Bytes [begin, end) of a manifest: the rows that begin there."""
 
     path: Path
     begin: int
     end: int
-    is_from_afar: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,14 +105,13 @@ def scanned(manifest: str | Path, scratch: Path, num_workers: int) -> ManifestRo
     path = scratch / "manifest.jsonl"
     scratch.mkdir(parents=True, exist_ok=True)
     storage.download(str(manifest), path)
-    return scan(path, scratch, num_workers, is_from_afar=is_remote(str(manifest)))
+    return scan(path, scratch, num_workers)
 
 
-def scan(manifest: Path, scratch: Path, num_workers: int = 1, *, is_from_afar: bool = False) -> ManifestRows:
+def scan(manifest: Path, scratch: Path, num_workers: int = 1) -> ManifestRows:
     """The rows of a manifest, after checking each and storing where it begins.
 
-    An earlier scan of the same bytes is used again. is_from_afar: whether a URL gave them, so that they may name no
-    files of this machine.
+    An earlier scan of the same bytes is used again.
 
     Raises:
         FileNotFoundError: no such manifest.
@@ -126,15 +122,12 @@ def scan(manifest: Path, scratch: Path, num_workers: int = 1, *, is_from_afar: b
     changed_ns = manifest.stat().st_mtime_ns
     sha256 = sha256_file(manifest)
     offsets_path, facts_path = _files_of(scratch, sha256)
-    if _is_scanned(offsets_path, facts_path, sha256, is_from_afar):
+    if _is_scanned(offsets_path, facts_path, sha256):
         return ManifestRows(manifest, scratch, sha256, changed_ns)
     size = manifest.stat().st_size
     if size == 0:
         raise ValueError(f"{manifest}: lists no files")
-    byte_ranges = [
-        ByteRange(manifest, begin, min(begin + RANGE_BYTES, size), is_from_afar)
-        for begin in range(0, size, RANGE_BYTES)
-    ]
+    byte_ranges = [ByteRange(manifest, begin, min(begin + RANGE_BYTES, size)) for begin in range(0, size, RANGE_BYTES)]
     scratch.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         offsets = stack.enter_context(hashed_file(offsets_path))
@@ -157,18 +150,17 @@ def scan(manifest: Path, scratch: Path, num_workers: int = 1, *, is_from_afar: b
     if num_images not in (0, num_rows):
         raise ValueError(f"{manifest}: lists images beside video or audio files; make a manifest of each kind")
     facts: dict[str, Any] = {"sha256": sha256, "rows": num_rows, "are_images": num_images > 0, "bytes": size}
-    facts |= {"split_parts": sorted(split_parts), "has_captions": has_captions, "is_from_afar": is_from_afar}
+    facts |= {"split_parts": sorted(split_parts), "has_captions": has_captions}
     write_whole(facts_path, json.dumps(facts).encode())
     return ManifestRows(manifest, scratch, sha256, changed_ns)
 
 
-def _is_scanned(offsets_path: Path, facts_path: Path, sha256: str, is_from_afar: bool) -> bool:
-    """Whether there is an undamaged scan of these bytes, with the same question about the files of this machine."""
+def _is_scanned(offsets_path: Path, facts_path: Path, sha256: str) -> bool:
+    """Whether there is an undamaged scan of these bytes."""
     try:
         facts = Fields.read(facts_path)
         num_bytes = offsets_path.stat().st_size
-        is_same = facts.text("sha256") == sha256 and facts.flag("is_from_afar", False) == is_from_afar
-        return is_same and num_bytes == 8 * (facts.count("rows") + 1)
+        return facts.text("sha256") == sha256 and num_bytes == 8 * (facts.count("rows") + 1)
     except (OSError, ValueError):
         return False
 
@@ -184,8 +176,6 @@ def scan_range(byte_range: ByteRange) -> Scanned:
             line = file.readline()
             where = f"{byte_range.path}, byte {begin}"
             entry = Entry.from_json(parse(line, where), where)
-            if byte_range.is_from_afar:
-                _refuse_local(entry, where)
             offsets.append(begin)
             hashes.append(hashlib.blake2b(entry.key.encode(), digest_size=8).digest())
             num_images += entry.is_image
@@ -193,15 +183,6 @@ def scan_range(byte_range: ByteRange) -> Scanned:
             has_captions |= bool(entry.caption)
     key_hashes = np.frombuffer(b"".join(hashes), np.uint64)
     return Scanned(np.array(offsets, np.int64), key_hashes, num_images, frozenset(parts - {""}), has_captions)
-
-
-def _refuse_local(entry: Entry, where: str) -> None:
-    try:
-        for place in (entry.place, entry.sound):
-            if place is not None:
-                refuse_local(place.path, "manifest")
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
 
 
 def _in_order(byte_ranges: list[ByteRange], num_workers: int) -> Iterator[Scanned]:

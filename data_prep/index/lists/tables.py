@@ -18,7 +18,7 @@ from avssl.files import storage
 from avssl.files.checked_json import Fields
 from avssl.files.location import Location, is_remote, local_path, redacted
 from avssl.files.plain_text import brief
-from avssl.shards.places import Place, refuse_local
+from avssl.shards.places import Place
 from avssl.types import FailureReason
 from data_prep.index.lists.arrow_files import Column, TableRow, Value, columns_of, rows_of
 from data_prep.index.lists.described import CAPTION_FIELDS, FILE_COLUMN, LABEL_FIELDS, caption_of, labels_of
@@ -261,8 +261,11 @@ def _place(location: str, value: Value) -> Place | None:
     if not value.path:
         return None
     path = plain_path(value.path)
-    if is_remote(location):
-        refuse_local(path, "table")
+    if path.startswith("/") and is_remote(location):
+        raise ValueError(
+            f"it names {brief(path)}, a file of this machine; a table from afar may name URLs and files below its own "
+            "folder. Download the table to read files of this machine by it"
+        )
     if is_url(path) or path.startswith("/"):
         return Place(path)
     folder = location.rpartition("/")[0]
