@@ -135,39 +135,19 @@ def map_section(table: EmbeddingTable, library: MediaLibrary) -> Html:
     fields = table.label_fields()
     labels = {field: table.label(field) for field in fields}
     colors = {field: class_colors(values) for field, values in labels.items()}
-    low, high = plane.min(axis=0), plane.max(axis=0)
-    scale = np.array([WIDTH - 2 * EDGE, HEIGHT - 2 * EDGE]) / np.maximum(high - low, 1e-12)
-    places = EDGE + (plane - low) * scale
     media = spots(sorted({row for _, row in marks}), table, library)
     drawn = []
-    for (modality, row), (x, y) in zip(marks, places, strict=True):
+    for (modality, row), (x, y) in zip(marks, _places(plane), strict=True):
         classes = [colors[f].get(labels[f][row] or "", NUM_COLORS - 1) for f in fields]
         named = ", ".join(f"{field} {labels[field][row]}" for field in fields if labels[field][row])
         title = f"{table.keys[row]} ({NAMES[modality]}){': ' if named else ''}{named}"
         attributes = {"class_": f"point c{classes[0] if classes else 0}", "data_row": row, "title": title}
         attributes |= media.get(row, {})
-        drawn.append(
-            _mark(modality, float(x), HEIGHT - float(y), data_classes=" ".join(map(str, classes)), **attributes)
-        )
+        drawn.append(_mark(modality, float(x), float(y), data_classes=" ".join(map(str, classes)), **attributes))
     # The modalities alternate in the drawing order, so that none covers another.
     order = np.argsort([row for _, row in marks], kind="stable")
     modalities = [modality for modality in MODALITIES if any(modality == of_mark for of_mark, _ in marks)]
-    name = f"Map of {len(marks)} embeddings; {', '.join(SHAPES[modality] for modality in modalities)}."
-    frame = tag("rect", x=0.5, y=0.5, width=WIDTH - 1, height=HEIGHT - 1, rx=8, class_="frame")
-    partner = tag("line", class_="partner", x1=0, x2=0, y1=0, y2=0)
-    name += (
-        " Arrow keys go from point to point, Enter plays its sound."
-        if "audio" in modalities
-        else (" Arrow keys go from point to point.")
-    )
-    box = {
-        "viewBox": f"0 0 {WIDTH:.0f} {HEIGHT:.0f}",
-        "role": "group",
-        "aria_label": name,
-        "class_": "map",
-        "tabindex": 0,
-    }
-    svg = tag("svg", frame, partner, *(drawn[number] for number in order), **box)
+    svg = _drawing([drawn[number] for number in order], modalities)
     caption = (
         f"Principal components: {shares[0] * 100:.0f} % of the variance to the right, {shares[1] * 100:.0f} % upwards; "
         "distances beyond these two directions are not visible." + _gap_text(marks, vectors)
@@ -178,6 +158,31 @@ def map_section(table: EmbeddingTable, library: MediaLibrary) -> Html:
         caption += f" {len(media)} of the {clips} {row_noun(table)} have {what} in this page."
     figure = tag("figure", svg, tag("figcaption", caption, class_="note"))
     return tag("div", figure, tag("div", _controls(modalities, fields, colors), _spot(modalities)), class_="atlas")
+
+
+def _places(plane: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Coordinates (n, 2), the second one upwards, -> places in the drawing (n, 2), from its upper left corner."""
+    low, high = plane.min(axis=0), plane.max(axis=0)
+    scale = np.array([WIDTH - 2 * EDGE, HEIGHT - 2 * EDGE]) / np.maximum(high - low, 1e-12)
+    places = EDGE + (plane - low) * scale
+    places[:, 1] = HEIGHT - places[:, 1]
+    return places
+
+
+def _drawing(marks: Sequence[Html], modalities: Sequence[str]) -> Html:
+    """The marks in their frame, with the line that map.js puts between two of one clip, and its name, read out."""
+    frame = tag("rect", x=0.5, y=0.5, width=WIDTH - 1, height=HEIGHT - 1, rx=8, class_="frame")
+    partner = tag("line", class_="partner", x1=0, x2=0, y1=0, y2=0)
+    keys = "Arrow keys go from point to point" + (", Enter plays its sound." if "audio" in modalities else ".")
+    name = f"Map of {len(marks)} embeddings; {', '.join(SHAPES[modality] for modality in modalities)}. {keys}"
+    box = {
+        "viewBox": f"0 0 {WIDTH:.0f} {HEIGHT:.0f}",
+        "role": "group",
+        "aria_label": name,
+        "class_": "map",
+        "tabindex": 0,
+    }
+    return tag("svg", frame, partner, *marks, **box)
 
 
 def _what_spots_have(table: EmbeddingTable) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -43,27 +44,42 @@ def failures_section(
     return tag("div", *parts, class_="tables")
 
 
-def _search(
-    table: EmbeddingTable, search: tuple[str, str], field: str | None, library: MediaLibrary, num_shown: int
-) -> Html:
-    modality, other = search
+class _Closest(NamedTuple):
+    """What each of n queries finds: arrays (n,), row i for query i."""
+
+    queries: np.ndarray  # rows of the table
+    found: np.ndarray  # the row of the table that is closest, other than the query's own
+    cosines: np.ndarray
+    ranks: np.ndarray  # across modalities: at which place, from 1, it finds its own clip; within one: 0
+
+
+def _closest(table: EmbeddingTable, modality: str, other: str) -> _Closest | None:
+    """What the rows that have both modalities find among themselves; None if fewer than two have both."""
     rows = np.flatnonzero(table.has(modality) & table.has(other))
     source, target = table.embedding(modality), table.embedding(other)
     if source is None or target is None or len(rows) < 2:
-        return Html("")
-    labels: list[str | None] = [None] * len(table) if field is None else table.label(field)
+        return None
     across = modality != other
     found, cosines = nearest(source[rows], target[rows], 1 if across else 2)
     # Within a modality a clip finds itself first, unless an equal one stands before it.
     column = np.zeros(len(rows), int) if across else (found[:, 0] == np.arange(len(rows))).astype(int)
     first, cosine = (np.asarray(values)[np.arange(len(rows)), column] for values in (found, cosines))
     ranks = own_ranks(source[rows], target[rows]) if across else np.zeros(len(rows), int)
-    is_wrong = np.array(
-        [
-            None not in (labels[row], labels[rows[to]]) and labels[row] != labels[rows[to]]
-            for row, to in zip(rows, first, strict=True)
-        ]
-    )
+    return _Closest(rows, rows[first], cosine, ranks)
+
+
+def _search(
+    table: EmbeddingTable, search: tuple[str, str], field: str | None, library: MediaLibrary, num_shown: int
+) -> Html:
+    modality, other = search
+    closest = _closest(table, modality, other)
+    if closest is None:
+        return Html("")
+    rows, found, cosine, ranks = closest
+    labels: list[str | None] = [None] * len(table) if field is None else table.label(field)
+    pairs = [(labels[row], labels[to]) for row, to in zip(rows, found, strict=True)]
+    is_wrong = np.array([None not in pair and pair[0] != pair[1] for pair in pairs])
+    across = modality != other
     worst = (
         np.lexsort((rows, -cosine, -ranks))
         if across
@@ -79,8 +95,8 @@ def _search(
                 scope="row",
             ),
             *([tag("td", f"{ranks[place]:,} of {len(rows):,}")] if across else []),
-            tag("td", table.keys[rows[first[place]]]),
-            *([tag("td", _labels(labels[rows[place]], labels[rows[first[place]]]))] if field else []),
+            tag("td", table.keys[found[place]]),
+            *([tag("td", _labels(*pairs[place]))] if field else []),
             tag("td", number(round(float(cosine[place]), 3))),
         )
         for place in worst[:num_shown]
@@ -94,8 +110,7 @@ def _search(
     )  # fmt: skip
     grid = tag("table", tag("thead", head), tag("tbody", *body), aria_label=title, class_="plain names")
     scroll = tag("div", grid, class_="scroll", tabindex=0, role="region", aria_label=f"Table: {title}")
-    mistaken = _confusions([(labels[row], labels[rows[to]]) for row, to in zip(rows, first, strict=True)], field)
-    return tag("div", tag("h3", title), tag("p", note), scroll if body else "", mistaken, class_="box")
+    return tag("div", tag("h3", title), tag("p", note), scroll if body else "", _confusions(pairs, field), class_="box")
 
 
 def _thumbnail(key: str, modality: str, library: MediaLibrary) -> Html:
