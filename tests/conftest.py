@@ -220,6 +220,24 @@ def web():
         yield server
 
 
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """One second of video and audio; copy it to wherever a list wants a file."""
+    from tests.clips import make_clip
+
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    make_clip(path)
+    return path
+
+
+@pytest.fixture
+def media(tmp_path, clip):
+    """media(name, ...) puts copies of the clip below tmp_path/media and returns that folder."""
+    from tests.listed import copies_of
+
+    return partial(copies_of, clip, tmp_path / "media")
+
+
 @pytest.fixture
 def own_registries():
     """What this test registers or runs as a plugin is gone afterwards: other tests of this process list the parts."""

@@ -3,7 +3,6 @@
 import gzip
 import json
 import shutil
-from functools import partial
 
 import pytest
 
@@ -12,22 +11,7 @@ from avssl.shards.manifest import stream_manifest
 from data_prep.__main__ import main
 from data_prep.index.build import IndexOptions, build_manifest
 from data_prep.index.lists.row import ListSettings
-from tests.clips import make_clip
-from tests.listed import KINETICS, copies_of, facts, listed, refusal
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    """One second of video and audio; copy it to wherever a list wants a file."""
-    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
-    make_clip(path)
-    return path
-
-
-@pytest.fixture
-def media(tmp_path, clip):
-    """media(name, ...) puts copies of the clip below tmp_path/media and returns that folder."""
-    return partial(copies_of, clip, tmp_path / "media")
+from tests.listed import KINETICS, facts, listed, refusal
 
 
 def test_kinetics_files_are_found_by_id_or_by_id_and_seconds_flat_or_in_class_folders(tmp_path, media):

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import tracemalloc
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,23 +20,7 @@ from data_prep.index.command import describe
 from data_prep.index.cutting import Cutting
 from data_prep.index.labels import Labels
 from data_prep.index.walk import Walk
-from tests.clips import make_clip
-from tests.listed import KINETICS, copies_of, listed, refusal
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    """One second of video and audio; copy it to wherever a list wants a file."""
-    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
-    make_clip(path)
-    return path
-
-
-@pytest.fixture
-def media(tmp_path, clip):
-    """media(name, ...) puts copies of the clip below tmp_path/media and returns that folder."""
-    return partial(copies_of, clip, tmp_path / "media")
-
+from tests.listed import KINETICS, listed, refusal
 
 # --- bad rows -------------------------------------------------------------------------------------------------------
 
