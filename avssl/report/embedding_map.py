@@ -164,7 +164,7 @@ def _places(plane: NDArray[np.float64]) -> NDArray[np.float64]:
     """Coordinates (n, 2), the second one upwards, -> places in the drawing (n, 2), from its upper left corner."""
     low, high = plane.min(axis=0), plane.max(axis=0)
     scale = np.array([WIDTH - 2 * EDGE, HEIGHT - 2 * EDGE]) / np.maximum(high - low, 1e-12)
-    places = EDGE + (plane - low) * scale
+    places: NDArray[np.float64] = EDGE + (plane - low) * scale
     places[:, 1] = HEIGHT - places[:, 1]
     return places
 
