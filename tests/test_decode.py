@@ -1,8 +1,10 @@
 """avssl.media.decode against known content and against plain PyAV loops from the first frame on."""
 
 import io
+from array import array
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -365,3 +367,25 @@ def test_planes_of_frames_with_odd_sides_are_one_row_and_column_smaller(tmp_path
     assert planes.shape == (3, 48, 34)
     luma = planes[:, :32].float().mean((1, 2))
     assert torch.allclose(luma, torch.tensor([16 + level * 219 / 255 for level in levels]), atol=2)
+
+
+class StampedPacket(SimpleNamespace):
+    """A packet whose stamps are of 64 bits, as PyAV's."""
+
+    def __setattr__(self, name, value):
+        if name in ("pts", "dts"):
+            array("q", [value])  # OverflowError
+        super().__setattr__(name, value)
+
+
+def test_stamps_that_wrapped_below_zero_are_a_decode_error_of_the_file():
+    """As ffmpeg -ss 3 -c copy leaves them in Ogg."""
+    video, audio = (SimpleNamespace(index=index, type=kind) for index, kind in enumerate(("video", "audio")))
+    container = SimpleNamespace(format=SimpleNamespace(name="ogg"))
+    video.container = audio.container = container
+    packets = [
+        StampedPacket(stream=stream, pts=stamp, dts=stamp, duration=1, time_base=Fraction(1, rate))
+        for stream, stamp, rate in ((video, 2**58, 25), (video, 0, 25), (audio, 0, 44_100))
+    ]
+    with pytest.raises(MediaError, match=r"decode_error.*cut\.ogv: audio timestamps of more than 64 bits"):
+        list(ffmpeg._packets_of(iter(packets), container, audio, "cut.ogv"))

@@ -309,6 +309,8 @@ def _packets_of(demuxed: Iterator[Any], container: Any, stream: Any, label: str)
         return
     try:
         yield from without_unreliable_stamps(on_one_clock(demuxed, stream), stream, from_beginning=True)
+    except OverflowError as error:  # as in an Ogg file that was cut by copying its packets: stamps of below 0 wrapped
+        raise MediaError("decode_error", f"{label}: {stream.type} timestamps of more than 64 bits") from error
     except av.FFmpegError as error:
         if container.format.name == "ogg" and error.errno in OTHER_LINK_ERRORS:
             message = f"{label}: its {stream.type} continues with other channels or another codec ({CHAINED})"
