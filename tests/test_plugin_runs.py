@@ -104,6 +104,8 @@ def written_examples(folder):
     """Write the Python files of docs/plugins.md, each called as its first line says, into a folder; their names."""
     names = []
     for block in blocks("python"):
+        if not block.startswith("# "):  # the one that follows a run
+            continue
         names.append(block.split()[1])
         (folder / names[-1]).write_text(block)
     return names
@@ -135,3 +137,5 @@ def test_the_commands_of_the_page_about_plugins_run_in_an_empty_folder(image_sha
     assert first_two == others[:2]  # of the section on losses
     assert json.loads((tmp_path / "runs/mine/evaluations/spread.json").read_text())["results"]["trained"]["spread"] > 0
     assert (tmp_path / "rows").is_dir()
+    (code,) = (block for block in blocks("python") if not block.startswith("# "))
+    run_python("-c", code, folder=tmp_path)

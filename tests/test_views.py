@@ -166,8 +166,8 @@ def test_equal_clip_numbers_share_seconds_and_others_draw_their_own(
     starts: list[tuple[float, float]] = []
     original = read_views.read_clip
 
-    def spy(*arguments):  # type: ignore[no-untyped-def]
-        clip = original(*arguments)
+    def spy(*arguments, **options):  # type: ignore[no-untyped-def]
+        clip = original(*arguments, **options)
         starts.append((clip.video_start_seconds, clip.audio_start_seconds))
         return clip
 
