@@ -203,7 +203,7 @@ def raw_views(
     result: dict[str, RawView] = {}
     pair: Clip | None = None
     for number, group in by_clip.items():
-        # Clip 0 is drawn as if there were no other clip.
+        # Clip 0 is drawn as if there were no other clip, but for other moments, which divide the sample among them.
         clip_seed = (seed, epoch, index) if number == 0 else (seed, epoch, index, number)
         generator = None if epoch < 0 else np.random.default_rng(clip_seed)
         if number == 0 and num_others and generator is not None:
