@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from avssl.models import public
+from avssl.models.public import build as build_public
+from avssl.models.public import is_public
 from avssl.models.registry import ENCODERS
 
 
@@ -28,8 +29,8 @@ def create_encoder(name: str, modality: str | None = None, **options: Any) -> nn
     >>> create_encoder("resnet18", width=8)(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 64])
     """
-    if public.is_public(name):
-        return public.build(name, modality, **options)
+    if is_public(name):
+        return build_public(name, modality, **options)
     entry = ENCODERS.find(name)
     if modality is not None and modality != entry.modality:
         raise ValueError(f"encoder {name!r} encodes {entry.modality}, and not {modality}")
@@ -48,7 +49,7 @@ def without_weights(options: Mapping[str, Any]) -> dict[str, Any]:
     >>> without_weights({"name": "resnet18", "weights": "resnet18.safetensors"})
     {'name': 'resnet18'}
     """
-    if public.is_public(str(options.get("name"))):
+    if is_public(str(options.get("name"))):
         return {**options, "pretrained": False}
     return {key: value for key, value in options.items() if key != "weights"}
 
