@@ -31,6 +31,14 @@ def usable_device(name: str) -> torch.device:
     return device
 
 
+def keeps_off_apple_gpu() -> bool:
+    """Whether a training stays on the CPU because the only other device is an Apple GPU (MPS).
+
+    It has no float64, in which losses, spectrograms and diagnostics sum, and no test of ours has run on one.
+    """
+    return torch.backends.mps.is_available() and not torch.cuda.is_available()
+
+
 def free_memory_bytes(device: torch.device) -> int:
     """Memory that this process may still take: of its GPU, or a share of the machine's (or of the container's)."""
     if device.type == "cuda":

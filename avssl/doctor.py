@@ -113,7 +113,7 @@ def accelerators() -> Iterator[Finding]:
     import torch
 
     if torch.backends.mps.is_available():
-        yield True, "an Apple GPU"
+        yield True, "an Apple GPU, which has no float64: runs stay on the CPU"
     for number in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(number)
         precision = "bf16" if torch.cuda.is_bf16_supported() else "fp16"

@@ -75,7 +75,7 @@ def pretrain(cfg: config.RunConfig, stages: Stages) -> int:
     fitting.keep_precision(cfg)
     device.settle_precision(cfg, modalities)  # config.yaml has the result of "auto"
     accelerator = Accelerator(
-        cpu=cfg.cpu,
+        cpu=cfg.cpu or device.keeps_off_apple_gpu(),
         mixed_precision=cfg.mixed_precision.replace("fp32", "no"),
         gradient_accumulation_steps=cfg.gradient_accumulation_steps,
         log_with=cfg.trackers or None,
