@@ -306,3 +306,10 @@ def test_a_row_that_is_not_finite_is_refused_by_name():
     )
     with pytest.raises(ValueError, match="1 rows that are not finite"):
         hits_among(rows, np.array([[1.0, 0.0]]), 1)
+
+
+@pytest.mark.parametrize("one_per_key", [False, True])
+def test_no_queries_have_no_answers(one_per_key):
+    rows = EmbeddingRows(np.arange(3), np.eye(3, dtype=np.float32), ["a", "b", "b"], np.zeros(3), np.ones(3))
+    for top in (1, 2, 10):
+        assert hits_among(rows, np.empty((0, 3)), top, one_per_key=one_per_key) == []

@@ -280,7 +280,7 @@ def hits_among(
 ) -> list[list[Hit]]:
     """The `top` closest of these rows for each query (M, D); see EmbeddingIndex.search."""
     allowed = np.flatnonzero([key not in exclude for key in rows.keys])
-    if not len(allowed):
+    if not len(allowed) or not len(queries):
         return [[] for _ in queries]
     if len(allowed) > top:
         keys = [rows.keys[row] for row in allowed] if one_per_key else None
