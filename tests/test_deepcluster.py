@@ -181,6 +181,11 @@ def test_outputs_that_are_not_finite_end_a_pass_over_the_samples_with_advice():
         context.collect("first", 3)
 
 
+def test_an_output_may_be_one_number_of_each_sample():
+    context = EpochContext(0, lambda names: [(torch.tensor([1, 0]), {"length": torch.tensor([1.0, 2.0])})])
+    assert context.collect("length", 2).tolist() == [2.0, 1.0]
+
+
 def test_classifiers_that_start_anew_have_no_gradient_of_the_old_labels():
     """With accumulated micro-batches a step may reach over the end of an epoch."""
     loss = make(("video", "audio"), num_clusters=20)

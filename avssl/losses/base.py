@@ -79,7 +79,7 @@ class EpochContext:
         result[index] = rows
         if len(torch.unique(index)) != num_samples:
             raise RuntimeError(f"a pass over the data set gave {len(torch.unique(index))} of {num_samples} samples")
-        if broken := int((~result.flatten(1).isfinite()).any(dim=1).sum()):
+        if broken := int((~result.reshape(num_samples, -1).isfinite()).any(dim=1).sum()):
             raise FloatingPointError(
                 f"before epoch {self.epoch} the network's outputs of {broken} of {num_samples} samples are not finite: "
                 "the training has diverged; go on from an earlier checkpoint with a lower optim.lr, or set "
