@@ -153,7 +153,7 @@ def test_files_without_a_label_and_rows_without_a_file_are_counted_and_said(tmp_
         return [line.strip() for line in describe(summary, out, None) if "--labels" in line]
 
     assert said("path,animal\nb.mp4,cat\nB.mp4,dog\n") == [
-        "2 files have no row in --labels, and so no label, e.g. 'a.mp4'",
+        "2 have no row in --labels, and so no label, e.g. 'a.mp4'",
         "1 rows of --labels name no file that was found, e.g. 'B.mp4'",
     ]
     assert said("path,animal\na.mp4,cat\nb.mp4,cat\nc.mp4,dog\n") == []
@@ -165,6 +165,7 @@ def test_files_without_a_label_and_rows_without_a_file_are_counted_and_said(tmp_
         (b"animal,path\ncat\n", "line 2: has no path"),
         (b"path,animal\na.mp4,caf\xe9\n", "line 2: the label 'caf.udce9' is not UTF-8"),
         (b"path,animal\na.mp4," + b"x" * 140_000 + b"\n", "line 2: field larger than field limit"),
+        (b"\0" * 140_000, "line 1: field larger than field limit"),
     ],
 )
 def test_a_row_of_labels_that_cannot_be_used_is_named(tmp_path, rows, says):

@@ -16,9 +16,9 @@ from data_prep.index.lists.row import ListedFile, check_text, opened_text
 
 @dataclass(frozen=True)
 class LabelGaps:
-    """What a csv of labels and the files have not in common: counts, and an example of each.
+    """What a csv of labels and the manifest have not in common: counts, and an example of each.
 
-    num_unlabeled: files without a row. num_unused: rows whose path is no file.
+    num_unlabeled: entries whose file has no row. num_unused: rows whose path is no file.
     """
 
     num_unlabeled: int = 0
@@ -88,8 +88,9 @@ def _stored(path: Path, labels: str, database: Path) -> sqlite3.Connection:
     store.execute("CREATE TABLE labels (path BLOB PRIMARY KEY, labels TEXT, is_used INTEGER) WITHOUT ROWID")
     with opened_text(path) as file:
         rows = csv.DictReader(file)
-        if "path" not in (rows.fieldnames or ()):
-            header = ",".join(rows.fieldnames or ())
+        names = _header(rows, path)
+        if "path" not in names:
+            header = ",".join(names)
             semicolons = "; its columns must be separated by commas" if ";" in header or "\t" in header else ""
             raise ValueError(f"{path}: its first line, {header[:200]!a}, has no column 'path'{semicolons}")
         store.executemany("INSERT OR REPLACE INTO labels VALUES (?, ?, 0)", _labeled(rows, path))
@@ -97,6 +98,13 @@ def _stored(path: Path, labels: str, database: Path) -> sqlite3.Connection:
     if store.execute("SELECT COUNT(*) FROM labels").fetchone() == (0,):
         raise ValueError(f"{path}: has no row below its header")
     return store
+
+
+def _header(rows: csv.DictReader[str], path: Path) -> list[str]:
+    try:
+        return list(rows.fieldnames or ())
+    except csv.Error as error:  # of a file of another kind
+        raise ValueError(f"{path}, line 1: {error}; it must be a csv with a column 'path'") from error
 
 
 def _labeled(rows: csv.DictReader[str], path: Path) -> Iterator[tuple[bytes, str]]:
