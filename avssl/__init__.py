@@ -47,7 +47,7 @@ def prepare(videos: str | os.PathLike[str], out: str | os.PathLike[str], **optio
 
     Args:
         videos: the folder, or a list that `avssl prep index` reads. out: the shard folder, a local one.
-        options: those of both commands by name: labels="labels.csv", clip_seconds=10, short_side_px=128, workers=4.
+        options: those of both commands by name: labels="labels.csv", clip_seconds=10, short_side_px=128, num_workers=4.
 
     Returns:
         shards and manifest (paths), num_listed, num_samples, num_skipped, skipped_by_reason; as text, the accounting.

@@ -83,8 +83,8 @@ def prepare(source: str | os.PathLike[str], out: str | os.PathLike[str], options
         parser.parse_args([*arguments, *_flags(options, known)])
         for arguments, known in zip(given, defaults, strict=True)
     )
-    if index_arguments.workers < 1:
-        raise ValueError(f"workers is {index_arguments.workers}; it must be at least 1")
+    if index_arguments.num_workers < 1:
+        raise ValueError(f"num_workers is {index_arguments.num_workers}; it must be at least 1")
     summary = index_command.make_manifest(index_arguments)
     index = commands.make_shards(write_arguments)
     lines = (

@@ -48,7 +48,7 @@ GPU: dict[str, list[str]] = {
     "cma_search": ["--device", "cuda", "--rows", "1784108", "--queries", "65536", "--all"],
     # ResNet-50 at 224 px; lightly must be installed beforehand where there is no network.
     "image_losses": ["--device", "cuda", "--encoder", "resnet50", "--size-px", "224", "--data", "made",
-                     "--batch-size", "256", "--workers", "12", "--steps", "40"],
+                     "--batch-size", "256", "--num-workers", "12", "--steps", "40"],
 }  # fmt: skip
 
 

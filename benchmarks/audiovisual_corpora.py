@@ -60,7 +60,7 @@ def prepare(name: str, folder: Path, agreement: float = 0.9, num_train: int = NU
         make = {"shapes": make_shapes, "garments": make_garments, "films": make_films}[name]
         folder.mkdir(parents=True, exist_ok=True)
         for split, manifest in make(folder, agreement, num_train).items():
-            write = ["write", str(manifest), "--out", str(shards[split]), "--workers", "1"]
+            write = ["write", str(manifest), "--out", str(shards[split]), "--num-workers", "1"]
             prep([*write, *SHARD_OPTIONS.split()], folder / f"write_{split}.log")
     return shards
 
@@ -73,7 +73,7 @@ def prep(arguments: Sequence[str], log: Path) -> None:
 def indexed(folder: Path, videos: Path, split: str) -> Path:
     """The manifest of the media of a split with the labels of its labels.csv."""
     manifest, source = folder / f"{split}.jsonl", videos / split
-    labels = ["--labels", str(source / "labels.csv"), "--workers", "1"]
+    labels = ["--labels", str(source / "labels.csv"), "--num-workers", "1"]
     prep(["index", str(source), "--out", str(manifest), *labels], folder / f"index_{split}.log")
     return manifest
 
@@ -81,7 +81,7 @@ def indexed(folder: Path, videos: Path, split: str) -> Path:
 def make_shapes(folder: Path, agreement: float, num_train: int) -> dict[str, Path]:
     """The demo's corpus: {split: manifest}."""
     videos = folder / "videos"
-    counts = ["--num-train", str(num_train), "--num-test", str(NUM_TEST), "--workers", "1"]
+    counts = ["--num-train", str(num_train), "--num-test", str(NUM_TEST), "--num-workers", "1"]
     options = [*counts, "--difficulty", "0.5", "--agreement", str(agreement)]
     prep(["demo-corpus", str(videos), *options], folder / "corpus.log")
     return {split: indexed(folder, videos, split) for split in ("train", "test")}
@@ -197,7 +197,7 @@ def make_films(folder: Path, agreement: float, num_train: int) -> dict[str, Path
         if not target.exists() and is_film(path):
             target.symlink_to(path)
     clips = folder / "clips.jsonl"
-    prep(["index", str(films), "--out", str(clips), "--clip-seconds", "1", "--workers", "1"], folder / "index.log")
+    prep(["index", str(films), "--out", str(clips), "--clip-seconds", "1", "--num-workers", "1"], folder / "index.log")
     rows = [json.loads(line) for line in clips.read_text().splitlines()]
     counts, seen = Counter(row["path"] for row in rows), Counter[str]()
     lines: dict[str, list[str]] = {"train": [], "test": []}

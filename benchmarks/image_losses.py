@@ -3,7 +3,7 @@ views.
 
     python benchmarks/image_losses.py [--losses simclr,byol,swav,barlow_twins] [--batch-size 32]
     python benchmarks/image_losses.py --device cuda --encoder resnet50 --size-px 224 --data made --batch-size 256 \
-        --workers 12 --steps 40          # no network, if lightly 1.6.0 is installed beforehand
+        --num-workers 12 --steps 40          # no network, if lightly 1.6.0 is installed beforehand
 
 Ours is recipes/pretrain.py on shards. The peer is lightly 1.6.0 in an environment of its own, in a loop like that of
 solo-learn: the same files, from memory, opened by PIL, torchvision's transforms in the workers of a DataLoader, SGD;
@@ -54,7 +54,7 @@ def changes_of(name: str, arguments: Any, shards: Path) -> list[str]:
     return [
         f"loss.name={name}", f"loss.augments=[{AUGMENTS},{AUGMENTS}]", *SETTINGS[name], f"data.shards={shards}",
         f"cpu={str(arguments.device == 'cpu').lower()}", "epochs=1000",
-        f"data.global_batch_size={arguments.batch_size}", f"data.num_workers={arguments.workers}",
+        f"data.global_batch_size={arguments.batch_size}", f"data.num_workers={arguments.num_workers}",
         f"views.image.size_px={arguments.size_px}", f"encoders.image={{name: {arguments.encoder}{small}}}",
         "optim.name=sgd", "optim.lr=0.03", "optim.weight_decay=1e-4",
     ]  # fmt: skip
@@ -160,7 +160,7 @@ def training(name: str, changes: list[str], arguments: Any, folder: Path, python
     limit = encoder_rate(arguments, precision)
     what = f"{name}, {arguments.encoder} {arguments.size_px} px, batch {arguments.batch_size}, both in {precision}"
     note = f"bare encoder {limit:.3g} images/s, so at most {limit / other:.3g}"
-    against = f"lightly, torchvision's views, {arguments.workers} worker(s) each"
+    against = f"lightly, torchvision's views, {arguments.num_workers} worker(s) each"
     goal = None if precision == "bf16" and arguments.device == "cpu" else 1.3
     return Claim(f"image training: {what}", rate, other, "images/s", against, median_ratio(rates, theirs), goal=goal,
                  note=note)  # fmt: skip
@@ -186,7 +186,7 @@ def main() -> None:
     parser.add_argument("--size-px", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--head-batch-size", type=int, default=256)
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--num-workers", type=int, default=1)
     parser.add_argument("--steps", type=int, default=3, help="of each of three parts, the first of which is warm-up")
     parser.add_argument("--repeats", type=int, default=10, help="of the rows without views")
     parser.add_argument("--rounds", type=int, default=1, help="of whole training")

@@ -33,7 +33,7 @@ def write_shards(source: Path, shards: Path, *index_options: str) -> None:
     manifest = str(shards.with_suffix(".jsonl"))
     for arguments in (
         ["index", str(source), "--out", manifest, *index_options],
-        ["write", manifest, "--out", str(shards), "--workers", "1"],
+        ["write", manifest, "--out", str(shards), "--num-workers", "1"],
     ):
         subprocess.run([sys.executable, "-m", "data_prep", *arguments], cwd=ROOT, check=True)
 

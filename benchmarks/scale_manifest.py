@@ -64,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000_000)
     parser.add_argument("--out", type=Path, default=Path(".cache/scale_manifest"))
-    parser.add_argument("--workers", type=int, default=default_num_workers())
+    parser.add_argument("--num-workers", type=int, default=default_num_workers())
     arguments = parser.parse_args()
     folder, count = arguments.out.resolve(), arguments.rows
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def main() -> None:
     with measured("nothing yet", table, count):
         pass
     with measured("scan", table, count):
-        rows = scan(manifest, folder / "work", arguments.workers)
+        rows = scan(manifest, folder / "work", arguments.num_workers)
     num_parts = -(-count // ROWS_PER_PART)
     with measured("shuffle of all rows", table, count):
         total = sum(
@@ -97,7 +97,7 @@ def main() -> None:
         (folder / "index.json").write_bytes(index.to_json())
         ShardIndex.load(folder)
     size = manifest.stat().st_size / 1e9
-    print(f"\n{machine()}; {count} rows, {size:.1f} GB of manifest, {arguments.workers} workers\n")
+    print(f"\n{machine()}; {count} rows, {size:.1f} GB of manifest, {arguments.num_workers} workers\n")
     print(learning.markdown(table))
     shutil.rmtree(folder)
 

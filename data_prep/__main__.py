@@ -63,7 +63,7 @@ def build_parser(
     verify.add_argument("--decode", action="store_true", help="decode all media, not only the beginning of each")
     for command in (write, verify):
         command.add_argument(
-            "--workers", type=int, default=default_num_workers(), help="processes (default: all cores)"
+            "--num-workers", type=int, default=default_num_workers(), help="processes (default: all cores)"
         )
     for name, (module, text) in MODULES.items():
         command = commands.add_parser(name, help=text)
@@ -130,7 +130,7 @@ def make_shards(arguments: argparse.Namespace) -> ShardIndex | None:
         arguments.manifest,
         arguments.out,
         write_options(arguments),
-        arguments.workers,
+        arguments.num_workers,
         limits=limits_of(arguments),
         share=None if arguments.part is None else Share.parse(arguments.part),
         executor=arguments.executor,
@@ -184,7 +184,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
     """Run `verify`; its exit code."""
     from data_prep.inspect.verify import verify_folder
 
-    report = verify_folder(arguments.shards, arguments.decode, arguments.workers)
+    report = verify_folder(arguments.shards, arguments.decode, arguments.num_workers)
     for problem in report.problems:
         say(f"{problem.file}: {problem.message}")
         emit("problem", file=problem.file, message=problem.message)
@@ -212,8 +212,8 @@ def main(argv: Sequence[str] | None = None, program: str = "python -m data_prep"
     named = next((word for word in words if word in (*MODULES, "write", "verify")), "")
     words = begin_command(f"prep {named}".rstrip(), words)
     arguments = build_parser(program, named=MODULES.keys() & set(words)).parse_args(words)
-    if getattr(arguments, "workers", 1) < 1:
-        return _failed(f"--workers is {arguments.workers}; it must be at least 1", EXIT_USAGE)
+    if getattr(arguments, "num_workers", 1) < 1:
+        return _failed(f"--num-workers is {arguments.num_workers}; it must be at least 1", EXIT_USAGE)
     storage.allow_redirects(arguments.redirect_host)
     try:
         if arguments.command in MODULES:

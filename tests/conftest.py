@@ -139,7 +139,7 @@ def corpus(tmp_path_factory):
     from data_prep.demo.corpus import make_demo_corpus
 
     sizes = {"num_train": 18, "num_test": 6, "size_px": 32, "duration_seconds": 1.5}
-    build = partial(make_demo_corpus, **sizes, seed=3, workers=1, progress=False)
+    build = partial(make_demo_corpus, **sizes, seed=3, num_workers=1, progress=False)
     return built_once(tmp_path_factory, "corpus", build)
 
 

@@ -72,9 +72,9 @@ def mixed(tmp_path_factory):
 def test_bad_files_are_skipped_by_reason_and_the_numbers_add_up(mixed, tmp_path, capsys):
     folder, reasons = mixed
     corpus, out = tmp_path / "corpus.jsonl", tmp_path / "shards"
-    assert main(["index", str(folder), "--out", str(corpus), "--workers", "2"]) == 0
+    assert main(["index", str(folder), "--out", str(corpus), "--num-workers", "2"]) == 0
     assert "ignored, no media by their extension: 1 .txt, 1 hidden" in capsys.readouterr().out
-    assert main(["write", str(corpus), "--out", str(out), "--workers", "2", "--samples-per-shard", "5"]) == 0
+    assert main(["write", str(corpus), "--out", str(out), "--num-workers", "2", "--samples-per-shard", "5"]) == 0
     printed = capsys.readouterr().out
     found = skips(out)
     assert {key: record["reason"] for key, record in found.items()} == reasons
@@ -86,7 +86,7 @@ def test_bad_files_are_skipped_by_reason_and_the_numbers_add_up(mixed, tmp_path,
     assert shards.index.num_listed == len(list(Walk(folder, MEDIA_SUFFIXES))) == 3 + len(reasons)
     assert f"{len(reasons) + 3} listed" in printed
     assert "5 skipped: truncated" in printed
-    assert main(["verify", str(out), "--decode", "--workers", "1"]) == 0
+    assert main(["verify", str(out), "--decode", "--num-workers", "1"]) == 0
 
 
 @pytest.mark.slow
@@ -115,7 +115,7 @@ def test_nothing_written_is_exit_code_1_and_short_files_have_a_reason(prepared, 
         str(tmp_path / "shards"),
         "--min-duration-seconds",
         "9",
-        "--workers",
+        "--num-workers",
         "1",
     ]
     assert main(command) == 1

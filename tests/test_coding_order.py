@@ -172,6 +172,6 @@ def test_shards_hold_every_frame_once_and_in_order(films, tmp_path, name):
     shutil.copy(films[name], tmp_path / "files")
     main(["index", str(tmp_path / "files"), "--out", str(tmp_path / "list.jsonl")])
     main(["write", str(tmp_path / "list.jsonl"), "--out", str(tmp_path / "shards"), "--fps", str(FPS),
-          "--on-missing-audio", "keep", "--workers", "1"])  # fmt: skip
+          "--on-missing-audio", "keep", "--num-workers", "1"])  # fmt: skip
     found = numbered.numbers(ShardSet(tmp_path / "shards").read(0).video)
     assert [number for _, number in found] == list(range(NUM_FRAMES))

@@ -35,7 +35,7 @@ def corpus(tmp_path_factory):
     (folder / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     build_manifest(folder / "list.jsonl", folder / "corpus.jsonl", IndexOptions(media=folder / "media"))
     whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])  # cut since
-    command = ["write", str(folder / "corpus.jsonl"), "--out", str(folder / "shards"), "--workers", "1",
+    command = ["write", str(folder / "corpus.jsonl"), "--out", str(folder / "shards"), "--num-workers", "1",
                "--short-side-px", "48", "--samples-per-shard", "2"]  # fmt: skip
     assert main(command) == 0
     return folder
@@ -117,7 +117,7 @@ def test_files_that_were_not_opened_are_found_but_not_called_decodable(corpus, t
 def test_what_an_option_of_write_left_out_was_opened_and_is_decodable_without_facts_of_the_manifest(corpus, tmp_path):
     manifest = tmp_path / "c.jsonl"
     build_manifest(corpus / "list.jsonl", manifest, IndexOptions(media=corpus / "media", probe=False))
-    command = ["write", str(manifest), "--out", str(tmp_path / "shards"), "--workers", "1", "--short-side-px", "48"]
+    command = ["write", str(manifest), "--out", str(tmp_path / "shards"), "--num-workers", "1", "--short-side-px", "48"]
     assert main(command) == 0
     coverage = measure(str(manifest), str(tmp_path / "shards"))
     assert coverage.total.reasons == {"no_audio": 1, "no_video": 1, "not_media": 1, "truncated": 1, "missing_file": 1}

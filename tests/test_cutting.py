@@ -75,7 +75,7 @@ def test_scenes_are_cut_where_frames_change(tmp_path):
     make_clip(tmp_path / "media" / "still.mp4", video=square_frames(20))
     make_clip(tmp_path / "media" / "audio.m4a", video=None)
     (tmp_path / "media" / "bad.mp4").write_bytes(b"no media")
-    command = ["index", str(tmp_path / "media"), "--out", str(tmp_path / "c.jsonl"), "--scenes", "--workers", "1"]
+    command = ["index", str(tmp_path / "media"), "--out", str(tmp_path / "c.jsonl"), "--scenes", "--num-workers", "1"]
     assert main(command) == 0
     entries = {entry.key: entry for entry in stream_manifest(tmp_path / "c.jsonl")}
     spans = [entry.segment for key, entry in entries.items() if key.startswith("a_mp4")]

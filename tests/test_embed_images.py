@@ -57,8 +57,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for number in range(count):
                 suffix = "jpg" if number % 3 == 2 else "png"
                 save_image(root / split / color / f"{number}.{suffix}", color, first + number)
-        assert data_prep(["index", f"{root / split}", "--out", f"{root / split}.jsonl", "--workers", "1"]) == 0
-        shards = ["--out", f"{root / split}-shards", "--samples-per-shard", "5", "--workers", "1"]
+        assert data_prep(["index", f"{root / split}", "--out", f"{root / split}.jsonl", "--num-workers", "1"]) == 0
+        shards = ["--out", f"{root / split}-shards", "--samples-per-shard", "5", "--num-workers", "1"]
         assert data_prep(["write", f"{root / split}.jsonl", *shards]) == 0
     good = save_image(root / "mixed" / "below" / "good.png", "red", 7)
     (root / "mixed" / "broken.png").write_bytes(good.read_bytes()[:400])

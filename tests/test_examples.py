@@ -114,7 +114,7 @@ def test_own_lists_are_indexed_and_bad_rows_are_reported(corpus, tmp_path, capsy
         "--out",
         str(tmp_path / "out.jsonl"),
     ]
-    arguments += ["--workers", "1", "--plugin", str(EXAMPLES / "own_list.py"), "--format"]
+    arguments += ["--num-workers", "1", "--plugin", str(EXAMPLES / "own_list.py"), "--format"]
     assert command([*arguments, "archives"]) == 2
     assert "Did you mean 'archive'?" in capsys.readouterr().err
     assert command([*arguments, "archive"]) == 2

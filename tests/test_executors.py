@@ -103,7 +103,7 @@ def scheduler(tmp_path, monkeypatch):
 
 
 def submit(manifest, out):
-    options = ["--short-side-px", "48", "--samples-per-shard", "3", "--workers", "1", "--slurm-tasks", "3"]
+    options = ["--short-side-px", "48", "--samples-per-shard", "3", "--num-workers", "1", "--slurm-tasks", "3"]
     return run_python("-m", "data_prep", "write", manifest, "--out", out, "--executor", "slurm", *options)
 
 

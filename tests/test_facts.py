@@ -197,7 +197,7 @@ def test_wrong_use_is_one_line_that_says_what_to_do(manifest, table, shards, tmp
 
 
 def test_the_command_says_in_json_how_many_cannot_be_read(manifest, tmp_path, capsys):
-    assert main(["facts", "--json", str(manifest), "--out", str(tmp_path / "facts.parquet"), "--workers", "2"]) == 0
+    assert main(["facts", "--json", str(manifest), "--out", str(tmp_path / "facts.parquet"), "--num-workers", "2"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (result["event"], result["command"]) == ("result", "prep facts")
     assert (result["num_samples"], result["unreadable_by_reason"]) == (6, {"missing_file": 1, "not_media": 1})
@@ -268,7 +268,7 @@ def test_slurm_jobs_run_the_command_with_a_share_each_and_the_last_one_adds_the_
         "slurm",
         "--slurm-tasks",
         "2",
-        "--workers",
+        "--num-workers",
         "3",
         "--file-seconds",
         "9",
@@ -276,7 +276,7 @@ def test_slurm_jobs_run_the_command_with_a_share_each_and_the_last_one_adds_the_
     assert main(["facts", "corpus.jsonl", "--out", "facts.parquet", *options]) == 0
     assert "submitted" in capsys.readouterr().out
     share, last = ([word.removeprefix(f"{Path.cwd()}/") for word in words[3:]] for words in made["commands"])
-    common = ["facts", "corpus.jsonl", "--out", "facts.parquet", "--workers", "3", "--file-seconds", "9"]
+    common = ["facts", "corpus.jsonl", "--out", "facts.parquet", "--num-workers", "3", "--file-seconds", "9"]
     common += ["--file-memory-mib", "4096"]
     assert share == [*common, "--part", "0/2"]
     assert last == [*common, "--embeddings", "rows"]

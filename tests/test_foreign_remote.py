@@ -13,7 +13,7 @@ from tests.foreign import hugging_face_table, rows_of, write_arrow_stream, write
 from tests.hub import hub_server
 from tests.stores import s3_server, web_server
 
-WRITE = ["--short-side-px", "48", "--workers", "1"]
+WRITE = ["--short-side-px", "48", "--num-workers", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def local(tmp_path_factory):
     write_parquet(folder / "parquet" / "data" / "train-0.parquet", hugging_face_table(rows))
     write_arrow_stream(folder / "arrow" / "data.arrow", hugging_face_table(rows))
     for kind in ("tar", "parquet", "arrow"):
-        assert main(["index", str(folder / kind), "--out", str(folder / f"{kind}.jsonl"), "--workers", "1"]) == 0
+        assert main(["index", str(folder / kind), "--out", str(folder / f"{kind}.jsonl"), "--num-workers", "1"]) == 0
         assert main(["write", str(folder / f"{kind}.jsonl"), "--out", str(folder / f"{kind}.shards"), *WRITE]) == 0
     return folder
 
@@ -54,7 +54,7 @@ def same_but_for_paths(far, near):
 def test_members_of_a_tar_on_a_web_server_are_fetched_by_range_and_nothing_else(local, tmp_path):
     with web_server() as web:
         web.files["x.tar"] = (local / "tar" / "x.tar").read_bytes()
-        assert main(["index", f"{web.url}/x.tar", "--out", str(tmp_path / "c.jsonl"), "--workers", "1"]) == 0
+        assert main(["index", f"{web.url}/x.tar", "--out", str(tmp_path / "c.jsonl"), "--num-workers", "1"]) == 0
         far, near = same_but_for_paths(tmp_path / "c.jsonl", local / "tar.jsonl")
         assert far == near
         listing = len(web.gets("x.tar"))
@@ -71,7 +71,7 @@ def test_a_folder_in_s3_gives_the_rows_and_shards_of_the_folder_on_the_disk(loca
     with s3_server():
         for name, _ in storage.files_below(local / kind):
             storage.upload(local / kind / name, f"s3://bucket/{kind}/{name}")
-        assert main(["index", f"s3://bucket/{kind}", "--out", str(tmp_path / "c.jsonl"), "--workers", "1"]) == 0
+        assert main(["index", f"s3://bucket/{kind}", "--out", str(tmp_path / "c.jsonl"), "--num-workers", "1"]) == 0
         far, near = same_but_for_paths(tmp_path / "c.jsonl", local / f"{kind}.jsonl")
         assert far == near
         assert main(["write", str(tmp_path / "c.jsonl"), "--out", str(tmp_path / "shards"), *WRITE]) == 0
@@ -90,7 +90,7 @@ def test_a_data_set_of_the_hub_is_read_by_its_name(local, tmp_path, kind):
     with hub_server("org/name", files) as (url, asked):
         options = {"HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0"}
         source, manifest = "hf://datasets/org/name", tmp_path / "c.jsonl"
-        run_python("-m", "data_prep", "index", source, "--out", manifest, "--workers", "1", **options)
+        run_python("-m", "data_prep", "index", source, "--out", manifest, "--num-workers", "1", **options)
         far, near = same_but_for_paths(manifest, local / f"{kind}.jsonl")
         assert far == near
         run_python("-m", "data_prep", "write", manifest, "--out", tmp_path / "shards", *WRITE, **options)

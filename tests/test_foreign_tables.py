@@ -22,7 +22,7 @@ from data_prep.transcode.encode import write_media
 from tests.clips import make_clip, skips, square_frames, tone
 from tests.foreign import FEATURES, hugging_face_table, rows_of, write_arrow_stream, write_parquet
 
-WRITE = ["--short-side-px", "48", "--workers", "1", "--on-missing-video", "keep"]
+WRITE = ["--short-side-px", "48", "--num-workers", "1", "--on-missing-video", "keep"]
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_rows_of_a_table_are_samples_with_the_bytes_labels_and_captions_of_its_f
         write_parquet(tmp_path / "t.parquet", table)
     else:
         write_arrow_stream(tmp_path / "t.arrow", table)
-    assert index(tmp_path / f"t.{kind}", "--out", tmp_path / "c.jsonl", "--workers", 1) == 0
+    assert index(tmp_path / f"t.{kind}", "--out", tmp_path / "c.jsonl", "--num-workers", 1) == 0
     found = rows_of(tmp_path / "c.jsonl")
     assert list(found) == ["a/both_mp4", "seen_mp4", "heard_flac", "t/000003"]
     both, apart, sound, empty = found.values()
@@ -99,7 +99,7 @@ def test_tables_and_loose_files_give_shards_of_the_same_media(tmp_path, files, r
     stored = {}
     for source in ("t.parquet", "t.arrow", "loose"):
         manifest, shards = tmp_path / f"{source}.jsonl", tmp_path / f"{source}.shards"
-        assert index(tmp_path / source, "--out", manifest, "--workers", 1) == 0
+        assert index(tmp_path / source, "--out", manifest, "--num-workers", 1) == 0
         assert main(["write", str(manifest), "--out", str(shards), *WRITE]) == 0
         reader = ShardSet(shards)
         samples = {(sample := reader.read(number)).info.key: sample for number in range(len(reader))}
@@ -119,12 +119,12 @@ def test_each_picture_of_a_list_is_a_sample(tmp_path, files, kind):
     pictures = [{"bytes": files[f"{number}.png"], "path": None} for number in range(3)]
     table = hugging_face_table([{"frames": pictures[:2]}, {"frames": []}, {"frames": None}, {"frames": pictures[2:]}])
     (write_parquet if kind == "parquet" else write_arrow_stream)(tmp_path / f"t.{kind}", table)
-    assert index(tmp_path / f"t.{kind}", "--out", tmp_path / "c.jsonl", "--workers", 1) == 0
+    assert index(tmp_path / f"t.{kind}", "--out", tmp_path / "c.jsonl", "--num-workers", 1) == 0
     found = rows_of(tmp_path / "c.jsonl")
     assert list(found) == ["t/000000/0", "t/000000/1", "t/000003/0"]
     assert [bytes_of(row, tmp_path)[0] for row in found.values()] == [picture["bytes"] for picture in pictures]
     assert all(row["image"]["format"] == "PNG" for row in found.values())
-    assert main(["write", str(tmp_path / "c.jsonl"), "--out", str(tmp_path / "s"), "--workers", "1"]) == 0
+    assert main(["write", str(tmp_path / "c.jsonl"), "--out", str(tmp_path / "s"), "--num-workers", "1"]) == 0
     assert ShardSet(tmp_path / "s").num_samples == 3
 
 
@@ -142,7 +142,7 @@ def test_media_that_lie_beside_a_table_are_named_by_its_paths(tmp_path, files):
     (tmp_path / "w.csv").write_text("file_name,label\nmedia/both.mp4,x\n")
     found = {}
     for name in ("t.parquet", "u.parquet", "v.csv", "w.csv"):
-        assert index(tmp_path / name, "--out", tmp_path / "c.jsonl", "--workers", 1) == 0
+        assert index(tmp_path / name, "--out", tmp_path / "c.jsonl", "--num-workers", 1) == 0
         (found[name],) = rows_of(tmp_path / "c.jsonl").values()
         assert "within" not in found[name]
     assert [found[name]["path"] for name in found] == [
@@ -207,7 +207,7 @@ def test_columns_labels_and_the_caption_may_be_named(tmp_path, files):
     })  # fmt: skip
     path = write_parquet(tmp_path / "t.parquet", table)
     options = ["--columns", "right", "--label-fields", "genre,year", "--caption-field", "says"]
-    assert index(path, "--out", tmp_path / "c.jsonl", "--workers", 1, *options) == 0
+    assert index(path, "--out", tmp_path / "c.jsonl", "--num-workers", 1, *options) == 0
     (row,) = rows_of(tmp_path / "c.jsonl").values()
     assert bytes_of(row, tmp_path)[0] == files["seen.mp4"]
     assert (row["labels"], row["caption"]) == ({"genre": ["jazz"], "year": ["1999"]}, "hello")
@@ -221,7 +221,7 @@ def test_a_cut_table_a_cut_video_and_a_changed_table_each_have_their_reason(tmp_
     cut = files["both.mp4"][: len(files["both.mp4"]) // 2]
     table = hugging_face_table([*rows[:2], {"video": {"bytes": cut, "path": "cut.mp4"}}])
     parquet = write_parquet(tmp_path / "t.parquet", table)
-    assert index(parquet, "--out", tmp_path / "c.jsonl", "--workers", 1) == 0
+    assert index(parquet, "--out", tmp_path / "c.jsonl", "--num-workers", 1) == 0
     errors = {key: row["error"] for key, row in rows_of(tmp_path / "c.jsonl").items()}
     assert {key: error and error["reason"] for key, error in errors.items()} == {
         "a/both_mp4": None, "seen_mp4": None, "cut_mp4": "truncated",
@@ -243,7 +243,7 @@ def test_an_arrow_stream_that_is_cut_lists_the_rows_before(tmp_path, files):
     path = write_arrow_stream(tmp_path / "t.arrow", hugging_face_table([row] * 4))
     content = path.read_bytes()
     path.write_bytes(content[: len(content) - len(files["heard.flac"])])
-    assert index(path, "--out", tmp_path / "c.jsonl", "--workers", 1) == 0
+    assert index(path, "--out", tmp_path / "c.jsonl", "--num-workers", 1) == 0
     found = rows_of(tmp_path / "c.jsonl")
     assert list(found) == ["t/000000", "t/000001", "t/end"]
     assert found["t/end"]["error"]["reason"] == "truncated"
@@ -326,7 +326,7 @@ def test_what_datasets_writes_is_read_as_datasets_reads_it(tmp_path, files, rows
         "disk": [datasets.load_from_disk(tmp_path / "disk")[split] for split in ("train", "test")],
     }  # fmt: skip
     for source, sets in by_library.items():
-        assert index(tmp_path / source, "--out", tmp_path / "c.jsonl", "--workers", 1) == 0
+        assert index(tmp_path / source, "--out", tmp_path / "c.jsonl", "--num-workers", 1) == 0
         found = list(map(json.loads, (tmp_path / "c.jsonl").read_text().splitlines()))
         expected = [row for data in sets for row in data]
         assert len(found) == len(expected)

@@ -24,7 +24,7 @@ from data_prep.transcode.encode import write_media
 from tests.clips import make_clip, skips, square_frames, tone
 from tests.foreign import as_read_by_webdataset, rows_of, write_members, write_tar
 
-WRITE = ["--short-side-px", "48", "--workers", "1"]
+WRITE = ["--short-side-px", "48", "--num-workers", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def archives(files, tmp_path_factory):
 @pytest.fixture(scope="module")
 def written(archives):
     """The manifest of the tars and its shards."""
-    assert index(archives / "tars", "--out", archives / "corpus.jsonl", "--workers", 1) == 0
+    assert index(archives / "tars", "--out", archives / "corpus.jsonl", "--num-workers", 1) == 0
     options = ["--on-missing-video", "keep", *WRITE]
     assert main(["write", str(archives / "corpus.jsonl"), "--out", str(archives / "shards"), *options]) == 0
     return archives
@@ -141,7 +141,7 @@ def test_rows_address_members_and_say_labels_and_captions(written, files):
 
 
 def test_shards_of_a_tar_hold_the_bytes_of_shards_of_its_loose_files(written, files, tmp_path):
-    assert index(written / "loose", "--out", tmp_path / "loose.jsonl", "--workers", 1) == 0
+    assert index(written / "loose", "--out", tmp_path / "loose.jsonl", "--num-workers", 1) == 0
     options = ["--on-missing-video", "keep", *WRITE]
     assert main(["write", str(tmp_path / "loose.jsonl"), "--out", str(tmp_path / "shards"), *options]) == 0
     shards, loose = ShardSet(written / "shards"), ShardSet(tmp_path / "shards")
@@ -171,10 +171,10 @@ def test_a_sample_without_a_caption_is_stored_as_before(written):
 def test_two_runs_and_any_way_to_name_the_tars_give_the_same_rows(written, tmp_path):
     tars = written / "tars"
     for source in (f"{tars}/x-{{000..001}}.tar", tars, f"file://{tars}/x-{{000,001}}.tar"):
-        assert index(source, "--out", written / "again.jsonl", "--workers", 2) == 0
+        assert index(source, "--out", written / "again.jsonl", "--num-workers", 2) == 0
         assert (written / "again.jsonl").read_bytes() == (written / "corpus.jsonl").read_bytes()
     (written / "again.jsonl").unlink()
-    assert index(tars / "x-001.tar", "--out", tmp_path / "one.jsonl", "--workers", 1) == 0
+    assert index(tars / "x-001.tar", "--out", tmp_path / "one.jsonl", "--num-workers", 1) == 0
     assert list(rows_of(tmp_path / "one.jsonl")) == ["0002", "0003"]
 
 
@@ -193,7 +193,7 @@ def test_split_and_coverage_understand_rows_within_archives(written, tmp_path, c
 
 @pytest.mark.slow
 def test_embeddings_of_a_tar_are_those_of_its_loose_files_and_have_its_captions(written, files, tiny_run, tmp_path):
-    assert index(written / "loose", "--out", tmp_path / "loose.jsonl", "--workers", 1) == 0
+    assert index(written / "loose", "--out", tmp_path / "loose.jsonl", "--num-workers", 1) == 0
     embedder = avssl.load_embedder(str(tiny_run))
     options = {"window_seconds": 0.5, "stride_seconds": 0.5}
     tables = {}
@@ -229,7 +229,7 @@ def test_a_cut_archive_lists_what_it_holds_and_says_where_it_ends(tmp_path, file
     content = whole.read_bytes()
     end = samples(whole)[1].members["mp4"]
     whole.write_bytes(content[: end.offset + end.num_bytes - 1000])
-    assert index(whole, "--out", tmp_path / "c.jsonl", "--workers", 1) == 0
+    assert index(whole, "--out", tmp_path / "c.jsonl", "--num-workers", 1) == 0
     rows = rows_of(tmp_path / "c.jsonl")
     assert {key: row["error"] and row["error"]["reason"] for key, row in rows.items()} == {
         "a": None, "b": "truncated", "x/end": "truncated",
@@ -268,7 +268,7 @@ def test_samples_that_cannot_be_used_say_why(tmp_path, files):
         ("utf.txt", b"\xff"), ("label.mp4", clip), ("label.json", b'{"label": {"a": 1}}'), ("good.mp4", clip),
     ]  # fmt: skip
     path = write_members(tmp_path / "x.tar", members)
-    assert index(path, "--out", tmp_path / "c.jsonl", "--workers", 1) == 0
+    assert index(path, "--out", tmp_path / "c.jsonl", "--num-workers", 1) == 0
     errors = {key: row["error"] for key, row in rows_of(tmp_path / "c.jsonl").items()}
     assert {key: error and error["reason"] for key, error in errors.items()} == {
         "text": "missing_file", "two": "bad_sample", "same": "bad_sample", "json": "bad_sample", "junk": "not_media",
@@ -277,14 +277,14 @@ def test_samples_that_cannot_be_used_say_why(tmp_path, files):
     assert "has no member that is video or audio; it has .txt" in errors["text"]["message"]
     assert ".a.mp4, .b.mp4; choose by --columns" in errors["two"]["message"]
     assert "x.tar: junk.mp4: no known media format" in errors["junk"]["message"]
-    assert index(path, "--out", tmp_path / "d.jsonl", "--workers", 1, "--columns", "a.mp4") == 0
+    assert index(path, "--out", tmp_path / "d.jsonl", "--num-workers", 1, "--columns", "a.mp4") == 0
     assert rows_of(tmp_path / "d.jsonl")["two"]["error"] is None
 
 
 @pytest.mark.slow
 def test_an_archive_that_changed_or_went_is_told_by_each_of_its_samples(tmp_path, files):
     path = write_tar(tmp_path / "x.tar", [{"__key__": key, "mp4": files["both.mp4"]} for key in "ab"])
-    assert index(path, "--out", tmp_path / "c.jsonl", "--workers", 1) == 0
+    assert index(path, "--out", tmp_path / "c.jsonl", "--num-workers", 1) == 0
     write_tar(path, [{"__key__": key, "mp4": files["other.mp4"]} for key in "ab"])
     assert main(["write", str(tmp_path / "c.jsonl"), "--out", str(tmp_path / "changed"), *WRITE]) == 1
     assert {skip["reason"] for skip in skips(tmp_path / "changed").values()} == {"changed_file"}

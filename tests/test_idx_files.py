@@ -41,7 +41,7 @@ def test_idx_images_and_classes_come_back_bit_by_bit(tmp_path, suffix, capsys):
     write_idx(tmp_path / f"train-labels-idx1-ubyte{suffix}", classes)
     assert main(["index", str(path), "--out", str(tmp_path / "corpus.jsonl")]) == 0
     assert "12 images" in capsys.readouterr().out
-    assert main(["write", str(tmp_path / "corpus.jsonl"), "--out", str(tmp_path / "shards"), "--workers", "1"]) == 0
+    assert main(["write", str(tmp_path / "corpus.jsonl"), "--out", str(tmp_path / "shards"), "--num-workers", "1"]) == 0
     samples = samples_of(tmp_path / "shards")
     assert sorted(samples) == [f"train-images/{number:06d}" for number in range(12)]
     for number in range(12):
@@ -103,7 +103,7 @@ def test_a_folder_of_splits_asks_for_one_of_them(tmp_path, capsys):
     for split in ("train", "t10k"):
         write_idx(tmp_path / f"{split}-images-idx3-ubyte", images)
         write_idx(tmp_path / f"{split}-labels-idx1-ubyte", classes)
-    assert main(["index", str(tmp_path), "--out", str(tmp_path / "c.jsonl"), "--workers", "1"]) == 2
+    assert main(["index", str(tmp_path), "--out", str(tmp_path / "c.jsonl"), "--num-workers", "1"]) == 2
     assert "give that file: t10k-images-idx3-ubyte, train-images-idx3-ubyte" in capsys.readouterr().err
     (tmp_path / "clip.mp4").write_bytes(b"")
     assert main(["index", str(tmp_path / "clip.mp4"), "--out", str(tmp_path / "c.jsonl")]) == 2
@@ -147,7 +147,7 @@ def test_a_killed_run_continues_to_the_same_bytes(tmp_path):
     corpus, out, whole = tmp_path / "corpus.jsonl", tmp_path / "out", tmp_path / "whole"
     build_idx_manifest(tmp_path / "train-images-idx3-ubyte.gz", corpus)
     options = WriteOptions(samples_per_shard=15)
-    command = [sys.executable, "-m", "data_prep", "write", str(corpus), "--out", str(out), "--workers", "1",
+    command = [sys.executable, "-m", "data_prep", "write", str(corpus), "--out", str(out), "--num-workers", "1",
                "--samples-per-shard", "15"]  # fmt: skip
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60

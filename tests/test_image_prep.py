@@ -86,10 +86,10 @@ def upright(path):
 @pytest.mark.slow
 def test_a_folder_per_class_goes_all_the_way(images, tmp_path, capsys):
     corpus, out = tmp_path / "corpus.jsonl", tmp_path / "shards"
-    assert main(["index", str(images), "--out", str(corpus), "--workers", "1"]) == 0
+    assert main(["index", str(images), "--out", str(corpus), "--num-workers", "1"]) == 0
     assert "15 images" in capsys.readouterr().out
-    assert main(["write", str(corpus), "--out", str(out), "--workers", "1", "--image-quality", "90"]) == 0
-    assert main(["verify", str(out), "--workers", "1"]) == 0
+    assert main(["write", str(corpus), "--out", str(out), "--num-workers", "1", "--image-quality", "90"]) == 0
+    assert main(["verify", str(out), "--num-workers", "1"]) == 0
     shards = ShardSet(out)
     assert shards.index.label_names == {"label": ["cat", "dog"]}
     assert [shards.read(index).info.index for index in range(15)] == list(range(15))
@@ -166,7 +166,7 @@ def test_thumbnails_beside_videos_become_samples_only_on_request(tmp_path, capsy
     folder, corpus = tmp_path / "mixed", tmp_path / "corpus.jsonl"
     make_clip(folder / "clip.mp4")
     (folder / "clip.jpg").write_bytes(saved(Image.fromarray(scene()), "JPEG"))
-    command = ["index", str(folder), "--out", str(corpus), "--workers", "1"]
+    command = ["index", str(folder), "--out", str(corpus), "--num-workers", "1"]
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert "1 files, 1 with video" in printed
@@ -215,10 +215,10 @@ def test_bad_images_are_skipped_by_reason_and_do_not_stop_the_rest(images, tmp_p
     }
     for name, (content, _) in bad.items():
         (folder / name).write_bytes(content)
-    assert main(["index", str(folder), "--out", str(corpus), "--workers", "1"]) == 0
+    assert main(["index", str(folder), "--out", str(corpus), "--num-workers", "1"]) == 0
     assert "24 images" in capsys.readouterr().out
     (folder / "gone.png").unlink()
-    assert main(["write", str(corpus), "--out", str(out), "--workers", "1"]) == 0
+    assert main(["write", str(corpus), "--out", str(out), "--num-workers", "1"]) == 0
     found = skips(out)
     assert {key: record["reason"] for key, record in found.items()} == {
         name.replace(".", "_"): reason for name, (_, reason) in bad.items()
@@ -233,8 +233,8 @@ def test_bad_images_are_skipped_by_reason_and_do_not_stop_the_rest(images, tmp_p
 def test_a_folder_of_broken_images_alone_writes_nothing(tmp_path, capsys):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(b"text")
-    assert main(["index", str(tmp_path / "images"), "--out", str(tmp_path / "c.jsonl"), "--workers", "1"]) == 0
-    assert main(["write", str(tmp_path / "c.jsonl"), "--out", str(tmp_path / "out"), "--workers", "1"]) == 1
+    assert main(["index", str(tmp_path / "images"), "--out", str(tmp_path / "c.jsonl"), "--num-workers", "1"]) == 0
+    assert main(["write", str(tmp_path / "c.jsonl"), "--out", str(tmp_path / "out"), "--num-workers", "1"]) == 1
     assert "1 skipped: not_media" in capsys.readouterr().out
 
 

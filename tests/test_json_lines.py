@@ -34,16 +34,16 @@ def avssl(*arguments, check=True):
 @pytest.mark.slow
 def test_files_become_shards_with_their_accounting(corpus, tmp_path):
     manifest, shards = tmp_path / "corpus.jsonl", tmp_path / "shards"
-    _, listed = avssl("prep", "index", corpus / "test", "--out", manifest, "--workers", 1)
+    _, listed = avssl("prep", "index", corpus / "test", "--out", manifest, "--num-workers", 1)
     assert (listed["num_listed"], listed["num_with_audio"]) == (6, 6)
-    before, written = avssl("prep", "write", manifest, "--out", shards, "--short-side-px", 32, "--workers", 1)
+    before, written = avssl("prep", "write", manifest, "--out", shards, "--short-side-px", 32, "--num-workers", 1)
     of_files = [line for line in before if line.get("task") == "write"]  # the last lines are of packing
     assert of_files[-1] | {"per_second": 0, "seconds_left": 0} == {
         "event": "progress", "command": "prep write", "task": "write", "unit": "file", "done": 6, "total": 6,
         "per_second": 0, "seconds_left": 0,
     }  # fmt: skip
     assert (written["num_listed"], written["num_samples"], written["num_skipped"]) == (6, 6, 0)
-    _, verified = avssl("prep", "verify", shards, "--workers", 1)
+    _, verified = avssl("prep", "verify", shards, "--num-workers", 1)
     assert (verified["ok"], verified["num_problems"], verified["num_samples"]) == (True, 0, 6)
 
 
@@ -52,14 +52,14 @@ def test_what_looks_at_shards_says_it_in_fields(shards, tmp_path):
     folder = shards["test"]
     _, coverage = avssl("prep", "coverage", folder.with_name("test.jsonl"), folder)
     assert coverage["total"]["written"] == 6
-    _, stats = avssl("prep", "stats", folder, "--workers", 1)
+    _, stats = avssl("prep", "stats", folder, "--num-workers", 1)
     assert stats["num_samples"] == 6
     before, listed = avssl("prep", "show", folder, "--list")
     assert [line["event"] for line in before] == ["sample"] * 6
     assert listed["num_samples"] == 6
     _, shown = avssl("prep", "show", folder, "0", "--out", tmp_path / "clip.mp4")
     assert shown["bytes"] == (tmp_path / "clip.mp4").stat().st_size
-    _, made = avssl("prep", "demo-corpus", tmp_path / "demo", "--num-train", 1, "--num-test", 0, "--workers", 1)
+    _, made = avssl("prep", "demo-corpus", tmp_path / "demo", "--num-train", 1, "--num-test", 0, "--num-workers", 1)
     assert made["num_train"] == 1
 
 

@@ -53,11 +53,11 @@ def test_index_and_stats_work_in_the_c_locale_with_names_of_other_scripts(tmp_pa
     make_sounds(tmp_path / "media", ["köln", "日本"])
     locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     manifest, shards = tmp_path / "ünï.jsonl", tmp_path / "scherben-ö"
-    run_python("-m", "data_prep", "index", tmp_path / "media", "--out", manifest, "--workers", "1", **locale)
-    keep = ("--on-missing-video", "keep", "--workers", "1")
+    run_python("-m", "data_prep", "index", tmp_path / "media", "--out", manifest, "--num-workers", "1", **locale)
+    keep = ("--on-missing-video", "keep", "--num-workers", "1")
     run_python("-m", "data_prep", "write", manifest, "--out", shards, *keep, **locale)
     page = tmp_path / "seite-é"
-    shown = run_python("-m", "data_prep", "stats", shards, "--no-decode", "--out", page, "--workers", "1", **locale)
+    shown = run_python("-m", "data_prep", "stats", shards, "--no-decode", "--out", page, "--num-workers", "1", **locale)
     assert "köln" in shown.stdout
     assert "日本" in (page / "stats.html").read_text(encoding="utf-8")
 

@@ -126,7 +126,7 @@ def stored_in(folder):
     """(facts, a frame in the middle) of a sample of shards made from folder / files."""
     main(["index", str(folder / "files"), "--out", str(folder / "list.jsonl")])
     main(["write", str(folder / "list.jsonl"), "--out", str(folder / "shards"), "--on-missing-audio", "keep",
-          "--workers", "1"])  # fmt: skip
+          "--num-workers", "1"])  # fmt: skip
     content = ShardSet(folder / "shards").read(0).video
     return probe(content).video, read_video(content, [1.5])[0].permute(1, 2, 0).numpy()
 

@@ -23,9 +23,9 @@ def test_the_way_from_videos_to_a_search_needs_no_system_call_of_linux(tmp_path)
     lacking = "import os, multiprocessing as m; print(hasattr(os, 'memfd_create'), m.get_start_method())"
     assert run_python("-c", lacking, PYTHONPATH=str(WITHOUT_LINUX)).stdout == "False spawn\n"
 
-    avssl("prep", "demo-corpus", "videos", "--num-train", "8", "--num-test", "2", "--workers", "2")
+    avssl("prep", "demo-corpus", "videos", "--num-train", "8", "--num-test", "2", "--num-workers", "2")
     avssl("prep", "index", "videos/train", "--out", "corpus.jsonl")
-    avssl("prep", "write", "corpus.jsonl", "--out", "shards", "--workers", "2")
+    avssl("prep", "write", "corpus.jsonl", "--out", "shards", "--num-workers", "2")
     small = ["data.global_batch_size=4", "loss.num_negatives=4", "data.num_workers=2", "steps=4", "log_every_steps=1"]
     avssl("pretrain", "demo_avid", "run=run", "data.shards=shards", *small, "data.cache_decoded=500_000_000")
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]

@@ -17,7 +17,7 @@ from data_prep.transcode.options import WriteOptions
 from tests.conftest import ROOT, TINY, run_python
 from tests.test_recipes import RECIPES
 
-SMALL = {"short_side_px": 32, "samples_per_shard": 7, "workers": 1}
+SMALL = {"short_side_px": 32, "samples_per_shard": 7, "num_workers": 1}
 
 
 def contents(folder):
@@ -69,7 +69,7 @@ def test_media_that_have_not_changed_are_not_written_again_and_others_are_refuse
         ({"part": "0/2"}, "prepare has no option 'part'; "),
         ({"crf": "good"}, "argument --crf: invalid int value: 'good'"),
         ({"on_missing_audio": "ignore"}, "invalid choice: 'ignore'"),
-        ({"workers": 0}, "workers is 0; it must be at least 1"),
+        ({"num_workers": 0}, "num_workers is 0; it must be at least 1"),
     ],
 )
 def test_wrong_options_are_errors_that_say_what_there_is(options, message, corpus, tmp_path):

@@ -27,7 +27,9 @@ def test_a_check_without_a_case_fails():
 
 @pytest.mark.slow
 def test_epochs_end_on_a_small_grid():
-    assert epoch_grid.main(["--orders", "150", "--ranks", "1", "3", "--workers", "0", "--samples-per-shard", "5"]) == 0
+    assert (
+        epoch_grid.main(["--orders", "150", "--ranks", "1", "3", "--num-workers", "0", "--samples-per-shard", "5"]) == 0
+    )
 
 
 def test_an_order_that_repeats_a_sample_is_found():

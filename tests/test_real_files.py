@@ -13,7 +13,7 @@ from tests.fixtures import real_videos  # noqa: F401  (a fixture)
 @pytest.mark.slow
 def test_real_files_go_all_the_way_to_embeddings(real_videos, tmp_path):  # noqa: F811
     run_python("-m", "data_prep", "index", real_videos, "--out", tmp_path / "corpus.jsonl", "--labels", "none")
-    options = ["--short-side-px", "96", "--workers", "1", "--samples-per-shard", "3"]
+    options = ["--short-side-px", "96", "--num-workers", "1", "--samples-per-shard", "3"]
     run_python("-m", "data_prep", "write", tmp_path / "corpus.jsonl", "--out", tmp_path / "shards", *options)
     assert ": ok, " in run_python("-m", "data_prep", "verify", tmp_path / "shards").stdout
     index = json.loads((tmp_path / "shards" / "index.json").read_text())

@@ -224,19 +224,19 @@ def test_stopping_early_is_quiet(s3, shards):
 @pytest.mark.slow
 def test_verify_reads_any_store(s3, shards, capsys, tmp_path):
     location = put(shards["test"], "s3://bucket/verified")
-    assert main(["verify", location, "--workers", "1"]) == 0
+    assert main(["verify", location, "--num-workers", "1"]) == 0
     assert "s3://bucket/verified: ok, 6 samples in 1 shards" in capsys.readouterr().out
     name = storage.join(location, shard_name(0))
     content = storage.read_bytes(name)
     storage.write_bytes(name, content[:3000] + bytes(byte ^ 255 for byte in content[3000:4000]) + content[4000:])
     storage.remove(storage.join(location, "skipped.jsonl"))
     storage.write_bytes(storage.join(location, "shard-000009.tar"), b"")
-    assert main(["verify", location, "--workers", "1"]) == 1
+    assert main(["verify", location, "--num-workers", "1"]) == 1
     out = capsys.readouterr().out
     assert f"{name}: has sha256" in out
     assert f"{location}/skipped.jsonl: is missing" in out
     assert f"{location}/shard-000009.tar: is not listed in index.json" in out
     assert "/tmp" not in out
     storage.remove(storage.join(location, "index.json"))
-    assert main(["verify", location, "--workers", "1"]) == 1
+    assert main(["verify", location, "--num-workers", "1"]) == 1
     assert f"{location}/index.json" in capsys.readouterr().out

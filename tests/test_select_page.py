@@ -101,7 +101,8 @@ def selected(corpus, tmp_path_factory) -> Path:
     build_manifest(media, manifest, IndexOptions())
     make_facts(str(manifest), facts, num_workers=1)
     status = main(["select", str(manifest), "--where", "duration_seconds > 1 and brightness > .4", "--dedup", "near",
-                   "--page", str(folder / "page"), "--out", str(folder / "kept.jsonl"), "--workers", "1"])  # fmt: skip
+                   "--page", str(folder / "page"), "--out", str(folder / "kept.jsonl"),
+                   "--num-workers", "1"])  # fmt: skip
     assert status == 0
     return folder
 

@@ -133,6 +133,6 @@ def test_an_array_of_shares_may_lose_one_and_the_last_job_finishes_all(cluster, 
     last = cluster.run(*command, f"--dependency=afterany:{array}", *arguments)
     assert cluster.wait_for(last, "COMPLETED", "FAILED")["JobState"] == "COMPLETED"
     said = sorted(path.read_text() for path in tmp_path.glob("*.log"))
-    written = "avssl prep write corpus.jsonl --out shards --workers 1"
+    written = "avssl prep write corpus.jsonl --out shards --num-workers 1"
     shares = [f"{written} --part {number}/3" for number in range(2)]
     assert said == [f"{words}, restarts 0\n" for words in (*shares, written)]

@@ -70,7 +70,7 @@ def test_a_job_array_writes_the_shards_of_one_process(cluster, tmp_path, monkeyp
     manifest, out = tmp_path / "corpus.jsonl", tmp_path / "shards"
     run_python("-m", "data_prep", "index", tmp_path / "videos", "--out", manifest)
     write_shards(manifest, tmp_path / "written", OPTIONS)
-    options = ["--short-side-px", "48", "--samples-per-shard", "3", "--workers", "1", "--slurm-tasks", "2"]
+    options = ["--short-side-px", "48", "--samples-per-shard", "3", "--num-workers", "1", "--slurm-tasks", "2"]
     said = cluster.run("avssl", "prep", "write", manifest, "--out", out, "--executor", "slurm", *options)
     array, last = re.search(r"job array (\d+) with 2 jobs, then job (\d+)", said).groups()
     assert cluster.state(f"{array}_1")["ArrayTaskId"] == "1"

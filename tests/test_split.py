@@ -392,7 +392,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
         with manifest.open("wb") as file:
             for number in range(count):
                 file.write(entry(number).to_json())
-        command = [sys.executable, "-c", program, "split", str(manifest), "--test-share", ".1", "--workers", "1"]
+        command = [sys.executable, "-c", program, "split", str(manifest), "--test-share", ".1", "--num-workers", "1"]
         done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
         peaks.append(int(done.stdout.split()[-1]) * 1024)
     assert peaks[1] - peaks[0] < 4e6, peaks

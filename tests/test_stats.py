@@ -166,7 +166,7 @@ def test_the_command_writes_a_table_a_page_that_needs_nothing_else_and_json(shar
     arguments = [
         "stats",
         str(shards),
-        "--workers",
+        "--num-workers",
         "1",
         "--out",
         str(tmp_path / "page"),
@@ -189,7 +189,7 @@ def test_the_command_writes_a_table_a_page_that_needs_nothing_else_and_json(shar
 
 
 def test_without_decoding_equal_bytes_are_duplicates(shards, capsys):
-    assert main(["stats", str(shards), "--workers", "1", "--no-decode"]) == 0
+    assert main(["stats", str(shards), "--num-workers", "1", "--no-decode"]) == 0
     printed = capsys.readouterr().out
     assert "equal audio: 4 samples in 2 groups" in printed
     assert "equal videos: none" in printed
@@ -202,7 +202,7 @@ def test_a_damaged_sample_is_counted_and_named(shards, tmp_path, capsys):
     at = (tar := copy / f"shard-{position // 3:06d}.tar").read_bytes()
     audio = ShardSet(shards).read(position).audio
     tar.write_bytes(at.replace(audio[:5000], b"\0" * 5000))
-    assert main(["stats", str(copy), "--workers", "1", "--out", str(tmp_path)]) == 1
+    assert main(["stats", str(copy), "--num-workers", "1", "--out", str(tmp_path)]) == 1
     printed = capsys.readouterr().out
     assert "cannot be read: 1 not_media" in printed
     assert "tone_wav" in printed

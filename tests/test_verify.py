@@ -37,7 +37,7 @@ def test_verify_finds_one_flipped_byte(shards):
     content[len(content) // 3] ^= 1
     path.write_bytes(content)
     assert any("shard-000001.tar: has sha256" in line for line in complaints(shards))
-    assert main(["verify", str(shards), "--workers", "1"]) == 1
+    assert main(["verify", str(shards), "--num-workers", "1"]) == 1
 
 
 def test_verify_finds_missing_and_foreign_files(shards, capsys):
@@ -54,7 +54,7 @@ def test_verify_finds_missing_and_foreign_files(shards, capsys):
 def test_verify_refuses_another_schema_version(shards, capsys):
     content = json.loads((shards / "index.json").read_text())
     (shards / "index.json").write_text(json.dumps(content | {"schema_version": 99}))
-    assert main(["verify", str(shards), "--workers", "1"]) == 1
+    assert main(["verify", str(shards), "--num-workers", "1"]) == 1
     assert "schema version 99" in capsys.readouterr().out
 
 

@@ -55,7 +55,7 @@ def written(manifest):
 
 
 def write_command(manifest, out, *options):
-    given = ["--short-side-px", "48", "--samples-per-shard", "3", "--workers", "2", *options]
+    given = ["--short-side-px", "48", "--samples-per-shard", "3", "--num-workers", "2", *options]
     return [sys.executable, "-m", "data_prep", "write", str(manifest), "--out", str(out), *given]
 
 

@@ -41,7 +41,7 @@ def fetched(location, folder):
 
 @pytest.mark.slow
 def test_list_files_and_shards_in_s3_give_the_bytes_of_the_local_way(bucket, local, tmp_path, capsys):
-    options = ["--short-side-px", "48", "--samples-per-shard", "3", "--workers", "2"]
+    options = ["--short-side-px", "48", "--samples-per-shard", "3", "--num-workers", "2"]
     assert main(["write", f"{bucket}/corpus.jsonl", "--out", "s3://bucket/shards", *options]) == 0
     assert "1 skipped: missing_file" in capsys.readouterr().out
     there = digest(fetched("s3://bucket/shards", tmp_path / "shards"))

@@ -151,7 +151,7 @@ def make_demo_corpus(
     num_train: int = 600,
     num_test: int = 200,
     *,
-    workers: int | None = None,
+    num_workers: int | None = None,
     progress: bool = True,
     **settings: Any,
 ) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def make_demo_corpus(
 
     Args:
         folder: created if missing; refused if it holds anything but a corpus of the same settings.
-        workers: processes, default one per core (a script then needs `if __name__ == "__main__":`); 1: in this process.
+        num_workers: processes, default one per core (a script then needs `if __name__ == "__main__":`); 1: in this one.
         settings: seed; size_px: width and height of frames; fps; duration_seconds;
             agreement: fraction in [0, 1] of clips whose sound class is that of the shape; the others have any other;
             difficulty: [0, 1], clutter, texture, noise, and how small the shapes may be;
@@ -181,7 +181,7 @@ def make_demo_corpus(
     for plan in plans:
         (root / plan.split / plan.relative_path).parent.mkdir(parents=True, exist_ok=True)
     jobs = [(str(root), chosen, plan) for plan in plans]
-    sizes = list(track(_run(jobs, workers), "demo corpus", len(jobs), "clip", shown=progress))
+    sizes = list(track(_run(jobs, num_workers), "demo corpus", len(jobs), "clip", shown=progress))
     for split in SPLITS:
         _write_labels(root / split / "labels.csv", [plan for plan in plans if plan.split == split])
     agreeing = [VISUAL_CLASSES.index(plan.visual) == SOUND_CLASSES.index(plan.sound) for plan in plans]
@@ -230,8 +230,8 @@ def _write_clip(job: tuple[str, CorpusSettings, DemoClip]) -> int:
     return path.stat().st_size
 
 
-def _run(jobs: list[tuple[str, CorpusSettings, DemoClip]], workers: int | None) -> Iterator[int]:
-    num_workers = min(workers or default_num_workers(), len(jobs))
+def _run(jobs: list[tuple[str, CorpusSettings, DemoClip]], num_workers: int | None) -> Iterator[int]:
+    num_workers = min(num_workers or default_num_workers(), len(jobs))
     if num_workers <= 1:
         yield from map(_write_clip, jobs)
         return
@@ -273,12 +273,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--audio-rate-hz", type=int, default=default.audio_rate_hz, help="samples per second (%(default)s)"
     )
-    parser.add_argument("--workers", type=int, default=default_num_workers(), help="processes (default: all cores)")
+    parser.add_argument("--num-workers", type=int, default=default_num_workers(), help="processes (default: all cores)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Make the corpus that the options describe and print a summary."""
-    names = ("num_train", "num_test", "workers", *CorpusSettings.__dataclass_fields__)
+    names = ("num_train", "num_test", "num_workers", *CorpusSettings.__dataclass_fields__)
     summary = make_demo_corpus(arguments.out, **{name: getattr(arguments, name) for name in names})
     say(json.dumps(summary))
     emit("result", **summary)

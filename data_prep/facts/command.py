@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of `avssl embed` of the same samples: adds how near the nearest other sample is, and how well sound and"
         " picture belong together",
     )
-    parser.add_argument("--workers", type=int, default=default_num_workers(), help="processes (default: all cores)")
+    parser.add_argument("--num-workers", type=int, default=default_num_workers(), help="processes (default: all cores)")
     add_executor_options(parser)
     parser.add_argument(
         "--part", help="i/n, e.g. 3/8: do share i of n, for any scheduler; at the end run the command without --part"
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.corpus,
         arguments.out,
         embeddings=arguments.embeddings,
-        num_workers=arguments.workers,
+        num_workers=arguments.num_workers,
         limits=limits_of(arguments),
         share=None if arguments.part is None else Share.parse(arguments.part),
         executor=arguments.executor,
@@ -79,7 +79,7 @@ def share_command(arguments: argparse.Namespace, share: str | None) -> list[str]
     for host in arguments.redirect_host:
         command += ["--redirect-host", host]
     corpus = arguments.corpus if is_remote(arguments.corpus) else str(Path(arguments.corpus).absolute())
-    command += ["facts", corpus, "--out", str(arguments.out.absolute()), "--workers", str(arguments.workers)]
+    command += ["facts", corpus, "--out", str(arguments.out.absolute()), "--num-workers", str(arguments.num_workers)]
     command += ["--file-seconds", f"{arguments.file_seconds:g}", "--file-memory-mib", str(arguments.file_memory_mib)]
     if share is not None:
         return [*command, "--part", share]
@@ -96,6 +96,6 @@ def _submit(arguments: argparse.Namespace) -> str:
         arguments.slurm_tasks,
         str(arguments.out),
         last="writes the table",
-        cpus=arguments.workers,
+        cpus=arguments.num_workers,
         partition=arguments.slurm_partition,
     )

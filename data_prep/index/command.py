@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--kind", choices=KINDS, help="media (video and audio files; default if there are any) or images"
     )
     parser.add_argument("--no-probe", action="store_true", help="do not open the files: record only whether they exist")
-    parser.add_argument("--workers", type=int, default=default_num_workers(), help="processes (default: all cores)")
+    parser.add_argument("--num-workers", type=int, default=default_num_workers(), help="processes (default: all cores)")
     _add_list_arguments(parser.add_argument_group("lists"))
     _add_table_arguments(parser.add_argument_group("tars and tables of others (docs/foreign_formats.md)"))
     _add_cutting_arguments(parser.add_argument_group("cutting long files into several samples"))
@@ -199,7 +199,7 @@ def _options(arguments: argparse.Namespace) -> IndexOptions:
         skip_bad_rows=arguments.skip_bad_rows,
         probe=not arguments.no_probe,
         cutting=cutting,
-        num_workers=arguments.workers,
+        num_workers=arguments.num_workers,
         limits=Limits(seconds, arguments.file_memory_mib << 20),
     )
 

@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--explain", metavar="KEY", help="say why a sample of an earlier selection was kept or left out"
     )
-    parser.add_argument("--workers", type=int, default=default_num_workers(), help="processes (default: all cores)")
+    parser.add_argument("--num-workers", type=int, default=default_num_workers(), help="processes (default: all cores)")
 
 
 def rule_of(arguments: argparse.Namespace) -> Rule:
@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.page is not None:
         from data_prep.select.page import write_page  # here: decoding is for it alone
 
-        page = write_page(arguments.page, out, selected.record, corpus, facts, arguments.workers)
+        page = write_page(arguments.page, out, selected.record, corpus, facts, arguments.num_workers)
         say(f"  page: {plain(page)}")
     names = ("num_listed", "num_kept", "num_left_out", "left_out_by_reason", "kept_seconds")
     numbers = {name: selected.record[name] for name in names}
@@ -122,7 +122,7 @@ def _computed_facts(arguments: argparse.Namespace, path: Path) -> Path:
         return path  # whether it is of this corpus is seen when both are read
     from data_prep.facts.run import make_facts
 
-    made = make_facts(arguments.corpus, path, embeddings=arguments.embeddings, num_workers=arguments.workers)
+    made = make_facts(arguments.corpus, path, embeddings=arguments.embeddings, num_workers=arguments.num_workers)
     assert made is not None  # of all shares
     return made.path
 

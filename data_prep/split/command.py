@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `avssl prep split`."""
     parser.add_argument("manifest", type=Path, help="of `avssl prep index`, e.g. corpus.jsonl; the parts lie beside it")
     add_rule_arguments(parser)
-    parser.add_argument("--workers", type=int, default=default_num_workers(), help="processes (default: all cores)")
+    parser.add_argument("--num-workers", type=int, default=default_num_workers(), help="processes (default: all cores)")
 
 
 def add_rule_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -80,13 +80,15 @@ def split(manifest: Path, arguments: argparse.Namespace) -> SplitSummary:
         from data_prep.split.near import near_sources
 
         store = beside(manifest, "fingerprints")
-        near = partial(near_sources, store=store, num_workers=arguments.workers, limits=FINGERPRINT_LIMITS, tell=say)
+        near = partial(
+            near_sources, store=store, num_workers=arguments.num_workers, limits=FINGERPRINT_LIMITS, tell=say
+        )
     return split_manifest(
         manifest,
         rule_of(arguments),
         by=arguments.by,
         choose_seed={None: None, AUTO: True}.get(arguments.seed, False),
-        num_workers=arguments.workers,
+        num_workers=arguments.num_workers,
         near=near,
     )
 

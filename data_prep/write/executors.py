@@ -70,7 +70,7 @@ def write_command(arguments: argparse.Namespace, options: WriteOptions, share: s
     for host in arguments.redirect_host:
         command += ["--redirect-host", host]
     command += ["write", _absolute(arguments.manifest), "--out", _absolute(arguments.out)]
-    command += ["--workers", str(arguments.workers)]
+    command += ["--num-workers", str(arguments.num_workers)]
     command += ["--file-seconds", f"{arguments.file_seconds:g}", "--file-memory-mib", str(arguments.file_memory_mib)]
     defaults = WriteOptions()
     for option in fields(WriteOptions):
@@ -92,7 +92,7 @@ def submit(arguments: argparse.Namespace, options: WriteOptions) -> str:
         arguments.slurm_tasks,
         arguments.out,
         last="packs and finishes",
-        cpus=arguments.workers,
+        cpus=arguments.num_workers,
         partition=arguments.slurm_partition,
     )
 

@@ -92,7 +92,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--orders", type=int, default=4000)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 3, 4])
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2, 5])
+    parser.add_argument("--num-workers", type=int, nargs="+", default=[0, 2, 5])
     parser.add_argument("--samples-per-shard", type=int, nargs="+", default=[1, 5, NUM_CLIPS])
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(argv)
@@ -106,7 +106,7 @@ def main(argv: list[str]) -> int:
         for count in given.samples_per_shard:
             options = WriteOptions(short_side_px=32, samples_per_shard=count)
             write_shards(folder / "corpus.jsonl", folder / f"{count}", options)
-        for count, ranks, workers in product(given.samples_per_shard, given.ranks, given.workers):
+        for count, ranks, workers in product(given.samples_per_shard, given.ranks, given.num_workers):
             with outcome.case(f"{count} samples a shard, {ranks} ranks, {workers} workers"):
                 real_epochs(folder / f"{count}", ranks, workers, epochs=2)
     return outcome.finish()

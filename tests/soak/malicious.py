@@ -144,7 +144,7 @@ def playlists(outcome: Outcome, folder: Path, *, quick: bool = False) -> None:
         entries = "".join(f"{one}\n" for one in names if not one.startswith("http"))
         (folder / "list.txt").write_text(entries, encoding="utf-8")
         with outcome.case("the names as entries of a list"):
-            told("index", folder / "list.txt", "--out", folder / "list.jsonl", "--workers", "1")
+            told("index", folder / "list.txt", "--out", folder / "list.jsonl", "--num-workers", "1")
             lines = (folder / "list.jsonl").read_text("utf-8").splitlines() if (folder / "list.jsonl").is_file() else []
             assert all(json.loads(line)["error"] for line in lines), "an entry was opened"
             assert not was_reached(), "a connection was made"
@@ -223,7 +223,7 @@ def terminal(outcome: Outcome, folder: Path, *, quick: bool = False) -> None:
     make_sounds(folder / "media", [TEXT, f"b{TEXT}"])
     (folder / "media" / TEXT / f"no{TEXT}.mp4").write_bytes(b"nothing")
     manifest, shards = folder / "m.jsonl", folder / "shards"
-    few = ("--workers", "1")
+    few = ("--num-workers", "1")
     commands: list[tuple[object, ...]] = [
         ("index", folder / "media", "--out", manifest, *few),
         ("coverage", manifest),
@@ -282,7 +282,7 @@ def paths(outcome: Outcome, folder: Path, *, quick: bool = False) -> None:
         with outcome.case(f"{name} as a key of a manifest"):
             line = {"path": str(folder / "x"), "key": name, "labels": {}, "error": None, "bytes": 1}
             (folder / "m.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
-            status, _ = told("write", folder / "m.jsonl", "--out", folder / "out", "--workers", "1")
+            status, _ = told("write", folder / "m.jsonl", "--out", folder / "out", "--num-workers", "1")
             assert status, "it was written"
             assert not list(folder.parent.glob("evil*")), "it lies outside"
 
@@ -316,9 +316,11 @@ def pages(outcome: Outcome, folder: Path, *, quick: bool = False) -> None:
             f'{one}/ton.wav,"{text.replace(chr(34), chr(34) * 2)}"\n' for one in ("one", "two")
         )
         (place / "labels.csv").write_text(rows, encoding="utf-8")
-        told("index", place / "media", "--out", place / "m.jsonl", "--labels", place / "labels.csv", "--workers", "1")
-        told("write", place / "m.jsonl", "--out", place / "shards", "--on-missing-video", "keep", "--workers", "1")
-        told("stats", place / "shards", "--no-decode", "--out", place, "--workers", "1")
+        told(
+            "index", place / "media", "--out", place / "m.jsonl", "--labels", place / "labels.csv", "--num-workers", "1"
+        )
+        told("write", place / "m.jsonl", "--out", place / "shards", "--on-missing-video", "keep", "--num-workers", "1")
+        told("stats", place / "shards", "--no-decode", "--out", place, "--num-workers", "1")
         rows_of = np.eye(4, dtype=np.float32)
         always = np.ones(4, bool)
         table = EmbeddingTable(

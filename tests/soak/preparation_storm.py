@@ -114,8 +114,8 @@ def main(argv: list[str]) -> int:
         run_to_end(["-m", "data_prep", "index", str(sources), "--out", str(manifest)], folder / "log")
         run = made_run(folder / "run", "loss.name=avid", *SMALL_AVID)
         commands: dict[str, Callable[[Path], list[str]]] = {
-            "index": lambda out: ["-m", "data_prep", "index", str(sources), "--out", str(out), "--workers", "2"],
-            "write": lambda out: ["-m", "data_prep", "write", str(manifest), "--out", str(out), "--workers", "2",
+            "index": lambda out: ["-m", "data_prep", "index", str(sources), "--out", str(out), "--num-workers", "2"],
+            "write": lambda out: ["-m", "data_prep", "write", str(manifest), "--out", str(out), "--num-workers", "2",
                                   "--short-side-px", "48", "--samples-per-shard", "3"],
             "embed": lambda out: ["recipes/embed.py", str(run), str(sources), "--out", str(out), "--window", "0.5",
                                   "--device", "cpu", "--sources-per-block", "3"],

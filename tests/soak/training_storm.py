@@ -211,7 +211,7 @@ def make_shards(folder: Path) -> Path:
 
     corpus, manifest = folder / "corpus", folder / "corpus.jsonl"
     make_demo_corpus(
-        corpus, num_train=18, num_test=1, seed=3, size_px=32, duration_seconds=1.5, workers=1, progress=False
+        corpus, num_train=18, num_test=1, seed=3, size_px=32, duration_seconds=1.5, num_workers=1, progress=False
     )
     build_manifest(corpus / "train", manifest, IndexOptions(labels=str(corpus / "train" / "labels.csv")))
     write_shards(manifest, folder / "shards", WriteOptions(short_side_px=32, samples_per_shard=7))

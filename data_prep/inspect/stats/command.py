@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--numbers", type=Path, metavar="FILE", help="write all numbers and groups to this file, as JSON"
     )
-    parser.add_argument("--workers", type=int, default=default_num_workers(), help="processes (default: all cores)")
+    parser.add_argument("--num-workers", type=int, default=default_num_workers(), help="processes (default: all cores)")
     parser.add_argument(
         "--no-decode",
         action="store_true",
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Collect the statistics, print and write them. Exit code 1 if media of any sample cannot be read."""
     thresholds = Thresholds(arguments.silence_dbfs, arguments.still_levels, arguments.max_distance)
     stats = collect_stats(
-        arguments.shards, decode=not arguments.no_decode, num_workers=arguments.workers, thresholds=thresholds
+        arguments.shards, decode=not arguments.no_decode, num_workers=arguments.num_workers, thresholds=thresholds
     )
     for line in lines(stats):
         say(line)
