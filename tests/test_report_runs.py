@@ -99,13 +99,15 @@ def test_a_metric_without_a_value_is_shown_as_not_measured(tmp_path: Path) -> No
 
 
 def test_results_of_a_task_stand_side_by_side_for_several_runs(tmp_path: Path) -> None:
-    def evaluated(name: str, right: int, config: LabelTaskConfig) -> Path:
-        run = made_run(tmp_path / name, [1.0])
+    def evaluated(name: str, right: int, config: LabelTaskConfig, step: int | None = None) -> Path:
+        run = tmp_path / name if (tmp_path / name).exists() else made_run(tmp_path / name, [1.0])
         scores = np.eye(2)[[0] * right + [1] * (4 - right)]
         outcome = Outcome([classified(list("abcd"), scores, np.zeros(4, np.int64), ["x", "y"])])
         outcomes = {"trained": outcome, "untrained": outcome}
         stored = results.evaluation_of(outcomes, config, name, {"trained": name, "untrained": "0"}, {})
-        results.write(run / "evaluations", outcomes, stored)
+        if step is not None:
+            stored["checkpoint_step"] = step
+        results.write(run / "evaluations", outcomes, stored, "" if step is None else f"linear-step_{step:06d}")
         return run
 
     config = LabelTaskConfig(task="linear", test="shards/test")
@@ -119,6 +121,12 @@ def test_results_of_a_task_stand_side_by_side_for_several_runs(tmp_path: Path) -
     runs["other"] = evaluated("other", 2, LabelTaskConfig(task="linear", test="shards/test", label_field="sound"))
     page = write_comparison(tmp_path, runs).read_text(encoding="utf-8")
     assert "Not measured as avid was, and not to be compared with it: other." in page
+    runs["stopped"] = evaluated("stopped", 4, config, step=7)
+    evaluated("avid", 0, config, step=7)
+    page = write_comparison(tmp_path, runs).read_text(encoding="utf-8")
+    assert page.split("<h3>linear</h3>")[1].split("</table>")[0].count('scope="col"') == 6  # three runs
+    table = page.split("<h3>linear · checkpoint of step 7</h3>")[1].split("</table>")[0]
+    assert re.findall(r'<th scope="col">(.*?)</th>', table) == ["Metric", "samples", "avid", "stopped", "chance"]
 
 
 def test_without_embeddings_samples_of_the_shards_are_shown_and_facts_without_a_value_left_out(

@@ -35,7 +35,7 @@ def _task(result: Mapping[str, Any]) -> Html:
     columns = {**result["results"], **_differences(result), "chance": result["chance"]}
     metrics = list(dict.fromkeys(metric for values in columns.values() for metric in values))
     repeats = len(next(iter(result["repeats"].values())))
-    title = _title(str(result["task"]), str(result["name"]))
+    title = _title(result)
     titles = ("Metric", "samples", *columns)
     head = tag("tr", *(tag("th", name, scope="col") for name in titles))
     body = []
@@ -87,12 +87,15 @@ def _score_cell(result: Mapping[str, Any], columns: Mapping[str, Mapping[str, fl
 
 
 def runs_section(runs: Mapping[str, Path]) -> Html:
-    """A table per task and name of results, with the trained weights of each run that has one, and chance."""
-    found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    """A table per task and name of results, with the trained weights of each run that has one, and chance.
+
+    Those of a checkpoint have a table for each step.
+    """
+    found: dict[str, dict[str, dict[str, Any]]] = {}
     for run, folder in runs.items():
         for record in read_task_results(folder):  # of several of one name the last is the newest, NAME.json
-            found.setdefault((str(record["task"]), str(record["name"])), {})[run] = record
-    tables = [_of_runs(_title(*names), records) for names, records in sorted(found.items())]
+            found.setdefault(_title(record), {})[run] = record
+    tables = [_of_runs(title, records) for title, records in sorted(found.items())]
     return tag("div", *tables, class_="tables") if tables else Html("")
 
 
@@ -133,5 +136,7 @@ def _of_runs(title: str, records: Mapping[str, Mapping[str, Any]]) -> Html:
     )
 
 
-def _title(task: str, name: str) -> str:
-    return " · ".join(part for part in (task.replace("_", " "), name) if part)
+def _title(result: Mapping[str, Any]) -> str:
+    step = result.get("checkpoint_step")
+    at = "" if step is None else f"checkpoint of step {step}"
+    return " · ".join(part for part in (str(result["task"]).replace("_", " "), str(result["name"]), at) if part)
