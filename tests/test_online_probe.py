@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
@@ -179,6 +180,16 @@ def test_a_state_whose_evaluation_was_killed_is_evaluated_by_the_next_start(
     if not made:
         probe.finish(4, {}, dict)
     assert made == ([4] if missing else [])
+
+
+def test_a_snapshot_says_nothing_of_the_license_of_a_start_whose_folder_is_gone(shards, tmp_path, monkeypatch, capsys):
+    """RUN/start.json has it, for the end of the run; each snapshot warned that it is not known."""
+    (tmp_path / "config.yaml").write_text("")
+    monkeypatch.setattr(OnlineProbe, "_start", lambda *_: None)
+    probe = OnlineProbe(ProbeConfig(shards=str(shards["train"])), tmp_path, step=0, is_main=True)
+    probe.step_done(0, {"loss": torch.nn.Linear(1, 1)}, lambda: {"init_from": str(tmp_path / "gone")})
+    assert (tmp_path / "probe" / "step_000000" / "encoders.safetensors").is_file()
+    assert "license" not in capsys.readouterr().err
 
 
 def test_folders_without_labels_are_refused_before_the_run(shards, tmp_path):

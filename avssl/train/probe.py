@@ -133,7 +133,8 @@ class OnlineProbe:
         path = self._path(step)
         path.mkdir()
         shutil.copy(self.run / "config.yaml", path)
-        checkpoint.export(path, modules, provenance())
+        # Licenses belong to the end of the run: without init_from none is looked for.
+        checkpoint.export(path, modules, {**provenance(), "init_from": ""})
         self.last_due = self.waiting = step
         return dropped
 
