@@ -71,7 +71,7 @@ class View:
     augment: "train" is the run's own set of the modality (views.video.augment, views.audio.augment), "test" is
     deterministic, any other name is a set of `views.augments`; audio has "jigsaw" instead. clip: views with the same
     number are cut from the same seconds of a sample (in both modalities); another number draws other seconds.
-    other_moment: that its clip shares no second with clip 0 and the clips of other such views.
+    other_moment: that its clip shares no second with clip 0 and the clips of other such views, a frame aside.
 
     >>> View("second", "video", augment="simclr", clip=1).modality
     'video'

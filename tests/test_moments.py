@@ -15,7 +15,7 @@ from avssl.losses.simclr import SimCLR
 from avssl.shards.shard_set import ShardSet
 from avssl.transforms.config import AudioViewConfig, VideoViewConfig, ViewsConfig, check_views
 from avssl.transforms.time_sampling import equal_parts
-from avssl.types import MediaError, Progress, Span
+from avssl.types import MediaError, Progress, Span, View
 from tests.textbook import avid as textbook_avid
 from tests.textbook import moco as textbook_moco
 from tests.textbook import moments as textbook
@@ -162,6 +162,22 @@ def test_moments_of_a_clip_are_pairs_in_sync_that_share_no_second_and_the_first_
     again = read_views.raw_views(folder, 5, views, IN_SYNC, seed=0, epoch=19)
     assert torch.equal(again["audio_other_1"].media, made["audio_other_1"].media)
     assert torch.equal(again["video_other_2"].media, made["video_other_2"].media)
+
+
+def test_a_clip_of_any_seconds_takes_none_from_the_other_moments(shards, monkeypatch):
+    """A loss of the user's own may have a second random clip beside other moments."""
+    asked = []
+    decode = read_views.decode_video_clip
+    monkeypatch.setattr(
+        read_views, "decode_video_clip", lambda s, start, *rest: asked.append(start) or decode(s, start, *rest)
+    )
+    views = [View("first", "video"), View("second", "video", clip=1), View("other", "video", clip=2, other_moment=True)]
+    folder = ShardSet(shards["train"])
+    least = 0.25 - 1 / folder.read_info(0).video_fps - 1e-6
+    for epoch in range(30):
+        asked.clear()
+        read_views.raw_views(folder, 0, views, IN_SYNC, seed=0, epoch=epoch)
+        assert abs(asked[0] - asked[2]) >= least
 
 
 def test_a_sample_without_room_for_its_moments_is_too_short(shards):

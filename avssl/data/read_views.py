@@ -208,7 +208,7 @@ def raw_views(
         generator = None if epoch < 0 else np.random.default_rng(clip_seed)
         if number == 0 and num_others and generator is not None:
             parts = moment_parts(sample, config, 1 + num_others, generator)
-        part = parts.pop() if parts else None
+        part = parts.pop() if parts and (number == 0 or group[0].other_moment) else None
         clip = read_clip(sample, config, {view.modality for view in group}, generator, part=part)
         pair = clip if number == 0 else pair
         for view in group:
