@@ -345,7 +345,7 @@ def test_what_cannot_be_split_is_an_error_and_nothing_is_written(tmp_path, capsy
 def test_a_file_that_is_no_part_is_not_overwritten(tmp_path):
     """The published test set, indexed beside the corpus under the name that its test part would have."""
     manifest = manifest_of([entry(number) for number in range(80)], tmp_path / "corpus.jsonl")
-    published = manifest_of([entry(1000)], tmp_path / "corpus.test.jsonl")
+    published = manifest_of([entry(1000, labels={"part": ["wing"]})], tmp_path / "corpus.test.jsonl")
     before = published.read_bytes()
     with pytest.raises(ValueError, match=r"corpus\.test\.jsonl: is there already and is no part of a split"):
         split_manifest(manifest, SplitRule(0.2))

@@ -50,13 +50,19 @@ def refuse_other_files(manifest: Path, rule: SplitRule) -> None:
     shares = {TRAIN: 1.0, VALIDATION: rule.validation_share, TEST: rule.test_share, LEFT_OUT: 1.0}
     for part in (part for part, share in shares.items() if share):
         path = beside(manifest, f"{PARTS[part]}.jsonl")
-        if path.is_file():
-            with path.open("rb") as file:
-                if b'"part"' not in file.readline():
-                    raise ValueError(
-                        f"{path}: is there already and is no part of a split; give {manifest.name} another name, or "
-                        "move that file away"
-                    )
+        if path.is_file() and not _is_part(path):
+            raise ValueError(
+                f"{path}: is there already and is no part of a split; give {manifest.name} another name, or move that "
+                "file away"
+            )
+
+
+def _is_part(path: Path) -> bool:
+    with path.open("rb") as file:
+        try:
+            return Fields.parse(file.readline(), str(path)).record.get("part") in PARTS
+        except ValueError:
+            return False
 
 
 def refuse_another_rule(manifest: Path, rule: SplitRule, recorded: SplitRule) -> None:
