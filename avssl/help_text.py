@@ -34,7 +34,7 @@ def other_loss(wrong_key: str, files: Sequence[str], changes: Sequence[str]) -> 
     if not (files and names and is_of_recipe):
         return ""
     return (
-        f"; the recipe sets it for its own loss, not for {plain(names[-1])}: leave the recipe out, or copy it "
+        f"; the recipe sets it, and the loss {plain(names[-1])} has no such key: leave the recipe out, or copy it "
         "(`avssl copy RECIPE .`) and write the keys of this loss below `loss:`"
     )
 
