@@ -18,7 +18,7 @@ from data_prep.index import walk as walk_module
 from data_prep.index.build import IndexOptions, build_manifest
 from data_prep.index.command import describe
 from data_prep.index.cutting import Cutting
-from data_prep.index.labels import Labels
+from data_prep.index.labels import LabelGaps, Labels
 from data_prep.index.walk import Walk
 from tests.listed import KINETICS, listed, refusal
 
@@ -153,10 +153,18 @@ def test_files_without_a_label_and_rows_without_a_file_are_counted_and_said(tmp_
         return [line.strip() for line in describe(summary, out, None) if "--labels" in line]
 
     assert said("path,animal\nb.mp4,cat\nB.mp4,dog\n") == [
-        "2 have no row in --labels, and so no label, e.g. 'a.mp4'",
+        "2 files have no row in --labels, and so no label, e.g. 'a.mp4'",
         "1 rows of --labels name no file that was found, e.g. 'B.mp4'",
     ]
     assert said("path,animal\na.mp4,cat\nb.mp4,cat\nc.mp4,dog\n") == []
+
+
+def test_a_file_without_a_label_counts_once_whatever_number_of_its_segments_a_list_has(tmp_path):
+    (tmp_path / "labels.csv").write_text("path,animal\na.mp4,cat\n")
+    table = Labels(str(tmp_path / "labels.csv"), tmp_path / "labels.db")
+    cat = {"animal": ["cat"]}
+    assert [table.of(f"{name}.mp4") for name in "abba"] == [cat, {}, {}, cat]
+    assert table.check() == LabelGaps(1, "b.mp4", 0, "")
 
 
 @pytest.mark.parametrize(

@@ -223,7 +223,9 @@ def describe(summary: IndexSummary, out: Path, split: str | None) -> list[str]:
         lines.append(f"  several splits are listed together: {splits}; --split takes one")
     gaps = summary.label_gaps
     if gaps and gaps.num_unlabeled:
-        lines.append(f"  {gaps.num_unlabeled:8d} have no row in --labels, and so no label, e.g. {gaps.unlabeled!a}")
+        lines.append(
+            f"  {gaps.num_unlabeled:8d} files have no row in --labels, and so no label, e.g. {gaps.unlabeled!a}"
+        )
     if gaps and gaps.num_unused:
         lines.append(f"  {gaps.num_unused:8d} rows of --labels name no file that was found, e.g. {gaps.unused!a}")
     if summary.ignored_by_suffix:

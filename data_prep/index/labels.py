@@ -16,9 +16,9 @@ from data_prep.index.lists.row import ListedFile, check_text, opened_text
 
 @dataclass(frozen=True)
 class LabelGaps:
-    """What a csv of labels and the manifest have not in common: counts, and an example of each.
+    """What a csv of labels and the files have not in common: counts, and an example of each.
 
-    num_unlabeled: entries whose file has no row. num_unused: rows whose path is no file.
+    num_unlabeled: files without a row. num_unused: rows whose path is no file.
     """
 
     num_unlabeled: int = 0
@@ -53,6 +53,8 @@ class Labels:
             if row is None:
                 self._num_unlabeled += 1
                 self._unlabeled = self._unlabeled or path
+                # A list may have many segments of a file, which counts once.
+                self._database.execute("INSERT INTO labels VALUES (?, '{}', 1)", name)
                 return {}
             if not row[1]:
                 self._num_found += 1
