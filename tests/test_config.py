@@ -149,7 +149,7 @@ def test_a_key_of_a_recipe_that_another_loss_has_not_says_what_to_do(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("loss: {name: avid, num_negatives: 64}")
     with pytest.raises(
-        config.ConfigError, match=r"'num_negatives'.*the recipe sets it, and the loss simclr has no such key: leave the recipe"
+        config.ConfigError, match=r"'num_negatives'.*and the loss simclr has no such key: leave the recipe"
     ):
         config.parse(RunConfig, [str(recipe), "loss.name=simclr"])
     with pytest.raises(config.ConfigError, match=r"'negatives' not in [^;]*$"):
